@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+// The Python module: the plan, and what the build can do. Pointers cross as integers, so no torch header is needed.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "bindings/plan.h"
+#include "cpu/memory.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using optkit::Plan;
+
+template <class T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void add_tensor(Plan& plan, uintptr_t param, const std::vector<uintptr_t>& states, uintptr_t average,
+                uintptr_t compensation, uintptr_t step, uintptr_t num_averaged, std::vector<int64_t> sizes,
+                std::vector<int64_t> strides, int param_type,
+                int state_type, int average_type, int group, int tensor_index) {
+  optkit::TensorSlot slot = {};
+  if (states.size() > optkit::kMaxStates) throw std::invalid_argument("Plan.add_tensor: too many states.");
+  slot.param = pointer<void>(param);
+  for (size_t k = 0; k < states.size(); ++k) slot.state[k] = pointer<void>(states[k]);
+  slot.average = pointer<void>(average);
+  slot.compensation = pointer<void>(compensation);
+  slot.step = pointer<float>(step);
+  slot.num_averaged = pointer<float>(num_averaged);
+  slot.numel = 1;
+  for (const int64_t size : sizes) slot.numel *= size;
+  slot.param_type = slot.grad_type = static_cast<optkit::DType>(param_type);
+  slot.state_type = static_cast<optkit::DType>(state_type);
+  slot.average_type = static_cast<optkit::DType>(average_type);
+  slot.group = group;
+  slot.index = tensor_index;
+  plan.add_tensor(slot, {std::move(sizes), std::move(strides)});
+}
+
+// [(grad_sq, param_sq, update_sq, nonfinite, lost)] per tensor.
+py::list sums(const Plan& plan) {
+  py::list rows;
+  for (const optkit::Sums& s : plan.sums()) rows.append(py::make_tuple(s.grad_sq, s.param_sq, s.update_sq, s.nonfinite, s.lost));
+  return rows;
+}
+
+// {rule: (state names, hyperparameter names)}
+py::dict rules() {
+  py::dict all;
+#define OPTKIT_DESCRIBE(name, type)                                                                            \
+  all[#name] = py::make_tuple(std::vector<std::string>(type::kStates, type::kStates + type::kNumStates), \
+                              std::vector<std::string>(type::kHypers, type::kHypers + type::kNumHypers));
+  OPTKIT_FOR_EACH_RULE(OPTKIT_DESCRIBE)
+#undef OPTKIT_DESCRIBE
+  return all;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "The compiled half of lightning_optkit.";
+  py::class_<Plan>(m, "Plan")
+      .def(py::init<const std::string&, bool>(), py::arg("rule"), py::arg("is_double"))
+      .def_property_readonly("id", &Plan::id)
+      .def("add_tensor", &add_tensor, py::kw_only(), py::arg("param"), py::arg("states"), py::arg("average"),
+           py::arg("compensation"), py::arg("step"), py::arg("num_averaged"), py::arg("sizes"),
+           py::arg("strides"), py::arg("param_type"),
+           py::arg("state_type"), py::arg("average_type"), py::arg("group"), py::arg("tensor_index"))
+      .def("set_active", &Plan::set_active, py::arg("indices"))
+      .def("set_groups", &Plan::set_groups, py::arg("rows"))
+      .def("norm",
+           [](Plan& plan) {
+             const optkit::Norm norm = [&] {
+               const py::gil_scoped_release release;
+               return plan.norm();
+             }();
+             return py::make_tuple(norm.grad_sq, norm.nonfinite);
+           })
+      .def("step", &Plan::step, py::arg("grad_scale"), py::arg("statistics"), py::call_guard<py::gil_scoped_release>())
+      .def("sums", &sums);
+  m.attr("GROUP_FIELDS") =
+      std::vector<std::string>(optkit::kGroupFields, optkit::kGroupFields + optkit::kNumGroupFields);
+  m.def("rules", &rules);
+  m.def("cpu_isa", [] { return std::string(optkit::active_kernels().isa); });
+  m.def("cpu_isas", [] {
+    std::vector<std::string> names;
+    for (const char* name : optkit::available_isas()) names.emplace_back(name);
+    return names;
+  });
+  m.def("use_cpu_isa", [](const std::string& name) { return optkit::use_isa(name.c_str()); });
+  m.def("advise_huge_pages", &optkit::advise_huge_pages, py::arg("address"), py::arg("num_bytes"));
+}

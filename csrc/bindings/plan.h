@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+// A plan: the tables of one optimizer on one device, known to Python by a number so that an op can find it. No torch here.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/tables.h"
+#include "cpu/walk.h"
+
+namespace optkit {
+
+// What is wrong with a parameter or its gradient; the order is the order of the checks.
+enum class Misfit : int64_t { kNone = 0, kParamMoved = 1, kShape = 2, kDevice = 3, kDType = 4, kLayout = 5 };
+
+struct Shape {
+  std::vector<int64_t> sizes, strides;
+};
+
+struct Norm {
+  double grad_sq;    // of all active gradients, before unscaling
+  double nonfinite;  // elements
+};
+
+class Plan {
+ public:
+  Plan(const std::string& rule, bool is_double);
+  ~Plan();
+  Plan(const Plan&) = delete;
+  Plan& operator=(const Plan&) = delete;
+
+  int64_t id() const { return id_; }
+  static Plan* find(int64_t id);
+
+  void add_tensor(const TensorSlot& slot, Shape shape);
+  void set_active(const std::vector<int>& indices);
+  void set_groups(const std::vector<std::vector<double>>& rows);
+
+  Norm norm();
+  void step(double grad_scale, bool statistics);
+  // Per tensor, in the order of adding: {grad_sq, param_sq, update_sq, nonfinite, lost}.
+  const std::vector<Sums>& sums() const { return sums_; }
+
+  std::vector<TensorSlot> tensors;
+  std::vector<Shape> shapes;  // of the parameters
+  std::vector<int> active;  // indices of tensors with a gradient, in order
+
+ private:
+  int64_t id_;
+  int rule_;
+  bool is_double_;
+  std::vector<GroupRow> groups_;
+  std::vector<Sums> sums_;
+  CpuWalk cpu_;
+};
+
+}  // namespace optkit

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// The few operations an update rule may use, for one float or double. csrc/cpu/vector.h has the same names for vectors.
+#pragma once
+
+#include "core/macros.h"
+
+namespace optkit {
+
+template <class V>
+struct scalar_of {  // the type of one lane
+  using type = V;
+};
+template <class V>
+using scalar_of_t = typename scalar_of<V>::type;
+
+#if defined(__CUDA_ARCH__)
+OPTKIT_HD float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+OPTKIT_HD double fma(double a, double b, double c) { return __fma_rn(a, b, c); }
+OPTKIT_HD float sqrt(float a) { return __fsqrt_rn(a); }
+OPTKIT_HD double sqrt(double a) { return __dsqrt_rn(a); }
+#else
+OPTKIT_HD float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+OPTKIT_HD double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
+OPTKIT_HD float sqrt(float a) { return __builtin_sqrtf(a); }
+OPTKIT_HD double sqrt(double a) { return __builtin_sqrt(a); }
+#endif
+
+// A NaN in `a` stays a NaN: a comparison with it is false, and the false branch is `a`.
+template <class V>
+OPTKIT_HD V max(V a, V b) {
+  return select(a < b, b, a);
+}
+template <class V>
+OPTKIT_HD V min(V a, V b) {
+  return select(b < a, b, a);
+}
+OPTKIT_HD float select(bool condition, float a, float b) { return condition ? a : b; }
+OPTKIT_HD double select(bool condition, double a, double b) { return condition ? a : b; }
+OPTKIT_HD float abs(float a) { return a < 0.0f ? -a : a; }
+OPTKIT_HD double abs(double a) { return a < 0.0 ? -a : a; }
+
+// base^exponent for a whole exponent >= 0, by repeated squaring: the same bits on every machine, unlike std::pow.
+OPTKIT_HD double power(double base, double exponent) {
+  double result = 1.0;
+  for (unsigned long long n = static_cast<unsigned long long>(exponent); n != 0; n >>= 1) {
+    if (n & 1) result *= base;
+    base *= base;
+  }
+  return result;
+}
+
+}  // namespace optkit

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+// The stages around an update rule, on values already in registers. Which stages run is the same for a whole tensor, so
+// each is one well-predicted branch and composition never multiplies kernels.
+#pragma once
+
+#include <cstdint>
+
+#include "core/math.h"
+#include "core/random.h"
+#include "core/tables.h"
+
+namespace optkit {
+
+enum StageFlag : uint32_t {
+  kClipValue = 1,
+  kL2 = 2,
+  kDecay = 4,
+  kCautious = 8,
+  kL1 = 16,
+  kAverage = 32,
+  kStatistics = 64,
+  kStochastic = 128,
+  kKahan = 256,
+};
+
+// What the stages need, computed once per tensor and step, in double, then narrowed.
+template <class S>
+struct StageCoefs {
+  S grad_scale;  // unscale x clip coefficient, negative under maximize
+  S clip_value;
+  S l2;
+  S keep;  // 1 - lr * weight_decay
+  S l1;    // lr * l1: the proximal threshold
+  S average_weight;
+  RandomKey key;
+  uint32_t flags;
+};
+
+// Weight of the new value in the average. Source: EMA, torch.optim.swa_utils (the first update copies); SWA, Izmailov
+// et al. 2018, arXiv:1803.05407, Algorithm 1.
+OPTKIT_HD double average_weight(const GroupRow& group, double step, double num_averaged) {
+  const auto kind = static_cast<AverageKind>(static_cast<int>(group.average_kind));
+  if (kind == AverageKind::kNone || step < group.average_start) return 0.0;
+  const double since = step - group.average_start;
+  const double every = group.average_every;
+  if (since - every * static_cast<double>(static_cast<int64_t>(since / every)) != 0.0) return 0.0;
+  if (num_averaged == 0.0) return 1.0;
+  return kind == AverageKind::kExponential ? 1.0 - group.average_decay : 1.0 / (num_averaged + 1.0);
+}
+
+// `step` counts this update: 1 for the first. `tensor` numbers the parameter, for its random stream.
+template <class S>
+OPTKIT_HD StageCoefs<S> prepare_stages(const GroupRow& group, double grad_scale, double step, double num_averaged,
+                                       uint64_t tensor, bool statistics) {
+  StageCoefs<S> c;
+  const double decay = group.decoupled != 0.0 ? group.lr * group.weight_decay : 0.0;
+  const double weight = average_weight(group, step, num_averaged);
+  c.grad_scale = static_cast<S>(group.maximize != 0.0 ? -grad_scale : grad_scale);
+  c.clip_value = static_cast<S>(group.clip_value);
+  c.l2 = static_cast<S>(group.decoupled != 0.0 ? 0.0 : group.weight_decay);
+  c.keep = static_cast<S>(1.0 - decay);
+  c.l1 = static_cast<S>(group.lr * group.l1);
+  c.average_weight = static_cast<S>(weight);
+  c.key = random_key(static_cast<uint64_t>(group.rounding_seed), static_cast<uint64_t>(step), tensor);
+  const auto rounding = static_cast<Rounding>(static_cast<int>(group.rounding));
+  c.flags = (group.clip_value < 1e300 ? kClipValue : 0u) | (c.l2 != S(0) ? kL2 : 0u) | (decay != 0.0 ? kDecay : 0u) |
+            (group.cautious != 0.0 ? kCautious : 0u) | (c.l1 != S(0) ? kL1 : 0u) | (weight != 0.0 ? kAverage : 0u) |
+            (statistics ? kStatistics : 0u) | (rounding == Rounding::kStochastic ? kStochastic : 0u) |
+            (rounding == Rounding::kKahan ? kKahan : 0u);
+  return c;
+}
+
+// What stands before the rule: unscale and clip, value clip, L2.
+template <class V>
+OPTKIT_HD V stage_gradient(const StageCoefs<scalar_of_t<V>>& c, V param, V grad) {
+  grad = grad * c.grad_scale;
+  if (c.flags & kClipValue) grad = min(max(grad, V(-c.clip_value)), V(c.clip_value));
+  if (c.flags & kL2) grad = fma(V(c.l2), param, grad);
+  return grad;
+}
+
+// What stands after it: decoupled decay, the update itself, the L1 proximal step (soft threshold: exact zeros).
+// Source: decay, Loshchilov & Hutter 2019, arXiv:1711.05101, Algorithm 2; cautious decay, Chen et al. 2025,
+// arXiv:2510.12402, Algorithm 1; proximal step, Parikh & Boyd 2014, "Proximal Algorithms", section 6.5.2.
+template <class V>
+OPTKIT_HD V stage_parameter(const StageCoefs<scalar_of_t<V>>& c, V param, V update) {
+  using S = scalar_of_t<V>;
+  V kept = param;
+  if (c.flags & kDecay) {
+    kept = param * c.keep;
+    if (c.flags & kCautious) kept = select(update * param < V(S(0)), param, kept);
+  }
+  V next = kept - update;
+  if (c.flags & kL1) {
+    const V shrunk = max(abs(next) - V(c.l1), V(S(0)));
+    next = select(next < V(S(0)), V(S(0)) - shrunk, shrunk);
+  }
+  return next;
+}
+
+template <class V>
+OPTKIT_HD V stage_average(const StageCoefs<scalar_of_t<V>>& c, V average, V param) {
+  // Weight 1 is the first update, a copy: the formula would let an uninitialized NaN through.
+  return c.average_weight == scalar_of_t<V>(1) ? param : fma(V(c.average_weight), param - average, average);
+}
+
+}  // namespace optkit

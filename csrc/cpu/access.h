@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+// Load and store: any stored dtype to and from a vector of fp32 (fp64 tensors: of fp64). The last, short vector of a chunk
+// goes through a small buffer, so that no arithmetic is written twice.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "core/half.h"
+#include "core/random.h"
+#include "core/tables.h"
+#include "cpu/vector.h"
+
+namespace optkit {
+namespace OPTKIT_ISA {
+
+constexpr int kFloatLanes = Vec<float>::kLanes;
+typedef uint16_t NativeHalf __attribute__((vector_size(kFloatLanes * 2)));
+
+OPTKIT_HD Vec<float> bfloat16_to_float(NativeHalf h) {
+  return reinterpret_cast<Vec<float>::Native>(__builtin_convertvector(h, NativeBits) << 16);
+}
+
+OPTKIT_HD NativeBits keep_nan(NativeBits bits, NativeBits rounded) {
+  const auto is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
+  return is_nan ? ((bits >> 16) | 0x40u) : rounded;
+}
+
+// Round to nearest, ties to even.
+OPTKIT_HD NativeHalf float_to_bfloat16(Vec<float> a) {
+  const NativeBits bits = reinterpret_cast<NativeBits>(a.v);
+  const NativeBits rounded = (bits + (((bits >> 16) & 1u) + 0x7fffu)) >> 16;
+  return __builtin_convertvector(keep_nan(bits, rounded), NativeHalf);
+}
+
+// Round up with the probability of the part cut off. Infinities stay.
+OPTKIT_HD NativeHalf float_to_bfloat16(Vec<float> a, NativeBits random) {
+  const NativeBits bits = reinterpret_cast<NativeBits>(a.v);
+  const auto is_inf = (bits & 0x7fffffffu) == 0x7f800000u;
+  const NativeBits noise = is_inf ? NativeBits{} : (random & 0xffffu);
+  return __builtin_convertvector(keep_nan(bits, (bits + noise) >> 16), NativeHalf);
+}
+
+OPTKIT_HD Vec<float> float16_to_float(NativeHalf h) {
+#if defined(__AVX512F__)
+  return Vec<float>::Native(_mm512_cvtph_ps(reinterpret_cast<__m256i>(h)));
+#elif defined(__F16C__)
+  return Vec<float>::Native(_mm256_cvtph_ps(reinterpret_cast<__m128i>(h)));
+#else
+  Vec<float> a;
+  for (int i = 0; i < kFloatLanes; ++i) a.v[i] = half_to_float(h[i]);
+  return a;
+#endif
+}
+
+OPTKIT_HD NativeHalf float_to_float16(Vec<float> a) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<NativeHalf>(_mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif defined(__F16C__)
+  return reinterpret_cast<NativeHalf>(_mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#else
+  NativeHalf h;
+  for (int i = 0; i < kFloatLanes; ++i) h[i] = float_to_half(a.v[i]);
+  return h;
+#endif
+}
+
+// Moves a to one of its two float16 neighbours, up with the probability of the part cut off.
+OPTKIT_HD NativeHalf float_to_float16(Vec<float> a, NativeBits random) {
+  const NativeBits bits = reinterpret_cast<NativeBits>(a.v);
+  const NativeBits magnitude = bits & 0x7fffffffu;
+  // Below 2^-14 float16 is subnormal: its steps are 2^-24 whatever the exponent, so the cut lies further left.
+  const NativeBits exponent = magnitude >> 23;
+  const NativeBits shift = exponent >= 113u ? (NativeBits{} + 13u) : (exponent < 102u ? (NativeBits{} + 24u) : 126u - exponent);
+  const auto special = magnitude >= 0x477fe000u;  // at least the largest float16: leave it to the ordinary rounding
+  const NativeBits noise = random & (((NativeBits{} + 1u) << shift) - 1u);
+  const NativeBits cut = ((bits + noise) >> shift) << shift;
+  const auto tiny = exponent < 103u;  // below one step of 2^-24: either zero or one step
+  const Vec<float> ratio = abs(a) * 16777216.0f;  // |a| / 2^-24, in [0, 1)
+  const Vec<float> uniform = __builtin_convertvector(random >> 8, Vec<float>::Native) * 5.9604644775390625e-8f;
+  const NativeBits one_step = (bits & 0x80000000u) | 0x33800000u;
+  const NativeBits tiny_bits = (uniform < ratio).m ? one_step : (bits & 0x80000000u);
+  const NativeBits chosen = special ? bits : (tiny ? tiny_bits : cut);
+  return float_to_float16(Vec<float>(reinterpret_cast<Vec<float>::Native>(chosen)));
+}
+
+// Reads `count` lanes (kTail: fewer than a whole vector; the rest is zero) of N from element `i` on.
+template <bool kTail, class N, class E>
+OPTKIT_HD N read(const void* base, int64_t i, int count) {
+  N native{};
+  std::memcpy(&native, static_cast<const E*>(base) + i, kTail ? count * sizeof(E) : sizeof(N));
+  return native;
+}
+template <bool kTail, class E, class N>
+OPTKIT_HD void write(void* base, int64_t i, int count, N native) {
+  std::memcpy(static_cast<E*>(base) + i, &native, kTail ? count * sizeof(E) : sizeof(N));
+}
+
+template <class S, bool kTail>
+OPTKIT_HD Vec<S> load(const void* base, DType type, int64_t i, int count) {
+  if constexpr (sizeof(S) == 8) return read<kTail, Vec<double>::Native, double>(base, i, count);
+  else if (type == DType::kFloat32) return read<kTail, Vec<float>::Native, float>(base, i, count);
+  else if (type == DType::kBFloat16) return bfloat16_to_float(read<kTail, NativeHalf, uint16_t>(base, i, count));
+  else return float16_to_float(read<kTail, NativeHalf, uint16_t>(base, i, count));
+}
+
+// Stores, rounding to nearest, and returns what the stored numbers now are.
+template <class S, bool kTail>
+OPTKIT_HD Vec<S> store(void* base, DType type, int64_t i, int count, Vec<S> value) {
+  if constexpr (sizeof(S) == 8) {
+    write<kTail, double>(base, i, count, value.v);
+    return value;
+  } else if (type == DType::kFloat32) {
+    write<kTail, float>(base, i, count, value.v);
+    return value;
+  } else if (type == DType::kBFloat16) {
+    const NativeHalf half = float_to_bfloat16(value);
+    write<kTail, uint16_t>(base, i, count, half);
+    return bfloat16_to_float(half);
+  } else {
+    const NativeHalf half = float_to_float16(value);
+    write<kTail, uint16_t>(base, i, count, half);
+    return float16_to_float(half);
+  }
+}
+
+// Stores a 16-bit number by stochastic rounding, and returns what was stored.
+template <bool kTail>
+OPTKIT_HD Vec<float> store_stochastic(void* base, DType type, int64_t i, int count, Vec<float> value, RandomKey key) {
+  NativeBits lane;
+  for (int k = 0; k < kFloatLanes; ++k) lane[k] = k;
+  // The index's high bits change the key, so that elements 2^32 apart do not share their bits.
+  const RandomKey here = {key.low, key.high ^ static_cast<uint32_t>(i >> 32)};
+  const NativeBits random = random_bits(here, lane + static_cast<uint32_t>(i));
+  const bool is_bfloat16 = type == DType::kBFloat16;
+  const NativeHalf half = is_bfloat16 ? float_to_bfloat16(value, random) : float_to_float16(value, random);
+  write<kTail, uint16_t>(base, i, count, half);
+  return is_bfloat16 ? bfloat16_to_float(half) : float16_to_float(half);
+}
+
+}  // namespace OPTKIT_ISA
+}  // namespace optkit

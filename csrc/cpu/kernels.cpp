@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+// Compiled once per instruction set, with -DOPTKIT_ISA=baseline, avx2 or avx512 and the flags that go with it. Nothing of
+// the standard library is instantiated here, and every function is inlined or in the namespace of its instruction set: the
+// linker could otherwise keep an AVX-512 copy for all (tests/test_native.py looks).
+#include "cpu/norm_loop.h"
+#include "cpu/step_loop.h"
+
+namespace optkit {
+namespace OPTKIT_ISA {
+
+#define OPTKIT_STRING2(x) #x
+#define OPTKIT_STRING(x) OPTKIT_STRING2(x)
+#define OPTKIT_STEP_FLOAT(name, type) &step_chunk<type, float>,
+#define OPTKIT_STEP_DOUBLE(name, type) &step_chunk<type, double>,
+
+extern const Kernels kernels;
+const Kernels kernels = {
+    OPTKIT_STRING(OPTKIT_ISA),
+    {OPTKIT_FOR_EACH_RULE(OPTKIT_STEP_FLOAT)},
+    {OPTKIT_FOR_EACH_RULE(OPTKIT_STEP_DOUBLE)},
+    &norm_chunk<float>,
+    &norm_chunk<double>,
+};
+
+}  // namespace OPTKIT_ISA
+}  // namespace optkit

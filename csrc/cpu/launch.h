@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a chunk kernel is handed, and the table of kernels of one instruction set.
+#pragma once
+
+#include "core/pipeline.h"
+#include "core/tables.h"
+#include "rules/all.h"
+
+namespace optkit {
+
+template <class Rule, class S>
+struct PreparedTensor {
+  StageCoefs<S> stage;
+  typename Rule::template Coefs<S> rule;
+};
+
+using StepChunk = void (*)(const TensorSlot&, const void* prepared, const Chunk&, Sums* out);
+using NormChunk = void (*)(const TensorSlot&, const Chunk&, Sums* out);
+
+struct Kernels {
+  const char* isa;
+  StepChunk step_float[kNumRules];
+  StepChunk step_double[kNumRules];
+  NormChunk norm_float;
+  NormChunk norm_double;
+};
+
+// Each lives in its own translation unit, compiled for that instruction set.
+namespace baseline {
+extern const Kernels kernels;
+}
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
+
+}  // namespace optkit

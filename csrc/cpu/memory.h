@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace optkit {
+
+// Asks the kernel to back [address, address + num_bytes) with huge pages. Call before the first write. False: not granted.
+bool advise_huge_pages(uintptr_t address, std::size_t num_bytes);
+
+}  // namespace optkit

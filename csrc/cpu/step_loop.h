@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+// The only loop over parameter elements on CPU. A vector of elements is loaded, taken through every stage in registers,
+// and stored: one walk through memory, whatever is switched on.
+#pragma once
+
+#include "core/pipeline.h"
+#include "cpu/access.h"
+#include "cpu/launch.h"
+
+namespace optkit {
+namespace OPTKIT_ISA {
+
+template <class S>
+struct VectorSums {
+  Vec<S> grad_sq{S(0)}, param_sq{S(0)}, update_sq{S(0)};
+  LaneCounter<S> nonfinite, lost;
+};
+
+template <class S>
+OPTKIT_HD Mask<S> is_nonfinite(Vec<S> a) {
+  return (a - a) != Vec<S>(S(0));
+}
+
+// Lanes past `count` hold zeros, and zeros add nothing to any sum.
+template <class S>
+OPTKIT_HD void add_statistics(VectorSums<S>& sums, Vec<S> grad, Vec<S> old, Vec<S> next, Mask<S> unchanged) {
+  const Vec<S> update = next - old;
+  sums.grad_sq = fma(grad, grad, sums.grad_sq);
+  sums.param_sq = fma(next, next, sums.param_sq);
+  sums.update_sq = fma(update, update, sums.update_sq);
+  sums.nonfinite.add(is_nonfinite(grad));
+  sums.lost.add((update != Vec<S>(S(0))) & unchanged);
+}
+
+// Stores `next` under the tensor's rounding; returns the stored values.
+template <class S, bool kTail>
+OPTKIT_HD Vec<S> store_parameter(const TensorSlot& t, const StageCoefs<S>& c, int64_t i, int count, Vec<S> next) {
+  if constexpr (sizeof(S) == 4) {
+    if ((c.flags & kStochastic) && t.param_type != DType::kFloat32)
+      return store_stochastic<kTail>(t.param, t.param_type, i, count, next, c.key);
+  }
+  return store<S, kTail>(t.param, t.param_type, i, count, next);
+}
+
+template <class Rule, class S, bool kTail>
+OPTKIT_HD void step_vector(const TensorSlot& t, const StageCoefs<S>& stage, const typename Rule::template Coefs<S>& coefs,
+                           int64_t i, int count, VectorSums<S>& sums) {
+  using V = Vec<S>;
+  const V stored_before = load<S, kTail>(t.param, t.param_type, i, count);
+  const V grad = stage_gradient(stage, stored_before, load<S, kTail>(t.grad, t.grad_type, i, count));
+  V lost_before(S(0));
+  if (t.compensation) lost_before = load<S, kTail>(t.compensation, t.param_type, i, count);
+  const V param = stored_before + lost_before;
+
+  V state[Rule::kNumStates];
+  for (int k = 0; k < Rule::kNumStates; ++k)
+    state[k] = t.state[k] ? load<S, kTail>(t.state[k], t.state_type, i, count) : V(S(0));
+  const V update = Rule::update(coefs, param, grad, state);
+  for (int k = 0; k < Rule::kNumStates; ++k)
+    if (t.state[k]) store<S, kTail>(t.state[k], t.state_type, i, count, state[k]);
+
+  const V next = stage_parameter(stage, param, update);
+  const V stored = store_parameter<S, kTail>(t, stage, i, count, next);
+  Mask<S> unchanged = stored == stored_before;
+  if (t.compensation) {
+    const V lost = store<S, kTail>(t.compensation, t.param_type, i, count, next - stored);
+    unchanged = unchanged & (lost == lost_before);
+  }
+  if (stage.flags & kAverage) {
+    const V average = load<S, kTail>(t.average, t.average_type, i, count);
+    store<S, kTail>(t.average, t.average_type, i, count, stage_average(stage, average, stored));
+  }
+  if (stage.flags & kStatistics) add_statistics(sums, grad, param, next, unchanged);
+}
+
+template <class Rule, class S>
+void step_chunk(const TensorSlot& tensor, const void* prepared, const Chunk& chunk, Sums* out) {
+  // By value: the compiler then knows that no store in the loop can change them.
+  const TensorSlot t = tensor;
+  const auto launch = *static_cast<const PreparedTensor<Rule, S>*>(prepared);
+  constexpr int kLanes = Vec<S>::kLanes;
+  const int64_t end = chunk.begin + chunk.count;
+  VectorSums<S> sums;
+  int64_t i = chunk.begin;
+  for (; i + kLanes <= end; i += kLanes)
+    step_vector<Rule, S, false>(t, launch.stage, launch.rule, i, kLanes, sums);
+  if (i < end) step_vector<Rule, S, true>(t, launch.stage, launch.rule, i, static_cast<int>(end - i), sums);
+  if (launch.stage.flags & kStatistics) {
+    *out = {sum_of_lanes(sums.grad_sq), sum_of_lanes(sums.param_sq), sum_of_lanes(sums.update_sq), sums.nonfinite.total(),
+            sums.lost.total()};
+  }
+}
+
+}  // namespace OPTKIT_ISA
+}  // namespace optkit

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpu/walk.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+namespace optkit {
+namespace {
+
+// Flushes denormals to zero while it lives: a decayed momentum would otherwise cost a microcode trap per element.
+class FlushDenormals {
+#if defined(__x86_64__)
+ public:
+  FlushDenormals() : saved_(_mm_getcsr()) { _mm_setcsr(saved_ | 0x8040); }
+  ~FlushDenormals() { _mm_setcsr(saved_); }
+
+ private:
+  unsigned saved_;
+#else
+ public:
+  FlushDenormals() {}
+#endif
+};
+
+using Prepare = void (*)(const GroupRow&, double grad_scale, double step, double num_averaged, uint64_t tensor,
+                         bool statistics, void* out);
+
+template <class Rule, class S>
+void prepare(const GroupRow& group, double grad_scale, double step, double num_averaged, uint64_t tensor,
+             bool statistics, void* out) {
+  const PreparedTensor<Rule, S> result = {
+      prepare_stages<S>(group, grad_scale, step, num_averaged, tensor, statistics),
+      Rule::template prepare<S>(group.rule, group.lr, step)};
+  std::memcpy(out, &result, sizeof(result));
+}
+
+struct PrepareEntry {
+  Prepare function;
+  std::size_t size;
+};
+#define OPTKIT_PREPARE_FLOAT(name, type) {&prepare<type, float>, sizeof(PreparedTensor<type, float>)},
+#define OPTKIT_PREPARE_DOUBLE(name, type) {&prepare<type, double>, sizeof(PreparedTensor<type, double>)},
+constexpr PrepareEntry kPrepareFloat[] = {OPTKIT_FOR_EACH_RULE(OPTKIT_PREPARE_FLOAT)};
+constexpr PrepareEntry kPrepareDouble[] = {OPTKIT_FOR_EACH_RULE(OPTKIT_PREPARE_DOUBLE)};
+
+}  // namespace
+
+CpuWalk::CpuWalk(int rule, bool is_double, ParallelFor parallel_for, int workers)
+    : num_workers(workers), rule_(rule), is_double_(is_double), parallel_for_(parallel_for) {}
+
+void CpuWalk::layout(const std::vector<TensorSlot>& tensors) {
+  chunks_.clear();
+  tasks_.assign(1, 0);
+  int64_t in_task = 0;
+  for (std::size_t t = 0; t < tensors.size(); ++t) {
+    if (!tensors[t].active) continue;
+    for (int64_t begin = 0; begin < tensors[t].numel; begin += kChunk) {
+      const int64_t count = std::min(kChunk, tensors[t].numel - begin);
+      if (in_task > 0 && in_task + count > kChunk) {
+        tasks_.push_back(chunks_.size());
+        in_task = 0;
+      }
+      chunks_.push_back({begin, static_cast<int32_t>(t), static_cast<int32_t>(count)});
+      in_task += count;
+    }
+  }
+  if (in_task > 0) tasks_.push_back(chunks_.size());
+  chunk_sums_.assign(chunks_.size(), Sums{});
+}
+
+template <class Body>
+void CpuWalk::for_each_chunk(bool backward, Body body) {
+  struct Context {
+    const CpuWalk* walk;
+    Body* body;
+    bool backward;
+    std::atomic<std::size_t> next;
+  } context{this, &body, backward, {0}};
+  // Workers take the next task when they are free: a core that is slow for a moment holds nobody up. Every sum has its own
+  // slot, so who does what changes no bit.
+  auto work = [](int64_t, int64_t, void* pointer) {
+    Context& c = *static_cast<Context*>(pointer);
+    const FlushDenormals flush;
+    const std::size_t num_tasks = c.walk->tasks_.size() - 1;
+    for (std::size_t i; (i = c.next.fetch_add(1, std::memory_order_relaxed)) < num_tasks;) {
+      const std::size_t task = c.backward ? num_tasks - 1 - i : i;
+      for (std::size_t k = c.walk->tasks_[task]; k < c.walk->tasks_[task + 1]; ++k) (*c.body)(k);
+    }
+  };
+  const int64_t workers = std::min<int64_t>(num_workers, static_cast<int64_t>(tasks_.size()) - 1);
+  if (workers > 1) parallel_for_(workers, work, &context);
+  else work(0, 1, &context);
+}
+
+void CpuWalk::add_chunks(std::vector<Sums>& sums, std::size_t num_tensors) const {
+  sums.assign(num_tensors, Sums{});
+  for (std::size_t k = 0; k < chunks_.size(); ++k) {
+    Sums& total = sums[chunks_[k].tensor];
+    const Sums& part = chunk_sums_[k];
+    total.grad_sq += part.grad_sq;
+    total.param_sq += part.param_sq;
+    total.update_sq += part.update_sq;
+    total.nonfinite += part.nonfinite;
+    total.lost += part.lost;
+  }
+}
+
+void CpuWalk::norm(const std::vector<TensorSlot>& tensors, std::vector<Sums>& sums) {
+  const Kernels& kernels = active_kernels();
+  const NormChunk run = is_double_ ? kernels.norm_double : kernels.norm_float;
+  for_each_chunk(false, [&](std::size_t k) { run(tensors[chunks_[k].tensor], chunks_[k], &chunk_sums_[k]); });
+  add_chunks(sums, tensors.size());
+}
+
+void CpuWalk::step(const std::vector<TensorSlot>& tensors, const std::vector<GroupRow>& groups, double grad_scale,
+                   bool statistics, std::vector<Sums>& sums) {
+  const PrepareEntry& entry = is_double_ ? kPrepareDouble[rule_] : kPrepareFloat[rule_];
+  prepared_.resize(entry.size * tensors.size());
+  for (std::size_t t = 0; t < tensors.size(); ++t) {
+    if (!tensors[t].active) continue;
+    const GroupRow& group = groups[tensors[t].group];
+    const double step = *tensors[t].step += 1.0f;
+    const double num_averaged = tensors[t].num_averaged ? *tensors[t].num_averaged : 0.0;
+    entry.function(group, grad_scale, step, num_averaged, static_cast<uint64_t>(tensors[t].index), statistics, &prepared_[entry.size * t]);
+    if (tensors[t].num_averaged && average_weight(group, step, num_averaged) != 0.0) *tensors[t].num_averaged += 1.0f;
+  }
+  const Kernels& kernels = active_kernels();
+  const StepChunk run = is_double_ ? kernels.step_double[rule_] : kernels.step_float[rule_];
+  // Backward, so that the gradients the norm pass read last, and which are still in the cache, come first.
+  for_each_chunk(true, [&](std::size_t k) {
+    const std::size_t t = chunks_[k].tensor;
+    run(tensors[t], &prepared_[entry.size * t], chunks_[k], &chunk_sums_[k]);
+  });
+  if (statistics) add_chunks(sums, tensors.size());
+}
+
+}  // namespace optkit

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// Walks the tables of a plan on CPU: cuts them into chunks, hands chunks to threads, adds partial sums in fixed order.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "core/tables.h"
+#include "cpu/launch.h"
+
+namespace optkit {
+
+// torch's thread pool, behind a plain signature: calls body(begin, end, context) for parts of [0, size).
+using ParallelFor = void (*)(int64_t size, void (*body)(int64_t, int64_t, void*), void* context);
+
+// The kernels in use: the best instruction set of this processor, or the one asked for.
+const Kernels& active_kernels();
+// "baseline", "avx2" or "avx512"; false if this processor or this build lacks it.
+bool use_isa(const char* name);
+std::vector<const char*> available_isas();
+
+class CpuWalk {
+ public:
+  CpuWalk(int rule, bool is_double, ParallelFor parallel_for, int num_workers);
+
+  // Call after tensors were added, removed, activated or deactivated.
+  void layout(const std::vector<TensorSlot>& tensors);
+  // Sum of squares and non-finite count of the active gradients, per tensor, into `sums`.
+  void norm(const std::vector<TensorSlot>& tensors, std::vector<Sums>& sums);
+  // One update of every active tensor. Counters are advanced first. With statistics, sums per tensor into `sums`.
+  void step(const std::vector<TensorSlot>& tensors, const std::vector<GroupRow>& groups, double grad_scale,
+            bool statistics, std::vector<Sums>& sums);
+
+  int num_workers;
+
+ private:
+  template <class Body>
+  void for_each_chunk(bool backward, Body body);
+  void add_chunks(std::vector<Sums>& sums, std::size_t num_tensors) const;
+
+  int rule_;
+  bool is_double_;
+  ParallelFor parallel_for_;
+  std::vector<Chunk> chunks_;
+  std::vector<std::size_t> tasks_;  // chunks [tasks_[i], tasks_[i + 1]) are one unit of scheduling
+  std::vector<Sums> chunk_sums_;
+  std::vector<unsigned char> prepared_;
+};
+
+}  // namespace optkit

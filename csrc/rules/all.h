@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every rule once: X(name in Python, type). CPU and CUDA instantiate their loops from this list.
+#pragma once
+
+#include "rules/adam.h"
+#include "rules/sgd.h"
+
+#define OPTKIT_FOR_EACH_RULE(X)      \
+  X(sgd, optkit::SGDRule)            \
+  X(adam, optkit::AdamRule<false>)   \
+  X(adam_amsgrad, optkit::AdamRule<true>)
+
+namespace optkit {
+
+enum RuleId : int32_t {
+#define OPTKIT_RULE_ID(name, type) kRule_##name,
+  OPTKIT_FOR_EACH_RULE(OPTKIT_RULE_ID)
+#undef OPTKIT_RULE_ID
+  kNumRules
+};
+
+}  // namespace optkit

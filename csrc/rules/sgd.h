@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+// SGD with momentum, dampening and Nesterov's momentum.
+// Source: Sutskever et al. 2013, "On the importance of initialization and momentum in deep learning", Equations 1-4.
+// Differs from the paper as torch.optim does: the learning rate multiplies the buffer, which starts as the first gradient.
+#pragma once
+
+#include "core/math.h"
+
+namespace optkit {
+
+struct SGDRule {
+  static constexpr const char* kStates[] = {"momentum_buffer"};
+  static constexpr int kNumStates = 1;
+  static constexpr const char* kHypers[] = {"momentum", "dampening", "nesterov"};
+  static constexpr int kNumHypers = 3;
+
+  template <class S>
+  struct Coefs {
+    S lr, momentum, buffer_weight, grad_weight;
+    bool nesterov;
+  };
+
+  template <class S>
+  OPTKIT_HD static Coefs<S> prepare(const double* hyper, double lr, double step) {
+    const double momentum = hyper[0], dampening = hyper[1];
+    const bool first = step == 1.0 || momentum == 0.0;
+    return {static_cast<S>(lr), static_cast<S>(momentum), static_cast<S>(first ? 0.0 : momentum),
+            static_cast<S>(first ? 1.0 : 1.0 - dampening), hyper[2] != 0.0};
+  }
+
+  // Without momentum the buffer is absent: it arrives as zero, becomes the gradient, and is stored nowhere.
+  template <class V>
+  OPTKIT_HD static V update(const Coefs<scalar_of_t<V>>& c, V, V grad, V* state) {
+    V& buffer = state[0];
+    buffer = fma(V(c.buffer_weight), buffer, grad * c.grad_weight);
+    const V direction = c.nesterov ? fma(V(c.momentum), buffer, grad) : buffer;
+    return direction * c.lr;
+  }
+};
+
+}  // namespace optkit

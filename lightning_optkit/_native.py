@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled half, or the reason why it is absent. The only file that knows whether it exists."""
+
+import importlib.util
+import os
+import warnings
+from pathlib import Path
+from types import ModuleType
+
+import torch  # noqa: F401  (the extension finds libtorch already loaded)
+
+from lightning_optkit._checks import check_one_of
+
+__all__ = ["cuda_library", "extension", "missing_reason", "warn_once_if_missing"]
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    if importlib.util.find_spec("lightning_optkit._C") is None:
+        return None, "it was not built (no C++ compiler at installation, or OPTKIT_EXTENSION=0)"
+    try:
+        from lightning_optkit import _C
+    except ImportError as error:
+        return None, f"it does not load: {error}"
+    wanted = os.environ.get("OPTKIT_CPU_ISA")
+    if wanted:
+        check_one_of("environment", "OPTKIT_CPU_ISA", wanted, _C.cpu_isas())
+        _C.use_cpu_isa(wanted)
+    return _C, ""
+
+
+extension, missing_reason = _load()
+_warned = False
+
+
+def warn_once_if_missing() -> None:
+    """Says, once in a process, that everything runs on the plain-PyTorch reference path."""
+    global _warned
+    if extension is None and not _warned:
+        _warned = True
+        warnings.warn(
+            f"lightning_optkit runs without its compiled extension: {missing_reason}. "
+            "Numbers are the same, steps are slower; `optkit info` says more.",
+            stacklevel=3,
+        )
+
+
+def cuda_library() -> Path | None:
+    """Where the CUDA kernels lie, if they were built. Looking does not load them."""
+    path = Path(__file__).parent / "liboptkit_cuda.so"
+    return path if path.exists() else None

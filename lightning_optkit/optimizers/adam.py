@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adam, in one pass.
+
+Source: Kingma & Ba 2015, arXiv:1412.6980, Algorithm 1; AMSGrad, Reddi et al. 2018, arXiv:1904.09237, Algorithm 2.
+Differs from the papers as `torch.optim.Adam` does: AMSGrad keeps the maximum before the bias correction.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from lightning_optkit._checks import check_in
+from lightning_optkit.step import Average, Clip, OnePassOptimizer, Rule
+from lightning_optkit.step.rule import Group, State
+
+__all__ = ["Adam", "adam_update"]
+
+
+def adam_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
+    """What Adam subtracts from `param`, line for line csrc/rules/adam.h. Writes `state` in place."""
+    beta1, beta2 = group["betas"]
+    exp_avg, exp_avg_sq = state["exp_avg"], state["exp_avg_sq"]
+    exp_avg.add_((1 - beta1) * (grad - exp_avg))  # m_t
+    exp_avg_sq.mul_(beta2).add_((1 - beta2) * grad * grad)  # v_t
+    second = exp_avg_sq
+    if "max_exp_avg_sq" in state:
+        second = torch.maximum(state["max_exp_avg_sq"], exp_avg_sq, out=state["max_exp_avg_sq"])
+    denom = second.sqrt() * (1 - beta2**step) ** -0.5 + group["eps"]
+    return exp_avg * (float(group["lr"]) / (1 - beta1**step)) / denom
+
+
+def _hypers(group: Group) -> tuple[float, ...]:
+    beta1, beta2 = group["betas"]
+    return (float(beta1), float(beta2), float(group["eps"]))
+
+
+_ADAM = Rule("adam", ("exp_avg", "exp_avg_sq"), _hypers, adam_update)
+_ADAM_AMSGRAD = Rule("adam_amsgrad", ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"), _hypers, adam_update)
+
+
+class Adam(OnePassOptimizer):
+    """Adam with the arguments of `torch.optim.Adam`, and every stage of the one-pass step.
+
+    Args:
+        params: Parameters or parameter groups, as in `torch.optim`.
+        lr: Learning rate (parameter units per step), in [0, inf), or a 1-element tensor.
+        betas: Decay rates of the first and second moment, each in [0, 1).
+        eps: Added to the denominator after the square root, in [0, inf).
+        weight_decay: L2 coefficient, added to the gradient (decoupled: share of the parameter removed per step, times
+            `lr`); in [0, inf).
+        amsgrad: Use the largest second moment so far.
+        foreach: As in torch, which chooses among its implementations; kept for state dicts. There is one here.
+        maximize: Ascend.
+        capturable: As in torch; kept for state dicts.
+        differentiable: Must be False: the step writes in place.
+        fused: None: the compiled pass wherever it can go. False: plain PyTorch.
+        decoupled_weight_decay: True makes it AdamW.
+        clip: Gradient clipping folded into the step, e.g. `ClipNorm(1.0)`.
+        average: Average of the parameters kept by the step, e.g. `EMA(0.999)`.
+        l1: Weight of the L1 proximal step, in [0, inf): exact zeros.
+        cautious: Decoupled decay acts only where the update does not point away from zero.
+        rounding: How 16-bit parameters are stored.
+        state_dtype: Dtype of the moments; those of fp64 parameters are fp64.
+        statistics: Count norms and lost updates in the same pass.
+
+    Raises:
+        ValueError: for an argument out of range, no parameters, one given twice, or two devices.
+        RuntimeError: for `fused=True` with `foreach=True`, as in torch.
+
+    Cost: 8 bytes of state per parameter (amsgrad 12); one pass, two with a clip.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer = Adam([weight], lr=0.1)
+        >>> weight.grad = torch.tensor([1.0, -2.0, 0.0])
+        >>> optimizer.step()
+        >>> weight.data
+        tensor([0.9000, 1.1000, 1.0000])
+    """
+
+    torch_class = torch.optim.Adam
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
+        clip: Clip | None = None,
+        average: Average | None = None,
+        l1: float = 0.0,
+        cautious: bool = False,
+        rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
+        state_dtype: torch.dtype = torch.float32,
+        statistics: bool = False,
+    ) -> None:
+        defaults = dict(
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            amsgrad=amsgrad,
+            maximize=maximize,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            decoupled_weight_decay=decoupled_weight_decay,
+        )
+        super().__init__(
+            params,
+            defaults,
+            clip=clip,
+            average=average,
+            l1=l1,
+            cautious=cautious,
+            rounding=rounding,
+            state_dtype=state_dtype,
+            statistics=statistics,
+        )
+
+    def _rule(self, group: Group) -> Rule:
+        return _ADAM_AMSGRAD if group["amsgrad"] else _ADAM
+
+    def _check_group(self, group: Group) -> None:
+        for index, beta in enumerate(group["betas"]):
+            check_in(self._owner, f"betas[{index}]", float(beta), "[0, 1)")
+        check_in(self._owner, "eps", group["eps"], "[0, inf)")

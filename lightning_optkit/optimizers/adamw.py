@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AdamW: Adam with decoupled weight decay, in one pass.
+
+Source: Loshchilov & Hutter 2019, arXiv:1711.05101, Algorithm 2.
+Differs from the paper: the schedule's multiplier is already inside `lr`, as in `torch.optim.AdamW`.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from lightning_optkit.optimizers.adam import Adam
+from lightning_optkit.step import Average, Clip
+
+__all__ = ["AdamW"]
+
+
+class AdamW(Adam):
+    """AdamW with the arguments of `torch.optim.AdamW`, and every stage of the one-pass step.
+
+    Args:
+        params: Parameters or parameter groups, as in `torch.optim`.
+        lr: Learning rate (parameter units per step), in [0, inf), or a 1-element tensor.
+        betas: Decay rates of the first and second moment, each in [0, 1).
+        eps: Added to the denominator after the square root, in [0, inf).
+        weight_decay: Share of each parameter removed per step, times `lr`; in [0, inf).
+        amsgrad: Use the largest second moment so far.
+        maximize: Ascend.
+        foreach: As in torch, which chooses among its implementations; kept for state dicts. There is one here.
+        capturable: As in torch; kept for state dicts.
+        differentiable: Must be False: the step writes in place.
+        fused: None: the compiled pass wherever it can go. False: plain PyTorch.
+        clip: Gradient clipping folded into the step, e.g. `ClipNorm(1.0)`.
+        average: Average of the parameters kept by the step, e.g. `EMA(0.999)`.
+        l1: Weight of the L1 proximal step, in [0, inf): exact zeros.
+        cautious: Decay acts only where the update does not point away from zero.
+        rounding: How 16-bit parameters are stored.
+        state_dtype: Dtype of the moments; those of fp64 parameters are fp64.
+        statistics: Count norms and lost updates in the same pass.
+
+    Raises:
+        ValueError: for an argument out of range, no parameters, one given twice, or two devices.
+        RuntimeError: for `fused=True` with `foreach=True`, as in torch.
+
+    Cost: 8 bytes of state per parameter (amsgrad 12); one pass, two with a clip.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = AdamW([weight], lr=0.1, weight_decay=0.5)
+        >>> weight.grad = torch.tensor([1.0, 0.0])
+        >>> optimizer.step()
+        >>> weight.data
+        tensor([0.8500, 0.9500])
+    """
+
+    torch_class = torch.optim.AdamW
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        clip: Clip | None = None,
+        average: Average | None = None,
+        l1: float = 0.0,
+        cautious: bool = False,
+        rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
+        state_dtype: torch.dtype = torch.float32,
+        statistics: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            decoupled_weight_decay=True,
+            clip=clip,
+            average=average,
+            l1=l1,
+            cautious=cautious,
+            rounding=rounding,
+            state_dtype=state_dtype,
+            statistics=statistics,
+        )

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stochastic gradient descent with momentum, dampening and Nesterov's momentum, in one pass.
+
+Source: Sutskever et al. 2013, "On the importance of initialization and momentum in deep learning", Equations 1-4.
+Differs from the paper as `torch.optim.SGD` does: the learning rate multiplies the buffer, which starts as the first
+gradient.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from lightning_optkit._checks import check_in
+from lightning_optkit.step import Average, Clip, OnePassOptimizer, Rule
+from lightning_optkit.step.rule import Group, State
+
+__all__ = ["SGD", "sgd_update"]
+
+
+def sgd_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
+    """What SGD subtracts from `param`, line for line csrc/rules/sgd.h. Writes `state` in place."""
+    direction = grad
+    if "momentum_buffer" in state:
+        buffer = state["momentum_buffer"]
+        if step == 1:
+            buffer.copy_(grad)
+        else:
+            buffer.mul_(group["momentum"]).add_((1 - group["dampening"]) * grad)
+        direction = grad + group["momentum"] * buffer if group["nesterov"] else buffer
+    return direction * float(group["lr"])
+
+
+def _hypers(group: Group) -> tuple[float, ...]:
+    return (float(group["momentum"]), float(group["dampening"]), float(group["nesterov"]))
+
+
+_SGD = Rule("sgd", ("momentum_buffer",), _hypers, sgd_update)
+
+
+class SGD(OnePassOptimizer):
+    """SGD with the arguments of `torch.optim.SGD`, and every stage of the one-pass step.
+
+    Args:
+        params: Parameters or parameter groups, as in `torch.optim`.
+        lr: Learning rate, in [0, inf), or a 1-element tensor.
+        momentum: Share of the buffer kept per step, in [0, inf); 0 keeps no buffer.
+        dampening: Share of the gradient that does not enter the buffer.
+        weight_decay: L2 coefficient, added to the gradient; in [0, inf).
+        nesterov: Nesterov's momentum; needs a momentum and no dampening.
+        maximize: Ascend.
+        foreach: As in torch, which chooses among its implementations; kept for state dicts. There is one here.
+        differentiable: Must be False: the step writes in place.
+        fused: None: the compiled pass wherever it can go. False: plain PyTorch.
+        clip: Gradient clipping folded into the step, e.g. `ClipNorm(1.0)`.
+        average: Average of the parameters kept by the step, e.g. `EMA(0.999)`.
+        l1: Weight of the L1 proximal step, in [0, inf): exact zeros.
+        cautious: Decoupled decay acts only where the update does not point away from zero; without effect on L2.
+        rounding: How 16-bit parameters are stored.
+        state_dtype: Dtype of the momentum buffer; that of fp64 parameters is fp64.
+        statistics: Count norms and lost updates in the same pass.
+
+    Raises:
+        ValueError: for an argument out of range, no parameters, one given twice, or two devices.
+        RuntimeError: for `fused=True` with `foreach=True`, as in torch.
+
+    Cost: 4 bytes of state per parameter with momentum, else none; one pass, two with a clip.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = SGD([weight], lr=0.5, momentum=0.9)
+        >>> weight.grad = torch.tensor([1.0, -1.0])
+        >>> optimizer.step()
+        >>> weight.data
+        tensor([0.5000, 1.5000])
+    """
+
+    torch_class = torch.optim.SGD
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        clip: Clip | None = None,
+        average: Average | None = None,
+        l1: float = 0.0,
+        cautious: bool = False,
+        rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
+        state_dtype: torch.dtype = torch.float32,
+        statistics: bool = False,
+    ) -> None:
+        defaults = dict(
+            lr=lr,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+            maximize=maximize,
+            foreach=foreach,
+            differentiable=differentiable,
+            fused=fused,
+            decoupled_weight_decay=False,
+        )
+        super().__init__(
+            params,
+            defaults,
+            clip=clip,
+            average=average,
+            l1=l1,
+            cautious=cautious,
+            rounding=rounding,
+            state_dtype=state_dtype,
+            statistics=statistics,
+        )
+
+    def _rule(self, group: Group) -> Rule:
+        return _SGD
+
+    def _held(self, group: Group) -> tuple[str, ...]:
+        return _SGD.states if group["momentum"] != 0 else ()
+
+    def _check_group(self, group: Group) -> None:
+        check_in(self._owner, "momentum", group["momentum"], "[0, inf)")
+        check_in(self._owner, "dampening", group["dampening"], "(-inf, inf)")
+        if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
+            raise ValueError(f"{self._owner}(nesterov=True): needs momentum > 0 and dampening = 0.")

@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one-pass step: what every optimizer of this package is made of."""
+
+from lightning_optkit.step.explain import Explanation, GroupPlan
+from lightning_optkit.step.optimizer import OnePassOptimizer
+from lightning_optkit.step.rule import Average, Clip, Rule
+from lightning_optkit.step.statistics import TensorStatistics
+
+__all__ = ["Average", "Clip", "Explanation", "GroupPlan", "OnePassOptimizer", "Rule", "TensorStatistics"]

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a step will do, per group, in words and bytes."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lightning_optkit._native import extension
+from lightning_optkit.step.rule import Group
+from lightning_optkit.step.state import StateLayout
+
+if TYPE_CHECKING:
+    from lightning_optkit.step.optimizer import OnePassOptimizer
+
+__all__ = ["Explanation", "GroupPlan", "explain"]
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """One line of an explanation: parameters of one group that share dtype and path.
+
+    Args:
+        group: Index in `optimizer.param_groups`.
+        rule: Name of the update rule.
+        stages: What is folded into the walk, in order.
+        dtype: Of the parameters.
+        state_dtype: Of the rule's state.
+        path: "compiled (avx512)", or "reference: ..." with the reason.
+        num_tensors: Parameters.
+        num_elements: Their elements.
+        bytes_per_element: Read and written by one step, the norm pass included.
+    """
+
+    group: int
+    rule: str
+    stages: tuple[str, ...]
+    dtype: str
+    state_dtype: str
+    path: str
+    num_tensors: int
+    num_elements: int
+    bytes_per_element: int
+
+    @property
+    def bytes_moved(self) -> int:
+        """Bytes read and written by one step."""
+        return self.num_elements * self.bytes_per_element
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The plan of an optimizer. `str()` is a table."""
+
+    optimizer: str
+    groups: tuple[GroupPlan, ...]
+
+    def __str__(self) -> str:
+        rows = [("group", "rule", "stages", "parameters", "state", "path", "tensors", "elements", "bytes/element", "MB")]
+        for g in self.groups:
+            rows.append(
+                (str(g.group), g.rule, " > ".join(g.stages), g.dtype, g.state_dtype, g.path, str(g.num_tensors),
+                 f"{g.num_elements:,}", str(g.bytes_per_element), f"{g.bytes_moved / 1e6:,.1f}")
+            )  # fmt: skip
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        total = sum(g.bytes_moved for g in self.groups) / 1e6
+        return "\n".join([self.optimizer, *lines, f"one step moves {total:,.1f} MB"])
+
+
+def explain(optimizer: "OnePassOptimizer") -> Explanation:
+    """The plan as it stands: before the first step for every parameter, whether or not it will have a gradient."""
+    layout = StateLayout(optimizer.average, optimizer.state_dtype)
+    plans: list[GroupPlan] = []
+    for index, group in enumerate(optimizer.param_groups):
+        alike: dict[tuple[torch.dtype, str], list[Tensor]] = {}
+        for p in group["params"]:
+            alike.setdefault((p.dtype, _path(optimizer, p, group)), []).append(p)
+        for (_, path), params in alike.items():
+            plans.append(_group_plan(optimizer, layout, index, group, path, params))
+    return Explanation(f"lightning_optkit.{type(optimizer).__name__}", tuple(plans))
+
+
+def _path(optimizer: "OnePassOptimizer", param: Tensor, group: Group) -> str:
+    reason = optimizer._why_reference(param, group)
+    if reason is not None:
+        return f"reference: {reason}"
+    assert extension is not None
+    return f"compiled ({extension.cpu_isa()})"
+
+
+def _group_plan(
+    optimizer: "OnePassOptimizer", layout: StateLayout, index: int, group: Group, path: str, params: list[Tensor]
+) -> GroupPlan:
+    held = optimizer._held(group)
+    names = layout.names(held, group)
+    param = params[0]
+    per_element = param.dtype.itemsize * 3 + sum(2 * layout.dtype_of(name, param).itemsize for name in names)
+    if optimizer.clip is not None:
+        per_element += param.dtype.itemsize
+    state_dtype = layout.dtype_of(held[0], param) if held else None
+    return GroupPlan(
+        group=index,
+        rule=optimizer._rule(group).name,
+        stages=_stages(optimizer, group, param),
+        dtype=str(param.dtype).removeprefix("torch."),
+        state_dtype=str(state_dtype).removeprefix("torch.") if state_dtype else "-",
+        path=path,
+        num_tensors=len(params),
+        num_elements=sum(p.numel() for p in params),
+        bytes_per_element=per_element,
+    )
+
+
+def _stages(optimizer: "OnePassOptimizer", group: Group, param: Tensor) -> tuple[str, ...]:
+    decoupled = group["decoupled_weight_decay"]
+    decays = float(group["weight_decay"]) != 0
+    is_16_bit = param.dtype.itemsize == 2
+    rounding = group["rounding"] if is_16_bit or group["rounding"] == "kahan" else "nearest"
+    listed = [
+        "norm" if optimizer.clip is not None else "",
+        "unscale" if getattr(optimizer, "_step_supports_amp_scaling", False) else "",
+        repr(optimizer.clip) if optimizer.clip is not None else "",
+        f"L2({group['weight_decay']:g})" if decays and not decoupled else "",
+        "update",
+        f"{'cautious ' if group['cautious'] else ''}decay({group['weight_decay']:g})" if decays and decoupled else "",
+        f"L1({group['l1']:g})" if group["l1"] else "",
+        rounding if rounding != "nearest" else "",
+        repr(optimizer.average) if optimizer.average is not None else "",
+        "statistics" if optimizer.record_statistics else "",
+    ]
+    return tuple(stage for stage in listed if stage)

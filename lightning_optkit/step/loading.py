@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loading a state dict: checked before anything is touched, then put into the dtypes and layouts the plan walks."""
+
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_optkit.step.rule import Group
+from lightning_optkit.step.state import COUNTERS, StateLayout
+
+if TYPE_CHECKING:
+    from lightning_optkit.step.optimizer import OnePassOptimizer
+
+__all__ = ["check_state_dict", "complete_groups", "restore_state"]
+
+_STAGE_KEYS = {"l1", "cautious", "rounding", "rounding_seed", "average_decay", "decoupled_weight_decay", "initial_lr"}
+_IMPLEMENTATION_KEYS = {"params", "param_names", "foreach", "fused", "capturable", "differentiable", "maximize"}
+
+
+def check_state_dict(optimizer: "OnePassOptimizer", state_dict: dict[str, Any]) -> None:
+    """Raises ValueError, in one sentence, if `state_dict` belongs to another rule or to other parameters."""
+    owner = f"{type(optimizer).__name__}.load_state_dict"
+    saved_groups, groups = state_dict["param_groups"], optimizer.param_groups
+    if [len(g["params"]) for g in saved_groups] != [len(g["params"]) for g in groups]:
+        raise ValueError(
+            f"{owner}: the checkpoint has groups of {[len(g['params']) for g in saved_groups]} parameters, "
+            f"this optimizer of {[len(g['params']) for g in groups]}."
+        )
+    for saved, group in zip(saved_groups, groups, strict=True):
+        missing = set(group) - set(saved) - _STAGE_KEYS - _IMPLEMENTATION_KEYS
+        if missing:
+            raise ValueError(f"{owner}: the checkpoint is of another rule; its groups have no {_listed(missing)}.")
+        if saved.get("decoupled_weight_decay", group["decoupled_weight_decay"]) != group["decoupled_weight_decay"]:
+            raise ValueError(
+                f"{owner}: the checkpoint is of another rule; it has decoupled_weight_decay="
+                f"{saved['decoupled_weight_decay']}."
+            )
+    _check_state(owner, optimizer, state_dict)
+
+
+def _check_state(owner: str, optimizer: "OnePassOptimizer", state_dict: dict[str, Any]) -> None:
+    average = {optimizer.average.state_name} if optimizer.average else set()
+    for saved_id, group, param in _pairs(optimizer, state_dict):
+        known = {*optimizer._rule(group).states, *COUNTERS, "compensation", *average}
+        for name, value in state_dict["state"].get(saved_id, {}).items():
+            if value is None:
+                continue
+            if name not in known and name not in ("ema", "swa"):
+                raise ValueError(f"{owner}: the checkpoint is of another rule; it holds the state {name!r}.")
+            if name not in COUNTERS and value.shape != param.shape:
+                raise ValueError(
+                    f"{owner}: the state {name!r} has shape {list(value.shape)}, its parameter {list(param.shape)}."
+                )
+
+
+def _pairs(optimizer: "OnePassOptimizer", state_dict: dict[str, Any]) -> list[tuple[Any, Group, Tensor]]:
+    saved_ids = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+    params = [(group, p) for group in optimizer.param_groups for p in group["params"]]
+    return [(saved_id, group, p) for saved_id, (group, p) in zip(saved_ids, params, strict=True)]
+
+
+def complete_groups(optimizer: "OnePassOptimizer", defaults: list[Group]) -> None:
+    """Gives back to each group what a torch state dict does not have."""
+    for group, default in zip(optimizer.param_groups, defaults, strict=True):
+        for name, value in default.items():
+            group.setdefault(name, value)
+
+
+def restore_state(optimizer: "OnePassOptimizer", state_dict: dict[str, Any], layout: StateLayout) -> None:
+    """Copies the saved state in the dtypes of `layout`.
+
+    `Optimizer.load_state_dict` would cast it to the parameter's dtype, and so turn fp32 moments beside bf16 parameters
+    into bf16; and it keeps the checkpoint's own tensors where nothing needs a cast.
+    """
+    for saved_id, group, param in _pairs(optimizer, state_dict):
+        saved = state_dict["state"].get(saved_id, {})
+        held = {name: value for name, value in saved.items() if value is not None}
+        if not held:
+            optimizer.state.pop(param, None)
+            continue
+        state = optimizer.state[param]
+        state.clear()
+        wanted = {*layout.names(optimizer._held(group), group), *COUNTERS}
+        for name, value in held.items():
+            if name in wanted and (name != "num_averaged" or layout.average_name in held):
+                state[name] = _restored(value, name, param, layout)
+        # torch's SGD counts no steps: a momentum buffer means that there was a first one.
+        state.setdefault("step", torch.ones(()))
+        if layout.average_name in state:
+            state.setdefault("num_averaged", torch.ones(()))
+
+
+def _restored(value: Tensor | float, name: str, param: Tensor, layout: StateLayout) -> Tensor:
+    if name in COUNTERS:
+        return torch.as_tensor(value, dtype=torch.float32).detach().cpu().clone().reshape(())
+    restored = torch.empty_like(param, dtype=layout.dtype_of(name, param), requires_grad=False)
+    return restored.copy_(torch.as_tensor(value))
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(repr(name) for name in sorted(names))

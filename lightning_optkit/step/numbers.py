@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a parameter group means in numbers: read once per step, for the compiled path and for the reference alike."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_optkit.step.rule import Average, Group
+
+__all__ = ["ROUNDINGS", "GroupNumbers", "average_weight", "read_group"]
+
+ROUNDINGS = ("nearest", "stochastic", "kahan")  # in the order of Rounding in csrc/core/tables.h
+
+
+@dataclass(frozen=True)
+class GroupNumbers:
+    """The fields of GroupRow in csrc/core/tables.h, in its order (a test compares the two)."""
+
+    lr: float
+    weight_decay: float
+    decoupled: float
+    cautious: float
+    maximize: float
+    l1: float
+    clip_value: float
+    rounding: float
+    rounding_seed: float
+    average_kind: float
+    average_decay: float
+    average_start: float
+    average_every: float
+
+    def row(self) -> list[float]:
+        """The fields in order."""
+        return list(self.__dict__.values())
+
+
+def read_group(group: Group, average: Average | None) -> GroupNumbers:
+    """Reads what schedulers may have changed since the last step."""
+    return GroupNumbers(
+        lr=float(group["lr"]),
+        weight_decay=float(group["weight_decay"]),
+        decoupled=float(group["decoupled_weight_decay"]),
+        cautious=float(group["cautious"]),
+        maximize=float(group["maximize"]),
+        l1=float(group["l1"]),
+        clip_value=math.inf,
+        rounding=float(ROUNDINGS.index(group["rounding"])),
+        rounding_seed=float(group["rounding_seed"]),
+        average_kind=float(average.kind) if average else 0.0,
+        average_decay=float(group["average_decay"]) if average else 0.0,
+        average_start=float(average.start) if average else 1.0,
+        average_every=float(average.every) if average else 1.0,
+    )
+
+
+def average_weight(numbers: GroupNumbers, step: float, num_averaged: float) -> float:
+    """Weight of the new value in the average; 0 where this step is not averaged. As in csrc/core/pipeline.h."""
+    if numbers.average_kind == 0 or step < numbers.average_start:
+        return 0.0
+    if (step - numbers.average_start) % numbers.average_every != 0:
+        return 0.0
+    if num_averaged == 0:
+        return 1.0
+    return 1.0 - numbers.average_decay if numbers.average_kind == 1 else 1.0 / (num_averaged + 1.0)
+
+
+def compute_dtype(param: Tensor) -> torch.dtype:
+    """fp64 parameters are updated in fp64, all others in fp32."""
+    return torch.float64 if param.dtype in (torch.float64, torch.complex128) else torch.float32

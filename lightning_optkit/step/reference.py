@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one-pass step in plain PyTorch: what the compiled path must match, and the path where it cannot go.
+
+Line for line csrc/core/pipeline.h and csrc/cpu/step_loop.h.
+"""
+
+import torch
+from torch import Tensor
+
+from lightning_optkit.step.numbers import GroupNumbers, average_weight, compute_dtype
+from lightning_optkit.step.rounding import round_stochastically
+from lightning_optkit.step.rule import Group, Rule, State
+from lightning_optkit.step.statistics import TensorStatistics
+
+__all__ = ["norm_reference", "step_reference_"]
+
+
+def norm_reference(grad: Tensor) -> tuple[float, float]:
+    """Sum of squares of the finite elements, in double, and how many elements are not finite."""
+    grad = as_real(dense(grad)).double()
+    finite = torch.isfinite(grad)
+    squares = torch.where(finite, grad, 0.0).square().sum()
+    return float(squares), float((~finite).sum())
+
+
+def dense(grad: Tensor) -> Tensor:
+    """A sparse gradient written out; any other as it is."""
+    return grad.to_dense() if grad.layout != torch.strided else grad
+
+
+def as_real(t: Tensor) -> Tensor:
+    """A complex tensor as pairs of real numbers, as torch.optim does; any other as it is."""
+    return torch.view_as_real(t) if torch.is_complex(t) else t
+
+
+def step_reference_(
+    rule: Rule,
+    param: Tensor,
+    grad: Tensor,
+    state: State,
+    group: Group,
+    numbers: GroupNumbers,
+    *,
+    average_name: str | None,
+    grad_scale: float,
+    tensor_index: int,
+) -> TensorStatistics:
+    """Updates one parameter and its state in place. Never writes to `grad`.
+
+    Args:
+        rule: The update rule.
+        param: Parameter, of any floating or complex dtype.
+        grad: Gradient of the same shape; may be sparse.
+        state: Its entry in `optimizer.state`.
+        group: Its parameter group, for the rule.
+        numbers: The same, for the stages.
+        average_name: Name of the average in `state`, if one is kept.
+        grad_scale: Factor for the gradient: 1 / loss scale x clip coefficient.
+        tensor_index: Number of the parameter, for its random stream.
+    """
+    state["step"] += 1.0
+    step = float(state["step"])
+    stored = as_real(param.detach())
+    stored_before = stored.clone()
+    work = compute_dtype(param)
+    p, g = stored.to(work), as_real(dense(grad)).to(work)
+    if "compensation" in state:
+        lost_before = as_real(state["compensation"]).clone()
+        p = p + lost_before.to(work)
+
+    g = g * (-grad_scale if numbers.maximize else grad_scale)
+    if not numbers.decoupled and numbers.weight_decay != 0:
+        g = g + numbers.weight_decay * stored.to(work)
+    working = {name: as_real(state[name]).to(work) for name in rule.states if name in state}
+    update = rule.update(p, g, working, group, step)
+    for name, value in working.items():
+        as_real(state[name]).copy_(value)
+
+    next_p = _move(p, update, numbers)
+    if numbers.rounding == 1 and stored.dtype in (torch.bfloat16, torch.float16):
+        stored.copy_(round_stochastically(next_p, stored.dtype, int(numbers.rounding_seed), int(step), tensor_index))
+    else:
+        stored.copy_(next_p)
+    unchanged = stored == stored_before
+    if "compensation" in state:
+        lost = as_real(state["compensation"])
+        lost.copy_(next_p - stored.to(work))
+        unchanged &= lost == lost_before
+    if average_name is not None:
+        _average(state, average_name, stored, numbers, step)
+    difference = next_p - p
+    return TensorStatistics.from_tensors(g, next_p, difference, (difference != 0) & unchanged)
+
+
+def _move(p: Tensor, update: Tensor, numbers: GroupNumbers) -> Tensor:
+    kept = p
+    if numbers.decoupled and numbers.lr * numbers.weight_decay != 0:
+        kept = p * (1.0 - numbers.lr * numbers.weight_decay)
+        if numbers.cautious:
+            kept = torch.where(update * p < 0, p, kept)
+    moved = kept - update
+    if numbers.lr * numbers.l1 != 0:
+        moved = torch.sign(moved) * (moved.abs() - numbers.lr * numbers.l1).clamp(min=0)
+    return moved
+
+
+def _average(state: State, name: str, stored: Tensor, numbers: GroupNumbers, step: float) -> None:
+    weight = average_weight(numbers, step, float(state["num_averaged"]))
+    if weight == 0:
+        return
+    average = as_real(state[name])
+    if weight == 1:
+        average.copy_(stored)
+    else:
+        average += weight * (stored.to(average.dtype) - average)
+    state["num_averaged"] += 1.0

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stochastic rounding to 16 bits: unbiased, so small updates survive on average. The same bits as the compiled path.
+
+Source: Croci et al. 2022, "Stochastic rounding: implementation, error analysis and applications", section 2;
+bits from a counter, as in csrc/core/random.h.
+"""
+
+import torch
+from torch import Tensor
+
+__all__ = ["round_stochastically"]
+
+_MASK32 = 0xFFFFFFFF
+_MASK64 = 0xFFFFFFFFFFFFFFFF
+
+
+def _splitmix64(x: int) -> int:
+    x = (x + 0x9E3779B97F4A7C15) & _MASK64
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK64
+    return x ^ (x >> 31)
+
+
+def _lowbias32(x: Tensor) -> Tensor:
+    x = x ^ (x >> 16)
+    x = (x * 0x7FEB352D) & _MASK32
+    x = x ^ (x >> 15)
+    x = (x * 0x846CA68B) & _MASK32
+    return x ^ (x >> 16)
+
+
+def _random_bits(count: int, seed: int, step: int, tensor_index: int, device: torch.device) -> Tensor:
+    """32 random bits per element, as int64."""
+    key = _splitmix64((_splitmix64((_splitmix64(seed & _MASK64) + step) & _MASK64) + tensor_index) & _MASK64)
+    index = torch.arange(count, dtype=torch.int64, device=device)
+    high = (key >> 32) ^ (index >> 32)
+    return _lowbias32(_lowbias32((index + (key & _MASK32)) & _MASK32) ^ high)
+
+
+def round_stochastically(value: Tensor, dtype: torch.dtype, seed: int, step: int, tensor_index: int) -> Tensor:
+    """Rounds fp32 `value` to bf16 or fp16, up with the probability of the part cut off.
+
+    Args:
+        value: fp32, dense; elements are numbered in storage order.
+        dtype: torch.bfloat16 or torch.float16.
+        seed: Seed of the run.
+        step: Optimizer step, from 1.
+        tensor_index: Number of the parameter.
+
+    Example:
+        >>> third = torch.full((30000,), 1 + 2**-8 / 3)  # a third of the way between two bf16 numbers
+        >>> rounded = round_stochastically(third, torch.bfloat16, seed=0, step=1, tensor_index=0)
+        >>> bool((rounded.float().mean() - third.mean()).abs() < 1e-4)
+        True
+    """
+    value = value.float()
+    bits = value.view(torch.int32).to(torch.int64) & _MASK32
+    random = _random_bits(value.numel(), seed, step, tensor_index, value.device)
+    random = random.as_strided(value.shape, value.stride())
+    chosen = _cut_to_bfloat16(bits, random) if dtype == torch.bfloat16 else _cut_to_float16(value, bits, random)
+    signed = torch.where(chosen >= 2**31, chosen - 2**32, chosen)
+    return signed.to(torch.int32).view(torch.float32).to(dtype)
+
+
+def _cut_to_bfloat16(bits: Tensor, random: Tensor) -> Tensor:
+    noise = torch.where((bits & 0x7FFFFFFF) >= 0x7F800000, 0, random & 0xFFFF)
+    cut = (bits + noise) & 0xFFFF0000
+    return torch.where((bits & 0x7FFFFFFF) > 0x7F800000, bits, cut)
+
+
+def _cut_to_float16(value: Tensor, bits: Tensor, random: Tensor) -> Tensor:
+    magnitude, sign = bits & 0x7FFFFFFF, bits & 0x80000000
+    exponent = magnitude >> 23
+    shift = torch.where(exponent >= 113, 13, (126 - exponent).clamp(max=24))
+    cut = ((bits + (random & ((1 << shift) - 1))) >> shift) << shift
+    uniform = (random >> 8).float() * 2.0**-24
+    tiny = torch.where(uniform < value.abs() * 2.0**24, sign | 0x33800000, sign)
+    cut = torch.where(exponent < 103, tiny, cut)
+    return torch.where(magnitude >= 0x477FE000, bits, cut)

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an update rule, a clip and an average must say of themselves for the one-pass step to use them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+__all__ = ["Average", "Clip", "Group", "Rule", "State", "Update"]
+
+Group = dict[str, Any]
+"""One entry of `optimizer.param_groups`."""
+
+State = dict[str, Tensor]
+"""One entry of `optimizer.state`."""
+
+Update = Callable[[Tensor, Tensor, State, Group, float], Tensor]
+"""(param, grad, state, group, step) -> what is subtracted from the parameter; writes `state` in place."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An update rule: its name among the compiled rules, and the same arithmetic in plain PyTorch.
+
+    Args:
+        name: Name in csrc/rules/all.h.
+        states: Names in `optimizer.state[p]`, in the order of the compiled rule.
+        hypers: Reads the rule's own numbers from a parameter group, in the order of the compiled rule.
+        update: The reference. `step` counts this update, from 1.
+    """
+
+    name: str
+    states: tuple[str, ...]
+    hypers: Callable[[Group], tuple[float, ...]]
+    update: Update
+
+
+class Clip(Protocol):
+    """A gradient clip that the step can fold in (see `lightning_optkit.clipping`)."""
+
+    def coefficient(self, norm: float) -> float:
+        """The factor for every gradient, given their global L2 norm after unscaling."""
+        ...
+
+
+class Average(Protocol):
+    """An average of the parameters that the step can keep (see `lightning_optkit.averaging`)."""
+
+    @property
+    def state_name(self) -> str:
+        """Its name in `optimizer.state[p]`."""
+        ...
+
+    @property
+    def kind(self) -> int:
+        """AverageKind of csrc/core/tables.h: 1 exponential, 2 uniform."""
+        ...
+
+    @property
+    def decay(self) -> float:
+        """Share of the old average kept by an update of the exponential kind, in [0, 1)."""
+        ...
+
+    @property
+    def start(self) -> int:
+        """First optimizer step, from 1, whose result is averaged."""
+        ...
+
+    @property
+    def every(self) -> int:
+        """Optimizer steps between updates of the average."""
+        ...

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one step did to one tensor, counted while it was in registers."""
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+__all__ = ["TensorStatistics"]
+
+
+@dataclass(frozen=True)
+class TensorStatistics:
+    """Sums over the elements of one parameter in one step.
+
+    Args:
+        grad_sq: Sum of squares of the gradient the rule saw: unscaled, clipped, with L2.
+        param_sq: Sum of squares of the new parameter.
+        update_sq: Sum of squares of the change of the parameter, before rounding.
+        nonfinite: Gradient elements that are inf or NaN.
+        lost: Elements whose stored value did not change although their update was not zero.
+    """
+
+    grad_sq: float
+    param_sq: float
+    update_sq: float
+    nonfinite: float
+    lost: float
+
+    @property
+    def grad_norm(self) -> float:
+        """L2 norm of the gradient."""
+        return math.sqrt(self.grad_sq)
+
+    @property
+    def param_norm(self) -> float:
+        """L2 norm of the parameter."""
+        return math.sqrt(self.param_sq)
+
+    @property
+    def update_norm(self) -> float:
+        """L2 norm of the update."""
+        return math.sqrt(self.update_sq)
+
+    @staticmethod
+    def from_tensors(grad: Tensor, param: Tensor, update: Tensor, lost: Tensor) -> "TensorStatistics":
+        """Counts by plain PyTorch."""
+        return TensorStatistics(
+            grad_sq=float(grad.double().square().sum()),
+            param_sq=float(param.double().square().sum()),
+            update_sq=float(update.double().square().sum()),
+            nonfinite=float((~grad.isfinite()).sum()),
+            lost=float(lost.sum()),
+        )
