@@ -4,6 +4,7 @@
 Source: Pascanu et al. 2013, arXiv:1211.5063, Algorithm 1; the 1e-6 is that of `torch.nn.utils.clip_grad_norm_`.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -37,6 +38,16 @@ class ClipNorm:
 
     def __post_init__(self) -> None:
         check_in("ClipNorm", "max_norm", self.max_norm, "(0, inf)")
+
+    @property
+    def needs_norm(self) -> bool:
+        """True: the factor depends on the global norm."""
+        return True
+
+    @property
+    def max_value(self) -> float:
+        """inf: no element is bounded by itself."""
+        return math.inf
 
     def coefficient(self, norm: float) -> float:
         """The factor, in (0, 1], for gradients of the given global norm."""

@@ -97,7 +97,7 @@ def _group_plan(
     names = layout.names(held, group)
     param = params[0]
     per_element = param.dtype.itemsize * 3 + sum(2 * layout.dtype_of(name, param).itemsize for name in names)
-    if optimizer.clip is not None:
+    if optimizer.clip is not None and optimizer.clip.needs_norm:
         per_element += param.dtype.itemsize
     state_dtype = layout.dtype_of(held[0], param) if held else None
     return GroupPlan(
@@ -119,7 +119,7 @@ def _stages(optimizer: "OnePassOptimizer", group: Group, param: Tensor) -> tuple
     is_16_bit = param.dtype.itemsize == 2
     rounding = group["rounding"] if is_16_bit or group["rounding"] == "kahan" else "nearest"
     listed = [
-        "norm" if optimizer.clip is not None else "",
+        "norm" if optimizer.clip is not None and optimizer.clip.needs_norm else "",
         "unscale" if getattr(optimizer, "_step_supports_amp_scaling", False) else "",
         repr(optimizer.clip) if optimizer.clip is not None else "",
         f"L2({group['weight_decay']:g})" if decays and not decoupled else "",

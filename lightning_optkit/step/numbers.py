@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_optkit.step.rule import Average, Group
+from lightning_optkit.step.rule import Average, Clip, Group
 
 __all__ = ["ROUNDINGS", "GroupNumbers", "average_weight", "read_group"]
 
@@ -37,7 +37,7 @@ class GroupNumbers:
         return list(self.__dict__.values())
 
 
-def read_group(group: Group, average: Average | None) -> GroupNumbers:
+def read_group(group: Group, clip: Clip | None, average: Average | None) -> GroupNumbers:
     """Reads what schedulers may have changed since the last step."""
     return GroupNumbers(
         lr=float(group["lr"]),
@@ -46,7 +46,7 @@ def read_group(group: Group, average: Average | None) -> GroupNumbers:
         cautious=float(group["cautious"]),
         maximize=float(group["maximize"]),
         l1=float(group["l1"]),
-        clip_value=math.inf,
+        clip_value=clip.max_value if clip else math.inf,
         rounding=float(ROUNDINGS.index(group["rounding"])),
         rounding_seed=float(group["rounding_seed"]),
         average_kind=float(average.kind) if average else 0.0,

@@ -171,13 +171,13 @@ class OnePassOptimizer(Optimizer):
             return loss
         loss_scale = getattr(self, "grad_scale", None)
         scale = 1.0 if loss_scale is None else 1.0 / float(loss_scale)
-        if self.clip is not None:
+        if self.clip is not None and self.clip.needs_norm:
             clipped = self._clip_coefficient(bound, scale)
             if clipped is None:
                 self.num_skipped += 1
                 return loss
             scale *= clipped
-        numbers = [read_group(group, self.average) for group in self.param_groups]
+        numbers = [read_group(group, self.clip, self.average) for group in self.param_groups]
         for segment in bound:
             segment.step(self.param_groups, numbers, scale, self.record_statistics)
         self.num_steps += 1

@@ -4,6 +4,8 @@
 Line for line csrc/core/pipeline.h and csrc/cpu/step_loop.h.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -63,14 +65,16 @@ def step_reference_(
     stored = as_real(param.detach())
     stored_before = stored.clone()
     work = compute_dtype(param)
-    p, g = stored.to(work), as_real(dense(grad)).to(work)
+    p, g = stored_before.to(work), as_real(dense(grad)).to(work)
     if "compensation" in state:
         lost_before = as_real(state["compensation"]).clone()
         p = p + lost_before.to(work)
 
     g = g * (-grad_scale if numbers.maximize else grad_scale)
+    if math.isfinite(numbers.clip_value):
+        g = g.clamp(-numbers.clip_value, numbers.clip_value)
     if not numbers.decoupled and numbers.weight_decay != 0:
-        g = g + numbers.weight_decay * stored.to(work)
+        g = g + numbers.weight_decay * stored_before.to(work)
     working = {name: as_real(state[name]).to(work) for name in rule.states if name in state}
     update = rule.update(p, g, working, group, step)
     for name, value in working.items():

@@ -39,6 +39,16 @@ class Rule:
 class Clip(Protocol):
     """A gradient clip that the step can fold in (see `lightning_optkit.clipping`)."""
 
+    @property
+    def needs_norm(self) -> bool:
+        """Whether it asks for the global norm, which costs one more read of the gradients."""
+        ...
+
+    @property
+    def max_value(self) -> float:
+        """Bound of each element after scaling; inf for none."""
+        ...
+
     def coefficient(self, norm: float) -> float:
         """The factor for every gradient, given their global L2 norm after unscaling."""
         ...

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clips each gradient element by itself.
+
+Source: Mikolov 2012, "Statistical language models based on neural networks", section 3.3.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_optkit._checks import check_in
+
+__all__ = ["ClipValue"]
+
+
+@dataclass(frozen=True)
+class ClipValue:
+    """Moves every gradient element into [-max_value, max_value]. The direction of the gradient changes.
+
+    Folded into a step it costs no memory traffic at all.
+
+    Args:
+        max_value: Largest absolute value left as it is, in (0, inf).
+
+    Raises:
+        ValueError: if `max_value` is out of range.
+
+    Example:
+        >>> ClipValue(0.5)
+        ClipValue(max_value=0.5)
+    """
+
+    max_value: float
+
+    def __post_init__(self) -> None:
+        check_in("ClipValue", "max_value", self.max_value, "(0, inf)")
+
+    @property
+    def needs_norm(self) -> bool:
+        """False: elements are clipped one by one."""
+        return False
+
+    def coefficient(self, norm: float) -> float:
+        """1: the gradients are not scaled."""
+        return 1.0
+
+    def __call__(self, parameters: Iterable[Tensor]) -> None:
+        """Clips the gradients of `parameters` in place, for use with any other optimizer."""
+        torch.nn.utils.clip_grad_value_(parameters, self.max_value)
