@@ -218,6 +218,14 @@ class OnePassOptimizer(Optimizer):
             counted |= segment.statistics()
         return [counted.get(i) for i in range(sum(len(group["params"]) for group in self.param_groups))]
 
+    def keep_average(self, average: Average | None) -> None:
+        """Starts, replaces or stops the average that the step keeps."""
+        self.average = average
+        for group in [self.defaults, *self.param_groups]:
+            if average is not None:
+                group["average_decay"] = average.decay
+        self._segments = None
+
     def explain(self) -> Explanation:
         """Per group: rule, stages, dtypes, path and bytes moved. Print it."""
         return explain(self)

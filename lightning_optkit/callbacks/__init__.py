@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""WHEN: one thin Lightning callback per strategy."""
+
+from lightning_optkit.callbacks.fuse import Fuse
+from lightning_optkit.callbacks.weight_averaging import WeightAveraging
+
+__all__ = ["Fuse", "WeightAveraging"]

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turns the optimizers of an unchanged LightningModule into one-pass optimizers for the length of a fit."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.optim import Optimizer
+
+from lightning_optkit._checks import check_one_of
+from lightning_optkit.callbacks._overrides import override, restore
+from lightning_optkit.clipping import ClipNorm, ClipValue
+from lightning_optkit.optimizers.convert import from_torch_, to_torch_, why_not_convertible
+from lightning_optkit.step import Clip, Explanation, OnePassOptimizer
+from lightning_optkit.step.numbers import ROUNDINGS
+
+__all__ = ["Fuse"]
+
+
+class Fuse(Callback):
+    """Makes `torch.optim.SGD`, `Adam` and `AdamW` one-pass optimizers, and folds `gradient_clip_val` into their step.
+
+    The optimizer stays the same object: parameter groups, schedulers, hooks, state dicts and checkpoints keep working,
+    with or without this callback. Optimizers without a one-pass rule are left alone, and the printed plan says so. After
+    the fit every optimizer is torch's again and the module is as it was.
+
+    Under 16-bit mixed precision with a loss scaler, unscaling is folded in as well, unless something else looks at the
+    gradients before the step (a hook `on_before_optimizer_step`, or a module that clips by itself): that would see them
+    scaled, so the scaler's own pass is then left in place.
+
+    Args:
+        rounding: How 16-bit parameters are stored: "nearest", "stochastic" or "kahan".
+        state_dtype: Dtype of the optimizers' moments, torch.float32 or torch.bfloat16.
+        statistics: Count norms and lost updates per tensor in the same pass.
+        verbose: Print the plan when training starts.
+
+    Raises:
+        ValueError: for an argument out of range.
+
+    Example:
+        >>> trainer = pl.Trainer(callbacks=[Fuse()], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self,
+        rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
+        state_dtype: torch.dtype = torch.float32,
+        statistics: bool = False,
+        verbose: bool = True,
+    ) -> None:
+        check_one_of("Fuse", "rounding", rounding, ROUNDINGS)
+        check_one_of("Fuse", "state_dtype", state_dtype, (torch.float32, torch.bfloat16))
+        self._rounding, self._state_dtype, self._statistics, self._verbose = rounding, state_dtype, statistics, verbose
+        self._converted: list[OnePassOptimizer] = []
+        self._left_alone: list[str] = []
+        self._clips = self._module_clips = False
+        self._overrides: dict[str, Callable[..., Any]] = {}
+
+    def explain(self) -> list[Explanation]:
+        """The plan of each optimizer of the fit that is running."""
+        return [optimizer.explain() for optimizer in self._converted]
+
+    # --- hooks, in the order Lightning calls them ---
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        if any(isinstance(callback, Fuse) and callback is not self for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            raise ValueError("Fuse(): given twice; one converts every optimizer.")
+        self._converted, self._left_alone = [], []
+        self._module_clips = is_overridden("configure_gradient_clipping", pl_module)
+        self._clips = bool(trainer.gradient_clip_val) and not self._module_clips
+        self._overrides = {"configure_optimizers": self._wrap_configure_optimizers(pl_module)}
+        if self._clips:
+            self._overrides["configure_gradient_clipping"] = self._wrap_clipping(pl_module)
+        for name, function in self._overrides.items():
+            override(pl_module, name, function)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        folds_unscaling = (
+            _has_loss_scaler(trainer) and not self._module_clips and not _is_watched(trainer, pl_module)
+        )
+        for optimizer in self._converted:
+            if self._clips:
+                optimizer.clip = _folded_clip(trainer)
+            optimizer._step_supports_amp_scaling = folds_unscaling  # type: ignore[attr-defined]
+        if self._verbose:
+            rank_zero_info(self._plan())
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._undo(pl_module)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._undo(pl_module)
+
+    # --- what they do ---
+
+    def _wrap_configure_optimizers(self, pl_module: pl.LightningModule) -> Callable[[], Any]:
+        original = pl_module.configure_optimizers
+
+        def configure_optimizers() -> Any:
+            configured = original()
+            for optimizer in _optimizers_in(configured):
+                self._convert(optimizer)
+            return configured
+
+        return configure_optimizers
+
+    def _convert(self, optimizer: Optimizer) -> None:
+        if isinstance(optimizer, OnePassOptimizer):
+            self._left_alone.append(f"{type(optimizer).__name__}: one-pass already")
+            return
+        reason = why_not_convertible(optimizer)
+        if reason is not None:
+            self._left_alone.append(f"{type(optimizer).__name__}: {reason}; it runs as it is")
+            return
+        from_torch_(
+            optimizer, rounding=self._rounding, state_dtype=self._state_dtype, statistics=self._statistics
+        )
+        assert isinstance(optimizer, OnePassOptimizer)
+        self._converted.append(optimizer)
+
+    def _wrap_clipping(self, pl_module: pl.LightningModule) -> Callable[..., None]:
+        original = pl_module.configure_gradient_clipping
+
+        def configure_gradient_clipping(
+            optimizer: Optimizer,
+            gradient_clip_val: float | None = None,
+            gradient_clip_algorithm: str | None = None,
+        ) -> None:
+            if optimizer not in self._converted:
+                original(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+        return configure_gradient_clipping
+
+    def _plan(self) -> str:
+        parts = [str(explanation) for explanation in self.explain()]
+        parts += [f"Fuse left {line}." for line in self._left_alone]
+        return "\n".join(parts or ["Fuse: this module has no optimizer."])
+
+    def _undo(self, pl_module: pl.LightningModule) -> None:
+        for name, function in self._overrides.items():
+            restore(pl_module, name, function)
+        self._overrides = {}
+        for optimizer in self._converted:
+            to_torch_(optimizer)
+        self._converted = []
+
+
+def _optimizers_in(configured: Any) -> Iterator[Optimizer]:
+    """The optimizers in whatever form `configure_optimizers` may return."""
+    if isinstance(configured, Optimizer):
+        yield configured
+    elif isinstance(configured, dict):
+        yield from _optimizers_in(configured.get("optimizer"))
+    elif isinstance(configured, list | tuple):
+        for item in configured:
+            yield from _optimizers_in(item)
+
+
+def _folded_clip(trainer: pl.Trainer) -> Clip:
+    value = float(trainer.gradient_clip_val)  # type: ignore[arg-type]
+    return ClipValue(value) if trainer.gradient_clip_algorithm == "value" else ClipNorm(value)
+
+
+def _has_loss_scaler(trainer: pl.Trainer) -> bool:
+    precision = trainer.precision_plugin
+    return isinstance(precision, MixedPrecision) and precision.scaler is not None
+
+
+def _is_watched(trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
+    """Does anything look at the gradients before the step? It must find them unscaled."""
+    watchers = [pl_module, *trainer.callbacks]  # type: ignore[attr-defined]
+    return any(is_overridden("on_before_optimizer_step", watcher) for watcher in watchers)

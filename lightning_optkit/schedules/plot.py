@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Schedules drawn before training, with nothing but matplotlib."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lightning_optkit._checks import check_in
+from lightning_optkit.schedules.schedule import Schedule, check_schedule
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["plot"]
+
+_POINTS = 1_000
+
+
+def plot(
+    *schedules: Schedule, total_steps: float, labels: Sequence[str] | None = None, ax: "Axes | None" = None
+) -> "Axes":
+    """Draws the factor of each schedule over a run, and returns the axes.
+
+    The curves end just before `total_steps`, which no step of the run sees. Saves nothing and opens no window:
+    `plot(cosine(), total_steps=100).figure.savefig("cosine.png")`.
+
+    Args:
+        schedules: One or more schedules.
+        total_steps: Length of the run (steps, or the unit the schedules are counted in), in (0, inf).
+        labels: One label per schedule. Default: the calls that made them.
+        ax: Where to draw. Default: the axes of a new figure.
+
+    Raises:
+        ValueError: if there is nothing to draw, the labels do not match, or a schedule does not fit into the run.
+
+    Example:
+        >>> from lightning_optkit.schedules import cosine, rex
+        >>> len(plot(cosine(), rex(), total_steps=100).lines)
+        2
+    """
+    if not schedules:
+        raise ValueError("plot(schedules=()): schedules must hold at least one Schedule.")
+    for schedule in schedules:
+        check_schedule("plot", "schedules", schedule)
+    check_in("plot", "total_steps", total_steps, "(0, inf)")
+    labels = [repr(schedule) for schedule in schedules] if labels is None else list(labels)
+    if len(labels) != len(schedules):
+        raise ValueError(f"plot(labels={labels!r}): labels must have one entry per schedule ({len(schedules)}).")
+
+    steps = [total_steps * point / _POINTS for point in range(_POINTS)]
+    curves = [[schedule(step, total_steps) for step in steps] for schedule in schedules]
+    if ax is None:
+        from matplotlib.figure import Figure  # not pyplot: no global state, and no backend with a window
+
+        ax = Figure(layout="constrained").subplots()
+    for curve, label in zip(curves, labels, strict=True):
+        ax.plot(steps, curve, label=label)
+    ax.set_xlabel("step")
+    ax.set_ylabel("factor")
+    ax.legend()
+    return ax
