@@ -3,7 +3,7 @@
 
 OPTKIT_EXTENSION=auto|0|1   build it if there is a C++ compiler | never | fail without one
 OPTKIT_CUDA=auto|0|1        add the CUDA kernels if there is an nvcc | never | fail without one
-TORCH_CUDA_ARCH_LIST        e.g. "9.0;10.0+PTX": instead of every architecture this nvcc knows of 8.0 8.6 8.9 9.0 10.0 12.0
+TORCH_CUDA_ARCH_LIST        e.g. "9.0;10.0+PTX"; default: what this nvcc knows of 8.0 8.6 8.9 9.0 10.0 12.0
 MAX_JOBS                    compilers at a time; default: cores, and 2 GB of memory each
 """
 
@@ -20,11 +20,13 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 CSRC = ROOT / "csrc"
+CUDA_LIBRARY = "liboptkit_cuda"
 ISA_FLAGS = {
     "baseline": "",
     "avx2": "-mavx2 -mfma -mf16c",
     # gcc 12's own AVX-512 header warns about its deliberately undefined vectors.
-    "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -mprefer-vector-width=512 -Wno-maybe-uninitialized",
+    "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -mprefer-vector-width=512"
+    " -Wno-maybe-uninitialized",
 }
 IS_X86 = os.uname().machine in ("x86_64", "AMD64") if hasattr(os, "uname") else False
 
@@ -43,7 +45,10 @@ def cxx() -> str | None:
     if wanted == "1" and not found:
         sys.exit(f"OPTKIT_EXTENSION=1, but there is no C++ compiler (looked for {', '.join(names)}).")
     if wanted == "auto" and not found:
-        print("lightning_optkit: no C++ compiler found; installing the plain-PyTorch reference path only.", file=sys.stderr)
+        print(
+            "lightning_optkit: no C++ compiler found; installing the plain-PyTorch reference path only.",
+            file=sys.stderr,
+        )
     return found if wanted != "0" else None
 
 
@@ -60,7 +65,9 @@ def cuda_architectures(compiler: str) -> list[str]:
     """-gencode flags: the user's list, or ours as far as this nvcc goes; always PTX of the last for newer devices."""
     listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
     known = subprocess.run([compiler, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
-    ours = [arch for arch in ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0") if f"compute_{arch.replace('.', '')}" in known]
+    ours = [
+        arch for arch in ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0") if f"compute_{arch.replace('.', '')}" in known
+    ]
     flags = []
     for arch in listed or [*ours[:-1], f"{ours[-1]}+PTX"]:
         number = arch.removesuffix("+PTX").replace(".", "")
@@ -74,7 +81,10 @@ def max_jobs() -> int:
     if "MAX_JOBS" in os.environ:
         return max(1, int(os.environ["MAX_JOBS"]))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(1, min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, memory // 2**31))
+    return max(
+        1,
+        min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, memory // 2**31),
+    )
 
 
 def torch_folder() -> Path:
@@ -85,87 +95,103 @@ def torch_folder() -> Path:
 
 
 class NinjaBuild(build_ext):
-    """Writes one ninja file and runs it: parallel, and incremental in a checkout."""
+    """Writes a ninja file per library and runs it: parallel, and incremental in a checkout."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        if fullname.endswith(CUDA_LIBRARY):  # opened by path, not imported: no Python in its name
+            return f"{fullname.replace('.', os.sep)}.so"
+        return super().get_ext_filename(fullname)
 
     def build_extension(self, ext: Extension) -> None:
-        import pybind11
-
-        target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        build = Path(self.build_temp).resolve()
+        build = ROOT.resolve() / "build" / f"{sys.implementation.cache_tag}-{ext.name}"
         build.mkdir(parents=True, exist_ok=True)
-        torch = torch_folder()
-        lines = self.rules(torch, pybind11.get_include())
-        objects = self.cpp_objects(lines)
-        lines.append(f"build {target}: link {' '.join(objects)}")
-        compiler = nvcc()
-        if compiler:
-            self.cuda_library(lines, compiler, target.parent / "liboptkit_cuda.so")
-        (build / "build.ninja").write_text("\n".join(lines) + "\n")
-        self.run_ninja(build)
-
-    def rules(self, torch: Path, pybind11_include: str) -> list[str]:
-        includes = f"-I{CSRC.resolve()} -I{pybind11_include} -I{sysconfig.get_paths()['include']}"
-        torch_includes = f"-isystem {torch}/include -isystem {torch}/include/torch/csrc/api/include"
-        common = "-O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -ffp-contract=off -Wall -Wextra"
-        extra = os.environ.get("OPTKIT_CXXFLAGS", "")
-        undefined = "-undefined dynamic_lookup" if sys.platform == "darwin" else f"-L{torch}/lib -ltorch_cpu"
-        return [
-            "ninja_required_version = 1.8",
-            f"cxx = {ext_compiler}",
-            "rule cxx",
-            f"  command = $cxx -MMD -MF $out.d {common} $flags {includes} {extra} -c $in -o $out",
-            "  depfile = $out.d",
-            "  deps = gcc",
-            "  description = C++ $out",
-            "rule link",
-            f"  command = $cxx -shared {extra} $in -o $out {undefined}",
-            "  description = link $out",
-            f"torch_flags = -std=c++20 -DTORCH_TARGET_VERSION=0x020a000000000000 {torch_includes}",
-        ]
-
-    def cpp_objects(self, lines: list[str]) -> list[str]:
-        units = [(CSRC / f"cpu/{name}.cpp", name, "-std=c++17") for name in ("walk", "dispatch", "memory")]
-        units += [(CSRC / f"bindings/{name}.cpp", name, "-std=c++17") for name in ("plan", "module", "device")]
-        units += [(CSRC / "bindings/ops.cpp", "ops", "$torch_flags")]
-        isas = ISA_FLAGS if IS_X86 else {"baseline": ""}
-        units += [(CSRC / "cpu/kernels.cpp", f"kernels_{isa}", f"-std=c++17 -DOPTKIT_ISA={isa} {flags}") for isa, flags in isas.items()]
-        for source, stem, flags in units:
-            lines += [f"build {stem}.o: cxx {source.resolve()}", f"  flags = {flags}"]
-        return [f"{stem}.o" for _, stem, _ in units]
-
-    def cuda_library(self, lines: list[str], compiler: str, target: Path) -> None:
-        flags = f"-O3 -std=c++17 -Xcompiler -fPIC,-fvisibility=hidden --fmad=false -ftz=true --threads 2 -I{CSRC.resolve()}"
-        lines += [
-            "rule nvcc",
-            f"  command = {compiler} {flags} {' '.join(cuda_architectures(compiler))} -MMD -MF $out.d -c $in -o $out",
-            "  depfile = $out.d",
-            "  deps = gcc",
-            "  description = CUDA $out",
-            "rule nvlink",
-            f"  command = {compiler} -shared -cudart static $in -o $out",
-            "  description = link $out",
-        ]
-        objects = []
-        for source in sorted((CSRC / "cuda").glob("*.cu")):
-            lines.append(f"build cuda_{source.stem}.o: nvcc {source.resolve()}")
-            objects.append(f"cuda_{source.stem}.o")
-        lines.append(f"build {target}: nvlink {' '.join(objects)}")
-
-    def run_ninja(self, build: Path) -> None:
-        import ninja
-
-        try:
-            subprocess.run([str(Path(ninja.BIN_DIR) / "ninja"), "-C", str(build), f"-j{max_jobs()}"], check=True)
-        except subprocess.CalledProcessError as error:
-            raise SystemExit(
-                "lightning_optkit: the extension did not compile; the compiler's message is above. "
-                "OPTKIT_CUDA=0 leaves the CUDA kernels out, OPTKIT_EXTENSION=0 installs the plain-PyTorch reference path."
-            ) from error
+        output = build / "library.so"
+        lines = cuda_build(output) if ext.name.endswith(CUDA_LIBRARY) else cpp_build(output)
+        (build / "build.ninja").write_text("\n".join(["ninja_required_version = 1.8", *lines]) + "\n")
+        run_ninja(build)
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # In one move: a process that has the old library open keeps it whole.
+        shutil.copyfile(output, target.with_suffix(".new"))
+        target.with_suffix(".new").replace(target)
 
 
-ext_compiler = cxx()
+def cpp_build(output: Path) -> list[str]:
+    import pybind11
+
+    torch = torch_folder()
+    includes = f"-I{CSRC.resolve()} -I{pybind11.get_include()} -I{sysconfig.get_paths()['include']}"
+    torch_includes = f"-isystem {torch}/include -isystem {torch}/include/torch/csrc/api/include"
+    # sqrt is vectorized only when it need not set errno; contraction would round differently from CUDA.
+    common = "-O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -ffp-contract=off -Wall -Wextra"
+    extra = os.environ.get("OPTKIT_CXXFLAGS", "")
+    libraries = "-undefined dynamic_lookup" if sys.platform == "darwin" else f"-L{torch}/lib -ltorch_cpu -ldl"
+    lines = [
+        "rule cxx",
+        f"  command = {COMPILER} -MMD -MF $out.d {common} $flags {includes} {extra} -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = C++ $out",
+        "rule link",
+        f"  command = {COMPILER} -shared {extra} $in -o $out {libraries}",
+        "  description = link $out",
+    ]
+    objects = []
+    for source, stem, flags in cpp_units(torch_includes):
+        lines += [f"build {stem}.o: cxx {source.resolve()}", f"  flags = {flags}"]
+        objects.append(f"{stem}.o")
+    return [*lines, f"build {output}: link {' '.join(objects)}"]
+
+
+def cpp_units(torch_includes: str) -> list[tuple[Path, str, str]]:
+    """(source, object, flags). Only ops.cpp sees torch, whose headers need C++20."""
+    units = [(CSRC / f"cpu/{name}.cpp", name, "-std=c++17") for name in ("walk", "dispatch", "memory")]
+    units += [(CSRC / f"bindings/{name}.cpp", name, "-std=c++17") for name in ("plan", "module", "device")]
+    units += [
+        (CSRC / "bindings/ops.cpp", "ops", f"-std=c++20 -DTORCH_TARGET_VERSION=0x020a000000000000 {torch_includes}")
+    ]
+    isas = ISA_FLAGS if IS_X86 else {"baseline": ""}
+    for isa, flags in isas.items():
+        units.append((CSRC / "cpu/kernels.cpp", f"kernels_{isa}", f"-std=c++17 -DOPTKIT_ISA={isa} {flags}"))
+    return units
+
+
+def cuda_build(output: Path) -> list[str]:
+    # No contraction and denormals flushed: the same arithmetic as on the CPU.
+    flags = f"-O3 -std=c++17 -Xcompiler -fPIC,-fvisibility=hidden --fmad=false -ftz=true -I{CSRC.resolve()}"
+    lines = [
+        "rule nvcc",
+        f"  command = {NVCC} {flags} {' '.join(cuda_architectures(NVCC))} --threads {max_jobs()}"
+        " -MMD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = CUDA $out",
+        "rule link",
+        f"  command = {NVCC} -shared -cudart static $in -o $out",
+        "  description = link $out",
+    ]
+    sources = sorted((CSRC / "cuda").glob("*.cu"))
+    lines += [f"build {source.stem}.o: nvcc {source.resolve()}" for source in sources]
+    return [*lines, f"build {output}: link {' '.join(f'{source.stem}.o' for source in sources)}"]
+
+
+def run_ninja(build: Path) -> None:
+    import ninja
+
+    try:
+        subprocess.run([str(Path(ninja.BIN_DIR) / "ninja"), "-C", str(build), f"-j{max_jobs()}"], check=True)
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(
+            "lightning_optkit: the extension did not compile; the compiler's message is above. "
+            "OPTKIT_CUDA=0 leaves the CUDA kernels out, OPTKIT_EXTENSION=0 installs the plain-PyTorch reference path."
+        ) from error
+
+
+COMPILER = cxx()
+NVCC = nvcc() if COMPILER else None
+libraries = ["lightning_optkit._C"] if COMPILER else []
+libraries += [f"lightning_optkit.{CUDA_LIBRARY}"] if NVCC else []
 setup(
-    ext_modules=[Extension("lightning_optkit._C", sources=[])] if ext_compiler else [],
+    ext_modules=[Extension(name, sources=[]) for name in libraries],
     cmdclass={"build_ext": NinjaBuild},
 )

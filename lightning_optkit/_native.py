@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The compiled half, or the reason why it is absent. The only file that knows whether it exists."""
 
+import functools
+import importlib
 import importlib.util
 import os
 import warnings
@@ -11,14 +13,14 @@ import torch  # noqa: F401  (the extension finds libtorch already loaded)
 
 from lightning_optkit._checks import check_one_of
 
-__all__ = ["cuda_library", "extension", "missing_reason", "warn_once_if_missing"]
+__all__ = ["cuda_library", "extension", "missing_reason", "warn_once_if_missing", "why_no_cuda_kernels"]
 
 
 def _load() -> tuple[ModuleType | None, str]:
     if importlib.util.find_spec("lightning_optkit._C") is None:
         return None, "it was not built (no C++ compiler at installation, or OPTKIT_EXTENSION=0)"
     try:
-        from lightning_optkit import _C
+        _C = importlib.import_module("lightning_optkit._C")
     except ImportError as error:
         return None, f"it does not load: {error}"
     wanted = os.environ.get("OPTKIT_CPU_ISA")
@@ -48,3 +50,18 @@ def cuda_library() -> Path | None:
     """Where the CUDA kernels lie, if they were built. Looking does not load them."""
     path = Path(__file__).parent / "liboptkit_cuda.so"
     return path if path.exists() else None
+
+
+@functools.cache
+def why_no_cuda_kernels() -> str | None:
+    """Loads the CUDA kernels, once. The reason why that is impossible, or None."""
+    if extension is None:
+        return missing_reason
+    path = cuda_library()
+    if path is None:
+        return "the CUDA kernels were not built (no nvcc at installation, or OPTKIT_CUDA=0)"
+    try:
+        extension.open_cuda(str(path))
+    except RuntimeError as error:
+        return str(error)
+    return None

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "bindings/device.h"
 #include "bindings/plan.h"
 #include "cpu/memory.h"
 
@@ -39,6 +40,16 @@ void add_tensor(Plan& plan, uintptr_t param, const std::vector<uintptr_t>& state
   plan.add_tensor(slot, {std::move(sizes), std::move(strides)});
 }
 
+void cuda_step(Plan& plan, uintptr_t norm, uintptr_t loss_scale, uintptr_t found_inf, double scale, double max_norm,
+               uintptr_t report,
+               bool counts_report, uintptr_t statistics, uintptr_t stream) {
+  const optkit::CudaStepControl control = {pointer<double>(norm),   pointer<float>(loss_scale),
+                                           pointer<float>(found_inf), scale, max_norm,
+                                           pointer<double>(report),  pointer<optkit::Sums>(statistics),
+                                           counts_report ? 1 : 0};
+  plan.cuda_step(control, stream);
+}
+
 // [(grad_sq, param_sq, update_sq, nonfinite, lost)] per tensor.
 py::list sums(const Plan& plan) {
   py::list rows;
@@ -62,7 +73,7 @@ py::dict rules() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The compiled half of lightning_optkit.";
   py::class_<Plan>(m, "Plan")
-      .def(py::init<const std::string&, bool>(), py::arg("rule"), py::arg("is_double"))
+      .def(py::init<const std::string&, bool, int>(), py::arg("rule"), py::arg("is_double"), py::arg("device"))
       .def_property_readonly("id", &Plan::id)
       .def("add_tensor", &add_tensor, py::kw_only(), py::arg("param"), py::arg("states"), py::arg("average"),
            py::arg("compensation"), py::arg("step"), py::arg("num_averaged"), py::arg("sizes"),
@@ -79,10 +90,15 @@ PYBIND11_MODULE(_C, m) {
              return py::make_tuple(norm.grad_sq, norm.nonfinite);
            })
       .def("step", &Plan::step, py::arg("grad_scale"), py::arg("statistics"), py::call_guard<py::gil_scoped_release>())
+      .def("cuda_norm", &Plan::cuda_norm, py::arg("norm_out"), py::arg("stream"))
+      .def("cuda_step", &cuda_step, py::kw_only(), py::arg("norm"), py::arg("loss_scale"), py::arg("found_inf"),
+           py::arg("scale"), py::arg("max_norm"), py::arg("report"), py::arg("counts_report"), py::arg("statistics"), py::arg("stream"))
       .def("sums", &sums);
   m.attr("GROUP_FIELDS") =
       std::vector<std::string>(optkit::kGroupFields, optkit::kGroupFields + optkit::kNumGroupFields);
   m.def("rules", &rules);
+  m.def("open_cuda", &optkit::open_cuda, py::arg("path"));
+  m.def("cuda_architectures", [] { return std::string(optkit::cuda_api().architectures); });
   m.def("cpu_isa", [] { return std::string(optkit::active_kernels().isa); });
   m.def("cpu_isas", [] {
     std::vector<std::string> names;

@@ -7,6 +7,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "bindings/device.h"
 #include "bindings/threads.h"
 
 namespace optkit {
@@ -28,8 +29,12 @@ int rule_id(const std::string& name) {
 
 }  // namespace
 
-Plan::Plan(const std::string& rule, bool is_double)
-    : rule_(rule_id(rule)), is_double_(is_double), cpu_(rule_, is_double, &torch_parallel, torch_num_threads()) {
+Plan::Plan(const std::string& rule, bool is_double, int cuda_device)
+    : device(cuda_device),
+      rule_(rule_id(rule)),
+      is_double_(is_double),
+      cpu_(rule_, is_double, &torch_parallel, torch_num_threads()) {
+  if (device >= 0) check_cuda(cuda_api().create(rule_, is_double_, device, &cuda_));
   static int64_t next_id = 0;
   const std::lock_guard<std::mutex> lock(registry_mutex);
   id_ = ++next_id;
@@ -37,6 +42,7 @@ Plan::Plan(const std::string& rule, bool is_double)
 }
 
 Plan::~Plan() {
+  if (cuda_ != nullptr) cuda_api().destroy(cuda_);
   const std::lock_guard<std::mutex> lock(registry_mutex);
   registry().erase(id_);
 }
@@ -56,7 +62,8 @@ void Plan::set_active(const std::vector<int>& indices) {
   for (TensorSlot& tensor : tensors) tensor.active = 0;
   for (const int i : indices) tensors.at(i).active = 1;
   active = indices;
-  cpu_.layout(tensors);
+  uploaded_ = false;
+  if (device < 0) cpu_.layout(tensors);
 }
 
 void Plan::set_groups(const std::vector<std::vector<double>>& rows) {
@@ -83,6 +90,25 @@ Norm Plan::norm() {
 void Plan::step(double grad_scale, bool statistics) {
   cpu_.num_workers = torch_num_threads();
   cpu_.step(tensors, groups_, grad_scale, statistics, sums_);
+}
+
+void Plan::upload(uintptr_t stream) {
+  if (uploaded_) return;
+  const auto count = static_cast<int>(tensors.size());
+  check_cuda(cuda_api().layout(cuda_, tensors.data(), count, reinterpret_cast<void*>(stream)));
+  uploaded_ = true;
+}
+
+void Plan::cuda_norm(uintptr_t norm_out, uintptr_t stream) {
+  upload(stream);
+  check_cuda(cuda_api().norm(cuda_, tensors.data(), reinterpret_cast<double*>(norm_out),
+                             reinterpret_cast<void*>(stream)));
+}
+
+void Plan::cuda_step(const CudaStepControl& control, uintptr_t stream) {
+  upload(stream);
+  check_cuda(cuda_api().step(cuda_, tensors.data(), groups_.data(), static_cast<int>(groups_.size()), &control,
+                             reinterpret_cast<void*>(stream)));
 }
 
 }  // namespace optkit

@@ -8,6 +8,7 @@
 
 #include "core/tables.h"
 #include "cpu/walk.h"
+#include "cuda/api.h"
 
 namespace optkit {
 
@@ -25,7 +26,8 @@ struct Norm {
 
 class Plan {
  public:
-  Plan(const std::string& rule, bool is_double);
+  // device: index of a CUDA device, or -1 for the CPU.
+  Plan(const std::string& rule, bool is_double, int device);
   ~Plan();
   Plan(const Plan&) = delete;
   Plan& operator=(const Plan&) = delete;
@@ -42,6 +44,13 @@ class Plan {
   // Per tensor, in the order of adding: {grad_sq, param_sq, update_sq, nonfinite, lost}.
   const std::vector<Sums>& sums() const { return sums_; }
 
+  // On CUDA, without waiting for it: pointers are device memory, `stream` a cudaStream_t.
+  void cuda_norm(uintptr_t norm_out, uintptr_t stream);
+  void cuda_step(const CudaStepControl& control, uintptr_t stream);
+  // The next launch uploads the tables again.
+  void outdate_device() { uploaded_ = false; }
+
+  const int device;
   std::vector<TensorSlot> tensors;
   std::vector<Shape> shapes;  // of the parameters
   std::vector<int> active;  // indices of tensors with a gradient, in order
@@ -53,6 +62,9 @@ class Plan {
   std::vector<GroupRow> groups_;
   std::vector<Sums> sums_;
   CpuWalk cpu_;
+  void upload(uintptr_t stream);
+  void* cuda_ = nullptr;
+  bool uploaded_ = false;
 };
 
 }  // namespace optkit

@@ -25,6 +25,11 @@ OPTKIT_HD float sqrt(float a) { return __builtin_sqrtf(a); }
 OPTKIT_HD double sqrt(double a) { return __builtin_sqrt(a); }
 #endif
 
+OPTKIT_HD float select(bool condition, float a, float b) { return condition ? a : b; }
+OPTKIT_HD double select(bool condition, double a, double b) { return condition ? a : b; }
+OPTKIT_HD float abs(float a) { return a < 0.0f ? -a : a; }
+OPTKIT_HD double abs(double a) { return a < 0.0 ? -a : a; }
+
 // A NaN in `a` stays a NaN: a comparison with it is false, and the false branch is `a`.
 template <class V>
 OPTKIT_HD V max(V a, V b) {
@@ -34,10 +39,6 @@ template <class V>
 OPTKIT_HD V min(V a, V b) {
   return select(b < a, b, a);
 }
-OPTKIT_HD float select(bool condition, float a, float b) { return condition ? a : b; }
-OPTKIT_HD double select(bool condition, double a, double b) { return condition ? a : b; }
-OPTKIT_HD float abs(float a) { return a < 0.0f ? -a : a; }
-OPTKIT_HD double abs(double a) { return a < 0.0 ? -a : a; }
 
 // base^exponent for a whole exponent >= 0, by repeated squaring: the same bits on every machine, unlike std::pow.
 OPTKIT_HD double power(double base, double exponent) {

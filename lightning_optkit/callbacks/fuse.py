@@ -25,9 +25,9 @@ __all__ = ["Fuse"]
 class Fuse(Callback):
     """Makes `torch.optim.SGD`, `Adam` and `AdamW` one-pass optimizers, and folds `gradient_clip_val` into their step.
 
-    The optimizer stays the same object: parameter groups, schedulers, hooks, state dicts and checkpoints keep working,
-    with or without this callback. Optimizers without a one-pass rule are left alone, and the printed plan says so. After
-    the fit every optimizer is torch's again and the module is as it was.
+    The optimizer stays the same object: parameter groups, schedulers, hooks, state dicts and checkpoints keep
+    working, with or without this callback. Optimizers without a one-pass rule are left alone, and the printed plan
+    says so. After the fit every optimizer is torch's again and the module is as it was.
 
     Under 16-bit mixed precision with a loss scaler, unscaling is folded in as well, unless something else looks at the
     gradients before the step (a hook `on_before_optimizer_step`, or a module that clips by itself): that would see them
@@ -82,9 +82,7 @@ class Fuse(Callback):
             override(pl_module, name, function)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        folds_unscaling = (
-            _has_loss_scaler(trainer) and not self._module_clips and not _is_watched(trainer, pl_module)
-        )
+        folds_unscaling = _has_loss_scaler(trainer) and not self._module_clips and not _is_watched(trainer, pl_module)
         for optimizer in self._converted:
             if self._clips:
                 optimizer.clip = _folded_clip(trainer)
@@ -120,9 +118,7 @@ class Fuse(Callback):
         if reason is not None:
             self._left_alone.append(f"{type(optimizer).__name__}: {reason}; it runs as it is")
             return
-        from_torch_(
-            optimizer, rounding=self._rounding, state_dtype=self._state_dtype, statistics=self._statistics
-        )
+        from_torch_(optimizer, rounding=self._rounding, state_dtype=self._state_dtype, statistics=self._statistics)
         assert isinstance(optimizer, OnePassOptimizer)
         self._converted.append(optimizer)
 

@@ -17,11 +17,12 @@ __all__ = ["WeightAveraging"]
 
 
 class WeightAveraging(Callback):
-    """Averages the weights over training: folded into the step of a one-pass optimizer, in a pass of its own for others.
+    """Averages the weights over training: folded into a one-pass step, in a pass of its own after any other step.
 
-    The average lives in the optimizer's state. From its first update on, and never before, validation runs on it, a full
-    checkpoint's `state_dict` holds it (with the trained weights beside it, for resuming, under `current_model_state`), and
-    the module has it when `fit` returns. Buffers are the model's own, as in `torch.optim.swa_utils`.
+    The average lives in the optimizer's state. From its first update on, and never before, validation runs on it, a
+    full checkpoint's `state_dict` holds it (with the trained weights beside it, for resuming, under
+    `current_model_state`), and the module has it when `fit` returns. Buffers are the model's own, as in
+    `torch.optim.swa_utils`.
 
     Args:
         average: What to keep, e.g. `EMA(0.999)`.

@@ -4,6 +4,7 @@
 Source: Mikolov 2012, "Statistical language models based on neural networks", section 3.3.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -41,6 +42,11 @@ class ClipValue:
     def needs_norm(self) -> bool:
         """False: elements are clipped one by one."""
         return False
+
+    @property
+    def max_norm(self) -> float:
+        """inf: the norm is not bounded."""
+        return math.inf
 
     def coefficient(self, norm: float) -> float:
         """1: the gradients are not scaled."""

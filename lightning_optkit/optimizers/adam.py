@@ -5,11 +5,11 @@ Source: Kingma & Ba 2015, arXiv:1412.6980, Algorithm 1; AMSGrad, Reddi et al. 20
 Differs from the papers as `torch.optim.Adam` does: AMSGrad keeps the maximum before the bias correction.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
+from torch.optim.optimizer import Optimizer, ParamsT
 
 from lightning_optkit._checks import check_in
 from lightning_optkit.step import Average, Clip, OnePassOptimizer, Rule
@@ -28,7 +28,9 @@ def adam_update(param: Tensor, grad: Tensor, state: State, group: Group, step: f
     if "max_exp_avg_sq" in state:
         second = torch.maximum(state["max_exp_avg_sq"], exp_avg_sq, out=state["max_exp_avg_sq"])
     denom = second.sqrt() * (1 - beta2**step) ** -0.5 + group["eps"]
-    return exp_avg * (float(group["lr"]) / (1 - beta1**step)) / denom
+    step_size = float(group["lr"]) / float(1 - beta1**step)
+    update: Tensor = exp_avg * step_size / denom
+    return update
 
 
 def _hypers(group: Group) -> tuple[float, ...]:
@@ -80,7 +82,7 @@ class Adam(OnePassOptimizer):
         tensor([0.9000, 1.1000, 1.0000])
     """
 
-    torch_class = torch.optim.Adam
+    torch_class: ClassVar[type[Optimizer] | None] = torch.optim.Adam
 
     def __init__(
         self,

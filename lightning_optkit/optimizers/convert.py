@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns a torch optimizer into ours and back, in place: the same object, so that schedulers and users keep hold of it."""
+"""Turns a torch optimizer into ours and back, in place: schedulers and users keep hold of the same object."""
 
 import functools
 import weakref
@@ -99,7 +99,8 @@ def to_torch_(optimizer: OnePassOptimizer) -> None:
     """
     cls = optimizer.torch_class
     assert cls is not None
-    known = set(cls([torch.nn.Parameter(torch.zeros(1))]).param_groups[0])
+    build: Callable[..., Optimizer] = cls
+    known = set(build([torch.nn.Parameter(torch.zeros(1))]).param_groups[0])
     for group in optimizer.param_groups:
         for key in set(group) - known - {"initial_lr", "param_names"}:
             del group[key]
@@ -110,7 +111,7 @@ def to_torch_(optimizer: OnePassOptimizer) -> None:
 def _become(optimizer: Optimizer, cls: type[Optimizer]) -> None:
     scheduled = hasattr(optimizer.step, "_wrapped_by_lr_sched")
     vars(optimizer).pop("step", None)
-    optimizer.__class__ = cls  # type: ignore[assignment]
+    optimizer.__class__ = cls
     optimizer._patch_step_function()
     if scheduled:
         _watch_step(optimizer)

@@ -57,7 +57,9 @@ class Explanation:
     groups: tuple[GroupPlan, ...]
 
     def __str__(self) -> str:
-        rows = [("group", "rule", "stages", "parameters", "state", "path", "tensors", "elements", "bytes/element", "MB")]
+        rows = [
+            ("group", "rule", "stages", "parameters", "state", "path", "tensors", "elements", "bytes/element", "MB")
+        ]
         for g in self.groups:
             rows.append(
                 (str(g.group), g.rule, " > ".join(g.stages), g.dtype, g.state_dtype, g.path, str(g.num_tensors),
@@ -87,7 +89,7 @@ def _path(optimizer: "OnePassOptimizer", param: Tensor, group: Group) -> str:
     if reason is not None:
         return f"reference: {reason}"
     assert extension is not None
-    return f"compiled ({extension.cpu_isa()})"
+    return "compiled (cuda)" if param.is_cuda else f"compiled ({extension.cpu_isa()})"
 
 
 def _group_plan(

@@ -87,14 +87,14 @@ def restore_state(optimizer: "OnePassOptimizer", state_dict: dict[str, Any], lay
             if name in wanted and (name != "num_averaged" or layout.average_name in held):
                 state[name] = _restored(value, name, param, layout)
         # torch's SGD counts no steps: a momentum buffer means that there was a first one.
-        state.setdefault("step", torch.ones(()))
+        state.setdefault("step", torch.ones((), device=param.device))
         if layout.average_name in state:
-            state.setdefault("num_averaged", torch.ones(()))
+            state.setdefault("num_averaged", torch.ones((), device=param.device))
 
 
 def _restored(value: Tensor | float, name: str, param: Tensor, layout: StateLayout) -> Tensor:
     if name in COUNTERS:
-        return torch.as_tensor(value, dtype=torch.float32).detach().cpu().clone().reshape(())
+        return torch.as_tensor(value).detach().to(param.device, torch.float32, copy=True).reshape(())
     restored = torch.empty_like(param, dtype=layout.dtype_of(name, param), requires_grad=False)
     return restored.copy_(torch.as_tensor(value))
 

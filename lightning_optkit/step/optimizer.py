@@ -1,26 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """The optimizer that every rule of this package is: one walk over the parameters for the rule and all its stages."""
 
-from collections.abc import Callable, Iterable
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from lightning_optkit._checks import check_in, check_one_of
+from lightning_optkit._checks import check_one_of
 from lightning_optkit._native import warn_once_if_missing
+from lightning_optkit.step.arguments import check_group, check_params, listed, with_listed_params
+from lightning_optkit.step.compiled import PlanOutdated
+from lightning_optkit.step.cuda import CudaSegment, DeviceControl
 from lightning_optkit.step.explain import Explanation, explain
 from lightning_optkit.step.loading import check_state_dict, complete_groups, restore_state
-from lightning_optkit.step.numbers import ROUNDINGS, read_group
+from lightning_optkit.step.numbers import GroupNumbers, read_group
+from lightning_optkit.step.planning import Segment, StepPlan
 from lightning_optkit.step.rule import Average, Clip, Group, Rule
-from lightning_optkit.step.segments import CompiledSegment, Entry, PlanOutdated, ReferenceSegment, why_not_compiled
-from lightning_optkit.step.state import StateLayout, create_missing_state
+from lightning_optkit.step.segments import why_not_compiled
+from lightning_optkit.step.state import StateLayout
 from lightning_optkit.step.statistics import TensorStatistics
 
 __all__ = ["OnePassOptimizer"]
-
-Segment = CompiledSegment | ReferenceSegment
 
 
 class OnePassOptimizer(Optimizer):
@@ -75,12 +77,12 @@ class OnePassOptimizer(Optimizer):
             defaults["average_decay"] = average.decay
         self._check_all(defaults)
         warn_once_if_missing()
-        self._segments: list[Segment] | None = None
-        self._planned_state: object = None
+        self._plan: StepPlan | None = None
         self._norm: float | None = None
         self._coefficient = 1.0
-        self.num_steps = self.num_clipped = self.num_skipped = 0
-        super().__init__(self._listed(params), defaults)
+        self._num_steps = self._num_clipped = self._num_skipped = 0
+        self._control: DeviceControl | None = None
+        super().__init__(listed(self._owner, params), defaults)
 
     # --- what a rule says of itself ---
 
@@ -103,49 +105,17 @@ class OnePassOptimizer(Optimizer):
         return type(self).__name__
 
     def _check_all(self, group: Group) -> None:
-        lr = group["lr"]
-        if isinstance(lr, Tensor) and lr.numel() != 1:
-            raise ValueError(f"{self._owner}(lr={list(lr.shape)} tensor): lr must be a number or a 1-element tensor.")
-        check_in(self._owner, "lr", float(lr), "[0, inf)")
-        check_in(self._owner, "weight_decay", float(group["weight_decay"]), "[0, inf)")
-        check_in(self._owner, "l1", group["l1"], "[0, inf)")
-        check_one_of(self._owner, "cautious", group["cautious"], (False, True))
-        check_one_of(self._owner, "rounding", group["rounding"], ROUNDINGS)
-        if group["differentiable"]:
-            raise ValueError(f"{self._owner}(differentiable=True): must be False; the step writes in place.")
-        if group["fused"] and group["foreach"]:
-            raise RuntimeError(f"{self._owner}(fused=True, foreach=True): at most one of the two can be True.")
+        check_group(self._owner, group)
         self._check_group(group)
-
-    def _listed(self, params: ParamsT) -> list[Any]:
-        """`params` as a list, so that an empty one is found before anything is built."""
-        if isinstance(params, Tensor):
-            raise TypeError(f"{self._owner}(params=<Tensor>): params must be an iterable of parameters or of groups.")
-        listed = list(params)
-        if not listed:
-            raise ValueError(f"{self._owner}(params=[]): params must hold at least one parameter.")
-        return listed
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as in torch; nothing is changed if it does not fit."""
         if isinstance(param_group, dict):
             self._check_all({**self.defaults, **param_group})
-            given = param_group["params"]
-            if not isinstance(given, Tensor | set):
-                param_group = {**param_group, "params": list(given)}
-            self._check_params(param_group["params"])
+            param_group = with_listed_params(param_group)
+            check_params(self._owner, self.param_groups, param_group["params"])
         super().add_param_group(param_group)
-        self._segments = None
-
-    def _check_params(self, params: Any) -> None:
-        new = [p[1] if isinstance(p, tuple) else p for p in ([params] if isinstance(params, Tensor) else params)]
-        known = [p for group in self.param_groups for p in group["params"]]
-        tensors = [p for p in [*known, *new] if isinstance(p, Tensor)]
-        if len({id(p) for p in tensors}) != len(tensors):
-            raise ValueError(f"{self._owner}(params=...): a parameter is given twice; each belongs to one group, once.")
-        devices = sorted({str(p.device) for p in tensors} - {"meta"})
-        if len(devices) > 1:
-            raise ValueError(f"{self._owner}(params=...): all parameters must be on one device, got {devices}.")
+        self._plan = None
 
     # --- the step ---
 
@@ -163,25 +133,47 @@ class OnePassOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         bound = self._bind()
-        if not bound:
-            return loss
-        found_inf = getattr(self, "found_inf", None)
+        if bound and all(isinstance(segment, CudaSegment) for segment in bound):
+            self._step_on_device(cast("list[CudaSegment]", bound))
+        elif bound:
+            self._step_on_host(bound)
+        return loss
+
+    def _step_on_host(self, bound: list[Segment]) -> None:
+        found_inf, loss_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         if found_inf is not None and float(found_inf) != 0:
-            self.num_skipped += 1
-            return loss
-        loss_scale = getattr(self, "grad_scale", None)
+            self._num_skipped += 1
+            return
         scale = 1.0 if loss_scale is None else 1.0 / float(loss_scale)
         if self.clip is not None and self.clip.needs_norm:
             clipped = self._clip_coefficient(bound, scale)
             if clipped is None:
-                self.num_skipped += 1
-                return loss
+                self._num_skipped += 1
+                return
             scale *= clipped
-        numbers = [read_group(group, self.clip, self.average) for group in self.param_groups]
+        numbers = self._numbers()
         for segment in bound:
             segment.step(self.param_groups, numbers, scale, self.record_statistics)
-        self.num_steps += 1
-        return loss
+        self._num_steps += 1
+
+    def _step_on_device(self, bound: "list[CudaSegment]") -> None:
+        """The same without asking the device anything."""
+        if self._control is None:
+            self._control = DeviceControl(bound[0].entries[0].param.device)
+        control = self._control
+        control.found_inf, control.loss_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        control.norm = None
+        if self.clip is not None and self.clip.needs_norm:
+            control.norm = torch.stack([segment.norm_on_device() for segment in bound]).sum(0)
+            control.max_norm = self.clip.max_norm
+        numbers = self._numbers()
+        for place, segment in enumerate(bound):
+            segment.step_on_device(
+                self.param_groups, numbers, control, is_first=place == 0, statistics=self.record_statistics
+            )
+
+    def _numbers(self) -> list[GroupNumbers]:
+        return [read_group(group, self.clip, self.average) for group in self.param_groups]
 
     def _clip_coefficient(self, bound: list[Segment], scale: float) -> float | None:
         """The clip's factor; None if a gradient is not finite, and the step must be skipped."""
@@ -192,18 +184,47 @@ class OnePassOptimizer(Optimizer):
             self._norm = float("nan")
             return None
         self._coefficient = self.clip.coefficient(self._norm)
-        self.num_clipped += self._coefficient < 1.0
+        self._num_clipped += self._coefficient < 1.0
         return self._coefficient
+
+    def _report(self) -> tuple[float | None, float, int, int, int]:
+        """Norm, coefficient, steps, clipped steps, skipped steps; on CUDA this waits for the device."""
+        if self._control is None:
+            return self._norm, self._coefficient, self._num_steps, self._num_clipped, self._num_skipped
+        norm, coefficient, steps, clipped, skipped = self._control.report.tolist()
+        return (
+            norm if self._control.norm is not None else None,
+            coefficient,
+            self._num_steps + int(steps),
+            self._num_clipped + int(clipped),
+            self._num_skipped + int(skipped),
+        )
 
     @property
     def grad_norm(self) -> float | None:
-        """Global L2 norm of the last step's gradients, unscaled, before clipping; None without a clip."""
-        return self._norm
+        """Global L2 norm of the last step's gradients, unscaled, before clipping; None without a clip by norm."""
+        return self._report()[0]
 
     @property
     def grad_norm_clipped(self) -> float | None:
         """The same after clipping."""
-        return None if self._norm is None else self._norm * self._coefficient
+        norm, coefficient, *_ = self._report()
+        return None if norm is None else norm * coefficient
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that updated the parameters."""
+        return self._report()[2]
+
+    @property
+    def num_clipped(self) -> int:
+        """Steps whose gradients were scaled down."""
+        return self._report()[3]
+
+    @property
+    def num_skipped(self) -> int:
+        """Steps left out because a gradient was not finite."""
+        return self._report()[4]
 
     def statistics(self) -> list[TensorStatistics | None]:
         """Per parameter, in the order of the groups: what the last step counted; None where there was no gradient.
@@ -214,7 +235,7 @@ class OnePassOptimizer(Optimizer):
         if not self.record_statistics:
             raise RuntimeError(f"{self._owner}.statistics(): build the optimizer with statistics=True.")
         counted: dict[int, TensorStatistics] = {}
-        for segment in self._segments or []:
+        for segment in self._plan.segments if self._plan else []:
             counted |= segment.statistics()
         return [counted.get(i) for i in range(sum(len(group["params"]) for group in self.param_groups))]
 
@@ -224,7 +245,7 @@ class OnePassOptimizer(Optimizer):
         for group in [self.defaults, *self.param_groups]:
             if average is not None:
                 group["average_decay"] = average.decay
-        self._segments = None
+        self._plan = None
 
     def explain(self) -> Explanation:
         """Per group: rule, stages, dtypes, path and bytes moved. Print it."""
@@ -233,59 +254,17 @@ class OnePassOptimizer(Optimizer):
     # --- the plan ---
 
     def _bind(self) -> list[Segment]:
-        """The segments with gradients, pointed at them; builds the plan when it is missing or outdated."""
-        if self._is_outdated():
-            self._build()
+        """The segments with gradients, pointed at them; plans anew when the plan is missing or outdated."""
+        if self._plan is None or self._plan.is_outdated():
+            self._plan = StepPlan(self)
         try:
-            return self._bind_segments()
+            return self._plan.bind()
         except PlanOutdated:
-            self._build()
-            return self._bind_segments()
-
-    def _bind_segments(self) -> list[Segment]:
-        return [segment for segment in self._segments or [] if segment.bind()]
-
-    def _is_outdated(self) -> bool:
-        if self._segments is None or self._planned_state is not self.state:
-            return True
-        if any(p.grad is not None for p in self._dormant):
-            return True
-        # Bulk replacements of the state (a move to another device and back) replace every entry: two tell.
-        return any(self.state.get(p) is not state for p, state in self._sample)
-
-    def _build(self) -> None:
-        layout = StateLayout(self.average, self.state_dtype)
-        entries: list[tuple[Entry, Group]] = []
-        self._dormant: list[Tensor] = []
-        for group_index, group in enumerate(self.param_groups):
-            for param in group["params"]:
-                if param.grad is None and not self.state.get(param):
-                    self._dormant.append(param)
-                else:
-                    index = len(entries) + len(self._dormant)
-                    entries.append((Entry(param, self.state[param], group_index, index), group))
-        create_missing_state([(entry, group, self._held(group)) for entry, group in entries], layout)
-        self._segments = self._segmented(entries, layout.average_name)
-        self._planned_state = self.state
-        self._sample = [(e.param, e.state) for e, _ in (entries[:1] + entries[-1:])]
-
-    def _segmented(self, entries: Iterable[tuple[Entry, Group]], average_name: str | None) -> list[Segment]:
-        compiled: dict[tuple[str, bool], tuple[Rule, list[Entry]]] = {}
-        reference: dict[str, tuple[Rule, list[Entry]]] = {}
-        for entry, group in entries:
-            rule = self._rule(group)
-            if self._why_reference(entry.param, group) is None:
-                key = (rule.name, entry.param.dtype == torch.float64)
-                compiled.setdefault(key, (rule, []))[1].append(entry)
-            else:
-                reference.setdefault(rule.name, (rule, []))[1].append(entry)
-        segments: list[Segment] = [
-            CompiledSegment(rule, members, average_name, self._owner) for rule, members in compiled.values()
-        ]
-        segments += [ReferenceSegment(rule, members, average_name) for rule, members in reference.values()]
-        return segments
+            self._plan = StepPlan(self)
+            return self._plan.bind()
 
     def _why_reference(self, param: Tensor, group: Group) -> str | None:
+        """The reason why a parameter takes the reference path, or None."""
         return "fused=False" if group["fused"] is False else why_not_compiled(param)
 
     # --- saving ---
@@ -301,15 +280,17 @@ class OnePassOptimizer(Optimizer):
         super().load_state_dict(state_dict)
         complete_groups(self, defaults)
         restore_state(self, state_dict, StateLayout(self.average, self.state_dtype))
-        self._segments = None
+        self._plan = None
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy keep: no plan, since it holds addresses."""
-        kept = ("clip", "average", "state_dtype", "record_statistics", "num_steps", "num_clipped", "num_skipped")
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in kept}}
+        _, _, steps, clipped, skipped = self._report()
+        kept = ("clip", "average", "state_dtype", "record_statistics")
+        counts = {"_num_steps": steps, "_num_clipped": clipped, "_num_skipped": skipped}
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in kept}, **counts}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores what was kept; the plan is built at the next step."""
         super().__setstate__(state)
-        self._segments = None
+        self._plan = self._control = None
         self._norm, self._coefficient = None, 1.0

@@ -45,6 +45,11 @@ class Clip(Protocol):
         ...
 
     @property
+    def max_norm(self) -> float:
+        """Bound of the global norm, for a device to apply by itself; inf for none."""
+        ...
+
+    @property
     def max_value(self) -> float:
         """Bound of each element after scaling; inf for none."""
         ...

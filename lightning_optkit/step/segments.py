@@ -1,26 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters that take the same path. The optimizer asks both kinds the same four things: bind, norm, step, statistics."""
+"""Parameters that take the same path. The optimizer asks every kind the same: bind, norm, step, statistics."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lightning_optkit._native import extension
+from lightning_optkit._native import extension, why_no_cuda_kernels
 from lightning_optkit.step.numbers import GroupNumbers
 from lightning_optkit.step.reference import norm_reference, step_reference_
 from lightning_optkit.step.rule import Group, Rule, State
 from lightning_optkit.step.statistics import TensorStatistics
 
-__all__ = ["CompiledSegment", "Entry", "PlanOutdated", "ReferenceSegment", "why_not_compiled"]
+__all__ = ["COMPILED_DTYPES", "Entry", "ReferenceSegment", "why_not_compiled"]
 
-_DTYPE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
-_PARAM_MOVED, _SHAPE, _DEVICE, _DTYPE_MISFIT, _LAYOUT = 1, 2, 3, 4, 5
-
-
-class PlanOutdated(Exception):  # noqa: N818  (no error: the caller builds a new plan)
-    """A parameter's memory moved since the plan was built."""
+COMPILED_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+"""As DType in csrc/core/tables.h."""
 
 
 @dataclass
@@ -37,9 +33,13 @@ def why_not_compiled(param: Tensor) -> str | None:
     """The reason why a parameter takes the reference path, or None."""
     if extension is None:
         return "no compiled extension"
-    if param.device.type != "cpu":
+    if param.device.type == "cuda":
+        reason = why_no_cuda_kernels()
+        if reason is not None:
+            return reason
+    elif param.device.type != "cpu":
         return f"no kernel for device {param.device.type}"
-    if param.dtype not in _DTYPE:
+    if param.dtype not in COMPILED_DTYPES:
         return f"no kernel for {str(param.dtype).removeprefix('torch.')}"
     if not is_dense(param):
         return "its memory has gaps or overlaps"
@@ -94,113 +94,3 @@ class ReferenceSegment:
     def statistics(self) -> dict[int, TensorStatistics]:
         """By number of the parameter."""
         return self._statistics
-
-
-@dataclass
-class _Binding:
-    """Which entries are active, as the plan knows it."""
-
-    places: list[int] = field(default_factory=list)
-    params: list[Tensor] = field(default_factory=list)
-
-
-class CompiledSegment:
-    """Parameters of one rule and one precision, walked by one compiled plan."""
-
-    def __init__(self, rule: Rule, entries: Sequence[Entry], average_name: str | None, owner: str) -> None:
-        assert extension is not None
-        self.rule, self.entries, self._owner = rule, list(entries), owner
-        self._params = [entry.param for entry in self.entries]
-        is_double = self._params[0].dtype == torch.float64
-        self._plan = extension.Plan(rule.name, is_double)
-        for entry in self.entries:
-            self._add(entry, average_name)
-        self._active = _Binding()
-        self._copies: list[Tensor] = []
-        self._activate(list(range(len(self.entries))))
-
-    def _add(self, entry: Entry, average_name: str | None) -> None:
-        state, param = entry.state, entry.param
-        held = [state.get(name) for name in self.rule.states]
-        average = state.get(average_name) if average_name else None
-        compensation = state.get("compensation")
-        first_state = next((t for t in held if t is not None), param)
-        self._plan.add_tensor(
-            param=param.data_ptr(),
-            states=[0 if t is None else t.data_ptr() for t in held],
-            average=0 if average is None else average.data_ptr(),
-            compensation=0 if compensation is None else compensation.data_ptr(),
-            step=state["step"].data_ptr(),
-            num_averaged=state["num_averaged"].data_ptr() if average is not None else 0,
-            sizes=param.shape,
-            strides=param.stride(),
-            param_type=_DTYPE[param.dtype],
-            state_type=_DTYPE[first_state.dtype],
-            average_type=_DTYPE[(param if average is None else average).dtype],
-            group=entry.group_index,
-            tensor_index=entry.tensor_index,
-        )
-
-    def _activate(self, places: list[int]) -> None:
-        self._plan.set_active(places)
-        self._active = _Binding(places, [self._params[i] for i in places])
-
-    def bind(self) -> bool:
-        """Points the plan at this step's gradients; False if there is none.
-
-        Raises:
-            PlanOutdated: if a parameter's memory moved.
-            ValueError: if a gradient does not fit its parameter.
-        """
-        self._copies = []
-        grads = [grad for p in self._params if (grad := p.grad) is not None]
-        if len(grads) != len(self._params) or len(self._active.places) != len(self._params):
-            places = [i for i, p in enumerate(self._params) if p.grad is not None]
-            if places != self._active.places:
-                self._activate(places)
-        while (misfit := torch.ops.lightning_optkit.plan_bind(self._plan.id, self._active.params, grads)) >= 0:
-            place, kind = divmod(misfit, 8)
-            grads[place] = self._fit(self._active.params[place], grads[place], kind)
-        return bool(grads)
-
-    def _fit(self, param: Tensor, grad: Tensor, misfit: int) -> Tensor:
-        """A copy of `grad` that the plan can walk, where its dtype or layout allows it."""
-        if misfit == _PARAM_MOVED:
-            raise PlanOutdated
-        if misfit == _SHAPE and grad.shape == param.shape:
-            raise PlanOutdated
-        if misfit == _SHAPE:
-            raise ValueError(
-                f"{self._owner}.step: a gradient has shape {list(grad.shape)}, but its parameter has shape "
-                f"{list(param.shape)}."
-            )
-        if misfit == _DEVICE:
-            raise ValueError(
-                f"{self._owner}.step: a gradient is on {grad.device}, but its parameter is on {param.device}."
-            )
-        if torch.is_complex(grad):
-            raise ValueError(f"{self._owner}.step: a gradient is {grad.dtype}, but its parameter is {param.dtype}.")
-        dense = grad.to_dense() if grad.layout != torch.strided else grad
-        copy = torch.empty_strided(param.shape, param.stride(), dtype=param.dtype, device=param.device).copy_(dense)
-        self._copies.append(copy)
-        return copy
-
-    def norm(self) -> tuple[float, float]:
-        """Sum of squares and number of non-finite elements of the gradients."""
-        result: tuple[float, float] = self._plan.norm()
-        return result
-
-    def step(self, _: Sequence[Group], numbers: Sequence[GroupNumbers], grad_scale: float, statistics: bool) -> None:
-        """Updates the bound parameters in one walk through memory."""
-        self._plan.set_groups([n.row() + list(self._hypers(g)) for n, g in zip(numbers, _, strict=True)])
-        self._plan.step(grad_scale, statistics)
-        torch.autograd.graph.increment_version(self._active.params)
-        self._copies = []
-
-    def _hypers(self, group: Group) -> tuple[float, ...]:
-        return self.rule.hypers(group)
-
-    def statistics(self) -> dict[int, TensorStatistics]:
-        """By number of the parameter."""
-        sums = self._plan.sums()
-        return {self.entries[i].tensor_index: TensorStatistics(*sums[i]) for i in self._active.places}

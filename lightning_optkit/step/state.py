@@ -63,7 +63,9 @@ def create_missing_state(entries: Sequence[tuple[Entry, Group, Sequence[str]]], 
         for name in layout.names(held, group):
             if entry.state.get(name) is None:
                 missing.append((entry.state, name, entry.param))
-    created = zeros_like_all([param for _, _, param in missing], [layout.dtype_of(name, param) for _, name, param in missing])
+    created = zeros_like_all(
+        [param for _, _, param in missing], [layout.dtype_of(name, param) for _, name, param in missing]
+    )
     for (state, name, _), tensor in zip(missing, created, strict=True):
         state[name] = tensor
     _create_missing_counters(entries, layout)
@@ -72,7 +74,10 @@ def create_missing_state(entries: Sequence[tuple[Entry, Group, Sequence[str]]], 
 def _create_missing_counters(entries: Sequence[tuple[Entry, Group, Sequence[str]]], layout: StateLayout) -> None:
     """Counters are views of one tensor: 0-d, as torch has them, without an allocation each."""
     names = COUNTERS if layout.average_name else COUNTERS[:1]
-    missing = [(entry.state, name) for entry, _, _ in entries for name in names if name not in entry.state]
-    for (state, name), counter in zip(missing, torch.zeros(len(missing)).unbind(), strict=True):
-        state[name] = counter
-
+    missing = [(entry, name) for entry, _, _ in entries for name in names if name not in entry.state]
+    if not missing:
+        return
+    # On CUDA they live on the device: a skipped step must not advance them, and only the device knows of it.
+    counters = torch.zeros(len(missing), device=missing[0][0].param.device)
+    for (entry, name), counter in zip(missing, counters.unbind(), strict=True):
+        entry.state[name] = counter

@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: Apache-2.0
+// Opens liboptkit_cuda, once, when the first CUDA tensor asks for it.
+#pragma once
+
+#include <string>
+
+#include "cuda/api.h"
+
+namespace optkit {
+
+// Throws std::runtime_error if the library at `path` cannot be opened or is of another build.
+void open_cuda(const std::string& path);
+// Throws if it was not opened.
+const CudaApi& cuda_api();
+// Throws std::runtime_error with the message of a failed call.
+void check_cuda(const char* error);
+
+}  // namespace optkit

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// The C interface of liboptkit_cuda: the only thing the rest of the project knows of CUDA. The library is opened when the
+// first CUDA tensor is met, so that importing the package never touches a driver. Functions return null, or what went
+// wrong. Nothing here waits for the device.
+#pragma once
+
+#include <cstdint>
+
+#include "core/tables.h"
+
+namespace optkit {
+
+constexpr int kCudaApiVersion = 1;
+
+// What a step reads on the device, so that the host need not know it. Null: absent.
+struct CudaStepControl {
+  const double* norm;       // {sum of squares, non-finite elements} of all gradients, before unscaling
+  const float* loss_scale;  // of a GradScaler
+  const float* found_inf;   // of a GradScaler
+  double scale;             // known to the host already; 1 otherwise
+  double max_norm;          // 0: no clipping by norm
+  double* report;           // out, 5 doubles: norm after unscaling, coefficient, steps, clipped steps, skipped steps
+  Sums* statistics;         // out, one row per tensor; null: do not count
+  int32_t counts_report;    // 1: this plan advances the counters in `report` (one plan of an optimizer does)
+};
+
+struct CudaApi {
+  int version;
+  const char* (*create)(int rule, int is_double, int device, void** plan);
+  void (*destroy)(void* plan);
+  // Uploads the static tables. Waits for the copies only.
+  const char* (*layout)(void* plan, const TensorSlot* tensors, int num_tensors, void* stream);
+  // Sum of squares and number of non-finite elements into norm_out[0], norm_out[1]: one launch.
+  const char* (*norm)(void* plan, const TensorSlot* tensors, double* norm_out, void* stream);
+  const char* (*step)(void* plan, const TensorSlot* tensors, const GroupRow* groups, int num_groups,
+                      const CudaStepControl* control, void* stream);
+  const char* architectures;  // "80;90;...", as compiled
+};
+
+}  // namespace optkit
+
+extern "C" const optkit::CudaApi* optkit_cuda_api();

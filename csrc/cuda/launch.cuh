@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the host hands to the kernels.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "core/pipeline.h"
+#include "core/tables.h"
+#include "cuda/api.h"
+#include "rules/all.h"
+
+namespace optkit {
+
+// Gradients move every step (`zero_grad(set_to_none=True)`), so their addresses travel with the launch: nothing to upload,
+// and a captured graph keeps its own copy. 28 KiB of arguments need CUDA 12.1.
+#if CUDART_VERSION >= 12010
+constexpr int kMaxGrads = 3500;
+#else
+constexpr int kMaxGrads = 480;
+#endif
+constexpr int kFewGrads = 480;
+constexpr int kMaxGroupsPerLaunch = 16;
+
+template <int kCount>
+struct GradTable {
+  const void* pointer[kCount];
+};
+
+struct GroupTable {
+  GroupRow row[kMaxGroupsPerLaunch];
+  int32_t first;
+  int32_t count;
+};
+
+// Tables in device memory; static but for `prepared`.
+struct DeviceTables {
+  const TensorSlot* tensors;
+  const Chunk* chunks;
+  const int32_t* first_chunk;  // per tensor, and one past the last
+  unsigned char* prepared;     // PreparedTensor<Rule, S> per tensor
+  int32_t* skip;               // 1: this step is skipped
+  double* partial;             // {sum of squares, non-finite} per chunk
+  Sums* sums;                  // per chunk
+  unsigned int* ticket;        // blocks of the norm kernel that are done
+};
+
+// Tensors [first_tensor, ...) with chunks [first_chunk, first_chunk + num_chunks) are one launch.
+struct Range {
+  int32_t first_tensor, num_tensors, first_chunk, num_chunks;
+};
+
+template <class Rule, class S>
+struct PreparedTensor {
+  StageCoefs<S> stage;
+  typename Rule::template Coefs<S> rule;
+};
+
+}  // namespace optkit

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+// Sums over a block in an order that never changes: the same bits on every run.
+#pragma once
+
+namespace optkit {
+
+constexpr int kThreads = 256;
+
+// Every thread must call it; thread 0 has the sum.
+__device__ __forceinline__ double block_sum(double value) {
+  __shared__ double parts[kThreads / 32];
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_down_sync(0xffffffffu, value, offset);
+  __syncthreads();  // `parts` may still be read by the sum before this one
+  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = value;
+  __syncthreads();
+  double sum = 0.0;
+  if (threadIdx.x == 0)
+    for (int warp = 0; warp < kThreads / 32; ++warp) sum += parts[warp];
+  return sum;
+}
+
+}  // namespace optkit

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m lightning_optkit` is `optkit`."""
+
+from lightning_optkit.cli import main
+
+main()

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parameters walked by a compiled plan, which holds their addresses."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lightning_optkit._native import extension
+from lightning_optkit.step.numbers import GroupNumbers
+from lightning_optkit.step.rule import Group, Rule
+from lightning_optkit.step.segments import COMPILED_DTYPES, Entry
+from lightning_optkit.step.statistics import TensorStatistics
+
+__all__ = ["CompiledSegment", "PlanOutdated"]
+
+_PARAM_MOVED, _SHAPE, _DEVICE = 1, 2, 3  # Misfit in csrc/bindings/plan.h
+
+
+class PlanOutdated(Exception):
+    """A parameter's memory moved since the plan was built."""
+
+
+@dataclass
+class _Binding:
+    """Which entries are active, as the plan knows it."""
+
+    places: list[int] = field(default_factory=list)
+    params: list[Tensor] = field(default_factory=list)
+
+
+class CompiledSegment:
+    """Parameters of one rule, one precision and one device, walked by one compiled plan: on CPU."""
+
+    def __init__(self, rule: Rule, entries: Sequence[Entry], average_name: str | None, owner: str) -> None:
+        assert extension is not None
+        self.rule, self.entries, self._owner = rule, list(entries), owner
+        self._params = [entry.param for entry in self.entries]
+        first = self._params[0]
+        device = first.device.index if first.device.type == "cuda" else -1
+        self._plan = extension.Plan(rule.name, first.dtype == torch.float64, device)
+        for entry in self.entries:
+            self._add(entry, average_name)
+        self._active = _Binding()
+        self._copies: list[Tensor] = []
+        self._activate(list(range(len(self.entries))))
+
+    def _add(self, entry: Entry, average_name: str | None) -> None:
+        state, param = entry.state, entry.param
+        held = [state.get(name) for name in self.rule.states]
+        average = state.get(average_name) if average_name else None
+        compensation = state.get("compensation")
+        first_state = next((t for t in held if t is not None), param)
+        self._plan.add_tensor(
+            param=param.data_ptr(),
+            states=[0 if t is None else t.data_ptr() for t in held],
+            average=0 if average is None else average.data_ptr(),
+            compensation=0 if compensation is None else compensation.data_ptr(),
+            step=state["step"].data_ptr(),
+            num_averaged=state["num_averaged"].data_ptr() if average is not None else 0,
+            sizes=param.shape,
+            strides=param.stride(),
+            param_type=COMPILED_DTYPES[param.dtype],
+            state_type=COMPILED_DTYPES[first_state.dtype],
+            average_type=COMPILED_DTYPES[(param if average is None else average).dtype],
+            group=entry.group_index,
+            tensor_index=entry.tensor_index,
+        )
+
+    def _activate(self, places: list[int]) -> None:
+        self._plan.set_active(places)
+        self._active = _Binding(places, [self._params[i] for i in places])
+
+    def bind(self) -> bool:
+        """Points the plan at this step's gradients; False if there is none.
+
+        Raises:
+            PlanOutdated: if a parameter's memory moved.
+            ValueError: if a gradient does not fit its parameter.
+        """
+        self._copies = []
+        grads = [grad for p in self._params if (grad := p.grad) is not None]
+        if len(grads) != len(self._params) or len(self._active.places) != len(self._params):
+            places = [i for i, p in enumerate(self._params) if p.grad is not None]
+            if places != self._active.places:
+                self._activate(places)
+        while (misfit := torch.ops.lightning_optkit.plan_bind(self._plan.id, self._active.params, grads)) >= 0:
+            place, kind = divmod(misfit, 8)
+            grads[place] = self._fit(self._active.params[place], grads[place], kind)
+        return bool(grads)
+
+    def _fit(self, param: Tensor, grad: Tensor, misfit: int) -> Tensor:
+        """A copy of `grad` that the plan can walk, where its dtype or layout allows it."""
+        if misfit == _PARAM_MOVED:
+            raise PlanOutdated
+        if misfit == _SHAPE and grad.shape == param.shape:
+            raise PlanOutdated
+        if misfit == _SHAPE:
+            raise ValueError(
+                f"{self._owner}.step: a gradient has shape {list(grad.shape)}, but its parameter has shape "
+                f"{list(param.shape)}."
+            )
+        if misfit == _DEVICE:
+            raise ValueError(
+                f"{self._owner}.step: a gradient is on {grad.device}, but its parameter is on {param.device}."
+            )
+        if torch.is_complex(grad):
+            raise ValueError(f"{self._owner}.step: a gradient is {grad.dtype}, but its parameter is {param.dtype}.")
+        dense = grad.to_dense() if grad.layout != torch.strided else grad
+        copy = torch.empty_strided(param.shape, param.stride(), dtype=param.dtype, device=param.device).copy_(dense)
+        self._copies.append(copy)
+        return copy
+
+    def norm(self) -> tuple[float, float]:
+        """Sum of squares and number of non-finite elements of the gradients."""
+        result: tuple[float, float] = self._plan.norm()
+        return result
+
+    def step(
+        self, groups: Sequence[Group], numbers: Sequence[GroupNumbers], grad_scale: float, statistics: bool
+    ) -> None:
+        """Updates the bound parameters in one walk through memory."""
+        self._hand_over_groups(groups, numbers)
+        self._plan.step(grad_scale, statistics)
+        self._done()
+
+    def _hand_over_groups(self, groups: Sequence[Group], numbers: Sequence[GroupNumbers]) -> None:
+        rows = [n.row() + list(self.rule.hypers(g)) for n, g in zip(numbers, groups, strict=True)]
+        self._plan.set_groups(rows)
+
+    def _done(self) -> None:
+        # What autograd saved for a backward pass is stale now, and must be found to be.
+        torch.autograd.graph.increment_version(self._active.params)
+        self._copies = []
+
+    def statistics(self) -> dict[int, TensorStatistics]:
+        """By number of the parameter."""
+        sums = self._plan.sums()
+        return {self.entries[i].tensor_index: TensorStatistics(*sums[i]) for i in self._active.places}

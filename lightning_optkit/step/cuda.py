@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parameters walked by a compiled plan on CUDA. What is known only there stays there: nothing waits for the device."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_optkit.step.compiled import CompiledSegment
+from lightning_optkit.step.numbers import GroupNumbers
+from lightning_optkit.step.rule import Group
+from lightning_optkit.step.statistics import TensorStatistics
+
+__all__ = ["CudaSegment", "DeviceControl"]
+
+_SUMS = 5  # doubles in Sums of csrc/core/tables.h
+
+
+class DeviceControl:
+    """What the segments of one step share on the device.
+
+    Args:
+        device: The CUDA device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.report = torch.zeros(5, dtype=torch.float64, device=device)
+        """Norm after unscaling, coefficient, steps, clipped steps, skipped steps."""
+        self.norm: Tensor | None = None
+        self.loss_scale: Tensor | None = None
+        self.found_inf: Tensor | None = None
+        self.max_norm = 0.0
+
+
+class CudaSegment(CompiledSegment):
+    """As on CPU; `step_on_device` besides, which takes its scalars from device memory."""
+
+    def norm_on_device(self) -> Tensor:
+        """Sum of squares and number of non-finite elements of the gradients, shape (2,), fp64, on the device."""
+        norm = torch.empty(2, dtype=torch.float64, device=self._device)
+        self._plan.cuda_norm(norm.data_ptr(), self._stream)
+        return norm
+
+    def step_on_device(
+        self,
+        groups: Sequence[Group],
+        numbers: Sequence[GroupNumbers],
+        control: DeviceControl,
+        *,
+        is_first: bool,
+        statistics: bool,
+    ) -> None:
+        """Updates the bound parameters; only the first segment of a step advances the counters in the report."""
+        self._launch(groups, numbers, control, scale=1.0, counts=is_first, statistics=statistics)
+
+    def norm(self) -> tuple[float, float]:
+        """The same on the host: waits for the device. Only for steps shared with a reference segment."""
+        squares, nonfinite = self.norm_on_device().tolist()
+        return squares, nonfinite
+
+    def step(
+        self, groups: Sequence[Group], numbers: Sequence[GroupNumbers], grad_scale: float, statistics: bool
+    ) -> None:
+        """The same with a factor known to the host."""
+        control = DeviceControl(self._device)
+        self._launch(groups, numbers, control, scale=grad_scale, counts=False, statistics=statistics)
+
+    def statistics(self) -> dict[int, TensorStatistics]:
+        """By number of the parameter. Waits for the device."""
+        rows = self._sums.tolist()
+        return {self.entries[i].tensor_index: TensorStatistics(*rows[i]) for i in self._active.places}
+
+    @property
+    def _device(self) -> torch.device:
+        return self._params[0].device
+
+    @property
+    def _stream(self) -> int:
+        stream: int = torch.cuda.current_stream(self._device).cuda_stream
+        return stream
+
+    def _launch(
+        self,
+        groups: Sequence[Group],
+        numbers: Sequence[GroupNumbers],
+        control: DeviceControl,
+        *,
+        scale: float,
+        counts: bool,
+        statistics: bool,
+    ) -> None:
+        self._hand_over_groups(groups, numbers)
+        if statistics:
+            self._sums = torch.zeros(len(self.entries), _SUMS, dtype=torch.float64, device=self._device)
+        self._plan.cuda_step(
+            norm=_address(control.norm),
+            loss_scale=_address(control.loss_scale),
+            found_inf=_address(control.found_inf),
+            scale=scale,
+            max_norm=control.max_norm,
+            report=control.report.data_ptr(),
+            counts_report=counts,
+            statistics=self._sums.data_ptr() if statistics else 0,
+            stream=self._stream,
+        )
+        self._done()
+
+
+def _address(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
