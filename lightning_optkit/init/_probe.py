@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a model to look at it, and leaves no trace."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+__all__ = ["probing", "run_forward"]
+
+
+@contextmanager
+def probing(model: nn.Module) -> Iterator[None]:
+    """No autograd; modes, buffers and torch's random state are put back afterwards.
+
+    Inside, the model is in eval mode (dropout off), save that BatchNorm normalizes by the batch, as in training;
+    SyncBatchNorm does not, since it would wait for other ranks.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    # Both the objects and what they hold: a forward may write into a buffer or put another in its place.
+    buffers = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
+    contents = [
+        (b, b.detach().clone()) for _, held in buffers for b in held.values() if b is not None and not b.is_meta
+    ]
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    try:
+        for module, _ in modes:
+            module.training = isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm)
+        # Not inference_mode: tensors cached by a forward would be useless to autograd later.
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for module, held in buffers:
+            module._buffers.clear()
+            module._buffers.update(held)
+        with torch.no_grad():
+            for buffer, content in contents:
+                buffer.copy_(content)
+
+
+def run_forward(model: nn.Module, batch: Any, forward: Callable[[nn.Module, Any], object] | None) -> None:
+    """Calls `forward(model, batch)`, by default `model(batch)`."""
+    if forward is None:
+        model(batch)
+    else:
+        forward(model, batch)

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How values get into the parameters of a module: plain, tied, parametrized, or sharded over ranks (DTensor)."""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_optkit.init._layout import parameter_names, role
+
+__all__ = [
+    "check_same_random_state",
+    "check_writable_model",
+    "current",
+    "draw",
+    "is_sharded",
+    "parameter",
+    "parameter_uses",
+    "scale",
+    "why_not_writable",
+    "write",
+]
+
+
+def parameter(module: nn.Module, name: str) -> nn.Parameter:
+    """The Parameter behind `module.name`: for a parametrized one the first original."""
+    if name in module._parameters:
+        return module._parameters[name]  # type: ignore[return-value]
+    originals: Any = module.parametrizations[name]  # type: ignore[index]
+    first: nn.Parameter = next(iter(originals.parameters(recurse=False)))
+    return first
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether `tensor` is a DTensor; asked without importing torch.distributed."""
+    return hasattr(tensor, "device_mesh")
+
+
+def parameter_uses(model: nn.Module) -> dict[int, list[tuple[str, str]]]:
+    """(module, name) of all uses of each parameter, by id; first the one whose rule counts: a table, then a layer."""
+    uses: dict[int, list[tuple[int, str, str]]] = {}
+    for module_name, module in model.named_modules():
+        if ".parametrizations." not in f".{module_name}.":
+            for name in parameter_names(module):
+                rank = {"table": 0, "other": 2}.get(role(module, name), 1)
+                uses.setdefault(id(parameter(module, name)), []).append((rank, module_name, name))
+    return {key: [use[1:] for use in sorted(found, key=lambda use: use[0])] for key, found in uses.items()}
+
+
+def why_not_writable(module: nn.Module, name: str) -> str | None:
+    """Why a rule must not write `module.name`, in a few words; None if it may."""
+    target = parameter(module, name)
+    if not target.requires_grad:
+        return "frozen"
+    if not target.is_floating_point():
+        return f"{target.dtype} is not floating-point"
+    if target.numel() == 0:
+        return "empty"
+    if name not in module._parameters:
+        if is_sharded(target):
+            return "parametrized and sharded"
+        if not all(hasattr(step, "right_inverse") for step in module.parametrizations[name]):  # type: ignore[index]
+            return "its parametrization has no right_inverse"
+    return None
+
+
+def check_writable_model(owner: str, model: nn.Module) -> None:
+    """Passes if every parameter of `model` has storage.
+
+    Raises:
+        TypeError: if it is not a module.
+        ValueError: if a parameter is on the meta device or not materialized (lazy modules).
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{owner}(model={type(model).__name__}): model must be a torch.nn.Module.")
+    for name, tensor in model.named_parameters():
+        if isinstance(tensor, nn.parameter.UninitializedParameter):
+            raise ValueError(
+                f"{owner}(model with lazy parameter {name!r}): run one forward pass first, to give it a shape."
+            )
+        if tensor.is_meta:
+            raise ValueError(
+                f"{owner}(model with {name!r} on the meta device): parameters must have storage; call "
+                "model.to_empty(device=...) first (after fully_shard, if you shard), and refill the buffers it leaves "
+                "blank."
+            )
+
+
+def check_same_random_state(owner: str, model: nn.Module, generator: torch.Generator | None) -> None:
+    """Passes if all ranks of a sharded model would draw the same numbers. Costs one small collective per mesh axis.
+
+    Raises:
+        ValueError: if their generators differ.
+    """
+    sharded = next((tensor for tensor in model.parameters() if is_sharded(tensor)), None)
+    if sharded is None:
+        return
+    import torch.distributed as dist
+
+    mesh: Any = sharded.device_mesh  # type: ignore[attr-defined]
+    state = _random_state(sharded.device, generator)
+    digest = hashlib.sha256(state.cpu().numpy().tobytes()).hexdigest()
+    for axis in range(mesh.ndim):
+        group = mesh.get_group(axis)
+        digests: list[str | None] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(digests, digest, group=group)
+        if len(set(digests)) > 1:
+            raise ValueError(
+                f"{owner}(generator={generator!r}): its state must be the same on every rank of a sharded model; pass "
+                "generator=torch.Generator().manual_seed(seed) with one seed for all ranks."
+            )
+
+
+def draw(like: Tensor, fill: Callable[[Tensor], None], generator: torch.Generator | None) -> Tensor:
+    """A whole tensor of the (global) shape and dtype of `like`, filled on the device of `generator` if there is one."""
+    device = like.device if generator is None else generator.device
+    value = torch.empty(like.shape, dtype=like.dtype, device=device)
+    with torch.no_grad():
+        fill(value)
+    return value
+
+
+def write(module: nn.Module, name: str, value: Tensor) -> None:
+    """Stores the whole tensor `value` as `module.name`; of a DTensor each rank keeps its own shard, without traffic."""
+    with torch.no_grad():
+        target = module._parameters.get(name)
+        if target is None:  # parametrized: goes through the inverse of the parametrization
+            setattr(module, name, value.to(parameter(module, name).device))
+            return
+        if is_sharded(target):
+            from torch.distributed.tensor import DTensor, Replicate
+
+            sharded: Any = target
+            mesh = sharded.device_mesh
+            local = value.to(sharded.to_local().device)
+            whole = DTensor.from_local(local, mesh, [Replicate()] * mesh.ndim, run_check=False)
+            value = whole.redistribute(placements=sharded.placements)
+        target.copy_(value)
+
+
+def current(module: nn.Module, name: str) -> Tensor:
+    """The tensor `module.name` as it is used; parametrizations are read in eval mode, where they change no buffer."""
+    if name in module._parameters:
+        return parameter(module, name)
+    steps: Any = module.parametrizations[name]  # type: ignore[index]
+    modes = [(step, step.training) for step in steps.modules()]
+    try:
+        for step, _ in modes:
+            step.training = False
+        with torch.no_grad():
+            value: Tensor = getattr(module, name)
+            return value
+    finally:
+        for step, mode in modes:
+            step.training = mode
+
+
+def scale(module: nn.Module, name: str, factor: float) -> None:
+    """Multiplies `module.name` by `factor`, shard by shard if it is sharded."""
+    with torch.no_grad():
+        if name in module._parameters:
+            parameter(module, name).mul_(factor)
+        else:
+            setattr(module, name, current(module, name) * factor)
+
+
+def _random_state(device: torch.device, generator: torch.Generator | None) -> Tensor:
+    if generator is not None:
+        return generator.get_state()
+    return torch.get_rng_state() if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)

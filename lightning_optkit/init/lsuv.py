@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layer-sequential unit variance: orthogonal weights, scaled until each layer's output has variance 1 on real data.
+
+Source: Mishkin and Matas 2016, "All you need is a good init", arXiv:1511.06422, Algorithm 1.
+Differs from the paper: one forward pass in all, since each layer is scaled while the signal is passing through it.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_optkit._checks import check_in, check_int
+from lightning_optkit.init._layout import is_weighted
+from lightning_optkit.init._probe import probing, run_forward
+from lightning_optkit.init._write import check_writable_model, current, is_sharded, scale, why_not_writable
+from lightning_optkit.init.initialize import Scheme, initialize
+from lightning_optkit.init.orthogonal import orthogonal
+from lightning_optkit.init.report import InitRow, row
+
+__all__ = ["lsuv"]
+
+
+def lsuv(
+    model: nn.Module,
+    batch: Any,
+    *,
+    forward: Callable[[nn.Module, Any], object] | None = None,
+    start: Scheme | None = orthogonal,
+    tolerance: float = 0.01,
+    max_iterations: int = 10,
+    generator: torch.Generator | None = None,
+) -> list[InitRow]:
+    """Initializes `model` in place so that each layer puts out variance 1 on `batch`; returns one row per parameter.
+
+    Linear, Bilinear and convolutional layers are scaled, in the order in which they run; layers that the forward never
+    calls (and the projections inside MultiheadAttention, which torch does not call as modules) keep their start. Modes,
+    BatchNorm statistics, all other buffers and the random state are put back; dropout is off, BatchNorm uses the batch.
+
+    Args:
+        model: Any module tree, on the device of the batch. Under DDP call it before wrapping.
+        batch: Real data, standardized like that of training; a few hundred examples will do.
+        forward: How to run the model; None is `model(batch)`. For a LightningModule for instance
+            `lambda model, batch: model.training_step(batch, 0)`.
+        start: Scheme for `initialize`; None scales the weights there are.
+        tolerance: Allowed distance of the variance from 1, in (0, inf).
+        max_iterations: Scalings per layer, in [1, inf). One is enough without bias.
+        generator: Source of randomness for `start`; None is torch's global one.
+
+    Raises:
+        TypeError: if `model` is not a module.
+        ValueError: if it is sharded or on the meta device, no layer ran, or a layer puts out a constant or infinities.
+
+    Cost: one forward pass and one more call of each layer.
+
+    Source: Mishkin and Matas 2016, arXiv:1511.06422, Algorithm 1.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8))
+        >>> x = torch.randn(256, 16, generator=torch.Generator().manual_seed(0))
+        >>> rows = lsuv(model, x)
+        >>> bool(abs(model(x).var() - 1) < 0.01)
+        True
+    """
+    check_in("lsuv", "tolerance", tolerance, "(0, inf)")
+    check_int("lsuv", "max_iterations", max_iterations, minimum=1)
+    check_writable_model("lsuv", model)
+    if any(is_sharded(tensor) for tensor in model.parameters()):
+        raise ValueError("lsuv(model with DTensor parameters): model must be whole; call lsuv before fully_shard.")
+    rows = [] if start is None else initialize(model, start, generator=generator)
+
+    done: dict[str, InitRow] = {}
+    handles = []
+    with probing(model):
+        try:
+            for name, module in model.named_modules():
+                if is_weighted(module) and hasattr(module, "weight") and why_not_writable(module, "weight") is None:
+                    hook = _Rescale(name, done, tolerance, max_iterations)
+                    handles.append(module.register_forward_hook(hook, with_kwargs=True))
+            run_forward(model, batch, forward)
+        finally:
+            for handle in handles:
+                handle.remove()
+    if not done:
+        raise ValueError("lsuv(forward): forward must run at least one Linear, Bilinear or convolutional layer.")
+    return [done.pop(r.module) if r.parameter == "weight" and r.module in done else r for r in rows] + list(
+        done.values()
+    )
+
+
+class _Rescale:
+    """Forward hook: scales the weight of its module and hands on the output of the scaled layer."""
+
+    def __init__(self, name: str, done: dict[str, InitRow], tolerance: float, max_iterations: int) -> None:
+        self.name = name
+        self.done = done
+        self.tolerance = tolerance
+        self.max_iterations = max_iterations
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        if self.name in self.done:  # used more than once: the first use counts
+            return output
+        variance = self._variance(output)
+        iterations = 0
+        while abs(variance - 1) > self.tolerance and iterations < self.max_iterations:
+            scale(module, "weight", variance**-0.5)
+            output = module.forward(*args, **kwargs)
+            variance = self._variance(output)
+            iterations += 1
+        did = f"lsuv, times scaled: {iterations}, output variance: {variance:.3g}"
+        self.done[self.name] = row(self.name, "weight", did, current(module, "weight"))
+        return output
+
+    def _variance(self, output: Tensor) -> float:
+        variance = float(output.float().var(correction=0))
+        if not math.isfinite(variance) or variance == 0:
+            raise ValueError(
+                f"lsuv(batch): the output of layer {self.name!r} must vary and be finite, its variance is {variance:g}."
+            )
+        return variance

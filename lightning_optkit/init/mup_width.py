@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Maximal update parametrization: learning rates tuned on a narrow model hold for a wide one.
+
+Source: Yang et al. 2022, "Tensor Programs V", arXiv:2203.03466, Table 3. It is the form without output multiplier (the
+multiplier of the equivalent Table 8 would be a change to the model).
+Differs from the paper: what belongs to the forward is yours, above all attention scaled by 1/d_head instead of
+1/sqrt(d_head) (Definition 4.1). The rules hold for AdamW too, but its decay is lr * weight_decay, so the decay
+shrinks with the rate of a group.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightning_optkit._checks import check_in, check_one_of
+from lightning_optkit.init._layout import role, weight_blocks
+from lightning_optkit.init._write import (
+    check_writable_model,
+    current,
+    parameter,
+    parameter_uses,
+    scale,
+    why_not_writable,
+)
+from lightning_optkit.init.gain import Activation
+from lightning_optkit.init.he import he
+from lightning_optkit.init.initialize import initialize
+from lightning_optkit.init.report import InitRow, row
+
+__all__ = ["MupRow", "mup_parameter_groups", "mup_width"]
+
+
+@dataclass(frozen=True)
+class MupRow(InitRow):
+    """What was done to a parameter, and by what its learning rate is multiplied.
+
+    Args:
+        kind: "input" (grows with the width in its outputs only; biases and norms too), "hidden" (in both), "output"
+            (in its inputs only) or "fixed" (not at all).
+        adam: Factor of the learning rate under Adam and its kin.
+        sgd: Factor of the learning rate under SGD.
+
+    Example:
+        >>> MupRow("head", "weight", "he", (10, 512), 0.01, "output", 0.25, 0.25).adam
+        0.25
+    """
+
+    kind: Literal["input", "hidden", "output", "fixed"]
+    adam: float
+    sgd: float
+
+
+class _Growth(NamedTuple):
+    """By how much a parameter's fans have grown over the base model."""
+
+    fan_in: float
+    fan_out: float
+
+
+def mup_width(
+    model: nn.Module, base: nn.Module, *, activation: Activation | None = None, generator: torch.Generator | None = None
+) -> list[MupRow]:
+    """Draws `model` in place by `he` with the variances of muP; returns one row per parameter with its multipliers.
+
+    With r the growth of a fan over `base` (so that at the base width nothing changes):
+
+    ===================  =====================  ==============  =====================
+    ..                   input weights, biases  hidden weights  output weights
+    ===================  =====================  ==============  =====================
+    variance             g^2 / fan_in           g^2 / fan_in    g^2 / (fan_in * r_in)
+    learning rate, SGD   r_out                  1               1 / r_in
+    learning rate, Adam  1                      1 / r_in        1 / r_in
+    ===================  =====================  ==============  =====================
+
+    Args:
+        model: The wide model.
+        base: The same model at the width at which the learning rate was tuned; only shapes are read, so it may be built
+            under `torch.device("meta")`.
+        activation: As in `initialize`.
+        generator: Source of randomness; None is torch's global one.
+
+    Raises:
+        TypeError: if `model` or `base` is not a module.
+        ValueError: if their parameters differ in name or dimensions, an embedding that grows is tied to an output layer
+            (Table 3 needs them apart), or a parameter of a module without a rule grows in two dimensions.
+
+    Source: Yang et al. 2022, arXiv:2203.03466, Table 3.
+
+    Example:
+        >>> def mlp(width):
+        ...     return nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, width), nn.Linear(width, 2))
+        >>> [(row.kind, row.adam, row.sgd) for row in mup_width(mlp(256), mlp(64)) if row.parameter == "weight"]
+        [('input', 1.0, 4.0), ('hidden', 0.25, 1.0), ('output', 0.25, 0.25)]
+    """
+    check_writable_model("mup_width", model)
+    growth = _growth(model, base)
+    rows: list[MupRow] = []
+    for r in initialize(model, he, activation=activation, generator=generator):
+        grown = growth[r.module, r.parameter]
+        module = model.get_submodule(r.module)
+        kind = _kind(grown)
+        if kind == "output" and why_not_writable(module, r.parameter) is None and not r.scheme.startswith("tied"):
+            scale(module, r.parameter, grown.fan_in**-0.5)
+            r = row(r.module, r.parameter, f"{r.scheme}, x {grown.fan_in:g}^(-1/2)", current(module, r.parameter))
+        adam = 1 / grown.fan_in if kind in ("hidden", "output") else 1.0
+        sgd = {"input": grown.fan_out, "output": 1 / grown.fan_in}.get(kind, 1.0)
+        rows.append(MupRow(r.module, r.parameter, r.scheme, r.shape, r.std, kind, adam, sgd))
+    return rows
+
+
+def mup_parameter_groups(
+    model: nn.Module, rows: Sequence[MupRow], *, lr: float, rule: str = "adam"
+) -> list[dict[str, Any]]:
+    """Returns the trainable parameters of `model` as optimizer groups, one per multiplier.
+
+    Args:
+        model: The model that `mup_width` was called on.
+        rows: What it returned.
+        lr: Learning rate tuned at the base width, in (0, inf).
+        rule: "adam" (Adam, AdamW and other rules whose update does not depend on the gradient's scale) or "sgd".
+
+    Raises:
+        ValueError: if `rule` is neither, or `lr` is out of range.
+
+    Source: Yang et al. 2022, arXiv:2203.03466, Table 3.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 256), nn.Linear(256, 2))
+        >>> rows = mup_width(model, nn.Sequential(nn.Linear(8, 64), nn.Linear(64, 2)))
+        >>> [(len(group["params"]), group["lr"]) for group in mup_parameter_groups(model, rows, lr=0.1)]
+        [(3, 0.1), (1, 0.025)]
+    """
+    check_in("mup_parameter_groups", "lr", lr, "(0, inf)")
+    check_one_of("mup_parameter_groups", "rule", rule, ("adam", "sgd"))
+    groups: dict[float, list[nn.Parameter]] = {}
+    seen: set[int] = set()
+    for r in rows:
+        found = parameter(model.get_submodule(r.module), r.parameter)
+        if found.requires_grad and id(found) not in seen:
+            seen.add(id(found))
+            groups.setdefault(r.adam if rule == "adam" else r.sgd, []).append(found)
+    return [{"params": params, "lr": lr * factor} for factor, params in groups.items()]
+
+
+def _growth(model: nn.Module, base: nn.Module) -> dict[tuple[str, str], _Growth]:
+    """The growth of every parameter, and whether `base` is a model of the same kind at all."""
+    if not isinstance(base, nn.Module):
+        raise TypeError(f"mup_width(base={type(base).__name__}): base must be a torch.nn.Module.")
+    base_modules = dict(base.named_modules())
+    growth: dict[tuple[str, str], _Growth] = {}
+    for uses in parameter_uses(model).values():
+        for module_name, name in uses:
+            module, base_module = model.get_submodule(module_name), base_modules.get(module_name)
+            tensor = current(module, name)
+            base_tensor = getattr(base_module, name, None)
+            full_name = f"{module_name}.{name}".lstrip(".")
+            if not isinstance(base_tensor, Tensor) or base_tensor.ndim != tensor.ndim or base_module is None:
+                raise ValueError(
+                    f"mup_width(base): base must have a parameter {full_name!r} with {tensor.ndim} dimensions."
+                )
+            growth[module_name, name] = _parameter_growth(full_name, module, base_module, name, tensor, base_tensor)
+        kinds = {_kind(growth[use]) for use in uses}
+        if len(kinds) > 1:
+            names = " and ".join(f"{use[0]}.{use[1]}" for use in uses)
+            raise ValueError(
+                f"mup_width(model with {names} tied): model must have its input and output weights untied."
+            )
+    return growth
+
+
+def _parameter_growth(
+    full_name: str, module: nn.Module, base_module: nn.Module, name: str, tensor: Tensor, base_tensor: Tensor
+) -> _Growth:
+    whole = tensor.numel() / base_tensor.numel()
+    kind = role(module, name)
+    if kind in ("weight", "recurrent"):
+        wide, narrow = (
+            weight_blocks(owner, name, torch.empty(shape, device="meta"))[0].tensor.shape
+            for owner, shape in ((module, tensor.shape), (base_module, base_tensor.shape))
+        )
+        grown = _Growth(wide[1:].numel() / narrow[1:].numel(), wide[0] / narrow[0])
+        # Depthwise: the groups have grown in number, not in size, so that the weight is one vector per channel.
+        return grown if grown != (1, 1) else _Growth(1, whole)
+    if kind == "other" and sum(a != b for a, b in zip(tensor.shape, base_tensor.shape, strict=True)) > 1:
+        raise ValueError(
+            f"mup_width(model with {full_name!r}): a parameter of {type(module).__name__}, for which there is no rule, "
+            "must not grow in two dimensions; keep it in a Linear or convolution."
+        )
+    return _Growth(1, whole)
+
+
+def _kind(grown: _Growth) -> Literal["input", "hidden", "output", "fixed"]:
+    if grown.fan_in != 1:
+        return "hidden" if grown.fan_out != 1 else "output"
+    return "input" if grown.fan_out != 1 else "fixed"

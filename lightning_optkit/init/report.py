@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an initialization did, parameter by parameter, as rows and as a printed table."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from lightning_optkit.init._write import is_sharded
+
+__all__ = ["InitRow", "render_rows", "render_table"]
+
+
+@dataclass(frozen=True)
+class InitRow:
+    """One parameter and what was done to it.
+
+    Args:
+        module: Name of its module in the model; "" is the model itself.
+        parameter: Its name in that module.
+        scheme: What was done: "he, relu", "zeros", "tied to wte.weight", "left as it was: frozen".
+        shape: Its (global) shape.
+        std: Standard deviation of its elements afterwards.
+
+    Example:
+        >>> InitRow("head", "bias", "zeros", (10,), 0.0).scheme
+        'zeros'
+    """
+
+    module: str
+    parameter: str
+    scheme: str
+    shape: tuple[int, ...]
+    std: float
+
+
+def row(module: str, parameter: str, scheme: str, value: Tensor) -> InitRow:
+    """The row of a parameter that now holds `value`."""
+    whole: Tensor = value.full_tensor() if is_sharded(value) else value  # type: ignore[attr-defined]
+    std = float(whole.detach().float().std(correction=0)) if value.numel() else 0.0
+    return InitRow(module, parameter, scheme, tuple(value.shape), std)
+
+
+def render_rows(rows: Sequence[InitRow], *, width: int = 120) -> str:
+    """Returns `rows` as a printed table.
+
+    Args:
+        rows: What `initialize` and its kin return.
+        width: Characters per line, in [40, inf).
+
+    Example:
+        >>> print(render_rows([InitRow("head", "bias", "zeros", (10,), 0.0)], width=60))
+        module   parameter   scheme   shape   std
+        ─────────────────────────────────────────
+        head     bias        zeros    10      0
+        <BLANKLINE>
+    """
+    cells = [
+        (r.module or "(model)", r.parameter, r.scheme, "x".join(map(str, r.shape)) or "()", f"{r.std:.3g}")
+        for r in rows
+    ]
+    return render_table(("module", "parameter", "scheme", "shape", "std"), cells, width=width)
+
+
+def render_table(header: Sequence[str], cells: Sequence[Sequence[str]], *, width: int) -> str:
+    """Returns a table of plain text, without color, ending in a newline.
+
+    Args:
+        header: Titles of the columns.
+        cells: One sequence per line, as long as `header`.
+        width: Characters per line.
+
+    Example:
+        >>> render_table(["a"], [["1"]], width=40).split()
+        ['a', '─', '1']
+    """
+    table = Table(*header, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for line in cells:
+        table.add_row(*line)
+    console = Console(file=io.StringIO(), width=width, color_system=None, markup=False, emoji=False)
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
