@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The random numbers of one augmentation."""
+
+import random
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Draws"]
+
+
+class Draws(nn.Module):
+    """Draws on the CPU from one generator, so that every device gets the same, and saves the generator's state.
+
+    Args:
+        owner: Name of the augmentation, for messages.
+        generator: CPU generator. Default: a new one, seeded with 0. The global generator is never used.
+
+    Raises:
+        ValueError: if the generator is not on the CPU.
+    """
+
+    def __init__(self, owner: str, generator: torch.Generator | None) -> None:
+        super().__init__()
+        if generator is None:
+            generator = torch.Generator().manual_seed(0)
+        if generator.device.type != "cpu":
+            raise ValueError(
+                f"{owner}(generator={generator.device}): must be on the CPU, whatever device the batch is on."
+            )
+        self.generator = generator
+
+    def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """Numbers in [low, high), float64, on the CPU."""
+        return torch.rand(*shape, generator=self.generator, dtype=torch.float64) * (high - low) + low
+
+    def chosen(self, x: Tensor, p: float) -> Tensor:
+        """Which examples of `x` to change, each with probability `p`: booleans (N, 1, ..., 1) on its device."""
+        return (self.uniform(len(x)) < p).to(x.device).view(-1, *[1] * (x.dim() - 1))
+
+    def beta(self, alpha: float) -> float:
+        """One number from Beta(alpha, alpha)."""
+        return random.Random(self._seed()).betavariate(alpha, alpha)
+
+    def partners(self, x: Tensor) -> Tensor:
+        """A random order of the examples of `x`, on its device."""
+        return torch.randperm(len(x), generator=self.generator).to(x.device)
+
+    def normal_like(self, x: Tensor) -> Tensor:
+        """Standard normal noise in shape, dtype and memory format of `x`, drawn on its device."""
+        on_device = torch.Generator(x.device).manual_seed(self._seed()) if x.device.type != "meta" else None
+        return torch.empty_like(x).normal_(generator=on_device)
+
+    def get_extra_state(self) -> Tensor:
+        """The state of the generator, for checkpoints."""
+        return self.generator.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Continues from a saved state."""
+        self.generator.set_state(state.cpu())
+
+    def _seed(self) -> int:
+        return int(torch.randint(2**62, (1,), generator=self.generator))

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every feature with mean 0 and variance 1 over the training set.
+
+Source: Qiu 2020, Neural Networks and Deep Learning, Section 7.4; names as `sklearn.preprocessing.StandardScaler`.
+Differs from scikit-learn: a feature counts as constant when its standard deviation is within 10 roundings of its mean,
+however many rows there are; scikit-learn's bound grows with the number of rows.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from lightning_optkit.data._moments import MOMENTS, merge_moments, moments
+from lightning_optkit.data._statistics import (
+    Statistics,
+    check_features,
+    check_mergeable,
+    feature_rows,
+    fit_batches,
+    output_dtype,
+    require_finite_fit,
+    require_fitted,
+    to_feature_dim,
+)
+
+__all__ = ["Standardize"]
+
+_CONSTANT = 10 * torch.finfo(torch.float64).eps
+
+
+class Standardize(nn.Module):
+    r"""Subtracts the mean of the training set and divides by its standard deviation, feature by feature.
+
+    .. math:: y = (x - \mu) / \sigma, \qquad \sigma^2 = \frac{1}{N} \sum_n (x_n - \mu)^2
+
+    Missing values (NaN) are left out when fitting and stay NaN. A constant feature is divided by 1. One pass over the
+    data, float64, any split of the rows into batches or processes giving the same result to rounding error.
+
+    Args:
+        with_mean: Whether to subtract the mean.
+        with_std: Whether to divide by the standard deviation.
+        feature_dim: Dimension that counts the features; statistics run over all others. -1 for tables (N, D), 1 for
+            images (N, C, H, W).
+
+    Raises:
+        ValueError: when fitting, if a value is infinite, a feature is all missing, or shapes disagree.
+        RuntimeError: when applied before it is fitted.
+
+    Cost: 5 D float64 numbers of state. `forward` computes in float64 and returns the dtype of `x`.
+
+    Example:
+        >>> scale = Standardize().fit(torch.tensor([[1.0, 10.0], [3.0, 10.0]]))
+        >>> scale(torch.tensor([[5.0, 10.0]]))
+        tensor([[3., 0.]])
+        >>> scale.inverse(torch.tensor([[3.0, 0.0]]))
+        tensor([[ 5., 10.]])
+    """
+
+    def __init__(self, *, with_mean: bool = True, with_std: bool = True, feature_dim: int = -1) -> None:
+        super().__init__()
+        self.with_mean, self.with_std, self.feature_dim = with_mean, with_std, feature_dim
+        self.stats = Statistics(*MOMENTS, "scale")
+
+    @property
+    def num_features(self) -> int:
+        """Number of features seen when fitting, 0 before."""
+        return self.stats["count"].numel()
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of every feature, shape (D,), float64."""
+        return self.stats["origin"] + self.stats["offset"]
+
+    @property
+    def var(self) -> Tensor:
+        """Variance of every feature (divided by N), shape (D,), float64."""
+        return self.stats["m2"] / self.stats["count"]
+
+    @property
+    def scale(self) -> Tensor:
+        """What every feature is divided by, shape (D,), float64: 1 where it is constant."""
+        return self.stats["scale"]
+
+    def partial_fit(self, x: Tensor) -> "Standardize":
+        """Learns from one more batch, shape (N, ..., D) for `feature_dim=-1`."""
+        rows = feature_rows("Standardize", x, feature_dim=self.feature_dim, num_features=self.num_features)
+        self.stats.update(merge_moments(self.stats.named(), moments(rows)))
+        self.stats.clear("scale")
+        return self
+
+    def merge(self, other: "Standardize") -> "Standardize":
+        """Learns what `other` has learned from other rows."""
+        check_mergeable(self, other)
+        self.stats.update(merge_moments(self.stats.named(), other.stats.named()))
+        self.stats.clear("scale")
+        return self
+
+    def finalize(self) -> "Standardize":
+        """Ends the pass: afterwards it can be applied."""
+        require_finite_fit("Standardize", self.stats["count"], self.stats["m2"])
+        std = self.var.sqrt()
+        constant = std <= _CONSTANT * self.mean.abs()
+        self.stats["scale"] = torch.where(constant, 1.0, std) if self.with_std else torch.ones_like(std)
+        return self
+
+    def fit(self, batches: Tensor | Iterable[Tensor], *, across_ranks: bool = False) -> "Standardize":
+        """Learns anew from one pass over `batches` (a tensor is one batch), of every process if `across_ranks`."""
+        fit_batches(self, batches, across_ranks)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The standardized `x`, in its shape and floating dtype (integers give the default dtype)."""
+        origin, offset, scale = self._learned(x)
+        return (((x.double() - origin) - offset) / scale).to(output_dtype(x))
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """The values that `forward` turned into `x`."""
+        origin, offset, scale = self._learned(x)
+        return ((x.double() * scale + offset) + origin).to(output_dtype(x))
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"with_mean={self.with_mean}, with_std={self.with_std}, feature_dim={self.feature_dim}"
+
+    def _learned(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        require_fitted("Standardize", self.stats["scale"])
+        check_features("Standardize", x, self.feature_dim, self.num_features)
+        origin, offset, scale = (
+            to_feature_dim(self.stats[n], x, self.feature_dim) for n in ("origin", "offset", "scale")
+        )
+        return (origin, offset, scale) if self.with_mean else (origin * 0, offset * 0, scale)

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text to ids and back, with the words of the training texts.
+
+Source: names as torchtext's `build_vocab_from_iterator` (min_freq, max_tokens).
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_optkit._checks import check_int
+from lightning_optkit.data.merge_across_ranks import merge_across_ranks
+
+__all__ = ["Vocabulary"]
+
+
+class Vocabulary(nn.Module):
+    """Numbers the tokens of the training texts: 0 pads, 1 is unknown, then by falling frequency, ties alphabetical.
+
+    The tokens are part of the state dict (as a list of strings); the counts are forgotten by `finalize()`.
+
+    Args:
+        tokenize: From a text to its tokens: `str.split` for words, `list` for characters. It is not saved.
+        min_freq: Occurrences a token needs to be kept, in [1, inf).
+        max_tokens: Largest number of ids, the two special ones included, in [2, inf). Default: no limit.
+        pad_token: What `decode` shows for id 0, if asked.
+        unk_token: What `decode` shows for id 1.
+
+    Raises:
+        TypeError: if a batch of texts is not a sequence of strings.
+        ValueError: if an argument is outside its range, or there was no text.
+        RuntimeError: when applied before it is fitted, or when more is learned after `finalize()`.
+
+    Cost: one string per token.
+
+    Example:
+        >>> vocabulary = Vocabulary().fit(["the cat sat", "the dog"])
+        >>> vocabulary.encode(["the bird", "the cat sat"])
+        tensor([[2, 1, 0],
+                [2, 3, 5]])
+        >>> vocabulary.decode(torch.tensor([[2, 1, 0]]))
+        [['the', '<unk>']]
+    """
+
+    pad_id = 0
+    unk_id = 1
+
+    def __init__(
+        self,
+        *,
+        tokenize: Callable[[str], Sequence[str]] = str.split,
+        min_freq: int = 1,
+        max_tokens: int | None = None,
+        pad_token: str = "<pad>",
+        unk_token: str = "<unk>",
+    ) -> None:
+        super().__init__()
+        self.tokenize = tokenize
+        self.min_freq = check_int("Vocabulary", "min_freq", min_freq, minimum=1)
+        self.max_tokens = None if max_tokens is None else check_int("Vocabulary", "max_tokens", max_tokens, minimum=2)
+        if pad_token == unk_token:
+            raise ValueError(f"Vocabulary(unk_token={unk_token!r}): must differ from pad_token.")
+        self.pad_token, self.unk_token = pad_token, unk_token
+        self._set(Counter(), [])
+
+    @property
+    def tokens(self) -> list[str]:
+        """Every token at the place of its id; empty before `finalize()`."""
+        return [self.pad_token, self.unk_token, *self._learned] if self._fitted else []
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def partial_fit(self, texts: Sequence[str]) -> "Vocabulary":
+        """Counts the tokens of one more batch of texts."""
+        self._require_open()
+        for text in _checked(texts):
+            self._counts.update(self.tokenize(text))
+        return self
+
+    def merge(self, other: "Vocabulary") -> "Vocabulary":
+        """Adds the counts of `other`."""
+        if not isinstance(other, Vocabulary):
+            raise TypeError(f"Vocabulary.merge(other={type(other).__name__}): other must be a Vocabulary too.")
+        self._require_open()
+        other._require_open()
+        self._counts.update(other._counts)
+        return self
+
+    def finalize(self) -> "Vocabulary":
+        """Ends the pass: numbers the tokens and forgets the counts."""
+        self._require_open()
+        if not self._counts:
+            raise ValueError("Vocabulary(texts=[]): fitting needs at least one token.")
+        special = (self.pad_token, self.unk_token)
+        kept = [(token, n) for token, n in self._counts.items() if n >= self.min_freq and token not in special]
+        kept.sort(key=lambda pair: (-pair[1], pair[0]))
+        room = None if self.max_tokens is None else self.max_tokens - len(special)
+        self._set(Counter(), [token for token, _ in kept[:room]], fitted=True)
+        return self
+
+    def fit(self, batches: Iterable[str | Sequence[str]], *, across_ranks: bool = False) -> "Vocabulary":
+        """Learns anew from one pass over texts or batches of texts, of every process if `across_ranks`."""
+        self._set(Counter(), [])
+        for batch in batches:
+            self.partial_fit([batch] if isinstance(batch, str) else batch)
+        if across_ranks:
+            merge_across_ranks(self)
+        return self.finalize()
+
+    def encode(self, texts: Sequence[str], *, length: int | None = None) -> Tensor:
+        """Ids, shape (N, length), int64, on the CPU: padded on the right with 0, longer texts cut.
+
+        Args:
+            texts: One batch of N texts.
+            length: Ids per text, in [1, inf). Default: as many as the longest text has.
+        """
+        if not self._fitted:
+            raise RuntimeError(
+                "Vocabulary(fitted=False): call fit(texts), or partial_fit(texts) and finalize(), before applying it."
+            )
+        if length is not None:
+            check_int("Vocabulary.encode", "length", length, minimum=1)
+        rows = [[self._ids.get(token, self.unk_id) for token in self.tokenize(text)] for text in _checked(texts)]
+        width = length if length is not None else max(map(len, rows), default=0)
+        padded = [row[:width] + [self.pad_id] * (width - len(row)) for row in rows]
+        return torch.tensor(padded, dtype=torch.int64).view(len(rows), width)
+
+    def decode(self, ids: Tensor) -> list[list[str]]:
+        """The tokens of every row of `ids`, shape (N, L), without padding.
+
+        Raises:
+            ValueError: if an id is not in [0, len(self)).
+        """
+        tokens = self.tokens
+        rows: list[list[int]] = ids.tolist()
+        wrong = [i for row in rows for i in row if not 0 <= i < len(tokens)]
+        if wrong:
+            raise ValueError(f"Vocabulary.decode(id={wrong[0]}): ids must be in [0, {len(tokens)}).")
+        return [[tokens[i] for i in row if i != self.pad_id] for row in rows]
+
+    def forward(self, texts: Sequence[str]) -> Tensor:
+        """The same as `encode(texts)`."""
+        return self.encode(texts)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What the state dict holds: strings and numbers only."""
+        return {"counts": dict(self._counts), "tokens": list(self._learned), "fitted": self._fitted}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Takes what `get_extra_state` gave."""
+        self._set(Counter(state["counts"]), list(state["tokens"]), fitted=state["fitted"])
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"min_freq={self.min_freq}, max_tokens={self.max_tokens}"
+
+    def _set(self, counts: "Counter[str]", learned: list[str], *, fitted: bool = False) -> None:
+        self._counts, self._learned, self._fitted = counts, learned, fitted
+        self._ids = {token: i for i, token in enumerate(learned, start=2)}
+
+    def _require_open(self) -> None:
+        if self._fitted:
+            raise RuntimeError(
+                "Vocabulary(fitted=True): the counts were forgotten by finalize(), so nothing can be added; "
+                "call fit(texts)."
+            )
+
+
+def _checked(texts: Sequence[str]) -> Sequence[str]:
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"Vocabulary(texts={type(texts).__name__}): texts must be a sequence of strings.")
+    return texts

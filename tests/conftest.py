@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What several folders of tests need: the same training for two optimizers, and snapshots to compare bit by bit."""
+
+import pytest
+import torch
+
+
+def _frozen(value):
+    if isinstance(value, torch.Tensor):
+        if value.layout != torch.strided:
+            value = value.to_dense()
+        numbers = value.detach().clone(memory_format=torch.contiguous_format).reshape(-1)
+        return str(value.dtype), tuple(value.shape), numbers.view(torch.uint8).numpy().tobytes()
+    if isinstance(value, dict):
+        return {key: _frozen(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_frozen(item) for item in value]
+    return value
+
+
+def _snapshot(optimizer):
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    return {
+        "params": _frozen(params),
+        "grads": _frozen([p.grad for p in params]),
+        "state_dict": _frozen(optimizer.state_dict()),
+        "num_steps": getattr(optimizer, "num_steps", None),
+        "num_clipped": getattr(optimizer, "num_clipped", None),
+    }
+
+
+def _train(optimizers, parameter_lists, steps=100, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    for step in range(steps):
+        for index, params in enumerate(zip(*parameter_lists, strict=True)):
+            grad = torch.randn(params[0].shape, generator=generator, dtype=torch.float64) + 0.3
+            if step >= 2:
+                grad = grad * (torch.rand(grad.shape, generator=generator) < 0.9)
+            for p in params:
+                p.grad = (grad * (1 + index)).to(p.dtype)
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+@pytest.fixture
+def train():
+    """train(optimizers, parameter_lists, steps, seed): the same gradients for all: noise, a drift and exact zeros."""
+    return _train
+
+
+@pytest.fixture
+def snapshot():
+    """snapshot(optimizer): parameters, gradients, state, groups and counters, in plain Python, NaN included."""
+    return _snapshot
+
+
+@pytest.fixture
+def frozen():
+    """frozen(tensors): the bits of a tensor, or of a list or dict of them."""
+    return _frozen

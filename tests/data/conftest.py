@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real tables, whole and with holes."""
+
+import pytest
+import torch
+from hypothesis import settings
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_wine
+
+settings.register_profile("no deadline", deadline=None)  # a busy machine is not a failure
+settings.load_profile("no deadline")
+
+LOADERS = (load_breast_cancer, load_wine, load_diabetes, load_digits)
+
+
+@pytest.fixture(params=LOADERS, ids=lambda loader: loader.__name__)
+def table(request):
+    return torch.tensor(request.param().data, dtype=torch.float64)
+
+
+@pytest.fixture
+def holed_table(table):
+    """The table with one value in ten missing."""
+    holes = torch.rand(table.shape, generator=torch.Generator().manual_seed(1)) < 0.1
+    return table.masked_fill(holes, torch.nan)
