@@ -20,8 +20,8 @@ T* pointer(uintptr_t address) {
 
 void add_tensor(Plan& plan, uintptr_t param, const std::vector<uintptr_t>& states, uintptr_t average,
                 uintptr_t compensation, uintptr_t step, uintptr_t num_averaged, std::vector<int64_t> sizes,
-                std::vector<int64_t> strides, int param_type,
-                int state_type, int average_type, int group, int tensor_index) {
+                std::vector<int64_t> strides, int param_type, int state_type, int average_type, int group,
+                int tensor_index) {
   optkit::TensorSlot slot = {};
   if (states.size() > optkit::kMaxStates) throw std::invalid_argument("Plan.add_tensor: too many states.");
   slot.param = pointer<void>(param);
@@ -41,26 +41,25 @@ void add_tensor(Plan& plan, uintptr_t param, const std::vector<uintptr_t>& state
 }
 
 void cuda_step(Plan& plan, uintptr_t norm, uintptr_t loss_scale, uintptr_t found_inf, double scale, double max_norm,
-               uintptr_t report,
-               bool counts_report, uintptr_t statistics, uintptr_t stream) {
-  const optkit::CudaStepControl control = {pointer<double>(norm),   pointer<float>(loss_scale),
-                                           pointer<float>(found_inf), scale, max_norm,
-                                           pointer<double>(report),  pointer<optkit::Sums>(statistics),
-                                           counts_report ? 1 : 0};
+               uintptr_t report, bool counts_report, uintptr_t statistics, uintptr_t stream) {
+  const optkit::CudaStepControl control = {
+      pointer<double>(norm),   pointer<float>(loss_scale),        pointer<float>(found_inf), scale, max_norm,
+      pointer<double>(report), pointer<optkit::Sums>(statistics), counts_report ? 1 : 0};
   plan.cuda_step(control, stream);
 }
 
 // [(grad_sq, param_sq, update_sq, nonfinite, lost)] per tensor.
 py::list sums(const Plan& plan) {
   py::list rows;
-  for (const optkit::Sums& s : plan.sums()) rows.append(py::make_tuple(s.grad_sq, s.param_sq, s.update_sq, s.nonfinite, s.lost));
+  for (const optkit::Sums& s : plan.sums())
+    rows.append(py::make_tuple(s.grad_sq, s.param_sq, s.update_sq, s.nonfinite, s.lost));
   return rows;
 }
 
 // {rule: (state names, hyperparameter names)}
 py::dict rules() {
   py::dict all;
-#define OPTKIT_DESCRIBE(name, type)                                                                            \
+#define OPTKIT_DESCRIBE(name, type)                                                                      \
   all[#name] = py::make_tuple(std::vector<std::string>(type::kStates, type::kStates + type::kNumStates), \
                               std::vector<std::string>(type::kHypers, type::kHypers + type::kNumHypers));
   OPTKIT_FOR_EACH_RULE(OPTKIT_DESCRIBE)
@@ -76,9 +75,9 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init<const std::string&, bool, int>(), py::arg("rule"), py::arg("is_double"), py::arg("device"))
       .def_property_readonly("id", &Plan::id)
       .def("add_tensor", &add_tensor, py::kw_only(), py::arg("param"), py::arg("states"), py::arg("average"),
-           py::arg("compensation"), py::arg("step"), py::arg("num_averaged"), py::arg("sizes"),
-           py::arg("strides"), py::arg("param_type"),
-           py::arg("state_type"), py::arg("average_type"), py::arg("group"), py::arg("tensor_index"))
+           py::arg("compensation"), py::arg("step"), py::arg("num_averaged"), py::arg("sizes"), py::arg("strides"),
+           py::arg("param_type"), py::arg("state_type"), py::arg("average_type"), py::arg("group"),
+           py::arg("tensor_index"))
       .def("set_active", &Plan::set_active, py::arg("indices"))
       .def("set_groups", &Plan::set_groups, py::arg("rows"))
       .def("norm",
@@ -92,7 +91,8 @@ PYBIND11_MODULE(_C, m) {
       .def("step", &Plan::step, py::arg("grad_scale"), py::arg("statistics"), py::call_guard<py::gil_scoped_release>())
       .def("cuda_norm", &Plan::cuda_norm, py::arg("norm_out"), py::arg("stream"))
       .def("cuda_step", &cuda_step, py::kw_only(), py::arg("norm"), py::arg("loss_scale"), py::arg("found_inf"),
-           py::arg("scale"), py::arg("max_norm"), py::arg("report"), py::arg("counts_report"), py::arg("statistics"), py::arg("stream"))
+           py::arg("scale"), py::arg("max_norm"), py::arg("report"), py::arg("counts_report"), py::arg("statistics"),
+           py::arg("stream"))
       .def("sums", &sums);
   m.attr("GROUP_FIELDS") =
       std::vector<std::string>(optkit::kGroupFields, optkit::kGroupFields + optkit::kNumGroupFields);

@@ -57,11 +57,16 @@ void* take_data_ptr(const TensorList& list, size_t i) {
 bool to_dtype(int32_t code, DType* dtype) {
   static const int32_t float32 = aoti_torch_dtype_float32(), bfloat16 = aoti_torch_dtype_bfloat16(),
                        float16 = aoti_torch_dtype_float16(), float64 = aoti_torch_dtype_float64();
-  if (code == float32) *dtype = DType::kFloat32;
-  else if (code == bfloat16) *dtype = DType::kBFloat16;
-  else if (code == float16) *dtype = DType::kFloat16;
-  else if (code == float64) *dtype = DType::kFloat64;
-  else return false;
+  if (code == float32)
+    *dtype = DType::kFloat32;
+  else if (code == bfloat16)
+    *dtype = DType::kBFloat16;
+  else if (code == float16)
+    *dtype = DType::kFloat16;
+  else if (code == float64)
+    *dtype = DType::kFloat64;
+  else
+    return false;
   return true;
 }
 
@@ -119,8 +124,6 @@ void plan_bind(StableIValue* stack, uint64_t, uint64_t) {
 }  // namespace
 }  // namespace optkit
 
-STABLE_TORCH_LIBRARY(lightning_optkit, m) {
-  m.def("plan_bind(int plan, Tensor[] params, Tensor[] grads) -> int");
-}
+STABLE_TORCH_LIBRARY(lightning_optkit, m) { m.def("plan_bind(int plan, Tensor[] params, Tensor[] grads) -> int"); }
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_optkit, CompositeExplicitAutograd, m) { m.impl("plan_bind", &optkit::plan_bind); }

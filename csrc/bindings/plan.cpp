@@ -70,7 +70,8 @@ void Plan::set_groups(const std::vector<std::vector<double>>& rows) {
   groups_.resize(rows.size());
   for (std::size_t i = 0; i < rows.size(); ++i) {
     GroupRow row = {};
-    if (rows[i].size() * sizeof(double) > sizeof(row)) throw std::invalid_argument("Plan.set_groups: a row is too long.");
+    if (rows[i].size() * sizeof(double) > sizeof(row))
+      throw std::invalid_argument("Plan.set_groups: a row is too long.");
     std::memcpy(&row, rows[i].data(), rows[i].size() * sizeof(double));
     groups_[i] = row;
   }
@@ -101,8 +102,8 @@ void Plan::upload(uintptr_t stream) {
 
 void Plan::cuda_norm(uintptr_t norm_out, uintptr_t stream) {
   upload(stream);
-  check_cuda(cuda_api().norm(cuda_, tensors.data(), reinterpret_cast<double*>(norm_out),
-                             reinterpret_cast<void*>(stream)));
+  check_cuda(
+      cuda_api().norm(cuda_, tensors.data(), reinterpret_cast<double*>(norm_out), reinterpret_cast<void*>(stream)));
 }
 
 void Plan::cuda_step(const CudaStepControl& control, uintptr_t stream) {

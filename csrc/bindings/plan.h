@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A plan: the tables of one optimizer on one device, known to Python by a number so that an op can find it. No torch here.
+// A plan: the tables of one optimizer on one device, known to Python by a number so that an op can find it. No torch
+// here.
 #pragma once
 
 #include <cstdint>
@@ -53,7 +54,7 @@ class Plan {
   const int device;
   std::vector<TensorSlot> tensors;
   std::vector<Shape> shapes;  // of the parameters
-  std::vector<int> active;  // indices of tensors with a gradient, in order
+  std::vector<int> active;    // indices of tensors with a gradient, in order
 
  private:
   int64_t id_;

@@ -24,7 +24,7 @@ OPTKIT_HD float half_to_float(uint16_t h) {
   const uint32_t magnitude = h & 0x7fffu;
   if (magnitude >= 0x7c00u) return bits_float(sign | 0x7f800000u | ((magnitude & 0x3ffu) << 13));  // inf, NaN
   if (magnitude >= 0x400u) return bits_float(sign | ((magnitude << 13) + 0x38000000u));            // normal
-  const float subnormal = static_cast<float>(magnitude) * 5.9604644775390625e-8f;                    // steps of 2^-24
+  const float subnormal = static_cast<float>(magnitude) * 5.9604644775390625e-8f;                  // steps of 2^-24
   return bits_float(sign | float_bits(subnormal));
 }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Counter-based random bits: a pure function of (key, index), so the same on CPU and CUDA and for any number of threads.
-// Source: the 32-bit finalizer "lowbias32" (C. Wellons, hash-prospector, public domain), applied twice with two keys;
-// keys come from splitmix64 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", Figure 16).
+// Counter-based random bits: a pure function of (key, index), so the same on CPU and CUDA and for any number of
+// threads. Source: the 32-bit finalizer "lowbias32" (C. Wellons, hash-prospector, public domain), applied twice with
+// two keys; keys come from splitmix64 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators",
+// Figure 16).
 #pragma once
 
 #include <cstdint>

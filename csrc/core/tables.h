@@ -8,9 +8,12 @@ namespace optkit {
 
 enum class DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat64 = 3 };
 
-constexpr int kMaxStates = 4;        // state tensors of one rule
-constexpr int kMaxRuleHypers = 12;   // numbers a rule reads from its parameter group
-constexpr int64_t kChunk = 16384;    // elements: 64 KiB of fp32 per stream, so that the streams of a step share the L2 cache
+constexpr int64_t size_of(DType type) { return type == DType::kFloat64 ? 8 : type == DType::kFloat32 ? 4 : 2; }
+
+constexpr int kMaxStates = 4;       // state tensors of one rule
+constexpr int kMaxRuleHypers = 12;  // numbers a rule reads from its parameter group
+constexpr int64_t kChunk =
+    16384;  // elements: 64 KiB of fp32 per stream, so that the streams of a step share the L2 cache
 
 // One parameter: where its numbers live. Null: absent.
 struct TensorSlot {
@@ -24,8 +27,8 @@ struct TensorSlot {
   int64_t numel;
   DType param_type, grad_type, state_type, average_type;
   int32_t group;
-  int32_t index;        // number of the parameter in its optimizer: its random stream
-  int32_t active;       // 0: no gradient this step
+  int32_t index;   // number of the parameter in its optimizer: its random stream
+  int32_t active;  // 0: no gradient this step
 };
 
 // At most kChunk elements of one tensor: the unit of work, and of every partial sum.
@@ -55,9 +58,9 @@ struct GroupRow {
   double average_every;  // steps between updates of the average
   double rule[kMaxRuleHypers];
 };
-constexpr const char* kGroupFields[] = {"lr",           "weight_decay",  "decoupled",     "cautious",     "maximize",
-                                        "l1",           "clip_value",    "rounding",      "rounding_seed", "average_kind",
-                                        "average_decay", "average_start", "average_every"};
+constexpr const char* kGroupFields[] = {
+    "lr",       "weight_decay",  "decoupled",    "cautious",      "maximize",      "l1",           "clip_value",
+    "rounding", "rounding_seed", "average_kind", "average_decay", "average_start", "average_every"};
 constexpr int kNumGroupFields = sizeof(kGroupFields) / sizeof(kGroupFields[0]);
 static_assert(sizeof(GroupRow) == sizeof(double) * (kNumGroupFields + kMaxRuleHypers), "GroupRow must match its names");
 

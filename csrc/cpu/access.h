@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Load and store: any stored dtype to and from a vector of fp32 (fp64 tensors: of fp64). The last, short vector of a chunk
-// goes through a small buffer, so that no arithmetic is written twice.
+// Load and store: any stored dtype to and from a vector of fp32 (fp64 tensors: of fp64). The last, short vector of a
+// chunk goes through a small buffer, so that no arithmetic is written twice.
 #pragma once
 
 #include <cstdint>
@@ -71,11 +71,12 @@ OPTKIT_HD NativeHalf float_to_float16(Vec<float> a, NativeBits random) {
   const NativeBits magnitude = bits & 0x7fffffffu;
   // Below 2^-14 float16 is subnormal: its steps are 2^-24 whatever the exponent, so the cut lies further left.
   const NativeBits exponent = magnitude >> 23;
-  const NativeBits shift = exponent >= 113u ? (NativeBits{} + 13u) : (exponent < 102u ? (NativeBits{} + 24u) : 126u - exponent);
+  const NativeBits shift =
+      exponent >= 113u ? (NativeBits{} + 13u) : (exponent < 102u ? (NativeBits{} + 24u) : 126u - exponent);
   const auto special = magnitude >= 0x477fe000u;  // at least the largest float16: leave it to the ordinary rounding
   const NativeBits noise = random & (((NativeBits{} + 1u) << shift) - 1u);
   const NativeBits cut = ((bits + noise) >> shift) << shift;
-  const auto tiny = exponent < 103u;  // below one step of 2^-24: either zero or one step
+  const auto tiny = exponent < 103u;              // below one step of 2^-24: either zero or one step
   const Vec<float> ratio = abs(a) * 16777216.0f;  // |a| / 2^-24, in [0, 1)
   const Vec<float> uniform = __builtin_convertvector(random >> 8, Vec<float>::Native) * 5.9604644775390625e-8f;
   const NativeBits one_step = (bits & 0x80000000u) | 0x33800000u;
@@ -98,10 +99,14 @@ OPTKIT_HD void write(void* base, int64_t i, int count, N native) {
 
 template <class S, bool kTail>
 OPTKIT_HD Vec<S> load(const void* base, DType type, int64_t i, int count) {
-  if constexpr (sizeof(S) == 8) return read<kTail, Vec<double>::Native, double>(base, i, count);
-  else if (type == DType::kFloat32) return read<kTail, Vec<float>::Native, float>(base, i, count);
-  else if (type == DType::kBFloat16) return bfloat16_to_float(read<kTail, NativeHalf, uint16_t>(base, i, count));
-  else return float16_to_float(read<kTail, NativeHalf, uint16_t>(base, i, count));
+  if constexpr (sizeof(S) == 8)
+    return read<kTail, Vec<double>::Native, double>(base, i, count);
+  else if (type == DType::kFloat32)
+    return read<kTail, Vec<float>::Native, float>(base, i, count);
+  else if (type == DType::kBFloat16)
+    return bfloat16_to_float(read<kTail, NativeHalf, uint16_t>(base, i, count));
+  else
+    return float16_to_float(read<kTail, NativeHalf, uint16_t>(base, i, count));
 }
 
 // Stores, rounding to nearest, and returns what the stored numbers now are.

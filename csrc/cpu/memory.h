@@ -6,7 +6,8 @@
 
 namespace optkit {
 
-// Asks the kernel to back [address, address + num_bytes) with huge pages. Call before the first write. False: not granted.
+// Asks the kernel to back [address, address + num_bytes) with huge pages. Call before the first write. False: not
+// granted.
 bool advise_huge_pages(uintptr_t address, std::size_t num_bytes);
 
 }  // namespace optkit

@@ -37,8 +37,10 @@ template <class S>
 OPTKIT_HD void careful_sum(const TensorSlot& t, int64_t begin, int64_t end, Sums* out) {
   for (int64_t i = begin; i < end; ++i) {
     const double g = static_cast<double>(load<S, true>(t.grad, t.grad_type, i, 1).v[0]);
-    if (g - g != 0.0) out->nonfinite += 1.0;
-    else out->grad_sq += g * g;
+    if (g - g != 0.0)
+      out->nonfinite += 1.0;
+    else
+      out->grad_sq += g * g;
   }
 }
 
@@ -49,8 +51,10 @@ void norm_chunk(const TensorSlot& tensor, const Chunk& chunk, Sums* out) {
   for (int64_t begin = chunk.begin, last = chunk.begin + chunk.count; begin < last; begin += kNormBlock) {
     const int64_t end = begin + kNormBlock < last ? begin + kNormBlock : last;
     const double sum = block_sum_of_squares<S>(t, begin, end);
-    if (sum - sum == 0.0) out->grad_sq += sum;
-    else careful_sum<S>(t, begin, end, out);
+    if (sum - sum == 0.0)
+      out->grad_sq += sum;
+    else
+      careful_sum<S>(t, begin, end, out);
   }
 }
 

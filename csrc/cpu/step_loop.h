@@ -43,8 +43,8 @@ OPTKIT_HD Vec<S> store_parameter(const TensorSlot& t, const StageCoefs<S>& c, in
 }
 
 template <class Rule, class S, bool kTail>
-OPTKIT_HD void step_vector(const TensorSlot& t, const StageCoefs<S>& stage, const typename Rule::template Coefs<S>& coefs,
-                           int64_t i, int count, VectorSums<S>& sums) {
+OPTKIT_HD void step_vector(const TensorSlot& t, const StageCoefs<S>& stage,
+                           const typename Rule::template Coefs<S>& coefs, int64_t i, int count, VectorSums<S>& sums) {
   using V = Vec<S>;
   const V stored_before = load<S, kTail>(t.param, t.param_type, i, count);
   const V grad = stage_gradient(stage, stored_before, load<S, kTail>(t.grad, t.grad_type, i, count));
@@ -73,6 +73,23 @@ OPTKIT_HD void step_vector(const TensorSlot& t, const StageCoefs<S>& stage, cons
   if (stage.flags & kStatistics) add_statistics(sums, grad, param, next, unchanged);
 }
 
+// How far ahead of the arithmetic memory is asked for. Far enough to reach the next 4 KiB page, where the processor's
+// own prefetcher stops; nearer than about 2 KiB it only gets in the way (docs/performance.md).
+constexpr int64_t kPrefetchBytes = 3072;
+
+OPTKIT_HD void prefetch(const void* base, DType type, int64_t i) {
+  __builtin_prefetch(static_cast<const char*>(base) + i * size_of(type) + kPrefetchBytes);
+}
+
+template <class Rule>
+OPTKIT_HD void prefetch_streams(const TensorSlot& t, bool averages, int64_t i) {
+  prefetch(t.param, t.param_type, i);
+  prefetch(t.grad, t.grad_type, i);
+  for (int k = 0; k < Rule::kNumStates; ++k)
+    if (t.state[k]) prefetch(t.state[k], t.state_type, i);
+  if (averages) prefetch(t.average, t.average_type, i);
+}
+
 template <class Rule, class S>
 void step_chunk(const TensorSlot& tensor, const void* prepared, const Chunk& chunk, Sums* out) {
   // By value: the compiler then knows that no store in the loop can change them.
@@ -82,12 +99,14 @@ void step_chunk(const TensorSlot& tensor, const void* prepared, const Chunk& chu
   const int64_t end = chunk.begin + chunk.count;
   VectorSums<S> sums;
   int64_t i = chunk.begin;
-  for (; i + kLanes <= end; i += kLanes)
+  for (; i + kLanes <= end; i += kLanes) {
+    prefetch_streams<Rule>(t, launch.stage.flags & kAverage, i);
     step_vector<Rule, S, false>(t, launch.stage, launch.rule, i, kLanes, sums);
+  }
   if (i < end) step_vector<Rule, S, true>(t, launch.stage, launch.rule, i, static_cast<int>(end - i), sums);
   if (launch.stage.flags & kStatistics) {
-    *out = {sum_of_lanes(sums.grad_sq), sum_of_lanes(sums.param_sq), sum_of_lanes(sums.update_sq), sums.nonfinite.total(),
-            sums.lost.total()};
+    *out = {sum_of_lanes(sums.grad_sq), sum_of_lanes(sums.param_sq), sum_of_lanes(sums.update_sq),
+            sums.nonfinite.total(), sums.lost.total()};
   }
 }
 

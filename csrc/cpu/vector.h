@@ -52,14 +52,14 @@ struct Mask {
   typename NativeOf<S>::mask m;
 };
 
-#define OPTKIT_VECTOR_OPERATOR(op)                                                                      \
-  template <class S>                                                                                    \
-  OPTKIT_HD Vec<S> operator op(Vec<S> a, Vec<S> b) {                                                    \
-    return a.v op b.v;                                                                                  \
-  }                                                                                                     \
-  template <class S>                                                                                    \
-  OPTKIT_HD Vec<S> operator op(Vec<S> a, S b) {                                                         \
-    return a.v op b;                                                                                    \
+#define OPTKIT_VECTOR_OPERATOR(op)                   \
+  template <class S>                                 \
+  OPTKIT_HD Vec<S> operator op(Vec<S> a, Vec<S> b) { \
+    return a.v op b.v;                               \
+  }                                                  \
+  template <class S>                                 \
+  OPTKIT_HD Vec<S> operator op(Vec<S> a, S b) {      \
+    return a.v op b;                                 \
   }
 OPTKIT_VECTOR_OPERATOR(+)
 OPTKIT_VECTOR_OPERATOR(-)
@@ -67,10 +67,10 @@ OPTKIT_VECTOR_OPERATOR(*)
 OPTKIT_VECTOR_OPERATOR(/)
 #undef OPTKIT_VECTOR_OPERATOR
 
-#define OPTKIT_VECTOR_COMPARISON(op)                   \
-  template <class S>                                   \
-  OPTKIT_HD Mask<S> operator op(Vec<S> a, Vec<S> b) {  \
-    return {a.v op b.v};                               \
+#define OPTKIT_VECTOR_COMPARISON(op)                  \
+  template <class S>                                  \
+  OPTKIT_HD Mask<S> operator op(Vec<S> a, Vec<S> b) { \
+    return {a.v op b.v};                              \
   }
 OPTKIT_VECTOR_COMPARISON(<)
 OPTKIT_VECTOR_COMPARISON(==)
@@ -108,14 +108,20 @@ OPTKIT_HD Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
 template <class S>
 OPTKIT_HD Vec<S> sqrt(Vec<S> a) {
 #if defined(__AVX512F__)
-  if constexpr (sizeof(S) == 4) return typename Vec<S>::Native(_mm512_sqrt_ps(a.v));
-  else return typename Vec<S>::Native(_mm512_sqrt_pd(a.v));
+  if constexpr (sizeof(S) == 4)
+    return typename Vec<S>::Native(_mm512_sqrt_ps(a.v));
+  else
+    return typename Vec<S>::Native(_mm512_sqrt_pd(a.v));
 #elif defined(__AVX2__)
-  if constexpr (sizeof(S) == 4) return typename Vec<S>::Native(_mm256_sqrt_ps(a.v));
-  else return typename Vec<S>::Native(_mm256_sqrt_pd(a.v));
+  if constexpr (sizeof(S) == 4)
+    return typename Vec<S>::Native(_mm256_sqrt_ps(a.v));
+  else
+    return typename Vec<S>::Native(_mm256_sqrt_pd(a.v));
 #elif defined(__x86_64__)
-  if constexpr (sizeof(S) == 4) return typename Vec<S>::Native(_mm_sqrt_ps(a.v));
-  else return typename Vec<S>::Native(_mm_sqrt_pd(a.v));
+  if constexpr (sizeof(S) == 4)
+    return typename Vec<S>::Native(_mm_sqrt_ps(a.v));
+  else
+    return typename Vec<S>::Native(_mm_sqrt_pd(a.v));
 #else
   for (int i = 0; i < Vec<S>::kLanes; ++i) a.v[i] = optkit::sqrt(a.v[i]);
   return a;

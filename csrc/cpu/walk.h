@@ -36,7 +36,7 @@ class CpuWalk {
 
  private:
   template <class Body>
-  void for_each_chunk(bool backward, Body body);
+  void for_each_chunk(Body body);
   void add_chunks(std::vector<Sums>& sums, std::size_t num_tensors) const;
 
   int rule_;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The C interface of liboptkit_cuda: the only thing the rest of the project knows of CUDA. The library is opened when the
-// first CUDA tensor is met, so that importing the package never touches a driver. Functions return null, or what went
-// wrong. Nothing here waits for the device.
+// The C interface of liboptkit_cuda: the only thing the rest of the project knows of CUDA. The library is opened when
+// the first CUDA tensor is met, so that importing the package never touches a driver. Functions return null, or what
+// went wrong. Nothing here waits for the device.
 #pragma once
 
 #include <cstdint>

@@ -11,8 +11,8 @@
 
 namespace optkit {
 
-// Gradients move every step (`zero_grad(set_to_none=True)`), so their addresses travel with the launch: nothing to upload,
-// and a captured graph keeps its own copy. 28 KiB of arguments need CUDA 12.1.
+// Gradients move every step (`zero_grad(set_to_none=True)`), so their addresses travel with the launch: nothing to
+// upload, and a captured graph keeps its own copy. 28 KiB of arguments need CUDA 12.1.
 #if CUDART_VERSION >= 12010
 constexpr int kMaxGrads = 3500;
 #else

@@ -26,8 +26,10 @@ __device__ void chunk_norm(const TensorSlot& t, const void* grad, const Chunk& c
       Four<S> g;
       load(g, grad, t.grad_type, i, 1);
       const double value = static_cast<double>(g.v[0]);
-      if (value - value != 0.0) nonfinite += 1.0;
-      else squares += value * value;
+      if (value - value != 0.0)
+        nonfinite += 1.0;
+      else
+        squares += value * value;
     }
   }
   const double total = block_sum(squares), bad = block_sum(nonfinite);

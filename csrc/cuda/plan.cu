@@ -18,8 +18,8 @@ const char* failed(cudaError_t status, const char* what) {
   return last_error.c_str();
 }
 
-#define OPTKIT_CUDA(call)                                      \
-  do {                                                         \
+#define OPTKIT_CUDA(call)                                        \
+  do {                                                           \
     if (const char* error = failed((call), #call)) return error; \
   } while (0)
 
@@ -139,15 +139,16 @@ const char* layout(void* pointer, const TensorSlot* tensors, int num_tensors, vo
   OPTKIT_CUDA(plan.ticket.resize(1));
   OPTKIT_CUDA(cudaMemsetAsync(plan.ticket.get(), 0, sizeof(unsigned int), stream));
   OPTKIT_CUDA(cudaStreamSynchronize(stream));
-  plan.tables = {plan.tensors.get(), plan.chunks.get(), plan.first_chunk.get(), plan.prepared.get(),
-                 plan.skip.get(),    plan.partial.get(), plan.sums.get(),       plan.ticket.get()};
+  plan.tables = {plan.tensors.get(), plan.chunks.get(),  plan.first_chunk.get(), plan.prepared.get(),
+                 plan.skip.get(),    plan.partial.get(), plan.sums.get(),        plan.ticket.get()};
   return nullptr;
 }
 
 // A gradient may come in another dtype than last time; everything else in the tables is static.
 const char* refresh(CudaPlan& plan, const TensorSlot* tensors, cudaStream_t stream) {
   for (int t = 0; t < plan.num_tensors; ++t)
-    if (tensors[t].active && tensors[t].grad_type != plan.grad_types[t]) return layout(&plan, tensors, plan.num_tensors, stream);
+    if (tensors[t].active && tensors[t].grad_type != plan.grad_types[t])
+      return layout(&plan, tensors, plan.num_tensors, stream);
   return nullptr;
 }
 
@@ -161,8 +162,8 @@ GradTable<kCount> grads_of(const TensorSlot* tensors, const Range& range) {
 template <class S, int kCount>
 void launch_norm(const CudaPlan& plan, const TensorSlot* tensors, const Range& range, double* out, bool accumulate,
                  cudaStream_t stream) {
-  norm_kernel<S, kCount><<<range.num_chunks, kThreads, 0, stream>>>(plan.tables, grads_of<kCount>(tensors, range), range,
-                                                                    out, accumulate);
+  norm_kernel<S, kCount><<<range.num_chunks, kThreads, 0, stream>>>(plan.tables, grads_of<kCount>(tensors, range),
+                                                                    range, out, accumulate);
 }
 
 const char* norm(void* pointer, const TensorSlot* tensors, double* out, void* stream_pointer) {
@@ -184,7 +185,8 @@ const char* norm(void* pointer, const TensorSlot* tensors, double* out, void* st
 }
 
 template <class Rule, class S>
-void launch_prepare(const CudaPlan& plan, const GroupTable& groups, const CudaStepControl& control, cudaStream_t stream) {
+void launch_prepare(const CudaPlan& plan, const GroupTable& groups, const CudaStepControl& control,
+                    cudaStream_t stream) {
   static_assert(sizeof(PreparedTensor<Rule, S>) <= kMaxPreparedBytes, "kMaxPreparedBytes is too small");
   constexpr int kPrepareThreads = 128;
   prepare_kernel<Rule, S><<<(plan.num_tensors + kPrepareThreads - 1) / kPrepareThreads, kPrepareThreads, 0, stream>>>(

@@ -72,8 +72,10 @@ __device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_
   if (t.compensation) load(lost_before, t.compensation, t.param_type, i, count);
 #pragma unroll
   for (int s = 0; s < Rule::kNumStates; ++s) {
-    if (t.state[s]) load(state[s], t.state[s], t.state_type, i, count);
-    else state[s] = {};
+    if (t.state[s])
+      load(state[s], t.state[s], t.state_type, i, count);
+    else
+      state[s] = {};
   }
   S param[kLanes];
 #pragma unroll
@@ -142,8 +144,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // A block per tensor adds the sums of its chunks.
-__global__ void __launch_bounds__(kThreads)
-    statistics_kernel(const __grid_constant__ DeviceTables tables, Sums* out) {
+__global__ void __launch_bounds__(kThreads) statistics_kernel(const __grid_constant__ DeviceTables tables, Sums* out) {
   if (*tables.skip) return;
   const int32_t first = tables.first_chunk[blockIdx.x], last = tables.first_chunk[blockIdx.x + 1];
   Sums sums = {};

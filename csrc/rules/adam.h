@@ -37,8 +37,8 @@ struct AdamRule {
   OPTKIT_HD static V update(const Coefs<scalar_of_t<V>>& c, V, V grad, V* state) {
     V& exp_avg = state[0];
     V& exp_avg_sq = state[1];
-    exp_avg = fma(V(c.one_minus_beta1), grad - exp_avg, exp_avg);                   // m_t
-    exp_avg_sq = fma(grad * c.one_minus_beta2, grad, exp_avg_sq * c.beta2);         // v_t
+    exp_avg = fma(V(c.one_minus_beta1), grad - exp_avg, exp_avg);            // m_t
+    exp_avg_sq = fma(grad * c.one_minus_beta2, grad, exp_avg_sq * c.beta2);  // v_t
     V second = exp_avg_sq;
     if constexpr (kAmsgrad) second = state[2] = max(state[2], exp_avg_sq);
     const V denom = fma(sqrt(second), V(c.rsqrt_bias_correction2), V(c.eps));

@@ -5,9 +5,9 @@
 #include "rules/adam.h"
 #include "rules/sgd.h"
 
-#define OPTKIT_FOR_EACH_RULE(X)      \
-  X(sgd, optkit::SGDRule)            \
-  X(adam, optkit::AdamRule<false>)   \
+#define OPTKIT_FOR_EACH_RULE(X)    \
+  X(sgd, optkit::SGDRule)          \
+  X(adam, optkit::AdamRule<false>) \
   X(adam_amsgrad, optkit::AdamRule<true>)
 
 namespace optkit {
@@ -16,7 +16,7 @@ enum RuleId : int32_t {
 #define OPTKIT_RULE_ID(name, type) kRule_##name,
   OPTKIT_FOR_EACH_RULE(OPTKIT_RULE_ID)
 #undef OPTKIT_RULE_ID
-  kNumRules
+      kNumRules
 };
 
 }  // namespace optkit

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // SGD with momentum, dampening and Nesterov's momentum.
 // Source: Sutskever et al. 2013, "On the importance of initialization and momentum in deep learning", Equations 1-4.
-// Differs from the paper as torch.optim does: the learning rate multiplies the buffer, which starts as the first gradient.
+// Differs from the paper as torch.optim does: the learning rate multiplies the buffer, which starts as the first
+// gradient.
 #pragma once
 
 #include "core/math.h"
