@@ -18,14 +18,15 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-void add_tensor(Plan& plan, uintptr_t param, const std::vector<uintptr_t>& states, uintptr_t average,
-                uintptr_t compensation, uintptr_t step, uintptr_t num_averaged, std::vector<int64_t> sizes,
-                std::vector<int64_t> strides, int param_type, int state_type, int average_type, int group,
-                int tensor_index) {
+void add_tensor(Plan& plan, uintptr_t param, const std::vector<uintptr_t>& states,
+                const std::vector<uintptr_t>& scalars, uintptr_t average, uintptr_t compensation, uintptr_t step,
+                uintptr_t num_averaged, std::vector<int64_t> sizes, std::vector<int64_t> strides, int param_type,
+                int state_type, int average_type, int group, int tensor_index) {
   optkit::TensorSlot slot = {};
   if (states.size() > optkit::kMaxStates) throw std::invalid_argument("Plan.add_tensor: too many states.");
   slot.param = pointer<void>(param);
   for (size_t k = 0; k < states.size(); ++k) slot.state[k] = pointer<void>(states[k]);
+  for (size_t k = 0; k < scalars.size() && k < optkit::kMaxScalars; ++k) slot.scalar[k] = pointer<float>(scalars[k]);
   slot.average = pointer<void>(average);
   slot.compensation = pointer<void>(compensation);
   slot.step = pointer<float>(step);
@@ -56,11 +57,12 @@ py::list sums(const Plan& plan) {
   return rows;
 }
 
-// {rule: (state names, hyperparameter names)}
+// {rule: (state names, scalar names, hyperparameter names)}
 py::dict rules() {
   py::dict all;
-#define OPTKIT_DESCRIBE(name, type)                                                                      \
-  all[#name] = py::make_tuple(std::vector<std::string>(type::kStates, type::kStates + type::kNumStates), \
+#define OPTKIT_DESCRIBE(name, type)                                                                         \
+  all[#name] = py::make_tuple(std::vector<std::string>(type::kStates, type::kStates + type::kNumStates),    \
+                              std::vector<std::string>(type::kScalars, type::kScalars + type::kNumScalars), \
                               std::vector<std::string>(type::kHypers, type::kHypers + type::kNumHypers));
   OPTKIT_FOR_EACH_RULE(OPTKIT_DESCRIBE)
 #undef OPTKIT_DESCRIBE
@@ -69,14 +71,46 @@ py::dict rules() {
 
 }  // namespace
 
+// What the plan relies on in Python: the parameter lists, the state and every tensor in it, by identity. Looking is a
+// few nanoseconds each, so it is done before every step.
+class Snapshot {
+ public:
+  Snapshot(py::dict state, std::vector<py::list> lists) : state_(std::move(state)), lists_(std::move(lists)) {
+    take(seen_);
+  }
+  bool unchanged() const {
+    std::vector<PyObject*> now;
+    now.reserve(seen_.size());
+    take(now);
+    return now == seen_;
+  }
+
+ private:
+  void take(std::vector<PyObject*>& out) const {
+    PyObject *key, *value, *name, *tensor;
+    for (const py::list& list : lists_)
+      for (Py_ssize_t i = 0; i < PyList_GET_SIZE(list.ptr()); ++i) out.push_back(PyList_GET_ITEM(list.ptr(), i));
+    for (Py_ssize_t i = 0; PyDict_Next(state_.ptr(), &i, &key, &value);) {
+      out.push_back(key);
+      out.push_back(value);
+      if (!PyDict_Check(value)) continue;
+      for (Py_ssize_t k = 0; PyDict_Next(value, &k, &name, &tensor);) out.push_back(tensor);
+    }
+  }
+
+  py::dict state_;
+  std::vector<py::list> lists_;
+  std::vector<PyObject*> seen_;  // compared only: what was there is kept alive by the plan's entries
+};
+
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The compiled half of lightning_optkit.";
   py::class_<Plan>(m, "Plan")
       .def(py::init<const std::string&, bool, int>(), py::arg("rule"), py::arg("is_double"), py::arg("device"))
       .def_property_readonly("id", &Plan::id)
-      .def("add_tensor", &add_tensor, py::kw_only(), py::arg("param"), py::arg("states"), py::arg("average"),
-           py::arg("compensation"), py::arg("step"), py::arg("num_averaged"), py::arg("sizes"), py::arg("strides"),
-           py::arg("param_type"), py::arg("state_type"), py::arg("average_type"), py::arg("group"),
+      .def("add_tensor", &add_tensor, py::kw_only(), py::arg("param"), py::arg("states"), py::arg("scalars"),
+           py::arg("average"), py::arg("compensation"), py::arg("step"), py::arg("num_averaged"), py::arg("sizes"),
+           py::arg("strides"), py::arg("param_type"), py::arg("state_type"), py::arg("average_type"), py::arg("group"),
            py::arg("tensor_index"))
       .def("set_active", &Plan::set_active, py::arg("indices"))
       .def("set_groups", &Plan::set_groups, py::arg("rows"))
@@ -94,6 +128,9 @@ PYBIND11_MODULE(_C, m) {
            py::arg("scale"), py::arg("max_norm"), py::arg("report"), py::arg("counts_report"), py::arg("statistics"),
            py::arg("stream"))
       .def("sums", &sums);
+  py::class_<Snapshot>(m, "Snapshot")
+      .def(py::init<py::dict, std::vector<py::list>>(), py::arg("state"), py::arg("lists"))
+      .def("unchanged", &Snapshot::unchanged);
   m.attr("GROUP_FIELDS") =
       std::vector<std::string>(optkit::kGroupFields, optkit::kGroupFields + optkit::kNumGroupFields);
   m.def("rules", &rules);

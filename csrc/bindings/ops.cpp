@@ -46,12 +46,18 @@ class TensorList {
   StableListHandle handle_;
 };
 
-void* take_data_ptr(const TensorList& list, size_t i) {
-  const AtenTensorHandle handle = list.take(i);
+// Has the parameter's memory, shape or order of dimensions changed since the plan was built?
+bool has_moved(AtenTensorHandle param, const TensorSlot& slot, const Shape& shape) {
   void* data = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle, &data));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_delete_tensor_object(handle));
-  return data;
+  int64_t dim = 0, *sizes = nullptr, *strides = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(param, &data));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(param, &dim));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(param, &sizes));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(param, &strides));
+  if (data != slot.param || dim != static_cast<int64_t>(shape.sizes.size())) return true;
+  for (int64_t d = 0; d < dim; ++d)
+    if (sizes[d] != shape.sizes[d] || strides[d] != shape.strides[d]) return true;
+  return false;
 }
 
 bool to_dtype(int32_t code, DType* dtype) {
@@ -111,10 +117,11 @@ void plan_bind(StableIValue* stack, uint64_t, uint64_t) {
   for (size_t i = 0; i < params.size && result < 0; ++i) {
     const int place = plan->active[i];
     TensorSlot& slot = plan->tensors[place];
-    const AtenTensorHandle grad = grads.take(i);
-    const Misfit misfit = take_data_ptr(params, i) == slot.param
-                              ? compare(plan->shapes[place], grad, device_type, &slot)
-                              : Misfit::kParamMoved;
+    const AtenTensorHandle param = params.take(i), grad = grads.take(i);
+    const Misfit misfit = has_moved(param, slot, plan->shapes[place])
+                              ? Misfit::kParamMoved
+                              : compare(plan->shapes[place], grad, device_type, &slot);
+    TORCH_ERROR_CODE_CHECK(aoti_torch_delete_tensor_object(param));
     TORCH_ERROR_CODE_CHECK(aoti_torch_delete_tensor_object(grad));
     if (misfit != Misfit::kNone) result = 8 * static_cast<int64_t>(i) + static_cast<int64_t>(misfit);
   }

@@ -38,12 +38,9 @@ struct StageCoefs {
 
 // Weight of the new value in the average. Source: EMA, torch.optim.swa_utils (the first update copies); SWA, Izmailov
 // et al. 2018, arXiv:1803.05407, Algorithm 1.
-OPTKIT_HD double average_weight(const GroupRow& group, double step, double num_averaged) {
+OPTKIT_HD double average_weight(const GroupRow& group, double num_averaged) {
   const auto kind = static_cast<AverageKind>(static_cast<int>(group.average_kind));
-  if (kind == AverageKind::kNone || step < group.average_start) return 0.0;
-  const double since = step - group.average_start;
-  const double every = group.average_every;
-  if (since - every * static_cast<double>(static_cast<int64_t>(since / every)) != 0.0) return 0.0;
+  if (kind == AverageKind::kNone || group.average_due == 0.0) return 0.0;
   if (num_averaged == 0.0) return 1.0;
   return kind == AverageKind::kExponential ? 1.0 - group.average_decay : 1.0 / (num_averaged + 1.0);
 }
@@ -54,7 +51,7 @@ OPTKIT_HD StageCoefs<S> prepare_stages(const GroupRow& group, double grad_scale,
                                        uint64_t tensor, bool statistics) {
   StageCoefs<S> c;
   const double decay = group.decoupled != 0.0 ? group.lr * group.weight_decay : 0.0;
-  const double weight = average_weight(group, step, num_averaged);
+  const double weight = average_weight(group, num_averaged);
   c.grad_scale = static_cast<S>(group.maximize != 0.0 ? -grad_scale : grad_scale);
   c.clip_value = static_cast<S>(group.clip_value);
   c.l2 = static_cast<S>(group.decoupled != 0.0 ? 0.0 : group.weight_decay);

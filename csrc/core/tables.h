@@ -11,6 +11,7 @@ enum class DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat64
 constexpr int64_t size_of(DType type) { return type == DType::kFloat64 ? 8 : type == DType::kFloat32 ? 4 : 2; }
 
 constexpr int kMaxStates = 4;       // state tensors of one rule
+constexpr int kMaxScalars = 2;      // numbers per parameter that a rule carries from step to step
 constexpr int kMaxRuleHypers = 12;  // numbers a rule reads from its parameter group
 constexpr int64_t kChunk =
     16384;  // elements: 64 KiB of fp32 per stream, so that the streams of a step share the L2 cache
@@ -21,7 +22,8 @@ struct TensorSlot {
   const void* grad;
   void* state[kMaxStates];
   void* average;
-  void* compensation;   // what Kahan summation could not store in `param`, in the dtype of `param`
+  void* compensation;  // what Kahan summation could not store in `param`, in the dtype of `param`
+  float* scalar[kMaxScalars];
   float* step;          // times this parameter was updated
   float* num_averaged;  // updates of `average`
   int64_t numel;
@@ -54,13 +56,12 @@ struct GroupRow {
   double rounding_seed;
   double average_kind;   // an AverageKind
   double average_decay;  // of the exponential kind
-  double average_start;  // first step (from 1) that is averaged
-  double average_every;  // steps between updates of the average
+  double average_due;    // 1: this step's result is averaged
   double rule[kMaxRuleHypers];
 };
 constexpr const char* kGroupFields[] = {
-    "lr",       "weight_decay",  "decoupled",    "cautious",      "maximize",      "l1",           "clip_value",
-    "rounding", "rounding_seed", "average_kind", "average_decay", "average_start", "average_every"};
+    "lr",         "weight_decay", "decoupled",     "cautious",     "maximize",      "l1",
+    "clip_value", "rounding",     "rounding_seed", "average_kind", "average_decay", "average_due"};
 constexpr int kNumGroupFields = sizeof(kGroupFields) / sizeof(kGroupFields[0]);
 static_assert(sizeof(GroupRow) == sizeof(double) * (kNumGroupFields + kMaxRuleHypers), "GroupRow must match its names");
 

@@ -27,14 +27,14 @@ class FlushDenormals {
 #endif
 };
 
-using Prepare = void (*)(const GroupRow&, double grad_scale, double step, double num_averaged, uint64_t tensor,
-                         bool statistics, void* out);
+using Prepare = void (*)(const GroupRow&, const TensorSlot&, double grad_scale, double step, double num_averaged,
+                         uint64_t tensor, bool statistics, void* out);
 
 template <class Rule, class S>
-void prepare(const GroupRow& group, double grad_scale, double step, double num_averaged, uint64_t tensor,
-             bool statistics, void* out) {
+void prepare(const GroupRow& group, const TensorSlot& slot, double grad_scale, double step, double num_averaged,
+             uint64_t tensor, bool statistics, void* out) {
   const PreparedTensor<Rule, S> result = {prepare_stages<S>(group, grad_scale, step, num_averaged, tensor, statistics),
-                                          Rule::template prepare<S>(group.rule, group.lr, step)};
+                                          Rule::template prepare<S>(group.rule, group.lr, step, slot.scalar)};
   std::memcpy(out, &result, sizeof(result));
 }
 
@@ -127,9 +127,9 @@ void CpuWalk::step(const std::vector<TensorSlot>& tensors, const std::vector<Gro
     const GroupRow& group = groups[tensors[t].group];
     const double step = *tensors[t].step += 1.0f;
     const double num_averaged = tensors[t].num_averaged ? *tensors[t].num_averaged : 0.0;
-    entry.function(group, grad_scale, step, num_averaged, static_cast<uint64_t>(tensors[t].index), statistics,
-                   &prepared_[entry.size * t]);
-    if (tensors[t].num_averaged && average_weight(group, step, num_averaged) != 0.0) *tensors[t].num_averaged += 1.0f;
+    entry.function(group, tensors[t], grad_scale, step, num_averaged, static_cast<uint64_t>(tensors[t].index),
+                   statistics, &prepared_[entry.size * t]);
+    if (tensors[t].num_averaged && average_weight(group, num_averaged) != 0.0) *tensors[t].num_averaged += 1.0f;
   }
   const Kernels& kernels = active_kernels();
   const StepChunk run = is_double_ ? kernels.step_double[rule_] : kernels.step_float[rule_];

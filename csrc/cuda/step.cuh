@@ -52,8 +52,8 @@ __global__ void prepare_kernel(const __grid_constant__ DeviceTables tables, cons
   auto* prepared = reinterpret_cast<PreparedTensor<Rule, S>*>(tables.prepared) + index;
   prepared->stage = prepare_stages<S>(group, scale, step, num_averaged, static_cast<uint64_t>(t.index),
                                       control.statistics != nullptr);
-  prepared->rule = Rule::template prepare<S>(group.rule, group.lr, step);
-  if (t.num_averaged && average_weight(group, step, num_averaged) != 0.0) *t.num_averaged += 1.0f;
+  prepared->rule = Rule::template prepare<S>(group.rule, group.lr, step, t.scalar);
+  if (t.num_averaged && average_weight(group, num_averaged) != 0.0) *t.num_averaged += 1.0f;
 }
 
 template <class S>

@@ -14,6 +14,8 @@ struct AdamRule {
   static constexpr int kNumStates = kAmsgrad ? 3 : 2;
   static constexpr const char* kHypers[] = {"beta1", "beta2", "eps"};
   static constexpr int kNumHypers = 3;
+  static constexpr const char* kScalars[] = {nullptr};
+  static constexpr int kNumScalars = 0;
 
   template <class S>
   struct Coefs {
@@ -22,7 +24,7 @@ struct AdamRule {
 
   // `step` counts this update: 1 for the first.
   template <class S>
-  OPTKIT_HD static Coefs<S> prepare(const double* hyper, double lr, double step) {
+  OPTKIT_HD static Coefs<S> prepare(const double* hyper, double lr, double step, float* const*) {
     const double beta1 = hyper[0], beta2 = hyper[1], eps = hyper[2];
     return {static_cast<S>(1.0 - beta1),
             static_cast<S>(beta2),
@@ -40,7 +42,7 @@ struct AdamRule {
     exp_avg = fma(V(c.one_minus_beta1), grad - exp_avg, exp_avg);            // m_t
     exp_avg_sq = fma(grad * c.one_minus_beta2, grad, exp_avg_sq * c.beta2);  // v_t
     V second = exp_avg_sq;
-    if constexpr (kAmsgrad) second = state[2] = max(state[2], exp_avg_sq);
+    if constexpr (kAmsgrad) second = state[2] = max(exp_avg_sq, state[2]);  // in this order a NaN is kept
     const V denom = fma(sqrt(second), V(c.rsqrt_bias_correction2), V(c.eps));
     return exp_avg * c.step_size / denom;
   }

@@ -14,6 +14,8 @@ struct SGDRule {
   static constexpr int kNumStates = 1;
   static constexpr const char* kHypers[] = {"momentum", "dampening", "nesterov"};
   static constexpr int kNumHypers = 3;
+  static constexpr const char* kScalars[] = {"momentum_step"};  // updates of the buffer so far
+  static constexpr int kNumScalars = 1;
 
   template <class S>
   struct Coefs {
@@ -22,9 +24,10 @@ struct SGDRule {
   };
 
   template <class S>
-  OPTKIT_HD static Coefs<S> prepare(const double* hyper, double lr, double step) {
+  OPTKIT_HD static Coefs<S> prepare(const double* hyper, double lr, double, float* const* scalar) {
     const double momentum = hyper[0], dampening = hyper[1];
-    const bool first = step == 1.0 || momentum == 0.0;
+    const bool first = momentum == 0.0 || *scalar[0] == 0.0f;
+    if (momentum != 0.0) *scalar[0] += 1.0f;
     return {static_cast<S>(lr), static_cast<S>(momentum), static_cast<S>(first ? 0.0 : momentum),
             static_cast<S>(first ? 1.0 : 1.0 - dampening), hyper[2] != 0.0};
   }

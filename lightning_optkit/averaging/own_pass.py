@@ -2,14 +2,16 @@
 """Averages for an optimizer that is not of this package: the same mathematics, in a pass of its own after the step."""
 
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from lightning_optkit.step import Average
 
-__all__ = ["update_average_"]
+__all__ = ["protect_average", "update_average_"]
 
 
 @torch.no_grad()
@@ -25,6 +27,7 @@ def update_average_(optimizer: Optimizer, average: Average, step: int) -> None:
         >>> from lightning_optkit.averaging import EMA
         >>> weight = torch.nn.Parameter(torch.ones(1))
         >>> optimizer = torch.optim.Rprop([weight])
+        >>> weight.grad = torch.ones(1)
         >>> update_average_(optimizer, EMA(0.9), step=1)
         >>> optimizer.state[weight]["ema"]
         tensor([1.])
@@ -61,3 +64,34 @@ def _prepare(optimizer: Optimizer, average: Average, param: Tensor) -> tuple[flo
     else:
         weight = 1.0 - average.decay if average.kind == 1 else 1.0 / (num_averaged + 1.0)
     return weight, state[average.state_name], param.detach()
+
+
+def protect_average(optimizer: Optimizer, average: Average) -> list[RemovableHandle]:
+    """Lets the average of 16-bit parameters go through `load_state_dict` in fp32.
+
+    `Optimizer.load_state_dict` casts all state to the dtype of its parameter; this puts the average back as it was.
+
+    Args:
+        optimizer: Any optimizer that `update_average_` is called for.
+        average: The same average.
+
+    Returns:
+        Two handles; `remove()` them to stop.
+    """
+    saved: dict[int, Tensor] = {}
+
+    def remember(_: Optimizer, state_dict: dict[str, Any]) -> None:
+        ids = [saved_id for group in state_dict["param_groups"] for saved_id in group["params"]]
+        states = [state_dict["state"].get(saved_id, {}) for saved_id in ids]
+        saved.update({i: state[average.state_name] for i, state in enumerate(states) if average.state_name in state})
+
+    def put_back(loaded: Optimizer) -> None:
+        params = [param for group in loaded.param_groups for param in group["params"]]
+        for i, value in saved.items():
+            loaded.state[params[i]][average.state_name] = value.to(params[i].device, copy=True)
+        saved.clear()
+
+    return [
+        optimizer.register_load_state_dict_pre_hook(remember),
+        optimizer.register_load_state_dict_post_hook(put_back),
+    ]

@@ -30,8 +30,8 @@ class ClipNorm:
         ValueError: if `max_norm` is out of range.
 
     Example:
-        >>> ClipNorm(1.0).coefficient(norm=4.0)
-        0.2499999375000156
+        >>> round(ClipNorm(1.0).coefficient(norm=4.0), 6)
+        0.25
     """
 
     max_norm: float

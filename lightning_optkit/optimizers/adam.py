@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from lightning_optkit._checks import check_in
 from lightning_optkit.step import Average, Clip, OnePassOptimizer, Rule
+from lightning_optkit.step.arguments import check_number, pair
 from lightning_optkit.step.rule import Group, State
 
 __all__ = ["Adam", "adam_update"]
@@ -136,6 +136,7 @@ class Adam(OnePassOptimizer):
         return _ADAM_AMSGRAD if group["amsgrad"] else _ADAM
 
     def _check_group(self, group: Group) -> None:
-        for index, beta in enumerate(group["betas"]):
-            check_in(self._owner, f"betas[{index}]", float(beta), "[0, 1)")
-        check_in(self._owner, "eps", group["eps"], "[0, inf)")
+        beta1, beta2 = pair(self._owner, "betas", group["betas"])
+        check_number(self._owner, "betas[0]", beta1, "[0, 1)")
+        check_number(self._owner, "betas[1]", beta2, "[0, 1)")
+        check_number(self._owner, "eps", group["eps"], "[0, inf)")

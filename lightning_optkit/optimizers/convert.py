@@ -4,10 +4,12 @@
 import functools
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from lightning_optkit.optimizers.adam import Adam
 from lightning_optkit.optimizers.adamw import AdamW
@@ -17,6 +19,21 @@ from lightning_optkit.step.loading import restore_state
 from lightning_optkit.step.state import StateLayout
 
 __all__ = ["from_torch_", "to_torch_", "why_not_convertible"]
+
+_AUTOMATIC = {"fused": None, "foreach": None}  # the implementation is ours to choose
+_ADDED_KEYS = {"l1", "cautious", "rounding", "rounding_seed", "average_decay", "decoupled_weight_decay"}
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What `to_torch_` gives back."""
+
+    groups: list[dict[str, Any]]
+    defaults: dict[str, Any]
+    supports_amp_scaling: bool | None
+    attributes: frozenset[str]
+    hooks: list[RemovableHandle] = field(default_factory=list)
+
 
 _OURS: dict[type[Optimizer], type[OnePassOptimizer]] = {
     torch.optim.SGD: SGD,
@@ -37,14 +54,23 @@ def why_not_convertible(optimizer: Optimizer) -> str | None:
     if isinstance(optimizer, OnePassOptimizer):
         return f"{cls.__name__} is one-pass already"
     if cls not in _OURS:
-        torch_bases = [base for base in _OURS if issubclass(cls, base)]
         where = "torch.optim" if cls.__module__.startswith("torch.optim") else cls.__module__
-        if torch_bases:
-            return f"{where}.{cls.__name__} changes torch.optim.{torch_bases[0].__name__}"
+        base = next((base for base in cls.__mro__ if base in _OURS), None)
+        if base is not None:
+            return f"{where}.{cls.__name__} changes torch.optim.{base.__name__}"
         return f"no one-pass rule for {where}.{cls.__name__}"
-    if any(group["differentiable"] for group in optimizer.param_groups):
-        return "differentiable=True: the one-pass step writes in place"
+    try:
+        _build(optimizer, "nearest", torch.float32, False)
+    except (TypeError, ValueError, RuntimeError) as error:
+        return str(error).removesuffix(".")
     return None
+
+
+def _build(optimizer: Optimizer, rounding: str, state_dtype: torch.dtype, statistics: bool) -> OnePassOptimizer:
+    """A one-pass optimizer of the same groups, built the ordinary way: checks come before anything is touched."""
+    build: Callable[..., OnePassOptimizer] = _OURS[type(optimizer)]
+    groups = [{**group, **_AUTOMATIC} for group in optimizer.param_groups]
+    return build(groups, rounding=rounding, state_dtype=state_dtype, statistics=statistics)
 
 
 def from_torch_(
@@ -76,36 +102,68 @@ def from_torch_(
     if reason is not None:
         raise TypeError(f"from_torch_(optimizer=<{type(optimizer).__name__}>): {reason}.")
     cls = _OURS[type(optimizer)]
-    # Built the ordinary way first, so that every check is made before anything is touched.
-    groups = [{**group, "fused": None, "foreach": None} for group in optimizer.param_groups]
-    ours = cls(groups, rounding=rounding, state_dtype=state_dtype, statistics=statistics)  # type: ignore[call-arg]
+    ours = _build(optimizer, rounding, state_dtype, statistics)
     saved = optimizer.state_dict()
+    before = _Before(
+        groups=[{key: group[key] for key in _AUTOMATIC} for group in optimizer.param_groups],
+        defaults=optimizer.defaults,
+        supports_amp_scaling=vars(optimizer).get("_step_supports_amp_scaling"),
+        attributes=frozenset(vars(optimizer)),
+    )
     for group, new in zip(optimizer.param_groups, ours.param_groups, strict=True):
         group.update({key: value for key, value in new.items() if key not in group})
-        group.update(fused=None, foreach=None)
+        group.update(_AUTOMATIC)
     taken_over = {key: value for key, value in vars(ours).items() if key not in vars(optimizer)}
     _become(optimizer, cls)
     vars(optimizer).update(taken_over)
-    optimizer.defaults = {**ours.defaults, **optimizer.defaults, "fused": None, "foreach": None}
+    optimizer.defaults = {**ours.defaults, **optimizer.defaults, **_AUTOMATIC}
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    optimizer._before_conversion = before  # type: ignore[attr-defined]
+    before.hooks.append(optimizer.register_state_dict_post_hook(_save_as_asked_for))
     assert isinstance(optimizer, OnePassOptimizer)
     restore_state(optimizer, saved, StateLayout(None, state_dtype))
 
 
 def to_torch_(optimizer: OnePassOptimizer) -> None:
-    """Makes it the torch optimizer again that it was, with the state that it has now.
+    """Makes a converted optimizer the torch optimizer again that it was, with the state that it has now.
 
-    State that torch's class does not know (averages, counters) stays where it is; torch ignores it.
+    Moments beside 16-bit parameters take the parameters' dtype, as torch's classes need them. State that torch's class
+    does not know (averages, counters) stays where it is; torch ignores it.
+
+    Raises:
+        ValueError: if it was never a torch optimizer.
     """
+    before: _Before | None = vars(optimizer).pop("_before_conversion", None)
     cls = optimizer.torch_class
-    assert cls is not None
-    build: Callable[..., Optimizer] = cls
-    known = set(build([torch.nn.Parameter(torch.zeros(1))]).param_groups[0])
-    for group in optimizer.param_groups:
-        for key in set(group) - known - {"initial_lr", "param_names"}:
-            del group[key]
-    optimizer.defaults = {key: value for key, value in optimizer.defaults.items() if key in known}
+    if before is None or cls is None:
+        raise ValueError(f"to_torch_(optimizer=<{type(optimizer).__name__}>): it was not made by from_torch_.")
+    for hook in before.hooks:
+        hook.remove()
+    for group, implementation in zip(optimizer.param_groups, before.groups, strict=False):
+        rule = optimizer._rule(group)
+        for param in group["params"]:
+            state = optimizer.state.get(param, {})
+            state.update({name: state[name].to(param.dtype) for name in rule.states if name in state})
+            for scalar in rule.scalars:
+                state.pop(scalar.name, None)
+        for key in _ADDED_KEYS - set(before.defaults):
+            group.pop(key, None)
+        group.update(implementation)
+    optimizer.defaults = before.defaults
+    for name in set(vars(optimizer)) - before.attributes - {"step"}:
+        del vars(optimizer)[name]
+    if before.supports_amp_scaling is None:
+        vars(optimizer).pop("_step_supports_amp_scaling", None)
+    else:
+        optimizer._step_supports_amp_scaling = before.supports_amp_scaling  # type: ignore[attr-defined]
     _become(optimizer, cls)
+
+
+def _save_as_asked_for(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    """A checkpoint names the implementation that the user chose, so that torch's class can go on from it."""
+    before: _Before = optimizer._before_conversion  # type: ignore[attr-defined]
+    for group, implementation in zip(state_dict["param_groups"], before.groups, strict=False):
+        group.update(implementation)
 
 
 def _become(optimizer: Optimizer, cls: type[Optimizer]) -> None:

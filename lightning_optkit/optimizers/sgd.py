@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from lightning_optkit._checks import check_in
-from lightning_optkit.step import Average, Clip, OnePassOptimizer, Rule
+from lightning_optkit.step import Average, Clip, OnePassOptimizer, Rule, Scalar
 from lightning_optkit.step.rule import Group, State
 
 __all__ = ["SGD", "sgd_update"]
@@ -24,10 +24,11 @@ def sgd_update(param: Tensor, grad: Tensor, state: State, group: Group, step: fl
     direction = grad
     if "momentum_buffer" in state:
         buffer = state["momentum_buffer"]
-        if step == 1:
+        if state["momentum_step"] == 0:
             buffer.copy_(grad)
         else:
             buffer.mul_(group["momentum"]).add_((1 - group["dampening"]) * grad)
+        state["momentum_step"] += 1.0
         direction = grad + group["momentum"] * buffer if group["nesterov"] else buffer
     return direction * float(group["lr"])
 
@@ -36,7 +37,9 @@ def _hypers(group: Group) -> tuple[float, ...]:
     return (float(group["momentum"]), float(group["dampening"]), float(group["nesterov"]))
 
 
-_SGD = Rule("sgd", ("momentum_buffer",), _hypers, sgd_update)
+# The first update of a buffer copies the gradient, and dampening spares it, whenever momentum was switched on.
+_MOMENTUM_STEP = Scalar("momentum_step", fresh=0.0, inherited=1.0)
+_SGD = Rule("sgd", ("momentum_buffer",), _hypers, sgd_update, (_MOMENTUM_STEP,), counts_steps=False)
 
 
 class SGD(OnePassOptimizer):

@@ -3,7 +3,7 @@
 
 from lightning_optkit.step.explain import Explanation, GroupPlan
 from lightning_optkit.step.optimizer import OnePassOptimizer
-from lightning_optkit.step.rule import Average, Clip, Rule
+from lightning_optkit.step.rule import Average, Clip, Rule, Scalar
 from lightning_optkit.step.statistics import TensorStatistics
 
-__all__ = ["Average", "Clip", "Explanation", "GroupPlan", "OnePassOptimizer", "Rule", "TensorStatistics"]
+__all__ = ["Average", "Clip", "Explanation", "GroupPlan", "OnePassOptimizer", "Rule", "Scalar", "TensorStatistics"]

@@ -10,16 +10,13 @@ from lightning_optkit._checks import check_in, check_one_of
 from lightning_optkit.step.numbers import ROUNDINGS
 from lightning_optkit.step.rule import Group
 
-__all__ = ["check_group", "check_params", "listed", "with_listed_params"]
+__all__ = ["check_group", "check_number", "check_params", "check_stages", "listed", "pair", "with_listed_params"]
 
 
 def check_group(owner: str, group: Group) -> None:
     """Raises for an entry, of those that every rule has, that is out of range."""
-    lr = group["lr"]
-    if isinstance(lr, Tensor) and lr.numel() != 1:
-        raise ValueError(f"{owner}(lr={list(lr.shape)} tensor): lr must be a number or a 1-element tensor.")
-    check_in(owner, "lr", float(lr), "[0, inf)")
-    check_in(owner, "weight_decay", float(group["weight_decay"]), "[0, inf)")
+    for name in ("lr", "weight_decay"):
+        check_number(owner, name, group[name], "[0, inf)")
     check_in(owner, "l1", group["l1"], "[0, inf)")
     check_one_of(owner, "cautious", group["cautious"], (False, True))
     check_one_of(owner, "rounding", group["rounding"], ROUNDINGS)
@@ -27,6 +24,38 @@ def check_group(owner: str, group: Group) -> None:
         raise ValueError(f"{owner}(differentiable=True): must be False; the step writes in place.")
     if group["fused"] and group["foreach"]:
         raise RuntimeError(f"{owner}(fused=True, foreach=True): at most one of the two can be True.")
+
+
+def check_number(owner: str, name: str, value: object, interval: str) -> None:
+    """Raises unless `value` is a number, or a 1-element tensor, in `interval`."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"{owner}({name}={list(value.shape)} tensor): {name} must have one element.")
+        value = value.item()
+    check_in(owner, name, value, interval)  # type: ignore[arg-type]
+
+
+def pair(owner: str, name: str, value: Any) -> tuple[Any, Any]:
+    """`value` as two numbers.
+
+    Raises:
+        TypeError: if it is no sequence.
+        ValueError: if it has another length.
+    """
+    if len(value) != 2:
+        raise ValueError(f"{owner}({name}={value!r}): {name} must be two numbers.")
+    first, second = value
+    return first, second
+
+
+def check_stages(owner: str, clip: object, average: object, statistics: object) -> None:
+    """Raises TypeError for a stage that is none."""
+    if clip is not None and not hasattr(clip, "coefficient"):
+        raise TypeError(f"{owner}(clip={clip!r}): clip must be None or a clip such as ClipNorm(1.0).")
+    if average is not None and not hasattr(average, "state_name"):
+        raise TypeError(f"{owner}(average={average!r}): average must be None or an average such as EMA(0.999).")
+    if not isinstance(statistics, bool):
+        raise TypeError(f"{owner}(statistics={statistics!r}): statistics must be True or False.")
 
 
 def listed(owner: str, params: ParamsT) -> list[Any]:

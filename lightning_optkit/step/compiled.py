@@ -10,16 +10,12 @@ from torch import Tensor
 from lightning_optkit._native import extension
 from lightning_optkit.step.numbers import GroupNumbers
 from lightning_optkit.step.rule import Group, Rule
-from lightning_optkit.step.segments import COMPILED_DTYPES, Entry
+from lightning_optkit.step.segments import COMPILED_DTYPES, Entry, PlanOutdated, check_gradient
 from lightning_optkit.step.statistics import TensorStatistics
 
-__all__ = ["CompiledSegment", "PlanOutdated"]
+__all__ = ["CompiledSegment"]
 
-_PARAM_MOVED, _SHAPE, _DEVICE = 1, 2, 3  # Misfit in csrc/bindings/plan.h
-
-
-class PlanOutdated(Exception):
-    """A parameter's memory moved since the plan was built."""
+_PARAM_MOVED = 1  # Misfit::kParamMoved in csrc/bindings/plan.h
 
 
 @dataclass
@@ -48,13 +44,15 @@ class CompiledSegment:
 
     def _add(self, entry: Entry, average_name: str | None) -> None:
         state, param = entry.state, entry.param
-        held = [state.get(name) for name in self.rule.states]
+        held = [state[name] if name in entry.held else None for name in self.rule.states]
+        scalars = [state[scalar.name].data_ptr() if entry.held else 0 for scalar in self.rule.scalars]
         average = state.get(average_name) if average_name else None
         compensation = state.get("compensation")
         first_state = next((t for t in held if t is not None), param)
         self._plan.add_tensor(
             param=param.data_ptr(),
             states=[0 if t is None else t.data_ptr() for t in held],
+            scalars=scalars,
             average=0 if average is None else average.data_ptr(),
             compensation=0 if compensation is None else compensation.data_ptr(),
             step=state["step"].data_ptr(),
@@ -81,7 +79,7 @@ class CompiledSegment:
         """
         self._copies = []
         grads = [grad for p in self._params if (grad := p.grad) is not None]
-        if len(grads) != len(self._params) or len(self._active.places) != len(self._params):
+        if len(grads) != len(self._params) or self._is_partial():
             places = [i for i, p in enumerate(self._params) if p.grad is not None]
             if places != self._active.places:
                 self._activate(places)
@@ -94,23 +92,19 @@ class CompiledSegment:
         """A copy of `grad` that the plan can walk, where its dtype or layout allows it."""
         if misfit == _PARAM_MOVED:
             raise PlanOutdated
-        if misfit == _SHAPE and grad.shape == param.shape:
-            raise PlanOutdated
-        if misfit == _SHAPE:
-            raise ValueError(
-                f"{self._owner}.step: a gradient has shape {list(grad.shape)}, but its parameter has shape "
-                f"{list(param.shape)}."
-            )
-        if misfit == _DEVICE:
-            raise ValueError(
-                f"{self._owner}.step: a gradient is on {grad.device}, but its parameter is on {param.device}."
-            )
-        if torch.is_complex(grad):
-            raise ValueError(f"{self._owner}.step: a gradient is {grad.dtype}, but its parameter is {param.dtype}.")
+        check_gradient(self._owner, param, grad)
         dense = grad.to_dense() if grad.layout != torch.strided else grad
         copy = torch.empty_strided(param.shape, param.stride(), dtype=param.dtype, device=param.device).copy_(dense)
         self._copies.append(copy)
         return copy
+
+    def idle(self) -> list[Entry]:
+        """Entries without a gradient in this step."""
+        active = set(self._active.places)
+        return [entry for i, entry in enumerate(self.entries) if i not in active] if self._is_partial() else []
+
+    def _is_partial(self) -> bool:
+        return len(self._active.places) != len(self._params)
 
     def norm(self) -> tuple[float, float]:
         """Sum of squares and number of non-finite elements of the gradients."""

@@ -89,14 +89,16 @@ def _path(optimizer: "OnePassOptimizer", param: Tensor, group: Group) -> str:
     if reason is not None:
         return f"reference: {reason}"
     assert extension is not None
-    return "compiled (cuda)" if param.is_cuda else f"compiled ({extension.cpu_isa()})"
+    path = "compiled (cuda)" if param.is_cuda else f"compiled ({extension.cpu_isa()})"
+    is_sparse = param.grad is not None and param.grad.layout != torch.strided
+    return f"{path}, its sparse gradient written out first" if is_sparse else path
 
 
 def _group_plan(
     optimizer: "OnePassOptimizer", layout: StateLayout, index: int, group: Group, path: str, params: list[Tensor]
 ) -> GroupPlan:
     held = optimizer._held(group)
-    names = layout.names(held, group)
+    names = layout.tensors(held, group)
     param = params[0]
     per_element = param.dtype.itemsize * 3 + sum(2 * layout.dtype_of(name, param).itemsize for name in names)
     if optimizer.clip is not None and optimizer.clip.needs_norm:

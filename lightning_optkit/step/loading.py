@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_optkit.step.rule import Group
-from lightning_optkit.step.state import COUNTERS, StateLayout
+from lightning_optkit.step.rule import Group, Rule
+from lightning_optkit.step.state import StateLayout
 
 if TYPE_CHECKING:
     from lightning_optkit.step.optimizer import OnePassOptimizer
@@ -43,13 +43,15 @@ def check_state_dict(optimizer: "OnePassOptimizer", state_dict: dict[str, Any]) 
 def _check_state(owner: str, optimizer: "OnePassOptimizer", state_dict: dict[str, Any]) -> None:
     average = {optimizer.average.state_name} if optimizer.average else set()
     for saved_id, group, param in _pairs(optimizer, state_dict):
-        known = {*optimizer._rule(group).states, *COUNTERS, "compensation", *average}
+        rule = optimizer._rule(group)
+        scalars = {scalar.name for scalar in rule.scalars} | {"step", "num_averaged"}
+        known = {*rule.states, *scalars, "compensation", "ema", "swa", *average}
         for name, value in state_dict["state"].get(saved_id, {}).items():
             if value is None:
                 continue
-            if name not in known and name not in ("ema", "swa"):
+            if name not in known and not _is_of_the_same_family(name, rule):
                 raise ValueError(f"{owner}: the checkpoint is of another rule; it holds the state {name!r}.")
-            if name not in COUNTERS and value.shape != param.shape:
+            if name not in scalars and value.shape != param.shape:
                 raise ValueError(
                     f"{owner}: the state {name!r} has shape {list(value.shape)}, its parameter {list(param.shape)}."
                 )
@@ -62,10 +64,11 @@ def _pairs(optimizer: "OnePassOptimizer", state_dict: dict[str, Any]) -> list[tu
 
 
 def complete_groups(optimizer: "OnePassOptimizer", defaults: list[Group]) -> None:
-    """Gives back to each group what a torch state dict does not have."""
+    """Gives back to each group what a torch state dict does not have, and the implementation that this run chose."""
     for group, default in zip(optimizer.param_groups, defaults, strict=True):
         for name, value in default.items():
             group.setdefault(name, value)
+        group.update({name: default[name] for name in ("fused", "foreach") if name in default})
 
 
 def restore_state(optimizer: "OnePassOptimizer", state_dict: dict[str, Any], layout: StateLayout) -> None:
@@ -82,21 +85,22 @@ def restore_state(optimizer: "OnePassOptimizer", state_dict: dict[str, Any], lay
             continue
         state = optimizer.state[param]
         state.clear()
-        wanted = {*layout.names(optimizer._held(group), group), *COUNTERS}
+        rule = optimizer._rule(group)
+        tensors = {*rule.states, *layout.tensors((), group)}
         for name, value in held.items():
-            if name in wanted and (name != "num_averaged" or layout.average_name in held):
-                state[name] = _restored(value, name, param, layout)
-        # torch's SGD counts no steps: a momentum buffer means that there was a first one.
-        state.setdefault("step", torch.ones((), device=param.device))
-        if layout.average_name in state:
-            state.setdefault("num_averaged", torch.ones((), device=param.device))
+            if name in tensors:
+                restored = torch.empty_like(param, dtype=layout.dtype_of(name, param), requires_grad=False)
+                state[name] = restored.copy_(torch.as_tensor(value))
+        for scalar in layout.scalars(rule, rule.states):
+            # torch's SGD counts no steps: a momentum buffer means that there was a first one.
+            if scalar.name in held or (scalar.name != "num_averaged" and any(name in held for name in rule.states)):
+                value = torch.as_tensor(held.get(scalar.name, scalar.inherited))
+                state[scalar.name] = value.detach().to(param.device, torch.float32, copy=True).reshape(())
 
 
-def _restored(value: Tensor | float, name: str, param: Tensor, layout: StateLayout) -> Tensor:
-    if name in COUNTERS:
-        return torch.as_tensor(value).detach().to(param.device, torch.float32, copy=True).reshape(())
-    restored = torch.empty_like(param, dtype=layout.dtype_of(name, param), requires_grad=False)
-    return restored.copy_(torch.as_tensor(value))
+def _is_of_the_same_family(name: str, rule: Rule) -> bool:
+    """State of a variant of the rule (AMSGrad's maximum) that is switched off here: left behind, as in torch."""
+    return name.startswith("max_") and name.removeprefix("max_") in rule.states
 
 
 def _listed(names: set[str]) -> str:

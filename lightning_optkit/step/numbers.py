@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_optkit.step.rule import Average, Clip, Group
 
-__all__ = ["ROUNDINGS", "GroupNumbers", "average_weight", "read_group"]
+__all__ = ["ROUNDINGS", "GroupNumbers", "average_weight", "compute_dtype", "is_due", "read_group"]
 
 ROUNDINGS = ("nearest", "stochastic", "kahan")  # in the order of Rounding in csrc/core/tables.h
 
@@ -29,15 +29,14 @@ class GroupNumbers:
     rounding_seed: float
     average_kind: float
     average_decay: float
-    average_start: float
-    average_every: float
+    average_due: float
 
     def row(self) -> list[float]:
         """The fields in order."""
         return list(self.__dict__.values())
 
 
-def read_group(group: Group, clip: Clip | None, average: Average | None) -> GroupNumbers:
+def read_group(group: Group, clip: Clip | None, average: Average | None, *, average_is_due: bool) -> GroupNumbers:
     """Reads what schedulers may have changed since the last step."""
     return GroupNumbers(
         lr=float(group["lr"]),
@@ -51,16 +50,18 @@ def read_group(group: Group, clip: Clip | None, average: Average | None) -> Grou
         rounding_seed=float(group["rounding_seed"]),
         average_kind=float(average.kind) if average else 0.0,
         average_decay=float(group["average_decay"]) if average else 0.0,
-        average_start=float(average.start) if average else 1.0,
-        average_every=float(average.every) if average else 1.0,
+        average_due=float(average_is_due),
     )
 
 
-def average_weight(numbers: GroupNumbers, step: float, num_averaged: float) -> float:
+def is_due(average: Average | None, clock: int) -> bool:
+    """Whether optimizer step `clock`, from 1, is averaged."""
+    return average is not None and clock >= average.start and (clock - average.start) % average.every == 0
+
+
+def average_weight(numbers: GroupNumbers, num_averaged: float) -> float:
     """Weight of the new value in the average; 0 where this step is not averaged. As in csrc/core/pipeline.h."""
-    if numbers.average_kind == 0 or step < numbers.average_start:
-        return 0.0
-    if (step - numbers.average_start) % numbers.average_every != 0:
+    if numbers.average_kind == 0 or not numbers.average_due:
         return 0.0
     if num_averaged == 0:
         return 1.0

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The optimizer that every rule of this package is: one walk over the parameters for the rule and all its stages."""
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -10,15 +11,14 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from lightning_optkit._checks import check_one_of
 from lightning_optkit._native import warn_once_if_missing
-from lightning_optkit.step.arguments import check_group, check_params, listed, with_listed_params
-from lightning_optkit.step.compiled import PlanOutdated
+from lightning_optkit.step.arguments import check_group, check_params, check_stages, listed, with_listed_params
 from lightning_optkit.step.cuda import CudaSegment, DeviceControl
 from lightning_optkit.step.explain import Explanation, explain
 from lightning_optkit.step.loading import check_state_dict, complete_groups, restore_state
-from lightning_optkit.step.numbers import GroupNumbers, read_group
+from lightning_optkit.step.numbers import GroupNumbers, is_due, read_group
 from lightning_optkit.step.planning import Segment, StepPlan
 from lightning_optkit.step.rule import Average, Clip, Group, Rule
-from lightning_optkit.step.segments import why_not_compiled
+from lightning_optkit.step.segments import PlanOutdated, why_not_compiled
 from lightning_optkit.step.state import StateLayout
 from lightning_optkit.step.statistics import TensorStatistics
 
@@ -65,6 +65,7 @@ class OnePassOptimizer(Optimizer):
     ) -> None:
         self.clip, self.average, self.state_dtype = clip, average, state_dtype
         self.record_statistics = statistics
+        check_stages(self._owner, clip, average, statistics)
         check_one_of(self._owner, "state_dtype", state_dtype, (torch.float32, torch.bfloat16))
         defaults = {
             **defaults,
@@ -78,6 +79,7 @@ class OnePassOptimizer(Optimizer):
         self._check_all(defaults)
         warn_once_if_missing()
         self._plan: StepPlan | None = None
+        self._stepped: list[Segment] = []
         self._norm: float | None = None
         self._coefficient = 1.0
         self._num_steps = self._num_clipped = self._num_skipped = 0
@@ -132,6 +134,7 @@ class OnePassOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._stepped = []
         bound = self._bind()
         if bound and all(isinstance(segment, CudaSegment) for segment in bound):
             self._step_on_device(cast("list[CudaSegment]", bound))
@@ -154,6 +157,7 @@ class OnePassOptimizer(Optimizer):
         numbers = self._numbers()
         for segment in bound:
             segment.step(self.param_groups, numbers, scale, self.record_statistics)
+        self._finish(bound, numbers)
         self._num_steps += 1
 
     def _step_on_device(self, bound: "list[CudaSegment]") -> None:
@@ -171,9 +175,19 @@ class OnePassOptimizer(Optimizer):
             segment.step_on_device(
                 self.param_groups, numbers, control, is_first=place == 0, statistics=self.record_statistics
             )
+        self._finish(bound, numbers)
+
+    def _finish(self, stepped: Sequence[Segment], numbers: list[GroupNumbers]) -> None:
+        self._stepped = list(stepped)
+        assert self._plan is not None
+        self._plan.clock += 1
+        if self.average is not None:
+            self._plan.average_idle(numbers)
 
     def _numbers(self) -> list[GroupNumbers]:
-        return [read_group(group, self.clip, self.average) for group in self.param_groups]
+        assert self._plan is not None
+        due = is_due(self.average, self._plan.clock + 1)
+        return [read_group(group, self.clip, self.average, average_is_due=due) for group in self.param_groups]
 
     def _clip_coefficient(self, bound: list[Segment], scale: float) -> float | None:
         """The clip's factor; None if a gradient is not finite, and the step must be skipped."""
@@ -235,7 +249,7 @@ class OnePassOptimizer(Optimizer):
         if not self.record_statistics:
             raise RuntimeError(f"{self._owner}.statistics(): build the optimizer with statistics=True.")
         counted: dict[int, TensorStatistics] = {}
-        for segment in self._plan.segments if self._plan else []:
+        for segment in self._stepped:
             counted |= segment.statistics()
         return [counted.get(i) for i in range(sum(len(group["params"]) for group in self.param_groups))]
 
@@ -245,6 +259,15 @@ class OnePassOptimizer(Optimizer):
         for group in [self.defaults, *self.param_groups]:
             if average is not None:
                 group["average_decay"] = average.decay
+        self._plan = None
+
+    def resume_counting(self, steps: int) -> None:
+        """Makes `steps` the least that a parameter was updated; a rule of torch that counts no steps leaves it out."""
+        for group in self.param_groups:
+            for param in group["params"]:
+                state = self.state[param]
+                if float(state.get("step", 0.0)) < steps and not self._rule(group).counts_steps:
+                    state["step"] = torch.full((), float(steps), device=param.device)
         self._plan = None
 
     def explain(self) -> Explanation:
@@ -275,12 +298,26 @@ class OnePassOptimizer(Optimizer):
         Raises:
             ValueError: if it belongs to another rule or other groups; nothing is changed then.
         """
+        pre_hooks, post_hooks = self._optimizer_load_state_dict_pre_hooks, self._optimizer_load_state_dict_post_hooks
+        state_dict = state_dict.copy()
+        for pre_hook in pre_hooks.values():
+            changed = pre_hook(self, state_dict)
+            state_dict = state_dict if changed is None else changed
         check_state_dict(self, state_dict)
         defaults = [dict(group) for group in self.param_groups]
-        super().load_state_dict(state_dict)
+        # The hooks are ours to call: before the check, and after the state has its own dtypes again.
+        self._optimizer_load_state_dict_pre_hooks = OrderedDict()
+        self._optimizer_load_state_dict_post_hooks = OrderedDict()
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            self._optimizer_load_state_dict_pre_hooks = pre_hooks
+            self._optimizer_load_state_dict_post_hooks = post_hooks
         complete_groups(self, defaults)
         restore_state(self, state_dict, StateLayout(self.average, self.state_dtype))
         self._plan = None
+        for post_hook in post_hooks.values():
+            post_hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy keep: no plan, since it holds addresses."""
@@ -293,4 +330,5 @@ class OnePassOptimizer(Optimizer):
         """Restores what was kept; the plan is built at the next step."""
         super().__setstate__(state)
         self._plan = self._control = None
+        self._stepped = []
         self._norm, self._coefficient = None, 1.0

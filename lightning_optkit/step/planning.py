@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sorts the parameters of an optimizer into segments, and knows when that has to be done again."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,9 +9,11 @@ from torch import Tensor
 
 from lightning_optkit.step.compiled import CompiledSegment
 from lightning_optkit.step.cuda import CudaSegment
+from lightning_optkit.step.numbers import GroupNumbers, average_weight
 from lightning_optkit.step.rule import Group, Rule
 from lightning_optkit.step.segments import Entry, ReferenceSegment
-from lightning_optkit.step.state import StateLayout, create_missing_state
+from lightning_optkit.step.snapshot import take_snapshot
+from lightning_optkit.step.state import StateLayout, check_state_shapes, prepare_state
 
 if TYPE_CHECKING:
     from lightning_optkit.step.optimizer import OnePassOptimizer
@@ -31,39 +33,66 @@ class StepPlan:
     def __init__(self, optimizer: "OnePassOptimizer") -> None:
         self._optimizer = optimizer
         layout = StateLayout(optimizer.average, optimizer.state_dtype)
-        entries: list[tuple[Entry, Group]] = []
+        entries: list[tuple[Entry, Group, Rule]] = []
         self._dormant: list[Tensor] = []
         for group_index, group in enumerate(optimizer.param_groups):
+            rule, held = optimizer._rule(group), optimizer._held(group)
             for param in group["params"]:
                 if param.grad is None and not optimizer.state.get(param):
                     self._dormant.append(param)
                 else:
                     number = len(entries) + len(self._dormant)
-                    entries.append((Entry(param, optimizer.state[param], group_index, number), group))
-        create_missing_state([(entry, group, optimizer._held(group)) for entry, group in entries], layout)
+                    state = optimizer.state.get(param, {})
+                    entries.append((Entry(param, state, held, group_index, number), group, rule))
+        check_state_shapes(type(optimizer).__name__, entries, layout)
+        for entry, _, _ in entries:
+            optimizer.state[entry.param] = entry.state
+        prepare_state(entries, layout)
+        self._average_name = layout.average_name
+        # All averages keep one clock: that of the parameter that was updated most often.
+        steps = [float(entry.state["step"]) for entry, _, _ in entries] if layout.average_name else []
+        self.clock = int(max(steps, default=0.0))
         self.segments = self._segmented(entries, layout.average_name)
         self._state = optimizer.state
-        self._sample = [(entry.param, entry.state) for entry, _ in (entries[:1] + entries[-1:])]
+        self._signature = self._signature_now()
+        self._snapshot = take_snapshot(optimizer.state, [group["params"] for group in optimizer.param_groups])
 
     def is_outdated(self) -> bool:
-        """Has a parameter got its first gradient, or has the state been replaced?"""
-        if self._state is not self._optimizer.state:
+        """Has anything changed that the plan relies on: parameters, state tensors, what a group keeps?"""
+        if self._state is not self._optimizer.state or not self._snapshot.unchanged():
             return True
-        if any(p.grad is not None for p in self._dormant):
-            return True
-        # What replaces state does so in bulk (a move to another device and back): two entries tell.
-        return any(self._state.get(p) is not state for p, state in self._sample)
+        return self._signature != self._signature_now() or any(p.grad is not None for p in self._dormant)
+
+    def _signature_now(self) -> list[tuple[object, ...]]:
+        return [
+            (self._optimizer._rule(g).name, self._optimizer._held(g), g["rounding"], g["fused"] is False)
+            for g in self._optimizer.param_groups
+        ]
 
     def bind(self) -> list[Segment]:
         """The segments that have gradients, pointed at them."""
         return [segment for segment in self.segments if segment.bind()]
 
-    def _segmented(self, entries: Iterable[tuple[Entry, Group]], average_name: str | None) -> list[Segment]:
+    @torch.no_grad()
+    def average_idle(self, numbers: Sequence[GroupNumbers]) -> None:
+        """Moves the averages of parameters that had no gradient in this step, so that all averages keep one clock."""
+        name = self._average_name
+        idle = [entry for segment in self.segments for entry in segment.idle()] if name else []
+        if name is None or not idle:
+            return
+        for entry in idle:
+            so_far = float(entry.state["num_averaged"])
+            weight = average_weight(numbers[entry.group_index], so_far) if so_far else 0.0
+            if weight:
+                average = entry.state[name]
+                average += weight * (entry.param.detach().to(average.dtype) - average)
+                entry.state["num_averaged"] += 1.0
+
+    def _segmented(self, entries: Iterable[tuple[Entry, Group, Rule]], average_name: str | None) -> list[Segment]:
         owner = type(self._optimizer).__name__
         compiled: dict[tuple[str, bool], tuple[Rule, list[Entry]]] = {}
         reference: dict[str, tuple[Rule, list[Entry]]] = {}
-        for entry, group in entries:
-            rule = self._optimizer._rule(group)
+        for entry, group, rule in entries:
             if self._optimizer._why_reference(entry.param, group) is None:
                 key = (rule.name, entry.param.dtype == torch.float64)
                 compiled.setdefault(key, (rule, []))[1].append(entry)
@@ -73,5 +102,5 @@ class StepPlan:
             (CudaSegment if members[0].param.is_cuda else CompiledSegment)(rule, members, average_name, owner)
             for rule, members in compiled.values()
         ]
-        segments += [ReferenceSegment(rule, members, average_name) for rule, members in reference.values()]
+        segments += [ReferenceSegment(rule, members, average_name, owner) for rule, members in reference.values()]
         return segments

@@ -40,6 +40,7 @@ def step_reference_(
     param: Tensor,
     grad: Tensor,
     state: State,
+    held: tuple[str, ...],
     group: Group,
     numbers: GroupNumbers,
     *,
@@ -54,6 +55,7 @@ def step_reference_(
         param: Parameter, of any floating or complex dtype.
         grad: Gradient of the same shape; may be sparse.
         state: Its entry in `optimizer.state`.
+        held: Names of the rule's own tensors in it.
         group: Its parameter group, for the rule.
         numbers: The same, for the stages.
         average_name: Name of the average in `state`, if one is kept.
@@ -75,8 +77,9 @@ def step_reference_(
         g = g.clamp(-numbers.clip_value, numbers.clip_value)
     if not numbers.decoupled and numbers.weight_decay != 0:
         g = g + numbers.weight_decay * stored_before.to(work)
-    working = {name: as_real(state[name]).to(work) for name in rule.states if name in state}
-    update = rule.update(p, g, working, group, step)
+    working = {name: as_real(state[name]).to(work) for name in held}
+    scalars = {scalar.name: state[scalar.name] for scalar in rule.scalars if held}
+    update = rule.update(p, g, working | scalars, group, step)
     for name, value in working.items():
         as_real(state[name]).copy_(value)
 
@@ -91,7 +94,7 @@ def step_reference_(
         lost.copy_(next_p - stored.to(work))
         unchanged &= lost == lost_before
     if average_name is not None:
-        _average(state, average_name, stored, numbers, step)
+        _average(state, average_name, stored, numbers)
     difference = next_p - p
     return TensorStatistics.from_tensors(g, next_p, difference, (difference != 0) & unchanged)
 
@@ -108,8 +111,8 @@ def _move(p: Tensor, update: Tensor, numbers: GroupNumbers) -> Tensor:
     return moved
 
 
-def _average(state: State, name: str, stored: Tensor, numbers: GroupNumbers, step: float) -> None:
-    weight = average_weight(numbers, step, float(state["num_averaged"]))
+def _average(state: State, name: str, stored: Tensor, numbers: GroupNumbers) -> None:
+    weight = average_weight(numbers, float(state["num_averaged"]))
     if weight == 0:
         return
     average = as_real(state[name])

@@ -48,9 +48,9 @@ def round_stochastically(value: Tensor, dtype: torch.dtype, seed: int, step: int
         tensor_index: Number of the parameter.
 
     Example:
-        >>> third = torch.full((30000,), 1 + 2**-8 / 3)  # a third of the way between two bf16 numbers
-        >>> rounded = round_stochastically(third, torch.bfloat16, seed=0, step=1, tensor_index=0)
-        >>> bool((rounded.float().mean() - third.mean()).abs() < 1e-4)
+        >>> between = torch.full((30000,), 1 + 2**-7 / 3)  # a third of the way to the next bf16 number
+        >>> rounded = round_stochastically(between, torch.bfloat16, seed=0, step=1, tensor_index=0)
+        >>> bool((rounded.float().mean() - between.mean()).abs() < 1e-4)
         True
     """
     value = value.float()

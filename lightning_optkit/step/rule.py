@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-__all__ = ["Average", "Clip", "Group", "Rule", "State", "Update"]
+__all__ = ["Average", "Clip", "Group", "Rule", "Scalar", "State", "Update"]
 
 Group = dict[str, Any]
 """One entry of `optimizer.param_groups`."""
@@ -20,6 +20,21 @@ Update = Callable[[Tensor, Tensor, State, Group, float], Tensor]
 
 
 @dataclass(frozen=True)
+class Scalar:
+    """A number per parameter that a rule carries from step to step, as a 0-d tensor in the state.
+
+    Args:
+        name: Name in `optimizer.state[p]`.
+        fresh: Its value before the first step.
+        inherited: Its value beside state that was loaded without it.
+    """
+
+    name: str
+    fresh: float
+    inherited: float
+
+
+@dataclass(frozen=True)
 class Rule:
     """An update rule: its name among the compiled rules, and the same arithmetic in plain PyTorch.
 
@@ -28,12 +43,16 @@ class Rule:
         states: Names in `optimizer.state[p]`, in the order of the compiled rule.
         hypers: Reads the rule's own numbers from a parameter group, in the order of the compiled rule.
         update: The reference. `step` counts this update, from 1.
+        scalars: Kept by a group that keeps state, in the order of the compiled rule.
+        counts_steps: Whether torch's class keeps a step count, and so whether a loaded one is to be believed.
     """
 
     name: str
     states: tuple[str, ...]
     hypers: Callable[[Group], tuple[float, ...]]
     update: Update
+    scalars: tuple[Scalar, ...] = ()
+    counts_steps: bool = True
 
 
 class Clip(Protocol):

@@ -13,18 +13,23 @@ from lightning_optkit.step.reference import norm_reference, step_reference_
 from lightning_optkit.step.rule import Group, Rule, State
 from lightning_optkit.step.statistics import TensorStatistics
 
-__all__ = ["COMPILED_DTYPES", "Entry", "ReferenceSegment", "why_not_compiled"]
+__all__ = ["COMPILED_DTYPES", "Entry", "PlanOutdated", "ReferenceSegment", "check_gradient", "why_not_compiled"]
 
 COMPILED_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 """As DType in csrc/core/tables.h."""
 
 
+class PlanOutdated(Exception):
+    """A parameter's memory or shape changed since the plan was built."""
+
+
 @dataclass
 class Entry:
-    """One parameter with its state, its group, and its number among all parameters of the optimizer."""
+    """One parameter with its state and the rule's part of it, its group, and its number in the optimizer."""
 
     param: Tensor
     state: State
+    held: tuple[str, ...]
     group_index: int
     tensor_index: int
 
@@ -56,18 +61,44 @@ def is_dense(t: Tensor) -> bool:
     return True
 
 
+def check_gradient(owner: str, param: Tensor, grad: Tensor) -> None:
+    """Raises ValueError if no copy could make `grad` fit `param`."""
+    if grad.shape != param.shape:
+        raise ValueError(
+            f"{owner}.step: a gradient has shape {list(grad.shape)}, but its parameter has shape {list(param.shape)}."
+        )
+    if grad.device != param.device:
+        raise ValueError(f"{owner}.step: a gradient is on {grad.device}, but its parameter is on {param.device}.")
+    if torch.is_complex(grad) and not torch.is_complex(param):
+        raise ValueError(f"{owner}.step: a gradient is {grad.dtype}, but its parameter is {param.dtype}.")
+
+
 class ReferenceSegment:
     """Parameters updated by plain PyTorch, one after another."""
 
-    def __init__(self, rule: Rule, entries: Sequence[Entry], average_name: str | None) -> None:
-        self.rule, self.entries, self._average_name = rule, list(entries), average_name
+    def __init__(self, rule: Rule, entries: Sequence[Entry], average_name: str | None, owner: str) -> None:
+        self.rule, self.entries, self._average_name, self._owner = rule, list(entries), average_name, owner
         self._bound: list[tuple[Entry, Tensor]] = []
         self._statistics: dict[int, TensorStatistics] = {}
 
     def bind(self) -> bool:
-        """Takes this step's gradients; False if there is none."""
+        """Takes this step's gradients; False if there is none.
+
+        Raises:
+            PlanOutdated: if a parameter has another shape than its state.
+            ValueError: if a gradient does not fit its parameter.
+        """
         self._bound = [(entry, entry.param.grad) for entry in self.entries if entry.param.grad is not None]
+        for entry, grad in self._bound:
+            if any(entry.state[name].shape != entry.param.shape for name in entry.held):
+                raise PlanOutdated
+            check_gradient(self._owner, entry.param, grad)
         return bool(self._bound)
+
+    def idle(self) -> list[Entry]:
+        """Entries without a gradient in this step."""
+        active = {id(entry) for entry, _ in self._bound}
+        return [entry for entry in self.entries if id(entry) not in active]
 
     def norm(self) -> tuple[float, float]:
         """Sum of squares and number of non-finite elements of the gradients."""
@@ -82,6 +113,7 @@ class ReferenceSegment:
                 entry.param,
                 grad,
                 entry.state,
+                entry.held,
                 groups[entry.group_index],
                 numbers[entry.group_index],
                 average_name=self._average_name,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tensors `optimizer.state` holds, and in which dtype."""
+"""Which tensors `optimizer.state` holds, in which dtype and layout."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,12 +9,13 @@ from torch import Tensor
 
 from lightning_optkit.step.memory import zeros_like_all
 from lightning_optkit.step.numbers import compute_dtype
-from lightning_optkit.step.rule import Average, Group, State
+from lightning_optkit.step.rule import Average, Group, Rule, Scalar, State
 from lightning_optkit.step.segments import Entry
 
-__all__ = ["COUNTERS", "StateLayout", "create_missing_state"]
+__all__ = ["COUNTERS", "StateLayout", "check_state_shapes", "prepare_state"]
 
 COUNTERS = ("step", "num_averaged")
+_STEP, _NUM_AVERAGED = Scalar("step", 0.0, 1.0), Scalar("num_averaged", 0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,7 @@ class StateLayout:
         return self.average.state_name if self.average else None
 
     def dtype_of(self, name: str, param: Tensor) -> torch.dtype:
-        """Dtype of the state `name` of `param`."""
-        if name in COUNTERS:
-            return torch.float32
+        """Dtype of the state tensor `name` of `param`."""
         if name == "compensation":
             return param.dtype
         real = torch.float32 if name == self.average_name else self.state_dtype
@@ -46,8 +45,8 @@ class StateLayout:
             return torch.complex128 if real == torch.float64 else torch.complex64
         return real
 
-    def names(self, held: Sequence[str], group: Group) -> list[str]:
-        """Names of all tensors, not counters, that a parameter of the group holds."""
+    def tensors(self, held: Sequence[str], group: Group) -> list[str]:
+        """Names of the tensors, of the shape of the parameter, that a parameter of the group holds."""
         names = list(held)
         if group["rounding"] == "kahan":
             names.append("compensation")
@@ -55,29 +54,58 @@ class StateLayout:
             names.append(self.average_name)
         return names
 
+    def scalars(self, rule: Rule, held: Sequence[str]) -> list[Scalar]:
+        """The numbers, 0-d and fp32, that it holds besides."""
+        scalars = [_STEP, *(rule.scalars if held else ())]
+        return [*scalars, _NUM_AVERAGED] if self.average_name else scalars
 
-def create_missing_state(entries: Sequence[tuple[Entry, Group, Sequence[str]]], layout: StateLayout) -> None:
-    """Adds zeros for every tensor that a state lacks, and its counters."""
+
+def check_state_shapes(owner: str, entries: Sequence[tuple[Entry, Group, Rule]], layout: StateLayout) -> None:
+    """Raises ValueError if a state tensor has not the shape of its parameter; nothing is changed before."""
+    for entry, group, _ in entries:
+        for name in layout.tensors(entry.held, group):
+            held = entry.state.get(name)
+            if held is not None and held.shape != entry.param.shape:
+                raise ValueError(
+                    f"{owner}.step: the state {name!r} has shape {list(held.shape)}, but its parameter has shape "
+                    f"{list(entry.param.shape)}."
+                )
+
+
+@torch.no_grad()
+def prepare_state(entries: Sequence[tuple[Entry, Group, Rule]], layout: StateLayout) -> None:
+    """Creates what a state lacks, as zeros, and puts what it has into the dtype and strides that the walk needs."""
     missing: list[tuple[State, str, Tensor]] = []
-    for entry, group, held in entries:
-        for name in layout.names(held, group):
-            if entry.state.get(name) is None:
+    for entry, group, _ in entries:
+        for name in layout.tensors(entry.held, group):
+            held = entry.state.get(name)
+            if held is None or not _fits(held, entry.param, layout.dtype_of(name, entry.param)):
                 missing.append((entry.state, name, entry.param))
-    created = zeros_like_all(
-        [param for _, _, param in missing], [layout.dtype_of(name, param) for _, name, param in missing]
-    )
+    created = zeros_like_all([p for _, _, p in missing], [layout.dtype_of(name, p) for _, name, p in missing])
     for (state, name, _), tensor in zip(missing, created, strict=True):
-        state[name] = tensor
-    _create_missing_counters(entries, layout)
+        held = state.get(name)
+        state[name] = tensor if held is None else tensor.copy_(held)
+    _create_scalars(entries, layout)
 
 
-def _create_missing_counters(entries: Sequence[tuple[Entry, Group, Sequence[str]]], layout: StateLayout) -> None:
-    """Counters are views of one tensor: 0-d, as torch has them, without an allocation each."""
-    names = COUNTERS if layout.average_name else COUNTERS[:1]
-    missing = [(entry, name) for entry, _, _ in entries for name in names if name not in entry.state]
+def _fits(held: Tensor, param: Tensor, dtype: torch.dtype) -> bool:
+    strides = torch.empty_like(param, device="meta").stride()
+    return held.dtype == dtype and held.stride() == strides and held.device == param.device
+
+
+def _create_scalars(entries: Sequence[tuple[Entry, Group, Rule]], layout: StateLayout) -> None:
+    """Adds what is missing, as views of one tensor."""
+    missing: list[tuple[Entry, Scalar]] = []
+    for entry, _, rule in entries:
+        for scalar in layout.scalars(rule, entry.held):
+            held = entry.state.get(scalar.name)
+            if held is None:
+                missing.append((entry, scalar))
+            elif held.dtype != torch.float32 or held.device != entry.param.device:
+                entry.state[scalar.name] = held.detach().to(entry.param.device, torch.float32, copy=True)
     if not missing:
         return
     # On CUDA they live on the device: a skipped step must not advance them, and only the device knows of it.
-    counters = torch.zeros(len(missing), device=missing[0][0].param.device)
-    for (entry, name), counter in zip(missing, counters.unbind(), strict=True):
-        entry.state[name] = counter
+    values = torch.tensor([scalar.fresh for _, scalar in missing], device=missing[0][0].param.device)
+    for (entry, scalar), value in zip(missing, values.unbind(), strict=True):
+        entry.state[scalar.name] = value

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The average of any optimizer, against torch's AveragedModel and against the one folded into a one-pass step."""
+
+import copy
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from lightning_optkit.averaging import EMA
+from lightning_optkit.averaging.own_pass import protect_average, update_average_
+from lightning_optkit.optimizers import SGD, Adam, AdamW
+
+OPTIMIZERS = {
+    "sgd": (SGD, torch.optim.SGD, dict(lr=0.1, momentum=0.9)),
+    "plain sgd": (SGD, torch.optim.SGD, dict(lr=0.1)),
+    "adam": (Adam, torch.optim.Adam, dict(lr=0.1)),
+    "adamw": (AdamW, torch.optim.AdamW, dict(lr=0.1)),
+}
+TOLERANCE = {
+    torch.float64: 1e-12,
+    torch.float32: 2e-6,  # ten steps of size 0.1, rounded by 6e-8 and divided by small roots
+}
+SIXTEEN_BIT = [torch.bfloat16, torch.float16]
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Every update weighs the same: AverageKind::kUniform."""
+
+    state_name: str = "mean"
+    kind: int = 2
+    decay: float = 0.0
+    start: int = 1
+    every: int = 1
+
+
+def model(dtype=torch.float64):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 2)).to(dtype)
+
+
+def give_gradients(params, step):
+    generator = torch.Generator().manual_seed(step)
+    for p in params:
+        p.grad = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype)
+
+
+def averages(optimizer, params, name="ema"):
+    return [optimizer.state[p][name] for p in params]
+
+
+@pytest.mark.parametrize(
+    "average, torchs",
+    [(EMA(0.9), dict(multi_avg_fn=get_ema_multi_avg_fn(0.9))), (Mean(), {})],
+    ids=["exponential", "uniform"],
+)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_equals_the_averaged_model_of_torch(dtype, average, torchs):
+    net = model(dtype)
+    params = list(net.parameters())
+    optimizer = torch.optim.AdamW(params, lr=0.1)
+    averaged = AveragedModel(net, **torchs)
+    for step in range(1, 11):
+        give_gradients(params, step)
+        optimizer.step()
+        update_average_(optimizer, average, step)
+        averaged.update_parameters(net)
+        expected = [p.detach() for p in averaged.module.parameters()]
+        actual = averages(optimizer, params, average.state_name)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=TOLERANCE[dtype])
+    assert all(state["num_averaged"] == averaged.n_averaged for state in optimizer.state.values())
+
+
+@pytest.mark.parametrize("average", [EMA(0.9), EMA(0.5, start=4), EMA(0.5, start=2, every=3), EMA(0.0)], ids=str)
+@pytest.mark.parametrize("dtype", [*TOLERANCE, *SIXTEEN_BIT], ids=str)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_equals_the_average_folded_into_the_step(name, dtype, average):
+    ours_class, torch_class, kwargs = OPTIMIZERS[name]
+    ours, theirs = list(model(dtype).parameters()), list(model(dtype).parameters())
+    folded, own = ours_class(ours, **kwargs, average=average), torch_class(theirs, **kwargs)
+    for step in range(1, 11):
+        for params, optimizer in ((ours, folded), (theirs, own)):
+            give_gradients(params, step)
+            optimizer.step()
+        if dtype in SIXTEEN_BIT:  # the two keep their moments in different precisions; only the averages count here
+            for p, q in zip(ours, theirs, strict=True):
+                q.data.copy_(p.detach())
+        update_average_(own, average, step)
+        if step < average.start:
+            assert not any("ema" in state for state in own.state.values())
+        else:
+            expected, actual = averages(folded, ours), averages(own, theirs)
+            torch.testing.assert_close(actual, expected, rtol=0, atol=TOLERANCE.get(dtype, 1e-6))
+            assert [a.dtype for a in actual] == [e.dtype for e in expected]
+            assert [own.state[p]["num_averaged"] for p in theirs] == [folded.state[p]["num_averaged"] for p in ours]
+
+
+@pytest.mark.parametrize("average", [EMA(0.5), EMA(0.5, start=3), EMA(0.5, every=2)], ids=str)
+@pytest.mark.parametrize("steps_without", [{2, 4, 6}, {4, 5}, {1}, {1, 2, 3, 5}], ids=str)
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_parameter_whose_gradient_comes_and_goes_is_averaged_as_in_the_folded_pass(name, steps_without, average):
+    """All averages keep one clock; a parameter that joins later starts as a copy."""
+    ours_class, torch_class, kwargs = OPTIMIZERS[name]
+    ours, theirs = list(model().parameters()), list(model().parameters())
+    folded, own = ours_class(ours, **kwargs, average=average), torch_class(theirs, **kwargs)
+    for step in range(1, 8):
+        for params, optimizer in ((ours, folded), (theirs, own)):
+            give_gradients(params, step)
+            if step in steps_without:
+                params[0].grad = None
+            optimizer.step()
+        update_average_(own, average, step)
+    torch.testing.assert_close(averages(own, theirs), averages(folded, ours), rtol=0, atol=1e-12)
+
+
+def test_the_first_update_copies():
+    p = torch.tensor([3.0, -1.0], requires_grad=True)
+    p.grad = torch.zeros(2)
+    optimizer = torch.optim.SGD([p], lr=0.1)
+    update_average_(optimizer, EMA(0.9, start=5), step=5)
+    assert torch.equal(optimizer.state[p]["ema"], p)
+    assert optimizer.state[p]["ema"].data_ptr() != p.data_ptr()
+    assert not optimizer.state[p]["ema"].requires_grad
+
+
+def test_a_parameter_that_is_never_updated_has_no_average():
+    p, q = (torch.ones(2, requires_grad=True) for _ in range(2))
+    p.grad = torch.ones(2)
+    optimizer = torch.optim.SGD([p, q], lr=0.1)
+    update_average_(optimizer, EMA(0.9), step=1)
+    assert "ema" in optimizer.state[p]
+    assert not optimizer.state.get(q)
+
+
+def test_leaves_parameters_and_gradients_alone(frozen):
+    params = list(model().parameters())
+    give_gradients(params, 0)
+    optimizer = torch.optim.SGD(params, lr=0.1)
+    before = frozen([*params, *(p.grad for p in params)])
+    for step in (1, 2, 3):
+        update_average_(optimizer, EMA(0.9), step)
+    assert frozen([*params, *(p.grad for p in params)]) == before
+
+
+@pytest.mark.parametrize("layout", ["transposed", "channels_last"])
+def test_any_layout(layout):
+    p = torch.arange(24.0).view(1, 2, 3, 4)
+    p = p.to(memory_format=torch.channels_last) if layout == "channels_last" else p.transpose(1, 3)
+    p = p.clone(memory_format=torch.preserve_format).requires_grad_()
+    p.grad = torch.ones_like(p)
+    optimizer = torch.optim.SGD([p], lr=1.0)
+    expected = p.detach().clone()
+    update_average_(optimizer, EMA(0.5), step=1)
+    optimizer.step()
+    update_average_(optimizer, EMA(0.5), step=2)
+    torch.testing.assert_close(optimizer.state[p]["ema"], expected - 0.5, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_its_state_goes_through_the_optimizers_state_dict(dtype):
+    """torch's own load_state_dict would cast the average to the parameters' dtype."""
+    params, again = list(model(dtype).parameters()), list(model(dtype).parameters())
+    optimizer, resumed = torch.optim.AdamW(params), torch.optim.AdamW(again)
+    handles = protect_average(resumed, EMA(0.9))
+    give_gradients(params, 0)
+    optimizer.step()
+    update_average_(optimizer, EMA(0.9), step=1)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for p, q in zip(params, again, strict=True):
+        q.data.copy_(p.detach())
+    for optimizer_, params_ in ((optimizer, params), (resumed, again)):
+        give_gradients(params_, 1)
+        optimizer_.step()
+        update_average_(optimizer_, EMA(0.9), step=2)
+    torch.testing.assert_close(averages(resumed, again), averages(optimizer, params), rtol=0, atol=0)
+    for handle in handles:
+        handle.remove()
+    resumed.load_state_dict(optimizer.state_dict())
+    assert averages(resumed, again)[0].dtype == dtype

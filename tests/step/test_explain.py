@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""explain(): per group, the rule, stages, dtypes, path and bytes that the step will have."""
+
+import pytest
+import torch
+
+from lightning_optkit._native import extension
+from lightning_optkit.averaging import EMA
+from lightning_optkit.clipping import ClipNorm, ClipValue
+from lightning_optkit.optimizers import SGD, Adam, AdamW
+
+COMPILED = f"compiled ({extension.cpu_isa()})" if extension else "reference: no compiled extension"
+
+
+def param(*shape, dtype=torch.float32):
+    return torch.ones(*shape, dtype=dtype, requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    ("optimizer_class", "dtype", "kwargs", "num_bytes"),
+    [
+        (AdamW, torch.float32, dict(), 28),  # read g p m v, write p m v
+        (AdamW, torch.float32, dict(clip=ClipNorm(1.0)), 32),  # and read g once more
+        (AdamW, torch.float32, dict(clip=ClipValue(1.0)), 28),
+        (AdamW, torch.float32, dict(clip=ClipNorm(1.0), average=EMA()), 40),
+        (AdamW, torch.float32, dict(amsgrad=True), 36),
+        (AdamW, torch.float32, dict(state_dtype=torch.bfloat16), 20),
+        (AdamW, torch.bfloat16, dict(), 22),
+        (AdamW, torch.bfloat16, dict(rounding="kahan"), 26),
+        (AdamW, torch.float64, dict(), 56),
+        (SGD, torch.float32, dict(), 12),
+        (SGD, torch.float32, dict(momentum=0.9), 20),
+    ],
+    ids=str,
+)
+def test_counts_the_bytes_that_a_step_moves(optimizer_class, dtype, kwargs, num_bytes):
+    (plan,) = optimizer_class([param(10, dtype=dtype)], **kwargs).explain().groups
+    assert (plan.bytes_per_element, plan.bytes_moved) == (num_bytes, 10 * num_bytes)
+
+
+def test_lists_the_stages_in_their_order():
+    optimizer = AdamW(
+        [param(3, dtype=torch.bfloat16)],
+        weight_decay=0.1,
+        cautious=True,
+        l1=0.5,
+        rounding="stochastic",
+        clip=ClipNorm(2.0),
+        average=EMA(0.9),
+        statistics=True,
+    )
+    (plan,) = optimizer.explain().groups
+    assert plan.stages == (
+        "norm",
+        "ClipNorm(max_norm=2.0)",
+        "update",
+        "cautious decay(0.1)",
+        "L1(0.5)",
+        "stochastic",
+        "EMA(decay=0.9, start=1, every=1)",
+        "statistics",
+    )
+
+
+def test_l2_stands_before_the_update_and_decoupled_decay_after():
+    assert SGD([param(1)], weight_decay=0.1).explain().groups[0].stages == ("L2(0.1)", "update")
+    assert AdamW([param(1)], weight_decay=0.1).explain().groups[0].stages == ("update", "decay(0.1)")
+
+
+def test_stochastic_rounding_is_listed_only_where_it_acts():
+    groups = SGD([param(1), param(1, dtype=torch.bfloat16)], rounding="stochastic").explain().groups
+    assert [plan.stages for plan in groups] == [("update",), ("update", "stochastic")]
+
+
+def test_names_the_rule_and_the_dtypes():
+    groups = Adam([dict(params=[param(2)]), dict(params=[param(3)], amsgrad=True)]).explain().groups
+    assert [(plan.group, plan.rule, plan.dtype, plan.state_dtype, plan.num_elements) for plan in groups] == [
+        (0, "adam", "float32", "float32", 2),
+        (1, "adam_amsgrad", "float32", "float32", 3),
+    ]
+
+
+def test_parameters_of_a_group_are_told_apart_by_dtype_and_path():
+    gapped = torch.ones(4, 2)[:, 0].detach().requires_grad_()
+    params = [param(2), param(3), param(5, dtype=torch.float64), gapped, param(2, dtype=torch.complex64)]
+    groups = SGD(params).explain().groups
+    rows = [(plan.dtype, plan.path, plan.num_tensors, plan.num_elements) for plan in groups]
+    if extension is None:
+        assert {path for _, path, _, _ in rows} == {COMPILED}
+        return
+    assert rows == [
+        ("float32", COMPILED, 2, 5),
+        ("float64", COMPILED, 1, 5),
+        ("float32", "reference: its memory has gaps or overlaps", 1, 4),
+        ("complex64", "reference: no kernel for complex64", 1, 2),
+    ]
+
+
+@pytest.mark.skipif(extension is None, reason="no compiled extension")
+def test_says_when_plain_pytorch_was_asked_for():
+    groups = AdamW([dict(params=[param(1)], fused=False), dict(params=[param(1)])]).explain().groups
+    assert [plan.path for plan in groups] == ["reference: fused=False", COMPILED]
+
+
+def test_says_that_a_sparse_gradient_is_written_out():
+    p = param(5, 2)
+    with torch.sparse.check_sparse_tensor_invariants():
+        p.grad = torch.sparse_coo_tensor(torch.tensor([[1]]), torch.ones(1, 2), (5, 2))
+    optimizer = SGD([p])
+    optimizer.step()
+    assert "sparse" in str(optimizer.explain())
+
+
+def test_can_be_asked_before_and_after_the_first_step_and_changes_nothing(snapshot):
+    p = param(4)
+    optimizer = AdamW([p], average=EMA())
+    before = snapshot(optimizer)
+    first = optimizer.explain()
+    assert snapshot(optimizer) == before
+    p.grad = torch.ones(4)
+    optimizer.step()
+    assert optimizer.explain() == first
+
+
+def test_prints_a_table_with_a_total():
+    text = str(AdamW([dict(params=[param(1000, 1000)]), dict(params=[param(500, 1000)])]).explain())
+    lines = text.splitlines()
+    assert lines[0] == "lightning_optkit.AdamW"
+    assert lines[1].split()[:2] == ["group", "rule"]
+    assert [line.split()[0] for line in lines[2:4]] == ["0", "1"]
+    assert lines[-1] == "one step moves 42.0 MB"
