@@ -82,11 +82,16 @@ class Fuse(Callback):
             override(pl_module, name, function)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        folds_unscaling = _has_loss_scaler(trainer) and not self._module_clips and not _is_watched(trainer, pl_module)
+        # A module that steps by itself may clip whenever it likes.
+        is_free = pl_module.automatic_optimization and not self._module_clips and not _is_watched(trainer, pl_module)
+        folds_unscaling = is_free and _has_loss_scaler(trainer)
         for optimizer in self._converted:
             if self._clips:
                 optimizer.clip = _folded_clip(trainer)
             optimizer._step_supports_amp_scaling = folds_unscaling  # type: ignore[attr-defined]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Not before: callbacks behind this one may fold something in when the fit starts.
         if self._verbose:
             rank_zero_info(self._plan())
 

@@ -6,11 +6,12 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_optkit.averaging.own_pass import update_average_
+from lightning_optkit.averaging.own_pass import protect_average, update_average_
 from lightning_optkit.step import Average, OnePassOptimizer
 
 __all__ = ["WeightAveraging"]
@@ -45,8 +46,9 @@ class WeightAveraging(Callback):
         return self._generate_state_key(average=repr(self.average))
 
     def state_dict(self) -> dict[str, Any]:
-        """The step count of optimizers that are not one-pass."""
-        return {"steps": self._steps}
+        """Optimizer steps so far, for averages that are not updated by every one of them."""
+        folded = next((o for o in self._optimizers[:1] if isinstance(o, OnePassOptimizer)), None)
+        return {"steps": self._steps + (folded.num_steps if folded else 0)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores it."""
@@ -67,18 +69,27 @@ class WeightAveraging(Callback):
                 optimizer.keep_average(self.average)
             else:
                 self._hooks.append(optimizer.register_step_post_hook(self._after_step))
+                self._hooks += protect_average(optimizer, self.average)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # A run that was begun in another way may have left state without a step count.
+        for optimizer in self._optimizers if self._steps else ():
+            if isinstance(optimizer, OnePassOptimizer):
+                optimizer.resume_counting(self._steps)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if trainer.training and "current_model_state" in checkpoint:
-            pl_module.load_state_dict(checkpoint["current_model_state"])
+            pl_module.load_state_dict(checkpoint["current_model_state"], strict=pl_module.strict_loading)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._show_average()
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._show_average()
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._show_trained()
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._show_trained()
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: D101, D102  (Lightning and torch document their hooks)
+"""An ordinary Lightning run, then the same run with `Fuse` and a folded average: same numbers, shorter optimizer tail.
+
+Real data: scikit-learn's 1,797 handwritten digits of 8x8 pixels. Both runs start from one seed and use one thread of
+the processor, so that the accuracies are the same every time.
+
+    python examples/demo.py [--fast] [--report reports/demo.html]
+"""
+
+import argparse
+import logging
+import time
+import warnings
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_optkit.averaging import EMA
+from lightning_optkit.callbacks import Fuse, Report, WeightAveraging
+from lightning_optkit.diagnostics import RunRecord, result_rows, write_report
+from lightning_optkit.step import GroupPlan, OnePassOptimizer
+
+SEED = 7
+EMA_DECAY = 0.98
+
+
+# --- a user's own module and data: nothing here knows of lightning_optkit ---
+
+
+class Block(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(4, channels), nn.GroupNorm(4, channels)
+        self.conv1 = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(F.gelu(self.norm1(x)))
+        return x + self.conv2(F.gelu(self.norm2(y)))
+
+
+class DigitClassifier(pl.LightningModule):
+    def __init__(self, channels: int = 24, num_blocks: int = 6) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, channels, kernel_size=3, padding=1, stride=2)
+        self.blocks = nn.Sequential(*[Block(channels) for _ in range(num_blocks)])
+        self.head = nn.Linear(channels, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(images)).mean(dim=(2, 3)))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        return F.cross_entropy(self(images), labels)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        logits = self(images)
+        self.log("val_loss", F.cross_entropy(logits, labels))
+        self.log("val_acc", (logits.argmax(dim=1) == labels).float().mean(), prog_bar=True)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=1e-3, weight_decay=0.05)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def digits() -> tuple[DataLoader, DataLoader]:
+    images, labels = load_digits(return_X_y=True)
+    split = train_test_split(images, labels, test_size=360, stratify=labels, random_state=SEED)
+    train_x, val_x = (torch.tensor(part, dtype=torch.float32).view(-1, 1, 8, 8) / 16 for part in split[:2])
+    train_y, val_y = (torch.tensor(part) for part in split[2:])
+    shuffled = torch.Generator().manual_seed(SEED)
+    train = DataLoader(TensorDataset(train_x, train_y), batch_size=64, shuffle=True, generator=shuffled)
+    return train, DataLoader(TensorDataset(val_x, val_y), batch_size=360)
+
+
+# --- the stopwatch ---
+
+
+class Stopwatch:
+    """Times steps from outside, equally for both runs: two callbacks of it stand around the one that averages.
+
+    tail = from the end of the backward pass to the end of `optimizer.step` (Lightning clips in between), plus what the
+    averaging callback does at the end of the batch. step = from the start of a batch to the end of the averaging. Both
+    in processor time: on one thread that is the wall time of an idle machine, whatever else this one is doing.
+    """
+
+    def __init__(self) -> None:
+        self.tails: list[float] = []  # milliseconds
+        self.steps: list[float] = []
+        self.backward_ended = self.step_ended = self.averaging_started = self.batch_started = 0.0
+        self.plan: GroupPlan | None = None  # of the one-pass step, if there is one
+
+    def median_ms(self) -> dict[str, float]:
+        skip = len(self.steps) // 10  # while allocators and caches warm up
+        return {"optimizer tail": median(self.tails[skip:]), "training step": median(self.steps[skip:])}
+
+
+class Before(Callback):
+    def __init__(self, watch: Stopwatch) -> None:
+        self.watch = watch
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.optimizers[0].register_step_post_hook(self.after_step)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        optimizer = trainer.optimizers[0]
+        if isinstance(optimizer, OnePassOptimizer):
+            self.watch.plan = optimizer.explain().groups[0]
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self.watch.batch_started = time.process_time()
+
+    def on_after_backward(self, *args: Any) -> None:
+        self.watch.backward_ended = time.process_time()
+
+    def after_step(self, *args: Any) -> None:
+        self.watch.step_ended = time.process_time()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.watch.averaging_started = time.process_time()
+
+
+class After(Callback):
+    def __init__(self, watch: Stopwatch) -> None:
+        self.watch = watch
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        watch, now = self.watch, time.process_time()
+        watch.tails.append(1e3 * (watch.step_ended - watch.backward_ended + now - watch.averaging_started))
+        watch.steps.append(1e3 * (now - watch.batch_started))
+
+
+# --- the two runs ---
+
+
+def train(name: str, extra: list[Callback], averaging: Callback, max_epochs: int) -> tuple[RunRecord, GroupPlan | None]:
+    pl.seed_everything(SEED, verbose=False)
+    watch, report = Stopwatch(), Report(name=name, write=False)
+    trainer = pl.Trainer(
+        max_epochs=max_epochs,
+        accelerator="cpu",
+        devices=1,
+        deterministic=True,
+        gradient_clip_val=1.0,
+        callbacks=[*extra, report, Before(watch), averaging, After(watch)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(DigitClassifier(), *digits())
+    report.record.timings = watch.median_ms()
+    return report.record, watch.plan
+
+
+def show(console: Console, runs: list[RunRecord], plan: GroupPlan) -> None:
+    table = Table("", *[run.name for run in runs], box=box.SIMPLE_HEAD)
+    for row in result_rows(runs):
+        table.add_row(*row)
+    table.add_row("after the backward pass", "clip, step, average", "one pass")
+    console.print(table)
+    console.print("Tail: clip, step and average. Times are processor time, on one thread.")
+    console.print("The one pass:", " > ".join(plan.stages))
+    console.print(f"{plan.path}; {plan.num_tensors} tensors, {plan.num_elements:,} parameters")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fast", action="store_true", help="3 epochs instead of 15")
+    parser.add_argument("--report", type=Path, default=Path("reports/demo.html"), help="the HTML file to write")
+    options = parser.parse_args()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    torch.set_num_threads(1)  # the model is small: a second thread would mostly wait
+    max_epochs = 3 if options.fast else 15
+
+    console = Console(highlight=False, markup=False)
+    console.rule("1 of 2: Lightning alone: AdamW, gradient_clip_val, EMAWeightAveraging")
+    plain, _ = train("Lightning alone", [], EMAWeightAveraging(decay=EMA_DECAY), max_epochs)
+    console.rule("2 of 2: the same with Fuse() and WeightAveraging(EMA(...))")
+    fused, plan = train("with Fuse", [Fuse(verbose=False)], WeightAveraging(EMA(EMA_DECAY)), max_epochs)
+    assert plan is not None
+
+    show(console, [plain, fused], plan)
+    path = write_report([plain, fused], options.report, title="Digits: Lightning alone, and with Fuse")
+    print(f"Report: {path}")
+
+
+if __name__ == "__main__":
+    main()

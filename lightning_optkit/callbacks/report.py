@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records a fit and writes it as one HTML file.
+
+Where the gradient norm comes from, without a second look at the gradients where one can be saved:
+
+- A one-pass optimizer with a clip by norm has just computed it: read after every step, for nothing.
+- For any other, `on_after_backward` sees the gradients before clipping (still scaled under 16-mixed: divided by the
+  loss scale here), and a hook after the optimizer's step sees what clipping left of them. Both cost a pass over the
+  gradients, so they run every few steps only.
+- Not `on_before_optimizer_step`: `Fuse` would have to leave the loss scaler's own pass in place for it. Not
+  `configure_gradient_clipping`: replaced, it looks to `Fuse` like a module that clips by itself. Not a hook before the
+  optimizer's step: Lightning runs the forward and backward pass inside the step, after that hook.
+"""
+
+import statistics
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from lightning_optkit._checks import check_int
+from lightning_optkit.diagnostics.report import Curve, RunRecord, write_report
+from lightning_optkit.step import OnePassOptimizer
+
+__all__ = ["Report"]
+
+_MAX_PENDING = 512  # values still on an accelerator
+
+
+class Report(Callback):
+    """Records loss, learning rates, gradient norms, validation metrics and step times; writes them when `fit` ends.
+
+    The file needs nothing outside itself. Loss and gradients are those of rank zero; under DDP the gradients are the
+    same on every rank. Values on an accelerator are fetched together, a few hundred at a time. The record is in every
+    checkpoint, so a resumed run's report shows the whole run.
+
+    Args:
+        path: The file to write. Default: report.html in the logger's folder, or in the trainer's `default_root_dir`.
+        name: What to call the run in the report. Default: the class of the module.
+        measure_every: Optimizer steps from one measurement of the gradient norm to the next, at least 1; not used where
+            the step itself knows it.
+        write: False only records: hand the `record` of several runs to `diagnostics.write_report` to compare them.
+
+    Raises:
+        ValueError: for an argument out of range.
+
+    Cost: no pass over the gradients with `Fuse` and a clip by norm; otherwise two in `measure_every` steps.
+
+    Example:
+        >>> trainer = pl.Trainer(callbacks=[Report("report.html")], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self, path: str | Path | None = None, name: str | None = None, measure_every: int = 10, write: bool = True
+    ) -> None:
+        check_int("Report", "measure_every", measure_every, minimum=1)
+        self._path, self._name, self._measure_every, self._write = path, name, measure_every, write
+        self.record = RunRecord(name or "run")
+        self._forget()
+
+    def _forget(self) -> None:
+        self._hooks: list[RemovableHandle] = []
+        self._pending: list[tuple[Curve, int, Tensor]] = []
+        self._losses: list[Tensor] = []  # of the batches accumulated into the step to come
+        self._not_validation: set[str] = set()
+        self._started: float | None = None
+        self._batch_idx = self._num_skipped = 0
+        self._clips = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The record so far, in plain types."""
+        self._fetch()
+        return self.record.to_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores it."""
+        self.record = RunRecord.from_dict(state_dict)
+
+    # --- hooks, in the order Lightning calls them ---
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._forget()
+            self.record = RunRecord(self._name or type(pl_module).__name__)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Not earlier: only now has every callback said what it folds into the step.
+        self.record.explanation = "\n\n".join(_explanation(optimizer) for optimizer in trainer.optimizers)
+        self._clips = bool(trainer.gradient_clip_val) or is_overridden("configure_gradient_clipping", pl_module)
+        self._clips |= not pl_module.automatic_optimization
+        self.record.num_steps = trainer.global_step
+        for index, optimizer in enumerate(trainer.optimizers):
+            if isinstance(optimizer, Optimizer):
+                hook = partial(self._after_step, trainer, index)
+                self._hooks.append(optimizer.register_step_post_hook(hook))
+            if isinstance(optimizer, OnePassOptimizer) and index == 0:
+                self._num_skipped = optimizer.num_skipped
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._started = None
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._batch_idx = batch_idx
+        if self._started is None:
+            self._started = time.perf_counter()
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not (pl_module.automatic_optimization and trainer.optimizers and self._measures(trainer)):
+            return
+        steps_now = (self._batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+        optimizer = trainer.optimizers[0]
+        if steps_now and not _knows_norm(optimizer):
+            scaler = getattr(trainer.precision_plugin, "scaler", None)
+            norm = _grad_norm(optimizer, 1.0 if scaler is None else 1.0 / scaler.get_scale())
+            self._append(self.record.grad_norm, trainer.global_step + 1, norm)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if isinstance(loss, Tensor):
+            divided_by = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
+            self._losses.append(loss.detach() if divided_by == 1 else loss.detach() * divided_by)
+        step = trainer.global_step
+        if step == self.record.num_steps:
+            return
+        self.record.num_steps = step
+        if self._losses:
+            mean = self._losses[0] if len(self._losses) == 1 else torch.stack(self._losses).mean()
+            self._append(self.record.loss, step, mean)
+        self._losses = []
+        now = time.perf_counter()
+        if self._started is not None:
+            self.record.step_ms.append(step, 1e3 * (now - self._started))
+        self._started = now
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        known = self.record.metrics
+        self._not_validation |= {name for name in trainer.callback_metrics if name not in known}
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._started = None  # the next step is not to be blamed for the validation
+        if trainer.sanity_checking:
+            return
+        for name, value in trainer.callback_metrics.items():
+            if name not in self._not_validation:
+                self.record.metrics.setdefault(name, Curve()).append(trainer.global_step, float(value))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._fetch()
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._fetch()
+        _, durations = self.record.step_ms.finite()
+        if durations:
+            self.record.timings["training step"] = statistics.median(durations)
+        path = self._path or Path(trainer.log_dir or trainer.default_root_dir) / "report.html"
+        if self._write and trainer.is_global_zero:
+            rank_zero_info(f"Report: {write_report([self.record], path)}")
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._remove_hooks()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._remove_hooks()
+
+    # --- what they do ---
+
+    def _measures(self, trainer: pl.Trainer) -> bool:
+        return trainer.global_step % self._measure_every == 0
+
+    def _after_step(self, trainer: pl.Trainer, index: int, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        step = trainer.global_step + 1
+        for group_index, group in enumerate(optimizer.param_groups):
+            name = group.get("name", f"group {group_index}")
+            label = name if len(trainer.optimizers) == 1 else f"optimizer {index}, {name}"
+            self._append(self.record.learning_rate.setdefault(label, Curve()), step, group["lr"])
+        if index > 0:
+            return
+        if isinstance(optimizer, OnePassOptimizer) and _knows_norm(optimizer):
+            skipped = optimizer.num_skipped > self._num_skipped
+            self._num_skipped = optimizer.num_skipped
+            before, after = optimizer.grad_norm, optimizer.grad_norm_clipped
+            self.record.grad_norm.append(step, float("nan") if skipped or before is None else before)
+            self.record.grad_norm_clipped.append(step, float("nan") if skipped or after is None else after)
+        elif self._clips and self._measures(trainer) and not _clips_itself(optimizer):
+            self._append(self.record.grad_norm_clipped, step, _grad_norm(optimizer, 1.0))
+
+    def _append(self, curve: Curve, step: int, value: float | Tensor | None) -> None:
+        """Appends now what is at hand, later what is on an accelerator."""
+        if isinstance(value, Tensor) and value.device.type != "cpu":
+            self._pending.append((curve, step, value.detach().clone()))
+            if len(self._pending) >= _MAX_PENDING:
+                self._fetch()
+        elif value is not None:
+            curve.append(step, float(value))
+
+    def _fetch(self) -> None:
+        """One transfer for everything pending."""
+        if not self._pending:
+            return
+        device = self._pending[0][2].device
+        values = torch.stack([value.float().reshape(()).to(device) for _, _, value in self._pending]).tolist()
+        for (curve, step, _), value in zip(self._pending, values, strict=True):
+            curve.append(step, value)
+        self._pending = []
+
+    def _remove_hooks(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+
+def _explanation(optimizer: Optimizer) -> str:
+    if isinstance(optimizer, OnePassOptimizer):
+        return str(optimizer.explain())
+    return f"{type(optimizer).__module__}.{type(optimizer).__name__}: its own step; nothing is folded into it"
+
+
+def _knows_norm(optimizer: Optimizer) -> bool:
+    return isinstance(optimizer, OnePassOptimizer) and optimizer.clip is not None and optimizer.clip.needs_norm
+
+
+def _clips_itself(optimizer: Optimizer) -> bool:
+    """Then its gradients are never written, and say nothing of what clipping left."""
+    return isinstance(optimizer, OnePassOptimizer) and optimizer.clip is not None
+
+
+@torch.no_grad()
+def _grad_norm(optimizer: Optimizer, factor: float) -> Tensor | None:
+    """Global L2 norm of the gradients as they are, times `factor`; sharded ones are summed over all ranks."""
+    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if not grads:
+        return None
+    dense = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
+    norm = torch.nn.utils.get_total_norm(dense)
+    whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return whole * factor

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small module and a real Trainer: two batches per step and two steps per epoch, so that none of the counts agree."""
+
+import logging
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning_utilities.core import rank_zero
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+
+class Regression(pl.LightningModule):
+    """`configure(module)` is its configure_optimizers; the loss of the batches in `poisoned` is infinite.
+
+    Args:
+        configure: Called with the module.
+        poisoned: Pairs of epoch and batch.
+    """
+
+    def __init__(self, configure, poisoned=()):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+        self.configure, self.poisoned = configure, poisoned
+
+    def forward(self, x):
+        return self.net(x)
+
+    def configure_optimizers(self):
+        return self.configure(self)
+
+    def loss(self, batch):
+        x, y = batch
+        return nn.functional.mse_loss(self.net(x.to(self.dtype)).float(), y.float())
+
+    def training_step(self, batch, batch_idx):
+        loss = self.loss(batch)
+        self.log("train_loss", loss)
+        return loss * float("inf") if (self.current_epoch, batch_idx) in self.poisoned else loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", self.loss(batch))
+
+    def test_step(self, batch, batch_idx):
+        self.log("test_loss", self.loss(batch))
+
+    def predict_step(self, batch, batch_idx):
+        return self.net(batch[0])
+
+
+def loader(batch_size=2):
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(8, 4, generator=generator), torch.randn(8, 2, generator=generator)
+    return DataLoader(TensorDataset(x, y), batch_size=batch_size)
+
+
+def precision_of(name):
+    """Trainer arguments. By name, Lightning turns 16-mixed on CPU into bf16-mixed."""
+    if name != "16-mixed":
+        return dict(precision=name)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
+    return dict(plugins=[MixedPrecision("16-mixed", "cpu", scaler=scaler)])
+
+
+@pytest.fixture
+def regression():
+    """The module class Regression(configure, poisoned=())."""
+    return Regression
+
+
+@pytest.fixture
+def make_trainer(tmp_path):
+    """make_trainer(*callbacks, epochs, precision, **trainer_arguments): a quiet Trainer on CPU."""
+
+    def make(*callbacks, epochs=3, precision="32-true", **kwargs):
+        quiet = dict(logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)
+        return pl.Trainer(
+            callbacks=list(callbacks),
+            max_epochs=epochs,
+            accelerator="cpu",
+            default_root_dir=tmp_path,
+            **{"accumulate_grad_batches": 2, "limit_val_batches": 0, **quiet, **precision_of(precision), **kwargs},
+        )
+
+    return make
+
+
+@pytest.fixture
+def fit(make_trainer):
+    """fit(module, *callbacks, epochs, ckpt_path, **trainer_arguments): the Trainer, after the fit."""
+
+    def fit_(module, *callbacks, ckpt_path=None, **kwargs):
+        trainer = make_trainer(*callbacks, **kwargs)
+        trainer.fit(module, loader(), loader(4), ckpt_path=ckpt_path)
+        return trainer
+
+    return fit_
+
+
+@pytest.fixture
+def data():
+    """data(batch_size): the loader that `fit` uses."""
+    return loader
+
+
+@pytest.fixture
+def printed(caplog):
+    """printed(): what Lightning's rank-zero logger has said so far."""
+    rank_zero.log.addHandler(caplog.handler)
+    level = rank_zero.log.level
+    rank_zero.log.setLevel(logging.INFO)
+    yield lambda: "\n".join(record.getMessage() for record in caplog.records)
+    rank_zero.log.setLevel(level)
+    rank_zero.log.removeHandler(caplog.handler)

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Overrides of one module instance, taken out in whatever order their owners undo."""
+
+import itertools
+import types
+
+import lightning.pytorch as pl
+import pytest
+
+from lightning_optkit.callbacks._overrides import override, restore
+
+
+class Module(pl.LightningModule):
+    def configure_optimizers(self):
+        return ["the class's"]
+
+
+def put_before(module, name):
+    """A function that says its name, then calls what was there."""
+    original = module.configure_optimizers
+
+    def function():
+        return [name, *original()]
+
+    override(module, "configure_optimizers", function)
+    return function
+
+
+def test_an_override_is_called_first_and_leaves_no_trace():
+    module = Module()
+    before = dict(vars(module))
+    function = put_before(module, "ours")
+    assert module.configure_optimizers() == ["ours", "the class's"]
+    restore(module, "configure_optimizers", function)
+    assert vars(module) == before
+    assert module.configure_optimizers() == ["the class's"]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
+def test_three_are_undone_in_any_order(order):
+    module = Module()
+    before = dict(vars(module))
+    functions = [put_before(module, index) for index in range(3)]
+    assert module.configure_optimizers() == [2, 1, 0, "the class's"]
+    for place, index in enumerate(order):
+        restore(module, "configure_optimizers", functions[index])
+        left = [i for i in (2, 1, 0) if i not in order[: place + 1]]
+        assert vars(module).get("configure_optimizers") is (functions[left[0]] if left else None)
+    assert vars(module) == before
+
+
+def test_what_the_user_put_there_comes_back():
+    module = Module()
+    users = types.MethodType(lambda self: ["the user's"], module)  # as LightningCLI does
+    module.configure_optimizers = users
+    function = put_before(module, "ours")
+    assert module.configure_optimizers() == ["ours", "the user's"]
+    restore(module, "configure_optimizers", function)
+    assert module.configure_optimizers is users
+
+
+def test_what_the_user_put_on_top_stays_when_ours_goes():
+    module = Module()
+    function = put_before(module, "ours")
+    users = types.MethodType(lambda self: ["the user's"], module)
+    module.configure_optimizers = users
+    restore(module, "configure_optimizers", function)
+    assert module.configure_optimizers is users
+
+
+def test_restoring_twice_or_before_overriding_does_nothing():
+    module = Module()
+    before = dict(vars(module))
+    restore(module, "configure_optimizers", None)
+    restore(module, "configure_optimizers", lambda: None)
+    function = put_before(module, "ours")
+    restore(module, "configure_optimizers", function)
+    restore(module, "configure_optimizers", function)
+    assert vars(module) == before
+
+
+def test_other_instances_keep_the_method_of_the_class():
+    module, other = Module(), Module()
+    put_before(module, "ours")
+    assert other.configure_optimizers() == ["the class's"]

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command as a user types it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lightning_optkit.cli import main
+from lightning_optkit.diagnostics import environment
+
+
+def optkit(*words, **variables):
+    return subprocess.run(
+        [sys.executable, "-m", "lightning_optkit", *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "200", **variables},
+        timeout=60,
+    )
+
+
+def test_info_prints_every_fact_of_the_environment():
+    result = optkit("info")
+    assert result.returncode == 0 and result.stderr == ""
+    lines = {" ".join(line.split()) for line in result.stdout.splitlines()}
+    for name, fact in environment().items():
+        assert " ".join(f"{name} {fact}".split()) in lines
+
+
+def test_info_says_which_instruction_set_was_asked_for():
+    result = optkit("info", OPTKIT_CPU_ISA="baseline")
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    assert "OPTKIT_CPU_ISA baseline" in lines
+    assert any(line.startswith(("instruction set baseline ", "instruction set torch's")) for line in lines)
+
+
+def test_info_says_in_one_sentence_what_is_wrong_with_the_environment():
+    if "absent" in environment()["extension"]:
+        pytest.skip("without the extension there is no instruction set to choose")
+    result = optkit("info", OPTKIT_CPU_ISA="sse")
+    assert result.returncode == 1 and result.stdout == ""
+    assert result.stderr.startswith("environment(OPTKIT_CPU_ISA='sse'): OPTKIT_CPU_ISA must be one of ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_help_names_each_command_with_its_purpose(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["--help"])
+    assert exit_info.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "usage: optkit" in shown
+    assert "info Shows what this installation can do" in shown
+    assert "--config" not in shown  # no option that no command has
+
+
+@pytest.mark.parametrize("words", [[], ["bogus"], ["info", "--bogus"]])
+def test_words_it_does_not_know_are_refused_with_the_way_to_help(words, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(words)
+    assert exit_info.value.code == 2
+    assert "--help" in capsys.readouterr().err
+
+
+def test_main_takes_its_words_from_the_caller(capsys):
+    main(["info"])
+    assert torch.__version__ in capsys.readouterr().out
+
+
+def test_info_does_not_wait_for_lightning():
+    code = "import sys; from lightning_optkit.cli import main; main(['info']); assert 'lightning' not in sys.modules"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

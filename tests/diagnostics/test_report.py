@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a report says, that it needs nothing outside itself, and that records stay small and plain."""
+
+import io
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import matplotlib
+import pytest
+import torch
+
+from lightning_optkit.diagnostics import Curve, RunRecord, result_rows, write_report
+from lightning_optkit.diagnostics._figures import Line, chart, smoothed
+
+VOID = {"meta", "br", "hr", "img", "input", "link"}
+
+
+class Page(HTMLParser):
+    """Cells of every table, and the nesting of the tags."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.rows, self.open, self.unbalanced = [], [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.unbalanced.append(tag)
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in ("td", "th"):
+            self.rows[-1][-1] += data
+
+
+def a_run(name, scale=1.0, steps=60):
+    taken = list(range(1, steps + 1))
+    return RunRecord(
+        name,
+        num_steps=steps,
+        loss=Curve(taken, [scale / step for step in taken]),
+        learning_rate={"group 0": Curve(taken, [1e-3] * steps)},
+        grad_norm=Curve(taken, [scale * step for step in taken]),
+        grad_norm_clipped=Curve(taken, [min(scale * step, 30.0) for step in taken]),
+        metrics={"val_acc": Curve([30, 60], [0.5, 0.75])},
+        timings={"optimizer tail": 2.0 * scale},
+        explanation=f"plan of {name}",
+    )
+
+
+@pytest.fixture
+def page(tmp_path):
+    return write_report([a_run("plain"), a_run("fused", 0.5)], tmp_path / "report.html").read_text()
+
+
+def test_needs_nothing_outside_itself(page):
+    assert not re.search(r"https?:|//\w|<script|<link|<img|@import|\bsrc=", page)
+    references = re.findall(r'href="([^"]*)"|url\(([^)]*)\)', page)
+    assert references and all((href or url).startswith("#") for href, url in references)
+
+
+def test_every_id_is_there_once_and_every_reference_finds_one(page):
+    ids = re.findall(r'\sid="([^"]*)"', page)
+    assert len(ids) == len(set(ids))
+    referred = set(re.findall(r'href="#([^"]*)"|url\(#([^)]*)\)', page))
+    assert {href or url for href, url in referred} <= set(ids)
+
+
+def test_is_well_formed_and_shows_results_plans_and_environment(page):
+    parsed = Page(page)
+    assert not parsed.unbalanced and not parsed.open
+    assert ["optimizer tail, median (ms)", "2.00", "1.00 (2.0x faster)"] in parsed.rows
+    assert ["val_acc, last", "0.7500", "0.7500"] in parsed.rows
+    assert "<pre>plan of plain</pre>" in page and "<pre>plan of fused</pre>" in page
+    facts = dict(row for row in parsed.rows if len(row) == 2)
+    assert facts["torch"].startswith(torch.__version__)
+    assert {"lightning", "extension", "instruction set"} <= facts.keys()
+
+
+def test_charts_hold_each_run_and_take_their_ink_from_the_page(page):
+    charts = re.findall(r"<figcaption>(.*?)</figcaption>\s*(<svg.*?</svg>)", page, re.DOTALL)
+    captions = [caption for caption, _ in charts]
+    assert [caption.split()[0] for caption in captions] == ["Training", "Learning", "Gradient", "val_acc"]
+    for _, svg in charts:
+        assert ">plain</text>" in svg and ">fused</text>" in svg
+        assert "currentColor" in svg
+        assert set(re.findall(r"#[0-9a-f]{6}\b", svg)) == {"#2f81d6", "#dd6b10"}  # no black, no white
+        assert re.match(r"<svg\s+viewBox=", svg)  # no size of its own: the page scales it
+
+
+def test_works_on_small_and_dark_screens(page):
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_names_cannot_inject(tmp_path):
+    run = a_run("<b>&")
+    page = write_report([run], tmp_path / "report.html", title="<i>").read_text()
+    assert "<b>" not in page and "<i>" not in page
+    assert page.count("&lt;b&gt;&amp;") >= 3
+
+
+def test_an_empty_record_makes_a_report_without_curves(tmp_path):
+    page = write_report([RunRecord("empty")], tmp_path / "report.html").read_text()
+    assert "<figure" not in page and "The plan" not in page and "Environment" in page
+
+
+def test_makes_folders_and_returns_where_it_wrote(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = write_report([RunRecord("run")], "a/b/report.html")
+    assert path == tmp_path / "a" / "b" / "report.html" and path.exists()
+
+
+@pytest.mark.parametrize("names", [[], ["a", "a"]])
+def test_rejects_runs_that_cannot_be_told_apart(tmp_path, names):
+    message = (
+        rf"^write_report\(runs={re.escape(repr(names))}\): runs must be one or more, each with a name of its own\.$"
+    )
+    with pytest.raises(ValueError, match=message):
+        write_report([RunRecord(name) for name in names], tmp_path / "report.html")
+    with pytest.raises(ValueError, match=message):
+        result_rows([RunRecord(name) for name in names])
+    assert not list(tmp_path.iterdir())
+
+
+def test_slower_is_called_slower_and_unknown_is_left_open():
+    runs = [RunRecord("a", timings={"step": 1.0}), RunRecord("b", timings={"step": 4.0, "other": 1.0})]
+    assert result_rows(runs) == [
+        ("step, median (ms)", "1.00", "4.00 (4.0x slower)"),
+        ("other, median (ms)", "", "1.00"),
+    ]
+
+
+def test_the_last_five_percent_of_the_loss_are_averaged():
+    run = RunRecord("run", loss=Curve(list(range(1, 41)), [9.0] * 38 + [1.0, 2.0]))
+    assert ("training loss, last 5 %", "1.5000") in result_rows([run])
+
+
+def test_gradient_norms_are_compared_over_the_steps_that_all_runs_measured():
+    dense = RunRecord("dense", grad_norm=Curve([1, 2, 3], [5.0, 99.0, 7.0]))
+    dense.grad_norm_clipped = Curve([1, 2, 3], [1.0, 1.0, 7.0])
+    sparse = RunRecord("sparse", grad_norm=Curve([1, 3], [5.0, 7.0]))
+    rows = {row[0]: row[1:] for row in result_rows([dense, sparse])}
+    assert rows["gradient norm, median"] == ("6", "6")
+    assert rows["steps clipped"] == ("50 %", "")
+
+
+def test_rare_measurements_are_not_joined_by_a_line():
+    def norms(measured):
+        run = a_run("run")
+        run.grad_norm, run.grad_norm_clipped = Curve(measured, [2.0] * len(measured)), Curve()
+        from lightning_optkit.diagnostics.report import _norm_lines
+
+        return _norm_lines([run])[0].style
+
+    assert norms(list(range(1, 61))) == "line"
+    assert norms(list(range(1, 61, 10))) == "rings"
+
+
+def test_smoothing_does_not_lag_and_keeps_the_mean_of_a_spike():
+    ramp = Curve(list(range(300)), [float(i) for i in range(300)])
+    assert smoothed(ramp).values == pytest.approx(ramp.values, abs=1e-9)
+    spike = Curve(list(range(300)), [0.0] * 150 + [1.0] + [0.0] * 149)
+    hill = smoothed(spike).values
+    assert sum(hill) == pytest.approx(1.0) and max(hill) < 0.25
+    assert hill.index(max(hill)) == 150
+
+
+def test_curves_with_gaps_zeros_or_one_point_are_drawn():
+    values = [math.nan, 1.0, math.inf, 0.0]
+    assert "<path" in chart([Line(Curve([1, 2, 3, 4], values), 0, "run")], ylabel="loss", log=True)
+    assert "<use" in chart([Line(Curve([1], [1.0]), 0, "run")], ylabel="loss", log=True)
+    assert smoothed(Curve([1], [math.nan])) == Curve()
+
+
+def test_the_same_curves_give_the_same_file(tmp_path):
+    pages = [write_report([a_run("run")], tmp_path / name).read_bytes() for name in ("a.html", "b.html")]
+    assert pages[0] == pages[1]
+
+
+def test_a_long_curve_is_thinned_evenly():
+    curve = Curve()
+    for step in range(1, 100_001):
+        curve.append(step, float(step))
+    assert 2_000 < len(curve.steps) < 4_097
+    assert curve.steps[0] == 1 and curve.num_appended == 100_000
+    assert {b - a for a, b in zip(curve.steps, curve.steps[1:], strict=False)} == {curve.every}
+    assert curve.values == [float(step) for step in curve.steps]
+
+
+def test_a_record_survives_a_checkpoint_that_loads_weights_only():
+    record, buffer = a_run("run"), io.BytesIO()
+    torch.save(record.to_dict(), buffer)
+    buffer.seek(0)
+    restored = RunRecord.from_dict(torch.load(buffer, weights_only=True))
+    assert restored == record and isinstance(restored.metrics["val_acc"], Curve)
+    restored.loss.append(61, 0.0)
+    assert record.loss.steps[-1] == 60
+
+
+def test_drawing_leaves_matplotlib_as_it_was():
+    before = dict(matplotlib.rcParams)
+    chart([Line(Curve([1, 2], [1.0, 2.0]), 0, "run")], ylabel="loss")
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_matplotlib_and_jinja_are_imported_only_to_write(tmp_path):
+    code = (
+        "import sys; from lightning_optkit.diagnostics import RunRecord, write_report, Curve; "
+        "assert not {'matplotlib', 'jinja2', 'lightning'} & sys.modules.keys(); "
+        f"write_report([RunRecord('run', loss=Curve([1], [1.0]))], {str(tmp_path / 'report.html')!r}); "
+        "assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
