@@ -60,8 +60,8 @@ def seconds(call: Callable[[], object]) -> float:
 def interleaved(variants: dict[str, Callable[[], object]], budget_s: float) -> dict[str, list[float]]:
     """Seconds per call of each variant, called in turn for about `budget_s` seconds.
 
-    A turn is one call unmeasured and then three measured: a run has one optimizer, so each variant may find in the caches
-    what it left there itself, and not what the other one left.
+    A turn is one call unmeasured and then three measured: a run has one optimizer, so each variant may find in the
+    caches what it left there itself, and not what the other one left.
     """
     times: dict[str, list[float]] = {name: [] for name in variants}
     for call in variants.values():
