@@ -83,7 +83,8 @@ class CompiledSegment:
             places = [i for i, p in enumerate(self._params) if p.grad is not None]
             if places != self._active.places:
                 self._activate(places)
-        while (misfit := torch.ops.lightning_optkit.plan_bind(self._plan.id, self._active.params, grads)) >= 0:
+        plan_bind = torch.ops.lightning_optkit.plan_bind.default
+        while (misfit := plan_bind(self._plan.id, self._active.params, grads)) >= 0:
             place, kind = divmod(misfit, 8)
             grads[place] = self._fit(self._active.params[place], grads[place], kind)
         return bool(grads)
