@@ -74,7 +74,8 @@ class Fuse(Callback):
             raise ValueError("Fuse(): given twice; one converts every optimizer.")
         self._converted, self._left_alone = [], []
         self._module_clips = is_overridden("configure_gradient_clipping", pl_module)
-        self._clips = bool(trainer.gradient_clip_val) and not self._module_clips
+        # Lightning takes 0 and less for no clipping.
+        self._clips = (trainer.gradient_clip_val or 0) > 0 and not self._module_clips
         self._overrides = {"configure_optimizers": self._wrap_configure_optimizers(pl_module)}
         if self._clips:
             self._overrides["configure_gradient_clipping"] = self._wrap_clipping(pl_module)

@@ -29,7 +29,7 @@ def check_state_dict(optimizer: "OnePassOptimizer", state_dict: dict[str, Any]) 
             f"this optimizer of {[len(g['params']) for g in groups]}."
         )
     for saved, group in zip(saved_groups, groups, strict=True):
-        missing = set(group) - set(saved) - _STAGE_KEYS - _IMPLEMENTATION_KEYS
+        missing = set(optimizer.defaults) - set(saved) - _STAGE_KEYS - _IMPLEMENTATION_KEYS
         if missing:
             raise ValueError(f"{owner}: the checkpoint is of another rule; its groups have no {_listed(missing)}.")
         if saved.get("decoupled_weight_decay", group["decoupled_weight_decay"]) != group["decoupled_weight_decay"]:

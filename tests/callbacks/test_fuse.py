@@ -625,3 +625,11 @@ def test_a_copy_of_the_callback_is_a_fresh_one(regression, fit):
     fuse = Fuse()
     fit(regression(configured()), copy.deepcopy(fuse))
     assert isinstance(copy.deepcopy(fuse), pl.Callback)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0])
+def test_a_clip_value_that_lightning_takes_for_none_is_none_here_too(regression, fit, value):
+    plain, fused = (regression(configured("adamw")) for _ in range(2))
+    fit(plain, gradient_clip_val=value)
+    fit(fused, Fuse(), gradient_clip_val=value)
+    assert_close(fused, plain)

@@ -285,3 +285,11 @@ def test_a_checkpoint_of_adamw_is_refused_by_sgd(snapshot):
     with pytest.raises(ValueError, match=r"^SGD\.load_state_dict: the checkpoint is of another rule"):
         optimizer.load_state_dict(saved(torch.optim.AdamW))
     assert snapshot(optimizer) == before
+
+
+def test_an_entry_of_the_users_own_in_a_group_does_not_make_it_another_rule():
+    p, q = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    saved = AdamW([p], lr=0.5).state_dict()
+    optimizer = AdamW([dict(params=[q], layer=3)])
+    optimizer.load_state_dict(saved)
+    assert (optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["layer"]) == (0.5, 3)
