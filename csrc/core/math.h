@@ -40,6 +40,15 @@ OPTKIT_HD V min(V a, V b) {
   return select(b < a, b, a);
 }
 
+// base^exponent for any exponent: the host's and the device's last bit may differ.
+OPTKIT_HD double real_power(double base, double exponent) {
+#if defined(__CUDA_ARCH__)
+  return ::pow(base, exponent);
+#else
+  return __builtin_pow(base, exponent);
+#endif
+}
+
 // base^exponent for a whole exponent >= 0, by repeated squaring: the same bits on every machine, unlike std::pow.
 OPTKIT_HD double power(double base, double exponent) {
   double result = 1.0;

@@ -18,12 +18,10 @@ constexpr int kMaxGrads = 3500;
 #else
 constexpr int kMaxGrads = 480;
 #endif
-constexpr int kFewGrads = 480;
 constexpr int kMaxGroupsPerLaunch = 16;
 
-template <int kCount>
 struct GradTable {
-  const void* pointer[kCount];
+  const void* pointer[kMaxGrads];
 };
 
 struct GroupTable {

@@ -40,9 +40,9 @@ __device__ void chunk_norm(const TensorSlot& t, const void* grad, const Chunk& c
 }
 
 // The chunks of one launch are added to what earlier launches of the same norm left in `out`.
-template <class S, int kCount>
+template <class S>
 __global__ void __launch_bounds__(kThreads)
-    norm_kernel(const __grid_constant__ DeviceTables tables, const __grid_constant__ GradTable<kCount> grads,
+    norm_kernel(const __grid_constant__ DeviceTables tables, const __grid_constant__ GradTable grads,
                 const __grid_constant__ Range range, double* out, int accumulate) {
   const Chunk chunk = tables.chunks[range.first_chunk + blockIdx.x];
   double* partial = tables.partial + 2 * (range.first_chunk + blockIdx.x);

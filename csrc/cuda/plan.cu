@@ -152,18 +152,10 @@ const char* refresh(CudaPlan& plan, const TensorSlot* tensors, cudaStream_t stre
   return nullptr;
 }
 
-template <int kCount>
-GradTable<kCount> grads_of(const TensorSlot* tensors, const Range& range) {
-  GradTable<kCount> table;
+GradTable grads_of(const TensorSlot* tensors, const Range& range) {
+  GradTable table;
   for (int t = 0; t < range.num_tensors; ++t) table.pointer[t] = tensors[range.first_tensor + t].grad;
   return table;
-}
-
-template <class S, int kCount>
-void launch_norm(const CudaPlan& plan, const TensorSlot* tensors, const Range& range, double* out, bool accumulate,
-                 cudaStream_t stream) {
-  norm_kernel<S, kCount><<<range.num_chunks, kThreads, 0, stream>>>(plan.tables, grads_of<kCount>(tensors, range),
-                                                                    range, out, accumulate);
 }
 
 const char* norm(void* pointer, const TensorSlot* tensors, double* out, void* stream_pointer) {
@@ -174,10 +166,8 @@ const char* norm(void* pointer, const TensorSlot* tensors, double* out, void* st
   bool accumulate = false;
   for (const Range& range : plan.ranges) {
     if (range.num_chunks == 0) continue;
-    const bool few = range.num_tensors <= kFewGrads;
-    const auto launch = plan.is_double ? (few ? &launch_norm<double, kFewGrads> : &launch_norm<double, kMaxGrads>)
-                                       : (few ? &launch_norm<float, kFewGrads> : &launch_norm<float, kMaxGrads>);
-    launch(plan, tensors, range, out, accumulate, stream);
+    const auto kernel = plan.is_double ? &norm_kernel<double> : &norm_kernel<float>;
+    kernel<<<range.num_chunks, kThreads, 0, stream>>>(plan.tables, grads_of(tensors, range), range, out, accumulate);
     accumulate = true;
   }
   if (!accumulate) OPTKIT_CUDA(cudaMemsetAsync(out, 0, 2 * sizeof(double), stream));
@@ -195,12 +185,7 @@ void launch_prepare(const CudaPlan& plan, const GroupTable& groups, const CudaSt
 
 template <class Rule, class S>
 void launch_step(const CudaPlan& plan, const TensorSlot* tensors, const Range& range, cudaStream_t stream) {
-  if (range.num_tensors <= kFewGrads)
-    step_kernel<Rule, S, kFewGrads>
-        <<<range.num_chunks, kThreads, 0, stream>>>(plan.tables, grads_of<kFewGrads>(tensors, range), range);
-  else
-    step_kernel<Rule, S, kMaxGrads>
-        <<<range.num_chunks, kThreads, 0, stream>>>(plan.tables, grads_of<kMaxGrads>(tensors, range), range);
+  step_kernel<Rule, S><<<range.num_chunks, kThreads, 0, stream>>>(plan.tables, grads_of(tensors, range), range);
 }
 
 struct RuleLaunch {

@@ -122,9 +122,9 @@ __device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_
 }
 
 // A block per chunk, last chunk first: the norm kernel read that one last, and the L2 cache may still have it.
-template <class Rule, class S, int kCount>
+template <class Rule, class S>
 __global__ void __launch_bounds__(kThreads)
-    step_kernel(const __grid_constant__ DeviceTables tables, const __grid_constant__ GradTable<kCount> grads,
+    step_kernel(const __grid_constant__ DeviceTables tables, const __grid_constant__ GradTable grads,
                 const __grid_constant__ Range range) {
   if (*tables.skip) return;
   const int32_t place = range.first_chunk + range.num_chunks - 1 - static_cast<int32_t>(blockIdx.x);

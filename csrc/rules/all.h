@@ -2,13 +2,27 @@
 // Every rule once: X(name in Python, type). CPU and CUDA instantiate their loops from this list.
 #pragma once
 
+#include "rules/adadelta.h"
+#include "rules/adagrad.h"
 #include "rules/adam.h"
+#include "rules/adamax.h"
+#include "rules/lion.h"
+#include "rules/nadam.h"
+#include "rules/radam.h"
+#include "rules/rmsprop.h"
 #include "rules/sgd.h"
 
-#define OPTKIT_FOR_EACH_RULE(X)    \
-  X(sgd, optkit::SGDRule)          \
-  X(adam, optkit::AdamRule<false>) \
-  X(adam_amsgrad, optkit::AdamRule<true>)
+#define OPTKIT_FOR_EACH_RULE(X)           \
+  X(sgd, optkit::SGDRule)                 \
+  X(adam, optkit::AdamRule<false>)        \
+  X(adam_amsgrad, optkit::AdamRule<true>) \
+  X(adagrad, optkit::AdagradRule)         \
+  X(rmsprop, optkit::RMSpropRule)         \
+  X(adadelta, optkit::AdadeltaRule)       \
+  X(adamax, optkit::AdamaxRule)           \
+  X(nadam, optkit::NAdamRule)             \
+  X(radam, optkit::RAdamRule)             \
+  X(lion, optkit::LionRule)
 
 namespace optkit {
 

@@ -1,8 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Update rules, one per file, with torch.optim's arguments where torch has the rule."""
 
+from lightning_optkit.optimizers.adadelta import Adadelta
+from lightning_optkit.optimizers.adagrad import Adagrad
 from lightning_optkit.optimizers.adam import Adam
+from lightning_optkit.optimizers.adamax import Adamax
 from lightning_optkit.optimizers.adamw import AdamW
+from lightning_optkit.optimizers.lion import Lion
+from lightning_optkit.optimizers.nadam import NAdam
+from lightning_optkit.optimizers.radam import RAdam
+from lightning_optkit.optimizers.rmsprop import RMSprop
 from lightning_optkit.optimizers.sgd import SGD
 
-__all__ = ["SGD", "Adam", "AdamW"]
+__all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Lion", "NAdam", "RAdam", "RMSprop"]

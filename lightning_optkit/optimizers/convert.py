@@ -11,8 +11,14 @@ import torch
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lightning_optkit.optimizers.adadelta import Adadelta
+from lightning_optkit.optimizers.adagrad import Adagrad
 from lightning_optkit.optimizers.adam import Adam
+from lightning_optkit.optimizers.adamax import Adamax
 from lightning_optkit.optimizers.adamw import AdamW
+from lightning_optkit.optimizers.nadam import NAdam
+from lightning_optkit.optimizers.radam import RAdam
+from lightning_optkit.optimizers.rmsprop import RMSprop
 from lightning_optkit.optimizers.sgd import SGD
 from lightning_optkit.step import OnePassOptimizer
 from lightning_optkit.step.loading import restore_state
@@ -21,7 +27,7 @@ from lightning_optkit.step.state import StateLayout
 __all__ = ["from_torch_", "to_torch_", "why_not_convertible"]
 
 _AUTOMATIC = {"fused": None, "foreach": None}  # the implementation is ours to choose
-_ADDED_KEYS = {"l1", "cautious", "rounding", "rounding_seed", "average_decay", "decoupled_weight_decay"}
+_ADDED_KEYS = {"l1", "cautious", "rounding", "rounding_seed", "average_decay", "decoupled_weight_decay", *_AUTOMATIC}
 
 
 @dataclass(frozen=True)
@@ -37,8 +43,14 @@ class _Before:
 
 _OURS: dict[type[Optimizer], type[OnePassOptimizer]] = {
     torch.optim.SGD: SGD,
+    torch.optim.Adagrad: Adagrad,
+    torch.optim.RMSprop: RMSprop,
+    torch.optim.Adadelta: Adadelta,
     torch.optim.Adam: Adam,
     torch.optim.AdamW: AdamW,
+    torch.optim.Adamax: Adamax,
+    torch.optim.NAdam: NAdam,
+    torch.optim.RAdam: RAdam,
 }
 
 
@@ -105,7 +117,7 @@ def from_torch_(
     ours = _build(optimizer, rounding, state_dtype, statistics)
     saved = optimizer.state_dict()
     before = _Before(
-        groups=[{key: group[key] for key in _AUTOMATIC} for group in optimizer.param_groups],
+        groups=[{key: group[key] for key in _AUTOMATIC if key in group} for group in optimizer.param_groups],
         defaults=optimizer.defaults,
         supports_amp_scaling=vars(optimizer).get("_step_supports_amp_scaling"),
         attributes=frozenset(vars(optimizer)),

@@ -45,6 +45,7 @@ class Rule:
         update: The reference. `step` counts this update, from 1.
         scalars: Kept by a group that keeps state, in the order of the compiled rule.
         counts_steps: Whether torch's class keeps a step count, and so whether a loaded one is to be believed.
+        fresh: What a state tensor starts from, given its name and the group; None: zero.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Rule:
     update: Update
     scalars: tuple[Scalar, ...] = ()
     counts_steps: bool = True
+    fresh: Callable[[str, Group], float] | None = None
 
 
 class Clip(Protocol):

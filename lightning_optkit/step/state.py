@@ -75,16 +75,22 @@ def check_state_shapes(owner: str, entries: Sequence[tuple[Entry, Group, Rule]],
 @torch.no_grad()
 def prepare_state(entries: Sequence[tuple[Entry, Group, Rule]], layout: StateLayout) -> None:
     """Creates what a state lacks, as zeros, and puts what it has into the dtype and strides that the walk needs."""
-    missing: list[tuple[State, str, Tensor]] = []
-    for entry, group, _ in entries:
+    missing: list[tuple[State, str, Tensor, float]] = []
+    for entry, group, rule in entries:
         for name in layout.tensors(entry.held, group):
             held = entry.state.get(name)
             if held is None or not _fits(held, entry.param, layout.dtype_of(name, entry.param)):
-                missing.append((entry.state, name, entry.param))
-    created = zeros_like_all([p for _, _, p in missing], [layout.dtype_of(name, p) for _, name, p in missing])
-    for (state, name, _), tensor in zip(missing, created, strict=True):
+                fresh = rule.fresh(name, group) if rule.fresh and name in rule.states else 0.0
+                missing.append((entry.state, name, entry.param, fresh))
+    params = [param for _, _, param, _ in missing]
+    created = zeros_like_all(params, [layout.dtype_of(name, param) for _, name, param, _ in missing])
+    for (state, name, _, fresh), tensor in zip(missing, created, strict=True):
         held = state.get(name)
-        state[name] = tensor if held is None else tensor.copy_(held)
+        if held is not None:
+            tensor.copy_(held)
+        elif fresh:
+            tensor.fill_(fresh)
+        state[name] = tensor
     _create_scalars(entries, layout)
 
 

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+// RMSprop, plain or centered, with momentum.
+// Source: Tieleman & Hinton 2012, "Lecture 6.5: rmsprop", COURSERA; centered, Graves 2013, arXiv:1308.0850, Equations
+// 38-41. Differs from Graves as torch.optim does: eps stands outside the square root.
+#pragma once
+
+#include "core/math.h"
+
+namespace optkit {
+
+struct RMSpropRule {
+  static constexpr const char* kStates[] = {"square_avg", "momentum_buffer", "grad_avg"};
+  static constexpr int kNumStates = 3;
+  static constexpr const char* kHypers[] = {"alpha", "eps", "momentum", "centered"};
+  static constexpr int kNumHypers = 4;
+  static constexpr const char* kScalars[] = {nullptr};
+  static constexpr int kNumScalars = 0;
+
+  template <class S>
+  struct Coefs {
+    S lr, alpha, one_minus_alpha, eps, momentum;
+    bool centered;
+  };
+
+  template <class S>
+  OPTKIT_HD static Coefs<S> prepare(const double* hyper, double lr, double, float* const*) {
+    return {static_cast<S>(lr),       static_cast<S>(hyper[0]), static_cast<S>(1.0 - hyper[0]),
+            static_cast<S>(hyper[1]), static_cast<S>(hyper[2]), hyper[3] != 0.0};
+  }
+
+  // Without momentum the buffer is absent: it arrives as zero and is stored nowhere.
+  template <class V>
+  OPTKIT_HD static V update(const Coefs<scalar_of_t<V>>& c, V, V grad, V* state) {
+    V& square_avg = state[0];
+    V& buffer = state[1];
+    V& grad_avg = state[2];
+    square_avg = fma(grad * c.one_minus_alpha, grad, square_avg * c.alpha);
+    V variance = square_avg;
+    if (c.centered) {
+      grad_avg = fma(V(c.one_minus_alpha), grad - grad_avg, grad_avg);
+      variance = fma(V(scalar_of_t<V>(0)) - grad_avg, grad_avg, square_avg);
+    }
+    buffer = fma(V(c.momentum), buffer, grad / (sqrt(variance) + V(c.eps)));
+    return buffer * c.lr;
+  }
+};
+
+}  // namespace optkit

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adagrad: every element has its own rate, which only falls; in one pass.
+
+Source: Duchi, Hazan & Singer 2011, "Adaptive Subgradient Methods for Online Learning and Stochastic Optimization",
+JMLR 12, Figure 1 (diagonal case).
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from lightning_optkit.step import Average, Clip, OnePassOptimizer, Rule
+from lightning_optkit.step.arguments import check_number
+from lightning_optkit.step.rule import Group, State
+
+__all__ = ["Adagrad", "adagrad_update"]
+
+
+def adagrad_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
+    """What Adagrad subtracts from `param`, line for line csrc/rules/adagrad.h. Writes `state` in place."""
+    state["sum"].add_(grad * grad)
+    rate = float(group["lr"]) / (1 + (step - 1) * group["lr_decay"])
+    update: Tensor = grad * rate / (state["sum"].sqrt() + group["eps"])
+    return update
+
+
+def _hypers(group: Group) -> tuple[float, ...]:
+    return (float(group["lr_decay"]), float(group["eps"]))
+
+
+def _fresh(name: str, group: Group) -> float:
+    return float(group["initial_accumulator_value"])
+
+
+_RULE = Rule("adagrad", ("sum",), _hypers, adagrad_update, fresh=_fresh)
+
+
+class Adagrad(OnePassOptimizer):
+    """Adagrad with the arguments of `torch.optim.Adagrad`, and every stage of the one-pass step.
+
+    Args:
+        params: Parameters or parameter groups, as in `torch.optim`.
+        lr: Learning rate, in [0, inf), or a 1-element tensor.
+        lr_decay: The rate is `lr / (1 + (step - 1) * lr_decay)`; in [0, inf).
+        weight_decay: L2 coefficient, added to the gradient; in [0, inf).
+        initial_accumulator_value: What the sum of squares starts from, in [0, inf).
+        eps: Added to the denominator, in [0, inf).
+        foreach: As in torch, which chooses among its implementations; kept for state dicts. There is one here.
+        maximize: Ascend.
+        differentiable: Must be False: the step writes in place.
+        fused: None: the compiled pass wherever it can go. False: plain PyTorch.
+        clip: Gradient clipping folded into the step, e.g. `ClipNorm(1.0)`.
+        average: Average of the parameters kept by the step, e.g. `EMA(0.999)`.
+        l1: Weight of the L1 proximal step, in [0, inf): exact zeros.
+        cautious: Decoupled decay acts only where the update does not point away from zero; without effect on L2.
+        rounding: How 16-bit parameters are stored.
+        state_dtype: Dtype of the state; that of fp64 parameters is fp64.
+        statistics: Count norms and lost updates in the same pass.
+
+    Raises:
+        ValueError: for an argument out of range, no parameters, one given twice, or two devices.
+
+    Cost: 4 bytes of state per parameter; one pass, two with a clip by norm.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = Adagrad([weight], lr=0.1)
+        >>> weight.grad = torch.tensor([2.0, -3.0])
+        >>> optimizer.step()
+        >>> weight.data
+        tensor([0.9000, 1.1000])
+    """
+
+    torch_class: ClassVar[type[Optimizer] | None] = torch.optim.Adagrad
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-2,
+        lr_decay: float = 0.0,
+        weight_decay: float = 0.0,
+        initial_accumulator_value: float = 0.0,
+        eps: float = 1e-10,
+        foreach: bool | None = None,
+        *,
+        maximize: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        clip: Clip | None = None,
+        average: Average | None = None,
+        l1: float = 0.0,
+        cautious: bool = False,
+        rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
+        state_dtype: torch.dtype = torch.float32,
+        statistics: bool = False,
+    ) -> None:
+        defaults = dict(
+            lr=lr,
+            lr_decay=lr_decay,
+            weight_decay=weight_decay,
+            initial_accumulator_value=initial_accumulator_value,
+            eps=eps,
+            foreach=foreach,
+            maximize=maximize,
+            differentiable=differentiable,
+            fused=fused,
+            decoupled_weight_decay=False,
+        )
+        super().__init__(
+            params,
+            defaults,
+            clip=clip,
+            average=average,
+            l1=l1,
+            cautious=cautious,
+            rounding=rounding,
+            state_dtype=state_dtype,
+            statistics=statistics,
+        )
+
+    def _rule(self, group: Group) -> Rule:
+        return _RULE
+
+    def _check_group(self, group: Group) -> None:
+        check_number(self._owner, "lr_decay", group["lr_decay"], "[0, inf)")
+        check_number(self._owner, "initial_accumulator_value", group["initial_accumulator_value"], "[0, inf)")
+        check_number(self._owner, "eps", group["eps"], "[0, inf)")

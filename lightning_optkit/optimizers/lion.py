@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lion: the sign of an interpolated momentum; in one pass.
+
+Source: Chen et al. 2023, arXiv:2302.06675, Algorithm 2.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from lightning_optkit.step import Average, Clip, OnePassOptimizer, Rule
+from lightning_optkit.step.arguments import check_number, pair
+from lightning_optkit.step.rule import Group, State
+
+__all__ = ["Lion", "lion_update"]
+
+
+def lion_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
+    """What Lion subtracts from `param`, line for line csrc/rules/lion.h. Writes `state` in place."""
+    beta1, beta2 = group["betas"]
+    mixed = state["exp_avg"] * beta1 + (1 - beta1) * grad  # c_t
+    state["exp_avg"].mul_(beta2).add_((1 - beta2) * grad)  # m_t
+    update: Tensor = mixed.sign() * float(group["lr"])
+    return update
+
+
+def _hypers(group: Group) -> tuple[float, ...]:
+    beta1, beta2 = group["betas"]
+    return (float(beta1), float(beta2))
+
+
+_RULE = Rule("lion", ("exp_avg",), _hypers, lion_update)
+
+
+class Lion(OnePassOptimizer):
+    """Lion, with decoupled decay and every stage of the one-pass step. Its rate is 3-10 times smaller than AdamW's.
+
+    Args:
+        params: Parameters or parameter groups, as in `torch.optim`.
+        lr: Length of every step, in [0, inf), or a 1-element tensor.
+        betas: Share of the momentum in the sign, and of the old momentum in the new, each in [0, 1).
+        weight_decay: Share of each parameter removed per step, times `lr`; in [0, inf).
+        maximize: Ascend.
+        fused: None: the compiled pass wherever it can go. False: plain PyTorch.
+        clip: Gradient clipping folded into the step, e.g. `ClipNorm(1.0)`.
+        average: Average of the parameters kept by the step, e.g. `EMA(0.999)`.
+        l1: Weight of the L1 proximal step, in [0, inf): exact zeros.
+        cautious: Decoupled decay acts only where the update does not point away from zero; without effect on L2.
+        rounding: How 16-bit parameters are stored.
+        state_dtype: Dtype of the state; that of fp64 parameters is fp64.
+        statistics: Count norms and lost updates in the same pass.
+
+    Raises:
+        ValueError: for an argument out of range, no parameters, one given twice, or two devices.
+
+    Cost: 4 bytes of state per parameter; one pass, two with a clip by norm.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = Lion([weight], lr=0.1)
+        >>> weight.grad = torch.tensor([2.0, -3.0])
+        >>> optimizer.step()
+        >>> weight.data
+        tensor([0.9000, 1.1000])
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        fused: bool | None = None,
+        clip: Clip | None = None,
+        average: Average | None = None,
+        l1: float = 0.0,
+        cautious: bool = False,
+        rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
+        state_dtype: torch.dtype = torch.float32,
+        statistics: bool = False,
+    ) -> None:
+        defaults = dict(
+            lr=lr,
+            betas=betas,
+            weight_decay=weight_decay,
+            maximize=maximize,
+            fused=fused,
+            foreach=None,
+            differentiable=False,
+            decoupled_weight_decay=True,
+        )
+        super().__init__(
+            params,
+            defaults,
+            clip=clip,
+            average=average,
+            l1=l1,
+            cautious=cautious,
+            rounding=rounding,
+            state_dtype=state_dtype,
+            statistics=statistics,
+        )
+
+    def _rule(self, group: Group) -> Rule:
+        return _RULE
+
+    def _check_group(self, group: Group) -> None:
+        beta1, beta2 = pair(self._owner, "betas", group["betas"])
+        check_number(self._owner, "betas[0]", beta1, "[0, 1)")
+        check_number(self._owner, "betas[1]", beta2, "[0, 1)")

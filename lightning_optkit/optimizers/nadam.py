@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NAdam: Adam with Nesterov's momentum, warmed up; in one pass.
+
+Source: Dozat 2016, "Incorporating Nesterov Momentum into Adam", Algorithm 2 and the momentum schedule beside it, with
+the constants of `torch.optim.NAdam`.
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from lightning_optkit.step import Average, Clip, OnePassOptimizer, Rule, Scalar
+from lightning_optkit.step.arguments import check_number, pair
+from lightning_optkit.step.rule import Group, State
+
+__all__ = ["NAdam", "nadam_update"]
+
+
+def nadam_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
+    """What NAdam subtracts from `param`, line for line csrc/rules/nadam.h. Writes `state` in place."""
+    beta1, beta2 = group["betas"]
+    decay, lr = group["momentum_decay"], float(group["lr"])
+    mu = beta1 * (1 - 0.5 * 0.96 ** (step * decay))
+    mu_next = beta1 * (1 - 0.5 * 0.96 ** ((step + 1) * decay))
+    state["mu_product"] *= mu
+    mu_product = float(state["mu_product"])
+    state["exp_avg"].add_((1 - beta1) * (grad - state["exp_avg"]))  # m_t
+    state["exp_avg_sq"].mul_(beta2).add_((1 - beta2) * grad * grad)  # n_t
+    denom = state["exp_avg_sq"].sqrt() * (1 - beta2**step) ** -0.5 + group["eps"]
+    grad_step, momentum_step = lr * (1 - mu) / (1 - mu_product), lr * mu_next / (1 - mu_product * mu_next)
+    update: Tensor = (grad_step * grad + momentum_step * state["exp_avg"]) / denom
+    return update
+
+
+def _hypers(group: Group) -> tuple[float, ...]:
+    beta1, beta2 = group["betas"]
+    return (float(beta1), float(beta2), float(group["eps"]), float(group["momentum_decay"]))
+
+
+_MU_PRODUCT = Scalar("mu_product", fresh=1.0, inherited=1.0)
+_RULE = Rule("nadam", ("exp_avg", "exp_avg_sq"), _hypers, nadam_update, (_MU_PRODUCT,))
+
+
+class NAdam(OnePassOptimizer):
+    """NAdam with the arguments of `torch.optim.NAdam`, and every stage of the one-pass step.
+
+    Args:
+        params: Parameters or parameter groups, as in `torch.optim`.
+        lr: Learning rate, in [0, inf), or a 1-element tensor.
+        betas: Decay rates of the first and second moment, each in [0, 1).
+        eps: Added to the denominator, in [0, inf).
+        weight_decay: L2 coefficient, added to the gradient; in [0, inf).
+        momentum_decay: How fast the momentum warms up, in [0, inf).
+        decoupled_weight_decay: True: decay acts on the parameter instead of the gradient, as in AdamW.
+        foreach: As in torch, which chooses among its implementations; kept for state dicts. There is one here.
+        maximize: Ascend.
+        capturable: As in torch; kept for state dicts.
+        differentiable: Must be False: the step writes in place.
+        fused: None: the compiled pass wherever it can go. False: plain PyTorch.
+        clip: Gradient clipping folded into the step, e.g. `ClipNorm(1.0)`.
+        average: Average of the parameters kept by the step, e.g. `EMA(0.999)`.
+        l1: Weight of the L1 proximal step, in [0, inf): exact zeros.
+        cautious: Decoupled decay acts only where the update does not point away from zero; without effect on L2.
+        rounding: How 16-bit parameters are stored.
+        state_dtype: Dtype of the state; that of fp64 parameters is fp64.
+        statistics: Count norms and lost updates in the same pass.
+
+    Raises:
+        ValueError: for an argument out of range, no parameters, one given twice, or two devices.
+
+    Cost: 8 bytes of state per parameter; one pass, two with a clip by norm.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = NAdam([weight], lr=0.1)
+        >>> weight.grad = torch.tensor([2.0, -3.0])
+        >>> optimizer.step()
+        >>> weight.data
+        tensor([0.8944, 1.1056])
+    """
+
+    torch_class: ClassVar[type[Optimizer] | None] = torch.optim.NAdam
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum_decay: float = 4e-3,
+        decoupled_weight_decay: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        clip: Clip | None = None,
+        average: Average | None = None,
+        l1: float = 0.0,
+        cautious: bool = False,
+        rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
+        state_dtype: torch.dtype = torch.float32,
+        statistics: bool = False,
+    ) -> None:
+        defaults = dict(
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            momentum_decay=momentum_decay,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            decoupled_weight_decay=decoupled_weight_decay,
+        )
+        super().__init__(
+            params,
+            defaults,
+            clip=clip,
+            average=average,
+            l1=l1,
+            cautious=cautious,
+            rounding=rounding,
+            state_dtype=state_dtype,
+            statistics=statistics,
+        )
+
+    def _rule(self, group: Group) -> Rule:
+        return _RULE
+
+    def _check_group(self, group: Group) -> None:
+        beta1, beta2 = pair(self._owner, "betas", group["betas"])
+        check_number(self._owner, "betas[0]", beta1, "[0, 1)")
+        check_number(self._owner, "betas[1]", beta2, "[0, 1)")
+        check_number(self._owner, "eps", group["eps"], "[0, inf)")
+        check_number(self._owner, "momentum_decay", group["momentum_decay"], "[0, inf)")

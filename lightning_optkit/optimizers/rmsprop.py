@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RMSprop, plain or centered, with momentum; in one pass.
+
+Source: Tieleman & Hinton 2012, "Lecture 6.5: rmsprop", COURSERA; centered, Graves 2013, arXiv:1308.0850, Equations
+38-45. Differs from Graves as `torch.optim.RMSprop` does: eps stands outside the square root.
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from lightning_optkit.step import Average, Clip, OnePassOptimizer, Rule
+from lightning_optkit.step.arguments import check_number
+from lightning_optkit.step.rule import Group, State
+
+__all__ = ["RMSprop", "rmsprop_update"]
+
+
+def rmsprop_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
+    """What RMSprop subtracts from `param`, line for line csrc/rules/rmsprop.h. Writes `state` in place."""
+    alpha = group["alpha"]
+    state["square_avg"].mul_(alpha).add_((1 - alpha) * grad * grad)
+    variance = state["square_avg"]
+    if "grad_avg" in state:
+        state["grad_avg"].add_((1 - alpha) * (grad - state["grad_avg"]))
+        variance = variance - state["grad_avg"] * state["grad_avg"]
+    direction = grad / (variance.sqrt() + group["eps"])
+    if "momentum_buffer" in state:
+        direction = state["momentum_buffer"].mul_(group["momentum"]).add_(direction)
+    update: Tensor = direction * float(group["lr"])
+    return update
+
+
+def _hypers(group: Group) -> tuple[float, ...]:
+    return (float(group["alpha"]), float(group["eps"]), float(group["momentum"]), float(group["centered"]))
+
+
+_RULE = Rule("rmsprop", ("square_avg", "momentum_buffer", "grad_avg"), _hypers, rmsprop_update)
+
+
+class RMSprop(OnePassOptimizer):
+    """RMSprop with the arguments of `torch.optim.RMSprop`, and every stage of the one-pass step.
+
+    Args:
+        params: Parameters or parameter groups, as in `torch.optim`.
+        lr: Learning rate, in [0, inf), or a 1-element tensor.
+        alpha: Decay rate of the mean square, in [0, inf).
+        eps: Added to the denominator, in [0, inf).
+        weight_decay: L2 coefficient, added to the gradient; in [0, inf).
+        momentum: Share of the buffer kept per step, in [0, inf); 0 keeps no buffer.
+        centered: Divide by the standard deviation instead of the root mean square.
+        capturable: As in torch; kept for state dicts.
+        foreach: As in torch, which chooses among its implementations; kept for state dicts. There is one here.
+        maximize: Ascend.
+        differentiable: Must be False: the step writes in place.
+        fused: None: the compiled pass wherever it can go. False: plain PyTorch.
+        clip: Gradient clipping folded into the step, e.g. `ClipNorm(1.0)`.
+        average: Average of the parameters kept by the step, e.g. `EMA(0.999)`.
+        l1: Weight of the L1 proximal step, in [0, inf): exact zeros.
+        cautious: Decoupled decay acts only where the update does not point away from zero; without effect on L2.
+        rounding: How 16-bit parameters are stored.
+        state_dtype: Dtype of the state; that of fp64 parameters is fp64.
+        statistics: Count norms and lost updates in the same pass.
+
+    Raises:
+        ValueError: for an argument out of range, no parameters, one given twice, or two devices.
+
+    Cost: 4 bytes of state per parameter, 4 more with momentum, 4 more when centered; one pass, two with a clip by norm.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = RMSprop([weight], lr=0.01)
+        >>> weight.grad = torch.tensor([2.0, -3.0])
+        >>> optimizer.step()
+        >>> weight.data
+        tensor([0.9000, 1.1000])
+    """
+
+    torch_class: ClassVar[type[Optimizer] | None] = torch.optim.RMSprop
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        centered: bool = False,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        *,
+        fused: bool | None = None,
+        clip: Clip | None = None,
+        average: Average | None = None,
+        l1: float = 0.0,
+        cautious: bool = False,
+        rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
+        state_dtype: torch.dtype = torch.float32,
+        statistics: bool = False,
+    ) -> None:
+        defaults = dict(
+            lr=lr,
+            alpha=alpha,
+            eps=eps,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            centered=centered,
+            capturable=capturable,
+            foreach=foreach,
+            maximize=maximize,
+            differentiable=differentiable,
+            fused=fused,
+            decoupled_weight_decay=False,
+        )
+        super().__init__(
+            params,
+            defaults,
+            clip=clip,
+            average=average,
+            l1=l1,
+            cautious=cautious,
+            rounding=rounding,
+            state_dtype=state_dtype,
+            statistics=statistics,
+        )
+
+    def _rule(self, group: Group) -> Rule:
+        return _RULE
+
+    def _held(self, group: Group) -> tuple[str, ...]:
+        momentum = ("momentum_buffer",) if group["momentum"] > 0 else ()
+        return ("square_avg", *momentum, *(("grad_avg",) if group["centered"] else ()))
+
+    def _check_group(self, group: Group) -> None:
+        check_number(self._owner, "alpha", group["alpha"], "[0, inf)")
+        check_number(self._owner, "eps", group["eps"], "[0, inf)")
+        check_number(self._owner, "momentum", group["momentum"], "[0, inf)")
