@@ -12,9 +12,8 @@ from lightning_optkit.step.numbers import compute_dtype
 from lightning_optkit.step.rule import Average, Group, Rule, Scalar, State
 from lightning_optkit.step.segments import Entry
 
-__all__ = ["COUNTERS", "StateLayout", "check_state_shapes", "prepare_state"]
+__all__ = ["StateLayout", "check_state_shapes", "prepare_state"]
 
-COUNTERS = ("step", "num_averaged")
 _STEP, _NUM_AVERAGED = Scalar("step", 0.0, 1.0), Scalar("num_averaged", 0.0, 1.0)
 
 
@@ -63,7 +62,7 @@ class StateLayout:
 def check_state_shapes(owner: str, entries: Sequence[tuple[Entry, Group, Rule]], layout: StateLayout) -> None:
     """Raises ValueError if a state tensor has not the shape of its parameter; nothing is changed before."""
     for entry, group, _ in entries:
-        for name in layout.tensors(entry.held, group):
+        for name in _walked(entry, group, layout):
             held = entry.state.get(name)
             if held is not None and held.shape != entry.param.shape:
                 raise ValueError(
@@ -77,7 +76,7 @@ def prepare_state(entries: Sequence[tuple[Entry, Group, Rule]], layout: StateLay
     """Creates what a state lacks, as zeros, and puts what it has into the dtype and strides that the walk needs."""
     missing: list[tuple[State, str, Tensor, float]] = []
     for entry, group, rule in entries:
-        for name in layout.tensors(entry.held, group):
+        for name in _walked(entry, group, layout):
             held = entry.state.get(name)
             if held is None or not _fits(held, entry.param, layout.dtype_of(name, entry.param)):
                 fresh = rule.fresh(name, group) if rule.fresh and name in rule.states else 0.0
@@ -92,6 +91,12 @@ def prepare_state(entries: Sequence[tuple[Entry, Group, Rule]], layout: StateLay
             tensor.fill_(fresh)
         state[name] = tensor
     _create_scalars(entries, layout)
+
+
+def _walked(entry: Entry, group: Group, layout: StateLayout) -> list[str]:
+    """What the walk touches: a compensation that is there is used up even after `rounding` was changed."""
+    names = layout.tensors(entry.held, group)
+    return [*names, "compensation"] if "compensation" in entry.state and "compensation" not in names else names
 
 
 def _fits(held: Tensor, param: Tensor, dtype: torch.dtype) -> bool:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lightning_optkit.averaging import EMA
-from lightning_optkit.optimizers import AdamW
+from lightning_optkit.optimizers import SGD, AdamW
 
 # --- a parameter in another layout, dtype or shape ---
 
@@ -160,3 +160,16 @@ def test_without_any_gradient_a_step_does_nothing(snapshot):
     optimizer.step()
     assert snapshot(optimizer) == before
     assert optimizer.statistics() == [None]
+
+
+def test_a_compensation_left_from_kahan_rounding_is_checked_too():
+    p = torch.nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+    p.grad = torch.ones_like(p)
+    optimizer = SGD([p], rounding="kahan")
+    optimizer.step()
+    optimizer.param_groups[0]["rounding"] = "nearest"
+    p.grad = None
+    p.data = torch.ones(3, dtype=torch.bfloat16)
+    p.grad = torch.ones_like(p)
+    with pytest.raises(ValueError, match=r"compensation.*shape"):
+        optimizer.step()
