@@ -33,6 +33,8 @@ void add_tensor(Plan& plan, uintptr_t param, const std::vector<uintptr_t>& state
   slot.num_averaged = pointer<float>(num_averaged);
   slot.numel = 1;
   for (const int64_t size : sizes) slot.numel *= size;
+  slot.is_vector = sizes.size() < 2 ? 1 : 0;
+  slot.unit_length = sizes.size() < 2 || sizes[0] == 0 ? slot.numel : slot.numel / sizes[0];
   slot.param_type = slot.grad_type = static_cast<optkit::DType>(param_type);
   slot.state_type = static_cast<optkit::DType>(state_type);
   slot.average_type = static_cast<optkit::DType>(average_type);
@@ -122,7 +124,16 @@ PYBIND11_MODULE(_C, m) {
              }();
              return py::make_tuple(norm.grad_sq, norm.nonfinite);
            })
-      .def("step", &Plan::step, py::arg("grad_scale"), py::arg("statistics"), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "step",
+          [](Plan& plan, double grad_scale, bool statistics) {
+            const optkit::Clipped clipped = [&] {
+              const py::gil_scoped_release release;
+              return plan.step(grad_scale, statistics);
+            }();
+            return py::make_tuple(clipped.grad_sq, clipped.num);
+          },
+          py::arg("grad_scale"), py::arg("statistics"))
       .def("cuda_norm", &Plan::cuda_norm, py::arg("norm_out"), py::arg("stream"))
       .def("cuda_step", &cuda_step, py::kw_only(), py::arg("norm"), py::arg("loss_scale"), py::arg("found_inf"),
            py::arg("scale"), py::arg("max_norm"), py::arg("report"), py::arg("counts_report"), py::arg("statistics"),

@@ -4,6 +4,7 @@
 // set: the linker could otherwise keep an AVX-512 copy for all.
 #include "cpu/norm_loop.h"
 #include "cpu/step_loop.h"
+#include "cpu/unit_loop.h"
 
 namespace optkit {
 namespace OPTKIT_ISA {
@@ -20,6 +21,8 @@ const Kernels kernels = {
     {OPTKIT_FOR_EACH_RULE(OPTKIT_STEP_DOUBLE)},
     &norm_chunk<float>,
     &norm_chunk<double>,
+    &measure_units<float>,
+    &measure_units<double>,
 };
 
 }  // namespace OPTKIT_ISA

@@ -16,6 +16,7 @@ struct PreparedTensor {
 
 using StepChunk = void (*)(const TensorSlot&, const void* prepared, const Chunk&, Sums* out);
 using NormChunk = void (*)(const TensorSlot&, const Chunk&, Sums* out);
+using MeasureUnits = Clipped (*)(const TensorSlot&, const GroupRow&, double grad_scale, const Chunk& units);
 
 struct Kernels {
   const char* isa;
@@ -23,6 +24,8 @@ struct Kernels {
   StepChunk step_double[kNumRules];
   NormChunk norm_float;
   NormChunk norm_double;
+  MeasureUnits units_float;
+  MeasureUnits units_double;
 };
 
 // Each lives in its own translation unit, compiled for that instruction set.

@@ -91,19 +91,45 @@ OPTKIT_HD void prefetch_streams(const TensorSlot& t, bool averages, int64_t i) {
 }
 
 template <class Rule, class S>
+OPTKIT_HD void step_range(const TensorSlot& t, const StageCoefs<S>& stage,
+                          const typename Rule::template Coefs<S>& coefs, int64_t begin, int64_t end,
+                          VectorSums<S>& sums) {
+  constexpr int kLanes = Vec<S>::kLanes;
+  int64_t i = begin;
+  for (; i + kLanes <= end; i += kLanes) {
+    prefetch_streams<Rule>(t, stage.flags & kAverage, i);
+    step_vector<Rule, S, false>(t, stage, coefs, i, kLanes, sums);
+  }
+  if (i < end) step_vector<Rule, S, true>(t, stage, coefs, i, static_cast<int>(end - i), sums);
+}
+
+// The same, with each unit's own scale and shift.
+template <class Rule, class S>
+OPTKIT_HD void step_units(const TensorSlot& t, const StageCoefs<S>& stage,
+                          const typename Rule::template Coefs<S>& coefs, int64_t begin, int64_t end,
+                          VectorSums<S>& sums) {
+  StageCoefs<S> here = stage;
+  for (int64_t unit = begin / t.unit_length; begin < end; ++unit) {
+    const int64_t unit_end = (unit + 1) * t.unit_length;
+    const int64_t until = unit_end < end ? unit_end : end;
+    here.grad_scale = static_cast<S>(stage.grad_scale * t.unit_scale[unit]);
+    here.unit_shift = static_cast<S>(t.unit_shift[unit]);
+    step_range<Rule, S>(t, here, coefs, begin, until, sums);
+    begin = until;
+  }
+}
+
+template <class Rule, class S>
 void step_chunk(const TensorSlot& tensor, const void* prepared, const Chunk& chunk, Sums* out) {
   // By value: the compiler then knows that no store in the loop can change them.
   const TensorSlot t = tensor;
   const auto launch = *static_cast<const PreparedTensor<Rule, S>*>(prepared);
-  constexpr int kLanes = Vec<S>::kLanes;
   const int64_t end = chunk.begin + chunk.count;
   VectorSums<S> sums;
-  int64_t i = chunk.begin;
-  for (; i + kLanes <= end; i += kLanes) {
-    prefetch_streams<Rule>(t, launch.stage.flags & kAverage, i);
-    step_vector<Rule, S, false>(t, launch.stage, launch.rule, i, kLanes, sums);
-  }
-  if (i < end) step_vector<Rule, S, true>(t, launch.stage, launch.rule, i, static_cast<int>(end - i), sums);
+  if (t.unit_scale == nullptr)
+    step_range<Rule, S>(t, launch.stage, launch.rule, chunk.begin, end, sums);
+  else
+    step_units<Rule, S>(t, launch.stage, launch.rule, chunk.begin, end, sums);
   if (launch.stage.flags & kStatistics) {
     *out = {sum_of_lanes(sums.grad_sq), sum_of_lanes(sums.param_sq), sum_of_lanes(sums.update_sq),
             sums.nonfinite.total(), sums.lost.total()};

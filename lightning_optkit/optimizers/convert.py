@@ -27,7 +27,16 @@ from lightning_optkit.step.state import StateLayout
 __all__ = ["from_torch_", "to_torch_", "why_not_convertible"]
 
 _AUTOMATIC = {"fused": None, "foreach": None}  # the implementation is ours to choose
-_ADDED_KEYS = {"l1", "cautious", "rounding", "rounding_seed", "average_decay", "decoupled_weight_decay", *_AUTOMATIC}
+_ADDED_KEYS = {
+    "l1",
+    "cautious",
+    "centralize",
+    "rounding",
+    "rounding_seed",
+    "average_decay",
+    "decoupled_weight_decay",
+    *_AUTOMATIC,
+}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,17 @@
 
 from lightning_optkit.step.explain import Explanation, GroupPlan
 from lightning_optkit.step.optimizer import OnePassOptimizer
-from lightning_optkit.step.rule import Average, Clip, Rule, Scalar
+from lightning_optkit.step.rule import Average, Clip, ClipBounds, Rule, Scalar
 from lightning_optkit.step.statistics import TensorStatistics
 
-__all__ = ["Average", "Clip", "Explanation", "GroupPlan", "OnePassOptimizer", "Rule", "Scalar", "TensorStatistics"]
+__all__ = [
+    "Average",
+    "Clip",
+    "ClipBounds",
+    "Explanation",
+    "GroupPlan",
+    "OnePassOptimizer",
+    "Rule",
+    "Scalar",
+    "TensorStatistics",
+]

@@ -11,7 +11,7 @@ from lightning_optkit._native import extension
 from lightning_optkit.step.numbers import GroupNumbers
 from lightning_optkit.step.rule import Group, Rule
 from lightning_optkit.step.segments import COMPILED_DTYPES, Entry, PlanOutdated, check_gradient
-from lightning_optkit.step.statistics import TensorStatistics
+from lightning_optkit.step.statistics import Clipped, TensorStatistics
 
 __all__ = ["CompiledSegment"]
 
@@ -114,11 +114,12 @@ class CompiledSegment:
 
     def step(
         self, groups: Sequence[Group], numbers: Sequence[GroupNumbers], grad_scale: float, statistics: bool
-    ) -> None:
+    ) -> Clipped:
         """Updates the bound parameters in one walk through memory."""
         self._hand_over_groups(groups, numbers)
-        self._plan.step(grad_scale, statistics)
+        clipped = Clipped(*self._plan.step(grad_scale, statistics))
         self._done()
+        return clipped
 
     def _hand_over_groups(self, groups: Sequence[Group], numbers: Sequence[GroupNumbers]) -> None:
         rows = [n.row() + list(self.rule.hypers(g)) for n, g in zip(numbers, groups, strict=True)]

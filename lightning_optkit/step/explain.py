@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a step will do, per group, in words and bytes."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -103,6 +104,9 @@ def _group_plan(
     per_element = param.dtype.itemsize * 3 + sum(2 * layout.dtype_of(name, param).itemsize for name in names)
     if optimizer.clip is not None and optimizer.clip.needs_norm:
         per_element += param.dtype.itemsize
+    clips_units = optimizer.clip is not None and math.isfinite(optimizer.clip.bounds.unit_ratio)
+    if clips_units or group["centralize"]:
+        per_element += param.dtype.itemsize * (2 if clips_units else 1)
     state_dtype = layout.dtype_of(held[0], param) if held else None
     return GroupPlan(
         group=index,
@@ -126,6 +130,7 @@ def _stages(optimizer: "OnePassOptimizer", group: Group, param: Tensor) -> tuple
         "norm" if optimizer.clip is not None and optimizer.clip.needs_norm else "",
         "unscale" if getattr(optimizer, "_step_supports_amp_scaling", False) else "",
         repr(optimizer.clip) if optimizer.clip is not None else "",
+        "centralize" if group["centralize"] else "",
         f"L2({group['weight_decay']:g})" if decays and not decoupled else "",
         "update",
         f"{'cautious ' if group['cautious'] else ''}decay({group['weight_decay']:g})" if decays and decoupled else "",

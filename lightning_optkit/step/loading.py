@@ -15,7 +15,16 @@ if TYPE_CHECKING:
 
 __all__ = ["check_state_dict", "complete_groups", "restore_state"]
 
-_STAGE_KEYS = {"l1", "cautious", "rounding", "rounding_seed", "average_decay", "decoupled_weight_decay", "initial_lr"}
+_STAGE_KEYS = {
+    "l1",
+    "cautious",
+    "centralize",
+    "rounding",
+    "rounding_seed",
+    "average_decay",
+    "decoupled_weight_decay",
+    "initial_lr",
+}
 _IMPLEMENTATION_KEYS = {"params", "param_names", "foreach", "fused", "capturable", "differentiable", "maximize"}
 
 

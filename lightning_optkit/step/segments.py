@@ -11,9 +11,17 @@ from lightning_optkit._native import extension, why_no_cuda_kernels
 from lightning_optkit.step.numbers import GroupNumbers
 from lightning_optkit.step.reference import norm_reference, step_reference_
 from lightning_optkit.step.rule import Group, Rule, State
-from lightning_optkit.step.statistics import TensorStatistics
+from lightning_optkit.step.statistics import Clipped, TensorStatistics
 
-__all__ = ["COMPILED_DTYPES", "Entry", "PlanOutdated", "ReferenceSegment", "check_gradient", "why_not_compiled"]
+__all__ = [
+    "COMPILED_DTYPES",
+    "Entry",
+    "PlanOutdated",
+    "ReferenceSegment",
+    "check_gradient",
+    "why_no_units",
+    "why_not_compiled",
+]
 
 COMPILED_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 """As DType in csrc/core/tables.h."""
@@ -49,6 +57,13 @@ def why_not_compiled(param: Tensor) -> str | None:
     if not is_dense(param):
         return "its memory has gaps or overlaps"
     return None
+
+
+def why_no_units(param: Tensor) -> str | None:
+    """The reason why the walk cannot treat rows of the first dimension by themselves, or None."""
+    if param.ndim < 2 or param.numel() == 0 or param.shape[0] == 1:
+        return None
+    return None if param.stride(0) == param[0].numel() else "its first dimension is not outermost in memory"
 
 
 def is_dense(t: Tensor) -> bool:
@@ -105,9 +120,9 @@ class ReferenceSegment:
         squares, nonfinite = zip(*(norm_reference(grad) for _, grad in self._bound), strict=True)
         return sum(squares), sum(nonfinite)
 
-    def step(self, groups: Sequence[Group], numbers: Sequence[GroupNumbers], grad_scale: float, _: bool) -> None:
+    def step(self, groups: Sequence[Group], numbers: Sequence[GroupNumbers], grad_scale: float, _: bool) -> Clipped:
         """Updates the bound parameters."""
-        self._statistics = {
+        done = {
             entry.tensor_index: step_reference_(
                 self.rule,
                 entry.param,
@@ -122,6 +137,9 @@ class ReferenceSegment:
             )
             for entry, grad in self._bound
         }
+        self._statistics = {index: statistics for index, (statistics, _) in done.items()}
+        parts = [clipped for _, clipped in done.values()]
+        return Clipped(sum(part.grad_sq for part in parts), sum(part.num for part in parts))
 
     def statistics(self) -> dict[int, TensorStatistics]:
         """By number of the parameter."""
