@@ -3,7 +3,7 @@
 
 from lightning_optkit.step.explain import Explanation, GroupPlan
 from lightning_optkit.step.optimizer import OnePassOptimizer
-from lightning_optkit.step.rule import Average, Clip, ClipBounds, Rule, Scalar
+from lightning_optkit.step.rule import Average, Clip, ClipBounds, LearningClip, Rule, Scalar
 from lightning_optkit.step.statistics import TensorStatistics
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "ClipBounds",
     "Explanation",
     "GroupPlan",
+    "LearningClip",
     "OnePassOptimizer",
     "Rule",
     "Scalar",
