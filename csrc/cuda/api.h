@@ -10,7 +10,7 @@
 
 namespace optkit {
 
-constexpr int kCudaApiVersion = 1;
+constexpr int kCudaApiVersion = 2;
 
 // What a step reads on the device, so that the host need not know it. Null: absent.
 struct CudaStepControl {
@@ -18,10 +18,11 @@ struct CudaStepControl {
   const float* loss_scale;  // of a GradScaler
   const float* found_inf;   // of a GradScaler
   double scale;             // known to the host already; 1 otherwise
-  double max_norm;          // 0: no clipping by norm
-  double* report;           // out, 5 doubles: norm after unscaling, coefficient, steps, clipped steps, skipped steps
+  const double* max_norm;   // bound of the global norm
+  double* report;           // out, 5 doubles: norm after unscaling, after clipping, steps, clipped steps, skipped steps
+  Clipped* clipped;         // in and out, added to by each plan: what clipping by tensor or by unit left
   Sums* statistics;         // out, one row per tensor; null: do not count
-  int32_t counts_report;    // 1: this plan advances the counters in `report` (one plan of an optimizer does)
+  int32_t counts_report;    // 1: this plan advances the counters in `report` (the last plan of a step does)
 };
 
 struct CudaApi {

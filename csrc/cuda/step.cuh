@@ -21,7 +21,7 @@ __device__ inline double gradient_scale(const CudaStepControl& control, double* 
     return -1.0;
   }
   *norm = scale * sqrt(control.norm[0]);
-  if (control.max_norm > 0.0) *coefficient = fmin(1.0, control.max_norm / (*norm + 1e-6));
+  if (control.max_norm != nullptr) *coefficient = fmin(1.0, *control.max_norm / (*norm + 1e-6));
   return scale * *coefficient;
 }
 
@@ -36,7 +36,7 @@ __global__ void prepare_kernel(const __grid_constant__ DeviceTables tables, cons
     *tables.skip = scale < 0.0 ? 1 : 0;
     if (control.counts_report) {
       control.report[0] = norm;
-      control.report[1] = coefficient;
+      control.report[1] = norm * coefficient;
       control.report[2] += scale < 0.0 ? 0.0 : 1.0;
       control.report[3] += scale >= 0.0 && coefficient < 1.0 ? 1.0 : 0.0;
       control.report[4] += scale < 0.0 ? 1.0 : 0.0;
@@ -49,8 +49,14 @@ __global__ void prepare_kernel(const __grid_constant__ DeviceTables tables, cons
   const GroupRow& group = groups.row[g];
   const double step = *t.step += 1.0f;
   const double num_averaged = t.num_averaged ? *t.num_averaged : 0.0;
+  double tensor_scale = scale;
+  if (group.clip_tensor_norm < 1e300) {
+    const double squares = tables.tensor_sq[index], part = tensor_coefficient(group, scale * sqrt(squares));
+    tables.tensor_clipped[index] = {part * part * squares, part < 1.0 ? 1.0 : 0.0};
+    tensor_scale *= part;
+  }
   auto* prepared = reinterpret_cast<PreparedTensor<Rule, S>*>(tables.prepared) + index;
-  prepared->stage = prepare_stages<S>(group, scale, step, num_averaged, static_cast<uint64_t>(t.index),
+  prepared->stage = prepare_stages<S>(group, tensor_scale, step, num_averaged, static_cast<uint64_t>(t.index),
                                       control.statistics != nullptr);
   prepared->rule = Rule::template prepare<S>(group.rule, group.lr, step, t.scalar);
   if (t.num_averaged && average_weight(group, num_averaged) != 0.0) *t.num_averaged += 1.0f;
@@ -80,7 +86,13 @@ __device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_
   S param[kLanes];
 #pragma unroll
   for (int k = 0; k < kLanes; ++k) {
-    grad.v[k] = stage_gradient(stage, stored_before.v[k], grad.v[k]);
+    StageCoefs<S> here = stage;
+    if (t.unit_scale && k < count) {
+      const int64_t unit = (i + k) / t.unit_length;
+      here.grad_scale = static_cast<S>(stage.grad_scale * t.unit_scale[unit]);
+      here.unit_shift = static_cast<S>(t.unit_shift[unit]);
+    }
+    grad.v[k] = stage_gradient(here, stored_before.v[k], grad.v[k]);
     param[k] = stored_before.v[k] + lost_before.v[k];
     S held[Rule::kNumStates];
 #pragma unroll

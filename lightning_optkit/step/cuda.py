@@ -72,11 +72,11 @@ class CudaSegment(CompiledSegment):
         numbers: Sequence[GroupNumbers],
         control: DeviceControl,
         *,
-        is_first: bool,
+        is_last: bool,
         statistics: bool,
     ) -> None:
-        """Updates the bound parameters; only the first segment of a step advances the counters in the report."""
-        self._launch(groups, numbers, control, scale=1.0, counts=is_first, statistics=statistics)
+        """Updates the bound parameters; only the last segment of a step advances the counters in the report."""
+        self._launch(groups, numbers, control, scale=1.0, counts=is_last, statistics=statistics)
 
     def norm(self) -> tuple[float, float]:
         """The same on the host: waits for the device. Only for steps shared with a reference segment."""

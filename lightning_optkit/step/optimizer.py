@@ -178,10 +178,12 @@ class OnePassOptimizer(Optimizer):
         if self.clip is not None and self.clip.needs_norm:
             control.norm = torch.stack([segment.norm_on_device() for segment in bound]).sum(0)
             control.bound_norm_by(self.clip)
+            control.clipped.zero_()
         numbers = self._numbers()
-        for place, segment in enumerate(bound):
+        for segment in bound:
+            is_last = segment is bound[-1]
             segment.step_on_device(
-                self.param_groups, numbers, control, is_first=place == 0, statistics=self.record_statistics
+                self.param_groups, numbers, control, is_last=is_last, statistics=self.record_statistics
             )
         self._finish(bound, numbers)
 
