@@ -11,6 +11,7 @@ from lightning_optkit._native import extension
 from lightning_optkit.step.numbers import GroupNumbers
 from lightning_optkit.step.rule import Group, Rule
 from lightning_optkit.step.segments import COMPILED_DTYPES, Entry, PlanOutdated, check_gradient
+from lightning_optkit.step.shards import local, sharding_groups
 from lightning_optkit.step.statistics import Clipped, TensorStatistics
 
 __all__ = ["CompiledSegment"]
@@ -33,7 +34,8 @@ class CompiledSegment:
         assert extension is not None
         self.rule, self.entries, self._owner = rule, list(entries), owner
         self._params = [entry.param for entry in self.entries]
-        first = self._params[0]
+        self.process_groups = sharding_groups(self._params[0])
+        first = local(self._params[0])
         device = first.device.index if first.device.type == "cuda" else -1
         self._plan = extension.Plan(rule.name, first.dtype == torch.float64, device)
         for entry in self.entries:
@@ -43,7 +45,7 @@ class CompiledSegment:
         self._activate(list(range(len(self.entries))))
 
     def _add(self, entry: Entry, average_name: str | None) -> None:
-        state, param = entry.state, entry.param
+        state, param = {name: local(t) for name, t in entry.state.items()}, local(entry.param)
         held = [state[name] if name in entry.held else None for name in self.rule.states]
         scalars = [state[scalar.name].data_ptr() if entry.held else 0 for scalar in self.rule.scalars]
         average = state.get(average_name) if average_name else None
@@ -78,15 +80,16 @@ class CompiledSegment:
             ValueError: if a gradient does not fit its parameter.
         """
         self._copies = []
-        grads = [grad for p in self._params if (grad := p.grad) is not None]
+        grads = [local(grad) for p in self._params if (grad := p.grad) is not None]
         if len(grads) != len(self._params) or self._is_partial():
             places = [i for i, p in enumerate(self._params) if p.grad is not None]
             if places != self._active.places:
                 self._activate(places)
+        params = [local(p) for p in self._active.params]
         plan_bind = torch.ops.lightning_optkit.plan_bind.default
-        while (misfit := plan_bind(self._plan.id, self._active.params, grads)) >= 0:
+        while (misfit := plan_bind(self._plan.id, params, grads)) >= 0:
             place, kind = divmod(misfit, 8)
-            grads[place] = self._fit(self._active.params[place], grads[place], kind)
+            grads[place] = self._fit(params[place], grads[place], kind)
         return bool(grads)
 
     def _fit(self, param: Tensor, grad: Tensor, misfit: int) -> Tensor:
@@ -127,7 +130,7 @@ class CompiledSegment:
 
     def _done(self) -> None:
         # What autograd saved for a backward pass is stale now, and must be found to be.
-        torch.autograd.graph.increment_version(self._active.params)
+        torch.autograd.graph.increment_version([local(p) for p in self._active.params])
         self._copies = []
 
     def statistics(self) -> dict[int, TensorStatistics]:

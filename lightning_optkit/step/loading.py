@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_optkit.step.rule import Group, Rule
+from lightning_optkit.step.shards import distribute_like, local, place_like
 from lightning_optkit.step.state import StateLayout
 
 if TYPE_CHECKING:
@@ -98,8 +99,9 @@ def restore_state(optimizer: "OnePassOptimizer", state_dict: dict[str, Any], lay
         tensors = {*rule.states, *layout.tensors((), group)}
         for name, value in held.items():
             if name in tensors:
-                restored = torch.empty_like(param, dtype=layout.dtype_of(name, param), requires_grad=False)
-                state[name] = restored.copy_(torch.as_tensor(value))
+                restored = torch.empty_like(local(param), dtype=layout.dtype_of(name, param), requires_grad=False)
+                restored.copy_(local(distribute_like(torch.as_tensor(value), param)))
+                state[name] = place_like(restored, param)
         for scalar in layout.scalars(rule, rule.states):
             # torch's SGD counts no steps: a momentum buffer means that there was a first one.
             if scalar.name in held or (scalar.name != "num_averaged" and any(name in held for name in rule.states)):

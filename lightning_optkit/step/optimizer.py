@@ -21,6 +21,7 @@ from lightning_optkit.step.planning import Segment, StepPlan
 from lightning_optkit.step.progress import Progress
 from lightning_optkit.step.rule import Average, Clip, Group, LearningClip, Rule
 from lightning_optkit.step.segments import PlanOutdated, why_no_units, why_not_compiled
+from lightning_optkit.step.shards import local, reduce_sum_
 from lightning_optkit.step.state import StateLayout
 from lightning_optkit.step.statistics import TensorStatistics
 
@@ -176,7 +177,8 @@ class OnePassOptimizer(Optimizer):
         control.found_inf, control.loss_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         control.norm = control.max_norm = None
         if self.clip is not None and self.clip.needs_norm:
-            control.norm = torch.stack([segment.norm_on_device() for segment in bound]).sum(0)
+            norms = [reduce_sum_(segment.norm_on_device(), segment.process_groups) for segment in bound]
+            control.norm = torch.stack(norms).sum(0)
             control.bound_norm_by(self.clip)
             control.clipped.zero_()
         numbers = self._numbers()
@@ -289,6 +291,7 @@ class OnePassOptimizer(Optimizer):
         if group["fused"] is False:
             return "fused=False"
         treats_units = group["centralize"] or (self.clip is not None and math.isfinite(self.clip.bounds.unit_ratio))
+        param = local(param)
         return why_not_compiled(param) or (why_no_units(param) if treats_units else None)
 
     # --- saving ---
@@ -342,5 +345,11 @@ class OnePassOptimizer(Optimizer):
 
 def _global_norm(bound: Sequence[Segment], scale: float) -> float:
     """L2 norm of all gradients, times `scale`; NaN if an element is not finite."""
-    squares, nonfinite = zip(*(segment.norm() for segment in bound), strict=True)
-    return float("nan") if sum(nonfinite) > 0 else float(scale * sum(squares) ** 0.5)
+    total = torch.zeros(2, dtype=torch.float64)
+    for segment in bound:
+        sums = torch.tensor(segment.norm(), dtype=torch.float64)
+        if segment.process_groups:
+            sums = reduce_sum_(sums.to(segment.entries[0].param.device), segment.process_groups).cpu()
+        total += sums
+    squares, nonfinite = total.tolist()
+    return float("nan") if nonfinite > 0 else float(scale * squares**0.5)

@@ -11,6 +11,7 @@ from lightning_optkit._native import extension, why_no_cuda_kernels
 from lightning_optkit.step.numbers import GroupNumbers
 from lightning_optkit.step.reference import norm_reference, step_reference_
 from lightning_optkit.step.rule import Group, Rule, State
+from lightning_optkit.step.shards import local, sharding_groups
 from lightning_optkit.step.statistics import Clipped, TensorStatistics
 
 __all__ = [
@@ -93,6 +94,7 @@ class ReferenceSegment:
 
     def __init__(self, rule: Rule, entries: Sequence[Entry], average_name: str | None, owner: str) -> None:
         self.rule, self.entries, self._average_name, self._owner = rule, list(entries), average_name, owner
+        self.process_groups = sharding_groups(self.entries[0].param)
         self._bound: list[tuple[Entry, Tensor]] = []
         self._statistics: dict[int, TensorStatistics] = {}
 
@@ -103,11 +105,11 @@ class ReferenceSegment:
             PlanOutdated: if a parameter has another shape than its state.
             ValueError: if a gradient does not fit its parameter.
         """
-        self._bound = [(entry, entry.param.grad) for entry in self.entries if entry.param.grad is not None]
+        self._bound = [(entry, local(entry.param.grad)) for entry in self.entries if entry.param.grad is not None]
         for entry, grad in self._bound:
             if any(entry.state[name].shape != entry.param.shape for name in entry.held):
                 raise PlanOutdated
-            check_gradient(self._owner, entry.param, grad)
+            check_gradient(self._owner, local(entry.param), grad)
         return bool(self._bound)
 
     def idle(self) -> list[Entry]:
@@ -125,9 +127,9 @@ class ReferenceSegment:
         done = {
             entry.tensor_index: step_reference_(
                 self.rule,
-                entry.param,
+                local(entry.param),
                 grad,
-                entry.state,
+                {name: local(t) for name, t in entry.state.items()},
                 entry.held,
                 groups[entry.group_index],
                 numbers[entry.group_index],

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from lightning_optkit.step.memory import zeros_like_all
 from lightning_optkit.step.numbers import compute_dtype
 from lightning_optkit.step.rule import Average, Group, Rule, Scalar, State
 from lightning_optkit.step.segments import Entry
+from lightning_optkit.step.shards import distribute_like, local, place_like
 
 __all__ = ["StateLayout", "check_state_shapes", "prepare_state"]
 
@@ -81,15 +83,15 @@ def prepare_state(entries: Sequence[tuple[Entry, Group, Rule]], layout: StateLay
             if held is None or not _fits(held, entry.param, layout.dtype_of(name, entry.param)):
                 fresh = rule.fresh(name, group) if rule.fresh and name in rule.states else 0.0
                 missing.append((entry.state, name, entry.param, fresh))
-    params = [param for _, _, param, _ in missing]
+    params = [local(param) for _, _, param, _ in missing]
     created = zeros_like_all(params, [layout.dtype_of(name, param) for _, name, param, _ in missing])
-    for (state, name, _, fresh), tensor in zip(missing, created, strict=True):
+    for (state, name, param, fresh), tensor in zip(missing, created, strict=True):
         held = state.get(name)
         if held is not None:
-            tensor.copy_(held)
+            tensor.copy_(local(distribute_like(held, param)))
         elif fresh:
             tensor.fill_(fresh)
-        state[name] = tensor
+        state[name] = place_like(tensor, param)
     _create_scalars(entries, layout)
 
 
@@ -100,6 +102,9 @@ def _walked(entry: Entry, group: Group, layout: StateLayout) -> list[str]:
 
 
 def _fits(held: Tensor, param: Tensor, dtype: torch.dtype) -> bool:
+    if isinstance(held, DTensor) != isinstance(param, DTensor):
+        return False
+    held, param = local(held), local(param)
     strides = torch.empty_like(param, device="meta").stride()
     return held.dtype == dtype and held.stride() == strides and held.device == param.device
 
