@@ -110,4 +110,16 @@ struct Sums {
   double lost;       // elements whose stored value did not change although their update was not zero
 };
 
+// Does a rule set its rate by norms of the whole tensor? Then it says how:
+//   static double trust(const double* hyper, const Sums& sums)   the factor of the rate, given the squares of the
+//   gradient it sees, of the parameter, and of its own update at a rate of 1.
+template <class Rule, class = void>
+struct HasTrust {
+  static constexpr bool value = false;
+};
+template <class Rule>
+struct HasTrust<Rule, decltype(void(&Rule::trust))> {
+  static constexpr bool value = true;
+};
+
 }  // namespace optkit

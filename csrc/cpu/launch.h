@@ -22,6 +22,8 @@ struct Kernels {
   const char* isa;
   StepChunk step_float[kNumRules];
   StepChunk step_double[kNumRules];
+  StepChunk measure_float[kNumRules];  // null: the rule has no trust
+  StepChunk measure_double[kNumRules];
   NormChunk norm_float;
   NormChunk norm_double;
   MeasureUnits units_float;

@@ -28,23 +28,37 @@ class FlushDenormals {
 #endif
 };
 
-using Prepare = void (*)(const GroupRow&, const TensorSlot&, double grad_scale, double step, double num_averaged,
-                         uint64_t tensor, bool statistics, void* out);
+// `lr` is the rule's own: the group's times trust, or 1 while trust is measured.
+using Prepare = void (*)(const GroupRow&, const TensorSlot&, double grad_scale, double lr, double num_averaged,
+                         bool statistics, void* out);
+using Trust = double (*)(const double* hyper, const Sums& sums);
 
 template <class Rule, class S>
-void prepare(const GroupRow& group, const TensorSlot& slot, double grad_scale, double step, double num_averaged,
-             uint64_t tensor, bool statistics, void* out) {
+void prepare(const GroupRow& group, const TensorSlot& slot, double grad_scale, double lr, double num_averaged,
+             bool statistics, void* out) {
+  const double step = *slot.step;
+  const auto tensor = static_cast<uint64_t>(slot.index);
   const PreparedTensor<Rule, S> result = {prepare_stages<S>(group, grad_scale, step, num_averaged, tensor, statistics),
-                                          Rule::template prepare<S>(group.rule, group.lr, step, slot.scalar)};
+                                          Rule::template prepare<S>(group.rule, lr, step, slot.scalar)};
   std::memcpy(out, &result, sizeof(result));
+}
+
+template <class Rule>
+constexpr Trust trust_of() {
+  if constexpr (HasTrust<Rule>::value)
+    return &Rule::trust;
+  else
+    return nullptr;
 }
 
 struct PrepareEntry {
   Prepare function;
   std::size_t size;
+  Trust trust;  // null: the rule has none
 };
-#define OPTKIT_PREPARE_FLOAT(name, type) {&prepare<type, float>, sizeof(PreparedTensor<type, float>)},
-#define OPTKIT_PREPARE_DOUBLE(name, type) {&prepare<type, double>, sizeof(PreparedTensor<type, double>)},
+#define OPTKIT_PREPARE_FLOAT(name, type) {&prepare<type, float>, sizeof(PreparedTensor<type, float>), trust_of<type>()},
+#define OPTKIT_PREPARE_DOUBLE(name, type) \
+  {&prepare<type, double>, sizeof(PreparedTensor<type, double>), trust_of<type>()},
 constexpr PrepareEntry kPrepareFloat[] = {OPTKIT_FOR_EACH_RULE(OPTKIT_PREPARE_FLOAT)};
 constexpr PrepareEntry kPrepareDouble[] = {OPTKIT_FOR_EACH_RULE(OPTKIT_PREPARE_DOUBLE)};
 
@@ -165,18 +179,32 @@ Clipped CpuWalk::measure_units(const std::vector<TensorSlot>& tensors, const std
   return total;
 }
 
-void CpuWalk::prepare(const std::vector<TensorSlot>& tensors, const std::vector<GroupRow>& groups,
-                      const std::vector<double>& grad_scales, bool statistics) {
+// The factor of each tensor's rate: 1, or what the rule makes of the tensor's norms.
+std::vector<double> CpuWalk::measure_trust(const std::vector<TensorSlot>& tensors, const std::vector<GroupRow>& groups,
+                                           const std::vector<double>& grad_scales) {
+  std::vector<double> trust(tensors.size(), 1.0);
   const PrepareEntry& entry = is_double_ ? kPrepareDouble[rule_] : kPrepareFloat[rule_];
+  if (entry.trust == nullptr) return trust;
   prepared_.resize(entry.size * tensors.size());
-  for (std::size_t t = 0; t < tensors.size(); ++t) {
-    if (!tensors[t].active) continue;
-    const GroupRow& group = groups[tensors[t].group];
-    const double num_averaged = tensors[t].num_averaged ? *tensors[t].num_averaged : 0.0;
-    entry.function(group, tensors[t], grad_scales[t], *tensors[t].step, num_averaged,
-                   static_cast<uint64_t>(tensors[t].index), statistics, &prepared_[entry.size * t]);
-    if (tensors[t].num_averaged && average_weight(group, num_averaged) != 0.0) *tensors[t].num_averaged += 1.0f;
-  }
+  for (std::size_t t = 0; t < tensors.size(); ++t)
+    if (tensors[t].active)
+      entry.function(groups[tensors[t].group], tensors[t], grad_scales[t], 1.0, 0.0, false, &prepared_[entry.size * t]);
+  const Kernels& kernels = active_kernels();
+  walk(tensors, is_double_ ? kernels.measure_double[rule_] : kernels.measure_float[rule_], entry.size);
+  std::vector<Sums> sums;
+  add_chunks(sums, tensors.size());
+  for (std::size_t t = 0; t < tensors.size(); ++t)
+    if (tensors[t].active) trust[t] = entry.trust(groups[tensors[t].group].rule, sums[t]);
+  return trust;
+}
+
+void CpuWalk::walk(const std::vector<TensorSlot>& tensors, StepChunk run, std::size_t prepared_size) {
+  // Forward: walking the chunks backward, toward what the norm pass left in the cache, cost 20 %, since the processor
+  // fetches ahead only forward (docs/performance.md).
+  for_each_chunk([&](std::size_t k) {
+    const std::size_t t = chunks_[k].tensor;
+    run(tensors[t], &prepared_[prepared_size * t], chunks_[k], &chunk_sums_[k]);
+  });
 }
 
 Clipped CpuWalk::step(std::vector<TensorSlot>& tensors, const std::vector<GroupRow>& groups, double grad_scale,
@@ -196,17 +224,20 @@ Clipped CpuWalk::step(std::vector<TensorSlot>& tensors, const std::vector<GroupR
   layout_units(tensors, groups);
   const Clipped units = measure_units(tensors, groups, grad_scales);
   clipped = {clipped.grad_sq + units.grad_sq, clipped.num + units.num};
-  prepare(tensors, groups, grad_scales, statistics);
+  const std::vector<double> trust = measure_trust(tensors, groups, grad_scales);
 
+  const PrepareEntry& entry = is_double_ ? kPrepareDouble[rule_] : kPrepareFloat[rule_];
+  prepared_.resize(entry.size * tensors.size());
+  for (std::size_t t = 0; t < tensors.size(); ++t) {
+    if (!tensors[t].active) continue;
+    const GroupRow& group = groups[tensors[t].group];
+    const double num_averaged = tensors[t].num_averaged ? *tensors[t].num_averaged : 0.0;
+    entry.function(group, tensors[t], grad_scales[t], group.lr * trust[t], num_averaged, statistics,
+                   &prepared_[entry.size * t]);
+    if (tensors[t].num_averaged && average_weight(group, num_averaged) != 0.0) *tensors[t].num_averaged += 1.0f;
+  }
   const Kernels& kernels = active_kernels();
-  const StepChunk run = is_double_ ? kernels.step_double[rule_] : kernels.step_float[rule_];
-  const std::size_t size = (is_double_ ? kPrepareDouble[rule_] : kPrepareFloat[rule_]).size;
-  // Forward: walking the chunks backward, toward what the norm pass left in the cache, cost 20 %, since the processor
-  // fetches ahead only forward (docs/performance.md).
-  for_each_chunk([&](std::size_t k) {
-    const std::size_t t = chunks_[k].tensor;
-    run(tensors[t], &prepared_[size * t], chunks_[k], &chunk_sums_[k]);
-  });
+  walk(tensors, is_double_ ? kernels.step_double[rule_] : kernels.step_float[rule_], entry.size);
   if (statistics) add_chunks(sums, tensors.size());
   return clipped;
 }

@@ -44,8 +44,9 @@ class CpuWalk {
   void layout_units(std::vector<TensorSlot>& tensors, const std::vector<GroupRow>& groups);
   Clipped measure_units(const std::vector<TensorSlot>& tensors, const std::vector<GroupRow>& groups,
                         const std::vector<double>& grad_scales);
-  void prepare(const std::vector<TensorSlot>& tensors, const std::vector<GroupRow>& groups,
-               const std::vector<double>& grad_scales, bool statistics);
+  std::vector<double> measure_trust(const std::vector<TensorSlot>& tensors, const std::vector<GroupRow>& groups,
+                                    const std::vector<double>& grad_scales);
+  void walk(const std::vector<TensorSlot>& tensors, StepChunk run, std::size_t prepared_size);
 
   int rule_;
   bool is_double_;

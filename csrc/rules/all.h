@@ -6,6 +6,8 @@
 #include "rules/adagrad.h"
 #include "rules/adam.h"
 #include "rules/adamax.h"
+#include "rules/lamb.h"
+#include "rules/lars.h"
 #include "rules/lion.h"
 #include "rules/nadam.h"
 #include "rules/radam.h"
@@ -22,7 +24,9 @@
   X(adamax, optkit::AdamaxRule)           \
   X(nadam, optkit::NAdamRule)             \
   X(radam, optkit::RAdamRule)             \
-  X(lion, optkit::LionRule)
+  X(lion, optkit::LionRule)               \
+  X(lamb, optkit::LAMBRule)               \
+  X(lars, optkit::LARSRule)
 
 namespace optkit {
 

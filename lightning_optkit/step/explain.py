@@ -104,6 +104,8 @@ def _group_plan(
     per_element = param.dtype.itemsize * 3 + sum(2 * layout.dtype_of(name, param).itemsize for name in names)
     if optimizer.clip is not None and optimizer.clip.needs_norm:
         per_element += param.dtype.itemsize
+    if optimizer._rule(group).trust is not None:  # read once more for the norms
+        per_element += param.dtype.itemsize * 2 + sum(layout.dtype_of(name, param).itemsize for name in held)
     clips_units = optimizer.clip is not None and math.isfinite(optimizer.clip.bounds.unit_ratio)
     if clips_units or group["centralize"]:
         per_element += param.dtype.itemsize * (2 if clips_units else 1)
@@ -123,7 +125,8 @@ def _group_plan(
 
 def _stages(optimizer: "OnePassOptimizer", group: Group, param: Tensor) -> tuple[str, ...]:
     decoupled = group["decoupled_weight_decay"]
-    decays = float(group["weight_decay"]) != 0
+    rule = optimizer._rule(group)
+    decays = float(group["weight_decay"]) != 0 and not rule.owns_decay
     is_16_bit = param.dtype.itemsize == 2
     rounding = group["rounding"] if is_16_bit or group["rounding"] == "kahan" else "nearest"
     listed = [
@@ -132,6 +135,7 @@ def _stages(optimizer: "OnePassOptimizer", group: Group, param: Tensor) -> tuple
         repr(optimizer.clip) if optimizer.clip is not None else "",
         "centralize" if group["centralize"] else "",
         f"L2({group['weight_decay']:g})" if decays and not decoupled else "",
+        "trust" if rule.trust is not None else "",
         "update",
         f"{'cautious ' if group['cautious'] else ''}decay({group['weight_decay']:g})" if decays and decoupled else "",
         f"L1({group['l1']:g})" if group["l1"] else "",

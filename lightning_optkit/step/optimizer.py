@@ -4,6 +4,7 @@
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 import torch
@@ -199,7 +200,9 @@ class OnePassOptimizer(Optimizer):
     def _numbers(self) -> list[GroupNumbers]:
         assert self._plan is not None
         due = is_due(self.average, self._plan.clock + 1)
-        return [read_group(group, self.clip, self.average, average_is_due=due) for group in self.param_groups]
+        numbers = [read_group(group, self.clip, self.average, average_is_due=due) for group in self.param_groups]
+        owns_decay = [self._rule(group).owns_decay for group in self.param_groups]
+        return [replace(n, weight_decay=0.0) if owns else n for n, owns in zip(numbers, owns_decay, strict=True)]
 
     def progress(self) -> Progress:
         """Norms of the last step and counts of all. On CUDA this waits for the device."""

@@ -45,12 +45,12 @@ class StepPlan:
                     number = len(entries) + len(self._dormant)
                     state = optimizer.state.get(param, {})
                     entries.append((Entry(param, state, held, group_index, number), group, rule))
-        for entry, group, _ in entries:
-            reason = why_not_on_shards(entry.param, group, optimizer.clip)
+        for entry, group, rule in entries:
+            reason = why_not_on_shards(entry.param, group, rule, optimizer.clip)
             if reason is not None:
                 raise ValueError(
                     f"{type(optimizer).__name__}.step: cannot {reason} of a parameter that is sharded over processes; "
-                    "clip by the global norm or by value instead."
+                    "use DDP for it, or a rule and a clip that need no norm of one tensor."
                 )
         check_state_shapes(type(optimizer).__name__, entries, layout)
         for entry, _, _ in entries:

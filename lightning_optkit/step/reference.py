@@ -77,6 +77,8 @@ def step_reference_(
         g = g + numbers.weight_decay * stored_before.to(work)
     working = {name: as_real(state[name]).to(work) for name in held}
     scalars = {scalar.name: state[scalar.name] for scalar in rule.scalars if held}
+    if rule.trust is not None:
+        group = {**group, "lr": float(group["lr"]) * _trust(rule, p, g, working, group, step)}
     update = rule.update(p, g, working | scalars, group, step)
     for name, value in working.items():
         as_real(state[name]).copy_(value)
@@ -130,6 +132,14 @@ def clip_reference(
     if numbers.centralize and not is_vector and grad.numel() > 0:
         grad = grad - grad.double().mean(inner, keepdim=True).to(grad.dtype)
     return grad, clipped
+
+
+def _trust(rule: Rule, p: Tensor, g: Tensor, state: State, group: Group, step: float) -> float:
+    """The rule's factor of its rate: from the gradient it sees, the parameter, and its update at a rate of 1."""
+    assert rule.trust is not None
+    untouched = {name: value.clone() for name, value in state.items()}
+    update = rule.update(p, g, untouched, {**group, "lr": 1.0}, step)
+    return rule.trust(group, TensorStatistics.from_tensors(g, p, update, torch.zeros_like(p)))
 
 
 def _move(p: Tensor, update: Tensor, numbers: GroupNumbers) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor.placement_types import Replicate
 
-from lightning_optkit.step.rule import Clip, Group
+from lightning_optkit.step.rule import Clip, Group, Rule
 
 __all__ = ["distribute_like", "local", "place_like", "reduce_sum_", "sharding_groups", "why_not_on_shards"]
 
@@ -55,10 +55,12 @@ def reduce_sum_(sums: Tensor, groups: Sequence[Any]) -> Tensor:
     return sums
 
 
-def why_not_on_shards(param: Tensor, group: Group, clip: Clip | None) -> str | None:
+def why_not_on_shards(param: Tensor, group: Group, rule: Rule, clip: Clip | None) -> str | None:
     """What a step would need that the local part alone cannot tell, or None."""
     if not sharding_groups(param):
         return None
+    if rule.trust is not None:
+        return "set the rate by the norm"
     if clip is not None and math.isfinite(clip.bounds.max_tensor_norm):
         return "clip the norm of one tensor"
     if clip is not None and math.isfinite(clip.bounds.unit_ratio):
