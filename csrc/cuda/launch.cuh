@@ -20,6 +20,9 @@ constexpr int kMaxGrads = 480;
 #endif
 constexpr int kMaxGroupsPerLaunch = 16;
 
+// A rule with trust is prepared twice: at a rate of 1 to measure its own step, and then at the rate it comes to.
+enum class Phase : int32_t { kOnly = 0, kMeasure = 1, kMeasured = 2 };
+
 struct GradTable {
   const void* pointer[kMaxGrads];
 };
@@ -50,6 +53,7 @@ struct DeviceTables {
   const Unit* units;           // of the tensors whose units are treated by themselves
   Clipped* unit_clipped;       // per unit
   Clipped* tensor_clipped;     // per tensor
+  Sums* tensor_sums;           // per tensor: what its trust is made of
 };
 
 // Tensors [first_tensor, ...) with chunks [first_chunk, first_chunk + num_chunks) and units likewise are one launch.

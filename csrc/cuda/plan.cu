@@ -81,6 +81,7 @@ struct CudaPlan {
   DeviceArray<Unit> units;
   DeviceArray<double> tensor_sq, unit_numbers;
   DeviceArray<Clipped> unit_clipped, tensor_clipped;
+  DeviceArray<Sums> tensor_sums;
 };
 
 constexpr size_t kMaxPreparedBytes = 256;  // per tensor; checked against every rule below
@@ -167,6 +168,7 @@ const char* layout(void* pointer, const TensorSlot* tensors, int num_tensors, vo
   if (const char* error = layout_units(plan, slots, stream)) return error;
   OPTKIT_CUDA(plan.tensor_sq.resize(num_tensors));
   OPTKIT_CUDA(plan.tensor_clipped.resize(num_tensors));
+  OPTKIT_CUDA(plan.tensor_sums.resize(num_tensors));
   OPTKIT_CUDA(plan.tensors.upload(slots, stream));
   OPTKIT_CUDA(plan.chunks.upload(chunks, stream));
   OPTKIT_CUDA(plan.first_chunk.upload(first_chunk, stream));
@@ -177,9 +179,10 @@ const char* layout(void* pointer, const TensorSlot* tensors, int num_tensors, vo
   OPTKIT_CUDA(plan.ticket.resize(1));
   OPTKIT_CUDA(cudaMemsetAsync(plan.ticket.get(), 0, sizeof(unsigned int), stream));
   OPTKIT_CUDA(cudaStreamSynchronize(stream));
-  plan.tables = {plan.tensors.get(),   plan.chunks.get(),  plan.first_chunk.get(),  plan.prepared.get(),
-                 plan.skip.get(),      plan.partial.get(), plan.sums.get(),         plan.ticket.get(),
-                 plan.tensor_sq.get(), plan.units.get(),   plan.unit_clipped.get(), plan.tensor_clipped.get()};
+  plan.tables = {plan.tensors.get(),    plan.chunks.get(),  plan.first_chunk.get(),  plan.prepared.get(),
+                 plan.skip.get(),       plan.partial.get(), plan.sums.get(),         plan.ticket.get(),
+                 plan.tensor_sq.get(),  plan.units.get(),   plan.unit_clipped.get(), plan.tensor_clipped.get(),
+                 plan.tensor_sums.get()};
   return nullptr;
 }
 
@@ -214,17 +217,32 @@ const char* norm(void* pointer, const TensorSlot* tensors, double* out, void* st
 }
 
 template <class Rule, class S>
-void launch_prepare(const CudaPlan& plan, const GroupTable& groups, const CudaStepControl& control,
+void launch_prepare(const CudaPlan& plan, const GroupTable& groups, const CudaStepControl& control, Phase phase,
                     cudaStream_t stream) {
   static_assert(sizeof(PreparedTensor<Rule, S>) <= kMaxPreparedBytes, "kMaxPreparedBytes is too small");
   constexpr int kPrepareThreads = 128;
   prepare_kernel<Rule, S><<<(plan.num_tensors + kPrepareThreads - 1) / kPrepareThreads, kPrepareThreads, 0, stream>>>(
-      plan.tables, groups, control, plan.num_tensors);
+      plan.tables, groups, control, plan.num_tensors, phase);
 }
 
 template <class Rule, class S>
 void launch_step(const CudaPlan& plan, const TensorSlot* tensors, const Range& range, cudaStream_t stream) {
-  step_kernel<Rule, S><<<range.num_chunks, kThreads, 0, stream>>>(plan.tables, grads_of(tensors, range), range);
+  step_kernel<Rule, S, false><<<range.num_chunks, kThreads, 0, stream>>>(plan.tables, grads_of(tensors, range), range);
+}
+
+template <class Rule, class S>
+void launch_measure(const CudaPlan& plan, const TensorSlot* tensors, const Range& range, cudaStream_t stream) {
+  step_kernel<Rule, S, true><<<range.num_chunks, kThreads, 0, stream>>>(plan.tables, grads_of(tensors, range), range);
+}
+
+using Launch = void (*)(const CudaPlan&, const TensorSlot*, const Range&, cudaStream_t);
+
+template <class Rule, class S>
+constexpr Launch measure_of() {
+  if constexpr (HasTrust<Rule>::value)
+    return &launch_measure<Rule, S>;
+  else
+    return nullptr;
 }
 
 template <class S>
@@ -236,13 +254,16 @@ void launch_units(const CudaPlan& plan, const TensorSlot* tensors, const Range& 
 
 struct RuleLaunch {
   size_t prepared_size;
-  void (*prepare)(const CudaPlan&, const GroupTable&, const CudaStepControl&, cudaStream_t);
-  void (*step)(const CudaPlan&, const TensorSlot*, const Range&, cudaStream_t);
+  void (*prepare)(const CudaPlan&, const GroupTable&, const CudaStepControl&, Phase, cudaStream_t);
+  Launch measure;  // null: the rule has no trust
+  Launch step;
 };
-#define OPTKIT_LAUNCH_FLOAT(name, type) \
-  {sizeof(PreparedTensor<type, float>), &launch_prepare<type, float>, &launch_step<type, float>},
-#define OPTKIT_LAUNCH_DOUBLE(name, type) \
-  {sizeof(PreparedTensor<type, double>), &launch_prepare<type, double>, &launch_step<type, double>},
+#define OPTKIT_LAUNCH_FLOAT(name, type)                                                          \
+  {sizeof(PreparedTensor<type, float>), &launch_prepare<type, float>, measure_of<type, float>(), \
+   &launch_step<type, float>},
+#define OPTKIT_LAUNCH_DOUBLE(name, type)                                                            \
+  {sizeof(PreparedTensor<type, double>), &launch_prepare<type, double>, measure_of<type, double>(), \
+   &launch_step<type, double>},
 constexpr RuleLaunch kFloatRules[] = {OPTKIT_FOR_EACH_RULE(OPTKIT_LAUNCH_FLOAT)};
 constexpr RuleLaunch kDoubleRules[] = {OPTKIT_FOR_EACH_RULE(OPTKIT_LAUNCH_DOUBLE)};
 
@@ -278,20 +299,33 @@ const char* step(void* pointer, const TensorSlot* tensors, const GroupRow* group
   }
   const RuleLaunch& rule = plan.is_double ? kDoubleRules[plan.rule] : kFloatRules[plan.rule];
   CudaStepControl here = *control;
-  for (int first = 0; first < num_groups; first += kMaxGroupsPerLaunch) {
-    GroupTable table = {};
-    table.first = first;
-    table.count = std::min(kMaxGroupsPerLaunch, num_groups - first);
-    std::copy(groups + first, groups + first + table.count, table.row);
-    rule.prepare(plan, table, here, stream);
-    if (!treats_any) continue;
-    const auto units = plan.is_double ? &launch_units<double> : &launch_units<float>;
+  const auto prepare = [&](Phase phase) {
+    for (int first = 0; first < num_groups; first += kMaxGroupsPerLaunch) {
+      GroupTable table = {};
+      table.first = first;
+      table.count = std::min(kMaxGroupsPerLaunch, num_groups - first);
+      std::copy(groups + first, groups + first + table.count, table.row);
+      rule.prepare(plan, table, here, phase, stream);
+      if (!treats_any || phase == Phase::kMeasured) continue;
+      const auto units = plan.is_double ? &launch_units<double> : &launch_units<float>;
+      for (const Range& range : plan.ranges)
+        if (range.num_units > 0) units(plan, tensors, range, table, rule.prepared_size, stream);
+    }
+  };
+  const auto walk = [&](Launch launch) {
     for (const Range& range : plan.ranges)
-      if (range.num_units > 0) units(plan, tensors, range, table, rule.prepared_size, stream);
+      if (range.num_chunks > 0) launch(plan, tensors, range, stream);
+  };
+  if (rule.measure != nullptr && plan.num_tensors > 0) {
+    prepare(Phase::kMeasure);
+    walk(rule.measure);
+    statistics_kernel<<<plan.num_tensors, kThreads, 0, stream>>>(plan.tables, plan.tensor_sums.get());
+    prepare(Phase::kMeasured);
+  } else {
+    prepare(Phase::kOnly);
   }
   if (clips_tensors || clips_units) count_clipped(plan, here, clips_units, stream);
-  for (const Range& range : plan.ranges)
-    if (range.num_chunks > 0) rule.step(plan, tensors, range, stream);
+  walk(rule.step);
   if (control->statistics && plan.num_tensors > 0)
     statistics_kernel<<<plan.num_tensors, kThreads, 0, stream>>>(plan.tables, control->statistics);
   return failed(cudaGetLastError(), "step");

@@ -28,11 +28,11 @@ __device__ inline double gradient_scale(const CudaStepControl& control, double* 
 // One thread per tensor: advances its counters and computes its coefficients.
 template <class Rule, class S>
 __global__ void prepare_kernel(const __grid_constant__ DeviceTables tables, const __grid_constant__ GroupTable groups,
-                               const __grid_constant__ CudaStepControl control, int32_t num_tensors) {
+                               const __grid_constant__ CudaStepControl control, int32_t num_tensors, Phase phase) {
   const int32_t index = static_cast<int32_t>(blockIdx.x * blockDim.x + threadIdx.x);
   double norm, coefficient;
   const double scale = gradient_scale(control, &norm, &coefficient);
-  if (index == 0 && groups.first == 0) {
+  if (index == 0 && groups.first == 0 && phase != Phase::kMeasured) {
     *tables.skip = scale < 0.0 ? 1 : 0;
     if (control.counts_report) {
       control.report[0] = norm;
@@ -47,7 +47,8 @@ __global__ void prepare_kernel(const __grid_constant__ DeviceTables tables, cons
   const int32_t g = t.group - groups.first;
   if (!t.active || g < 0 || g >= groups.count) return;
   const GroupRow& group = groups.row[g];
-  const double step = *t.step += 1.0f;
+  if (phase != Phase::kMeasured) *t.step += 1.0f;
+  const double step = *t.step;
   const double num_averaged = t.num_averaged ? *t.num_averaged : 0.0;
   double tensor_scale = scale;
   if (group.clip_tensor_norm < 1e300) {
@@ -58,8 +59,13 @@ __global__ void prepare_kernel(const __grid_constant__ DeviceTables tables, cons
   auto* prepared = reinterpret_cast<PreparedTensor<Rule, S>*>(tables.prepared) + index;
   prepared->stage = prepare_stages<S>(group, tensor_scale, step, num_averaged, static_cast<uint64_t>(t.index),
                                       control.statistics != nullptr);
-  prepared->rule = Rule::template prepare<S>(group.rule, group.lr, step, t.scalar);
-  if (t.num_averaged && average_weight(group, num_averaged) != 0.0) *t.num_averaged += 1.0f;
+  double lr = group.lr;
+  if constexpr (HasTrust<Rule>::value) {
+    if (phase == Phase::kMeasure) lr = 1.0;
+    if (phase == Phase::kMeasured) lr *= Rule::trust(group.rule, tables.tensor_sums[index]);
+  }
+  prepared->rule = Rule::template prepare<S>(group.rule, lr, step, t.scalar);
+  if (phase != Phase::kMeasure && t.num_averaged && average_weight(group, num_averaged) != 0.0) *t.num_averaged += 1.0f;
 }
 
 template <class S>
@@ -67,7 +73,8 @@ struct ThreadSums {
   double grad_sq = 0.0, param_sq = 0.0, update_sq = 0.0, nonfinite = 0.0, lost = 0.0;
 };
 
-template <class Rule, class S>
+// kMeasure: only sums what a rule's trust is made of; writes nothing.
+template <class Rule, class S, bool kMeasure>
 __device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_pointer,
                                           const PreparedTensor<Rule, S>& launch, int64_t i, int count,
                                           ThreadSums<S>& sums) {
@@ -98,10 +105,18 @@ __device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_
 #pragma unroll
     for (int s = 0; s < Rule::kNumStates; ++s) held[s] = state[s].v[k];
     const S update = Rule::update(launch.rule, param[k], grad.v[k], held);
+    if constexpr (kMeasure) {
+      if (k >= count) continue;
+      const double g = grad.v[k], p = param[k], u = update;
+      sums.grad_sq += g * g;
+      sums.param_sq += p * p;
+      sums.update_sq += u * u;
+    }
 #pragma unroll
     for (int s = 0; s < Rule::kNumStates; ++s) state[s].v[k] = held[s];
     next.v[k] = stage_parameter(stage, param[k], update);
   }
+  if constexpr (kMeasure) return;
 #pragma unroll
   for (int s = 0; s < Rule::kNumStates; ++s)
     if (t.state[s]) store(state[s], t.state[s], t.state_type, i, count);
@@ -123,6 +138,7 @@ __device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_
   if (stage.flags & kStatistics) {
 #pragma unroll
     for (int k = 0; k < kLanes; ++k) {
+      if (k >= count) continue;
       const double g = grad.v[k], p = next.v[k], u = next.v[k] - param[k];
       sums.grad_sq += g * g;
       sums.param_sq += p * p;
@@ -134,7 +150,7 @@ __device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_
 }
 
 // A block per chunk, last chunk first: the norm kernel read that one last, and the L2 cache may still have it.
-template <class Rule, class S>
+template <class Rule, class S, bool kMeasure>
 __global__ void __launch_bounds__(kThreads)
     step_kernel(const __grid_constant__ DeviceTables tables, const __grid_constant__ GradTable grads,
                 const __grid_constant__ Range range) {
@@ -147,8 +163,8 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t end = chunk.begin + chunk.count;
   ThreadSums<S> sums;
   for (int64_t i = chunk.begin + threadIdx.x * kLanes; i < end; i += kThreads * kLanes)
-    step_four<Rule, S>(t, grad, launch, i, end - i < kLanes ? static_cast<int>(end - i) : kLanes, sums);
-  if (launch.stage.flags & kStatistics) {
+    step_four<Rule, S, kMeasure>(t, grad, launch, i, end - i < kLanes ? static_cast<int>(end - i) : kLanes, sums);
+  if (kMeasure || (launch.stage.flags & kStatistics)) {
     const Sums total = {block_sum(sums.grad_sq), block_sum(sums.param_sq), block_sum(sums.update_sq),
                         block_sum(sums.nonfinite), block_sum(sums.lost)};
     if (threadIdx.x == 0) tables.sums[place] = total;
