@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """WHEN: one thin Lightning callback per strategy."""
 
+from lightning_optkit.callbacks.elastic_net import ElasticNet
 from lightning_optkit.callbacks.fuse import Fuse
 from lightning_optkit.callbacks.label_smoothing import LabelSmoothing
 from lightning_optkit.callbacks.report import Report
 from lightning_optkit.callbacks.weight_averaging import WeightAveraging
 
-__all__ = ["Fuse", "LabelSmoothing", "Report", "WeightAveraging"]
+__all__ = ["ElasticNet", "Fuse", "LabelSmoothing", "Report", "WeightAveraging"]
