@@ -5,6 +5,7 @@ from lightning_optkit.callbacks.elastic_net import ElasticNet
 from lightning_optkit.callbacks.fuse import Fuse
 from lightning_optkit.callbacks.label_smoothing import LabelSmoothing
 from lightning_optkit.callbacks.report import Report
+from lightning_optkit.callbacks.sam import SAM
 from lightning_optkit.callbacks.weight_averaging import WeightAveraging
 
-__all__ = ["ElasticNet", "Fuse", "LabelSmoothing", "Report", "WeightAveraging"]
+__all__ = ["SAM", "ElasticNet", "Fuse", "LabelSmoothing", "Report", "WeightAveraging"]

@@ -1,12 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """What keeps a model from fitting its training set too well, as functions of tensors and parameters."""
 
+from lightning_optkit.regularization.asam import asam
 from lightning_optkit.regularization.elastic_net import elastic_net
 from lightning_optkit.regularization.l1_penalty import l1_penalty
 from lightning_optkit.regularization.l2_penalty import l2_penalty
 from lightning_optkit.regularization.label_smoothing import label_smoothing
+from lightning_optkit.regularization.sam import sam
 from lightning_optkit.regularization.soft_threshold import soft_threshold_
 from lightning_optkit.regularization.sparsity import sparsity
 from lightning_optkit.regularization.weights_of import weights_of
 
-__all__ = ["elastic_net", "l1_penalty", "l2_penalty", "label_smoothing", "soft_threshold_", "sparsity", "weights_of"]
+__all__ = [
+    "asam",
+    "elastic_net",
+    "l1_penalty",
+    "l2_penalty",
+    "label_smoothing",
+    "sam",
+    "soft_threshold_",
+    "sparsity",
+    "weights_of",
+]
