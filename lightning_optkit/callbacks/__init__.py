@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """WHEN: one thin Lightning callback per strategy."""
 
+from lightning_optkit.callbacks.early_stopping_criterion import EarlyStoppingCriterion
 from lightning_optkit.callbacks.elastic_net import ElasticNet
 from lightning_optkit.callbacks.fuse import Fuse
 from lightning_optkit.callbacks.label_smoothing import LabelSmoothing
@@ -8,4 +9,4 @@ from lightning_optkit.callbacks.report import Report
 from lightning_optkit.callbacks.sam import SAM
 from lightning_optkit.callbacks.weight_averaging import WeightAveraging
 
-__all__ = ["SAM", "ElasticNet", "Fuse", "LabelSmoothing", "Report", "WeightAveraging"]
+__all__ = ["SAM", "EarlyStoppingCriterion", "ElasticNet", "Fuse", "LabelSmoothing", "Report", "WeightAveraging"]

@@ -2,6 +2,12 @@
 """What keeps a model from fitting its training set too well, as functions of tensors and parameters."""
 
 from lightning_optkit.regularization.asam import asam
+from lightning_optkit.regularization.early_stopping import (
+    generalization_loss,
+    progress,
+    progress_quotient,
+    successive_increases,
+)
 from lightning_optkit.regularization.elastic_net import elastic_net
 from lightning_optkit.regularization.l1_penalty import l1_penalty
 from lightning_optkit.regularization.l2_penalty import l2_penalty
@@ -14,11 +20,15 @@ from lightning_optkit.regularization.weights_of import weights_of
 __all__ = [
     "asam",
     "elastic_net",
+    "generalization_loss",
     "l1_penalty",
     "l2_penalty",
     "label_smoothing",
+    "progress",
+    "progress_quotient",
     "sam",
     "soft_threshold_",
     "sparsity",
+    "successive_increases",
     "weights_of",
 ]
