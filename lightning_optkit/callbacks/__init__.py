@@ -4,9 +4,19 @@
 from lightning_optkit.callbacks.early_stopping_criterion import EarlyStoppingCriterion
 from lightning_optkit.callbacks.elastic_net import ElasticNet
 from lightning_optkit.callbacks.fuse import Fuse
+from lightning_optkit.callbacks.gradient_noise import GradientNoise
 from lightning_optkit.callbacks.label_smoothing import LabelSmoothing
 from lightning_optkit.callbacks.report import Report
 from lightning_optkit.callbacks.sam import SAM
 from lightning_optkit.callbacks.weight_averaging import WeightAveraging
 
-__all__ = ["SAM", "EarlyStoppingCriterion", "ElasticNet", "Fuse", "LabelSmoothing", "Report", "WeightAveraging"]
+__all__ = [
+    "SAM",
+    "EarlyStoppingCriterion",
+    "ElasticNet",
+    "Fuse",
+    "GradientNoise",
+    "LabelSmoothing",
+    "Report",
+    "WeightAveraging",
+]

@@ -3,8 +3,9 @@
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-__all__ = ["refuse_manual_optimization", "refuse_twice"]
+__all__ = ["refuse_manual_optimization", "refuse_split_parameters", "refuse_twice"]
 
 
 def refuse_twice(callback: Callback, trainer: pl.Trainer) -> None:
@@ -19,3 +20,12 @@ def refuse_manual_optimization(callback: Callback, pl_module: pl.LightningModule
     if not pl_module.automatic_optimization:
         owner = type(callback).__name__
         raise ValueError(f"{owner}(...): {type(pl_module).__name__} optimizes manually; {because}.")
+
+
+def refuse_split_parameters(callback: Callback, trainer: pl.Trainer) -> None:
+    """Raises ValueError under a strategy whose processes do not hold all parameters."""
+    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        raise ValueError(
+            f"{type(callback).__name__}(...): {type(trainer.strategy).__name__} is not supported; every process must "
+            "hold all parameters, as on a single device or under DDP."
+        )

@@ -120,11 +120,11 @@ class ElasticNet(Callback):
             taken = [param for param in group["params"] if param in weights]
             if taken:
                 self._check(optimizer, index, group)
-                is_whole = len(taken) == len(group["params"]) and isinstance(optimizer, OnePassOptimizer)
+                is_whole = len(taken) == len(group["params"])
                 where = [
                     f"{name} {self._place(optimizer, index, entry, name, taken, is_folded)}"
                     for name, entry, is_folded in (
-                        ("l1", "l1", is_whole),
+                        ("l1", "l1", is_whole and isinstance(optimizer, OnePassOptimizer)),
                         ("l2", "weight_decay", is_whole and bool(group.get("decoupled_weight_decay"))),
                     )
                     if getattr(self, name)

@@ -9,12 +9,11 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 from lightning_optkit._checks import check_in, check_one_of
 from lightning_optkit.callbacks._overrides import override, restore
-from lightning_optkit.callbacks._refusals import refuse_manual_optimization, refuse_twice
+from lightning_optkit.callbacks._refusals import refuse_manual_optimization, refuse_split_parameters, refuse_twice
 from lightning_optkit.callbacks._second_pass import SecondPass, loss_of, with_loss
 from lightning_optkit.regularization.asam import asam
 from lightning_optkit.regularization.sam import sam
@@ -72,11 +71,7 @@ class SAM(Callback):
         if stage == "fit":
             refuse_twice(self, trainer)
             refuse_manual_optimization(self, pl_module, "SAM must know which backward pass belongs to which batch")
-            if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
-                raise ValueError(
-                    f"SAM(...): {type(trainer.strategy).__name__} is not supported; every process must hold all "
-                    "parameters, as on a single device or under DDP."
-                )
+            refuse_split_parameters(self, trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Not in setup: whatever else wraps training_step belongs to both runs.

@@ -9,6 +9,7 @@ from lightning_optkit.regularization.early_stopping import (
     successive_increases,
 )
 from lightning_optkit.regularization.elastic_net import elastic_net
+from lightning_optkit.regularization.gradient_noise import gradient_noise_, gradient_noise_std
 from lightning_optkit.regularization.l1_penalty import l1_penalty
 from lightning_optkit.regularization.l2_penalty import l2_penalty
 from lightning_optkit.regularization.label_smoothing import label_smoothing
@@ -21,6 +22,8 @@ __all__ = [
     "asam",
     "elastic_net",
     "generalization_loss",
+    "gradient_noise_",
+    "gradient_noise_std",
     "l1_penalty",
     "l2_penalty",
     "label_smoothing",
