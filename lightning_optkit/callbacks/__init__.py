@@ -6,6 +6,8 @@ from lightning_optkit.callbacks.elastic_net import ElasticNet
 from lightning_optkit.callbacks.fuse import Fuse
 from lightning_optkit.callbacks.gradient_noise import GradientNoise
 from lightning_optkit.callbacks.label_smoothing import LabelSmoothing
+from lightning_optkit.callbacks.max_norm import MaxNorm
+from lightning_optkit.callbacks.r_drop import RDrop
 from lightning_optkit.callbacks.report import Report
 from lightning_optkit.callbacks.sam import SAM
 from lightning_optkit.callbacks.weight_averaging import WeightAveraging
@@ -17,6 +19,8 @@ __all__ = [
     "Fuse",
     "GradientNoise",
     "LabelSmoothing",
+    "MaxNorm",
+    "RDrop",
     "Report",
     "WeightAveraging",
 ]

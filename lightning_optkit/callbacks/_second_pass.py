@@ -3,6 +3,7 @@
 
 from types import TracebackType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import lightning.pytorch as pl
 from torch import Tensor
@@ -10,14 +11,14 @@ from torchmetrics import Metric
 
 from lightning_optkit.callbacks._overrides import override, restore
 
-__all__ = ["SecondPass", "loss_of", "with_loss"]
+__all__ = ["SecondPass", "finish_second_passes", "loss_of", "with_loss"]
 
 
 class SecondPass:
     """A context: what is logged inside is not logged, and metrics leave it as they entered.
 
-    Buffers (running statistics of BatchNorm, power iterations) may still be needed by the backward pass: call
-    `restore_buffers` behind that.
+    Buffers (running statistics of BatchNorm, power iterations) may still be needed by the backward pass: they are put
+    back by `finish_second_passes`, to be called behind it.
 
     Args:
         pl_module: Whose `training_step` is run again.
@@ -26,6 +27,7 @@ class SecondPass:
     def __init__(self, pl_module: pl.LightningModule) -> None:
         self._module = pl_module
         self._buffers = [(buffer, buffer.detach().clone()) for buffer in pl_module.buffers()]
+        _PENDING.setdefault(pl_module, []).append(self)
         self._metrics = [
             (metric, {name: _copy(getattr(metric, name)) for name in (*metric._defaults, "_update_count", "_computed")})
             for metric in pl_module.modules()
@@ -51,6 +53,15 @@ class SecondPass:
         """Puts back what the buffers held before."""
         for buffer, before in self._buffers:
             buffer.data.copy_(before)
+
+
+_PENDING: WeakKeyDictionary[pl.LightningModule, list[SecondPass]] = WeakKeyDictionary()
+
+
+def finish_second_passes(pl_module: pl.LightningModule) -> None:
+    """Restores the buffers of every second pass whose gradients have been taken, the last one first."""
+    for second in reversed(_PENDING.pop(pl_module, [])):
+        second.restore_buffers()
 
 
 def _copy(value: Any) -> Any:

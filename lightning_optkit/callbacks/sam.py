@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_optkit._checks import check_in, check_one_of
 from lightning_optkit.callbacks._overrides import override, restore
 from lightning_optkit.callbacks._refusals import refuse_manual_optimization, refuse_split_parameters, refuse_twice
-from lightning_optkit.callbacks._second_pass import SecondPass, loss_of, with_loss
+from lightning_optkit.callbacks._second_pass import SecondPass, finish_second_passes, loss_of, with_loss
 from lightning_optkit.regularization.asam import asam
 from lightning_optkit.regularization.sam import sam
 
@@ -63,7 +63,6 @@ class SAM(Callback):
         self.adaptive, self.sync = adaptive, sync
         self._overrides: dict[str, Callable[..., Any]] = {}
         self._before: list[tuple[Tensor, Tensor]] = []  # while the weights are climbed: parameter, its true value
-        self._second: SecondPass | None = None
 
     # --- hooks, in the order Lightning calls them ---
 
@@ -105,8 +104,8 @@ class SAM(Callback):
                     self._climb(trainer, loss)
             if loss is None:
                 return output
-            self._second = SecondPass(pl_module)
-            with self._second:
+            finish_second_passes(pl_module)  # of a pair of RDrop, whose gradient has just been taken
+            with SecondPass(pl_module):
                 loss = loss_of(original(*args, **kwargs))
             return None if loss is None else with_loss(output, loss)
 
@@ -121,6 +120,7 @@ class SAM(Callback):
                 original(*args, **kwargs)
             finally:
                 self._descend()
+                finish_second_passes(pl_module)
 
         return backward
 
@@ -145,12 +145,10 @@ class SAM(Callback):
         for param, before in self._before:
             param.copy_(before)
         self._before = []
-        if self._second is not None:
-            self._second.restore_buffers()
-            self._second = None
 
     def _undo(self, pl_module: pl.LightningModule) -> None:
         self._descend()
+        finish_second_passes(pl_module)
         for name, function in self._overrides.items():
             restore(pl_module, name, function)
         self._overrides = {}

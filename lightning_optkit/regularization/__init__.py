@@ -13,6 +13,8 @@ from lightning_optkit.regularization.gradient_noise import gradient_noise_, grad
 from lightning_optkit.regularization.l1_penalty import l1_penalty
 from lightning_optkit.regularization.l2_penalty import l2_penalty
 from lightning_optkit.regularization.label_smoothing import label_smoothing
+from lightning_optkit.regularization.max_norm import max_norm_
+from lightning_optkit.regularization.r_drop import r_drop
 from lightning_optkit.regularization.sam import sam
 from lightning_optkit.regularization.soft_threshold import soft_threshold_
 from lightning_optkit.regularization.sparsity import sparsity
@@ -27,8 +29,10 @@ __all__ = [
     "l1_penalty",
     "l2_penalty",
     "label_smoothing",
+    "max_norm_",
     "progress",
     "progress_quotient",
+    "r_drop",
     "sam",
     "soft_threshold_",
     "sparsity",
