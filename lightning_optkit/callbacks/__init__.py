@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """WHEN: one thin Lightning callback per strategy."""
 
+from lightning_optkit.callbacks.activation_regularization import ActivationRegularization
 from lightning_optkit.callbacks.early_stopping_criterion import EarlyStoppingCriterion
 from lightning_optkit.callbacks.elastic_net import ElasticNet
 from lightning_optkit.callbacks.fuse import Fuse
@@ -10,10 +11,12 @@ from lightning_optkit.callbacks.max_norm import MaxNorm
 from lightning_optkit.callbacks.r_drop import RDrop
 from lightning_optkit.callbacks.report import Report
 from lightning_optkit.callbacks.sam import SAM
+from lightning_optkit.callbacks.stochastic_depth import StochasticDepth
 from lightning_optkit.callbacks.weight_averaging import WeightAveraging
 
 __all__ = [
     "SAM",
+    "ActivationRegularization",
     "EarlyStoppingCriterion",
     "ElasticNet",
     "Fuse",
@@ -22,5 +25,6 @@ __all__ = [
     "MaxNorm",
     "RDrop",
     "Report",
+    "StochasticDepth",
     "WeightAveraging",
 ]
