@@ -2,7 +2,19 @@
 """WHEN: one thin Lightning callback per strategy."""
 
 from lightning_optkit.callbacks.fuse import Fuse
+from lightning_optkit.callbacks.hyperparameter_schedule import HyperparameterSchedule
+from lightning_optkit.callbacks.lr_schedule import LRSchedule
+from lightning_optkit.callbacks.parameter_groups import ParameterGroups
+from lightning_optkit.callbacks.plateau_schedule import PlateauSchedule
 from lightning_optkit.callbacks.report import Report
 from lightning_optkit.callbacks.weight_averaging import WeightAveraging
 
-__all__ = ["Fuse", "Report", "WeightAveraging"]
+__all__ = [
+    "Fuse",
+    "HyperparameterSchedule",
+    "LRSchedule",
+    "ParameterGroups",
+    "PlateauSchedule",
+    "Report",
+    "WeightAveraging",
+]
