@@ -7,11 +7,10 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
-from torch import nn
 
 from lightning_optkit.callbacks._configured import optimizers_in, schedulers_in
 from lightning_optkit.callbacks._overrides import override, restore
-from lightning_optkit.optimizers._group_rules import GroupRules
+from lightning_optkit.optimizers._group_rules import GroupRules, NoDecay
 from lightning_optkit.optimizers._regroup import regroup_
 from lightning_optkit.optimizers.groups import NO_DECAY, GroupTable
 
@@ -48,7 +47,7 @@ class ParameterGroups(Callback):
         self,
         weight_decay: float | None = None,
         *,
-        no_decay: Sequence[str | type[nn.Module]] = NO_DECAY,
+        no_decay: NoDecay = NO_DECAY,
         layer_decay: float | None = None,
         layers: Sequence[str] | None = None,
         overrides: Mapping[str, Mapping[str, Any]] | None = None,

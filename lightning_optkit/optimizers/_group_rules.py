@@ -5,14 +5,16 @@ import fnmatch
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 
 from lightning_optkit._checks import check_in
 from lightning_optkit.optimizers._depth import depths
 
-__all__ = ["GroupRules", "Membership", "gathered", "named_apart"]
+__all__ = ["GroupRules", "Membership", "NoDecay", "gathered", "named_apart"]
+
+NoDecay: TypeAlias = Sequence[type[nn.Module] | Literal["norm", "bias", "embedding", "vector"]]
 
 _KINDS = ("norm", "bias", "embedding", "vector")
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -38,10 +40,11 @@ class Membership:
     entries: tuple[tuple[str, Any], ...]
     label: str
 
-    def name(self, width: int) -> str:
+    def name(self, width: int, says_decay: bool = True) -> str:
         """Name of the group: label, layer, decay."""
         layer = "" if self.depth is None else f"layer{self.depth:0{width}d}"
-        return "_".join(filter(None, (self.label, layer, "decay" if self.decays else "no_decay")))
+        decay = ("decay" if self.decays else "no_decay") if says_decay else ""
+        return "_".join(filter(None, (self.label, layer, decay))) or "all"
 
 
 class GroupRules:
@@ -60,7 +63,7 @@ class GroupRules:
         self,
         owner: str,
         weight_decay: float | None,
-        no_decay: Sequence[str | type[nn.Module]],
+        no_decay: NoDecay,
         layer_decay: float | None,
         layers: Sequence[str] | None,
         overrides: Mapping[str, Mapping[str, Any]] | None,

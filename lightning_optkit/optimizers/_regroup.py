@@ -48,11 +48,13 @@ def regroup_(
     for place, old in enumerate(optimizer.param_groups):
         prefix = f"{old.get('name', f'group{place}')}_" if several or "name" in old else ""
         own = {param: memberships.get(param, _STRANGER) for param in old["params"]}
-        if "weight_decay" not in old:  # nothing to tell apart
+        has_decay = "weight_decay" in old
+        if not has_decay:  # nothing to tell apart
             own = {param: replace(membership, decays=True) for param, membership in own.items()}
         for membership, params in gathered(own, old["params"]):
             scale = _scale(old, membership)
-            groups.append({**_split(old, membership, params, scale, rules), "name": prefix + membership.name(width)})
+            name = prefix + membership.name(width, has_decay)
+            groups.append({**_split(old, membership, params, scale, rules), "name": name})
             origins.append(place)
             scales.append(scale)
     optimizer.param_groups[:] = named_apart(groups)

@@ -13,11 +13,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_optkit._checks import check_in
-from lightning_optkit.optimizers._group_rules import GroupRules, gathered, named_apart
+from lightning_optkit.optimizers._group_rules import GroupRules, NoDecay, gathered, named_apart
 
 __all__ = ["NO_DECAY", "GroupTable", "parameter_groups"]
 
-NO_DECAY = ("norm", "bias", "vector")
+NO_DECAY: NoDecay = ("norm", "bias", "vector")
 _SHOWN = {"params", "param_names", "name", "lr", "initial_lr", "weight_decay"}
 
 
@@ -41,20 +41,16 @@ class GroupTable(list[dict[str, Any]]):
             numbers = [f"{float(group[key]):.3g}" if key in group else "-" for key in ("lr", "weight_decay")]
             size = sum(param.numel() for param in group["params"])
             more = f", +{len(names) - 2}" if len(names) > 2 else ""
-            rows.append(
-                (str(group.get("name", "")), str(len(names)), f"{size:,}", *numbers, other, ", ".join(names[:2]) + more)
-            )
+            shown = ", ".join(names[:2]) + more
+            rows.append((str(group.get("name", "")), str(len(names)), f"{size:,}", *numbers, other, shown))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        aligned = [
-            [
-                cell.rjust(width) if 0 < i < 5 else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ]
-            for row in rows
-        ]
-        return "\n".join(
-            "  ".join(cell for cell, width in zip(row, widths, strict=True) if width).rstrip() for row in aligned
-        )
+        return "\n".join(_aligned(row, widths) for row in rows)
+
+
+def _aligned(row: tuple[str, ...], widths: list[int]) -> str:
+    """Numbers to the right, words to the left."""
+    sides = [">" if 0 < place < 5 else "<" for place in range(len(row))]
+    return "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)).rstrip()
 
 
 def _others(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,7 +62,7 @@ def parameter_groups(
     *,
     lr: float | None = None,
     weight_decay: float | None = None,
-    no_decay: Sequence[str | type[nn.Module]] = NO_DECAY,
+    no_decay: NoDecay = NO_DECAY,
     layer_decay: float | None = None,
     layers: Sequence[str] | None = None,
     overrides: Mapping[str, Mapping[str, Any]] | None = None,
