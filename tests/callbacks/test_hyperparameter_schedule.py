@@ -16,7 +16,10 @@ from lightning_optkit.clipping import ClipNorm
 from lightning_optkit.optimizers import AdamW, Lion
 from lightning_optkit.schedules import constant, cosine, linear, one_cycle, piecewise_constant, warmup
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [  # of Lightning, about the runs of these tests
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
+    pytest.mark.filterwarnings("ignore:You (defined|passed in) a .*Skipping val loop"),
+]
 RUN = 6  # optimizer steps of three epochs of two windows of two batches of two
 
 

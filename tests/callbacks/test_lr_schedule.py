@@ -34,7 +34,13 @@ from lightning_optkit.schedules import (
     warmup_cosine,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [  # of Lightning, about the runs of these tests
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
+    pytest.mark.filterwarnings("ignore:You (defined|passed in) a .*Skipping val loop"),
+    pytest.mark.filterwarnings("ignore:LightningCLI's args"),
+    pytest.mark.filterwarnings("ignore:A `OneCycleLR` scheduler is using"),
+    pytest.mark.filterwarnings("ignore:The lr scheduler dict contains the key"),
+]
 LR = 0.1
 RUN = 6  # optimizer steps of three epochs of two windows of two batches of two
 
@@ -487,6 +493,7 @@ def test_fractional_epochs_need_equal_epochs(fit, regression):
 
 
 CONFIG = """
+seed_everything: false
 trainer:
   max_epochs: 2
   accelerator: cpu

@@ -16,7 +16,10 @@ from lightning_optkit.optimizers import AdamW, parameter_groups
 from lightning_optkit.schedules import linear, warmup_cosine
 from lightning_optkit.step import OnePassOptimizer
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [  # of Lightning, about the runs of these tests
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
+    pytest.mark.filterwarnings("ignore:LightningCLI's args"),
+]
 LR, DECAY = 0.05, 0.3
 ARGUMENTS = dict(weight_decay=DECAY, layer_decay=0.5, overrides={"net.0.bias": {"lr": 0.04}})
 
@@ -262,6 +265,7 @@ def test_prints_the_table(fit, regression, printed):
 
 
 CONFIG = """
+seed_everything: false
 trainer:
   max_epochs: 2
   accelerator: cpu

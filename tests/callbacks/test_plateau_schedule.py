@@ -10,7 +10,10 @@ from torch.optim.lr_scheduler import LinearLR, ReduceLROnPlateau
 from lightning_optkit.callbacks import Fuse, LRSchedule, PlateauSchedule
 from lightning_optkit.schedules import constant, linear, warmup
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [  # of Lightning, about the runs of these tests
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
+    pytest.mark.filterwarnings("ignore:ReduceLROnPlateau conditioned on metric"),
+]
 LR = 0.1
 LOSSES = [1.0, 0.9, 0.95, 0.93, 0.9, 0.8, 0.8, 0.8, 0.9, 0.9]
 
