@@ -8,7 +8,8 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_optkit import optimizers
 from lightning_optkit.averaging import EMA
-from lightning_optkit.callbacks import ElasticNet, Fuse, WeightAveraging
+from lightning_optkit.callbacks import ElasticNet, Fuse, HyperparameterSchedule, WeightAveraging
+from lightning_optkit.schedules import linear
 
 L1, L2, LR = 0.2, 0.3, 0.1
 TOLERANCE = 1e-6
@@ -201,3 +202,20 @@ def test_bad_strengths_are_refused(make, message):
 def test_what_would_be_done_twice_or_wrongly_is_refused(regression, fit, configure, callbacks, message):
     with pytest.raises(ValueError, match=message):
         fit(regression(configure), *callbacks)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("name", ["l1", "weight_decay"])
+def test_a_schedule_drives_what_is_folded_in(regression, fit, order, name):
+    seen = []
+
+    class Trace(Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            seen.append([group[name] for group in optimizer.param_groups])
+
+    callbacks = [ElasticNet(l1=L1, l2=L2), HyperparameterSchedule(name, linear(1.0, 0.5))][::order]
+    module = regression(two_groups(torch.optim.AdamW, weight_decay=0.0))
+    fit(module, Fuse(), *callbacks, Trace())
+    base = L1 if name == "l1" else L2
+    assert [value for value, _ in seen] == pytest.approx([base * (1 - 0.5 * step / 6) for step in range(6)])
+    assert {value for _, value in seen} == {0.0}
