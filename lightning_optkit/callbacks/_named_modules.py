@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modules that a user names by a shell pattern."""
+"""Modules that a user names by a shell pattern, level by level: a `*` does not reach over a dot."""
 
 from fnmatch import fnmatchcase
 
@@ -14,7 +14,12 @@ def modules_named(owner: str, argument: str, module: nn.Module, pattern: str) ->
     Raises:
         ValueError: if there is none.
     """
-    found = {name: child for name, child in module.named_modules() if name and fnmatchcase(name, pattern)}
+    levels = pattern.split(".")
+    found = {
+        name: child
+        for name, child in module.named_modules()
+        if len(parts := name.split(".")) == len(levels) and all(map(fnmatchcase, parts, levels)) and name
+    }
     if not found:
         known = ", ".join(name for name, _ in list(module.named_modules())[1:9])
         raise ValueError(f"{owner}({argument}={pattern!r}): no module has such a name; there are {known}, ...")

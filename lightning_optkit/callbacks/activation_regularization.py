@@ -30,7 +30,8 @@ class ActivationRegularization(Callback):
     itself where time is (`batch_first`). A module that runs several times in a `training_step` counts by its mean.
 
     Args:
-        names: Shell pattern of the modules whose outputs shall be small, e.g. "decoder.dropout".
+        names: Shell pattern of the modules whose outputs shall be small, e.g. "decoder.dropout"; a `*` does not reach
+            over a dot.
         temporal_names: Of those whose outputs shall change slowly, e.g. "decoder.lstm". Default: the same.
         alpha: Weight of AR, in [0, inf).
         beta: Weight of TAR, in [0, inf).

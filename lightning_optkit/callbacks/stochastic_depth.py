@@ -28,14 +28,13 @@ class StochasticDepth(Callback):
     ends of the rule are the same for them.
 
     Args:
-        names: Shell pattern of the branches, e.g. "blocks.*.mlp".
+        names: Shell pattern of the branches, e.g. "blocks.*.mlp"; a `*` does not reach over a dot.
         p: Drop rate of the last branch, in (0, 1); 0.5 for deep residual nets, 0.1 to 0.3 for transformers.
         batch_dim: Dimension of the examples in their outputs.
         verbose: Print the branches and their rates when training starts.
 
     Raises:
-        ValueError: for an argument out of range; when the fit starts, if no module has such a name, or one of them
-            lies in another.
+        ValueError: for an argument out of range; when the fit starts, if no module has such a name.
 
     Cost: one random number per example and branch, a read and a write of its output; the branch is computed anyhow.
 
@@ -56,10 +55,6 @@ class StochasticDepth(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         branches = modules_named("StochasticDepth", "names", pl_module, self.names)
-        for name in branches:
-            outer = next((other for other in branches if name.startswith(f"{other}.")), None)
-            if outer is not None:
-                raise ValueError(f"StochasticDepth(names={self.names!r}): {name} lies in {outer}; name one of them.")
         self.rates = dict(zip(branches, linear_drop_rates(len(branches), self.p), strict=True))
         for name, branch in branches.items():
             self._hooks.append(branch.register_forward_hook(self._drop(name)))
