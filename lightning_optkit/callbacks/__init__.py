@@ -2,7 +2,8 @@
 """WHEN: one thin Lightning callback per strategy."""
 
 from lightning_optkit.callbacks.fuse import Fuse
+from lightning_optkit.callbacks.preprocess import Preprocess
 from lightning_optkit.callbacks.report import Report
 from lightning_optkit.callbacks.weight_averaging import WeightAveraging
 
-__all__ = ["Fuse", "Report", "WeightAveraging"]
+__all__ = ["Fuse", "Preprocess", "Report", "WeightAveraging"]
