@@ -137,8 +137,9 @@ def _share(loader: Any, rank: int, world_size: int) -> Iterable[Any]:
 
 def _indices(loader: Any) -> Sequence[int] | None:
     """The rows that a plain DataLoader reads in one epoch, padding left out; None for any other loader."""
-    plain = isinstance(loader, DataLoader) and type(loader).__iter__ is DataLoader.__iter__
-    if not plain or isinstance(loader.dataset, IterableDataset):
+    if not isinstance(loader, DataLoader) or type(loader).__iter__ is not DataLoader.__iter__:
+        return None
+    if isinstance(loader.dataset, IterableDataset):
         return None
     # A batch sampler of one's own leaves the loader without a batch size, beside a sampler that is not used.
     if loader.batch_sampler is not None and (type(loader.batch_sampler) is not BatchSampler or not loader.batch_size):
