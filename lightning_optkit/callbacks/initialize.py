@@ -203,8 +203,8 @@ class Initialize(Callback):
         for verdict, layers in bad.items():
             more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
             rank_zero_warn(
-                f"Initialize: after {self._names()} the signal {verdict} in {', '.join(layers[:3])}{more}; try lsuv, "
-                "which gives every layer variance 1, or check that the inputs are standardized (Preprocess(Standardize()))."
+                f"Initialize: after {self._names()} the signal {verdict} in {', '.join(layers[:3])}{more}; check that the "
+                "inputs are standardized (Preprocess(Standardize())), or try lsuv, which gives every layer variance 1."
             )
 
     def _names(self) -> str:

@@ -191,7 +191,7 @@ class _Function(nn.Module):
 
 
 def _stages(transform: Any) -> list[Any]:
-    if isinstance(transform, nn.Sequential | Sequence):
+    if isinstance(transform, nn.Sequential | Sequence) and not isinstance(transform, str):
         return [stage for part in transform for stage in _stages(part)]
     return [transform]
 
