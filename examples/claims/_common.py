@@ -102,6 +102,7 @@ def train(
     every: int,
     what: str,
     momentum: float = 0.9,
+    whole_loss: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """SGD with momentum, each network with its own rate and data; test accuracies (steps / every, R) and losses.
 
@@ -113,6 +114,8 @@ def train(
         batch_size: Examples per step.
         every: Steps between measurements.
         what: Shown beside the progress bar.
+        momentum: Of SGD.
+        whole_loss: Whether losses are those of the whole training set, not of the batch.
     """
     x_train, x_test, y_train, y_test = (torch.stack(part) for part in zip(*data, strict=True))
     generator = torch.Generator().manual_seed(0)
@@ -133,8 +136,10 @@ def train(
             if step % every == 0:
                 nets.eval()
                 accuracies.append((nets(x_test).argmax(dim=2) == y_test).double().mean(dim=1))
-                whole = F.cross_entropy(nets(x_train).flatten(0, 1), y_train.flatten(), reduction="none")
-                losses.append(whole.view(len(rates), -1).mean(dim=1))
+                if whole_loss:
+                    whole = F.cross_entropy(nets(x_train).flatten(0, 1), y_train.flatten(), reduction="none")
+                    loss = whole.view(len(rates), -1).mean(dim=1)
+                losses.append(loss.detach())
     return torch.stack(accuracies), torch.stack(losses)
 
 

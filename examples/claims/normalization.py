@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Claim: normalization layers widen the range of learning rates at which a network trains.
 
-    python examples/claims/normalization.py
+python examples/claims/normalization.py
 """
 
 import math

@@ -63,7 +63,7 @@ def main() -> None:
             rates = torch.tensor(RATES).repeat_interleave(len(SEEDS))
             accuracies, losses = train(
                 SideBySide([net for _ in RATES for net in nets]), rates, data * len(RATES),
-                steps=STEPS, batch_size=BATCH, every=EVERY, what=f"{name}, {kind}",
+                steps=STEPS, batch_size=BATCH, every=EVERY, what=f"{name}, {kind}", whole_loss=True,
             )  # fmt: skip
             needed = steps_to(losses <= WANTED, EVERY).view(len(RATES), len(SEEDS))
             final = accuracies[-10:].mean(dim=0).view(len(RATES), len(SEEDS))

@@ -14,6 +14,8 @@ from lightning_optkit.init._write import parameter
 
 __all__ = ["split_by_multiplier"]
 
+_MARK = "mup_multiplier"
+
 
 @contextmanager
 def split_by_multiplier(model: nn.Module, rows: Sequence[MupRow]) -> Iterator[None]:
@@ -34,6 +36,9 @@ def split_by_multiplier(model: nn.Module, rows: Sequence[MupRow]) -> Iterator[No
     given: list[tuple[dict[str, Any], float]] = []
 
     def add_param_group(self: Optimizer, param_group: dict[str, Any]) -> None:
+        if _MARK in param_group:  # of an optimizer that is being made from another one (Fuse)
+            original(self, param_group)
+            return
         column = int(isinstance(self, ASGD) or "SGD" in type(self).__name__)
         for factor, part in _split(param_group, {key: both[column] for key, both in by_parameter.items()}):
             lr = part.get("lr", self.defaults.get("lr"))
@@ -41,7 +46,7 @@ def split_by_multiplier(model: nn.Module, rows: Sequence[MupRow]) -> Iterator[No
                 raise ValueError(
                     f"Initialize(scheme=mup_width): {type(self).__name__} has no learning rate to be multiplied."
                 )
-            original(self, {**part, "lr": lr * factor})
+            original(self, {**part, "lr": lr * factor, _MARK: factor})
             given.append((self.param_groups[-1], float(lr * factor)))
 
     Optimizer.add_param_group = add_param_group  # type: ignore[method-assign]

@@ -10,10 +10,10 @@ number. The loader (or loaders) of `train_dataloader` is taken as it was written
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from itertools import islice, zip_longest
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -145,14 +145,13 @@ def _indices(loader: Any) -> Sequence[int] | None:
     if loader.batch_sampler is not None and (type(loader.batch_sampler) is not BatchSampler or not loader.batch_size):
         return None
     sampler: Any = loader.sampler
-    dataset: Any = loader.dataset
     if type(sampler) is SubsetRandomSampler:
         return list(sampler.indices)
     whole = type(sampler) in (SequentialSampler, DistributedSampler) or (
         type(sampler) is RandomSampler and not sampler.replacement and sampler._num_samples is None
     )
     data = sampler.dataset if type(sampler) is DistributedSampler else getattr(sampler, "data_source", None)
-    return range(len(dataset)) if whole and data is dataset else None
+    return range(len(cast(Sized, data))) if whole and data is loader.dataset else None
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
+from lightning_optkit._checks import check_int
 from lightning_optkit.callbacks._mup_groups import split_by_multiplier
 from lightning_optkit.callbacks._overrides import override, restore
 from lightning_optkit.callbacks._probe import materialize, run_training_step
@@ -34,6 +35,12 @@ from lightning_optkit.init import (
 __all__ = ["Initialize"]
 
 _SHARDED_OTHERWISE = ("FSDPStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy")
+
+_SILENCED = (
+    "zero (",
+    "zero_residual",
+    "depth_scaled",
+)  # what `InitRow.scheme` says of layers that are meant to be small
 
 
 class Initialize(Callback):
@@ -57,7 +64,7 @@ class Initialize(Callback):
             optimizer of the module parameter groups with the learning rates of muP, on resuming too.
         activation: As in `init.initialize`, for schemes of one weight.
         only: Name of the submodule to initialize, for fine-tuning. Default: the whole module.
-        seed: Seed of the draws, in [0, 2^63). Default: that of torch's generator on rank 0 (`seed_everything`).
+        seed: Seed of the draws, in [0, inf). Default: that of torch's generator on rank 0 (`seed_everything`).
         even_if_trained: Draw also where training has begun (not where `ckpt_path` is given).
         forward: How to run the module on a batch (as transferred to the device), `forward(module, batch)`. Default:
             `training_step`; needed where that steps an optimizer by itself (manual optimization).
@@ -90,8 +97,8 @@ class Initialize(Callback):
         self._schemes = [*scheme] if isinstance(scheme, Sequence) else [scheme]
         if not self._schemes or not all(callable(one) for one in self._schemes):
             raise TypeError(f"Initialize(scheme={scheme!r}): scheme must be a function of lightning_optkit.init.")
-        if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**63):
-            raise ValueError(f"Initialize(seed={seed!r}): seed must be an integer in [0, 2^63).")
+        if seed is not None:
+            check_int("Initialize", "seed", seed, minimum=0)
         self._activation, self._only, self._seed = activation, only, seed
         self._even_if_trained, self._forward, self._verbose = even_if_trained, forward, verbose
         self._configure_optimizers: Callable[[], Any] | None = None
@@ -197,14 +204,15 @@ class Initialize(Callback):
             table = render_activations(self.before, self.after)
             rank_zero_info(f"Initialize: {self._names()}, activations of one training batch\n{table}")
         bad: dict[str, list[str]] = {}
+        meant = {row.module for row in self.rows if row.scheme.startswith(_SILENCED)}
         for row in self.after:
-            if row.verdict:
+            if row.verdict and not (row.verdict == "dies" and row.layer in meant):
                 bad.setdefault(row.verdict, []).append(row.layer or "(model)")
         for verdict, layers in bad.items():
             more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
             rank_zero_warn(
-                f"Initialize: after {self._names()} the signal {verdict} in {', '.join(layers[:3])}{more}; check that the "
-                "inputs are standardized (Preprocess(Standardize())), or try lsuv, which gives every layer variance 1."
+                f"Initialize: after {self._names()} the signal {verdict} in {', '.join(layers[:3])}{more}; standardize "
+                "the inputs (Preprocess(Standardize())), or try lsuv, which gives every layer variance 1."
             )
 
     def _names(self) -> str:
