@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the claims share: real data, many small networks trained side by side, figures, and the fragment each writes.
 
-A script of this folder measures one claim, draws one figure and calls `write_claim`; `run.py` runs them all and puts the
-fragments together. A new claim is a new script, nothing else.
+A script of this folder measures one claim, draws one figure and calls `write_claim`; `run.py` runs them all and puts
+the fragments together. A new claim is a new script, nothing else.
 """
 
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +201,6 @@ def write_claim(
         print(f"  {finding}")
 
 
-def best_rate(score: Callable[[float], float], rates: Sequence[float]) -> float:
+def best_rate(scores: Mapping[float, Any]) -> float:
     """The rate with the lowest score, the largest of several."""
-    return min(reversed(rates), key=score)
+    return min(sorted(scores, reverse=True), key=lambda rate: scores[rate])

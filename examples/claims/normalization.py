@@ -92,7 +92,8 @@ def findings(widths: dict[str, float]) -> list[str]:
     said = []
     for name in ("BatchNorm", "LayerNorm"):
         verdict = "as claimed" if widths[name] > widths["none"] else "the claim does not hold here"
-        said.append(f"{name} trains over {widths[name]:.1f} decades of rates, without it {widths['none']:.1f}: {verdict}.")
+        wide, plain = f"{widths[name]:.1f}", f"{widths['none']:.1f}"
+        said.append(f"{name} trains over {wide} decades of rates, without it {plain}: {verdict}.")
     return said
 
 

@@ -68,8 +68,8 @@ def main() -> None:
             needed = steps_to(losses <= WANTED, EVERY).view(len(RATES), len(SEEDS))
             final = accuracies[-10:].mean(dim=0).view(len(RATES), len(SEEDS))
             medians, loss = needed.median(dim=1).values, losses[-10:].mean(dim=0).view(len(RATES), -1).nan_to_num(1e9)
-            score = {r: (float(m), float(v)) for r, m, v in zip(RATES, medians, loss.median(dim=1).values, strict=True)}
-            rate = best_rate(lambda r, score=score: score[r], RATES)
+            scores = zip(medians.tolist(), loss.median(dim=1).values.tolist(), strict=True)
+            rate = best_rate(dict(zip(RATES, scores, strict=True)))
             at = RATES.index(rate)
             found[name, kind], accuracy[name, kind] = float(medians[at]), float(final[at].median())
             columns = slice(at * len(SEEDS), (at + 1) * len(SEEDS))
@@ -99,14 +99,14 @@ def main() -> None:
         title="Preprocessing: raw, scaled, whitened inputs",
         claim="Features of very different scales make the loss steep in one direction and flat in another, so gradient "
         "descent is slow; standardizing makes the directions alike, and whitening removes correlation too (NNDL 7.4).",
-        setup="Breast cancer (569 rows, 30 features) and wine (178 rows, 13 features), one hidden layer of 32 tanh units, "
-        f"Xavier, SGD with momentum 0.9, batches of {BATCH}, {STEPS} steps; the best of {len(RATES)} rates from 1e-8 to 100 "
-        "for each; statistics from the training part only; seeds 0, 1, 2 (weights and split).",
-        header=["data", "inputs", "condition of the covariance", "best rate", f"steps to training loss {WANTED}, by seed",
-                "test accuracy at the end, by seed"],
+        setup="Breast cancer (569 rows, 30 features) and wine (178 rows, 13 features), one hidden layer of 32 tanh "
+        f"units, Xavier, SGD with momentum 0.9, batches of {BATCH}, {STEPS} steps; each at its best of {len(RATES)} "
+        "rates from 1e-8 to 100; statistics from the training part only; seeds 0, 1, 2 (weights and split).",
+        header=["data", "inputs", "condition of the covariance", "best rate",
+                f"steps to training loss {WANTED}, by seed", "test accuracy at the end, by seed"],
         rows=rows,
-        caption=f"Left: training loss at each transform's best rate, the one that reaches {WANTED} (dotted) first. Right: test "
-        f"accuracy after {STEPS} steps, by learning rate. Medians of three seeds.",
+        caption=f"Left: training loss at each transform's best rate, the one that reaches {WANTED} (dotted) first. "
+        f"Right: test accuracy after {STEPS} steps, by learning rate. Medians of three seeds.",
         findings=findings(found, accuracy),
         figure=figure,
         started=started,
@@ -120,13 +120,14 @@ def findings(found: dict[tuple[str, str], float], accuracy: dict[tuple[str, str]
         label = name.replace("_", " ")
         raw, standard = found[name, "raw"], found[name, "standardized"]
         verdict = "as claimed" if standard < raw else "the claim does not hold"
-        said.append(f"{label}: standardized inputs need {shown(standard)} steps, raw ones {shown(raw)} (median): {verdict}.")
+        needed = f"standardized inputs need {shown(standard)} steps, raw ones {shown(raw)} (median)"
+        said.append(f"{label}: {needed}: {verdict}.")
         for kind in ("whitened (PCA)", "whitened (ZCA)"):
             white = found[name, kind]
             verdict = "as claimed" if white < standard else "the claim does not hold: whitening is not faster here"
             said.append(
-                f"{label}: {kind} inputs need {shown(white)} steps, standardized ones {shown(standard)}: {verdict}. Test "
-                f"accuracy: {accuracy[name, kind]:.1%} against {accuracy[name, 'standardized']:.1%}."
+                f"{label}: {kind} inputs need {shown(white)} steps, standardized ones {shown(standard)}: {verdict}. "
+                f"Test accuracy: {accuracy[name, kind]:.1%} against {accuracy[name, 'standardized']:.1%}."
             )
     return said
 

@@ -240,13 +240,7 @@ def _first_batch(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
 def _statistics(
     pl_module: pl.LightningModule, batch: Any, run: Callable[[pl.LightningModule, Any], object]
 ) -> list[ActivationRow]:
-    try:
-        return activation_statistics(pl_module, batch, forward=lambda module, batch: run(pl_module, batch))
-    finally:
-        for module in pl_module.modules():
-            reshard: Any = getattr(module, "reshard", None)
-            if reshard is not None:  # FSDP2 keeps the root's parameters whole after a forward
-                reshard()
+    return activation_statistics(pl_module, batch, forward=lambda module, batch: run(pl_module, batch))
 
 
 @torch.no_grad()

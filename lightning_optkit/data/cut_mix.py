@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """CutMix: a rectangle of another image pasted into every image, targets mixed by area.
 
-Source: Yun et al. 2019, arXiv:1905.04899, Section 3.1 and Algorithm A1; one rectangle per batch, as there.
+Source: Yun et al. 2019, arXiv:1905.04899; one rectangle per batch, as there.
 """
 
 import torch

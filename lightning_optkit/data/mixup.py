@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mixup: convex combinations of pairs of examples and of their targets.
 
-Source: Zhang et al. 2018, arXiv:1710.09412, Section 2; one coefficient per batch, as in the authors' code.
+Source: Zhang et al. 2018, arXiv:1710.09412; one coefficient per batch, as in the authors' code.
 """
 
 import torch

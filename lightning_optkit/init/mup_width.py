@@ -2,9 +2,9 @@
 """Maximal update parametrization: learning rates tuned on a narrow model hold for a wide one.
 
 Source: Yang et al. 2022, "Tensor Programs V", arXiv:2203.03466, Table 3. It is the form without output multiplier (the
-multiplier of the equivalent Table 8 would be a change to the model).
+multiplier of an equivalent form would be a change to the model).
 Differs from the paper: what belongs to the forward is yours, above all attention scaled by 1/d_head instead of
-1/sqrt(d_head) (Definition 4.1). The rules hold for AdamW too, but its decay is lr * weight_decay, so the decay
+1/sqrt(d_head). The rules hold for AdamW too, but its decay is lr * weight_decay, so the decay
 shrinks with the rate of a group.
 """
 
