@@ -92,6 +92,11 @@ class RobustScale(nn.Module):
         return self.stats["scale"]
 
     @property
+    def fitted(self) -> bool:
+        """Whether it can be applied."""
+        return self.center.numel() > 0
+
+    @property
     def num_features(self) -> int:
         """Number of features seen when fitting, 0 before."""
         return self.center.numel() or self.stats["sample"].shape[-1]

@@ -6,6 +6,7 @@ from lightning_optkit.optimizers.adagrad import Adagrad
 from lightning_optkit.optimizers.adam import Adam
 from lightning_optkit.optimizers.adamax import Adamax
 from lightning_optkit.optimizers.adamw import AdamW
+from lightning_optkit.optimizers.groups import GroupTable, parameter_groups
 from lightning_optkit.optimizers.lamb import LAMB
 from lightning_optkit.optimizers.lars import LARS
 from lightning_optkit.optimizers.lion import Lion
@@ -23,8 +24,10 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "GroupTable",
     "Lion",
     "NAdam",
     "RAdam",
     "RMSprop",
+    "parameter_groups",
 ]
