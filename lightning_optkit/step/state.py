@@ -89,6 +89,8 @@ def prepare_state(entries: Sequence[tuple[Entry, Group, Rule]], layout: StateLay
             tensor.copy_(held)
         elif fresh:
             tensor.fill_(fresh)
+        if held is None and name == layout.average_name:
+            state.pop("num_averaged", None)  # it counted the updates of another average
         state[name] = tensor
     _create_scalars(entries, layout)
 
