@@ -53,8 +53,8 @@ def load_trained(trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint:
         if _KEY in checkpoint:
             pl_module.load_state_dict(checkpoint[_KEY], strict=strict)
         return
-    from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+    from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
 
     if _PLACE in checkpoint:
         weights = get_model_state_dict(pl_module)
