@@ -26,6 +26,7 @@ _STAGE_KEYS = {
     "decoupled_weight_decay",
     "initial_lr",
 }
+_AVERAGES = ("ema_", "swa_", "lawa_", "num_averaged_")  # kept beside the step by an earlier run; left behind
 _IMPLEMENTATION_KEYS = {"params", "param_names", "foreach", "fused", "capturable", "differentiable", "maximize"}
 
 
@@ -58,6 +59,8 @@ def _check_state(owner: str, optimizer: "OnePassOptimizer", state_dict: dict[str
         known = {*rule.states, *scalars, "compensation", "ema", "swa", *average}
         for name, value in state_dict["state"].get(saved_id, {}).items():
             if value is None:
+                continue
+            if name.startswith(_AVERAGES):
                 continue
             if name not in known and not _is_of_the_same_family(name, rule):
                 raise ValueError(f"{owner}: the checkpoint is of another rule; it holds the state {name!r}.")

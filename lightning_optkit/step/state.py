@@ -91,6 +91,8 @@ def prepare_state(entries: Sequence[tuple[Entry, Group, Rule]], layout: StateLay
             tensor.copy_(local(distribute_like(held, param)))
         elif fresh:
             tensor.fill_(fresh)
+        if held is None and name == layout.average_name:
+            state.pop("num_averaged", None)  # it counted the updates of another average
         state[name] = place_like(tensor, param)
     _create_scalars(entries, layout)
 
