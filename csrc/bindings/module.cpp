@@ -19,6 +19,7 @@ T* pointer(uintptr_t address) {
 }
 
 void add_tensor(Plan& plan, uintptr_t param, const std::vector<uintptr_t>& states,
+                const std::vector<uintptr_t>& state_scales, uint32_t unsigned_states,
                 const std::vector<uintptr_t>& scalars, uintptr_t average, uintptr_t compensation, uintptr_t step,
                 uintptr_t num_averaged, std::vector<int64_t> sizes, std::vector<int64_t> strides, int param_type,
                 int state_type, int average_type, int group, int tensor_index) {
@@ -26,6 +27,9 @@ void add_tensor(Plan& plan, uintptr_t param, const std::vector<uintptr_t>& state
   if (states.size() > optkit::kMaxStates) throw std::invalid_argument("Plan.add_tensor: too many states.");
   slot.param = pointer<void>(param);
   for (size_t k = 0; k < states.size(); ++k) slot.state[k] = pointer<void>(states[k]);
+  for (size_t k = 0; k < states.size() && k < state_scales.size(); ++k)
+    slot.state_scale[k] = pointer<float>(state_scales[k]);
+  slot.unsigned_states = unsigned_states;
   for (size_t k = 0; k < scalars.size() && k < optkit::kMaxScalars; ++k) slot.scalar[k] = pointer<float>(scalars[k]);
   slot.average = pointer<void>(average);
   slot.compensation = pointer<void>(compensation);
@@ -116,10 +120,10 @@ PYBIND11_MODULE(_C, m) {
   py::class_<Plan>(m, "Plan")
       .def(py::init<const std::string&, bool, int>(), py::arg("rule"), py::arg("is_double"), py::arg("device"))
       .def_property_readonly("id", &Plan::id)
-      .def("add_tensor", &add_tensor, py::kw_only(), py::arg("param"), py::arg("states"), py::arg("scalars"),
-           py::arg("average"), py::arg("compensation"), py::arg("step"), py::arg("num_averaged"), py::arg("sizes"),
-           py::arg("strides"), py::arg("param_type"), py::arg("state_type"), py::arg("average_type"), py::arg("group"),
-           py::arg("tensor_index"))
+      .def("add_tensor", &add_tensor, py::kw_only(), py::arg("param"), py::arg("states"), py::arg("state_scales"),
+           py::arg("unsigned_states"), py::arg("scalars"), py::arg("average"), py::arg("compensation"), py::arg("step"),
+           py::arg("num_averaged"), py::arg("sizes"), py::arg("strides"), py::arg("param_type"), py::arg("state_type"),
+           py::arg("average_type"), py::arg("group"), py::arg("tensor_index"))
       .def("set_active", &Plan::set_active, py::arg("indices"))
       .def("set_groups", &Plan::set_groups, py::arg("rows"))
       .def("norm",

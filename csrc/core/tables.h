@@ -8,9 +8,12 @@
 
 namespace optkit {
 
-enum class DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat64 = 3 };
+// kCode8: state only, see core/code8.h.
+enum class DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat64 = 3, kCode8 = 4 };
 
-constexpr int64_t size_of(DType type) { return type == DType::kFloat64 ? 8 : type == DType::kFloat32 ? 4 : 2; }
+constexpr int64_t size_of(DType type) {
+  return type == DType::kFloat64 ? 8 : type == DType::kFloat32 ? 4 : type == DType::kCode8 ? 1 : 2;
+}
 
 constexpr int kMaxStates = 4;       // state tensors of one rule
 constexpr int kMaxScalars = 2;      // numbers per parameter that a rule carries from step to step
@@ -23,6 +26,7 @@ struct TensorSlot {
   void* param;
   const void* grad;
   void* state[kMaxStates];
+  float* state_scale[kMaxStates];  // of 8-bit state: the largest magnitude of each block
   void* average;
   void* compensation;  // what Kahan summation could not store in `param`, in the dtype of `param`
   float* scalar[kMaxScalars];
@@ -34,9 +38,10 @@ struct TensorSlot {
   int64_t numel;
   DType param_type, grad_type, state_type, average_type;
   int32_t group;
-  int32_t index;      // number of the parameter in its optimizer: its random stream
-  int32_t active;     // 0: no gradient this step
-  int32_t is_vector;  // 1: fewer than two dimensions, so one unit, which is not centralized
+  int32_t index;             // number of the parameter in its optimizer: its random stream
+  int32_t active;            // 0: no gradient this step
+  uint32_t unsigned_states;  // bit k: 8-bit state k is never negative
+  int32_t is_vector;         // 1: fewer than two dimensions, so one unit, which is not centralized
 };
 
 // At most kChunk elements of one tensor: the unit of work, and of every partial sum.

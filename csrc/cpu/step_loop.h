@@ -5,6 +5,7 @@
 
 #include "core/pipeline.h"
 #include "cpu/access.h"
+#include "cpu/code_loop.h"
 #include "cpu/launch.h"
 
 namespace optkit {
@@ -131,7 +132,9 @@ OPTKIT_HD void step_units(const TensorSlot& t, const StageCoefs<S>& stage,
 template <class Rule, class S, bool kMeasure>
 void walk_chunk(const TensorSlot& tensor, const void* prepared, const Chunk& chunk, Sums* out) {
   // By value: the compiler then knows that no store in the loop can change them.
-  const TensorSlot t = tensor;
+  TensorSlot slot = tensor;
+  const DecodedStates decoded(&slot, Rule::kNumStates, chunk);
+  const TensorSlot t = slot;
   const auto launch = *static_cast<const PreparedTensor<Rule, S>*>(prepared);
   const int64_t end = chunk.begin + chunk.count;
   VectorSums<S> sums;
@@ -139,6 +142,7 @@ void walk_chunk(const TensorSlot& tensor, const void* prepared, const Chunk& chu
     step_range<Rule, S, kMeasure>(t, launch.stage, launch.rule, chunk.begin, end, sums);
   else
     step_units<Rule, S, kMeasure>(t, launch.stage, launch.rule, chunk.begin, end, sums);
+  if constexpr (!kMeasure) decoded.encode(Rule::kNumStates, launch.stage.key);
   if (kMeasure || (launch.stage.flags & kStatistics)) {
     *out = {sum_of_lanes(sums.grad_sq), sum_of_lanes(sums.param_sq), sum_of_lanes(sums.update_sq),
             sums.nonfinite.total(), sums.lost.total()};

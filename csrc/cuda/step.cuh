@@ -73,53 +73,37 @@ struct ThreadSums {
   double grad_sq = 0.0, param_sq = 0.0, update_sq = 0.0, nonfinite = 0.0, lost = 0.0;
 };
 
-// kMeasure: only sums what a rule's trust is made of; writes nothing.
-template <class Rule, class S, bool kMeasure>
-__device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_pointer,
-                                          const PreparedTensor<Rule, S>& launch, int64_t i, int count,
-                                          ThreadSums<S>& sums) {
-  const StageCoefs<S>& stage = launch.stage;
-  Four<S> stored_before, grad, lost_before{}, next, state[Rule::kNumStates];
-  load(stored_before, t.param, t.param_type, i, count);
-  load(grad, grad_pointer, t.grad_type, i, count);
-  if (t.compensation) load(lost_before, t.compensation, t.param_type, i, count);
-#pragma unroll
-  for (int s = 0; s < Rule::kNumStates; ++s) {
-    if (t.state[s])
-      load(state[s], t.state[s], t.state_type, i, count);
-    else
-      state[s] = {};
-  }
-  S param[kLanes];
-#pragma unroll
-  for (int k = 0; k < kLanes; ++k) {
-    StageCoefs<S> here = stage;
-    if (t.unit_scale && k < count) {
-      const int64_t unit = (i + k) / t.unit_length;
-      here.grad_scale = static_cast<S>(stage.grad_scale * t.unit_scale[unit]);
-      here.unit_shift = static_cast<S>(t.unit_shift[unit]);
-    }
-    grad.v[k] = stage_gradient(here, stored_before.v[k], grad.v[k]);
-    param[k] = stored_before.v[k] + lost_before.v[k];
-    S held[Rule::kNumStates];
-#pragma unroll
-    for (int s = 0; s < Rule::kNumStates; ++s) held[s] = state[s].v[k];
-    const S update = Rule::update(launch.rule, param[k], grad.v[k], held);
-    if constexpr (kMeasure) {
-      if (k >= count) continue;
-      const double g = grad.v[k], p = param[k], u = update;
-      sums.grad_sq += g * g;
-      sums.param_sq += p * p;
-      sums.update_sq += u * u;
-    }
-#pragma unroll
-    for (int s = 0; s < Rule::kNumStates; ++s) state[s].v[k] = held[s];
-    next.v[k] = stage_parameter(stage, param[k], update);
-  }
-  if constexpr (kMeasure) return;
+// 8-bit state is there for fp32 arithmetic only.
+__device__ __forceinline__ void load_state(Four<double>& out, const TensorSlot& t, int s, int64_t i, int count) {
+  load(out, t.state[s], t.state_type, i, count);
+}
+__device__ __forceinline__ void load_state(Four<float>& out, const TensorSlot& t, int s, int64_t i, int count) {
+  if (t.state_type == DType::kCode8)
+    load_codes(out, t.state[s], t.state_scale[s], !(t.unsigned_states >> s & 1u), i, count);
+  else
+    load(out, t.state[s], t.state_type, i, count);
+}
+__device__ __forceinline__ void store_state(Four<double>& value, const TensorSlot& t, int s, int64_t i, int count,
+                                            RandomKey) {
+  store(value, t.state[s], t.state_type, i, count);
+}
+__device__ __forceinline__ void store_state(Four<float>& value, const TensorSlot& t, int s, int64_t i, int count,
+                                            RandomKey key) {
+  if (t.state_type == DType::kCode8)
+    store_codes(value, t.state[s], t.state_scale[s], !(t.unsigned_states >> s & 1u), i, count, state_key(key, s));
+  else
+    store(value, t.state[s], t.state_type, i, count);
+}
+
+// Rounds and stores, averages and counts.
+template <class Rule, class S>
+__device__ __forceinline__ void store_four(const TensorSlot& t, const StageCoefs<S>& stage, int64_t i, int count,
+                                           const Four<S>& stored_before, const Four<S>& lost_before,
+                                           const Four<S>& grad, const S (&param)[kLanes], const Four<S>& next,
+                                           Four<S> (&state)[Rule::kNumStates], ThreadSums<S>& sums) {
 #pragma unroll
   for (int s = 0; s < Rule::kNumStates; ++s)
-    if (t.state[s]) store(state[s], t.state[s], t.state_type, i, count);
+    if (t.state[s]) store_state(state[s], t, s, i, count, stage.key);
   Four<S> stored = next;
   store(stored, t.param, t.param_type, i, count, (stage.flags & kStochastic) ? &stage.key : nullptr);
   Four<S> lost = lost_before;
@@ -149,6 +133,51 @@ __device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_
   }
 }
 
+// kMeasure: only sums what a rule's trust is made of; writes nothing.
+template <class Rule, class S, bool kMeasure>
+__device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_pointer,
+                                          const PreparedTensor<Rule, S>& launch, int64_t i, int count,
+                                          ThreadSums<S>& sums) {
+  const StageCoefs<S>& stage = launch.stage;
+  Four<S> stored_before, grad, lost_before{}, next, state[Rule::kNumStates];
+  load(stored_before, t.param, t.param_type, i, count);
+  load(grad, grad_pointer, t.grad_type, i, count);
+  if (t.compensation) load(lost_before, t.compensation, t.param_type, i, count);
+#pragma unroll
+  for (int s = 0; s < Rule::kNumStates; ++s) {
+    state[s] = {};
+    if (t.state[s]) load_state(state[s], t, s, i, count);
+  }
+  S param[kLanes];
+#pragma unroll
+  for (int k = 0; k < kLanes; ++k) {
+    StageCoefs<S> here = stage;
+    if (t.unit_scale && k < count) {
+      const int64_t unit = (i + k) / t.unit_length;
+      here.grad_scale = static_cast<S>(stage.grad_scale * t.unit_scale[unit]);
+      here.unit_shift = static_cast<S>(t.unit_shift[unit]);
+    }
+    grad.v[k] = stage_gradient(here, stored_before.v[k], grad.v[k]);
+    param[k] = stored_before.v[k] + lost_before.v[k];
+    S held[Rule::kNumStates];
+#pragma unroll
+    for (int s = 0; s < Rule::kNumStates; ++s) held[s] = state[s].v[k];
+    const S update = Rule::update(launch.rule, param[k], grad.v[k], held);
+    if constexpr (kMeasure) {
+      if (k >= count) continue;
+      const double g = grad.v[k], p = param[k], u = update;
+      sums.grad_sq += g * g;
+      sums.param_sq += p * p;
+      sums.update_sq += u * u;
+    }
+#pragma unroll
+    for (int s = 0; s < Rule::kNumStates; ++s) state[s].v[k] = held[s];
+    next.v[k] = stage_parameter(stage, param[k], update);
+  }
+  if constexpr (!kMeasure)
+    store_four<Rule, S>(t, stage, i, count, stored_before, lost_before, grad, param, next, state, sums);
+}
+
 // A block per chunk, last chunk first: the norm kernel read that one last, and the L2 cache may still have it.
 template <class Rule, class S, bool kMeasure>
 __global__ void __launch_bounds__(kThreads)
@@ -162,8 +191,12 @@ __global__ void __launch_bounds__(kThreads)
   const auto launch = reinterpret_cast<const PreparedTensor<Rule, S>*>(tables.prepared)[chunk.tensor];
   const int64_t end = chunk.begin + chunk.count;
   ThreadSums<S> sums;
-  for (int64_t i = chunk.begin + threadIdx.x * kLanes; i < end; i += kThreads * kLanes)
-    step_four<Rule, S, kMeasure>(t, grad, launch, i, end - i < kLanes ? static_cast<int>(end - i) : kLanes, sums);
+  // The lanes of a warp go together to the end: a block of 8-bit state is theirs in common.
+  for (int64_t first = chunk.begin; first < end; first += kThreads * kLanes) {
+    const int64_t i = first + threadIdx.x * kLanes;
+    const int count = end - i >= kLanes ? kLanes : (end > i ? static_cast<int>(end - i) : 0);
+    if (count > 0 || t.state_type == DType::kCode8) step_four<Rule, S, kMeasure>(t, grad, launch, i, count, sums);
+  }
   if (kMeasure || (launch.stage.flags & kStatistics)) {
     const Sums total = {block_sum(sums.grad_sq), block_sum(sums.param_sq), block_sum(sums.update_sq),
                         block_sum(sums.nonfinite), block_sum(sums.lost)};

@@ -18,7 +18,7 @@ from lightning_optkit.callbacks._overrides import override, restore
 from lightning_optkit.clipping import ClipNorm, ClipValue
 from lightning_optkit.optimizers.convert import from_torch_, to_torch_, why_not_convertible
 from lightning_optkit.step import Clip, Explanation, OnePassOptimizer
-from lightning_optkit.step.numbers import ROUNDINGS
+from lightning_optkit.step.numbers import ROUNDINGS, STATE_DTYPES
 
 __all__ = ["Fuse"]
 
@@ -38,7 +38,7 @@ class Fuse(Callback):
 
     Args:
         rounding: How 16-bit parameters are stored: "nearest", "stochastic" or "kahan".
-        state_dtype: Dtype of the optimizers' moments, torch.float32 or torch.bfloat16.
+        state_dtype: Dtype of the optimizers' moments, torch.float32, torch.bfloat16 or "int8".
         statistics: Count norms and lost updates per tensor in the same pass.
         verbose: Print the plan when training starts.
 
@@ -52,12 +52,12 @@ class Fuse(Callback):
     def __init__(
         self,
         rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
-        state_dtype: torch.dtype = torch.float32,
+        state_dtype: torch.dtype | Literal["int8"] = torch.float32,
         statistics: bool = False,
         verbose: bool = True,
     ) -> None:
         check_one_of("Fuse", "rounding", rounding, ROUNDINGS)
-        check_one_of("Fuse", "state_dtype", state_dtype, (torch.float32, torch.bfloat16))
+        check_one_of("Fuse", "state_dtype", state_dtype, STATE_DTYPES)
         self._rounding, self._state_dtype, self._statistics, self._verbose = rounding, state_dtype, statistics, verbose
         self._converted: list[OnePassOptimizer] = []
         self._left_alone: list[str] = []

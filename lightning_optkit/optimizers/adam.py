@@ -65,7 +65,7 @@ class Adam(OnePassOptimizer):
         cautious: Decoupled decay acts only where the update does not point away from zero.
         centralize: Take the mean of each row of the first dimension off its gradient (two dimensions or more).
         rounding: How 16-bit parameters are stored.
-        state_dtype: Dtype of the moments; those of fp64 parameters are fp64.
+        state_dtype: Dtype of the moments; those of fp64 parameters are fp64; "int8" for one byte.
         statistics: Count norms and lost updates in the same pass.
 
     Raises:
@@ -106,7 +106,7 @@ class Adam(OnePassOptimizer):
         cautious: bool = False,
         centralize: bool = False,
         rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
-        state_dtype: torch.dtype = torch.float32,
+        state_dtype: torch.dtype | Literal["int8"] = torch.float32,
         statistics: bool = False,
     ) -> None:
         defaults = dict(

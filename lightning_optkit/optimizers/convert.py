@@ -22,7 +22,7 @@ from lightning_optkit.optimizers.rmsprop import RMSprop
 from lightning_optkit.optimizers.sgd import SGD
 from lightning_optkit.step import OnePassOptimizer
 from lightning_optkit.step.loading import restore_state
-from lightning_optkit.step.state import StateLayout
+from lightning_optkit.step.state import StateLayout, convert_
 
 __all__ = ["from_torch_", "to_torch_", "why_not_convertible"]
 
@@ -87,7 +87,9 @@ def why_not_convertible(optimizer: Optimizer) -> str | None:
     return None
 
 
-def _build(optimizer: Optimizer, rounding: str, state_dtype: torch.dtype, statistics: bool) -> OnePassOptimizer:
+def _build(
+    optimizer: Optimizer, rounding: str, state_dtype: torch.dtype | Literal["int8"], statistics: bool
+) -> OnePassOptimizer:
     """A one-pass optimizer of the same groups, built the ordinary way: checks come before anything is touched."""
     build: Callable[..., OnePassOptimizer] = _OURS[type(optimizer)]
     groups = [{**group, **_AUTOMATIC} for group in optimizer.param_groups]
@@ -98,7 +100,7 @@ def from_torch_(
     optimizer: Optimizer,
     *,
     rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
-    state_dtype: torch.dtype = torch.float32,
+    state_dtype: torch.dtype | Literal["int8"] = torch.float32,
     statistics: bool = False,
 ) -> None:
     """Makes a `torch.optim` optimizer a one-pass optimizer of the same rule, groups and state.
@@ -164,7 +166,10 @@ def to_torch_(optimizer: OnePassOptimizer) -> None:
         rule = optimizer._rule(group)
         for param in group["params"]:
             state = optimizer.state.get(param, {})
-            state.update({name: state[name].to(param.dtype) for name in rule.states if name in state})
+            for name in [name for name in rule.states if name in state]:
+                plain = torch.empty_like(param, requires_grad=False)
+                convert_(plain, state, name, state[name])
+                state[name] = plain
             for scalar in rule.scalars:
                 state.pop(scalar.name, None)
         for key in _ADDED_KEYS - set(before.defaults):

@@ -68,7 +68,7 @@ class LAMB(OnePassOptimizer):
         cautious: Must be False: decay is part of the rule.
         centralize: Take the mean of each row of the first dimension off its gradient (two dimensions or more).
         rounding: How 16-bit parameters are stored.
-        state_dtype: Dtype of the state; that of fp64 parameters is fp64.
+        state_dtype: Dtype of the state; that of fp64 parameters is fp64; "int8" for one byte.
         statistics: Count norms and lost updates in the same pass.
 
     Raises:
@@ -104,7 +104,7 @@ class LAMB(OnePassOptimizer):
         cautious: bool = False,
         centralize: bool = False,
         rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
-        state_dtype: torch.dtype = torch.float32,
+        state_dtype: torch.dtype | Literal["int8"] = torch.float32,
         statistics: bool = False,
     ) -> None:
         defaults = dict(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_optkit._native import extension
+from lightning_optkit.step.codes import NONNEGATIVE, scale_name
 from lightning_optkit.step.numbers import GroupNumbers
 from lightning_optkit.step.rule import Group, Rule
 from lightning_optkit.step.segments import COMPILED_DTYPES, Entry, PlanOutdated, check_gradient
@@ -16,6 +17,7 @@ from lightning_optkit.step.statistics import Clipped, TensorStatistics
 
 __all__ = ["CompiledSegment"]
 
+_CODE8 = 4  # DType::kCode8 in csrc/core/tables.h
 _PARAM_MOVED = 1  # Misfit::kParamMoved in csrc/bindings/plan.h
 
 
@@ -54,6 +56,10 @@ class CompiledSegment:
         self._plan.add_tensor(
             param=param.data_ptr(),
             states=[0 if t is None else t.data_ptr() for t in held],
+            state_scales=[
+                state[scale].data_ptr() if scale in state else 0 for scale in map(scale_name, self.rule.states)
+            ],
+            unsigned_states=sum(1 << k for k, name in enumerate(self.rule.states) if name in NONNEGATIVE),
             scalars=scalars,
             average=0 if average is None else average.data_ptr(),
             compensation=0 if compensation is None else compensation.data_ptr(),
@@ -62,7 +68,7 @@ class CompiledSegment:
             sizes=param.shape,
             strides=param.stride(),
             param_type=COMPILED_DTYPES[param.dtype],
-            state_type=COMPILED_DTYPES[first_state.dtype],
+            state_type=_CODE8 if first_state.dtype == torch.uint8 else COMPILED_DTYPES[first_state.dtype],
             average_type=COMPILED_DTYPES[(param if average is None else average).dtype],
             group=entry.group_index,
             tensor_index=entry.tensor_index,

@@ -115,12 +115,18 @@ def _group_plan(
         rule=optimizer._rule(group).name,
         stages=_stages(optimizer, group, param),
         dtype=str(param.dtype).removeprefix("torch."),
-        state_dtype=str(state_dtype).removeprefix("torch.") if state_dtype else "-",
+        state_dtype=_name_of(state_dtype),
         path=path,
         num_tensors=len(params),
         num_elements=sum(p.numel() for p in params),
         bytes_per_element=per_element,
     )
+
+
+def _name_of(state_dtype: torch.dtype | None) -> str:
+    if state_dtype is None:
+        return "-"
+    return "int8" if state_dtype == torch.uint8 else str(state_dtype).removeprefix("torch.")
 
 
 def _stages(optimizer: "OnePassOptimizer", group: Group, param: Tensor) -> tuple[str, ...]:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lightning_optkit.step.codes import scale_name
 from lightning_optkit.step.rule import Group, Rule
 from lightning_optkit.step.shards import distribute_like, local, place_like
-from lightning_optkit.step.state import StateLayout
+from lightning_optkit.step.state import StateLayout, convert_
 
 if TYPE_CHECKING:
     from lightning_optkit.step.optimizer import OnePassOptimizer
@@ -56,7 +57,8 @@ def _check_state(owner: str, optimizer: "OnePassOptimizer", state_dict: dict[str
     for saved_id, group, param in _pairs(optimizer, state_dict):
         rule = optimizer._rule(group)
         scalars = {scalar.name for scalar in rule.scalars} | {"step", "num_averaged"}
-        known = {*rule.states, *scalars, "compensation", "ema", "swa", *average}
+        scales = {scale_name(name) for name in rule.states}
+        known = {*rule.states, *scalars, *scales, "compensation", "ema", "swa", *average}
         for name, value in state_dict["state"].get(saved_id, {}).items():
             if value is None:
                 continue
@@ -64,7 +66,7 @@ def _check_state(owner: str, optimizer: "OnePassOptimizer", state_dict: dict[str
                 continue
             if name not in known and not _is_of_the_same_family(name, rule):
                 raise ValueError(f"{owner}: the checkpoint is of another rule; it holds the state {name!r}.")
-            if name not in scalars and value.shape != param.shape:
+            if name not in scalars | scales and value.shape != param.shape:
                 raise ValueError(
                     f"{owner}: the state {name!r} has shape {list(value.shape)}, its parameter {list(param.shape)}."
                 )
@@ -103,7 +105,9 @@ def restore_state(optimizer: "OnePassOptimizer", state_dict: dict[str, Any], lay
         for name, value in held.items():
             if name in tensors:
                 restored = torch.empty_like(local(param), dtype=layout.dtype_of(name, param), requires_grad=False)
-                restored.copy_(local(distribute_like(torch.as_tensor(value), param)))
+                if scale_name(name) in held:
+                    state[scale_name(name)] = held[scale_name(name)]
+                convert_(restored, state, name, local(distribute_like(torch.as_tensor(value), param)))
                 state[name] = place_like(restored, param)
         for scalar in layout.scalars(rule, rule.states):
             # torch's SGD counts no steps: a momentum buffer means that there was a first one.

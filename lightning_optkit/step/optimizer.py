@@ -5,7 +5,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from lightning_optkit.step.arguments import check_group, check_params, check_sta
 from lightning_optkit.step.cuda import CudaSegment, DeviceControl
 from lightning_optkit.step.explain import Explanation, explain
 from lightning_optkit.step.loading import check_state_dict, complete_groups, restore_state
-from lightning_optkit.step.numbers import GroupNumbers, is_due, read_group
+from lightning_optkit.step.numbers import STATE_DTYPES, GroupNumbers, is_due, read_group
 from lightning_optkit.step.planning import Segment, StepPlan
 from lightning_optkit.step.progress import Progress
 from lightning_optkit.step.rule import Average, Clip, Group, LearningClip, Rule
@@ -46,7 +46,8 @@ class OnePassOptimizer(Optimizer):
             least two dimensions.
         rounding: How 16-bit parameters are stored: "nearest", "stochastic", or "kahan" (one more 16-bit number per
             element that keeps what was cut off). With fp32 parameters stochastic is nearest.
-        state_dtype: torch.float32 or torch.bfloat16; the state of fp64 parameters is fp64.
+        state_dtype: torch.float32, torch.bfloat16, or "int8": one byte per number, see `lightning_optkit.step.codes`.
+            The state of fp64 parameters is fp64.
         statistics: Count norms and lost updates per tensor in the same pass; read them by `statistics()`.
 
     Raises:
@@ -67,13 +68,13 @@ class OnePassOptimizer(Optimizer):
         cautious: bool,
         centralize: bool,
         rounding: str,
-        state_dtype: torch.dtype,
+        state_dtype: torch.dtype | Literal["int8"],
         statistics: bool,
     ) -> None:
         self.clip, self.average, self.state_dtype = clip, average, state_dtype
         self.record_statistics = statistics
         check_stages(self._owner, clip, average, statistics)
-        check_one_of(self._owner, "state_dtype", state_dtype, (torch.float32, torch.bfloat16))
+        check_one_of(self._owner, "state_dtype", state_dtype, STATE_DTYPES)
         defaults = {
             **defaults,
             "l1": l1,

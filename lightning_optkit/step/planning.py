@@ -46,11 +46,11 @@ class StepPlan:
                     state = optimizer.state.get(param, {})
                     entries.append((Entry(param, state, held, group_index, number), group, rule))
         for entry, group, rule in entries:
-            reason = why_not_on_shards(entry.param, group, rule, optimizer.clip)
+            reason = why_not_on_shards(entry.param, group, rule, optimizer.clip, optimizer.state_dtype)
             if reason is not None:
                 raise ValueError(
                     f"{type(optimizer).__name__}.step: cannot {reason} of a parameter that is sharded over processes; "
-                    "use DDP for it, or a rule and a clip that need no norm of one tensor."
+                    "use DDP for it, or a rule, a clip and state that need no whole tensor."
                 )
         check_state_shapes(type(optimizer).__name__, entries, layout)
         for entry, _, _ in entries:

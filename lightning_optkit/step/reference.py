@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+from lightning_optkit.step.codes import NONNEGATIVE, decode, encode_, scale_name
 from lightning_optkit.step.numbers import GroupNumbers, average_weight, compute_dtype
 from lightning_optkit.step.rounding import round_stochastically
 from lightning_optkit.step.rule import Group, Rule, State
@@ -75,13 +76,14 @@ def step_reference_(
     g, clipped = clip_reference(g, stored_before.to(work), grad_scale, numbers, is_vector=param.ndim < 2)
     if not numbers.decoupled and numbers.weight_decay != 0:
         g = g + numbers.weight_decay * stored_before.to(work)
-    working = {name: as_real(state[name]).to(work) for name in held}
+    working = {name: _decoded(state, name).to(work) for name in held}
     scalars = {scalar.name: state[scalar.name] for scalar in rule.scalars if held}
     if rule.trust is not None:
         group = {**group, "lr": float(group["lr"]) * _trust(rule, p, g, working, group, step)}
     update = rule.update(p, g, working | scalars, group, step)
+    key = (int(numbers.rounding_seed), int(step), tensor_index)
     for name, value in working.items():
-        as_real(state[name]).copy_(value)
+        _write(state, name, value, (*key, rule.states.index(name)))
 
     next_p = _move(p, update, numbers)
     if numbers.rounding == 1 and stored.dtype in (torch.bfloat16, torch.float16):
@@ -132,6 +134,21 @@ def clip_reference(
     if numbers.centralize and not is_vector and grad.numel() > 0:
         grad = grad - grad.double().mean(inner, keepdim=True).to(grad.dtype)
     return grad, clipped
+
+
+def _decoded(state: State, name: str) -> Tensor:
+    held = state[name]
+    if held.dtype != torch.uint8:
+        return as_real(held)
+    return decode(held, state[scale_name(name)], signed=name not in NONNEGATIVE)
+
+
+def _write(state: State, name: str, value: Tensor, key: tuple[int, int, int, int]) -> None:
+    held = state[name]
+    if held.dtype == torch.uint8:
+        encode_(held, state[scale_name(name)], value, signed=name not in NONNEGATIVE, key=key)
+    else:
+        as_real(held).copy_(value)
 
 
 def _trust(rule: Rule, p: Tensor, g: Tensor, state: State, group: Group, step: float) -> float:

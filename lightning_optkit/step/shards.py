@@ -55,10 +55,12 @@ def reduce_sum_(sums: Tensor, groups: Sequence[Any]) -> Tensor:
     return sums
 
 
-def why_not_on_shards(param: Tensor, group: Group, rule: Rule, clip: Clip | None) -> str | None:
+def why_not_on_shards(param: Tensor, group: Group, rule: Rule, clip: Clip | None, state_dtype: object) -> str | None:
     """What a step would need that the local part alone cannot tell, or None."""
     if not sharding_groups(param):
         return None
+    if state_dtype == "int8":
+        return "keep 8-bit state"
     if rule.trust is not None:
         return "set the rate by the norm"
     if clip is not None and math.isfinite(clip.bounds.max_tensor_norm):
