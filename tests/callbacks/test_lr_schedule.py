@@ -145,10 +145,10 @@ def test_a_group_that_is_added_later_has_its_own_base(fit, regression, recorder)
     def head_only(module):
         return torch.optim.SGD(module.net[2].parameters(), lr=LR)
 
-    fit(regression(head_only), quiet(linear()), Unfreeze(), recorder)
-    assert recorder.values("lr") == expected(linear())
-    later = [step[1]["lr"] for step in recorder.steps[0][2:]]
-    assert later == expected(linear(), range(2, RUN), base=0.7)
+    fit(regression(head_only), quiet(linear()), Unfreeze(), recorder, accumulate_grad_batches=1)
+    assert recorder.values("lr") == expected(linear(), range(12), 12)
+    later = [step[1]["lr"] for step in recorder.steps[0][4:]]
+    assert later == expected(linear(), range(4, 12), 12, base=0.7)
 
 
 def test_a_step_that_the_scaler_skips_counts(fit, regression, recorder):
@@ -352,10 +352,11 @@ def test_learning_rate_monitor_logs_the_rate_of_each_step(fit, regression, tmp_p
     for order in (1, -1):
         logger = CSVLogger(tmp_path / str(order))
         callbacks = [quiet(linear()), LearningRateMonitor()][::order]
-        fit(regression(lambda m: torch.optim.SGD(groups_of(m))), *callbacks, logger=logger, log_every_n_steps=1)
+        arguments = dict(logger=logger, log_every_n_steps=1, accumulate_grad_batches=1)
+        fit(regression(lambda m: torch.optim.SGD(groups_of(m))), *callbacks, **arguments)
         with open(logger.experiment.metrics_file_path) as file:
             logged = [float(row["lr-SGD/pg2"]) for row in csv.DictReader(file) if row["lr-SGD/pg2"]]
-        assert list(dict.fromkeys(logged)) == expected(linear(), base=0.3 * LR)
+        assert list(dict.fromkeys(logged)) == expected(linear(), range(12), 12, base=0.3 * LR)
 
 
 def test_the_finders_suggestion_is_the_base(fit, regression, recorder):
