@@ -80,6 +80,10 @@ class ScheduledCallback(Callback):
         if stage == "fit":
             self._clock.counted, self._fits, self._resumed_from = 0, True, repr(self.schedule)
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Lays the base values into the groups: a sharded checkpoint restores only entries that are there already.
+        self._targets(trainer, pl_module)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Not earlier: optimizers have their state back, and other callbacks have said what they fold in.
         if self._resumed_from != repr(self.schedule):
