@@ -28,6 +28,7 @@ from lightning_optkit.schedules import (
     cosine,
     exponential,
     inverse_time,
+    join,
     linear,
     piecewise_constant,
     warmup,
@@ -236,7 +237,12 @@ class Endless(IterableDataset):
 @pytest.mark.parametrize(
     ("schedule", "arguments", "message"),
     [
-        (cosine(), {}, r"the length of the run in steps is not known \(max_epochs=2, max_steps=-1\)"),
+        (
+            cosine(),
+            {},
+            r"the length of the run in steps is not known \(max_epochs=2, max_steps=-1\), and steps=1.0 is a "
+            r"fraction of the run; set Trainer\(max_steps=...\), or LRSchedule\(total=...\)\.$",
+        ),
         (
             warmup_cosine(0.1),
             {"epochs": -1},
@@ -275,6 +281,14 @@ def test_a_schedule_longer_than_the_run_raises_with_both_numbers(fit, regression
     )
     with pytest.raises(ValueError, match=sentence):
         fit(regression(sgd), quiet(cosine(steps=20)))
+
+
+def test_a_later_part_that_does_not_fit_raises_before_training(fit, regression, recorder):
+    with pytest.raises(
+        ValueError, match=r"the run has 6 optimizer steps, but cosine\(steps=5\): steps must not exceed"
+    ):
+        fit(regression(sgd), quiet(join(constant(), 2, cosine(steps=5))), recorder)
+    assert not recorder.steps
 
 
 def test_it_does_not_raise_under_fast_dev_run(fit, regression, recorder, printed):
