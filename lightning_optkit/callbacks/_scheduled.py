@@ -20,6 +20,8 @@ from lightning_optkit.schedules.schedule import check_schedule
 
 __all__ = ["ScheduledCallback", "Target"]
 
+_LOOKED_AT = 1_000  # points of the run, before it starts
+
 
 @dataclass(frozen=True)
 class Target:
@@ -80,6 +82,10 @@ class ScheduledCallback(Callback):
         if stage == "fit":
             self._clock.counted, self._fits, self._resumed_from = 0, True, repr(self.schedule)
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Lays the base values into the groups: a sharded checkpoint restores only entries that are there already.
+        self._targets(trainer, pl_module)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Not earlier: optimizers have their state back, and other callbacks have said what they fold in.
         if self._resumed_from != repr(self.schedule):
@@ -123,11 +129,17 @@ class ScheduledCallback(Callback):
             self._check_value(target.base * factor, position)
             target.write(target.base * factor)
 
+    def _positions(self) -> list[float]:
+        """Where to look before training starts."""
+        total = self._clock.total
+        return [0.0] if total is None else [total * part / _LOOKED_AT for part in range(_LOOKED_AT)]
+
     def _check_run(self, trainer: pl.Trainer) -> None:
         """Raises if the schedule needs a length that is unknown, or does not fit into the run."""
         total = self._clock.total
         try:
-            self.schedule(0, total)
+            for position in self._positions():  # parts that come later may not fit either
+                self.schedule(position, total)
         except ValueError as error:
             self._fits = False
             if trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -135,9 +147,10 @@ class ScheduledCallback(Callback):
                 return
             call = f"{self._owner}(schedule={self.schedule!r})"
             if total is None:
+                reason = str(error).split("because ")[-1].removesuffix(".")
                 raise ValueError(
                     f"{call}: the length of the run in {self._clock.interval}s is not known (max_epochs="
-                    f"{trainer.max_epochs}, max_steps={trainer.max_steps}), and {error.args[0].split('because ')[-1]}; "
+                    f"{trainer.max_epochs}, max_steps={trainer.max_steps}), and {reason}; "
                     f"set Trainer(max_steps=...), or {self._owner}(total=...)."
                 ) from None
             raise ValueError(f"{call}: the run has {self._clock.describe()}, but {error}") from None

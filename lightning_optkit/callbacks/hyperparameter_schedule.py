@@ -138,13 +138,12 @@ class HyperparameterSchedule(ScheduledCallback):
 
     def _check_run(self, trainer: pl.Trainer) -> None:
         super()._check_run(trainer)
-        total = self._clock.total
-        if self._fits and total is not None:
-            positions = {total * part // 1_000 for part in range(1_000)}
+        if self._fits:
             bases = {target.base for target in self._targets(trainer, trainer.lightning_module)}
-            for position in sorted(positions):
+            for position in self._positions():
+                factor = self.schedule(position, self._clock.total)
                 for base in bases:
-                    self._check_value(base * self.schedule(position, total), position)
+                    self._check_value(base * factor, position)
 
     def _check_value(self, value: float, position: float) -> None:
         interval = _range_of(self.name)
@@ -153,7 +152,7 @@ class HyperparameterSchedule(ScheduledCallback):
         except ValueError:
             raise ValueError(
                 f"HyperparameterSchedule(schedule={self.schedule!r}): {self.name} would be {value:g} at "
-                f"{self._clock.interval} {position}; it must be in {interval}."
+                f"{self._clock.interval} {position:g}; it must be in {interval}."
             ) from None
 
     def _undo(self) -> None:

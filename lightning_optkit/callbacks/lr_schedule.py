@@ -69,6 +69,7 @@ class LRSchedule(ScheduledCallback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         take_over_schedulers(self._owner, trainer, pl_module, self._replace_schedulers)
+        super().on_fit_start(trainer, pl_module)
 
     def _targets(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Target]:
         return group_targets(trainer.optimizers, "lr", None)

@@ -123,7 +123,7 @@ class PlateauSchedule(Callback):
             vars(judge).update(restored)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._judges and not self._at_epoch_end_now and not trainer.sanity_checking:
+        if self._judges and not self._at_epoch_end_now:  # no judges yet in the sanity check
             self._judge(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameter groups: who decays, at what rate each layer learns, and whatever else differs between parameters.
 
-Source: no decay on norms and biases: Goyal et al. 2017, arXiv:1706.02677, section 5.1, and Loshchilov & Hutter's users
-since; rates that fall from the head to the input: Howard & Ruder 2018 (ULMFiT), arXiv:1801.06146, section 3.2
-(discriminative fine-tuning), with one factor per layer as in Clark et al. 2020 (ELECTRA), arXiv:2003.10555, appendix A,
-and Bao et al. 2022 (BEiT), arXiv:2106.08254.
+Source: no decay on norms and biases: He et al. 2019 (Bag of Tricks), arXiv:1812.01187, section 3.1; rates that fall
+from the head to the input, by one factor per layer: Howard & Ruder 2018 (ULMFiT), arXiv:1801.06146, section 3.2
+(discriminative fine-tuning), in the form of Clark et al. 2020 (ELECTRA), arXiv:2003.10555, fine-tuning details.
+Differs from ELECTRA's code, as its authors say it should: the last block is one factor below the head, not two.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

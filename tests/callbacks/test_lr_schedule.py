@@ -28,6 +28,7 @@ from lightning_optkit.schedules import (
     cosine,
     exponential,
     inverse_time,
+    join,
     linear,
     piecewise_constant,
     warmup,
@@ -145,10 +146,10 @@ def test_a_group_that_is_added_later_has_its_own_base(fit, regression, recorder)
     def head_only(module):
         return torch.optim.SGD(module.net[2].parameters(), lr=LR)
 
-    fit(regression(head_only), quiet(linear()), Unfreeze(), recorder)
-    assert recorder.values("lr") == expected(linear())
-    later = [step[1]["lr"] for step in recorder.steps[0][2:]]
-    assert later == expected(linear(), range(2, RUN), base=0.7)
+    fit(regression(head_only), quiet(linear()), Unfreeze(), recorder, accumulate_grad_batches=1)
+    assert recorder.values("lr") == expected(linear(), range(12), 12)
+    later = [step[1]["lr"] for step in recorder.steps[0][4:]]
+    assert later == expected(linear(), range(4, 12), 12, base=0.7)
 
 
 def test_a_step_that_the_scaler_skips_counts(fit, regression, recorder):
@@ -236,7 +237,12 @@ class Endless(IterableDataset):
 @pytest.mark.parametrize(
     ("schedule", "arguments", "message"),
     [
-        (cosine(), {}, r"the length of the run in steps is not known \(max_epochs=2, max_steps=-1\)"),
+        (
+            cosine(),
+            {},
+            r"the length of the run in steps is not known \(max_epochs=2, max_steps=-1\), and steps=1.0 is a "
+            r"fraction of the run; set Trainer\(max_steps=...\), or LRSchedule\(total=...\)\.$",
+        ),
         (
             warmup_cosine(0.1),
             {"epochs": -1},
@@ -275,6 +281,14 @@ def test_a_schedule_longer_than_the_run_raises_with_both_numbers(fit, regression
     )
     with pytest.raises(ValueError, match=sentence):
         fit(regression(sgd), quiet(cosine(steps=20)))
+
+
+def test_a_later_part_that_does_not_fit_raises_before_training(fit, regression, recorder):
+    with pytest.raises(
+        ValueError, match=r"the run has 6 optimizer steps, but cosine\(steps=5\): steps must not exceed"
+    ):
+        fit(regression(sgd), quiet(join(constant(), 2, cosine(steps=5))), recorder)
+    assert not recorder.steps
 
 
 def test_it_does_not_raise_under_fast_dev_run(fit, regression, recorder, printed):
@@ -352,10 +366,11 @@ def test_learning_rate_monitor_logs_the_rate_of_each_step(fit, regression, tmp_p
     for order in (1, -1):
         logger = CSVLogger(tmp_path / str(order))
         callbacks = [quiet(linear()), LearningRateMonitor()][::order]
-        fit(regression(lambda m: torch.optim.SGD(groups_of(m))), *callbacks, logger=logger, log_every_n_steps=1)
+        arguments = dict(logger=logger, log_every_n_steps=1, accumulate_grad_batches=1)
+        fit(regression(lambda m: torch.optim.SGD(groups_of(m))), *callbacks, **arguments)
         with open(logger.experiment.metrics_file_path) as file:
             logged = [float(row["lr-SGD/pg2"]) for row in csv.DictReader(file) if row["lr-SGD/pg2"]]
-        assert list(dict.fromkeys(logged)) == expected(linear(), base=0.3 * LR)
+        assert list(dict.fromkeys(logged)) == expected(linear(), range(12), 12, base=0.3 * LR)
 
 
 def test_the_finders_suggestion_is_the_base(fit, regression, recorder):

@@ -94,6 +94,13 @@ def test_beside_fuse_in_either_order(fit, regression, order):
     assert all("cautious" not in group for group in optimizer.param_groups)
 
 
+def test_tensor_rates_are_not_shared(fit, regression):
+    rate = torch.tensor(LR)
+    module = regression(lambda m: torch.optim.AdamW(m.parameters(), lr=rate, foreach=False))
+    trainer = fit(module, ParameterGroups(verbose=False))
+    assert len({id(group["lr"]) for group in trainer.optimizers[0].param_groups} | {id(rate)}) == 3
+
+
 def test_the_optimizer_stays_the_same_object_and_is_split_before_it_has_state(fit, regression):
     made, sizes = [], []
 

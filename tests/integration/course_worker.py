@@ -10,8 +10,10 @@ import warnings
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_optkit.callbacks import Fuse, HyperparameterSchedule, LRSchedule, ParameterGroups, PlateauSchedule
@@ -111,11 +113,51 @@ def run(case, world_size=1):
     return trainer.global_rank, dict(weights=weights, state=state, seen=steps.seen)
 
 
+class Sharded(Regression):
+    """Its parameters are spread over the ranks (FSDP2)."""
+
+    def configure_model(self):
+        if not hasattr(self, "is_sharded"):
+            fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+            self.is_sharded = True
+
+
+def run_sharded(folder, ckpt_path=None):
+    """The case "samples" without Fuse; a sharded checkpoint per epoch."""
+    module = Sharded()
+    save = ModelCheckpoint(folder, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    strategy = ModelParallelStrategy(
+        data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo", save_distributed_checkpoint=True
+    )
+    trainer = pl.Trainer(
+        callbacks=[*CASES["samples"]()[:-1], save],
+        max_epochs=EPOCHS,
+        accumulate_grad_batches=2,
+        limit_val_batches=0,
+        accelerator="cpu",
+        devices=2,
+        strategy=strategy,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(module, ckpt_path=ckpt_path)
+    weights = {name: p.full_tensor().detach().clone() for name, p in module.named_parameters()}
+    groups = [{k: v for k, v in g.items() if k != "params"} for g in trainer.optimizers[0].param_groups]
+    return dict(weights=weights, groups=[(g["name"], g["lr"], g["initial_lr"], g["weight_decay"]) for g in groups])
+
+
 def main(folder, *cases):
     warnings.simplefilter("ignore")
     for case in cases:
         rank, result = run(case, world_size=2)
         torch.save(result, os.path.join(folder, f"{case} {rank}.pt"))
+
+    whole = run_sharded(os.path.join(folder, "whole"))
+    resumed = run_sharded(os.path.join(folder, "resumed"), os.path.join(folder, "whole", "epoch=0.ckpt"))
+    rank = torch.distributed.get_rank()
+    torch.save([whole, resumed], os.path.join(folder, f"sharded {rank}.pt"))
 
 
 if __name__ == "__main__":

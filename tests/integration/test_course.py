@@ -48,7 +48,9 @@ def ranks(tmp_path_factory):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    return {case: [torch.load(folder / f"{case} {rank}.pt") for rank in range(2)] for case in worker.CASES}
+    return {
+        case: [torch.load(folder / f"{case} {rank}.pt") for rank in range(2)] for case in (*worker.CASES, "sharded")
+    }
 
 
 @pytest.mark.parametrize("case", worker.CASES)
@@ -67,6 +69,15 @@ def test_two_processes_equal_one_with_the_same_global_batch(ranks, case):
     rates = [step[0][0] for step in seen]
     assert len(set(rates)) == 6
     torch.testing.assert_close(ranks[case][0], expected, rtol=0, atol=1e-6)
+
+
+def test_a_sharded_run_resumed_equals_one_uninterrupted(ranks):
+    for whole, resumed in ranks["sharded"]:
+        torch.testing.assert_close(resumed["weights"], whole["weights"], rtol=0, atol=0)
+        assert resumed["groups"] == whole["groups"]
+        names, rates, bases, _ = zip(*whole["groups"], strict=True)
+        assert names == ("layer0_decay", "layer0_no_decay", "layer1_decay", "layer1_no_decay")
+        assert bases == (0.01, 0.01, 0.02, 0.02) and rates == (0.0,) * 4
 
 
 # --- every adaptive rule ---
