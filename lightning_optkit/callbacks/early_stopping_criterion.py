@@ -135,7 +135,7 @@ class EarlyStoppingCriterion(Callback):
         if self.restore_best and self.errors[-1] == min(self.errors):
             self._best = self._validated
         self._validated = {}
-        reason = self._why_stop()
+        reason = self.why_stop()
         if reason is not None and not trainer.should_stop:
             trainer.should_stop = True
             self.stopped_at = len(self.errors)
@@ -168,7 +168,8 @@ class EarlyStoppingCriterion(Callback):
         self.errors.append(float(both[0]))
         self.training_errors.append(float(both[1]))
 
-    def _why_stop(self) -> str | None:
+    def why_stop(self) -> str | None:
+        """Why it would stop, judged by `errors` and `training_errors` as they are; None if it would not."""
         last = self.errors[-1]
         if not math.isfinite(last):
             return f"{self.monitor} is {last}"

@@ -93,7 +93,7 @@ class ElasticNet(Callback):
         for optimizer, index, entry, ours, _ in self._folded:
             optimizer.param_groups[index][entry] = ours  # a checkpoint may have brought another
         for optimizer, _, _ in self._own["l1"]:
-            refuse_folded_average("ElasticNet", optimizer, "give weights and biases groups of their own")
+            refuse_folded_average("ElasticNet", optimizer, "split the groups by ParameterGroups")
         if self._verbose:
             rank_zero_info(self.explain())
 

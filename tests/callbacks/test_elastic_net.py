@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_optkit import optimizers
 from lightning_optkit.averaging import EMA
-from lightning_optkit.callbacks import ElasticNet, Fuse, HyperparameterSchedule, WeightAveraging
+from lightning_optkit.callbacks import ElasticNet, Fuse, HyperparameterSchedule, ParameterGroups, WeightAveraging
 from lightning_optkit.schedules import linear
 
 L1, L2, LR = 0.2, 0.3, 0.1
@@ -219,3 +219,13 @@ def test_a_schedule_drives_what_is_folded_in(regression, fit, order, name):
     base = L1 if name == "l1" else L2
     assert [value for value, _ in seen] == pytest.approx([base * (1 - 0.5 * step / 6) for step in range(6)])
     assert {value for _, value in seen} == {0.0}
+
+
+def test_parameter_groups_let_it_fold_beside_an_average(regression, fit):
+    """The remedy that the error names."""
+    configure = one_group(torch.optim.AdamW, weight_decay=0.1)
+    net, module, expected = ElasticNet(l1=L1), regression(configure), regression(configure)
+    fit(module, Fuse(), ParameterGroups(), net, WeightAveraging(EMA(0.5)))
+    assert "2 of 2 parameters: l1 0.2 in the step" in net.explain()
+    fit(expected, ParameterGroups(), ElasticNet(l1=L1), WeightAveraging(EMA(0.5)))
+    assert_close(weights(module), weights(expected))
