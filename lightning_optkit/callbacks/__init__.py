@@ -20,6 +20,7 @@ from lightning_optkit.callbacks.preprocess import Preprocess
 from lightning_optkit.callbacks.r_drop import RDrop
 from lightning_optkit.callbacks.report import Report
 from lightning_optkit.callbacks.sam import SAM
+from lightning_optkit.callbacks.snapshot_ensemble import SnapshotEnsemble
 from lightning_optkit.callbacks.stochastic_depth import StochasticDepth
 from lightning_optkit.callbacks.weight_averaging import WeightAveraging
 
@@ -43,6 +44,7 @@ __all__ = [
     "Preprocess",
     "RDrop",
     "Report",
+    "SnapshotEnsemble",
     "StochasticDepth",
     "WeightAveraging",
 ]
