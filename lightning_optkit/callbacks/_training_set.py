@@ -128,7 +128,6 @@ def _share(loader: Any, rank: int, world_size: int) -> Iterable[Any]:
             timeout=loader.timeout,
             worker_init_fn=loader.worker_init_fn,
             multiprocessing_context=loader.multiprocessing_context,
-            generator=torch.Generator(),
         )
     if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
         return islice(loader, rank, None, world_size)

@@ -40,8 +40,8 @@ class Augment(Callback):
     smoothing it has. Floating targets (regression, soft targets) are mixed in the batch. If `training_step` computes
     its loss in another way from class indices, it raises.
 
-    The random numbers of batch t on rank r follow from `seed + r` and t alone: they do not touch the run's, and a
-    resumed run goes on with the next batch. List this callback after `Preprocess`.
+    The random numbers of training batch t on rank r follow from `seed + r` and t alone: they do not touch the run's,
+    and a resumed run goes on with those of its next batch. List this callback after `Preprocess`.
 
     Args:
         augmentations: Augmentations of `lightning_optkit.data`, or modules of one's own from inputs to inputs, applied
@@ -79,30 +79,15 @@ class Augment(Callback):
         self.targets, self._targets = targets, check_field("Augment", "targets", targets)
         self.seed = check_int("Augment", "seed", seed, minimum=0)
         self._generator = torch.Generator()
-        self._num_batches = 0
         self._batch_to_device: Callable[..., Any] | None = None
         self._mixture: _Mixture | None = None
         self._training = self._intercepts = False
-
-    @property
-    def state_key(self) -> str:
-        """Two of them, for two inputs, keep their own state."""
-        return self._generate_state_key(inputs=self.inputs, seed=self.seed)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Training batches so far: with the seed and the rank all there is to know."""
-        return {"batches": self._num_batches}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores it."""
-        self._num_batches = state_dict["batches"]
 
     # --- hooks, in the order Lightning calls them ---
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        self._num_batches = 0
         for module in self.augmentations.modules():
             if isinstance(module, Draws):
                 module.generator = self._generator  # one for all: none repeats the numbers of another
@@ -135,9 +120,9 @@ class Augment(Callback):
     def _augment(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> Any:
         self._mixture = None
         inputs = field_of("Augment", "inputs", batch, self._inputs)
-        draw = random.Random(f"{self.seed + trainer.global_rank} {self._num_batches}")
+        num_batches = trainer.fit_loop.epoch_loop.batch_progress.total.processed  # in every checkpoint
+        draw = random.Random(f"{self.seed + trainer.global_rank} {num_batches}")
         self._generator.manual_seed(draw.getrandbits(62))
-        self._num_batches += 1
         mixing = [module for module in self.augmentations if isinstance(module, Mixup | CutMix)]
         chosen = draw.choice(mixing) if mixing else None
         for module in self.augmentations:

@@ -5,6 +5,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -67,9 +68,9 @@ def loader(targets=LABELS, batch_size=2):
 def run(make_trainer):
     """run(module, *callbacks, targets, val, ckpt_path, **trainer): the Trainer after the fit."""
 
-    def run_(module, *callbacks, targets=LABELS, val=None, ckpt_path=None, batch_size=2, **kwargs):
+    def run_(module, *callbacks, targets=LABELS, val=None, ckpt_path=None, batch_size=2, train=None, **kwargs):
         trainer = make_trainer(*callbacks, **{"epochs": 1, "limit_val_batches": 1.0, **kwargs})
-        trainer.fit(module, loader(targets, batch_size), val, ckpt_path=ckpt_path)
+        trainer.fit(module, train or loader(targets, batch_size), val, ckpt_path=ckpt_path)
         return trainer
 
     return run_
@@ -248,6 +249,25 @@ def test_resumed_equals_uninterrupted(run, tmp_path, frozen):
     trainer, resumed = train(3, tmp_path / "one.ckpt")
     assert resumed == expected
     torch.load(tmp_path / "one.ckpt", weights_only=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*your dataloader is not resumable.*")
+@pytest.mark.parametrize("steps", [1, 3])
+def test_resumed_in_the_middle_of_an_epoch_with_exact_resume(run, tmp_path, frozen, steps):
+    exact = pytest.importorskip("lightning_optkit.callbacks.exact_resume")
+
+    def train(max_steps, ckpt_path=None):
+        torch.manual_seed(6 if ckpt_path is None else 7)
+        module = Classifier()
+        callbacks = [Preprocess(Standardize(feature_dim=1)), Augment([RandomErasing(), Mixup()]), exact.ExactResume()]
+        callbacks.append(ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=steps, save_top_k=-1))
+        shuffled = DataLoader(TensorDataset(IMAGES, LABELS), batch_size=2, shuffle=True)
+        arguments = dict(max_steps=max_steps, epochs=-1, ckpt_path=ckpt_path, enable_checkpointing=True)
+        run(module, *callbacks, train=shuffled, **arguments)
+        return frozen(module.net.state_dict())
+
+    expected = train(5)
+    assert train(5, tmp_path / f"step={steps}.ckpt") == expected
 
 
 def test_a_second_fit_of_the_same_callback_starts_anew(run):

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     IterableDataset,
+    RandomSampler,
     SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
@@ -198,6 +200,10 @@ SETS = {
     "stream": (lambda: DataLoader(Stream(), batch_size=3), ROWS[:7]),
     "list of batches": (lambda: [[ROWS[:2]], [ROWS[2:5]]], ROWS[:5]),
     "batch sampler": (lambda: DataLoader(TensorDataset(ROWS), batch_sampler=[[0, 1], [5]]), ROWS[[0, 1, 5]]),
+    "batch sampler over a part": (
+        lambda: DataLoader(TensorDataset(ROWS), batch_sampler=BatchSampler(SubsetRandomSampler(ONLY), 2, False)),
+        ROWS[ONLY],
+    ),
     "no batching": (lambda: DataLoader(TensorDataset(ROWS[:, None]), batch_size=None), ROWS),
 }
 
@@ -233,6 +239,13 @@ def test_a_sampler_that_draws_is_read_through_the_loader(run):
     torch.testing.assert_close(preprocess.transform[0].mean, ROWS[0].double())
 
 
+def test_a_sampler_that_repeats_rows_is_read_as_it_draws(run):
+    data = TensorDataset(ROWS, TARGETS)
+    preprocess = Preprocess(Standardize())
+    run(Seen(), [preprocess], train=DataLoader(data, sampler=RandomSampler(data, replacement=True, num_samples=23)))
+    assert preprocess.transform[0].stats["count"].tolist() == [23] * 4
+
+
 def test_loaders_side_by_side_are_each_read_once(run):
     module, preprocess = Seen(), Preprocess(Standardize(), field=["b", 0])
     module.training_step = lambda batch, batch_idx: module.net(batch["b"][0]).mean()
@@ -241,19 +254,23 @@ def test_loaders_side_by_side_are_each_read_once(run):
 
 
 @pytest.mark.parametrize("own_generator", [False, True])
-def test_fitting_does_not_touch_the_random_numbers_of_the_run(run, own_generator):
+@pytest.mark.parametrize("own_sampler", [False, True])
+def test_fitting_does_not_touch_the_random_numbers_of_the_run(run, own_generator, own_sampler):
+    data = TensorDataset(torch.arange(10.0)[:, None].expand(10, 4))
+    preprocess = Preprocess(Standardize())
+
     def train(*callbacks):
         torch.manual_seed(5)
-        kwargs = dict(generator=torch.Generator().manual_seed(1)) if own_generator else {}
+        generator = torch.Generator().manual_seed(1) if own_generator else None
+        sampler = RandomSampler(data, replacement=True, generator=generator) if own_sampler else None
+        kwargs = dict(sampler=sampler) if own_sampler else dict(shuffle=True, generator=generator)
         module = Seen()
-        run(
-            module, callbacks, train=loader(torch.arange(10.0)[:, None].expand(10, 4), shuffle=True, **kwargs), epochs=2
-        )
+        run(module, callbacks, train=DataLoader(data, batch_size=4, **kwargs), epochs=2)
         return inputs_of(module), torch.rand(3)
 
     plain, after = train()
-    module_order, after_too = train(Preprocess(MinMaxScale()))
-    assert torch.equal(plain, (module_order * 9).round()) and torch.equal(after, after_too)
+    transformed, after_too = train(preprocess)
+    assert torch.equal(plain, preprocess.inverse(transformed).round()) and torch.equal(after, after_too)
 
 
 def test_an_iterator_is_refused(run):
