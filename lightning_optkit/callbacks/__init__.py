@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """WHEN: one thin Lightning callback per strategy."""
 
+from lightning_optkit.callbacks.exact_resume import ExactResume
 from lightning_optkit.callbacks.fuse import Fuse
 from lightning_optkit.callbacks.report import Report
 from lightning_optkit.callbacks.weight_averaging import WeightAveraging
 
-__all__ = ["Fuse", "Report", "WeightAveraging"]
+__all__ = ["ExactResume", "Fuse", "Report", "WeightAveraging"]
