@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """WHEN: one thin Lightning callback per strategy."""
 
+from lightning_optkit.callbacks.batch_regime import BatchRegime
+from lightning_optkit.callbacks.exact_accumulation import ExactAccumulation
 from lightning_optkit.callbacks.exact_resume import ExactResume
 from lightning_optkit.callbacks.fuse import Fuse
 from lightning_optkit.callbacks.report import Report
 from lightning_optkit.callbacks.weight_averaging import WeightAveraging
 
-__all__ = ["ExactResume", "Fuse", "Report", "WeightAveraging"]
+__all__ = ["BatchRegime", "ExactAccumulation", "ExactResume", "Fuse", "Report", "WeightAveraging"]
