@@ -35,7 +35,7 @@ class ExactAccumulation(Callback):
 
     Example:
         >>> tokens = ExactAccumulation(weight=lambda batch: (batch["labels"] != -100).sum())
-        >>> trainer = pl.Trainer(callbacks=[tokens], accumulate_grad_batches=4, logger=False, enable_checkpointing=False)
+        >>> trainer = pl.Trainer(callbacks=[tokens], accumulate_grad_batches=4, logger=False)
     """
 
     def __init__(self, weight: Callable[[Any], float | Tensor] | None = None) -> None:
