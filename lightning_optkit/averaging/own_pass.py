@@ -37,7 +37,7 @@ def update_average_(optimizer: Optimizer, average: Average, step: int) -> None:
     moved: list[tuple[float, Tensor, Tensor]] = []
     for group in optimizer.param_groups:
         for param in group["params"]:
-            weighted = _prepare(optimizer, average, param)
+            weighted = _prepare(optimizer, average, param, group.get("average_decay", average.decay))
             if weighted is not None:
                 moved.append(weighted)
     for weight, members in groupby(moved, key=lambda item: item[0]):
@@ -48,7 +48,9 @@ def update_average_(optimizer: Optimizer, average: Average, step: int) -> None:
             torch._foreach_lerp_(averages, [p.to(a.dtype) for a, p in zip(averages, params, strict=True)], weight)
 
 
-def _prepare(optimizer: Optimizer, average: Average, param: Tensor) -> tuple[float, Tensor, Tensor] | None:
+def _prepare(
+    optimizer: Optimizer, average: Average, param: Tensor, decay: float
+) -> tuple[float, Tensor, Tensor] | None:
     """Weight of the parameter in its average, the average, the parameter; None for one that was never updated."""
     state = optimizer.state[param]
     if param.grad is None and average.state_name not in state:
@@ -62,7 +64,7 @@ def _prepare(optimizer: Optimizer, average: Average, param: Tensor) -> tuple[flo
     if num_averaged == 0:
         weight = 1.0
     else:
-        weight = 1.0 - average.decay if average.kind == 1 else 1.0 / (num_averaged + 1.0)
+        weight = 1.0 - decay if average.kind == 1 else 1.0 / (num_averaged + 1.0)
     return weight, state[average.state_name], param.detach()
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turns the optimizers of an unchanged LightningModule into one-pass optimizers for the length of a fit."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer
 
 from lightning_optkit._checks import check_one_of
+from lightning_optkit.callbacks._configured import optimizers_in
 from lightning_optkit.callbacks._overrides import override, restore
 from lightning_optkit.clipping import ClipNorm, ClipValue
 from lightning_optkit.optimizers.convert import from_torch_, to_torch_, why_not_convertible
@@ -112,7 +113,7 @@ class Fuse(Callback):
 
         def configure_optimizers() -> Any:
             configured = original()
-            for optimizer in _optimizers_in(configured):
+            for optimizer in optimizers_in(configured):
                 self._convert(optimizer)
             return configured
 
@@ -155,17 +156,6 @@ class Fuse(Callback):
         for optimizer in self._converted:
             to_torch_(optimizer)
         self._converted = []
-
-
-def _optimizers_in(configured: Any) -> Iterator[Optimizer]:
-    """The optimizers in whatever form `configure_optimizers` may return."""
-    if isinstance(configured, Optimizer):
-        yield configured
-    elif isinstance(configured, dict):
-        yield from _optimizers_in(configured.get("optimizer"))
-    elif isinstance(configured, list | tuple):
-        for item in configured:
-            yield from _optimizers_in(item)
 
 
 def _folded_clip(trainer: pl.Trainer) -> Clip:

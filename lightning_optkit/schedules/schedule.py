@@ -18,7 +18,7 @@ number (0.07 of 100 is 7, not 7.000000000000001). Inside `warmup` and `join`, "t
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import FrozenInstanceError
 from typing import Any, TypeAlias
 
 from lightning_optkit._checks import check_in
@@ -28,7 +28,6 @@ __all__ = ["Length", "Schedule", "check_length", "check_schedule", "require_tota
 Length: TypeAlias = int | float  # int: steps; float: fraction of the run, in (0, 1]
 
 
-@dataclass(frozen=True, eq=False, repr=False)
 class Schedule:
     """A factor as a function of progress; immutable, picklable, and printed as the call that made it.
 
@@ -48,9 +47,25 @@ class Schedule:
         0.25
     """
 
+    # Not a dataclass: jsonargparse, and so LightningCLI, takes no function that returns one for a class_path.
+    __slots__ = ("arguments", "formula", "name")
+
     name: str
     formula: Callable[..., float]
     arguments: tuple[tuple[str, Any], ...]
+
+    def __init__(self, name: str, formula: Callable[..., float], arguments: tuple[tuple[str, Any], ...]) -> None:
+        for attribute, value in (("name", name), ("formula", formula), ("arguments", arguments)):
+            object.__setattr__(self, attribute, value)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise FrozenInstanceError(f"cannot assign to field {name!r}")
+
+    def __delattr__(self, name: str) -> None:
+        raise FrozenInstanceError(f"cannot delete field {name!r}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Schedule, (self.name, self.formula, self.arguments)
 
     def __call__(self, step: float, total_steps: float | None = None) -> float:
         """Factor at `step`.

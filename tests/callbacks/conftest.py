@@ -116,3 +116,31 @@ def printed(caplog):
     yield lambda: "\n".join(record.getMessage() for record in caplog.records)
     rank_zero.log.setLevel(level)
     rank_zero.log.removeHandler(caplog.handler)
+
+
+class StepRecorder(pl.Callback):
+    """What each optimizer step saw: `steps[optimizer]` holds, per step that was taken, a copy of all group entries."""
+
+    def __init__(self):
+        self.steps = {}
+
+    def on_train_start(self, trainer, pl_module):
+        for place, optimizer in enumerate(trainer.optimizers):
+            optimizer.register_step_post_hook(lambda optimizer, *_, place=place: self.record(place, optimizer))
+
+    def record(self, place, optimizer):
+        copies = [
+            {k: v.item() if isinstance(v, torch.Tensor) else v for k, v in group.items() if k != "params"}
+            for group in optimizer.param_groups
+        ]
+        self.steps.setdefault(place, []).append(copies)
+
+    def values(self, key, group=0, optimizer=0):
+        """The entry of a group, step by step."""
+        return [step[group][key] for step in self.steps[optimizer]]
+
+
+@pytest.fixture
+def recorder():
+    """A StepRecorder, to be handed to `fit` among the callbacks."""
+    return StepRecorder()

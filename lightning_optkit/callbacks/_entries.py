@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Entries of parameter groups as things to schedule: each group keeps its own base value.
+
+The base value lies in the group as `initial_<name>`, as torch's schedulers keep `initial_lr`: so it is in every
+checkpoint, and a group that is added later brings its own.
+"""
+
+import re
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_optkit.callbacks._scheduled import Target
+
+__all__ = ["entry_names", "group_targets", "normalized"]
+
+_SHORT = {"beta1": "betas[0]", "beta2": "betas[1]", "beta3": "betas[2]"}
+
+
+def normalized(name: str) -> str:
+    """One spelling per entry: "beta1" is "betas[0]"."""
+    return _SHORT.get(name, name)
+
+
+def group_targets(optimizers: Iterable[Optimizer], name: str, base: float | None) -> list[Target]:
+    """The entry `name` of every group that has it.
+
+    Args:
+        optimizers: Whose groups to look through.
+        name: Normalized name, "lr" or "betas[0]".
+        base: Value at factor 1; None: each group's own.
+    """
+    key, index = _parsed(name)
+    several = sum(len(optimizer.param_groups) for optimizer in optimizers) > 1
+    targets = []
+    for place, optimizer in enumerate(optimizers):
+        for group_place, group in enumerate(optimizer.param_groups):
+            if _number(group, key, index) is None:
+                continue
+            label = (
+                f"{name}/{group.get('name', f'{type(optimizer).__name__} {place}.{group_place}')}" if several else name
+            )
+            own = base if base is not None else _base(group, name, key, index)
+            targets.append(Target(label, own, partial(_write, group, key, index)))
+    return targets
+
+
+def entry_names(optimizers: Iterable[Optimizer]) -> list[str]:
+    """Every entry that is a number, by the name that `group_targets` takes."""
+    names: dict[str, None] = {}
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        for key, value in group.items():
+            if key.startswith("initial_") or key in ("params", "rounding_seed"):
+                continue
+            if isinstance(value, tuple | list):
+                names |= {f"{key}[{i}]": None for i in range(len(value)) if _number(group, key, i) is not None}
+            elif _number(group, key, None) is not None:
+                names[key] = None
+    return list(names)
+
+
+def _parsed(name: str) -> tuple[str, int | None]:
+    match = re.fullmatch(r"(\w+)\[(\d+)\]", name)
+    return (match[1], int(match[2])) if match else (name, None)
+
+
+def _number(group: dict[str, Any], key: str, index: int | None) -> Any:
+    """The number at the place, or None if there is none."""
+    value = group.get(key)
+    if index is not None:
+        value = value[index] if isinstance(value, tuple | list) and index < len(value) else None
+    if isinstance(value, Tensor):
+        return value if value.numel() == 1 else None
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _base(group: dict[str, Any], name: str, key: str, index: int | None) -> float:
+    initial = f"initial_{name}"
+    if initial not in group:
+        group[initial] = float(_number(group, key, index))
+    return float(group[initial])
+
+
+def _write(group: dict[str, Any], key: str, index: int | None, value: float) -> None:
+    old = _number(group, key, index)
+    if isinstance(old, Tensor):
+        old.fill_(value)  # captured graphs hold on to the tensor
+    elif index is None:
+        group[key] = value
+    else:
+        group[key] = type(group[key])((*group[key][:index], value, *group[key][index + 1 :]))

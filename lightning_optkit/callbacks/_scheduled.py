@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What LRSchedule and HyperparameterSchedule share: at which moments a scheduled value is written.
+
+Not as an LRSchedulerConfig: Lightning hands the schedulers of a checkpoint out by their place in a list, steps none
+under manual optimization, and a scheduler keeps a counter that has to be restored. A value that is written as a pure
+function of the trainer's own progress needs no state, and grows with the run.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lightning_optkit.callbacks._clock import Clock, Interval
+from lightning_optkit.schedules import Schedule
+from lightning_optkit.schedules.schedule import check_schedule
+
+__all__ = ["ScheduledCallback", "Target"]
+
+_LOOKED_AT = 1_000  # points of the run, before it starts
+
+
+@dataclass(frozen=True)
+class Target:
+    """One value that a schedule drives.
+
+    Args:
+        label: What to call it.
+        base: Its value at factor 1.
+        write: Sets it.
+    """
+
+    label: str
+    base: float
+    write: Callable[[float], None]
+
+
+class ScheduledCallback(Callback):
+    """Writes `base * schedule(position, total)` before training and after each optimizer step."""
+
+    name: str
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        interval: Interval,
+        total: int | None,
+        count: Callable[[Any], int] | None,
+        verbose: bool,
+    ) -> None:
+        check_schedule(self._owner, "schedule", schedule)
+        self.schedule, self._verbose = schedule, verbose
+        self._clock = Clock(self._owner, interval, total, count)
+        self._fits, self._resumed_from = True, repr(schedule)
+        self.values: dict[str, float] = {}  # what was written last, by label
+
+    @property
+    def _owner(self) -> str:
+        return type(self).__name__
+
+    def _targets(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Target]:
+        """Looked up anew at each writing: groups are added, and replaced when a state dict is loaded."""
+        raise NotImplementedError
+
+    def _check_value(self, value: float, position: float) -> None:
+        """Raises for a value that its target does not take."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The schedule as it prints, and the samples or tokens so far."""
+        return {"schedule": repr(self.schedule), "counted": self._clock.counted}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the count."""
+        self._clock.counted, self._resumed_from = state_dict["counted"], state_dict["schedule"]
+
+    # --- hooks, in the order Lightning calls them ---
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._clock.counted, self._fits, self._resumed_from = 0, True, repr(self.schedule)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Lays the base values into the groups: a sharded checkpoint restores only entries that are there already.
+        self._targets(trainer, pl_module)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Not earlier: optimizers have their state back, and other callbacks have said what they fold in.
+        if self._resumed_from != repr(self.schedule):
+            rank_zero_warn(f"{self._owner}: resumed with {self.schedule!r} in place of {self._resumed_from}.")
+        self._clock.start(trainer, pl_module)
+        self._check_run(trainer)
+        self._write(trainer, pl_module)
+        if self._verbose and self._fits:
+            bases = sorted({f"{target.base:g}" for target in self._targets(trainer, pl_module)}, key=float)
+            what = bases[0] if len(bases) == 1 else f"{bases[0]} to {bases[-1]}"
+            over = "" if self._clock.total is None else f", over {self._clock.describe()}"
+            rank_zero_info(f"{self._owner}: {self.name} {what} times {self.schedule!r}{over}")
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._write(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._write(trainer, pl_module)  # groups that were added since
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._clock.add(trainer, pl_module, batch)
+        self._write(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._write(trainer, pl_module)
+
+    # --- what they do ---
+
+    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self._fits:
+            return
+        position = self._clock.position(trainer, pl_module)
+        factor = self.schedule(position, self._clock.total)
+        targets = self._targets(trainer, pl_module)
+        self.values = {target.label: target.base * factor for target in targets}
+        for target in targets:
+            self._check_value(target.base * factor, position)
+            target.write(target.base * factor)
+
+    def _positions(self) -> list[float]:
+        """Where to look before training starts."""
+        total = self._clock.total
+        return [0.0] if total is None else [total * part / _LOOKED_AT for part in range(_LOOKED_AT)]
+
+    def _check_run(self, trainer: pl.Trainer) -> None:
+        """Raises if the schedule needs a length that is unknown, or does not fit into the run."""
+        total = self._clock.total
+        try:
+            for position in self._positions():  # parts that come later may not fit either
+                self.schedule(position, total)
+        except ValueError as error:
+            self._fits = False
+            if trainer.fast_dev_run:  # type: ignore[attr-defined]
+                rank_zero_info(f"{self._owner}: not applied to these {self._clock.describe()} of fast_dev_run.")
+                return
+            call = f"{self._owner}(schedule={self.schedule!r})"
+            if total is None:
+                reason = str(error).split("because ")[-1].removesuffix(".")
+                raise ValueError(
+                    f"{call}: the length of the run in {self._clock.interval}s is not known (max_epochs="
+                    f"{trainer.max_epochs}, max_steps={trainer.max_steps}), and {reason}; "
+                    f"set Trainer(max_steps=...), or {self._owner}(total=...)."
+                ) from None
+            raise ValueError(f"{call}: the run has {self._clock.describe()}, but {error}") from None

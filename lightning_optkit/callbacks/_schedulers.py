@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Schedulers that configure_optimizers returned: a callback that schedules the same value stands beside none."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import StochasticWeightAveraging
+from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
+
+from lightning_optkit.callbacks._entries import group_targets
+
+__all__ = ["refuse_other_schedules", "take_over_schedulers"]
+
+
+def refuse_other_schedules(owner: str, trainer: pl.Trainer) -> None:
+    """Raises if a callback of Lightning schedules the learning rate."""
+    if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        raise ValueError(
+            f"{owner}(...): StochasticWeightAveraging sets the learning rate itself; remove one of the two."
+        )
+
+
+def take_over_schedulers(
+    owner: str, trainer: pl.Trainer, pl_module: pl.LightningModule, replace_schedulers: bool
+) -> None:
+    """Raises beside schedulers that configure_optimizers returned, or takes them out and their effect back."""
+    configs = trainer.strategy.lr_scheduler_configs
+    schedulers = [part for config in configs for part in _flat(config.scheduler)]
+    if not schedulers:
+        return
+    names = ", ".join(dict.fromkeys(type(scheduler).__name__ for scheduler in schedulers))
+    if not replace_schedulers:
+        raise ValueError(
+            f"{owner}(replace_schedulers=False): configure_optimizers returns {names}, and both would set the same "
+            f"learning rate; remove one, or say {owner}(replace_schedulers=True)."
+        )
+    if not pl_module.automatic_optimization:
+        raise ValueError(
+            f"{owner}(replace_schedulers=True): this module steps {names} itself (manual optimization); "
+            "remove it from configure_optimizers."
+        )
+    if any(isinstance(scheduler, OneCycleLR | CyclicLR) for scheduler in schedulers):
+        raise ValueError(
+            f"{owner}(replace_schedulers=True): {names} has overwritten the optimizer's own learning rate and momentum "
+            "when it was built; remove it from configure_optimizers."
+        )
+    configs.clear()
+    for target in group_targets(trainer.optimizers, "lr", None):
+        target.write(target.base)
+
+
+def _flat(scheduler: Any) -> Iterator[Any]:
+    yield scheduler
+    for part in getattr(scheduler, "_schedulers", ()):
+        yield from _flat(part)

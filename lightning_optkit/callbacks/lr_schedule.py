@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Any schedule on the learning rate of an unchanged LightningModule."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+
+from lightning_optkit.callbacks._clock import Interval
+from lightning_optkit.callbacks._entries import group_targets
+from lightning_optkit.callbacks._scheduled import ScheduledCallback, Target
+from lightning_optkit.callbacks._schedulers import refuse_other_schedules, take_over_schedulers
+from lightning_optkit.schedules import Schedule
+
+__all__ = ["LRSchedule"]
+
+
+class LRSchedule(ScheduledCallback):
+    """Multiplies the learning rate of every group of every optimizer by a schedule, counted in optimizer steps.
+
+    Each group keeps its own base value: the rate that it was made with, also one that is added during the run. It lies
+    in the group as `initial_lr`, torch's name. Rates that are tensors are filled in place. LearningRateMonitor logs
+    them as ever.
+
+    The length of the run is found when the fit starts, so it grows with `max_epochs` when a run is resumed. Of
+    `max_epochs` and `max_steps` the earlier end counts; `max_time` is not known in steps, so a run that is stopped by
+    it ends in the middle of the schedule. A step that a loss scaler skips counts, as in `trainer.global_step`: the
+    schedule ends with the run. Under manual optimization every batch counts as one step of each optimizer. With
+    `fast_dev_run` a schedule that does not fit into those few steps is left out.
+
+    Args:
+        schedule: The factor as a function of progress; a float length in it is a fraction of the run.
+        interval: Unit of the ints in it: "step", "epoch" (the factor changes between epochs, as Lightning's schedulers
+            of this interval), "fractional_epoch" (it changes with every step), "sample" or "token" (counted over all
+            ranks; costs one small reduction per step).
+        total: Length of the run in that unit, at least 1. Default: found by itself, but for tokens.
+        count: Samples or tokens of a batch. Default: its size; tokens have no default.
+        replace_schedulers: Remove what `configure_optimizers` returns instead of refusing to stand beside it.
+        verbose: Print schedule, length and base values when training starts.
+
+    Raises:
+        ValueError: for an argument out of range; when the fit starts, beside another schedule of the learning rate, and
+            if the schedule needs a length of the run that is not known, or is longer than the run.
+
+    Example:
+        >>> from lightning_optkit.schedules import warmup_cosine
+        >>> trainer = pl.Trainer(callbacks=[LRSchedule(warmup_cosine(warmup=0.05))], logger=False)
+    """
+
+    name = "lr"
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        interval: Interval = "step",
+        *,
+        total: int | None = None,
+        count: Callable[[Any], int] | None = None,
+        replace_schedulers: bool = False,
+        verbose: bool = True,
+    ) -> None:
+        super().__init__(schedule, interval, total, count, verbose)
+        self._replace_schedulers = replace_schedulers
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            refuse_other_schedules(self._owner, trainer)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        take_over_schedulers(self._owner, trainer, pl_module, self._replace_schedulers)
+        super().on_fit_start(trainer, pl_module)
+
+    def _targets(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Target]:
+        return group_targets(trainer.optimizers, "lr", None)

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parameter groups for the optimizers of an unchanged LightningModule."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_optkit.callbacks._configured import optimizers_in, schedulers_in
+from lightning_optkit.callbacks._overrides import override, restore
+from lightning_optkit.optimizers._group_rules import GroupRules, NoDecay
+from lightning_optkit.optimizers._regroup import regroup_
+from lightning_optkit.optimizers.groups import NO_DECAY, GroupTable
+
+__all__ = ["ParameterGroups"]
+
+
+class ParameterGroups(Callback):
+    """Splits the groups of whatever optimizer `configure_optimizers` returns, before it has any state.
+
+    The optimizer stays the same object, and a group keeps all its entries but those that are split: a user's own groups
+    are split further, rates by layer are relative to the rate of their group, and the schedulers that come with the
+    optimizer get their base values split alike. Works before and after `Fuse`, and on the flat, nameless group that
+    LightningCLI builds. A checkpoint has the groups that it was written with: resume it with the same callback.
+
+    Args:
+        weight_decay: Of the parameters that decay, in [0, inf). Default: that of their group.
+        no_decay: What does not decay: module classes, and any of "norm", "bias", "embedding", "vector", as in
+            `lightning_optkit.optimizers.parameter_groups`.
+        layer_decay: Ratio of the rates of a layer and the next one toward the output, in (0, 1].
+        layers: fnmatch patterns of names, from input to output. Default: found, as in `parameter_groups`.
+        overrides: Entries of a group by pattern of the parameter's name, as in `parameter_groups`.
+        verbose: Print the groups as a table when the fit starts.
+
+    Raises:
+        ValueError: for an argument out of range; when the optimizer is built, for a pattern that matches nothing or an
+            entry that the optimizer does not have.
+
+    Example:
+        >>> groups = ParameterGroups(weight_decay=0.05, layer_decay=0.75, overrides={"head.*": {"lr": 1e-3}})
+        >>> trainer = pl.Trainer(callbacks=[groups], logger=False)
+    """
+
+    def __init__(
+        self,
+        weight_decay: float | None = None,
+        *,
+        no_decay: NoDecay = NO_DECAY,
+        layer_decay: float | None = None,
+        layers: Sequence[str] | None = None,
+        overrides: Mapping[str, Mapping[str, Any]] | None = None,
+        verbose: bool = True,
+    ) -> None:
+        self._rules = GroupRules("ParameterGroups", weight_decay, no_decay, layer_decay, layers, overrides)
+        self._verbose = verbose
+        self._override: Callable[..., Any] | None = None
+        self._tables: list[GroupTable] = []
+
+    # --- hooks, in the order Lightning calls them ---
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        if any(isinstance(callback, ParameterGroups) and callback is not self for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            raise ValueError("ParameterGroups(...): given twice; one groups every optimizer.")
+        self._tables = []
+        original = pl_module.configure_optimizers
+
+        def configure_optimizers() -> Any:
+            configured = original()
+            for optimizer in optimizers_in(configured):
+                table = regroup_(optimizer, pl_module, self._rules, schedulers_in(configured))
+                self._tables += [table] if table is not None else []
+            return configured
+
+        self._override = configure_optimizers
+        override(pl_module, "configure_optimizers", configure_optimizers)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for table in self._tables if self._verbose else ():
+            rank_zero_info(f"ParameterGroups:\n{table}")
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._undo(pl_module)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._undo(pl_module)
+
+    # --- what they do ---
+
+    def _undo(self, pl_module: pl.LightningModule) -> None:
+        restore(pl_module, "configure_optimizers", self._override)
+        self._override, self._tables = None, []

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lowers the learning rate of an unchanged LightningModule when a metric stops improving.
+
+The judgement is `torch.optim.lr_scheduler.ReduceLROnPlateau`. Lightning's own way to step it asks once per epoch,
+whether or not there was a validation in it (a stale value then counts as one more bad epoch), and after the checkpoint
+of that epoch is written; here it is asked once per measurement, and before.
+"""
+
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from lightning_optkit._checks import check_in, check_int, check_one_of
+from lightning_optkit.callbacks._schedulers import refuse_other_schedules, take_over_schedulers
+
+__all__ = ["PlateauSchedule"]
+
+_STATE = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
+
+
+class PlateauSchedule(Callback):
+    """Multiplies the learning rate by `factor` after more than `patience` measurements without improvement.
+
+    Beside `LRSchedule` it lowers the base value that the schedule multiplies: a warm-up, then a plateau rule, is
+    `LRSchedule(warmup(constant(), 500))` with this. Under DDP the ranks use the mean of their metrics, so that they
+    decide alike.
+
+    Args:
+        monitor: Name of a logged metric.
+        mode: "min" if smaller is better, "max" if larger is.
+        factor: What the rate is multiplied by, in (0, 1).
+        patience: Measurements without improvement that are waited for, at least 0.
+        threshold: Least change that is an improvement, in [0, inf).
+        threshold_mode: "rel": relative to the best value; "abs": absolute.
+        cooldown: Measurements after a reduction that are not judged, at least 0.
+        min_lr: No rate is lowered below this, in [0, inf).
+        eps: A smaller reduction is not made, in [0, inf).
+        check_on_train_epoch_end: Measure at the end of each training epoch (for metrics of the training) instead of
+            after each validation. Default: so only in a run that validates nothing.
+        replace_schedulers: Remove what `configure_optimizers` returns instead of refusing to stand beside it.
+        verbose: Print each reduction.
+
+    Raises:
+        ValueError: for an argument out of range; in the fit, beside another schedule of the module, and if there is no
+            metric of this name when it is needed.
+
+    Example:
+        >>> trainer = pl.Trainer(callbacks=[PlateauSchedule("val_loss", patience=3)], logger=False)
+    """
+
+    def __init__(
+        self,
+        monitor: str,
+        mode: Literal["min", "max"] = "min",
+        factor: float = 0.1,
+        patience: int = 10,
+        threshold: float = 1e-4,
+        threshold_mode: Literal["rel", "abs"] = "rel",
+        cooldown: int = 0,
+        min_lr: float = 0.0,
+        eps: float = 1e-8,
+        *,
+        check_on_train_epoch_end: bool | None = None,
+        replace_schedulers: bool = False,
+        verbose: bool = True,
+    ) -> None:
+        check_one_of("PlateauSchedule", "mode", mode, ("min", "max"))
+        check_in("PlateauSchedule", "factor", factor, "(0, 1)")
+        check_int("PlateauSchedule", "patience", patience, minimum=0)
+        check_in("PlateauSchedule", "threshold", threshold, "[0, inf)")
+        check_one_of("PlateauSchedule", "threshold_mode", threshold_mode, ("rel", "abs"))
+        check_int("PlateauSchedule", "cooldown", cooldown, minimum=0)
+        check_in("PlateauSchedule", "min_lr", min_lr, "[0, inf)")
+        check_in("PlateauSchedule", "eps", eps, "[0, inf)")
+        self.monitor = monitor
+        self._arguments: dict[str, Any] = {
+            "mode": mode,
+            "factor": factor,
+            "patience": patience,
+            "threshold": threshold,
+            "threshold_mode": threshold_mode,
+            "cooldown": cooldown,
+            "min_lr": min_lr,
+            "eps": eps,
+        }
+        self._at_epoch_end, self._at_epoch_end_now = check_on_train_epoch_end, False
+        self._replace_schedulers, self._verbose = replace_schedulers, verbose
+        self._judges: list[ReduceLROnPlateau] = []
+        self._restored: list[dict[str, Any]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was judged so far, for each optimizer."""
+        return {"judges": [{name: getattr(judge, name) for name in _STATE} for judge in self._judges]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores it."""
+        self._restored = state_dict["judges"]
+
+    # --- hooks, in the order Lightning calls them ---
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        self._judges, self._restored = [], []
+        refuse_other_schedules("PlateauSchedule", trainer)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        take_over_schedulers("PlateauSchedule", trainer, pl_module, self._replace_schedulers)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._at_epoch_end_now = not trainer.enable_validation if self._at_epoch_end is None else self._at_epoch_end
+        if not self._at_epoch_end_now and not trainer.enable_validation:
+            raise ValueError(
+                "PlateauSchedule(check_on_train_epoch_end=False): this run validates nothing; give it validation data "
+                "and a validation_step, or monitor a metric of the training with check_on_train_epoch_end=True."
+            )
+        self._judges = [ReduceLROnPlateau(optimizer, **self._arguments) for optimizer in trainer.optimizers]
+        for judge, restored in zip(self._judges, self._restored, strict=False):
+            vars(judge).update(restored)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._judges and not self._at_epoch_end_now:  # no judges yet in the sanity check
+            self._judge(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._at_epoch_end_now:
+            self._judge(trainer)
+
+    # --- what they do ---
+
+    def _judge(self, trainer: pl.Trainer) -> None:
+        value = self._measured(trainer)
+        for judge in self._judges:
+            groups = judge.optimizer.param_groups
+            before = [float(group["lr"]) for group in groups]
+            judge.step(value)
+            for group, old in zip(groups, before, strict=True):
+                new = float(group["lr"])
+                if new == old:
+                    continue
+                if "initial_lr" in group:  # what LRSchedule multiplies
+                    group["initial_lr"] = float(group["initial_lr"]) * new / old
+                if self._verbose:
+                    name = group.get("name", type(judge.optimizer).__name__)
+                    rank_zero_info(
+                        f"PlateauSchedule: {self.monitor} is {value:g}; lr of {name} from {old:g} to {new:g}"
+                    )
+
+    def _measured(self, trainer: pl.Trainer) -> float:
+        metric = trainer.callback_metrics.get(self.monitor)
+        if metric is None:
+            known = ", ".join(sorted(trainer.callback_metrics)) or "none"
+            novalidation = "" if trainer.enable_validation else " this run validates nothing;"
+            raise ValueError(
+                f"PlateauSchedule(monitor={self.monitor!r}): no metric of this name was logged;{novalidation} "
+                f"the metrics are: {known}."
+            )
+        if trainer.world_size == 1:
+            return float(metric)
+        here = torch.as_tensor(metric, device=trainer.strategy.root_device, dtype=torch.float32)
+        return float(trainer.strategy.reduce(here, reduce_op="mean"))

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a parameter group is decided by: decay by module type, rate by depth, and whatever a pattern says of a name."""
+
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from torch import Tensor, nn
+
+from lightning_optkit._checks import check_in
+from lightning_optkit.optimizers._depth import depths
+
+__all__ = ["GroupRules", "Membership", "NoDecay", "gathered", "named_apart"]
+
+NoDecay: TypeAlias = Sequence[type[nn.Module] | Literal["norm", "bias", "embedding", "vector"]]
+
+_KINDS = ("norm", "bias", "embedding", "vector")
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+_WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")
+
+
+@dataclass(frozen=True)
+class Membership:
+    """Which group a parameter belongs to.
+
+    Args:
+        decays: Whether weight decay acts on it.
+        depth: Its layer, or None without a decay by layer.
+        scale: Factor of its learning rate.
+        entries: What patterns said, as sorted (name, value) pairs.
+        label: Those patterns in words.
+    """
+
+    decays: bool
+    depth: int | None
+    scale: float
+    entries: tuple[tuple[str, Any], ...]
+    label: str
+
+    def name(self, width: int, says_decay: bool = True) -> str:
+        """Name of the group: label, layer, decay."""
+        layer = "" if self.depth is None else f"layer{self.depth:0{width}d}"
+        decay = ("decay" if self.decays else "no_decay") if says_decay else ""
+        return "_".join(filter(None, (self.label, layer, decay))) or "all"
+
+
+class GroupRules:
+    """The arguments of `parameter_groups`, checked.
+
+    Args:
+        owner: Function or callback to name in messages.
+        weight_decay: As there.
+        no_decay: As there.
+        layer_decay: As there.
+        layers: As there.
+        overrides: As there.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        weight_decay: float | None,
+        no_decay: NoDecay,
+        layer_decay: float | None,
+        layers: Sequence[str] | None,
+        overrides: Mapping[str, Mapping[str, Any]] | None,
+    ) -> None:
+        if weight_decay is not None:
+            check_in(owner, "weight_decay", weight_decay, "[0, inf)")
+        if layer_decay is not None:
+            check_in(owner, "layer_decay", layer_decay, "(0, 1]")
+        for kind in [no_decay] if isinstance(no_decay, str) else no_decay:
+            is_type = isinstance(kind, type) and issubclass(kind, nn.Module)
+            if isinstance(no_decay, str) or not (kind in _KINDS or is_type):
+                raise ValueError(
+                    f"{owner}(no_decay={no_decay!r}): no_decay must be a list of module classes and of "
+                    f"{', '.join(map(repr, _KINDS))}."
+                )
+        if layers is not None and layer_decay is None:
+            raise ValueError(f"{owner}(layers={list(layers)!r}): layers needs layer_decay.")
+        for pattern, entries in (overrides or {}).items():
+            for name in ("lr", "weight_decay"):
+                if name in entries:
+                    check_in(owner, f"overrides[{pattern!r}][{name!r}]", entries[name], "[0, inf)")
+        self.owner, self.weight_decay, self.layer_decay = owner, weight_decay, layer_decay
+        self.kinds = tuple(kind for kind in no_decay if isinstance(kind, str))
+        self.types = tuple(kind for kind in no_decay if not isinstance(kind, str))
+        self.layers = None if layers is None else tuple(layers)
+        self.overrides = {pattern: dict(entries) for pattern, entries in (overrides or {}).items()}
+
+    def __repr__(self) -> str:
+        return repr((self.weight_decay, self.kinds, self.types, self.layer_decay, self.layers, self.overrides))
+
+    def memberships(self, model: nn.Module) -> tuple[dict[Tensor, Membership], dict[Tensor, str], int]:
+        """Membership and name of each parameter, once, and the digits of a layer's number.
+
+        Raises:
+            ValueError: if a pattern matches nothing.
+        """
+        names: dict[Tensor, str] = {}
+        places: dict[Tensor, list[tuple[nn.Module, str]]] = {}
+        for prefix, module in model.named_modules(remove_duplicate=False):
+            for own, param in module.named_parameters(recurse=False, remove_duplicate=False):
+                names.setdefault(param, _WRAPPERS.sub("", f"{prefix}.{own}" if prefix else own))
+                places.setdefault(param, []).append((module, own))
+        found, num_layers = ({}, 1) if self.layer_decay is None else depths(model, names, self.layers)
+        matched: set[str] = set()
+        result = {param: self._membership(param, names, places, found, num_layers, matched) for param in names}
+        for pattern in self.overrides:
+            if pattern not in matched:
+                raise ValueError(
+                    f"{self.owner}(overrides={{{pattern!r}: ...}}): the pattern matches no parameter; "
+                    f"names are such as {', '.join(list(names.values())[:3])}."
+                )
+        return result, names, len(str(max(num_layers - 1, 0)))
+
+    def _membership(
+        self,
+        param: Tensor,
+        names: dict[Tensor, str],
+        places: dict[Tensor, list[tuple[nn.Module, str]]],
+        found: dict[Tensor, int],
+        num_layers: int,
+        matched: set[str],
+    ) -> Membership:
+        entries: dict[str, Any] = {}
+        labels: list[str] = []
+        for pattern, given in self.overrides.items():
+            if _matches(pattern, names[param]):
+                matched.add(pattern)
+                entries |= given
+                labels.append(str(given.get("name", re.sub(r"[^\w.]+", "", pattern).strip("."))))
+        entries.pop("name", None)
+        depth = found.get(param)
+        scale = 1.0 if depth is None or self.layer_decay is None else self.layer_decay ** (num_layers - 1 - depth)
+        decays = not any(self._exempts(module, own, param) for module, own in places[param])
+        return Membership(decays, depth, scale, tuple(sorted(entries.items())), "_".join(filter(None, labels)))
+
+    def _exempts(self, module: nn.Module, own: str, param: Tensor) -> bool:
+        is_bias = own == "bias" or own.endswith("_bias") or own.startswith(("bias_ih_l", "bias_hh_l"))
+        return (
+            isinstance(module, self.types)
+            or ("norm" in self.kinds and _is_norm(module))
+            or ("bias" in self.kinds and is_bias)
+            or ("embedding" in self.kinds and isinstance(module, _EMBEDDINGS))
+            or ("vector" in self.kinds and param.ndim < 2)
+        )
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Of torch, or of another library: LlamaRMSNorm, LayerNorm2d."""
+    return isinstance(module, _NORMS) or re.search(r"Norm(\dd)?$", type(module).__name__) is not None
+
+
+def _matches(pattern: str, name: str) -> bool:
+    if pattern.startswith("re:"):
+        return re.search(pattern[3:], name) is not None
+    return fnmatch.fnmatchcase(name, pattern)
+
+
+def gathered(
+    memberships: Mapping[Tensor, Membership], params: Iterable[Tensor]
+) -> list[tuple[Membership, list[Tensor]]]:
+    """Parameters by membership, from input to output, those that decay first."""
+    groups: dict[str, tuple[Membership, list[Tensor]]] = {}
+    for param in params:
+        membership = memberships[param]
+        groups.setdefault(repr(membership), (membership, []))[1].append(param)  # entries need not be hashable
+    return sorted(groups.values(), key=lambda item: (item[0].depth or 0, not item[0].decays))
+
+
+def named_apart(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Numbers names that are equal: LearningRateMonitor refuses them."""
+    seen: dict[str, int] = {}
+    for group in groups:
+        count = seen[group["name"]] = seen.get(group["name"], 0) + 1
+        if count > 1:
+            group["name"] = f"{group['name']}_{count}"
+    return groups
