@@ -3,9 +3,12 @@
 
 from lightning_optkit.callbacks.activation_regularization import ActivationRegularization
 from lightning_optkit.callbacks.augment import Augment
+from lightning_optkit.callbacks.batch_regime import BatchRegime
 from lightning_optkit.callbacks.dropout_schedule import DropoutSchedule
 from lightning_optkit.callbacks.early_stopping_criterion import EarlyStoppingCriterion
 from lightning_optkit.callbacks.elastic_net import ElasticNet
+from lightning_optkit.callbacks.exact_accumulation import ExactAccumulation
+from lightning_optkit.callbacks.exact_resume import ExactResume
 from lightning_optkit.callbacks.fuse import Fuse
 from lightning_optkit.callbacks.gradient_clipping import GradientClipping
 from lightning_optkit.callbacks.gradient_noise import GradientNoise
@@ -28,9 +31,12 @@ __all__ = [
     "SAM",
     "ActivationRegularization",
     "Augment",
+    "BatchRegime",
     "DropoutSchedule",
     "EarlyStoppingCriterion",
     "ElasticNet",
+    "ExactAccumulation",
+    "ExactResume",
     "Fuse",
     "GradientClipping",
     "GradientNoise",

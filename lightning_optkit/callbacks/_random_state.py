@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The random generators that a training run draws from, as tensors and plain types."""
+
+import random
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["get_random_state", "set_random_state"]
+
+
+def get_random_state(loaders: Iterable[object], device: torch.device) -> dict[str, Any]:
+    """The states of Python, NumPy, torch on CPU, torch on `device` if it is CUDA, and of loaders."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": (version, torch.tensor(words, dtype=torch.int64), gauss),
+        "numpy": (name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "loaders": [generator.get_state() for generator in own_generators(loaders)],
+    }
+
+
+def set_random_state(state: dict[str, Any], loaders: Iterable[object], device: torch.device) -> None:
+    """Sets what `get_random_state` returned."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words.tolist()), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"].cpu())
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+    for generator, saved in zip(own_generators(loaders), state["loaders"], strict=True):
+        generator.set_state(saved.cpu())
+
+
+def own_generators(loaders: Iterable[object]) -> Iterator[torch.Generator]:
+    """Each generator once: a DataLoader hands its own to the sampler it makes."""
+    seen = set()
+    for loader in loaders:
+        sampler, batches = getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
+        for owner in (loader, sampler, batches, getattr(batches, "sampler", None)):
+            generator = getattr(owner, "generator", None)
+            if isinstance(generator, torch.Generator) and id(generator) not in seen:
+                seen.add(id(generator))
+                yield generator

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batch, stochastic or mini-batch gradient descent, on an unchanged module and its own loader."""
+
+from typing import Literal
+
+import lightning.pytorch as pl
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+
+from lightning_optkit._checks import check_int
+from lightning_optkit.callbacks.exact_accumulation import ExactAccumulation
+
+__all__ = ["BatchRegime"]
+
+WHOLE_EPOCH = 2**20  # batches; a power of two, so that multiplying and dividing by it changes no bit
+
+
+class BatchRegime(ExactAccumulation):
+    """How many samples a step sees: all, one, or `regime`.
+
+    "full" takes one step an epoch, with the gradient of the mean over all samples: the loader's batches only bound the
+    memory, and an uneven last one has its due weight. "single" and a number change the loader's batch size for the
+    length of the fit; under DDP it is that of each process. Batches are weighted as `ExactAccumulation` does.
+
+    Args:
+        regime: "full" (batch gradient descent), "single" (stochastic gradient descent) or the batch size.
+
+    Raises:
+        ValueError: if it is another string or below 1; at the start of a fit if "full" meets
+            `Trainer(accumulate_grad_batches)`, or if the loader's batch size cannot be changed.
+
+    Source: Qiu, Neural Networks and Deep Learning, section 7.2.1.
+
+    Example:
+        >>> trainer = pl.Trainer(callbacks=[BatchRegime("full")], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(self, regime: Literal["full", "single"] | int) -> None:
+        super().__init__()
+        if isinstance(regime, str):
+            if regime not in ("full", "single"):
+                raise ValueError(f'BatchRegime(regime={regime!r}): regime must be "full", "single" or an integer >= 1.')
+        else:
+            check_int("BatchRegime", "regime", regime, minimum=1)
+        self.regime = regime
+        self._accumulated: int | None = None
+        self._sizes: list[tuple[DataLoader[object], int]] = []
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        if self.regime == "full" and trainer.accumulate_grad_batches != 1:
+            raise ValueError(
+                f'BatchRegime("full") and Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches}): '
+                "both say when to step; give one."
+            )
+        super().setup(trainer, pl_module, stage)
+        if self.regime == "full":
+            self._accumulated, trainer.accumulate_grad_batches = trainer.accumulate_grad_batches, WHOLE_EPOCH
+            return
+        size = 1 if self.regime == "single" else int(self.regime)
+        source = trainer.fit_loop._data_source
+        request = type(source).dataloader
+
+        def dataloader() -> object:
+            loader = request(source)
+            self._resize(loader, size)
+            return loader
+
+        # Before Lightning puts in its distributed sampler, counts the batches and begins to prefetch.
+        source.__dict__["dataloader"] = dataloader
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.regime == "full" and WHOLE_EPOCH < trainer.num_training_batches < float("inf"):
+            raise ValueError(f'BatchRegime("full"): an epoch may have at most {WHOLE_EPOCH} batches.')
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
+        self._undo(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        self._undo(trainer)
+
+    def _undo(self, trainer: pl.Trainer) -> None:
+        if self._accumulated is not None:
+            trainer.accumulate_grad_batches, self._accumulated = self._accumulated, None
+        trainer.fit_loop._data_source.__dict__.pop("dataloader", None)
+        while self._sizes:
+            loader, size = self._sizes.pop()
+            set_batch_size(loader, size)
+
+    def _resize(self, loader: object, size: int) -> None:
+        if not isinstance(loader, DataLoader):
+            unchangeable: object = loader
+        elif isinstance(loader.dataset, IterableDataset):
+            unchangeable = loader.dataset
+        elif type(loader.batch_sampler) is not BatchSampler:
+            unchangeable = loader.batch_sampler
+        else:
+            unchangeable = None
+        if unchangeable is not None:
+            kind = type(unchangeable).__name__
+            raise ValueError(
+                f"BatchRegime(regime={self.regime!r}): the batch size of {kind} cannot be changed from outside; "
+                f"give a DataLoader over a map-style dataset with batch_size={size} and without a batch_sampler."
+            )
+        assert isinstance(loader, DataLoader) and isinstance(loader.batch_sampler, BatchSampler)
+        self._sizes.append((loader, loader.batch_sampler.batch_size))
+        set_batch_size(loader, size)
+
+
+def set_batch_size(loader: DataLoader[object], size: int) -> None:
+    """Changes a loader in place, and what Lightning would make it anew from."""
+    assert isinstance(loader.batch_sampler, BatchSampler)
+    loader.batch_sampler.batch_size = size
+    loader.__dict__["batch_size"] = size  # DataLoader itself refuses the assignment, not knowing its sampler's part
+    saved = loader.__dict__
+    if "__pl_saved_kwargs" in saved:
+        names = saved["__pl_saved_arg_names"]
+        if "batch_size" in names:
+            args = list(saved["__pl_saved_args"])
+            args[names.index("batch_size")] = size
+            saved["__pl_saved_args"] = tuple(args)
+        else:
+            saved["__pl_saved_kwargs"] = {**saved["__pl_saved_kwargs"], "batch_size": size}

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Accumulated gradients that are the gradient of one big batch, whatever the sizes of its parts."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.data import extract_batch_size
+from torch import Tensor
+
+from lightning_optkit.callbacks._overrides import override, restore
+
+__all__ = ["ExactAccumulation"]
+
+
+class ExactAccumulation(Callback):
+    """Weights every batch of an accumulation window by what it holds, over all processes.
+
+    Lightning divides each loss by `accumulate_grad_batches`, also in a last window of fewer batches, and counts a small
+    batch like a large one. With this callback the step sees the gradient of the mean over all samples (or tokens) of
+    the window, for losses that are means over their batch. Under DDP the mean is over the samples of all processes.
+
+    The `loss` that `on_train_batch_end` receives carries the batch's weight.
+
+    Args:
+        weight: Counts what the loss of a batch is a mean over, e.g. the tokens that are not padding; batch -> number.
+            None counts samples.
+
+    Raises:
+        TypeError: if `weight` is neither None nor callable.
+        ValueError: at the start of a fit, with manual optimization or a strategy that accumulates by itself, or beside
+            another callback that weights the batches.
+
+    Example:
+        >>> tokens = ExactAccumulation(weight=lambda batch: (batch["labels"] != -100).sum())
+        >>> trainer = pl.Trainer(callbacks=[tokens], accumulate_grad_batches=4, logger=False)
+    """
+
+    def __init__(self, weight: Callable[[Any], float | Tensor] | None = None) -> None:
+        if weight is not None and not callable(weight):
+            raise TypeError(
+                f"{type(self).__name__}(weight={weight!r}): weight must be a function of the batch or None."
+            )
+        self.weight = weight
+        self._training_step: Callable[..., Any] | None = None
+        self._reference: float | None = None  # keeps the weighted losses near the losses: the first weight of the run
+        self._window: dict[int, Tensor] = {}  # weights by batch; a closure called twice counts once
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"reference": self._reference, "window": {index: float(w) for index, w in self._window.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._reference = state_dict["reference"]
+        self._window = {index: torch.tensor(w, dtype=torch.float64) for index, w in state_dict["window"].items()}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        name = type(self).__name__
+        if not pl_module.automatic_optimization:
+            raise ValueError(f"{name}(...): with manual optimization the module divides its losses itself.")
+        if trainer.strategy.handles_gradient_accumulation:
+            raise ValueError(f"{name}(...): {type(trainer.strategy).__name__} accumulates gradients by itself.")
+        for other in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(other, ExactAccumulation) and other is not self:
+                raise ValueError(f"{name}(...) and {type(other).__name__}(...): both weight the batches; give one.")
+        self._reference, self._window = None, {}
+        user_step = pl_module.training_step
+
+        def training_step(*args: Any, **kwargs: Any) -> Any:
+            output = user_step(*args, **kwargs)
+            batch = args[0] if args else next(iter(kwargs.values()))
+            return self._weighted(trainer, output, batch)
+
+        # Lightning passes batch_idx only to a step whose signature has it.
+        training_step.__wrapped__ = user_step  # type: ignore[attr-defined]
+        self._training_step = training_step
+        override(pl_module, "training_step", training_step)
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Before unscaling, clipping and every on_before_optimizer_step: they see the gradient of the mean.
+        if trainer.fit_loop._should_accumulate() or not self._window:
+            return
+        assert self._reference is not None
+        total = torch.stack([weight.to(pl_module.device) for weight in self._window.values()]).sum()
+        if trainer.world_size > 1:
+            torch.distributed.all_reduce(total)
+        # DDP has averaged over the processes. A window of weight 0 has no gradient.
+        factor = torch.where(total > 0, self._reference * trainer.world_size / total, torch.zeros_like(total))
+        grads = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        if grads:
+            torch._foreach_mul_(grads, factor)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        restore(pl_module, "training_step", self._training_step)
+        self._training_step = None
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        restore(pl_module, "training_step", self._training_step)
+        self._training_step = None
+
+    def _weighted(self, trainer: pl.Trainer, output: Any, batch: Any) -> Any:
+        loss = output.get("loss") if isinstance(output, Mapping) else output
+        index = trainer.fit_loop.batch_idx % trainer.accumulate_grad_batches
+        if index == 0:
+            self._window = {}
+        if loss is None:
+            return output
+        counted = extract_batch_size(batch) if self.weight is None else self.weight(batch)
+        weight = torch.as_tensor(counted, dtype=torch.float64, device=loss.device)
+        self._window[index] = weight
+        if self._reference is None:
+            first = weight.clone()
+            if trainer.world_size > 1:
+                torch.distributed.all_reduce(first)
+            self._reference = float(first) / trainer.world_size or 1.0
+        # Lightning divides by accumulate_grad_batches. In fp32: a half-precision loss would overflow.
+        scale = weight / self._reference * trainer.accumulate_grad_batches
+        wide = loss if loss.dtype == torch.float64 else loss.float()
+        weighted = wide * scale.to(wide.dtype)
+        return {**output, "loss": weighted} if isinstance(output, Mapping) else weighted

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A resumed run goes on with the batches and the random numbers of the run that was never stopped."""
+
+import time
+from functools import partial
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.data import _set_sampler_epoch
+from lightning.fabric.utilities.types import _Stateful
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loops.fetchers import _DataFetcher
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+
+from lightning_optkit.callbacks._random_state import get_random_state, set_random_state
+
+__all__ = ["ExactResume"]
+
+SECONDS_BETWEEN_MESSAGES = 1.0
+
+
+class ExactResume(Callback):
+    """Makes `fit(ckpt_path=...)` bit-identical to the run that was not interrupted.
+
+    Lightning saves no random state, and after a checkpoint in the middle of an epoch it begins the loader anew, so that
+    the first batches are seen twice and the last ones never. This saves the generators of Python, NumPy, torch and the
+    loaders, per process, and on resuming draws the epoch's order again and skips the batches already seen.
+
+    Exact: checkpoints at any batch end, validation end or epoch end; any `num_workers`; shuffling; several loaders;
+    iterable datasets that yield the same again when iterated again. Skipped batches are loaded, as only this leaves
+    datasets and workers as they were; it says so if it takes long. Loaders with `state_dict` are left to themselves.
+
+    In the middle of an accumulation window the gradients gathered so far are saved as well, in one process. In several
+    each has its own, which are not saved: choose checkpoints at a step's end.
+
+    Validation draws from a copy of the random state, so that the training does not depend on whether it ran: Lightning
+    leaves it out on resuming from a checkpoint written at the end of the batch before it.
+
+    After a checkpoint written at the end of an epoch's last batch Lightning calls neither `on_train_epoch_end` nor the
+    next `on_train_epoch_start`; random numbers drawn in them are missed, and
+    without a length it also counts an epoch too many. Use one written in `on_train_epoch_end`.
+
+    Not exact, and warned of: another number of processes; random numbers drawn inside `persistent_workers` after
+    their first epoch, because no one can read the state of those processes.
+
+    Example:
+        >>> trainer = pl.Trainer(callbacks=[ExactResume()], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(self) -> None:
+        self._trainer: pl.Trainer | None = None
+        self._epoch: dict[str, Any] = {}  # the states before iter() and before the fetches that need one
+        self._outer: dict[str, Any] | None = None  # the training's random state while a validation runs
+        self._before_batch: dict[str, Any] | None = None
+        self._resume: dict[str, Any] | None = None
+        self._recording = False
+        self._fetches = 0  # of the running epoch
+        self._cycles: list[tuple[int, int]] = []  # per loader: its iterator and how far that has come
+        self._cycled: set[int] = set()  # the fetches in which a loader began anew
+
+    # --- state ---
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._trainer is None or self._fetcher is None:
+            return {}
+        self._note_new_cycle()
+        progress: Any = self._trainer.fit_loop.epoch_loop.batch_progress
+        unfinished_batch = progress.current.processed < progress.current.ready
+        now = self._before_batch if unfinished_batch else self._outer or self._random_state()
+        mine = {
+            "now": now,
+            "epoch": {**self._epoch, "fetches": dict(self._epoch["fetches"])},
+            "finished": progress.is_last_batch and not unfinished_batch,
+        }
+        ranks: list[Any] = [mine]
+        if self._trainer.world_size > 1:
+            ranks = [None] * self._trainer.world_size
+            torch.distributed.all_gather_object(ranks, mine)
+        return {"ranks": ranks, "gradients": self._open_window(unfinished_batch)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resume = state_dict
+
+    def _open_window(self, unfinished_batch: bool) -> dict[str, torch.Tensor]:
+        """The gradients gathered for a step that is not yet taken."""
+        assert self._trainer is not None
+        loop = self._trainer.fit_loop
+        if unfinished_batch or not loop.epoch_loop.batch_progress.current.ready or not loop._should_accumulate():
+            return {}
+        if self._trainer.world_size > 1:
+            rank_zero_warn("ExactResume: a checkpoint inside an accumulation window is not exact in several processes.")
+            return {}
+        named = self._trainer.lightning_module.named_parameters()
+        return {name: p.grad.detach().clone() for name, p in named if p.grad is not None}
+
+    # --- hooks, in the order Lightning calls them ---
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        if sum(isinstance(other, ExactResume) for other in trainer.callbacks) > 1:  # type: ignore[attr-defined]
+            raise ValueError("ExactResume(): given twice; once is enough.")
+        self._trainer, self._epoch, self._outer, self._before_batch, self._recording = trainer, {}, None, None, False
+        self._resume = None
+        # Instance attributes over methods of the loops: no hook stands between iter() and the first batch.
+        loop, epoch_loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
+        loop.__dict__["_load_combined_loader_states"] = self._loader_is_ready
+        epoch_loop.__dict__["on_run_start"] = self._epoch_begins
+        epoch_loop.__dict__["_on_before_fetch"] = self._before_fetch
+        # The second stands in for a validation left out on resuming; both begin the validation loader.
+        for name in ("run", "increment_progress_to_evaluation_end"):
+            epoch_loop.val_loop.__dict__[name] = partial(self._validate, name)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._resume is None:
+            return
+        ranks = self._resume["ranks"]
+        if len(ranks) != trainer.world_size:
+            rank_zero_warn(
+                f"ExactResume: saved by {len(ranks)} processes and resumed by {trainer.world_size}: not exact."
+            )
+            self._resume = None
+            return
+        if any(getattr(loader, "persistent_workers", False) for loader in self._loaders) and trainer.current_epoch:
+            rank_zero_warn("ExactResume: random numbers drawn inside persistent workers are not those of one long run.")
+        self._set_random_state(ranks[trainer.global_rank]["now"])
+        for name, parameter in pl_module.named_parameters():
+            if name in self._resume["gradients"]:
+                parameter.grad = self._resume["gradients"][name].to(parameter.device)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._restore(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        # A checkpoint of the exception is written by callbacks after this one: what it needs is kept.
+        self._restore(trainer)
+
+    def _restore(self, trainer: pl.Trainer) -> None:
+        epoch_loop = trainer.fit_loop.epoch_loop
+        trainer.fit_loop.__dict__.pop("_load_combined_loader_states", None)
+        for name in ("on_run_start", "_on_before_fetch"):
+            epoch_loop.__dict__.pop(name, None)
+        for name in ("run", "increment_progress_to_evaluation_end"):
+            epoch_loop.val_loop.__dict__.pop(name, None)
+
+    # --- what stands before the loops' own methods ---
+
+    def _loader_is_ready(self) -> None:
+        """The last thing before the iter() that Lightning calls when it has made the loader."""
+        assert self._trainer is not None
+        loop = self._trainer.fit_loop
+        type(loop)._load_combined_loader_states(loop)
+        self._note_beginning()
+
+    def _epoch_begins(self, fetcher: _DataFetcher) -> None:
+        assert self._trainer is not None
+        loop = self._trainer.fit_loop.epoch_loop
+        self._recording = False
+        saved = self._resume["ranks"][self._trainer.global_rank] if self._resume else None
+        self._resume = None
+        if saved is None:
+            iterates = self._trainer.current_epoch > 0 and not self._trainer.fit_loop.is_resuming
+            if iterates and not loop.restarting:
+                self._note_beginning()
+            type(loop).on_run_start(loop, fetcher)
+        elif saved["finished"]:
+            # Lightning would go into the next epoch with the iterator that it made before the states were set.
+            self._note_beginning()
+            type(loop).on_run_start(loop, fetcher)
+            if loop.batch_progress.current.ready == 0:
+                self._set_random_state(self._epoch["iter"])
+                iter(fetcher)
+        else:
+            type(loop).on_run_start(loop, fetcher)
+            if not any(isinstance(loader, _Stateful) for loader in self._loaders):
+                self._fast_forward(fetcher, saved["epoch"], loop.batch_progress.current.ready)
+            self._set_random_state(saved["now"])
+        self._recording = True
+
+    def _fast_forward(self, fetcher: _DataFetcher, epoch: dict[str, Any], batches: int) -> None:
+        """Begins the epoch as it began, and skips what was seen of it."""
+        assert self._trainer is not None
+        self._epoch, self._cycled = epoch, set(epoch["fetches"])
+        if epoch["fresh"]:
+            fetcher.combined_loader.reset()
+        progress: Any = self._trainer.fit_loop.epoch_progress
+        for loader in self._loaders:
+            _set_sampler_epoch(loader, progress.current.processed)
+        self._set_random_state(epoch["iter"])
+        iter(fetcher)
+        shown = time.monotonic()
+        for index in range(batches):
+            if index in epoch["fetches"]:
+                self._set_random_state(epoch["fetches"][index])
+            next(fetcher)
+            if time.monotonic() - shown > SECONDS_BETWEEN_MESSAGES:
+                shown = time.monotonic()
+                rank_zero_info(f"ExactResume: skipped {index + 1} of {batches} batches already seen.")
+        self._fetches = batches
+        self._note_new_cycle()
+
+    def _before_fetch(self) -> None:
+        assert self._trainer is not None
+        loop = self._trainer.fit_loop.epoch_loop
+        if self._recording:
+            self._note_new_cycle()
+            self._before_batch = self._random_state()
+            # The sampler draws its seed in the first fetch; the last two may hold a batch fetched ahead.
+            states, index = self._epoch["fetches"], self._fetches
+            if index - 2 not in self._cycled and index > 2:
+                states.pop(index - 2, None)
+            states[index] = self._before_batch
+            self._fetches += 1
+        type(loop)._on_before_fetch(loop)
+
+    def _validate(self, name: str) -> Any:
+        assert self._trainer is not None
+        loop = self._trainer.fit_loop.epoch_loop.val_loop
+        if self._trainer.sanity_checking:
+            return getattr(type(loop), name)(loop)
+        self._outer = self._random_state()
+        result = getattr(type(loop), name)(loop)
+        self._set_random_state(self._outer)
+        self._outer = None
+        return result
+
+    # --- records ---
+
+    def _note_beginning(self) -> None:
+        """The states before iter(). A loader's persistent workers draw a seed only when they are made."""
+        fresh = all(getattr(loader, "_iterator", None) is None for loader in self._loaders)
+        self._epoch = {"iter": self._random_state(), "fresh": fresh, "fetches": {}}
+        self._fetches, self._cycles, self._cycled = 0, [], set()
+
+    def _note_new_cycle(self) -> None:
+        """A loader that ran out before the longest one began anew, inside the fetch before this one."""
+        assert self._fetcher is not None
+        iterators = getattr(self._fetcher.combined_loader._iterator, "iterators", [])
+        if len(iterators) < 2:
+            return
+        # Persistent workers keep their iterator and begin to count anew.
+        now = [(id(iterator), getattr(iterator, "_num_yielded", 0)) for iterator in iterators]
+        begun = [new[0] != old[0] or new[1] < old[1] for old, new in zip(self._cycles, now, strict=False)]
+        if any(begun):
+            self._cycled.add(self._fetches - 1)
+        self._cycles = now
+
+    @property
+    def _fetcher(self) -> _DataFetcher | None:
+        return self._trainer.fit_loop._data_fetcher if self._trainer else None
+
+    @property
+    def _loaders(self) -> list[Any]:
+        assert self._trainer is not None
+        combined = self._trainer.fit_loop._combined_loader
+        return combined.flattened if combined is not None else []
+
+    def _random_state(self) -> dict[str, Any]:
+        assert self._trainer is not None
+        return get_random_state(self._loaders, self._trainer.strategy.root_device)
+
+    def _set_random_state(self, state: dict[str, Any]) -> None:
+        assert self._trainer is not None
+        set_random_state(state, self._loaders, self._trainer.strategy.root_device)

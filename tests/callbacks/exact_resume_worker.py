@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two processes train with dropout and shuffling, once whole and once resumed; each saves its weights.
+
+Usage: python exact_resume_worker.py FOLDER. Lightning starts the second process.
+"""
+
+import sys
+import warnings
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_optkit.callbacks import ExactResume
+
+
+class Noisy(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+        self.seen = []
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append(batch[0].sum().item())
+        return self.net(batch[0]).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+    def train_dataloader(self):
+        torch.manual_seed(7 + self.global_rank)  # each process draws numbers of its own
+        data = TensorDataset(torch.arange(64.0).view(16, 4) / 64)
+        return DataLoader(data, batch_size=2, shuffle=True)
+
+
+class SaveAt(pl.Callback):
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.current_epoch == 1 and batch_idx == 1:
+            trainer.save_checkpoint(self.path)
+
+
+def run(folder, ckpt_path=None):
+    trainer = pl.Trainer(
+        callbacks=[ExactResume(), *([] if ckpt_path else [SaveAt(f"{folder}/middle.ckpt")])],
+        max_epochs=3,
+        accelerator="cpu",
+        devices=2,
+        strategy=DDPStrategy(process_group_backend="gloo", start_method="popen"),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    module = Noisy()
+    trainer.fit(module, ckpt_path=ckpt_path)
+    return trainer.global_rank, dict(weights=module.state_dict(), seen=module.seen[-6:])
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    for name in ("whole", "resumed"):
+        rank, result = run(sys.argv[1], f"{sys.argv[1]}/middle.ckpt" if name == "resumed" else None)
+        torch.save(result, f"{sys.argv[1]}/{name} {rank}.pt")

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from lightning_optkit.callbacks import ExactResume, Fuse
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Augmented(Dataset):
+    """Draws noise from torch, NumPy and Python."""
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        return torch.full((4,), float(index)) / 10 + 0.1 * torch.rand(4) + 0.1 * np.random.rand() + random.random()
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from (torch.full((4,), index / 10) + 0.1 * torch.rand(4) for index in range(10))
+
+
+class Plain(Dataset):
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        return torch.full((4,), float(index)) / 10
+
+
+class Dropping(pl.LightningModule):
+    def __init__(self, adam=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+        self.adam, self.draws = adam, True
+
+    def training_step(self, batch, batch_idx):
+        parts = batch.values() if isinstance(batch, dict) else [batch]
+        noise = random.random() + np.random.rand()
+        return sum(self.net(part.float()).square().mean() for part in parts) * (1 + noise)
+
+    def validation_step(self, batch, batch_idx):
+        torch.rand(1)
+
+    def configure_optimizers(self):
+        kind = torch.optim.AdamW if self.adam else torch.optim.SGD
+        return kind(self.parameters(), lr=0.01)
+
+    def on_train_epoch_start(self):
+        if self.draws:
+            torch.rand(3)  # between the checkpoint of an epoch's end and iter()
+
+
+class SaveAt(pl.Callback):
+    def __init__(self, path, where):
+        self.path, self.where = path, where
+
+    def save(self, trainer, place):
+        if place == self.where and not trainer.sanity_checking:
+            trainer.save_checkpoint(self.path)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.save(trainer, (trainer.current_epoch, batch_idx))
+
+    def on_validation_end(self, trainer, pl_module):
+        self.save(trainer, (trainer.current_epoch, "validation", trainer.fit_loop.batch_idx))
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.save(trainer, (trainer.current_epoch, "end"))
+
+
+@pytest.fixture
+def resumed_and_whole(make_trainer, tmp_path):
+    """Weights of the run resumed from `where` and of the one that went through."""
+
+    def both(where, make_loader, *callbacks, adam=False, exact=True, epochs=3, **kwargs):
+        path, results = tmp_path / "saved.ckpt", []
+        for ckpt_path in (None, path):
+            torch.manual_seed(1 if ckpt_path is None else 99)
+            np.random.seed(1 if ckpt_path is None else 99)
+            random.seed(1 if ckpt_path is None else 99)
+            module = Dropping(adam)
+            module.draws = where != (1, 4)  # Lightning does not call the hook after such a checkpoint
+            torch.manual_seed(2 if ckpt_path is None else 98)
+            own = [ExactResume()] if exact else []
+            own += [SaveAt(path, where)] if ckpt_path is None else []
+            trainer = make_trainer(*own, *(make() for make in callbacks), epochs=epochs, **kwargs)
+            trainer.fit(module, make_loader(), DataLoader(Plain(), batch_size=5), ckpt_path=ckpt_path)
+            results.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
+        return results
+
+    return both
+
+
+def augmented(**kwargs):
+    return lambda: DataLoader(Augmented(), batch_size=2, **kwargs)
+
+
+PLACES = [(0, 0), (0, 2), (1, 1), (1, 4), (1, "end"), (0, "end")]
+
+
+@pytest.mark.parametrize("where", PLACES, ids=str)
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_resumed_is_bit_identical(resumed_and_whole, where, shuffle, accumulate):
+    whole, resumed = resumed_and_whole(where, augmented(shuffle=shuffle), accumulate_grad_batches=accumulate)
+    assert torch.equal(whole, resumed)
+
+
+def test_lightning_alone_is_not(resumed_and_whole):
+    whole, resumed = resumed_and_whole((1, 1), augmented(shuffle=True), exact=False)
+    assert not torch.equal(whole, resumed)
+
+
+@pytest.mark.parametrize("where", [(1, 1), (1, 4), (1, "end")], ids=str)
+def test_own_generator(resumed_and_whole, where):
+    make = lambda: DataLoader(Plain(), 2, shuffle=True, generator=torch.Generator().manual_seed(5))  # noqa: E731
+    whole, resumed = resumed_and_whole(where, make)
+    assert torch.equal(whole, resumed)
+
+
+@pytest.mark.parametrize("where", [(0, 1), (1, 1), (1, "end")], ids=str)
+def test_workers_prefetch(resumed_and_whole, where):
+    whole, resumed = resumed_and_whole(where, augmented(shuffle=True, num_workers=2), epochs=2)
+    assert torch.equal(whole, resumed)
+
+
+@pytest.mark.parametrize("where", [(0, 1), (1, 1), (0, "end")], ids=str)
+def test_persistent_workers(resumed_and_whole, where):
+    make = lambda: DataLoader(Plain(), 2, shuffle=True, num_workers=2, persistent_workers=True)  # noqa: E731
+    whole, resumed = resumed_and_whole(where, make, epochs=3)
+    assert torch.equal(whole, resumed)
+
+
+# After the last batch's end Lightning itself counts an epoch too many where a loader has no length.
+@pytest.mark.parametrize("where", [place for place in PLACES if place != (1, 4)], ids=str)
+def test_iterable(resumed_and_whole, where):
+    whole, resumed = resumed_and_whole(where, lambda: DataLoader(Stream(), batch_size=2))
+    assert torch.equal(whole, resumed)
+
+
+@pytest.mark.parametrize("where", [(1, 1), (1, 3), (1, "end")], ids=str)
+def test_several_loaders(resumed_and_whole, where):
+    def make():
+        short = DataLoader(Augmented(), batch_size=5, shuffle=True)
+        return CombinedLoader({"a": DataLoader(Augmented(), 2, shuffle=True), "b": short}, "max_size_cycle")
+
+    whole, resumed = resumed_and_whole(where, make)
+    assert torch.equal(whole, resumed)
+
+
+@pytest.mark.parametrize("where", [(1, 1), (1, "validation", 1), (1, "validation", 3), (1, 2), (1, "end")], ids=str)
+def test_validation_in_between(resumed_and_whole, where):
+    validate = dict(val_check_interval=2, limit_val_batches=1.0)
+    whole, resumed = resumed_and_whole(where, augmented(shuffle=True), **validate)
+    assert torch.equal(whole, resumed)
+
+
+def test_validation_at_the_end(resumed_and_whole):
+    whole, resumed = resumed_and_whole((1, "validation", 4), augmented(shuffle=True), limit_val_batches=1.0)
+    assert torch.equal(whole, resumed)
+
+
+def test_under_fuse(resumed_and_whole):
+    whole, resumed = resumed_and_whole((1, 1), augmented(shuffle=True), lambda: Fuse(verbose=False), adam=True)
+    assert torch.equal(whole, resumed)
+
+
+class Interrupt(pl.Callback):
+    def __init__(self, path):
+        self.path = path
+
+    def on_before_backward(self, trainer, pl_module, loss):
+        if trainer.current_epoch == 1 and trainer.fit_loop.batch_idx == 2:
+            raise RuntimeError("pulled the plug")
+
+    def on_exception(self, trainer, pl_module, exception):
+        trainer.save_checkpoint(self.path)
+
+
+def test_an_interrupted_batch_is_run_again(make_trainer, tmp_path):
+    weights = []
+    for interrupt in (False, True):
+        torch.manual_seed(1), np.random.seed(1), random.seed(1)
+        module, path = Dropping(), tmp_path / "exception.ckpt"
+        options = dict(accumulate_grad_batches=1)
+        if interrupt:
+            with pytest.raises(RuntimeError, match="pulled the plug"):
+                make_trainer(ExactResume(), Interrupt(path), **options).fit(module, augmented(shuffle=True)())
+            module = Dropping()
+            make_trainer(ExactResume(), **options).fit(module, augmented(shuffle=True)(), ckpt_path=path)
+        else:
+            make_trainer(ExactResume(), **options).fit(module, augmented(shuffle=True)())
+        weights.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
+    assert torch.equal(*weights)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_loops_are_left_as_they_were(make_trainer, fails, tmp_path):
+    trainer = make_trainer(ExactResume(), *([Interrupt(tmp_path / "x.ckpt")] if fails else []))
+    if fails:
+        with pytest.raises(RuntimeError):
+            trainer.fit(Dropping(), augmented()())
+    else:
+        trainer.fit(Dropping(), augmented()())
+    loops = [trainer.fit_loop, trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_loop.val_loop]
+    ours = {"run", "on_run_start", "_on_before_fetch", "_load_combined_loader_states"}
+    assert not any(ours & set(vars(loop)) for loop in loops)
+
+
+def test_training_is_the_same_with_and_without(make_trainer):
+    weights = []
+    for callbacks in ([], [ExactResume()]):
+        torch.manual_seed(1), np.random.seed(1), random.seed(1)
+        module = Dropping()
+        make_trainer(*callbacks).fit(module, augmented(shuffle=True)())
+        weights.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
+    assert torch.equal(*weights)
+
+
+def test_given_twice(make_trainer):
+    with pytest.raises(RuntimeError, match=r"state.*ExactResume|ExactResume\(\): given twice"):
+        make_trainer(ExactResume(), ExactResume()).fit(Dropping(), augmented()())
+
+
+def test_progress_is_told(resumed_and_whole, printed, monkeypatch):
+    monkeypatch.setattr("lightning_optkit.callbacks.exact_resume.SECONDS_BETWEEN_MESSAGES", 0.0)
+    resumed_and_whole((1, 2), augmented())
+    assert "skipped 3 of 3 batches already seen" in printed()
+
+
+def test_two_processes(tmp_path):
+    launched = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_PORT")
+    environment = {name: value for name, value in os.environ.items() if name not in launched}
+    worker = Path(__file__).with_name("exact_resume_worker.py")
+    done = subprocess.run(
+        [sys.executable, str(worker), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    for rank in range(2):
+        whole, resumed = (torch.load(tmp_path / f"{name} {rank}.pt") for name in ("whole", "resumed"))
+        torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
