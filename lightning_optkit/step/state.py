@@ -109,6 +109,10 @@ def prepare_state(entries: Sequence[tuple[Entry, Group, Rule]], layout: StateLay
 def convert_(tensor: Tensor, state: State, name: str, held: Tensor) -> None:
     """Fills `tensor`, which will be `state[name]`, with what `held` says; scales of codes come and go in `state`."""
     scale = state.pop(scale_name(name), None)
+    if tensor.dtype == held.dtype == torch.uint8 and scale is not None and held.stride() == tensor.stride():
+        tensor.copy_(held)
+        state[scale_name(name)] = scale.to(tensor.device, copy=True)
+        return
     if held.dtype == torch.uint8 and scale is not None:
         held = decode(held.to(tensor.device), scale.to(tensor.device), signed=name not in NONNEGATIVE)
     if tensor.dtype != torch.uint8:
