@@ -61,7 +61,7 @@ class GradientClipping(Callback):
         self._forget()
 
     def _forget(self) -> None:
-        self._folded: list[OnePassOptimizer] = []
+        self._folded: dict[OnePassOptimizer, AnyClip] = {}
         self._called: dict[Optimizer, AnyClip] = {}
         self._scaled: list[Optimizer] = []
         self._override: Callable[..., None] | None = None
@@ -75,7 +75,7 @@ class GradientClipping(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What the clips have learned, one entry per optimizer; empty for clips that learn nothing."""
-        clips = [*(optimizer.clip for optimizer in self._folded), *self._called.values()]
+        clips = [*self._folded.values(), *self._called.values()]
         learned = [clip.state_dict() for clip in clips if isinstance(clip, LearningClip)]
         return {"learned": learned or self._learned}
 
@@ -109,7 +109,7 @@ class GradientClipping(Callback):
                 clip.load_state_dict(learned[index])
             if isinstance(optimizer, OnePassOptimizer):
                 optimizer.clip = clip
-                self._folded.append(optimizer)
+                self._folded[optimizer] = clip
             else:
                 self._called[optimizer] = clip
         if self._called:
@@ -195,7 +195,8 @@ class GradientClipping(Callback):
         for optimizer in self._scaled:
             setattr(optimizer, _SCALES, True)
         for folded in self._folded:
-            folded.clip = None
+            if isinstance(folded, OnePassOptimizer):  # Fuse may have undone it before
+                folded.clip = None
         self._forget()
 
 

@@ -2,6 +2,7 @@
 """The one-pass step: what every optimizer of this package is made of."""
 
 from lightning_optkit.step.explain import Explanation, GroupPlan
+from lightning_optkit.step.in_backward import StepInBackward, step_in_backward
 from lightning_optkit.step.optimizer import OnePassOptimizer
 from lightning_optkit.step.rule import Average, Clip, ClipBounds, LearningClip, Rule, Scalar
 from lightning_optkit.step.statistics import TensorStatistics
@@ -16,5 +17,7 @@ __all__ = [
     "OnePassOptimizer",
     "Rule",
     "Scalar",
+    "StepInBackward",
     "TensorStatistics",
+    "step_in_backward",
 ]

@@ -163,7 +163,8 @@ class OnePassOptimizer(Optimizer):
                 return
             coefficient = min(1.0, float(self.clip.norm_bound(torch.tensor(norm, dtype=torch.float64))) / (norm + 1e-6))
             scale *= coefficient
-        numbers = self._numbers()
+        assert self._plan is not None
+        numbers = self._numbers(self._plan.clock + 1)
         parts = [segment.step(self.param_groups, numbers, scale, self.record_statistics) for segment in bound]
         self._finish(bound, numbers)
         norm_clipped, num_parts = None if norm is None else norm * coefficient, sum(part.num for part in parts)
@@ -183,7 +184,8 @@ class OnePassOptimizer(Optimizer):
             control.norm = torch.stack(norms).sum(0)
             control.bound_norm_by(self.clip)
             control.clipped.zero_()
-        numbers = self._numbers()
+        assert self._plan is not None
+        numbers = self._numbers(self._plan.clock + 1)
         for segment in bound:
             is_last = segment is bound[-1]
             segment.step_on_device(
@@ -198,9 +200,9 @@ class OnePassOptimizer(Optimizer):
         if self.average is not None:
             self._plan.average_idle(numbers)
 
-    def _numbers(self) -> list[GroupNumbers]:
-        assert self._plan is not None
-        due = is_due(self.average, self._plan.clock + 1)
+    def _numbers(self, clock: int) -> list[GroupNumbers]:
+        """What the groups mean for optimizer step `clock`, from 1."""
+        due = is_due(self.average, clock)
         numbers = [read_group(group, self.clip, self.average, average_is_due=due) for group in self.param_groups]
         owns_decay = [self._rule(group).owns_decay for group in self.param_groups]
         return [replace(n, weight_decay=0.0) if owns else n for n, owns in zip(numbers, owns_decay, strict=True)]
