@@ -3,6 +3,7 @@
 
 from lightning_optkit.callbacks.fuse import Fuse
 from lightning_optkit.callbacks.report import Report
+from lightning_optkit.callbacks.schedule_free import ScheduleFree
 from lightning_optkit.callbacks.weight_averaging import WeightAveraging
 
-__all__ = ["Fuse", "Report", "WeightAveraging"]
+__all__ = ["Fuse", "Report", "ScheduleFree", "WeightAveraging"]

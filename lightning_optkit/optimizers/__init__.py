@@ -13,6 +13,8 @@ from lightning_optkit.optimizers.lion import Lion
 from lightning_optkit.optimizers.nadam import NAdam
 from lightning_optkit.optimizers.radam import RAdam
 from lightning_optkit.optimizers.rmsprop import RMSprop
+from lightning_optkit.optimizers.schedule_free_adamw import ScheduleFreeAdamW
+from lightning_optkit.optimizers.schedule_free_sgd import ScheduleFreeSGD
 from lightning_optkit.optimizers.sgd import SGD
 
 __all__ = [
@@ -29,4 +31,6 @@ __all__ = [
     "NAdam",
     "RAdam",
     "RMSprop",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeSGD",
 ]
