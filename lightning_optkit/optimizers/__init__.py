@@ -10,6 +10,7 @@ from lightning_optkit.optimizers.adan import Adan
 from lightning_optkit.optimizers.ademamix import AdEMAMix
 from lightning_optkit.optimizers.adopt import ADOPT
 from lightning_optkit.optimizers.lion import Lion
+from lightning_optkit.optimizers.muon import Muon
 from lightning_optkit.optimizers.nadam import NAdam
 from lightning_optkit.optimizers.radam import RAdam
 from lightning_optkit.optimizers.rmsprop import RMSprop
@@ -28,6 +29,7 @@ __all__ = [
     "Adamax",
     "Adan",
     "Lion",
+    "Muon",
     "NAdam",
     "RAdam",
     "RMSprop",
