@@ -23,6 +23,7 @@ from lightning_optkit.callbacks.preprocess import Preprocess
 from lightning_optkit.callbacks.r_drop import RDrop
 from lightning_optkit.callbacks.report import Report
 from lightning_optkit.callbacks.sam import SAM
+from lightning_optkit.callbacks.schedule_free import ScheduleFree
 from lightning_optkit.callbacks.snapshot_ensemble import SnapshotEnsemble
 from lightning_optkit.callbacks.stochastic_depth import StochasticDepth
 from lightning_optkit.callbacks.weight_averaging import WeightAveraging
@@ -50,6 +51,7 @@ __all__ = [
     "Preprocess",
     "RDrop",
     "Report",
+    "ScheduleFree",
     "SnapshotEnsemble",
     "StochasticDepth",
     "WeightAveraging",

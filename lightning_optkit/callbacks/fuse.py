@@ -15,7 +15,9 @@ from torch.optim import Optimizer
 from lightning_optkit._checks import check_one_of
 from lightning_optkit.callbacks._configured import optimizers_in
 from lightning_optkit.callbacks._overrides import override, restore
+from lightning_optkit.callbacks.schedule_free import ScheduleFree
 from lightning_optkit.clipping import ClipNorm, ClipValue
+from lightning_optkit.optimizers._schedule_free import ScheduleFreeOptimizer
 from lightning_optkit.optimizers.convert import from_torch_, to_torch_, why_not_convertible
 from lightning_optkit.step import Clip, Explanation, OnePassOptimizer
 from lightning_optkit.step.numbers import ROUNDINGS, STATE_DTYPES
@@ -26,11 +28,12 @@ __all__ = ["Fuse"]
 class Fuse(Callback):
     """Makes torch optimizers one-pass optimizers of the same rule, and folds `gradient_clip_val` into their step.
 
-    Rules: SGD, Adagrad, RMSprop, Adadelta, Adam, AdamW, Adamax, NAdam and RAdam.
+    Rules: SGD, Adagrad, RMSprop, Adadelta, Adam, AdamW, Adamax, NAdam, RAdam and Muon.
 
     The optimizer stays the same object: parameter groups, schedulers, hooks, state dicts and checkpoints keep
     working, with or without this callback. Optimizers without a one-pass rule are left alone, and the printed plan
-    says so. After the fit every optimizer is torch's again and the module is as it was.
+    says so. After the fit every optimizer is torch's again and the module is as it was. `ScheduleFree` is brought along
+    for schedule-free optimizers.
 
     Under 16-bit mixed precision with a loss scaler, unscaling is folded in as well, unless something else looks at the
     gradients before the step (a hook `on_before_optimizer_step`, or a module that clips by itself): that would see them
@@ -63,6 +66,7 @@ class Fuse(Callback):
         self._left_alone: list[str] = []
         self._clips = self._module_clips = False
         self._overrides: dict[str, Callable[..., Any]] = {}
+        self._switch: ScheduleFree | None = None
 
     def explain(self) -> list[Explanation]:
         """The plan of each optimizer of the fit that is running."""
@@ -100,11 +104,11 @@ class Fuse(Callback):
             rank_zero_info(self._plan())
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._undo(pl_module)
+        self._undo(trainer, pl_module)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
-            self._undo(pl_module)
+            self._undo(trainer, pl_module)
 
     # --- what they do ---
 
@@ -115,9 +119,17 @@ class Fuse(Callback):
             configured = original()
             for optimizer in optimizers_in(configured):
                 self._convert(optimizer)
+                if isinstance(optimizer, ScheduleFreeOptimizer):
+                    self._bring_switch(pl_module.trainer)
             return configured
 
         return configure_optimizers
+
+    def _bring_switch(self, trainer: pl.Trainer) -> None:
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(callback, ScheduleFree) for callback in callbacks):
+            self._switch = ScheduleFree()
+            callbacks.insert(callbacks.index(self) + 1, self._switch)
 
     def _convert(self, optimizer: Optimizer) -> None:
         if isinstance(optimizer, OnePassOptimizer):
@@ -149,13 +161,18 @@ class Fuse(Callback):
         parts += [f"Fuse left {line}." for line in self._left_alone]
         return "\n".join(parts or ["Fuse: this module has no optimizer."])
 
-    def _undo(self, pl_module: pl.LightningModule) -> None:
+    def _undo(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for name, function in self._overrides.items():
             restore(pl_module, name, function)
         self._overrides = {}
         for optimizer in self._converted:
             to_torch_(optimizer)
         self._converted = []
+        if self._switch is not None:
+            # A new list: Lightning is walking the old one, and the switch has to be undone too.
+            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+            trainer.callbacks = [c for c in callbacks if c is not self._switch]  # type: ignore[attr-defined]
+            self._switch = None
 
 
 def _folded_clip(trainer: pl.Trainer) -> Clip:

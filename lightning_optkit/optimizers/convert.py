@@ -16,6 +16,7 @@ from lightning_optkit.optimizers.adagrad import Adagrad
 from lightning_optkit.optimizers.adam import Adam
 from lightning_optkit.optimizers.adamax import Adamax
 from lightning_optkit.optimizers.adamw import AdamW
+from lightning_optkit.optimizers.muon import OWN_KEYS, Muon
 from lightning_optkit.optimizers.nadam import NAdam
 from lightning_optkit.optimizers.radam import RAdam
 from lightning_optkit.optimizers.rmsprop import RMSprop
@@ -37,6 +38,7 @@ _ADDED_KEYS = {
     "decoupled_weight_decay",
     *_AUTOMATIC,
 }
+_ADDED_KEYS |= {*OWN_KEYS, "maximize", "differentiable"}  # which torch.optim.Muon does not have
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ _OURS: dict[type[Optimizer], type[OnePassOptimizer]] = {
     torch.optim.Adam: Adam,
     torch.optim.AdamW: AdamW,
     torch.optim.Adamax: Adamax,
+    torch.optim.Muon: Muon,
     torch.optim.NAdam: NAdam,
     torch.optim.RAdam: RAdam,
 }

@@ -44,7 +44,7 @@ def _hypers(group: Group) -> tuple[float, ...]:
     return tuple(float(number) for number in numbers)
 
 
-_RULE = Rule("lamb", ("exp_avg", "exp_avg_sq"), _hypers, lamb_update, trust=_trust, owns_decay=True)
+_RULE = Rule("lamb", ("exp_avg", "exp_avg_sq"), _hypers, lamb_update, trust=_trust)
 
 
 class LAMB(OnePassOptimizer):
@@ -135,6 +135,9 @@ class LAMB(OnePassOptimizer):
 
     def _rule(self, group: Group) -> Rule:
         return _RULE
+
+    def _owns_decay(self, group: Group) -> bool:
+        return True
 
     def _check_group(self, group: Group) -> None:
         beta1, beta2 = pair(self._owner, "betas", group["betas"])

@@ -39,7 +39,7 @@ def _hypers(group: Group) -> tuple[float, ...]:
     return tuple(float(group[name]) for name in names)
 
 
-_RULE = Rule("lars", ("momentum_buffer",), _hypers, lars_update, trust=_trust, owns_decay=True)
+_RULE = Rule("lars", ("momentum_buffer",), _hypers, lars_update, trust=_trust)
 
 
 class LARS(OnePassOptimizer):
@@ -131,6 +131,9 @@ class LARS(OnePassOptimizer):
 
     def _rule(self, group: Group) -> Rule:
         return _RULE
+
+    def _owns_decay(self, group: Group) -> bool:
+        return True
 
     def _check_group(self, group: Group) -> None:
         check_number(self._owner, "momentum", group["momentum"], "[0, 1)")

@@ -132,7 +132,7 @@ def _name_of(state_dtype: torch.dtype | None) -> str:
 def _stages(optimizer: "OnePassOptimizer", group: Group, param: Tensor) -> tuple[str, ...]:
     decoupled = group["decoupled_weight_decay"]
     rule = optimizer._rule(group)
-    decays = float(group["weight_decay"]) != 0 and not rule.owns_decay
+    decays = float(group["weight_decay"]) != 0 and not optimizer._owns_decay(group)
     is_16_bit = param.dtype.itemsize == 2
     rounding = group["rounding"] if is_16_bit or group["rounding"] == "kahan" else "nearest"
     listed = [

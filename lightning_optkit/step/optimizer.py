@@ -103,6 +103,10 @@ class OnePassOptimizer(Optimizer):
         """Names of the state a group keeps for its rule."""
         return self._rule(group).states
 
+    def _owns_decay(self, group: Group) -> bool:
+        """Whether weight decay is part of the rule, and no stage around it."""
+        return False
+
     def _check_group(self, group: Group) -> None:
         """Raises for a rule's own entry that is out of range."""
         raise NotImplementedError
@@ -204,7 +208,7 @@ class OnePassOptimizer(Optimizer):
         """What the groups mean for optimizer step `clock`, from 1."""
         due = is_due(self.average, clock)
         numbers = [read_group(group, self.clip, self.average, average_is_due=due) for group in self.param_groups]
-        owns_decay = [self._rule(group).owns_decay for group in self.param_groups]
+        owns_decay = map(self._owns_decay, self.param_groups)
         return [replace(n, weight_decay=0.0) if owns else n for n, owns in zip(numbers, owns_decay, strict=True)]
 
     def progress(self) -> Progress:

@@ -49,9 +49,9 @@ class Rule:
         scalars: Kept by a group that keeps state, in the order of the compiled rule.
         counts_steps: Whether torch's class keeps a step count, and so whether a loaded one is to be believed.
         fresh: What a state tensor starts from, given its name and the group; None: zero.
+        needs_whole: Whether a part of the tensor is not enough, so that it cannot be sharded over processes.
         trust: Factor of the rate, given the group and the sums that `lightning_optkit.step.reference` describes; for a
             rule that sets its rate by norms of the whole tensor.
-        owns_decay: Whether weight decay is part of the rule, and no stage around it.
     """
 
     name: str
@@ -61,8 +61,8 @@ class Rule:
     scalars: tuple[Scalar, ...] = ()
     counts_steps: bool = True
     fresh: Callable[[str, Group], float] | None = None
+    needs_whole: bool = False
     trust: Callable[[Group, TensorStatistics], float] | None = None
-    owns_decay: bool = False
 
 
 @dataclass(frozen=True)

@@ -124,9 +124,15 @@ class ReferenceSegment:
 
     def step(self, groups: Sequence[Group], numbers: Sequence[GroupNumbers], grad_scale: float, _: bool) -> Clipped:
         """Updates the bound parameters."""
+        return self._step_each([self.rule] * len(self._bound), groups, numbers, grad_scale)
+
+    def _step_each(
+        self, rules: Sequence[Rule], groups: Sequence[Group], numbers: Sequence[GroupNumbers], grad_scale: float
+    ) -> Clipped:
+        """The same with a rule for each."""
         done = {
             entry.tensor_index: step_reference_(
-                self.rule,
+                rule,
                 local(entry.param),
                 grad,
                 {name: local(t) for name, t in entry.state.items()},
@@ -137,7 +143,7 @@ class ReferenceSegment:
                 grad_scale=grad_scale,
                 tensor_index=entry.tensor_index,
             )
-            for entry, grad in self._bound
+            for rule, (entry, grad) in zip(rules, self._bound, strict=True)
         }
         self._statistics = {index: statistics for index, (statistics, _) in done.items()}
         parts = [clipped for _, clipped in done.values()]
