@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adaptive sharpness-aware minimization: SAM in a ball that is measured in units of the weights.
 
-Source: Kwon et al. 2021, "ASAM", arXiv:2102.11600, Section 3 with p = 2 and T_w = |w| + eta. The authors' code leaves biases unscaled; here every parameter is scaled, as in the paper's definition.
+Source: Kwon et al. 2021, "ASAM", arXiv:2102.11600, Section 3 with p = 2 and T_w = |w| + eta. The
+authors' code leaves biases unscaled; here every parameter is scaled, as in the paper's definition.
 """
 
 from collections.abc import Sequence
