@@ -56,6 +56,7 @@ def stopped(fit, module, *callbacks, **arguments):
         (EarlyStoppingCriterion("GL", alpha=100.0), 10),
         # strips end at 2, 4, 6: PQ = 0, 2 / 83.3, 20 / 1.002
         (EarlyStoppingCriterion("PQ", alpha=0.02, strip=2), 4),
+        (EarlyStoppingCriterion("PQ", alpha=0.03, strip=2), 6),  # in the middle of a strip, after 5, it is 4 / 100
         (EarlyStoppingCriterion("PQ", alpha=0.1, strip=2), 6),
         # ends of strips: 2.0, 1.02, 1.2, 1.4
         (EarlyStoppingCriterion("UP", successive=1, strip=2), 6),
