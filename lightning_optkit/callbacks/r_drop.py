@@ -28,20 +28,20 @@ class RDrop(Callback):
     `training_step` runs twice on the batch; the logits are those that it hands to its classification loss
     (`cross_entropy`, `nll_loss` or the binary ones), several losses add up, and targets at `ignore_index` do not count.
     One backward pass goes through both runs. The mean of the two losses keeps the module's scale, as in the authors'
-    code; the paper adds them, so that its alpha is half of this one.
+    code; the paper adds them, so that its alpha is twice this one.
 
     The second run is not counted: BatchNorm's statistics, metrics and `self.log` are those of the first.
 
     Cost: the forward time and the memory of activations twice.
 
     Args:
-        alpha: Weight of the divergence, in (0, inf); 1 to 5 in the paper.
+        alpha: Weight of the divergence, in (0, inf); 0.5 to 5 are common.
 
     Raises:
         ValueError: if `alpha` is out of range; when the fit starts, for manual optimization.
         RuntimeError: after the first `training_step`, if its loss cannot be reached.
 
-    Source: Liang et al. 2021, arXiv:2106.14448, Equations 1-3.
+    Source: Liang et al. 2021, arXiv:2106.14448, Section 2.
 
     Example:
         >>> trainer = pl.Trainer(callbacks=[RDrop(alpha=1.0)], logger=False, enable_checkpointing=False)

@@ -33,7 +33,7 @@ class SAM(Callback):
     statistics, metrics and `self.log` are those of the first, at the true weights. With gradient accumulation every
     batch climbs by itself.
 
-    Under DDP each process climbs by the gradient of its own batch, as in the paper (Section 4.1, m-sharpness), and
+    Under DDP each process climbs by the gradient of its own batch, as in the paper (m-sharpness), and
     communicates nothing more; with `sync=True` the processes climb together, by the mean of their gradients.
 
     Cost: about twice the forward and backward time, and a copy of the weights.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Activation regularization and its temporal sibling: small outputs, that change slowly over time.
 
-Source: Merity et al. 2017, "Revisiting Activation Regularization for Language RNNs", arXiv:1708.01009, Sections 3.1 and
-3.2; squares averaged, as in the authors' code, where the paper writes the norm.
+Source: Merity et al. 2017, "Revisiting Activation Regularization for Language RNNs", arXiv:1708.01009, Section 3;
+squares averaged, as in the authors' code, where the paper writes the norm.
 """
 
 from torch import Tensor

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adaptive sharpness-aware minimization: SAM in a ball that is measured in units of the weights.
 
-Source: Kwon et al. 2021, "ASAM", arXiv:2102.11600, Equation 5 with p = 2, and T_w = |w| + eta of Section 3. The
+Source: Kwon et al. 2021, "ASAM", arXiv:2102.11600, Section 3 with p = 2 and T_w = |w| + eta. The
 authors' code leaves biases unscaled; here every parameter is scaled, as in the paper's definition.
 """
 

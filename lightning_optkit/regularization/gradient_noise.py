@@ -2,7 +2,7 @@
 """Gaussian noise on the gradients, annealed over the run.
 
 Source: Neelakantan et al. 2015, "Adding Gradient Noise Improves Learning for Very Deep Networks", arXiv:1511.06807,
-Section 3, Equation 1.
+Section 3.
 """
 
 from collections.abc import Iterable

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """R-Drop: two passes with different dropout must agree.
 
-Source: Liang et al. 2021, "R-Drop: Regularized Dropout for Neural Networks", arXiv:2106.14448, Equations 1-3.
+Source: Liang et al. 2021, "R-Drop: Regularized Dropout for Neural Networks", arXiv:2106.14448, Section 2.
 """
 
 import torch

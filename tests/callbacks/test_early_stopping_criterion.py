@@ -56,6 +56,7 @@ def stopped(fit, module, *callbacks, **arguments):
         (EarlyStoppingCriterion("GL", alpha=100.0), 10),
         # strips end at 2, 4, 6: PQ = 0, 2 / 83.3, 20 / 1.002
         (EarlyStoppingCriterion("PQ", alpha=0.02, strip=2), 4),
+        (EarlyStoppingCriterion("PQ", alpha=0.03, strip=2), 6),  # in the middle of a strip, after 5, it is 4 / 100
         (EarlyStoppingCriterion("PQ", alpha=0.1, strip=2), 6),
         # ends of strips: 2.0, 1.02, 1.2, 1.4
         (EarlyStoppingCriterion("UP", successive=1, strip=2), 6),
@@ -145,3 +146,10 @@ def test_an_error_that_is_missing_or_not_positive_is_refused(regression, fit):
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=r"^EarlyStoppingCriterion" + message):
         EarlyStoppingCriterion(**arguments)
+
+
+def test_a_checkpoint_in_the_middle_of_an_epoch_keeps_its_training_losses():
+    one, other = EarlyStoppingCriterion(), EarlyStoppingCriterion()
+    one.on_train_batch_end(None, None, {"loss": torch.tensor(2.0)}, None, 0)
+    other.load_state_dict(one.state_dict())
+    assert other.state_dict() == one.state_dict() and one.state_dict()["losses"] == [2.0]
