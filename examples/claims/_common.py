@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import matplotlib
@@ -152,6 +153,20 @@ def steps_to(reached: Tensor, every: int) -> Tensor:
 def shown(value: float, digits: int = 3) -> str:
     """A number for a table; "never" for infinity."""
     return "never" if math.isinf(value) else f"{value:.{digits}g}"
+
+
+def by_seed(cell: str) -> list[float]:
+    """The numbers of a table's cell, such as "40, 60, never"."""
+    return [math.inf if number == "never" else float(number) for number in cell.split(", ")]
+
+
+def verdict(faster: Sequence[float], slower: Sequence[float]) -> str:
+    """Whether what should need fewer steps does: at all seeds, in the median only, or not."""
+    if max(faster) < min(slower):
+        return "as claimed, at all seeds"
+    if median(faster) < median(slower):
+        return "as claimed in the median, but the seeds overlap: no clear difference"
+    return "the claim does not hold here"
 
 
 def write_claim(

@@ -4,14 +4,17 @@
 python examples/claims/initialization.py
 """
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from statistics import median
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from _common import COLORS, SEEDS, SideBySide, best_rate, shown, split, steps_to, train, write_claim
+from _common import COLORS, SEEDS, SideBySide, best_rate, by_seed, shown, split, steps_to, train, verdict, write_claim
 from torch import Tensor, nn
 
 from lightning_optkit.data import Standardize
@@ -136,32 +139,29 @@ def main() -> None:
         caption="Left and middle: variance of every layer's activations, and of the loss's gradient by them, before "
         "training (median of three seeds; what leaves the picture goes on). Right: test accuracy at each scheme's best "
         "rate (median).",
-        findings=findings(numbers),
+        findings=findings(rows, numbers),
         figure=figure,
         numbers=numbers,
         started=started,
     )  # fmt: skip
 
 
-def findings(numbers: dict[str, dict[str, float]]) -> list[str]:
+def findings(rows: Sequence[Sequence[str]], numbers: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What the numbers say, for and against."""
-    steps = {name: value["steps"] for name, value in numbers.items()}
-    trained = {name for name, value in steps.items() if value <= STEPS}
+    steps = {(row[0], row[1]): by_seed(row[6]) for row in rows}
     said = []
     for bad in ("constant 0.1", "N(0, 0.01²)"):
-        holds = not {f"tanh, {bad}", f"ReLU, {bad}"} & trained
-        said.append(f"{bad}: {'never trains, as claimed' if holds else 'the claim does not hold, it trains'}.")
+        trains = any(min(steps[activation, bad]) < math.inf for activation in ACTIVATIONS)
+        said.append(f"{bad}: {'the claim does not hold, it trains' if trains else 'never trains, as claimed'}.")
     for activation, right, wrong in (("tanh", "Xavier", "He"), ("ReLU", "He", "Xavier")):
-        ours, other = steps[f"{activation}, {right}"], steps[f"{activation}, {wrong}"]
-        verdict = "as claimed" if ours < other else "the claim does not hold here"
-        needed = f"{right} needs {shown(ours, 4)} steps, {wrong} {shown(other, 4)} (median)"
-        said.append(f"{activation}: {needed}: {verdict}.")
+        ours, other = steps[activation, right], steps[activation, wrong]
+        needed = f"{right} needs {shown(median(ours))} steps, {wrong} {shown(median(other))} (median)"
+        said.append(f"{activation}: {needed}: {verdict(ours, other)}.")
     for activation in ACTIVATIONS:
-        here = {name.split(", ", 1)[1]: n for name, n in steps.items() if name.startswith(activation)}
-        fastest = min(here, key=lambda scheme: here[scheme])
-        said.append(f"{activation}: fastest is {fastest}, {shown(here[fastest], 4)} steps (median).")
+        fastest = min(SCHEMES, key=lambda scheme: median(steps[activation, scheme]))
+        said.append(f"{activation}: fastest is {fastest}, {shown(median(steps[activation, fastest]))} steps (median).")
     drop = numbers["ReLU, Xavier"]["signal"]
-    said.append(f"ReLU with Xavier loses a factor {drop[0] / max(drop[-1], 1e-300):.1e} of variance over the depth.")  # type: ignore[index]
+    said.append(f"ReLU with Xavier loses a factor {drop[0] / max(drop[-1], 1e-300):.1e} of variance over the depth.")
     return said
 
 

@@ -62,7 +62,7 @@ def main() -> None:
     axis.set_xlabel("learning rate")
     axis.set_ylabel(f"test accuracy after {STEPS} steps")
     axis.set_ylim(0, 1.02)
-    axis.legend(title="normalization", loc="lower center")
+    axis.legend(title="normalization", loc="center left", bbox_to_anchor=(1.01, 0.5))
     figure.tight_layout()
     write_claim(
         "normalization",

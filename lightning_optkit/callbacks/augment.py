@@ -120,9 +120,8 @@ class Augment(Callback):
     def _augment(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> Any:
         self._mixture = None
         inputs = field_of("Augment", "inputs", batch, self._inputs)
-        progress: Any = trainer.fit_loop.epoch_loop.batch_progress.total
-        num_batches = progress.processed  # in every checkpoint
-        draw = random.Random(f"{self.seed + trainer.global_rank} {num_batches}")
+        progress: Any = trainer.fit_loop.epoch_loop.batch_progress  # part of every checkpoint
+        draw = random.Random(f"{self.seed + trainer.global_rank} {progress.total.processed}")
         self._generator.manual_seed(draw.getrandbits(62))
         mixing = [module for module in self.augmentations if isinstance(module, Mixup | CutMix)]
         chosen = draw.choice(mixing) if mixing else None

@@ -29,7 +29,7 @@ class Preprocess(Callback):
     (a prediction loader that yields a tensor). Several of these callbacks are applied in their order.
 
     To use the model without this callback, put the transform before it: `nn.Sequential(preprocess.transform, model)`
-    can be saved, exported and scripted as any module. From a checkpoint alone:
+    can be saved and exported (`torch.export`) as any module. From a checkpoint alone:
     `preprocess.load_state_dict(torch.load(path)["callbacks"][preprocess.state_key])`. `inverse` leads back.
 
     Args:

@@ -140,7 +140,7 @@ class _Rescale:
         bias: Any = self.module.bias
         if bias is None:
             return output * factor
-        whole = bias.full_tensor() if is_sharded(bias) else bias
+        whole: Tensor = bias.full_tensor() if is_sharded(bias) else bias
         kernel = getattr(self.module, "kernel_size", ())
         shift: Tensor = whole.view(-1, *[1] * len(kernel)) if kernel else whole
         return (output - shift) * factor + shift
