@@ -13,6 +13,7 @@ namespace OPTKIT_ISA {
 #define OPTKIT_STEP_FLOAT(name, type) &step_chunk<type, float>,
 #define OPTKIT_STEP_DOUBLE(name, type) &step_chunk<type, double>,
 
+extern const NormKernels norm_kernels;  // layer_norm_kernels.cpp
 extern const Kernels kernels;
 const Kernels kernels = {
     OPTKIT_STRING(OPTKIT_ISA),
@@ -20,6 +21,7 @@ const Kernels kernels = {
     {OPTKIT_FOR_EACH_RULE(OPTKIT_STEP_DOUBLE)},
     &norm_chunk<float>,
     &norm_chunk<double>,
+    &norm_kernels,
 };
 
 }  // namespace OPTKIT_ISA

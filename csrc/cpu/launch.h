@@ -4,6 +4,7 @@
 
 #include "core/pipeline.h"
 #include "core/tables.h"
+#include "cpu/layer_norm.h"
 #include "rules/all.h"
 
 namespace optkit {
@@ -23,6 +24,7 @@ struct Kernels {
   StepChunk step_double[kNumRules];
   NormChunk norm_float;
   NormChunk norm_double;
+  const NormKernels* norms;  // LayerNorm and RMSNorm
 };
 
 // Each lives in its own translation unit, compiled for that instruction set.
