@@ -27,8 +27,8 @@ using Output = std::unique_ptr<AtenTensorOpaque, DeleteTensor>;
 
 StableIValue give(Output output) { return torch::stable::detail::from(output.release()); }
 
-// Fresh memory costs more in page faults than the rows in arithmetic, from about here on.
-constexpr int64_t kHugePagesFrom = int64_t{1} << 22;
+// From here on the C library asks the system for fresh pages at every call, and page faults cost more than the rows.
+constexpr int64_t kHugePagesFrom = int64_t{1} << 25;
 
 bool to_dtype(int32_t code, DType* dtype) {
   static const int32_t codes[] = {aoti_torch_dtype_float32(), aoti_torch_dtype_bfloat16(), aoti_torch_dtype_float16(),

@@ -12,7 +12,14 @@ template <class Norm, DType kType>
 void forward(const NormForward& arguments, int64_t begin, int64_t end) {
   const NormForward a = arguments;
   if (a.size <= kNarrow) return forward_narrow<Norm, kType>(a, begin, end);
-  for (int64_t row = begin; row < end; ++row) forward_row<Norm, kType>(a, row);
+  if constexpr (size_of(kType) == 2) {
+    alignas(64) wide_t<kType> buffer[kBufferSize];
+    if (a.size <= kBufferSize) {
+      for (int64_t row = begin; row < end; ++row) forward_row<Norm, kType, true>(a, row, buffer);
+      return;
+    }
+  }
+  for (int64_t row = begin; row < end; ++row) forward_row<Norm, kType, false>(a, row, nullptr);
 }
 
 template <class Norm, DType kType>
@@ -23,7 +30,9 @@ void backward(const NormBackward& arguments, int64_t begin, int64_t end, void* d
   if (a.size <= kNarrow) return backward_narrow<Norm, kType>(a, begin, end, dw, db);
   for (int64_t i = 0; dw && i < a.size; ++i) dw[i] = S(0);
   for (int64_t i = 0; db && i < a.size; ++i) db[i] = S(0);
-  for (int64_t row = begin; row < end; ++row) backward_row<Norm, kType>(a, row, dw, db);
+  int64_t row = begin;
+  for (; row + 2 <= end; row += 2) backward_rows<Norm, kType, 2>(a, row, dw, db);
+  if (row < end) backward_rows<Norm, kType, 1>(a, row, dw, db);
 }
 
 struct Whole {

@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from lightning_optkit._native import extension, warn_once_if_missing, why_no_cuda_kernels
-from lightning_optkit.layers._reference import norm_reference, survival
+from lightning_optkit.layers._reference import survival
 
 if extension is not None:
     from lightning_optkit.layers._ops import add_norm, norm
@@ -19,7 +19,7 @@ __all__ = ["SMALL_ADD_LAYER", "SMALL_ADD_RMS", "SMALL_LAYER", "SMALL_RMS", "SMAL
 # Up to so many elements, in up to SMALL_ROWS rows, torch's CPU kernel is done before a Python autograd node is built
 # (benchmarks/bench_norms.py). A rule of the shape alone: the same on every rank and in every run.
 SMALL_ROWS = 256
-SMALL_LAYER, SMALL_RMS, SMALL_ADD_LAYER, SMALL_ADD_RMS = 16384, 0, 8192, 0
+SMALL_LAYER, SMALL_RMS, SMALL_ADD_LAYER, SMALL_ADD_RMS = 60000, 0, 30000, 0
 
 _PLAIN = (Tensor, Parameter)
 
@@ -91,7 +91,7 @@ def _takes_kernel(input: Tensor) -> bool:
 
 
 def _autocast(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """torch's CUDA autocast runs both norms in float32; its CPU autocast leaves them alone."""
+    """Torch's CUDA autocast runs both norms in float32; its CPU autocast leaves them alone."""
     if not (input.is_cuda and torch.is_autocast_enabled("cuda")):
         return input, weight, bias
     cast = [t if t is None or t.dtype == torch.float64 else t.float() for t in (input, weight, bias)]

@@ -10,7 +10,7 @@ __all__ = ["norm_backward_reference", "norm_reference", "survival"]
 def norm_reference(
     centered: bool, input: Tensor, weight: Tensor | None, bias: Tensor | None, dims: int, eps: float | None
 ) -> Tensor:
-    """torch's own kernel."""
+    """Torch's own kernel."""
     sizes = input.shape[input.dim() - dims :]
     if centered:
         return torch.layer_norm(input, sizes, weight, bias, eps)  # type: ignore[arg-type]
