@@ -13,7 +13,7 @@ __all__ = ["check_input", "check_sizes"]
 
 def check_sizes(owner: str, normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
     """The sizes as a tuple, each at least 1."""
-    sizes = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    sizes = tuple(normalized_shape) if isinstance(normalized_shape, Sequence) else (normalized_shape,)
     if not sizes:
         raise ValueError(
             f"{owner}(normalized_shape={normalized_shape!r}): normalized_shape must hold at least one size."
@@ -32,9 +32,7 @@ def check_input(
     """Raises for the first argument that does not fit; called when a kernel has refused, so its cost does not count."""
     sizes = check_sizes(owner, normalized_shape)
     for name, tensor in (("input", input), ("weight", weight), ("bias", bias), ("residual", residual)):
-        if tensor is None and name != "input" and name != "residual":
-            continue
-        if tensor is None and name == "residual":
+        if tensor is None and name != "input":
             continue
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{owner}({name}={tensor!r}): {name} must be a tensor.")

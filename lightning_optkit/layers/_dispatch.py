@@ -37,7 +37,7 @@ def run_norm(
     if weight is None:
         _check_trailing(input, sizes)
         weight = None if bias is None else torch.ones_like(bias)
-    return norm(centered, input, weight, bias, dims, torch.finfo(input.dtype).eps if eps is None else eps)
+    return norm(centered, input, weight, bias, dims, _eps(input.dtype) if eps is None else eps)
 
 
 def run_add_norm(
@@ -56,15 +56,14 @@ def run_add_norm(
     dims = len(sizes)
     small = dropout == 0.0 and _is_small(input, sizes, weight, SMALL_ADD_LAYER if centered else SMALL_ADD_RMS)
     if small or not _takes_kernel(input) or not _takes_kernel(residual) or not _goes_with(input, residual):
-        total = (input * survival(input, dropout, _seed()) if dropout > 0.0 else input) + residual
-        return run_norm(
-            centered, total.to(torch.promote_types(input.dtype, residual.dtype)), sizes, weight, bias, eps
-        ), total
+        total = input + residual if dropout == 0.0 else _drop(input, dropout) + residual
+        total = total.to(torch.promote_types(input.dtype, residual.dtype))
+        return run_norm(centered, total, sizes, weight, bias, eps), total
     if weight is None:
         _check_trailing(input, sizes)
         weight = None if bias is None else torch.ones_like(bias)
     if eps is None:
-        eps = torch.finfo(torch.promote_types(input.dtype, residual.dtype)).eps
+        eps = _eps(torch.promote_types(input.dtype, residual.dtype))
     seed = _seed() if dropout > 0.0 else None
     return add_norm(centered, input, residual, weight, bias, dims, eps, dropout, seed)
 
@@ -106,9 +105,19 @@ def _goes_with(input: Tensor, residual: Tensor) -> bool:
     return True
 
 
+def _eps(dtype: torch.dtype) -> float:
+    """Torch's own for RMSNorm: that of the dtype it computes in."""
+    return torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+
+
 def _check_trailing(input: Tensor, sizes: Sequence[int]) -> None:
     if tuple(input.shape[-len(sizes) :]) != tuple(sizes):
         raise RuntimeError("the last dimensions of the input must be normalized_shape")
+
+
+def _drop(input: Tensor, dropout: float) -> Tensor:
+    alive = survival(input, dropout, _seed())
+    return torch.where(alive > 0, input * alive, 0.0)  # a dropped infinity is dropped too
 
 
 def _seed() -> Tensor:

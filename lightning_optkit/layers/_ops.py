@@ -58,7 +58,7 @@ def _needs_grad(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> bo
 
 class _Norm(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, centered: bool, dims: int, eps: float
     ) -> Tensor:
         y, stats = _norm(centered, input, weight, bias, dims, eps)
@@ -67,7 +67,7 @@ class _Norm(torch.autograd.Function):
         return y  # type: ignore[no-any-return]
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         centered, dims, eps = ctx.constants
         input, weight, stats = ctx.saved_tensors
         wants = ctx.needs_input_grad
@@ -79,7 +79,7 @@ class _Norm(torch.autograd.Function):
 
 class _AddNorm(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         input: Tensor,
         residual: Tensor,
@@ -98,7 +98,7 @@ class _AddNorm(torch.autograd.Function):
         return y, total
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, d_sum: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor | None, d_sum: Tensor | None) -> tuple[Tensor | None, ...]:
         total, weight, stats, seed = ctx.saved_tensors
         return (
             *_add_norm_gradients(ctx.constants, dy, d_sum, total, stats, weight, seed, ctx.needs_input_grad),
@@ -164,8 +164,8 @@ def _gradients(
     )
 
 
-# `Function.apply` looks for function transforms first, which costs as much as the kernel of a short row; who calls these
-# has looked already.
+# `Function.apply` looks for function transforms first, which costs as much as the kernel of a short row; the callers of
+# these have looked already.
 _apply = torch._C._FunctionBase.__dict__["apply"]
 _apply_norm = _apply.__get__(None, _Norm)
 _apply_add_norm = _apply.__get__(None, _AddNorm)

@@ -47,12 +47,12 @@ def norm_backward_reference(
     if rows:
         d_weight, d_bias = d_weight.sum(rows), d_bias.sum(rows)
     stored = input.dtype if weight is None else weight.dtype
-    d_input = dx if alive is None else dx * alive
+    d_input = dx if alive is None else torch.where(alive > 0, dx * alive, 0.0)
     return dx.to(input.dtype), d_input.to(input.dtype), d_weight.to(stored), d_bias.to(stored)
 
 
 def survival(like: Tensor, dropout: float, seed: Tensor) -> Tensor:
-    """What the kernels multiply by: 1 / (1 - dropout) where an element lives, else 0; the bits of csrc/norms/tables.h."""
+    """1 / (1 - dropout) where an element lives, else 0; from the random bits of csrc/norms/tables.h."""
     keep_below = min(int((1.0 - dropout) * 2**32), 2**32 - 1)
     scale = 1.0 / (1.0 - dropout) if dropout < 1.0 else 0.0
     key = _splitmix64(_splitmix64(_splitmix64(int(seed))))

@@ -36,7 +36,7 @@ def add_rms_norm(
         residual: What the block read; of the same shape.
         normalized_shape: Sizes of the dimensions that are normalized together.
         weight: Of shape `normalized_shape`, in the dtype of the sum, or float32 beside a 16-bit sum.
-        eps: Added to the mean square; None is `torch.finfo(dtype).eps` of the sum.
+        eps: Added to the mean square; None is that of the dtype torch computes in: float32's, or float64's.
         dropout: Share of `input` that is zeroed, in [0, 1]; the rest is scaled up.
         training: Without it nothing is dropped.
 
@@ -66,7 +66,7 @@ class AddRMSNorm(RMSNorm):
 
     Args:
         normalized_shape: Sizes of the last dimensions, normalized together; each >= 1.
-        eps: Added to the mean square; None is `torch.finfo(dtype).eps` of the sum.
+        eps: Added to the mean square; None is that of the dtype torch computes in: float32's, or float64's.
         elementwise_affine: Learn a weight.
         device: Of the parameters.
         dtype: Of the parameters; float32 parameters may be used beside 16-bit inputs.

@@ -24,7 +24,7 @@ def rms_norm(
         input: Any shape that ends in `normalized_shape`, floating point.
         normalized_shape: Sizes of the dimensions that are normalized together.
         weight: Of shape `normalized_shape`, in the dtype of `input`, or float32 beside a 16-bit `input`.
-        eps: Added to the mean square; None is `torch.finfo(input.dtype).eps`.
+        eps: Added to the mean square; None is that of the dtype torch computes in: float32's, or float64's.
 
     Raises:
         ValueError: if a shape, dtype or device does not fit.
@@ -47,7 +47,7 @@ class RMSNorm(nn.RMSNorm):
 
     Args:
         normalized_shape: Sizes of the last dimensions, normalized together; each >= 1.
-        eps: Added to the mean square; None is `torch.finfo(input.dtype).eps`.
+        eps: Added to the mean square; None is that of the dtype torch computes in: float32's, or float64's.
         elementwise_affine: Learn a weight.
         device: Of the weight.
         dtype: Of the weight; a float32 weight may be used beside 16-bit inputs.
