@@ -265,9 +265,11 @@ def test_torch_stops_counting_at_256_in_bfloat16_and_we_do_not():
 
 
 def test_small_inputs_take_the_kernel_of_torch_by_shape_alone():
-    from lightning_optkit.layers._dispatch import SMALL_LAYER, SMALL_ROWS, _is_small
+    from lightning_optkit.layers._dispatch import SMALL_LAYER, SMALL_ROWS, _is_middle, _is_small
 
-    assert _is_small(torch.empty(7, 64), (64,), None, SMALL_LAYER)
-    assert not _is_small(torch.empty(SMALL_ROWS + 1, 64), (64,), None, SMALL_LAYER)
-    assert not _is_small(torch.empty(8, 8192), (8192,), None, SMALL_LAYER)
+    assert _is_small(torch.empty(7, 64), (64,), SMALL_LAYER)
+    assert not _is_small(torch.empty(SMALL_ROWS + 1, 64), (64,), SMALL_LAYER)
+    assert not _is_small(torch.empty(8, 8192), (8192,), SMALL_LAYER)
+    assert _is_middle(torch.empty(4096, 768), (768,)) and not _is_middle(torch.empty(4096, 256), (256,))
+    assert not _is_middle(torch.empty(4096, 768, dtype=torch.bfloat16), (768,))
     torch.testing.assert_close(LayerNorm(64)(torch.ones(7, 64)), torch.zeros(7, 64))
