@@ -16,6 +16,7 @@ namespace OPTKIT_ISA {
 #define OPTKIT_MEASURE_FLOAT(name, type) measure_chunk<type, float>(),
 #define OPTKIT_MEASURE_DOUBLE(name, type) measure_chunk<type, double>(),
 
+extern const NormKernels norm_kernels;  // layer_norm_kernels.cpp
 extern const Kernels kernels;
 const Kernels kernels = {
     OPTKIT_STRING(OPTKIT_ISA),
@@ -27,6 +28,7 @@ const Kernels kernels = {
     &norm_chunk<double>,
     &measure_units<float>,
     &measure_units<double>,
+    &norm_kernels,
 };
 
 }  // namespace OPTKIT_ISA

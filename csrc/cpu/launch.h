@@ -4,6 +4,7 @@
 
 #include "core/pipeline.h"
 #include "core/tables.h"
+#include "cpu/layer_norm.h"
 #include "rules/all.h"
 
 namespace optkit {
@@ -28,6 +29,7 @@ struct Kernels {
   NormChunk norm_double;
   MeasureUnits units_float;
   MeasureUnits units_double;
+  const NormKernels* norms;  // LayerNorm and RMSNorm
 };
 
 // Each lives in its own translation unit, compiled for that instruction set.
