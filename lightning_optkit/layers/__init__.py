@@ -3,12 +3,14 @@
 
 from lightning_optkit.layers.add_layer_norm import AddLayerNorm, add_layer_norm
 from lightning_optkit.layers.add_rms_norm import AddRMSNorm, add_rms_norm
+from lightning_optkit.layers.drop_path import DropPath
 from lightning_optkit.layers.layer_norm import LayerNorm, layer_norm
 from lightning_optkit.layers.rms_norm import RMSNorm, rms_norm
 
 __all__ = [
     "AddLayerNorm",
     "AddRMSNorm",
+    "DropPath",
     "LayerNorm",
     "RMSNorm",
     "add_layer_norm",
