@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A GPT-2-shaped model (random weights) and Lightning's demo Transformer, with and without Fuse: losses and time per step.
+"""A GPT-2-shaped model and the demo Transformer of Lightning, with and without Fuse: losses and time per step.
 
 Run: python examples/fuse_transformer.py [--steps 50]. Needs transformers for the first of the two.
 """
@@ -36,6 +36,7 @@ class Language(pl.LightningModule):
             self.model = Transformer(vocab_size=1000, ninp=128, nhead=4, nhid=512, nlayers=4, dropout=0.0)
 
     def training_step(self, batch, batch_idx):
+        """One batch of tokens."""
         self.times.append(time.perf_counter())
         if self.kind == "GPT-2 shape":
             loss = self.model(input_ids=batch, labels=batch).loss
@@ -45,6 +46,7 @@ class Language(pl.LightningModule):
         return loss
 
     def configure_optimizers(self):
+        """AdamW."""
         return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
 

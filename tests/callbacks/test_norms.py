@@ -27,6 +27,7 @@ class Normed(pl.LightningModule):
 
     def make(self):
         if self.norm is None:
+            torch.manual_seed(0)
             self.norm = nn.Sequential(nn.LayerNorm(64), nn.RMSNorm(64), nn.Linear(64, 2))
 
     def setup(self, stage):
