@@ -73,7 +73,9 @@ class Argument {
   explicit operator bool() const { return handle_ != nullptr; }
   AtenTensorHandle get() const { return handle_; }
   AtenTensorHandle release() { return std::exchange(handle_, nullptr); }
-  bool same_shape(const Argument& other) const { return dim == other.dim && std::equal(sizes, sizes + dim, other.sizes); }
+  bool same_shape(const Argument& other) const {
+    return dim == other.dim && std::equal(sizes, sizes + dim, other.sizes);
+  }
 
   // Distance between rows made of the last `row_dims` dimensions; -1 if rows are not packed or not evenly spaced.
   int64_t row_stride(int64_t row_dims) const {
@@ -153,8 +155,8 @@ Output empty(const Argument& like, const int64_t* sizes, int64_t dim, DType dtyp
     step *= std::max<int64_t>(sizes[d], 1);
   }
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides.data(), code_of(dtype), like.device,
-                                                  like.device_index, &handle));
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dim, sizes, strides.data(), code_of(dtype), like.device, like.device_index, &handle));
   Output output(handle);
   if (like.device == aoti_torch_device_type_cpu() && step * size_of(dtype) >= kHugePagesFrom) {
     void* data = nullptr;
@@ -191,8 +193,9 @@ void check_parameter(const Argument& parameter, const Argument& x, DType type, c
   STD_TORCH_CHECK(parameter.dim == sizes.row_dims &&
                       std::equal(parameter.sizes, parameter.sizes + parameter.dim, x.sizes + x.dim - sizes.row_dims),
                   "weight and bias must have the shape of a row");
-  STD_TORCH_CHECK(parameter.is_known && (parameter.dtype == type || (parameter.dtype == DType::kFloat32 && is_half(type))),
-                  "weight and bias must have the dtype of the input, or float32 beside 16 bits");
+  STD_TORCH_CHECK(
+      parameter.is_known && (parameter.dtype == type || (parameter.dtype == DType::kFloat32 && is_half(type))),
+      "weight and bias must have the dtype of the input, or float32 beside 16 bits");
   STD_TORCH_CHECK(parameter.device == x.device && parameter.device_index == x.device_index,
                   "weight and bias must be on the device of the input");
 }
@@ -233,8 +236,8 @@ void* row_of(void* stats, int64_t row, int64_t rows, DType type) {
   return static_cast<char*>(stats) + row * rows * (type == DType::kFloat64 ? 8 : 4);
 }
 
-Forward forward(bool centered, Argument x, Argument residual, int64_t dims, const Argument& weight, const Argument& bias,
-                double eps, double p, int64_t seed) {
+Forward forward(bool centered, Argument x, Argument residual, int64_t dims, const Argument& weight,
+                const Argument& bias, double eps, double p, int64_t seed) {
   check_x(x);
   const Sizes sizes = cut(x, dims);
   NormForward a = {};
@@ -336,16 +339,14 @@ Backward backward(bool centered, Argument dy, Argument d_sum, Argument x, const 
   return out;
 }
 
-int64_t seed_of(const Argument& seed) {
-  return seed ? *static_cast<const int64_t*>(seed.data) : 0;
-}
+int64_t seed_of(const Argument& seed) { return seed ? *static_cast<const int64_t*>(seed.data) : 0; }
 
 // norm(centered, input, weight, bias, dims, eps) -> (y, stats)
 void norm_op(StableIValue* stack, uint64_t, uint64_t) {
   Argument x = required(stack[1]);
   const Argument weight = packed_optional(stack[2]), bias = packed_optional(stack[3]);
   Forward out = forward(to<bool>(stack[0]), std::move(x), Argument(), to<int64_t>(stack[4]), weight, bias,
-                              to<double>(stack[5]), 0.0, 0);
+                        to<double>(stack[5]), 0.0, 0);
   stack[0] = give(std::move(out.y));
   stack[1] = give(std::move(out.stats));
 }
@@ -354,8 +355,8 @@ void norm_op(StableIValue* stack, uint64_t, uint64_t) {
 void add_norm_op(StableIValue* stack, uint64_t, uint64_t) {
   Argument x = required(stack[1]), residual = required(stack[2]);
   const Argument weight = packed_optional(stack[3]), bias = packed_optional(stack[4]), seed = optional(stack[8]);
-  Forward out = forward(to<bool>(stack[0]), std::move(x), std::move(residual), to<int64_t>(stack[5]), weight,
-                              bias, to<double>(stack[6]), to<double>(stack[7]), seed_of(seed));
+  Forward out = forward(to<bool>(stack[0]), std::move(x), std::move(residual), to<int64_t>(stack[5]), weight, bias,
+                        to<double>(stack[6]), to<double>(stack[7]), seed_of(seed));
   stack[0] = give(std::move(out.y));
   stack[1] = give(std::move(out.sum));
   stack[2] = give(std::move(out.stats));
@@ -366,9 +367,9 @@ void add_norm_op(StableIValue* stack, uint64_t, uint64_t) {
 void norm_backward_op(StableIValue* stack, uint64_t, uint64_t) {
   Argument dy = packed(required(stack[1])), d_sum = packed_optional(stack[2]), x = required(stack[3]);
   const Argument stats = packed(required(stack[4])), weight = packed_optional(stack[5]), seed = optional(stack[8]);
-  Backward out = backward(to<bool>(stack[0]), std::move(dy), std::move(d_sum), std::move(x), stats, weight,
-                                to<int64_t>(stack[6]), to<double>(stack[7]), seed_of(seed), to<bool>(stack[9]),
-                                to<bool>(stack[10]), to<bool>(stack[11]));
+  Backward out =
+      backward(to<bool>(stack[0]), std::move(dy), std::move(d_sum), std::move(x), stats, weight, to<int64_t>(stack[6]),
+               to<double>(stack[7]), seed_of(seed), to<bool>(stack[9]), to<bool>(stack[10]), to<bool>(stack[11]));
   stack[0] = give(std::move(out.dx));
   stack[1] = give(std::move(out.d_input));
   stack[2] = give(std::move(out.d_weight));
@@ -381,8 +382,9 @@ void norm_backward_op(StableIValue* stack, uint64_t, uint64_t) {
 // `norm` and `add_norm` have an autograd formula, registered in Python, for graphs that are traced. The same under a
 // name with an underscore have none: an eager call brings its own autograd node, which costs half as much.
 STABLE_TORCH_LIBRARY_FRAGMENT(lightning_optkit, m) {
-#define OPTKIT_NORM "norm(bool centered, Tensor input, Tensor? weight, Tensor? bias, int dims, float eps) -> (Tensor, Tensor)"
-#define OPTKIT_ADD_NORM                                                                                       \
+#define OPTKIT_NORM \
+  "norm(bool centered, Tensor input, Tensor? weight, Tensor? bias, int dims, float eps) -> (Tensor, Tensor)"
+#define OPTKIT_ADD_NORM                                                                                        \
   "add_norm(bool centered, Tensor input, Tensor residual, Tensor? weight, Tensor? bias, int dims, float eps, " \
   "float dropout, Tensor? seed) -> (Tensor, Tensor, Tensor)"
   m.def(OPTKIT_NORM);
@@ -395,12 +397,14 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lightning_optkit, m) {
       "-> (Tensor, Tensor, Tensor, Tensor)");
 }
 
-#define OPTKIT_NORM_KERNELS                        \
-  m.impl("norm", &optkit::norm_op);                \
-  m.impl("_norm", &optkit::norm_op);               \
-  m.impl("add_norm", &optkit::add_norm_op);        \
-  m.impl("_add_norm", &optkit::add_norm_op);       \
+#define OPTKIT_NORM_KERNELS                  \
+  m.impl("norm", &optkit::norm_op);          \
+  m.impl("_norm", &optkit::norm_op);         \
+  m.impl("add_norm", &optkit::add_norm_op);  \
+  m.impl("_add_norm", &optkit::add_norm_op); \
   m.impl("norm_backward", &optkit::norm_backward_op);
 
-STABLE_TORCH_LIBRARY_IMPL(lightning_optkit, CPU, m) { OPTKIT_NORM_KERNELS }
-STABLE_TORCH_LIBRARY_IMPL(lightning_optkit, CUDA, m) { OPTKIT_NORM_KERNELS }
+STABLE_TORCH_LIBRARY_IMPL(lightning_optkit, CPU, m){OPTKIT_NORM_KERNELS} STABLE_TORCH_LIBRARY_IMPL(lightning_optkit,
+                                                                                                   CUDA, m) {
+  OPTKIT_NORM_KERNELS
+}

@@ -90,10 +90,12 @@ void add_parts(const void* parts, DType type, int64_t num_parts, int64_t stride,
 
 }  // namespace
 
-#define OPTKIT_BY_TYPE(function, Norm)                                       \
-  {                                                                          \
-    &function<Norm, DType::kFloat32>, &function<Norm, DType::kBFloat16>,     \
-        &function<Norm, DType::kFloat16>, &function<Norm, DType::kFloat64>,  \
+#define OPTKIT_BY_TYPE(function, Norm)   \
+  {                                      \
+      &function<Norm, DType::kFloat32>,  \
+      &function<Norm, DType::kBFloat16>, \
+      &function<Norm, DType::kFloat16>,  \
+      &function<Norm, DType::kFloat64>,  \
   }
 
 extern const NormKernels norm_kernels;

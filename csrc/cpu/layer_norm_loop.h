@@ -40,7 +40,8 @@ OPTKIT_HD void forward_row(const NormForward& a, int64_t row, wide_t<kType>* buf
   S mean = S(0);
   if (Norm::kCentered) {
     Accumulators<S> sum;
-    walk_row<S>(n, [&](int64_t i, int k, auto lanes) OPTKIT_INLINE { sum.part[k] = sum.part[k] + keep(lanes, first(i)); });
+    walk_row<S>(n,
+                [&](int64_t i, int k, auto lanes) OPTKIT_INLINE { sum.part[k] = sum.part[k] + keep(lanes, first(i)); });
     mean = sum.total() / static_cast<S>(n);
   }
   const V shift(mean);

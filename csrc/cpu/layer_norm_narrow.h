@@ -39,8 +39,7 @@ struct Block {
       for (int lane = 0; lane < kLanes; ++lane) flat[lane * n + j] = column[j * kLanes + lane];
     const int64_t count = rows * n;
     int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes)
-      store<S, false>(base, kType, first * n + i, kLanes, wide_load<S>(flat, i));
+    for (; i + kLanes <= count; i += kLanes) store<S, false>(base, kType, first * n + i, kLanes, wide_load<S>(flat, i));
     if (i < count) store<S, true>(base, kType, first * n + i, static_cast<int>(count - i), wide_load<S>(flat, i));
   }
 
@@ -48,7 +47,8 @@ struct Block {
   template <DType kType>
   OPTKIT_HD void load_flat(const void* base, int64_t begin, int64_t count, int64_t to) {
     int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) wide_store<S>(flat, to + i, load<S, false>(base, kType, begin + i, kLanes));
+    for (; i + kLanes <= count; i += kLanes)
+      wide_store<S>(flat, to + i, load<S, false>(base, kType, begin + i, kLanes));
     if (i < count) {
       const int rest = static_cast<int>(count - i);
       write<true, S>(flat, to + i, rest, load<S, true>(base, kType, begin + i, rest).v);

@@ -39,8 +39,8 @@ struct CudaApi {
   // LayerNorm and RMSNorm. The backward works in `space`: 2 * parts * size wide numbers.
   const char* (*norm_forward)(int centered, const NormForward* arguments, int device, void* stream);
   int64_t (*norm_backward_parts)(const NormBackward* arguments, int device);
-  const char* (*norm_backward)(int centered, const NormBackward* arguments, void* d_weight, void* d_bias,
-                               int64_t parts, void* space, int device, void* stream);
+  const char* (*norm_backward)(int centered, const NormBackward* arguments, void* d_weight, void* d_bias, int64_t parts,
+                               void* space, int device, void* stream);
   const char* architectures;  // "80;90;...", as compiled
 };
 

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Chooses and launches a kernel by the length of the rows.
-#include "cuda/layer_norm.cuh"
-
 #include <algorithm>
 #include <string>
 
+#include "cuda/layer_norm.cuh"
 #include "cuda/layer_norm_api.h"
 
 namespace optkit {
@@ -45,7 +44,9 @@ int group_of(DType type, int64_t size) {
 }
 
 // Blocks that a multiprocessor works on at a time, about: more would only make more partial sums.
-int64_t resident_blocks(int group) { return group == 32 ? 8 : group == 128 ? 12 : group == 512 ? 3 : group == 1024 ? 2 : 1; }
+int64_t resident_blocks(int group) {
+  return group == 32 ? 8 : group == 128 ? 12 : group == 512 ? 3 : group == 1024 ? 2 : 1;
+}
 
 int64_t blocks_of(int64_t rows, int group, int64_t most) {
   const int64_t rows_per_block = block_rows(group);
@@ -58,31 +59,32 @@ void run_forward(const NormForward& a, int64_t blocks, cudaStream_t stream) {
 }
 template <class Norm, DType kType, int kGroup>
 void run_backward(const NormBackward& a, int64_t blocks, void* space, cudaStream_t stream) {
-  norm_backward_kernel<Norm, kType, kGroup><<<static_cast<unsigned>(blocks), block_threads(kGroup), 0, stream>>>(a, space);
+  norm_backward_kernel<Norm, kType, kGroup>
+      <<<static_cast<unsigned>(blocks), block_threads(kGroup), 0, stream>>>(a, space);
 }
 
-#define OPTKIT_BY_GROUP(run, Norm, type, ...)                              \
-  switch (group) {                                                         \
-    case 32:                                                               \
-      return run<Norm, type, 32>(__VA_ARGS__);                             \
-    case 128:                                                              \
-      return run<Norm, type, 128>(__VA_ARGS__);                            \
-    case 512:                                                              \
-      return run<Norm, type, 512>(__VA_ARGS__);                            \
-    case 1024:                                                             \
-      return run<Norm, type, 1024>(__VA_ARGS__);                           \
-    default:                                                               \
-      return run<Norm, type, kLongRow>(__VA_ARGS__);                       \
+#define OPTKIT_BY_GROUP(run, Norm, type, ...)        \
+  switch (group) {                                   \
+    case 32:                                         \
+      return run<Norm, type, 32>(__VA_ARGS__);       \
+    case 128:                                        \
+      return run<Norm, type, 128>(__VA_ARGS__);      \
+    case 512:                                        \
+      return run<Norm, type, 512>(__VA_ARGS__);      \
+    case 1024:                                       \
+      return run<Norm, type, 1024>(__VA_ARGS__);     \
+    default:                                         \
+      return run<Norm, type, kLongRow>(__VA_ARGS__); \
   }
-#define OPTKIT_BY_TYPE(run, Norm, ...)                                     \
-  switch (a.type) {                                                        \
-    case DType::kFloat32:                                                  \
-      OPTKIT_BY_GROUP(run, Norm, DType::kFloat32, __VA_ARGS__)             \
-    case DType::kBFloat16:                                                 \
-    case DType::kFloat16:                                                  \
-      OPTKIT_BY_GROUP(run, Norm, DType::kBFloat16, __VA_ARGS__)            \
-    case DType::kFloat64:                                                  \
-      return run<Norm, DType::kFloat64, kLongRow>(__VA_ARGS__);            \
+#define OPTKIT_BY_TYPE(run, Norm, ...)                          \
+  switch (a.type) {                                             \
+    case DType::kFloat32:                                       \
+      OPTKIT_BY_GROUP(run, Norm, DType::kFloat32, __VA_ARGS__)  \
+    case DType::kBFloat16:                                      \
+    case DType::kFloat16:                                       \
+      OPTKIT_BY_GROUP(run, Norm, DType::kBFloat16, __VA_ARGS__) \
+    case DType::kFloat64:                                       \
+      return run<Norm, DType::kFloat64, kLongRow>(__VA_ARGS__); \
   }
 
 template <class Norm>

@@ -19,9 +19,9 @@ struct WideOf<DType::kFloat64> {
   using type = double;
 };
 
-constexpr int kHeld = 8;         // elements of a row that a thread holds
-constexpr int kWarpRows = 8;     // rows that a block of one-warp groups works on
-constexpr int kLongRow = 0;      // "group" of rows too long for registers: a block that reads them twice, from the cache
+constexpr int kHeld = 8;      // elements of a row that a thread holds
+constexpr int kWarpRows = 8;  // rows that a block of one-warp groups works on
+constexpr int kLongRow = 0;   // "group" of rows too long for registers: a block that reads them twice, from the cache
 constexpr int kLongThreads = 1024;
 
 __host__ __device__ constexpr int block_threads(int group) {
@@ -336,8 +336,7 @@ __global__ void __launch_bounds__(block_threads(kGroup))
       if constexpr (kLong) read(i, count, p);
       S dx[kSize];
 #pragma unroll
-      for (int k = 0; k < kSize; ++k)
-        dx[k] = Norm::gradient(dy[p][k] * weight[p][k], x[p][k], rstd, mean_g, mean_gx);
+      for (int k = 0; k < kSize; ++k) dx[k] = Norm::gradient(dy[p][k] * weight[p][k], x[p][k], rstd, mean_g, mean_gx);
       if (a.d_sum) {
         const void* d_sum_row = row_at<kType>(a.d_sum, row * a.size);
         S d_sum[kSize];

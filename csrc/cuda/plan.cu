@@ -335,8 +335,16 @@ const char* step(void* pointer, const TensorSlot* tensors, const GroupRow* group
 #define OPTKIT_STRING2(...) #__VA_ARGS__
 #define OPTKIT_STRING(...) OPTKIT_STRING2(__VA_ARGS__)
 
-const CudaApi api = {kCudaApiVersion, &create, &destroy, &layout, &norm, &step, &cuda_norm_forward,
-                     &cuda_norm_backward_parts, &cuda_norm_backward, OPTKIT_STRING(__CUDA_ARCH_LIST__)};
+const CudaApi api = {kCudaApiVersion,
+                     &create,
+                     &destroy,
+                     &layout,
+                     &norm,
+                     &step,
+                     &cuda_norm_forward,
+                     &cuda_norm_backward_parts,
+                     &cuda_norm_backward,
+                     OPTKIT_STRING(__CUDA_ARCH_LIST__)};
 
 }  // namespace
 }  // namespace optkit

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns the optimizers of an unchanged LightningModule into one-pass optimizers for the length of a fit."""
+"""Turns optimizers and norms of an unchanged LightningModule into one-pass forms for the length of a fit."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_optkit._checks import check_one_of
 from lightning_optkit.callbacks._configured import optimizers_in
+from lightning_optkit.callbacks._norms import FusedNorms
 from lightning_optkit.callbacks._overrides import override, restore
 from lightning_optkit.callbacks.schedule_free import ScheduleFree
 from lightning_optkit.clipping import ClipNorm, ClipValue
@@ -35,6 +36,9 @@ class Fuse(Callback):
     says so. After the fit every optimizer is torch's again and the module is as it was. `ScheduleFree` is brought along
     for schedule-free optimizers.
 
+    LayerNorm and RMSNorm layers, torch's and those of other packages that compute the same, become
+    `lightning_optkit.layers.LayerNorm` and `RMSNorm` with the same weights; state dict keys do not change.
+
     Under 16-bit mixed precision with a loss scaler, unscaling is folded in as well, unless something else looks at the
     gradients before the step (a hook `on_before_optimizer_step`, or a module that clips by itself): that would see them
     scaled, so the scaler's own pass is then left in place.
@@ -44,6 +48,7 @@ class Fuse(Callback):
         state_dtype: Dtype of the optimizers' moments, torch.float32, torch.bfloat16 or "int8".
         statistics: Count norms and lost updates per tensor in the same pass.
         verbose: Print the plan when training starts.
+        norms: Make LayerNorm and RMSNorm layers fused too.
 
     Raises:
         ValueError: for an argument out of range.
@@ -58,10 +63,13 @@ class Fuse(Callback):
         state_dtype: torch.dtype | Literal["int8"] = torch.float32,
         statistics: bool = False,
         verbose: bool = True,
+        norms: bool = True,
     ) -> None:
         check_one_of("Fuse", "rounding", rounding, ROUNDINGS)
         check_one_of("Fuse", "state_dtype", state_dtype, STATE_DTYPES)
         self._rounding, self._state_dtype, self._statistics, self._verbose = rounding, state_dtype, statistics, verbose
+        self._norms = norms
+        self._fused_norms: FusedNorms | None = None
         self._converted: list[OnePassOptimizer] = []
         self._left_alone: list[str] = []
         self._clips = self._module_clips = False
@@ -88,6 +96,8 @@ class Fuse(Callback):
             self._overrides["configure_gradient_clipping"] = self._wrap_clipping(pl_module)
         for name, function in self._overrides.items():
             override(pl_module, name, function)
+        if self._norms:
+            self._fused_norms = FusedNorms(pl_module)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # A module that steps by itself may clip whenever it likes.
@@ -159,12 +169,16 @@ class Fuse(Callback):
     def _plan(self) -> str:
         parts = [str(explanation) for explanation in self.explain()]
         parts += [f"Fuse left {line}." for line in self._left_alone]
+        parts += [f"Fuse norms: {line}." for line in (self._fused_norms.lines() if self._fused_norms else [])]
         return "\n".join(parts or ["Fuse: this module has no optimizer."])
 
     def _undo(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for name, function in self._overrides.items():
             restore(pl_module, name, function)
         self._overrides = {}
+        if self._fused_norms is not None:
+            self._fused_norms.undo()
+            self._fused_norms = None
         for optimizer in self._converted:
             to_torch_(optimizer)
         self._converted = []
