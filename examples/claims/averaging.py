@@ -96,8 +96,8 @@ def main() -> None:
         "the held-out loss lower and steadier without lowering the rate.",
         setup=f"Digits (1,797 images of 8x8, standardized), 64-64-64-10 with ReLU, SGD with momentum 0.9 at the "
         f"constant rate {RATE:g}, batches of {BATCH}, a fifth of the training labels replaced by chance anew in every "
-        f"batch, {STEPS:,} steps; all averages kept in the same run; seeds {', '.join(map(str, SEEDS))} (weights, split, "
-        "batches).",
+        f"batch, {STEPS:,} steps; all averages kept in the same run; seeds {', '.join(map(str, SEEDS))} (weights, "
+        "split, batches).",
         header=["", "loss at the end, by seed", "std over steps", "std over seeds", "accuracy at the end, by seed"],
         rows=rows,
         caption="Left: loss on the held-out quarter (mean of three seeds, and from the lowest to the highest). SWA "

@@ -57,7 +57,8 @@ class ScaleNorm(nn.Module):
             raise ValueError(f"ScaleNorm(x.shape={tuple(x.shape)}): the last dimension must be {self.dim}.")
         wide = x.float() if x.dtype.itemsize == 2 else x
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).clamp_min(self.eps)
-        return (wide * (self.scale.to(wide.dtype) / length)).to(x.dtype)
+        scaled: Tensor = wide * (self.scale.to(wide.dtype) / length)
+        return scaled.to(x.dtype)
 
     def extra_repr(self) -> str:
         """The arguments."""

@@ -89,7 +89,8 @@ class WeightStandardizedConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """As `torch.nn.Conv2d`, with the standardized filters."""
-        return self._conv_forward(input, self.standardized_weight(), self.bias)
+        output: Tensor = self._conv_forward(input, self.standardized_weight(), self.bias)
+        return output
 
     def extra_repr(self) -> str:
         """As torch prints it, and eps."""
