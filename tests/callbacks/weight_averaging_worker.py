@@ -106,6 +106,8 @@ CASES = {
     "ddp, LAWA, folded EMA": dict(strategy="ddp", average=LAWA(3), second=EMA(0.5), fuse=True),
     "full files, EMA": dict(strategy="full files", average=EMA(0.5)),
     "sharded files, EMA": dict(strategy="sharded files", average=EMA(0.5, start=6)),
+    "full files, folded EMA": dict(strategy="full files", average=EMA(0.5), fuse=True),
+    "sharded files, folded EMA": dict(strategy="sharded files", average=EMA(0.5), fuse=True),
     "sharded files, SWA and LAWA": dict(strategy="sharded files", average=SWA(2), second=LAWA(2, every=2)),
 }
 

@@ -43,7 +43,7 @@ def test_an_unknown_claim_is_refused(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["run.py", "nothing"])
     with pytest.raises(SystemExit):
         run.main()
-    assert "no claim is called 'nothing'; there are initialization" in capsys.readouterr().err
+    assert "no claim is called 'nothing'; there are averaging, calibration" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.LayerNorm])

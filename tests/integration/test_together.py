@@ -92,14 +92,14 @@ def fit(module, folder, clip, fuses=True, epochs=3, ckpt_path=None, **kwargs):
     return trainer, "\n".join(plans)
 
 
+@pytest.mark.filterwarnings("ignore:You.re resuming")  # Lightning cannot know of ExactResume
 @pytest.mark.parametrize("clip", [ClipNorm(0.5), AutoClip(30)], ids=["norm", "auto"])
 def test_a_run_stopped_in_the_middle_of_an_epoch_goes_on_bit_for_bit(tmp_path, clip):
-    expected, stopped, resumed = Digits(), Digits(), Digits()
-    trainer, plan = fit(expected, tmp_path / "whole", clip)
+    expected, resumed = Digits(), Digits()
+    trainer, plan = fit(expected, tmp_path, clip)
     assert trainer.global_step == 18
     assert trainer.callback_metrics["accuracy"] > 0.6  # of ten classes, after 18 steps
-    fit(stopped, tmp_path / "part", clip, max_steps=9)
-    fit(resumed, tmp_path / "rest", clip, ckpt_path=tmp_path / "part" / "step=8.ckpt")  # six steps an epoch
+    fit(resumed, tmp_path, clip, ckpt_path=tmp_path / "step=8.ckpt")  # six steps an epoch
     for name, value in expected.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
     for stage in ("norm", repr(clip), "update", "decay(0.01)", "EMA(decay=0.9"):

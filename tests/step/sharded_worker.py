@@ -85,6 +85,7 @@ def main(output):
         results["refused"] = str(error)
     if rank == 0:
         torch.save(results, output)
+    dist.barrier()  # a process that is gone while the other still talks aborts it
     dist.destroy_process_group()
 
 
