@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh') setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test test-slow lint format bench claims clean
+.PHONY: demo test test-slow sanitize gpu-check lint format bench claims clean
 
 # An isolated build would resolve torch anew; this builds against the one just installed.
 $(INSTALLED): $(SOURCES)
@@ -23,6 +23,23 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m 'slow'
 
+# The compiled code under AddressSanitizer and UndefinedBehaviorSanitizer, in a copy of its own.
+SANITIZED := build/sanitized
+sanitize: $(INSTALLED)
+	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
+	cp -r csrc lightning_optkit tests setup.py pyproject.toml README.md LICENSE $(SANITIZED)
+	rm -f $(SANITIZED)/lightning_optkit/*.so
+	cd $(SANITIZED) && OPTKIT_CUDA=0 OPTKIT_CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1" \
+	    $(abspath $(BIN))/python setup.py -q build_ext --inplace
+	cd $(SANITIZED) && LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. OMP_NUM_THREADS=2 \
+	    $(abspath $(BIN))/python -m pytest -q -p no:cacheprovider -m 'not slow and not gpu' tests/step tests/optimizers tests/clipping \
+	    tests/averaging tests/layers --ignore tests/step/test_shards.py -k 'not without_the_extension and not compile'
+
+# On a machine with a GPU: its own Python, torch and nvcc; nothing is downloaded.
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py
+
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -36,6 +53,8 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/bench_step.py
+	$(BIN)/python benchmarks/bench_rules.py
+	$(BIN)/python benchmarks/bench_norms.py
 
 claims: $(INSTALLED)
 	$(BIN)/python examples/claims/run.py

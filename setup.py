@@ -3,7 +3,7 @@
 
 OPTKIT_EXTENSION=auto|0|1   build it if there is a C++ compiler | never | fail without one
 OPTKIT_CUDA=auto|0|1        add the CUDA kernels if there is an nvcc | never | fail without one
-TORCH_CUDA_ARCH_LIST        e.g. "9.0;10.0+PTX"; default: what this nvcc knows of 8.0 8.6 8.9 9.0 10.0 12.0
+TORCH_CUDA_ARCH_LIST        e.g. "9.0;10.0+PTX"; default: what this nvcc knows of 8.0 9.0 10.0 12.0
 MAX_JOBS                    compilers at a time; default: cores, and 2 GB of memory each
 """
 
@@ -66,7 +66,7 @@ def cuda_architectures(compiler: str) -> list[str]:
     listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
     known = subprocess.run([compiler, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
     ours = [
-        arch for arch in ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0") if f"compute_{arch.replace('.', '')}" in known
+        arch for arch in ("8.0", "9.0", "10.0", "12.0") if f"compute_{arch.replace('.', '')}" in known
     ]
     flags = []
     for arch in listed or [*ours[:-1], f"{ours[-1]}+PTX"]:

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every update rule against its torch counterpart at four sizes, the cost by number of tensors and elements, and bytes.
+
+Each comparison is a pair called in turn, on parameters of its own. `--plot` draws the cost of AdamW over the number of
+tensors and over the number of elements; `--memory` prints the bytes of state per parameter for each `state_dtype`.
+
+Usage: python benchmarks/bench_rules.py [--seconds 1] [--threads 1 2] [--save] [--plot docs/figures/step_cost.svg]
+       python benchmarks/bench_rules.py --memory
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import Row, copy_bandwidth, interleaved, ratio, report
+from rich.progress import track
+from torch import nn
+
+from lightning_optkit import optimizers as ours
+
+Step = Callable[[], object]
+
+CASES = {
+    "10 x (32, 32)": [(32, 32)] * 10,
+    "150 x (64, 64)": [(64, 64)] * 150,
+    "20 x (512, 512)": [(512, 512)] * 20,
+    "32 x (1024, 1024)": [(1024, 1024)] * 32,
+}
+# Rule, arguments, and the flags of torch's class that we are held against.
+RULES: list[tuple[str, dict[str, Any], tuple[dict[str, bool], ...]]] = [
+    ("SGD", dict(lr=1e-3), ({}, dict(fused=True))),
+    ("SGD", dict(lr=1e-3, momentum=0.9), ({}, dict(fused=True))),
+    ("Adam", dict(), ({}, dict(fused=True))),
+    ("AdamW", dict(), ({}, dict(fused=True))),
+    ("AdamW", dict(amsgrad=True), ({}, dict(fused=True))),
+    ("Adagrad", dict(), ({}, dict(fused=True))),
+    ("RMSprop", dict(), ({}, dict(foreach=True))),
+    ("Adadelta", dict(), ({}, dict(foreach=True))),
+    ("Adamax", dict(), ({}, dict(foreach=True))),
+    ("NAdam", dict(), ({}, dict(foreach=True))),
+    ("RAdam", dict(), ({}, dict(foreach=True))),
+]
+TENSORS, ELEMENTS = (10, 100, 1_000, 10_000), (10**4, 10**5, 10**6, 10**7, 10**8)
+
+
+def parameters(shapes: list[tuple[int, ...]]) -> nn.ParameterList:
+    """Fresh parameters with gradients."""
+    params = nn.ParameterList(torch.randn(shape) for shape in shapes)
+    for p in params:
+        p.grad = torch.randn_like(p) * 1e-3
+    return params
+
+
+def named(name: str, arguments: dict[str, Any]) -> str:
+    """E.g. `SGD(momentum=0.9)`."""
+    return f"{name}({', '.join(f'{key}={value}' for key, value in arguments.items() if key != 'lr')})"
+
+
+def measure(
+    case: str,
+    shapes: list[tuple[int, ...]],
+    rule: tuple[str, dict[str, Any], dict[str, bool]],
+    threads: int,
+    seconds: float,
+    bandwidth: float,
+) -> Row:
+    """One row."""
+    name, arguments, flags = rule
+    mine = getattr(ours, name)(parameters(shapes), **arguments)
+    torchs = getattr(torch.optim, name)(parameters(shapes), **arguments, **flags)
+    times = interleaved({"ours": mine.step, "theirs": torchs.step}, seconds)
+    low, median, high = statistics.quantiles(times["ours"], n=4)
+    moved = sum(plan.bytes_moved for plan in mine.explain().groups)
+    return Row(
+        benchmark="rules",
+        case=case,
+        variant=named(name, arguments),
+        baseline=f"torch {named(name, {**arguments, **flags})}",
+        threads=threads,
+        median_ms=round(1e3 * median, 4),
+        iqr_ms=round(1e3 * (high - low), 4),
+        ratio=round(ratio(times["theirs"], times["ours"]), 3),
+        megabytes=round(moved / 1e6, 3),
+        gb_per_s=round(moved / median / 1e9, 2),
+        share_of_copy=round(moved / median / 1e9 / bandwidth, 3),
+        target=1.0,
+    )
+
+
+def sweep(seconds: float, threads: int, bandwidth: float) -> list[Row]:
+    """AdamW by number of tensors of 1,000 elements, and by number of elements in 10 tensors."""
+    torch.set_num_threads(threads)
+    cases = {f"{count} tensors of 1000": [(1000,)] * count for count in TENSORS}
+    cases |= {f"{total} elements in 10": [(total // 10,)] * 10 for total in ELEMENTS}
+    rule = ("AdamW", {}, dict(fused=True))
+    return [measure(case, shapes, rule, threads, seconds, bandwidth) for case, shapes in cases.items()]
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """Two panels: time by number of tensors, and by number of elements."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), constrained_layout=True)
+    for panel, word, label in zip(
+        panels, ("tensors", "elements"), ("tensors of 1,000 elements", "elements in 10 tensors"), strict=True
+    ):
+        chosen = [row for row in rows if f" {word} " in row.case]
+        counts = [int(row.case.split()[0]) for row in chosen]
+        panel.loglog(
+            counts, [row.median_ms * row.ratio for row in chosen], "o--", color="#b5651d", label="torch, fused"
+        )
+        panel.loglog(counts, [row.median_ms for row in chosen], "o-", color="#1f5fa8", label="lightning_optkit")
+        panel.set_xlabel(label)
+        panel.set_ylabel("ms per AdamW step")
+        panel.grid(True, which="major", alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].legend(frameon=False)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    print(f"drawn to {path}", file=sys.stderr)
+
+
+def memory() -> None:
+    """Bytes of state per parameter, measured on the state of a million parameters."""
+    names = [
+        ("SGD", dict(lr=1e-3, momentum=0.9)),
+        ("Adam", {}),
+        ("AdamW", dict(amsgrad=True)),
+        ("Lion", {}),
+        ("Adan", {}),
+    ]
+    print(f"{'rule':<18}{'float32':>10}{'bfloat16':>10}{'int8':>10}   bytes of state per parameter")
+    for name, arguments in names:
+        cells = []
+        for state_dtype in (torch.float32, torch.bfloat16, "int8"):
+            params = parameters([(1000, 1000)])
+            optimizer = getattr(ours, name)(params, state_dtype=state_dtype, **arguments)
+            optimizer.step()
+            held = sum(t.numel() * t.element_size() for state in optimizer.state.values() for t in state.values())
+            cells.append(f"{held / 1e6:>10.3f}")
+        print(f"{named(name, arguments):<18}{''.join(cells)}")
+
+
+def main() -> None:
+    """Runs what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=1.0, help="time per comparison")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--save", action="store_true", help="keep the rows under benchmarks/results/")
+    parser.add_argument("--plot", type=Path, help="draw the cost of AdamW by tensors and elements, and nothing else")
+    parser.add_argument("--memory", action="store_true", help="print the bytes of state, and nothing else")
+    arguments = parser.parse_args()
+    if arguments.memory:
+        memory()
+        return
+    if arguments.plot:
+        plot(sweep(arguments.seconds, 1, copy_bandwidth()), arguments.plot)
+        return
+    pairs = [
+        (threads, case, (name, kwargs, flags))
+        for threads in arguments.threads
+        for case in arguments.cases
+        for name, kwargs, all_flags in RULES
+        for flags in all_flags
+    ]
+    bandwidth = copy_bandwidth()
+    rows = []
+    for threads, case, rule in track(pairs, description="measuring", transient=True):
+        torch.set_num_threads(threads)
+        rows.append(measure(case, CASES[case], rule, threads, arguments.seconds, bandwidth))
+    report(rows, arguments.save)
+
+
+if __name__ == "__main__":
+    main()
