@@ -2,6 +2,7 @@
 """WHEN: one thin Lightning callback per strategy."""
 
 from lightning_optkit.callbacks.batch_regime import BatchRegime
+from lightning_optkit.callbacks.batch_size_schedule import BatchSizeSchedule
 from lightning_optkit.callbacks.exact_accumulation import ExactAccumulation
 from lightning_optkit.callbacks.exact_resume import ExactResume
 from lightning_optkit.callbacks.fuse import Fuse
@@ -14,6 +15,7 @@ from lightning_optkit.callbacks.weight_averaging import WeightAveraging
 
 __all__ = [
     "BatchRegime",
+    "BatchSizeSchedule",
     "ExactAccumulation",
     "ExactResume",
     "Fuse",
