@@ -103,7 +103,8 @@ class BatchSizeSchedule(Callback):
         self._fit_started = False
         self._loaders: list[DataLoader[Any]] = []  # the user's, and what Lightning made of it
         self._old_iterator: object = None  # what stood when the size changed
-        self._begin: Any = None  # over the epoch loop's method
+        self._begin: Any = None  # over the epoch loop's method, and what was over it before
+        self._before_begin: Any = None
 
     def state_dict(self) -> dict[str, Any]:
         """The schedule as it prints, the loader's own batch size, and the samples so far."""
@@ -142,7 +143,8 @@ class BatchSizeSchedule(Callback):
             if before != now:
                 rank_zero_warn(f"BatchSizeSchedule: resumed with {name} {now} in place of {before}.")
         loop = trainer.fit_loop.epoch_loop
-        self._begin = partial(self._begin_epoch, trainer, loop.__dict__.get("on_run_start"))
+        self._before_begin = loop.__dict__.get("on_run_start")
+        self._begin = partial(self._begin_epoch, trainer)
         loop.__dict__["on_run_start"] = self._begin
 
     def on_train_batch_start(
@@ -190,10 +192,13 @@ class BatchSizeSchedule(Callback):
         if not loop.restarted_mid_epoch:
             self._change(trainer)
 
-    def _begin_epoch(self, trainer: pl.Trainer, previous: Any, fetcher: _DataFetcher) -> None:
+    def _begin_epoch(self, trainer: pl.Trainer, fetcher: _DataFetcher) -> None:
         loop = trainer.fit_loop.epoch_loop
         self._change(trainer)
-        previous(fetcher) if previous else type(loop).on_run_start(loop, fetcher)
+        if self._before_begin is not None:
+            self._before_begin(fetcher)
+        else:
+            type(loop).on_run_start(loop, fetcher)
         if self._old_iterator is not None and self._old_iterator is fetcher.combined_loader._iterator:
             iter(fetcher)  # Lightning begins no new one after resuming
         self._old_iterator = None
@@ -281,12 +286,12 @@ class BatchSizeSchedule(Callback):
         loop = trainer.fit_loop
         loop.__dict__.pop("setup_data", None)
         loop._data_source.__dict__.pop("dataloader", None)
-        begin: Any = self._begin
         starts = loop.epoch_loop.__dict__
-        if begin is not None and starts.get("on_run_start") is begin:
+        if self._begin is not None and starts.get("on_run_start") is self._begin:
             del starts["on_run_start"]
-            starts.update({"on_run_start": begin.args[1]} if begin.args[1] else {})
-        self._begin = self._old_iterator = None
+            if self._before_begin is not None:
+                starts["on_run_start"] = self._before_begin
+        self._begin = self._before_begin = self._old_iterator = None
         self._restore_sizes()
         self._scale(trainer, 1.0)
         forget_factor(trainer.optimizers)

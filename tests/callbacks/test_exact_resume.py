@@ -121,6 +121,13 @@ def test_resumed_is_bit_identical(resumed_and_whole, where, shuffle, accumulate)
     assert torch.equal(whole, resumed)
 
 
+@pytest.mark.parametrize("where", [(0, 2), (1, 4), (0, "end"), (1, "end")], ids=str)
+@pytest.mark.parametrize("epochs", [-1, 5])
+def test_a_run_of_so_many_steps(resumed_and_whole, where, epochs):
+    whole, resumed = resumed_and_whole(where, augmented(shuffle=True), max_steps=8, epochs=epochs)
+    assert torch.equal(whole, resumed)
+
+
 def test_lightning_alone_is_not(resumed_and_whole):
     whole, resumed = resumed_and_whole((1, 1), augmented(shuffle=True), exact=False)
     assert not torch.equal(whole, resumed)
