@@ -69,7 +69,7 @@ class BatchSizeSchedule(Callback):
             beside a schedule whose count of steps would be wrong.
 
     Source: Smith et al., Don't Decay the Learning Rate, Increase the Batch Size, ICLR 2018 (arXiv:1711.00489); "linear"
-    after Goyal et al. 2017 (arXiv:1706.02677), section 2.1; "sqrt" after Krizhevsky 2014 (arXiv:1404.5997), section 5.
+    after Goyal et al. 2017 (arXiv:1706.02677), section 2.1; "sqrt" after Krizhevsky 2014 (arXiv:1404.5997).
 
     Example:
         >>> from lightning_optkit.schedules import piecewise_constant
