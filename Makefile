@@ -37,5 +37,8 @@ format: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/bench_step.py
 
+claims: $(INSTALLED)
+	$(BIN)/python examples/claims/run.py
+
 clean:
 	rm -rf build dist *.egg-info lightning_optkit/*.so $(INSTALLED)

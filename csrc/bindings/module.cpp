@@ -19,6 +19,7 @@ T* pointer(uintptr_t address) {
 }
 
 void add_tensor(Plan& plan, uintptr_t param, const std::vector<uintptr_t>& states,
+                const std::vector<uintptr_t>& state_scales, uint32_t unsigned_states,
                 const std::vector<uintptr_t>& scalars, uintptr_t average, uintptr_t compensation, uintptr_t step,
                 uintptr_t num_averaged, std::vector<int64_t> sizes, std::vector<int64_t> strides, int param_type,
                 int state_type, int average_type, int group, int tensor_index) {
@@ -26,6 +27,9 @@ void add_tensor(Plan& plan, uintptr_t param, const std::vector<uintptr_t>& state
   if (states.size() > optkit::kMaxStates) throw std::invalid_argument("Plan.add_tensor: too many states.");
   slot.param = pointer<void>(param);
   for (size_t k = 0; k < states.size(); ++k) slot.state[k] = pointer<void>(states[k]);
+  for (size_t k = 0; k < states.size() && k < state_scales.size(); ++k)
+    slot.state_scale[k] = pointer<float>(state_scales[k]);
+  slot.unsigned_states = unsigned_states;
   for (size_t k = 0; k < scalars.size() && k < optkit::kMaxScalars; ++k) slot.scalar[k] = pointer<float>(scalars[k]);
   slot.average = pointer<void>(average);
   slot.compensation = pointer<void>(compensation);
@@ -33,6 +37,8 @@ void add_tensor(Plan& plan, uintptr_t param, const std::vector<uintptr_t>& state
   slot.num_averaged = pointer<float>(num_averaged);
   slot.numel = 1;
   for (const int64_t size : sizes) slot.numel *= size;
+  slot.is_vector = sizes.size() < 2 ? 1 : 0;
+  slot.unit_length = sizes.size() < 2 || sizes[0] == 0 ? slot.numel : slot.numel / sizes[0];
   slot.param_type = slot.grad_type = static_cast<optkit::DType>(param_type);
   slot.state_type = static_cast<optkit::DType>(state_type);
   slot.average_type = static_cast<optkit::DType>(average_type);
@@ -41,11 +47,17 @@ void add_tensor(Plan& plan, uintptr_t param, const std::vector<uintptr_t>& state
   plan.add_tensor(slot, {std::move(sizes), std::move(strides)});
 }
 
-void cuda_step(Plan& plan, uintptr_t norm, uintptr_t loss_scale, uintptr_t found_inf, double scale, double max_norm,
-               uintptr_t report, bool counts_report, uintptr_t statistics, uintptr_t stream) {
-  const optkit::CudaStepControl control = {
-      pointer<double>(norm),   pointer<float>(loss_scale),        pointer<float>(found_inf), scale, max_norm,
-      pointer<double>(report), pointer<optkit::Sums>(statistics), counts_report ? 1 : 0};
+void cuda_step(Plan& plan, uintptr_t norm, uintptr_t loss_scale, uintptr_t found_inf, double scale, uintptr_t max_norm,
+               uintptr_t report, uintptr_t clipped, bool counts_report, uintptr_t statistics, uintptr_t stream) {
+  const optkit::CudaStepControl control = {pointer<double>(norm),
+                                           pointer<float>(loss_scale),
+                                           pointer<float>(found_inf),
+                                           scale,
+                                           pointer<double>(max_norm),
+                                           pointer<double>(report),
+                                           pointer<optkit::Clipped>(clipped),
+                                           pointer<optkit::Sums>(statistics),
+                                           counts_report ? 1 : 0};
   plan.cuda_step(control, stream);
 }
 
@@ -108,10 +120,10 @@ PYBIND11_MODULE(_C, m) {
   py::class_<Plan>(m, "Plan")
       .def(py::init<const std::string&, bool, int>(), py::arg("rule"), py::arg("is_double"), py::arg("device"))
       .def_property_readonly("id", &Plan::id)
-      .def("add_tensor", &add_tensor, py::kw_only(), py::arg("param"), py::arg("states"), py::arg("scalars"),
-           py::arg("average"), py::arg("compensation"), py::arg("step"), py::arg("num_averaged"), py::arg("sizes"),
-           py::arg("strides"), py::arg("param_type"), py::arg("state_type"), py::arg("average_type"), py::arg("group"),
-           py::arg("tensor_index"))
+      .def("add_tensor", &add_tensor, py::kw_only(), py::arg("param"), py::arg("states"), py::arg("state_scales"),
+           py::arg("unsigned_states"), py::arg("scalars"), py::arg("average"), py::arg("compensation"), py::arg("step"),
+           py::arg("num_averaged"), py::arg("sizes"), py::arg("strides"), py::arg("param_type"), py::arg("state_type"),
+           py::arg("average_type"), py::arg("group"), py::arg("tensor_index"))
       .def("set_active", &Plan::set_active, py::arg("indices"))
       .def("set_groups", &Plan::set_groups, py::arg("rows"))
       .def("norm",
@@ -122,11 +134,20 @@ PYBIND11_MODULE(_C, m) {
              }();
              return py::make_tuple(norm.grad_sq, norm.nonfinite);
            })
-      .def("step", &Plan::step, py::arg("grad_scale"), py::arg("statistics"), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "step",
+          [](Plan& plan, double grad_scale, bool statistics) {
+            const optkit::Clipped clipped = [&] {
+              const py::gil_scoped_release release;
+              return plan.step(grad_scale, statistics);
+            }();
+            return py::make_tuple(clipped.grad_sq, clipped.num);
+          },
+          py::arg("grad_scale"), py::arg("statistics"))
       .def("cuda_norm", &Plan::cuda_norm, py::arg("norm_out"), py::arg("stream"))
       .def("cuda_step", &cuda_step, py::kw_only(), py::arg("norm"), py::arg("loss_scale"), py::arg("found_inf"),
-           py::arg("scale"), py::arg("max_norm"), py::arg("report"), py::arg("counts_report"), py::arg("statistics"),
-           py::arg("stream"))
+           py::arg("scale"), py::arg("max_norm"), py::arg("report"), py::arg("clipped"), py::arg("counts_report"),
+           py::arg("statistics"), py::arg("stream"))
       .def("sums", &sums);
   py::class_<Snapshot>(m, "Snapshot")
       .def(py::init<py::dict, std::vector<py::list>>(), py::arg("state"), py::arg("lists"))

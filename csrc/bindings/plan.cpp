@@ -88,9 +88,10 @@ Norm Plan::norm() {
   return total;
 }
 
-void Plan::step(double grad_scale, bool statistics) {
+Clipped Plan::step(double grad_scale, bool statistics) {
   cpu_.num_workers = torch_num_threads();
-  cpu_.step(tensors, groups_, grad_scale, statistics, sums_);
+  if (sums_.size() != tensors.size()) sums_.assign(tensors.size(), Sums{});
+  return cpu_.step(tensors, groups_, grad_scale, statistics, sums_);
 }
 
 void Plan::upload(uintptr_t stream) {

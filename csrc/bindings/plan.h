@@ -41,7 +41,9 @@ class Plan {
   void set_groups(const std::vector<std::vector<double>>& rows);
 
   Norm norm();
-  void step(double grad_scale, bool statistics);
+  // Clipping by tensor needs `norm` to have been called for the same gradients. Returns what clipping
+  // by tensor or by unit left.
+  Clipped step(double grad_scale, bool statistics);
   // Per tensor, in the order of adding: {grad_sq, param_sq, update_sq, nonfinite, lost}.
   const std::vector<Sums>& sums() const { return sums_; }
 

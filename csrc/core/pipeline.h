@@ -21,6 +21,7 @@ enum StageFlag : uint32_t {
   kStatistics = 64,
   kStochastic = 128,
   kKahan = 256,
+  kCentralize = 512,
 };
 
 // What the stages need, computed once per tensor and step, in double, then narrowed.
@@ -28,6 +29,7 @@ template <class S>
 struct StageCoefs {
   S grad_scale;  // unscale x clip coefficient, negative under maximize
   S clip_value;
+  S unit_shift;  // mean of the unit's gradient, under centralize
   S l2;
   S keep;  // 1 - lr * weight_decay
   S l1;    // lr * l1: the proximal threshold
@@ -54,6 +56,7 @@ OPTKIT_HD StageCoefs<S> prepare_stages(const GroupRow& group, double grad_scale,
   const double weight = average_weight(group, num_averaged);
   c.grad_scale = static_cast<S>(group.maximize != 0.0 ? -grad_scale : grad_scale);
   c.clip_value = static_cast<S>(group.clip_value);
+  c.unit_shift = S(0);
   c.l2 = static_cast<S>(group.decoupled != 0.0 ? 0.0 : group.weight_decay);
   c.keep = static_cast<S>(1.0 - decay);
   c.l1 = static_cast<S>(group.lr * group.l1);
@@ -63,15 +66,43 @@ OPTKIT_HD StageCoefs<S> prepare_stages(const GroupRow& group, double grad_scale,
   c.flags = (group.clip_value < 1e300 ? kClipValue : 0u) | (c.l2 != S(0) ? kL2 : 0u) | (decay != 0.0 ? kDecay : 0u) |
             (group.cautious != 0.0 ? kCautious : 0u) | (c.l1 != S(0) ? kL1 : 0u) | (weight != 0.0 ? kAverage : 0u) |
             (statistics ? kStatistics : 0u) | (rounding == Rounding::kStochastic ? kStochastic : 0u) |
-            (rounding == Rounding::kKahan ? kKahan : 0u);
+            (rounding == Rounding::kKahan ? kKahan : 0u) | (group.centralize != 0.0 ? kCentralize : 0u);
   return c;
 }
 
-// What stands before the rule: unscale and clip, value clip, L2.
+// Factor that brings a tensor's gradient of the given norm, after scaling, down to `clip_tensor_norm`. The 1e-6 is that
+// of torch.nn.utils.clip_grad_norm_.
+OPTKIT_HD double tensor_coefficient(const GroupRow& group, double norm) {
+  const double coefficient = group.clip_tensor_norm / (norm + 1e-6);
+  return coefficient < 1.0 ? coefficient : 1.0;
+}
+
+// Factor of one unit's gradient. Source: Brock et al. 2021, arXiv:2102.06171, equation 3. `grad_scale` may be negative.
+OPTKIT_HD double unit_coefficient(const GroupRow& group, const UnitSums& sums, double grad_scale) {
+  if (!(group.clip_unit_ratio < 1e300)) return 1.0;
+  const double param_norm = sqrt(sums.param_sq),
+               grad_norm = sqrt(sums.grad_sq) * (grad_scale < 0 ? -grad_scale : grad_scale);
+  const double bound = group.clip_unit_ratio * (param_norm < group.clip_unit_eps ? group.clip_unit_eps : param_norm);
+  return grad_norm > bound ? bound / grad_norm : 1.0;
+}
+
+// The mean that centralizing takes off. Source: Yong et al. 2020, arXiv:2004.01461, equation 1.
+OPTKIT_HD double unit_mean(const GroupRow& group, const UnitSums& sums, double coefficient, double length) {
+  return group.centralize != 0.0 ? sums.grad * coefficient / length : 0.0;
+}
+
+// Unscale and clip by norm, clip by value.
+template <class V>
+OPTKIT_HD V stage_clip(const StageCoefs<scalar_of_t<V>>& c, V grad) {
+  grad = grad * c.grad_scale;
+  return c.flags & kClipValue ? min(max(grad, V(-c.clip_value)), V(c.clip_value)) : grad;
+}
+
+// What stands before the rule: unscale and clip, centralize, L2.
 template <class V>
 OPTKIT_HD V stage_gradient(const StageCoefs<scalar_of_t<V>>& c, V param, V grad) {
-  grad = grad * c.grad_scale;
-  if (c.flags & kClipValue) grad = min(max(grad, V(-c.clip_value)), V(c.clip_value));
+  grad = stage_clip(c, grad);
+  if (c.flags & kCentralize) grad = grad - c.unit_shift;
   if (c.flags & kL2) grad = fma(V(c.l2), param, grad);
   return grad;
 }

@@ -4,11 +4,16 @@
 
 #include <cstdint>
 
+#include "core/macros.h"
+
 namespace optkit {
 
-enum class DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat64 = 3 };
+// kCode8: state only, see core/code8.h.
+enum class DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat64 = 3, kCode8 = 4 };
 
-constexpr int64_t size_of(DType type) { return type == DType::kFloat64 ? 8 : type == DType::kFloat32 ? 4 : 2; }
+constexpr int64_t size_of(DType type) {
+  return type == DType::kFloat64 ? 8 : type == DType::kFloat32 ? 4 : type == DType::kCode8 ? 1 : 2;
+}
 
 constexpr int kMaxStates = 4;       // state tensors of one rule
 constexpr int kMaxScalars = 2;      // numbers per parameter that a rule carries from step to step
@@ -21,16 +26,22 @@ struct TensorSlot {
   void* param;
   const void* grad;
   void* state[kMaxStates];
+  float* state_scale[kMaxStates];  // of 8-bit state: the largest magnitude of each block
   void* average;
   void* compensation;  // what Kahan summation could not store in `param`, in the dtype of `param`
   float* scalar[kMaxScalars];
   float* step;          // times this parameter was updated
   float* num_averaged;  // updates of `average`
+  double* unit_scale;   // per unit (output row) of the tensor, this step: factor of its gradient, and what is then
+  double* unit_shift;   // subtracted from it. Null: no unit is treated by itself
+  int64_t unit_length;  // elements of a unit; they lie together
   int64_t numel;
   DType param_type, grad_type, state_type, average_type;
   int32_t group;
-  int32_t index;   // number of the parameter in its optimizer: its random stream
-  int32_t active;  // 0: no gradient this step
+  int32_t index;             // number of the parameter in its optimizer: its random stream
+  int32_t active;            // 0: no gradient this step
+  uint32_t unsigned_states;  // bit k: 8-bit state k is never negative
+  int32_t is_vector;         // 1: fewer than two dimensions, so one unit, which is not centralized
 };
 
 // At most kChunk elements of one tensor: the unit of work, and of every partial sum.
@@ -51,25 +62,69 @@ struct GroupRow {
   double cautious;   // 1: decoupled decay only where the update points the same way
   double maximize;
   double l1;
-  double clip_value;  // +inf: off
-  double rounding;    // a Rounding
+  double centralize;        // 1: the mean of each unit is taken off its gradient
+  double clip_value;        // +inf: off
+  double clip_tensor_norm;  // largest norm of one tensor's gradient; +inf: off
+  double clip_unit_ratio;   // largest |gradient| / |parameter| of one unit; +inf: off
+  double clip_unit_eps;     // least |parameter| in that ratio
+  double rounding;          // a Rounding
   double rounding_seed;
   double average_kind;   // an AverageKind
   double average_decay;  // of the exponential kind
   double average_due;    // 1: this step's result is averaged
   double rule[kMaxRuleHypers];
 };
-constexpr const char* kGroupFields[] = {
-    "lr",         "weight_decay", "decoupled",     "cautious",     "maximize",      "l1",
-    "clip_value", "rounding",     "rounding_seed", "average_kind", "average_decay", "average_due"};
+constexpr const char* kGroupFields[] = {"lr",
+                                        "weight_decay",
+                                        "decoupled",
+                                        "cautious",
+                                        "maximize",
+                                        "l1",
+                                        "centralize",
+                                        "clip_value",
+                                        "clip_tensor_norm",
+                                        "clip_unit_ratio",
+                                        "clip_unit_eps",
+                                        "rounding",
+                                        "rounding_seed",
+                                        "average_kind",
+                                        "average_decay",
+                                        "average_due"};
 constexpr int kNumGroupFields = sizeof(kGroupFields) / sizeof(kGroupFields[0]);
 static_assert(sizeof(GroupRow) == sizeof(double) * (kNumGroupFields + kMaxRuleHypers), "GroupRow must match its names");
+
+// Are units of a group's tensors treated by themselves?
+OPTKIT_HD bool treats_units(const GroupRow& group) { return group.centralize != 0.0 || group.clip_unit_ratio < 1e300; }
+
+// Sums over one unit: what its scale and shift are made of.
+struct UnitSums {
+  double grad;               // of the gradients after scaling and value clip
+  double grad_sq, param_sq;  // of the gradients before, and of the parameters
+};
+
+// What clipping by tensor or by unit left.
+struct Clipped {
+  double grad_sq;  // sum of squares of the gradients, before scaling
+  double num;      // tensors or units that were scaled down
+};
 
 // Sums over one chunk, or over one tensor.
 struct Sums {
   double grad_sq, param_sq, update_sq;
   double nonfinite;  // gradient elements that are inf or NaN
   double lost;       // elements whose stored value did not change although their update was not zero
+};
+
+// Does a rule set its rate by norms of the whole tensor? Then it says how:
+//   static double trust(const double* hyper, const Sums& sums)   the factor of the rate, given the squares of the
+//   gradient it sees, of the parameter, and of its own update at a rate of 1.
+template <class Rule, class = void>
+struct HasTrust {
+  static constexpr bool value = false;
+};
+template <class Rule>
+struct HasTrust<Rule, decltype(void(&Rule::trust))> {
+  static constexpr bool value = true;
 };
 
 }  // namespace optkit

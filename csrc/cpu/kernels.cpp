@@ -4,6 +4,7 @@
 // set: the linker could otherwise keep an AVX-512 copy for all.
 #include "cpu/norm_loop.h"
 #include "cpu/step_loop.h"
+#include "cpu/unit_loop.h"
 
 namespace optkit {
 namespace OPTKIT_ISA {
@@ -12,14 +13,22 @@ namespace OPTKIT_ISA {
 #define OPTKIT_STRING(x) OPTKIT_STRING2(x)
 #define OPTKIT_STEP_FLOAT(name, type) &step_chunk<type, float>,
 #define OPTKIT_STEP_DOUBLE(name, type) &step_chunk<type, double>,
+#define OPTKIT_MEASURE_FLOAT(name, type) measure_chunk<type, float>(),
+#define OPTKIT_MEASURE_DOUBLE(name, type) measure_chunk<type, double>(),
 
+extern const NormKernels norm_kernels;  // layer_norm_kernels.cpp
 extern const Kernels kernels;
 const Kernels kernels = {
     OPTKIT_STRING(OPTKIT_ISA),
     {OPTKIT_FOR_EACH_RULE(OPTKIT_STEP_FLOAT)},
     {OPTKIT_FOR_EACH_RULE(OPTKIT_STEP_DOUBLE)},
+    {OPTKIT_FOR_EACH_RULE(OPTKIT_MEASURE_FLOAT)},
+    {OPTKIT_FOR_EACH_RULE(OPTKIT_MEASURE_DOUBLE)},
     &norm_chunk<float>,
     &norm_chunk<double>,
+    &measure_units<float>,
+    &measure_units<double>,
+    &norm_kernels,
 };
 
 }  // namespace OPTKIT_ISA

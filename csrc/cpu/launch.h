@@ -4,6 +4,7 @@
 
 #include "core/pipeline.h"
 #include "core/tables.h"
+#include "cpu/layer_norm.h"
 #include "rules/all.h"
 
 namespace optkit {
@@ -16,13 +17,19 @@ struct PreparedTensor {
 
 using StepChunk = void (*)(const TensorSlot&, const void* prepared, const Chunk&, Sums* out);
 using NormChunk = void (*)(const TensorSlot&, const Chunk&, Sums* out);
+using MeasureUnits = Clipped (*)(const TensorSlot&, const GroupRow&, double grad_scale, const Chunk& units);
 
 struct Kernels {
   const char* isa;
   StepChunk step_float[kNumRules];
   StepChunk step_double[kNumRules];
+  StepChunk measure_float[kNumRules];  // null: the rule has no trust
+  StepChunk measure_double[kNumRules];
   NormChunk norm_float;
   NormChunk norm_double;
+  MeasureUnits units_float;
+  MeasureUnits units_double;
+  const NormKernels* norms;  // LayerNorm and RMSNorm
 };
 
 // Each lives in its own translation unit, compiled for that instruction set.

@@ -136,6 +136,13 @@ OPTKIT_HD Vec<S> abs(Vec<S> a) {
   return reinterpret_cast<typename Vec<S>::Native>(reinterpret_cast<Bits>(a.v) & all_but_sign);
 }
 
+// The first `count` lanes of a; zero in the others.
+template <class S>
+OPTKIT_HD Vec<S> first_lanes(Vec<S> a, int count) {
+  for (int i = 0; i < Vec<S>::kLanes; ++i) a.v[i] = i < count ? a.v[i] : S(0);
+  return a;
+}
+
 // Sum of the lanes, in lane order.
 template <class S>
 OPTKIT_HD double sum_of_lanes(Vec<S> a) {

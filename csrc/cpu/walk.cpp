@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstring>
 
 #if defined(__x86_64__)
@@ -27,23 +28,37 @@ class FlushDenormals {
 #endif
 };
 
-using Prepare = void (*)(const GroupRow&, const TensorSlot&, double grad_scale, double step, double num_averaged,
-                         uint64_t tensor, bool statistics, void* out);
+// `lr` is the rule's own: the group's times trust, or 1 while trust is measured.
+using Prepare = void (*)(const GroupRow&, const TensorSlot&, double grad_scale, double lr, double num_averaged,
+                         bool statistics, void* out);
+using Trust = double (*)(const double* hyper, const Sums& sums);
 
 template <class Rule, class S>
-void prepare(const GroupRow& group, const TensorSlot& slot, double grad_scale, double step, double num_averaged,
-             uint64_t tensor, bool statistics, void* out) {
+void prepare(const GroupRow& group, const TensorSlot& slot, double grad_scale, double lr, double num_averaged,
+             bool statistics, void* out) {
+  const double step = *slot.step;
+  const auto tensor = static_cast<uint64_t>(slot.index);
   const PreparedTensor<Rule, S> result = {prepare_stages<S>(group, grad_scale, step, num_averaged, tensor, statistics),
-                                          Rule::template prepare<S>(group.rule, group.lr, step, slot.scalar)};
+                                          Rule::template prepare<S>(group.rule, lr, step, slot.scalar)};
   std::memcpy(out, &result, sizeof(result));
+}
+
+template <class Rule>
+constexpr Trust trust_of() {
+  if constexpr (HasTrust<Rule>::value)
+    return &Rule::trust;
+  else
+    return nullptr;
 }
 
 struct PrepareEntry {
   Prepare function;
   std::size_t size;
+  Trust trust;  // null: the rule has none
 };
-#define OPTKIT_PREPARE_FLOAT(name, type) {&prepare<type, float>, sizeof(PreparedTensor<type, float>)},
-#define OPTKIT_PREPARE_DOUBLE(name, type) {&prepare<type, double>, sizeof(PreparedTensor<type, double>)},
+#define OPTKIT_PREPARE_FLOAT(name, type) {&prepare<type, float>, sizeof(PreparedTensor<type, float>), trust_of<type>()},
+#define OPTKIT_PREPARE_DOUBLE(name, type) \
+  {&prepare<type, double>, sizeof(PreparedTensor<type, double>), trust_of<type>()},
 constexpr PrepareEntry kPrepareFloat[] = {OPTKIT_FOR_EACH_RULE(OPTKIT_PREPARE_FLOAT)};
 constexpr PrepareEntry kPrepareDouble[] = {OPTKIT_FOR_EACH_RULE(OPTKIT_PREPARE_DOUBLE)};
 
@@ -76,26 +91,31 @@ void CpuWalk::layout(const std::vector<TensorSlot>& tensors) {
 }
 
 template <class Body>
-void CpuWalk::for_each_chunk(Body body) {
+void CpuWalk::for_each_task(std::size_t num_tasks, Body body) {
   struct Context {
-    const CpuWalk* walk;
+    std::size_t num_tasks;
     Body* body;
     std::atomic<std::size_t> next;
-  } context{this, &body, {0}};
+  } context{num_tasks, &body, {0}};
   // Workers take the next task when they are free: a core that is slow for a moment holds nobody up. Every sum has its
   // own slot, so who does what changes no bit.
   auto work = [](int64_t, int64_t, void* pointer) {
     Context& c = *static_cast<Context*>(pointer);
     const FlushDenormals flush;
-    const std::size_t num_tasks = c.walk->tasks_.size() - 1;
-    for (std::size_t task; (task = c.next.fetch_add(1, std::memory_order_relaxed)) < num_tasks;)
-      for (std::size_t k = c.walk->tasks_[task]; k < c.walk->tasks_[task + 1]; ++k) (*c.body)(k);
+    for (std::size_t task; (task = c.next.fetch_add(1, std::memory_order_relaxed)) < c.num_tasks;) (*c.body)(task);
   };
-  const int64_t workers = std::min<int64_t>(num_workers, static_cast<int64_t>(tasks_.size()) - 1);
+  const int64_t workers = std::min<int64_t>(num_workers, static_cast<int64_t>(num_tasks));
   if (workers > 1)
     parallel_for_(workers, work, &context);
   else
     work(0, 1, &context);
+}
+
+template <class Body>
+void CpuWalk::for_each_chunk(Body body) {
+  for_each_task(tasks_.size() - 1, [&](std::size_t task) {
+    for (std::size_t k = tasks_[task]; k < tasks_[task + 1]; ++k) body(k);
+  });
 }
 
 void CpuWalk::add_chunks(std::vector<Sums>& sums, std::size_t num_tensors) const {
@@ -118,28 +138,108 @@ void CpuWalk::norm(const std::vector<TensorSlot>& tensors, std::vector<Sums>& su
   add_chunks(sums, tensors.size());
 }
 
-void CpuWalk::step(const std::vector<TensorSlot>& tensors, const std::vector<GroupRow>& groups, double grad_scale,
-                   bool statistics, std::vector<Sums>& sums) {
+// Points every tensor whose units are treated by themselves at its part of `unit_numbers_`, and cuts the units into
+// runs.
+void CpuWalk::layout_units(std::vector<TensorSlot>& tensors, const std::vector<GroupRow>& groups) {
+  unit_tasks_.clear();
+  std::size_t num_units = 0;
+  const auto treated = [&](const TensorSlot& t) {
+    const GroupRow& group = groups[t.group];
+    return t.active && t.numel > 0 && (t.is_vector ? group.clip_unit_ratio < 1e300 : treats_units(group));
+  };
+  for (const TensorSlot& t : tensors)
+    if (treated(t)) num_units += t.numel / t.unit_length;
+  unit_numbers_.resize(2 * num_units);
+  double* numbers = unit_numbers_.data();
+  for (std::size_t k = 0; k < tensors.size(); ++k) {
+    TensorSlot& t = tensors[k];
+    t.unit_scale = t.unit_shift = nullptr;
+    if (!treated(t)) continue;
+    const int64_t units = t.numel / t.unit_length;
+    t.unit_scale = numbers;
+    t.unit_shift = numbers + units;
+    numbers += 2 * units;
+    const int64_t per_task = std::max<int64_t>(1, kChunk / t.unit_length);
+    for (int64_t first = 0; first < units; first += per_task)
+      unit_tasks_.push_back({first, static_cast<int32_t>(k), static_cast<int32_t>(std::min(per_task, units - first))});
+  }
+  clipped_.assign(unit_tasks_.size(), Clipped{});
+}
+
+Clipped CpuWalk::measure_units(const std::vector<TensorSlot>& tensors, const std::vector<GroupRow>& groups,
+                               const std::vector<double>& grad_scales) {
+  const Kernels& kernels = active_kernels();
+  const MeasureUnits run = is_double_ ? kernels.units_double : kernels.units_float;
+  for_each_task(unit_tasks_.size(), [&](std::size_t k) {
+    const TensorSlot& t = tensors[unit_tasks_[k].tensor];
+    clipped_[k] = run(t, groups[t.group], grad_scales[unit_tasks_[k].tensor], unit_tasks_[k]);
+  });
+  Clipped total = {};
+  for (const Clipped& part : clipped_) total = {total.grad_sq + part.grad_sq, total.num + part.num};
+  return total;
+}
+
+// The factor of each tensor's rate: 1, or what the rule makes of the tensor's norms.
+std::vector<double> CpuWalk::measure_trust(const std::vector<TensorSlot>& tensors, const std::vector<GroupRow>& groups,
+                                           const std::vector<double>& grad_scales) {
+  std::vector<double> trust(tensors.size(), 1.0);
+  const PrepareEntry& entry = is_double_ ? kPrepareDouble[rule_] : kPrepareFloat[rule_];
+  if (entry.trust == nullptr) return trust;
+  prepared_.resize(entry.size * tensors.size());
+  for (std::size_t t = 0; t < tensors.size(); ++t)
+    if (tensors[t].active)
+      entry.function(groups[tensors[t].group], tensors[t], grad_scales[t], 1.0, 0.0, false, &prepared_[entry.size * t]);
+  const Kernels& kernels = active_kernels();
+  walk(tensors, is_double_ ? kernels.measure_double[rule_] : kernels.measure_float[rule_], entry.size);
+  std::vector<Sums> sums;
+  add_chunks(sums, tensors.size());
+  for (std::size_t t = 0; t < tensors.size(); ++t)
+    if (tensors[t].active) trust[t] = entry.trust(groups[tensors[t].group].rule, sums[t]);
+  return trust;
+}
+
+void CpuWalk::walk(const std::vector<TensorSlot>& tensors, StepChunk run, std::size_t prepared_size) {
+  // Forward: walking the chunks backward, toward what the norm pass left in the cache, cost 20 %, since the processor
+  // fetches ahead only forward (docs/performance.md).
+  for_each_chunk([&](std::size_t k) {
+    const std::size_t t = chunks_[k].tensor;
+    run(tensors[t], &prepared_[prepared_size * t], chunks_[k], &chunk_sums_[k]);
+  });
+}
+
+Clipped CpuWalk::step(std::vector<TensorSlot>& tensors, const std::vector<GroupRow>& groups, double grad_scale,
+                      bool statistics, std::vector<Sums>& sums) {
+  std::vector<double> grad_scales(tensors.size(), grad_scale);
+  Clipped clipped = {};
+  for (std::size_t t = 0; t < tensors.size(); ++t) {
+    if (!tensors[t].active) continue;
+    *tensors[t].step += 1.0f;
+    const GroupRow& group = groups[tensors[t].group];
+    if (!(group.clip_tensor_norm < 1e300)) continue;
+    const double coefficient = tensor_coefficient(group, grad_scale * std::sqrt(sums[t].grad_sq));
+    grad_scales[t] *= coefficient;
+    clipped.grad_sq += coefficient * coefficient * sums[t].grad_sq;
+    clipped.num += coefficient < 1.0;
+  }
+  layout_units(tensors, groups);
+  const Clipped units = measure_units(tensors, groups, grad_scales);
+  clipped = {clipped.grad_sq + units.grad_sq, clipped.num + units.num};
+  const std::vector<double> trust = measure_trust(tensors, groups, grad_scales);
+
   const PrepareEntry& entry = is_double_ ? kPrepareDouble[rule_] : kPrepareFloat[rule_];
   prepared_.resize(entry.size * tensors.size());
   for (std::size_t t = 0; t < tensors.size(); ++t) {
     if (!tensors[t].active) continue;
     const GroupRow& group = groups[tensors[t].group];
-    const double step = *tensors[t].step += 1.0f;
     const double num_averaged = tensors[t].num_averaged ? *tensors[t].num_averaged : 0.0;
-    entry.function(group, tensors[t], grad_scale, step, num_averaged, static_cast<uint64_t>(tensors[t].index),
-                   statistics, &prepared_[entry.size * t]);
+    entry.function(group, tensors[t], grad_scales[t], group.lr * trust[t], num_averaged, statistics,
+                   &prepared_[entry.size * t]);
     if (tensors[t].num_averaged && average_weight(group, num_averaged) != 0.0) *tensors[t].num_averaged += 1.0f;
   }
   const Kernels& kernels = active_kernels();
-  const StepChunk run = is_double_ ? kernels.step_double[rule_] : kernels.step_float[rule_];
-  // Forward: walking the chunks backward, toward what the norm pass left in the cache, cost 20 %, since the processor
-  // fetches ahead only forward (docs/performance.md).
-  for_each_chunk([&](std::size_t k) {
-    const std::size_t t = chunks_[k].tensor;
-    run(tensors[t], &prepared_[entry.size * t], chunks_[k], &chunk_sums_[k]);
-  });
+  walk(tensors, is_double_ ? kernels.step_double[rule_] : kernels.step_float[rule_], entry.size);
   if (statistics) add_chunks(sums, tensors.size());
+  return clipped;
 }
 
 }  // namespace optkit

@@ -28,16 +28,25 @@ class CpuWalk {
   void layout(const std::vector<TensorSlot>& tensors);
   // Sum of squares and non-finite count of the active gradients, per tensor, into `sums`.
   void norm(const std::vector<TensorSlot>& tensors, std::vector<Sums>& sums);
-  // One update of every active tensor. Counters are advanced first. With statistics, sums per tensor into `sums`.
-  void step(const std::vector<TensorSlot>& tensors, const std::vector<GroupRow>& groups, double grad_scale,
-            bool statistics, std::vector<Sums>& sums);
+  // One update of every active tensor. Counters are advanced first. Clipping by tensor reads `sums` as `norm` left
+  // them; with statistics, sums per tensor are written into it. Returns what clipping by tensor or by unit left.
+  Clipped step(std::vector<TensorSlot>& tensors, const std::vector<GroupRow>& groups, double grad_scale,
+               bool statistics, std::vector<Sums>& sums);
 
   int num_workers;
 
  private:
   template <class Body>
+  void for_each_task(std::size_t num_tasks, Body body);
+  template <class Body>
   void for_each_chunk(Body body);
   void add_chunks(std::vector<Sums>& sums, std::size_t num_tensors) const;
+  void layout_units(std::vector<TensorSlot>& tensors, const std::vector<GroupRow>& groups);
+  Clipped measure_units(const std::vector<TensorSlot>& tensors, const std::vector<GroupRow>& groups,
+                        const std::vector<double>& grad_scales);
+  std::vector<double> measure_trust(const std::vector<TensorSlot>& tensors, const std::vector<GroupRow>& groups,
+                                    const std::vector<double>& grad_scales);
+  void walk(const std::vector<TensorSlot>& tensors, StepChunk run, std::size_t prepared_size);
 
   int rule_;
   bool is_double_;
@@ -46,6 +55,9 @@ class CpuWalk {
   std::vector<std::size_t> tasks_;  // chunks [tasks_[i], tasks_[i + 1]) are one unit of scheduling
   std::vector<Sums> chunk_sums_;
   std::vector<unsigned char> prepared_;
+  std::vector<Chunk> unit_tasks_;  // runs of units
+  std::vector<double> unit_numbers_;
+  std::vector<Clipped> clipped_;  // per run of units
 };
 
 }  // namespace optkit

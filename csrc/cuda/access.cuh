@@ -4,7 +4,9 @@
 
 #include <cstdint>
 
+#include "core/code8.h"
 #include "core/half.h"
+#include "core/math.h"
 #include "core/random.h"
 #include "core/tables.h"
 
@@ -131,6 +133,54 @@ __device__ __forceinline__ void store(Four<double>& value, void* base, DType, in
 #pragma unroll
   for (int k = 0; k < kLanes; ++k)
     if (k < count) p[k] = value.v[k];
+}
+
+// Four codes of 8-bit state; the lanes of a warp hold one block. Every lane of the warp must call these.
+__device__ __forceinline__ void load_codes(Four<float>& out, const void* base, const float* scales, bool is_signed,
+                                           int64_t i, int count) {
+  const uint8_t* p = static_cast<const uint8_t*>(base) + i;
+  const float factor = count > 0 ? decode_factor(scales[i / kCodeBlock]) : 0.0f;
+  uchar4 four = {0, 0, 0, 0};
+  if (count == kLanes && is_aligned(p, 4)) {
+    four = *reinterpret_cast<const uchar4*>(p);
+  } else {
+    if (count > 0) four.x = p[0];
+    if (count > 1) four.y = p[1];
+    if (count > 2) four.z = p[2];
+    if (count > 3) four.w = p[3];
+  }
+  out = {{decode8(four.x, is_signed) * factor, decode8(four.y, is_signed) * factor, decode8(four.z, is_signed) * factor,
+          decode8(four.w, is_signed) * factor}};
+}
+
+__device__ __forceinline__ void store_codes(const Four<float>& value, void* base, float* scales, bool is_signed,
+                                            int64_t i, int count, RandomKey key) {
+  float largest = 0.0f;
+#pragma unroll
+  for (int k = 0; k < kLanes; ++k) {
+    const float magnitude = abs(value.v[k]);
+    if (k < count && magnitude > largest) largest = magnitude;
+  }
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) {
+    const float other = __shfl_xor_sync(0xffffffffu, largest, offset);
+    largest = other > largest ? other : largest;
+  }
+  if (count <= 0) return;
+  if (i % kCodeBlock == 0) scales[i / kCodeBlock] = largest;
+  const float factor = code_factor(largest);
+  uint8_t codes[kLanes];
+#pragma unroll
+  for (int k = 0; k < kLanes; ++k)
+    codes[k] = static_cast<uint8_t>(encode8(value.v[k] * factor, code_random(key, i + k), is_signed));
+  uint8_t* p = static_cast<uint8_t*>(base) + i;
+  if (count == kLanes && is_aligned(p, 4)) {
+    *reinterpret_cast<uchar4*>(p) = {codes[0], codes[1], codes[2], codes[3]};
+    return;
+  }
+#pragma unroll
+  for (int k = 0; k < kLanes; ++k)
+    if (k < count) p[k] = codes[k];
 }
 
 }  // namespace optkit

@@ -7,10 +7,11 @@
 #include <cstdint>
 
 #include "core/tables.h"
+#include "norms/tables.h"
 
 namespace optkit {
 
-constexpr int kCudaApiVersion = 1;
+constexpr int kCudaApiVersion = 2;
 
 // What a step reads on the device, so that the host need not know it. Null: absent.
 struct CudaStepControl {
@@ -18,10 +19,11 @@ struct CudaStepControl {
   const float* loss_scale;  // of a GradScaler
   const float* found_inf;   // of a GradScaler
   double scale;             // known to the host already; 1 otherwise
-  double max_norm;          // 0: no clipping by norm
-  double* report;           // out, 5 doubles: norm after unscaling, coefficient, steps, clipped steps, skipped steps
+  const double* max_norm;   // bound of the global norm
+  double* report;           // out, 5 doubles: norm after unscaling, after clipping, steps, clipped steps, skipped steps
+  Clipped* clipped;         // in and out, added to by each plan: what clipping by tensor or by unit left
   Sums* statistics;         // out, one row per tensor; null: do not count
-  int32_t counts_report;    // 1: this plan advances the counters in `report` (one plan of an optimizer does)
+  int32_t counts_report;    // 1: this plan advances the counters in `report` (the last plan of a step does)
 };
 
 struct CudaApi {
@@ -34,6 +36,11 @@ struct CudaApi {
   const char* (*norm)(void* plan, const TensorSlot* tensors, double* norm_out, void* stream);
   const char* (*step)(void* plan, const TensorSlot* tensors, const GroupRow* groups, int num_groups,
                       const CudaStepControl* control, void* stream);
+  // LayerNorm and RMSNorm. The backward works in `space`: 2 * parts * size wide numbers.
+  const char* (*norm_forward)(int centered, const NormForward* arguments, int device, void* stream);
+  int64_t (*norm_backward_parts)(const NormBackward* arguments, int device);
+  const char* (*norm_backward)(int centered, const NormBackward* arguments, void* d_weight, void* d_bias, int64_t parts,
+                               void* space, int device, void* stream);
   const char* architectures;  // "80;90;...", as compiled
 };
 

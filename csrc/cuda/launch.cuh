@@ -20,6 +20,9 @@ constexpr int kMaxGrads = 480;
 #endif
 constexpr int kMaxGroupsPerLaunch = 16;
 
+// A rule with trust is prepared twice: at a rate of 1 to measure its own step, and then at the rate it comes to.
+enum class Phase : int32_t { kOnly = 0, kMeasure = 1, kMeasured = 2 };
+
 struct GradTable {
   const void* pointer[kMaxGrads];
 };
@@ -28,6 +31,12 @@ struct GroupTable {
   GroupRow row[kMaxGroupsPerLaunch];
   int32_t first;
   int32_t count;
+};
+
+// One unit of a tensor, or a whole tensor where that is one unit.
+struct Unit {
+  int64_t index;
+  int32_t tensor;
 };
 
 // Tables in device memory; static but for `prepared`.
@@ -40,11 +49,17 @@ struct DeviceTables {
   double* partial;             // {sum of squares, non-finite} per chunk
   Sums* sums;                  // per chunk
   unsigned int* ticket;        // blocks of the norm kernel that are done
+  double* tensor_sq;           // sum of squares of each tensor's gradient, where a clip asks for it
+  const Unit* units;           // of the tensors whose units are treated by themselves
+  Clipped* unit_clipped;       // per unit
+  Clipped* tensor_clipped;     // per tensor
+  Sums* tensor_sums;           // per tensor: what its trust is made of
 };
 
-// Tensors [first_tensor, ...) with chunks [first_chunk, first_chunk + num_chunks) are one launch.
+// Tensors [first_tensor, ...) with chunks [first_chunk, first_chunk + num_chunks) and units likewise are one launch.
 struct Range {
   int32_t first_tensor, num_tensors, first_chunk, num_chunks;
+  int64_t first_unit, num_units;
 };
 
 template <class Rule, class S>

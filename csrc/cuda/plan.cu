@@ -4,8 +4,10 @@
 #include <string>
 #include <vector>
 
+#include "cuda/layer_norm_api.h"
 #include "cuda/norm.cuh"
 #include "cuda/step.cuh"
+#include "cuda/unit.cuh"
 
 namespace optkit {
 namespace {
@@ -75,6 +77,12 @@ struct CudaPlan {
   DeviceArray<double> partial;
   DeviceArray<Sums> sums;
   DeviceArray<unsigned int> ticket;
+  std::vector<char> treats_units;  // per tensor, as uploaded
+  int64_t num_units = 0;
+  DeviceArray<Unit> units;
+  DeviceArray<double> tensor_sq, unit_numbers;
+  DeviceArray<Clipped> unit_clipped, tensor_clipped;
+  DeviceArray<Sums> tensor_sums;
 };
 
 constexpr size_t kMaxPreparedBytes = 256;  // per tensor; checked against every rule below
@@ -106,7 +114,7 @@ void cut(const TensorSlot* tensors, int num_tensors, std::vector<Chunk>& chunks,
   const int64_t size = chunk_size(tensors, num_tensors);
   ranges.clear();
   for (int t = 0; t < num_tensors; ++t) {
-    if (t % kMaxGrads == 0) ranges.push_back({t, 0, static_cast<int32_t>(chunks.size()), 0});
+    if (t % kMaxGrads == 0) ranges.push_back({t, 0, static_cast<int32_t>(chunks.size()), 0, 0, 0});
     first_chunk.push_back(static_cast<int32_t>(chunks.size()));
     for (int64_t begin = 0; tensors[t].active && begin < tensors[t].numel; begin += size)
       chunks.push_back({begin, t, static_cast<int32_t>(std::min(size, tensors[t].numel - begin))});
@@ -116,6 +124,35 @@ void cut(const TensorSlot* tensors, int num_tensors, std::vector<Chunk>& chunks,
   first_chunk.push_back(static_cast<int32_t>(chunks.size()));
 }
 
+// Points every tensor whose units are treated by themselves at its part of the device's numbers, and lists the units.
+const char* layout_units(CudaPlan& plan, std::vector<TensorSlot>& slots, cudaStream_t stream) {
+  plan.treats_units.resize(slots.size(), 0);
+  std::vector<Unit> units;
+  for (Range& range : plan.ranges) {
+    range.first_unit = static_cast<int64_t>(units.size());
+    for (int32_t t = range.first_tensor; t < range.first_tensor + range.num_tensors; ++t) {
+      const TensorSlot& slot = slots[t];
+      if (!plan.treats_units[t] || !slot.active || slot.numel == 0) continue;
+      for (int64_t unit = 0; unit < slot.numel / slot.unit_length; ++unit) units.push_back({unit, t});
+    }
+    range.num_units = static_cast<int64_t>(units.size()) - range.first_unit;
+  }
+  plan.num_units = static_cast<int64_t>(units.size());
+  OPTKIT_CUDA(plan.unit_numbers.resize(2 * units.size()));
+  OPTKIT_CUDA(plan.unit_clipped.resize(units.size()));
+  OPTKIT_CUDA(plan.units.upload(units, stream));
+  double* numbers = plan.unit_numbers.get();
+  for (size_t t = 0; t < slots.size(); ++t) {
+    slots[t].unit_scale = slots[t].unit_shift = nullptr;
+    if (!plan.treats_units[t] || !slots[t].active || slots[t].numel == 0) continue;
+    const int64_t count = slots[t].numel / slots[t].unit_length;
+    slots[t].unit_scale = numbers;
+    slots[t].unit_shift = numbers + count;
+    numbers += 2 * count;
+  }
+  return nullptr;
+}
+
 const char* layout(void* pointer, const TensorSlot* tensors, int num_tensors, void* stream_pointer) {
   auto& plan = *static_cast<CudaPlan*>(pointer);
   const auto stream = static_cast<cudaStream_t>(stream_pointer);
@@ -123,12 +160,16 @@ const char* layout(void* pointer, const TensorSlot* tensors, int num_tensors, vo
   std::vector<Chunk> chunks;
   std::vector<int32_t> first_chunk;
   cut(tensors, num_tensors, chunks, first_chunk, plan.ranges);
-  const std::vector<TensorSlot> slots(tensors, tensors + num_tensors);
+  std::vector<TensorSlot> slots(tensors, tensors + num_tensors);
   plan.num_tensors = num_tensors;
   plan.grad_types.clear();
   for (const TensorSlot& slot : slots) plan.grad_types.push_back(slot.grad_type);
   // Kernels of an earlier layout may still read what is replaced here.
   OPTKIT_CUDA(cudaStreamSynchronize(stream));
+  if (const char* error = layout_units(plan, slots, stream)) return error;
+  OPTKIT_CUDA(plan.tensor_sq.resize(num_tensors));
+  OPTKIT_CUDA(plan.tensor_clipped.resize(num_tensors));
+  OPTKIT_CUDA(plan.tensor_sums.resize(num_tensors));
   OPTKIT_CUDA(plan.tensors.upload(slots, stream));
   OPTKIT_CUDA(plan.chunks.upload(chunks, stream));
   OPTKIT_CUDA(plan.first_chunk.upload(first_chunk, stream));
@@ -139,8 +180,10 @@ const char* layout(void* pointer, const TensorSlot* tensors, int num_tensors, vo
   OPTKIT_CUDA(plan.ticket.resize(1));
   OPTKIT_CUDA(cudaMemsetAsync(plan.ticket.get(), 0, sizeof(unsigned int), stream));
   OPTKIT_CUDA(cudaStreamSynchronize(stream));
-  plan.tables = {plan.tensors.get(), plan.chunks.get(),  plan.first_chunk.get(), plan.prepared.get(),
-                 plan.skip.get(),    plan.partial.get(), plan.sums.get(),        plan.ticket.get()};
+  plan.tables = {plan.tensors.get(),    plan.chunks.get(),  plan.first_chunk.get(),  plan.prepared.get(),
+                 plan.skip.get(),       plan.partial.get(), plan.sums.get(),         plan.ticket.get(),
+                 plan.tensor_sq.get(),  plan.units.get(),   plan.unit_clipped.get(), plan.tensor_clipped.get(),
+                 plan.tensor_sums.get()};
   return nullptr;
 }
 
@@ -175,45 +218,115 @@ const char* norm(void* pointer, const TensorSlot* tensors, double* out, void* st
 }
 
 template <class Rule, class S>
-void launch_prepare(const CudaPlan& plan, const GroupTable& groups, const CudaStepControl& control,
+void launch_prepare(const CudaPlan& plan, const GroupTable& groups, const CudaStepControl& control, Phase phase,
                     cudaStream_t stream) {
   static_assert(sizeof(PreparedTensor<Rule, S>) <= kMaxPreparedBytes, "kMaxPreparedBytes is too small");
   constexpr int kPrepareThreads = 128;
   prepare_kernel<Rule, S><<<(plan.num_tensors + kPrepareThreads - 1) / kPrepareThreads, kPrepareThreads, 0, stream>>>(
-      plan.tables, groups, control, plan.num_tensors);
+      plan.tables, groups, control, plan.num_tensors, phase);
 }
 
 template <class Rule, class S>
 void launch_step(const CudaPlan& plan, const TensorSlot* tensors, const Range& range, cudaStream_t stream) {
-  step_kernel<Rule, S><<<range.num_chunks, kThreads, 0, stream>>>(plan.tables, grads_of(tensors, range), range);
+  step_kernel<Rule, S, false><<<range.num_chunks, kThreads, 0, stream>>>(plan.tables, grads_of(tensors, range), range);
+}
+
+template <class Rule, class S>
+void launch_measure(const CudaPlan& plan, const TensorSlot* tensors, const Range& range, cudaStream_t stream) {
+  step_kernel<Rule, S, true><<<range.num_chunks, kThreads, 0, stream>>>(plan.tables, grads_of(tensors, range), range);
+}
+
+using Launch = void (*)(const CudaPlan&, const TensorSlot*, const Range&, cudaStream_t);
+
+template <class Rule, class S>
+constexpr Launch measure_of() {
+  if constexpr (HasTrust<Rule>::value)
+    return &launch_measure<Rule, S>;
+  else
+    return nullptr;
+}
+
+template <class S>
+void launch_units(const CudaPlan& plan, const TensorSlot* tensors, const Range& range, const GroupTable& groups,
+                  size_t prepared_size, cudaStream_t stream) {
+  unit_kernel<S><<<static_cast<unsigned>(range.num_units), kThreads, 0, stream>>>(
+      plan.tables, grads_of(tensors, range), range, groups, static_cast<int>(prepared_size));
 }
 
 struct RuleLaunch {
-  void (*prepare)(const CudaPlan&, const GroupTable&, const CudaStepControl&, cudaStream_t);
-  void (*step)(const CudaPlan&, const TensorSlot*, const Range&, cudaStream_t);
+  size_t prepared_size;
+  void (*prepare)(const CudaPlan&, const GroupTable&, const CudaStepControl&, Phase, cudaStream_t);
+  Launch measure;  // null: the rule has no trust
+  Launch step;
 };
-#define OPTKIT_LAUNCH_FLOAT(name, type) {&launch_prepare<type, float>, &launch_step<type, float>},
-#define OPTKIT_LAUNCH_DOUBLE(name, type) {&launch_prepare<type, double>, &launch_step<type, double>},
+#define OPTKIT_LAUNCH_FLOAT(name, type)                                                          \
+  {sizeof(PreparedTensor<type, float>), &launch_prepare<type, float>, measure_of<type, float>(), \
+   &launch_step<type, float>},
+#define OPTKIT_LAUNCH_DOUBLE(name, type)                                                            \
+  {sizeof(PreparedTensor<type, double>), &launch_prepare<type, double>, measure_of<type, double>(), \
+   &launch_step<type, double>},
 constexpr RuleLaunch kFloatRules[] = {OPTKIT_FOR_EACH_RULE(OPTKIT_LAUNCH_FLOAT)};
 constexpr RuleLaunch kDoubleRules[] = {OPTKIT_FOR_EACH_RULE(OPTKIT_LAUNCH_DOUBLE)};
+
+// Adds what was clipped to the step's total.
+void count_clipped(const CudaPlan& plan, const CudaStepControl& control, bool by_unit, cudaStream_t stream) {
+  const Clipped* parts = by_unit ? plan.unit_clipped.get() : plan.tensor_clipped.get();
+  const int64_t num_parts = by_unit ? plan.num_units : plan.num_tensors;
+  clipped_kernel<<<1, kThreads, 0, stream>>>(plan.tables, control, parts, num_parts, control.scale);
+}
 
 const char* step(void* pointer, const TensorSlot* tensors, const GroupRow* groups, int num_groups,
                  const CudaStepControl* control, void* stream_pointer) {
   auto& plan = *static_cast<CudaPlan*>(pointer);
   const auto stream = static_cast<cudaStream_t>(stream_pointer);
   const DeviceGuard guard(plan.device);
+  bool clips_tensors = false, clips_units = false, treats_any = false;
+  std::vector<char> treated(plan.num_tensors, 0);
+  for (int t = 0; t < plan.num_tensors; ++t) {
+    const GroupRow& group = groups[tensors[t].group];
+    clips_tensors |= group.clip_tensor_norm < 1e300;
+    clips_units |= group.clip_unit_ratio < 1e300;
+    treated[t] = tensors[t].is_vector ? group.clip_unit_ratio < 1e300 : treats_units(group);
+    treats_any |= treated[t] != 0;
+  }
+  if (treated != plan.treats_units) {
+    plan.treats_units = treated;
+    if (const char* error = layout(&plan, tensors, plan.num_tensors, stream_pointer)) return error;
+  }
   if (const char* error = refresh(plan, tensors, stream)) return error;
+  if (clips_tensors) {
+    tensor_norm_kernel<<<plan.num_tensors, kThreads, 0, stream>>>(plan.tables);
+    OPTKIT_CUDA(cudaMemsetAsync(plan.tensor_clipped.get(), 0, plan.num_tensors * sizeof(Clipped), stream));
+  }
   const RuleLaunch& rule = plan.is_double ? kDoubleRules[plan.rule] : kFloatRules[plan.rule];
   CudaStepControl here = *control;
-  for (int first = 0; first < num_groups; first += kMaxGroupsPerLaunch) {
-    GroupTable table = {};
-    table.first = first;
-    table.count = std::min(kMaxGroupsPerLaunch, num_groups - first);
-    std::copy(groups + first, groups + first + table.count, table.row);
-    rule.prepare(plan, table, here, stream);
+  const auto prepare = [&](Phase phase) {
+    for (int first = 0; first < num_groups; first += kMaxGroupsPerLaunch) {
+      GroupTable table = {};
+      table.first = first;
+      table.count = std::min(kMaxGroupsPerLaunch, num_groups - first);
+      std::copy(groups + first, groups + first + table.count, table.row);
+      rule.prepare(plan, table, here, phase, stream);
+      if (!treats_any || phase == Phase::kMeasured) continue;
+      const auto units = plan.is_double ? &launch_units<double> : &launch_units<float>;
+      for (const Range& range : plan.ranges)
+        if (range.num_units > 0) units(plan, tensors, range, table, rule.prepared_size, stream);
+    }
+  };
+  const auto walk = [&](Launch launch) {
+    for (const Range& range : plan.ranges)
+      if (range.num_chunks > 0) launch(plan, tensors, range, stream);
+  };
+  if (rule.measure != nullptr && plan.num_tensors > 0) {
+    prepare(Phase::kMeasure);
+    walk(rule.measure);
+    statistics_kernel<<<plan.num_tensors, kThreads, 0, stream>>>(plan.tables, plan.tensor_sums.get());
+    prepare(Phase::kMeasured);
+  } else {
+    prepare(Phase::kOnly);
   }
-  for (const Range& range : plan.ranges)
-    if (range.num_chunks > 0) rule.step(plan, tensors, range, stream);
+  if (clips_tensors || clips_units) count_clipped(plan, here, clips_units, stream);
+  walk(rule.step);
   if (control->statistics && plan.num_tensors > 0)
     statistics_kernel<<<plan.num_tensors, kThreads, 0, stream>>>(plan.tables, control->statistics);
   return failed(cudaGetLastError(), "step");
@@ -222,7 +335,16 @@ const char* step(void* pointer, const TensorSlot* tensors, const GroupRow* group
 #define OPTKIT_STRING2(...) #__VA_ARGS__
 #define OPTKIT_STRING(...) OPTKIT_STRING2(__VA_ARGS__)
 
-const CudaApi api = {kCudaApiVersion, &create, &destroy, &layout, &norm, &step, OPTKIT_STRING(__CUDA_ARCH_LIST__)};
+const CudaApi api = {kCudaApiVersion,
+                     &create,
+                     &destroy,
+                     &layout,
+                     &norm,
+                     &step,
+                     &cuda_norm_forward,
+                     &cuda_norm_backward_parts,
+                     &cuda_norm_backward,
+                     OPTKIT_STRING(__CUDA_ARCH_LIST__)};
 
 }  // namespace
 }  // namespace optkit

@@ -21,22 +21,22 @@ __device__ inline double gradient_scale(const CudaStepControl& control, double* 
     return -1.0;
   }
   *norm = scale * sqrt(control.norm[0]);
-  if (control.max_norm > 0.0) *coefficient = fmin(1.0, control.max_norm / (*norm + 1e-6));
+  if (control.max_norm != nullptr) *coefficient = fmin(1.0, *control.max_norm / (*norm + 1e-6));
   return scale * *coefficient;
 }
 
 // One thread per tensor: advances its counters and computes its coefficients.
 template <class Rule, class S>
 __global__ void prepare_kernel(const __grid_constant__ DeviceTables tables, const __grid_constant__ GroupTable groups,
-                               const __grid_constant__ CudaStepControl control, int32_t num_tensors) {
+                               const __grid_constant__ CudaStepControl control, int32_t num_tensors, Phase phase) {
   const int32_t index = static_cast<int32_t>(blockIdx.x * blockDim.x + threadIdx.x);
   double norm, coefficient;
   const double scale = gradient_scale(control, &norm, &coefficient);
-  if (index == 0 && groups.first == 0) {
+  if (index == 0 && groups.first == 0 && phase != Phase::kMeasured) {
     *tables.skip = scale < 0.0 ? 1 : 0;
     if (control.counts_report) {
       control.report[0] = norm;
-      control.report[1] = coefficient;
+      control.report[1] = norm * coefficient;
       control.report[2] += scale < 0.0 ? 0.0 : 1.0;
       control.report[3] += scale >= 0.0 && coefficient < 1.0 ? 1.0 : 0.0;
       control.report[4] += scale < 0.0 ? 1.0 : 0.0;
@@ -47,13 +47,25 @@ __global__ void prepare_kernel(const __grid_constant__ DeviceTables tables, cons
   const int32_t g = t.group - groups.first;
   if (!t.active || g < 0 || g >= groups.count) return;
   const GroupRow& group = groups.row[g];
-  const double step = *t.step += 1.0f;
+  if (phase != Phase::kMeasured) *t.step += 1.0f;
+  const double step = *t.step;
   const double num_averaged = t.num_averaged ? *t.num_averaged : 0.0;
+  double tensor_scale = scale;
+  if (group.clip_tensor_norm < 1e300) {
+    const double squares = tables.tensor_sq[index], part = tensor_coefficient(group, scale * sqrt(squares));
+    tables.tensor_clipped[index] = {part * part * squares, part < 1.0 ? 1.0 : 0.0};
+    tensor_scale *= part;
+  }
   auto* prepared = reinterpret_cast<PreparedTensor<Rule, S>*>(tables.prepared) + index;
-  prepared->stage = prepare_stages<S>(group, scale, step, num_averaged, static_cast<uint64_t>(t.index),
+  prepared->stage = prepare_stages<S>(group, tensor_scale, step, num_averaged, static_cast<uint64_t>(t.index),
                                       control.statistics != nullptr);
-  prepared->rule = Rule::template prepare<S>(group.rule, group.lr, step, t.scalar);
-  if (t.num_averaged && average_weight(group, num_averaged) != 0.0) *t.num_averaged += 1.0f;
+  double lr = group.lr;
+  if constexpr (HasTrust<Rule>::value) {
+    if (phase == Phase::kMeasure) lr = 1.0;
+    if (phase == Phase::kMeasured) lr *= Rule::trust(group.rule, tables.tensor_sums[index]);
+  }
+  prepared->rule = Rule::template prepare<S>(group.rule, lr, step, t.scalar);
+  if (phase != Phase::kMeasure && t.num_averaged && average_weight(group, num_averaged) != 0.0) *t.num_averaged += 1.0f;
 }
 
 template <class S>
@@ -61,38 +73,37 @@ struct ThreadSums {
   double grad_sq = 0.0, param_sq = 0.0, update_sq = 0.0, nonfinite = 0.0, lost = 0.0;
 };
 
+// 8-bit state is there for fp32 arithmetic only.
+__device__ __forceinline__ void load_state(Four<double>& out, const TensorSlot& t, int s, int64_t i, int count) {
+  load(out, t.state[s], t.state_type, i, count);
+}
+__device__ __forceinline__ void load_state(Four<float>& out, const TensorSlot& t, int s, int64_t i, int count) {
+  if (t.state_type == DType::kCode8)
+    load_codes(out, t.state[s], t.state_scale[s], !(t.unsigned_states >> s & 1u), i, count);
+  else
+    load(out, t.state[s], t.state_type, i, count);
+}
+__device__ __forceinline__ void store_state(Four<double>& value, const TensorSlot& t, int s, int64_t i, int count,
+                                            RandomKey) {
+  store(value, t.state[s], t.state_type, i, count);
+}
+__device__ __forceinline__ void store_state(Four<float>& value, const TensorSlot& t, int s, int64_t i, int count,
+                                            RandomKey key) {
+  if (t.state_type == DType::kCode8)
+    store_codes(value, t.state[s], t.state_scale[s], !(t.unsigned_states >> s & 1u), i, count, state_key(key, s));
+  else
+    store(value, t.state[s], t.state_type, i, count);
+}
+
+// Rounds and stores, averages and counts.
 template <class Rule, class S>
-__device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_pointer,
-                                          const PreparedTensor<Rule, S>& launch, int64_t i, int count,
-                                          ThreadSums<S>& sums) {
-  const StageCoefs<S>& stage = launch.stage;
-  Four<S> stored_before, grad, lost_before{}, next, state[Rule::kNumStates];
-  load(stored_before, t.param, t.param_type, i, count);
-  load(grad, grad_pointer, t.grad_type, i, count);
-  if (t.compensation) load(lost_before, t.compensation, t.param_type, i, count);
-#pragma unroll
-  for (int s = 0; s < Rule::kNumStates; ++s) {
-    if (t.state[s])
-      load(state[s], t.state[s], t.state_type, i, count);
-    else
-      state[s] = {};
-  }
-  S param[kLanes];
-#pragma unroll
-  for (int k = 0; k < kLanes; ++k) {
-    grad.v[k] = stage_gradient(stage, stored_before.v[k], grad.v[k]);
-    param[k] = stored_before.v[k] + lost_before.v[k];
-    S held[Rule::kNumStates];
-#pragma unroll
-    for (int s = 0; s < Rule::kNumStates; ++s) held[s] = state[s].v[k];
-    const S update = Rule::update(launch.rule, param[k], grad.v[k], held);
-#pragma unroll
-    for (int s = 0; s < Rule::kNumStates; ++s) state[s].v[k] = held[s];
-    next.v[k] = stage_parameter(stage, param[k], update);
-  }
+__device__ __forceinline__ void store_four(const TensorSlot& t, const StageCoefs<S>& stage, int64_t i, int count,
+                                           const Four<S>& stored_before, const Four<S>& lost_before,
+                                           const Four<S>& grad, const S (&param)[kLanes], const Four<S>& next,
+                                           Four<S> (&state)[Rule::kNumStates], ThreadSums<S>& sums) {
 #pragma unroll
   for (int s = 0; s < Rule::kNumStates; ++s)
-    if (t.state[s]) store(state[s], t.state[s], t.state_type, i, count);
+    if (t.state[s]) store_state(state[s], t, s, i, count, stage.key);
   Four<S> stored = next;
   store(stored, t.param, t.param_type, i, count, (stage.flags & kStochastic) ? &stage.key : nullptr);
   Four<S> lost = lost_before;
@@ -111,6 +122,7 @@ __device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_
   if (stage.flags & kStatistics) {
 #pragma unroll
     for (int k = 0; k < kLanes; ++k) {
+      if (k >= count) continue;
       const double g = grad.v[k], p = next.v[k], u = next.v[k] - param[k];
       sums.grad_sq += g * g;
       sums.param_sq += p * p;
@@ -121,8 +133,53 @@ __device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_
   }
 }
 
+// kMeasure: only sums what a rule's trust is made of; writes nothing.
+template <class Rule, class S, bool kMeasure>
+__device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_pointer,
+                                          const PreparedTensor<Rule, S>& launch, int64_t i, int count,
+                                          ThreadSums<S>& sums) {
+  const StageCoefs<S>& stage = launch.stage;
+  Four<S> stored_before, grad, lost_before{}, next, state[Rule::kNumStates];
+  load(stored_before, t.param, t.param_type, i, count);
+  load(grad, grad_pointer, t.grad_type, i, count);
+  if (t.compensation) load(lost_before, t.compensation, t.param_type, i, count);
+#pragma unroll
+  for (int s = 0; s < Rule::kNumStates; ++s) {
+    state[s] = {};
+    if (t.state[s]) load_state(state[s], t, s, i, count);
+  }
+  S param[kLanes];
+#pragma unroll
+  for (int k = 0; k < kLanes; ++k) {
+    StageCoefs<S> here = stage;
+    if (t.unit_scale && k < count) {
+      const int64_t unit = (i + k) / t.unit_length;
+      here.grad_scale = static_cast<S>(stage.grad_scale * t.unit_scale[unit]);
+      here.unit_shift = static_cast<S>(t.unit_shift[unit]);
+    }
+    grad.v[k] = stage_gradient(here, stored_before.v[k], grad.v[k]);
+    param[k] = stored_before.v[k] + lost_before.v[k];
+    S held[Rule::kNumStates];
+#pragma unroll
+    for (int s = 0; s < Rule::kNumStates; ++s) held[s] = state[s].v[k];
+    const S update = Rule::update(launch.rule, param[k], grad.v[k], held);
+    if constexpr (kMeasure) {
+      if (k >= count) continue;
+      const double g = grad.v[k], p = param[k], u = update;
+      sums.grad_sq += g * g;
+      sums.param_sq += p * p;
+      sums.update_sq += u * u;
+    }
+#pragma unroll
+    for (int s = 0; s < Rule::kNumStates; ++s) state[s].v[k] = held[s];
+    next.v[k] = stage_parameter(stage, param[k], update);
+  }
+  if constexpr (!kMeasure)
+    store_four<Rule, S>(t, stage, i, count, stored_before, lost_before, grad, param, next, state, sums);
+}
+
 // A block per chunk, last chunk first: the norm kernel read that one last, and the L2 cache may still have it.
-template <class Rule, class S>
+template <class Rule, class S, bool kMeasure>
 __global__ void __launch_bounds__(kThreads)
     step_kernel(const __grid_constant__ DeviceTables tables, const __grid_constant__ GradTable grads,
                 const __grid_constant__ Range range) {
@@ -134,9 +191,13 @@ __global__ void __launch_bounds__(kThreads)
   const auto launch = reinterpret_cast<const PreparedTensor<Rule, S>*>(tables.prepared)[chunk.tensor];
   const int64_t end = chunk.begin + chunk.count;
   ThreadSums<S> sums;
-  for (int64_t i = chunk.begin + threadIdx.x * kLanes; i < end; i += kThreads * kLanes)
-    step_four<Rule, S>(t, grad, launch, i, end - i < kLanes ? static_cast<int>(end - i) : kLanes, sums);
-  if (launch.stage.flags & kStatistics) {
+  // The lanes of a warp go together to the end: a block of 8-bit state is theirs in common.
+  for (int64_t first = chunk.begin; first < end; first += kThreads * kLanes) {
+    const int64_t i = first + threadIdx.x * kLanes;
+    const int count = end - i >= kLanes ? kLanes : (end > i ? static_cast<int>(end - i) : 0);
+    if (count > 0 || t.state_type == DType::kCode8) step_four<Rule, S, kMeasure>(t, grad, launch, i, count, sums);
+  }
+  if (kMeasure || (launch.stage.flags & kStatistics)) {
     const Sums total = {block_sum(sums.grad_sq), block_sum(sums.param_sq), block_sum(sums.update_sq),
                         block_sum(sums.nonfinite), block_sum(sums.lost)};
     if (threadIdx.x == 0) tables.sums[place] = total;

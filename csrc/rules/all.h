@@ -6,23 +6,36 @@
 #include "rules/adagrad.h"
 #include "rules/adam.h"
 #include "rules/adamax.h"
+#include "rules/adan.h"
+#include "rules/ademamix.h"
+#include "rules/adopt.h"
+#include "rules/lamb.h"
+#include "rules/lars.h"
 #include "rules/lion.h"
 #include "rules/nadam.h"
 #include "rules/radam.h"
 #include "rules/rmsprop.h"
+#include "rules/schedule_free.h"
 #include "rules/sgd.h"
 
-#define OPTKIT_FOR_EACH_RULE(X)           \
-  X(sgd, optkit::SGDRule)                 \
-  X(adam, optkit::AdamRule<false>)        \
-  X(adam_amsgrad, optkit::AdamRule<true>) \
-  X(adagrad, optkit::AdagradRule)         \
-  X(rmsprop, optkit::RMSpropRule)         \
-  X(adadelta, optkit::AdadeltaRule)       \
-  X(adamax, optkit::AdamaxRule)           \
-  X(nadam, optkit::NAdamRule)             \
-  X(radam, optkit::RAdamRule)             \
-  X(lion, optkit::LionRule)
+#define OPTKIT_FOR_EACH_RULE(X)                         \
+  X(sgd, optkit::SGDRule)                               \
+  X(adam, optkit::AdamRule<false>)                      \
+  X(adam_amsgrad, optkit::AdamRule<true>)               \
+  X(adagrad, optkit::AdagradRule)                       \
+  X(rmsprop, optkit::RMSpropRule)                       \
+  X(adadelta, optkit::AdadeltaRule)                     \
+  X(adamax, optkit::AdamaxRule)                         \
+  X(nadam, optkit::NAdamRule)                           \
+  X(radam, optkit::RAdamRule)                           \
+  X(lion, optkit::LionRule)                             \
+  X(adan, optkit::AdanRule)                             \
+  X(adopt, optkit::ADOPTRule)                           \
+  X(ademamix, optkit::AdEMAMixRule)                     \
+  X(schedule_free_sgd, optkit::ScheduleFreeSGDRule)     \
+  X(schedule_free_adamw, optkit::ScheduleFreeAdamWRule) \
+  X(lamb, optkit::LAMBRule)                             \
+  X(lars, optkit::LARSRule)
 
 namespace optkit {
 

@@ -1,6 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Averages of the parameters over training."""
+"""Averages of the parameters over training, and of trained networks."""
 
+from lightning_optkit.averaging.average_checkpoints import average_checkpoints, load_weights
 from lightning_optkit.averaging.ema import EMA
+from lightning_optkit.averaging.ensemble_predict import EnsemblePrediction, ensemble_predict
+from lightning_optkit.averaging.greedy_soup import GreedySoup, greedy_soup
+from lightning_optkit.averaging.lawa import LAWA
+from lightning_optkit.averaging.swa import SWA
 
-__all__ = ["EMA"]
+__all__ = [
+    "EMA",
+    "LAWA",
+    "SWA",
+    "EnsemblePrediction",
+    "GreedySoup",
+    "average_checkpoints",
+    "ensemble_predict",
+    "greedy_soup",
+    "load_weights",
+]

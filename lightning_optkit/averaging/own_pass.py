@@ -1,27 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Averages for an optimizer that is not of this package: the same mathematics, in a pass of its own after the step."""
+"""Averages in a pass of their own: for an optimizer of another package, or beside an average that is folded."""
 
+from collections.abc import Iterable
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lightning_optkit.averaging.ema import EMA
+from lightning_optkit.averaging.lawa import LAWA
+from lightning_optkit.averaging.swa import SWA
 from lightning_optkit.step import Average
 
-__all__ = ["protect_average", "update_average_"]
+__all__ = ["AnyAverage", "averages_of", "protect_average", "read_average", "update_average_", "update_tensors_"]
+
+AnyAverage: TypeAlias = EMA | SWA | LAWA | Average
+
+State: TypeAlias = dict[str, Tensor]
 
 
 @torch.no_grad()
-def update_average_(optimizer: Optimizer, average: Average, step: int) -> None:
-    """Moves `optimizer.state[p][average.state_name]` toward every parameter, in place.
+def update_average_(optimizer: Optimizer, average: AnyAverage, step: int, name: str | None = None) -> None:
+    """Moves the average of every parameter, `optimizer.state[p][average.state_name]`, in place.
 
     Args:
         optimizer: Any optimizer; the average and its counter are added to its state, so that checkpoints carry them.
-        average: E.g. `EMA(0.999)`.
+        average: E.g. `EMA(0.999)`, `SWA(start=900)` or `LAWA(k=6, every=100)`.
         step: Optimizer steps done, this one included.
+        name: Its name in the state beside another average of the same optimizer; None: its own.
+
+    Raises:
+        ValueError: if the average starts at a fraction of the run; see `SWA.for_run`.
 
     Example:
         >>> from lightning_optkit.averaging import EMA
@@ -32,68 +44,170 @@ def update_average_(optimizer: Optimizer, average: Average, step: int) -> None:
         >>> optimizer.state[weight]["ema"]
         tensor([1.])
     """
-    if step < average.start or (step - average.start) % average.every != 0:
-        return
-    moved: list[tuple[float, Tensor, Tensor]] = []
+    first = _names(average, name)[0]
     for group in optimizer.param_groups:
-        for param in group["params"]:
-            weighted = _prepare(optimizer, average, param, group.get("average_decay", average.decay))
-            if weighted is not None:
-                moved.append(weighted)
+        kept = [p for p in group["params"] if p.grad is not None or first in optimizer.state.get(p, {})]
+        # A schedule may have written the group's own decay; that of a second average is its own.
+        decay = group.get("average_decay") if name is None else None
+        update_tensors_([(p, optimizer.state[p]) for p in kept], average, step, name, decay)
+
+
+@torch.no_grad()
+def update_tensors_(
+    kept: Iterable[tuple[Tensor, State]],
+    average: AnyAverage,
+    step: int,
+    name: str | None = None,
+    decay: float | None = None,
+) -> None:
+    """The same for any tensors with a dict each to keep the average in; tensors of integers are copied.
+
+    Args:
+        kept: Pairs of a tensor and its dict.
+        average: As in `update_average_`.
+        step: As in `update_average_`.
+        name: As in `update_average_`.
+        decay: Instead of that of an exponential average.
+    """
+    if isinstance(average.start, float):
+        raise ValueError(f"update_average_(average={average!r}): start must be a step; see SWA.for_run.")
+    due = step >= average.start and (step - average.start) % average.every == 0
+    moved: list[tuple[float, Tensor, Tensor]] = []
+    for tensor, state in kept:
+        # A sharded checkpoint is read into the state that is there, so shards have theirs from the first step on.
+        if due or hasattr(tensor, "to_local"):
+            _create(tensor, state, average, name)
+        if due:
+            moved.append(_weighted(tensor, state, average, name, decay))
     for weight, members in groupby(moved, key=lambda item: item[0]):
-        _, averages, params = zip(*members, strict=True)
+        _, averages, tensors = zip(*members, strict=True)
         if weight == 1:
-            torch._foreach_copy_(averages, params)
+            torch._foreach_copy_(averages, tensors)
         else:
-            torch._foreach_lerp_(averages, [p.to(a.dtype) for a, p in zip(averages, params, strict=True)], weight)
+            torch._foreach_lerp_(averages, [t.to(a.dtype) for a, t in zip(averages, tensors, strict=True)], weight)
 
 
-def _prepare(
-    optimizer: Optimizer, average: Average, param: Tensor, decay: float
-) -> tuple[float, Tensor, Tensor] | None:
-    """Weight of the parameter in its average, the average, the parameter; None for one that was never updated."""
-    state = optimizer.state[param]
-    if param.grad is None and average.state_name not in state:
-        return None
-    if average.state_name not in state:
-        dtype = torch.promote_types(param.dtype, torch.float32)
-        state[average.state_name] = torch.zeros_like(param, dtype=dtype)
-        state["num_averaged"] = torch.zeros(())
-    num_averaged = float(state["num_averaged"])
-    state["num_averaged"] += 1.0
-    if num_averaged == 0:
+def _names(average: AnyAverage, name: str | None) -> list[str]:
+    """Names of its tensors in a state."""
+    base = name or average.state_name
+    return [f"{base}_snapshot_{i}" for i in range(average.k)] if isinstance(average, LAWA) else [base]
+
+
+def _counter(average: AnyAverage, name: str | None) -> str:
+    """Name of the number of its updates: what a step calls it where the step could keep the average itself."""
+    if name is None and not isinstance(average, LAWA):
+        return "num_averaged"
+    return f"num_averaged_{name or average.state_name}"
+
+
+def _create(tensor: Tensor, state: State, average: AnyAverage, name: str | None) -> None:
+    names = _names(average, name)
+    if names[0] in state:
+        return
+    dtype = tensor.dtype
+    if dtype.is_floating_point and not isinstance(average, LAWA):
+        dtype = torch.promote_types(dtype, torch.float32)
+    state.update({each: torch.zeros_like(tensor, dtype=dtype) for each in names})
+    state[_counter(average, name)] = torch.zeros(())
+
+
+def _weighted(
+    tensor: Tensor, state: State, average: AnyAverage, name: str | None, decay: float | None
+) -> tuple[float, Tensor, Tensor]:
+    """Weight of the tensor in what is kept, what is kept, the tensor; shards as they lie in this process."""
+    counter, names = _counter(average, name), _names(average, name)
+    so_far = int(state[counter])
+    state[counter] += 1.0
+    held = state[names[so_far % len(names)]]
+    if so_far == 0 or isinstance(average, LAWA) or not (tensor.dtype.is_floating_point or tensor.dtype.is_complex):
         weight = 1.0
     else:
-        weight = 1.0 - decay if average.kind == 1 else 1.0 / (num_averaged + 1.0)
-    return weight, state[average.state_name], param.detach()
+        kept = average.decay if decay is None else decay
+        weight = 1.0 - kept if average.kind == 1 else 1.0 / (so_far + 1.0)
+    return weight, _local(held), _local(tensor.detach())
 
 
-def protect_average(optimizer: Optimizer, average: Average) -> list[RemovableHandle]:
-    """Lets the average of 16-bit parameters go through `load_state_dict` in fp32.
+def _local(tensor: Tensor) -> Tensor:
+    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return local
 
-    `Optimizer.load_state_dict` casts all state to the dtype of its parameter; this puts the average back as it was.
+
+@torch.no_grad()
+def read_average(state: State, average: AnyAverage, name: str | None = None) -> Tensor | None:
+    """The average in the state of one parameter; None before its first update."""
+    counter, names = _counter(average, name), _names(average, name)
+    num_averaged = int(state.get(counter, 0))
+    if num_averaged == 0 or names[0] not in state:
+        return None
+    held = [state[each] for each in names[:num_averaged]]
+    if len(held) == 1 or not held[0].dtype.is_floating_point:
+        return held[(num_averaged - 1) % len(names)]
+    total = held[0].to(torch.promote_types(held[0].dtype, torch.float32), copy=True)
+    for snapshot in held[1:]:
+        total += snapshot
+    return total / len(held)
+
+
+def averages_of(optimizer: Optimizer, average: AnyAverage, name: str | None = None) -> dict[Tensor, Tensor]:
+    """The average of every parameter that has one with at least one update, folded or not.
+
+    Args:
+        optimizer: The optimizer that keeps it.
+        average: As it was given.
+        name: As in `update_average_`.
+
+    Example:
+        >>> from lightning_optkit.averaging import SWA
+        >>> weight = torch.nn.Parameter(torch.zeros(1))
+        >>> optimizer = torch.optim.SGD([weight], lr=1.0)
+        >>> for step in (1, 2):
+        ...     weight.grad = -torch.ones(1)
+        ...     optimizer.step()
+        ...     update_average_(optimizer, SWA(start=1), step)
+        >>> averages_of(optimizer, SWA(start=1))[weight]
+        tensor([1.5000])
+    """
+    read = {param: read_average(state, average, name) for param, state in optimizer.state.items()}
+    return {param: value for param, value in read.items() if value is not None}
+
+
+def protect_average(optimizer: Optimizer, average: AnyAverage, name: str | None = None) -> list[RemovableHandle]:
+    """Lets an average that `update_average_` keeps go through `load_state_dict` as it is.
+
+    `Optimizer.load_state_dict` casts all state to the dtype of its parameter, and a one-pass optimizer refuses state
+    that is not its own.
 
     Args:
         optimizer: Any optimizer that `update_average_` is called for.
         average: The same average.
+        name: As in `update_average_`.
 
     Returns:
         Two handles; `remove()` them to stop.
     """
-    saved: dict[int, Tensor] = {}
+    names = {*_names(average, name), _counter(average, name)}
+    saved: dict[int, State] = {}
 
-    def remember(_: Optimizer, state_dict: dict[str, Any]) -> None:
+    def take_out(_: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         ids = [saved_id for group in state_dict["param_groups"] for saved_id in group["params"]]
         states = [state_dict["state"].get(saved_id, {}) for saved_id in ids]
-        saved.update({i: state[average.state_name] for i, state in enumerate(states) if average.state_name in state})
+        saved.update({i: {n: v for n, v in state.items() if n in names} for i, state in enumerate(states)})
+        rest = {key: _without(state, names) for key, state in state_dict["state"].items()}
+        return {**state_dict, "state": {key: state for key, state in rest.items() if state}}
 
     def put_back(loaded: Optimizer) -> None:
         params = [param for group in loaded.param_groups for param in group["params"]]
-        for i, value in saved.items():
-            loaded.state[params[i]][average.state_name] = value.to(params[i].device, copy=True)
+        for i, values in saved.items():
+            for each, value in values.items():
+                device = torch.device("cpu") if each.startswith("num_averaged") else params[i].device
+                loaded.state[params[i]][each] = value.to(device, copy=True)
         saved.clear()
 
     return [
-        optimizer.register_load_state_dict_pre_hook(remember),
+        optimizer.register_load_state_dict_pre_hook(take_out),
         optimizer.register_load_state_dict_post_hook(put_back),
     ]
+
+
+def _without(state: Any, names: set[str]) -> Any:
+    return {n: v for n, v in state.items() if n not in names} if isinstance(state, dict) else state

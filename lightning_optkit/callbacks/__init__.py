@@ -1,28 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
 """WHEN: one thin Lightning callback per strategy."""
 
+from lightning_optkit.callbacks.activation_regularization import ActivationRegularization
+from lightning_optkit.callbacks.augment import Augment
 from lightning_optkit.callbacks.batch_regime import BatchRegime
 from lightning_optkit.callbacks.batch_size_schedule import BatchSizeSchedule
+from lightning_optkit.callbacks.dropout_schedule import DropoutSchedule
+from lightning_optkit.callbacks.early_stopping_criterion import EarlyStoppingCriterion
+from lightning_optkit.callbacks.elastic_net import ElasticNet
 from lightning_optkit.callbacks.exact_accumulation import ExactAccumulation
 from lightning_optkit.callbacks.exact_resume import ExactResume
 from lightning_optkit.callbacks.fuse import Fuse
+from lightning_optkit.callbacks.gradient_clipping import GradientClipping
+from lightning_optkit.callbacks.gradient_noise import GradientNoise
 from lightning_optkit.callbacks.hyperparameter_schedule import HyperparameterSchedule
+from lightning_optkit.callbacks.initialize import Initialize
+from lightning_optkit.callbacks.label_smoothing import LabelSmoothing
 from lightning_optkit.callbacks.lr_schedule import LRSchedule
+from lightning_optkit.callbacks.max_norm import MaxNorm
 from lightning_optkit.callbacks.parameter_groups import ParameterGroups
 from lightning_optkit.callbacks.plateau_schedule import PlateauSchedule
+from lightning_optkit.callbacks.preprocess import Preprocess
+from lightning_optkit.callbacks.r_drop import RDrop
 from lightning_optkit.callbacks.report import Report
+from lightning_optkit.callbacks.sam import SAM
+from lightning_optkit.callbacks.schedule_free import ScheduleFree
+from lightning_optkit.callbacks.snapshot_ensemble import SnapshotEnsemble
+from lightning_optkit.callbacks.stochastic_depth import StochasticDepth
 from lightning_optkit.callbacks.weight_averaging import WeightAveraging
 
 __all__ = [
+    "SAM",
+    "ActivationRegularization",
+    "Augment",
     "BatchRegime",
     "BatchSizeSchedule",
+    "DropoutSchedule",
+    "EarlyStoppingCriterion",
+    "ElasticNet",
     "ExactAccumulation",
     "ExactResume",
     "Fuse",
+    "GradientClipping",
+    "GradientNoise",
     "HyperparameterSchedule",
+    "Initialize",
     "LRSchedule",
+    "LabelSmoothing",
+    "MaxNorm",
     "ParameterGroups",
     "PlateauSchedule",
+    "Preprocess",
+    "RDrop",
     "Report",
+    "ScheduleFree",
+    "SnapshotEnsemble",
+    "StochasticDepth",
     "WeightAveraging",
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts a function before a method of one module instance, and takes it out again, in whatever order callbacks undo.
+"""Puts a function before a method of one module or strategy, and takes it out again, in whatever order callbacks undo.
 
 LightningCLI replaces `configure_optimizers` in the same way, so Lightning knows such overrides.
 """
@@ -8,17 +8,18 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.strategies import Strategy
 
 __all__ = ["override", "restore"]
 
 
-def override(pl_module: pl.LightningModule, name: str, function: Callable[..., Any]) -> None:
+def override(pl_module: pl.LightningModule | Strategy, name: str, function: Callable[..., Any]) -> None:
     """Makes `pl_module.<name>` call `function`, and remembers what the instance itself had there."""
     vars(function)["replaced"] = vars(pl_module).get(name)
     vars(pl_module)[name] = function
 
 
-def restore(pl_module: pl.LightningModule, name: str, function: Callable[..., Any] | None) -> None:
+def restore(pl_module: pl.LightningModule | Strategy, name: str, function: Callable[..., Any] | None) -> None:
     """Takes `function` out of the chain of overrides, wherever in it it stands."""
     above, current = None, vars(pl_module).get(name)
     while current is not None and current is not function:

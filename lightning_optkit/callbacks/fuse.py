@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns the optimizers of an unchanged LightningModule into one-pass optimizers for the length of a fit."""
+"""Turns optimizers and norms of an unchanged LightningModule into one-pass forms for the length of a fit."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -14,11 +14,14 @@ from torch.optim import Optimizer
 
 from lightning_optkit._checks import check_one_of
 from lightning_optkit.callbacks._configured import optimizers_in
+from lightning_optkit.callbacks._norms import FusedNorms
 from lightning_optkit.callbacks._overrides import override, restore
+from lightning_optkit.callbacks.schedule_free import ScheduleFree
 from lightning_optkit.clipping import ClipNorm, ClipValue
+from lightning_optkit.optimizers._schedule_free import ScheduleFreeOptimizer
 from lightning_optkit.optimizers.convert import from_torch_, to_torch_, why_not_convertible
 from lightning_optkit.step import Clip, Explanation, OnePassOptimizer
-from lightning_optkit.step.numbers import ROUNDINGS
+from lightning_optkit.step.numbers import ROUNDINGS, STATE_DTYPES
 
 __all__ = ["Fuse"]
 
@@ -26,11 +29,15 @@ __all__ = ["Fuse"]
 class Fuse(Callback):
     """Makes torch optimizers one-pass optimizers of the same rule, and folds `gradient_clip_val` into their step.
 
-    Rules: SGD, Adagrad, RMSprop, Adadelta, Adam, AdamW, Adamax, NAdam and RAdam.
+    Rules: SGD, Adagrad, RMSprop, Adadelta, Adam, AdamW, Adamax, NAdam, RAdam and Muon.
 
     The optimizer stays the same object: parameter groups, schedulers, hooks, state dicts and checkpoints keep
     working, with or without this callback. Optimizers without a one-pass rule are left alone, and the printed plan
-    says so. After the fit every optimizer is torch's again and the module is as it was.
+    says so. After the fit every optimizer is torch's again and the module is as it was. `ScheduleFree` is brought along
+    for schedule-free optimizers.
+
+    LayerNorm and RMSNorm layers, torch's and those of other packages that compute the same, become
+    `lightning_optkit.layers.LayerNorm` and `RMSNorm` with the same weights; state dict keys do not change.
 
     Under 16-bit mixed precision with a loss scaler, unscaling is folded in as well, unless something else looks at the
     gradients before the step (a hook `on_before_optimizer_step`, or a module that clips by itself): that would see them
@@ -38,9 +45,10 @@ class Fuse(Callback):
 
     Args:
         rounding: How 16-bit parameters are stored: "nearest", "stochastic" or "kahan".
-        state_dtype: Dtype of the optimizers' moments, torch.float32 or torch.bfloat16.
+        state_dtype: Dtype of the optimizers' moments, torch.float32, torch.bfloat16 or "int8".
         statistics: Count norms and lost updates per tensor in the same pass.
         verbose: Print the plan when training starts.
+        norms: Make LayerNorm and RMSNorm layers fused too.
 
     Raises:
         ValueError: for an argument out of range.
@@ -52,17 +60,21 @@ class Fuse(Callback):
     def __init__(
         self,
         rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
-        state_dtype: torch.dtype = torch.float32,
+        state_dtype: torch.dtype | Literal["int8"] = torch.float32,
         statistics: bool = False,
         verbose: bool = True,
+        norms: bool = True,
     ) -> None:
         check_one_of("Fuse", "rounding", rounding, ROUNDINGS)
-        check_one_of("Fuse", "state_dtype", state_dtype, (torch.float32, torch.bfloat16))
+        check_one_of("Fuse", "state_dtype", state_dtype, STATE_DTYPES)
         self._rounding, self._state_dtype, self._statistics, self._verbose = rounding, state_dtype, statistics, verbose
+        self._norms = norms
+        self._fused_norms: FusedNorms | None = None
         self._converted: list[OnePassOptimizer] = []
         self._left_alone: list[str] = []
         self._clips = self._module_clips = False
         self._overrides: dict[str, Callable[..., Any]] = {}
+        self._switch: ScheduleFree | None = None
 
     def explain(self) -> list[Explanation]:
         """The plan of each optimizer of the fit that is running."""
@@ -84,6 +96,8 @@ class Fuse(Callback):
             self._overrides["configure_gradient_clipping"] = self._wrap_clipping(pl_module)
         for name, function in self._overrides.items():
             override(pl_module, name, function)
+        if self._norms:
+            self._fused_norms = FusedNorms(pl_module)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # A module that steps by itself may clip whenever it likes.
@@ -100,11 +114,11 @@ class Fuse(Callback):
             rank_zero_info(self._plan())
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._undo(pl_module)
+        self._undo(trainer, pl_module)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
-            self._undo(pl_module)
+            self._undo(trainer, pl_module)
 
     # --- what they do ---
 
@@ -115,9 +129,17 @@ class Fuse(Callback):
             configured = original()
             for optimizer in optimizers_in(configured):
                 self._convert(optimizer)
+                if isinstance(optimizer, ScheduleFreeOptimizer):
+                    self._bring_switch(pl_module.trainer)
             return configured
 
         return configure_optimizers
+
+    def _bring_switch(self, trainer: pl.Trainer) -> None:
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(callback, ScheduleFree) for callback in callbacks):
+            self._switch = ScheduleFree()
+            callbacks.insert(callbacks.index(self) + 1, self._switch)
 
     def _convert(self, optimizer: Optimizer) -> None:
         if isinstance(optimizer, OnePassOptimizer):
@@ -147,15 +169,24 @@ class Fuse(Callback):
     def _plan(self) -> str:
         parts = [str(explanation) for explanation in self.explain()]
         parts += [f"Fuse left {line}." for line in self._left_alone]
+        parts += [f"Fuse norms: {line}." for line in (self._fused_norms.lines() if self._fused_norms else [])]
         return "\n".join(parts or ["Fuse: this module has no optimizer."])
 
-    def _undo(self, pl_module: pl.LightningModule) -> None:
+    def _undo(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for name, function in self._overrides.items():
             restore(pl_module, name, function)
         self._overrides = {}
+        if self._fused_norms is not None:
+            self._fused_norms.undo()
+            self._fused_norms = None
         for optimizer in self._converted:
             to_torch_(optimizer)
         self._converted = []
+        if self._switch is not None:
+            # A new list: Lightning is walking the old one, and the switch has to be undone too.
+            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+            trainer.callbacks = [c for c in callbacks if c is not self._switch]  # type: ignore[attr-defined]
+            self._switch = None
 
 
 def _folded_clip(trainer: pl.Trainer) -> Clip:

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradient clipping: folded into the step of an optimizer of this package, or called on gradients for any other."""
+"""Gradient clips: folded into a one-pass step by `clip=`, or called on parameters before any other optimizer's step."""
 
+from lightning_optkit.clipping.auto_clip import AutoClip
 from lightning_optkit.clipping.clip_norm import ClipNorm
+from lightning_optkit.clipping.clip_per_tensor import ClipPerTensor
+from lightning_optkit.clipping.clip_unitwise import ClipUnitwise
 from lightning_optkit.clipping.clip_value import ClipValue
+from lightning_optkit.clipping.z_clip import ZClip
 
-__all__ = ["ClipNorm", "ClipValue"]
+__all__ = ["AutoClip", "ClipNorm", "ClipPerTensor", "ClipUnitwise", "ClipValue", "ZClip"]

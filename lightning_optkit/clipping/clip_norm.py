@@ -4,7 +4,6 @@
 Source: Pascanu et al. 2013, arXiv:1211.5063, Algorithm 1; the 1e-6 is that of `torch.nn.utils.clip_grad_norm_`.
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_optkit._checks import check_in
+from lightning_optkit.step import ClipBounds
 
 __all__ = ["ClipNorm"]
 
@@ -30,8 +30,12 @@ class ClipNorm:
         ValueError: if `max_norm` is out of range.
 
     Example:
-        >>> round(ClipNorm(1.0).coefficient(norm=4.0), 6)
-        0.25
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> weight.grad = torch.tensor([3.0, 4.0])
+        >>> ClipNorm(1.0)([weight])
+        tensor(5.)
+        >>> weight.grad
+        tensor([0.6000, 0.8000])
     """
 
     max_norm: float
@@ -45,13 +49,13 @@ class ClipNorm:
         return True
 
     @property
-    def max_value(self) -> float:
-        """inf: no element is bounded by itself."""
-        return math.inf
+    def bounds(self) -> ClipBounds:
+        """None besides the global norm."""
+        return ClipBounds()
 
-    def coefficient(self, norm: float) -> float:
-        """The factor, in (0, 1], for gradients of the given global norm."""
-        return min(1.0, self.max_norm / (norm + 1e-6))
+    def norm_bound(self, norm: Tensor) -> float:
+        """`max_norm`, whatever the norm."""
+        return self.max_norm
 
     def __call__(self, parameters: Iterable[Tensor]) -> Tensor:
         """Clips the gradients of `parameters` in place, for use with any other optimizer.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_optkit._checks import check_in
+from lightning_optkit.step import ClipBounds
 
 __all__ = ["ClipValue"]
 
@@ -44,13 +45,13 @@ class ClipValue:
         return False
 
     @property
-    def max_norm(self) -> float:
+    def bounds(self) -> ClipBounds:
+        """`max_value`, for each element."""
+        return ClipBounds(max_value=self.max_value)
+
+    def norm_bound(self, norm: Tensor) -> float:
         """inf: the norm is not bounded."""
         return math.inf
-
-    def coefficient(self, norm: float) -> float:
-        """1: the gradients are not scaled."""
-        return 1.0
 
     def __call__(self, parameters: Iterable[Tensor]) -> None:
         """Clips the gradients of `parameters` in place, for use with any other optimizer."""

@@ -4,7 +4,7 @@
 The mean is kept as `origin + offset`, where `origin` is one of the values: `x - origin` is exact for values close
 together, so an offset of 1e9 costs no digits, and a constant feature has a deviation of exactly zero.
 
-Source: Chan, Golub & LeVeque 1979, Stanford STAN-CS-79-773, Equation 2.1 (pairwise merging).
+Source: Chan, Golub & LeVeque 1979, Stanford STAN-CS-79-773 (pairwise merging).
 """
 
 from collections.abc import Mapping

@@ -6,7 +6,7 @@ is kept with twice the weight; the same happens to the rows of weight 2, 4, ... 
 weight are held. For N rows, L = ceil(log2(N / exact_rows)) weights are halved, and the rank of a quantile is wrong by
 at most ceil(L / 2) / exact_rows of N: nothing up to `exact_rows` rows, 0.05 % for a billion rows at 16384.
 
-Source: Munro & Paterson 1980, Theoretical Computer Science 12, Section 3 (sort and keep every other element).
+Source: Munro & Paterson 1980, Theoretical Computer Science 12 (sort and keep every other element).
 Differs from the paper: the lower and the upper element of each pair are kept alternately by level, so errors of
 neighboring levels have opposite signs.
 """

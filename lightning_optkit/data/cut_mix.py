@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """CutMix: a rectangle of another image pasted into every image, targets mixed by area.
 
-Source: Yun et al. 2019, arXiv:1905.04899, Section 3.1 and Algorithm A1; one rectangle per batch, as there.
+Source: Yun et al. 2019, arXiv:1905.04899; one rectangle per batch, as there.
 """
 
 import torch
@@ -62,13 +62,19 @@ class CutMix(nn.Module):
             return inputs, targets
         check_image_batch("CutMix", inputs)
         check_pairs("CutMix", inputs, targets, self.num_classes)
+        mixed, partners, share = self.mix(inputs)
+        return mixed, mixed_targets(targets, partners, share, self.num_classes)
+
+    def mix(self, inputs: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Images with a rectangle of their partners, the partners (N,), and the share that stays, in every mode."""
+        check_image_batch("CutMix", inputs)
         height, width = inputs.shape[2:]
         rows, columns = self._rectangle(height, width)
         share = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)  # lambda
         partners = self.draws.partners(inputs)
         mixed = inputs.clone()
         mixed[:, :, rows, columns] = inputs[:, :, rows, columns][partners]
-        return mixed, mixed_targets(targets, partners, share, self.num_classes)
+        return mixed, partners, share
 
     def extra_repr(self) -> str:
         """The arguments."""

@@ -11,7 +11,9 @@ __all__ = ["fit_in_order"]
 
 
 @torch.no_grad()
-def fit_in_order(chain: nn.Sequential, batches: Iterable[Any], *, across_ranks: bool = False) -> nn.Sequential:
+def fit_in_order(
+    chain: nn.Sequential, batches: Iterable[Any], *, across_ranks: bool = False, keep_fitted: bool = False
+) -> nn.Sequential:
     """Fits every stage of `chain` that has `partial_fit`, in order; other stages are only applied.
 
     Args:
@@ -20,12 +22,13 @@ def fit_in_order(chain: nn.Sequential, batches: Iterable[Any], *, across_ranks: 
             that can be read again: a list or a DataLoader, not a generator. The order does not matter.
         across_ranks: Whether to combine every stage over all processes before the next is fitted; all ranks must then
             call this together.
+        keep_fitted: Whether stages that are fitted already are only applied, too.
 
     Returns:
         `chain`.
 
     Raises:
-        ValueError: if no stage can be fitted, or several can and `batches` is an iterator.
+        ValueError: if no stage has `partial_fit`, or several are to be fitted and `batches` is an iterator.
 
     Cost: one pass over the data per fitted stage.
 
@@ -35,9 +38,10 @@ def fit_in_order(chain: nn.Sequential, batches: Iterable[Any], *, across_ranks: 
         >>> fit_in_order(chain, [torch.tensor([[1.0], [torch.nan]]), torch.tensor([[3.0]])])(torch.tensor([[2.0]]))
         tensor([[0.]])
     """
-    fitted = [i for i, stage in enumerate(chain) if hasattr(stage, "partial_fit")]
-    if not fitted:
+    fittable = [i for i, stage in enumerate(chain) if hasattr(stage, "partial_fit")]
+    if not fittable:
         raise ValueError("fit_in_order(chain): at least one stage must have partial_fit, as Standardize has.")
+    fitted = [i for i in fittable if not (keep_fitted and chain[i].fitted)]
     if len(fitted) > 1 and isinstance(batches, Iterator):
         raise ValueError(
             f"fit_in_order(batches={type(batches).__name__}): must be readable {len(fitted)} times, once per fitted "

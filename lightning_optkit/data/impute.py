@@ -79,6 +79,11 @@ class Impute(nn.Module):
         self.stats = Statistics("present", "missing", *MOMENTS, "sample", "weight", *CATEGORIES, "fill", "indicated")
 
     @property
+    def fitted(self) -> bool:
+        """Whether it can be applied."""
+        return self.fill.numel() > 0
+
+    @property
     def num_features(self) -> int:
         """Number of features seen when fitting, 0 before."""
         return self.stats["missing"].numel()

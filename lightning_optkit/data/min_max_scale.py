@@ -60,6 +60,11 @@ class MinMaxScale(nn.Module):
         self.stats = Statistics("seen_min", "seen_max", "scale")
 
     @property
+    def fitted(self) -> bool:
+        """Whether it can be applied."""
+        return self.scale.numel() > 0
+
+    @property
     def num_features(self) -> int:
         """Number of features seen when fitting, 0 before."""
         return self.stats["seen_min"].numel()

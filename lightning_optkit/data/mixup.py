@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mixup: convex combinations of pairs of examples and of their targets.
 
-Source: Zhang et al. 2018, arXiv:1710.09412, Section 2; one coefficient per batch, as in the authors' code.
+Source: Zhang et al. 2018, arXiv:1710.09412; one coefficient per batch, as in the authors' code.
 """
 
 import torch
@@ -59,12 +59,17 @@ class Mixup(nn.Module):
         if not self.training:
             return inputs, targets
         check_pairs("Mixup", inputs, targets, self.num_classes)
-        if not inputs.is_floating_point():
-            raise TypeError(f"Mixup(inputs={inputs.dtype}): inputs must be floating.")
+        mixed, partners, share = self.mix(inputs)
+        return mixed, mixed_targets(targets, partners, share, self.num_classes)
+
+    def mix(self, inputs: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Mixed inputs, the partner of every example (N,), and the share of the example itself, in every mode."""
+        if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or inputs.dim() < 1:
+            found = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
+            raise TypeError(f"Mixup(inputs={found}): inputs must be floating.")
         share = self.draws.beta(self.alpha)  # lambda
         partners = self.draws.partners(inputs)
-        mixed = share * inputs + (1 - share) * inputs[partners]
-        return mixed, mixed_targets(targets, partners, share, self.num_classes)
+        return share * inputs + (1 - share) * inputs[partners], partners, share
 
     def extra_repr(self) -> str:
         """The arguments."""

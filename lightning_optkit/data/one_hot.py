@@ -66,6 +66,11 @@ class OneHot(nn.Module):
         self.stats = Statistics("features", *CATEGORIES, "kept")
 
     @property
+    def fitted(self) -> bool:
+        """Whether it can be applied."""
+        return self.stats["kept"].numel() > 0
+
+    @property
     def num_features(self) -> int:
         """Number of features seen when fitting, 0 before."""
         return self.stats["features"].numel()

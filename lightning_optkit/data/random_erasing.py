@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random erasing: a rectangle of every image replaced by a constant or by noise.
 
-Source: Zhong et al. 2020, arXiv:1708.04896, Algorithm 1; names as `torchvision.transforms.RandomErasing`.
+Source: Zhong et al. 2020, arXiv:1708.04896; names as `torchvision.transforms.RandomErasing`.
 Differs from the paper: the aspect ratio is uniform in its logarithm, and ten rectangles are tried, as in torchvision.
 """
 

@@ -92,6 +92,11 @@ class RobustScale(nn.Module):
         return self.stats["scale"]
 
     @property
+    def fitted(self) -> bool:
+        """Whether it can be applied."""
+        return self.center.numel() > 0
+
+    @property
     def num_features(self) -> int:
         """Number of features seen when fitting, 0 before."""
         return self.center.numel() or self.stats["sample"].shape[-1]
@@ -120,7 +125,7 @@ class RobustScale(nn.Module):
         lower, center, upper = quantiles(self.stats.named(), [low / 100, 0.5, high / 100])
         spread = upper - lower
         require_finite_fit("RobustScale", spread.new_ones(len(spread)), spread)
-        scale = torch.where(spread == 0, 1.0, spread)
+        scale = torch.where(spread.reciprocal().isinf(), 1.0, spread)  # zero, or within 1e-308 of it
         if self.unit_variance:
             scale = scale / (NormalDist().inv_cdf(high / 100) - NormalDist().inv_cdf(low / 100))
         self.stats.update({"center": center, "scale": scale if self.with_scaling else torch.ones_like(scale)})

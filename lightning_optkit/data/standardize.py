@@ -63,6 +63,11 @@ class Standardize(nn.Module):
         self.stats = Statistics(*MOMENTS, "scale")
 
     @property
+    def fitted(self) -> bool:
+        """Whether it can be applied."""
+        return self.stats["scale"].numel() > 0
+
+    @property
     def num_features(self) -> int:
         """Number of features seen when fitting, 0 before."""
         return self.stats["count"].numel()

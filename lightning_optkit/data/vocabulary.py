@@ -67,6 +67,11 @@ class Vocabulary(nn.Module):
         self._set(Counter(), [])
 
     @property
+    def fitted(self) -> bool:
+        """Whether it can be applied."""
+        return self._fitted
+
+    @property
     def tokens(self) -> list[str]:
         """Every token at the place of its id; empty before `finalize()`."""
         return [self.pad_token, self.unk_token, *self._learned] if self._fitted else []

@@ -83,6 +83,11 @@ class Whiten(nn.Module):
         self.stats = Statistics("count", "origin", "offset", "m2", "factor", "components", "scale")
 
     @property
+    def fitted(self) -> bool:
+        """Whether it can be applied."""
+        return self.stats["scale"].numel() > 0
+
+    @property
     def num_features(self) -> int:
         """Number of features seen when fitting, 0 before."""
         return self.stats["origin"].numel()

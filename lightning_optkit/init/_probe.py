@@ -17,7 +17,8 @@ def probing(model: nn.Module) -> Iterator[None]:
     """No autograd; modes, buffers and torch's random state are put back afterwards.
 
     Inside, the model is in eval mode (dropout off), save that BatchNorm normalizes by the batch, as in training;
-    SyncBatchNorm does not, since it would wait for other ranks.
+    SyncBatchNorm does not, since it would wait for other ranks. Modules of FSDP2 are sharded again on leaving: after a
+    forward the outermost one keeps its parameters whole.
     """
     modes = [(module, module.training) for module in model.modules()]
     # Both the objects and what they hold: a forward may write into a buffer or put another in its place.
@@ -35,6 +36,9 @@ def probing(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+            reshard: Any = getattr(module, "reshard", None)
+            if reshard is not None:
+                reshard()
         for module, held in buffers:
             module._buffers.clear()
             module._buffers.update(held)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mean and variance of every layer's output on one batch: where the signal dies, blows up or saturates.
 
-Source: Glorot and Bengio 2010, AISTATS, Section 3 (activations by depth show what an initialization does).
+Source: Glorot and Bengio 2010, AISTATS (activations by depth show what an initialization does).
 """
 
 import math
@@ -73,7 +73,7 @@ def activation_statistics(
         TypeError: if `model` is not a module.
         ValueError: if one of its parameters is on the meta device or lazy.
 
-    Source: Glorot and Bengio 2010, AISTATS, Section 3.
+    Source: Glorot and Bengio 2010, AISTATS.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.Tanh())

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Depth-scaled initialization: the last projection of each residual branch shrinks with the number of branches.
 
-Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (GPT-2), Section 2.3.
+Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (GPT-2).
 """
 
 from typing import overload
@@ -49,7 +49,7 @@ def depth_scaled(
         TypeError: if `target` is neither.
         ValueError: if `num_layers` is missing or below 1, or nothing matches.
 
-    Source: Radford et al. 2019 (GPT-2), Section 2.3: "a factor of 1/sqrt(N) where N is the number of residual layers".
+    Source: Radford et al. 2019 (GPT-2): "a factor of 1/sqrt(N) where N is the number of residual layers".
 
     Example:
         >>> model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), num_layers=3)

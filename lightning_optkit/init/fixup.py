@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixup: deep residual networks that train without normalization layers.
 
-Source: Zhang, Dauphin and Ma 2019, "Fixup Initialization", arXiv:1901.09321, Section 3.
+Source: Zhang, Dauphin and Ma 2019, "Fixup Initialization", arXiv:1901.09321.
 Differs from the paper: rule 3 (a scalar multiplier per branch, a scalar bias before each layer and activation) changes
 the architecture and is yours to write; start the multipliers at 1 and the biases at 0.
 """
@@ -47,7 +47,7 @@ def fixup(
         TypeError: if `model` is not a module.
         ValueError: if it has a normalization layer, no branch, or no layer called `head`.
 
-    Source: Zhang et al. 2019, arXiv:1901.09321, Section 3.
+    Source: Zhang et al. 2019, arXiv:1901.09321.
 
     Example:
         >>> from lightning_optkit.init.fixup import fixup

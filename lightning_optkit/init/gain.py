@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gain of an activation: what a weight's standard deviation is multiplied by to make up for the activation.
 
-Source: He et al. 2015, arXiv:1502.01852, Section 2.2 (ReLU and PReLU); Glorot and Bengio 2010, AISTATS; the values of
+Source: He et al. 2015, arXiv:1502.01852 (ReLU and PReLU); Glorot and Bengio 2010, AISTATS; the values of
 `torch.nn.init.calculate_gain` wherever torch has one.
 """
 
@@ -46,7 +46,7 @@ def gain(activation: Activation) -> float:
         ValueError: if the name is unknown, or the function changes the shape, is not finite or is zero everywhere.
         TypeError: if it is none of the three.
 
-    Source: He et al. 2015, arXiv:1502.01852, Section 2.2; torch.nn.init.calculate_gain.
+    Source: He et al. 2015, arXiv:1502.01852; torch.nn.init.calculate_gain.
 
     Example:
         >>> round(gain("relu"), 4), round(gain(nn.LeakyReLU(0.2)), 4), round(gain("gelu"), 4)

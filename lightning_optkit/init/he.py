@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """He (Kaiming) initialization: the variance that a rectifier leaves unchanged from layer to layer.
 
-Source: He et al. 2015, "Delving Deep into Rectifiers", arXiv:1502.01852, Equations 10, 14 and 15.
+Source: He et al. 2015, "Delving Deep into Rectifiers", arXiv:1502.01852.
 """
 
 import torch
@@ -38,7 +38,7 @@ def he(
         TypeError: if `tensor` is not floating-point.
         ValueError: if it has fewer than 2 dimensions, or an argument is unknown.
 
-    Source: He et al. 2015, arXiv:1502.01852, Equations 10 (forward), 14 (backward) and 15 (leaky).
+    Source: He et al. 2015, arXiv:1502.01852.
 
     Example:
         >>> weight = he(torch.empty(300, 200), generator=torch.Generator().manual_seed(0))

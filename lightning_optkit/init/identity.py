@@ -30,7 +30,7 @@ def identity(tensor: Tensor, *, scale: float = 1.0, generator: torch.Generator |
         TypeError: if `tensor` is not floating-point.
         ValueError: if it has not 2 to 5 dimensions.
 
-    Source: Le et al. 2015, arXiv:1504.00941, Section 3.
+    Source: Le et al. 2015, arXiv:1504.00941.
 
     Example:
         >>> identity(torch.empty(2, 3)).tolist()

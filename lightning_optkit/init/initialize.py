@@ -88,7 +88,7 @@ def initialize(
 
     Cost: one whole parameter at a time in memory, also where the model is sharded.
 
-    Source: He et al. 2015, arXiv:1502.01852; Jozefowicz et al. 2015, ICML, Section 2.2 (forget gate).
+    Source: He et al. 2015, arXiv:1502.01852; Jozefowicz et al. 2015, ICML (forget gate).
 
     Example:
         >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))

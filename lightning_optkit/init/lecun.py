@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """LeCun initialization: outputs of unit variance from inputs of unit variance, before any activation.
 
-Source: LeCun et al. 1998, "Efficient BackProp", Section 4.6, Equation 16; Klambauer et al. 2017, arXiv:1706.02515,
-Section "Initialization" (SELU).
+Source: LeCun et al. 1998, "Efficient BackProp", Section 4.6; Klambauer et al. 2017, arXiv:1706.02515
+(SELU).
 """
 
 import torch
@@ -29,7 +29,7 @@ def lecun(tensor: Tensor, *, distribution: str = "normal", generator: torch.Gene
         TypeError: if `tensor` is not floating-point.
         ValueError: if it has fewer than 2 dimensions, or the distribution is unknown.
 
-    Source: LeCun et al. 1998, "Efficient BackProp", Equation 16.
+    Source: LeCun et al. 1998, "Efficient BackProp", Section 4.6.
 
     Example:
         >>> weight = lecun(torch.empty(300, 100), generator=torch.Generator().manual_seed(0))

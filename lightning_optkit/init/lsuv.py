@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layer-sequential unit variance: orthogonal weights, scaled until each layer's output has variance 1 on real data.
 
-Source: Mishkin and Matas 2016, "All you need is a good init", arXiv:1511.06422, Algorithm 1.
-Differs from the paper: one forward pass in all, since each layer is scaled while the signal is passing through it.
+Source: Mishkin and Matas 2016, "All you need is a good init", arXiv:1511.06422.
+Differs from the paper: one forward pass in all, since each layer is scaled while the signal is passing through it. Of a
+sharded model (FSDP2) only the output is scaled then, which is the same but for rounding, and the weights afterwards.
 """
 
 import math
@@ -41,7 +42,8 @@ def lsuv(
 
     Args:
         model: Any module tree, on the device of the batch. Under DDP call it before wrapping.
-        batch: Real data, standardized like that of training; a few hundred examples will do.
+        batch: Real data, standardized like that of training; a few hundred examples will do. Every rank of a sharded
+            model must be given the same.
         forward: How to run the model; None is `model(batch)`. For a LightningModule for instance
             `lambda model, batch: model.training_step(batch, 0)`.
         start: Scheme for `initialize`; None scales the weights there are.
@@ -51,11 +53,11 @@ def lsuv(
 
     Raises:
         TypeError: if `model` is not a module.
-        ValueError: if it is sharded or on the meta device, no layer ran, or a layer puts out a constant or infinities.
+        ValueError: if it is on the meta device, no layer ran, or a layer puts out a constant or infinities.
 
     Cost: one forward pass and one more call of each layer.
 
-    Source: Mishkin and Matas 2016, arXiv:1511.06422, Algorithm 1.
+    Source: Mishkin and Matas 2016, arXiv:1511.06422.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8))
@@ -67,22 +69,24 @@ def lsuv(
     check_in("lsuv", "tolerance", tolerance, "(0, inf)")
     check_int("lsuv", "max_iterations", max_iterations, minimum=1)
     check_writable_model("lsuv", model)
-    if any(is_sharded(tensor) for tensor in model.parameters()):
-        raise ValueError("lsuv(model with DTensor parameters): model must be whole; call lsuv before fully_shard.")
     rows = [] if start is None else initialize(model, start, generator=generator)
 
     done: dict[str, InitRow] = {}
+    hooks: list[_Rescale] = []
     handles = []
     with probing(model):
         try:
             for name, module in model.named_modules():
                 if is_weighted(module) and hasattr(module, "weight") and why_not_writable(module, "weight") is None:
-                    hook = _Rescale(name, done, tolerance, max_iterations)
+                    hook = _Rescale(name, module, done, tolerance, max_iterations)
+                    hooks.append(hook)
                     handles.append(module.register_forward_hook(hook, with_kwargs=True))
             run_forward(model, batch, forward)
         finally:
             for handle in handles:
                 handle.remove()
+    for hook in hooks:
+        hook.scale_shards()
     if not done:
         raise ValueError("lsuv(forward): forward must run at least one Linear, Bilinear or convolutional layer.")
     return [done.pop(r.module) if r.parameter == "weight" and r.module in done else r for r in rows] + list(
@@ -93,25 +97,53 @@ def lsuv(
 class _Rescale:
     """Forward hook: scales the weight of its module and hands on the output of the scaled layer."""
 
-    def __init__(self, name: str, done: dict[str, InitRow], tolerance: float, max_iterations: int) -> None:
+    def __init__(
+        self, name: str, module: nn.Module, done: dict[str, InitRow], tolerance: float, max_iterations: int
+    ) -> None:
         self.name = name
+        self.module = module
         self.done = done
         self.tolerance = tolerance
         self.max_iterations = max_iterations
+        self.is_sharded = is_sharded(current(module, "weight"))  # in the forward it is not
+        self.later = 1.0  # factor of a sharded weight
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         if self.name in self.done:  # used more than once: the first use counts
-            return output
+            return self._scaled(output, self.later)
         variance = self._variance(output)
-        iterations = 0
+        unscaled, iterations = output, 0
         while abs(variance - 1) > self.tolerance and iterations < self.max_iterations:
-            scale(module, "weight", variance**-0.5)
-            output = module.forward(*args, **kwargs)
+            if self.is_sharded:
+                self.later *= variance**-0.5
+                output = self._scaled(unscaled, self.later)
+            else:
+                scale(module, "weight", variance**-0.5)
+                output = module.forward(*args, **kwargs)
             variance = self._variance(output)
             iterations += 1
         did = f"lsuv, times scaled: {iterations}, output variance: {variance:.3g}"
         self.done[self.name] = row(self.name, "weight", did, current(module, "weight"))
         return output
+
+    def scale_shards(self) -> None:
+        """Does to the sharded weight what was done to the output."""
+        if self.later != 1.0:
+            scale(self.module, "weight", self.later)
+            did = self.done[self.name].scheme
+            self.done[self.name] = row(self.name, "weight", did, current(self.module, "weight"))
+
+    def _scaled(self, output: Tensor, factor: float) -> Tensor:
+        """The output of the layer with `factor` times its weight: the bias is not scaled."""
+        if factor == 1.0:
+            return output
+        bias: Any = self.module.bias
+        if bias is None:
+            return output * factor
+        whole: Tensor = bias.full_tensor() if is_sharded(bias) else bias
+        kernel = getattr(self.module, "kernel_size", ())
+        shift: Tensor = whole.view(-1, *[1] * len(kernel)) if kernel else whole
+        return (output - shift) * factor + shift
 
     def _variance(self, output: Tensor) -> float:
         variance = float(output.float().var(correction=0))

@@ -2,9 +2,9 @@
 """Maximal update parametrization: learning rates tuned on a narrow model hold for a wide one.
 
 Source: Yang et al. 2022, "Tensor Programs V", arXiv:2203.03466, Table 3. It is the form without output multiplier (the
-multiplier of the equivalent Table 8 would be a change to the model).
+multiplier of an equivalent form would be a change to the model).
 Differs from the paper: what belongs to the forward is yours, above all attention scaled by 1/d_head instead of
-1/sqrt(d_head) (Definition 4.1). The rules hold for AdamW too, but its decay is lr * weight_decay, so the decay
+1/sqrt(d_head). The rules hold for AdamW too, but its decay is lr * weight_decay, so the decay
 shrinks with the rate of a group.
 """
 
@@ -61,7 +61,12 @@ class _Growth(NamedTuple):
 
 
 def mup_width(
-    model: nn.Module, base: nn.Module, *, activation: Activation | None = None, generator: torch.Generator | None = None
+    model: nn.Module,
+    base: nn.Module,
+    *,
+    activation: Activation | None = None,
+    generator: torch.Generator | None = None,
+    draw: bool = True,
 ) -> list[MupRow]:
     """Draws `model` in place by `he` with the variances of muP; returns one row per parameter with its multipliers.
 
@@ -81,6 +86,7 @@ def mup_width(
             under `torch.device("meta")`.
         activation: As in `initialize`.
         generator: Source of randomness; None is torch's global one.
+        draw: False leaves the weights as they are and returns the multipliers only, for a model that was drawn before.
 
     Raises:
         TypeError: if `model` or `base` is not a module.
@@ -98,11 +104,17 @@ def mup_width(
     check_writable_model("mup_width", model)
     growth = _growth(model, base)
     rows: list[MupRow] = []
-    for r in initialize(model, he, activation=activation, generator=generator):
+    drawn = initialize(model, he, activation=activation, generator=generator) if draw else _left_as_they_were(model)
+    for r in drawn:
         grown = growth[r.module, r.parameter]
         module = model.get_submodule(r.module)
         kind = _kind(grown)
-        if kind == "output" and why_not_writable(module, r.parameter) is None and not r.scheme.startswith("tied"):
+        if (
+            draw
+            and kind == "output"
+            and why_not_writable(module, r.parameter) is None
+            and not r.scheme.startswith("tied")
+        ):
             scale(module, r.parameter, grown.fan_in**-0.5)
             r = row(r.module, r.parameter, f"{r.scheme}, x {grown.fan_in:g}^(-1/2)", current(module, r.parameter))
         adam = 1 / grown.fan_in if kind in ("hidden", "output") else 1.0
@@ -143,6 +155,14 @@ def mup_parameter_groups(
             seen.add(id(found))
             groups.setdefault(r.adam if rule == "adam" else r.sgd, []).append(found)
     return [{"params": params, "lr": lr * factor} for factor, params in groups.items()]
+
+
+def _left_as_they_were(model: nn.Module) -> list[InitRow]:
+    return [
+        row(module_name, name, "left as it was", current(model.get_submodule(module_name), name))
+        for uses in parameter_uses(model).values()
+        for module_name, name in uses
+    ]
 
 
 def _growth(model: nn.Module, base: nn.Module) -> dict[tuple[str, str], _Growth]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sparse initialization: most weights zero, the rest large enough to matter.
 
-Source: Martens 2010, "Deep learning via Hessian-free optimization", ICML, Section 5.
+Source: Martens 2010, "Deep learning via Hessian-free optimization", ICML.
 Differs from the paper: as in torch, a share of each column is zero (connections leaving a unit), where Martens fixes
 the number of connections that enter a unit.
 """
@@ -33,7 +33,7 @@ def sparse(
         TypeError: if `tensor` is not floating-point.
         ValueError: if it has fewer than 2 dimensions, or a number is out of range.
 
-    Source: Martens 2010, ICML, Section 5.
+    Source: Martens 2010, ICML.
 
     Example:
         >>> weight = sparse(torch.empty(10, 4), sparsity=0.8)

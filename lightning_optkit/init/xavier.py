@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Xavier (Glorot) initialization: one variance that suits both the forward and the backward pass.
 
-Source: Glorot and Bengio 2010, "Understanding the difficulty of training deep feedforward neural networks", AISTATS,
-Equations 12 and 16.
+Source: Glorot and Bengio 2010, "Understanding the difficulty of training deep feedforward neural networks", AISTATS.
 """
 
 import torch
@@ -36,7 +35,7 @@ def xavier(
         TypeError: if `tensor` is not floating-point.
         ValueError: if it has fewer than 2 dimensions, or an argument is unknown.
 
-    Source: Glorot and Bengio 2010, AISTATS, Equations 12 and 16.
+    Source: Glorot and Bengio 2010, AISTATS.
 
     Example:
         >>> weight = xavier(torch.empty(300, 100), generator=torch.Generator().manual_seed(0))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Zero-initialized residual branches: every block starts as the identity.
 
-Source: Goyal et al. 2017, "Accurate, Large Minibatch SGD", arXiv:1706.02677, Section 5.1 (last norm weight to zero);
-He et al. 2018, arXiv:1812.01187, Section 3.1.
+Source: Goyal et al. 2017, "Accurate, Large Minibatch SGD", arXiv:1706.02677 (last norm weight to zero);
+He et al. 2018, arXiv:1812.01187.
 """
 
 from typing import overload
@@ -45,7 +45,7 @@ def zero_residual(target: Tensor | nn.Module, *, pattern: str = _LAST) -> Tensor
         TypeError: if `target` is neither.
         ValueError: if nothing matches.
 
-    Source: Goyal et al. 2017, arXiv:1706.02677, Section 5.1.
+    Source: Goyal et al. 2017, arXiv:1706.02677.
 
     Example:
         >>> model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), num_layers=1)

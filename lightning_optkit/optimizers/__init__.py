@@ -6,24 +6,40 @@ from lightning_optkit.optimizers.adagrad import Adagrad
 from lightning_optkit.optimizers.adam import Adam
 from lightning_optkit.optimizers.adamax import Adamax
 from lightning_optkit.optimizers.adamw import AdamW
+from lightning_optkit.optimizers.adan import Adan
+from lightning_optkit.optimizers.ademamix import AdEMAMix
+from lightning_optkit.optimizers.adopt import ADOPT
 from lightning_optkit.optimizers.groups import GroupTable, parameter_groups
+from lightning_optkit.optimizers.lamb import LAMB
+from lightning_optkit.optimizers.lars import LARS
 from lightning_optkit.optimizers.lion import Lion
+from lightning_optkit.optimizers.muon import Muon
 from lightning_optkit.optimizers.nadam import NAdam
 from lightning_optkit.optimizers.radam import RAdam
 from lightning_optkit.optimizers.rmsprop import RMSprop
+from lightning_optkit.optimizers.schedule_free_adamw import ScheduleFreeAdamW
+from lightning_optkit.optimizers.schedule_free_sgd import ScheduleFreeSGD
 from lightning_optkit.optimizers.sgd import SGD
 
 __all__ = [
+    "ADOPT",
+    "LAMB",
+    "LARS",
     "SGD",
+    "AdEMAMix",
     "Adadelta",
     "Adagrad",
     "Adam",
     "AdamW",
     "Adamax",
+    "Adan",
     "GroupTable",
     "Lion",
+    "Muon",
     "NAdam",
     "RAdam",
     "RMSprop",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeSGD",
     "parameter_groups",
 ]

@@ -36,8 +36,9 @@ class AdamW(Adam):
         average: Average of the parameters kept by the step, e.g. `EMA(0.999)`.
         l1: Weight of the L1 proximal step, in [0, inf): exact zeros.
         cautious: Decay acts only where the update does not point away from zero.
+        centralize: Take the mean of each row of the first dimension off its gradient (two dimensions or more).
         rounding: How 16-bit parameters are stored.
-        state_dtype: Dtype of the moments; those of fp64 parameters are fp64.
+        state_dtype: Dtype of the moments; those of fp64 parameters are fp64; "int8" for one byte.
         statistics: Count norms and lost updates in the same pass.
 
     Raises:
@@ -75,8 +76,9 @@ class AdamW(Adam):
         average: Average | None = None,
         l1: float = 0.0,
         cautious: bool = False,
+        centralize: bool = False,
         rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
-        state_dtype: torch.dtype = torch.float32,
+        state_dtype: torch.dtype | Literal["int8"] = torch.float32,
         statistics: bool = False,
     ) -> None:
         super().__init__(
@@ -96,6 +98,7 @@ class AdamW(Adam):
             average=average,
             l1=l1,
             cautious=cautious,
+            centralize=centralize,
             rounding=rounding,
             state_dtype=state_dtype,
             statistics=statistics,

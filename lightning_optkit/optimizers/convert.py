@@ -16,18 +16,29 @@ from lightning_optkit.optimizers.adagrad import Adagrad
 from lightning_optkit.optimizers.adam import Adam
 from lightning_optkit.optimizers.adamax import Adamax
 from lightning_optkit.optimizers.adamw import AdamW
+from lightning_optkit.optimizers.muon import OWN_KEYS, Muon
 from lightning_optkit.optimizers.nadam import NAdam
 from lightning_optkit.optimizers.radam import RAdam
 from lightning_optkit.optimizers.rmsprop import RMSprop
 from lightning_optkit.optimizers.sgd import SGD
 from lightning_optkit.step import OnePassOptimizer
 from lightning_optkit.step.loading import restore_state
-from lightning_optkit.step.state import StateLayout
+from lightning_optkit.step.state import StateLayout, convert_
 
 __all__ = ["from_torch_", "to_torch_", "why_not_convertible"]
 
 _AUTOMATIC = {"fused": None, "foreach": None}  # the implementation is ours to choose
-_ADDED_KEYS = {"l1", "cautious", "rounding", "rounding_seed", "average_decay", "decoupled_weight_decay", *_AUTOMATIC}
+_ADDED_KEYS = {
+    "l1",
+    "cautious",
+    "centralize",
+    "rounding",
+    "rounding_seed",
+    "average_decay",
+    "decoupled_weight_decay",
+    *_AUTOMATIC,
+}
+_ADDED_KEYS |= {*OWN_KEYS, "maximize", "differentiable"}  # which torch.optim.Muon does not have
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,7 @@ _OURS: dict[type[Optimizer], type[OnePassOptimizer]] = {
     torch.optim.Adam: Adam,
     torch.optim.AdamW: AdamW,
     torch.optim.Adamax: Adamax,
+    torch.optim.Muon: Muon,
     torch.optim.NAdam: NAdam,
     torch.optim.RAdam: RAdam,
 }
@@ -78,7 +90,9 @@ def why_not_convertible(optimizer: Optimizer) -> str | None:
     return None
 
 
-def _build(optimizer: Optimizer, rounding: str, state_dtype: torch.dtype, statistics: bool) -> OnePassOptimizer:
+def _build(
+    optimizer: Optimizer, rounding: str, state_dtype: torch.dtype | Literal["int8"], statistics: bool
+) -> OnePassOptimizer:
     """A one-pass optimizer of the same groups, built the ordinary way: checks come before anything is touched."""
     build: Callable[..., OnePassOptimizer] = _OURS[type(optimizer)]
     groups = [{**group, **_AUTOMATIC} for group in optimizer.param_groups]
@@ -89,7 +103,7 @@ def from_torch_(
     optimizer: Optimizer,
     *,
     rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
-    state_dtype: torch.dtype = torch.float32,
+    state_dtype: torch.dtype | Literal["int8"] = torch.float32,
     statistics: bool = False,
 ) -> None:
     """Makes a `torch.optim` optimizer a one-pass optimizer of the same rule, groups and state.
@@ -155,7 +169,10 @@ def to_torch_(optimizer: OnePassOptimizer) -> None:
         rule = optimizer._rule(group)
         for param in group["params"]:
             state = optimizer.state.get(param, {})
-            state.update({name: state[name].to(param.dtype) for name in rule.states if name in state})
+            for name in [name for name in rule.states if name in state]:
+                plain = torch.empty_like(param, requires_grad=False)
+                convert_(plain, state, name, state[name])
+                state[name] = plain
             for scalar in rule.scalars:
                 state.pop(scalar.name, None)
         for key in _ADDED_KEYS - set(before.defaults):

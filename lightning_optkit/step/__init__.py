@@ -2,8 +2,22 @@
 """The one-pass step: what every optimizer of this package is made of."""
 
 from lightning_optkit.step.explain import Explanation, GroupPlan
+from lightning_optkit.step.in_backward import StepInBackward, step_in_backward
 from lightning_optkit.step.optimizer import OnePassOptimizer
-from lightning_optkit.step.rule import Average, Clip, Rule, Scalar
+from lightning_optkit.step.rule import Average, Clip, ClipBounds, LearningClip, Rule, Scalar
 from lightning_optkit.step.statistics import TensorStatistics
 
-__all__ = ["Average", "Clip", "Explanation", "GroupPlan", "OnePassOptimizer", "Rule", "Scalar", "TensorStatistics"]
+__all__ = [
+    "Average",
+    "Clip",
+    "ClipBounds",
+    "Explanation",
+    "GroupPlan",
+    "LearningClip",
+    "OnePassOptimizer",
+    "Rule",
+    "Scalar",
+    "StepInBackward",
+    "TensorStatistics",
+    "step_in_backward",
+]

@@ -19,6 +19,7 @@ def check_group(owner: str, group: Group) -> None:
         check_number(owner, name, group[name], "[0, inf)")
     check_in(owner, "l1", group["l1"], "[0, inf)")
     check_one_of(owner, "cautious", group["cautious"], (False, True))
+    check_one_of(owner, "centralize", group["centralize"], (False, True))
     check_one_of(owner, "rounding", group["rounding"], ROUNDINGS)
     if group["differentiable"]:
         raise ValueError(f"{owner}(differentiable=True): must be False; the step writes in place.")
@@ -48,12 +49,16 @@ def pair(owner: str, name: str, value: Any) -> tuple[Any, Any]:
     return first, second
 
 
-def check_stages(owner: str, clip: object, average: object, statistics: object) -> None:
-    """Raises TypeError for a stage that is none."""
-    if clip is not None and not hasattr(clip, "coefficient"):
+def check_stages(owner: str, clip: object, average: Any, statistics: object) -> None:
+    """Raises TypeError for a stage that is none, ValueError for an average whose start is not a step yet."""
+    if clip is not None and not hasattr(clip, "norm_bound"):
         raise TypeError(f"{owner}(clip={clip!r}): clip must be None or a clip such as ClipNorm(1.0).")
     if average is not None and not hasattr(average, "state_name"):
         raise TypeError(f"{owner}(average={average!r}): average must be None or an average such as EMA(0.999).")
+    if average is not None and not hasattr(average, "kind"):
+        raise TypeError(f"{owner}(average={average!r}): no step keeps it; use WeightAveraging or update_average_.")
+    if average is not None and isinstance(average.start, float):
+        raise ValueError(f"{owner}(average={average!r}): start must be an optimizer step; see SWA.for_run.")
     if not isinstance(statistics, bool):
         raise TypeError(f"{owner}(statistics={statistics!r}): statistics must be True or False.")
 

@@ -8,13 +8,16 @@ import torch
 from torch import Tensor
 
 from lightning_optkit._native import extension
+from lightning_optkit.step.codes import NONNEGATIVE, scale_name
 from lightning_optkit.step.numbers import GroupNumbers
 from lightning_optkit.step.rule import Group, Rule
 from lightning_optkit.step.segments import COMPILED_DTYPES, Entry, PlanOutdated, check_gradient
-from lightning_optkit.step.statistics import TensorStatistics
+from lightning_optkit.step.shards import local, sharding_groups
+from lightning_optkit.step.statistics import Clipped, TensorStatistics
 
 __all__ = ["CompiledSegment"]
 
+_CODE8 = 4  # DType::kCode8 in csrc/core/tables.h
 _PARAM_MOVED = 1  # Misfit::kParamMoved in csrc/bindings/plan.h
 
 
@@ -33,7 +36,8 @@ class CompiledSegment:
         assert extension is not None
         self.rule, self.entries, self._owner = rule, list(entries), owner
         self._params = [entry.param for entry in self.entries]
-        first = self._params[0]
+        self.process_groups = sharding_groups(self._params[0])
+        first = local(self._params[0])
         device = first.device.index if first.device.type == "cuda" else -1
         self._plan = extension.Plan(rule.name, first.dtype == torch.float64, device)
         for entry in self.entries:
@@ -43,7 +47,7 @@ class CompiledSegment:
         self._activate(list(range(len(self.entries))))
 
     def _add(self, entry: Entry, average_name: str | None) -> None:
-        state, param = entry.state, entry.param
+        state, param = {name: local(t) for name, t in entry.state.items()}, local(entry.param)
         held = [state[name] if name in entry.held else None for name in self.rule.states]
         scalars = [state[scalar.name].data_ptr() if entry.held else 0 for scalar in self.rule.scalars]
         average = state.get(average_name) if average_name else None
@@ -52,6 +56,10 @@ class CompiledSegment:
         self._plan.add_tensor(
             param=param.data_ptr(),
             states=[0 if t is None else t.data_ptr() for t in held],
+            state_scales=[
+                state[scale].data_ptr() if scale in state else 0 for scale in map(scale_name, self.rule.states)
+            ],
+            unsigned_states=sum(1 << k for k, name in enumerate(self.rule.states) if name in NONNEGATIVE),
             scalars=scalars,
             average=0 if average is None else average.data_ptr(),
             compensation=0 if compensation is None else compensation.data_ptr(),
@@ -60,7 +68,7 @@ class CompiledSegment:
             sizes=param.shape,
             strides=param.stride(),
             param_type=COMPILED_DTYPES[param.dtype],
-            state_type=COMPILED_DTYPES[first_state.dtype],
+            state_type=_CODE8 if first_state.dtype == torch.uint8 else COMPILED_DTYPES[first_state.dtype],
             average_type=COMPILED_DTYPES[(param if average is None else average).dtype],
             group=entry.group_index,
             tensor_index=entry.tensor_index,
@@ -78,15 +86,16 @@ class CompiledSegment:
             ValueError: if a gradient does not fit its parameter.
         """
         self._copies = []
-        grads = [grad for p in self._params if (grad := p.grad) is not None]
+        grads = [local(grad) for p in self._params if (grad := p.grad) is not None]
         if len(grads) != len(self._params) or self._is_partial():
             places = [i for i, p in enumerate(self._params) if p.grad is not None]
             if places != self._active.places:
                 self._activate(places)
+        params = [local(p) for p in self._active.params]
         plan_bind = torch.ops.lightning_optkit.plan_bind.default
-        while (misfit := plan_bind(self._plan.id, self._active.params, grads)) >= 0:
+        while (misfit := plan_bind(self._plan.id, params, grads)) >= 0:
             place, kind = divmod(misfit, 8)
-            grads[place] = self._fit(self._active.params[place], grads[place], kind)
+            grads[place] = self._fit(params[place], grads[place], kind)
         return bool(grads)
 
     def _fit(self, param: Tensor, grad: Tensor, misfit: int) -> Tensor:
@@ -114,11 +123,12 @@ class CompiledSegment:
 
     def step(
         self, groups: Sequence[Group], numbers: Sequence[GroupNumbers], grad_scale: float, statistics: bool
-    ) -> None:
+    ) -> Clipped:
         """Updates the bound parameters in one walk through memory."""
         self._hand_over_groups(groups, numbers)
-        self._plan.step(grad_scale, statistics)
+        clipped = Clipped(*self._plan.step(grad_scale, statistics))
         self._done()
+        return clipped
 
     def _hand_over_groups(self, groups: Sequence[Group], numbers: Sequence[GroupNumbers]) -> None:
         rows = [n.row() + list(self.rule.hypers(g)) for n, g in zip(numbers, groups, strict=True)]
@@ -126,7 +136,7 @@ class CompiledSegment:
 
     def _done(self) -> None:
         # What autograd saved for a backward pass is stale now, and must be found to be.
-        torch.autograd.graph.increment_version(self._active.params)
+        torch.autograd.graph.increment_version([local(p) for p in self._active.params])
         self._copies = []
 
     def statistics(self) -> dict[int, TensorStatistics]:

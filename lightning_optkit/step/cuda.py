@@ -8,8 +8,8 @@ from torch import Tensor
 
 from lightning_optkit.step.compiled import CompiledSegment
 from lightning_optkit.step.numbers import GroupNumbers
-from lightning_optkit.step.rule import Group
-from lightning_optkit.step.statistics import TensorStatistics
+from lightning_optkit.step.rule import Clip, Group, LearningClip
+from lightning_optkit.step.statistics import Clipped, TensorStatistics
 
 __all__ = ["CudaSegment", "DeviceControl"]
 
@@ -25,11 +25,36 @@ class DeviceControl:
 
     def __init__(self, device: torch.device) -> None:
         self.report = torch.zeros(5, dtype=torch.float64, device=device)
-        """Norm after unscaling, coefficient, steps, clipped steps, skipped steps."""
+        """Norm after unscaling, the same after clipping, steps, clipped steps, skipped steps."""
+        self.clipped = torch.zeros(2, dtype=torch.float64, device=device)
+        """What clipping by tensor or by unit left in this step: `Clipped` of csrc/core/tables.h."""
         self.norm: Tensor | None = None
         self.loss_scale: Tensor | None = None
         self.found_inf: Tensor | None = None
-        self.max_norm = 0.0
+        self.max_norm: Tensor | None = None
+        self._constant: tuple[float, Tensor] | None = None
+
+    def bound_norm_by(self, clip: Clip) -> None:
+        """Asks the clip for this step's bound of the norm."""
+        assert self.norm is not None
+        bound = clip.norm_bound(self._unscaled_norm() if isinstance(clip, LearningClip) else self.norm[0])
+        if isinstance(bound, Tensor):
+            self.max_norm = bound.to(torch.float64)
+        else:
+            if self._constant is None or self._constant[0] != bound:
+                self._constant = (bound, torch.tensor(bound, dtype=torch.float64, device=self.norm.device))
+            self.max_norm = self._constant[1]
+
+    def _unscaled_norm(self) -> Tensor:
+        """NaN in a step that will be skipped."""
+        assert self.norm is not None
+        norm = self.norm[0].sqrt()
+        if self.loss_scale is not None:
+            norm = norm / self.loss_scale.reshape(())
+        is_skipped = self.norm[1] > 0
+        if self.found_inf is not None:
+            is_skipped = is_skipped | (self.found_inf.reshape(()) > 0)
+        return torch.where(is_skipped, torch.nan, norm)
 
 
 class CudaSegment(CompiledSegment):
@@ -47,11 +72,11 @@ class CudaSegment(CompiledSegment):
         numbers: Sequence[GroupNumbers],
         control: DeviceControl,
         *,
-        is_first: bool,
+        is_last: bool,
         statistics: bool,
     ) -> None:
-        """Updates the bound parameters; only the first segment of a step advances the counters in the report."""
-        self._launch(groups, numbers, control, scale=1.0, counts=is_first, statistics=statistics)
+        """Updates the bound parameters; only the last segment of a step advances the counters in the report."""
+        self._launch(groups, numbers, control, scale=1.0, counts=is_last, statistics=statistics)
 
     def norm(self) -> tuple[float, float]:
         """The same on the host: waits for the device. Only for steps shared with a reference segment."""
@@ -60,10 +85,11 @@ class CudaSegment(CompiledSegment):
 
     def step(
         self, groups: Sequence[Group], numbers: Sequence[GroupNumbers], grad_scale: float, statistics: bool
-    ) -> None:
-        """The same with a factor known to the host."""
+    ) -> Clipped:
+        """The same with a factor known to the host: waits for the device."""
         control = DeviceControl(self._device)
         self._launch(groups, numbers, control, scale=grad_scale, counts=False, statistics=statistics)
+        return Clipped(*control.clipped.tolist())
 
     def statistics(self) -> dict[int, TensorStatistics]:
         """By number of the parameter. Waits for the device."""
@@ -97,8 +123,9 @@ class CudaSegment(CompiledSegment):
             loss_scale=_address(control.loss_scale),
             found_inf=_address(control.found_inf),
             scale=scale,
-            max_norm=control.max_norm,
+            max_norm=_address(control.max_norm),
             report=control.report.data_ptr(),
+            clipped=control.clipped.data_ptr(),
             counts_report=counts,
             statistics=self._sums.data_ptr() if statistics else 0,
             stream=self._stream,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a step will do, per group, in words and bytes."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -103,13 +104,18 @@ def _group_plan(
     per_element = param.dtype.itemsize * 3 + sum(2 * layout.dtype_of(name, param).itemsize for name in names)
     if optimizer.clip is not None and optimizer.clip.needs_norm:
         per_element += param.dtype.itemsize
+    if optimizer._rule(group).trust is not None:  # read once more for the norms
+        per_element += param.dtype.itemsize * 2 + sum(layout.dtype_of(name, param).itemsize for name in held)
+    clips_units = optimizer.clip is not None and math.isfinite(optimizer.clip.bounds.unit_ratio)
+    if clips_units or group["centralize"]:
+        per_element += param.dtype.itemsize * (2 if clips_units else 1)
     state_dtype = layout.dtype_of(held[0], param) if held else None
     return GroupPlan(
         group=index,
         rule=optimizer._rule(group).name,
         stages=_stages(optimizer, group, param),
         dtype=str(param.dtype).removeprefix("torch."),
-        state_dtype=str(state_dtype).removeprefix("torch.") if state_dtype else "-",
+        state_dtype=_name_of(state_dtype),
         path=path,
         num_tensors=len(params),
         num_elements=sum(p.numel() for p in params),
@@ -117,16 +123,25 @@ def _group_plan(
     )
 
 
+def _name_of(state_dtype: torch.dtype | None) -> str:
+    if state_dtype is None:
+        return "-"
+    return "int8" if state_dtype == torch.uint8 else str(state_dtype).removeprefix("torch.")
+
+
 def _stages(optimizer: "OnePassOptimizer", group: Group, param: Tensor) -> tuple[str, ...]:
     decoupled = group["decoupled_weight_decay"]
-    decays = float(group["weight_decay"]) != 0
+    rule = optimizer._rule(group)
+    decays = float(group["weight_decay"]) != 0 and not optimizer._owns_decay(group)
     is_16_bit = param.dtype.itemsize == 2
     rounding = group["rounding"] if is_16_bit or group["rounding"] == "kahan" else "nearest"
     listed = [
         "norm" if optimizer.clip is not None and optimizer.clip.needs_norm else "",
         "unscale" if getattr(optimizer, "_step_supports_amp_scaling", False) else "",
         repr(optimizer.clip) if optimizer.clip is not None else "",
+        "centralize" if group["centralize"] else "",
         f"L2({group['weight_decay']:g})" if decays and not decoupled else "",
+        "trust" if rule.trust is not None else "",
         "update",
         f"{'cautious ' if group['cautious'] else ''}decay({group['weight_decay']:g})" if decays and decoupled else "",
         f"L1({group['l1']:g})" if group["l1"] else "",

@@ -7,15 +7,27 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lightning_optkit.step.codes import scale_name
 from lightning_optkit.step.rule import Group, Rule
-from lightning_optkit.step.state import StateLayout
+from lightning_optkit.step.shards import distribute_like, local, place_like
+from lightning_optkit.step.state import StateLayout, convert_
 
 if TYPE_CHECKING:
     from lightning_optkit.step.optimizer import OnePassOptimizer
 
 __all__ = ["check_state_dict", "complete_groups", "restore_state"]
 
-_STAGE_KEYS = {"l1", "cautious", "rounding", "rounding_seed", "average_decay", "decoupled_weight_decay", "initial_lr"}
+_STAGE_KEYS = {
+    "l1",
+    "cautious",
+    "centralize",
+    "rounding",
+    "rounding_seed",
+    "average_decay",
+    "decoupled_weight_decay",
+    "initial_lr",
+}
+_AVERAGES = ("ema_", "swa_", "lawa_", "num_averaged_")  # kept beside the step by an earlier run; left behind
 _IMPLEMENTATION_KEYS = {"params", "param_names", "foreach", "fused", "capturable", "differentiable", "maximize"}
 
 
@@ -45,13 +57,16 @@ def _check_state(owner: str, optimizer: "OnePassOptimizer", state_dict: dict[str
     for saved_id, group, param in _pairs(optimizer, state_dict):
         rule = optimizer._rule(group)
         scalars = {scalar.name for scalar in rule.scalars} | {"step", "num_averaged"}
-        known = {*rule.states, *scalars, "compensation", "ema", "swa", *average}
+        scales = {scale_name(name) for name in rule.states}
+        known = {*rule.states, *scalars, *scales, "compensation", "ema", "swa", *average}
         for name, value in state_dict["state"].get(saved_id, {}).items():
             if value is None:
                 continue
+            if name.startswith(_AVERAGES):
+                continue
             if name not in known and not _is_of_the_same_family(name, rule):
                 raise ValueError(f"{owner}: the checkpoint is of another rule; it holds the state {name!r}.")
-            if name not in scalars and value.shape != param.shape:
+            if name not in scalars | scales and value.shape != param.shape:
                 raise ValueError(
                     f"{owner}: the state {name!r} has shape {list(value.shape)}, its parameter {list(param.shape)}."
                 )
@@ -89,8 +104,11 @@ def restore_state(optimizer: "OnePassOptimizer", state_dict: dict[str, Any], lay
         tensors = {*rule.states, *layout.tensors((), group)}
         for name, value in held.items():
             if name in tensors:
-                restored = torch.empty_like(param, dtype=layout.dtype_of(name, param), requires_grad=False)
-                state[name] = restored.copy_(torch.as_tensor(value))
+                restored = torch.empty_like(local(param), dtype=layout.dtype_of(name, param), requires_grad=False)
+                if scale_name(name) in held:
+                    state[scale_name(name)] = held[scale_name(name)]
+                convert_(restored, state, name, local(distribute_like(torch.as_tensor(value), param)))
+                state[name] = place_like(restored, param)
         for scalar in layout.scalars(rule, rule.states):
             # torch's SGD counts no steps: a momentum buffer means that there was a first one.
             if scalar.name in held or (scalar.name != "num_averaged" and any(name in held for name in rule.states)):

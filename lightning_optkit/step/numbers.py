@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a parameter group means in numbers: read once per step, for the compiled path and for the reference alike."""
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lightning_optkit.step.rule import Average, Clip, Group
+from lightning_optkit.step.rule import Average, Clip, ClipBounds, Group
 
-__all__ = ["ROUNDINGS", "GroupNumbers", "average_weight", "compute_dtype", "is_due", "read_group"]
+__all__ = ["ROUNDINGS", "STATE_DTYPES", "GroupNumbers", "average_weight", "compute_dtype", "is_due", "read_group"]
 
+STATE_DTYPES = (torch.float32, torch.bfloat16, "int8")
 ROUNDINGS = ("nearest", "stochastic", "kahan")  # in the order of Rounding in csrc/core/tables.h
 
 
@@ -24,7 +24,11 @@ class GroupNumbers:
     cautious: float
     maximize: float
     l1: float
+    centralize: float
     clip_value: float
+    clip_tensor_norm: float
+    clip_unit_ratio: float
+    clip_unit_eps: float
     rounding: float
     rounding_seed: float
     average_kind: float
@@ -38,6 +42,7 @@ class GroupNumbers:
 
 def read_group(group: Group, clip: Clip | None, average: Average | None, *, average_is_due: bool) -> GroupNumbers:
     """Reads what schedulers may have changed since the last step."""
+    bounds = clip.bounds if clip is not None else ClipBounds()
     return GroupNumbers(
         lr=float(group["lr"]),
         weight_decay=float(group["weight_decay"]),
@@ -45,7 +50,11 @@ def read_group(group: Group, clip: Clip | None, average: Average | None, *, aver
         cautious=float(group["cautious"]),
         maximize=float(group["maximize"]),
         l1=float(group["l1"]),
-        clip_value=clip.max_value if clip else math.inf,
+        centralize=float(group["centralize"]),
+        clip_value=bounds.max_value,
+        clip_tensor_norm=bounds.max_tensor_norm,
+        clip_unit_ratio=bounds.unit_ratio,
+        clip_unit_eps=bounds.unit_eps,
         rounding=float(ROUNDINGS.index(group["rounding"])),
         rounding_seed=float(group["rounding_seed"]),
         average_kind=float(average.kind) if average else 0.0,

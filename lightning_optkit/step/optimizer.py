@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The optimizer that every rule of this package is: one walk over the parameters for the rule and all its stages."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, cast
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
@@ -15,10 +17,12 @@ from lightning_optkit.step.arguments import check_group, check_params, check_sta
 from lightning_optkit.step.cuda import CudaSegment, DeviceControl
 from lightning_optkit.step.explain import Explanation, explain
 from lightning_optkit.step.loading import check_state_dict, complete_groups, restore_state
-from lightning_optkit.step.numbers import GroupNumbers, is_due, read_group
+from lightning_optkit.step.numbers import STATE_DTYPES, GroupNumbers, is_due, read_group
 from lightning_optkit.step.planning import Segment, StepPlan
-from lightning_optkit.step.rule import Average, Clip, Group, Rule
-from lightning_optkit.step.segments import PlanOutdated, why_not_compiled
+from lightning_optkit.step.progress import Progress
+from lightning_optkit.step.rule import Average, Clip, Group, LearningClip, Rule
+from lightning_optkit.step.segments import PlanOutdated, why_no_units, why_not_compiled
+from lightning_optkit.step.shards import local, reduce_sum_
 from lightning_optkit.step.state import StateLayout
 from lightning_optkit.step.statistics import TensorStatistics
 
@@ -38,9 +42,12 @@ class OnePassOptimizer(Optimizer):
         average: An average from `lightning_optkit.averaging`, or None.
         l1: Weight of the L1 proximal step, in [0, inf); the threshold is `lr * l1`, and zeros are exact.
         cautious: Decoupled decay acts only where the update does not point away from zero.
+        centralize: Take the mean of each unit (row of the first dimension) off its gradient, for parameters of at
+            least two dimensions.
         rounding: How 16-bit parameters are stored: "nearest", "stochastic", or "kahan" (one more 16-bit number per
             element that keeps what was cut off). With fp32 parameters stochastic is nearest.
-        state_dtype: torch.float32 or torch.bfloat16; the state of fp64 parameters is fp64.
+        state_dtype: torch.float32, torch.bfloat16, or "int8": one byte per number, see `lightning_optkit.step.codes`.
+            The state of fp64 parameters is fp64.
         statistics: Count norms and lost updates per tensor in the same pass; read them by `statistics()`.
 
     Raises:
@@ -59,18 +66,20 @@ class OnePassOptimizer(Optimizer):
         average: Average | None,
         l1: float,
         cautious: bool,
+        centralize: bool,
         rounding: str,
-        state_dtype: torch.dtype,
+        state_dtype: torch.dtype | Literal["int8"],
         statistics: bool,
     ) -> None:
         self.clip, self.average, self.state_dtype = clip, average, state_dtype
         self.record_statistics = statistics
         check_stages(self._owner, clip, average, statistics)
-        check_one_of(self._owner, "state_dtype", state_dtype, (torch.float32, torch.bfloat16))
+        check_one_of(self._owner, "state_dtype", state_dtype, STATE_DTYPES)
         defaults = {
             **defaults,
             "l1": l1,
             "cautious": cautious,
+            "centralize": centralize,
             "rounding": rounding,
             "rounding_seed": 0,
         }
@@ -80,9 +89,7 @@ class OnePassOptimizer(Optimizer):
         warn_once_if_missing()
         self._plan: StepPlan | None = None
         self._stepped: list[Segment] = []
-        self._norm: float | None = None
-        self._coefficient = 1.0
-        self._num_steps = self._num_clipped = self._num_skipped = 0
+        self._counted = Progress()
         self._control: DeviceControl | None = None
         super().__init__(listed(self._owner, params), defaults)
 
@@ -95,6 +102,10 @@ class OnePassOptimizer(Optimizer):
     def _held(self, group: Group) -> tuple[str, ...]:
         """Names of the state a group keeps for its rule."""
         return self._rule(group).states
+
+    def _owns_decay(self, group: Group) -> bool:
+        """Whether weight decay is part of the rule, and no stage around it."""
+        return False
 
     def _check_group(self, group: Group) -> None:
         """Raises for a rule's own entry that is out of range."""
@@ -145,20 +156,25 @@ class OnePassOptimizer(Optimizer):
     def _step_on_host(self, bound: list[Segment]) -> None:
         found_inf, loss_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         if found_inf is not None and float(found_inf) != 0:
-            self._num_skipped += 1
+            self._counted = self._counted.skipped(None)
             return
         scale = 1.0 if loss_scale is None else 1.0 / float(loss_scale)
+        norm, coefficient = None, 1.0
         if self.clip is not None and self.clip.needs_norm:
-            clipped = self._clip_coefficient(bound, scale)
-            if clipped is None:
-                self._num_skipped += 1
+            norm = _global_norm(bound, scale)
+            if math.isnan(norm):
+                self._counted = self._counted.skipped(norm)
                 return
-            scale *= clipped
-        numbers = self._numbers()
-        for segment in bound:
-            segment.step(self.param_groups, numbers, scale, self.record_statistics)
+            coefficient = min(1.0, float(self.clip.norm_bound(torch.tensor(norm, dtype=torch.float64))) / (norm + 1e-6))
+            scale *= coefficient
+        assert self._plan is not None
+        numbers = self._numbers(self._plan.clock + 1)
+        parts = [segment.step(self.param_groups, numbers, scale, self.record_statistics) for segment in bound]
         self._finish(bound, numbers)
-        self._num_steps += 1
+        norm_clipped, num_parts = None if norm is None else norm * coefficient, sum(part.num for part in parts)
+        if num_parts:
+            norm_clipped = scale * math.sqrt(sum(part.grad_sq for part in parts))
+        self._counted = self._counted.stepped(norm, norm_clipped, clipped=coefficient < 1 or num_parts > 0)
 
     def _step_on_device(self, bound: "list[CudaSegment]") -> None:
         """The same without asking the device anything."""
@@ -166,14 +182,18 @@ class OnePassOptimizer(Optimizer):
             self._control = DeviceControl(bound[0].entries[0].param.device)
         control = self._control
         control.found_inf, control.loss_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-        control.norm = None
+        control.norm = control.max_norm = None
         if self.clip is not None and self.clip.needs_norm:
-            control.norm = torch.stack([segment.norm_on_device() for segment in bound]).sum(0)
-            control.max_norm = self.clip.max_norm
-        numbers = self._numbers()
-        for place, segment in enumerate(bound):
+            norms = [reduce_sum_(segment.norm_on_device(), segment.process_groups) for segment in bound]
+            control.norm = torch.stack(norms).sum(0)
+            control.bound_norm_by(self.clip)
+            control.clipped.zero_()
+        assert self._plan is not None
+        numbers = self._numbers(self._plan.clock + 1)
+        for segment in bound:
+            is_last = segment is bound[-1]
             segment.step_on_device(
-                self.param_groups, numbers, control, is_first=place == 0, statistics=self.record_statistics
+                self.param_groups, numbers, control, is_last=is_last, statistics=self.record_statistics
             )
         self._finish(bound, numbers)
 
@@ -184,61 +204,51 @@ class OnePassOptimizer(Optimizer):
         if self.average is not None:
             self._plan.average_idle(numbers)
 
-    def _numbers(self) -> list[GroupNumbers]:
-        assert self._plan is not None
-        due = is_due(self.average, self._plan.clock + 1)
-        return [read_group(group, self.clip, self.average, average_is_due=due) for group in self.param_groups]
+    def _numbers(self, clock: int) -> list[GroupNumbers]:
+        """What the groups mean for optimizer step `clock`, from 1."""
+        due = is_due(self.average, clock)
+        numbers = [read_group(group, self.clip, self.average, average_is_due=due) for group in self.param_groups]
+        owns_decay = map(self._owns_decay, self.param_groups)
+        return [replace(n, weight_decay=0.0) if owns else n for n, owns in zip(numbers, owns_decay, strict=True)]
 
-    def _clip_coefficient(self, bound: list[Segment], scale: float) -> float | None:
-        """The clip's factor; None if a gradient is not finite, and the step must be skipped."""
-        assert self.clip is not None
-        norms = [segment.norm() for segment in bound]
-        self._norm = scale * sum(square for square, _ in norms) ** 0.5
-        if sum(nonfinite for _, nonfinite in norms) > 0:
-            self._norm = float("nan")
-            return None
-        self._coefficient = self.clip.coefficient(self._norm)
-        self._num_clipped += self._coefficient < 1.0
-        return self._coefficient
-
-    def _report(self) -> tuple[float | None, float, int, int, int]:
-        """Norm, coefficient, steps, clipped steps, skipped steps; on CUDA this waits for the device."""
+    def progress(self) -> Progress:
+        """Norms of the last step and counts of all. On CUDA this waits for the device."""
         if self._control is None:
-            return self._norm, self._coefficient, self._num_steps, self._num_clipped, self._num_skipped
-        norm, coefficient, steps, clipped, skipped = self._control.report.tolist()
-        return (
-            norm if self._control.norm is not None else None,
-            coefficient,
-            self._num_steps + int(steps),
-            self._num_clipped + int(clipped),
-            self._num_skipped + int(skipped),
+            return self._counted
+        norm, norm_clipped, steps, clipped, skipped = self._control.report.tolist()
+        has_norm, before = self._control.norm is not None, self._counted
+        return Progress(
+            norm if has_norm else None,
+            norm_clipped if has_norm else None,
+            before.num_steps + int(steps),
+            before.num_clipped + int(clipped),
+            before.num_skipped + int(skipped),
         )
 
     @property
     def grad_norm(self) -> float | None:
         """Global L2 norm of the last step's gradients, unscaled, before clipping; None without a clip by norm."""
-        return self._report()[0]
+        return self.progress().grad_norm
 
     @property
     def grad_norm_clipped(self) -> float | None:
         """The same after clipping."""
-        norm, coefficient, *_ = self._report()
-        return None if norm is None else norm * coefficient
+        return self.progress().grad_norm_clipped
 
     @property
     def num_steps(self) -> int:
         """Steps that updated the parameters."""
-        return self._report()[2]
+        return self.progress().num_steps
 
     @property
     def num_clipped(self) -> int:
-        """Steps whose gradients were scaled down."""
-        return self._report()[3]
+        """Steps whose gradients were scaled down, in whole or in part."""
+        return self.progress().num_clipped
 
     @property
     def num_skipped(self) -> int:
         """Steps left out because a gradient was not finite."""
-        return self._report()[4]
+        return self.progress().num_skipped
 
     def statistics(self) -> list[TensorStatistics | None]:
         """Per parameter, in the order of the groups: what the last step counted; None where there was no gradient.
@@ -288,9 +298,18 @@ class OnePassOptimizer(Optimizer):
 
     def _why_reference(self, param: Tensor, group: Group) -> str | None:
         """The reason why a parameter takes the reference path, or None."""
-        return "fused=False" if group["fused"] is False else why_not_compiled(param)
+        if group["fused"] is False:
+            return "fused=False"
+        treats_units = group["centralize"] or (self.clip is not None and math.isfinite(self.clip.bounds.unit_ratio))
+        param = local(param)
+        return why_not_compiled(param) or (why_no_units(param) if treats_units else None)
 
     # --- saving ---
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in torch; a clip that learns from the gradients it sees is under "clip"."""
+        state_dict = super().state_dict()
+        return {**state_dict, "clip": self.clip.state_dict()} if isinstance(self.clip, LearningClip) else state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state dict of this class or of torch's class of the same rule.
@@ -315,20 +334,32 @@ class OnePassOptimizer(Optimizer):
             self._optimizer_load_state_dict_post_hooks = post_hooks
         complete_groups(self, defaults)
         restore_state(self, state_dict, StateLayout(self.average, self.state_dtype))
+        if isinstance(self.clip, LearningClip) and "clip" in state_dict:
+            self.clip.load_state_dict(state_dict["clip"])
         self._plan = None
         for post_hook in post_hooks.values():
             post_hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy keep: no plan, since it holds addresses."""
-        _, _, steps, clipped, skipped = self._report()
         kept = ("clip", "average", "state_dtype", "record_statistics")
-        counts = {"_num_steps": steps, "_num_clipped": clipped, "_num_skipped": skipped}
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in kept}, **counts}
+        counted = {"_counted": self.progress().counts()}
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in kept}, **counted}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores what was kept; the plan is built at the next step."""
         super().__setstate__(state)
         self._plan = self._control = None
         self._stepped = []
-        self._norm, self._coefficient = None, 1.0
+
+
+def _global_norm(bound: Sequence[Segment], scale: float) -> float:
+    """L2 norm of all gradients, times `scale`; NaN if an element is not finite."""
+    total = torch.zeros(2, dtype=torch.float64)
+    for segment in bound:
+        sums = torch.tensor(segment.norm(), dtype=torch.float64)
+        if segment.process_groups:
+            sums = reduce_sum_(sums.to(segment.entries[0].param.device), segment.process_groups).cpu()
+        total += sums
+    squares, nonfinite = total.tolist()
+    return float("nan") if nonfinite > 0 else float(scale * squares**0.5)

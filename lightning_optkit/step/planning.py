@@ -12,6 +12,7 @@ from lightning_optkit.step.cuda import CudaSegment
 from lightning_optkit.step.numbers import GroupNumbers, average_weight
 from lightning_optkit.step.rule import Group, Rule
 from lightning_optkit.step.segments import Entry, ReferenceSegment
+from lightning_optkit.step.shards import local, sharding_groups, why_not_on_shards
 from lightning_optkit.step.snapshot import take_snapshot
 from lightning_optkit.step.state import StateLayout, check_state_shapes, prepare_state
 
@@ -44,6 +45,13 @@ class StepPlan:
                     number = len(entries) + len(self._dormant)
                     state = optimizer.state.get(param, {})
                     entries.append((Entry(param, state, held, group_index, number), group, rule))
+        for entry, group, rule in entries:
+            reason = why_not_on_shards(entry.param, group, rule, optimizer.clip, optimizer.state_dtype)
+            if reason is not None:
+                raise ValueError(
+                    f"{type(optimizer).__name__}.step: cannot {reason} of a parameter that is sharded over processes; "
+                    "use DDP for it, or a rule, a clip and state that need no whole tensor."
+                )
         check_state_shapes(type(optimizer).__name__, entries, layout)
         for entry, _, _ in entries:
             optimizer.state[entry.param] = entry.state
@@ -84,20 +92,19 @@ class StepPlan:
             so_far = float(entry.state["num_averaged"])
             weight = average_weight(numbers[entry.group_index], so_far) if so_far else 0.0
             if weight:
-                average = entry.state[name]
-                average += weight * (entry.param.detach().to(average.dtype) - average)
+                average = local(entry.state[name])
+                average += weight * (local(entry.param.detach()).to(average.dtype) - average)
                 entry.state["num_averaged"] += 1.0
 
     def _segmented(self, entries: Iterable[tuple[Entry, Group, Rule]], average_name: str | None) -> list[Segment]:
         owner = type(self._optimizer).__name__
-        compiled: dict[tuple[str, bool], tuple[Rule, list[Entry]]] = {}
-        reference: dict[str, tuple[Rule, list[Entry]]] = {}
+        compiled: dict[tuple[object, ...], tuple[Rule, list[Entry]]] = {}
+        reference: dict[tuple[object, ...], tuple[Rule, list[Entry]]] = {}
         for entry, group, rule in entries:
-            if self._optimizer._why_reference(entry.param, group) is None:
-                key = (rule.name, entry.param.dtype == torch.float64)
-                compiled.setdefault(key, (rule, []))[1].append(entry)
-            else:
-                reference.setdefault(rule.name, (rule, []))[1].append(entry)
+            # A sum over a segment is a sum over the same processes.
+            key = (rule.name, entry.param.dtype == torch.float64, sharding_groups(entry.param))
+            alike = reference if self._optimizer._why_reference(entry.param, group) else compiled
+            alike.setdefault(key, (rule, []))[1].append(entry)
         segments: list[Segment] = [
             (CudaSegment if members[0].param.is_cuda else CompiledSegment)(rule, members, average_name, owner)
             for rule, members in compiled.values()

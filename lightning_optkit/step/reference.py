@@ -9,12 +9,13 @@ import math
 import torch
 from torch import Tensor
 
+from lightning_optkit.step.codes import NONNEGATIVE, decode, encode_, scale_name
 from lightning_optkit.step.numbers import GroupNumbers, average_weight, compute_dtype
 from lightning_optkit.step.rounding import round_stochastically
 from lightning_optkit.step.rule import Group, Rule, State
-from lightning_optkit.step.statistics import TensorStatistics
+from lightning_optkit.step.statistics import Clipped, TensorStatistics
 
-__all__ = ["norm_reference", "step_reference_"]
+__all__ = ["clip_reference", "norm_reference", "step_reference_"]
 
 
 def norm_reference(grad: Tensor) -> tuple[float, float]:
@@ -47,7 +48,7 @@ def step_reference_(
     average_name: str | None,
     grad_scale: float,
     tensor_index: int,
-) -> TensorStatistics:
+) -> tuple[TensorStatistics, Clipped]:
     """Updates one parameter and its state in place. Never writes to `grad`.
 
     Args:
@@ -72,16 +73,17 @@ def step_reference_(
         lost_before = as_real(state["compensation"]).clone()
         p = p + lost_before.to(work)
 
-    g = g * (-grad_scale if numbers.maximize else grad_scale)
-    if math.isfinite(numbers.clip_value):
-        g = g.clamp(-numbers.clip_value, numbers.clip_value)
+    g, clipped = clip_reference(g, stored_before.to(work), grad_scale, numbers, is_vector=param.ndim < 2)
     if not numbers.decoupled and numbers.weight_decay != 0:
         g = g + numbers.weight_decay * stored_before.to(work)
-    working = {name: as_real(state[name]).to(work) for name in held}
+    working = {name: _decoded(state, name).to(work) for name in held}
     scalars = {scalar.name: state[scalar.name] for scalar in rule.scalars if held}
+    if rule.trust is not None:
+        group = {**group, "lr": float(group["lr"]) * _trust(rule, p, g, working, group, step)}
     update = rule.update(p, g, working | scalars, group, step)
+    key = (int(numbers.rounding_seed), int(step), tensor_index)
     for name, value in working.items():
-        as_real(state[name]).copy_(value)
+        _write(state, name, value, (*key, rule.states.index(name)))
 
     next_p = _move(p, update, numbers)
     if numbers.rounding == 1 and stored.dtype in (torch.bfloat16, torch.float16):
@@ -96,7 +98,65 @@ def step_reference_(
     if average_name is not None:
         _average(state, average_name, stored, numbers)
     difference = next_p - p
-    return TensorStatistics.from_tensors(g, next_p, difference, (difference != 0) & unchanged)
+    return TensorStatistics.from_tensors(g, next_p, difference, (difference != 0) & unchanged), clipped
+
+
+def clip_reference(
+    grad: Tensor, param: Tensor, grad_scale: float, numbers: GroupNumbers, *, is_vector: bool
+) -> tuple[Tensor, Clipped]:
+    """The gradient after scaling, every clip and centralizing; and what clipping by tensor or by unit left of it.
+
+    Args:
+        grad: Of the shape of `param`; not written to.
+        param: What a unit's gradient is measured by.
+        grad_scale: Factor for the gradient: 1 / loss scale x clip coefficient.
+        numbers: Its group.
+        is_vector: One unit, which is not centralized.
+    """
+    squares = grad.double().square()
+    clipped = Clipped(0.0, 0.0)
+    factor = torch.ones((), dtype=torch.float64)
+    if math.isfinite(numbers.clip_tensor_norm):
+        factor = (numbers.clip_tensor_norm / (grad_scale * squares.sum().sqrt() + 1e-6)).clamp(max=1.0)
+        clipped = Clipped(float((factor.square() * squares).sum()), float(factor < 1))
+    inner = list(range(grad.ndim)) if is_vector else list(range(1, grad.ndim))
+    if math.isfinite(numbers.clip_unit_ratio):
+        unit_sq = squares.sum(inner, keepdim=True)
+        grad_norm = abs(grad_scale) * unit_sq.sqrt()
+        param_norm = param.double().square().sum(inner, keepdim=True).sqrt()
+        bound = numbers.clip_unit_ratio * param_norm.clamp(min=numbers.clip_unit_eps)
+        factor = torch.where(grad_norm > bound, bound / grad_norm, 1.0)
+        clipped = Clipped(float((factor.square() * unit_sq).sum()), float((factor < 1).sum()))
+    signed_scale = -grad_scale if numbers.maximize else grad_scale
+    grad = grad * (signed_scale * factor).to(grad.dtype)
+    if math.isfinite(numbers.clip_value):
+        grad = grad.clamp(-numbers.clip_value, numbers.clip_value)
+    if numbers.centralize and not is_vector and grad.numel() > 0:
+        grad = grad - grad.double().mean(inner, keepdim=True).to(grad.dtype)
+    return grad, clipped
+
+
+def _decoded(state: State, name: str) -> Tensor:
+    held = state[name]
+    if held.dtype != torch.uint8:
+        return as_real(held)
+    return decode(held, state[scale_name(name)], signed=name not in NONNEGATIVE)
+
+
+def _write(state: State, name: str, value: Tensor, key: tuple[int, int, int, int]) -> None:
+    held = state[name]
+    if held.dtype == torch.uint8:
+        encode_(held, state[scale_name(name)], value, signed=name not in NONNEGATIVE, key=key)
+    else:
+        as_real(held).copy_(value)
+
+
+def _trust(rule: Rule, p: Tensor, g: Tensor, state: State, group: Group, step: float) -> float:
+    """The rule's factor of its rate: from the gradient it sees, the parameter, and its update at a rate of 1."""
+    assert rule.trust is not None
+    untouched = {name: value.clone() for name, value in state.items()}
+    update = rule.update(p, g, untouched, {**group, "lr": 1.0}, step)
+    return rule.trust(group, TensorStatistics.from_tensors(g, p, update, torch.zeros_like(p)))
 
 
 def _move(p: Tensor, update: Tensor, numbers: GroupNumbers) -> Tensor:

@@ -8,7 +8,7 @@ bits from a counter, as in csrc/core/random.h.
 import torch
 from torch import Tensor
 
-__all__ = ["round_stochastically"]
+__all__ = ["random_bits", "round_stochastically"]
 
 _MASK32 = 0xFFFFFFFF
 _MASK64 = 0xFFFFFFFFFFFFFFFF
@@ -29,12 +29,15 @@ def _lowbias32(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def _random_bits(count: int, seed: int, step: int, tensor_index: int, device: torch.device) -> Tensor:
-    """32 random bits per element, as int64."""
+def random_bits(
+    count: int, seed: int, step: int, tensor_index: int, device: torch.device, *, state: int | None = None
+) -> Tensor:
+    """32 random bits per element, as int64; those of the parameter itself, or of one of its states."""
     key = _splitmix64((_splitmix64((_splitmix64(seed & _MASK64) + step) & _MASK64) + tensor_index) & _MASK64)
     index = torch.arange(count, dtype=torch.int64, device=device)
     high = (key >> 32) ^ (index >> 32)
-    return _lowbias32(_lowbias32((index + (key & _MASK32)) & _MASK32) ^ high)
+    low = (key & _MASK32) ^ (0 if state is None else (0x9E3779B9 * (state + 1)) & _MASK32)
+    return _lowbias32(_lowbias32((index + low) & _MASK32) ^ high)
 
 
 def round_stochastically(value: Tensor, dtype: torch.dtype, seed: int, step: int, tensor_index: int) -> Tensor:
@@ -55,7 +58,7 @@ def round_stochastically(value: Tensor, dtype: torch.dtype, seed: int, step: int
     """
     value = value.float()
     bits = value.view(torch.int32).to(torch.int64) & _MASK32
-    random = _random_bits(value.numel(), seed, step, tensor_index, value.device)
+    random = random_bits(value.numel(), seed, step, tensor_index, value.device)
     random = random.as_strided(value.shape, value.stride())
     chosen = _cut_to_bfloat16(bits, random) if dtype == torch.bfloat16 else _cut_to_float16(value, bits, random)
     signed = torch.where(chosen >= 2**31, chosen - 2**32, chosen)

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an update rule, a clip and an average must say of themselves for the one-pass step to use them."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-__all__ = ["Average", "Clip", "Group", "Rule", "Scalar", "State", "Update"]
+from lightning_optkit.step.statistics import TensorStatistics
+
+__all__ = ["Average", "Clip", "ClipBounds", "Group", "LearningClip", "Rule", "Scalar", "State", "Update"]
 
 Group = dict[str, Any]
 """One entry of `optimizer.param_groups`."""
@@ -46,6 +49,9 @@ class Rule:
         scalars: Kept by a group that keeps state, in the order of the compiled rule.
         counts_steps: Whether torch's class keeps a step count, and so whether a loaded one is to be believed.
         fresh: What a state tensor starts from, given its name and the group; None: zero.
+        needs_whole: Whether a part of the tensor is not enough, so that it cannot be sharded over processes.
+        trust: Factor of the rate, given the group and the sums that `lightning_optkit.step.reference` describes; for a
+            rule that sets its rate by norms of the whole tensor.
     """
 
     name: str
@@ -55,6 +61,26 @@ class Rule:
     scalars: tuple[Scalar, ...] = ()
     counts_steps: bool = True
     fresh: Callable[[str, Group], float] | None = None
+    needs_whole: bool = False
+    trust: Callable[[Group, TensorStatistics], float] | None = None
+
+
+@dataclass(frozen=True)
+class ClipBounds:
+    """What a clip bounds besides the global norm; inf: not at all.
+
+    Args:
+        max_value: Of each element, after scaling.
+        max_tensor_norm: Of the L2 norm of one tensor's gradient.
+        unit_ratio: Of the L2 norm of one unit's gradient, divided by that of its parameters. A unit is a row of the
+            first dimension; a tensor of fewer than two dimensions is one unit.
+        unit_eps: Least norm of the parameters in that ratio.
+    """
+
+    max_value: float = math.inf
+    max_tensor_norm: float = math.inf
+    unit_ratio: float = math.inf
+    unit_eps: float = 0.0
 
 
 class Clip(Protocol):
@@ -62,21 +88,33 @@ class Clip(Protocol):
 
     @property
     def needs_norm(self) -> bool:
-        """Whether it asks for the global norm, which costs one more read of the gradients."""
+        """Whether the gradients are read once before the step: for the global norm, or to find non-finite ones."""
         ...
 
     @property
-    def max_norm(self) -> float:
-        """Bound of the global norm, for a device to apply by itself; inf for none."""
+    def bounds(self) -> ClipBounds:
+        """What else is bounded."""
         ...
 
-    @property
-    def max_value(self) -> float:
-        """Bound of each element after scaling; inf for none."""
+    def norm_bound(self, norm: Tensor) -> Tensor | float:
+        """Largest global norm that this step's gradients may have, given the one they have after unscaling.
+
+        Called once per step, so a clip may learn from what it is given. `norm` is 0-d; on CUDA it must not be waited
+        for, and it is NaN in a step that will be skipped.
+        """
         ...
 
-    def coefficient(self, norm: float) -> float:
-        """The factor for every gradient, given their global L2 norm after unscaling."""
+
+@runtime_checkable
+class LearningClip(Clip, Protocol):
+    """A clip that goes by the gradients it has seen."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it has learned, in tensors and plain types."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores it."""
         ...
 
 

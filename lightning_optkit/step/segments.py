@@ -11,9 +11,18 @@ from lightning_optkit._native import extension, why_no_cuda_kernels
 from lightning_optkit.step.numbers import GroupNumbers
 from lightning_optkit.step.reference import norm_reference, step_reference_
 from lightning_optkit.step.rule import Group, Rule, State
-from lightning_optkit.step.statistics import TensorStatistics
+from lightning_optkit.step.shards import local, sharding_groups
+from lightning_optkit.step.statistics import Clipped, TensorStatistics
 
-__all__ = ["COMPILED_DTYPES", "Entry", "PlanOutdated", "ReferenceSegment", "check_gradient", "why_not_compiled"]
+__all__ = [
+    "COMPILED_DTYPES",
+    "Entry",
+    "PlanOutdated",
+    "ReferenceSegment",
+    "check_gradient",
+    "why_no_units",
+    "why_not_compiled",
+]
 
 COMPILED_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 """As DType in csrc/core/tables.h."""
@@ -51,6 +60,13 @@ def why_not_compiled(param: Tensor) -> str | None:
     return None
 
 
+def why_no_units(param: Tensor) -> str | None:
+    """The reason why the walk cannot treat rows of the first dimension by themselves, or None."""
+    if param.ndim < 2 or param.numel() == 0 or param.shape[0] == 1:
+        return None
+    return None if param.stride(0) == param[0].numel() else "its first dimension is not outermost in memory"
+
+
 def is_dense(t: Tensor) -> bool:
     """True if the elements fill a block of memory, in whatever order of dimensions."""
     expected = 1
@@ -78,6 +94,7 @@ class ReferenceSegment:
 
     def __init__(self, rule: Rule, entries: Sequence[Entry], average_name: str | None, owner: str) -> None:
         self.rule, self.entries, self._average_name, self._owner = rule, list(entries), average_name, owner
+        self.process_groups = sharding_groups(self.entries[0].param)
         self._bound: list[tuple[Entry, Tensor]] = []
         self._statistics: dict[int, TensorStatistics] = {}
 
@@ -88,11 +105,11 @@ class ReferenceSegment:
             PlanOutdated: if a parameter has another shape than its state.
             ValueError: if a gradient does not fit its parameter.
         """
-        self._bound = [(entry, entry.param.grad) for entry in self.entries if entry.param.grad is not None]
+        self._bound = [(entry, local(entry.param.grad)) for entry in self.entries if entry.param.grad is not None]
         for entry, grad in self._bound:
             if any(entry.state[name].shape != entry.param.shape for name in entry.held):
                 raise PlanOutdated
-            check_gradient(self._owner, entry.param, grad)
+            check_gradient(self._owner, local(entry.param), grad)
         return bool(self._bound)
 
     def idle(self) -> list[Entry]:
@@ -105,14 +122,20 @@ class ReferenceSegment:
         squares, nonfinite = zip(*(norm_reference(grad) for _, grad in self._bound), strict=True)
         return sum(squares), sum(nonfinite)
 
-    def step(self, groups: Sequence[Group], numbers: Sequence[GroupNumbers], grad_scale: float, _: bool) -> None:
+    def step(self, groups: Sequence[Group], numbers: Sequence[GroupNumbers], grad_scale: float, _: bool) -> Clipped:
         """Updates the bound parameters."""
-        self._statistics = {
+        return self._step_each([self.rule] * len(self._bound), groups, numbers, grad_scale)
+
+    def _step_each(
+        self, rules: Sequence[Rule], groups: Sequence[Group], numbers: Sequence[GroupNumbers], grad_scale: float
+    ) -> Clipped:
+        """The same with a rule for each."""
+        done = {
             entry.tensor_index: step_reference_(
-                self.rule,
-                entry.param,
+                rule,
+                local(entry.param),
                 grad,
-                entry.state,
+                {name: local(t) for name, t in entry.state.items()},
                 entry.held,
                 groups[entry.group_index],
                 numbers[entry.group_index],
@@ -120,8 +143,11 @@ class ReferenceSegment:
                 grad_scale=grad_scale,
                 tensor_index=entry.tensor_index,
             )
-            for entry, grad in self._bound
+            for rule, (entry, grad) in zip(rules, self._bound, strict=True)
         }
+        self._statistics = {index: statistics for index, (statistics, _) in done.items()}
+        parts = [clipped for _, clipped in done.values()]
+        return Clipped(sum(part.grad_sq for part in parts), sum(part.num for part in parts))
 
     def statistics(self) -> dict[int, TensorStatistics]:
         """By number of the parameter."""

@@ -3,16 +3,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
+from lightning_optkit.step.codes import NONNEGATIVE, decode, encode_, scale_name, zero_scales
 from lightning_optkit.step.memory import zeros_like_all
 from lightning_optkit.step.numbers import compute_dtype
 from lightning_optkit.step.rule import Average, Group, Rule, Scalar, State
 from lightning_optkit.step.segments import Entry
+from lightning_optkit.step.shards import distribute_like, local, place_like
 
-__all__ = ["StateLayout", "check_state_shapes", "prepare_state"]
+__all__ = ["StateLayout", "check_state_shapes", "convert_", "prepare_state"]
 
 _STEP, _NUM_AVERAGED = Scalar("step", 0.0, 1.0), Scalar("num_averaged", 0.0, 1.0)
 
@@ -23,11 +27,12 @@ class StateLayout:
 
     Args:
         average: The average to keep, if any.
-        state_dtype: Dtype of the rule's own state beside parameters of at most 32 bits.
+        state_dtype: Dtype of the rule's own state beside real parameters of at most 32 bits; "int8": codes of
+            `lightning_optkit.step.codes`, held as uint8.
     """
 
     average: Average | None
-    state_dtype: torch.dtype
+    state_dtype: torch.dtype | Literal["int8"]
 
     @property
     def average_name(self) -> str | None:
@@ -38,11 +43,13 @@ class StateLayout:
         """Dtype of the state tensor `name` of `param`."""
         if name == "compensation":
             return param.dtype
-        real = torch.float32 if name == self.average_name else self.state_dtype
-        real = torch.float64 if compute_dtype(param) == torch.float64 else real
+        if compute_dtype(param) == torch.float64:
+            return torch.complex128 if param.dtype.is_complex else torch.float64
         if param.dtype.is_complex:
-            return torch.complex128 if real == torch.float64 else torch.complex64
-        return real
+            return torch.complex64
+        if name == self.average_name:
+            return torch.float32
+        return torch.uint8 if self.state_dtype == "int8" else self.state_dtype
 
     def tensors(self, held: Sequence[str], group: Group) -> list[str]:
         """Names of the tensors, of the shape of the parameter, that a parameter of the group holds."""
@@ -78,19 +85,43 @@ def prepare_state(entries: Sequence[tuple[Entry, Group, Rule]], layout: StateLay
     for entry, group, rule in entries:
         for name in _walked(entry, group, layout):
             held = entry.state.get(name)
-            if held is None or not _fits(held, entry.param, layout.dtype_of(name, entry.param)):
+            dtype = layout.dtype_of(name, entry.param)
+            has_scale = dtype != torch.uint8 or scale_name(name) in entry.state
+            if held is None or not has_scale or not _fits(held, entry.param, dtype):
                 fresh = rule.fresh(name, group) if rule.fresh and name in rule.states else 0.0
                 missing.append((entry.state, name, entry.param, fresh))
-    params = [param for _, _, param, _ in missing]
+    params = [local(param) for _, _, param, _ in missing]
     created = zeros_like_all(params, [layout.dtype_of(name, param) for _, name, param, _ in missing])
-    for (state, name, _, fresh), tensor in zip(missing, created, strict=True):
+    for (state, name, param, fresh), tensor in zip(missing, created, strict=True):
         held = state.get(name)
         if held is not None:
-            tensor.copy_(held)
+            convert_(tensor, state, name, local(distribute_like(held, param)))
         elif fresh:
-            tensor.fill_(fresh)
-        state[name] = tensor
+            convert_(tensor, state, name, torch.full_like(tensor, fresh, dtype=torch.float32))
+        elif tensor.dtype == torch.uint8:
+            state[scale_name(name)] = zero_scales(tensor)
+        if held is None and name == layout.average_name:
+            state.pop("num_averaged", None)  # it counted the updates of another average
+        state[name] = place_like(tensor, param)
     _create_scalars(entries, layout)
+
+
+def convert_(tensor: Tensor, state: State, name: str, held: Tensor) -> None:
+    """Fills `tensor`, which will be `state[name]`, with what `held` says; scales of codes come and go in `state`."""
+    scale = state.pop(scale_name(name), None)
+    if tensor.dtype == held.dtype == torch.uint8 and scale is not None and held.stride() == tensor.stride():
+        tensor.copy_(held)
+        state[scale_name(name)] = scale.to(tensor.device, copy=True)
+        return
+    if held.dtype == torch.uint8 and scale is not None:
+        held = decode(held.to(tensor.device), scale.to(tensor.device), signed=name not in NONNEGATIVE)
+    if tensor.dtype != torch.uint8:
+        tensor.copy_(held)
+        return
+    value = torch.empty_like(tensor, dtype=torch.float32).copy_(held)
+    scales = zero_scales(tensor)
+    encode_(tensor, scales, value, signed=name not in NONNEGATIVE, key=(0, 0, 0, 0))
+    state[scale_name(name)] = scales
 
 
 def _walked(entry: Entry, group: Group, layout: StateLayout) -> list[str]:
@@ -100,6 +131,9 @@ def _walked(entry: Entry, group: Group, layout: StateLayout) -> list[str]:
 
 
 def _fits(held: Tensor, param: Tensor, dtype: torch.dtype) -> bool:
+    if isinstance(held, DTensor) != isinstance(param, DTensor):
+        return False
+    held, param = local(held), local(param)
     strides = torch.empty_like(param, device="meta").stride()
     return held.dtype == dtype and held.stride() == strides and held.device == param.device
 

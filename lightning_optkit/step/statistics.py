@@ -3,10 +3,23 @@
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["TensorStatistics"]
+__all__ = ["Clipped", "TensorStatistics"]
+
+
+class Clipped(NamedTuple):
+    """What clipping by tensor or by unit left: `Clipped` of csrc/core/tables.h.
+
+    Args:
+        grad_sq: Sum of squares of the gradients, before scaling.
+        num: Tensors or units that were scaled down.
+    """
+
+    grad_sq: float
+    num: float
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,10 @@ def test_after_the_fit_the_module_holds_the_average(regression, fit, path):
 @folded_and_own
 def test_an_average_that_never_starts_leaves_the_trained_weights(regression, fit, path, tmp_path):
     trace, module = Trace(), regression(adamw)
-    trainer = fit(module, *callbacks_of(path, EMA(0.9, start=7), trace), limit_val_batches=1.0)
+    with pytest.warns(
+        UserWarning, match=r"^WeightAveraging\(EMA\(decay=0\.9, start=7, .*\)\): the run ended after 6 steps"
+    ):
+        trainer = fit(module, *callbacks_of(path, EMA(0.9, start=7), trace), limit_val_batches=1.0)
     assert_equal(weights(module), trace.trained[6])
     assert_equal(trace.validated[6][-1], trace.trained[6])
     trainer.save_checkpoint(tmp_path / "end.ckpt")
@@ -470,8 +473,8 @@ def test_no_hook_is_left_on_the_optimizer(regression, fit):
     assert not hooks_of(module.trainer.optimizers[0])
 
 
-def test_given_twice_is_refused_by_name(regression, fit):
-    with pytest.raises(ValueError, match=r"^WeightAveraging\(\.\.\.\): given twice"):
+def test_two_that_would_be_evaluated_are_refused_by_name(regression, fit):
+    with pytest.raises(ValueError, match=r"^WeightAveraging\(evaluate=True\): EMA\(decay=0\.9.* and EMA\(decay=0\.99"):
         fit(regression(adamw), WeightAveraging(EMA(0.9)), WeightAveraging(EMA(0.99)))
 
 

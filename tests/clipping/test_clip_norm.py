@@ -9,6 +9,7 @@ import torch
 
 from lightning_optkit.clipping import ClipNorm
 from lightning_optkit.optimizers import SGD, AdamW
+from lightning_optkit.step import ClipBounds
 
 PATHS = pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
 SHAPES = [(), (5, 7), (16411,)]
@@ -102,15 +103,10 @@ def test_a_small_norm_is_left_exactly_as_it_is(frozen):
     assert trained[0] == trained[1]
 
 
-def test_its_coefficient_is_that_of_torch():
-    assert ClipNorm(1.0).coefficient(norm=4.0) == 1.0 / (4.0 + 1e-6)
-    assert ClipNorm(1.0).coefficient(norm=0.5) == 1.0
-    assert ClipNorm(1.0).coefficient(norm=0.0) == 1.0
-
-
-def test_bounds_no_single_element():
-    assert ClipNorm(1.0).needs_norm
-    assert ClipNorm(1.0).max_value == math.inf
+def test_bounds_the_global_norm_and_no_part_by_itself():
+    assert ClipNorm(2.0).needs_norm
+    assert ClipNorm(2.0).norm_bound(torch.tensor(1e9)) == 2.0
+    assert ClipNorm(2.0).bounds == ClipBounds()
 
 
 @pytest.mark.parametrize("max_norm", [0.0, -1.0, math.inf, math.nan])

@@ -54,7 +54,7 @@ def test_asks_for_no_norm():
     assert not ClipValue(0.5).needs_norm
     assert optimizer.grad_norm is None
     assert optimizer.grad_norm_clipped is None
-    assert ClipValue(0.5).coefficient(1e9) == 1.0
+    assert ClipValue(0.5).norm_bound(torch.tensor(1e9)) == math.inf
 
 
 def test_called_it_is_torchs_function():

@@ -38,6 +38,39 @@ def cases(mesh, seed):
     yield "zero_residual", net, zero_residual(net)
 
 
+def layers():
+    """A convolution, a layer without bias, one used twice, and one with a bias."""
+    shared = nn.Linear(8, 8)
+    flat = [
+        nn.Flatten(),
+        nn.Linear(12, 8, bias=False),
+        nn.ReLU(),
+        shared,
+        nn.Tanh(),
+        shared,
+        nn.Tanh(),
+        nn.Linear(8, 2),
+    ]
+    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), *flat)
+
+
+def lsuv_cases(mesh):
+    """State and rows after lsuv of a whole and of a sharded net, whose biases are not zero."""
+    batch = torch.randn(64, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(5)
+    whole = layers()
+    torch.manual_seed(5)
+    split = layers()
+    fully_shard(split[3], mesh=mesh)  # one by itself, the rest together
+    fully_shard(split, mesh=mesh)
+    found = []
+    for net in (whole, split):
+        rows = lsuv(net, batch, start=None)
+        state = net.state_dict().items()
+        found.append(({k: v.full_tensor().clone() if hasattr(v, "full_tensor") else v for k, v in state}, rows))
+    return found
+
+
 def message(call):
     try:
         call()
@@ -59,7 +92,7 @@ def main(rank, world_size, rendezvous, output):
     other_seed = torch.Generator().manual_seed(rank)
     result["different seeds"] = message(lambda: initialize(sharded(mesh), he, generator=other_seed))
     result["tensor"] = message(lambda: he(sharded(mesh)[2].weight_ih_l0))
-    result["lsuv"] = message(lambda: lsuv(sharded(mesh), torch.zeros(2, 3, dtype=torch.long)))
+    result["lsuv"] = lsuv_cases(mesh)
     narrow = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     wide = fully_shard(nn.Sequential(nn.Linear(3, 9), nn.Linear(9, 2)), mesh=mesh)
     result["mup"] = mup_width(wide, narrow, generator=torch.Generator().manual_seed(0))

@@ -176,12 +176,17 @@ def test_ranks_with_different_seeds_are_refused_on_every_rank(ranks):
         )
 
 
-def test_a_sharded_tensor_or_lsuv_on_a_sharded_model_says_what_to_do(ranks):
+def test_a_sharded_tensor_says_what_to_do(ranks):
     for result in ranks:
         assert "tensor must be whole; use initialize(model, he)" in result["tensor"]
-        assert (
-            result["lsuv"] == "lsuv(model with DTensor parameters): model must be whole; call lsuv before fully_shard."
-        )
+
+
+def test_lsuv_scales_a_sharded_model_as_a_whole_one(ranks):
+    for result in ranks:
+        (whole, whole_rows), (split, split_rows) = result["lsuv"]
+        torch.testing.assert_close(split, whole, rtol=1e-5, atol=1e-6)
+        strip = [(row.module, row.parameter, row.scheme) for row in split_rows]
+        assert strip == [(row.module, row.parameter, row.scheme) for row in whole_rows] and len(strip) == 4
 
 
 def test_mup_uses_the_global_shape_of_a_sharded_model(ranks):

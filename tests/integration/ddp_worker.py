@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_optkit.averaging import EMA
 from lightning_optkit.callbacks import Fuse, WeightAveraging
+from lightning_optkit.optimizers import ScheduleFreeAdamW
 
 GLOBAL_BATCH = 4
 
@@ -54,10 +55,15 @@ def sgd(params):
     return torch.optim.SGD(params, lr=0.1, momentum=0.9)
 
 
+def schedule_free(params):
+    return ScheduleFreeAdamW(params, lr=0.05, weight_decay=0.1)
+
+
 CASES = {
     "clip by norm": dict(configure=adamw, clip=dict(gradient_clip_val=0.1)),
     "clip by value": dict(configure=sgd, clip=dict(gradient_clip_val=0.01, gradient_clip_algorithm="value")),
     "average": dict(configure=adamw, average=EMA(0.5, start=2)),
+    "schedule free": dict(configure=schedule_free),
     "skip": dict(configure=sgd, poisoned=(2, 0), clip=dict(gradient_clip_val=0.1), average=EMA(0.5, every=2)),
 }
 

@@ -6,7 +6,7 @@ import torch
 
 from lightning_optkit._native import extension
 from lightning_optkit.averaging import EMA
-from lightning_optkit.clipping import ClipNorm, ClipValue
+from lightning_optkit.clipping import ClipNorm, ClipUnitwise, ClipValue
 from lightning_optkit.optimizers import SGD, Adam, AdamW
 
 COMPILED = f"compiled ({extension.cpu_isa()})" if extension else "reference: no compiled extension"
@@ -23,6 +23,8 @@ def param(*shape, dtype=torch.float32):
         (AdamW, torch.float32, dict(clip=ClipNorm(1.0)), 32),  # and read g once more
         (AdamW, torch.float32, dict(clip=ClipValue(1.0)), 28),
         (AdamW, torch.float32, dict(clip=ClipNorm(1.0), average=EMA()), 40),
+        (AdamW, torch.float32, dict(clip=ClipUnitwise(0.1)), 40),  # g twice and p once more
+        (AdamW, torch.float32, dict(centralize=True), 32),
         (AdamW, torch.float32, dict(amsgrad=True), 36),
         (AdamW, torch.float32, dict(state_dtype=torch.bfloat16), 20),
         (AdamW, torch.bfloat16, dict(), 22),
@@ -43,6 +45,7 @@ def test_lists_the_stages_in_their_order():
         [param(3, dtype=torch.bfloat16)],
         weight_decay=0.1,
         cautious=True,
+        centralize=True,
         l1=0.5,
         rounding="stochastic",
         clip=ClipNorm(2.0),
@@ -53,6 +56,7 @@ def test_lists_the_stages_in_their_order():
     assert plan.stages == (
         "norm",
         "ClipNorm(max_norm=2.0)",
+        "centralize",
         "update",
         "cautious decay(0.1)",
         "L1(0.5)",

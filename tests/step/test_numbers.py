@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_optkit.averaging import EMA
-from lightning_optkit.clipping import ClipNorm, ClipValue
+from lightning_optkit.clipping import ClipNorm, ClipPerTensor, ClipUnitwise, ClipValue
 from lightning_optkit.optimizers import SGD, Adam, AdamW
 from lightning_optkit.step.numbers import GroupNumbers, average_weight, compute_dtype, is_due, read_group
 
@@ -26,11 +26,16 @@ def test_reads_what_a_schedule_wrote_into_the_group():
     group = group_of(lr=torch.tensor(0.5), l1=0.1, rounding="kahan", average=EMA(0.9))
     first = read_group(group, None, EMA(0.9), average_is_due=True)
     group["lr"].fill_(0.25)
-    group |= dict(weight_decay=0.7, cautious=True, maximize=True, rounding="stochastic", rounding_seed=11, l1=0.2)
+    group |= dict(
+        weight_decay=0.7, cautious=True, centralize=True, maximize=True, rounding="stochastic", rounding_seed=11, l1=0.2
+    )
     group["average_decay"] = 0.99
     second = read_group(group, ClipValue(2.0), EMA(0.9), average_is_due=False)
-    assert first.row() == [0.5, 0.01, 1, 0, 0, 0.1, math.inf, 2, 0, 1, 0.9, 1]
-    assert second.row() == [0.25, 0.7, 1, 1, 1, 0.2, 2.0, 1, 11, 1, 0.99, 0]
+    assert first.row() == [0.5, 0.01, 1, 0, 0, 0.1, 0, math.inf, math.inf, math.inf, 0, 2, 0, 1, 0.9, 1]
+    assert second.row() == [0.25, 0.7, 1, 1, 1, 0.2, 1, 2.0, math.inf, math.inf, 0, 1, 11, 1, 0.99, 0]
+    third = read_group(group, ClipUnitwise(0.1, eps=0.5), None, average_is_due=False)
+    assert (third.clip_value, third.clip_unit_ratio, third.clip_unit_eps) == (math.inf, 0.1, 0.5)
+    assert read_group(group, ClipPerTensor(3.0), None, average_is_due=False).clip_tensor_norm == 3.0
 
 
 def test_no_average_is_kind_zero_and_a_clip_by_norm_bounds_no_element():

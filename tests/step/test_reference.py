@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plain-PyTorch step: against the formulas of its stages, and against the compiled step under any combination."""
 
+import copy
 import math
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from lightning_optkit._native import extension
 from lightning_optkit.averaging import EMA
-from lightning_optkit.clipping import ClipNorm, ClipValue
+from lightning_optkit.clipping import ClipNorm, ClipPerTensor, ClipUnitwise, ClipValue, ZClip
 from lightning_optkit.optimizers import SGD, Adam, AdamW
 from lightning_optkit.step.reference import norm_reference
 
@@ -46,6 +47,16 @@ def test_cautious_decay_spares_elements_that_the_update_moves_away_from_zero(fus
     assert moved == pytest.approx([1.8, 2.1, -2.1, -1.8], abs=1e-14)
     moved = after_one_step(AdamW, [2.0, 2.0, -2.0, -2.0], [1.0, -1.0, 1.0, -1.0], fused, cautious=False, **kwargs)
     assert moved == pytest.approx([1.8, 2.0, -2.0, -1.8], abs=1e-14)
+
+
+@PATHS
+def test_centralizing_takes_the_mean_of_each_row_off_after_the_value_clip_and_before_l2(fused):
+    grad = [[3.0, 0.5, -0.5, 0.0], [0.1, 0.2, 0.3, 0.4]]
+    kwargs = dict(lr=1.0, weight_decay=0.5, clip=ClipValue(1.0), centralize=True)
+    moved = after_one_step(SGD, [[1.0] * 4] * 2, grad, fused, **kwargs)
+    expected = [[1 - (g - 0.25) - 0.5 for g in (1.0, 0.5, -0.5, 0.0)], [1 - (g - 0.25) - 0.5 for g in grad[1]]]
+    torch.testing.assert_close(torch.tensor(moved), torch.tensor(expected), rtol=0, atol=1e-6)
+    assert after_one_step(SGD, [1.0, 1.0], [2.0, 4.0], fused, lr=1.0, centralize=True) == [-1.0, -3.0]
 
 
 @PATHS
@@ -107,10 +118,13 @@ class Setting:
         dict(
             weight_decay=st.sampled_from([0.0, 0.1]),
             maximize=st.booleans(),
-            clip=st.sampled_from([None, ClipNorm(0.5), ClipValue(0.3)]),
+            clip=st.sampled_from(
+                [None, ClipNorm(0.5), ClipValue(0.3), ClipPerTensor(0.4), ClipUnitwise(0.2), ZClip(1.0, warmup_steps=2)]
+            ),
             average=st.sampled_from([None, EMA(0.9), EMA(0.5, start=2, every=2)]),
             l1=st.sampled_from([0.0, 0.05]),
             cautious=st.booleans(),
+            centralize=st.booleans(),
             rounding=st.sampled_from(["nearest", "stochastic", "kahan"]),
             state_dtype=st.sampled_from([torch.float32, torch.bfloat16]),
             statistics=st.booleans(),
@@ -121,7 +135,7 @@ class Setting:
 def run(optimizer_class, shapes, dtypes, seed, scale, **kwargs):
     torch.manual_seed(seed)
     params = [torch.randn(shape).to(dtype).requires_grad_() for shape, dtype in zip(shapes, dtypes, strict=True)]
-    optimizer = optimizer_class(params, lr=0.1, **kwargs)
+    optimizer = optimizer_class(params, lr=0.1, **copy.deepcopy(kwargs))  # a clip may learn
     optimizer.grad_scale = torch.tensor(scale)
     for _ in range(3):
         for p in params:
@@ -145,12 +159,15 @@ def test_the_compiled_step_is_the_reference_step(rule, stages, dtypes, seed, sca
     compiled, ours = run(optimizer_class, shapes, dtypes, seed, scale, **kwargs, **stages)
     expected, reference = run(optimizer_class, shapes, dtypes, seed, scale, fused=False, **kwargs, **stages)
     # A norm over some gradients of 32 bits is known to 32 bits.
-    least = 1e-7 if stages["clip"] == ClipNorm(0.5) else 0.0
+    has_norm = stages["clip"] is not None and stages["clip"].needs_norm
+    least = 1e-7 if has_norm else 0.0
     for p, q in zip(compiled, expected, strict=True):
         torch.testing.assert_close(p, q, rtol=0, atol=max(TOLERANCE[p.dtype], least))
         assert ours.state[p].keys() == reference.state[q].keys()
         for name, value in reference.state[q].items():
             tolerance = max(STATE_TOLERANCE[p.dtype], STATE_TOLERANCE[value.dtype], least)
             torch.testing.assert_close(ours.state[p][name], value, rtol=0, atol=tolerance, msg=name)
-    if stages["clip"] == ClipNorm(0.5):
+    if has_norm:
         assert ours.grad_norm == pytest.approx(reference.grad_norm, rel=1e-6)
+        assert ours.grad_norm_clipped == pytest.approx(reference.grad_norm_clipped, rel=1e-6)
+        assert ours.num_clipped == reference.num_clipped

@@ -179,3 +179,16 @@ def test_must_be_asked_for_at_construction():
 
 def test_before_the_first_step_there_is_none():
     assert AdamW([torch.ones(2, requires_grad=True)], statistics=True).statistics() == [None]
+
+
+@PATHS
+def test_short_rows_that_are_centralized_are_counted_once(fused):
+    torch.manual_seed(0)
+    p = torch.randn(5, 7, requires_grad=True)
+    p.grad = torch.randn(5, 7)
+    centered = p.grad - p.grad.mean(1, keepdim=True)
+    optimizer = AdamW([p], lr=0.1, eps=0.0, centralize=True, statistics=True, fused=fused)
+    optimizer.step()
+    (counted,) = optimizer.statistics()
+    assert counted.grad_norm == pytest.approx(centered.norm().item(), rel=1e-5)
+    assert math.isfinite(counted.update_sq)

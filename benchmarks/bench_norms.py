@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LayerNorm, RMSNorm and their residual forms: ours against torch's, over a grid of shapes.
+
+Usage: python benchmarks/bench_norms.py [--quick] [--seconds 0.03] [--threads 1 2] [--save]
+"""
+
+import argparse
+import itertools
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from harness import Row, copy_bandwidth, interleaved, ratio, report
+from torch import Tensor, nn
+
+from lightning_optkit.layers import AddLayerNorm, AddRMSNorm, LayerNorm, RMSNorm
+
+Call = Callable[[], object]
+ROWS, COLUMNS = (1, 7, 128, 4096, 65536), (1, 3, 64, 255, 256, 768, 1024, 4096, 8192)
+QUICK_ROWS, QUICK_COLUMNS = (1, 128, 4096), (3, 255, 1024)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+MAX_BYTES = 1 << 28  # of one tensor: larger ones take minutes per cell and tell nothing new
+
+
+class TorchAdd(nn.Module):
+    """`norm(x + residual)` and the sum, as models write it."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """(norm, sum)."""
+        total = x + residual
+        return self.norm(total), total
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is compared; arrays read or written per element, forward and backward; target for the geometric mean."""
+
+    name: str
+    ours: Callable[..., nn.Module]
+    theirs: Callable[..., nn.Module]
+    adds: bool
+    forward: int
+    backward: int
+    target: float
+
+
+KINDS = [
+    Kind("LayerNorm", LayerNorm, nn.LayerNorm, False, 2, 3, 2.5),
+    Kind("RMSNorm", RMSNorm, nn.RMSNorm, False, 2, 3, 8.0),
+    Kind("AddLayerNorm", AddLayerNorm, lambda n, dtype: TorchAdd(nn.LayerNorm(n, dtype=dtype)), True, 4, 4, 3.0),
+    Kind("AddRMSNorm", AddRMSNorm, lambda n, dtype: TorchAdd(nn.RMSNorm(n, dtype=dtype)), True, 4, 4, 3.0),
+]
+
+
+def inputs(kind: Kind, rows: int, columns: int, dtype: torch.dtype, contiguous: bool) -> list[Tensor]:
+    """X (and residual), then a gradient for each output."""
+    made = [torch.randn(rows, columns).to(dtype) for _ in range(4 if kind.adds else 2)]
+    leaves = made[: len(made) // 2]
+    if not contiguous:  # the transpose of a batch-last tensor
+        leaves = [t.t().contiguous().t() for t in leaves]
+    return [t.requires_grad_() for t in leaves] + made[len(made) // 2 :]
+
+
+def calls(module: nn.Module, tensors: list[Tensor], phase: str) -> Call:
+    """One forward, one backward, or both."""
+    half = len(tensors) // 2
+    xs, grads = tensors[:half], tensors[half:]
+    leaves = [*xs, *module.parameters()]
+
+    def forward() -> object:
+        return module(*xs)
+
+    def both() -> object:
+        outputs = module(*xs)
+        return torch.autograd.grad(outputs, leaves, grads)
+
+    if phase == "forward":
+        return forward
+    if phase == "forward+backward":
+        return both
+    outputs = module(*xs)
+    return lambda: torch.autograd.grad(outputs, leaves, grads, retain_graph=True)
+
+
+def measure(
+    kind: Kind, case: tuple[int, int, str, bool], phase: str, threads: int, seconds: float, bandwidth: float
+) -> Row:
+    """One row."""
+    rows, columns, dtype_name, contiguous = case
+    dtype = DTYPES[dtype_name]
+    tensors = inputs(kind, rows, columns, dtype, contiguous)
+    ours, theirs = kind.ours(columns, dtype=dtype), kind.theirs(columns, dtype=dtype)
+    times = interleaved({"ours": calls(ours, tensors, phase), "theirs": calls(theirs, tensors, phase)}, seconds)
+    low, median, high = statistics.quantiles(times["ours"], n=4)
+    arrays = {"forward": kind.forward, "backward": kind.backward, "forward+backward": kind.forward + kind.backward}
+    moved = arrays[phase] * rows * columns * dtype.itemsize
+    return Row(
+        benchmark="norms",
+        case=f"{rows} x {columns} {dtype_name}{'' if contiguous else ' transposed'}, {phase}",
+        variant=kind.name,
+        baseline="torch",
+        threads=threads,
+        median_ms=round(1e3 * median, 4),
+        iqr_ms=round(1e3 * (high - low), 4),
+        ratio=round(ratio(times["theirs"], times["ours"]), 3),
+        megabytes=round(moved / 1e6, 3),
+        gb_per_s=round(moved / median / 1e9, 2),
+        share_of_copy=round(moved / median / 1e9 / bandwidth, 3),
+        target=1.0,
+    )
+
+
+def summaries(rows: list[Row]) -> list[str]:
+    """Geometric mean and worst cell, per kind, dtype, phase and threads."""
+    lines = []
+    for kind in KINDS:
+        for threads, phase in itertools.product(
+            sorted({r.threads for r in rows}), ("forward", "backward", "forward+backward")
+        ):
+            group = [
+                r for r in rows if (r.variant, r.threads) == (kind.name, threads) and r.case.endswith(f", {phase}")
+            ]
+            if not group:
+                continue
+            worst = min(group, key=lambda r: r.ratio)
+            mean = statistics.geometric_mean(r.ratio for r in group)
+            lines.append(
+                f"{kind.name:13} {threads} thread(s) {phase:17} geometric mean {mean:6.2f}x"
+                f" (target {kind.target:g}), worst {worst.ratio:.2f}x at {worst.case}"
+            )
+    return lines
+
+
+def main() -> None:
+    """Runs the grid."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=0.03, help="time per cell; a cell takes at least 6 calls")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--kinds", nargs="+", default=[k.name for k in KINDS], choices=[k.name for k in KINDS])
+    parser.add_argument("--phases", nargs="+", default=["forward", "backward", "forward+backward"])
+    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
+    parser.add_argument("--layouts", nargs="+", default=["contiguous", "transposed"])
+    parser.add_argument("--rows", type=int, nargs="+")
+    parser.add_argument("--columns", type=int, nargs="+")
+    parser.add_argument("--max-bytes", type=int, default=MAX_BYTES, help="skip larger tensors")
+    parser.add_argument("--quick", action="store_true", help="a ninth of the grid")
+    parser.add_argument("--save", action="store_true", help="keep the rows under benchmarks/results/")
+    a = parser.parse_args()
+    rows_axis = a.rows or (QUICK_ROWS if a.quick else ROWS)
+    columns_axis = a.columns or (QUICK_COLUMNS if a.quick else COLUMNS)
+    rows: list[Row] = []
+    for threads in a.threads:
+        torch.set_num_threads(threads)
+        bandwidth = copy_bandwidth()
+        grid = itertools.product(rows_axis, columns_axis, a.dtypes, [layout == "contiguous" for layout in a.layouts])
+        for case in grid:
+            if case[0] * case[1] * DTYPES[case[2]].itemsize > a.max_bytes:
+                continue
+            for kind in KINDS:
+                if kind.name in a.kinds:
+                    rows += [measure(kind, case, phase, threads, a.seconds, bandwidth) for phase in a.phases]
+    report(rows, a.save)
+    print("\n".join(summaries(rows)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// State in 8 bits: blocks of kCodeBlock numbers share the largest magnitude in them as their scale, and each number is
+// a small floating-point code relative to it, with 3 bits of fraction: magnitudes (1 + f/8) 2^-e, and zero. Signed
+// state has 1 bit of sign and e in 0..15, state that is never negative has e in 0..31. Rounded up or down with the
+// probability of the part cut off, so that an average of many small changes is kept; a nonzero square never becomes
+// zero, since it is divided by. Source of block-wise scales: Dettmers et al. 2022, arXiv:2110.02861, section 2.1.
+#pragma once
+
+#include <cstdint>
+
+#include "core/half.h"
+#include "core/macros.h"
+#include "core/random.h"
+
+namespace optkit {
+
+constexpr int64_t kCodeBlock = 128;  // on CUDA: four for each thread of a warp
+constexpr float kCodeMax = 1.875f;   // the largest code, and what the largest number of a block becomes
+
+// The key of state number `state`, apart from that of the parameter's own rounding.
+OPTKIT_HD RandomKey state_key(RandomKey key, int state) {
+  return {key.low ^ (0x9e3779b9u * static_cast<uint32_t>(state + 1)), key.high};
+}
+
+OPTKIT_HD uint32_t code_random(RandomKey key, int64_t index) {
+  const RandomKey here = {key.low, key.high ^ static_cast<uint32_t>(index >> 32)};
+  return random_bits(here, static_cast<uint32_t>(index));
+}
+
+// Factor that brings a block of this largest magnitude to kCodeMax, and the one that leads back.
+OPTKIT_HD float code_factor(float largest) { return largest > 0.0f ? kCodeMax / largest : 0.0f; }
+OPTKIT_HD float decode_factor(float largest) { return largest / kCodeMax; }
+
+OPTKIT_HD float decode8(uint32_t code, bool is_signed) {
+  const uint32_t magnitude = is_signed ? code & 127u : code;
+  const uint32_t bits = (magnitude + (is_signed ? 112u << 3 : 96u << 3)) << 20;
+  const uint32_t sign = is_signed ? (code & 128u) << 24 : 0u;
+  return bits_float(magnitude == 0u ? 0u : (bits | sign));
+}
+
+// `value` is at most kCodeMax in magnitude.
+OPTKIT_HD uint32_t encode8(float value, uint32_t random, bool is_signed) {
+  const uint32_t offset = is_signed ? 112u << 3 : 96u << 3;
+  const uint32_t bits = float_bits(value), magnitude = bits & 0x7fffffffu;
+  const float y = bits_float(magnitude), least = bits_float((offset + 1u) << 20);
+  const int32_t rounded = static_cast<int32_t>((magnitude + (random & 0xfffffu)) >> 20) - static_cast<int32_t>(offset);
+  const int32_t most = is_signed ? 127 : 255;
+  const int32_t inside = rounded < 1 ? 1 : (rounded > most ? most : rounded);
+  const float uniform = static_cast<float>(random >> 8) * 5.9604644775390625e-8f;
+  const int32_t small = is_signed ? (uniform * least < y ? 1 : 0) : (y > 0.0f ? 1 : 0);
+  const uint32_t code = static_cast<uint32_t>(y < least ? small : inside);
+  return is_signed && code != 0u ? code | ((bits >> 24) & 128u) : code;
+}
+
+}  // namespace optkit

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpu/layer_norm.h"
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+
+#include "cpu/walk.h"
+
+namespace optkit {
+namespace {
+
+constexpr int64_t kTaskElements = 32768;  // of rows, for one thread: less is not worth waking another
+constexpr int64_t kMaxParts = 64;         // partial sums of the parameter gradients
+constexpr int64_t kMinPartRows = 16;
+
+bool is_wide(DType type) { return type == DType::kFloat32 || type == DType::kFloat64; }
+DType wide_of(DType type) { return type == DType::kFloat64 ? type : DType::kFloat32; }
+
+// Memory that a thread keeps from call to call.
+char* scratch(int64_t num_bytes) {
+  thread_local std::unique_ptr<char[]> memory;
+  thread_local int64_t capacity = 0;
+  if (num_bytes > capacity) {
+    memory.reset(new char[static_cast<size_t>(num_bytes)]);
+    capacity = num_bytes;
+  }
+  return memory.get();
+}
+
+void fill(void* to, DType type, int64_t count, double value) {
+  if (type == DType::kFloat64)
+    std::fill_n(static_cast<double*>(to), count, value);
+  else
+    std::fill_n(static_cast<float*>(to), count, static_cast<float>(value));
+}
+
+// A parameter in wide numbers: itself, or a copy at `space`; `absent` in every place if there is none.
+const void* widened(const void* parameter, DType type, DType wide, int64_t count, double absent, void* space) {
+  if (parameter == nullptr) {
+    fill(space, wide, count, absent);
+    return space;
+  }
+  if (is_wide(type)) return parameter;
+  active_norm_kernels().widen(parameter, type, count, space);
+  return space;
+}
+
+// Calls body(task) for every task; who does which changes no bit.
+template <class Body>
+void for_each_task(const Workers& workers, int64_t num_tasks, const Body& body) {
+  struct Context {
+    const Body* body;
+    int64_t num_tasks;
+    std::atomic<int64_t> next;
+  } context{&body, num_tasks, {0}};
+  const auto work = [](int64_t, int64_t, void* pointer) {
+    Context& c = *static_cast<Context*>(pointer);
+    for (int64_t task; (task = c.next.fetch_add(1, std::memory_order_relaxed)) < c.num_tasks;) (*c.body)(task);
+  };
+  const int64_t count = num_tasks > 1 ? std::min<int64_t>(workers.count(), num_tasks) : 1;
+  if (count > 1)
+    workers.parallel_for(count, work, &context);
+  else
+    work(0, 1, &context);
+}
+
+}  // namespace
+
+const NormKernels& active_norm_kernels() { return *active_kernels().norms; }
+
+void norm_forward(bool centered, const NormForward& given, const Workers& workers) {
+  NormForward a = given;
+  const DType wide = wide_of(a.type);
+  char* space = scratch(2 * a.size * size_of(wide));
+  a.weight = widened(a.weight, a.weight_type, wide, a.size, 1.0, space);
+  a.bias = widened(a.bias, a.weight_type, wide, a.size, 0.0, space + a.size * size_of(wide));
+  const NormForwardRows run = active_norm_kernels().forward[centered][static_cast<int>(a.type)];
+  const int64_t task_rows = (kTaskElements / a.size + 16) / 16 * 16;
+  for_each_task(workers, (a.rows + task_rows - 1) / task_rows,
+                [&](int64_t task) { run(a, task * task_rows, std::min(a.rows, (task + 1) * task_rows)); });
+}
+
+void norm_backward(bool centered, const NormBackward& given, void* d_weight, void* d_bias, const Workers& workers) {
+  NormBackward a = given;
+  const NormKernels& kernels = active_norm_kernels();
+  const NormBackwardRows run = kernels.backward[centered][static_cast<int>(a.type)];
+  const DType wide = wide_of(a.type);
+  const int64_t vector_bytes = a.size * size_of(wide);
+  // The cut depends on the shape alone, so the sums do not depend on the number of threads.
+  const int64_t part_rows =
+      std::max({(a.rows + kMaxParts - 1) / kMaxParts, kMinPartRows, (kTaskElements / 2 + a.size - 1) / a.size});
+  const int64_t num_parts = std::max<int64_t>(1, (a.rows + part_rows - 1) / part_rows);
+  char* space = scratch((2 * num_parts + 3) * vector_bytes);
+  a.weight = widened(a.weight, a.weight_type, wide, a.size, 1.0, space);
+  char *weight_sum = space + vector_bytes, *bias_sum = space + 2 * vector_bytes, *parts = space + 3 * vector_bytes;
+  for_each_task(workers, num_parts, [&](int64_t part) {
+    char* here = parts + 2 * part * vector_bytes;
+    run(a, part * part_rows, std::min(a.rows, (part + 1) * part_rows), d_weight ? here : nullptr,
+        d_bias ? here + vector_bytes : nullptr);
+  });
+  const auto finish = [&](char* part, char* sum, void* out) {
+    if (out == nullptr) return;
+    void* target = is_wide(a.weight_type) ? out : sum;
+    constexpr int64_t kColumns = 2048;
+    const bool few = num_parts * a.size < kTaskElements;
+    const int64_t columns = few ? a.size : kColumns;
+    for_each_task(workers, (a.size + columns - 1) / columns, [&](int64_t task) {
+      kernels.add_parts(part, wide, num_parts, 2 * a.size, task * columns, std::min(a.size, (task + 1) * columns),
+                        target);
+    });
+    if (target != out) kernels.narrow(sum, a.weight_type, a.size, out);
+  };
+  finish(parts, weight_sum, d_weight);
+  finish(parts + vector_bytes, bias_sum, d_bias);
+}
+
+}  // namespace optkit

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+// Walks the rows of LayerNorm and RMSNorm on CPU.
+#pragma once
+
+#include "norms/tables.h"
+
+namespace optkit {
+
+// Rows [begin, end). The backward adds its part of the parameter gradients up from zero, in wide numbers.
+using NormForwardRows = void (*)(const NormForward&, int64_t begin, int64_t end);
+using NormBackwardRows = void (*)(const NormBackward&, int64_t begin, int64_t end, void* d_weight, void* d_bias);
+
+// The kernels of one instruction set: [0] RMSNorm, [1] LayerNorm; then by DType.
+struct NormKernels {
+  NormForwardRows forward[2][4];
+  NormBackwardRows backward[2][4];
+  // 16-bit to fp32 and back; fp32 and fp64 are copied.
+  void (*widen)(const void* from, DType type, int64_t count, void* to);
+  void (*narrow)(const void* from, DType type, int64_t count, void* to);
+  // out[i] = sum over k of parts[k * stride + i] for i in [begin, end), k in order.
+  void (*add_parts)(const void* parts, DType type, int64_t num_parts, int64_t stride, int64_t begin, int64_t end,
+                    void* out);
+};
+
+// torch's thread pool, behind plain signatures.
+struct Workers {
+  void (*parallel_for)(int64_t size, void (*body)(int64_t, int64_t, void*), void* context);
+  int (*count)();
+};
+
+void norm_forward(bool centered, const NormForward& arguments, const Workers& workers);
+// `d_weight` and `d_bias` take `size` elements of weight_type each; null where not wanted.
+void norm_backward(bool centered, const NormBackward& arguments, void* d_weight, void* d_bias, const Workers& workers);
+
+const NormKernels& active_norm_kernels();
+
+}  // namespace optkit

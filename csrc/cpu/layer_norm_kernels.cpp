@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+// Compiled once per instruction set, under the rules of kernels.cpp.
+#include "cpu/layer_norm.h"
+#include "cpu/layer_norm_loop.h"
+#include "cpu/layer_norm_narrow.h"
+
+namespace optkit {
+namespace OPTKIT_ISA {
+namespace {
+
+template <class Norm, DType kType>
+void forward(const NormForward& arguments, int64_t begin, int64_t end) {
+  const NormForward a = arguments;
+  if (a.size <= kNarrow) return forward_narrow<Norm, kType>(a, begin, end);
+  if constexpr (size_of(kType) == 2) {
+    alignas(64) wide_t<kType> buffer[kBufferSize];
+    if (a.size <= kBufferSize) {
+      for (int64_t row = begin; row < end; ++row) forward_row<Norm, kType, true>(a, row, buffer);
+      return;
+    }
+  }
+  for (int64_t row = begin; row < end; ++row) forward_row<Norm, kType, false>(a, row, nullptr);
+}
+
+template <class Norm, DType kType>
+void backward(const NormBackward& arguments, int64_t begin, int64_t end, void* d_weight, void* d_bias) {
+  using S = wide_t<kType>;
+  const NormBackward a = arguments;
+  S *dw = static_cast<S*>(d_weight), *db = static_cast<S*>(d_bias);
+  if (a.size <= kNarrow) return backward_narrow<Norm, kType>(a, begin, end, dw, db);
+  for (int64_t i = 0; dw && i < a.size; ++i) dw[i] = S(0);
+  for (int64_t i = 0; db && i < a.size; ++i) db[i] = S(0);
+  int64_t row = begin;
+  for (; row + 2 <= end; row += 2) backward_rows<Norm, kType, 2>(a, row, dw, db);
+  if (row < end) backward_rows<Norm, kType, 1>(a, row, dw, db);
+}
+
+struct Whole {
+  static constexpr bool value = false;
+};
+struct Part {
+  static constexpr bool value = true;
+};
+
+template <bool kWiden>
+OPTKIT_HD void convert(const void* from, DType type, int64_t count, void* to) {
+  const auto one = [&](int64_t i, int lanes, auto tail) OPTKIT_INLINE {
+    constexpr bool kTail = decltype(tail)::value;
+    const DType in = kWiden ? type : DType::kFloat32, out = kWiden ? DType::kFloat32 : type;
+    store<float, kTail>(to, out, i, lanes, load<float, kTail>(from, in, i, lanes));
+  };
+  int64_t i = 0;
+  for (; i + kFloatLanes <= count; i += kFloatLanes) one(i, kFloatLanes, Whole());
+  if (i < count) one(i, static_cast<int>(count - i), Part());
+}
+
+void widen(const void* from, DType type, int64_t count, void* to) {
+  if (type == DType::kFloat64)
+    __builtin_memcpy(to, from, count * sizeof(double));
+  else
+    convert<true>(from, type, count, to);
+}
+
+void narrow(const void* from, DType type, int64_t count, void* to) {
+  if (type == DType::kFloat64)
+    __builtin_memcpy(to, from, count * sizeof(double));
+  else
+    convert<false>(from, type, count, to);
+}
+
+template <class S>
+OPTKIT_HD void add_parts_of(const S* parts, int64_t num_parts, int64_t stride, int64_t begin, int64_t end, S* out) {
+  // A strip of columns stays in the first-level cache while the parts stream by.
+  constexpr int64_t kStrip = 1024;
+  for (int64_t first = begin; first < end; first += kStrip) {
+    const int64_t last = first + kStrip < end ? first + kStrip : end;
+    for (int64_t i = first; i < last; ++i) out[i] = parts[i];
+    for (int64_t k = 1; k < num_parts; ++k)
+      for (int64_t i = first; i < last; ++i) out[i] += parts[k * stride + i];
+  }
+}
+
+void add_parts(const void* parts, DType type, int64_t num_parts, int64_t stride, int64_t begin, int64_t end,
+               void* out) {
+  if (type == DType::kFloat64)
+    add_parts_of(static_cast<const double*>(parts), num_parts, stride, begin, end, static_cast<double*>(out));
+  else
+    add_parts_of(static_cast<const float*>(parts), num_parts, stride, begin, end, static_cast<float*>(out));
+}
+
+}  // namespace
+
+#define OPTKIT_BY_TYPE(function, Norm)   \
+  {                                      \
+      &function<Norm, DType::kFloat32>,  \
+      &function<Norm, DType::kBFloat16>, \
+      &function<Norm, DType::kFloat16>,  \
+      &function<Norm, DType::kFloat64>,  \
+  }
+
+extern const NormKernels norm_kernels;
+const NormKernels norm_kernels = {
+    {OPTKIT_BY_TYPE(forward, RmsNorm), OPTKIT_BY_TYPE(forward, LayerNorm)},
+    {OPTKIT_BY_TYPE(backward, RmsNorm), OPTKIT_BY_TYPE(backward, LayerNorm)},
+    &widen,
+    &narrow,
+    &add_parts,
+};
+
+}  // namespace OPTKIT_ISA
+}  // namespace optkit

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// What clipping or centralizing by unit needs to know of a gradient before the step: one read of it.
+#pragma once
+
+#include "core/pipeline.h"
+#include "cpu/access.h"
+#include "cpu/launch.h"
+
+namespace optkit {
+namespace OPTKIT_ISA {
+
+// Short enough that fp32 lanes lose nothing visible; each block's sums are then added in double.
+constexpr int64_t kUnitBlock = 2048;
+
+template <class S, bool kTail>
+OPTKIT_HD void add_unit_vector(const TensorSlot& t, const StageCoefs<S>& stage, bool needs_param, int64_t i, int count,
+                               Vec<S>* sum) {
+  const Vec<S> g = load<S, kTail>(t.grad, t.grad_type, i, count);
+  sum[0] = sum[0] + stage_clip(stage, g);
+  sum[1] = fma(g, g, sum[1]);
+  if (!needs_param) return;
+  const Vec<S> p = load<S, kTail>(t.param, t.param_type, i, count);
+  sum[2] = fma(p, p, sum[2]);
+}
+
+// The slow road, taken only when a square overflowed: gradients were found finite before.
+template <class S>
+OPTKIT_HD void careful_unit_sums(const TensorSlot& t, int64_t begin, int64_t end, UnitSums* total) {
+  total->grad_sq = total->param_sq = 0.0;
+  for (int64_t i = begin; i < end; ++i) {
+    const double g = static_cast<double>(load<S, true>(t.grad, t.grad_type, i, 1).v[0]);
+    const double p = static_cast<double>(load<S, true>(t.param, t.param_type, i, 1).v[0]);
+    total->grad_sq += g * g;
+    total->param_sq += p * p;
+  }
+}
+
+template <class S>
+OPTKIT_HD UnitSums sum_unit(const TensorSlot& t, const StageCoefs<S>& stage, bool needs_param, int64_t begin,
+                            int64_t last) {
+  constexpr int kLanes = Vec<S>::kLanes;
+  const int64_t first = begin;
+  UnitSums total = {0.0, 0.0, 0.0};
+  for (; begin < last; begin += kUnitBlock) {
+    const int64_t end = begin + kUnitBlock < last ? begin + kUnitBlock : last;
+    Vec<S> sum[3] = {Vec<S>(S(0)), Vec<S>(S(0)), Vec<S>(S(0))};
+    int64_t i = begin;
+    for (; i + kLanes <= end; i += kLanes) add_unit_vector<S, false>(t, stage, needs_param, i, kLanes, sum);
+    if (i < end) add_unit_vector<S, true>(t, stage, needs_param, i, static_cast<int>(end - i), sum);
+    total.grad += sum_of_lanes(sum[0]);
+    total.grad_sq += sum_of_lanes(sum[1]);
+    total.param_sq += sum_of_lanes(sum[2]);
+  }
+  const double squares = total.grad_sq + total.param_sq;
+  if (needs_param && !(squares - squares == 0.0)) careful_unit_sums<S>(t, first, last, &total);
+  return total;
+}
+
+// Units [units.begin, units.begin + units.count): their scales and shifts.
+template <class S>
+Clipped measure_units(const TensorSlot& tensor, const GroupRow& group, double grad_scale, const Chunk& units) {
+  const TensorSlot t = tensor;
+  const StageCoefs<S> stage = prepare_stages<S>(group, grad_scale, 1.0, 0.0, 0, false);
+  const bool needs_param = group.clip_unit_ratio < 1e300;
+  Clipped clipped = {0.0, 0.0};
+  for (int64_t unit = units.begin; unit < units.begin + units.count; ++unit) {
+    const int64_t begin = unit * t.unit_length;
+    const UnitSums sums = sum_unit<S>(t, stage, needs_param, begin, begin + t.unit_length);
+    const double coefficient = unit_coefficient(group, sums, grad_scale);
+    t.unit_scale[unit] = coefficient;
+    t.unit_shift[unit] = t.is_vector ? 0.0 : unit_mean(group, sums, coefficient, static_cast<double>(t.unit_length));
+    clipped.grad_sq += coefficient * coefficient * sums.grad_sq;
+    clipped.num += coefficient < 1.0;
+  }
+  return needs_param ? clipped : Clipped{};
+}
+
+}  // namespace OPTKIT_ISA
+}  // namespace optkit

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+// What clipping by tensor or by unit and centralizing need to know of the gradients before the step.
+#pragma once
+
+#include "cuda/access.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/reduce.cuh"
+
+namespace optkit {
+
+// A block per tensor adds what the norm kernel left of its chunks.
+__global__ void __launch_bounds__(kThreads) tensor_norm_kernel(const __grid_constant__ DeviceTables tables) {
+  const int32_t first = tables.first_chunk[blockIdx.x], last = tables.first_chunk[blockIdx.x + 1];
+  double squares = 0.0;
+  for (int32_t k = first + threadIdx.x; k < last; k += kThreads) squares += tables.partial[2 * k];
+  const double total = block_sum(squares);
+  if (threadIdx.x == 0) tables.tensor_sq[blockIdx.x] = total;
+}
+
+// A block per unit. `prepared_size` is that of PreparedTensor, which begins with its stage.
+template <class S>
+__global__ void __launch_bounds__(kThreads)
+    unit_kernel(const __grid_constant__ DeviceTables tables, const __grid_constant__ GradTable grads,
+                const __grid_constant__ Range range, const __grid_constant__ GroupTable groups, int prepared_size) {
+  if (*tables.skip) return;
+  const int64_t place = range.first_unit + blockIdx.x;
+  const Unit unit = tables.units[place];
+  const TensorSlot& t = tables.tensors[unit.tensor];
+  const int32_t g = t.group - groups.first;
+  if (g < 0 || g >= groups.count) return;
+  const GroupRow& group = groups.row[g];
+  const auto& stage =
+      *reinterpret_cast<const StageCoefs<S>*>(tables.prepared + static_cast<int64_t>(prepared_size) * unit.tensor);
+  const void* grad = grads.pointer[unit.tensor - range.first_tensor];
+  const bool needs_param = group.clip_unit_ratio < 1e300;
+  const int64_t end = (unit.index + 1) * t.unit_length;
+  UnitSums sums = {0.0, 0.0, 0.0};
+  for (int64_t i = unit.index * t.unit_length + threadIdx.x * kLanes; i < end; i += kThreads * kLanes) {
+    const int count = end - i < kLanes ? static_cast<int>(end - i) : kLanes;
+    Four<S> grad_four, param_four{};
+    load(grad_four, grad, t.grad_type, i, count);
+    if (needs_param) load(param_four, t.param, t.param_type, i, count);
+#pragma unroll
+    for (int k = 0; k < kLanes; ++k) {
+      const double value = grad_four.v[k], param = param_four.v[k];
+      sums.grad += static_cast<double>(stage_clip(stage, grad_four.v[k]));
+      sums.grad_sq += value * value;
+      sums.param_sq += param * param;
+    }
+  }
+  const UnitSums total = {block_sum(sums.grad), block_sum(sums.grad_sq), block_sum(sums.param_sq)};
+  if (threadIdx.x != 0) return;
+  const double coefficient = unit_coefficient(group, total, static_cast<double>(stage.grad_scale));
+  t.unit_scale[unit.index] = coefficient;
+  t.unit_shift[unit.index] =
+      t.is_vector ? 0.0 : unit_mean(group, total, coefficient, static_cast<double>(t.unit_length));
+  tables.unit_clipped[place] =
+      needs_param ? Clipped{coefficient * coefficient * total.grad_sq, coefficient < 1.0 ? 1.0 : 0.0} : Clipped{};
+}
+
+// One block adds what was clipped of this plan to the step's total; the last plan of a step turns that into its report.
+__global__ void __launch_bounds__(kThreads)
+    clipped_kernel(const __grid_constant__ DeviceTables tables, const __grid_constant__ CudaStepControl control,
+                   const Clipped* parts, int64_t num_parts, double scale) {
+  if (*tables.skip) return;
+  Clipped sums = {0.0, 0.0};
+  for (int64_t k = threadIdx.x; k < num_parts; k += kThreads) {
+    sums.grad_sq += parts[k].grad_sq;
+    sums.num += parts[k].num;
+  }
+  const Clipped total = {block_sum(sums.grad_sq), block_sum(sums.num)};
+  if (threadIdx.x != 0) return;
+  control.clipped->grad_sq += total.grad_sq;
+  control.clipped->num += total.num;
+  if (!control.counts_report || control.clipped->num == 0.0) return;
+  if (control.loss_scale) scale /= static_cast<double>(*control.loss_scale);
+  control.report[1] = scale * sqrt(control.clipped->grad_sq);
+  control.report[3] += 1.0;
+}
+
+}  // namespace optkit

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+// ADOPT: Adam that divides by the second moment of the steps before, then averages.
+// Source: Taniguchi et al. 2024, arXiv:2411.02853v3, Algorithm 2 (with clipping). The first step only fills the second
+// moment: the paper's v_0.
+#pragma once
+
+#include "core/math.h"
+
+namespace optkit {
+
+struct ADOPTRule {
+  static constexpr const char* kStates[] = {"exp_avg", "exp_avg_sq"};
+  static constexpr int kNumStates = 2;
+  static constexpr const char* kHypers[] = {"beta1", "beta2", "eps", "clip_exponent", "decay", "cautious"};
+  static constexpr int kNumHypers = 6;
+  static constexpr const char* kScalars[] = {nullptr};
+  static constexpr int kNumScalars = 0;
+
+  template <class S>
+  struct Coefs {
+    S lr, one_minus_beta1, beta2, one_minus_beta2, eps, bound, decay;
+    bool first, clips, cautious;
+  };
+
+  template <class S>
+  OPTKIT_HD static Coefs<S> prepare(const double* hyper, double lr, double step, float* const*) {
+    const bool first = step == 1.0, clips = hyper[3] >= 0.0;  // below 0: not clipped
+    return {static_cast<S>(lr),
+            static_cast<S>(1.0 - hyper[0]),
+            static_cast<S>(hyper[1]),
+            static_cast<S>(1.0 - hyper[1]),
+            static_cast<S>(hyper[2]),
+            static_cast<S>(clips && !first ? real_power(step - 1.0, hyper[3]) : 0.0),
+            static_cast<S>(lr * hyper[4]),
+            first,
+            clips,
+            hyper[5] != 0.0};
+  }
+
+  // Decays by itself, since a stage would decay in the first step too.
+  template <class V>
+  OPTKIT_HD static V update(const Coefs<scalar_of_t<V>>& c, V param, V grad, V* state) {
+    const V zero(scalar_of_t<V>(0));
+    V& exp_avg = state[0];
+    V& exp_avg_sq = state[1];
+    if (c.first) {
+      exp_avg_sq = grad * grad;  // v_0
+      return zero;
+    }
+    V normed = grad / max(sqrt(exp_avg_sq), V(c.eps));
+    if (c.clips) normed = min(max(normed, V(-c.bound)), V(c.bound));
+    exp_avg = fma(V(c.one_minus_beta1), normed - exp_avg, exp_avg);          // m_t
+    exp_avg_sq = fma(grad * c.one_minus_beta2, grad, exp_avg_sq * c.beta2);  // v_t
+    const V moved = exp_avg * c.lr;
+    if (c.decay == scalar_of_t<V>(0)) return moved;
+    const V decayed = fma(V(c.decay), param, moved);
+    return c.cautious ? select(moved * param < zero, moved, decayed) : decayed;
+  }
+};
+
+}  // namespace optkit

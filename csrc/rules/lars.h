@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// LARS: momentum descent, at a rate in proportion to the ratio of weights and gradient of each layer.
+// Source: You et al. 2017, arXiv:1708.03888, Algorithm 1.
+#pragma once
+
+#include "core/math.h"
+#include "core/tables.h"
+
+namespace optkit {
+
+struct LARSRule {
+  static constexpr const char* kStates[] = {"momentum_buffer"};
+  static constexpr int kNumStates = 1;
+  static constexpr const char* kHypers[] = {"momentum", "weight_decay", "adapt", "trust_coefficient", "eps"};
+  static constexpr int kNumHypers = 5;
+  static constexpr const char* kScalars[] = {nullptr};
+  static constexpr int kNumScalars = 0;
+
+  template <class S>
+  struct Coefs {
+    S momentum, lr, weight_decay;
+  };
+
+  template <class S>
+  OPTKIT_HD static Coefs<S> prepare(const double* hyper, double lr, double, float* const*) {
+    return {static_cast<S>(hyper[0]), static_cast<S>(lr), static_cast<S>(hyper[1])};
+  }
+
+  // lambda = eta |w| / (|g| + beta |w|)
+  OPTKIT_HD static double trust(const double* hyper, const Sums& sums) {
+    const bool adapts = hyper[2] != 0.0;
+    const double param_norm = sqrt(sums.param_sq), grad_norm = sqrt(sums.grad_sq);
+    return adapts && param_norm > 0.0 && grad_norm > 0.0
+               ? hyper[3] * param_norm / (grad_norm + hyper[1] * param_norm + hyper[4])
+               : 1.0;
+  }
+
+  template <class V>
+  OPTKIT_HD static V update(const Coefs<scalar_of_t<V>>& c, V param, V grad, V* state) {
+    V& buffer = state[0];
+    buffer = fma(V(c.lr), fma(V(c.weight_decay), param, grad), buffer * c.momentum);  // v_{t+1}
+    return buffer;
+  }
+};
+
+}  // namespace optkit

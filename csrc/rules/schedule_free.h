@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+// Schedule-free SGD and AdamW: the parameter holds y, where gradients are taken; the state holds z, which they move.
+// The average x, which is evaluated, is never stored: y = (1 - beta) z + beta x. Source: Defazio et al. 2024,
+// arXiv:2405.15682, Equations 2-4 and Algorithm 1. The weights of the average are those of the authors' implementation:
+// step^r times a power of the greatest rate so far.
+#pragma once
+
+#include "core/math.h"
+
+namespace optkit {
+
+// What both rules need to know of one step.
+struct ScheduleFreeStep {
+  double rate;   // gamma_t
+  double share;  // c_t: of z in the new x
+};
+
+// hyper: warmup_steps, r, weight_lr_power, lr_max. The sum of weights is kept as two floats: 48 bits of it.
+OPTKIT_HD ScheduleFreeStep schedule_free_step(const double* hyper, double lr, double step, double correction,
+                                              float* const* scalar) {
+  const double ramp = step < hyper[0] ? step / hyper[0] : 1.0;
+  const double weight = real_power(step, hyper[1]) * real_power(hyper[3] * ramp * correction, hyper[2]);
+  const double sum = static_cast<double>(*scalar[0]) + static_cast<double>(*scalar[1]) + weight;
+  *scalar[0] = static_cast<float>(sum);
+  *scalar[1] = static_cast<float>(sum - static_cast<double>(*scalar[0]));
+  return {lr * ramp * correction, sum == 0.0 ? 0.0 : weight / sum};
+}
+
+// Moves z, and returns what y loses: y' = (1 - c) y + c z - rate (1 - beta (1 - c)) direction.
+template <class V>
+OPTKIT_HD V schedule_free_move(V param, V direction, V& z, scalar_of_t<V> rate, scalar_of_t<V> share,
+                               scalar_of_t<V> y_rate) {
+  const V update = fma(V(y_rate), direction, (param - z) * share);
+  z = z - direction * rate;
+  return update;
+}
+
+struct ScheduleFreeSGDRule {
+  static constexpr const char* kStates[] = {"z"};
+  static constexpr int kNumStates = 1;
+  static constexpr const char* kHypers[] = {"momentum", "warmup_steps", "r", "weight_lr_power", "lr_max"};
+  static constexpr int kNumHypers = 5;
+  static constexpr const char* kScalars[] = {"weight_sum", "weight_sum_rest"};
+  static constexpr int kNumScalars = 2;
+
+  template <class S>
+  struct Coefs {
+    S rate, share, y_rate;
+    bool first;
+  };
+
+  template <class S>
+  OPTKIT_HD static Coefs<S> prepare(const double* hyper, double lr, double step, float* const* scalar) {
+    const ScheduleFreeStep now = schedule_free_step(hyper + 1, lr, step, 1.0, scalar);
+    return {static_cast<S>(now.rate), static_cast<S>(now.share),
+            static_cast<S>(now.rate * (1.0 - hyper[0] * (1.0 - now.share))), step == 1.0};
+  }
+
+  template <class V>
+  OPTKIT_HD static V update(const Coefs<scalar_of_t<V>>& c, V param, V grad, V* state) {
+    if (c.first) state[0] = param;  // z_1 = x_1 = y_1
+    return schedule_free_move(param, grad, state[0], c.rate, c.share, c.y_rate);
+  }
+};
+
+struct ScheduleFreeAdamWRule {
+  static constexpr const char* kStates[] = {"z", "exp_avg_sq"};
+  static constexpr int kNumStates = 2;
+  static constexpr const char* kHypers[] = {"beta1", "beta2",           "eps",   "decay", "warmup_steps",
+                                            "r",     "weight_lr_power", "lr_max"};
+  static constexpr int kNumHypers = 8;
+  static constexpr const char* kScalars[] = {"weight_sum", "weight_sum_rest"};
+  static constexpr int kNumScalars = 2;
+
+  template <class S>
+  struct Coefs {
+    S beta2, one_minus_beta2, eps, decay, rate, share, y_rate;
+    bool first;
+  };
+
+  template <class S>
+  OPTKIT_HD static Coefs<S> prepare(const double* hyper, double lr, double step, float* const* scalar) {
+    const double beta1 = hyper[0], beta2 = hyper[1];
+    const ScheduleFreeStep now = schedule_free_step(hyper + 4, lr, step, sqrt(1.0 - power(beta2, step)), scalar);
+    return {static_cast<S>(beta2),
+            static_cast<S>(1.0 - beta2),
+            static_cast<S>(hyper[2]),
+            static_cast<S>(hyper[3]),
+            static_cast<S>(now.rate),
+            static_cast<S>(now.share),
+            static_cast<S>(now.rate * (1.0 - beta1 * (1.0 - now.share))),
+            step == 1.0};
+  }
+
+  // Decays by itself: at y, and z moves by it too.
+  template <class V>
+  OPTKIT_HD static V update(const Coefs<scalar_of_t<V>>& c, V param, V grad, V* state) {
+    if (c.first) state[0] = param;
+    V& exp_avg_sq = state[1];
+    exp_avg_sq = fma(grad * c.one_minus_beta2, grad, exp_avg_sq * c.beta2);  // v_t
+    const V direction = fma(V(c.decay), param, grad / (sqrt(exp_avg_sq) + V(c.eps)));
+    return schedule_free_move(param, direction, state[0], c.rate, c.share, c.y_rate);
+  }
+};
+
+}  // namespace optkit

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plain mean of the weights in several checkpoints.
+
+Source: Vaswani et al. 2017, "Attention Is All You Need", section 6.1 (the last checkpoints of one run); Wortsman et al.
+2022, "Model soups", arXiv:2203.05482, section 3 ("uniform soup": fine-tuned from one pre-trained network).
+"""
+
+import os
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+__all__ = ["Checkpoint", "average_checkpoints", "load_weights"]
+
+Checkpoint: TypeAlias = str | os.PathLike[str] | Mapping[str, Tensor]
+"""A checkpoint file, or a state dict."""
+
+_OF_TRAINING = ("callbacks", "optimizer_states", "lr_schedulers", "loops", "current_model_state")
+
+
+def average_checkpoints(
+    checkpoints: Sequence[Checkpoint], output: str | os.PathLike[str] | None = None
+) -> dict[str, Tensor]:
+    """Mean of the weights of checkpoints of one network, e.g. the last few of one run.
+
+    Floating point entries are summed in at least fp32 and given back in their own dtype; entries of integers
+    (`num_batches_tracked`) are those of the last checkpoint. BatchNorm's running statistics are averaged like weights;
+    to have them exact, recompute them by `torch.optim.swa_utils.update_bn`.
+
+    Args:
+        checkpoints: Files that Lightning or `torch.save(model.state_dict(), ...)` wrote, or state dicts; at least one.
+        output: Where to write a checkpoint as well: the last file's hyperparameters and versions with the mean as its
+            `state_dict`, for `load_from_checkpoint` and `trainer.test(ckpt_path=...)`; no training state.
+
+    Returns:
+        The mean, as a state dict on CPU.
+
+    Raises:
+        ValueError: if there is none, if one cannot be read safely, or if names or shapes differ.
+
+    Example:
+        >>> average_checkpoints([{"w": torch.zeros(2)}, {"w": torch.ones(2)}])
+        {'w': tensor([0.5000, 0.5000])}
+    """
+    if not checkpoints:
+        raise ValueError("average_checkpoints(checkpoints=[]): checkpoints must hold at least one.")
+    mean = Mean("average_checkpoints", checkpoints[0])
+    for checkpoint in checkpoints[1:]:
+        mean.add(checkpoint)
+    averaged = mean.read()
+    if output is not None:
+        last = checkpoints[-1]
+        rest = {} if isinstance(last, Mapping) else _load(last)
+        kept = {key: value for key, value in rest.items() if key not in _OF_TRAINING} if "state_dict" in rest else {}
+        torch.save({**kept, "state_dict": averaged}, output)
+    return averaged
+
+
+def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The `state_dict` of a Lightning checkpoint, or a plain state dict, on CPU; nothing but tensors is unpickled.
+
+    Args:
+        checkpoint: As in `average_checkpoints`.
+
+    Raises:
+        ValueError: if the file cannot be read safely, or holds no state dict.
+    """
+    loaded: Mapping[str, Any] = checkpoint if isinstance(checkpoint, Mapping) else _load(checkpoint)
+    weights: Mapping[str, Any] = loaded.get("state_dict", loaded)
+    tensors = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(f"load_weights(checkpoint={_shown(checkpoint)}): it must hold a state dict.")
+    return tensors
+
+
+def _load(path: str | os.PathLike[str]) -> dict[str, Any]:
+    if Path(path).is_dir():
+        raise ValueError(
+            f"load_weights(checkpoint={str(path)!r}): it must be a file; consolidate a sharded checkpoint first by "
+            "`python -m lightning.pytorch.utilities.consolidate_checkpoint`."
+        )
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"load_weights(checkpoint={str(path)!r}): it must hold tensors and plain types only; allow its other "
+            f"classes by torch.serialization.add_safe_globals ({str(error).splitlines()[0]})"
+        ) from error
+    if not isinstance(loaded, dict):
+        raise ValueError(f"load_weights(checkpoint={str(path)!r}): it must hold a state dict.")
+    return loaded
+
+
+def _shown(checkpoint: Checkpoint) -> str:
+    return "a state dict" if isinstance(checkpoint, Mapping) else repr(Path(checkpoint).name)
+
+
+class Mean:
+    """A running mean of state dicts, summed in at least fp32.
+
+    Args:
+        owner: Function to name in messages.
+        first: The checkpoint that the others must fit.
+    """
+
+    def __init__(self, owner: str, first: Checkpoint) -> None:
+        self._owner, self._shown = owner, _shown(first)
+        self._last = load_weights(first)
+        self._sum = {name: _summand(value, copy=True) for name, value in self._last.items()}
+        self._count = 1
+
+    def check(self, weights: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
+        """Raises ValueError, naming the first key that differs, unless `weights` have the same names and shapes."""
+        owner, here = f"{self._owner}(checkpoints=[...]): soup of incompatible checkpoints", _shown(checkpoint)
+        for name, value in self._sum.items():
+            if name not in weights:
+                raise ValueError(f"{owner}; {self._shown} has {name!r}, {here} has not.")
+            if weights[name].shape != value.shape:
+                raise ValueError(
+                    f"{owner}; {name!r} has shape {list(value.shape)} in {self._shown}, {list(weights[name].shape)} in "
+                    f"{here}."
+                )
+        for name in weights:
+            if name not in self._sum:
+                raise ValueError(f"{owner}; {here} has {name!r}, {self._shown} has not.")
+
+    def add(self, checkpoint: Checkpoint) -> None:
+        """One more member."""
+        weights = load_weights(checkpoint)
+        self.check(weights, checkpoint)
+        for name, value in weights.items():
+            if _is_averaged(value):
+                self._sum[name] += _summand(value)
+        self._last, self._count = weights, self._count + 1
+
+    def read(self, candidate: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The mean, with `candidate` as one more member if it is given."""
+        last = self._last if candidate is None else candidate
+        count = self._count + (candidate is not None)
+        read: dict[str, Tensor] = {}
+        for name, value in last.items():
+            if _is_averaged(value):
+                total = self._sum[name] if candidate is None else self._sum[name] + _summand(value)
+                read[name] = (total / count).to(value.dtype)
+            else:
+                read[name] = value.clone()
+        return read
+
+
+def _is_averaged(value: Tensor) -> bool:
+    return value.dtype.is_floating_point or value.dtype.is_complex
+
+
+def _summand(value: Tensor, copy: bool = False) -> Tensor:
+    dtype = torch.promote_types(value.dtype, torch.float32) if _is_averaged(value) else value.dtype
+    return value.detach().to(dtype, copy=copy)

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What several trained networks predict together, and how far they disagree.
+
+Source: Lakshminarayanan et al. 2017, "Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles",
+arXiv:1612.01474, section 2.4 (the mean of the probabilities); mutual information as in Depeweg et al. 2018,
+"Decomposition of Uncertainty in Bayesian Deep Learning", arXiv:1710.07283, section 3.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_optkit._checks import check_one_of
+from lightning_optkit.averaging.average_checkpoints import Checkpoint, load_weights
+
+__all__ = ["EnsemblePrediction", "ensemble_predict"]
+
+
+@dataclass(frozen=True)
+class EnsemblePrediction:
+    """What an ensemble predicts; N examples, on CPU.
+
+    Args:
+        mean: Mean over the members of their probabilities, or of their outputs (N, ...).
+        std: Standard deviation over the members (divided by their number, so 0 for one member) (N, ...).
+        entropy: Of the mean, in nats: all of the uncertainty. Softmax (N, ...) without the class dimension, sigmoid
+            per output; None without probabilities.
+        mutual_information: `entropy` less the members' mean entropy: the part of it that is disagreement, which more
+            data would remove.
+    """
+
+    mean: Tensor
+    std: Tensor
+    entropy: Tensor | None
+    mutual_information: Tensor | None
+
+
+@torch.no_grad()
+def ensemble_predict(
+    model: nn.Module,
+    checkpoints: Sequence[Checkpoint],
+    batches: Iterable[Any],
+    activation: Literal["softmax", "sigmoid", "identity"] = "softmax",
+    predict: Callable[[nn.Module, Any], Tensor] | None = None,
+) -> EnsemblePrediction:
+    """Mean prediction of one network under the weights of several checkpoints, in evaluation mode.
+
+    Afterwards the model has its own weights and modes again.
+
+    Args:
+        model: The network; it takes the weights of one checkpoint after another.
+        checkpoints: As in `average_checkpoints`, e.g. those of `SnapshotEnsemble`; at least one.
+        batches: Gone through once per checkpoint and so no iterator: e.g. a DataLoader without shuffling.
+        activation: Makes probabilities of what the network puts out: "softmax" over dimension 1, "sigmoid", or
+            "identity" for regression.
+        predict: `predict(model, batch)`, what the network puts out (B, ...); None: `model(batch)`, or of a tuple or
+            list its first item, moved to the model's device.
+
+    Raises:
+        ValueError: if there are no checkpoints or no batches, or if one does not fit the model.
+
+    Example:
+        >>> members = [{"weight": torch.tensor([[1.0], [0.0]])}, {"weight": torch.tensor([[0.0], [1.0]])}]
+        >>> predicted = ensemble_predict(nn.Linear(1, 2, bias=False), members, [torch.tensor([[100.0]])])
+        >>> predicted.mean, predicted.mutual_information  # each member is certain, and they disagree: log(2)
+        (tensor([[0.5000, 0.5000]]), tensor([0.6931]))
+    """
+    check_one_of("ensemble_predict", "activation", activation, ("softmax", "sigmoid", "identity"))
+    if not checkpoints:
+        raise ValueError("ensemble_predict(checkpoints=[]): checkpoints must hold at least one.")
+    if iter(batches) is batches:
+        raise ValueError("ensemble_predict(batches=<iterator>): batches must be iterable once per checkpoint.")
+    own = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    modes = {module: module.training for module in model.modules()}
+    mean = squares = own_entropy = torch.zeros(())
+    try:
+        model.eval()
+        for count, checkpoint in enumerate(checkpoints, start=1):
+            try:
+                model.load_state_dict(load_weights(checkpoint))
+            except RuntimeError as error:
+                reason = " ".join(str(error).split())
+                raise ValueError(f"ensemble_predict(checkpoints=[...]): number {count} must fit: {reason}") from error
+            outputs = _all_outputs(model, batches, predict or _predict)
+            values = _activated(outputs, activation)
+            difference = values - mean
+            mean = mean + difference / count
+            squares = squares + difference * (values - mean)
+            if activation != "identity":
+                own_entropy = own_entropy + (_entropy(values, activation) - own_entropy) / count
+    finally:
+        model.load_state_dict(own)
+        for module, training in modes.items():
+            module.training = training
+    std = (squares / len(checkpoints)).clamp(min=0).sqrt()
+    if activation == "identity":
+        return EnsemblePrediction(mean, std, None, None)
+    entropy = _entropy(mean, activation)
+    return EnsemblePrediction(mean, std, entropy, (entropy - own_entropy).clamp(min=0))
+
+
+def _predict(model: nn.Module, batch: Any) -> Tensor:
+    inputs = batch[0] if isinstance(batch, list | tuple) else batch
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    outputs: Tensor = model(inputs.to(device))
+    return outputs
+
+
+def _all_outputs(model: nn.Module, batches: Iterable[Any], predict: Callable[[nn.Module, Any], Tensor]) -> Tensor:
+    outputs = [predict(model, batch).cpu() for batch in batches]
+    if not outputs:
+        raise ValueError("ensemble_predict(batches=[]): batches must hold at least one.")
+    joined = torch.cat(outputs)
+    return joined.to(torch.promote_types(joined.dtype, torch.float32))
+
+
+def _activated(outputs: Tensor, activation: str) -> Tensor:
+    if activation == "softmax":
+        return outputs.softmax(dim=1)
+    return outputs.sigmoid() if activation == "sigmoid" else outputs
+
+
+def _entropy(probabilities: Tensor, activation: str) -> Tensor:
+    if activation == "softmax":
+        entropy: Tensor = torch.special.entr(probabilities).sum(dim=1)
+        return entropy
+    both: Tensor = torch.special.entr(probabilities) + torch.special.entr(1 - probabilities)
+    return both

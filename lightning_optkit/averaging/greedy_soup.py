@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The greedy soup: the mean of those checkpoints that help.
+
+Source: Wortsman et al. 2022, "Model soups: averaging weights of multiple fine-tuned models improves accuracy without
+increasing inference time", arXiv:2203.05482, recipe 1.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from lightning_optkit._checks import check_one_of
+from lightning_optkit.averaging.average_checkpoints import Checkpoint, Mean, load_weights
+
+__all__ = ["GreedySoup", "greedy_soup"]
+
+
+@dataclass(frozen=True)
+class GreedySoup:
+    """What `greedy_soup` found.
+
+    Args:
+        state_dict: The mean of the ingredients.
+        score: Its score.
+        ingredients: Positions of the checkpoints in it, in the order in which they were added.
+        scores: Score of every checkpoint alone, in the order given.
+    """
+
+    state_dict: dict[str, Tensor]
+    score: float
+    ingredients: tuple[int, ...]
+    scores: tuple[float, ...]
+
+
+def greedy_soup(
+    checkpoints: Sequence[Checkpoint],
+    score: Callable[[dict[str, Tensor]], float],
+    mode: Literal["max", "min"] = "max",
+) -> GreedySoup:
+    """Adds checkpoints, the best first, to a mean, each for as long as the mean does not become worse.
+
+    On the data of `score` the soup is never worse than the best single checkpoint. Keep other data for the test.
+
+    Args:
+        checkpoints: As in `average_checkpoints`, e.g. of runs with other hyperparameters from one pre-trained network.
+        score: Given a state dict, its score on held-out data; called at most `2 * len(checkpoints) - 1` times.
+        mode: "max" if a higher score is better, "min" if a lower one is.
+
+    Raises:
+        ValueError: as in `average_checkpoints`; or for a `mode` that is none.
+
+    Example:
+        >>> import torch
+        >>> found = greedy_soup(
+        ...     [{"w": torch.tensor(0.0)}, {"w": torch.tensor(3.0)}, {"w": torch.tensor(9.0)}],
+        ...     score=lambda weights: abs(float(weights["w"]) - 2.0),
+        ...     mode="min",
+        ... )
+        >>> found.ingredients, found.state_dict["w"], found.score
+        ((1, 0), tensor(1.5000), 0.5)
+    """
+    check_one_of("greedy_soup", "mode", mode, ("max", "min"))
+    if not checkpoints:
+        raise ValueError("greedy_soup(checkpoints=[]): checkpoints must hold at least one.")
+    sign = 1.0 if mode == "max" else -1.0
+    fits = Mean("greedy_soup", checkpoints[0])
+    scores: list[float] = []
+    for checkpoint in checkpoints:
+        weights = load_weights(checkpoint)
+        fits.check(weights, checkpoint)
+        scores.append(float(score(weights)))
+    ranked = sorted(range(len(checkpoints)), key=lambda i: -sign * scores[i])
+    soup, best = Mean("greedy_soup", checkpoints[ranked[0]]), scores[ranked[0]]
+    ingredients = [ranked[0]]
+    for i in ranked[1:]:
+        candidate = float(score(soup.read(load_weights(checkpoints[i]))))
+        if sign * candidate >= sign * best:
+            soup.add(checkpoints[i])
+            best = candidate
+            ingredients.append(i)
+    return GreedySoup(soup.read(), best, tuple(ingredients), tuple(scores))

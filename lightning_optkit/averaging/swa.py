@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stochastic weight averaging: the plain mean of the weights that training passes through near its end.
+
+Source: Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better Generalization", arXiv:1803.05407,
+algorithm 1; the first update (a copy) as in `torch.optim.swa_utils.AveragedModel` with `get_swa_avg_fn`.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+from lightning_optkit._checks import check_int
+
+__all__ = ["SWA"]
+
+
+@dataclass(frozen=True)
+class SWA:
+    """`average <- average + (parameter - average) / (n + 1)` after an optimizer step; the first update copies.
+
+    Folded into a step it costs 8 bytes per fp32 parameter; it is kept in `optimizer.state[p]["swa"]`, in fp32 beside
+    16-bit parameters, so every checkpoint carries it.
+
+    The rate while averaging is a schedule of its own. Constant, at a fifth of the base value over the last quarter:
+    `LRSchedule(join(cosine(0.2), 0.75, constant(0.2)))`. Cyclical, averaged once per cycle of 200 steps:
+    `LRSchedule(join(cosine(0.2), 0.75, sgdr(cycle=200)))` with `SWA(0.75, every=200)`. Networks with BatchNorm need
+    their statistics recomputed for the average: `WeightAveraging(SWA(), update_bn=True)`.
+
+    Args:
+        start: First optimizer step, from 1, whose result is averaged; or a float in (0, 1], a fraction of the run.
+        every: Optimizer steps between updates (the paper's cycle length c), at least 1.
+
+    Raises:
+        ValueError: for an argument out of range.
+
+    Cost: one fp32 number of state per parameter.
+
+    Example:
+        >>> SWA(0.75, every=10).for_run(1_000)
+        SWA(start=750, every=10)
+    """
+
+    start: int | float = 0.75
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        is_number = isinstance(self.start, int | float) and not isinstance(self.start, bool)
+        requirement = "start must be an int >= 1 (optimizer step) or a float in (0, 1] (fraction of the run)."
+        if not is_number:
+            raise TypeError(f"SWA(start={self.start!r}): {requirement}")
+        in_range = 0 < self.start <= 1 if isinstance(self.start, float) else self.start >= 1
+        if not in_range:
+            raise ValueError(f"SWA(start={self.start!r}): {requirement}")
+        check_int("SWA", "every", self.every, minimum=1)
+
+    def for_run(self, total_steps: float) -> "SWA":
+        """The same with `start` as an optimizer step of a run of `total_steps`, rounded up.
+
+        Raises:
+            ValueError: if `start` is a fraction and the length of the run is not known.
+        """
+        if isinstance(self.start, int):
+            return self
+        if not 1 <= total_steps < math.inf:
+            raise ValueError(
+                f"SWA(start={self.start!r}): start must be an optimizer step where the length of the run is unknown, "
+                f"got total_steps={total_steps!r}."
+            )
+        return replace(self, start=max(1, math.ceil(round(self.start * total_steps, 6))))
+
+    @property
+    def state_name(self) -> str:
+        """Its name in `optimizer.state[p]`."""
+        return "swa"
+
+    @property
+    def kind(self) -> int:
+        """AverageKind::kUniform of csrc/core/tables.h."""
+        return 2
+
+    @property
+    def decay(self) -> float:
+        """Unused by this kind."""
+        return 0.0

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BatchNorm's running statistics for weights that no training step has run with."""
+
+import copy
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import update_bn
+from torch.utils.data import DataLoader
+
+__all__ = ["batch_norms", "check_forward", "recompute_batch_norm_"]
+
+
+def check_forward(pl_module: pl.LightningModule) -> None:
+    """Raises ValueError if the module does not say what to do with an input."""
+    if type(pl_module).forward is pl.LightningModule.forward:
+        raise ValueError(
+            f"WeightAveraging(update_bn=True): {type(pl_module).__name__} must define forward(x), for the first item "
+            "of a batch."
+        )
+
+
+def batch_norms(pl_module: pl.LightningModule) -> dict[str, Tensor]:
+    """The running statistics and counters of all BatchNorm layers, by name."""
+    return {
+        f"{name}.{buffer_name}" if name else buffer_name: buffer
+        for name, module in pl_module.named_modules()
+        if isinstance(module, _BatchNorm)
+        for buffer_name, buffer in module.named_buffers(recurse=False)
+    }
+
+
+def recompute_batch_norm_(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    """`torch.optim.swa_utils.update_bn` over the training data, merged over the processes; nothing else changes.
+
+    Neither random numbers, nor the place in the training data, nor any other buffer, nor which modules are in training
+    mode; a frozen BatchNorm gets new statistics too, since its input is another one.
+    """
+    statistics = batch_norms(pl_module)
+    if not statistics:
+        return
+    others = {name: b.clone() for name, b in pl_module.named_buffers() if name not in statistics}
+    modes = {module: module.training for module in pl_module.modules()}
+    momenta = {module: module.momentum for module in modes if isinstance(module, _BatchNorm)}
+    try:
+        with isolate_rng(), torch.no_grad(), trainer.precision_plugin.forward_context():
+            update_bn(_inputs(trainer), pl_module)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for module, momentum in momenta.items():
+            module.momentum = momentum
+        for name, buffer in pl_module.named_buffers():
+            if name in others:
+                buffer.copy_(others[name])
+    if trainer.world_size > 1:
+        for buffer in statistics.values():
+            if buffer.dtype.is_floating_point:
+                buffer.copy_(trainer.strategy.reduce(buffer.clone(), reduce_op="mean"))
+
+
+def _inputs(trainer: pl.Trainer) -> Iterator[Any]:
+    loader = trainer.train_dataloader
+    if not isinstance(loader, DataLoader):
+        raise ValueError(
+            f"WeightAveraging(update_bn=True): the training data must be one DataLoader, got {type(loader).__name__}."
+        )
+    # The training goes on with its own iterator (persistent workers would restart it) and its own order.
+    again = copy.copy(loader)
+    again.__dict__["_iterator"] = None
+    holders = [again, again.sampler, getattr(again.batch_sampler, "sampler", None)]
+    generators = {g for holder in holders if (g := getattr(holder, "generator", None)) is not None}
+    states = {generator: generator.get_state() for generator in generators}
+    limit = trainer.num_training_batches
+    try:
+        for batch in islice(iter(again), None if limit == float("inf") else int(limit)):
+            batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
+            yield batch[0] if isinstance(batch, list | tuple) else batch
+    finally:
+        for generator, state in states.items():
+            generator.set_state(state)

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Modules that a user names by a shell pattern, level by level: a `*` does not reach over a dot."""
+
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+
+__all__ = ["first_tensor", "modules_named", "with_first"]
+
+
+def modules_named(owner: str, argument: str, module: nn.Module, pattern: str) -> dict[str, nn.Module]:
+    """Name -> module for all whose name matches, in the order of the module tree.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    levels = pattern.split(".")
+    found = {
+        name: child
+        for name, child in module.named_modules()
+        if len(parts := name.split(".")) == len(levels) and all(map(fnmatchcase, parts, levels)) and name
+    }
+    if not found:
+        known = ", ".join(name for name, _ in list(module.named_modules())[1:9])
+        raise ValueError(f"{owner}({argument}={pattern!r}): no module has such a name; there are {known}, ...")
+    return found
+
+
+def first_tensor(owner: str, name: str, output: object) -> Tensor:
+    """What a layer hands on: its output, or the first of several (recurrent layers, attention).
+
+    Raises:
+        TypeError: if that is not a tensor.
+    """
+    first = output[0] if isinstance(output, tuple | list) and output else output
+    if not isinstance(first, Tensor):
+        raise TypeError(f"{owner}(...): {name} returns {type(first).__name__}; it must return a tensor, or one first.")
+    return first
+
+
+def with_first(output: object, first: Tensor) -> object:
+    """The same output with another first tensor."""
+    return (first, *output[1:]) if isinstance(output, tuple | list) else first

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes the norms of a module fused for the length of a fit, wherever the module creates them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from lightning_optkit.callbacks._overrides import override, restore
+from lightning_optkit.layers.swap_norms import NormSwaps, swap_norms
+
+__all__ = ["FusedNorms"]
+
+
+class FusedNorms:
+    """LayerNorm and RMSNorm of one module, swapped after its `setup` and after its `configure_model`.
+
+    Callbacks are set up before the module, and layers may appear in either method; both run before the strategy wraps
+    or shards the module.
+    """
+
+    def __init__(self, pl_module: pl.LightningModule) -> None:
+        self._module = pl_module
+        self._swaps: list[NormSwaps] = []
+        self._overrides: dict[str, Callable[..., Any]] = {}
+        for name in ("setup", "configure_model"):
+            # Lightning asks whether configure_model is there; it must not come to be by this.
+            if name == "setup" or is_overridden(name, pl_module):
+                self._overrides[name] = self._swap_after(getattr(pl_module, name))
+                override(pl_module, name, self._overrides[name])
+
+    def lines(self) -> list[str]:
+        """What was swapped and what was not, one sentence per kind."""
+        return [line for swaps in self._swaps for line in swaps.summary()]
+
+    def undo(self) -> None:
+        """Gives every layer its class back."""
+        for name, function in self._overrides.items():
+            restore(self._module, name, function)
+        self._overrides = {}
+        while self._swaps:
+            self._swaps.pop().undo()
+
+    def _swap_after(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def create(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            seen = {row.name for swaps in self._swaps for row in swaps.rows}
+            for kind in ("layer", "rms"):
+                self._swaps.append(swap_norms(self._module, kind, only=lambda name, _: name not in seen))
+            return result
+
+        return create

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a module's `training_step` before training without a trace, and gives storage to modules on the meta device."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import nn
+from torchmetrics import Metric
+
+__all__ = ["materialize", "run_training_step"]
+
+
+def run_training_step(
+    owner: str,
+    trainer: pl.Trainer,
+    forward: Callable[[pl.LightningModule, Any], object] | None,
+    pl_module: pl.LightningModule,
+    batch: Any,
+) -> None:
+    """Runs `forward(pl_module, batch)`, by default `training_step`, in the Trainer's precision; logs nothing.
+
+    Modes, buffers and random numbers are the caller's concern (`init.activation_statistics` puts them back).
+
+    Raises:
+        RuntimeError: if it fails, with the way out.
+    """
+    try:
+        with _without_trace(pl_module), trainer.precision_plugin.train_step_context():
+            if forward is not None:
+                forward(pl_module, batch)
+            elif not pl_module.automatic_optimization:
+                raise RuntimeError("it steps an optimizer by itself")
+            elif is_param_in_hook_signature(pl_module.training_step, "batch_idx", min_args=2):
+                pl_module.training_step(batch, 0)
+            else:
+                pl_module.training_step(batch)
+    except ValueError:
+        raise  # a scheme refuses what it sees
+    except Exception as error:
+        what = "training_step" if forward is None else "forward"
+        raise RuntimeError(
+            f"{owner}(forward={forward!r}): {what} could not be run on a batch before training ({error}); pass "
+            "forward=lambda module, batch: ..., which runs the network alone."
+        ) from error
+
+
+@contextmanager
+def _without_trace(pl_module: pl.LightningModule) -> Iterator[None]:
+    """Puts back the module's own attributes and the contents of its lists, dicts and sets; nothing is logged."""
+    own = vars(pl_module)
+    public = {name: value for name, value in own.items() if not name.startswith("_")}
+    contents = [(value, copy.copy(value)) for value in public.values() if isinstance(value, list | dict | set)]
+    metrics = [m for m in pl_module.modules() if isinstance(m, Metric) and not m.update_called]
+    muted = [module for module in pl_module.modules() if isinstance(module, pl.LightningModule)]
+    overridden = [(vars(module), {name: vars(module).get(name) for name in ("log", "log_dict")}) for module in muted]
+    for attributes, _ in overridden:
+        attributes.update(log=_log_nothing, log_dict=_log_nothing)
+    try:
+        yield
+    finally:
+        for attributes, before in overridden:
+            for name, value in before.items():
+                if value is None:
+                    attributes.pop(name, None)
+                else:
+                    attributes[name] = value
+        for name in [name for name in own if not name.startswith("_") and name not in public]:
+            del own[name]
+        own.update(public)
+        for held, content in contents:
+            held.clear()
+            (held.extend if isinstance(held, list) else held.update)(content)
+        for metric in metrics:
+            metric.reset()
+
+
+def _log_nothing(*args: Any, **kwargs: Any) -> None:
+    pass
+
+
+def materialize(model: nn.Module, device: torch.device) -> None:
+    """Gives storage on `device` to what is on the meta device, and fills it by each module's `reset_parameters`.
+
+    Tied parameters stay tied. torch's random state is put back.
+
+    Raises:
+        ValueError: if such a module has no `reset_parameters`: nobody would fill it.
+    """
+    made: dict[int, Any] = {}
+    touched = []
+    for name, module in model.named_modules():
+        stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        on_meta = [(store, key) for store in stores for key, t in store.items() if t is not None and t.is_meta]
+        if not on_meta:
+            continue
+        reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+        if reset is None:
+            raise ValueError(
+                f"Initialize(...): {name or 'the module'!r} ({type(module).__name__}) is on the meta device and has no "
+                "reset_parameters() to fill it; define one, or build it on a device."
+            )
+        touched.append(reset)
+        for store, key in on_meta:
+            old = store[key]
+            if id(old) not in made:
+                new = torch.empty_like(old, device=device)
+                made[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+            store[key] = made[id(old)]
+    if touched:
+        with isolate_rng():
+            for reset in touched:
+                reset()

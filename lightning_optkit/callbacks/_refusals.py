@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What several callbacks refuse, in the same words."""
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+
+__all__ = ["refuse_manual_optimization", "refuse_split_parameters", "refuse_twice"]
+
+
+def refuse_twice(callback: Callback, trainer: pl.Trainer) -> None:
+    """Raises ValueError if another callback of the same class is in the Trainer."""
+    owner = type(callback).__name__
+    if any(type(other) is type(callback) and other is not callback for other in trainer.callbacks):  # type: ignore[attr-defined]
+        raise ValueError(f"{owner}(...): given twice; a run takes one.")
+
+
+def refuse_manual_optimization(callback: Callback, pl_module: pl.LightningModule, because: str) -> None:
+    """Raises ValueError if the module steps by itself."""
+    if not pl_module.automatic_optimization:
+        owner = type(callback).__name__
+        raise ValueError(f"{owner}(...): {type(pl_module).__name__} optimizes manually; {because}.")
+
+
+def refuse_split_parameters(callback: Callback, trainer: pl.Trainer) -> None:
+    """Raises ValueError under a strategy whose processes do not hold all parameters."""
+    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        raise ValueError(
+            f"{type(callback).__name__}(...): {type(trainer.strategy).__name__} is not supported; every process must "
+            "hold all parameters, as on a single device or under DDP."
+        )

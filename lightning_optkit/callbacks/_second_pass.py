@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A second run of `training_step` on the same batch, of which statistics, metrics and logs shall know nothing."""
+
+from types import TracebackType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import lightning.pytorch as pl
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_optkit.callbacks._overrides import override, restore
+
+__all__ = ["SecondPass", "finish_second_passes", "loss_of", "with_loss"]
+
+
+class SecondPass:
+    """A context: what is logged inside is not logged, and metrics leave it as they entered.
+
+    Buffers (running statistics of BatchNorm, power iterations) may still be needed by the backward pass: they are put
+    back by `finish_second_passes`, to be called behind it.
+
+    Args:
+        pl_module: Whose `training_step` is run again.
+    """
+
+    def __init__(self, pl_module: pl.LightningModule) -> None:
+        self._module = pl_module
+        self._buffers = [(buffer, buffer.detach().clone()) for buffer in pl_module.buffers()]
+        _PENDING.setdefault(pl_module, []).append(self)
+        self._metrics = [
+            (metric, {name: _copy(getattr(metric, name)) for name in (*metric._defaults, "_update_count", "_computed")})
+            for metric in pl_module.modules()
+            if isinstance(metric, Metric)
+        ]
+
+    def __enter__(self) -> None:
+        def log(*args: Any, **kwargs: Any) -> None:
+            """The first pass has logged."""
+
+        self._log = log
+        override(self._module, "log", log)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        restore(self._module, "log", self._log)
+        for metric, states in self._metrics:
+            for name, value in states.items():
+                setattr(metric, name, value)
+
+    def restore_buffers(self) -> None:
+        """Puts back what the buffers held before."""
+        for buffer, before in self._buffers:
+            buffer.data.copy_(before)
+
+
+_PENDING: WeakKeyDictionary[pl.LightningModule, list[SecondPass]] = WeakKeyDictionary()
+
+
+def finish_second_passes(pl_module: pl.LightningModule) -> None:
+    """Restores the buffers of every second pass whose gradients have been taken, the last one first."""
+    for second in reversed(_PENDING.pop(pl_module, [])):
+        second.restore_buffers()
+
+
+def _copy(value: Any) -> Any:
+    """Metrics add to their tensors in place, and append to their lists."""
+    return value.clone() if isinstance(value, Tensor) else list(value) if isinstance(value, list) else value
+
+
+def loss_of(output: Any) -> Tensor | None:
+    """The loss in what a `training_step` returned."""
+    loss = output if isinstance(output, Tensor) or output is None else output.get("loss")
+    assert loss is None or isinstance(loss, Tensor)
+    return loss
+
+
+def with_loss(output: Any, loss: Tensor) -> Any:
+    """The same with another loss."""
+    return loss if isinstance(output, Tensor) else {**output, "loss": loss}

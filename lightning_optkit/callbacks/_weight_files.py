@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two sets of weights in one checkpoint: what is exported, and beside it what training goes on from.
+
+Ordinary and full checkpoints hold the second under `current_model_state`, as Lightning's own WeightAveraging does. A
+sharded checkpoint writes shards only of its `state_dict` and `optimizer_states`, the rest comes from rank 0; there the
+second is one more of the optimizer states, so that every rank writes its own part and the `state_dict` stays clean.
+"""
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
+
+__all__ = ["as_saved", "load_trained", "save_trained"]
+
+_KEY = "current_model_state"
+_PLACE = "current_model_state_in_optimizer"
+
+
+def as_saved(trainer: pl.Trainer, tensor: Tensor) -> Tensor:
+    """The tensor as the strategy's `state_dict` has it: a shard, or gathered from all processes."""
+    if hasattr(tensor, "full_tensor") and not _is_sharded(trainer):
+        whole: Tensor = tensor.full_tensor().cpu()
+        return whole
+    return tensor.detach()
+
+
+def save_trained(trainer: pl.Trainer, checkpoint: dict[str, Any], trained: dict[str, Tensor]) -> None:
+    """Puts the trained weights beside the `state_dict`; call it before the `state_dict` is changed.
+
+    Args:
+        trainer: Every process must call.
+        checkpoint: As `on_save_checkpoint` is given it.
+        trained: Those that the module does not hold at this moment, by name.
+    """
+    weights = dict(checkpoint["state_dict"])
+    for name, tensor in trained.items():
+        value = as_saved(trainer, tensor)
+        if name in weights:
+            weights[name] = value
+    if _is_sharded(trainer):
+        checkpoint[_PLACE] = len(checkpoint["optimizer_states"])
+        checkpoint["optimizer_states"] = [*checkpoint["optimizer_states"], weights]
+    else:
+        checkpoint[_KEY] = weights
+
+
+def load_trained(trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    """Gives the module the trained weights that `save_trained` put there, if any."""
+    strict = pl_module.strict_loading
+    if not isinstance(trainer.strategy, ModelParallelStrategy):
+        if _KEY in checkpoint:
+            pl_module.load_state_dict(checkpoint[_KEY], strict=strict)
+        return
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+    from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
+
+    if _PLACE in checkpoint:
+        weights = get_model_state_dict(pl_module)
+        load_sharded({f"optimizer_{checkpoint[_PLACE]}": weights}, checkpoint_id=trainer.ckpt_path)
+        set_model_state_dict(pl_module, weights, options=StateDictOptions(strict=strict))
+    elif _KEY in checkpoint:
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=strict)
+        set_model_state_dict(pl_module, checkpoint[_KEY], options=options)
+
+
+def _is_sharded(trainer: pl.Trainer) -> bool:
+    return isinstance(trainer.strategy, ModelParallelStrategy) and trainer.strategy._save_distributed_checkpoint

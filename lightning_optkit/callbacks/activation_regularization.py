@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adds the size of chosen activations, and their change over time, to the training loss."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lightning_optkit._checks import check_in
+from lightning_optkit.callbacks._named_modules import first_tensor, modules_named
+from lightning_optkit.callbacks._overrides import override, restore
+from lightning_optkit.callbacks._refusals import refuse_manual_optimization
+from lightning_optkit.callbacks._second_pass import loss_of, with_loss
+from lightning_optkit.regularization.activation_regularization import (
+    activation_regularization,
+    temporal_activation_regularization,
+)
+
+__all__ = ["ActivationRegularization"]
+
+
+class ActivationRegularization(Callback):
+    """AR on the outputs of the modules named `names`, and TAR on those named `temporal_names`, added to the loss.
+
+    In the paper both look at the last recurrent layer: AR behind its dropout, TAR before it. A recurrent layer says
+    itself where time is (`batch_first`). A module that runs several times in a `training_step` counts by its mean.
+
+    Args:
+        names: Shell pattern of the modules whose outputs shall be small, e.g. "decoder.dropout"; a `*` does not reach
+            over a dot.
+        temporal_names: Of those whose outputs shall change slowly, e.g. "decoder.lstm". Default: the same.
+        alpha: Weight of AR, in [0, inf).
+        beta: Weight of TAR, in [0, inf).
+        time_dim: Dimension of time in the outputs of other modules.
+
+    Raises:
+        ValueError: for an argument out of range or two that are 0; when the fit starts, if no module has such a name,
+            or for manual optimization.
+
+    Source: Merity et al. 2017, arXiv:1708.01009, Section 3.
+
+    Example:
+        >>> regularization = ActivationRegularization("lstm", alpha=2.0, beta=1.0)
+        >>> trainer = pl.Trainer(callbacks=[regularization], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self, names: str, temporal_names: str | None = None, alpha: float = 2.0, beta: float = 1.0, time_dim: int = 1
+    ) -> None:
+        self.alpha = check_in("ActivationRegularization", "alpha", alpha, "[0, inf)")
+        self.beta = check_in("ActivationRegularization", "beta", beta, "[0, inf)")
+        if alpha == beta == 0:
+            raise ValueError("ActivationRegularization(alpha=0, beta=0): one of them must be greater than 0.")
+        self.names, self.temporal_names = names, names if temporal_names is None else temporal_names
+        self.time_dim = time_dim
+        self._terms: dict[tuple[str, str], list[Tensor]] | None = None  # while training_step runs
+        self._hooks: list[RemovableHandle] = []
+        self._override: Callable[..., Any] | None = None
+
+    # --- hooks, in the order Lightning calls them ---
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            refuse_manual_optimization(self, pl_module, "the loss that is passed back is its own")
+            self._override = self._wrap(pl_module)
+            override(pl_module, "training_step", self._override)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.alpha:
+            named = modules_named("ActivationRegularization", "names", pl_module, self.names)
+            self._hooks += [module.register_forward_hook(self._small(name)) for name, module in named.items()]
+        if self.beta:
+            named = modules_named("ActivationRegularization", "temporal_names", pl_module, self.temporal_names)
+            self._hooks += [module.register_forward_hook(self._slow(name)) for name, module in named.items()]
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._undo(pl_module)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._undo(pl_module)
+
+    # --- what they do ---
+
+    def _wrap(self, pl_module: pl.LightningModule) -> Callable[..., Any]:
+        original = pl_module.training_step
+
+        @wraps(original)  # Lightning looks at the signature
+        def training_step(*args: Any, **kwargs: Any) -> Any:
+            self._terms = {}
+            try:
+                output = original(*args, **kwargs)
+                terms = [sum(each[1:], each[0]) / len(each) for each in self._terms.values()]
+            finally:
+                self._terms = None
+            loss = loss_of(output)
+            return output if loss is None else with_loss(output, sum(terms, loss))
+
+        return training_step
+
+    def _small(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if self._terms is not None:
+                activations = first_tensor("ActivationRegularization", name, output)
+                self._terms.setdefault((name, "AR"), []).append(activation_regularization(activations, self.alpha))
+
+        return hook
+
+    def _slow(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if self._terms is not None:
+                activations = first_tensor("ActivationRegularization", name, output)
+                time_dim = int(module.batch_first) if isinstance(module, nn.RNNBase) else self.time_dim
+                term = temporal_activation_regularization(activations, self.beta, time_dim)
+                self._terms.setdefault((name, "TAR"), []).append(term)
+
+        return hook
+
+    def _undo(self, pl_module: pl.LightningModule) -> None:
+        for handle in self._hooks:
+            handle.remove()
+        restore(pl_module, "training_step", self._override)
+        self._hooks, self._override, self._terms = [], None, None

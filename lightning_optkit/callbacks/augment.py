@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Augments training batches on the device, and mixes the loss where examples were mixed.
+
+Source: Zhang et al. 2018, arXiv:1710.09412 (a mixture of targets is a mixture of cross-entropies); Yun et al. 2019,
+arXiv:1905.04899 (CutMix).
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+
+from lightning_optkit._checks import check_int
+from lightning_optkit.callbacks._fields import Field, check_field, field_of, with_field
+from lightning_optkit.callbacks._losses import TARGETS, Loss, LossCall, intercept, release
+from lightning_optkit.callbacks._overrides import override, restore
+from lightning_optkit.data import CutMix, Mixup
+from lightning_optkit.data._draws import Draws
+
+__all__ = ["Augment"]
+
+
+class _Mixture(NamedTuple):
+    """How the batch in training was mixed: share * examples + (1 - share) * partners."""
+
+    partners: Tensor
+    share: float
+
+
+class Augment(Callback):
+    """Applies augmentations to the inputs of every training batch; other stages see the data as they are.
+
+    `Mixup` and `CutMix` mix pairs of examples. Class indices stay class indices, so that metrics in `training_step`
+    keep working: there every loss of `F.cross_entropy` and its kin becomes share * loss(targets) + (1 - share) *
+    loss(targets of the partners), which is cross-entropy with soft targets, whatever weights, `ignore_index` or label
+    smoothing it has. Floating targets (regression, soft targets) are mixed in the batch. If `training_step` computes
+    its loss in another way from class indices, it raises.
+
+    The random numbers of training batch t on rank r follow from `seed + r` and t alone: they do not touch the run's,
+    and a resumed run goes on with those of its next batch. List this callback after `Preprocess`.
+
+    Args:
+        augmentations: Augmentations of `lightning_optkit.data`, or modules of one's own from inputs to inputs, applied
+            in order. Of several that mix examples, one is drawn for every batch.
+        inputs: Field of the inputs, as in `Preprocess`: (N, C, H, W) for images.
+        targets: Field of the targets, needed by `Mixup` and `CutMix` only.
+        seed: Seed of all draws, in [0, inf).
+
+    Raises:
+        TypeError: if an augmentation is not a module.
+        ValueError: if there is none, or a batch lacks a field.
+        RuntimeError: if examples were mixed and the loss cannot be reached.
+
+    Cost: that of the augmentations; with mixing a second evaluation of the loss function (not of the model).
+
+    Source: Zhang et al. 2018, arXiv:1710.09412; Yun et al. 2019, arXiv:1905.04899.
+
+    Example:
+        >>> from lightning_optkit.data import CutMix, Mixup, RandomHorizontalFlip
+        >>> augment = Augment([RandomHorizontalFlip(), Mixup(0.2), CutMix()])
+        >>> trainer = pl.Trainer(callbacks=[augment], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self, augmentations: nn.Module | Sequence[nn.Module], inputs: Field = 0, targets: Field = 1, seed: int = 0
+    ) -> None:
+        modules = [augmentations] if isinstance(augmentations, nn.Module) else [*augmentations]
+        if not modules:
+            raise ValueError("Augment(augmentations=[]): augmentations must hold at least one.")
+        for module in modules:
+            if not isinstance(module, nn.Module):
+                raise TypeError(f"Augment(augmentations={module!r}): augmentations must be torch modules.")
+        self.augmentations = nn.ModuleList(modules).train()
+        self.inputs, self._inputs = inputs, check_field("Augment", "inputs", inputs)
+        self.targets, self._targets = targets, check_field("Augment", "targets", targets)
+        self.seed = check_int("Augment", "seed", seed, minimum=0)
+        self._generator = torch.Generator()
+        self._batch_to_device: Callable[..., Any] | None = None
+        self._mixture: _Mixture | None = None
+        self._training = self._intercepts = False
+
+    # --- hooks, in the order Lightning calls them ---
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        for module in self.augmentations.modules():
+            if isinstance(module, Draws):
+                module.generator = self._generator  # one for all: none repeats the numbers of another
+        inner = trainer.strategy.batch_to_device
+
+        def batch_to_device(batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
+            batch = inner(batch, device=device, dataloader_idx=dataloader_idx)
+            return self._augment(trainer, pl_module, batch) if self._training and trainer.training else batch
+
+        self._batch_to_device = batch_to_device
+        override(trainer.strategy, "batch_to_device", batch_to_device)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Not before: other callbacks may look at batches, or fit transforms on them.
+        self._training = True
+        self.augmentations.to(pl_module.device)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._training = False
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._undo(trainer, pl_module)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._undo(trainer, pl_module)
+
+    # --- what they do ---
+
+    @torch.no_grad()
+    def _augment(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> Any:
+        self._mixture = None
+        inputs = field_of("Augment", "inputs", batch, self._inputs)
+        progress: Any = trainer.fit_loop.epoch_loop.batch_progress  # part of every checkpoint
+        draw = random.Random(f"{self.seed + trainer.global_rank} {progress.total.processed}")
+        self._generator.manual_seed(draw.getrandbits(62))
+        mixing = [module for module in self.augmentations if isinstance(module, Mixup | CutMix)]
+        chosen = draw.choice(mixing) if mixing else None
+        for module in self.augmentations:
+            if module is chosen:
+                inputs, partners, share = chosen.mix(inputs)
+                self._mixture = _Mixture(partners, share)
+            elif module not in mixing:
+                inputs = module(inputs)
+        if self._mixture is not None:
+            batch = self._with_mixed_targets(pl_module, batch, self._mixture)
+        return with_field(batch, self._inputs, inputs)
+
+    def _with_mixed_targets(self, pl_module: pl.LightningModule, batch: Any, mixture: _Mixture) -> Any:
+        targets = field_of("Augment", "targets", batch, self._targets)
+        if not isinstance(targets, Tensor) or len(targets) != len(mixture.partners):
+            found = f"shape {tuple(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
+            raise ValueError(
+                f"Augment(targets={self.targets!r}): targets must be a tensor with one target for each of the "
+                f"{len(mixture.partners)} examples to be mixed, not {found}."
+            )
+        if targets.is_floating_point():
+            self._mixture = None  # done here: the loss must not mix them again
+            mixed = mixture.share * targets + (1 - mixture.share) * targets[mixture.partners]
+            return with_field(batch, self._targets, mixed)
+        if not self._intercepts:
+            intercept(pl_module, "Augment", self._mix_loss, TARGETS)
+            self._intercepts = True
+        return batch
+
+    def _mix_loss(self, call: LossCall, loss: Loss) -> Tensor:
+        if self._mixture is None:
+            return loss(call)
+        partners, share = self._mixture
+        if len(call.target) != len(partners):
+            raise RuntimeError(
+                f"Augment(targets={self.targets!r}): {call.name} was given {len(call.target)} targets for a batch of "
+                f"{len(partners)} mixed examples, and nobody can tell their partners; leave out Mixup and CutMix."
+            )
+        return share * loss(call) + (1 - share) * loss(call.changed(target=call.target[partners]))
+
+    def _undo(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._training = False
+        self._mixture = None
+        restore(trainer.strategy, "batch_to_device", self._batch_to_device)
+        self._batch_to_device = None
+        if self._intercepts:
+            release(pl_module, self._mix_loss)
+            self._intercepts = False

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dropout that grows or fades over the run."""
+
+import lightning.pytorch as pl
+
+from lightning_optkit.callbacks._clock import Interval
+from lightning_optkit.callbacks.hyperparameter_schedule import HyperparameterSchedule
+from lightning_optkit.schedules import Schedule
+
+__all__ = ["DropoutSchedule"]
+
+
+class DropoutSchedule(HyperparameterSchedule):
+    """Multiplies the `p` of every dropout module by a schedule: `HyperparameterSchedule("dropout", ...)` by name.
+
+    It is about torch's dropout modules, and the dropout inside attention and recurrent layers where it is not 0. After
+    the fit each has its own value again. Growing dropout is a curriculum (Morerio et al.); dropout only at the start,
+    or from some step on, is that of Liu et al. A compiled module is compiled anew for every new value: use `join` of
+    constants there.
+
+    Args:
+        schedule: The factor as a function of progress, e.g. `linear(0.0, 1.0)`.
+        interval: Unit of the ints in it, as in `LRSchedule`.
+        base: Value at factor 1, in [0, 1], for all modules. Default: each module's own.
+        log: Log the value when a logger takes it.
+        verbose: Print schedule, length and base values when training starts.
+
+    Raises:
+        ValueError: for an argument out of range; when the training starts, if the module has no dropout, all of it is
+            0, or something else schedules it.
+
+    Source: Morerio et al. 2017, "Curriculum Dropout", arXiv:1703.06229; Liu et al. 2023, "Dropout Reduces
+    Underfitting", arXiv:2303.01500.
+
+    Example:
+        >>> from lightning_optkit.schedules import linear
+        >>> trainer = pl.Trainer(callbacks=[DropoutSchedule(linear(0.0, 1.0))], logger=False)
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        interval: Interval = "step",
+        base: float | None = None,
+        log: bool = True,
+        verbose: bool = True,
+    ) -> None:
+        super().__init__("dropout", schedule, interval, base=base, log=log, verbose=verbose)
+
+    @property
+    def _owner(self) -> str:
+        return "DropoutSchedule"
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        for other in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(other, HyperparameterSchedule) and other is not self and other.name == self.name:
+                raise ValueError(f"DropoutSchedule(...): {other._owner} schedules dropout too; use one of the two.")

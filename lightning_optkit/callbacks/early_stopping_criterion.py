@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Early stopping by the classical criteria, with the best weights restored."""
+
+import math
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from lightning_optkit._checks import check_in, check_int, check_one_of
+from lightning_optkit.regularization.early_stopping import (
+    generalization_loss,
+    progress_quotient,
+    successive_increases,
+)
+
+__all__ = ["EarlyStoppingCriterion"]
+
+
+class EarlyStoppingCriterion(Callback):
+    """Stops by Prechelt's criteria, which look at the shape of the curves; Lightning's EarlyStopping counts patience.
+
+    - "GL": the validation error lies more than `alpha` percent above its minimum.
+    - "PQ": at the end of a strip, that loss over the progress of the training error exceeds `alpha`. Waits as long as
+      training still moves fast.
+    - "UP": the validation error rose in `successive` strips in a row, by however little.
+
+    Time is counted in validations, one per epoch by default; a strip is `strip` of them. The training error is the
+    mean of what `training_step` returned since the last one. Under DDP both are averaged over the processes, so that
+    all decide alike. An error that is not finite stops at once.
+
+    When `fit` returns, the module has the weights of the lowest validation error, exactly as they were validated
+    (also those that `WeightAveraging` showed), unless `restore_best=False`. Histories and best weights are in the
+    checkpoint: a resumed run decides as the uninterrupted one.
+
+    Args:
+        criterion: "GL", "PQ" or "UP".
+        alpha: Of GL (percent; 1 to 5 are common) and PQ (0.5 to 3), in (0, inf).
+        successive: Of UP: strips in a row, in [1, inf); 2 to 8 in the paper.
+        strip: Validations in a strip, in [1, inf).
+        monitor: Logged validation error, greater than 0, lower is better.
+        restore_best: Give the module its best weights at the end.
+        verbose: Say when it stopped, and what is restored.
+
+    Raises:
+        ValueError: for an argument out of range; in training, for an error that is not positive.
+        RuntimeError: if the module does not log `monitor`.
+
+    Source: Prechelt 1998, "Early Stopping - But When?", Section 2.
+
+    Example:
+        >>> stopping = EarlyStoppingCriterion("PQ", alpha=1.0)
+        >>> trainer = pl.Trainer(callbacks=[stopping], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self,
+        criterion: Literal["GL", "PQ", "UP"] = "PQ",
+        alpha: float = 1.0,
+        successive: int = 3,
+        strip: int = 5,
+        monitor: str = "val_loss",
+        restore_best: bool = True,
+        verbose: bool = True,
+    ) -> None:
+        check_one_of("EarlyStoppingCriterion", "criterion", criterion, ("GL", "PQ", "UP"))
+        self.criterion = criterion
+        self.alpha = check_in("EarlyStoppingCriterion", "alpha", alpha, "(0, inf)")
+        self.successive = check_int("EarlyStoppingCriterion", "successive", successive, minimum=1)
+        self.strip = check_int("EarlyStoppingCriterion", "strip", strip, minimum=1)
+        self.monitor, self.restore_best, self._verbose = monitor, restore_best, verbose
+        self._reset()
+
+    def _reset(self) -> None:
+        self.errors: list[float] = []
+        self.training_errors: list[float] = []
+        self.stopped_at: int | None = None
+        self._best: dict[str, Tensor] = {}
+        self._validated: dict[str, Tensor] = {}
+        self._losses: list[Tensor] = []
+
+    @property
+    def state_key(self) -> str:
+        """Criteria of different kinds may run side by side."""
+        return self._generate_state_key(
+            criterion=self.criterion, alpha=self.alpha, successive=self.successive, strip=self.strip,
+            monitor=self.monitor,
+        )  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both histories, the training losses since the last validation, and the best weights."""
+        return dict(
+            errors=list(self.errors),
+            training_errors=list(self.training_errors),
+            losses=[float(loss) for loss in self._losses],
+            stopped_at=self.stopped_at,
+            best=self._best,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores them."""
+        self.errors, self.training_errors = list(state_dict["errors"]), list(state_dict["training_errors"])
+        self._losses = [torch.tensor(loss, dtype=torch.float64) for loss in state_dict["losses"]]
+        self.stopped_at, self._best = state_dict["stopped_at"], dict(state_dict["best"])
+
+    # --- hooks, in the order Lightning calls them ---
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._reset()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loss = outputs["loss"] if isinstance(outputs, dict) and "loss" in outputs else outputs
+        if isinstance(loss, Tensor):
+            self._losses.append(loss.detach().double())
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        # Here, whoever shows validation other weights has done it, and nobody has taken them back.
+        is_counted = trainer.state.fn == "fit" and not trainer.sanity_checking
+        if self.restore_best and is_counted and batch_idx == dataloader_idx == 0:
+            self._validated = {name: value.cpu().clone() for name, value in pl_module.state_dict().items()}
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Not at the end of the training epoch: a checkpoint of this validation must hold its error.
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        self._record(trainer)
+        if self.restore_best and self.errors[-1] == min(self.errors):
+            self._best = self._validated
+        self._validated = {}
+        reason = self.why_stop()
+        if reason is not None and not trainer.should_stop:
+            trainer.should_stop = True
+            self.stopped_at = len(self.errors)
+            if self._verbose:
+                rank_zero_info(f"EarlyStoppingCriterion: stops after validation {self.stopped_at}: {reason}.")
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        # Behind on_fit_end, where an average would be written over them; not called after an exception.
+        if stage == "fit" and self._best:
+            pl_module.load_state_dict(self._best, strict=pl_module.strict_loading)
+            if self._verbose:
+                best = min(range(len(self.errors)), key=self.errors.__getitem__)
+                rank_zero_info(
+                    f"EarlyStoppingCriterion: weights of validation {best + 1} of {len(self.errors)} restored, "
+                    f"{self.monitor} {self.errors[best]:.4g}."
+                )
+
+    # --- what they do ---
+
+    def _record(self, trainer: pl.Trainer) -> None:
+        if self.monitor not in trainer.callback_metrics:
+            logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
+            raise RuntimeError(
+                f"EarlyStoppingCriterion(monitor={self.monitor!r}): the module does not log it; it logs {logged}."
+            )
+        error = trainer.callback_metrics[self.monitor].detach().double()
+        training_error = torch.stack(self._losses).mean() if self._losses else error.new_tensor(math.nan)
+        self._losses = []
+        both = trainer.strategy.reduce(torch.stack([error, training_error.to(error.device)]), reduce_op="mean")
+        self.errors.append(float(both[0]))
+        self.training_errors.append(float(both[1]))
+
+    def why_stop(self) -> str | None:
+        """Why it would stop, judged by `errors` and `training_errors` as they are; None if it would not."""
+        last = self.errors[-1]
+        if not math.isfinite(last):
+            return f"{self.monitor} is {last}"
+        is_end_of_strip = len(self.errors) % self.strip == 0
+        if self.criterion == "GL":
+            lost = generalization_loss(self.errors)
+            return f"{lost:.3g} % above the minimum" if lost > self.alpha else None
+        if self.criterion == "PQ" and is_end_of_strip:
+            quotient = progress_quotient(self.errors, self.training_errors, self.strip)
+            return f"the progress quotient is {quotient:.3g}" if quotient > self.alpha else None
+        if self.criterion == "UP" and is_end_of_strip:
+            count = successive_increases(self.errors, self.strip)
+            return f"{self.monitor} rose in {count} strips in a row" if count >= self.successive else None
+        return None

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clips gradients by any clip of this package, for any optimizer, in every precision.
+
+A one-pass optimizer folds the clip into its step. For any other, Lightning's own place for clipping is taken over: the
+gradients are unscaled there, and synchronized between processes.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_optkit.callbacks._overrides import override, restore
+from lightning_optkit.clipping import AutoClip, ClipNorm, ClipPerTensor, ClipUnitwise, ClipValue, ZClip
+from lightning_optkit.step import LearningClip, OnePassOptimizer
+
+__all__ = ["GradientClipping"]
+
+AnyClip = AutoClip | ClipNorm | ClipPerTensor | ClipUnitwise | ClipValue | ZClip
+
+
+class GradientClipping(Callback):
+    """Clips the gradients of an unchanged module before every optimizer step, and logs what it did.
+
+    With `Fuse`, or an optimizer of this package, the clip is folded into the step: no gradient is written. With any
+    other optimizer it works on the gradients in place, where Lightning would clip. The numbers are the same.
+
+    Logged under `grad_norm`, `grad_norm_clipped` (global L2 norms) and `clip_fraction` (share of the steps so far whose
+    gradients were scaled down, in whole or in part) at every `log_every_n_steps`-th step, if there is a logger. For an
+    optimizer without folding these are measured at the logged steps only. `ClipValue` folded into a step asks for no
+    norm, so nothing is logged of it.
+
+    A gradient that is not finite skips a folded step (but for `ClipValue`); any other optimizer takes it, as in torch.
+
+    Args:
+        clip: `ClipNorm`, `ClipValue`, `ClipUnitwise`, `ClipPerTensor`, `AutoClip` or `ZClip`. Each optimizer of the
+            module gets a copy; what it learns is in the checkpoints.
+
+    Raises:
+        TypeError: if `clip` is no clip.
+        ValueError: when the fit starts, beside `Trainer(gradient_clip_val=...)`, a module or an optimizer that clips by
+            itself, or a second `GradientClipping`; and under manual optimization without a one-pass optimizer.
+
+    Example:
+        >>> from lightning_optkit.clipping import AutoClip
+        >>> trainer = pl.Trainer(callbacks=[GradientClipping(AutoClip(10))], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(self, clip: AnyClip) -> None:
+        if not hasattr(clip, "norm_bound"):
+            raise TypeError(f"GradientClipping(clip={clip!r}): clip must be a clip such as ClipNorm(1.0).")
+        self.clip = clip
+        self._learned: list[dict[str, Any]] = []
+        self._forget()
+
+    def _forget(self) -> None:
+        self._folded: dict[OnePassOptimizer, AnyClip] = {}
+        self._called: dict[Optimizer, AnyClip] = {}
+        self._scaled: list[Optimizer] = []
+        self._override: Callable[..., None] | None = None
+        self._measured: dict[str, Tensor | float] = {}
+        self._num_measured = self._num_clipped = self._logged_step = 0
+
+    @property
+    def state_key(self) -> str:
+        """Unique, so that a second one is met by our own error."""
+        return self._generate_state_key(clip=repr(self.clip))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the clips have learned, one entry per optimizer; empty for clips that learn nothing."""
+        clips = [*self._folded.values(), *self._called.values()]
+        learned = [clip.state_dict() for clip in clips if isinstance(clip, LearningClip)]
+        return {"learned": learned or self._learned}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps it for the fit that is about to start."""
+        self._learned = list(state_dict["learned"])
+
+    # --- hooks, in the order Lightning calls them ---
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        self._learned = []
+        owner = f"GradientClipping({self.clip!r})"
+        others = [c for c in trainer.callbacks if isinstance(c, GradientClipping) and c is not self]  # type: ignore[attr-defined]
+        if others:
+            raise ValueError(f"{owner}: given twice, also as GradientClipping({others[0].clip!r}); keep one.")
+        if (trainer.gradient_clip_val or 0) > 0:
+            raise ValueError(f"{owner}: Trainer(gradient_clip_val={trainer.gradient_clip_val}) clips too; keep one.")
+        if is_overridden("configure_gradient_clipping", pl_module):
+            raise ValueError(f"{owner}: the module clips in configure_gradient_clipping; keep one.")
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        learned, self._learned = self._learned, []
+        self._forget()
+        optimizers = [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, Optimizer)]
+        self._check(pl_module, optimizers)
+        for index, optimizer in enumerate(optimizers):
+            clip = copy.deepcopy(self.clip)
+            if isinstance(clip, LearningClip) and index < len(learned):
+                clip.load_state_dict(learned[index])
+            if isinstance(optimizer, OnePassOptimizer):
+                optimizer.clip = clip
+                self._folded[optimizer] = clip
+            else:
+                self._called[optimizer] = clip
+        if self._called:
+            self._take_over(pl_module)
+        names = ", ".join(type(optimizer).__name__ for optimizer in self._called)
+        if names:
+            rank_zero_info(f"GradientClipping({self.clip!r}): a pass of its own over the gradients of {names}.")
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step == self._logged_step or not trainer.loggers or not self._is_log_step(trainer, step):
+            return
+        self._logged_step = step
+        for index, optimizer in enumerate(self._folded):
+            suffix = f"/{index}" if len(self._folded) > 1 else ""
+            self._measured |= {name + suffix: value for name, value in _values_of(optimizer).items()}
+        pl_module.log_dict(self._measured, on_step=True, on_epoch=False)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._undo(pl_module)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._undo(pl_module)
+
+    # --- what they do ---
+
+    def _check(self, pl_module: pl.LightningModule, optimizers: list[Optimizer]) -> None:
+        for optimizer in optimizers:
+            name = type(optimizer).__name__
+            if isinstance(optimizer, OnePassOptimizer):
+                if optimizer.clip is not None:
+                    raise ValueError(
+                        f"GradientClipping({self.clip!r}): {name}(clip={optimizer.clip!r}) clips too; keep one."
+                    )
+            elif not pl_module.automatic_optimization:
+                raise ValueError(
+                    f"GradientClipping({self.clip!r}): under manual optimization {name} is out of reach; add Fuse(), "
+                    "or call the clip on the parameters before the step."
+                )
+
+    def _take_over(self, pl_module: pl.LightningModule) -> None:
+        # Told to unscale by itself, a fused optimizer would be handed scaled gradients to clip.
+        self._scaled = [optimizer for optimizer in self._called if getattr(optimizer, _SCALES, False)]
+        for optimizer in self._scaled:
+            setattr(optimizer, _SCALES, False)
+        trainer = pl_module.trainer
+
+        def configure_gradient_clipping(
+            optimizer: Optimizer,
+            gradient_clip_val: float | None = None,
+            gradient_clip_algorithm: str | None = None,
+        ) -> None:
+            if optimizer in self._called:
+                self._clip(trainer, optimizer)
+
+        self._override = configure_gradient_clipping
+        override(pl_module, "configure_gradient_clipping", configure_gradient_clipping)
+
+    def _clip(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        measures = bool(trainer.loggers) and self._is_log_step(trainer, trainer.global_step + 1)
+        before = _norm(params) if measures else None
+        self._called[optimizer](params)
+        if before is None:
+            return
+        after = _norm(params)
+        self._num_measured += 1
+        self._num_clipped += bool(after < before * (1 - 1e-6))
+        share = self._num_clipped / self._num_measured
+        self._measured = {"grad_norm": before, "grad_norm_clipped": after, "clip_fraction": share}
+
+    @staticmethod
+    def _is_log_step(trainer: pl.Trainer, step: int) -> bool:
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return step % max(every, 1) == 0
+
+    def _undo(self, pl_module: pl.LightningModule) -> None:
+        self._learned = self.state_dict()["learned"]
+        restore(pl_module, "configure_gradient_clipping", self._override)
+        for optimizer in self._scaled:
+            setattr(optimizer, _SCALES, True)
+        for folded in self._folded:
+            if isinstance(folded, OnePassOptimizer):  # Fuse may have undone it before
+                folded.clip = None
+        self._forget()
+
+
+_SCALES = "_step_supports_amp_scaling"
+
+
+def _values_of(optimizer: OnePassOptimizer) -> dict[str, float]:
+    progress = optimizer.progress()
+    share = {"clip_fraction": progress.num_clipped / max(progress.num_steps, 1)}
+    if progress.grad_norm is None or progress.grad_norm_clipped is None:
+        return {}  # a clip by value asks for no norm, and counts nothing
+    return {"grad_norm": progress.grad_norm, "grad_norm_clipped": progress.grad_norm_clipped, **share}
+
+
+def _norm(params: list[Tensor]) -> Tensor:
+    norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+    full: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return full

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Initializes the parameters of an unchanged module before training, and shows what became of the signal."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import nn
+
+from lightning_optkit._checks import check_int
+from lightning_optkit.callbacks._mup_groups import split_by_multiplier
+from lightning_optkit.callbacks._overrides import override, restore
+from lightning_optkit.callbacks._probe import materialize, run_training_step
+from lightning_optkit.callbacks._refusals import refuse_twice
+from lightning_optkit.callbacks._training_set import TrainingSet
+from lightning_optkit.init import (
+    Activation,
+    ActivationRow,
+    InitRow,
+    MupRow,
+    Scheme,
+    activation_statistics,
+    initialize,
+    mup_width,
+    render_activations,
+)
+
+__all__ = ["Initialize"]
+
+_SHARDED_OTHERWISE = ("FSDPStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy")
+
+_SILENCED = (
+    "zero (",
+    "zero_residual",
+    "depth_scaled",
+)  # what `InitRow.scheme` says of layers that are meant to be small
+
+
+class Initialize(Callback):
+    """Draws the parameters by a scheme when a fit begins, and prints mean and variance of every layer before and after.
+
+    It happens after `configure_model`, on the final device, before `configure_optimizers` and the first step. A run
+    that resumes (`ckpt_path`) or that has trained already is left alone, and so is a module with BatchNorm statistics
+    of an earlier training. Weights loaded from elsewhere look like any others: for fine-tuning say by `only` what shall
+    be drawn anew, or leave this callback out. Parameters that are frozen are never drawn.
+
+    Every rank gets the same weights, also of a sharded module (FSDP2 by ModelParallelStrategy; each rank draws the
+    whole parameter and keeps its shard). A module built on the meta device is materialized first. The random numbers
+    come from a generator of their own: the run's are as without this callback. The activations are those of one
+    training batch, run through `training_step` without autograd: buffers, modes, metrics and random numbers are put
+    back, dropout is off, `self.log` does nothing. What dies, blows up or saturates afterwards is warned about.
+
+    Args:
+        scheme: A function of `lightning_optkit.init`, a `functools.partial` of one, one's own, or several in order:
+            schemes of one weight (`he`, `xavier`, ...), schemes of a model (`fixup`, `depth_scaled`, `zero_residual`),
+            of a model and a batch (`lsuv`), or `partial(mup_width, base=narrow_module)`, which also gives every
+            optimizer of the module parameter groups with the learning rates of muP, on resuming too.
+        activation: As in `init.initialize`, for schemes of one weight.
+        only: Name of the submodule to initialize, for fine-tuning. Default: the whole module.
+        seed: Seed of the draws, in [0, inf). Default: that of torch's generator on rank 0 (`seed_everything`).
+        even_if_trained: Draw also where training has begun (not where `ckpt_path` is given).
+        forward: How to run the module on a batch (as transferred to the device), `forward(module, batch)`. Default:
+            `training_step`; needed where that steps an optimizer by itself (manual optimization).
+        verbose: Print the table.
+
+    Raises:
+        TypeError: if `scheme` is not a function or several.
+        ValueError: if there is nothing to do it to, the strategy flattens parameters (FSDP1, DeepSpeed), or the scheme
+            refuses.
+
+    Cost: three forward passes over one batch at most, once.
+
+    Example:
+        >>> from functools import partial
+        >>> from lightning_optkit.init import depth_scaled, truncated_normal
+        >>> gpt2 = Initialize([partial(truncated_normal, std=0.02), depth_scaled])
+        >>> trainer = pl.Trainer(callbacks=[gpt2], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self,
+        scheme: Scheme | Callable[..., Any] | Sequence[Callable[..., Any]],
+        activation: Activation | Mapping[str, Activation] | None = None,
+        only: str | None = None,
+        seed: int | None = None,
+        even_if_trained: bool = False,
+        forward: Callable[[pl.LightningModule, Any], object] | None = None,
+        verbose: bool = True,
+    ) -> None:
+        self._schemes = [*scheme] if isinstance(scheme, Sequence) else [scheme]
+        if not self._schemes or not all(callable(one) for one in self._schemes):
+            raise TypeError(f"Initialize(scheme={scheme!r}): scheme must be a function of lightning_optkit.init.")
+        if seed is not None:
+            check_int("Initialize", "seed", seed, minimum=0)
+        self._activation, self._only, self._seed = activation, only, seed
+        self._even_if_trained, self._forward, self._verbose = even_if_trained, forward, verbose
+        self._configure_optimizers: Callable[[], Any] | None = None
+        self.rows: list[InitRow] = []
+        self.before: list[ActivationRow] = []
+        self.after: list[ActivationRow] = []
+
+    # --- hooks, in the order Lightning calls them ---
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        strategy = type(trainer.strategy).__name__
+        if strategy in _SHARDED_OTHERWISE:
+            raise ValueError(
+                f"Initialize(...) under {strategy}: it keeps parameters in a form of its own; use "
+                "ModelParallelStrategy, or call init.initialize at the end of configure_model."
+            )
+        refuse_twice(self, trainer)
+        if not isinstance(trainer.strategy, ModelParallelStrategy):  # that materializes by itself, after sharding
+            materialize(pl_module, trainer.strategy.root_device)
+        original = pl_module.configure_optimizers
+
+        def configure_optimizers() -> Any:
+            reason = self._why_not(trainer, pl_module)
+            if reason is None:
+                self._initialize(trainer, pl_module)
+            else:
+                rank_zero_info(f"Initialize: nothing drawn, since {reason}.")
+            with split_by_multiplier(pl_module, self._multipliers(pl_module)):
+                return original()
+
+        self._configure_optimizers = configure_optimizers
+        override(pl_module, "configure_optimizers", configure_optimizers)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        restore(pl_module, "configure_optimizers", self._configure_optimizers)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        restore(pl_module, "configure_optimizers", self._configure_optimizers)
+
+    # --- what they do ---
+
+    def _why_not(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> str | None:
+        if trainer.ckpt_path is not None:
+            return "the run resumes from a checkpoint"
+        if self._even_if_trained or self._only is not None:
+            return None
+        if trainer.global_step > 0:
+            return "the trainer has trained already"
+        for name, buffer in pl_module.named_buffers():
+            if name.rpartition(".")[2] == "num_batches_tracked" and int(buffer) > 0:
+                return (
+                    f"{name.rpartition('.')[0]!r} holds statistics of an earlier training (even_if_trained=True draws)"
+                )
+        return None
+
+    def _initialize(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        seed = trainer.strategy.broadcast(torch.initial_seed() if self._seed is None else self._seed)
+        generator = torch.Generator().manual_seed(seed % 2**63)
+        target = pl_module if self._only is None else _submodule(pl_module, self._only)
+        needs_batch = any("batch" in _parameters_of(scheme) for scheme in self._schemes)
+        run = functools.partial(run_training_step, "Initialize", trainer, self._forward)
+        self.rows, self.before, self.after = [], [], []
+        batch = None
+        if needs_batch or self._verbose:
+            try:
+                batch = _first_batch(trainer, pl_module)
+                self.before = _statistics(pl_module, batch, run)
+            except (RuntimeError, ValueError) as error:
+                if needs_batch:
+                    raise
+                rank_zero_warn(f"Initialize: without a table of activations. {error}")
+                batch = None
+        for scheme in self._schemes:
+            self.rows += self._apply(scheme, target, generator, pl_module, batch, run)
+        _make_alike(pl_module)
+        if batch is not None:
+            self.after = _statistics(pl_module, batch, run)
+            self._report()
+
+    def _apply(
+        self,
+        scheme: Callable[..., Any],
+        target: nn.Module,
+        generator: torch.Generator,
+        pl_module: pl.LightningModule,
+        batch: Any,
+        run: Callable[[pl.LightningModule, Any], object],
+    ) -> list[InitRow]:
+        parameters = _parameters_of(scheme)
+        if next(iter(parameters), "") not in ("model", "target"):
+            return initialize(target, scheme, activation=self._activation, generator=generator)
+        keywords: dict[str, Any] = {"generator": generator} if "generator" in parameters else {}
+        if "batch" in parameters:
+            keywords["batch"] = batch
+            keywords.setdefault("forward", lambda model, batch: run(pl_module, batch))
+        rows = scheme(target, **keywords)
+        return [*rows] if isinstance(rows, list) else []
+
+    def _report(self) -> None:
+        if self._verbose:
+            table = render_activations(self.before, self.after)
+            rank_zero_info(f"Initialize: {self._names()}, activations of one training batch\n{table}")
+        bad: dict[str, list[str]] = {}
+        meant = {row.module for row in self.rows if row.scheme.startswith(_SILENCED)}
+        for row in self.after:
+            if row.verdict and not (row.verdict == "dies" and row.layer in meant):
+                bad.setdefault(row.verdict, []).append(row.layer or "(model)")
+        for verdict, layers in bad.items():
+            more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
+            rank_zero_warn(
+                f"Initialize: after {self._names()} the signal {verdict} in {', '.join(layers[:3])}{more}; standardize "
+                "the inputs (Preprocess(Standardize())), or try lsuv, which gives every layer variance 1."
+            )
+
+    def _names(self) -> str:
+        return ", ".join(_unwrapped(scheme).__name__ for scheme in self._schemes)
+
+    def _multipliers(self, pl_module: pl.LightningModule) -> list[MupRow]:
+        """The multipliers of muP, without drawing; the weights of a resumed run have been drawn."""
+        for scheme in self._schemes:
+            if _unwrapped(scheme) is mup_width:
+                target = pl_module if self._only is None else _submodule(pl_module, self._only)
+                rows: Any = scheme(target, draw=False)
+                return [*rows]
+        return []
+
+
+def _first_batch(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
+    """The same batch on every rank, as `training_step` gets it."""
+    batch = TrainingSet("Initialize", trainer, lambda batch: batch).first()
+    batch = trainer.strategy.broadcast(batch)
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch)
+
+
+def _statistics(
+    pl_module: pl.LightningModule, batch: Any, run: Callable[[pl.LightningModule, Any], object]
+) -> list[ActivationRow]:
+    return activation_statistics(pl_module, batch, forward=lambda module, batch: run(pl_module, batch))
+
+
+@torch.no_grad()
+def _make_alike(pl_module: pl.LightningModule) -> None:
+    """Gives every rank the weights of rank 0: a scheme that ran the module may differ in its last bits."""
+    if dist.is_available() and dist.is_initialized():
+        for parameter in pl_module.parameters():
+            if not hasattr(parameter, "device_mesh"):
+                dist.broadcast(parameter.data, src=0)
+
+
+def _submodule(pl_module: pl.LightningModule, name: str) -> nn.Module:
+    found: nn.Module | None = dict(pl_module.named_modules()).get(name)
+    if found is None:
+        raise ValueError(f"Initialize(only={name!r}): only must name a submodule of {type(pl_module).__name__}.")
+    return found
+
+
+def _parameters_of(scheme: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(scheme).parameters
+
+
+def _unwrapped(scheme: Callable[..., Any]) -> Callable[..., Any]:
+    return _unwrapped(scheme.func) if isinstance(scheme, functools.partial) else scheme

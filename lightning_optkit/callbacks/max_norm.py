@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps the incoming weights of every unit within a ball, after every optimizer step."""
+
+from fnmatch import fnmatchcase
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from lightning_optkit._checks import check_in
+from lightning_optkit.callbacks._refusals import refuse_split_parameters, refuse_twice
+from lightning_optkit.callbacks._updates import after_update, refuse_folded_average
+from lightning_optkit.regularization.max_norm import max_norm_
+from lightning_optkit.regularization.weights_of import weights_of
+
+__all__ = ["MaxNorm"]
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+class MaxNorm(Callback):
+    """After every optimizer step, weights into a unit whose norm exceeds `max_norm` are scaled back to it.
+
+    A unit is an output of a linear layer, a filter of a convolution, a row of an embedding. Biases and normalization
+    layers are left alone. An average of the weights (`WeightAveraging`) sees them projected.
+
+    Args:
+        max_norm: Largest norm, in (0, inf).
+        names: Shell pattern of the parameters it is about, e.g. "head.*". Default: every weight.
+
+    Raises:
+        ValueError: for an argument out of range; when the fit starts, if no weight has such a name, for a strategy that
+            splits parameters over processes, or if a one-pass step would average before the projection.
+
+    Cost: a read of the weights, and a write.
+
+    Source: Hinton et al. 2012, arXiv:1207.0580; Srivastava et al. 2014, Section 5.1.
+
+    Example:
+        >>> trainer = pl.Trainer(callbacks=[MaxNorm(3.0)], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(self, max_norm: float = 3.0, names: str = "*") -> None:
+        self.max_norm = check_in("MaxNorm", "max_norm", max_norm, "(0, inf)")
+        self.names = names
+        self._dim: dict[Tensor, int] = {}  # parameter -> dimension of its output units
+        self._hooks: list[RemovableHandle] = []
+
+    @property
+    def state_key(self) -> str:
+        """Several, for other layers, may run side by side."""
+        return self._generate_state_key(names=self.names)
+
+    # --- hooks, in the order Lightning calls them ---
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            if any(isinstance(c, MaxNorm) and c is not self and c.names == self.names for c in trainer.callbacks):  # type: ignore[attr-defined]
+                refuse_twice(self, trainer)
+            refuse_split_parameters(self, trainer)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        transposed = {layer.weight for layer in pl_module.modules() if isinstance(layer, _TRANSPOSED)}
+        named = {name: param for name, param in weights_of(pl_module).items() if fnmatchcase(name, self.names)}
+        if not named:
+            raise ValueError(f"MaxNorm(names={self.names!r}): no weight of the module has such a name.")
+        self._dim = {param: int(param in transposed) for param in named.values()}
+        for optimizer in trainer.optimizers:
+            self._hooks.append(after_update(optimizer, self._project))
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for optimizer in trainer.optimizers:
+            refuse_folded_average("MaxNorm", optimizer, "leave out Fuse, or the average")
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._undo()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._undo()
+
+    # --- what they do ---
+
+    def _project(self, optimizer: Optimizer) -> None:
+        for group in optimizer.param_groups:
+            for param in group["params"]:
+                if param in self._dim and param.grad is not None:
+                    max_norm_([param], self.max_norm, self._dim[param])
+
+    def _undo(self) -> None:
+        for handle in self._hooks:
+            handle.remove()
+        self._hooks, self._dim = [], {}

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fits transforms of the data on the training set, applies them in every stage, and keeps them in the checkpoint."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+
+from lightning_optkit.callbacks._fields import Field, check_field, field_of, with_field
+from lightning_optkit.callbacks._overrides import override, restore
+from lightning_optkit.callbacks._training_set import TrainingSet
+from lightning_optkit.data import fit_in_order
+
+__all__ = ["Preprocess"]
+
+
+class Preprocess(Callback):
+    """Replaces one field of every batch by what a transform fitted on the training set makes of it.
+
+    Fitted when a fit begins, on the rows of `train_dataloader` only, each read once per fitted stage: in order, by all
+    ranks together, without the rows that a DistributedSampler repeats, and without using the run's random numbers. A
+    resumed run takes what the checkpoint holds; a transform that is fitted already is used as it is. Batches of every
+    stage, validation, test and prediction included, are transformed on the device, after the hooks
+    `on_before_batch_transfer` ... `on_after_batch_transfer`; a stage may lack the field only by being the field alone
+    (a prediction loader that yields a tensor). Several of these callbacks are applied in their order.
+
+    To use the model without this callback, put the transform before it: `nn.Sequential(preprocess.transform, model)`
+    can be saved and exported (`torch.export`) as any module. From a checkpoint alone:
+    `preprocess.load_state_dict(torch.load(path)["callbacks"][preprocess.state_key])`. `inverse` leads back.
+
+    Args:
+        transform: A transform of `lightning_optkit.data` (`Impute`, `Standardize`, `MinMaxScale`, `RobustScale`,
+            `Whiten`, `OneHot`, `Vocabulary`), any module or function of the field, for instance
+            `functools.partial(resize, size=32)`, or several in order. What has `partial_fit` is fitted, on what the
+            stages before it give.
+        field: Where the field is in a batch: its position in a tuple or list, its name in a dict, dataclass or named
+            tuple, or a list of these that leads into nested ones.
+        progress: Whether to show a progress bar if fitting takes longer than a second.
+
+    Raises:
+        TypeError: for a transform that cannot be called, or a field that is no position or name.
+        ValueError: when fitting, if a batch lacks the field, or the data cannot be fitted (the transform says why).
+        RuntimeError: if a run resumes from a checkpoint without this callback's statistics.
+
+    Cost: one pass over the training set per fitted stage, before the first epoch; the transform per batch.
+
+    Example:
+        >>> from lightning_optkit.data import Impute, Standardize
+        >>> inputs, target = Preprocess([Impute("median"), Standardize()]), Preprocess(Standardize(), field=1)
+        >>> trainer = pl.Trainer(callbacks=[inputs, target], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self,
+        transform: nn.Module | Callable[[Any], Any] | Sequence[nn.Module | Callable[[Any], Any]],
+        field: Field = 0,
+        progress: bool = True,
+    ) -> None:
+        self.transform = nn.Sequential(*(_as_module(stage) for stage in _stages(transform))).eval()
+        self.field, self._path = field, check_field("Preprocess", "field", field)
+        self._progress = progress
+        self._batch_to_device: Callable[..., Any] | None = None
+        self._inner: Callable[..., Any] | None = None  # what `_batch_to_device` replaced
+
+    def inverse(self, x: Any) -> Any:
+        """What `transform` turned into `x`, as far as every stage can be undone: for predictions of a scaled target.
+
+        Raises:
+            ValueError: naming the first stage that has no inverse.
+        """
+        stages: list[Any] = [*self.transform]
+        for stage in reversed(stages):
+            if not hasattr(stage, "inverse"):
+                raise ValueError(f"Preprocess.inverse(x): {_name(stage)} has no inverse.")
+            x = stage.inverse(x)
+        return x
+
+    @property
+    def state_key(self) -> str:
+        """Two fields, or two transforms of one field, keep their own state."""
+        return self._generate_state_key(field=self.field, transform=[_name(stage) for stage in self.transform])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was learned, on the CPU."""
+        state = self.transform.state_dict()
+        return {key: value.cpu() if isinstance(value, Tensor) else value for key, value in state.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores it."""
+        self.transform.load_state_dict(state_dict)
+
+    # --- hooks, in the order Lightning calls them ---
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.transform.to(trainer.strategy.root_device)
+        inner = self._inner = trainer.strategy.batch_to_device
+
+        def batch_to_device(batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
+            return self._apply(trainer, inner(batch, device=device, dataloader_idx=dataloader_idx))
+
+        self._batch_to_device = batch_to_device
+        override(trainer.strategy, "batch_to_device", batch_to_device)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.ckpt_path is None:
+            self._fit(trainer)
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._require_fitted()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._require_fitted()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._undo(trainer)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._undo(trainer)
+
+    # --- what they do ---
+
+    @torch.no_grad()
+    def _apply(self, trainer: pl.Trainer, batch: Any) -> Any:
+        if not self._is_fitted() and trainer.state.fn == "fit" and trainer.ckpt_path is None:
+            self._fit(trainer)  # another callback looks at a batch before the fit starts
+        self._require_fitted()
+        value = field_of("Preprocess", "field", batch, self._path)
+        if value is None:  # of loaders side by side, one has ended
+            return batch
+        value = self.transform(value)
+        value = trainer.precision_plugin.convert_input(value)  # encoded integers come in the default dtype
+        if isinstance(value, Tensor):
+            value = value.to(trainer.strategy.root_device)
+        return with_field(batch, self._path, value)
+
+    def _fit(self, trainer: pl.Trainer) -> None:
+        unfitted = [_name(stage) for stage in self.transform if not getattr(stage, "fitted", True)]
+        if not unfitted:
+            return
+        batches = TrainingSet("Preprocess", trainer, lambda batch: self._field(trainer, batch), progress=self._progress)
+        fit_in_order(self.transform, _Present(batches), across_ranks=trainer.world_size > 1, keep_fitted=True)
+        rank_zero_info(f"Preprocess: fitted {', '.join(unfitted)} for field {self.field!r} on the training set.")
+
+    def _field(self, trainer: pl.Trainer, batch: Any) -> Any:
+        """The field as a batch of training has it, before this callback changes it."""
+        assert self._inner is not None
+        batch = trainer.precision_plugin.convert_input(batch)
+        batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
+        return field_of("Preprocess", "field", self._inner(batch, device=None, dataloader_idx=0), self._path)
+
+    def _is_fitted(self) -> bool:
+        return all(getattr(stage, "fitted", True) for stage in self.transform)
+
+    def _require_fitted(self) -> None:
+        if not self._is_fitted():
+            unfitted = next(_name(stage) for stage in self.transform if not getattr(stage, "fitted", True))
+            raise RuntimeError(
+                f"Preprocess(field={self.field!r}): {unfitted} is not fitted; fit without ckpt_path, or pass a "
+                "checkpoint of a run with this callback, or a transform that is fitted."
+            )
+
+    def _undo(self, trainer: pl.Trainer) -> None:
+        restore(trainer.strategy, "batch_to_device", self._batch_to_device)
+        self._batch_to_device = self._inner = None
+        self.transform.cpu()
+
+
+class _Present:
+    """The batches that have the field: of loaders side by side, one may end before the other."""
+
+    def __init__(self, fields: TrainingSet) -> None:
+        self._fields = fields
+
+    def __iter__(self) -> Iterator[Any]:
+        return (value for value in self._fields if value is not None)
+
+
+class _Function(nn.Module):
+    """A function as a stage."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Any) -> Any:
+        return self.function(x)
+
+
+def _stages(transform: Any) -> list[Any]:
+    if isinstance(transform, nn.Sequential | Sequence) and not isinstance(transform, str):
+        return [stage for part in transform for stage in _stages(part)]
+    return [transform]
+
+
+def _as_module(stage: Any) -> nn.Module:
+    if isinstance(stage, nn.Module):
+        return stage
+    if not callable(stage):
+        raise TypeError(f"Preprocess(transform={stage!r}): transform must be a module, a function, or several of them.")
+    return _Function(stage)
+
+
+def _name(stage: nn.Module) -> str:
+    if not isinstance(stage, _Function):
+        return type(stage).__name__
+    function = getattr(stage.function, "func", stage.function)  # of a functools.partial
+    return getattr(function, "__name__", type(function).__name__)

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sharpness-aware minimization within automatic optimization, in every precision."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch import Tensor
+
+from lightning_optkit._checks import check_in, check_one_of
+from lightning_optkit.callbacks._overrides import override, restore
+from lightning_optkit.callbacks._refusals import refuse_manual_optimization, refuse_split_parameters, refuse_twice
+from lightning_optkit.callbacks._second_pass import SecondPass, finish_second_passes, loss_of, with_loss
+from lightning_optkit.regularization.asam import asam
+from lightning_optkit.regularization.sam import sam
+
+__all__ = ["SAM"]
+
+
+class SAM(Callback):
+    """Takes every gradient at the worst point near the weights, so that training ends in flat minima.
+
+    Inside `training_step` the module runs on the batch, its gradient (kept apart from `.grad`) says where to climb, and
+    it runs again on the climbed weights; the backward pass is that of the second run, and right behind it the weights
+    are put back, bit for bit. The optimizer's step, clipping, averaging and loss scaling find nothing unusual; a
+    first gradient that overflows makes the second one overflow too, so that the scaler skips the step.
+
+    Both runs draw the same random numbers from torch (dropout masks). The second is not counted: BatchNorm's
+    statistics, metrics and `self.log` are those of the first, at the true weights. With gradient accumulation every
+    batch climbs by itself.
+
+    Under DDP each process climbs by the gradient of its own batch, as in the paper (m-sharpness), and
+    communicates nothing more; with `sync=True` the processes climb together, by the mean of their gradients.
+
+    Cost: about twice the forward and backward time, and a copy of the weights.
+
+    Args:
+        rho: Radius, in (0, inf). Default: 0.05, with `adaptive` 0.5.
+        adaptive: ASAM: measure the radius in units of the weights.
+        eta: Of ASAM, what a weight of zero is taken for, in [0, inf).
+        sync: Average the ascent over all processes.
+
+    Raises:
+        ValueError: for an argument out of range; when the fit starts, for manual optimization, and for a strategy
+            that splits parameters over processes.
+
+    Source: Foret et al. 2021, arXiv:2010.01412, Algorithm 1; Kwon et al. 2021, arXiv:2102.11600.
+
+    Example:
+        >>> trainer = pl.Trainer(callbacks=[SAM(rho=0.05)], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(self, rho: float | None = None, adaptive: bool = False, eta: float = 0.01, sync: bool = False) -> None:
+        check_one_of("SAM", "adaptive", adaptive, (False, True))
+        check_one_of("SAM", "sync", sync, (False, True))
+        default = 0.5 if adaptive else 0.05
+        self.rho = default if rho is None else check_in("SAM", "rho", rho, "(0, inf)")
+        self.eta = check_in("SAM", "eta", eta, "[0, inf)")
+        self.adaptive, self.sync = adaptive, sync
+        self._overrides: dict[str, Callable[..., Any]] = {}
+        self._before: list[tuple[Tensor, Tensor]] = []  # while the weights are climbed: parameter, its true value
+
+    # --- hooks, in the order Lightning calls them ---
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            refuse_twice(self, trainer)
+            refuse_manual_optimization(self, pl_module, "SAM must know which backward pass belongs to which batch")
+            refuse_split_parameters(self, trainer)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Not in setup: whatever else wraps training_step belongs to both runs.
+        self._overrides = {
+            "training_step": self._wrap_training_step(trainer, pl_module),
+            "backward": self._wrap_backward(pl_module),
+        }
+        for name, function in self._overrides.items():
+            override(pl_module, name, function)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._undo(pl_module)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._undo(pl_module)
+
+    # --- what they do ---
+
+    def _wrap_training_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Callable[..., Any]:
+        original = pl_module.training_step
+        devices = [] if pl_module.device.type == "cpu" else [pl_module.device]
+
+        @wraps(original)  # Lightning looks at the signature
+        def training_step(*args: Any, **kwargs: Any) -> Any:
+            self._descend()
+            with torch.random.fork_rng(devices, device_type=pl_module.device.type if devices else "cuda"):
+                output = original(*args, **kwargs)
+                loss = loss_of(output)
+                if loss is not None:
+                    self._climb(trainer, loss)
+            if loss is None:
+                return output
+            finish_second_passes(pl_module)  # of a pair of RDrop, whose gradient has just been taken
+            with SecondPass(pl_module):
+                loss = loss_of(original(*args, **kwargs))
+            return None if loss is None else with_loss(output, loss)
+
+        return training_step
+
+    def _wrap_backward(self, pl_module: pl.LightningModule) -> Callable[..., None]:
+        original = pl_module.backward
+
+        @wraps(original)
+        def backward(*args: Any, **kwargs: Any) -> None:
+            try:
+                original(*args, **kwargs)
+            finally:
+                self._descend()
+                finish_second_passes(pl_module)
+
+        return backward
+
+    def _climb(self, trainer: pl.Trainer, loss: Tensor) -> None:
+        params = [p for o in trainer.optimizers for g in o.param_groups for p in g["params"] if p.requires_grad]
+        precision = trainer.precision_plugin
+        if isinstance(precision, MixedPrecision) and precision.scaler is not None:
+            loss = precision.scaler.scale(loss)  # or small gradients vanish in fp16; the factor changes nothing else
+        with torch.autocast(loss.device.type, enabled=False):
+            grads: list[Tensor | None] = list(torch.autograd.grad(loss, params, allow_unused=True))
+        if self.sync and trainer.world_size > 1:
+            grads = [_mean_over_processes(trainer, p, g) for p, g in zip(params, grads, strict=True)]
+        with torch.no_grad():
+            steps = asam(params, grads, self.rho, self.eta) if self.adaptive else sam(grads, self.rho)
+            climbing = [(param, step) for param, step in zip(params, steps, strict=True) if step is not None]
+            self._before = [(param, param.detach().clone()) for param, _ in climbing]
+            for param, step in climbing:
+                param.add_(step)
+
+    @torch.no_grad()
+    def _descend(self) -> None:
+        for param, before in self._before:
+            param.copy_(before)
+        self._before = []
+
+    def _undo(self, pl_module: pl.LightningModule) -> None:
+        self._descend()
+        finish_second_passes(pl_module)
+        for name, function in self._overrides.items():
+            restore(pl_module, name, function)
+        self._overrides = {}
+
+
+def _mean_over_processes(trainer: pl.Trainer, param: Tensor, grad: Tensor | None) -> Tensor:
+    """A parameter that one process does not use has a gradient of zero there, as in DDP."""
+    mean = trainer.strategy.reduce(torch.zeros_like(param) if grad is None else grad, reduce_op="mean")
+    assert isinstance(mean, Tensor)
+    return mean

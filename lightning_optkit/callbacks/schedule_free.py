@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lets a schedule-free optimizer train at y, and everything else see the average x."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
+
+from lightning_optkit.callbacks._overrides import override, restore
+from lightning_optkit.optimizers._schedule_free import ScheduleFreeOptimizer
+
+__all__ = ["ScheduleFree"]
+
+
+class ScheduleFree(Callback):
+    """Switches `ScheduleFreeSGD` and `ScheduleFreeAdamW` between training and evaluation.
+
+    Validation runs on the average, every checkpoint's `state_dict` holds it (with y in the optimizer's state, for
+    resuming), and the module has it when `fit` returns. `Fuse` brings this callback along. Without it the first
+    optimizer step raises.
+
+    Raises:
+        ValueError: when the fit starts, if it was given twice, or the run has no schedule-free optimizer.
+
+    Example:
+        >>> trainer = pl.Trainer(callbacks=[ScheduleFree()], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(self) -> None:
+        self._optimizers: list[ScheduleFreeOptimizer] = []
+        self._on_save: Callable[..., None] | None = None
+
+    # --- hooks, in the order Lightning calls them ---
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if any(isinstance(other, ScheduleFree) and other is not self for other in trainer.callbacks):  # type: ignore[attr-defined]
+            raise ValueError("ScheduleFree(): given twice; one switches every optimizer.")
+        self._optimizers = [o for o in trainer.optimizers if isinstance(o, ScheduleFreeOptimizer)]
+        if not self._optimizers:
+            names = ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers)
+            raise ValueError(f"ScheduleFree(): needs ScheduleFreeSGD or ScheduleFreeAdamW; this run has {names}.")
+        self._on_save = self._wrap_on_save_checkpoint(trainer, pl_module)
+        override(pl_module, "on_save_checkpoint", self._on_save)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._train()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._eval()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._train()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._eval()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._undo(pl_module)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._undo(pl_module)
+
+    # --- what they do ---
+
+    def _train(self) -> None:
+        for optimizer in self._optimizers:
+            optimizer.train()
+
+    def _eval(self) -> None:
+        for optimizer in self._optimizers:
+            optimizer.eval()
+
+    def _wrap_on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Callable[..., None]:
+        # Not the callback's own hook: Lightning leaves it out where only weights are saved.
+        original = pl_module.on_save_checkpoint
+
+        def on_save_checkpoint(checkpoint: dict[str, Any]) -> None:
+            self._save_average(trainer, pl_module, checkpoint)
+            original(checkpoint)
+
+        return on_save_checkpoint
+
+    def _save_average(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        names = dict(pl_module.named_parameters(remove_duplicate=False))
+        for place, optimizer in enumerate(trainer.optimizers):
+            if optimizer not in self._optimizers:
+                continue
+            assert isinstance(optimizer, ScheduleFreeOptimizer)
+            averages = optimizer.averages()
+            for name, param in names.items():
+                if param in averages and name in checkpoint["state_dict"]:
+                    checkpoint["state_dict"][name] = averages[param]
+            if "optimizer_states" in checkpoint and averages:
+                saved = checkpoint["optimizer_states"]
+                saved[place] = optimizer.as_evaluated(saved[place])
+
+    def _undo(self, pl_module: pl.LightningModule) -> None:
+        self._eval()
+        restore(pl_module, "on_save_checkpoint", self._on_save)
+        self._optimizers, self._on_save = [], None

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An ensemble from one run: a checkpoint at the end of every cycle of the learning rate.
+
+Source: Huang et al. 2017, "Snapshot Ensembles: Train 1, Get M for Free", arXiv:1704.00109, section 3.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_optkit._checks import check_in, check_int, check_one_of
+from lightning_optkit.schedules.schedule import Length, Schedule, check_length, resolve_length
+
+__all__ = ["SnapshotEnsemble"]
+
+
+class SnapshotEnsemble(Callback):
+    """Saves an ordinary checkpoint at the end of every cycle of a schedule with warm restarts, where the loss is low.
+
+    Predict with all of them, or the last few, by `ensemble_predict(module, ensemble.paths, loader)`, or look for a
+    mean that helps by `greedy_soup(ensemble.paths, score)`. Beside `WeightAveraging` each holds the average.
+
+    The schedule itself is set by `LRSchedule(sgdr(...))`; give this callback the same object. A warm-up in front of it
+    is `start` steps long. List this callback behind those whose state a snapshot shall hold.
+
+    Args:
+        cycle: The schedule, `schedules.sgdr(...)`; or the length of its first cycle: an int >= 1 (optimizer steps) or
+            a float in (0, 1] (fraction of the run after `start`).
+        dirpath: Folder of the files; None: "snapshots" beside the logs of the run.
+        cycle_mult: Length of each cycle over that of the one before, in [1, inf); of a schedule, its own.
+        start: Optimizer steps before the first cycle, at least 0.
+        save_weights_only: Leave out what is needed only for going on with the training.
+
+    Raises:
+        ValueError: for an argument out of range; when the training starts, if the first cycle is longer than the run.
+
+    Example:
+        >>> from lightning_optkit.schedules import sgdr
+        >>> ensemble = SnapshotEnsemble(sgdr(cycle=1 / 5))
+        >>> trainer = pl.Trainer(callbacks=[ensemble], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self,
+        cycle: Schedule | Length,
+        dirpath: str | Path | None = None,
+        cycle_mult: float = 1.0,
+        start: int = 0,
+        save_weights_only: bool = False,
+    ) -> None:
+        check_in("SnapshotEnsemble", "cycle_mult", cycle_mult, "[1, inf)")
+        check_int("SnapshotEnsemble", "start", start, minimum=0)
+        check_one_of("SnapshotEnsemble", "save_weights_only", save_weights_only, (False, True))
+        if isinstance(cycle, Schedule):
+            if cycle.name != "sgdr":
+                raise ValueError(
+                    f"SnapshotEnsemble(cycle={cycle!r}): cycle must be schedules.sgdr(...) or the length of its first "
+                    "cycle; what comes before it is counted by start."
+                )
+            if cycle_mult != 1.0:
+                raise ValueError(f"SnapshotEnsemble(cycle_mult={cycle_mult!r}): the schedule has its own.")
+            arguments = dict(cycle.arguments)
+            length, cycle_mult = arguments["cycle"], arguments["cycle_mult"]
+        else:
+            length = cycle
+        self._cycle: Length = check_length("SnapshotEnsemble", "cycle", length)
+        self._cycle_mult, self._start = cycle_mult, start
+        self._dirpath, self._save_weights_only = dirpath, save_weights_only
+        self._ends: Iterator[int] = iter(())
+        self._next_end = 0
+        self.paths: list[str] = []
+        """Files of the snapshots, the oldest first."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The files so far."""
+        return {"paths": list(self.paths)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores it."""
+        self.paths = list(state_dict["paths"])
+
+    # --- hooks, in the order Lightning calls them ---
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self.paths = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        total = trainer.estimated_stepping_batches
+        length = None if math.isinf(total) else total - self._start
+        if length is not None and length <= 0:
+            raise ValueError(
+                f"SnapshotEnsemble(start={self._start}): start must be less than the run, of {total} steps."
+            )
+        self._ends = _ends(
+            self._start, resolve_length("SnapshotEnsemble", "cycle", self._cycle, length), self._cycle_mult
+        )
+        self._next_end = next(end for end in self._ends if end > trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step < self._next_end:
+            return
+        name = f"snapshot-{len(self.paths) + 1}-step={trainer.global_step}.ckpt"
+        path = trainer.strategy.broadcast(str(self._folder(trainer) / name))
+        self.paths.append(path)
+        trainer.save_checkpoint(path, weights_only=self._save_weights_only)
+        self._next_end = next(end for end in self._ends if end > trainer.global_step)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self.paths or f"step={trainer.global_step}." not in self.paths[-1]:
+            rank_zero_warn(
+                f"SnapshotEnsemble(cycle={self._cycle!r}): the run ended at step {trainer.global_step}, inside a cycle "
+                f"that ends at {self._next_end}; there are {len(self.paths)} snapshots."
+            )
+
+    # --- what they do ---
+
+    def _folder(self, trainer: pl.Trainer) -> Path:
+        if self._dirpath is not None:
+            return Path(self._dirpath)
+        return Path(trainer.log_dir or trainer.default_root_dir) / "snapshots"
+
+
+def _ends(start: float, length: float, mult: float) -> Iterator[int]:
+    """Steps done when the schedule, asked before each step, is about to start again."""
+    end = float(start)
+    while True:
+        end += length
+        length *= mult
+        yield math.ceil(round(end, 6))

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drops the residual branches of an unchanged module at random, later ones more often."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from lightning_optkit._checks import check_in
+from lightning_optkit.callbacks._named_modules import first_tensor, modules_named, with_first
+from lightning_optkit.regularization.stochastic_depth import linear_drop_rates, stochastic_depth
+
+__all__ = ["StochasticDepth"]
+
+
+class StochasticDepth(Callback):
+    """In training, the output of every branch named `names` is zero for a random share of the examples.
+
+    A branch is the module whose output is added to the residual stream: name that one, not the block around it, or the
+    stream itself is cut. The share grows linearly with depth, from `p / L` for the first of L branches to `p` for the
+    last, in the order of the module tree; what is kept is scaled up. Validation and test see every branch.
+
+    Where the branches of one block are several (attention and feed-forward), give each its own callback, so that both
+    ends of the rule are the same for them.
+
+    Args:
+        names: Shell pattern of the branches, e.g. "blocks.*.mlp"; a `*` does not reach over a dot.
+        p: Drop rate of the last branch, in (0, 1); 0.5 for deep residual nets, 0.1 to 0.3 for transformers.
+        batch_dim: Dimension of the examples in their outputs.
+        verbose: Print the branches and their rates when training starts.
+
+    Raises:
+        ValueError: for an argument out of range; when the fit starts, if no module has such a name.
+
+    Cost: one random number per example and branch, a read and a write of its output; the branch is computed anyhow.
+
+    Source: Huang et al. 2016, arXiv:1603.09382, Section 3.
+
+    Example:
+        >>> depth = StochasticDepth("encoder.layers.*.linear2", p=0.1)
+        >>> trainer = pl.Trainer(callbacks=[depth], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(self, names: str, p: float = 0.5, batch_dim: int = 0, verbose: bool = True) -> None:
+        self.p = check_in("StochasticDepth", "p", p, "(0, 1)")
+        self.names, self.batch_dim, self._verbose = names, batch_dim, verbose
+        self.rates: dict[str, float] = {}
+        self._hooks: list[RemovableHandle] = []
+
+    # --- hooks, in the order Lightning calls them ---
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        branches = modules_named("StochasticDepth", "names", pl_module, self.names)
+        self.rates = dict(zip(branches, linear_drop_rates(len(branches), self.p), strict=True))
+        for name, branch in branches.items():
+            self._hooks.append(branch.register_forward_hook(self._drop(name)))
+        if self._verbose:
+            listed = ", ".join(f"{name} {rate:.3g}" for name, rate in self.rates.items())
+            rank_zero_info(f"StochasticDepth: {listed}")
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._undo()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._undo()
+
+    # --- what they do ---
+
+    def _drop(self, name: str) -> Callable[..., Any]:
+        rate = self.rates[name]
+
+        def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+            if not module.training:
+                return None
+            first = first_tensor("StochasticDepth", name, output)
+            return with_first(output, stochastic_depth(first, rate, self.batch_dim))
+
+        return hook
+
+    def _undo(self) -> None:
+        for handle in self._hooks:
+            handle.remove()
+        self._hooks = []

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clips the global norm at a percentile of the norms seen so far.
+
+Source: Seetharaman et al. 2020, "AutoClip: adaptive gradient clipping for source separation networks",
+arXiv:2007.14469, Algorithm 1. Differs from it in keeping the last `window` norms instead of all.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_optkit._checks import check_in, check_int
+from lightning_optkit.clipping._gradients import gradients, norm_of
+from lightning_optkit.step import ClipBounds
+
+__all__ = ["AutoClip"]
+
+
+class AutoClip:
+    """Scales all gradients by one factor, so that their global L2 norm is at most a percentile of its own history.
+
+    There is no absolute number to tune: with `percentile=10` nine steps out of ten are scaled to the norm that the
+    smallest tenth has. Norms that are not finite do not enter the history.
+
+    Give each optimizer its own: it learns. What it has learned is in the state dict of the optimizer that it is folded
+    into, under "clip".
+
+    Args:
+        percentile: Share of the norms seen, in percent, that lies below the bound; in [0, 100].
+        window: How many of the latest norms count, this one included; at least 1.
+
+    Raises:
+        ValueError: for an argument out of range.
+
+    Cost: folded into a step, one read of the gradients and no write.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.zeros(1))
+        >>> clip = AutoClip(percentile=50)
+        >>> for size in (1.0, 1.0, 100.0):
+        ...     weight.grad = torch.full((1,), size)
+        ...     norm = clip([weight])
+        >>> weight.grad
+        tensor([1.])
+    """
+
+    def __init__(self, percentile: float = 10.0, window: int = 1000) -> None:
+        self.percentile = check_in("AutoClip", "percentile", percentile, "[0, 100]")
+        self.window = check_int("AutoClip", "window", window, minimum=1)
+        self._history = torch.full((window,), math.nan, dtype=torch.float64)  # NaN: not yet seen
+        self._seen = torch.zeros((), dtype=torch.int64)
+
+    def __repr__(self) -> str:
+        return f"AutoClip(percentile={self.percentile:g}, window={self.window})"
+
+    @property
+    def needs_norm(self) -> bool:
+        """True: it goes by the global norm."""
+        return True
+
+    @property
+    def bounds(self) -> ClipBounds:
+        """None besides the global norm."""
+        return ClipBounds()
+
+    def norm_bound(self, norm: Tensor) -> Tensor:
+        """The percentile of the history, `norm` included; 0-d, on the device of `norm`."""
+        self._history, self._seen = self._history.to(norm.device), self._seen.to(norm.device)
+        place = (self._seen % self.window).reshape(1)
+        is_finite = norm.isfinite()
+        value = torch.where(is_finite, norm.to(torch.float64), self._history[place])
+        self._history = self._history.index_copy(0, place, value.reshape(1))
+        self._seen = self._seen + is_finite
+        return torch.nanquantile(self._history, self.percentile / 100.0)
+
+    @torch.no_grad()
+    def __call__(self, parameters: Iterable[Tensor]) -> Tensor:
+        """Clips the gradients of `parameters` in place, for use with any other optimizer.
+
+        Returns:
+            Their norm before clipping, 0-d.
+        """
+        grads = gradients(parameters)
+        norm = norm_of(grads)
+        coefficient = (self.norm_bound(norm) / (norm + 1e-6)).clamp(max=1.0)
+        for grad in grads:
+            grad.mul_(coefficient.to(grad.device))
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """The history: `history`, shape (window,), NaN where nothing was seen, and `seen`, how many norms in all."""
+        return {"history": self._history.clone(), "seen": self._seen.clone()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores it.
+
+        Raises:
+            ValueError: if the history is of another `window`.
+        """
+        history = state_dict["history"]
+        if history.shape != (self.window,):
+            saved = len(history)
+            raise ValueError(f"AutoClip(window={self.window}): the saved history is of window={saved}; use that.")
+        self._history, self._seen = history.clone(), torch.as_tensor(state_dict["seen"]).clone()

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clips the global norm where it lies far outside of its recent distribution: spikes, and nothing else.
+
+Source: Kumar et al. 2025, "ZClip: adaptive spike mitigation for LLM pre-training", arXiv:2504.02507.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_optkit._checks import check_in, check_int
+from lightning_optkit.clipping._gradients import gradients, norm_of
+from lightning_optkit.step import ClipBounds
+
+__all__ = ["ZClip"]
+
+
+class ZClip:
+    """Scales all gradients by one factor where the z-score of their global L2 norm exceeds `z_threshold`.
+
+    Mean and variance of the norm are exponential averages. With z = (norm - mean) / std above the threshold, the norm
+    is brought to mean + z_threshold^2 / z * std: the larger the spike, the closer to the mean. What enters the averages
+    is the norm after clipping. Norms that are not finite do not enter them.
+
+    Give each optimizer its own: it learns. What it has learned is in the state dict of the optimizer that it is folded
+    into, under "clip".
+
+    Args:
+        z_threshold: Standard deviations above the mean left as they are, in (0, inf).
+        alpha: Share of the old mean and variance that is kept, in [0, 1).
+        warmup_steps: Norms whose plain mean and variance the averages start from; nothing is clipped meanwhile. At
+            least 2.
+
+    Raises:
+        ValueError: for an argument out of range.
+
+    Cost: folded into a step, one read of the gradients and no write.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.zeros(1))
+        >>> clip = ZClip(z_threshold=2.0, warmup_steps=2)
+        >>> for size in (1.0, 3.0, 10.0):  # mean 2, standard deviation 1; then z = 8
+        ...     weight.grad = torch.full((1,), size)
+        ...     norm = clip([weight])
+        >>> weight.grad  # 2 + 2^2 / 8 * 1
+        tensor([2.5000])
+    """
+
+    def __init__(self, z_threshold: float = 2.5, alpha: float = 0.97, warmup_steps: int = 25) -> None:
+        self.z_threshold = check_in("ZClip", "z_threshold", z_threshold, "(0, inf)")
+        self.alpha = check_in("ZClip", "alpha", alpha, "[0, 1)")
+        self.warmup_steps = check_int("ZClip", "warmup_steps", warmup_steps, minimum=2)
+        self._learned = torch.zeros(3, dtype=torch.float64)  # mean, variance, norms seen
+
+    def __repr__(self) -> str:
+        return f"ZClip(z_threshold={self.z_threshold:g}, alpha={self.alpha:g}, warmup_steps={self.warmup_steps})"
+
+    @property
+    def needs_norm(self) -> bool:
+        """True: it goes by the global norm."""
+        return True
+
+    @property
+    def bounds(self) -> ClipBounds:
+        """None besides the global norm."""
+        return ClipBounds()
+
+    def norm_bound(self, norm: Tensor) -> Tensor:
+        """The bound of this step, 0-d, on the device of `norm`; inf where nothing is to be clipped."""
+        self._learned = self._learned.to(norm.device)
+        mean, variance, seen = self._learned.unbind()
+        norm = norm.to(torch.float64)
+        std = variance.sqrt()
+        z = (norm - mean) / std.clamp(min=1e-12)
+        is_spike = (seen >= self.warmup_steps) & (z > self.z_threshold)
+        bound = torch.where(is_spike, mean + self.z_threshold**2 / z * std, torch.inf)
+        learned = self._learn(torch.minimum(norm, bound), mean, variance, seen)
+        self._learned = torch.where(norm.isfinite(), learned, self._learned)
+        return bound
+
+    def _learn(self, norm: Tensor, mean: Tensor, variance: Tensor, seen: Tensor) -> Tensor:
+        kept = torch.where(seen < self.warmup_steps, seen / (seen + 1), self.alpha)
+        new_mean = kept * mean + (1 - kept) * norm
+        # Welford's form while warming up, so that the start is the variance of the norms seen, exactly.
+        deviation = torch.where(seen < self.warmup_steps, (norm - mean) * (norm - new_mean), (norm - new_mean).square())
+        return torch.stack([new_mean, kept * variance + (1 - kept) * deviation, seen + 1])
+
+    @torch.no_grad()
+    def __call__(self, parameters: Iterable[Tensor]) -> Tensor:
+        """Clips the gradients of `parameters` in place, for use with any other optimizer.
+
+        Returns:
+            Their norm before clipping, 0-d.
+        """
+        grads = gradients(parameters)
+        norm = norm_of(grads)
+        coefficient = (self.norm_bound(norm) / (norm + 1e-6)).clamp(max=1.0)
+        for grad in grads:
+            grad.mul_(coefficient.to(grad.device))
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """Mean, variance and number of the norms seen: `learned`, shape (3,)."""
+        return {"learned": self._learned.clone()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores it."""
+        self._learned = torch.as_tensor(state_dict["learned"], dtype=torch.float64).clone()

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a module in a model becomes another kind of module: its class changes, the object stays.
+
+So parameters, hooks, training flag, device, and every reference to the module stay as they are.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_optkit.layers.layer_norm import LayerNorm, layer_norm
+from lightning_optkit.layers.rms_norm import RMSNorm, rms_norm
+
+__all__ = ["become", "disagreement", "fused_class", "give_back", "rounds_twice"]
+
+_CLASSES: dict[tuple[type[nn.Module], bool], type[nn.Module]] = {}
+_OWN = frozenset(vars(nn.Module()))
+
+
+def become(
+    module: nn.Module, cls: type[nn.Module], attributes: dict[str, Any], keep_buffers: bool = True
+) -> dict[str, Any]:
+    """Makes `module` an instance of `cls` with these attributes. Returns what `give_back` needs."""
+    before = {
+        "class": type(module),
+        "attributes": {name: value for name, value in vars(module).items() if name not in _OWN},
+        "buffers": dict(module._buffers),
+    }
+    vars(module).update(attributes)
+    if not keep_buffers:
+        module._buffers.clear()
+    module.__class__ = cls
+    return before
+
+
+def give_back(module: nn.Module, before: dict[str, Any]) -> None:
+    """Undoes `become`. Parameters stay as they have become in between; buffers that were gone return beside them."""
+    for name in [name for name in vars(module) if name not in _OWN and name not in before["attributes"]]:
+        del vars(module)[name]
+    vars(module).update(before["attributes"])
+    device = next((parameter.device for parameter in module.parameters()), None)
+    for name, buffer in before["buffers"].items():
+        if name not in module._buffers:
+            module._buffers[name] = buffer if buffer is None or device is None else buffer.to(device)
+    module.__class__ = before["class"]
+
+
+def fused_class(original: type[nn.Module], centered: bool) -> type[nn.Module]:
+    """`original` with the fused forward; torch's own classes become ours.
+
+    Where weight and input differ in dtype, implementations differ in what they return: there the original runs.
+    """
+    ours: type[nn.Module] = LayerNorm if centered else RMSNorm
+    if original is (nn.LayerNorm if centered else nn.RMSNorm):
+        return ours
+    if (original, centered) in _CLASSES:
+        return _CLASSES[original, centered]
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        if self.weight is not None and x.dtype != self.weight.dtype:
+            return original.forward(self, x)  # type: ignore[no-any-return]
+        if centered:
+            return layer_norm(x, self.normalized_shape, self.weight, getattr(self, "bias", None), self.eps)
+        return rms_norm(x, self.normalized_shape, self.weight, self.eps)
+
+    def reduce(self: Any, protocol: Any) -> Any:
+        # Built at run time, the class has no name to be pickled by.
+        return _rebuild, (original, centered), vars(self)
+
+    body = {"forward": forward, "__reduce_ex__": reduce, "__module__": __name__, "extra_repr": original.extra_repr}
+    _CLASSES[original, centered] = type(f"Fused{original.__name__}", (ours, original), body)
+    return _CLASSES[original, centered]
+
+
+def _rebuild(original: type[nn.Module], centered: bool) -> nn.Module:
+    cls = fused_class(original, centered)
+    return cls.__new__(cls)
+
+
+def disagreement(module: nn.Module, centered: bool, sizes: tuple[int, ...], eps: float | None) -> str | None:
+    """Why the fused layer cannot stand for `module`, judged by its numbers on random weights and inputs, or None."""
+    for dtype, tolerance in ((torch.float32, 2e-6), (torch.bfloat16, 2.0**-7)):
+        weight, bias, x = _random_case(module, sizes, dtype)
+        ours = layer_norm(x, sizes, weight, bias, _number(eps)) if centered else rms_norm(x, sizes, weight, eps)
+        try:
+            theirs = _forward(module, weight, bias, x)
+        except Exception as error:
+            return f"its forward does not take such an input ({type(error).__name__})"
+        if not isinstance(theirs, Tensor) or theirs.shape != ours.shape or theirs.dtype != dtype:
+            return f"its result is of another kind in {dtype}"
+        # Relative to each value, beside one unit in all: a second rounding may move a value by one step.
+        if not torch.allclose(theirs.double(), ours.double(), rtol=tolerance, atol=tolerance):
+            return f"its numbers differ in {dtype}"
+    return None
+
+
+def rounds_twice(module: nn.Module, centered: bool, sizes: tuple[int, ...], eps: float | None) -> bool:
+    """Does `module` round between normalization and weight in bfloat16, where the fused layer rounds once?"""
+    weight, bias, x = _random_case(module, sizes, torch.bfloat16)
+    if weight is None or bias is not None:
+        return False
+    theirs = _forward(module, weight, None, x).double()
+    wide = x.float()
+    normal = torch.layer_norm(wide, sizes, eps=_number(eps)) if centered else torch.rms_norm(wide, sizes, None, eps)
+    once, twice = (normal * weight.float()).bfloat16().double(), (normal.bfloat16() * weight).double()
+    return float((theirs - twice).abs().sum()) < float((theirs - once).abs().sum())
+
+
+@torch.no_grad()
+def _forward(module: nn.Module, weight: Tensor | None, bias: Tensor | None, x: Tensor) -> Any:
+    """The forward of a twin without hooks: the module, its weights and torch's generators are not touched."""
+    twin = type(module).__new__(type(module))
+    vars(twin).update(vars(module))
+    given = {"weight": weight, "bias": bias}
+    vars(twin)["_parameters"] = {name: given.get(name) for name in module._parameters}
+    return twin.forward(x)
+
+
+def _random_case(
+    module: nn.Module, sizes: tuple[int, ...], dtype: torch.dtype
+) -> tuple[Tensor | None, Tensor | None, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(3, 5, *sizes, generator=generator) * 2 + 0.5).to(dtype)
+    # Small rows too: they tell where eps is added, and how large it is.
+    x[0] *= 1e-3
+    weight = (torch.rand(sizes, generator=generator) + 0.5).to(dtype)
+    bias = torch.randn(sizes, generator=generator).to(dtype)
+    has = {name for name, parameter in module._parameters.items() if parameter is not None}
+    return weight if "weight" in has else None, bias if "bias" in has else None, x
+
+
+def _number(eps: float | None) -> float:
+    return 1e-5 if eps is None else eps

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which road a normalization takes: a kernel of ours, or torch's where that is faster or the only one."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+from lightning_optkit._native import extension, warn_once_if_missing, why_no_cuda_kernels
+from lightning_optkit.layers._reference import survival
+
+if extension is not None:
+    from lightning_optkit.layers._ops import add_norm, norm
+
+__all__ = ["SMALL_ADD_LAYER", "SMALL_ADD_RMS", "SMALL_LAYER", "SMALL_RMS", "SMALL_ROWS", "run_add_norm", "run_norm"]
+
+# Up to so many elements, in up to SMALL_ROWS rows, torch's CPU kernel is done before a Python autograd node is built
+# (benchmarks/bench_norms.py). A rule of the shape alone: the same on every rank and in every run.
+SMALL_ROWS = 256
+SMALL_LAYER, SMALL_RMS, SMALL_ADD_LAYER, SMALL_ADD_RMS = 60000, 0, 30000, 0
+
+# Long float32 rows of more than 4 MiB in all and less than the 32 MiB from which we ask for huge pages: LayerNorm is
+# bound by the last-level cache, and torch's order of reads and writes suits it better (0.8 to 1.0 of its speed).
+MIDDLE_ROW, MIDDLE_LAYER = 512, (2**20, 2**23)
+
+_PLAIN = (Tensor, Parameter)
+
+
+def run_norm(
+    centered: bool, input: Tensor, sizes: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float | None
+) -> Tensor:
+    """LayerNorm if `centered`, else RMSNorm."""
+    dims = len(sizes)
+    small = _is_small(input, sizes, SMALL_LAYER if centered else SMALL_RMS)
+    if small or not _takes_kernel(input) or (centered and _is_middle(input, sizes)):
+        if centered:
+            return torch.layer_norm(input, sizes, weight, bias, eps)  # type: ignore[arg-type]
+        return torch.rms_norm(input, sizes, weight, eps)
+    input, weight, bias = _autocast(input, weight, bias)
+    if weight is None:
+        _check_trailing(input, sizes)
+        weight = None if bias is None else torch.ones_like(bias)
+    return norm(centered, input, weight, bias, dims, _eps(input.dtype) if eps is None else eps)
+
+
+def run_add_norm(
+    centered: bool,
+    input: Tensor,
+    residual: Tensor,
+    sizes: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float | None,
+    dropout: float,
+) -> tuple[Tensor, Tensor]:
+    """(normalized sum, sum)."""
+    if input.shape != residual.shape:
+        raise RuntimeError("input and residual must have one shape")
+    dims = len(sizes)
+    if dropout == 0.0 and _is_small(input, sizes, SMALL_ADD_LAYER if centered else SMALL_ADD_RMS):
+        total = input + residual
+        if centered:
+            return torch.layer_norm(total, sizes, weight, bias, eps), total  # type: ignore[arg-type]
+        return torch.rms_norm(total, sizes, weight, eps), total
+    if not (_takes_kernel(input) and _takes_kernel(residual) and _goes_with(input, residual)):
+        total = input + residual if dropout == 0.0 else _drop(input, dropout) + residual
+        total = total.to(torch.promote_types(input.dtype, residual.dtype))
+        return run_norm(centered, total, sizes, weight, bias, eps), total
+    if weight is None:
+        _check_trailing(input, sizes)
+        weight = None if bias is None else torch.ones_like(bias)
+    if eps is None:
+        eps = _eps(torch.promote_types(input.dtype, residual.dtype))
+    seed = _seed() if dropout > 0.0 else None
+    return add_norm(centered, input, residual, weight, bias, dims, eps, dropout, seed)
+
+
+def _is_small(input: Tensor, sizes: Sequence[int], limit: int) -> bool:
+    if input.numel() > limit or not input.is_cpu or extension is None:
+        return False
+    # Beyond that many rows torch's sums in 16 bits go wrong.
+    return input.numel() <= SMALL_ROWS * (sizes[-1] if len(sizes) == 1 else input.shape[-len(sizes) :].numel())
+
+
+def _is_middle(input: Tensor, sizes: Sequence[int]) -> bool:
+    if input.dtype != torch.float32 or not input.is_cpu or not MIDDLE_LAYER[0] < input.numel() < MIDDLE_LAYER[1]:
+        return False
+    return input.shape[-len(sizes) :].numel() >= MIDDLE_ROW
+
+
+def _takes_kernel(input: Tensor) -> bool:
+    if extension is None:
+        warn_once_if_missing()
+        return False
+    # Other tensor types, function transforms and forward-mode derivatives know torch's operators only.
+    if torch.compiler.is_compiling():
+        return not torch.compiler.is_exporting() and (input.is_cpu or (input.is_cuda and why_no_cuda_kernels() is None))
+    if type(input) not in _PLAIN or forward_ad._current_level >= 0:
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    return input.is_cpu or (input.is_cuda and why_no_cuda_kernels() is None)
+
+
+def _autocast(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Torch's CUDA autocast runs both norms in float32; its CPU autocast leaves them alone."""
+    if not (input.is_cuda and torch.is_autocast_enabled("cuda")):
+        return input, weight, bias
+    cast = [t if t is None or t.dtype == torch.float64 else t.float() for t in (input, weight, bias)]
+    return cast[0], cast[1], cast[2]  # type: ignore[return-value]
+
+
+def _goes_with(input: Tensor, residual: Tensor) -> bool:
+    if (input.dtype == torch.float64) != (residual.dtype == torch.float64) or input.device != residual.device:
+        return False
+    if input.is_cuda and torch.is_autocast_enabled("cuda"):  # then the sum is 16 bits and the normalized sum float32
+        return torch.promote_types(input.dtype, residual.dtype) in (torch.float32, torch.float64)
+    return True
+
+
+def _eps(dtype: torch.dtype) -> float:
+    """Torch's own for RMSNorm: that of the dtype it computes in."""
+    return torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+
+
+def _check_trailing(input: Tensor, sizes: Sequence[int]) -> None:
+    if tuple(input.shape[-len(sizes) :]) != tuple(sizes):
+        raise RuntimeError("the last dimensions of the input must be normalized_shape")
+
+
+def _drop(input: Tensor, dropout: float) -> Tensor:
+    alive = survival(input, dropout, _seed())
+    return torch.where(alive > 0, input * alive, 0.0)  # a dropped infinity is dropped too
+
+
+def _seed() -> Tensor:
+    return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64)

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Normalization by the statistics of parts of a batch, which is the same for every number of dimensions."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+__all__ = ["ghost_batch_norm", "ghost_sizes"]
+
+
+def ghost_sizes(samples: int, ghost_batch_size: int, values_per_sample: int) -> list[int]:
+    """Sizes of the ghost batches: full ones, then the rest.
+
+    A rest of a single value per channel has no variance; it joins the ghost batch before it.
+
+    Example:
+        >>> ghost_sizes(10, 4, values_per_sample=1), ghost_sizes(9, 4, values_per_sample=1)
+        ([4, 4, 2], [4, 5])
+    """
+    full, rest = divmod(samples, ghost_batch_size)
+    sizes = [ghost_batch_size] * full
+    if rest * values_per_sample == 1 and sizes:
+        sizes[-1] += 1
+    elif rest or not sizes:
+        sizes.append(rest)
+    return sizes
+
+
+def ghost_batch_norm(layer: _BatchNorm, input: Tensor, ghost_batch_size: int) -> Tensor:
+    """Normalizes each ghost batch by itself; the running statistics move once, towards the mean of the parts'."""
+    values_per_sample = input[0, 0].numel() if input.shape[0] and input.shape[1] else 1
+    sizes = ghost_sizes(input.shape[0], ghost_batch_size, values_per_sample)
+    parts, means, variances = [], [], []
+    for part in torch.split(input, sizes):
+        # With momentum 1 torch leaves the statistics of this part, unbiased, in what it is given.
+        mean = variance = None
+        if layer.running_mean is not None and layer.running_var is not None:
+            mean, variance = torch.zeros_like(layer.running_mean), torch.ones_like(layer.running_var)
+            means.append(mean)
+            variances.append(variance)
+        parts.append(F.batch_norm(part, mean, variance, layer.weight, layer.bias, True, 1.0, layer.eps))
+    if means:
+        _update(layer, sizes, means, variances)
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+@torch.no_grad()
+def _update(layer: _BatchNorm, sizes: list[int], means: list[Tensor], variances: list[Tensor]) -> None:
+    assert layer.running_mean is not None and layer.running_var is not None
+    factor: float | Tensor = 0.0 if layer.momentum is None else layer.momentum
+    if layer.num_batches_tracked is not None:
+        layer.num_batches_tracked.add_(1)
+        if layer.momentum is None:  # torch's cumulative average
+            factor = 1.0 / layer.num_batches_tracked.to(layer.running_mean.dtype)
+    shares = torch.tensor(sizes, device=means[0].device, dtype=means[0].dtype)[:, None] / sum(sizes)
+    for running, of_parts in ((layer.running_mean, means), (layer.running_var, variances)):
+        mean = (torch.stack(of_parts) * shares).sum(0)
+        running.copy_(running * (1.0 - factor) + mean * factor)

@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The dispatcher ops `lightning_optkit::norm` and `add_norm` with their gradients; imported where the extension is.
+
+A traced call uses the ops with their registered autograd formula. An eager call uses a `torch.autograd.Function`
+over the same kernels, which costs half as much Python.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_optkit.layers._reference import norm_backward_reference, survival
+
+__all__ = ["add_norm", "norm"]
+
+_ops = torch.ops.lightning_optkit
+_norm, _add_norm, _norm_backward = _ops._norm.default, _ops._add_norm.default, _ops.norm_backward.default
+
+
+def norm(centered: bool, input: Tensor, weight: Tensor | None, bias: Tensor | None, dims: int, eps: float) -> Tensor:
+    """The normalized input."""
+    if torch.compiler.is_compiling():
+        return _ops.norm(centered, input, weight, bias, dims, eps)[0]  # type: ignore[no-any-return]
+    if _needs_grad(input, weight, bias):
+        return _Norm.apply(input, weight, bias, centered, dims, eps)  # type: ignore[no-any-return, no-untyped-call]
+    return _norm(centered, input, weight, bias, dims, eps)[0]  # type: ignore[no-any-return]
+
+
+def add_norm(
+    centered: bool,
+    input: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    dims: int,
+    eps: float,
+    dropout: float,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """(normalized sum, sum)."""
+    if torch.compiler.is_compiling():
+        y, total, _ = _ops.add_norm(centered, input, residual, weight, bias, dims, eps, dropout, seed)
+        return y, total
+    if residual.requires_grad or _needs_grad(input, weight, bias):
+        return _apply_add_norm(input, residual, weight, bias, centered, dims, eps, dropout, seed)  # type: ignore[no-any-return]
+    y, total, _ = _add_norm(centered, input, residual, weight, bias, dims, eps, dropout, seed)
+    return y, total
+
+
+def _needs_grad(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and (
+        input.requires_grad
+        or (weight is not None and weight.requires_grad)
+        or (bias is not None and bias.requires_grad)
+    )
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, centered: bool, dims: int, eps: float
+    ) -> Tensor:
+        y, stats = _norm(centered, input, weight, bias, dims, eps)
+        ctx.save_for_backward(input, weight, stats)
+        ctx.constants = centered, dims, eps
+        return y  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        centered, dims, eps = ctx.constants
+        input, weight, stats = ctx.saved_tensors
+        wants = ctx.needs_input_grad
+        dx, _, d_weight, d_bias = _gradients(
+            centered, dy, None, input, stats, weight, dims, eps, 0.0, None, wants[0], wants[1], wants[2]
+        )
+        return dx, d_weight, d_bias, None, None, None
+
+
+class _AddNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        residual: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        centered: bool,
+        dims: int,
+        eps: float,
+        dropout: float,
+        seed: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        y, total, stats = _add_norm(centered, input, residual, weight, bias, dims, eps, dropout, seed)
+        ctx.save_for_backward(total, weight, stats, seed)
+        ctx.constants = centered, dims, eps, dropout, input.dtype, residual.dtype
+        ctx.set_materialize_grads(False)
+        return y, total
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, d_sum: Tensor | None) -> tuple[Tensor | None, ...]:
+        total, weight, stats, seed = ctx.saved_tensors
+        return (
+            *_add_norm_gradients(ctx.constants, dy, d_sum, total, stats, weight, seed, ctx.needs_input_grad),
+            *[None] * 5,
+        )
+
+
+def _add_norm_gradients(
+    constants: tuple[Any, ...],
+    dy: Tensor | None,
+    d_sum: Tensor | None,
+    total: Tensor,
+    stats: Tensor,
+    weight: Tensor | None,
+    seed: Tensor | None,
+    wants: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    """Of input, residual, weight, bias."""
+    centered, dims, eps, dropout, input_dtype, residual_dtype = constants
+    if dy is None:
+        dy = torch.zeros_like(total)
+    dx, d_input, d_weight, d_bias = _gradients(
+        centered, dy, d_sum, total, stats, weight, dims, eps, dropout, seed, wants[0] or wants[1], wants[2], wants[3]
+    )
+    return (
+        d_input.to(input_dtype) if wants[0] and d_input is not None else None,
+        dx.to(residual_dtype) if wants[1] and dx is not None else None,
+        d_weight,
+        d_bias,
+    )
+
+
+def _gradients(
+    centered: bool,
+    dy: Tensor,
+    d_sum: Tensor | None,
+    input: Tensor,
+    stats: Tensor,
+    weight: Tensor | None,
+    dims: int,
+    eps: float,
+    dropout: float,
+    seed: Tensor | None,
+    wants_input: bool,
+    wants_weight: bool,
+    wants_bias: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # a gradient of this gradient will be asked for
+        alive = None if seed is None else survival(input, dropout, seed)
+        found = norm_backward_reference(centered, dy, d_sum, input, weight, dims, eps, alive)
+    else:
+        found = _norm_backward(
+            centered, dy, d_sum, input, stats, weight, dims, dropout, seed, wants_input, wants_weight, wants_bias
+        )
+        if seed is None:
+            found = (found[0], found[0], *found[2:])
+    dx, d_input, d_weight, d_bias = found
+    return (
+        dx if wants_input else None,
+        d_input if wants_input else None,
+        d_weight if wants_weight else None,
+        d_bias if wants_bias else None,
+    )
+
+
+# `Function.apply` looks for function transforms first, which costs as much as the kernel of a short row; the callers of
+# these have looked already.
+_apply = torch._C._FunctionBase.__dict__["apply"]
+_apply_norm = _apply.__get__(None, _Norm)
+_apply_add_norm = _apply.__get__(None, _AddNorm)
+
+
+# --- for traced graphs ---
+
+
+def _stats_like(input: Tensor, centered: bool, dims: int, dtype: torch.dtype) -> Tensor:
+    rows = 1
+    for size in input.shape[: input.dim() - dims]:
+        rows = rows * size
+    return input.new_empty(
+        (2 if centered else 1, rows), dtype=torch.float64 if dtype == torch.float64 else torch.float32
+    )
+
+
+def _norm_fake(
+    centered: bool, input: Tensor, weight: Tensor | None, bias: Tensor | None, dims: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    y = input.new_empty(input.shape)
+    return y, _stats_like(input, centered, dims, input.dtype)
+
+
+def _add_norm_fake(
+    centered: bool,
+    input: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    dims: int,
+    eps: float,
+    dropout: float,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = torch.promote_types(input.dtype, residual.dtype)
+    y, total = input.new_empty(input.shape, dtype=dtype), input.new_empty(input.shape, dtype=dtype)
+    return y, total, _stats_like(input, centered, dims, dtype)
+
+
+def _norm_backward_fake(
+    centered: bool,
+    dy: Tensor,
+    d_sum: Tensor | None,
+    input: Tensor,
+    stats: Tensor,
+    weight: Tensor | None,
+    dims: int,
+    dropout: float,
+    seed: Tensor | None,
+    wants_input: bool,
+    wants_weight: bool,
+    wants_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    wide = torch.float64 if input.dtype == torch.float64 else torch.float32
+    dtype = wide if weight is None else weight.dtype
+    sizes = input.shape[input.dim() - dims :]
+    nothing = input.new_empty((0,))
+    return (
+        input.new_empty(input.shape) if wants_input else nothing,
+        input.new_empty(input.shape) if wants_input and dropout > 0.0 else input.new_empty((0,)),
+        input.new_empty(sizes, dtype=dtype) if wants_weight else input.new_empty((0,)),
+        input.new_empty(sizes, dtype=dtype) if wants_bias else input.new_empty((0,)),
+    )
+
+
+def _save_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    centered, input, weight, _, dims, eps = inputs
+    ctx.save_for_backward(input, weight, output[1])
+    ctx.constants = centered, dims, eps
+    ctx.mark_non_differentiable(output[1])
+
+
+def _norm_vjp(ctx: Any, dy: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    centered, dims, eps = ctx.constants
+    input, weight, stats = ctx.saved_tensors
+    wants = ctx.needs_input_grad
+    dx, _, d_weight, d_bias = _gradients(
+        centered, dy, None, input, stats, weight, dims, eps, 0.0, None, wants[1], wants[2], wants[3]
+    )
+    return None, dx, d_weight, d_bias, None, None
+
+
+def _save_add_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    centered, input, residual, weight, _, dims, eps, dropout, seed = inputs
+    ctx.save_for_backward(output[1], weight, output[2], seed)
+    ctx.constants = centered, dims, eps, dropout, input.dtype, residual.dtype
+    ctx.mark_non_differentiable(output[2])
+
+
+def _add_norm_vjp(ctx: Any, dy: Tensor | None, d_sum: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    total, weight, stats, seed = ctx.saved_tensors
+    found = _add_norm_gradients(ctx.constants, dy, d_sum, total, stats, weight, seed, ctx.needs_input_grad[1:5])
+    return (None, *found, None, None, None, None)
+
+
+for _name in ("norm", "_norm"):
+    torch.library.register_fake(f"lightning_optkit::{_name}", _norm_fake)
+for _name in ("add_norm", "_add_norm"):
+    torch.library.register_fake(f"lightning_optkit::{_name}", _add_norm_fake)
+torch.library.register_fake("lightning_optkit::norm_backward", _norm_backward_fake)
+torch.library.register_autograd("lightning_optkit::norm", _norm_vjp, setup_context=_save_norm)
+torch.library.register_autograd("lightning_optkit::add_norm", _add_norm_vjp, setup_context=_save_add_norm)

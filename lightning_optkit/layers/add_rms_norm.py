@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Residual connection and root mean square normalization in one pass.
+
+Source: Zhang & Sennrich 2019, "Root Mean Square Layer Normalization" (arXiv 1910.07467), equation 4; dropout:
+Srivastava et al. 2014.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_optkit._checks import check_in
+from lightning_optkit.layers._arguments import check_input
+from lightning_optkit.layers._dispatch import run_add_norm
+from lightning_optkit.layers.rms_norm import RMSNorm
+
+__all__ = ["AddRMSNorm", "add_rms_norm"]
+
+
+def add_rms_norm(
+    input: Tensor,
+    residual: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    dropout: float = 0.0,
+    training: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """The sum `dropout(input) + residual`, normalized, and the sum itself: the next residual.
+
+    The dropout's mask is never stored: it is a function of a seed, drawn from torch's default generator, and the place.
+
+    Args:
+        input: Output of a block, any shape that ends in `normalized_shape`, floating point.
+        residual: What the block read; of the same shape.
+        normalized_shape: Sizes of the dimensions that are normalized together.
+        weight: Of shape `normalized_shape`, in the dtype of the sum, or float32 beside a 16-bit sum.
+        eps: Added to the mean square; None is that of the dtype torch computes in: float32's, or float64's.
+        dropout: Share of `input` that is zeroed, in [0, 1]; the rest is scaled up.
+        training: Without it nothing is dropped.
+
+    Returns:
+        (normalized sum, sum)
+
+    Raises:
+        ValueError: if a shape, dtype or device does not fit, or `dropout` is out of range.
+
+    Example:
+        >>> y, residual = add_rms_norm(torch.ones(2, 4), torch.ones(2, 4), (4,))
+        >>> residual[0]
+        tensor([2., 2., 2., 2.])
+    """
+    p = check_in("add_rms_norm", "dropout", dropout, "[0, 1]") if training else 0.0
+    try:
+        return run_add_norm(False, input, residual, normalized_shape, weight, None, eps, p)
+    except (RuntimeError, TypeError):
+        check_input("add_rms_norm", input, normalized_shape, weight, None, residual)
+        raise
+
+
+class AddRMSNorm(RMSNorm):
+    """`residual = dropout(x) + residual; y = norm(residual)` in one pass, the tail of a pre-norm transformer block.
+
+    State dict of `torch.nn.RMSNorm`. `dropout` may be changed at any time, also by a schedule.
+
+    Args:
+        normalized_shape: Sizes of the last dimensions, normalized together; each >= 1.
+        eps: Added to the mean square; None is that of the dtype torch computes in: float32's, or float64's.
+        elementwise_affine: Learn a weight.
+        device: Of the parameters.
+        dtype: Of the parameters; float32 parameters may be used beside 16-bit inputs.
+        dropout: Share of `x` that is zeroed in training, in [0, 1].
+
+    Raises:
+        TypeError: if a size is not an integer.
+        ValueError: if a size is smaller than 1 or `dropout` out of range; in `forward`, if shape, dtype or device of
+            the inputs do not fit.
+
+    Example:
+        >>> y, residual = AddRMSNorm(4, dropout=0.1)(torch.ones(2, 4), torch.ones(2, 4))
+        >>> y.shape
+        torch.Size([2, 4])
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(normalized_shape, eps, elementwise_affine, device=device, dtype=dtype)
+        self.dropout = dropout
+
+    @property
+    def dropout(self) -> float:
+        """Share of `x` that is zeroed in training."""
+        return self._dropout
+
+    @dropout.setter
+    def dropout(self, value: float) -> None:
+        self._dropout = check_in(type(self).__name__, "dropout", value, "[0, 1]")
+
+    def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """(normalized sum, sum), both in the shape of `x`."""
+        p = self._dropout if self.training else 0.0
+        try:
+            return run_add_norm(False, x, residual, self.normalized_shape, self.weight, None, self.eps, p)
+        except (RuntimeError, TypeError):
+            check_input("AddRMSNorm", x, self.normalized_shape, self.weight, None, residual)
+            raise
+
+    def extra_repr(self) -> str:
+        """As torch prints it, and the dropout."""
+        return f"{super().extra_repr()}, dropout={self._dropout}"

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dropout of whole squares of a feature map.
+
+Source: Ghiasi, Lin & Le 2018, "DropBlock: A regularization method for convolutional networks" (arXiv 1810.12890),
+algorithm 1 and equation 1, a mask per channel.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_optkit._checks import check_in, check_int
+
+__all__ = ["DropBlock2d"]
+
+
+class DropBlock2d(nn.Module):
+    """Zeroes squares of each channel and scales what is left to the same sum of ones.
+
+    About a share `p` of the numbers is dropped: somewhat less, since squares may overlap. In evaluation mode, and for
+    `p=0`, the input comes back as it is.
+
+    Args:
+        p: Share to be dropped, in [0, 1). May be changed at any time; the paper raises it linearly from 0.
+        block_size: Side of the squares, >= 1; in maps that are smaller, the smaller side of the map.
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if an argument is out of range; in `forward`, if the input has not four dimensions.
+
+    Example:
+        >>> y = DropBlock2d(0.1, block_size=3)(torch.ones(8, 16, 14, 14))
+        >>> round(float(y.mean()), 3)
+        1.0
+    """
+
+    def __init__(self, p: float = 0.1, block_size: int = 7) -> None:
+        super().__init__()
+        self.p = p
+        self.block_size = check_int("DropBlock2d", "block_size", block_size, minimum=1)
+
+    @property
+    def p(self) -> float:
+        """Share to be dropped."""
+        return self._p
+
+    @p.setter
+    def p(self, value: float) -> None:
+        self._p = check_in("DropBlock2d", "p", value, "[0, 1)")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` of shape (samples, channels, height, width), with squares of it zeroed."""
+        if x.dim() != 4:
+            raise ValueError(
+                f"DropBlock2d(x.shape={tuple(x.shape)}): x must have the dimensions samples, channels, height, width."
+            )
+        if not self.training or self._p == 0.0 or x.numel() == 0:
+            return x
+        height, width = x.shape[-2:]
+        side = min(self.block_size, height, width)
+        places = (height - side + 1) * (width - side + 1)
+        gamma = self._p * height * width / (side * side * places)
+        # A seed is the corner of a square, drawn where the whole square lies inside.
+        seeds = torch.rand(*x.shape[:2], height - side + 1, width - side + 1, device=x.device) < gamma
+        border = side - 1
+        dropped = F.max_pool2d(F.pad(seeds.float(), [border] * 4), side, stride=1) > 0
+        kept = (~dropped).sum().clamp_min(1).to(torch.float32 if x.dtype.itemsize == 2 else x.dtype)
+        scale = dropped.numel() / kept  # without dimensions, so that the dtype of x stays
+        return torch.where(dropped, 0.0, x * scale)
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"p={self._p}, block_size={self.block_size}"

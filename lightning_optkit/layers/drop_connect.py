@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Dropout of weights instead of activations.
+
+Source: Wan, Zeiler, Zhang, LeCun & Fergus 2013, "Regularization of Neural Networks using DropConnect" (ICML), section
+3; on the recurrent weights of an LSTM: Merity, Keskar & Socher 2018 (arXiv 1708.02182), section 2. As there, weights
+that are kept are scaled up and evaluation uses the mean weights, where Wan et al. sample at inference.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+from lightning_optkit._checks import check_in
+
+__all__ = ["DropConnect"]
+
+
+class DropConnect(nn.Module):
+    """Runs `module` with a share of its named weights zeroed, drawn anew in every call in training.
+
+    A recurrent layer uses the same mask at all its time steps. Weights that are parametrized (`weight_norm`,
+    `spectral_norm`) are dropped after their parametrization. In evaluation mode, and for `p=0`, it is `module`.
+
+    Args:
+        module: Any module; it stays available as `.module`.
+        weights: Names of its parameters, such as "weight", "weight_hh_l0" or "rnn.weight_hh_l0".
+        p: Probability that a weight is zeroed, in [0, 1]; the rest is scaled up. May be changed at any time.
+
+    Raises:
+        TypeError: if `p` is not a number.
+        ValueError: if `p` is out of range, or a name is not that of a parameter of `module`.
+
+    Example:
+        >>> import torch
+        >>> layer = DropConnect(nn.LSTM(4, 8), weights=["weight_hh_l0"], p=0.5)
+        >>> output, state = layer(torch.ones(5, 2, 4))
+        >>> output.shape
+        torch.Size([5, 2, 8])
+    """
+
+    def __init__(self, module: nn.Module, weights: Sequence[str] = ("weight",), p: float = 0.5) -> None:
+        super().__init__()
+        self.p = p
+        names = (weights,) if isinstance(weights, str) else tuple(weights)
+        self.weights = names
+        self._plain: list[str] = []
+        self._recurrent: list[str] = []
+        self._parametrized: list[str] = []
+        if not names:
+            raise ValueError(f"DropConnect(weights={weights!r}): weights must name at least one parameter.")
+        parameters = dict(module.named_parameters(remove_duplicate=False))
+        for name in names:
+            path, _, last = name.rpartition(".")
+            prefix = f"{path}.parametrizations.{last}.".lstrip(".")
+            if any(key.startswith(prefix) for key in parameters):
+                self._parametrized.append(name)
+            elif name not in parameters:
+                known = ", ".join(parameters) or "none"
+                raise ValueError(f"DropConnect(weights={name!r}): must name a parameter of the module, one of {known}.")
+            elif isinstance(module.get_submodule(path), nn.RNNBase):
+                self._recurrent.append(name)
+            else:
+                self._plain.append(name)
+        self.module = module
+        for name in self._parametrized:
+            path, _, last = name.rpartition(".")
+            owner = module.get_submodule(path)
+            if isinstance(owner, nn.RNNBase):
+                raise ValueError(
+                    f"DropConnect(weights={name!r}): torch's recurrent layers do not see parametrizations; "
+                    "remove it from this weight."
+                )
+            parametrize.register_parametrization(owner, last, _Drop(self), unsafe=True)
+
+    @property
+    def p(self) -> float:
+        """Probability that a weight is zeroed."""
+        return self._p
+
+    @p.setter
+    def p(self, value: float) -> None:
+        self._p = check_in("DropConnect", "p", value, "[0, 1]")
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What `module` returns for these arguments."""
+        if not self.training or self._p == 0.0:
+            return self.module(*args, **kwargs)
+        dropped = {name: F.dropout(self.module.get_parameter(name), self._p) for name in self._plain}
+        with self._dropped_recurrent(), parametrize.cached():
+            if not dropped:
+                return self.module(*args, **kwargs)
+            return functional_call(self.module, dropped, args, kwargs)
+
+    @contextmanager
+    def _dropped_recurrent(self) -> Iterator[None]:
+        """Recurrent layers read their weights from a list of their own, which functional_call does not reach."""
+        undo: list[tuple[list[Any], int, Any]] = []
+        try:
+            for name in self._recurrent:
+                path, _, last = name.rpartition(".")
+                owner: Any = self.module.get_submodule(path)
+                flat, place = owner._flat_weights, owner._flat_weights_names.index(last)
+                undo.append((flat, place, flat[place]))
+                flat[place] = F.dropout(getattr(owner, last), self._p)
+            yield
+        finally:
+            for flat, place, weight in undo:
+                flat[place] = weight
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"weights={list(self.weights)}, p={self._p}"
+
+
+class _Drop(nn.Module):
+    """The last parametrization of a weight that already has some. It keeps nothing in the state dict."""
+
+    def __init__(self, owner: DropConnect) -> None:
+        super().__init__()
+        self._owner = (owner,)  # in a tuple: a plain attribute would be a child, and a circle of modules
+
+    def forward(self, weight: Tensor) -> Tensor:
+        owner = self._owner[0]
+        return F.dropout(weight, owner._p) if owner.training and owner._p > 0.0 else weight
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stochastic depth: whole samples of a residual branch are dropped.
+
+Source: Huang, Sun, Liu, Sedra & Weinberger 2016, "Deep Networks with Stochastic Depth" (arXiv 1603.09382), equations
+2 and 5. Differs: the survivors are scaled up in training, where the paper scales down at test time.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from lightning_optkit._checks import check_in
+
+__all__ = ["DropPath"]
+
+
+class DropPath(nn.Module):
+    """Zeroes the branch of a sample with probability `p`, independently per sample, and scales the rest by 1/(1-p).
+
+    Put it at the end of a residual branch: `x + drop_path(branch(x))`. In evaluation mode, and for `p=0`, the input
+    comes back as it is. Draws come from torch's generator of the input's device.
+
+    Args:
+        p: Probability that a sample is dropped, in [0, 1]. May be changed at any time; `drop_prob` is the same.
+
+    Raises:
+        TypeError: if `p` is not a number.
+        ValueError: if `p` is out of range; in `forward`, if the input has no batch dimension.
+
+    Example:
+        >>> x = torch.ones(1000, 3)
+        >>> sorted(DropPath(0.5)(x).unique().tolist())
+        [0.0, 2.0]
+    """
+
+    def __init__(self, p: float = 0.0) -> None:
+        super().__init__()
+        self.p = p
+
+    @property
+    def p(self) -> float:
+        """Probability that a sample is dropped."""
+        return self._p
+
+    @p.setter
+    def p(self, value: float) -> None:
+        self._p = check_in("DropPath", "p", value, "[0, 1]")
+
+    @property
+    def drop_prob(self) -> float:
+        """`p` under the name that image models use."""
+        return self._p
+
+    @drop_prob.setter
+    def drop_prob(self, value: float) -> None:
+        self._p = check_in("DropPath", "drop_prob", value, "[0, 1]")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` of shape (samples, ...), whole samples of it zeroed."""
+        if not self.training or self._p == 0.0:
+            return x
+        if x.dim() == 0:
+            raise ValueError("DropPath(x.shape=()): the first dimension of x must be the samples.")
+        keep = 1.0 - self._p
+        survives = torch.rand(x.shape[0], *[1] * (x.dim() - 1), device=x.device) < keep
+        # Scaled before the choice: one rounding in 16 bits, and a dropped infinity is 0.
+        return torch.where(survives, x / keep if keep > 0.0 else x, 0.0)
+
+    def extra_repr(self) -> str:
+        """The probability."""
+        return f"p={self._p}"

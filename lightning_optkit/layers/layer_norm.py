@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layer normalization.
+
+Source: Ba, Kiros & Hinton 2016, "Layer Normalization" (arXiv 1607.06450), equation 3.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_optkit.layers._arguments import check_input, check_sizes
+from lightning_optkit.layers._dispatch import run_norm
+
+__all__ = ["LayerNorm", "layer_norm"]
+
+
+def layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`(input - mean) / sqrt(variance + eps) * weight + bias` over the last dimensions, as `F.layer_norm`.
+
+    Args:
+        input: Any shape that ends in `normalized_shape`, floating point.
+        normalized_shape: Sizes of the dimensions that are normalized together.
+        weight: Of shape `normalized_shape`, in the dtype of `input`, or float32 beside a 16-bit `input`.
+        bias: Likewise.
+        eps: Added to the variance.
+
+    Raises:
+        ValueError: if a shape, dtype or device does not fit.
+
+    Example:
+        >>> layer_norm(torch.tensor([[1.0, 3.0]]), (2,), eps=0.0)
+        tensor([[-1.,  1.]])
+    """
+    try:
+        return run_norm(True, input, normalized_shape, weight, bias, eps)
+    except (RuntimeError, TypeError):
+        check_input("layer_norm", input, normalized_shape, weight, bias)
+        raise
+
+
+class LayerNorm(nn.LayerNorm):
+    """`torch.nn.LayerNorm`, forward and backward in one pass over the rows each.
+
+    Same arguments, numbers and state dict. The gradients of weight and bias are summed in float32 whatever the
+    dtypes: torch's CPU kernel sums them in the dtype of the input, and stops at 256 in bfloat16. Inputs of at most
+    60000 elements in at most 256 rows, on CPU, take torch's kernel, which is faster there.
+
+    Args:
+        normalized_shape: Sizes of the last dimensions, normalized together; each >= 1.
+        eps: Added to the variance.
+        elementwise_affine: Learn a weight, and a bias.
+        bias: Learn a bias, if there is a weight.
+        device: Of the parameters.
+        dtype: Of the parameters; float32 parameters may be used beside 16-bit inputs.
+
+    Raises:
+        TypeError: if a size is not an integer.
+        ValueError: if a size is smaller than 1; in `forward`, if shape, dtype or device of the input do not fit.
+
+    Example:
+        >>> LayerNorm(4)(torch.ones(2, 4)).shape
+        torch.Size([2, 4])
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        sizes = check_sizes(type(self).__name__, normalized_shape)
+        super().__init__(sizes, eps, elementwise_affine, bias, device=device, dtype=dtype)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The normalized input, in its shape."""
+        try:
+            return run_norm(True, input, self.normalized_shape, self.weight, self.bias, self.eps)
+        except (RuntimeError, TypeError):
+            check_input("LayerNorm", input, self.normalized_shape, self.weight, self.bias)
+            raise

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Root mean square normalization.
+
+Source: Zhang & Sennrich 2019, "Root Mean Square Layer Normalization" (arXiv 1910.07467), equation 4.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_optkit.layers._arguments import check_input, check_sizes
+from lightning_optkit.layers._dispatch import run_norm
+
+__all__ = ["RMSNorm", "rms_norm"]
+
+
+def rms_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    """`input / sqrt(mean(input**2) + eps) * weight` over the last dimensions, as `F.rms_norm`.
+
+    Args:
+        input: Any shape that ends in `normalized_shape`, floating point.
+        normalized_shape: Sizes of the dimensions that are normalized together.
+        weight: Of shape `normalized_shape`, in the dtype of `input`, or float32 beside a 16-bit `input`.
+        eps: Added to the mean square; None is that of the dtype torch computes in: float32's, or float64's.
+
+    Raises:
+        ValueError: if a shape, dtype or device does not fit.
+
+    Example:
+        >>> rms_norm(torch.tensor([[3.0, 4.0]]), (2,), eps=0.0)
+        tensor([[0.8485, 1.1314]])
+    """
+    try:
+        return run_norm(False, input, normalized_shape, weight, None, eps)
+    except (RuntimeError, TypeError):
+        check_input("rms_norm", input, normalized_shape, weight, None)
+        raise
+
+
+class RMSNorm(nn.RMSNorm):
+    """`torch.nn.RMSNorm`, forward and backward in one pass over the rows each.
+
+    Same arguments, numbers and state dict. The gradient of the weight is summed in float32 whatever the dtypes.
+
+    Args:
+        normalized_shape: Sizes of the last dimensions, normalized together; each >= 1.
+        eps: Added to the mean square; None is that of the dtype torch computes in: float32's, or float64's.
+        elementwise_affine: Learn a weight.
+        device: Of the weight.
+        dtype: Of the weight; a float32 weight may be used beside 16-bit inputs.
+
+    Raises:
+        TypeError: if a size is not an integer.
+        ValueError: if a size is smaller than 1; in `forward`, if shape, dtype or device of the input do not fit.
+
+    Example:
+        >>> RMSNorm(4)(torch.ones(2, 4)).shape
+        torch.Size([2, 4])
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        sizes = check_sizes(type(self).__name__, normalized_shape)
+        super().__init__(sizes, eps, elementwise_affine, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The normalized input, in its shape."""
+        try:
+            return run_norm(False, x, self.normalized_shape, self.weight, None, self.eps)
+        except (RuntimeError, TypeError):
+            check_input("RMSNorm", x, self.normalized_shape, self.weight, None)
+            raise

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Convolution with standardized filters.
+
+Source: Qiao, Wang, Liu, Shen & Yuille 2019, "Micro-Batch Training with Batch-Channel Normalization and Weight
+Standardization" (arXiv 1903.10520), equations 7 and 8.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_optkit._checks import check_in
+
+__all__ = ["WeightStandardizedConv2d"]
+
+_Size = int | tuple[int, int]
+
+
+class WeightStandardizedConv2d(nn.Conv2d):
+    """`torch.nn.Conv2d` whose filters have mean 0 and variance 1 over their inputs; meant to be followed by GroupNorm.
+
+    The parameter stays the raw weight: state dicts go to and come from `torch.nn.Conv2d`.
+
+    Args:
+        in_channels: As torch's.
+        out_channels: As torch's.
+        kernel_size: As torch's.
+        stride: As torch's.
+        padding: As torch's.
+        dilation: As torch's.
+        groups: As torch's; a filter must have at least two weights, or nothing would be left of it.
+        bias: As torch's.
+        padding_mode: As torch's.
+        device: As torch's.
+        dtype: As torch's.
+        eps: Added to the variance of a filter, in (0, inf).
+
+    Raises:
+        ValueError: if `eps` is out of range or a filter has a single weight.
+
+    Example:
+        >>> layer = WeightStandardizedConv2d(3, 8, kernel_size=3)
+        >>> bool(layer.standardized_weight().mean((1, 2, 3)).abs().max() < 1e-6)
+        True
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: _Size,
+        stride: _Size = 1,
+        padding: _Size | str = 0,
+        dilation: _Size = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Any = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+        )
+        self.eps = check_in("WeightStandardizedConv2d", "eps", eps, "(0, inf)")
+        if self.weight[0].numel() < 2:
+            raise ValueError(
+                f"WeightStandardizedConv2d(groups={groups}): a filter of a single weight would be 0; "
+                "use torch.nn.Conv2d there."
+            )
+
+    def standardized_weight(self) -> Tensor:
+        """The filters that the convolution uses, in the shape of `weight`."""
+        # Over all but the first dimension this is torch's layer norm, with its float32 sums and gradient.
+        return F.layer_norm(self.weight, self.weight.shape[1:], eps=self.eps)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As `torch.nn.Conv2d`, with the standardized filters."""
+        output: Tensor = self._conv_forward(input, self.standardized_weight(), self.bias)
+        return output
+
+    def extra_repr(self) -> str:
+        """As torch prints it, and eps."""
+        return f"{super().extra_repr()}, eps={self.eps}"  # type: ignore[no-untyped-call]

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The matrix half of Muon: orthogonalized momentum, for all matrices of one shape at once.
+
+Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks",
+kellerjordan.github.io/posts/muon.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lightning_optkit.step.numbers import GroupNumbers, compute_dtype
+from lightning_optkit.step.reference import clip_reference, dense
+from lightning_optkit.step.rule import Group, State
+from lightning_optkit.step.segments import ReferenceSegment
+from lightning_optkit.step.statistics import Clipped
+
+__all__ = ["MatrixSegment", "muon_update", "orthogonalize"]
+
+
+_Iteration = tuple[tuple[float, ...], int, float]
+
+
+def orthogonalize(matrices: Tensor, coefficients: Sequence[float], steps: int, eps: float) -> Tensor:
+    """Quintic Newton-Schulz iterations, in bf16: singular values move towards 1, singular vectors stay.
+
+    Args:
+        matrices: [count, rows, columns].
+        coefficients: Of X, (X X^T) X and (X X^T)^2 X.
+        steps: Iterations.
+        eps: Least Frobenius norm that a matrix is divided by.
+    """
+    a, b, c = coefficients
+    is_tall = matrices.size(1) > matrices.size(2)
+    x = matrices.bfloat16()
+    x = x.mT if is_tall else x
+    x = x / torch.stack([matrix.norm() for matrix in x]).clamp(min=eps).view(-1, 1, 1)
+    # One matrix takes the products of torch.optim.Muon: in a batch they may add up in another order.
+    is_alone = len(x) == 1
+    x = x[0] if is_alone else x
+    product = torch.addmm if is_alone else torch.baddbmm
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = product(x, product(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    x = x[None] if is_alone else x
+    return x.mT if is_tall else x
+
+
+def muon_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
+    """What Muon subtracts from the matrix `param`. Writes `state` in place."""
+    direction = _look_ahead(grad, state["momentum_buffer"], group)
+    return _scaled(orthogonalize(_as_matrix(direction)[None], *_iteration(group))[0], grad, group)
+
+
+def _look_ahead(grad: Tensor, buffer: Tensor, group: Group) -> Tensor:
+    """Moves the momentum, and returns what is orthogonalized."""
+    buffer.lerp_(grad, 1 - group["momentum"])
+    return grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
+
+
+def _as_matrix(t: Tensor) -> Tensor:
+    """A convolution's weight as [out, in * kernel]."""
+    return t.flatten(1)
+
+
+def _iteration(group: Group) -> _Iteration:
+    return tuple(group["ns_coefficients"]), group["ns_steps"], float(group["eps"])
+
+
+def _scaled(orthogonal: Tensor, like: Tensor, group: Group) -> Tensor:
+    rows, columns = orthogonal.shape
+    if group["adjust_lr_fn"] == "match_rms_adamw":
+        ratio = 0.2 * math.sqrt(max(rows, columns))
+    else:
+        ratio = math.sqrt(max(1, rows / columns)) if columns else 1.0
+    return orthogonal.to(like.dtype).reshape(like.shape) * (float(group["lr"]) * ratio)
+
+
+def _hand_over(
+    update: Tensor, buffer: Tensor, param: Tensor, grad: Tensor, state: State, group: Group, step: float
+) -> Tensor:
+    """What `muon_update` does, computed before."""
+    state["momentum_buffer"].copy_(buffer)
+    return update
+
+
+class MatrixSegment(ReferenceSegment):
+    """Matrices: the iterations run for all of one shape together, the stages for one after another."""
+
+    @classmethod
+    def over(cls, segment: ReferenceSegment) -> "MatrixSegment":
+        """The same parameters with the same gradients."""
+        made = cls(segment.rule, segment.entries, segment._average_name, segment._owner)
+        made._bound = segment._bound
+        return made
+
+    def step(
+        self, groups: Sequence[Group], numbers: Sequence[GroupNumbers], grad_scale: float, statistics: bool
+    ) -> Clipped:
+        """Updates the bound parameters."""
+        buffers: list[Tensor] = []
+        alike: dict[tuple[torch.Size, torch.dtype, _Iteration], list[int]] = {}
+        directions: list[Tensor] = []
+        for place, (entry, grad) in enumerate(self._bound):
+            group, stage = groups[entry.group_index], numbers[entry.group_index]
+            work = compute_dtype(entry.param)
+            g, _ = clip_reference(
+                dense(grad).to(work), entry.param.detach().to(work), grad_scale, stage, is_vector=False
+            )
+            buffers.append(entry.state["momentum_buffer"].to(work, copy=True))
+            directions.append(_as_matrix(_look_ahead(g, buffers[-1], group)))
+            alike.setdefault((directions[-1].shape, work, _iteration(group)), []).append(place)
+        updates: dict[int, Tensor] = {}
+        for (_shape, _work, iteration), places in alike.items():
+            made = orthogonalize(torch.stack([directions[place] for place in places]), *iteration)
+            for place, orthogonal in zip(places, made, strict=True):
+                entry = self._bound[place][0]
+                updates[place] = _scaled(orthogonal, buffers[place], groups[entry.group_index])
+        rules = [
+            replace(self.rule, update=partial(_hand_over, updates[place], buffers[place]))
+            for place in range(len(self._bound))
+        ]
+        return self._step_each(rules, groups, numbers, grad_scale)

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the schedule-free rules share: the weights of the average, and which point the parameters hold.
+
+Source: Defazio et al. 2024, arXiv:2405.15682, Equations 2-4 and Algorithm 1.
+"""
+
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_optkit._checks import check_int
+from lightning_optkit.step import Average, OnePassOptimizer
+from lightning_optkit.step.arguments import check_number
+from lightning_optkit.step.numbers import compute_dtype
+from lightning_optkit.step.rule import Group, Scalar, State
+
+__all__ = ["WEIGHT_SUM", "ScheduleFreeOptimizer", "average_hypers", "move", "rate_and_share"]
+
+WEIGHT_SUM = (Scalar("weight_sum", 0.0, 0.0), Scalar("weight_sum_rest", 0.0, 0.0))
+"""The sum of the weights so far, as two fp32 numbers."""
+
+
+def average_hypers(group: Group) -> tuple[float, ...]:
+    """The numbers of the average, in the order of csrc/rules/schedule_free.h."""
+    return tuple(float(group[name]) for name in ("warmup_steps", "r", "weight_lr_power", "lr_max"))
+
+
+def rate_and_share(state: State, group: Group, step: float, correction: float) -> tuple[float, float]:
+    """This step's rate, and the share of z in the new average; line for line csrc/rules/schedule_free.h."""
+    warmup_steps, r, power, lr_max = average_hypers(group)
+    ramp = step / warmup_steps if step < warmup_steps else 1.0
+    weight = step**r * (lr_max * ramp * correction) ** power
+    total = float(state["weight_sum"]) + float(state["weight_sum_rest"]) + weight
+    state["weight_sum"].fill_(total)
+    state["weight_sum_rest"].fill_(total - float(state["weight_sum"]))
+    return float(group["lr"]) * ramp * correction, weight / total if total else 0.0
+
+
+def move(param: Tensor, direction: Tensor, z: Tensor, beta: float, rate: float, share: float) -> Tensor:
+    """Moves z, and returns what y loses."""
+    update = (param - z) * share + rate * (1 - beta * (1 - share)) * direction
+    z.sub_(rate * direction)
+    return update
+
+
+class ScheduleFreeOptimizer(OnePassOptimizer):
+    """A rule whose parameters hold y during training and the average x otherwise.
+
+    `train()` and `eval()` switch between the two. Until the first `train()` the parameters are evaluated: `step` raises
+    rather than let anyone evaluate y without having heard of it. In evaluation y waits in the state, so that training
+    goes on bit for bit, and a state dict says in `train_mode` of its groups which point the parameters held.
+    """
+
+    def _beta(self, group: Group) -> float:
+        """Share of x in y."""
+        raise NotImplementedError
+
+    # --- which point the parameters hold ---
+
+    @property
+    def in_training(self) -> bool:
+        """Whether every parameter holds y."""
+        return all(group["train_mode"] for group in self.param_groups)
+
+    @torch.no_grad()
+    def train(self) -> None:
+        """Makes the parameters hold y, where gradients are taken. Does nothing if they do."""
+        for group in self.param_groups:
+            group["train_mode"] = True
+            for param in group["params"]:
+                y = self.state[param].pop("y", None) if param in self.state else None
+                if y is not None:
+                    param.copy_(y)
+
+    @torch.no_grad()
+    def eval(self) -> None:
+        """Makes the parameters hold the average x. Does nothing if they do."""
+        for param, x in self.averages().items():
+            self.state[param]["y"] = param.detach().clone()
+            param.copy_(x)
+        for group in self.param_groups:
+            group["train_mode"] = False
+
+    @torch.no_grad()
+    def averages(self) -> dict[Tensor, Tensor]:
+        """X of every parameter that holds y and was updated."""
+        found: dict[Tensor, Tensor] = {}
+        for group in self.param_groups:
+            for param in group["params"] if group["train_mode"] else ():
+                state = self.state.get(param, {})
+                if "z" in state and float(state["step"]) > 0:
+                    y, z = (t.to(compute_dtype(param), copy=True) for t in (param.detach(), state["z"]))
+                    found[param] = y.lerp_(z, 1 - 1 / self._beta(group)).to(param.dtype)
+        return found
+
+    def as_evaluated(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """The state dict that `eval()` would have left, of one that was taken in training; changes neither."""
+        pairs = zip(chain.from_iterable(g["params"] for g in state_dict["param_groups"]), self._params(), strict=True)
+        averages = self.averages()
+        state = dict(state_dict["state"])
+        for saved_id, param in pairs:
+            if param in averages:
+                state[saved_id] = {**state[saved_id], "y": param.detach()}
+        groups = [{**group, "train_mode": False} for group in state_dict["param_groups"]]
+        return {**state_dict, "state": state, "param_groups": groups}
+
+    def _params(self) -> list[Tensor]:
+        return [param for group in self.param_groups for param in group["params"]]
+
+    # --- the step ---
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every parameter with a gradient.
+
+        Raises:
+            RuntimeError: while the parameters hold the average.
+        """
+        if not self.in_training:
+            raise RuntimeError(
+                f"{self._owner}.step: the parameters hold the average; call train() before training and eval() before "
+                "anything is evaluated or saved, or add callbacks=[ScheduleFree()] to a Lightning Trainer."
+            )
+        for group in self.param_groups:
+            group["lr_max"] = max(group["lr_max"], float(group["lr"]))
+        return super().step(closure)
+
+    # --- checks ---
+
+    def _check_group(self, group: Group) -> None:
+        beta = self._beta(group)
+        check_number(self._owner, self._beta_name, beta, "(0, 1)")
+        check_int(self._owner, "warmup_steps", group["warmup_steps"], minimum=0)
+        check_number(self._owner, "r", group["r"], "[0, inf)")
+        check_number(self._owner, "weight_lr_power", group["weight_lr_power"], "[0, inf)")
+        if group["l1"]:
+            raise ValueError(f"{self._owner}(l1={group['l1']!r}): must be 0; zeros of y are not zeros of the average.")
+        if group["cautious"]:
+            raise ValueError(f"{self._owner}(cautious=True): must be False; y and z decay by the same amount.")
+
+    _beta_name = "momentum"
+
+    def _check_own_stages(self, average: Average | None, state_dtype: object) -> None:
+        """Raises for a stage that makes no sense here."""
+        if average is not None:
+            raise ValueError(f"{self._owner}(average={average!r}): must be None; the rule keeps an average itself.")
+        if state_dtype != torch.float32:
+            raise ValueError(
+                f"{self._owner}(state_dtype={state_dtype!r}): must be torch.float32; z is a point, and small steps "
+                "of it would be lost."
+            )
+
+    def keep_average(self, average: Average | None) -> None:
+        """Raises ValueError for any average: the rule is one."""
+        self._check_own_stages(average, self.state_dtype)
+
+    # --- saving ---
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a state dict of this class; the parameters must hold the point that it says.
+
+        Raises:
+            ValueError: if it belongs to another rule or other groups; nothing is changed then.
+        """
+        saved_ids = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        waiting = [
+            (param, state_dict["state"][saved_id]["y"])
+            for saved_id, param in zip(saved_ids, self._params(), strict=False)
+            if "y" in state_dict["state"].get(saved_id, {})
+        ]
+        for param, y in waiting:
+            if y.shape != param.shape:
+                raise ValueError(
+                    f"{self._owner}.load_state_dict: the state 'y' has shape {list(y.shape)}, its parameter "
+                    f"{list(param.shape)}."
+                )
+        state = {
+            saved_id: {name: value for name, value in held.items() if name != "y"}
+            for saved_id, held in state_dict["state"].items()
+        }
+        super().load_state_dict({**state_dict, "state": state})
+        for param, y in waiting:
+            self.state[param]["y"] = y.detach().to(param.device, param.dtype, copy=True)

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adan: Adam with Nesterov's momentum written in differences of gradients; in one pass.
+
+Source: Xie et al. 2022, arXiv:2208.06677, Algorithm 1, without its restarts. Differs from it as the authors'
+implementation does: a beta is the share of the old (1 - the paper's), and all three moments are corrected for their
+start at zero.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from lightning_optkit._checks import check_one_of
+from lightning_optkit.optimizers._betas import triple
+from lightning_optkit.step import Average, Clip, OnePassOptimizer, Rule
+from lightning_optkit.step.arguments import check_number
+from lightning_optkit.step.rule import Group, State
+
+__all__ = ["Adan", "adan_update"]
+
+
+def adan_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
+    """What Adan subtracts from `param`, line for line csrc/rules/adan.h. Writes `state` in place."""
+    beta1, beta2, beta3 = group["betas"]
+    lr = float(group["lr"])
+    diff = torch.zeros_like(grad) if step == 1 else grad - state["previous_grad"]
+    looking_ahead = grad + beta2 * diff
+    state["exp_avg"].add_((1 - beta1) * (grad - state["exp_avg"]))  # m_k
+    state["exp_avg_diff"].add_((1 - beta2) * (diff - state["exp_avg_diff"]))  # v_k
+    state["exp_avg_sq"].mul_(beta3).add_((1 - beta3) * looking_ahead * looking_ahead)  # n_k
+    state["previous_grad"].copy_(grad)
+    denom = state["exp_avg_sq"].sqrt() / (1 - beta3**step) ** 0.5 + group["eps"]
+    moved: Tensor = state["exp_avg"] * (lr / (1 - beta1**step))
+    moved = (moved + state["exp_avg_diff"] * (lr * beta2 / (1 - beta2**step))) / denom
+    decay = lr * _proximal_decay(group)
+    return (moved + decay * param) / (1 + decay) if decay else moved
+
+
+def _proximal_decay(group: Group) -> float:
+    return 0.0 if group["no_prox"] else float(group["weight_decay"])
+
+
+def _hypers(group: Group) -> tuple[float, ...]:
+    beta1, beta2, beta3 = group["betas"]
+    return (float(beta1), float(beta2), float(beta3), float(group["eps"]), _proximal_decay(group))
+
+
+_RULE = Rule("adan", ("exp_avg", "exp_avg_diff", "exp_avg_sq", "previous_grad"), _hypers, adan_update)
+
+
+class Adan(OnePassOptimizer):
+    """Adan, with the arguments of the authors' implementation and every stage of the one-pass step.
+
+    Args:
+        params: Parameters or parameter groups, as in `torch.optim`.
+        lr: Learning rate, in [0, inf), or a 1-element tensor.
+        betas: Decay rates of the gradient, of its difference and of their square, each in [0, 1).
+        eps: Added to the denominator, in [0, inf).
+        weight_decay: Strength of the decay, in [0, inf).
+        no_prox: False: decay divides the moved parameter by `1 + lr * weight_decay`. True: it multiplies the old one by
+            `1 - lr * weight_decay`, as in AdamW.
+        maximize: Ascend.
+        fused: None: the compiled pass wherever it can go. False: plain PyTorch.
+        clip: Gradient clipping folded into the step, e.g. `ClipNorm(1.0)`.
+        average: Average of the parameters kept by the step, e.g. `EMA(0.999)`.
+        l1: Weight of the L1 proximal step, in [0, inf): exact zeros.
+        cautious: Decoupled decay acts only where the update does not point away from zero; without effect on L2.
+        centralize: Take the mean of each row of the first dimension off its gradient (two dimensions or more).
+        rounding: How 16-bit parameters are stored.
+        state_dtype: Dtype of the state; that of fp64 parameters is fp64; "int8" for one byte.
+        statistics: Count norms and lost updates in the same pass.
+
+    Raises:
+        ValueError: for an argument out of range, no parameters, one given twice, or two devices,
+            or `cautious` without `no_prox`.
+
+    Cost: 16 bytes of state per parameter; one pass, two with a clip by norm.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = Adan([weight], lr=0.1)
+        >>> weight.grad = torch.tensor([2.0, -3.0])
+        >>> optimizer.step()
+        >>> weight.data
+        tensor([0.9000, 1.1000])
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float, float] = (0.98, 0.92, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        no_prox: bool = False,
+        *,
+        maximize: bool = False,
+        fused: bool | None = None,
+        clip: Clip | None = None,
+        average: Average | None = None,
+        l1: float = 0.0,
+        cautious: bool = False,
+        centralize: bool = False,
+        rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
+        state_dtype: torch.dtype | Literal["int8"] = torch.float32,
+        statistics: bool = False,
+    ) -> None:
+        defaults = dict(
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            no_prox=no_prox,
+            decoupled_weight_decay=True,
+            maximize=maximize,
+            fused=fused,
+            foreach=None,
+            differentiable=False,
+        )
+        super().__init__(
+            params,
+            defaults,
+            clip=clip,
+            average=average,
+            l1=l1,
+            cautious=cautious,
+            centralize=centralize,
+            rounding=rounding,
+            state_dtype=state_dtype,
+            statistics=statistics,
+        )
+
+    def _rule(self, group: Group) -> Rule:
+        return _RULE
+
+    def _owns_decay(self, group: Group) -> bool:
+        return not group["no_prox"]
+
+    def _check_group(self, group: Group) -> None:
+        betas = triple(self._owner, group["betas"])
+        for place, beta in enumerate(betas):
+            check_number(self._owner, f"betas[{place}]", beta, "[0, 1)")
+        check_number(self._owner, "eps", group["eps"], "[0, inf)")
+        check_one_of(self._owner, "no_prox", group["no_prox"], (False, True))
+        if group["cautious"] and not group["no_prox"]:
+            raise ValueError(f"{self._owner}(cautious=True): needs no_prox=True; the proximal decay acts everywhere.")

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ADOPT: Adam that divides by the second moment of the steps before, then averages; in one pass.
+
+Source: Taniguchi et al. 2024, arXiv:2411.02853v3, Algorithm 2, with its clipping. The first step only fills the second
+moment (the paper's v_0) and moves nothing.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from lightning_optkit._checks import check_one_of
+from lightning_optkit.step import Average, Clip, OnePassOptimizer, Rule
+from lightning_optkit.step.arguments import check_number, pair
+from lightning_optkit.step.rule import Group, State
+
+__all__ = ["ADOPT", "adopt_update"]
+
+
+def adopt_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
+    """What ADOPT subtracts from `param`, line for line csrc/rules/adopt.h. Writes `state` in place."""
+    beta1, beta2 = group["betas"]
+    if step == 1:
+        state["exp_avg_sq"].copy_(grad * grad)  # v_0
+        return torch.zeros_like(grad)
+    normed = grad / state["exp_avg_sq"].sqrt().clamp(min=group["eps"])
+    if group["clip_exponent"] is not None:
+        bound = (step - 1) ** group["clip_exponent"]
+        normed = normed.clamp(-bound, bound)
+    state["exp_avg"].add_((1 - beta1) * (normed - state["exp_avg"]))  # m_t
+    state["exp_avg_sq"].mul_(beta2).add_((1 - beta2) * grad * grad)  # v_t
+    moved: Tensor = state["exp_avg"] * float(group["lr"])
+    decay = float(group["lr"]) * _decay(group)
+    if decay == 0:
+        return moved
+    decayed = moved + decay * param
+    return torch.where(moved * param < 0, moved, decayed) if group["cautious"] else decayed
+
+
+def _decay(group: Group) -> float:
+    return float(group["weight_decay"]) if group["decoupled_weight_decay"] else 0.0
+
+
+def _hypers(group: Group) -> tuple[float, ...]:
+    beta1, beta2 = group["betas"]
+    clip_exponent = -1.0 if group["clip_exponent"] is None else float(group["clip_exponent"])
+    return (float(beta1), float(beta2), float(group["eps"]), clip_exponent, _decay(group), float(group["cautious"]))
+
+
+_RULE = Rule("adopt", ("exp_avg", "exp_avg_sq"), _hypers, adopt_update)
+
+
+class ADOPT(OnePassOptimizer):
+    """ADOPT, which converges with any `betas[1]`, and every stage of the one-pass step.
+
+    Args:
+        params: Parameters or parameter groups, as in `torch.optim`.
+        lr: Learning rate, in [0, inf), or a 1-element tensor.
+        betas: Decay rates of the first and second moment, each in [0, 1).
+        eps: Least value of the denominator, in [0, inf).
+        clip_exponent: The normalized gradient of step t is clipped to +-t**clip_exponent, t = 1 for the first step that
+            moves; in [0, inf). None: not clipped, as in the paper's Algorithm 1.
+        weight_decay: Strength of the decay, in [0, inf).
+        decouple: False: decay is L2, added to the gradient. True: it acts on the parameter, times `lr`, as in AdamW.
+        maximize: Ascend.
+        fused: None: the compiled pass wherever it can go. False: plain PyTorch.
+        clip: Gradient clipping folded into the step, e.g. `ClipNorm(1.0)`.
+        average: Average of the parameters kept by the step, e.g. `EMA(0.999)`.
+        l1: Weight of the L1 proximal step, in [0, inf): exact zeros.
+        cautious: Decoupled decay acts only where the update does not point away from zero; without effect on L2.
+        centralize: Take the mean of each row of the first dimension off its gradient (two dimensions or more).
+        rounding: How 16-bit parameters are stored.
+        state_dtype: Dtype of the state; that of fp64 parameters is fp64; "int8" for one byte.
+        statistics: Count norms and lost updates in the same pass.
+
+    Raises:
+        ValueError: for an argument out of range, no parameters, one given twice, or two devices.
+
+    Cost: 8 bytes of state per parameter; one pass, two with a clip by norm.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = ADOPT([weight], lr=0.1)
+        >>> for _ in range(2):
+        ...     weight.grad = torch.tensor([2.0, -3.0])
+        ...     optimizer.step()
+        >>> weight.data
+        tensor([0.9900, 1.0100])
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.9999),
+        eps: float = 1e-6,
+        clip_exponent: float | None = 0.25,
+        weight_decay: float = 0.0,
+        decouple: bool = False,
+        *,
+        maximize: bool = False,
+        fused: bool | None = None,
+        clip: Clip | None = None,
+        average: Average | None = None,
+        l1: float = 0.0,
+        cautious: bool = False,
+        centralize: bool = False,
+        rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
+        state_dtype: torch.dtype | Literal["int8"] = torch.float32,
+        statistics: bool = False,
+    ) -> None:
+        defaults = dict(
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            clip_exponent=clip_exponent,
+            weight_decay=weight_decay,
+            decoupled_weight_decay=decouple,
+            maximize=maximize,
+            fused=fused,
+            foreach=None,
+            differentiable=False,
+        )
+        super().__init__(
+            params,
+            defaults,
+            clip=clip,
+            average=average,
+            l1=l1,
+            cautious=cautious,
+            centralize=centralize,
+            rounding=rounding,
+            state_dtype=state_dtype,
+            statistics=statistics,
+        )
+
+    def _rule(self, group: Group) -> Rule:
+        return _RULE
+
+    def _owns_decay(self, group: Group) -> bool:
+        return bool(group["decoupled_weight_decay"])  # a stage would decay in the first step too
+
+    def _check_group(self, group: Group) -> None:
+        beta1, beta2 = pair(self._owner, "betas", group["betas"])
+        check_number(self._owner, "betas[0]", beta1, "[0, 1)")
+        check_number(self._owner, "betas[1]", beta2, "[0, 1)")
+        check_number(self._owner, "eps", group["eps"], "[0, inf)")
+        if group["clip_exponent"] is not None:
+            check_number(self._owner, "clip_exponent", group["clip_exponent"], "[0, inf)")
+        check_one_of(self._owner, "decouple", group["decoupled_weight_decay"], (False, True))

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LAMB: Adam's direction, at a rate in proportion to the norm of each layer's weights.
+
+Source: You et al. 2020, "Large batch optimization for deep learning: training BERT in 76 minutes", arXiv:1904.00962,
+Algorithm 2.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from lightning_optkit._checks import check_one_of
+from lightning_optkit.step import Average, Clip, OnePassOptimizer, Rule, TensorStatistics
+from lightning_optkit.step.arguments import check_number, pair
+from lightning_optkit.step.rule import Group, State
+
+__all__ = ["LAMB", "lamb_update"]
+
+
+def lamb_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
+    """What LAMB subtracts from `param`, line for line csrc/rules/lamb.h. Writes `state` in place."""
+    beta1, beta2 = group["betas"]
+    exp_avg, exp_avg_sq = state["exp_avg"], state["exp_avg_sq"]
+    exp_avg += (1 - beta1) * (grad - exp_avg)
+    exp_avg_sq.mul_(beta2).add_((1 - beta2) * grad * grad)
+    denom = exp_avg_sq.sqrt() / math.sqrt(1 - beta2**step) + float(group["eps"])
+    direction = exp_avg / (1 - beta1**step) / denom + float(group["weight_decay"]) * param
+    update: Tensor = float(group["lr"]) * direction
+    return update
+
+
+def _trust(group: Group, sums: TensorStatistics) -> float:
+    """phi(|x|) / |r + lambda x|."""
+    least, most = group["norm_bounds"]
+    phi = min(max(sums.param_norm, least), most)
+    return phi / sums.update_norm if group["adapt"] and phi > 0 and sums.update_norm > 0 else 1.0
+
+
+def _hypers(group: Group) -> tuple[float, ...]:
+    numbers = (*group["betas"], group["eps"], group["weight_decay"], group["adapt"], *group["norm_bounds"])
+    return tuple(float(number) for number in numbers)
+
+
+_RULE = Rule("lamb", ("exp_avg", "exp_avg_sq"), _hypers, lamb_update, trust=_trust)
+
+
+class LAMB(OnePassOptimizer):
+    """LAMB, for very large batches: every layer moves by `lr` times the norm of its weights.
+
+    Biases and norms are usually left out: give them a group with `adapt=False` and `weight_decay=0`.
+
+    Args:
+        params: Parameters or parameter groups, as in `torch.optim`.
+        lr: Length of a step relative to the weights, in [0, inf), or a 1-element tensor.
+        betas: Decay of the two moments, each in [0, 1).
+        eps: Added to the denominator, in [0, inf).
+        weight_decay: lambda, inside the norm; in [0, inf).
+        adapt: Whether the rate follows the norm of the layer; False: Adam with decoupled decay.
+        norm_bounds: Least and largest norm of the weights that counts: phi is the identity in between.
+        maximize: Ascend.
+        fused: None: the compiled pass wherever it can go. False: plain PyTorch.
+        clip: Gradient clipping folded into the step, e.g. `ClipNorm(1.0)`.
+        average: Average of the parameters kept by the step, e.g. `EMA(0.999)`.
+        l1: Weight of the L1 proximal step, in [0, inf): exact zeros.
+        cautious: Must be False: decay is part of the rule.
+        centralize: Take the mean of each row of the first dimension off its gradient (two dimensions or more).
+        rounding: How 16-bit parameters are stored.
+        state_dtype: Dtype of the state; that of fp64 parameters is fp64; "int8" for one byte.
+        statistics: Count norms and lost updates in the same pass.
+
+    Raises:
+        ValueError: for an argument out of range, no parameters, one given twice, or two devices; at the first step, for
+            a parameter that is sharded over processes.
+
+    Cost: 8 bytes of state per parameter; two walks: one reads what the norms are made of, one updates.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+        >>> optimizer = LAMB([weight], lr=0.1, weight_decay=0.0)
+        >>> weight.grad = torch.tensor([1.0, -1.0])
+        >>> optimizer.step()  # by 0.1 times the norm of the weights, 5
+        >>> weight.data
+        tensor([2.6464, 4.3536])
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+        adapt: bool = True,
+        norm_bounds: tuple[float, float] = (0.0, math.inf),
+        *,
+        maximize: bool = False,
+        fused: bool | None = None,
+        clip: Clip | None = None,
+        average: Average | None = None,
+        l1: float = 0.0,
+        cautious: bool = False,
+        centralize: bool = False,
+        rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
+        state_dtype: torch.dtype | Literal["int8"] = torch.float32,
+        statistics: bool = False,
+    ) -> None:
+        defaults = dict(
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            norm_bounds=norm_bounds,
+            adapt=adapt,
+            maximize=maximize,
+            fused=fused,
+            foreach=None,
+            differentiable=False,
+            decoupled_weight_decay=False,
+        )
+        super().__init__(
+            params,
+            defaults,
+            clip=clip,
+            average=average,
+            l1=l1,
+            cautious=cautious,
+            centralize=centralize,
+            rounding=rounding,
+            state_dtype=state_dtype,
+            statistics=statistics,
+        )
+
+    def _rule(self, group: Group) -> Rule:
+        return _RULE
+
+    def _owns_decay(self, group: Group) -> bool:
+        return True
+
+    def _check_group(self, group: Group) -> None:
+        beta1, beta2 = pair(self._owner, "betas", group["betas"])
+        check_number(self._owner, "betas[0]", beta1, "[0, 1)")
+        check_number(self._owner, "betas[1]", beta2, "[0, 1)")
+        check_number(self._owner, "eps", group["eps"], "[0, inf)")
+        check_one_of(self._owner, "adapt", group["adapt"], (False, True))
+        check_one_of(self._owner, "cautious", group["cautious"], (False,))
+        least, most = pair(self._owner, "norm_bounds", group["norm_bounds"])
+        if not 0 <= least < most:
+            raise ValueError(f"{self._owner}(norm_bounds={(least, most)}): norm_bounds must be 0 <= least < largest.")

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LARS: momentum descent, at a rate in proportion to the ratio of weights and gradient of each layer.
+
+Source: You et al. 2017, "Large batch training of convolutional networks", arXiv:1708.03888, Algorithm 1.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from lightning_optkit._checks import check_one_of
+from lightning_optkit.step import Average, Clip, OnePassOptimizer, Rule, TensorStatistics
+from lightning_optkit.step.arguments import check_number
+from lightning_optkit.step.rule import Group, State
+
+__all__ = ["LARS", "lars_update"]
+
+
+def lars_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
+    """What LARS subtracts from `param`, line for line csrc/rules/lars.h. Writes `state` in place."""
+    buffer = state["momentum_buffer"]
+    direction = grad + float(group["weight_decay"]) * param
+    buffer.mul_(float(group["momentum"])).add_(float(group["lr"]) * direction)
+    return buffer.clone()
+
+
+def _trust(group: Group, sums: TensorStatistics) -> float:
+    """Eta |w| / (|g| + beta |w|)."""
+    if not group["adapt"] or sums.param_norm == 0 or sums.grad_norm == 0:
+        return 1.0
+    denominator = sums.grad_norm + float(group["weight_decay"]) * sums.param_norm + float(group["eps"])
+    return float(group["trust_coefficient"]) * sums.param_norm / denominator
+
+
+def _hypers(group: Group) -> tuple[float, ...]:
+    names = ("momentum", "weight_decay", "adapt", "trust_coefficient", "eps")
+    return tuple(float(group[name]) for name in names)
+
+
+_RULE = Rule("lars", ("momentum_buffer",), _hypers, lars_update, trust=_trust)
+
+
+class LARS(OnePassOptimizer):
+    """LARS, for very large batches: every layer's rate is in proportion to |weights| / |gradient|.
+
+    The rate is part of the momentum, as in the paper: a change of `lr` acts on the steps to come only. Biases and norms
+    are usually left out: give them a group with `adapt=False` and `weight_decay=0`.
+
+    Args:
+        params: Parameters or parameter groups, as in `torch.optim`.
+        lr: Global rate, in [0, inf), or a 1-element tensor.
+        momentum: Share of the last step in the next, in [0, 1).
+        weight_decay: L2 coefficient beta, added to the gradient and to the denominator; in [0, inf).
+        trust_coefficient: eta, in (0, inf): how far to trust a layer to move.
+        eps: Added to the denominator, in [0, inf).
+        adapt: Whether the rate follows the norms; False: momentum descent.
+        maximize: Ascend.
+        fused: None: the compiled pass wherever it can go. False: plain PyTorch.
+        clip: Gradient clipping folded into the step, e.g. `ClipNorm(1.0)`.
+        average: Average of the parameters kept by the step, e.g. `EMA(0.999)`.
+        l1: Weight of the L1 proximal step, in [0, inf): exact zeros.
+        cautious: Must be False: decay is part of the rule.
+        centralize: Take the mean of each row of the first dimension off its gradient (two dimensions or more).
+        rounding: How 16-bit parameters are stored.
+        state_dtype: Dtype of the state; that of fp64 parameters is fp64; "int8" for one byte.
+        statistics: Count norms and lost updates in the same pass.
+
+    Raises:
+        ValueError: for an argument out of range, no parameters, one given twice, or two devices; at the first step, for
+            a parameter that is sharded over processes.
+
+    Cost: 4 bytes of state per parameter; two walks: one reads what the norms are made of, one updates.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+        >>> optimizer = LARS([weight], lr=1.0, trust_coefficient=0.1)
+        >>> weight.grad = torch.tensor([100.0, 0.0])
+        >>> optimizer.step()  # by 0.1 times the norm of the weights, 5
+        >>> weight.data
+        tensor([2.5000, 4.0000])
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 0.1,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust_coefficient: float = 0.001,
+        eps: float = 0.0,
+        adapt: bool = True,
+        *,
+        maximize: bool = False,
+        fused: bool | None = None,
+        clip: Clip | None = None,
+        average: Average | None = None,
+        l1: float = 0.0,
+        cautious: bool = False,
+        centralize: bool = False,
+        rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
+        state_dtype: torch.dtype | Literal["int8"] = torch.float32,
+        statistics: bool = False,
+    ) -> None:
+        defaults = dict(
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            trust_coefficient=trust_coefficient,
+            eps=eps,
+            adapt=adapt,
+            maximize=maximize,
+            fused=fused,
+            foreach=None,
+            differentiable=False,
+            decoupled_weight_decay=False,
+        )
+        super().__init__(
+            params,
+            defaults,
+            clip=clip,
+            average=average,
+            l1=l1,
+            cautious=cautious,
+            centralize=centralize,
+            rounding=rounding,
+            state_dtype=state_dtype,
+            statistics=statistics,
+        )
+
+    def _rule(self, group: Group) -> Rule:
+        return _RULE
+
+    def _owns_decay(self, group: Group) -> bool:
+        return True
+
+    def _check_group(self, group: Group) -> None:
+        check_number(self._owner, "momentum", group["momentum"], "[0, 1)")
+        check_number(self._owner, "trust_coefficient", group["trust_coefficient"], "(0, inf)")
+        check_number(self._owner, "eps", group["eps"], "[0, inf)")
+        check_one_of(self._owner, "adapt", group["adapt"], (False, True))
+        check_one_of(self._owner, "cautious", group["cautious"], (False,))

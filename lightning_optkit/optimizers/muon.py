@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Muon: matrices move by their orthogonalized momentum, everything else by AdamW; in one optimizer.
+
+Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks",
+kellerjordan.github.io/posts/muon; `match_rms_adamw`, Liu et al. 2025, arXiv:2502.16982. As in `torch.optim.Muon`, the
+momentum is an average.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from lightning_optkit._checks import check_int, check_one_of
+from lightning_optkit.optimizers._newton_schulz import MatrixSegment, muon_update
+from lightning_optkit.optimizers.adam import adam_update
+from lightning_optkit.step import Average, Clip, OnePassOptimizer, Rule
+from lightning_optkit.step.arguments import check_number, listed, pair
+from lightning_optkit.step.planning import Segment
+from lightning_optkit.step.rule import Group
+from lightning_optkit.step.segments import ReferenceSegment
+
+__all__ = ["OWN_KEYS", "Muon"]
+
+OWN_KEYS = ("use_muon", "adamw_lr", "adamw_betas", "adamw_eps", "adamw_weight_decay")
+"""Entries of a group that torch.optim.Muon does not have."""
+
+
+def _adamw_hypers(group: Group) -> tuple[float, ...]:
+    beta1, beta2 = group["adamw_betas"]
+    return (float(beta1), float(beta2), float(group["adamw_eps"]))
+
+
+def _adamw_update(param: Tensor, grad: Tensor, state: dict[str, Tensor], group: Group, step: float) -> Tensor:
+    return adam_update(param, grad, state, {**group, "betas": group["adamw_betas"], "eps": group["adamw_eps"]}, step)
+
+
+_MUON = Rule("muon", ("momentum_buffer",), lambda group: (), muon_update, counts_steps=False, needs_whole=True)
+_ADAMW = Rule("adam", ("exp_avg", "exp_avg_sq"), _adamw_hypers, _adamw_update)
+
+
+class Muon(OnePassOptimizer):
+    """Muon for matrices and AdamW for the rest, with the arguments of `torch.optim.Muon`.
+
+    A matrix is a real parameter of two dimensions or more; a convolution's weight counts as [out, in * kernel]. Each
+    given group is split in two: its matrices keep the group's `lr` and `weight_decay`, the rest takes the `adamw_`
+    ones. Embeddings and output heads are matrices too, but better left to AdamW: give them in a group with
+    `use_muon=False` (its `lr` and `weight_decay` are then its own), or by name in `adamw_params`.
+
+    The AdamW half runs in the compiled pass. The matrices run in PyTorch, their iterations batched over equal shapes.
+
+    Args:
+        params: Parameters, named parameters or groups, as in `torch.optim`.
+        lr: Learning rate of the matrices, in [0, inf), or a 1-element tensor.
+        weight_decay: Share of each matrix removed per step, times `lr`; in [0, inf).
+        momentum: Share of the old momentum in the new, in [0, inf).
+        nesterov: Look ahead by one more mixture with the gradient.
+        ns_coefficients: Of the quintic polynomial that is iterated.
+        eps: Least norm that a matrix is divided by, in [0, inf).
+        ns_steps: Iterations, in 0..99.
+        adjust_lr_fn: "original" (or None): `lr` times sqrt(max(1, rows / columns)). "match_rms_adamw": times 0.2 *
+            sqrt(max(rows, columns)), so that AdamW's rates can be kept.
+        adamw_lr: Learning rate of the rest, in [0, inf). None: `lr`.
+        adamw_betas: Decay rates of the rest's moments, each in [0, 1).
+        adamw_eps: Added to the rest's denominator, in [0, inf).
+        adamw_weight_decay: Decay of the rest, in [0, inf). None: `weight_decay`.
+        adamw_params: Regular expressions: a parameter whose name one of them matches anywhere belongs to the rest.
+            Needs named parameters: `Muon(model.named_parameters(), adamw_params=["embed", "head"])`.
+        maximize: Ascend.
+        fused: None: the compiled pass for the rest wherever it can go. False: plain PyTorch.
+        clip: Gradient clipping folded into the step, e.g. `ClipNorm(1.0)`.
+        average: Average of the parameters kept by the step, e.g. `EMA(0.999)`.
+        l1: Weight of the L1 proximal step, in [0, inf): exact zeros.
+        cautious: Decay acts only where the update does not point away from zero.
+        centralize: Take the mean of each row of the first dimension off its gradient (two dimensions or more).
+        rounding: How 16-bit parameters are stored.
+        state_dtype: Dtype of the state; that of fp64 parameters is fp64.
+        statistics: Count norms and lost updates in the same pass.
+
+    Raises:
+        ValueError: for an argument out of range, no parameters, one given twice, or two devices.
+
+    Cost: 4 bytes of state per element of a matrix, 8 per other parameter; 3 * `ns_steps` matrix products per matrix.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.LayerNorm(8))
+        >>> optimizer = Muon(model.parameters(), lr=0.02, adamw_lr=3e-4)
+        >>> [(group["use_muon"], len(group["params"])) for group in optimizer.param_groups]
+        [(True, 1), (False, 3)]
+    """
+
+    torch_class: ClassVar[type[Optimizer] | None] = torch.optim.Muon
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
+        eps: float = 1e-7,
+        ns_steps: int = 5,
+        adjust_lr_fn: Literal["original", "match_rms_adamw"] | None = None,
+        *,
+        adamw_lr: float | None = None,
+        adamw_betas: tuple[float, float] = (0.9, 0.95),
+        adamw_eps: float = 1e-8,
+        adamw_weight_decay: float | None = None,
+        adamw_params: Sequence[str] = (),
+        maximize: bool = False,
+        fused: bool | None = None,
+        clip: Clip | None = None,
+        average: Average | None = None,
+        l1: float = 0.0,
+        cautious: bool = False,
+        centralize: bool = False,
+        rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
+        state_dtype: torch.dtype = torch.float32,
+        statistics: bool = False,
+    ) -> None:
+        defaults = dict(
+            lr=lr,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            nesterov=nesterov,
+            ns_coefficients=ns_coefficients,
+            eps=eps,
+            ns_steps=ns_steps,
+            adjust_lr_fn=adjust_lr_fn,
+            use_muon=True,
+            adamw_lr=adamw_lr,
+            adamw_betas=adamw_betas,
+            adamw_eps=adamw_eps,
+            adamw_weight_decay=adamw_weight_decay,
+            maximize=maximize,
+            fused=fused,
+            foreach=None,
+            differentiable=False,
+            decoupled_weight_decay=True,
+        )
+        if state_dtype not in (torch.float32, torch.bfloat16):
+            raise ValueError(f"{self._owner}(state_dtype={state_dtype!r}): must be torch.float32 or torch.bfloat16.")
+        super().__init__(
+            self._split(listed(self._owner, params), adamw_params),
+            defaults,
+            clip=clip,
+            average=average,
+            l1=l1,
+            cautious=cautious,
+            centralize=centralize,
+            rounding=rounding,
+            state_dtype=state_dtype,
+            statistics=statistics,
+        )
+
+    # --- which parameters are matrices ---
+
+    def _split(self, given: list[Any], patterns: Sequence[str]) -> list[Group]:
+        """Each group as its matrices and the rest."""
+        if isinstance(patterns, str):
+            raise TypeError(f"{self._owner}(adamw_params={patterns!r}): must be a list of regular expressions.")
+        split: list[Group] = []
+        for group in given if isinstance(given[0], dict) else [{"params": given}]:
+            members: list[Any] = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+            if patterns and not all(isinstance(member, tuple) for member in members):
+                raise ValueError(f"{self._owner}(adamw_params={patterns!r}): needs model.named_parameters().")
+            if "use_muon" in group:
+                split.append({**group, "params": members})
+                continue
+            chosen = [_is_matrix(_param(m)) and not any(re.search(p, m[0]) for p in patterns) for m in members]
+            matrices = [member for member, is_chosen in zip(members, chosen, strict=True) if is_chosen]
+            rest = [member for member, is_chosen in zip(members, chosen, strict=True) if not is_chosen]
+            if matrices:
+                split.append({**group, "params": matrices, "use_muon": True})
+            if rest:
+                own = {key: value for key, value in group.items() if key not in ("lr", "weight_decay")}
+                split.append({**own, "params": rest, "use_muon": False})
+        return split
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group. Without `use_muon` it must be all matrices, or none."""
+        if isinstance(param_group, dict):
+            params = param_group["params"]
+            members = [params] if isinstance(params, Tensor) else list(params)
+            kinds = {_is_matrix(_param(member)) for member in members}
+            if "use_muon" not in param_group and len(kinds) == 2:
+                raise ValueError(f"{self._owner}(params=...): matrices and others need two groups.")
+            group = {"use_muon": kinds == {True}, **param_group, "params": members}
+            if group["use_muon"] and kinds != {True}:
+                raise ValueError(f"{self._owner}(use_muon=True): every parameter must be a real matrix.")
+            if not group["use_muon"]:
+                for name in ("lr", "weight_decay"):
+                    own = group.get(f"adamw_{name}", self.defaults[f"adamw_{name}"])
+                    if own is not None:
+                        group.setdefault(name, own)
+            param_group = group
+        super().add_param_group(param_group)
+
+    # --- what the engine asks ---
+
+    def _rule(self, group: Group) -> Rule:
+        return _MUON if group["use_muon"] else _ADAMW
+
+    def _why_reference(self, param: Tensor, group: Group) -> str | None:
+        if group["use_muon"]:
+            return "matrix products, batched over equal shapes"
+        return super()._why_reference(param, group)
+
+    def _bind(self) -> list[Segment]:
+        return [
+            MatrixSegment.over(segment) if isinstance(segment, ReferenceSegment) and segment.rule is _MUON else segment
+            for segment in super()._bind()
+        ]
+
+    def _check_group(self, group: Group) -> None:
+        check_number(self._owner, "momentum", group["momentum"], "[0, inf)")
+        check_one_of(self._owner, "nesterov", group["nesterov"], (False, True))
+        check_number(self._owner, "eps", group["eps"], "[0, inf)")
+        if len(group["ns_coefficients"]) != 3:
+            raise ValueError(f"{self._owner}(ns_coefficients={group['ns_coefficients']!r}): must be three numbers.")
+        check_int(self._owner, "ns_steps", group["ns_steps"], minimum=0)
+        if group["ns_steps"] >= 100:
+            raise ValueError(f"{self._owner}(ns_steps={group['ns_steps']}): ns_steps must be less than 100.")
+        check_one_of(self._owner, "adjust_lr_fn", group["adjust_lr_fn"], (None, "original", "match_rms_adamw"))
+        check_one_of(self._owner, "use_muon", group["use_muon"], (False, True))
+        for name in ("adamw_lr", "adamw_weight_decay"):
+            if group[name] is not None:
+                check_number(self._owner, name, group[name], "[0, inf)")
+        beta1, beta2 = pair(self._owner, "adamw_betas", group["adamw_betas"])
+        check_number(self._owner, "adamw_betas[0]", beta1, "[0, 1)")
+        check_number(self._owner, "adamw_betas[1]", beta2, "[0, 1)")
+        check_number(self._owner, "adamw_eps", group["adamw_eps"], "[0, inf)")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a state dict of this class, or of `torch.optim.Muon` into an optimizer of matrices only.
+
+        Raises:
+            ValueError: if it belongs to another rule or other groups; nothing is changed then.
+        """
+        groups = [
+            {**{key: group[key] for key in OWN_KEYS}, **saved}
+            for saved, group in zip(state_dict["param_groups"], self.param_groups, strict=False)
+        ]
+        missed = state_dict["param_groups"][len(groups) :]
+        if any(saved["use_muon"] != group["use_muon"] for saved, group in zip(groups, self.param_groups, strict=False)):
+            raise ValueError(f"{self._owner}.load_state_dict: the checkpoint has matrices in other groups.")
+        super().load_state_dict({**state_dict, "param_groups": [*groups, *missed]})
+
+
+def _param(member: Any) -> Tensor:
+    """Of a parameter, or of a pair of its name and itself."""
+    param: Tensor = member[1] if isinstance(member, tuple) else member
+    return param
+
+
+def _is_matrix(param: Tensor) -> bool:
+    return isinstance(param, Tensor) and param.ndim >= 2 and not torch.is_complex(param)

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Schedule-free AdamW: averaging takes the place of both momentum and the schedule; in one pass.
+
+Source: Defazio et al. 2024, arXiv:2405.15682, Algorithm 1.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from lightning_optkit.optimizers._schedule_free import (
+    WEIGHT_SUM,
+    ScheduleFreeOptimizer,
+    average_hypers,
+    move,
+    rate_and_share,
+)
+from lightning_optkit.step import Average, Clip, Rule
+from lightning_optkit.step.arguments import check_number, pair
+from lightning_optkit.step.rule import Group, State
+
+__all__ = ["ScheduleFreeAdamW", "schedule_free_adamw_update"]
+
+
+def schedule_free_adamw_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
+    """What y loses, line for line csrc/rules/schedule_free.h. Writes `state` in place."""
+    beta1, beta2 = group["betas"]
+    if step == 1:
+        state["z"].copy_(param)
+    rate, share = rate_and_share(state, group, step, (1 - beta2**step) ** 0.5)
+    state["exp_avg_sq"].mul_(beta2).add_((1 - beta2) * grad * grad)  # v_t
+    direction = grad / (state["exp_avg_sq"].sqrt() + group["eps"]) + float(group["weight_decay"]) * param
+    return move(param, direction, state["z"], beta1, rate, share)
+
+
+def _hypers(group: Group) -> tuple[float, ...]:
+    beta1, beta2 = group["betas"]
+    return (float(beta1), float(beta2), float(group["eps"]), float(group["weight_decay"]), *average_hypers(group))
+
+
+_RULE = Rule("schedule_free_adamw", ("z", "exp_avg_sq"), _hypers, schedule_free_adamw_update, WEIGHT_SUM)
+
+
+class ScheduleFreeAdamW(ScheduleFreeOptimizer):
+    """Schedule-free AdamW, with the arguments of the authors' implementation.
+
+    During training the parameters hold y, where gradients are taken; the average x, which is to be evaluated and saved,
+    appears by `eval()` and goes by `train()`. `step` raises until `train()` was called. In a Lightning Trainer
+    `callbacks.ScheduleFree` (which `Fuse` brings along) does both. No schedule for `lr` is needed; if it changes, the
+    weights of the average follow the greatest rate so far.
+
+    Args:
+        params: Parameters or parameter groups, as in `torch.optim`.
+        lr: Learning rate, in [0, inf), or a 1-element tensor; 1 to 10 times AdamW's.
+        betas: Share of the average in the point where gradients are taken, in (0, 1), and decay rate of the second
+            moment, in [0, 1).
+        eps: Added to the denominator, in [0, inf).
+        weight_decay: Decay at y, times `lr`, of y and z alike; in [0, inf).
+        warmup_steps: Steps over which `lr` grows linearly from 0, at least 0.
+        r: Step t weighs t**r in the average, in [0, inf).
+        weight_lr_power: And its rate to this power, in [0, inf).
+        maximize: Ascend.
+        fused: None: the compiled pass wherever it can go. False: plain PyTorch.
+        clip: Gradient clipping folded into the step, e.g. `ClipNorm(1.0)`.
+        average: Must be None: the rule keeps an average itself.
+        l1: Must be 0: zeros of y are not zeros of the average.
+        cautious: Must be False: y and z decay by the same amount.
+        centralize: Take the mean of each row of the first dimension off its gradient (two dimensions or more).
+        rounding: How 16-bit parameters are stored.
+        state_dtype: Must be torch.float32: z is a point, and small steps of it would be lost.
+        statistics: Count norms and lost updates in the same pass.
+
+    Raises:
+        ValueError: for an argument out of range, no parameters, one given twice, or two devices.
+
+    Cost: 8 bytes of state per parameter, 4 more while it is evaluated; one pass, two with a clip by norm.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = ScheduleFreeAdamW([weight], lr=0.1)
+        >>> optimizer.train()
+        >>> weight.grad = torch.tensor([2.0, -3.0])
+        >>> optimizer.step()
+        >>> optimizer.eval()
+        >>> weight.data
+        tensor([0.9000, 1.1000])
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 0.0025,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
+        r: float = 0.0,
+        weight_lr_power: float = 2.0,
+        *,
+        maximize: bool = False,
+        fused: bool | None = None,
+        clip: Clip | None = None,
+        average: Average | None = None,
+        l1: float = 0.0,
+        cautious: bool = False,
+        centralize: bool = False,
+        rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
+        state_dtype: torch.dtype = torch.float32,
+        statistics: bool = False,
+    ) -> None:
+        self._check_own_stages(average, state_dtype)
+        defaults = dict(
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            decoupled_weight_decay=True,
+            warmup_steps=warmup_steps,
+            r=r,
+            weight_lr_power=weight_lr_power,
+            lr_max=0.0,
+            train_mode=False,
+            maximize=maximize,
+            fused=fused,
+            foreach=None,
+            differentiable=False,
+        )
+        super().__init__(
+            params,
+            defaults,
+            clip=clip,
+            average=average,
+            l1=l1,
+            cautious=cautious,
+            centralize=centralize,
+            rounding=rounding,
+            state_dtype=state_dtype,
+            statistics=statistics,
+        )
+
+    def _rule(self, group: Group) -> Rule:
+        return _RULE
+
+    def _owns_decay(self, group: Group) -> bool:
+        return True  # at y, and z moves by it too
+
+    _beta_name = "betas[0]"
+
+    def _beta(self, group: Group) -> float:
+        beta1, _ = pair(self._owner, "betas", group["betas"])
+        return float(beta1)
+
+    def _check_group(self, group: Group) -> None:
+        super()._check_group(group)
+        check_number(self._owner, "betas[1]", group["betas"][1], "[0, 1)")
+        check_number(self._owner, "eps", group["eps"], "[0, inf)")

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Schedule-free SGD: momentum by averaging, without a schedule; in one pass.
+
+Source: Defazio et al. 2024, arXiv:2405.15682, Equations 2-4; warm-up and weights as in its Algorithm 1.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from lightning_optkit.optimizers._schedule_free import (
+    WEIGHT_SUM,
+    ScheduleFreeOptimizer,
+    average_hypers,
+    move,
+    rate_and_share,
+)
+from lightning_optkit.step import Average, Clip, Rule
+from lightning_optkit.step.rule import Group, State
+
+__all__ = ["ScheduleFreeSGD", "schedule_free_sgd_update"]
+
+
+def schedule_free_sgd_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
+    """What y loses, line for line csrc/rules/schedule_free.h. Writes `state` in place."""
+    if step == 1:
+        state["z"].copy_(param)
+    rate, share = rate_and_share(state, group, step, 1.0)
+    return move(param, grad, state["z"], group["momentum"], rate, share)
+
+
+def _hypers(group: Group) -> tuple[float, ...]:
+    return (float(group["momentum"]), *average_hypers(group))
+
+
+_RULE = Rule("schedule_free_sgd", ("z",), _hypers, schedule_free_sgd_update, WEIGHT_SUM)
+
+
+class ScheduleFreeSGD(ScheduleFreeOptimizer):
+    """Schedule-free SGD, with the arguments of the authors' implementation.
+
+    During training the parameters hold y, where gradients are taken; the average x, which is to be evaluated and saved,
+    appears by `eval()` and goes by `train()`. `step` raises until `train()` was called. In a Lightning Trainer
+    `callbacks.ScheduleFree` (which `Fuse` brings along) does both. No schedule for `lr` is needed; if it changes, the
+    weights of the average follow the greatest rate so far.
+
+    Args:
+        params: Parameters or parameter groups, as in `torch.optim`.
+        lr: Learning rate, in [0, inf), or a 1-element tensor; larger than SGD's.
+        momentum: Share of the average in the point where gradients are taken, in (0, 1).
+        weight_decay: L2 coefficient, added to the gradient at y; in [0, inf).
+        warmup_steps: Steps over which `lr` grows linearly from 0, at least 0.
+        r: Step t weighs t**r in the average, in [0, inf).
+        weight_lr_power: And its rate to this power, in [0, inf).
+        maximize: Ascend.
+        fused: None: the compiled pass wherever it can go. False: plain PyTorch.
+        clip: Gradient clipping folded into the step, e.g. `ClipNorm(1.0)`.
+        average: Must be None: the rule keeps an average itself.
+        l1: Must be 0: zeros of y are not zeros of the average.
+        cautious: Must be False: y and z decay by the same amount.
+        centralize: Take the mean of each row of the first dimension off its gradient (two dimensions or more).
+        rounding: How 16-bit parameters are stored.
+        state_dtype: Must be torch.float32: z is a point, and small steps of it would be lost.
+        statistics: Count norms and lost updates in the same pass.
+
+    Raises:
+        ValueError: for an argument out of range, no parameters, one given twice, or two devices.
+
+    Cost: 4 bytes of state per parameter, 4 more while it is evaluated; one pass, two with a clip by norm.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = ScheduleFreeSGD([weight], lr=0.1)
+        >>> optimizer.train()
+        >>> weight.grad = torch.tensor([2.0, -3.0])
+        >>> optimizer.step()
+        >>> optimizer.eval()
+        >>> weight.data
+        tensor([0.8000, 1.3000])
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1.0,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
+        r: float = 0.0,
+        weight_lr_power: float = 2.0,
+        *,
+        maximize: bool = False,
+        fused: bool | None = None,
+        clip: Clip | None = None,
+        average: Average | None = None,
+        l1: float = 0.0,
+        cautious: bool = False,
+        centralize: bool = False,
+        rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
+        state_dtype: torch.dtype = torch.float32,
+        statistics: bool = False,
+    ) -> None:
+        self._check_own_stages(average, state_dtype)
+        defaults = dict(
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            decoupled_weight_decay=False,
+            warmup_steps=warmup_steps,
+            r=r,
+            weight_lr_power=weight_lr_power,
+            lr_max=0.0,
+            train_mode=False,
+            maximize=maximize,
+            fused=fused,
+            foreach=None,
+            differentiable=False,
+        )
+        super().__init__(
+            params,
+            defaults,
+            clip=clip,
+            average=average,
+            l1=l1,
+            cautious=cautious,
+            centralize=centralize,
+            rounding=rounding,
+            state_dtype=state_dtype,
+            statistics=statistics,
+        )
+
+    def _rule(self, group: Group) -> Rule:
+        return _RULE
+
+    def _beta(self, group: Group) -> float:
+        return float(group["momentum"])

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adaptive sharpness-aware minimization: SAM in a ball that is measured in units of the weights.
+
+Source: Kwon et al. 2021, "ASAM", arXiv:2102.11600, Section 3 with p = 2 and T_w = |w| + eta. The
+authors' code leaves biases unscaled; here every parameter is scaled, as in the paper's definition.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_optkit._checks import check_in
+from lightning_optkit.regularization.sam import sam
+
+__all__ = ["asam"]
+
+
+@torch.no_grad()
+def asam(
+    params: Sequence[Tensor], grads: Sequence[Tensor | None], rho: float = 0.5, eta: float = 0.01
+) -> list[Tensor | None]:
+    r"""The step to the worst point within an ellipsoid that stretches with the weights.
+
+    .. math:: \hat\epsilon = \rho\, \frac{T_w^2 g}{\|T_w g\|_2}, \quad T_w = |w| + \eta
+
+    Rescaling the weights of a layer, which a normalization after it undoes, therefore changes nothing (as far as
+    :math:`\eta` is small).
+
+    Args:
+        params: Weights.
+        grads: Gradients of the loss at the weights, in the same order; None for a parameter that has none.
+        rho: Radius, in (0, inf); about ten times that of SAM.
+        eta: What a weight of zero is taken for, in [0, inf).
+
+    Returns:
+        One step per parameter, in its gradient's dtype; None for None.
+
+    Raises:
+        ValueError: if an argument is out of range, or there are not as many gradients as parameters.
+
+    Cost: twice that of `sam`. The device is not waited for.
+
+    Example:
+        >>> asam([torch.tensor([2.0]), torch.tensor([0.0])], [torch.tensor([1.0]), torch.tensor([1.0])], 0.5, eta=0.0)
+        [tensor([1.]), tensor([0.])]
+    """
+    check_in("asam", "rho", rho, "(0, inf)")
+    check_in("asam", "eta", eta, "[0, inf)")
+    if len(params) != len(grads):
+        raise ValueError(f"asam(grads=<{len(grads)}>): there must be one for each of the {len(params)} parameters.")
+    stretch = [param.abs() + eta for param in params]
+    steps = sam([None if grad is None else t * grad for t, grad in zip(stretch, grads, strict=True)], rho)
+    return [
+        None if step is None or grad is None else (t * step).to(grad.dtype)
+        for t, step, grad in zip(stretch, steps, grads, strict=True)
+    ]

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When to stop: the generalization loss, the progress quotient, and successive increases of the validation error.
+
+Source: Prechelt 1998, "Early Stopping - But When?", Section 2 (classes GL, PQ and UP).
+"""
+
+from collections.abc import Sequence
+
+from lightning_optkit._checks import check_int
+
+__all__ = ["generalization_loss", "progress", "progress_quotient", "successive_increases"]
+
+
+def generalization_loss(errors: Sequence[float]) -> float:
+    r"""How far the last validation error lies above the lowest so far, in percent.
+
+    .. math:: GL(t) = 100 \left(\frac{E_{va}(t)}{\min_{t' \le t} E_{va}(t')} - 1\right)
+
+    Args:
+        errors: Validation errors, each > 0, from the first to the last.
+
+    Raises:
+        ValueError: if there is none, or one is not positive.
+
+    Example:
+        >>> round(generalization_loss([1.0, 0.8, 0.9]), 1)
+        12.5
+    """
+    _check_errors("generalization_loss", errors)
+    return 100.0 * (errors[-1] / min(errors) - 1.0)
+
+
+def progress(errors: Sequence[float], strip: int = 5) -> float:
+    r"""How much larger the mean training error of the last strip is than its minimum, in per mille.
+
+    .. math:: P_k(t) = 1000 \left(\frac{\sum_{t'=t-k+1}^{t} E_{tr}(t')}{k \min_{t'} E_{tr}(t')} - 1\right)
+
+    It is high while training still moves fast or is unstable, and goes to zero at the end.
+
+    Args:
+        errors: Training errors, each > 0, at least `strip` of them.
+        strip: k, in [1, inf).
+
+    Raises:
+        ValueError: if there are too few, or one is not positive.
+
+    Example:
+        >>> round(progress([9.0, 1.2, 1.0], strip=2), 1)
+        100.0
+    """
+    check_int("progress", "strip", strip, minimum=1)
+    _check_errors("progress", errors)
+    if len(errors) < strip:
+        raise ValueError(f"progress(strip={strip}): there are only {len(errors)} errors.")
+    last = errors[-strip:]
+    return 1000.0 * (sum(last) / (strip * min(last)) - 1.0)
+
+
+def progress_quotient(errors: Sequence[float], training_errors: Sequence[float], strip: int = 5) -> float:
+    r"""Generalization loss over progress: :math:`PQ(t) = GL(t) / P_k(t)`.
+
+    Args:
+        errors: Validation errors, each > 0.
+        training_errors: Training errors, each > 0, at least `strip` of them.
+        strip: k, in [1, inf).
+
+    Returns:
+        The quotient: 0 if nothing is lost, infinite if something is and training stands still.
+
+    Raises:
+        ValueError: if there are too few errors, or one is not positive.
+
+    Example:
+        >>> round(progress_quotient([0.8, 0.9], [1.2, 1.0], strip=2), 3)
+        0.125
+    """
+    lost, gained = generalization_loss(errors), progress(training_errors, strip)
+    if lost == 0:
+        return 0.0
+    return lost / gained if gained > 0 else float("inf")
+
+
+def successive_increases(errors: Sequence[float], strip: int = 5) -> int:
+    """How many strips in a row, up to the last complete one, ended with a higher validation error than the one before.
+
+    Args:
+        errors: Validation errors.
+        strip: k, in [1, inf).
+
+    Example:
+        >>> successive_increases([9.0, 3.0, 9.0, 4.0, 9.0, 5.0, 0.0], strip=2)
+        2
+    """
+    check_int("successive_increases", "strip", strip, minimum=1)
+    ends = errors[strip - 1 :: strip]
+    count = 0
+    for earlier, later in zip(ends[-2::-1], ends[:0:-1], strict=True):
+        if later <= earlier:
+            break
+        count += 1
+    return count
+
+
+def _check_errors(owner: str, errors: Sequence[float]) -> None:
+    if not errors:
+        raise ValueError(f"{owner}(errors=[]): errors must hold at least one.")
+    lowest = min(errors)
+    if not lowest > 0:
+        raise ValueError(f"{owner}(errors=[..., {lowest:g}, ...]): every error must be greater than 0.")

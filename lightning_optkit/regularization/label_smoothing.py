@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Label smoothing: a little of every target's probability goes to all classes alike.
+
+Source: Szegedy et al. 2016, "Rethinking the Inception Architecture", arXiv:1512.00567, Section 7.
+"""
+
+import torch
+from torch import Tensor
+
+from lightning_optkit._checks import check_in, check_int
+
+__all__ = ["label_smoothing"]
+
+
+def label_smoothing(target: Tensor, smoothing: float = 0.1, num_classes: int | None = None) -> Tensor:
+    r"""Probabilities in place of hard targets.
+
+    .. math:: q'(k) = (1 - \varepsilon)\, q(k) + \varepsilon / K
+
+    Given to `torch.nn.functional.cross_entropy` they are worth its own `label_smoothing`; unlike it they serve any
+    loss that takes probabilities.
+
+    Args:
+        target: Class indices of any shape (...), for which `num_classes` is needed; or probabilities (..., K).
+            With `num_classes=1`, probabilities of any shape, each of a yes against a no: K is then 2.
+        smoothing: Epsilon, in [0, 1).
+        num_classes: K, in [1, inf).
+
+    Returns:
+        Probabilities, (..., K) in the default dtype for indices, else in the shape and dtype of `target`.
+
+    Raises:
+        TypeError: if `target` is not a tensor.
+        ValueError: if an argument is out of range; on the CPU also if a target is.
+
+    Example:
+        >>> label_smoothing(torch.tensor([2, 0]), 0.3, num_classes=3)
+        tensor([[0.1000, 0.1000, 0.8000],
+                [0.8000, 0.1000, 0.1000]])
+        >>> label_smoothing(torch.tensor([1.0, 0.0]), 0.1, num_classes=1)
+        tensor([0.9500, 0.0500])
+    """
+    check_in("label_smoothing", "smoothing", smoothing, "[0, 1)")
+    if not isinstance(target, Tensor):
+        raise TypeError(f"label_smoothing(target={type(target).__name__}): target must be a tensor.")
+    if num_classes is not None:
+        check_int("label_smoothing", "num_classes", num_classes, minimum=1)
+    if target.is_floating_point():
+        _check_range(target, 0.0, 1.0, "probabilities must be in [0, 1]")
+        classes = 2 if num_classes == 1 else target.shape[-1]
+        if num_classes not in (None, 1, classes):
+            raise ValueError(f"label_smoothing(num_classes={num_classes}): target has {classes} classes.")
+        return target * (1.0 - smoothing) + smoothing / classes
+    if num_classes is None or num_classes == 1:
+        raise ValueError(f"label_smoothing(num_classes={num_classes}): class indices need num_classes, at least 2.")
+    _check_range(target, 0, num_classes - 1, f"class indices must be in [0, {num_classes})")
+    hard = torch.nn.functional.one_hot(target.long(), num_classes).to(torch.get_default_dtype())
+    return hard * (1.0 - smoothing) + smoothing / num_classes
+
+
+def _check_range(target: Tensor, low: float, high: float, requirement: str) -> None:
+    # On a device this would wait for it, in a compiled part it would break the graph.
+    if target.device.type != "cpu" or not target.numel() or torch.compiler.is_compiling():
+        return
+    for value in (target.min().item(), target.max().item()):
+        if not low <= value <= high:
+            raise ValueError(f"label_smoothing(target={value:g}): {requirement}.")

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Max-norm regularization: the weights into each unit stay within a ball.
+
+Source: Srebro & Shraibman 2005, "Rank, Trace-Norm and Max-Norm"; Hinton et al. 2012, arXiv:1207.0580, page 2;
+Srivastava et al. 2014, "Dropout", Section 5.1.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from lightning_optkit._checks import check_in, check_int
+
+__all__ = ["max_norm_"]
+
+
+@torch.no_grad()
+def max_norm_(params: Iterable[Tensor], max_norm: float, dim: int = 0) -> None:
+    r"""Shrinks, in place, the weights of every output unit whose norm exceeds `max_norm` to that norm.
+
+    .. math:: w_j \leftarrow w_j \min\left(1, \frac{c}{\|w_j\|_2}\right)
+
+    Args:
+        params: Weights; those with less than two dimensions are left alone.
+        max_norm: c, in (0, inf); 3 to 4 in the literature.
+        dim: Dimension of the output units: 0 for Linear, Embedding and Conv, 1 for ConvTranspose.
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    Example:
+        >>> weight = torch.tensor([[3.0, 4.0], [0.3, 0.4]])
+        >>> max_norm_([weight], 1.0)
+        >>> weight
+        tensor([[0.6000, 0.8000],
+                [0.3000, 0.4000]])
+    """
+    check_in("max_norm_", "max_norm", max_norm, "(0, inf)")
+    check_int("max_norm_", "dim", dim, minimum=0)
+    for param in params:
+        if param.dim() >= 2 and param.numel():
+            wide = torch.promote_types(param.dtype, torch.float32)
+            others = [d for d in range(param.dim()) if d != dim]
+            norms = torch.linalg.vector_norm(param, dim=others, keepdim=True, dtype=wide)
+            # torch.renorm shrinks a little too far, by 1e-7, and so never rests.
+            param.copy_(torch.where(norms > max_norm, param * (max_norm / norms), param))

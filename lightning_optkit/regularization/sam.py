@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sharpness-aware minimization: how far, and where to, the weights climb before the gradient is taken.
+
+Source: Foret et al. 2021, "Sharpness-Aware Minimization", arXiv:2010.01412, Equation 2 with p = 2, Algorithm 1.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_optkit._checks import check_in
+
+__all__ = ["sam"]
+
+
+@torch.no_grad()
+def sam(grads: Sequence[Tensor | None], rho: float = 0.05) -> list[Tensor | None]:
+    r"""The step to the worst point, to first order, within a ball around the weights.
+
+    .. math:: \hat\epsilon = \rho\, g / \|g\|_2
+
+    with the norm over all parameters together. Train with the gradient at :math:`w + \hat\epsilon`, taken at
+    :math:`w`. A positive factor on all gradients (loss scaling, accumulation) changes nothing.
+
+    Args:
+        grads: Gradients of the loss at the weights; None for a parameter that has none.
+        rho: Radius of the ball, in (0, inf).
+
+    Returns:
+        One step per gradient, in its dtype; None for None; not a number where a gradient is not finite.
+
+    Raises:
+        ValueError: if `rho` is out of range.
+
+    Cost: one read of the gradients, one write of as much. The device is not waited for.
+
+    Example:
+        >>> sam([torch.tensor([3.0]), None, torch.tensor([4.0])], rho=0.5)
+        [tensor([0.3000]), None, tensor([0.4000])]
+    """
+    check_in("sam", "rho", rho, "(0, inf)")
+    present = [grad for grad in grads if grad is not None]
+    if not present:
+        return [None for _ in grads]
+    norm = torch.linalg.vector_norm(torch.stack([_norm(grad).to(present[0].device) for grad in present]))
+    # A gradient of exactly zero has no direction; its step is 0.
+    scale = rho / norm.clamp(min=1e-12)
+    return [None if grad is None else (grad * scale.to(grad.device)).to(grad.dtype) for grad in grads]
+
+
+def _norm(grad: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(grad, dtype=torch.promote_types(grad.dtype, torch.float32))
+    return norm.abs()

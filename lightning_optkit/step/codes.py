@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""State in 8 bits, in plain PyTorch: the same codes as csrc/core/code8.h.
+
+Blocks of 128 numbers share the largest magnitude in them as their scale. Relative to it, a number is held with 3 bits
+of fraction: signed state down to 2^-15 of the scale, state that is never negative down to 2^-31. Rounding is
+stochastic, so the error of one number is at most 1/8 of it and zero in the mean; a nonzero square never becomes zero.
+"""
+
+import torch
+from torch import Tensor
+
+from lightning_optkit.step.rounding import random_bits
+
+__all__ = ["BLOCK", "NONNEGATIVE", "decode", "encode_", "scale_name", "zero_scales"]
+
+BLOCK = 128
+NONNEGATIVE = frozenset(
+    {"exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum", "exp_inf", "exp_avg_insta", "variance"}
+)
+"""State of our rules that is a sum of squares or of magnitudes."""
+
+_MAX = 1.875
+
+
+def scale_name(name: str) -> str:
+    """Name in the state of the scales of the state `name`."""
+    return f"{name}_scale"
+
+
+def zero_scales(codes: Tensor) -> Tensor:
+    """Scales of zeros for `codes`: fp32, shape (blocks,)."""
+    return torch.zeros(-(-codes.numel() // BLOCK), device=codes.device)
+
+
+def decode(codes: Tensor, scales: Tensor, *, signed: bool) -> Tensor:
+    """The numbers that `codes` stand for: fp32, in the same shape and strides.
+
+    Args:
+        codes: uint8, dense; blocks go by storage order.
+        scales: fp32, shape (blocks,).
+        signed: Whether the first bit is a sign.
+    """
+    code = _flat(codes).to(torch.int32)
+    magnitude = code & 127 if signed else code
+    value = ((magnitude + ((112 if signed else 96) << 3)) << 20).view(torch.float32)
+    if signed:
+        value = torch.where(code >= 128, -value, value)
+    value = torch.where(magnitude == 0, 0.0, value) * _per_element(scales / _MAX, code.numel())
+    return value.as_strided(codes.shape, codes.stride())
+
+
+def encode_(codes: Tensor, scales: Tensor, value: Tensor, *, signed: bool, key: tuple[int, int, int, int]) -> None:
+    """Writes the codes and scales of `value`.
+
+    Args:
+        codes: uint8, dense; written.
+        scales: fp32, shape (blocks,); written.
+        value: fp32, in the shape and strides of `codes`.
+        signed: Whether the first bit is a sign.
+        key: Seed, optimizer step, number of the parameter, number of the state: what the random bits depend on.
+    """
+    flat = _flat(value.to(torch.float32))
+    padded = torch.nn.functional.pad(flat.abs(), (0, scales.numel() * BLOCK - flat.numel()))
+    scales.copy_(padded.view(-1, BLOCK).amax(1) if flat.numel() else scales)
+    # The reciprocal first, as in the compiled code: the product has then the same bits.
+    factor = torch.where(scales > 0, _MAX / scales, 0.0)
+    scaled = flat * _per_element(factor, flat.numel())
+    random = random_bits(flat.numel(), *key[:3], flat.device, state=key[3])
+    offset = (112 if signed else 96) << 3
+    magnitude = scaled.abs().contiguous().view(torch.int32).to(torch.int64)
+    rounded = ((magnitude + (random & 0xFFFFF)) >> 20) - offset
+    inside = rounded.clamp(1, 127 if signed else 255)
+    least = 1.125 * 2.0 ** (-15 if signed else -31)
+    uniform = (random >> 8).to(torch.float32) * 2.0**-24
+    small = (uniform * least < scaled.abs()) if signed else (scaled > 0)
+    code = torch.where(scaled.abs() < least, small.to(torch.int64), inside)
+    if signed:
+        code = torch.where((code != 0) & (scaled < 0), code | 128, code)
+    _flat(codes).copy_(code.to(torch.uint8))
+
+
+def _flat(dense: Tensor) -> Tensor:
+    """The elements of a tensor without gaps, in storage order."""
+    return dense.as_strided((dense.numel(),), (1,))
+
+
+def _per_element(per_block: Tensor, count: int) -> Tensor:
+    return per_block.repeat_interleave(BLOCK)[:count]

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Updates each parameter inside the backward pass, as soon as its gradient is complete, and frees the gradient.
+
+At no time are all gradients in memory together. Source: Lv et al. 2023, "Full parameter fine-tuning for large language
+models with limited resources", arXiv:2306.09782.
+"""
+
+import math
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from lightning_optkit.step.compiled import CompiledSegment
+from lightning_optkit.step.cuda import CudaSegment
+from lightning_optkit.step.optimizer import OnePassOptimizer
+from lightning_optkit.step.planning import Segment
+from lightning_optkit.step.rule import State
+from lightning_optkit.step.segments import Entry, PlanOutdated, ReferenceSegment
+from lightning_optkit.step.state import StateLayout, prepare_state
+
+__all__ = ["StepInBackward", "step_in_backward"]
+
+_IN_PLACE = "_step_in_backward"  # attribute of the optimizer; keeps the handle alive
+
+
+def step_in_backward(optimizer: OnePassOptimizer) -> "StepInBackward":
+    """Lets `loss.backward()` update the parameters of `optimizer`, one after another, and free their gradients.
+
+    `optimizer.step()` and `zero_grad()` may still be called; they find nothing to do. State, groups, schedulers and
+    checkpoints are the optimizer's own. One backward pass is one step: gradients cannot be accumulated, and not be
+    averaged over processes afterwards (DDP). A parameter whose gradient is not finite is left out where the clip looks
+    at norms, the others are not. A parameter's
+    gradient is complete once in a backward pass, however often the model uses it.
+
+    Args:
+        optimizer: With `ClipPerTensor`, `ClipUnitwise`, `ClipValue` or no clip.
+
+    Returns:
+        A handle; `remove()` gives the optimizer its ordinary step back.
+
+    Raises:
+        ValueError: for a clip by the global norm, which is known only when all gradients are, or one already in place.
+
+    Example:
+        >>> from lightning_optkit.optimizers import SGD
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> handle = step_in_backward(SGD([weight], lr=0.1))
+        >>> weight.sum().backward()
+        >>> weight.data, weight.grad
+        (tensor([0.9000, 0.9000]), None)
+    """
+    return StepInBackward(optimizer)
+
+
+class StepInBackward:
+    """What `step_in_backward` returns."""
+
+    def __init__(self, optimizer: OnePassOptimizer) -> None:
+        self._owner = f"step_in_backward({type(optimizer).__name__})"
+        self.optimizer = optimizer
+        self._check()
+        self._own: dict[Tensor, _Own] = {}
+        self._handles: list[RemovableHandle] = []
+        number, this = 0, weakref.ref(self)
+        for group_index, group in enumerate(optimizer.param_groups):
+            for param in group["params"]:
+                hook = self._hook(this, group_index, number)
+                self._handles.append(param.register_post_accumulate_grad_hook(hook))
+                number += 1
+        vars(optimizer)[_IN_PLACE] = self
+
+    def remove(self) -> None:
+        """Gives the optimizer its ordinary step back."""
+        for handle in self._handles:
+            handle.remove()
+        vars(self.optimizer).pop(_IN_PLACE, None)
+
+    def _check(self) -> None:
+        optimizer = self.optimizer
+        if _IN_PLACE in vars(optimizer):
+            raise ValueError(f"{self._owner}: it is in place already.")
+        clip = optimizer.clip
+        bounds_parts = clip is not None and min(clip.bounds.max_tensor_norm, clip.bounds.unit_ratio) < math.inf
+        if clip is not None and clip.needs_norm and not bounds_parts:
+            raise ValueError(
+                f"{self._owner}: {clip!r} needs the norm of all gradients, which are never there together; use "
+                "ClipPerTensor or ClipUnitwise."
+            )
+
+    @staticmethod
+    def _hook(this: "weakref.ref[StepInBackward]", group_index: int, number: int) -> Callable[[Tensor], None]:
+        def hook(param: Tensor) -> None:
+            self = this()
+            if self is not None and param.grad is not None:
+                self._update(param, group_index, number)
+                param.grad = None
+
+        return hook
+
+    @torch.no_grad()
+    def _update(self, param: Tensor, group_index: int, number: int) -> None:
+        optimizer = self.optimizer
+        if getattr(optimizer, "grad_scale", None) is not None:
+            raise RuntimeError(f"{self._owner}: a loss scaler must see all gradients before any step; train in bf16.")
+        segment = self._bound(param, group_index, number)
+        if optimizer.clip is not None and optimizer.clip.needs_norm and segment.norm()[1] > 0:
+            return
+        numbers = optimizer._numbers(int(float(optimizer.state[param]["step"])) + 1)
+        segment.step(optimizer.param_groups, numbers, 1.0, optimizer.record_statistics)
+
+    def _bound(self, param: Tensor, group_index: int, number: int) -> Segment:
+        """The parameter's own segment, pointed at its gradient; built anew when memory or state was replaced."""
+        own = self._own.get(param)
+        if own is not None and own.relies_on(self.optimizer.state.get(param, {})):
+            try:
+                own.segment.bind()
+                return own.segment
+            except PlanOutdated:
+                pass
+        own = self._own[param] = self._build(param, group_index, number)
+        own.segment.bind()
+        return own.segment
+
+    def _build(self, param: Tensor, group_index: int, number: int) -> "_Own":
+        optimizer = self.optimizer
+        group = optimizer.param_groups[group_index]
+        rule = optimizer._rule(group)
+        layout = StateLayout(optimizer.average, optimizer.state_dtype)
+        entry = Entry(param, optimizer.state[param], optimizer._held(group), group_index, number)
+        prepare_state([(entry, group, rule)], layout)
+        kind: type[Segment] = CudaSegment if param.is_cuda else CompiledSegment
+        if optimizer._why_reference(param, group):
+            kind = ReferenceSegment
+        return _Own(kind(rule, [entry], layout.average_name, type(optimizer).__name__), dict(entry.state))
+
+
+@dataclass(frozen=True)
+class _Own:
+    """The segment of one parameter, and the state it was built on."""
+
+    segment: Segment
+    state: State
+
+    def relies_on(self, state: State) -> bool:
+        """Whether nothing was replaced since."""
+        return state.keys() == self.state.keys() and all(state[name] is t for name, t in self.state.items())

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parameters sharded over processes (FSDP2: `torch.distributed.tensor.DTensor`). Every walk is over the local part."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor.placement_types import Replicate
+
+from lightning_optkit.step.rule import Clip, Group, Rule
+
+__all__ = ["distribute_like", "local", "place_like", "reduce_sum_", "sharding_groups", "why_not_on_shards"]
+
+
+def local(t: Tensor) -> Tensor:
+    """This process's part of a sharded tensor, sharing its memory; any other tensor as it is."""
+    return t._local_tensor if isinstance(t, DTensor) else t
+
+
+def sharding_groups(t: Tensor) -> tuple[Any, ...]:
+    """The process groups over which sums of the local parts must be added; none for a tensor that is whole here."""
+    if not isinstance(t, DTensor):
+        return ()
+    mesh = t.device_mesh
+    return tuple(mesh.get_group(i) for i, placement in enumerate(t.placements) if not isinstance(placement, Replicate))
+
+
+def place_like(part: Tensor, like: Tensor) -> Tensor:
+    """`part` as the local part of a tensor sharded like `like`, sharing its memory."""
+    if not isinstance(like, DTensor):
+        return part
+    return DTensor.from_local(
+        part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
+
+
+def distribute_like(value: Tensor, like: Tensor) -> Tensor:
+    """`value`, whole or sharded, placed like `like`."""
+    if not isinstance(like, DTensor):
+        return value.full_tensor() if isinstance(value, DTensor) else value
+    if isinstance(value, DTensor):
+        return value.redistribute(placements=like.placements)
+    # Every process holds the whole value, so nothing need be sent.
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def reduce_sum_(sums: Tensor, groups: Sequence[Any]) -> Tensor:
+    """Adds `sums` over the processes of each group, in place."""
+    for group in groups:
+        torch.distributed.all_reduce(sums, group=group)
+    return sums
+
+
+def why_not_on_shards(param: Tensor, group: Group, rule: Rule, clip: Clip | None, state_dtype: object) -> str | None:
+    """What a step would need that the local part alone cannot tell, or None."""
+    if not sharding_groups(param):
+        return None
+    if state_dtype == "int8":
+        return "keep 8-bit state"
+    if rule.needs_whole:
+        return "orthogonalize a part"
+    if rule.trust is not None:
+        return "set the rate by the norm"
+    if clip is not None and math.isfinite(clip.bounds.max_tensor_norm):
+        return "clip the norm of one tensor"
+    if clip is not None and math.isfinite(clip.bounds.unit_ratio):
+        return "clip units"
+    return "centralize" if group["centralize"] else None

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GradientClipping in real Trainers: the same numbers folded or not, in every precision, and none but its own."""
+
+import copy
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+
+from lightning_optkit.callbacks import Fuse, GradientClipping
+from lightning_optkit.clipping import AutoClip, ClipNorm, ClipPerTensor, ClipUnitwise, ClipValue, ZClip
+from lightning_optkit.optimizers import AdamW
+
+CLIPS = {
+    "norm": ClipNorm(0.1),
+    "value": ClipValue(0.01),
+    "tensor": ClipPerTensor(0.05),
+    "unit": ClipUnitwise(0.02),
+    "auto": AutoClip(30),
+    "z": ZClip(0.5, alpha=0.5, warmup_steps=2),
+}
+FOLDED = {"folded": [Fuse], "own pass": []}
+
+
+def sgd(module):
+    return torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+
+
+def fused_adamw(module):
+    return torch.optim.AdamW(module.parameters(), lr=0.02, fused=True)
+
+
+def assert_equal(module, expected, tolerance=0.0):
+    torch.testing.assert_close(module.state_dict(), expected.state_dict(), rtol=0, atol=tolerance)
+
+
+class Gradients(Callback):
+    """What each optimizer step was given, before any clip."""
+
+    def __init__(self):
+        self.norms = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.norms.append(float(torch.nn.utils.get_total_norm([p.grad for p in pl_module.parameters()])))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("configure", [sgd, fused_adamw])
+@pytest.mark.parametrize("name", CLIPS)
+def test_folded_or_in_its_own_pass_the_numbers_are_the_same(regression, fit, name, configure, precision):
+    own, folded, unclipped = (regression(configure) for _ in range(3))
+    trainer = fit(own, GradientClipping(CLIPS[name]), precision=precision)
+    fit(folded, GradientClipping(CLIPS[name]), Fuse(verbose=False), precision=precision)
+    fit(unclipped, precision=precision)
+    assert trainer.global_step == 6
+    assert_equal(folded, own, tolerance=1e-6)
+    assert max((p - q).abs().max() for p, q in zip(own.parameters(), unclipped.parameters(), strict=True)) > 1e-4
+
+
+@pytest.mark.parametrize(
+    "clip", [dict(gradient_clip_val=0.1), dict(gradient_clip_val=0.01, gradient_clip_algorithm="value")]
+)
+@pytest.mark.parametrize("callbacks", FOLDED.values(), ids=FOLDED)
+def test_it_is_lightnings_own_clip_where_lightning_has_it(regression, fit, clip, callbacks):
+    expected, module = regression(sgd), regression(sgd)
+    fit(expected, **clip)
+    ours = ClipValue(0.01) if "gradient_clip_algorithm" in clip else ClipNorm(0.1)
+    fit(module, GradientClipping(ours), *(make() for make in callbacks))
+    assert_equal(module, expected, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("callbacks", FOLDED.values(), ids=FOLDED)
+def test_logs_norms_and_how_often_it_clipped(regression, fit, callbacks, tmp_path):
+    logger, seen = CSVLogger(tmp_path), Gradients()
+    clip = GradientClipping(ClipNorm(1.0))
+    fit(regression(sgd), clip, seen, *(make(verbose=False) for make in callbacks), logger=logger, log_every_n_steps=1)
+    with open(Path(logger.log_dir) / "metrics.csv") as file:
+        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file) if row["grad_norm"]]
+    assert [row["grad_norm"] for row in rows] == pytest.approx(seen.norms, rel=1e-5)
+    assert [row["grad_norm_clipped"] for row in rows] == pytest.approx([min(n, 1.0) for n in seen.norms], rel=1e-5)
+    shares = [sum(n > 1.0 for n in seen.norms[: i + 1]) / (i + 1) for i in range(6)]
+    assert [row["clip_fraction"] for row in rows] == pytest.approx(shares)
+    assert 0 < shares[-1] < 1
+
+
+def test_nothing_is_measured_without_a_logger(regression, fit, monkeypatch):
+    from lightning_optkit.callbacks import gradient_clipping
+
+    monkeypatch.setattr(gradient_clipping, "_norm", lambda _: pytest.fail("measured for nobody"))
+    fit(regression(sgd), GradientClipping(ClipValue(0.1)))
+
+
+@pytest.mark.parametrize("callbacks", FOLDED.values(), ids=FOLDED)
+@pytest.mark.parametrize("name", ["auto", "z"])
+def test_a_resumed_run_is_the_uninterrupted_one(regression, fit, name, callbacks, tmp_path):
+    def run(module, epochs, ckpt_path=None):
+        checkpoint = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+        others = [make(verbose=False) for make in callbacks]
+        arguments = dict(epochs=epochs, enable_checkpointing=True, ckpt_path=ckpt_path)
+        fit(module, GradientClipping(copy.deepcopy(CLIPS[name])), *others, checkpoint, **arguments)
+
+    expected, module, resumed = (regression(sgd) for _ in range(3))
+    run(expected, 4)
+    run(module, 2)
+    run(resumed, 4, tmp_path / "epoch=1.ckpt")
+    assert_equal(resumed, expected)
+    assert (resumed.net[0].weight - module.net[0].weight).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["ends", "fails"])
+@pytest.mark.parametrize("callbacks", FOLDED.values(), ids=FOLDED)
+def test_leaves_module_and_optimizer_as_they_were(regression, fit, callbacks, fails):
+    module = regression(fused_adamw)
+    before = set(vars(module))
+    optimizers = []
+
+    class Peek(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            optimizers[:] = trainer.optimizers
+            if fails:
+                raise KeyError("stop")
+
+    arguments = (GradientClipping(ClipNorm(0.1)), *(make(verbose=False) for make in callbacks), Peek())
+    if fails:
+        with pytest.raises(KeyError):
+            fit(module, *arguments)
+    else:
+        fit(module, *arguments)
+    assert "configure_gradient_clipping" not in vars(module)
+    assert {name for name in vars(module) if name.startswith("configure")} == {
+        name for name in before if name.startswith("configure")
+    }
+    assert type(optimizers[0]) is torch.optim.AdamW
+    assert optimizers[0]._step_supports_amp_scaling is True
+    assert not hasattr(optimizers[0], "clip")
+
+
+def test_an_optimizer_of_this_package_gets_the_clip_for_the_fit(regression, fit):
+    expected, module = (regression(lambda m: AdamW(m.parameters(), lr=0.02)) for _ in range(2))
+    trainer = fit(module, GradientClipping(ClipNorm(0.1)))
+    fit(expected, gradient_clip_val=0.1)
+    assert_equal(module, expected, tolerance=1e-6)
+    assert trainer.optimizers[0].clip is None
+
+
+def test_each_fit_starts_with_what_the_user_gave(regression, fit):
+    clipping, results = GradientClipping(AutoClip(30)), []
+    for _ in range(2):
+        module = regression(sgd)
+        fit(module, clipping)
+        results.append(module)
+    assert_equal(*results)
+    assert clipping.clip.state_dict()["seen"] == 0
+
+
+def test_two_processes_equal_one(tmp_path):
+    worker = Path(__file__).parent / "gradient_clipping_worker.py"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for world_size in (1, 2):
+        command = [sys.executable, str(worker), str(tmp_path / f"{world_size}.pt"), str(world_size)]
+        subprocess.run(command, check=True, env=environment, timeout=300)
+    one, two = (torch.load(tmp_path / f"{world_size}.pt") for world_size in (1, 2))
+    assert len(one) == 4
+    torch.testing.assert_close(two, one, rtol=0, atol=1e-6)
+
+
+# --- bad input ---
+
+
+def test_refuses_what_is_no_clip():
+    with pytest.raises(
+        TypeError, match=r"^GradientClipping\(clip=1.0\): clip must be a clip such as ClipNorm\(1.0\)\.$"
+    ):
+        GradientClipping(1.0)
+
+
+@pytest.mark.parametrize("callbacks", FOLDED.values(), ids=FOLDED)
+def test_refuses_to_clip_twice(regression, fit, callbacks):
+    clipping = GradientClipping(ClipNorm(0.5))
+    others = [make(verbose=False) for make in callbacks]
+    start = r"^GradientClipping\(ClipNorm\(max_norm=0.5\)\): "
+    with pytest.raises(ValueError, match=start + r"Trainer\(gradient_clip_val=0.1\) clips too; keep one\.$"):
+        fit(regression(sgd), clipping, *others, gradient_clip_val=0.1)
+    with pytest.raises(ValueError, match=start + r"given twice, also as GradientClipping\(ClipValue\(.*keep one\.$"):
+        fit(regression(sgd), clipping, GradientClipping(ClipValue(1.0)), *others)
+
+    class Clips(regression):
+        def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+            pass
+
+    with pytest.raises(ValueError, match=start + r"the module clips in configure_gradient_clipping; keep one\.$"):
+        fit(Clips(sgd), clipping, *others)
+    with pytest.raises(ValueError, match=start + r"AdamW\(clip=ClipNorm\(max_norm=1.0\)\) clips too; keep one\.$"):
+        fit(regression(lambda m: AdamW(m.parameters(), clip=ClipNorm(1.0))), clipping, *others)
+
+
+def test_manual_optimization_needs_a_one_pass_optimizer(regression, fit):
+    class Manual(regression):
+        def __init__(self, configure):
+            super().__init__(configure)
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(self.loss(batch))
+            optimizer.step()
+
+    arguments = dict(accumulate_grad_batches=1)
+    with pytest.raises(ValueError, match="under manual optimization SGD is out of reach; add Fuse"):
+        fit(Manual(sgd), GradientClipping(ClipNorm(0.1)), **arguments)
+    module, expected = Manual(sgd), regression(sgd)
+    fit(module, GradientClipping(ClipNorm(0.1)), Fuse(verbose=False), **arguments)
+    fit(expected, gradient_clip_val=0.1, **arguments)
+    assert_equal(module, expected, tolerance=1e-6)
+    assert isinstance(module, pl.LightningModule)

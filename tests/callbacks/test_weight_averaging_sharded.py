@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""WeightAveraging in two gloo processes: DDP, and parameters sharded by FSDP2, against one process."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.optim.swa_utils import update_bn
+
+WORKER = Path(__file__).with_name("weight_averaging_worker.py")
+TOLERANCE = 1e-5  # six steps of AdamW at rate 0.05; gradients of two halves are added in another order
+
+
+def load_worker():
+    spec = importlib.util.spec_from_file_location("weight_averaging_worker", WORKER)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+worker = load_worker()
+SHARDED = [case for case, arguments in worker.CASES.items() if arguments["strategy"].endswith("files")]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """ranks[case]: what the two processes found. All cases run in the same two processes, one after another."""
+    folder = tmp_path_factory.mktemp("averages")
+    launched = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_PORT")
+    environment = {name: value for name, value in os.environ.items() if name not in launched}
+    done = subprocess.run(
+        [sys.executable, str(WORKER), str(folder), *worker.CASES],
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr
+    return {case: [torch.load(folder / f"{case} {rank}.pt") for rank in range(2)] for case in worker.CASES}
+
+
+def assert_equal(actual, expected, tolerance=0.0):
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("case", worker.CASES)
+def test_both_ranks_see_the_same_bits(ranks, case):
+    first, second = ranks[case]
+    assert first["explained"] == second["explained"]
+    for what in ("weights", "second"):
+        assert_equal(first[what], second[what])
+    if case != "ddp, SWA, BatchNorm":  # between two recomputations each rank tracks statistics of its own data
+        assert_equal(first["seen"], second["seen"])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", [case for case in worker.CASES if "BatchNorm" not in case])
+def test_two_processes_equal_one_with_the_same_global_batch(ranks, case, tmp_path):
+    with torch.random.fork_rng():
+        _, expected = worker.run(tmp_path, **{**worker.CASES[case], "strategy": "one"})
+    actual = ranks[case][0]
+    for what in ("weights", "second", "seen"):
+        assert_equal(actual[what], expected[what], TOLERANCE)
+    assert list(actual["seen"]) == [2, 4, 6]
+
+
+@pytest.mark.parametrize("case", SHARDED)
+def test_the_average_lives_on_the_shard(ranks, case):
+    for result in ranks[case]:
+        shapes = set(result["local shapes"].values())
+        assert shapes == {(4, 4)}  # of a weight (8, 4) on two ranks
+        assert len(result["local shapes"]) == (5 if "LAWA" in case else 3)
+
+
+@pytest.mark.parametrize("case", SHARDED)
+def test_resumed_equals_uninterrupted_bit_for_bit(ranks, case):
+    for result in ranks[case]:
+        resumed = result["resumed"]
+        assert_equal(resumed["weights"], result["weights"])
+        assert_equal(resumed["second"], result["second"])
+        assert_equal(resumed["seen"][6], result["seen"][6])
+
+
+@pytest.mark.parametrize("case", SHARDED)
+def test_validation_from_a_file_sees_the_average(ranks, case):
+    for result in ranks[case]:
+        assert_equal(result["from the file"], result["weights"])
+
+
+def test_statistics_of_batch_norm_are_those_of_all_processes(ranks):
+    """Against torch's update_bn over the batches of both ranks, with the average that they hold."""
+    actual = ranks["ddp, SWA, BatchNorm"][0]["weights"]
+    with torch.random.fork_rng():
+        module = worker.Regression(norm=True)
+    module.load_state_dict(actual)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(8, 4, generator=generator)
+    update_bn([x[[0, 2]], x[[4, 6]], x[[1, 3]], x[[5, 7]]], module)
+    for name in ("running_mean", "running_var"):
+        assert_equal(actual[f"net.1.{name}"], module.state_dict()[f"net.1.{name}"], 1e-6)
+
+
+def test_it_says_how_each_average_is_kept(ranks):
+    lawa, ema = ranks["ddp, LAWA, folded EMA"][0]["explained"]
+    assert lawa.startswith("LAWA(k=3, every=1, start=1): a pass of its own (no step keeps snapshots) after the step of")
+    assert ema.startswith("EMA(decay=0.5, start=1, every=1): folded into the step of AdamW, as state 'ema'")

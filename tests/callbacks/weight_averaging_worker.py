@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs cases of test_weight_averaging_sharded.py in two processes and saves, per rank, what they found.
+
+Usage: python weight_averaging_worker.py OUTPUT_FOLDER CASE [CASE ...]. Lightning starts the second process.
+"""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from lightning_optkit.averaging import EMA, LAWA, SWA
+from lightning_optkit.callbacks import Fuse, WeightAveraging
+
+
+class Regression(pl.LightningModule):
+    """Global batches of 4, six steps in three epochs; records what validation sees."""
+
+    def __init__(self, norm=False, shards=False):
+        super().__init__()
+        torch.manual_seed(0)
+        norms = [nn.BatchNorm1d(8)] if norm else []
+        self.net = nn.Sequential(nn.Linear(4, 8), *norms, nn.Tanh(), nn.Linear(8, 3))
+        self.shards, self.seen = shards, {}
+
+    def configure_model(self):
+        if self.shards and not hasattr(self.net, "set_requires_gradient_sync"):
+            from torch.distributed.fsdp import fully_shard
+
+            mesh = self.device_mesh["data_parallel"]
+            fully_shard(self.net[0], mesh=mesh)
+            fully_shard(self.net, mesh=mesh)
+
+    def forward(self, x):
+        return self.net(x)
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=0.05)
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.mse_loss(self(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        self.seen[self.global_step] = whole(self)
+
+    def loader(self):
+        """Lightning would shuffle: each rank takes every second sample, in order."""
+        generator = torch.Generator().manual_seed(1)
+        data = TensorDataset(torch.randn(8, 4, generator=generator), torch.randn(8, 3, generator=generator))
+        world = self.trainer.world_size
+        sampler = DistributedSampler(data, world, self.trainer.global_rank, shuffle=False)
+        return DataLoader(data, batch_size=4 // world, sampler=sampler)
+
+    train_dataloader = val_dataloader = loader
+
+
+def whole(module):
+    """State dict of plain tensors."""
+    tensors = module.state_dict().items()
+    return {name: (t.full_tensor() if hasattr(t, "full_tensor") else t).detach().clone() for name, t in tensors}
+
+
+def strategy_of(name):
+    if name == "one":
+        return dict(devices=1)
+    if name == "ddp":
+        return dict(devices=2, strategy=DDPStrategy(process_group_backend="gloo", start_method="popen"))
+    sharded = ModelParallelStrategy(
+        data_parallel_size=2,
+        tensor_parallel_size=1,
+        save_distributed_checkpoint=name == "sharded files",
+        process_group_backend="gloo",
+    )
+    return dict(devices=2, strategy=sharded)
+
+
+def trainer_of(strategy, callbacks=(), keep=None):
+    return pl.Trainer(
+        callbacks=[*callbacks, *([keep] if keep else [])],
+        max_epochs=3,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=keep is not None,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        **strategy_of(strategy),
+    )
+
+
+def make(average, second=None, **kwargs):
+    first = WeightAveraging(average, **kwargs)
+    return [first, *([WeightAveraging(second, evaluate=False)] if second else [])]
+
+
+CASES = {
+    "ddp, SWA, BatchNorm": dict(strategy="ddp", average=SWA(0.5), norm=True, update_bn=True),
+    "ddp, LAWA, folded EMA": dict(strategy="ddp", average=LAWA(3), second=EMA(0.5), fuse=True),
+    "full files, EMA": dict(strategy="full files", average=EMA(0.5)),
+    "sharded files, EMA": dict(strategy="sharded files", average=EMA(0.5, start=6)),
+    "full files, folded EMA": dict(strategy="full files", average=EMA(0.5), fuse=True),
+    "sharded files, folded EMA": dict(strategy="sharded files", average=EMA(0.5), fuse=True),
+    "sharded files, SWA and LAWA": dict(strategy="sharded files", average=SWA(2), second=LAWA(2, every=2)),
+}
+
+
+def run(folder, strategy, average, second=None, fuse=False, norm=False, update_bn=False):
+    """An uninterrupted run, and one resumed from the end of its second epoch."""
+    shards = strategy.endswith("files")
+    folder = Path(folder)
+    keep = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
+    averages = make(average, second, update_bn=update_bn)
+    module = Regression(norm, shards)
+    fused = [Fuse(verbose=False)] if fuse else []
+    trainer = trainer_of(strategy, [*fused, *averages], keep)
+    trainer.fit(module)
+    state = trainer.optimizers[0].state[next(module.parameters())]
+    result = {
+        "weights": whole(module),
+        "seen": module.seen,
+        "second": {n: full(a) for n, a in averages[-1].averaged_parameters(module).items()},
+        "local shapes": {n: tuple(t.to_local().shape) for n, t in state.items() if hasattr(t, "to_local")},
+        "explained": [a.explain() for a in averages],
+    }
+    if shards:
+        again = make(average, second, update_bn=update_bn)
+        resumed = Regression(norm, shards)
+        trainer_of(strategy, [*fused, *again]).fit(resumed, ckpt_path=folder / "epoch=1.ckpt")
+        result["resumed"] = {
+            "weights": whole(resumed),
+            "seen": resumed.seen,
+            "second": {n: full(a) for n, a in again[-1].averaged_parameters(resumed).items()},
+        }
+        tested = Regression(norm, shards)
+        trainer_of(strategy).validate(tested, ckpt_path=folder / "epoch=2.ckpt", verbose=False)
+        result["from the file"] = whole(tested)
+    return trainer.global_rank, result
+
+
+def full(tensor):
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()
+
+
+def main(folder, *cases):
+    warnings.simplefilter("ignore")
+    for case in cases:
+        rank, result = run(os.path.join(folder, case), **CASES[case])
+        torch.save(result, os.path.join(folder, f"{case} {rank}.pt"))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(*sys.argv[1:])

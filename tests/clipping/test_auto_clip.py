@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AutoClip folded into the step, and called, against Algorithm 1 of the paper written out with numpy."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_optkit.clipping import AutoClip
+from lightning_optkit.optimizers import SGD
+
+SIZES = (1.0, 5.0, 0.1, 3.0, 100.0, 0.5, 2.0)
+
+
+def test_the_bound_is_the_percentile_of_the_history():
+    clip, history = AutoClip(percentile=30), []
+    for norm in SIZES:
+        history.append(norm)
+        assert float(clip.norm_bound(torch.tensor(norm, dtype=torch.float64))) == pytest.approx(
+            np.percentile(history, 30), rel=1e-12
+        )
+
+
+def test_only_the_latest_norms_count():
+    clip = AutoClip(percentile=100, window=3)
+    bounds = [float(clip.norm_bound(torch.tensor(float(norm)))) for norm in (9, 1, 2, 3, 1, 1, 1)]
+    assert bounds == [9, 9, 9, 3, 3, 3, 1]
+
+
+def test_folded_it_is_the_function_and_torchs_step(folded_and_called):
+    ours, optimizer, theirs, _ = folded_and_called(AutoClip(percentile=50), SIZES)
+    torch.testing.assert_close([p.double() for p in ours], theirs, rtol=1e-12, atol=1e-12)
+    assert optimizer.num_clipped >= 3
+
+
+def test_a_skipped_step_leaves_the_history(fused):
+    p = torch.ones(2, requires_grad=True)
+    optimizer = SGD([p], lr=1.0, clip=AutoClip(50), fused=fused)
+    for size in (1.0, math.nan, math.inf, 3.0):
+        p.grad = torch.tensor([size, 0.0])
+        optimizer.step()
+    assert optimizer.num_skipped == 2
+    assert optimizer.clip.state_dict()["seen"] == 2
+    assert optimizer.grad_norm_clipped == pytest.approx(2.0, rel=1e-6)
+    before = copy.deepcopy(optimizer.clip.state_dict())
+    optimizer.clip.norm_bound(torch.tensor(math.nan))
+    assert str(optimizer.clip.state_dict()) == str(before)
+
+
+def test_a_resumed_run_clips_as_the_one_that_went_on(fused):
+    def fresh():
+        p = torch.zeros(3, requires_grad=True)
+        return p, SGD([p], lr=0.1, momentum=0.9, clip=AutoClip(25, window=4), fused=fused)
+
+    def steps(p, optimizer, sizes):
+        for size in sizes:
+            p.grad = size * torch.ones(3)
+            optimizer.step()
+
+    p, optimizer = fresh()
+    steps(p, optimizer, SIZES[:4])
+    saved, value = copy.deepcopy(optimizer.state_dict()), p.detach().clone()
+    steps(p, optimizer, SIZES[4:])
+    q, resumed = fresh()
+    q.data.copy_(value)
+    resumed.load_state_dict(saved)
+    steps(q, resumed, SIZES[4:])
+    assert torch.equal(p, q)
+    torch.optim.SGD([q], lr=0.1, momentum=0.9).load_state_dict(saved)  # torch's own class takes it too
+
+
+def test_a_history_of_another_window_is_refused():
+    with pytest.raises(ValueError, match=r"^AutoClip\(window=3\): the saved history is of window=5; use that\.$"):
+        AutoClip(window=3).load_state_dict(AutoClip(window=5).state_dict())
+
+
+@pytest.mark.parametrize("percentile", [-1.0, 101.0, math.nan])
+def test_refuses_a_percentile_out_of_range(percentile):
+    with pytest.raises(ValueError, match=r"^AutoClip\(percentile=.*\): percentile must be in \[0, 100\]\.$"):
+        AutoClip(percentile)
+
+
+def test_refuses_an_empty_window():
+    with pytest.raises(ValueError, match=r"^AutoClip\(window=0\): window must be "):
+        AutoClip(window=0)

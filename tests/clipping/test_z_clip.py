@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ZClip folded into the step, and called, against the paper's formulas written out in plain Python."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_optkit.clipping import ZClip
+from lightning_optkit.optimizers import SGD
+
+SIZES = (1.0, 1.2, 0.9, 1.1, 50.0, 1.0, 1.3, 8.0, 1.0)
+
+
+def written_out(norms, z_threshold, alpha, warmup_steps):
+    """The norm after clipping of each step."""
+    clipped, mean, variance = [], None, None
+    for t, norm in enumerate(norms):
+        if t < warmup_steps:
+            clipped.append(norm)
+            mean, variance = np.mean(norms[: t + 1]), np.var(norms[: t + 1])
+            continue
+        z = (norm - mean) / math.sqrt(variance)
+        value = mean + z_threshold**2 / z * math.sqrt(variance) if z > z_threshold else norm
+        clipped.append(value)
+        mean = alpha * mean + (1 - alpha) * value
+        variance = alpha * variance + (1 - alpha) * (value - mean) ** 2
+    return clipped
+
+
+def test_it_is_the_formula():
+    clip = ZClip(2.0, alpha=0.9, warmup_steps=4)
+    clipped = [min(norm, float(clip.norm_bound(torch.tensor(norm, dtype=torch.float64)))) for norm in SIZES]
+    assert clipped == pytest.approx(written_out(SIZES, 2.0, 0.9, 4), rel=1e-12)
+    assert clipped[4] < 2  # the spike
+
+
+def test_nothing_is_clipped_while_warming_up():
+    clip = ZClip(warmup_steps=3)
+    assert [float(clip.norm_bound(torch.tensor(norm))) for norm in (1.0, 100.0, 1e6)] == [math.inf] * 3
+
+
+def test_folded_it_is_the_function_and_torchs_step(folded_and_called):
+    ours, optimizer, theirs, norms = folded_and_called(ZClip(2.0, alpha=0.9, warmup_steps=4), SIZES)
+    torch.testing.assert_close([p.double() for p in ours], theirs, rtol=1e-12, atol=1e-12)
+    expected = written_out(norms, 2.0, 0.9, 4)
+    assert optimizer.num_clipped == sum(after < norm for after, norm in zip(expected, norms, strict=True)) > 0
+
+
+def test_a_skipped_step_teaches_nothing(fused):
+    p = torch.ones(2, requires_grad=True)
+    optimizer = SGD([p], lr=1.0, clip=ZClip(warmup_steps=2), fused=fused)
+    for size in (1.0, math.nan, 3.0):
+        p.grad = torch.tensor([size, 0.0])
+        optimizer.step()
+    assert optimizer.num_skipped == 1
+    before = copy.deepcopy(optimizer.clip.state_dict())
+    assert before["learned"].tolist() == [2.0, 1.0, 2.0]
+    optimizer.clip.norm_bound(torch.tensor(math.nan))
+    assert str(optimizer.clip.state_dict()) == str(before)
+
+
+def test_a_resumed_clip_goes_on():
+    clip, resumed = ZClip(2.0, warmup_steps=3), ZClip(2.0, warmup_steps=3)
+    for norm in SIZES[:5]:
+        clip.norm_bound(torch.tensor(norm))
+    resumed.load_state_dict(clip.state_dict())
+    for norm in SIZES[5:]:
+        assert clip.norm_bound(torch.tensor(norm)) == resumed.norm_bound(torch.tensor(norm))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(z_threshold=0.0), r"ZClip\(z_threshold=0.0\): z_threshold must be in \(0, inf\)\."),
+        (dict(alpha=1.0), r"ZClip\(alpha=1.0\): alpha must be in \[0, 1\)\."),
+        (dict(warmup_steps=1), r"ZClip\(warmup_steps=1\): warmup_steps must be "),
+    ],
+    ids=str,
+)
+def test_refuses_arguments_out_of_range(kwargs, message):
+    with pytest.raises(ValueError, match="^" + message):
+        ZClip(**kwargs)

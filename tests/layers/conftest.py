@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of the four layers share."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_optkit._native import extension
+from lightning_optkit.layers import _dispatch
+
+sys.path.insert(0, str(Path(__file__).parent))  # norm_cases.py
+
+
+@pytest.fixture
+def always_ours(monkeypatch):
+    """No input is small: every call takes a kernel of ours."""
+    for name in ("SMALL_LAYER", "SMALL_RMS", "SMALL_ADD_LAYER", "SMALL_ADD_RMS"):
+        monkeypatch.setattr(_dispatch, name, -1)
+
+
+@pytest.fixture(params=extension.cpu_isas() if extension else [])
+def isa(request):
+    """Each instruction set that this processor has."""
+    before = extension.cpu_isa()
+    extension.use_cpu_isa(request.param)
+    yield request.param
+    extension.use_cpu_isa(before)
+
+
+@pytest.fixture
+def threads():
+    """Puts the number of threads back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LARS against its algorithm written out (You et al. 2017, Algorithm 1), and on real data."""
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from lightning_optkit.clipping import ClipValue
+from lightning_optkit.optimizers import LARS
+
+
+def written_out(values, gradients, lr, momentum, decay, eta):
+    """w of the paper, in fp64; `decay` is its beta."""
+    w = values.double().clone()
+    v = torch.zeros_like(w)
+    for g in gradients:
+        local = eta * w.norm() / (g.double().norm() + decay * w.norm())
+        v = momentum * v + lr * local * (g.double() + decay * w)
+        w = w - v
+    return w
+
+
+@pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("shape", [(), (7,), (16, 33), (3, 20000)], ids=str)
+def test_follows_the_algorithm_of_the_paper(shape, decay, fused):
+    torch.manual_seed(0)
+    values, gradients = torch.randn(shape, dtype=torch.float64), torch.randn(20, *shape, dtype=torch.float64)
+    p = values.clone().requires_grad_()
+    optimizer = LARS([p], lr=1.0, momentum=0.8, weight_decay=decay, trust_coefficient=0.02, fused=fused)
+    for g in gradients:
+        p.grad = g.clone()
+        optimizer.step()
+    expected = written_out(values, gradients, 1.0, 0.8, decay, 0.02)
+    torch.testing.assert_close(p.detach(), expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_norm_is_of_the_clipped_gradient(dtype):
+    results = []
+    for fused in (None, False):
+        torch.manual_seed(0)
+        params = [torch.randn(shape).to(dtype).requires_grad_() for shape in ((5, 7), (), (300,))]
+        optimizer = LARS(params, trust_coefficient=0.1, clip=ClipValue(0.3), centralize=True, fused=fused)
+        for _ in range(3):
+            for p in params:
+                p.grad = torch.randn(p.shape).to(dtype)
+            optimizer.step()
+        results.append(params)
+    torch.testing.assert_close(*results, rtol=0, atol=2e-6 if dtype == torch.float32 else 3 * 2**-6)
+
+
+def test_a_group_that_does_not_adapt_is_momentum_descent():
+    torch.manual_seed(0)
+    values, gradients = torch.randn(5, 7), torch.randn(10, 5, 7)
+    ours, theirs = values.clone().requires_grad_(), values.clone().requires_grad_()
+    optimizer = LARS([dict(params=[ours], adapt=False)], lr=0.1, weight_decay=0.1)
+    expected = torch.optim.SGD([theirs], lr=0.1, momentum=0.9, weight_decay=0.1)
+    for g in gradients:
+        ours.grad, theirs.grad = g.clone(), g.clone()
+        optimizer.step()
+        expected.step()
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
+@pytest.mark.parametrize(("value", "grad"), [(0.0, 1.0), (1.0, 0.0)])
+def test_without_a_ratio_the_rate_is_the_global_one(value, grad, fused):
+    p = torch.full((2,), value, requires_grad=True)
+    p.grad = torch.full((2,), grad)
+    LARS([p], lr=0.5, fused=fused).step()
+    assert p.tolist() == [value - 0.5 * grad] * 2
+
+
+def test_learns_the_digits():
+    digits = load_digits()
+    x = torch.tensor(digits.data / 16, dtype=torch.float32)
+    y = torch.tensor(digits.target)
+    torch.manual_seed(0)
+    model = torch.nn.Linear(64, 10)
+    biases = dict(params=[model.bias], adapt=False)
+    optimizer = LARS([dict(params=[model.weight]), biases], lr=1.0, trust_coefficient=0.02)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.2
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(lr=-1.0), r"^LARS\(lr=-1\.0\): lr must be in \[0, inf\)\.$"),
+        (dict(momentum=1.0), r"^LARS\(momentum=1\.0\): momentum must be in \[0, 1\)\.$"),
+        (dict(trust_coefficient=0.0), r"^LARS\(trust_coefficient=0\.0\): trust_coefficient must be in \(0, inf\)\.$"),
+        (dict(cautious=True), r"^LARS\(cautious=True\): cautious must be "),
+    ],
+    ids=str,
+)
+def test_refuses_in_one_sentence(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        LARS([torch.ones(1, requires_grad=True)], **kwargs)

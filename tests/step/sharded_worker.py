@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains a sharded net (FSDP2) in two processes and saves what the whole net and its state are.
+
+Usage: python -m torch.distributed.run --nproc-per-node 2 sharded_worker.py OUTPUT
+"""
+
+import sys
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from lightning_optkit.averaging import EMA
+from lightning_optkit.clipping import AutoClip, ClipNorm, ClipPerTensor, ClipValue
+from lightning_optkit.optimizers import SGD, AdamW
+
+CASES = {
+    "norm and ema": (AdamW, dict(lr=0.02, clip=ClipNorm(0.1), average=EMA(0.9, start=2), statistics=True)),
+    "value": (SGD, dict(lr=0.1, momentum=0.9, clip=ClipValue(0.01), l1=0.01)),
+    "reference": (AdamW, dict(lr=0.02, clip=AutoClip(30), average=EMA(0.9), fused=False, rounding="kahan")),
+}
+BATCH = 8
+
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 17), nn.Tanh(), nn.Linear(17, 3))  # 17 and 3 rows: uneven shards
+
+
+def batches(num):
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(num):
+        yield torch.randn(BATCH, 4, generator=generator), torch.randn(BATCH, 3, generator=generator)
+
+
+def train(net, optimizer, num, part=slice(None)):
+    for x, y in batches(num):
+        nn.functional.mse_loss(net(x[part]), y[part]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def whole(t):
+    return t.full_tensor() if hasattr(t, "full_tensor") else t
+
+
+def held(net, optimizer):
+    """Parameters and state, whole, and the norm."""
+    params = list(net.parameters())
+    state = [{name: whole(value).clone() for name, value in optimizer.state[p].items()} for p in params]
+    return dict(params=[whole(p.detach()).clone() for p in params], state=state, norm=optimizer.grad_norm)
+
+
+def sharded(mesh):
+    net = build()
+    for module in (net[0], net[2], net):
+        fully_shard(module, mesh=mesh)
+    return net
+
+
+def main(output):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    mesh, rank = init_device_mesh("cpu", (2,)), dist.get_rank()
+    part, results = slice(rank * BATCH // 2, (rank + 1) * BATCH // 2), {}
+    for name, (optimizer_class, kwargs) in CASES.items():
+        net = sharded(mesh)
+        optimizer = optimizer_class(net.parameters(), **kwargs)
+        train(net, optimizer, 4, part)
+        results[name] = held(net, optimizer)
+        saved = get_optimizer_state_dict(net, optimizer)
+        again = sharded(mesh)
+        again.load_state_dict(net.state_dict())
+        resumed = optimizer_class(again.parameters(), **kwargs)
+        set_optimizer_state_dict(again, resumed, saved)
+        results[f"{name}, loaded"] = held(again, resumed)
+    net = sharded(mesh)
+    net(torch.randn(2, 4)).sum().backward()
+    try:
+        SGD(net.parameters(), clip=ClipPerTensor(1.0)).step()
+    except ValueError as error:
+        results["refused"] = str(error)
+    if rank == 0:
+        torch.save(results, output)
+    dist.barrier()  # a process that is gone while the other still talks aborts it
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

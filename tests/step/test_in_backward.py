@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Steps inside the backward pass: the same numbers as an ordinary step, and no gradient left behind."""
+
+import copy
+import math
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_optkit.averaging import EMA
+from lightning_optkit.clipping import AutoClip, ClipNorm, ClipPerTensor, ClipUnitwise, ClipValue
+from lightning_optkit.optimizers import SGD, AdamW
+from lightning_optkit.step import step_in_backward
+
+CASES = {
+    "plain": (SGD, dict(lr=0.1)),
+    "momentum": (SGD, dict(lr=0.1, momentum=0.9, clip=ClipValue(0.01))),
+    "tensor": (AdamW, dict(lr=0.02, clip=ClipPerTensor(0.01), average=EMA(0.9, start=2, every=2))),
+    "unit": (AdamW, dict(lr=0.02, clip=ClipUnitwise(0.01), centralize=True, state_dtype="int8")),
+    "kahan": (AdamW, dict(lr=0.02, rounding="kahan", statistics=True)),
+}
+
+
+class Tied(nn.Module):
+    """One weight used twice, one not at all."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.outer = nn.Linear(6, 6), nn.Linear(6, 2)
+        self.unused = nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return self.outer(torch.tanh(self.inner(torch.tanh(self.inner(x)))))
+
+
+def train(name, in_backward, fused, steps=6, dtype=torch.float32, between=None):
+    net = Tied().to(dtype)
+    optimizer_class, kwargs = CASES[name]
+    optimizer = optimizer_class(net.parameters(), fused=fused, **copy.deepcopy(kwargs))
+    handle = step_in_backward(optimizer) if in_backward else None
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.8)
+    generator = torch.Generator().manual_seed(1)
+    for step in range(steps):
+        x = torch.randn(8, 6, generator=generator).to(dtype)
+        net(x).square().mean().backward()
+        if in_backward:
+            assert all(p.grad is None for p in net.parameters())
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+        if between is not None and step == 2:
+            between(optimizer)
+    return net, optimizer, handle
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
+@pytest.mark.parametrize("name", CASES)
+def test_the_numbers_are_those_of_an_ordinary_step(name, fused, dtype):
+    net, optimizer, _ = train(name, True, fused, dtype=dtype)
+    expected, ordinary, _ = train(name, False, fused, dtype=dtype)
+    for p, q in zip(net.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=0)
+        assert optimizer.state[p].keys() == ordinary.state[q].keys()
+        for key, value in ordinary.state[q].items():
+            torch.testing.assert_close(optimizer.state[p][key], value, rtol=0, atol=0, msg=key)
+
+
+def test_a_state_dict_that_is_loaded_in_between_is_used():
+    def reload(optimizer):
+        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+    net, optimizer, _ = train("tensor", True, None, between=reload)
+    expected, _, _ = train("tensor", False, None)
+    torch.testing.assert_close(net.state_dict(), expected.state_dict(), rtol=0, atol=0)
+    assert all(state["step"] == 6 for state in optimizer.state.values() if state)
+
+
+def test_gradients_are_freed_one_after_another():
+    freed = []
+
+    class Watch(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            freed.append([p.grad is None for p in params])
+            return grad
+
+    layers = [nn.Linear(4, 4) for _ in range(3)]
+    params = [p for layer in layers for p in layer.parameters()]
+    step_in_backward(SGD(params, lr=0.1))
+    x = torch.randn(2, 4)
+    for layer in layers:
+        x = layer(Watch.apply(x))
+    before = [p.detach().clone() for p in params]
+    x.sum().backward()
+    assert freed == [[True] * 6] * 2
+    assert all(not torch.equal(p, q) for p, q in zip(params, before, strict=True))
+
+
+def test_a_gradient_that_is_not_finite_leaves_its_parameter_out():
+    p, q = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    step_in_backward(SGD([p, q], lr=0.5, clip=ClipPerTensor(10.0)))
+    (p * torch.tensor([math.inf, 1.0]) + q).sum().backward()
+    assert p.tolist() == [1.0, 1.0]
+    assert q.tolist() == [0.5, 0.5]
+
+
+def test_removed_the_ordinary_step_is_back():
+    p = torch.ones(2, requires_grad=True)
+    optimizer = SGD([p], lr=0.5)
+    handle = step_in_backward(optimizer)
+    with pytest.raises(ValueError, match=r"^step_in_backward\(SGD\): it is in place already\.$"):
+        step_in_backward(optimizer)
+    handle.remove()
+    p.sum().backward()
+    assert p.tolist() == [1.0, 1.0]
+    optimizer.step()
+    assert p.tolist() == [0.5, 0.5]
+
+
+def test_it_keeps_no_optimizer_alive():
+    p = torch.ones(2, requires_grad=True)
+    optimizer = SGD([p], lr=0.5)
+    step_in_backward(optimizer)
+    reference = weakref.ref(optimizer)
+    copy.deepcopy(optimizer)
+    del optimizer
+    import gc
+
+    gc.collect()
+    assert reference() is None
+    p.sum().backward()
+    assert p.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("clip", [ClipNorm(1.0), AutoClip(10)], ids=repr)
+def test_a_clip_by_the_global_norm_is_refused_with_the_reason(clip):
+    optimizer = SGD([torch.ones(1, requires_grad=True)], clip=clip)
+    with pytest.raises(ValueError, match=r"^step_in_backward\(SGD\): .* needs the norm of all gradients, .* use Clip"):
+        step_in_backward(optimizer)
+
+
+def test_a_loss_scaler_is_refused():
+    p = torch.ones(1, requires_grad=True)
+    optimizer = SGD([p])
+    step_in_backward(optimizer)
+    optimizer.grad_scale = torch.tensor(2.0)
+    with pytest.raises(RuntimeError, match="a loss scaler must see all gradients"):
+        p.sum().backward()

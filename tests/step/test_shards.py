@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parameters sharded over two processes, against the same training in one."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+WORKER = Path(__file__).with_name("sharded_worker.py")
+SPEC = importlib.util.spec_from_file_location("sharded_step_worker", WORKER)
+worker = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(worker)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    output = tmp_path_factory.mktemp("sharded") / "results.pt"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, str(WORKER), str(output)], check=True, env=environment, timeout=300)
+    return torch.load(output)
+
+
+@pytest.mark.parametrize("name", worker.CASES)
+def test_two_processes_train_as_one(results, name):
+    optimizer_class, kwargs = worker.CASES[name]
+    net = worker.build()
+    optimizer = optimizer_class(net.parameters(), **kwargs)
+    worker.train(net, optimizer, 4)
+    expected = worker.held(net, optimizer)
+    torch.testing.assert_close(results[name]["params"], expected["params"], rtol=0, atol=1e-6)
+    torch.testing.assert_close(results[name]["state"], expected["state"], rtol=0, atol=1e-6)
+    assert results[name]["norm"] == (expected["norm"] and pytest.approx(expected["norm"], rel=1e-6))
+
+
+@pytest.mark.parametrize("name", worker.CASES)
+def test_a_checkpoint_of_shards_gives_back_the_state(results, name):
+    loaded, saved = results[f"{name}, loaded"], results[name]
+    torch.testing.assert_close(loaded["params"], saved["params"], rtol=0, atol=0)
+    torch.testing.assert_close(loaded["state"], saved["state"], rtol=0, atol=0)
+
+
+def test_what_a_shard_cannot_tell_is_refused_with_the_way_out(results):
+    assert results["refused"] == (
+        "SGD.step: cannot clip the norm of one tensor of a parameter that is sharded over processes; use DDP for "
+        "it, or a rule, a clip and state that need no whole tensor."
+    )
