@@ -4,6 +4,7 @@
 from lightning_optkit.callbacks.activation_regularization import ActivationRegularization
 from lightning_optkit.callbacks.augment import Augment
 from lightning_optkit.callbacks.batch_regime import BatchRegime
+from lightning_optkit.callbacks.batch_size_schedule import BatchSizeSchedule
 from lightning_optkit.callbacks.dropout_schedule import DropoutSchedule
 from lightning_optkit.callbacks.early_stopping_criterion import EarlyStoppingCriterion
 from lightning_optkit.callbacks.elastic_net import ElasticNet
@@ -33,6 +34,7 @@ __all__ = [
     "ActivationRegularization",
     "Augment",
     "BatchRegime",
+    "BatchSizeSchedule",
     "DropoutSchedule",
     "EarlyStoppingCriterion",
     "ElasticNet",

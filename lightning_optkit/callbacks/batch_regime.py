@@ -4,9 +4,10 @@
 from typing import Literal
 
 import lightning.pytorch as pl
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from lightning_optkit._checks import check_int
+from lightning_optkit.callbacks._batch_size import check_resizable, set_batch_size
 from lightning_optkit.callbacks.exact_accumulation import ExactAccumulation
 
 __all__ = ["BatchRegime"]
@@ -90,36 +91,7 @@ class BatchRegime(ExactAccumulation):
             set_batch_size(loader, size)
 
     def _resize(self, loader: object, size: int) -> None:
-        if not isinstance(loader, DataLoader):
-            unchangeable: object = loader
-        elif isinstance(loader.dataset, IterableDataset):
-            unchangeable = loader.dataset
-        elif type(loader.batch_sampler) is not BatchSampler:
-            unchangeable = loader.batch_sampler
-        else:
-            unchangeable = None
-        if unchangeable is not None:
-            kind = type(unchangeable).__name__
-            raise ValueError(
-                f"BatchRegime(regime={self.regime!r}): the batch size of {kind} cannot be changed from outside; "
-                f"give a DataLoader over a map-style dataset with batch_size={size} and without a batch_sampler."
-            )
-        assert isinstance(loader, DataLoader) and isinstance(loader.batch_sampler, BatchSampler)
-        self._sizes.append((loader, loader.batch_sampler.batch_size))
-        set_batch_size(loader, size)
-
-
-def set_batch_size(loader: DataLoader[object], size: int) -> None:
-    """Changes a loader in place, and what Lightning would make it anew from."""
-    assert isinstance(loader.batch_sampler, BatchSampler)
-    loader.batch_sampler.batch_size = size
-    loader.__dict__["batch_size"] = size  # DataLoader itself refuses the assignment, not knowing its sampler's part
-    saved = loader.__dict__
-    if "__pl_saved_kwargs" in saved:
-        names = saved["__pl_saved_arg_names"]
-        if "batch_size" in names:
-            args = list(saved["__pl_saved_args"])
-            args[names.index("batch_size")] = size
-            saved["__pl_saved_args"] = tuple(args)
-        else:
-            saved["__pl_saved_kwargs"] = {**saved["__pl_saved_kwargs"], "batch_size": size}
+        resizable = check_resizable(f"BatchRegime(regime={self.regime!r})", loader)
+        assert resizable.batch_size is not None
+        self._sizes.append((resizable, resizable.batch_size))
+        set_batch_size(resizable, size)

@@ -11,6 +11,7 @@ from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.fabric.utilities.types import _Stateful
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loops.fetchers import _DataFetcher
+from lightning.pytorch.loops.loop import _Loop
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_optkit.callbacks._random_state import get_random_state, set_random_state
@@ -124,6 +125,8 @@ class ExactResume(Callback):
             return
         if any(getattr(loader, "persistent_workers", False) for loader in self._loaders) and trainer.current_epoch:
             rank_zero_warn("ExactResume: random numbers drawn inside persistent workers are not those of one long run.")
+        if ranks[trainer.global_rank]["finished"]:
+            self._leave_finished_epoch(trainer)
         self._set_random_state(ranks[trainer.global_rank]["now"])
         for name, parameter in pl_module.named_parameters():
             if name in self._resume["gradients"]:
@@ -143,6 +146,16 @@ class ExactResume(Callback):
             epoch_loop.__dict__.pop(name, None)
         for name in ("run", "increment_progress_to_evaluation_end"):
             epoch_loop.val_loop.__dict__.pop(name, None)
+
+    def _leave_finished_epoch(self, trainer: pl.Trainer) -> None:
+        """With `max_steps`, Lightning would run one more batch of an epoch whose end was saved."""
+        loop: Any = trainer.fit_loop
+        if not loop.restarted_on_epoch_end:
+            return
+        loop.epoch_progress.increment_completed()
+        _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]  # the loop's own setter takes no False then
+        for part in (loop, loop.epoch_loop):
+            part.reset_restart_stage()
 
     # --- what stands before the loops' own methods ---
 

@@ -44,9 +44,10 @@ def test_full_equals_one_big_batch(regression, make_trainer, data, streams, doub
 
 
 @pytest.mark.parametrize("regime, size", [("single", 1), (3, 3), (5, 5)])
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_size_equals_a_loader_of_that_size(regression, make_trainer, data, regime, size, workers):
-    loader = DataLoader(data().dataset, batch_size=2, num_workers=workers)
+@pytest.mark.parametrize("workers, streams", [(0, False), (1, False), (0, True)])
+def test_a_size_equals_a_loader_of_that_size(regression, make_trainer, data, regime, size, workers, streams):
+    dataset = Stream(data().dataset) if streams else data().dataset
+    loader = DataLoader(dataset, batch_size=2, num_workers=workers)
     trainer, ours = trained(regression, make_trainer, loader, BatchRegime(regime), epochs=1)
     _, expected = trained(regression, make_trainer, data(size), epochs=1)
     assert trainer.global_step == -(-8 // size)
@@ -123,8 +124,9 @@ def test_a_loader_without_a_size_of_its_own(regression, make_trainer, data):
 
     dataset = data().dataset
     for loader, kind in [
-        (DataLoader(dataset, batch_sampler=Odd(SequentialSampler(dataset), 2, False)), "Odd"),
-        (DataLoader(Stream(dataset), batch_size=2), "Stream"),
+        (DataLoader(dataset, batch_sampler=Odd(SequentialSampler(dataset), 2, False)), "Odd, a batch_sampler"),
+        (DataLoader(Stream(dataset), batch_size=None), r"DataLoader\(batch_size=None\), whose dataset"),
+        ([data(), data()], "list, which is no DataLoader"),
     ]:
-        with pytest.raises(ValueError, match=rf"the batch size of ({kind}) cannot be changed"):
+        with pytest.raises(ValueError, match=rf"BatchRegime\(regime=3\): the batch size of {kind}.*; give one"):
             make_trainer(BatchRegime(3)).fit(regression(sgd), loader)

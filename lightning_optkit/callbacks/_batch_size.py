@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The batch size of a loader that stands already, and what a run makes of it."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.data import sized_len
+from lightning.pytorch.trainer.connectors.data_connector import _parse_num_batches
+from lightning.pytorch.trainer.states import RunningStage
+from torch.utils.data import BatchSampler, DataLoader
+
+from lightning_optkit.callbacks._scheduled import ScheduledCallback
+
+__all__ = ["batches_in_epoch", "check_clocks", "check_epochs", "check_resizable", "set_batch_size"]
+
+
+def check_resizable(owner: str, loader: Any) -> DataLoader[Any]:
+    """Returns the loader if its batch size can be changed.
+
+    Args:
+        owner: Call to name in the message.
+        loader: What `train_dataloader` returned.
+
+    Raises:
+        ValueError: if it makes its batches in a way of its own; says what to do.
+    """
+    if not isinstance(loader, DataLoader):
+        obstacle = f"{type(loader).__name__}, which is no DataLoader"
+    elif loader.batch_sampler is None:
+        obstacle = "DataLoader(batch_size=None), whose dataset makes the batches"
+    elif type(loader.batch_sampler) is not BatchSampler:
+        obstacle = f"{type(loader.batch_sampler).__name__}, a batch_sampler with rules of its own"
+    else:
+        return loader
+    raise ValueError(
+        f"{owner}: the batch size of {obstacle}, cannot be changed from outside; "
+        "give one DataLoader with batch_size=... (and sampler=..., if you need one) in place of it."
+    )
+
+
+def set_batch_size(loader: DataLoader[Any], size: int) -> None:
+    """Changes a loader in place, and what Lightning would make it anew from."""
+    assert isinstance(loader.batch_sampler, BatchSampler)
+    loader.batch_sampler.batch_size = size
+    loader.__dict__["batch_size"] = size  # DataLoader itself refuses the assignment, not knowing its sampler's part
+    saved = loader.__dict__
+    if "__pl_saved_kwargs" in saved:
+        names = saved["__pl_saved_arg_names"]
+        if "batch_size" in names:
+            args = list(saved["__pl_saved_args"])
+            args[names.index("batch_size")] = size
+            saved["__pl_saved_args"] = tuple(args)
+        else:
+            saved["__pl_saved_kwargs"] = {**saved["__pl_saved_kwargs"], "batch_size": size}
+
+
+def batches_in_epoch(owner: str, trainer: pl.Trainer, loader: DataLoader[Any]) -> float:
+    """Batches of an epoch with the loader's present size, after `limit_train_batches`.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    length = sized_len(loader)
+    if length == 0:
+        raise ValueError(
+            f"{owner}: with batch size {loader.batch_size} and drop_last=True an epoch has no batch; "
+            "choose smaller sizes or drop_last=False."
+        )
+    limit = trainer.limit_train_batches
+    return _parse_num_batches(RunningStage.TRAINING, math.inf if length is None else length, limit)
+
+
+def check_epochs(owner: str, trainer: pl.Trainer, loader: DataLoader[Any], sizes: Sequence[int]) -> list[float]:
+    """Batches of each epoch of the run, none of which may be without batch or without validation.
+
+    Args:
+        owner: Call to name in messages.
+        trainer: Of the run.
+        loader: The one that it goes through, as Lightning made it; its size is left as it is.
+        sizes: The batch size of each epoch.
+
+    Raises:
+        ValueError: if an epoch has no batch, or is too short for `val_check_interval`.
+    """
+    present, batches = loader.batch_size, {}
+    assert present is not None
+    try:
+        for size in sizes:
+            if size not in batches:
+                set_batch_size(loader, size)
+                batches[size] = batches_in_epoch(owner, trainer, loader)
+    finally:
+        set_batch_size(loader, present)
+    interval = trainer.val_check_interval
+    validates = trainer.limit_val_batches > 0 and trainer.check_val_every_n_epoch is not None
+    for epoch, size in enumerate(sizes):
+        if validates and isinstance(interval, int) and batches[size] < interval:
+            raise ValueError(
+                f"{owner} and Trainer(val_check_interval={interval}): epoch {epoch} has {batches[size]} batches and "
+                "would not be validated; give a float, a fraction of the epoch, or check_val_every_n_epoch=None."
+            )
+    return [batches[size] for size in sizes]
+
+
+def check_clocks(owner: str, trainer: pl.Trainer, samples: Sequence[float]) -> None:
+    """Raises beside a schedule that takes every epoch for as long as the first.
+
+    Args:
+        owner: Call to name in the message.
+        trainer: Of the run.
+        samples: In each epoch.
+    """
+    for other in trainer.callbacks:  # type: ignore[attr-defined]
+        if not isinstance(other, ScheduledCallback):
+            continue
+        clock, name = other._clock, type(other).__name__
+        wrong_total = clock.interval == "step" or trainer.max_steps != -1
+        wrong_total |= clock.interval == "sample" and len(set(samples)) > 1
+        if clock.interval == "fractional_epoch" or (wrong_total and clock._given is None):
+            raise ValueError(
+                f"{owner} and {name}(interval={clock.interval!r}): the epochs of this run differ in length, and "
+                f"{name} takes all for as long as the first; count in 'sample' or 'epoch', or give {name}(total=...)."
+            )

@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches that grow (or shrink) over the run, of an unchanged module and its own loader."""
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.data import sized_len
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loops.fetchers import _DataFetcher
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.data import extract_batch_size
+from torch.utils.data import DataLoader, DistributedSampler
+
+from lightning_optkit._checks import check_int, check_one_of
+from lightning_optkit.callbacks._batch_size import (
+    batches_in_epoch,
+    check_clocks,
+    check_epochs,
+    check_resizable,
+    set_batch_size,
+)
+from lightning_optkit.callbacks._clock import _over_all_ranks, _replicas
+from lightning_optkit.callbacks._lr_bases import forget_factor, multiply_bases
+from lightning_optkit.callbacks._schedulers import _flat
+from lightning_optkit.callbacks.batch_regime import BatchRegime
+from lightning_optkit.schedules import Schedule
+from lightning_optkit.schedules.schedule import check_schedule
+
+__all__ = ["BatchSizeSchedule"]
+
+_OWNER = "BatchSizeSchedule(...)"
+_EXPONENTS = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}
+
+
+class BatchSizeSchedule(Callback):
+    """Changes the loader's batch size over the run, and with it the learning rate if asked to.
+
+    With the learning rate as it is, a batch `n` times as large does to the noise of the gradient what a rate `n` times
+    as small does, in fewer steps: so growing batches stand in for a decaying rate.
+
+    The size changes where an epoch begins. A loader draws its order once an epoch, and its workers fetch ahead: a
+    change in between would throw batches away or show samples twice, while here an epoch is still each sample once. In
+    several processes the size is that of each.
+
+    The base of a learning rate is that of its group (`initial_lr`, also of a group added during the run), so that
+    `LRSchedule` and torch's schedulers go on from it. Count `LRSchedule` in samples or epochs: steps become fewer.
+
+    Attributes:
+        batch_size: Of the running epoch, in each process.
+        samples_seen: By the training so far, over all processes; it is in the checkpoint.
+
+    Args:
+        schedule: A factor of the loader's own batch size as a function of the epoch, rounded to the nearest integer, a
+            half to even; or a mapping from an epoch, from 0, to the batch size from then on, at least 1. Before the
+            first of its epochs the loader keeps its own.
+        lr_scaling: The learning rate at size b, where it was chosen for the loader's own size B: "none" keeps it,
+            "linear" multiplies it by b / B, "sqrt" by the square root of that.
+        total: Length of the run in epochs, for a `Schedule`, at least 1. Default: `max_epochs`.
+        log: Log `batch_size` and `samples_seen` when a logger takes them.
+        verbose: Print each change.
+
+    Raises:
+        TypeError: for an argument of another type.
+        ValueError: for an argument out of range; when the fit starts, if the loader's batch size cannot be changed, if
+            an epoch would have no batch or none that is validated, beside another callback that sets the size, or
+            beside a schedule whose count of steps would be wrong.
+
+    Source: Smith et al., Don't Decay the Learning Rate, Increase the Batch Size, ICLR 2018 (arXiv:1711.00489); "linear"
+    after Goyal et al. 2017 (arXiv:1706.02677), section 2.1; "sqrt" after Krizhevsky 2014 (arXiv:1404.5997).
+
+    Example:
+        >>> from lightning_optkit.schedules import piecewise_constant
+        >>> grows = BatchSizeSchedule(piecewise_constant([30, 60], [1.0, 5.0, 25.0]))
+        >>> same = BatchSizeSchedule({30: 640, 60: 3200})  # of a loader with batch_size=128
+        >>> trainer = pl.Trainer(callbacks=[grows], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule | Mapping[int, int],
+        lr_scaling: Literal["none", "linear", "sqrt"] = "none",
+        *,
+        total: int | None = None,
+        log: bool = True,
+        verbose: bool = True,
+    ) -> None:
+        if isinstance(schedule, Mapping):
+            schedule = _checked(schedule)
+        else:
+            check_schedule("BatchSizeSchedule", "schedule", schedule)
+        check_one_of("BatchSizeSchedule", "lr_scaling", lr_scaling, _EXPONENTS)
+        if total is not None:
+            check_int("BatchSizeSchedule", "total", total, minimum=1)
+        self.schedule, self.lr_scaling = schedule, lr_scaling
+        self.batch_size: int | None = None
+        self.samples_seen = 0
+        self._total, self._log, self._verbose = total, log, verbose
+        self._base: int | None = None
+        self._resumed_from: dict[str, Any] = {}
+        self._fit_started = False
+        self._loaders: list[DataLoader[Any]] = []  # the user's, and what Lightning made of it
+        self._old_iterator: object = None  # what stood when the size changed
+        self._begin: Any = None  # over the epoch loop's method, and what was over it before
+        self._before_begin: Any = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The schedule as it prints, the loader's own batch size, and the samples so far."""
+        return {**self._described(), "samples_seen": self.samples_seen}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the count. The size follows from the epoch, the learning rates lie in the optimizer's state."""
+        self.samples_seen, self._resumed_from = state_dict["samples_seen"], state_dict
+
+    # --- hooks, in the order Lightning calls them ---
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        for other in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(other, BatchRegime | BatchSizeSchedule) and other is not self:
+                raise ValueError(
+                    f"BatchSizeSchedule(...) and {type(other).__name__}(...): both set the batch size; give one."
+                )
+        self.batch_size = self._base = self._old_iterator = None
+        self.samples_seen, self._resumed_from, self._fit_started = 0, {}, False
+        loop, source = trainer.fit_loop, trainer.fit_loop._data_source
+        # Instance attributes over methods: the first size before Lightning puts in its distributed sampler, counts the
+        # batches and begins to prefetch; the later ones before any hook of the epoch, as progress bars ask for lengths.
+        source.__dict__["dataloader"] = partial(self._first_size, trainer)
+        loop.__dict__["setup_data"] = partial(self._prepare_epoch, trainer)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._fit_started = True
+        # A sharded checkpoint restores only entries of groups that are there already.
+        self._scale(trainer, 1.0)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for name, now in self._described().items():
+            before = self._resumed_from.get(name, now)
+            if before != now:
+                rank_zero_warn(f"BatchSizeSchedule: resumed with {name} {now} in place of {before}.")
+        loop = trainer.fit_loop.epoch_loop
+        self._before_begin = loop.__dict__.get("on_run_start")
+        self._begin = partial(self._begin_epoch, trainer)
+        loop.__dict__["on_run_start"] = self._begin
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._scale(trainer, self._factor)  # groups that were added since
+        if self._log and trainer.loggers and trainer._logger_connector.should_update_logs:
+            now = {"batch_size": float(self.batch_size or 0), "samples_seen": float(self.samples_seen)}
+            pl_module.log_dict(now, batch_size=1)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        here = extract_batch_size(batch)
+        alike = isinstance(getattr(trainer.train_dataloader, "sampler", None), DistributedSampler)
+        self.samples_seen += here * _replicas(trainer) if alike else _over_all_ranks(trainer, here)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._undo(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._undo(trainer)
+
+    # --- what stands before the loops' own methods ---
+
+    def _first_size(self, trainer: pl.Trainer) -> Any:
+        source = trainer.fit_loop._data_source
+        self._restore_sizes()  # a module may return the same loader again
+        loader = type(source).dataloader(source)
+        resizable = check_resizable(_OWNER, loader)
+        self._base = resizable.batch_size
+        self._resize(trainer, resizable, self._size_at(trainer, _epoch(trainer)))
+        return loader
+
+    def _prepare_epoch(self, trainer: pl.Trainer) -> None:
+        loop = trainer.fit_loop
+        before = loop._combined_loader
+        type(loop).setup_data(loop)
+        if loop._combined_loader is None:
+            return
+        if before is None:
+            self._check_run(trainer, loop._combined_loader.flattened[0])
+        # Resumed after an epoch's last batch, Lightning has still to compare where it stands with that epoch's length.
+        if not loop.restarted_mid_epoch:
+            self._change(trainer)
+
+    def _begin_epoch(self, trainer: pl.Trainer, fetcher: _DataFetcher) -> None:
+        loop = trainer.fit_loop.epoch_loop
+        self._change(trainer)
+        if self._before_begin is not None:
+            self._before_begin(fetcher)
+        else:
+            type(loop).on_run_start(loop, fetcher)
+        if self._old_iterator is not None and self._old_iterator is fetcher.combined_loader._iterator:
+            iter(fetcher)  # Lightning begins no new one after resuming
+        self._old_iterator = None
+
+    # --- what they do ---
+
+    def _size_at(self, trainer: pl.Trainer, epoch: int) -> int:
+        assert self._base is not None
+        if isinstance(self.schedule, dict):
+            return next((size for start, size in reversed(self.schedule.items()) if start <= epoch), self._base)
+        total = self._total or (trainer.max_epochs if trainer.max_epochs not in (None, -1) else None)
+        try:
+            size = round(self._base * self.schedule(epoch, total))
+        except ValueError as error:
+            if trainer.fast_dev_run:  # type: ignore[attr-defined]
+                return self._base
+            raise ValueError(
+                f"BatchSizeSchedule(schedule={self.schedule!r}): the run has {total or 'an unknown number of'} epochs, "
+                f"and {error} Set Trainer(max_epochs=...) or BatchSizeSchedule(total=...)."
+            ) from None
+        if size < 1:
+            raise ValueError(
+                f"BatchSizeSchedule(schedule={self.schedule!r}): the batch size would be {size} at epoch {epoch}; "
+                "it must be at least 1."
+            )
+        return size
+
+    @property
+    def _factor(self) -> float:
+        assert self.batch_size is not None and self._base is not None
+        return float((self.batch_size / self._base) ** _EXPONENTS[self.lr_scaling])
+
+    def _check_run(self, trainer: pl.Trainer, loader: DataLoader[Any]) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        epochs = max(1, trainer.max_epochs or 1)  # -1: no end, which one cannot look to
+        sizes = [self._size_at(trainer, epoch) for epoch in range(epochs)]
+        batches = check_epochs(_OWNER, trainer, loader, sizes)
+        dataset = sized_len(loader.sampler) or math.inf
+        samples = [min(dataset, count * size) for count, size in zip(batches, sizes, strict=True)]
+        check_clocks(_OWNER, trainer, samples)
+        if not self._fit_started and len(set(batches)) > 1:
+            window = trainer.accumulate_grad_batches
+            steps = sum(math.ceil(count / window) for count in batches)
+            rank_zero_warn(
+                "BatchSizeSchedule: trainer.estimated_stepping_batches takes every epoch for as long as the first; "
+                f"this run has {steps} steps. LRSchedule(interval='sample') knows."
+            )
+
+    def _resize(self, trainer: pl.Trainer, loader: DataLoader[Any], size: int) -> None:
+        if not any(loader is known for known in self._loaders):
+            self._loaders.append(loader)
+        set_batch_size(loader, size)
+        changes, self.batch_size = size != (self.batch_size or self._base), size
+        if changes and self._verbose:
+            rate = "" if self.lr_scaling == "none" else f", base learning rates times {self._factor:g}"
+            rank_zero_info(f"BatchSizeSchedule: batch size {size} from epoch {_epoch(trainer)}{rate}")
+
+    def _change(self, trainer: pl.Trainer) -> None:
+        """Gives the loader the size of the epoch that begins, and Lightning what follows from it."""
+        loop = trainer.fit_loop
+        combined = loop._combined_loader
+        assert combined is not None
+        (loader,) = combined.flattened
+        size, old = self._size_at(trainer, _epoch(trainer)), loader.batch_size
+        self._resize(trainer, loader, size)
+        if size != old:
+            batches = batches_in_epoch(_OWNER, trainer, loader)
+            combined.limits, loop.max_batches = [batches], batches
+            if isinstance(trainer.val_check_interval, float) and trainer.val_check_batch and math.isfinite(batches):
+                trainer.val_check_batch = max(1, int(batches * trainer.val_check_interval))
+            self._old_iterator = combined._iterator
+        self._scale(trainer, self._factor)
+
+    def _scale(self, trainer: pl.Trainer, factor: float) -> None:
+        if self.lr_scaling == "none" and self._resumed_from.get("lr_scaling", "none") == "none":
+            return
+        configs = trainer.strategy.lr_scheduler_configs
+        multiply_bases(trainer.optimizers, [part for config in configs for part in _flat(config.scheduler)], factor)
+
+    def _described(self) -> dict[str, Any]:
+        return {"schedule": repr(self.schedule), "lr_scaling": self.lr_scaling, "base batch size": self._base}
+
+    def _undo(self, trainer: pl.Trainer) -> None:
+        loop = trainer.fit_loop
+        loop.__dict__.pop("setup_data", None)
+        loop._data_source.__dict__.pop("dataloader", None)
+        starts = loop.epoch_loop.__dict__
+        if self._begin is not None and starts.get("on_run_start") is self._begin:
+            del starts["on_run_start"]
+            if self._before_begin is not None:
+                starts["on_run_start"] = self._before_begin
+        self._begin = self._before_begin = self._old_iterator = None
+        self._restore_sizes()
+        self._scale(trainer, 1.0)
+        forget_factor(trainer.optimizers)
+
+    def _restore_sizes(self) -> None:
+        while self._loaders:
+            assert self._base is not None
+            set_batch_size(self._loaders.pop(), self._base)
+
+
+def _epoch(trainer: pl.Trainer) -> int:
+    """The one that runs or begins; `trainer.current_epoch` lags behind while a checkpoint is restored."""
+    return int(trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
+
+
+def _checked(sizes: Mapping[int, int]) -> dict[int, int]:
+    if not sizes:
+        raise ValueError("BatchSizeSchedule(schedule={}): schedule must have at least one epoch.")
+    for epoch, size in sizes.items():
+        check_int("BatchSizeSchedule", "epoch", epoch, minimum=0)
+        check_int("BatchSizeSchedule", f"schedule[{epoch}]", size, minimum=1)
+    return dict(sorted(sizes.items()))

@@ -1,0 +1,481 @@
+# SPDX-License-Identifier: Apache-2.0
+import csv
+import os
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger
+from torch import nn
+from torch.optim import lr_scheduler
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, TensorDataset
+
+from lightning_optkit.callbacks import BatchRegime, BatchSizeSchedule, ExactResume, Fuse, LRSchedule
+from lightning_optkit.callbacks._lr_bases import multiply_bases
+from lightning_optkit.schedules import constant, linear, piecewise_constant, warmup_cosine
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+GROWS = {1: 4, 2: 6}  # of a loader of 12 samples with batch size 2: epochs of 6, 3 and 2 batches
+SHRINKS = {0: 6, 1: 4, 2: 2}
+
+
+def sgd(module):
+    return torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+
+
+def schedule(sizes=GROWS, *args, **kwargs):
+    return BatchSizeSchedule(sizes, *args, **{"verbose": False, "log": False, **kwargs})
+
+
+def twelve(batch_size=2, **kwargs):
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(12, 4, generator=generator), torch.randn(12, 2, generator=generator)
+    x[:, 0] = torch.arange(12)  # tells the sample
+    return DataLoader(TensorDataset(x, y), batch_size=batch_size, **kwargs)
+
+
+class Seen(pl.Callback):
+    """The samples of each batch, epoch by epoch, and what else the hooks could see."""
+
+    def __init__(self):
+        self.batches, self.lengths, self.counts = {}, [], []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.lengths.append(trainer.num_training_batches)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.batches.setdefault(trainer.current_epoch, []).append(batch[0][:, 0].int().tolist())
+
+    def sizes(self):
+        return [[len(batch) for batch in batches] for batches in self.batches.values()]
+
+
+@pytest.fixture
+def train(regression, make_trainer):
+    """train(*callbacks, loader, configure, ckpt_path, **trainer_arguments): module, trainer and what was seen."""
+
+    def train_(*callbacks, loader=None, configure=sgd, ckpt_path=None, **kwargs):
+        torch.manual_seed(3 if ckpt_path is None else 99)
+        module, seen = regression(configure), Seen()
+        trainer = make_trainer(*callbacks, seen, **{"accumulate_grad_batches": 1, **kwargs})
+        trainer.fit(module, twelve() if loader is None else loader, ckpt_path=ckpt_path)
+        return module, trainer, seen
+
+    return train_
+
+
+def flat(module):
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+# --- what each step saw ---
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("sizes", [GROWS, SHRINKS], ids=["grows", "shrinks"])
+def test_an_epoch_is_each_sample_once_in_batches_of_its_size(train, shuffle, workers, sizes):
+    loader = twelve(shuffle=shuffle, num_workers=workers, persistent_workers=workers > 0)
+    callback = schedule(sizes)
+    _, trainer, seen = train(callback, loader=loader)
+    expected = [sizes.get(epoch, 2) for epoch in range(3)]
+    assert seen.sizes() == [[size] * (12 // size) for size in expected]
+    assert seen.lengths == [12 // size for size in expected]
+    for batches in seen.batches.values():
+        order = list(chain(*batches))
+        assert sorted(order) == list(range(12))
+        assert shuffle == (order != list(range(12)))
+    assert trainer.global_step == 11
+    assert callback.samples_seen == 36
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("scaling, power", [("none", 0.0), ("linear", 1.0), ("sqrt", 0.5)])
+def test_each_step_equals_a_plain_loop(train, regression, recorder, accumulate, scaling, power):
+    module, *_ = train(schedule(GROWS, scaling), recorder, accumulate_grad_batches=accumulate)
+    plain, rates = regression(sgd), []
+    optimizer = sgd(plain)
+    for size in (2, 4, 6):
+        optimizer.param_groups[0]["lr"] = 0.1 * (size / 2) ** power
+        batches = list(twelve(size))
+        for index, batch in enumerate(batches):
+            (plain.loss(batch) / accumulate).backward()
+            if (index + 1) % accumulate == 0 or index + 1 == len(batches):
+                optimizer.step()
+                optimizer.zero_grad()
+                rates.append(optimizer.param_groups[0]["lr"])
+    assert recorder.values("lr") == rates
+    assert torch.equal(flat(module), flat(plain))
+
+
+def test_until_the_first_change_all_is_as_without(train):
+    _, _, plain = train(loader=twelve(shuffle=True))
+    _, _, ours = train(schedule({2: 6}), loader=twelve(shuffle=True))
+    assert [ours.batches[epoch] for epoch in (0, 1)] == [plain.batches[epoch] for epoch in (0, 1)]
+
+
+def test_a_schedule_is_a_factor_of_the_loaders_own_size(train):
+    _, _, seen = train(schedule(piecewise_constant([1, 2], [1.0, 1.4, 2.6])), loader=twelve(3))
+    assert [sizes[0] for sizes in seen.sizes()] == [3, 4, 8]
+    assert seen.sizes()[2] == [8, 4]
+
+
+def test_total_is_the_length_of_the_run(train):
+    _, _, seen = train(schedule(piecewise_constant([0.5], [1.0, 2.0]), total=4))
+    assert [sizes[0] for sizes in seen.sizes()] == [2, 2, 4]
+
+
+def test_an_iterable_of_known_batch_size(train):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            yield from twelve().dataset
+
+    _, _, seen = train(schedule(), loader=DataLoader(Stream(), batch_size=2))
+    assert seen.sizes() == [[2] * 6, [4] * 3, [6] * 2]
+
+
+@pytest.mark.parametrize("limit, expected", [(2, [2, 2, 2]), (0.5, [3, 1, 1])])
+def test_limit_train_batches(train, limit, expected):
+    assert train(schedule(), limit_train_batches=limit)[2].lengths == expected
+
+
+def test_a_loader_that_is_made_anew(train, regression, make_trainer):
+    module, seen, made = regression(sgd), Seen(), twelve()
+    module.train_dataloader = lambda: made
+    trainer = make_trainer(schedule(), seen, reload_dataloaders_every_n_epochs=1, accumulate_grad_batches=1)
+    trainer.fit(module)
+    assert seen.sizes() == [[2] * 6, [4] * 3, [6] * 2]
+    assert made.batch_size == 2
+
+
+def test_validation_within_an_epoch(regression, make_trainer):
+    class Validations(pl.Callback):
+        def __init__(self):
+            self.at = []
+
+        def on_validation_start(self, trainer, pl_module):
+            self.at.append((trainer.current_epoch, trainer.fit_loop.batch_idx + 1))
+
+    spy, options = Validations(), dict(num_sanity_val_steps=0, limit_val_batches=1, accumulate_grad_batches=1)
+    make_trainer(schedule(), spy, val_check_interval=0.5, **options).fit(regression(sgd), twelve(), twelve())
+    assert spy.at == [(0, 3), (0, 6), (1, 1), (1, 2), (1, 3), (2, 1), (2, 2)]
+    with pytest.raises(ValueError, match=r"epoch 1 has 3 batches and would not be validated; give a float"):
+        make_trainer(schedule(), val_check_interval=4, **options).fit(regression(sgd), twelve(), twelve())
+
+
+def test_progress_bars_see_the_length_of_the_epoch(regression, make_trainer):
+    class Bar(TQDMProgressBar):
+        totals = ()
+
+        def on_train_epoch_start(self, trainer, pl_module):
+            super().on_train_epoch_start(trainer, pl_module)
+            self.totals += (self.train_progress_bar.total,)
+
+    bar = Bar()
+    make_trainer(bar, schedule(), enable_progress_bar=True, accumulate_grad_batches=1).fit(regression(sgd), twelve())
+    assert bar.totals == (6, 3, 2)
+
+
+# --- beside other schedules ---
+
+
+def test_lr_schedule_in_samples(train, recorder):
+    for callbacks in (
+        [LRSchedule(linear(), "sample", verbose=False), schedule(GROWS, "linear")],
+        [schedule(GROWS, "linear"), LRSchedule(linear(), "sample", verbose=False)],
+    ):
+        recorder.steps.clear()
+        train(*callbacks, recorder)
+        starts = (
+            [(2 * k, 2) for k in range(6)] + [(12 + 4 * k, 4) for k in range(3)] + [(24 + 6 * k, 6) for k in (0, 1)]
+        )
+        expected = [0.1 * size / 2 * linear()(samples, 36) for samples, size in starts]
+        assert recorder.values("lr") == pytest.approx(expected, rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda o: lr_scheduler.LambdaLR(o, lambda t: 0.9**t),
+        lambda o: lr_scheduler.StepLR(o, 2, 0.5),
+        lambda o: lr_scheduler.CosineAnnealingLR(o, 20),
+        lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=20, cycle_momentum=False),
+        lambda o: lr_scheduler.CyclicLR(o, 0.1, 0.3, step_size_up=3, cycle_momentum=False),
+        lambda o: lr_scheduler.SequentialLR(
+            o, [lr_scheduler.ConstantLR(o, 0.5, 3), lr_scheduler.ExponentialLR(o, 0.9)], [4]
+        ),
+    ],
+    ids=["lambda", "step", "cosine", "one_cycle", "cyclic", "sequential"],
+)
+def test_torch_schedulers_go_on_from_the_scaled_rate(train, recorder, make):
+    def configure(module):
+        optimizer = sgd(module)
+        return [optimizer], [{"scheduler": make(optimizer), "interval": "step"}]
+
+    train(schedule(GROWS, "linear"), recorder, configure=configure)
+    scaled, plain = recorder.values("lr"), []
+    recorder.steps = {}
+    train(schedule(GROWS, "none"), recorder, configure=configure)
+    factors = [1] * 6 + [2] * 3 + [3] * 2
+    plain = recorder.values("lr")
+    assert scaled == pytest.approx([lr * factor for lr, factor in zip(plain, factors, strict=True)], rel=1e-12)
+
+
+def test_a_group_that_is_added_has_its_own_base(train, recorder):
+    class Unfreeze(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if (trainer.current_epoch, batch_idx) == (1, 0):
+                trainer.optimizers[0].add_param_group({"params": list(pl_module.net[2].parameters()), "lr": 0.01})
+
+    def head(module):
+        return torch.optim.SGD(module.net[0].parameters(), lr=0.1)
+
+    train(schedule(GROWS, "linear"), Unfreeze(), recorder, configure=head)
+    late = [step[1]["lr"] for step in recorder.steps[0] if len(step) == 2]
+    assert late == [0.02] * 2 + [0.03] * 2
+
+
+def test_a_base_that_was_lowered_meanwhile_stays_lowered():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=torch.tensor(0.1))
+    multiply_bases([optimizer], [], 2.0)
+    (group,) = optimizer.param_groups
+    group["lr"].mul_(0.5), group.update(initial_lr=group["initial_lr"] * 0.5)
+    multiply_bases([optimizer], [], 4.0)
+    assert float(group["lr"]) == pytest.approx(0.2)
+    multiply_bases([optimizer], [], 1.0)
+    assert float(group["lr"]) == pytest.approx(0.05) == float(group["initial_lr"])
+
+
+@pytest.mark.parametrize(
+    "other, kwargs, loader",
+    [
+        (LRSchedule(warmup_cosine(warmup=0.1), verbose=False), {}, {}),
+        (LRSchedule(linear(), "fractional_epoch", verbose=False), {}, {}),
+        (LRSchedule(linear(), "epoch", verbose=False), dict(max_steps=7), {}),
+        (LRSchedule(linear(), "sample", verbose=False), {}, dict(batch_size=5, drop_last=True)),
+    ],
+    ids=["step", "fractional_epoch", "max_steps", "drop_last"],
+)
+def test_a_count_that_would_be_wrong(train, other, kwargs, loader):
+    with pytest.raises(ValueError, match=r"BatchSizeSchedule\(...\) and LRSchedule\(interval='\w+'\): the epochs of"):
+        train(schedule(), other, loader=twelve(**loader), **kwargs)
+
+
+def test_a_total_in_steps_may_be_given(train, recorder):
+    train(schedule(), LRSchedule(linear(), total=11, verbose=False), recorder)
+    assert recorder.values("lr") == pytest.approx([0.1 * linear()(step, 11) for step in range(11)])
+
+
+def test_the_estimate_of_the_steps_is_put_right(train, printed):
+    def configure(module):
+        assert module.trainer.estimated_stepping_batches == 18
+        return sgd(module)
+
+    with pytest.warns(UserWarning, match="this run has 11 steps"):
+        _, trainer, seen = train(schedule(), configure=configure)
+    assert trainer.global_step == 11
+    assert seen.sizes() == [[2] * 6, [4] * 3, [6] * 2]
+
+
+# --- resume ---
+
+
+class SaveAt(pl.Callback):
+    def __init__(self, path, where):
+        self.path, self.where = path, where
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == self.where:
+            trainer.save_checkpoint(self.path)
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if (trainer.current_epoch, "end") == self.where:
+            trainer.save_checkpoint(self.path)
+
+
+def asks_for_the_length(module):
+    module.trainer.estimated_stepping_batches  # noqa: B018
+    return sgd(module)
+
+
+@pytest.mark.parametrize("where", [(0, 1), (1, 1), (0, "last"), (0, "end"), (1, "end")], ids=str)
+@pytest.mark.parametrize("sizes", [GROWS, SHRINKS], ids=["grows", "shrinks"])
+@pytest.mark.parametrize(
+    "kwargs", [{}, dict(configure=asks_for_the_length), dict(max_steps=10)], ids=["plain", "asked", "max_steps"]
+)
+def test_resumed_is_bit_identical(train, tmp_path, where, sizes, kwargs):
+    path = tmp_path / "saved.ckpt"
+    place = (where[0], 12 // sizes.get(0, 2) - 1) if where[1] == "last" else where
+    results = []
+    for ckpt_path in (None, path):
+        callback, save = schedule(sizes, "linear"), [] if ckpt_path else [SaveAt(path, place)]
+        lr = LRSchedule(linear(), "sample", total=36, verbose=False)
+        module, _, seen = train(
+            callback, ExactResume(), lr, *save, loader=twelve(shuffle=True), ckpt_path=ckpt_path, **kwargs
+        )
+        results.append((flat(module), callback.samples_seen, callback.batch_size, seen.batches[2]))
+    (whole, *rest), (resumed, *same) = results
+    assert torch.equal(resumed, whole)
+    assert same == rest
+    assert rest[:2] == [36 if "max_steps" not in kwargs else rest[0], sizes[2]]
+
+
+# With max_steps, Lightning itself repeats a batch of an epoch whose end was saved.
+@pytest.mark.parametrize(
+    "where, kwargs", [((0, 5), {}), ((0, "end"), {}), ((0, 5), {"max_steps": 10})], ids=["last", "end", "max_steps"]
+)
+@pytest.mark.parametrize("workers", [0, 1])  # which have fetched ahead
+def test_sizes_after_resuming_without_exact_resume(train, tmp_path, where, kwargs, workers):
+    path = tmp_path / "saved.ckpt"
+    _, _, whole = train(schedule(), SaveAt(path, where), **kwargs)
+    _, _, resumed = train(schedule(), loader=twelve(num_workers=workers), ckpt_path=path, **kwargs)
+    assert list(chain(*resumed.sizes())) == list(chain(*whole.sizes()[1:]))
+
+
+def test_a_change_of_mind_is_told(train, tmp_path):
+    path = tmp_path / "saved.ckpt"
+    _, trainer, _ = train(schedule(GROWS, "linear"), SaveAt(path, (1, "end")))
+    with pytest.warns(UserWarning, match="resumed with lr_scaling none in place of linear"):
+        _, trainer, _ = train(schedule(), ckpt_path=path)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == 0.1
+
+
+# --- before and after ---
+
+
+class Fails(pl.Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.current_epoch == 1:
+            raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("resumes", [False, True])
+def test_all_is_left_as_it_was(regression, make_trainer, fails, resumes):
+    module, loader = regression(sgd), twelve()
+    callbacks = [schedule(GROWS, "sqrt"), *([ExactResume()] * resumes), *([Fails()] * fails)]
+    trainer = make_trainer(*callbacks, accumulate_grad_batches=1)
+    if fails:
+        with pytest.raises(ZeroDivisionError):
+            trainer.fit(module, loader)
+    else:
+        trainer.fit(module, loader)
+    assert loader.batch_size == loader.batch_sampler.batch_size == 2
+    (group,) = trainer.optimizers[0].param_groups
+    assert group["lr"] == group["initial_lr"] == 0.1
+    assert not {"initial_lr_factor", "initial_lr_unscaled"} & group.keys()
+    loop = trainer.fit_loop
+    assert "setup_data" not in vars(loop)
+    assert "on_run_start" not in vars(loop.epoch_loop)
+    assert "dataloader" not in vars(loop._data_source)
+
+
+def test_fuse_gives_the_same(train):
+    options = dict(gradient_clip_val=0.5, accumulate_grad_batches=2)
+    adam = lambda module: torch.optim.AdamW(module.parameters(), lr=0.01)  # noqa: E731
+    weights = [
+        flat(train(*extra, schedule(GROWS, "sqrt"), configure=adam, **options)[0])
+        for extra in ([], [Fuse(verbose=False)])
+    ]
+    torch.testing.assert_close(*weights, rtol=1e-5, atol=1e-6)
+
+
+def test_it_is_logged_and_told(train, tmp_path, printed):
+    logger = CSVLogger(tmp_path)
+    train(schedule(GROWS, "linear", log=True, verbose=True), logger=logger, log_every_n_steps=1)
+    rows = list(csv.DictReader(Path(logger.log_dir, "metrics.csv").open()))
+    assert [float(row["batch_size"]) for row in rows] == [2] * 6 + [4] * 3 + [6] * 2
+    assert [float(row["samples_seen"]) for row in rows][-2:] == [24, 30]
+    assert "batch size 4 from epoch 1, base learning rates times 2\n" in printed()
+    assert "batch size 2" not in printed()
+
+
+def test_fast_dev_run(train):
+    assert train(schedule(piecewise_constant([5], [1.0, 2.0])), fast_dev_run=True)[2].sizes() == [[2]]
+
+
+# --- two processes ---
+
+
+def test_two_processes(tmp_path):
+    launched = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_PORT")
+    environment = {name: value for name, value in os.environ.items() if name not in launched}
+    worker, results = Path(__file__).with_name("batch_size_schedule_worker.py"), {}
+    for processes in (1, 2):
+        path = tmp_path / f"{processes}.pt"
+        done = subprocess.run(
+            [sys.executable, str(worker), str(path), str(processes)],
+            env=environment, capture_output=True, text=True, timeout=200,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        results[processes] = torch.load(path)
+    assert results[1]["steps"] == 6 + 3 + 2
+    assert results[1]["samples"] == 72
+    torch.testing.assert_close(results[2], results[1], rtol=0, atol=1e-6)
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        (dict(schedule={}), ValueError, r"BatchSizeSchedule\(schedule={}\): schedule must have at least one epoch"),
+        (dict(schedule={-1: 4}), ValueError, r"BatchSizeSchedule\(epoch=-1\): epoch must be an integer >= 0"),
+        (dict(schedule={1: 0}), ValueError, r"BatchSizeSchedule\(schedule\[1\]=0\): schedule\[1\] must be an integer"),
+        (dict(schedule={1: 2.0}), TypeError, r"BatchSizeSchedule\(schedule\[1\]=2.0\)"),
+        (dict(schedule=4), TypeError, r"BatchSizeSchedule\(schedule=4\): schedule must be a Schedule"),
+        (dict(schedule={1: 4}, lr_scaling="cubic"), ValueError, r"lr_scaling must be one of 'none', 'linear', 'sqrt'"),
+        (dict(schedule={1: 4}, total=0), ValueError, r"BatchSizeSchedule\(total=0\): total must be an integer >= 1"),
+    ],
+)
+def test_bad_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        BatchSizeSchedule(**arguments)
+
+
+class Odd(BatchSampler):
+    pass
+
+
+@pytest.mark.parametrize(
+    "loader, message",
+    [
+        (
+            DataLoader(range(12), batch_sampler=Odd(SequentialSampler(range(12)), 2, False)),
+            "Odd, a batch_sampler with rules",
+        ),
+        (DataLoader(range(12), batch_size=None), r"DataLoader\(batch_size=None\), whose dataset makes the batches"),
+        ([twelve(), twelve()], "list, which is no DataLoader"),
+    ],
+)
+def test_a_loader_whose_size_is_its_own(train, loader, message):
+    with pytest.raises(ValueError, match=rf"BatchSizeSchedule\(...\): the batch size of {message}.*; give one"):
+        train(schedule(), loader=loader)
+
+
+@pytest.mark.parametrize(
+    "callbacks, kwargs, message",
+    [
+        ([schedule(), BatchRegime(2)], {}, r"BatchSizeSchedule\(...\) and BatchRegime\(...\): both set the batch size"),
+        ([schedule(constant(factor=0.1))], {}, r"the batch size would be 0 at epoch 0; it must be at least 1"),
+        ([schedule({2: 16})], {}, r"with batch size 16 and drop_last=True an epoch has no batch"),
+        (
+            [schedule(linear())],
+            dict(epochs=-1, max_steps=4),
+            r"unknown number of epochs, and .*BatchSizeSchedule\(total",
+        ),
+        ([schedule(piecewise_constant([5], [1.0, 2.0]))], {}, r"the run has 3 epochs, and "),
+    ],
+)
+def test_bad_runs(train, callbacks, kwargs, message):
+    loader = twelve(drop_last=True)
+    with pytest.raises(ValueError, match=message):
+        train(*callbacks, loader=loader, **kwargs)
+    assert loader.batch_size == 2
