@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_optkit._checks import check_in, check_int
+from lightning_optkit.layers.drop_path import drop_samples
 
 __all__ = ["linear_drop_rates", "stochastic_depth"]
 
@@ -58,7 +59,4 @@ def stochastic_depth(branch: Tensor, p: float, batch_dim: int = 0) -> Tensor:
         raise ValueError(f"stochastic_depth(batch_dim={batch_dim}): the branch has {branch.dim()} dimensions.")
     if p == 0:
         return branch
-    shape = [1] * branch.dim()
-    shape[batch_dim] = branch.shape[batch_dim]
-    kept = torch.empty(shape, dtype=branch.dtype, device=branch.device).bernoulli_(1.0 - p)
-    return branch * (kept / (1.0 - p))
+    return drop_samples(branch, p, batch_dim)
