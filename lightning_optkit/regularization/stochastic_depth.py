@@ -6,7 +6,6 @@ Differs from the paper: each example draws for itself, and what is kept is scale
 evaluation, as dropout has it today.
 """
 
-import torch
 from torch import Tensor
 
 from lightning_optkit._checks import check_in, check_int
@@ -50,6 +49,7 @@ def stochastic_depth(branch: Tensor, p: float, batch_dim: int = 0) -> Tensor:
     Cost: one random number per example, a read and a write of the branch.
 
     Example:
+        >>> import torch
         >>> stochastic_depth(torch.ones(2, 3), p=0.0)
         tensor([[1., 1., 1.],
                 [1., 1., 1.]])
