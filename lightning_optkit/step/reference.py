@@ -78,6 +78,8 @@ def step_reference_(
         g = g + numbers.weight_decay * stored_before.to(work)
     working = {name: _decoded(state, name).to(work) for name in held}
     scalars = {scalar.name: state[scalar.name] for scalar in rule.scalars if held}
+    if rule.resolve is not None:
+        group = rule.resolve(group, param)
     if rule.trust is not None:
         group = {**group, "lr": float(group["lr"]) * _trust(rule, p, g, working, group, step)}
     update = rule.update(p, g, working | scalars, group, step)

@@ -107,7 +107,7 @@ class ReferenceSegment:
         """
         self._bound = [(entry, local(entry.param.grad)) for entry in self.entries if entry.param.grad is not None]
         for entry, grad in self._bound:
-            if any(entry.state[name].shape != entry.param.shape for name in entry.held):
+            if any(entry.state[name].shape != self.rule.shape_of(name, entry.param) for name in entry.held):
                 raise PlanOutdated
             check_gradient(self._owner, local(entry.param), grad)
         return bool(self._bound)

@@ -28,6 +28,7 @@ OPTIMIZERS = {
     "plain sgd": (torch.optim.SGD, dict(lr=0.1)),
     "adam": (torch.optim.Adam, dict(lr=0.02)),
     "adamw": (torch.optim.AdamW, dict(lr=0.02, amsgrad=True)),
+    "adafactor": (torch.optim.Adafactor, dict(lr=0.02)),
 }
 TOLERANCE = 1e-6  # six steps on numbers of size 1 in fp32
 
