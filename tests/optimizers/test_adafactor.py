@@ -154,6 +154,19 @@ def test_converts_and_back(train, kwargs, dtype):
     assert_state_close(one, ours, other, theirs, TOLERANCE[dtype])
 
 
+def test_8_bit_state_comes_back_in_torchs_dtype_and_shapes(train):
+    (params,) = parameters(torch.bfloat16, 1)
+    optimizer = torch.optim.Adafactor(params)
+    from_torch_(optimizer, state_dtype="int8")
+    train([optimizer], [params], steps=3)
+    to_torch_(optimizer)
+    for p in params:
+        assert set(optimizer.state[p]) == STATES[p.ndim] | {"step"}
+        assert {optimizer.state[p][name].dtype for name in STATES[p.ndim]} == {torch.bfloat16}
+    train([optimizer], [params], steps=3, seed=2)
+    assert all(p.isfinite().all() for p in params)
+
+
 def test_complex_parameters_are_left_to_torch_which_refuses_them_too():
     params = [torch.ones(2, 2, dtype=torch.complex64, requires_grad=True)]
     message = r"Adafactor(params=...): every parameter must be real, not complex"
