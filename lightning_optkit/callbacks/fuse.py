@@ -29,7 +29,7 @@ __all__ = ["Fuse"]
 class Fuse(Callback):
     """Makes torch optimizers one-pass optimizers of the same rule, and folds `gradient_clip_val` into their step.
 
-    Rules: SGD, Adagrad, RMSprop, Adadelta, Adam, AdamW, Adamax, NAdam, RAdam and Muon.
+    Rules: SGD, Adagrad, RMSprop, Adadelta, Adafactor, Adam, AdamW, Adamax, NAdam, RAdam and Muon.
 
     The optimizer stays the same object: parameter groups, schedulers, hooks, state dicts and checkpoints keep
     working, with or without this callback. Optimizers without a one-pass rule are left alone, and the printed plan

@@ -2,6 +2,7 @@
 """Update rules, one per file, with torch.optim's arguments where torch has the rule."""
 
 from lightning_optkit.optimizers.adadelta import Adadelta
+from lightning_optkit.optimizers.adafactor import Adafactor
 from lightning_optkit.optimizers.adagrad import Adagrad
 from lightning_optkit.optimizers.adam import Adam
 from lightning_optkit.optimizers.adamax import Adamax
@@ -28,6 +29,7 @@ __all__ = [
     "SGD",
     "AdEMAMix",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",

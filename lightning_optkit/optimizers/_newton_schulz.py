@@ -124,4 +124,4 @@ class MatrixSegment(ReferenceSegment):
             replace(self.rule, update=partial(_hand_over, updates[place], buffers[place]))
             for place in range(len(self._bound))
         ]
-        return self._step_each(rules, groups, numbers, grad_scale)
+        return self._step_each(rules, groups, numbers, grad_scale, statistics)

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_optkit.optimizers.adadelta import Adadelta
+from lightning_optkit.optimizers.adafactor import Adafactor
 from lightning_optkit.optimizers.adagrad import Adagrad
 from lightning_optkit.optimizers.adam import Adam
 from lightning_optkit.optimizers.adamax import Adamax
@@ -57,6 +58,7 @@ _OURS: dict[type[Optimizer], type[OnePassOptimizer]] = {
     torch.optim.Adagrad: Adagrad,
     torch.optim.RMSprop: RMSprop,
     torch.optim.Adadelta: Adadelta,
+    torch.optim.Adafactor: Adafactor,
     torch.optim.Adam: Adam,
     torch.optim.AdamW: AdamW,
     torch.optim.Adamax: Adamax,
@@ -170,7 +172,7 @@ def to_torch_(optimizer: OnePassOptimizer) -> None:
         for param in group["params"]:
             state = optimizer.state.get(param, {})
             for name in [name for name in rule.states if name in state]:
-                plain = torch.empty_like(param, requires_grad=False)
+                plain = torch.empty_like(rule.like(name, param), requires_grad=False)
                 convert_(plain, state, name, state[name])
                 state[name] = plain
             for scalar in rule.scalars:

@@ -38,7 +38,9 @@ def _adamw_update(param: Tensor, grad: Tensor, state: dict[str, Tensor], group: 
     return adam_update(param, grad, state, {**group, "betas": group["adamw_betas"], "eps": group["adamw_eps"]}, step)
 
 
-_MUON = Rule("muon", ("momentum_buffer",), lambda group: (), muon_update, counts_steps=False, needs_whole=True)
+_MUON = Rule(
+    "muon", ("momentum_buffer",), lambda group: (), muon_update, counts_steps=False, needs_whole="orthogonalize a part"
+)
 _ADAMW = Rule("adam", ("exp_avg", "exp_avg_sq"), _adamw_hypers, _adamw_update)
 
 

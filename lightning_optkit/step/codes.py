@@ -15,7 +15,18 @@ __all__ = ["BLOCK", "NONNEGATIVE", "decode", "encode_", "scale_name", "zero_scal
 
 BLOCK = 128
 NONNEGATIVE = frozenset(
-    {"exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum", "exp_inf", "exp_avg_insta", "variance"}
+    {
+        "exp_avg_sq",
+        "max_exp_avg_sq",
+        "square_avg",
+        "acc_delta",
+        "sum",
+        "exp_inf",
+        "exp_avg_insta",
+        "variance",
+        "row_var",
+        "col_var",
+    }
 )
 """State of our rules that is a sum of squares or of magnitudes."""
 

@@ -31,7 +31,8 @@ class GroupPlan:
         path: "compiled (avx512)", or "reference: ..." with the reason.
         num_tensors: Parameters.
         num_elements: Their elements.
-        bytes_per_element: Read and written by one step, the norm pass included.
+        bytes_moved: Read and written by one step, of parameters, gradients and state, the norm pass included; on the
+            reference path PyTorch's temporaries come on top.
     """
 
     group: int
@@ -42,12 +43,12 @@ class GroupPlan:
     path: str
     num_tensors: int
     num_elements: int
-    bytes_per_element: int
+    bytes_moved: int
 
     @property
-    def bytes_moved(self) -> int:
-        """Bytes read and written by one step."""
-        return self.num_elements * self.bytes_per_element
+    def bytes_per_element(self) -> float:
+        """The same over the elements of the parameters."""
+        return self.bytes_moved / max(1, self.num_elements)
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Explanation:
         for g in self.groups:
             rows.append(
                 (str(g.group), g.rule, " > ".join(g.stages), g.dtype, g.state_dtype, g.path, str(g.num_tensors),
-                 f"{g.num_elements:,}", str(g.bytes_per_element), f"{g.bytes_moved / 1e6:,.1f}")
+                 f"{g.num_elements:,}", f"{g.bytes_per_element:.4g}", f"{g.bytes_moved / 1e6:,.1f}")
             )  # fmt: skip
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -98,17 +99,8 @@ def _path(optimizer: "OnePassOptimizer", param: Tensor, group: Group) -> str:
 def _group_plan(
     optimizer: "OnePassOptimizer", layout: StateLayout, index: int, group: Group, path: str, params: list[Tensor]
 ) -> GroupPlan:
-    held = optimizer._held(group)
-    names = layout.tensors(held, group)
     param = params[0]
-    per_element = param.dtype.itemsize * 3 + sum(2 * layout.dtype_of(name, param).itemsize for name in names)
-    if optimizer.clip is not None and optimizer.clip.needs_norm:
-        per_element += param.dtype.itemsize
-    if optimizer._rule(group).trust is not None:  # read once more for the norms
-        per_element += param.dtype.itemsize * 2 + sum(layout.dtype_of(name, param).itemsize for name in held)
-    clips_units = optimizer.clip is not None and math.isfinite(optimizer.clip.bounds.unit_ratio)
-    if clips_units or group["centralize"]:
-        per_element += param.dtype.itemsize * (2 if clips_units else 1)
+    held = optimizer._rule(group).held_by(param, optimizer._held(group))
     state_dtype = layout.dtype_of(held[0], param) if held else None
     return GroupPlan(
         group=index,
@@ -119,8 +111,28 @@ def _group_plan(
         path=path,
         num_tensors=len(params),
         num_elements=sum(p.numel() for p in params),
-        bytes_per_element=per_element,
+        bytes_moved=sum(_bytes_moved(optimizer, layout, group, p) for p in params),
     )
+
+
+def _bytes_moved(optimizer: "OnePassOptimizer", layout: StateLayout, group: Group, param: Tensor) -> int:
+    rule = optimizer._rule(group)
+    held = rule.held_by(param, optimizer._held(group))
+    walks = 3 + rule.num_rereads  # over the gradient, or over the parameter
+    if optimizer.clip is not None and optimizer.clip.needs_norm:
+        walks += 1
+    if rule.trust is not None:  # read once more for the norms
+        walks += 2
+    clips_units = optimizer.clip is not None and math.isfinite(optimizer.clip.bounds.unit_ratio)
+    if clips_units or group["centralize"]:
+        walks += 2 if clips_units else 1
+    num_bytes = walks * param.dtype.itemsize * param.numel()
+    for name in layout.tensors(held, group):
+        shape = rule.shape_of(name, param)
+        assert shape is not None
+        num_walks = 3 if rule.trust is not None and name in held else 2
+        num_bytes += num_walks * layout.dtype_of(name, param).itemsize * shape.numel()
+    return num_bytes
 
 
 def _name_of(state_dtype: torch.dtype | None) -> str:

@@ -130,7 +130,8 @@ class StepInBackward:
         group = optimizer.param_groups[group_index]
         rule = optimizer._rule(group)
         layout = StateLayout(optimizer.average, optimizer.state_dtype)
-        entry = Entry(param, optimizer.state[param], optimizer._held(group), group_index, number)
+        held = rule.held_by(param, optimizer._held(group))
+        entry = Entry(param, optimizer.state[param], held, group_index, number)
         prepare_state([(entry, group, rule)], layout)
         kind: type[Segment] = CudaSegment if param.is_cuda else CompiledSegment
         if optimizer._why_reference(param, group):

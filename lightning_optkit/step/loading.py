@@ -66,7 +66,7 @@ def _check_state(owner: str, optimizer: "OnePassOptimizer", state_dict: dict[str
                 continue
             if name not in known and not _is_of_the_same_family(name, rule):
                 raise ValueError(f"{owner}: the checkpoint is of another rule; it holds the state {name!r}.")
-            if name not in scalars | scales and value.shape != param.shape:
+            if name not in scalars | scales and value.shape != rule.shape_of(name, param):
                 raise ValueError(
                     f"{owner}: the state {name!r} has shape {list(value.shape)}, its parameter {list(param.shape)}."
                 )
@@ -104,11 +104,12 @@ def restore_state(optimizer: "OnePassOptimizer", state_dict: dict[str, Any], lay
         tensors = {*rule.states, *layout.tensors((), group)}
         for name, value in held.items():
             if name in tensors:
-                restored = torch.empty_like(local(param), dtype=layout.dtype_of(name, param), requires_grad=False)
+                like = rule.like(name, param)
+                restored = torch.empty_like(local(like), dtype=layout.dtype_of(name, param), requires_grad=False)
                 if scale_name(name) in held:
                     state[scale_name(name)] = held[scale_name(name)]
-                convert_(restored, state, name, local(distribute_like(torch.as_tensor(value), param)))
-                state[name] = place_like(restored, param)
+                convert_(restored, state, name, local(distribute_like(torch.as_tensor(value), like)))
+                state[name] = place_like(restored, like)
         for scalar in layout.scalars(rule, rule.states):
             # torch's SGD counts no steps: a momentum buffer means that there was a first one.
             if scalar.name in held or (scalar.name != "num_averaged" and any(name in held for name in rule.states)):

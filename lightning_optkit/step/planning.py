@@ -44,7 +44,8 @@ class StepPlan:
                 else:
                     number = len(entries) + len(self._dormant)
                     state = optimizer.state.get(param, {})
-                    entries.append((Entry(param, state, held, group_index, number), group, rule))
+                    entry = Entry(param, state, rule.held_by(param, held), group_index, number)
+                    entries.append((entry, group, rule))
         for entry, group, rule in entries:
             reason = why_not_on_shards(entry.param, group, rule, optimizer.clip, optimizer.state_dtype)
             if reason is not None:

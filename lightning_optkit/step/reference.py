@@ -48,7 +48,8 @@ def step_reference_(
     average_name: str | None,
     grad_scale: float,
     tensor_index: int,
-) -> tuple[TensorStatistics, Clipped]:
+    statistics: bool = True,
+) -> tuple[TensorStatistics | None, Clipped]:
     """Updates one parameter and its state in place. Never writes to `grad`.
 
     Args:
@@ -62,6 +63,7 @@ def step_reference_(
         average_name: Name of the average in `state`, if one is kept.
         grad_scale: Factor for the gradient: 1 / loss scale x clip coefficient.
         tensor_index: Number of the parameter, for its random stream.
+        statistics: Whether to count; it takes more walks than the update does.
     """
     state["step"] += 1.0
     step = float(state["step"])
@@ -78,6 +80,8 @@ def step_reference_(
         g = g + numbers.weight_decay * stored_before.to(work)
     working = {name: _decoded(state, name).to(work) for name in held}
     scalars = {scalar.name: state[scalar.name] for scalar in rule.scalars if held}
+    if rule.resolve is not None:
+        group = rule.resolve(group, param)
     if rule.trust is not None:
         group = {**group, "lr": float(group["lr"]) * _trust(rule, p, g, working, group, step)}
     update = rule.update(p, g, working | scalars, group, step)
@@ -90,13 +94,16 @@ def step_reference_(
         stored.copy_(round_stochastically(next_p, stored.dtype, int(numbers.rounding_seed), int(step), tensor_index))
     else:
         stored.copy_(next_p)
-    unchanged = stored == stored_before
     if "compensation" in state:
         lost = as_real(state["compensation"])
         lost.copy_(next_p - stored.to(work))
-        unchanged &= lost == lost_before
     if average_name is not None:
         _average(state, average_name, stored, numbers)
+    if not statistics:
+        return None, clipped
+    unchanged = stored == stored_before
+    if "compensation" in state:
+        unchanged &= lost == lost_before
     difference = next_p - p
     return TensorStatistics.from_tensors(g, next_p, difference, (difference != 0) & unchanged), clipped
 
@@ -113,15 +120,15 @@ def clip_reference(
         numbers: Its group.
         is_vector: One unit, which is not centralized.
     """
-    squares = grad.double().square()
     clipped = Clipped(0.0, 0.0)
     factor = torch.ones((), dtype=torch.float64)
     if math.isfinite(numbers.clip_tensor_norm):
+        squares = grad.double().square()
         factor = (numbers.clip_tensor_norm / (grad_scale * squares.sum().sqrt() + 1e-6)).clamp(max=1.0)
         clipped = Clipped(float((factor.square() * squares).sum()), float(factor < 1))
     inner = list(range(grad.ndim)) if is_vector else list(range(1, grad.ndim))
     if math.isfinite(numbers.clip_unit_ratio):
-        unit_sq = squares.sum(inner, keepdim=True)
+        unit_sq = grad.double().square().sum(inner, keepdim=True)
         grad_norm = abs(grad_scale) * unit_sq.sqrt()
         param_norm = param.double().square().sum(inner, keepdim=True).sqrt()
         bound = numbers.clip_unit_ratio * param_norm.clamp(min=numbers.clip_unit_eps)

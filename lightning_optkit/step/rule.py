@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from lightning_optkit.step.statistics import TensorStatistics
@@ -49,9 +50,15 @@ class Rule:
         scalars: Kept by a group that keeps state, in the order of the compiled rule.
         counts_steps: Whether torch's class keeps a step count, and so whether a loaded one is to be believed.
         fresh: What a state tensor starts from, given its name and the group; None: zero.
-        needs_whole: Whether a part of the tensor is not enough, so that it cannot be sharded over processes.
+        needs_whole: What the rule does that a part of the tensor is not enough for, in words that follow "cannot"; such
+            a parameter is not sharded over processes.
         trust: Factor of the rate, given the group and the sums that `lightning_optkit.step.reference` describes; for a
             rule that sets its rate by norms of the whole tensor.
+        shape: Of a state tensor, given its name and the shape of the parameter; None from it: such a parameter does not
+            keep that state. For a rule without one, every state has the shape of its parameter. Only on the reference
+            path.
+        resolve: What a group means beside one parameter, as stored; None: what it says. Only on the reference path.
+        num_rereads: How often the rule reads a gradient or a parameter again, after the one walk.
     """
 
     name: str
@@ -61,8 +68,27 @@ class Rule:
     scalars: tuple[Scalar, ...] = ()
     counts_steps: bool = True
     fresh: Callable[[str, Group], float] | None = None
-    needs_whole: bool = False
+    needs_whole: str | None = None
     trust: Callable[[Group, TensorStatistics], float] | None = None
+    shape: Callable[[str, torch.Size], torch.Size | None] | None = None
+    resolve: Callable[[Group, Tensor], Group] | None = None
+    num_rereads: int = 0
+
+    def shape_of(self, name: str, param: Tensor) -> torch.Size | None:
+        """Shape of the state `name` of `param`, be it the rule's or of a stage; None: it keeps no such state."""
+        if self.shape is None or name not in self.states:
+            return param.shape
+        return self.shape(name, param.shape)
+
+    def held_by(self, param: Tensor, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of `names` that `param` keeps."""
+        return tuple(name for name in names if self.shape_of(name, param) is not None)
+
+    def like(self, name: str, param: Tensor) -> Tensor:
+        """A tensor with the shape, strides and device of the state `name`: `param` itself, where it has them."""
+        shape = self.shape_of(name, param)
+        assert shape is not None
+        return param if shape == param.shape else param.detach().new_empty(shape)
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ class ReferenceSegment:
         """
         self._bound = [(entry, local(entry.param.grad)) for entry in self.entries if entry.param.grad is not None]
         for entry, grad in self._bound:
-            if any(entry.state[name].shape != entry.param.shape for name in entry.held):
+            if any(entry.state[name].shape != self.rule.shape_of(name, entry.param) for name in entry.held):
                 raise PlanOutdated
             check_gradient(self._owner, local(entry.param), grad)
         return bool(self._bound)
@@ -122,12 +122,19 @@ class ReferenceSegment:
         squares, nonfinite = zip(*(norm_reference(grad) for _, grad in self._bound), strict=True)
         return sum(squares), sum(nonfinite)
 
-    def step(self, groups: Sequence[Group], numbers: Sequence[GroupNumbers], grad_scale: float, _: bool) -> Clipped:
+    def step(
+        self, groups: Sequence[Group], numbers: Sequence[GroupNumbers], grad_scale: float, statistics: bool
+    ) -> Clipped:
         """Updates the bound parameters."""
-        return self._step_each([self.rule] * len(self._bound), groups, numbers, grad_scale)
+        return self._step_each([self.rule] * len(self._bound), groups, numbers, grad_scale, statistics)
 
     def _step_each(
-        self, rules: Sequence[Rule], groups: Sequence[Group], numbers: Sequence[GroupNumbers], grad_scale: float
+        self,
+        rules: Sequence[Rule],
+        groups: Sequence[Group],
+        numbers: Sequence[GroupNumbers],
+        grad_scale: float,
+        statistics: bool,
     ) -> Clipped:
         """The same with a rule for each."""
         done = {
@@ -142,10 +149,11 @@ class ReferenceSegment:
                 average_name=self._average_name,
                 grad_scale=grad_scale,
                 tensor_index=entry.tensor_index,
+                statistics=statistics,
             )
             for rule, (entry, grad) in zip(rules, self._bound, strict=True)
         }
-        self._statistics = {index: statistics for index, (statistics, _) in done.items()}
+        self._statistics = {index: counted for index, (counted, _) in done.items() if counted is not None}
         parts = [clipped for _, clipped in done.values()]
         return Clipped(sum(part.grad_sq for part in parts), sum(part.num for part in parts))
 

@@ -62,7 +62,7 @@ def why_not_on_shards(param: Tensor, group: Group, rule: Rule, clip: Clip | None
     if state_dtype == "int8":
         return "keep 8-bit state"
     if rule.needs_whole:
-        return "orthogonalize a part"
+        return rule.needs_whole
     if rule.trust is not None:
         return "set the rate by the norm"
     if clip is not None and math.isfinite(clip.bounds.max_tensor_norm):

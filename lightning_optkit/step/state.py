@@ -52,7 +52,7 @@ class StateLayout:
         return torch.uint8 if self.state_dtype == "int8" else self.state_dtype
 
     def tensors(self, held: Sequence[str], group: Group) -> list[str]:
-        """Names of the tensors, of the shape of the parameter, that a parameter of the group holds."""
+        """Names of the tensors that a parameter of the group holds, given those of the rule."""
         names = list(held)
         if group["rounding"] == "kahan":
             names.append("compensation")
@@ -67,11 +67,11 @@ class StateLayout:
 
 
 def check_state_shapes(owner: str, entries: Sequence[tuple[Entry, Group, Rule]], layout: StateLayout) -> None:
-    """Raises ValueError if a state tensor has not the shape of its parameter; nothing is changed before."""
-    for entry, group, _ in entries:
+    """Raises ValueError if a state tensor has not the shape that goes with its parameter; nothing is changed before."""
+    for entry, group, rule in entries:
         for name in _walked(entry, group, layout):
             held = entry.state.get(name)
-            if held is not None and held.shape != entry.param.shape:
+            if held is not None and held.shape != rule.shape_of(name, entry.param):
                 raise ValueError(
                     f"{owner}.step: the state {name!r} has shape {list(held.shape)}, but its parameter has shape "
                     f"{list(entry.param.shape)}."
@@ -87,22 +87,23 @@ def prepare_state(entries: Sequence[tuple[Entry, Group, Rule]], layout: StateLay
             held = entry.state.get(name)
             dtype = layout.dtype_of(name, entry.param)
             has_scale = dtype != torch.uint8 or scale_name(name) in entry.state
-            if held is None or not has_scale or not _fits(held, entry.param, dtype):
+            like = rule.like(name, entry.param)
+            if held is None or not has_scale or not _fits(held, like, dtype):
                 fresh = rule.fresh(name, group) if rule.fresh and name in rule.states else 0.0
-                missing.append((entry.state, name, entry.param, fresh))
-    params = [local(param) for _, _, param, _ in missing]
-    created = zeros_like_all(params, [layout.dtype_of(name, param) for _, name, param, _ in missing])
-    for (state, name, param, fresh), tensor in zip(missing, created, strict=True):
+                missing.append((entry.state, name, like, fresh))
+    likes = [local(like) for _, _, like, _ in missing]
+    created = zeros_like_all(likes, [layout.dtype_of(name, like) for _, name, like, _ in missing])
+    for (state, name, like, fresh), tensor in zip(missing, created, strict=True):
         held = state.get(name)
         if held is not None:
-            convert_(tensor, state, name, local(distribute_like(held, param)))
+            convert_(tensor, state, name, local(distribute_like(held, like)))
         elif fresh:
             convert_(tensor, state, name, torch.full_like(tensor, fresh, dtype=torch.float32))
         elif tensor.dtype == torch.uint8:
             state[scale_name(name)] = zero_scales(tensor)
         if held is None and name == layout.average_name:
             state.pop("num_averaged", None)  # it counted the updates of another average
-        state[name] = place_like(tensor, param)
+        state[name] = place_like(tensor, like)
     _create_scalars(entries, layout)
 
 
@@ -130,12 +131,12 @@ def _walked(entry: Entry, group: Group, layout: StateLayout) -> list[str]:
     return [*names, "compensation"] if "compensation" in entry.state and "compensation" not in names else names
 
 
-def _fits(held: Tensor, param: Tensor, dtype: torch.dtype) -> bool:
-    if isinstance(held, DTensor) != isinstance(param, DTensor):
+def _fits(held: Tensor, like: Tensor, dtype: torch.dtype) -> bool:
+    if isinstance(held, DTensor) != isinstance(like, DTensor):
         return False
-    held, param = local(held), local(param)
-    strides = torch.empty_like(param, device="meta").stride()
-    return held.dtype == dtype and held.stride() == strides and held.device == param.device
+    held, like = local(held), local(like)
+    strides = torch.empty_like(like, device="meta").stride()
+    return held.dtype == dtype and held.stride() == strides and held.device == like.device
 
 
 def _create_scalars(entries: Sequence[tuple[Entry, Group, Rule]], layout: StateLayout) -> None:

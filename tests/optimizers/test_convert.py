@@ -9,7 +9,7 @@ from torch.optim import lr_scheduler
 
 from lightning_optkit.averaging import EMA
 from lightning_optkit.clipping import ClipNorm
-from lightning_optkit.optimizers import SGD, Adam, AdamW
+from lightning_optkit.optimizers import SGD, Adafactor, Adam, AdamW
 from lightning_optkit.optimizers.convert import from_torch_, to_torch_, why_not_convertible
 
 SHAPES = [(), (7,), (16, 33)]
@@ -22,7 +22,14 @@ RULES = {
     "sgd": (SGD, torch.optim.SGD, dict(lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.1)),
     "adam": (Adam, torch.optim.Adam, dict(lr=0.05, weight_decay=0.1)),
     "adamw": (AdamW, torch.optim.AdamW, dict(lr=0.05, amsgrad=True)),
+    "adafactor": (Adafactor, torch.optim.Adafactor, dict(lr=0.05, weight_decay=0.1)),
 }
+
+
+def has_momentum(optimizer):
+    return not {"momentum", "betas"}.isdisjoint(optimizer.defaults)
+
+
 SCHEDULERS = {
     "StepLR": lambda o: lr_scheduler.StepLR(o, step_size=2),
     "MultiStepLR": lambda o: lr_scheduler.MultiStepLR(o, milestones=[3, 7]),
@@ -34,8 +41,12 @@ SCHEDULERS = {
     "PolynomialLR": lambda o: lr_scheduler.PolynomialLR(o, total_iters=NUM_STEPS),
     "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=NUM_STEPS),
     "CosineAnnealingWarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, T_0=5),
-    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=NUM_STEPS + 1),
-    "CyclicLR": lambda o: lr_scheduler.CyclicLR(o, base_lr=0.01, max_lr=0.1, step_size_up=3),
+    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(
+        o, max_lr=0.1, total_steps=NUM_STEPS + 1, cycle_momentum=has_momentum(o)
+    ),
+    "CyclicLR": lambda o: lr_scheduler.CyclicLR(
+        o, base_lr=0.01, max_lr=0.1, step_size_up=3, cycle_momentum=has_momentum(o)
+    ),
     "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=1),
     "SequentialLR": lambda o: lr_scheduler.SequentialLR(
         o, [lr_scheduler.LinearLR(o, total_iters=4), lr_scheduler.ExponentialLR(o, 0.9)], milestones=[4]

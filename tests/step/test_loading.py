@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightning_optkit.averaging import EMA
-from lightning_optkit.optimizers import SGD, Adam, AdamW
+from lightning_optkit.optimizers import SGD, Adafactor, Adam, AdamW
 
 RULES = {
     "sgd": (SGD, torch.optim.SGD, dict(lr=0.1, momentum=0.9, nesterov=True)),
@@ -17,6 +17,7 @@ RULES = {
     "adam amsgrad": (Adam, torch.optim.Adam, dict(lr=0.1, amsgrad=True)),
     "adamw": (AdamW, torch.optim.AdamW, dict(lr=0.1)),
     "adamw amsgrad": (AdamW, torch.optim.AdamW, dict(lr=0.1, amsgrad=True)),
+    "adafactor": (Adafactor, torch.optim.Adafactor, dict(lr=0.1, d=2.0)),
 }
 
 
@@ -260,6 +261,7 @@ FOREIGN = {
         r"'exp_avg_sq' has shape \[7\], its parameter \[5\]",
     ),
     "with a strange state": (saved(AdamW, edit=with_a_strange_state), "another rule; it holds the state 'hessian'"),
+    "of Adafactor": (saved(torch.optim.Adafactor), "another rule; its groups have no 'amsgrad', 'betas'"),
     "without betas": (saved(AdamW, edit=without_betas), "another rule; its groups have no 'betas'"),
 }
 

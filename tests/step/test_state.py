@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lightning_optkit.averaging import EMA
-from lightning_optkit.optimizers import SGD, Adam, AdamW
+from lightning_optkit.optimizers import SGD, Adafactor, Adam, AdamW
 
 FLOAT, BFLOAT, HALF, DOUBLE = torch.float32, torch.bfloat16, torch.float16, torch.float64
 
@@ -56,6 +56,37 @@ def test_dtypes_follow_state_dtype_and_the_average_is_at_least_fp32(dtype, state
     assert state["ema"].dtype == average
     assert state["compensation"].dtype == dtype
     assert {state[name].dtype for name in ("step", "num_averaged")} == {FLOAT}
+
+
+@pytest.mark.parametrize(
+    ("shape", "own"),
+    [
+        ((), dict(variance=())),
+        ((5,), dict(variance=(5,))),
+        ((3, 4), dict(row_var=(3, 1), col_var=(1, 4))),
+        ((2, 3, 4), dict(row_var=(2, 3, 1), col_var=(2, 1, 4))),
+        ((3, 1), dict(row_var=(3, 1), col_var=(1, 1))),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("state_dtype", [FLOAT, "int8"], ids=str)
+def test_a_rule_may_keep_state_of_its_own_shapes_and_its_stages_keep_the_parameters(shape, own, state_dtype):
+    state = state_after_a_step(Adafactor, BFLOAT, shape, average=EMA(), rounding="kahan", state_dtype=state_dtype)
+    numbers = {name: tuple(value.shape) for name, value in state.items() if not name.endswith("_scale")}
+    assert numbers == own | dict(ema=shape, compensation=shape, step=(), num_averaged=())
+
+
+def test_state_of_its_own_shape_is_kept_from_step_to_step_beside_a_transposed_parameter():
+    p = torch.ones(4, 3).t().requires_grad_()
+    optimizer = Adafactor([p], average=EMA())
+    for _ in range(3):
+        p.grad = torch.ones(3, 4)
+        optimizer.step()
+        held, plan = optimizer.state[p]["row_var"], optimizer._plan
+        optimizer.step()
+        assert optimizer.state[p]["row_var"] is held
+        assert optimizer._plan is plan
+    assert optimizer.state[p]["ema"].stride() == p.stride()
 
 
 def test_counters_are_0_d_as_torch_has_them():

@@ -8,6 +8,7 @@ import torch
 
 from lightning_optkit.clipping import ClipNorm, ClipValue
 from lightning_optkit.optimizers import SGD, AdamW
+from lightning_optkit.step import TensorStatistics
 
 PATHS = pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 1e-6}  # relative; sums are in fp32 or fp64
@@ -192,3 +193,13 @@ def test_short_rows_that_are_centralized_are_counted_once(fused):
     (counted,) = optimizer.statistics()
     assert counted.grad_norm == pytest.approx(centered.norm().item(), rel=1e-5)
     assert math.isfinite(counted.update_sq)
+
+
+@pytest.mark.parametrize("statistics", [False, True])
+def test_plain_pytorch_counts_only_when_asked(statistics, monkeypatch):
+    counted = []
+    monkeypatch.setattr(TensorStatistics, "from_tensors", lambda *tensors, **named: counted.append(tensors))
+    p = torch.ones(3, requires_grad=True)
+    p.grad = torch.ones(3)
+    SGD([p], lr=0.1, fused=False, statistics=statistics).step()
+    assert len(counted) == statistics

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adafactor: a second moment kept as its row and column means, steps in proportion to the parameter.
+
+Source: Shazeer & Stern 2018, "Adafactor: adaptive learning rates with sublinear memory cost", arXiv:1804.04235. As in
+`torch.optim.Adafactor`: `lr` bounds the relative step and weighs a decoupled decay, eps[0] bounds what is divided by
+instead of being added to the squares, and means stand for sums.
+"""
+
+import math
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from lightning_optkit.step import Average, Clip, OnePassOptimizer, Rule
+from lightning_optkit.step.arguments import check_number, pair, with_listed_params
+from lightning_optkit.step.rule import Group, State
+
+__all__ = ["Adafactor", "adafactor_update"]
+
+
+def adafactor_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
+    """What Adafactor subtracts from `param`. Writes `state` in place."""
+    if param.numel() == 0:
+        return torch.zeros_like(param)
+    eps1, eps2 = (float(eps) for eps in group["eps"])
+    share = step ** float(group["beta2_decay"])
+    rate = max(eps2, _rms(param)) * min(float(group["lr"]), 1 / step**0.5)
+    variance = _factored(grad, state, share, eps1) if grad.ndim > 1 else _of_elements(grad, state, share)
+    update = variance.clamp_(min=eps1 * eps1).rsqrt_().mul_(grad)
+    return update.mul_(rate / max(1.0, _rms(update) / float(group["d"])))
+
+
+def _factored(grad: Tensor, state: State, share: float, eps1: float) -> Tensor:
+    """The product of row and column means over the mean of all, for each matrix of the last two dimensions."""
+    row_var, col_var = state["row_var"], state["col_var"]
+    row_var.lerp_(_mean_square(grad, -1), share)
+    col_var.lerp_(_mean_square(grad, -2), share)
+    product: Tensor = row_var @ col_var
+    return product.div_(row_var.mean(dim=-2, keepdim=True).clamp_(min=eps1))
+
+
+def _of_elements(grad: Tensor, state: State, share: float) -> Tensor:
+    return state["variance"].lerp_(grad * grad, share).clone()
+
+
+def _mean_square(grad: Tensor, dim: int) -> Tensor:
+    # By the norm, so that no squared gradient is written out.
+    norm: Tensor = torch.linalg.vector_norm(grad, dim=dim, keepdim=True)
+    return norm.square_().div_(grad.size(dim))
+
+
+def _rms(t: Tensor) -> float:
+    return float(torch.linalg.vector_norm(t)) / math.sqrt(t.numel())
+
+
+def _shape(name: str, shape: torch.Size) -> torch.Size | None:
+    if len(shape) < 2:
+        return shape if name == "variance" else None
+    return {"row_var": torch.Size((*shape[:-1], 1)), "col_var": torch.Size((*shape[:-2], 1, shape[-1]))}.get(name)
+
+
+def _resolve(group: Group, param: Tensor) -> Group:
+    """eps[0] of None is that of the stored dtype, although 16-bit parameters are updated in fp32."""
+    eps1, eps2 = group["eps"]
+    return {**group, "eps": (torch.finfo(param.dtype).eps if eps1 is None else eps1, eps2)}
+
+
+_RULE = Rule(
+    "adafactor",
+    ("row_var", "col_var", "variance"),
+    lambda group: (),
+    adafactor_update,
+    needs_whole="factor the second moment",
+    shape=_shape,
+    resolve=_resolve,
+    num_rereads=3,  # the gradient for the norm of the update and for the update, the parameter for its own norm
+)
+
+
+class Adafactor(OnePassOptimizer):
+    """Adafactor with the arguments of `torch.optim.Adafactor`, and every stage of the one-pass step.
+
+    A parameter of two dimensions or more keeps the mean square of each row and of each column of its last two; any
+    other keeps one number per element. The step is `max(eps[1], rms(param)) * min(lr, 1 / sqrt(t))` long per element,
+    so `lr` is relative to the parameter. The whole rule runs in PyTorch: `explain()` says so. 16-bit parameters have
+    state in fp32, unless `state_dtype` says otherwise.
+
+    Args:
+        params: Parameters or parameter groups, as in `torch.optim`; all real.
+        lr: Largest relative step, in [0, inf), or a 1-element tensor; from 1 on it bounds nothing.
+        beta2_decay: The second moment takes the share t ** beta2_decay of the new squares; in (-inf, 0].
+        eps: Least square root that is divided by, in [0, inf), or None for the eps of the parameter's dtype (torch: of
+            the first parameter of its group); and the least RMS that a parameter counts with, in [0, inf).
+        d: Largest RMS of an update before the rate, in [1, inf].
+        weight_decay: Share of each parameter removed per step, times `lr`; in [0, inf).
+        foreach: As in torch, which chooses among its implementations; kept for state dicts. There is one here.
+        maximize: Ascend.
+        clip: Gradient clipping folded into the step, e.g. `ClipNorm(1.0)`.
+        average: Average of the parameters kept by the step, e.g. `EMA(0.999)`.
+        l1: Weight of the L1 proximal step, in [0, inf): exact zeros. The threshold is `lr * l1`, as for decay.
+        cautious: Decay acts only where the update does not point away from zero.
+        centralize: Take the mean of each row of the first dimension off its gradient (two dimensions or more).
+        rounding: How 16-bit parameters are stored.
+        state_dtype: Dtype of the state; that of fp64 parameters is fp64; "int8" for one byte.
+        statistics: Count norms and lost updates.
+
+    Raises:
+        ValueError: for an argument out of range, no parameters, one given twice, or two devices; at the first step, for
+            a parameter that is sharded over processes.
+        RuntimeError: for a complex parameter, as in torch.
+
+    Cost: 4 bytes of state per row and per column of a matrix, 4 per element of a vector.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(3, 4))
+        >>> optimizer = Adafactor([weight], lr=0.1)
+        >>> weight.grad = torch.full((3, 4), 5.0)
+        >>> optimizer.step()  # by 0.1 times the RMS of the weight
+        >>> weight.data[0], [tuple(optimizer.state[weight][name].shape) for name in ("row_var", "col_var")]
+        (tensor([0.9000, 0.9000, 0.9000, 0.9000]), [(3, 1), (1, 4)])
+    """
+
+    torch_class: ClassVar[type[Optimizer] | None] = torch.optim.Adafactor
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-2,
+        beta2_decay: float = -0.8,
+        eps: tuple[float | None, float] = (None, 1e-3),
+        d: float = 1.0,
+        weight_decay: float = 0.0,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        clip: Clip | None = None,
+        average: Average | None = None,
+        l1: float = 0.0,
+        cautious: bool = False,
+        centralize: bool = False,
+        rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
+        state_dtype: torch.dtype | Literal["int8"] = torch.float32,
+        statistics: bool = False,
+    ) -> None:
+        defaults = dict(
+            lr=lr,
+            beta2_decay=beta2_decay,
+            eps=eps,
+            d=d,
+            weight_decay=weight_decay,
+            foreach=foreach,
+            maximize=maximize,
+            fused=None,
+            differentiable=False,
+            decoupled_weight_decay=True,
+        )
+        super().__init__(
+            params,
+            defaults,
+            clip=clip,
+            average=average,
+            l1=l1,
+            cautious=cautious,
+            centralize=centralize,
+            rounding=rounding,
+            state_dtype=state_dtype,
+            statistics=statistics,
+        )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group, as in torch; nothing is changed if it does not fit."""
+        if isinstance(param_group, dict):
+            param_group = with_listed_params(param_group)
+            given = param_group["params"]
+            members = [m[1] if isinstance(m, tuple) else m for m in ([given] if isinstance(given, Tensor) else given)]
+            if any(isinstance(member, Tensor) and member.is_complex() for member in members):
+                raise RuntimeError(f"{self._owner}(params=...): every parameter must be real, not complex.")
+        super().add_param_group(param_group)
+
+    def _rule(self, group: Group) -> Rule:
+        return _RULE
+
+    def _why_reference(self, param: Tensor, group: Group) -> str | None:
+        if param.ndim > 1:
+            return "the second moment is factored over the whole matrix"
+        return "the rate follows norms of the whole tensor"
+
+    def _check_group(self, group: Group) -> None:
+        check_number(self._owner, "beta2_decay", group["beta2_decay"], "(-inf, 0]")
+        eps1, eps2 = pair(self._owner, "eps", group["eps"])
+        if eps1 is not None:
+            check_number(self._owner, "eps[0]", eps1, "[0, inf)")
+        check_number(self._owner, "eps[1]", eps2, "[0, inf)")
+        check_number(self._owner, "d", group["d"], "[1, inf]")

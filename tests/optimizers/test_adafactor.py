@@ -1,0 +1,398 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adafactor against torch.optim.Adafactor, over every combination of arguments a user can give, and on real data."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_optkit.averaging import EMA
+from lightning_optkit.clipping import ClipNorm, ClipPerTensor, ClipUnitwise, ClipValue
+from lightning_optkit.optimizers import Adafactor
+from lightning_optkit.optimizers.convert import from_torch_, to_torch_, why_not_convertible
+from lightning_optkit.step.in_backward import step_in_backward
+
+SHAPES = [(), (1,), (7,), (16, 33), (1, 5), (5, 1), (3, 4, 2, 3)]  # the last: a convolution
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
+STATES = {0: {"variance"}, 1: {"variance"}, 2: {"row_var", "col_var"}, 4: {"row_var", "col_var"}}
+COMBINATIONS = [
+    dict(zip(("maximize", "beta2_decay", "eps", "d", "weight_decay"), values, strict=True)) | dict(foreach=foreach)
+    for values, foreach in zip(
+        itertools.product((False, True), (-0.8, 0.0), ((None, 1e-3), (0.5, 0.1)), (1.0, 1.5), (0.0, 0.1)),
+        itertools.cycle((None, True, False)),
+        strict=False,
+    )
+]
+RATES = [0.0, 1e-3, 3.0, "tensor"]  # no step, below 1 / sqrt(t) throughout, above it
+
+
+def short(kwargs):
+    return "-".join(f"{name}={value}" for name, value in kwargs.items())
+
+
+def parameters(dtype, count=2, shapes=SHAPES):
+    generator = torch.Generator().manual_seed(0)
+    values = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+    return [[v.clone().requires_grad_() for v in values] for _ in range(count)]
+
+
+def assert_state_close(one, ours, other, theirs, tolerance):
+    for p, q in zip(ours, theirs, strict=True):
+        assert set(one.state[p]) == set(other.state[q]) == STATES[p.ndim] | {"step"}
+        for name, expected in other.state[q].items():
+            torch.testing.assert_close(one.state[p][name], expected, rtol=tolerance, atol=tolerance)
+
+
+# --- torch's numbers ---
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("kwargs", COMBINATIONS, ids=short)
+def test_follows_torch_over_50_steps(train, kwargs, dtype):
+    ours, theirs = parameters(dtype)
+    one, other = Adafactor(ours, **kwargs), torch.optim.Adafactor(theirs, **kwargs)
+    train([one, other], [ours, theirs], steps=50)
+    torch.testing.assert_close(ours, theirs, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    assert_state_close(one, ours, other, theirs, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("lr", RATES)
+def test_follows_torch_at_every_rate(train, lr, dtype):
+    ours, theirs = parameters(dtype)
+    rates = [torch.tensor(0.02, dtype=dtype) if lr == "tensor" else lr for _ in range(2)]
+    one = Adafactor(ours, lr=rates[0], weight_decay=0.01)
+    other = torch.optim.Adafactor(theirs, lr=rates[1], weight_decay=0.01)
+    train([one, other], [ours, theirs], steps=50)
+    torch.testing.assert_close(ours, theirs, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+def test_small_gradients_of_16_bit_parameters_are_divided_by_the_eps_of_their_dtype():
+    """torch's eps[0] of None is 2**-7 in bf16, and much smaller in the fp32 that the step computes in."""
+    ours, theirs = (p for (p,) in parameters(torch.bfloat16, 2, [(16, 33)]))
+    one, other = Adafactor([ours], lr=0.1), torch.optim.Adafactor([theirs], lr=0.1)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(5):
+        ours.grad = (1e-3 * torch.randn(16, 33, generator=generator)).bfloat16()
+        theirs.grad = ours.grad.clone()
+        before = ours.detach().clone()
+        one.step()
+        other.step()
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=2 * 2**-8)  # a rounding of numbers up to 2, now and then
+    assert 0 < (ours - before).abs().max() < 0.05  # of 0.1, had the eps not bounded it
+
+
+def test_each_dtype_of_a_group_has_its_own_eps():
+    """torch takes that of the first parameter for all, so the order of the parameters changes its numbers."""
+
+    def change(optimizer_class, dtypes):
+        params = {dtype: torch.ones(4, 3, dtype=dtype, requires_grad=True) for dtype in dtypes}
+        optimizer = optimizer_class(params.values(), lr=0.1)
+        for p in params.values():
+            p.grad = torch.full_like(p, 1e-3)
+        optimizer.step()
+        return (1 - params[torch.float32].detach()).max().item()
+
+    order = [torch.bfloat16, torch.float32]
+    assert change(torch.optim.Adafactor, order) < 0.02
+    assert change(torch.optim.Adafactor, order[::-1]) == pytest.approx(0.1)
+    assert change(Adafactor, order) == change(Adafactor, order[::-1]) == pytest.approx(0.1)
+
+
+def test_a_parameter_of_no_elements_stays_where_torch_divides_by_zero():
+    def empty():
+        p = torch.ones(3, 0, requires_grad=True)
+        p.grad = torch.ones(3, 0)
+        return [p]
+
+    with pytest.raises(ZeroDivisionError):
+        torch.optim.Adafactor(empty()).step()
+    params = empty()
+    optimizer = Adafactor(params)
+    optimizer.step()
+    assert optimizer.state[params[0]]["step"] == 1
+    assert optimizer.explain().groups[0].bytes_moved == 2 * 4 * 3
+
+
+# --- state dicts and conversion ---
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("to_torch", [False, True])
+def test_a_state_dict_continues_in_the_other_package(train, to_torch, dtype):
+    kwargs = dict(lr=0.05, weight_decay=0.1, eps=(None, 0.01), d=2.0, beta2_decay=-0.5)
+    ours, theirs, third = parameters(dtype, 3)
+    optimizers = [Adafactor(ours, **kwargs), torch.optim.Adafactor(theirs, **kwargs)]
+    train(optimizers, [ours, theirs], steps=5)
+    source, target_class = (optimizers[0], torch.optim.Adafactor) if to_torch else (optimizers[1], Adafactor)
+    resumed = target_class(third, lr=0.5)
+    resumed.load_state_dict(copy.deepcopy(source.state_dict()))  # torch would go on with the very same tensors
+    for p, q in zip(third, ours, strict=True):
+        p.data.copy_(q.detach())
+    train([*optimizers, resumed], [ours, theirs, third], steps=5, seed=2)
+    torch.testing.assert_close(third, theirs, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    assert_state_close(resumed, third, optimizers[1], theirs, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("kwargs", [dict(), dict(foreach=True, maximize=True)], ids=short)
+def test_converts_and_back(train, kwargs, dtype):
+    ours, theirs = parameters(dtype)
+    one, other = torch.optim.Adafactor(ours, **kwargs), torch.optim.Adafactor(theirs, **kwargs)
+    groups = [{name: value for name, value in group.items() if name != "params"} for group in one.param_groups]
+    train([one, other], [ours, theirs], steps=3)
+    from_torch_(one)
+    assert type(one) is Adafactor
+    train([one, other], [ours, theirs], steps=3, seed=2)
+    to_torch_(one)
+    assert type(one) is torch.optim.Adafactor
+    assert [{name: value for name, value in g.items() if name != "params"} for g in one.param_groups] == groups
+    train([one, other], [ours, theirs], steps=3, seed=3)
+    torch.testing.assert_close(ours, theirs, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    assert_state_close(one, ours, other, theirs, TOLERANCE[dtype])
+
+
+def test_8_bit_state_comes_back_in_torchs_dtype_and_shapes(train):
+    (params,) = parameters(torch.bfloat16, 1)
+    optimizer = torch.optim.Adafactor(params)
+    from_torch_(optimizer, state_dtype="int8")
+    train([optimizer], [params], steps=3)
+    to_torch_(optimizer)
+    for p in params:
+        assert set(optimizer.state[p]) == STATES[p.ndim] | {"step"}
+        assert {optimizer.state[p][name].dtype for name in STATES[p.ndim]} == {torch.bfloat16}
+    train([optimizer], [params], steps=3, seed=2)
+    assert all(p.isfinite().all() for p in params)
+
+
+def test_complex_parameters_are_left_to_torch_which_refuses_them_too():
+    params = [torch.ones(2, 2, dtype=torch.complex64, requires_grad=True)]
+    message = r"Adafactor(params=...): every parameter must be real, not complex"
+    assert why_not_convertible(torch.optim.Adafactor(params)) == message
+    params[0].grad = torch.ones_like(params[0])
+    with pytest.raises(RuntimeError, match="complex"):
+        torch.optim.Adafactor(params).step()
+    for given in (params, [("weight", params[0])], [dict(params=params[0])]):
+        with pytest.raises(RuntimeError, match=r"^Adafactor\(params=\.\.\.\): every parameter must be real"):
+            Adafactor(given)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("row_var", (1, 4), r"'row_var' has shape \[1, 4\], its parameter \[3, 4\]"),
+        ("col_var", (3, 4), r"'col_var' has shape \[3, 4\], its parameter \[3, 4\]"),
+        ("variance", (3, 4), r"'variance' has shape \[3, 4\], its parameter \[3, 4\]"),
+    ],
+)
+def test_state_that_does_not_belong_is_refused_and_nothing_changes(name, shape, message, snapshot, train):
+    (params,) = parameters(torch.float32, 1, [(3, 4), (5,)])
+    optimizer = Adafactor(params)
+    train([optimizer], [params], steps=2)
+    state_dict = copy.deepcopy(optimizer.state_dict())
+    state_dict["state"][0][name] = torch.ones(shape)
+    before = snapshot(optimizer)
+    with pytest.raises(ValueError, match=rf"^Adafactor\.load_state_dict: the state {message}\.$"):
+        optimizer.load_state_dict(state_dict)
+    assert snapshot(optimizer) == before
+
+
+def test_state_of_another_shape_put_in_by_hand_is_refused(train):
+    (params,) = parameters(torch.float32, 1, [(3, 4)])
+    optimizer = Adafactor(params)
+    train([optimizer], [params], steps=2)
+    optimizer.state[params[0]]["row_var"] = torch.ones(3, 4)
+    with pytest.raises(ValueError, match=r"^Adafactor\.step: the state 'row_var' has shape \[3, 4\], .* \[3, 4\]\.$"):
+        optimizer.step()
+
+
+# --- stages ---
+
+
+def build(params, fused=None, **kwargs):
+    return Adafactor(params, lr=0.01, **kwargs)
+
+
+@pytest.mark.parametrize("kwargs", [dict(), dict(state_dtype="int8"), dict(rounding="stochastic")], ids=short)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_resumes_bit_for_bit(resumes, dtype, kwargs):
+    resumes(lambda params: build(params, clip=ClipNorm(1.0), average=EMA(0.9), **kwargs), dtype)
+
+
+STAGES = {
+    "norm": dict(clip=ClipNorm(0.5)),
+    "value": dict(clip=ClipValue(0.1)),
+    "per tensor": dict(clip=ClipPerTensor(0.5)),
+    "per unit": dict(clip=ClipUnitwise(0.01)),
+    "l1": dict(l1=0.1),
+    "cautious": dict(cautious=True),
+    "centralize": dict(centralize=True),
+    "stochastic": dict(rounding="stochastic"),
+    "kahan": dict(rounding="kahan"),
+    "bf16 state": dict(state_dtype=torch.bfloat16),
+    "int8 state": dict(state_dtype="int8"),
+}
+
+
+@pytest.mark.parametrize("shape", [(16, 9), (40,)], ids=str)
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_changes_the_step_and_none_by_much(stage, shape, train):
+    dtype = torch.bfloat16 if "rounding" in STAGES[stage] else torch.float32
+    plain, staged = parameters(
+        dtype, 2, [shape, shape]
+    )  # two: one factor for all would cancel out in the second moment
+    one, other = (Adafactor(p, lr=0.01, weight_decay=0.5, **k) for p, k in ((plain, {}), (staged, STAGES[stage])))
+    train([one, other], [plain, staged], steps=9)
+    assert torch.equal(plain[0], staged[0]) == (stage == "centralize" and len(shape) == 1)
+    torch.testing.assert_close(plain, staged, rtol=0, atol=0.3)
+
+
+def test_l1_makes_exact_zeros_and_the_average_is_of_the_parameters():
+    p = torch.tensor([[0.002, 1.0], [-0.002, 2.0]], requires_grad=True)
+    optimizer = Adafactor([p], lr=0.1, l1=0.05, average=EMA(0.5), statistics=True)
+    p.grad = torch.zeros(2, 2)
+    optimizer.step()
+    torch.testing.assert_close(p.detach(), torch.tensor([[0.0, 0.995], [0.0, 1.995]]))
+    first = p.detach().clone()
+    optimizer.step()
+    torch.testing.assert_close(optimizer.state[p]["ema"], (first + p.detach()) / 2)
+    assert optimizer.statistics()[0].param_norm == pytest.approx(p.norm().item(), rel=1e-6)
+
+
+def test_the_gradient_is_clipped_before_the_rule_and_not_written():
+    (params,) = parameters(torch.float64, 1, [(4, 3)])
+    (expected,) = parameters(torch.float64, 1, [(4, 3)])
+    one, other = (
+        Adafactor(params, eps=(1.0, 1e-3), clip=ClipNorm(0.5)),
+        torch.optim.Adafactor(expected, eps=(1.0, 1e-3)),
+    )
+    for seed in range(5):
+        gradient = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        params[0].grad, expected[0].grad = gradient.clone(), gradient.clone()
+        nn.utils.clip_grad_norm_(expected, 0.5)
+        one.step()
+        other.step()
+        assert torch.equal(params[0].grad, gradient)
+    torch.testing.assert_close(params, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16, "int8"], ids=str)
+def test_state_is_held_in_the_dtype_asked_for_and_changes_dtype_when_loaded(state_dtype, train):
+    (params,) = parameters(torch.float32, 1, [(3, 4, 5), (6,)])
+    optimizer = Adafactor(params, state_dtype=state_dtype)
+    train([optimizer], [params], steps=2)
+    held = {"int8": torch.uint8}.get(state_dtype, state_dtype)
+    state = optimizer.state[params[0]]
+    assert (state["row_var"].shape, state["col_var"].shape) == ((3, 4, 1), (3, 1, 5))
+    assert {state["row_var"].dtype, state["col_var"].dtype, optimizer.state[params[1]]["variance"].dtype} == {held}
+    plain = Adafactor(params)
+    plain.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    expected = Adafactor(copy.deepcopy(params))
+    train([expected], [expected.param_groups[0]["params"]], steps=2)
+    for name, value in expected.state[expected.param_groups[0]["params"][0]].items():
+        assert plain.state[params[0]][name].dtype == torch.float32
+        torch.testing.assert_close(plain.state[params[0]][name], value, rtol=0.25, atol=0)  # int8: twice 1/8
+
+
+def test_steps_inside_the_backward_pass():
+    models = [nn.Linear(4, 3).bfloat16() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = [Adafactor(model.parameters(), lr=0.1) for model in models]
+    handle = step_in_backward(optimizers[1])
+    for seed in range(4):
+        x = 1e-3 * torch.randn(8, 4, generator=torch.Generator().manual_seed(seed)).bfloat16()
+        for model, optimizer in zip(models, optimizers, strict=True):
+            model(x).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    handle.remove()
+    assert all(map(torch.equal, models[0].parameters(), models[1].parameters()))
+
+
+def test_a_transposed_parameter_and_a_sparse_gradient():
+    rows = torch.arange(1.0, 13.0).view(3, 4)
+    params = [rows.clone().requires_grad_(), rows.t().contiguous().t().requires_grad_(), rows.clone().requires_grad_()]
+    optimizer = Adafactor(params, lr=0.1)
+    for _ in range(3):
+        gradient = torch.zeros(3, 4).index_fill_(0, torch.tensor([1]), 2.0)
+        for p in params[:2]:
+            p.grad = gradient.clone()
+        params[2].grad = gradient.to_sparse()
+        optimizer.step()
+    torch.testing.assert_close(params[1], params[0])
+    torch.testing.assert_close(params[2], params[0])
+
+
+# --- what it says ---
+
+
+def test_says_which_path_it_takes_and_what_it_moves():
+    model = nn.Linear(100, 50)
+    matrix, vector = Adafactor(model.parameters(), weight_decay=0.1, clip=ClipNorm(1.0)).explain().groups
+    assert (matrix.rule, matrix.stages[-2:]) == ("adafactor", ("update", "decay(0.1)"))
+    assert matrix.path == "reference: the second moment is factored over the whole matrix"
+    assert vector.path == "reference: the rate follows norms of the whole tensor"
+    # g for the clip's norm, the factors, the update's norm and the update; p for its norm, read and written
+    assert matrix.bytes_moved == 4 * (7 * 5000 + 2 * (100 + 50))
+    assert vector.bytes_moved == 4 * (7 * 50 + 2 * 50)
+    assert (matrix.state_dtype, vector.state_dtype) == ("float32", "float32")
+
+
+def test_keeps_numbers_per_row_and_column_only():
+    (params,) = parameters(torch.float32, 1, [(200, 300)])
+    optimizer = Adafactor(params)
+    params[0].grad = torch.ones(200, 300)
+    optimizer.step()
+    assert sum(t.numel() for t in optimizer.state[params[0]].values()) == 200 + 300 + 1
+
+
+def test_learns_the_digits(digits_loss):
+    def model():
+        return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+
+    assert digits_loss(lambda params: Adafactor(params, lr=0.05), steps=200, model=model) < 0.1
+
+
+# --- bad arguments ---
+
+BAD_ARGUMENTS = [
+    dict(lr=-1.0),
+    dict(lr=torch.ones(2)),
+    dict(lr=float("nan")),
+    dict(lr="0.1"),
+    dict(beta2_decay=0.1),
+    dict(beta2_decay=None),
+    dict(eps=(-1.0, 1e-3)),
+    dict(eps=(None, -1.0)),
+    dict(eps=(None, None)),
+    dict(eps=1e-3),
+    dict(d=0.5),
+    dict(weight_decay=-0.1),
+]
+
+
+@pytest.mark.parametrize("kwargs", BAD_ARGUMENTS, ids=short)
+def test_a_bad_argument_raises_what_torch_raises(kwargs):
+    with pytest.raises((ValueError, TypeError)) as theirs:
+        torch.optim.Adafactor([torch.ones(2, requires_grad=True)], **kwargs)
+    with pytest.raises(theirs.type):
+        Adafactor([torch.ones(2, requires_grad=True)], **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(beta2_decay=0.1), r"\(beta2_decay=0\.1\): beta2_decay must be in \(-inf, 0\]\."),
+        (dict(eps=(-1.0, 0.0)), r"\(eps\[0\]=-1\.0\): eps\[0\] must be in \[0, inf\)\."),
+        (dict(eps=(None, -1.0)), r"\(eps\[1\]=-1\.0\): eps\[1\] must be in \[0, inf\)\."),
+        (dict(eps=(None, 0.0, 0.0)), r"\(eps=\(None, 0\.0, 0\.0\)\): eps must be two numbers\."),
+        (dict(d=0.5), r"\(d=0\.5\): d must be in \[1, inf\]\."),
+        (dict(state_dtype=torch.float16), r"\(state_dtype=torch\.float16\): state_dtype must be one of .*"),
+    ],
+    ids=str,
+)
+def test_refuses_in_one_sentence(kwargs, message):
+    with pytest.raises(ValueError, match=rf"^Adafactor{message}$"):
+        Adafactor([torch.ones(2, requires_grad=True)], **kwargs)
