@@ -65,9 +65,7 @@ def cuda_architectures(compiler: str) -> list[str]:
     """-gencode flags: the user's list, or ours as far as this nvcc goes; always PTX of the last for newer devices."""
     listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
     known = subprocess.run([compiler, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
-    ours = [
-        arch for arch in ("8.0", "9.0", "10.0", "12.0") if f"compute_{arch.replace('.', '')}" in known
-    ]
+    ours = [arch for arch in ("8.0", "9.0", "10.0", "12.0") if f"compute_{arch.replace('.', '')}" in known]
     flags = []
     for arch in listed or [*ours[:-1], f"{ours[-1]}+PTX"]:
         number = arch.removesuffix("+PTX").replace(".", "")
