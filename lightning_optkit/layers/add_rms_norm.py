@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Residual connection and root mean square normalization in one pass.
 
-Source: Zhang & Sennrich 2019, "Root Mean Square Layer Normalization" (arXiv 1910.07467), equation 4; dropout:
-Srivastava et al. 2014.
+Source: Zhang & Sennrich 2019, "Root Mean Square Layer Normalization" (arXiv 1910.07467); dropout: Srivastava
+et al. 2014.
 """
 
 from collections.abc import Sequence

@@ -2,7 +2,7 @@
 """Dropout of whole squares of a feature map.
 
 Source: Ghiasi, Lin & Le 2018, "DropBlock: A regularization method for convolutional networks" (arXiv 1810.12890),
-algorithm 1 and equation 1, a mask per channel.
+with a mask per channel.
 """
 
 import torch

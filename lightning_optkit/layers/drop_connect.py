@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dropout of weights instead of activations.
 
-Source: Wan, Zeiler, Zhang, LeCun & Fergus 2013, "Regularization of Neural Networks using DropConnect" (ICML), section
-3; on the recurrent weights of an LSTM: Merity, Keskar & Socher 2018 (arXiv 1708.02182), section 2. As there, weights
-that are kept are scaled up and evaluation uses the mean weights, where Wan et al. sample at inference.
+Source: Wan, Zeiler, Zhang, LeCun & Fergus 2013, "Regularization of Neural Networks using DropConnect" (ICML); on the
+recurrent weights of an LSTM: Merity, Keskar & Socher 2018 (arXiv 1708.02182). As there, weights that are kept are
+scaled up and evaluation uses the mean weights, where Wan et al. sample at inference.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stochastic depth: whole samples of a residual branch are dropped.
 
-Source: Huang, Sun, Liu, Sedra & Weinberger 2016, "Deep Networks with Stochastic Depth" (arXiv 1603.09382), equations
-2 and 5. Differs: the survivors are scaled up in training, where the paper scales down at test time.
+Source: Huang, Sun, Liu, Sedra & Weinberger 2016, "Deep Networks with Stochastic Depth" (arXiv 1603.09382). Differs:
+each sample draws for itself, and the survivors are scaled up in training, where the paper scales down at test time.
 """
 
 import torch
@@ -10,7 +10,29 @@ from torch import Tensor, nn
 
 from lightning_optkit._checks import check_in
 
-__all__ = ["DropPath"]
+__all__ = ["DropPath", "drop_samples"]
+
+
+def drop_samples(x: Tensor, p: float, dim: int = 0) -> Tensor:
+    """`x` with each sample along `dim` zeroed with probability `p`, and the others times 1 / (1 - p).
+
+    Args:
+        x: Has at least one dimension.
+        p: Probability that a sample is dropped, in [0, 1].
+        dim: Dimension of the samples.
+
+    Example:
+        >>> drop_samples(torch.ones(2, 3), p=1.0)
+        tensor([[0., 0., 0.],
+                [0., 0., 0.]])
+    """
+    keep = 1.0 - p
+    shape = [1] * x.dim()
+    shape[dim] = x.shape[dim]
+    # In float32 whatever x is: 16 bits have too few steps for a small probability.
+    survives = torch.rand(shape, dtype=torch.float32, device=x.device) < keep
+    # Scaled before the choice: one rounding in 16 bits, and a dropped infinity is 0.
+    return torch.where(survives, x / keep if keep > 0.0 else x, 0.0)
 
 
 class DropPath(nn.Module):
@@ -60,10 +82,7 @@ class DropPath(nn.Module):
             return x
         if x.dim() == 0:
             raise ValueError("DropPath(x.shape=()): the first dimension of x must be the samples.")
-        keep = 1.0 - self._p
-        survives = torch.rand(x.shape[0], *[1] * (x.dim() - 1), device=x.device) < keep
-        # Scaled before the choice: one rounding in 16 bits, and a dropped infinity is 0.
-        return torch.where(survives, x / keep if keep > 0.0 else x, 0.0)
+        return drop_samples(x, self._p)
 
     def extra_repr(self) -> str:
         """The probability."""

@@ -2,7 +2,7 @@
 """Variational dropout: one mask for all time steps of a sequence.
 
 Source: Gal & Ghahramani 2016, "A Theoretically Grounded Application of Dropout in Recurrent Neural Networks"
-(arXiv 1512.05287), section 4; the name is that of Merity, Keskar & Socher 2018 (arXiv 1708.02182), section 4.2.
+(arXiv 1512.05287); beside DropConnect in LSTMs: Merity, Keskar & Socher 2018 (arXiv 1708.02182).
 """
 
 import torch

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Root mean square normalization.
 
-Source: Zhang & Sennrich 2019, "Root Mean Square Layer Normalization" (arXiv 1910.07467), equation 4.
+Source: Zhang & Sennrich 2019, "Root Mean Square Layer Normalization" (arXiv 1910.07467).
 """
 
 from collections.abc import Sequence

@@ -2,7 +2,7 @@
 """Normalization to one learned length.
 
 Source: Nguyen & Salazar 2019, "Transformers without Tears: Improving the Normalization of Self-Attention"
-(arXiv 1910.05895), equation 5, with its start at the square root of the dimension.
+(arXiv 1910.05895), with its start at the square root of the dimension.
 """
 
 import math

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Converts the normalization layers of an existing model in place.
 
-Source of the default of 32 groups: Wu & He 2018, "Group Normalization" (arXiv 1803.08494), section 3.1.
+Source of the default of 32 groups: Wu & He 2018, "Group Normalization" (arXiv 1803.08494).
 """
 
 from collections import Counter

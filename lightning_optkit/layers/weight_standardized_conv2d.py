@@ -2,7 +2,7 @@
 """Convolution with standardized filters.
 
 Source: Qiao, Wang, Liu, Shen & Yuille 2019, "Micro-Batch Training with Batch-Channel Normalization and Weight
-Standardization" (arXiv 1903.10520), equations 7 and 8.
+Standardization" (arXiv 1903.10520).
 """
 
 from typing import Any

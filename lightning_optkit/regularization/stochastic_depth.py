@@ -6,10 +6,10 @@ Differs from the paper: each example draws for itself, and what is kept is scale
 evaluation, as dropout has it today.
 """
 
-import torch
 from torch import Tensor
 
 from lightning_optkit._checks import check_in, check_int
+from lightning_optkit.layers.drop_path import drop_samples
 
 __all__ = ["linear_drop_rates", "stochastic_depth"]
 
@@ -49,6 +49,7 @@ def stochastic_depth(branch: Tensor, p: float, batch_dim: int = 0) -> Tensor:
     Cost: one random number per example, a read and a write of the branch.
 
     Example:
+        >>> import torch
         >>> stochastic_depth(torch.ones(2, 3), p=0.0)
         tensor([[1., 1., 1.],
                 [1., 1., 1.]])
@@ -58,7 +59,4 @@ def stochastic_depth(branch: Tensor, p: float, batch_dim: int = 0) -> Tensor:
         raise ValueError(f"stochastic_depth(batch_dim={batch_dim}): the branch has {branch.dim()} dimensions.")
     if p == 0:
         return branch
-    shape = [1] * branch.dim()
-    shape[batch_dim] = branch.shape[batch_dim]
-    kept = torch.empty(shape, dtype=branch.dtype, device=branch.device).bernoulli_(1.0 - p)
-    return branch * (kept / (1.0 - p))
+    return drop_samples(branch, p, batch_dim)

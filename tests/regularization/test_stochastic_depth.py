@@ -4,6 +4,7 @@
 import pytest
 import torch
 
+from lightning_optkit.layers import DropPath
 from lightning_optkit.regularization import linear_drop_rates, stochastic_depth
 
 
@@ -26,6 +27,27 @@ def test_whole_examples_are_dropped_and_the_mean_is_kept(batch_dim):
 
 def test_it_keeps_the_dtype():
     assert stochastic_depth(torch.ones(4, 2, dtype=torch.bfloat16), 0.5).dtype == torch.bfloat16
+
+
+def test_bf16_rounds_once():
+    torch.manual_seed(0)
+    branch = torch.randn(64, 8, dtype=torch.bfloat16)
+    dropped = stochastic_depth(branch, 0.3)
+    kept = dropped[:, 0] != 0
+    assert torch.equal(dropped[kept], (branch[kept].double() / 0.7).bfloat16())
+
+
+def test_a_dropped_infinity_is_zero():
+    torch.manual_seed(0)
+    assert set(stochastic_depth(torch.full((100, 2), float("inf")), 0.5).unique().tolist()) == {0.0, float("inf")}
+
+
+def test_it_is_drop_path_in_training():
+    branch = torch.randn(32, 4)
+    torch.manual_seed(0)
+    expected = DropPath(0.3)(branch)
+    torch.manual_seed(0)
+    assert torch.equal(stochastic_depth(branch, 0.3), expected)
 
 
 @pytest.mark.parametrize(
