@@ -15,7 +15,7 @@ from lightning_optkit.layers.rms_norm import RMSNorm, rms_norm
 __all__ = ["become", "disagreement", "fused_class", "give_back", "rounds_twice"]
 
 _CLASSES: dict[tuple[type[nn.Module], bool], type[nn.Module]] = {}
-_OWN = frozenset(vars(nn.Module()))
+_REBASED: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
 
 
 def become(
@@ -24,7 +24,9 @@ def become(
     """Makes `module` an instance of `cls` with these attributes. Returns what `give_back` needs."""
     before = {
         "class": type(module),
-        "attributes": {name: value for name, value in vars(module).items() if name not in _OWN},
+        "became": cls,
+        "attributes": {name: vars(module)[name] for name in attributes if name in vars(module)},
+        "added": [name for name in attributes if name not in vars(module)],
         "buffers": dict(module._buffers),
     }
     vars(module).update(attributes)
@@ -35,15 +37,33 @@ def become(
 
 
 def give_back(module: nn.Module, before: dict[str, Any]) -> None:
-    """Undoes `become`. Parameters stay as they have become in between; buffers that were gone return beside them."""
-    for name in [name for name in vars(module) if name not in _OWN and name not in before["attributes"]]:
-        del vars(module)[name]
+    """Undoes `become`, and nothing else: parameters, and what others have set on the module in between, stay.
+
+    Buffers that were gone return beside the parameters.
+    """
+    for name in before["added"]:
+        vars(module).pop(name, None)
     vars(module).update(before["attributes"])
     device = next((parameter.device for parameter in module.parameters()), None)
     for name, buffer in before["buffers"].items():
         if name not in module._buffers:
             module._buffers[name] = buffer if buffer is None or device is None else buffer.to(device)
-    module.__class__ = before["class"]
+    module.__class__ = _with_base(type(module), before["became"], before["class"])
+
+
+def _with_base(current: type[nn.Module], became: type[nn.Module], original: type[nn.Module]) -> type[nn.Module]:
+    """`original`, in whatever others have wrapped around `became` since.
+
+    `fully_shard` of the layer itself derives a class from its own, and without that class it cannot be resharded.
+    """
+    if became not in current.__bases__:
+        return original
+    if (current, original) not in _REBASED:
+        bases = tuple(original if base is became else base for base in current.__bases__)
+        body = {name: value for name, value in vars(current).items() if name not in ("__dict__", "__weakref__")}
+        name = current.__name__.replace(became.__name__, original.__name__)
+        _REBASED[current, original] = type(current)(name, bases, body)
+    return _REBASED[current, original]
 
 
 def fused_class(original: type[nn.Module], centered: bool) -> type[nn.Module]:

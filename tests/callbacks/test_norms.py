@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_optkit.callbacks import Fuse
+from lightning_optkit.callbacks import ExactResume, Fuse
 from lightning_optkit.layers import LayerNorm, RMSNorm
 
 pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`")
@@ -16,10 +16,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`
 class Normed(pl.LightningModule):
     """Makes its norms in __init__, setup or configure_model."""
 
-    def __init__(self, where="init", fails=False):
+    def __init__(self, where="init"):
         super().__init__()
         torch.manual_seed(0)
-        self.net, self.where, self.fails, self.losses, self.seen = nn.Linear(4, 64), where, fails, [], []
+        self.net, self.where, self.losses, self.seen = nn.Linear(4, 64), where, [], []
         self.norm = None
         if where == "init":
             self.make()
@@ -35,8 +35,6 @@ class Normed(pl.LightningModule):
 
     def training_step(self, batch, batch_idx):
         self.seen.append([type(norm) for norm in self.norm[:2]])
-        if self.fails:
-            raise RuntimeError("on purpose")
         loss = nn.functional.mse_loss(self.norm(self.net(batch[0])), batch[1])
         self.losses.append(loss.item())
         return loss
@@ -68,11 +66,114 @@ def test_norms_are_fused_wherever_they_are_made_and_torchs_afterwards(where, fit
     plain.load_state_dict(fused.state_dict())
 
 
-def test_norms_come_back_after_an_exception(fit):
-    module = Normed(fails=True)
-    with pytest.raises(RuntimeError, match="on purpose"):
-        fit(module, Fuse())
-    assert module.seen == [[LayerNorm, RMSNorm]] and type(module.norm[0]) is nn.LayerNorm
+class TheirNorm(nn.LayerNorm):
+    """A norm of another package."""
+
+
+class Failing(Normed):
+    """Raises `OnPurpose` in the method or hook `where`, norms of all kinds in place."""
+
+    def __init__(self, fails_in):
+        super().__init__()
+        self.norm.insert(2, TheirNorm(64))
+        self.fails_in = fails_in
+
+    def maybe_fail(self, where):
+        self.seen.append([type(norm).__name__ for norm in self.norm[:3]])
+        if where == self.fails_in:
+            raise OnPurpose
+
+    def setup(self, stage):
+        self.maybe_fail("setup")
+
+    def configure_model(self):
+        self.maybe_fail("configure_model")
+
+    def configure_optimizers(self):
+        self.maybe_fail("configure_optimizers")
+        return super().configure_optimizers()
+
+    def training_step(self, batch, batch_idx):
+        self.maybe_fail("training_step")
+        return nn.functional.mse_loss(self.norm(self.net(batch[0])), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        self.maybe_fail("validation_step")
+
+    def on_train_end(self):
+        self.maybe_fail("on_train_end")
+
+
+class OnPurpose(Exception):
+    pass
+
+
+FUSED, TORCHS = ["LayerNorm", "RMSNorm", "FusedTheirNorm"], [nn.LayerNorm, nn.RMSNorm, TheirNorm]
+
+
+@pytest.mark.parametrize(
+    "fails_in", ["setup", "configure_model", "configure_optimizers", "training_step", "validation_step", "on_train_end"]
+)
+def test_every_norm_is_what_it_was_after_an_exception(fails_in, fit):
+    module = Failing(fails_in)
+    with pytest.raises(OnPurpose):
+        fit(module, Fuse(), limit_val_batches=1, num_sanity_val_steps=0)
+    assert module.seen[-1] == (FUSED if fails_in != "setup" else ["LayerNorm", "RMSNorm", "TheirNorm"])
+    assert [type(norm) for norm in module.norm[:3]] == TORCHS
+    assert not {"setup", "configure_model", "configure_optimizers"} & set(vars(module))
+
+
+class Sequences(Normed):
+    """Rows enough for the kernels, and dropout, so that a resumed run must draw the same numbers."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        self.norm.insert(1, nn.Dropout(dropout))
+        self.gradients = []
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        x = x[:, None] * torch.linspace(-1, 1, 300)[:, None]
+        return nn.functional.mse_loss(self.norm(self.net(x)), y[:, None].expand(-1, 300, -1))
+
+    def on_before_optimizer_step(self, optimizer):
+        self.gradients.append([p.grad.clone() for p in self.parameters()])
+
+
+@pytest.mark.parametrize("other", ["torch's norms", "whole batches"])
+def test_accumulated_gradients_are_those_of_torchs_norms_and_of_whole_batches(other, make_trainer, data):
+    fused, expected = Sequences(), Sequences()
+    make_trainer(Fuse()).fit(fused, data())
+    if other == "whole batches":
+        make_trainer(Fuse(), accumulate_grad_batches=1).fit(expected, data(4))
+    else:
+        make_trainer(Fuse(norms=False)).fit(expected, data())
+    assert len(fused.gradients) == len(expected.gradients) == 6  # two steps in each of three epochs
+    torch.testing.assert_close(fused.gradients, expected.gradients, rtol=0, atol=1e-5)
+
+
+class SaveInTheMiddle(pl.Callback):
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == (1, 1):
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+def test_resumed_in_mid_epoch_equals_uninterrupted_bit_for_bit(make_trainer, data, tmp_path):
+    path, states = tmp_path / "middle.ckpt", []
+    for saves in (True, False):
+        torch.manual_seed(1 if saves else 99)
+        module = Sequences(dropout=0.5)
+        torch.manual_seed(2 if saves else 98)
+        trainer = make_trainer(Fuse(), ExactResume(), *([SaveInTheMiddle(path)] if saves else []))
+        shuffled = DataLoader(data().dataset, batch_size=2, shuffle=True)
+        trainer.fit(module, shuffled, ckpt_path=None if saves else path)
+        states.append((module.state_dict(), trainer.optimizers[0].state_dict(), module.gradients[-3:]))
+    torch.testing.assert_close(states[1], states[0], rtol=0, atol=0)
+    assert trainer.global_step == 6
 
 
 def test_norms_stay_when_told_so(fit):

@@ -62,3 +62,14 @@ def test_an_infinite_gradient_on_one_rank_skips_the_step_on_both(ranks):
     for result in ranks["skip"]:
         assert {float(state["step"]) for state in result["state"].values()} == {5.0}
         assert {float(state["num_averaged"]) for state in result["state"].values()} == {3.0}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", ["norms", "sharded norms"])
+def test_fused_norms_equal_torchs_and_are_given_back(ranks, case):
+    with torch.random.fork_rng():
+        _, torchs = worker.run(**worker.CASES[case], fuse_norms=False)
+    assert torchs.pop("fused") == 0 and torchs.pop("torchs")
+    for result in ranks[case]:
+        assert result["fused"] == 12 and result["torchs"]
+        torch.testing.assert_close({name: result[name] for name in torchs}, torchs, rtol=0, atol=TOLERANCE)

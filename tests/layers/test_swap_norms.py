@@ -170,6 +170,25 @@ def test_only_some(only):
     assert [row.name for row in swaps.rows] == ["encoder.0"] and type(model["decoder"][0]) is nn.LayerNorm
 
 
+@pytest.mark.parametrize("original", [nn.LayerNorm, TwiceRoundedRMSNorm])
+def test_undo_keeps_what_others_have_derived_and_set_since(original):
+    """As `fully_shard` of the layer itself does: its methods live on a class derived from the layer's own."""
+    norm, twin = original(8), original(8)
+    swaps = swap_norms(norm, "layer" if original is nn.LayerNorm else "rms")
+    became = type(norm)
+
+    class Mixin:
+        def reshard(self):
+            return "resharded"
+
+    norm.__class__ = type(f"FSDP{became.__name__}", (Mixin, became), {"__deepcopy__": None})
+    norm.note = "theirs"
+    swaps.undo()
+    assert type(norm).__bases__ == (Mixin, original) and type(norm).__deepcopy__ is None
+    assert norm.reshard() == "resharded" and type(norm).__name__ == f"FSDP{original.__name__}"
+    assert vars(norm).keys() == vars(twin).keys() | {"note"}
+
+
 def test_prints_as_a_table():
     text = str(swap_norms(nn.Sequential(nn.LayerNorm((2, 4)), TwiceRoundedRMSNorm(8)), "layer"))
     assert text.splitlines()[0].split() == ["name", "from", "to", "shape", "note"]
