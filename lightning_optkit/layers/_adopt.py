@@ -62,8 +62,7 @@ def _with_base(current: type[nn.Module], became: type[nn.Module], original: type
         bases = tuple(original if base is became else base for base in current.__bases__)
         body = {name: value for name, value in vars(current).items() if name not in ("__dict__", "__weakref__")}
         name = current.__name__.replace(became.__name__, original.__name__)
-        metaclass: Any = type(current)
-        _REBASED[current, original] = metaclass(name, bases, body)
+        _REBASED[current, original] = type(name, bases, body)
     return _REBASED[current, original]
 
 
