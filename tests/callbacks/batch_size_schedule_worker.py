@@ -4,6 +4,7 @@
 Usage: python batch_size_schedule_worker.py FILE PROCESSES. Lightning starts the second process.
 """
 
+import os
 import sys
 import warnings
 
@@ -62,3 +63,6 @@ if __name__ == "__main__":
     *_, full = train(processes, BatchRegime("full"))
     if rank == 0:
         torch.save(dict(weights=weights, full=full, steps=steps, samples=grows.samples_seen), path)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # the other process has saved what it found, too
+    os._exit(0)  # threads of gloo are still there; at an ordinary exit they now and then abort a process that is done

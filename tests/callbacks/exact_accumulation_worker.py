@@ -4,6 +4,7 @@
 Usage: python exact_accumulation_worker.py PATH PROCESSES. Lightning starts the second process.
 """
 
+import os
 import sys
 import warnings
 
@@ -70,3 +71,6 @@ if __name__ == "__main__":
     trainer.fit(module)
     if trainer.global_rank == 0:
         torch.save(module.state_dict(), path)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # the other process has saved what it found, too
+    os._exit(0)  # threads of gloo are still there; at an ordinary exit they now and then abort a process that is done

@@ -4,6 +4,7 @@
 Usage: python exact_resume_worker.py FOLDER. Lightning starts the second process.
 """
 
+import os
 import sys
 import warnings
 
@@ -68,3 +69,6 @@ if __name__ == "__main__":
     for name in ("whole", "resumed"):
         rank, result = run(sys.argv[1], f"{sys.argv[1]}/middle.ckpt" if name == "resumed" else None)
         torch.save(result, f"{sys.argv[1]}/{name} {rank}.pt")
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # the other process has saved what it found, too
+    os._exit(0)  # threads of gloo are still there; at an ordinary exit they now and then abort a process that is done

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains with each kind of clip, folded and not, on one or two processes, and saves the weights.
+"""Trains with clips, folded and not, on one process, two (DDP), or with sharded parameters (FSDP2); saves the weights.
 
 Usage: python gradient_clipping_worker.py OUTPUT WORLD_SIZE. Lightning starts the second process.
 """
 
+import os
 import sys
 import warnings
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_optkit.callbacks import Fuse, GradientClipping
@@ -20,10 +22,17 @@ GLOBAL_BATCH = 4
 
 
 class Regression(pl.LightningModule):
-    def __init__(self):
+    def __init__(self, shards):
         super().__init__()
+        self.shards = shards
         torch.manual_seed(0)
         self.net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+
+    def configure_model(self):
+        if self.shards:
+            for layer in (self.net[0], self.net[2]):
+                if not isinstance(layer, FSDPModule):
+                    fully_shard(layer, mesh=self.device_mesh["data_parallel"])
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
@@ -39,17 +48,22 @@ class Regression(pl.LightningModule):
         return DataLoader(data, batch_size=GLOBAL_BATCH // self.trainer.world_size, sampler=sampler)
 
 
-def run(callbacks, world_size):
+def strategy_of(world_size, shards):
+    if shards:
+        return ModelParallelStrategy(world_size, 1, process_group_backend="gloo")
+    return DDPStrategy(process_group_backend="gloo", start_method="popen") if world_size > 1 else "auto"
+
+
+def run(callbacks, world_size, shards):
     """Two epochs of two steps of two batches."""
-    strategy = DDPStrategy(process_group_backend="gloo", start_method="popen") if world_size > 1 else "auto"
-    module = Regression()
+    module = Regression(shards)
     trainer = pl.Trainer(
         callbacks=callbacks,
         max_epochs=2,
         accumulate_grad_batches=2,
         accelerator="cpu",
         devices=world_size,
-        strategy=strategy,
+        strategy=strategy_of(world_size, shards),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -57,7 +71,8 @@ def run(callbacks, world_size):
         use_distributed_sampler=False,
     )
     trainer.fit(module)
-    return trainer, {name: p.detach().clone() for name, p in module.named_parameters()}
+    weights = {name: p.detach() for name, p in module.named_parameters()}
+    return trainer, {name: (p.full_tensor() if shards else p).clone() for name, p in weights.items()}
 
 
 def main(output, world_size):
@@ -66,11 +81,17 @@ def main(output, world_size):
     results = []
     for clip in (ClipUnitwise(0.02), AutoClip(30)):
         for others in ([Fuse(verbose=False)], []):
-            trainer, weights = run([GradientClipping(clip), *others], world_size)
-            results.append(weights)
+            for shards in [False, True] if world_size > 1 else [False]:
+                if shards and others and isinstance(clip, ClipUnitwise):
+                    continue  # a step over shards refuses it
+                trainer, weights = run([GradientClipping(clip), *others], world_size, shards)
+                results.append((f"{clip!r} {'folded' if others else 'own pass'}", shards, weights))
     if trainer.is_global_zero:
         torch.save(results, output)
 
 
 if __name__ == "__main__":
     main(sys.argv[1], int(sys.argv[2]))
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # the other process has saved what it found, too
+    os._exit(0)  # threads of gloo are still there; at an ordinary exit they now and then abort a process that is done

@@ -167,8 +167,11 @@ def test_two_processes_equal_one(tmp_path):
         command = [sys.executable, str(worker), str(tmp_path / f"{world_size}.pt"), str(world_size)]
         subprocess.run(command, check=True, env=environment, timeout=300)
     one, two = (torch.load(tmp_path / f"{world_size}.pt") for world_size in (1, 2))
-    assert len(one) == 4
-    torch.testing.assert_close(two, one, rtol=0, atol=1e-6)
+    expected = {name: weights for name, _, weights in one}
+    assert len(expected) == 4
+    assert [shards for _, shards, _ in two] == [False, False, True, False, True, False, True]
+    for name, _, weights in two:  # both with copies of the parameters and with shards of them
+        torch.testing.assert_close(weights, expected[name], rtol=0, atol=1e-6, msg=name)
 
 
 # --- bad input ---

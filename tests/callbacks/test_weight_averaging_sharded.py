@@ -68,6 +68,14 @@ def test_two_processes_equal_one_with_the_same_global_batch(ranks, case, tmp_pat
     assert list(actual["seen"]) == [2, 4, 6]
 
 
+@pytest.mark.parametrize("case", [case for case in worker.CASES if case.startswith("ddp")])
+def test_both_ranks_know_the_snapshots_that_one_of_them_wrote(ranks, case):
+    first, second = ranks[case]
+    assert first["snapshots"] == second["snapshots"]
+    steps = [torch.load(path, weights_only=True)["global_step"] for path in first["snapshots"]]
+    assert steps == [2, 4, 6]
+
+
 @pytest.mark.parametrize("case", SHARDED)
 def test_the_average_lives_on_the_shard(ranks, case):
     for result in ranks[case]:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_optkit.averaging import EMA, LAWA, SWA
-from lightning_optkit.callbacks import Fuse, WeightAveraging
+from lightning_optkit.callbacks import Fuse, SnapshotEnsemble, WeightAveraging
 
 
 class Regression(pl.LightningModule):
@@ -120,7 +120,8 @@ def run(folder, strategy, average, second=None, fuse=False, norm=False, update_b
     averages = make(average, second, update_bn=update_bn)
     module = Regression(norm, shards)
     fused = [Fuse(verbose=False)] if fuse else []
-    trainer = trainer_of(strategy, [*fused, *averages], keep)
+    snapshots = [SnapshotEnsemble(2, folder / "snapshots")] if strategy == "ddp" else []
+    trainer = trainer_of(strategy, [*fused, *averages, *snapshots], keep)
     trainer.fit(module)
     state = trainer.optimizers[0].state[next(module.parameters())]
     result = {
@@ -129,6 +130,7 @@ def run(folder, strategy, average, second=None, fuse=False, norm=False, update_b
         "second": {n: full(a) for n, a in averages[-1].averaged_parameters(module).items()},
         "local shapes": {n: tuple(t.to_local().shape) for n, t in state.items() if hasattr(t, "to_local")},
         "explained": [a.explain() for a in averages],
+        "snapshots": [str(path) for ensemble in snapshots for path in ensemble.paths],
     }
     if shards:
         again = make(average, second, update_bn=update_bn)
@@ -159,3 +161,6 @@ def main(folder, *cases):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     main(*sys.argv[1:])
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # the other process has saved what it found, too
+    os._exit(0)  # threads of gloo are still there; at an ordinary exit they now and then abort a process that is done
