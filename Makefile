@@ -18,7 +18,7 @@ demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile -m 'not slow and not gpu'
+	$(BIN)/python -m pytest -q -m 'not slow and not gpu'
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m 'slow'
