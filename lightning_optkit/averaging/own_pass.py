@@ -14,6 +14,7 @@ from lightning_optkit.averaging.ema import EMA
 from lightning_optkit.averaging.lawa import LAWA
 from lightning_optkit.averaging.swa import SWA
 from lightning_optkit.step import Average
+from lightning_optkit.step.shards import local
 
 __all__ = ["AnyAverage", "averages_of", "protect_average", "read_average", "update_average_", "update_tensors_"]
 
@@ -124,12 +125,7 @@ def _weighted(
     else:
         kept = average.decay if decay is None else decay
         weight = 1.0 - kept if average.kind == 1 else 1.0 / (so_far + 1.0)
-    return weight, _local(held), _local(tensor.detach())
-
-
-def _local(tensor: Tensor) -> Tensor:
-    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return local
+    return weight, local(held), local(tensor.detach())
 
 
 @torch.no_grad()

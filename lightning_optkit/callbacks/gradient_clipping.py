@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -19,6 +18,7 @@ from torch.optim import Optimizer
 
 from lightning_optkit.callbacks._overrides import override, restore
 from lightning_optkit.clipping import AutoClip, ClipNorm, ClipPerTensor, ClipUnitwise, ClipValue, ZClip
+from lightning_optkit.clipping._gradients import gradients, norm_of
 from lightning_optkit.step import LearningClip, OnePassOptimizer
 
 __all__ = ["GradientClipping"]
@@ -174,11 +174,11 @@ class GradientClipping(Callback):
     def _clip(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
         params = [p for group in optimizer.param_groups for p in group["params"]]
         measures = bool(trainer.loggers) and self._is_log_step(trainer, trainer.global_step + 1)
-        before = _norm(params) if measures else None
+        before = norm_of(gradients(params)) if measures else None
         self._called[optimizer](params)
         if before is None:
             return
-        after = _norm(params)
+        after = norm_of(gradients(params))
         self._num_measured += 1
         self._num_clipped += bool(after < before * (1 - 1e-6))
         share = self._num_clipped / self._num_measured
@@ -209,9 +209,3 @@ def _values_of(optimizer: OnePassOptimizer) -> dict[str, float]:
     if progress.grad_norm is None or progress.grad_norm_clipped is None:
         return {}  # a clip by value asks for no norm, and counts nothing
     return {"grad_norm": progress.grad_norm, "grad_norm_clipped": progress.grad_norm_clipped, **share}
-
-
-def _norm(params: list[Tensor]) -> Tensor:
-    norm = torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
-    full: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-    return full

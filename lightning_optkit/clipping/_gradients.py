@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The gradients that a clip called by itself works on."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-__all__ = ["gradients", "norm_of"]
+__all__ = ["gradients", "norm_of", "scale_to_bound_"]
 
 
 def gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
@@ -21,3 +21,14 @@ def norm_of(grads: list[Tensor]) -> Tensor:
     norm = torch.nn.utils.get_total_norm(grads) if grads else torch.zeros(())
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     return norm.to(torch.promote_types(norm.dtype, torch.float32))
+
+
+@torch.no_grad()
+def scale_to_bound_(parameters: Iterable[Tensor], norm_bound: Callable[[Tensor], Tensor]) -> Tensor:
+    """Scales the gradients of `parameters` by one factor, to the bound for their global norm; returns that norm."""
+    grads = gradients(parameters)
+    norm = norm_of(grads)
+    coefficient = (norm_bound(norm) / (norm + 1e-6)).clamp(max=1.0)
+    for grad in grads:
+        grad.mul_(coefficient.to(grad.device))
+    return norm

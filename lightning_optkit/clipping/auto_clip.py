@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_optkit._checks import check_in, check_int
-from lightning_optkit.clipping._gradients import gradients, norm_of
+from lightning_optkit.clipping._gradients import scale_to_bound_
 from lightning_optkit.step import ClipBounds
 
 __all__ = ["AutoClip"]
@@ -76,19 +76,13 @@ class AutoClip:
         self._seen = self._seen + is_finite
         return torch.nanquantile(self._history, self.percentile / 100.0)
 
-    @torch.no_grad()
     def __call__(self, parameters: Iterable[Tensor]) -> Tensor:
         """Clips the gradients of `parameters` in place, for use with any other optimizer.
 
         Returns:
             Their norm before clipping, 0-d.
         """
-        grads = gradients(parameters)
-        norm = norm_of(grads)
-        coefficient = (self.norm_bound(norm) / (norm + 1e-6)).clamp(max=1.0)
-        for grad in grads:
-            grad.mul_(coefficient.to(grad.device))
-        return norm
+        return scale_to_bound_(parameters, self.norm_bound)
 
     def state_dict(self) -> dict[str, Any]:
         """The history: `history`, shape (window,), NaN where nothing was seen, and `seen`, how many norms in all."""

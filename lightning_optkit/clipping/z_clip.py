@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_optkit._checks import check_in, check_int
-from lightning_optkit.clipping._gradients import gradients, norm_of
+from lightning_optkit.clipping._gradients import scale_to_bound_
 from lightning_optkit.step import ClipBounds
 
 __all__ = ["ZClip"]
@@ -87,19 +87,13 @@ class ZClip:
         deviation = torch.where(seen < self.warmup_steps, (norm - mean) * (norm - new_mean), (norm - new_mean).square())
         return torch.stack([new_mean, kept * variance + (1 - kept) * deviation, seen + 1])
 
-    @torch.no_grad()
     def __call__(self, parameters: Iterable[Tensor]) -> Tensor:
         """Clips the gradients of `parameters` in place, for use with any other optimizer.
 
         Returns:
             Their norm before clipping, 0-d.
         """
-        grads = gradients(parameters)
-        norm = norm_of(grads)
-        coefficient = (self.norm_bound(norm) / (norm + 1e-6)).clamp(max=1.0)
-        for grad in grads:
-            grad.mul_(coefficient.to(grad.device))
-        return norm
+        return scale_to_bound_(parameters, self.norm_bound)
 
     def state_dict(self) -> dict[str, Any]:
         """Mean, variance and number of the norms seen: `learned`, shape (3,)."""

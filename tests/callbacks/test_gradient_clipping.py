@@ -93,7 +93,7 @@ def test_logs_norms_and_how_often_it_clipped(regression, fit, callbacks, tmp_pat
 def test_nothing_is_measured_without_a_logger(regression, fit, monkeypatch):
     from lightning_optkit.callbacks import gradient_clipping
 
-    monkeypatch.setattr(gradient_clipping, "_norm", lambda _: pytest.fail("measured for nobody"))
+    monkeypatch.setattr(gradient_clipping, "norm_of", lambda _: pytest.fail("measured for nobody"))
     fit(regression(sgd), GradientClipping(ClipValue(0.1)))
 
 
