@@ -9,11 +9,18 @@ import warnings
 from pathlib import Path
 from types import ModuleType
 
-import torch  # noqa: F401  (the extension finds libtorch already loaded)
+import torch  # also: the extension finds libtorch already loaded
 
 from lightning_optkit._checks import check_one_of
 
-__all__ = ["cuda_library", "extension", "missing_reason", "warn_once_if_missing", "why_no_cuda_kernels"]
+__all__ = [
+    "cuda_library",
+    "extension",
+    "has_exchange",
+    "missing_reason",
+    "warn_once_if_missing",
+    "why_no_cuda_kernels",
+]
 
 
 def _load() -> tuple[ModuleType | None, str]:
@@ -30,7 +37,14 @@ def _load() -> tuple[ModuleType | None, str]:
     return _C, ""
 
 
+def _open_exchange() -> bool:
+    capsule = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+    return extension is not None and capsule is not None and bool(extension.open_exchange(capsule))
+
+
 extension, missing_reason = _load()
+has_exchange = _open_exchange()
+"""Whether the plan can look at tensors by DLPack's C exchange API, which an older torch lacks."""
 _warned = False
 
 

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings/device.h"
+#include "bindings/exchange.h"
 #include "bindings/plan.h"
 #include "cpu/memory.h"
 
@@ -125,6 +126,12 @@ PYBIND11_MODULE(_C, m) {
            py::arg("num_averaged"), py::arg("sizes"), py::arg("strides"), py::arg("param_type"), py::arg("state_type"),
            py::arg("average_type"), py::arg("group"), py::arg("tensor_index"))
       .def("set_active", &Plan::set_active, py::arg("indices"))
+      .def(
+          "bind",
+          [](Plan& plan, py::list params, py::list grads) {
+            return optkit::bind_lists(plan, params.ptr(), grads.ptr());
+          },
+          py::arg("params"), py::arg("grads"))
       .def("set_groups", &Plan::set_groups, py::arg("rows"))
       .def("norm",
            [](Plan& plan) {
@@ -155,6 +162,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("GROUP_FIELDS") =
       std::vector<std::string>(optkit::kGroupFields, optkit::kGroupFields + optkit::kNumGroupFields);
   m.def("rules", &rules);
+  m.def("open_exchange", [](py::capsule capsule) { return optkit::open_exchange(capsule.ptr()); }, py::arg("capsule"));
   m.def("open_cuda", &optkit::open_cuda, py::arg("path"));
   m.def("cuda_architectures", [] { return std::string(optkit::cuda_api().architectures); });
   m.def("cpu_isa", [] { return std::string(optkit::active_kernels().isa); });

@@ -46,20 +46,6 @@ class TensorList {
   StableListHandle handle_;
 };
 
-// Has the parameter's memory, shape or order of dimensions changed since the plan was built?
-bool has_moved(AtenTensorHandle param, const TensorSlot& slot, const Shape& shape) {
-  void* data = nullptr;
-  int64_t dim = 0, *sizes = nullptr, *strides = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(param, &data));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(param, &dim));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(param, &sizes));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(param, &strides));
-  if (data != slot.param || dim != static_cast<int64_t>(shape.sizes.size())) return true;
-  for (int64_t d = 0; d < dim; ++d)
-    if (sizes[d] != shape.sizes[d] || strides[d] != shape.strides[d]) return true;
-  return false;
-}
-
 bool to_dtype(int32_t code, DType* dtype) {
   static const int32_t float32 = aoti_torch_dtype_float32(), bfloat16 = aoti_torch_dtype_bfloat16(),
                        float16 = aoti_torch_dtype_float16(), float64 = aoti_torch_dtype_float64();
@@ -76,51 +62,39 @@ bool to_dtype(int32_t code, DType* dtype) {
   return true;
 }
 
-// Can the gradient be walked with the parameter's own index? Strides of dimensions of size 1 mean nothing.
-Misfit compare(const Shape& param, AtenTensorHandle grad, int32_t device_type, TensorSlot* slot) {
-  int64_t dim = 0, *sizes = nullptr, *strides = nullptr;
-  int32_t dtype = 0, grad_device = 0;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(grad, &dim));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(grad, &sizes));
-  if (dim != static_cast<int64_t>(param.sizes.size())) return Misfit::kShape;
-  for (int64_t d = 0; d < dim; ++d)
-    if (param.sizes[d] != sizes[d]) return Misfit::kShape;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(grad, &grad_device));
-  if (grad_device != device_type) return Misfit::kDevice;
-  int32_t layout = 0;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(grad, &layout));
-  if (layout != aoti_torch_layout_strided()) return Misfit::kLayout;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(grad, &dtype));
-  DType grad_type = slot->grad_type;
-  if (!to_dtype(dtype, &grad_type)) return Misfit::kDType;
-  if ((grad_type == DType::kFloat64) != (slot->param_type == DType::kFloat64)) return Misfit::kDType;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(grad, &strides));
-  for (int64_t d = 0; d < dim; ++d)
-    if (sizes[d] > 1 && param.strides[d] != strides[d]) return Misfit::kLayout;
-  void* data = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(grad, &data));
-  slot->grad = data;
-  slot->grad_type = grad_type;
-  return Misfit::kNone;
+TensorView view(AtenTensorHandle tensor) {
+  TensorView result = {};
+  int32_t layout = 0, dtype = 0, device_type = 0;
+  int64_t *sizes = nullptr, *strides = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(tensor, &layout));
+  result.is_strided = layout == aoti_torch_layout_strided();
+  if (!result.is_strided) return result;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(tensor, &result.dim));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(tensor, &sizes));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(tensor, &strides));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor, &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor, &dtype));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(tensor, &result.data));
+  result.sizes = sizes;
+  result.strides = strides;
+  result.on_cpu = device_type == aoti_torch_device_type_cpu();
+  result.on_cuda = device_type == aoti_torch_device_type_cuda();
+  result.has_dtype = to_dtype(dtype, &result.dtype);
+  return result;
 }
 
 // plan_bind(plan, params, grads): points the plan at this step's gradients of its active parameters. Returns -1, or
-// 8 * (place in the list) + Misfit for the first one that does not fit.
+// 8 * (place in the list) + Misfit for the first one that does not fit. For a torch without what exchange.h needs.
 void plan_bind(StableIValue* stack, uint64_t, uint64_t) {
   Plan* plan = Plan::find(to<int64_t>(stack[0]));
   const TensorList params(stack[1]), grads(stack[2]);
   STD_TORCH_CHECK(plan != nullptr, "plan_bind: no such plan.");
   STD_TORCH_CHECK(params.size == plan->active.size() && grads.size == params.size,
                   "plan_bind: needs one gradient for each active parameter.");
-  const int32_t device_type = plan->device < 0 ? aoti_torch_device_type_cpu() : aoti_torch_device_type_cuda();
   int64_t result = -1;
   for (size_t i = 0; i < params.size && result < 0; ++i) {
-    const int place = plan->active[i];
-    TensorSlot& slot = plan->tensors[place];
     const AtenTensorHandle param = params.take(i), grad = grads.take(i);
-    const Misfit misfit = has_moved(param, slot, plan->shapes[place])
-                              ? Misfit::kParamMoved
-                              : compare(plan->shapes[place], grad, device_type, &slot);
+    const Misfit misfit = plan->point_at(plan->active[i], view(param), view(grad));
     TORCH_ERROR_CODE_CHECK(aoti_torch_delete_tensor_object(param));
     TORCH_ERROR_CODE_CHECK(aoti_torch_delete_tensor_object(grad));
     if (misfit != Misfit::kNone) result = 8 * static_cast<int64_t>(i) + static_cast<int64_t>(misfit);

@@ -27,6 +27,27 @@ int rule_id(const std::string& name) {
   throw std::invalid_argument("Plan(rule='" + name + "'): no such rule is compiled.");
 }
 
+// Has the parameter's memory, shape or order of dimensions changed since the plan was built?
+bool has_moved(const TensorView& param, const void* data, const Shape& shape) {
+  if (!param.is_strided || param.data != data || param.dim != static_cast<int64_t>(shape.sizes.size())) return true;
+  for (int64_t d = 0; d < param.dim; ++d)
+    if (param.sizes[d] != shape.sizes[d] || param.strides[d] != shape.strides[d]) return true;
+  return false;
+}
+
+// Can the gradient be walked with the parameter's own index? Strides of dimensions of size 1 mean nothing.
+Misfit compare(const Shape& param, const TensorView& grad, const TensorSlot& slot, bool on_cuda) {
+  if (!grad.is_strided || (grad.data == nullptr && slot.numel > 0)) return Misfit::kLayout;
+  if (grad.dim != static_cast<int64_t>(param.sizes.size())) return Misfit::kShape;
+  for (int64_t d = 0; d < grad.dim; ++d)
+    if (param.sizes[d] != grad.sizes[d]) return Misfit::kShape;
+  if (!(on_cuda ? grad.on_cuda : grad.on_cpu)) return Misfit::kDevice;
+  if (!grad.has_dtype || (grad.dtype == DType::kFloat64) != (slot.param_type == DType::kFloat64)) return Misfit::kDType;
+  for (int64_t d = 0; d < grad.dim; ++d)
+    if (grad.sizes[d] > 1 && param.strides[d] != grad.strides[d]) return Misfit::kLayout;
+  return Misfit::kNone;
+}
+
 }  // namespace
 
 Plan::Plan(const std::string& rule, bool is_double, int cuda_device)
@@ -64,6 +85,16 @@ void Plan::set_active(const std::vector<int>& indices) {
   active = indices;
   uploaded_ = false;
   if (device < 0) cpu_.layout(tensors);
+}
+
+Misfit Plan::point_at(int place, const TensorView& param, const TensorView& grad) {
+  TensorSlot& slot = tensors[place];
+  if (has_moved(param, slot.param, shapes[place])) return Misfit::kParamMoved;
+  const Misfit misfit = compare(shapes[place], grad, slot, device >= 0);
+  if (misfit != Misfit::kNone) return misfit;
+  slot.grad = grad.data;
+  slot.grad_type = grad.dtype;
+  return Misfit::kNone;
 }
 
 void Plan::set_groups(const std::vector<std::vector<double>>& rows) {

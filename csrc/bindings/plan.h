@@ -20,6 +20,15 @@ struct Shape {
   std::vector<int64_t> sizes, strides;
 };
 
+// What a plan looks at of a tensor, however Python handed it over. A sparse one is not strided, and shows nothing else.
+struct TensorView {
+  bool is_strided, on_cpu, on_cuda, has_dtype;  // has_dtype: it is one of DType
+  DType dtype;
+  void* data;
+  int64_t dim;
+  const int64_t *sizes, *strides;
+};
+
 struct Norm {
   double grad_sq;    // of all active gradients, before unscaling
   double nonfinite;  // elements
@@ -38,6 +47,8 @@ class Plan {
 
   void add_tensor(const TensorSlot& slot, Shape shape);
   void set_active(const std::vector<int>& indices);
+  // Points tensor `place` at this step's gradient, if parameter and gradient are such that both can be walked.
+  Misfit point_at(int place, const TensorView& param, const TensorView& grad);
   void set_groups(const std::vector<std::vector<double>>& rows);
 
   Norm norm();

@@ -4,120 +4,186 @@
 #pragma once
 
 #include "core/pipeline.h"
-#include "cpu/access.h"
 #include "cpu/code_loop.h"
 #include "cpu/launch.h"
+#include "cpu/wide.h"
 
 namespace optkit {
 namespace OPTKIT_ISA {
 
 template <class S>
-struct VectorSums {
-  Vec<S> grad_sq{S(0)}, param_sq{S(0)}, update_sq{S(0)};
-  LaneCounter<S> nonfinite, lost;
+struct WideSums {
+  Wide<S> grad_sq{S(0)}, param_sq{S(0)}, update_sq{S(0)};
+  WideCounter<S> nonfinite, lost;
 };
 
 template <class S>
-OPTKIT_HD Mask<S> is_nonfinite(Vec<S> a) {
-  return (a - a) != Vec<S>(S(0));
-}
-
-template <class S>
-OPTKIT_HD void add_statistics(VectorSums<S>& sums, Vec<S> grad, Vec<S> update, Vec<S> next, Mask<S> unchanged) {
+OPTKIT_HD void add_statistics(WideSums<S>& sums, Wide<S> grad, Wide<S> update, Wide<S> next, WideMask<S> unchanged) {
   sums.grad_sq = fma(grad, grad, sums.grad_sq);
   sums.param_sq = fma(next, next, sums.param_sq);
   sums.update_sq = fma(update, update, sums.update_sq);
-  sums.nonfinite.add(is_nonfinite(grad));
-  sums.lost.add((update != Vec<S>(S(0))) & unchanged);
+  sums.nonfinite.add((grad - grad) != Wide<S>(S(0)));
+  sums.lost.add((update != Wide<S>(S(0))) & unchanged);
 }
 
 // Stores `next` under the tensor's rounding; returns the stored values.
-template <class S, bool kTail>
-OPTKIT_HD Vec<S> store_parameter(const TensorSlot& t, const StageCoefs<S>& c, int64_t i, int count, Vec<S> next) {
+template <class S>
+OPTKIT_HD Wide<S> store_parameter(const TensorSlot& t, const StageCoefs<S>& c, int64_t i, const Wide<S>& next) {
   if constexpr (sizeof(S) == 4) {
     if ((c.flags & kStochastic) && t.param_type != DType::kFloat32)
-      return store_stochastic<kTail>(t.param, t.param_type, i, count, next, c.key);
+      return store_wide_stochastic(t.param, t.param_type, i, next, c.key);
   }
-  return store<S, kTail>(t.param, t.param_type, i, count, next);
+  return store_wide<S>(t.param, t.param_type, i, next);
 }
 
+// Elements [i, i + Wide<S>::kLanes), of which the first `count` enter the sums.
 // kMeasure: only sums what a rule's trust is made of; writes nothing.
-template <class Rule, class S, bool kTail, bool kMeasure>
-OPTKIT_HD void step_vector(const TensorSlot& t, const StageCoefs<S>& stage,
-                           const typename Rule::template Coefs<S>& coefs, int64_t i, int count, VectorSums<S>& sums) {
-  using V = Vec<S>;
-  const V stored_before = load<S, kTail>(t.param, t.param_type, i, count);
-  const V grad = stage_gradient(stage, stored_before, load<S, kTail>(t.grad, t.grad_type, i, count));
+template <class Rule, class S, bool kMeasure>
+OPTKIT_HD void step_wide(const TensorSlot& t, const StageCoefs<S>& stage, const typename Rule::template Coefs<S>& coefs,
+                         int64_t i, int count, WideSums<S>& sums) {
+  using V = Wide<S>;
+  const V stored_before = load_wide<S>(t.param, t.param_type, i);
+  const V grad = stage_gradient(stage, stored_before, load_wide<S>(t.grad, t.grad_type, i));
   V lost_before(S(0));
-  if (t.compensation) lost_before = load<S, kTail>(t.compensation, t.param_type, i, count);
+  if (t.compensation) lost_before = load_wide<S>(t.compensation, t.param_type, i);
   const V param = stored_before + lost_before;
 
-  // Lanes past `count` are computed like the others, from zeros, but enter no sum.
-  const auto counted = [count](V a) { return kTail ? first_lanes(a, count) : a; };
+  const auto counted = [count](const V& a) { return count < V::kLanes ? first_lanes(a, count) : a; };
 
   V state[Rule::kNumStates];
   for (int k = 0; k < Rule::kNumStates; ++k)
-    state[k] = t.state[k] ? load<S, kTail>(t.state[k], t.state_type, i, count) : V(S(0));
+    state[k] = t.state[k] ? load_wide<S>(t.state[k], t.state_type, i) : V(S(0));
   const V update = Rule::update(coefs, param, grad, state);
   if constexpr (kMeasure) {
-    const V g = counted(grad), u = counted(update);
+    const V g = counted(grad), p = counted(param), u = counted(update);
     sums.grad_sq = fma(g, g, sums.grad_sq);
-    sums.param_sq = fma(param, param, sums.param_sq);  // zero already where there is no parameter
+    sums.param_sq = fma(p, p, sums.param_sq);
     sums.update_sq = fma(u, u, sums.update_sq);
     return;
   }
   for (int k = 0; k < Rule::kNumStates; ++k)
-    if (t.state[k]) store<S, kTail>(t.state[k], t.state_type, i, count, state[k]);
+    if (t.state[k]) store_wide<S>(t.state[k], t.state_type, i, state[k]);
 
   const V next = stage_parameter(stage, param, update);
-  const V stored = store_parameter<S, kTail>(t, stage, i, count, next);
-  Mask<S> unchanged = stored == stored_before;
+  const V stored = store_parameter<S>(t, stage, i, next);
+  WideMask<S> unchanged = stored == stored_before;
   if (t.compensation) {
-    const V lost = store<S, kTail>(t.compensation, t.param_type, i, count, next - stored);
+    const V lost = store_wide<S>(t.compensation, t.param_type, i, next - stored);
     unchanged = unchanged & (lost == lost_before);
   }
   if (stage.flags & kAverage) {
-    const V average = load<S, kTail>(t.average, t.average_type, i, count);
-    store<S, kTail>(t.average, t.average_type, i, count, stage_average(stage, average, stored));
+    const V average = load_wide<S>(t.average, t.average_type, i);
+    store_wide<S>(t.average, t.average_type, i, stage_average(stage, average, stored));
   }
   if (stage.flags & kStatistics) add_statistics(sums, counted(grad), counted(next - param), counted(next), unchanged);
 }
 
-// How far ahead of the arithmetic memory is asked for. Far enough to reach the next 4 KiB page, where the processor's
-// own prefetcher stops; nearer than about 2 KiB it only gets in the way (docs/performance.md).
-constexpr int64_t kPrefetchBytes = 3072;
+// What the loop runs for: every stage and dtype; the stages that most runs have, in fp32; or the sums of a trust alone.
+enum class Walk { kWhole, kLean, kMeasure };
 
-OPTKIT_HD void prefetch(const void* base, DType type, int64_t i) {
-  __builtin_prefetch(static_cast<const char*>(base) + i * size_of(type) + kPrefetchBytes);
-}
+// Stages that the lean loop knows. It is a second copy of the loop, a small one: every branch that goes is paid for by
+// all those who do not need it (docs/performance.md).
+constexpr uint32_t kLeanFlags = kL2 | kDecay | kAverage;
 
-template <class Rule>
-OPTKIT_HD void prefetch_streams(const TensorSlot& t, bool averages, int64_t i) {
-  prefetch(t.param, t.param_type, i);
-  prefetch(t.grad, t.grad_type, i);
+template <class Rule, class S>
+bool is_lean(const TensorSlot& t, const StageCoefs<S>& stage) {
+  if (sizeof(S) == 8 || (stage.flags & ~kLeanFlags) || t.compensation) return false;
   for (int k = 0; k < Rule::kNumStates; ++k)
-    if (t.state[k]) prefetch(t.state[k], t.state_type, i);
-  if (averages) prefetch(t.average, t.average_type, i);
+    if (t.state[k] == nullptr) return false;
+  return t.param_type == DType::kFloat32 && t.grad_type == DType::kFloat32 && t.state_type == DType::kFloat32 &&
+         t.average_type == DType::kFloat32;
 }
+
+// Elements [begin, end), a whole number of wides, of whose last `count` enter the sums. Not inlined: it is the bulk of
+// the code, and serves whole runs and staged ends alike.
+template <class Rule, class S, Walk kWalk>
+__attribute__((noinline)) void step_wides(const TensorSlot& tensor, const StageCoefs<S>& stages,
+                                          const typename Rule::template Coefs<S>& numbers, int64_t begin, int64_t end,
+                                          int count, WideSums<S>* out) {
+  // By value: the compiler then knows that no store in the loop can change them.
+  TensorSlot t = tensor;
+  StageCoefs<S> stage = stages;
+  const auto coefs = numbers;
+  if constexpr (kWalk == Walk::kLean) {
+    t.param_type = t.grad_type = t.state_type = t.average_type = DType::kFloat32;
+    t.compensation = nullptr;
+    stage.flags &= kLeanFlags;
+    count = Wide<S>::kLanes;
+    for (int k = 0; k < Rule::kNumStates; ++k)
+      if (t.state[k] == nullptr) __builtin_unreachable();
+  }
+  WideSums<S> sums = *out;
+  for (int64_t i = begin; i < end; i += Wide<S>::kLanes)
+    step_wide<Rule, S, kWalk == Walk::kMeasure>(t, stage, coefs, i, count, sums);
+  if constexpr (kWalk != Walk::kLean) *out = sums;
+}
+
+// Fewer elements than a wide holds, by way of buffers: the walk then has one form for all lengths.
+template <class S>
+class StagedEnd {
+ public:
+  StagedEnd(const TensorSlot& t, int num_states, int64_t begin, int count) : staged(t), begin_(begin), count_(count) {
+    stage(&staged.param, t.param_type);
+    const void* grad = t.grad;
+    stage(const_cast<void**>(&grad), t.grad_type);
+    staged.grad = grad;
+    for (int k = 0; k < num_states; ++k) stage(&staged.state[k], t.state_type);
+    stage(&staged.average, t.average_type);
+    stage(&staged.compensation, t.param_type);
+  }
+  // What was written, but the gradient, goes back.
+  void write_back(const TensorSlot& t, int num_states) const {
+    copy_back(t.param, staged.param, t.param_type);
+    for (int k = 0; k < num_states; ++k) copy_back(t.state[k], staged.state[k], t.state_type);
+    copy_back(t.average, staged.average, t.average_type);
+    copy_back(t.compensation, staged.compensation, t.param_type);
+  }
+
+  TensorSlot staged;
+
+ private:
+  static constexpr int kStreams = 4 + kMaxStates;
+
+  // Replaces *base by a buffer whose element `begin_` is the first.
+  void stage(void** base, DType type) {
+    if (*base == nullptr) return;
+    char* buffer = buffers_[used_++];
+    std::memcpy(buffer, static_cast<char*>(*base) + begin_ * size_of(type), count_ * size_of(type));
+    *base = buffer - begin_ * size_of(type);
+  }
+  void copy_back(void* base, void* buffer, DType type) const {
+    if (base == nullptr) return;
+    const int64_t offset = begin_ * size_of(type);
+    std::memcpy(static_cast<char*>(base) + offset, static_cast<char*>(buffer) + offset, count_ * size_of(type));
+  }
+
+  const int64_t begin_;
+  const int count_;
+  int used_ = 0;
+  alignas(64) char buffers_[kStreams][Wide<S>::kLanes * sizeof(S)] = {};
+};
 
 template <class Rule, class S, bool kMeasure>
-OPTKIT_HD void step_range(const TensorSlot& t, const StageCoefs<S>& stage,
-                          const typename Rule::template Coefs<S>& coefs, int64_t begin, int64_t end,
-                          VectorSums<S>& sums) {
-  constexpr int kLanes = Vec<S>::kLanes;
-  int64_t i = begin;
-  for (; i + kLanes <= end; i += kLanes) {
-    prefetch_streams<Rule>(t, stage.flags & kAverage, i);
-    step_vector<Rule, S, false, kMeasure>(t, stage, coefs, i, kLanes, sums);
-  }
-  if (i < end) step_vector<Rule, S, true, kMeasure>(t, stage, coefs, i, static_cast<int>(end - i), sums);
+void step_range(const TensorSlot& t, const StageCoefs<S>& stage, const typename Rule::template Coefs<S>& coefs,
+                int64_t begin, int64_t end, WideSums<S>& sums) {
+  constexpr int kLanes = Wide<S>::kLanes;
+  const int64_t whole = begin + (end - begin) / kLanes * kLanes;
+  constexpr Walk kWalk = kMeasure ? Walk::kMeasure : Walk::kWhole;
+  if (!kMeasure && is_lean<Rule>(t, stage))
+    step_wides<Rule, S, sizeof(S) == 4 ? Walk::kLean : kWalk>(t, stage, coefs, begin, whole, kLanes, &sums);
+  else
+    step_wides<Rule, S, kWalk>(t, stage, coefs, begin, whole, kLanes, &sums);
+  if (whole == end) return;
+  const int rest = static_cast<int>(end - whole);
+  StagedEnd<S> short_end(t, Rule::kNumStates, whole, rest);
+  step_wides<Rule, S, kWalk>(short_end.staged, stage, coefs, whole, whole + kLanes, rest, &sums);
+  if constexpr (!kMeasure) short_end.write_back(t, Rule::kNumStates);
 }
 
 // The same, with each unit's own scale and shift.
 template <class Rule, class S, bool kMeasure>
-OPTKIT_HD void step_units(const TensorSlot& t, const StageCoefs<S>& stage,
-                          const typename Rule::template Coefs<S>& coefs, int64_t begin, int64_t end,
-                          VectorSums<S>& sums) {
+void step_units(const TensorSlot& t, const StageCoefs<S>& stage, const typename Rule::template Coefs<S>& coefs,
+                int64_t begin, int64_t end, WideSums<S>& sums) {
   StageCoefs<S> here = stage;
   for (int64_t unit = begin / t.unit_length; begin < end; ++unit) {
     const int64_t unit_end = (unit + 1) * t.unit_length;
@@ -131,13 +197,11 @@ OPTKIT_HD void step_units(const TensorSlot& t, const StageCoefs<S>& stage,
 
 template <class Rule, class S, bool kMeasure>
 void walk_chunk(const TensorSlot& tensor, const void* prepared, const Chunk& chunk, Sums* out) {
-  // By value: the compiler then knows that no store in the loop can change them.
-  TensorSlot slot = tensor;
-  const DecodedStates decoded(&slot, Rule::kNumStates, chunk);
-  const TensorSlot t = slot;
-  const auto launch = *static_cast<const PreparedTensor<Rule, S>*>(prepared);
+  TensorSlot t = tensor;
+  const DecodedStates decoded(&t, Rule::kNumStates, chunk);
+  const auto& launch = *static_cast<const PreparedTensor<Rule, S>*>(prepared);
   const int64_t end = chunk.begin + chunk.count;
-  VectorSums<S> sums;
+  WideSums<S> sums;
   if (t.unit_scale == nullptr)
     step_range<Rule, S, kMeasure>(t, launch.stage, launch.rule, chunk.begin, end, sums);
   else

@@ -139,8 +139,9 @@ OPTKIT_HD Vec<S> abs(Vec<S> a) {
 // The first `count` lanes of a; zero in the others.
 template <class S>
 OPTKIT_HD Vec<S> first_lanes(Vec<S> a, int count) {
-  for (int i = 0; i < Vec<S>::kLanes; ++i) a.v[i] = i < count ? a.v[i] : S(0);
-  return a;
+  typename NativeOf<S>::mask lane{};
+  for (int i = 0; i < Vec<S>::kLanes; ++i) lane[i] = i;
+  return lane < count ? a.v : typename Vec<S>::Native{};
 }
 
 // Sum of the lanes, in lane order.

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-from lightning_optkit._native import extension
+from lightning_optkit._native import extension, has_exchange
 from lightning_optkit.step.codes import NONNEGATIVE, scale_name
 from lightning_optkit.step.numbers import GroupNumbers
 from lightning_optkit.step.rule import Group, Rule
@@ -37,6 +38,7 @@ class CompiledSegment:
         self.rule, self.entries, self._owner = rule, list(entries), owner
         self._params = [entry.param for entry in self.entries]
         self.process_groups = sharding_groups(self._params[0])
+        self._are_local = not any(isinstance(param, DTensor) for param in self._params)
         first = local(self._params[0])
         device = first.device.index if first.device.type == "cuda" else -1
         self._plan = extension.Plan(rule.name, first.dtype == torch.float64, device)
@@ -86,17 +88,24 @@ class CompiledSegment:
             ValueError: if a gradient does not fit its parameter.
         """
         self._copies = []
-        grads = [local(grad) for p in self._params if (grad := p.grad) is not None]
+        grads = [grad for p in self._params if (grad := p.grad) is not None]
         if len(grads) != len(self._params) or self._is_partial():
             places = [i for i, p in enumerate(self._params) if p.grad is not None]
             if places != self._active.places:
                 self._activate(places)
-        params = [local(p) for p in self._active.params]
-        plan_bind = torch.ops.lightning_optkit.plan_bind.default
-        while (misfit := plan_bind(self._plan.id, params, grads)) >= 0:
+        params = self._active.params
+        if not self._are_local:
+            params, grads = [local(p) for p in params], [local(grad) for grad in grads]
+        while (misfit := self._point_at(params, grads)) >= 0:
             place, kind = divmod(misfit, 8)
             grads[place] = self._fit(params[place], grads[place], kind)
         return bool(grads)
+
+    def _point_at(self, params: list[Tensor], grads: list[Tensor]) -> int:
+        """-1, or 8 * (place in the lists) + Misfit of csrc/bindings/plan.h."""
+        if has_exchange:
+            return int(self._plan.bind(params, grads))
+        return int(torch.ops.lightning_optkit.plan_bind(self._plan.id, params, grads))
 
     def _fit(self, param: Tensor, grad: Tensor, misfit: int) -> Tensor:
         """A copy of `grad` that the plan can walk, where its dtype or layout allows it."""
@@ -136,7 +145,8 @@ class CompiledSegment:
 
     def _done(self) -> None:
         # What autograd saved for a backward pass is stale now, and must be found to be.
-        torch.autograd.graph.increment_version([local(p) for p in self._active.params])
+        params = self._active.params
+        torch.autograd.graph.increment_version(params if self._are_local else [local(p) for p in params])
         self._copies = []
 
     def statistics(self) -> dict[int, TensorStatistics]:

@@ -355,11 +355,11 @@ class OnePassOptimizer(Optimizer):
 
 def _global_norm(bound: Sequence[Segment], scale: float) -> float:
     """L2 norm of all gradients, times `scale`; NaN if an element is not finite."""
-    total = torch.zeros(2, dtype=torch.float64)
+    squares = nonfinite = 0.0
     for segment in bound:
-        sums = torch.tensor(segment.norm(), dtype=torch.float64)
+        sums: Sequence[float] = segment.norm()
         if segment.process_groups:
-            sums = reduce_sum_(sums.to(segment.entries[0].param.device), segment.process_groups).cpu()
-        total += sums
-    squares, nonfinite = total.tolist()
+            here = torch.tensor(sums, dtype=torch.float64, device=segment.entries[0].param.device)
+            sums = reduce_sum_(here, segment.process_groups).tolist()
+        squares, nonfinite = squares + sums[0], nonfinite + sums[1]
     return float("nan") if nonfinite > 0 else float(scale * squares**0.5)

@@ -4,11 +4,22 @@
 import pytest
 import torch
 
-from lightning_optkit._native import extension
+from lightning_optkit import optimizers
+from lightning_optkit._native import extension, has_exchange
+from lightning_optkit.averaging import EMA
 from lightning_optkit.clipping import ClipNorm
 from lightning_optkit.optimizers import SGD, AdamW
+from lightning_optkit.step import compiled
 
 pytestmark = pytest.mark.skipif(extension is None, reason="no compiled extension")
+
+
+@pytest.fixture(params=[True, False], ids=["by DLPack", "by an op"], autouse=True)
+def looks_at_tensors(request, monkeypatch):
+    """Both ways that the plan has of looking at tensors."""
+    if request.param and not has_exchange:
+        pytest.skip("this torch has no DLPack exchange API")
+    monkeypatch.setattr(compiled, "has_exchange", request.param)
 
 
 def borrowing(grad):
@@ -96,7 +107,7 @@ def test_walks_every_element_of_many_chunks_and_nothing_beyond():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("size", range(1, 36))
+@pytest.mark.parametrize("size", [*range(1, 36), 63, 64, 65, 95])
 def test_a_short_last_vector_writes_nothing_past_the_end(size, dtype):
     """Parameter and moments lie between sevens: any element that a vector writes too many shows."""
     rooms = [torch.full((size + 64,), 7.0).to(dtype), *(torch.full((size + 64,), 7.0) for _ in range(2))]
@@ -112,3 +123,29 @@ def test_a_short_last_vector_writes_nothing_past_the_end(size, dtype):
         assert (room[:32] == 7).all()
         assert (room[32 + size :] == 7).all()
         assert (room[32 : 32 + size] != 7).all()
+
+
+AVERAGED = ["SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Lion", "Adan",
+            "ADOPT", "AdEMAMix"]  # fmt: skip
+LEAN = [(rule, None) for rule in [*AVERAGED, "ScheduleFreeSGD", "ScheduleFreeAdamW"]]
+LEAN += [(rule, EMA(0.9)) for rule in AVERAGED]
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize(("rule", "average"), LEAN)
+def test_the_lean_loop_gives_the_bits_of_the_whole_one(rule, weight_decay, average, frozen):
+    """Counting statistics takes the loop with every stage; without them, the one with the stages that are on."""
+    done = []
+    for statistics in (False, True):
+        torch.manual_seed(0)
+        params = [torch.randn(shape, requires_grad=True) for shape in ((100, 41), (7,), (), (3, 32), (0,))]
+        make = getattr(optimizers, rule)
+        optimizer = make(params, weight_decay=weight_decay, average=average, statistics=statistics)
+        if rule.startswith("ScheduleFree"):
+            optimizer.train()
+        for _ in range(3):
+            for p in params:
+                p.grad = torch.randn(p.shape)
+            optimizer.step()
+        done.append(frozen([params, [list(state.values()) for state in optimizer.state.values()]]))
+    assert done[0] == done[1]
