@@ -5,6 +5,7 @@ Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural netw
 kellerjordan.github.io/posts/muon.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,27 +26,45 @@ __all__ = ["MatrixSegment", "muon_update", "orthogonalize"]
 _Iteration = tuple[tuple[float, ...], int, float]
 
 
+@functools.cache
+def has_bf16_products() -> bool:
+    """Whether this CPU multiplies bf16 matrices by more than plain loops."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def orthogonalize(matrices: Tensor, coefficients: Sequence[float], steps: int, eps: float) -> Tensor:
     """Quintic Newton-Schulz iterations, in bf16: singular values move towards 1, singular vectors stay.
+
+    On a CPU without bf16 products the numbers are those of bf16 all the same, but held, multiplied and added in fp32;
+    where torch rounds more often than once per product, last bits differ.
 
     Args:
         matrices: [count, rows, columns].
         coefficients: Of X, (X X^T) X and (X X^T)^2 X.
         steps: Iterations.
         eps: Least Frobenius norm that a matrix is divided by.
+
+    Returns:
+        [count, rows, columns], bf16 or numbers of bf16 in fp32.
     """
     a, b, c = coefficients
     is_tall = matrices.size(1) > matrices.size(2)
-    x = matrices.bfloat16()
+    is_wide_held = matrices.device.type == "cpu" and not has_bf16_products()
+
+    def rounded(t: Tensor) -> Tensor:
+        return t.bfloat16().float() if is_wide_held else t
+
+    x = rounded(matrices) if is_wide_held else matrices.bfloat16()
     x = x.mT if is_tall else x
-    x = x / torch.stack([matrix.norm() for matrix in x]).clamp(min=eps).view(-1, 1, 1)
+    norms = rounded(torch.stack([matrix.norm() for matrix in x]))
+    x = rounded(x / norms.clamp(min=eps).view(-1, 1, 1))
     # One matrix takes the products of torch.optim.Muon: in a batch they may add up in another order.
     is_alone = len(x) == 1
     x = x[0] if is_alone else x
     product = torch.addmm if is_alone else torch.baddbmm
     for _ in range(steps):
-        gram = x @ x.mT
-        x = product(x, product(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        gram = rounded(x @ x.mT)
+        x = rounded(product(x, rounded(product(gram, gram, gram, beta=b, alpha=c)), x, beta=a))
     x = x[None] if is_alone else x
     return x.mT if is_tall else x
 
