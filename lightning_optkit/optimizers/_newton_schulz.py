@@ -29,7 +29,8 @@ _Iteration = tuple[tuple[float, ...], int, float]
 @functools.cache
 def has_bf16_products() -> bool:
     """Whether this CPU multiplies bf16 matrices by more than plain loops."""
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    has_mkldnn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return has_mkldnn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def orthogonalize(matrices: Tensor, coefficients: Sequence[float], steps: int, eps: float) -> Tensor:
