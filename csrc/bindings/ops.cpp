@@ -112,7 +112,7 @@ void plan_bind(StableIValue* stack, uint64_t, uint64_t) {
   STD_TORCH_CHECK(plan != nullptr, "plan_bind: no such plan.");
   STD_TORCH_CHECK(params.size == plan->active.size() && grads.size == params.size,
                   "plan_bind: needs one gradient for each active parameter.");
-  const int32_t device_type = plan->device < 0 ? aoti_torch_device_type_cpu() : aoti_torch_device_type_cuda();
+  const int32_t device_type = plan->is_on_cuda() ? aoti_torch_device_type_cuda() : aoti_torch_device_type_cpu();
   int64_t result = -1;
   for (size_t i = 0; i < params.size && result < 0; ++i) {
     const int place = plan->active[i];
