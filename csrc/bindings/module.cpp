@@ -150,8 +150,8 @@ PYBIND11_MODULE(_C, m) {
           py::arg("grad_scale"), py::arg("statistics"))
       .def("cuda_norm", &Plan::cuda_norm, py::arg("norm_out"), py::arg("stream"))
       .def("cuda_step", &cuda_step, py::kw_only(), py::arg("rates"), py::arg("norm"), py::arg("loss_scale"),
-           py::arg("found_inf"), py::arg("scale"), py::arg("max_norm"), py::arg("max_norm_value"), py::arg("report"), py::arg("clipped"), py::arg("counts_report"),
-           py::arg("statistics"), py::arg("stream"))
+           py::arg("found_inf"), py::arg("scale"), py::arg("max_norm"), py::arg("max_norm_value"), py::arg("report"),
+           py::arg("clipped"), py::arg("counts_report"), py::arg("statistics"), py::arg("stream"))
       .def("sums", &sums);
   py::class_<Snapshot>(m, "Snapshot")
       .def(py::init<py::dict, std::vector<py::list>>(), py::arg("state"), py::arg("lists"))

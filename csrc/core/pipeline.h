@@ -49,8 +49,8 @@ OPTKIT_HD double average_weight(const GroupRow& group, double num_averaged) {
 
 // `lr`: the group's. `step` counts this update: 1 for the first. `tensor` numbers the parameter, for its random stream.
 template <class S>
-OPTKIT_HD StageCoefs<S> prepare_stages(const GroupRow& group, double lr, double grad_scale, double step, double num_averaged,
-                                       uint64_t tensor, bool statistics) {
+OPTKIT_HD StageCoefs<S> prepare_stages(const GroupRow& group, double lr, double grad_scale, double step,
+                                       double num_averaged, uint64_t tensor, bool statistics) {
   StageCoefs<S> c;
   const double decay = group.decoupled != 0.0 ? lr * group.weight_decay : 0.0;
   const double weight = average_weight(group, num_averaged);

@@ -57,11 +57,30 @@ __device__ __forceinline__ uint16_t float_to_float16(float a, uint32_t random) {
   return float_to_half(bits_float(((bits + (random & ((1u << shift) - 1u))) >> shift) << shift));
 }
 
+// The device's own instructions give the same bits as the integer arithmetic, but for which NaN a NaN becomes.
+__device__ __forceinline__ float float16_to_float(uint16_t bits) {
+#if defined(__CUDA_ARCH__)
+  float a;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(a) : "h"(bits));
+  return a;
+#else
+  return half_to_float(bits);
+#endif
+}
 __device__ __forceinline__ float bits16_to_float(uint32_t bits, DType type) {
-  return type == DType::kBFloat16 ? bits_float(bits << 16) : half_to_float(static_cast<uint16_t>(bits));
+  return type == DType::kBFloat16 ? bits_float(bits << 16) : float16_to_float(static_cast<uint16_t>(bits));
 }
 __device__ __forceinline__ uint16_t float_to_bits16(float a, DType type) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint16_t bits;
+  if (type == DType::kBFloat16)
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(a));
+  else
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(a));
+  return bits;
+#else
   return type == DType::kBFloat16 ? float_to_bfloat16(a) : float_to_half(a);
+#endif
 }
 
 __device__ __forceinline__ bool is_aligned(const void* pointer, int64_t bytes) {
@@ -218,8 +237,7 @@ __device__ __forceinline__ void store_codes(const Four<float>& value, void* base
   const float factor = code_factor(largest);
   uint32_t codes = 0;
 #pragma unroll
-  for (int k = 0; k < kLanes; ++k)
-    codes |= encode8(value.v[k] * factor, code_random(key, i + k), is_signed) << (8 * k);
+  for (int k = 0; k < kLanes; ++k) codes |= encode8(value.v[k] * factor, code_random(key, i + k), is_signed) << (8 * k);
   uint8_t* p = static_cast<uint8_t*>(base) + i;
   if (whole && count == kLanes) {
     *reinterpret_cast<uint32_t*>(p) = codes;

@@ -18,8 +18,8 @@ inline const char* failed(cudaError_t status, const char* what) {
   return message.c_str();
 }
 
-#define OPTKIT_CUDA(what, call)                                  \
-  do {                                                           \
+#define OPTKIT_CUDA(what, call)                                 \
+  do {                                                          \
     if (const char* error = failed((call), what)) return error; \
   } while (0)
 

@@ -23,8 +23,8 @@ class Whole {
  public:
   Whole(int64_t size, DType type) : type_(type), fits_(size * bytes_of(type) % 16 == 0) {}
   Whole& rows(const void* base, int64_t stride, DType type) {
-    fits_ &= base == nullptr || (type == type_ && reinterpret_cast<uintptr_t>(base) % 16 == 0 &&
-                                 stride * bytes_of(type) % 16 == 0);
+    fits_ &= base == nullptr ||
+             (type == type_ && reinterpret_cast<uintptr_t>(base) % 16 == 0 && stride * bytes_of(type) % 16 == 0);
     return *this;
   }
   bool fits() const { return fits_; }
@@ -53,9 +53,7 @@ bool is_whole(const NormBackward& a) {
       .fits();
 }
 
-cudaError_t attribute(cudaDeviceAttr which, int device, int* out) {
-  return cudaDeviceGetAttribute(out, which, device);
-}
+cudaError_t attribute(cudaDeviceAttr which, int device, int* out) { return cudaDeviceGetAttribute(out, which, device); }
 
 // Blocks that the device works on at a time.
 template <class Kernel>
@@ -118,24 +116,24 @@ cudaError_t run_backward(const NormBackward& a, int64_t* parts, void* space, int
 }
 
 #define OPTKIT_BY_GROUP(run, Norm, kType, ...)        \
-  switch (group_of(a.type, a.size)) {                \
-    case 4:                                          \
+  switch (group_of(a.type, a.size)) {                 \
+    case 4:                                           \
       return run<Norm, kType, 4>(__VA_ARGS__);        \
-    case 16:                                         \
+    case 16:                                          \
       return run<Norm, kType, 16>(__VA_ARGS__);       \
-    case 32:                                         \
+    case 32:                                          \
       return run<Norm, kType, 32>(__VA_ARGS__);       \
-    case 64:                                         \
+    case 64:                                          \
       return run<Norm, kType, 64>(__VA_ARGS__);       \
-    case 128:                                        \
+    case 128:                                         \
       return run<Norm, kType, 128>(__VA_ARGS__);      \
-    case 256:                                        \
+    case 256:                                         \
       return run<Norm, kType, 256>(__VA_ARGS__);      \
-    case 512:                                        \
+    case 512:                                         \
       return run<Norm, kType, 512>(__VA_ARGS__);      \
-    case 1024:                                       \
+    case 1024:                                        \
       return run<Norm, kType, 1024>(__VA_ARGS__);     \
-    default:                                         \
+    default:                                          \
       return run<Norm, kType, kLongRow>(__VA_ARGS__); \
   }
 #define OPTKIT_BY_TYPE(run, Norm, ...)                          \

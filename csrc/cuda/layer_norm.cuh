@@ -68,8 +68,10 @@ __global__ void __launch_bounds__(block_threads(kGroup), least_blocks(kGroup, 10
     S mean = S(0), squares = S(0), unused = S(0);
     for_each_pack<kGroup, kType>(a.size, [&](int64_t first) {
       if constexpr (kLong) ask(row, first);
-      if (exists) take<kType, kGroup, kPacks>(a, columns, row, x_raw, residual_raw, first, x);
-      else x = {};
+      if (exists)
+        take<kType, kGroup, kPacks>(a, columns, row, x_raw, residual_raw, first, x);
+      else
+        x = {};
       if constexpr (!kLong) ask(row + step, 0);
       mean += sum_of(x);
     });
@@ -113,13 +115,13 @@ __global__ void __launch_bounds__(block_threads(kGroup), least_blocks(kGroup, 10
 // `space`: [gridDim.x][2][size], sums over the rows of a block: to the weight, to the bias. A long row has no registers
 // for them: they lie in shared memory where it is large enough, and else in `space` from the start.
 template <class Norm, DType kType, int kGroup>
-__global__ void __launch_bounds__(block_threads(kGroup), least_blocks(kGroup, kGroup == 512 ? 1024 : 768))
+__global__ void __launch_bounds__(block_threads(kGroup), least_blocks(kGroup, kGroup >= 512 ? 1024 : 640))
     norm_backward_kernel(const __grid_constant__ NormBackward a, void* space, bool whole, bool sums_are_shared) {
   using S = typename Pack<kType>::S;
   constexpr int kSize = Pack<kType>::kSize, kPacks = packs_held(kType, kGroup);
   constexpr bool kLong = kGroup == kLongRow;
   // Many threads have few registers each: none for the parameters, or for a row to come.
-  constexpr bool kHoldsWeight = kGroup <= 256, kAsksAhead = kGroup <= 512;
+  constexpr bool kHoldsWeight = kGroup <= 256, kAsksAhead = kHoldsWeight;
   const S inverse_size = S(1) / static_cast<S>(a.size);
   const Columns<kType, kGroup> columns(a.size, whole);
   S* part = static_cast<S*>(space) + int64_t{blockIdx.x} * 2 * a.size;

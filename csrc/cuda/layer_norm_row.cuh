@@ -3,6 +3,8 @@
 // sums over the group.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/access.cuh"
 #include "norms/tables.h"
 
@@ -17,7 +19,7 @@ struct WideOf<DType::kFloat64> {
   using type = double;
 };
 
-constexpr int kHeld = 8;       // elements of a row that a thread holds
+constexpr int kHeld = 8;        // elements of a row that a thread holds
 constexpr int kLongRow = 4096;  // "group" of rows too long for registers: a block that reads them twice, from the cache
 constexpr int kLongThreads = 1024;
 constexpr int kShortThreads = 256;  // of a block of groups that are warps or parts of them
@@ -63,18 +65,31 @@ __device__ __forceinline__ uint32_t word_of(const uint4& pack, int k) {
 template <DType kType, int kGroup>
 struct Columns {
   static constexpr int kSize = Pack<kType>::kSize;
-  int64_t size;
-  int thread;
+  // Of a row that fits registers 32 bits are enough, and half as many registers.
+  using Index = std::conditional_t<kGroup == kLongRow, int64_t, int32_t>;
+  Index size;
+  int32_t thread;
   bool whole;
 
   __device__ __forceinline__ Columns(int64_t row_size, bool is_whole)
-      : size(row_size), thread(static_cast<int>(threadIdx.x) % row_threads(kGroup)), whole(is_whole) {}
+      : size(static_cast<Index>(row_size)),
+        thread(static_cast<int>(threadIdx.x) % row_threads(kGroup)),
+        whole(is_whole) {}
   // Column of element k of the pack of this number.
-  __device__ __forceinline__ int64_t at(int64_t pack, int k) const {
-    constexpr int64_t kThreadsOfRow = row_threads(kGroup);
+  __device__ __forceinline__ Index at(int64_t number, int k) const {
+    constexpr Index kThreadsOfRow = row_threads(kGroup);
+    const auto pack = static_cast<Index>(number);
     return whole ? (pack * kThreadsOfRow + thread) * kSize + k : (pack * kSize + k) * kThreadsOfRow + thread;
   }
   __device__ __forceinline__ bool exists(int64_t pack, int k) const { return at(pack, k) < size; }
+  // The same, to be computed anew: kept from row to row, the places would fill the registers.
+  __device__ __forceinline__ Columns anew() const {
+    Columns columns = *this;
+#if defined(__CUDA_ARCH__)
+    asm volatile("" : "+r"(columns.thread));
+#endif
+    return columns;
+  }
 };
 
 // Calls body(first): the number of the first pack to work on, of as many as are held. A long row: of each in turn.
@@ -116,33 +131,34 @@ __device__ __forceinline__ void store_one(void* base, DType type, int64_t i, S v
 // Packs from `first` on of the row that begins at `begin`; zero where there is none. `type` is that of the memory:
 // both 16-bit dtypes share the kernels compiled for kBFloat16, and a kernel for kFloat32 may add rows of 16 bits.
 template <DType kType, int kGroup, int kPacks>
-__device__ __forceinline__ void fetch(RawRow<kType, kPacks>& out, const Columns<kType, kGroup>& columns,
-                                      const void* base, DType type, int64_t begin, int64_t first, bool row_exists) {
+__device__ __forceinline__ void fetch(RawRow<kType, kPacks>& out, const Columns<kType, kGroup>& known, const void* base,
+                                      DType type, int64_t begin, int64_t first, bool row_exists) {
+  const Columns<kType, kGroup> columns = known.anew();
   constexpr int kSize = Pack<kType>::kSize, kWordsOfElement = bytes_of(kType) / 4;
+  const char* row = static_cast<const char*>(base) + begin * size_of(type);
 #pragma unroll
   for (int p = 0; p < kPacks; ++p) {
     out.pack[p] = {0, 0, 0, 0};
     if (!row_exists) continue;
     if (columns.whole) {
-      const int64_t column = columns.at(first + p, 0);
-      if (column < columns.size)
-        out.pack[p] =
-            *reinterpret_cast<const uint4*>(static_cast<const char*>(base) + (begin + column) * bytes_of(kType));
+      const auto column = columns.at(first + p, 0);
+      if (column < columns.size) out.pack[p] = *reinterpret_cast<const uint4*>(row + column * bytes_of(kType));
       continue;
     }
 #pragma unroll
     for (int k = 0; k < kSize; ++k) {
       if (!columns.exists(first + p, k)) continue;
-      const int64_t i = begin + columns.at(first + p, k);
+      const auto i = columns.at(first + p, k);
       if constexpr (kWordsOfElement == 2) {
-        const uint2 element = *reinterpret_cast<const uint2*>(static_cast<const double*>(base) + i);
+        const uint2 element = reinterpret_cast<const uint2*>(row)[i];
         word_of(out.pack[p], 2 * k) = element.x;
         word_of(out.pack[p], 2 * k + 1) = element.y;
       } else if constexpr (kWordsOfElement == 1) {
-        word_of(out.pack[p], k) = type == DType::kFloat32 ? static_cast<const uint32_t*>(base)[i]
-                                                          : static_cast<const uint16_t*>(base)[i];
+        word_of(out.pack[p], k) = type == DType::kFloat32 ? reinterpret_cast<const uint32_t*>(row)[i]
+                                                          : reinterpret_cast<const uint16_t*>(row)[i];
       } else {
-        word_of(out.pack[p], k / 2) |= static_cast<uint32_t>(static_cast<const uint16_t*>(base)[i]) << (16 * (k % 2));
+        word_of(out.pack[p], k / 2) |= static_cast<uint32_t>(reinterpret_cast<const uint16_t*>(row)[i])
+                                       << (16 * (k % 2));
       }
     }
   }
@@ -156,8 +172,8 @@ __device__ __forceinline__ Row<kType, kPacks> numbers(const RawRow<kType, kPacks
 #pragma unroll
     for (int k = 0; k < Pack<kType>::kSize; ++k) {
       if constexpr (kType == DType::kFloat64) {
-        const uint64_t bits =
-            word_of(raw.pack[p], 2 * k) | static_cast<uint64_t>(word_of(raw.pack[p], 2 * k + 1)) << 32;
+        const uint64_t bits = word_of(raw.pack[p], 2 * k) | static_cast<uint64_t>(word_of(raw.pack[p], 2 * k + 1))
+                                                                << 32;
         memcpy(&out.v[p][k], &bits, sizeof(bits));
       } else if constexpr (kType == DType::kFloat32) {
         const uint32_t bits = word_of(raw.pack[p], k);
@@ -171,14 +187,15 @@ __device__ __forceinline__ Row<kType, kPacks> numbers(const RawRow<kType, kPacks
 
 // Stores the packs from `first` on, at `row`, the begin of a row.
 template <DType kType, int kGroup, int kPacks>
-__device__ __forceinline__ void put(const Row<kType, kPacks>& value, const Columns<kType, kGroup>& columns, void* row,
+__device__ __forceinline__ void put(const Row<kType, kPacks>& value, const Columns<kType, kGroup>& known, void* row,
                                     int64_t first, DType type) {
+  const Columns<kType, kGroup> columns = known.anew();
   using S = typename Pack<kType>::S;
   constexpr int kSize = Pack<kType>::kSize;
 #pragma unroll
   for (int p = 0; p < kPacks; ++p) {
     if (columns.whole) {
-      const int64_t column = columns.at(first + p, 0);
+      const auto column = columns.at(first + p, 0);
       if (column >= columns.size) continue;
       uint4 bytes = {0, 0, 0, 0};
 #pragma unroll
@@ -216,7 +233,7 @@ __device__ __forceinline__ Row<kType, kPacks> parameters(const void* base, DType
   for (int p = 0; p < kPacks; ++p)
 #pragma unroll
     for (int k = 0; k < kSize; ++k) {
-      const int64_t column = columns.at(first + p, k);
+      const auto column = columns.at(first + p, k);
       if (base == nullptr || column >= columns.size) {
         out.v[p][k] = absent;
       } else if (!in_fours) {
@@ -353,7 +370,7 @@ __device__ __forceinline__ void add_over_block(Row<kType, kPacks>& to_weight, Ro
 #pragma unroll
         for (int k = 0; k < Pack<kType>::kSize; ++k) {
           if (!columns.exists(p, k)) continue;
-          const int64_t i = columns.at(p, k);
+          const auto i = columns.at(p, k);
           sums[0][i] = warp == 0 ? to_weight.v[p][k] : sums[0][i] + to_weight.v[p][k];
           sums[1][i] = warp == 0 ? to_bias.v[p][k] : sums[1][i] + to_bias.v[p][k];
         }

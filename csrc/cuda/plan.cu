@@ -16,7 +16,7 @@ namespace {
 struct CudaPlan {
   int rule, is_double, device;
   std::vector<Range> ranges;
-  std::vector<DType> grad_types;            // as uploaded
+  std::vector<DType> grad_types;             // as uploaded
   std::vector<const void*> grads_on_device;  // as the norm of this step left them there; empty: it did not
   int num_tensors = 0, num_chunks = 0;
   DeviceTables tables = {};
@@ -143,9 +143,9 @@ const char* lay_out(CudaPlan& plan, const TensorSlot* tensors, int num_tensors, 
   OPTKIT_CUDA("layout", plan.ticket.resize(1));
   OPTKIT_CUDA("layout", cudaMemsetAsync(plan.ticket.get(), 0, sizeof(unsigned int), stream));
   OPTKIT_CUDA("layout", cudaStreamSynchronize(stream));
-  plan.tables = {plan.tensors.get(),  plan.chunks.get(),       plan.first_chunk.get(),   plan.grads.get(),
-                 plan.prepared.get(), plan.skip.get(),         plan.partial.get(),       plan.sums.get(),
-                 plan.ticket.get(),   plan.tensor_sq.get(),    plan.units.get(),         plan.unit_clipped.get(),
+  plan.tables = {plan.tensors.get(),        plan.chunks.get(),     plan.first_chunk.get(), plan.grads.get(),
+                 plan.prepared.get(),       plan.skip.get(),       plan.partial.get(),     plan.sums.get(),
+                 plan.ticket.get(),         plan.tensor_sq.get(),  plan.units.get(),       plan.unit_clipped.get(),
                  plan.tensor_clipped.get(), plan.tensor_sums.get()};
   plan.is_laid_out = true;
   return nullptr;
@@ -162,8 +162,7 @@ const char* layout(void* pointer, const TensorSlot* tensors, int num_tensors, vo
 const char* refresh(CudaPlan& plan, const TensorSlot* tensors, const std::vector<char>& treats_units,
                     cudaStream_t stream) {
   bool fits = plan.is_laid_out && treats_units == plan.treats_units;
-  for (int t = 0; t < plan.num_tensors; ++t)
-    fits &= !tensors[t].active || tensors[t].grad_type == plan.grad_types[t];
+  for (int t = 0; t < plan.num_tensors; ++t) fits &= !tensors[t].active || tensors[t].grad_type == plan.grad_types[t];
   return fits ? nullptr : lay_out(plan, tensors, plan.num_tensors, treats_units, stream);
 }
 
@@ -192,8 +191,8 @@ template <class S>
 cudaError_t launch_norm(const CudaPlan& plan, const std::vector<const void*>& grads, const Range& range, double* out,
                         bool accumulate, cudaStream_t stream) {
   return with_table(grads, range, [&](const auto& table) {
-    return launch(&norm_kernel<S, std::decay_t<decltype(table)>::kSize>, range.num_chunks, kThreads, 0, stream, plan.tables, table, range, out,
-                  static_cast<int>(accumulate));
+    return launch(&norm_kernel<S, std::decay_t<decltype(table)>::kSize>, range.num_chunks, kThreads, 0, stream,
+                  plan.tables, table, range, out, static_cast<int>(accumulate));
   });
 }
 
@@ -223,7 +222,8 @@ const char* hand_over_grads(CudaPlan& plan, const TensorSlot* tensors, cudaStrea
   if (grads == there) return nullptr;
   for (const Range& range : plan.ranges)
     OPTKIT_CUDA("step", with_table(grads, range, [&](const auto& table) {
-                  return launch(&grads_kernel<std::decay_t<decltype(table)>::kSize>, 1, kThreads, 0, stream, plan.tables, table, range);
+                  return launch(&grads_kernel<std::decay_t<decltype(table)>::kSize>, 1, kThreads, 0, stream,
+                                plan.tables, table, range);
                 }));
   return nullptr;
 }
@@ -289,7 +289,8 @@ Needs needs_of(const CudaPlan& plan, const TensorSlot* tensors, const GroupRow* 
 
 // Coefficients of every tensor, and what its units are scaled and shifted by.
 const char* prepare(const CudaPlan& plan, const RuleLaunch& rule, const GroupRow* groups, const double* const* rates,
-                    int num_groups, const CudaStepControl& control, Phase phase, bool treats_units, cudaStream_t stream) {
+                    int num_groups, const CudaStepControl& control, Phase phase, bool treats_units,
+                    cudaStream_t stream) {
   for (int first = 0; first < num_groups; first += kMaxGroupsPerLaunch) {
     GroupTable table = {};
     table.first = first;

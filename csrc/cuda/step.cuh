@@ -59,8 +59,8 @@ __global__ void prepare_kernel(const __grid_constant__ DeviceTables tables, cons
     tensor_scale *= part;
   }
   auto* prepared = reinterpret_cast<PreparedTensor<Rule, S>*>(tables.prepared) + index;
-  prepared->stage = prepare_stages<S>(group, group_lr, tensor_scale, step, num_averaged,
-                                      static_cast<uint64_t>(t.index), control.statistics != nullptr);
+  prepared->stage = prepare_stages<S>(group, group_lr, tensor_scale, step, num_averaged, static_cast<uint64_t>(t.index),
+                                      control.statistics != nullptr);
   double lr = group_lr;
   if constexpr (HasTrust<Rule>::value) {
     if (phase == Phase::kMeasure) lr = 1.0;
@@ -225,7 +225,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 4 ? 3 : 1)
   for (int64_t first = chunk.begin; first < end; first += kThreads * kLanes) {
     const int64_t i = first + threadIdx.x * kLanes;
     const int count = end - i >= kLanes ? kLanes : (end > i ? static_cast<int>(end - i) : 0);
-    if (count > 0 || t.state_type == DType::kCode8) step_four<Rule, S, kMeasure>(t, grad, whole, launch, i, count, sums);
+    if (count > 0 || t.state_type == DType::kCode8)
+      step_four<Rule, S, kMeasure>(t, grad, whole, launch, i, count, sums);
   }
   if (kMeasure || (launch.stage.flags & kStatistics)) {
     const Sums total = {block_sum(sums.grad_sq), block_sum(sums.param_sq), block_sum(sums.update_sq),

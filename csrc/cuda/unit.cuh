@@ -19,9 +19,8 @@ __global__ void __launch_bounds__(kThreads) tensor_norm_kernel(const __grid_cons
 
 // A block per unit. `prepared_size` is that of PreparedTensor, which begins with its stage.
 template <class S>
-__global__ void __launch_bounds__(kThreads)
-    unit_kernel(const __grid_constant__ DeviceTables tables, const __grid_constant__ GroupTable groups,
-                int prepared_size) {
+__global__ void __launch_bounds__(kThreads) unit_kernel(const __grid_constant__ DeviceTables tables,
+                                                        const __grid_constant__ GroupTable groups, int prepared_size) {
   if (*tables.skip) return;
   const Unit unit = tables.units[blockIdx.x];
   const TensorSlot& t = tables.tensors[unit.tensor];

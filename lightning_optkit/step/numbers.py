@@ -42,7 +42,12 @@ class GroupNumbers:
 
 
 def read_group(
-    group: Group, clip: Clip | None, average: Average | None, *, average_is_due: bool, device: torch.device | None = None
+    group: Group,
+    clip: Clip | None,
+    average: Average | None,
+    *,
+    average_is_due: bool,
+    device: torch.device | None = None,
 ) -> GroupNumbers:
     """Reads what schedulers may have changed since the last step.
 

@@ -144,11 +144,11 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     return cudaErrorInvalidConfiguration;
   if ((sizeof(Parameters) + ... + 0) > emulation::kMaxArguments) return cudaErrorInvalidValue;
   size_t& limit = emulation::shared_limit(reinterpret_cast<const void*>(kernel));
-  if (c.dynamicSmemBytes > (limit > emulation::kMaxShared ? limit : emulation::kMaxShared)) return cudaErrorInvalidValue;
+  if (c.dynamicSmemBytes > (limit > emulation::kMaxShared ? limit : emulation::kMaxShared))
+    return cudaErrorInvalidValue;
   if (const cudaError_t error = emulation::failure()) return error;
   std::tuple<std::decay_t<Parameters>...> arguments(std::forward<Arguments>(given)...);
-  emulation::enqueue([=] {
-    emulation::run(c.gridDim, c.blockDim, c.dynamicSmemBytes, [&] { std::apply(kernel, arguments); });
-  });
+  emulation::enqueue(
+      [=] { emulation::run(c.gridDim, c.blockDim, c.dynamicSmemBytes, [&] { std::apply(kernel, arguments); }); });
   return cudaSuccess;
 }
