@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh') setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test test-slow sanitize gpu-check lint format bench claims clean
+.PHONY: demo test test-slow sanitize gpu-check gpu-packages lint format bench claims clean
 
 # An isolated build would resolve torch anew; this builds against the one just installed.
 $(INSTALLED): $(SOURCES)
@@ -39,6 +39,13 @@ sanitize: $(INSTALLED)
 # On a machine with a GPU: its own Python, torch and nvcc; nothing is downloaded.
 gpu-check:
 	$(PYTHON) benchmarks/gpu_check.py
+
+# What a machine with a GPU and no package index may lack, for its Python and processor, in a folder that can be copied there.
+GPU_PYTHON ?= 3.12
+gpu-packages:
+	$(PYTHON) -m pip install --quiet --target build/gpu-packages --upgrade --no-deps --only-binary=:all: \
+	    --python-version $(GPU_PYTHON) --platform manylinux2014_x86_64 --platform manylinux_2_28_x86_64 \
+	    lightning==2.6.6 pytorch-lightning==2.6.6 lightning-utilities torchmetrics packaging PyYAML tqdm ninja pybind11
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

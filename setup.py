@@ -13,7 +13,9 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -92,53 +94,74 @@ def torch_folder() -> Path:
     return Path(spec.origin).parent
 
 
-class NinjaBuild(build_ext):
-    """Writes a ninja file per library and runs it: parallel, and incremental in a checkout."""
+class Job(NamedTuple):
+    """One call of a compiler or linker; `sources` are what it reads."""
+
+    output: str
+    command: str
+    sources: list[str]
+    compiles: bool
+
+
+class ParallelBuild(build_ext):
+    """Compiles all libraries side by side: by ninja, which is incremental in a checkout, or without it by itself."""
 
     def get_ext_filename(self, fullname: str) -> str:
         if fullname.endswith(CUDA_LIBRARY):  # opened by path, not imported: no Python in its name
             return f"{fullname.replace('.', os.sep)}.so"
         return super().get_ext_filename(fullname)
 
-    def build_extension(self, ext: Extension) -> None:
-        build = ROOT.resolve() / "build" / f"{sys.implementation.cache_tag}-{ext.name}"
+    def build_extensions(self) -> None:
+        build = ROOT.resolve() / "build" / f"{sys.implementation.cache_tag}-extension"
         build.mkdir(parents=True, exist_ok=True)
-        output = build / "library.so"
-        lines = cuda_build(output) if ext.name.endswith(CUDA_LIBRARY) else cpp_build(output)
-        (build / "build.ninja").write_text("\n".join(["ninja_required_version = 1.8", *lines]) + "\n")
-        run_ninja(build)
-        target = Path(self.get_ext_fullpath(ext.name))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # In one move: a process that has the old library open keeps it whole.
-        shutil.copyfile(output, target.with_suffix(".new"))
-        target.with_suffix(".new").replace(target)
+        jobs = [job for ext in self.extensions for job in jobs_of(ext.name)]
+        try:
+            run_jobs(jobs, build)
+        except subprocess.CalledProcessError as error:
+            raise SystemExit(
+                "lightning_optkit: the extension did not compile; the compiler's message is above. "
+                "OPTKIT_CUDA=0 leaves the CUDA kernels out, OPTKIT_EXTENSION=0 installs the plain-PyTorch reference."
+            ) from error
+        for ext in self.extensions:
+            target = Path(self.get_ext_fullpath(ext.name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # In one move: a process that has the old library open keeps it whole.
+            shutil.copyfile(build / f"{ext.name}.so", target.with_suffix(".new"))
+            target.with_suffix(".new").replace(target)
 
 
-def cpp_build(output: Path) -> list[str]:
-    import pybind11
+def jobs_of(library: str) -> list[Job]:
+    return cuda_jobs(library) if library.endswith(CUDA_LIBRARY) else cpp_jobs(library)
 
+
+def pybind11_include(torch: Path) -> str:
+    try:
+        import pybind11
+    except ImportError:
+        return f"{torch}/include"  # torch brings it along
+    return pybind11.get_include()
+
+
+def cpp_jobs(library: str) -> list[Job]:
     torch = torch_folder()
-    includes = f"-I{CSRC.resolve()} -I{pybind11.get_include()} -I{sysconfig.get_paths()['include']}"
+    includes = f"-I{CSRC.resolve()} -I{pybind11_include(torch)} -I{sysconfig.get_paths()['include']}"
     torch_includes = f"-isystem {torch}/include -isystem {torch}/include/torch/csrc/api/include"
     # sqrt is vectorized only when it need not set errno; contraction would round differently from CUDA.
     common = "-O3 -fPIC -fvisibility=hidden -fno-math-errno -fno-trapping-math -ffp-contract=off -Wall -Wextra"
     extra = os.environ.get("OPTKIT_CXXFLAGS", "")
     libraries = "-undefined dynamic_lookup" if sys.platform == "darwin" else f"-L{torch}/lib -ltorch_cpu -ldl"
-    lines = [
-        "rule cxx",
-        f"  command = {COMPILER} -MMD -MF $out.d {common} $flags {includes} {extra} -c $in -o $out",
-        "  depfile = $out.d",
-        "  deps = gcc",
-        "  description = C++ $out",
-        "rule link",
-        f"  command = {COMPILER} -shared {extra} $in -o $out {libraries}",
-        "  description = link $out",
-    ]
-    objects = []
+    jobs = []
     for source, stem, flags in cpp_units(torch_includes):
-        lines += [f"build {stem}.o: cxx {source.resolve()}", f"  flags = {flags}"]
-        objects.append(f"{stem}.o")
-    return [*lines, f"build {output}: link {' '.join(objects)}"]
+        command = (
+            f"{COMPILER} -MMD -MF {stem}.o.d {common} {flags} {includes} {extra} -c {source.resolve()} -o {stem}.o"
+        )
+        jobs.append(Job(f"{stem}.o", command, [str(source.resolve())], True))
+    return [*jobs, link(library, f"{COMPILER} -shared {extra}", jobs, libraries)]
+
+
+def link(library: str, linker: str, jobs: list[Job], libraries: str) -> Job:
+    objects = [job.output for job in jobs]
+    return Job(f"{library}.so", f"{linker} {' '.join(objects)} -o {library}.so {libraries}", objects, False)
 
 
 def cpp_units(torch_includes: str) -> list[tuple[Path, str, str]]:
@@ -154,35 +177,39 @@ def cpp_units(torch_includes: str) -> list[tuple[Path, str, str]]:
     return units
 
 
-def cuda_build(output: Path) -> list[str]:
+def cuda_jobs(library: str) -> list[Job]:
     # No contraction and denormals flushed: the same arithmetic as on the CPU.
     flags = f"-O3 -std=c++17 -Xcompiler -fPIC,-fvisibility=hidden --fmad=false -ftz=true -I{CSRC.resolve()}"
-    lines = [
-        "rule nvcc",
-        f"  command = {NVCC} {flags} {' '.join(cuda_architectures(NVCC))} --threads {max_jobs()}"
-        " -MMD -MF $out.d -c $in -o $out",
-        "  depfile = $out.d",
-        "  deps = gcc",
-        "  description = CUDA $out",
-        "rule link",
-        f"  command = {NVCC} -shared -cudart static $in -o $out",
-        "  description = link $out",
-    ]
-    sources = sorted((CSRC / "cuda").glob("*.cu"))
-    lines += [f"build {source.stem}.o: nvcc {source.resolve()}" for source in sources]
-    return [*lines, f"build {output}: link {' '.join(f'{source.stem}.o' for source in sources)}"]
+    compiler = f"{NVCC} {flags} {' '.join(cuda_architectures(NVCC))} --threads {max_jobs()}"
+    jobs = []
+    for source in sorted((CSRC / "cuda").glob("*.cu")):
+        output = f"cuda_{source.stem}.o"
+        command = f"{compiler} -MMD -MF {output}.d -c {source.resolve()} -o {output}"
+        jobs.append(Job(output, command, [str(source.resolve())], True))
+    return [*jobs, link(library, f"{NVCC} -shared -cudart static", jobs, "")]
 
 
-def run_ninja(build: Path) -> None:
-    import ninja
-
+def run_jobs(jobs: list[Job], build: Path) -> None:
     try:
-        subprocess.run([str(Path(ninja.BIN_DIR) / "ninja"), "-C", str(build), f"-j{max_jobs()}"], check=True)
-    except subprocess.CalledProcessError as error:
-        raise SystemExit(
-            "lightning_optkit: the extension did not compile; the compiler's message is above. "
-            "OPTKIT_CUDA=0 leaves the CUDA kernels out, OPTKIT_EXTENSION=0 installs the plain-PyTorch reference path."
-        ) from error
+        import ninja
+
+        program = str(Path(ninja.BIN_DIR) / "ninja")
+    except ImportError:
+        program = shutil.which("ninja") or ""
+    if not program:
+        with ThreadPoolExecutor(max_jobs()) as pool:
+            for is_compiler in (True, False):
+                chosen = [job for job in jobs if job.compiles == is_compiler]
+                list(pool.map(lambda job: subprocess.run(job.command, shell=True, check=True, cwd=build), chosen))
+        return
+    lines = ["ninja_required_version = 1.8"]
+    for name, more in (("compile", ["  depfile = $out.d", "  deps = gcc"]), ("link", [])):
+        lines += [f"rule {name}", "  command = $run", "  description = $out", *more]
+    for job in jobs:
+        rule = "compile" if job.compiles else "link"
+        lines += [f"build {job.output}: {rule} {' '.join(job.sources)}", f"  run = {job.command}"]
+    (build / "build.ninja").write_text("\n".join(lines) + "\n")
+    subprocess.run([program, "-C", str(build), f"-j{max_jobs()}"], check=True)
 
 
 COMPILER = cxx()
@@ -191,5 +218,5 @@ libraries = ["lightning_optkit._C"] if COMPILER else []
 libraries += [f"lightning_optkit.{CUDA_LIBRARY}"] if NVCC else []
 setup(
     ext_modules=[Extension(name, sources=[]) for name in libraries],
-    cmdclass={"build_ext": NinjaBuild},
+    cmdclass={"build_ext": ParallelBuild},
 )

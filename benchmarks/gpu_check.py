@@ -1,79 +1,178 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that needs a GPU, in one command without a network: build, tests, sanitizer, benchmark, one short table.
+"""Everything that needs a GPU, in one command without a network: build, tests, benchmarks, sanitizer, one short table.
 
-Needs the machine's own Python (3.10 or newer) with torch 2.10 or newer, pytest and setuptools, and nvcc; nothing is
-downloaded. JSON rows go to the folder given, or under benchmarks/results/.
+Needs the machine's own Python (3.10 or newer) with torch 2.10 or newer, setuptools, a C++ compiler and nvcc; nothing is
+downloaded. pytest, ninja and pybind11 are used where they are installed; without lightning its parts are left out.
+Packages in build/gpu-packages (`make gpu-packages`, on another machine) are found. What matters most comes first, each
+part has its own share of the time and writes what it has as it goes, so a cut costs only what was not begun.
 
-Usage: python benchmarks/gpu_check.py [--output FOLDER] [--minutes 10]
+JSON rows and logs go to the folder given, to $OUT, or under benchmarks/results/.
+
+Usage: python benchmarks/gpu_check.py [--output FOLDER] [--minutes 10] [--only PART...] [--dry-run]
 """
 
 import argparse
+import glob
+import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-SMALL = "test_every_rule_with_every_stage and (adamw or lamb) and (norm or unit or int8 or ema)"
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ROOT / "build" / "gpu-packages"
 
 
-class Check:
+@dataclass
+class Part:
     """One line of the table."""
 
-    def __init__(self, name: str, command: list[str], seconds: float, folder: Path) -> None:
-        print(f"--- {name}: {' '.join(command)}", flush=True)
-        start, log = time.monotonic(), folder / f"{name.replace(' ', '-')}.log"
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPTKIT_CUDA": "1"}
-        with log.open("w") as file:
-            try:
-                done = subprocess.run(
-                    command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, timeout=max(seconds, 1)
-                )
-                self.result = "passed" if done.returncode == 0 else f"FAILED ({done.returncode})"
-            except subprocess.TimeoutExpired:
-                self.result = "OUT OF TIME"
-        lines = log.read_text(errors="replace").strip().splitlines()
-        print("\n".join(lines[-15:]), flush=True)
-        self.name, self.seconds, self.last = name, round(time.monotonic() - start, 1), lines[-1] if lines else ""
+    name: str
+    command: list[str]
+    seconds: float
+    """Most that it may take."""
+    needs: str = ""
+    """A package without which it is left out."""
+    environment: dict[str, str] = field(default_factory=dict)
 
-    def row(self) -> dict[str, object]:
-        """For the JSON file."""
-        return {"check": self.name, "result": self.result, "seconds": self.seconds, "last_line": self.last}
+
+def parts(folder: Path, dry: bool) -> list[Part]:
+    """In the order in which they are run."""
+    python, rows = sys.executable, ["--output", str(folder), *(["--dry-run"] if dry else [])]
+
+    def tests(*arguments: str, minutes: float) -> list[str]:
+        json_file = ["--json", str(folder / "gpu-tests.jsonl")]
+        return [python, "tests/gpu/run.py", *arguments, *json_file, "--minutes", str(minutes)]
+
+    def bench(script: str, *names: str, minutes: float) -> list[str]:
+        chosen = ["--parts", *names] if names else []
+        return [python, f"benchmarks/{script}.py", *rows, *chosen, "--minutes", str(minutes)]
+
+    found = [
+        Part("build", [python, "setup.py", "-q", "build_ext", "--inplace"], 300, environment=build_environment(dry)),
+        Part("step tests", tests("test_step.py", minutes=1.2), 90),
+        Part("step bench", bench("bench_gpu", "step", minutes=0.9), 80),
+        Part("norm tests", tests("test_norms.py", minutes=0.9), 75),
+        Part("norm bench", bench("bench_gpu_norms", "kernels", minutes=0.8), 70),
+        Part("training tests", tests("test_training.py", minutes=1.0), 80),
+        Part("lightning bench", bench("bench_gpu_lightning", minutes=0.9), 90, needs="lightning"),
+        Part("states, rules", bench("bench_gpu", "states", "rules", minutes=0.7), 60),
+    ]
+    tool = sanitizer()
+    if tool:
+        for kind in ("memcheck", "racecheck"):
+            command = [tool, "--tool", kind, "--error-exitcode", "9", "--target-processes", "all"]
+            small = ["test_step.py", "test_norms.py", "-k", "sanitized"]
+            found.append(Part(kind, [*command, *tests(*small, minutes=0.7)], 60))
+    found += [
+        Part("peers", bench("bench_gpu", "peers", minutes=0.5), 60),
+        Part("norm modules", bench("bench_gpu_norms", "compiled", minutes=0.5), 60),
+    ]
+    return found
+
+
+def sanitizer() -> str | None:
+    """compute-sanitizer, on the path or beside nvcc."""
+    home = os.environ.get("CUDA_HOME") or "/usr/local/cuda"
+    places = [f"{home}/bin/compute-sanitizer", *glob.glob(f"{home}*/compute-sanitizer/compute-sanitizer")]
+    return shutil.which("compute-sanitizer") or next((place for place in places if os.access(place, os.X_OK)), None)
+
+
+def build_environment(dry: bool) -> dict[str, str]:
+    """Builds for the device that is here only: quicker by as many times as there are architectures."""
+    if dry or "TORCH_CUDA_ARCH_LIST" in os.environ:
+        return {} if not dry else {"OPTKIT_CUDA": "0"}
+    code = "import torch; print('%d.%d' % torch.cuda.get_device_capability())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return {"OPTKIT_CUDA": "1", **({"TORCH_CUDA_ARCH_LIST": done.stdout.strip()} if done.returncode == 0 else {})}
+
+
+def run(part: Part, folder: Path, left: float) -> dict[str, object]:
+    """The part's row. Its output goes to a log, and the end of it to the screen."""
+    log = folder / f"gpu-{part.name.replace(' ', '-').replace(',', '')}.log"
+    paths = [str(ROOT), *([str(PACKAGES)] if PACKAGES.is_dir() else []), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **part.environment}
+    seconds = min(part.seconds, left)
+    print(f"--- {part.name}, at most {seconds:.0f} s", flush=True)
+    began = time.monotonic()
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            part.command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            code = process.wait(timeout=seconds)
+            result = "passed" if code == 0 else f"FAILED ({code})"
+        except subprocess.TimeoutExpired:
+            result = "OUT OF TIME"
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    lines = log.read_text(errors="replace").strip().splitlines()
+    shown = lines[-8:] if result == "passed" else lines[-25:]
+    print("\n".join(line[:240] for line in shown), flush=True)
+    last = lines[-1][:100] if lines and not lines[-1].startswith("{") else f"{len(lines)} lines"
+    return {"check": part.name, "result": result, "seconds": round(time.monotonic() - began, 1), "last_line": last}
+
+
+def summary(folder: Path) -> list[str]:
+    """The ratios of the benchmarks, a line each."""
+    lines = []
+    for path in sorted(folder.glob("*-gpu-*.jsonl")):
+        for text in path.read_text().splitlines():
+            row = json.loads(text)
+            what = " ".join(str(row[key]) for key in ("case", "dtype", "variant") if key in row)
+            against = f"{row['ratio']:.2f} x {row['baseline']}" if "ratio" in row else ""
+            share = f"{row['share_of_copy']:.0%} of copy" if "share_of_copy" in row else ""
+            speed = f"{row['tokens_per_s']} tokens/s, {row['peak_gb']} GB" if "tokens_per_s" in row else ""
+            lines.append(f"{what:<62} {row['median_ms']:>9.3f} ms  {share:<12} {against}{speed}")
+    return lines
 
 
 def main() -> int:
-    """Runs every check that the time allows."""
+    """Runs every part that the time allows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results")
+    default = Path(os.environ["OUT"]) if os.environ.get("OUT") else ROOT / "benchmarks" / "results"
+    parser.add_argument("--output", type=Path, default=default)
     parser.add_argument("--minutes", type=float, default=10.0, help="end before so many minutes have passed")
+    parser.add_argument("--only", nargs="*", help="names of parts")
+    parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU: tests this script")
     arguments = parser.parse_args()
-    end = time.monotonic() + 60 * arguments.minutes - 20
-    folder: Path = arguments.output
+    end, folder = time.monotonic() + 60 * arguments.minutes - 10, arguments.output.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    pytest = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-o", "timeout=0"]
-    plan = [
-        ("build", [sys.executable, "setup.py", "-q", "build_ext", "--inplace"], 0.4),
-        ("tests", [*pytest[:4], *pytest[5:], "-m", "gpu and not slow", "tests/gpu"], 0.5),
-        ("benchmark", [sys.executable, "benchmarks/bench_gpu.py", "--output", str(folder)], 0.7),
-    ]
-    if shutil.which("compute-sanitizer"):
-        for tool in ("memcheck", "racecheck"):
-            sanitizer = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1"]
-            plan.append((tool, [*sanitizer, *pytest, "-m", "gpu and not slow", "-k", SMALL, "tests/gpu"], 0.5))
-    checks = []
-    for name, command, share in plan:
-        checks.append(Check(name, command, (end - time.monotonic()) * share if share < 1 else share, folder))
-        if name == "build" and checks[-1].result != "passed":
+    sys.path.append(str(PACKAGES))
+    rows: list[dict[str, object]] = []
+    for part in parts(folder, arguments.dry_run):
+        left = end - time.monotonic()
+        if arguments.only and part.name not in arguments.only:
+            continue
+        if part.needs and importlib.util.find_spec(part.needs) is None:
+            row = {
+                "check": part.name,
+                "result": "left out",
+                "seconds": 0.0,
+                "last_line": f"{part.needs} is not installed",
+            }
+        elif left < 5:
+            row = {"check": part.name, "result": "NOT RUN", "seconds": 0.0, "last_line": "the time is up"}
+        else:
+            row = run(part, folder, left)
+        rows.append(row)
+        with (folder / "gpu-check.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if part.name == "build" and row["result"] != "passed":
             break
-    rows = [check.row() for check in checks]
-    (folder / "gpu-check.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    print(f"\n{'check':<12}{'result':<14}{'seconds':>8}  last line")
+    if sanitizer() is None:
+        print("compute-sanitizer is not installed: memcheck and racecheck are left out")
+    print("\n" + "\n".join(summary(folder)))
+    print(f"\n{'check':<17}{'result':<14}{'seconds':>8}  last line")
     for row in rows:
-        print(f"{row['check']:<12}{row['result']:<14}{row['seconds']:>8}  {row['last_line']}")
-    return 0 if all(row["result"] == "passed" for row in rows) else 1
+        print(f"{row['check']:<17}{row['result']:<14}{row['seconds']:>8}  {row['last_line']}")
+    return 0 if all(row["result"] in ("passed", "left out") for row in rows) else 1
 
 
 if __name__ == "__main__":

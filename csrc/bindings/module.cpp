@@ -48,18 +48,22 @@ void add_tensor(Plan& plan, uintptr_t param, const std::vector<uintptr_t>& state
   plan.add_tensor(slot, {std::move(sizes), std::move(strides)});
 }
 
-void cuda_step(Plan& plan, uintptr_t norm, uintptr_t loss_scale, uintptr_t found_inf, double scale, uintptr_t max_norm,
-               uintptr_t report, uintptr_t clipped, bool counts_report, uintptr_t statistics, uintptr_t stream) {
+void cuda_step(Plan& plan, const std::vector<uintptr_t>& rates, uintptr_t norm, uintptr_t loss_scale,
+               uintptr_t found_inf, double scale, uintptr_t max_norm, double max_norm_value, uintptr_t report,
+               uintptr_t clipped, bool counts_report, uintptr_t statistics, uintptr_t stream) {
   const optkit::CudaStepControl control = {pointer<double>(norm),
                                            pointer<float>(loss_scale),
                                            pointer<float>(found_inf),
                                            scale,
                                            pointer<double>(max_norm),
+                                           max_norm_value,
                                            pointer<double>(report),
                                            pointer<optkit::Clipped>(clipped),
                                            pointer<optkit::Sums>(statistics),
                                            counts_report ? 1 : 0};
-  plan.cuda_step(control, stream);
+  std::vector<const double*> rate_of;
+  for (const uintptr_t rate : rates) rate_of.push_back(pointer<const double>(rate));
+  plan.cuda_step(control, rate_of, stream);
 }
 
 // [(grad_sq, param_sq, update_sq, nonfinite, lost)] per tensor.
@@ -152,9 +156,9 @@ PYBIND11_MODULE(_C, m) {
           },
           py::arg("grad_scale"), py::arg("statistics"))
       .def("cuda_norm", &Plan::cuda_norm, py::arg("norm_out"), py::arg("stream"))
-      .def("cuda_step", &cuda_step, py::kw_only(), py::arg("norm"), py::arg("loss_scale"), py::arg("found_inf"),
-           py::arg("scale"), py::arg("max_norm"), py::arg("report"), py::arg("clipped"), py::arg("counts_report"),
-           py::arg("statistics"), py::arg("stream"))
+      .def("cuda_step", &cuda_step, py::kw_only(), py::arg("rates"), py::arg("norm"), py::arg("loss_scale"),
+           py::arg("found_inf"), py::arg("scale"), py::arg("max_norm"), py::arg("max_norm_value"), py::arg("report"),
+           py::arg("clipped"), py::arg("counts_report"), py::arg("statistics"), py::arg("stream"))
       .def("sums", &sums);
   py::class_<Snapshot>(m, "Snapshot")
       .def(py::init<py::dict, std::vector<py::list>>(), py::arg("state"), py::arg("lists"))

@@ -332,7 +332,9 @@ Backward backward(bool centered, Argument dy, Argument d_sum, Argument x, const 
     return out;
   }
   // The allocator hands the workspace out again on this stream only, so it may go before the kernels have run.
-  const int64_t parts = cuda_api().norm_backward_parts(&a, x.device_index), space_size = 2 * parts * sizes.size;
+  int64_t parts = 0;
+  check_cuda(cuda_api().norm_backward_parts(centered, &a, x.device_index, &parts));
+  const int64_t space_size = 2 * parts * sizes.size;
   const Output space = empty(x, &space_size, 1, wide);
   check_cuda(cuda_api().norm_backward(centered, &a, d_weight, d_bias, parts, data_of(space), x.device_index,
                                       current_stream(x.device_index)));

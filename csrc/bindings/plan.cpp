@@ -90,7 +90,7 @@ void Plan::set_active(const std::vector<int>& indices) {
 Misfit Plan::point_at(int place, const TensorView& param, const TensorView& grad) {
   TensorSlot& slot = tensors[place];
   if (has_moved(param, slot.param, shapes[place])) return Misfit::kParamMoved;
-  const Misfit misfit = compare(shapes[place], grad, slot, device >= 0);
+  const Misfit misfit = compare(shapes[place], grad, slot, is_on_cuda());
   if (misfit != Misfit::kNone) return misfit;
   slot.grad = grad.data;
   slot.grad_type = grad.dtype;
@@ -138,10 +138,11 @@ void Plan::cuda_norm(uintptr_t norm_out, uintptr_t stream) {
       cuda_api().norm(cuda_, tensors.data(), reinterpret_cast<double*>(norm_out), reinterpret_cast<void*>(stream)));
 }
 
-void Plan::cuda_step(const CudaStepControl& control, uintptr_t stream) {
+void Plan::cuda_step(const CudaStepControl& control, const std::vector<const double*>& rates, uintptr_t stream) {
+  if (rates.size() != groups_.size()) throw std::invalid_argument("Plan.cuda_step: needs one rate for each group.");
   upload(stream);
-  check_cuda(cuda_api().step(cuda_, tensors.data(), groups_.data(), static_cast<int>(groups_.size()), &control,
-                             reinterpret_cast<void*>(stream)));
+  check_cuda(cuda_api().step(cuda_, tensors.data(), groups_.data(), rates.data(), static_cast<int>(groups_.size()),
+                             &control, reinterpret_cast<void*>(stream)));
 }
 
 }  // namespace optkit

@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
+#include "bindings/device.h"
 #include "core/tables.h"
 #include "cpu/walk.h"
-#include "cuda/api.h"
 
 namespace optkit {
 
@@ -60,9 +60,10 @@ class Plan {
 
   // On CUDA, without waiting for it: pointers are device memory, `stream` a cudaStream_t.
   void cuda_norm(uintptr_t norm_out, uintptr_t stream);
-  void cuda_step(const CudaStepControl& control, uintptr_t stream);
-  // The next launch uploads the tables again.
-  void outdate_device() { uploaded_ = false; }
+  // `rates`: per group, a learning rate in device memory that replaces the one in its row, or null.
+  void cuda_step(const CudaStepControl& control, const std::vector<const double*>& rates, uintptr_t stream);
+  // False for the CPU, and for an emulation that works on the host's memory.
+  bool is_on_cuda() const { return device >= 0 && cuda_api().on_host == 0; }
 
   const int device;
   std::vector<TensorSlot> tensors;

@@ -11,7 +11,7 @@ namespace optkit {
 // kCode8: state only, see core/code8.h.
 enum class DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat64 = 3, kCode8 = 4 };
 
-constexpr int64_t size_of(DType type) {
+OPTKIT_HD constexpr int64_t size_of(DType type) {
   return type == DType::kFloat64 ? 8 : type == DType::kFloat32 ? 4 : type == DType::kCode8 ? 1 : 2;
 }
 
@@ -44,7 +44,7 @@ struct TensorSlot {
   int32_t is_vector;         // 1: fewer than two dimensions, so one unit, which is not centralized
 };
 
-// At most kChunk elements of one tensor: the unit of work, and of every partial sum.
+// A run of elements of one tensor: the unit of work, and of every partial sum.
 struct Chunk {
   int64_t begin;
   int32_t tensor;

@@ -38,8 +38,9 @@ void prepare(const GroupRow& group, const TensorSlot& slot, double grad_scale, d
              bool statistics, void* out) {
   const double step = *slot.step;
   const auto tensor = static_cast<uint64_t>(slot.index);
-  const PreparedTensor<Rule, S> result = {prepare_stages<S>(group, grad_scale, step, num_averaged, tensor, statistics),
-                                          Rule::template prepare<S>(group.rule, lr, step, slot.scalar)};
+  const PreparedTensor<Rule, S> result = {
+      prepare_stages<S>(group, group.lr, grad_scale, step, num_averaged, tensor, statistics),
+      Rule::template prepare<S>(group.rule, lr, step, slot.scalar)};
   std::memcpy(out, &result, sizeof(result));
 }
 

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Load and store of four elements by one thread: any stored dtype to and from fp32 (fp64 tensors: fp64).
+// Load and store of four elements by one thread: any stored dtype to and from fp32 (fp64 tensors: fp64). Loading has
+// two halves, memory to registers and registers to numbers, so that all streams of a step are asked for before the
+// first is waited for.
 #pragma once
 
 #include <cstdint>
@@ -17,6 +19,16 @@ constexpr int kLanes = 4;  // elements a thread holds: 16 bytes of fp32
 template <class S>
 struct Four {
   S v[kLanes];
+};
+
+// Four elements as they lie in memory, low places first; where an element does not exist, zero.
+template <class S>
+struct Raw {
+  uint32_t word[kLanes];
+};
+template <>
+struct Raw<double> {
+  double v[kLanes];
 };
 
 __device__ __forceinline__ uint16_t float_to_bfloat16(float a) {
@@ -45,51 +57,108 @@ __device__ __forceinline__ uint16_t float_to_float16(float a, uint32_t random) {
   return float_to_half(bits_float(((bits + (random & ((1u << shift) - 1u))) >> shift) << shift));
 }
 
-__device__ __forceinline__ float bits16_to_float(uint16_t bits, DType type) {
-  return type == DType::kBFloat16 ? bits_float(static_cast<uint32_t>(bits) << 16) : half_to_float(bits);
+// The device's own instructions give the same bits as the integer arithmetic, but for which NaN a NaN becomes.
+__device__ __forceinline__ float float16_to_float(uint16_t bits) {
+#if defined(__CUDA_ARCH__)
+  float a;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(a) : "h"(bits));
+  return a;
+#else
+  return half_to_float(bits);
+#endif
+}
+__device__ __forceinline__ float bits16_to_float(uint32_t bits, DType type) {
+  return type == DType::kBFloat16 ? bits_float(bits << 16) : float16_to_float(static_cast<uint16_t>(bits));
+}
+__device__ __forceinline__ uint16_t float_to_bits16(float a, DType type) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  uint16_t bits;
+  if (type == DType::kBFloat16)
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(a));
+  else
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(a));
+  return bits;
+#else
+  return type == DType::kBFloat16 ? float_to_bfloat16(a) : float_to_half(a);
+#endif
 }
 
-__device__ __forceinline__ bool is_aligned(const void* pointer, int bytes) {
+__device__ __forceinline__ bool is_aligned(const void* pointer, int64_t bytes) {
   return (reinterpret_cast<uintptr_t>(pointer) & (bytes - 1)) == 0;
 }
 
-// `count` of the four exist; the others are zero.
-__device__ __forceinline__ void load(Four<float>& out, const void* base, DType type, int64_t i, int count) {
-  if (type == DType::kFloat32) {
-    const float* p = static_cast<const float*>(base) + i;
-    if (count == kLanes && is_aligned(p, 16)) {
-      const float4 four = *reinterpret_cast<const float4*>(p);
-      out = {{four.x, four.y, four.z, four.w}};
-      return;
-    }
-#pragma unroll
-    for (int k = 0; k < kLanes; ++k) out.v[k] = k < count ? p[k] : 0.0f;
-    return;
-  }
-  const uint16_t* p = static_cast<const uint16_t*>(base) + i;
-  ushort4 four = {0, 0, 0, 0};
-  if (count == kLanes && is_aligned(p, 8)) {
-    four = *reinterpret_cast<const ushort4*>(p);
-  } else {
-    if (count > 0) four.x = p[0];
-    if (count > 1) four.y = p[1];
-    if (count > 2) four.z = p[2];
-    if (count > 3) four.w = p[3];
-  }
-  out = {{bits16_to_float(four.x, type), bits16_to_float(four.y, type), bits16_to_float(four.z, type),
-          bits16_to_float(four.w, type)}};
+// Can four elements be moved at once, from any multiple of four on?
+__device__ __forceinline__ bool moves_whole(const void* base, DType type) {
+  return is_aligned(base, type == DType::kFloat64 ? 16 : kLanes * size_of(type));
 }
 
-__device__ __forceinline__ void load(Four<double>& out, const void* base, DType, int64_t i, int count) {
+// `count` of the four exist. `whole`: see moves_whole.
+__device__ __forceinline__ void fetch(Raw<float>& out, const void* base, DType type, int64_t i, int count, bool whole) {
+  out = {};
+  const int64_t size = size_of(type);
+  const char* p = static_cast<const char*>(base) + i * size;
+  if (whole && count == kLanes) {
+    if (size == 4) {
+      const uint4 four = *reinterpret_cast<const uint4*>(p);
+      out = {{four.x, four.y, four.z, four.w}};
+    } else if (size == 2) {
+      const uint2 four = *reinterpret_cast<const uint2*>(p);
+      out.word[0] = four.x;
+      out.word[1] = four.y;
+    } else {
+      out.word[0] = *reinterpret_cast<const uint32_t*>(p);
+    }
+    return;
+  }
+#pragma unroll
+  for (int k = 0; k < kLanes; ++k) {
+    if (k >= count) continue;
+    if (size == 4)
+      out.word[k] = reinterpret_cast<const uint32_t*>(p)[k];
+    else if (size == 2)
+      out.word[k / 2] |= static_cast<uint32_t>(reinterpret_cast<const uint16_t*>(p)[k]) << (16 * (k % 2));
+    else
+      out.word[0] |= static_cast<uint32_t>(reinterpret_cast<const uint8_t*>(p)[k]) << (8 * k);
+  }
+}
+
+__device__ __forceinline__ void fetch(Raw<double>& out, const void* base, DType, int64_t i, int count, bool whole) {
   const double* p = static_cast<const double*>(base) + i;
+  if (whole && count == kLanes) {
+    const double2 low = *reinterpret_cast<const double2*>(p), high = *reinterpret_cast<const double2*>(p + 2);
+    out = {{low.x, low.y, high.x, high.y}};
+    return;
+  }
 #pragma unroll
   for (int k = 0; k < kLanes; ++k) out.v[k] = k < count ? p[k] : 0.0;
 }
 
-__device__ __forceinline__ void store_bits16(void* base, int64_t i, int count, const uint16_t (&bits)[kLanes]) {
+__device__ __forceinline__ Four<float> numbers(const Raw<float>& raw, DType type) {
+  Four<float> out;
+#pragma unroll
+  for (int k = 0; k < kLanes; ++k)
+    out.v[k] = type == DType::kFloat32 ? bits_float(raw.word[k])
+                                       : bits16_to_float((raw.word[k / 2] >> (16 * (k % 2))) & 0xffffu, type);
+  return out;
+}
+__device__ __forceinline__ Four<double> numbers(const Raw<double>& raw, DType) {
+  return {{raw.v[0], raw.v[1], raw.v[2], raw.v[3]}};
+}
+
+// Both halves of loading at once.
+template <class S>
+__device__ __forceinline__ Four<S> load(const void* base, DType type, int64_t i, int count, bool whole) {
+  Raw<S> raw;
+  fetch(raw, base, type, i, count, whole);
+  return numbers(raw, type);
+}
+
+__device__ __forceinline__ void store_bits16(void* base, int64_t i, int count, bool whole,
+                                             const uint16_t (&bits)[kLanes]) {
   uint16_t* p = static_cast<uint16_t*>(base) + i;
-  if (count == kLanes && is_aligned(p, 8)) {
-    *reinterpret_cast<ushort4*>(p) = {bits[0], bits[1], bits[2], bits[3]};
+  if (whole && count == kLanes) {
+    *reinterpret_cast<uint2*>(p) = {bits[0] | static_cast<uint32_t>(bits[1]) << 16,
+                                    bits[2] | static_cast<uint32_t>(bits[3]) << 16};
     return;
   }
 #pragma unroll
@@ -97,12 +166,12 @@ __device__ __forceinline__ void store_bits16(void* base, int64_t i, int count, c
     if (k < count) p[k] = bits[k];
 }
 
-// Stores, and leaves in `value` what the stored numbers now are. A null key rounds to nearest.
-__device__ __forceinline__ void store(Four<float>& value, void* base, DType type, int64_t i, int count,
-                                      const RandomKey* key = nullptr) {
+// Stores, and leaves in `value` what the stored numbers now are. Rounds to nearest, or at random by the key.
+__device__ __forceinline__ void store(Four<float>& value, void* base, DType type, int64_t i, int count, bool whole,
+                                      bool at_random = false, RandomKey key = {}) {
   if (type == DType::kFloat32) {
     float* p = static_cast<float*>(base) + i;
-    if (count == kLanes && is_aligned(p, 16)) {
+    if (whole && count == kLanes) {
       *reinterpret_cast<float4*>(p) = {value.v[0], value.v[1], value.v[2], value.v[3]};
       return;
     }
@@ -114,47 +183,44 @@ __device__ __forceinline__ void store(Four<float>& value, void* base, DType type
   uint16_t bits[kLanes];
 #pragma unroll
   for (int k = 0; k < kLanes; ++k) {
-    if (key == nullptr) {
-      bits[k] = type == DType::kBFloat16 ? float_to_bfloat16(value.v[k]) : float_to_half(value.v[k]);
+    if (!at_random) {
+      bits[k] = float_to_bits16(value.v[k], type);
     } else {
       const int64_t index = i + k;
-      const RandomKey here = {key->low, key->high ^ static_cast<uint32_t>(index >> 32)};
+      const RandomKey here = {key.low, key.high ^ static_cast<uint32_t>(index >> 32)};
       const uint32_t random = random_bits(here, static_cast<uint32_t>(index));
       bits[k] = type == DType::kBFloat16 ? float_to_bfloat16(value.v[k], random) : float_to_float16(value.v[k], random);
     }
     value.v[k] = bits16_to_float(bits[k], type);
   }
-  store_bits16(base, i, count, bits);
+  store_bits16(base, i, count, whole, bits);
 }
 
-__device__ __forceinline__ void store(Four<double>& value, void* base, DType, int64_t i, int count,
-                                      const RandomKey* = nullptr) {
+__device__ __forceinline__ void store(Four<double>& value, void* base, DType, int64_t i, int count, bool whole,
+                                      bool = false, RandomKey = {}) {
   double* p = static_cast<double*>(base) + i;
+  if (whole && count == kLanes) {
+    *reinterpret_cast<double2*>(p) = {value.v[0], value.v[1]};
+    *reinterpret_cast<double2*>(p + 2) = {value.v[2], value.v[3]};
+    return;
+  }
 #pragma unroll
   for (int k = 0; k < kLanes; ++k)
     if (k < count) p[k] = value.v[k];
 }
 
-// Four codes of 8-bit state; the lanes of a warp hold one block. Every lane of the warp must call these.
-__device__ __forceinline__ void load_codes(Four<float>& out, const void* base, const float* scales, bool is_signed,
-                                           int64_t i, int count) {
-  const uint8_t* p = static_cast<const uint8_t*>(base) + i;
-  const float factor = count > 0 ? decode_factor(scales[i / kCodeBlock]) : 0.0f;
-  uchar4 four = {0, 0, 0, 0};
-  if (count == kLanes && is_aligned(p, 4)) {
-    four = *reinterpret_cast<const uchar4*>(p);
-  } else {
-    if (count > 0) four.x = p[0];
-    if (count > 1) four.y = p[1];
-    if (count > 2) four.z = p[2];
-    if (count > 3) four.w = p[3];
-  }
-  out = {{decode8(four.x, is_signed) * factor, decode8(four.y, is_signed) * factor, decode8(four.z, is_signed) * factor,
-          decode8(four.w, is_signed) * factor}};
+// Four codes of 8-bit state, whose scale was fetched too.
+__device__ __forceinline__ Four<float> decoded(const Raw<float>& raw, float scale, bool is_signed) {
+  const float factor = decode_factor(scale);
+  Four<float> out;
+#pragma unroll
+  for (int k = 0; k < kLanes; ++k) out.v[k] = decode8((raw.word[0] >> (8 * k)) & 0xffu, is_signed) * factor;
+  return out;
 }
 
+// The lanes of a warp hold one block of codes, and every lane must call this.
 __device__ __forceinline__ void store_codes(const Four<float>& value, void* base, float* scales, bool is_signed,
-                                            int64_t i, int count, RandomKey key) {
+                                            int64_t i, int count, bool whole, RandomKey key) {
   float largest = 0.0f;
 #pragma unroll
   for (int k = 0; k < kLanes; ++k) {
@@ -169,18 +235,17 @@ __device__ __forceinline__ void store_codes(const Four<float>& value, void* base
   if (count <= 0) return;
   if (i % kCodeBlock == 0) scales[i / kCodeBlock] = largest;
   const float factor = code_factor(largest);
-  uint8_t codes[kLanes];
+  uint32_t codes = 0;
 #pragma unroll
-  for (int k = 0; k < kLanes; ++k)
-    codes[k] = static_cast<uint8_t>(encode8(value.v[k] * factor, code_random(key, i + k), is_signed));
+  for (int k = 0; k < kLanes; ++k) codes |= encode8(value.v[k] * factor, code_random(key, i + k), is_signed) << (8 * k);
   uint8_t* p = static_cast<uint8_t*>(base) + i;
-  if (count == kLanes && is_aligned(p, 4)) {
-    *reinterpret_cast<uchar4*>(p) = {codes[0], codes[1], codes[2], codes[3]};
+  if (whole && count == kLanes) {
+    *reinterpret_cast<uint32_t*>(p) = codes;
     return;
   }
 #pragma unroll
   for (int k = 0; k < kLanes; ++k)
-    if (k < count) p[k] = codes[k];
+    if (k < count) p[k] = static_cast<uint8_t>(codes >> (8 * k));
 }
 
 }  // namespace optkit

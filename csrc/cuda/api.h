@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The C interface of liboptkit_cuda: the only thing the rest of the project knows of CUDA. The library is opened when
 // the first CUDA tensor is met, so that importing the package never touches a driver. Functions return null, or what
-// went wrong. Nothing here waits for the device.
+// went wrong. Nothing here waits for the device, but for a changed layout.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace optkit {
 
-constexpr int kCudaApiVersion = 2;
+constexpr int kCudaApiVersion = 3;
 
 // What a step reads on the device, so that the host need not know it. Null: absent.
 struct CudaStepControl {
@@ -19,7 +19,8 @@ struct CudaStepControl {
   const float* loss_scale;  // of a GradScaler
   const float* found_inf;   // of a GradScaler
   double scale;             // known to the host already; 1 otherwise
-  const double* max_norm;   // bound of the global norm
+  const double* max_norm;   // bound of the global norm; null: `max_norm_value`
+  double max_norm_value;    // +inf: none
   double* report;           // out, 5 doubles: norm after unscaling, after clipping, steps, clipped steps, skipped steps
   Clipped* clipped;         // in and out, added to by each plan: what clipping by tensor or by unit left
   Sums* statistics;         // out, one row per tensor; null: do not count
@@ -28,17 +29,19 @@ struct CudaStepControl {
 
 struct CudaApi {
   int version;
+  int on_host;  // 1: an emulation, for tests, that works on the host's memory
   const char* (*create)(int rule, int is_double, int device, void** plan);
   void (*destroy)(void* plan);
-  // Uploads the static tables. Waits for the copies only.
+  // Uploads the static tables, and waits for what the stream still does with the old ones. Not while capturing.
   const char* (*layout)(void* plan, const TensorSlot* tensors, int num_tensors, void* stream);
   // Sum of squares and number of non-finite elements into norm_out[0], norm_out[1]: one launch.
   const char* (*norm)(void* plan, const TensorSlot* tensors, double* norm_out, void* stream);
-  const char* (*step)(void* plan, const TensorSlot* tensors, const GroupRow* groups, int num_groups,
-                      const CudaStepControl* control, void* stream);
+  // `rates`: per group, a learning rate on the device that replaces the one in its row, or null.
+  const char* (*step)(void* plan, const TensorSlot* tensors, const GroupRow* groups, const double* const* rates,
+                      int num_groups, const CudaStepControl* control, void* stream);
   // LayerNorm and RMSNorm. The backward works in `space`: 2 * parts * size wide numbers.
   const char* (*norm_forward)(int centered, const NormForward* arguments, int device, void* stream);
-  int64_t (*norm_backward_parts)(const NormBackward* arguments, int device);
+  const char* (*norm_backward_parts)(int centered, const NormBackward* arguments, int device, int64_t* parts);
   const char* (*norm_backward)(int centered, const NormBackward* arguments, void* d_weight, void* d_bias, int64_t parts,
                                void* space, int device, void* stream);
   const char* architectures;  // "80;90;...", as compiled

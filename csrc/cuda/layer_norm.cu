@@ -1,80 +1,140 @@
 // SPDX-License-Identifier: Apache-2.0
 // Chooses and launches a kernel by the length of the rows.
 #include <algorithm>
-#include <string>
+#include <atomic>
 
+#include "cuda/host.cuh"
 #include "cuda/layer_norm.cuh"
 #include "cuda/layer_norm_api.h"
 
 namespace optkit {
 namespace {
 
-thread_local std::string last_error;
-
-const char* failed(cudaError_t status, const char* what) {
-  if (status == cudaSuccess) return nullptr;
-  last_error = std::string(what) + ": " + cudaGetErrorString(status);
-  return last_error.c_str();
-}
-
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int device) {
-    cudaGetDevice(&before_);
-    cudaSetDevice(device);
-  }
-  ~DeviceGuard() { cudaSetDevice(before_); }
-
- private:
-  int before_ = 0;
-};
-
-int64_t multiprocessors(int device) {
-  int count = 1;
-  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-  return count;
-}
-
 // Threads per row. fp64 is there to check the others: one kernel is enough.
 int group_of(DType type, int64_t size) {
   if (type == DType::kFloat64) return kLongRow;
-  for (const int group : {32, 128, 512, 1024})
+  for (const int group : {4, 16, 32, 64, 128, 256, 512, 1024})
     if (size <= int64_t{group} * kHeld) return group;
   return kLongRow;
 }
 
-// Blocks that a multiprocessor works on at a time, about: more would only make more partial sums.
-int64_t resident_blocks(int group) {
-  return group == 32 ? 8 : group == 128 ? 12 : group == 512 ? 3 : group == 1024 ? 2 : 1;
+// May every access of a row move 16 bytes?
+class Whole {
+ public:
+  Whole(int64_t size, DType type) : type_(type), fits_(size * bytes_of(type) % 16 == 0) {}
+  Whole& rows(const void* base, int64_t stride, DType type) {
+    fits_ &= base == nullptr ||
+             (type == type_ && reinterpret_cast<uintptr_t>(base) % 16 == 0 && stride * bytes_of(type) % 16 == 0);
+    return *this;
+  }
+  bool fits() const { return fits_; }
+
+ private:
+  DType type_;
+  bool fits_;
+};
+
+bool is_whole(const NormForward& a) {
+  const DType x_type = a.residual ? a.x_type : a.type;
+  return Whole(a.size, a.type)
+      .rows(a.x, a.x_stride, x_type)
+      .rows(a.residual, a.size, a.residual_type)
+      .rows(a.sum, a.size, a.type)
+      .rows(a.y, a.size, a.type)
+      .fits();
+}
+bool is_whole(const NormBackward& a) {
+  return Whole(a.size, a.type)
+      .rows(a.x, a.x_stride, a.type)
+      .rows(a.dy, a.size, a.type)
+      .rows(a.d_sum, a.size, a.type)
+      .rows(a.dx, a.size, a.type)
+      .rows(a.d_input, a.size, a.type)
+      .fits();
 }
 
-int64_t blocks_of(int64_t rows, int group, int64_t most) {
+cudaError_t attribute(cudaDeviceAttr which, int device, int* out) { return cudaDeviceGetAttribute(out, which, device); }
+
+// Blocks that the device works on at a time.
+template <class Kernel>
+cudaError_t resident_blocks(Kernel* kernel, int threads, size_t shared, int device, int64_t* out) {
+  int processors = 1, per_processor = 1;
+  if (const cudaError_t error = attribute(cudaDevAttrMultiProcessorCount, device, &processors)) return error;
+  if (const cudaError_t error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel, threads, shared))
+    return error;
+  *out = int64_t{std::max(per_processor, 1)} * processors;
+  return cudaSuccess;
+}
+
+int64_t blocks_for(int64_t rows, int group, int64_t most) {
   const int64_t rows_per_block = block_rows(group);
   return std::max<int64_t>(1, std::min((rows + rows_per_block - 1) / rows_per_block, most));
 }
 
-template <class Norm, DType kType, int kGroup>
-void run_forward(const NormForward& a, int64_t blocks, cudaStream_t stream) {
-  norm_forward_kernel<Norm, kType, kGroup><<<static_cast<unsigned>(blocks), block_threads(kGroup), 0, stream>>>(a);
-}
-template <class Norm, DType kType, int kGroup>
-void run_backward(const NormBackward& a, int64_t blocks, void* space, cudaStream_t stream) {
-  norm_backward_kernel<Norm, kType, kGroup>
-      <<<static_cast<unsigned>(blocks), block_threads(kGroup), 0, stream>>>(a, space);
+// Memory for the sums of long rows, and a kernel that may use so much; 0 where there is not so much, or no need.
+template <DType kType, int kGroup, class Kernel>
+cudaError_t shared_for_sums(Kernel* kernel, int64_t size, int device, size_t* shared) {
+  *shared = 0;
+  if constexpr (kGroup == kLongRow) {
+    const auto needed = static_cast<size_t>(2 * long_sums_places(kType, size) * sizeof(typename Pack<kType>::S));
+    int most = 0;
+    if (const cudaError_t error = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device, &most)) return error;
+    if (needed > static_cast<size_t>(most)) return cudaSuccess;
+    *shared = needed;
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(needed));
+  }
+  return cudaSuccess;
 }
 
-#define OPTKIT_BY_GROUP(run, Norm, type, ...)        \
-  switch (group) {                                   \
-    case 32:                                         \
-      return run<Norm, type, 32>(__VA_ARGS__);       \
-    case 128:                                        \
-      return run<Norm, type, 128>(__VA_ARGS__);      \
-    case 512:                                        \
-      return run<Norm, type, 512>(__VA_ARGS__);      \
-    case 1024:                                       \
-      return run<Norm, type, 1024>(__VA_ARGS__);     \
-    default:                                         \
-      return run<Norm, type, kLongRow>(__VA_ARGS__); \
+template <class Norm, DType kType, int kGroup>
+cudaError_t run_forward(const NormForward& a, int device, cudaStream_t stream) {
+  const auto kernel = &norm_forward_kernel<Norm, kType, kGroup>;
+  static std::atomic<int64_t> known{0};  // devices of one machine are taken to be alike
+  int64_t resident = known.load(std::memory_order_relaxed);
+  if (resident == 0) {
+    if (const cudaError_t error = resident_blocks(kernel, block_threads(kGroup), 0, device, &resident)) return error;
+    known.store(resident, std::memory_order_relaxed);
+  }
+  // Few enough that the parameters, held in registers, are loaded for many rows; enough that none waits for the last.
+  const int64_t blocks = blocks_for(a.rows, kGroup, 4 * resident);
+  return launch(kernel, static_cast<unsigned>(blocks), block_threads(kGroup), 0, stream, a, is_whole(a));
+}
+
+// `parts`: in: how many there is space for; 0: out, how many there should be space for.
+template <class Norm, DType kType, int kGroup>
+cudaError_t run_backward(const NormBackward& a, int64_t* parts, void* space, int device, cudaStream_t stream) {
+  const auto kernel = &norm_backward_kernel<Norm, kType, kGroup>;
+  size_t shared = 0;
+  if (const cudaError_t error = shared_for_sums<kType, kGroup>(kernel, a.size, device, &shared)) return error;
+  if (*parts > 0)
+    return launch(kernel, static_cast<unsigned>(*parts), block_threads(kGroup), shared, stream, a, space, is_whole(a),
+                  shared > 0);
+  int64_t resident = 0;
+  if (const cudaError_t error = resident_blocks(kernel, block_threads(kGroup), shared, device, &resident)) return error;
+  *parts = blocks_for(a.rows, kGroup, resident);
+  return cudaSuccess;
+}
+
+#define OPTKIT_BY_GROUP(run, Norm, kType, ...)        \
+  switch (group_of(a.type, a.size)) {                 \
+    case 4:                                           \
+      return run<Norm, kType, 4>(__VA_ARGS__);        \
+    case 16:                                          \
+      return run<Norm, kType, 16>(__VA_ARGS__);       \
+    case 32:                                          \
+      return run<Norm, kType, 32>(__VA_ARGS__);       \
+    case 64:                                          \
+      return run<Norm, kType, 64>(__VA_ARGS__);       \
+    case 128:                                         \
+      return run<Norm, kType, 128>(__VA_ARGS__);      \
+    case 256:                                         \
+      return run<Norm, kType, 256>(__VA_ARGS__);      \
+    case 512:                                         \
+      return run<Norm, kType, 512>(__VA_ARGS__);      \
+    case 1024:                                        \
+      return run<Norm, kType, 1024>(__VA_ARGS__);     \
+    default:                                          \
+      return run<Norm, kType, kLongRow>(__VA_ARGS__); \
   }
 #define OPTKIT_BY_TYPE(run, Norm, ...)                          \
   switch (a.type) {                                             \
@@ -85,57 +145,50 @@ void run_backward(const NormBackward& a, int64_t blocks, void* space, cudaStream
       OPTKIT_BY_GROUP(run, Norm, DType::kBFloat16, __VA_ARGS__) \
     case DType::kFloat64:                                       \
       return run<Norm, DType::kFloat64, kLongRow>(__VA_ARGS__); \
+    default:                                                    \
+      return cudaErrorInvalidValue;                             \
   }
 
 template <class Norm>
-void choose_forward(const NormForward& a, int group, int64_t blocks, cudaStream_t stream) {
-  OPTKIT_BY_TYPE(run_forward, Norm, a, blocks, stream)
+cudaError_t choose_forward(const NormForward& a, int device, cudaStream_t stream) {
+  OPTKIT_BY_TYPE(run_forward, Norm, a, device, stream)
 }
 template <class Norm>
-void choose_backward(const NormBackward& a, int group, int64_t blocks, void* space, cudaStream_t stream) {
-  OPTKIT_BY_TYPE(run_backward, Norm, a, blocks, space, stream)
+cudaError_t choose_backward(const NormBackward& a, int64_t* parts, void* space, int device, cudaStream_t stream) {
+  OPTKIT_BY_TYPE(run_backward, Norm, a, parts, space, device, stream)
 }
 
 }  // namespace
 
-const char* cuda_norm_forward(int centered, const NormForward* a, int device, void* stream_pointer) {
-  const auto stream = static_cast<cudaStream_t>(stream_pointer);
+const char* cuda_norm_forward(int centered, const NormForward* a, int device, void* stream) {
   const DeviceGuard guard(device);
-  const int group = group_of(a->type, a->size);
-  // Few enough that the parameters, held in registers, are loaded for many rows.
-  const int64_t blocks = blocks_of(a->rows, group, 4 * resident_blocks(group) * multiprocessors(device));
-  if (centered)
-    choose_forward<LayerNorm>(*a, group, blocks, stream);
-  else
-    choose_forward<RmsNorm>(*a, group, blocks, stream);
-  return failed(cudaGetLastError(), "norm_forward");
+  const auto choose = centered ? &choose_forward<LayerNorm> : &choose_forward<RmsNorm>;
+  return failed(choose(*a, device, static_cast<cudaStream_t>(stream)), "norm_forward");
 }
 
-int64_t cuda_norm_backward_parts(const NormBackward* a, int device) {
-  const int group = group_of(a->type, a->size);
-  return blocks_of(a->rows, group, resident_blocks(group) * multiprocessors(device));
+const char* cuda_norm_backward_parts(int centered, const NormBackward* a, int device, int64_t* parts) {
+  const DeviceGuard guard(device);
+  const auto choose = centered ? &choose_backward<LayerNorm> : &choose_backward<RmsNorm>;
+  *parts = 0;
+  return failed(choose(*a, parts, nullptr, device, nullptr), "norm_backward");
 }
 
 const char* cuda_norm_backward(int centered, const NormBackward* a, void* d_weight, void* d_bias, int64_t parts,
                                void* space, int device, void* stream_pointer) {
   const auto stream = static_cast<cudaStream_t>(stream_pointer);
   const DeviceGuard guard(device);
-  const int group = group_of(a->type, a->size);
-  if (centered)
-    choose_backward<LayerNorm>(*a, group, parts, space, stream);
-  else
-    choose_backward<RmsNorm>(*a, group, parts, space, stream);
-  if (d_weight || d_bias) {
-    const dim3 grid(static_cast<unsigned>((a->size + kReduceColumns - 1) / kReduceColumns), 2);
-    const dim3 block(kReduceColumns, kReduceLanes);
-    if (a->type == DType::kFloat64)
-      norm_reduce_kernel<double><<<grid, block, 0, stream>>>(static_cast<const double*>(space), parts, a->size,
-                                                             d_weight, d_bias, a->weight_type);
-    else
-      norm_reduce_kernel<float><<<grid, block, 0, stream>>>(static_cast<const float*>(space), parts, a->size, d_weight,
-                                                            d_bias, a->weight_type);
-  }
-  return failed(cudaGetLastError(), "norm_backward");
+  const auto choose = centered ? &choose_backward<LayerNorm> : &choose_backward<RmsNorm>;
+  OPTKIT_CUDA("norm_backward", choose(*a, &parts, space, device, stream));
+  if (d_weight == nullptr && d_bias == nullptr) return nullptr;
+  const dim3 grid(static_cast<unsigned>((a->size + kReduceColumns - 1) / kReduceColumns), 2);
+  const dim3 block(kReduceColumns, kReduceLanes);
+  const auto reduce = [&](auto* kernel, auto* parts_of) {
+    return launch(kernel, grid, block, 0, stream, parts_of, parts, a->size, d_weight, d_bias, a->weight_type);
+  };
+  OPTKIT_CUDA("norm_backward", a->type == DType::kFloat64
+                                   ? reduce(&norm_reduce_kernel<double>, static_cast<const double*>(space))
+                                   : reduce(&norm_reduce_kernel<float>, static_cast<const float*>(space)));
+  return nullptr;
 }
 
 }  // namespace optkit

@@ -7,7 +7,7 @@
 namespace optkit {
 
 const char* cuda_norm_forward(int centered, const NormForward* arguments, int device, void* stream);
-int64_t cuda_norm_backward_parts(const NormBackward* arguments, int device);
+const char* cuda_norm_backward_parts(int centered, const NormBackward* arguments, int device, int64_t* parts);
 const char* cuda_norm_backward(int centered, const NormBackward* arguments, void* d_weight, void* d_bias, int64_t parts,
                                void* space, int device, void* stream);
 

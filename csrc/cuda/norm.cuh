@@ -8,24 +8,76 @@
 
 namespace optkit {
 
+constexpr int kAhead = 4;  // accesses of a thread that are under way at a time
+
 template <class S>
-__device__ void chunk_norm(const TensorSlot& t, const void* grad, const Chunk& chunk, double* out) {
-  const int64_t end = chunk.begin + chunk.count;
-  S sum = S(0);
-  for (int64_t i = chunk.begin + threadIdx.x * kLanes; i < end; i += kThreads * kLanes) {
-    Four<S> g;
-    load(g, grad, t.grad_type, i, end - i < kLanes ? static_cast<int>(end - i) : kLanes);
+__device__ __forceinline__ S add_squares(uint4 bytes, DType type, S sum) {
+  const uint32_t word[4] = {bytes.x, bytes.y, bytes.z, bytes.w};
 #pragma unroll
-    for (int k = 0; k < kLanes; ++k) sum = fma(g.v[k], g.v[k], sum);
+  for (int k = 0; k < 4; ++k) {
+    if constexpr (sizeof(S) == 8) {
+      if (k % 2 != 0) continue;
+      S value;
+      const uint64_t bits = word[k] | static_cast<uint64_t>(word[k + 1]) << 32;
+      memcpy(&value, &bits, sizeof(value));
+      sum = fma(value, value, sum);
+    } else if (type == DType::kFloat32) {
+      const S value = bits_float(word[k]);
+      sum = fma(value, value, sum);
+    } else {
+      const S low = bits16_to_float(word[k] & 0xffffu, type), high = bits16_to_float(word[k] >> 16, type);
+      sum = fma(high, high, fma(low, low, sum));
+    }
   }
-  double squares = static_cast<double>(sum), nonfinite = 0.0;
+  return sum;
+}
+
+template <class S>
+__device__ __forceinline__ S element(const void* base, DType type, int64_t i) {
+  if constexpr (sizeof(S) == 8)
+    return static_cast<const double*>(base)[i];
+  else if (type == DType::kFloat32)
+    return static_cast<const float*>(base)[i];
+  else
+    return bits16_to_float(static_cast<const uint16_t*>(base)[i], type);
+}
+
+// This thread's share of the chunk, in accesses of 16 bytes as far as they go.
+template <class S>
+__device__ __forceinline__ S sum_of_squares(const void* grad, DType type, int64_t begin, int64_t end) {
+  const int64_t wide = 16 / size_of(type);
+  S sum[kAhead] = {};
+  int64_t rest = begin;
+  if (is_aligned(grad, 16)) {
+    rest = begin + (end - begin) / wide * wide;
+    for (int64_t first = begin + threadIdx.x * wide; first < rest; first += kAhead * kThreads * wide) {
+      uint4 bytes[kAhead];
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) {
+        const int64_t i = first + k * kThreads * wide;
+        bytes[k] = {0, 0, 0, 0};
+        if (i < rest) bytes[k] = *reinterpret_cast<const uint4*>(static_cast<const char*>(grad) + i * size_of(type));
+      }
+#pragma unroll
+      for (int k = 0; k < kAhead; ++k) sum[k] = add_squares<S>(bytes[k], type, sum[k]);
+    }
+  }
+  for (int64_t i = rest + threadIdx.x; i < end; i += kThreads) {
+    const S value = element<S>(grad, type, i);
+    sum[0] = fma(value, value, sum[0]);
+  }
+  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+template <class S>
+__device__ double2 chunk_norm(const void* grad, DType type, const Chunk& chunk) {
+  const int64_t end = chunk.begin + chunk.count;
+  double squares = static_cast<double>(sum_of_squares<S>(grad, type, chunk.begin, end)), nonfinite = 0.0;
   if (__syncthreads_or(!(squares - squares == 0.0))) {
     // Rare: tells an overflow of a square from a bad gradient.
     squares = 0.0;
     for (int64_t i = chunk.begin + threadIdx.x; i < end; i += kThreads) {
-      Four<S> g;
-      load(g, grad, t.grad_type, i, 1);
-      const double value = static_cast<double>(g.v[0]);
+      const double value = static_cast<double>(element<S>(grad, type, i));
       if (value - value != 0.0)
         nonfinite += 1.0;
       else
@@ -33,23 +85,22 @@ __device__ void chunk_norm(const TensorSlot& t, const void* grad, const Chunk& c
     }
   }
   const double total = block_sum(squares), bad = block_sum(nonfinite);
-  if (threadIdx.x == 0) {
-    out[0] = total;
-    out[1] = bad;
-  }
+  return {total, bad};
 }
 
 // The chunks of one launch are added to what earlier launches of the same norm left in `out`.
-template <class S>
+template <class S, int kCount>
 __global__ void __launch_bounds__(kThreads)
-    norm_kernel(const __grid_constant__ DeviceTables tables, const __grid_constant__ GradTable grads,
+    norm_kernel(const __grid_constant__ DeviceTables tables, const __grid_constant__ GradTable<kCount> grads,
                 const __grid_constant__ Range range, double* out, int accumulate) {
   const Chunk chunk = tables.chunks[range.first_chunk + blockIdx.x];
-  double* partial = tables.partial + 2 * (range.first_chunk + blockIdx.x);
-  chunk_norm<S>(tables.tensors[chunk.tensor], grads.pointer[chunk.tensor - range.first_tensor], chunk, partial);
+  const void* grad = grads.pointer[chunk.tensor - range.first_tensor];
+  const double2 sums = chunk_norm<S>(grad, tables.tensors[chunk.tensor].grad_type, chunk);
 
   __shared__ bool is_last;
   if (threadIdx.x == 0) {
+    tables.grads[chunk.tensor] = grad;
+    tables.partial[range.first_chunk + blockIdx.x] = sums;
     __threadfence();
     is_last = atomicAdd(tables.ticket, 1u) == gridDim.x - 1;
   }
@@ -57,9 +108,19 @@ __global__ void __launch_bounds__(kThreads)
   if (!is_last) return;
   __threadfence();
   double squares = 0.0, nonfinite = 0.0;
-  for (int32_t k = threadIdx.x; k < range.num_chunks; k += kThreads) {
-    squares += __ldcg(tables.partial + 2 * (range.first_chunk + k));
-    nonfinite += __ldcg(tables.partial + 2 * (range.first_chunk + k) + 1);
+  for (int32_t first = threadIdx.x; first < range.num_chunks; first += kAhead * kThreads) {
+    double2 part[kAhead];
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      const int32_t place = first + k * kThreads;
+      part[k] = {0.0, 0.0};
+      if (place < range.num_chunks) part[k] = __ldcg(tables.partial + range.first_chunk + place);
+    }
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      squares += part[k].x;
+      nonfinite += part[k].y;
+    }
   }
   const double total = block_sum(squares), bad = block_sum(nonfinite);
   if (threadIdx.x == 0) {
@@ -67,6 +128,15 @@ __global__ void __launch_bounds__(kThreads)
     out[1] = accumulate ? out[1] + bad : bad;
     *tables.ticket = 0;
   }
+}
+
+// Leaves the addresses on the device where no norm kernel did.
+template <int kCount>
+__global__ void __launch_bounds__(kThreads)
+    grads_kernel(const __grid_constant__ DeviceTables tables, const __grid_constant__ GradTable<kCount> grads,
+                 const __grid_constant__ Range range) {
+  for (int32_t k = threadIdx.x; k < range.num_tensors; k += kThreads)
+    tables.grads[range.first_tensor + k] = grads.pointer[k];
 }
 
 }  // namespace optkit

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "cuda/host.cuh"
 #include "cuda/layer_norm_api.h"
 #include "cuda/norm.cuh"
 #include "cuda/step.cuh"
@@ -12,72 +13,24 @@
 namespace optkit {
 namespace {
 
-thread_local std::string last_error;
-
-const char* failed(cudaError_t status, const char* what) {
-  if (status == cudaSuccess) return nullptr;
-  last_error = std::string(what) + ": " + cudaGetErrorString(status);
-  return last_error.c_str();
-}
-
-#define OPTKIT_CUDA(call)                                        \
-  do {                                                           \
-    if (const char* error = failed((call), #call)) return error; \
-  } while (0)
-
-// Makes `device` current while it lives.
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int device) {
-    cudaGetDevice(&before_);
-    cudaSetDevice(device);
-  }
-  ~DeviceGuard() { cudaSetDevice(before_); }
-
- private:
-  int before_ = 0;
-};
-
-template <class T>
-class DeviceArray {
- public:
-  ~DeviceArray() { cudaFree(data_); }
-  cudaError_t resize(size_t count) {
-    if (count <= capacity_) return cudaSuccess;
-    cudaFree(data_);
-    data_ = nullptr;
-    capacity_ = 0;
-    const cudaError_t status = cudaMalloc(reinterpret_cast<void**>(&data_), count * sizeof(T));
-    if (status == cudaSuccess) capacity_ = count;
-    return status;
-  }
-  cudaError_t upload(const std::vector<T>& host, cudaStream_t stream) {
-    const cudaError_t status = resize(host.size());
-    if (status != cudaSuccess || host.empty()) return status;
-    return cudaMemcpyAsync(data_, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice, stream);
-  }
-  T* get() const { return data_; }
-
- private:
-  T* data_ = nullptr;
-  size_t capacity_ = 0;
-};
-
 struct CudaPlan {
   int rule, is_double, device;
   std::vector<Range> ranges;
-  std::vector<DType> grad_types;  // as uploaded
-  int num_tensors = 0;
+  std::vector<DType> grad_types;             // as uploaded
+  std::vector<const void*> grads_on_device;  // as the norm of this step left them there; empty: it did not
+  int num_tensors = 0, num_chunks = 0;
   DeviceTables tables = {};
   DeviceArray<TensorSlot> tensors;
   DeviceArray<Chunk> chunks;
   DeviceArray<int32_t> first_chunk;
+  DeviceArray<const void*> grads;
   DeviceArray<unsigned char> prepared;
   DeviceArray<int32_t> skip;
-  DeviceArray<double> partial;
+  DeviceArray<double2> partial;
   DeviceArray<Sums> sums;
   DeviceArray<unsigned int> ticket;
   std::vector<char> treats_units;  // per tensor, as uploaded
+  bool is_laid_out = false;        // false: what is on the device is half of one layout and half of another
   int64_t num_units = 0;
   DeviceArray<Unit> units;
   DeviceArray<double> tensor_sq, unit_numbers;
@@ -99,14 +52,22 @@ const char* create(int rule, int is_double, int device, void** out) {
 void destroy(void* pointer) {
   auto* plan = static_cast<CudaPlan*>(pointer);
   const DeviceGuard guard(plan->device);
+  // Python may collect an optimizer while somebody captures a graph: freeing must not break that.
+  auto mode = cudaStreamCaptureModeRelaxed;
+  cudaThreadExchangeStreamCaptureMode(&mode);
   delete plan;
+  cudaThreadExchangeStreamCaptureMode(&mode);
 }
 
-// Small chunks while there are few: every multiprocessor shall have several.
+// Enough chunks that the multiprocessors finish together, and no more: each costs a block its start and a partial sum.
+// A rule of the size alone, so that sums have the same order on every device.
 int64_t chunk_size(const TensorSlot* tensors, int num_tensors) {
+  constexpr int64_t kLeast = 2048, kMost = 65536, kEnough = 4096;
   int64_t total = 0;
   for (int t = 0; t < num_tensors; ++t) total += tensors[t].active ? tensors[t].numel : 0;
-  return total < int64_t{16} << 20 ? kChunk / 4 : kChunk;
+  int64_t size = kMost;
+  while (size > kLeast && total / size < kEnough) size /= 2;
+  return size;
 }
 
 void cut(const TensorSlot* tensors, int num_tensors, std::vector<Chunk>& chunks, std::vector<int32_t>& first_chunk,
@@ -114,7 +75,7 @@ void cut(const TensorSlot* tensors, int num_tensors, std::vector<Chunk>& chunks,
   const int64_t size = chunk_size(tensors, num_tensors);
   ranges.clear();
   for (int t = 0; t < num_tensors; ++t) {
-    if (t % kMaxGrads == 0) ranges.push_back({t, 0, static_cast<int32_t>(chunks.size()), 0, 0, 0});
+    if (t % kMaxGrads == 0) ranges.push_back({t, 0, static_cast<int32_t>(chunks.size()), 0});
     first_chunk.push_back(static_cast<int32_t>(chunks.size()));
     for (int64_t begin = 0; tensors[t].active && begin < tensors[t].numel; begin += size)
       chunks.push_back({begin, t, static_cast<int32_t>(std::min(size, tensors[t].numel - begin))});
@@ -126,25 +87,19 @@ void cut(const TensorSlot* tensors, int num_tensors, std::vector<Chunk>& chunks,
 
 // Points every tensor whose units are treated by themselves at its part of the device's numbers, and lists the units.
 const char* layout_units(CudaPlan& plan, std::vector<TensorSlot>& slots, cudaStream_t stream) {
-  plan.treats_units.resize(slots.size(), 0);
   std::vector<Unit> units;
-  for (Range& range : plan.ranges) {
-    range.first_unit = static_cast<int64_t>(units.size());
-    for (int32_t t = range.first_tensor; t < range.first_tensor + range.num_tensors; ++t) {
-      const TensorSlot& slot = slots[t];
-      if (!plan.treats_units[t] || !slot.active || slot.numel == 0) continue;
-      for (int64_t unit = 0; unit < slot.numel / slot.unit_length; ++unit) units.push_back({unit, t});
-    }
-    range.num_units = static_cast<int64_t>(units.size()) - range.first_unit;
-  }
+  const auto treated = [&](size_t t) { return plan.treats_units[t] && slots[t].active && slots[t].numel > 0; };
+  for (size_t t = 0; t < slots.size(); ++t)
+    for (int64_t unit = 0; treated(t) && unit < slots[t].numel / slots[t].unit_length; ++unit)
+      units.push_back({unit, static_cast<int32_t>(t)});
   plan.num_units = static_cast<int64_t>(units.size());
-  OPTKIT_CUDA(plan.unit_numbers.resize(2 * units.size()));
-  OPTKIT_CUDA(plan.unit_clipped.resize(units.size()));
-  OPTKIT_CUDA(plan.units.upload(units, stream));
+  OPTKIT_CUDA("layout", plan.unit_numbers.resize(2 * units.size()));
+  OPTKIT_CUDA("layout", plan.unit_clipped.resize(units.size()));
+  OPTKIT_CUDA("layout", plan.units.upload(units, stream));
   double* numbers = plan.unit_numbers.get();
   for (size_t t = 0; t < slots.size(); ++t) {
     slots[t].unit_scale = slots[t].unit_shift = nullptr;
-    if (!plan.treats_units[t] || !slots[t].active || slots[t].numel == 0) continue;
+    if (!treated(t)) continue;
     const int64_t count = slots[t].numel / slots[t].unit_length;
     slots[t].unit_scale = numbers;
     slots[t].unit_shift = numbers + count;
@@ -153,189 +108,257 @@ const char* layout_units(CudaPlan& plan, std::vector<TensorSlot>& slots, cudaStr
   return nullptr;
 }
 
-const char* layout(void* pointer, const TensorSlot* tensors, int num_tensors, void* stream_pointer) {
-  auto& plan = *static_cast<CudaPlan*>(pointer);
-  const auto stream = static_cast<cudaStream_t>(stream_pointer);
-  const DeviceGuard guard(plan.device);
+const char* lay_out(CudaPlan& plan, const TensorSlot* tensors, int num_tensors, std::vector<char> treats_units,
+                    cudaStream_t stream) {
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  OPTKIT_CUDA("layout", cudaStreamIsCapturing(stream, &capture));
+  if (capture != cudaStreamCaptureStatusNone)
+    return "a graph is being captured; take one step with the same parameters and gradients before";
+  plan.is_laid_out = false;
+  plan.grads_on_device.clear();
+  plan.treats_units = std::move(treats_units);
+  plan.treats_units.resize(num_tensors, 0);
   std::vector<Chunk> chunks;
   std::vector<int32_t> first_chunk;
   cut(tensors, num_tensors, chunks, first_chunk, plan.ranges);
   std::vector<TensorSlot> slots(tensors, tensors + num_tensors);
   plan.num_tensors = num_tensors;
+  plan.num_chunks = static_cast<int>(chunks.size());
   plan.grad_types.clear();
   for (const TensorSlot& slot : slots) plan.grad_types.push_back(slot.grad_type);
   // Kernels of an earlier layout may still read what is replaced here.
-  OPTKIT_CUDA(cudaStreamSynchronize(stream));
+  OPTKIT_CUDA("layout", cudaStreamSynchronize(stream));
   if (const char* error = layout_units(plan, slots, stream)) return error;
-  OPTKIT_CUDA(plan.tensor_sq.resize(num_tensors));
-  OPTKIT_CUDA(plan.tensor_clipped.resize(num_tensors));
-  OPTKIT_CUDA(plan.tensor_sums.resize(num_tensors));
-  OPTKIT_CUDA(plan.tensors.upload(slots, stream));
-  OPTKIT_CUDA(plan.chunks.upload(chunks, stream));
-  OPTKIT_CUDA(plan.first_chunk.upload(first_chunk, stream));
-  OPTKIT_CUDA(plan.prepared.resize(kMaxPreparedBytes * num_tensors));
-  OPTKIT_CUDA(plan.partial.resize(2 * chunks.size()));
-  OPTKIT_CUDA(plan.sums.resize(chunks.size()));
-  OPTKIT_CUDA(plan.skip.resize(1));
-  OPTKIT_CUDA(plan.ticket.resize(1));
-  OPTKIT_CUDA(cudaMemsetAsync(plan.ticket.get(), 0, sizeof(unsigned int), stream));
-  OPTKIT_CUDA(cudaStreamSynchronize(stream));
-  plan.tables = {plan.tensors.get(),    plan.chunks.get(),  plan.first_chunk.get(),  plan.prepared.get(),
-                 plan.skip.get(),       plan.partial.get(), plan.sums.get(),         plan.ticket.get(),
-                 plan.tensor_sq.get(),  plan.units.get(),   plan.unit_clipped.get(), plan.tensor_clipped.get(),
-                 plan.tensor_sums.get()};
+  OPTKIT_CUDA("layout", plan.tensor_sq.resize(num_tensors));
+  OPTKIT_CUDA("layout", plan.tensor_clipped.resize(num_tensors));
+  OPTKIT_CUDA("layout", plan.tensor_sums.resize(num_tensors));
+  OPTKIT_CUDA("layout", plan.tensors.upload(slots, stream));
+  OPTKIT_CUDA("layout", plan.chunks.upload(chunks, stream));
+  OPTKIT_CUDA("layout", plan.first_chunk.upload(first_chunk, stream));
+  OPTKIT_CUDA("layout", plan.grads.resize(num_tensors));
+  OPTKIT_CUDA("layout", plan.prepared.resize(kMaxPreparedBytes * num_tensors));
+  OPTKIT_CUDA("layout", plan.partial.resize(chunks.size()));
+  OPTKIT_CUDA("layout", plan.sums.resize(chunks.size()));
+  OPTKIT_CUDA("layout", plan.skip.resize(1));
+  OPTKIT_CUDA("layout", plan.ticket.resize(1));
+  OPTKIT_CUDA("layout", cudaMemsetAsync(plan.ticket.get(), 0, sizeof(unsigned int), stream));
+  OPTKIT_CUDA("layout", cudaStreamSynchronize(stream));
+  plan.tables = {plan.tensors.get(),        plan.chunks.get(),     plan.first_chunk.get(), plan.grads.get(),
+                 plan.prepared.get(),       plan.skip.get(),       plan.partial.get(),     plan.sums.get(),
+                 plan.ticket.get(),         plan.tensor_sq.get(),  plan.units.get(),       plan.unit_clipped.get(),
+                 plan.tensor_clipped.get(), plan.tensor_sums.get()};
+  plan.is_laid_out = true;
   return nullptr;
 }
 
-// A gradient may come in another dtype than last time; everything else in the tables is static.
-const char* refresh(CudaPlan& plan, const TensorSlot* tensors, cudaStream_t stream) {
-  for (int t = 0; t < plan.num_tensors; ++t)
-    if (tensors[t].active && tensors[t].grad_type != plan.grad_types[t])
-      return layout(&plan, tensors, plan.num_tensors, stream);
-  return nullptr;
+const char* layout(void* pointer, const TensorSlot* tensors, int num_tensors, void* stream) {
+  auto& plan = *static_cast<CudaPlan*>(pointer);
+  const DeviceGuard guard(plan.device);
+  return lay_out(plan, tensors, num_tensors, plan.treats_units, static_cast<cudaStream_t>(stream));
 }
 
-GradTable grads_of(const TensorSlot* tensors, const Range& range) {
-  GradTable table;
-  for (int t = 0; t < range.num_tensors; ++t) table.pointer[t] = tensors[range.first_tensor + t].grad;
+// A gradient may come in another dtype than last time, and units may be treated or not; all else in the tables is
+// static.
+const char* refresh(CudaPlan& plan, const TensorSlot* tensors, const std::vector<char>& treats_units,
+                    cudaStream_t stream) {
+  bool fits = plan.is_laid_out && treats_units == plan.treats_units;
+  for (int t = 0; t < plan.num_tensors; ++t) fits &= !tensors[t].active || tensors[t].grad_type == plan.grad_types[t];
+  return fits ? nullptr : lay_out(plan, tensors, plan.num_tensors, treats_units, stream);
+}
+
+std::vector<const void*> addresses(const CudaPlan& plan, const TensorSlot* tensors) {
+  std::vector<const void*> grads(plan.num_tensors);
+  for (int t = 0; t < plan.num_tensors; ++t) grads[t] = tensors[t].active ? tensors[t].grad : nullptr;
+  return grads;
+}
+
+template <int kCount>
+GradTable<kCount> table_of(const std::vector<const void*>& grads, const Range& range) {
+  GradTable<kCount> table = {};
+  std::copy_n(grads.begin() + range.first_tensor, range.num_tensors, table.pointer);
   return table;
+}
+
+// The smallest table that holds the addresses of a range, in `use(table)`.
+template <class Use>
+cudaError_t with_table(const std::vector<const void*>& grads, const Range& range, Use use) {
+  if (range.num_tensors <= kFewGrads) return use(table_of<kFewGrads>(grads, range));
+  if (range.num_tensors <= kSomeGrads) return use(table_of<kSomeGrads>(grads, range));
+  return use(table_of<kMaxGrads>(grads, range));
+}
+
+template <class S>
+cudaError_t launch_norm(const CudaPlan& plan, const std::vector<const void*>& grads, const Range& range, double* out,
+                        bool accumulate, cudaStream_t stream) {
+  return with_table(grads, range, [&](const auto& table) {
+    return launch(&norm_kernel<S, std::decay_t<decltype(table)>::kSize>, range.num_chunks, kThreads, 0, stream,
+                  plan.tables, table, range, out, static_cast<int>(accumulate));
+  });
 }
 
 const char* norm(void* pointer, const TensorSlot* tensors, double* out, void* stream_pointer) {
   auto& plan = *static_cast<CudaPlan*>(pointer);
   const auto stream = static_cast<cudaStream_t>(stream_pointer);
   const DeviceGuard guard(plan.device);
-  if (const char* error = refresh(plan, tensors, stream)) return error;
+  if (const char* error = refresh(plan, tensors, plan.treats_units, stream)) return error;
+  std::vector<const void*> grads = addresses(plan, tensors);
+  plan.grads_on_device.clear();
   bool accumulate = false;
   for (const Range& range : plan.ranges) {
     if (range.num_chunks == 0) continue;
-    const auto kernel = plan.is_double ? &norm_kernel<double> : &norm_kernel<float>;
-    kernel<<<range.num_chunks, kThreads, 0, stream>>>(plan.tables, grads_of(tensors, range), range, out, accumulate);
+    const auto run = plan.is_double ? &launch_norm<double> : &launch_norm<float>;
+    OPTKIT_CUDA("norm", run(plan, grads, range, out, accumulate, stream));
     accumulate = true;
   }
-  if (!accumulate) OPTKIT_CUDA(cudaMemsetAsync(out, 0, 2 * sizeof(double), stream));
-  return failed(cudaGetLastError(), "norm");
+  if (!accumulate) OPTKIT_CUDA("norm", cudaMemsetAsync(out, 0, 2 * sizeof(double), stream));
+  plan.grads_on_device = std::move(grads);
+  return nullptr;
+}
+
+// Leaves the addresses of the gradients on the device, where the norm kernel did not do so in this step.
+const char* hand_over_grads(CudaPlan& plan, const TensorSlot* tensors, cudaStream_t stream) {
+  const std::vector<const void*> grads = addresses(plan, tensors), there = std::move(plan.grads_on_device);
+  plan.grads_on_device.clear();
+  if (grads == there) return nullptr;
+  for (const Range& range : plan.ranges)
+    OPTKIT_CUDA("step", with_table(grads, range, [&](const auto& table) {
+                  return launch(&grads_kernel<std::decay_t<decltype(table)>::kSize>, 1, kThreads, 0, stream,
+                                plan.tables, table, range);
+                }));
+  return nullptr;
 }
 
 template <class Rule, class S>
-void launch_prepare(const CudaPlan& plan, const GroupTable& groups, const CudaStepControl& control, Phase phase,
-                    cudaStream_t stream) {
+cudaError_t launch_prepare(const CudaPlan& plan, const GroupTable& groups, const CudaStepControl& control, Phase phase,
+                           cudaStream_t stream) {
   static_assert(sizeof(PreparedTensor<Rule, S>) <= kMaxPreparedBytes, "kMaxPreparedBytes is too small");
   constexpr int kPrepareThreads = 128;
-  prepare_kernel<Rule, S><<<(plan.num_tensors + kPrepareThreads - 1) / kPrepareThreads, kPrepareThreads, 0, stream>>>(
-      plan.tables, groups, control, plan.num_tensors, phase);
+  return launch(&prepare_kernel<Rule, S>, (plan.num_tensors + kPrepareThreads - 1) / kPrepareThreads, kPrepareThreads,
+                0, stream, plan.tables, groups, control, plan.num_tensors, phase);
 }
 
-template <class Rule, class S>
-void launch_step(const CudaPlan& plan, const TensorSlot* tensors, const Range& range, cudaStream_t stream) {
-  step_kernel<Rule, S, false><<<range.num_chunks, kThreads, 0, stream>>>(plan.tables, grads_of(tensors, range), range);
+template <class Rule, class S, bool kMeasure>
+cudaError_t launch_step(const CudaPlan& plan, cudaStream_t stream) {
+  if (plan.num_chunks == 0) return cudaSuccess;
+  return launch(&step_kernel<Rule, S, kMeasure>, plan.num_chunks, kThreads, 0, stream, plan.tables);
 }
 
-template <class Rule, class S>
-void launch_measure(const CudaPlan& plan, const TensorSlot* tensors, const Range& range, cudaStream_t stream) {
-  step_kernel<Rule, S, true><<<range.num_chunks, kThreads, 0, stream>>>(plan.tables, grads_of(tensors, range), range);
-}
-
-using Launch = void (*)(const CudaPlan&, const TensorSlot*, const Range&, cudaStream_t);
+using Launch = cudaError_t (*)(const CudaPlan&, cudaStream_t);
 
 template <class Rule, class S>
 constexpr Launch measure_of() {
   if constexpr (HasTrust<Rule>::value)
-    return &launch_measure<Rule, S>;
+    return &launch_step<Rule, S, true>;
   else
     return nullptr;
 }
 
-template <class S>
-void launch_units(const CudaPlan& plan, const TensorSlot* tensors, const Range& range, const GroupTable& groups,
-                  size_t prepared_size, cudaStream_t stream) {
-  unit_kernel<S><<<static_cast<unsigned>(range.num_units), kThreads, 0, stream>>>(
-      plan.tables, grads_of(tensors, range), range, groups, static_cast<int>(prepared_size));
-}
-
 struct RuleLaunch {
   size_t prepared_size;
-  void (*prepare)(const CudaPlan&, const GroupTable&, const CudaStepControl&, Phase, cudaStream_t);
+  cudaError_t (*prepare)(const CudaPlan&, const GroupTable&, const CudaStepControl&, Phase, cudaStream_t);
   Launch measure;  // null: the rule has no trust
   Launch step;
 };
 #define OPTKIT_LAUNCH_FLOAT(name, type)                                                          \
   {sizeof(PreparedTensor<type, float>), &launch_prepare<type, float>, measure_of<type, float>(), \
-   &launch_step<type, float>},
+   &launch_step<type, float, false>},
 #define OPTKIT_LAUNCH_DOUBLE(name, type)                                                            \
   {sizeof(PreparedTensor<type, double>), &launch_prepare<type, double>, measure_of<type, double>(), \
-   &launch_step<type, double>},
+   &launch_step<type, double, false>},
 constexpr RuleLaunch kFloatRules[] = {OPTKIT_FOR_EACH_RULE(OPTKIT_LAUNCH_FLOAT)};
 constexpr RuleLaunch kDoubleRules[] = {OPTKIT_FOR_EACH_RULE(OPTKIT_LAUNCH_DOUBLE)};
 
-// Adds what was clipped to the step's total.
-void count_clipped(const CudaPlan& plan, const CudaStepControl& control, bool by_unit, cudaStream_t stream) {
-  const Clipped* parts = by_unit ? plan.unit_clipped.get() : plan.tensor_clipped.get();
-  const int64_t num_parts = by_unit ? plan.num_units : plan.num_tensors;
-  clipped_kernel<<<1, kThreads, 0, stream>>>(plan.tables, control, parts, num_parts, control.scale);
+// What the stages of this step ask for besides the walk.
+struct Needs {
+  bool clips_tensors = false, clips_units = false, treats_any = false;
+  std::vector<char> treated;  // per tensor: are its units treated by themselves?
+};
+
+Needs needs_of(const CudaPlan& plan, const TensorSlot* tensors, const GroupRow* groups) {
+  Needs needs;
+  needs.treated.resize(plan.num_tensors, 0);
+  for (int t = 0; t < plan.num_tensors; ++t) {
+    const GroupRow& group = groups[tensors[t].group];
+    needs.clips_tensors |= group.clip_tensor_norm < 1e300;
+    needs.clips_units |= group.clip_unit_ratio < 1e300;
+    needs.treated[t] = tensors[t].is_vector ? group.clip_unit_ratio < 1e300 : treats_units(group);
+    needs.treats_any |= needs.treated[t] != 0;
+  }
+  return needs;
 }
 
-const char* step(void* pointer, const TensorSlot* tensors, const GroupRow* groups, int num_groups,
-                 const CudaStepControl* control, void* stream_pointer) {
+// Coefficients of every tensor, and what its units are scaled and shifted by.
+const char* prepare(const CudaPlan& plan, const RuleLaunch& rule, const GroupRow* groups, const double* const* rates,
+                    int num_groups, const CudaStepControl& control, Phase phase, bool treats_units,
+                    cudaStream_t stream) {
+  for (int first = 0; first < num_groups; first += kMaxGroupsPerLaunch) {
+    GroupTable table = {};
+    table.first = first;
+    table.count = std::min(kMaxGroupsPerLaunch, num_groups - first);
+    std::copy_n(groups + first, table.count, table.row);
+    std::copy_n(rates + first, table.count, table.rate);
+    OPTKIT_CUDA("step", rule.prepare(plan, table, control, phase, stream));
+    if (!treats_units || phase == Phase::kMeasured || plan.num_units == 0) continue;
+    OPTKIT_CUDA("step", launch(plan.is_double ? &unit_kernel<double> : &unit_kernel<float>,
+                               static_cast<unsigned>(plan.num_units), kThreads, 0, stream, plan.tables, table,
+                               static_cast<int>(rule.prepared_size)));
+  }
+  return nullptr;
+}
+
+// Adds what was clipped to the step's total.
+cudaError_t count_clipped(const CudaPlan& plan, const CudaStepControl& control, bool by_unit, cudaStream_t stream) {
+  const Clipped* parts = by_unit ? plan.unit_clipped.get() : plan.tensor_clipped.get();
+  const int64_t num_parts = by_unit ? plan.num_units : plan.num_tensors;
+  return launch(&clipped_kernel, 1, kThreads, 0, stream, plan.tables, control, parts, num_parts, control.scale);
+}
+
+const char* step(void* pointer, const TensorSlot* tensors, const GroupRow* groups, const double* const* rates,
+                 int num_groups, const CudaStepControl* control, void* stream_pointer) {
   auto& plan = *static_cast<CudaPlan*>(pointer);
   const auto stream = static_cast<cudaStream_t>(stream_pointer);
   const DeviceGuard guard(plan.device);
-  bool clips_tensors = false, clips_units = false, treats_any = false;
-  std::vector<char> treated(plan.num_tensors, 0);
-  for (int t = 0; t < plan.num_tensors; ++t) {
-    const GroupRow& group = groups[tensors[t].group];
-    clips_tensors |= group.clip_tensor_norm < 1e300;
-    clips_units |= group.clip_unit_ratio < 1e300;
-    treated[t] = tensors[t].is_vector ? group.clip_unit_ratio < 1e300 : treats_units(group);
-    treats_any |= treated[t] != 0;
-  }
-  if (treated != plan.treats_units) {
-    plan.treats_units = treated;
-    if (const char* error = layout(&plan, tensors, plan.num_tensors, stream_pointer)) return error;
-  }
-  if (const char* error = refresh(plan, tensors, stream)) return error;
-  if (clips_tensors) {
-    tensor_norm_kernel<<<plan.num_tensors, kThreads, 0, stream>>>(plan.tables);
-    OPTKIT_CUDA(cudaMemsetAsync(plan.tensor_clipped.get(), 0, plan.num_tensors * sizeof(Clipped), stream));
+  const Needs needs = needs_of(plan, tensors, groups);
+  if (const char* error = refresh(plan, tensors, needs.treated, stream)) return error;
+  if (const char* error = hand_over_grads(plan, tensors, stream)) return error;
+  if (needs.clips_tensors) {
+    OPTKIT_CUDA("step", launch(&tensor_norm_kernel, plan.num_tensors, kThreads, 0, stream, plan.tables));
+    const size_t num_bytes = plan.num_tensors * sizeof(Clipped);
+    OPTKIT_CUDA("step", cudaMemsetAsync(plan.tensor_clipped.get(), 0, num_bytes, stream));
   }
   const RuleLaunch& rule = plan.is_double ? kDoubleRules[plan.rule] : kFloatRules[plan.rule];
-  CudaStepControl here = *control;
-  const auto prepare = [&](Phase phase) {
-    for (int first = 0; first < num_groups; first += kMaxGroupsPerLaunch) {
-      GroupTable table = {};
-      table.first = first;
-      table.count = std::min(kMaxGroupsPerLaunch, num_groups - first);
-      std::copy(groups + first, groups + first + table.count, table.row);
-      rule.prepare(plan, table, here, phase, stream);
-      if (!treats_any || phase == Phase::kMeasured) continue;
-      const auto units = plan.is_double ? &launch_units<double> : &launch_units<float>;
-      for (const Range& range : plan.ranges)
-        if (range.num_units > 0) units(plan, tensors, range, table, rule.prepared_size, stream);
-    }
+  const auto prepare_for = [&](Phase phase) {
+    return prepare(plan, rule, groups, rates, num_groups, *control, phase, needs.treats_any, stream);
   };
-  const auto walk = [&](Launch launch) {
-    for (const Range& range : plan.ranges)
-      if (range.num_chunks > 0) launch(plan, tensors, range, stream);
+  const auto add_sums = [&](Sums* out) {
+    return launch(&statistics_kernel, plan.num_tensors, kThreads, 0, stream, plan.tables, out);
   };
-  if (rule.measure != nullptr && plan.num_tensors > 0) {
-    prepare(Phase::kMeasure);
-    walk(rule.measure);
-    statistics_kernel<<<plan.num_tensors, kThreads, 0, stream>>>(plan.tables, plan.tensor_sums.get());
-    prepare(Phase::kMeasured);
-  } else {
-    prepare(Phase::kOnly);
+  if (rule.measure != nullptr) {
+    if (const char* error = prepare_for(Phase::kMeasure)) return error;
+    OPTKIT_CUDA("step", rule.measure(plan, stream));
+    OPTKIT_CUDA("step", add_sums(plan.tensor_sums.get()));
+    if (const char* error = prepare_for(Phase::kMeasured)) return error;
+  } else if (const char* error = prepare_for(Phase::kOnly)) {
+    return error;
   }
-  if (clips_tensors || clips_units) count_clipped(plan, here, clips_units, stream);
-  walk(rule.step);
-  if (control->statistics && plan.num_tensors > 0)
-    statistics_kernel<<<plan.num_tensors, kThreads, 0, stream>>>(plan.tables, control->statistics);
-  return failed(cudaGetLastError(), "step");
+  if (needs.clips_tensors || needs.clips_units)
+    OPTKIT_CUDA("step", count_clipped(plan, *control, needs.clips_units, stream));
+  OPTKIT_CUDA("step", rule.step(plan, stream));
+  if (control->statistics) OPTKIT_CUDA("step", add_sums(control->statistics));
+  return nullptr;
 }
 
 #define OPTKIT_STRING2(...) #__VA_ARGS__
 #define OPTKIT_STRING(...) OPTKIT_STRING2(__VA_ARGS__)
 
+#if defined(__CUDACC__)
+constexpr int kOnHost = 0;
+#else
+constexpr int kOnHost = 1;
+#endif
+
 const CudaApi api = {kCudaApiVersion,
+                     kOnHost,
                      &create,
                      &destroy,
                      &layout,

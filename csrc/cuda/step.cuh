@@ -21,7 +21,8 @@ __device__ inline double gradient_scale(const CudaStepControl& control, double* 
     return -1.0;
   }
   *norm = scale * sqrt(control.norm[0]);
-  if (control.max_norm != nullptr) *coefficient = fmin(1.0, *control.max_norm / (*norm + 1e-6));
+  const double bound = control.max_norm ? *control.max_norm : control.max_norm_value;
+  *coefficient = fmin(1.0, bound / (*norm + 1e-6));
   return scale * *coefficient;
 }
 
@@ -47,6 +48,7 @@ __global__ void prepare_kernel(const __grid_constant__ DeviceTables tables, cons
   const int32_t g = t.group - groups.first;
   if (!t.active || g < 0 || g >= groups.count) return;
   const GroupRow& group = groups.row[g];
+  const double group_lr = groups.rate[g] ? *groups.rate[g] : group.lr;
   if (phase != Phase::kMeasured) *t.step += 1.0f;
   const double step = *t.step;
   const double num_averaged = t.num_averaged ? *t.num_averaged : 0.0;
@@ -57,9 +59,9 @@ __global__ void prepare_kernel(const __grid_constant__ DeviceTables tables, cons
     tensor_scale *= part;
   }
   auto* prepared = reinterpret_cast<PreparedTensor<Rule, S>*>(tables.prepared) + index;
-  prepared->stage = prepare_stages<S>(group, tensor_scale, step, num_averaged, static_cast<uint64_t>(t.index),
+  prepared->stage = prepare_stages<S>(group, group_lr, tensor_scale, step, num_averaged, static_cast<uint64_t>(t.index),
                                       control.statistics != nullptr);
-  double lr = group.lr;
+  double lr = group_lr;
   if constexpr (HasTrust<Rule>::value) {
     if (phase == Phase::kMeasure) lr = 1.0;
     if (phase == Phase::kMeasured) lr *= Rule::trust(group.rule, tables.tensor_sums[index]);
@@ -68,134 +70,163 @@ __global__ void prepare_kernel(const __grid_constant__ DeviceTables tables, cons
   if (phase != Phase::kMeasure && t.num_averaged && average_weight(group, num_averaged) != 0.0) *t.num_averaged += 1.0f;
 }
 
+// Of one thread over one chunk: few enough elements for the precision of the arithmetic.
 template <class S>
 struct ThreadSums {
-  double grad_sq = 0.0, param_sq = 0.0, update_sq = 0.0, nonfinite = 0.0, lost = 0.0;
+  S grad_sq{}, param_sq{}, update_sq{}, nonfinite{}, lost{};
+};
+
+// Which streams of a tensor move four elements at once.
+struct WholeStreams {
+  bool param, grad, average, state[kMaxStates];
+};
+
+__device__ __forceinline__ WholeStreams whole_streams(const TensorSlot& t, const void* grad) {
+  return {moves_whole(t.param, t.param_type) && moves_whole(t.compensation, t.param_type),
+          moves_whole(grad, t.grad_type),
+          moves_whole(t.average, t.average_type),
+          {moves_whole(t.state[0], t.state_type), moves_whole(t.state[1], t.state_type),
+           moves_whole(t.state[2], t.state_type), moves_whole(t.state[3], t.state_type)}};
+}
+
+// Everything that a step reads of four elements, asked for together.
+template <class Rule, class S>
+struct Fetched {
+  Raw<S> param, grad, lost, average, state[Rule::kNumStates];
+  float scale[Rule::kNumStates];  // of 8-bit state
+
+  __device__ __forceinline__ Fetched(const TensorSlot& t, const void* grad_base, const WholeStreams& whole,
+                                     bool averages, int64_t i, int count) {
+    fetch(param, t.param, t.param_type, i, count, whole.param);
+    fetch(grad, grad_base, t.grad_type, i, count, whole.grad);
+#pragma unroll
+    for (int s = 0; s < Rule::kNumStates; ++s) {
+      state[s] = {};
+      scale[s] = 0.0f;
+      if (t.state[s] == nullptr) continue;
+      fetch(state[s], t.state[s], t.state_type, i, count, whole.state[s]);
+      if (t.state_type == DType::kCode8 && count > 0) scale[s] = t.state_scale[s][i / kCodeBlock];
+    }
+    lost = {};
+    if (t.compensation) fetch(lost, t.compensation, t.param_type, i, count, whole.param);
+    average = {};
+    if (averages) fetch(average, t.average, t.average_type, i, count, whole.average);
+  }
 };
 
 // 8-bit state is there for fp32 arithmetic only.
-__device__ __forceinline__ void load_state(Four<double>& out, const TensorSlot& t, int s, int64_t i, int count) {
-  load(out, t.state[s], t.state_type, i, count);
+__device__ __forceinline__ Four<double> state_numbers(const Raw<double>& raw, float, const TensorSlot& t, int) {
+  return numbers(raw, t.state_type);
 }
-__device__ __forceinline__ void load_state(Four<float>& out, const TensorSlot& t, int s, int64_t i, int count) {
-  if (t.state_type == DType::kCode8)
-    load_codes(out, t.state[s], t.state_scale[s], !(t.unsigned_states >> s & 1u), i, count);
-  else
-    load(out, t.state[s], t.state_type, i, count);
+__device__ __forceinline__ Four<float> state_numbers(const Raw<float>& raw, float scale, const TensorSlot& t, int s) {
+  return t.state_type == DType::kCode8 ? decoded(raw, scale, !(t.unsigned_states >> s & 1u))
+                                       : numbers(raw, t.state_type);
 }
 __device__ __forceinline__ void store_state(Four<double>& value, const TensorSlot& t, int s, int64_t i, int count,
-                                            RandomKey) {
-  store(value, t.state[s], t.state_type, i, count);
+                                            bool whole, RandomKey) {
+  store(value, t.state[s], t.state_type, i, count, whole);
 }
 __device__ __forceinline__ void store_state(Four<float>& value, const TensorSlot& t, int s, int64_t i, int count,
-                                            RandomKey key) {
+                                            bool whole, RandomKey key) {
   if (t.state_type == DType::kCode8)
-    store_codes(value, t.state[s], t.state_scale[s], !(t.unsigned_states >> s & 1u), i, count, state_key(key, s));
+    store_codes(value, t.state[s], t.state_scale[s], !(t.unsigned_states >> s & 1u), i, count, whole,
+                state_key(key, s));
   else
-    store(value, t.state[s], t.state_type, i, count);
+    store(value, t.state[s], t.state_type, i, count, whole);
 }
 
-// Rounds and stores, averages and counts.
-template <class Rule, class S>
-__device__ __forceinline__ void store_four(const TensorSlot& t, const StageCoefs<S>& stage, int64_t i, int count,
-                                           const Four<S>& stored_before, const Four<S>& lost_before,
-                                           const Four<S>& grad, const S (&param)[kLanes], const Four<S>& next,
-                                           Four<S> (&state)[Rule::kNumStates], ThreadSums<S>& sums) {
+// The tensor's factor and shift, or those of the unit that the element is in.
+template <class S>
+__device__ __forceinline__ S scaled_gradient(const TensorSlot& t, const StageCoefs<S>& stage, int64_t i, S param,
+                                             S grad) {
+  if (t.unit_scale == nullptr) return stage_gradient(stage, param, grad);
+  const int64_t unit = i / t.unit_length;
+  StageCoefs<S> here = stage;
+  here.grad_scale = static_cast<S>(stage.grad_scale * t.unit_scale[unit]);
+  here.unit_shift = static_cast<S>(t.unit_shift[unit]);
+  return stage_gradient(here, param, grad);
+}
+
+// kMeasure: only sums what a rule's trust is made of; writes nothing.
+template <class Rule, class S, bool kMeasure>
+__device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_pointer, const WholeStreams& whole,
+                                          const PreparedTensor<Rule, S>& launch, int64_t i, int count,
+                                          ThreadSums<S>& sums) {
+  const StageCoefs<S>& stage = launch.stage;
+  const bool averages = !kMeasure && (stage.flags & kAverage);
+  const Fetched<Rule, S> raw(t, grad_pointer, whole, averages, i, count);
+  const Four<S> stored_before = numbers(raw.param, t.param_type), lost_before = numbers(raw.lost, t.param_type);
+  Four<S> grad = numbers(raw.grad, t.grad_type), next, state[Rule::kNumStates];
+#pragma unroll
+  for (int s = 0; s < Rule::kNumStates; ++s) state[s] = state_numbers(raw.state[s], raw.scale[s], t, s);
+#pragma unroll
+  for (int k = 0; k < kLanes; ++k) {
+    // Places past the end hold zeros, belong to no unit and enter no sum.
+    if (k < count) grad.v[k] = scaled_gradient(t, stage, i + k, stored_before.v[k], grad.v[k]);
+    const S param = stored_before.v[k] + lost_before.v[k];
+    S held[Rule::kNumStates];
+#pragma unroll
+    for (int s = 0; s < Rule::kNumStates; ++s) held[s] = state[s].v[k];
+    const S update = Rule::update(launch.rule, param, grad.v[k], held);
+#pragma unroll
+    for (int s = 0; s < Rule::kNumStates; ++s) state[s].v[k] = held[s];
+    next.v[k] = stage_parameter(stage, param, update);
+    if ((kMeasure || (stage.flags & kStatistics)) && k < count) {
+      const S g = grad.v[k], p = kMeasure ? param : next.v[k], u = kMeasure ? update : next.v[k] - param;
+      sums.grad_sq = fma(g, g, sums.grad_sq);
+      sums.param_sq = fma(p, p, sums.param_sq);
+      sums.update_sq = fma(u, u, sums.update_sq);
+    }
+  }
+  if constexpr (kMeasure) return;
 #pragma unroll
   for (int s = 0; s < Rule::kNumStates; ++s)
-    if (t.state[s]) store_state(state[s], t, s, i, count, stage.key);
-  Four<S> stored = next;
-  store(stored, t.param, t.param_type, i, count, (stage.flags & kStochastic) ? &stage.key : nullptr);
-  Four<S> lost = lost_before;
+    if (t.state[s]) store_state(state[s], t, s, i, count, whole.state[s], stage.key);
+  Four<S> stored = next, lost = lost_before;
+  store(stored, t.param, t.param_type, i, count, whole.param, stage.flags & kStochastic, stage.key);
   if (t.compensation) {
 #pragma unroll
     for (int k = 0; k < kLanes; ++k) lost.v[k] = next.v[k] - stored.v[k];
-    store(lost, t.compensation, t.param_type, i, count);
+    store(lost, t.compensation, t.param_type, i, count, whole.param);
   }
-  if (stage.flags & kAverage) {
-    Four<S> average;
-    load(average, t.average, t.average_type, i, count);
+  if (averages) {
+    Four<S> average = numbers(raw.average, t.average_type);
 #pragma unroll
     for (int k = 0; k < kLanes; ++k) average.v[k] = stage_average(stage, average.v[k], stored.v[k]);
-    store(average, t.average, t.average_type, i, count);
+    store(average, t.average, t.average_type, i, count, whole.average);
   }
   if (stage.flags & kStatistics) {
 #pragma unroll
     for (int k = 0; k < kLanes; ++k) {
       if (k >= count) continue;
-      const double g = grad.v[k], p = next.v[k], u = next.v[k] - param[k];
-      sums.grad_sq += g * g;
-      sums.param_sq += p * p;
-      sums.update_sq += u * u;
-      sums.nonfinite += g - g != 0.0 ? 1.0 : 0.0;
-      sums.lost += u != 0.0 && stored.v[k] == stored_before.v[k] && lost.v[k] == lost_before.v[k] ? 1.0 : 0.0;
+      const bool is_lost = next.v[k] - (stored_before.v[k] + lost_before.v[k]) != S(0) &&
+                           stored.v[k] == stored_before.v[k] && lost.v[k] == lost_before.v[k];
+      sums.nonfinite += grad.v[k] - grad.v[k] != S(0) ? S(1) : S(0);
+      sums.lost += is_lost ? S(1) : S(0);
     }
   }
-}
-
-// kMeasure: only sums what a rule's trust is made of; writes nothing.
-template <class Rule, class S, bool kMeasure>
-__device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_pointer,
-                                          const PreparedTensor<Rule, S>& launch, int64_t i, int count,
-                                          ThreadSums<S>& sums) {
-  const StageCoefs<S>& stage = launch.stage;
-  Four<S> stored_before, grad, lost_before{}, next, state[Rule::kNumStates];
-  load(stored_before, t.param, t.param_type, i, count);
-  load(grad, grad_pointer, t.grad_type, i, count);
-  if (t.compensation) load(lost_before, t.compensation, t.param_type, i, count);
-#pragma unroll
-  for (int s = 0; s < Rule::kNumStates; ++s) {
-    state[s] = {};
-    if (t.state[s]) load_state(state[s], t, s, i, count);
-  }
-  S param[kLanes];
-#pragma unroll
-  for (int k = 0; k < kLanes; ++k) {
-    StageCoefs<S> here = stage;
-    if (t.unit_scale && k < count) {
-      const int64_t unit = (i + k) / t.unit_length;
-      here.grad_scale = static_cast<S>(stage.grad_scale * t.unit_scale[unit]);
-      here.unit_shift = static_cast<S>(t.unit_shift[unit]);
-    }
-    grad.v[k] = stage_gradient(here, stored_before.v[k], grad.v[k]);
-    param[k] = stored_before.v[k] + lost_before.v[k];
-    S held[Rule::kNumStates];
-#pragma unroll
-    for (int s = 0; s < Rule::kNumStates; ++s) held[s] = state[s].v[k];
-    const S update = Rule::update(launch.rule, param[k], grad.v[k], held);
-    if constexpr (kMeasure) {
-      if (k >= count) continue;
-      const double g = grad.v[k], p = param[k], u = update;
-      sums.grad_sq += g * g;
-      sums.param_sq += p * p;
-      sums.update_sq += u * u;
-    }
-#pragma unroll
-    for (int s = 0; s < Rule::kNumStates; ++s) state[s].v[k] = held[s];
-    next.v[k] = stage_parameter(stage, param[k], update);
-  }
-  if constexpr (!kMeasure)
-    store_four<Rule, S>(t, stage, i, count, stored_before, lost_before, grad, param, next, state, sums);
 }
 
 // A block per chunk, last chunk first: the norm kernel read that one last, and the L2 cache may still have it.
+// fp32: at least three blocks to a multiprocessor, 80 registers to a thread: below that too few bytes are under way.
 template <class Rule, class S, bool kMeasure>
-__global__ void __launch_bounds__(kThreads)
-    step_kernel(const __grid_constant__ DeviceTables tables, const __grid_constant__ GradTable grads,
-                const __grid_constant__ Range range) {
-  if (*tables.skip) return;
-  const int32_t place = range.first_chunk + range.num_chunks - 1 - static_cast<int32_t>(blockIdx.x);
+__global__ void __launch_bounds__(kThreads, sizeof(S) == 4 ? 3 : 1)
+    step_kernel(const __grid_constant__ DeviceTables tables) {
+  const int32_t place = static_cast<int32_t>(gridDim.x - 1 - blockIdx.x);
   const Chunk chunk = tables.chunks[place];
+  if (*tables.skip) return;
   const TensorSlot t = tables.tensors[chunk.tensor];
-  const void* grad = grads.pointer[chunk.tensor - range.first_tensor];
+  const void* grad = tables.grads[chunk.tensor];
   const auto launch = reinterpret_cast<const PreparedTensor<Rule, S>*>(tables.prepared)[chunk.tensor];
+  const WholeStreams whole = whole_streams(t, grad);
   const int64_t end = chunk.begin + chunk.count;
   ThreadSums<S> sums;
   // The lanes of a warp go together to the end: a block of 8-bit state is theirs in common.
   for (int64_t first = chunk.begin; first < end; first += kThreads * kLanes) {
     const int64_t i = first + threadIdx.x * kLanes;
     const int count = end - i >= kLanes ? kLanes : (end > i ? static_cast<int>(end - i) : 0);
-    if (count > 0 || t.state_type == DType::kCode8) step_four<Rule, S, kMeasure>(t, grad, launch, i, count, sums);
+    if (count > 0 || t.state_type == DType::kCode8)
+      step_four<Rule, S, kMeasure>(t, grad, whole, launch, i, count, sums);
   }
   if (kMeasure || (launch.stage.flags & kStatistics)) {
     const Sums total = {block_sum(sums.grad_sq), block_sum(sums.param_sq), block_sum(sums.update_sq),

@@ -12,36 +12,39 @@ namespace optkit {
 __global__ void __launch_bounds__(kThreads) tensor_norm_kernel(const __grid_constant__ DeviceTables tables) {
   const int32_t first = tables.first_chunk[blockIdx.x], last = tables.first_chunk[blockIdx.x + 1];
   double squares = 0.0;
-  for (int32_t k = first + threadIdx.x; k < last; k += kThreads) squares += tables.partial[2 * k];
+  for (int32_t k = first + threadIdx.x; k < last; k += kThreads) squares += tables.partial[k].x;
   const double total = block_sum(squares);
   if (threadIdx.x == 0) tables.tensor_sq[blockIdx.x] = total;
 }
 
 // A block per unit. `prepared_size` is that of PreparedTensor, which begins with its stage.
 template <class S>
-__global__ void __launch_bounds__(kThreads)
-    unit_kernel(const __grid_constant__ DeviceTables tables, const __grid_constant__ GradTable grads,
-                const __grid_constant__ Range range, const __grid_constant__ GroupTable groups, int prepared_size) {
+__global__ void __launch_bounds__(kThreads) unit_kernel(const __grid_constant__ DeviceTables tables,
+                                                        const __grid_constant__ GroupTable groups, int prepared_size) {
   if (*tables.skip) return;
-  const int64_t place = range.first_unit + blockIdx.x;
-  const Unit unit = tables.units[place];
+  const Unit unit = tables.units[blockIdx.x];
   const TensorSlot& t = tables.tensors[unit.tensor];
   const int32_t g = t.group - groups.first;
   if (g < 0 || g >= groups.count) return;
   const GroupRow& group = groups.row[g];
   const auto& stage =
       *reinterpret_cast<const StageCoefs<S>*>(tables.prepared + static_cast<int64_t>(prepared_size) * unit.tensor);
-  const void* grad = grads.pointer[unit.tensor - range.first_tensor];
+  const void* grad = tables.grads[unit.tensor];
   const bool needs_param = group.clip_unit_ratio < 1e300;
   const int64_t end = (unit.index + 1) * t.unit_length;
+  // A unit may begin anywhere in its tensor, so that only the bytes from there on tell how it can be read.
+  const int64_t begin = unit.index * t.unit_length;
+  const bool grad_whole = moves_whole(grad, t.grad_type) && begin % kLanes == 0,
+             param_whole = moves_whole(t.param, t.param_type) && begin % kLanes == 0;
   UnitSums sums = {0.0, 0.0, 0.0};
-  for (int64_t i = unit.index * t.unit_length + threadIdx.x * kLanes; i < end; i += kThreads * kLanes) {
+  for (int64_t i = begin + threadIdx.x * kLanes; i < end; i += kThreads * kLanes) {
     const int count = end - i < kLanes ? static_cast<int>(end - i) : kLanes;
-    Four<S> grad_four, param_four{};
-    load(grad_four, grad, t.grad_type, i, count);
-    if (needs_param) load(param_four, t.param, t.param_type, i, count);
+    const Four<S> grad_four = load<S>(grad, t.grad_type, i, count, grad_whole);
+    Four<S> param_four = {};
+    if (needs_param) param_four = load<S>(t.param, t.param_type, i, count, param_whole);
 #pragma unroll
     for (int k = 0; k < kLanes; ++k) {
+      if (k >= count) continue;
       const double value = grad_four.v[k], param = param_four.v[k];
       sums.grad += static_cast<double>(stage_clip(stage, grad_four.v[k]));
       sums.grad_sq += value * value;
@@ -54,7 +57,7 @@ __global__ void __launch_bounds__(kThreads)
   t.unit_scale[unit.index] = coefficient;
   t.unit_shift[unit.index] =
       t.is_vector ? 0.0 : unit_mean(group, total, coefficient, static_cast<double>(t.unit_length));
-  tables.unit_clipped[place] =
+  tables.unit_clipped[blockIdx.x] =
       needs_param ? Clipped{coefficient * coefficient * total.grad_sq, coefficient < 1.0 ? 1.0 : 0.0} : Clipped{};
 }
 

@@ -40,13 +40,16 @@ class CompiledSegment:
         self.process_groups = sharding_groups(self._params[0])
         self._are_local = not any(isinstance(param, DTensor) for param in self._params)
         first = local(self._params[0])
-        device = first.device.index if first.device.type == "cuda" else -1
-        self._plan = extension.Plan(rule.name, first.dtype == torch.float64, device)
+        self._plan = extension.Plan(rule.name, first.dtype == torch.float64, self._device_number(first))
         for entry in self.entries:
             self._add(entry, average_name)
         self._active = _Binding()
         self._copies: list[Tensor] = []
         self._activate(list(range(len(self.entries))))
+
+    def _device_number(self, param: Tensor) -> int:
+        """As the plan knows it: -1 for the CPU."""
+        return -1
 
     def _add(self, entry: Entry, average_name: str | None) -> None:
         state, param = {name: local(t) for name, t in entry.state.items()}, local(entry.param)

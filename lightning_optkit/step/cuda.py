@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters walked by a compiled plan on CUDA. What is known only there stays there: nothing waits for the device."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -32,18 +33,17 @@ class DeviceControl:
         self.loss_scale: Tensor | None = None
         self.found_inf: Tensor | None = None
         self.max_norm: Tensor | None = None
-        self._constant: tuple[float, Tensor] | None = None
+        self.max_norm_value = math.inf
+        """Bound of the norm where `max_norm` is None."""
 
     def bound_norm_by(self, clip: Clip) -> None:
         """Asks the clip for this step's bound of the norm."""
         assert self.norm is not None
         bound = clip.norm_bound(self._unscaled_norm() if isinstance(clip, LearningClip) else self.norm[0])
         if isinstance(bound, Tensor):
-            self.max_norm = bound.to(torch.float64)
+            self.max_norm, self.max_norm_value = bound.to(torch.float64), math.inf
         else:
-            if self._constant is None or self._constant[0] != bound:
-                self._constant = (bound, torch.tensor(bound, dtype=torch.float64, device=self.norm.device))
-            self.max_norm = self._constant[1]
+            self.max_norm, self.max_norm_value = None, bound
 
     def _unscaled_norm(self) -> Tensor:
         """NaN in a step that will be skipped."""
@@ -59,6 +59,10 @@ class DeviceControl:
 
 class CudaSegment(CompiledSegment):
     """As on CPU; `step_on_device` besides, which takes its scalars from device memory."""
+
+    def _device_number(self, param: Tensor) -> int:
+        number: int = param.device.index
+        return number
 
     def norm_on_device(self) -> Tensor:
         """Sum of squares and number of non-finite elements of the gradients, shape (2,), fp64, on the device."""
@@ -105,6 +109,11 @@ class CudaSegment(CompiledSegment):
         stream: int = torch.cuda.current_stream(self._device).cuda_stream
         return stream
 
+    def _rate_on_device(self, lr: object) -> Tensor | None:
+        """A learning rate that lives on the device is read there, so that a captured graph sees it change."""
+        lives_there = isinstance(lr, Tensor) and lr.device == self._device
+        return lr.detach().to(torch.float64) if lives_there else None  # type: ignore[attr-defined]
+
     def _launch(
         self,
         groups: Sequence[Group],
@@ -116,14 +125,18 @@ class CudaSegment(CompiledSegment):
         statistics: bool,
     ) -> None:
         self._hand_over_groups(groups, numbers)
+        # Kept until the next step, so that the allocator does not hand them out before the kernels have read them.
+        self._rates = [self._rate_on_device(group["lr"]) for group in groups]
         if statistics:
             self._sums = torch.zeros(len(self.entries), _SUMS, dtype=torch.float64, device=self._device)
         self._plan.cuda_step(
+            rates=[_address(rate) for rate in self._rates],
             norm=_address(control.norm),
             loss_scale=_address(control.loss_scale),
             found_inf=_address(control.found_inf),
             scale=scale,
             max_norm=_address(control.max_norm),
+            max_norm_value=control.max_norm_value,
             report=control.report.data_ptr(),
             clipped=control.clipped.data_ptr(),
             counts_report=counts,

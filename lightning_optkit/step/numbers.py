@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a parameter group means in numbers: read once per step, for the compiled path and for the reference alike."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -40,11 +41,21 @@ class GroupNumbers:
         return list(self.__dict__.values())
 
 
-def read_group(group: Group, clip: Clip | None, average: Average | None, *, average_is_due: bool) -> GroupNumbers:
-    """Reads what schedulers may have changed since the last step."""
+def read_group(
+    group: Group,
+    clip: Clip | None,
+    average: Average | None,
+    *,
+    average_is_due: bool,
+    device: torch.device | None = None,
+) -> GroupNumbers:
+    """Reads what schedulers may have changed since the last step.
+
+    A learning rate that lives on `device` is left unread, as NaN: the step reads it there.
+    """
     bounds = clip.bounds if clip is not None else ClipBounds()
     return GroupNumbers(
-        lr=float(group["lr"]),
+        lr=math.nan if isinstance(group["lr"], Tensor) and group["lr"].device == device else float(group["lr"]),
         weight_decay=float(group["weight_decay"]),
         decoupled=float(group["decoupled_weight_decay"]),
         cautious=float(group["cautious"]),

@@ -185,11 +185,12 @@ class OnePassOptimizer(Optimizer):
         control.norm = control.max_norm = None
         if self.clip is not None and self.clip.needs_norm:
             norms = [reduce_sum_(segment.norm_on_device(), segment.process_groups) for segment in bound]
-            control.norm = torch.stack(norms).sum(0)
+            control.norm = norms[0] if len(norms) == 1 else torch.stack(norms).sum(0)
             control.bound_norm_by(self.clip)
-            control.clipped.zero_()
+            if self.clip.bounds.limits_parts:
+                control.clipped.zero_()
         assert self._plan is not None
-        numbers = self._numbers(self._plan.clock + 1)
+        numbers = self._numbers(self._plan.clock + 1, control.report.device)
         for segment in bound:
             is_last = segment is bound[-1]
             segment.step_on_device(
@@ -204,10 +205,12 @@ class OnePassOptimizer(Optimizer):
         if self.average is not None:
             self._plan.average_idle(numbers)
 
-    def _numbers(self, clock: int) -> list[GroupNumbers]:
-        """What the groups mean for optimizer step `clock`, from 1."""
+    def _numbers(self, clock: int, device: torch.device | None = None) -> list[GroupNumbers]:
+        """What the groups mean for optimizer step `clock`, from 1; rates that live on `device` stay there."""
         due = is_due(self.average, clock)
-        numbers = [read_group(group, self.clip, self.average, average_is_due=due) for group in self.param_groups]
+        numbers = [
+            read_group(group, self.clip, self.average, average_is_due=due, device=device) for group in self.param_groups
+        ]
         owns_decay = map(self._owns_decay, self.param_groups)
         return [replace(n, weight_decay=0.0) if owns else n for n, owns in zip(numbers, owns_decay, strict=True)]
 

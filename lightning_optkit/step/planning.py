@@ -59,8 +59,8 @@ class StepPlan:
         prepare_state(entries, layout)
         self._average_name = layout.average_name
         # All averages keep one clock: that of the parameter that was updated most often.
-        steps = [float(entry.state["step"]) for entry, _, _ in entries] if layout.average_name else []
-        self.clock = int(max(steps, default=0.0))
+        steps = [entry.state["step"] for entry, _, _ in entries] if layout.average_name else []
+        self.clock = int(torch.stack(steps).max()) if steps else 0
         self.segments = self._segmented(entries, layout.average_name)
         self._state = optimizer.state
         self._signature = self._signature_now()
@@ -90,12 +90,15 @@ class StepPlan:
         if name is None or not idle:
             return
         for entry in idle:
-            so_far = float(entry.state["num_averaged"])
-            weight = average_weight(numbers[entry.group_index], so_far) if so_far else 0.0
-            if weight:
-                average = local(entry.state[name])
-                average += weight * (local(entry.param.detach()).to(average.dtype) - average)
-                entry.state["num_averaged"] += 1.0
+            group, average, so_far = numbers[entry.group_index], local(entry.state[name]), entry.state["num_averaged"]
+            if average_weight(group, 1.0) == 0:
+                continue
+            # On CUDA only the device knows how often an average was updated, and nobody waits for it.
+            seen = so_far.to(average.dtype)
+            usual = torch.full_like(seen, 1.0 - group.average_decay) if group.average_kind == 1 else 1.0 / (seen + 1.0)
+            weight = torch.where(seen > 0, usual, 0.0)
+            average += weight * (local(entry.param.detach()).to(average.dtype) - average)
+            so_far += seen > 0
 
     def _segmented(self, entries: Iterable[tuple[Entry, Group, Rule]], average_name: str | None) -> list[Segment]:
         owner = type(self._optimizer).__name__

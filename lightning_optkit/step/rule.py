@@ -108,6 +108,11 @@ class ClipBounds:
     unit_ratio: float = math.inf
     unit_eps: float = 0.0
 
+    @property
+    def limits_parts(self) -> bool:
+        """Whether tensors or units are scaled down by themselves."""
+        return math.isfinite(self.max_tensor_norm) or math.isfinite(self.unit_ratio)
+
 
 class Clip(Protocol):
     """A gradient clip that the step can fold in (see `lightning_optkit.clipping`)."""
