@@ -43,6 +43,8 @@ RULES: list[tuple[str, dict[str, Any], tuple[dict[str, bool], ...]]] = [
     ("Adamax", dict(), ({}, dict(foreach=True))),
     ("NAdam", dict(), ({}, dict(foreach=True))),
     ("RAdam", dict(), ({}, dict(foreach=True))),
+    ("Adafactor", dict(), ({}, dict(foreach=True))),
+    ("Muon", dict(), ({},)),
 ]
 TENSORS, ELEMENTS = (10, 100, 1_000, 10_000), (10**4, 10**5, 10**6, 10**7, 10**8)
 

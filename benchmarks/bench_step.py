@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The optimizer tail of a training step: ours, torch's best, and what a Lightning user runs by default.
 
-Each comparison is a pair called in turn, on parameters of its own.
+Each comparison is a pair called in turn, on parameters of its own. DeepSpeed's CPU Adam takes part where installed
+(`pip install --no-build-isolation deepspeed`); it compiles itself at its first use.
 
 Usage: python benchmarks/bench_step.py [--seconds 3] [--threads 1 2] [--save]
 """
 
 import argparse
+import importlib.util
 import statistics
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -71,6 +74,14 @@ def lightning_default_tail(params: nn.ParameterList) -> Step:
     return step
 
 
+def deepspeed_step(params: nn.ParameterList) -> Step:
+    """DeepSpeed's AdamW for CPU."""
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    step: Step = DeepSpeedCPUAdam(list(params), adamw_mode=True).step
+    return step
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Ours against theirs; targets by (is the case small, threads)."""
@@ -107,6 +118,11 @@ COMPARISONS = [
         lambda params: torch.optim.SGD(params, lr=1e-3, momentum=0.9, fused=True).step, 20, NEVER_SLOWER,
     ),
 ]  # fmt: skip
+if importlib.util.find_spec("deepspeed"):
+    targets = {(small, threads): 8.0 if small else 1.3 for small in (True, False) for threads in (1, 2)}
+    COMPARISONS.append(
+        Comparison("AdamW", lambda params: AdamW(params).step, "DeepSpeedCPUAdam", deepspeed_step, 28, targets)
+    )
 
 
 def measure(comparison: Comparison, case: str, threads: int, seconds: float, bandwidth: float) -> Row:
@@ -141,6 +157,8 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--save", action="store_true", help="keep the rows under benchmarks/results/")
     arguments = parser.parse_args()
+    if not importlib.util.find_spec("deepspeed"):
+        print("DeepSpeed is not installed: its rows are left out", file=sys.stderr)
     rows = []
     for threads in arguments.threads:
         torch.set_num_threads(threads)
