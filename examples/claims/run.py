@@ -23,6 +23,11 @@ finds, for and against, and keeps its numbers in `docs/claims/`. Small networks,
 """
 
 
+def table_row(cells: list[str]) -> str:
+    """One row of a Markdown table; a bar within a cell would begin another one."""
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
 def section(fragment: dict[str, Any]) -> str:
     """One claim as Markdown."""
     lines = [
@@ -34,8 +39,8 @@ def section(fragment: dict[str, Any]) -> str:
         "",
     ]
     lines += [f"![{fragment['title']}]({fragment['figure']})", "", f"*{fragment['caption']}*", ""]
-    lines += [f"| {' | '.join(fragment['header'])} |", f"|{'---|' * len(fragment['header'])}"]
-    lines += [f"| {' | '.join(row)} |" for row in fragment["rows"]]
+    lines += [table_row(fragment["header"]), f"|{'---|' * len(fragment['header'])}"]
+    lines += [table_row(row) for row in fragment["rows"]]
     lines += ["", "**Found.**", "", *(f"- {finding}" for finding in fragment["findings"]), ""]
     lines += [f"`python {fragment['script']}`, {fragment['seconds']} s.", ""]
     return "\n".join(lines)
