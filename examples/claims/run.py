@@ -19,8 +19,14 @@ HEAD = """# The chapter's claims, measured
 
 What *Neural Networks and Deep Learning* (chapter 7) and the papers say, tried on real data with the parts of this
 package. Written by `make claims` ({minutes:.0f} minutes of measuring); every script holds one claim, prints what it
-finds, for and against, and keeps its numbers in `docs/claims/`. Small networks, few seeds: evidence, not proof.
+finds, for and against, and keeps its numbers in `docs/claims/`. Small networks, few seeds: evidence, not proof. A
+processor with other vector instructions rounds otherwise: long runs then differ in their digits, findings should not.
 """
+
+
+def table_row(cells: list[str]) -> str:
+    """One row of a Markdown table; a bar within a cell would begin another one."""
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def section(fragment: dict[str, Any]) -> str:
@@ -34,8 +40,8 @@ def section(fragment: dict[str, Any]) -> str:
         "",
     ]
     lines += [f"![{fragment['title']}]({fragment['figure']})", "", f"*{fragment['caption']}*", ""]
-    lines += [f"| {' | '.join(fragment['header'])} |", f"|{'---|' * len(fragment['header'])}"]
-    lines += [f"| {' | '.join(row)} |" for row in fragment["rows"]]
+    lines += [table_row(fragment["header"]), f"|{'---|' * len(fragment['header'])}"]
+    lines += [table_row(row) for row in fragment["rows"]]
     lines += ["", "**Found.**", "", *(f"- {finding}" for finding in fragment["findings"]), ""]
     lines += [f"`python {fragment['script']}`, {fragment['seconds']} s.", ""]
     return "\n".join(lines)

@@ -108,30 +108,29 @@ class Mean:
     """
 
     def __init__(self, owner: str, first: Checkpoint) -> None:
-        self._owner, self._shown = owner, _shown(first)
+        self._owner, self._first = owner, first
         self._last = load_weights(first)
         self._sum = {name: _summand(value, copy=True) for name, value in self._last.items()}
         self._count = 1
 
-    def check(self, weights: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
+    def check(self, weights: Mapping[str, Tensor], checkpoint: Checkpoint, number: int) -> None:
         """Raises ValueError, naming the first key that differs, unless `weights` have the same names and shapes."""
-        owner, here = f"{self._owner}(checkpoints=[...]): soup of incompatible checkpoints", _shown(checkpoint)
+        owner = f"{self._owner}(checkpoints=[...]): soup of incompatible checkpoints"
+        first, here = f"number 1 ({_shown(self._first)})", f"number {number} ({_shown(checkpoint)})"
         for name, value in self._sum.items():
             if name not in weights:
-                raise ValueError(f"{owner}; {self._shown} has {name!r}, {here} has not.")
-            if weights[name].shape != value.shape:
-                raise ValueError(
-                    f"{owner}; {name!r} has shape {list(value.shape)} in {self._shown}, {list(weights[name].shape)} in "
-                    f"{here}."
-                )
+                raise ValueError(f"{owner}; {name!r} is in {first} and not in {here}.")
+            shapes = list(value.shape), list(weights[name].shape)
+            if shapes[0] != shapes[1]:
+                raise ValueError(f"{owner}; {name!r} has shape {shapes[0]} in {first}, {shapes[1]} in {here}.")
         for name in weights:
             if name not in self._sum:
-                raise ValueError(f"{owner}; {here} has {name!r}, {self._shown} has not.")
+                raise ValueError(f"{owner}; {name!r} is in {here} and not in {first}.")
 
     def add(self, checkpoint: Checkpoint) -> None:
         """One more member."""
         weights = load_weights(checkpoint)
-        self.check(weights, checkpoint)
+        self.check(weights, checkpoint, self._count + 1)
         for name, value in weights.items():
             if _is_averaged(value):
                 self._sum[name] += _summand(value)

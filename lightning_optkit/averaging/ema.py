@@ -19,6 +19,9 @@ class EMA:
     Folded into a step it costs 8 bytes per fp32 parameter; it is kept in `optimizer.state[p]["ema"]`, in fp32 beside
     16-bit parameters, so every checkpoint carries it.
 
+    A decay that warms up is a schedule of its own: `HyperparameterSchedule("average_decay", linear(0.9, 1.0))` beside
+    `WeightAveraging(EMA(0.999))`.
+
     Args:
         decay: Share of the old average that is kept, in [0, 1).
         start: First optimizer step, from 1, whose result is averaged.

@@ -67,9 +67,9 @@ def greedy_soup(
     sign = 1.0 if mode == "max" else -1.0
     fits = Mean("greedy_soup", checkpoints[0])
     scores: list[float] = []
-    for checkpoint in checkpoints:
+    for number, checkpoint in enumerate(checkpoints, start=1):
         weights = load_weights(checkpoint)
-        fits.check(weights, checkpoint)
+        fits.check(weights, checkpoint, number)
         scores.append(float(score(weights)))
     ranked = sorted(range(len(checkpoints)), key=lambda i: -sign * scores[i])
     soup, best = Mean("greedy_soup", checkpoints[ranked[0]]), scores[ranked[0]]

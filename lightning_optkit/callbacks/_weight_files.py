@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two sets of weights in one checkpoint: what is exported, and beside it what training goes on from.
+"""Weights beside those that the module holds, also where processes share them: kept in a checkpoint, and put back.
+
+Two sets lie in the checkpoint of an average: what is exported, and what training goes on from.
 
 Ordinary and full checkpoints hold the second under `current_model_state`, as Lightning's own WeightAveraging does. A
 sharded checkpoint writes shards only of its `state_dict` and `optimizer_states`, the rest comes from rank 0; there the
@@ -12,7 +14,9 @@ import lightning.pytorch as pl
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
-__all__ = ["as_saved", "load_trained", "save_trained"]
+from lightning_optkit.step.shards import distribute_like
+
+__all__ = ["as_saved", "copy_weights", "load_trained", "load_weights", "save_trained"]
 
 _KEY = "current_model_state"
 _PLACE = "current_model_state_in_optimizer"
@@ -63,6 +67,22 @@ def load_trained(trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint:
     elif _KEY in checkpoint:
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=strict)
         set_model_state_dict(pl_module, checkpoint[_KEY], options=options)
+
+
+def copy_weights(pl_module: pl.LightningModule) -> dict[str, Tensor]:
+    """The `state_dict` on CPU, whole also where processes share the weights; then every one of them must call."""
+    whole = {
+        name: value.full_tensor() if hasattr(value, "full_tensor") else value
+        for name, value in pl_module.state_dict().items()
+    }
+    return {name: value.detach().to("cpu", copy=True) for name, value in whole.items()}
+
+
+def load_weights(pl_module: pl.LightningModule, weights: dict[str, Tensor]) -> None:
+    """Gives the module what `copy_weights` returned; without communication, for the processes may be parting."""
+    here = pl_module.state_dict()
+    placed = {name: distribute_like(value, here[name]) if name in here else value for name, value in weights.items()}
+    pl_module.load_state_dict(placed, strict=pl_module.strict_loading)
 
 
 def _is_sharded(trainer: pl.Trainer) -> bool:

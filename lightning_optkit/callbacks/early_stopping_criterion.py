@@ -7,10 +7,12 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_optkit._checks import check_in, check_int, check_one_of
+from lightning_optkit.callbacks._weight_files import copy_weights, load_weights
 from lightning_optkit.regularization.early_stopping import (
     generalization_loss,
     progress_quotient,
@@ -34,7 +36,8 @@ class EarlyStoppingCriterion(Callback):
 
     When `fit` returns, the module has the weights of the lowest validation error, exactly as they were validated
     (also those that `WeightAveraging` showed), unless `restore_best=False`. Histories and best weights are in the
-    checkpoint: a resumed run decides as the uninterrupted one.
+    checkpoint: a resumed run decides as the uninterrupted one. Every process keeps the best weights on the CPU, whole
+    also under FSDP2 (`ModelParallelStrategy`).
 
     Args:
         criterion: "GL", "PQ" or "UP".
@@ -46,7 +49,8 @@ class EarlyStoppingCriterion(Callback):
         verbose: Say when it stopped, and what is restored.
 
     Raises:
-        ValueError: for an argument out of range; in training, for an error that is not positive.
+        ValueError: for an argument out of range; when the fit starts, with `restore_best` for a strategy that hides the
+            parameters; in training, for an error that is not positive.
         RuntimeError: if the module does not log `monitor`.
 
     Source: Prechelt 1998, "Early Stopping - But When?", Section 2.
@@ -78,7 +82,7 @@ class EarlyStoppingCriterion(Callback):
         self.errors: list[float] = []
         self.training_errors: list[float] = []
         self.stopped_at: int | None = None
-        self._best: dict[str, Tensor] = {}
+        self._best: dict[str, Tensor] | None = None
         self._validated: dict[str, Tensor] = {}
         self._losses: list[Tensor] = []
 
@@ -104,13 +108,19 @@ class EarlyStoppingCriterion(Callback):
         """Restores them."""
         self.errors, self.training_errors = list(state_dict["errors"]), list(state_dict["training_errors"])
         self._losses = [torch.tensor(loss, dtype=torch.float64) for loss in state_dict["losses"]]
-        self.stopped_at, self._best = state_dict["stopped_at"], dict(state_dict["best"])
+        self.stopped_at, self._best = state_dict["stopped_at"], state_dict["best"]
 
     # --- hooks, in the order Lightning calls them ---
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self._reset()
+        if stage != "fit":
+            return
+        self._reset()
+        if self.restore_best and isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
+            raise ValueError(
+                f"EarlyStoppingCriterion(restore_best=True): {type(trainer.strategy).__name__} hides the parameters; "
+                "use ModelParallelStrategy (FSDP2) or DDPStrategy, or restore_best=False."
+            )
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -125,7 +135,7 @@ class EarlyStoppingCriterion(Callback):
         # Here, whoever shows validation other weights has done it, and nobody has taken them back.
         is_counted = trainer.state.fn == "fit" and not trainer.sanity_checking
         if self.restore_best and is_counted and batch_idx == dataloader_idx == 0:
-            self._validated = {name: value.cpu().clone() for name, value in pl_module.state_dict().items()}
+            self._validated = copy_weights(pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Not at the end of the training epoch: a checkpoint of this validation must hold its error.
@@ -144,8 +154,8 @@ class EarlyStoppingCriterion(Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # Behind on_fit_end, where an average would be written over them; not called after an exception.
-        if stage == "fit" and self._best:
-            pl_module.load_state_dict(self._best, strict=pl_module.strict_loading)
+        if stage == "fit" and self._best is not None:
+            load_weights(pl_module, self._best)
             if self._verbose:
                 best = min(range(len(self.errors)), key=self.errors.__getitem__)
                 rank_zero_info(

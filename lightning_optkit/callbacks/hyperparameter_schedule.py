@@ -192,9 +192,10 @@ def _clips(trainer: pl.Trainer) -> Any:
 def _show_average_decay(trainer: pl.Trainer) -> None:
     """Where the average has a pass of its own, its decay is no entry of the groups yet."""
     for averaging in trainer.callbacks:  # type: ignore[attr-defined]
-        for optimizer in trainer.optimizers if isinstance(averaging, WeightAveraging) else ():
+        decay = averaging.scheduled_decay if isinstance(averaging, WeightAveraging) else None
+        for optimizer in trainer.optimizers if decay is not None else ():
             for group in optimizer.param_groups:
-                group.setdefault("average_decay", averaging.average.decay)
+                group.setdefault("average_decay", decay)
 
 
 def _bound(old: Any) -> float:

@@ -10,6 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_optkit.callbacks._overrides import override, restore
 from lightning_optkit.optimizers._schedule_free import ScheduleFreeOptimizer
+from lightning_optkit.step.shards import reshard
 
 __all__ = ["ScheduleFree"]
 
@@ -45,17 +46,17 @@ class ScheduleFree(Callback):
         override(pl_module, "on_save_checkpoint", self._on_save)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._train()
+        self._train(pl_module)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._eval()
+        self._eval(pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._train()
+            self._train(pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._eval()
+        self._eval(pl_module)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._undo(pl_module)
@@ -65,11 +66,13 @@ class ScheduleFree(Callback):
 
     # --- what they do ---
 
-    def _train(self) -> None:
+    def _train(self, pl_module: pl.LightningModule) -> None:
+        reshard(pl_module)
         for optimizer in self._optimizers:
             optimizer.train()
 
-    def _eval(self) -> None:
+    def _eval(self, pl_module: pl.LightningModule) -> None:
+        reshard(pl_module)
         for optimizer in self._optimizers:
             optimizer.eval()
 
@@ -98,6 +101,6 @@ class ScheduleFree(Callback):
                 saved[place] = optimizer.as_evaluated(saved[place])
 
     def _undo(self, pl_module: pl.LightningModule) -> None:
-        self._eval()
+        self._eval(pl_module)
         restore(pl_module, "on_save_checkpoint", self._on_save)
         self._optimizers, self._on_save = [], None

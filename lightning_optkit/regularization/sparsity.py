@@ -12,13 +12,17 @@ def sparsity(params: Mapping[str, Tensor]) -> dict[str, float]:
     """Share of exact zeros in each parameter, in [0, 1]; 0 for an empty one.
 
     Args:
-        params: Name -> parameter, e.g. `weights_of(module)`.
+        params: Name -> parameter, e.g. `weights_of(module)`. Sharded ones (DTensor) are counted over all processes,
+            each of which must call.
 
     Example:
         >>> import torch
         >>> sparsity({"weight": torch.tensor([0.0, 1.0, -0.0, 2.0])})
         {'weight': 0.5}
     """
-    return {
-        name: float((param.detach() == 0).float().mean()) if param.numel() else 0.0 for name, param in params.items()
-    }
+    return {name: _zeros_in(param) / param.numel() if param.numel() else 0.0 for name, param in params.items()}
+
+
+def _zeros_in(param: Tensor) -> int:
+    zeros = (param.detach() == 0).sum()
+    return int(zeros.full_tensor() if hasattr(zeros, "full_tensor") else zeros)

@@ -272,6 +272,8 @@ class OnePassOptimizer(Optimizer):
         for group in [self.defaults, *self.param_groups]:
             if average is not None:
                 group["average_decay"] = average.decay
+            else:
+                group.pop("average_decay", None)
         self._plan = None
 
     def resume_counting(self, steps: int) -> None:

@@ -3,17 +3,17 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor.placement_types import Replicate
 
 from lightning_optkit.step.rule import Clip, Group, Rule
 
-__all__ = ["distribute_like", "local", "place_like", "reduce_sum_", "sharding_groups", "why_not_on_shards"]
+__all__ = ["distribute_like", "local", "place_like", "reduce_sum_", "reshard", "sharding_groups", "why_not_on_shards"]
 
 
 def local(t: Tensor) -> Tensor:
@@ -46,6 +46,18 @@ def distribute_like(value: Tensor, like: Tensor) -> Tensor:
         return value.redistribute(placements=like.placements)
     # Every process holds the whole value, so nothing need be sent.
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def reshard(module: nn.Module) -> None:
+    """Puts the shards back into a module, before they are read or written apart from a forward pass.
+
+    FSDP2 leaves the whole parameters of a root in the module after a forward pass, for the backward pass to come. None
+    comes after an evaluation: the module's parameters are then not those of the optimizer, and what is written to these
+    the next forward pass would not see.
+    """
+    for child in module.modules():
+        if hasattr(child, "set_reshard_after_forward"):  # an FSDPModule
+            cast(Any, child).reshard()
 
 
 def reduce_sum_(sums: Tensor, groups: Sequence[Any]) -> Tensor:

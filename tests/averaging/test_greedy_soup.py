@@ -58,6 +58,6 @@ def test_refuses():
     with pytest.raises(ValueError, match=r"^greedy_soup\(checkpoints=\[\]\)"):
         greedy_soup([], distance)
     with pytest.raises(
-        ValueError, match=r"^greedy_soup\(.*\): soup of incompatible checkpoints; .* has 'n', .* has not"
+        ValueError, match=r"^greedy_soup\(.*\): soup of incompatible checkpoints; .* is in number 1 .* not in number 3"
     ):
-        greedy_soup([member(1), {"w": torch.ones(1)}], distance)
+        greedy_soup([member(1), member(2), {"w": torch.ones(1)}], distance)

@@ -2,6 +2,8 @@
 """A small module and a real Trainer: two batches per step and two steps per epoch, so that none of the counts agree."""
 
 import logging
+import sys
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -10,6 +12,8 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning_utilities.core import rank_zero
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+
+sys.path.insert(0, str(Path(__file__).parent))  # average_cases.py
 
 
 class Regression(pl.LightningModule):

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
-from lightning_optkit.averaging import EMA
+from lightning_optkit.averaging import EMA, LAWA, SWA
 from lightning_optkit.callbacks import Fuse, HyperparameterSchedule, LRSchedule, WeightAveraging
 from lightning_optkit.clipping import ClipNorm
 from lightning_optkit.optimizers import AdamW, Lion
@@ -227,6 +227,18 @@ def test_the_decay_of_the_average(fit, regression, recorder, order):
     torch.testing.assert_close(folded, apart, rtol=1e-5, atol=1e-6)
     fixed = averages(WeightAveraging(EMA(0.9)))
     assert not torch.allclose(apart["net.0.weight"], fixed["net.0.weight"], atol=1e-4)
+
+
+@pytest.mark.parametrize("first", [LAWA(2), SWA(1)], ids=str)
+def test_the_decay_of_the_first_average_is_scheduled_or_it_is_refused(fit, regression, recorder, first):
+    """A LAWA is no rival, behind an SWA the EMA keeps its own decay."""
+    averages = [WeightAveraging(first, evaluate=False), WeightAveraging(EMA(0.9))]
+    if isinstance(first, LAWA):
+        fit(regression(adamw), *averages, scheduled("average_decay", linear(0.5, 1.0)), recorder)
+        assert recorder.values("average_decay") == expected(linear(0.5, 1.0), 0.9)
+    else:
+        with pytest.raises(ValueError, match=r"^HyperparameterSchedule\(name='average_decay'\): nothing here has it"):
+            fit(regression(adamw), *averages, scheduled("average_decay", linear(0.5, 1.0)))
 
 
 # --- resuming, logging ---

@@ -1,73 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """WeightAveraging in real Trainers, folded into the step and in its own pass: who sees the average, and when."""
 
+import re
+
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, OnExceptionCheckpoint
+from average_cases import TOLERANCE, Trace, adamw, assert_equal, averages, callbacks_of, folded_and_own, sgd, weights
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, StochasticWeightAveraging
 
-from lightning_optkit.averaging import EMA
+from lightning_optkit.averaging import EMA, LAWA, SWA
 from lightning_optkit.callbacks import Fuse, WeightAveraging
 from lightning_optkit.optimizers import AdamW
-
-PATHS = ["folded", "own pass"]
-TOLERANCE = 1e-6  # six steps on numbers of size 1 in fp32
-
-folded_and_own = pytest.mark.parametrize("path", PATHS)
-
-
-def callbacks_of(path, average, *more):
-    return [*([Fuse()] if path == "folded" else []), WeightAveraging(average), *more]
-
-
-def adamw(module):
-    return torch.optim.AdamW(module.parameters(), lr=0.05)
-
-
-def sgd(module):
-    return torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
-
-
-def weights(module):
-    return {name: p.detach().clone() for name, p in module.named_parameters()}
-
-
-def assert_equal(actual, expected, tolerance=0.0):
-    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
-
-
-class Trace(Callback):
-    """The trained weights after every optimizer step, and what every validation step sees, by step."""
-
-    def __init__(self):
-        self.trained, self.validated, self.last_step = {}, {}, 0
-
-    def on_train_start(self, trainer, pl_module):
-        self.last_step = trainer.global_step
-
-    def on_train_batch_end(self, trainer, pl_module, *_):
-        if trainer.global_step > self.last_step:
-            self.last_step = trainer.global_step
-            self.trained[self.last_step] = weights(pl_module)
-
-    def on_validation_batch_end(self, trainer, pl_module, *_):
-        self.validated.setdefault(trainer.global_step, []).append(weights(pl_module))
-
-
-def averages(trained, average):
-    """The average after each step from the first that is averaged, from the trained weights."""
-    result, current = {}, None
-    for step, now in trained.items():
-        if step >= average.start and (step - average.start) % average.every == 0:
-            if current is None:
-                current = {name: value.clone() for name, value in now.items()}
-            else:
-                current = {name: value + (1 - average.decay) * (now[name] - value) for name, value in current.items()}
-        if current is not None:
-            result[step] = current
-    return result
-
-
-# --- who sees what ---
 
 
 @folded_and_own
@@ -121,12 +64,12 @@ def test_after_the_fit_the_module_holds_the_average(regression, fit, path):
 
 
 @folded_and_own
-def test_an_average_that_never_starts_leaves_the_trained_weights(regression, fit, path, tmp_path):
+@pytest.mark.parametrize("average", [EMA(0.9, start=7), SWA(7), LAWA(2, start=7)], ids=str)
+def test_an_average_that_never_starts_leaves_the_trained_weights(regression, fit, path, average, tmp_path):
     trace, module = Trace(), regression(adamw)
-    with pytest.warns(
-        UserWarning, match=r"^WeightAveraging\(EMA\(decay=0\.9, start=7, .*\)\): the run ended after 6 steps"
-    ):
-        trainer = fit(module, *callbacks_of(path, EMA(0.9, start=7), trace), limit_val_batches=1.0)
+    said = rf"^WeightAveraging\({re.escape(repr(average))}\): the run ended after 6 steps, before the first update"
+    with pytest.warns(UserWarning, match=said):
+        trainer = fit(module, *callbacks_of(path, average, trace), limit_val_batches=1.0)
     assert_equal(weights(module), trace.trained[6])
     assert_equal(trace.validated[6][-1], trace.trained[6])
     trainer.save_checkpoint(tmp_path / "end.ckpt")
@@ -241,248 +184,16 @@ def test_averages_of_bf16_parameters_are_fp32(regression, fit, path):
         assert_equal(param.detach(), exact[name].bfloat16())
 
 
-# --- checkpoints ---
-
-
-def saved(fit, module, tmp_path, folder, *callbacks, epochs=4, **kwargs):
-    """A run that keeps the checkpoint of every epoch."""
-    keep = ModelCheckpoint(tmp_path / folder, filename="{epoch}", save_top_k=-1)
-    trainer = fit(module, *callbacks, keep, epochs=epochs, enable_checkpointing=True, **kwargs)
-    return trainer, tmp_path / folder / "epoch=1.ckpt"
-
-
-resuming = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks.*ModelCheckpoint")
-
-
-@folded_and_own
-@pytest.mark.parametrize("limit_val_batches", [0, 1.0])
-def test_a_checkpoint_holds_the_average_and_beside_it_the_trained_weights(
-    regression, fit, tmp_path, path, limit_val_batches
-):
-    trace, module = Trace(), regression(adamw)
-    callbacks = callbacks_of(path, EMA(0.9), trace)
-    trainer, file = saved(fit, module, tmp_path, "run", *callbacks, limit_val_batches=limit_val_batches)
-    checkpoint = torch.load(file, weights_only=True)
-    expected = averages(trace.trained, EMA(0.9))
-    assert_equal(dict(checkpoint["state_dict"]), expected[4], TOLERANCE)
-    assert_equal(dict(checkpoint["current_model_state"]), trace.trained[4])
-
-    trainer.save_checkpoint(tmp_path / "end.ckpt")  # after the fit, when the module holds the average
-    checkpoint = torch.load(tmp_path / "end.ckpt", weights_only=True)
-    assert_equal(dict(checkpoint["state_dict"]), expected[8], TOLERANCE)
-    assert_equal(dict(checkpoint["current_model_state"]), trace.trained[8])
-
-
-@resuming
-@folded_and_own
-@pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-true"])
-@pytest.mark.parametrize("configure", [adamw, sgd])
-def test_resumed_equals_uninterrupted_bit_for_bit(regression, fit, tmp_path, path, configure, precision):
-    average = EMA(0.9, start=2, every=3)
-    whole, trace = regression(configure), Trace()
-    arguments = dict(precision=precision, limit_val_batches=1.0)
-    _, half = saved(fit, whole, tmp_path, "run", *callbacks_of(path, average, trace), **arguments)
-    resumed, second = regression(configure), Trace()
-    fit(resumed, *callbacks_of(path, average, second), epochs=4, ckpt_path=half, **arguments)
-    assert list(second.trained) == [5, 6, 7, 8]
-    for step in second.trained:
-        assert_equal(second.trained[step], trace.trained[step])
-    for step in (6, 8):
-        assert_equal(second.validated[step], trace.validated[step])
-    assert_equal(weights(resumed), weights(whole))
-
-
-@folded_and_own
-def test_resumed_from_a_checkpoint_saved_after_the_fit(regression, fit, tmp_path, path):
-    average = EMA(0.9, every=3)
-    whole, half, resumed = (regression(adamw) for _ in range(3))
-    fit(whole, *callbacks_of(path, average), epochs=4)
-    fit(half, *callbacks_of(path, average), epochs=2).save_checkpoint(tmp_path / "half.ckpt")
-    fit(resumed, *callbacks_of(path, average), epochs=4, ckpt_path=tmp_path / "half.ckpt")
-    assert_equal(weights(resumed), weights(whole))
-
-
-@resuming
-@pytest.mark.parametrize("paths", [PATHS, PATHS[::-1]], ids=str)
-@pytest.mark.parametrize("every", [1, 2, 3])
-@pytest.mark.parametrize("configure", [adamw, sgd])
-def test_a_checkpoint_continues_the_other_way(regression, fit, tmp_path, configure, every, paths):
-    """Folded first and then in its own pass, and the reverse; steps are counted on, not from 1."""
-    average = EMA(0.9, every=every)
-    whole, resumed = regression(configure), regression(configure)
-    _, half = saved(fit, whole, tmp_path, "run", *callbacks_of(paths[0], average))
-    fit(resumed, *callbacks_of(paths[1], average), epochs=4, ckpt_path=half)
-    assert_equal(weights(resumed), weights(whole), TOLERANCE)
-
-
-@folded_and_own
-def test_the_file_of_the_best_epoch_holds_the_weights_that_were_measured(regression, fit, data, tmp_path, path):
-    keep = ModelCheckpoint(tmp_path / "best", save_top_k=1, monitor="val_loss")
-    trace, module = Trace(), regression(adamw)
-    arguments = dict(limit_val_batches=1.0, enable_checkpointing=True)
-    trainer = fit(module, *callbacks_of(path, EMA(0.9), trace, keep), **arguments)
-    checkpoint = torch.load(keep.best_model_path, weights_only=True)
-    expected = averages(trace.trained, EMA(0.9))
-    assert_equal(dict(checkpoint["state_dict"]), expected[checkpoint["global_step"]], TOLERANCE)
-    (measured,) = trainer.validate(module, data(), ckpt_path="best", verbose=False)
-    assert measured["val_loss"] == pytest.approx(float(keep.best_model_score), abs=TOLERANCE)
-    assert_equal(weights(module), dict(checkpoint["state_dict"]))
-
-
-@folded_and_own
-def test_tied_parameters_are_saved_under_both_names(regression, fit, tmp_path, path):
-    class Tied(regression):
-        def __init__(self):
-            super().__init__(adamw)
-            self.again = self.net[0]
-
-    module = Tied()
-    _, file = saved(fit, module, tmp_path, "run", *callbacks_of(path, EMA(0.9)))
-    for weights_of in ("state_dict", "current_model_state"):
-        checkpoint = torch.load(file, weights_only=True)[weights_of]
-        assert_equal(checkpoint["again.weight"], checkpoint["net.0.weight"])
-
-
-@folded_and_own
-def test_buffers_are_the_models_own(regression, fit, tmp_path, path):
-    class Counting(regression):
-        def __init__(self):
-            super().__init__(adamw)
-            self.register_buffer("count", torch.zeros((), dtype=torch.int64))
-
-        def training_step(self, batch, batch_idx):
-            self.count += 1
-            return super().training_step(batch, batch_idx)
-
-    module = Counting()
-    _, file = saved(fit, module, tmp_path, "run", *callbacks_of(path, EMA(0.9)), limit_val_batches=1.0)
-    checkpoint = torch.load(file, weights_only=True)
-    assert module.count == 16
-    assert checkpoint["state_dict"]["count"] == checkpoint["current_model_state"]["count"] == 8
-
-
-@resuming
-@folded_and_own
-def test_a_module_that_saves_only_some_weights_resumes(regression, fit, tmp_path, path):
-    """As an adapter beside a frozen backbone does: `strict_loading = False` and a smaller state dict."""
-
-    class Adapter(regression):
-        def __init__(self):
-            super().__init__(adamw)
-            self.strict_loading = False
-            self.net[0].requires_grad_(False)
-
-        def state_dict(self, *args, **kwargs):
-            return {name: p for name, p in super().state_dict(*args, **kwargs).items() if "net.0" not in name}
-
-    whole, resumed = Adapter(), Adapter()
-    _, half = saved(fit, whole, tmp_path, "run", *callbacks_of(path, EMA(0.9)))
-    fit(resumed, *callbacks_of(path, EMA(0.9)), epochs=4, ckpt_path=half)
-    assert_equal(weights(resumed), weights(whole))
-
-
-@resuming
-@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks.*WeightAveraging")
-def test_without_the_callback_a_checkpoint_starts_from_the_average(regression, fit, tmp_path):
-    trace, module = Trace(), regression(adamw)
-    _, half = saved(fit, module, tmp_path, "run", Fuse(), WeightAveraging(EMA(0.9)), trace)
-    first = regression(adamw)
-    fit(first, epochs=2, ckpt_path=half)
-    assert_equal(weights(first), averages(trace.trained, EMA(0.9))[4], TOLERANCE)
-
-
-# --- when something goes wrong ---
-
-
-# With an OnExceptionCheckpoint Lightning looks for a last checkpoint, and says that there is none.
-stoppable = pytest.mark.filterwarnings(
-    "ignore:`.fit.ckpt_path=None.` was called without a model", 'ignore:.fit.ckpt_path="last". is set'
-)
-
-
-class Stop(Exception):
-    pass
-
-
-def failing(regression, hook, step):
-    class Failing(regression):
-        """Raises in its own `hook`, once `step` steps are done."""
-
-    def fail(self, *args, **kwargs):
-        if self.global_step >= step:
-            raise Stop
-        return getattr(super(Failing, self), hook)(*args, **kwargs)
-
-    setattr(Failing, hook, fail)
-    return Failing
-
-
-@stoppable
-@folded_and_own
-@pytest.mark.parametrize("hook", ["validation_step", "on_validation_epoch_end", "training_step"])
-def test_an_exception_leaves_the_trained_weights_and_a_right_checkpoint(regression, fit, tmp_path, path, hook):
-    trace, module = Trace(), failing(regression, hook, step=4)(adamw)
-    callbacks = callbacks_of(path, EMA(0.9), trace, OnExceptionCheckpoint(tmp_path, "stopped"))
-    with pytest.raises(Stop):
-        fit(module, *callbacks, limit_val_batches=1.0, enable_checkpointing=True)
-    assert max(trace.trained) == 4
-    assert_equal(weights(module), trace.trained[4])
-    checkpoint = torch.load(tmp_path / "stopped.ckpt", weights_only=True)
-    assert_equal(dict(checkpoint["state_dict"]), averages(trace.trained, EMA(0.9))[4], TOLERANCE)
-    assert_equal(dict(checkpoint["current_model_state"]), trace.trained[4])
-
-
-@stoppable
-@folded_and_own
-def test_a_run_resumes_from_the_checkpoint_of_an_exception(regression, fit, tmp_path, path):
-    average = EMA(0.9, every=3)
-    whole, resumed = regression(adamw), regression(adamw)
-    fit(whole, *callbacks_of(path, average), epochs=4)
-    stopped = failing(regression, "on_train_batch_start", step=4)(adamw)
-    callbacks = callbacks_of(path, average, OnExceptionCheckpoint(tmp_path, "stopped"))
-    with pytest.raises(Stop):
-        fit(stopped, *callbacks, epochs=4, enable_checkpointing=True)
-    fit(resumed, *callbacks_of(path, average), epochs=4, ckpt_path=tmp_path / "stopped.ckpt")
-    assert_equal(weights(resumed), weights(whole), TOLERANCE)
-
-
-@folded_and_own
-def test_a_second_fit_starts_its_average_anew(regression, fit, path):
-    """One callback, two modules: nothing of the first run reaches the second."""
-    averaging = WeightAveraging(EMA(0.9, every=3))
-    fuse = [Fuse()] if path == "folded" else []
-    fit(regression(sgd), *fuse, averaging)
-    second, expected = regression(adamw), regression(adamw)
-    trace = Trace()
-    fit(second, *fuse, averaging, trace, limit_val_batches=1.0)
-    fit(expected, *callbacks_of(path, averaging.average), limit_val_batches=1.0)
-    assert_equal(weights(second), weights(expected))
-    assert_equal(trace.validated[2][-1], averages(trace.trained, averaging.average)[2], TOLERANCE)
-
-
-def hooks_of(optimizer):
-    return [hook for name, hooks in vars(optimizer).items() if name.endswith("_hooks") for hook in hooks]
-
-
-def test_no_hook_is_left_on_the_optimizer(regression, fit):
-    module = regression(adamw)
-    assert not hooks_of(fit(module, WeightAveraging(EMA(0.9))).optimizers[0])
-    module = failing(regression, "training_step", step=2)(adamw)
-    with pytest.raises(Stop):
-        fit(module, WeightAveraging(EMA(0.9)))
-    assert not hooks_of(module.trainer.optimizers[0])
-
-
-def test_two_that_would_be_evaluated_are_refused_by_name(regression, fit):
-    with pytest.raises(ValueError, match=r"^WeightAveraging\(evaluate=True\): EMA\(decay=0\.9.* and EMA\(decay=0\.99"):
-        fit(regression(adamw), WeightAveraging(EMA(0.9)), WeightAveraging(EMA(0.99)))
-
-
 # --- manual optimization ---
 
 
+SECOND = {"one-pass": torch.optim.SGD, "of another kind": torch.optim.Rprop}  # Fuse leaves Rprop alone
+
+
 @folded_and_own
-def test_two_optimizers_that_take_turns(regression, fit, path):
+@pytest.mark.parametrize("second", SECOND)
+@pytest.mark.parametrize("order", [1, -1])
+def test_two_optimizers_that_take_turns(regression, fit, path, second, order):
     class Manual(regression):
         automatic_optimization = False
 
@@ -493,9 +204,10 @@ def test_two_optimizers_that_take_turns(regression, fit, path):
                 optimizer.step()
 
     def two(module):
-        return [torch.optim.AdamW(module.net[0].parameters()), torch.optim.SGD(module.net[2].parameters(), lr=0.1)]
+        pair = [torch.optim.AdamW(module.net[0].parameters()), SECOND[second](module.net[2].parameters(), lr=0.01)]
+        return pair[::order]
 
-    module, expected, trained = Manual(two), {}, []
+    module, trained = Manual(two), []
 
     class AfterBoth(Callback):
         def on_train_batch_end(self, trainer, pl_module, *_):
@@ -505,3 +217,22 @@ def test_two_optimizers_that_take_turns(regression, fit, path):
     fit(module, *callbacks_of(path, average, AfterBoth()), accumulate_grad_batches=1)
     expected = averages(dict(enumerate(trained, start=1)), average)
     assert_equal(weights(module), expected[12], TOLERANCE)
+
+
+# --- what is refused ---
+
+
+def test_two_that_would_be_evaluated_are_refused_by_name(regression, fit):
+    with pytest.raises(ValueError, match=r"^WeightAveraging\(evaluate=True\): EMA\(decay=0\.9.* and EMA\(decay=0\.99"):
+        fit(regression(adamw), WeightAveraging(EMA(0.9)), WeightAveraging(EMA(0.99)))
+
+
+@pytest.mark.parametrize(
+    "other", [EMAWeightAveraging(decay=0.9), StochasticWeightAveraging(0.1)], ids=lambda c: type(c).__name__
+)
+def test_beside_lightnings_own_it_is_refused(regression, fit, other):
+    message = (
+        rf"^WeightAveraging\(EMA\(.*\)\): {type(other).__name__} would put an average into the module too; use one"
+    )
+    with pytest.raises(ValueError, match=message):
+        fit(regression(adamw), WeightAveraging(EMA(0.9)), other)

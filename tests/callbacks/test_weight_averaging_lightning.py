@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where Lightning's own averaging callbacks go wrong (2.6.6), and what ours do in the same place.
 
-Not shown here, since they take two processes: theirs cannot deepcopy modules sharded by FSDP2; ours live on the shard
-(test_weight_averaging_sharded.py).
+What takes two processes (parameters sharded by FSDP2) is in test_weight_averaging_sharded.py.
 """
 
 import pickle
@@ -16,7 +15,10 @@ from lightning.pytorch.callbacks import (
     OnExceptionCheckpoint,
     StochasticWeightAveraging,
 )
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_optkit.averaging import EMA, SWA
 from lightning_optkit.callbacks import WeightAveraging
@@ -175,8 +177,120 @@ def test_the_users_schedule_and_the_number_of_batches(regression, fit, ours):
 
 
 def test_batch_norm_and_a_loss_scaler(regression, fit):
-    """Where theirs has failed with "No inf checks were recorded" (Lightning issue 17245)."""
+    """Where theirs has failed with "No inf checks were recorded" (Lightning issue 17245); on CPU it does not."""
     module = regression(sgd)
     module.net = Normed()
     fit(module, WeightAveraging(SWA(0.5), update_bn=True), epochs=4, precision="16-mixed")
     assert module.net[1].num_batches_tracked == 4
+
+
+@both
+def test_a_step_that_the_loss_scaler_skips(regression, fit, ours):
+    """Theirs takes the unchanged weights in once more."""
+    average = WeightAveraging(EMA(0.5)) if ours else EMAWeightAveraging(decay=0.5)
+    module, trace = regression(sgd, poisoned=[(1, 0)]), EachStep()
+    fit(module, average, trace, precision="16-mixed")
+    expected = trace.weights[0]
+    for step, now in enumerate(trace.weights[1:], start=2):
+        if step != 3 or not ours:
+            expected = {name: 0.5 * (value + now[name]) for name, value in expected.items()}
+    assert are_equal(trace.weights[2], trace.weights[1])  # it was skipped
+    assert are_equal(weights(module), expected, 1e-6)
+
+
+class EachStep(Callback):
+    """The trained weights after each optimizer step, of two batches."""
+
+    def __init__(self):
+        self.weights = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx % 2 == 1:
+            self.weights.append(weights(pl_module))
+
+
+@both
+def test_the_weights_that_a_uniform_average_takes_in(regression, fit, ours):
+    """Theirs averages at the start of an epoch, and so never what the last epoch has found."""
+    average = WeightAveraging(SWA(2, every=2)) if ours else StochasticWeightAveraging(0.1, 2, annealing_epochs=1)
+    module, trace = regression(sgd), EachStep()
+    fit(module, average, trace)
+    ends = trace.weights[1::2]  # of the three epochs
+    taken = ends if ours else [ends[0], ends[1]]
+    expected = {name: torch.stack([end[name] for end in taken]).mean(0) for name in taken[0]}
+    assert are_equal(weights(module), expected, 1e-6)
+
+
+@both
+def test_two_optimizers(regression, fit, ours):
+    class Manual(regression):
+        automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            for optimizer in self.optimizers():
+                optimizer.zero_grad()
+                self.manual_backward(self.loss(batch))
+                optimizer.step()
+
+    module = Manual(lambda m: [torch.optim.SGD(layer.parameters(), lr=0.1) for layer in (m.net[0], m.net[2])])
+    if ours:
+        averaging = WeightAveraging(SWA(0.5))
+        fit(module, averaging, accumulate_grad_batches=1)
+        assert set(averaging.averaged_parameters(module)) == set(weights(module))
+    else:
+        with pytest.raises(MisconfigurationException, match="SWA currently works with 1 `optimizer`"):
+            fit(module, StochasticWeightAveraging(0.1), accumulate_grad_batches=1)
+
+
+class Operations(TorchDispatchMode):
+    """Counts what runs on the numbers of tensors of more than one element."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        tensors = [t for a in args for t in (a if isinstance(a, list | tuple) else [a]) if isinstance(t, torch.Tensor)]
+        self.count += func is not torch.ops.aten.detach.default and any(t.numel() > 1 for t in tensors)
+        return func(*args, **(kwargs or {}))
+
+
+@both
+def test_operations_of_an_update(regression, fit, ours):
+    """Theirs runs several on each tensor, one tensor after another, and cannot be told to do otherwise."""
+    counts = []
+
+    class Count(Callback):
+        def on_train_start(self, trainer, pl_module):
+            if ours:
+                name, self.owner = "update_average_", own_pass_user
+            else:
+                name, self.owner = "update_parameters", average._average_model
+            self.original = getattr(self.owner, name)
+
+            def counted(*args, **kwargs):
+                with Operations() as operations:
+                    self.original(*args, **kwargs)
+                counts.append(operations.count)
+
+            monkeypatch.setattr(self.owner, name, counted)
+
+    from lightning_optkit.callbacks import _kept_average as own_pass_user
+
+    average = WeightAveraging(EMA(0.9)) if ours else EMAWeightAveraging(decay=0.9)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        fit(regression(sgd), average, Count())
+    num_tensors = 4
+    assert counts[-1] == 1 if ours else counts[-1] >= 3 * num_tensors
+    if not ours:
+        with pytest.raises(AssertionError):
+            fit(regression(sgd), EMAWeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(0.9)))
+
+
+@both
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks")
+def test_a_checkpoint_resumed_without_the_callback(regression, fit, tmp_path, ours):
+    """The same in both, and Lightning warns: no code of the callback runs, and training goes on from the average."""
+    average = WeightAveraging(EMA(0.5)) if ours else EMAWeightAveraging(decay=0.5)
+    module, resumed = regression(sgd), regression(sgd)
+    fit(module, average, epochs=2).save_checkpoint(tmp_path / "half.ckpt")
+    fit(resumed, epochs=2, ckpt_path=tmp_path / "half.ckpt")
+    assert are_equal(weights(resumed), weights(module))

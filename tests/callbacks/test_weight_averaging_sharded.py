@@ -40,7 +40,8 @@ def ranks(tmp_path_factory):
         timeout=180,
     )
     assert done.returncode == 0, done.stderr
-    return {case: [torch.load(folder / f"{case} {rank}.pt") for rank in range(2)] for case in worker.CASES}
+    found = {case: [torch.load(folder / f"{case} {rank}.pt") for rank in range(2)] for case in worker.CASES}
+    return found | {"Lightning's own": (folder / "Lightning's own.txt").read_text()}
 
 
 def assert_equal(actual, expected, tolerance=0.0):
@@ -97,6 +98,17 @@ def test_resumed_equals_uninterrupted_bit_for_bit(ranks, case):
 def test_validation_from_a_file_sees_the_average(ranks, case):
     for result in ranks[case]:
         assert_equal(result["from the file"], result["weights"])
+
+
+@pytest.mark.parametrize("case", worker.CASES)
+def test_a_file_of_weights_only_exports_the_average(ranks, case):
+    result = ranks[case][0]
+    assert_equal(result["exported"], result["seen"][4])
+
+
+def test_lightnings_own_cannot_average_shards(ranks):
+    """The defect; ours in the same place is all of the above."""
+    assert "FSDP does not support deepcopy" in ranks["Lightning's own"]
 
 
 def test_statistics_of_batch_norm_are_those_of_all_processes(ranks):

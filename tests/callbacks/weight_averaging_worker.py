@@ -11,13 +11,24 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_optkit.averaging import EMA, LAWA, SWA
 from lightning_optkit.callbacks import Fuse, SnapshotEnsemble, WeightAveraging
+
+
+class ExportsWeights(pl.Callback):
+    """Writes a file of weights only after step 4, before the validation of that step."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        if trainer.global_step == 4:
+            trainer.save_checkpoint(self.path, weights_only=True)
 
 
 class Regression(pl.LightningModule):
@@ -121,7 +132,7 @@ def run(folder, strategy, average, second=None, fuse=False, norm=False, update_b
     module = Regression(norm, shards)
     fused = [Fuse(verbose=False)] if fuse else []
     snapshots = [SnapshotEnsemble(2, folder / "snapshots")] if strategy == "ddp" else []
-    trainer = trainer_of(strategy, [*fused, *averages, *snapshots], keep)
+    trainer = trainer_of(strategy, [*fused, *averages, *snapshots, ExportsWeights(folder / "weights.ckpt")], keep)
     trainer.fit(module)
     state = trainer.optimizers[0].state[next(module.parameters())]
     result = {
@@ -141,14 +152,29 @@ def run(folder, strategy, average, second=None, fuse=False, norm=False, update_b
             "seen": resumed.seen,
             "second": {n: full(a) for n, a in again[-1].averaged_parameters(resumed).items()},
         }
-        tested = Regression(norm, shards)
-        trainer_of(strategy).validate(tested, ckpt_path=folder / "epoch=2.ckpt", verbose=False)
-        result["from the file"] = whole(tested)
+        result["from the file"] = from_file(strategy, folder / "epoch=2.ckpt", norm)
+    result["exported"] = from_file(strategy, folder / "weights.ckpt", norm)
     return trainer.global_rank, result
+
+
+def from_file(strategy, path, norm):
+    """What a module holds that is validated from a checkpoint."""
+    module = Regression(norm, shards=strategy.endswith("files"))
+    trainer_of(strategy).validate(module, ckpt_path=path, verbose=False)
+    return whole(module)
 
 
 def full(tensor):
     return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()
+
+
+def what_lightnings_own_says():
+    """Its callback on a module that is sharded by FSDP2."""
+    try:
+        trainer_of("full files", [EMAWeightAveraging()]).fit(Regression(shards=True))
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
 
 
 def main(folder, *cases):
@@ -156,6 +182,7 @@ def main(folder, *cases):
     for case in cases:
         rank, result = run(os.path.join(folder, case), **CASES[case])
         torch.save(result, os.path.join(folder, f"{case} {rank}.pt"))
+    Path(folder, "Lightning's own.txt").write_text(what_lightnings_own_says())
 
 
 if __name__ == "__main__":

@@ -10,10 +10,12 @@ import warnings
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
+from lightning_optkit.averaging import EMA, LAWA, SWA
 from lightning_optkit.callbacks import (
     SAM,
     ActivationRegularization,
@@ -26,10 +28,15 @@ from lightning_optkit.callbacks import (
     MaxNorm,
     RDrop,
     StochasticDepth,
+    WeightAveraging,
 )
 from lightning_optkit.schedules import linear
 
 GLOBAL_BATCH = 4
+
+
+def adamw(params):
+    return torch.optim.AdamW(params, lr=0.02, weight_decay=0.0)
 
 
 class Alternating(nn.Module):
@@ -46,10 +53,17 @@ class Alternating(nn.Module):
 
 
 class Classifier(pl.LightningModule):
-    """A residual net; `dropout` is its dropout module. Random numbers start anew with each batch."""
+    """A residual net. Random numbers start anew with each batch.
 
-    def __init__(self, dropout=None):
+    Args:
+        dropout: Its dropout module.
+        configure: Makes its optimizer of parameters.
+        fail_at: Batch of epoch 1 in which it raises.
+    """
+
+    def __init__(self, dropout=None, configure=adamw, fail_at=None):
         super().__init__()
+        self.configure, self.fail_at = configure, fail_at
         torch.manual_seed(0)
         self.stem = nn.Linear(4, 8)
         self.branches = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(2))
@@ -61,13 +75,23 @@ class Classifier(pl.LightningModule):
             h = h + branch(h)
         return self.head(self.dropout(h))
 
+    def configure_model(self):
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            from torch.distributed.fsdp import fully_shard
+
+            for layer in (self.stem, *self.branches, self.head):
+                if not hasattr(layer, "set_requires_gradient_sync"):
+                    fully_shard(layer, mesh=self.device_mesh["data_parallel"])
+
     def configure_optimizers(self):
-        return torch.optim.AdamW(self.parameters(), lr=0.02, weight_decay=0.0)
+        return self.configure(self.parameters())
 
     def on_train_batch_start(self, batch, batch_idx):
         torch.manual_seed(100 * self.current_epoch + batch_idx)
 
     def training_step(self, batch, batch_idx):
+        if (self.current_epoch, batch_idx) == (1, self.fail_at):
+            raise KeyError("stop")
         return nn.functional.cross_entropy(self(batch[0]), batch[1])
 
     def validation_step(self, batch, batch_idx):
@@ -99,15 +123,37 @@ CASES = {
     "r-drop": lambda: ([RDrop(2.0)], Alternating()),
     "max norm": lambda: ([MaxNorm(0.3)], None),
     "activations": lambda: ([ActivationRegularization("branches.*", alpha=2.0, beta=1.0)], None),
+    "averages": lambda: (
+        [
+            WeightAveraging(EMA(0.5)),
+            WeightAveraging(SWA(0.5), evaluate=False),
+            WeightAveraging(LAWA(2), evaluate=False),
+        ],
+        None,
+    ),
     "sam": lambda: ([SAM(rho=0.2)], nn.Dropout(0.3)),
     "dropout": lambda: ([DropoutSchedule(linear(0.0, 1.0), verbose=False)], nn.Dropout(0.5)),
     "depth": lambda: ([StochasticDepth("branches.*", verbose=False), RDrop(1.0)], nn.Dropout(0.5)),
 }
 RANDOM = ("sam", "dropout", "depth")
+# Those that take parameters sharded by FSDP2, and do not draw.
+SHARDED = ("label smoothing", "elastic net", "elastic net, Fuse", "early stopping", "r-drop", "activations", "averages")
 
 
-def make_trainer(callbacks, epochs, world_size=1, **arguments):
-    strategy = DDPStrategy(process_group_backend="gloo", start_method="popen") if world_size > 1 else "auto"
+def strategy_of(world_size, sharded):
+    if world_size == 1:
+        return "auto"
+    if not sharded:
+        return DDPStrategy(process_group_backend="gloo", start_method="popen")
+    return ModelParallelStrategy(
+        data_parallel_size=2,
+        tensor_parallel_size=1,
+        save_distributed_checkpoint=False,
+        process_group_backend="gloo",
+    )
+
+
+def make_trainer(callbacks, epochs, world_size=1, sharded=False, **arguments):
     quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
     return pl.Trainer(
         callbacks=callbacks,
@@ -115,22 +161,39 @@ def make_trainer(callbacks, epochs, world_size=1, **arguments):
         accumulate_grad_batches=2,
         accelerator="cpu",
         devices=world_size,
-        strategy=strategy,
+        strategy=strategy_of(world_size, sharded),
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
         **{**quiet, **arguments},
     )
 
 
-def run(case, epochs=4, world_size=1, ckpt_path=None, more=(), **arguments):
+def whole(tensors):
+    return {name: (t.full_tensor() if hasattr(t, "full_tensor") else t).detach().clone() for name, t in tensors.items()}
+
+
+def run(case, epochs=4, world_size=1, ckpt_path=None, more=(), configure=adamw, fail_at=None, **arguments):
     """Epochs of two steps of two batches."""
     callbacks, dropout = CASES[case]()
-    module = Classifier(dropout)
+    module = Classifier(dropout, configure, fail_at)
     trainer = make_trainer([*callbacks, *more], epochs, world_size, **arguments)
     trainer.fit(module, ckpt_path=ckpt_path)
     state = trainer.optimizers[0].state_dict()["state"]
-    weights = {name: p.detach().clone() for name, p in module.named_parameters()}
-    return trainer.global_rank, dict(weights=weights, state=state, steps=trainer.global_step)
+    return trainer.global_rank, dict(
+        weights=whole(dict(module.named_parameters())),
+        state={place: whole(values) for place, values in state.items()},
+        steps=trainer.global_step,
+        sparsity=[callback.sparsity() for callback in callbacks if isinstance(callback, ElasticNet)],
+    )
+
+
+def run_sharded(case, folder):
+    """A whole run, and one that goes on from its second epoch."""
+    keep = ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1)
+    arguments = dict(world_size=2, sharded=True)
+    rank, result = run(case, more=[keep], enable_checkpointing=True, **arguments)
+    _, result["resumed"] = run(case, ckpt_path=os.path.join(folder, "epoch=1.ckpt"), **arguments)
+    return rank, result
 
 
 def main(folder, *cases):
@@ -138,6 +201,9 @@ def main(folder, *cases):
     for case in cases:
         rank, result = run(case, world_size=2)
         torch.save(result, os.path.join(folder, f"{case} {rank}.pt"))
+    for case in SHARDED:
+        rank, result = run_sharded(case, os.path.join(folder, case))
+        torch.save(result, os.path.join(folder, f"{case}, sharded {rank}.pt"))
 
 
 if __name__ == "__main__":
