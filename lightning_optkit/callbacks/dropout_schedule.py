@@ -13,8 +13,8 @@ __all__ = ["DropoutSchedule"]
 class DropoutSchedule(HyperparameterSchedule):
     """Multiplies the `p` of every dropout module by a schedule: `HyperparameterSchedule("dropout", ...)` by name.
 
-    It is about torch's dropout modules, and the dropout inside attention and recurrent layers where it is not 0. After
-    the fit each has its own value again. Growing dropout is a curriculum (Morerio et al.); dropout only at the start,
+    It is about the dropout modules of torch and of `lightning_optkit.layers`, and the dropout inside attention, recurrent
+    and add + norm layers where it is not 0. After the fit each has its own value again. Growing dropout is a curriculum (Morerio et al.); dropout only at the start,
     or from some step on, is that of Liu et al. A compiled module is compiled anew for every new value: use `join` of
     constants there.
 
