@@ -54,7 +54,7 @@ class GradientClipping(Callback):
     """
 
     def __init__(self, clip: AnyClip) -> None:
-        if not hasattr(clip, "norm_bound"):
+        if isinstance(clip, type) or not hasattr(clip, "norm_bound"):
             raise TypeError(f"GradientClipping(clip={clip!r}): clip must be a clip such as ClipNorm(1.0).")
         self.clip = clip
         self._learned: list[dict[str, Any]] = []

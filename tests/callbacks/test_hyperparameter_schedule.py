@@ -257,13 +257,13 @@ def test_the_clip_of_gradient_clipping_folded_or_in_its_own_pass(fit, regression
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_the_l1_of_elastic_net_folded_or_in_its_own_pass(fit, regression, order):
-    def run(*others, schedule=linear()):
+    def run(*others, law=linear):
         module, elastic = regression(sgd), ElasticNet(l1=0.05, verbose=False)
-        fit(module, *[elastic, scheduled("l1", schedule), *others][::order])
+        fit(module, *[elastic, scheduled("l1", law()), *others][::order])
         assert elastic.l1 == 0.05
         return module.state_dict()
 
-    own, fixed, whole_groups = run(), run(schedule=constant()), ParameterGroups(verbose=False)
+    own, fixed, whole_groups = run(), run(law=constant), ParameterGroups(verbose=False)
     torch.testing.assert_close(own, run(Fuse(verbose=False), whole_groups), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(own, run(Fuse(verbose=False)), rtol=1e-5, atol=1e-6)
     assert not torch.allclose(own["net.0.weight"], fixed["net.0.weight"], atol=1e-4)
