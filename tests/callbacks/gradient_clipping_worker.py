@@ -90,8 +90,6 @@ def main(output, world_size):
     for clip in CLIPS:
         for others in ([Fuse(verbose=False)], []):
             for shards in [False, True] if world_size > 1 else [False]:
-                if shards and others and isinstance(clip, ClipUnitwise):
-                    continue  # a step over shards refuses it
                 trainer, weights = run([GradientClipping(clip), *others], world_size, shards)
                 results.append((f"{clip!r} {'folded' if others else 'own pass'}", shards, weights))
     if trainer.is_global_zero:

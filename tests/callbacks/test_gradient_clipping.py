@@ -169,8 +169,7 @@ def test_two_processes_equal_one(tmp_path):
     one, two = (torch.load(tmp_path / f"{world_size}.pt") for world_size in (1, 2))
     expected = {name: weights for name, _, weights in one}
     assert len(expected) == 2 * len(CLIPS)
-    assert sum(shards for _, shards, _ in two) == 2 * len(CLIPS) - 1  # ClipUnitwise is not folded over shards
-    assert len(two) == 2 * len(expected) - 1
+    assert len(two) == 2 * len(expected) == 2 * sum(shards for _, shards, _ in two)
     for name, _, weights in two:  # both with copies of the parameters and with shards of them
         torch.testing.assert_close(weights, expected[name], rtol=0, atol=1e-6, msg=name)
 
