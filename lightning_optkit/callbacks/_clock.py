@@ -45,14 +45,15 @@ class Clock:
             raise ValueError(f"{owner}(count=None): count must be a function from a batch to its number of tokens.")
         self.owner, self.interval, self.total = owner, interval, total
         self.counted = 0  # samples or tokens, on all ranks, in the windows of accumulated batches that are done
+        self.pending = 0  # on this rank, in the window that is open
         self._given, self._count = total, count or extract_batch_size
         self._steps_per_epoch: float = 1
-        self._pending = self._step = 0
+        self._step = 0
 
     def start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Finds the length of the run; the data are loaded by now."""
         self._steps_per_epoch = _steps_in_epoch(trainer, pl_module)
-        self._pending, self._step = 0, _step_of(trainer, pl_module)
+        self._step = _step_of(trainer, pl_module)
         if self.interval == "fractional_epoch" and (
             _accumulation_schedule(trainer) or math.isinf(self._steps_per_epoch)
         ):
@@ -75,11 +76,11 @@ class Clock:
         """Counts a batch; the count moves on with the optimizer, as a window of accumulated batches has one value."""
         if self.interval not in _COUNTED:
             return
-        self._pending += int(self._count(batch))
+        self.pending += int(self._count(batch))
         step = _step_of(trainer, pl_module)
         if step != self._step:
-            self.counted += _over_all_ranks(trainer, self._pending)
-            self._pending, self._step = 0, step
+            self.counted += _over_all_ranks(trainer, self.pending)
+            self.pending, self._step = 0, step
 
     def _length(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> int | None:
         if self.interval == "token":
@@ -92,6 +93,13 @@ class Clock:
             epochs = min(math.inf if epochs is None else epochs, steps / self._steps_per_epoch)
         samples = _samples_in_epoch(trainer) if self.interval == "sample" else 1
         return None if epochs is None or samples is None else math.ceil(epochs * samples)
+
+    def remedy(self, trainer: pl.Trainer) -> str:
+        """What makes a length known that is not."""
+        is_finite = not math.isinf(self._steps_per_epoch)
+        follows_from_steps = {"step": True, "sample": _samples_in_epoch(trainer) is not None, "token": False}
+        given = f"{self.owner}(total=...)"
+        return f"Trainer(max_steps=...), or {given}" if follows_from_steps.get(self.interval, is_finite) else given
 
     def describe(self) -> str:
         """The length of the run in words."""

@@ -17,6 +17,7 @@ from lightning_optkit.callbacks._scheduled import Target
 
 __all__ = ["entry_names", "group_targets", "normalized"]
 
+_NOT_TUNED = {"params", "rounding_seed", "lr_max", "warmup_steps", "ns_steps"}  # state, and counts
 _SHORT = {"beta1": "betas[0]", "beta2": "betas[1]", "beta3": "betas[2]"}
 
 
@@ -53,7 +54,7 @@ def entry_names(optimizers: Iterable[Optimizer]) -> list[str]:
     names: dict[str, None] = {}
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         for key, value in group.items():
-            if key.startswith("initial_") or key in ("params", "rounding_seed"):
+            if key.startswith("initial_"):
                 continue
             if isinstance(value, tuple | list):
                 names |= {f"{key}[{i}]": None for i in range(len(value)) if _number(group, key, i) is not None}
@@ -68,8 +69,8 @@ def _parsed(name: str) -> tuple[str, int | None]:
 
 
 def _number(group: dict[str, Any], key: str, index: int | None) -> Any:
-    """The number at the place, or None if there is none."""
-    value = group.get(key)
+    """The number at the place, or None if there is none that can take any value in between."""
+    value = None if key in _NOT_TUNED else group.get(key)
     if index is not None:
         value = value[index] if isinstance(value, tuple | list) and index < len(value) else None
     if isinstance(value, Tensor):
@@ -79,7 +80,7 @@ def _number(group: dict[str, Any], key: str, index: int | None) -> Any:
 
 def _base(group: dict[str, Any], name: str, key: str, index: int | None) -> float:
     initial = f"initial_{name}"
-    if initial not in group:
+    if not group.get(initial):  # 0 may have been laid down before another callback gave the group its value
         group[initial] = float(_number(group, key, index))
     return float(group[initial])
 

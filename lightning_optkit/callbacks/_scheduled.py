@@ -70,17 +70,23 @@ class ScheduledCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The schedule as it prints, and the samples or tokens so far."""
-        return {"schedule": repr(self.schedule), "counted": self._clock.counted}
+        return {
+            "schedule": repr(self.schedule),
+            "counted": self._clock.counted,
+            "pending": self._clock.pending,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the count."""
-        self._clock.counted, self._resumed_from = state_dict["counted"], state_dict["schedule"]
+        self._clock.counted, self._clock.pending = state_dict["counted"], state_dict["pending"]
+        self._resumed_from = state_dict["schedule"]
 
     # --- hooks, in the order Lightning calls them ---
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
-            self._clock.counted, self._fits, self._resumed_from = 0, True, repr(self.schedule)
+            self._clock.counted = self._clock.pending = 0
+            self._fits, self._resumed_from = True, repr(self.schedule)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Lays the base values into the groups: a sharded checkpoint restores only entries that are there already.
@@ -130,9 +136,9 @@ class ScheduledCallback(Callback):
             target.write(target.base * factor)
 
     def _positions(self) -> list[float]:
-        """Where to look before training starts."""
+        """Where to look before training starts; the last value is written behind the last step."""
         total = self._clock.total
-        return [0.0] if total is None else [total * part / _LOOKED_AT for part in range(_LOOKED_AT)]
+        return [0.0] if total is None else [total * part / _LOOKED_AT for part in range(_LOOKED_AT + 1)]
 
     def _check_run(self, trainer: pl.Trainer) -> None:
         """Raises if the schedule needs a length that is unknown, or does not fit into the run."""
@@ -151,6 +157,6 @@ class ScheduledCallback(Callback):
                 raise ValueError(
                     f"{call}: the length of the run in {self._clock.interval}s is not known (max_epochs="
                     f"{trainer.max_epochs}, max_steps={trainer.max_steps}), and {reason}; "
-                    f"set Trainer(max_steps=...), or {self._owner}(total=...)."
+                    f"set {self._clock.remedy(trainer)}."
                 ) from None
             raise ValueError(f"{call}: the run has {self._clock.describe()}, but {error}") from None

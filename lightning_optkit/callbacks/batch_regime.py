@@ -4,6 +4,7 @@
 from typing import Literal
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.utils.data import DataLoader
 
 from lightning_optkit._checks import check_int
@@ -54,6 +55,11 @@ class BatchRegime(ExactAccumulation):
                 f'BatchRegime("full") and Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches}): '
                 "both say when to step; give one."
             )
+        if self.regime == "full" and any(
+            isinstance(other, GradientAccumulationScheduler)
+            for other in trainer.callbacks  # type: ignore[attr-defined]
+        ):
+            raise ValueError('BatchRegime("full") and GradientAccumulationScheduler: both say when to step; give one.')
         super().setup(trainer, pl_module, stage)
         if self.regime == "full":
             self._accumulated, trainer.accumulate_grad_batches = trainer.accumulate_grad_batches, WHOLE_EPOCH

@@ -235,6 +235,11 @@ class BatchSizeSchedule(Callback):
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         epochs = max(1, trainer.max_epochs or 1)  # -1: no end, which one cannot look to
+        if isinstance(self.schedule, dict) and trainer.max_epochs != -1 and (last := max(self.schedule)) >= epochs:
+            raise ValueError(
+                f"BatchSizeSchedule(schedule={self.schedule!r}): the run has {epochs} epochs, and never comes to "
+                f"epoch {last}."
+            )
         sizes = [self._size_at(trainer, epoch) for epoch in range(epochs)]
         batches = check_epochs(_OWNER, trainer, loader, sizes)
         dataset = sized_len(loader.sampler) or math.inf

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dropout that grows or fades over the run."""
 
+from collections.abc import Callable
+from typing import Any
+
 import lightning.pytorch as pl
 
 from lightning_optkit.callbacks._clock import Interval
@@ -13,10 +16,10 @@ __all__ = ["DropoutSchedule"]
 class DropoutSchedule(HyperparameterSchedule):
     """Multiplies the `p` of every dropout module by a schedule: `HyperparameterSchedule("dropout", ...)` by name.
 
-    It is about torch's dropout modules, and the dropout inside attention and recurrent layers where it is not 0. After
-    the fit each has its own value again. Growing dropout is a curriculum (Morerio et al.); dropout only at the start,
-    or from some step on, is that of Liu et al. A compiled module is compiled anew for every new value: use `join` of
-    constants there.
+    It is about the dropout modules of torch and of `lightning_optkit.layers`, and the dropout inside attention,
+    recurrent and add + norm layers where it is not 0. After the fit each has its own value again. Growing dropout is a
+    curriculum (Morerio et al.); dropout only at the start, or from some step on, is that of Liu et al. A compiled
+    module is compiled anew for every new value: use `join` of constants there.
 
     Args:
         schedule: The factor as a function of progress, e.g. `linear(0.0, 1.0)`.
@@ -24,6 +27,8 @@ class DropoutSchedule(HyperparameterSchedule):
         base: Value at factor 1, in [0, 1], for all modules. Default: each module's own.
         log: Log the value when a logger takes it.
         verbose: Print schedule, length and base values when training starts.
+        total: Length of the run in that unit. Default: found by itself, but for tokens.
+        count: Samples or tokens of a batch, as in `LRSchedule`.
 
     Raises:
         ValueError: for an argument out of range; when the training starts, if the module has no dropout, all of it is
@@ -44,8 +49,11 @@ class DropoutSchedule(HyperparameterSchedule):
         base: float | None = None,
         log: bool = True,
         verbose: bool = True,
+        *,
+        total: int | None = None,
+        count: Callable[[Any], int] | None = None,
     ) -> None:
-        super().__init__("dropout", schedule, interval, base=base, log=log, verbose=verbose)
+        super().__init__("dropout", schedule, interval, base=base, total=total, count=count, log=log, verbose=verbose)
 
     @property
     def _owner(self) -> str:

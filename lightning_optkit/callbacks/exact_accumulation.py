@@ -81,6 +81,20 @@ class ExactAccumulation(Callback):
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Before unscaling, clipping and every on_before_optimizer_step: they see the gradient of the mean.
+        self._close_window(trainer, pl_module)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        restore(pl_module, "training_step", self._training_step)
+        self._training_step = None
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        restore(pl_module, "training_step", self._training_step)
+        self._training_step = None
+
+    # --- what they do ---
+
+    def _close_window(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Divides what was gathered by its weight, if a step comes next."""
         if trainer.fit_loop._should_accumulate() or not self._window:
             return
         assert self._reference is not None
@@ -93,20 +107,13 @@ class ExactAccumulation(Callback):
         if grads:
             torch._foreach_mul_(grads, factor)
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        restore(pl_module, "training_step", self._training_step)
-        self._training_step = None
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        restore(pl_module, "training_step", self._training_step)
-        self._training_step = None
-
     def _weighted(self, trainer: pl.Trainer, output: Any, batch: Any) -> Any:
         loss = output.get("loss") if isinstance(output, Mapping) else output
         index = trainer.fit_loop.batch_idx % trainer.accumulate_grad_batches
         if index == 0:
             self._window = {}
-        if loss is None:
+        if loss is None:  # nothing to go back through, and no hook behind it
+            self._close_window(trainer, trainer.lightning_module)
             return output
         counted = extract_batch_size(batch) if self.weight is None else self.weight(batch)
         weight = torch.as_tensor(counted, dtype=torch.float64, device=loss.device)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Clips gradients by any clip of this package, for any optimizer, in every precision.
 
-A one-pass optimizer folds the clip into its step. For any other, Lightning's own place for clipping is taken over: the
-gradients are unscaled there, and synchronized between processes.
+A one-pass optimizer folds the clip into its step, if its part of a sharded tensor is enough for that. Otherwise
+Lightning's own place for clipping is taken over: the gradients are unscaled there, and synchronized between processes.
 """
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lightning_optkit.callbacks._overrides import override, restore
@@ -30,7 +32,8 @@ class GradientClipping(Callback):
     """Clips the gradients of an unchanged module before every optimizer step, and logs what it did.
 
     With `Fuse`, or an optimizer of this package, the clip is folded into the step: no gradient is written. With any
-    other optimizer it works on the gradients in place, where Lightning would clip. The numbers are the same.
+    other optimizer, and for `ClipPerTensor` and `ClipUnitwise` where FSDP2 shards the parameters, it works on the
+    gradients in place, where Lightning would clip, and says so. The numbers are the same.
 
     Logged under `grad_norm`, `grad_norm_clipped` (global L2 norms) and `clip_fraction` (share of the steps so far whose
     gradients were scaled down, in whole or in part) at every `log_every_n_steps`-th step, if there is a logger. For an
@@ -54,7 +57,7 @@ class GradientClipping(Callback):
     """
 
     def __init__(self, clip: AnyClip) -> None:
-        if not hasattr(clip, "norm_bound"):
+        if isinstance(clip, type) or not hasattr(clip, "norm_bound"):
             raise TypeError(f"GradientClipping(clip={clip!r}): clip must be a clip such as ClipNorm(1.0).")
         self.clip = clip
         self._learned: list[dict[str, Any]] = []
@@ -63,7 +66,7 @@ class GradientClipping(Callback):
     def _forget(self) -> None:
         self._folded: dict[OnePassOptimizer, AnyClip] = {}
         self._called: dict[Optimizer, AnyClip] = {}
-        self._scaled: list[Optimizer] = []
+        self._scaled: list[tuple[Optimizer, type[Optimizer]]] = []
         self._override: Callable[..., None] | None = None
         self._measured: dict[str, Tensor | float] = {}
         self._num_measured = self._num_clipped = self._logged_step = 0
@@ -107,7 +110,7 @@ class GradientClipping(Callback):
             clip = copy.deepcopy(self.clip)
             if isinstance(clip, LearningClip) and index < len(learned):
                 clip.load_state_dict(learned[index])
-            if isinstance(optimizer, OnePassOptimizer):
+            if isinstance(optimizer, OnePassOptimizer) and self._folds(optimizer):
                 optimizer.clip = clip
                 self._folded[optimizer] = clip
             else:
@@ -142,21 +145,30 @@ class GradientClipping(Callback):
     def _check(self, pl_module: pl.LightningModule, optimizers: list[Optimizer]) -> None:
         for optimizer in optimizers:
             name = type(optimizer).__name__
-            if isinstance(optimizer, OnePassOptimizer):
-                if optimizer.clip is not None:
-                    raise ValueError(
-                        f"GradientClipping({self.clip!r}): {name}(clip={optimizer.clip!r}) clips too; keep one."
-                    )
-            elif not pl_module.automatic_optimization:
+            if isinstance(optimizer, OnePassOptimizer) and optimizer.clip is not None:
+                raise ValueError(
+                    f"GradientClipping({self.clip!r}): {name}(clip={optimizer.clip!r}) clips too; keep one."
+                )
+            if not pl_module.automatic_optimization and not self._folds(optimizer):
                 raise ValueError(
                     f"GradientClipping({self.clip!r}): under manual optimization {name} is out of reach; add Fuse(), "
                     "or call the clip on the parameters before the step."
                 )
 
+    def _folds(self, optimizer: Optimizer) -> bool:
+        """Whether the step can clip: it walks the local part of a tensor, and does not see the norm of the whole."""
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        bounds = self.clip.bounds
+        needs_whole = math.isfinite(bounds.max_tensor_norm) or math.isfinite(bounds.unit_ratio)
+        is_sharded = any(isinstance(p, DTensor) and any(place.is_shard() for place in p.placements) for p in params)
+        return isinstance(optimizer, OnePassOptimizer) and not (needs_whole and is_sharded)
+
     def _take_over(self, pl_module: pl.LightningModule) -> None:
         # Told to unscale by itself, a fused optimizer would be handed scaled gradients to clip.
-        self._scaled = [optimizer for optimizer in self._called if getattr(optimizer, _SCALES, False)]
-        for optimizer in self._scaled:
+        self._scaled = [
+            (optimizer, type(optimizer)) for optimizer in self._called if getattr(optimizer, _SCALES, False)
+        ]
+        for optimizer, _ in self._scaled:
             setattr(optimizer, _SCALES, False)
         trainer = pl_module.trainer
 
@@ -192,8 +204,9 @@ class GradientClipping(Callback):
     def _undo(self, pl_module: pl.LightningModule) -> None:
         self._learned = self.state_dict()["learned"]
         restore(pl_module, "configure_gradient_clipping", self._override)
-        for optimizer in self._scaled:
-            setattr(optimizer, _SCALES, True)
+        for optimizer, kind in self._scaled:
+            if type(optimizer) is kind:  # Fuse may have undone it before
+                setattr(optimizer, _SCALES, True)
         for folded in self._folded:
             if isinstance(folded, OnePassOptimizer):  # Fuse may have undone it before
                 folded.clip = None

@@ -2,39 +2,36 @@
 """Any schedule on any other hyper-parameter of an unchanged run: weight decay, momentum, betas, dropout, ..."""
 
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
-from torch import nn
 
 from lightning_optkit._checks import check_in
 from lightning_optkit.callbacks._clock import Interval
 from lightning_optkit.callbacks._entries import entry_names, group_targets, normalized
+from lightning_optkit.callbacks._held import HELD, Held
 from lightning_optkit.callbacks._scheduled import ScheduledCallback, Target
 from lightning_optkit.callbacks.weight_averaging import WeightAveraging
-from lightning_optkit.clipping import ClipNorm, ClipValue
 from lightning_optkit.schedules import Schedule
-from lightning_optkit.step import OnePassOptimizer
 
 __all__ = ["HyperparameterSchedule"]
 
-_DROPOUT, _CLIP, _AVERAGE = "dropout", "gradient_clip_val", "average_decay"
-_BELOW_ONE = {"betas", "momentum", "dampening", "average_decay", "alpha", "beta2_decay"}
+_RANGES = {"dropout": "[0, 1]", "gradient_clip_val": "(0, inf)", "beta2_decay": "(-inf, 0]"}
+_BELOW_ONE = {"betas", "adamw_betas", "momentum", "dampening", "average_decay", "rho"}
 
 
 class HyperparameterSchedule(ScheduledCallback):
     """Multiplies one hyper-parameter by a schedule, group by group, counted as in `LRSchedule`.
 
-    Several stand side by side, one for each name. What is not in the optimizer (dropout, `gradient_clip_val`, a folded
-    clip) has its old value again after the fit.
+    Several stand side by side, one for each name. What is not in the optimizer (dropout, `gradient_clip_val`, a clip,
+    the `l1` of `ElasticNet`) has its old value again after the fit.
 
     Args:
-        name: An entry of the parameter groups ("weight_decay", "momentum", "l1", "average_decay", "eps", ...), an
-            element of one ("beta1", "beta2" or "betas[0]"), "dropout" (the `p` of every dropout module of torch, and
-            the dropout inside attention and recurrent layers where it is not 0), or "gradient_clip_val" (the Trainer's,
-            also where `Fuse` has folded it in, and the clip of a one-pass optimizer).
+        name: An entry of the parameter groups ("weight_decay", "momentum", "eps", ...; "average_decay" is that of an
+            `EMA`, "l1" also that of `ElasticNet`), an element of one ("beta1", "beta2" or "betas[0]"), "dropout" (the
+            `p` of every dropout module of torch and of `lightning_optkit.layers`, and the dropout inside attention,
+            recurrent and add + norm layers where it is not 0), or "gradient_clip_val" (the Trainer's, and the bound
+            of a `ClipNorm`, `ClipPerTensor` or `ClipValue`, whether `GradientClipping` or the optimizer has it).
         schedule: The factor as a function of progress.
         interval: Unit of the ints in it, as in `LRSchedule`.
         base: Value at factor 1, for all groups. Default: each group's (module's) own.
@@ -67,6 +64,8 @@ class HyperparameterSchedule(ScheduledCallback):
         log: bool = True,
         verbose: bool = True,
     ) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"HyperparameterSchedule(name={name!r}): name must be a string.")
         self.name = normalized(name)
         if self.name == "lr":
             raise ValueError("HyperparameterSchedule(name='lr'): use LRSchedule for the learning rate.")
@@ -74,8 +73,7 @@ class HyperparameterSchedule(ScheduledCallback):
         if base is not None:
             check_in(self._owner, "base", base, _range_of(self.name))
         self._base, self._log = base, log
-        self._dropouts: list[tuple[nn.Module, str, float]] = []
-        self._clips: list[tuple[Any, str, Any]] = []
+        self._held: list[Held] = []
 
     @property
     def _owner(self) -> str:
@@ -89,18 +87,15 @@ class HyperparameterSchedule(ScheduledCallback):
     # --- hooks, in the order Lightning calls them ---
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._dropouts = list(_dropouts(pl_module, self._base)) if self.name == _DROPOUT else []
-        self._clips = list(_clips(trainer)) if self.name == _CLIP else []
-        if self.name == _AVERAGE:
+        self._held = list(HELD[self.name](trainer, pl_module)) if self.name in HELD else []
+        if self.name == "average_decay":
             _show_average_decay(trainer)
         targets = self._targets(trainer, pl_module)
         if not targets:
-            known = [*entry_names(trainer.optimizers)]
-            known += [_DROPOUT] if any(_dropouts(pl_module, 1.0)) else []
-            known += [_CLIP] if any(_clips(trainer)) else []
+            held = [name for name, found in HELD.items() if any(True for _ in found(trainer, pl_module))]
+            known = [name for name in dict.fromkeys([*entry_names(trainer.optimizers), *held]) if name != "lr"]
             raise ValueError(
-                f"HyperparameterSchedule(name={self.name!r}): nothing here has it; there are "
-                f"{', '.join(name for name in known if name != 'lr')}."
+                f"HyperparameterSchedule(name={self.name!r}): nothing here has it; there are {', '.join(known)}."
             )
         if self._base is None and not any(target.base for target in targets):
             raise ValueError(
@@ -125,16 +120,12 @@ class HyperparameterSchedule(ScheduledCallback):
     # --- what they do ---
 
     def _targets(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Target]:
-        if self.name == _DROPOUT:
-            return [self._own(_DROPOUT, p, partial(setattr, module, name)) for module, name, p in self._dropouts]
-        if self.name == _CLIP:
-            return [
-                self._own(_CLIP, _bound(old), partial(_write_clip, *clip)) for clip in self._clips for old in clip[2:]
-            ]
-        return group_targets(trainer.optimizers, self.name, self._base)
+        held = [Target(self.name, self._base_of(held), held.write) for held in self._held]
+        # What a callback holds, the optimizer would apply a second time.
+        return [*group_targets(trainer.optimizers, self.name, None if held else self._base), *held]
 
-    def _own(self, label: str, base: float, write: Callable[[float], None]) -> Target:
-        return Target(label, base if self._base is None else self._base, write)
+    def _base_of(self, held: Held) -> float:
+        return held.value if self._base is None else self._base
 
     def _check_run(self, trainer: pl.Trainer) -> None:
         super()._check_run(trainer)
@@ -156,37 +147,12 @@ class HyperparameterSchedule(ScheduledCallback):
             ) from None
 
     def _undo(self) -> None:
-        for module, name, p in self._dropouts:
-            setattr(module, name, p)
-        for holder, name, old in self._clips:
-            if getattr(holder, name, None) is not None:  # Fuse may have taken its clip out already
-                setattr(holder, name, old)
-        self._dropouts, self._clips = [], []
+        while self._held:
+            self._held.pop().undo()
 
 
 def _range_of(name: str) -> str:
-    if name == _DROPOUT:
-        return "[0, 1]"
-    if name == _CLIP:
-        return "(0, inf)"
-    return "[0, 1)" if name.split("[")[0] in _BELOW_ONE else "[0, inf)"
-
-
-def _dropouts(pl_module: pl.LightningModule, base: float | None) -> Any:
-    for module in pl_module.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            yield module, "p", module.p
-        elif isinstance(module, nn.MultiheadAttention | nn.RNNBase) and module.dropout > 0:
-            yield module, "dropout", float(module.dropout)
-
-
-def _clips(trainer: pl.Trainer) -> Any:
-    """Whatever holds a bound of the gradients: object, attribute, its value."""
-    if trainer.gradient_clip_val:
-        yield trainer, _CLIP, trainer.gradient_clip_val
-    for optimizer in trainer.optimizers:
-        if isinstance(optimizer, OnePassOptimizer) and isinstance(optimizer.clip, ClipNorm | ClipValue):
-            yield optimizer, "clip", optimizer.clip
+    return _RANGES.get(name) or ("[0, 1)" if name.split("[")[0] in _BELOW_ONE else "[0, inf)")
 
 
 def _show_average_decay(trainer: pl.Trainer) -> None:
@@ -196,18 +162,3 @@ def _show_average_decay(trainer: pl.Trainer) -> None:
         for optimizer in trainer.optimizers if decay is not None else ():
             for group in optimizer.param_groups:
                 group.setdefault("average_decay", decay)
-
-
-def _bound(old: Any) -> float:
-    if isinstance(old, ClipNorm):
-        return old.max_norm
-    return old.max_value if isinstance(old, ClipValue) else float(old)
-
-
-def _write_clip(holder: Any, name: str, old: Any, value: float) -> None:
-    if isinstance(old, ClipNorm):
-        setattr(holder, name, replace(old, max_norm=value))
-    elif isinstance(old, ClipValue):
-        setattr(holder, name, replace(old, max_value=value))
-    else:
-        setattr(holder, name, value)

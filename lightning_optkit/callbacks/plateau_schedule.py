@@ -27,7 +27,8 @@ class PlateauSchedule(Callback):
 
     Beside `LRSchedule` it lowers the base value that the schedule multiplies: a warm-up, then a plateau rule, is
     `LRSchedule(warmup(constant(), 500))` with this. Under DDP the ranks use the mean of their metrics, so that they
-    decide alike.
+    decide alike. Resuming from a checkpoint of the batch end right before a validation (`every_n_train_steps`),
+    Lightning leaves that validation out, and a measurement is missed; one written at or after it is right.
 
     Args:
         monitor: Name of a logged metric.
@@ -68,6 +69,8 @@ class PlateauSchedule(Callback):
         replace_schedulers: bool = False,
         verbose: bool = True,
     ) -> None:
+        if not isinstance(monitor, str):
+            raise TypeError(f"PlateauSchedule(monitor={monitor!r}): monitor must be a string.")
         check_one_of("PlateauSchedule", "mode", mode, ("min", "max"))
         check_in("PlateauSchedule", "factor", factor, "(0, 1)")
         check_int("PlateauSchedule", "patience", patience, minimum=0)

@@ -82,6 +82,10 @@ class GroupRules:
         if layers is not None and layer_decay is None:
             raise ValueError(f"{owner}(layers={list(layers)!r}): layers needs layer_decay.")
         for pattern, entries in (overrides or {}).items():
+            if not isinstance(entries, Mapping):
+                raise TypeError(f"{owner}(overrides[{pattern!r}]={entries!r}): it must be a mapping of group entries.")
+            if pattern.startswith("re:"):
+                _check_expression(owner, pattern)
             for name in ("lr", "weight_decay"):
                 if name in entries:
                     check_in(owner, f"overrides[{pattern!r}][{name!r}]", entries[name], "[0, inf)")
@@ -153,6 +157,15 @@ class GroupRules:
 def _is_norm(module: nn.Module) -> bool:
     """Of torch, or of another library: LlamaRMSNorm, LayerNorm2d."""
     return isinstance(module, _NORMS) or re.search(r"Norm(\dd)?$", type(module).__name__) is not None
+
+
+def _check_expression(owner: str, pattern: str) -> None:
+    try:
+        re.compile(pattern[3:])
+    except re.error as error:
+        raise ValueError(
+            f"{owner}(overrides={{{pattern!r}: ...}}): what follows re: must be a regular expression, but has {error}."
+        ) from None
 
 
 def _matches(pattern: str, name: str) -> bool:

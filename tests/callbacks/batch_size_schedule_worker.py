@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains with batches that grow, in one process or two, and saves the weights and the samples seen.
+"""Trains with batches that grow, and in each regime, in one process or two; saves the weights and the samples seen.
 
 Usage: python batch_size_schedule_worker.py FILE PROCESSES. Lightning starts the second process.
 """
@@ -61,8 +61,11 @@ if __name__ == "__main__":
     grows = BatchSizeSchedule({1: 8 // processes, 2: 12 // processes}, "linear", verbose=False)
     rank, steps, weights = train(processes, grows)
     *_, full = train(processes, BatchRegime("full"))
+    *_, mini = train(processes, BatchRegime(6 // processes))
+    *_, single = train(processes, BatchRegime("single" if processes == 2 else 2))
     if rank == 0:
-        torch.save(dict(weights=weights, full=full, steps=steps, samples=grows.samples_seen), path)
+        regimes = dict(full=full, mini=mini, single=single)
+        torch.save(dict(weights=weights, **regimes, steps=steps, samples=grows.samples_seen), path)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()  # the other process has saved what it found, too
     os._exit(0)  # threads of gloo are still there; at an ordinary exit they now and then abort a process that is done

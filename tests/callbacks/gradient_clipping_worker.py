@@ -16,9 +16,17 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_optkit.callbacks import Fuse, GradientClipping
-from lightning_optkit.clipping import AutoClip, ClipUnitwise
+from lightning_optkit.clipping import AutoClip, ClipNorm, ClipPerTensor, ClipUnitwise, ClipValue, ZClip
 
 GLOBAL_BATCH = 4
+CLIPS = [
+    ClipNorm(0.1),
+    ClipValue(0.01),
+    ClipPerTensor(0.05),
+    ClipUnitwise(0.02),
+    AutoClip(30),
+    ZClip(0.5, alpha=0.5, warmup_steps=2),
+]
 
 
 class Regression(pl.LightningModule):
@@ -79,11 +87,9 @@ def main(output, world_size):
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     results = []
-    for clip in (ClipUnitwise(0.02), AutoClip(30)):
+    for clip in CLIPS:
         for others in ([Fuse(verbose=False)], []):
             for shards in [False, True] if world_size > 1 else [False]:
-                if shards and others and isinstance(clip, ClipUnitwise):
-                    continue  # a step over shards refuses it
                 trainer, weights = run([GradientClipping(clip), *others], world_size, shards)
                 results.append((f"{clip!r} {'folded' if others else 'own pass'}", shards, weights))
     if trainer.is_global_zero:

@@ -2,6 +2,7 @@
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
@@ -114,6 +115,9 @@ def test_bad_input(regression, make_trainer, data):
         BatchRegime(0)
     with pytest.raises(ValueError, match=r"BatchRegime\(\"full\"\) and Trainer\(accumulate_grad_batches=2\)"):
         make_trainer(BatchRegime("full")).fit(regression(sgd), data())
+    accumulation = GradientAccumulationScheduler({0: 2})
+    with pytest.raises(ValueError, match=r"^BatchRegime\(\"full\"\) and GradientAccumulationScheduler: both say when"):
+        make_trainer(BatchRegime("full"), accumulation, accumulate_grad_batches=1).fit(regression(sgd), data())
     with pytest.raises(ValueError, match=r"BatchRegime\(...\) and ExactAccumulation\(...\): both weight"):
         make_trainer(BatchRegime(3), ExactAccumulation()).fit(regression(sgd), data())
 

@@ -418,6 +418,8 @@ def test_two_processes(tmp_path):
     assert results[1]["steps"] == 6 + 3 + 2
     assert results[1]["samples"] == 72
     torch.testing.assert_close(results[2], results[1], rtol=0, atol=1e-6)
+    weights = [results[1][name]["net.weight"] for name in ("weights", "full", "mini", "single")]
+    assert all((a - b).abs().max() > 1e-3 for i, a in enumerate(weights) for b in weights[:i])
 
 
 # --- bad input ---
@@ -472,6 +474,7 @@ def test_a_loader_whose_size_is_its_own(train, loader, message):
             r"unknown number of epochs, and .*BatchSizeSchedule\(total",
         ),
         ([schedule(piecewise_constant([5], [1.0, 2.0]))], {}, r"the run has 3 epochs, and "),
+        ([schedule({1: 4, 3: 6})], {}, r"the run has 3 epochs, and never comes to epoch 3\.$"),
     ],
 )
 def test_bad_runs(train, callbacks, kwargs, message):

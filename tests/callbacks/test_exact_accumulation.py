@@ -61,6 +61,20 @@ def test_a_weight_counts_tokens(regression, make_trainer, data):
     torch.testing.assert_close(norms.seen, [expected], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("left_out", [0, 1, 2])
+def test_a_batch_that_the_module_leaves_out(regression, make_trainer, data, left_out):
+    class Skips(regression):
+        def training_step(self, batch, batch_idx):
+            return None if batch_idx == left_out else super().training_step(batch, batch_idx)
+
+    norms, module = Norms(), Skips(sgd)
+    trainer = make_trainer(ExactAccumulation(), norms, epochs=1, accumulate_grad_batches=3, limit_train_batches=3)
+    trainer.fit(module, data())
+    parts = [part for index, part in enumerate(data()) if index < 3 and index != left_out]
+    expected = gradient(module, *(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+    torch.testing.assert_close(norms.seen, [expected], rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 @pytest.mark.parametrize("clip", [None, 0.1])
 def test_fuse_gives_the_same(regression, make_trainer, data, precision, clip):

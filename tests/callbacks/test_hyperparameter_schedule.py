@@ -11,9 +11,18 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from lightning_optkit.averaging import EMA, LAWA, SWA
-from lightning_optkit.callbacks import Fuse, HyperparameterSchedule, LRSchedule, WeightAveraging
-from lightning_optkit.clipping import ClipNorm
-from lightning_optkit.optimizers import AdamW, Lion
+from lightning_optkit.callbacks import (
+    ElasticNet,
+    Fuse,
+    GradientClipping,
+    HyperparameterSchedule,
+    LRSchedule,
+    ParameterGroups,
+    WeightAveraging,
+)
+from lightning_optkit.clipping import ClipNorm, ClipPerTensor, ClipValue
+from lightning_optkit.layers import AddLayerNorm, AddRMSNorm, DropBlock2d, DropConnect, DropPath, LockedDropout
+from lightning_optkit.optimizers import Adafactor, AdamW, AdEMAMix, Lion
 from lightning_optkit.schedules import constant, cosine, linear, one_cycle, piecewise_constant, warmup
 
 pytestmark = [  # of Lightning, about the runs of these tests
@@ -45,6 +54,9 @@ ENTRIES = {
     "betas[1]": (adamw, "betas", 1, 0.99),
     "momentum": (sgd, "momentum", None, 0.9),
     "alpha": (lambda m: torch.optim.RMSprop(m.parameters()), "alpha", None, 0.99),
+    "alpha of AdEMAMix": (lambda m: AdEMAMix(m.parameters(), alpha=2.0), "alpha", None, 2.0),
+    "rho": (lambda m: torch.optim.Adadelta(m.parameters()), "rho", None, 0.9),
+    "beta2_decay": (lambda m: Adafactor(m.parameters()), "beta2_decay", None, -0.8),
     "eps": (adamw, "eps", None, 1e-8),
     "l1": (lambda m: Lion(m.parameters(), l1=0.01), "l1", None, 0.01),
 }
@@ -55,7 +67,8 @@ ENTRIES = {
 def test_each_step_sees_its_value(fit, regression, recorder, name, fused):
     configure, key, index, base = ENTRIES[name]
     schedule = warmup(cosine(0.5), 2)
-    fit(regression(configure), *[Fuse(verbose=False)] * fused, scheduled(name, schedule), recorder)
+    entry = name.removesuffix(" of AdEMAMix")
+    fit(regression(configure), *[Fuse(verbose=False)] * fused, scheduled(entry, schedule), recorder)
     seen = recorder.values(key)
     assert (seen if index is None else [pair[index] for pair in seen]) == expected(schedule, base)
     if index is not None:
@@ -164,6 +177,23 @@ def test_dropout_with_one_base(fit, regularized):
     assert watch.seen[0] == pytest.approx([0.15, 0.15, 0.15, 0.0, 0.15])
 
 
+def test_dropout_of_this_package_is_scheduled_alike(fit, regression):
+    layers = [DropPath(0.2), DropBlock2d(0.3, 1), LockedDropout(0.4), DropConnect(nn.Linear(2, 2), p=0.5)]
+    sums = [AddLayerNorm(2, dropout=0.6), AddRMSNorm(2, dropout=0.7), AddLayerNorm(2)]
+    module, seen = regression(sgd), []
+    module.extra = nn.ModuleList([*layers, *sums])
+
+    class Watch(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            seen.append([layer.p for layer in layers] + [layer.dropout for layer in sums])
+
+    fit(module, scheduled("dropout", linear(1.0, 0.5)), Watch())
+    bases = [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.0]
+    for step, rates in enumerate(seen[::2]):
+        assert rates == pytest.approx([base * linear(1.0, 0.5)(step, RUN) for base in bases])
+    assert [layer.p for layer in layers] + [layer.dropout for layer in sums] == bases
+
+
 class Broken(pl.Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         raise RuntimeError("broken")
@@ -209,6 +239,43 @@ def test_the_clip_of_a_one_pass_optimizer(fit, regression):
     trainer = fit(module, scheduled("gradient_clip_val", linear(1.0, 0.5)), Watch())
     assert [clip.max_norm for clip in clips[::2]] == expected(linear(1.0, 0.5), 2.0)
     assert trainer.optimizers[0].clip == ClipNorm(2.0)
+
+
+@pytest.mark.parametrize("clip", [ClipNorm(0.05), ClipPerTensor(0.03), ClipValue(0.01)], ids=repr)
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_clip_of_gradient_clipping_folded_or_in_its_own_pass(fit, regression, clip, order):
+    def run(*others):
+        module = regression(sgd)
+        fit(module, *[GradientClipping(clip), *others][::order])
+        return module.state_dict()
+
+    schedule = scheduled("gradient_clip_val", piecewise_constant([2, 4], [1.0, 0.1, 0.5]))
+    own, folded, fixed = run(schedule), run(schedule, Fuse(verbose=False)), run()
+    torch.testing.assert_close(own, folded, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(own["net.0.weight"], fixed["net.0.weight"], atol=1e-4)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_l1_of_elastic_net_folded_or_in_its_own_pass(fit, regression, order):
+    def run(*others, law=linear):
+        module, elastic = regression(sgd), ElasticNet(l1=0.05, verbose=False)
+        fit(module, *[elastic, scheduled("l1", law()), *others][::order])
+        assert elastic.l1 == 0.05
+        return module.state_dict()
+
+    own, fixed, whole_groups = run(), run(law=constant), ParameterGroups(verbose=False)
+    torch.testing.assert_close(own, run(Fuse(verbose=False), whole_groups), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(own, run(Fuse(verbose=False)), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(own["net.0.weight"], fixed["net.0.weight"], atol=1e-4)
+
+
+def test_a_base_for_the_l1_of_elastic_net_is_applied_once(fit, regression):
+    def run(l1, **arguments):
+        module, schedule = regression(sgd), scheduled("l1", linear(), **arguments)
+        fit(module, Fuse(verbose=False), ElasticNet(l1=l1, verbose=False), schedule)
+        return module.state_dict()
+
+    torch.testing.assert_close(run(0.01, base=0.05), run(0.05), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("order", [1, -1], ids=["after", "before"])
@@ -285,7 +352,7 @@ def test_an_unknown_name_lists_those_that_exist(fit, regression, regularized):
         fit(regression(adamw), scheduled("betas[2]", linear()))
 
 
-@pytest.mark.parametrize("name", ["nesterov", "params", "gradient_clip_val", "dropout", "average_decay"])
+@pytest.mark.parametrize("name", ["nesterov", "ns_steps", "params", "gradient_clip_val", "dropout", "average_decay"])
 def test_what_is_no_number_or_not_there_is_unknown(fit, regression, name):
     with pytest.raises(ValueError, match=rf"^HyperparameterSchedule\(name='{name}'\): nothing here has it"):
         fit(regression(sgd), scheduled(name, linear()))
@@ -304,6 +371,12 @@ def test_a_value_outside_its_range_raises_before_training(fit, regression, recor
     assert not recorder.steps
 
 
+def test_a_value_behind_the_last_step_must_be_in_its_range_too(fit, regression, recorder):
+    with pytest.raises(ValueError, match=r"gradient_clip_val would be 0 at step 6; it must be in \(0, inf\)\.$"):
+        fit(regression(sgd), scheduled("gradient_clip_val", cosine()), recorder, gradient_clip_val=1.0)
+    assert not recorder.steps
+
+
 @pytest.mark.parametrize(
     ("name", "base", "interval"),
     [("momentum", 1.0, r"\[0, 1\)"), ("dropout", 1.5, r"\[0, 1\]"), ("gradient_clip_val", 0.0, r"\(0, inf\)")],
@@ -311,6 +384,11 @@ def test_a_value_outside_its_range_raises_before_training(fit, regression, recor
 def test_rejects_a_base_outside_its_range(name, base, interval):
     with pytest.raises(ValueError, match=rf"^HyperparameterSchedule\(base={base}\): base must be in {interval}\.$"):
         scheduled(name, linear(), base=base)
+
+
+def test_a_name_is_a_string():
+    with pytest.raises(TypeError, match=r"^HyperparameterSchedule\(name=3\): name must be a string\.$"):
+        scheduled(3, linear())
 
 
 def test_the_learning_rate_has_a_callback_of_its_own():

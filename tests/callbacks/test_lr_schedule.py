@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, OneCycleLR, ReduceLROnPlateau, SequentialLR
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_optkit.callbacks import Fuse, LRSchedule
+from lightning_optkit.callbacks import ExactResume, Fuse, LRSchedule
 from lightning_optkit.callbacks._clock import steps_in_run
 from lightning_optkit.optimizers import AdamW
 from lightning_optkit.schedules import (
@@ -256,6 +256,18 @@ def test_an_unknown_length_raises_where_it_is_needed(make_trainer, regression, s
         trainer.fit(regression(sgd), DataLoader(Endless(), batch_size=2))
 
 
+@pytest.mark.parametrize(
+    ("interval", "arguments", "endless"),
+    [("token", {"count": num_tokens}, False), ("sample", {}, True), ("sample", {"epochs": 2, "max_steps": 4}, True)],
+)
+def test_advises_only_what_helps(make_trainer, regression, interval, arguments, endless):
+    trainer_arguments = {name: arguments.pop(name) for name in ("epochs", "max_steps") if name in arguments}
+    trainer = make_trainer(quiet(cosine(), interval, **arguments), **trainer_arguments)
+    loader = DataLoader(Endless(), batch_size=2)
+    with pytest.raises(ValueError, match=rf"in {interval}s is not known .*; set LRSchedule\(total=...\)\.$"):
+        trainer.fit(regression(sgd), loader if endless else DataLoader([(torch.ones(4), torch.ones(2))] * 8, 2))
+
+
 @pytest.mark.parametrize("schedule", [exponential(0.9), quiet(cosine(), total=10).schedule], ids=["no length", "total"])
 def test_an_unknown_length_is_no_matter_otherwise(make_trainer, regression, recorder, schedule):
     class Stop(pl.Callback):
@@ -324,6 +336,31 @@ def test_resumed_equals_uninterrupted(fit, regression, tmp_path, interval, fused
     assert rates[0] == rates[1]
 
 
+class SaveAt(pl.Callback):
+    def __init__(self, path, where):
+        self.path, self.where = path, where
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == self.where:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+@pytest.mark.parametrize("where", [(0, 0), (1, 1), (1, 2), (1, 3)], ids=str)  # the even ones inside a window
+@pytest.mark.parametrize("interval", ["step", "epoch", "fractional_epoch", "sample", "token"])
+def test_resumed_in_the_middle_of_an_epoch(fit, regression, recorder, tmp_path, interval, where):
+    arguments = dict(total=40, count=num_tokens) if interval == "token" else {}
+    whole, resumed = regression(sgd), regression(sgd)
+    path = tmp_path / "saved.ckpt"
+    fit(whole, quiet(linear(), interval, **arguments), ExactResume(), SaveAt(path, where), recorder)
+    expected_rates = recorder.values("lr")[2 * where[0] + (where[1] + 1) // 2 :]
+    recorder.steps.clear()
+    fit(resumed, quiet(linear(), interval, **arguments), ExactResume(), recorder, ckpt_path=path)
+    assert recorder.values("lr") == expected_rates
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name])
+
+
 def test_the_schedule_grows_with_max_epochs(fit, regression, recorder, tmp_path):
     save = ModelCheckpoint(tmp_path, "last", save_on_train_epoch_end=True)
     fit(regression(sgd), quiet(linear()), save, enable_checkpointing=True)
@@ -335,7 +372,7 @@ def test_a_checkpoint_holds_plain_types(fit, regression, tmp_path):
     save = ModelCheckpoint(tmp_path, "last", save_on_train_epoch_end=True)
     fit(regression(sgd), quiet(linear()), save, enable_checkpointing=True)
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    assert checkpoint["callbacks"]["LRSchedule"] == {"schedule": repr(linear()), "counted": 0}
+    assert checkpoint["callbacks"]["LRSchedule"] == {"schedule": repr(linear()), "counted": 0, "pending": 0}
     assert checkpoint["lr_schedulers"] == []
 
 

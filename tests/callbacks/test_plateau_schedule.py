@@ -206,6 +206,11 @@ def test_beside_a_scheduler_of_the_module(fit, scripted):
     assert [group["lr"] for group in trainer.optimizers[0].param_groups] == pytest.approx([LR, 3 * LR])
 
 
+def test_a_monitor_is_a_name():
+    with pytest.raises(TypeError, match=r"^PlateauSchedule\(monitor=3\): monitor must be a string\.$"):
+        PlateauSchedule(3)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "requirement"),
     [

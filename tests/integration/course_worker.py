@@ -16,7 +16,15 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from lightning_optkit.callbacks import Fuse, HyperparameterSchedule, LRSchedule, ParameterGroups, PlateauSchedule
+from lightning_optkit.callbacks import (
+    Fuse,
+    HyperparameterSchedule,
+    LRSchedule,
+    ParameterGroups,
+    PlateauSchedule,
+    ScheduleFree,
+)
+from lightning_optkit.optimizers import ScheduleFreeAdamW
 from lightning_optkit.schedules import constant, linear, warmup, warmup_cosine
 
 GLOBAL_BATCH, EPOCHS = 4, 3
@@ -46,7 +54,9 @@ CASES = {
         quiet(ParameterGroups, weight_decay=0.2),
         quiet(HyperparameterSchedule, "betas[0]", warmup(constant(), 2)),
     ],
+    "schedule-free": lambda: [ScheduleFree(), quiet(LRSchedule, linear(1.0, 0.5))],
 }
+RULES = {"schedule-free": ScheduleFreeAdamW}
 
 
 class Steps(pl.Callback):
@@ -63,13 +73,14 @@ class Steps(pl.Callback):
 
 
 class Regression(pl.LightningModule):
-    def __init__(self):
+    def __init__(self, rule=torch.optim.AdamW):
         super().__init__()
         torch.manual_seed(0)
         self.net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+        self.rule = rule
 
     def configure_optimizers(self):
-        return torch.optim.AdamW(self.parameters(), lr=0.02)
+        return self.rule(self.parameters(), lr=0.02)
 
     def training_step(self, batch, batch_idx):
         return nn.functional.mse_loss(self.net(batch[0]), batch[1])
@@ -92,7 +103,7 @@ class Regression(pl.LightningModule):
 def run(case, world_size=1):
     """Three epochs of two steps of two batches."""
     strategy = DDPStrategy(process_group_backend="gloo", start_method="popen") if world_size > 1 else "auto"
-    module, steps = Regression(), Steps()
+    module, steps = Regression(RULES.get(case, torch.optim.AdamW)), Steps()
     trainer = pl.Trainer(
         callbacks=[*CASES[case](), steps],
         max_epochs=EPOCHS,

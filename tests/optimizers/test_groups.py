@@ -335,8 +335,13 @@ def test_prints_as_a_table():
             {"overrides": {"0.*": {"lr": -1.0}}},
             r"\(overrides\['0.\*'\]\['lr'\]=-1.0\): overrides\['0.\*'\]\['lr'\] must be in \[0, inf\)\.$",
         ),
+        ({"overrides": {"0.*": 3}}, r"\(overrides\['0.\*'\]=3\): it must be a mapping of group entries\.$"),
+        (
+            {"overrides": {"re:(": {"lr": 1.0}}},
+            r"\(overrides=\{'re:\(': ...\}\): what follows re: must be a regular expression, but has missing \)",
+        ),
     ],
 )
 def test_rejects_bad_input(arguments, message):
-    with pytest.raises(ValueError, match=rf"^parameter_groups{message}"):
+    with pytest.raises((TypeError, ValueError), match=rf"^parameter_groups{message}"):
         parameter_groups(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), **arguments)
