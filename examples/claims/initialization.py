@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from lightning_optkit.data import Standardize
 from lightning_optkit.init import he, initialize, lsuv, orthogonal, xavier
 
-DEPTH, WIDTH, BATCH, STEPS, EVERY, WANTED = 30, 64, 64, 600, 20, 0.9
-RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
+DEPTH, WIDTH, BATCH, STEPS, EVERY, WANTED = 30, 64, 64, 800, 20, 0.9
+RATES = (0.001, 0.003, 0.01, 0.03)
 ACTIVATIONS = {"tanh": nn.Tanh, "ReLU": nn.ReLU}
 
 

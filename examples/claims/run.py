@@ -20,7 +20,8 @@ HEAD = """# The chapter's claims, measured
 What *Neural Networks and Deep Learning* (chapter 7) and the papers say, tried on real data with the parts of this
 package. Written by `make claims` ({minutes:.0f} minutes of measuring); every script holds one claim, prints what it
 finds, for and against, and keeps its numbers in `docs/claims/`. Small networks, few seeds: evidence, not proof. A
-processor with other vector instructions rounds otherwise: long runs then differ in their digits, findings should not.
+second run on one machine gives the same numbers; another CPU rounds differently, which can move a run as much as
+another seed.
 """
 
 

@@ -1,27 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts a function before a method of one module or strategy, and takes it out again, in whatever order callbacks undo.
+"""Puts a function before a method of one module, strategy or precision plugin, and takes it out again.
+
+Callbacks may undo in whatever order.
 
 LightningCLI replaces `configure_optimizers` in the same way, so Lightning knows such overrides.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import lightning.pytorch as pl
+from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import Strategy
 
 __all__ = ["override", "restore"]
 
-
-def override(pl_module: pl.LightningModule | Strategy, name: str, function: Callable[..., Any]) -> None:
-    """Makes `pl_module.<name>` call `function`, and remembers what the instance itself had there."""
-    vars(function)["replaced"] = vars(pl_module).get(name)
-    vars(pl_module)[name] = function
+_Owner: TypeAlias = pl.LightningModule | Strategy | Precision
 
 
-def restore(pl_module: pl.LightningModule | Strategy, name: str, function: Callable[..., Any] | None) -> None:
+def override(owner: _Owner, name: str, function: Callable[..., Any]) -> None:
+    """Makes `owner.<name>` call `function`, and remembers what the instance itself had there."""
+    vars(function)["replaced"] = vars(owner).get(name)
+    vars(owner)[name] = function
+
+
+def restore(owner: _Owner, name: str, function: Callable[..., Any] | None) -> None:
     """Takes `function` out of the chain of overrides, wherever in it it stands."""
-    above, current = None, vars(pl_module).get(name)
+    above, current = None, vars(owner).get(name)
     while current is not None and current is not function:
         above, current = current, vars(current).get("replaced")
     if current is None:
@@ -30,6 +35,6 @@ def restore(pl_module: pl.LightningModule | Strategy, name: str, function: Calla
     if above is not None:
         vars(above)["replaced"] = replaced
     elif replaced is not None:
-        vars(pl_module)[name] = replaced
+        vars(owner)[name] = replaced
     else:
-        del vars(pl_module)[name]
+        del vars(owner)[name]

@@ -101,7 +101,7 @@ def check_features(owner: str, x: Tensor, feature_dim: int, num_features: int) -
     """
     if not isinstance(x, Tensor):
         raise TypeError(
-            f"{owner}(x={type(x).__name__}): x must be a tensor; turn strings into ids with Vocabulary first."
+            f"{owner}(x={type(x).__name__}): x must be a tensor; torch.as_tensor converts arrays, Vocabulary strings."
         )
     if x.is_complex():
         raise TypeError(f"{owner}(x.dtype={x.dtype}): x must be real.")
@@ -168,8 +168,8 @@ def require_finite_fit(owner: str, count: Tensor, spread: Tensor | None = None) 
     unseen = (count == 0).nonzero().flatten().tolist()
     if unseen:
         raise ValueError(
-            f"{owner}(x[..., {unseen[0]}]=nan): every training value of features {unseen} is missing; drop them, or "
-            "put Impute(keep_empty_features=True) before."
+            f"{owner}(x[..., {unseen[0]}]): features {unseen} have no value in the training set; drop them, or fill "
+            "them by Impute(keep_empty_features=True)."
         )
     if spread is not None and not spread.isfinite().all():
         column = int((~spread.isfinite()).nonzero()[0])

@@ -25,6 +25,7 @@ from lightning_optkit.data._statistics import (
 
 __all__ = ["OneHot"]
 
+_IGNORE = "handle_unknown='ignore' gives zeros."
 _NAN_CATEGORY = torch.inf  # training values are finite, so infinity can stand for NaN, which equals nothing
 
 
@@ -33,7 +34,7 @@ class OneHot(nn.Module):
 
     Args:
         handle_unknown: What `forward` does with a category it never saw: "error" raises (one device synchronization per
-            batch), "ignore" gives zeros.
+            batch; compiled or exported, an assertion in the graph), "ignore" gives zeros.
         drop: Categories left out, for models that cannot take redundant columns: the first of every feature ("first"),
             or of those with exactly two ("if_binary").
 
@@ -127,8 +128,8 @@ class OneHot(nn.Module):
         values = torch.where(values.isnan(), _NAN_CATEGORY, values.masked_fill(values.isinf(), unseen))
         column = self.stats["column"].long()
         hit = values.index_select(-1, column) == self.stats["value"]
-        if self.handle_unknown == "error" and int(hit.sum()) != x.numel():
-            self._refuse_unknown(x, hit)
+        if self.handle_unknown == "error":
+            self._require_known(x, hit)
         return hit[..., self.stats["kept"] > 0].to(output_dtype(x)) if self.drop else hit.to(output_dtype(x))
 
     def inverse(self, x: Tensor) -> Tensor:
@@ -154,13 +155,17 @@ class OneHot(nn.Module):
         """The arguments."""
         return f"handle_unknown={self.handle_unknown!r}, drop={self.drop!r}"
 
+    def _require_known(self, x: Tensor, hit: Tensor) -> None:
+        if torch.compiler.is_compiling():  # or exporting: the check becomes part of the graph, which cannot say which
+            known = hit.sum() == x.numel()
+            torch._assert_async(known, f"OneHot(x): must hold categories of the training set only; {_IGNORE}")
+        elif int(hit.sum()) != x.numel():
+            self._refuse_unknown(x, hit)
+
     def _refuse_unknown(self, x: Tensor, hit: Tensor) -> None:
         column = self.stats["column"].long()
         for feature in range(self.num_features):
             unknown = ~hit[..., column == feature].any(dim=-1)
             if unknown.any():
                 value = x[..., feature][unknown][0].item()
-                raise ValueError(
-                    f"OneHot(x[..., {feature}]={value}): not a category of the training set; "
-                    "handle_unknown='ignore' gives zeros."
-                )
+                raise ValueError(f"OneHot(x[..., {feature}]={value}): not a category of the training set; {_IGNORE}")

@@ -23,7 +23,8 @@ class Vocabulary(nn.Module):
     The tokens are part of the state dict (as a list of strings); the counts are forgotten by `finalize()`.
 
     Args:
-        tokenize: From a text to its tokens: `str.split` for words, `list` for characters. It is not saved.
+        tokenize: From a text to its tokens: `str.split` for words, `list` for characters, None for the text itself, as
+            for a column of categories (then `OneHot`). It is not saved.
         min_freq: Occurrences a token needs to be kept, in [1, inf).
         max_tokens: Largest number of ids, the two special ones included, in [2, inf). Default: no limit.
         pad_token: What `decode` shows for id 0, if asked.
@@ -51,7 +52,7 @@ class Vocabulary(nn.Module):
     def __init__(
         self,
         *,
-        tokenize: Callable[[str], Sequence[str]] = str.split,
+        tokenize: Callable[[str], Sequence[str]] | None = str.split,
         min_freq: int = 1,
         max_tokens: int | None = None,
         pad_token: str = "<pad>",
@@ -83,7 +84,7 @@ class Vocabulary(nn.Module):
         """Counts the tokens of one more batch of texts."""
         self._require_open()
         for text in _checked(texts):
-            self._counts.update(self.tokenize(text))
+            self._counts.update(self._split(text))
         return self
 
     def merge(self, other: "Vocabulary") -> "Vocabulary":
@@ -129,7 +130,7 @@ class Vocabulary(nn.Module):
             )
         if length is not None:
             check_int("Vocabulary.encode", "length", length, minimum=1)
-        rows = [[self._ids.get(token, self.unk_id) for token in self.tokenize(text)] for text in _checked(texts)]
+        rows = [[self._ids.get(token, self.unk_id) for token in self._split(text)] for text in _checked(texts)]
         width = length if length is not None else max(map(len, rows), default=0)
         padded = [row[:width] + [self.pad_id] * (width - len(row)) for row in rows]
         return torch.tensor(padded, dtype=torch.int64).view(len(rows), width)
@@ -162,6 +163,9 @@ class Vocabulary(nn.Module):
     def extra_repr(self) -> str:
         """The arguments."""
         return f"min_freq={self.min_freq}, max_tokens={self.max_tokens}"
+
+    def _split(self, text: str) -> Sequence[str]:
+        return [text] if self.tokenize is None else self.tokenize(text)
 
     def _set(self, counts: "Counter[str]", learned: list[str], *, fitted: bool = False) -> None:
         self._counts, self._learned, self._fitted = counts, learned, fitted

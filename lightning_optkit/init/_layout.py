@@ -47,7 +47,7 @@ def role(module: nn.Module, name: str) -> Role:
         if name in _ATTENTION_WEIGHTS:
             return "weight"
         return "bias" if name in ("in_proj_bias", "bias_k", "bias_v") else "other"
-    if isinstance(module, (nn.Linear, nn.Bilinear, _ConvNd)):
+    if isinstance(module, (nn.Linear, nn.Bilinear, _ConvNd)) or _is_transposed_linear(module):
         return {"weight": "weight", "bias": "bias"}.get(name, "other")  # type: ignore[return-value]
     return "other"
 
@@ -83,6 +83,8 @@ def weight_blocks(module: nn.Module, name: str, tensor: Tensor) -> list[Block]:
         return [Block(part.transpose(0, 1)) for part in tensor.chunk(module.groups)]
     if isinstance(module, _ConvNd):
         return [Block(part) for part in tensor.chunk(module.groups)]
+    if _is_transposed_linear(module):
+        return [Block(tensor.T)]
     if isinstance(module, nn.Bilinear):  # each output sums over all pairs of inputs
         return [Block(tensor.flatten(1))]
     return [Block(tensor)]
@@ -93,6 +95,11 @@ def forget_gate(module: nn.Module, name: str, tensor: Tensor) -> Tensor | None:
     if not name.startswith("bias_ih") or not isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         return None
     return tensor.chunk(4)[1] if _gates(module) == _GATES["LSTM"] else None
+
+
+def _is_transposed_linear(module: nn.Module) -> bool:
+    """Hugging Face's Conv1D, a Linear stored as (in, out) in GPT-2 and its kin; told without importing transformers."""
+    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
 
 
 def _gates(module: nn.RNNBase | nn.RNNCellBase) -> tuple[str, ...]:

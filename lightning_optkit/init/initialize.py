@@ -62,8 +62,9 @@ def initialize(
 ) -> list[InitRow]:
     """Fills the parameters of `model` in place by `scheme` and returns one row per parameter: what was done to it.
 
-    Linear, Bilinear, convolutions (each group; transposed ones with their fans swapped), every gate of RNN, LSTM and
-    GRU, and q, k, v of MultiheadAttention are drawn by `scheme`, each with its own fan; norms get weight 1, biases 0.
+    Linear, Bilinear, convolutions (each group; transposed ones with their fans swapped), Hugging Face's Conv1D, every
+    gate of RNN, LSTM and GRU, and q, k, v of MultiheadAttention are drawn by `scheme`, each with its own fan; norms get
+    weight 1, biases 0.
     An embedding has no fan_in: with xavier, he, lecun and orthogonal its table is N(0, 1), or N(0, 1/embedding_dim) if
     tied to an output layer; any other scheme draws the table itself; the row of `padding_idx` is zero. Tied parameters
     are drawn once. Frozen parameters and those of modules without a rule are left as they were, and the row says so.

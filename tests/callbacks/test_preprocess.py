@@ -354,6 +354,33 @@ def test_training_on_raw_data_with_it_equals_training_on_transformed_data(run, c
     torch.testing.assert_close(train(ROWS, Fuse(verbose=False), Preprocess(Standardize())), expected)
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16-true", torch.bfloat16), ("16-true", torch.float16)])
+@pytest.mark.parametrize("by_hook", [False, True])
+def test_lower_precision_rounds_after_the_transform_where_digits_are_left(run, precision, dtype, by_hook):
+    far = 1e6 + ROWS  # as good as constant in bfloat16, infinite in float16
+    module, preprocess = Seen(), Preprocess([Impute(), Standardize()])
+    module.training_step = lambda batch, batch_idx: (module.keep("train", batch), module.net(batch[0]).mean())[1]
+    if by_hook:  # that looks at the batch before the transform
+        module.on_before_batch_transfer = lambda batch, idx: (module.keep("hook", batch), batch)[1]
+    run(module, [preprocess, Preprocess(MinMaxScale())], train=loader(far, TARGETS), precision=precision)
+    torch.testing.assert_close(preprocess.transform[1].var, far.double().var(dim=0, correction=0), rtol=1e-9, atol=0)
+    scaled = Standardize().fit(far)(far).to(dtype)
+    expected = MinMaxScale().fit(scaled)(scaled)
+    assert inputs_of(module).dtype == dtype and torch.equal(inputs_of(module), expected)
+    assert all(batch[1].dtype == dtype for batch in module.seen["train"])  # other fields are Lightning's business
+    if by_hook:
+        assert all(batch[0].dtype == torch.float32 for batch in module.seen["hook"])
+
+
+def test_a_field_that_a_hook_makes_is_transformed_in_lower_precision(run):
+    module = Seen()
+    module.on_before_batch_transfer = lambda batch, idx: {"x": batch[0]}
+    module.training_step = lambda batch, batch_idx: (module.keep("train", batch), module.net.weight.mean())[1]
+    run(module, [Preprocess(MinMaxScale(), field="x")], precision="bf16-true")
+    rounded, found = ROWS.bfloat16(), torch.cat([batch["x"] for batch in module.seen["train"]])
+    assert torch.equal(found, MinMaxScale().fit(rounded)(rounded))
+
+
 def test_lower_precision_gets_its_own_dtype_also_from_integers(run):
     module, ids = Seen(), torch.arange(10)[:, None] % 4
     module.training_step = lambda batch, batch_idx: (module.keep("train", batch), module.net(batch[0]).mean())[1]
@@ -377,6 +404,7 @@ def test_afterwards_trainer_and_module_are_as_before(make_trainer, fails):
     else:
         trainer.fit(module, loader(ROWS, TARGETS))
     assert "batch_to_device" not in vars(trainer.strategy)
+    assert "convert_input" not in vars(trainer.precision_plugin)
     assert set(vars(module)) - own <= {"_hparams", "_param_requires_grad_state"}
 
 
@@ -409,6 +437,8 @@ def test_constant_columns_one_row_and_huge_offsets_give_finite_numbers(run, tran
             torch.testing.assert_close(x.var(dim=0, correction=0)[0], torch.tensor(1.0).double(), rtol=1e-9, atol=0)
 
 
+CITIES = ["New York", "Rome", "New York"]
+
 BAD = {
     "infinite": (
         Standardize(),
@@ -418,7 +448,7 @@ BAD = {
     "all missing": (
         Impute(),
         torch.full((2, 1), torch.nan),
-        r"Impute\(x\[..., 0\]=nan\): every training value of features",
+        r"Impute\(x\[..., 0\]\): features \[0\] have no value in the training set; drop them, or",
     ),
     "one row": (Whiten(), torch.ones(1, 2), r"Whiten\(rows=1\): variances need at least 2 training rows"),
 }
@@ -431,8 +461,18 @@ def test_data_that_cannot_be_fitted_is_refused_in_one_sentence(run, kind):
         run(Seen(), [Preprocess(transform)], train=loader(rows))
 
 
+def test_a_column_of_strings_becomes_columns_of_zeros_and_ones(run):
+    module, encode = Seen(), Preprocess([Vocabulary(tokenize=None), OneHot(handle_unknown="ignore")], field="city")
+    module.training_step = lambda batch, batch_idx: (module.keep("train", batch), module.net.weight.mean())[1]
+    train, new = (DataLoader([{"city": c} for c in cities], batch_size=2) for cities in (CITIES, ["Ulm", "Rome"]))
+    run(module, [encode], train=train, val=new)
+    assert torch.cat([batch["city"] for batch in module.seen["train"]]).tolist() == [[1, 0], [0, 1], [1, 0]]
+    assert module.seen["validate"][0]["city"].tolist() == [[0, 0], [0, 1]]
+    assert encode.transform[0].decode(encode.transform[1].inverse(torch.eye(2)).long()) == [["New York"], ["Rome"]]
+
+
 def test_strings_and_unseen_categories_are_refused_in_one_sentence(run):
-    with pytest.raises(TypeError, match=r"Standardize\(x=list\): x must be a tensor; turn strings into ids"):
+    with pytest.raises(TypeError, match=r"Standardize\(x=list\): x must be a tensor; .* Vocabulary strings"):
         run(Seen(), [Preprocess(Standardize(), field="x")], train=DataLoader([{"x": "a"}]))
     module = Seen()
     module.training_step = lambda batch, batch_idx: module.net.weight.mean()

@@ -47,6 +47,19 @@ def test_statistics_stay_in_float64_when_the_model_is_cast(make):
 
 
 @every_transform
+def test_is_exported_with_the_model_for_any_number_of_rows(make):
+    model = torch.nn.Sequential(make().fit(rows()), torch.nn.Identity())
+    program = torch.export.export(model, (rows(),), dynamic_shapes=({0: torch.export.Dim("n")},))
+    assert torch.equal(program.module()(rows()[:5]), model(rows()[:5]))
+
+
+def test_an_exported_one_hot_still_refuses_what_it_never_saw():
+    program = torch.export.export(OneHot().fit(rows()), (rows(),)).module()
+    with pytest.raises(RuntimeError, match=r"OneHot\(x\): must hold categories of the training set only"):
+        program(rows() + 7)
+
+
+@every_transform
 def test_moves_with_the_module(make):
     assert {buffer.device.type for buffer in make().fit(rows()).to("meta").buffers()} == {"meta"}
 
@@ -91,7 +104,7 @@ def test_applying_before_fit_is_refused(make, misuse):
 @pytest.mark.parametrize(
     ("x", "error", "message"),
     [
-        (["a"], TypeError, r"\(x=list\): x must be a tensor; turn strings into ids with Vocabulary first"),
+        (["a"], TypeError, r"\(x=list\): x must be a tensor; torch.as_tensor converts arrays, Vocabulary strings"),
         (torch.zeros(2, 3, dtype=torch.complex64), TypeError, r"\(x.dtype=torch.complex64\): x must be real"),
         (torch.zeros(3), ValueError, r"\(x.shape=\(3,\)\): a training batch must be \(N, D\) or larger"),
         (torch.zeros(2, 4), ValueError, r"\(x.shape=\(2, 4\)\): x must have 3 features, as in training, along"),

@@ -53,7 +53,7 @@ def test_constant_column_maps_to_the_lower_end():
 
 
 def test_column_without_values_is_refused():
-    with pytest.raises(ValueError, match=r"MinMaxScale\(x\[\.\.\., 1\]=nan\): every training value of features \[1\]"):
+    with pytest.raises(ValueError, match=r"MinMaxScale\(x\[\.\.\., 1\]\): features \[1\] have no value in"):
         MinMaxScale().fit(torch.tensor([[1.0, torch.nan], [2.0, torch.nan]]))
 
 

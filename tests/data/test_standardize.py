@@ -96,9 +96,3 @@ def test_goes_on_learning_after_finalize():
 def test_overflowing_spread_is_refused():
     with pytest.raises(ValueError, match=r"Standardize\(x\[\.\.\., 0\]\): the spread of this feature overflows"):
         Standardize().fit(torch.tensor([[-1e200], [1e200]], dtype=torch.float64))
-
-
-def test_can_be_exported_with_a_model():
-    scale = Standardize().fit(torch.tensor([[1.0], [3.0]]))
-    program = torch.export.export(torch.nn.Sequential(scale), (torch.zeros(4, 1),))
-    assert program.module()(torch.full((4, 1), 5.0)).flatten().tolist() == [3.0] * 4

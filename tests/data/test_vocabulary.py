@@ -32,6 +32,11 @@ def test_pads_cuts_and_marks_unknown_words():
     assert vocabulary(["d"]).dtype == torch.int64
 
 
+def test_a_category_of_several_words_is_one_token():
+    vocabulary = Vocabulary(tokenize=None).fit(["New York", "Rome", "New York"])
+    assert vocabulary.encode(["Rome", "New York", "New"]).tolist() == [[3], [2], [1]]
+
+
 def test_words_that_look_special_are_unknown():
     vocabulary = Vocabulary().fit(["<pad> <unk> a"])
     assert vocabulary.encode(["<pad> <unk> a"]).tolist() == [[1, 1, 2]]

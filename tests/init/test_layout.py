@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_optkit.init import he, initialize, lecun, orthogonal, truncated_normal, xavier
+from lightning_optkit.init import he, initialize, lecun, lsuv, orthogonal, truncated_normal, xavier
 
 
 def seeded(seed=7):
@@ -26,6 +26,20 @@ def test_a_plain_layer_equals_torch(layer):
     initialize(layer, he, generator=seeded())
     assert torch.equal(layer.weight, reference)
     assert torch.equal(layer.bias, torch.zeros(4))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_transposed_linear_of_hugging_face_is_a_linear():
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D(4, 6)  # 6 inputs, 4 outputs
+    linear = nn.Linear(6, 4)
+    rows = by_name(initialize(conv1d, he, generator=seeded()))
+    initialize(linear, he, generator=seeded())
+    assert torch.equal(conv1d.weight, linear.weight.T) and torch.equal(conv1d.bias, torch.zeros(4))
+    assert rows["weight"].scheme == "he"
+    x = torch.randn(64, 6, generator=seeded()) + 1
+    for layer in (conv1d, linear):
+        lsuv(layer, x, generator=seeded())
+        assert abs(float(layer(x).var(correction=0)) - 1) < 0.01
 
 
 @pytest.mark.parametrize("make", [nn.Conv1d, nn.Conv2d, nn.Conv3d])
