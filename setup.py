@@ -3,12 +3,14 @@
 
 OPTKIT_EXTENSION=auto|0|1   build it if there is a C++ compiler | never | fail without one
 OPTKIT_CUDA=auto|0|1        add the CUDA kernels if there is an nvcc | never | fail without one
+OPTKIT_NODE=auto|0|1        add the norms' autograd node if torch's headers compile | never | fail if they do not
 TORCH_CUDA_ARCH_LIST        e.g. "9.0;10.0+PTX"; default: what this nvcc knows of 8.0 9.0 10.0 12.0
 MAX_JOBS                    compilers at a time; default: cores, and 2 GB of memory each
 """
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent
 CSRC = ROOT / "csrc"
 CUDA_LIBRARY = "liboptkit_cuda"
+NODE_LIBRARY = "_node"
 ISA_FLAGS = {
     "baseline": "",
     "avx2": "-mavx2 -mfma -mf16c",
@@ -104,9 +107,19 @@ class NinjaBuild(build_ext):
         build = ROOT.resolve() / "build" / f"{sys.implementation.cache_tag}-{ext.name}"
         build.mkdir(parents=True, exist_ok=True)
         output = build / "library.so"
-        lines = cuda_build(output) if ext.name.endswith(CUDA_LIBRARY) else cpp_build(output)
+        lines = WRITERS[ext.name.rpartition(".")[2]](output)
         (build / "build.ninja").write_text("\n".join(["ninja_required_version = 1.8", *lines]) + "\n")
-        run_ninja(build)
+        is_wanted = ext.name.rpartition(".")[2] != NODE_LIBRARY or choice("OPTKIT_NODE") == "1"
+        try:
+            run_ninja(build)
+        except SystemExit:
+            if is_wanted:
+                raise
+            print(
+                "lightning_optkit: torch's headers did not compile; the norms do without an autograd node in C++.",
+                file=sys.stderr,
+            )
+            return
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         # In one move: a process that has the old library open keeps it whole.
@@ -141,8 +154,33 @@ def cpp_build(output: Path) -> list[str]:
     return [*lines, f"build {output}: link {' '.join(objects)}"]
 
 
+def node_build(output: Path) -> list[str]:
+    """One file, on all of torch's headers and for this torch only: the stable ABI has no autograd node."""
+    torch = torch_folder()
+    version = re.search(r"__version__ = '([^'+]+)", (torch / "version.py").read_text())
+    includes = f"-I{CSRC.resolve()} -I{sysconfig.get_paths()['include']}"
+    includes += f" -isystem {torch}/include -isystem {torch}/include/torch/csrc/api/include"
+    flags = (
+        f"-O2 -std=c++20 -fPIC -fvisibility=hidden -Wall -Wextra '-DOPTKIT_TORCH_VERSION=\"{version and version[1]}\"'"
+    )
+    libraries = f"-L{torch}/lib -ltorch_python -ltorch_cpu -lc10"
+    libraries = "-undefined dynamic_lookup" if sys.platform == "darwin" else libraries
+    return [
+        "rule cxx",
+        f"  command = {COMPILER} -MMD -MF $out.d {flags} {includes} -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = C++ $out",
+        "rule link",
+        f"  command = {COMPILER} -shared $in -o $out {libraries}",
+        "  description = link $out",
+        f"build norm_node.o: cxx {(CSRC / 'bindings/norm_node.cpp').resolve()}",
+        f"build {output}: link norm_node.o",
+    ]
+
+
 def cpp_units(torch_includes: str) -> list[tuple[Path, str, str]]:
-    """(source, object, flags). Only ops.cpp and norm_ops.cpp see torch, whose headers need C++20."""
+    """(source, object, flags). Of these only ops.cpp and norm_ops.cpp see torch, whose headers need C++20."""
     units = [(CSRC / f"cpu/{name}.cpp", name, "-std=c++17") for name in ("walk", "dispatch", "memory", "layer_norm")]
     units += [(CSRC / f"bindings/{name}.cpp", name, "-std=c++17") for name in ("plan", "module", "device")]
     stable_abi = f"-std=c++20 -DTORCH_TARGET_VERSION=0x020a000000000000 {torch_includes}"
@@ -187,9 +225,11 @@ def run_ninja(build: Path) -> None:
 
 COMPILER = cxx()
 NVCC = nvcc() if COMPILER else None
+WRITERS = {"_C": cpp_build, NODE_LIBRARY: node_build, CUDA_LIBRARY: cuda_build}
 libraries = ["lightning_optkit._C"] if COMPILER else []
+libraries += [f"lightning_optkit.{NODE_LIBRARY}"] if COMPILER and choice("OPTKIT_NODE") != "0" else []
 libraries += [f"lightning_optkit.{CUDA_LIBRARY}"] if NVCC else []
 setup(
-    ext_modules=[Extension(name, sources=[]) for name in libraries],
+    ext_modules=[Extension(name, sources=[], optional=name.endswith(NODE_LIBRARY)) for name in libraries],
     cmdclass={"build_ext": NinjaBuild},
 )

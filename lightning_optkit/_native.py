@@ -9,11 +9,19 @@ import warnings
 from pathlib import Path
 from types import ModuleType
 
-import torch  # noqa: F401  (the extension finds libtorch already loaded)
+import torch  # the extension finds libtorch already loaded
 
 from lightning_optkit._checks import check_one_of
 
-__all__ = ["cuda_library", "extension", "missing_reason", "warn_once_if_missing", "why_no_cuda_kernels"]
+__all__ = [
+    "cuda_library",
+    "extension",
+    "missing_reason",
+    "node",
+    "warn_once_if_missing",
+    "why_no_cuda_kernels",
+    "why_no_node",
+]
 
 
 def _load() -> tuple[ModuleType | None, str]:
@@ -30,7 +38,23 @@ def _load() -> tuple[ModuleType | None, str]:
     return _C, ""
 
 
+def _load_node() -> tuple[ModuleType | None, str]:
+    if extension is None:
+        return None, missing_reason
+    if importlib.util.find_spec("lightning_optkit._node") is None:
+        return None, "it was not built (OPTKIT_NODE=0, or torch's headers did not compile)"
+    try:
+        _node = importlib.import_module("lightning_optkit._node")
+    except ImportError as error:
+        return None, f"it does not load: {error}"
+    if torch.__version__.split("+")[0] != _node.TORCH_VERSION:
+        return None, f"it was built with torch {_node.TORCH_VERSION}, and this is {torch.__version__}"
+    return _node, ""
+
+
 extension, missing_reason = _load()
+# The norms' autograd node in C++: sees more of torch than its stable ABI, so it serves one torch only.
+node, why_no_node = _load_node()
 _warned = False
 
 
