@@ -3,12 +3,14 @@
 
 OPTKIT_EXTENSION=auto|0|1   build it if there is a C++ compiler | never | fail without one
 OPTKIT_CUDA=auto|0|1        add the CUDA kernels if there is an nvcc | never | fail without one
+OPTKIT_NODE=auto|0|1        add the norms' autograd node if torch's headers compile | never | fail if they do not
 TORCH_CUDA_ARCH_LIST        e.g. "9.0;10.0+PTX"; default: what this nvcc knows of 8.0 9.0 10.0 12.0
 MAX_JOBS                    compilers at a time; default: cores, and 2 GB of memory each
 """
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent
 CSRC = ROOT / "csrc"
 CUDA_LIBRARY = "liboptkit_cuda"
+NODE_LIBRARY = "_node"
 ISA_FLAGS = {
     "baseline": "",
     "avx2": "-mavx2 -mfma -mf16c",
@@ -114,24 +117,37 @@ class ParallelBuild(build_ext):
     def build_extensions(self) -> None:
         build = ROOT.resolve() / "build" / f"{sys.implementation.cache_tag}-extension"
         build.mkdir(parents=True, exist_ok=True)
-        jobs = [job for ext in self.extensions for job in jobs_of(ext.name)]
+        required = [ext.name for ext in self.extensions if not ext.optional]
+        built = [ext.name for ext in self.extensions]
         try:
-            run_jobs(jobs, build)
+            try:
+                run_jobs([job for name in built for job in jobs_of(name)], build)
+            except subprocess.CalledProcessError:
+                if built == required:
+                    raise
+                run_jobs([job for name in required for job in jobs_of(name)], build)
+                built = required
+                print(
+                    "lightning_optkit: torch's headers did not compile; the norms do without an autograd node in C++.",
+                    file=sys.stderr,
+                )
         except subprocess.CalledProcessError as error:
             raise SystemExit(
                 "lightning_optkit: the extension did not compile; the compiler's message is above. "
                 "OPTKIT_CUDA=0 leaves the CUDA kernels out, OPTKIT_EXTENSION=0 installs the plain-PyTorch reference."
             ) from error
-        for ext in self.extensions:
-            target = Path(self.get_ext_fullpath(ext.name))
+        for name in built:
+            target = Path(self.get_ext_fullpath(name))
             target.parent.mkdir(parents=True, exist_ok=True)
             # In one move: a process that has the old library open keeps it whole.
-            shutil.copyfile(build / f"{ext.name}.so", target.with_suffix(".new"))
+            shutil.copyfile(build / f"{name}.so", target.with_suffix(".new"))
             target.with_suffix(".new").replace(target)
 
 
 def jobs_of(library: str) -> list[Job]:
-    return cuda_jobs(library) if library.endswith(CUDA_LIBRARY) else cpp_jobs(library)
+    if library.endswith(CUDA_LIBRARY):
+        return cuda_jobs(library)
+    return node_jobs(library) if library.endswith(NODE_LIBRARY) else cpp_jobs(library)
 
 
 def pybind11_include(torch: Path) -> str:
@@ -164,8 +180,25 @@ def link(library: str, linker: str, jobs: list[Job], libraries: str) -> Job:
     return Job(f"{library}.so", f"{linker} {' '.join(objects)} -o {library}.so {libraries}", objects, False)
 
 
+def node_jobs(library: str) -> list[Job]:
+    """One file, on all of torch's headers and for this torch only: the stable ABI has no autograd node."""
+    torch = torch_folder()
+    version = re.search(r"__version__ = '([^'+]+)", (torch / "version.py").read_text())
+    includes = f"-I{CSRC.resolve()} -I{sysconfig.get_paths()['include']}"
+    includes += f" -isystem {torch}/include -isystem {torch}/include/torch/csrc/api/include"
+    flags = (
+        f"-O2 -std=c++20 -fPIC -fvisibility=hidden -Wall -Wextra '-DOPTKIT_TORCH_VERSION=\"{version and version[1]}\"'"
+    )
+    source = (CSRC / "bindings/norm_node.cpp").resolve()
+    command = f"{COMPILER} -MMD -MF norm_node.o.d {flags} {includes} -c {source} -o norm_node.o"
+    jobs = [Job("norm_node.o", command, [str(source)], True)]
+    libraries = f"-L{torch}/lib -ltorch_python -ltorch_cpu -lc10"
+    libraries = "-undefined dynamic_lookup" if sys.platform == "darwin" else libraries
+    return [*jobs, link(library, f"{COMPILER} -shared", jobs, libraries)]
+
+
 def cpp_units(torch_includes: str) -> list[tuple[Path, str, str]]:
-    """(source, object, flags). Only ops.cpp and norm_ops.cpp see torch, whose headers need C++20."""
+    """(source, object, flags). Of these only ops.cpp and norm_ops.cpp see torch, whose headers need C++20."""
     units = [(CSRC / f"cpu/{name}.cpp", name, "-std=c++17") for name in ("walk", "dispatch", "memory", "layer_norm")]
     units += [(CSRC / f"bindings/{name}.cpp", name, "-std=c++17") for name in ("plan", "module", "device", "exchange")]
     stable_abi = f"-std=c++20 -DTORCH_TARGET_VERSION=0x020a000000000000 {torch_includes}"
@@ -215,8 +248,12 @@ def run_jobs(jobs: list[Job], build: Path) -> None:
 COMPILER = cxx()
 NVCC = nvcc() if COMPILER else None
 libraries = ["lightning_optkit._C"] if COMPILER else []
+libraries += [f"lightning_optkit.{NODE_LIBRARY}"] if COMPILER and choice("OPTKIT_NODE") != "0" else []
 libraries += [f"lightning_optkit.{CUDA_LIBRARY}"] if NVCC else []
 setup(
-    ext_modules=[Extension(name, sources=[]) for name in libraries],
+    ext_modules=[
+        Extension(name, sources=[], optional=name.endswith(NODE_LIBRARY) and choice("OPTKIT_NODE") != "1")
+        for name in libraries
+    ],
     cmdclass={"build_ext": ParallelBuild},
 )

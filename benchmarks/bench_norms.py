@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """LayerNorm, RMSNorm and their residual forms: ours against torch's, over a grid of shapes.
 
-Usage: python benchmarks/bench_norms.py [--quick] [--seconds 0.03] [--threads 1 2] [--save]
+A model runs `backward` once for many norms, and its Python costs as much as several short ones. So up to CHAINED elements,
+CHAIN norms are measured one behind the other in one graph, and a time is that of one of them; `--chain 1` measures each
+alone. A transposed input is measured alone at any size, since what a norm gives is contiguous.
+
+Usage: python benchmarks/bench_norms.py [--quick] [--seconds 0.03] [--threads 1 2] [--chain 8] [--save]
 """
 
 import argparse
@@ -20,6 +24,7 @@ Call = Callable[[], object]
 ROWS, COLUMNS = (1, 7, 128, 4096, 65536), (1, 3, 64, 255, 256, 768, 1024, 4096, 8192)
 QUICK_ROWS, QUICK_COLUMNS = (1, 128, 4096), (3, 255, 1024)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+CHAIN, CHAINED = 8, 1 << 17
 MAX_BYTES = 1 << 28  # of one tensor: larger ones take minutes per cell and tell nothing new
 
 
@@ -66,36 +71,49 @@ def inputs(kind: Kind, rows: int, columns: int, dtype: torch.dtype, contiguous: 
     return [t.requires_grad_() for t in leaves] + made[len(made) // 2 :]
 
 
-def calls(module: nn.Module, tensors: list[Tensor], phase: str) -> Call:
-    """One forward, one backward, or both."""
+def calls(modules: list[nn.Module], tensors: list[Tensor], phase: str) -> Call:
+    """Forward, backward, or both, of all modules in a row."""
     half = len(tensors) // 2
     xs, grads = tensors[:half], tensors[half:]
-    leaves = [*xs, *module.parameters()]
+    leaves = [*xs, *(p for module in modules for p in module.parameters())]
 
-    def forward() -> object:
-        return module(*xs)
+    def forward() -> list[Tensor]:
+        outputs = xs
+        for module in modules:
+            found = module(*outputs)
+            outputs = list(found) if isinstance(found, tuple) else [found]
+        return outputs
 
     def both() -> object:
-        outputs = module(*xs)
-        return torch.autograd.grad(outputs, leaves, grads)
+        return torch.autograd.grad(forward(), leaves, grads)
 
     if phase == "forward":
         return forward
     if phase == "forward+backward":
         return both
-    outputs = module(*xs)
+    outputs = forward()
     return lambda: torch.autograd.grad(outputs, leaves, grads, retain_graph=True)
 
 
 def measure(
-    kind: Kind, case: tuple[int, int, str, bool], phase: str, threads: int, seconds: float, bandwidth: float
+    kind: Kind,
+    case: tuple[int, int, str, bool],
+    phase: str,
+    threads: int,
+    seconds: float,
+    bandwidth: float,
+    chain: int,
 ) -> Row:
     """One row."""
     rows, columns, dtype_name, contiguous = case
     dtype = DTYPES[dtype_name]
     tensors = inputs(kind, rows, columns, dtype, contiguous)
-    ours, theirs = kind.ours(columns, dtype=dtype), kind.theirs(columns, dtype=dtype)
-    times = interleaved({"ours": calls(ours, tensors, phase), "theirs": calls(theirs, tensors, phase)}, seconds)
+    count = chain if contiguous and rows * columns <= CHAINED else 1
+    variants = {
+        name: calls([make(columns, dtype=dtype) for _ in range(count)], tensors, phase)
+        for name, make in (("ours", kind.ours), ("theirs", kind.theirs))
+    }
+    times = {name: [t / count for t in found] for name, found in interleaved(variants, seconds).items()}
     low, median, high = statistics.quantiles(times["ours"], n=4)
     arrays = {"forward": kind.forward, "backward": kind.backward, "forward+backward": kind.forward + kind.backward}
     moved = arrays[phase] * rows * columns * dtype.itemsize
@@ -142,6 +160,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.03, help="time per cell; a cell takes at least 6 calls")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--kinds", nargs="+", default=[k.name for k in KINDS], choices=[k.name for k in KINDS])
+    parser.add_argument("--chain", type=int, default=CHAIN, help="short norms in one graph")
     parser.add_argument("--phases", nargs="+", default=["forward", "backward", "forward+backward"])
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument("--layouts", nargs="+", default=["contiguous", "transposed"])
@@ -163,7 +182,7 @@ def main() -> None:
                 continue
             for kind in KINDS:
                 if kind.name in a.kinds:
-                    rows += [measure(kind, case, phase, threads, a.seconds, bandwidth) for phase in a.phases]
+                    rows += [measure(kind, case, phase, threads, a.seconds, bandwidth, a.chain) for phase in a.phases]
     report(rows, a.save)
     print("\n".join(summaries(rows)))
 

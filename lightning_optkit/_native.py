@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from types import ModuleType
 
-import torch  # also: the extension finds libtorch already loaded
+import torch  # the extension finds libtorch already loaded
 
 from lightning_optkit._checks import check_one_of
 
@@ -18,8 +18,10 @@ __all__ = [
     "extension",
     "has_exchange",
     "missing_reason",
+    "node",
     "warn_once_if_missing",
     "why_no_cuda_kernels",
+    "why_no_node",
 ]
 
 
@@ -42,9 +44,25 @@ def _open_exchange() -> bool:
     return extension is not None and capsule is not None and bool(extension.open_exchange(capsule))
 
 
+def _load_node() -> tuple[ModuleType | None, str]:
+    if extension is None:
+        return None, missing_reason
+    if importlib.util.find_spec("lightning_optkit._node") is None:
+        return None, "it was not built (OPTKIT_NODE=0, or torch's headers did not compile)"
+    try:
+        _node = importlib.import_module("lightning_optkit._node")
+    except ImportError as error:
+        return None, f"it does not load: {error}"
+    if torch.__version__.split("+")[0] != _node.TORCH_VERSION:
+        return None, f"it was built with torch {_node.TORCH_VERSION}, and this is {torch.__version__}"
+    return _node, ""
+
+
 extension, missing_reason = _load()
 has_exchange = _open_exchange()
 """Whether the plan can look at tensors by DLPack's C exchange API, which an older torch lacks."""
+# The norms' autograd node in C++: sees more of torch than its stable ABI, so it serves one torch only.
+node, why_no_node = _load_node()
 _warned = False
 
 

@@ -100,8 +100,8 @@ def test_only_callbacks_and_cli_import_lightning(path):
 def test_imports_point_downwards(path):
     folder = folder_of(path)
     for imported in imported_folders(path):
-        if imported == "_C":
-            assert folder == "_native", f"{name(path)} imports _C; only _native.py knows whether it exists"
+        if imported in ("_C", "_node"):
+            assert folder == "_native", f"{name(path)} imports {imported}; only _native.py knows whether it exists"
         elif imported != folder:
             assert folder, f"lightning_optkit/__init__.py imports {imported}; it imports nothing"
             assert FLOOR_OF[imported] <= FLOOR_OF[folder], f"{name(path)} imports {imported}, which stands above it"

@@ -5,6 +5,7 @@
 
 #include "bindings/device.h"
 #include "bindings/exchange.h"
+#include "bindings/norm_api.h"
 #include "bindings/plan.h"
 #include "cpu/memory.h"
 
@@ -176,5 +177,6 @@ PYBIND11_MODULE(_C, m) {
     return names;
   });
   m.def("use_cpu_isa", [](const std::string& name) { return optkit::use_isa(name.c_str()); });
+  m.def("norm_api", [] { return reinterpret_cast<uintptr_t>(&optkit::norm_api()); });
   m.def("advise_huge_pages", &optkit::advise_huge_pages, py::arg("address"), py::arg("num_bytes"));
 }

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "bindings/device.h"
+#include "bindings/norm_api.h"
 #include "bindings/threads.h"
 #include "cpu/layer_norm.h"
 #include "cpu/memory.h"
@@ -27,8 +28,13 @@ using Output = std::unique_ptr<AtenTensorOpaque, DeleteTensor>;
 
 StableIValue give(Output output) { return torch::stable::detail::from(output.release()); }
 
-// From here on the C library asks the system for fresh pages at every call, and page faults cost more than the rows.
-constexpr int64_t kHugePagesFrom = int64_t{1} << 25;
+// The C library often asks the system for fresh pages for a result this large, from 32 MiB on always; page faults then
+// cost more than the rows.
+constexpr int64_t kHugePagesFrom = int64_t{1} << 22;
+
+void back_by_huge_pages(void* data, int64_t num_bytes) {
+  if (num_bytes >= kHugePagesFrom) advise_huge_pages(reinterpret_cast<uintptr_t>(data), static_cast<size_t>(num_bytes));
+}
 
 bool to_dtype(int32_t code, DType* dtype) {
   static const int32_t codes[] = {aoti_torch_dtype_float32(), aoti_torch_dtype_bfloat16(), aoti_torch_dtype_float16(),
@@ -158,10 +164,10 @@ Output empty(const Argument& like, const int64_t* sizes, int64_t dim, DType dtyp
   TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(dim, sizes, strides.data(), code_of(dtype), like.device, like.device_index, &handle));
   Output output(handle);
-  if (like.device == aoti_torch_device_type_cpu() && step * size_of(dtype) >= kHugePagesFrom) {
+  if (like.device == aoti_torch_device_type_cpu()) {
     void* data = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle, &data));
-    advise_huge_pages(reinterpret_cast<uintptr_t>(data), static_cast<size_t>(step * size_of(dtype)));
+    back_by_huge_pages(data, step * size_of(dtype));
   }
   return output;
 }
@@ -379,6 +385,18 @@ void norm_backward_op(StableIValue* stack, uint64_t, uint64_t) {
 }
 
 }  // namespace
+
+const NormApi& norm_api() {
+  static const NormApi api = {
+      [](bool centered, const NormForward& a) { norm_forward(centered, a, workers); },
+      [](bool centered, const NormBackward& a, void* d_weight, void* d_bias) {
+        norm_backward(centered, a, d_weight, d_bias, workers);
+      },
+      &back_by_huge_pages,
+  };
+  return api;
+}
+
 }  // namespace optkit
 
 // `norm` and `add_norm` have an autograd formula, registered in Python, for graphs that are traced. The same under a

@@ -18,19 +18,41 @@ constexpr int kFloatLanes = Vec<float>::kLanes;
 typedef uint16_t NativeHalf __attribute__((vector_size(kFloatLanes * 2)));
 
 OPTKIT_HD Vec<float> bfloat16_to_float(NativeHalf h) {
+  // gcc widens a vector in halves, which takes four instructions.
+#if defined(__AVX512F__)
+  return Vec<float>::Native(
+      _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(h)), 16)));
+#elif defined(__AVX2__)
+  return Vec<float>::Native(
+      _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(h)), 16)));
+#else
   return reinterpret_cast<Vec<float>::Native>(__builtin_convertvector(h, NativeBits) << 16);
+#endif
 }
 
-OPTKIT_HD NativeBits keep_nan(NativeBits bits, NativeBits rounded) {
-  const auto is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
-  return is_nan ? ((bits >> 16) | 0x40u) : rounded;
+// The upper half of each lane.
+OPTKIT_HD NativeHalf upper_halves(NativeBits bits) {
+  const NativeBits upper = bits >> 16;
+#if defined(__AVX512F__)
+  return reinterpret_cast<NativeHalf>(_mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(upper)));
+#elif defined(__AVX2__)  // gcc masks first what needs no mask
+  const __m256i packed = _mm256_packus_epi32(reinterpret_cast<__m256i>(upper), reinterpret_cast<__m256i>(upper));
+  return reinterpret_cast<NativeHalf>(_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+#else
+  return __builtin_convertvector(upper, NativeHalf);
+#endif
+}
+
+// `rounded` where a is a number; else a as a quiet NaN.
+OPTKIT_HD NativeBits keep_nan(Vec<float> a, NativeBits rounded) {
+  const NativeBits bits = reinterpret_cast<NativeBits>(a.v);
+  return a.v != a.v ? (bits | 0x400000u) : rounded;
 }
 
 // Round to nearest, ties to even.
 OPTKIT_HD NativeHalf float_to_bfloat16(Vec<float> a) {
   const NativeBits bits = reinterpret_cast<NativeBits>(a.v);
-  const NativeBits rounded = (bits + (((bits >> 16) & 1u) + 0x7fffu)) >> 16;
-  return __builtin_convertvector(keep_nan(bits, rounded), NativeHalf);
+  return upper_halves(keep_nan(a, bits + (((bits >> 16) & 1u) + 0x7fffu)));
 }
 
 // Round up with the probability of the part cut off. Infinities stay.
@@ -38,7 +60,7 @@ OPTKIT_HD NativeHalf float_to_bfloat16(Vec<float> a, NativeBits random) {
   const NativeBits bits = reinterpret_cast<NativeBits>(a.v);
   const auto is_inf = (bits & 0x7fffffffu) == 0x7f800000u;
   const NativeBits noise = is_inf ? NativeBits{} : (random & 0xffffu);
-  return __builtin_convertvector(keep_nan(bits, (bits + noise) >> 16), NativeHalf);
+  return upper_halves(keep_nan(a, bits + noise));
 }
 
 OPTKIT_HD Vec<float> float16_to_float(NativeHalf h) {

@@ -36,12 +36,12 @@ void fill(void* to, DType type, int64_t count, double value) {
 }
 
 // A parameter in wide numbers: itself, or a copy at `space`; `absent` in every place if there is none.
-const void* widened(const void* parameter, DType type, DType wide, int64_t count, double absent, void* space) {
+const void* widened(const void* parameter, DType type, DType row_type, int64_t count, double absent, void* space) {
   if (parameter == nullptr) {
-    fill(space, wide, count, absent);
+    fill(space, wide_of(row_type), count, absent);
     return space;
   }
-  if (is_wide(type)) return parameter;
+  if (is_wide(row_type)) return parameter;
   active_norm_kernels().widen(parameter, type, count, space);
   return space;
 }
@@ -73,8 +73,8 @@ void norm_forward(bool centered, const NormForward& given, const Workers& worker
   NormForward a = given;
   const DType wide = wide_of(a.type);
   char* space = scratch(2 * a.size * size_of(wide));
-  a.weight = widened(a.weight, a.weight_type, wide, a.size, 1.0, space);
-  a.bias = widened(a.bias, a.weight_type, wide, a.size, 0.0, space + a.size * size_of(wide));
+  a.weight = widened(a.weight, a.weight_type, a.type, a.size, 1.0, space);
+  a.bias = widened(a.bias, a.weight_type, a.type, a.size, 0.0, space + a.size * size_of(wide));
   const NormForwardRows run = active_norm_kernels().forward[centered][static_cast<int>(a.type)];
   const int64_t task_rows = (kTaskElements / a.size + 16) / 16 * 16;
   for_each_task(workers, (a.rows + task_rows - 1) / task_rows,
@@ -92,7 +92,7 @@ void norm_backward(bool centered, const NormBackward& given, void* d_weight, voi
       std::max({(a.rows + kMaxParts - 1) / kMaxParts, kMinPartRows, (kTaskElements / 2 + a.size - 1) / a.size});
   const int64_t num_parts = std::max<int64_t>(1, (a.rows + part_rows - 1) / part_rows);
   char* space = scratch((2 * num_parts + 3) * vector_bytes);
-  a.weight = widened(a.weight, a.weight_type, wide, a.size, 1.0, space);
+  a.weight = widened(a.weight, a.weight_type, a.type, a.size, 1.0, space);
   char *weight_sum = space + vector_bytes, *bias_sum = space + 2 * vector_bytes, *parts = space + 3 * vector_bytes;
   for_each_task(workers, num_parts, [&](int64_t part) {
     char* here = parts + 2 * part * vector_bytes;

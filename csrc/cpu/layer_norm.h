@@ -14,7 +14,7 @@ using NormBackwardRows = void (*)(const NormBackward&, int64_t begin, int64_t en
 struct NormKernels {
   NormForwardRows forward[2][4];
   NormBackwardRows backward[2][4];
-  // 16-bit to fp32 and back; fp32 and fp64 are copied.
+  // To fp32 and back; fp64 is copied. Widened NaN have zeros where rounding to 16 bits adds.
   void (*widen)(const void* from, DType type, int64_t count, void* to);
   void (*narrow)(const void* from, DType type, int64_t count, void* to);
   // out[i] = sum over k of parts[k * stride + i] for i in [begin, end), k in order.

@@ -8,18 +8,25 @@ namespace optkit {
 namespace OPTKIT_ISA {
 namespace {
 
+int rows_of(int group, int64_t row, int64_t end) { return end - row < group ? static_cast<int>(end - row) : group; }
+
 template <class Norm, DType kType>
 void forward(const NormForward& arguments, int64_t begin, int64_t end) {
   const NormForward a = arguments;
   if (a.size <= kNarrow) return forward_narrow<Norm, kType>(a, begin, end);
+  const bool streamed = streams<kType>(a.y, a.rows, a.size);
+  const int group = a.size <= kGroupedRow ? kGroup : 1;
   if constexpr (size_of(kType) == 2) {
     alignas(64) wide_t<kType> buffer[kBufferSize];
     if (a.size <= kBufferSize) {
-      for (int64_t row = begin; row < end; ++row) forward_row<Norm, kType, true>(a, row, buffer);
+      for (int64_t row = begin; row < end; row += group)
+        forward_rows<Norm, kType, true>(a, row, rows_of(group, row, end), buffer, streamed);
       return;
     }
   }
-  for (int64_t row = begin; row < end; ++row) forward_row<Norm, kType, false>(a, row, nullptr);
+  for (int64_t row = begin; row < end; row += group)
+    forward_rows<Norm, kType, false>(a, row, rows_of(group, row, end), nullptr, streamed);
+  end_stream(streamed);
 }
 
 template <class Norm, DType kType>
@@ -30,9 +37,11 @@ void backward(const NormBackward& arguments, int64_t begin, int64_t end, void* d
   if (a.size <= kNarrow) return backward_narrow<Norm, kType>(a, begin, end, dw, db);
   for (int64_t i = 0; dw && i < a.size; ++i) dw[i] = S(0);
   for (int64_t i = 0; db && i < a.size; ++i) db[i] = S(0);
-  int64_t row = begin;
-  for (; row + 2 <= end; row += 2) backward_rows<Norm, kType, 2>(a, row, dw, db);
-  if (row < end) backward_rows<Norm, kType, 1>(a, row, dw, db);
+  const bool streamed = streams<kType>(a.dx, a.rows, a.size);
+  const int group = a.size <= kGroupedRow ? kGroup : 2;
+  for (int64_t row = begin; row < end; row += group)
+    backward_rows<Norm, kType>(a, row, rows_of(group, row, end), dw, db, streamed);
+  end_stream(streamed);
 }
 
 struct Whole {
@@ -47,7 +56,10 @@ OPTKIT_HD void convert(const void* from, DType type, int64_t count, void* to) {
   const auto one = [&](int64_t i, int lanes, auto tail) OPTKIT_INLINE {
     constexpr bool kTail = decltype(tail)::value;
     const DType in = kWiden ? type : DType::kFloat32, out = kWiden ? DType::kFloat32 : type;
-    store<float, kTail>(to, out, i, lanes, load<float, kTail>(from, in, i, lanes));
+    const Vec<float> value = load<float, kTail>(from, in, i, lanes);
+    // No NaN but the usual one, whatever its payload: `put` relies on it.
+    const Vec<float> usual = select(value == value, value, Vec<float>(__builtin_nanf("")));
+    store<float, kTail>(to, out, i, lanes, kWiden ? usual : value);
   };
   int64_t i = 0;
   for (; i + kFloatLanes <= count; i += kFloatLanes) one(i, kFloatLanes, Whole());

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// One row at a time, for rows of at least one vector. The row is read from memory once and stays in the cache.
+// A row or a few at a time, of at least one vector each. They are read from memory once and stay in the cache.
 #pragma once
 
 #include "cpu/layer_norm_rows.h"
@@ -11,60 +11,83 @@ namespace OPTKIT_ISA {
 
 // 16-bit rows up to here are widened once, into this much of the cache.
 constexpr int64_t kBufferSize = 4096;
+// So many rows up to so long take turns pass by pass: a short row alone would wait for its own sums, root and quotient.
+constexpr int kGroup = 4;
+constexpr int64_t kGroupedRow = kBufferSize / kGroup / 2;
 
-// Pass after pass over one row, of which only the first touches memory: mean, mean square, result. kBuffered: the first
-// pass leaves the row as wide numbers in `buffer` for the others.
+// Pass after pass over `rows` rows, of which only the first touches memory: mean, mean square, result. kBuffered: the
+// first pass leaves the rows as wide numbers in `buffer` for the others.
 template <class Norm, DType kType, bool kBuffered>
-OPTKIT_HD void forward_row(const NormForward& a, int64_t row, wide_t<kType>* buffer) {
+OPTKIT_HD void forward_rows(const NormForward& a, int64_t row, int rows, wide_t<kType>* buffer, bool streamed) {
   using S = wide_t<kType>;
   using V = Vec<S>;
   constexpr int kLanes = V::kLanes;
   const int64_t n = a.size;
-  const void* x = at(a.x, a.x_type, row * a.x_stride);
-  void* y = at(a.y, kType, row * n);
-  if (a.residual) {
-    add_residual<kType>(a, row * n, x, n);
-    x = at(a.sum, kType, row * n);
-  }
-  // The memory would idle while the row is in the cache: the next row is asked for meanwhile. With a residual it is
-  // the first pass that reads memory, and it runs on its own.
-  const int64_t next = a.residual ? 0 : a.x_stride;
-  const auto first = [&](int64_t i) OPTKIT_INLINE {
+  // The memory would idle while the rows are in the cache: the next are asked for meanwhile. With a residual it is the
+  // first pass that reads memory, and it runs on its own.
+  const int64_t next = a.residual ? 0 : rows * a.x_stride;
+  const auto x_of = [&](int r) OPTKIT_INLINE {
+    return a.residual ? at(static_cast<const void*>(a.sum), kType, (row + r) * n)
+                      : at(a.x, kType, (row + r) * a.x_stride);
+  };
+  const auto first = [&](const void* x, S* wide, int64_t i) OPTKIT_INLINE {
     const V value = load<S, false>(x, kType, i, kLanes);
-    if (kBuffered) wide_store<S>(buffer, i, value);
+    if (kBuffered) wide_store<S>(wide, i, value);
     return value;
   };
-  const auto again = [&](int64_t i) OPTKIT_INLINE {
-    return kBuffered ? wide_load<S>(buffer, i) : load<S, false>(x, kType, i, kLanes);
+  const auto again = [&](const void* x, const S* wide, int64_t i) OPTKIT_INLINE {
+    return kBuffered ? wide_load<S>(wide, i) : load<S, false>(x, kType, i, kLanes);
   };
-  S mean = S(0);
-  if (Norm::kCentered) {
+  S mean[kGroup] = {}, rstd[kGroup];
+  for (int r = 0; a.residual && r < rows; ++r)
+    add_residual<kType>(a, (row + r) * n, at(a.x, a.x_type, (row + r) * a.x_stride), n);
+  for (int r = 0; Norm::kCentered && r < rows; ++r) {
+    const void* x = x_of(r);
+    S* wide = kBuffered ? buffer + r * kGroupedRow : nullptr;
     Accumulators<S> sum;
-    walk_row<S>(n,
-                [&](int64_t i, int k, auto lanes) OPTKIT_INLINE { sum.part[k] = sum.part[k] + keep(lanes, first(i)); });
-    mean = sum.total() / static_cast<S>(n);
+    walk_row<S>(n, [&](int64_t i, int k, auto lanes)
+                       OPTKIT_INLINE { sum.part[k] = sum.part[k] + keep(lanes, first(x, wide, i)); });
+    mean[r] = sum.total() / static_cast<S>(n);
   }
-  const V shift(mean);
-  Accumulators<S> squares;
-  walk_row<S>(n, [&](int64_t i, int k, auto lanes) OPTKIT_INLINE {
-    __builtin_prefetch(at(x, kType, next + i));
-    const V d = keep(lanes, Norm::center(Norm::kCentered ? again(i) : first(i), shift));
-    squares.part[k] = fma(d, d, squares.part[k]);
-  });
-  const S variance = squares.total() / static_cast<S>(n);
-  const S rstd = static_cast<S>(1.0 / optkit::sqrt(static_cast<double>(variance) + a.eps));
-  if (Norm::kCentered) static_cast<S*>(a.mean)[row] = mean;
-  static_cast<S*>(a.rstd)[row] = rstd;
-  const V scale(rstd);
-  walk_row<S>(n, [&](int64_t i, int, auto) OPTKIT_INLINE {
-    const V normalized = Norm::center(again(i), shift) * scale;
-    store<S, false>(y, kType, i, kLanes, fma(normalized, wide_load<S>(a.weight, i), wide_load<S>(a.bias, i)));
-  });
+  for (int r = 0; r < rows; ++r) {
+    const void* x = x_of(r);
+    S* wide = kBuffered ? buffer + r * kGroupedRow : nullptr;
+    const V shift(mean[r]);
+    Accumulators<S> squares;
+    walk_row<S>(n, [&](int64_t i, int k, auto lanes) OPTKIT_INLINE {
+      prefetch<kType>(at(x, kType, next + i), k);
+      const V d = keep(lanes, Norm::center(Norm::kCentered ? again(x, wide, i) : first(x, wide, i), shift));
+      squares.part[k] = fma(d, d, squares.part[k]);
+    });
+    const S variance = squares.total() / static_cast<S>(n);
+    rstd[r] = static_cast<S>(1.0 / optkit::sqrt(static_cast<double>(variance) + a.eps));
+    if (Norm::kCentered) static_cast<S*>(a.mean)[row + r] = mean[r];
+    static_cast<S*>(a.rstd)[row + r] = rstd[r];
+  }
+  for (int r = 0; r < rows; ++r) {
+    const void* x = x_of(r);
+    const S* wide = kBuffered ? buffer + r * kGroupedRow : nullptr;
+    void* y = at(a.y, kType, (row + r) * n);
+    const V shift(mean[r]), scale(rstd[r]);
+    walk_row<S>(n, [&](int64_t i, int, auto lanes) OPTKIT_INLINE {
+      const V normalized = Norm::center(again(x, wide, i), shift) * scale;
+      const V value = fma(normalized, wide_load<S>(a.weight, i), wide_load<S>(a.bias, i));
+      put<kType>(y, i, value, streamed && is_whole(lanes));
+    });
+  }
 }
 
-// kRows rows side by side, so that weight and both sums over the rows are loaded once for all of them.
+// Means over a row of g = dy * weight and of g * normalized.
+template <class S>
+struct Means {
+  S g, gx;
+};
+
+// First pass of the backward. kRows rows side by side, so that weight and both sums over the rows are loaded once for
+// all of them.
 template <class Norm, DType kType, int kRows>
-OPTKIT_HD void backward_rows(const NormBackward& a, int64_t row, wide_t<kType>* d_weight, wide_t<kType>* d_bias) {
+OPTKIT_HD void sum_rows(const NormBackward& a, int64_t row, wide_t<kType>* d_weight, wide_t<kType>* d_bias,
+                        Means<wide_t<kType>>* means) {
   using S = wide_t<kType>;
   using V = Vec<S>;
   constexpr int kLanes = V::kLanes;
@@ -96,25 +119,44 @@ OPTKIT_HD void backward_rows(const NormBackward& a, int64_t row, wide_t<kType>* 
     if (d_weight) wide_store<S>(d_weight, i, wide_load<S>(d_weight, i) + to_weight);
     if (d_bias) wide_store<S>(d_bias, i, wide_load<S>(d_bias, i) + to_bias);
   });
-  if (a.dx == nullptr) return;
 #pragma GCC unroll 2
-  for (int r = 0; r < kRows; ++r) {
-    const V mean_g(sum_g[r].total() / static_cast<S>(n)), mean_gx(sum_gx[r].total() / static_cast<S>(n));
-    const int64_t begin = (row + r) * n;
-    walk_row<S>(n, [&](int64_t i, int, auto) OPTKIT_INLINE {
-      __builtin_prefetch(at(x[r], kType, kRows * a.x_stride + i));
-      __builtin_prefetch(at(dy[r], kType, kRows * n + i));
-      const V normalized = Norm::center(load<S, false>(x[r], kType, i, kLanes), mean[r]) * rstd[r];
-      const V g = load<S, false>(dy[r], kType, i, kLanes) * wide_load<S>(a.weight, i);
-      V dx = Norm::gradient(g, normalized, rstd[r], mean_g, mean_gx);
-      if (a.d_sum) dx = dx + load<S, false>(a.d_sum, kType, begin + i, kLanes);
-      if (a.d_input) {
-        const V alive = survival(a.dropout, begin + i, V());
-        store<S, false>(a.d_input, kType, begin + i, kLanes, select(V(S(0)) < alive, dx * alive, V(S(0))));
-      }
-      store<S, false>(a.dx, kType, begin + i, kLanes, dx);
-    });
-  }
+  for (int r = 0; r < kRows; ++r)
+    means[r] = {sum_g[r].total() / static_cast<S>(n), sum_gx[r].total() / static_cast<S>(n)};
+}
+
+// Second pass: dx of one row. Meanwhile the row `ahead` rows further is asked for.
+template <class Norm, DType kType>
+OPTKIT_HD void gradient_row(const NormBackward& a, int64_t row, Means<wide_t<kType>> means, int ahead, bool streamed) {
+  using S = wide_t<kType>;
+  using V = Vec<S>;
+  constexpr int kLanes = V::kLanes;
+  const int64_t n = a.size, begin = row * n;
+  const void *x = at(a.x, kType, row * a.x_stride), *dy = at(a.dy, kType, begin);
+  const V mean(Norm::kCentered ? static_cast<const S*>(a.mean)[row] : S(0)), rstd(static_cast<const S*>(a.rstd)[row]);
+  const V mean_g(means.g), mean_gx(means.gx);
+  walk_row<S>(n, [&](int64_t i, int k, auto lanes) OPTKIT_INLINE {
+    prefetch<kType>(at(x, kType, ahead * a.x_stride + i), k);
+    prefetch<kType>(at(dy, kType, ahead * n + i), k);
+    const V normalized = Norm::center(load<S, false>(x, kType, i, kLanes), mean) * rstd;
+    const V g = load<S, false>(dy, kType, i, kLanes) * wide_load<S>(a.weight, i);
+    V dx = Norm::gradient(g, normalized, rstd, mean_g, mean_gx);
+    if (a.d_sum) dx = dx + load<S, false>(a.d_sum, kType, begin + i, kLanes);
+    if (a.d_input) {
+      const V alive = survival(a.dropout, begin + i, V());
+      store<S, false>(a.d_input, kType, begin + i, kLanes, select(V(S(0)) < alive, dx * alive, V(S(0))));
+    }
+    put<kType>(a.dx, begin + i, dx, streamed && is_whole(lanes));
+  });
+}
+
+template <class Norm, DType kType>
+OPTKIT_HD void backward_rows(const NormBackward& a, int64_t row, int rows, wide_t<kType>* d_weight,
+                             wide_t<kType>* d_bias, bool streamed) {
+  Means<wide_t<kType>> means[kGroup];
+  int r = 0;
+  for (; r + 2 <= rows; r += 2) sum_rows<Norm, kType, 2>(a, row + r, d_weight, d_bias, means + r);
+  if (r < rows) sum_rows<Norm, kType, 1>(a, row + r, d_weight, d_bias, means + r);
+  for (r = 0; a.dx && r < rows; ++r) gradient_row<Norm, kType>(a, row + r, means[r], rows, streamed);
 }
 
 }  // namespace OPTKIT_ISA

@@ -65,6 +65,60 @@ OPTKIT_HD Mask<S> lanes_from(int first) {
   return {lane >= static_cast<Int>(first)};
 }
 
+// Wide results of so many bytes go past the caches: they would not stay there, and to bring the old lines in first
+// costs a third of the traffic. Narrow results are bound by arithmetic and gain nothing.
+constexpr int64_t kStreamFrom = int64_t{1} << 23;
+
+template <DType kType>
+OPTKIT_HD bool streams(const void* to, int64_t rows, int64_t size) {
+#if defined(__x86_64__)
+  constexpr int64_t kBytes = OPTKIT_VECTOR_BYTES;
+  const int64_t row_bytes = size * size_of(kType);
+  return size_of(kType) >= 4 && rows * row_bytes >= kStreamFrom && row_bytes % kBytes == 0 &&
+         reinterpret_cast<uintptr_t>(to) % kBytes == 0;
+#else
+  (void)to, (void)rows, (void)size;
+  return false;
+#endif
+}
+
+// Streamed stores are in memory before another thread looks.
+OPTKIT_HD void end_stream(bool streamed) {
+#if defined(__x86_64__)
+  if (streamed) _mm_sfence();
+#else
+  (void)streamed;
+#endif
+}
+
+template <class N>
+OPTKIT_HD void stream(void* to, N native) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(static_cast<__m512i*>(to), reinterpret_cast<__m512i>(native));
+#elif defined(__AVX2__)
+  _mm256_stream_si256(static_cast<__m256i*>(to), reinterpret_cast<__m256i>(native));
+#elif defined(__x86_64__)
+  _mm_stream_si128(static_cast<__m128i*>(to), reinterpret_cast<__m128i>(native));
+#else
+  std::memcpy(to, &native, sizeof(N));
+#endif
+}
+
+// Stores a vector of results. bfloat16 is rounded without a look for NaN: one that arithmetic made, or took from
+// bfloat16, has zeros where rounding adds, and stays what it is.
+template <DType kType>
+OPTKIT_HD void put(void* base, int64_t i, Vec<wide_t<kType>> value, bool streamed) {
+  if constexpr (kType == DType::kBFloat16) {
+    const NativeBits bits = reinterpret_cast<NativeBits>(value.v);
+    const NativeHalf half = upper_halves(bits + (((bits >> 16) & 1u) + 0x7fffu));
+    write<false, uint16_t>(base, i, kFloatLanes, half);
+  } else if (kType != DType::kFloat16 && streamed) {
+    stream(at(base, kType, i), value.v);
+  } else {
+    store<wide_t<kType>, false>(base, kType, i, Vec<wide_t<kType>>::kLanes, value);
+  }
+}
+
 struct AllLanes {};
 template <class S>
 OPTKIT_HD Vec<S> keep(AllLanes, Vec<S> a) {
@@ -73,6 +127,12 @@ OPTKIT_HD Vec<S> keep(AllLanes, Vec<S> a) {
 template <class S>
 OPTKIT_HD Vec<S> keep(Mask<S> mask, Vec<S> a) {
   return select(mask, a, Vec<S>(S(0)));
+}
+
+OPTKIT_HD constexpr bool is_whole(AllLanes) { return true; }
+template <class S>
+OPTKIT_HD constexpr bool is_whole(Mask<S>) {
+  return false;
 }
 
 // Calls body(i, k, lanes) for the vectors of a row of n >= kLanes; k in [0, 4) names an accumulator. The last vector
@@ -99,6 +159,13 @@ struct Accumulators {
 };
 
 #define OPTKIT_INLINE __attribute__((always_inline))
+
+// Asks for the cache line at `address` when `k`, the vector's place among four, is the first in it.
+template <DType kType>
+OPTKIT_HD void prefetch(const void* address, int k) {
+  constexpr int kVectors = 64 / (Vec<wide_t<kType>>::kLanes * size_of(kType));
+  if (k % kVectors == 0) __builtin_prefetch(address);
+}
 
 // 1 where the element at `place` and its followers live, times the scale; else 0.
 OPTKIT_HD Vec<float> survival(const Dropout& dropout, int64_t place, Vec<float>) {

@@ -33,6 +33,7 @@ def environment() -> dict[str, str]:
         "lightning": _version("lightning"),
         "Python": f"{platform.python_version()}, {platform.system()} {platform.machine()}",
         "extension": _extension(),
+        "autograd node": _native.why_no_node if _native.node is None else "compiled, for this torch",
         "instruction set": _instruction_set(),
         "OPTKIT_CPU_ISA": os.environ.get("OPTKIT_CPU_ISA") or "not set: the widest that the processor has",
         "CUDA kernels": _cuda_kernels(),

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from lightning_optkit._native import extension, warn_once_if_missing, why_no_cuda_kernels
+from lightning_optkit._native import extension, node, warn_once_if_missing, why_no_cuda_kernels
 from lightning_optkit.layers._reference import survival
 
 if extension is not None:
@@ -16,14 +16,10 @@ if extension is not None:
 
 __all__ = ["SMALL_ADD_LAYER", "SMALL_ADD_RMS", "SMALL_LAYER", "SMALL_RMS", "SMALL_ROWS", "run_add_norm", "run_norm"]
 
-# Up to so many elements, in up to SMALL_ROWS rows, torch's CPU kernel is done before a Python autograd node is built
-# (benchmarks/bench_norms.py). A rule of the shape alone: the same on every rank and in every run.
+# Without the autograd node in C++: up to so many elements, in up to SMALL_ROWS rows, torch's CPU kernel is done before
+# one in Python is built (benchmarks/bench_norms.py). A rule of the shape alone: the same on every rank.
 SMALL_ROWS = 256
 SMALL_LAYER, SMALL_RMS, SMALL_ADD_LAYER, SMALL_ADD_RMS = 60000, 0, 30000, 0
-
-# Long float32 rows of more than 4 MiB in all and less than the 32 MiB from which we ask for huge pages: LayerNorm is
-# bound by the last-level cache, and torch's order of reads and writes suits it better (0.8 to 1.0 of its speed).
-MIDDLE_ROW, MIDDLE_LAYER = 512, (2**20, 2**23)
 
 _PLAIN = (Tensor, Parameter)
 
@@ -32,9 +28,12 @@ def run_norm(
     centered: bool, input: Tensor, sizes: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float | None
 ) -> Tensor:
     """LayerNorm if `centered`, else RMSNorm."""
+    if node is not None and not torch.compiler.is_compiling():
+        y = node.norm(centered, input, sizes, weight, bias, eps)
+        if y is not None:
+            return y  # type: ignore[no-any-return]
     dims = len(sizes)
-    small = _is_small(input, sizes, SMALL_LAYER if centered else SMALL_RMS)
-    if small or not _takes_kernel(input) or (centered and _is_middle(input, sizes)):
+    if _is_small(input, sizes, SMALL_LAYER if centered else SMALL_RMS) or not _takes_kernel(input):
         if centered:
             return torch.layer_norm(input, sizes, weight, bias, eps)  # type: ignore[arg-type]
         return torch.rms_norm(input, sizes, weight, eps)
@@ -58,6 +57,12 @@ def run_add_norm(
     """(normalized sum, sum)."""
     if input.shape != residual.shape:
         raise RuntimeError("input and residual must have one shape")
+    seed = _seed() if dropout > 0.0 else None
+    if node is not None and not torch.compiler.is_compiling():
+        drawn = 0 if seed is None else int(seed)
+        pair = node.add_norm(centered, input, residual, sizes, weight, bias, eps, dropout, drawn)
+        if pair is not None:
+            return pair  # type: ignore[no-any-return]
     dims = len(sizes)
     if dropout == 0.0 and _is_small(input, sizes, SMALL_ADD_LAYER if centered else SMALL_ADD_RMS):
         total = input + residual
@@ -65,7 +70,7 @@ def run_add_norm(
             return torch.layer_norm(total, sizes, weight, bias, eps), total  # type: ignore[arg-type]
         return torch.rms_norm(total, sizes, weight, eps), total
     if not (_takes_kernel(input) and _takes_kernel(residual) and _goes_with(input, residual)):
-        total = input + residual if dropout == 0.0 else _drop(input, dropout) + residual
+        total = input + residual if seed is None else _drop(input, dropout, seed) + residual
         total = total.to(torch.promote_types(input.dtype, residual.dtype))
         return run_norm(centered, total, sizes, weight, bias, eps), total
     if weight is None:
@@ -73,21 +78,14 @@ def run_add_norm(
         weight = None if bias is None else torch.ones_like(bias)
     if eps is None:
         eps = _eps(torch.promote_types(input.dtype, residual.dtype))
-    seed = _seed() if dropout > 0.0 else None
     return add_norm(centered, input, residual, weight, bias, dims, eps, dropout, seed)
 
 
 def _is_small(input: Tensor, sizes: Sequence[int], limit: int) -> bool:
-    if input.numel() > limit or not input.is_cpu or extension is None:
+    if node is not None or input.numel() > limit or not input.is_cpu or extension is None:
         return False
     # Beyond that many rows torch's sums in 16 bits go wrong.
     return input.numel() <= SMALL_ROWS * (sizes[-1] if len(sizes) == 1 else input.shape[-len(sizes) :].numel())
-
-
-def _is_middle(input: Tensor, sizes: Sequence[int]) -> bool:
-    if input.dtype != torch.float32 or not input.is_cpu or not MIDDLE_LAYER[0] < input.numel() < MIDDLE_LAYER[1]:
-        return False
-    return input.shape[-len(sizes) :].numel() >= MIDDLE_ROW
 
 
 def _takes_kernel(input: Tensor) -> bool:
@@ -130,8 +128,8 @@ def _check_trailing(input: Tensor, sizes: Sequence[int]) -> None:
         raise RuntimeError("the last dimensions of the input must be normalized_shape")
 
 
-def _drop(input: Tensor, dropout: float) -> Tensor:
-    alive = survival(input, dropout, _seed())
+def _drop(input: Tensor, dropout: float, seed: Tensor) -> Tensor:
+    alive = survival(input, dropout, seed)
     return torch.where(alive > 0, input * alive, 0.0)  # a dropped infinity is dropped too
 
 

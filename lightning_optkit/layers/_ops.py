@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The dispatcher ops `lightning_optkit::norm` and `add_norm` with their gradients; imported where the extension is.
 
-A traced call uses the ops with their registered autograd formula. An eager call uses a `torch.autograd.Function`
-over the same kernels, which costs half as much Python.
+A traced call uses the ops with their registered autograd formula. An eager call that the C++ node of `_node` does not
+take uses a `torch.autograd.Function` over the same kernels, which costs half as much Python.
 """
 
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_optkit._native import extension, node
 from lightning_optkit.layers._reference import norm_backward_reference, survival
 
 __all__ = ["add_norm", "norm"]
@@ -169,6 +170,28 @@ def _gradients(
 _apply = torch._C._FunctionBase.__dict__["apply"]
 _apply_norm = _apply.__get__(None, _Norm)
 _apply_add_norm = _apply.__get__(None, _AddNorm)
+
+
+# --- for the node in C++ ---
+
+
+def _node_gradients(
+    centered: bool,
+    dy: Tensor,
+    d_sum: Tensor | None,
+    input: Tensor,
+    weight: Tensor | None,
+    dims: int,
+    eps: float,
+    dropout: float,
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    alive = survival(input, dropout, torch.tensor(seed)) if dropout > 0.0 else None
+    return norm_backward_reference(centered, dy, d_sum, input, weight, dims, eps, alive)
+
+
+if node is not None and extension is not None:
+    node.connect(extension.norm_api(), _node_gradients)
 
 
 # --- for traced graphs ---

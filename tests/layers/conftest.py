@@ -7,15 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_optkit._native import extension
+from lightning_optkit._native import extension, node
 from lightning_optkit.layers import _dispatch
 
 sys.path.insert(0, str(Path(__file__).parent))  # norm_cases.py
 
 
-@pytest.fixture
-def always_ours(monkeypatch):
-    """No input is small: every call takes a kernel of ours."""
+@pytest.fixture(params=["node in C++", "node in Python"] if node is not None else ["node in Python"])
+def always_ours(request, monkeypatch):
+    """No input is small: every call takes a kernel of ours, by either road."""
+    if request.param == "node in Python":
+        monkeypatch.setattr(_dispatch, "node", None)
     for name in ("SMALL_LAYER", "SMALL_RMS", "SMALL_ADD_LAYER", "SMALL_ADD_RMS"):
         monkeypatch.setattr(_dispatch, name, -1)
 
