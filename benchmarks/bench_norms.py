@@ -154,6 +154,15 @@ def summaries(rows: list[Row]) -> list[str]:
     return lines
 
 
+def settle_allocator() -> None:
+    """As in a process that has freed something of many MiB before.
+
+    Until then glibc gives freed memory back to the system at sizes of its own choice, and the page faults of the next
+    call, ten times as long as a norm, hit one variant or the other by chance. From 32 MiB on it always does.
+    """
+    torch.empty(31 << 20, dtype=torch.uint8)
+
+
 def main() -> None:
     """Runs the grid."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -173,6 +182,7 @@ def main() -> None:
     rows_axis = a.rows or (QUICK_ROWS if a.quick else ROWS)
     columns_axis = a.columns or (QUICK_COLUMNS if a.quick else COLUMNS)
     rows: list[Row] = []
+    settle_allocator()
     for threads in a.threads:
         torch.set_num_threads(threads)
         bandwidth = copy_bandwidth()

@@ -132,15 +132,19 @@ struct Outputs {
 
 Outputs run_forward(const Call& call, const Tensor& input, const Tensor& residual, const Parameter& weight,
                     const Parameter& bias) {
-  Outputs out = {empty(input.sizes(), call.type), call.adds ? empty(input.sizes(), call.type) : Tensor(),
-                 empty({call.centered ? 2 : 1, call.rows}, call.wide())};
-  const Tensor x = packed_rows(input, call.dims);
-  const Tensor r = call.adds ? packed_rows(residual, residual.dim()) : Tensor();
+  // Two transposed tensors are added as they lie: one copy into rows instead of two.
+  const bool added =
+      call.adds && call.dropout == 0.0 && row_stride(input, call.dims) < 0 && row_stride(residual, residual.dim()) < 0;
+  const bool adds = call.adds && !added;
+  Outputs out = {empty(input.sizes(), call.type), Tensor(), empty({call.centered ? 2 : 1, call.rows}, call.wide())};
+  if (call.adds) out.sum = added ? input.add(residual).contiguous() : empty(input.sizes(), call.type);
+  const Tensor x = added ? out.sum : packed_rows(input, call.dims);
+  const Tensor r = adds ? packed_rows(residual, residual.dim()) : Tensor();
   char* stats = static_cast<char*>(out.stats.mutable_data_ptr());
   NormForward a = {};
   a.x = x.const_data_ptr();
-  a.residual = call.adds ? r.const_data_ptr() : nullptr;
-  a.sum = data_or_null(out.sum);
+  a.residual = adds ? r.const_data_ptr() : nullptr;
+  a.sum = adds ? out.sum.mutable_data_ptr() : nullptr;
   a.y = out.y.mutable_data_ptr();
   a.mean = call.centered ? stats : nullptr;
   a.rstd = stats + call.mean_bytes();
@@ -149,7 +153,7 @@ Outputs run_forward(const Call& call, const Tensor& input, const Tensor& residua
   a.rows = call.rows;
   a.size = call.size;
   a.x_stride = row_stride(x, call.dims);
-  a.x_type = dtype_of(call.input_type);
+  a.x_type = dtype_of(x.scalar_type());
   a.residual_type = dtype_of(call.residual_type);
   a.type = dtype_of(call.type);
   a.weight_type = dtype_of(call.parameter_type);

@@ -11,6 +11,8 @@ namespace optkit {
 namespace {
 
 constexpr int64_t kTaskElements = 32768;  // of rows, for one thread: less is not worth waking another
+constexpr int64_t kTasksPerShare = 4;     // of a forward: a thread that comes late takes fewer
+constexpr int64_t kRowsTogether = 16;     // as many as the kernels walk side by side at most
 constexpr int64_t kMaxParts = 64;         // partial sums of the parameter gradients
 constexpr int64_t kMinPartRows = 16;
 
@@ -76,7 +78,10 @@ void norm_forward(bool centered, const NormForward& given, const Workers& worker
   a.weight = widened(a.weight, a.weight_type, a.type, a.size, 1.0, space);
   a.bias = widened(a.bias, a.weight_type, a.type, a.size, 0.0, space + a.size * size_of(wide));
   const NormForwardRows run = active_norm_kernels().forward[centered][static_cast<int>(a.type)];
-  const int64_t task_rows = (kTaskElements / a.size + 16) / 16 * 16;
+  // Rows know nothing of each other, so this cut may depend on the number of threads.
+  const bool alone = a.rows * a.size <= kTaskElements || workers.count() == 1;
+  const int64_t few = kTaskElements / kTasksPerShare / a.size, together = few < kRowsTogether ? 4 : kRowsTogether;
+  const int64_t task_rows = alone ? a.rows : (few / together + 1) * together;
   for_each_task(workers, (a.rows + task_rows - 1) / task_rows,
                 [&](int64_t task) { run(a, task * task_rows, std::min(a.rows, (task + 1) * task_rows)); });
 }

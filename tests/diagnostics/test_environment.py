@@ -43,7 +43,9 @@ def test_says_what_torch_was_built_for(monkeypatch, cuda, hip, build):
 def test_says_whether_the_norms_have_their_node(monkeypatch, node):
     monkeypatch.setattr(_native, "node", node)
     monkeypatch.setattr(_native, "why_no_node", "it was built with torch 2.9")
-    assert environment()["autograd node"] == ("it was built with torch 2.9" if node is None else "compiled, for this torch")
+    assert environment()["autograd node"] == (
+        "it was built with torch 2.9" if node is None else "compiled, for this torch"
+    )
 
 
 def test_a_missing_distribution_is_no_error(monkeypatch):

@@ -166,7 +166,9 @@ def test_stays_out_of_transforms_traces_and_fakes(calls):
     assert before <= 1 and calls.taken == before
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch looks, in its own tracing
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)  # torch looks, in its own tracing
 def test_compiled_autograd_runs_it(calls):
     x = torch.randn(4, 40, requires_grad=True)
     weight = torch.randn(40, requires_grad=True)
