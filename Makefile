@@ -35,6 +35,9 @@ sanitize: $(INSTALLED)
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. OMP_NUM_THREADS=2 \
 	    $(abspath $(BIN))/python -m pytest -q -p no:cacheprovider -m 'not slow and not gpu' tests/step tests/optimizers tests/clipping \
 	    tests/averaging tests/layers --ignore tests/step/test_shards.py -k 'not without_the_extension and not compile'
+	cd $(SANITIZED) && OPTKIT_EMULATION_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined" \
+	    LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
+	    PYTHONPATH=. $(abspath $(BIN))/python -m pytest -q -p no:cacheprovider tests/gpu/test_emulated_step.py tests/gpu/test_emulated_norms.py
 
 # On a machine with a GPU: its own Python, torch and nvcc; nothing is downloaded.
 gpu-check:

@@ -60,7 +60,7 @@ STATE_DTYPES = [torch.float32, torch.bfloat16, "int8"]
 
 def is_possible(name, stages):
     """Does the rule take these stages?"""
-    return not name.startswith("schedule-free") or not ({"average", "state_dtype"} & set(stages))
+    return not name.startswith("schedule-free") or not ({"average", "state_dtype", "cautious"} & set(stages))
 
 
 def is_exact(name, stage, *, same_powers):
@@ -85,6 +85,8 @@ def train(name, device, dtype=torch.float32, *, shapes=SHAPES, steps=4, place=No
     place = place or (lambda tensors: [t.to(device) for t in tensors])
     params = [value.requires_grad_() for value in place(values)]
     optimizer = optimizer_class(params, statistics=True, **{**kwargs, **copy.deepcopy(stages)})
+    if hasattr(optimizer, "train"):
+        optimizer.train()
     for step in grads:
         for p, g in zip(params, place(step), strict=True):
             p.grad = g

@@ -220,4 +220,4 @@ void run(Dim3 grid, Dim3 size, size_t shared_bytes, const std::function<void()>&
 
 }  // namespace emulation
 
-extern "C" void emulated_order(unsigned chosen) { emulation::order = chosen; }
+EMULATED void emulated_order(unsigned chosen) { emulation::order = chosen; }

@@ -6,6 +6,9 @@
 #include <cstdint>
 #include <functional>
 
+// For tests, by ctypes.
+#define EMULATED extern "C" __attribute__((visibility("default")))
+
 namespace emulation {
 
 struct Dim3 {

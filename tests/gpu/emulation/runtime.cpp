@@ -118,19 +118,17 @@ const char* cudaGetErrorString(cudaError_t error) {
   }
 }
 
-extern "C" {
 // The call to the runtime that many from now fails; 0: none.
-void emulated_failure(int calls) { calls_until_failure = calls; }
-int emulated_allocations() { return static_cast<int>(allocated.size()); }
-int emulated_device() { return device; }
-void emulated_capture(int on) {
+EMULATED void emulated_failure(int calls) { calls_until_failure = calls; }
+EMULATED int emulated_allocations() { return static_cast<int>(allocated.size()); }
+EMULATED int emulated_device() { return device; }
+EMULATED void emulated_capture(int on) {
   if (on) captured.clear();
   capturing = on != 0;
 }
 // Runs what was captured; returns the number of launches.
-int emulated_replay() {
+EMULATED int emulated_replay() {
   const FlushDenormals flush;
   for (const auto& work : captured) work();
   return static_cast<int>(captured.size());
-}
 }
