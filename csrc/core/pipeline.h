@@ -47,19 +47,20 @@ OPTKIT_HD double average_weight(const GroupRow& group, double num_averaged) {
   return kind == AverageKind::kExponential ? 1.0 - group.average_decay : 1.0 / (num_averaged + 1.0);
 }
 
-// `step` counts this update: 1 for the first. `tensor` numbers the parameter, for its random stream.
+// `lr` is the group's, times the factor of a rule with an estimate. `step` counts this update: 1 for the first.
+// `tensor` numbers the parameter, for its random stream.
 template <class S>
-OPTKIT_HD StageCoefs<S> prepare_stages(const GroupRow& group, double grad_scale, double step, double num_averaged,
-                                       uint64_t tensor, bool statistics) {
+OPTKIT_HD StageCoefs<S> prepare_stages(const GroupRow& group, double lr, double grad_scale, double step,
+                                       double num_averaged, uint64_t tensor, bool statistics) {
   StageCoefs<S> c;
-  const double decay = group.decoupled != 0.0 ? group.lr * group.weight_decay : 0.0;
+  const double decay = group.decoupled != 0.0 ? lr * group.weight_decay : 0.0;
   const double weight = average_weight(group, num_averaged);
   c.grad_scale = static_cast<S>(group.maximize != 0.0 ? -grad_scale : grad_scale);
   c.clip_value = static_cast<S>(group.clip_value);
   c.unit_shift = S(0);
   c.l2 = static_cast<S>(group.decoupled != 0.0 ? 0.0 : group.weight_decay);
   c.keep = static_cast<S>(1.0 - decay);
-  c.l1 = static_cast<S>(group.lr * group.l1);
+  c.l1 = static_cast<S>(lr * group.l1);
   c.average_weight = static_cast<S>(weight);
   c.key = random_key(static_cast<uint64_t>(group.rounding_seed), static_cast<uint64_t>(step), tensor);
   const auto rounding = static_cast<Rounding>(static_cast<int>(group.rounding));

@@ -15,6 +15,7 @@ template <class S>
 struct VectorSums {
   Vec<S> grad_sq{S(0)}, param_sq{S(0)}, update_sq{S(0)};
   LaneCounter<S> nonfinite, lost;
+  Vec<S> observed[kObserved] = {Vec<S>(S(0)), Vec<S>(S(0))};
 };
 
 template <class S>
@@ -57,7 +58,7 @@ OPTKIT_HD void step_vector(const TensorSlot& t, const StageCoefs<S>& stage,
 
   V state[Rule::kNumStates];
   for (int k = 0; k < Rule::kNumStates; ++k)
-    state[k] = t.state[k] ? load<S, kTail>(t.state[k], t.state_type, i, count) : V(S(0));
+    state[k] = t.state[k] ? load<S, kTail>(t.state[k], type_of_state<Rule>(t, k), i, count) : V(S(0));
   const V update = Rule::update(coefs, param, grad, state);
   if constexpr (kMeasure) {
     const V g = counted(grad), u = counted(update);
@@ -66,8 +67,14 @@ OPTKIT_HD void step_vector(const TensorSlot& t, const StageCoefs<S>& stage,
     sums.update_sq = fma(u, u, sums.update_sq);
     return;
   }
+  if constexpr (HasEstimate<Rule>::value) {
+    V seen[kObserved];
+    Rule::observe(coefs, param, grad, state, seen);
+    for (int k = 0; k < kObserved; ++k) sums.observed[k] = sums.observed[k] + counted(seen[k]);
+  }
   for (int k = 0; k < Rule::kNumStates; ++k)
-    if (t.state[k]) store<S, kTail>(t.state[k], t.state_type, i, count, state[k]);
+    if (t.state[k] && writes_state<Rule>(coefs, k))
+      store<S, kTail>(t.state[k], type_of_state<Rule>(t, k), i, count, state[k]);
 
   const V next = stage_parameter(stage, param, update);
   const V stored = store_parameter<S, kTail>(t, stage, i, count, next);
@@ -96,7 +103,7 @@ OPTKIT_HD void prefetch_streams(const TensorSlot& t, bool averages, int64_t i) {
   prefetch(t.param, t.param_type, i);
   prefetch(t.grad, t.grad_type, i);
   for (int k = 0; k < Rule::kNumStates; ++k)
-    if (t.state[k]) prefetch(t.state[k], t.state_type, i);
+    if (t.state[k]) prefetch(t.state[k], type_of_state<Rule>(t, k), i);
   if (averages) prefetch(t.average, t.average_type, i);
 }
 
@@ -133,7 +140,7 @@ template <class Rule, class S, bool kMeasure>
 void walk_chunk(const TensorSlot& tensor, const void* prepared, const Chunk& chunk, Sums* out) {
   // By value: the compiler then knows that no store in the loop can change them.
   TensorSlot slot = tensor;
-  const DecodedStates decoded(&slot, Rule::kNumStates, chunk);
+  const DecodedStates decoded(&slot, Rule::kNumStates, WideStates<Rule>::bits, chunk);
   const TensorSlot t = slot;
   const auto launch = *static_cast<const PreparedTensor<Rule, S>*>(prepared);
   const int64_t end = chunk.begin + chunk.count;
@@ -143,9 +150,13 @@ void walk_chunk(const TensorSlot& tensor, const void* prepared, const Chunk& chu
   else
     step_units<Rule, S, kMeasure>(t, launch.stage, launch.rule, chunk.begin, end, sums);
   if constexpr (!kMeasure) decoded.encode(Rule::kNumStates, launch.stage.key);
-  if (kMeasure || (launch.stage.flags & kStatistics)) {
-    *out = {sum_of_lanes(sums.grad_sq), sum_of_lanes(sums.param_sq), sum_of_lanes(sums.update_sq),
-            sums.nonfinite.total(), sums.lost.total()};
+  if (kMeasure || HasEstimate<Rule>::value || (launch.stage.flags & kStatistics)) {
+    *out = {sum_of_lanes(sums.grad_sq),
+            sum_of_lanes(sums.param_sq),
+            sum_of_lanes(sums.update_sq),
+            sums.nonfinite.total(),
+            sums.lost.total(),
+            {sum_of_lanes(sums.observed[0]), sum_of_lanes(sums.observed[1])}};
   }
 }
 

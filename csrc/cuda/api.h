@@ -11,7 +11,7 @@
 
 namespace optkit {
 
-constexpr int kCudaApiVersion = 2;
+constexpr int kCudaApiVersion = 3;
 
 // What a step reads on the device, so that the host need not know it. Null: absent.
 struct CudaStepControl {
@@ -20,6 +20,7 @@ struct CudaStepControl {
   const float* found_inf;   // of a GradScaler
   double scale;             // known to the host already; 1 otherwise
   const double* max_norm;   // bound of the global norm
+  const double* estimate;   // of a rule that has one; such a rule's sums are in `statistics`, which must be there
   double* report;           // out, 5 doubles: norm after unscaling, after clipping, steps, clipped steps, skipped steps
   Clipped* clipped;         // in and out, added to by each plan: what clipping by tensor or by unit left
   Sums* statistics;         // out, one row per tensor; null: do not count

@@ -56,54 +56,64 @@ __global__ void prepare_kernel(const __grid_constant__ DeviceTables tables, cons
     tables.tensor_clipped[index] = {part * part * squares, part < 1.0 ? 1.0 : 0.0};
     tensor_scale *= part;
   }
+  const double* hyper = group.rule;
+  double own[Rule::kNumHypers];
+  if constexpr (HasEstimate<Rule>::value) {  // only the device knows it
+    for (int k = 0; k < Rule::kNumHypers; ++k) own[k] = hyper[k];
+    own[Rule::kNumHypers - 1] = *control.estimate;
+    hyper = own;
+  }
+  double lr = group.lr * rate_factor<Rule>(hyper, step);
   auto* prepared = reinterpret_cast<PreparedTensor<Rule, S>*>(tables.prepared) + index;
-  prepared->stage = prepare_stages<S>(group, tensor_scale, step, num_averaged, static_cast<uint64_t>(t.index),
+  prepared->stage = prepare_stages<S>(group, lr, tensor_scale, step, num_averaged, static_cast<uint64_t>(t.index),
                                       control.statistics != nullptr);
-  double lr = group.lr;
   if constexpr (HasTrust<Rule>::value) {
     if (phase == Phase::kMeasure) lr = 1.0;
-    if (phase == Phase::kMeasured) lr *= Rule::trust(group.rule, tables.tensor_sums[index]);
+    if (phase == Phase::kMeasured) lr *= Rule::trust(hyper, tables.tensor_sums[index]);
   }
-  prepared->rule = Rule::template prepare<S>(group.rule, lr, step, t.scalar);
+  prepared->rule = Rule::template prepare<S>(hyper, lr, step, t.scalar);
   if (phase != Phase::kMeasure && t.num_averaged && average_weight(group, num_averaged) != 0.0) *t.num_averaged += 1.0f;
 }
 
 template <class S>
 struct ThreadSums {
-  double grad_sq = 0.0, param_sq = 0.0, update_sq = 0.0, nonfinite = 0.0, lost = 0.0;
+  double grad_sq = 0.0, param_sq = 0.0, update_sq = 0.0, nonfinite = 0.0, lost = 0.0, observed[kObserved] = {};
 };
 
 // 8-bit state is there for fp32 arithmetic only.
-__device__ __forceinline__ void load_state(Four<double>& out, const TensorSlot& t, int s, int64_t i, int count) {
+__device__ __forceinline__ void load_state(Four<double>& out, const TensorSlot& t, DType, int s, int64_t i, int count) {
   load(out, t.state[s], t.state_type, i, count);
 }
-__device__ __forceinline__ void load_state(Four<float>& out, const TensorSlot& t, int s, int64_t i, int count) {
-  if (t.state_type == DType::kCode8)
+__device__ __forceinline__ void load_state(Four<float>& out, const TensorSlot& t, DType type, int s, int64_t i,
+                                           int count) {
+  if (type == DType::kCode8)
     load_codes(out, t.state[s], t.state_scale[s], !(t.unsigned_states >> s & 1u), i, count);
   else
-    load(out, t.state[s], t.state_type, i, count);
+    load(out, t.state[s], type, i, count);
 }
-__device__ __forceinline__ void store_state(Four<double>& value, const TensorSlot& t, int s, int64_t i, int count,
-                                            RandomKey) {
+__device__ __forceinline__ void store_state(Four<double>& value, const TensorSlot& t, DType, int s, int64_t i,
+                                            int count, RandomKey) {
   store(value, t.state[s], t.state_type, i, count);
 }
-__device__ __forceinline__ void store_state(Four<float>& value, const TensorSlot& t, int s, int64_t i, int count,
-                                            RandomKey key) {
-  if (t.state_type == DType::kCode8)
+__device__ __forceinline__ void store_state(Four<float>& value, const TensorSlot& t, DType type, int s, int64_t i,
+                                            int count, RandomKey key) {
+  if (type == DType::kCode8)
     store_codes(value, t.state[s], t.state_scale[s], !(t.unsigned_states >> s & 1u), i, count, state_key(key, s));
   else
-    store(value, t.state[s], t.state_type, i, count);
+    store(value, t.state[s], type, i, count);
 }
 
 // Rounds and stores, averages and counts.
 template <class Rule, class S>
-__device__ __forceinline__ void store_four(const TensorSlot& t, const StageCoefs<S>& stage, int64_t i, int count,
-                                           const Four<S>& stored_before, const Four<S>& lost_before,
+__device__ __forceinline__ void store_four(const TensorSlot& t, const PreparedTensor<Rule, S>& launch, int64_t i,
+                                           int count, const Four<S>& stored_before, const Four<S>& lost_before,
                                            const Four<S>& grad, const S (&param)[kLanes], const Four<S>& next,
                                            Four<S> (&state)[Rule::kNumStates], ThreadSums<S>& sums) {
+  const StageCoefs<S>& stage = launch.stage;
 #pragma unroll
   for (int s = 0; s < Rule::kNumStates; ++s)
-    if (t.state[s]) store_state(state[s], t, s, i, count, stage.key);
+    if (t.state[s] && writes_state<Rule>(launch.rule, s))
+      store_state(state[s], t, type_of_state<Rule>(t, s), s, i, count, stage.key);
   Four<S> stored = next;
   store(stored, t.param, t.param_type, i, count, (stage.flags & kStochastic) ? &stage.key : nullptr);
   Four<S> lost = lost_before;
@@ -146,7 +156,7 @@ __device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_
 #pragma unroll
   for (int s = 0; s < Rule::kNumStates; ++s) {
     state[s] = {};
-    if (t.state[s]) load_state(state[s], t, s, i, count);
+    if (t.state[s]) load_state(state[s], t, type_of_state<Rule>(t, s), s, i, count);
   }
   S param[kLanes];
 #pragma unroll
@@ -163,6 +173,12 @@ __device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_
 #pragma unroll
     for (int s = 0; s < Rule::kNumStates; ++s) held[s] = state[s].v[k];
     const S update = Rule::update(launch.rule, param[k], grad.v[k], held);
+    if constexpr (HasEstimate<Rule>::value) {
+      S seen[kObserved];
+      Rule::observe(launch.rule, param[k], grad.v[k], held, seen);
+#pragma unroll
+      for (int s = 0; s < kObserved; ++s) sums.observed[s] += k < count ? static_cast<double>(seen[s]) : 0.0;
+    }
     if constexpr (kMeasure) {
       if (k >= count) continue;
       const double g = grad.v[k], p = param[k], u = update;
@@ -175,7 +191,7 @@ __device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_
     next.v[k] = stage_parameter(stage, param[k], update);
   }
   if constexpr (!kMeasure)
-    store_four<Rule, S>(t, stage, i, count, stored_before, lost_before, grad, param, next, state, sums);
+    store_four<Rule, S>(t, launch, i, count, stored_before, lost_before, grad, param, next, state, sums);
 }
 
 // A block per chunk, last chunk first: the norm kernel read that one last, and the L2 cache may still have it.
@@ -198,8 +214,10 @@ __global__ void __launch_bounds__(kThreads)
     if (count > 0 || t.state_type == DType::kCode8) step_four<Rule, S, kMeasure>(t, grad, launch, i, count, sums);
   }
   if (kMeasure || (launch.stage.flags & kStatistics)) {
-    const Sums total = {block_sum(sums.grad_sq), block_sum(sums.param_sq), block_sum(sums.update_sq),
-                        block_sum(sums.nonfinite), block_sum(sums.lost)};
+    Sums total = {block_sum(sums.grad_sq),   block_sum(sums.param_sq), block_sum(sums.update_sq),
+                  block_sum(sums.nonfinite), block_sum(sums.lost),     {}};
+    if constexpr (HasEstimate<Rule>::value)
+      for (int s = 0; s < kObserved; ++s) total.observed[s] = block_sum(sums.observed[s]);
     if (threadIdx.x == 0) tables.sums[place] = total;
   }
 }
@@ -216,9 +234,11 @@ __global__ void __launch_bounds__(kThreads) statistics_kernel(const __grid_const
     sums.update_sq += part.update_sq;
     sums.nonfinite += part.nonfinite;
     sums.lost += part.lost;
+    for (int s = 0; s < kObserved; ++s) sums.observed[s] += part.observed[s];
   }
-  const Sums total = {block_sum(sums.grad_sq), block_sum(sums.param_sq), block_sum(sums.update_sq),
-                      block_sum(sums.nonfinite), block_sum(sums.lost)};
+  const Sums total = {block_sum(sums.grad_sq),   block_sum(sums.param_sq),
+                      block_sum(sums.update_sq), block_sum(sums.nonfinite),
+                      block_sum(sums.lost),      {block_sum(sums.observed[0]), block_sum(sums.observed[1])}};
   if (threadIdx.x == 0) out[blockIdx.x] = total;
 }
 

@@ -32,9 +32,10 @@ RULES = {
     "ademamix": (ours.AdEMAMix, dict()),
     "lamb": (ours.LAMB, dict()),
     "lars": (ours.LARS, dict(trust_coefficient=0.1)),
+    "prodigy": (ours.Prodigy, dict(d0=1e-2, weight_decay=0.1, use_bias_correction=True)),
 }
 # Rules with powers or norms in double: the host's and the device's last bit may differ.
-BY_ROUNDING = {"nadam", "lamb", "lars", "adamax", "ademamix", "adopt"}
+BY_ROUNDING = {"nadam", "lamb", "lars", "adamax", "ademamix", "adopt", "prodigy"}
 STAGES = {
     "plain": dict(),
     "value": dict(clip=ClipValue(0.3), l1=0.01, cautious=False),
@@ -135,6 +136,29 @@ def test_a_gradient_that_is_not_finite_skips_the_step_on_the_device():
     assert p.tolist() == [1.0] * 5
     assert (optimizer.num_steps, optimizer.num_skipped) == (0, 1)
     assert optimizer.state[p]["step"] == 0
+
+
+def test_an_estimate_is_made_without_waiting_and_left_by_a_skipped_step():
+    torch.manual_seed(0)
+    p = torch.randn(5000, device="cuda", requires_grad=True)
+    q = p.detach().cpu().requires_grad_()
+    optimizer, expected = ours.Prodigy([p], d0=1e-2), ours.Prodigy([q], d0=1e-2)
+    p.grad = torch.randn_like(p)
+    q.grad = p.grad.cpu()
+    optimizer.step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        optimizer.step()
+        optimizer.found_inf = torch.ones((), device="cuda")
+        optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for _ in range(2):
+        expected.step()
+    for name in ("d", "d_max", "d_numerator"):
+        found = float(optimizer.param_groups[0][name])
+        assert found == pytest.approx(float(expected.param_groups[0][name]), rel=1e-5), name
+    assert optimizer.num_skipped == 1
 
 
 def test_streams_of_their_own():
