@@ -50,14 +50,15 @@ void add_tensor(Plan& plan, uintptr_t param, const std::vector<uintptr_t>& state
 }
 
 void cuda_step(Plan& plan, const std::vector<uintptr_t>& rates, uintptr_t norm, uintptr_t loss_scale,
-               uintptr_t found_inf, double scale, uintptr_t max_norm, double max_norm_value, uintptr_t report,
-               uintptr_t clipped, bool counts_report, uintptr_t statistics, uintptr_t stream) {
+               uintptr_t found_inf, double scale, uintptr_t max_norm, double max_norm_value, uintptr_t estimate,
+               uintptr_t report, uintptr_t clipped, bool counts_report, uintptr_t statistics, uintptr_t stream) {
   const optkit::CudaStepControl control = {pointer<double>(norm),
                                            pointer<float>(loss_scale),
                                            pointer<float>(found_inf),
                                            scale,
                                            pointer<double>(max_norm),
                                            max_norm_value,
+                                           pointer<double>(estimate),
                                            pointer<double>(report),
                                            pointer<optkit::Clipped>(clipped),
                                            pointer<optkit::Sums>(statistics),
@@ -73,6 +74,14 @@ py::list sums(const Plan& plan) {
   for (const optkit::Sums& s : plan.sums())
     rows.append(py::make_tuple(s.grad_sq, s.param_sq, s.update_sq, s.nonfinite, s.lost));
   return rows;
+}
+
+// What a rule with an estimate observed in the last step: its sums over all tensors.
+py::tuple observed(const Plan& plan) {
+  double total[optkit::kObserved] = {};
+  for (const optkit::Sums& s : plan.sums())
+    for (int k = 0; k < optkit::kObserved; ++k) total[k] += s.observed[k];
+  return py::make_tuple(total[0], total[1]);
 }
 
 // {rule: (state names, scalar names, hyperparameter names)}
@@ -158,9 +167,10 @@ PYBIND11_MODULE(_C, m) {
           py::arg("grad_scale"), py::arg("statistics"))
       .def("cuda_norm", &Plan::cuda_norm, py::arg("norm_out"), py::arg("stream"))
       .def("cuda_step", &cuda_step, py::kw_only(), py::arg("rates"), py::arg("norm"), py::arg("loss_scale"),
-           py::arg("found_inf"), py::arg("scale"), py::arg("max_norm"), py::arg("max_norm_value"), py::arg("report"),
-           py::arg("clipped"), py::arg("counts_report"), py::arg("statistics"), py::arg("stream"))
-      .def("sums", &sums);
+           py::arg("found_inf"), py::arg("scale"), py::arg("max_norm"), py::arg("max_norm_value"), py::arg("estimate"),
+           py::arg("report"), py::arg("clipped"), py::arg("counts_report"), py::arg("statistics"), py::arg("stream"))
+      .def("sums", &sums)
+      .def("observed", &observed);
   py::class_<Snapshot>(m, "Snapshot")
       .def(py::init<py::dict, std::vector<py::list>>(), py::arg("state"), py::arg("lists"))
       .def("unchanged", &Snapshot::unchanged);

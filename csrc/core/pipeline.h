@@ -47,7 +47,8 @@ OPTKIT_HD double average_weight(const GroupRow& group, double num_averaged) {
   return kind == AverageKind::kExponential ? 1.0 - group.average_decay : 1.0 / (num_averaged + 1.0);
 }
 
-// `lr`: the group's. `step` counts this update: 1 for the first. `tensor` numbers the parameter, for its random stream.
+// `lr` is the group's, times the factor of a rule with an estimate. `step` counts this update: 1 for the first.
+// `tensor` numbers the parameter, for its random stream.
 template <class S>
 OPTKIT_HD StageCoefs<S> prepare_stages(const GroupRow& group, double lr, double grad_scale, double step,
                                        double num_averaged, uint64_t tensor, bool statistics) {

@@ -18,6 +18,7 @@ OPTKIT_HD constexpr int64_t size_of(DType type) {
 constexpr int kMaxStates = 4;       // state tensors of one rule
 constexpr int kMaxScalars = 2;      // numbers per parameter that a rule carries from step to step
 constexpr int kMaxRuleHypers = 12;  // numbers a rule reads from its parameter group
+constexpr int kObserved = 2;        // sums that a rule makes its estimate of
 constexpr int64_t kChunk =
     16384;  // elements: 64 KiB of fp32 per stream, so that the streams of a step share the L2 cache
 
@@ -111,8 +112,9 @@ struct Clipped {
 // Sums over one chunk, or over one tensor.
 struct Sums {
   double grad_sq, param_sq, update_sq;
-  double nonfinite;  // gradient elements that are inf or NaN
-  double lost;       // elements whose stored value did not change although their update was not zero
+  double nonfinite;            // gradient elements that are inf or NaN
+  double lost;                 // elements whose stored value did not change although their update was not zero
+  double observed[kObserved];  // of a rule with an estimate
 };
 
 // Does a rule set its rate by norms of the whole tensor? Then it says how:
@@ -126,5 +128,64 @@ template <class Rule>
 struct HasTrust<Rule, decltype(void(&Rule::trust))> {
   static constexpr bool value = true;
 };
+
+// Does a rule set its rate by an estimate that it makes of all parameters together? Then the estimate is the last of
+// its hypers, and it says how:
+//   static double rate(const double* hyper, double step)   the factor of the group's rate, for the stages too;
+//   static void observe(coefs, param, grad, state, V* seen)   what an element adds to each of the kObserved sums that
+//   the next estimate is made of; `state` is that after `update`.
+template <class Rule, class = void>
+struct HasEstimate {
+  static constexpr bool value = false;
+};
+template <class Rule>
+struct HasEstimate<Rule, decltype(void(&Rule::rate))> {
+  static constexpr bool value = true;
+};
+
+// The factor of the group's rate.
+template <class Rule>
+OPTKIT_HD double rate_factor(const double* hyper, double step) {
+  if constexpr (HasEstimate<Rule>::value)
+    return Rule::rate(hyper, step);
+  else
+    return 1.0;
+}
+
+// Bit k of Rule::kWideStates: state k is a point, not an average, and so in full precision whatever the others are in.
+template <class Rule, class = void>
+struct WideStates {
+  static constexpr uint32_t bits = 0;
+};
+template <class Rule>
+struct WideStates<Rule, decltype(void(Rule::kWideStates))> {
+  static constexpr uint32_t bits = Rule::kWideStates;
+};
+
+// How state k is stored.
+template <class Rule>
+OPTKIT_HD DType type_of_state(const TensorSlot& t, int k) {
+  const bool is_wide = WideStates<Rule>::bits >> k & 1u;
+  return is_wide && t.state_type != DType::kFloat64 ? DType::kFloat32 : t.state_type;
+}
+
+// Bit k of Rule::kFixedStates: only the first update, which Coefs::first tells, writes state k.
+template <class Rule, class = void>
+struct FixedStates {
+  static constexpr uint32_t bits = 0;
+};
+template <class Rule>
+struct FixedStates<Rule, decltype(void(Rule::kFixedStates))> {
+  static constexpr uint32_t bits = Rule::kFixedStates;
+};
+
+// Whether this update writes state k.
+template <class Rule, class Coefs>
+OPTKIT_HD bool writes_state(const Coefs& coefs, int k) {
+  if constexpr (FixedStates<Rule>::bits != 0)
+    return coefs.first || !(FixedStates<Rule>::bits >> k & 1u);
+  else
+    return true;
+}
 
 }  // namespace optkit

@@ -43,13 +43,14 @@ inline void encode_chunk(const TensorSlot& t, int state, const Chunk& chunk, Ran
   }
 }
 
-// Points the states of `t` at decoded copies while it lives; `encode` writes them back.
+// Points the states of `t` at decoded copies while it lives; `encode` writes them back. Those of `wide` are not coded.
 class DecodedStates {
  public:
-  DecodedStates(TensorSlot* t, int num_states, const Chunk& chunk) : coded_(*t), chunk_(chunk) {
+  DecodedStates(TensorSlot* t, int num_states, uint32_t wide, const Chunk& chunk)
+      : coded_(*t), wide_(wide), chunk_(chunk) {
     if (coded_.state_type != DType::kCode8) return;
     for (int k = 0; k < num_states; ++k) {
-      if (coded_.state[k] == nullptr) continue;
+      if (!is_coded(k)) continue;
       decode_chunk(coded_, k, chunk, buffer()[k]);
       t->state[k] = buffer()[k] - chunk.begin;
     }
@@ -58,7 +59,7 @@ class DecodedStates {
   void encode(int num_states, RandomKey key) const {
     if (coded_.state_type != DType::kCode8) return;
     for (int k = 0; k < num_states; ++k)
-      if (coded_.state[k] != nullptr) encode_chunk(coded_, k, chunk_, key, buffer()[k]);
+      if (is_coded(k)) encode_chunk(coded_, k, chunk_, key, buffer()[k]);
   }
 
  private:
@@ -67,7 +68,10 @@ class DecodedStates {
     alignas(64) static thread_local float values[kMaxStates][kChunk];
     return values;
   }
+  bool is_coded(int k) const { return coded_.state[k] != nullptr && !(wide_ >> k & 1u); }
+
   const TensorSlot coded_;
+  const uint32_t wide_;
   const Chunk chunk_;
 };
 

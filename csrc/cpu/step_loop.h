@@ -15,6 +15,7 @@ template <class S>
 struct WideSums {
   Wide<S> grad_sq{S(0)}, param_sq{S(0)}, update_sq{S(0)};
   WideCounter<S> nonfinite, lost;
+  Wide<S> observed[kObserved] = {Wide<S>(S(0)), Wide<S>(S(0))};
 };
 
 template <class S>
@@ -52,7 +53,7 @@ OPTKIT_HD void step_wide(const TensorSlot& t, const StageCoefs<S>& stage, const 
 
   V state[Rule::kNumStates];
   for (int k = 0; k < Rule::kNumStates; ++k)
-    state[k] = t.state[k] ? load_wide<S>(t.state[k], t.state_type, i) : V(S(0));
+    state[k] = t.state[k] ? load_wide<S>(t.state[k], type_of_state<Rule>(t, k), i) : V(S(0));
   const V update = Rule::update(coefs, param, grad, state);
   if constexpr (kMeasure) {
     const V g = counted(grad), p = counted(param), u = counted(update);
@@ -61,8 +62,13 @@ OPTKIT_HD void step_wide(const TensorSlot& t, const StageCoefs<S>& stage, const 
     sums.update_sq = fma(u, u, sums.update_sq);
     return;
   }
+  if constexpr (HasEstimate<Rule>::value) {
+    V seen[kObserved];
+    Rule::observe(coefs, param, grad, state, seen);
+    for (int k = 0; k < kObserved; ++k) sums.observed[k] = sums.observed[k] + counted(seen[k]);
+  }
   for (int k = 0; k < Rule::kNumStates; ++k)
-    if (t.state[k]) store_wide<S>(t.state[k], t.state_type, i, state[k]);
+    if (t.state[k] && writes_state<Rule>(coefs, k)) store_wide<S>(t.state[k], type_of_state<Rule>(t, k), i, state[k]);
 
   const V next = stage_parameter(stage, param, update);
   const V stored = store_parameter<S>(t, stage, i, next);
@@ -87,7 +93,7 @@ constexpr uint32_t kLeanFlags = kL2 | kDecay | kAverage;
 
 template <class Rule, class S>
 bool is_lean(const TensorSlot& t, const StageCoefs<S>& stage) {
-  if (sizeof(S) == 8 || (stage.flags & ~kLeanFlags) || t.compensation) return false;
+  if (sizeof(S) == 8 || HasEstimate<Rule>::value || (stage.flags & ~kLeanFlags) || t.compensation) return false;
   for (int k = 0; k < Rule::kNumStates; ++k)
     if (t.state[k] == nullptr) return false;
   return t.param_type == DType::kFloat32 && t.grad_type == DType::kFloat32 && t.state_type == DType::kFloat32 &&
@@ -119,22 +125,22 @@ __attribute__((noinline)) void step_wides(const TensorSlot& tensor, const StageC
 }
 
 // Fewer elements than a wide holds, by way of buffers: the walk then has one form for all lengths.
-template <class S>
+template <class Rule, class S>
 class StagedEnd {
  public:
-  StagedEnd(const TensorSlot& t, int num_states, int64_t begin, int count) : staged(t), begin_(begin), count_(count) {
+  StagedEnd(const TensorSlot& t, int64_t begin, int count) : staged(t), begin_(begin), count_(count) {
     stage(&staged.param, t.param_type);
     const void* grad = t.grad;
     stage(const_cast<void**>(&grad), t.grad_type);
     staged.grad = grad;
-    for (int k = 0; k < num_states; ++k) stage(&staged.state[k], t.state_type);
+    for (int k = 0; k < Rule::kNumStates; ++k) stage(&staged.state[k], type_of_state<Rule>(t, k));
     stage(&staged.average, t.average_type);
     stage(&staged.compensation, t.param_type);
   }
   // What was written, but the gradient, goes back.
-  void write_back(const TensorSlot& t, int num_states) const {
+  void write_back(const TensorSlot& t) const {
     copy_back(t.param, staged.param, t.param_type);
-    for (int k = 0; k < num_states; ++k) copy_back(t.state[k], staged.state[k], t.state_type);
+    for (int k = 0; k < Rule::kNumStates; ++k) copy_back(t.state[k], staged.state[k], type_of_state<Rule>(t, k));
     copy_back(t.average, staged.average, t.average_type);
     copy_back(t.compensation, staged.compensation, t.param_type);
   }
@@ -175,9 +181,9 @@ void step_range(const TensorSlot& t, const StageCoefs<S>& stage, const typename 
     step_wides<Rule, S, kWalk>(t, stage, coefs, begin, whole, kLanes, &sums);
   if (whole == end) return;
   const int rest = static_cast<int>(end - whole);
-  StagedEnd<S> short_end(t, Rule::kNumStates, whole, rest);
+  StagedEnd<Rule, S> short_end(t, whole, rest);
   step_wides<Rule, S, kWalk>(short_end.staged, stage, coefs, whole, whole + kLanes, rest, &sums);
-  if constexpr (!kMeasure) short_end.write_back(t, Rule::kNumStates);
+  if constexpr (!kMeasure) short_end.write_back(t);
 }
 
 // The same, with each unit's own scale and shift.
@@ -198,7 +204,7 @@ void step_units(const TensorSlot& t, const StageCoefs<S>& stage, const typename 
 template <class Rule, class S, bool kMeasure>
 void walk_chunk(const TensorSlot& tensor, const void* prepared, const Chunk& chunk, Sums* out) {
   TensorSlot t = tensor;
-  const DecodedStates decoded(&t, Rule::kNumStates, chunk);
+  const DecodedStates decoded(&t, Rule::kNumStates, WideStates<Rule>::bits, chunk);
   const auto& launch = *static_cast<const PreparedTensor<Rule, S>*>(prepared);
   const int64_t end = chunk.begin + chunk.count;
   WideSums<S> sums;
@@ -207,9 +213,13 @@ void walk_chunk(const TensorSlot& tensor, const void* prepared, const Chunk& chu
   else
     step_units<Rule, S, kMeasure>(t, launch.stage, launch.rule, chunk.begin, end, sums);
   if constexpr (!kMeasure) decoded.encode(Rule::kNumStates, launch.stage.key);
-  if (kMeasure || (launch.stage.flags & kStatistics)) {
-    *out = {sum_of_lanes(sums.grad_sq), sum_of_lanes(sums.param_sq), sum_of_lanes(sums.update_sq),
-            sums.nonfinite.total(), sums.lost.total()};
+  if (kMeasure || HasEstimate<Rule>::value || (launch.stage.flags & kStatistics)) {
+    *out = {sum_of_lanes(sums.grad_sq),
+            sum_of_lanes(sums.param_sq),
+            sum_of_lanes(sums.update_sq),
+            sums.nonfinite.total(),
+            sums.lost.total(),
+            {sum_of_lanes(sums.observed[0]), sum_of_lanes(sums.observed[1])}};
   }
 }
 

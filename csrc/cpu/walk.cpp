@@ -38,9 +38,10 @@ void prepare(const GroupRow& group, const TensorSlot& slot, double grad_scale, d
              bool statistics, void* out) {
   const double step = *slot.step;
   const auto tensor = static_cast<uint64_t>(slot.index);
+  const double rate = rate_factor<Rule>(group.rule, step);
   const PreparedTensor<Rule, S> result = {
-      prepare_stages<S>(group, group.lr, grad_scale, step, num_averaged, tensor, statistics),
-      Rule::template prepare<S>(group.rule, lr, step, slot.scalar)};
+      prepare_stages<S>(group, group.lr * rate, grad_scale, step, num_averaged, tensor, statistics),
+      Rule::template prepare<S>(group.rule, lr * rate, step, slot.scalar)};
   std::memcpy(out, &result, sizeof(result));
 }
 
@@ -56,10 +57,12 @@ struct PrepareEntry {
   Prepare function;
   std::size_t size;
   Trust trust;  // null: the rule has none
+  bool has_estimate;
 };
-#define OPTKIT_PREPARE_FLOAT(name, type) {&prepare<type, float>, sizeof(PreparedTensor<type, float>), trust_of<type>()},
+#define OPTKIT_PREPARE_FLOAT(name, type) \
+  {&prepare<type, float>, sizeof(PreparedTensor<type, float>), trust_of<type>(), HasEstimate<type>::value},
 #define OPTKIT_PREPARE_DOUBLE(name, type) \
-  {&prepare<type, double>, sizeof(PreparedTensor<type, double>), trust_of<type>()},
+  {&prepare<type, double>, sizeof(PreparedTensor<type, double>), trust_of<type>(), HasEstimate<type>::value},
 constexpr PrepareEntry kPrepareFloat[] = {OPTKIT_FOR_EACH_RULE(OPTKIT_PREPARE_FLOAT)};
 constexpr PrepareEntry kPrepareDouble[] = {OPTKIT_FOR_EACH_RULE(OPTKIT_PREPARE_DOUBLE)};
 
@@ -129,6 +132,7 @@ void CpuWalk::add_chunks(std::vector<Sums>& sums, std::size_t num_tensors) const
     total.update_sq += part.update_sq;
     total.nonfinite += part.nonfinite;
     total.lost += part.lost;
+    for (int s = 0; s < kObserved; ++s) total.observed[s] += part.observed[s];
   }
 }
 
@@ -239,7 +243,7 @@ Clipped CpuWalk::step(std::vector<TensorSlot>& tensors, const std::vector<GroupR
   }
   const Kernels& kernels = active_kernels();
   walk(tensors, is_double_ ? kernels.step_double[rule_] : kernels.step_float[rule_], entry.size);
-  if (statistics) add_chunks(sums, tensors.size());
+  if (statistics || entry.has_estimate) add_chunks(sums, tensors.size());
   return clipped;
 }
 

@@ -21,6 +21,7 @@ struct CudaStepControl {
   double scale;             // known to the host already; 1 otherwise
   const double* max_norm;   // bound of the global norm; null: `max_norm_value`
   double max_norm_value;    // +inf: none
+  const double* estimate;   // of a rule that has one; such a rule's sums are in `statistics`, which must be there
   double* report;           // out, 5 doubles: norm after unscaling, after clipping, steps, clipped steps, skipped steps
   Clipped* clipped;         // in and out, added to by each plan: what clipping by tensor or by unit left
   Sums* statistics;         // out, one row per tensor; null: do not count

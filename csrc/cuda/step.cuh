@@ -58,22 +58,29 @@ __global__ void prepare_kernel(const __grid_constant__ DeviceTables tables, cons
     tables.tensor_clipped[index] = {part * part * squares, part < 1.0 ? 1.0 : 0.0};
     tensor_scale *= part;
   }
+  const double* hyper = group.rule;
+  double own[Rule::kNumHypers];
+  if constexpr (HasEstimate<Rule>::value) {  // only the device knows it
+    for (int k = 0; k < Rule::kNumHypers; ++k) own[k] = hyper[k];
+    own[Rule::kNumHypers - 1] = *control.estimate;
+    hyper = own;
+  }
+  double lr = group_lr * rate_factor<Rule>(hyper, step);
   auto* prepared = reinterpret_cast<PreparedTensor<Rule, S>*>(tables.prepared) + index;
-  prepared->stage = prepare_stages<S>(group, group_lr, tensor_scale, step, num_averaged, static_cast<uint64_t>(t.index),
+  prepared->stage = prepare_stages<S>(group, lr, tensor_scale, step, num_averaged, static_cast<uint64_t>(t.index),
                                       control.statistics != nullptr);
-  double lr = group_lr;
   if constexpr (HasTrust<Rule>::value) {
     if (phase == Phase::kMeasure) lr = 1.0;
-    if (phase == Phase::kMeasured) lr *= Rule::trust(group.rule, tables.tensor_sums[index]);
+    if (phase == Phase::kMeasured) lr *= Rule::trust(hyper, tables.tensor_sums[index]);
   }
-  prepared->rule = Rule::template prepare<S>(group.rule, lr, step, t.scalar);
+  prepared->rule = Rule::template prepare<S>(hyper, lr, step, t.scalar);
   if (phase != Phase::kMeasure && t.num_averaged && average_weight(group, num_averaged) != 0.0) *t.num_averaged += 1.0f;
 }
 
 // Of one thread over one chunk: few enough elements for the precision of the arithmetic.
 template <class S>
 struct ThreadSums {
-  S grad_sq{}, param_sq{}, update_sq{}, nonfinite{}, lost{};
+  S grad_sq{}, param_sq{}, update_sq{}, nonfinite{}, lost{}, observed[kObserved] = {};
 };
 
 // Which streams of a tensor move four elements at once.
@@ -81,12 +88,13 @@ struct WholeStreams {
   bool param, grad, average, state[kMaxStates];
 };
 
+template <class Rule>
 __device__ __forceinline__ WholeStreams whole_streams(const TensorSlot& t, const void* grad) {
   return {moves_whole(t.param, t.param_type) && moves_whole(t.compensation, t.param_type),
           moves_whole(grad, t.grad_type),
           moves_whole(t.average, t.average_type),
-          {moves_whole(t.state[0], t.state_type), moves_whole(t.state[1], t.state_type),
-           moves_whole(t.state[2], t.state_type), moves_whole(t.state[3], t.state_type)}};
+          {moves_whole(t.state[0], type_of_state<Rule>(t, 0)), moves_whole(t.state[1], type_of_state<Rule>(t, 1)),
+           moves_whole(t.state[2], type_of_state<Rule>(t, 2)), moves_whole(t.state[3], type_of_state<Rule>(t, 3))}};
 }
 
 // Everything that a step reads of four elements, asked for together.
@@ -104,8 +112,9 @@ struct Fetched {
       state[s] = {};
       scale[s] = 0.0f;
       if (t.state[s] == nullptr) continue;
-      fetch(state[s], t.state[s], t.state_type, i, count, whole.state[s]);
-      if (t.state_type == DType::kCode8 && count > 0) scale[s] = t.state_scale[s][i / kCodeBlock];
+      const DType type = type_of_state<Rule>(t, s);
+      fetch(state[s], t.state[s], type, i, count, whole.state[s]);
+      if (type == DType::kCode8 && count > 0) scale[s] = t.state_scale[s][i / kCodeBlock];
     }
     lost = {};
     if (t.compensation) fetch(lost, t.compensation, t.param_type, i, count, whole.param);
@@ -115,24 +124,24 @@ struct Fetched {
 };
 
 // 8-bit state is there for fp32 arithmetic only.
-__device__ __forceinline__ Four<double> state_numbers(const Raw<double>& raw, float, const TensorSlot& t, int) {
+__device__ __forceinline__ Four<double> state_numbers(const Raw<double>& raw, float, const TensorSlot& t, DType, int) {
   return numbers(raw, t.state_type);
 }
-__device__ __forceinline__ Four<float> state_numbers(const Raw<float>& raw, float scale, const TensorSlot& t, int s) {
-  return t.state_type == DType::kCode8 ? decoded(raw, scale, !(t.unsigned_states >> s & 1u))
-                                       : numbers(raw, t.state_type);
+__device__ __forceinline__ Four<float> state_numbers(const Raw<float>& raw, float scale, const TensorSlot& t,
+                                                     DType type, int s) {
+  return type == DType::kCode8 ? decoded(raw, scale, !(t.unsigned_states >> s & 1u)) : numbers(raw, type);
 }
-__device__ __forceinline__ void store_state(Four<double>& value, const TensorSlot& t, int s, int64_t i, int count,
-                                            bool whole, RandomKey) {
+__device__ __forceinline__ void store_state(Four<double>& value, const TensorSlot& t, DType, int s, int64_t i,
+                                            int count, bool whole, RandomKey) {
   store(value, t.state[s], t.state_type, i, count, whole);
 }
-__device__ __forceinline__ void store_state(Four<float>& value, const TensorSlot& t, int s, int64_t i, int count,
-                                            bool whole, RandomKey key) {
-  if (t.state_type == DType::kCode8)
+__device__ __forceinline__ void store_state(Four<float>& value, const TensorSlot& t, DType type, int s, int64_t i,
+                                            int count, bool whole, RandomKey key) {
+  if (type == DType::kCode8)
     store_codes(value, t.state[s], t.state_scale[s], !(t.unsigned_states >> s & 1u), i, count, whole,
                 state_key(key, s));
   else
-    store(value, t.state[s], t.state_type, i, count, whole);
+    store(value, t.state[s], type, i, count, whole);
 }
 
 // The tensor's factor and shift, or those of the unit that the element is in.
@@ -158,7 +167,8 @@ __device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_
   const Four<S> stored_before = numbers(raw.param, t.param_type), lost_before = numbers(raw.lost, t.param_type);
   Four<S> grad = numbers(raw.grad, t.grad_type), next, state[Rule::kNumStates];
 #pragma unroll
-  for (int s = 0; s < Rule::kNumStates; ++s) state[s] = state_numbers(raw.state[s], raw.scale[s], t, s);
+  for (int s = 0; s < Rule::kNumStates; ++s)
+    state[s] = state_numbers(raw.state[s], raw.scale[s], t, type_of_state<Rule>(t, s), s);
 #pragma unroll
   for (int k = 0; k < kLanes; ++k) {
     // Places past the end hold zeros, belong to no unit and enter no sum.
@@ -168,6 +178,12 @@ __device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_
 #pragma unroll
     for (int s = 0; s < Rule::kNumStates; ++s) held[s] = state[s].v[k];
     const S update = Rule::update(launch.rule, param, grad.v[k], held);
+    if constexpr (HasEstimate<Rule>::value) {
+      S seen[kObserved];
+      Rule::observe(launch.rule, param, grad.v[k], held, seen);
+#pragma unroll
+      for (int s = 0; s < kObserved; ++s) sums.observed[s] += k < count ? seen[s] : S(0);
+    }
 #pragma unroll
     for (int s = 0; s < Rule::kNumStates; ++s) state[s].v[k] = held[s];
     next.v[k] = stage_parameter(stage, param, update);
@@ -181,7 +197,8 @@ __device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_
   if constexpr (kMeasure) return;
 #pragma unroll
   for (int s = 0; s < Rule::kNumStates; ++s)
-    if (t.state[s]) store_state(state[s], t, s, i, count, whole.state[s], stage.key);
+    if (t.state[s] && writes_state<Rule>(launch.rule, s))
+      store_state(state[s], t, type_of_state<Rule>(t, s), s, i, count, whole.state[s], stage.key);
   Four<S> stored = next, lost = lost_before;
   store(stored, t.param, t.param_type, i, count, whole.param, stage.flags & kStochastic, stage.key);
   if (t.compensation) {
@@ -218,7 +235,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 4 ? 3 : 1)
   const TensorSlot t = tables.tensors[chunk.tensor];
   const void* grad = tables.grads[chunk.tensor];
   const auto launch = reinterpret_cast<const PreparedTensor<Rule, S>*>(tables.prepared)[chunk.tensor];
-  const WholeStreams whole = whole_streams(t, grad);
+  const WholeStreams whole = whole_streams<Rule>(t, grad);
   const int64_t end = chunk.begin + chunk.count;
   ThreadSums<S> sums;
   // The lanes of a warp go together to the end: a block of 8-bit state is theirs in common.
@@ -229,8 +246,10 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 4 ? 3 : 1)
       step_four<Rule, S, kMeasure>(t, grad, whole, launch, i, count, sums);
   }
   if (kMeasure || (launch.stage.flags & kStatistics)) {
-    const Sums total = {block_sum(sums.grad_sq), block_sum(sums.param_sq), block_sum(sums.update_sq),
-                        block_sum(sums.nonfinite), block_sum(sums.lost)};
+    Sums total = {block_sum(sums.grad_sq),   block_sum(sums.param_sq), block_sum(sums.update_sq),
+                  block_sum(sums.nonfinite), block_sum(sums.lost),     {}};
+    if constexpr (HasEstimate<Rule>::value)
+      for (int s = 0; s < kObserved; ++s) total.observed[s] = block_sum(sums.observed[s]);
     if (threadIdx.x == 0) tables.sums[place] = total;
   }
 }
@@ -247,9 +266,11 @@ __global__ void __launch_bounds__(kThreads) statistics_kernel(const __grid_const
     sums.update_sq += part.update_sq;
     sums.nonfinite += part.nonfinite;
     sums.lost += part.lost;
+    for (int s = 0; s < kObserved; ++s) sums.observed[s] += part.observed[s];
   }
-  const Sums total = {block_sum(sums.grad_sq), block_sum(sums.param_sq), block_sum(sums.update_sq),
-                      block_sum(sums.nonfinite), block_sum(sums.lost)};
+  const Sums total = {block_sum(sums.grad_sq),   block_sum(sums.param_sq),
+                      block_sum(sums.update_sq), block_sum(sums.nonfinite),
+                      block_sum(sums.lost),      {block_sum(sums.observed[0]), block_sum(sums.observed[1])}};
   if (threadIdx.x == 0) out[blockIdx.x] = total;
 }
 

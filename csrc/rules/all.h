@@ -13,6 +13,7 @@
 #include "rules/lars.h"
 #include "rules/lion.h"
 #include "rules/nadam.h"
+#include "rules/prodigy.h"
 #include "rules/radam.h"
 #include "rules/rmsprop.h"
 #include "rules/schedule_free.h"
@@ -35,7 +36,8 @@
   X(schedule_free_sgd, optkit::ScheduleFreeSGDRule)     \
   X(schedule_free_adamw, optkit::ScheduleFreeAdamWRule) \
   X(lamb, optkit::LAMBRule)                             \
-  X(lars, optkit::LARSRule)
+  X(lars, optkit::LARSRule)                             \
+  X(prodigy, optkit::ProdigyRule)
 
 namespace optkit {
 

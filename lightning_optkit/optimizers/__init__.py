@@ -16,6 +16,7 @@ from lightning_optkit.optimizers.lars import LARS
 from lightning_optkit.optimizers.lion import Lion
 from lightning_optkit.optimizers.muon import Muon
 from lightning_optkit.optimizers.nadam import NAdam
+from lightning_optkit.optimizers.prodigy import Prodigy
 from lightning_optkit.optimizers.radam import RAdam
 from lightning_optkit.optimizers.rmsprop import RMSprop
 from lightning_optkit.optimizers.schedule_free_adamw import ScheduleFreeAdamW
@@ -39,6 +40,7 @@ __all__ = [
     "Lion",
     "Muon",
     "NAdam",
+    "Prodigy",
     "RAdam",
     "RMSprop",
     "ScheduleFreeAdamW",

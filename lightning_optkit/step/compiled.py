@@ -57,7 +57,8 @@ class CompiledSegment:
         scalars = [state[scalar.name].data_ptr() if entry.held else 0 for scalar in self.rule.scalars]
         average = state.get(average_name) if average_name else None
         compensation = state.get("compensation")
-        first_state = next((t for t in held if t is not None), param)
+        narrow = [name for name in entry.held if name not in self.rule.wide]
+        typical = state[narrow[0]] if narrow else param
         self._plan.add_tensor(
             param=param.data_ptr(),
             states=[0 if t is None else t.data_ptr() for t in held],
@@ -73,7 +74,7 @@ class CompiledSegment:
             sizes=param.shape,
             strides=param.stride(),
             param_type=COMPILED_DTYPES[param.dtype],
-            state_type=_CODE8 if first_state.dtype == torch.uint8 else COMPILED_DTYPES[first_state.dtype],
+            state_type=_CODE8 if typical.dtype == torch.uint8 else COMPILED_DTYPES[typical.dtype],
             average_type=COMPILED_DTYPES[(param if average is None else average).dtype],
             group=entry.group_index,
             tensor_index=entry.tensor_index,
@@ -151,6 +152,10 @@ class CompiledSegment:
         params = self._active.params
         torch.autograd.graph.increment_version(params if self._are_local else [local(p) for p in params])
         self._copies = []
+
+    def observed(self) -> Tensor:
+        """What a rule with an estimate observed in the last step: shape (2,), fp64, on the device."""
+        return torch.tensor(self._plan.observed(), dtype=torch.float64)
 
     def statistics(self) -> dict[int, TensorStatistics]:
         """By number of the parameter."""

@@ -14,7 +14,7 @@ from lightning_optkit.step.statistics import Clipped, TensorStatistics
 
 __all__ = ["CudaSegment", "DeviceControl"]
 
-_SUMS = 5  # doubles in Sums of csrc/core/tables.h
+_SUMS, _STATISTICS = 7, 5  # doubles in Sums of csrc/core/tables.h, and those that are statistics
 
 
 class DeviceControl:
@@ -97,8 +97,12 @@ class CudaSegment(CompiledSegment):
 
     def statistics(self) -> dict[int, TensorStatistics]:
         """By number of the parameter. Waits for the device."""
-        rows = self._sums.tolist()
+        rows = self._sums[:, :_STATISTICS].tolist()
         return {self.entries[i].tensor_index: TensorStatistics(*rows[i]) for i in self._active.places}
+
+    def observed(self) -> Tensor:
+        """The same without waiting; zeros in a step that is skipped."""
+        return self._sums[:, _STATISTICS:].sum(0)
 
     @property
     def _device(self) -> torch.device:
@@ -127,7 +131,8 @@ class CudaSegment(CompiledSegment):
         self._hand_over_groups(groups, numbers)
         # Kept until the next step, so that the allocator does not hand them out before the kernels have read them.
         self._rates = [self._rate_on_device(group["lr"]) for group in groups]
-        if statistics:
+        estimate = self.rule.estimate
+        if statistics or estimate is not None:
             self._sums = torch.zeros(len(self.entries), _SUMS, dtype=torch.float64, device=self._device)
         self._plan.cuda_step(
             rates=[_address(rate) for rate in self._rates],
@@ -137,10 +142,11 @@ class CudaSegment(CompiledSegment):
             scale=scale,
             max_norm=_address(control.max_norm),
             max_norm_value=control.max_norm_value,
+            estimate=0 if estimate is None else estimate.value(groups[0]).data_ptr(),
             report=control.report.data_ptr(),
             clipped=control.clipped.data_ptr(),
             counts_report=counts,
-            statistics=self._sums.data_ptr() if statistics else 0,
+            statistics=self._sums.data_ptr() if statistics or estimate is not None else 0,
             stream=self._stream,
         )
         self._done()

@@ -100,11 +100,12 @@ def _group_plan(
     optimizer: "OnePassOptimizer", layout: StateLayout, index: int, group: Group, path: str, params: list[Tensor]
 ) -> GroupPlan:
     param = params[0]
-    held = optimizer._rule(group).held_by(param, optimizer._held(group))
-    state_dtype = layout.dtype_of(held[0], param) if held else None
+    rule = optimizer._rule(group)
+    held = rule.held_by(param, optimizer._held(group))
+    state_dtype = layout.dtype_of(held[0], param, rule) if held else None
     return GroupPlan(
         group=index,
-        rule=optimizer._rule(group).name,
+        rule=rule.name,
         stages=_stages(optimizer, group, param),
         dtype=str(param.dtype).removeprefix("torch."),
         state_dtype=_name_of(state_dtype),
@@ -130,8 +131,8 @@ def _bytes_moved(optimizer: "OnePassOptimizer", layout: StateLayout, group: Grou
     for name in layout.tensors(held, group):
         shape = rule.shape_of(name, param)
         assert shape is not None
-        num_walks = 3 if rule.trust is not None and name in held else 2
-        num_bytes += num_walks * layout.dtype_of(name, param).itemsize * shape.numel()
+        num_walks = (1 if name in rule.fixed else 2) + (rule.trust is not None and name in held)
+        num_bytes += num_walks * layout.dtype_of(name, param, rule).itemsize * shape.numel()
     return num_bytes
 
 
@@ -155,6 +156,7 @@ def _stages(optimizer: "OnePassOptimizer", group: Group, param: Tensor) -> tuple
         f"L2({group['weight_decay']:g})" if decays and not decoupled else "",
         "trust" if rule.trust is not None else "",
         "update",
+        "estimate" if rule.estimate is not None else "",
         f"{'cautious ' if group['cautious'] else ''}decay({group['weight_decay']:g})" if decays and decoupled else "",
         f"L1({group['l1']:g})" if group["l1"] else "",
         rounding if rounding != "nearest" else "",

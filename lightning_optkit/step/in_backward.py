@@ -43,7 +43,8 @@ def step_in_backward(optimizer: OnePassOptimizer) -> "StepInBackward":
         A handle; `remove()` gives the optimizer its ordinary step back.
 
     Raises:
-        ValueError: for a clip by the global norm, which is known only when all gradients are, or one already in place.
+        ValueError: for a clip by the global norm or a rule that learns its rate of all gradients, which are never there
+            together, or for one already in place.
 
     Example:
         >>> from lightning_optkit.optimizers import SGD
@@ -90,6 +91,9 @@ class StepInBackward:
                 f"{self._owner}: {clip!r} needs the norm of all gradients, which are never there together; use "
                 "ClipPerTensor or ClipUnitwise."
             )
+
+        if any(optimizer._rule(group).estimate is not None for group in optimizer.param_groups):
+            raise ValueError(f"{self._owner}: its rate is learned of all gradients, which are never there together.")
 
     @staticmethod
     def _hook(this: "weakref.ref[StepInBackward]", group_index: int, number: int) -> Callable[[Tensor], None]:

@@ -105,7 +105,7 @@ def restore_state(optimizer: "OnePassOptimizer", state_dict: dict[str, Any], lay
         for name, value in held.items():
             if name in tensors:
                 like = rule.like(name, param)
-                restored = torch.empty_like(local(like), dtype=layout.dtype_of(name, param), requires_grad=False)
+                restored = torch.empty_like(local(like), dtype=layout.dtype_of(name, param, rule), requires_grad=False)
                 if scale_name(name) in held:
                     state[scale_name(name)] = held[scale_name(name)]
                 convert_(restored, state, name, local(distribute_like(torch.as_tensor(value), like)))

@@ -111,6 +111,13 @@ class OnePassOptimizer(Optimizer):
         """Raises for a rule's own entry that is out of range."""
         raise NotImplementedError
 
+    def _learn(self, observed: Tensor) -> None:
+        """For a rule with an estimate: makes the next one of its sums over all parameters; shape (2,), fp64.
+
+        On CUDA they are zero in a step that was skipped, and must not be waited for.
+        """
+        raise NotImplementedError
+
     # --- checks ---
 
     @property
@@ -200,6 +207,10 @@ class OnePassOptimizer(Optimizer):
 
     def _finish(self, stepped: Sequence[Segment], numbers: list[GroupNumbers]) -> None:
         self._stepped = list(stepped)
+        if any(segment.rule.estimate is not None for segment in stepped):
+            device = stepped[0].entries[0].param.device
+            sums = [reduce_sum_(segment.observed().to(device), segment.process_groups) for segment in stepped]
+            self._learn(torch.stack(sums).sum(0))
         assert self._plan is not None
         self._plan.clock += 1
         if self.average is not None:

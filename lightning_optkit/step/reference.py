@@ -5,6 +5,7 @@ Line for line csrc/core/pipeline.h and csrc/cpu/step_loop.h.
 """
 
 import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +16,22 @@ from lightning_optkit.step.rounding import round_stochastically
 from lightning_optkit.step.rule import Group, Rule, State
 from lightning_optkit.step.statistics import Clipped, TensorStatistics
 
-__all__ = ["clip_reference", "norm_reference", "step_reference_"]
+__all__ = ["Done", "clip_reference", "norm_reference", "step_reference_"]
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a step says of one parameter.
+
+    Args:
+        statistics: What was counted, if that was asked for.
+        clipped: What clipping by tensor or by unit left.
+        observed: Its part of the sums of a rule with an estimate.
+    """
+
+    statistics: TensorStatistics | None
+    clipped: Clipped
+    observed: tuple[float, float]
 
 
 def norm_reference(grad: Tensor) -> tuple[float, float]:
@@ -49,7 +65,7 @@ def step_reference_(
     grad_scale: float,
     tensor_index: int,
     statistics: bool = True,
-) -> tuple[TensorStatistics | None, Clipped]:
+) -> Done:
     """Updates one parameter and its state in place. Never writes to `grad`.
 
     Args:
@@ -84,7 +100,14 @@ def step_reference_(
         group = rule.resolve(group, param)
     if rule.trust is not None:
         group = {**group, "lr": float(group["lr"]) * _trust(rule, p, g, working, group, step)}
+    given, observed = group, (0.0, 0.0)
+    if rule.estimate is not None:
+        factor = rule.estimate.rate(group, step)
+        group = {**group, "lr": float(group["lr"]) * factor}
+        numbers = replace(numbers, lr=numbers.lr * factor)
     update = rule.update(p, g, working | scalars, group, step)
+    if rule.estimate is not None:
+        observed = rule.estimate.observe(p, g, working, given, step)
     key = (int(numbers.rounding_seed), int(step), tensor_index)
     for name, value in working.items():
         _write(state, name, value, (*key, rule.states.index(name)))
@@ -100,12 +123,13 @@ def step_reference_(
     if average_name is not None:
         _average(state, average_name, stored, numbers)
     if not statistics:
-        return None, clipped
+        return Done(None, clipped, observed)
     unchanged = stored == stored_before
     if "compensation" in state:
         unchanged &= lost == lost_before
     difference = next_p - p
-    return TensorStatistics.from_tensors(g, next_p, difference, (difference != 0) & unchanged), clipped
+    counted = TensorStatistics.from_tensors(g, next_p, difference, (difference != 0) & unchanged)
+    return Done(counted, clipped, observed)
 
 
 def clip_reference(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_optkit.step.statistics import TensorStatistics
 
-__all__ = ["Average", "Clip", "ClipBounds", "Group", "LearningClip", "Rule", "Scalar", "State", "Update"]
+__all__ = ["Average", "Clip", "ClipBounds", "Estimate", "Group", "LearningClip", "Rule", "Scalar", "State", "Update"]
 
 Group = dict[str, Any]
 """One entry of `optimizer.param_groups`."""
@@ -39,6 +39,23 @@ class Scalar:
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """How a rule sets its rate by two sums over all parameters, which its optimizer's `_learn` is given.
+
+    Args:
+        value: The estimate that a group holds: 0-d, fp64, on the device of the parameters. In the compiled rule it is
+            the last of the hypers.
+        rate: (group, step) -> the factor of the group's rate, for the stages too.
+        observe: (param, grad, state, group, step) -> one parameter's part of the two sums, given what `update` was
+            given, after it.
+    """
+
+    value: Callable[[Group], Tensor]
+    rate: Callable[[Group, float], float]
+    observe: Callable[[Tensor, Tensor, State, Group, float], tuple[float, float]]
+
+
+@dataclass(frozen=True)
 class Rule:
     """An update rule: its name among the compiled rules, and the same arithmetic in plain PyTorch.
 
@@ -59,6 +76,9 @@ class Rule:
             path.
         resolve: What a group means beside one parameter, as stored; None: what it says. Only on the reference path.
         num_rereads: How often the rule reads a gradient or a parameter again, after the one walk.
+        wide: States that are points, not averages, and so in full precision whatever `state_dtype` is.
+        fixed: States that only the first update of a parameter writes.
+        estimate: For a rule that sets its rate by what it learns of all parameters together.
     """
 
     name: str
@@ -73,6 +93,9 @@ class Rule:
     shape: Callable[[str, torch.Size], torch.Size | None] | None = None
     resolve: Callable[[Group, Tensor], Group] | None = None
     num_rereads: int = 0
+    wide: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
+    estimate: "Estimate | None" = None
 
     def shape_of(self, name: str, param: Tensor) -> torch.Size | None:
         """Shape of the state `name` of `param`, be it the rule's or of a stage; None: it keeps no such state."""

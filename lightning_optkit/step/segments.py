@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_optkit._native import extension, why_no_cuda_kernels
 from lightning_optkit.step.numbers import GroupNumbers
-from lightning_optkit.step.reference import norm_reference, step_reference_
+from lightning_optkit.step.reference import Done, norm_reference, step_reference_
 from lightning_optkit.step.rule import Group, Rule, State
 from lightning_optkit.step.shards import local, sharding_groups
 from lightning_optkit.step.statistics import Clipped, TensorStatistics
@@ -96,7 +96,7 @@ class ReferenceSegment:
         self.rule, self.entries, self._average_name, self._owner = rule, list(entries), average_name, owner
         self.process_groups = sharding_groups(self.entries[0].param)
         self._bound: list[tuple[Entry, Tensor]] = []
-        self._statistics: dict[int, TensorStatistics] = {}
+        self._done: dict[int, Done] = {}
 
     def bind(self) -> bool:
         """Takes this step's gradients; False if there is none.
@@ -153,10 +153,15 @@ class ReferenceSegment:
             )
             for rule, (entry, grad) in zip(rules, self._bound, strict=True)
         }
-        self._statistics = {index: counted for index, (counted, _) in done.items() if counted is not None}
-        parts = [clipped for _, clipped in done.values()]
+        self._done = done
+        parts = [each.clipped for each in done.values()]
         return Clipped(sum(part.grad_sq for part in parts), sum(part.num for part in parts))
 
     def statistics(self) -> dict[int, TensorStatistics]:
         """By number of the parameter."""
-        return self._statistics
+        return {index: each.statistics for index, each in self._done.items() if each.statistics is not None}
+
+    def observed(self) -> Tensor:
+        """What a rule with an estimate observed in the last step: shape (2,), fp64."""
+        sums = [each.observed for each in self._done.values()]
+        return torch.tensor(sums, dtype=torch.float64).sum(0)

@@ -39,7 +39,7 @@ class StateLayout:
         """Name of the average in the state."""
         return self.average.state_name if self.average else None
 
-    def dtype_of(self, name: str, param: Tensor) -> torch.dtype:
+    def dtype_of(self, name: str, param: Tensor, rule: Rule) -> torch.dtype:
         """Dtype of the state tensor `name` of `param`."""
         if name == "compensation":
             return param.dtype
@@ -47,7 +47,7 @@ class StateLayout:
             return torch.complex128 if param.dtype.is_complex else torch.float64
         if param.dtype.is_complex:
             return torch.complex64
-        if name == self.average_name:
+        if name == self.average_name or name in rule.wide:
             return torch.float32
         return torch.uint8 if self.state_dtype == "int8" else self.state_dtype
 
@@ -81,19 +81,19 @@ def check_state_shapes(owner: str, entries: Sequence[tuple[Entry, Group, Rule]],
 @torch.no_grad()
 def prepare_state(entries: Sequence[tuple[Entry, Group, Rule]], layout: StateLayout) -> None:
     """Creates what a state lacks, as zeros, and puts what it has into the dtype and strides that the walk needs."""
-    missing: list[tuple[State, str, Tensor, float]] = []
+    missing: list[tuple[State, str, Tensor, torch.dtype, float]] = []
     for entry, group, rule in entries:
         for name in _walked(entry, group, layout):
             held = entry.state.get(name)
-            dtype = layout.dtype_of(name, entry.param)
+            dtype = layout.dtype_of(name, entry.param, rule)
             has_scale = dtype != torch.uint8 or scale_name(name) in entry.state
             like = rule.like(name, entry.param)
             if held is None or not has_scale or not _fits(held, like, dtype):
                 fresh = rule.fresh(name, group) if rule.fresh and name in rule.states else 0.0
-                missing.append((entry.state, name, like, fresh))
-    likes = [local(like) for _, _, like, _ in missing]
-    created = zeros_like_all(likes, [layout.dtype_of(name, like) for _, name, like, _ in missing])
-    for (state, name, like, fresh), tensor in zip(missing, created, strict=True):
+                missing.append((entry.state, name, like, dtype, fresh))
+    likes = [local(like) for _, _, like, _, _ in missing]
+    created = zeros_like_all(likes, [dtype for _, _, _, dtype, _ in missing])
+    for (state, name, like, _, fresh), tensor in zip(missing, created, strict=True):
         held = state.get(name)
         if held is not None:
             convert_(tensor, state, name, local(distribute_like(held, like)))

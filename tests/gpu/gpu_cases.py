@@ -29,9 +29,10 @@ RULES = {
     "schedule-free adamw": (ours.ScheduleFreeAdamW, dict()),
     "lamb": (ours.LAMB, dict()),
     "lars": (ours.LARS, dict(trust_coefficient=0.1)),
+    "prodigy": (ours.Prodigy, dict(d0=1e-2, weight_decay=0.1, use_bias_correction=True)),
 }
-# The rate is made of norms, whose sums have another order on CUDA.
-BY_NORMS = {"lamb", "lars"}
+# The rate is made of norms or sums, which add up in another order on CUDA.
+BY_NORMS = {"lamb", "lars", "prodigy"}
 # Real powers in double: the host's and the device's last bit may differ.
 BY_POWERS = {"nadam", "ademamix", "adopt", "schedule-free sgd", "schedule-free adamw"}
 STAGES = {

@@ -175,6 +175,27 @@ def test_a_loss_scaler_waits_for_nothing_of_ours():
     assert (optimizer.num_steps, optimizer.num_skipped) == (2, 1)
 
 
+def test_an_estimate_is_made_without_waiting_and_left_by_a_skipped_step():
+    torch.manual_seed(0)
+    p = torch.randn(5000, device="cuda", requires_grad=True)
+    q = p.detach().cpu().requires_grad_()
+    optimizer, expected = ours.Prodigy([p], d0=1e-2), ours.Prodigy([q], d0=1e-2)
+    p.grad = torch.randn_like(p)
+    q.grad = p.grad.cpu()
+    optimizer.step()
+    found_inf = torch.ones((), device="cuda")
+    with no_waiting():
+        optimizer.step()
+        optimizer.found_inf = found_inf
+        optimizer.step()
+    for _ in range(2):
+        expected.step()
+    for name in ("d", "d_max", "d_numerator"):
+        found = float(optimizer.param_groups[0][name])
+        assert found == pytest.approx(float(expected.param_groups[0][name]), rel=1e-5), name
+    assert optimizer.num_skipped == 1
+
+
 def test_streams_of_their_own():
     results = []
     for _ in range(2):

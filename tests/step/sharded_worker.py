@@ -16,11 +16,12 @@ from torch.distributed.fsdp import fully_shard
 
 from lightning_optkit.averaging import EMA
 from lightning_optkit.clipping import AutoClip, ClipNorm, ClipPerTensor, ClipValue
-from lightning_optkit.optimizers import SGD, Adafactor, AdamW
+from lightning_optkit.optimizers import SGD, Adafactor, AdamW, Prodigy
 
 CASES = {
     "norm and ema": (AdamW, dict(lr=0.02, clip=ClipNorm(0.1), average=EMA(0.9, start=2), statistics=True)),
     "value": (SGD, dict(lr=0.1, momentum=0.9, clip=ClipValue(0.01), l1=0.01)),
+    "estimate": (Prodigy, dict(d0=0.01, clip=ClipNorm(0.1), average=EMA(0.9))),
     "reference": (AdamW, dict(lr=0.02, clip=AutoClip(30), average=EMA(0.9), fused=False, rounding="kahan")),
 }
 BATCH = 8
@@ -52,7 +53,9 @@ def held(net, optimizer):
     """Parameters and state, whole, and the norm."""
     params = list(net.parameters())
     state = [{name: whole(value).clone() for name, value in optimizer.state[p].items()} for p in params]
-    return dict(params=[whole(p.detach()).clone() for p in params], state=state, norm=optimizer.grad_norm)
+    learned = [float(group["d"]) for group in optimizer.param_groups if "d" in group]
+    params = [whole(p.detach()).clone() for p in params]
+    return dict(params=params, state=state, norm=optimizer.grad_norm, learned=learned)
 
 
 def sharded(mesh):
@@ -81,9 +84,14 @@ def main(output):
     net = sharded(mesh)
     net(torch.randn(2, 4)).sum().backward()
     results["refused"] = []
-    for refused in (SGD(net.parameters(), clip=ClipPerTensor(1.0)), Adafactor(net.parameters())):
+    refused = (
+        SGD(net.parameters(), clip=ClipPerTensor(1.0)),
+        Adafactor(net.parameters()),
+        Prodigy(net.parameters(), slice_p=2),
+    )
+    for optimizer in refused:
         try:
-            refused.step()
+            optimizer.step()
         except ValueError as error:
             results["refused"].append(str(error))
     if rank == 0:

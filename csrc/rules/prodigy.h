@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+// Prodigy: Adam at the rate d, an estimate of the distance to the solution that grows by two sums over all parameters.
+// Source: Mishchenko & Defazio 2024, arXiv:2306.06101, Prodigy (Adam version). Both sums are weighted by d / d0, as the
+// authors do, for numbers of ordinary size; their ratio does not see it. This step is taken at the d that it began
+// with, so one walk is enough.
+#pragma once
+
+#include "core/math.h"
+#include "core/tables.h"
+
+namespace optkit {
+
+struct ProdigyRule {
+  static constexpr const char* kStates[] = {"exp_avg", "exp_avg_sq", "s", "p0"};
+  static constexpr int kNumStates = 4;
+  static constexpr uint32_t kWideStates = 1u << 3;   // p0: where the parameter started
+  static constexpr uint32_t kFixedStates = 1u << 3;  // and it stays there
+  static constexpr const char* kHypers[] = {"beta1", "beta2", "beta3", "eps", "use_bias_correction", "safeguard_warmup",
+                                            "d0",    "d"};
+  static constexpr int kNumHypers = 8;
+  static constexpr const char* kScalars[] = {nullptr};
+  static constexpr int kNumScalars = 0;
+
+  template <class S>
+  struct Coefs {
+    S one_minus_beta1, beta2, one_minus_beta2, beta3, d, d_eps, step_size, seen_weight, s_weight;
+    bool first;
+  };
+
+  OPTKIT_HD static double rate(const double* hyper, double step) {
+    const double correction = hyper[4] != 0.0 ? sqrt(1.0 - power(hyper[1], step)) / (1.0 - power(hyper[0], step)) : 1.0;
+    return hyper[7] * correction;
+  }
+
+  // `lr` is the group's times `rate`.
+  template <class S>
+  OPTKIT_HD static Coefs<S> prepare(const double* hyper, double lr, double step, float* const*) {
+    const double beta1 = hyper[0], beta2 = hyper[1], d = hyper[7], weight = d / hyper[6];
+    const double s_weight = hyper[5] != 0.0 && lr != 0.0 ? weight * d : weight * lr;
+    return {static_cast<S>(1.0 - beta1), static_cast<S>(beta2),
+            static_cast<S>(1.0 - beta2), static_cast<S>(hyper[2]),
+            static_cast<S>(d),           static_cast<S>(d * hyper[3]),
+            static_cast<S>(lr),          static_cast<S>(weight * lr),
+            static_cast<S>(s_weight),    step == 1.0};
+  }
+
+  template <class V>
+  OPTKIT_HD static V update(const Coefs<scalar_of_t<V>>& c, V param, V grad, V* state) {
+    V& exp_avg = state[0];
+    V& exp_avg_sq = state[1];
+    if (c.first) state[3] = param;
+    const V scaled = grad * c.d;
+    exp_avg = fma(V(c.one_minus_beta1), scaled - exp_avg, exp_avg);              // m_{k+1}
+    exp_avg_sq = fma(scaled * c.one_minus_beta2, scaled, exp_avg_sq * c.beta2);  // v_{k+1}
+    state[2] = fma(V(c.s_weight), grad, state[2] * c.beta3);                     // s_{k+1}
+    return exp_avg / (sqrt(exp_avg_sq) + V(c.d_eps)) * c.step_size;
+  }
+
+  // <g_k, x_0 - x_k> and |s_{k+1}|.
+  template <class V>
+  OPTKIT_HD static void observe(const Coefs<scalar_of_t<V>>& c, V param, V grad, const V* state, V* seen) {
+    seen[0] = grad * c.seen_weight * (state[3] - param);
+    seen[1] = abs(state[2]);
+  }
+};
+
+}  // namespace optkit

@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prodigy: Adam that finds its own rate, as an estimate of the distance to the solution; in one pass.
+
+Source: Mishchenko & Defazio 2024, "Prodigy: an expeditiously adaptive parameter-free learner", arXiv:2306.06101,
+Prodigy (Adam version), with the options of the authors' package prodigyopt 1.1.2. As in the paper, a step is taken at
+the estimate that it began with; the package multiplies eps by the next one, and the whole step if betas[0] is 0.
+Besides, at a rate of 0 the moments and both sums go on, where the package leaves them alone, and every parameter
+corrects its bias by its own count of steps.
+"""
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from lightning_optkit._checks import check_int, check_one_of
+from lightning_optkit.step import Average, Clip, OnePassOptimizer, Rule
+from lightning_optkit.step.arguments import check_number, pair
+from lightning_optkit.step.rule import Estimate, Group, State
+from lightning_optkit.step.shards import local
+
+__all__ = ["Prodigy", "prodigy_update"]
+
+_LEARNED = ("d", "d_max", "d_numerator")
+_COMMON = ("d0", "d_coef", "growth_rate", "use_bias_correction", "safeguard_warmup")
+
+
+def prodigy_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
+    """What Prodigy subtracts from `param`, line for line csrc/rules/prodigy.h; `lr` is times the estimate already."""
+    beta1, beta2 = group["betas"]
+    d, lr = float(group["d"]), float(group["lr"])
+    if step == 1:
+        state["p0"].copy_(_sliced(param, state, group))
+    scaled = grad * d
+    state["exp_avg"].add_((1 - beta1) * (scaled - state["exp_avg"]))  # m_{k+1}
+    state["exp_avg_sq"].mul_(beta2).add_((1 - beta2) * scaled * scaled)  # v_{k+1}
+    weight = d / group["d0"] * (d if group["safeguard_warmup"] and lr != 0 else lr)
+    state["s"].mul_(_beta3(group)).add_(weight * _sliced(grad, state, group))  # s_{k+1}
+    return state["exp_avg"] / (state["exp_avg_sq"].sqrt() + d * float(group["eps"])) * lr
+
+
+def _observe(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> tuple[float, float]:
+    """<g_k, x_0 - x_k>, weighted, and |s_{k+1}|_1."""
+    weight = float(group["d"]) / group["d0"] * float(group["lr"]) * _rate(group, step)
+    way = state["p0"] - _sliced(param, state, group)
+    seen = _sliced(grad, state, group) * weight * way
+    return float(seen.double().sum()), float(state["s"].double().abs().sum())
+
+
+def _rate(group: Group, step: float) -> float:
+    beta1, beta2 = group["betas"]
+    correction = math.sqrt(1 - beta2**step) / (1 - beta1**step) if group["use_bias_correction"] else 1.0
+    return float(group["d"]) * correction
+
+
+def _beta3(group: Group) -> float:
+    return math.sqrt(group["betas"][1]) if group["beta3"] is None else float(group["beta3"])
+
+
+def _made_by(group: Group) -> dict[str, float]:
+    """What the estimate is made by."""
+    return {"beta3": _beta3(group), **{name: group[name] for name in _COMMON}}
+
+
+def _sliced(t: Tensor, state: State, group: Group) -> Tensor:
+    """Every `slice_p`-th element; complex ones are pairs here."""
+    return t if group["slice_p"] == 1 else t.reshape(-1, *state["s"].shape[1:])[:: group["slice_p"]]
+
+
+def _hypers(group: Group) -> tuple[float, ...]:
+    d = group["d"]
+    is_known = not (isinstance(d, Tensor) and d.is_cuda)  # there only the device knows it
+    names = ("eps", "use_bias_correction", "safeguard_warmup", "d0")
+    given = (*group["betas"], _beta3(group), *(group[name] for name in names))
+    return (*map(float, given), float(d) if is_known else math.nan)
+
+
+@cache
+def _rule_of(slice_p: int) -> Rule:
+    def shape(name: str, of_param: torch.Size) -> torch.Size:
+        return torch.Size([-(-of_param.numel() // slice_p)]) if name in ("s", "p0") else of_param
+
+    sliced: dict[str, Any] = dict(shape=shape, needs_whole="keep every slice_p-th element") if slice_p > 1 else {}
+    return Rule(
+        "prodigy",
+        ("exp_avg", "exp_avg_sq", "s", "p0"),
+        _hypers,
+        prodigy_update,
+        wide=("p0",),
+        fixed=("p0",),
+        estimate=Estimate(lambda group: group["d"], _rate, _observe),
+        **sliced,
+    )
+
+
+class Prodigy(OnePassOptimizer):
+    """Prodigy, with the arguments of the authors' package: leave `lr` at 1 and use a cosine schedule.
+
+    The rate is `lr * d`. `d` estimates how far the solution is from where the parameters started; it begins at `d0`, is
+    common to all groups, and can be read (not set apart) as `param_groups[i]["d"]`, a 0-d tensor. Decay and `l1` are
+    times `lr * d`, too. To tune it, change `d_coef`.
+
+    Args:
+        params: Parameters or parameter groups, as in `torch.optim`.
+        lr: Factor of the estimate, in [0, inf), or a 1-element tensor; the same in every group, or 0: frozen.
+        betas: Decay of the two moments, each in [0, 1).
+        beta3: Decay of the sums that the estimate is made of, in [0, 1); None: the square root of `betas[1]`.
+        eps: Added to the denominator, times `d`; in [0, inf).
+        weight_decay: Share of each parameter removed per step, times `lr * d`; in [0, inf).
+        decouple: False: decay is L2, added to the gradient.
+        use_bias_correction: Correct the moments as Adam does: the rate is then smaller in the first steps.
+        safeguard_warmup: Leave `lr` out of the denominator of the estimate, against overestimating it in a warm-up.
+        d0: The first estimate, in (0, inf).
+        d_coef: Factor of every estimate, in (0, inf).
+        growth_rate: Largest growth of the estimate in one step, but for the first time; in [1, inf].
+        slice_p: The estimate is made of every `slice_p`-th element, at least 1. Above 1 it needs less memory, and runs
+            in PyTorch.
+        maximize: Ascend.
+        fused: None: the compiled pass wherever it can go. False: plain PyTorch.
+        clip: Gradient clipping folded into the step, e.g. `ClipNorm(1.0)`.
+        average: Average of the parameters kept by the step, e.g. `EMA(0.999)`.
+        l1: Weight of the L1 proximal step, in [0, inf): exact zeros.
+        cautious: Decoupled decay acts only where the update does not point away from zero.
+        centralize: Take the mean of each row of the first dimension off its gradient (two dimensions or more).
+        rounding: How 16-bit parameters are stored.
+        state_dtype: Dtype of the state but for `p0`, which is fp32; that of fp64 parameters is fp64; "int8" for one
+            byte.
+        statistics: Count norms and lost updates in the same pass.
+
+    Raises:
+        ValueError: for an argument out of range, no parameters, one given twice, or two devices; for groups that differ
+            in what the estimate is made by; at a step, if their rates differ and are not 0; at the first step, for
+            `slice_p` above 1 and a parameter that is sharded over processes.
+
+    Cost: 16 bytes of state per parameter (`slice_p`: 8 + 8 / slice_p); one pass, two with a clip by norm.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.tensor([3.0, -4.0]))
+        >>> optimizer = Prodigy([weight])
+        >>> for _ in range(30):
+        ...     weight.grad = weight.detach().sign()  # of the sum of the magnitudes
+        ...     optimizer.step()
+        >>> f"the rate went from 0.000001 to {optimizer.param_groups[0]['d']:.1f}"
+        'the rate went from 0.000001 to 1.1'
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        beta3: float | None = None,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        decouple: bool = True,
+        use_bias_correction: bool = False,
+        safeguard_warmup: bool = False,
+        d0: float = 1e-6,
+        d_coef: float = 1.0,
+        growth_rate: float = math.inf,
+        slice_p: int = 1,
+        *,
+        maximize: bool = False,
+        fused: bool | None = None,
+        clip: Clip | None = None,
+        average: Average | None = None,
+        l1: float = 0.0,
+        cautious: bool = False,
+        centralize: bool = False,
+        rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
+        state_dtype: torch.dtype | Literal["int8"] = torch.float32,
+        statistics: bool = False,
+    ) -> None:
+        defaults = dict(
+            lr=lr,
+            betas=betas,
+            beta3=beta3,
+            eps=eps,
+            weight_decay=weight_decay,
+            decoupled_weight_decay=decouple,
+            use_bias_correction=use_bias_correction,
+            safeguard_warmup=safeguard_warmup,
+            d0=d0,
+            d_coef=d_coef,
+            growth_rate=growth_rate,
+            slice_p=slice_p,
+            d=d0,
+            d_max=d0,
+            d_numerator=0.0,
+            maximize=maximize,
+            fused=fused,
+            foreach=None,
+            differentiable=False,
+        )
+        super().__init__(
+            params,
+            defaults,
+            clip=clip,
+            average=average,
+            l1=l1,
+            cautious=cautious,
+            centralize=centralize,
+            rounding=rounding,
+            state_dtype=state_dtype,
+            statistics=statistics,
+        )
+
+    # --- the estimate ---
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every parameter with a gradient.
+
+        Raises:
+            ValueError: if groups have different rates that are not 0.
+        """
+        rates = sorted({float(group["lr"]) for group in self.param_groups} - {0.0})
+        if len(rates) > 1:
+            raise ValueError(
+                f"{self._owner}.step: groups have the rates {rates}; the estimate needs one lr for all, or 0 to freeze "
+                "a group."
+            )
+        self._share()
+        return super().step(closure)
+
+    def _share(self) -> None:
+        """Makes all groups hold the same tensors: those of the first, on the device of the parameters."""
+        first = self.param_groups[0]
+        device = local(first["params"][0]).device if first["params"] else torch.device("cpu")
+        for name in _LEARNED:
+            value = first[name]
+            if not isinstance(value, Tensor) or value.device != device or value.dtype != torch.float64:
+                value = torch.as_tensor(value, dtype=torch.float64, device=device).detach()
+            for group in self.param_groups:
+                group[name] = value
+
+    @torch.no_grad()
+    def _learn(self, observed: Tensor) -> None:
+        """d_{k+1} of the sums; in place, so that whoever reads it on the device finds the new one."""
+        group = self.param_groups[0]
+        d, d_max, d_numerator = (group[name] for name in _LEARNED)
+        numerator = d_numerator * _beta3(group) + observed[0]
+        found = numerator * float(group["d_coef"]) / observed[1]
+        is_sound = found.isfinite()  # nothing was observed where all gradients are zero, or the step was skipped
+        largest = torch.maximum(d_max, found)
+        grown = torch.where(d == float(group["d0"]), torch.maximum(d, found), d) * float(group["growth_rate"])
+        d.copy_(torch.where(is_sound, torch.minimum(largest, grown), d))
+        d_max.copy_(torch.where(is_sound, largest, d_max))
+        d_numerator.copy_(torch.where(is_sound, numerator, d_numerator))
+
+    # --- what the engine asks ---
+
+    def _rule(self, group: Group) -> Rule:
+        return _rule_of(group["slice_p"])
+
+    def _why_reference(self, param: Tensor, group: Group) -> str | None:
+        if group["slice_p"] > 1:
+            return f"slice_p={group['slice_p']} leaves elements out"
+        return super()._why_reference(param, group)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group, as in torch; nothing is changed if it does not fit."""
+        if isinstance(param_group, dict) and self.param_groups:
+            ours, new = _made_by(self.param_groups[0]), _made_by({**self.defaults, **param_group})
+            for name, value in new.items():
+                if value != ours[name]:
+                    raise ValueError(f"{self._owner}({name}={value!r}): {name} must be {ours[name]!r} in all groups.")
+        super().add_param_group(param_group)
+
+    def _check_group(self, group: Group) -> None:
+        beta1, beta2 = pair(self._owner, "betas", group["betas"])
+        check_number(self._owner, "betas[0]", beta1, "[0, 1)")
+        check_number(self._owner, "betas[1]", beta2, "[0, 1)")
+        if group["beta3"] is not None:
+            check_number(self._owner, "beta3", group["beta3"], "[0, 1)")
+        check_number(self._owner, "eps", group["eps"], "[0, inf)")
+        check_one_of(self._owner, "decouple", group["decoupled_weight_decay"], (False, True))
+        check_one_of(self._owner, "use_bias_correction", group["use_bias_correction"], (False, True))
+        check_one_of(self._owner, "safeguard_warmup", group["safeguard_warmup"], (False, True))
+        check_number(self._owner, "d0", group["d0"], "(0, inf)")
+        check_number(self._owner, "d_coef", group["d_coef"], "(0, inf)")
+        check_number(self._owner, "growth_rate", group["growth_rate"], "[1, inf]")
+        check_int(self._owner, "slice_p", group["slice_p"], minimum=1)
