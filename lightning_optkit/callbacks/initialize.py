@@ -12,7 +12,7 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_optkit._checks import check_int
 from lightning_optkit.callbacks._mup_groups import split_by_multiplier
@@ -31,25 +31,26 @@ from lightning_optkit.init import (
     mup_width,
     render_activations,
 )
+from lightning_optkit.init._layout import is_norm
+from lightning_optkit.init._write import is_sharded
+from lightning_optkit.init.initialize import unwrapped
 
 __all__ = ["Initialize"]
 
 _SHARDED_OTHERWISE = ("FSDPStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy")
 
-_SILENCED = (
-    "zero (",
-    "zero_residual",
-    "depth_scaled",
-)  # what `InitRow.scheme` says of layers that are meant to be small
+# What `InitRow.scheme` says of layers that are meant to be small.
+_SILENCED = ("zero (", "zero_residual", "depth_scaled")
 
 
 class Initialize(Callback):
     """Draws the parameters by a scheme when a fit begins, and prints mean and variance of every layer before and after.
 
     It happens after `configure_model`, on the final device, before `configure_optimizers` and the first step. A run
-    that resumes (`ckpt_path`) or that has trained already is left alone, and so is a module with BatchNorm statistics
-    of an earlier training. Weights loaded from elsewhere look like any others: for fine-tuning say by `only` what shall
-    be drawn anew, or leave this callback out. Parameters that are frozen are never drawn.
+    that resumes (`ckpt_path`) or that has trained already is left alone, and so is a module that shows an earlier
+    training, as one does that is loaded for fine-tuning: by statistics of BatchNorm, by a norm whose weights differ, or
+    by gradients. Loaded weights of a module without norms look like any others: say by `only` what shall be drawn, or
+    leave this callback out. Parameters that are frozen are never drawn.
 
     Every rank gets the same weights, also of a sharded module (FSDP2 by ModelParallelStrategy; each rank draws the
     whole parameter and keeps its shard). A module built on the meta device is materialized first. The random numbers
@@ -149,12 +150,8 @@ class Initialize(Callback):
             return None
         if trainer.global_step > 0:
             return "the trainer has trained already"
-        for name, buffer in pl_module.named_buffers():
-            if name.rpartition(".")[2] == "num_batches_tracked" and int(buffer) > 0:
-                return (
-                    f"{name.rpartition('.')[0]!r} holds statistics of an earlier training (even_if_trained=True draws)"
-                )
-        return None
+        sign = _sign_of_training(pl_module)
+        return None if sign is None else f"{sign} (even_if_trained=True draws)"
 
     def _initialize(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         seed = trainer.strategy.broadcast(torch.initial_seed() if self._seed is None else self._seed)
@@ -216,12 +213,13 @@ class Initialize(Callback):
             )
 
     def _names(self) -> str:
-        return ", ".join(_unwrapped(scheme).__name__ for scheme in self._schemes)
+        functions = map(unwrapped, self._schemes)
+        return ", ".join(getattr(function, "__name__", type(function).__name__) for function in functions)
 
     def _multipliers(self, pl_module: pl.LightningModule) -> list[MupRow]:
         """The multipliers of muP, without drawing; the weights of a resumed run have been drawn."""
         for scheme in self._schemes:
-            if _unwrapped(scheme) is mup_width:
+            if unwrapped(scheme) is mup_width:
                 target = pl_module if self._only is None else _submodule(pl_module, self._only)
                 rows: Any = scheme(target, draw=False)
                 return [*rows]
@@ -252,6 +250,21 @@ def _make_alike(pl_module: pl.LightningModule) -> None:
                 dist.broadcast(parameter.data, src=0)
 
 
+def _sign_of_training(pl_module: pl.LightningModule) -> str | None:
+    """What shows that the weights are not fresh; fresh norms hold one number only."""
+    for name, buffer in pl_module.named_buffers():
+        if name.rpartition(".")[2] == "num_batches_tracked" and int(buffer) > 0:
+            return f"{name.rpartition('.')[0]!r} holds statistics of an earlier training"
+    for name, module in pl_module.named_modules():
+        weight: Any = getattr(module, "weight", None) if is_norm(module) else None
+        whole: Tensor | None = weight.full_tensor() if is_sharded(weight) else weight
+        if whole is not None and bool((whole != whole.flatten()[0]).any()):
+            return f"{name!r} is a norm with trained weights"
+    if any(parameter.grad is not None for parameter in pl_module.parameters()):
+        return "its parameters hold gradients of an earlier training"
+    return None
+
+
 def _submodule(pl_module: pl.LightningModule, name: str) -> nn.Module:
     found: nn.Module | None = dict(pl_module.named_modules()).get(name)
     if found is None:
@@ -261,7 +274,3 @@ def _submodule(pl_module: pl.LightningModule, name: str) -> nn.Module:
 
 def _parameters_of(scheme: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(scheme).parameters
-
-
-def _unwrapped(scheme: Callable[..., Any]) -> Callable[..., Any]:
-    return _unwrapped(scheme.func) if isinstance(scheme, functools.partial) else scheme

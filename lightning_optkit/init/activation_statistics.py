@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_optkit.init._layout import is_weighted
 from lightning_optkit.init._probe import probing, run_forward
@@ -25,6 +26,7 @@ BLOWN_UP_VARIANCE = 1e4
 # A tanh above this in magnitude has a slope below 0.06; a sigmoid is as flat that close to 0 and 1.
 SATURATED_TANH = 0.97
 SATURATED_SHARE = 0.5
+_HANDS_ON = (nn.Identity, _DropoutNd)  # what comes in comes out, once dropout is off
 _SILENT = (nn.Softmax, nn.Softmin, nn.Softmax2d)  # small by nature
 
 
@@ -58,8 +60,9 @@ def activation_statistics(
 ) -> list[ActivationRow]:
     """Runs `model` once on `batch` and returns one row per call of a layer, in the order of execution.
 
-    Layers are modules without children, and those that hold weights. The model is left as it was: hooks are removed,
-    modes, buffers and torch's random state put back, no autograd graph built. Dropout is off, BatchNorm uses the batch.
+    Layers are modules without children, but not Identity and dropout, and those that hold weights. The model is left as
+    it was: hooks are removed, modes, buffers and torch's random state put back, no autograd graph built. Dropout is
+    off, BatchNorm uses the batch.
 
     Verdicts: "dies" below a variance of 1e-4; "blows up" above 1e4 or if not finite; "saturates" if more than half of
     the outputs of an nn.Tanh or nn.Sigmoid lie where it is flat (|tanh| > 0.97). They assume standardized input.
@@ -98,13 +101,17 @@ def activation_statistics(
     with probing(model):
         try:
             for name, module in model.named_modules():
-                if ".parametrizations." not in f".{name}." and (is_weighted(module) or not any(module.children())):
+                if ".parametrizations." not in f".{name}." and _is_layer(module):
                     handles.append(module.register_forward_hook(record(name)))
             run_forward(model, batch, forward)
         finally:
             for handle in handles:
                 handle.remove()
     return rows
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return is_weighted(module) or not (any(module.children()) or isinstance(module, _HANDS_ON))
 
 
 def _row(name: str, module: nn.Module, call: int, output: Tensor) -> ActivationRow:

@@ -185,7 +185,7 @@ def _fill_weight(module_name: str, module: nn.Module, name: str, value: Tensor, 
 
 def _fill_table(module: nn.Module, value: Tensor, tied: bool, rules: _Rules) -> list[str]:
     scheme = rules.embedding
-    if scheme is None and _unwrapped(rules.scheme) not in _FAN_SCHEMES:
+    if scheme is None and unwrapped(rules.scheme) not in _FAN_SCHEMES:
         scheme = rules.scheme
     if scheme is not None:
         _call(scheme, value, None, rules.generator)
@@ -219,10 +219,11 @@ def _call(scheme: Scheme, tensor: Tensor, activation: Activation | None, generat
     scheme(tensor, **keywords)
 
 
-def _unwrapped(scheme: Scheme) -> Scheme:
-    return _unwrapped(scheme.func) if isinstance(scheme, functools.partial) else scheme
+def unwrapped(scheme: Callable[..., Any]) -> Callable[..., Any]:
+    """The function that a `functools.partial` fills in, or the scheme itself."""
+    return unwrapped(scheme.func) if isinstance(scheme, functools.partial) else scheme
 
 
 def _name(scheme: Scheme) -> str:
     filled = "".join(f", {key}={value}" for key, value in getattr(scheme, "keywords", {}).items())
-    return getattr(_unwrapped(scheme), "__name__", repr(scheme)) + filled
+    return getattr(unwrapped(scheme), "__name__", repr(scheme)) + filled

@@ -266,6 +266,25 @@ def test_batch_norm_statistics_of_an_earlier_training_are_a_sign(start, printed)
     torch.testing.assert_close(weights(trained), drawn(he), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(("norm", "said"), [
+    (True, "'net.1' is a norm with trained weights"),
+    (False, "its parameters hold gradients of an earlier training"),
+])  # fmt: skip
+def test_other_signs_of_an_earlier_training(start, printed, norm, said):
+    trained = Classifier(norm=norm)
+    if norm:
+        trained.net[1] = nn.LayerNorm(8)
+        trained.net[1].weight.data[3] += 0.1
+    else:  # by another Trainer
+        start(trained, steps=1)
+    before = weights(trained)
+    start(trained, Initialize(he))
+    torch.testing.assert_close(weights(trained), before, rtol=0, atol=0)
+    assert f"nothing drawn, since {said} (even_if_trained=True draws)" in printed()
+    start(trained, Initialize(he, seed=0, even_if_trained=True))
+    torch.testing.assert_close(weights(trained)["net.0.weight"], drawn(he)["net.0.weight"], rtol=0, atol=0)
+
+
 def test_for_fine_tuning_only_what_is_named_and_not_frozen(start):
     module = Classifier()
     module.net[1].num_batches_tracked += 5
@@ -335,6 +354,17 @@ def test_it_prints_mean_and_variance_before_and_after(start, printed):
     for row in callback.after:
         assert f"{row.layer}" in table and f"{row.variance:.3g}" in table
     assert [row.layer for row in callback.before] == [row.layer for row in callback.after]
+
+
+def test_a_scheme_of_one_s_own_may_be_an_object(start, printed):
+    class Halves:
+        def __call__(self, tensor):
+            return nn.init.constant_(tensor, 0.5)
+
+    module = Classifier()
+    start(module, Initialize(Halves()))
+    assert torch.equal(module.net[0].weight, torch.full((8, 4), 0.5))
+    assert "Initialize: Halves, activations of one training batch" in printed()
 
 
 @pytest.mark.parametrize(("std", "verdict"), [(1e-4, "dies"), (1e3, "blows up")])
