@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """LayerNorm, RMSNorm and their residual forms: ours against torch's, over a grid of shapes.
 
-A model runs `backward` once for many norms, and its Python costs as much as several short ones. So up to CHAINED elements,
-CHAIN norms are measured one behind the other in one graph, and a time is that of one of them; `--chain 1` measures each
-alone. A transposed input is measured alone at any size, since what a norm gives is contiguous.
+A model runs `backward` once for many norms, and its Python costs as much as several short ones. So up to CHAINED
+elements, CHAIN norms are measured one behind the other in one graph, and a time is that of one of them; `--chain 1`
+measures each alone. A transposed input is measured alone at any size, since what a norm gives is contiguous.
 
 Usage: python benchmarks/bench_norms.py [--quick] [--seconds 0.03] [--threads 1 2] [--chain 8] [--save]
 """
