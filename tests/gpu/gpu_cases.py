@@ -60,8 +60,13 @@ STATE_DTYPES = [torch.float32, torch.bfloat16, "int8"]
 
 
 def is_possible(name, stages):
-    """Does the rule take these stages?"""
-    return not name.startswith("schedule-free") or not ({"average", "state_dtype", "cautious"} & set(stages))
+    """Does the rule take these stages? Each refuses what makes no sense for it when it is built."""
+    optimizer_class, kwargs = RULES[name]
+    try:
+        optimizer_class([torch.ones(1, requires_grad=True)], **{**kwargs, **copy.deepcopy(stages)})
+    except ValueError:
+        return False
+    return True
 
 
 def is_exact(name, stage, *, same_powers):

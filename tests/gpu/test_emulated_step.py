@@ -100,9 +100,9 @@ def test_the_order_of_threads_and_blocks_changes_no_bit(name, stage):
             assert_same(run(name, **case), expected, exact=True)
 
 
-@pytest.mark.parametrize("count", [64, 65, 440, 441, 3500, 3501])
+@pytest.mark.parametrize("count", [64, 65, 440, 441, 3501])
 def test_any_number_of_tensors(count):
-    case = dict(shapes=[(3,)] * count, steps=2, clip=ClipNorm(0.5))
+    case = dict(shapes=[(3,)] * count, steps=1, clip=ClipNorm(0.5))
     assert_same(run("adamw", **case), train("adamw", "cpu", **case), exact=False)
 
 
