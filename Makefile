@@ -21,7 +21,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m 'not slow and not gpu'
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -q -m 'slow'
+	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest -q -m '(slow or hypothesis) and not gpu'
 
 # The compiled code under AddressSanitizer and UndefinedBehaviorSanitizer, in a copy of its own.
 SANITIZED := build/sanitized

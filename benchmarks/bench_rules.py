@@ -46,6 +46,33 @@ RULES: list[tuple[str, dict[str, Any], tuple[dict[str, bool], ...]]] = [
     ("Adafactor", dict(), ({}, dict(foreach=True))),
     ("Muon", dict(), ({},)),
 ]
+MEMORY: list[tuple[str, dict[str, Any]]] = [
+    ("SGD", dict(lr=1e-3)),
+    ("SGD", dict(lr=1e-3, momentum=0.9)),
+    ("Adagrad", {}),
+    ("RMSprop", {}),
+    ("RMSprop", dict(momentum=0.9, centered=True)),
+    ("Adadelta", {}),
+    ("Adafactor", {}),
+    ("Adam", {}),
+    ("AdamW", {}),
+    ("AdamW", dict(amsgrad=True)),
+    ("Adamax", {}),
+    ("NAdam", {}),
+    ("RAdam", {}),
+    ("Lion", {}),
+    ("LAMB", {}),
+    ("LARS", {}),
+    ("Adan", {}),
+    ("ADOPT", {}),
+    ("AdEMAMix", {}),
+    ("Prodigy", {}),
+    ("Prodigy", dict(slice_p=11)),
+    ("ScheduleFreeSGD", {}),
+    ("ScheduleFreeAdamW", {}),
+    ("Muon", {}),
+]
+STATE_DTYPES = (torch.float32, torch.bfloat16, "int8")
 TENSORS, ELEMENTS = (10, 100, 1_000, 10_000), (10**4, 10**5, 10**6, 10**7, 10**8)
 
 
@@ -129,24 +156,24 @@ def plot(rows: list[Row], path: Path) -> None:
 
 
 def memory() -> None:
-    """Bytes of state per parameter, measured on the state of a million parameters."""
-    names = [
-        ("SGD", dict(lr=1e-3, momentum=0.9)),
-        ("Adam", {}),
-        ("AdamW", dict(amsgrad=True)),
-        ("Lion", {}),
-        ("Adan", {}),
-    ]
-    print(f"{'rule':<18}{'float32':>10}{'bfloat16':>10}{'int8':>10}   bytes of state per parameter")
-    for name, arguments in names:
-        cells = []
-        for state_dtype in (torch.float32, torch.bfloat16, "int8"):
-            params = parameters([(1000, 1000)])
-            optimizer = getattr(ours, name)(params, state_dtype=state_dtype, **arguments)
-            optimizer.step()
-            held = sum(t.numel() * t.element_size() for state in optimizer.state.values() for t in state.values())
-            cells.append(f"{held / 1e6:>10.3f}")
-        print(f"{named(name, arguments):<18}{''.join(cells)}")
+    """Bytes of state per parameter, measured on the state of a matrix of a million parameters, as a Markdown table."""
+    print("| rule | fp32 | bf16 | int8 |\n|---|---|---|---|")
+    for name, arguments in MEMORY:
+        cells = [_bytes_of_state(name, arguments, state_dtype) for state_dtype in STATE_DTYPES]
+        print(f"| {named(name, arguments)} | {' | '.join(cells)} |")
+
+
+def _bytes_of_state(name: str, arguments: dict[str, Any], state_dtype: torch.dtype | str) -> str:
+    params = parameters([(1000, 1000)])
+    try:
+        optimizer = getattr(ours, name)(params, state_dtype=state_dtype, **arguments)
+    except ValueError:
+        return "refused"
+    if name.startswith("ScheduleFree"):
+        optimizer.train()
+    optimizer.step()
+    held = sum(t.numel() * t.element_size() for state in optimizer.state.values() for t in state.values())
+    return f"{held / 1e6:.3f}"
 
 
 def main() -> None:

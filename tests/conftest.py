@@ -1,8 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What several folders of tests need: the same training for two optimizers, and snapshots to compare bit by bit."""
 
+import os
+
 import pytest
 import torch
+from hypothesis import settings
+
+# The same examples in every run, however slow the machine: what fails in one place fails in all. `make test-slow` draws
+# others, and more of them.
+settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
+settings.register_profile("random", max_examples=500, database=None, deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 def _frozen(value):
@@ -42,7 +51,7 @@ def _train(optimizers, parameter_lists, steps=100, seed=1):
             optimizer.step()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def train():
     """train(optimizers, parameter_lists, steps, seed): the same gradients for all: noise, a drift and exact zeros."""
     return _train

@@ -25,7 +25,7 @@ struct NAdamRule {
     const double beta1 = hyper[0], beta2 = hyper[1], decay = hyper[3];
     const double mu = beta1 * (1.0 - 0.5 * real_power(0.96, step * decay));
     const double mu_next = beta1 * (1.0 - 0.5 * real_power(0.96, (step + 1.0) * decay));
-    *scalar[0] = static_cast<float>(static_cast<double>(*scalar[0]) * mu);
+    *scalar[0] *= static_cast<float>(mu);  // in fp32, as torch does
     const double mu_product = static_cast<double>(*scalar[0]);
     return {static_cast<S>(1.0 - beta1),
             static_cast<S>(beta2),

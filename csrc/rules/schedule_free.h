@@ -66,6 +66,7 @@ struct ScheduleFreeSGDRule {
 struct ScheduleFreeAdamWRule {
   static constexpr const char* kStates[] = {"z", "exp_avg_sq"};
   static constexpr int kNumStates = 2;
+  static constexpr uint32_t kWideStates = 1u << 0;  // z is a point: small steps of it would be lost
   static constexpr const char* kHypers[] = {"beta1", "beta2",           "eps",   "decay", "warmup_steps",
                                             "r",     "weight_lr_power", "lr_max"};
   static constexpr int kNumHypers = 8;

@@ -110,6 +110,12 @@ class ScheduleFreeOptimizer(OnePassOptimizer):
     def _params(self) -> list[Tensor]:
         return [param for group in self.param_groups for param in group["params"]]
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group, as in torch; its parameters, not yet updated, are y and x at once."""
+        if isinstance(param_group, dict) and self.param_groups:
+            param_group = {**param_group, "train_mode": self.in_training}
+        super().add_param_group(param_group)
+
     # --- the step ---
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -142,19 +148,13 @@ class ScheduleFreeOptimizer(OnePassOptimizer):
 
     _beta_name = "momentum"
 
-    def _check_own_stages(self, average: Average | None, state_dtype: object) -> None:
-        """Raises for a stage that makes no sense here."""
+    def _check_no_average(self, average: Average | None) -> None:
         if average is not None:
             raise ValueError(f"{self._owner}(average={average!r}): must be None; the rule keeps an average itself.")
-        if state_dtype != torch.float32:
-            raise ValueError(
-                f"{self._owner}(state_dtype={state_dtype!r}): must be torch.float32; z is a point, and small steps "
-                "of it would be lost."
-            )
 
     def keep_average(self, average: Average | None) -> None:
         """Raises ValueError for any average: the rule is one."""
-        self._check_own_stages(average, self.state_dtype)
+        self._check_no_average(average)
 
     # --- saving ---
 

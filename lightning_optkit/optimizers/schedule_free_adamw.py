@@ -40,7 +40,7 @@ def _hypers(group: Group) -> tuple[float, ...]:
     return (float(beta1), float(beta2), float(group["eps"]), float(group["weight_decay"]), *average_hypers(group))
 
 
-_RULE = Rule("schedule_free_adamw", ("z", "exp_avg_sq"), _hypers, schedule_free_adamw_update, WEIGHT_SUM)
+_RULE = Rule("schedule_free_adamw", ("z", "exp_avg_sq"), _hypers, schedule_free_adamw_update, WEIGHT_SUM, wide=("z",))
 
 
 class ScheduleFreeAdamW(ScheduleFreeOptimizer):
@@ -69,7 +69,8 @@ class ScheduleFreeAdamW(ScheduleFreeOptimizer):
         cautious: Must be False: y and z decay by the same amount.
         centralize: Take the mean of each row of the first dimension off its gradient (two dimensions or more).
         rounding: How 16-bit parameters are stored.
-        state_dtype: Must be torch.float32: z is a point, and small steps of it would be lost.
+        state_dtype: Dtype of the second moment; that of fp64 parameters is fp64; "int8" for one byte. z stays in fp32:
+            it is a point, and small steps of it would be lost.
         statistics: Count norms and lost updates in the same pass.
 
     Raises:
@@ -107,10 +108,10 @@ class ScheduleFreeAdamW(ScheduleFreeOptimizer):
         cautious: bool = False,
         centralize: bool = False,
         rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
-        state_dtype: torch.dtype = torch.float32,
+        state_dtype: torch.dtype | Literal["int8"] = torch.float32,
         statistics: bool = False,
     ) -> None:
-        self._check_own_stages(average, state_dtype)
+        self._check_no_average(average)
         defaults = dict(
             lr=lr,
             betas=betas,

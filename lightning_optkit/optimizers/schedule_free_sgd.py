@@ -102,7 +102,12 @@ class ScheduleFreeSGD(ScheduleFreeOptimizer):
         state_dtype: torch.dtype = torch.float32,
         statistics: bool = False,
     ) -> None:
-        self._check_own_stages(average, state_dtype)
+        self._check_no_average(average)
+        if state_dtype != torch.float32:
+            raise ValueError(
+                f"{self._owner}(state_dtype={state_dtype!r}): must be torch.float32; z is a point, and small steps "
+                "of it would be lost."
+            )
         defaults = dict(
             lr=lr,
             momentum=momentum,

@@ -3,11 +3,7 @@
 
 import pytest
 import torch
-from hypothesis import settings
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_wine
-
-settings.register_profile("no deadline", deadline=None)  # a busy machine is not a failure
-settings.load_profile("no deadline")
 
 LOADERS = (load_breast_cancer, load_wine, load_diabetes, load_digits)
 

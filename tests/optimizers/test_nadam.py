@@ -11,7 +11,7 @@ from lightning_optkit.optimizers import NAdam
 
 SHAPES = [(), (1,), (7,), (16, 33)]  # scalar, one element, odd tail, matrix
 TOLERANCE = {
-    torch.float64: 1e-8,
+    torch.float64: 1e-12,
     torch.float32: 4e-6,  # 50 steps on numbers of size 1, each rounded by up to 6e-8, mostly to either side
 }
 COMBINATIONS = [
@@ -55,7 +55,7 @@ def test_a_state_dict_continues_in_the_other_package(train, kwargs, to_torch):
     source, target = optimizers if to_torch else optimizers[::-1]
     target.load_state_dict(copy.deepcopy(source.state_dict()))  # torch would go on with the very same tensors
     train(optimizers, [ours, theirs], steps=5, seed=2)
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-8)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 
 BAD_ARGUMENTS = [

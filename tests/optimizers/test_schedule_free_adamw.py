@@ -76,6 +76,28 @@ def test_follows_it_in_single_precision_to_rounding():
     torch.testing.assert_close(p.detach().double(), q.detach(), rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
+@pytest.mark.parametrize(
+    ("state_dtype", "dtype", "tolerance"),
+    [(torch.bfloat16, torch.bfloat16, 0.01), ("int8", torch.uint8, 0.05)],  # relative errors of 2^-9 and 1/8
+    ids=str,
+)
+def test_z_is_kept_in_full_beside_a_narrow_second_moment(state_dtype, dtype, tolerance, fused):
+    torch.manual_seed(0)
+    values, gradients = torch.randn(300), torch.randn(20, 300)
+    p = values.clone().requires_grad_()
+    optimizer = ScheduleFreeAdamW([p], lr=0.05, eps=1e-2, state_dtype=state_dtype, fused=fused)
+    optimizer.train()
+    for g in gradients:
+        p.grad = g.clone()
+        optimizer.step()
+    state = optimizer.state[p]
+    assert (state["z"].dtype, state["exp_avg_sq"].dtype) == (torch.float32, dtype)
+    _, y, z = written_out(values.double(), gradients.double(), lr=0.05, eps=1e-2)
+    torch.testing.assert_close(p.detach().double(), y, rtol=0, atol=tolerance)
+    torch.testing.assert_close(state["z"].double(), z, rtol=0, atol=tolerance)
+
+
 def test_learns_the_digits(digits_loss):
     def build(params):
         optimizer = ScheduleFreeAdamW(params, lr=2e-2, weight_decay=1e-2, warmup_steps=10)

@@ -194,6 +194,19 @@ def test_a_step_outside_training_is_refused(cls):
 
 
 @each
+def test_a_group_that_comes_in_training_trains_with_the_others(cls):
+    first, late = (torch.ones(2, requires_grad=True) for _ in range(2))
+    optimizer = build(cls, [first])
+    optimizer.train()
+    optimizer.add_param_group(dict(params=[late]))
+    first.grad, late.grad = torch.ones(2), torch.ones(2)
+    optimizer.step()
+    assert torch.equal(first, late) and first[0] < 1
+    optimizer.eval()
+    assert torch.equal(first, late) and not optimizer.in_training
+
+
+@each
 def test_an_average_of_y_is_refused_later_too(cls):
     optimizer = build(cls, [torch.ones(1, requires_grad=True)])
     with pytest.raises(ValueError, match=r"must be None; the rule keeps an average itself\.$"):
@@ -212,10 +225,17 @@ def test_an_average_of_y_is_refused_later_too(cls):
         (dict(l1=0.1), r"l1=0\.1\): must be 0; zeros of y are not zeros of the average\.$"),
         (dict(cautious=True), r"cautious=True\): must be False; y and z decay by the same amount\.$"),
         (dict(average=EMA(0.9)), r"average=EMA.*\): must be None; the rule keeps an average itself\.$"),
-        (dict(state_dtype=torch.bfloat16), r"state_dtype=torch\.bfloat16\): must be torch\.float32; z is a point"),
     ],
     ids=str,
 )
 def test_both_refuse_in_one_sentence(cls, kwargs, message):
     with pytest.raises((ValueError, TypeError), match=rf"^{cls.__name__}\({message}"):
         cls([torch.ones(1, requires_grad=True)], **kwargs)
+
+
+def test_refuses_narrow_state_since_z_is_all_it_keeps():
+    message = (
+        r"^ScheduleFreeSGD\(state_dtype=torch\.bfloat16\): must be torch\.float32; z is a point, and small steps of "
+    )
+    with pytest.raises(ValueError, match=message):
+        ScheduleFreeSGD([torch.ones(1, requires_grad=True)], state_dtype=torch.bfloat16)

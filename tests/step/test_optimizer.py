@@ -8,7 +8,7 @@ import pickle
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_optkit.averaging import EMA
@@ -76,7 +76,6 @@ gradient_specs = st.lists(st.none() | st.sampled_from(GRAD_LAYOUTS), min_size=4,
     swaps=st.lists(st.none() | st.sampled_from(PARAM_LAYOUTS), min_size=4, max_size=4),
     seed=st.integers(0, 2**31),
 )
-@settings(max_examples=120, deadline=None, derandomize=True)
 def test_follows_torch_in_fp64_for_any_parameters(rule, specs, gradients, swaps, seed):
     """`gradients[step][i]` is the layout of a gradient, None for no gradient; `swaps[step]` moves every parameter."""
     torch.manual_seed(seed)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_optkit._native import extension
@@ -152,7 +152,6 @@ def run(optimizer_class, shapes, dtypes, seed, scale, **kwargs):
     seed=st.integers(0, 2**31),
     scale=st.sampled_from([1.0, 8.0]),
 )
-@settings(max_examples=150, deadline=None, derandomize=True)
 def test_the_compiled_step_is_the_reference_step(rule, stages, dtypes, seed, scale):
     optimizer_class, kwargs = rule
     shapes = [(3, 5), (), (41,)]
