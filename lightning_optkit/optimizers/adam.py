@@ -140,6 +140,17 @@ class Adam(OnePassOptimizer):
 
     def _check_group(self, group: Group) -> None:
         beta1, beta2 = pair(self._owner, "betas", group["betas"])
+        self._check_tensors(group, {"lr": group["lr"], "betas[0]": beta1, "betas[1]": beta2})
         check_number(self._owner, "betas[0]", beta1, "[0, 1)")
         check_number(self._owner, "betas[1]", beta2, "[0, 1)")
         check_number(self._owner, "eps", group["eps"], "[0, inf)")
+
+    def _check_tensors(self, group: Group, values: dict[str, object]) -> None:
+        """Raises where torch does: its foreach implementation takes tensors only if it is capturable."""
+        for name, value in values.items():
+            if isinstance(value, Tensor) and group["foreach"] and not group["capturable"]:
+                raise ValueError(
+                    f"{self._owner}({name}=<Tensor>, foreach=True): needs capturable=True or foreach=None."
+                )
+        if isinstance(values["betas[0]"], Tensor) != isinstance(values["betas[1]"], Tensor):
+            raise ValueError(f"{self._owner}(betas={group['betas']!r}): betas must be two floats or two tensors.")

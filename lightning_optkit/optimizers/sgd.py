@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from lightning_optkit._checks import check_in
 from lightning_optkit.step import Average, Clip, OnePassOptimizer, Rule, Scalar
+from lightning_optkit.step.arguments import check_number
 from lightning_optkit.step.rule import Group, State
 
 __all__ = ["SGD", "sgd_update"]
@@ -21,15 +21,15 @@ __all__ = ["SGD", "sgd_update"]
 
 def sgd_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
     """What SGD subtracts from `param`, line for line csrc/rules/sgd.h. Writes `state` in place."""
-    direction = grad
+    direction, momentum = grad, float(group["momentum"])
     if "momentum_buffer" in state:
         buffer = state["momentum_buffer"]
         if state["momentum_step"] == 0:
             buffer.copy_(grad)
         else:
-            buffer.mul_(group["momentum"]).add_((1 - group["dampening"]) * grad)
+            buffer.mul_(momentum).add_((1 - float(group["dampening"])) * grad)
         state["momentum_step"] += 1.0
-        direction = grad + group["momentum"] * buffer if group["nesterov"] else buffer
+        direction = grad + momentum * buffer if group["nesterov"] else buffer
     return direction * float(group["lr"])
 
 
@@ -136,7 +136,7 @@ class SGD(OnePassOptimizer):
         return _SGD.states if group["momentum"] != 0 else ()
 
     def _check_group(self, group: Group) -> None:
-        check_in(self._owner, "momentum", group["momentum"], "[0, inf)")
-        check_in(self._owner, "dampening", group["dampening"], "(-inf, inf)")
+        check_number(self._owner, "momentum", group["momentum"], "[0, inf)")
+        check_number(self._owner, "dampening", group["dampening"], "(-inf, inf)")
         if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
             raise ValueError(f"{self._owner}(nesterov=True): needs momentum > 0 and dampening = 0.")

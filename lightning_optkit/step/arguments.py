@@ -21,10 +21,11 @@ def check_group(owner: str, group: Group) -> None:
     check_one_of(owner, "cautious", group["cautious"], (False, True))
     check_one_of(owner, "centralize", group["centralize"], (False, True))
     check_one_of(owner, "rounding", group["rounding"], ROUNDINGS)
+    for name in ("foreach", "differentiable"):
+        if group["fused"] and group[name]:
+            raise RuntimeError(f"{owner}(fused=True, {name}=True): at most one of the two can be True.")
     if group["differentiable"]:
         raise ValueError(f"{owner}(differentiable=True): must be False; the step writes in place.")
-    if group["fused"] and group["foreach"]:
-        raise RuntimeError(f"{owner}(fused=True, foreach=True): at most one of the two can be True.")
 
 
 def check_number(owner: str, name: str, value: object, interval: str) -> None:

@@ -247,6 +247,16 @@ def test_a_skipped_step_leaves_the_estimate_and_everything_else(snapshot, fused)
     assert optimizer.num_skipped == 2
 
 
+def test_a_step_that_the_device_skipped_observed_nothing_and_leaves_the_estimate(frozen):
+    values, gradient = pull(9)
+    p = values.clone().requires_grad_()
+    optimizer = Prodigy([p], d0=1e-3)
+    run(optimizer, p, gradient, 5)
+    before = frozen(optimizer.state_dict()["param_groups"])
+    optimizer._learn(torch.zeros(2, dtype=torch.float64))
+    assert frozen(optimizer.state_dict()["param_groups"]) == before
+
+
 @PATHS
 def test_gradients_of_zero_and_a_first_rate_of_zero_leave_the_estimate(fused):
     p = torch.ones(4, requires_grad=True)

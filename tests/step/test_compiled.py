@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the compiled walk meets gradients that do not lie as their parameters do."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -149,3 +151,26 @@ def test_the_lean_loop_gives_the_bits_of_the_whole_one(rule, weight_decay, avera
             optimizer.step()
         done.append(frozen([params, [list(state.values()) for state in optimizer.state.values()]]))
     assert done[0] == done[1]
+
+
+def available_bytes():
+    meminfo = Path("/proc/meminfo")
+    lines = meminfo.read_text().splitlines() if meminfo.exists() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), 0)
+
+
+@pytest.mark.slow
+def test_more_than_two_to_the_31_elements():
+    num = 2**31 + 37
+    if available_bytes() < 6 * num:
+        pytest.skip("needs 13 GB of memory: 2 bytes for each element and each gradient, and room to spare")
+    p = torch.zeros(num, dtype=torch.bfloat16, requires_grad=True)
+    p.grad = torch.ones_like(p)
+    p.grad[2**31 - 1 :: 19] = -3.0  # the last before the limit and two behind it
+    optimizer = SGD([p], lr=0.5, clip=ClipNorm(1e9), statistics=True)
+    optimizer.step()
+    assert optimizer.grad_norm == pytest.approx((num + 8 * 2) ** 0.5, rel=1e-9)
+    assert optimizer.statistics()[0].grad_norm == pytest.approx(optimizer.grad_norm, rel=1e-5)
+    assert p[2**31 - 2 : 2**31 + 1].tolist() == [-0.5, 1.5, -0.5]
+    assert p[-1].item() == -0.5
+    assert (p[: 2**31 - 1].max().item(), p[: 2**31 - 1].min().item()) == (-0.5, -0.5)

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rules that torch has too: the same arguments, numbers, state dicts and refusals, whatever a user gives."""
+
+import copy
+import inspect
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_optkit import optimizers as ours
+
+NAMES = ["SGD", "Adagrad", "RMSprop", "Adadelta", "Adafactor", "Adam", "AdamW", "Adamax", "Muon", "NAdam", "RAdam"]
+SHAPES = [(), (1,), (7,), (5, 9), (2, 3, 4)]  # scalar, one element, odd tail, matrix, more dimensions
+# A large step counts against the error, which grows with every step; 50 of them.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-3}
+RULES = pytest.mark.parametrize("name", NAMES)
+
+
+def classes(name):
+    return getattr(ours, name), getattr(torch.optim, name)
+
+
+def arguments(name):
+    """Names of torch's arguments, without the parameters."""
+    return [argument for argument in inspect.signature(classes(name)[1]).parameters if argument != "params"]
+
+
+@RULES
+def test_takes_torchs_arguments_with_their_kinds_and_defaults(name):
+    mine, torchs = (inspect.signature(cls).parameters for cls in classes(name))
+    shared = [argument for argument in mine if argument in torchs]
+    assert shared == list(torchs)
+    for argument in shared:
+        assert (mine[argument].kind, mine[argument].default) == (torchs[argument].kind, torchs[argument].default)
+    added = [mine[argument] for argument in mine if argument not in torchs]
+    assert {argument.kind for argument in added} == {inspect.Parameter.KEYWORD_ONLY}
+
+
+# --- the same numbers ---
+
+betas = st.tuples(st.sampled_from([0.0, 0.5, 0.9]), st.sampled_from([0.5, 0.9, 0.999]))
+eps = st.sampled_from([1e-8, 1e-4, 0.1])
+decays = st.sampled_from([0.0, 0.01, 0.2])
+DRAWN = {
+    "SGD": dict(
+        momentum=st.sampled_from([0.0, 0.5, 0.9]), dampening=st.sampled_from([0.0, 0.3]), nesterov=st.booleans()
+    ),
+    "Adagrad": dict(
+        lr_decay=st.sampled_from([0.0, 0.1]), initial_accumulator_value=st.sampled_from([0.0, 0.5]), eps=eps
+    ),
+    "RMSprop": dict(
+        alpha=st.sampled_from([0.5, 0.9, 0.99]), eps=st.sampled_from([1e-3, 0.1]),
+        momentum=st.sampled_from([0.0, 0.9]), centered=st.booleans(),
+    ),
+    "Adadelta": dict(rho=st.sampled_from([0.0, 0.5, 0.9]), eps=st.sampled_from([1e-6, 1e-2])),
+    "Adafactor": dict(
+        beta2_decay=st.sampled_from([-0.8, -0.3]), eps=st.sampled_from([(None, 1e-3), (1e-3, 0.1)]),
+        d=st.sampled_from([1.0, 2.0]),
+    ),
+    "Adam": dict(betas=betas, eps=eps, amsgrad=st.booleans(), decoupled_weight_decay=st.booleans()),
+    "AdamW": dict(betas=betas, eps=eps, amsgrad=st.booleans()),
+    "Adamax": dict(betas=betas, eps=eps),
+    "Muon": dict(
+        momentum=st.sampled_from([0.0, 0.95]), nesterov=st.booleans(), ns_steps=st.sampled_from([0, 2]),
+        adjust_lr_fn=st.sampled_from([None, "original", "match_rms_adamw"]),
+    ),
+    "NAdam": dict(
+        betas=betas, eps=eps, momentum_decay=st.sampled_from([0.0, 4e-3]), decoupled_weight_decay=st.booleans()
+    ),
+    "RAdam": dict(betas=betas, eps=eps, decoupled_weight_decay=st.booleans()),
+}  # fmt: skip
+
+
+@st.composite
+def settings_of(draw, name):
+    """Arguments for both packages; a flag that chooses among torch's implementations is part of them."""
+    drawn = {argument: draw(values) for argument, values in DRAWN[name].items()}
+    drawn |= dict(lr=draw(st.sampled_from([0.0, 1e-3, 0.02])), weight_decay=draw(decays))
+    if draw(st.booleans()):
+        drawn["lr"] = torch.tensor(drawn["lr"], dtype=torch.float64)
+    if drawn.get("nesterov") and name == "SGD":
+        drawn |= dict(dampening=0.0, momentum=max(drawn["momentum"], 0.5))
+    for flag in ("maximize", "foreach", "fused"):
+        if flag in arguments(name) and draw(st.booleans()):
+            drawn[flag] = True
+    if drawn.get("fused") or isinstance(drawn["lr"], torch.Tensor):
+        drawn.pop("foreach", None)  # which torch refuses
+    return drawn
+
+
+def parameters(name, dtype):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(5, 9), (4, 4), (9, 2)] if name == "Muon" else SHAPES
+    values = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+    return [[value.clone().requires_grad_() for value in values] for _ in range(2)]
+
+
+def both(name, dtype, drawn):
+    """The two optimizers, and their parameters."""
+    params = parameters(name, dtype)
+    return [cls(own, **copy.deepcopy(drawn)) for cls, own in zip(classes(name), params, strict=True)], params
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@RULES
+@settings(max_examples=settings.default.max_examples // 4)  # for each rule
+@given(data=st.data())
+def test_follows_torch_over_50_steps_of_any_settings(name, dtype, train, data):
+    optimizers, (mine, theirs) = both(name, dtype, data.draw(settings_of(name)))
+    train(optimizers, [mine, theirs], steps=50)
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=TOLERANCE[dtype])
+
+
+@RULES
+@settings(max_examples=settings.default.max_examples // 4)  # for each rule
+@given(data=st.data(), to_torch=st.booleans())
+def test_a_state_dict_of_any_settings_continues_in_the_other_package(name, train, data, to_torch):
+    optimizers, (mine, theirs) = both(name, torch.float64, data.draw(settings_of(name)))
+    train(optimizers, [mine, theirs], steps=4)
+    source, target = optimizers if to_torch else optimizers[::-1]
+    target.load_state_dict(copy.deepcopy(source.state_dict()))
+    train(optimizers, [mine, theirs], steps=4, seed=2)
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
+
+
+# --- the same refusals ---
+
+NAN = float("nan")
+BAD_NUMBERS = [-1.0, NAN, "0.1", None, torch.tensor(-1.0)]
+BAD_PAIRS = [
+    (-0.1, 0.9),
+    (0.9, -0.1),
+    (1.0, 0.9),
+    (0.9, 1.0),
+    (NAN, 0.9),
+    (0.9, NAN),
+    (0.9, None),
+    ("0.1", "0.2"),
+    0.9,
+    None,
+]
+FLAGS = ["foreach", "maximize", "capturable", "differentiable", "fused", "nesterov", "amsgrad", "centered"]
+TOGETHER = [
+    *({first: True, second: True} for first, second in itertools.combinations(FLAGS, 2)),
+    *({"lr": torch.tensor(0.1), flag: True} for flag in FLAGS),
+    {"lr": torch.tensor([0.1, 0.2])},
+    {"lr": torch.tensor([0.1])},
+    {"nesterov": True, "momentum": 0.9, "dampening": 0.1},
+    {"betas": (torch.tensor(0.9), torch.tensor(0.99)), "foreach": True},
+    {"betas": (torch.tensor(0.9), 0.99)},
+    {"adjust_lr_fn": "other"},
+    {"ns_steps": 100},
+    {"ns_coefficients": (1.0, 2.0)},
+    {"eps": (None, -1.0)},
+    {"eps": (-1.0, 1e-3)},
+]
+
+
+def bad_arguments(name):
+    """What torch may refuse: each argument by itself, and some together."""
+    cases = []
+    for argument in arguments(name):
+        default = inspect.signature(classes(name)[1]).parameters[argument].default
+        is_number = isinstance(default, int | float) and not isinstance(default, bool)
+        values = BAD_NUMBERS if is_number else BAD_PAIRS if isinstance(default, tuple) and len(default) == 2 else []
+        cases += [{argument: value} for value in values]
+    return [*cases, *(case for case in TOGETHER if set(case) <= set(arguments(name)))]
+
+
+@RULES
+def test_refuses_what_torch_refuses_by_the_same_exception(name):
+    mine, torchs = classes(name)
+    num_refused = 0
+    for case in bad_arguments(name):
+        try:
+            torchs([torch.ones(2, 2, requires_grad=True)], **case)
+        except Exception as refusal:
+            num_refused += 1
+            with pytest.raises(type(refusal)):
+                mine([torch.ones(2, 2, requires_grad=True)], **case)
+                pytest.fail(f"takes {case}, which torch refuses: {refusal!r}")
+    assert num_refused > 8
+
+
+@RULES
+@pytest.mark.parametrize(
+    "params",
+    [[], torch.ones(2, requires_grad=True), [torch.ones(2, requires_grad=True) * 2], [1.0], ["weight"]],
+    ids=["none", "a tensor", "no leaf", "a number", "a name"],
+)
+def test_refuses_parameters_that_torch_refuses_by_the_same_exception(name, params):
+    mine, torchs = classes(name)
+    with pytest.raises((TypeError, ValueError)) as refusal:
+        torchs(params)
+    with pytest.raises(refusal.type):
+        mine(params)
