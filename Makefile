@@ -17,8 +17,9 @@ $(INSTALLED): $(SOURCES)
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
 
+# One process per core, a file in one process: threads that wait must sleep, or they take the other process's core.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q -m 'not slow and not gpu'
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --dist loadfile -m 'not slow and not gpu'
 
 test-slow: $(INSTALLED)
 	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest -q -m '(slow or hypothesis) and not gpu'

@@ -67,3 +67,11 @@ def snapshot():
 def frozen():
     """frozen(tensors): the bits of a tensor, or of a list or dict of them."""
     return _frozen
+
+
+@pytest.fixture
+def threads():
+    """threads(count) sets the number of threads; it is put back after the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

@@ -75,17 +75,16 @@ def test_the_compiled_step_is_the_reference_step_over_layouts(dtype):
         assert paths[1] == "reference: its first dimension is not outermost in memory"
 
 
-def test_the_bits_do_not_depend_on_the_number_of_threads():
+def test_the_bits_do_not_depend_on_the_number_of_threads(threads):
     results = []
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
+    for count in (1, 2):
+        threads(count)
         torch.manual_seed(0)
         p = torch.randn(300, 517, requires_grad=True)
         optimizer = SGD([p], lr=0.1, clip=ClipUnitwise(0.01), centralize=True)
         p.grad = torch.randn(300, 517)
         optimizer.step()
         results.append(p.detach())
-    torch.set_num_threads(1)
     assert torch.equal(*results)
 
 

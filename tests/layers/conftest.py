@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from lightning_optkit._native import extension, node
 from lightning_optkit.layers import _dispatch
@@ -29,11 +28,3 @@ def isa(request):
     extension.use_cpu_isa(request.param)
     yield request.param
     extension.use_cpu_isa(before)
-
-
-@pytest.fixture
-def threads():
-    """Puts the number of threads back."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)

@@ -214,18 +214,15 @@ def test_a_resumed_estimate_is_one_tensor_again_and_a_number_put_in_by_hand_coun
     torch.testing.assert_close(p.detach(), torch.full((3,), 1 - 0.25 * 0.1 / 0.001**0.5))
 
 
-def test_bits_do_not_depend_on_the_number_of_threads(snapshot):
-    seen, threads = [], torch.get_num_threads()
-    try:
-        for count in (1, 2):
-            torch.set_num_threads(count)
-            values, gradient = pull(5 * CHUNK + 3, torch.float32)
-            p = values.clone().requires_grad_()
-            optimizer = Prodigy([p], d0=1e-2, clip=ClipNorm(10.0), average=EMA(0.9), statistics=True)
-            run(optimizer, p, gradient, 4)
-            seen.append(snapshot(optimizer))
-    finally:
-        torch.set_num_threads(threads)
+def test_bits_do_not_depend_on_the_number_of_threads(snapshot, threads):
+    seen = []
+    for count in (1, 2):
+        threads(count)
+        values, gradient = pull(5 * CHUNK + 3, torch.float32)
+        p = values.clone().requires_grad_()
+        optimizer = Prodigy([p], d0=1e-2, clip=ClipNorm(10.0), average=EMA(0.9), statistics=True)
+        run(optimizer, p, gradient, 4)
+        seen.append(snapshot(optimizer))
     assert seen[0] == seen[1]
 
 

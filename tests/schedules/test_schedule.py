@@ -87,7 +87,7 @@ def test_a_fraction_equals_the_same_number_of_steps(make, step, fraction):
 
 
 @pytest.mark.parametrize("run", [1, 7.5, 10**12], ids=["one epoch", "epochs", "tokens"])
-@pytest.mark.parametrize("name", MAKERS.keys() - {"exp_range", "one_cycle"})  # gamma^step and whole_steps count steps
+@pytest.mark.parametrize("name", sorted(MAKERS.keys() - {"exp_range", "one_cycle"}))  # those two count steps
 def test_fractions_do_not_care_about_the_unit(name, run):
     schedule = MAKERS[name](0.3)
     for share in (k / 97 for k in range(140)):  # 97 is prime: no share falls on a jump
@@ -141,7 +141,7 @@ def test_rejects_a_run_without_a_length(make, total_steps):
         make(0.3)(0, total_steps)
 
 
-@pytest.mark.parametrize("name", MAKERS.keys() - {"inverse_time", "exponential", "natural_exponential"})
+@pytest.mark.parametrize("name", sorted(MAKERS.keys() - {"inverse_time", "exponential", "natural_exponential"}))
 def test_a_length_beyond_the_run_raises(name):
     with pytest.raises(ValueError, match=r"=300\): \w+ must not exceed total_steps=240\.$"):
         MAKERS[name](300)(0, LENGTH)

@@ -174,12 +174,11 @@ def test_training_follows_that_with_fp32_state():
     assert coded_loss < 1.3 * exact
 
 
-def test_the_bits_do_not_depend_on_the_number_of_threads():
+def test_the_bits_do_not_depend_on_the_number_of_threads(threads):
     results = []
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
+    for count in (1, 2):
+        threads(count)
         results.append(run("adam", None)[0])
-    torch.set_num_threads(1)
     assert all(torch.equal(p, q) for p, q in zip(*results, strict=True))
 
 

@@ -120,18 +120,14 @@ def busy_optimizer(seed=0):
     )
 
 
-def test_bits_do_not_depend_on_the_number_of_threads(snapshot):
+def test_bits_do_not_depend_on_the_number_of_threads(snapshot, threads):
     seen = []
-    threads = torch.get_num_threads()
-    try:
-        for count in (1, 2):
-            torch.set_num_threads(count)
-            optimizer = busy_optimizer()
-            for _ in range(3):
-                optimizer.step()
-            seen.append((snapshot(optimizer), optimizer.grad_norm, optimizer.statistics()))
-    finally:
-        torch.set_num_threads(threads)
+    for count in (1, 2):
+        threads(count)
+        optimizer = busy_optimizer()
+        for _ in range(3):
+            optimizer.step()
+        seen.append((snapshot(optimizer), optimizer.grad_norm, optimizer.statistics()))
     assert seen[0] == seen[1]
 
 

@@ -21,17 +21,17 @@ def state_after_a_step(optimizer_class, dtype=torch.float32, shape=(3, 4), **kwa
 @pytest.mark.parametrize(
     ("optimizer_class", "kwargs", "names"),
     [
-        (SGD, dict(), {"step"}),
-        (SGD, dict(momentum=0.9), {"momentum_buffer", "momentum_step", "step"}),
-        (Adam, dict(), {"step", "exp_avg", "exp_avg_sq"}),
-        (AdamW, dict(amsgrad=True), {"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"}),
-        (SGD, dict(average=EMA()), {"step", "ema", "num_averaged"}),
-        (SGD, dict(rounding="kahan"), {"step", "compensation"}),
+        (SGD, dict(), ["step"]),
+        (SGD, dict(momentum=0.9), ["momentum_buffer", "momentum_step", "step"]),
+        (Adam, dict(), ["step", "exp_avg", "exp_avg_sq"]),
+        (AdamW, dict(amsgrad=True), ["step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"]),
+        (SGD, dict(average=EMA()), ["step", "ema", "num_averaged"]),
+        (SGD, dict(rounding="kahan"), ["step", "compensation"]),
     ],
     ids=str,
 )
 def test_holds_what_the_rule_and_the_stages_need_and_no_more(optimizer_class, kwargs, names):
-    assert set(state_after_a_step(optimizer_class, **kwargs)) == names
+    assert set(state_after_a_step(optimizer_class, **kwargs)) == set(names)
 
 
 @pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
