@@ -2,13 +2,15 @@
 // The CPU kernels of the norms as one library hands them to another: a plain table, whose address Python carries.
 #pragma once
 
+#include "norms/layout.h"
 #include "norms/tables.h"
 
 namespace optkit {
 
 struct NormApi {
-  void (*forward)(bool centered, const NormForward& arguments);
-  void (*backward)(bool centered, const NormBackward& arguments, void* d_weight, void* d_bias);
+  void (*forward)(bool centered, const NormForward& arguments, const ForwardTurns& turns);
+  void (*backward)(bool centered, const NormBackward& arguments, const BackwardTurns& turns, void* d_weight,
+                   void* d_bias);
   void (*fresh)(void* data, int64_t num_bytes);  // to be called for memory that nobody has written to yet
 };
 

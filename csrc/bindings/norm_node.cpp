@@ -95,27 +95,26 @@ bool is_eager() {
   return (keys.included_ - c10::default_included_set).empty();
 }
 
-// Distance between rows made of the last `row_dims` dimensions; -1 if rows are not packed or not evenly spaced.
-int64_t row_stride(const Tensor& t, int64_t row_dims) {
-  const at::IntArrayRef sizes = t.sizes(), strides = t.strides();
-  int64_t expected = 1, d = t.dim() - 1;
-  for (; d >= t.dim() - row_dims; --d) {
-    if (sizes[d] != 1 && strides[d] != expected) return -1;
-    expected *= sizes[d];
-  }
-  int64_t stride = -1, next = 0;
-  for (; d >= 0; --d) {
-    if (sizes[d] == 1) continue;
-    if (stride < 0)
-      stride = strides[d];
-    else if (strides[d] != next)
-      return -1;
-    next = strides[d] * sizes[d];
-  }
-  return stride < 0 ? expected : stride;
+// A tensor as the kernels read it: rows that lie packed or turned, in a copy if need be.
+struct Rows {
+  Tensor tensor;
+  RowLayout layout = {0, {0, 0, 0}};
+
+  const void* data() const { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
+};
+
+RowLayout layout_of(const Tensor& t, int64_t row_dims) {
+  return row_layout(t.sizes().data(), t.strides().data(), t.dim(), row_dims);
 }
 
-Tensor packed_rows(const Tensor& t, int64_t row_dims) { return row_stride(t, row_dims) >= 0 ? t : t.contiguous(); }
+// `spaced`: packed rows may lie apart.
+Rows rows_of(const Tensor& t, int64_t row_dims, bool spaced) {
+  if (!t.defined()) return {};
+  const RowLayout layout = layout_of(t, row_dims);
+  if (layout.turned.column_stride != 0 || (spaced ? layout.stride >= 0 : t.is_contiguous())) return {t, layout};
+  const Tensor copy = t.contiguous();
+  return {copy, layout_of(copy, row_dims)};
+}
 
 Tensor empty(at::IntArrayRef sizes, at::ScalarType type) {
   Tensor t = at::detail::empty_cpu(sizes, type, false, std::nullopt);
@@ -132,19 +131,14 @@ struct Outputs {
 
 Outputs run_forward(const Call& call, const Tensor& input, const Tensor& residual, const Parameter& weight,
                     const Parameter& bias) {
-  // Two transposed tensors are added as they lie: one copy into rows instead of two.
-  const bool added =
-      call.adds && call.dropout == 0.0 && row_stride(input, call.dims) < 0 && row_stride(residual, residual.dim()) < 0;
-  const bool adds = call.adds && !added;
   Outputs out = {empty(input.sizes(), call.type), Tensor(), empty({call.centered ? 2 : 1, call.rows}, call.wide())};
-  if (call.adds) out.sum = added ? input.add(residual).contiguous() : empty(input.sizes(), call.type);
-  const Tensor x = added ? out.sum : packed_rows(input, call.dims);
-  const Tensor r = adds ? packed_rows(residual, residual.dim()) : Tensor();
+  if (call.adds) out.sum = empty(input.sizes(), call.type);
+  const Rows x = rows_of(input, call.dims, true), r = rows_of(residual, call.dims, false);
   char* stats = static_cast<char*>(out.stats.mutable_data_ptr());
   NormForward a = {};
-  a.x = x.const_data_ptr();
-  a.residual = adds ? r.const_data_ptr() : nullptr;
-  a.sum = adds ? out.sum.mutable_data_ptr() : nullptr;
+  a.x = x.data();
+  a.residual = r.data();
+  a.sum = data_or_null(out.sum);
   a.y = out.y.mutable_data_ptr();
   a.mean = call.centered ? stats : nullptr;
   a.rstd = stats + call.mean_bytes();
@@ -152,14 +146,14 @@ Outputs run_forward(const Call& call, const Tensor& input, const Tensor& residua
   a.bias = data_or_null(bias);
   a.rows = call.rows;
   a.size = call.size;
-  a.x_stride = row_stride(x, call.dims);
-  a.x_type = dtype_of(x.scalar_type());
+  a.x_stride = x.layout.stride;
+  a.x_type = dtype_of(call.input_type);
   a.residual_type = dtype_of(call.residual_type);
   a.type = dtype_of(call.type);
   a.weight_type = dtype_of(call.parameter_type);
   a.dropout = make_dropout(call.dropout, call.seed);
   a.eps = call.eps;
-  api->forward(call.centered, a);
+  api->forward(call.centered, a, {x.layout.turned, r.layout.turned});
   return out;
 }
 
@@ -185,8 +179,8 @@ using Gradients = std::array<Tensor, 4>;
 
 Gradients run_backward(const Call& call, const Tensor& dy, const Tensor& d_sum, const Tensor& input,
                        const Tensor& stats, const Tensor& weight, const std::array<bool, 3>& wants) {
-  const Tensor x = packed_rows(input, call.dims), dy_rows = packed_rows(dy, dy.dim());
-  const Tensor d_sum_rows = d_sum.defined() ? packed_rows(d_sum, d_sum.dim()) : d_sum;
+  const Rows x = rows_of(input, call.dims, true), dy_rows = rows_of(dy, call.dims, false),
+             d_sum_rows = rows_of(d_sum, call.dims, false);
   const char* rows = static_cast<const char*>(stats.const_data_ptr());
   const at::IntArrayRef row_sizes = input.sizes().slice(input.dim() - call.dims);
   NormBackward a = {};
@@ -196,9 +190,9 @@ Gradients run_backward(const Call& call, const Tensor& dy, const Tensor& d_sum, 
   if (wants[0] && a.dropout.on) out[1] = empty(input.sizes(), call.type);
   if (wants[1]) out[2] = empty(row_sizes, call.parameter_type);
   if (wants[2]) out[3] = empty(row_sizes, call.parameter_type);
-  a.dy = dy_rows.const_data_ptr();
-  a.d_sum = d_sum.defined() ? d_sum_rows.const_data_ptr() : nullptr;
-  a.x = x.const_data_ptr();
+  a.dy = dy_rows.data();
+  a.d_sum = d_sum_rows.data();
+  a.x = x.data();
   a.mean = call.centered ? rows : nullptr;
   a.rstd = rows + call.mean_bytes();
   a.weight = weight.defined() ? weight.const_data_ptr() : nullptr;
@@ -206,12 +200,13 @@ Gradients run_backward(const Call& call, const Tensor& dy, const Tensor& d_sum, 
   a.d_input = data_or_null(out[1]);
   a.rows = call.rows;
   a.size = call.size;
-  a.x_stride = row_stride(x, call.dims);
+  a.x_stride = x.layout.stride;
   a.type = dtype_of(call.type);
   a.weight_type = dtype_of(call.parameter_type);
   a.wants_weight = wants[1];
   a.wants_bias = wants[2];
-  api->backward(call.centered, a, data_or_null(out[2]), data_or_null(out[3]));
+  const BackwardTurns turns = {x.layout.turned, dy_rows.layout.turned, d_sum_rows.layout.turned};
+  api->backward(call.centered, a, turns, data_or_null(out[2]), data_or_null(out[3]));
   if (wants[0] && !a.dropout.on) out[1] = out[0];
   return out;
 }

@@ -83,24 +83,8 @@ class Argument {
     return dim == other.dim && std::equal(sizes, sizes + dim, other.sizes);
   }
 
-  // Distance between rows made of the last `row_dims` dimensions; -1 if rows are not packed or not evenly spaced.
-  int64_t row_stride(int64_t row_dims) const {
-    int64_t expected = 1, d = dim - 1;
-    for (; d >= dim - row_dims; --d) {
-      if (sizes[d] != 1 && strides[d] != expected) return -1;
-      expected *= sizes[d];
-    }
-    int64_t stride = -1, next = 0;
-    for (; d >= 0; --d) {
-      if (sizes[d] == 1) continue;
-      if (stride < 0)
-        stride = strides[d];
-      else if (strides[d] != next)
-        return -1;
-      next = strides[d] * sizes[d];
-    }
-    return stride < 0 ? expected : stride;
-  }
+  RowLayout layout(int64_t row_dims) const { return row_layout(sizes, strides, dim, row_dims); }
+  bool on_cpu() const { return device == aoti_torch_device_type_cpu(); }
 
   Argument contiguous() && {
     StableIValue stack[2] = {torch::stable::detail::from(release()),
@@ -221,13 +205,26 @@ void* current_stream(int32_t device_index) {
 
 const Workers workers = {&torch_parallel, &torch_num_threads};
 
+// One element behind the other.
+bool is_packed(const Argument& t) { return t.dim == 0 || t.layout(t.dim).stride >= 0; }
+
 Argument packed(Argument argument) {
-  return argument.row_stride(argument.dim) >= 0 ? std::move(argument) : std::move(argument).contiguous();
+  return is_packed(argument) ? std::move(argument) : std::move(argument).contiguous();
 }
 
 Argument packed_optional(StableIValue value) {
   Argument argument = optional(value);
   return argument ? packed(std::move(argument)) : std::move(argument);
+}
+
+// A tensor as the kernels read it: rows that lie packed or, on CPU, turned; in a copy if need be. `spaced`: packed rows
+// may lie apart.
+RowLayout lay_out(Argument* t, int64_t row_dims, bool spaced) {
+  if (!*t) return {0, {0, 0, 0}};
+  const RowLayout layout = t->layout(row_dims);
+  if (layout.turned.column_stride != 0 ? t->on_cpu() : (spaced ? layout.stride >= 0 : is_packed(*t))) return layout;
+  *t = std::move(*t).contiguous();
+  return t->layout(row_dims);
 }
 
 void check_x(const Argument& x) {
@@ -256,18 +253,13 @@ Forward forward(bool centered, Argument x, Argument residual, int64_t dims, cons
     STD_TORCH_CHECK((x.dtype == DType::kFloat64) == (residual.dtype == DType::kFloat64),
                     "float64 goes with float64 only");
     if (residual.dtype != x.dtype) a.type = DType::kFloat32;
-    residual = packed(std::move(residual));
-    a.residual = residual.data;
     a.residual_type = residual.dtype;
   }
   check_parameter(weight, x, a.type, sizes);
   check_parameter(bias, x, a.type, sizes);
   STD_TORCH_CHECK(!weight || !bias || weight.dtype == bias.dtype, "weight and bias must have one dtype");
-  a.x_stride = x.row_stride(dims);
-  if (a.x_stride < 0) {
-    x = std::move(x).contiguous();
-    a.x_stride = sizes.size;
-  }
+  const RowLayout x_layout = lay_out(&x, dims, true), residual_layout = lay_out(&residual, dims, false);
+  a.x_stride = x_layout.stride;
   const DType wide = a.type == DType::kFloat64 ? a.type : DType::kFloat32;
   const int64_t stats_sizes[2] = {centered ? 2 : 1, sizes.rows};
   Forward out = {empty(x, x.sizes, x.dim, a.type), nullptr, empty(x, stats_sizes, 2, wide)};
@@ -275,6 +267,7 @@ Forward forward(bool centered, Argument x, Argument residual, int64_t dims, cons
   if (x.numel == 0) return out;
   void* stats = data_of(out.stats);
   a.x = x.data;
+  a.residual = residual.data;
   a.y = data_of(out.y);
   a.sum = out.sum ? data_of(out.sum) : nullptr;
   a.mean = centered ? stats : nullptr;
@@ -286,8 +279,8 @@ Forward forward(bool centered, Argument x, Argument residual, int64_t dims, cons
   a.size = sizes.size;
   a.eps = eps;
   a.dropout = make_dropout(p, seed);
-  if (x.device == aoti_torch_device_type_cpu())
-    norm_forward(centered, a, workers);
+  if (x.on_cpu())
+    norm_forward(centered, a, {x_layout.turned, residual_layout.turned}, workers);
   else
     check_cuda(cuda_api().norm_forward(centered, &a, x.device_index, current_stream(x.device_index)));
   return out;
@@ -304,12 +297,11 @@ Backward backward(bool centered, Argument dy, Argument d_sum, Argument x, const 
   STD_TORCH_CHECK(dy.same_shape(x) && dy.is_known && dy.dtype == x.dtype, "the gradient must be like the output");
   STD_TORCH_CHECK(!d_sum || (d_sum.same_shape(x) && d_sum.dtype == x.dtype), "the gradient must be like the sum");
   check_parameter(weight, x, x.dtype, sizes);
+  const RowLayout x_layout = lay_out(&x, dims, true), dy_layout = lay_out(&dy, dims, false),
+                  d_sum_layout = lay_out(&d_sum, dims, false);
   NormBackward a = {};
-  a.x_stride = x.row_stride(dims);
-  if (a.x_stride < 0) {
-    x = std::move(x).contiguous();
-    a.x_stride = sizes.size;
-  }
+  const BackwardTurns turns = {x_layout.turned, dy_layout.turned, d_sum_layout.turned};
+  a.x_stride = x_layout.stride;
   a.type = x.dtype;
   const DType wide = a.type == DType::kFloat64 ? a.type : DType::kFloat32;
   a.weight_type = weight ? weight.dtype : wide;
@@ -333,8 +325,8 @@ Backward backward(bool centered, Argument dy, Argument d_sum, Argument x, const 
   a.size = sizes.size;
   a.wants_weight = wants_weight;
   a.wants_bias = wants_bias;
-  if (x.device == aoti_torch_device_type_cpu()) {
-    norm_backward(centered, a, d_weight, d_bias, workers);
+  if (x.on_cpu()) {
+    norm_backward(centered, a, turns, d_weight, d_bias, workers);
     return out;
   }
   // The allocator hands the workspace out again on this stream only, so it may go before the kernels have run.
@@ -373,7 +365,7 @@ void add_norm_op(StableIValue* stack, uint64_t, uint64_t) {
 // norm_backward(centered, dy, d_sum, input, stats, weight, dims, dropout, seed, wants_input, wants_weight, wants_bias)
 //   -> (dx, d_input, d_weight, d_bias)
 void norm_backward_op(StableIValue* stack, uint64_t, uint64_t) {
-  Argument dy = packed(required(stack[1])), d_sum = packed_optional(stack[2]), x = required(stack[3]);
+  Argument dy = required(stack[1]), d_sum = optional(stack[2]), x = required(stack[3]);
   const Argument stats = packed(required(stack[4])), weight = packed_optional(stack[5]), seed = optional(stack[8]);
   Backward out =
       backward(to<bool>(stack[0]), std::move(dy), std::move(d_sum), std::move(x), stats, weight, to<int64_t>(stack[6]),
@@ -388,9 +380,9 @@ void norm_backward_op(StableIValue* stack, uint64_t, uint64_t) {
 
 const NormApi& norm_api() {
   static const NormApi api = {
-      [](bool centered, const NormForward& a) { norm_forward(centered, a, workers); },
-      [](bool centered, const NormBackward& a, void* d_weight, void* d_bias) {
-        norm_backward(centered, a, d_weight, d_bias, workers);
+      [](bool centered, const NormForward& a, const ForwardTurns& turns) { norm_forward(centered, a, turns, workers); },
+      [](bool centered, const NormBackward& a, const BackwardTurns& turns, void* d_weight, void* d_bias) {
+        norm_backward(centered, a, turns, d_weight, d_bias, workers);
       },
       &back_by_huge_pages,
   };

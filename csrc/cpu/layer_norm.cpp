@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
+#include <initializer_list>
 #include <memory>
 
 #include "cpu/walk.h"
@@ -15,19 +17,30 @@ constexpr int64_t kTasksPerShare = 4;     // of a forward: a thread that comes l
 constexpr int64_t kRowsTogether = 16;     // as many as the kernels walk side by side at most
 constexpr int64_t kMaxParts = 64;         // partial sums of the parameter gradients
 constexpr int64_t kMinPartRows = 16;
+constexpr int64_t kGathered = 8192;  // elements of turned rows that are put in order at a time, or more in long rows
 
 bool is_wide(DType type) { return type == DType::kFloat32 || type == DType::kFloat64; }
 DType wide_of(DType type) { return type == DType::kFloat64 ? type : DType::kFloat32; }
 
 // Memory that a thread keeps from call to call.
-char* scratch(int64_t num_bytes) {
-  thread_local std::unique_ptr<char[]> memory;
-  thread_local int64_t capacity = 0;
-  if (num_bytes > capacity) {
-    memory.reset(new char[static_cast<size_t>(num_bytes)]);
-    capacity = num_bytes;
+class Scratch {
+ public:
+  char* take(int64_t num_bytes) {
+    if (num_bytes > capacity_) {
+      memory_.reset(new char[static_cast<size_t>(num_bytes)]);
+      capacity_ = num_bytes;
+    }
+    return memory_.get();
   }
-  return memory.get();
+
+ private:
+  std::unique_ptr<char[]> memory_;
+  int64_t capacity_ = 0;
+};
+
+char* scratch(int64_t num_bytes) {
+  thread_local Scratch memory;
+  return memory.take(num_bytes);
 }
 
 void fill(void* to, DType type, int64_t count, double value) {
@@ -67,11 +80,81 @@ void for_each_task(const Workers& workers, int64_t num_tasks, const Body& body) 
     work(0, 1, &context);
 }
 
+bool is_turned(const Turned& turned) { return turned.column_stride != 0; }
+
+// Rows that are neighbors in every operand that is turned; 0 if none is. Each is a product of the last dimensions, so
+// the shortest run divides the others.
+int64_t run_of_neighbors(std::initializer_list<Turned> operands) {
+  int64_t shortest = 0;
+  for (const Turned& turned : operands)
+    if (is_turned(turned) && (shortest == 0 || turned.inner < shortest)) shortest = turned.inner;
+  return shortest;
+}
+
+// Turned rows go through a buffer a block at a time: whole cache lines of every column, and few enough to stay near.
+int64_t block_rows(DType type, int64_t size) {
+  const int64_t line = 64 / size_of(type);
+  return (kGathered / size + line - 1) / line * line + (kGathered < size ? line : 0);
+}
+
+// Where the rows [row, row + count) are packed, as the address that row 0 would have there.
+const void* gathered(const void* from, const Turned& turned, DType type, int64_t size, int64_t row, int64_t count,
+                     char** space) {
+  if (turned.column_stride == 0) return from;
+  const int64_t first = row / turned.inner * turned.outer_stride + row % turned.inner;
+  active_norm_kernels().gather(static_cast<const char*>(from) + first * size_of(type), turned.column_stride, type,
+                               count, size, *space);
+  const char* zeroth = *space - row * size * size_of(type);
+  *space += count * size * size_of(type);
+  return zeroth;
+}
+
+// Calls body(first, last, space) for blocks of rows that lie in one run of neighbors each.
+template <class Body>
+void for_each_block(int64_t begin, int64_t end, int64_t block, int64_t inner, int64_t space_bytes, const Body& body) {
+  thread_local Scratch memory;
+  for (int64_t row = begin; row < end;) {
+    const int64_t last = std::min({end, row + block, (row / inner + 1) * inner});
+    body(row, last, memory.take(space_bytes));
+    row = last;
+  }
+}
+
+// Rows [begin, end) of a forward or backward, turned or not: run(a, first, last).
+template <class Run>
+void forward_rows(const NormForward& a, const ForwardTurns& turns, int64_t begin, int64_t end, const Run& run) {
+  const int64_t inner = run_of_neighbors({turns.x, turns.residual});
+  if (inner == 0) return run(a, begin, end);
+  const int64_t block = block_rows(a.x_type, a.size);
+  for_each_block(begin, end, block, inner, 2 * block * a.size * 8, [&](int64_t first, int64_t last, char* space) {
+    NormForward b = a;
+    if (is_turned(turns.x)) b.x_stride = a.size;
+    b.x = gathered(a.x, turns.x, a.x_type, a.size, first, last - first, &space);
+    b.residual = gathered(a.residual, turns.residual, a.residual_type, a.size, first, last - first, &space);
+    run(b, first, last);
+  });
+}
+
+template <class Run>
+void backward_rows(const NormBackward& a, const BackwardTurns& turns, int64_t begin, int64_t end, const Run& run) {
+  const int64_t inner = run_of_neighbors({turns.x, turns.dy, turns.d_sum});
+  if (inner == 0) return run(a, begin, end);
+  const int64_t block = block_rows(a.type, a.size);
+  for_each_block(begin, end, block, inner, 3 * block * a.size * 8, [&](int64_t first, int64_t last, char* space) {
+    NormBackward b = a;
+    if (is_turned(turns.x)) b.x_stride = a.size;
+    b.x = gathered(a.x, turns.x, a.type, a.size, first, last - first, &space);
+    b.dy = gathered(a.dy, turns.dy, a.type, a.size, first, last - first, &space);
+    b.d_sum = gathered(a.d_sum, turns.d_sum, a.type, a.size, first, last - first, &space);
+    run(b, first, last);
+  });
+}
+
 }  // namespace
 
 const NormKernels& active_norm_kernels() { return *active_kernels().norms; }
 
-void norm_forward(bool centered, const NormForward& given, const Workers& workers) {
+void norm_forward(bool centered, const NormForward& given, const ForwardTurns& turns, const Workers& workers) {
   NormForward a = given;
   const DType wide = wide_of(a.type);
   char* space = scratch(2 * a.size * size_of(wide));
@@ -80,13 +163,18 @@ void norm_forward(bool centered, const NormForward& given, const Workers& worker
   const NormForwardRows run = active_norm_kernels().forward[centered][static_cast<int>(a.type)];
   // Rows know nothing of each other, so this cut may depend on the number of threads.
   const bool alone = a.rows * a.size <= kTaskElements || workers.count() == 1;
-  const int64_t few = kTaskElements / kTasksPerShare / a.size, together = few < kRowsTogether ? 4 : kRowsTogether;
+  const int64_t few = kTaskElements / kTasksPerShare / a.size;
+  const int64_t together = run_of_neighbors({turns.x, turns.residual}) ? block_rows(a.x_type, a.size)
+                           : few < kRowsTogether                       ? 4
+                                                                       : kRowsTogether;
   const int64_t task_rows = alone ? a.rows : (few / together + 1) * together;
-  for_each_task(workers, (a.rows + task_rows - 1) / task_rows,
-                [&](int64_t task) { run(a, task * task_rows, std::min(a.rows, (task + 1) * task_rows)); });
+  for_each_task(workers, (a.rows + task_rows - 1) / task_rows, [&](int64_t task) {
+    forward_rows(a, turns, task * task_rows, std::min(a.rows, (task + 1) * task_rows), run);
+  });
 }
 
-void norm_backward(bool centered, const NormBackward& given, void* d_weight, void* d_bias, const Workers& workers) {
+void norm_backward(bool centered, const NormBackward& given, const BackwardTurns& turns, void* d_weight, void* d_bias,
+                   const Workers& workers) {
   NormBackward a = given;
   const NormKernels& kernels = active_norm_kernels();
   const NormBackwardRows run = kernels.backward[centered][static_cast<int>(a.type)];
@@ -101,8 +189,11 @@ void norm_backward(bool centered, const NormBackward& given, void* d_weight, voi
   char *weight_sum = space + vector_bytes, *bias_sum = space + 2 * vector_bytes, *parts = space + 3 * vector_bytes;
   for_each_task(workers, num_parts, [&](int64_t part) {
     char* here = parts + 2 * part * vector_bytes;
-    run(a, part * part_rows, std::min(a.rows, (part + 1) * part_rows), d_weight ? here : nullptr,
-        d_bias ? here + vector_bytes : nullptr);
+    std::memset(here, 0, static_cast<size_t>(2 * vector_bytes));
+    backward_rows(a, turns, part * part_rows, std::min(a.rows, (part + 1) * part_rows),
+                  [&](const NormBackward& b, int64_t begin, int64_t end) {
+                    run(b, begin, end, d_weight ? here : nullptr, d_bias ? here + vector_bytes : nullptr);
+                  });
   });
   const auto finish = [&](char* part, char* sum, void* out) {
     if (out == nullptr) return;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Compiled once per instruction set, under the rules of kernels.cpp.
+#include "cpu/gather.h"
 #include "cpu/layer_norm.h"
 #include "cpu/layer_norm_loop.h"
 #include "cpu/layer_norm_narrow.h"
@@ -35,8 +36,6 @@ void backward(const NormBackward& arguments, int64_t begin, int64_t end, void* d
   const NormBackward a = arguments;
   S *dw = static_cast<S*>(d_weight), *db = static_cast<S*>(d_bias);
   if (a.size <= kNarrow) return backward_narrow<Norm, kType>(a, begin, end, dw, db);
-  for (int64_t i = 0; dw && i < a.size; ++i) dw[i] = S(0);
-  for (int64_t i = 0; db && i < a.size; ++i) db[i] = S(0);
   const bool streamed = streams<kType>(a.dx, a.rows, a.size);
   const int group = a.size <= kGroupedRow ? kGroup : 2;
   for (int64_t row = begin; row < end; row += group)
@@ -80,6 +79,15 @@ void narrow(const void* from, DType type, int64_t count, void* to) {
     convert<false>(from, type, count, to);
 }
 
+void gather_rows(const void* from, int64_t column_stride, DType type, int64_t rows, int64_t columns, void* to) {
+  if (type == DType::kFloat64)
+    gather(static_cast<const uint64_t*>(from), column_stride, rows, columns, static_cast<uint64_t*>(to));
+  else if (type == DType::kFloat32)
+    gather(static_cast<const uint32_t*>(from), column_stride, rows, columns, static_cast<uint32_t*>(to));
+  else
+    gather(static_cast<const uint16_t*>(from), column_stride, rows, columns, static_cast<uint16_t*>(to));
+}
+
 template <class S>
 OPTKIT_HD void add_parts_of(const S* parts, int64_t num_parts, int64_t stride, int64_t begin, int64_t end, S* out) {
   // A strip of columns stays in the first-level cache while the parts stream by.
@@ -116,6 +124,7 @@ const NormKernels norm_kernels = {
     {OPTKIT_BY_TYPE(backward, RmsNorm), OPTKIT_BY_TYPE(backward, LayerNorm)},
     &widen,
     &narrow,
+    &gather_rows,
     &add_parts,
 };
 

@@ -149,8 +149,8 @@ OPTKIT_HD void backward_narrow(const NormBackward& a, int64_t begin, int64_t end
     }
   }
   for (int64_t j = 0; j < n; ++j) {
-    if (d_weight) d_weight[j] = tree_sum(wide_load<S>(weight_lanes, j * kLanes));
-    if (d_bias) d_bias[j] = tree_sum(wide_load<S>(bias_lanes, j * kLanes));
+    if (d_weight) d_weight[j] += tree_sum(wide_load<S>(weight_lanes, j * kLanes));
+    if (d_bias) d_bias[j] += tree_sum(wide_load<S>(bias_lanes, j * kLanes));
   }
 }
 

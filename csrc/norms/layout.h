@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+// How the rows of a strided tensor lie in memory.
+#pragma once
+
+#include <cstdint>
+
+namespace optkit {
+
+// Rows whose neighbors lie side by side, as in a transposed matrix: element (row, column) is
+// (row / inner) * outer_stride + row % inner + column * column_stride elements from the first.
+struct Turned {
+  int64_t column_stride;  // 0: the rows are not turned
+  int64_t inner, outer_stride;
+};
+
+struct ForwardTurns {
+  Turned x, residual;
+};
+struct BackwardTurns {
+  Turned x, dy, d_sum;
+};
+
+struct RowLayout {
+  int64_t stride;  // between rows, each of them packed; -1: they are turned, or nothing that a kernel reads
+  Turned turned;
+};
+
+// Dimensions that one stride walks through. `d` is left at the first dimension beyond, from the last to `end`.
+struct Level {
+  int64_t count, stride;
+};
+inline Level collapse(const int64_t* sizes, const int64_t* strides, int64_t end, int64_t* d) {
+  Level level = {1, 0};
+  for (; *d >= end; --*d) {
+    if (sizes[*d] == 1) continue;
+    if (level.count == 1)
+      level.stride = strides[*d];
+    else if (strides[*d] != level.count * level.stride)
+      break;
+    level.count *= sizes[*d];
+  }
+  return level;
+}
+
+// Of rows made of the last `row_dims` dimensions.
+inline RowLayout row_layout(const int64_t* sizes, const int64_t* strides, int64_t dim, int64_t row_dims) {
+  constexpr RowLayout kNeither = {-1, {0, 0, 0}};
+  int64_t d = dim - 1;
+  const Level row = collapse(sizes, strides, dim - row_dims, &d);
+  if (d >= dim - row_dims) return kNeither;
+  const Level inner = collapse(sizes, strides, 0, &d);
+  if (row.count == 1 || row.stride == 1) {
+    if (d >= 0) return kNeither;
+    return {inner.count == 1 ? row.count : inner.stride, {0, 0, 0}};
+  }
+  const Level outer = collapse(sizes, strides, 0, &d);
+  if (d >= 0 || inner.count == 1 || inner.stride != 1 || row.stride == 0) return kNeither;
+  return {-1, {row.stride, inner.count, outer.stride}};
+}
+
+}  // namespace optkit
