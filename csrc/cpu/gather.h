@@ -52,7 +52,7 @@ struct Square {
 };
 
 // `rows` rows of `columns` elements. The last square of each direction reaches back instead of being short. Meanwhile
-// the rows behind these are asked for: a column of them is a page away from the next, which no hardware foresees.
+// the columns behind these are asked for: each is a page away from the next, which no hardware foresees.
 template <class T>
 OPTKIT_HD void gather(const T* from, int64_t column_stride, int64_t rows, int64_t columns, T* to) {
   constexpr int64_t kLanes = Square<T>::kLanes;
@@ -65,7 +65,8 @@ OPTKIT_HD void gather(const T* from, int64_t column_stride, int64_t rows, int64_
     const int64_t c = column + kLanes <= columns ? column : columns - kLanes;
     for (int64_t row = 0; row < rows; row += kLanes) {
       const int64_t r = row + kLanes <= rows ? row : rows - kLanes;
-      Square<T>::move(from + c * column_stride + r, column_stride, to + r * columns + c, columns, rows);
+      Square<T>::move(from + c * column_stride + r, column_stride, to + r * columns + c, columns,
+                      kLanes * column_stride);
     }
   }
 }

@@ -17,7 +17,8 @@ constexpr int64_t kTasksPerShare = 4;     // of a forward: a thread that comes l
 constexpr int64_t kRowsTogether = 16;     // as many as the kernels walk side by side at most
 constexpr int64_t kMaxParts = 64;         // partial sums of the parameter gradients
 constexpr int64_t kMinPartRows = 16;
-constexpr int64_t kGathered = 8192;  // elements of turned rows that are put in order at a time, or more in long rows
+constexpr int64_t kGatheredBytes = 1 << 18;  // of turned rows that are put in order at a time, or more in long rows
+constexpr int64_t kRunBytes = 256;           // of a column of them at least, where the rows are not as long as that
 
 bool is_wide(DType type) { return type == DType::kFloat32 || type == DType::kFloat64; }
 DType wide_of(DType type) { return type == DType::kFloat64 ? type : DType::kFloat32; }
@@ -91,10 +92,10 @@ int64_t run_of_neighbors(std::initializer_list<Turned> operands) {
   return shortest;
 }
 
-// Turned rows go through a buffer a block at a time: whole cache lines of every column, and few enough to stay near.
+// Turned rows go through a buffer a block at a time: several cache lines of every column, and few enough to stay near.
 int64_t block_rows(DType type, int64_t size) {
-  const int64_t line = 64 / size_of(type);
-  return (kGathered / size + line - 1) / line * line + (kGathered < size ? line : 0);
+  const int64_t run = (size * kRunBytes > kGatheredBytes ? 64 : kRunBytes) / size_of(type);
+  return std::max<int64_t>(1, kGatheredBytes / 4 / (size * size_of(type)) / run) * run;
 }
 
 // Where the rows [row, row + count) are packed, as the address that row 0 would have there.
