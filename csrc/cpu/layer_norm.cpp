@@ -2,11 +2,11 @@
 #include "cpu/layer_norm.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <initializer_list>
 #include <memory>
 
+#include "cpu/shares.h"
 #include "cpu/walk.h"
 
 namespace optkit {
@@ -62,23 +62,9 @@ const void* widened(const void* parameter, DType type, DType row_type, int64_t c
   return space;
 }
 
-// Calls body(task) for every task; who does which changes no bit.
 template <class Body>
 void for_each_task(const Workers& workers, int64_t num_tasks, const Body& body) {
-  struct Context {
-    const Body* body;
-    int64_t num_tasks;
-    std::atomic<int64_t> next;
-  } context{&body, num_tasks, {0}};
-  const auto work = [](int64_t, int64_t, void* pointer) {
-    Context& c = *static_cast<Context*>(pointer);
-    for (int64_t task; (task = c.next.fetch_add(1, std::memory_order_relaxed)) < c.num_tasks;) (*c.body)(task);
-  };
-  const int64_t count = num_tasks > 1 ? std::min<int64_t>(workers.count(), num_tasks) : 1;
-  if (count > 1)
-    workers.parallel_for(count, work, &context);
-  else
-    work(0, 1, &context);
+  for_each_task(workers.parallel_for, num_tasks > 1 ? workers.count() : 1, num_tasks, body);
 }
 
 bool is_turned(const Turned& turned) { return turned.column_stride != 0; }

@@ -2,6 +2,7 @@
 // Walks the rows of LayerNorm and RMSNorm on CPU.
 #pragma once
 
+#include "cpu/shares.h"
 #include "norms/layout.h"
 #include "norms/tables.h"
 
@@ -27,7 +28,7 @@ struct NormKernels {
 
 // torch's thread pool, behind plain signatures.
 struct Workers {
-  void (*parallel_for)(int64_t size, void (*body)(int64_t, int64_t, void*), void* context);
+  ParallelFor parallel_for;
   int (*count)();
 };
 

@@ -2,7 +2,6 @@
 #include "cpu/walk.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
 
@@ -95,29 +94,16 @@ void CpuWalk::layout(const std::vector<TensorSlot>& tensors) {
 }
 
 template <class Body>
-void CpuWalk::for_each_task(std::size_t num_tasks, Body body) {
-  struct Context {
-    std::size_t num_tasks;
-    Body* body;
-    std::atomic<std::size_t> next;
-  } context{num_tasks, &body, {0}};
-  // Workers take the next task when they are free: a core that is slow for a moment holds nobody up. Every sum has its
-  // own slot, so who does what changes no bit.
-  auto work = [](int64_t, int64_t, void* pointer) {
-    Context& c = *static_cast<Context*>(pointer);
+void CpuWalk::run_tasks(std::size_t num_tasks, Body body) {
+  for_each_task(parallel_for_, num_workers, static_cast<int64_t>(num_tasks), [&](int64_t task) {
     const FlushDenormals flush;
-    for (std::size_t task; (task = c.next.fetch_add(1, std::memory_order_relaxed)) < c.num_tasks;) (*c.body)(task);
-  };
-  const int64_t workers = std::min<int64_t>(num_workers, static_cast<int64_t>(num_tasks));
-  if (workers > 1)
-    parallel_for_(workers, work, &context);
-  else
-    work(0, 1, &context);
+    body(static_cast<std::size_t>(task));
+  });
 }
 
 template <class Body>
 void CpuWalk::for_each_chunk(Body body) {
-  for_each_task(tasks_.size() - 1, [&](std::size_t task) {
+  run_tasks(tasks_.size() - 1, [&](std::size_t task) {
     for (std::size_t k = tasks_[task]; k < tasks_[task + 1]; ++k) body(k);
   });
 }
@@ -175,7 +161,7 @@ Clipped CpuWalk::measure_units(const std::vector<TensorSlot>& tensors, const std
                                const std::vector<double>& grad_scales) {
   const Kernels& kernels = active_kernels();
   const MeasureUnits run = is_double_ ? kernels.units_double : kernels.units_float;
-  for_each_task(unit_tasks_.size(), [&](std::size_t k) {
+  run_tasks(unit_tasks_.size(), [&](std::size_t k) {
     const TensorSlot& t = tensors[unit_tasks_[k].tensor];
     clipped_[k] = run(t, groups[t.group], grad_scales[unit_tasks_[k].tensor], unit_tasks_[k]);
   });

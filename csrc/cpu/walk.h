@@ -8,11 +8,9 @@
 
 #include "core/tables.h"
 #include "cpu/launch.h"
+#include "cpu/shares.h"
 
 namespace optkit {
-
-// torch's thread pool, behind a plain signature: calls body(begin, end, context) for parts of [0, size).
-using ParallelFor = void (*)(int64_t size, void (*body)(int64_t, int64_t, void*), void* context);
 
 // The kernels in use: the best instruction set of this processor, or the one asked for.
 const Kernels& active_kernels();
@@ -37,7 +35,7 @@ class CpuWalk {
 
  private:
   template <class Body>
-  void for_each_task(std::size_t num_tasks, Body body);
+  void run_tasks(std::size_t num_tasks, Body body);
   template <class Body>
   void for_each_chunk(Body body);
   void add_chunks(std::vector<Sums>& sums, std::size_t num_tensors) const;
