@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn import Parameter
+from torch.nn import Module, Parameter
 
 from lightning_optkit._native import extension, node, warn_once_if_missing, why_no_cuda_kernels
 from lightning_optkit.layers._reference import survival
@@ -14,7 +14,16 @@ from lightning_optkit.layers._reference import survival
 if extension is not None:
     from lightning_optkit.layers._ops import add_norm, norm
 
-__all__ = ["SMALL_ADD_LAYER", "SMALL_ADD_RMS", "SMALL_LAYER", "SMALL_RMS", "SMALL_ROWS", "run_add_norm", "run_norm"]
+__all__ = [
+    "SMALL_ADD_LAYER",
+    "SMALL_ADD_RMS",
+    "SMALL_LAYER",
+    "SMALL_RMS",
+    "SMALL_ROWS",
+    "parameter",
+    "run_add_norm",
+    "run_norm",
+]
 
 # Without the autograd node in C++: up to so many elements, in up to SMALL_ROWS rows, torch's CPU kernel is done before
 # one in Python is built (benchmarks/bench_norms.py). A rule of the shape alone: the same on every rank.
@@ -22,6 +31,12 @@ SMALL_ROWS = 256
 SMALL_LAYER, SMALL_RMS, SMALL_ADD_LAYER, SMALL_ADD_RMS = 60000, 0, 30000, 0
 
 _PLAIN = (Tensor, Parameter)
+
+
+def parameter(module: Module, name: str) -> Tensor | None:
+    """`getattr(module, name)`; an ordinary parameter without `Module.__getattr__`, which costs half a short kernel."""
+    found = module._parameters.get(name)
+    return getattr(module, name) if found is None else found
 
 
 def run_norm(

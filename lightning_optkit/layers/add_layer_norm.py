@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_optkit._checks import check_in
 from lightning_optkit.layers._arguments import check_input
-from lightning_optkit.layers._dispatch import run_add_norm
+from lightning_optkit.layers._dispatch import parameter, run_add_norm
 from lightning_optkit.layers.layer_norm import LayerNorm
 
 __all__ = ["AddLayerNorm", "add_layer_norm"]
@@ -112,7 +112,8 @@ class AddLayerNorm(LayerNorm):
         """(normalized sum, sum), both in the shape of `x`."""
         p = self._dropout if self.training else 0.0
         try:
-            return run_add_norm(True, x, residual, self.normalized_shape, self.weight, self.bias, self.eps, p)
+            weight, bias = parameter(self, "weight"), parameter(self, "bias")
+            return run_add_norm(True, x, residual, self.normalized_shape, weight, bias, self.eps, p)
         except (RuntimeError, TypeError):
             check_input("AddLayerNorm", x, self.normalized_shape, self.weight, self.bias, residual)
             raise

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_optkit._checks import check_in
 from lightning_optkit.layers._arguments import check_input
-from lightning_optkit.layers._dispatch import run_add_norm
+from lightning_optkit.layers._dispatch import parameter, run_add_norm
 from lightning_optkit.layers.rms_norm import RMSNorm
 
 __all__ = ["AddRMSNorm", "add_rms_norm"]
@@ -109,7 +109,8 @@ class AddRMSNorm(RMSNorm):
         """(normalized sum, sum), both in the shape of `x`."""
         p = self._dropout if self.training else 0.0
         try:
-            return run_add_norm(False, x, residual, self.normalized_shape, self.weight, None, self.eps, p)
+            weight = parameter(self, "weight")
+            return run_add_norm(False, x, residual, self.normalized_shape, weight, None, self.eps, p)
         except (RuntimeError, TypeError):
             check_input("AddRMSNorm", x, self.normalized_shape, self.weight, None, residual)
             raise

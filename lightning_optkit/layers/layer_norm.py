@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_optkit.layers._arguments import check_input, check_sizes
-from lightning_optkit.layers._dispatch import run_norm
+from lightning_optkit.layers._dispatch import parameter, run_norm
 
 __all__ = ["LayerNorm", "layer_norm"]
 
@@ -84,7 +84,8 @@ class LayerNorm(nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:
         """The normalized input, in its shape."""
         try:
-            return run_norm(True, input, self.normalized_shape, self.weight, self.bias, self.eps)
+            weight, bias = parameter(self, "weight"), parameter(self, "bias")
+            return run_norm(True, input, self.normalized_shape, weight, bias, self.eps)
         except (RuntimeError, TypeError):
             check_input("LayerNorm", input, self.normalized_shape, self.weight, self.bias)
             raise

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_optkit.layers._arguments import check_input, check_sizes
-from lightning_optkit.layers._dispatch import run_norm
+from lightning_optkit.layers._dispatch import parameter, run_norm
 
 __all__ = ["RMSNorm", "rms_norm"]
 
@@ -75,7 +75,7 @@ class RMSNorm(nn.RMSNorm):
     def forward(self, x: Tensor) -> Tensor:
         """The normalized input, in its shape."""
         try:
-            return run_norm(False, x, self.normalized_shape, self.weight, None, self.eps)
+            return run_norm(False, x, self.normalized_shape, parameter(self, "weight"), None, self.eps)
         except (RuntimeError, TypeError):
             check_input("RMSNorm", x, self.normalized_shape, self.weight, None)
             raise
