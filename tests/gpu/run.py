@@ -87,7 +87,9 @@ def cases(function):
 
 
 def collect(files, words):
-    """Every test that the words, all of them, are in; those of many cases last, since the time may not do for all."""
+    """Every test that the words, all of them, are in; since the time may not do for all, those of many cases come after
+    the others, and last what waits for torch's compiler.
+    """
     found = []
     for path in files:
         module = importlib.import_module(path.stem)
@@ -95,7 +97,8 @@ def collect(files, words):
             if not function.__name__.startswith("test_") or function.__module__ != module.__name__:
                 continue
             chosen = [(name, values) for name, values in cases(function) if all(word in name for word in words)]
-            place = path.name, len(chosen), function.__code__.co_firstlineno
+            is_slow = "compiled" in function.__name__
+            place = path.name, is_slow, len(chosen), function.__code__.co_firstlineno
             found += [(place, f"{path.stem}::{name}", function, values) for name, values in chosen]
     return sorted(found, key=lambda one: one[0])
 

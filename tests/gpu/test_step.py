@@ -82,7 +82,7 @@ def no_waiting():
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_step_waits_for_nothing(stage):
-    for name in ("adamw", "lamb", "sgd"):
+    for name in filter(lambda name: is_possible(name, STAGES[stage]), ("adamw", "lamb", "sgd")):
         params, optimizer = train(name, "cuda", steps=1, **STAGES[stage])
         with no_waiting():
             optimizer.step()
