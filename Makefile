@@ -44,12 +44,17 @@ sanitize: $(INSTALLED)
 gpu-check:
 	$(PYTHON) benchmarks/gpu_check.py
 
-# What a machine with a GPU and no package index may lack, for its Python and processor, in a folder that can be copied there.
+# What a machine with a GPU and no package index may lack, for its Python and processor, in build/gpu-packages-3.12.tar.gz: to
+# be copied to the same place there, where gpu-check unpacks it.
 GPU_PYTHON ?= 3.12
+GPU_PACKAGES := gpu-packages-$(GPU_PYTHON)
 gpu-packages:
-	$(PYTHON) -m pip install --quiet --target build/gpu-packages --upgrade --no-deps --only-binary=:all: \
+	rm -rf build/$(GPU_PACKAGES)
+	$(PYTHON) -m pip install --quiet --target build/$(GPU_PACKAGES) --no-compile --no-deps --only-binary=:all: \
 	    --python-version $(GPU_PYTHON) --platform manylinux2014_x86_64 --platform manylinux_2_28_x86_64 \
-	    lightning==2.6.6 pytorch-lightning==2.6.6 lightning-utilities torchmetrics packaging PyYAML tqdm ninja pybind11
+	    lightning==2.6.6 pytorch-lightning==2.6.6 lightning-utilities torchmetrics packaging PyYAML tqdm \
+	    numpy rich markdown-it-py mdurl Pygments ninja pybind11
+	tar -C build -czf build/$(GPU_PACKAGES).tar.gz $(GPU_PACKAGES)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

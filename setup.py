@@ -222,13 +222,19 @@ def cuda_jobs(library: str) -> list[Job]:
     return [*jobs, link(library, f"{NVCC} -shared -cudart static", jobs, "")]
 
 
-def run_jobs(jobs: list[Job], build: Path) -> None:
-    try:
+def ninja_program() -> str:
+    """Ninja's path, or "" without one: of Python's package, whose folder may have been copied here, or the system's."""
+    places = [None]
+    spec = importlib.util.find_spec("ninja")
+    if spec is not None and spec.origin is not None:
         import ninja
 
-        program = str(Path(ninja.BIN_DIR) / "ninja")
-    except ImportError:
-        program = shutil.which("ninja") or ""
+        places = [ninja.BIN_DIR, str(Path(spec.origin).parents[1] / "bin"), None]
+    return next(filter(None, (shutil.which("ninja", path=place) for place in places)), "")
+
+
+def run_jobs(jobs: list[Job], build: Path) -> None:
+    program = ninja_program()
     if not program:
         with ThreadPoolExecutor(max_jobs()) as pool:
             for is_compiler in (True, False):

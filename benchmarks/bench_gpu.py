@@ -169,6 +169,8 @@ def bench_rules(bench: Bench) -> None:
             return
         params, their_params = parameters(bench, 25_000_000, 160), parameters(bench, 25_000_000, 160)
         optimizer, theirs, baseline = ours_class(params, **arguments), None, "none"
+        if hasattr(optimizer, "train"):
+            optimizer.train()
         optimizer.step()
         if torch_class is not None:
             try:
@@ -188,8 +190,9 @@ def peers(params: list[nn.Parameter]) -> dict[str, Callable[[], Call]]:
         return torch.optim.AdamW(params).step
 
     def compiled() -> Call:
-        optimizer = torch.optim.AdamW(params, lr=torch.tensor(1e-3), foreach=True)
-        return torch.compile(optimizer.step)
+        on_cuda = params[0].is_cuda  # torch takes a rate in a tensor with foreach only where a graph could be captured
+        optimizer = torch.optim.AdamW(params, lr=torch.tensor(1e-3), foreach=on_cuda, capturable=on_cuda)
+        return torch.compile(optimizer.step)  # type: ignore[no-any-return]
 
     def apex() -> Call:
         from apex.optimizers import FusedAdam

@@ -13,7 +13,8 @@ from itertools import pairwise
 import lightning.pytorch as pl
 import torch
 from gpu_harness import Bench, free
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
+from lightning.pytorch import callbacks as lightning_callbacks
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -74,15 +75,16 @@ class GPT2(pl.LightningModule):
 
 def variants() -> dict[str, tuple[list[Callback], dict[str, float]]]:
     """Callbacks and arguments of the Trainer."""
+    theirs: dict[str, tuple[list[Callback], dict[str, float]]] = {}
+    if hasattr(lightning_callbacks, "EMAWeightAveraging"):  # since lightning 2.6
+        average = lightning_callbacks.EMAWeightAveraging(decay=0.999)
+        theirs["AdamW, gradient_clip_val, EMAWeightAveraging"] = [average], {"gradient_clip_val": 1.0}
     return {
         "Fuse() + clip + EMA": (
             [Fuse(verbose=False), GradientClipping(ClipNorm(1.0)), WeightAveraging(EMA(0.999))],
             {},
         ),
-        "AdamW, gradient_clip_val, EMAWeightAveraging": (
-            [EMAWeightAveraging(decay=0.999)],
-            {"gradient_clip_val": 1.0},
-        ),
+        **theirs,
         "AdamW": ([], {}),
         "Fuse()": ([Fuse(verbose=False)], {}),
     }

@@ -2,9 +2,10 @@
 """Everything that needs a GPU, in one command without a network: build, tests, benchmarks, sanitizer, one short table.
 
 Needs the machine's own Python (3.10 or newer) with torch 2.10 or newer, setuptools, a C++ compiler and nvcc; nothing is
-downloaded. pytest, ninja and pybind11 are used where they are installed; without lightning its parts are left out.
-Packages in build/gpu-packages (`make gpu-packages`, on another machine) are found. What matters most comes first, each
-part has its own share of the time and writes what it has as it goes, so a cut costs only what was not begun.
+downloaded. pytest, ninja and pybind11 are used where they are installed; without lightning, numpy and rich the parts
+that train are left out. build/gpu-packages-3.12.tar.gz (`make gpu-packages`, on another machine) is unpacked and used.
+What matters most comes first, each part has its own share of the time and writes what it has as it goes, so a cut costs
+only what was not begun.
 
 JSON rows and logs go to the folder given, to $OUT, or under benchmarks/results/.
 
@@ -12,6 +13,7 @@ Usage: python benchmarks/gpu_check.py [--output FOLDER] [--minutes 10] [--only P
 """
 
 import argparse
+import contextlib
 import glob
 import importlib.util
 import json
@@ -23,9 +25,10 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ROOT / "build" / "gpu-packages"
+PACKAGES = ROOT / "build" / f"gpu-packages-{sys.version_info.major}.{sys.version_info.minor}"
 
 
 @dataclass
@@ -36,8 +39,8 @@ class Part:
     command: list[str]
     seconds: float
     """Most that it may take."""
-    needs: str = ""
-    """A package without which it is left out."""
+    needs: tuple[str, ...] = ()
+    """Packages without which it is left out."""
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -46,8 +49,8 @@ def parts(folder: Path, dry: bool) -> list[Part]:
     python, rows = sys.executable, ["--output", str(folder), *(["--dry-run"] if dry else [])]
 
     def tests(*arguments: str, minutes: float) -> list[str]:
-        json_file = ["--json", str(folder / "gpu-tests.jsonl")]
-        return [python, "tests/gpu/run.py", *arguments, *json_file, "--minutes", str(minutes)]
+        options = ["--json", str(folder / "gpu-tests.jsonl"), *(["--dry-run"] if dry else [])]
+        return [python, "tests/gpu/run.py", *arguments, *options, "--minutes", str(minutes)]
 
     def bench(script: str, *names: str, minutes: float) -> list[str]:
         chosen = ["--parts", *names] if names else []
@@ -60,15 +63,15 @@ def parts(folder: Path, dry: bool) -> list[Part]:
         Part("norm tests", tests("test_norms.py", minutes=0.9), 75),
         Part("norm bench", bench("bench_gpu_norms", "kernels", minutes=0.8), 70),
         Part("training tests", tests("test_training.py", minutes=1.0), 80),
-        Part("lightning bench", bench("bench_gpu_lightning", minutes=0.9), 90, needs="lightning"),
+        Part("lightning bench", bench("bench_gpu_lightning", minutes=0.9), 90, needs=("lightning", "numpy", "rich")),
         Part("states, rules", bench("bench_gpu", "states", "rules", minutes=0.7), 60),
     ]
     tool = sanitizer()
-    if tool:
-        for kind in ("memcheck", "racecheck"):
-            command = [tool, "--tool", kind, "--error-exitcode", "9", "--target-processes", "all"]
-            small = ["test_step.py", "test_norms.py", "-k", "sanitized"]
-            found.append(Part(kind, [*command, *tests(*small, minutes=0.7)], 60))
+    for kind in ("memcheck", "racecheck") if tool or dry else ():
+        command = [tool, "--tool", kind, "--error-exitcode", "9", "--target-processes", "all"] if tool else []
+        small = tests("test_step.py", "test_norms.py", "-k", "sanitized", minutes=0.7)
+        # Each tensor in an allocation of its own: what is read beside one would else lie in torch's pool.
+        found.append(Part(kind, [*command, *small], 60, environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}))
     found += [
         Part("peers", bench("bench_gpu", "peers", minutes=0.5), 60),
         Part("norm modules", bench("bench_gpu_norms", "compiled", minutes=0.5), 60),
@@ -76,8 +79,15 @@ def parts(folder: Path, dry: bool) -> list[Part]:
     return found
 
 
+def unpack_packages() -> None:
+    """Those that came as one file, if they are not there yet."""
+    archive = PACKAGES.with_name(f"{PACKAGES.name}.tar.gz")
+    if archive.exists() and not PACKAGES.is_dir():
+        shutil.unpack_archive(archive, PACKAGES.parent)
+
+
 def sanitizer() -> str | None:
-    """compute-sanitizer, on the path or beside nvcc."""
+    """Path of compute-sanitizer, which is on the path or beside nvcc."""
     home = os.environ.get("CUDA_HOME") or "/usr/local/cuda"
     places = [f"{home}/bin/compute-sanitizer", *glob.glob(f"{home}*/compute-sanitizer/compute-sanitizer")]
     return shutil.which("compute-sanitizer") or next((place for place in places if os.access(place, os.X_OK)), None)
@@ -88,8 +98,12 @@ def build_environment(dry: bool) -> dict[str, str]:
     if dry or "TORCH_CUDA_ARCH_LIST" in os.environ:
         return {} if not dry else {"OPTKIT_CUDA": "0"}
     code = "import torch; print('%d.%d' % torch.cuda.get_device_capability())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    return {"OPTKIT_CUDA": "1", **({"TORCH_CUDA_ARCH_LIST": done.stdout.strip()} if done.returncode == 0 else {})}
+    try:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    except subprocess.SubprocessError as error:
+        print(f"The device does not say what it is, so all architectures are built: {error}", flush=True)
+        return {"OPTKIT_CUDA": "1"}
+    return {"OPTKIT_CUDA": "1", "TORCH_CUDA_ARCH_LIST": done.stdout.strip()}
 
 
 def run(part: Part, folder: Path, left: float) -> dict[str, object]:
@@ -119,17 +133,45 @@ def run(part: Part, folder: Path, left: float) -> dict[str, object]:
     return {"check": part.name, "result": result, "seconds": round(time.monotonic() - began, 1), "last_line": last}
 
 
-def summary(folder: Path) -> list[str]:
-    """The ratios of the benchmarks, a line each."""
-    lines = []
+def run_or_not(part: Part, folder: Path, left: float) -> dict[str, object]:
+    """The part's row, run only if it can be and there is time."""
+    absent = [name for name in part.needs if importlib.util.find_spec(name) is None]
+    if not absent and left >= 5:
+        return run(part, folder, left)
+    why = ("left out", f"not installed: {', '.join(absent)}") if absent else ("NOT RUN", "the time is up")
+    return {"check": part.name, "result": why[0], "seconds": 0.0, "last_line": why[1]}
+
+
+def rows_since(folder: Path, begun: dict[Path, int]) -> list[dict[str, Any]]:
+    """Rows of the benchmarks beyond what their files held when this run began."""
+    found = []
     for path in sorted(folder.glob("*-gpu-*.jsonl")):
-        for text in path.read_text().splitlines():
-            row = json.loads(text)
-            what = " ".join(str(row[key]) for key in ("case", "dtype", "variant") if key in row)
-            against = f"{row['ratio']:.2f} x {row['baseline']}" if "ratio" in row else ""
-            share = f"{row['share_of_copy']:.0%} of copy" if "share_of_copy" in row else ""
-            speed = f"{row['tokens_per_s']} tokens/s, {row['peak_gb']} GB" if "tokens_per_s" in row else ""
-            lines.append(f"{what:<62} {row['median_ms']:>9.3f} ms  {share:<12} {against}{speed}")
+        for line in path.read_bytes()[begun.get(path, 0) :].splitlines():
+            with contextlib.suppress(ValueError):  # a part that was cut leaves half a line
+                found.append(json.loads(line))
+    return found
+
+
+def summary(rows: list[dict[str, Any]]) -> list[str]:
+    """A line per row; the norms, of which there are many, in a line per kernel and dtype."""
+    norms: dict[str, list[dict[str, Any]]] = {}
+    lines = []
+    for row in rows:
+        if row["benchmark"] == "gpu norms":
+            norms.setdefault(f"{row['variant']} {row['dtype']}", []).append(row)
+            continue
+        what = " ".join(str(row[key]) for key in ("case", "variant") if key in row)
+        against = f"{row['ratio']:.2f} x {row['baseline']}" if "ratio" in row else ""
+        share = f"{row['share_of_copy']:.0%}" if "share_of_copy" in row else ""
+        speed = f"{row['tokens_per_s']} tokens/s, {row['peak_gb']} GB" if "tokens_per_s" in row else ""
+        lines.append(f"{what[:52]:<52} {row['median_ms']:>8.3f} ms {share:>5} {(against + speed)[:36]}".rstrip())
+    for what, alike in norms.items():
+        ratios, shares = ([row[key] for row in alike] for key in ("ratio", "share_of_copy"))
+        worst = min(alike, key=lambda row: row["ratio"])["case"]
+        lines.append(
+            f"{what[:36]:<36} {min(ratios):5.2f} to {max(ratios):5.2f} x torch, least at {worst}; "
+            f"{min(shares):.0%} to {max(shares):.0%} of copy"
+        )
     return lines
 
 
@@ -144,31 +186,23 @@ def main() -> int:
     arguments = parser.parse_args()
     end, folder = time.monotonic() + 60 * arguments.minutes - 10, arguments.output.resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    # The CPU only works on small tensors here; torch may see more cores than are ours.
+    os.environ.setdefault("OMP_NUM_THREADS", "1" if arguments.dry_run else "4")
+    unpack_packages()
     sys.path.append(str(PACKAGES))
+    begun = {path: path.stat().st_size for path in folder.glob("*-gpu-*.jsonl")}
     rows: list[dict[str, object]] = []
     for part in parts(folder, arguments.dry_run):
-        left = end - time.monotonic()
         if arguments.only and part.name not in arguments.only:
             continue
-        if part.needs and importlib.util.find_spec(part.needs) is None:
-            row = {
-                "check": part.name,
-                "result": "left out",
-                "seconds": 0.0,
-                "last_line": f"{part.needs} is not installed",
-            }
-        elif left < 5:
-            row = {"check": part.name, "result": "NOT RUN", "seconds": 0.0, "last_line": "the time is up"}
-        else:
-            row = run(part, folder, left)
-        rows.append(row)
+        rows.append(run_or_not(part, folder, end - time.monotonic()))
         with (folder / "gpu-check.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        if part.name == "build" and row["result"] != "passed":
+            file.write(json.dumps(rows[-1]) + "\n")
+        if part.name == "build" and rows[-1]["result"] != "passed":
             break
     if sanitizer() is None:
         print("compute-sanitizer is not installed: memcheck and racecheck are left out")
-    print("\n" + "\n".join(summary(folder)))
+    print("\n" + "\n".join(summary(rows_since(folder, begun))))
     print(f"\n{'check':<17}{'result':<14}{'seconds':>8}  last line")
     for row in rows:
         print(f"{row['check']:<17}{row['result']:<14}{row['seconds']:>8}  {row['last_line']}")

@@ -16,6 +16,7 @@ from lightning_optkit._checks import check_one_of
 __all__ = [
     "cuda_library",
     "extension",
+    "has_cuda_kernels",
     "has_exchange",
     "missing_reason",
     "node",
@@ -97,3 +98,13 @@ def why_no_cuda_kernels() -> str | None:
     except RuntimeError as error:
         return str(error)
     return None
+
+
+def has_cuda_kernels() -> bool:
+    """Whether `why_no_cuda_kernels` has no reason."""
+    return why_no_cuda_kernels() is None
+
+
+# To torch's compiler a constant, which it cannot trace: what torch.compiler.assume_constant_result sets, and that
+# imports the compiler.
+has_cuda_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]

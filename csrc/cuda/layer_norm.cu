@@ -71,6 +71,8 @@ int64_t blocks_for(int64_t rows, int group, int64_t most) {
   return std::max<int64_t>(1, std::min((rows + rows_per_block - 1) / rows_per_block, most));
 }
 
+constexpr int kOwnShared = 1024;  // more than what the kernels declare themselves, which counts too
+
 // Memory for the sums of long rows, and a kernel that may use so much; 0 where there is not so much, or no need.
 template <DType kType, int kGroup, class Kernel>
 cudaError_t shared_for_sums(Kernel* kernel, int64_t size, int device, size_t* shared) {
@@ -79,9 +81,11 @@ cudaError_t shared_for_sums(Kernel* kernel, int64_t size, int device, size_t* sh
     const auto needed = static_cast<size_t>(2 * long_sums_places(kType, size) * sizeof(typename Pack<kType>::S));
     int most = 0;
     if (const cudaError_t error = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device, &most)) return error;
-    if (needed > static_cast<size_t>(most)) return cudaSuccess;
+    most -= kOwnShared;
+    if (most < 0 || needed > static_cast<size_t>(most)) return cudaSuccess;
     *shared = needed;
-    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(needed));
+    // Always the same: another thread may be about to launch the kernel on longer rows.
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
   }
   return cudaSuccess;
 }

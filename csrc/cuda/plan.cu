@@ -85,9 +85,10 @@ void cut(const TensorSlot* tensors, int num_tensors, std::vector<Chunk>& chunks,
   first_chunk.push_back(static_cast<int32_t>(chunks.size()));
 }
 
-// Points every tensor whose units are treated by themselves at its part of the device's numbers, and lists the units.
-const char* layout_units(CudaPlan& plan, std::vector<TensorSlot>& slots, cudaStream_t stream) {
-  std::vector<Unit> units;
+// Points every tensor whose units are treated by themselves at its part of the device's numbers, and lists the units:
+// they are to live until the stream has taken them over.
+const char* layout_units(CudaPlan& plan, std::vector<TensorSlot>& slots, std::vector<Unit>& units,
+                         cudaStream_t stream) {
   const auto treated = [&](size_t t) { return plan.treats_units[t] && slots[t].active && slots[t].numel > 0; };
   for (size_t t = 0; t < slots.size(); ++t)
     for (int64_t unit = 0; treated(t) && unit < slots[t].numel / slots[t].unit_length; ++unit)
@@ -128,7 +129,8 @@ const char* lay_out(CudaPlan& plan, const TensorSlot* tensors, int num_tensors, 
   for (const TensorSlot& slot : slots) plan.grad_types.push_back(slot.grad_type);
   // Kernels of an earlier layout may still read what is replaced here.
   OPTKIT_CUDA("layout", cudaStreamSynchronize(stream));
-  if (const char* error = layout_units(plan, slots, stream)) return error;
+  std::vector<Unit> units;
+  if (const char* error = layout_units(plan, slots, units, stream)) return error;
   OPTKIT_CUDA("layout", plan.tensor_sq.resize(num_tensors));
   OPTKIT_CUDA("layout", plan.tensor_clipped.resize(num_tensors));
   OPTKIT_CUDA("layout", plan.tensor_sums.resize(num_tensors));

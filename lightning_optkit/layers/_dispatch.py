@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Module, Parameter
 
-from lightning_optkit._native import extension, node, warn_once_if_missing, why_no_cuda_kernels
+from lightning_optkit._native import extension, has_cuda_kernels, node, warn_once_if_missing
 from lightning_optkit.layers._reference import survival
 
 if extension is not None:
@@ -109,12 +109,14 @@ def _takes_kernel(input: Tensor) -> bool:
         return False
     # Other tensor types, function transforms and forward-mode derivatives know torch's operators only.
     if torch.compiler.is_compiling():
-        return not torch.compiler.is_exporting() and (input.is_cpu or (input.is_cuda and why_no_cuda_kernels() is None))
+        # The flag behind torch.compiler.is_exporting(), which an older torch takes for true in every compiled call.
+        is_exporting = torch.compiler._is_exporting_flag
+        return not is_exporting and (input.is_cpu or (input.is_cuda and has_cuda_kernels()))
     if type(input) not in _PLAIN or forward_ad._current_level >= 0:
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return False
-    return input.is_cpu or (input.is_cuda and why_no_cuda_kernels() is None)
+    return input.is_cpu or (input.is_cuda and has_cuda_kernels())
 
 
 def _autocast(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -2,11 +2,13 @@
 """Runs the tests of this folder that need a GPU, with pytest's decorators or, where it is absent, with stand-ins.
 
 One line per test that failed, as it fails, and one in the end; a device that a test left unusable is taken up again in
-a fresh process from the next test on. Usage: python tests/gpu/run.py [FILE...] [-k WORDS] [--minutes 3] [--json FILE]
+a fresh process from the next test on. A dry run takes the CPU for the GPU, which tests the tests.
+Usage: python tests/gpu/run.py [FILE...] [-k WORDS] [--minutes 3] [--json FILE] [--dry-run]
 """
 
 import argparse
 import contextlib
+import faulthandler
 import importlib
 import importlib.util
 import inspect
@@ -85,18 +87,20 @@ def cases(function):
 
 
 def collect(files, words):
-    """Every test that the words, all of them, are in."""
+    """Every test that the words, all of them, are in; since the time may not do for all, those of many cases come after
+    the others, and last what waits for torch's compiler.
+    """
     found = []
     for path in files:
         module = importlib.import_module(path.stem)
         for _, function in inspect.getmembers(module, inspect.isfunction):
             if not function.__name__.startswith("test_") or function.__module__ != module.__name__:
                 continue
-            for name, arguments in cases(function):
-                if all(word in name for word in words):
-                    place = function.__code__.co_firstlineno
-                    found.append((str(path.name), place, f"{path.stem}::{name}", function, arguments))
-    return sorted(found, key=lambda one: one[:2])
+            chosen = [(name, values) for name, values in cases(function) if all(word in name for word in words)]
+            is_slow = "compiled" in function.__name__
+            place = path.name, is_slow, len(chosen), function.__code__.co_firstlineno
+            found += [(place, f"{path.stem}::{name}", function, values) for name, values in chosen]
+    return sorted(found, key=lambda one: one[0])
 
 
 def run_one(function, arguments, skipped):
@@ -119,28 +123,35 @@ def main():
     parser.add_argument("-k", dest="words", nargs="*", default=[])
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--start", type=int, default=0, help="number of the first test")
     parser.add_argument("--so-far", type=int, nargs=3, default=[0, 0, 0], help="passed, failed, skipped before it")
     arguments = parser.parse_args()
     end = time.monotonic() + 60 * arguments.minutes
+    faulthandler.enable()  # a crash of a kernel's host code ends the process: this says in which test
     sys.path[:0] = [str(FOLDER), str(FOLDER.parents[1])]
     if importlib.util.find_spec("pytest") is None:
         sys.modules["pytest"] = stand_in()
     import pytest
     import torch
 
+    if arguments.dry_run:
+        from on_cpu import dry_run
+
+        assert not torch.cuda.is_available(), "there is a GPU: leave --dry-run out"
     default = ["test_step.py", "test_norms.py", "test_training.py"]
     files = [FOLDER / path.name for path in arguments.files] or [FOLDER / name for name in default]
     tests = collect(files, arguments.words)
     count = dict(zip(("passed", "FAILED", "skipped"), arguments.so_far, strict=True))
     done = arguments.start
-    for number, (_, _, name, function, values) in enumerate(tests):
+    for number, (_, name, function, values) in enumerate(tests):
         if number < arguments.start:
             continue
         if time.monotonic() > end:
             break
         began = time.monotonic()
-        result, message = run_one(function, values, pytest.skip.Exception)
+        with dry_run(pytest.skip) if arguments.dry_run else contextlib.nullcontext():
+            result, message = run_one(function, values, pytest.skip.Exception)
         done, count[result] = number + 1, count[result] + 1
         if result == "FAILED":
             print(f"FAILED {name}\n    {message}", flush=True)

@@ -82,7 +82,7 @@ def no_waiting():
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_step_waits_for_nothing(stage):
-    for name in ("adamw", "lamb", "sgd"):
+    for name in filter(lambda name: is_possible(name, STAGES[stage]), ("adamw", "lamb", "sgd")):
         params, optimizer = train(name, "cuda", steps=1, **STAGES[stage])
         with no_waiting():
             optimizer.step()
@@ -191,8 +191,8 @@ def test_an_estimate_is_made_without_waiting_and_left_by_a_skipped_step():
     for _ in range(2):
         expected.step()
     for name in ("d", "d_max", "d_numerator"):
-        found = float(optimizer.param_groups[0][name])
-        assert found == pytest.approx(float(expected.param_groups[0][name]), rel=1e-5), name
+        found, wanted = (float(o.param_groups[0][name]) for o in (optimizer, expected))
+        assert abs(found - wanted) <= 1e-5 * abs(wanted), name
     assert optimizer.num_skipped == 1
 
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole Lightning runs on CUDA in each precision, and FSDP2 on one device."""
 
+import logging
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,8 @@ pytestmark = [
 def fit(precision, callbacks, steps=30):
     """Losses of a small net on a task that can be learned."""
     pl = pytest.importorskip("lightning.pytorch")
+    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
     class Net(pl.LightningModule):
         def __init__(self):
@@ -47,11 +51,14 @@ def fit(precision, callbacks, steps=30):
     y = (x @ torch.randn(32, 8, generator=generator)).argmax(-1)
     data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=64)
     net = Net()
+    accelerator = "gpu" if torch.cuda.is_available() else "cpu"
     trainer = pl.Trainer(
-        max_epochs=1, precision=precision, accelerator="gpu", devices=1, callbacks=callbacks, logger=False,
+        max_epochs=1, precision=precision, accelerator=accelerator, devices=1, callbacks=callbacks, logger=False,
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
     )  # fmt: skip
-    trainer.fit(net, data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(net, data)
     return torch.stack(net.losses).tolist()
 
 
