@@ -101,7 +101,7 @@ def _scaled(orthogonal: Tensor, like: Tensor, group: Group) -> Tensor:
         ratio = 0.2 * math.sqrt(max(rows, columns))
     else:
         ratio = math.sqrt(max(1, rows / columns)) if columns else 1.0
-    return orthogonal.to(like.dtype).reshape(like.shape) * (float(group["lr"]) * ratio)
+    return orthogonal.to(like.dtype).reshape(like.shape).mul_(float(group["lr"]) * ratio)
 
 
 def _hand_over(
@@ -154,9 +154,10 @@ class MatrixSegment(ReferenceSegment):
             work = compute_dtype(entry.param)
             param = entry.param.detach().to(work)
             g, _ = clip_reference(dense(grad).to(work), param, grad_scale, stage, is_vector=False)
-            buffers.append(entry.state["momentum_buffer"].to(work, copy=True))
+            buffers.append(entry.state["momentum_buffer"].to(work))
             directions.append(_as_matrix(_look_ahead(g, buffers[-1], group)))
-        made = orthogonalize(torch.stack(directions), *iteration)
+        together = torch.stack(directions) if len(directions) > 1 else directions[0][None]
+        made = orthogonalize(together, *iteration)
         for (entry, grad), buffer, orthogonal in zip(batch, buffers, made, strict=True):
             update = _scaled(orthogonal, buffer, groups[entry.group_index])
             yield replace(self.rule, update=partial(_hand_over, update, buffer)), entry, grad
