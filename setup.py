@@ -199,7 +199,10 @@ def node_jobs(library: str) -> list[Job]:
 
 def cpp_units(torch_includes: str) -> list[tuple[Path, str, str]]:
     """(source, object, flags). Of these only ops.cpp and norm_ops.cpp see torch, whose headers need C++20."""
-    units = [(CSRC / f"cpu/{name}.cpp", name, "-std=c++17") for name in ("walk", "dispatch", "memory", "layer_norm")]
+    units = [
+        (CSRC / f"cpu/{name}.cpp", name, "-std=c++17")
+        for name in ("walk", "factor_layout", "dispatch", "memory", "layer_norm")
+    ]
     units += [(CSRC / f"bindings/{name}.cpp", name, "-std=c++17") for name in ("plan", "module", "device", "exchange")]
     stable_abi = f"-std=c++20 -DTORCH_TARGET_VERSION=0x020a000000000000 {torch_includes}"
     units += [(CSRC / f"bindings/{name}.cpp", name, stable_abi) for name in ("ops", "norm_ops")]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lightning_optkit._native import extension, missing_reason
-from lightning_optkit.optimizers import SGD, Adam
+from lightning_optkit.optimizers import SGD, Adafactor, Adam
 from lightning_optkit.step.numbers import ROUNDINGS, GroupNumbers
 
 needs_extension = pytest.mark.skipif(extension is None, reason=f"no compiled extension: {missing_reason}")
@@ -159,14 +159,17 @@ def test_a_row_of_group_numbers_has_the_fields_of_the_compiled_row():
         (SGD, dict(momentum=0.9), ["momentum", "dampening", "nesterov"]),
         (Adam, dict(), ["beta1", "beta2", "eps"]),
         (Adam, dict(amsgrad=True), ["beta1", "beta2", "eps"]),
+        (Adafactor, dict(eps=(1e-4, 1e-3)), ["beta2_decay", "eps1", "eps2", "d"]),
     ],
-    ids=["sgd", "adam", "amsgrad"],
+    ids=["sgd", "adam", "amsgrad", "adafactor"],
 )
 def test_a_compiled_rule_has_the_states_and_hyperparameters_of_its_python_rule(optimizer_class, kwargs, hypers):
     optimizer = optimizer_class([torch.ones(1, requires_grad=True)], **kwargs)
     group = optimizer.param_groups[0]
     if "betas" in group:
         group |= dict(beta1=group["betas"][0], beta2=group["betas"][1])
+    if isinstance(group.get("eps"), tuple):
+        group |= dict(eps1=group["eps"][0], eps2=group["eps"][1])
     rule = optimizer._rule(group)
     states, scalars, names = extension.rules()[rule.name]
     assert tuple(states) == rule.states

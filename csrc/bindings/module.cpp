@@ -41,6 +41,8 @@ void add_tensor(Plan& plan, uintptr_t param, const std::vector<uintptr_t>& state
   for (const int64_t size : sizes) slot.numel *= size;
   slot.is_vector = sizes.size() < 2 ? 1 : 0;
   slot.unit_length = sizes.size() < 2 || sizes[0] == 0 ? slot.numel : slot.numel / sizes[0];
+  slot.columns = sizes.empty() ? 1 : sizes.back();
+  slot.rows = sizes.size() < 2 ? 1 : sizes[sizes.size() - 2];
   slot.param_type = slot.grad_type = static_cast<optkit::DType>(param_type);
   slot.state_type = static_cast<optkit::DType>(state_type);
   slot.average_type = static_cast<optkit::DType>(average_type);
@@ -87,11 +89,12 @@ py::tuple observed(const Plan& plan) {
 // {rule: (state names, scalar names, hyperparameter names)}
 py::dict rules() {
   py::dict all;
-#define OPTKIT_DESCRIBE(name, type)                                                                         \
-  all[#name] = py::make_tuple(std::vector<std::string>(type::kStates, type::kStates + type::kNumStates),    \
-                              std::vector<std::string>(type::kScalars, type::kScalars + type::kNumScalars), \
-                              std::vector<std::string>(type::kHypers, type::kHypers + type::kNumHypers));
-  OPTKIT_FOR_EACH_RULE(OPTKIT_DESCRIBE)
+#define OPTKIT_DESCRIBE(name, type)                                                                            \
+  all[#name] =                                                                                                 \
+      py::make_tuple(std::vector<std::string>(type::kStates, type::kStates + optkit::num_state_names<type>()), \
+                     std::vector<std::string>(type::kScalars, type::kScalars + type::kNumScalars),             \
+                     std::vector<std::string>(type::kHypers, type::kHypers + type::kNumHypers));
+  OPTKIT_FOR_EACH_CPU_RULE(OPTKIT_DESCRIBE)
 #undef OPTKIT_DESCRIBE
   return all;
 }

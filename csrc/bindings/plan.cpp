@@ -22,7 +22,7 @@ std::unordered_map<int64_t, Plan*>& registry() {
 int rule_id(const std::string& name) {
 #define OPTKIT_MATCH(rule, type) \
   if (name == #rule) return kRule_##rule;
-  OPTKIT_FOR_EACH_RULE(OPTKIT_MATCH)
+  OPTKIT_FOR_EACH_CPU_RULE(OPTKIT_MATCH)
 #undef OPTKIT_MATCH
   throw std::invalid_argument("Plan(rule='" + name + "'): no such rule is compiled.");
 }
@@ -55,6 +55,8 @@ Plan::Plan(const std::string& rule, bool is_double, int cuda_device)
       rule_(rule_id(rule)),
       is_double_(is_double),
       cpu_(rule_, is_double, &torch_parallel, torch_num_threads()) {
+  if (device >= 0 && rule_ >= kNumCudaRules)
+    throw std::invalid_argument("Plan(rule='" + rule + "'): no such rule is compiled for CUDA.");
   if (device >= 0) check_cuda(cuda_api().create(rule_, is_double_, device, &cuda_));
   static int64_t next_id = 0;
   const std::lock_guard<std::mutex> lock(registry_mutex);

@@ -40,6 +40,13 @@ OPTKIT_HD V min(V a, V b) {
   return select(b < a, b, a);
 }
 
+// As torch's lerp: exactly `to` at a share of 1, whatever `from` is.
+template <class V>
+OPTKIT_HD V lerp(V from, V to, scalar_of_t<V> share) {
+  using S = scalar_of_t<V>;
+  return share < S(0.5) ? fma(V(share), to - from, from) : to - (to - from) * (S(1) - share);
+}
+
 // base^exponent for any exponent: the host's and the device's last bit may differ.
 OPTKIT_HD double real_power(double base, double exponent) {
 #if defined(__CUDA_ARCH__)

@@ -22,6 +22,16 @@ constexpr int kObserved = 2;        // sums that a rule makes its estimate of
 constexpr int64_t kChunk =
     16384;  // elements: 64 KiB of fp32 per stream, so that the streams of a step share the L2 cache
 
+// What the state of a matrix that is kept by rows and columns becomes in a step. Rows and columns are those of the last
+// two dimensions, counted over all matrices of the tensor.
+struct Factors {
+  double* row_sums;     // of the squared gradient, per row
+  double* column_sums;  // per strip and column
+  void* row;            // per row and per column, in the type that is computed in: their products are one over the root
+  void* column;         // of the second moment
+  int64_t num_strips;   // runs of rows that a matrix is cut into
+};
+
 // One parameter: where its numbers live. Null: absent.
 struct TensorSlot {
   void* param;
@@ -31,11 +41,13 @@ struct TensorSlot {
   void* average;
   void* compensation;  // what Kahan summation could not store in `param`, in the dtype of `param`
   float* scalar[kMaxScalars];
-  float* step;          // times this parameter was updated
-  float* num_averaged;  // updates of `average`
-  double* unit_scale;   // per unit (output row) of the tensor, this step: factor of its gradient, and what is then
-  double* unit_shift;   // subtracted from it. Null: no unit is treated by itself
-  int64_t unit_length;  // elements of a unit; they lie together
+  float* step;             // times this parameter was updated
+  float* num_averaged;     // updates of `average`
+  double* unit_scale;      // per unit (output row) of the tensor, this step: factor of its gradient, and what is then
+  double* unit_shift;      // subtracted from it. Null: no unit is treated by itself
+  int64_t unit_length;     // elements of a unit; they lie together
+  const Factors* factors;  // of a matrix under a rule with factors; else null
+  int64_t rows, columns;   // the last two dimensions, 1 where there are fewer
   int64_t numel;
   DType param_type, grad_type, state_type, average_type;
   int32_t group;
@@ -129,6 +141,28 @@ struct HasTrust<Rule, decltype(void(&Rule::trust))> {
   static constexpr bool value = true;
 };
 
+// Does a rule keep the state of a matrix by rows and columns? Then, behind its kNumStates states by element, which a
+// matrix does not have, its kStates names that of rows and that of columns; `update` of a matrix finds in state[0] one
+// over the root of the second moment; `prepare` is given the tensor instead of scalars, and makes in its Coefs the
+// `share` of new squares in the state and the `least` root; and it sets its rate by norms of the whole tensor:
+//   static double relative_rate(const double* hyper, double lr, double step, double numel, const Sums& sums)   the
+//   rate, given the same sums as for a trust.
+template <class Rule, class = void>
+struct HasFactors {
+  static constexpr bool value = false;
+};
+template <class Rule>
+struct HasFactors<Rule, decltype(void(Rule::kNumFactors))> {
+  static constexpr bool value = true;
+};
+template <class Rule>
+constexpr int num_state_names() {
+  if constexpr (HasFactors<Rule>::value)
+    return Rule::kNumStates + Rule::kNumFactors;
+  else
+    return Rule::kNumStates;
+}
+
 // Does a rule set its rate by an estimate that it makes of all parameters together? Then the estimate is the last of
 // its hypers, and it says how:
 //   static double rate(const double* hyper, double step)   the factor of the group's rate, for the stages too;
@@ -179,10 +213,12 @@ struct FixedStates<Rule, decltype(void(Rule::kFixedStates))> {
   static constexpr uint32_t bits = Rule::kFixedStates;
 };
 
-// Whether this update writes state k.
+// Whether this update writes state k. The products of factors are not kept.
 template <class Rule, class Coefs>
 OPTKIT_HD bool writes_state(const Coefs& coefs, int k) {
-  if constexpr (FixedStates<Rule>::bits != 0)
+  if constexpr (HasFactors<Rule>::value)
+    return !coefs.is_factored;
+  else if constexpr (FixedStates<Rule>::bits != 0)
     return coefs.first || !(FixedStates<Rule>::bits >> k & 1u);
   else
     return true;

@@ -15,15 +15,19 @@ namespace OPTKIT_ISA {
 #define OPTKIT_STEP_DOUBLE(name, type) &step_chunk<type, double>,
 #define OPTKIT_MEASURE_FLOAT(name, type) measure_chunk<type, float>(),
 #define OPTKIT_MEASURE_DOUBLE(name, type) measure_chunk<type, double>(),
+#define OPTKIT_FACTORS_FLOAT(name, type) factor_kernels<type, float>(),
+#define OPTKIT_FACTORS_DOUBLE(name, type) factor_kernels<type, double>(),
 
 extern const NormKernels norm_kernels;  // layer_norm_kernels.cpp
 extern const Kernels kernels;
 const Kernels kernels = {
     OPTKIT_STRING(OPTKIT_ISA),
-    {OPTKIT_FOR_EACH_RULE(OPTKIT_STEP_FLOAT)},
-    {OPTKIT_FOR_EACH_RULE(OPTKIT_STEP_DOUBLE)},
-    {OPTKIT_FOR_EACH_RULE(OPTKIT_MEASURE_FLOAT)},
-    {OPTKIT_FOR_EACH_RULE(OPTKIT_MEASURE_DOUBLE)},
+    {OPTKIT_FOR_EACH_CPU_RULE(OPTKIT_STEP_FLOAT)},
+    {OPTKIT_FOR_EACH_CPU_RULE(OPTKIT_STEP_DOUBLE)},
+    {OPTKIT_FOR_EACH_CPU_RULE(OPTKIT_MEASURE_FLOAT)},
+    {OPTKIT_FOR_EACH_CPU_RULE(OPTKIT_MEASURE_DOUBLE)},
+    {OPTKIT_FOR_EACH_CPU_RULE(OPTKIT_FACTORS_FLOAT)},
+    {OPTKIT_FOR_EACH_CPU_RULE(OPTKIT_FACTORS_DOUBLE)},
     &norm_chunk<float>,
     &norm_chunk<double>,
     &measure_units<float>,

@@ -17,14 +17,23 @@ struct PreparedTensor {
 
 using StepChunk = void (*)(const TensorSlot&, const void* prepared, const Chunk&, Sums* out);
 using NormChunk = void (*)(const TensorSlot&, const Chunk&, Sums* out);
+using FactorRun = void (*)(const TensorSlot&, const void* prepared, const Chunk& strips_or_matrices);
 using MeasureUnits = Clipped (*)(const TensorSlot&, const GroupRow&, double grad_scale, const Chunk& units);
+
+// Null: the rule has no factors.
+struct FactorKernels {
+  FactorRun sum_strips;
+  FactorRun make_factors;
+};
 
 struct Kernels {
   const char* isa;
   StepChunk step_float[kNumRules];
   StepChunk step_double[kNumRules];
-  StepChunk measure_float[kNumRules];  // null: the rule has no trust
+  StepChunk measure_float[kNumRules];  // null: the rule's rate follows no norms
   StepChunk measure_double[kNumRules];
+  FactorKernels factors_float[kNumRules];
+  FactorKernels factors_double[kNumRules];
   NormChunk norm_float;
   NormChunk norm_double;
   MeasureUnits units_float;

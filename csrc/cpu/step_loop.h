@@ -5,6 +5,7 @@
 
 #include "core/pipeline.h"
 #include "cpu/code_loop.h"
+#include "cpu/factor_loop.h"
 #include "cpu/launch.h"
 #include "cpu/wide.h"
 
@@ -206,6 +207,7 @@ void walk_chunk(const TensorSlot& tensor, const void* prepared, const Chunk& chu
   TensorSlot t = tensor;
   const DecodedStates decoded(&t, Rule::kNumStates, WideStates<Rule>::bits, chunk);
   const auto& launch = *static_cast<const PreparedTensor<Rule, S>*>(prepared);
+  if constexpr (HasFactors<Rule>::value) spread_factors<Rule, S>(&t, launch.rule, chunk);
   const int64_t end = chunk.begin + chunk.count;
   WideSums<S> sums;
   if (t.unit_scale == nullptr)
@@ -228,13 +230,21 @@ void step_chunk(const TensorSlot& tensor, const void* prepared, const Chunk& chu
   walk_chunk<Rule, S, false>(tensor, prepared, chunk, out);
 }
 
-// Null for a rule without trust.
+// Null for a rule whose rate follows no norms.
 template <class Rule, class S>
 constexpr StepChunk measure_chunk() {
-  if constexpr (HasTrust<Rule>::value)
+  if constexpr (HasTrust<Rule>::value || HasFactors<Rule>::value)
     return &walk_chunk<Rule, S, true>;
   else
     return nullptr;
+}
+
+template <class Rule, class S>
+constexpr FactorKernels factor_kernels() {
+  if constexpr (HasFactors<Rule>::value)
+    return {&sum_strips<Rule, S>, &make_factors<Rule, S>};
+  else
+    return {nullptr, nullptr};
 }
 
 }  // namespace OPTKIT_ISA

@@ -27,10 +27,19 @@ class FlushDenormals {
 #endif
 };
 
-// `lr` is the rule's own: the group's times trust, or 1 while trust is measured.
+// `lr` is the rule's own: what its norms make of the group's, or 1 while they are measured.
 using Prepare = void (*)(const GroupRow&, const TensorSlot&, double grad_scale, double lr, double num_averaged,
                          bool statistics, void* out);
-using Trust = double (*)(const double* hyper, const Sums& sums);
+// The rule's own rate, given the sums at a rate of 1.
+using RateOf = double (*)(const GroupRow&, const TensorSlot&, const Sums&);
+
+template <class Rule, class S>
+typename Rule::template Coefs<S> prepare_rule(const GroupRow& group, const TensorSlot& slot, double lr, double step) {
+  if constexpr (HasFactors<Rule>::value)
+    return Rule::template prepare<S>(group.rule, lr, step, slot);
+  else
+    return Rule::template prepare<S>(group.rule, lr, step, slot.scalar);
+}
 
 template <class Rule, class S>
 void prepare(const GroupRow& group, const TensorSlot& slot, double grad_scale, double lr, double num_averaged,
@@ -40,14 +49,22 @@ void prepare(const GroupRow& group, const TensorSlot& slot, double grad_scale, d
   const double rate = rate_factor<Rule>(group.rule, step);
   const PreparedTensor<Rule, S> result = {
       prepare_stages<S>(group, group.lr * rate, grad_scale, step, num_averaged, tensor, statistics),
-      Rule::template prepare<S>(group.rule, lr * rate, step, slot.scalar)};
+      prepare_rule<Rule, S>(group, slot, lr * rate, step)};
   std::memcpy(out, &result, sizeof(result));
 }
 
 template <class Rule>
-constexpr Trust trust_of() {
-  if constexpr (HasTrust<Rule>::value)
-    return &Rule::trust;
+double measured_rate(const GroupRow& group, const TensorSlot& slot, const Sums& sums) {
+  if constexpr (HasFactors<Rule>::value)
+    return Rule::relative_rate(group.rule, group.lr, *slot.step, static_cast<double>(slot.numel), sums);
+  else
+    return group.lr * Rule::trust(group.rule, sums);
+}
+
+template <class Rule>
+constexpr RateOf rate_of() {
+  if constexpr (HasTrust<Rule>::value || HasFactors<Rule>::value)
+    return &measured_rate<Rule>;
   else
     return nullptr;
 }
@@ -55,22 +72,25 @@ constexpr Trust trust_of() {
 struct PrepareEntry {
   Prepare function;
   std::size_t size;
-  Trust trust;  // null: the rule has none
-  bool has_estimate;
+  RateOf rate_of;  // null: the group's
+  bool has_estimate, has_factors;
 };
-#define OPTKIT_PREPARE_FLOAT(name, type) \
-  {&prepare<type, float>, sizeof(PreparedTensor<type, float>), trust_of<type>(), HasEstimate<type>::value},
-#define OPTKIT_PREPARE_DOUBLE(name, type) \
-  {&prepare<type, double>, sizeof(PreparedTensor<type, double>), trust_of<type>(), HasEstimate<type>::value},
-constexpr PrepareEntry kPrepareFloat[] = {OPTKIT_FOR_EACH_RULE(OPTKIT_PREPARE_FLOAT)};
-constexpr PrepareEntry kPrepareDouble[] = {OPTKIT_FOR_EACH_RULE(OPTKIT_PREPARE_DOUBLE)};
+#define OPTKIT_PREPARE_FLOAT(name, type)                                                                  \
+  {&prepare<type, float>, sizeof(PreparedTensor<type, float>), rate_of<type>(), HasEstimate<type>::value, \
+   HasFactors<type>::value},
+#define OPTKIT_PREPARE_DOUBLE(name, type)                                                                   \
+  {&prepare<type, double>, sizeof(PreparedTensor<type, double>), rate_of<type>(), HasEstimate<type>::value, \
+   HasFactors<type>::value},
+constexpr PrepareEntry kPrepareFloat[] = {OPTKIT_FOR_EACH_CPU_RULE(OPTKIT_PREPARE_FLOAT)};
+constexpr PrepareEntry kPrepareDouble[] = {OPTKIT_FOR_EACH_CPU_RULE(OPTKIT_PREPARE_DOUBLE)};
 
 }  // namespace
 
 CpuWalk::CpuWalk(int rule, bool is_double, ParallelFor parallel_for, int workers)
     : num_workers(workers), rule_(rule), is_double_(is_double), parallel_for_(parallel_for) {}
 
-void CpuWalk::layout(const std::vector<TensorSlot>& tensors) {
+void CpuWalk::layout(std::vector<TensorSlot>& tensors) {
+  if (kPrepareFloat[rule_].has_factors) factors_.layout(tensors);
   chunks_.clear();
   tasks_.assign(1, 0);
   int64_t in_task = 0, total = 0;
@@ -170,23 +190,43 @@ Clipped CpuWalk::measure_units(const std::vector<TensorSlot>& tensors, const std
   return total;
 }
 
-// The factor of each tensor's rate: 1, or what the rule makes of the tensor's norms.
-std::vector<double> CpuWalk::measure_trust(const std::vector<TensorSlot>& tensors, const std::vector<GroupRow>& groups,
+// The state of matrices that is kept by rows and columns, and the factors that come of it.
+void CpuWalk::measure_factors(const std::vector<TensorSlot>& tensors, std::size_t prepared_size) {
+  const Kernels& kernels = active_kernels();
+  const FactorKernels& run = is_double_ ? kernels.factors_double[rule_] : kernels.factors_float[rule_];
+  const auto prepared = [&](const Chunk& task) { return &prepared_[prepared_size * task.tensor]; };
+  for_each_task(factors_.strips.size(), [&](std::size_t k) {
+    const Chunk& task = factors_.strips[k];
+    const TensorSlot& t = tensors[task.tensor];
+    run.sum_strips(t, prepared(task), task);
+    if (t.factors->num_strips == 1) run.make_factors(t, prepared(task), task);
+  });
+  for_each_task(factors_.matrices.size(), [&](std::size_t k) {
+    const Chunk& task = factors_.matrices[k];
+    run.make_factors(tensors[task.tensor], prepared(task), task);
+  });
+}
+
+// Each tensor's rate: its group's, or what the rule makes of it and the tensor's norms.
+std::vector<double> CpuWalk::measure_rates(const std::vector<TensorSlot>& tensors, const std::vector<GroupRow>& groups,
                                            const std::vector<double>& grad_scales) {
-  std::vector<double> trust(tensors.size(), 1.0);
+  std::vector<double> rates(tensors.size());
+  for (std::size_t t = 0; t < tensors.size(); ++t) rates[t] = groups[tensors[t].group].lr;
   const PrepareEntry& entry = is_double_ ? kPrepareDouble[rule_] : kPrepareFloat[rule_];
-  if (entry.trust == nullptr) return trust;
+  if (entry.rate_of == nullptr) return rates;
   prepared_.resize(entry.size * tensors.size());
   for (std::size_t t = 0; t < tensors.size(); ++t)
     if (tensors[t].active)
       entry.function(groups[tensors[t].group], tensors[t], grad_scales[t], 1.0, 0.0, false, &prepared_[entry.size * t]);
+  if (entry.has_factors) measure_factors(tensors, entry.size);
   const Kernels& kernels = active_kernels();
   walk(tensors, is_double_ ? kernels.measure_double[rule_] : kernels.measure_float[rule_], entry.size);
   std::vector<Sums> sums;
   add_chunks(sums, tensors.size());
   for (std::size_t t = 0; t < tensors.size(); ++t)
-    if (tensors[t].active) trust[t] = entry.trust(groups[tensors[t].group].rule, sums[t]);
-  return trust;
+    if (tensors[t].active && tensors[t].numel > 0)
+      rates[t] = entry.rate_of(groups[tensors[t].group], tensors[t], sums[t]);
+  return rates;
 }
 
 void CpuWalk::walk(const std::vector<TensorSlot>& tensors, StepChunk run, std::size_t prepared_size) {
@@ -215,7 +255,7 @@ Clipped CpuWalk::step(std::vector<TensorSlot>& tensors, const std::vector<GroupR
   layout_units(tensors, groups);
   const Clipped units = measure_units(tensors, groups, grad_scales);
   clipped = {clipped.grad_sq + units.grad_sq, clipped.num + units.num};
-  const std::vector<double> trust = measure_trust(tensors, groups, grad_scales);
+  const std::vector<double> rates = measure_rates(tensors, groups, grad_scales);
 
   const PrepareEntry& entry = is_double_ ? kPrepareDouble[rule_] : kPrepareFloat[rule_];
   prepared_.resize(entry.size * tensors.size());
@@ -223,8 +263,7 @@ Clipped CpuWalk::step(std::vector<TensorSlot>& tensors, const std::vector<GroupR
     if (!tensors[t].active) continue;
     const GroupRow& group = groups[tensors[t].group];
     const double num_averaged = tensors[t].num_averaged ? *tensors[t].num_averaged : 0.0;
-    entry.function(group, tensors[t], grad_scales[t], group.lr * trust[t], num_averaged, statistics,
-                   &prepared_[entry.size * t]);
+    entry.function(group, tensors[t], grad_scales[t], rates[t], num_averaged, statistics, &prepared_[entry.size * t]);
     if (tensors[t].num_averaged && average_weight(group, num_averaged) != 0.0) *tensors[t].num_averaged += 1.0f;
   }
   const Kernels& kernels = active_kernels();

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/tables.h"
+#include "cpu/factor_layout.h"
 #include "cpu/launch.h"
 #include "cpu/shares.h"
 
@@ -23,7 +24,7 @@ class CpuWalk {
   CpuWalk(int rule, bool is_double, ParallelFor parallel_for, int num_workers);
 
   // Call after tensors were added, removed, activated or deactivated.
-  void layout(const std::vector<TensorSlot>& tensors);
+  void layout(std::vector<TensorSlot>& tensors);
   // Sum of squares and non-finite count of the active gradients, per tensor, into `sums`.
   void norm(const std::vector<TensorSlot>& tensors, std::vector<Sums>& sums);
   // One update of every active tensor. Counters are advanced first. Clipping by tensor reads `sums` as `norm` left
@@ -42,7 +43,8 @@ class CpuWalk {
   void layout_units(std::vector<TensorSlot>& tensors, const std::vector<GroupRow>& groups);
   Clipped measure_units(const std::vector<TensorSlot>& tensors, const std::vector<GroupRow>& groups,
                         const std::vector<double>& grad_scales);
-  std::vector<double> measure_trust(const std::vector<TensorSlot>& tensors, const std::vector<GroupRow>& groups,
+  void measure_factors(const std::vector<TensorSlot>& tensors, std::size_t prepared_size);
+  std::vector<double> measure_rates(const std::vector<TensorSlot>& tensors, const std::vector<GroupRow>& groups,
                                     const std::vector<double>& grad_scales);
   void walk(const std::vector<TensorSlot>& tensors, StepChunk run, std::size_t prepared_size);
 
@@ -55,6 +57,7 @@ class CpuWalk {
   std::vector<unsigned char> prepared_;
   std::vector<Chunk> unit_tasks_;  // runs of units
   std::vector<double> unit_numbers_;
+  FactorLayout factors_;
   std::vector<Clipped> clipped_;  // per run of units
 };
 

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every rule once: X(name in Python, type). CPU and CUDA instantiate their loops from this list.
+// Every rule once: X(name in Python, type). CPU and CUDA instantiate their loops from these lists.
 #pragma once
 
 #include "rules/adadelta.h"
+#include "rules/adafactor.h"
 #include "rules/adagrad.h"
 #include "rules/adam.h"
 #include "rules/adamax.h"
@@ -39,13 +40,22 @@
   X(lars, optkit::LARSRule)                             \
   X(prodigy, optkit::ProdigyRule)
 
+// With the rules that only the CPU has.
+#define OPTKIT_FOR_EACH_CPU_RULE(X) \
+  OPTKIT_FOR_EACH_RULE(X)           \
+  X(adafactor, optkit::AdafactorRule)
+
 namespace optkit {
 
 enum RuleId : int32_t {
 #define OPTKIT_RULE_ID(name, type) kRule_##name,
-  OPTKIT_FOR_EACH_RULE(OPTKIT_RULE_ID)
+  OPTKIT_FOR_EACH_CPU_RULE(OPTKIT_RULE_ID)
 #undef OPTKIT_RULE_ID
       kNumRules
 };
+
+#define OPTKIT_COUNT(name, type) +1
+constexpr int kNumCudaRules = 0 OPTKIT_FOR_EACH_RULE(OPTKIT_COUNT);
+#undef OPTKIT_COUNT
 
 }  // namespace optkit

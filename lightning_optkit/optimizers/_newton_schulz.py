@@ -7,7 +7,7 @@ kellerjordan.github.io/posts/muon.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -16,14 +16,18 @@ from torch import Tensor
 
 from lightning_optkit.step.numbers import GroupNumbers, compute_dtype
 from lightning_optkit.step.reference import clip_reference, dense
-from lightning_optkit.step.rule import Group, State
-from lightning_optkit.step.segments import ReferenceSegment
+from lightning_optkit.step.rule import Group, Rule, State
+from lightning_optkit.step.segments import Entry, ReferenceSegment
 from lightning_optkit.step.statistics import Clipped
 
 __all__ = ["MatrixSegment", "muon_update", "orthogonalize"]
 
 
 _Iteration = tuple[tuple[float, ...], int, float]
+_Members = list[tuple[Entry, Tensor]]
+
+# Elements: beyond it a batch saves nothing more, and what it holds no longer stays in a cache.
+_BATCH = 2**20
 
 
 @functools.cache
@@ -97,7 +101,7 @@ def _scaled(orthogonal: Tensor, like: Tensor, group: Group) -> Tensor:
         ratio = 0.2 * math.sqrt(max(rows, columns))
     else:
         ratio = math.sqrt(max(1, rows / columns)) if columns else 1.0
-    return orthogonal.to(like.dtype).reshape(like.shape) * (float(group["lr"]) * ratio)
+    return orthogonal.to(like.dtype).reshape(like.shape).mul_(float(group["lr"]) * ratio)
 
 
 def _hand_over(
@@ -122,26 +126,45 @@ class MatrixSegment(ReferenceSegment):
         self, groups: Sequence[Group], numbers: Sequence[GroupNumbers], grad_scale: float, statistics: bool
     ) -> Clipped:
         """Updates the bound parameters."""
-        buffers: list[Tensor] = []
-        alike: dict[tuple[torch.Size, torch.dtype, _Iteration], list[int]] = {}
-        directions: list[Tensor] = []
-        for place, (entry, grad) in enumerate(self._bound):
+        alike: dict[tuple[torch.Size, torch.dtype, _Iteration], _Members] = {}
+        for entry, grad in self._bound:
+            iteration = _iteration(groups[entry.group_index])
+            key = (_as_matrix(entry.param).shape, compute_dtype(entry.param), iteration)
+            alike.setdefault(key, []).append((entry, grad))
+        updates = (
+            update
+            for (shape, _work, iteration), members in alike.items()
+            for batch in _batches(members, shape.numel())
+            for update in self._orthogonalized(batch, iteration, groups, numbers, grad_scale)
+        )
+        return self._step_each(updates, groups, numbers, grad_scale, statistics)
+
+    def _orthogonalized(
+        self,
+        batch: _Members,
+        iteration: _Iteration,
+        groups: Sequence[Group],
+        numbers: Sequence[GroupNumbers],
+        grad_scale: float,
+    ) -> Iterator[tuple[Rule, Entry, Tensor]]:
+        """For each matrix of one shape: a rule that hands over its update, with parameter and gradient."""
+        buffers, directions = [], []
+        for entry, grad in batch:
             group, stage = groups[entry.group_index], numbers[entry.group_index]
             work = compute_dtype(entry.param)
-            g, _ = clip_reference(
-                dense(grad).to(work), entry.param.detach().to(work), grad_scale, stage, is_vector=False
-            )
-            buffers.append(entry.state["momentum_buffer"].to(work, copy=True))
+            param = entry.param.detach().to(work)
+            g, _ = clip_reference(dense(grad).to(work), param, grad_scale, stage, is_vector=False)
+            buffers.append(entry.state["momentum_buffer"].to(work))
             directions.append(_as_matrix(_look_ahead(g, buffers[-1], group)))
-            alike.setdefault((directions[-1].shape, work, _iteration(group)), []).append(place)
-        updates: dict[int, Tensor] = {}
-        for (_shape, _work, iteration), places in alike.items():
-            made = orthogonalize(torch.stack([directions[place] for place in places]), *iteration)
-            for place, orthogonal in zip(places, made, strict=True):
-                entry = self._bound[place][0]
-                updates[place] = _scaled(orthogonal, buffers[place], groups[entry.group_index])
-        rules = [
-            replace(self.rule, update=partial(_hand_over, updates[place], buffers[place]))
-            for place in range(len(self._bound))
-        ]
-        return self._step_each(rules, groups, numbers, grad_scale, statistics)
+        together = torch.stack(directions) if len(directions) > 1 else directions[0][None]
+        made = orthogonalize(together, *iteration)
+        for (entry, grad), buffer, orthogonal in zip(batch, buffers, made, strict=True):
+            update = _scaled(orthogonal, buffer, groups[entry.group_index])
+            yield replace(self.rule, update=partial(_hand_over, update, buffer)), entry, grad
+
+
+def _batches(members: _Members, size: int) -> Iterator[_Members]:
+    """Runs of `members`, of `size` elements each, that are worked on together."""
+    at_once = max(1, _BATCH // max(1, size))
+    for begin in range(0, len(members), at_once):
+        yield members[begin : begin + at_once]

@@ -67,10 +67,16 @@ def _resolve(group: Group, param: Tensor) -> Group:
     return {**group, "eps": (torch.finfo(param.dtype).eps if eps1 is None else eps1, eps2)}
 
 
+def _hypers(group: Group) -> tuple[float, ...]:
+    """As in csrc/rules/adafactor.h, where an eps[0] below 0 is that of the stored dtype."""
+    eps1, eps2 = group["eps"]
+    return (float(group["beta2_decay"]), -1.0 if eps1 is None else float(eps1), float(eps2), float(group["d"]))
+
+
 _RULE = Rule(
     "adafactor",
-    ("row_var", "col_var", "variance"),
-    lambda group: (),
+    ("variance", "row_var", "col_var"),
+    _hypers,
     adafactor_update,
     needs_whole="factor the second moment",
     shape=_shape,
@@ -84,8 +90,9 @@ class Adafactor(OnePassOptimizer):
 
     A parameter of two dimensions or more keeps the mean square of each row and of each column of its last two; any
     other keeps one number per element. The step is `max(eps[1], rms(param)) * min(lr, 1 / sqrt(t))` long per element,
-    so `lr` is relative to the parameter. The whole rule runs in PyTorch: `explain()` says so. 16-bit parameters have
-    state in fp32, unless `state_dtype` says otherwise.
+    so `lr` is relative to the parameter. On CPU the rule is compiled, but for a matrix that is not contiguous or whose
+    state is int8; on CUDA it runs in PyTorch. `explain()` says which. 16-bit parameters have state in fp32, unless
+    `state_dtype` says otherwise.
 
     Args:
         params: Parameters or parameter groups, as in `torch.optim`; all real.
@@ -111,7 +118,8 @@ class Adafactor(OnePassOptimizer):
             a parameter that is sharded over processes.
         RuntimeError: for a complex parameter, as in torch.
 
-    Cost: 4 bytes of state per row and per column of a matrix, 4 per element of a vector.
+    Cost: 4 bytes of state per row and per column of a matrix, 4 per element of a vector; three walks: one reads what
+    the second moment is made of, one what the norms are, one updates.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.ones(3, 4))
@@ -183,9 +191,16 @@ class Adafactor(OnePassOptimizer):
         return _RULE
 
     def _why_reference(self, param: Tensor, group: Group) -> str | None:
-        if param.ndim > 1:
-            return "the second moment is factored over the whole matrix"
-        return "the rate follows norms of the whole tensor"
+        reason = super()._why_reference(param, group)
+        if reason is not None:
+            return reason
+        if param.is_cuda:
+            return "no CUDA kernel whose rate follows the norms of an update by a factored second moment"
+        if param.ndim < 2:
+            return None
+        if self.state_dtype == "int8" and param.dtype != torch.float64:
+            return "no kernel for rows and columns in 8 bits"
+        return None if param.is_contiguous() else "its rows do not lie one behind another in memory"
 
     def _check_group(self, group: Group) -> None:
         check_number(self._owner, "beta2_decay", group["beta2_decay"], "(-inf, 0]")

@@ -84,7 +84,8 @@ def step_reference_(
     state["step"] += 1.0
     step = float(state["step"])
     stored = as_real(param.detach())
-    stored_before = stored.clone()
+    # Nothing is stored before the next value is there: only what is counted afterwards needs a copy.
+    stored_before = stored.clone() if statistics else stored
     work = compute_dtype(param)
     p, g = stored_before.to(work), as_real(dense(grad)).to(work)
     if "compensation" in state:

@@ -72,9 +72,10 @@ class Rule:
         trust: Factor of the rate, given the group and the sums that `lightning_optkit.step.reference` describes; for a
             rule that sets its rate by norms of the whole tensor.
         shape: Of a state tensor, given its name and the shape of the parameter; None from it: such a parameter does not
-            keep that state. For a rule without one, every state has the shape of its parameter. Only on the reference
-            path.
-        resolve: What a group means beside one parameter, as stored; None: what it says. Only on the reference path.
+            keep that state. For a rule without one, every state has the shape of its parameter. A compiled rule walks
+            such states only if it has factors (csrc/core/tables.h).
+        resolve: What a group means beside one parameter, as stored; None: what it says. A compiled rule knows it by
+            itself.
         num_rereads: How often the rule reads a gradient or a parameter again, after the one walk.
         wide: States that are points, not averages, and so in full precision whatever `state_dtype` is.
         fixed: States that only the first update of a parameter writes.

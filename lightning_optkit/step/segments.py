@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters that take the same path. The optimizer asks every kind the same: bind, norm, step, statistics."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -126,17 +126,18 @@ class ReferenceSegment:
         self, groups: Sequence[Group], numbers: Sequence[GroupNumbers], grad_scale: float, statistics: bool
     ) -> Clipped:
         """Updates the bound parameters."""
-        return self._step_each([self.rule] * len(self._bound), groups, numbers, grad_scale, statistics)
+        updates = [(self.rule, entry, grad) for entry, grad in self._bound]
+        return self._step_each(updates, groups, numbers, grad_scale, statistics)
 
     def _step_each(
         self,
-        rules: Sequence[Rule],
+        updates: Iterable[tuple[Rule, Entry, Tensor]],
         groups: Sequence[Group],
         numbers: Sequence[GroupNumbers],
         grad_scale: float,
         statistics: bool,
     ) -> Clipped:
-        """The same with a rule for each."""
+        """The same with a rule for each, in the order given; each is asked for when those before it are done."""
         done = {
             entry.tensor_index: step_reference_(
                 rule,
@@ -151,7 +152,7 @@ class ReferenceSegment:
                 tensor_index=entry.tensor_index,
                 statistics=statistics,
             )
-            for rule, (entry, grad) in zip(rules, self._bound, strict=True)
+            for rule, entry, grad in updates
         }
         self._done = done
         parts = [each.clipped for each in done.values()]

@@ -8,11 +8,14 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_optkit._native import extension
 from lightning_optkit.averaging import EMA
 from lightning_optkit.clipping import ClipNorm, ClipPerTensor, ClipUnitwise, ClipValue
 from lightning_optkit.optimizers import Adafactor
 from lightning_optkit.optimizers.convert import from_torch_, to_torch_, why_not_convertible
 from lightning_optkit.step.in_backward import step_in_backward
+
+needs_extension = pytest.mark.skipif(extension is None, reason="no compiled extension")
 
 SHAPES = [(), (1,), (7,), (16, 33), (1, 5), (5, 1), (3, 4, 2, 3)]  # the last: a convolution
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
@@ -114,6 +117,127 @@ def test_a_parameter_of_no_elements_stays_where_torch_divides_by_zero():
     optimizer.step()
     assert optimizer.state[params[0]]["step"] == 1
     assert optimizer.explain().groups[0].bytes_moved == 2 * 4 * 3
+
+
+# --- the compiled path ---
+
+# Rows shorter and longer than a vector, matrices of several strips and chunks, several matrices, and columns in blocks.
+COMPILED_SHAPES = [(9,), (20_000,), (3, 5), (2, 400, 330), (64, 8, 3, 3), (5, 5000), (3000, 7)]
+STEP_TOLERANCE = {torch.float64: 1e-12, torch.float32: 4e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+
+
+def step_both_paths(dtype, shapes, steps, **kwargs):
+    """A compiled optimizer and one in plain PyTorch, with their parameters, after the same steps."""
+    lists = parameters(dtype, 2, shapes)
+    optimizers = [Adafactor(params, lr=0.05, **copy.deepcopy(kwargs)) for params in lists]
+    optimizers[1].param_groups[0]["fused"] = False
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(steps):
+        for p, q in zip(*lists, strict=True):
+            p.grad = (torch.randn(p.shape, generator=generator, dtype=torch.float64) + 0.3).to(dtype)
+            q.grad = p.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    return optimizers, lists
+
+
+EVERYTHING = dict(
+    maximize=True, clip=ClipUnitwise(0.05), average=EMA(0.9), l1=0.01, cautious=True, centralize=True, weight_decay=0.1,
+    statistics=True,
+)  # fmt: skip
+COMPILED_STAGES = {
+    "plain": dict(),
+    "arguments": dict(beta2_decay=-0.3, eps=(0.5, 2.0), d=1.5, weight_decay=0.1, maximize=True),
+    "no bounds": dict(eps=(0.0, 0.0), d=float("inf")),
+    "norm": dict(clip=ClipNorm(0.5), average=EMA(0.9)),
+    "value": dict(clip=ClipValue(0.5), l1=0.01),
+    "per tensor": dict(clip=ClipPerTensor(0.5)),
+    "bf16 state": dict(state_dtype=torch.bfloat16),
+    "kahan": dict(rounding="kahan"),
+    "stochastic": dict(rounding="stochastic"),
+    "everything": EVERYTHING,
+}
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", STEP_TOLERANCE, ids=str)
+@pytest.mark.parametrize("stage", COMPILED_STAGES)
+def test_the_compiled_step_is_the_step_in_plain_pytorch(stage, dtype):
+    (one, other), (ours, expected) = step_both_paths(dtype, COMPILED_SHAPES, 2, **COMPILED_STAGES[stage])
+    paths = [{plan.path for plan in optimizer.explain().groups} for optimizer in (one, other)]
+    assert paths == [{f"compiled ({extension.cpu_isa()})"}, {"reference: fused=False"}]
+    # A mean square that is rounded the other way to bf16 moves the step of its row by 2**-9.
+    least = 2**-9 * 0.05 * 4 if stage == "bf16 state" and dtype != torch.float64 else 0.0
+    for p, q in zip(ours, expected, strict=True):
+        torch.testing.assert_close(p, q, rtol=2 * STEP_TOLERANCE[dtype], atol=max(least, STEP_TOLERANCE[dtype]))
+        assert one.state[p].keys() == other.state[q].keys()
+        for name, value in other.state[q].items():
+            if name != "compensation":  # what is left depends on the last bit
+                tolerance = max(STEP_TOLERANCE[dtype], 2**-7 if value.dtype == torch.bfloat16 else 0)
+                torch.testing.assert_close(one.state[p][name], value, rtol=2 * tolerance, atol=tolerance, msg=name)
+    if stage == "everything":
+        assert one.num_clipped == other.num_clipped > 0
+        for counted, q in zip(one.statistics(), other.statistics(), strict=True):
+            assert counted.update_norm == pytest.approx(q.update_norm, rel=2e-2 if dtype.itemsize == 2 else 1e-5)
+
+
+@needs_extension
+@pytest.mark.parametrize("shape", [(3000, 40), (40, 3000), (300, 300), (30_000,)], ids=str)
+def test_is_no_further_from_fp64_than_torch_after_50_steps(shape):
+    def trained(optimizer_class, dtype):
+        generator = torch.Generator().manual_seed(0)
+        (p,) = params = [torch.randn(shape, generator=generator).to(dtype).requires_grad_()]
+        # eps[0] by hand: that of the dtype would differ.
+        optimizer = optimizer_class(params, lr=0.05, eps=(1e-7, 1e-3), weight_decay=0.1)
+        for _ in range(50):
+            p.grad = (torch.randn(shape, generator=generator) + 0.3).to(dtype)
+            optimizer.step()
+        return p.detach().double()
+
+    exact = trained(torch.optim.Adafactor, torch.float64)
+    error, theirs = ((trained(c, torch.float32) - exact).norm() for c in (Adafactor, torch.optim.Adafactor))
+    assert 0 < error < 1.2 * theirs
+
+
+@needs_extension
+@pytest.mark.parametrize("kwargs", [dict(), EVERYTHING], ids=["plain", "everything"])
+def test_the_bits_do_not_depend_on_the_number_of_threads(kwargs, threads, snapshot):
+    taken = []
+    for count in (1, 2, 3):
+        threads(count)
+        (optimizer, _), _ = step_both_paths(torch.float32, COMPILED_SHAPES, 2, **kwargs)
+        taken.append(snapshot(optimizer))
+    assert taken[0] == taken[1] == taken[2]
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_a_gradient_that_is_not_finite_does_what_it_does_in_torch(bad):
+    ours, theirs = parameters(torch.float32, 2, [(20, 30), (30,)])
+    optimizers = [Adafactor(ours), torch.optim.Adafactor(theirs)]
+    for p, q in zip(ours, theirs, strict=True):
+        p.grad = torch.ones_like(p)
+        p.grad.view(-1)[7] = bad
+        q.grad = p.grad.clone()
+    for optimizer in optimizers:
+        optimizer.step()
+    torch.testing.assert_close(ours, theirs, equal_nan=True)
+    assert any(not p.isfinite().all() for p in ours)
+
+
+@needs_extension
+def test_a_parameter_without_a_gradient_stands_still_beside_others():
+    (params,) = parameters(torch.float32, 1, [(30, 40), (50, 60), (3,)])
+    (alone,) = parameters(torch.float32, 1, [(30, 40), (50, 60), (3,)])
+    one, other = Adafactor(params), [Adafactor([p]) for p in alone]
+    for step in range(4):
+        for k, (p, q) in enumerate(zip(params, alone, strict=True)):
+            is_idle = step == 2 and k == 0
+            p.grad = None if is_idle else torch.full_like(p, 1.0 + step)
+            if not is_idle:
+                q.grad = p.grad.clone()
+                other[k].step()
+        one.step()
+    assert all(map(torch.equal, params, alone))
 
 
 # --- state dicts and conversion ---
@@ -328,16 +452,41 @@ def test_a_transposed_parameter_and_a_sparse_gradient():
 # --- what it says ---
 
 
+@needs_extension
 def test_says_which_path_it_takes_and_what_it_moves():
     model = nn.Linear(100, 50)
-    matrix, vector = Adafactor(model.parameters(), weight_decay=0.1, clip=ClipNorm(1.0)).explain().groups
+    matrix, vector = (
+        Adafactor([p], weight_decay=0.1, clip=ClipNorm(1.0)).explain().groups[0] for p in model.parameters()
+    )
     assert (matrix.rule, matrix.stages[-2:]) == ("adafactor", ("update", "decay(0.1)"))
-    assert matrix.path == "reference: the second moment is factored over the whole matrix"
-    assert vector.path == "reference: the rate follows norms of the whole tensor"
+    assert matrix.path == vector.path == f"compiled ({extension.cpu_isa()})"
     # g for the clip's norm, the factors, the update's norm and the update; p for its norm, read and written
     assert matrix.bytes_moved == 4 * (7 * 5000 + 2 * (100 + 50))
     assert vector.bytes_moved == 4 * (7 * 50 + 2 * 50)
     assert (matrix.state_dtype, vector.state_dtype) == ("float32", "float32")
+
+
+@needs_extension
+@pytest.mark.parametrize(
+    ("param", "state_dtype", "reason"),
+    [
+        (torch.ones(3, 4).t(), torch.float32, "its rows do not lie one behind another in memory"),
+        (torch.ones(2, 3, 4, 5).to(memory_format=torch.channels_last), torch.float32, "its rows do not lie"),
+        (torch.ones(3, 4), "int8", "no kernel for rows and columns in 8 bits"),
+        (torch.ones(3, 4, dtype=torch.float64), "int8", None),
+        (torch.ones(3, 4)[:, :1], torch.float32, "its memory has gaps"),
+        (torch.ones(5), "int8", None),
+        (torch.ones(3, 4), torch.bfloat16, None),
+    ],
+)
+def test_says_what_the_compiled_path_does_not_cover(param, state_dtype, reason):
+    param = param.detach().requires_grad_()
+    optimizer = Adafactor([param], state_dtype=state_dtype)
+    (plan,) = optimizer.explain().groups
+    assert plan.path.startswith(f"reference: {reason}" if reason else "compiled")
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    assert (param < 1).all()
 
 
 def test_keeps_numbers_per_row_and_column_only():

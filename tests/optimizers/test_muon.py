@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_optkit.clipping import ClipPerTensor
 from lightning_optkit.optimizers import AdamW, Muon, _newton_schulz
 from lightning_optkit.optimizers._newton_schulz import orthogonalize
 from lightning_optkit.optimizers.convert import from_torch_, to_torch_
@@ -54,6 +55,26 @@ def test_follows_torch_within_the_rounding_of_the_iterations(hypers, in_bf16, tr
     one, other = Muon(ours, lr=0.02, **hypers), torch.optim.Muon(theirs, lr=0.02, **hypers)
     train([one, other], [ours, theirs], steps=50)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=50 * 0.02 * 2**-8)
+
+
+def test_matrices_go_a_few_at_a_time_and_each_gets_its_own_update(train, monkeypatch):
+    together, apart = lists(torch.float32, 2, [(8, 5), (5, 8), (8, 5), (8, 5), (5, 8), (8, 5), (8, 5)])
+    optimizers, sizes = [Muon(params, lr=0.02, clip=ClipPerTensor(0.5)) for params in (together, apart)], []
+
+    def counted(matrices, *iteration):
+        sizes.append(tuple(matrices.shape))
+        return orthogonalize(matrices, *iteration)
+
+    monkeypatch.setattr(_newton_schulz, "orthogonalize", counted)
+    train(optimizers[:1], [together], steps=5)
+    assert set(sizes) == {(5, 8, 5), (2, 5, 8)}
+    sizes.clear()
+    monkeypatch.setattr(_newton_schulz, "_BATCH", 2 * 40 + 1)
+    train(optimizers[1:], [apart], steps=5)
+    assert set(sizes) == {(2, 8, 5), (1, 8, 5), (2, 5, 8)}
+    torch.testing.assert_close(together, apart, rtol=0, atol=5 * 0.02 * 2**-8)
+    assert optimizers[0].num_clipped == optimizers[1].num_clipped == 5
+    assert optimizers[0].grad_norm_clipped == pytest.approx(optimizers[1].grad_norm_clipped)
 
 
 def test_singular_values_move_towards_one_and_vectors_stay():
