@@ -195,13 +195,13 @@ void CpuWalk::measure_factors(const std::vector<TensorSlot>& tensors, std::size_
   const Kernels& kernels = active_kernels();
   const FactorKernels& run = is_double_ ? kernels.factors_double[rule_] : kernels.factors_float[rule_];
   const auto prepared = [&](const Chunk& task) { return &prepared_[prepared_size * task.tensor]; };
-  for_each_task(factors_.strips.size(), [&](std::size_t k) {
+  run_tasks(factors_.strips.size(), [&](std::size_t k) {
     const Chunk& task = factors_.strips[k];
     const TensorSlot& t = tensors[task.tensor];
     run.sum_strips(t, prepared(task), task);
     if (t.factors->num_strips == 1) run.make_factors(t, prepared(task), task);
   });
-  for_each_task(factors_.matrices.size(), [&](std::size_t k) {
+  run_tasks(factors_.matrices.size(), [&](std::size_t k) {
     const Chunk& task = factors_.matrices[k];
     run.make_factors(tensors[task.tensor], prepared(task), task);
   });
