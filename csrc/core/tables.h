@@ -186,6 +186,16 @@ OPTKIT_HD double rate_factor(const double* hyper, double step) {
     return 1.0;
 }
 
+// Bit k of Rule::kNeededStates: state k is there whatever the settings. All are, where a rule does not say.
+template <class Rule, class = void>
+struct NeededStates {
+  static constexpr uint32_t bits = (1u << Rule::kNumStates) - 1;
+};
+template <class Rule>
+struct NeededStates<Rule, decltype(void(Rule::kNeededStates))> {
+  static constexpr uint32_t bits = Rule::kNeededStates;
+};
+
 // Bit k of Rule::kWideStates: state k is a point, not an average, and so in full precision whatever the others are in.
 template <class Rule, class = void>
 struct WideStates {

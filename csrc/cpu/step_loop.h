@@ -85,20 +85,27 @@ OPTKIT_HD void step_wide(const TensorSlot& t, const StageCoefs<S>& stage, const 
   if (stage.flags & kStatistics) add_statistics(sums, counted(grad), counted(next - param), counted(next), unchanged);
 }
 
-// What the loop runs for: every stage and dtype; the stages that most runs have, in fp32; or the sums of a trust alone.
-enum class Walk { kWhole, kLean, kMeasure };
+// What the loop runs for: every stage and dtype; the stages that most runs have, in fp32, with all states or with the
+// needed ones alone; or the sums of a trust alone.
+enum class Walk { kWhole, kLean, kBare, kMeasure };
 
 // Stages that the lean loop knows. It is a second copy of the loop, a small one: every branch that goes is paid for by
 // all those who do not need it (docs/performance.md).
 constexpr uint32_t kLeanFlags = kL2 | kDecay | kAverage;
 
+template <class Rule>
+constexpr uint32_t kAllStates = (1u << Rule::kNumStates) - 1;
+
+// kWhole, kLean or kBare.
 template <class Rule, class S>
-bool is_lean(const TensorSlot& t, const StageCoefs<S>& stage) {
-  if (sizeof(S) == 8 || HasEstimate<Rule>::value || (stage.flags & ~kLeanFlags) || t.compensation) return false;
-  for (int k = 0; k < Rule::kNumStates; ++k)
-    if (t.state[k] == nullptr) return false;
-  return t.param_type == DType::kFloat32 && t.grad_type == DType::kFloat32 && t.state_type == DType::kFloat32 &&
-         t.average_type == DType::kFloat32;
+Walk walk_of(const TensorSlot& t, const StageCoefs<S>& stage) {
+  if (sizeof(S) == 8 || HasEstimate<Rule>::value || (stage.flags & ~kLeanFlags) || t.compensation) return Walk::kWhole;
+  if (t.param_type != DType::kFloat32 || t.grad_type != DType::kFloat32 || t.state_type != DType::kFloat32 ||
+      t.average_type != DType::kFloat32)
+    return Walk::kWhole;
+  uint32_t present = 0;
+  for (int k = 0; k < Rule::kNumStates; ++k) present |= t.state[k] ? 1u << k : 0u;
+  return present == kAllStates<Rule> ? Walk::kLean : present == NeededStates<Rule>::bits ? Walk::kBare : Walk::kWhole;
 }
 
 // Elements [begin, end), a whole number of wides, of whose last `count` enter the sums. Not inlined: it is the bulk of
@@ -111,18 +118,25 @@ __attribute__((noinline)) void step_wides(const TensorSlot& tensor, const StageC
   TensorSlot t = tensor;
   StageCoefs<S> stage = stages;
   const auto coefs = numbers;
-  if constexpr (kWalk == Walk::kLean) {
+  constexpr bool kIsLean = kWalk == Walk::kLean || kWalk == Walk::kBare;
+  if constexpr (kIsLean) {
     t.param_type = t.grad_type = t.state_type = t.average_type = DType::kFloat32;
     t.compensation = nullptr;
     stage.flags &= kLeanFlags;
     count = Wide<S>::kLanes;
-    for (int k = 0; k < Rule::kNumStates; ++k)
-      if (t.state[k] == nullptr) __builtin_unreachable();
+    constexpr uint32_t kStates = kWalk == Walk::kLean ? kAllStates<Rule> : NeededStates<Rule>::bits;
+    for (int k = 0; k < Rule::kNumStates; ++k) {
+      if (kStates >> k & 1u) {
+        if (t.state[k] == nullptr) __builtin_unreachable();
+      } else {
+        t.state[k] = nullptr;
+      }
+    }
   }
   WideSums<S> sums = *out;
   for (int64_t i = begin; i < end; i += Wide<S>::kLanes)
     step_wide<Rule, S, kWalk == Walk::kMeasure>(t, stage, coefs, i, count, sums);
-  if constexpr (kWalk != Walk::kLean) *out = sums;
+  if constexpr (!kIsLean) *out = sums;
 }
 
 // Fewer elements than a wide holds, by way of buffers: the walk then has one form for all lengths.
@@ -176,10 +190,17 @@ void step_range(const TensorSlot& t, const StageCoefs<S>& stage, const typename 
   constexpr int kLanes = Wide<S>::kLanes;
   const int64_t whole = begin + (end - begin) / kLanes * kLanes;
   constexpr Walk kWalk = kMeasure ? Walk::kMeasure : Walk::kWhole;
-  if (!kMeasure && is_lean<Rule>(t, stage))
-    step_wides<Rule, S, sizeof(S) == 4 ? Walk::kLean : kWalk>(t, stage, coefs, begin, whole, kLanes, &sums);
-  else
-    step_wides<Rule, S, kWalk>(t, stage, coefs, begin, whole, kLanes, &sums);
+  constexpr bool kHasLean = !kMeasure && sizeof(S) == 4;
+  constexpr bool kHasBare = kHasLean && NeededStates<Rule>::bits != kAllStates<Rule>;
+  const Walk walk = kHasLean ? walk_of<Rule>(t, stage) : kWalk;
+  if (begin < whole) {
+    if (walk == Walk::kLean)
+      step_wides<Rule, S, kHasLean ? Walk::kLean : kWalk>(t, stage, coefs, begin, whole, kLanes, &sums);
+    else if (walk == Walk::kBare)
+      step_wides<Rule, S, kHasBare ? Walk::kBare : kWalk>(t, stage, coefs, begin, whole, kLanes, &sums);
+    else
+      step_wides<Rule, S, kWalk>(t, stage, coefs, begin, whole, kLanes, &sums);
+  }
   if (whole == end) return;
   const int rest = static_cast<int>(end - whole);
   StagedEnd<Rule, S> short_end(t, whole, rest);

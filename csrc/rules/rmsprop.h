@@ -11,6 +11,7 @@ namespace optkit {
 struct RMSpropRule {
   static constexpr const char* kStates[] = {"square_avg", "momentum_buffer", "grad_avg"};
   static constexpr int kNumStates = 3;
+  static constexpr uint32_t kNeededStates = 1;
   static constexpr const char* kHypers[] = {"alpha", "eps", "momentum", "centered"};
   static constexpr int kNumHypers = 4;
   static constexpr const char* kScalars[] = {nullptr};

@@ -12,6 +12,7 @@ namespace optkit {
 struct SGDRule {
   static constexpr const char* kStates[] = {"momentum_buffer"};
   static constexpr int kNumStates = 1;
+  static constexpr uint32_t kNeededStates = 0;
   static constexpr const char* kHypers[] = {"momentum", "dampening", "nesterov"};
   static constexpr int kNumHypers = 3;
   static constexpr const char* kScalars[] = {"momentum_step"};  // updates of the buffer so far
