@@ -168,8 +168,12 @@ void norm_backward(bool centered, const NormBackward& given, const BackwardTurns
   const DType wide = wide_of(a.type);
   const int64_t vector_bytes = a.size * size_of(wide);
   // The cut depends on the shape alone, so the sums do not depend on the number of threads.
-  const int64_t part_rows =
+  const int64_t enough =
       std::max({(a.rows + kMaxParts - 1) / kMaxParts, kMinPartRows, (kTaskElements / 2 + a.size - 1) / a.size});
+  // Turned rows come in cache lines of every column.
+  const bool turned = run_of_neighbors({turns.x, turns.dy, turns.d_sum}) != 0;
+  const int64_t together = turned ? 64 / size_of(a.type) : 1;
+  const int64_t part_rows = (enough + together - 1) / together * together;
   const int64_t num_parts = std::max<int64_t>(1, (a.rows + part_rows - 1) / part_rows);
   char* space = scratch((2 * num_parts + 3) * vector_bytes);
   a.weight = widened(a.weight, a.weight_type, a.type, a.size, 1.0, space);

@@ -21,6 +21,18 @@ struct Block {
   OPTKIT_HD Vec<S> get(int64_t j) const { return wide_load<S>(column, j * kLanes); }
   OPTKIT_HD void set(int64_t j, Vec<S> value) { wide_store<S>(column, j * kLanes, value); }
 
+  // Rows of one number are columns already.
+  OPTKIT_HD void to_columns(int64_t n) {
+    if (n == 1) return wide_store<S>(column, 0, wide_load<S>(flat, 0));
+    for (int64_t j = 0; j < n; ++j)
+      for (int lane = 0; lane < kLanes; ++lane) column[j * kLanes + lane] = flat[lane * n + j];
+  }
+  OPTKIT_HD void to_rows(int64_t n) {
+    if (n == 1) return wide_store<S>(flat, 0, wide_load<S>(column, 0));
+    for (int64_t j = 0; j < n; ++j)
+      for (int lane = 0; lane < kLanes; ++lane) flat[lane * n + j] = column[j * kLanes + lane];
+  }
+
   // Rows that do not exist are zeros.
   template <DType kType>
   OPTKIT_HD void load_rows(const void* base, int64_t first, int64_t rows, int64_t n, int64_t stride) {
@@ -30,13 +42,11 @@ struct Block {
       for (int64_t r = 0; r < rows; ++r) load_flat<kType>(base, (first + r) * stride, n, r * n);
     }
     for (int64_t k = rows * n; k < kLanes * n; ++k) flat[k] = S(0);
-    for (int64_t j = 0; j < n; ++j)
-      for (int lane = 0; lane < kLanes; ++lane) column[j * kLanes + lane] = flat[lane * n + j];
+    to_columns(n);
   }
   template <DType kType>
   OPTKIT_HD void store_rows(void* base, int64_t first, int64_t rows, int64_t n) {
-    for (int64_t j = 0; j < n; ++j)
-      for (int lane = 0; lane < kLanes; ++lane) flat[lane * n + j] = column[j * kLanes + lane];
+    to_rows(n);
     const int64_t count = rows * n;
     int64_t i = 0;
     for (; i + kLanes <= count; i += kLanes) store<S, false>(base, kType, first * n + i, kLanes, wide_load<S>(flat, i));
@@ -143,8 +153,7 @@ OPTKIT_HD void backward_narrow(const NormBackward& a, int64_t begin, int64_t end
         const V dx = wide_load<S>(x.flat, k);
         wide_store<S>(x.flat, k, select(V(S(0)) < alive, dx * alive, V(S(0))));
       }
-      for (int64_t j = 0; j < n; ++j)
-        for (int lane = 0; lane < kLanes; ++lane) x.column[j * kLanes + lane] = x.flat[lane * n + j];
+      x.to_columns(n);
       x.template store_rows<kType>(a.d_input, row, rows, n);
     }
   }
