@@ -94,15 +94,16 @@ def environment() -> dict[str, str]:
 
 
 def report(rows: list[Row], save: bool) -> None:
-    """JSON rows to stdout, then a table to stderr; with `save`, the rows under benchmarks/results/ too."""
+    """JSON rows to stdout, then a table to stderr; with `save`, behind the day's rows under benchmarks/results/ too."""
     facts = environment()
     lines = [json.dumps({**asdict(row), **facts}) for row in rows]
     print("\n".join(lines))
     Console(file=sys.stderr, width=160).print(_table(rows))
     if save:
         path = RESULTS / f"{facts['date']}-{rows[0].benchmark}-{facts['machine'].replace(' ', '-').lower()}.jsonl"
-        path.write_text("\n".join(lines) + "\n")
-        print(f"written to {path.relative_to(Path.cwd())}", file=sys.stderr)
+        with path.open("a") as file:
+            file.write("\n".join(lines) + "\n")
+        print(f"added to {os.path.relpath(path)}", file=sys.stderr)
 
 
 def _table(rows: list[Row]) -> Table:
