@@ -33,9 +33,10 @@ sanitize: $(INSTALLED)
 	cd $(SANITIZED) && OPTKIT_CUDA=0 OPTKIT_CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1" \
 	    $(abspath $(BIN))/python setup.py -q build_ext --inplace
 	cd $(SANITIZED) && LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
-	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. OMP_NUM_THREADS=2 \
-	    $(abspath $(BIN))/python -m pytest -q -p no:cacheprovider -m 'not slow and not gpu' tests/step tests/optimizers tests/clipping \
-	    tests/averaging tests/layers --ignore tests/step/test_shards.py -k 'not without_the_extension and not compile'
+	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. OMP_WAIT_POLICY=passive \
+	    $(abspath $(BIN))/python -m pytest -q -n auto --dist loadfile -p no:cacheprovider -m 'not slow and not gpu' tests/step tests/optimizers tests/clipping \
+	    tests/averaging tests/layers --ignore tests/step/test_shards.py \
+	    -k 'not (without_the_extension or compiles_without or and_compile or compiled_autograd)'
 	cd $(SANITIZED) && OPTKIT_EMULATION_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined" \
 	    LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
 	    PYTHONPATH=. $(abspath $(BIN))/python -m pytest -q -p no:cacheprovider tests/gpu/test_emulated_step.py tests/gpu/test_emulated_norms.py
