@@ -96,45 +96,32 @@ const void* gathered(const void* from, const Turned& turned, DType type, int64_t
   return zeroth;
 }
 
-// Calls body(first, last, space) for blocks of rows that lie in one run of neighbors each.
-template <class Body>
-void for_each_block(int64_t begin, int64_t end, int64_t block, int64_t inner, int64_t space_bytes, const Body& body) {
+// An operand of a forward or backward: where its rows are named, how they lie, and of what they are made.
+template <class Arguments>
+struct Operand {
+  const void* Arguments::* rows;
+  Turned turned;
+  DType type;
+};
+
+// Calls run(arguments, first, last) for the rows [begin, end): at once, or if an operand is turned by blocks of rows
+// that are neighbors in all that are, put in order in a buffer.
+template <class Arguments, class Run>
+void for_each_block(const Arguments& a, std::initializer_list<Operand<Arguments>> operands, int64_t neighbors,
+                    int64_t block, int64_t begin, int64_t end, const Run& run) {
+  if (neighbors == 0) return run(a, begin, end);
   thread_local Scratch memory;
-  for (int64_t row = begin; row < end;) {
-    const int64_t last = std::min({end, row + block, (row / inner + 1) * inner});
-    body(row, last, memory.take(space_bytes));
-    row = last;
+  int64_t row_bytes = 0;
+  for (const Operand<Arguments>& operand : operands) row_bytes += a.size * size_of(operand.type);
+  for (int64_t first = begin; first < end;) {
+    const int64_t last = std::min({end, first + block, (first / neighbors + 1) * neighbors});
+    char* space = memory.take(block * row_bytes);
+    Arguments b = a;
+    for (const Operand<Arguments>& operand : operands)
+      b.*operand.rows = gathered(a.*operand.rows, operand.turned, operand.type, a.size, first, last - first, &space);
+    run(b, first, last);
+    first = last;
   }
-}
-
-// Rows [begin, end) of a forward or backward, turned or not: run(a, first, last).
-template <class Run>
-void forward_rows(const NormForward& a, const ForwardTurns& turns, int64_t begin, int64_t end, const Run& run) {
-  const int64_t inner = run_of_neighbors({turns.x, turns.residual});
-  if (inner == 0) return run(a, begin, end);
-  const int64_t block = block_rows(a.x_type, a.size);
-  for_each_block(begin, end, block, inner, 2 * block * a.size * 8, [&](int64_t first, int64_t last, char* space) {
-    NormForward b = a;
-    if (is_turned(turns.x)) b.x_stride = a.size;
-    b.x = gathered(a.x, turns.x, a.x_type, a.size, first, last - first, &space);
-    b.residual = gathered(a.residual, turns.residual, a.residual_type, a.size, first, last - first, &space);
-    run(b, first, last);
-  });
-}
-
-template <class Run>
-void backward_rows(const NormBackward& a, const BackwardTurns& turns, int64_t begin, int64_t end, const Run& run) {
-  const int64_t inner = run_of_neighbors({turns.x, turns.dy, turns.d_sum});
-  if (inner == 0) return run(a, begin, end);
-  const int64_t block = block_rows(a.type, a.size);
-  for_each_block(begin, end, block, inner, 3 * block * a.size * 8, [&](int64_t first, int64_t last, char* space) {
-    NormBackward b = a;
-    if (is_turned(turns.x)) b.x_stride = a.size;
-    b.x = gathered(a.x, turns.x, a.type, a.size, first, last - first, &space);
-    b.dy = gathered(a.dy, turns.dy, a.type, a.size, first, last - first, &space);
-    b.d_sum = gathered(a.d_sum, turns.d_sum, a.type, a.size, first, last - first, &space);
-    run(b, first, last);
-  });
 }
 
 }  // namespace
@@ -143,6 +130,7 @@ const NormKernels& active_norm_kernels() { return *active_kernels().norms; }
 
 void norm_forward(bool centered, const NormForward& given, const ForwardTurns& turns, const Workers& workers) {
   NormForward a = given;
+  if (is_turned(turns.x)) a.x_stride = a.size;  // once they are gathered
   const DType wide = wide_of(a.type);
   char* space = scratch(2 * a.size * size_of(wide));
   a.weight = widened(a.weight, a.weight_type, a.type, a.size, 1.0, space);
@@ -151,18 +139,20 @@ void norm_forward(bool centered, const NormForward& given, const ForwardTurns& t
   // Rows know nothing of each other, so this cut may depend on the number of threads.
   const bool alone = a.rows * a.size <= kTaskElements || workers.count() == 1;
   const int64_t few = kTaskElements / kTasksPerShare / a.size;
-  const int64_t together = run_of_neighbors({turns.x, turns.residual}) ? block_rows(a.x_type, a.size)
-                           : few < kRowsTogether                       ? 4
-                                                                       : kRowsTogether;
+  const int64_t neighbors = run_of_neighbors({turns.x, turns.residual}), block = block_rows(a.x_type, a.size);
+  const int64_t together = neighbors != 0 ? block : few < kRowsTogether ? 4 : kRowsTogether;
   const int64_t task_rows = alone ? a.rows : (few / together + 1) * together;
   for_each_task(workers, (a.rows + task_rows - 1) / task_rows, [&](int64_t task) {
-    forward_rows(a, turns, task * task_rows, std::min(a.rows, (task + 1) * task_rows), run);
+    for_each_block<NormForward>(
+        a, {{&NormForward::x, turns.x, a.x_type}, {&NormForward::residual, turns.residual, a.residual_type}}, neighbors,
+        block, task * task_rows, std::min(a.rows, (task + 1) * task_rows), run);
   });
 }
 
 void norm_backward(bool centered, const NormBackward& given, const BackwardTurns& turns, void* d_weight, void* d_bias,
                    const Workers& workers) {
   NormBackward a = given;
+  if (is_turned(turns.x)) a.x_stride = a.size;  // once they are gathered
   const NormKernels& kernels = active_norm_kernels();
   const NormBackwardRows run = kernels.backward[centered][static_cast<int>(a.type)];
   const DType wide = wide_of(a.type);
@@ -171,8 +161,8 @@ void norm_backward(bool centered, const NormBackward& given, const BackwardTurns
   const int64_t enough =
       std::max({(a.rows + kMaxParts - 1) / kMaxParts, kMinPartRows, (kTaskElements / 2 + a.size - 1) / a.size});
   // Turned rows come in cache lines of every column.
-  const bool turned = run_of_neighbors({turns.x, turns.dy, turns.d_sum}) != 0;
-  const int64_t together = turned ? 64 / size_of(a.type) : 1;
+  const int64_t neighbors = run_of_neighbors({turns.x, turns.dy, turns.d_sum}), block = block_rows(a.type, a.size);
+  const int64_t together = neighbors != 0 ? 64 / size_of(a.type) : 1;
   const int64_t part_rows = (enough + together - 1) / together * together;
   const int64_t num_parts = std::max<int64_t>(1, (a.rows + part_rows - 1) / part_rows);
   char* space = scratch((2 * num_parts + 3) * vector_bytes);
@@ -181,10 +171,15 @@ void norm_backward(bool centered, const NormBackward& given, const BackwardTurns
   for_each_task(workers, num_parts, [&](int64_t part) {
     char* here = parts + 2 * part * vector_bytes;
     std::memset(here, 0, static_cast<size_t>(2 * vector_bytes));
-    backward_rows(a, turns, part * part_rows, std::min(a.rows, (part + 1) * part_rows),
-                  [&](const NormBackward& b, int64_t begin, int64_t end) {
-                    run(b, begin, end, d_weight ? here : nullptr, d_bias ? here + vector_bytes : nullptr);
-                  });
+    for_each_block<NormBackward>(a,
+                                 {{&NormBackward::x, turns.x, a.type},
+                                  {&NormBackward::dy, turns.dy, a.type},
+                                  {&NormBackward::d_sum, turns.d_sum, a.type}},
+                                 neighbors, block, part * part_rows, std::min(a.rows, (part + 1) * part_rows),
+                                 [&](const NormBackward& b, int64_t begin, int64_t end) {
+                                   run(b, begin, end, d_weight ? here : nullptr,
+                                       d_bias ? here + vector_bytes : nullptr);
+                                 });
   });
   const auto finish = [&](char* part, char* sum, void* out) {
     if (out == nullptr) return;

@@ -42,6 +42,9 @@ inline Level collapse(const int64_t* sizes, const int64_t* strides, int64_t end,
   return level;
 }
 
+// Longer turned rows are copied as a whole: a block of them, several to a cache line, would fill no cache but memory.
+constexpr int64_t kLongestTurned = 1 << 16;
+
 // Of rows made of the last `row_dims` dimensions.
 inline RowLayout row_layout(const int64_t* sizes, const int64_t* strides, int64_t dim, int64_t row_dims) {
   constexpr RowLayout kNeither = {-1, {0, 0, 0}};
@@ -54,7 +57,7 @@ inline RowLayout row_layout(const int64_t* sizes, const int64_t* strides, int64_
     return {inner.count == 1 ? row.count : inner.stride, {0, 0, 0}};
   }
   const Level outer = collapse(sizes, strides, 0, &d);
-  if (d >= 0 || inner.count == 1 || inner.stride != 1 || row.stride == 0) return kNeither;
+  if (d >= 0 || inner.count == 1 || inner.stride != 1 || row.stride == 0 || row.count > kLongestTurned) return kNeither;
   return {-1, {row.stride, inner.count, outer.stride}};
 }
 

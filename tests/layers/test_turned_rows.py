@@ -133,3 +133,10 @@ def test_any_other_layout(layout, always_ours):
     assert_same(run(module, [x], [dy]), run(module, [x.contiguous()], [dy]), num_outputs=1)
     strided = layout(torch.randn(6, 40, 48))
     assert_same(run(module, [x], [strided]), run(module, [x.contiguous()], [strided.contiguous()]), num_outputs=1)
+
+
+@pytest.mark.parametrize("size", [2**16, 2**16 + 1])
+def test_rows_too_long_for_a_buffer(size, always_ours):
+    x, dy = torch.randn(3, size), torch.randn(3, size)
+    module = LayerNorm(size)
+    assert_same(run(module, [turned(x)], [turned(dy)]), run(module, [x], [dy]), num_outputs=1)
