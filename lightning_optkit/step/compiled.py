@@ -144,7 +144,7 @@ class CompiledSegment:
         return clipped
 
     def _hand_over_groups(self, groups: Sequence[Group], numbers: Sequence[GroupNumbers]) -> None:
-        rows = [n.row() + list(self.rule.hypers(g)) for n, g in zip(numbers, groups, strict=True)]
+        rows = [n + self.rule.hypers(g) for n, g in zip(numbers, groups, strict=True)]
         self._plan.set_groups(rows)
 
     def _done(self) -> None:

@@ -2,7 +2,7 @@
 """What a parameter group means in numbers: read once per step, for the compiled path and for the reference alike."""
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,9 +15,14 @@ STATE_DTYPES = (torch.float32, torch.bfloat16, "int8")
 ROUNDINGS = ("nearest", "stochastic", "kahan")  # in the order of Rounding in csrc/core/tables.h
 
 
-@dataclass(frozen=True)
-class GroupNumbers:
-    """The fields of GroupRow in csrc/core/tables.h, in its order (a test compares the two)."""
+_NO_BOUNDS = ClipBounds()
+
+
+class GroupNumbers(NamedTuple):
+    """The fields of GroupRow in csrc/core/tables.h, in its order (a test compares the two).
+
+    A tuple, since one is made per group and step: a frozen dataclass of as many fields takes ten times as long.
+    """
 
     lr: float
     weight_decay: float
@@ -36,10 +41,6 @@ class GroupNumbers:
     average_decay: float
     average_due: float
 
-    def row(self) -> list[float]:
-        """The fields in order."""
-        return list(self.__dict__.values())
-
 
 def read_group(
     group: Group,
@@ -47,16 +48,18 @@ def read_group(
     average: Average | None,
     *,
     average_is_due: bool,
+    owns_decay: bool = False,
     device: torch.device | None = None,
 ) -> GroupNumbers:
     """Reads what schedulers may have changed since the last step.
 
-    A learning rate that lives on `device` is left unread, as NaN: the step reads it there.
+    The decay of a rule that owns it is no stage, and 0 here. A learning rate that lives on `device` is left unread, as
+    NaN: the step reads it there.
     """
-    bounds = clip.bounds if clip is not None else ClipBounds()
+    bounds = clip.bounds if clip is not None else _NO_BOUNDS
     return GroupNumbers(
         lr=math.nan if isinstance(group["lr"], Tensor) and group["lr"].device == device else float(group["lr"]),
-        weight_decay=float(group["weight_decay"]),
+        weight_decay=0.0 if owns_decay else float(group["weight_decay"]),
         decoupled=float(group["decoupled_weight_decay"]),
         cautious=float(group["cautious"]),
         maximize=float(group["maximize"]),

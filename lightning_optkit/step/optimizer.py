@@ -4,7 +4,6 @@
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -139,7 +138,6 @@ class OnePassOptimizer(Optimizer):
 
     # --- the step ---
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter with a gradient. Gradients are read, never written.
 
@@ -152,12 +150,13 @@ class OnePassOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._stepped = []
-        bound = self._bind()
-        if bound and all(isinstance(segment, CudaSegment) for segment in bound):
-            self._step_on_device(cast("list[CudaSegment]", bound))
-        elif bound:
-            self._step_on_host(bound)
+        with torch.no_grad():
+            self._stepped = []
+            bound = self._bind()
+            if bound and all(isinstance(segment, CudaSegment) for segment in bound):
+                self._step_on_device(cast("list[CudaSegment]", bound))
+            elif bound:
+                self._step_on_host(bound)
         return loss
 
     def _step_on_host(self, bound: list[Segment]) -> None:
@@ -219,11 +218,17 @@ class OnePassOptimizer(Optimizer):
     def _numbers(self, clock: int, device: torch.device | None = None) -> list[GroupNumbers]:
         """What the groups mean for optimizer step `clock`, from 1; rates that live on `device` stay there."""
         due = is_due(self.average, clock)
-        numbers = [
-            read_group(group, self.clip, self.average, average_is_due=due, device=device) for group in self.param_groups
+        return [
+            read_group(
+                group,
+                self.clip,
+                self.average,
+                average_is_due=due,
+                owns_decay=self._owns_decay(group),
+                device=device,
+            )
+            for group in self.param_groups
         ]
-        owns_decay = map(self._owns_decay, self.param_groups)
-        return [replace(n, weight_decay=0.0) if owns else n for n, owns in zip(numbers, owns_decay, strict=True)]
 
     def progress(self) -> Progress:
         """Norms of the last step and counts of all. On CUDA this waits for the device."""

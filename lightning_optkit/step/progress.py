@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the steps so far did as a whole."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 __all__ = ["Progress"]
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(NamedTuple):
     """Norms of the last step and counts of all.
 
     Args:

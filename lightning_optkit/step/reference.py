@@ -5,7 +5,7 @@ Line for line csrc/core/pipeline.h and csrc/cpu/step_loop.h.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -105,7 +105,7 @@ def step_reference_(
     if rule.estimate is not None:
         factor = rule.estimate.rate(group, step)
         group = {**group, "lr": float(group["lr"]) * factor}
-        numbers = replace(numbers, lr=numbers.lr * factor)
+        numbers = numbers._replace(lr=numbers.lr * factor)
     update = rule.update(p, g, working | scalars, group, step)
     if rule.estimate is not None:
         observed = rule.estimate.observe(p, g, working, given, step)

@@ -17,7 +17,7 @@ def group_of(optimizer_class=AdamW, **kwargs):
 
 
 def averaging(kind=1.0, decay=0.9, due=1.0):
-    fields = dict.fromkeys(GroupNumbers.__dataclass_fields__, 0.0)
+    fields = dict.fromkeys(GroupNumbers._fields, 0.0)
     fields |= dict(average_kind=kind, average_decay=decay, average_due=due)
     return GroupNumbers(**fields)
 
@@ -31,8 +31,9 @@ def test_reads_what_a_schedule_wrote_into_the_group():
     )
     group["average_decay"] = 0.99
     second = read_group(group, ClipValue(2.0), EMA(0.9), average_is_due=False)
-    assert first.row() == [0.5, 0.01, 1, 0, 0, 0.1, 0, math.inf, math.inf, math.inf, 0, 2, 0, 1, 0.9, 1]
-    assert second.row() == [0.25, 0.7, 1, 1, 1, 0.2, 1, 2.0, math.inf, math.inf, 0, 1, 11, 1, 0.99, 0]
+    assert first == (0.5, 0.01, 1, 0, 0, 0.1, 0, math.inf, math.inf, math.inf, 0, 2, 0, 1, 0.9, 1)
+    assert second == (0.25, 0.7, 1, 1, 1, 0.2, 1, 2.0, math.inf, math.inf, 0, 1, 11, 1, 0.99, 0)
+    assert read_group(group, None, None, average_is_due=False, owns_decay=True).weight_decay == 0
     third = read_group(group, ClipUnitwise(0.1, eps=0.5), None, average_is_due=False)
     assert (third.clip_value, third.clip_unit_ratio, third.clip_unit_eps) == (math.inf, 0.1, 0.5)
     assert read_group(group, ClipPerTensor(3.0), None, average_is_due=False).clip_tensor_norm == 3.0
