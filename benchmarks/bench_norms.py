@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from harness import Row, copy_bandwidth, interleaved, ratio, report
+from harness import Row, copy_bandwidths, interleaved, progress, ratio, report
 from torch import Tensor, nn
 
 from lightning_optkit.layers import AddLayerNorm, AddRMSNorm, LayerNorm, RMSNorm
@@ -105,6 +105,7 @@ def measure(
     chain: int,
 ) -> Row:
     """One row."""
+    torch.set_num_threads(threads)
     rows, columns, dtype_name, contiguous = case
     dtype = DTYPES[dtype_name]
     tensors = inputs(kind, rows, columns, dtype, contiguous)
@@ -166,7 +167,9 @@ def settle_allocator() -> None:
 def main() -> None:
     """Runs the grid."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=0.03, help="time per cell; a cell takes at least 6 calls")
+    parser.add_argument(
+        "--seconds", type=float, default=0.03, help="time per cell; a cell takes at least 6 calls, 3 if long"
+    )
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--kinds", nargs="+", default=[k.name for k in KINDS], choices=[k.name for k in KINDS])
     parser.add_argument("--chain", type=int, default=CHAIN, help="short norms in one graph")
@@ -176,25 +179,23 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+")
     parser.add_argument("--columns", type=int, nargs="+")
     parser.add_argument("--max-bytes", type=int, default=MAX_BYTES, help="skip larger tensors")
+    parser.add_argument("--min-bytes", type=int, default=0, help="skip tensors of no more")
     parser.add_argument("--quick", action="store_true", help="a ninth of the grid")
     parser.add_argument("--save", action="store_true", help="keep the rows under benchmarks/results/")
     a = parser.parse_args()
     rows_axis = a.rows or (QUICK_ROWS if a.quick else ROWS)
     columns_axis = a.columns or (QUICK_COLUMNS if a.quick else COLUMNS)
-    rows: list[Row] = []
     settle_allocator()
-    for threads in a.threads:
-        torch.set_num_threads(threads)
-        bandwidth = copy_bandwidth()
-        grid = itertools.product(rows_axis, columns_axis, a.dtypes, [layout == "contiguous" for layout in a.layouts])
-        for case in grid:
-            if case[0] * case[1] * DTYPES[case[2]].itemsize > a.max_bytes:
-                continue
-            for kind in KINDS:
-                if kind.name in a.kinds:
-                    rows += [measure(kind, case, phase, threads, a.seconds, bandwidth, a.chain) for phase in a.phases]
-    report(rows, a.save)
-    print("\n".join(summaries(rows)))
+    bandwidths = copy_bandwidths(a.threads)
+    grid = itertools.product(rows_axis, columns_axis, a.dtypes, [layout == "contiguous" for layout in a.layouts])
+    cases = [case for case in grid if a.min_bytes < case[0] * case[1] * DTYPES[case[2]].itemsize <= a.max_bytes]
+    kinds = [kind for kind in KINDS if kind.name in a.kinds]
+    cells = list(itertools.product(a.threads, cases, kinds, a.phases))
+    rows = (
+        measure(kind, case, phase, threads, a.seconds, bandwidths[threads], a.chain)
+        for threads, case, kind, phase in progress(cells)
+    )
+    print("\n".join(summaries(report(rows, a.save))))
 
 
 if __name__ == "__main__":

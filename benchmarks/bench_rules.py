@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import Row, copy_bandwidth, interleaved, ratio, report
-from rich.progress import track
+from harness import Row, copy_bandwidth, copy_bandwidths, interleaved, progress, ratio, report
 from torch import nn
 
 from lightning_optkit import optimizers as ours
@@ -199,11 +198,11 @@ def main() -> None:
         for name, kwargs, all_flags in RULES
         for flags in all_flags
     ]
-    bandwidth = copy_bandwidth()
-    rows = []
-    for threads, case, rule in track(pairs, description="measuring", transient=True):
-        torch.set_num_threads(threads)
-        rows.append(measure(case, CASES[case], rule, threads, arguments.seconds, bandwidth))
+    bandwidths = copy_bandwidths(arguments.threads)
+    rows = (
+        measure(case, CASES[case], rule, threads, arguments.seconds, bandwidths[threads])
+        for threads, case, rule in progress(pairs)
+    )
     report(rows, arguments.save)
 
 

@@ -9,13 +9,14 @@ Usage: python benchmarks/bench_step.py [--seconds 3] [--threads 1 2] [--save]
 
 import argparse
 import importlib.util
+import itertools
 import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from harness import Row, copy_bandwidth, interleaved, ratio, report
+from harness import Row, copy_bandwidths, interleaved, progress, ratio, report
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
@@ -159,12 +160,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if not importlib.util.find_spec("deepspeed"):
         print("DeepSpeed is not installed: its rows are left out", file=sys.stderr)
-    rows = []
-    for threads in arguments.threads:
-        torch.set_num_threads(threads)
-        bandwidth = copy_bandwidth()
-        for case in arguments.cases:
-            rows += [measure(comparison, case, threads, arguments.seconds, bandwidth) for comparison in COMPARISONS]
+    bandwidths = copy_bandwidths(arguments.threads)
+    cells = list(itertools.product(arguments.threads, arguments.cases, COMPARISONS))
+    rows = (
+        measure(comparison, case, threads, arguments.seconds, bandwidths[threads])
+        for threads, case, comparison in progress(cells)
+    )
     report(rows, arguments.save)
 
 

@@ -11,17 +11,21 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 import lightning_optkit
 from lightning_optkit._native import extension
 
+Case = TypeVar("Case")
+LONG = 0.05  # seconds
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -50,6 +54,15 @@ def copy_bandwidth(num_bytes: int = 256 << 20) -> float:
     return 2 * num_bytes / statistics.median(times) / 1e9
 
 
+def copy_bandwidths(threads: Sequence[int]) -> dict[int, float]:
+    """The same, by number of threads."""
+    found = {}
+    for count in threads:
+        torch.set_num_threads(count)
+        found[count] = copy_bandwidth()
+    return found
+
+
 def seconds(call: Callable[[], object]) -> float:
     """Wall time of one call."""
     start = time.perf_counter()
@@ -61,16 +74,19 @@ def interleaved(variants: dict[str, Callable[[], object]], budget_s: float) -> d
     """Seconds per call of each variant, called in turn for about `budget_s` seconds.
 
     A turn is one call unmeasured and then three measured: a run has one optimizer, so each variant may find in the
-    caches what it left there itself, and not what the other one left.
+    caches what it left there itself, and not what the other one left. A call of over LONG seconds finds nothing there
+    that would matter, and is measured each time.
     """
     times: dict[str, list[float]] = {name: [] for name in variants}
     for call in variants.values():
         call()
+    is_long = max(seconds(call) for call in variants.values()) > LONG
     end = time.perf_counter() + budget_s
-    while time.perf_counter() < end or len(next(iter(times.values()))) < 6:
+    while time.perf_counter() < end or len(next(iter(times.values()))) < (3 if is_long else 6):
         for name, call in variants.items():
-            call()
-            times[name] += [seconds(call) for _ in range(3)]
+            if not is_long:
+                call()
+            times[name] += [seconds(call) for _ in range(1 if is_long else 3)]
     return times
 
 
@@ -93,17 +109,30 @@ def environment() -> dict[str, str]:
     }
 
 
-def report(rows: list[Row], save: bool) -> None:
-    """JSON rows to stdout, then a table to stderr; with `save`, behind the day's rows under benchmarks/results/ too."""
-    facts = environment()
-    lines = [json.dumps({**asdict(row), **facts}) for row in rows]
-    print("\n".join(lines))
-    Console(file=sys.stderr, width=160).print(_table(rows))
-    if save:
-        path = RESULTS / f"{facts['date']}-{rows[0].benchmark}-{facts['machine'].replace(' ', '-').lower()}.jsonl"
-        with path.open("a") as file:
-            file.write("\n".join(lines) + "\n")
+def report(rows: Iterable[Row], save: bool) -> list[Row]:
+    """The rows: each as JSON to stdout once it is measured, so that a run cut short keeps them; a table to stderr last.
+
+    With `save` they go behind the day's rows under benchmarks/results/ too.
+    """
+    facts, measured, path = environment(), [], None
+    for row in rows:
+        measured.append(row)
+        line = json.dumps({**asdict(row), **facts})
+        print(line, flush=True)
+        if save:
+            path = RESULTS / f"{facts['date']}-{row.benchmark}-{facts['machine'].replace(' ', '-').lower()}.jsonl"
+            with path.open("a") as file:
+                file.write(line + "\n")
+    if measured:
+        Console(file=sys.stderr, width=160).print(_table(measured))
+    if path is not None:
         print(f"added to {os.path.relpath(path)}", file=sys.stderr)
+    return measured
+
+
+def progress(cases: Sequence[Case]) -> Iterable[Case]:
+    """The cases, with a bar on stderr."""
+    return track(cases, description="measuring", console=Console(file=sys.stderr), transient=True)
 
 
 def _table(rows: list[Row]) -> Table:
