@@ -51,14 +51,22 @@ struct Square {
   }
 };
 
+constexpr int64_t kColumnsNear = 64;
+
 // `rows` rows of `columns` elements. The last square of each direction reaches back instead of being short. Meanwhile
 // the columns behind these are asked for: each is a page away from the next, which no hardware foresees.
 template <class T>
 OPTKIT_HD void gather(const T* from, int64_t column_stride, int64_t rows, int64_t columns, T* to) {
   constexpr int64_t kLanes = Square<T>::kLanes;
   if (rows < kLanes || columns < kLanes) {
-    for (int64_t column = 0; column < columns; ++column)
-      for (int64_t row = 0; row < rows; ++row) to[row * columns + column] = from[column * column_stride + row];
+    // So many columns of a row at a time that all their rows stay near: one row after the other is then written, where
+    // one column after the other would write to addresses that push each other out of the cache.
+    for (int64_t begin = 0; begin < columns; begin += kColumnsNear) {
+      const int64_t end = begin + kColumnsNear < columns ? begin + kColumnsNear : columns;
+      for (int64_t row = 0; row < rows; ++row)
+        for (int64_t column = begin; column < end; ++column)
+          to[row * columns + column] = from[column * column_stride + row];
+    }
     return;
   }
   for (int64_t column = 0; column < columns; column += kLanes) {

@@ -140,7 +140,8 @@ void norm_forward(bool centered, const NormForward& given, const ForwardTurns& t
   const bool alone = a.rows * a.size <= kTaskElements || workers.count() == 1;
   const int64_t few = kTaskElements / kTasksPerShare / a.size;
   const int64_t neighbors = run_of_neighbors({turns.x, turns.residual}), block = block_rows(a.x_type, a.size);
-  const int64_t together = neighbors != 0 ? block : few < kRowsTogether ? 4 : kRowsTogether;
+  const int64_t share = (a.rows + workers.count() - 1) / workers.count();  // of a few turned rows, for each thread
+  const int64_t together = neighbors != 0 ? std::min(block, share) : few < kRowsTogether ? 4 : kRowsTogether;
   const int64_t task_rows = alone ? a.rows : (few / together + 1) * together;
   for_each_task(workers, (a.rows + task_rows - 1) / task_rows, [&](int64_t task) {
     for_each_block<NormForward>(

@@ -104,9 +104,10 @@ def test_dropout_drops_the_same_elements(always_ours):
     assert_same(*results, num_outputs=2)
 
 
-def test_the_number_of_threads_changes_no_bit(threads, always_ours):
-    x, dy = torch.randn(4, 500, 300), torch.randn(4, 500, 300)
-    module, results = LayerNorm(300), []
+@pytest.mark.parametrize("shape", [(4, 500, 300), (7, 8192)], ids=str)
+def test_the_number_of_threads_changes_no_bit(shape, threads, always_ours):
+    x, dy = torch.randn(shape), torch.randn(shape)
+    module, results = LayerNorm(shape[-1]), []
     for count in (1, 2, 3):
         threads(count)
         results.append(run(module, [turned(x)], [turned(dy)]))
