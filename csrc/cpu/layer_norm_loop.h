@@ -23,9 +23,6 @@ OPTKIT_HD void forward_rows(const NormForward& a, int64_t row, int rows, wide_t<
   using V = Vec<S>;
   constexpr int kLanes = V::kLanes;
   const int64_t n = a.size;
-  // The memory would idle while the rows are in the cache: the next are asked for meanwhile. With a residual it is the
-  // first pass that reads memory, and it runs on its own.
-  const int64_t next = a.residual ? 0 : rows * a.x_stride;
   const auto x_of = [&](int r) OPTKIT_INLINE {
     return a.residual ? at(static_cast<const void*>(a.sum), kType, (row + r) * n)
                       : at(a.x, kType, (row + r) * a.x_stride);
@@ -38,6 +35,7 @@ OPTKIT_HD void forward_rows(const NormForward& a, int64_t row, int rows, wide_t<
   const auto again = [&](const void* x, const S* wide, int64_t i) OPTKIT_INLINE {
     return kBuffered ? wide_load<S>(wide, i) : load<S, false>(x, kType, i, kLanes);
   };
+  const bool is_far = a.rows * n * size_of(kType) > kFarFrom;
   S mean[kGroup] = {}, rstd[kGroup];
   for (int r = 0; a.residual && r < rows; ++r)
     add_residual<kType>(a, (row + r) * n, at(a.x, a.x_type, (row + r) * a.x_stride), n);
@@ -54,11 +52,25 @@ OPTKIT_HD void forward_rows(const NormForward& a, int64_t row, int rows, wide_t<
     S* wide = kBuffered ? buffer + r * kGroupedRow : nullptr;
     const V shift(mean[r]);
     Accumulators<S> squares;
-    walk_row<S>(n, [&](int64_t i, int k, auto lanes) OPTKIT_INLINE {
-      prefetch<kType>(at(x, kType, next + i), k);
+    const auto add_square = [&](int64_t i, int k, auto lanes) OPTKIT_INLINE {
       const V d = keep(lanes, Norm::center(Norm::kCentered ? again(x, wide, i) : first(x, wide, i), shift));
       squares.part[k] = fma(d, d, squares.part[k]);
-    });
+    };
+    // The memory would idle while the rows are in the cache: the next are asked for meanwhile.
+    const void* next = at(a.x, a.x_type, (row + r + rows) * a.x_stride);
+    const void* next_residual = a.residual ? at(a.residual, a.residual_type, (row + r + rows) * n) : next;
+    if (is_far) {
+      walk_row<S>(n, [&](int64_t i, int k, auto lanes) OPTKIT_INLINE {
+        prefetch<kType, kSecondLevel>(at(next, kType, i), k);
+        if (a.residual) prefetch<kType, kSecondLevel>(at(next_residual, kType, i), k);
+        add_square(i, k, lanes);
+      });
+    } else {
+      walk_row<S>(n, [&](int64_t i, int k, auto lanes) OPTKIT_INLINE {
+        if (!a.residual) prefetch<kType, kFirstLevel>(at(next, kType, i), k);
+        add_square(i, k, lanes);
+      });
+    }
     const S variance = squares.total() / static_cast<S>(n);
     rstd[r] = static_cast<S>(1.0 / optkit::sqrt(static_cast<double>(variance) + a.eps));
     if (Norm::kCentered) static_cast<S*>(a.mean)[row + r] = mean[r];
@@ -135,8 +147,8 @@ OPTKIT_HD void gradient_row(const NormBackward& a, int64_t row, Means<wide_t<kTy
   const V mean(Norm::kCentered ? static_cast<const S*>(a.mean)[row] : S(0)), rstd(static_cast<const S*>(a.rstd)[row]);
   const V mean_g(means.g), mean_gx(means.gx);
   walk_row<S>(n, [&](int64_t i, int k, auto lanes) OPTKIT_INLINE {
-    prefetch<kType>(at(x, kType, ahead * a.x_stride + i), k);
-    prefetch<kType>(at(dy, kType, ahead * n + i), k);
+    prefetch<kType, kSecondLevel>(at(x, kType, ahead * a.x_stride + i), k);
+    prefetch<kType, kSecondLevel>(at(dy, kType, ahead * n + i), k);
     const V normalized = Norm::center(load<S, false>(x, kType, i, kLanes), mean) * rstd;
     const V g = load<S, false>(dy, kType, i, kLanes) * wide_load<S>(a.weight, i);
     V dx = Norm::gradient(g, normalized, rstd, mean_g, mean_gx);

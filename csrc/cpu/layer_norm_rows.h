@@ -160,11 +160,16 @@ struct Accumulators {
 
 #define OPTKIT_INLINE __attribute__((always_inline))
 
+// Where to a row is asked for: memory has more requests under way when they end in the second level, and leaves the
+// first to the rows at work; from the second level itself it is the first that helps.
+constexpr int kSecondLevel = 2, kFirstLevel = 3;
+constexpr int64_t kFarFrom = int64_t{1} << 22;  // bytes of rows that no second level holds
+
 // Asks for the cache line at `address` when `k`, the vector's place among four, is the first in it.
-template <DType kType>
+template <DType kType, int kLevel>
 OPTKIT_HD void prefetch(const void* address, int k) {
   constexpr int kVectors = 64 / (Vec<wide_t<kType>>::kLanes * size_of(kType));
-  if (k % kVectors == 0) __builtin_prefetch(address);
+  if (k % kVectors == 0) __builtin_prefetch(address, 0, kLevel);
 }
 
 // 1 where the element at `place` and its followers live, times the scale; else 0.
