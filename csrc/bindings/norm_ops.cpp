@@ -1,15 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // LayerNorm and RMSNorm as dispatcher ops, on torch's stable ABI: checks, outputs, and the call of a kernel.
 #include <dlfcn.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <array>
-#include <memory>
-#include <optional>
 #include <utility>
 
+#include "bindings/argument.h"
 #include "bindings/device.h"
 #include "bindings/norm_api.h"
 #include "bindings/threads.h"
@@ -20,150 +16,6 @@ namespace optkit {
 namespace {
 
 using torch::stable::detail::to;
-
-struct DeleteTensor {
-  void operator()(AtenTensorHandle handle) const { aoti_torch_delete_tensor_object(handle); }
-};
-using Output = std::unique_ptr<AtenTensorOpaque, DeleteTensor>;
-
-StableIValue give(Output output) { return torch::stable::detail::from(output.release()); }
-
-// The C library often asks the system for fresh pages for a result this large, from 32 MiB on always; page faults then
-// cost more than the rows.
-constexpr int64_t kHugePagesFrom = int64_t{1} << 22;
-
-void back_by_huge_pages(void* data, int64_t num_bytes) {
-  if (num_bytes >= kHugePagesFrom) advise_huge_pages(reinterpret_cast<uintptr_t>(data), static_cast<size_t>(num_bytes));
-}
-
-bool to_dtype(int32_t code, DType* dtype) {
-  static const int32_t codes[] = {aoti_torch_dtype_float32(), aoti_torch_dtype_bfloat16(), aoti_torch_dtype_float16(),
-                                  aoti_torch_dtype_float64()};
-  for (int k = 0; k < 4; ++k)
-    if (code == codes[k]) {
-      *dtype = static_cast<DType>(k);
-      return true;
-    }
-  return false;
-}
-
-int32_t code_of(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return aoti_torch_dtype_float32();
-    case DType::kBFloat16:
-      return aoti_torch_dtype_bfloat16();
-    case DType::kFloat16:
-      return aoti_torch_dtype_float16();
-    default:
-      return aoti_torch_dtype_float64();
-  }
-}
-
-bool is_half(DType dtype) { return size_of(dtype) == 2; }
-
-// A tensor of a call: owned, and looked at once.
-class Argument {
- public:
-  Argument() = default;
-  explicit Argument(AtenTensorHandle handle) : handle_(handle) { look(); }
-  Argument(Argument&& other) noexcept { swap(other); }
-  Argument& operator=(Argument&& other) noexcept {
-    swap(other);
-    return *this;
-  }
-  ~Argument() {
-    if (handle_) aoti_torch_delete_tensor_object(handle_);
-  }
-
-  explicit operator bool() const { return handle_ != nullptr; }
-  AtenTensorHandle get() const { return handle_; }
-  AtenTensorHandle release() { return std::exchange(handle_, nullptr); }
-  bool same_shape(const Argument& other) const {
-    return dim == other.dim && std::equal(sizes, sizes + dim, other.sizes);
-  }
-
-  RowLayout layout(int64_t row_dims) const { return row_layout(sizes, strides, dim, row_dims); }
-  bool on_cpu() const { return device == aoti_torch_device_type_cpu(); }
-
-  Argument contiguous() && {
-    StableIValue stack[2] = {torch::stable::detail::from(release()),
-                             torch::stable::detail::from(aoti_torch_memory_format_contiguous_format())};
-    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::contiguous", "", stack, TORCH_ABI_VERSION));
-    return Argument(to<AtenTensorHandle>(stack[0]));
-  }
-
-  void* data = nullptr;
-  int64_t dim = 0, numel = 0;
-  int64_t *sizes = nullptr, *strides = nullptr;
-  DType dtype = DType::kFloat32;
-  int32_t device = 0, device_index = 0;
-  bool is_known = false;  // dtype is one of ours
-
- private:
-  void swap(Argument& other) {
-    std::swap(handle_, other.handle_);
-    std::swap(data, other.data);
-    std::swap(dim, other.dim);
-    std::swap(numel, other.numel);
-    std::swap(sizes, other.sizes);
-    std::swap(strides, other.strides);
-    std::swap(dtype, other.dtype);
-    std::swap(device, other.device);
-    std::swap(device_index, other.device_index);
-    std::swap(is_known, other.is_known);
-  }
-  void look() {
-    int32_t code = 0;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle_, &data));
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(handle_, &dim));
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(handle_, &sizes));
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(handle_, &strides));
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(handle_, &numel));
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(handle_, &code));
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(handle_, &device));
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(handle_, &device_index));
-    is_known = to_dtype(code, &dtype);
-  }
-
-  AtenTensorHandle handle_ = nullptr;
-};
-
-Argument required(StableIValue value) { return Argument(to<AtenTensorHandle>(value)); }
-Argument optional(StableIValue value) {
-  const std::optional<AtenTensorHandle> handle = to<std::optional<AtenTensorHandle>>(value);
-  return handle ? Argument(*handle) : Argument();
-}
-
-// Fresh, contiguous, on the device of `like`.
-Output empty(const Argument& like, const int64_t* sizes, int64_t dim, DType dtype) {
-  std::array<int64_t, 64> strides;
-  STD_TORCH_CHECK(dim <= 64, "at most 64 dimensions");
-  int64_t step = 1;
-  for (int64_t d = dim - 1; d >= 0; --d) {
-    strides[d] = step;
-    step *= std::max<int64_t>(sizes[d], 1);
-  }
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(dim, sizes, strides.data(), code_of(dtype), like.device, like.device_index, &handle));
-  Output output(handle);
-  if (like.device == aoti_torch_device_type_cpu()) {
-    void* data = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle, &data));
-    back_by_huge_pages(data, step * size_of(dtype));
-  }
-  return output;
-}
-Output nothing(const Argument& like) {
-  const int64_t size = 0;
-  return empty(like, &size, 1, like.dtype);
-}
-void* data_of(const Output& output) {
-  void* data = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(output.get(), &data));
-  return data;
-}
 
 struct Sizes {
   int64_t rows, size, row_dims;

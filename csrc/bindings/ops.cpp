@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The only file that sees torch, and only its stable ABI: one binary serves every torch from 2.10 on.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/tensor.h>
-
+// Torch's threads and the op that binds a plan, on torch's stable ABI: one binary serves every torch from 2.10 on.
+#include "bindings/argument.h"
 #include "bindings/plan.h"
 #include "bindings/threads.h"
 
@@ -45,22 +43,6 @@ class TensorList {
  private:
   StableListHandle handle_;
 };
-
-bool to_dtype(int32_t code, DType* dtype) {
-  static const int32_t float32 = aoti_torch_dtype_float32(), bfloat16 = aoti_torch_dtype_bfloat16(),
-                       float16 = aoti_torch_dtype_float16(), float64 = aoti_torch_dtype_float64();
-  if (code == float32)
-    *dtype = DType::kFloat32;
-  else if (code == bfloat16)
-    *dtype = DType::kBFloat16;
-  else if (code == float16)
-    *dtype = DType::kFloat16;
-  else if (code == float64)
-    *dtype = DType::kFloat64;
-  else
-    return false;
-  return true;
-}
 
 TensorView view(AtenTensorHandle tensor) {
   TensorView result = {};

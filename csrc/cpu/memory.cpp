@@ -21,4 +21,12 @@ bool advise_huge_pages(uintptr_t address, std::size_t num_bytes) {
 #endif
 }
 
+// The C library often asks the system for fresh pages for a result this large, from 32 MiB on always; page faults then
+// cost more than the rows.
+constexpr int64_t kHugePagesFrom = int64_t{1} << 22;
+
+void back_by_huge_pages(void* data, int64_t num_bytes) {
+  if (num_bytes >= kHugePagesFrom) advise_huge_pages(reinterpret_cast<uintptr_t>(data), static_cast<size_t>(num_bytes));
+}
+
 }  // namespace optkit

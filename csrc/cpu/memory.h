@@ -10,4 +10,7 @@ namespace optkit {
 // granted.
 bool advise_huge_pages(uintptr_t address, std::size_t num_bytes);
 
+// The same for a result, where that pays.
+void back_by_huge_pages(void* data, int64_t num_bytes);
+
 }  // namespace optkit

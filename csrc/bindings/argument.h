@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+// Tensors of a dispatcher op, on torch's stable ABI: what an argument is and where it lies, and fresh outputs.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <array>
+#include <memory>
+#include <optional>
+#include <utility>
+
+#include "core/tables.h"
+#include "cpu/memory.h"
+#include "norms/layout.h"
+
+namespace optkit {
+
+struct DeleteTensor {
+  void operator()(AtenTensorHandle handle) const { aoti_torch_delete_tensor_object(handle); }
+};
+using Output = std::unique_ptr<AtenTensorOpaque, DeleteTensor>;
+
+inline StableIValue give(Output output) { return torch::stable::detail::from(output.release()); }
+
+inline bool to_dtype(int32_t code, DType* dtype) {
+  static const int32_t codes[] = {aoti_torch_dtype_float32(), aoti_torch_dtype_bfloat16(), aoti_torch_dtype_float16(),
+                                  aoti_torch_dtype_float64()};
+  for (int k = 0; k < 4; ++k)
+    if (code == codes[k]) {
+      *dtype = static_cast<DType>(k);
+      return true;
+    }
+  return false;
+}
+
+inline int32_t code_of(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return aoti_torch_dtype_float32();
+    case DType::kBFloat16:
+      return aoti_torch_dtype_bfloat16();
+    case DType::kFloat16:
+      return aoti_torch_dtype_float16();
+    default:
+      return aoti_torch_dtype_float64();
+  }
+}
+
+inline bool is_half(DType dtype) { return size_of(dtype) == 2; }
+
+// A tensor of a call: owned, and looked at once.
+class Argument {
+ public:
+  Argument() = default;
+  explicit Argument(AtenTensorHandle handle) : handle_(handle) { look(); }
+  Argument(Argument&& other) noexcept { swap(other); }
+  Argument& operator=(Argument&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+  ~Argument() {
+    if (handle_) aoti_torch_delete_tensor_object(handle_);
+  }
+
+  explicit operator bool() const { return handle_ != nullptr; }
+  AtenTensorHandle get() const { return handle_; }
+  AtenTensorHandle release() { return std::exchange(handle_, nullptr); }
+  bool same_shape(const Argument& other) const {
+    return dim == other.dim && std::equal(sizes, sizes + dim, other.sizes);
+  }
+
+  RowLayout layout(int64_t row_dims) const { return row_layout(sizes, strides, dim, row_dims); }
+  bool on_cpu() const { return device == aoti_torch_device_type_cpu(); }
+
+  Argument contiguous() && {
+    StableIValue stack[2] = {torch::stable::detail::from(release()),
+                             torch::stable::detail::from(aoti_torch_memory_format_contiguous_format())};
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::contiguous", "", stack, TORCH_ABI_VERSION));
+    return Argument(torch::stable::detail::to<AtenTensorHandle>(stack[0]));
+  }
+
+  void* data = nullptr;
+  int64_t dim = 0, numel = 0;
+  int64_t *sizes = nullptr, *strides = nullptr;
+  DType dtype = DType::kFloat32;
+  int32_t device = 0, device_index = 0;
+  bool is_known = false;  // dtype is one of ours
+
+ private:
+  void swap(Argument& other) {
+    std::swap(handle_, other.handle_);
+    std::swap(data, other.data);
+    std::swap(dim, other.dim);
+    std::swap(numel, other.numel);
+    std::swap(sizes, other.sizes);
+    std::swap(strides, other.strides);
+    std::swap(dtype, other.dtype);
+    std::swap(device, other.device);
+    std::swap(device_index, other.device_index);
+    std::swap(is_known, other.is_known);
+  }
+  void look() {
+    int32_t code = 0;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle_, &data));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(handle_, &dim));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(handle_, &sizes));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(handle_, &strides));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(handle_, &numel));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(handle_, &code));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(handle_, &device));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(handle_, &device_index));
+    is_known = to_dtype(code, &dtype);
+  }
+
+  AtenTensorHandle handle_ = nullptr;
+};
+
+inline Argument required(StableIValue value) { return Argument(torch::stable::detail::to<AtenTensorHandle>(value)); }
+inline Argument optional(StableIValue value) {
+  const std::optional<AtenTensorHandle> handle = torch::stable::detail::to<std::optional<AtenTensorHandle>>(value);
+  return handle ? Argument(*handle) : Argument();
+}
+
+// Fresh, contiguous, on the device of `like`.
+inline Output empty(const Argument& like, const int64_t* sizes, int64_t dim, DType dtype) {
+  std::array<int64_t, 64> strides;
+  STD_TORCH_CHECK(dim <= 64, "at most 64 dimensions");
+  int64_t step = 1;
+  for (int64_t d = dim - 1; d >= 0; --d) {
+    strides[d] = step;
+    step *= std::max<int64_t>(sizes[d], 1);
+  }
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(dim, sizes, strides.data(), code_of(dtype), like.device, like.device_index, &handle));
+  Output output(handle);
+  if (like.device == aoti_torch_device_type_cpu()) {
+    void* data = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle, &data));
+    back_by_huge_pages(data, step * size_of(dtype));
+  }
+  return output;
+}
+inline Output nothing(const Argument& like) {
+  const int64_t size = 0;
+  return empty(like, &size, 1, like.dtype);
+}
+inline void* data_of(const Output& output) {
+  void* data = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(output.get(), &data));
+  return data;
+}
+
+}  // namespace optkit
