@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable
 from numbers import Real
 
-__all__ = ["check_in", "check_int", "check_one_of"]
+__all__ = ["check_in", "check_int", "check_one_of", "check_pattern"]
 
 
 def check_in(owner: str, name: str, value: float, interval: str) -> float:
@@ -60,3 +60,21 @@ def check_one_of(owner: str, name: str, value: object, choices: Iterable[object]
     if not any(type(value) is type(choice) and value == choice for choice in choices):
         allowed = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"{owner}({name}={value!r}): {name} must be one of {allowed}.")
+
+
+def check_pattern(owner: str, name: str, value: str) -> str:
+    """Returns `value` if it can be a shell pattern of names.
+
+    Raises:
+        TypeError: if it is not a string.
+        ValueError: if it is empty.
+
+    Example:
+        >>> check_pattern("MaxNorm", "names", "head.*")
+        'head.*'
+    """
+    if not isinstance(value, str):
+        raise TypeError(f'{owner}({name}={value!r}): {name} must be a shell pattern of names, such as "blocks.*".')
+    if not value:
+        raise ValueError(f'{owner}({name}={value!r}): {name} must be a shell pattern of names, such as "blocks.*".')
+    return value

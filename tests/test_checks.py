@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from lightning_optkit._checks import check_in, check_int, check_one_of
+from lightning_optkit._checks import check_in, check_int, check_one_of, check_pattern
 
 
 @pytest.mark.parametrize(
@@ -70,3 +70,12 @@ def test_the_choices_are_listed(value):
 def test_one_is_not_true_and_a_choice_may_come_from_a_generator():
     with pytest.raises(ValueError, match="one of False, True"):
         check_one_of("AdamW", "cautious", 1, (choice for choice in (False, True)))
+
+
+@pytest.mark.parametrize(
+    ("value", "error"), [(1.2, TypeError), (None, TypeError), (["head"], TypeError), ("", ValueError)]
+)
+def test_a_pattern_is_a_string_that_names_something(value, error):
+    with pytest.raises(error, match=r'names must be a shell pattern of names, such as "blocks\.\*"\.$'):
+        check_pattern("MaxNorm", "names", value)
+    assert check_pattern("MaxNorm", "names", "head.*") == "head.*"

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_optkit._checks import check_in
+from lightning_optkit._checks import check_in, check_pattern
 from lightning_optkit.callbacks._named_modules import first_tensor, modules_named
 from lightning_optkit.callbacks._overrides import override, restore
 from lightning_optkit.callbacks._refusals import refuse_manual_optimization
@@ -55,7 +55,10 @@ class ActivationRegularization(Callback):
         self.beta = check_in("ActivationRegularization", "beta", beta, "[0, inf)")
         if alpha == beta == 0:
             raise ValueError("ActivationRegularization(alpha=0, beta=0): one of them must be greater than 0.")
-        self.names, self.temporal_names = names, names if temporal_names is None else temporal_names
+        self.names = check_pattern("ActivationRegularization", "names", names)
+        self.temporal_names = names
+        if temporal_names is not None:
+            self.temporal_names = check_pattern("ActivationRegularization", "temporal_names", temporal_names)
         self.time_dim = time_dim
         self._terms: dict[tuple[str, str], list[Tensor]] | None = None  # while training_step runs
         self._hooks: list[RemovableHandle] = []

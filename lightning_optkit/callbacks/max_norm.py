@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_optkit._checks import check_in
+from lightning_optkit._checks import check_in, check_pattern
 from lightning_optkit.callbacks._refusals import refuse_split_parameters, refuse_twice
 from lightning_optkit.callbacks._updates import after_update, refuse_folded_average
 from lightning_optkit.regularization.max_norm import max_norm_
@@ -44,7 +44,7 @@ class MaxNorm(Callback):
 
     def __init__(self, max_norm: float = 3.0, names: str = "*") -> None:
         self.max_norm = check_in("MaxNorm", "max_norm", max_norm, "(0, inf)")
-        self.names = names
+        self.names = check_pattern("MaxNorm", "names", names)
         self._dim: dict[Tensor, int] = {}  # parameter -> dimension of its output units
         self._hooks: list[RemovableHandle] = []
 

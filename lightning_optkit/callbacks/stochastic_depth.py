@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_optkit._checks import check_in
+from lightning_optkit._checks import check_in, check_pattern
 from lightning_optkit.callbacks._named_modules import first_tensor, modules_named, with_first
 from lightning_optkit.regularization.stochastic_depth import linear_drop_rates, stochastic_depth
 
@@ -47,7 +47,8 @@ class StochasticDepth(Callback):
 
     def __init__(self, names: str, p: float = 0.5, batch_dim: int = 0, verbose: bool = True) -> None:
         self.p = check_in("StochasticDepth", "p", p, "(0, 1)")
-        self.names, self.batch_dim, self._verbose = names, batch_dim, verbose
+        self.names = check_pattern("StochasticDepth", "names", names)
+        self.batch_dim, self._verbose = batch_dim, verbose
         self.rates: dict[str, float] = {}
         self._hooks: list[RemovableHandle] = []
 

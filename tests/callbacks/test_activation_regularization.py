@@ -98,3 +98,9 @@ def test_the_module_is_left_as_it_was(make_trainer, fail):
 def test_bad_input_is_refused(make_trainer, callback, message):
     with pytest.raises(ValueError, match=message):
         trained(make_trainer, Reader(), callback())
+
+
+@pytest.mark.parametrize(("names", "which"), [((1.2,), "names"), (("lstm", 1.2), "temporal_names")])
+def test_names_that_are_no_pattern_are_refused_at_once(names, which):
+    with pytest.raises(TypeError, match=rf"^ActivationRegularization\({which}=1\.2\): {which} must be a shell pattern"):
+        ActivationRegularization(*names)

@@ -98,3 +98,5 @@ def test_what_would_not_work_is_refused(regression, fit, callbacks, message):
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match=r"^MaxNorm\(max_norm=0\.0\): max_norm must be in \(0, inf\)\.$"):
         MaxNorm(0.0)
+    with pytest.raises(TypeError, match=r"^MaxNorm\(names=None\): names must be a shell pattern of names"):
+        MaxNorm(names=None)

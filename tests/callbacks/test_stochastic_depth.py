@@ -119,3 +119,8 @@ def test_the_module_is_left_as_it_was(make_trainer, fail):
 def test_bad_input_is_refused(make_trainer, callback, message):
     with pytest.raises(ValueError, match=message):
         trained(make_trainer, Residual(), callback())
+
+
+def test_names_that_are_no_pattern_are_refused_at_once():
+    with pytest.raises(TypeError, match=r"^StochasticDepth\(names=1\.2\): names must be a shell pattern of names"):
+        StochasticDepth(1.2)
