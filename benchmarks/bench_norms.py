@@ -123,7 +123,7 @@ def measure(
         case=f"{rows} x {columns} {dtype_name}{'' if contiguous else ' transposed'}, {phase}",
         variant=kind.name,
         baseline="torch",
-        threads=threads,
+        threads=torch.get_num_threads(),
         median_ms=round(1e3 * median, 4),
         iqr_ms=round(1e3 * (high - low), 4),
         ratio=round(ratio(times["theirs"], times["ours"]), 3),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import Row, copy_bandwidth, copy_bandwidths, interleaved, progress, ratio, report
+from harness import Row, copy_bandwidths, interleaved, progress, ratio, report
 from torch import nn
 
 from lightning_optkit import optimizers as ours
@@ -97,6 +97,7 @@ def measure(
     bandwidth: float,
 ) -> Row:
     """One row."""
+    torch.set_num_threads(threads)
     name, arguments, flags = rule
     mine = getattr(ours, name)(parameters(shapes), **arguments)
     torchs = getattr(torch.optim, name)(parameters(shapes), **arguments, **flags)
@@ -108,7 +109,7 @@ def measure(
         case=case,
         variant=named(name, arguments),
         baseline=f"torch {named(name, {**arguments, **flags})}",
-        threads=threads,
+        threads=torch.get_num_threads(),
         median_ms=round(1e3 * median, 4),
         iqr_ms=round(1e3 * (high - low), 4),
         ratio=round(ratio(times["theirs"], times["ours"]), 3),
@@ -121,7 +122,6 @@ def measure(
 
 def sweep(seconds: float, threads: int, bandwidth: float) -> list[Row]:
     """AdamW by number of tensors of 1,000 elements, and by number of elements in 10 tensors."""
-    torch.set_num_threads(threads)
     cases = {f"{count} tensors of 1000": [(1000,)] * count for count in TENSORS}
     cases |= {f"{total} elements in 10": [(total // 10,)] * 10 for total in ELEMENTS}
     rule = ("AdamW", {}, dict(fused=True))
@@ -189,7 +189,7 @@ def main() -> None:
         memory()
         return
     if arguments.plot:
-        plot(sweep(arguments.seconds, 1, copy_bandwidth()), arguments.plot)
+        plot(sweep(arguments.seconds, 1, copy_bandwidths([1])[1]), arguments.plot)
         return
     pairs = [
         (threads, case, (name, kwargs, flags))

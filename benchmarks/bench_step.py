@@ -139,7 +139,7 @@ def measure(comparison: Comparison, case: str, threads: int, seconds: float, ban
         case=case,
         variant=comparison.variant,
         baseline=comparison.baseline,
-        threads=threads,
+        threads=torch.get_num_threads(),
         median_ms=round(1e3 * median, 4),
         iqr_ms=round(1e3 * (high - low), 4),
         ratio=round(ratio(times["theirs"], times["ours"]), 3),
