@@ -27,7 +27,7 @@ _Iteration = tuple[tuple[float, ...], int, float]
 _Members = list[tuple[Entry, Tensor]]
 
 # Elements: beyond it a batch saves nothing more, and what it holds no longer stays in a cache.
-_BATCH = 2**20
+_BATCH = 2**19
 
 
 @functools.cache
