@@ -81,12 +81,13 @@ def interleaved(variants: dict[str, Callable[[], object]], budget_s: float) -> d
     for call in variants.values():
         call()
     is_long = max(seconds(call) for call in variants.values()) > LONG
+    per_turn, at_least = (1, 3) if is_long else (3, 6)
     end = time.perf_counter() + budget_s
-    while time.perf_counter() < end or len(next(iter(times.values()))) < (3 if is_long else 6):
+    while time.perf_counter() < end or len(next(iter(times.values()))) < at_least:
         for name, call in variants.items():
             if not is_long:
                 call()
-            times[name] += [seconds(call) for _ in range(1 if is_long else 3)]
+            times[name] += [seconds(call) for _ in range(per_turn)]
     return times
 
 

@@ -73,8 +73,7 @@ def check_pattern(owner: str, name: str, value: str) -> str:
         >>> check_pattern("MaxNorm", "names", "head.*")
         'head.*'
     """
-    if not isinstance(value, str):
-        raise TypeError(f'{owner}({name}={value!r}): {name} must be a shell pattern of names, such as "blocks.*".')
-    if not value:
-        raise ValueError(f'{owner}({name}={value!r}): {name} must be a shell pattern of names, such as "blocks.*".')
-    return value
+    if isinstance(value, str) and value:
+        return value
+    error = ValueError if isinstance(value, str) else TypeError
+    raise error(f'{owner}({name}={value!r}): {name} must be a shell pattern of names, such as "blocks.*".')

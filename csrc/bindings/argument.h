@@ -24,29 +24,21 @@ using Output = std::unique_ptr<AtenTensorOpaque, DeleteTensor>;
 
 inline StableIValue give(Output output) { return torch::stable::detail::from(output.release()); }
 
-inline bool to_dtype(int32_t code, DType* dtype) {
-  static const int32_t codes[] = {aoti_torch_dtype_float32(), aoti_torch_dtype_bfloat16(), aoti_torch_dtype_float16(),
-                                  aoti_torch_dtype_float64()};
-  for (int k = 0; k < 4; ++k)
-    if (code == codes[k]) {
-      *dtype = static_cast<DType>(k);
-      return true;
-    }
-  return false;
+// What torch calls our dtypes, in the order of DType.
+inline const std::array<int32_t, 4>& dtype_codes() {
+  static const std::array<int32_t, 4> codes = {aoti_torch_dtype_float32(), aoti_torch_dtype_bfloat16(),
+                                               aoti_torch_dtype_float16(), aoti_torch_dtype_float64()};
+  return codes;
 }
 
-inline int32_t code_of(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return aoti_torch_dtype_float32();
-    case DType::kBFloat16:
-      return aoti_torch_dtype_bfloat16();
-    case DType::kFloat16:
-      return aoti_torch_dtype_float16();
-    default:
-      return aoti_torch_dtype_float64();
-  }
+inline bool to_dtype(int32_t code, DType* dtype) {
+  const auto found = std::find(dtype_codes().begin(), dtype_codes().end(), code);
+  if (found == dtype_codes().end()) return false;
+  *dtype = static_cast<DType>(found - dtype_codes().begin());
+  return true;
 }
+
+inline int32_t code_of(DType dtype) { return dtype_codes()[static_cast<size_t>(dtype)]; }
 
 inline bool is_half(DType dtype) { return size_of(dtype) == 2; }
 

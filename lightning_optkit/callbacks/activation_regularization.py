@@ -56,9 +56,9 @@ class ActivationRegularization(Callback):
         if alpha == beta == 0:
             raise ValueError("ActivationRegularization(alpha=0, beta=0): one of them must be greater than 0.")
         self.names = check_pattern("ActivationRegularization", "names", names)
-        self.temporal_names = names
-        if temporal_names is not None:
-            self.temporal_names = check_pattern("ActivationRegularization", "temporal_names", temporal_names)
+        self.temporal_names = check_pattern(
+            "ActivationRegularization", "temporal_names", names if temporal_names is None else temporal_names
+        )
         self.time_dim = time_dim
         self._terms: dict[tuple[str, str], list[Tensor]] | None = None  # while training_step runs
         self._hooks: list[RemovableHandle] = []

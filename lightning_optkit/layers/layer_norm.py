@@ -49,9 +49,9 @@ class LayerNorm(nn.LayerNorm):
     """`torch.nn.LayerNorm`, forward and backward in one pass over the rows each.
 
     Same arguments, numbers and state dict. The gradients of weight and bias are summed in float32 whatever the
-    dtypes: torch's CPU kernel sums them in the dtype of the input, and stops at 256 in bfloat16. Where
-    the autograd node is not compiled (`optkit info`), inputs of at most 60000 elements in at most 256 rows, on CPU,
-    take torch's kernel, which is faster there.
+    dtypes: torch's CPU kernel sums them in the dtype of the input, and stops at 256 in bfloat16. Where the autograd
+    node is not compiled (`optkit info`), inputs of at most 60000 elements in at most 256 rows, on CPU, take torch's
+    kernel, which is faster there.
 
     Args:
         normalized_shape: Sizes of the last dimensions, normalized together; each >= 1.

@@ -21,7 +21,8 @@ _NO_BOUNDS = ClipBounds()
 class GroupNumbers(NamedTuple):
     """The fields of GroupRow in csrc/core/tables.h, in its order (a test compares the two).
 
-    A tuple, since one is made per group and step: a frozen dataclass of as many fields takes ten times as long.
+    A tuple, since one is made per group and step: a frozen dataclass of as many fields takes five times as long
+    (1.65 us against 0.34 by `timeit`).
     """
 
     lr: float
