@@ -3,7 +3,8 @@
 
 OPTKIT_EXTENSION=auto|0|1   build it if there is a C++ compiler | never | fail without one
 OPTKIT_CUDA=auto|0|1        add the CUDA kernels if there is an nvcc | never | fail without one
-OPTKIT_NODE=auto|0|1        add the norms' autograd node if torch's headers compile | never | fail if they do not
+OPTKIT_NODE=auto|0|1        add what only torch's own headers give (the norms' autograd node, a quicker look at
+                            tensors) if they compile | never | fail if they do not
 TORCH_CUDA_ARCH_LIST        e.g. "9.0;10.0+PTX"; default: what this nvcc knows of 8.0 9.0 10.0 12.0
 MAX_JOBS                    compilers at a time; default: cores, and 2 GB of memory each
 """
@@ -181,7 +182,7 @@ def link(library: str, linker: str, jobs: list[Job], libraries: str) -> Job:
 
 
 def node_jobs(library: str) -> list[Job]:
-    """One file, on all of torch's headers and for this torch only: the stable ABI has no autograd node."""
+    """On all of torch's headers and for this torch only: the stable ABI has no autograd node, and no quick look."""
     torch = torch_folder()
     version = re.search(r"__version__ = '([^'+]+)", (torch / "version.py").read_text())
     includes = f"-I{CSRC.resolve()} -I{sysconfig.get_paths()['include']}"
@@ -189,23 +190,26 @@ def node_jobs(library: str) -> list[Job]:
     flags = (
         f"-O2 -std=c++20 -fPIC -fvisibility=hidden -Wall -Wextra '-DOPTKIT_TORCH_VERSION=\"{version and version[1]}\"'"
     )
-    source = (CSRC / "bindings/norm_node.cpp").resolve()
-    command = f"{COMPILER} -MMD -MF norm_node.o.d {flags} {includes} -c {source} -o norm_node.o"
-    jobs = [Job("norm_node.o", command, [str(source)], True)]
+    jobs = []
+    for stem in ("norm_node", "node_look"):
+        source = (CSRC / f"bindings/{stem}.cpp").resolve()
+        command = f"{COMPILER} -MMD -MF {stem}.o.d {flags} {includes} -c {source} -o {stem}.o"
+        jobs.append(Job(f"{stem}.o", command, [str(source)], True))
     libraries = f"-L{torch}/lib -ltorch_python -ltorch_cpu -lc10"
     libraries = "-undefined dynamic_lookup" if sys.platform == "darwin" else libraries
     return [*jobs, link(library, f"{COMPILER} -shared", jobs, libraries)]
 
 
 def cpp_units(torch_includes: str) -> list[tuple[Path, str, str]]:
-    """(source, object, flags). Of these only ops.cpp and norm_ops.cpp see torch, whose headers need C++20."""
+    """(source, object, flags). Of these only threads.cpp and norm_ops.cpp see torch, whose headers need C++20."""
     units = [
         (CSRC / f"cpu/{name}.cpp", name, "-std=c++17")
         for name in ("walk", "factor_layout", "dispatch", "memory", "layer_norm")
     ]
-    units += [(CSRC / f"bindings/{name}.cpp", name, "-std=c++17") for name in ("plan", "module", "device", "exchange")]
+    bindings = ("plan", "bound_plan", "membership", "look", "module", "device")
+    units += [(CSRC / f"bindings/{name}.cpp", name, "-std=c++17") for name in bindings]
     stable_abi = f"-std=c++20 -DTORCH_TARGET_VERSION=0x020a000000000000 {torch_includes}"
-    units += [(CSRC / f"bindings/{name}.cpp", name, stable_abi) for name in ("ops", "norm_ops")]
+    units += [(CSRC / f"bindings/{name}.cpp", name, stable_abi) for name in ("threads", "norm_ops")]
     isas = ISA_FLAGS if IS_X86 else {"baseline": ""}
     for isa, flags in isas.items():
         for name in ("kernels", "layer_norm_kernels"):

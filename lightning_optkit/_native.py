@@ -17,11 +17,11 @@ __all__ = [
     "cuda_library",
     "extension",
     "has_cuda_kernels",
-    "has_exchange",
     "missing_reason",
     "node",
     "warn_once_if_missing",
     "why_no_cuda_kernels",
+    "why_no_look",
     "why_no_node",
 ]
 
@@ -40,11 +40,6 @@ def _load() -> tuple[ModuleType | None, str]:
     return _C, ""
 
 
-def _open_exchange() -> bool:
-    capsule = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
-    return extension is not None and capsule is not None and bool(extension.open_exchange(capsule))
-
-
 def _load_node() -> tuple[ModuleType | None, str]:
     if extension is None:
         return None, missing_reason
@@ -59,11 +54,24 @@ def _load_node() -> tuple[ModuleType | None, str]:
     return _node, ""
 
 
+def _connect() -> str:
+    """Gives the extension its ways of looking at tensors. The reason why there is none, or ""."""
+    if extension is None:
+        return missing_reason
+    capsule = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+    can_exchange = capsule is not None and extension.open_exchange(
+        capsule, torch.Tensor, torch.Tensor.__torch_dispatch__
+    )
+    if node is not None:
+        extension.use_look(node.look)
+    return "" if node is not None or can_exchange else "this torch shows its tensors in a way unknown to this build"
+
+
 extension, missing_reason = _load()
-has_exchange = _open_exchange()
-"""Whether the plan can look at tensors by DLPack's C exchange API, which an older torch lacks."""
-# The norms' autograd node in C++: sees more of torch than its stable ABI, so it serves one torch only.
+# What sees more of torch than its stable ABI, and so serves one torch only: the norms' autograd node in C++, and a
+# quicker look at tensors.
 node, why_no_node = _load_node()
+why_no_look = _connect()
 _warned = False
 
 

@@ -368,19 +368,28 @@ PyCFunction fast(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t))
   return reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(function));
 }
 
+// is_observed(): does a profiler, or any other observer of torch's, want to know what is run?
+PyObject* is_observed(PyObject*, PyObject*) { return PyBool_FromLong(at::hasCallbacks()); }
+
 PyMethodDef methods[] = {{"norm", fast(&norm), METH_FASTCALL, nullptr},
                          {"add_norm", fast(&add_norm), METH_FASTCALL, nullptr},
                          {"connect", fast(&connect), METH_FASTCALL, nullptr},
+                         {"is_observed", &is_observed, METH_NOARGS, nullptr},
                          {nullptr, nullptr, 0, nullptr}};
 PyModuleDef definition = {
     PyModuleDef_HEAD_INIT, "_node", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr,
 };
 
 }  // namespace
+
+PyObject* look_capsule();
+
 }  // namespace optkit
 
 PyMODINIT_FUNC PyInit__node() {
   PyObject* module = PyModule_Create(&optkit::definition);
-  if (module != nullptr) PyModule_AddStringConstant(module, "TORCH_VERSION", OPTKIT_TORCH_VERSION);
+  if (module == nullptr) return nullptr;
+  PyModule_AddStringConstant(module, "TORCH_VERSION", OPTKIT_TORCH_VERSION);
+  PyModule_AddObject(module, "look", optkit::look_capsule());
   return module;
 }

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A plan: the tables of one optimizer on one device, known to Python by a number so that an op can find it. No torch
-// here.
+// A plan: the tables of one optimizer's tensors on one device, and the walks over them. No torch and no Python here.
 #pragma once
 
 #include <cstdint>
@@ -13,42 +12,32 @@
 
 namespace optkit {
 
-// What is wrong with a parameter or its gradient; the order is the order of the checks.
-enum class Misfit : int64_t { kNone = 0, kParamMoved = 1, kShape = 2, kDevice = 3, kDType = 4, kLayout = 5 };
-
-struct Shape {
-  std::vector<int64_t> sizes, strides;
-};
-
-// What a plan looks at of a tensor, however Python handed it over. A sparse one is not strided, and shows nothing else.
-struct TensorView {
-  bool is_strided, on_cpu, on_cuda, has_dtype;  // has_dtype: it is one of DType
-  DType dtype;
-  void* data;
-  int64_t dim;
-  const int64_t *sizes, *strides;
-};
-
 struct Norm {
   double grad_sq;    // of all active gradients, before unscaling
   double nonfinite;  // elements
 };
 
+// What a compiled rule expects of a plan.
+struct RuleTraits {
+  int num_states;         // by element, and behind them those by row and by column
+  int num_factor_states;  // the latter
+  int num_scalars, num_hypers;
+  bool needs_scalars;    // null where the rule keeps no state; false: a rule may go without
+  uint32_t wide_states;  // bit k: state k is fp32 whatever the others are in
+  bool has_estimate;
+};
+
 class Plan {
  public:
-  // device: index of a CUDA device, or -1 for the CPU.
+  // device: index of a CUDA device, or kCpu. Throws std::invalid_argument for a rule that is not compiled for it.
   Plan(const std::string& rule, bool is_double, int device);
   ~Plan();
   Plan(const Plan&) = delete;
   Plan& operator=(const Plan&) = delete;
 
-  int64_t id() const { return id_; }
-  static Plan* find(int64_t id);
-
-  void add_tensor(const TensorSlot& slot, Shape shape);
+  // Call after tensors were added; before the first walk, and whenever other tensors have a gradient.
   void set_active(const std::vector<int>& indices);
-  // Points tensor `place` at this step's gradient, if parameter and gradient are such that both can be walked.
-  Misfit point_at(int place, const TensorView& param, const TensorView& grad);
+  // Throws std::invalid_argument for rows that the tensors cannot be walked with.
   void set_groups(const std::vector<std::vector<double>>& rows);
 
   Norm norm();
@@ -59,25 +48,28 @@ class Plan {
   const std::vector<Sums>& sums() const { return sums_; }
 
   // On CUDA, without waiting for it: pointers are device memory, `stream` a cudaStream_t.
-  void cuda_norm(uintptr_t norm_out, uintptr_t stream);
+  void cuda_norm(double* norm_out, uintptr_t stream);
   // `rates`: per group, a learning rate in device memory that replaces the one in its row, or null.
   void cuda_step(const CudaStepControl& control, const std::vector<const double*>& rates, uintptr_t stream);
   // False for the CPU, and for an emulation that works on the host's memory.
   bool is_on_cuda() const { return device >= 0 && cuda_api().on_host == 0; }
 
+  const RuleTraits& traits() const;
+  bool clips_tensors() const;  // needs the norm of each
+  std::size_t num_groups() const { return groups_.size(); }
+
   const int device;
+  const bool is_double;
   std::vector<TensorSlot> tensors;
-  std::vector<Shape> shapes;  // of the parameters
-  std::vector<int> active;    // indices of tensors with a gradient, in order
+  std::vector<int> active;  // indices of tensors with a gradient, in order
 
  private:
-  int64_t id_;
+  void upload(uintptr_t stream);
+
   int rule_;
-  bool is_double_;
   std::vector<GroupRow> groups_;
   std::vector<Sums> sums_;
   CpuWalk cpu_;
-  void upload(uintptr_t stream);
   void* cuda_ = nullptr;
   bool uploaded_ = false;
 };

@@ -27,8 +27,8 @@ struct SGDRule {
   template <class S>
   OPTKIT_HD static Coefs<S> prepare(const double* hyper, double lr, double, float* const* scalar) {
     const double momentum = hyper[0], dampening = hyper[1];
-    const bool first = momentum == 0.0 || *scalar[0] == 0.0f;
-    if (momentum != 0.0) *scalar[0] += 1.0f;
+    const bool first = momentum == 0.0 || scalar[0] == nullptr || *scalar[0] == 0.0f;
+    if (momentum != 0.0 && scalar[0] != nullptr) *scalar[0] += 1.0f;
     return {static_cast<S>(lr), static_cast<S>(momentum), static_cast<S>(first ? 0.0 : momentum),
             static_cast<S>(first ? 1.0 : 1.0 - dampening), hyper[2] != 0.0};
   }

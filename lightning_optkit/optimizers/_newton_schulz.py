@@ -17,14 +17,14 @@ from torch import Tensor
 from lightning_optkit.step.numbers import GroupNumbers, compute_dtype
 from lightning_optkit.step.reference import clip_reference, dense
 from lightning_optkit.step.rule import Group, Rule, State
-from lightning_optkit.step.segments import Entry, ReferenceSegment
+from lightning_optkit.step.segments import Bound, ReferenceSegment
 from lightning_optkit.step.statistics import Clipped
 
 __all__ = ["MatrixSegment", "muon_update", "orthogonalize"]
 
 
 _Iteration = tuple[tuple[float, ...], int, float]
-_Members = list[tuple[Entry, Tensor]]
+_Members = list[Bound]
 
 # Elements: beyond it a batch saves nothing more, and what it holds no longer stays in a cache.
 _BATCH = 2**19
@@ -115,22 +115,15 @@ def _hand_over(
 class MatrixSegment(ReferenceSegment):
     """Matrices: the iterations run for all of one shape together, the stages for one after another."""
 
-    @classmethod
-    def over(cls, segment: ReferenceSegment) -> "MatrixSegment":
-        """The same parameters with the same gradients."""
-        made = cls(segment.rule, segment.entries, segment._average_name, segment._owner)
-        made._bound = segment._bound
-        return made
-
     def step(
         self, groups: Sequence[Group], numbers: Sequence[GroupNumbers], grad_scale: float, statistics: bool
     ) -> Clipped:
         """Updates the bound parameters."""
         alike: dict[tuple[torch.Size, torch.dtype, _Iteration], _Members] = {}
-        for entry, grad in self._bound:
-            iteration = _iteration(groups[entry.group_index])
-            key = (_as_matrix(entry.param).shape, compute_dtype(entry.param), iteration)
-            alike.setdefault(key, []).append((entry, grad))
+        for bound in self._bound:
+            param, group = bound.entry.param, groups[bound.entry.group_index]
+            key = (_as_matrix(param).shape, compute_dtype(param), _iteration(group))
+            alike.setdefault(key, []).append(bound)
         updates = (
             update
             for (shape, _work, iteration), members in alike.items()
@@ -146,21 +139,21 @@ class MatrixSegment(ReferenceSegment):
         groups: Sequence[Group],
         numbers: Sequence[GroupNumbers],
         grad_scale: float,
-    ) -> Iterator[tuple[Rule, Entry, Tensor]]:
-        """For each matrix of one shape: a rule that hands over its update, with parameter and gradient."""
+    ) -> Iterator[tuple[Rule, Bound]]:
+        """For each matrix of one shape: a rule that hands over its update, with what it is an update of."""
         buffers, directions = [], []
-        for entry, grad in batch:
+        for entry, state, grad in batch:
             group, stage = groups[entry.group_index], numbers[entry.group_index]
             work = compute_dtype(entry.param)
             param = entry.param.detach().to(work)
             g, _ = clip_reference(dense(grad).to(work), param, grad_scale, stage, is_vector=False)
-            buffers.append(entry.state["momentum_buffer"].to(work))
+            buffers.append(state["momentum_buffer"].to(work))
             directions.append(_as_matrix(_look_ahead(g, buffers[-1], group)))
         together = torch.stack(directions) if len(directions) > 1 else directions[0][None]
         made = orthogonalize(together, *iteration)
-        for (entry, grad), buffer, orthogonal in zip(batch, buffers, made, strict=True):
-            update = _scaled(orthogonal, buffer, groups[entry.group_index])
-            yield replace(self.rule, update=partial(_hand_over, update, buffer)), entry, grad
+        for bound, buffer, orthogonal in zip(batch, buffers, made, strict=True):
+            update = _scaled(orthogonal, buffer, groups[bound.entry.group_index])
+            yield replace(self.rule, update=partial(_hand_over, update, buffer)), bound
 
 
 def _batches(members: _Members, size: int) -> Iterator[_Members]:

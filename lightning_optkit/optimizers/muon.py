@@ -19,7 +19,6 @@ from lightning_optkit.optimizers._newton_schulz import MatrixSegment, muon_updat
 from lightning_optkit.optimizers.adam import adam_update
 from lightning_optkit.step import Average, Clip, OnePassOptimizer, Rule
 from lightning_optkit.step.arguments import check_number, listed, pair
-from lightning_optkit.step.planning import Segment
 from lightning_optkit.step.rule import Group
 from lightning_optkit.step.segments import ReferenceSegment
 
@@ -212,11 +211,8 @@ class Muon(OnePassOptimizer):
             return "matrix products, batched over equal shapes"
         return super()._why_reference(param, group)
 
-    def _bind(self) -> list[Segment]:
-        return [
-            MatrixSegment.over(segment) if isinstance(segment, ReferenceSegment) and segment.rule is _MUON else segment
-            for segment in super()._bind()
-        ]
+    def _reference_segment(self, rule: Rule) -> type[ReferenceSegment]:
+        return MatrixSegment if rule is _MUON else ReferenceSegment
 
     def _check_group(self, group: Group) -> None:
         check_number(self._owner, "momentum", group["momentum"], "[0, inf)")

@@ -67,7 +67,7 @@ class CudaSegment(CompiledSegment):
     def norm_on_device(self) -> Tensor:
         """Sum of squares and number of non-finite elements of the gradients, shape (2,), fp64, on the device."""
         norm = torch.empty(2, dtype=torch.float64, device=self._device)
-        self._plan.cuda_norm(norm.data_ptr(), self._stream)
+        self._walk(self._plan.cuda_norm, norm, self._stream)
         return norm
 
     def step_on_device(
@@ -128,29 +128,31 @@ class CudaSegment(CompiledSegment):
         counts: bool,
         statistics: bool,
     ) -> None:
-        self._hand_over_groups(groups, numbers)
         # Kept until the next step, so that the allocator does not hand them out before the kernels have read them.
         self._rates = [self._rate_on_device(group["lr"]) for group in groups]
         estimate = self.rule.estimate
-        if statistics or estimate is not None:
+        counts_sums = statistics or estimate is not None
+        if counts_sums:
             self._sums = torch.zeros(len(self.entries), _SUMS, dtype=torch.float64, device=self._device)
-        self._plan.cuda_step(
-            rates=[_address(rate) for rate in self._rates],
-            norm=_address(control.norm),
-            loss_scale=_address(control.loss_scale),
-            found_inf=_address(control.found_inf),
+        self._walk(
+            self._plan.cuda_step,
+            rows=self._rows(groups, numbers),
+            rates=self._rates,
+            norm=control.norm,
+            loss_scale=self._number(control.loss_scale),
+            found_inf=self._number(control.found_inf),
             scale=scale,
-            max_norm=_address(control.max_norm),
+            max_norm=control.max_norm,
             max_norm_value=control.max_norm_value,
-            estimate=0 if estimate is None else estimate.value(groups[0]).data_ptr(),
-            report=control.report.data_ptr(),
-            clipped=control.clipped.data_ptr(),
+            estimate=None if estimate is None else estimate.value(groups[0]),
+            report=control.report,
+            clipped=control.clipped,
             counts_report=counts,
-            statistics=self._sums.data_ptr() if statistics or estimate is not None else 0,
+            statistics=self._sums if counts_sums else None,
             stream=self._stream,
         )
-        self._done()
+        self._mark_written()
 
-
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
+    def _number(self, given: Tensor | None) -> Tensor | None:
+        """A number of a GradScaler as the plan reads it."""
+        return None if given is None else given.to(self._device, torch.float32)

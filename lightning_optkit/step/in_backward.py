@@ -8,7 +8,6 @@ models with limited resources", arXiv:2306.09782.
 import math
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,9 +17,8 @@ from lightning_optkit.step.compiled import CompiledSegment
 from lightning_optkit.step.cuda import CudaSegment
 from lightning_optkit.step.optimizer import OnePassOptimizer
 from lightning_optkit.step.planning import Segment
-from lightning_optkit.step.rule import State
 from lightning_optkit.step.segments import Entry, PlanOutdated, ReferenceSegment
-from lightning_optkit.step.state import StateLayout, prepare_state
+from lightning_optkit.step.state import Kept, StateLayout, check_state, prepare_state
 
 __all__ = ["StepInBackward", "step_in_backward"]
 
@@ -64,7 +62,7 @@ class StepInBackward:
         self._owner = f"step_in_backward({type(optimizer).__name__})"
         self.optimizer = optimizer
         self._check()
-        self._own: dict[Tensor, _Own] = {}
+        self._own: dict[Tensor, Segment] = {}
         self._handles: list[RemovableHandle] = []
         number, this = 0, weakref.ref(self)
         for group_index, group in enumerate(optimizer.param_groups):
@@ -110,46 +108,33 @@ class StepInBackward:
         optimizer = self.optimizer
         if getattr(optimizer, "grad_scale", None) is not None:
             raise RuntimeError(f"{self._owner}: a loss scaler must see all gradients before any step; train in bf16.")
-        segment = self._bound(param, group_index, number)
-        if optimizer.clip is not None and optimizer.clip.needs_norm and segment.norm()[1] > 0:
-            return
-        numbers = optimizer._numbers(int(float(optimizer.state[param]["step"])) + 1)
-        segment.step(optimizer.param_groups, numbers, 1.0, optimizer.record_statistics)
-
-    def _bound(self, param: Tensor, group_index: int, number: int) -> Segment:
-        """The parameter's own segment, pointed at its gradient; built anew when memory or state was replaced."""
-        own = self._own.get(param)
-        if own is not None and own.relies_on(self.optimizer.state.get(param, {})):
+        for _ in range(2):
+            if param not in self._own:
+                self._own[param] = self._build(param, group_index, number)
+            segment = self._own[param]
             try:
-                own.segment.bind()
-                return own.segment
+                segment.bind([optimizer.state.get(param, {})])
+                if optimizer.clip is not None and optimizer.clip.needs_norm and segment.norm()[1] > 0:
+                    return
+                numbers = optimizer._numbers(int(float(optimizer.state[param]["step"])) + 1)
+                segment.step(optimizer.param_groups, numbers, 1.0, optimizer.record_statistics)
+                return
             except PlanOutdated:
-                pass
-        own = self._own[param] = self._build(param, group_index, number)
-        own.segment.bind()
-        return own.segment
+                del self._own[param]
+            finally:
+                segment.release()
+        raise RuntimeError(f"{self._owner}: a parameter, its state or its gradient was moved while it was updated.")
 
-    def _build(self, param: Tensor, group_index: int, number: int) -> "_Own":
+    def _build(self, param: Tensor, group_index: int, number: int) -> Segment:
         optimizer = self.optimizer
         group = optimizer.param_groups[group_index]
         rule = optimizer._rule(group)
         layout = StateLayout(optimizer.average, optimizer.state_dtype)
-        held = rule.held_by(param, optimizer._held(group))
-        entry = Entry(param, optimizer.state[param], held, group_index, number)
-        prepare_state([(entry, group, rule)], layout)
+        entry = Entry(param, rule.held_by(param, optimizer._held(group)), group_index, number)
+        kept = [Kept(entry, optimizer.state[param], group, rule)]
+        check_state(type(optimizer).__name__, kept, layout)
+        prepare_state(kept, layout)
         kind: type[Segment] = CudaSegment if param.is_cuda else CompiledSegment
         if optimizer._why_reference(param, group):
             kind = ReferenceSegment
-        return _Own(kind(rule, [entry], layout.average_name, type(optimizer).__name__), dict(entry.state))
-
-
-@dataclass(frozen=True)
-class _Own:
-    """The segment of one parameter, and the state it was built on."""
-
-    segment: Segment
-    state: State
-
-    def relies_on(self, state: State) -> bool:
-        """Whether nothing was replaced since."""
-        return state.keys() == self.state.keys() and all(state[name] is t for name, t in self.state.items())
+        return kind(rule, [entry], [optimizer.state[param]], layout.average_name, type(optimizer).__name__)

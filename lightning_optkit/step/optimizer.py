@@ -2,9 +2,10 @@
 """The optimizer that every rule of this package is: one walk over the parameters for the rule and all its stages."""
 
 import math
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, cast
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -13,15 +14,17 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from lightning_optkit._checks import check_one_of
 from lightning_optkit._native import warn_once_if_missing
 from lightning_optkit.step.arguments import check_group, check_params, check_stages, listed, with_listed_params
-from lightning_optkit.step.cuda import CudaSegment, DeviceControl
+from lightning_optkit.step.cuda import DeviceControl
+from lightning_optkit.step.engine import take_step
 from lightning_optkit.step.explain import Explanation, explain
+from lightning_optkit.step.hooks import hooked
 from lightning_optkit.step.loading import check_state_dict, complete_groups, restore_state
 from lightning_optkit.step.numbers import STATE_DTYPES, GroupNumbers, is_due, read_group
 from lightning_optkit.step.planning import Segment, StepPlan
 from lightning_optkit.step.progress import Progress
 from lightning_optkit.step.rule import Average, Clip, Group, LearningClip, Rule
-from lightning_optkit.step.segments import PlanOutdated, why_no_units, why_not_compiled
-from lightning_optkit.step.shards import local, reduce_sum_
+from lightning_optkit.step.segments import PlanOutdated, ReferenceSegment, why_no_units, why_not_compiled
+from lightning_optkit.step.shards import local
 from lightning_optkit.step.state import StateLayout
 from lightning_optkit.step.statistics import TensorStatistics
 
@@ -86,6 +89,7 @@ class OnePassOptimizer(Optimizer):
             defaults["average_decay"] = average.decay
         self._check_all(defaults)
         warn_once_if_missing()
+        self._lock, self._is_stepping = threading.RLock(), False
         self._plan: StepPlan | None = None
         self._stepped: list[Segment] = []
         self._counted = Progress()
@@ -138,6 +142,8 @@ class OnePassOptimizer(Optimizer):
 
     # --- the step ---
 
+    profile_hook_step = staticmethod(hooked)  # what torch wraps every `step` in
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter with a gradient. Gradients are read, never written.
 
@@ -150,70 +156,23 @@ class OnePassOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with torch.no_grad():
-            self._stepped = []
-            bound = self._bind()
-            if bound and all(isinstance(segment, CudaSegment) for segment in bound):
-                self._step_on_device(cast("list[CudaSegment]", bound))
-            elif bound:
-                self._step_on_host(bound)
+        with self._lock:
+            if self._is_stepping:
+                raise RuntimeError(f"{self._owner}.step: called inside a step of the same optimizer.")
+            self._is_stepping = True
+            try:
+                with torch.no_grad():
+                    take_step(self)
+            except PlanOutdated:
+                raise RuntimeError(
+                    f"{self._owner}.step: a parameter, its state or its gradient was moved or replaced while the step "
+                    "ran; leave them alone until it is done."
+                ) from None
+            finally:
+                self._is_stepping = False
+                if self._plan is not None:
+                    self._plan.release()
         return loss
-
-    def _step_on_host(self, bound: list[Segment]) -> None:
-        found_inf, loss_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-        if found_inf is not None and float(found_inf) != 0:
-            self._counted = self._counted.skipped(None)
-            return
-        scale = 1.0 if loss_scale is None else 1.0 / float(loss_scale)
-        norm, coefficient = None, 1.0
-        if self.clip is not None and self.clip.needs_norm:
-            norm = _global_norm(bound, scale)
-            if math.isnan(norm):
-                self._counted = self._counted.skipped(norm)
-                return
-            coefficient = min(1.0, float(self.clip.norm_bound(torch.tensor(norm, dtype=torch.float64))) / (norm + 1e-6))
-            scale *= coefficient
-        assert self._plan is not None
-        numbers = self._numbers(self._plan.clock + 1)
-        parts = [segment.step(self.param_groups, numbers, scale, self.record_statistics) for segment in bound]
-        self._finish(bound, numbers)
-        norm_clipped, num_parts = None if norm is None else norm * coefficient, sum(part.num for part in parts)
-        if num_parts:
-            norm_clipped = scale * math.sqrt(sum(part.grad_sq for part in parts))
-        self._counted = self._counted.stepped(norm, norm_clipped, clipped=coefficient < 1 or num_parts > 0)
-
-    def _step_on_device(self, bound: "list[CudaSegment]") -> None:
-        """The same without asking the device anything."""
-        if self._control is None:
-            self._control = DeviceControl(bound[0].entries[0].param.device)
-        control = self._control
-        control.found_inf, control.loss_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-        control.norm = control.max_norm = None
-        if self.clip is not None and self.clip.needs_norm:
-            norms = [reduce_sum_(segment.norm_on_device(), segment.process_groups) for segment in bound]
-            control.norm = norms[0] if len(norms) == 1 else torch.stack(norms).sum(0)
-            control.bound_norm_by(self.clip)
-            if self.clip.bounds.limits_parts:
-                control.clipped.zero_()
-        assert self._plan is not None
-        numbers = self._numbers(self._plan.clock + 1, control.report.device)
-        for segment in bound:
-            is_last = segment is bound[-1]
-            segment.step_on_device(
-                self.param_groups, numbers, control, is_last=is_last, statistics=self.record_statistics
-            )
-        self._finish(bound, numbers)
-
-    def _finish(self, stepped: Sequence[Segment], numbers: list[GroupNumbers]) -> None:
-        self._stepped = list(stepped)
-        if any(segment.rule.estimate is not None for segment in stepped):
-            device = stepped[0].entries[0].param.device
-            sums = [reduce_sum_(segment.observed().to(device), segment.process_groups) for segment in stepped]
-            self._learn(torch.stack(sums).sum(0))
-        assert self._plan is not None
-        self._plan.clock += 1
-        if self.average is not None:
-            self._plan.average_idle(numbers)
 
     def _numbers(self, clock: int, device: torch.device | None = None) -> list[GroupNumbers]:
         """What the groups mean for optimizer step `clock`, from 1; rates that live on `device` stay there."""
@@ -307,15 +266,9 @@ class OnePassOptimizer(Optimizer):
 
     # --- the plan ---
 
-    def _bind(self) -> list[Segment]:
-        """The segments with gradients, pointed at them; plans anew when the plan is missing or outdated."""
-        if self._plan is None or self._plan.is_outdated():
-            self._plan = StepPlan(self)
-        try:
-            return self._plan.bind()
-        except PlanOutdated:
-            self._plan = StepPlan(self)
-            return self._plan.bind()
+    def _reference_segment(self, rule: Rule) -> type[ReferenceSegment]:
+        """What steps the parameters of `rule` that take the reference path."""
+        return ReferenceSegment
 
     def _why_reference(self, param: Tensor, group: Group) -> str | None:
         """The reason why a parameter takes the reference path, or None."""
@@ -372,15 +325,5 @@ class OnePassOptimizer(Optimizer):
         super().__setstate__(state)
         self._plan = self._control = None
         self._stepped = []
-
-
-def _global_norm(bound: Sequence[Segment], scale: float) -> float:
-    """L2 norm of all gradients, times `scale`; NaN if an element is not finite."""
-    squares = nonfinite = 0.0
-    for segment in bound:
-        sums: Sequence[float] = segment.norm()
-        if segment.process_groups:
-            here = torch.tensor(sums, dtype=torch.float64, device=segment.entries[0].param.device)
-            sums = reduce_sum_(here, segment.process_groups).tolist()
-        squares, nonfinite = squares + sums[0], nonfinite + sums[1]
-    return float("nan") if nonfinite > 0 else float(scale * squares**0.5)
+        if "_lock" not in vars(self):
+            self._lock, self._is_stepping = threading.RLock(), False

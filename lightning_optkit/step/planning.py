@@ -1,27 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sorts the parameters of an optimizer into segments, and knows when that has to be done again."""
+"""Sorts the parameters of an optimizer into segments, and asks the optimizer for them before every step."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from lightning_optkit.step.arguments import check_params
 from lightning_optkit.step.compiled import CompiledSegment
 from lightning_optkit.step.cuda import CudaSegment
+from lightning_optkit.step.membership import membership
 from lightning_optkit.step.numbers import GroupNumbers, average_weight
-from lightning_optkit.step.rule import Group, Rule
-from lightning_optkit.step.segments import Entry, ReferenceSegment
+from lightning_optkit.step.plain import why_no_numbers
+from lightning_optkit.step.rule import State
+from lightning_optkit.step.segments import Entry, PlanOutdated, ReferenceSegment
 from lightning_optkit.step.shards import local, sharding_groups, why_not_on_shards
-from lightning_optkit.step.snapshot import take_snapshot
-from lightning_optkit.step.state import StateLayout, check_state_shapes, prepare_state
+from lightning_optkit.step.state import Kept, StateLayout, check_state, prepare_state
 
 if TYPE_CHECKING:
     from lightning_optkit.step.optimizer import OnePassOptimizer
 
-__all__ = ["Segment", "StepPlan"]
+__all__ = ["Segment", "StepPlan", "lists_of"]
 
 Segment = CompiledSegment | ReferenceSegment
+
+
+def lists_of(optimizer: "OnePassOptimizer") -> list[list[Tensor]]:
+    """The parameters of each group as the group now has them; what is no list, in a group set by hand, becomes one.
+
+    Raises:
+        ValueError: if a group has no parameters at all.
+    """
+    groups = optimizer.param_groups
+    try:
+        lists = [group["params"] for group in groups]
+    except (KeyError, TypeError):
+        raise ValueError(f"{optimizer._owner}.step: every group must be a dict that has 'params'.") from None
+    for place, params in enumerate(lists):
+        if type(params) is not list:
+            groups[place]["params"] = lists[place] = [params] if isinstance(params, Tensor) else list(params)
+    return lists
 
 
 class StepPlan:
@@ -29,68 +49,64 @@ class StepPlan:
 
     Args:
         optimizer: Its missing state is created.
+
+    Raises:
+        ValueError: for parameters, gradients or state that no step can be taken with; nothing is changed then.
     """
 
     def __init__(self, optimizer: "OnePassOptimizer") -> None:
         self._optimizer = optimizer
         layout = StateLayout(optimizer.average, optimizer.state_dtype)
-        entries: list[tuple[Entry, Group, Rule]] = []
-        self._dormant: list[Tensor] = []
-        for group_index, group in enumerate(optimizer.param_groups):
-            rule, held = optimizer._rule(group), optimizer._held(group)
-            for param in group["params"]:
-                if param.grad is None and not optimizer.state.get(param):
-                    self._dormant.append(param)
-                else:
-                    number = len(entries) + len(self._dormant)
-                    state = optimizer.state.get(param, {})
-                    entry = Entry(param, state, rule.held_by(param, held), group_index, number)
-                    entries.append((entry, group, rule))
-        for entry, group, rule in entries:
-            reason = why_not_on_shards(entry.param, group, rule, optimizer.clip, optimizer.state_dtype)
-            if reason is not None:
-                raise ValueError(
-                    f"{type(optimizer).__name__}.step: cannot {reason} of a parameter that is sharded over processes; "
-                    "use DDP for it, or a rule, a clip and state that need no whole tensor."
-                )
-        check_state_shapes(type(optimizer).__name__, entries, layout)
-        for entry, _, _ in entries:
-            optimizer.state[entry.param] = entry.state
-        prepare_state(entries, layout)
+        lists = lists_of(optimizer)
+        self._check_members(lists)
+        kept, self._dormant = self._sort(lists)
+        self._check_shards(kept)
+        check_state(optimizer._owner, kept, layout)
+        for each in kept:
+            optimizer.state[each.entry.param] = each.state
+        prepare_state(kept, layout)
         self._average_name = layout.average_name
         # All averages keep one clock: that of the parameter that was updated most often.
-        steps = [entry.state["step"] for entry, _, _ in entries] if layout.average_name else []
+        steps = [each.state["step"] for each in kept] if layout.average_name else []
         self.clock = int(torch.stack(steps).max()) if steps else 0
-        self.segments = self._segmented(entries, layout.average_name)
-        self._state = optimizer.state
+        self.segments, self._places = self._segmented(kept, layout.average_name)
         self._signature = self._signature_now()
-        self._snapshot = take_snapshot(optimizer.state, [group["params"] for group in optimizer.param_groups])
-
-    def is_outdated(self) -> bool:
-        """Has anything changed that the plan relies on: parameters, state tensors, what a group keeps?"""
-        if self._state is not self._optimizer.state or not self._snapshot.unchanged():
-            return True
-        return self._signature != self._signature_now() or any(p.grad is not None for p in self._dormant)
-
-    def _signature_now(self) -> list[tuple[object, ...]]:
-        return [
-            (self._optimizer._rule(g).name, self._optimizer._held(g), g["rounding"], g["fused"] is False)
-            for g in self._optimizer.param_groups
-        ]
+        self._membership = membership(optimizer.state, lists, [each.entry.param for each in kept])
 
     def bind(self) -> list[Segment]:
-        """The segments that have gradients, pointed at them."""
-        return [segment for segment in self.segments if segment.bind()]
+        """The segments that have gradients, pointed at them and at the state of now; all hold them until `release`.
+
+        Raises:
+            PlanOutdated: if the optimizer is not what the plan was made of.
+            ValueError: if a gradient does not fit its parameter.
+        """
+        states = self._membership.states(self._optimizer.state, lists_of(self._optimizer))
+        if states is None or self._signature != self._signature_now():
+            raise PlanOutdated
+        if any(p.grad is not None for p in self._dormant):
+            raise PlanOutdated
+        if len(self.segments) == 1:
+            return self.segments if self.segments[0].bind(states) else []
+        return [
+            segment
+            for segment, places in zip(self.segments, self._places, strict=True)
+            if segment.bind([states[place] for place in places])
+        ]
+
+    def release(self) -> None:
+        """Lets go of every gradient and of all state."""
+        for segment in self.segments:
+            segment.release()
 
     @torch.no_grad()
     def average_idle(self, numbers: Sequence[GroupNumbers]) -> None:
         """Moves the averages of parameters that had no gradient in this step, so that all averages keep one clock."""
         name = self._average_name
-        idle = [entry for segment in self.segments for entry in segment.idle()] if name else []
+        idle = [pair for segment in self.segments for pair in segment.idle()] if name else []
         if name is None or not idle:
             return
-        for entry in idle:
-            group, average, so_far = numbers[entry.group_index], local(entry.state[name]), entry.state["num_averaged"]
+        for entry, state in idle:
+            group, average, so_far = numbers[entry.group_index], local(state[name]), state["num_averaged"]
             if average_weight(group, 1.0) == 0:
                 continue
             # On CUDA only the device knows how often an average was updated, and nobody waits for it.
@@ -100,18 +116,74 @@ class StepPlan:
             average += weight * (local(entry.param.detach()).to(average.dtype) - average)
             so_far += seen > 0
 
-    def _segmented(self, entries: Iterable[tuple[Entry, Group, Rule]], average_name: str | None) -> list[Segment]:
-        owner = type(self._optimizer).__name__
-        compiled: dict[tuple[object, ...], tuple[Rule, list[Entry]]] = {}
-        reference: dict[tuple[object, ...], tuple[Rule, list[Entry]]] = {}
-        for entry, group, rule in entries:
+    def _check_members(self, lists: list[list[Tensor]]) -> None:
+        """Groups may have been set by hand, past `add_param_group`."""
+        owner = f"{self._optimizer._owner}.step"
+        for param in (param for params in lists for param in params):
+            if not isinstance(param, Tensor):
+                raise TypeError(f"{owner}: a group's 'params' must hold tensors, not a {type(param).__name__}.")
+        check_params(owner, [], [param for params in lists for param in params])
+
+    def _sort(self, lists: list[list[Tensor]]) -> tuple[list[Kept], list[Tensor]]:
+        """Parameters that are stepped, and those that have never had a gradient."""
+        optimizer = self._optimizer
+        kept: list[Kept] = []
+        dormant: list[Tensor] = []
+        for group_index, (group, params) in enumerate(zip(optimizer.param_groups, lists, strict=True)):
+            rule, held = optimizer._rule(group), optimizer._held(group)
+            for param in params:
+                if param.grad is None and not optimizer.state.get(param):
+                    dormant.append(param)
+                    continue
+                reason = why_no_numbers(param)
+                if reason is not None:
+                    shape = list(param.shape)
+                    raise ValueError(f"{optimizer._owner}.step: a parameter of shape {shape} {reason}.")
+                state = optimizer.state.get(param, {})
+                if not isinstance(state, dict):
+                    raise TypeError(f"{optimizer._owner}.step: the state of a parameter must be a dict.")
+                entry = Entry(param, rule.held_by(param, held), group_index, len(kept) + len(dormant))
+                kept.append(Kept(entry, state, group, rule))
+        return kept, dormant
+
+    def _check_shards(self, kept: Iterable[Kept]) -> None:
+        optimizer = self._optimizer
+        for entry, _, group, rule in kept:
+            reason = why_not_on_shards(entry.param, group, rule, optimizer.clip, optimizer.state_dtype)
+            if reason is not None:
+                raise ValueError(
+                    f"{optimizer._owner}.step: cannot {reason} of a parameter that is sharded over processes; "
+                    "use DDP for it, or a rule, a clip and state that need no whole tensor."
+                )
+
+    def _signature_now(self) -> tuple[object, ...]:
+        """What decides which state there is and which path a parameter takes."""
+        optimizer = self._optimizer
+        clip, average = optimizer.clip, optimizer.average
+        clips_units = clip is not None and math.isfinite(clip.bounds.unit_ratio)
+        stages = (clips_units, None if average is None else average.state_name, optimizer.state_dtype)
+        groups = [
+            (optimizer._rule(g).name, optimizer._held(g), g["rounding"], g["centralize"], g["fused"] is False)
+            for g in optimizer.param_groups
+        ]
+        return stages, groups
+
+    def _segmented(self, kept: Sequence[Kept], average_name: str | None) -> tuple[list[Segment], list[list[int]]]:
+        """Segments, and the places of their parameters in `kept`."""
+        optimizer = self._optimizer
+        compiled: dict[tuple[object, ...], list[int]] = {}
+        reference: dict[tuple[object, ...], list[int]] = {}
+        for place, (entry, _, group, rule) in enumerate(kept):
             # A sum over a segment is a sum over the same processes.
             key = (rule.name, entry.param.dtype == torch.float64, sharding_groups(entry.param))
-            alike = reference if self._optimizer._why_reference(entry.param, group) else compiled
-            alike.setdefault(key, (rule, []))[1].append(entry)
-        segments: list[Segment] = [
-            (CudaSegment if members[0].param.is_cuda else CompiledSegment)(rule, members, average_name, owner)
-            for rule, members in compiled.values()
-        ]
-        segments += [ReferenceSegment(rule, members, average_name, owner) for rule, members in reference.values()]
-        return segments
+            alike = reference if optimizer._why_reference(entry.param, group) else compiled
+            alike.setdefault(key, []).append(place)
+        segments: list[Segment] = []
+        for alike in (compiled, reference):
+            for places in alike.values():
+                rule, entries = kept[places[0]].rule, [kept[place].entry for place in places]
+                states: list[State] = [kept[place].state for place in places]
+                compiled_kind = CudaSegment if entries[0].param.is_cuda else CompiledSegment
+                kind = compiled_kind if alike is compiled else optimizer._reference_segment(rule)
+                segments.append(kind(rule, entries, states, average_name, optimizer._owner))
+        return segments, [*compiled.values(), *reference.values()]

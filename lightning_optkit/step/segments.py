@@ -3,12 +3,14 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_optkit._native import extension, why_no_cuda_kernels
+from lightning_optkit._native import extension, why_no_cuda_kernels, why_no_look
 from lightning_optkit.step.numbers import GroupNumbers
+from lightning_optkit.step.plain import has_dispatch, has_lost_memory, is_dense
 from lightning_optkit.step.reference import Done, norm_reference, step_reference_
 from lightning_optkit.step.rule import Group, Rule, State
 from lightning_optkit.step.shards import local, sharding_groups
@@ -16,6 +18,7 @@ from lightning_optkit.step.statistics import Clipped, TensorStatistics
 
 __all__ = [
     "COMPILED_DTYPES",
+    "Bound",
     "Entry",
     "PlanOutdated",
     "ReferenceSegment",
@@ -29,24 +32,38 @@ COMPILED_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.
 
 
 class PlanOutdated(Exception):
-    """A parameter's memory or shape changed since the plan was built."""
+    """A parameter, a group or a state is not what it was when the plan was built."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Entry:
-    """One parameter with its state and the rule's part of it, its group, and its number in the optimizer."""
+    """One parameter, the names of the rule's part of its state, its group, and its number in the optimizer.
+
+    Its state is looked up in the optimizer at every step.
+    """
 
     param: Tensor
-    state: State
     held: tuple[str, ...]
     group_index: int
     tensor_index: int
+
+
+class Bound(NamedTuple):
+    """An entry in one step: its state and its gradient, whole or local parts."""
+
+    entry: Entry
+    state: State
+    grad: Tensor
 
 
 def why_not_compiled(param: Tensor) -> str | None:
     """The reason why a parameter takes the reference path, or None."""
     if extension is None:
         return "no compiled extension"
+    if why_no_look:
+        return why_no_look
+    if has_dispatch(param):
+        return f"a {type(param).__name__} has no plain memory of its own"
     if param.device.type == "cuda":
         reason = why_no_cuda_kernels()
         if reason is not None:
@@ -55,9 +72,13 @@ def why_not_compiled(param: Tensor) -> str | None:
         return f"no kernel for device {param.device.type}"
     if param.dtype not in COMPILED_DTYPES:
         return f"no kernel for {str(param.dtype).removeprefix('torch.')}"
+    if param.layout != torch.strided:
+        return f"no kernel for {param.layout}"
+    if param.is_neg():
+        return "its negation bit is set"
     if not is_dense(param):
         return "its memory has gaps or overlaps"
-    return None
+    return None if extension.is_plain(param) else "it has no plain memory of its own"
 
 
 def why_no_units(param: Tensor) -> str | None:
@@ -65,16 +86,6 @@ def why_no_units(param: Tensor) -> str | None:
     if param.ndim < 2 or param.numel() == 0 or param.shape[0] == 1:
         return None
     return None if param.stride(0) == param[0].numel() else "its first dimension is not outermost in memory"
-
-
-def is_dense(t: Tensor) -> bool:
-    """True if the elements fill a block of memory, in whatever order of dimensions."""
-    expected = 1
-    for stride, size in sorted((stride, size) for stride, size in zip(t.stride(), t.shape, strict=True) if size > 1):
-        if stride != expected:
-            return False
-        expected *= size
-    return True
 
 
 def check_gradient(owner: str, param: Tensor, grad: Tensor) -> None:
@@ -87,51 +98,84 @@ def check_gradient(owner: str, param: Tensor, grad: Tensor) -> None:
         raise ValueError(f"{owner}.step: a gradient is on {grad.device}, but its parameter is on {param.device}.")
     if torch.is_complex(grad) and not torch.is_complex(param):
         raise ValueError(f"{owner}.step: a gradient is {grad.dtype}, but its parameter is {param.dtype}.")
+    if has_dispatch(grad) and not has_dispatch(param):
+        raise ValueError(f"{owner}.step: a gradient is a {type(grad).__name__}, but its parameter is a plain tensor.")
+    if has_lost_memory(grad):
+        raise ValueError(f"{owner}.step: the storage of a gradient holds less than its shape {list(grad.shape)} needs.")
 
 
 class ReferenceSegment:
-    """Parameters updated by plain PyTorch, one after another."""
+    """Parameters updated by plain PyTorch, one after another.
 
-    def __init__(self, rule: Rule, entries: Sequence[Entry], average_name: str | None, owner: str) -> None:
+    Args:
+        rule: The update rule.
+        entries: The parameters.
+        states: The state of each; only its form is remembered.
+        average_name: Name of the average in it, if one is kept.
+        owner: For messages.
+    """
+
+    def __init__(
+        self, rule: Rule, entries: Sequence[Entry], states: Sequence[State], average_name: str | None, owner: str
+    ) -> None:
         self.rule, self.entries, self._average_name, self._owner = rule, list(entries), average_name, owner
         self.process_groups = sharding_groups(self.entries[0].param)
-        self._bound: list[tuple[Entry, Tensor]] = []
+        self._forms = [self._form(entry, state) for entry, state in zip(self.entries, states, strict=True)]
+        self._bound: list[Bound] = []
+        self._idle: list[tuple[Entry, State]] = []
         self._done: dict[int, Done] = {}
 
-    def bind(self) -> bool:
-        """Takes this step's gradients; False if there is none.
+    def bind(self, states: Sequence[State]) -> bool:
+        """Takes this step's gradients, and the entries' state as it is now; False if there is no gradient.
 
         Raises:
-            PlanOutdated: if a parameter has another shape than its state.
+            PlanOutdated: if a parameter or its state has another form than when the segment was made.
             ValueError: if a gradient does not fit its parameter.
         """
-        self._bound = [(entry, local(entry.param.grad)) for entry in self.entries if entry.param.grad is not None]
-        for entry, grad in self._bound:
-            if any(entry.state[name].shape != self.rule.shape_of(name, entry.param) for name in entry.held):
+        self.release()
+        for entry, state, form in zip(self.entries, states, self._forms, strict=True):
+            grad = entry.param.grad
+            if grad is None:
+                self._idle.append((entry, state))
+                continue
+            if self._form(entry, state) != form:
                 raise PlanOutdated
-            check_gradient(self._owner, local(entry.param), grad)
+            check_gradient(self._owner, local(entry.param), local(grad))
+            self._bound.append(Bound(entry, {name: local(t) for name, t in state.items()}, local(grad)))
         return bool(self._bound)
 
-    def idle(self) -> list[Entry]:
-        """Entries without a gradient in this step."""
-        active = {id(entry) for entry, _ in self._bound}
-        return [entry for entry in self.entries if id(entry) not in active]
+    def release(self) -> None:
+        """Lets go of gradients and state."""
+        self._bound, self._idle = [], []
+
+    def check(self) -> None:
+        """Nothing to look at: the form was compared by `bind`, and PyTorch looks at memory by itself."""
+
+    def idle(self) -> list[tuple[Entry, State]]:
+        """Entries without a gradient in this step, and their state."""
+        return self._idle
+
+    def _form(self, entry: Entry, state: State) -> list[tuple[object, ...]]:
+        """Shape, dtype and device of everything that a step of this entry touches."""
+        tensors = [("", local(entry.param))]
+        tensors += [(name, local(t)) for name, t in state.items() if isinstance(t, Tensor)]
+        return [(name, t.shape, t.dtype, t.device, type(t)) for name, t in tensors]
 
     def norm(self) -> tuple[float, float]:
         """Sum of squares and number of non-finite elements of the gradients."""
-        squares, nonfinite = zip(*(norm_reference(grad) for _, grad in self._bound), strict=True)
+        squares, nonfinite = zip(*(norm_reference(bound.grad) for bound in self._bound), strict=True)
         return sum(squares), sum(nonfinite)
 
     def step(
         self, groups: Sequence[Group], numbers: Sequence[GroupNumbers], grad_scale: float, statistics: bool
     ) -> Clipped:
         """Updates the bound parameters."""
-        updates = [(self.rule, entry, grad) for entry, grad in self._bound]
+        updates = [(self.rule, bound) for bound in self._bound]
         return self._step_each(updates, groups, numbers, grad_scale, statistics)
 
     def _step_each(
         self,
-        updates: Iterable[tuple[Rule, Entry, Tensor]],
+        updates: Iterable[tuple[Rule, Bound]],
         groups: Sequence[Group],
         numbers: Sequence[GroupNumbers],
         grad_scale: float,
@@ -143,7 +187,7 @@ class ReferenceSegment:
                 rule,
                 local(entry.param),
                 grad,
-                {name: local(t) for name, t in entry.state.items()},
+                state,
                 entry.held,
                 groups[entry.group_index],
                 numbers[entry.group_index],
@@ -152,7 +196,7 @@ class ReferenceSegment:
                 tensor_index=entry.tensor_index,
                 statistics=statistics,
             )
-            for rule, entry, grad in updates
+            for rule, (entry, state, grad) in updates
         }
         self._done = done
         parts = [each.clipped for each in done.values()]

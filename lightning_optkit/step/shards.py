@@ -11,7 +11,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor.placement_types import Replicate
 
+from lightning_optkit._native import extension
 from lightning_optkit.step.rule import Clip, Group, Rule
+
+if extension is not None:
+    extension.set_sharded_type(DTensor)
 
 __all__ = ["distribute_like", "local", "place_like", "reduce_sum_", "reshard", "sharding_groups", "why_not_on_shards"]
 

@@ -3,20 +3,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from numbers import Real
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from lightning_optkit.step.codes import NONNEGATIVE, decode, encode_, scale_name, zero_scales
+from lightning_optkit.step.codes import BLOCK, NONNEGATIVE, decode, encode_, scale_name, zero_scales
 from lightning_optkit.step.memory import zeros_like_all
 from lightning_optkit.step.numbers import compute_dtype
+from lightning_optkit.step.plain import has_dispatch, why_no_numbers
 from lightning_optkit.step.rule import Average, Group, Rule, Scalar, State
 from lightning_optkit.step.segments import Entry
 from lightning_optkit.step.shards import distribute_like, local, place_like
 
-__all__ = ["StateLayout", "check_state_shapes", "convert_", "prepare_state"]
+__all__ = ["Kept", "StateLayout", "check_state", "convert_", "prepare_state"]
 
 _STEP, _NUM_AVERAGED = Scalar("step", 0.0, 1.0), Scalar("num_averaged", 0.0, 1.0)
 
@@ -66,31 +68,74 @@ class StateLayout:
         return [*scalars, _NUM_AVERAGED] if self.average_name else scalars
 
 
-def check_state_shapes(owner: str, entries: Sequence[tuple[Entry, Group, Rule]], layout: StateLayout) -> None:
-    """Raises ValueError if a state tensor has not the shape that goes with its parameter; nothing is changed before."""
-    for entry, group, rule in entries:
-        for name in _walked(entry, group, layout):
-            held = entry.state.get(name)
-            if held is not None and held.shape != rule.shape_of(name, entry.param):
-                raise ValueError(
-                    f"{owner}.step: the state {name!r} has shape {list(held.shape)}, but its parameter has shape "
-                    f"{list(entry.param.shape)}."
-                )
+class Kept(NamedTuple):
+    """An entry with its state, its group and its rule."""
+
+    entry: Entry
+    state: State
+    group: Group
+    rule: Rule
+
+
+def check_state(owner: str, kept: Sequence[Kept], layout: StateLayout) -> None:
+    """Raises ValueError if a state cannot be that of its parameter; nothing is changed before."""
+    for entry, state, group, rule in kept:
+        for name in _walked(entry, state, group, layout):
+            held = state.get(name)
+            if held is not None:
+                _check_tensor(f"{owner}.step", name, held, entry.param, rule)
+                _check_scales(f"{owner}.step", name, held, state.get(scale_name(name)))
+        for scalar in layout.scalars(rule, entry.held):
+            value = state.get(scalar.name)
+            if value is not None and not _is_number(value):
+                raise ValueError(f"{owner}.step: the state {scalar.name!r} must be one number, got {_kind_of(value)}.")
+
+
+def _check_tensor(owner: str, name: str, held: object, param: Tensor, rule: Rule) -> None:
+    if not isinstance(held, Tensor):
+        raise ValueError(f"{owner}: the state {name!r} must be a tensor, got {_kind_of(held)}.")
+    if held.shape != rule.shape_of(name, param):
+        raise ValueError(
+            f"{owner}: the state {name!r} has shape {list(held.shape)}, but its parameter has shape "
+            f"{list(param.shape)}."
+        )
+    reason = why_no_numbers(held)
+    if reason is not None:
+        raise ValueError(f"{owner}: the state {name!r} {reason}.")
+    if held.layout != torch.strided or (held.is_complex() and not param.is_complex()):
+        raise ValueError(f"{owner}: the state {name!r} must be dense and of the kind of its parameter.")
+
+
+def _check_scales(owner: str, name: str, held: Tensor, scales: object) -> None:
+    if held.dtype != torch.uint8 or scales is None:
+        return
+    blocks = -(-local(held).numel() // BLOCK)
+    if not isinstance(scales, Tensor) or scales.shape != (blocks,) or why_no_numbers(scales) is not None:
+        raise ValueError(f"{owner}: the state {scale_name(name)!r} must have shape [{blocks}], got {_kind_of(scales)}.")
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and value.layout == torch.strided and why_no_numbers(value) is None
+    return isinstance(value, Real)
+
+
+def _kind_of(value: object) -> str:
+    return f"shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 @torch.no_grad()
-def prepare_state(entries: Sequence[tuple[Entry, Group, Rule]], layout: StateLayout) -> None:
+def prepare_state(kept: Sequence[Kept], layout: StateLayout) -> None:
     """Creates what a state lacks, as zeros, and puts what it has into the dtype and strides that the walk needs."""
     missing: list[tuple[State, str, Tensor, torch.dtype, float]] = []
-    for entry, group, rule in entries:
-        for name in _walked(entry, group, layout):
-            held = entry.state.get(name)
+    for entry, state, group, rule in kept:
+        for name in _walked(entry, state, group, layout):
+            held = state.get(name)
             dtype = layout.dtype_of(name, entry.param, rule)
-            has_scale = dtype != torch.uint8 or scale_name(name) in entry.state
             like = rule.like(name, entry.param)
-            if held is None or not has_scale or not _fits(held, like, dtype):
+            if held is None or not _fits(held, like, dtype) or not _has_fitting_scales(held, name, state):
                 fresh = rule.fresh(name, group) if rule.fresh and name in rule.states else 0.0
-                missing.append((entry.state, name, like, dtype, fresh))
+                missing.append((state, name, like, dtype, fresh))
     likes = [local(like) for _, _, like, _, _ in missing]
     created = zeros_like_all(likes, [dtype for _, _, _, dtype, _ in missing])
     for (state, name, like, _, fresh), tensor in zip(missing, created, strict=True):
@@ -104,7 +149,7 @@ def prepare_state(entries: Sequence[tuple[Entry, Group, Rule]], layout: StateLay
         if held is None and name == layout.average_name:
             state.pop("num_averaged", None)  # it counted the updates of another average
         state[name] = place_like(tensor, like)
-    _create_scalars(entries, layout)
+    _create_scalars(kept, layout)
 
 
 def convert_(tensor: Tensor, state: State, name: str, held: Tensor) -> None:
@@ -125,33 +170,49 @@ def convert_(tensor: Tensor, state: State, name: str, held: Tensor) -> None:
     state[scale_name(name)] = scales
 
 
-def _walked(entry: Entry, group: Group, layout: StateLayout) -> list[str]:
+def _walked(entry: Entry, state: State, group: Group, layout: StateLayout) -> list[str]:
     """What the walk touches: a compensation that is there is used up even after `rounding` was changed."""
     names = layout.tensors(entry.held, group)
-    return [*names, "compensation"] if "compensation" in entry.state and "compensation" not in names else names
+    return [*names, "compensation"] if "compensation" in state and "compensation" not in names else names
 
 
 def _fits(held: Tensor, like: Tensor, dtype: torch.dtype) -> bool:
     if isinstance(held, DTensor) != isinstance(like, DTensor):
         return False
     held, like = local(held), local(like)
+    if held.is_neg() or has_dispatch(held) != has_dispatch(like):
+        return False
     strides = torch.empty_like(like, device="meta").stride()
     return held.dtype == dtype and held.stride() == strides and held.device == like.device
 
 
-def _create_scalars(entries: Sequence[tuple[Entry, Group, Rule]], layout: StateLayout) -> None:
+def _has_fitting_scales(held: Tensor, name: str, state: State) -> bool:
+    if held.dtype != torch.uint8:
+        return True
+    scales = state.get(scale_name(name))
+    return (
+        scales is not None and _is_plain_fp32(scales) and scales.is_contiguous() and scales.device == local(held).device
+    )
+
+
+def _is_plain_fp32(t: Tensor) -> bool:
+    return t.dtype == torch.float32 and not has_dispatch(t) and not t.is_neg()
+
+
+def _create_scalars(kept: Sequence[Kept], layout: StateLayout) -> None:
     """Adds what is missing, as views of one tensor."""
-    missing: list[tuple[Entry, Scalar]] = []
-    for entry, _, rule in entries:
+    missing: list[tuple[State, Scalar]] = []
+    for entry, state, _, rule in kept:
         for scalar in layout.scalars(rule, entry.held):
-            held = entry.state.get(scalar.name)
+            held = state.get(scalar.name)
             if held is None:
-                missing.append((entry, scalar))
-            elif held.dtype != torch.float32 or held.device != entry.param.device:
-                entry.state[scalar.name] = held.detach().to(entry.param.device, torch.float32, copy=True)
+                missing.append((state, scalar))
+            elif not isinstance(held, Tensor) or not _is_plain_fp32(held) or held.device != entry.param.device:
+                held = torch.as_tensor(held).detach().to(entry.param.device, torch.float32, copy=True)
+                state[scalar.name] = held.reshape(())
     if not missing:
         return
     # On CUDA they live on the device: a skipped step must not advance them, and only the device knows of it.
-    values = torch.tensor([scalar.fresh for _, scalar in missing], device=missing[0][0].param.device)
-    for (entry, scalar), value in zip(missing, values.unbind(), strict=True):
-        entry.state[scalar.name] = value
+    values = torch.tensor([scalar.fresh for _, scalar in missing], device=kept[0].entry.param.device)
+    for (state, scalar), value in zip(missing, values.unbind(), strict=True):
+        state[scalar.name] = value

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What torch does around `step` of every optimizer, profiling and step hooks, at no cost where nobody asked for it."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from torch.optim import optimizer as torch_optimizer
+
+from lightning_optkit._native import node
+
+__all__ = ["hooked"]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def hooked(func: Callable[_P, _R]) -> Callable[_P, _R]:
+    """`func`, a `step`, as `torch.optim.Optimizer.profile_hook_step` wraps it.
+
+    The record that torch's wrapper makes for observers takes longer than the step of a small model (10 of 35 us for ten
+    parameters of 32x32), so it is made only if there is an observer. Without the library that can tell, always.
+    """
+    whole = torch_optimizer.Optimizer.profile_hook_step(func)
+    if node is None:
+        return whole
+    is_observed = node.is_observed
+
+    @functools.wraps(func)
+    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        optimizer: Any = args[0]
+        if (
+            optimizer._optimizer_step_pre_hooks
+            or optimizer._optimizer_step_post_hooks
+            or torch_optimizer._global_optimizer_pre_hooks
+            or torch_optimizer._global_optimizer_post_hooks
+            or is_observed()
+        ):
+            return whole(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    return wrapper

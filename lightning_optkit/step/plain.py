@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a tensor's memory is: whether there are numbers behind it, and whether they lie as plain memory."""
+
+import sys
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+__all__ = ["has_dispatch", "has_lost_memory", "is_dense", "why_no_numbers"]
+
+
+def has_dispatch(t: Tensor) -> bool:
+    """Whether the class of `t` answers torch's calls by itself, so that memory under its own address means nothing."""
+    return type(t).__torch_dispatch__ is not Tensor.__torch_dispatch__
+
+
+def has_lost_memory(t: Tensor) -> bool:
+    """Whether the storage of a plain tensor is shorter than its shape needs: freed, or resized under it."""
+    if has_dispatch(t) or t.layout != torch.strided or t.numel() == 0:
+        return False
+    span = 1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+    return t.untyped_storage().nbytes() < (t.storage_offset() + span) * t.element_size()
+
+
+def why_no_numbers(t: Tensor) -> str | None:
+    """The reason why there is nothing to be computed with, or None."""
+    t = t._local_tensor if isinstance(t, DTensor) else t
+    fake = sys.modules.get("torch._subclasses.fake_tensor")
+    if fake is not None and isinstance(t, fake.FakeTensor):
+        return "is a FakeTensor, which holds no numbers"
+    if t.is_meta:
+        return "is on the meta device, which holds no numbers"
+    return "has lost its memory: its storage holds less than its shape needs" if has_lost_memory(t) else None
+
+
+def is_dense(t: Tensor) -> bool:
+    """True if the elements fill a block of memory, in whatever order of dimensions."""
+    expected = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(t.stride(), t.shape, strict=True) if size > 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
