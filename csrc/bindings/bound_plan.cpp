@@ -293,12 +293,9 @@ int64_t BoundPlan::bind(const py::list& params, const py::list& states, const py
   for (num_looked_at_ = start; num_looked_at_ < count; ++num_looked_at_) {
     const int tensor = plan_.active[num_looked_at_];
     TensorView view;
-    const Local grad(PyList_GET_ITEM(grads.ptr(), num_looked_at_));
-    if (!grad.look_at(&view) || !fits(view, watched_[tensor].param)) {
-      const Local param(PyList_GET_ITEM(params.ptr(), num_looked_at_));
-      if (!param.look_at(&view) || !watched_[tensor].param.hold_for(view)) throw Moved(kMoved);
-      return num_looked_at_;
-    }
+    const Local param(PyList_GET_ITEM(params.ptr(), num_looked_at_)), grad(PyList_GET_ITEM(grads.ptr(), num_looked_at_));
+    if (!param.look_at(&view) || !watched_[tensor].param.hold_for(view)) throw Moved(kMoved);
+    if (!grad.look_at(&view) || !fits(view, watched_[tensor].param)) return num_looked_at_;
     plan_.tensors[tensor].grad = view.data;
     plan_.tensors[tensor].grad_type = view.dtype;
   }

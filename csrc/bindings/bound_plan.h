@@ -51,7 +51,7 @@ class BoundPlan {
 
   // Takes the active parameters, their state and their gradients as they are in these lists from now until `release`.
   // Looks at the gradients from place `start` on: kBound, or the place of the first that cannot be walked. Those before
-  // `start` must have been looked at. Throws Moved if it is the parameter that is not what it was.
+  // `start` must have been looked at. Throws Moved if a parameter is not what it was.
   static constexpr int64_t kBound = -1;
   int64_t bind(const pybind11::list& params, const pybind11::list& states, const pybind11::list& grads, int64_t start);
   // Lets go of what `bind` took.

@@ -119,6 +119,7 @@ class MatrixSegment(ReferenceSegment):
         self, groups: Sequence[Group], numbers: Sequence[GroupNumbers], grad_scale: float, statistics: bool
     ) -> Clipped:
         """Updates the bound parameters."""
+        self.check()
         alike: dict[tuple[torch.Size, torch.dtype, _Iteration], _Members] = {}
         for bound in self._bound:
             param, group = bound.entry.param, groups[bound.entry.group_index]

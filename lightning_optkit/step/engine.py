@@ -31,14 +31,19 @@ def take_step(optimizer: "OnePassOptimizer") -> None:
         PlanOutdated: if parameters, state or gradients keep being moved while the step runs.
     """
     optimizer._stepped = []
-    bound = _bind(optimizer)
-    if bound and all(isinstance(segment, CudaSegment) for segment in bound):
-        _step_on_device(optimizer, cast("list[CudaSegment]", bound))
-    elif bound:
-        _step_on_host(optimizer, bound)
+    plan, bound = _bind(optimizer)
+    try:
+        if bound and all(isinstance(segment, CudaSegment) for segment in bound):
+            _step_on_device(optimizer, plan, cast("list[CudaSegment]", bound))
+        elif bound:
+            _step_on_host(optimizer, plan, bound)
+    finally:
+        plan.release()
+        if optimizer._plan is not None:
+            optimizer._plan.release()
 
 
-def _step_on_host(optimizer: "OnePassOptimizer", bound: list[Segment]) -> None:
+def _step_on_host(optimizer: "OnePassOptimizer", plan: StepPlan, bound: list[Segment]) -> None:
     found_inf, loss_scale = getattr(optimizer, "found_inf", None), getattr(optimizer, "grad_scale", None)
     if found_inf is not None and float(found_inf) != 0:
         optimizer._counted = optimizer._counted.skipped(None)
@@ -54,8 +59,7 @@ def _step_on_host(optimizer: "OnePassOptimizer", bound: list[Segment]) -> None:
             1.0, float(optimizer.clip.norm_bound(torch.tensor(norm, dtype=torch.float64))) / (norm + 1e-6)
         )
         scale *= coefficient
-    assert optimizer._plan is not None
-    numbers = optimizer._numbers(optimizer._plan.clock + 1)
+    numbers = optimizer._numbers(plan.clock + 1)
 
     def measure(rebound: Sequence[Segment]) -> None:
         if norm is not None and _global_norm(rebound, unscale) != norm:
@@ -64,17 +68,17 @@ def _step_on_host(optimizer: "OnePassOptimizer", bound: list[Segment]) -> None:
     def walk(segment: Segment, is_last: bool) -> Clipped:
         return segment.step(optimizer.param_groups, numbers, scale, optimizer.record_statistics)
 
-    bound, parts = _walk(optimizer, bound, walk, measure)
+    plan, bound, parts = _walk(optimizer, plan, bound, walk, measure)
     if not bound:
         return
-    _finish(optimizer, bound, numbers)
+    _finish(optimizer, plan, bound, numbers)
     norm_clipped, num_parts = None if norm is None else norm * coefficient, sum(part.num for part in parts)
     if num_parts:
         norm_clipped = scale * math.sqrt(sum(part.grad_sq for part in parts))
     optimizer._counted = optimizer._counted.stepped(norm, norm_clipped, clipped=coefficient < 1 or num_parts > 0)
 
 
-def _step_on_device(optimizer: "OnePassOptimizer", bound: "list[CudaSegment]") -> None:
+def _step_on_device(optimizer: "OnePassOptimizer", plan: StepPlan, bound: "list[CudaSegment]") -> None:
     """The same without asking the device anything."""
     if optimizer._control is None:
         optimizer._control = DeviceControl(bound[0].entries[0].param.device)
@@ -95,80 +99,82 @@ def _step_on_device(optimizer: "OnePassOptimizer", bound: "list[CudaSegment]") -
         control.bound_norm_by(optimizer.clip)
         if optimizer.clip.bounds.limits_parts:
             control.clipped.zero_()
-    assert optimizer._plan is not None
-    numbers = optimizer._numbers(optimizer._plan.clock + 1, control.report.device)
+    numbers = optimizer._numbers(plan.clock + 1, control.report.device)
 
     def walk(segment: CudaSegment, is_last: bool) -> None:
         segment.step_on_device(
             optimizer.param_groups, numbers, control, is_last=is_last, statistics=optimizer.record_statistics
         )
 
-    bound, _ = _walk(optimizer, bound, walk, measure)
+    plan, bound, _ = _walk(optimizer, plan, bound, walk, measure)
     if not bound:
         return
-    _finish(optimizer, bound, numbers)
+    _finish(optimizer, plan, bound, numbers)
 
 
 def _walk(
     optimizer: "OnePassOptimizer",
+    plan: StepPlan,
     bound: list[_Segment],
     walk: Callable[[_Segment, bool], _T],
     measure: Callable[[Sequence[_Segment]], None],
-) -> tuple[list[_Segment], list[_T]]:
+) -> tuple[StepPlan, list[_Segment], list[_T]]:
     """Walks every segment. Plans anew where state was moved or replaced, which a segment sees before it writes.
 
     Args:
         optimizer: Whose segments they are.
+        plan: What they were bound by.
         bound: Segments with gradients.
         walk: Given a segment, and whether it is the last one.
         measure: Called with the segments of a new plan, before they are walked.
 
     Returns:
-        The segments that were walked, and what each walk returned.
+        The plan and the segments that were walked, and what each walk returned.
     """
     for _ in range(_MAX_PLANS):
         try:
+            if optimizer._plan is not plan:
+                raise PlanOutdated
             if len(bound) > 1:  # of several none may write unless all can
                 for segment in bound:
                     segment.check()
             results = [walk(segment, len(bound) == 1) for segment in bound[:1]]
         except PlanOutdated:
-            _drop_plan(optimizer)
-            bound = cast("list[_Segment]", _bind(optimizer))
+            plan.release()
+            optimizer._plan = None
+            plan, rebound = _bind(optimizer)
+            bound = cast("list[_Segment]", rebound)
             measure(bound)
         else:
-            return bound, results + [walk(segment, segment is bound[-1]) for segment in bound[1:]]
+            return plan, bound, results + [walk(segment, segment is bound[-1]) for segment in bound[1:]]
     raise PlanOutdated
 
 
-def _finish(optimizer: "OnePassOptimizer", stepped: Sequence[Segment], numbers: list[GroupNumbers]) -> None:
+def _finish(
+    optimizer: "OnePassOptimizer", plan: StepPlan, stepped: Sequence[Segment], numbers: list[GroupNumbers]
+) -> None:
     optimizer._stepped = list(stepped)
     if any(segment.rule.estimate is not None for segment in stepped):
         device = stepped[0].entries[0].param.device
         sums = [reduce_sum_(segment.observed().to(device), segment.process_groups) for segment in stepped]
         optimizer._learn(torch.stack(sums).sum(0))
-    assert optimizer._plan is not None
-    optimizer._plan.clock += 1
+    plan.clock += 1
     if optimizer.average is not None:
-        optimizer._plan.average_idle(numbers)
+        plan.average_idle(numbers)
 
 
-def _bind(optimizer: "OnePassOptimizer") -> list[Segment]:
-    """The segments with gradients, pointed at them; plans anew when the plan is missing or outdated."""
+def _bind(optimizer: "OnePassOptimizer") -> tuple[StepPlan, list[Segment]]:
+    """The plan and its segments with gradients, pointed at them; plans anew when the plan is missing or outdated."""
     for _ in range(_MAX_PLANS):
-        if optimizer._plan is None:
-            optimizer._plan = StepPlan(optimizer)
+        plan = optimizer._plan
+        if plan is None:
+            plan = optimizer._plan = StepPlan(optimizer)
         try:
-            return optimizer._plan.bind()
+            return plan, plan.bind()
         except PlanOutdated:
-            _drop_plan(optimizer)
+            plan.release()
+            optimizer._plan = None
     raise PlanOutdated
-
-
-def _drop_plan(optimizer: "OnePassOptimizer") -> None:
-    if optimizer._plan is not None:
-        optimizer._plan.release()
-        optimizer._plan = None
 
 
 def _global_norm(bound: Sequence[Segment], scale: float) -> float:

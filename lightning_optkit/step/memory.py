@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_optkit._native import extension
+from lightning_optkit.step.plain import has_dispatch
 
 __all__ = ["zeros_like_all"]
 
@@ -23,7 +24,7 @@ def zeros_like_all(tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> 
     num_bytes = [
         -(-t.numel() * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT for t, dtype in zip(tensors, dtypes, strict=True)
     ]
-    if extension is None or sum(num_bytes) < 2 * _HUGE_PAGE or any(t.device.type != "cpu" for t in tensors):
+    if extension is None or sum(num_bytes) < 2 * _HUGE_PAGE or not all(_is_plain_on_cpu(t) for t in tensors):
         return [_zeros_like(t, dtype) for t, dtype in zip(tensors, dtypes, strict=True)]
     arena = torch.empty(sum(num_bytes) + _HUGE_PAGE, dtype=torch.uint8)
     extension.advise_huge_pages(arena)
@@ -37,7 +38,13 @@ def zeros_like_all(tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> 
     return views
 
 
+def _is_plain_on_cpu(t: Tensor) -> bool:
+    return t.device.type == "cpu" and not has_dispatch(t)
+
+
 def _zeros_like(t: Tensor, dtype: torch.dtype) -> Tensor:
+    if has_dispatch(t):
+        return torch.zeros_like(t, dtype=dtype, requires_grad=False)
     return torch.empty_strided(t.shape, _dense_stride(t), dtype=dtype, device=t.device).zero_()
 
 

@@ -170,8 +170,6 @@ class OnePassOptimizer(Optimizer):
                 ) from None
             finally:
                 self._is_stepping = False
-                if self._plan is not None:
-                    self._plan.release()
         return loss
 
     def _numbers(self, clock: int, device: torch.device | None = None) -> list[GroupNumbers]:

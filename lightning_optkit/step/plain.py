@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-__all__ = ["has_dispatch", "has_lost_memory", "is_dense", "why_no_numbers"]
+__all__ = ["has_dispatch", "has_lost_memory", "is_dense", "why_unusable"]
 
 
 def has_dispatch(t: Tensor) -> bool:
@@ -23,15 +23,17 @@ def has_lost_memory(t: Tensor) -> bool:
     return t.untyped_storage().nbytes() < (t.storage_offset() + span) * t.element_size()
 
 
-def why_no_numbers(t: Tensor) -> str | None:
-    """The reason why there is nothing to be computed with, or None."""
+def why_unusable(t: Tensor) -> str | None:
+    """The reason why a step can neither read nor write the numbers of `t`, or None."""
     t = t._local_tensor if isinstance(t, DTensor) else t
     fake = sys.modules.get("torch._subclasses.fake_tensor")
     if fake is not None and isinstance(t, fake.FakeTensor):
         return "is a FakeTensor, which holds no numbers"
     if t.is_meta:
         return "is on the meta device, which holds no numbers"
-    return "has lost its memory: its storage holds less than its shape needs" if has_lost_memory(t) else None
+    if has_lost_memory(t):
+        return "has lost its memory: its storage holds less than its shape needs"
+    return "is lazily conjugated; call resolve_conj() before" if t.is_conj() else None
 
 
 def is_dense(t: Tensor) -> bool:

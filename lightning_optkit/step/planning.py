@@ -13,7 +13,7 @@ from lightning_optkit.step.compiled import CompiledSegment
 from lightning_optkit.step.cuda import CudaSegment
 from lightning_optkit.step.membership import membership
 from lightning_optkit.step.numbers import GroupNumbers, average_weight
-from lightning_optkit.step.plain import why_no_numbers
+from lightning_optkit.step.plain import why_unusable
 from lightning_optkit.step.rule import State
 from lightning_optkit.step.segments import Entry, PlanOutdated, ReferenceSegment
 from lightning_optkit.step.shards import local, sharding_groups, why_not_on_shards
@@ -135,7 +135,7 @@ class StepPlan:
                 if param.grad is None and not optimizer.state.get(param):
                     dormant.append(param)
                     continue
-                reason = why_no_numbers(param)
+                reason = why_unusable(param)
                 if reason is not None:
                     shape = list(param.shape)
                     raise ValueError(f"{optimizer._owner}.step: a parameter of shape {shape} {reason}.")

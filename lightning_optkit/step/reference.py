@@ -49,7 +49,7 @@ def dense(grad: Tensor) -> Tensor:
 
 def as_real(t: Tensor) -> Tensor:
     """A complex tensor as pairs of real numbers, as torch.optim does; any other as it is."""
-    return torch.view_as_real(t) if torch.is_complex(t) else t
+    return torch.view_as_real(t.resolve_conj()) if torch.is_complex(t) else t
 
 
 def step_reference_(

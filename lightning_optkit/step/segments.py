@@ -49,7 +49,7 @@ class Entry:
 
 
 class Bound(NamedTuple):
-    """An entry in one step: its state and its gradient, whole or local parts."""
+    """An entry in one step: its state, and its gradient, or the local part of it."""
 
     entry: Entry
     state: State
@@ -89,7 +89,9 @@ def why_no_units(param: Tensor) -> str | None:
 
 
 def check_gradient(owner: str, param: Tensor, grad: Tensor) -> None:
-    """Raises ValueError if no copy could make `grad` fit `param`."""
+    """Raises ValueError, or TypeError for what is no tensor, if no copy could make `grad` fit `param`."""
+    if not isinstance(grad, Tensor):
+        raise TypeError(f"{owner}.step: a gradient is a {type(grad).__name__}; it must be a tensor.")
     if grad.shape != param.shape:
         raise ValueError(
             f"{owner}.step: a gradient has shape {list(grad.shape)}, but its parameter has shape {list(param.shape)}."
@@ -98,6 +100,8 @@ def check_gradient(owner: str, param: Tensor, grad: Tensor) -> None:
         raise ValueError(f"{owner}.step: a gradient is on {grad.device}, but its parameter is on {param.device}.")
     if torch.is_complex(grad) and not torch.is_complex(param):
         raise ValueError(f"{owner}.step: a gradient is {grad.dtype}, but its parameter is {param.dtype}.")
+    if grad.is_quantized:
+        raise ValueError(f"{owner}.step: a gradient is quantized ({grad.dtype}); call dequantize() before.")
     if has_dispatch(grad) and not has_dispatch(param):
         raise ValueError(f"{owner}.step: a gradient is a {type(grad).__name__}, but its parameter is a plain tensor.")
     if has_lost_memory(grad):
@@ -120,7 +124,8 @@ class ReferenceSegment:
     ) -> None:
         self.rule, self.entries, self._average_name, self._owner = rule, list(entries), average_name, owner
         self.process_groups = sharding_groups(self.entries[0].param)
-        self._forms = [self._form(entry, state) for entry, state in zip(self.entries, states, strict=True)]
+        pairs = zip(self.entries, states, strict=True)
+        self._forms = {entry.tensor_index: self._form(entry, state) for entry, state in pairs}
         self._bound: list[Bound] = []
         self._idle: list[tuple[Entry, State]] = []
         self._done: dict[int, Done] = {}
@@ -133,15 +138,13 @@ class ReferenceSegment:
             ValueError: if a gradient does not fit its parameter.
         """
         self.release()
-        for entry, state, form in zip(self.entries, states, self._forms, strict=True):
+        for entry, state in zip(self.entries, states, strict=True):
             grad = entry.param.grad
             if grad is None:
                 self._idle.append((entry, state))
-                continue
-            if self._form(entry, state) != form:
-                raise PlanOutdated
-            check_gradient(self._owner, local(entry.param), local(grad))
-            self._bound.append(Bound(entry, {name: local(t) for name, t in state.items()}, local(grad)))
+            else:
+                self._bound.append(Bound(entry, state, local(grad)))
+        self.check()
         return bool(self._bound)
 
     def release(self) -> None:
@@ -149,7 +152,11 @@ class ReferenceSegment:
         self._bound, self._idle = [], []
 
     def check(self) -> None:
-        """Nothing to look at: the form was compared by `bind`, and PyTorch looks at memory by itself."""
+        """Raises PlanOutdated if a walk would, ValueError if a gradient does not fit."""
+        for entry, state, grad in self._bound:
+            if self._form(entry, state) != self._forms[entry.tensor_index]:
+                raise PlanOutdated
+            check_gradient(self._owner, local(entry.param), grad)
 
     def idle(self) -> list[tuple[Entry, State]]:
         """Entries without a gradient in this step, and their state."""
@@ -182,12 +189,13 @@ class ReferenceSegment:
         statistics: bool,
     ) -> Clipped:
         """The same with a rule for each, in the order given; each is asked for when those before it are done."""
+        self.check()
         done = {
             entry.tensor_index: step_reference_(
                 rule,
                 local(entry.param),
                 grad,
-                state,
+                {name: local(t) for name, t in state.items()},
                 entry.held,
                 groups[entry.group_index],
                 numbers[entry.group_index],

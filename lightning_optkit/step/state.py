@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from lightning_optkit.step.codes import BLOCK, NONNEGATIVE, decode, encode_, scale_name, zero_scales
 from lightning_optkit.step.memory import zeros_like_all
 from lightning_optkit.step.numbers import compute_dtype
-from lightning_optkit.step.plain import has_dispatch, why_no_numbers
+from lightning_optkit.step.plain import has_dispatch, why_unusable
 from lightning_optkit.step.rule import Average, Group, Rule, Scalar, State
 from lightning_optkit.step.segments import Entry
 from lightning_optkit.step.shards import distribute_like, local, place_like
@@ -99,7 +99,7 @@ def _check_tensor(owner: str, name: str, held: object, param: Tensor, rule: Rule
             f"{owner}: the state {name!r} has shape {list(held.shape)}, but its parameter has shape "
             f"{list(param.shape)}."
         )
-    reason = why_no_numbers(held)
+    reason = why_unusable(held)
     if reason is not None:
         raise ValueError(f"{owner}: the state {name!r} {reason}.")
     if held.layout != torch.strided or (held.is_complex() and not param.is_complex()):
@@ -110,13 +110,13 @@ def _check_scales(owner: str, name: str, held: Tensor, scales: object) -> None:
     if held.dtype != torch.uint8 or scales is None:
         return
     blocks = -(-local(held).numel() // BLOCK)
-    if not isinstance(scales, Tensor) or scales.shape != (blocks,) or why_no_numbers(scales) is not None:
+    if not isinstance(scales, Tensor) or scales.shape != (blocks,) or why_unusable(scales) is not None:
         raise ValueError(f"{owner}: the state {scale_name(name)!r} must have shape [{blocks}], got {_kind_of(scales)}.")
 
 
 def _is_number(value: object) -> bool:
     if isinstance(value, Tensor):
-        return value.numel() == 1 and value.layout == torch.strided and why_no_numbers(value) is None
+        return value.numel() == 1 and value.layout == torch.strided and why_unusable(value) is None
     return isinstance(value, Real)
 
 
@@ -157,7 +157,7 @@ def convert_(tensor: Tensor, state: State, name: str, held: Tensor) -> None:
     scale = state.pop(scale_name(name), None)
     if tensor.dtype == held.dtype == torch.uint8 and scale is not None and held.stride() == tensor.stride():
         tensor.copy_(held)
-        state[scale_name(name)] = scale.to(tensor.device, copy=True)
+        state[scale_name(name)] = scale.detach().to(tensor.device, torch.float32, copy=True).contiguous()
         return
     if held.dtype == torch.uint8 and scale is not None:
         held = decode(held.to(tensor.device), scale.to(tensor.device), signed=name not in NONNEGATIVE)
