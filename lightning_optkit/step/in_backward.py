@@ -110,6 +110,7 @@ class StepInBackward:
         optimizer = self.optimizer
         if getattr(optimizer, "grad_scale", None) is not None:
             raise RuntimeError(f"{self._owner}: a loss scaler must see all gradients before any step; train in bf16.")
+        optimizer._check_changed((group_index,))
         segment = self._bound(param, group_index, number)
         if optimizer.clip is not None and optimizer.clip.needs_norm and segment.norm()[1] > 0:
             return

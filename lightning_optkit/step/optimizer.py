@@ -2,8 +2,7 @@
 """The optimizer that every rule of this package is: one walk over the parameters for the rule and all its stages."""
 
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -12,17 +11,25 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from lightning_optkit._checks import check_one_of
 from lightning_optkit._native import warn_once_if_missing
-from lightning_optkit.step.arguments import check_group, check_params, check_stages, listed, with_listed_params
+from lightning_optkit.step.accepted import AcceptedGroups
+from lightning_optkit.step.arguments import (
+    check_flag,
+    check_group,
+    check_params,
+    check_stages,
+    listed,
+    with_listed_params,
+)
 from lightning_optkit.step.cuda import CudaSegment, DeviceControl
 from lightning_optkit.step.explain import Explanation, explain
-from lightning_optkit.step.loading import check_state_dict, complete_groups, restore_state
+from lightning_optkit.step.loading import load
 from lightning_optkit.step.numbers import STATE_DTYPES, GroupNumbers, is_due, read_group
 from lightning_optkit.step.planning import Segment, StepPlan
 from lightning_optkit.step.progress import Progress
 from lightning_optkit.step.rule import Average, Clip, Group, LearningClip, Rule
+from lightning_optkit.step.rule_identity import rule_of
 from lightning_optkit.step.segments import PlanOutdated, why_no_units, why_not_compiled
 from lightning_optkit.step.shards import local, reduce_sum_
-from lightning_optkit.step.state import StateLayout
 from lightning_optkit.step.statistics import TensorStatistics
 
 __all__ = ["OnePassOptimizer"]
@@ -87,6 +94,7 @@ class OnePassOptimizer(Optimizer):
         self._check_all(defaults)
         warn_once_if_missing()
         self._plan: StepPlan | None = None
+        self._accepted = AcceptedGroups()
         self._stepped: list[Segment] = []
         self._counted = Progress()
         self._control: DeviceControl | None = None
@@ -117,6 +125,20 @@ class OnePassOptimizer(Optimizer):
         """
         raise NotImplementedError
 
+    def _needed(self, group: Group) -> tuple[str, ...]:
+        """State that a parameter has under any setting; what a setting adds begins anew where a file lacks it."""
+        return self._rule(group).states
+
+    def _check_together(self, groups: Sequence[Group]) -> None:
+        """Raises for groups that do not go together, and for what a rule learned that cannot be."""
+
+    def _completed(self, saved: Group, group: Group) -> Group:
+        """A saved group with the entries of the rule that torch's class lacks; raises if it cannot become `group`."""
+        return saved
+
+    _learned: ClassVar[tuple[str, ...]] = ()  # entries of a group that the rule writes itself
+    _carried: ClassVar[tuple[str, ...]] = ()  # state besides the rule's, in the dtype of the parameter
+
     # --- checks ---
 
     @property
@@ -126,6 +148,11 @@ class OnePassOptimizer(Optimizer):
     def _check_all(self, group: Group) -> None:
         check_group(self._owner, group)
         self._check_group(group)
+        check_flag(self._owner, "decoupled_weight_decay", group["decoupled_weight_decay"])
+
+    def _check_changed(self, numbers: Iterable[int] | None = None) -> None:
+        """Raises for an entry that was set to what the constructor refuses, in all groups or in these."""
+        self._accepted.check(self, range(len(self.param_groups)) if numbers is None else numbers)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as in torch; nothing is changed if it does not fit."""
@@ -151,6 +178,7 @@ class OnePassOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         with torch.no_grad():
+            self._check_changed()
             self._stepped = []
             bound = self._bind()
             if bound and all(isinstance(segment, CudaSegment) for segment in bound):
@@ -328,38 +356,20 @@ class OnePassOptimizer(Optimizer):
     # --- saving ---
 
     def state_dict(self) -> dict[str, Any]:
-        """As in torch; a clip that learns from the gradients it sees is under "clip"."""
-        state_dict = super().state_dict()
+        """As in torch; "rule" besides, and under "clip" what a clip learned of the gradients that it saw."""
+        state_dict = {**super().state_dict(), "rule": rule_of(self)}
         return {**state_dict, "clip": self.clip.state_dict()} if isinstance(self.clip, LearningClip) else state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state dict of this class or of torch's class of the same rule.
 
+        As in torch, a group has the entries of the loaded one, and no others; what torch's class does not have is kept.
+
         Raises:
-            ValueError: if it belongs to another rule or other groups; nothing is changed then.
+            TypeError: if an entry is of a wrong kind; nothing is changed then.
+            ValueError: if it belongs to another rule or other groups, or holds what cannot be; nothing is changed then.
         """
-        pre_hooks, post_hooks = self._optimizer_load_state_dict_pre_hooks, self._optimizer_load_state_dict_post_hooks
-        state_dict = state_dict.copy()
-        for pre_hook in pre_hooks.values():
-            changed = pre_hook(self, state_dict)
-            state_dict = state_dict if changed is None else changed
-        check_state_dict(self, state_dict)
-        defaults = [dict(group) for group in self.param_groups]
-        # The hooks are ours to call: before the check, and after the state has its own dtypes again.
-        self._optimizer_load_state_dict_pre_hooks = OrderedDict()
-        self._optimizer_load_state_dict_post_hooks = OrderedDict()
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            self._optimizer_load_state_dict_pre_hooks = pre_hooks
-            self._optimizer_load_state_dict_post_hooks = post_hooks
-        complete_groups(self, defaults)
-        restore_state(self, state_dict, StateLayout(self.average, self.state_dtype))
-        if isinstance(self.clip, LearningClip) and "clip" in state_dict:
-            self.clip.load_state_dict(state_dict["clip"])
-        self._plan = None
-        for post_hook in post_hooks.values():
-            post_hook(self)
+        load(self, state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy keep: no plan, since it holds addresses."""
@@ -371,6 +381,7 @@ class OnePassOptimizer(Optimizer):
         """Restores what was kept; the plan is built at the next step."""
         super().__setstate__(state)
         self._plan = self._control = None
+        self._accepted = AcceptedGroups()
         self._stepped = []
 
 
