@@ -4,7 +4,7 @@
 Source: Defazio et al. 2024, arXiv:2405.15682, Equations 2-4 and Algorithm 1.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
@@ -160,7 +160,6 @@ class ScheduleFreeOptimizer(OnePassOptimizer):
         """Raises ValueError for any average: the rule is one."""
         self._check_no_average(average)
 
-    def _check_together(self, groups: Sequence[Group]) -> None:
-        for group in groups:
-            check_flag(self._owner, "train_mode", group["train_mode"])
-            check_number(self._owner, "lr_max", group["lr_max"], "[0, inf)")
+    def _check_learned(self, group: Group) -> None:
+        check_flag(self._owner, "train_mode", group["train_mode"])
+        check_number(self._owner, "lr_max", group["lr_max"], "[0, inf)")

@@ -271,6 +271,11 @@ class Prodigy(OnePassOptimizer):
                 if value != common[name]:
                     raise ValueError(f"{self._owner}({name}={value!r}): {name} must be {common[name]!r} in all groups.")
 
+    def _check_learned(self, group: Group) -> None:
+        check_number(self._owner, "d", group["d"], "(0, inf)")
+        check_number(self._owner, "d_max", group["d_max"], "(0, inf)")
+        check_number(self._owner, "d_numerator", group["d_numerator"], "(-inf, inf)")
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as in torch; nothing is changed if it does not fit."""
         if isinstance(param_group, dict):

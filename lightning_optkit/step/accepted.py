@@ -31,9 +31,9 @@ class _Seen:
 class AcceptedGroups:
     """The values that were accepted, group by group.
 
-    A step asks for every group: 1 us by `timeit` where nothing changed, and as much where `lr` did. Values are compared by
-    identity, so that no tensor is read; only those that can change in place are read again, and none on an accelerator.
-
+    A step asks for every group: 1 us by `timeit` where nothing changed, and as much where `lr` did. Values are
+    compared by identity, so that no tensor is read; only those that can change in place are read again, and none on an
+    accelerator.
     """
 
     def __init__(self) -> None:

@@ -70,9 +70,10 @@ def checked_as(owner: str, action: str) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, RuntimeError) as error:
-        said, own = str(error), f"{owner}("
-        said = said.removeprefix(owner) if said.startswith(own) else f": {said}"
-        raise type(error)(f"{action}{said}") from None
+        said = " ".join(str(error).split())  # a tensor of several rows is printed on several lines
+        is_ours = said.startswith(f"{owner}(")
+        kind = type(error) if is_ours or not isinstance(error, RuntimeError) else ValueError
+        raise kind(f"{action}{said.removeprefix(owner)}" if is_ours else f"{action}: {said}") from None
 
 
 def pair(owner: str, name: str, value: Any) -> tuple[Any, Any]:

@@ -15,7 +15,7 @@ from lightning_optkit.step.arguments import checked_as
 from lightning_optkit.step.restoring import Place, check_state, restored
 from lightning_optkit.step.rule import Group, LearningClip, State
 from lightning_optkit.step.rule_identity import check_is_of_the_rule
-from lightning_optkit.step.saved import saved_dict
+from lightning_optkit.step.saved import kind_of, saved_dict
 from lightning_optkit.step.state import StateLayout
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _check_outline(what: str, optimizer: "OnePassOptimizer", state_dict: Mapping
         raise ValueError(f"{what} 'params' of its groups must be numbers of parameters, each there once.")
     for number, entries in state.items():
         if number not in set(numbers):
-            raise ValueError(f"{what} 'state' must be of parameters of its groups, but holds {number!r}.")
+            raise ValueError(f"{what} 'state' must be of parameters of its groups, but holds {kind_of(number)}.")
         saved_dict(f"{what} the state of parameter {number!r}", entries)
 
 
@@ -138,6 +138,7 @@ def _groups(what: str, optimizer: "OnePassOptimizer", saved_groups: list[Group])
         loaded.update({name: group[name] for name in lacking} | kept)
         with checked_as(type(optimizer).__name__, f"{what} param_groups[{number}]"):
             optimizer._check_all(loaded)
+            optimizer._check_learned(loaded)
     with checked_as(type(optimizer).__name__, f"{what} param_groups"):
         optimizer._check_together(copied)
     return copied

@@ -22,6 +22,7 @@ from lightning_optkit.step.arguments import (
 )
 from lightning_optkit.step.cuda import CudaSegment, DeviceControl
 from lightning_optkit.step.explain import Explanation, explain
+from lightning_optkit.step.global_norm import global_norm
 from lightning_optkit.step.loading import load
 from lightning_optkit.step.numbers import STATE_DTYPES, GroupNumbers, is_due, read_group
 from lightning_optkit.step.planning import Segment, StepPlan
@@ -130,7 +131,10 @@ class OnePassOptimizer(Optimizer):
         return self._rule(group).states
 
     def _check_together(self, groups: Sequence[Group]) -> None:
-        """Raises for groups that do not go together, and for what a rule learned that cannot be."""
+        """Raises for groups that do not go together."""
+
+    def _check_learned(self, group: Group) -> None:
+        """Raises for an entry of a loaded group that the rule cannot have written."""
 
     def _completed(self, saved: Group, group: Group) -> Group:
         """A saved group with the entries of the rule that torch's class lacks; raises if it cannot become `group`."""
@@ -195,7 +199,7 @@ class OnePassOptimizer(Optimizer):
         scale = 1.0 if loss_scale is None else 1.0 / float(loss_scale)
         norm, coefficient = None, 1.0
         if self.clip is not None and self.clip.needs_norm:
-            norm = _global_norm(bound, scale)
+            norm = global_norm(bound, scale)
             if math.isnan(norm):
                 self._counted = self._counted.skipped(norm)
                 return
@@ -383,15 +387,3 @@ class OnePassOptimizer(Optimizer):
         self._plan = self._control = None
         self._accepted = AcceptedGroups()
         self._stepped = []
-
-
-def _global_norm(bound: Sequence[Segment], scale: float) -> float:
-    """L2 norm of all gradients, times `scale`; NaN if an element is not finite."""
-    squares = nonfinite = 0.0
-    for segment in bound:
-        sums: Sequence[float] = segment.norm()
-        if segment.process_groups:
-            here = torch.tensor(sums, dtype=torch.float64, device=segment.entries[0].param.device)
-            sums = reduce_sum_(here, segment.process_groups).tolist()
-        squares, nonfinite = squares + sums[0], nonfinite + sums[1]
-    return float("nan") if nonfinite > 0 else float(scale * squares**0.5)

@@ -14,6 +14,7 @@ import torch
 from torch.optim import Optimizer
 
 from lightning_optkit.step.rule import Group, Rule
+from lightning_optkit.step.saved import kind_of
 
 if TYPE_CHECKING:
     from lightning_optkit.step.optimizer import OnePassOptimizer
@@ -35,8 +36,10 @@ def rule_of(optimizer: "OnePassOptimizer") -> str:
 def check_is_of_the_rule(what: str, optimizer: "OnePassOptimizer", state_dict: Mapping[str, Any]) -> None:
     """Raises ValueError if a state dict, groups and all but for their values as they should be, is of another rule."""
     said = state_dict.get("rule", rule_of(optimizer))
-    if said != rule_of(optimizer):
-        raise ValueError(f"{what} the checkpoint is of another rule, {said!r}; it must be of {rule_of(optimizer)!r}.")
+    if not isinstance(said, str) or said != rule_of(optimizer):
+        raise ValueError(
+            f"{what} the checkpoint is of another rule, {kind_of(said)}; it must be of {rule_of(optimizer)!r}."
+        )
     for saved, group in zip(state_dict["param_groups"], optimizer.param_groups, strict=True):
         _check_group_entries(what, optimizer, saved, group)
         if "rule" not in state_dict and not state_dict["state"] and not saved.keys() & STAGE_ENTRIES:
@@ -53,7 +56,7 @@ def _check_group_entries(what: str, optimizer: "OnePassOptimizer", saved: Group,
         raise ValueError(f"{what} the checkpoint is of another rule; its groups have {_listed(foreign)}.")
     decoupled = saved.get(_DECOUPLED, group[_DECOUPLED])
     if isinstance(decoupled, torch.Tensor) or decoupled != group[_DECOUPLED]:
-        raise ValueError(f"{what} the checkpoint is of another rule; it has {_DECOUPLED}={decoupled!r}.")
+        raise ValueError(f"{what} the checkpoint is of another rule; it has {_DECOUPLED}={kind_of(decoupled)}.")
 
 
 def _check_entries_of_torch(what: str, optimizer: "OnePassOptimizer", saved: Group) -> None:

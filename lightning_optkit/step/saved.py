@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_optkit.step.shards import local
 
-__all__ = ["saved_dict", "saved_floats", "saved_number", "saved_tensor"]
+__all__ = ["kind_of", "saved_dict", "saved_floats", "saved_number", "saved_tensor"]
 
 _INTERVAL = "[0, inf)"
 
@@ -27,7 +27,7 @@ def saved_dict(what: str, value: object, names: Sequence[str] = ()) -> Mapping[A
         ValueError: if one of them is missing.
     """
     if not isinstance(value, Mapping):
-        raise TypeError(f"{what} must be a dict, got {_kind(value)}.")
+        raise TypeError(f"{what} must be a dict, got {kind_of(value)}.")
     missing = [name for name in names if name not in value]
     if missing:
         raise ValueError(f"{what} must hold {missing[0]!r}.")
@@ -42,7 +42,7 @@ def saved_tensor(what: str, value: object) -> Tensor:
         ValueError: if its numbers cannot be read.
     """
     if not isinstance(value, Tensor):
-        raise TypeError(f"{what} must be a tensor, got {_kind(value)}.")
+        raise TypeError(f"{what} must be a tensor, got {kind_of(value)}.")
     reason = _why_unreadable(local(value))
     if reason is not None:
         raise ValueError(f"{what} must be a strided tensor with memory of its own, but it {reason}.")
@@ -67,7 +67,7 @@ def saved_floats(
     """
     floats = saved_tensor(what, value)
     if not floats.is_floating_point() or local(floats) is not floats:
-        raise ValueError(f"{what} must be a tensor of floating-point numbers, whole, got {_kind(value)}.")
+        raise ValueError(f"{what} must be a tensor of floating-point numbers, whole, got {kind_of(value)}.")
     if floats.shape != shape:
         raise ValueError(f"{what} has shape {list(floats.shape)}; it must have {list(shape)}.")
     copied = floats.detach().to(dtype, copy=True)
@@ -98,12 +98,12 @@ def saved_number(what: str, value: object, dtype: torch.dtype = torch.float32, *
         number = held.item()
     kind, interval = "a number" if dtype.is_floating_point else "an integer", "(-inf, inf)" if signed else _INTERVAL
     if isinstance(number, bool) or not isinstance(number, Real if dtype.is_floating_point else Integral):
-        raise TypeError(f"{what} must be {kind} in {interval}, got {_kind(value)}.")
+        raise TypeError(f"{what} must be {kind} in {interval}, got {kind_of(value)}.")
     most = torch.finfo(dtype).max if dtype.is_floating_point else torch.iinfo(dtype).max
     least = -most if signed else 0
     if not least <= cast(float, number) <= most:
         name = str(dtype).removeprefix("torch.")
-        raise ValueError(f"{what} must be {kind} in {interval} that {name} holds, got {_kind(number)}.")
+        raise ValueError(f"{what} must be {kind} in {interval} that {name} holds, got {kind_of(number)}.")
     device = value.device if isinstance(value, Tensor) else None
     return torch.tensor(number, dtype=dtype, device=device)
 
@@ -124,8 +124,8 @@ def _why_unreadable(t: Tensor) -> str | None:
     return f"has {num_bytes} bytes of it" if t.numel() and (last + 1) * t.itemsize > num_bytes else None
 
 
-def _kind(value: object) -> str:
-    """What to call a value of the wrong kind."""
+def kind_of(value: object) -> str:
+    """What to call a value that is not what it should be, on one line."""
     if isinstance(value, Tensor):
         return f"a tensor of {str(value.dtype).removeprefix('torch.')}"
     is_shown = value is None or isinstance(value, str | float) or (isinstance(value, int) and abs(value) < 2**64)
