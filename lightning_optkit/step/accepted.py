@@ -97,13 +97,13 @@ def _without_waiting(group: Group) -> Group:
 def _can_change(value: Any) -> bool:
     if isinstance(value, tuple):
         return any(map(_can_change, value))
-    return isinstance(value, list | Tensor)
+    return isinstance(value, list) or hasattr(value, "tolist")
 
 
 def _inside(value: Any) -> object:
     """The numbers in a value; a tensor on an accelerator stands for itself."""
     if isinstance(value, tuple | list):
         return [_inside(each) for each in value]
-    if isinstance(value, Tensor):
-        return value.item() if value.is_cpu and value.numel() == 1 else id(value)
-    return value
+    if isinstance(value, Tensor) and not value.is_cpu:
+        return id(value)
+    return value.tolist() if hasattr(value, "tolist") else value  # of torch or of numpy

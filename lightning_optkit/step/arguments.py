@@ -37,6 +37,9 @@ def check_group(owner: str, group: Group) -> None:
     if "average_decay" in group:
         check_number(owner, "average_decay", group["average_decay"], "[0, 1)")
     check_flag(owner, "maximize", group["maximize"])
+    for name in ("fused", "foreach", "capturable", "differentiable"):
+        if group.get(name) is not None:
+            check_flag(owner, name, group[name])
     for name in ("foreach", "differentiable"):
         if group["fused"] and group[name]:
             raise RuntimeError(f"{owner}(fused=True, {name}=True): at most one of the two can be True.")
@@ -55,7 +58,8 @@ def check_number(owner: str, name: str, value: object, interval: str) -> None:
 
 def check_flag(owner: str, name: str, value: object) -> None:
     """Raises TypeError unless `value` is True or False, or a number that says so as it does to torch."""
-    if isinstance(value, Tensor) or value not in (False, True):
+    is_one = not isinstance(value, Tensor) and getattr(value, "shape", ()) == ()  # an array has no truth of its own
+    if not is_one or value not in (False, True):
         raise TypeError(f"{owner}({name}={value!r}): {name} must be True or False.")
 
 
@@ -69,10 +73,10 @@ def checked_as(owner: str, action: str) -> Iterator[None]:
     """
     try:
         yield
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         said = " ".join(str(error).split())  # a tensor of several rows is printed on several lines
         is_ours = said.startswith(f"{owner}(")
-        kind = type(error) if is_ours or not isinstance(error, RuntimeError) else ValueError
+        kind = type(error) if is_ours or isinstance(error, TypeError) else ValueError
         raise kind(f"{action}{said.removeprefix(owner)}" if is_ours else f"{action}: {said}") from None
 
 

@@ -4,6 +4,7 @@
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +16,7 @@ from lightning_optkit.step import step_in_backward
 
 OURS = {name: cls for name, cls in vars(optimizers).items() if isinstance(cls, type) and hasattr(cls, "torch_class")}
 NAN = math.nan
-BAD_LR = [-1.0, -1, NAN, math.inf, "0.1", None, True, torch.ones(2), torch.tensor(-1.0), 1j]
+BAD_LR = [-1.0, -1, 10**400, NAN, math.inf, "0.1", None, True, torch.ones(2), torch.tensor(-1.0), 1j]
 BAD = {
     "weight_decay": [-1.0, NAN, "1", None, torch.ones(2)],
     "betas": [(2, 3), (0.9, 1.0), (0.9, NAN), (0.9,), "ab", torch.ones(2), [0.9, -1.0]],
@@ -26,10 +27,13 @@ BAD = {
     "rounding": ["up", None, 1],
     "rounding_seed": [-1, 0.5, "1"],
     "average_decay": [1.5, -0.1, NAN, "1"],
-    "maximize": ["yes", 2, None],
+    "maximize": ["yes", 2, None, np.array([True, False])],
     "decoupled_weight_decay": ["yes", 2],
     "amsgrad": ["yes", 2],
-    "differentiable": [True],
+    "differentiable": [True, "yes"],
+    "fused": ["yes"],
+    "foreach": ["yes", 2],
+    "capturable": ["yes"],
 }
 CASES = [("lr", value) for value in BAD_LR] + [(name, value) for name, values in BAD.items() for value in values]
 
@@ -55,7 +59,7 @@ def seen(optimizer, frozen):
 
 
 @pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
-@pytest.mark.parametrize(("name", "value"), CASES, ids=str)
+@pytest.mark.parametrize(("name", "value"), CASES, ids=lambda v: v if isinstance(v, str) else type(v).__name__)
 def test_a_bad_value_is_refused_before_anything_changes(name, value, fused, frozen):
     optimizer, params = trained(AdamW, average=EMA(0.9), clip=ZClip(), fused=fused)
     twin, twins = trained(AdamW, average=EMA(0.9), clip=ZClip(), fused=fused)
@@ -143,6 +147,14 @@ def test_what_lies_in_a_list_or_a_tensor_is_looked_at_each_time(frozen):
         back()
     assert seen(optimizer, frozen) == before
     optimizer.step()
+
+
+@pytest.mark.parametrize("pair", [np.array([0.9, 0.99]), torch.tensor([0.9, 0.99])], ids=["numpy", "torch"])
+def test_a_pair_in_an_array_is_looked_at_each_time(pair):
+    optimizer, _ = trained(AdamW, betas=pair)
+    pair[0] = 2.0
+    with pytest.raises(ValueError, match=r"^AdamW\.step\(betas\[0\]=.*2\.0.*\): betas\[0\] must be in \[0, 1\)\.$"):
+        optimizer.step()
 
 
 def test_what_has_not_changed_is_not_checked_again(monkeypatch):
