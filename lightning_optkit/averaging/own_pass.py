@@ -14,6 +14,7 @@ from lightning_optkit.averaging.ema import EMA
 from lightning_optkit.averaging.lawa import LAWA
 from lightning_optkit.averaging.swa import SWA
 from lightning_optkit.step import Average
+from lightning_optkit.step.saved import saved_number, saved_tensor
 from lightning_optkit.step.shards import local
 
 __all__ = ["AnyAverage", "averages_of", "protect_average", "read_average", "update_average_", "update_tensors_"]
@@ -182,27 +183,45 @@ def protect_average(optimizer: Optimizer, average: AnyAverage, name: str | None 
         Two handles; `remove()` them to stop.
     """
     names = {*_names(average, name), _counter(average, name)}
-    saved: dict[int, State] = {}
+    saved: dict[Tensor, State] = {}
 
-    def take_out(_: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-        ids = [saved_id for group in state_dict["param_groups"] for saved_id in group["params"]]
-        states = [state_dict["state"].get(saved_id, {}) for saved_id in ids]
-        saved.update({i: {n: v for n, v in state.items() if n in names} for i, state in enumerate(states)})
+    def take_out(loading: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        saved.clear()
+        params = [param for group in loading.param_groups for param in group["params"]]
+        try:
+            ids = [saved_id for group in state_dict["param_groups"] for saved_id in group["params"]]
+            states = [state_dict["state"].get(saved_id, {}) for saved_id in ids]
+            taken = [{each: value for each, value in state.items() if each in names} for state in states]
+        except (AttributeError, KeyError, TypeError):  # no state dict, as whoever loads it will say
+            return state_dict
+        for number, (param, state) in enumerate(zip(params, taken, strict=False)):
+            what = f"{type(loading).__name__}.load_state_dict(state_dict=...): of parameter {number}, the state"
+            saved[param] = {each: _restored(f"{what} {each!r}", param, each, value) for each, value in state.items()}
         rest = {key: _without(state, names) for key, state in state_dict["state"].items()}
         return {**state_dict, "state": {key: state for key, state in rest.items() if state}}
 
     def put_back(loaded: Optimizer) -> None:
-        params = [param for group in loaded.param_groups for param in group["params"]]
-        for i, values in saved.items():
-            for each, value in values.items():
-                device = torch.device("cpu") if each.startswith("num_averaged") else params[i].device
-                loaded.state[params[i]][each] = value.to(device, copy=True)
+        for param, state in saved.items():
+            if state:
+                loaded.state[param].update(state)
         saved.clear()
 
     return [
         optimizer.register_load_state_dict_pre_hook(take_out),
         optimizer.register_load_state_dict_post_hook(put_back),
     ]
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _restored(what: str, param: Tensor, name: str, value: object) -> Tensor:
+    """A copy of a saved average or counter, if it can be one of `param`."""
+    if name.startswith("num_averaged"):
+        return saved_number(what, value).cpu()
+    tensor = saved_tensor(what, value)
+    if tensor.shape != param.shape:
+        raise ValueError(f"{what} has shape {list(tensor.shape)}, its parameter {list(param.shape)}.")
+    return tensor.detach().to(param.device, copy=True)
 
 
 def _without(state: Any, names: set[str]) -> Any:

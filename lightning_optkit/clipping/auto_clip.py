@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_optkit._checks import check_in, check_int
 from lightning_optkit.clipping._gradients import scale_to_bound_
 from lightning_optkit.step import ClipBounds
+from lightning_optkit.step.saved import saved_dict, saved_floats, saved_number, saved_tensor
 
 __all__ = ["AutoClip"]
 
@@ -92,10 +93,20 @@ class AutoClip:
         """Restores it.
 
         Raises:
-            ValueError: if the history is of another `window`.
+            TypeError: if it is no dict of tensors; nothing is changed then.
+            ValueError: if it is not of an AutoClip, or the history is of another `window`; nothing is changed then.
         """
-        history = state_dict["history"]
-        if history.shape != (self.window,):
-            saved = len(history)
-            raise ValueError(f"AutoClip(window={self.window}): the saved history is of window={saved}; use that.")
-        self._history, self._seen = history.clone(), torch.as_tensor(state_dict["seen"]).clone()
+        what = "AutoClip.load_state_dict(state_dict=...):"
+        saved = saved_dict(what, state_dict, ("history", "seen"))
+        history = saved_tensor(f"{what} 'history'", saved["history"])
+        if history.ndim == 1 and len(history) != self.window:
+            found = len(history)
+            raise ValueError(f"AutoClip(window={self.window}): the saved history is of window={found}; use that.")
+        history = saved_floats(f"{what} 'history'", history, (self.window,), torch.float64, may_be_nan=True)
+        seen = saved_number(f"{what} 'seen'", saved["seen"], torch.int64).to(history.device)
+        unseen = torch.arange(self.window, device=history.device) >= seen
+        if not torch.equal(history.isnan(), unseen):
+            raise ValueError(
+                f"{what} 'history' must hold the latest of the {int(seen)} norms 'seen', and NaN elsewhere."
+            )
+        self._history, self._seen = history, seen

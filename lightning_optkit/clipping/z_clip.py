@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_optkit._checks import check_in, check_int
 from lightning_optkit.clipping._gradients import scale_to_bound_
 from lightning_optkit.step import ClipBounds
+from lightning_optkit.step.saved import saved_dict, saved_floats
 
 __all__ = ["ZClip"]
 
@@ -100,5 +101,12 @@ class ZClip:
         return {"learned": self._learned.clone()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores it."""
-        self._learned = torch.as_tensor(state_dict["learned"], dtype=torch.float64).clone()
+        """Restores it.
+
+        Raises:
+            TypeError: if it is no dict of tensors; nothing is changed then.
+            ValueError: if it is not of a ZClip; nothing is changed then.
+        """
+        what = "ZClip.load_state_dict(state_dict=...):"
+        saved = saved_dict(what, state_dict, ("learned",))
+        self._learned = saved_floats(f"{what} 'learned'", saved["learned"], (3,), torch.float64)

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from lightning_optkit._checks import check_int
 from lightning_optkit.step import Average, OnePassOptimizer
-from lightning_optkit.step.arguments import check_number
+from lightning_optkit.step.arguments import check_flag, check_number
 from lightning_optkit.step.numbers import compute_dtype
 from lightning_optkit.step.rule import Group, Scalar, State
 
 __all__ = ["WEIGHT_SUM", "ScheduleFreeOptimizer", "average_hypers", "move", "rate_and_share"]
 
-WEIGHT_SUM = (Scalar("weight_sum", 0.0, 0.0), Scalar("weight_sum_rest", 0.0, 0.0))
+WEIGHT_SUM = (Scalar("weight_sum", 0.0, 0.0), Scalar("weight_sum_rest", 0.0, 0.0, signed=True))
 """The sum of the weights so far, as two fp32 numbers."""
 
 
@@ -53,6 +53,9 @@ class ScheduleFreeOptimizer(OnePassOptimizer):
     rather than let anyone evaluate y without having heard of it. In evaluation y waits in the state, so that training
     goes on bit for bit, and a state dict says in `train_mode` of its groups which point the parameters held.
     """
+
+    _learned = ("lr_max", "train_mode")
+    _carried = ("y",)
 
     def _beta(self, group: Group) -> float:
         """Share of x in y."""
@@ -124,6 +127,7 @@ class ScheduleFreeOptimizer(OnePassOptimizer):
         Raises:
             RuntimeError: while the parameters hold the average.
         """
+        self._check_changed()
         if not self.in_training:
             raise RuntimeError(
                 f"{self._owner}.step: the parameters hold the average; call train() before training and eval() before "
@@ -156,30 +160,6 @@ class ScheduleFreeOptimizer(OnePassOptimizer):
         """Raises ValueError for any average: the rule is one."""
         self._check_no_average(average)
 
-    # --- saving ---
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a state dict of this class; the parameters must hold the point that it says.
-
-        Raises:
-            ValueError: if it belongs to another rule or other groups; nothing is changed then.
-        """
-        saved_ids = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
-        waiting = [
-            (param, state_dict["state"][saved_id]["y"])
-            for saved_id, param in zip(saved_ids, self._params(), strict=False)
-            if "y" in state_dict["state"].get(saved_id, {})
-        ]
-        for param, y in waiting:
-            if y.shape != param.shape:
-                raise ValueError(
-                    f"{self._owner}.load_state_dict: the state 'y' has shape {list(y.shape)}, its parameter "
-                    f"{list(param.shape)}."
-                )
-        state = {
-            saved_id: {name: value for name, value in held.items() if name != "y"}
-            for saved_id, held in state_dict["state"].items()
-        }
-        super().load_state_dict({**state_dict, "state": state})
-        for param, y in waiting:
-            self.state[param]["y"] = y.detach().to(param.device, param.dtype, copy=True)
+    def _check_learned(self, group: Group) -> None:
+        check_flag(self._owner, "train_mode", group["train_mode"])
+        check_number(self._owner, "lr_max", group["lr_max"], "[0, inf)")

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from lightning_optkit.step import Average, Clip, OnePassOptimizer, Rule
-from lightning_optkit.step.arguments import check_number, pair
+from lightning_optkit.step.arguments import check_flag, check_number, pair
 from lightning_optkit.step.rule import Group, State
 
 __all__ = ["Adam", "adam_update"]
@@ -138,7 +138,11 @@ class Adam(OnePassOptimizer):
     def _rule(self, group: Group) -> Rule:
         return _ADAM_AMSGRAD if group["amsgrad"] else _ADAM
 
+    def _needed(self, group: Group) -> tuple[str, ...]:
+        return _ADAM.states
+
     def _check_group(self, group: Group) -> None:
+        check_flag(self._owner, "amsgrad", group["amsgrad"])
         beta1, beta2 = pair(self._owner, "betas", group["betas"])
         self._check_tensors(group, {"lr": group["lr"], "betas[0]": beta1, "betas[1]": beta2})
         check_number(self._owner, "betas[0]", beta1, "[0, 1)")

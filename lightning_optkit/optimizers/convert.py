@@ -23,8 +23,9 @@ from lightning_optkit.optimizers.radam import RAdam
 from lightning_optkit.optimizers.rmsprop import RMSprop
 from lightning_optkit.optimizers.sgd import SGD
 from lightning_optkit.step import OnePassOptimizer
-from lightning_optkit.step.loading import restore_state
-from lightning_optkit.step.state import StateLayout, convert_
+from lightning_optkit.step.loading import places
+from lightning_optkit.step.restoring import restored
+from lightning_optkit.step.state import convert_
 
 __all__ = ["from_torch_", "to_torch_", "why_not_convertible"]
 
@@ -131,7 +132,8 @@ def from_torch_(
         raise TypeError(f"from_torch_(optimizer=<{type(optimizer).__name__}>): {reason}.")
     cls = _OURS[type(optimizer)]
     ours = _build(optimizer, rounding, state_dtype, statistics)
-    saved = optimizer.state_dict()
+    saved = optimizer.state_dict()["state"]
+    built = {place.param: restored(place, saved.get(place.number, {})) for place in places(ours, ours.param_groups)}
     before = _Before(
         groups=[{key: group[key] for key in _AUTOMATIC if key in group} for group in optimizer.param_groups],
         defaults=optimizer.defaults,
@@ -149,7 +151,11 @@ def from_torch_(
     optimizer._before_conversion = before  # type: ignore[attr-defined]
     before.hooks.append(optimizer.register_state_dict_post_hook(_save_as_asked_for))
     assert isinstance(optimizer, OnePassOptimizer)
-    restore_state(optimizer, saved, StateLayout(None, state_dtype))
+    for param, state in built.items():
+        if state:
+            optimizer.state[param] = state
+        else:
+            optimizer.state.pop(param, None)
 
 
 def to_torch_(optimizer: OnePassOptimizer) -> None:

@@ -220,6 +220,8 @@ class Muon(OnePassOptimizer):
         check_number(self._owner, "eps", group["eps"], "[0, inf)")
         if len(group["ns_coefficients"]) != 3:
             raise ValueError(f"{self._owner}(ns_coefficients={group['ns_coefficients']!r}): must be three numbers.")
+        for place, coefficient in enumerate(group["ns_coefficients"]):
+            check_number(self._owner, f"ns_coefficients[{place}]", coefficient, "(-inf, inf)")
         check_int(self._owner, "ns_steps", group["ns_steps"], minimum=0)
         if group["ns_steps"] >= 100:
             raise ValueError(f"{self._owner}(ns_steps={group['ns_steps']}): ns_steps must be less than 100.")
@@ -233,20 +235,12 @@ class Muon(OnePassOptimizer):
         check_number(self._owner, "adamw_betas[1]", beta2, "[0, 1)")
         check_number(self._owner, "adamw_eps", group["adamw_eps"], "[0, inf)")
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a state dict of this class, or of `torch.optim.Muon` into an optimizer of matrices only.
-
-        Raises:
-            ValueError: if it belongs to another rule or other groups; nothing is changed then.
-        """
-        groups = [
-            {**{key: group[key] for key in OWN_KEYS}, **saved}
-            for saved, group in zip(state_dict["param_groups"], self.param_groups, strict=False)
-        ]
-        missed = state_dict["param_groups"][len(groups) :]
-        if any(saved["use_muon"] != group["use_muon"] for saved, group in zip(groups, self.param_groups, strict=False)):
-            raise ValueError(f"{self._owner}.load_state_dict: the checkpoint has matrices in other groups.")
-        super().load_state_dict({**state_dict, "param_groups": [*groups, *missed]})
+    def _completed(self, saved: Group, group: Group) -> Group:
+        """A group of `torch.optim.Muon` is one of matrices."""
+        completed = {**{key: group[key] for key in OWN_KEYS}, **saved}
+        if completed["use_muon"] is not group["use_muon"]:
+            raise ValueError(f"{self._owner}.load_state_dict(state_dict=...): its matrices must be in the same groups.")
+        return completed
 
 
 def _param(member: Any) -> Tensor:

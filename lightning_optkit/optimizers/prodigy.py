@@ -9,7 +9,7 @@ corrects its bias by its own count of steps.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Literal
 
@@ -217,6 +217,7 @@ class Prodigy(OnePassOptimizer):
         Raises:
             ValueError: if groups have different rates that are not 0.
         """
+        self._check_changed()
         rates = sorted({float(group["lr"]) for group in self.param_groups} - {0.0})
         if len(rates) > 1:
             raise ValueError(
@@ -261,13 +262,26 @@ class Prodigy(OnePassOptimizer):
             return f"slice_p={group['slice_p']} leaves elements out"
         return super()._why_reference(param, group)
 
+    _learned = _LEARNED
+
+    def _check_together(self, groups: Sequence[Group]) -> None:
+        common = _made_by(groups[0]) if groups else {}
+        for group in groups[1:]:
+            for name, value in _made_by(group).items():
+                if value != common[name]:
+                    raise ValueError(f"{self._owner}({name}={value!r}): {name} must be {common[name]!r} in all groups.")
+
+    def _check_learned(self, group: Group) -> None:
+        check_number(self._owner, "d", group["d"], "(0, inf)")
+        check_number(self._owner, "d_max", group["d_max"], "(0, inf)")
+        check_number(self._owner, "d_numerator", group["d_numerator"], "(-inf, inf)")
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as in torch; nothing is changed if it does not fit."""
-        if isinstance(param_group, dict) and self.param_groups:
-            ours, new = _made_by(self.param_groups[0]), _made_by({**self.defaults, **param_group})
-            for name, value in new.items():
-                if value != ours[name]:
-                    raise ValueError(f"{self._owner}({name}={value!r}): {name} must be {ours[name]!r} in all groups.")
+        if isinstance(param_group, dict):
+            added = {**self.defaults, **param_group}
+            self._check_all(added)
+            self._check_together([*self.param_groups[:1], added])
         super().add_param_group(param_group)
 
     def _check_group(self, group: Group) -> None:

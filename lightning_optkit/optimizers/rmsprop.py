@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from lightning_optkit.step import Average, Clip, OnePassOptimizer, Rule
-from lightning_optkit.step.arguments import check_number
+from lightning_optkit.step.arguments import check_flag, check_number
 from lightning_optkit.step.rule import Group, State
 
 __all__ = ["RMSprop", "rmsprop_update"]
@@ -139,7 +139,11 @@ class RMSprop(OnePassOptimizer):
         momentum = ("momentum_buffer",) if group["momentum"] > 0 else ()
         return ("square_avg", *momentum, *(("grad_avg",) if group["centered"] else ()))
 
+    def _needed(self, group: Group) -> tuple[str, ...]:
+        return ("square_avg",)
+
     def _check_group(self, group: Group) -> None:
+        check_flag(self._owner, "centered", group["centered"])
         check_number(self._owner, "alpha", group["alpha"], "[0, inf)")
         check_number(self._owner, "eps", group["eps"], "[0, inf)")
         check_number(self._owner, "momentum", group["momentum"], "[0, inf)")

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from lightning_optkit.step import Average, Clip, OnePassOptimizer, Rule, Scalar
-from lightning_optkit.step.arguments import check_number
+from lightning_optkit.step.arguments import check_flag, check_number
 from lightning_optkit.step.rule import Group, State
 
 __all__ = ["SGD", "sgd_update"]
@@ -135,7 +135,11 @@ class SGD(OnePassOptimizer):
     def _held(self, group: Group) -> tuple[str, ...]:
         return _SGD.states if group["momentum"] != 0 else ()
 
+    def _needed(self, group: Group) -> tuple[str, ...]:
+        return ()
+
     def _check_group(self, group: Group) -> None:
+        check_flag(self._owner, "nesterov", group["nesterov"])
         check_number(self._owner, "momentum", group["momentum"], "[0, inf)")
         check_number(self._owner, "dampening", group["dampening"], "(-inf, inf)")
         if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):

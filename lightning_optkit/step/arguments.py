@@ -1,16 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks of what a user hands to an optimizer, before anything is built or changed."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from lightning_optkit._checks import check_in, check_one_of
+from lightning_optkit._checks import check_in, check_int, check_one_of
 from lightning_optkit.step.numbers import ROUNDINGS
 from lightning_optkit.step.rule import Group
 
-__all__ = ["check_group", "check_number", "check_params", "check_stages", "listed", "pair", "with_listed_params"]
+__all__ = [
+    "check_flag",
+    "check_group",
+    "check_number",
+    "check_params",
+    "check_stages",
+    "checked_as",
+    "listed",
+    "pair",
+    "with_listed_params",
+]
 
 
 def check_group(owner: str, group: Group) -> None:
@@ -21,6 +33,13 @@ def check_group(owner: str, group: Group) -> None:
     check_one_of(owner, "cautious", group["cautious"], (False, True))
     check_one_of(owner, "centralize", group["centralize"], (False, True))
     check_one_of(owner, "rounding", group["rounding"], ROUNDINGS)
+    check_int(owner, "rounding_seed", group["rounding_seed"], minimum=0)
+    if "average_decay" in group:
+        check_number(owner, "average_decay", group["average_decay"], "[0, 1)")
+    check_flag(owner, "maximize", group["maximize"])
+    for name in ("fused", "foreach", "capturable", "differentiable"):
+        if group.get(name) is not None:
+            check_flag(owner, name, group[name])
     for name in ("foreach", "differentiable"):
         if group["fused"] and group[name]:
             raise RuntimeError(f"{owner}(fused=True, {name}=True): at most one of the two can be True.")
@@ -35,6 +54,30 @@ def check_number(owner: str, name: str, value: object, interval: str) -> None:
             raise ValueError(f"{owner}({name}={list(value.shape)} tensor): {name} must have one element.")
         value = value.item()
     check_in(owner, name, value, interval)  # type: ignore[arg-type]
+
+
+def check_flag(owner: str, name: str, value: object) -> None:
+    """Raises TypeError unless `value` is True or False, or a number that says so as it does to torch."""
+    is_one = not isinstance(value, Tensor) and getattr(value, "shape", ()) == ()  # an array has no truth of its own
+    if not is_one or value not in (False, True):
+        raise TypeError(f"{owner}({name}={value!r}): {name} must be True or False.")
+
+
+@contextmanager
+def checked_as(owner: str, action: str) -> Iterator[None]:
+    """Lets refusals in the words of the constructor of `owner` name what was asked of it instead.
+
+    Args:
+        owner: As the checks are given it.
+        action: In its place, "AdamW.step".
+    """
+    try:
+        yield
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        said = " ".join(str(error).split())  # a tensor of several rows is printed on several lines
+        is_ours = said.startswith(f"{owner}(")
+        kind = type(error) if is_ours or isinstance(error, TypeError) else ValueError
+        raise kind(f"{action}{said.removeprefix(owner)}" if is_ours else f"{action}: {said}") from None
 
 
 def pair(owner: str, name: str, value: Any) -> tuple[Any, Any]:

@@ -108,6 +108,7 @@ class StepInBackward:
         optimizer = self.optimizer
         if getattr(optimizer, "grad_scale", None) is not None:
             raise RuntimeError(f"{self._owner}: a loss scaler must see all gradients before any step; train in bf16.")
+        optimizer._check_changed((group_index,))
         for _ in range(2):
             if param not in self._own:
                 self._own[param] = self._build(param, group_index, number)

@@ -1,126 +1,144 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loading a state dict: checked before anything is touched, then put into the dtypes and layouts the plan walks."""
+"""Loading a state dict: all of it is checked, and built aside. What then takes its place cannot fail any more."""
 
+import copy
+from collections import defaultdict
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from lightning_optkit.step.codes import scale_name
-from lightning_optkit.step.rule import Group, Rule
-from lightning_optkit.step.shards import distribute_like, local, place_like
-from lightning_optkit.step.state import StateLayout, convert_
+from lightning_optkit.step.arguments import checked_as
+from lightning_optkit.step.restoring import Place, check_state, restored
+from lightning_optkit.step.rule import Group, LearningClip, State
+from lightning_optkit.step.rule_identity import check_is_of_the_rule
+from lightning_optkit.step.saved import kind_of, saved_dict
+from lightning_optkit.step.state import StateLayout
 
 if TYPE_CHECKING:
     from lightning_optkit.step.optimizer import OnePassOptimizer
 
-__all__ = ["check_state_dict", "complete_groups", "restore_state"]
-
-_STAGE_KEYS = {
-    "l1",
-    "cautious",
-    "centralize",
-    "rounding",
-    "rounding_seed",
-    "average_decay",
-    "decoupled_weight_decay",
-    "initial_lr",
-}
-_AVERAGES = ("ema_", "swa_", "lawa_", "num_averaged_")  # kept beside the step by an earlier run; left behind
-_IMPLEMENTATION_KEYS = {"params", "param_names", "foreach", "fused", "capturable", "differentiable", "maximize"}
+__all__ = ["load", "places"]
 
 
-def check_state_dict(optimizer: "OnePassOptimizer", state_dict: dict[str, Any]) -> None:
-    """Raises ValueError, in one sentence, if `state_dict` belongs to another rule or to other parameters."""
-    owner = f"{type(optimizer).__name__}.load_state_dict"
-    saved_groups, groups = state_dict["param_groups"], optimizer.param_groups
-    if [len(g["params"]) for g in saved_groups] != [len(g["params"]) for g in groups]:
-        raise ValueError(
-            f"{owner}: the checkpoint has groups of {[len(g['params']) for g in saved_groups]} parameters, "
-            f"this optimizer of {[len(g['params']) for g in groups]}."
-        )
-    for saved, group in zip(saved_groups, groups, strict=True):
-        missing = set(optimizer.defaults) - set(saved) - _STAGE_KEYS - _IMPLEMENTATION_KEYS
-        if missing:
-            raise ValueError(f"{owner}: the checkpoint is of another rule; its groups have no {_listed(missing)}.")
-        if saved.get("decoupled_weight_decay", group["decoupled_weight_decay"]) != group["decoupled_weight_decay"]:
-            raise ValueError(
-                f"{owner}: the checkpoint is of another rule; it has decoupled_weight_decay="
-                f"{saved['decoupled_weight_decay']}."
-            )
-    _check_state(owner, optimizer, state_dict)
+@dataclass(frozen=True)
+class _Loaded:
+    """What takes the place of an optimizer's groups and state."""
+
+    groups: list[Group]
+    state: defaultdict[Tensor, State]
 
 
-def _check_state(owner: str, optimizer: "OnePassOptimizer", state_dict: dict[str, Any]) -> None:
-    average = {optimizer.average.state_name} if optimizer.average else set()
-    for saved_id, group, param in _pairs(optimizer, state_dict):
-        rule = optimizer._rule(group)
-        scalars = {scalar.name for scalar in rule.scalars} | {"step", "num_averaged"}
-        scales = {scale_name(name) for name in rule.states}
-        known = {*rule.states, *scalars, *scales, "compensation", "ema", "swa", *average}
-        for name, value in state_dict["state"].get(saved_id, {}).items():
-            if value is None:
-                continue
-            if name.startswith(_AVERAGES):
-                continue
-            if name not in known and not _is_of_the_same_family(name, rule):
-                raise ValueError(f"{owner}: the checkpoint is of another rule; it holds the state {name!r}.")
-            if name not in scalars | scales and value.shape != rule.shape_of(name, param):
-                raise ValueError(
-                    f"{owner}: the state {name!r} has shape {list(value.shape)}, its parameter {list(param.shape)}."
-                )
+def load(optimizer: "OnePassOptimizer", state_dict: dict[str, Any]) -> None:
+    """Puts a state dict in place, with torch's hooks before and after.
 
-
-def _pairs(optimizer: "OnePassOptimizer", state_dict: dict[str, Any]) -> list[tuple[Any, Group, Tensor]]:
-    saved_ids = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
-    params = [(group, p) for group in optimizer.param_groups for p in group["params"]]
-    return [(saved_id, group, p) for saved_id, (group, p) in zip(saved_ids, params, strict=True)]
-
-
-def complete_groups(optimizer: "OnePassOptimizer", defaults: list[Group]) -> None:
-    """Gives back to each group what a torch state dict does not have, and the implementation that this run chose."""
-    for group, default in zip(optimizer.param_groups, defaults, strict=True):
-        for name, value in default.items():
-            group.setdefault(name, value)
-        group.update({name: default[name] for name in ("fused", "foreach") if name in default})
-
-
-def restore_state(optimizer: "OnePassOptimizer", state_dict: dict[str, Any], layout: StateLayout) -> None:
-    """Copies the saved state in the dtypes of `layout`.
-
-    `Optimizer.load_state_dict` would cast it to the parameter's dtype, and so turn fp32 moments beside bf16 parameters
-    into bf16; and it keeps the checkpoint's own tensors where nothing needs a cast.
+    Raises:
+        TypeError: for an entry of a wrong kind; nothing is changed then.
+        ValueError: for one of another rule or other groups, or an entry that cannot be; nothing is changed then.
     """
-    for saved_id, group, param in _pairs(optimizer, state_dict):
-        saved = state_dict["state"].get(saved_id, {})
-        held = {name: value for name, value in saved.items() if value is not None}
-        if not held:
-            optimizer.state.pop(param, None)
-            continue
-        state = optimizer.state[param]
-        state.clear()
-        rule = optimizer._rule(group)
-        tensors = {*rule.states, *layout.tensors((), group)}
-        for name, value in held.items():
-            if name in tensors:
-                like = rule.like(name, param)
-                restored = torch.empty_like(local(like), dtype=layout.dtype_of(name, param, rule), requires_grad=False)
-                if scale_name(name) in held:
-                    state[scale_name(name)] = held[scale_name(name)]
-                convert_(restored, state, name, local(distribute_like(torch.as_tensor(value), like)))
-                state[name] = place_like(restored, like)
-        for scalar in layout.scalars(rule, rule.states):
-            # torch's SGD counts no steps: a momentum buffer means that there was a first one.
-            if scalar.name in held or (scalar.name != "num_averaged" and any(name in held for name in rule.states)):
-                value = torch.as_tensor(held.get(scalar.name, scalar.inherited))
-                state[scalar.name] = value.detach().to(param.device, torch.float32, copy=True).reshape(())
+    saved_dict(_what(optimizer), state_dict)
+    state_dict = state_dict.copy()
+    for pre_hook in optimizer._optimizer_load_state_dict_pre_hooks.values():
+        changed = pre_hook(optimizer, state_dict)
+        state_dict = state_dict if changed is None else changed
+    with torch.inference_mode(False), torch.no_grad():  # what is built outlives the mode it is built in
+        loaded = _read(optimizer, state_dict)
+        _load_clip(optimizer, state_dict)
+        optimizer.param_groups, optimizer.state = loaded.groups, loaded.state
+    optimizer._plan, optimizer._stepped = None, []
+    for post_hook in optimizer._optimizer_load_state_dict_post_hooks.values():
+        post_hook(optimizer)
 
 
-def _is_of_the_same_family(name: str, rule: Rule) -> bool:
-    """State of a variant of the rule (AMSGrad's maximum) that is switched off here: left behind, as in torch."""
-    return name.startswith("max_") and name.removeprefix("max_") in rule.states
+def _what(optimizer: "OnePassOptimizer") -> str:
+    """What messages begin with."""
+    return f"{type(optimizer).__name__}.load_state_dict(state_dict=...):"
 
 
-def _listed(names: set[str]) -> str:
-    return ", ".join(repr(name) for name in sorted(names))
+def _read(optimizer: "OnePassOptimizer", state_dict: Mapping[str, Any]) -> _Loaded:
+    """What is loaded, all checked before any of it is built."""
+    what = _what(optimizer)
+    _check_outline(what, optimizer, state_dict)
+    pairs = zip(state_dict["param_groups"], optimizer.param_groups, strict=True)
+    saved_groups = [optimizer._completed(dict(saved), group) for saved, group in pairs]
+    check_is_of_the_rule(what, optimizer, {**state_dict, "param_groups": saved_groups})
+    groups = _groups(what, optimizer, saved_groups)
+    state = state_dict["state"]
+    saved_ids = chain.from_iterable(saved["params"] for saved in saved_groups)
+    saved_states = [state.get(saved_id, {}) for saved_id in saved_ids]
+    loaded = list(zip(places(optimizer, groups), saved_states, strict=True))
+    for place, saved in loaded:
+        check_state(what, place, saved)
+    built = {place.param: restored(place, saved) for place, saved in loaded}
+    return _Loaded(groups, defaultdict(dict, {param: entries for param, entries in built.items() if entries}))
+
+
+def places(optimizer: "OnePassOptimizer", groups: list[Group]) -> list[Place]:
+    """Where state goes, parameter by parameter, if the optimizer has these groups."""
+    layout = StateLayout(optimizer.average, optimizer.state_dtype)
+    each = [(param, group) for group in groups for param in group["params"]]
+    return [
+        Place(number, param, group, optimizer._rule(group), optimizer._needed(group), optimizer._carried, layout)
+        for number, (param, group) in enumerate(each)
+    ]
+
+
+def _load_clip(optimizer: "OnePassOptimizer", state_dict: Mapping[str, Any]) -> None:
+    """Gives a clip that learns what was learned; a copy takes it first, so that no clip is left half changed."""
+    clip = optimizer.clip
+    if not isinstance(clip, LearningClip) or "clip" not in state_dict:
+        return
+    try:
+        copy.deepcopy(clip).load_state_dict(state_dict["clip"])
+    except Exception as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{_what(optimizer)} 'clip' must be of {clip!r}: {error}") from error
+    clip.load_state_dict(state_dict["clip"])
+
+
+def _check_outline(what: str, optimizer: "OnePassOptimizer", state_dict: Mapping[str, Any]) -> None:
+    """Raises unless there are as many groups of as many parameters, and state of nothing but these."""
+    saved = saved_dict(what, state_dict, ("state", "param_groups"))
+    groups, state = saved["param_groups"], saved_dict(f"{what} 'state'", saved["state"])
+    if not isinstance(groups, list | tuple):
+        raise TypeError(f"{what} 'param_groups' must be a list, got {type(groups).__name__}.")
+    for number, group in enumerate(groups):
+        held = saved_dict(f"{what} param_groups[{number}]", group, ("params",))
+        if not isinstance(held["params"], list | tuple):
+            kind = type(held["params"]).__name__
+            raise TypeError(f"{what} param_groups[{number}]['params'] must be a list, got {kind}.")
+    sizes, own = ([len(group["params"]) for group in each] for each in (groups, optimizer.param_groups))
+    if sizes != own:
+        raise ValueError(f"{what} the checkpoint has groups of {sizes} parameters, this optimizer of {own}.")
+    numbers = list(chain.from_iterable(group["params"] for group in groups))
+    if not all(isinstance(number, Hashable) for number in numbers) or len(set(numbers)) != len(numbers):
+        raise ValueError(f"{what} 'params' of its groups must be numbers of parameters, each there once.")
+    for number, entries in state.items():
+        if number not in set(numbers):
+            raise ValueError(f"{what} 'state' must be of parameters of its groups, but holds {kind_of(number)}.")
+        saved_dict(f"{what} the state of parameter {number!r}", entries)
+
+
+def _groups(what: str, optimizer: "OnePassOptimizer", saved_groups: list[Group]) -> list[Group]:
+    """The groups as they will be.
+
+    As torch does, each is the saved one but for its parameters and their names. What a state dict of torch lacks is
+    completed by the entries of the run, which also chose its implementation.
+    """
+    try:
+        copied = copy.deepcopy([{**saved, "params": None} for saved in saved_groups])
+    except Exception as error:
+        raise TypeError(f"{what} its groups must hold what can be copied, but {type(error).__name__} came.") from error
+    for number, (loaded, group) in enumerate(zip(copied, optimizer.param_groups, strict=True)):
+        kept = {name: group[name] for name in ("params", "fused", "foreach") if name in group}
+        lacking = [name for name in (*optimizer.defaults, "param_names") if name not in loaded and name in group]
+        loaded.update({name: group[name] for name in lacking} | kept)
+        with checked_as(type(optimizer).__name__, f"{what} param_groups[{number}]"):
+            optimizer._check_all(loaded)
+            optimizer._check_learned(loaded)
+    with checked_as(type(optimizer).__name__, f"{what} param_groups"):
+        optimizer._check_together(copied)
+    return copied

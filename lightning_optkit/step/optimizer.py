@@ -3,8 +3,7 @@
 
 import math
 import threading
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,19 +12,27 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from lightning_optkit._checks import check_one_of
 from lightning_optkit._native import warn_once_if_missing
-from lightning_optkit.step.arguments import check_group, check_params, check_stages, listed, with_listed_params
+from lightning_optkit.step.accepted import AcceptedGroups
+from lightning_optkit.step.arguments import (
+    check_flag,
+    check_group,
+    check_params,
+    check_stages,
+    listed,
+    with_listed_params,
+)
 from lightning_optkit.step.cuda import DeviceControl
 from lightning_optkit.step.engine import take_step
 from lightning_optkit.step.explain import Explanation, explain
 from lightning_optkit.step.hooks import hooked
-from lightning_optkit.step.loading import check_state_dict, complete_groups, restore_state
+from lightning_optkit.step.loading import load
 from lightning_optkit.step.numbers import STATE_DTYPES, GroupNumbers, is_due, read_group
 from lightning_optkit.step.planning import Segment, StepPlan
 from lightning_optkit.step.progress import Progress
 from lightning_optkit.step.rule import Average, Clip, Group, LearningClip, Rule
+from lightning_optkit.step.rule_identity import rule_of
 from lightning_optkit.step.segments import PlanOutdated, ReferenceSegment, why_no_units, why_not_compiled
 from lightning_optkit.step.shards import local
-from lightning_optkit.step.state import StateLayout
 from lightning_optkit.step.statistics import TensorStatistics
 
 __all__ = ["OnePassOptimizer"]
@@ -91,6 +98,7 @@ class OnePassOptimizer(Optimizer):
         warn_once_if_missing()
         self._lock, self._is_stepping = threading.RLock(), False
         self._plan: StepPlan | None = None
+        self._accepted = AcceptedGroups()
         self._stepped: list[Segment] = []
         self._counted = Progress()
         self._control: DeviceControl | None = None
@@ -121,6 +129,23 @@ class OnePassOptimizer(Optimizer):
         """
         raise NotImplementedError
 
+    def _needed(self, group: Group) -> tuple[str, ...]:
+        """State that a parameter has under any setting; what a setting adds begins anew where a file lacks it."""
+        return self._rule(group).states
+
+    def _check_together(self, groups: Sequence[Group]) -> None:
+        """Raises for groups that do not go together."""
+
+    def _check_learned(self, group: Group) -> None:
+        """Raises for an entry of a loaded group that the rule cannot have written."""
+
+    def _completed(self, saved: Group, group: Group) -> Group:
+        """A saved group with the entries of the rule that torch's class lacks; raises if it cannot become `group`."""
+        return saved
+
+    _learned: ClassVar[tuple[str, ...]] = ()  # entries of a group that the rule writes itself
+    _carried: ClassVar[tuple[str, ...]] = ()  # state besides the rule's, in the dtype of the parameter
+
     # --- checks ---
 
     @property
@@ -130,6 +155,11 @@ class OnePassOptimizer(Optimizer):
     def _check_all(self, group: Group) -> None:
         check_group(self._owner, group)
         self._check_group(group)
+        check_flag(self._owner, "decoupled_weight_decay", group["decoupled_weight_decay"])
+
+    def _check_changed(self, numbers: Iterable[int] | None = None) -> None:
+        """Raises for an entry that was set to what the constructor refuses, in all groups or in these."""
+        self._accepted.check(self, range(len(self.param_groups)) if numbers is None else numbers)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as in torch; nothing is changed if it does not fit."""
@@ -137,8 +167,9 @@ class OnePassOptimizer(Optimizer):
             self._check_all({**self.defaults, **param_group})
             param_group = with_listed_params(param_group)
             check_params(self._owner, self.param_groups, param_group["params"])
-        super().add_param_group(param_group)
-        self._plan = None
+        with self._lock:
+            super().add_param_group(param_group)
+            self._plan = None
 
     # --- the step ---
 
@@ -162,6 +193,7 @@ class OnePassOptimizer(Optimizer):
             self._is_stepping = True
             try:
                 with torch.no_grad():
+                    self._check_changed()
                     take_step(self)
             except PlanOutdated:
                 raise RuntimeError(
@@ -279,38 +311,21 @@ class OnePassOptimizer(Optimizer):
     # --- saving ---
 
     def state_dict(self) -> dict[str, Any]:
-        """As in torch; a clip that learns from the gradients it sees is under "clip"."""
-        state_dict = super().state_dict()
+        """As in torch; "rule" besides, and under "clip" what a clip learned of the gradients that it saw."""
+        state_dict = {**super().state_dict(), "rule": rule_of(self)}
         return {**state_dict, "clip": self.clip.state_dict()} if isinstance(self.clip, LearningClip) else state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state dict of this class or of torch's class of the same rule.
 
+        As in torch, a group has the entries of the loaded one, and no others; what torch's class does not have is kept.
+
         Raises:
-            ValueError: if it belongs to another rule or other groups; nothing is changed then.
+            TypeError: if an entry is of a wrong kind; nothing is changed then.
+            ValueError: if it belongs to another rule or other groups, or holds what cannot be; nothing is changed then.
         """
-        pre_hooks, post_hooks = self._optimizer_load_state_dict_pre_hooks, self._optimizer_load_state_dict_post_hooks
-        state_dict = state_dict.copy()
-        for pre_hook in pre_hooks.values():
-            changed = pre_hook(self, state_dict)
-            state_dict = state_dict if changed is None else changed
-        check_state_dict(self, state_dict)
-        defaults = [dict(group) for group in self.param_groups]
-        # The hooks are ours to call: before the check, and after the state has its own dtypes again.
-        self._optimizer_load_state_dict_pre_hooks = OrderedDict()
-        self._optimizer_load_state_dict_post_hooks = OrderedDict()
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            self._optimizer_load_state_dict_pre_hooks = pre_hooks
-            self._optimizer_load_state_dict_post_hooks = post_hooks
-        complete_groups(self, defaults)
-        restore_state(self, state_dict, StateLayout(self.average, self.state_dtype))
-        if isinstance(self.clip, LearningClip) and "clip" in state_dict:
-            self.clip.load_state_dict(state_dict["clip"])
-        self._plan = None
-        for post_hook in post_hooks.values():
-            post_hook(self)
+        with self._lock:
+            load(self, state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy keep: no plan, since it holds addresses."""
@@ -322,6 +337,7 @@ class OnePassOptimizer(Optimizer):
         """Restores what was kept; the plan is built at the next step."""
         super().__setstate__(state)
         self._plan = self._control = None
+        self._accepted = AcceptedGroups()
         self._stepped = []
         if "_lock" not in vars(self):
             self._lock, self._is_stepping = threading.RLock(), False

@@ -31,11 +31,13 @@ class Scalar:
         name: Name in `optimizer.state[p]`.
         fresh: Its value before the first step.
         inherited: Its value beside state that was loaded without it.
+        signed: Whether it may be negative.
     """
 
     name: str
     fresh: float
     inherited: float
+    signed: bool = False
 
 
 @dataclass(frozen=True)

@@ -180,3 +180,47 @@ def test_its_state_goes_through_the_optimizers_state_dict(dtype):
         handle.remove()
     resumed.load_state_dict(optimizer.state_dict())
     assert averages(resumed, again)[0].dtype == dtype
+
+
+@pytest.mark.parametrize("optimizer_class", [torch.optim.AdamW, AdamW], ids=["torch", "ours"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ema", torch.ones(3)),
+        ("ema", None),
+        ("ema", 1.0),
+        ("ema", torch.ones(2).to_sparse()),
+        ("ema", torch.ones(2, device="meta")),
+        ("num_averaged", "x"),
+        ("num_averaged", -1.0),
+        ("num_averaged", torch.ones(2)),
+    ],
+    ids=str,
+)
+def test_an_average_that_cannot_be_one_is_refused_and_nothing_changes(name, value, optimizer_class, snapshot):
+    def kept(size):
+        p = torch.full((2,), size, requires_grad=True)
+        optimizer = optimizer_class([p], lr=0.1 * size)
+        handles = protect_average(optimizer, EMA(0.9))
+        p.grad = torch.ones(2)
+        optimizer.step()
+        update_average_(optimizer, EMA(0.9), step=1)
+        return optimizer, p, handles
+
+    source, resumed = kept(2.0)[0], kept(1.0)[0]
+    saved, before = copy.deepcopy(source.state_dict()), snapshot(resumed)
+    saved["state"][0][name] = value
+    message = rf"load_state_dict\(state_dict=\.\.\.\): of parameter 0, the state '{name}' "
+    with pytest.raises((TypeError, ValueError), match=message):
+        resumed.load_state_dict(saved)
+    assert snapshot(resumed) == before
+    resumed.load_state_dict({**saved, "state": {}})  # what was refused does not come later
+    assert not resumed.state
+
+
+@pytest.mark.parametrize("given", [{}, {"state": {}}, {"param_groups": None, "state": {}}], ids=str)
+def test_what_is_no_state_dict_is_left_to_the_optimizer_to_refuse(given):
+    optimizer = AdamW([torch.ones(2, requires_grad=True)])
+    protect_average(optimizer, EMA(0.9))
+    with pytest.raises((TypeError, ValueError), match=r"^AdamW\.load_state_dict\(state_dict=\.\.\.\): "):
+        optimizer.load_state_dict(given)

@@ -85,3 +85,37 @@ def test_refuses_a_percentile_out_of_range(percentile):
 def test_refuses_an_empty_window():
     with pytest.raises(ValueError, match=r"^AutoClip\(window=0\): window must be "):
         AutoClip(window=0)
+
+
+GOOD = {"history": torch.tensor([1.0, 2.0, math.nan], dtype=torch.float64), "seen": torch.tensor(2)}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        None,
+        {},
+        {"learned": torch.zeros(3)},
+        {"history": GOOD["history"]},
+        {**GOOD, "history": None},
+        {**GOOD, "history": [1.0, 2.0, math.nan]},
+        {**GOOD, "history": GOOD["history"].view(1, 3)},
+        {**GOOD, "history": torch.tensor([1.0, math.inf, math.nan])},
+        {**GOOD, "history": torch.tensor([1.0, -1.0, math.nan])},
+        {**GOOD, "history": torch.tensor([1, 2, 3])},
+        {**GOOD, "history": torch.ones(3).to_sparse(), "seen": 3},
+        {**GOOD, "seen": 3},
+        {**GOOD, "seen": -1},
+        {**GOOD, "seen": 2.0},
+        {**GOOD, "seen": torch.tensor([2, 2])},
+        {**GOOD, "seen": "2"},
+    ],
+    ids=str,
+)
+def test_what_is_no_history_is_refused_and_nothing_changes(bad, frozen):
+    clip = AutoClip(window=3)
+    clip.load_state_dict(GOOD)
+    with pytest.raises((TypeError, ValueError), match=r"^AutoClip\.load_state_dict\(state_dict=\.\.\.\): ") as refusal:
+        clip.load_state_dict(bad)
+    assert "\n" not in str(refusal.value)
+    assert frozen(clip.state_dict()) == frozen(GOOD)

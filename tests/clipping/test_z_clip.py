@@ -83,3 +83,37 @@ def test_a_resumed_clip_goes_on():
 def test_refuses_arguments_out_of_range(kwargs, message):
     with pytest.raises(ValueError, match="^" + message):
         ZClip(**kwargs)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        None,
+        {},
+        {"history": torch.zeros(3)},
+        {"learned": None},
+        {"learned": [1.0, 1.0, 1.0]},
+        {"learned": torch.ones(2)},
+        {"learned": torch.ones(3, dtype=torch.int64)},
+        {"learned": torch.ones(3).to_sparse()},
+        {"learned": torch.ones(3, device="meta")},
+        {"learned": torch.tensor([1.0, -1.0, 3.0])},
+        {"learned": torch.tensor([1.0, float("nan"), 3.0])},
+        {"learned": torch.tensor([1.0, 1.0, float("inf")])},
+    ],
+    ids=str,
+)
+def test_what_it_cannot_have_learned_is_refused_and_nothing_changes(bad, frozen):
+    clip = ZClip()
+    clip.norm_bound(torch.tensor(2.0))
+    before = frozen(clip.state_dict())
+    with pytest.raises((TypeError, ValueError), match=r"^ZClip\.load_state_dict\(state_dict=\.\.\.\): ") as refusal:
+        clip.load_state_dict(bad)
+    assert "\n" not in str(refusal.value)
+    assert frozen(clip.state_dict()) == before
+
+
+def test_what_was_learned_in_another_precision_is_taken():
+    clip = ZClip()
+    clip.load_state_dict({"learned": torch.tensor([1.0, 2.0, 3.0])})
+    assert torch.equal(clip.state_dict()["learned"], torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))

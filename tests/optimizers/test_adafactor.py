@@ -306,9 +306,9 @@ def test_complex_parameters_are_left_to_torch_which_refuses_them_too():
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
-        ("row_var", (1, 4), r"'row_var' has shape \[1, 4\], its parameter \[3, 4\]"),
-        ("col_var", (3, 4), r"'col_var' has shape \[3, 4\], its parameter \[3, 4\]"),
-        ("variance", (3, 4), r"'variance' has shape \[3, 4\], its parameter \[3, 4\]"),
+        ("row_var", (1, 4), r"'row_var' has shape \[1, 4\], its parameter \[3, 4\]; it must have \[3, 1\]"),
+        ("col_var", (3, 4), r"'col_var' has shape \[3, 4\], its parameter \[3, 4\]; it must have \[1, 4\]"),
+        ("variance", (3, 4), r"'variance' must not be there; its parameter of shape \[3, 4\] keeps none"),
     ],
 )
 def test_state_that_does_not_belong_is_refused_and_nothing_changes(name, shape, message, snapshot, train):
@@ -318,7 +318,9 @@ def test_state_that_does_not_belong_is_refused_and_nothing_changes(name, shape, 
     state_dict = copy.deepcopy(optimizer.state_dict())
     state_dict["state"][0][name] = torch.ones(shape)
     before = snapshot(optimizer)
-    with pytest.raises(ValueError, match=rf"^Adafactor\.load_state_dict: the state {message}\.$"):
+    with pytest.raises(
+        ValueError, match=rf"^Adafactor\.load_state_dict\(state_dict=\.\.\.\): of parameter 0, the state {message}\.$"
+    ):
         optimizer.load_state_dict(state_dict)
     assert snapshot(optimizer) == before
 

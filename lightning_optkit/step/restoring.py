@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The saved state of one parameter: what it may hold, and the same in the dtypes and layouts that the walk needs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from lightning_optkit.step.codes import BLOCK, NONNEGATIVE, decode, scale_name
+from lightning_optkit.step.plain import is_dense
+from lightning_optkit.step.rule import Group, Rule, Scalar, State
+from lightning_optkit.step.rule_identity import is_of_a_variant
+from lightning_optkit.step.saved import saved_floats, saved_number, saved_tensor
+from lightning_optkit.step.shards import distribute_like, local, place_like
+from lightning_optkit.step.state import StateLayout, convert_
+
+__all__ = ["Place", "check_state", "restored"]
+
+_OTHER_AVERAGES = ("ema_", "swa_", "lawa_", "num_averaged_")  # kept beside the step by an earlier run; left behind
+
+
+@dataclass(frozen=True)
+class Place:
+    """A parameter that state is loaded for, with its group and its rule as they will be.
+
+    Args:
+        number: Its place among all parameters.
+        param: Itself.
+        group: Its group.
+        rule: Its rule.
+        needed: State without which what is saved is not whole.
+        carried: State besides, in the dtype of the parameter.
+        layout: Dtypes of the rest.
+    """
+
+    number: int
+    param: Tensor
+    group: Group
+    rule: Rule
+    needed: tuple[str, ...]
+    carried: tuple[str, ...]
+    layout: StateLayout
+
+    @property
+    def scalars(self) -> dict[str, Scalar]:
+        """The numbers that are restored, by name."""
+        return {scalar.name: scalar for scalar in self.layout.scalars(self.rule, self.rule.states)}
+
+    @property
+    def tensors(self) -> set[str]:
+        """Names of the tensors that are restored."""
+        return {*self.rule.states, *self.layout.tensors((), self.group), *self.carried}
+
+
+def check_state(what: str, place: Place, saved: Mapping[Any, Any]) -> None:
+    """Raises if `saved` cannot be the state of the parameter.
+
+    Args:
+        what: What messages begin with.
+        place: Where it goes.
+        saved: By name; None as a value is none.
+
+    Raises:
+        TypeError: for a value of a wrong kind.
+        ValueError: for state of another rule or shape, or values that cannot be.
+    """
+    held = _without_none(saved)
+    scalars = {"num_averaged": Scalar("num_averaged", 0.0, 1.0), **place.scalars}
+    scaled = {scale_name(name): name for name in place.rule.states}
+    for name, value in held.items():
+        entry = f"{what} of parameter {place.number}, the state {name!r}"
+        if not isinstance(name, str):
+            raise TypeError(f"{entry} must have a name that is a string.")
+        if name.startswith(_OTHER_AVERAGES):
+            continue
+        if name in scalars:
+            saved_number(entry, value, signed=scalars[name].signed)
+        elif name in scaled:
+            _check_scale(entry, place, scaled[name], held)
+        elif name in place.tensors | {"compensation", "ema", "swa"} or is_of_a_variant(name, place.rule):
+            _check_tensor(entry, place, name, held)
+        else:
+            raise ValueError(f"{what} the checkpoint is of another rule; it holds the state {name!r}.")
+    _check_is_whole(what, place, held)
+
+
+def _check_tensor(entry: str, place: Place, name: str, held: Mapping[str, Any]) -> None:
+    value, param, shape = saved_tensor(entry, held[name]), place.param, place.rule.shape_of(name, place.param)
+    if shape is None:
+        raise ValueError(f"{entry} must not be there; its parameter of shape {list(param.shape)} keeps none.")
+    if value.shape != shape:
+        allowed = "" if shape == param.shape else f"; it must have {list(shape)}"
+        raise ValueError(f"{entry} has shape {list(value.shape)}, its parameter {list(param.shape)}{allowed}.")
+    if name in place.rule.states and value.dtype == torch.uint8:
+        if scale_name(name) not in held:
+            raise ValueError(f"{entry} is in 8 bits; it must have its scales beside it, {scale_name(name)!r}.")
+        if isinstance(value, DTensor) or not is_dense(value):
+            raise ValueError(f"{entry} is in 8 bits; it must be whole, in memory without gaps.")
+    elif not (value.is_floating_point() or (value.is_complex() and param.is_complex())):
+        kind = "complex or floating-point" if param.is_complex() else "floating-point"
+        raise ValueError(f"{entry} must hold {kind} numbers, got {str(value.dtype).removeprefix('torch.')}.")
+
+
+def _check_scale(entry: str, place: Place, name: str, held: Mapping[str, Any]) -> None:
+    codes = held.get(name)
+    if not isinstance(codes, Tensor) or codes.dtype != torch.uint8:
+        raise ValueError(f"{entry} must stand beside {name!r} in 8 bits.")
+    saved_floats(entry, held[scale_name(name)], (-(-codes.numel() // BLOCK),))
+
+
+def _check_is_whole(what: str, place: Place, held: Mapping[str, Any]) -> None:
+    rule = place.rule
+    needed = rule.held_by(place.param, place.needed)
+    begun = (*rule.states, *(scalar.name for scalar in rule.scalars), *(("step",) if needed else ()))
+    found = [name for name in begun if name in held]
+    wanted = (*needed, "step") if rule.counts_steps else needed
+    missing = [name for name in wanted if name not in held]
+    if found and missing:
+        raise ValueError(
+            f"{what} the state of parameter {place.number} holds {found[0]!r} but no {missing[0]!r}; it must be whole."
+        )
+
+
+def restored(place: Place, saved: Mapping[str, Any]) -> State:
+    """What was checked, as state of the parameter that shares no memory with it.
+
+    `Optimizer.load_state_dict` would cast it to the parameter's dtype, and so turn fp32 moments beside bf16 parameters
+    into bf16; and it keeps the checkpoint's own tensors where nothing needs a cast.
+    """
+    held, state = _without_none(saved), State()
+    for name in [name for name in held if name in place.tensors]:
+        _restore(place, name, held, state)
+    for scalar in place.scalars.values():
+        # torch's SGD counts no steps: a momentum buffer means that there was a first one.
+        is_inherited = scalar.name != "num_averaged" and any(name in held for name in place.rule.states)
+        if scalar.name in held or is_inherited:
+            number = saved_number(scalar.name, held.get(scalar.name, scalar.inherited), signed=scalar.signed)
+            state[scalar.name] = number.to(place.param.device)
+    return state
+
+
+def _restore(place: Place, name: str, held: Mapping[str, Any], state: State) -> None:
+    param, rule, value = place.param, place.rule, held[name].detach()
+    like = rule.like(name, param)
+    dtype = param.dtype if name in place.carried else place.layout.dtype_of(name, param, rule)
+    tensor = torch.empty_like(local(like), dtype=dtype, requires_grad=False)
+    if scale_name(name) in held:
+        scale = held[scale_name(name)].detach().to(value.device, torch.float32, copy=True)
+        if isinstance(like, DTensor):  # blocks of the whole are not blocks of its parts
+            value = decode(value, scale, signed=name not in NONNEGATIVE)
+        else:
+            state[scale_name(name)] = scale
+    convert_(tensor, state, name, local(distribute_like(value, like)))
+    state[name] = place_like(tensor, like)
+
+
+def _without_none(saved: Mapping[Any, Any]) -> dict[Any, Any]:
+    return {name: value for name, value in saved.items() if value is not None}

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whose state dict it is: rules that keep state of the same names and shapes do not take each other's.
+
+Ours says so itself, under "rule". One of torch's class does not, nor does one that went through a sharded checkpoint:
+it is known by the entries of its groups and the names in its state.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.optim import Optimizer
+
+from lightning_optkit.step.rule import Group, Rule
+from lightning_optkit.step.saved import kind_of
+
+if TYPE_CHECKING:
+    from lightning_optkit.step.optimizer import OnePassOptimizer
+
+__all__ = ["STAGE_ENTRIES", "check_is_of_the_rule", "is_of_a_variant", "rule_of"]
+
+STAGE_ENTRIES = frozenset({"l1", "cautious", "centralize", "rounding", "rounding_seed", "average_decay"})
+"""Entries of a group that torch's classes do not have."""
+
+_IMPLEMENTATION = frozenset({"foreach", "fused", "capturable", "differentiable", "maximize"})
+_DECOUPLED = "decoupled_weight_decay"
+
+
+def rule_of(optimizer: "OnePassOptimizer") -> str:
+    """The class that says what the rule is: that of `AdamW`, and of what a user derives from it, is "Adam"."""
+    return next(cls.__name__ for cls in type(optimizer).__mro__ if "_rule" in vars(cls))
+
+
+def check_is_of_the_rule(what: str, optimizer: "OnePassOptimizer", state_dict: Mapping[str, Any]) -> None:
+    """Raises ValueError if a state dict, groups and all but for their values as they should be, is of another rule."""
+    said = state_dict.get("rule", rule_of(optimizer))
+    if not isinstance(said, str) or said != rule_of(optimizer):
+        raise ValueError(
+            f"{what} the checkpoint is of another rule, {kind_of(said)}; it must be of {rule_of(optimizer)!r}."
+        )
+    for saved, group in zip(state_dict["param_groups"], optimizer.param_groups, strict=True):
+        _check_group_entries(what, optimizer, saved, group)
+        if "rule" not in state_dict and not state_dict["state"] and not saved.keys() & STAGE_ENTRIES:
+            _check_entries_of_torch(what, optimizer, saved)
+
+
+def _check_group_entries(what: str, optimizer: "OnePassOptimizer", saved: Group, group: Group) -> None:
+    """Entries that no class of torch or of this package takes are a scheduler's, or the user's own."""
+    missing = optimizer.defaults.keys() - saved.keys() - STAGE_ENTRIES - _IMPLEMENTATION - {_DECOUPLED}
+    if missing:
+        raise ValueError(f"{what} the checkpoint is of another rule; its groups have no {_listed(missing)}.")
+    foreign = (saved.keys() & _entries_of_all()) - group.keys() - STAGE_ENTRIES - _IMPLEMENTATION
+    if foreign:
+        raise ValueError(f"{what} the checkpoint is of another rule; its groups have {_listed(foreign)}.")
+    decoupled = saved.get(_DECOUPLED, group[_DECOUPLED])
+    if isinstance(decoupled, torch.Tensor) or decoupled != group[_DECOUPLED]:
+        raise ValueError(f"{what} the checkpoint is of another rule; it has {_DECOUPLED}={kind_of(decoupled)}.")
+
+
+def _check_entries_of_torch(what: str, optimizer: "OnePassOptimizer", saved: Group) -> None:
+    """Adamax and RAdam of torch differ, before the first step, in this entry alone."""
+    if optimizer.torch_class is None:
+        return
+    torchs = _build(optimizer.torch_class).param_groups[0]
+    if (_DECOUPLED in saved) != (_DECOUPLED in torchs):
+        has = "have" if _DECOUPLED in saved else "have no"
+        raise ValueError(f"{what} the checkpoint is of another rule; its groups {has} {_DECOUPLED!r}.")
+
+
+def _build(cls: Callable[[list[torch.Tensor]], Optimizer]) -> Optimizer:
+    return cls([torch.zeros(1, 1)])
+
+
+def is_of_a_variant(name: str, rule: Rule) -> bool:
+    """State of a variant of the rule (AMSGrad's maximum) that is switched off here: left behind, as in torch."""
+    return name.startswith("max_") and name.removeprefix("max_") in rule.states
+
+
+@cache
+def _entries_of_all() -> frozenset[str]:
+    """What the optimizers of torch and of this package take, and keep in their groups."""
+    from lightning_optkit.step.optimizer import OnePassOptimizer  # which loads state dicts by this module
+
+    torchs: list[type] = [value for value in vars(torch.optim).values() if isinstance(value, type)]
+    ours = [cls for cls in _descendants(OnePassOptimizer) if cls.__module__.startswith("lightning_optkit.")]
+    return frozenset[str]().union(*(inspect.signature(cls).parameters for cls in [*torchs, *ours])) - {"params"}
+
+
+def _descendants(cls: type) -> Iterator[type]:
+    each: type
+    for each in cls.__subclasses__():
+        yield each
+        yield from _descendants(each)
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(repr(name) for name in sorted(names))
