@@ -92,6 +92,7 @@ class Argument {
   const char* name = "";
   int32_t layout_code = 0, dtype_code = 0, device = 0, device_index = 0;
   DType dtype = DType::kFloat32;
+  bool is_defined = false;   // the dispatcher takes None for a tensor
   bool is_known = false;     // dtype is one of ours
   bool is_ordinary = false;  // strided, on CPU or CUDA: what follows is set
   int64_t dim = 0, numel = 0, element_size = 1;
@@ -107,6 +108,7 @@ class Argument {
     std::swap(device, other.device);
     std::swap(device_index, other.device_index);
     std::swap(dtype, other.dtype);
+    std::swap(is_defined, other.is_defined);
     std::swap(is_known, other.is_known);
     std::swap(is_ordinary, other.is_ordinary);
     std::swap(dim, other.dim);
@@ -120,6 +122,8 @@ class Argument {
     std::swap(handle_, other.handle_);
   }
   void look() {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_is_defined(handle_, &is_defined));
+    if (!is_defined) return;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(handle_, &layout_code));
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(handle_, &dtype_code));
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(handle_, &device));

@@ -79,6 +79,7 @@ class Refusals {
       refuse(field(t, "dtype"), name_of_dtype(t.dtype_code), "must be float64, float32, bfloat16 or float16");
   }
   void check_ordinary(const Argument& t) const {
+    if (!t.is_defined) refuse(t.name, "None", "must be a tensor");
     if (t.layout_code != aoti_torch_layout_strided())
       refuse(field(t, "layout"), name_of_layout(t.layout_code), "must be torch.strided");
     if (!t.on_cpu() && t.device != aoti_torch_device_type_cuda())

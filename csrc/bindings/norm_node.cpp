@@ -242,8 +242,6 @@ bool takes_kernel(const Call& call, const Tensor& dy, const Tensor& d_sum, const
          (!call.has_weight || is_saved_parameter(weight, row_sizes, call.parameter_type));
 }
 
-Tensor strided(const Tensor& t) { return t.defined() && t.layout() != at::kStrided ? t.to_dense() : t; }
-
 // Where a gradient of the gradient is wanted, or a tensor is not the plain memory that the kernels read.
 Gradients run_reference(const Call& call, const Tensor& dy, const Tensor& d_sum, const Tensor& input,
                         const Tensor& weight) {
@@ -252,8 +250,7 @@ Gradients run_reference(const Call& call, const Tensor& dy, const Tensor& d_sum,
     return pybind11::reinterpret_steal<pybind11::object>(t.defined() ? THPVariable_Wrap(t) : Py_NewRef(Py_None));
   };
   const pybind11::object found = pybind11::reinterpret_borrow<pybind11::object>(reference)(
-      call.centered, wrap(strided(dy)), wrap(strided(d_sum)), wrap(input), wrap(weight), call.dims, call.eps,
-      call.dropout, call.seed);
+      call.centered, wrap(dy), wrap(d_sum), wrap(input), wrap(weight), call.dims, call.eps, call.dropout, call.seed);
   Gradients out;
   bool fits = PyTuple_Check(found.ptr()) && PyTuple_GET_SIZE(found.ptr()) == static_cast<Py_ssize_t>(out.size());
   for (size_t k = 0; fits && k < out.size(); ++k) {
@@ -314,8 +311,8 @@ bool take_seed(PyObject* object, const char* owner, double dropout, int64_t* see
   }
   TORCH_CHECK_TYPE(THPVariable_Check(object), owner, "(seed=", Py_TYPE(object)->tp_name, "): ", kRequirement);
   const Tensor& t = THPVariable_Unpack(object);
-  TORCH_CHECK_VALUE(t.scalar_type() == at::kLong && t.sym_numel() == 1 && t.is_cpu(), owner, "(seed=", t.toString(),
-                    t.sym_sizes(), "): ", kRequirement);
+  TORCH_CHECK_VALUE(t.scalar_type() == at::kLong && t.is_cpu() && !t.is_nested() && t.sym_numel() == 1, owner,
+                    "(seed=", t.toString(), "): ", kRequirement);
   if (!THPVariable_CheckExact(object) || !is_memory(t)) return false;
   *seed = *t.const_data_ptr<int64_t>();
   return true;

@@ -242,11 +242,22 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lightning_optkit, m) {
       "-> (Tensor, Tensor, Tensor, Tensor)");
 }
 
-// For whatever device or layout: what the kernels cannot read is refused by the checks, in words.
-STABLE_TORCH_LIBRARY_IMPL(lightning_optkit, CompositeExplicitAutograd, m) {
-  m.impl("norm", &optkit::norm_op<optkit::kNorm>);
+// For whatever device or layout, nested tensors too, which the first of these leaves out: what the kernels cannot read
+// is refused by the checks, in words.
+#define OPTKIT_NORM_KERNELS                                         \
+  m.impl("norm", &optkit::norm_op<optkit::kNorm>);                  \
+  m.impl("_norm", &optkit::norm_op<optkit::kPlainNorm>);            \
+  m.impl("add_norm", &optkit::add_norm_op<optkit::kAddNorm>);       \
+  m.impl("_add_norm", &optkit::add_norm_op<optkit::kPlainAddNorm>); \
+  m.impl("norm_backward", &optkit::norm_backward_op);
+// clang-format off
+STABLE_TORCH_LIBRARY_IMPL(lightning_optkit, CompositeExplicitAutograd, m) { OPTKIT_NORM_KERNELS }
+STABLE_TORCH_LIBRARY_IMPL(lightning_optkit, NestedTensorCPU, m) { OPTKIT_NORM_KERNELS }
+STABLE_TORCH_LIBRARY_IMPL(lightning_optkit, NestedTensorCUDA, m) { OPTKIT_NORM_KERNELS }
+STABLE_TORCH_LIBRARY_IMPL(lightning_optkit, NestedTensorMeta, m) { OPTKIT_NORM_KERNELS }
+// clang-format on
+STABLE_TORCH_LIBRARY_IMPL(lightning_optkit, AutogradNestedTensor, m) {
   m.impl("_norm", &optkit::norm_op<optkit::kPlainNorm>);
-  m.impl("add_norm", &optkit::add_norm_op<optkit::kAddNorm>);
   m.impl("_add_norm", &optkit::add_norm_op<optkit::kPlainAddNorm>);
   m.impl("norm_backward", &optkit::norm_backward_op);
 }

@@ -2,6 +2,7 @@
 """What may go into a normalization, in one sentence each."""
 
 import math
+import sys
 from collections.abc import Sequence
 from numbers import Integral, Real
 
@@ -11,7 +12,7 @@ from torch.nn import Parameter
 
 from lightning_optkit._checks import check_in, check_int
 
-__all__ = ["check_eps", "check_norm", "check_sizes", "check_tensors", "is_eps", "is_plain", "is_size"]
+__all__ = ["check_eps", "check_memory", "check_norm", "check_sizes", "check_tensors", "is_eps", "is_plain", "is_size"]
 
 _PLAIN = (Tensor, Parameter)
 _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -71,6 +72,18 @@ def check_norm(
         raise ValueError(f"{owner}(input.shape={tuple(input.shape)}): the last dimensions must be {sizes}.")
     check_tensors(owner, input, residual[0] if residual else None, weight, bias, sizes)
     check_eps(owner, eps, optional=not centered)
+    _check_types(owner, {"input": input, "residual": (residual or (None,))[0], "weight": weight, "bias": bias})
+
+
+def _check_types(owner: str, tensors: dict[str, Tensor | None]) -> None:
+    """What fits and was refused all the same is of a type that torch's own formula does not take."""
+    reason = (str(sys.exc_info()[1]).splitlines() or ["no reason given"])[0].rstrip(".:;")
+    for name, tensor in tensors.items():
+        if tensor is not None and not is_plain(tensor):
+            kind = "nested" if type(tensor) is Tensor else type(tensor).__name__
+            raise TypeError(
+                f"{owner}({name}={kind}): torch's own formula, which such a tensor takes, must accept it ({reason})."
+            )
 
 
 def check_tensors(
@@ -93,6 +106,8 @@ def check_tensors(
             continue
         _check_tensor(owner, name, tensor)
         _check_device(owner, name, tensor, input)
+        if tensor.is_nested:
+            raise ValueError(f"{owner}({name}.is_nested=True): must be one tensor of normalized_shape, {tuple(sizes)}.")
         if tuple(tensor.shape) != tuple(sizes):
             raise ValueError(f"{owner}({name}.shape={tuple(tensor.shape)}): must be normalized_shape, {tuple(sizes)}.")
         if tensor.dtype not in allowed:
@@ -126,13 +141,19 @@ def _check_tensor(owner: str, name: str, tensor: Tensor) -> None:
         raise ValueError(f"{owner}({name}.dtype={tensor.dtype}): must be one of {names}.")
     if tensor.layout not in (torch.strided, torch.jagged):
         raise ValueError(f"{owner}({name}.layout={tensor.layout}): must be torch.strided.")
-    if is_plain(tensor) and not tensor.is_meta:
-        stored, needed = tensor.untyped_storage().nbytes(), _reach(tensor)
-        if stored < needed:
-            raise ValueError(
-                f"{owner}({name}.untyped_storage().nbytes()={stored}): "
-                f"must be the {needed} bytes that its shape and strides lead to."
-            )
+    check_memory(owner, name, tensor)
+
+
+def check_memory(owner: str, name: str, tensor: Tensor | None) -> None:
+    """Passes if the storage goes as far as shape and strides lead; it may have been resized, or freed."""
+    if tensor is None or not is_plain(tensor) or not (tensor.is_cpu or tensor.is_cuda):
+        return
+    stored, needed = tensor.untyped_storage().nbytes(), _reach(tensor)
+    if stored < needed:
+        raise ValueError(
+            f"{owner}({name}.untyped_storage().nbytes()={stored}): "
+            f"must be the {needed} bytes that its shape and strides lead to."
+        )
 
 
 def _reach(tensor: Tensor) -> int:

@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 from torch.nn import Module
 
 from lightning_optkit._native import extension, has_cuda_kernels, node, warn_once_if_missing
-from lightning_optkit.layers._arguments import is_eps, is_plain, is_size
+from lightning_optkit.layers._arguments import check_memory, is_eps, is_plain, is_size
 from lightning_optkit.layers._reference import survival
 
 if extension is not None:
@@ -47,9 +47,8 @@ def run_norm(
         if y is not None:
             return y  # type: ignore[no-any-return]
     _check_row(input, sizes, eps)
-    if _is_small(input, sizes, SMALL_LAYER if centered else SMALL_RMS) or not (
-        _takes_kernel(input) and _are_plain(weight, bias)
-    ):
+    is_small = _is_small(input, sizes, SMALL_LAYER if centered else SMALL_RMS) and _are_there(input, weight, bias)
+    if is_small or not (_takes_kernel(input) and _are_plain(weight, bias)):
         if centered:
             return torch.layer_norm(input, sizes, weight, bias, eps)  # type: ignore[arg-type]
         return torch.rms_norm(input, sizes, weight, eps)
@@ -78,13 +77,16 @@ def run_add_norm(
         if pair is not None:
             return pair  # type: ignore[no-any-return]
     _check_row(input, sizes, eps)
-    if dropout == 0.0 and _is_small(input, sizes, SMALL_ADD_LAYER if centered else SMALL_ADD_RMS):
+    is_small = dropout == 0.0 and _is_small(input, sizes, SMALL_ADD_LAYER if centered else SMALL_ADD_RMS)
+    if is_small and _are_there(input, residual, weight, bias):
         total = input + residual
         if centered:
             return torch.layer_norm(total, sizes, weight, bias, eps), total  # type: ignore[arg-type]
         return torch.rms_norm(total, sizes, weight, eps), total
     takes_kernel = _takes_kernel(input) and _takes_kernel(residual) and _are_plain(weight, bias)
     if not (takes_kernel and _goes_with(input, residual)):
+        check_memory("add_norm", "input", input)
+        check_memory("add_norm", "residual", residual)
         total = input + residual if seed is None else _drop(input, dropout, seed) + residual
         total = total.to(torch.promote_types(input.dtype, residual.dtype))
         return run_norm(centered, total, sizes, weight, bias, eps), total
@@ -100,6 +102,13 @@ def _is_small(input: Tensor, sizes: Sequence[int], limit: int) -> bool:
         return False
     # Beyond that many rows torch's sums in 16 bits go wrong.
     return input.numel() <= SMALL_ROWS * (sizes[-1] if len(sizes) == 1 else input.shape[-len(sizes) :].numel())
+
+
+def _are_there(*tensors: Tensor | None) -> bool:
+    """Whether each is plain and its storage was not freed: torch's kernels do not ask."""
+    return torch.compiler.is_compiling() or all(
+        t is None or (is_plain(t) and (t.numel() == 0 or t.data_ptr() != 0)) for t in tensors
+    )
 
 
 def _takes_kernel(input: Tensor) -> bool:

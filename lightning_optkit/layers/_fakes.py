@@ -16,6 +16,12 @@ from lightning_optkit.layers._arguments import check_eps, check_tensors
 __all__: list[str] = []
 
 
+def _check_given(owner: str, **tensors: Tensor | None) -> None:
+    for name, tensor in tensors.items():
+        if tensor is None:
+            raise ValueError(f"{owner}({name}=None): must be a tensor.")
+
+
 def _row(owner: str, input: Tensor, dims: int) -> Sequence[int]:
     if not 1 <= dims <= input.dim():
         raise ValueError(f"{owner}(dims={dims}): must be in [1, {input.dim()}], the number of dimensions of the input.")
@@ -46,7 +52,7 @@ def _check(owner: str, name: str, tensor: Tensor, input: Tensor, shape: Sequence
         raise ValueError(f"{owner}({name}.dtype={tensor.dtype}): must be {dtype}.")
 
 
-def _check_dropout(owner: str, dropout: float, seed: Tensor | None) -> None:
+def _check_dropout(owner: str, dropout: float, seed: Tensor | None, input: Tensor) -> None:
     check_in(owner, "dropout", dropout, "[0, 1]")
     if seed is None:
         if dropout > 0.0:
@@ -56,11 +62,14 @@ def _check_dropout(owner: str, dropout: float, seed: Tensor | None) -> None:
         raise ValueError(f"{owner}(seed.dtype={seed.dtype}): must be torch.int64.")
     if seed.numel() != 1:
         raise ValueError(f"{owner}(seed.shape={tuple(seed.shape)}): must be one number.")
+    if not (seed.is_cpu or (seed.is_meta and input.is_meta)):
+        raise ValueError(f"{owner}(seed.device={seed.device}): must be cpu.")
 
 
 def _norm_fake(
     owner: str, centered: bool, input: Tensor, weight: Tensor | None, bias: Tensor | None, dims: int, eps: float
 ) -> tuple[Tensor, Tensor]:
+    _check_given(owner, input=input)
     check_tensors(owner, input, None, weight, bias, _row(owner, input, dims))
     check_eps(owner, eps, optional=False)
     y = input.new_empty(input.shape)
@@ -79,11 +88,12 @@ def _add_norm_fake(
     dropout: float,
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _check_given(owner, input=input, residual=residual)
     check_tensors(owner, input, residual, weight, bias, _row(owner, input, dims))
     if (input.dtype == torch.float64) != (residual.dtype == torch.float64):
         raise ValueError(f"{owner}(residual.dtype={residual.dtype}): float64 goes with float64 only.")
     check_eps(owner, eps, optional=False)
-    _check_dropout(owner, dropout, seed)
+    _check_dropout(owner, dropout, seed, input)
     dtype = torch.promote_types(input.dtype, residual.dtype)
     y, total = input.new_empty(input.shape, dtype=dtype), input.new_empty(input.shape, dtype=dtype)
     return y, total, _stats_like(input, centered, dims, dtype)
@@ -104,13 +114,14 @@ def _norm_backward_fake(
     wants_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     owner = "norm_backward"
+    _check_given(owner, dy=dy, input=input, stats=stats)
     sizes = _row(owner, input, dims)
     check_tensors(owner, input, None, weight, None, sizes)
     _check(owner, "dy", dy, input, input.shape, input.dtype)
     if d_sum is not None:
         _check(owner, "d_sum", d_sum, input, input.shape, input.dtype)
     _check(owner, "stats", stats, input, _stats_shape(input, centered, dims), _wide(input.dtype))
-    _check_dropout(owner, dropout, seed)
+    _check_dropout(owner, dropout, seed, input)
     dtype = _wide(input.dtype) if weight is None else weight.dtype
     nothing = input.new_empty((0,))
     return (

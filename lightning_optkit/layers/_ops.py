@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_optkit._native import extension, node
 from lightning_optkit.layers import _fakes  # noqa: F401  # registers
-from lightning_optkit.layers._arguments import is_plain
+from lightning_optkit.layers._arguments import check_memory, is_plain
 from lightning_optkit.layers._reference import norm_backward_reference, survival
 
 __all__ = ["add_norm", "norm"]
@@ -156,9 +156,7 @@ def _gradients(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """By the kernel, or in operators of torch where a gradient of this gradient will be asked for."""
     if not torch.compiler.is_compiling() and (torch.is_grad_enabled() or not takes_kernel):
-        dy, d_sum = _strided(dy), None if d_sum is None else _strided(d_sum)
-        alive = None if seed is None else survival(input, dropout, seed)
-        found = norm_backward_reference(centered, dy, d_sum, input, weight, dims, eps, alive)
+        found = _reference_gradients(centered, dy, d_sum, input, weight, dims, eps, dropout, seed)
     else:
         found = _norm_backward(
             centered, dy, d_sum, input, stats, weight, dims, dropout, seed, wants_input, wants_weight, wants_bias
@@ -185,8 +183,27 @@ def _fits(dy: Tensor | None, d_sum: Tensor | None, input: Tensor, stats: Tensor,
     )
 
 
-def _strided(gradient: Tensor) -> Tensor:
+def _dense(gradient: Tensor) -> Tensor:
     return gradient if gradient.layout in (torch.strided, torch.jagged) else gradient.to_dense()
+
+
+def _reference_gradients(
+    centered: bool,
+    dy: Tensor,
+    d_sum: Tensor | None,
+    input: Tensor,
+    weight: Tensor | None,
+    dims: int,
+    eps: float,
+    dropout: float,
+    seed: Tensor | int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """In operators of torch, which can be differentiated; also for the node in C++."""
+    dy, d_sum = _dense(dy), None if d_sum is None else _dense(d_sum)
+    for name, tensor in (("dy", dy), ("d_sum", d_sum), ("input", input), ("weight", weight)):
+        check_memory("norm_backward", name, tensor)
+    alive = survival(input, dropout, seed) if dropout > 0.0 and seed is not None else None
+    return norm_backward_reference(centered, dy, d_sum, input, weight, dims, eps, alive)
 
 
 # `Function.apply` looks for function transforms first, which costs as much as the kernel of a short row; the callers of
@@ -196,26 +213,8 @@ _apply_norm = _apply.__get__(None, _Norm)
 _apply_add_norm = _apply.__get__(None, _AddNorm)
 
 
-# --- for the node in C++ ---
-
-
-def _node_gradients(
-    centered: bool,
-    dy: Tensor,
-    d_sum: Tensor | None,
-    input: Tensor,
-    weight: Tensor | None,
-    dims: int,
-    eps: float,
-    dropout: float,
-    seed: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    alive = survival(input, dropout, torch.tensor(seed)) if dropout > 0.0 else None
-    return norm_backward_reference(centered, dy, d_sum, input, weight, dims, eps, alive)
-
-
 if node is not None and extension is not None:
-    node.connect(extension.__file__, _node_gradients)
+    node.connect(extension.__file__, _reference_gradients)
 
 
 # --- for traced graphs ---
