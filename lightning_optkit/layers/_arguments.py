@@ -12,7 +12,17 @@ from torch.nn import Parameter
 
 from lightning_optkit._checks import check_in, check_int
 
-__all__ = ["check_eps", "check_memory", "check_norm", "check_sizes", "check_tensors", "is_eps", "is_plain", "is_size"]
+__all__ = [
+    "check_eps",
+    "check_memory",
+    "check_norm",
+    "check_sizes",
+    "check_tensors",
+    "is_eps",
+    "is_freed",
+    "is_plain",
+    "is_size",
+]
 
 _PLAIN = (Tensor, Parameter)
 _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -21,6 +31,14 @@ _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 def is_plain(tensor: Tensor) -> bool:
     """Whether `tensor` is torch's own kind with sizes and strides; a subclass may have no memory of its own."""
     return type(tensor) in _PLAIN and tensor.layout is torch.strided and not tensor.is_nested
+
+
+def is_freed(tensor: Tensor) -> bool:
+    """Whether a plain tensor's storage is gone."""
+    try:
+        return tensor.numel() > 0 and tensor.data_ptr() == 0
+    except RuntimeError:  # a function transform's wrapper, which has none of its own
+        return False
 
 
 def is_size(size: object) -> bool:
@@ -148,7 +166,10 @@ def check_memory(owner: str, name: str, tensor: Tensor | None) -> None:
     """Passes if the storage goes as far as shape and strides lead; it may have been resized, or freed."""
     if tensor is None or not is_plain(tensor) or not (tensor.is_cpu or tensor.is_cuda):
         return
-    stored, needed = tensor.untyped_storage().nbytes(), _reach(tensor)
+    try:
+        stored, needed = tensor.untyped_storage().nbytes(), _reach(tensor)
+    except NotImplementedError:  # a function transform's wrapper, which has none of its own
+        return
     if stored < needed:
         raise ValueError(
             f"{owner}({name}.untyped_storage().nbytes()={stored}): "

@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 from torch.nn import Module
 
 from lightning_optkit._native import extension, has_cuda_kernels, node, warn_once_if_missing
-from lightning_optkit.layers._arguments import check_memory, is_eps, is_plain, is_size
+from lightning_optkit.layers._arguments import check_memory, is_eps, is_freed, is_plain, is_size
 from lightning_optkit.layers._reference import survival
 
 if extension is not None:
@@ -106,9 +106,7 @@ def _is_small(input: Tensor, sizes: Sequence[int], limit: int) -> bool:
 
 def _are_there(*tensors: Tensor | None) -> bool:
     """Whether each is plain and its storage was not freed: torch's kernels do not ask."""
-    return torch.compiler.is_compiling() or all(
-        t is None or (is_plain(t) and (t.numel() == 0 or t.data_ptr() != 0)) for t in tensors
-    )
+    return torch.compiler.is_compiling() or all(t is None or (is_plain(t) and not is_freed(t)) for t in tensors)
 
 
 def _takes_kernel(input: Tensor) -> bool:
@@ -156,8 +154,8 @@ def _eps(dtype: torch.dtype, centered: bool) -> float:
 
 def _check_row(input: Tensor, sizes: Sequence[int], eps: float | None) -> None:
     """What neither torch nor a kernel of ours would notice; the layers say it in a sentence."""
-    if not all(is_size(size) for size in sizes) or not is_eps(eps):
-        raise TypeError("sizes must be integers, and eps a number in [0, inf)")
+    if not isinstance(sizes, Sequence) or not all(is_size(size) for size in sizes) or not is_eps(eps):
+        raise TypeError("sizes must be a sequence of integers, and eps a number in [0, inf)")
     if not input.is_nested and tuple(input.shape[-len(sizes) :]) != tuple(sizes):
         raise RuntimeError("the last dimensions of the input must be normalized_shape")
 
