@@ -5,143 +5,33 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/record_function.h>
 #include <dlfcn.h>
-#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <array>
-#include <cmath>
-#include <cstring>
-#include <limits>
 #include <optional>
 #include <vector>
 
+#include "bindings/node_call.h"
+#include "bindings/node_tensor.h"
 #include "bindings/norm_api.h"
 
 namespace optkit {
 namespace {
 
-using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-using Parameter = std::optional<Tensor>;
 
 const NormApi* api = nullptr;
 PyObject* reference = nullptr;  // the gradients in differentiable operators of torch
 
 constexpr int64_t kReleaseFrom = 1 << 15;  // elements from which other Python threads may run meanwhile
 
-// What a call is, besides its tensors.
-struct Call {
-  double eps, dropout;
-  int64_t dims, rows, size, seed;
-  at::ScalarType input_type, residual_type, type, parameter_type;
-  bool centered, adds, has_weight, has_bias;
-
-  at::ScalarType wide() const { return type == at::kDouble ? at::kDouble : at::kFloat; }
-  int64_t mean_bytes() const { return centered ? rows * static_cast<int64_t>(c10::elementSize(wide())) : 0; }
-};
-
-// The autograd context keeps values that torch knows: a call goes in as a list of integers.
-using Words = std::array<int64_t, (sizeof(Call) + 7) / 8>;
-
-c10::IValue packed(const Call& call) {
-  Words words = {};
-  std::memcpy(words.data(), &call, sizeof(call));
-  return std::vector<int64_t>(words.begin(), words.end());
-}
-
-Call unpacked(const c10::IValue& value) {
-  const std::vector<int64_t> words = value.toIntVector();
-  Call call;
-  std::memcpy(&call, words.data(), sizeof(call));
-  return call;
-}
-
-bool to_dtype(at::ScalarType type, DType* dtype) {
-  switch (type) {
-    case at::kFloat:
-      return *dtype = DType::kFloat32, true;
-    case at::kBFloat16:
-      return *dtype = DType::kBFloat16, true;
-    case at::kHalf:
-      return *dtype = DType::kFloat16, true;
-    case at::kDouble:
-      return *dtype = DType::kFloat64, true;
-    default:
-      return false;
-  }
-}
-
-DType dtype_of(at::ScalarType type) {
-  DType dtype = DType::kFloat32;
-  to_dtype(type, &dtype);
-  return dtype;
-}
-
-// Does the storage go as far as sizes and strides lead, aligned? It may have been resized, freed, or cut from bytes.
-bool has_memory(const Tensor& t) {
-  if (t.numel() == 0) return true;
-  int64_t last = t.storage_offset();
-  for (int64_t d = 0; d < t.dim(); ++d) last += (t.size(d) - 1) * t.stride(d);
-  const int64_t item = static_cast<int64_t>(t.element_size());
-  const at::StorageImpl* storage = t.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl();
-  return (last + 1) * item <= static_cast<int64_t>(storage->nbytes()) &&
-         reinterpret_cast<uintptr_t>(t.const_data_ptr()) % item == 0;
-}
-
-// Memory on the CPU and nothing else: no subclass, no function transform, no lazy negation.
-bool is_memory(const Tensor& t) {
-  static const uint64_t allowed =
-      c10::DispatchKeySet({c10::DispatchKey::CPU, c10::DispatchKey::AutogradCPU, c10::DispatchKey::ADInplaceOrView,
-                           c10::DispatchKey::AutocastCPU})
-          .raw_repr();
-  return t.defined() && (t.key_set().raw_repr() & ~allowed) == 0 && has_memory(t);
-}
-
-// That of a dtype of ours.
-bool is_plain(const Tensor& t) {
-  DType dtype;
-  return is_memory(t) && to_dtype(t.scalar_type(), &dtype);
-}
-
-bool has_tangent(const Tensor& t) { return t._fw_grad(0).defined(); }
-
-// Nobody is tracing, transforming or intercepting operators.
-bool is_eager() {
-  const c10::impl::LocalDispatchKeySet keys = c10::impl::tls_local_dispatch_key_set();
-  return (keys.included_ - c10::default_included_set).empty();
-}
-
-// A tensor as the kernels read it: rows that lie packed or turned, in a copy if need be.
-struct Rows {
-  Tensor tensor;
-  RowLayout layout = {0, {0, 0, 0}};
-
-  const void* data() const { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
-};
-
-RowLayout layout_of(const Tensor& t, int64_t row_dims) {
-  return row_layout(t.sizes().data(), t.strides().data(), t.dim(), row_dims);
-}
-
-// `spaced`: packed rows may lie apart.
-Rows rows_of(const Tensor& t, int64_t row_dims, bool spaced) {
-  if (!t.defined()) return {};
-  const RowLayout layout = layout_of(t, row_dims);
-  if (layout.turned.column_stride != 0 || (spaced ? layout.stride >= 0 : t.is_contiguous())) return {t, layout};
-  const Tensor copy = t.contiguous();
-  return {copy, layout_of(copy, row_dims)};
-}
-
 Tensor empty(at::IntArrayRef sizes, at::ScalarType type) {
   Tensor t = at::detail::empty_cpu(sizes, type, false, std::nullopt);
   api->fresh(t.mutable_data_ptr(), static_cast<int64_t>(t.nbytes()));
   return t;
 }
-
-const void* data_or_null(const Parameter& t) { return t ? t->const_data_ptr() : nullptr; }
-void* data_or_null(const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; }
 
 struct Outputs {
   Tensor y, sum, stats;
@@ -288,78 +178,6 @@ variable_list NormFunction::backward(AutogradContext* ctx, const variable_list& 
   return out;
 }
 
-// A tensor argument; false where it is one that this road does not take.
-bool take(PyObject* object, const char* owner, const char* name, Parameter* out) {
-  if (object == Py_None) return true;
-  if (!THPVariable_CheckExact(object)) {
-    TORCH_CHECK_TYPE(THPVariable_Check(object), owner, "(", name, "=", Py_TYPE(object)->tp_name, "): ", name,
-                     " must be a tensor.");
-    return false;
-  }
-  const Tensor& t = THPVariable_Unpack(object);
-  if (!is_plain(t)) return false;
-  *out = t;
-  return true;
-}
-
-// The seed's number; false where it has none that may be read: it is traced, batched or fake.
-bool take_seed(PyObject* object, const char* owner, double dropout, int64_t* seed) {
-  constexpr char kRequirement[] = "must be an int64 number on CPU where dropout is above 0.";
-  if (object == Py_None) {
-    TORCH_CHECK_VALUE(dropout == 0.0, owner, "(seed=None): ", kRequirement);
-    return true;
-  }
-  TORCH_CHECK_TYPE(THPVariable_Check(object), owner, "(seed=", Py_TYPE(object)->tp_name, "): ", kRequirement);
-  const Tensor& t = THPVariable_Unpack(object);
-  TORCH_CHECK_VALUE(t.scalar_type() == at::kLong && t.is_cpu() && !t.is_nested() && t.sym_numel() == 1, owner,
-                    "(seed=", t.toString(), "): ", kRequirement);
-  if (!THPVariable_CheckExact(object) || !is_memory(t)) return false;
-  *seed = *t.const_data_ptr<int64_t>();
-  return true;
-}
-
-// Fills in what follows from the tensors; false where they do not fit, and the dispatcher op says why.
-bool describe(PyObject* sizes, PyObject* eps, const Tensor& input, const Parameter& residual, const Parameter& weight,
-              const Parameter& bias, Call* call) {
-  if (!(PyTuple_Check(sizes) || PyList_Check(sizes)) || input.numel() == 0) return false;
-  call->dims = PySequence_Fast_GET_SIZE(sizes);
-  if (call->dims < 1 || call->dims > input.dim()) return false;
-  call->size = 1;
-  for (int64_t k = 0; k < call->dims; ++k) {
-    PyObject* const item = PySequence_Fast_GET_ITEM(sizes, k);
-    if (!PyLong_CheckExact(item)) return false;  // what runs Python to become a number might change the list
-    const int64_t size = PyLong_AsLongLong(item);
-    if (size != input.size(input.dim() - call->dims + k)) return PyErr_Clear(), false;
-    call->size *= size;
-  }
-  call->rows = input.numel() / call->size;
-  call->adds = residual.has_value();
-  call->has_weight = weight.has_value();
-  call->has_bias = bias.has_value();
-  call->input_type = call->type = call->residual_type = input.scalar_type();
-  if (residual) {
-    call->residual_type = residual->scalar_type();
-    if (residual->sizes() != input.sizes()) return false;
-    if ((call->input_type == at::kDouble) != (call->residual_type == at::kDouble)) return false;
-    if (call->residual_type != call->input_type) call->type = at::kFloat;
-  }
-  const at::IntArrayRef row_sizes = input.sizes().slice(input.dim() - call->dims);
-  call->parameter_type = weight ? weight->scalar_type() : bias ? bias->scalar_type() : call->wide();
-  for (const Parameter* parameter : {&weight, &bias}) {
-    if (!*parameter) continue;
-    const Tensor& t = **parameter;
-    if (t.sizes() != row_sizes || !t.is_contiguous() || t.scalar_type() != call->parameter_type) return false;
-    if (t.scalar_type() != call->type && t.scalar_type() != call->wide()) return false;
-  }
-  // torch gives RMSNorm the resolution of the dtype where there is none, and LayerNorm none.
-  if (eps == Py_None && call->centered) return false;
-  call->eps = eps == Py_None ? (call->wide() == at::kDouble ? std::numeric_limits<double>::epsilon()
-                                                            : std::numeric_limits<float>::epsilon())
-                             : PyFloat_AsDouble(eps);
-  if (PyErr_Occurred()) return PyErr_Clear(), false;
-  return call->eps >= 0.0 && std::isfinite(call->eps);
-}
-
 // The outputs in Python: y, or (y, sum). None where this road does not lead.
 PyObject* call_norm(const char* owner, PyObject* centered, PyObject* const* tensors, PyObject* sizes, PyObject* eps,
                     double dropout, PyObject* seed) {
@@ -403,16 +221,6 @@ PyObject* call_norm(const char* owner, PyObject* centered, PyObject* const* tens
   PyTuple_SET_ITEM(pair, 1, THPVariable_Wrap(std::move(sum)));
   return pair;
   END_HANDLE_TH_ERRORS
-}
-
-bool takes(Py_ssize_t count, Py_ssize_t wanted, const char* owner) {
-  if (count != wanted) PyErr_Format(PyExc_TypeError, "%s(): takes %zd arguments, not %zd.", owner, wanted, count);
-  return count == wanted;
-}
-
-PyObject* wrong_kind(const char* owner, const char* name, PyObject* value, const char* requirement) {
-  PyErr_Clear();
-  return PyErr_Format(PyExc_TypeError, "%s(%s=%R): must be %s.", owner, name, value, requirement);
 }
 
 // norm(centered, input, sizes, weight, bias, eps)
