@@ -190,14 +190,16 @@ def node_jobs(library: str) -> list[Job]:
     flags = (
         f"-O2 -std=c++20 -fPIC -fvisibility=hidden -Wall -Wextra '-DOPTKIT_TORCH_VERSION=\"{version and version[1]}\"'"
     )
+    # The sanitizers' check of virtual tables needs type information that torch's libraries hide.
+    extra = f"{os.environ.get('OPTKIT_CXXFLAGS', '')} -fno-sanitize=vptr"
     jobs = []
     for stem in ("norm_node", "node_look"):
         source = (CSRC / f"bindings/{stem}.cpp").resolve()
-        command = f"{COMPILER} -MMD -MF {stem}.o.d {flags} {includes} -c {source} -o {stem}.o"
+        command = f"{COMPILER} -MMD -MF {stem}.o.d {flags} {includes} {extra} -c {source} -o {stem}.o"
         jobs.append(Job(f"{stem}.o", command, [str(source)], True))
     libraries = f"-L{torch}/lib -ltorch_python -ltorch_cpu -lc10"
     libraries = "-undefined dynamic_lookup" if sys.platform == "darwin" else libraries
-    return [*jobs, link(library, f"{COMPILER} -shared", jobs, libraries)]
+    return [*jobs, link(library, f"{COMPILER} -shared {extra}", jobs, libraries)]
 
 
 def cpp_units(torch_includes: str) -> list[tuple[Path, str, str]]:

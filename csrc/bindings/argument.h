@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -42,11 +43,12 @@ inline int32_t code_of(DType dtype) { return dtype_codes()[static_cast<size_t>(d
 
 inline bool is_half(DType dtype) { return size_of(dtype) == 2; }
 
-// A tensor of a call: owned, and looked at once.
+// A tensor of a call: owned, and looked at once. What it is stands first; memory is looked for only where a kernel
+// could read it.
 class Argument {
  public:
-  Argument() = default;
-  explicit Argument(AtenTensorHandle handle) : handle_(handle) { look(); }
+  explicit Argument(const char* argument_name) : name(argument_name) {}
+  Argument(const char* argument_name, AtenTensorHandle handle) : name(argument_name), handle_(handle) { look(); }
   Argument(Argument&& other) noexcept { swap(other); }
   Argument& operator=(Argument&& other) noexcept {
     swap(other);
@@ -66,53 +68,95 @@ class Argument {
   RowLayout layout(int64_t row_dims) const { return row_layout(sizes, strides, dim, row_dims); }
   bool on_cpu() const { return device == aoti_torch_device_type_cpu(); }
 
+  bool on_device_of(const Argument& other) const {
+    return device == other.device && device_index == other.device_index;
+  }
+  // A multiple of the element size, as the kernels' loads want it.
+  bool is_aligned() const { return reinterpret_cast<uintptr_t>(data) % element_size == 0; }
+  // Does the storage go as far as sizes and strides lead? It may have been resized, or freed.
+  bool has_memory() const { return numel == 0 || (data != nullptr && reach_bytes <= storage_bytes); }
+
+  // In one piece, in order and aligned.
   Argument contiguous() && {
+    if (!is_aligned()) {
+      AtenTensorHandle copy = nullptr;
+      TORCH_ERROR_CODE_CHECK(aoti_torch_clone(handle_, &copy));
+      return Argument(name, copy).contiguous();
+    }
     StableIValue stack[2] = {torch::stable::detail::from(release()),
                              torch::stable::detail::from(aoti_torch_memory_format_contiguous_format())};
     TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::contiguous", "", stack, TORCH_ABI_VERSION));
-    return Argument(torch::stable::detail::to<AtenTensorHandle>(stack[0]));
+    return Argument(name, torch::stable::detail::to<AtenTensorHandle>(stack[0]));
   }
 
-  void* data = nullptr;
-  int64_t dim = 0, numel = 0;
-  int64_t *sizes = nullptr, *strides = nullptr;
+  const char* name = "";
+  int32_t layout_code = 0, dtype_code = 0, device = 0, device_index = 0;
   DType dtype = DType::kFloat32;
-  int32_t device = 0, device_index = 0;
-  bool is_known = false;  // dtype is one of ours
+  bool is_defined = false;   // the dispatcher takes None for a tensor
+  bool is_known = false;     // dtype is one of ours
+  bool is_ordinary = false;  // strided, on CPU or CUDA: what follows is set
+  int64_t dim = 0, numel = 0, element_size = 1;
+  int64_t *sizes = nullptr, *strides = nullptr;
+  void* data = nullptr;
+  int64_t reach_bytes = 0, storage_bytes = 0;
 
  private:
   void swap(Argument& other) {
-    std::swap(handle_, other.handle_);
-    std::swap(data, other.data);
-    std::swap(dim, other.dim);
-    std::swap(numel, other.numel);
-    std::swap(sizes, other.sizes);
-    std::swap(strides, other.strides);
-    std::swap(dtype, other.dtype);
+    std::swap(name, other.name);
+    std::swap(layout_code, other.layout_code);
+    std::swap(dtype_code, other.dtype_code);
     std::swap(device, other.device);
     std::swap(device_index, other.device_index);
+    std::swap(dtype, other.dtype);
+    std::swap(is_defined, other.is_defined);
     std::swap(is_known, other.is_known);
+    std::swap(is_ordinary, other.is_ordinary);
+    std::swap(dim, other.dim);
+    std::swap(numel, other.numel);
+    std::swap(element_size, other.element_size);
+    std::swap(sizes, other.sizes);
+    std::swap(strides, other.strides);
+    std::swap(data, other.data);
+    std::swap(reach_bytes, other.reach_bytes);
+    std::swap(storage_bytes, other.storage_bytes);
+    std::swap(handle_, other.handle_);
   }
   void look() {
-    int32_t code = 0;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle_, &data));
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(handle_, &dim));
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_sizes(handle_, &sizes));
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(handle_, &strides));
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(handle_, &numel));
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(handle_, &code));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_is_defined(handle_, &is_defined));
+    if (!is_defined) return;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(handle_, &layout_code));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(handle_, &dtype_code));
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(handle_, &device));
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(handle_, &device_index));
-    is_known = to_dtype(code, &dtype);
+    is_known = to_dtype(dtype_code, &dtype);
+    element_size = std::max<int64_t>(1, static_cast<int64_t>(aoti_torch_dtype_element_size(dtype_code)));
+    const bool here = on_cpu() || device == aoti_torch_device_type_cuda();
+    // A nested tensor calls itself strided and has no sizes.
+    is_ordinary = here && layout_code == aoti_torch_layout_strided() &&
+                  aoti_torch_get_sizes(handle_, &sizes) == AOTI_TORCH_SUCCESS;
+    if (!is_ordinary) return;
+    int64_t offset = 0;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dim(handle_, &dim));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_strides(handle_, &strides));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(handle_, &numel));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(handle_, &offset));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(handle_, &storage_bytes));
+    if (numel == 0) return;
+    int64_t last = offset;
+    for (int64_t d = 0; d < dim; ++d) last += (sizes[d] - 1) * strides[d];
+    reach_bytes = (last + 1) * element_size;
+    if (reach_bytes <= storage_bytes) TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle_, &data));
   }
 
   AtenTensorHandle handle_ = nullptr;
 };
 
-inline Argument required(StableIValue value) { return Argument(torch::stable::detail::to<AtenTensorHandle>(value)); }
-inline Argument optional(StableIValue value) {
+inline Argument required(const char* name, StableIValue value) {
+  return Argument(name, torch::stable::detail::to<AtenTensorHandle>(value));
+}
+inline Argument optional(const char* name, StableIValue value) {
   const std::optional<AtenTensorHandle> handle = torch::stable::detail::to<std::optional<AtenTensorHandle>>(value);
-  return handle ? Argument(*handle) : Argument();
+  return handle ? Argument(name, *handle) : Argument(name);
 }
 
 // Fresh, contiguous, on the device of `like`.

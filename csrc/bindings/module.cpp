@@ -7,7 +7,6 @@
 #include "bindings/device.h"
 #include "bindings/look.h"
 #include "bindings/membership.h"
-#include "bindings/norm_api.h"
 #include "cpu/memory.h"
 
 namespace py = pybind11;
@@ -133,6 +132,5 @@ PYBIND11_MODULE(_C, m) {
     return names;
   });
   m.def("use_cpu_isa", [](const std::string& name) { return optkit::use_isa(name.c_str()); });
-  m.def("norm_api", [] { return reinterpret_cast<uintptr_t>(&optkit::norm_api()); });
   m.def("advise_huge_pages", &advise_huge_pages, py::arg("tensor"));
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CPU kernels of the norms as one library hands them to another: a plain table, whose address Python carries.
+// The CPU kernels of the norms as one library hands them to another: a plain table, behind a symbol.
 #pragma once
 
 #include "norms/layout.h"
@@ -7,7 +7,12 @@
 
 namespace optkit {
 
+// Changes with whatever crosses here: the tables of norms/ too.
+constexpr int kNormApiVersion = 1;
+constexpr char kNormApiSymbol[] = "optkit_norm_api";
+
 struct NormApi {
+  int version;
   void (*forward)(bool centered, const NormForward& arguments, const ForwardTurns& turns);
   void (*backward)(bool centered, const NormBackward& arguments, const BackwardTurns& turns, void* d_weight,
                    void* d_bias);

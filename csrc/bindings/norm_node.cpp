@@ -4,126 +4,34 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/record_function.h>
-#include <torch/csrc/Exceptions.h>
+#include <dlfcn.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <array>
-#include <cstring>
-#include <limits>
 #include <optional>
 #include <vector>
 
+#include "bindings/node_call.h"
+#include "bindings/node_tensor.h"
 #include "bindings/norm_api.h"
 
 namespace optkit {
 namespace {
 
-using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-using Parameter = std::optional<Tensor>;
 
 const NormApi* api = nullptr;
 PyObject* reference = nullptr;  // the gradients in differentiable operators of torch
 
 constexpr int64_t kReleaseFrom = 1 << 15;  // elements from which other Python threads may run meanwhile
 
-// What a call is, besides its tensors.
-struct Call {
-  double eps, dropout;
-  int64_t dims, rows, size, seed;
-  at::ScalarType input_type, residual_type, type, parameter_type;
-  bool centered, adds, has_weight, has_bias;
-
-  at::ScalarType wide() const { return type == at::kDouble ? at::kDouble : at::kFloat; }
-  int64_t mean_bytes() const { return centered ? rows * static_cast<int64_t>(c10::elementSize(wide())) : 0; }
-};
-
-// The autograd context keeps values that torch knows: a call goes in as a list of integers.
-using Words = std::array<int64_t, (sizeof(Call) + 7) / 8>;
-
-c10::IValue packed(const Call& call) {
-  Words words = {};
-  std::memcpy(words.data(), &call, sizeof(call));
-  return std::vector<int64_t>(words.begin(), words.end());
-}
-
-Call unpacked(const c10::IValue& value) {
-  const std::vector<int64_t> words = value.toIntVector();
-  Call call;
-  std::memcpy(&call, words.data(), sizeof(call));
-  return call;
-}
-
-bool to_dtype(at::ScalarType type, DType* dtype) {
-  switch (type) {
-    case at::kFloat:
-      return *dtype = DType::kFloat32, true;
-    case at::kBFloat16:
-      return *dtype = DType::kBFloat16, true;
-    case at::kHalf:
-      return *dtype = DType::kFloat16, true;
-    case at::kDouble:
-      return *dtype = DType::kFloat64, true;
-    default:
-      return false;
-  }
-}
-
-DType dtype_of(at::ScalarType type) {
-  DType dtype = DType::kFloat32;
-  to_dtype(type, &dtype);
-  return dtype;
-}
-
-// Memory on the CPU and nothing else: no subclass, no function transform, no lazy negation.
-bool is_plain(const Tensor& t) {
-  static const uint64_t allowed =
-      c10::DispatchKeySet({c10::DispatchKey::CPU, c10::DispatchKey::AutogradCPU, c10::DispatchKey::ADInplaceOrView,
-                           c10::DispatchKey::AutocastCPU})
-          .raw_repr();
-  DType dtype;
-  return t.defined() && (t.key_set().raw_repr() & ~allowed) == 0 && to_dtype(t.scalar_type(), &dtype);
-}
-
-bool has_tangent(const Tensor& t) { return t._fw_grad(0).defined(); }
-
-// Nobody is tracing, transforming or intercepting operators.
-bool is_eager() {
-  const c10::impl::LocalDispatchKeySet keys = c10::impl::tls_local_dispatch_key_set();
-  return (keys.included_ - c10::default_included_set).empty();
-}
-
-// A tensor as the kernels read it: rows that lie packed or turned, in a copy if need be.
-struct Rows {
-  Tensor tensor;
-  RowLayout layout = {0, {0, 0, 0}};
-
-  const void* data() const { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
-};
-
-RowLayout layout_of(const Tensor& t, int64_t row_dims) {
-  return row_layout(t.sizes().data(), t.strides().data(), t.dim(), row_dims);
-}
-
-// `spaced`: packed rows may lie apart.
-Rows rows_of(const Tensor& t, int64_t row_dims, bool spaced) {
-  if (!t.defined()) return {};
-  const RowLayout layout = layout_of(t, row_dims);
-  if (layout.turned.column_stride != 0 || (spaced ? layout.stride >= 0 : t.is_contiguous())) return {t, layout};
-  const Tensor copy = t.contiguous();
-  return {copy, layout_of(copy, row_dims)};
-}
-
 Tensor empty(at::IntArrayRef sizes, at::ScalarType type) {
   Tensor t = at::detail::empty_cpu(sizes, type, false, std::nullopt);
   api->fresh(t.mutable_data_ptr(), static_cast<int64_t>(t.nbytes()));
   return t;
 }
-
-const void* data_or_null(const Parameter& t) { return t ? t->const_data_ptr() : nullptr; }
-void* data_or_null(const Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; }
 
 struct Outputs {
   Tensor y, sum, stats;
@@ -211,17 +119,36 @@ Gradients run_backward(const Call& call, const Tensor& dy, const Tensor& d_sum, 
   return out;
 }
 
-// Where a gradient of the gradient is wanted, or the incoming gradient is no plain memory.
+// What was saved comes back through hooks, which may have put anything in its place.
+bool is_saved_parameter(const Tensor& t, at::IntArrayRef sizes, at::ScalarType type) {
+  return is_plain(t) && t.is_contiguous() && t.sizes() == sizes && t.scalar_type() == type;
+}
+bool takes_kernel(const Call& call, const Tensor& dy, const Tensor& d_sum, const Tensor& input, const Tensor& stats,
+                  const Tensor& weight) {
+  for (const Tensor* t : {&dy, &d_sum, &input})
+    if ((t != &d_sum || t->defined()) && (!is_plain(*t) || t->scalar_type() != call.type)) return false;
+  const at::IntArrayRef row_sizes = input.sizes().slice(input.dim() - call.dims);
+  return is_saved_parameter(stats, {call.centered ? 2 : 1, call.rows}, call.wide()) &&
+         (!call.has_weight || is_saved_parameter(weight, row_sizes, call.parameter_type));
+}
+
+// Where a gradient of the gradient is wanted, or a tensor is not the plain memory that the kernels read.
 Gradients run_reference(const Call& call, const Tensor& dy, const Tensor& d_sum, const Tensor& input,
                         const Tensor& weight) {
   const pybind11::gil_scoped_acquire gil;
   const auto wrap = [](const Tensor& t) {
     return pybind11::reinterpret_steal<pybind11::object>(t.defined() ? THPVariable_Wrap(t) : Py_NewRef(Py_None));
   };
-  const pybind11::tuple found = pybind11::reinterpret_borrow<pybind11::object>(reference)(
+  const pybind11::object found = pybind11::reinterpret_borrow<pybind11::object>(reference)(
       call.centered, wrap(dy), wrap(d_sum), wrap(input), wrap(weight), call.dims, call.eps, call.dropout, call.seed);
   Gradients out;
-  for (size_t k = 0; k < out.size(); ++k) out[k] = THPVariable_Unpack(pybind11::object(found[k]).ptr());
+  bool fits = PyTuple_Check(found.ptr()) && PyTuple_GET_SIZE(found.ptr()) == static_cast<Py_ssize_t>(out.size());
+  for (size_t k = 0; fits && k < out.size(); ++k) {
+    PyObject* const item = PyTuple_GET_ITEM(found.ptr(), k);
+    fits = THPVariable_Check(item);
+    if (fits) out[k] = THPVariable_Unpack(item);
+  }
+  TORCH_CHECK_TYPE(fits, "connect(reference): must return a tuple of ", out.size(), " tensors.");
   return out;
 }
 
@@ -231,13 +158,15 @@ variable_list NormFunction::backward(AutogradContext* ctx, const variable_list& 
   const variable_list saved = ctx->get_saved_variables();
   const Tensor &input = saved[0], &stats = saved[1], weight = call.has_weight ? saved[2] : Tensor();
   const Tensor d_sum = call.adds ? grads[1] : Tensor(), dy = grads[0].defined() ? grads[0] : at::zeros_like(input);
+  TORCH_CHECK_VALUE(input.sizes() == dy.sizes() && input.dim() >= call.dims && input.numel() == call.rows * call.size,
+                    "norm_backward(input.shape=", input.sizes(), "): must be ", dy.sizes(),
+                    ", the shape that was saved.");
   // Edges lead to those arguments only that were tensors.
   size_t edge = 0;
   const auto wanted = [&](bool given) { return given && ctx->needs_input_grad(edge++); };
   const bool wants_input = wanted(true), wants_residual = wanted(call.adds), wants_weight = wanted(call.has_weight),
              wants_bias = wanted(call.has_bias);
-  const bool fused = !at::GradMode::is_enabled() && is_eager() && is_plain(dy) && is_plain(input) &&
-                     dy.scalar_type() == call.type && (!d_sum.defined() || is_plain(d_sum));
+  const bool fused = !at::GradMode::is_enabled() && is_eager() && takes_kernel(call, dy, d_sum, input, stats, weight);
   Gradients found = fused ? run_backward(call, dy, d_sum, input, stats, weight,
                                          {wants_input || wants_residual, wants_weight, wants_bias})
                           : run_reference(call, dy, d_sum, input, weight);
@@ -249,65 +178,21 @@ variable_list NormFunction::backward(AutogradContext* ctx, const variable_list& 
   return out;
 }
 
-// A tensor argument; false where it is none, or none that this road takes.
-bool take(PyObject* object, Parameter* out) {
-  if (object == Py_None) return true;
-  if (!THPVariable_CheckExact(object)) return false;
-  const Tensor& t = THPVariable_Unpack(object);
-  if (!is_plain(t)) return false;
-  *out = t;
-  return true;
-}
-
-// Fills in what follows from the tensors; false where they do not fit, and the dispatcher op says why.
-bool describe(PyObject* sizes, PyObject* eps, const Tensor& input, const Parameter& residual, const Parameter& weight,
-              const Parameter& bias, Call* call) {
-  if (!(PyTuple_Check(sizes) || PyList_Check(sizes)) || input.numel() == 0) return false;
-  call->dims = PySequence_Fast_GET_SIZE(sizes);
-  if (call->dims < 1 || call->dims > input.dim()) return false;
-  call->size = 1;
-  for (int64_t k = 0; k < call->dims; ++k) {
-    const int64_t size = PyLong_AsLongLong(PySequence_Fast_GET_ITEM(sizes, k));
-    if (size != input.size(input.dim() - call->dims + k)) return PyErr_Clear(), false;
-    call->size *= size;
-  }
-  call->rows = input.numel() / call->size;
-  call->adds = residual.has_value();
-  call->has_weight = weight.has_value();
-  call->has_bias = bias.has_value();
-  call->input_type = call->type = call->residual_type = input.scalar_type();
-  if (residual) {
-    call->residual_type = residual->scalar_type();
-    if (residual->sizes() != input.sizes()) return false;
-    if ((call->input_type == at::kDouble) != (call->residual_type == at::kDouble)) return false;
-    if (call->residual_type != call->input_type) call->type = at::kFloat;
-  }
-  const at::IntArrayRef row_sizes = input.sizes().slice(input.dim() - call->dims);
-  call->parameter_type = weight ? weight->scalar_type() : bias ? bias->scalar_type() : call->wide();
-  for (const Parameter* parameter : {&weight, &bias}) {
-    if (!*parameter) continue;
-    const Tensor& t = **parameter;
-    if (t.sizes() != row_sizes || !t.is_contiguous() || t.scalar_type() != call->parameter_type) return false;
-    if (t.scalar_type() != call->type && t.scalar_type() != call->wide()) return false;
-  }
-  call->eps = eps == Py_None ? (call->wide() == at::kDouble ? std::numeric_limits<double>::epsilon()
-                                                            : std::numeric_limits<float>::epsilon())
-                             : PyFloat_AsDouble(eps);
-  return !PyErr_Occurred() || (PyErr_Clear(), false);
-}
-
 // The outputs in Python: y, or (y, sum). None where this road does not lead.
-PyObject* call_norm(PyObject* centered, PyObject* const* tensors, PyObject* sizes, PyObject* eps, double dropout,
-                    int64_t seed) {
+PyObject* call_norm(const char* owner, PyObject* centered, PyObject* const* tensors, PyObject* sizes, PyObject* eps,
+                    double dropout, PyObject* seed) {
   HANDLE_TH_ERRORS
+  TORCH_CHECK(api != nullptr, owner, "(): connect must be called first.");
+  TORCH_CHECK_TYPE(PyBool_Check(centered), owner, "(centered=", Py_TYPE(centered)->tp_name, "): must be a bool.");
+  TORCH_CHECK_VALUE(dropout >= 0.0 && dropout <= 1.0, owner, "(dropout=", dropout, "): must be in [0, 1].");
   Parameter input, residual, weight, bias;
   Call call = {};
-  if (!is_eager() || !take(tensors[0], &input) || !take(tensors[1], &residual) || !take(tensors[2], &weight) ||
-      !take(tensors[3], &bias) || !input || !describe(sizes, eps, *input, residual, weight, bias, &call))
-    Py_RETURN_NONE;
   call.centered = centered == Py_True;
   call.dropout = dropout;
-  call.seed = seed;
+  const bool takes = take_seed(seed, owner, dropout, &call.seed) & take(tensors[0], owner, "input", &input) &
+                     take(tensors[1], owner, "residual", &residual) & take(tensors[2], owner, "weight", &weight) &
+                     take(tensors[3], owner, "bias", &bias);
+  if (!takes || !is_eager() || !input || !describe(sizes, eps, *input, residual, weight, bias, &call)) Py_RETURN_NONE;
   bool needs_grad = false;
   for (const Parameter* t : {&input, &residual, &weight, &bias}) {
     if (!*t) continue;
@@ -340,27 +225,40 @@ PyObject* call_norm(PyObject* centered, PyObject* const* tensors, PyObject* size
 
 // norm(centered, input, sizes, weight, bias, eps)
 PyObject* norm(PyObject*, PyObject* const* a, Py_ssize_t count) {
-  if (count != 6) return PyErr_Format(PyExc_TypeError, "norm takes 6 arguments");
+  if (!takes(count, 6, "norm")) return nullptr;
+  if (a[1] == Py_None) return wrong_kind("norm", "input", a[1], "a tensor");
   PyObject* const tensors[4] = {a[1], Py_None, a[3], a[4]};
-  return call_norm(a[0], tensors, a[2], a[5], 0.0, 0);
+  return call_norm("norm", a[0], tensors, a[2], a[5], 0.0, Py_None);
 }
 
 // add_norm(centered, input, residual, sizes, weight, bias, eps, dropout, seed)
 PyObject* add_norm(PyObject*, PyObject* const* a, Py_ssize_t count) {
-  if (count != 9) return PyErr_Format(PyExc_TypeError, "add_norm takes 9 arguments");
+  if (!takes(count, 9, "add_norm")) return nullptr;
+  if (a[1] == Py_None) return wrong_kind("add_norm", "input", a[1], "a tensor");
+  if (a[2] == Py_None) return wrong_kind("add_norm", "residual", a[2], "a tensor");
   const double dropout = PyFloat_AsDouble(a[7]);
-  const int64_t seed = PyLong_AsLongLong(a[8]);
-  if (PyErr_Occurred()) return nullptr;
+  if (PyErr_Occurred()) return wrong_kind("add_norm", "dropout", a[7], "a number");
   PyObject* const tensors[4] = {a[1], a[2], a[4], a[5]};
-  return call_norm(a[0], tensors, a[3], a[6], dropout, seed);
+  return call_norm("add_norm", a[0], tensors, a[3], a[6], dropout, a[8]);
 }
 
-// connect(address of the NormApi, gradients in operators of torch)
+// connect(path of the library that has the kernels, gradients in operators of torch)
 PyObject* connect(PyObject*, PyObject* const* a, Py_ssize_t count) {
-  if (count != 2) return PyErr_Format(PyExc_TypeError, "connect takes 2 arguments");
-  api = static_cast<const NormApi*>(PyLong_AsVoidPtr(a[0]));
-  if (PyErr_Occurred()) return nullptr;
-  reference = Py_NewRef(a[1]);
+  if (!takes(count, 2, "connect")) return nullptr;
+  if (!PyUnicode_Check(a[0])) return wrong_kind("connect", "library", a[0], "the path of lightning_optkit's extension");
+  if (!PyCallable_Check(a[1])) return wrong_kind("connect", "reference", a[1], "callable");
+  PyObject* const path = PyUnicode_EncodeFSDefault(a[0]);
+  if (path == nullptr) return wrong_kind("connect", "library", a[0], "the path of lightning_optkit's extension");
+  // Asked of the library itself: an address that a caller hands over could be anything.
+  void* const library = dlopen(PyBytes_AS_STRING(path), RTLD_LAZY | RTLD_NOLOAD);
+  Py_DECREF(path);
+  const auto get =
+      library == nullptr ? nullptr : reinterpret_cast<const NormApi* (*)()>(dlsym(library, kNormApiSymbol));
+  if (get == nullptr || get()->version != kNormApiVersion)
+    return PyErr_Format(PyExc_ValueError, "connect(library=%R): must be lightning_optkit's extension of this build.",
+                        a[0]);
+  api = get();
+  Py_XSETREF(reference, Py_NewRef(a[1]));
   Py_RETURN_NONE;
 }
 

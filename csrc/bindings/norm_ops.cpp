@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <utility>
 
-#include "bindings/argument.h"
 #include "bindings/device.h"
 #include "bindings/norm_api.h"
+#include "bindings/norm_checks.h"
 #include "bindings/threads.h"
 #include "cpu/layer_norm.h"
 #include "cpu/memory.h"
@@ -16,31 +16,6 @@ namespace optkit {
 namespace {
 
 using torch::stable::detail::to;
-
-struct Sizes {
-  int64_t rows, size, row_dims;
-};
-
-// Rows are made of as many dimensions as the weight has, or of `dims` without a weight.
-Sizes cut(const Argument& x, int64_t row_dims) {
-  STD_TORCH_CHECK(row_dims >= 1 && row_dims <= x.dim, "the input has fewer dimensions than are normalized");
-  int64_t size = 1;
-  for (int64_t d = x.dim - row_dims; d < x.dim; ++d) size *= x.sizes[d];
-  STD_TORCH_CHECK(size > 0, "a row must hold at least one element");
-  return {x.numel / size, size, row_dims};
-}
-
-void check_parameter(const Argument& parameter, const Argument& x, DType type, const Sizes& sizes) {
-  if (!parameter) return;
-  STD_TORCH_CHECK(parameter.dim == sizes.row_dims &&
-                      std::equal(parameter.sizes, parameter.sizes + parameter.dim, x.sizes + x.dim - sizes.row_dims),
-                  "weight and bias must have the shape of a row");
-  STD_TORCH_CHECK(
-      parameter.is_known && (parameter.dtype == type || (parameter.dtype == DType::kFloat32 && is_half(type))),
-      "weight and bias must have the dtype of the input, or float32 beside 16 bits");
-  STD_TORCH_CHECK(parameter.device == x.device && parameter.device_index == x.device_index,
-                  "weight and bias must be on the device of the input");
-}
 
 // The function lives in libtorch_cuda, which a CPU build of torch lacks: it is looked up where torch has loaded it.
 void* current_stream(int32_t device_index) {
@@ -57,16 +32,11 @@ void* current_stream(int32_t device_index) {
 
 const Workers workers = {&torch_parallel, &torch_num_threads};
 
-// One element behind the other.
-bool is_packed(const Argument& t) { return t.dim == 0 || t.layout(t.dim).stride >= 0; }
+// One element behind the other, each where it may be loaded.
+bool is_packed(const Argument& t) { return t.is_aligned() && (t.dim == 0 || t.layout(t.dim).stride >= 0); }
 
-Argument packed(Argument argument) {
-  return is_packed(argument) ? std::move(argument) : std::move(argument).contiguous();
-}
-
-Argument packed_optional(StableIValue value) {
-  Argument argument = optional(value);
-  return argument ? packed(std::move(argument)) : std::move(argument);
+void pack(Argument* t) {
+  if (*t && !is_packed(*t)) *t = std::move(*t).contiguous();
 }
 
 // A tensor as the kernels read it: rows that lie packed or, on CPU, turned; in a copy if need be. `spaced`: packed rows
@@ -74,13 +44,10 @@ Argument packed_optional(StableIValue value) {
 RowLayout lay_out(Argument* t, int64_t row_dims, bool spaced) {
   if (!*t) return {0, {0, 0, 0}};
   const RowLayout layout = t->layout(row_dims);
-  if (layout.turned.column_stride != 0 ? t->on_cpu() : (spaced ? layout.stride >= 0 : is_packed(*t))) return layout;
+  const bool reads = layout.turned.column_stride != 0 ? t->on_cpu() : spaced ? layout.stride >= 0 : is_packed(*t);
+  if (reads && t->is_aligned()) return layout;
   *t = std::move(*t).contiguous();
   return t->layout(row_dims);
-}
-
-void check_x(const Argument& x) {
-  STD_TORCH_CHECK(x.is_known, "the input must be float64, float32, bfloat16 or float16");
 }
 
 struct Forward {
@@ -91,25 +58,23 @@ void* row_of(void* stats, int64_t row, int64_t rows, DType type) {
   return static_cast<char*>(stats) + row * rows * (type == DType::kFloat64 ? 8 : 4);
 }
 
-Forward forward(bool centered, Argument x, Argument residual, int64_t dims, const Argument& weight,
-                const Argument& bias, double eps, double p, int64_t seed) {
-  check_x(x);
-  const Sizes sizes = cut(x, dims);
+Forward forward(const NormChecks& checks, bool centered, Argument x, Argument residual, int64_t dims, Argument weight,
+                Argument bias, double eps, double p, const Argument& given_seed) {
+  const Sizes sizes = checks.check_input(x, dims);
   NormForward a = {};
   a.type = a.x_type = x.dtype;
   if (residual) {
-    check_x(residual);
-    STD_TORCH_CHECK(x.same_shape(residual), "input and residual must have one shape");
-    STD_TORCH_CHECK(x.device == residual.device && x.device_index == residual.device_index,
-                    "input and residual must be on one device");
-    STD_TORCH_CHECK((x.dtype == DType::kFloat64) == (residual.dtype == DType::kFloat64),
-                    "float64 goes with float64 only");
+    checks.check_residual(residual, x);
     if (residual.dtype != x.dtype) a.type = DType::kFloat32;
     a.residual_type = residual.dtype;
   }
-  check_parameter(weight, x, a.type, sizes);
-  check_parameter(bias, x, a.type, sizes);
-  STD_TORCH_CHECK(!weight || !bias || weight.dtype == bias.dtype, "weight and bias must have one dtype");
+  checks.check_parameter(weight, x, a.type, sizes);
+  checks.check_parameter(bias, x, a.type, sizes);
+  if (weight && bias) checks.check_dtype(bias, weight.dtype);
+  checks.check_eps(eps);
+  const int64_t seed = checks.check_dropout(p, given_seed);
+  pack(&weight);
+  pack(&bias);
   const RowLayout x_layout = lay_out(&x, dims, true), residual_layout = lay_out(&residual, dims, false);
   a.x_stride = x_layout.stride;
   const DType wide = a.type == DType::kFloat64 ? a.type : DType::kFloat32;
@@ -142,13 +107,17 @@ struct Backward {
   Output dx, d_input, d_weight, d_bias;
 };
 
-Backward backward(bool centered, Argument dy, Argument d_sum, Argument x, const Argument& stats, const Argument& weight,
-                  int64_t dims, double p, int64_t seed, bool wants_x, bool wants_weight, bool wants_bias) {
-  check_x(x);
-  const Sizes sizes = cut(x, dims);
-  STD_TORCH_CHECK(dy.same_shape(x) && dy.is_known && dy.dtype == x.dtype, "the gradient must be like the output");
-  STD_TORCH_CHECK(!d_sum || (d_sum.same_shape(x) && d_sum.dtype == x.dtype), "the gradient must be like the sum");
-  check_parameter(weight, x, x.dtype, sizes);
+Backward backward(const NormChecks& checks, bool centered, Argument dy, Argument d_sum, Argument x, Argument stats,
+                  Argument weight, int64_t dims, double p, const Argument& given_seed, bool wants_x, bool wants_weight,
+                  bool wants_bias) {
+  const Sizes sizes = checks.check_input(x, dims);
+  checks.check_gradient(dy, x);
+  if (d_sum) checks.check_gradient(d_sum, x);
+  checks.check_stats(stats, x, centered, sizes);
+  checks.check_parameter(weight, x, x.dtype, sizes);
+  const int64_t seed = checks.check_dropout(p, given_seed);
+  pack(&stats);
+  pack(&weight);
   const RowLayout x_layout = lay_out(&x, dims, true), dy_layout = lay_out(&dy, dims, false),
                   d_sum_layout = lay_out(&d_sum, dims, false);
   NormBackward a = {};
@@ -191,24 +160,29 @@ Backward backward(bool centered, Argument dy, Argument d_sum, Argument x, const 
   return out;
 }
 
-int64_t seed_of(const Argument& seed) { return seed ? *static_cast<const int64_t*>(seed.data) : 0; }
+// The names of the ops, which a refusal says.
+constexpr char kNorm[] = "norm", kPlainNorm[] = "_norm", kAddNorm[] = "add_norm", kPlainAddNorm[] = "_add_norm",
+               kNormBackward[] = "norm_backward";
 
 // norm(centered, input, weight, bias, dims, eps) -> (y, stats)
+template <const char* kName>
 void norm_op(StableIValue* stack, uint64_t, uint64_t) {
-  Argument x = required(stack[1]);
-  const Argument weight = packed_optional(stack[2]), bias = packed_optional(stack[3]);
-  Forward out = forward(to<bool>(stack[0]), std::move(x), Argument(), to<int64_t>(stack[4]), weight, bias,
-                        to<double>(stack[5]), 0.0, 0);
+  Argument x = required("input", stack[1]), weight = optional("weight", stack[2]), bias = optional("bias", stack[3]);
+  Forward out =
+      forward(NormChecks(kName), to<bool>(stack[0]), std::move(x), Argument("residual"), to<int64_t>(stack[4]),
+              std::move(weight), std::move(bias), to<double>(stack[5]), 0.0, Argument("seed"));
   stack[0] = give(std::move(out.y));
   stack[1] = give(std::move(out.stats));
 }
 
 // add_norm(centered, input, residual, weight, bias, dims, eps, dropout, seed) -> (y, sum, stats)
+template <const char* kName>
 void add_norm_op(StableIValue* stack, uint64_t, uint64_t) {
-  Argument x = required(stack[1]), residual = required(stack[2]);
-  const Argument weight = packed_optional(stack[3]), bias = packed_optional(stack[4]), seed = optional(stack[8]);
-  Forward out = forward(to<bool>(stack[0]), std::move(x), std::move(residual), to<int64_t>(stack[5]), weight, bias,
-                        to<double>(stack[6]), to<double>(stack[7]), seed_of(seed));
+  Argument x = required("input", stack[1]), residual = required("residual", stack[2]),
+           weight = optional("weight", stack[3]), bias = optional("bias", stack[4]);
+  const Argument seed = optional("seed", stack[8]);
+  Forward out = forward(NormChecks(kName), to<bool>(stack[0]), std::move(x), std::move(residual), to<int64_t>(stack[5]),
+                        std::move(weight), std::move(bias), to<double>(stack[6]), to<double>(stack[7]), seed);
   stack[0] = give(std::move(out.y));
   stack[1] = give(std::move(out.sum));
   stack[2] = give(std::move(out.stats));
@@ -217,11 +191,12 @@ void add_norm_op(StableIValue* stack, uint64_t, uint64_t) {
 // norm_backward(centered, dy, d_sum, input, stats, weight, dims, dropout, seed, wants_input, wants_weight, wants_bias)
 //   -> (dx, d_input, d_weight, d_bias)
 void norm_backward_op(StableIValue* stack, uint64_t, uint64_t) {
-  Argument dy = required(stack[1]), d_sum = optional(stack[2]), x = required(stack[3]);
-  const Argument stats = packed(required(stack[4])), weight = packed_optional(stack[5]), seed = optional(stack[8]);
-  Backward out =
-      backward(to<bool>(stack[0]), std::move(dy), std::move(d_sum), std::move(x), stats, weight, to<int64_t>(stack[6]),
-               to<double>(stack[7]), seed_of(seed), to<bool>(stack[9]), to<bool>(stack[10]), to<bool>(stack[11]));
+  Argument dy = required("dy", stack[1]), d_sum = optional("d_sum", stack[2]), x = required("input", stack[3]),
+           stats = required("stats", stack[4]), weight = optional("weight", stack[5]);
+  const Argument seed = optional("seed", stack[8]);
+  Backward out = backward(NormChecks(kNormBackward), to<bool>(stack[0]), std::move(dy), std::move(d_sum), std::move(x),
+                          std::move(stats), std::move(weight), to<int64_t>(stack[6]), to<double>(stack[7]), seed,
+                          to<bool>(stack[9]), to<bool>(stack[10]), to<bool>(stack[11]));
   stack[0] = give(std::move(out.dx));
   stack[1] = give(std::move(out.d_input));
   stack[2] = give(std::move(out.d_weight));
@@ -232,6 +207,7 @@ void norm_backward_op(StableIValue* stack, uint64_t, uint64_t) {
 
 const NormApi& norm_api() {
   static const NormApi api = {
+      kNormApiVersion,
       [](bool centered, const NormForward& a, const ForwardTurns& turns) { norm_forward(centered, a, turns, workers); },
       [](bool centered, const NormBackward& a, const BackwardTurns& turns, void* d_weight, void* d_bias) {
         norm_backward(centered, a, turns, d_weight, d_bias, workers);
@@ -242,6 +218,11 @@ const NormApi& norm_api() {
 }
 
 }  // namespace optkit
+
+// kNormApiSymbol
+extern "C" __attribute__((visibility("default"))) const optkit::NormApi* optkit_norm_api() {
+  return &optkit::norm_api();
+}
 
 // `norm` and `add_norm` have an autograd formula, registered in Python, for graphs that are traced. The same under a
 // name with an underscore have none: an eager call brings its own autograd node, which costs half as much.
@@ -261,14 +242,22 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lightning_optkit, m) {
       "-> (Tensor, Tensor, Tensor, Tensor)");
 }
 
-#define OPTKIT_NORM_KERNELS                  \
-  m.impl("norm", &optkit::norm_op);          \
-  m.impl("_norm", &optkit::norm_op);         \
-  m.impl("add_norm", &optkit::add_norm_op);  \
-  m.impl("_add_norm", &optkit::add_norm_op); \
+// For whatever device or layout, nested tensors too, which the first of these leaves out: what the kernels cannot read
+// is refused by the checks, in words.
+#define OPTKIT_NORM_KERNELS                                         \
+  m.impl("norm", &optkit::norm_op<optkit::kNorm>);                  \
+  m.impl("_norm", &optkit::norm_op<optkit::kPlainNorm>);            \
+  m.impl("add_norm", &optkit::add_norm_op<optkit::kAddNorm>);       \
+  m.impl("_add_norm", &optkit::add_norm_op<optkit::kPlainAddNorm>); \
   m.impl("norm_backward", &optkit::norm_backward_op);
-
-STABLE_TORCH_LIBRARY_IMPL(lightning_optkit, CPU, m){OPTKIT_NORM_KERNELS} STABLE_TORCH_LIBRARY_IMPL(lightning_optkit,
-                                                                                                   CUDA, m) {
-  OPTKIT_NORM_KERNELS
+// clang-format off
+STABLE_TORCH_LIBRARY_IMPL(lightning_optkit, CompositeExplicitAutograd, m) { OPTKIT_NORM_KERNELS }
+STABLE_TORCH_LIBRARY_IMPL(lightning_optkit, NestedTensorCPU, m) { OPTKIT_NORM_KERNELS }
+STABLE_TORCH_LIBRARY_IMPL(lightning_optkit, NestedTensorCUDA, m) { OPTKIT_NORM_KERNELS }
+STABLE_TORCH_LIBRARY_IMPL(lightning_optkit, NestedTensorMeta, m) { OPTKIT_NORM_KERNELS }
+// clang-format on
+STABLE_TORCH_LIBRARY_IMPL(lightning_optkit, AutogradNestedTensor, m) {
+  m.impl("_norm", &optkit::norm_op<optkit::kPlainNorm>);
+  m.impl("_add_norm", &optkit::add_norm_op<optkit::kPlainAddNorm>);
+  m.impl("norm_backward", &optkit::norm_backward_op);
 }

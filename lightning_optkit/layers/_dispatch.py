@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn import Module, Parameter
+from torch.nn import Module
 
 from lightning_optkit._native import extension, has_cuda_kernels, node, warn_once_if_missing
+from lightning_optkit.layers._arguments import check_memory, is_eps, is_freed, is_plain, is_size
 from lightning_optkit.layers._reference import survival
 
 if extension is not None:
@@ -30,8 +31,6 @@ __all__ = [
 SMALL_ROWS = 256
 SMALL_LAYER, SMALL_RMS, SMALL_ADD_LAYER, SMALL_ADD_RMS = 60000, 0, 30000, 0
 
-_PLAIN = (Tensor, Parameter)
-
 
 def parameter(module: Module, name: str) -> Tensor | None:
     """`getattr(module, name)`; an ordinary parameter without `Module.__getattr__`, which costs half a short kernel."""
@@ -47,16 +46,16 @@ def run_norm(
         y = node.norm(centered, input, sizes, weight, bias, eps)
         if y is not None:
             return y  # type: ignore[no-any-return]
-    dims = len(sizes)
-    if _is_small(input, sizes, SMALL_LAYER if centered else SMALL_RMS) or not _takes_kernel(input):
+    _check_row(input, sizes, eps)
+    is_small = _is_small(input, sizes, SMALL_LAYER if centered else SMALL_RMS) and _are_there(input, weight, bias)
+    if is_small or not (_takes_kernel(input) and _are_plain(weight, bias)):
         if centered:
             return torch.layer_norm(input, sizes, weight, bias, eps)  # type: ignore[arg-type]
         return torch.rms_norm(input, sizes, weight, eps)
     input, weight, bias = _autocast(input, weight, bias)
-    if weight is None:
-        _check_trailing(input, sizes)
-        weight = None if bias is None else torch.ones_like(bias)
-    return norm(centered, input, weight, bias, dims, _eps(input.dtype) if eps is None else eps)
+    if weight is None and bias is not None:
+        weight = torch.ones_like(bias)
+    return norm(centered, input, weight, bias, len(sizes), _eps(input.dtype, centered) if eps is None else eps)
 
 
 def run_add_norm(
@@ -70,30 +69,32 @@ def run_add_norm(
     dropout: float,
 ) -> tuple[Tensor, Tensor]:
     """(normalized sum, sum)."""
-    if input.shape != residual.shape:
+    if not (input.is_nested or residual.is_nested) and input.shape != residual.shape:
         raise RuntimeError("input and residual must have one shape")
     seed = _seed() if dropout > 0.0 else None
     if node is not None and not torch.compiler.is_compiling():
-        drawn = 0 if seed is None else int(seed)
-        pair = node.add_norm(centered, input, residual, sizes, weight, bias, eps, dropout, drawn)
+        pair = node.add_norm(centered, input, residual, sizes, weight, bias, eps, dropout, seed)
         if pair is not None:
             return pair  # type: ignore[no-any-return]
-    dims = len(sizes)
-    if dropout == 0.0 and _is_small(input, sizes, SMALL_ADD_LAYER if centered else SMALL_ADD_RMS):
+    _check_row(input, sizes, eps)
+    is_small = dropout == 0.0 and _is_small(input, sizes, SMALL_ADD_LAYER if centered else SMALL_ADD_RMS)
+    if is_small and _are_there(input, residual, weight, bias):
         total = input + residual
         if centered:
             return torch.layer_norm(total, sizes, weight, bias, eps), total  # type: ignore[arg-type]
         return torch.rms_norm(total, sizes, weight, eps), total
-    if not (_takes_kernel(input) and _takes_kernel(residual) and _goes_with(input, residual)):
+    takes_kernel = _takes_kernel(input) and _takes_kernel(residual) and _are_plain(weight, bias)
+    if not (takes_kernel and _goes_with(input, residual)):
+        check_memory("add_norm", "input", input)
+        check_memory("add_norm", "residual", residual)
         total = input + residual if seed is None else _drop(input, dropout, seed) + residual
         total = total.to(torch.promote_types(input.dtype, residual.dtype))
         return run_norm(centered, total, sizes, weight, bias, eps), total
-    if weight is None:
-        _check_trailing(input, sizes)
-        weight = None if bias is None else torch.ones_like(bias)
+    if weight is None and bias is not None:
+        weight = torch.ones_like(bias)
     if eps is None:
-        eps = _eps(torch.promote_types(input.dtype, residual.dtype))
-    return add_norm(centered, input, residual, weight, bias, dims, eps, dropout, seed)
+        eps = _eps(torch.promote_types(input.dtype, residual.dtype), centered)
+    return add_norm(centered, input, residual, weight, bias, len(sizes), eps, dropout, seed)
 
 
 def _is_small(input: Tensor, sizes: Sequence[int], limit: int) -> bool:
@@ -101,6 +102,11 @@ def _is_small(input: Tensor, sizes: Sequence[int], limit: int) -> bool:
         return False
     # Beyond that many rows torch's sums in 16 bits go wrong.
     return input.numel() <= SMALL_ROWS * (sizes[-1] if len(sizes) == 1 else input.shape[-len(sizes) :].numel())
+
+
+def _are_there(*tensors: Tensor | None) -> bool:
+    """Whether each is plain and its storage was not freed: torch's kernels do not ask."""
+    return torch.compiler.is_compiling() or all(t is None or (is_plain(t) and not is_freed(t)) for t in tensors)
 
 
 def _takes_kernel(input: Tensor) -> bool:
@@ -112,11 +118,15 @@ def _takes_kernel(input: Tensor) -> bool:
         # The flag behind torch.compiler.is_exporting(), which an older torch takes for true in every compiled call.
         is_exporting = torch.compiler._is_exporting_flag
         return not is_exporting and (input.is_cpu or (input.is_cuda and has_cuda_kernels()))
-    if type(input) not in _PLAIN or forward_ad._current_level >= 0:
+    if not is_plain(input) or forward_ad._current_level >= 0:
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return False
     return input.is_cpu or (input.is_cuda and has_cuda_kernels())
+
+
+def _are_plain(*parameters: Tensor | None) -> bool:
+    return torch.compiler.is_compiling() or all(t is None or is_plain(t) for t in parameters)
 
 
 def _autocast(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -135,19 +145,31 @@ def _goes_with(input: Tensor, residual: Tensor) -> bool:
     return True
 
 
-def _eps(dtype: torch.dtype) -> float:
+def _eps(dtype: torch.dtype, centered: bool) -> float:
     """Torch's own for RMSNorm: that of the dtype it computes in."""
+    if centered:
+        raise TypeError("LayerNorm has no eps of its own")
     return torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
 
 
-def _check_trailing(input: Tensor, sizes: Sequence[int]) -> None:
-    if tuple(input.shape[-len(sizes) :]) != tuple(sizes):
+def _check_row(input: Tensor, sizes: Sequence[int], eps: float | None) -> None:
+    """What neither torch nor a kernel of ours would notice; the layers say it in a sentence."""
+    if not isinstance(sizes, Sequence) or not all(is_size(size) for size in sizes) or not is_eps(eps):
+        raise TypeError("sizes must be a sequence of integers, and eps a number in [0, inf)")
+    if not input.is_nested and tuple(input.shape[-len(sizes) :]) != tuple(sizes):
         raise RuntimeError("the last dimensions of the input must be normalized_shape")
 
 
 def _drop(input: Tensor, dropout: float, seed: Tensor) -> Tensor:
+    # A transform, a trace or a tensor type of its own draws by torch's operator, the only one it knows.
+    if not (is_plain(input) and is_plain(seed)) or _is_watched(input) or _is_watched(seed):
+        return torch.dropout(input, dropout, True)
     alive = survival(input, dropout, seed)
     return torch.where(alive > 0, input * alive, 0.0)  # a dropped infinity is dropped too
+
+
+def _is_watched(tensor: Tensor) -> bool:
+    return torch._C._functorch.is_batchedtensor(tensor) or torch._C._len_torch_dispatch_stack() > 0
 
 
 def _seed() -> Tensor:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_optkit._native import extension, node
+from lightning_optkit.layers import _fakes  # noqa: F401  # registers
+from lightning_optkit.layers._arguments import check_memory, is_plain
 from lightning_optkit.layers._reference import norm_backward_reference, survival
 
 __all__ = ["add_norm", "norm"]
@@ -73,8 +75,9 @@ class _Norm(torch.autograd.Function):
         input, weight, stats = ctx.saved_tensors
         wants = ctx.needs_input_grad
         dx, _, d_weight, d_bias = _gradients(
-            centered, dy, None, input, stats, weight, dims, eps, 0.0, None, wants[0], wants[1], wants[2]
-        )
+            centered, dy, None, input, stats, weight, dims, eps, 0.0, None, wants[0], wants[1], wants[2],
+            _fits(dy, None, input, stats, weight),
+        )  # fmt: skip
         return dx, d_weight, d_bias, None, None, None
 
 
@@ -101,10 +104,11 @@ class _AddNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, d_sum: Tensor | None) -> tuple[Tensor | None, ...]:
         total, weight, stats, seed = ctx.saved_tensors
-        return (
-            *_add_norm_gradients(ctx.constants, dy, d_sum, total, stats, weight, seed, ctx.needs_input_grad),
-            *[None] * 5,
-        )
+        found = _add_norm_gradients(
+            ctx.constants, dy, d_sum, total, stats, weight, seed, ctx.needs_input_grad,
+            _fits(dy, d_sum, total, stats, weight),
+        )  # fmt: skip
+        return (*found, *[None] * 5)
 
 
 def _add_norm_gradients(
@@ -116,14 +120,16 @@ def _add_norm_gradients(
     weight: Tensor | None,
     seed: Tensor | None,
     wants: tuple[bool, ...],
+    takes_kernel: bool = True,
 ) -> tuple[Tensor | None, ...]:
     """Of input, residual, weight, bias."""
     centered, dims, eps, dropout, input_dtype, residual_dtype = constants
     if dy is None:
         dy = torch.zeros_like(total)
     dx, d_input, d_weight, d_bias = _gradients(
-        centered, dy, d_sum, total, stats, weight, dims, eps, dropout, seed, wants[0] or wants[1], wants[2], wants[3]
-    )
+        centered, dy, d_sum, total, stats, weight, dims, eps, dropout, seed, wants[0] or wants[1], wants[2], wants[3],
+        takes_kernel,
+    )  # fmt: skip
     return (
         d_input.to(input_dtype) if wants[0] and d_input is not None else None,
         dx.to(residual_dtype) if wants[1] and dx is not None else None,
@@ -146,10 +152,11 @@ def _gradients(
     wants_input: bool,
     wants_weight: bool,
     wants_bias: bool,
+    takes_kernel: bool = True,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # a gradient of this gradient will be asked for
-        alive = None if seed is None else survival(input, dropout, seed)
-        found = norm_backward_reference(centered, dy, d_sum, input, weight, dims, eps, alive)
+    """By the kernel, or in operators of torch where a gradient of this gradient will be asked for."""
+    if not torch.compiler.is_compiling() and (torch.is_grad_enabled() or not takes_kernel):
+        found = _reference_gradients(centered, dy, d_sum, input, weight, dims, eps, dropout, seed)
     else:
         found = _norm_backward(
             centered, dy, d_sum, input, stats, weight, dims, dropout, seed, wants_input, wants_weight, wants_bias
@@ -165,6 +172,40 @@ def _gradients(
     )
 
 
+def _fits(dy: Tensor | None, d_sum: Tensor | None, input: Tensor, stats: Tensor, weight: Tensor | None) -> bool:
+    """Whether an eager backward may take the kernel: hooks on saved tensors may have put anything in their place."""
+    wide = torch.float64 if input.dtype == torch.float64 else torch.float32
+    return (
+        torch._C._functorch.peek_interpreter_stack() is None
+        and all(t is None or is_plain(t) for t in (dy, d_sum, input, stats, weight))
+        and stats.dtype == wide
+        and all(t is None or t.dtype == input.dtype for t in (dy, d_sum))
+    )
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    return gradient if gradient.layout in (torch.strided, torch.jagged) else gradient.to_dense()
+
+
+def _reference_gradients(
+    centered: bool,
+    dy: Tensor,
+    d_sum: Tensor | None,
+    input: Tensor,
+    weight: Tensor | None,
+    dims: int,
+    eps: float,
+    dropout: float,
+    seed: Tensor | int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """In operators of torch, which can be differentiated; also for the node in C++."""
+    dy, d_sum = _dense(dy), None if d_sum is None else _dense(d_sum)
+    for name, tensor in (("dy", dy), ("d_sum", d_sum), ("input", input), ("weight", weight)):
+        check_memory("norm_backward", name, tensor)
+    alive = survival(input, dropout, seed) if dropout > 0.0 and seed is not None else None
+    return norm_backward_reference(centered, dy, d_sum, input, weight, dims, eps, alive)
+
+
 # `Function.apply` looks for function transforms first, which costs as much as the kernel of a short row; the callers of
 # these have looked already.
 _apply = torch._C._FunctionBase.__dict__["apply"]
@@ -172,87 +213,11 @@ _apply_norm = _apply.__get__(None, _Norm)
 _apply_add_norm = _apply.__get__(None, _AddNorm)
 
 
-# --- for the node in C++ ---
-
-
-def _node_gradients(
-    centered: bool,
-    dy: Tensor,
-    d_sum: Tensor | None,
-    input: Tensor,
-    weight: Tensor | None,
-    dims: int,
-    eps: float,
-    dropout: float,
-    seed: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    alive = survival(input, dropout, torch.tensor(seed)) if dropout > 0.0 else None
-    return norm_backward_reference(centered, dy, d_sum, input, weight, dims, eps, alive)
-
-
 if node is not None and extension is not None:
-    node.connect(extension.norm_api(), _node_gradients)
+    node.connect(extension.__file__, _reference_gradients)
 
 
 # --- for traced graphs ---
-
-
-def _stats_like(input: Tensor, centered: bool, dims: int, dtype: torch.dtype) -> Tensor:
-    rows = 1
-    for size in input.shape[: input.dim() - dims]:
-        rows = rows * size
-    return input.new_empty(
-        (2 if centered else 1, rows), dtype=torch.float64 if dtype == torch.float64 else torch.float32
-    )
-
-
-def _norm_fake(
-    centered: bool, input: Tensor, weight: Tensor | None, bias: Tensor | None, dims: int, eps: float
-) -> tuple[Tensor, Tensor]:
-    y = input.new_empty(input.shape)
-    return y, _stats_like(input, centered, dims, input.dtype)
-
-
-def _add_norm_fake(
-    centered: bool,
-    input: Tensor,
-    residual: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    dims: int,
-    eps: float,
-    dropout: float,
-    seed: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = torch.promote_types(input.dtype, residual.dtype)
-    y, total = input.new_empty(input.shape, dtype=dtype), input.new_empty(input.shape, dtype=dtype)
-    return y, total, _stats_like(input, centered, dims, dtype)
-
-
-def _norm_backward_fake(
-    centered: bool,
-    dy: Tensor,
-    d_sum: Tensor | None,
-    input: Tensor,
-    stats: Tensor,
-    weight: Tensor | None,
-    dims: int,
-    dropout: float,
-    seed: Tensor | None,
-    wants_input: bool,
-    wants_weight: bool,
-    wants_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    wide = torch.float64 if input.dtype == torch.float64 else torch.float32
-    dtype = wide if weight is None else weight.dtype
-    sizes = input.shape[input.dim() - dims :]
-    nothing = input.new_empty((0,))
-    return (
-        input.new_empty(input.shape) if wants_input else nothing,
-        input.new_empty(input.shape) if wants_input and dropout > 0.0 else input.new_empty((0,)),
-        input.new_empty(sizes, dtype=dtype) if wants_weight else input.new_empty((0,)),
-        input.new_empty(sizes, dtype=dtype) if wants_bias else input.new_empty((0,)),
-    )
 
 
 def _save_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -285,10 +250,5 @@ def _add_norm_vjp(ctx: Any, dy: Tensor | None, d_sum: Tensor | None, _: Tensor |
     return (None, *found, None, None, None, None)
 
 
-for _name in ("norm", "_norm"):
-    torch.library.register_fake(f"lightning_optkit::{_name}", _norm_fake)
-for _name in ("add_norm", "_add_norm"):
-    torch.library.register_fake(f"lightning_optkit::{_name}", _add_norm_fake)
-torch.library.register_fake("lightning_optkit::norm_backward", _norm_backward_fake)
 torch.library.register_autograd("lightning_optkit::norm", _norm_vjp, setup_context=_save_norm)
 torch.library.register_autograd("lightning_optkit::add_norm", _add_norm_vjp, setup_context=_save_add_norm)

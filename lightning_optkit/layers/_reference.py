@@ -51,7 +51,7 @@ def norm_backward_reference(
     return dx.to(input.dtype), d_input.to(input.dtype), d_weight.to(stored), d_bias.to(stored)
 
 
-def survival(like: Tensor, dropout: float, seed: Tensor) -> Tensor:
+def survival(like: Tensor, dropout: float, seed: Tensor | int) -> Tensor:
     """1 / (1 - dropout) where an element lives, else 0; from the random bits of csrc/norms/tables.h."""
     keep_below = min(int((1.0 - dropout) * 2**32), 2**32 - 1)
     scale = 1.0 / (1.0 - dropout) if dropout < 1.0 else 0.0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_optkit._checks import check_in
-from lightning_optkit.layers._arguments import check_input
+from lightning_optkit.layers._arguments import check_norm
 from lightning_optkit.layers._dispatch import parameter, run_add_norm
 from lightning_optkit.layers.layer_norm import LayerNorm
 
@@ -55,8 +55,8 @@ def add_layer_norm(
     p = check_in("add_layer_norm", "dropout", dropout, "[0, 1]") if training else 0.0
     try:
         return run_add_norm(True, input, residual, normalized_shape, weight, bias, eps, p)
-    except (RuntimeError, TypeError):
-        check_input("add_layer_norm", input, normalized_shape, weight, bias, residual)
+    except Exception:
+        check_norm("add_layer_norm", True, input, normalized_shape, weight, bias, eps, residual)
         raise
 
 
@@ -114,8 +114,8 @@ class AddLayerNorm(LayerNorm):
         try:
             weight, bias = parameter(self, "weight"), parameter(self, "bias")
             return run_add_norm(True, x, residual, self.normalized_shape, weight, bias, self.eps, p)
-        except (RuntimeError, TypeError):
-            check_input("AddLayerNorm", x, self.normalized_shape, self.weight, self.bias, residual)
+        except Exception:
+            check_norm("AddLayerNorm", True, x, self.normalized_shape, self.weight, self.bias, self.eps, residual)
             raise
 
     def extra_repr(self) -> str:

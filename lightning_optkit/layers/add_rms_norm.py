@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_optkit._checks import check_in
-from lightning_optkit.layers._arguments import check_input
+from lightning_optkit.layers._arguments import check_norm
 from lightning_optkit.layers._dispatch import parameter, run_add_norm
 from lightning_optkit.layers.rms_norm import RMSNorm
 
@@ -54,8 +54,8 @@ def add_rms_norm(
     p = check_in("add_rms_norm", "dropout", dropout, "[0, 1]") if training else 0.0
     try:
         return run_add_norm(False, input, residual, normalized_shape, weight, None, eps, p)
-    except (RuntimeError, TypeError):
-        check_input("add_rms_norm", input, normalized_shape, weight, None, residual)
+    except Exception:
+        check_norm("add_rms_norm", False, input, normalized_shape, weight, None, eps, residual)
         raise
 
 
@@ -111,8 +111,8 @@ class AddRMSNorm(RMSNorm):
         try:
             weight = parameter(self, "weight")
             return run_add_norm(False, x, residual, self.normalized_shape, weight, None, self.eps, p)
-        except (RuntimeError, TypeError):
-            check_input("AddRMSNorm", x, self.normalized_shape, self.weight, None, residual)
+        except Exception:
+            check_norm("AddRMSNorm", False, x, self.normalized_shape, self.weight, None, self.eps, residual)
             raise
 
     def extra_repr(self) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_optkit.layers._arguments import check_input, check_sizes
+from lightning_optkit.layers._arguments import check_eps, check_norm, check_sizes
 from lightning_optkit.layers._dispatch import parameter, run_norm
 
 __all__ = ["LayerNorm", "layer_norm"]
@@ -40,8 +40,8 @@ def layer_norm(
     """
     try:
         return run_norm(True, input, normalized_shape, weight, bias, eps)
-    except (RuntimeError, TypeError):
-        check_input("layer_norm", input, normalized_shape, weight, bias)
+    except Exception:
+        check_norm("layer_norm", True, input, normalized_shape, weight, bias, eps)
         raise
 
 
@@ -80,6 +80,7 @@ class LayerNorm(nn.LayerNorm):
         dtype: torch.dtype | None = None,
     ) -> None:
         sizes = check_sizes(type(self).__name__, normalized_shape)
+        check_eps(type(self).__name__, eps, optional=False)
         super().__init__(sizes, eps, elementwise_affine, bias, device=device, dtype=dtype)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -87,6 +88,6 @@ class LayerNorm(nn.LayerNorm):
         try:
             weight, bias = parameter(self, "weight"), parameter(self, "bias")
             return run_norm(True, input, self.normalized_shape, weight, bias, self.eps)
-        except (RuntimeError, TypeError):
-            check_input("LayerNorm", input, self.normalized_shape, self.weight, self.bias)
+        except Exception:
+            check_norm("LayerNorm", True, input, self.normalized_shape, self.weight, self.bias, self.eps)
             raise

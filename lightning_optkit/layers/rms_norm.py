@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_optkit.layers._arguments import check_input, check_sizes
+from lightning_optkit.layers._arguments import check_eps, check_norm, check_sizes
 from lightning_optkit.layers._dispatch import parameter, run_norm
 
 __all__ = ["RMSNorm", "rms_norm"]
@@ -35,8 +35,8 @@ def rms_norm(
     """
     try:
         return run_norm(False, input, normalized_shape, weight, None, eps)
-    except (RuntimeError, TypeError):
-        check_input("rms_norm", input, normalized_shape, weight, None)
+    except Exception:
+        check_norm("rms_norm", False, input, normalized_shape, weight, None, eps)
         raise
 
 
@@ -70,12 +70,13 @@ class RMSNorm(nn.RMSNorm):
         dtype: torch.dtype | None = None,
     ) -> None:
         sizes = check_sizes(type(self).__name__, normalized_shape)
+        check_eps(type(self).__name__, eps, optional=True)
         super().__init__(sizes, eps, elementwise_affine, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """The normalized input, in its shape."""
         try:
             return run_norm(False, x, self.normalized_shape, parameter(self, "weight"), None, self.eps)
-        except (RuntimeError, TypeError):
-            check_input("RMSNorm", x, self.normalized_shape, self.weight, None)
+        except Exception:
+            check_norm("RMSNorm", False, x, self.normalized_shape, self.weight, None, self.eps)
             raise
