@@ -186,11 +186,11 @@ class GradientClipping(Callback):
     def _clip(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
         params = [p for group in optimizer.param_groups for p in group["params"]]
         measures = bool(trainer.loggers) and self._is_log_step(trainer, trainer.global_step + 1)
-        before = norm_of(gradients(params)) if measures else None
+        before = norm_of(gradients("GradientClipping", params)) if measures else None
         self._called[optimizer](params)
         if before is None:
             return
-        after = norm_of(gradients(params))
+        after = norm_of(gradients("GradientClipping", params))
         self._num_measured += 1
         self._num_clipped += bool(after < before * (1 - 1e-6))
         share = self._num_clipped / self._num_measured

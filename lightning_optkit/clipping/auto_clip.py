@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_optkit._checks import check_in, check_int
+from lightning_optkit._checks import check_in, check_int, check_state, check_tensor
 from lightning_optkit.clipping._gradients import scale_to_bound_
 from lightning_optkit.step import ClipBounds
 
@@ -82,7 +82,7 @@ class AutoClip:
         Returns:
             Their norm before clipping, 0-d.
         """
-        return scale_to_bound_(parameters, self.norm_bound)
+        return scale_to_bound_("AutoClip", parameters, self.norm_bound)
 
     def state_dict(self) -> dict[str, Any]:
         """The history: `history`, shape (window,), NaN where nothing was seen, and `seen`, how many norms in all."""
@@ -94,8 +94,9 @@ class AutoClip:
         Raises:
             ValueError: if the history is of another `window`.
         """
-        history = state_dict["history"]
+        state = check_state("AutoClip", state_dict, history=Tensor, seen=(Tensor, int))
+        history = check_tensor("AutoClip.load_state_dict", "state_dict['history']", state["history"], "floating")
         if history.shape != (self.window,):
-            saved = len(history)
+            saved = history.numel()
             raise ValueError(f"AutoClip(window={self.window}): the saved history is of window={saved}; use that.")
-        self._history, self._seen = history.clone(), torch.as_tensor(state_dict["seen"]).clone()
+        self._history, self._seen = history.clone(), torch.as_tensor(state["seen"]).clone()

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_optkit._checks import check_in
+from lightning_optkit._checks import check_in, check_tensors
+from lightning_optkit.clipping._gradients import gradients
 from lightning_optkit.step import ClipBounds
 
 __all__ = ["ClipNorm"]
@@ -63,4 +64,6 @@ class ClipNorm:
         Returns:
             Their norm before clipping, 0-d.
         """
-        return torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)
+        listed = check_tensors("ClipNorm", "parameters", parameters)
+        gradients("ClipNorm", listed)
+        return torch.nn.utils.clip_grad_norm_(listed, self.max_norm)

@@ -68,7 +68,7 @@ class ClipPerTensor:
         Returns:
             Their global norm before clipping, 0-d.
         """
-        grads = gradients(parameters)
+        grads = gradients("ClipPerTensor", parameters)
         norm = norm_of(grads)
         for grad in grads:
             grad.mul_((self.max_norm / (torch.linalg.vector_norm(grad) + 1e-6)).clamp(max=1.0))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_optkit._checks import check_in
+from lightning_optkit._checks import check_in, check_tensors
 from lightning_optkit.clipping._gradients import gradients, norm_of
 from lightning_optkit.step import ClipBounds
 
@@ -75,9 +75,9 @@ class ClipUnitwise:
         Returns:
             Their global norm before clipping, 0-d.
         """
-        parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-        norm = norm_of(gradients(parameters))
-        for parameter in parameters:
+        listed = check_tensors("ClipUnitwise", "parameters", parameters)
+        norm = norm_of(gradients("ClipUnitwise", listed))
+        for parameter in listed:
             if parameter.grad is None or parameter.numel() == 0:
                 continue
             inner = list(range(1, parameter.ndim)) if parameter.ndim > 1 else None

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_optkit._checks import check_in, check_int
+from lightning_optkit._checks import check_in, check_int, check_state, shown
 from lightning_optkit.clipping._gradients import scale_to_bound_
 from lightning_optkit.step import ClipBounds
 
@@ -93,12 +93,23 @@ class ZClip:
         Returns:
             Their norm before clipping, 0-d.
         """
-        return scale_to_bound_(parameters, self.norm_bound)
+        return scale_to_bound_("ZClip", parameters, self.norm_bound)
 
     def state_dict(self) -> dict[str, Any]:
         """Mean, variance and number of the norms seen: `learned`, shape (3,)."""
         return {"learned": self._learned.clone()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores it."""
-        self._learned = torch.as_tensor(state_dict["learned"], dtype=torch.float64).clone()
+        """Restores it.
+
+        Raises:
+            TypeError: if it is no state of a ZClip.
+            ValueError: if it does not hold three numbers.
+        """
+        learned = check_state("ZClip", state_dict, learned=Tensor)["learned"]
+        if learned.shape != (3,):
+            raise ValueError(
+                f"ZClip.load_state_dict(state_dict['learned']={shown(learned)}): state_dict must hold mean, variance "
+                "and number of the norms, of shape (3,)."
+            )
+        self._learned = learned.to(torch.float64, copy=True)

@@ -8,7 +8,7 @@ Differs from torchvision: `clip` is False by default, since standardized inputs 
 import torch
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_in
+from lightning_optkit._checks import check_bools, check_in, check_tensor
 from lightning_optkit.data._draws import Draws
 
 __all__ = ["GaussianNoise"]
@@ -41,6 +41,7 @@ class GaussianNoise(nn.Module):
         super().__init__()
         self.mean = check_in("GaussianNoise", "mean", mean, "(-inf, inf)")
         self.sigma = check_in("GaussianNoise", "sigma", sigma, "[0, inf)")
+        check_bools("GaussianNoise", clip=clip)
         self.clip = clip
         self.draws = Draws("GaussianNoise", generator)
 
@@ -48,9 +49,7 @@ class GaussianNoise(nn.Module):
         """Noisy `x`, any shape, floating; dtype and memory format kept."""
         if not self.training:
             return x
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            found = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(f"GaussianNoise(x={found}): x must be a floating tensor.")
+        check_tensor("GaussianNoise", "x", x, "floating")
         noisy = x + (self.draws.normal_like(x) * self.sigma + self.mean)
         return noisy.clamp(0, 1) if self.clip else noisy
 

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_int, check_one_of
+from lightning_optkit._checks import check_bools, check_in, check_int, check_one_of, check_whole
 from lightning_optkit.data._categories import CATEGORIES, categories_of, merge_categories, most_frequent
 from lightning_optkit.data._moments import MOMENTS, merge_moments, moments
 from lightning_optkit.data._quantiles import EXACT_ROWS, merge_samples, quantiles, sample_of
@@ -73,6 +73,11 @@ class Impute(nn.Module):
     ) -> None:
         super().__init__()
         check_one_of("Impute", "strategy", strategy, ("mean", "median", "most_frequent", "constant"))
+        check_in("Impute", "fill_value", fill_value, "(-inf, inf)")
+        if not (isinstance(missing_values, float) and math.isnan(missing_values)):
+            check_in("Impute", "missing_values", missing_values, "(-inf, inf)")
+        check_bools("Impute", add_indicator=add_indicator, keep_empty_features=keep_empty_features)
+        check_whole("Impute", "feature_dim", feature_dim)
         self.strategy, self.fill_value, self.missing_values = strategy, fill_value, missing_values
         self.add_indicator, self.keep_empty_features, self.feature_dim = add_indicator, keep_empty_features, feature_dim
         self.exact_rows = check_int("Impute", "exact_rows", exact_rows, minimum=2)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from lightning_optkit._checks import check_bools, check_numbers, check_whole
 from lightning_optkit.data._statistics import (
     Statistics,
     check_features,
@@ -53,7 +54,9 @@ class MinMaxScale(nn.Module):
         self, feature_range: tuple[float, float] = (0.0, 1.0), *, clip: bool = False, feature_dim: int = -1
     ) -> None:
         super().__init__()
-        low, high = feature_range
+        low, high = check_numbers("MinMaxScale", "feature_range", feature_range, 2, "(-inf, inf)")
+        check_bools("MinMaxScale", clip=clip)
+        check_whole("MinMaxScale", "feature_dim", feature_dim)
         if not low < high:
             raise ValueError(f"MinMaxScale(feature_range={feature_range}): the first end must be below the second.")
         self.feature_range, self.clip, self.feature_dim = (low, high), clip, feature_dim

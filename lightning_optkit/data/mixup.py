@@ -7,7 +7,7 @@ Source: Zhang et al. 2018, arXiv:1710.09412; one coefficient per batch, as in th
 import torch
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_in, check_int
+from lightning_optkit._checks import check_in, check_int, check_tensor
 from lightning_optkit.data._draws import Draws
 from lightning_optkit.data._targets import check_pairs, mixed_targets
 
@@ -64,9 +64,7 @@ class Mixup(nn.Module):
 
     def mix(self, inputs: Tensor) -> tuple[Tensor, Tensor, float]:
         """Mixed inputs, the partner of every example (N,), and the share of the example itself, in every mode."""
-        if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or inputs.dim() < 1:
-            found = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
-            raise TypeError(f"Mixup(inputs={found}): inputs must be floating.")
+        check_tensor("Mixup", "inputs", inputs, "floating", min_ndim=1)
         share = self.draws.beta(self.alpha)  # lambda
         partners = self.draws.partners(inputs)
         return share * inputs + (1 - share) * inputs[partners], partners, share

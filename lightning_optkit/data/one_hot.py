@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_one_of
+from lightning_optkit._checks import check_one_of, check_tensor
 from lightning_optkit.data._categories import CATEGORIES, categories_of, merge_categories
 from lightning_optkit.data._statistics import (
     Statistics,
@@ -136,7 +136,8 @@ class OneHot(nn.Module):
         """Categories, shape (N, ..., D), float64, of the largest entries; all zeros mean the dropped one, or NaN."""
         kept = self.stats["kept"] > 0
         require_fitted("OneHot", self.stats["kept"])
-        if x.shape[-1] != int(kept.sum()):
+        check_tensor("OneHot.inverse", "x", x, "real")
+        if x.shape[-1:].numel() != int(kept.sum()) or x.dim() == 0:
             raise ValueError(f"OneHot.inverse(x.shape={tuple(x.shape)}): x must have {int(kept.sum())} columns.")
         entries = x.new_zeros(*x.shape[:-1], len(kept), dtype=torch.float64)
         entries[..., kept] = x.double()

@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_int, check_one_of
+from lightning_optkit._checks import check_in, check_int, check_one_of
 from lightning_optkit.data._draws import Draws
-from lightning_optkit.data._images import check_image_batch, in_format
+from lightning_optkit.data._images import check_image_batch, check_sides, in_format
 
 __all__ = ["RandomCrop"]
 
@@ -50,10 +50,10 @@ class RandomCrop(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        height, width = (size, size) if isinstance(size, int) else size
-        self.size = tuple(check_int("RandomCrop", "size", side, minimum=1) for side in (height, width))
+        self.size = check_sides("RandomCrop", size)
         self.padding = check_int("RandomCrop", "padding", padding, minimum=0)
         check_one_of("RandomCrop", "padding_mode", padding_mode, ("constant", "edge", "reflect"))
+        check_in("RandomCrop", "fill", fill, "(-inf, inf)")
         self.fill, self.padding_mode = fill, padding_mode
         self.draws = Draws("RandomCrop", generator)
 

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_in
+from lightning_optkit._checks import check_in, check_numbers, shown
 from lightning_optkit.data._draws import Draws
 from lightning_optkit.data._images import check_image_batch, in_dtype, in_format
 
@@ -56,11 +56,13 @@ class RandomErasing(nn.Module):
         super().__init__()
         self.p = check_in("RandomErasing", "p", p, "[0, 1]")
         for name, ends, interval in (("scale", scale, "(0, 1]"), ("ratio", ratio, "(0, inf)")):
-            low, high = (check_in("RandomErasing", name, end, interval) for end in ends)
+            low, high = check_numbers("RandomErasing", name, ends, 2, interval)
             if low > high:
                 raise ValueError(f"RandomErasing({name}={ends}): the first end must not exceed the second.")
         if isinstance(value, str) and value != "random":
-            raise ValueError(f"RandomErasing(value={value!r}): value must be a number or 'random'.")
+            raise ValueError(f"RandomErasing(value={shown(value)}): value must be a number or 'random'.")
+        if not isinstance(value, str):
+            check_in("RandomErasing", "value", value, "(-inf, inf)")
         self.scale, self.ratio, self.value = scale, ratio, value
         self.draws = Draws("RandomErasing", generator)
 

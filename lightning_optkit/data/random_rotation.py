@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_in, check_one_of
+from lightning_optkit._checks import check_in, check_numbers, check_one_of
 from lightning_optkit.data._draws import Draws
 from lightning_optkit.data._images import check_image_batch, in_dtype, in_format
 
@@ -49,13 +49,14 @@ class RandomRotation(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(degrees, tuple):
-            low, high = (check_in("RandomRotation", "degrees", end, "(-inf, inf)") for end in degrees)
+        if isinstance(degrees, tuple | list):
+            low, high = check_numbers("RandomRotation", "degrees", degrees, 2, "(-inf, inf)")
         else:
             high = check_in("RandomRotation", "degrees", degrees, "[0, inf)")
             low = -high
         if low > high:
             raise ValueError(f"RandomRotation(degrees={degrees}): the first end must not exceed the second.")
+        check_in("RandomRotation", "fill", fill, "(-inf, inf)")
         check_one_of("RandomRotation", "interpolation", interpolation, ("nearest", "bilinear"))
         self.degrees, self.interpolation, self.fill = (low, high), interpolation, fill
         self.draws = Draws("RandomRotation", generator)

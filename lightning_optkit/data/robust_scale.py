@@ -10,7 +10,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_in, check_int
+from lightning_optkit._checks import check_bools, check_int, check_numbers, check_whole
 from lightning_optkit.data._quantiles import EXACT_ROWS, merge_samples, quantiles, sample_of
 from lightning_optkit.data._statistics import (
     Statistics,
@@ -71,7 +71,11 @@ class RobustScale(nn.Module):
         feature_dim: int = -1,
     ) -> None:
         super().__init__()
-        low, high = (check_in("RobustScale", "quantile_range", end, "[0, 100]") for end in quantile_range)
+        low, high = check_numbers("RobustScale", "quantile_range", quantile_range, 2, "[0, 100]")
+        check_bools(
+            "RobustScale", with_centering=with_centering, with_scaling=with_scaling, unit_variance=unit_variance
+        )
+        check_whole("RobustScale", "feature_dim", feature_dim)
         if not low < high or (unit_variance and (low == 0 or high == 100)):
             ends = "strictly between 0 and 100 for unit_variance" if unit_variance else "in increasing order"
             raise ValueError(f"RobustScale(quantile_range={quantile_range}): the ends must be {ends}.")

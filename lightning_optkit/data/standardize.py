@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from lightning_optkit._checks import check_bools, check_whole
 from lightning_optkit.data._moments import MOMENTS, merge_moments, moments
 from lightning_optkit.data._statistics import (
     Statistics,
@@ -59,6 +60,8 @@ class Standardize(nn.Module):
 
     def __init__(self, *, with_mean: bool = True, with_std: bool = True, feature_dim: int = -1) -> None:
         super().__init__()
+        check_bools("Standardize", with_mean=with_mean, with_std=with_std)
+        check_whole("Standardize", "feature_dim", feature_dim)
         self.with_mean, self.with_std, self.feature_dim = with_mean, with_std, feature_dim
         self.stats = Statistics(*MOMENTS, "scale")
 

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_in, check_int, check_one_of
+from lightning_optkit._checks import check_in, check_int, check_one_of, check_whole, shown
 from lightning_optkit.data._moments import merge_moments, moments
 from lightning_optkit.data._statistics import (
     Statistics,
@@ -73,11 +73,14 @@ class Whiten(nn.Module):
         super().__init__()
         check_one_of("Whiten", "method", method, ("pca", "zca"))
         if n_components is not None and method == "zca":
-            raise ValueError(f"Whiten(n_components={n_components}): zca keeps every direction; use method='pca'.")
+            raise ValueError(
+                f"Whiten(n_components={shown(n_components)}): zca keeps every direction; use method='pca'."
+            )
         if isinstance(n_components, float):
             check_in("Whiten", "n_components", n_components, "(0, 1)")
         elif n_components is not None:
             check_int("Whiten", "n_components", n_components, minimum=1)
+        check_whole("Whiten", "feature_dim", feature_dim)
         self.method, self.n_components, self.feature_dim = method, n_components, feature_dim
         self.eps = check_in("Whiten", "eps", eps, "[0, inf)")
         self.stats = Statistics("count", "origin", "offset", "m2", "factor", "components", "scale")

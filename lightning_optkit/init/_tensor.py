@@ -4,6 +4,8 @@
 import torch
 from torch import Tensor
 
+from lightning_optkit._checks import check_generator, kind_shown
+
 __all__ = ["check_tensor"]
 
 
@@ -11,16 +13,19 @@ def check_tensor(owner: str, tensor: Tensor, generator: torch.Generator | None, 
     """Passes if `tensor` holds floating-point numbers that a scheme can draw.
 
     Raises:
-        TypeError: if it is not a floating-point tensor.
-        ValueError: if it is empty, has too few dimensions, is on the meta device, is sharded, or the generator lives
+        TypeError: if it is not a floating-point tensor, or the generator is none.
+        ValueError: if it is sparse, empty, has too few dimensions, is on the meta device, is sharded, or the generator lives
             on another device.
 
     Example:
         >>> check_tensor("he", torch.empty(2, 3), None, min_ndim=2)
     """
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-        kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        kind = tensor.dtype if isinstance(tensor, Tensor) else kind_shown(tensor)
         raise TypeError(f"{owner}(tensor={kind}): tensor must be a floating-point tensor.")
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{owner}(tensor=<{tensor.layout}>): tensor must be dense; use tensor.to_dense().")
+    check_generator(owner, generator)
     shape = tuple(tensor.shape)
     if tensor.ndim < min_ndim or tensor.numel() == 0:
         needed = f"at least {min_ndim} dimensions and one element" if min_ndim else "at least one element"

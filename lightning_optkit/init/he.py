@@ -51,7 +51,7 @@ def he(
     draw_ = nn.init.kaiming_normal_ if distribution == "normal" else nn.init.kaiming_uniform_
     known = torch_nonlinearity(activation)
     name, slope = known if known is not None else ("linear", None)
-    scale = 1.0 if known is not None else gain(activation)
+    scale = 1.0 if known is not None else gain_for("he", activation)
     # Without a slope, torch's layer functions and calculate_gain disagree (0 against 0.01): F.leaky_relu has 0.01.
     slope = 0.01 if slope is None else slope
     draw_(tensor, a=slope, mode=mode, nonlinearity=name, generator=generator)  # type: ignore[arg-type]

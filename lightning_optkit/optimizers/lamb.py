@@ -147,5 +147,7 @@ class LAMB(OnePassOptimizer):
         check_one_of(self._owner, "adapt", group["adapt"], (False, True))
         check_one_of(self._owner, "cautious", group["cautious"], (False,))
         least, most = pair(self._owner, "norm_bounds", group["norm_bounds"])
+        check_number(self._owner, "norm_bounds", least, "[0, inf)")
+        check_number(self._owner, "norm_bounds", most, "[0, inf]")
         if not 0 <= least < most:
             raise ValueError(f"{self._owner}(norm_bounds={(least, most)}): norm_bounds must be 0 <= least < largest.")

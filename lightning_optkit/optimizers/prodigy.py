@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from lightning_optkit._checks import check_int, check_one_of
+from lightning_optkit._checks import check_int, check_one_of, shown
 from lightning_optkit.step import Average, Clip, OnePassOptimizer, Rule
-from lightning_optkit.step.arguments import check_number, pair
+from lightning_optkit.step.arguments import check_number, pair, with_listed_params
 from lightning_optkit.step.rule import Estimate, Group, State
 from lightning_optkit.step.shards import local
 
@@ -263,12 +263,17 @@ class Prodigy(OnePassOptimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as in torch; nothing is changed if it does not fit."""
-        if isinstance(param_group, dict) and self.param_groups:
+        param_group = with_listed_params(f"{self._owner}.add_param_group", "param_group", param_group)
+        if self.param_groups:
             ours, new = _made_by(self.param_groups[0]), _made_by({**self.defaults, **param_group})
             for name, value in new.items():
                 if value != ours[name]:
-                    raise ValueError(f"{self._owner}({name}={value!r}): {name} must be {ours[name]!r} in all groups.")
+                    raise ValueError(
+                        f"{self._owner}({name}={shown(value)}): {name} must be {ours[name]!r} in all groups."
+                    )
         super().add_param_group(param_group)
+
+    _decay_flag = "decouple"
 
     def _check_group(self, group: Group) -> None:
         beta1, beta2 = pair(self._owner, "betas", group["betas"])
@@ -277,7 +282,6 @@ class Prodigy(OnePassOptimizer):
         if group["beta3"] is not None:
             check_number(self._owner, "beta3", group["beta3"], "[0, 1)")
         check_number(self._owner, "eps", group["eps"], "[0, inf)")
-        check_one_of(self._owner, "decouple", group["decoupled_weight_decay"], (False, True))
         check_one_of(self._owner, "use_bias_correction", group["use_bias_correction"], (False, True))
         check_one_of(self._owner, "safeguard_warmup", group["safeguard_warmup"], (False, True))
         check_number(self._owner, "d0", group["d0"], "(0, inf)")

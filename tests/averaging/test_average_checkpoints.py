@@ -101,12 +101,16 @@ class Custom:
 
 def test_refuses_what_it_cannot_read_safely(tmp_path):
     torch.save({"state_dict": {"w": torch.ones(1)}, "hyper_parameters": Custom()}, tmp_path / "bad.ckpt")
-    with pytest.raises(ValueError, match=r"load_weights\(checkpoint='.*bad\.ckpt'\): it must hold tensors and plain"):
+    with pytest.raises(
+        ValueError, match=r"^average_checkpoints\(checkpoints='.*bad\.ckpt'\): it must hold tensors and plain"
+    ):
         average_checkpoints([tmp_path / "bad.ckpt"])
     with pytest.raises(ValueError, match="consolidate a sharded checkpoint first"):
         average_checkpoints([tmp_path])
     torch.save({"epoch": 3}, tmp_path / "none.ckpt")
-    with pytest.raises(ValueError, match=r"load_weights\(checkpoint='none\.ckpt'\): it must hold a state dict\."):
+    with pytest.raises(
+        ValueError, match=r"^average_checkpoints\(checkpoints='none\.ckpt'\): it must hold a state dict\."
+    ):
         average_checkpoints([tmp_path / "none.ckpt"])
     with pytest.raises(ValueError, match=r"^average_checkpoints\(checkpoints=\[\]\)"):
         average_checkpoints([])
