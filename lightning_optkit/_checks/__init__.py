@@ -17,12 +17,13 @@ from lightning_optkit._checks._kinds import (
 )
 from lightning_optkit._checks._numbers import check_in, check_int, check_numbers, check_whole
 from lightning_optkit._checks._shown import kind_shown, shown
-from lightning_optkit._checks._tensors import check_generator, check_module, check_tensor, check_tensors
+from lightning_optkit._checks._tensors import check_generator, check_home, check_module, check_tensor, check_tensors
 
 __all__ = [
     "check_bools",
     "check_callable",
     "check_generator",
+    "check_home",
     "check_in",
     "check_instance",
     "check_int",

@@ -254,6 +254,11 @@ def check_path(owner: str, name: str, value: str | os.PathLike[str], *, exists: 
 def check_state(owner: str, state_dict: Any, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
     """Returns the saved state, if it is what `owner` has saved: for each name a value of its kind.
 
+    Args:
+        owner: Whose `load_state_dict` it is given to; or of another call the beginning, "Owner.method(argument".
+        state_dict: To be checked.
+        kinds: What it must hold.
+
     Raises:
         TypeError: if it is no dict, or a value is of another kind.
         ValueError: if something is missing.
@@ -262,24 +267,24 @@ def check_state(owner: str, state_dict: Any, **kinds: type | tuple[type, ...]) -
         >>> check_state("SnapshotEnsemble", {"paths": []}, paths=list)
         {'paths': []}
     """
-    call = f"{owner}.load_state_dict"
+    call = owner if "(" in owner else f"{owner}.load_state_dict(state_dict"
+    saver = owner.partition(".")[0].partition("(")[0]
+    argument = call.partition("(")[2]
     wanted = ", ".join(map(repr, kinds))
     if isinstance(state_dict, type) or not isinstance(state_dict, Mapping):
-        raise TypeError(
-            f"{call}(state_dict={shown(state_dict)}): state_dict must be a dict with {wanted}, as saved by {owner}."
-        )
+        raise TypeError(f"{call}={shown(state_dict)}): {argument} must be a dict with {wanted}, as saved by {saver}.")
     for name, kind in kinds.items():
         if name not in state_dict:
             raise ValueError(
-                f"{call}(state_dict={shown(list(state_dict))}): state_dict must hold {wanted}, as saved by {owner}; "
-                f"{name!r} is missing."
+                f"{call}={shown(list(state_dict))}): {argument} must hold {wanted}, as saved by {saver}; {name!r} is "
+                "missing."
             )
         value = state_dict[name]
         kinds_of_one = kind if isinstance(kind, tuple) else (kind,)
         if not isinstance(value, kinds_of_one) or (isinstance(value, bool) and bool not in kinds_of_one):
             raise TypeError(
-                f"{call}(state_dict[{name!r}]={shown(value)}): state_dict must hold {wanted}, as saved by {owner}; "
-                f"{name!r} must be {' or '.join(each.__name__ for each in kinds_of_one)}."
+                f"{call}[{name!r}]={shown(value)}): {argument} must hold {wanted}, as saved by {saver}; {name!r} must "
+                f"be {' or '.join(each.__name__ for each in kinds_of_one)}."
             )
     return dict(state_dict)
 

@@ -50,5 +50,5 @@ def shown(value: object) -> str:
 
 
 def kind_shown(value: object) -> str:
-    """What a message says of a value where a tensor belongs: its type, but for a number, None or a class."""
-    return shown(value) if value is None or isinstance(value, int | float | type) else type(value).__name__
+    """What a message says of a value where a tensor belongs: its type, but for None and a class."""
+    return shown(value) if value is None or isinstance(value, type) else type(value).__name__

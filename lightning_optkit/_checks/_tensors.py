@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lightning_optkit._checks._kinds import check_listed
 from lightning_optkit._checks._shown import kind_shown, shown
 
-__all__ = ["check_generator", "check_module", "check_tensor", "check_tensors"]
+__all__ = ["check_generator", "check_home", "check_module", "check_tensor", "check_tensors"]
 
 Numbers = Literal["any", "real", "floating", "inexact"]
 
@@ -114,7 +114,7 @@ def check_tensors(
     return listed
 
 
-def check_module(owner: str, name: str, value: Any, such_as: str = "torch.nn.Linear(4, 2)") -> nn.Module:
+def check_module(owner: str, name: str, value: Any) -> nn.Module:
     """Returns `value` if it is a module, and not a class of modules.
 
     Raises:
@@ -125,8 +125,34 @@ def check_module(owner: str, name: str, value: Any, such_as: str = "torch.nn.Lin
         Linear(in_features=4, out_features=2, bias=True)
     """
     if not isinstance(value, nn.Module):
-        raise TypeError(f"{owner}({name}={shown(value)}): {name} must be a torch.nn.Module, such as {such_as}.")
+        raise TypeError(f"{owner}({name}={kind_shown(value)}): {name} must be a torch.nn.Module.")
     return value
+
+
+def check_home(owner: str, device: Any, dtype: Any) -> None:
+    """Passes if parameters can be made on `device` in `dtype`, or wherever torch makes them where it is None.
+
+    Raises:
+        TypeError: if it is no device, or no dtype.
+        ValueError: if there is no such device, or the dtype is not floating.
+
+    Example:
+        >>> check_home("ScaleNorm", "cpu", torch.bfloat16)
+    """
+    if device is not None:
+        if isinstance(device, bool) or not isinstance(device, torch.device | str | int):
+            raise TypeError(f'{owner}(device={shown(device)}): device must be None or a device, such as "cpu".')
+        try:
+            torch.empty(0, device=device)
+        except Exception as error:
+            reason = shown(str(error).splitlines()[0] if str(error) else type(error).__name__)
+            raise ValueError(f"{owner}(device={shown(device)}): device must be there; torch says {reason}.") from error
+    if dtype is None:
+        return
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"{owner}(dtype={shown(dtype)}): dtype must be None or a torch.dtype, such as torch.float32.")
+    if not dtype.is_floating_point:
+        raise ValueError(f"{owner}(dtype={dtype}): dtype must be floating, such as torch.float32.")
 
 
 def check_generator(owner: str, value: torch.Generator | None, name: str = "generator") -> torch.Generator | None:

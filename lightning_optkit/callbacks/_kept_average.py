@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lightning_optkit._checks import check_state
 from lightning_optkit.averaging import EMA, LAWA, SWA
 from lightning_optkit.averaging.own_pass import (
     averages_of,
@@ -100,6 +101,7 @@ class KeptAverage:
         Raises:
             ValueError: if the checkpoint knows this average under another name.
         """
+        state_dict = check_state("WeightAveraging", state_dict, steps=int)
         if state_dict.get("name") != self.name:
             raise ValueError(
                 f"WeightAveraging({self.average!r}): in the checkpoint its state is "
@@ -107,7 +109,7 @@ class KeptAverage:
                 "; give the averages in the order of the run that saved it."
             )
         self._steps = self._counted = state_dict["steps"]
-        self._buffers = state_dict.get("buffers", {})
+        self._buffers = state_dict.get("buffers") or {}
 
     # --- what can be read ---
 

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_optkit._checks import check_in, check_pattern
+from lightning_optkit._checks import check_in, check_pattern, check_whole
 from lightning_optkit.callbacks._named_modules import first_tensor, modules_named
 from lightning_optkit.callbacks._overrides import override, restore
 from lightning_optkit.callbacks._refusals import refuse_manual_optimization
@@ -59,7 +59,7 @@ class ActivationRegularization(Callback):
         self.temporal_names = check_pattern(
             "ActivationRegularization", "temporal_names", names if temporal_names is None else temporal_names
         )
-        self.time_dim = time_dim
+        self.time_dim = check_whole("ActivationRegularization", "time_dim", time_dim)
         self._terms: dict[tuple[str, str], list[Tensor]] | None = None  # while training_step runs
         self._hooks: list[RemovableHandle] = []
         self._override: Callable[..., Any] | None = None

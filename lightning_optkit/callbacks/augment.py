@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_int
+from lightning_optkit._checks import check_instance, check_int, check_listed
 from lightning_optkit.callbacks._fields import Field, check_field, field_of, with_field
 from lightning_optkit.callbacks._losses import TARGETS, Loss, LossCall, intercept, release
 from lightning_optkit.callbacks._overrides import override, restore
@@ -68,12 +68,14 @@ class Augment(Callback):
     def __init__(
         self, augmentations: nn.Module | Sequence[nn.Module], inputs: Field = 0, targets: Field = 1, seed: int = 0
     ) -> None:
-        modules = [augmentations] if isinstance(augmentations, nn.Module) else [*augmentations]
-        if not modules:
-            raise ValueError("Augment(augmentations=[]): augmentations must hold at least one.")
+        such_as = "an augmentation or several, such as Mixup(0.2)"
+        modules = (
+            [augmentations]
+            if isinstance(augmentations, nn.Module)
+            else check_listed("Augment", "augmentations", augmentations, such_as)
+        )
         for module in modules:
-            if not isinstance(module, nn.Module):
-                raise TypeError(f"Augment(augmentations={module!r}): augmentations must be torch modules.")
+            check_instance("Augment", "augmentations", module, nn.Module, such_as)
         self.augmentations = nn.ModuleList(modules).train()
         self.inputs, self._inputs = inputs, check_field("Augment", "inputs", inputs)
         self.targets, self._targets = targets, check_field("Augment", "targets", targets)

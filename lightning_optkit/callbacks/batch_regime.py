@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.utils.data import DataLoader
 
-from lightning_optkit._checks import check_int
+from lightning_optkit._checks import check_int, shown
 from lightning_optkit.callbacks._batch_size import check_resizable, set_batch_size
 from lightning_optkit.callbacks.exact_accumulation import ExactAccumulation
 
@@ -40,7 +40,9 @@ class BatchRegime(ExactAccumulation):
         super().__init__()
         if isinstance(regime, str):
             if regime not in ("full", "single"):
-                raise ValueError(f'BatchRegime(regime={regime!r}): regime must be "full", "single" or an integer >= 1.')
+                raise ValueError(
+                    f'BatchRegime(regime={shown(regime)}): regime must be "full", "single" or an integer >= 1.'
+                )
         else:
             check_int("BatchRegime", "regime", regime, minimum=1)
         self.regime = regime

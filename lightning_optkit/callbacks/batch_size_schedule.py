@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_optkit._checks import check_int, check_one_of
+from lightning_optkit._checks import check_bools, check_int, check_one_of, check_state
 from lightning_optkit.callbacks._batch_size import (
     batches_in_epoch,
     check_clocks,
@@ -91,6 +91,7 @@ class BatchSizeSchedule(Callback):
             schedule = _checked(schedule)
         else:
             check_schedule("BatchSizeSchedule", "schedule", schedule)
+        check_bools("BatchSizeSchedule", log=log, verbose=verbose)
         check_one_of("BatchSizeSchedule", "lr_scaling", lr_scaling, _EXPONENTS)
         if total is not None:
             check_int("BatchSizeSchedule", "total", total, minimum=1)
@@ -112,7 +113,8 @@ class BatchSizeSchedule(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the count. The size follows from the epoch, the learning rates lie in the optimizer's state."""
-        self.samples_seen, self._resumed_from = state_dict["samples_seen"], state_dict
+        state = check_state("BatchSizeSchedule", state_dict, samples_seen=(int, float))
+        self.samples_seen, self._resumed_from = state["samples_seen"], state
 
     # --- hooks, in the order Lightning calls them ---
 
@@ -316,6 +318,6 @@ def _checked(sizes: Mapping[int, int]) -> dict[int, int]:
     if not sizes:
         raise ValueError("BatchSizeSchedule(schedule={}): schedule must have at least one epoch.")
     for epoch, size in sizes.items():
-        check_int("BatchSizeSchedule", "epoch", epoch, minimum=0)
+        check_int("BatchSizeSchedule", "schedule", epoch, minimum=0)
         check_int("BatchSizeSchedule", f"schedule[{epoch}]", size, minimum=1)
     return dict(sorted(sizes.items()))

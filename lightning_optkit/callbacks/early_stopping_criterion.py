@@ -11,7 +11,15 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lightning_optkit._checks import check_in, check_int, check_one_of
+from lightning_optkit._checks import (
+    check_bools,
+    check_in,
+    check_instance,
+    check_int,
+    check_one_of,
+    check_state,
+    check_text,
+)
 from lightning_optkit.callbacks._weight_files import copy_weights, load_weights
 from lightning_optkit.regularization.early_stopping import (
     generalization_loss,
@@ -75,6 +83,8 @@ class EarlyStoppingCriterion(Callback):
         self.alpha = check_in("EarlyStoppingCriterion", "alpha", alpha, "(0, inf)")
         self.successive = check_int("EarlyStoppingCriterion", "successive", successive, minimum=1)
         self.strip = check_int("EarlyStoppingCriterion", "strip", strip, minimum=1)
+        check_text("EarlyStoppingCriterion", "monitor", monitor, 'a metric, such as "val_loss"')
+        check_bools("EarlyStoppingCriterion", restore_best=restore_best, verbose=verbose)
         self.monitor, self.restore_best, self._verbose = monitor, restore_best, verbose
         self._reset()
 
@@ -106,9 +116,24 @@ class EarlyStoppingCriterion(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores them."""
-        self.errors, self.training_errors = list(state_dict["errors"]), list(state_dict["training_errors"])
-        self._losses = [torch.tensor(loss, dtype=torch.float64) for loss in state_dict["losses"]]
-        self.stopped_at, self._best = state_dict["stopped_at"], state_dict["best"]
+        nothing = type(None)
+        state = check_state(
+            "EarlyStoppingCriterion",
+            state_dict,
+            errors=list,
+            training_errors=list,
+            losses=list,
+            stopped_at=(int, nothing),
+            best=(dict, nothing),
+        )
+        for name in ("errors", "training_errors", "losses"):
+            for value in state[name]:
+                check_instance(
+                    "EarlyStoppingCriterion.load_state_dict", f"state_dict[{name!r}]", value, float, "numbers"
+                )
+        self.errors, self.training_errors = list(state["errors"]), list(state["training_errors"])
+        self._losses = [torch.tensor(loss, dtype=torch.float64) for loss in state["losses"]]
+        self.stopped_at, self._best = state["stopped_at"], state["best"]
 
     # --- hooks, in the order Lightning calls them ---
 

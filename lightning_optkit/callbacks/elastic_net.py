@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_optkit._checks import check_in
+from lightning_optkit._checks import check_bools, check_in
 from lightning_optkit.callbacks._refusals import refuse_twice
 from lightning_optkit.callbacks._updates import after_update, before_update, refuse_folded_average
 from lightning_optkit.regularization.soft_threshold import soft_threshold_
@@ -59,6 +59,7 @@ class ElasticNet(Callback):
         self.l1, self.l2 = check_in("ElasticNet", "l1", l1, "[0, inf)"), check_in("ElasticNet", "l2", l2, "[0, inf)")
         if l1 == l2 == 0:
             raise ValueError("ElasticNet(l1=0.0, l2=0.0): one of them must be greater than 0.")
+        check_bools("ElasticNet", exclude_bias_and_norm=exclude_bias_and_norm, verbose=verbose)
         self.exclude_bias_and_norm, self._verbose = exclude_bias_and_norm, verbose
         self._weights: dict[str, Tensor] = {}
         # Groups by index: loading a checkpoint makes new ones.
@@ -132,7 +133,7 @@ class ElasticNet(Callback):
                 which = f"{len(taken)} of {len(group['params'])} parameters"
                 self._plan.append(f"ElasticNet: {type(optimizer).__name__}, group {index}, {which}: {', '.join(where)}")
         if any(owner is optimizer for owner, _, _ in self._own["l2"]):
-            self._hooks.append(before_update(optimizer, self._decay))
+            self._hooks.append(before_update("ElasticNet", optimizer, self._decay))
         if any(owner is optimizer for owner, _, _ in self._own["l1"]):
             self._hooks.append(after_update(optimizer, self._threshold))
 

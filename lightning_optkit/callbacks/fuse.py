@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer
 
-from lightning_optkit._checks import check_one_of
+from lightning_optkit._checks import check_bools, check_one_of
 from lightning_optkit.callbacks._configured import optimizers_in
 from lightning_optkit.callbacks._norms import FusedNorms
 from lightning_optkit.callbacks._overrides import override, restore
@@ -67,6 +67,7 @@ class Fuse(Callback):
     ) -> None:
         check_one_of("Fuse", "rounding", rounding, ROUNDINGS)
         check_one_of("Fuse", "state_dtype", state_dtype, STATE_DTYPES)
+        check_bools("Fuse", statistics=statistics, verbose=verbose, norms=norms)
         self._rounding, self._state_dtype, self._statistics, self._verbose = rounding, state_dtype, statistics, verbose
         self._norms = norms
         self._fused_norms: FusedNorms | None = None

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from lightning_optkit._checks import check_like, check_state
 from lightning_optkit.callbacks._overrides import override, restore
 from lightning_optkit.clipping import AutoClip, ClipNorm, ClipPerTensor, ClipUnitwise, ClipValue, ZClip
 from lightning_optkit.clipping._gradients import gradients, norm_of
@@ -57,8 +58,7 @@ class GradientClipping(Callback):
     """
 
     def __init__(self, clip: AnyClip) -> None:
-        if isinstance(clip, type) or not hasattr(clip, "norm_bound"):
-            raise TypeError(f"GradientClipping(clip={clip!r}): clip must be a clip such as ClipNorm(1.0).")
+        check_like("GradientClipping", "clip", clip, ("norm_bound", "bounds"), "a clip such as ClipNorm(1.0)")
         self.clip = clip
         self._learned: list[dict[str, Any]] = []
         self._forget()
@@ -84,7 +84,11 @@ class GradientClipping(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps it for the fit that is about to start."""
-        self._learned = list(state_dict["learned"])
+        self._learned = list(check_state("GradientClipping", state_dict, learned=list)["learned"])
+        for learned in self._learned:  # tried on a copy: what does not fit is told now, and not when the fit starts
+            clip = copy.deepcopy(self.clip)
+            if isinstance(clip, LearningClip):
+                clip.load_state_dict(learned)
 
     # --- hooks, in the order Lightning calls them ---
 

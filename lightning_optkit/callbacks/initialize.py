@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_int
+from lightning_optkit._checks import check_bools, check_callable, check_int, check_text, shown
 from lightning_optkit.callbacks._mup_groups import split_by_multiplier
 from lightning_optkit.callbacks._overrides import override, restore
 from lightning_optkit.callbacks._probe import materialize, run_training_step
@@ -33,6 +33,7 @@ from lightning_optkit.init import (
 )
 from lightning_optkit.init._layout import is_norm
 from lightning_optkit.init._write import is_sharded
+from lightning_optkit.init.gain import check_activation
 from lightning_optkit.init.initialize import unwrapped
 
 __all__ = ["Initialize"]
@@ -95,9 +96,18 @@ class Initialize(Callback):
         forward: Callable[[pl.LightningModule, Any], object] | None = None,
         verbose: bool = True,
     ) -> None:
-        self._schemes = [*scheme] if isinstance(scheme, Sequence) else [scheme]
-        if not self._schemes or not all(callable(one) for one in self._schemes):
-            raise TypeError(f"Initialize(scheme={scheme!r}): scheme must be a function of lightning_optkit.init.")
+        self._schemes: list[Any] = list(scheme) if isinstance(scheme, Sequence) else [scheme]
+        if not self._schemes or any(isinstance(one, type) or not callable(one) for one in self._schemes):
+            raise TypeError(
+                f"Initialize(scheme={shown(scheme)}): scheme must be a function of lightning_optkit.init, such as he."
+            )
+        for given in activation.values() if isinstance(activation, Mapping) else [activation]:
+            check_activation("Initialize", given)
+        if only is not None:
+            check_text("Initialize", "only", only, 'the name of a module, such as "head"')
+        if forward is not None:
+            check_callable("Initialize", "forward", forward, "forward(module, batch)")
+        check_bools("Initialize", even_if_trained=even_if_trained, verbose=verbose)
         if seed is not None:
             check_int("Initialize", "seed", seed, minimum=0)
         self._activation, self._only, self._seed = activation, only, seed

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_optkit._checks import check_bools
 from lightning_optkit.callbacks._configured import optimizers_in, schedulers_in
 from lightning_optkit.callbacks._overrides import override, restore
 from lightning_optkit.optimizers._group_rules import GroupRules, NoDecay
@@ -54,6 +55,7 @@ class ParameterGroups(Callback):
         verbose: bool = True,
     ) -> None:
         self._rules = GroupRules("ParameterGroups", weight_decay, no_decay, layer_decay, layers, overrides)
+        check_bools("ParameterGroups", verbose=verbose)
         self._verbose = verbose
         self._override: Callable[..., Any] | None = None
         self._tables: list[GroupTable] = []

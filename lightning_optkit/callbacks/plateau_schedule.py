@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from lightning_optkit._checks import check_in, check_int, check_one_of
+from lightning_optkit._checks import check_bools, check_in, check_int, check_one_of, check_state, check_text
 from lightning_optkit.callbacks._schedulers import refuse_other_schedules, take_over_schedulers
 
 __all__ = ["PlateauSchedule"]
@@ -69,8 +69,9 @@ class PlateauSchedule(Callback):
         replace_schedulers: bool = False,
         verbose: bool = True,
     ) -> None:
-        if not isinstance(monitor, str):
-            raise TypeError(f"PlateauSchedule(monitor={monitor!r}): monitor must be a string.")
+        check_text("PlateauSchedule", "monitor", monitor, 'a metric, such as "val_loss"')
+        check_bools("PlateauSchedule", replace_schedulers=replace_schedulers, verbose=verbose)
+        check_one_of("PlateauSchedule", "check_on_train_epoch_end", check_on_train_epoch_end, (None, False, True))
         check_one_of("PlateauSchedule", "mode", mode, ("min", "max"))
         check_in("PlateauSchedule", "factor", factor, "(0, 1)")
         check_int("PlateauSchedule", "patience", patience, minimum=0)
@@ -101,7 +102,11 @@ class PlateauSchedule(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores it."""
-        self._restored = state_dict["judges"]
+        judges = check_state("PlateauSchedule", state_dict, judges=list)["judges"]
+        number = (int, float)
+        for judge in judges:
+            check_state("PlateauSchedule.load_state_dict(state_dict['judges']", judge, **dict.fromkeys(_STATE, number))
+        self._restored = judges
 
     # --- hooks, in the order Lightning calls them ---
 

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from lightning_optkit._checks import check_bools
 from lightning_optkit.callbacks._fields import Field, check_field, field_of, with_field
 from lightning_optkit.callbacks._overrides import override, restore
 from lightning_optkit.callbacks._training_set import TrainingSet
@@ -66,6 +67,7 @@ class Preprocess(Callback):
     ) -> None:
         self.transform = nn.Sequential(*(_as_module(stage) for stage in _stages(transform))).eval()
         self.field, self._path = field, check_field("Preprocess", "field", field)
+        check_bools("Preprocess", progress=progress)
         self._progress = progress
         self._batch_to_device: Callable[..., Any] | None = None
         self._inner: Callable[..., Any] | None = None  # what `_batch_to_device` replaced

@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_optkit._checks import check_in, check_int, check_one_of
+from lightning_optkit._checks import check_bools, check_in, check_int, check_path, check_state
 from lightning_optkit.schedules.schedule import Length, Schedule, check_length, resolve_length
 
 __all__ = ["SnapshotEnsemble"]
@@ -55,7 +55,9 @@ class SnapshotEnsemble(Callback):
     ) -> None:
         check_in("SnapshotEnsemble", "cycle_mult", cycle_mult, "[1, inf)")
         check_int("SnapshotEnsemble", "start", start, minimum=0)
-        check_one_of("SnapshotEnsemble", "save_weights_only", save_weights_only, (False, True))
+        check_bools("SnapshotEnsemble", save_weights_only=save_weights_only)
+        if dirpath is not None:
+            check_path("SnapshotEnsemble", "dirpath", dirpath)
         if isinstance(cycle, Schedule):
             if cycle.name != "sgdr":
                 raise ValueError(
@@ -82,7 +84,8 @@ class SnapshotEnsemble(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores it."""
-        self.paths = list(state_dict["paths"])
+        paths = check_state("SnapshotEnsemble", state_dict, paths=list)["paths"]
+        self.paths = [str(check_path("SnapshotEnsemble.load_state_dict", "state_dict['paths']", p)) for p in paths]
 
     # --- hooks, in the order Lightning calls them ---
 

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_optkit._checks import check_in, check_pattern
+from lightning_optkit._checks import check_bools, check_in, check_pattern, check_whole
 from lightning_optkit.callbacks._named_modules import first_tensor, modules_named, with_first
 from lightning_optkit.regularization.stochastic_depth import linear_drop_rates, stochastic_depth
 
@@ -48,7 +48,8 @@ class StochasticDepth(Callback):
     def __init__(self, names: str, p: float = 0.5, batch_dim: int = 0, verbose: bool = True) -> None:
         self.p = check_in("StochasticDepth", "p", p, "(0, 1)")
         self.names = check_pattern("StochasticDepth", "names", names)
-        self.batch_dim, self._verbose = batch_dim, verbose
+        check_bools("StochasticDepth", verbose=verbose)
+        self.batch_dim, self._verbose = check_whole("StochasticDepth", "batch_dim", batch_dim), verbose
         self.rates: dict[str, float] = {}
         self._hooks: list[RemovableHandle] = []
 

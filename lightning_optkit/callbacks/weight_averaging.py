@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_optkit._checks import check_one_of
+from lightning_optkit._checks import check_bools, check_instance
 from lightning_optkit.averaging import EMA, LAWA, SWA
 from lightning_optkit.callbacks._batch_norm import batch_norms, check_forward, recompute_batch_norm_
 from lightning_optkit.callbacks._kept_average import KeptAverage, names_of
@@ -70,10 +70,8 @@ class WeightAveraging(Callback):
         average_buffers: bool = False,
         update_bn: bool = False,
     ) -> None:
-        if not hasattr(average, "state_name"):
-            raise TypeError(f"WeightAveraging(average={average!r}): average must be one such as EMA(0.999).")
-        for name, value in (("evaluate", evaluate), ("average_buffers", average_buffers), ("update_bn", update_bn)):
-            check_one_of("WeightAveraging", name, value, (False, True))
+        check_instance("WeightAveraging", "average", average, (EMA, SWA, LAWA), "an average such as EMA(0.999)")
+        check_bools("WeightAveraging", evaluate=evaluate, average_buffers=average_buffers, update_bn=update_bn)
         if update_bn and not evaluate:
             raise ValueError(
                 "WeightAveraging(update_bn=True): evaluate must be True; nothing else uses the statistics."

@@ -14,8 +14,8 @@ def check_tensor(owner: str, tensor: Tensor, generator: torch.Generator | None, 
 
     Raises:
         TypeError: if it is not a floating-point tensor, or the generator is none.
-        ValueError: if it is sparse, empty, has too few dimensions, is on the meta device, is sharded, or the generator lives
-            on another device.
+        ValueError: if it is sparse, empty, has too few dimensions, is on the meta device, is sharded, or the generator
+            lives on another device.
 
     Example:
         >>> check_tensor("he", torch.empty(2, 3), None, min_ndim=2)

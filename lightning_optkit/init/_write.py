@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_generator, kind_shown
+from lightning_optkit._checks import check_generator, check_module
 from lightning_optkit.init._layout import parameter_names, role
 
 __all__ = [
@@ -74,12 +74,12 @@ def check_writable_model(owner: str, model: nn.Module, name: str = "model") -> N
         TypeError: if it is not a module.
         ValueError: if a parameter is on the meta device or not materialized (lazy modules).
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{owner}({name}={kind_shown(model)}): {name} must be a torch.nn.Module, such as nn.Linear(4, 2).")
+    check_module(owner, name, model)
     for parameter_name, tensor in model.named_parameters():
         if isinstance(tensor, nn.parameter.UninitializedParameter):
             raise ValueError(
-                f"{owner}(model with lazy parameter {parameter_name!r}): run one forward pass first, to give it a shape."
+                f"{owner}(model with lazy parameter {parameter_name!r}): run one forward pass first, to give it a "
+                "shape."
             )
         if tensor.is_meta:
             raise ValueError(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_optkit._checks import check_in, check_int
+from lightning_optkit._checks import check_in, check_int, check_tensor
 
 __all__ = ["DropBlock2d"]
 
@@ -50,6 +50,7 @@ class DropBlock2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` of shape (samples, channels, height, width), with squares of it zeroed."""
+        check_tensor("DropBlock2d", "x", x, "floating")
         if x.dim() != 4:
             raise ValueError(
                 f"DropBlock2d(x.shape={tuple(x.shape)}): x must have the dimensions samples, channels, height, width."

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from lightning_optkit._checks import check_in
+from lightning_optkit._checks import check_in, check_listed, check_module, check_text
 
 __all__ = ["DropConnect"]
 
@@ -46,13 +46,18 @@ class DropConnect(nn.Module):
     def __init__(self, module: nn.Module, weights: Sequence[str] = ("weight",), p: float = 0.5) -> None:
         super().__init__()
         self.p = p
-        names = (weights,) if isinstance(weights, str) else tuple(weights)
+        check_module("DropConnect", "module", module)
+        such_as = 'names of parameters, such as ["weight"]'
+        listed = (
+            [weights]
+            if isinstance(weights, str)
+            else check_listed("DropConnect", "weights", weights, such_as, member=" parameter")
+        )
+        names = tuple(check_text("DropConnect", "weights", name, such_as) for name in listed)
         self.weights = names
         self._plain: list[str] = []
         self._recurrent: list[str] = []
         self._parametrized: list[str] = []
-        if not names:
-            raise ValueError(f"DropConnect(weights={weights!r}): weights must name at least one parameter.")
         parameters = dict(module.named_parameters(remove_duplicate=False))
         for name in names:
             path, _, last = name.rpartition(".")

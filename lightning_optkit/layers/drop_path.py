@@ -8,7 +8,7 @@ each sample draws for itself, and the survivors are scaled up in training, where
 import torch
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_in
+from lightning_optkit._checks import check_in, check_tensor
 
 __all__ = ["DropPath", "drop_samples"]
 
@@ -80,6 +80,7 @@ class DropPath(nn.Module):
         """`x` of shape (samples, ...), whole samples of it zeroed."""
         if not self.training or self._p == 0.0:
             return x
+        check_tensor("DropPath", "x", x, "inexact")
         if x.dim() == 0:
             raise ValueError("DropPath(x.shape=()): the first dimension of x must be the samples.")
         return drop_samples(x, self._p)

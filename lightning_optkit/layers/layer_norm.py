@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lightning_optkit._checks import check_bools, check_home, check_in
 from lightning_optkit.layers._arguments import check_input, check_sizes
 from lightning_optkit.layers._dispatch import parameter, run_norm
 
@@ -79,7 +80,11 @@ class LayerNorm(nn.LayerNorm):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        sizes = check_sizes(type(self).__name__, normalized_shape)
+        owner = type(self).__name__
+        sizes = check_sizes(owner, normalized_shape)
+        check_in(owner, "eps", eps, "[0, inf)")
+        check_bools(owner, elementwise_affine=elementwise_affine, bias=bias)
+        check_home(owner, device, dtype)
         super().__init__(sizes, eps, elementwise_affine, bias, device=device, dtype=dtype)
 
     def forward(self, input: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_optkit._checks import check_in
+from lightning_optkit._checks import check_bools, check_in, check_tensor
 
 __all__ = ["LockedDropout"]
 
@@ -36,6 +36,7 @@ class LockedDropout(nn.Module):
 
     def __init__(self, p: float = 0.5, batch_first: bool = False) -> None:
         super().__init__()
+        check_bools("LockedDropout", batch_first=batch_first)
         self.p, self.batch_first = p, batch_first
 
     @property
@@ -49,6 +50,7 @@ class LockedDropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` with some features zeroed, in its shape."""
+        check_tensor("LockedDropout", "x", x, "floating")
         if x.dim() not in (2, 3):
             raise ValueError(
                 f"LockedDropout(x.shape={tuple(x.shape)}): x must be sequences of three dimensions, or one of two."

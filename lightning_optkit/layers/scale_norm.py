@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_in, check_int
+from lightning_optkit._checks import check_home, check_in, check_int, check_tensor
 
 __all__ = ["ScaleNorm"]
 
@@ -43,6 +43,7 @@ class ScaleNorm(nn.Module):
         super().__init__()
         self.dim = check_int("ScaleNorm", "dim", dim, minimum=1)
         self.eps = check_in("ScaleNorm", "eps", eps, "(0, inf)")
+        check_home("ScaleNorm", device, dtype)
         # Of one element rather than none: sharding refuses parameters without dimensions.
         self.scale = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
         self.reset_parameters()
@@ -53,6 +54,7 @@ class ScaleNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` of shape (..., dim), in its shape and dtype."""
+        check_tensor("ScaleNorm", "x", x, "floating")
         if x.dim() == 0 or x.shape[-1] != self.dim:
             raise ValueError(f"ScaleNorm(x.shape={tuple(x.shape)}): the last dimension must be {self.dim}.")
         wide = x.float() if x.dtype.itemsize == 2 else x

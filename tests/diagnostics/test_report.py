@@ -126,12 +126,10 @@ def test_makes_folders_and_returns_where_it_wrote(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("names", [[], ["a", "a"]])
 def test_rejects_runs_that_cannot_be_told_apart(tmp_path, names):
-    message = (
-        rf"^write_report\(runs={re.escape(repr(names))}\): runs must be one or more, each with a name of its own\.$"
-    )
-    with pytest.raises(ValueError, match=message):
+    message = rf"\(runs={re.escape(repr(names))}\): runs must be one or more, each with a name of its own\.$"
+    with pytest.raises(ValueError, match="^write_report" + message):
         write_report([RunRecord(name) for name in names], tmp_path / "report.html")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match="^result_rows" + message):
         result_rows([RunRecord(name) for name in names])
     assert not list(tmp_path.iterdir())
 
