@@ -103,13 +103,13 @@ def check_callable(owner: str, name: str, value: Callable[..., Any], call: str) 
     """Returns `value` if it can be called as `call` says, with as many arguments.
 
     Raises:
-        TypeError: if it is not callable, or takes other arguments.
+        TypeError: if it is not callable, takes other arguments, or is a class that is not built in, as `list` is.
 
     Example:
         >>> check_callable("Vocabulary", "tokenize", str.split, "tokenize(text)")("a b")
         ['a', 'b']
     """
-    if callable(value):
+    if callable(value) and not (isinstance(value, type) and value.__module__ != "builtins"):
         try:
             arguments = [name for name in call.partition("(")[2].rstrip(")").split(",") if name]
             inspect.signature(value).bind(*arguments)
@@ -252,7 +252,7 @@ def check_path(owner: str, name: str, value: str | os.PathLike[str], *, exists: 
 
 
 def check_state(owner: str, state_dict: Any, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
-    """Returns the saved state, if it is what `owner` has saved: for each name a value of its kind.
+    """Returns the saved state, if it is what `owner` has saved: for each name a value of its kind; integers count.
 
     Args:
         owner: Whose `load_state_dict` it is given to; or of another call the beginning, "Owner.method(argument".
@@ -280,6 +280,8 @@ def check_state(owner: str, state_dict: Any, **kinds: type | tuple[type, ...]) -
                 "missing."
             )
         value = state_dict[name]
+        if isinstance(value, int) and not isinstance(value, bool) and kind is not float and not 0 <= value < 2**63:
+            raise ValueError(f"{call}[{name!r}]={shown(value)}): {argument} must count {name!r} from 0, below 2**63.")
         kinds_of_one = kind if isinstance(kind, tuple) else (kind,)
         if not isinstance(value, kinds_of_one) or (isinstance(value, bool) and bool not in kinds_of_one):
             raise TypeError(

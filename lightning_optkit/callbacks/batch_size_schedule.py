@@ -113,7 +113,8 @@ class BatchSizeSchedule(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the count. The size follows from the epoch, the learning rates lie in the optimizer's state."""
-        state = check_state("BatchSizeSchedule", state_dict, samples_seen=(int, float))
+        kinds: dict[str, Any] = {"samples_seen": int, "schedule": str, "lr_scaling": str}
+        state = check_state("BatchSizeSchedule", state_dict, **kinds, **{"base batch size": (int, type(None))})
         self.samples_seen, self._resumed_from = state["samples_seen"], state
 
     # --- hooks, in the order Lightning calls them ---

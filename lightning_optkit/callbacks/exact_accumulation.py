@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 
-from lightning_optkit._checks import check_callable, check_in, check_state
+from lightning_optkit._checks import check_callable, check_in, check_int, check_state
 from lightning_optkit.callbacks._overrides import override, restore
 
 __all__ = ["ExactAccumulation"]
@@ -53,7 +53,10 @@ class ExactAccumulation(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         owner = type(self).__name__
         state = check_state(owner, state_dict, reference=(float, int, type(None)), window=dict)
-        for weight in state["window"].values():
+        if state["reference"] is not None:
+            check_in(f"{owner}.load_state_dict", "state_dict['reference']", state["reference"], "(0, inf)")
+        for index, weight in state["window"].items():
+            check_int(f"{owner}.load_state_dict", "state_dict['window']", index, minimum=0)
             check_in(f"{owner}.load_state_dict", "state_dict['window']", weight, "[0, inf)")
         self._reference = state["reference"]
         self._window = {index: torch.tensor(w, dtype=torch.float64) for index, w in state["window"].items()}

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from lightning_optkit._checks import check_like, check_state
+from lightning_optkit._checks import check_like, check_state, shown
 from lightning_optkit.callbacks._overrides import override, restore
 from lightning_optkit.clipping import AutoClip, ClipNorm, ClipPerTensor, ClipUnitwise, ClipValue, ZClip
 from lightning_optkit.clipping._gradients import gradients, norm_of
@@ -88,7 +88,14 @@ class GradientClipping(Callback):
         for learned in self._learned:  # tried on a copy: what does not fit is told now, and not when the fit starts
             clip = copy.deepcopy(self.clip)
             if isinstance(clip, LearningClip):
-                clip.load_state_dict(learned)
+                self._try(clip, learned)
+
+    def _try(self, clip: LearningClip, learned: Any) -> None:
+        try:
+            clip.load_state_dict(learned)
+        except (TypeError, ValueError) as error:
+            call = f"{type(self).__name__}.load_state_dict(state_dict['learned']=[..., {shown(learned)}])"
+            raise type(error)(f"{call}: it must be what {type(clip).__name__} learned; {error}") from None
 
     # --- hooks, in the order Lightning calls them ---
 

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_bools
+from lightning_optkit._checks import check_bools, check_callable, shown
 from lightning_optkit.callbacks._fields import Field, check_field, field_of, with_field
 from lightning_optkit.callbacks._overrides import override, restore
 from lightning_optkit.callbacks._training_set import TrainingSet
@@ -214,7 +214,7 @@ class _Function(nn.Module):
 
 
 def _stages(transform: Any) -> list[Any]:
-    if isinstance(transform, nn.Sequential | Sequence) and not isinstance(transform, str):
+    if isinstance(transform, nn.Sequential | Sequence) and len(transform) and not isinstance(transform, str):
         return [stage for part in transform for stage in _stages(part)]
     return [transform]
 
@@ -222,9 +222,12 @@ def _stages(transform: Any) -> list[Any]:
 def _as_module(stage: Any) -> nn.Module:
     if isinstance(stage, nn.Module):
         return stage
-    if not callable(stage):
-        raise TypeError(f"Preprocess(transform={stage!r}): transform must be a module, a function, or several of them.")
-    return _Function(stage)
+    if not callable(stage) or (isinstance(stage, type) and issubclass(stage, nn.Module)):
+        raise TypeError(
+            f"Preprocess(transform={shown(stage)}): transform must be a module, a function, or several of them, such as "
+            "Standardize()."
+        )
+    return _Function(check_callable("Preprocess", "transform", stage, "transform(x)"))
 
 
 def _name(stage: nn.Module) -> str:

@@ -9,16 +9,16 @@ from lightning_optkit._checks import check_int, check_tensor, shown
 __all__ = ["check_image_batch", "check_sides", "in_dtype", "in_format"]
 
 
-def check_image_batch(owner: str, images: Tensor) -> None:
+def check_image_batch(owner: str, images: Tensor, name: str = "images") -> None:
     """Passes if `images` is a real tensor of shape (N, C, H, W).
 
     Raises:
         TypeError: if it is not a real tensor.
         ValueError: if it has other dimensions or an empty image.
     """
-    check_tensor(owner, "images", images, "real")
+    check_tensor(owner, name, images, "real")
     if images.dim() != 4 or images.shape[2:].numel() == 0:
-        raise ValueError(f"{owner}(images.shape={tuple(images.shape)}): images must be (N, C, H, W), not empty.")
+        raise ValueError(f"{owner}({name}.shape={tuple(images.shape)}): {name} must be (N, C, H, W), not empty.")
 
 
 def check_sides(owner: str, size: int | tuple[int, int]) -> tuple[int, int]:

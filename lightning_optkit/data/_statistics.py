@@ -140,6 +140,8 @@ def feature_rows(owner: str, x: Tensor, *, feature_dim: int = -1, num_features: 
         raise ValueError(
             f"{owner}(x.shape={tuple(x.shape)}): a training batch must be (N, D) or larger; use x[:, None] for one."
         )
+    if x.is_meta:
+        raise ValueError(f"{owner}(x=<tensor on meta>): x must hold numbers, not only a shape.")
     rows = x.detach().double().movedim(feature_dim, -1).flatten(0, -2)
     infinite = rows.isinf().any(dim=0)
     if infinite.any():

@@ -60,14 +60,14 @@ class CutMix(nn.Module):
         """
         if not self.training:
             return inputs, targets
-        check_image_batch("CutMix", inputs)
+        check_image_batch("CutMix", inputs, "inputs")
         check_pairs("CutMix", inputs, targets, self.num_classes)
         mixed, partners, share = self.mix(inputs)
         return mixed, mixed_targets(targets, partners, share, self.num_classes)
 
     def mix(self, inputs: Tensor) -> tuple[Tensor, Tensor, float]:
         """Images with a rectangle of their partners, the partners (N,), and the share that stays, in every mode."""
-        check_image_batch("CutMix", inputs)
+        check_image_batch("CutMix", inputs, "inputs")
         height, width = inputs.shape[2:]
         rows, columns = self._rectangle(height, width)
         share = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)  # lambda

@@ -185,7 +185,7 @@ class Impute(nn.Module):
         return x.isnan() if math.isnan(self.missing_values) else x == self.missing_values
 
     def _marked(self, x: Tensor) -> Tensor:
-        if not math.isnan(self.missing_values) and x.isnan().any():
+        if not x.is_meta and not math.isnan(self.missing_values) and x.isnan().any():
             raise ValueError(f"Impute(missing_values={self.missing_values}): x has NaN, which is not what marks a gap.")
         return (x if x.is_floating_point() else x.double()).masked_fill(self._is_missing(x), torch.nan)
 

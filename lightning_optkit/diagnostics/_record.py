@@ -51,7 +51,7 @@ class Curve:
         for name, numbers in (("steps", self.steps), ("values", self.values)):
             listed = check_listed("Curve", name, numbers, "a list of numbers, such as [1, 2]", empty=True)
             for number in listed:
-                if number == number:  # NaN may stand among the values
+                if not (isinstance(number, float) and math.isnan(number)):
                     check_in("Curve", name, number, "[-inf, inf]")
             setattr(self, name, listed)
         if len(self.steps) != len(self.values):
@@ -146,11 +146,16 @@ def record_from(saved: Mapping[str, Any], call: str) -> RunRecord:
         name: {str(key): _curve(call, name, curve) for key, curve in saved[name].items()} for name in _NAMED_CURVES
     }
     plain: dict[str, Any] = {name: saved[name] for name in ("name", "num_steps", "explanation")}
-    return RunRecord(**plain, **alone, **named, timings=dict(saved["timings"]))
+    try:
+        return RunRecord(**plain, **alone, **named, timings=dict(saved["timings"]))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{call}=...): it must be what to_dict gave; {error}") from None
 
 
 def _curve(call: str, name: str, saved: Any) -> Curve:
     kinds: dict[str, Any] = {"steps": list, "values": list, "every": int, "num_appended": int}
-    return Curve(
-        **{key: value for key, value in check_state(f"{call}[{name!r}]", saved, **kinds).items() if key in kinds}
-    )
+    checked = check_state(f"{call}[{name!r}]", saved, **kinds)
+    try:
+        return Curve(**{key: checked[key] for key in kinds})
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{call}[{name!r}]=...): it must be what to_dict gave; {error}") from None

@@ -58,14 +58,14 @@ def depth_scaled(
     """
     if num_layers is not None:
         check_int("depth_scaled", "num_layers", num_layers, minimum=1)
+    check_text("depth_scaled", "pattern", pattern, "a regular expression", expression=True)
     if isinstance(target, Tensor):
-        check_tensor("depth_scaled", target, None, min_ndim=1)
+        check_tensor("depth_scaled", target, None, min_ndim=1, name="target")
         if num_layers is None:
             raise ValueError("depth_scaled(num_layers=None): num_layers must be given with a tensor.")
         with torch.no_grad():
             return target.mul_((2 * num_layers) ** -0.5)
     check_writable_model("depth_scaled", target, "target")
-    check_text("depth_scaled", "pattern", pattern, "a regular expression", expression=True)
     ends = branch_ends("depth_scaled", target, pattern)
     num_branches = len(ends) if num_layers is None else 2 * num_layers
     rows = []

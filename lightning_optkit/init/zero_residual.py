@@ -53,12 +53,12 @@ def zero_residual(target: Tensor | nn.Module, *, pattern: str = _LAST) -> Tensor
         >>> [f"{row.module}.{row.parameter}" for row in zero_residual(model)][2:]
         ['layers.0.linear2.weight', 'layers.0.linear2.bias']
     """
+    check_text("zero_residual", "pattern", pattern, "a regular expression", expression=True)
     if isinstance(target, Tensor):
-        check_tensor("zero_residual", target, None, min_ndim=0)
+        check_tensor("zero_residual", target, None, min_ndim=0, name="target")
         with torch.no_grad():
             return target.zero_()
     check_writable_model("zero_residual", target, "target")
-    check_text("zero_residual", "pattern", pattern, "a regular expression", expression=True)
     rows = []
     for name, module in branch_ends("zero_residual", target, pattern).items():
         for parameter_name in parameter_names(module):

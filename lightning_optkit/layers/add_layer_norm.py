@@ -97,7 +97,9 @@ class AddLayerNorm(LayerNorm):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(normalized_shape, eps, elementwise_affine, bias, device=device, dtype=dtype)
-        self.dropout = dropout
+        self.dropout = check_in(
+            type(self).__name__, "dropout", dropout, "[0, 1]"
+        )  # a module would not reach the setter
 
     @property
     def dropout(self) -> float:

@@ -94,7 +94,9 @@ class AddRMSNorm(RMSNorm):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(normalized_shape, eps, elementwise_affine, device=device, dtype=dtype)
-        self.dropout = dropout
+        self.dropout = check_in(
+            type(self).__name__, "dropout", dropout, "[0, 1]"
+        )  # a module would not reach the setter
 
     @property
     def dropout(self) -> float:

@@ -36,7 +36,9 @@ class DropBlock2d(nn.Module):
 
     def __init__(self, p: float = 0.1, block_size: int = 7) -> None:
         super().__init__()
-        self.p = p
+        self.p = check_in(
+            "DropBlock2d", "p", p, "[0, 1)"
+        )  # here: a module, given by mistake, would not reach the setter
         self.block_size = check_int("DropBlock2d", "block_size", block_size, minimum=1)
 
     @property

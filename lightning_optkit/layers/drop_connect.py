@@ -45,7 +45,9 @@ class DropConnect(nn.Module):
 
     def __init__(self, module: nn.Module, weights: Sequence[str] = ("weight",), p: float = 0.5) -> None:
         super().__init__()
-        self.p = p
+        self.p = check_in(
+            "DropConnect", "p", p, "[0, 1]"
+        )  # here: a module, given by mistake, would not reach the setter
         check_module("DropConnect", "module", module)
         such_as = 'names of parameters, such as ["weight"]'
         listed = (

@@ -56,7 +56,7 @@ class DropPath(nn.Module):
 
     def __init__(self, p: float = 0.0) -> None:
         super().__init__()
-        self.p = p
+        self.p = check_in("DropPath", "p", p, "[0, 1]")  # here: a module, given by mistake, would not reach the setter
 
     @property
     def p(self) -> float:

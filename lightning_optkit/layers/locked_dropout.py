@@ -37,7 +37,10 @@ class LockedDropout(nn.Module):
     def __init__(self, p: float = 0.5, batch_first: bool = False) -> None:
         super().__init__()
         check_bools("LockedDropout", batch_first=batch_first)
-        self.p, self.batch_first = p, batch_first
+        self.p = check_in(
+            "LockedDropout", "p", p, "[0, 1]"
+        )  # here: a module, given by mistake, would not reach the setter
+        self.batch_first = batch_first
 
     @property
     def p(self) -> float:

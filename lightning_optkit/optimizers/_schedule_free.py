@@ -54,9 +54,13 @@ class ScheduleFreeOptimizer(OnePassOptimizer):
     goes on bit for bit, and a state dict says in `train_mode` of its groups which point the parameters held.
     """
 
+    def _given_beta(self, group: Group) -> tuple[str, Any]:
+        """The argument that says the share of x in y, and its value, which may be wrong."""
+        raise NotImplementedError
+
     def _beta(self, group: Group) -> float:
         """Share of x in y."""
-        raise NotImplementedError
+        return float(self._given_beta(group)[1])
 
     # --- which point the parameters hold ---
 
@@ -136,8 +140,7 @@ class ScheduleFreeOptimizer(OnePassOptimizer):
     # --- checks ---
 
     def _check_group(self, group: Group) -> None:
-        beta = self._beta(group)
-        check_number(self._owner, self._beta_name, beta, "(0, 1)")
+        check_number(self._owner, *self._given_beta(group), "(0, 1)")
         check_int(self._owner, "warmup_steps", group["warmup_steps"], minimum=0)
         check_number(self._owner, "r", group["r"], "[0, inf)")
         check_number(self._owner, "weight_lr_power", group["weight_lr_power"], "[0, inf)")
@@ -147,8 +150,6 @@ class ScheduleFreeOptimizer(OnePassOptimizer):
             )
         if group["cautious"]:
             raise ValueError(f"{self._owner}(cautious=True): must be False; y and z decay by the same amount.")
-
-    _beta_name = "momentum"
 
     def _check_no_average(self, average: Average | None) -> None:
         if average is not None:

@@ -4,7 +4,7 @@
 Source: Defazio et al. 2024, arXiv:2405.15682, Equations 2-4; warm-up and weights as in its Algorithm 1.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -140,5 +140,5 @@ class ScheduleFreeSGD(ScheduleFreeOptimizer):
     def _rule(self, group: Group) -> Rule:
         return _RULE
 
-    def _beta(self, group: Group) -> float:
-        return float(group["momentum"])
+    def _given_beta(self, group: Group) -> tuple[str, Any]:
+        return "momentum", group["momentum"]

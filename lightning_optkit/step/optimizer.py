@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from lightning_optkit._checks import check_int, check_one_of, shown
+from lightning_optkit._checks import check_callable, check_int, check_one_of
 from lightning_optkit._native import warn_once_if_missing
 from lightning_optkit.step.arguments import check_group, check_params, check_stages, listed, with_listed_params
 from lightning_optkit.step.cuda import CudaSegment, DeviceControl
@@ -153,10 +153,12 @@ class OnePassOptimizer(Optimizer):
         """
         loss = None
         if closure is not None:
-            if not callable(closure):
-                raise TypeError(f"{self._owner}.step(closure={shown(closure)}): closure must be None or a function.")
-            with torch.enable_grad():
-                loss = closure()
+            try:
+                with torch.enable_grad():
+                    loss = closure()
+            except TypeError:
+                check_callable(f"{self._owner}.step", "closure", closure, "closure()")
+                raise
         with torch.no_grad():
             self._stepped = []
             bound = self._bind()
