@@ -99,17 +99,26 @@ def check_pattern(owner: str, name: str, value: str) -> str:
     return check_text(owner, name, value, 'a shell pattern of names, such as "blocks.*"')
 
 
-def check_callable(owner: str, name: str, value: Callable[..., Any], call: str) -> Callable[..., Any]:
+def check_callable(
+    owner: str, name: str, value: Callable[..., Any], call: str, *, classes: bool = False
+) -> Callable[..., Any]:
     """Returns `value` if it can be called as `call` says, with as many arguments.
 
+    Args:
+        owner: Whose argument it is.
+        name: Of the argument.
+        value: To be checked.
+        call: How it will be called: "forward(model, batch)".
+        classes: Whether a class will do, as `list` does for a tokenizer.
+
     Raises:
-        TypeError: if it is not callable, takes other arguments, or is a class that is not built in, as `list` is.
+        TypeError: if it is not callable, takes other arguments, or is a class where a function is wanted.
 
     Example:
         >>> check_callable("Vocabulary", "tokenize", str.split, "tokenize(text)")("a b")
         ['a', 'b']
     """
-    if callable(value) and not (isinstance(value, type) and value.__module__ != "builtins"):
+    if callable(value) and (classes or not isinstance(value, type)):
         try:
             arguments = [name for name in call.partition("(")[2].rstrip(")").split(",") if name]
             inspect.signature(value).bind(*arguments)

@@ -107,9 +107,9 @@ def ensemble_predict(
 
 
 def _predict(model: nn.Module, batch: Any) -> Tensor:
-    inputs = batch[0] if isinstance(batch, list | tuple) else batch
+    inputs = batch[0] if isinstance(batch, list | tuple) and batch else batch
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    outputs: Tensor = model(check_tensor("ensemble_predict", "batches", inputs).to(device))
+    outputs: Tensor = model(check_tensor("ensemble_predict", "batches", inputs, meta=False).to(device))
     return outputs
 
 

@@ -102,7 +102,7 @@ class KeptAverage:
             ValueError: if the checkpoint knows this average under another name.
         """
         state_dict = check_state("WeightAveraging", state_dict, steps=int)
-        optional = {"name": (str, type(None)), "buffers": dict}
+        optional: dict[str, Any] = {"name": (str, type(None)), "buffers": dict}
         check_state(
             "WeightAveraging", state_dict, **{key: optional[key] for key in optional.keys() & state_dict.keys()}
         )

@@ -40,11 +40,12 @@ class BatchRegime(ExactAccumulation):
         super().__init__()
         if isinstance(regime, str):
             if regime not in ("full", "single"):
+                owner = type(self).__name__
                 raise ValueError(
-                    f'BatchRegime(regime={shown(regime)}): regime must be "full", "single" or an integer >= 1.'
+                    f'{owner}(regime={shown(regime)}): regime must be "full", "single" or an integer >= 1.'
                 )
         else:
-            check_int("BatchRegime", "regime", regime, minimum=1)
+            check_int(type(self).__name__, "regime", regime, minimum=1)
         self.regime = regime
         self._accumulated: int | None = None
         self._sizes: list[tuple[DataLoader[object], int]] = []
@@ -99,7 +100,7 @@ class BatchRegime(ExactAccumulation):
             set_batch_size(loader, size)
 
     def _resize(self, loader: object, size: int) -> None:
-        resizable = check_resizable(f"BatchRegime(regime={self.regime!r})", loader)
+        resizable = check_resizable(f"{type(self).__name__}(regime={self.regime!r})", loader)
         assert resizable.batch_size is not None
         self._sizes.append((resizable, resizable.batch_size))
         set_batch_size(resizable, size)

@@ -78,13 +78,13 @@ class EarlyStoppingCriterion(Callback):
         restore_best: bool = True,
         verbose: bool = True,
     ) -> None:
-        check_one_of("EarlyStoppingCriterion", "criterion", criterion, ("GL", "PQ", "UP"))
+        check_one_of(type(self).__name__, "criterion", criterion, ("GL", "PQ", "UP"))
         self.criterion = criterion
-        self.alpha = check_in("EarlyStoppingCriterion", "alpha", alpha, "(0, inf)")
-        self.successive = check_int("EarlyStoppingCriterion", "successive", successive, minimum=1)
-        self.strip = check_int("EarlyStoppingCriterion", "strip", strip, minimum=1)
-        check_text("EarlyStoppingCriterion", "monitor", monitor, 'a metric, such as "val_loss"')
-        check_bools("EarlyStoppingCriterion", restore_best=restore_best, verbose=verbose)
+        self.alpha = check_in(type(self).__name__, "alpha", alpha, "(0, inf)")
+        self.successive = check_int(type(self).__name__, "successive", successive, minimum=1)
+        self.strip = check_int(type(self).__name__, "strip", strip, minimum=1)
+        check_text(type(self).__name__, "monitor", monitor, 'a metric, such as "val_loss"')
+        check_bools(type(self).__name__, restore_best=restore_best, verbose=verbose)
         self.monitor, self.restore_best, self._verbose = monitor, restore_best, verbose
         self._reset()
 
@@ -118,7 +118,7 @@ class EarlyStoppingCriterion(Callback):
         """Restores them."""
         nothing = type(None)
         state = check_state(
-            "EarlyStoppingCriterion",
+            type(self).__name__,
             state_dict,
             errors=list,
             training_errors=list,
@@ -129,7 +129,7 @@ class EarlyStoppingCriterion(Callback):
         for name in ("errors", "training_errors", "losses"):
             for value in state[name]:
                 check_instance(
-                    "EarlyStoppingCriterion.load_state_dict", f"state_dict[{name!r}]", value, float, "numbers"
+                    f"{type(self).__name__}.load_state_dict", f"state_dict[{name!r}]", value, float, "numbers"
                 )
         self.errors, self.training_errors = list(state["errors"]), list(state["training_errors"])
         self._losses = [torch.tensor(loss, dtype=torch.float64) for loss in state["losses"]]
@@ -143,7 +143,7 @@ class EarlyStoppingCriterion(Callback):
         self._reset()
         if self.restore_best and isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
             raise ValueError(
-                f"EarlyStoppingCriterion(restore_best=True): {type(trainer.strategy).__name__} hides the parameters; "
+                f"{type(self).__name__}(restore_best=True): {type(trainer.strategy).__name__} hides the parameters; "
                 "use ModelParallelStrategy (FSDP2) or DDPStrategy, or restore_best=False."
             )
 
@@ -194,7 +194,7 @@ class EarlyStoppingCriterion(Callback):
         if self.monitor not in trainer.callback_metrics:
             logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
             raise RuntimeError(
-                f"EarlyStoppingCriterion(monitor={self.monitor!r}): the module does not log it; it logs {logged}."
+                f"{type(self).__name__}(monitor={self.monitor!r}): the module does not log it; it logs {logged}."
             )
         error = trainer.callback_metrics[self.monitor].detach().double()
         training_error = torch.stack(self._losses).mean() if self._losses else error.new_tensor(math.nan)

@@ -99,17 +99,18 @@ class Initialize(Callback):
         self._schemes: list[Any] = list(scheme) if isinstance(scheme, Sequence) else [scheme]
         if not self._schemes or any(isinstance(one, type) or not callable(one) for one in self._schemes):
             raise TypeError(
-                f"Initialize(scheme={shown(scheme)}): scheme must be a function of lightning_optkit.init, such as he."
+                f"{type(self).__name__}(scheme={shown(scheme)}): scheme must be a function of "
+                "lightning_optkit.init, such as he."
             )
         for given in activation.values() if isinstance(activation, Mapping) else [activation]:
-            check_activation("Initialize", given)
+            check_activation(type(self).__name__, given)
         if only is not None:
-            check_text("Initialize", "only", only, 'the name of a module, such as "head"')
+            check_text(type(self).__name__, "only", only, 'the name of a module, such as "head"')
         if forward is not None:
-            check_callable("Initialize", "forward", forward, "forward(module, batch)")
-        check_bools("Initialize", even_if_trained=even_if_trained, verbose=verbose)
+            check_callable(type(self).__name__, "forward", forward, "forward(module, batch)")
+        check_bools(type(self).__name__, even_if_trained=even_if_trained, verbose=verbose)
         if seed is not None:
-            check_int("Initialize", "seed", seed, minimum=0)
+            check_int(type(self).__name__, "seed", seed, minimum=0)
         self._activation, self._only, self._seed = activation, only, seed
         self._even_if_trained, self._forward, self._verbose = even_if_trained, forward, verbose
         self._configure_optimizers: Callable[[], Any] | None = None
@@ -125,7 +126,7 @@ class Initialize(Callback):
         strategy = type(trainer.strategy).__name__
         if strategy in _SHARDED_OTHERWISE:
             raise ValueError(
-                f"Initialize(...) under {strategy}: it keeps parameters in a form of its own; use "
+                f"{type(self).__name__}(...) under {strategy}: it keeps parameters in a form of its own; use "
                 "ModelParallelStrategy, or call init.initialize at the end of configure_model."
             )
         refuse_twice(self, trainer)
@@ -168,7 +169,7 @@ class Initialize(Callback):
         generator = torch.Generator().manual_seed(seed % 2**63)
         target = pl_module if self._only is None else _submodule(pl_module, self._only)
         needs_batch = any("batch" in _parameters_of(scheme) for scheme in self._schemes)
-        run = functools.partial(run_training_step, "Initialize", trainer, self._forward)
+        run = functools.partial(run_training_step, type(self).__name__, trainer, self._forward)
         self.rows, self.before, self.after = [], [], []
         batch = None
         if needs_batch or self._verbose:

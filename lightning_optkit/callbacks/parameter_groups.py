@@ -54,8 +54,8 @@ class ParameterGroups(Callback):
         overrides: Mapping[str, Mapping[str, Any]] | None = None,
         verbose: bool = True,
     ) -> None:
-        self._rules = GroupRules("ParameterGroups", weight_decay, no_decay, layer_decay, layers, overrides)
-        check_bools("ParameterGroups", verbose=verbose)
+        self._rules = GroupRules(type(self).__name__, weight_decay, no_decay, layer_decay, layers, overrides)
+        check_bools(type(self).__name__, verbose=verbose)
         self._verbose = verbose
         self._override: Callable[..., Any] | None = None
         self._tables: list[GroupTable] = []
@@ -66,7 +66,7 @@ class ParameterGroups(Callback):
         if stage != "fit":
             return
         if any(isinstance(callback, ParameterGroups) and callback is not self for callback in trainer.callbacks):  # type: ignore[attr-defined]
-            raise ValueError("ParameterGroups(...): given twice; one groups every optimizer.")
+            raise ValueError(f"{type(self).__name__}(...): given twice; one groups every optimizer.")
         self._tables = []
         original = pl_module.configure_optimizers
 

@@ -63,12 +63,12 @@ class Report(Callback):
     def __init__(
         self, path: str | Path | None = None, name: str | None = None, measure_every: int = 10, write: bool = True
     ) -> None:
-        check_int("Report", "measure_every", measure_every, minimum=1)
-        check_bools("Report", write=write)
+        check_int(type(self).__name__, "measure_every", measure_every, minimum=1)
+        check_bools(type(self).__name__, write=write)
         if path is not None:
-            check_path("Report", "path", path)
+            check_path(type(self).__name__, "path", path)
         if name is not None:
-            check_text("Report", "name", name, 'a name of the run, such as "plain"')
+            check_text(type(self).__name__, "name", name, 'a name of the run, such as "plain"')
         self._path, self._name, self._measure_every, self._write = path, name, measure_every, write
         self.record = RunRecord(name or "run")
         self._forget()
@@ -89,7 +89,7 @@ class Report(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores it."""
-        self.record = record_from(state_dict, "Report.load_state_dict(state_dict")
+        self.record = record_from(state_dict, f"{type(self).__name__}.load_state_dict(state_dict")
 
     # --- hooks, in the order Lightning calls them ---
 
@@ -177,7 +177,7 @@ class Report(Callback):
                 written = write_report([self.record], path)
             except Exception as error:  # the fit is done, and its result must stand
                 reason = f"{type(error).__name__}: {shown(str(error))}"
-                rank_zero_warn(f"Report(path={str(path)!r}): no report was written ({reason}).")
+                rank_zero_warn(f"{type(self).__name__}(path={str(path)!r}): no report was written ({reason}).")
             else:
                 rank_zero_info(f"Report: {written}")
 

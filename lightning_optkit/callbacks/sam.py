@@ -55,10 +55,10 @@ class SAM(Callback):
     """
 
     def __init__(self, rho: float | None = None, adaptive: bool = False, eta: float = 0.01, sync: bool = False) -> None:
-        check_bools("SAM", adaptive=adaptive, sync=sync)
+        check_bools(type(self).__name__, adaptive=adaptive, sync=sync)
         default = 0.5 if adaptive else 0.05
-        self.rho = default if rho is None else check_in("SAM", "rho", rho, "(0, inf)")
-        self.eta = check_in("SAM", "eta", eta, "[0, inf)")
+        self.rho = default if rho is None else check_in(type(self).__name__, "rho", rho, "(0, inf)")
+        self.eta = check_in(type(self).__name__, "eta", eta, "[0, inf)")
         self.adaptive, self.sync = adaptive, sync
         self._overrides: dict[str, Callable[..., Any]] = {}
         self._before: list[tuple[Tensor, Tensor]] = []  # while the weights are climbed: parameter, its true value

@@ -70,11 +70,11 @@ class WeightAveraging(Callback):
         average_buffers: bool = False,
         update_bn: bool = False,
     ) -> None:
-        check_instance("WeightAveraging", "average", average, (EMA, SWA, LAWA), "an average such as EMA(0.999)")
-        check_bools("WeightAveraging", evaluate=evaluate, average_buffers=average_buffers, update_bn=update_bn)
+        check_instance(type(self).__name__, "average", average, (EMA, SWA, LAWA), "an average such as EMA(0.999)")
+        check_bools(type(self).__name__, evaluate=evaluate, average_buffers=average_buffers, update_bn=update_bn)
         if update_bn and not evaluate:
             raise ValueError(
-                "WeightAveraging(update_bn=True): evaluate must be True; nothing else uses the statistics."
+                f"{type(self).__name__}(update_bn=True): evaluate must be True; nothing else uses the statistics."
             )
         self.average, self.evaluate = average, evaluate
         self.average_buffers, self.update_bn = average_buffers, update_bn
@@ -126,24 +126,27 @@ class WeightAveraging(Callback):
             return
         if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
             raise ValueError(
-                f"WeightAveraging({self.average!r}): strategy {type(trainer.strategy).__name__} hides the parameters; "
+                f"{type(self).__name__}({self.average!r}): strategy {type(trainer.strategy).__name__} hides the "
+                "parameters; "
                 "use ModelParallelStrategy (FSDP2) or DDPStrategy."
             )
         for other in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(other, _LIGHTNINGS):
                 raise ValueError(
-                    f"WeightAveraging({self.average!r}): {type(other).__name__} would put an average into the module "
+                    f"{type(self).__name__}({self.average!r}): {type(other).__name__} would put an average into "
+                    "the module "
                     "too; use one of the two."
                 )
         everyone = [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]  # type: ignore[attr-defined]
         evaluated = [repr(callback.average) for callback in everyone if callback.evaluate]
         if len(evaluated) > 1:
             raise ValueError(
-                f"WeightAveraging(evaluate=True): {' and '.join(evaluated)} would both be evaluated; give all but one "
+                f"{type(self).__name__}(evaluate=True): {' and '.join(evaluated)} would both be evaluated; give "
+                "all but one "
                 "evaluate=False."
             )
         if self.update_bn:
-            check_forward(pl_module)
+            check_forward(type(self).__name__, pl_module)
         names = names_of([callback.average for callback in everyone])
         self._kept = KeptAverage(self.average, names[everyone.index(self)])
         self._trained, self._batch_norm, self._is_training = {}, None, False
@@ -190,7 +193,8 @@ class WeightAveraging(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.evaluate and not self._kept.of_parameters():
             rank_zero_warn(
-                f"WeightAveraging({self._kept.average!r}): the run ended after {self._kept.num_steps} steps, before "
+                f"{type(self).__name__}({self._kept.average!r}): the run ended after {self._kept.num_steps} "
+                "steps, before "
                 "the first update; the module keeps its trained weights."
             )
         self._show_average(trainer, pl_module)

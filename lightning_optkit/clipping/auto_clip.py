@@ -48,13 +48,13 @@ class AutoClip:
     """
 
     def __init__(self, percentile: float = 10.0, window: int = 1000) -> None:
-        self.percentile = check_in("AutoClip", "percentile", percentile, "[0, 100]")
-        self.window = check_int("AutoClip", "window", window, minimum=1)
+        self.percentile = check_in(type(self).__name__, "percentile", percentile, "[0, 100]")
+        self.window = check_int(type(self).__name__, "window", window, minimum=1)
         self._history = torch.full((window,), math.nan, dtype=torch.float64)  # NaN: not yet seen
         self._seen = torch.zeros((), dtype=torch.int64)
 
     def __repr__(self) -> str:
-        return f"AutoClip(percentile={self.percentile:g}, window={self.window})"
+        return f"{type(self).__name__}(percentile={self.percentile:g}, window={self.window})"
 
     @property
     def needs_norm(self) -> bool:
@@ -82,7 +82,7 @@ class AutoClip:
         Returns:
             Their norm before clipping, 0-d.
         """
-        return scale_to_bound_("AutoClip", parameters, self.norm_bound)
+        return scale_to_bound_(type(self).__name__, parameters, self.norm_bound)
 
     def state_dict(self) -> dict[str, Any]:
         """The history: `history`, shape (window,), NaN where nothing was seen, and `seen`, how many norms in all."""
@@ -94,9 +94,13 @@ class AutoClip:
         Raises:
             ValueError: if the history is of another `window`.
         """
-        state = check_state("AutoClip", state_dict, history=Tensor, seen=(Tensor, int))
-        history = check_tensor("AutoClip.load_state_dict", "state_dict['history']", state["history"], "floating")
+        state = check_state(type(self).__name__, state_dict, history=Tensor, seen=(Tensor, int))
+        history = check_tensor(
+            f"{type(self).__name__}.load_state_dict", "state_dict['history']", state["history"], "floating"
+        )
         if history.shape != (self.window,):
             saved = history.numel()
-            raise ValueError(f"AutoClip(window={self.window}): the saved history is of window={saved}; use that.")
+            raise ValueError(
+                f"{type(self).__name__}(window={self.window}): the saved history is of window={saved}; use that."
+            )
         self._history, self._seen = history.clone(), torch.as_tensor(state["seen"]).clone()

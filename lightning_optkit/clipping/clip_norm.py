@@ -42,7 +42,7 @@ class ClipNorm:
     max_norm: float
 
     def __post_init__(self) -> None:
-        check_in("ClipNorm", "max_norm", self.max_norm, "(0, inf)")
+        check_in(type(self).__name__, "max_norm", self.max_norm, "(0, inf)")
 
     @property
     def needs_norm(self) -> bool:
@@ -64,6 +64,6 @@ class ClipNorm:
         Returns:
             Their norm before clipping, 0-d.
         """
-        listed = check_tensors("ClipNorm", "parameters", parameters)
-        gradients("ClipNorm", listed)
+        listed = check_tensors(type(self).__name__, "parameters", parameters)
+        gradients(type(self).__name__, listed)
         return torch.nn.utils.clip_grad_norm_(listed, self.max_norm)

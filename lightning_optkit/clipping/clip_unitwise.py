@@ -51,8 +51,8 @@ class ClipUnitwise:
     eps: float = 1e-3
 
     def __post_init__(self) -> None:
-        check_in("ClipUnitwise", "ratio", self.ratio, "(0, inf)")
-        check_in("ClipUnitwise", "eps", self.eps, "(0, inf)")
+        check_in(type(self).__name__, "ratio", self.ratio, "(0, inf)")
+        check_in(type(self).__name__, "eps", self.eps, "(0, inf)")
 
     @property
     def needs_norm(self) -> bool:
@@ -75,8 +75,8 @@ class ClipUnitwise:
         Returns:
             Their global norm before clipping, 0-d.
         """
-        listed = check_tensors("ClipUnitwise", "parameters", parameters)
-        norm = norm_of(gradients("ClipUnitwise", listed))
+        listed = check_tensors(type(self).__name__, "parameters", parameters)
+        norm = norm_of(gradients(type(self).__name__, listed))
         for parameter in listed:
             if parameter.grad is None or parameter.numel() == 0:
                 continue

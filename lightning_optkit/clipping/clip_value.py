@@ -38,7 +38,7 @@ class ClipValue:
     max_value: float
 
     def __post_init__(self) -> None:
-        check_in("ClipValue", "max_value", self.max_value, "(0, inf)")
+        check_in(type(self).__name__, "max_value", self.max_value, "(0, inf)")
 
     @property
     def needs_norm(self) -> bool:
@@ -57,5 +57,5 @@ class ClipValue:
     @torch.no_grad()
     def __call__(self, parameters: Iterable[Tensor]) -> None:
         """Clips the gradients of `parameters` in place, for use with any other optimizer."""
-        for grad in gradients("ClipValue", parameters):
+        for grad in gradients(type(self).__name__, parameters):
             grad.clamp_(-self.max_value, self.max_value)

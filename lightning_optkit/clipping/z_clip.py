@@ -49,13 +49,16 @@ class ZClip:
     """
 
     def __init__(self, z_threshold: float = 2.5, alpha: float = 0.97, warmup_steps: int = 25) -> None:
-        self.z_threshold = check_in("ZClip", "z_threshold", z_threshold, "(0, inf)")
-        self.alpha = check_in("ZClip", "alpha", alpha, "[0, 1)")
-        self.warmup_steps = check_int("ZClip", "warmup_steps", warmup_steps, minimum=2)
+        self.z_threshold = check_in(type(self).__name__, "z_threshold", z_threshold, "(0, inf)")
+        self.alpha = check_in(type(self).__name__, "alpha", alpha, "[0, 1)")
+        self.warmup_steps = check_int(type(self).__name__, "warmup_steps", warmup_steps, minimum=2)
         self._learned = torch.zeros(3, dtype=torch.float64)  # mean, variance, norms seen
 
     def __repr__(self) -> str:
-        return f"ZClip(z_threshold={self.z_threshold:g}, alpha={self.alpha:g}, warmup_steps={self.warmup_steps})"
+        return (
+            f"{type(self).__name__}(z_threshold={self.z_threshold:g}, alpha={self.alpha:g}, "
+            f"warmup_steps={self.warmup_steps})"
+        )
 
     @property
     def needs_norm(self) -> bool:
@@ -93,7 +96,7 @@ class ZClip:
         Returns:
             Their norm before clipping, 0-d.
         """
-        return scale_to_bound_("ZClip", parameters, self.norm_bound)
+        return scale_to_bound_(type(self).__name__, parameters, self.norm_bound)
 
     def state_dict(self) -> dict[str, Any]:
         """Mean, variance and number of the norms seen: `learned`, shape (3,)."""
@@ -106,10 +109,11 @@ class ZClip:
             TypeError: if it is no state of a ZClip.
             ValueError: if it does not hold three numbers.
         """
-        learned = check_state("ZClip", state_dict, learned=Tensor)["learned"]
+        learned = check_state(type(self).__name__, state_dict, learned=Tensor)["learned"]
         if learned.shape != (3,):
             raise ValueError(
-                f"ZClip.load_state_dict(state_dict['learned']={shown(learned)}): state_dict must hold mean, variance "
+                f"{type(self).__name__}.load_state_dict(state_dict['learned']={shown(learned)}): state_dict must "
+                "hold mean, variance "
                 "and number of the norms, of shape (3,)."
             )
         self._learned = learned.to(torch.float64, copy=True)

@@ -50,22 +50,22 @@ class RandomRotation(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(degrees, tuple | list):
-            low, high = check_numbers("RandomRotation", "degrees", degrees, 2, "(-inf, inf)")
+            low, high = check_numbers(type(self).__name__, "degrees", degrees, 2, "(-inf, inf)")
         else:
-            high = check_in("RandomRotation", "degrees", degrees, "[0, inf)")
+            high = check_in(type(self).__name__, "degrees", degrees, "[0, inf)")
             low = -high
         if low > high:
-            raise ValueError(f"RandomRotation(degrees={degrees}): the first end must not exceed the second.")
-        check_in("RandomRotation", "fill", fill, "(-inf, inf)")
-        check_one_of("RandomRotation", "interpolation", interpolation, ("nearest", "bilinear"))
+            raise ValueError(f"{type(self).__name__}(degrees={degrees}): the first end must not exceed the second.")
+        check_in(type(self).__name__, "fill", fill, "(-inf, inf)")
+        check_one_of(type(self).__name__, "interpolation", interpolation, ("nearest", "bilinear"))
         self.degrees, self.interpolation, self.fill = (low, high), interpolation, fill
-        self.draws = Draws("RandomRotation", generator)
+        self.draws = Draws(type(self).__name__, generator)
 
     def forward(self, images: Tensor) -> Tensor:
         """Rotated images, shape (N, C, H, W), any real dtype; dtype and memory format kept."""
         if not self.training:
             return images
-        check_image_batch("RandomRotation", images)
+        check_image_batch(type(self).__name__, images)
         dtype = torch.float64 if images.dtype in (torch.float64, torch.int64, torch.int32) else torch.float32
         low, high = self.degrees
         angle = self.draws.uniform(len(images), low=low, high=high).deg2rad()

@@ -49,15 +49,18 @@ class Curve:
 
     def __post_init__(self) -> None:
         for name, numbers in (("steps", self.steps), ("values", self.values)):
-            listed = check_listed("Curve", name, numbers, "a list of numbers, such as [1, 2]", empty=True)
+            listed = check_listed(type(self).__name__, name, numbers, "a list of numbers, such as [1, 2]", empty=True)
             for number in listed:
                 if not (isinstance(number, float) and math.isnan(number)):
-                    check_in("Curve", name, number, "[-inf, inf]")
+                    check_in(type(self).__name__, name, number, "[-inf, inf]")
             setattr(self, name, listed)
         if len(self.steps) != len(self.values):
-            raise ValueError(f"Curve(values=<{len(self.values)}>): values must be as many as steps, {len(self.steps)}.")
-        check_int("Curve", "every", self.every, minimum=1)
-        check_int("Curve", "num_appended", self.num_appended, minimum=0)
+            raise ValueError(
+                f"{type(self).__name__}(values=<{len(self.values)}>): values must be as many as steps, "
+                f"{len(self.steps)}."
+            )
+        check_int(type(self).__name__, "every", self.every, minimum=1)
+        check_int(type(self).__name__, "num_appended", self.num_appended, minimum=0)
 
     def append(self, step: int, value: float) -> None:
         """Keeps `value`, or every `every`-th one once there are too many."""
@@ -109,18 +112,20 @@ class RunRecord:
     explanation: str = ""
 
     def __post_init__(self) -> None:
-        check_text("RunRecord", "name", self.name, 'a name, such as "plain"')
-        check_int("RunRecord", "num_steps", self.num_steps, minimum=0)
+        check_text(type(self).__name__, "name", self.name, 'a name, such as "plain"')
+        check_int(type(self).__name__, "num_steps", self.num_steps, minimum=0)
         for name in _CURVES:
-            check_instance("RunRecord", name, getattr(self, name), Curve, _CURVE)
+            check_instance(type(self).__name__, name, getattr(self, name), Curve, _CURVE)
         for name in _NAMED_CURVES:
-            named = check_mapping("RunRecord", name, getattr(self, name), 'a dict such as {"val_loss": Curve()}')
+            named = check_mapping(
+                type(self).__name__, name, getattr(self, name), 'a dict such as {"val_loss": Curve()}'
+            )
             for key, curve in named.items():
-                check_instance("RunRecord", f"{name}[{key!r}]", curve, Curve, _CURVE)
-        timings = check_mapping("RunRecord", "timings", self.timings, 'a dict such as {"step": 1.5}')
+                check_instance(type(self).__name__, f"{name}[{key!r}]", curve, Curve, _CURVE)
+        timings = check_mapping(type(self).__name__, "timings", self.timings, 'a dict such as {"step": 1.5}')
         for key, milliseconds in timings.items():
-            check_in("RunRecord", f"timings[{key!r}]", milliseconds, "[0, inf]")
-        check_instance("RunRecord", "explanation", self.explanation, str, "a string")
+            check_in(type(self).__name__, f"timings[{key!r}]", milliseconds, "[0, inf]")
+        check_instance(type(self).__name__, "explanation", self.explanation, str, "a string")
 
     def to_dict(self) -> dict[str, Any]:
         """The record in dicts, lists, numbers and strings."""

@@ -228,7 +228,13 @@ def _call(scheme: Scheme, tensor: Tensor, activation: Activation | None, generat
         keywords["activation"] = activation
     if generator is not None and "generator" in inspect.signature(scheme).parameters:
         keywords["generator"] = generator
+    tensor.fill_(torch.nan)
     scheme(tensor, **keywords)
+    if tensor.isnan().any():
+        raise ValueError(
+            f"initialize(scheme={_name(scheme)}): scheme must fill the tensor that it "
+            "is given, in place and with numbers."
+        )
 
 
 def unwrapped(scheme: Callable[..., Any]) -> Callable[..., Any]:

@@ -117,7 +117,7 @@ class AddLayerNorm(LayerNorm):
             weight, bias = parameter(self, "weight"), parameter(self, "bias")
             return run_add_norm(True, x, residual, self.normalized_shape, weight, bias, self.eps, p)
         except (RuntimeError, TypeError):
-            check_input("AddLayerNorm", x, self.normalized_shape, self.weight, self.bias, residual)
+            check_input(type(self).__name__, x, self.normalized_shape, self.weight, self.bias, residual)
             raise
 
     def extra_repr(self) -> str:

@@ -114,7 +114,7 @@ class AddRMSNorm(RMSNorm):
             weight = parameter(self, "weight")
             return run_add_norm(False, x, residual, self.normalized_shape, weight, None, self.eps, p)
         except (RuntimeError, TypeError):
-            check_input("AddRMSNorm", x, self.normalized_shape, self.weight, None, residual)
+            check_input(type(self).__name__, x, self.normalized_shape, self.weight, None, residual)
             raise
 
     def extra_repr(self) -> str:

@@ -46,16 +46,16 @@ class DropConnect(nn.Module):
     def __init__(self, module: nn.Module, weights: Sequence[str] = ("weight",), p: float = 0.5) -> None:
         super().__init__()
         self.p = check_in(
-            "DropConnect", "p", p, "[0, 1]"
+            type(self).__name__, "p", p, "[0, 1]"
         )  # here: a module, given by mistake, would not reach the setter
-        check_module("DropConnect", "module", module)
+        check_module(type(self).__name__, "module", module)
         such_as = 'names of parameters, such as ["weight"]'
         listed = (
             [weights]
             if isinstance(weights, str)
-            else check_listed("DropConnect", "weights", weights, such_as, member=" parameter")
+            else check_listed(type(self).__name__, "weights", weights, such_as, member=" parameter")
         )
-        names = tuple(check_text("DropConnect", "weights", name, such_as) for name in listed)
+        names = tuple(check_text(type(self).__name__, "weights", name, such_as) for name in listed)
         self.weights = names
         self._plain: list[str] = []
         self._recurrent: list[str] = []
@@ -68,7 +68,9 @@ class DropConnect(nn.Module):
                 self._parametrized.append(name)
             elif name not in parameters:
                 known = ", ".join(parameters) or "none"
-                raise ValueError(f"DropConnect(weights={name!r}): must name a parameter of the module, one of {known}.")
+                raise ValueError(
+                    f"{type(self).__name__}(weights={name!r}): must name a parameter of the module, one of {known}."
+                )
             elif isinstance(module.get_submodule(path), nn.RNNBase):
                 self._recurrent.append(name)
             else:
@@ -79,7 +81,7 @@ class DropConnect(nn.Module):
             owner = module.get_submodule(path)
             if isinstance(owner, nn.RNNBase):
                 raise ValueError(
-                    f"DropConnect(weights={name!r}): torch's recurrent layers do not see parametrizations; "
+                    f"{type(self).__name__}(weights={name!r}): torch's recurrent layers do not see parametrizations; "
                     "remove it from this weight."
                 )
             parametrize.register_parametrization(owner, last, _Drop(self), unsafe=True)
@@ -91,7 +93,7 @@ class DropConnect(nn.Module):
 
     @p.setter
     def p(self, value: float) -> None:
-        self._p = check_in("DropConnect", "p", value, "[0, 1]")
+        self._p = check_in(type(self).__name__, "p", value, "[0, 1]")
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What `module` returns for these arguments."""

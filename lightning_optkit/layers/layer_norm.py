@@ -93,5 +93,5 @@ class LayerNorm(nn.LayerNorm):
             weight, bias = parameter(self, "weight"), parameter(self, "bias")
             return run_norm(True, input, self.normalized_shape, weight, bias, self.eps)
         except (RuntimeError, TypeError):
-            check_input("LayerNorm", input, self.normalized_shape, self.weight, self.bias)
+            check_input(type(self).__name__, input, self.normalized_shape, self.weight, self.bias)
             raise

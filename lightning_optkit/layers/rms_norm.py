@@ -83,5 +83,5 @@ class RMSNorm(nn.RMSNorm):
         try:
             return run_norm(False, x, self.normalized_shape, parameter(self, "weight"), None, self.eps)
         except (RuntimeError, TypeError):
-            check_input("RMSNorm", x, self.normalized_shape, self.weight, None)
+            check_input(type(self).__name__, x, self.normalized_shape, self.weight, None)
             raise

@@ -29,7 +29,8 @@ def _check_size(owner: str, name: str, size: _Size, minimum: int) -> None:
 def _check_arguments(
     owner: str, in_channels: int, out_channels: int, groups: int, stride: _Size, padding: _Size | str
 ) -> None:
-    for name, number in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
+    check_int(owner, "groups", groups, minimum=1)
+    for name, number in (("in_channels", in_channels), ("out_channels", out_channels)):
         check_int(owner, name, number, minimum=1)
         if number % groups:
             raise ValueError(f"{owner}(groups={groups}): groups must divide {name}, {number}.")
@@ -86,12 +87,12 @@ class WeightStandardizedConv2d(nn.Conv2d):
         *,
         eps: float = 1e-5,
     ) -> None:
-        _check_arguments("WeightStandardizedConv2d", in_channels, out_channels, groups, stride, padding)
+        _check_arguments(type(self).__name__, in_channels, out_channels, groups, stride, padding)
         for name, size in (("kernel_size", kernel_size), ("stride", stride), ("dilation", dilation)):
-            _check_size("WeightStandardizedConv2d", name, size, minimum=1)
-        check_bools("WeightStandardizedConv2d", bias=bias)
-        check_one_of("WeightStandardizedConv2d", "padding_mode", padding_mode, _PADDING_MODES)
-        check_home("WeightStandardizedConv2d", device, dtype)
+            _check_size(type(self).__name__, name, size, minimum=1)
+        check_bools(type(self).__name__, bias=bias)
+        check_one_of(type(self).__name__, "padding_mode", padding_mode, _PADDING_MODES)
+        check_home(type(self).__name__, device, dtype)
         super().__init__(
             in_channels,
             out_channels,
@@ -105,10 +106,10 @@ class WeightStandardizedConv2d(nn.Conv2d):
             device,
             dtype,
         )
-        self.eps = check_in("WeightStandardizedConv2d", "eps", eps, "(0, inf)")
+        self.eps = check_in(type(self).__name__, "eps", eps, "(0, inf)")
         if self.weight[0].numel() < 2:
             raise ValueError(
-                f"WeightStandardizedConv2d(groups={groups}): a filter of a single weight would be 0; "
+                f"{type(self).__name__}(groups={groups}): a filter of a single weight would be 0; "
                 "use torch.nn.Conv2d there."
             )
 
@@ -119,10 +120,10 @@ class WeightStandardizedConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """As `torch.nn.Conv2d`, with the standardized filters."""
-        check_tensor("WeightStandardizedConv2d", "input", input, "inexact")
+        check_tensor(type(self).__name__, "input", input, "inexact")
         if input.dim() not in (3, 4) or input.shape[-3] != self.in_channels:
             raise ValueError(
-                f"WeightStandardizedConv2d(input.shape={tuple(input.shape)}): input must be (N, {self.in_channels}, H, "
+                f"{type(self).__name__}(input.shape={tuple(input.shape)}): input must be (N, {self.in_channels}, H, "
                 "W), or without N."
             )
         output: Tensor = self._conv_forward(input, self.standardized_weight(), self.bias)

@@ -106,7 +106,8 @@ def images() -> torch.Tensor:
 REQUIRED: dict[str, Callable[[], dict[str, Any]]] = {
     "averaging.average_checkpoints": lambda: {"checkpoints": [{"w": torch.ones(2)}]},
     "averaging.ensemble_predict": lambda: {
-        "model": nn.Linear(1, 2, bias=False), "checkpoints": [{"weight": torch.ones(2, 1)}], "batches": [torch.ones(3, 1)],
+        "model": nn.Linear(1, 2, bias=False), "checkpoints": [{"weight": torch.ones(2, 1)}],
+        "batches": [torch.ones(3, 1)],
     },
     "averaging.greedy_soup": lambda: {"checkpoints": [{"w": torch.ones(2)}], "score": lambda state_dict: 1.0},
     "averaging.load_weights": lambda: {"checkpoint": {"w": torch.ones(2)}},
@@ -197,10 +198,11 @@ LEFT = {
 
 # What a batch, a pattern or a record is called where it is looked at.
 ALSO = {
-    "data.fit_in_order": {"x", "feature_dim"},
+    "data.fit_in_order": {"Standardize", "x", "feature_dim"},
     "init.depth_scaled": {"pattern", "num_layers"},
     "init.fixup": {"branches"},
-    "init.lsuv": {"forward"},
+    "init.lsuv": {"forward", "initialize", "scheme"},
+    "regularization.asam": {"grads"},
     "init.zero_residual": {"pattern"},
 }
 
@@ -409,24 +411,27 @@ def wrong_values(folder: Path) -> list[Callable[[], Any]]:
 
     plain = [
         None, True, False, 0, 1, -1, 3, 2**63, -(2**63), 10**400, -(10**400), 0.0, 0.5, 1.5, -0.5, math.nan, math.inf,
-        -math.inf, 1e308, 5e-324, 1j, "", "no", "mean", "last.ckpt", "a\0b", "[", b"bytes", (), (1,), (0.1, 0.2), ("a", "b"),
-        (None, None), (1, 2, 3), range(3), slice(1), Ellipsis, object(), torch.float32, torch.int64, torch.device("meta"),
-        nn.Linear, clipping.ClipNorm, averaging.EMA, data.Mixup, schedules.cosine, int, str, len, math.inf, "cpu", "cuda:99",
-        Path("nowhere/there.ckpt"), text, truncated, folder,
+        -math.inf, 1e308, 5e-324, 1j, "", "no", "mean", "last.ckpt", "a\0b", "[", "cpu", "cuda:99", b"bytes", (), (1,),
+        (0.1, 0.2), ("a", "b"), (None, None), (1, 2, 3), range(3), slice(1), Ellipsis, object(), torch.float32,
+        torch.int64, torch.device("meta"), nn.Linear, clipping.ClipNorm, averaging.EMA, data.Mixup, schedules.cosine,
+        int, str, len, Path("nowhere/there.ckpt"), text, truncated, folder,
     ]  # fmt: skip
     made: list[Callable[[], Any]] = [lambda value=value: value for value in plain]
-    return made + [
+    return [
+        *made,
         list, dict, set, lambda: [None], lambda: ["a"], lambda: [1, 2, 3], lambda: [[]], lambda: [{}], lambda: {"a": 1},
-        lambda: {"params": None}, lambda: {1: 2}, lambda: {"params": [1]}, lambda: list(range(10_000)), lambda: iter(()),
-        lambda: (i for i in range(2)), lambda: (lambda: 0), lambda: (lambda *args: None), lambda: (lambda a: a),
-        lambda: torch.Generator(), lambda: clipping.ClipNorm(1.0), lambda: averaging.EMA(), lambda: averaging.LAWA(),
-        lambda: averaging.SWA(), lambda: schedules.cosine(), lambda: data.Standardize(), lambda: nn.Linear(2, 2), model,
+        lambda: {"params": None}, lambda: {1: 2}, lambda: {"params": [1]}, lambda: {"state_dict": 3},
+        lambda: list(range(10_000)), lambda: iter(()), lambda: (i for i in range(2)),
+        lambda: (lambda: 0), lambda: (lambda *args: None), lambda: (lambda a: a), lambda: torch.Generator(),
+        lambda: clipping.ClipNorm(1.0), lambda: averaging.EMA(), lambda: averaging.LAWA(), lambda: averaging.SWA(),
+        lambda: schedules.cosine(), lambda: data.Standardize(), lambda: nn.Linear(2, 2), model,
         lambda: torch.zeros(0), lambda: torch.tensor(0.5), lambda: torch.tensor(True), lambda: torch.tensor(3),
-        lambda: torch.zeros(2), lambda: torch.zeros(2, 2, dtype=torch.int64), lambda: torch.zeros(2, 2, dtype=torch.complex64),
-        lambda: torch.zeros(2, 3, device="meta"), lambda: torch.eye(2).to_sparse(), lambda: torch.full((6, 2), math.nan),
-        lambda: torch.rand(2, 3, 4, 5, 6), lambda: [torch.eye(2).to_sparse()], lambda: [torch.zeros(2, dtype=torch.int64)],
+        lambda: torch.zeros(2), lambda: torch.zeros(2, 2, dtype=torch.int64),
+        lambda: torch.zeros(2, 2, dtype=torch.complex64), lambda: torch.zeros(2, 3, device="meta"),
+        lambda: torch.eye(2).to_sparse(), lambda: torch.full((6, 2), math.nan), lambda: torch.rand(2, 3, 4, 5, 6),
+        lambda: [torch.eye(2).to_sparse()], lambda: [torch.zeros(2, dtype=torch.int64)],
         lambda: [torch.zeros(2, device="meta")], lambda: (torch.zeros(1) for _ in range(1)), lambda: [weight(), None],
-        lambda: {"w": torch.zeros(2)}, lambda: {"state_dict": 3}, lambda: [{"w": torch.zeros(2)}, {"v": torch.zeros(2)}],
+        lambda: {"w": torch.zeros(2)}, lambda: [{"w": torch.zeros(2)}, {"v": torch.zeros(2)}],
         BadRepr, BadBool, BadLen, BadIter, lambda: type("Empty", (), {})(), lambda: [BadIter()], lambda: [BadRepr()],
     ]  # fmt: skip
 
