@@ -57,7 +57,7 @@ class DropoutSchedule(HyperparameterSchedule):
 
     @property
     def _call(self) -> str:
-        return f"{self._owner}(schedule={self.schedule!r})"
+        return f"{self._owner}(schedule={self.schedule!r}): it multiplies dropout, but"
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)

@@ -77,8 +77,8 @@ class HyperparameterSchedule(ScheduledCallback):
 
     @property
     def _call(self) -> str:
-        """What the user wrote to name the hyper-parameter."""
-        return f"{self._owner}(name={self.name!r})"
+        """How a message about the hyper-parameter begins."""
+        return f"{self._owner}(name={self.name!r}):"
 
     @property
     def state_key(self) -> str:
@@ -95,9 +95,9 @@ class HyperparameterSchedule(ScheduledCallback):
         if not targets:
             held = [name for name, found in HELD.items() if any(True for _ in found(trainer, pl_module))]
             known = [name for name in dict.fromkeys([*entry_names(trainer.optimizers), *held]) if name != "lr"]
-            raise ValueError(f"{self._call}: nothing here has it; there are {', '.join(known)}.")
+            raise ValueError(f"{self._call} nothing here has it; there are {', '.join(known)}.")
         if self._base is None and not any(target.base for target in targets):
-            raise ValueError(f"{self._call}: it is 0 everywhere, and would stay 0; give base.")
+            raise ValueError(f"{self._call} it is 0 everywhere, and would stay 0; give base.")
         super().on_train_start(trainer, pl_module)
 
     def on_train_batch_start(

@@ -145,8 +145,6 @@ class WeightAveraging(Callback):
                 "all but one "
                 "evaluate=False."
             )
-        if self.update_bn:
-            check_forward(type(self).__name__, pl_module)
         names = names_of([callback.average for callback in everyone])
         self._kept = KeptAverage(self.average, names[everyone.index(self)])
         self._trained, self._batch_norm, self._is_training = {}, None, False
@@ -155,6 +153,8 @@ class WeightAveraging(Callback):
             override(pl_module, "on_save_checkpoint", self._on_module_save)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.update_bn:  # not before: a module may make its layers in `configure_model`
+            check_forward(type(self).__name__, pl_module)
         average = self.average
         if isinstance(average, SWA) and isinstance(average.start, float):
             average = average.for_run(trainer.estimated_stepping_batches)

@@ -55,6 +55,8 @@ def gradient_noise_(grads: Iterable[Tensor], std: float, generator: torch.Genera
         0.1
     """
     std = check_in("gradient_noise_", "std", std, "[0, inf)")
+    if std > torch.finfo(torch.float32).max:
+        raise ValueError(f"gradient_noise_(std={std!r}): std must be a number that fp32 can hold.")
     check_generator("gradient_noise_", generator)
     for grad in check_tensors("gradient_noise_", "grads", grads, "inexact"):
         if generator is not None and generator.device.type != grad.device.type:

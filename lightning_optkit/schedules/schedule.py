@@ -173,6 +173,8 @@ def resolve_length(
         steps *= require_total_steps(owner, total_steps, f"{name}={length!r} is a fraction of the run")
         whole = float(round(steps))
         steps = whole if math.isclose(steps, whole, rel_tol=1e-12) else steps
+        if steps == 0:
+            raise ValueError(f"{owner}(total_steps={total_steps!r}): total_steps must be large enough for {name}.")
     if total_steps is None or may_exceed_run:
         return steps
     if steps > total_steps:

@@ -198,6 +198,7 @@ LEFT = {
 
 # What a batch, a pattern or a record is called where it is looked at.
 ALSO = {
+    "averaging.ensemble_predict": {"checkpoints"},
     "data.fit_in_order": {"Standardize", "x", "feature_dim"},
     "init.depth_scaled": {"pattern", "num_layers"},
     "init.fixup": {"branches"},
