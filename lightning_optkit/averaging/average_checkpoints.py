@@ -52,6 +52,8 @@ def average_checkpoints(
     """
     checkpoints = check_checkpoints("average_checkpoints", checkpoints)
     target = None if output is None else check_path("average_checkpoints", "output", output)
+    if target is not None and (target.is_dir() or not target.parent.is_dir()):
+        raise ValueError(f"average_checkpoints(output={str(target)!r}): output must be a file in a folder that exists.")
     mean = Mean("average_checkpoints", checkpoints[0])
     for checkpoint in checkpoints[1:]:
         mean.add(checkpoint)

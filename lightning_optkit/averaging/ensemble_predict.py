@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_callable, check_module, check_one_of, check_tensor, shown
+from lightning_optkit._checks import check_callable, check_module, check_one_of, check_tensor, iterate, shown
 from lightning_optkit.averaging.average_checkpoints import Checkpoint, check_checkpoints, read_weights
 
 __all__ = ["EnsemblePrediction", "ensemble_predict"]
@@ -115,7 +115,8 @@ def _predict(model: nn.Module, batch: Any) -> Tensor:
 
 def _all_outputs(model: nn.Module, batches: Iterable[Any], predict: Callable[[nn.Module, Any], Tensor]) -> Tensor:
     owner, name = "ensemble_predict", "predict(model, batch)"
-    outputs = [check_tensor(owner, name, predict(model, batch), "floating", min_ndim=1).cpu() for batch in batches]
+    reading = iterate(owner, "batches", batches, "a list or a DataLoader")
+    outputs = [check_tensor(owner, name, predict(model, batch), "floating", min_ndim=1).cpu() for batch in reading]
     if not outputs:
         raise ValueError("ensemble_predict(batches=[]): batches must hold at least one.")
     joined = torch.cat(outputs)

@@ -73,7 +73,7 @@ def _item(owner: str, name: str, batch: Any, step: int | str) -> Any:
         return batch[step]
     if isinstance(step, str) and step in _attributes(batch):
         return getattr(batch, step)
-    raise ValueError(f"{owner}({name}={step!r}): the batch must have this field; it is {_described(batch)}.")
+    raise ValueError(f"{owner}({name}={shown(step)}): the batch must have this field; it is {_described(batch)}.")
 
 
 def _attributes(batch: Any) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_instance, check_int, check_listed
+from lightning_optkit._checks import check_instance, check_int, check_listed, shown
 from lightning_optkit.callbacks._fields import Field, check_field, field_of, with_field
 from lightning_optkit.callbacks._losses import TARGETS, Loss, LossCall, intercept, release
 from lightning_optkit.callbacks._overrides import override, restore
@@ -142,7 +142,7 @@ class Augment(Callback):
         if not isinstance(targets, Tensor) or len(targets) != len(mixture.partners):
             found = f"shape {tuple(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
             raise ValueError(
-                f"{type(self).__name__}(targets={self.targets!r}): targets must be a tensor with one target for "
+                f"{type(self).__name__}(targets={shown(self.targets)}): targets must be a tensor with one target for "
                 "each of the "
                 f"{len(mixture.partners)} examples to be mixed, not {found}."
             )
@@ -161,7 +161,7 @@ class Augment(Callback):
         partners, share = self._mixture
         if len(call.target) != len(partners):
             raise RuntimeError(
-                f"{type(self).__name__}(targets={self.targets!r}): {call.name} was given {len(call.target)} "
+                f"{type(self).__name__}(targets={shown(self.targets)}): {call.name} was given {len(call.target)} "
                 "targets for a batch of "
                 f"{len(partners)} mixed examples, and nobody can tell their partners; leave out Mixup and CutMix."
             )

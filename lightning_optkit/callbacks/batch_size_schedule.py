@@ -88,7 +88,7 @@ class BatchSizeSchedule(Callback):
         verbose: bool = True,
     ) -> None:
         if isinstance(schedule, Mapping):
-            schedule = _checked(schedule)
+            schedule = _checked(type(self).__name__, schedule)
         else:
             check_schedule(type(self).__name__, "schedule", schedule)
         check_bools(type(self).__name__, log=log, verbose=verbose)
@@ -316,10 +316,10 @@ def _epoch(trainer: pl.Trainer) -> int:
     return int(trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
 
 
-def _checked(sizes: Mapping[int, int]) -> dict[int, int]:
+def _checked(owner: str, sizes: Mapping[int, int]) -> dict[int, int]:
     if not sizes:
-        raise ValueError("BatchSizeSchedule(schedule={}): schedule must have at least one epoch.")
+        raise ValueError(f"{owner}(schedule={{}}): schedule must have at least one epoch.")
     for epoch, size in sizes.items():
-        check_int("BatchSizeSchedule", "schedule", epoch, minimum=0)
-        check_int("BatchSizeSchedule", f"schedule[{epoch}]", size, minimum=1)
+        check_int(owner, "schedule", epoch, minimum=0)
+        check_int(owner, f"schedule[{epoch}]", size, minimum=1)
     return dict(sorted(sizes.items()))

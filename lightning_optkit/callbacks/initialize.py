@@ -279,7 +279,7 @@ def _sign_of_training(pl_module: pl.LightningModule) -> str | None:
 def _submodule(pl_module: pl.LightningModule, name: str) -> nn.Module:
     found: nn.Module | None = dict(pl_module.named_modules()).get(name)
     if found is None:
-        raise ValueError(f"Initialize(only={name!r}): only must name a submodule of {type(pl_module).__name__}.")
+        raise ValueError(f"Initialize(only={shown(name)}): only must name a submodule of {type(pl_module).__name__}.")
     return found
 
 

@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_optkit._checks import check_bools, check_in, check_int, check_path, check_state
+from lightning_optkit._checks import check_bools, check_in, check_int, check_path, check_state, shown
 from lightning_optkit.schedules.schedule import Length, Schedule, check_length, resolve_length
 
 __all__ = ["SnapshotEnsemble"]
@@ -61,7 +61,7 @@ class SnapshotEnsemble(Callback):
         if isinstance(cycle, Schedule):
             if cycle.name != "sgdr":
                 raise ValueError(
-                    f"{type(self).__name__}(cycle={cycle!r}): cycle must be schedules.sgdr(...) or the length of "
+                    f"{type(self).__name__}(cycle={shown(cycle)}): cycle must be schedules.sgdr(...) or the length of "
                     "its first "
                     "cycle; what comes before it is counted by start."
                 )

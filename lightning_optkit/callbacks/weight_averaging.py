@@ -70,7 +70,7 @@ class WeightAveraging(Callback):
         average_buffers: bool = False,
         update_bn: bool = False,
     ) -> None:
-        check_instance(type(self).__name__, "average", average, (EMA, SWA, LAWA), "an average such as EMA(0.999)")
+        check_instance(type(self).__name__, "average", average, (EMA, SWA, LAWA), "one such as EMA(0.999)")
         check_bools(type(self).__name__, evaluate=evaluate, average_buffers=average_buffers, update_bn=update_bn)
         if update_bn and not evaluate:
             raise ValueError(

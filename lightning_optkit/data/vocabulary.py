@@ -79,7 +79,7 @@ class Vocabulary(nn.Module):
         for name, token in (("pad_token", pad_token), ("unk_token", unk_token)):
             check_text(type(self).__name__, name, token, 'a string, such as "<pad>"')
         if pad_token == unk_token:
-            raise ValueError(f"{type(self).__name__}(unk_token={unk_token!r}): must differ from pad_token.")
+            raise ValueError(f"{type(self).__name__}(unk_token={shown(unk_token)}): must differ from pad_token.")
         self.pad_token, self.unk_token = pad_token, unk_token
         self._set(Counter(), [])
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
 
-from lightning_optkit._checks import check_instance, check_listed, check_path, check_text
+from lightning_optkit._checks import check_instance, check_listed, check_path, check_text, shown
 from lightning_optkit.diagnostics._figures import Line, chart, color_of, smoothed
 from lightning_optkit.diagnostics._record import Curve, RunRecord
 from lightning_optkit.diagnostics.environment import environment
@@ -38,7 +38,7 @@ def write_report(runs: Sequence[RunRecord], path: str | os.PathLike[str], *, tit
     check_text("write_report", "title", title, 'a headline, such as "Training report"')
     target = check_path("write_report", "path", path).absolute()
     if target.is_dir():
-        raise ValueError(f"write_report(path={str(path)!r}): path must be a file, not a folder.")
+        raise ValueError(f"write_report(path={shown(str(path))}): path must be a file, not a folder.")
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     templates = Environment(
@@ -98,7 +98,7 @@ def _checked(owner: str, runs: Sequence[RunRecord]) -> list[RunRecord]:
         check_instance(owner, "runs", run, RunRecord, such_as)
     names = [run.name for run in listed]
     if not names or len(set(names)) != len(names):
-        raise ValueError(f"{owner}(runs={names!r}): runs must be one or more, each with a name of its own.")
+        raise ValueError(f"{owner}(runs={shown(names)}): runs must be one or more, each with a name of its own.")
     return listed
 
 

@@ -232,7 +232,7 @@ def _call(scheme: Scheme, tensor: Tensor, activation: Activation | None, generat
     scheme(tensor, **keywords)
     if tensor.isnan().any():
         raise ValueError(
-            f"initialize(scheme={_name(scheme)}): scheme must fill the tensor that it "
+            f"initialize(scheme={shown(scheme)}): scheme must fill the tensor that it "
             "is given, in place and with numbers."
         )
 

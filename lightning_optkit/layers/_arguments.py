@@ -2,6 +2,7 @@
 """What may go into a normalization, in one sentence each."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,8 @@ __all__ = ["check_input", "check_sizes"]
 
 def check_sizes(owner: str, normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
     """The sizes as a tuple, each at least 1."""
-    sizes = tuple(normalized_shape) if isinstance(normalized_shape, Sequence) else (normalized_shape,)
+    is_several = isinstance(normalized_shape, Sequence) and not isinstance(normalized_shape, str | bytes)
+    sizes: tuple[Any, ...] = tuple(normalized_shape) if is_several else (normalized_shape,)  # type: ignore[arg-type]
     if not sizes:
         raise ValueError(
             f"{owner}(normalized_shape={normalized_shape!r}): normalized_shape must hold at least one size."

@@ -44,10 +44,10 @@ def check_batch(owner: str, input: Tensor, num_features: int, dims: tuple[int, .
     """
     check_tensor(owner, "input", input, "floating")
     if input.dim() not in dims or input.shape[1] != num_features:
-        wanted = " or ".join(map(str, dims))
+        wanted = " or ".join(f"{dim}D" for dim in dims)
         raise ValueError(
-            f"{owner}(input.shape={tuple(input.shape)}): input must have {wanted} dimensions, the second of "
-            f"{num_features} channels."
+            f"{owner}(input.shape={tuple(input.shape)}): expected {wanted} input, with {num_features} channels in the "
+            "second dimension."
         )
 
 

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from lightning_optkit._checks import check_in, check_listed, check_module, check_text
+from lightning_optkit._checks import check_in, check_listed, check_module, check_text, shown
 
 __all__ = ["DropConnect"]
 
@@ -69,7 +69,7 @@ class DropConnect(nn.Module):
             elif name not in parameters:
                 known = ", ".join(parameters) or "none"
                 raise ValueError(
-                    f"{type(self).__name__}(weights={name!r}): must name a parameter of the module, one of {known}."
+                    f"{type(self).__name__}(weights={shown(name)}): must name a parameter of the module, one of {known}."
                 )
             elif isinstance(module.get_submodule(path), nn.RNNBase):
                 self._recurrent.append(name)
@@ -81,7 +81,7 @@ class DropConnect(nn.Module):
             owner = module.get_submodule(path)
             if isinstance(owner, nn.RNNBase):
                 raise ValueError(
-                    f"{type(self).__name__}(weights={name!r}): torch's recurrent layers do not see parametrizations; "
+                    f"{type(self).__name__}(weights={shown(name)}): torch's recurrent layers do not see parametrizations; "
                     "remove it from this weight."
                 )
             parametrize.register_parametrization(owner, last, _Drop(self), unsafe=True)

@@ -86,7 +86,7 @@ class GroupRules:
             for layer in layers:
                 check_text(owner, "layers", layer, patterns)
         if layers is not None and layer_decay is None:
-            raise ValueError(f"{owner}(layers={list(layers)!r}): layers needs layer_decay.")
+            raise ValueError(f"{owner}(layers={shown(list(layers))}): layers needs layer_decay.")
         if overrides is not None:
             check_mapping(owner, "overrides", overrides, 'a dict such as {"head.*": {"lr": 1e-3}}')
         for pattern, entries in (overrides or {}).items():
@@ -122,7 +122,7 @@ class GroupRules:
             for own, param in module.named_parameters(recurse=False, remove_duplicate=False):
                 names.setdefault(param, _WRAPPERS.sub("", f"{prefix}.{own}" if prefix else own))
                 places.setdefault(param, []).append((module, own))
-        found, num_layers = ({}, 1) if self.layer_decay is None else depths(model, names, self.layers)
+        found, num_layers = ({}, 1) if self.layer_decay is None else depths(self.owner, model, names, self.layers)
         matched: set[str] = set()
         result = {param: self._membership(param, names, places, found, num_layers, matched) for param in names}
         for pattern in self.overrides:

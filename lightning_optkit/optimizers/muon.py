@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from lightning_optkit._checks import check_bools, check_int, check_listed, check_numbers, check_one_of, check_text
+from lightning_optkit._checks import (
+    check_bools,
+    check_int,
+    check_listed,
+    check_numbers,
+    check_one_of,
+    check_text,
+    shown,
+)
 from lightning_optkit.optimizers._newton_schulz import MatrixSegment, muon_update
 from lightning_optkit.optimizers.adam import adam_update
 from lightning_optkit.step import Average, Clip, OnePassOptimizer, Rule
@@ -170,7 +178,7 @@ class Muon(OnePassOptimizer):
         for group in given if isinstance(given[0], dict) else [{"params": given}]:
             members: list[Any] = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
             if patterns and not all(isinstance(member, tuple) for member in members):
-                raise ValueError(f"{self._owner}(adamw_params={patterns!r}): needs model.named_parameters().")
+                raise ValueError(f"{self._owner}(adamw_params={shown(patterns)}): needs model.named_parameters().")
             if "use_muon" in group:
                 split.append({**group, "params": members})
                 continue

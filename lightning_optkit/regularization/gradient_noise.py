@@ -33,7 +33,10 @@ def gradient_noise_std(step: int, eta: float = 0.01, gamma: float = 0.55) -> flo
     check_int("gradient_noise_std", "step", step, minimum=0)
     check_in("gradient_noise_std", "eta", eta, "[0, inf)")
     check_in("gradient_noise_std", "gamma", gamma, "[0, inf)")
-    return float((eta / (1.0 + step) ** gamma) ** 0.5)
+    try:
+        return float((eta / (1.0 + step) ** gamma) ** 0.5)
+    except OverflowError:  # of the power: nothing is left of the noise
+        return 0.0
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lightning_optkit._checks import check_in, check_instance, check_like, check_listed
+from lightning_optkit._checks import check_in, check_instance, check_like, check_listed, shown
 from lightning_optkit.schedules.schedule import Schedule, check_schedule
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def plot(
         check_like("plot", "ax", ax, ("plot", "set_xlabel", "legend"), "the axes of a figure, such as plt.gca()")
     shown_as = [repr(schedule) for schedule in schedules] if labels is None else _checked(labels)
     if len(shown_as) != len(schedules):
-        raise ValueError(f"plot(labels={shown_as!r}): labels must have one entry per schedule ({len(schedules)}).")
+        raise ValueError(f"plot(labels={shown(shown_as)}): labels must have one entry per schedule ({len(schedules)}).")
 
     steps = [total_steps * point / _POINTS for point in range(_POINTS)]
     curves = [[schedule(step, total_steps) for step in steps] for schedule in schedules]

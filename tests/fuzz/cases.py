@@ -202,6 +202,7 @@ ALSO = {
     "data.fit_in_order": {"Standardize", "x", "feature_dim"},
     "init.depth_scaled": {"pattern", "num_layers"},
     "init.fixup": {"branches"},
+    "init.mup_width": {"base"},
     "init.lsuv": {"forward", "initialize", "scheme"},
     "regularization.asam": {"grads"},
     "init.zero_residual": {"pattern"},
