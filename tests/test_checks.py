@@ -2,6 +2,7 @@
 """The argument checks: the interval as written in mathematics, and messages that name argument, value and range."""
 
 import math
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
@@ -151,9 +152,10 @@ def test_no_value_is_too_awkward_to_be_shown(value):
     assert "\n" not in text
 
 
-def test_a_fraction_is_a_number_that_tensors_can_be_multiplied_by():
-    half = check_in("Owner", "name", Fraction(1, 2), "[0, 1]")
-    assert half == 0.5 and type(half) is float
+@pytest.mark.parametrize("value", [Fraction(1, 2), Decimal("0.5"), np.bool_(True), np.complex64(0.5)], ids=type)
+def test_what_tensors_are_not_multiplied_by_is_no_number(value):
+    with pytest.raises(TypeError, match=r"^Owner\(name=.*\): name must be a number in \[0, 1\]\.$"):
+        check_in("Owner", "name", value, "[0, 1]")
 
 
 @pytest.mark.parametrize(
@@ -166,6 +168,7 @@ def test_a_fraction_is_a_number_that_tensors_can_be_multiplied_by():
         (lambda: check_whole("Owner", "name", True), TypeError, "must be an integer, such as 1 or -1."),
         (lambda: check_whole("Owner", "name", -(10**400)), ValueError, "must be an integer of less than 64 bits."),
         (lambda: check_numbers("Owner", "name", None, 2, "[0, 1]"), TypeError, "must be two numbers in [0, 1]."),
+        (lambda: check_numbers("Owner", "name", bytearray(b"ab"), 2, "[0, 1]"), TypeError, "must be two numbers in"),
         (lambda: check_numbers("Owner", "name", "ab", 2, "[0, 1]"), TypeError, "must be two numbers in [0, 1]."),
         (lambda: check_numbers("Owner", "name", (0, 1, 1), 2, "[0, 1]"), ValueError, "must be two numbers in [0, 1]"),
         (lambda: check_numbers("Owner", "name", (0, 2), 2, "[0, 1]"), ValueError, "must be in [0, 1]."),

@@ -15,11 +15,12 @@ from lightning_optkit._checks._kinds import (
     check_text,
     iterate,
 )
-from lightning_optkit._checks._numbers import check_in, check_int, check_numbers, check_whole
+from lightning_optkit._checks._numbers import NO_LIST, check_in, check_int, check_numbers, check_whole
 from lightning_optkit._checks._shown import kind_shown, shown
 from lightning_optkit._checks._tensors import check_generator, check_home, check_module, check_tensor, check_tensors
 
 __all__ = [
+    "NO_LIST",
     "check_bools",
     "check_callable",
     "check_generator",

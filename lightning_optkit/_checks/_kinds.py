@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_optkit._checks._numbers import NO_LIST
 from lightning_optkit._checks._shown import shown
 
 __all__ = [
@@ -187,7 +188,7 @@ def check_listed(
         ['a.ckpt']
     """
     try:
-        if isinstance(values, str | bytes | Tensor | Mapping | type):
+        if isinstance(values, (*NO_LIST, Tensor, Mapping, type)):
             raise TypeError
         listed = list(values)
     except Exception as error:
@@ -210,7 +211,7 @@ def iterate(owner: str, name: str, values: Iterable[Any], such_as: str) -> Itera
         1
     """
     try:
-        if isinstance(values, str | bytes | Tensor | Mapping | type):
+        if isinstance(values, (*NO_LIST, Tensor, Mapping, type)):
             raise TypeError
         return iter(values)
     except Exception as error:

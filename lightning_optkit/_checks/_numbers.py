@@ -1,22 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers. A bool is none; a scalar of NumPy is one."""
+"""Numbers, as tensors are multiplied by: an int, a float, a scalar of NumPy. A bool is none, nor is a fraction."""
 
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
+
+import numpy as np
 
 from lightning_optkit._checks._shown import shown
 
-__all__ = ["check_in", "check_int", "check_numbers", "check_whole"]
+__all__ = ["NO_LIST", "check_in", "check_int", "check_numbers", "check_whole"]
 
+NO_LIST = (str, bytes, bytearray, memoryview)  # sequences by the letter
 _END = 2**63  # of the integers that torch can hold
 
 
 def check_in(owner: str, name: str, value: float, interval: str) -> float:
     """Returns `value` if it lies in `interval`, written as in mathematics: "[0, 1)", "(0, inf)".
-
-    Returns:
-        The value: a float where it is of a type that tensors are not multiplied by, such as a fraction.
 
     Raises:
         TypeError: if it is not a real number.
@@ -26,7 +25,11 @@ def check_in(owner: str, name: str, value: float, interval: str) -> float:
         >>> check_in("AdamW", "beta2", 0.999, "[0, 1)")
         0.999
     """
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float | np.number)
+        or isinstance(value, np.complexfloating)
+    ):
         raise TypeError(f"{owner}({name}={shown(value)}): {name} must be a number in {interval}.")
     low, high = (float(bound) for bound in interval[1:-1].split(","))
     above = value >= low if interval[0] == "[" else value > low
@@ -34,11 +37,11 @@ def check_in(owner: str, name: str, value: float, interval: str) -> float:
     if not (above and below):  # nor is NaN
         raise ValueError(f"{owner}({name}={shown(value)}): {name} must be in {interval}.")
     try:
-        number = float(value)
+        float(value)
     except OverflowError:
         message = f"{owner}({name}={shown(value)}): {name} must be in {interval}, and small enough for a float."
         raise ValueError(message) from None
-    return value if isinstance(value, int | float) else number
+    return value
 
 
 def check_int(owner: str, name: str, value: int, minimum: int) -> int:
@@ -90,7 +93,7 @@ def check_numbers(owner: str, name: str, value: Any, count: int, interval: str) 
         (25, 75)
     """
     requirement = f"{name} must be {_COUNTS[count]} numbers in {interval}"
-    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+    if isinstance(value, NO_LIST) or not isinstance(value, Sequence):
         raise TypeError(f"{owner}({name}={shown(value)}): {requirement}.")
     if len(value) != count:
         raise ValueError(f"{owner}({name}={shown(value)}): {requirement}, got {len(value)}.")

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_callable, check_module, check_one_of, check_tensor, iterate, shown
+from lightning_optkit._checks import NO_LIST, check_callable, check_module, check_one_of, check_tensor, iterate, shown
 from lightning_optkit.averaging.average_checkpoints import Checkpoint, check_checkpoints, read_weights
 
 __all__ = ["EnsemblePrediction", "ensemble_predict"]
@@ -73,7 +73,7 @@ def ensemble_predict(
     checkpoints = check_checkpoints("ensemble_predict", checkpoints)
     if predict is not None:
         check_callable("ensemble_predict", "predict", predict, "predict(model, batch)")
-    if not hasattr(type(batches), "__iter__") or isinstance(batches, str | bytes | Tensor | Mapping):
+    if not hasattr(type(batches), "__iter__") or isinstance(batches, (*NO_LIST, Tensor, Mapping)):
         raise TypeError(f"ensemble_predict(batches={shown(batches)}): batches must be a list or a DataLoader.")
     if isinstance(batches, Iterator):
         raise ValueError("ensemble_predict(batches=<iterator>): batches must be iterable once per checkpoint.")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_optkit._checks import (
+    NO_LIST,
     check_bools,
     check_callable,
     check_int,
@@ -215,7 +216,7 @@ class Vocabulary(nn.Module):
 
 
 def _checked(texts: Sequence[str]) -> Sequence[str]:
-    if isinstance(texts, str) or not isinstance(texts, Iterable):
+    if isinstance(texts, NO_LIST) or not isinstance(texts, Iterable):
         raise TypeError(f"Vocabulary(texts={kind_shown(texts)}): texts must be a sequence of strings.")
     listed = check_listed("Vocabulary", "texts", texts, "a sequence of strings", empty=True)
     if not all(isinstance(text, str) for text in listed):

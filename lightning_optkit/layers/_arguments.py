@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_optkit._checks import check_int
+from lightning_optkit._checks import NO_LIST, check_int
 
 __all__ = ["check_input", "check_sizes"]
 
 
 def check_sizes(owner: str, normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
     """The sizes as a tuple, each at least 1."""
-    is_several = isinstance(normalized_shape, Sequence) and not isinstance(normalized_shape, str | bytes)
+    is_several = isinstance(normalized_shape, Sequence) and not isinstance(normalized_shape, NO_LIST)
     sizes: tuple[Any, ...] = tuple(normalized_shape) if is_several else (normalized_shape,)  # type: ignore[arg-type]
     if not sizes:
         raise ValueError(

@@ -67,9 +67,10 @@ class DropConnect(nn.Module):
             if any(key.startswith(prefix) for key in parameters):
                 self._parametrized.append(name)
             elif name not in parameters:
-                known = ", ".join(parameters) or "none"
+                known = ", ".join([*parameters][:12]) + (", ..." if len(parameters) > 12 else "") or "none"
                 raise ValueError(
-                    f"{type(self).__name__}(weights={shown(name)}): must name a parameter of the module, one of {known}."
+                    f"{type(self).__name__}(weights={shown(name)}): must name a parameter of the module, one of "
+                    f"{known}."
                 )
             elif isinstance(module.get_submodule(path), nn.RNNBase):
                 self._recurrent.append(name)
@@ -81,8 +82,8 @@ class DropConnect(nn.Module):
             owner = module.get_submodule(path)
             if isinstance(owner, nn.RNNBase):
                 raise ValueError(
-                    f"{type(self).__name__}(weights={shown(name)}): torch's recurrent layers do not see parametrizations; "
-                    "remove it from this weight."
+                    f"{type(self).__name__}(weights={shown(name)}): torch's recurrent layers do not see "
+                    "parametrizations; remove it from this weight."
                 )
             parametrize.register_parametrization(owner, last, _Drop(self), unsafe=True)
 

@@ -7,7 +7,16 @@ from typing import Any
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from lightning_optkit._checks import check_bools, check_in, check_like, check_listed, check_one_of, check_tensor, shown
+from lightning_optkit._checks import (
+    NO_LIST,
+    check_bools,
+    check_in,
+    check_like,
+    check_listed,
+    check_one_of,
+    check_tensor,
+    shown,
+)
 from lightning_optkit.step.numbers import ROUNDINGS
 from lightning_optkit.step.rule import Group
 
@@ -78,7 +87,7 @@ def pair(owner: str, name: str, value: Any) -> tuple[Any, Any]:
 def several(owner: str, name: str, value: Any, count: int) -> tuple[Any, ...]:
     """`value` as `count` numbers, each still to be checked. Raises as `pair`."""
     requirement = f"{name} must be {_COUNTS[count]}"
-    if isinstance(value, str | bytes | Tensor) or not isinstance(value, Sequence):
+    if isinstance(value, NO_LIST) or not isinstance(value, Sequence):
         raise TypeError(f"{owner}({name}={shown(value)}): {requirement}.")
     if len(value) != count:
         raise ValueError(f"{owner}({name}={shown(value)}): {requirement}.")

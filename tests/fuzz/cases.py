@@ -4,10 +4,13 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -416,7 +419,8 @@ def wrong_values(folder: Path) -> list[Callable[[], Any]]:
         -math.inf, 1e308, 5e-324, 1j, "", "no", "mean", "last.ckpt", "a\0b", "[", "cpu", "cuda:99", b"bytes", (), (1,),
         (0.1, 0.2), ("a", "b"), (None, None), (1, 2, 3), range(3), slice(1), Ellipsis, object(), torch.float32,
         torch.int64, torch.device("meta"), nn.Linear, clipping.ClipNorm, averaging.EMA, data.Mixup, schedules.cosine,
-        int, str, len, Path("nowhere/there.ckpt"), text, truncated, folder,
+        int, str, len, np.float32(0.5), np.int64(3), np.bool_(True), Fraction(1, 3), Decimal("0.5"), frozenset("ab"),
+        Path("nowhere/there.ckpt"), text, truncated, folder,
     ]  # fmt: skip
     made: list[Callable[[], Any]] = [lambda value=value: value for value in plain]
     return [
@@ -434,6 +438,9 @@ def wrong_values(folder: Path) -> list[Callable[[], Any]]:
         lambda: [torch.eye(2).to_sparse()], lambda: [torch.zeros(2, dtype=torch.int64)],
         lambda: [torch.zeros(2, device="meta")], lambda: (torch.zeros(1) for _ in range(1)), lambda: [weight(), None],
         lambda: {"w": torch.zeros(2)}, lambda: [{"w": torch.zeros(2)}, {"v": torch.zeros(2)}],
+        lambda: np.zeros((2, 3)), lambda: np.array(["a"]), lambda: memoryview(b"ab"), lambda: bytearray(b"ab"),
+        lambda: {"lr": "fast"}, lambda: [("a", weight())], lambda: nn.ModuleList(),
+        lambda: nn.ParameterList([weight()]),
         BadRepr, BadBool, BadLen, BadIter, lambda: type("Empty", (), {})(), lambda: [BadIter()], lambda: [BadRepr()],
     ]  # fmt: skip
 
