@@ -14,7 +14,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["Checkpoint", "average_checkpoints", "load_weights"]
+from lightning_optkit._checks import check_listed, check_path, shown
+
+__all__ = ["Checkpoint", "Mean", "average_checkpoints", "check_checkpoints", "load_weights", "read_weights"]
 
 Checkpoint: TypeAlias = str | os.PathLike[str] | Mapping[str, Tensor]
 """A checkpoint file, or a state dict."""
@@ -40,23 +42,27 @@ def average_checkpoints(
         The mean, as a state dict on CPU.
 
     Raises:
-        ValueError: if there is none, if one cannot be read safely, or if names or shapes differ.
+        TypeError: if they are no list, or one is neither a path nor a state dict.
+        FileNotFoundError: if there is no such file.
+        ValueError: if there is none, if one is damaged or cannot be read safely, or if names or shapes differ.
 
     Example:
         >>> average_checkpoints([{"w": torch.zeros(2)}, {"w": torch.ones(2)}])
         {'w': tensor([0.5000, 0.5000])}
     """
-    if not checkpoints:
-        raise ValueError("average_checkpoints(checkpoints=[]): checkpoints must hold at least one.")
+    checkpoints = check_checkpoints("average_checkpoints", checkpoints)
+    target = None if output is None else check_path("average_checkpoints", "output", output)
+    if target is not None and (target.is_dir() or not target.parent.is_dir()):
+        raise ValueError(f"average_checkpoints(output={str(target)!r}): output must be a file in a folder that exists.")
     mean = Mean("average_checkpoints", checkpoints[0])
     for checkpoint in checkpoints[1:]:
         mean.add(checkpoint)
     averaged = mean.read()
-    if output is not None:
+    if target is not None:
         last = checkpoints[-1]
-        rest = {} if isinstance(last, Mapping) else _load(last)
+        rest = {} if isinstance(last, Mapping) else _load("average_checkpoints", "checkpoints", last)
         kept = {key: value for key, value in rest.items() if key not in _OF_TRAINING} if "state_dict" in rest else {}
-        torch.save({**kept, "state_dict": averaged}, output)
+        torch.save({**kept, "state_dict": averaged}, target)
     return averaged
 
 
@@ -67,31 +73,50 @@ def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
         checkpoint: As in `average_checkpoints`.
 
     Raises:
-        ValueError: if the file cannot be read safely, or holds no state dict.
+        TypeError: if it is neither a path nor a state dict.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged, cannot be read safely, or holds no state dict.
     """
-    loaded: Mapping[str, Any] = checkpoint if isinstance(checkpoint, Mapping) else _load(checkpoint)
-    weights: Mapping[str, Any] = loaded.get("state_dict", loaded)
-    tensors = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+    return read_weights("load_weights", "checkpoint", checkpoint)
+
+
+def read_weights(owner: str, name: str, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The same for the argument `name` of `owner`."""
+    loaded: Mapping[str, Any] = checkpoint if isinstance(checkpoint, Mapping) else _load(owner, name, checkpoint)
+    weights: Any = loaded.get("state_dict", loaded)
+    items = weights.items() if isinstance(weights, Mapping) else ()
+    tensors = {key: value for key, value in items if isinstance(value, Tensor)}
     if not tensors:
-        raise ValueError(f"load_weights(checkpoint={_shown(checkpoint)}): it must hold a state dict.")
+        raise ValueError(f"{owner}({name}={_shown(checkpoint)}): it must hold a state dict.")
     return tensors
 
 
-def _load(path: str | os.PathLike[str]) -> dict[str, Any]:
-    if Path(path).is_dir():
+def check_checkpoints(owner: str, checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
+    """The checkpoints as a list, at least one; a path by itself is no list of paths."""
+    such_as = 'a list of files or state dicts, such as ["last.ckpt"]'
+    return check_listed(owner, "checkpoints", checkpoints, such_as)
+
+
+def _load(owner: str, name: str, checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
+    path = check_path(owner, name, checkpoint, exists=True)
+    call = f"{owner}({name}={str(path)!r})"
+    if path.is_dir():
         raise ValueError(
-            f"load_weights(checkpoint={str(path)!r}): it must be a file; consolidate a sharded checkpoint first by "
+            f"{call}: it must be a file; consolidate a sharded checkpoint first by "
             "`python -m lightning.pytorch.utilities.consolidate_checkpoint`."
         )
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"load_weights(checkpoint={str(path)!r}): it must hold tensors and plain types only; allow its other "
-            f"classes by torch.serialization.add_safe_globals ({str(error).splitlines()[0]})"
-        ) from error
+    except Exception as error:  # whatever torch stumbles over first
+        reason = f"{type(error).__name__}: {shown(str(error).splitlines()[0] if str(error) else '')}"
+        if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
+            raise ValueError(
+                f"{call}: it must hold tensors and plain types only; allow its other classes by "
+                f"torch.serialization.add_safe_globals ({reason})."
+            ) from error
+        raise ValueError(f"{call}: it must be a whole file written by torch.save ({reason}).") from error
     if not isinstance(loaded, dict):
-        raise ValueError(f"load_weights(checkpoint={str(path)!r}): it must hold a state dict.")
+        raise ValueError(f"{call}: it must hold a state dict.")
     return loaded
 
 
@@ -109,7 +134,7 @@ class Mean:
 
     def __init__(self, owner: str, first: Checkpoint) -> None:
         self._owner, self._first = owner, first
-        self._last = load_weights(first)
+        self._last = read_weights(owner, "checkpoints", first)
         self._sum = {name: _summand(value, copy=True) for name, value in self._last.items()}
         self._count = 1
 
@@ -129,7 +154,7 @@ class Mean:
 
     def add(self, checkpoint: Checkpoint) -> None:
         """One more member."""
-        weights = load_weights(checkpoint)
+        weights = read_weights(self._owner, "checkpoints", checkpoint)
         self.check(weights, checkpoint, self._count + 1)
         for name, value in weights.items():
             if _is_averaged(value):

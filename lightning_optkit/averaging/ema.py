@@ -42,9 +42,9 @@ class EMA:
     every: int = 1
 
     def __post_init__(self) -> None:
-        check_in("EMA", "decay", self.decay, "[0, 1)")
-        check_int("EMA", "start", self.start, minimum=1)
-        check_int("EMA", "every", self.every, minimum=1)
+        check_in(type(self).__name__, "decay", self.decay, "[0, 1)")
+        check_int(type(self).__name__, "start", self.start, minimum=1)
+        check_int(type(self).__name__, "every", self.every, minimum=1)
 
     @property
     def state_name(self) -> str:

@@ -6,15 +6,15 @@ arXiv:1612.01474, section 2.4 (the mean of the probabilities); mutual informatio
 "Decomposition of Uncertainty in Bayesian Deep Learning", arXiv:1710.07283, section 3.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_one_of
-from lightning_optkit.averaging.average_checkpoints import Checkpoint, load_weights
+from lightning_optkit._checks import NO_LIST, check_callable, check_module, check_one_of, check_tensor, iterate, shown
+from lightning_optkit.averaging.average_checkpoints import Checkpoint, check_checkpoints, read_weights
 
 __all__ = ["EnsemblePrediction", "ensemble_predict"]
 
@@ -69,9 +69,13 @@ def ensemble_predict(
         (tensor([[0.5000, 0.5000]]), tensor([0.6931]))
     """
     check_one_of("ensemble_predict", "activation", activation, ("softmax", "sigmoid", "identity"))
-    if not checkpoints:
-        raise ValueError("ensemble_predict(checkpoints=[]): checkpoints must hold at least one.")
-    if iter(batches) is batches:
+    check_module("ensemble_predict", "model", model)
+    checkpoints = check_checkpoints("ensemble_predict", checkpoints)
+    if predict is not None:
+        check_callable("ensemble_predict", "predict", predict, "predict(model, batch)")
+    if not hasattr(type(batches), "__iter__") or isinstance(batches, (*NO_LIST, Tensor, Mapping)):
+        raise TypeError(f"ensemble_predict(batches={shown(batches)}): batches must be a list or a DataLoader.")
+    if isinstance(batches, Iterator):
         raise ValueError("ensemble_predict(batches=<iterator>): batches must be iterable once per checkpoint.")
     own = {name: value.detach().clone() for name, value in model.state_dict().items()}
     modes = {module: module.training for module in model.modules()}
@@ -80,7 +84,7 @@ def ensemble_predict(
         model.eval()
         for count, checkpoint in enumerate(checkpoints, start=1):
             try:
-                model.load_state_dict(load_weights(checkpoint))
+                model.load_state_dict(read_weights("ensemble_predict", "checkpoints", checkpoint))
             except RuntimeError as error:
                 reason = " ".join(str(error).split())
                 raise ValueError(f"ensemble_predict(checkpoints=[...]): number {count} must fit: {reason}") from error
@@ -103,14 +107,16 @@ def ensemble_predict(
 
 
 def _predict(model: nn.Module, batch: Any) -> Tensor:
-    inputs = batch[0] if isinstance(batch, list | tuple) else batch
+    inputs = batch[0] if isinstance(batch, list | tuple) and batch else batch
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    outputs: Tensor = model(inputs.to(device))
+    outputs: Tensor = model(check_tensor("ensemble_predict", "batches", inputs, meta=False).to(device))
     return outputs
 
 
 def _all_outputs(model: nn.Module, batches: Iterable[Any], predict: Callable[[nn.Module, Any], Tensor]) -> Tensor:
-    outputs = [predict(model, batch).cpu() for batch in batches]
+    owner, name = "ensemble_predict", "predict(model, batch)"
+    reading = iterate(owner, "batches", batches, "a list or a DataLoader")
+    outputs = [check_tensor(owner, name, predict(model, batch), "floating", min_ndim=1).cpu() for batch in reading]
     if not outputs:
         raise ValueError("ensemble_predict(batches=[]): batches must hold at least one.")
     joined = torch.cat(outputs)

@@ -7,12 +7,12 @@ increasing inference time", arXiv:2203.05482, recipe 1.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
-from lightning_optkit._checks import check_one_of
-from lightning_optkit.averaging.average_checkpoints import Checkpoint, Mean, load_weights
+from lightning_optkit._checks import check_callable, check_in, check_one_of
+from lightning_optkit.averaging.average_checkpoints import Checkpoint, Mean, check_checkpoints, read_weights
 
 __all__ = ["GreedySoup", "greedy_soup"]
 
@@ -62,22 +62,29 @@ def greedy_soup(
         ((1, 0), tensor(1.5000), 0.5)
     """
     check_one_of("greedy_soup", "mode", mode, ("max", "min"))
-    if not checkpoints:
-        raise ValueError("greedy_soup(checkpoints=[]): checkpoints must hold at least one.")
+    checkpoints = check_checkpoints("greedy_soup", checkpoints)
+    check_callable("greedy_soup", "score", score, "score(state_dict)")
     sign = 1.0 if mode == "max" else -1.0
     fits = Mean("greedy_soup", checkpoints[0])
     scores: list[float] = []
     for number, checkpoint in enumerate(checkpoints, start=1):
-        weights = load_weights(checkpoint)
+        weights = read_weights("greedy_soup", "checkpoints", checkpoint)
         fits.check(weights, checkpoint, number)
-        scores.append(float(score(weights)))
+        scores.append(_scored(score, weights))
     ranked = sorted(range(len(checkpoints)), key=lambda i: -sign * scores[i])
     soup, best = Mean("greedy_soup", checkpoints[ranked[0]]), scores[ranked[0]]
     ingredients = [ranked[0]]
     for i in ranked[1:]:
-        candidate = float(score(soup.read(load_weights(checkpoints[i]))))
+        candidate = _scored(score, soup.read(read_weights("greedy_soup", "checkpoints", checkpoints[i])))
         if sign * candidate >= sign * best:
             soup.add(checkpoints[i])
             best = candidate
             ingredients.append(i)
     return GreedySoup(soup.read(), best, tuple(ingredients), tuple(scores))
+
+
+def _scored(score: Callable[[dict[str, Tensor]], float], weights: dict[str, Tensor]) -> float:
+    value: Any = score(weights)
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    return float(check_in("greedy_soup", "score(state_dict)", value, "[-inf, inf]"))

@@ -41,9 +41,9 @@ class LAWA:
     start: int = 1
 
     def __post_init__(self) -> None:
-        check_int("LAWA", "k", self.k, minimum=1)
-        check_int("LAWA", "every", self.every, minimum=1)
-        check_int("LAWA", "start", self.start, minimum=1)
+        check_int(type(self).__name__, "k", self.k, minimum=1)
+        check_int(type(self).__name__, "every", self.every, minimum=1)
+        check_int(type(self).__name__, "start", self.start, minimum=1)
 
     @property
     def state_name(self) -> str:

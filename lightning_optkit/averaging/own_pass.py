@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lightning_optkit._checks import shown
 from lightning_optkit.averaging.ema import EMA
 from lightning_optkit.averaging.lawa import LAWA
 from lightning_optkit.averaging.swa import SWA
@@ -72,7 +73,7 @@ def update_tensors_(
         decay: Instead of that of an exponential average.
     """
     if isinstance(average.start, float):
-        raise ValueError(f"update_average_(average={average!r}): start must be a step; see SWA.for_run.")
+        raise ValueError(f"update_average_(average={shown(average)}): start must be a step; see SWA.for_run.")
     due = step >= average.start and (step - average.start) % average.every == 0
     moved: list[tuple[float, Tensor, Tensor]] = []
     for tensor, state in kept:

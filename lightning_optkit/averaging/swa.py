@@ -8,7 +8,7 @@ algorithm 1; the first update (a copy) as in `torch.optim.swa_utils.AveragedMode
 import math
 from dataclasses import dataclass, replace
 
-from lightning_optkit._checks import check_int
+from lightning_optkit._checks import check_in, check_int, shown
 
 __all__ = ["SWA"]
 
@@ -46,11 +46,11 @@ class SWA:
         is_number = isinstance(self.start, int | float) and not isinstance(self.start, bool)
         requirement = "start must be an int >= 1 (optimizer step) or a float in (0, 1] (fraction of the run)."
         if not is_number:
-            raise TypeError(f"SWA(start={self.start!r}): {requirement}")
-        in_range = 0 < self.start <= 1 if isinstance(self.start, float) else self.start >= 1
+            raise TypeError(f"{type(self).__name__}(start={shown(self.start)}): {requirement}")
+        in_range = 0 < self.start <= 1 if isinstance(self.start, float) else 1 <= self.start < 2**63
         if not in_range:
-            raise ValueError(f"SWA(start={self.start!r}): {requirement}")
-        check_int("SWA", "every", self.every, minimum=1)
+            raise ValueError(f"{type(self).__name__}(start={shown(self.start)}): {requirement}")
+        check_int(type(self).__name__, "every", self.every, minimum=1)
 
     def for_run(self, total_steps: float) -> "SWA":
         """The same with `start` as an optimizer step of a run of `total_steps`, rounded up.
@@ -60,9 +60,11 @@ class SWA:
         """
         if isinstance(self.start, int):
             return self
-        if not 1 <= total_steps < math.inf:
+        check_in(f"{type(self).__name__}.for_run", "total_steps", total_steps, "[0, inf]")
+        if not 1 <= total_steps < 2**63:
             raise ValueError(
-                f"SWA(start={self.start!r}): start must be an optimizer step where the length of the run is unknown, "
+                f"{type(self).__name__}(start={self.start!r}): start must be an optimizer step where the length "
+                "of the run is unknown, "
                 f"got total_steps={total_steps!r}."
             )
         return replace(self, start=max(1, math.ceil(round(self.start * total_steps, 6))))

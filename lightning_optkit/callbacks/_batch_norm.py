@@ -2,6 +2,7 @@
 """BatchNorm's running statistics for weights that no training step has run with."""
 
 import copy
+import inspect
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -17,13 +18,21 @@ from torch.utils.data import DataLoader
 __all__ = ["batch_norms", "check_forward", "recompute_batch_norm_"]
 
 
-def check_forward(pl_module: pl.LightningModule) -> None:
-    """Raises ValueError if the module does not say what to do with an input."""
-    if type(pl_module).forward is pl.LightningModule.forward:
+def check_forward(owner: str, pl_module: pl.LightningModule) -> None:
+    """Raises ValueError if the module has BatchNorm, and does not say what to do with an input alone."""
+    if not batch_norms(pl_module):
+        return
+    name = type(pl_module).__name__
+    if type(pl_module).forward is pl.LightningModule.forward and "forward" not in vars(pl_module):
+        raise ValueError(f"{owner}(update_bn=True): {name} must define forward(x), for the first item of a batch.")
+    signature = inspect.signature(pl_module.forward)
+    try:
+        signature.bind("x")
+    except TypeError:
         raise ValueError(
-            f"WeightAveraging(update_bn=True): {type(pl_module).__name__} must define forward(x), for the first item "
-            "of a batch."
-        )
+            f"{owner}(update_bn=True): {name}.forward{signature} must do with the first item of a batch alone; give "
+            "its other arguments defaults, or leave update_bn out."
+        ) from None
 
 
 def batch_norms(pl_module: pl.LightningModule) -> dict[str, Tensor]:

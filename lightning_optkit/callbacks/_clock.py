@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch.utils.data import BatchSampler, DataLoader
 
-from lightning_optkit._checks import check_int, check_one_of
+from lightning_optkit._checks import check_callable, check_int, check_one_of
 
 __all__ = ["Clock", "Interval", "steps_in_run"]
 
@@ -39,6 +39,8 @@ class Clock:
         check_one_of(owner, "interval", interval, INTERVALS)
         if total is not None:
             check_int(owner, "total", total, minimum=1)
+        if count is not None:
+            check_callable(owner, "count", count, "count(batch)")
         if count is not None and interval not in _COUNTED:
             raise ValueError(f"{owner}(count=...): count needs interval='sample' or 'token', not {interval!r}.")
         if count is None and interval == "token":

@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
+from lightning_optkit._checks import shown
+
 __all__ = ["Field", "check_field", "field_of", "with_field"]
 
 # A list is a path into nested batches: ["inputs", 0].
@@ -26,7 +28,7 @@ def check_field(owner: str, name: str, field: Field) -> tuple[int | str, ...]:
     """
     path = tuple(field) if isinstance(field, list | tuple) else (field,)
     if not path or any(isinstance(step, bool) or not isinstance(step, int | str) for step in path):
-        raise TypeError(f"{owner}({name}={field!r}): {name} must be a position, a name, or a list of both.")
+        raise TypeError(f"{owner}({name}={shown(field)}): {name} must be a position, a name, or a list of both.")
     return path
 
 
@@ -71,7 +73,7 @@ def _item(owner: str, name: str, batch: Any, step: int | str) -> Any:
         return batch[step]
     if isinstance(step, str) and step in _attributes(batch):
         return getattr(batch, step)
-    raise ValueError(f"{owner}({name}={step!r}): the batch must have this field; it is {_described(batch)}.")
+    raise ValueError(f"{owner}({name}={shown(step)}): the batch must have this field; it is {_described(batch)}.")
 
 
 def _attributes(batch: Any) -> tuple[str, ...]:

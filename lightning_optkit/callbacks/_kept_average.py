@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lightning_optkit._checks import check_instance, check_state
 from lightning_optkit.averaging import EMA, LAWA, SWA
 from lightning_optkit.averaging.own_pass import (
     averages_of,
@@ -100,6 +101,15 @@ class KeptAverage:
         Raises:
             ValueError: if the checkpoint knows this average under another name.
         """
+        state_dict = check_state("WeightAveraging", state_dict, steps=int)
+        optional: dict[str, Any] = {"name": (str, type(None)), "buffers": dict}
+        check_state(
+            "WeightAveraging", state_dict, **{key: optional[key] for key in optional.keys() & state_dict.keys()}
+        )
+        for state in state_dict.get("buffers", {}).values():
+            check_instance(
+                "WeightAveraging.load_state_dict", "state_dict['buffers']", state, dict, "averages of buffers"
+            )
         if state_dict.get("name") != self.name:
             raise ValueError(
                 f"WeightAveraging({self.average!r}): in the checkpoint its state is "

@@ -5,6 +5,8 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
+from lightning_optkit._checks import shown
+
 __all__ = ["first_tensor", "modules_named", "with_first"]
 
 
@@ -22,7 +24,7 @@ def modules_named(owner: str, argument: str, module: nn.Module, pattern: str) ->
     }
     if not found:
         known = ", ".join(name for name, _ in list(module.named_modules())[1:9])
-        raise ValueError(f"{owner}({argument}={pattern!r}): no module has such a name; there are {known}, ...")
+        raise ValueError(f"{owner}({argument}={shown(pattern)}): no module has such a name; there are {known}, ...")
     return found
 
 

@@ -13,6 +13,8 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import nn
 from torchmetrics import Metric
 
+from lightning_optkit._checks import shown
+
 __all__ = ["materialize", "run_training_step"]
 
 
@@ -45,7 +47,7 @@ def run_training_step(
     except Exception as error:
         what = "training_step" if forward is None else "forward"
         raise RuntimeError(
-            f"{owner}(forward={forward!r}): {what} could not be run on a batch before training ({error}); pass "
+            f"{owner}(forward={shown(forward)}): {what} could not be run on a batch before training ({error}); pass "
             "forward=lambda module, batch: ..., which runs the network alone."
         ) from error
 

@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_optkit._checks import check_bools, check_state
 from lightning_optkit.callbacks._clock import Clock, Interval
 from lightning_optkit.schedules import Schedule
 from lightning_optkit.schedules.schedule import check_schedule
@@ -51,6 +52,7 @@ class ScheduledCallback(Callback):
         count: Callable[[Any], int] | None,
         verbose: bool,
     ) -> None:
+        check_bools(self._owner, verbose=verbose)
         check_schedule(self._owner, "schedule", schedule)
         self.schedule, self._verbose = schedule, verbose
         self._clock = Clock(self._owner, interval, total, count)
@@ -78,8 +80,9 @@ class ScheduledCallback(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the count."""
-        self._clock.counted, self._clock.pending = state_dict["counted"], state_dict["pending"]
-        self._resumed_from = state_dict["schedule"]
+        state = check_state(self._owner, state_dict, counted=int, pending=int, schedule=str)
+        self._clock.counted, self._clock.pending = state["counted"], state["pending"]
+        self._resumed_from = state["schedule"]
 
     # --- hooks, in the order Lightning calls them ---
 

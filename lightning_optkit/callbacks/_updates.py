@@ -19,14 +19,17 @@ from lightning_optkit.step import OnePassOptimizer
 __all__ = ["after_update", "before_update", "refuse_folded_average"]
 
 
-def before_update(optimizer: Optimizer, function: Callable[[Optimizer], None]) -> RemovableHandle:
-    """Calls `function(optimizer)` between the gradients and the update.
+def before_update(owner: str, optimizer: Optimizer, function: Callable[[Optimizer], None]) -> RemovableHandle:
+    """Calls `function(optimizer)` between the gradients and the update, for the callback `owner`.
 
     Raises:
         ValueError: for LBFGS, which evaluates its closure many times in a step.
     """
     if isinstance(optimizer, LBFGS):
-        raise ValueError("LBFGS: evaluates the loss many times in a step; nothing can be done right before its update.")
+        raise ValueError(
+            f"{owner}(...): LBFGS evaluates the loss many times in a step, and nothing can be done right before its "
+            "update; use an optimizer with one evaluation a step."
+        )
 
     def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if _found_inf(optimizer):

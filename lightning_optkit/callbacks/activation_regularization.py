@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_optkit._checks import check_in, check_pattern
+from lightning_optkit._checks import check_in, check_pattern, check_whole
 from lightning_optkit.callbacks._named_modules import first_tensor, modules_named
 from lightning_optkit.callbacks._overrides import override, restore
 from lightning_optkit.callbacks._refusals import refuse_manual_optimization
@@ -51,15 +51,15 @@ class ActivationRegularization(Callback):
     def __init__(
         self, names: str, temporal_names: str | None = None, alpha: float = 2.0, beta: float = 1.0, time_dim: int = 1
     ) -> None:
-        self.alpha = check_in("ActivationRegularization", "alpha", alpha, "[0, inf)")
-        self.beta = check_in("ActivationRegularization", "beta", beta, "[0, inf)")
+        self.alpha = check_in(type(self).__name__, "alpha", alpha, "[0, inf)")
+        self.beta = check_in(type(self).__name__, "beta", beta, "[0, inf)")
         if alpha == beta == 0:
-            raise ValueError("ActivationRegularization(alpha=0, beta=0): one of them must be greater than 0.")
-        self.names = check_pattern("ActivationRegularization", "names", names)
+            raise ValueError(f"{type(self).__name__}(alpha=0, beta=0): one of them must be greater than 0.")
+        self.names = check_pattern(type(self).__name__, "names", names)
         self.temporal_names = check_pattern(
-            "ActivationRegularization", "temporal_names", names if temporal_names is None else temporal_names
+            type(self).__name__, "temporal_names", names if temporal_names is None else temporal_names
         )
-        self.time_dim = time_dim
+        self.time_dim = check_whole(type(self).__name__, "time_dim", time_dim)
         self._terms: dict[tuple[str, str], list[Tensor]] | None = None  # while training_step runs
         self._hooks: list[RemovableHandle] = []
         self._override: Callable[..., Any] | None = None
@@ -74,10 +74,10 @@ class ActivationRegularization(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.alpha:
-            named = modules_named("ActivationRegularization", "names", pl_module, self.names)
+            named = modules_named(type(self).__name__, "names", pl_module, self.names)
             self._hooks += [module.register_forward_hook(self._small(name)) for name, module in named.items()]
         if self.beta:
-            named = modules_named("ActivationRegularization", "temporal_names", pl_module, self.temporal_names)
+            named = modules_named(type(self).__name__, "temporal_names", pl_module, self.temporal_names)
             self._hooks += [module.register_forward_hook(self._slow(name)) for name, module in named.items()]
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -108,7 +108,7 @@ class ActivationRegularization(Callback):
     def _small(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             if self._terms is not None:
-                activations = first_tensor("ActivationRegularization", name, output)
+                activations = first_tensor(type(self).__name__, name, output)
                 self._terms.setdefault((name, "AR"), []).append(activation_regularization(activations, self.alpha))
 
         return hook
@@ -116,7 +116,7 @@ class ActivationRegularization(Callback):
     def _slow(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             if self._terms is not None:
-                activations = first_tensor("ActivationRegularization", name, output)
+                activations = first_tensor(type(self).__name__, name, output)
                 time_dim = int(module.batch_first) if isinstance(module, nn.RNNBase) else self.time_dim
                 term = temporal_activation_regularization(activations, self.beta, time_dim)
                 self._terms.setdefault((name, "TAR"), []).append(term)

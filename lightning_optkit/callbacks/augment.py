@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_int
+from lightning_optkit._checks import check_instance, check_int, check_listed, shown
 from lightning_optkit.callbacks._fields import Field, check_field, field_of, with_field
 from lightning_optkit.callbacks._losses import TARGETS, Loss, LossCall, intercept, release
 from lightning_optkit.callbacks._overrides import override, restore
@@ -68,16 +68,18 @@ class Augment(Callback):
     def __init__(
         self, augmentations: nn.Module | Sequence[nn.Module], inputs: Field = 0, targets: Field = 1, seed: int = 0
     ) -> None:
-        modules = [augmentations] if isinstance(augmentations, nn.Module) else [*augmentations]
-        if not modules:
-            raise ValueError("Augment(augmentations=[]): augmentations must hold at least one.")
+        such_as = "an augmentation or several, such as Mixup(0.2)"
+        modules = (
+            [augmentations]
+            if isinstance(augmentations, nn.Module)
+            else check_listed(type(self).__name__, "augmentations", augmentations, such_as)
+        )
         for module in modules:
-            if not isinstance(module, nn.Module):
-                raise TypeError(f"Augment(augmentations={module!r}): augmentations must be torch modules.")
+            check_instance(type(self).__name__, "augmentations", module, nn.Module, such_as)
         self.augmentations = nn.ModuleList(modules).train()
-        self.inputs, self._inputs = inputs, check_field("Augment", "inputs", inputs)
-        self.targets, self._targets = targets, check_field("Augment", "targets", targets)
-        self.seed = check_int("Augment", "seed", seed, minimum=0)
+        self.inputs, self._inputs = inputs, check_field(type(self).__name__, "inputs", inputs)
+        self.targets, self._targets = targets, check_field(type(self).__name__, "targets", targets)
+        self.seed = check_int(type(self).__name__, "seed", seed, minimum=0)
         self._generator = torch.Generator()
         self._batch_to_device: Callable[..., Any] | None = None
         self._mixture: _Mixture | None = None
@@ -119,7 +121,7 @@ class Augment(Callback):
     @torch.no_grad()
     def _augment(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> Any:
         self._mixture = None
-        inputs = field_of("Augment", "inputs", batch, self._inputs)
+        inputs = field_of(type(self).__name__, "inputs", batch, self._inputs)
         progress: Any = trainer.fit_loop.epoch_loop.batch_progress  # part of every checkpoint
         draw = random.Random(f"{self.seed + trainer.global_rank} {progress.total.processed}")
         self._generator.manual_seed(draw.getrandbits(62))
@@ -136,11 +138,12 @@ class Augment(Callback):
         return with_field(batch, self._inputs, inputs)
 
     def _with_mixed_targets(self, pl_module: pl.LightningModule, batch: Any, mixture: _Mixture) -> Any:
-        targets = field_of("Augment", "targets", batch, self._targets)
+        targets = field_of(type(self).__name__, "targets", batch, self._targets)
         if not isinstance(targets, Tensor) or len(targets) != len(mixture.partners):
             found = f"shape {tuple(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
             raise ValueError(
-                f"Augment(targets={self.targets!r}): targets must be a tensor with one target for each of the "
+                f"{type(self).__name__}(targets={shown(self.targets)}): targets must be a tensor with one target for "
+                "each of the "
                 f"{len(mixture.partners)} examples to be mixed, not {found}."
             )
         if targets.is_floating_point():
@@ -148,7 +151,7 @@ class Augment(Callback):
             mixed = mixture.share * targets + (1 - mixture.share) * targets[mixture.partners]
             return with_field(batch, self._targets, mixed)
         if not self._intercepts:
-            intercept(pl_module, "Augment", self._mix_loss, TARGETS)
+            intercept(pl_module, type(self).__name__, self._mix_loss, TARGETS)
             self._intercepts = True
         return batch
 
@@ -158,7 +161,8 @@ class Augment(Callback):
         partners, share = self._mixture
         if len(call.target) != len(partners):
             raise RuntimeError(
-                f"Augment(targets={self.targets!r}): {call.name} was given {len(call.target)} targets for a batch of "
+                f"{type(self).__name__}(targets={shown(self.targets)}): {call.name} was given {len(call.target)} "
+                "targets for a batch of "
                 f"{len(partners)} mixed examples, and nobody can tell their partners; leave out Mixup and CutMix."
             )
         return share * loss(call) + (1 - share) * loss(call.changed(target=call.target[partners]))

@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.utils.data import DataLoader
 
-from lightning_optkit._checks import check_int
+from lightning_optkit._checks import check_int, shown
 from lightning_optkit.callbacks._batch_size import check_resizable, set_batch_size
 from lightning_optkit.callbacks.exact_accumulation import ExactAccumulation
 
@@ -40,9 +40,12 @@ class BatchRegime(ExactAccumulation):
         super().__init__()
         if isinstance(regime, str):
             if regime not in ("full", "single"):
-                raise ValueError(f'BatchRegime(regime={regime!r}): regime must be "full", "single" or an integer >= 1.')
+                owner = type(self).__name__
+                raise ValueError(
+                    f'{owner}(regime={shown(regime)}): regime must be "full", "single" or an integer >= 1.'
+                )
         else:
-            check_int("BatchRegime", "regime", regime, minimum=1)
+            check_int(type(self).__name__, "regime", regime, minimum=1)
         self.regime = regime
         self._accumulated: int | None = None
         self._sizes: list[tuple[DataLoader[object], int]] = []
@@ -97,7 +100,7 @@ class BatchRegime(ExactAccumulation):
             set_batch_size(loader, size)
 
     def _resize(self, loader: object, size: int) -> None:
-        resizable = check_resizable(f"BatchRegime(regime={self.regime!r})", loader)
+        resizable = check_resizable(f"{type(self).__name__}(regime={self.regime!r})", loader)
         assert resizable.batch_size is not None
         self._sizes.append((resizable, resizable.batch_size))
         set_batch_size(resizable, size)

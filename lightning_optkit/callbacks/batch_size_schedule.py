@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_optkit._checks import check_int, check_one_of
+from lightning_optkit._checks import check_bools, check_int, check_one_of, check_state
 from lightning_optkit.callbacks._batch_size import (
     batches_in_epoch,
     check_clocks,
@@ -88,12 +88,13 @@ class BatchSizeSchedule(Callback):
         verbose: bool = True,
     ) -> None:
         if isinstance(schedule, Mapping):
-            schedule = _checked(schedule)
+            schedule = _checked(type(self).__name__, schedule)
         else:
-            check_schedule("BatchSizeSchedule", "schedule", schedule)
-        check_one_of("BatchSizeSchedule", "lr_scaling", lr_scaling, _EXPONENTS)
+            check_schedule(type(self).__name__, "schedule", schedule)
+        check_bools(type(self).__name__, log=log, verbose=verbose)
+        check_one_of(type(self).__name__, "lr_scaling", lr_scaling, _EXPONENTS)
         if total is not None:
-            check_int("BatchSizeSchedule", "total", total, minimum=1)
+            check_int(type(self).__name__, "total", total, minimum=1)
         self.schedule, self.lr_scaling = schedule, lr_scaling
         self.batch_size: int | None = None
         self.samples_seen = 0
@@ -112,7 +113,9 @@ class BatchSizeSchedule(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the count. The size follows from the epoch, the learning rates lie in the optimizer's state."""
-        self.samples_seen, self._resumed_from = state_dict["samples_seen"], state_dict
+        kinds: dict[str, Any] = {"samples_seen": int, "schedule": str, "lr_scaling": str}
+        state = check_state(type(self).__name__, state_dict, **kinds, **{"base batch size": (int, type(None))})
+        self.samples_seen, self._resumed_from = state["samples_seen"], state
 
     # --- hooks, in the order Lightning calls them ---
 
@@ -122,7 +125,7 @@ class BatchSizeSchedule(Callback):
         for other in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(other, BatchRegime | BatchSizeSchedule) and other is not self:
                 raise ValueError(
-                    f"BatchSizeSchedule(...) and {type(other).__name__}(...): both set the batch size; give one."
+                    f"{type(self).__name__}(...) and {type(other).__name__}(...): both set the batch size; give one."
                 )
         self.batch_size = self._base = self._old_iterator = None
         self.samples_seen, self._resumed_from, self._fit_started = 0, {}, False
@@ -216,12 +219,13 @@ class BatchSizeSchedule(Callback):
             if trainer.fast_dev_run:  # type: ignore[attr-defined]
                 return self._base
             raise ValueError(
-                f"BatchSizeSchedule(schedule={self.schedule!r}): the run has {total or 'an unknown number of'} epochs, "
+                f"{type(self).__name__}(schedule={self.schedule!r}): the run has "
+                f"{total or 'an unknown number of'} epochs, "
                 f"and {error} Set Trainer(max_epochs=...) or BatchSizeSchedule(total=...)."
             ) from None
         if size < 1:
             raise ValueError(
-                f"BatchSizeSchedule(schedule={self.schedule!r}): the batch size would be {size} at epoch {epoch}; "
+                f"{type(self).__name__}(schedule={self.schedule!r}): the batch size would be {size} at epoch {epoch}; "
                 "it must be at least 1."
             )
         return size
@@ -237,7 +241,7 @@ class BatchSizeSchedule(Callback):
         epochs = max(1, trainer.max_epochs or 1)  # -1: no end, which one cannot look to
         if isinstance(self.schedule, dict) and trainer.max_epochs != -1 and (last := max(self.schedule)) >= epochs:
             raise ValueError(
-                f"BatchSizeSchedule(schedule={self.schedule!r}): the run has {epochs} epochs, and never comes to "
+                f"{type(self).__name__}(schedule={self.schedule!r}): the run has {epochs} epochs, and never comes to "
                 f"epoch {last}."
             )
         sizes = [self._size_at(trainer, epoch) for epoch in range(epochs)]
@@ -312,10 +316,10 @@ def _epoch(trainer: pl.Trainer) -> int:
     return int(trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
 
 
-def _checked(sizes: Mapping[int, int]) -> dict[int, int]:
+def _checked(owner: str, sizes: Mapping[int, int]) -> dict[int, int]:
     if not sizes:
-        raise ValueError("BatchSizeSchedule(schedule={}): schedule must have at least one epoch.")
+        raise ValueError(f"{owner}(schedule={{}}): schedule must have at least one epoch.")
     for epoch, size in sizes.items():
-        check_int("BatchSizeSchedule", "epoch", epoch, minimum=0)
-        check_int("BatchSizeSchedule", f"schedule[{epoch}]", size, minimum=1)
+        check_int(owner, "schedule", epoch, minimum=0)
+        check_int(owner, f"schedule[{epoch}]", size, minimum=1)
     return dict(sorted(sizes.items()))

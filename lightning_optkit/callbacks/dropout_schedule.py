@@ -56,11 +56,11 @@ class DropoutSchedule(HyperparameterSchedule):
         super().__init__("dropout", schedule, interval, base=base, total=total, count=count, log=log, verbose=verbose)
 
     @property
-    def _owner(self) -> str:
-        return "DropoutSchedule"
+    def _call(self) -> str:
+        return f"{self._owner}(schedule={self.schedule!r}): it multiplies dropout, but"
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         for other in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(other, HyperparameterSchedule) and other is not self and other.name == self.name:
-                raise ValueError(f"DropoutSchedule(...): {other._owner} schedules dropout too; use one of the two.")
+                raise ValueError(f"{self._owner}(...): {other._owner} schedules dropout too; use one of the two.")

@@ -11,7 +11,15 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lightning_optkit._checks import check_in, check_int, check_one_of
+from lightning_optkit._checks import (
+    check_bools,
+    check_in,
+    check_instance,
+    check_int,
+    check_one_of,
+    check_state,
+    check_text,
+)
 from lightning_optkit.callbacks._weight_files import copy_weights, load_weights
 from lightning_optkit.regularization.early_stopping import (
     generalization_loss,
@@ -70,11 +78,13 @@ class EarlyStoppingCriterion(Callback):
         restore_best: bool = True,
         verbose: bool = True,
     ) -> None:
-        check_one_of("EarlyStoppingCriterion", "criterion", criterion, ("GL", "PQ", "UP"))
+        check_one_of(type(self).__name__, "criterion", criterion, ("GL", "PQ", "UP"))
         self.criterion = criterion
-        self.alpha = check_in("EarlyStoppingCriterion", "alpha", alpha, "(0, inf)")
-        self.successive = check_int("EarlyStoppingCriterion", "successive", successive, minimum=1)
-        self.strip = check_int("EarlyStoppingCriterion", "strip", strip, minimum=1)
+        self.alpha = check_in(type(self).__name__, "alpha", alpha, "(0, inf)")
+        self.successive = check_int(type(self).__name__, "successive", successive, minimum=1)
+        self.strip = check_int(type(self).__name__, "strip", strip, minimum=1)
+        check_text(type(self).__name__, "monitor", monitor, 'a metric, such as "val_loss"')
+        check_bools(type(self).__name__, restore_best=restore_best, verbose=verbose)
         self.monitor, self.restore_best, self._verbose = monitor, restore_best, verbose
         self._reset()
 
@@ -106,9 +116,24 @@ class EarlyStoppingCriterion(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores them."""
-        self.errors, self.training_errors = list(state_dict["errors"]), list(state_dict["training_errors"])
-        self._losses = [torch.tensor(loss, dtype=torch.float64) for loss in state_dict["losses"]]
-        self.stopped_at, self._best = state_dict["stopped_at"], state_dict["best"]
+        nothing = type(None)
+        state = check_state(
+            type(self).__name__,
+            state_dict,
+            errors=list,
+            training_errors=list,
+            losses=list,
+            stopped_at=(int, nothing),
+            best=(dict, nothing),
+        )
+        for name in ("errors", "training_errors", "losses"):
+            for value in state[name]:
+                check_instance(
+                    f"{type(self).__name__}.load_state_dict", f"state_dict[{name!r}]", value, float, "numbers"
+                )
+        self.errors, self.training_errors = list(state["errors"]), list(state["training_errors"])
+        self._losses = [torch.tensor(loss, dtype=torch.float64) for loss in state["losses"]]
+        self.stopped_at, self._best = state["stopped_at"], state["best"]
 
     # --- hooks, in the order Lightning calls them ---
 
@@ -118,7 +143,7 @@ class EarlyStoppingCriterion(Callback):
         self._reset()
         if self.restore_best and isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
             raise ValueError(
-                f"EarlyStoppingCriterion(restore_best=True): {type(trainer.strategy).__name__} hides the parameters; "
+                f"{type(self).__name__}(restore_best=True): {type(trainer.strategy).__name__} hides the parameters; "
                 "use ModelParallelStrategy (FSDP2) or DDPStrategy, or restore_best=False."
             )
 
@@ -169,7 +194,7 @@ class EarlyStoppingCriterion(Callback):
         if self.monitor not in trainer.callback_metrics:
             logged = ", ".join(sorted(trainer.callback_metrics)) or "nothing"
             raise RuntimeError(
-                f"EarlyStoppingCriterion(monitor={self.monitor!r}): the module does not log it; it logs {logged}."
+                f"{type(self).__name__}(monitor={self.monitor!r}): the module does not log it; it logs {logged}."
             )
         error = trainer.callback_metrics[self.monitor].detach().double()
         training_error = torch.stack(self._losses).mean() if self._losses else error.new_tensor(math.nan)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_optkit._checks import check_in
+from lightning_optkit._checks import check_bools, check_in
 from lightning_optkit.callbacks._refusals import refuse_twice
 from lightning_optkit.callbacks._updates import after_update, before_update, refuse_folded_average
 from lightning_optkit.regularization.soft_threshold import soft_threshold_
@@ -56,9 +56,13 @@ class ElasticNet(Callback):
     def __init__(
         self, l1: float = 0.0, l2: float = 0.0, exclude_bias_and_norm: bool = True, verbose: bool = True
     ) -> None:
-        self.l1, self.l2 = check_in("ElasticNet", "l1", l1, "[0, inf)"), check_in("ElasticNet", "l2", l2, "[0, inf)")
+        self.l1, self.l2 = (
+            check_in(type(self).__name__, "l1", l1, "[0, inf)"),
+            check_in(type(self).__name__, "l2", l2, "[0, inf)"),
+        )
         if l1 == l2 == 0:
-            raise ValueError("ElasticNet(l1=0.0, l2=0.0): one of them must be greater than 0.")
+            raise ValueError(f"{type(self).__name__}(l1=0.0, l2=0.0): one of them must be greater than 0.")
+        check_bools(type(self).__name__, exclude_bias_and_norm=exclude_bias_and_norm, verbose=verbose)
         self.exclude_bias_and_norm, self._verbose = exclude_bias_and_norm, verbose
         self._weights: dict[str, Tensor] = {}
         # Groups by index: loading a checkpoint makes new ones.
@@ -85,7 +89,7 @@ class ElasticNet(Callback):
         self._weights = weights_of(pl_module) if self.exclude_bias_and_norm else _trained(pl_module)
         self._plan = []
         if not self._weights:
-            raise ValueError("ElasticNet(exclude_bias_and_norm=True): the module has no other parameters.")
+            raise ValueError(f"{type(self).__name__}(exclude_bias_and_norm=True): the module has no other parameters.")
         for optimizer in trainer.optimizers:
             self._take(optimizer)
 
@@ -93,7 +97,7 @@ class ElasticNet(Callback):
         for optimizer, index, entry, ours, _ in self._folded:
             optimizer.param_groups[index][entry] = ours  # a checkpoint may have brought another
         for optimizer, _, _ in self._own["l1"]:
-            refuse_folded_average("ElasticNet", optimizer, "split the groups by ParameterGroups")
+            refuse_folded_average(type(self).__name__, optimizer, "split the groups by ParameterGroups")
         if self._verbose:
             rank_zero_info(self.explain())
 
@@ -132,7 +136,7 @@ class ElasticNet(Callback):
                 which = f"{len(taken)} of {len(group['params'])} parameters"
                 self._plan.append(f"ElasticNet: {type(optimizer).__name__}, group {index}, {which}: {', '.join(where)}")
         if any(owner is optimizer for owner, _, _ in self._own["l2"]):
-            self._hooks.append(before_update(optimizer, self._decay))
+            self._hooks.append(before_update(type(self).__name__, optimizer, self._decay))
         if any(owner is optimizer for owner, _, _ in self._own["l1"]):
             self._hooks.append(after_update(optimizer, self._threshold))
 
@@ -152,11 +156,14 @@ class ElasticNet(Callback):
             there = float(group.get(entry, 0.0))
             if getattr(self, name) and there:
                 raise ValueError(
-                    f"ElasticNet({name}={getattr(self, name):g}): group {index} of {type(optimizer).__name__} has "
+                    f"{type(self).__name__}({name}={getattr(self, name):g}): group {index} of "
+                    f"{type(optimizer).__name__} has "
                     f"{entry}={there:g} already; use one of the two."
                 )
         if "lr" not in group:
-            raise ValueError(f"ElasticNet(...): group {index} of {type(optimizer).__name__} has no learning rate.")
+            raise ValueError(
+                f"{type(self).__name__}(...): group {index} of {type(optimizer).__name__} has no learning rate."
+            )
 
     @torch.no_grad()
     def _decay(self, optimizer: Optimizer) -> None:

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 
+from lightning_optkit._checks import check_callable, check_in, check_int, check_state
 from lightning_optkit.callbacks._overrides import override, restore
 
 __all__ = ["ExactAccumulation"]
@@ -39,10 +40,8 @@ class ExactAccumulation(Callback):
     """
 
     def __init__(self, weight: Callable[[Any], float | Tensor] | None = None) -> None:
-        if weight is not None and not callable(weight):
-            raise TypeError(
-                f"{type(self).__name__}(weight={weight!r}): weight must be a function of the batch or None."
-            )
+        if weight is not None:
+            check_callable(type(self).__name__, "weight", weight, "weight(batch)")
         self.weight = weight
         self._training_step: Callable[..., Any] | None = None
         self._reference: float | None = None  # keeps the weighted losses near the losses: the first weight of the run
@@ -52,8 +51,15 @@ class ExactAccumulation(Callback):
         return {"reference": self._reference, "window": {index: float(w) for index, w in self._window.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._reference = state_dict["reference"]
-        self._window = {index: torch.tensor(w, dtype=torch.float64) for index, w in state_dict["window"].items()}
+        owner = type(self).__name__
+        state = check_state(owner, state_dict, reference=(float, int, type(None)), window=dict)
+        if state["reference"] is not None:
+            check_in(f"{owner}.load_state_dict", "state_dict['reference']", state["reference"], "(0, inf)")
+        for index, weight in state["window"].items():
+            check_int(f"{owner}.load_state_dict", "state_dict['window']", index, minimum=0)
+            check_in(f"{owner}.load_state_dict", "state_dict['window']", weight, "[0, inf)")
+        self._reference = state["reference"]
+        self._window = {index: torch.tensor(w, dtype=torch.float64) for index, w in state["window"].items()}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":

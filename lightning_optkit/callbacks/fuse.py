@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer
 
-from lightning_optkit._checks import check_one_of
+from lightning_optkit._checks import check_bools, check_one_of
 from lightning_optkit.callbacks._configured import optimizers_in
 from lightning_optkit.callbacks._norms import FusedNorms
 from lightning_optkit.callbacks._overrides import override, restore
@@ -65,8 +65,9 @@ class Fuse(Callback):
         verbose: bool = True,
         norms: bool = True,
     ) -> None:
-        check_one_of("Fuse", "rounding", rounding, ROUNDINGS)
-        check_one_of("Fuse", "state_dtype", state_dtype, STATE_DTYPES)
+        check_one_of(type(self).__name__, "rounding", rounding, ROUNDINGS)
+        check_one_of(type(self).__name__, "state_dtype", state_dtype, STATE_DTYPES)
+        check_bools(type(self).__name__, statistics=statistics, verbose=verbose, norms=norms)
         self._rounding, self._state_dtype, self._statistics, self._verbose = rounding, state_dtype, statistics, verbose
         self._norms = norms
         self._fused_norms: FusedNorms | None = None
@@ -86,7 +87,7 @@ class Fuse(Callback):
         if stage != "fit":
             return
         if any(isinstance(callback, Fuse) and callback is not self for callback in trainer.callbacks):  # type: ignore[attr-defined]
-            raise ValueError("Fuse(): given twice; one converts every optimizer.")
+            raise ValueError(f"{type(self).__name__}(): given twice; one converts every optimizer.")
         self._converted, self._left_alone = [], []
         self._module_clips = is_overridden("configure_gradient_clipping", pl_module)
         # Lightning takes 0 and less for no clipping.

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from lightning_optkit._checks import check_like, check_state, shown
 from lightning_optkit.callbacks._overrides import override, restore
 from lightning_optkit.clipping import AutoClip, ClipNorm, ClipPerTensor, ClipUnitwise, ClipValue, ZClip
 from lightning_optkit.clipping._gradients import gradients, norm_of
@@ -57,8 +58,7 @@ class GradientClipping(Callback):
     """
 
     def __init__(self, clip: AnyClip) -> None:
-        if isinstance(clip, type) or not hasattr(clip, "norm_bound"):
-            raise TypeError(f"GradientClipping(clip={clip!r}): clip must be a clip such as ClipNorm(1.0).")
+        check_like(type(self).__name__, "clip", clip, ("norm_bound", "bounds"), "a clip such as ClipNorm(1.0)")
         self.clip = clip
         self._learned: list[dict[str, Any]] = []
         self._forget()
@@ -84,7 +84,18 @@ class GradientClipping(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps it for the fit that is about to start."""
-        self._learned = list(state_dict["learned"])
+        self._learned = list(check_state(type(self).__name__, state_dict, learned=list)["learned"])
+        for learned in self._learned:  # tried on a copy: what does not fit is told now, and not when the fit starts
+            clip = copy.deepcopy(self.clip)
+            if isinstance(clip, LearningClip):
+                self._try(clip, learned)
+
+    def _try(self, clip: LearningClip, learned: Any) -> None:
+        try:
+            clip.load_state_dict(learned)
+        except (TypeError, ValueError) as error:
+            call = f"{type(self).__name__}.load_state_dict(state_dict['learned']=[..., {shown(learned)}])"
+            raise type(error)(f"{call}: it must be what {type(clip).__name__} learned; {error}") from None
 
     # --- hooks, in the order Lightning calls them ---
 
@@ -92,7 +103,7 @@ class GradientClipping(Callback):
         if stage != "fit":
             return
         self._learned = []
-        owner = f"GradientClipping({self.clip!r})"
+        owner = f"{type(self).__name__}({self.clip!r})"
         others = [c for c in trainer.callbacks if isinstance(c, GradientClipping) and c is not self]  # type: ignore[attr-defined]
         if others:
             raise ValueError(f"{owner}: given twice, also as GradientClipping({others[0].clip!r}); keep one.")
@@ -119,7 +130,7 @@ class GradientClipping(Callback):
             self._take_over(pl_module)
         names = ", ".join(type(optimizer).__name__ for optimizer in self._called)
         if names:
-            rank_zero_info(f"GradientClipping({self.clip!r}): a pass of its own over the gradients of {names}.")
+            rank_zero_info(f"{type(self).__name__}({self.clip!r}): a pass of its own over the gradients of {names}.")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -147,11 +158,12 @@ class GradientClipping(Callback):
             name = type(optimizer).__name__
             if isinstance(optimizer, OnePassOptimizer) and optimizer.clip is not None:
                 raise ValueError(
-                    f"GradientClipping({self.clip!r}): {name}(clip={optimizer.clip!r}) clips too; keep one."
+                    f"{type(self).__name__}({self.clip!r}): {name}(clip={optimizer.clip!r}) clips too; keep one."
                 )
             if not pl_module.automatic_optimization and not self._folds(optimizer):
                 raise ValueError(
-                    f"GradientClipping({self.clip!r}): under manual optimization {name} is out of reach; add Fuse(), "
+                    f"{type(self).__name__}({self.clip!r}): under manual optimization {name} is out of reach; add "
+                    "Fuse(), "
                     "or call the clip on the parameters before the step."
                 )
 
@@ -186,11 +198,11 @@ class GradientClipping(Callback):
     def _clip(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
         params = [p for group in optimizer.param_groups for p in group["params"]]
         measures = bool(trainer.loggers) and self._is_log_step(trainer, trainer.global_step + 1)
-        before = norm_of(gradients(params)) if measures else None
+        before = norm_of(gradients(type(self).__name__, params)) if measures else None
         self._called[optimizer](params)
         if before is None:
             return
-        after = norm_of(gradients(params))
+        after = norm_of(gradients(type(self).__name__, params))
         self._num_measured += 1
         self._num_clipped += bool(after < before * (1 - 1e-6))
         share = self._num_clipped / self._num_measured

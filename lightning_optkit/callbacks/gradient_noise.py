@@ -41,9 +41,9 @@ class GradientNoise(Callback):
     """
 
     def __init__(self, eta: float = 0.01, gamma: float = 0.55, seed: int = 0) -> None:
-        self.eta = check_in("GradientNoise", "eta", eta, "(0, inf)")
-        self.gamma = check_in("GradientNoise", "gamma", gamma, "[0, inf)")
-        self.seed = check_int("GradientNoise", "seed", seed, minimum=0)
+        self.eta = check_in(type(self).__name__, "eta", eta, "(0, inf)")
+        self.gamma = check_in(type(self).__name__, "gamma", gamma, "[0, inf)")
+        self.seed = check_int(type(self).__name__, "seed", seed, minimum=0)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":

@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from lightning_optkit._checks import check_in
+from lightning_optkit._checks import check_bools, check_in, check_text
 from lightning_optkit.callbacks._clock import Interval
 from lightning_optkit.callbacks._entries import entry_names, group_targets, normalized
 from lightning_optkit.callbacks._held import HELD, Held
@@ -64,11 +64,11 @@ class HyperparameterSchedule(ScheduledCallback):
         log: bool = True,
         verbose: bool = True,
     ) -> None:
-        if not isinstance(name, str):
-            raise TypeError(f"HyperparameterSchedule(name={name!r}): name must be a string.")
+        check_text(self._owner, "name", name, 'a hyper-parameter, such as "weight_decay"')
+        check_bools(self._owner, log=log)
         self.name = normalized(name)
         if self.name == "lr":
-            raise ValueError("HyperparameterSchedule(name='lr'): use LRSchedule for the learning rate.")
+            raise ValueError(f"{self._owner}(name='lr'): use LRSchedule for the learning rate.")
         super().__init__(schedule, interval, total, count, verbose)
         if base is not None:
             check_in(self._owner, "base", base, _range_of(self.name))
@@ -76,8 +76,9 @@ class HyperparameterSchedule(ScheduledCallback):
         self._held: list[Held] = []
 
     @property
-    def _owner(self) -> str:
-        return "HyperparameterSchedule"
+    def _call(self) -> str:
+        """How a message about the hyper-parameter begins."""
+        return f"{self._owner}(name={self.name!r}):"
 
     @property
     def state_key(self) -> str:
@@ -94,13 +95,9 @@ class HyperparameterSchedule(ScheduledCallback):
         if not targets:
             held = [name for name, found in HELD.items() if any(True for _ in found(trainer, pl_module))]
             known = [name for name in dict.fromkeys([*entry_names(trainer.optimizers), *held]) if name != "lr"]
-            raise ValueError(
-                f"HyperparameterSchedule(name={self.name!r}): nothing here has it; there are {', '.join(known)}."
-            )
+            raise ValueError(f"{self._call} nothing here has it; there are {', '.join(known)}.")
         if self._base is None and not any(target.base for target in targets):
-            raise ValueError(
-                f"HyperparameterSchedule(name={self.name!r}): it is 0 everywhere, and would stay 0; give base."
-            )
+            raise ValueError(f"{self._call} it is 0 everywhere, and would stay 0; give base.")
         super().on_train_start(trainer, pl_module)
 
     def on_train_batch_start(
@@ -142,7 +139,7 @@ class HyperparameterSchedule(ScheduledCallback):
             check_in(self._owner, self.name, value, interval)
         except ValueError:
             raise ValueError(
-                f"HyperparameterSchedule(schedule={self.schedule!r}): {self.name} would be {value:g} at "
+                f"{self._owner}(schedule={self.schedule!r}): {self.name} would be {value:g} at "
                 f"{self._clock.interval} {position:g}; it must be in {interval}."
             ) from None
 

@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_int
+from lightning_optkit._checks import check_bools, check_callable, check_int, check_text, shown
 from lightning_optkit.callbacks._mup_groups import split_by_multiplier
 from lightning_optkit.callbacks._overrides import override, restore
 from lightning_optkit.callbacks._probe import materialize, run_training_step
@@ -33,6 +33,7 @@ from lightning_optkit.init import (
 )
 from lightning_optkit.init._layout import is_norm
 from lightning_optkit.init._write import is_sharded
+from lightning_optkit.init.gain import check_activation
 from lightning_optkit.init.initialize import unwrapped
 
 __all__ = ["Initialize"]
@@ -95,11 +96,21 @@ class Initialize(Callback):
         forward: Callable[[pl.LightningModule, Any], object] | None = None,
         verbose: bool = True,
     ) -> None:
-        self._schemes = [*scheme] if isinstance(scheme, Sequence) else [scheme]
-        if not self._schemes or not all(callable(one) for one in self._schemes):
-            raise TypeError(f"Initialize(scheme={scheme!r}): scheme must be a function of lightning_optkit.init.")
+        self._schemes: list[Any] = list(scheme) if isinstance(scheme, Sequence) else [scheme]
+        if not self._schemes or any(isinstance(one, type) or not callable(one) for one in self._schemes):
+            raise TypeError(
+                f"{type(self).__name__}(scheme={shown(scheme)}): scheme must be a function of "
+                "lightning_optkit.init, such as he."
+            )
+        for given in activation.values() if isinstance(activation, Mapping) else [activation]:
+            check_activation(type(self).__name__, given)
+        if only is not None:
+            check_text(type(self).__name__, "only", only, 'the name of a module, such as "head"')
+        if forward is not None:
+            check_callable(type(self).__name__, "forward", forward, "forward(module, batch)")
+        check_bools(type(self).__name__, even_if_trained=even_if_trained, verbose=verbose)
         if seed is not None:
-            check_int("Initialize", "seed", seed, minimum=0)
+            check_int(type(self).__name__, "seed", seed, minimum=0)
         self._activation, self._only, self._seed = activation, only, seed
         self._even_if_trained, self._forward, self._verbose = even_if_trained, forward, verbose
         self._configure_optimizers: Callable[[], Any] | None = None
@@ -115,7 +126,7 @@ class Initialize(Callback):
         strategy = type(trainer.strategy).__name__
         if strategy in _SHARDED_OTHERWISE:
             raise ValueError(
-                f"Initialize(...) under {strategy}: it keeps parameters in a form of its own; use "
+                f"{type(self).__name__}(...) under {strategy}: it keeps parameters in a form of its own; use "
                 "ModelParallelStrategy, or call init.initialize at the end of configure_model."
             )
         refuse_twice(self, trainer)
@@ -158,7 +169,7 @@ class Initialize(Callback):
         generator = torch.Generator().manual_seed(seed % 2**63)
         target = pl_module if self._only is None else _submodule(pl_module, self._only)
         needs_batch = any("batch" in _parameters_of(scheme) for scheme in self._schemes)
-        run = functools.partial(run_training_step, "Initialize", trainer, self._forward)
+        run = functools.partial(run_training_step, type(self).__name__, trainer, self._forward)
         self.rows, self.before, self.after = [], [], []
         batch = None
         if needs_batch or self._verbose:
@@ -268,7 +279,7 @@ def _sign_of_training(pl_module: pl.LightningModule) -> str | None:
 def _submodule(pl_module: pl.LightningModule, name: str) -> nn.Module:
     found: nn.Module | None = dict(pl_module.named_modules()).get(name)
     if found is None:
-        raise ValueError(f"Initialize(only={name!r}): only must name a submodule of {type(pl_module).__name__}.")
+        raise ValueError(f"Initialize(only={shown(name)}): only must name a submodule of {type(pl_module).__name__}.")
     return found
 
 

@@ -38,12 +38,12 @@ class LabelSmoothing(Callback):
     """
 
     def __init__(self, smoothing: float = 0.1) -> None:
-        self.smoothing = check_in("LabelSmoothing", "smoothing", smoothing, "[0, 1)")
+        self.smoothing = check_in(type(self).__name__, "smoothing", smoothing, "[0, 1)")
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
             refuse_twice(self, trainer)
-            intercept(pl_module, "LabelSmoothing", self._smooth, SMOOTHING)
+            intercept(pl_module, type(self).__name__, self._smooth, SMOOTHING)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -57,7 +57,7 @@ class LabelSmoothing(Callback):
             return loss(call.changed(target=label_smoothing(call.target, self.smoothing, num_classes=1)))
         if call.label_smoothing:
             raise ValueError(
-                f"LabelSmoothing(smoothing={self.smoothing}): the module smooths already, by "
+                f"{type(self).__name__}(smoothing={self.smoothing}): the module smooths already, by "
                 f"{call.name}(label_smoothing={call.label_smoothing:g}); use one of the two."
             )
         if call.has_soft_target:

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from lightning_optkit._checks import check_bools
 from lightning_optkit.callbacks._clock import Interval
 from lightning_optkit.callbacks._entries import group_targets
 from lightning_optkit.callbacks._scheduled import ScheduledCallback, Target
@@ -59,6 +60,7 @@ class LRSchedule(ScheduledCallback):
         replace_schedulers: bool = False,
         verbose: bool = True,
     ) -> None:
+        check_bools(self._owner, replace_schedulers=replace_schedulers)
         super().__init__(schedule, interval, total, count, verbose)
         self._replace_schedulers = replace_schedulers
 

@@ -43,8 +43,8 @@ class MaxNorm(Callback):
     """
 
     def __init__(self, max_norm: float = 3.0, names: str = "*") -> None:
-        self.max_norm = check_in("MaxNorm", "max_norm", max_norm, "(0, inf)")
-        self.names = check_pattern("MaxNorm", "names", names)
+        self.max_norm = check_in(type(self).__name__, "max_norm", max_norm, "(0, inf)")
+        self.names = check_pattern(type(self).__name__, "names", names)
         self._dim: dict[Tensor, int] = {}  # parameter -> dimension of its output units
         self._hooks: list[RemovableHandle] = []
 
@@ -65,14 +65,14 @@ class MaxNorm(Callback):
         transposed = {layer.weight for layer in pl_module.modules() if isinstance(layer, _TRANSPOSED)}
         named = {name: param for name, param in weights_of(pl_module).items() if fnmatchcase(name, self.names)}
         if not named:
-            raise ValueError(f"MaxNorm(names={self.names!r}): no weight of the module has such a name.")
+            raise ValueError(f"{type(self).__name__}(names={self.names!r}): no weight of the module has such a name.")
         self._dim = {param: int(param in transposed) for param in named.values()}
         for optimizer in trainer.optimizers:
             self._hooks.append(after_update(optimizer, self._project))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for optimizer in trainer.optimizers:
-            refuse_folded_average("MaxNorm", optimizer, "leave out Fuse, or the average")
+            refuse_folded_average(type(self).__name__, optimizer, "leave out Fuse, or the average")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._undo()

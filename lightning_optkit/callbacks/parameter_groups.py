@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_optkit._checks import check_bools
 from lightning_optkit.callbacks._configured import optimizers_in, schedulers_in
 from lightning_optkit.callbacks._overrides import override, restore
 from lightning_optkit.optimizers._group_rules import GroupRules, NoDecay
@@ -53,7 +54,8 @@ class ParameterGroups(Callback):
         overrides: Mapping[str, Mapping[str, Any]] | None = None,
         verbose: bool = True,
     ) -> None:
-        self._rules = GroupRules("ParameterGroups", weight_decay, no_decay, layer_decay, layers, overrides)
+        self._rules = GroupRules(type(self).__name__, weight_decay, no_decay, layer_decay, layers, overrides)
+        check_bools(type(self).__name__, verbose=verbose)
         self._verbose = verbose
         self._override: Callable[..., Any] | None = None
         self._tables: list[GroupTable] = []
@@ -64,7 +66,7 @@ class ParameterGroups(Callback):
         if stage != "fit":
             return
         if any(isinstance(callback, ParameterGroups) and callback is not self for callback in trainer.callbacks):  # type: ignore[attr-defined]
-            raise ValueError("ParameterGroups(...): given twice; one groups every optimizer.")
+            raise ValueError(f"{type(self).__name__}(...): given twice; one groups every optimizer.")
         self._tables = []
         original = pl_module.configure_optimizers
 

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from lightning_optkit._checks import check_in, check_int, check_one_of
+from lightning_optkit._checks import check_bools, check_in, check_int, check_one_of, check_state, check_text
 from lightning_optkit.callbacks._schedulers import refuse_other_schedules, take_over_schedulers
 
 __all__ = ["PlateauSchedule"]
@@ -69,16 +69,17 @@ class PlateauSchedule(Callback):
         replace_schedulers: bool = False,
         verbose: bool = True,
     ) -> None:
-        if not isinstance(monitor, str):
-            raise TypeError(f"PlateauSchedule(monitor={monitor!r}): monitor must be a string.")
-        check_one_of("PlateauSchedule", "mode", mode, ("min", "max"))
-        check_in("PlateauSchedule", "factor", factor, "(0, 1)")
-        check_int("PlateauSchedule", "patience", patience, minimum=0)
-        check_in("PlateauSchedule", "threshold", threshold, "[0, inf)")
-        check_one_of("PlateauSchedule", "threshold_mode", threshold_mode, ("rel", "abs"))
-        check_int("PlateauSchedule", "cooldown", cooldown, minimum=0)
-        check_in("PlateauSchedule", "min_lr", min_lr, "[0, inf)")
-        check_in("PlateauSchedule", "eps", eps, "[0, inf)")
+        check_text(type(self).__name__, "monitor", monitor, 'a metric, such as "val_loss"')
+        check_bools(type(self).__name__, replace_schedulers=replace_schedulers, verbose=verbose)
+        check_one_of(type(self).__name__, "check_on_train_epoch_end", check_on_train_epoch_end, (None, False, True))
+        check_one_of(type(self).__name__, "mode", mode, ("min", "max"))
+        check_in(type(self).__name__, "factor", factor, "(0, 1)")
+        check_int(type(self).__name__, "patience", patience, minimum=0)
+        check_in(type(self).__name__, "threshold", threshold, "[0, inf)")
+        check_one_of(type(self).__name__, "threshold_mode", threshold_mode, ("rel", "abs"))
+        check_int(type(self).__name__, "cooldown", cooldown, minimum=0)
+        check_in(type(self).__name__, "min_lr", min_lr, "[0, inf)")
+        check_in(type(self).__name__, "eps", eps, "[0, inf)")
         self.monitor = monitor
         self._arguments: dict[str, Any] = {
             "mode": mode,
@@ -101,7 +102,13 @@ class PlateauSchedule(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores it."""
-        self._restored = state_dict["judges"]
+        judges = check_state(type(self).__name__, state_dict, judges=list)["judges"]
+        number = (int, float)
+        for judge in judges:
+            check_state(
+                f"{type(self).__name__}.load_state_dict(state_dict['judges']", judge, **dict.fromkeys(_STATE, number)
+            )
+        self._restored = judges
 
     # --- hooks, in the order Lightning calls them ---
 
@@ -109,16 +116,17 @@ class PlateauSchedule(Callback):
         if stage != "fit":
             return
         self._judges, self._restored = [], []
-        refuse_other_schedules("PlateauSchedule", trainer)
+        refuse_other_schedules(type(self).__name__, trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        take_over_schedulers("PlateauSchedule", trainer, pl_module, self._replace_schedulers)
+        take_over_schedulers(type(self).__name__, trainer, pl_module, self._replace_schedulers)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._at_epoch_end_now = not trainer.enable_validation if self._at_epoch_end is None else self._at_epoch_end
         if not self._at_epoch_end_now and not trainer.enable_validation:
             raise ValueError(
-                "PlateauSchedule(check_on_train_epoch_end=False): this run validates nothing; give it validation data "
+                f"{type(self).__name__}(check_on_train_epoch_end=False): this run validates nothing; give it "
+                "validation data "
                 "and a validation_step, or monitor a metric of the training with check_on_train_epoch_end=True."
             )
         self._judges = [ReduceLROnPlateau(optimizer, **self._arguments) for optimizer in trainer.optimizers]
@@ -159,7 +167,7 @@ class PlateauSchedule(Callback):
             known = ", ".join(sorted(trainer.callback_metrics)) or "none"
             novalidation = "" if trainer.enable_validation else " this run validates nothing;"
             raise ValueError(
-                f"PlateauSchedule(monitor={self.monitor!r}): no metric of this name was logged;{novalidation} "
+                f"{type(self).__name__}(monitor={self.monitor!r}): no metric of this name was logged;{novalidation} "
                 f"the metrics are: {known}."
             )
         if trainer.world_size == 1:

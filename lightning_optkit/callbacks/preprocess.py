@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from lightning_optkit._checks import check_bools, check_callable, shown
 from lightning_optkit.callbacks._fields import Field, check_field, field_of, with_field
 from lightning_optkit.callbacks._overrides import override, restore
 from lightning_optkit.callbacks._training_set import TrainingSet
@@ -64,8 +65,9 @@ class Preprocess(Callback):
         field: Field = 0,
         progress: bool = True,
     ) -> None:
-        self.transform = nn.Sequential(*(_as_module(stage) for stage in _stages(transform))).eval()
-        self.field, self._path = field, check_field("Preprocess", "field", field)
+        self.transform = nn.Sequential(*(_as_module(type(self).__name__, stage) for stage in _stages(transform))).eval()
+        self.field, self._path = field, check_field(type(self).__name__, "field", field)
+        check_bools(type(self).__name__, progress=progress)
         self._progress = progress
         self._batch_to_device: Callable[..., Any] | None = None
         self._inner: Callable[..., Any] | None = None  # what `_batch_to_device` replaced
@@ -80,7 +82,7 @@ class Preprocess(Callback):
         stages: list[Any] = [*self.transform]
         for stage in reversed(stages):
             if not hasattr(stage, "inverse"):
-                raise ValueError(f"Preprocess.inverse(x): {_name(stage)} has no inverse.")
+                raise ValueError(f"{type(self).__name__}.inverse(x): {_name(stage)} has no inverse.")
             x = stage.inverse(x)
         return x
 
@@ -139,7 +141,7 @@ class Preprocess(Callback):
         if not self._is_fitted() and trainer.state.fn == "fit" and trainer.ckpt_path is None:
             self._fit(trainer)  # another callback looks at a batch before the fit starts
         self._require_fitted()
-        value = field_of("Preprocess", "field", batch, self._path)
+        value = field_of(type(self).__name__, "field", batch, self._path)
         if value is None:  # of loaders side by side, one has ended
             return batch
         value = self.transform(value)
@@ -152,7 +154,7 @@ class Preprocess(Callback):
     def _with_whole_field(self, batch: Any, converted: Any) -> Any:
         """`converted` with the field as `batch` has it: the transform needs the digits that lower precision drops."""
         try:
-            value = field_of("Preprocess", "field", batch, self._path)
+            value = field_of(type(self).__name__, "field", batch, self._path)
         except ValueError:  # a hook puts it there later
             return converted
         return converted if value is None else with_field(converted, self._path, value)
@@ -161,7 +163,9 @@ class Preprocess(Callback):
         unfitted = [_name(stage) for stage in self.transform if not getattr(stage, "fitted", True)]
         if not unfitted:
             return
-        batches = TrainingSet("Preprocess", trainer, lambda batch: self._field(trainer, batch), progress=self._progress)
+        batches = TrainingSet(
+            type(self).__name__, trainer, lambda batch: self._field(trainer, batch), progress=self._progress
+        )
         fit_in_order(self.transform, _Present(batches), across_ranks=trainer.world_size > 1, keep_fitted=True)
         rank_zero_info(f"Preprocess: fitted {', '.join(unfitted)} for field {self.field!r} on the training set.")
 
@@ -170,7 +174,7 @@ class Preprocess(Callback):
         assert self._inner is not None
         batch = trainer.precision_plugin.convert_input(batch)
         batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
-        return field_of("Preprocess", "field", self._inner(batch, device=None, dataloader_idx=0), self._path)
+        return field_of(type(self).__name__, "field", self._inner(batch, device=None, dataloader_idx=0), self._path)
 
     def _is_fitted(self) -> bool:
         return all(getattr(stage, "fitted", True) for stage in self.transform)
@@ -179,7 +183,8 @@ class Preprocess(Callback):
         if not self._is_fitted():
             unfitted = next(_name(stage) for stage in self.transform if not getattr(stage, "fitted", True))
             raise RuntimeError(
-                f"Preprocess(field={self.field!r}): {unfitted} is not fitted; fit without ckpt_path, or pass a "
+                f"{type(self).__name__}(field={self.field!r}): {unfitted} is not fitted; fit without ckpt_path, "
+                "or pass a "
                 "checkpoint of a run with this callback, or a transform that is fitted."
             )
 
@@ -212,17 +217,21 @@ class _Function(nn.Module):
 
 
 def _stages(transform: Any) -> list[Any]:
-    if isinstance(transform, nn.Sequential | Sequence) and not isinstance(transform, str):
+    if isinstance(transform, nn.Sequential | Sequence) and len(transform) and not isinstance(transform, str):
         return [stage for part in transform for stage in _stages(part)]
     return [transform]
 
 
-def _as_module(stage: Any) -> nn.Module:
+def _as_module(owner: str, stage: Any) -> nn.Module:
     if isinstance(stage, nn.Module):
         return stage
-    if not callable(stage):
-        raise TypeError(f"Preprocess(transform={stage!r}): transform must be a module, a function, or several of them.")
-    return _Function(stage)
+    if not callable(stage) or (isinstance(stage, type) and issubclass(stage, nn.Module)):
+        raise TypeError(
+            f"{owner}(transform={shown(stage)}): transform must be a module, a function, or several of them, "
+            "such as "
+            "Standardize()."
+        )
+    return _Function(check_callable(owner, "transform", stage, "transform(x)"))
 
 
 def _name(stage: nn.Module) -> str:

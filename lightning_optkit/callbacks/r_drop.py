@@ -48,7 +48,7 @@ class RDrop(Callback):
     """
 
     def __init__(self, alpha: float = 1.0) -> None:
-        self.alpha = check_in("RDrop", "alpha", alpha, "(0, inf)")
+        self.alpha = check_in(type(self).__name__, "alpha", alpha, "(0, inf)")
         self._calls: list[LossCall] = []
         self._overrides: dict[str, Callable[..., Any]] = {}
         self._is_checked = False
@@ -61,7 +61,7 @@ class RDrop(Callback):
         refuse_twice(self, trainer)
         refuse_manual_optimization(self, pl_module, "RDrop must know which loss is passed back")
         self._is_checked = False
-        intercept(pl_module, "RDrop", self._watch, WATCHING)
+        intercept(pl_module, type(self).__name__, self._watch, WATCHING)
         self._overrides = {
             "training_step": self._wrap_training_step(pl_module),
             "backward": self._wrap_backward(pl_module),
@@ -126,7 +126,10 @@ class RDrop(Callback):
     def _check(self, divergence: Tensor) -> None:
         """Once, since it waits for the device."""
         if not self._is_checked and float(divergence.detach()) == 0.0:
-            rank_zero_warn("RDrop(): the two passes agree exactly; the module has no dropout in training, or p is 0.")
+            rank_zero_warn(
+                f"{type(self).__name__}(): the two passes agree exactly; the module has no dropout in training, "
+                "or p is 0."
+            )
         self._is_checked = True
 
     def _undo(self, pl_module: pl.LightningModule) -> None:

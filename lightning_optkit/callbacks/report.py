@@ -21,13 +21,14 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_optkit._checks import check_int
+from lightning_optkit._checks import check_bools, check_int, check_path, check_text, shown
+from lightning_optkit.diagnostics._record import record_from
 from lightning_optkit.diagnostics.report import Curve, RunRecord, write_report
 from lightning_optkit.step import OnePassOptimizer
 
@@ -62,7 +63,12 @@ class Report(Callback):
     def __init__(
         self, path: str | Path | None = None, name: str | None = None, measure_every: int = 10, write: bool = True
     ) -> None:
-        check_int("Report", "measure_every", measure_every, minimum=1)
+        check_int(type(self).__name__, "measure_every", measure_every, minimum=1)
+        check_bools(type(self).__name__, write=write)
+        if path is not None:
+            check_path(type(self).__name__, "path", path)
+        if name is not None:
+            check_text(type(self).__name__, "name", name, 'a name of the run, such as "plain"')
         self._path, self._name, self._measure_every, self._write = path, name, measure_every, write
         self.record = RunRecord(name or "run")
         self._forget()
@@ -83,7 +89,7 @@ class Report(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores it."""
-        self.record = RunRecord.from_dict(state_dict)
+        self.record = record_from(state_dict, f"{type(self).__name__}.load_state_dict(state_dict")
 
     # --- hooks, in the order Lightning calls them ---
 
@@ -167,7 +173,13 @@ class Report(Callback):
             self.record.timings["training step"] = statistics.median(durations)
         path = self._path or Path(trainer.log_dir or trainer.default_root_dir) / "report.html"
         if self._write and trainer.is_global_zero:
-            rank_zero_info(f"Report: {write_report([self.record], path)}")
+            try:
+                written = write_report([self.record], path)
+            except Exception as error:  # the fit is done, and its result must stand
+                reason = f"{type(error).__name__}: {shown(str(error))}"
+                rank_zero_warn(f"{type(self).__name__}(path={str(path)!r}): no report was written ({reason}).")
+            else:
+                rank_zero_info(f"Report: {written}")
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._remove_hooks()
@@ -184,7 +196,7 @@ class Report(Callback):
         step = trainer.global_step + 1
         for group_index, group in enumerate(optimizer.param_groups):
             name = group.get("name", f"group {group_index}")
-            label = name if len(trainer.optimizers) == 1 else f"optimizer {index}, {name}"
+            label = str(name) if len(trainer.optimizers) == 1 else f"optimizer {index}, {name}"
             self._append(self.record.learning_rate.setdefault(label, Curve()), step, group["lr"])
         if index > 0:
             return

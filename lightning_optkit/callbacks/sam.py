@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 
-from lightning_optkit._checks import check_in, check_one_of
+from lightning_optkit._checks import check_bools, check_in
 from lightning_optkit.callbacks._overrides import override, restore
 from lightning_optkit.callbacks._refusals import refuse_manual_optimization, refuse_split_parameters, refuse_twice
 from lightning_optkit.callbacks._second_pass import SecondPass, finish_second_passes, loss_of, with_loss
@@ -55,11 +55,10 @@ class SAM(Callback):
     """
 
     def __init__(self, rho: float | None = None, adaptive: bool = False, eta: float = 0.01, sync: bool = False) -> None:
-        check_one_of("SAM", "adaptive", adaptive, (False, True))
-        check_one_of("SAM", "sync", sync, (False, True))
+        check_bools(type(self).__name__, adaptive=adaptive, sync=sync)
         default = 0.5 if adaptive else 0.05
-        self.rho = default if rho is None else check_in("SAM", "rho", rho, "(0, inf)")
-        self.eta = check_in("SAM", "eta", eta, "[0, inf)")
+        self.rho = default if rho is None else check_in(type(self).__name__, "rho", rho, "(0, inf)")
+        self.eta = check_in(type(self).__name__, "eta", eta, "[0, inf)")
         self.adaptive, self.sync = adaptive, sync
         self._overrides: dict[str, Callable[..., Any]] = {}
         self._before: list[tuple[Tensor, Tensor]] = []  # while the weights are climbed: parameter, its true value

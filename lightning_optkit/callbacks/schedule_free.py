@@ -37,11 +37,13 @@ class ScheduleFree(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if any(isinstance(other, ScheduleFree) and other is not self for other in trainer.callbacks):  # type: ignore[attr-defined]
-            raise ValueError("ScheduleFree(): given twice; one switches every optimizer.")
+            raise ValueError(f"{type(self).__name__}(): given twice; one switches every optimizer.")
         self._optimizers = [o for o in trainer.optimizers if isinstance(o, ScheduleFreeOptimizer)]
         if not self._optimizers:
             names = ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers)
-            raise ValueError(f"ScheduleFree(): needs ScheduleFreeSGD or ScheduleFreeAdamW; this run has {names}.")
+            raise ValueError(
+                f"{type(self).__name__}(): needs ScheduleFreeSGD or ScheduleFreeAdamW; this run has {names}."
+            )
         self._on_save = self._wrap_on_save_checkpoint(trainer, pl_module)
         override(pl_module, "on_save_checkpoint", self._on_save)
 

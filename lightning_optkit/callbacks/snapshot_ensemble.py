@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_optkit._checks import check_in, check_int, check_one_of
+from lightning_optkit._checks import check_bools, check_in, check_int, check_path, check_state, shown
 from lightning_optkit.schedules.schedule import Length, Schedule, check_length, resolve_length
 
 __all__ = ["SnapshotEnsemble"]
@@ -53,22 +53,25 @@ class SnapshotEnsemble(Callback):
         start: int = 0,
         save_weights_only: bool = False,
     ) -> None:
-        check_in("SnapshotEnsemble", "cycle_mult", cycle_mult, "[1, inf)")
-        check_int("SnapshotEnsemble", "start", start, minimum=0)
-        check_one_of("SnapshotEnsemble", "save_weights_only", save_weights_only, (False, True))
+        check_in(type(self).__name__, "cycle_mult", cycle_mult, "[1, inf)")
+        check_int(type(self).__name__, "start", start, minimum=0)
+        check_bools(type(self).__name__, save_weights_only=save_weights_only)
+        if dirpath is not None:
+            check_path(type(self).__name__, "dirpath", dirpath)
         if isinstance(cycle, Schedule):
             if cycle.name != "sgdr":
                 raise ValueError(
-                    f"SnapshotEnsemble(cycle={cycle!r}): cycle must be schedules.sgdr(...) or the length of its first "
+                    f"{type(self).__name__}(cycle={shown(cycle)}): cycle must be schedules.sgdr(...) or the length of "
+                    "its first "
                     "cycle; what comes before it is counted by start."
                 )
             if cycle_mult != 1.0:
-                raise ValueError(f"SnapshotEnsemble(cycle_mult={cycle_mult!r}): the schedule has its own.")
+                raise ValueError(f"{type(self).__name__}(cycle_mult={cycle_mult!r}): the schedule has its own.")
             arguments = dict(cycle.arguments)
             length, cycle_mult = arguments["cycle"], arguments["cycle_mult"]
         else:
             length = cycle
-        self._cycle: Length = check_length("SnapshotEnsemble", "cycle", length)
+        self._cycle: Length = check_length(type(self).__name__, "cycle", length)
         self._cycle_mult, self._start = cycle_mult, start
         self._dirpath, self._save_weights_only = dirpath, save_weights_only
         self._ends: Iterator[int] = iter(())
@@ -82,7 +85,10 @@ class SnapshotEnsemble(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores it."""
-        self.paths = list(state_dict["paths"])
+        paths = check_state(type(self).__name__, state_dict, paths=list)["paths"]
+        self.paths = [
+            str(check_path(f"{type(self).__name__}.load_state_dict", "state_dict['paths']", p)) for p in paths
+        ]
 
     # --- hooks, in the order Lightning calls them ---
 
@@ -95,10 +101,10 @@ class SnapshotEnsemble(Callback):
         length = None if math.isinf(total) else total - self._start
         if length is not None and length <= 0:
             raise ValueError(
-                f"SnapshotEnsemble(start={self._start}): start must be less than the run, of {total} steps."
+                f"{type(self).__name__}(start={self._start}): start must be less than the run, of {total} steps."
             )
         self._ends = _ends(
-            self._start, resolve_length("SnapshotEnsemble", "cycle", self._cycle, length), self._cycle_mult
+            self._start, resolve_length(type(self).__name__, "cycle", self._cycle, length), self._cycle_mult
         )
         self._next_end = next(end for end in self._ends if end > trainer.global_step)
 
@@ -116,7 +122,8 @@ class SnapshotEnsemble(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self.paths or f"step={trainer.global_step}." not in self.paths[-1]:
             rank_zero_warn(
-                f"SnapshotEnsemble(cycle={self._cycle!r}): the run ended at step {trainer.global_step}, inside a cycle "
+                f"{type(self).__name__}(cycle={self._cycle!r}): the run ended at step {trainer.global_step}, "
+                "inside a cycle "
                 f"that ends at {self._next_end}; there are {len(self.paths)} snapshots."
             )
 

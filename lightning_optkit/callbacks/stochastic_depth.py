@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_optkit._checks import check_in, check_pattern
+from lightning_optkit._checks import check_bools, check_in, check_pattern, check_whole
 from lightning_optkit.callbacks._named_modules import first_tensor, modules_named, with_first
 from lightning_optkit.regularization.stochastic_depth import linear_drop_rates, stochastic_depth
 
@@ -46,16 +46,17 @@ class StochasticDepth(Callback):
     """
 
     def __init__(self, names: str, p: float = 0.5, batch_dim: int = 0, verbose: bool = True) -> None:
-        self.p = check_in("StochasticDepth", "p", p, "(0, 1)")
-        self.names = check_pattern("StochasticDepth", "names", names)
-        self.batch_dim, self._verbose = batch_dim, verbose
+        self.p = check_in(type(self).__name__, "p", p, "(0, 1)")
+        self.names = check_pattern(type(self).__name__, "names", names)
+        check_bools(type(self).__name__, verbose=verbose)
+        self.batch_dim, self._verbose = check_whole(type(self).__name__, "batch_dim", batch_dim), verbose
         self.rates: dict[str, float] = {}
         self._hooks: list[RemovableHandle] = []
 
     # --- hooks, in the order Lightning calls them ---
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        branches = modules_named("StochasticDepth", "names", pl_module, self.names)
+        branches = modules_named(type(self).__name__, "names", pl_module, self.names)
         self.rates = dict(zip(branches, linear_drop_rates(len(branches), self.p), strict=True))
         for name, branch in branches.items():
             self._hooks.append(branch.register_forward_hook(self._drop(name)))
@@ -78,7 +79,7 @@ class StochasticDepth(Callback):
         def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
             if not module.training:
                 return None
-            first = first_tensor("StochasticDepth", name, output)
+            first = first_tensor(type(self).__name__, name, output)
             return with_first(output, stochastic_depth(first, rate, self.batch_dim))
 
         return hook

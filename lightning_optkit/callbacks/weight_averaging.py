@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_optkit._checks import check_one_of
+from lightning_optkit._checks import check_bools, check_instance
 from lightning_optkit.averaging import EMA, LAWA, SWA
 from lightning_optkit.callbacks._batch_norm import batch_norms, check_forward, recompute_batch_norm_
 from lightning_optkit.callbacks._kept_average import KeptAverage, names_of
@@ -70,13 +70,11 @@ class WeightAveraging(Callback):
         average_buffers: bool = False,
         update_bn: bool = False,
     ) -> None:
-        if not hasattr(average, "state_name"):
-            raise TypeError(f"WeightAveraging(average={average!r}): average must be one such as EMA(0.999).")
-        for name, value in (("evaluate", evaluate), ("average_buffers", average_buffers), ("update_bn", update_bn)):
-            check_one_of("WeightAveraging", name, value, (False, True))
+        check_instance(type(self).__name__, "average", average, (EMA, SWA, LAWA), "one such as EMA(0.999)")
+        check_bools(type(self).__name__, evaluate=evaluate, average_buffers=average_buffers, update_bn=update_bn)
         if update_bn and not evaluate:
             raise ValueError(
-                "WeightAveraging(update_bn=True): evaluate must be True; nothing else uses the statistics."
+                f"{type(self).__name__}(update_bn=True): evaluate must be True; nothing else uses the statistics."
             )
         self.average, self.evaluate = average, evaluate
         self.average_buffers, self.update_bn = average_buffers, update_bn
@@ -128,24 +126,25 @@ class WeightAveraging(Callback):
             return
         if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
             raise ValueError(
-                f"WeightAveraging({self.average!r}): strategy {type(trainer.strategy).__name__} hides the parameters; "
+                f"{type(self).__name__}({self.average!r}): strategy {type(trainer.strategy).__name__} hides the "
+                "parameters; "
                 "use ModelParallelStrategy (FSDP2) or DDPStrategy."
             )
         for other in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(other, _LIGHTNINGS):
                 raise ValueError(
-                    f"WeightAveraging({self.average!r}): {type(other).__name__} would put an average into the module "
+                    f"{type(self).__name__}({self.average!r}): {type(other).__name__} would put an average into "
+                    "the module "
                     "too; use one of the two."
                 )
         everyone = [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]  # type: ignore[attr-defined]
         evaluated = [repr(callback.average) for callback in everyone if callback.evaluate]
         if len(evaluated) > 1:
             raise ValueError(
-                f"WeightAveraging(evaluate=True): {' and '.join(evaluated)} would both be evaluated; give all but one "
+                f"{type(self).__name__}(evaluate=True): {' and '.join(evaluated)} would both be evaluated; give "
+                "all but one "
                 "evaluate=False."
             )
-        if self.update_bn:
-            check_forward(pl_module)
         names = names_of([callback.average for callback in everyone])
         self._kept = KeptAverage(self.average, names[everyone.index(self)])
         self._trained, self._batch_norm, self._is_training = {}, None, False
@@ -154,6 +153,8 @@ class WeightAveraging(Callback):
             override(pl_module, "on_save_checkpoint", self._on_module_save)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.update_bn:  # not before: a module may make its layers in `configure_model`
+            check_forward(type(self).__name__, pl_module)
         average = self.average
         if isinstance(average, SWA) and isinstance(average.start, float):
             average = average.for_run(trainer.estimated_stepping_batches)
@@ -192,7 +193,8 @@ class WeightAveraging(Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.evaluate and not self._kept.of_parameters():
             rank_zero_warn(
-                f"WeightAveraging({self._kept.average!r}): the run ended after {self._kept.num_steps} steps, before "
+                f"{type(self).__name__}({self._kept.average!r}): the run ended after {self._kept.num_steps} "
+                "steps, before "
                 "the first update; the module keeps its trained weights."
             )
         self._show_average(trainer, pl_module)

@@ -7,13 +7,22 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from lightning_optkit._checks import check_tensors
+
 __all__ = ["gradients", "norm_of", "scale_to_bound_"]
 
 
-def gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
-    """The gradients there are, of one parameter or of many."""
-    parameters = [parameters] if isinstance(parameters, Tensor) else parameters
-    return [p.grad for p in parameters if p.grad is not None]
+def gradients(owner: str, parameters: Iterable[Tensor]) -> list[Tensor]:
+    """The gradients there are, of one parameter or of many.
+
+    Raises:
+        TypeError: if they are no tensors.
+        ValueError: if a gradient is sparse.
+    """
+    listed = check_tensors(owner, "parameters", parameters, sparse=True)
+    grads = [p.grad for p in listed if p.grad is not None]
+    check_tensors(owner, "parameters.grad", grads, meta=False)
+    return grads
 
 
 def norm_of(grads: list[Tensor]) -> Tensor:
@@ -24,9 +33,9 @@ def norm_of(grads: list[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def scale_to_bound_(parameters: Iterable[Tensor], norm_bound: Callable[[Tensor], Tensor]) -> Tensor:
+def scale_to_bound_(owner: str, parameters: Iterable[Tensor], norm_bound: Callable[[Tensor], Tensor]) -> Tensor:
     """Scales the gradients of `parameters` by one factor, to the bound for their global norm; returns that norm."""
-    grads = gradients(parameters)
+    grads = gradients(owner, parameters)
     norm = norm_of(grads)
     coefficient = (norm_bound(norm) / (norm + 1e-6)).clamp(max=1.0)
     for grad in grads:

@@ -49,13 +49,13 @@ class AutoClip:
     """
 
     def __init__(self, percentile: float = 10.0, window: int = 1000) -> None:
-        self.percentile = check_in("AutoClip", "percentile", percentile, "[0, 100]")
-        self.window = check_int("AutoClip", "window", window, minimum=1)
+        self.percentile = check_in(type(self).__name__, "percentile", percentile, "[0, 100]")
+        self.window = check_int(type(self).__name__, "window", window, minimum=1)
         self._history = torch.full((window,), math.nan, dtype=torch.float64)  # NaN: not yet seen
         self._seen = torch.zeros((), dtype=torch.int64)
 
     def __repr__(self) -> str:
-        return f"AutoClip(percentile={self.percentile:g}, window={self.window})"
+        return f"{type(self).__name__}(percentile={self.percentile:g}, window={self.window})"
 
     @property
     def needs_norm(self) -> bool:
@@ -83,7 +83,7 @@ class AutoClip:
         Returns:
             Their norm before clipping, 0-d.
         """
-        return scale_to_bound_(parameters, self.norm_bound)
+        return scale_to_bound_(type(self).__name__, parameters, self.norm_bound)
 
     def state_dict(self) -> dict[str, Any]:
         """The history: `history`, shape (window,), NaN where nothing was seen, and `seen`, how many norms in all."""
@@ -96,12 +96,14 @@ class AutoClip:
             TypeError: if it is no dict of tensors; nothing is changed then.
             ValueError: if it is not of an AutoClip, or the history is of another `window`; nothing is changed then.
         """
-        what = "AutoClip.load_state_dict(state_dict=...):"
+        what = f"{type(self).__name__}.load_state_dict(state_dict=...):"
         saved = saved_dict(what, state_dict, ("history", "seen"))
         history = saved_tensor(f"{what} 'history'", saved["history"])
         if history.ndim == 1 and len(history) != self.window:
             found = len(history)
-            raise ValueError(f"AutoClip(window={self.window}): the saved history is of window={found}; use that.")
+            raise ValueError(
+                f"{type(self).__name__}(window={self.window}): the saved history is of window={found}; use that."
+            )
         history = saved_floats(f"{what} 'history'", history, (self.window,), torch.float64, may_be_nan=True)
         seen = saved_number(f"{what} 'seen'", saved["seen"], torch.int64).to(history.device)
         unseen = torch.arange(self.window, device=history.device) >= seen

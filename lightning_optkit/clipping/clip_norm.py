@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_optkit._checks import check_in
+from lightning_optkit._checks import check_in, check_tensors
+from lightning_optkit.clipping._gradients import gradients
 from lightning_optkit.step import ClipBounds
 
 __all__ = ["ClipNorm"]
@@ -41,7 +42,7 @@ class ClipNorm:
     max_norm: float
 
     def __post_init__(self) -> None:
-        check_in("ClipNorm", "max_norm", self.max_norm, "(0, inf)")
+        check_in(type(self).__name__, "max_norm", self.max_norm, "(0, inf)")
 
     @property
     def needs_norm(self) -> bool:
@@ -63,4 +64,6 @@ class ClipNorm:
         Returns:
             Their norm before clipping, 0-d.
         """
-        return torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)
+        listed = check_tensors(type(self).__name__, "parameters", parameters)
+        gradients(type(self).__name__, listed)
+        return torch.nn.utils.clip_grad_norm_(listed, self.max_norm)

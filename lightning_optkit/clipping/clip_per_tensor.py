@@ -45,7 +45,7 @@ class ClipPerTensor:
     max_norm: float
 
     def __post_init__(self) -> None:
-        check_in("ClipPerTensor", "max_norm", self.max_norm, "(0, inf)")
+        check_in(type(self).__name__, "max_norm", self.max_norm, "(0, inf)")
 
     @property
     def needs_norm(self) -> bool:
@@ -68,7 +68,7 @@ class ClipPerTensor:
         Returns:
             Their global norm before clipping, 0-d.
         """
-        grads = gradients(parameters)
+        grads = gradients(type(self).__name__, parameters)
         norm = norm_of(grads)
         for grad in grads:
             grad.mul_((self.max_norm / (torch.linalg.vector_norm(grad) + 1e-6)).clamp(max=1.0))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_optkit._checks import check_in
+from lightning_optkit._checks import check_in, check_tensors
 from lightning_optkit.clipping._gradients import gradients, norm_of
 from lightning_optkit.step import ClipBounds
 
@@ -51,8 +51,8 @@ class ClipUnitwise:
     eps: float = 1e-3
 
     def __post_init__(self) -> None:
-        check_in("ClipUnitwise", "ratio", self.ratio, "(0, inf)")
-        check_in("ClipUnitwise", "eps", self.eps, "(0, inf)")
+        check_in(type(self).__name__, "ratio", self.ratio, "(0, inf)")
+        check_in(type(self).__name__, "eps", self.eps, "(0, inf)")
 
     @property
     def needs_norm(self) -> bool:
@@ -75,9 +75,9 @@ class ClipUnitwise:
         Returns:
             Their global norm before clipping, 0-d.
         """
-        parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-        norm = norm_of(gradients(parameters))
-        for parameter in parameters:
+        listed = check_tensors(type(self).__name__, "parameters", parameters)
+        norm = norm_of(gradients(type(self).__name__, listed))
+        for parameter in listed:
             if parameter.grad is None or parameter.numel() == 0:
                 continue
             inner = list(range(1, parameter.ndim)) if parameter.ndim > 1 else None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_optkit._checks import check_in
+from lightning_optkit.clipping._gradients import gradients
 from lightning_optkit.step import ClipBounds
 
 __all__ = ["ClipValue"]
@@ -37,7 +38,7 @@ class ClipValue:
     max_value: float
 
     def __post_init__(self) -> None:
-        check_in("ClipValue", "max_value", self.max_value, "(0, inf)")
+        check_in(type(self).__name__, "max_value", self.max_value, "(0, inf)")
 
     @property
     def needs_norm(self) -> bool:
@@ -53,6 +54,8 @@ class ClipValue:
         """inf: the norm is not bounded."""
         return math.inf
 
+    @torch.no_grad()
     def __call__(self, parameters: Iterable[Tensor]) -> None:
         """Clips the gradients of `parameters` in place, for use with any other optimizer."""
-        torch.nn.utils.clip_grad_value_(parameters, self.max_value)
+        for grad in gradients(type(self).__name__, parameters):
+            grad.clamp_(-self.max_value, self.max_value)

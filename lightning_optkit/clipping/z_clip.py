@@ -50,13 +50,16 @@ class ZClip:
     """
 
     def __init__(self, z_threshold: float = 2.5, alpha: float = 0.97, warmup_steps: int = 25) -> None:
-        self.z_threshold = check_in("ZClip", "z_threshold", z_threshold, "(0, inf)")
-        self.alpha = check_in("ZClip", "alpha", alpha, "[0, 1)")
-        self.warmup_steps = check_int("ZClip", "warmup_steps", warmup_steps, minimum=2)
+        self.z_threshold = check_in(type(self).__name__, "z_threshold", z_threshold, "(0, inf)")
+        self.alpha = check_in(type(self).__name__, "alpha", alpha, "[0, 1)")
+        self.warmup_steps = check_int(type(self).__name__, "warmup_steps", warmup_steps, minimum=2)
         self._learned = torch.zeros(3, dtype=torch.float64)  # mean, variance, norms seen
 
     def __repr__(self) -> str:
-        return f"ZClip(z_threshold={self.z_threshold:g}, alpha={self.alpha:g}, warmup_steps={self.warmup_steps})"
+        return (
+            f"{type(self).__name__}(z_threshold={self.z_threshold:g}, alpha={self.alpha:g}, "
+            f"warmup_steps={self.warmup_steps})"
+        )
 
     @property
     def needs_norm(self) -> bool:
@@ -94,7 +97,7 @@ class ZClip:
         Returns:
             Their norm before clipping, 0-d.
         """
-        return scale_to_bound_(parameters, self.norm_bound)
+        return scale_to_bound_(type(self).__name__, parameters, self.norm_bound)
 
     def state_dict(self) -> dict[str, Any]:
         """Mean, variance and number of the norms seen: `learned`, shape (3,)."""
@@ -107,6 +110,6 @@ class ZClip:
             TypeError: if it is no dict of tensors; nothing is changed then.
             ValueError: if it is not of a ZClip; nothing is changed then.
         """
-        what = "ZClip.load_state_dict(state_dict=...):"
+        what = f"{type(self).__name__}.load_state_dict(state_dict=...):"
         saved = saved_dict(what, state_dict, ("learned",))
         self._learned = saved_floats(f"{what} 'learned'", saved["learned"], (3,), torch.float64)

@@ -6,6 +6,8 @@ import random
 import torch
 from torch import Tensor, nn
 
+from lightning_optkit._checks import check_generator
+
 __all__ = ["Draws"]
 
 
@@ -17,18 +19,17 @@ class Draws(nn.Module):
         generator: CPU generator. Default: a new one, seeded with 0. The global generator is never used.
 
     Raises:
+        TypeError: if it is no generator.
         ValueError: if the generator is not on the CPU.
     """
 
     def __init__(self, owner: str, generator: torch.Generator | None) -> None:
         super().__init__()
-        if generator is None:
-            generator = torch.Generator().manual_seed(0)
-        if generator.device.type != "cpu":
-            raise ValueError(
-                f"{owner}(generator={generator.device}): must be on the CPU, whatever device the batch is on."
-            )
-        self.generator = generator
+        device = getattr(generator, "device", None)
+        if isinstance(device, torch.device) and device.type != "cpu":
+            raise ValueError(f"{owner}(generator={device}): must be on the CPU, whatever device the batch is on.")
+        given = check_generator(owner, generator)
+        self.generator = torch.Generator().manual_seed(0) if given is None else given
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Numbers in [low, high), float64, on the CPU."""

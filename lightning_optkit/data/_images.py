@@ -4,21 +4,35 @@
 import torch
 from torch import Tensor
 
-__all__ = ["check_image_batch", "in_dtype", "in_format"]
+from lightning_optkit._checks import check_int, check_tensor, shown
+
+__all__ = ["check_image_batch", "check_sides", "in_dtype", "in_format"]
 
 
-def check_image_batch(owner: str, images: Tensor) -> None:
+def check_image_batch(owner: str, images: Tensor, name: str = "images") -> None:
     """Passes if `images` is a real tensor of shape (N, C, H, W).
 
     Raises:
         TypeError: if it is not a real tensor.
         ValueError: if it has other dimensions or an empty image.
     """
-    if not isinstance(images, Tensor) or images.is_complex():
-        found = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(f"{owner}(images={found}): images must be a real tensor.")
+    check_tensor(owner, name, images, "real")
     if images.dim() != 4 or images.shape[2:].numel() == 0:
-        raise ValueError(f"{owner}(images.shape={tuple(images.shape)}): images must be (N, C, H, W), not empty.")
+        raise ValueError(f"{owner}({name}.shape={tuple(images.shape)}): {name} must be (N, C, H, W), not empty.")
+
+
+def check_sides(owner: str, size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width (pixels) of `size`, one number for both.
+
+    Raises:
+        TypeError: if it is neither an integer nor two of them.
+        ValueError: if one is less than 1.
+    """
+    sides = tuple(size) if isinstance(size, tuple | list) else (size, size)
+    if len(sides) != 2:
+        raise ValueError(f"{owner}(size={shown(size)}): size must be one integer or two, height and width.")
+    height, width = (check_int(owner, "size", side, minimum=1) for side in sides)
+    return height, width
 
 
 def in_format(result: Tensor, images: Tensor) -> Tensor:

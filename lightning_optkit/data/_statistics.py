@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from lightning_optkit._checks import check_bools, iterate, kind_shown
 from lightning_optkit.data.merge_across_ranks import Mergeable, merge_across_ranks
 
 __all__ = [
@@ -67,7 +68,7 @@ class Statistics(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name, buffer in self.named().items():
-            if prefix + name in state_dict:
+            if isinstance(state_dict.get(prefix + name), Tensor):
                 setattr(self, name, buffer.new_empty(state_dict[prefix + name].shape))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -83,13 +84,25 @@ class _Fittable(Mergeable, Protocol):
 
 
 def fit_batches(transform: _Fittable, batches: Tensor | Iterable[Tensor], across_ranks: bool) -> None:
-    """Forgets what was learned and learns it anew in one pass over `batches` (a tensor is one batch)."""
+    """Forgets what was learned and learns it anew in one pass over `batches` (a tensor is one batch).
+
+    If that fails, what was learned before is there again.
+    """
+    owner = f"{type(transform).__name__}.fit"
+    check_bools(owner, across_ranks=across_ranks)
+    such_as = "a tensor (N, D), or an iterable of them such as a DataLoader"
+    reading = iter([batches]) if isinstance(batches, Tensor) else iterate(owner, "batches", batches, such_as)
+    before = transform.stats.named()
     transform.stats.clear()
-    for batch in [batches] if isinstance(batches, Tensor) else batches:
-        transform.partial_fit(batch)
-    if across_ranks:
-        merge_across_ranks(transform)
-    transform.finalize()
+    try:
+        for batch in reading:
+            transform.partial_fit(batch)
+        if across_ranks:
+            merge_across_ranks(transform)
+        transform.finalize()
+    except BaseException:
+        transform.stats.update(before)
+        raise
 
 
 def check_features(owner: str, x: Tensor, feature_dim: int, num_features: int) -> None:
@@ -101,8 +114,10 @@ def check_features(owner: str, x: Tensor, feature_dim: int, num_features: int) -
     """
     if not isinstance(x, Tensor):
         raise TypeError(
-            f"{owner}(x={type(x).__name__}): x must be a tensor; torch.as_tensor converts arrays, Vocabulary strings."
+            f"{owner}(x={kind_shown(x)}): x must be a tensor; torch.as_tensor converts arrays, Vocabulary strings."
         )
+    if x.layout != torch.strided:
+        raise ValueError(f"{owner}(x=<{x.layout}>): x must be dense; use x.to_dense().")
     if x.is_complex():
         raise TypeError(f"{owner}(x.dtype={x.dtype}): x must be real.")
     if not -x.dim() <= feature_dim < x.dim():
@@ -125,6 +140,8 @@ def feature_rows(owner: str, x: Tensor, *, feature_dim: int = -1, num_features: 
         raise ValueError(
             f"{owner}(x.shape={tuple(x.shape)}): a training batch must be (N, D) or larger; use x[:, None] for one."
         )
+    if x.is_meta:
+        raise ValueError(f"{owner}(x=<tensor on meta>): x must hold numbers, not only a shape.")
     rows = x.detach().double().movedim(feature_dim, -1).flatten(0, -2)
     infinite = rows.isinf().any(dim=0)
     if infinite.any():
@@ -183,9 +200,9 @@ def check_mergeable(transform: _Fittable, other: _Fittable) -> None:
         TypeError: if it is another transform.
         ValueError: if it saw another number of features.
     """
-    owner, found = type(transform).__name__, type(other).__name__
+    owner = type(transform).__name__
     if type(other) is not type(transform):
-        raise TypeError(f"{owner}.merge(other={found}): other must be a {owner} too.")
+        raise TypeError(f"{owner}.merge(other={kind_shown(other)}): other must be a {owner} too, such as {owner}().")
     if transform.extra_repr() != other.extra_repr():
         raise ValueError(f"{owner}.merge(other={owner}({other.extra_repr()})): needs {transform.extra_repr()}.")
     if transform.num_features and other.num_features not in (0, transform.num_features):

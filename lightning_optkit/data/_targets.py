@@ -4,6 +4,8 @@
 import torch
 from torch import Tensor
 
+from lightning_optkit._checks import check_tensor
+
 __all__ = ["check_pairs", "mixed_targets"]
 
 
@@ -14,9 +16,8 @@ def check_pairs(owner: str, inputs: Tensor, targets: Tensor, num_classes: int | 
         TypeError: if either is not a tensor.
         ValueError: if the shapes or dtypes are others, or an index on the CPU is out of range.
     """
-    for name, value in (("inputs", inputs), ("targets", targets)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{owner}({name}={type(value).__name__}): {name} must be a tensor.")
+    check_tensor(owner, "inputs", inputs, "real")
+    check_tensor(owner, "targets", targets, "real")
     shape = tuple(targets.shape)
     if targets.dim() not in (1, 2):
         raise ValueError(f"{owner}(targets.shape={shape}): targets must be class indices (N,) or soft targets (N, C).")

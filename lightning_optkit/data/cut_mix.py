@@ -46,9 +46,11 @@ class CutMix(nn.Module):
         self, alpha: float = 1.0, *, num_classes: int | None = None, generator: torch.Generator | None = None
     ) -> None:
         super().__init__()
-        self.alpha = check_in("CutMix", "alpha", alpha, "(0, inf)")
-        self.num_classes = None if num_classes is None else check_int("CutMix", "num_classes", num_classes, minimum=1)
-        self.draws = Draws("CutMix", generator)
+        self.alpha = check_in(type(self).__name__, "alpha", alpha, "(0, inf)")
+        self.num_classes = (
+            None if num_classes is None else check_int(type(self).__name__, "num_classes", num_classes, minimum=1)
+        )
+        self.draws = Draws(type(self).__name__, generator)
 
     def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Images with a pasted rectangle (dtype, shape and memory format kept) and mixed targets.
@@ -60,14 +62,14 @@ class CutMix(nn.Module):
         """
         if not self.training:
             return inputs, targets
-        check_image_batch("CutMix", inputs)
-        check_pairs("CutMix", inputs, targets, self.num_classes)
+        check_image_batch(type(self).__name__, inputs, "inputs")
+        check_pairs(type(self).__name__, inputs, targets, self.num_classes)
         mixed, partners, share = self.mix(inputs)
         return mixed, mixed_targets(targets, partners, share, self.num_classes)
 
     def mix(self, inputs: Tensor) -> tuple[Tensor, Tensor, float]:
         """Images with a rectangle of their partners, the partners (N,), and the share that stays, in every mode."""
-        check_image_batch("CutMix", inputs)
+        check_image_batch(type(self).__name__, inputs, "inputs")
         height, width = inputs.shape[2:]
         rows, columns = self._rectangle(height, width)
         share = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)  # lambda

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_optkit._checks import check_bools, check_instance, iterate
+
 __all__ = ["fit_in_order"]
 
 
@@ -38,6 +40,8 @@ def fit_in_order(
         >>> fit_in_order(chain, [torch.tensor([[1.0], [torch.nan]]), torch.tensor([[3.0]])])(torch.tensor([[2.0]]))
         tensor([[0.]])
     """
+    check_instance("fit_in_order", "chain", chain, nn.Sequential, "a chain such as nn.Sequential(Standardize())")
+    check_bools("fit_in_order", across_ranks=across_ranks, keep_fitted=keep_fitted)
     fittable = [i for i, stage in enumerate(chain) if hasattr(stage, "partial_fit")]
     if not fittable:
         raise ValueError("fit_in_order(chain): at least one stage must have partial_fit, as Standardize has.")
@@ -49,5 +53,6 @@ def fit_in_order(
         )
     for i in fitted:
         stage: Any = chain[i]
-        stage.fit(map(chain[:i], batches), across_ranks=across_ranks)
+        reading = iterate("fit_in_order", "batches", batches, "a list of batches or a DataLoader")
+        stage.fit(map(chain[:i], reading), across_ranks=across_ranks)
     return chain

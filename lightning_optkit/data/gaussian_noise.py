@@ -8,7 +8,7 @@ Differs from torchvision: `clip` is False by default, since standardized inputs 
 import torch
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_in
+from lightning_optkit._checks import check_bools, check_in, check_tensor
 from lightning_optkit.data._draws import Draws
 
 __all__ = ["GaussianNoise"]
@@ -39,18 +39,17 @@ class GaussianNoise(nn.Module):
         self, mean: float = 0.0, sigma: float = 0.1, clip: bool = False, *, generator: torch.Generator | None = None
     ) -> None:
         super().__init__()
-        self.mean = check_in("GaussianNoise", "mean", mean, "(-inf, inf)")
-        self.sigma = check_in("GaussianNoise", "sigma", sigma, "[0, inf)")
+        self.mean = check_in(type(self).__name__, "mean", mean, "(-inf, inf)")
+        self.sigma = check_in(type(self).__name__, "sigma", sigma, "[0, inf)")
+        check_bools(type(self).__name__, clip=clip)
         self.clip = clip
-        self.draws = Draws("GaussianNoise", generator)
+        self.draws = Draws(type(self).__name__, generator)
 
     def forward(self, x: Tensor) -> Tensor:
         """Noisy `x`, any shape, floating; dtype and memory format kept."""
         if not self.training:
             return x
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            found = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(f"GaussianNoise(x={found}): x must be a floating tensor.")
+        check_tensor(type(self).__name__, "x", x, "floating")
         noisy = x + (self.draws.normal_like(x) * self.sigma + self.mean)
         return noisy.clamp(0, 1) if self.clip else noisy
 

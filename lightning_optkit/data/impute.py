@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_int, check_one_of
+from lightning_optkit._checks import check_bools, check_in, check_int, check_one_of, check_whole
 from lightning_optkit.data._categories import CATEGORIES, categories_of, merge_categories, most_frequent
 from lightning_optkit.data._moments import MOMENTS, merge_moments, moments
 from lightning_optkit.data._quantiles import EXACT_ROWS, merge_samples, quantiles, sample_of
@@ -72,10 +72,15 @@ class Impute(nn.Module):
         feature_dim: int = -1,
     ) -> None:
         super().__init__()
-        check_one_of("Impute", "strategy", strategy, ("mean", "median", "most_frequent", "constant"))
+        check_one_of(type(self).__name__, "strategy", strategy, ("mean", "median", "most_frequent", "constant"))
+        check_in(type(self).__name__, "fill_value", fill_value, "(-inf, inf)")
+        if not (isinstance(missing_values, float) and math.isnan(missing_values)):
+            check_in(type(self).__name__, "missing_values", missing_values, "(-inf, inf)")
+        check_bools(type(self).__name__, add_indicator=add_indicator, keep_empty_features=keep_empty_features)
+        check_whole(type(self).__name__, "feature_dim", feature_dim)
         self.strategy, self.fill_value, self.missing_values = strategy, fill_value, missing_values
         self.add_indicator, self.keep_empty_features, self.feature_dim = add_indicator, keep_empty_features, feature_dim
-        self.exact_rows = check_int("Impute", "exact_rows", exact_rows, minimum=2)
+        self.exact_rows = check_int(type(self).__name__, "exact_rows", exact_rows, minimum=2)
         self.stats = Statistics("present", "missing", *MOMENTS, "sample", "weight", *CATEGORIES, "fill", "indicated")
 
     @property
@@ -95,9 +100,11 @@ class Impute(nn.Module):
 
     def partial_fit(self, x: Tensor) -> "Impute":
         """Learns from one more batch, shape (N, ..., D) for `feature_dim=-1`."""
-        require_open("Impute", self.fill)
-        check_features("Impute", x, self.feature_dim, self.num_features)
-        rows = feature_rows("Impute", self._marked(x), feature_dim=self.feature_dim, num_features=self.num_features)
+        require_open(type(self).__name__, self.fill)
+        check_features(type(self).__name__, x, self.feature_dim, self.num_features)
+        rows = feature_rows(
+            type(self).__name__, self._marked(x), feature_dim=self.feature_dim, num_features=self.num_features
+        )
         missing = rows.isnan().sum(dim=0).double()
         summary = {"missing": missing, "present": len(rows) - missing}
         if self.strategy == "mean":
@@ -111,16 +118,16 @@ class Impute(nn.Module):
     def merge(self, other: "Impute") -> "Impute":
         """Learns what `other` has learned from other rows."""
         check_mergeable(self, other)
-        require_open("Impute", self.fill)
-        require_open("Impute", other.fill)
+        require_open(type(self).__name__, self.fill)
+        require_open(type(self).__name__, other.fill)
         return self._absorb(other.stats.named()) if other.num_features else self
 
     def finalize(self) -> "Impute":
         """Ends the pass: afterwards it can be applied, and the rows are forgotten."""
-        require_open("Impute", self.fill)
+        require_open(type(self).__name__, self.fill)
         present = self.stats["present"]
         refuse_empty = self.strategy != "constant" and not self.keep_empty_features
-        require_finite_fit("Impute", present if refuse_empty else torch.ones_like(present))
+        require_finite_fit(type(self).__name__, present if refuse_empty else torch.ones_like(present))
         fill = torch.full_like(present, self.fill_value)
         if self.strategy == "mean":
             fill = self.stats["origin"] + self.stats["offset"]
@@ -141,8 +148,8 @@ class Impute(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` without missing values, in its floating dtype; indicator columns are appended along `feature_dim`."""
-        require_fitted("Impute", self.fill)
-        check_features("Impute", x, self.feature_dim, self.num_features)
+        require_fitted(type(self).__name__, self.fill)
+        check_features(type(self).__name__, x, self.feature_dim, self.num_features)
         missing = self._is_missing(x)
         dtype = output_dtype(x)
         filled = torch.where(missing, to_feature_dim(self.fill, x, self.feature_dim).to(dtype), x.to(dtype))
@@ -158,11 +165,14 @@ class Impute(nn.Module):
         Raises:
             ValueError: if `add_indicator` is False: nothing then tells which values were missing.
         """
-        require_fitted("Impute", self.fill)
+        require_fitted(type(self).__name__, self.fill)
         if not self.add_indicator:
-            raise ValueError("Impute(add_indicator=False): inverse needs add_indicator=True to know what was missing.")
+            raise ValueError(
+                f"{type(self).__name__}(add_indicator=False): inverse needs add_indicator=True to know what was "
+                "missing."
+            )
         indicated = self._indicated()
-        check_features("Impute", x, self.feature_dim, self.num_features + len(indicated))
+        check_features(type(self).__name__, x, self.feature_dim, self.num_features + len(indicated))
         filled = x.narrow(self.feature_dim, 0, self.num_features)
         marks = x.narrow(self.feature_dim, self.num_features, len(indicated))
         missing = torch.zeros_like(filled).index_add(self.feature_dim, indicated, marks) > 0.5
@@ -180,8 +190,11 @@ class Impute(nn.Module):
         return x.isnan() if math.isnan(self.missing_values) else x == self.missing_values
 
     def _marked(self, x: Tensor) -> Tensor:
-        if not math.isnan(self.missing_values) and x.isnan().any():
-            raise ValueError(f"Impute(missing_values={self.missing_values}): x has NaN, which is not what marks a gap.")
+        if not x.is_meta and not math.isnan(self.missing_values) and x.isnan().any():
+            raise ValueError(
+                f"{type(self).__name__}(missing_values={self.missing_values}): x has NaN, which is not what marks "
+                "a gap."
+            )
         return (x if x.is_floating_point() else x.double()).masked_fill(self._is_missing(x), torch.nan)
 
     def _indicated(self) -> Tensor:

@@ -7,6 +7,8 @@ from typing import Any, Protocol, TypeVar
 import torch.distributed as dist
 from torch import Tensor
 
+from lightning_optkit._checks import check_instance, check_like
+
 __all__ = ["Mergeable", "merge_across_ranks"]
 
 
@@ -49,6 +51,10 @@ def merge_across_ranks(transform: _Transform, *, group: dist.ProcessGroup | None
         >>> merge_across_ranks(scale).finalize().mean
         tensor([2.], dtype=torch.float64)
     """
+    names = ("merge", "state_dict", "load_state_dict")
+    check_like("merge_across_ranks", "transform", transform, names, "a transform such as Standardize()")
+    if group is not None:
+        check_instance("merge_across_ranks", "group", group, dist.ProcessGroup, "None or a process group")
     if not (dist.is_available() and dist.is_initialized()):
         return transform
     states: list[dict[str, Any]] = [{}] * dist.get_world_size(group)

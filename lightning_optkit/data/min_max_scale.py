@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from lightning_optkit._checks import check_bools, check_numbers, check_whole
 from lightning_optkit.data._statistics import (
     Statistics,
     check_features,
@@ -53,9 +54,13 @@ class MinMaxScale(nn.Module):
         self, feature_range: tuple[float, float] = (0.0, 1.0), *, clip: bool = False, feature_dim: int = -1
     ) -> None:
         super().__init__()
-        low, high = feature_range
+        low, high = check_numbers(type(self).__name__, "feature_range", feature_range, 2, "(-inf, inf)")
+        check_bools(type(self).__name__, clip=clip)
+        check_whole(type(self).__name__, "feature_dim", feature_dim)
         if not low < high:
-            raise ValueError(f"MinMaxScale(feature_range={feature_range}): the first end must be below the second.")
+            raise ValueError(
+                f"{type(self).__name__}(feature_range={feature_range}): the first end must be below the second."
+            )
         self.feature_range, self.clip, self.feature_dim = (low, high), clip, feature_dim
         self.stats = Statistics("seen_min", "seen_max", "scale")
 
@@ -86,7 +91,7 @@ class MinMaxScale(nn.Module):
 
     def partial_fit(self, x: Tensor) -> "MinMaxScale":
         """Learns from one more batch, shape (N, ..., D) for `feature_dim=-1`."""
-        rows = feature_rows("MinMaxScale", x, feature_dim=self.feature_dim, num_features=self.num_features)
+        rows = feature_rows(type(self).__name__, x, feature_dim=self.feature_dim, num_features=self.num_features)
         missing = rows.isnan()
         unseen = rows.new_full((1, rows.shape[1]), torch.inf)  # of a feature without values
         smallest = torch.cat([unseen, rows.masked_fill(missing, torch.inf)]).amin(dim=0)
@@ -101,7 +106,7 @@ class MinMaxScale(nn.Module):
     def finalize(self) -> "MinMaxScale":
         """Ends the pass: afterwards it can be applied."""
         spread = self.data_max - self.data_min
-        require_finite_fit("MinMaxScale", self.data_min.isfinite().double(), spread)
+        require_finite_fit(type(self).__name__, self.data_min.isfinite().double(), spread)
         low, high = self.feature_range
         scale = (high - low) / spread
         self.stats["scale"] = torch.where(scale.isinf(), high - low, scale)  # constant, or within 1e-308 of it
@@ -136,6 +141,6 @@ class MinMaxScale(nn.Module):
         return self
 
     def _learned(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        require_fitted("MinMaxScale", self.scale)
-        check_features("MinMaxScale", x, self.feature_dim, self.num_features)
+        require_fitted(type(self).__name__, self.scale)
+        check_features(type(self).__name__, x, self.feature_dim, self.num_features)
         return to_feature_dim(self.data_min, x, self.feature_dim), to_feature_dim(self.scale, x, self.feature_dim)

@@ -7,7 +7,7 @@ Source: Zhang et al. 2018, arXiv:1710.09412; one coefficient per batch, as in th
 import torch
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_in, check_int
+from lightning_optkit._checks import check_in, check_int, check_tensor
 from lightning_optkit.data._draws import Draws
 from lightning_optkit.data._targets import check_pairs, mixed_targets
 
@@ -44,9 +44,11 @@ class Mixup(nn.Module):
         self, alpha: float = 0.2, *, num_classes: int | None = None, generator: torch.Generator | None = None
     ) -> None:
         super().__init__()
-        self.alpha = check_in("Mixup", "alpha", alpha, "(0, inf)")
-        self.num_classes = None if num_classes is None else check_int("Mixup", "num_classes", num_classes, minimum=1)
-        self.draws = Draws("Mixup", generator)
+        self.alpha = check_in(type(self).__name__, "alpha", alpha, "(0, inf)")
+        self.num_classes = (
+            None if num_classes is None else check_int(type(self).__name__, "num_classes", num_classes, minimum=1)
+        )
+        self.draws = Draws(type(self).__name__, generator)
 
     def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Mixed inputs (dtype, shape and memory format kept) and mixed targets.
@@ -58,15 +60,13 @@ class Mixup(nn.Module):
         """
         if not self.training:
             return inputs, targets
-        check_pairs("Mixup", inputs, targets, self.num_classes)
+        check_pairs(type(self).__name__, inputs, targets, self.num_classes)
         mixed, partners, share = self.mix(inputs)
         return mixed, mixed_targets(targets, partners, share, self.num_classes)
 
     def mix(self, inputs: Tensor) -> tuple[Tensor, Tensor, float]:
         """Mixed inputs, the partner of every example (N,), and the share of the example itself, in every mode."""
-        if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or inputs.dim() < 1:
-            found = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
-            raise TypeError(f"Mixup(inputs={found}): inputs must be floating.")
+        check_tensor(type(self).__name__, "inputs", inputs, "floating", min_ndim=1)
         share = self.draws.beta(self.alpha)  # lambda
         partners = self.draws.partners(inputs)
         return share * inputs + (1 - share) * inputs[partners], partners, share

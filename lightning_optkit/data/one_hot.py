@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_one_of
+from lightning_optkit._checks import check_one_of, check_tensor
 from lightning_optkit.data._categories import CATEGORIES, categories_of, merge_categories
 from lightning_optkit.data._statistics import (
     Statistics,
@@ -61,8 +61,8 @@ class OneHot(nn.Module):
         drop: Literal["first", "if_binary"] | None = None,
     ) -> None:
         super().__init__()
-        check_one_of("OneHot", "handle_unknown", handle_unknown, ("error", "ignore"))
-        check_one_of("OneHot", "drop", drop, (None, "first", "if_binary"))
+        check_one_of(type(self).__name__, "handle_unknown", handle_unknown, ("error", "ignore"))
+        check_one_of(type(self).__name__, "drop", drop, (None, "first", "if_binary"))
         self.handle_unknown, self.drop = handle_unknown, drop
         self.stats = Statistics("features", *CATEGORIES, "kept")
 
@@ -85,9 +85,12 @@ class OneHot(nn.Module):
 
     def partial_fit(self, x: Tensor) -> "OneHot":
         """Learns from one more batch, shape (N, ..., D), integer, boolean or floating."""
-        rows = feature_rows("OneHot", x, num_features=self.num_features)
+        rows = feature_rows(type(self).__name__, x, num_features=self.num_features)
         if not x.is_floating_point() and x.numel() and (rows.abs() > 2**53).any():
-            raise ValueError("OneHot(x=2**53 or more): such integers are not exact in float64; number the categories.")
+            raise ValueError(
+                f"{type(self).__name__}(x=2**53 or more): such integers are not exact in float64; number the "
+                "categories."
+            )
         self.stats["features"] = torch.ones(rows.shape[1])
         self.stats.update(merge_categories(self.stats.named(), categories_of(rows.nan_to_num(nan=_NAN_CATEGORY))))
         self.stats.clear("kept")
@@ -104,7 +107,7 @@ class OneHot(nn.Module):
 
     def finalize(self) -> "OneHot":
         """Ends the pass: afterwards it can be applied."""
-        require_finite_fit("OneHot", self.stats["occurrences"])
+        require_finite_fit(type(self).__name__, self.stats["occurrences"])
         column = self.stats["column"].long()
         if self.drop is None:
             self.stats["kept"] = torch.ones_like(self.stats["column"])
@@ -121,8 +124,8 @@ class OneHot(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Zeros and ones, shape (N, ..., K), in the floating dtype of `x` (integers give the default dtype)."""
-        require_fitted("OneHot", self.stats["kept"])
-        check_features("OneHot", x, -1, self.num_features)
+        require_fitted(type(self).__name__, self.stats["kept"])
+        check_features(type(self).__name__, x, -1, self.num_features)
         values = x.double()
         unseen = -_NAN_CATEGORY  # what an infinite value becomes: never a category
         values = torch.where(values.isnan(), _NAN_CATEGORY, values.masked_fill(values.isinf(), unseen))
@@ -135,9 +138,12 @@ class OneHot(nn.Module):
     def inverse(self, x: Tensor) -> Tensor:
         """Categories, shape (N, ..., D), float64, of the largest entries; all zeros mean the dropped one, or NaN."""
         kept = self.stats["kept"] > 0
-        require_fitted("OneHot", self.stats["kept"])
-        if x.shape[-1] != int(kept.sum()):
-            raise ValueError(f"OneHot.inverse(x.shape={tuple(x.shape)}): x must have {int(kept.sum())} columns.")
+        require_fitted(type(self).__name__, self.stats["kept"])
+        check_tensor(f"{type(self).__name__}.inverse", "x", x, "real")
+        if x.shape[-1:].numel() != int(kept.sum()) or x.dim() == 0:
+            raise ValueError(
+                f"{type(self).__name__}.inverse(x.shape={tuple(x.shape)}): x must have {int(kept.sum())} columns."
+            )
         entries = x.new_zeros(*x.shape[:-1], len(kept), dtype=torch.float64)
         entries[..., kept] = x.double()
         decoded = []
@@ -158,7 +164,9 @@ class OneHot(nn.Module):
     def _require_known(self, x: Tensor, hit: Tensor) -> None:
         if torch.compiler.is_compiling():  # or exporting: the check becomes part of the graph, which cannot say which
             known = hit.sum() == x.numel()
-            torch._assert_async(known, f"OneHot(x): must hold categories of the training set only; {_IGNORE}")
+            torch._assert_async(
+                known, f"{type(self).__name__}(x): must hold categories of the training set only; {_IGNORE}"
+            )
         elif int(hit.sum()) != x.numel():
             self._refuse_unknown(x, hit)
 
@@ -168,4 +176,6 @@ class OneHot(nn.Module):
             unknown = ~hit[..., column == feature].any(dim=-1)
             if unknown.any():
                 value = x[..., feature][unknown][0].item()
-                raise ValueError(f"OneHot(x[..., {feature}]={value}): not a category of the training set; {_IGNORE}")
+                raise ValueError(
+                    f"{type(self).__name__}(x[..., {feature}]={value}): not a category of the training set; {_IGNORE}"
+                )

@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_int, check_one_of
+from lightning_optkit._checks import check_in, check_int, check_one_of
 from lightning_optkit.data._draws import Draws
-from lightning_optkit.data._images import check_image_batch, in_format
+from lightning_optkit.data._images import check_image_batch, check_sides, in_format
 
 __all__ = ["RandomCrop"]
 
@@ -50,18 +50,18 @@ class RandomCrop(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        height, width = (size, size) if isinstance(size, int) else size
-        self.size = tuple(check_int("RandomCrop", "size", side, minimum=1) for side in (height, width))
-        self.padding = check_int("RandomCrop", "padding", padding, minimum=0)
-        check_one_of("RandomCrop", "padding_mode", padding_mode, ("constant", "edge", "reflect"))
+        self.size = check_sides(type(self).__name__, size)
+        self.padding = check_int(type(self).__name__, "padding", padding, minimum=0)
+        check_one_of(type(self).__name__, "padding_mode", padding_mode, ("constant", "edge", "reflect"))
+        check_in(type(self).__name__, "fill", fill, "(-inf, inf)")
         self.fill, self.padding_mode = fill, padding_mode
-        self.draws = Draws("RandomCrop", generator)
+        self.draws = Draws(type(self).__name__, generator)
 
     def forward(self, images: Tensor) -> Tensor:
         """Windows of the images, shape (N, C, height, width), any real dtype; dtype and memory format kept."""
         if not self.training:
             return images
-        check_image_batch("RandomCrop", images)
+        check_image_batch(type(self).__name__, images)
         num, channels, height, width = images.shape
         rows, columns = (
             self._places(num, full, side).to(images.device)
@@ -87,11 +87,12 @@ class RandomCrop(nn.Module):
         room = full + 2 * self.padding - side
         if room < 0:
             raise ValueError(
-                f"RandomCrop(size={self.size}): must not exceed the padded image, {full} + 2 * {self.padding} pixels."
+                f"{type(self).__name__}(size={self.size}): must not exceed the padded image, {full} + 2 * "
+                f"{self.padding} pixels."
             )
         if self.padding_mode == "reflect" and self.padding >= full:
             raise ValueError(
-                f"RandomCrop(padding={self.padding}): 'reflect' needs less than the image's {full} pixels."
+                f"{type(self).__name__}(padding={self.padding}): 'reflect' needs less than the image's {full} pixels."
             )
         start = torch.randint(room + 1, (num, 1), generator=self.draws.generator) - self.padding
         return start + torch.arange(side)

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_in
+from lightning_optkit._checks import check_in, check_numbers, shown
 from lightning_optkit.data._draws import Draws
 from lightning_optkit.data._images import check_image_batch, in_dtype, in_format
 
@@ -54,21 +54,23 @@ class RandomErasing(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.p = check_in("RandomErasing", "p", p, "[0, 1]")
+        self.p = check_in(type(self).__name__, "p", p, "[0, 1]")
         for name, ends, interval in (("scale", scale, "(0, 1]"), ("ratio", ratio, "(0, inf)")):
-            low, high = (check_in("RandomErasing", name, end, interval) for end in ends)
+            low, high = check_numbers(type(self).__name__, name, ends, 2, interval)
             if low > high:
-                raise ValueError(f"RandomErasing({name}={ends}): the first end must not exceed the second.")
+                raise ValueError(f"{type(self).__name__}({name}={ends}): the first end must not exceed the second.")
         if isinstance(value, str) and value != "random":
-            raise ValueError(f"RandomErasing(value={value!r}): value must be a number or 'random'.")
+            raise ValueError(f"{type(self).__name__}(value={shown(value)}): value must be a number or 'random'.")
+        if not isinstance(value, str):
+            check_in(type(self).__name__, "value", value, "(-inf, inf)")
         self.scale, self.ratio, self.value = scale, ratio, value
-        self.draws = Draws("RandomErasing", generator)
+        self.draws = Draws(type(self).__name__, generator)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images with erased rectangles, shape (N, C, H, W); dtype and memory format kept."""
         if not self.training:
             return images
-        check_image_batch("RandomErasing", images)
+        check_image_batch(type(self).__name__, images)
         rows, columns = (span.to(images.device) for span in self._rectangles(images))
         mask = rows & columns
         if self.value == "random":

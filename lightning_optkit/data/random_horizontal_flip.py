@@ -35,14 +35,14 @@ class RandomHorizontalFlip(nn.Module):
 
     def __init__(self, p: float = 0.5, *, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.p = check_in("RandomHorizontalFlip", "p", p, "[0, 1]")
-        self.draws = Draws("RandomHorizontalFlip", generator)
+        self.p = check_in(type(self).__name__, "p", p, "[0, 1]")
+        self.draws = Draws(type(self).__name__, generator)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images, some of them mirrored, shape (N, C, H, W), any real dtype; dtype and memory format kept."""
         if not self.training:
             return images
-        check_image_batch("RandomHorizontalFlip", images)
+        check_image_batch(type(self).__name__, images)
         return in_format(torch.where(self.draws.chosen(images, self.p), images.flip(-1), images), images)
 
     def extra_repr(self) -> str:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_in, check_one_of
+from lightning_optkit._checks import check_in, check_numbers, check_one_of
 from lightning_optkit.data._draws import Draws
 from lightning_optkit.data._images import check_image_batch, in_dtype, in_format
 
@@ -49,22 +49,23 @@ class RandomRotation(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(degrees, tuple):
-            low, high = (check_in("RandomRotation", "degrees", end, "(-inf, inf)") for end in degrees)
+        if isinstance(degrees, tuple | list):
+            low, high = check_numbers(type(self).__name__, "degrees", degrees, 2, "(-inf, inf)")
         else:
-            high = check_in("RandomRotation", "degrees", degrees, "[0, inf)")
+            high = check_in(type(self).__name__, "degrees", degrees, "[0, inf)")
             low = -high
         if low > high:
-            raise ValueError(f"RandomRotation(degrees={degrees}): the first end must not exceed the second.")
-        check_one_of("RandomRotation", "interpolation", interpolation, ("nearest", "bilinear"))
+            raise ValueError(f"{type(self).__name__}(degrees={degrees}): the first end must not exceed the second.")
+        check_in(type(self).__name__, "fill", fill, "(-inf, inf)")
+        check_one_of(type(self).__name__, "interpolation", interpolation, ("nearest", "bilinear"))
         self.degrees, self.interpolation, self.fill = (low, high), interpolation, fill
-        self.draws = Draws("RandomRotation", generator)
+        self.draws = Draws(type(self).__name__, generator)
 
     def forward(self, images: Tensor) -> Tensor:
         """Rotated images, shape (N, C, H, W), any real dtype; dtype and memory format kept."""
         if not self.training:
             return images
-        check_image_batch("RandomRotation", images)
+        check_image_batch(type(self).__name__, images)
         dtype = torch.float64 if images.dtype in (torch.float64, torch.int64, torch.int32) else torch.float32
         low, high = self.degrees
         angle = self.draws.uniform(len(images), low=low, high=high).deg2rad()

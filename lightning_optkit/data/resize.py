@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_optkit._checks import check_int, check_one_of
-from lightning_optkit.data._images import check_image_batch, in_dtype, in_format
+from lightning_optkit._checks import check_bools, check_one_of
+from lightning_optkit.data._images import check_image_batch, check_sides, in_dtype, in_format
 
 __all__ = ["resize"]
 
@@ -46,16 +46,15 @@ def resize(
     """
     check_image_batch("resize", images)
     check_one_of("resize", "interpolation", interpolation, ("nearest", "bilinear", "bicubic"))
-    height, width = images.shape[2:]
+    check_bools("resize", antialias=antialias)
+    sides = check_sides("resize", size)
     if isinstance(size, int):
-        check_int("resize", "size", size, minimum=1)
+        height, width = images.shape[2:]
         shorter = min(height, width)
-        size = (size * height // shorter, size * width // shorter)
-    for side in size:
-        check_int("resize", "size", side, minimum=1)
+        sides = (size * height // shorter, size * width // shorter)
     x = images if images.dtype == torch.float64 else images.to(torch.float32)
     if interpolation == "nearest":
-        resized = F.interpolate(x, size, mode="nearest-exact")
+        resized = F.interpolate(x, sides, mode="nearest-exact")
     else:
-        resized = F.interpolate(x, size, mode=interpolation, align_corners=False, antialias=antialias)
+        resized = F.interpolate(x, sides, mode=interpolation, align_corners=False, antialias=antialias)
     return in_format(in_dtype(resized, images), images)

@@ -10,7 +10,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_in, check_int
+from lightning_optkit._checks import check_bools, check_int, check_numbers, check_whole
 from lightning_optkit.data._quantiles import EXACT_ROWS, merge_samples, quantiles, sample_of
 from lightning_optkit.data._statistics import (
     Statistics,
@@ -71,13 +71,17 @@ class RobustScale(nn.Module):
         feature_dim: int = -1,
     ) -> None:
         super().__init__()
-        low, high = (check_in("RobustScale", "quantile_range", end, "[0, 100]") for end in quantile_range)
+        low, high = check_numbers(type(self).__name__, "quantile_range", quantile_range, 2, "[0, 100]")
+        check_bools(
+            type(self).__name__, with_centering=with_centering, with_scaling=with_scaling, unit_variance=unit_variance
+        )
+        check_whole(type(self).__name__, "feature_dim", feature_dim)
         if not low < high or (unit_variance and (low == 0 or high == 100)):
             ends = "strictly between 0 and 100 for unit_variance" if unit_variance else "in increasing order"
-            raise ValueError(f"RobustScale(quantile_range={quantile_range}): the ends must be {ends}.")
+            raise ValueError(f"{type(self).__name__}(quantile_range={quantile_range}): the ends must be {ends}.")
         self.with_centering, self.with_scaling = with_centering, with_scaling
         self.quantile_range, self.unit_variance = (low, high), unit_variance
-        self.exact_rows = check_int("RobustScale", "exact_rows", exact_rows, minimum=2)
+        self.exact_rows = check_int(type(self).__name__, "exact_rows", exact_rows, minimum=2)
         self.feature_dim = feature_dim
         self.stats = Statistics("sample", "weight", "center", "scale")
 
@@ -103,28 +107,28 @@ class RobustScale(nn.Module):
 
     def partial_fit(self, x: Tensor) -> "RobustScale":
         """Learns from one more batch, shape (N, ..., D) for `feature_dim=-1`."""
-        require_open("RobustScale", self.center)
-        rows = feature_rows("RobustScale", x, feature_dim=self.feature_dim, num_features=self.num_features)
+        require_open(type(self).__name__, self.center)
+        rows = feature_rows(type(self).__name__, x, feature_dim=self.feature_dim, num_features=self.num_features)
         self.stats.update(merge_samples(self.stats.named(), sample_of(rows), self.exact_rows))
         return self
 
     def merge(self, other: "RobustScale") -> "RobustScale":
         """Learns what `other` has learned from other rows."""
         check_mergeable(self, other)
-        require_open("RobustScale", self.center)
-        require_open("RobustScale", other.center)
+        require_open(type(self).__name__, self.center)
+        require_open(type(self).__name__, other.center)
         self.stats.update(merge_samples(self.stats.named(), other.stats.named(), self.exact_rows))
         return self
 
     def finalize(self) -> "RobustScale":
         """Ends the pass: afterwards it can be applied, and the rows are forgotten."""
-        require_open("RobustScale", self.center)
+        require_open(type(self).__name__, self.center)
         seen = ~self.stats["sample"].isnan()
-        require_finite_fit("RobustScale", seen.sum(dim=0).double() if len(seen) else self.center)
+        require_finite_fit(type(self).__name__, seen.sum(dim=0).double() if len(seen) else self.center)
         low, high = self.quantile_range
         lower, center, upper = quantiles(self.stats.named(), [low / 100, 0.5, high / 100])
         spread = upper - lower
-        require_finite_fit("RobustScale", spread.new_ones(len(spread)), spread)
+        require_finite_fit(type(self).__name__, spread.new_ones(len(spread)), spread)
         scale = torch.where(spread.reciprocal().isinf(), 1.0, spread)  # zero, or within 1e-308 of it
         if self.unit_variance:
             scale = scale / (NormalDist().inv_cdf(high / 100) - NormalDist().inv_cdf(low / 100))
@@ -156,7 +160,7 @@ class RobustScale(nn.Module):
         )
 
     def _learned(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        require_fitted("RobustScale", self.center)
-        check_features("RobustScale", x, self.feature_dim, self.num_features)
+        require_fitted(type(self).__name__, self.center)
+        check_features(type(self).__name__, x, self.feature_dim, self.num_features)
         center, scale = (to_feature_dim(value, x, self.feature_dim) for value in (self.center, self.scale))
         return (center, scale) if self.with_centering else (torch.zeros_like(center), scale)

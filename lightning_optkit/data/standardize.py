@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from lightning_optkit._checks import check_bools, check_whole
 from lightning_optkit.data._moments import MOMENTS, merge_moments, moments
 from lightning_optkit.data._statistics import (
     Statistics,
@@ -59,6 +60,8 @@ class Standardize(nn.Module):
 
     def __init__(self, *, with_mean: bool = True, with_std: bool = True, feature_dim: int = -1) -> None:
         super().__init__()
+        check_bools(type(self).__name__, with_mean=with_mean, with_std=with_std)
+        check_whole(type(self).__name__, "feature_dim", feature_dim)
         self.with_mean, self.with_std, self.feature_dim = with_mean, with_std, feature_dim
         self.stats = Statistics(*MOMENTS, "scale")
 
@@ -89,7 +92,7 @@ class Standardize(nn.Module):
 
     def partial_fit(self, x: Tensor) -> "Standardize":
         """Learns from one more batch, shape (N, ..., D) for `feature_dim=-1`."""
-        rows = feature_rows("Standardize", x, feature_dim=self.feature_dim, num_features=self.num_features)
+        rows = feature_rows(type(self).__name__, x, feature_dim=self.feature_dim, num_features=self.num_features)
         self.stats.update(merge_moments(self.stats.named(), moments(rows)))
         self.stats.clear("scale")
         return self
@@ -103,7 +106,7 @@ class Standardize(nn.Module):
 
     def finalize(self) -> "Standardize":
         """Ends the pass: afterwards it can be applied."""
-        require_finite_fit("Standardize", self.stats["count"], self.stats["m2"])
+        require_finite_fit(type(self).__name__, self.stats["count"], self.stats["m2"])
         std = self.var.sqrt()
         constant = std <= _CONSTANT * self.mean.abs()
         self.stats["scale"] = torch.where(constant, 1.0, std) if self.with_std else torch.ones_like(std)
@@ -129,8 +132,8 @@ class Standardize(nn.Module):
         return f"with_mean={self.with_mean}, with_std={self.with_std}, feature_dim={self.feature_dim}"
 
     def _learned(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        require_fitted("Standardize", self.stats["scale"])
-        check_features("Standardize", x, self.feature_dim, self.num_features)
+        require_fitted(type(self).__name__, self.stats["scale"])
+        check_features(type(self).__name__, x, self.feature_dim, self.num_features)
         origin, offset, scale = (
             to_feature_dim(self.stats[n], x, self.feature_dim) for n in ("origin", "offset", "scale")
         )

@@ -11,7 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_int
+from lightning_optkit._checks import (
+    NO_LIST,
+    check_bools,
+    check_callable,
+    check_int,
+    check_listed,
+    check_tensor,
+    check_text,
+    iterate,
+    kind_shown,
+    shown,
+)
 from lightning_optkit.data.merge_across_ranks import merge_across_ranks
 
 __all__ = ["Vocabulary"]
@@ -59,11 +70,17 @@ class Vocabulary(nn.Module):
         unk_token: str = "<unk>",
     ) -> None:
         super().__init__()
+        if tokenize is not None:
+            check_callable(type(self).__name__, "tokenize", tokenize, "tokenize(text)", classes=True)
         self.tokenize = tokenize
-        self.min_freq = check_int("Vocabulary", "min_freq", min_freq, minimum=1)
-        self.max_tokens = None if max_tokens is None else check_int("Vocabulary", "max_tokens", max_tokens, minimum=2)
+        self.min_freq = check_int(type(self).__name__, "min_freq", min_freq, minimum=1)
+        self.max_tokens = (
+            None if max_tokens is None else check_int(type(self).__name__, "max_tokens", max_tokens, minimum=2)
+        )
+        for name, token in (("pad_token", pad_token), ("unk_token", unk_token)):
+            check_text(type(self).__name__, name, token, 'a string, such as "<pad>"')
         if pad_token == unk_token:
-            raise ValueError(f"Vocabulary(unk_token={unk_token!r}): must differ from pad_token.")
+            raise ValueError(f"{type(self).__name__}(unk_token={shown(unk_token)}): must differ from pad_token.")
         self.pad_token, self.unk_token = pad_token, unk_token
         self._set(Counter(), [])
 
@@ -90,7 +107,7 @@ class Vocabulary(nn.Module):
     def merge(self, other: "Vocabulary") -> "Vocabulary":
         """Adds the counts of `other`."""
         if not isinstance(other, Vocabulary):
-            raise TypeError(f"Vocabulary.merge(other={type(other).__name__}): other must be a Vocabulary too.")
+            raise TypeError(f"{type(self).__name__}.merge(other={kind_shown(other)}): other must be a Vocabulary too.")
         self._require_open()
         other._require_open()
         self._counts.update(other._counts)
@@ -100,7 +117,7 @@ class Vocabulary(nn.Module):
         """Ends the pass: numbers the tokens and forgets the counts."""
         self._require_open()
         if not self._counts:
-            raise ValueError("Vocabulary(texts=[]): fitting needs at least one token.")
+            raise ValueError(f"{type(self).__name__}(texts=[]): fitting needs at least one token.")
         special = (self.pad_token, self.unk_token)
         kept = [(token, n) for token, n in self._counts.items() if n >= self.min_freq and token not in special]
         kept.sort(key=lambda pair: (-pair[1], pair[0]))
@@ -110,12 +127,21 @@ class Vocabulary(nn.Module):
 
     def fit(self, batches: Iterable[str | Sequence[str]], *, across_ranks: bool = False) -> "Vocabulary":
         """Learns anew from one pass over texts or batches of texts, of every process if `across_ranks`."""
+        check_bools(f"{type(self).__name__}.fit", across_ranks=across_ranks)
+        reading = iterate(
+            f"{type(self).__name__}.fit", "batches", batches, 'an iterable of texts, such as ["the cat", "the dog"]'
+        )
+        before = self.get_extra_state()
         self._set(Counter(), [])
-        for batch in batches:
-            self.partial_fit([batch] if isinstance(batch, str) else batch)
-        if across_ranks:
-            merge_across_ranks(self)
-        return self.finalize()
+        try:
+            for batch in reading:
+                self.partial_fit([batch] if isinstance(batch, str) else batch)
+            if across_ranks:
+                merge_across_ranks(self)
+            return self.finalize()
+        except BaseException:
+            self.set_extra_state(before)
+            raise
 
     def encode(self, texts: Sequence[str], *, length: int | None = None) -> Tensor:
         """Ids, shape (N, length), int64, on the CPU: padded on the right with 0, longer texts cut.
@@ -126,10 +152,11 @@ class Vocabulary(nn.Module):
         """
         if not self._fitted:
             raise RuntimeError(
-                "Vocabulary(fitted=False): call fit(texts), or partial_fit(texts) and finalize(), before applying it."
+                f"{type(self).__name__}(fitted=False): call fit(texts), or partial_fit(texts) and finalize(), "
+                "before applying it."
             )
         if length is not None:
-            check_int("Vocabulary.encode", "length", length, minimum=1)
+            check_int(f"{type(self).__name__}.encode", "length", length, minimum=1)
         rows = [[self._ids.get(token, self.unk_id) for token in self._split(text)] for text in _checked(texts)]
         width = length if length is not None else max(map(len, rows), default=0)
         padded = [row[:width] + [self.pad_id] * (width - len(row)) for row in rows]
@@ -142,10 +169,13 @@ class Vocabulary(nn.Module):
             ValueError: if an id is not in [0, len(self)).
         """
         tokens = self.tokens
+        check_tensor(f"{type(self).__name__}.decode", "ids", ids, "real", meta=False)
+        if ids.dim() != 2 or ids.is_floating_point():
+            raise ValueError(f"{type(self).__name__}.decode(ids={shown(ids)}): ids must be integers of shape (N, L).")
         rows: list[list[int]] = ids.tolist()
         wrong = [i for row in rows for i in row if not 0 <= i < len(tokens)]
         if wrong:
-            raise ValueError(f"Vocabulary.decode(id={wrong[0]}): ids must be in [0, {len(tokens)}).")
+            raise ValueError(f"{type(self).__name__}.decode(id={wrong[0]}): ids must be in [0, {len(tokens)}).")
         return [[tokens[i] for i in row if i != self.pad_id] for row in rows]
 
     def forward(self, texts: Sequence[str]) -> Tensor:
@@ -165,7 +195,12 @@ class Vocabulary(nn.Module):
         return f"min_freq={self.min_freq}, max_tokens={self.max_tokens}"
 
     def _split(self, text: str) -> Sequence[str]:
-        return [text] if self.tokenize is None else self.tokenize(text)
+        tokens = [text] if self.tokenize is None else self.tokenize(text)
+        if not isinstance(tokens, Sequence) or not all(isinstance(token, str) for token in tokens):
+            raise TypeError(
+                f"{type(self).__name__}(tokenize=...): tokenize must return a list of strings, got {shown(tokens)}."
+            )
+        return tokens
 
     def _set(self, counts: "Counter[str]", learned: list[str], *, fitted: bool = False) -> None:
         self._counts, self._learned, self._fitted = counts, learned, fitted
@@ -174,12 +209,16 @@ class Vocabulary(nn.Module):
     def _require_open(self) -> None:
         if self._fitted:
             raise RuntimeError(
-                "Vocabulary(fitted=True): the counts were forgotten by finalize(), so nothing can be added; "
+                f"{type(self).__name__}(fitted=True): the counts were forgotten by finalize(), so nothing can be "
+                "added; "
                 "call fit(texts)."
             )
 
 
 def _checked(texts: Sequence[str]) -> Sequence[str]:
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-        raise TypeError(f"Vocabulary(texts={type(texts).__name__}): texts must be a sequence of strings.")
-    return texts
+    if isinstance(texts, NO_LIST) or not isinstance(texts, Iterable):
+        raise TypeError(f"Vocabulary(texts={kind_shown(texts)}): texts must be a sequence of strings.")
+    listed = check_listed("Vocabulary", "texts", texts, "a sequence of strings", empty=True)
+    if not all(isinstance(text, str) for text in listed):
+        raise TypeError(f"Vocabulary(texts={kind_shown(texts)}): texts must be a sequence of strings.")
+    return listed

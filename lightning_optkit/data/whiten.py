@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_in, check_int, check_one_of
+from lightning_optkit._checks import check_in, check_int, check_one_of, check_whole, shown
 from lightning_optkit.data._moments import merge_moments, moments
 from lightning_optkit.data._statistics import (
     Statistics,
@@ -71,15 +71,19 @@ class Whiten(nn.Module):
         feature_dim: int = -1,
     ) -> None:
         super().__init__()
-        check_one_of("Whiten", "method", method, ("pca", "zca"))
+        check_one_of(type(self).__name__, "method", method, ("pca", "zca"))
         if n_components is not None and method == "zca":
-            raise ValueError(f"Whiten(n_components={n_components}): zca keeps every direction; use method='pca'.")
+            raise ValueError(
+                f"{type(self).__name__}(n_components={shown(n_components)}): zca keeps every direction; use "
+                "method='pca'."
+            )
         if isinstance(n_components, float):
-            check_in("Whiten", "n_components", n_components, "(0, 1)")
+            check_in(type(self).__name__, "n_components", n_components, "(0, 1)")
         elif n_components is not None:
-            check_int("Whiten", "n_components", n_components, minimum=1)
+            check_int(type(self).__name__, "n_components", n_components, minimum=1)
+        check_whole(type(self).__name__, "feature_dim", feature_dim)
         self.method, self.n_components, self.feature_dim = method, n_components, feature_dim
-        self.eps = check_in("Whiten", "eps", eps, "[0, inf)")
+        self.eps = check_in(type(self).__name__, "eps", eps, "[0, inf)")
         self.stats = Statistics("count", "origin", "offset", "m2", "factor", "components", "scale")
 
     @property
@@ -109,9 +113,9 @@ class Whiten(nn.Module):
 
     def partial_fit(self, x: Tensor) -> "Whiten":
         """Learns from one more batch, shape (N, ..., D) for `feature_dim=-1`."""
-        rows = feature_rows("Whiten", x, feature_dim=self.feature_dim, num_features=self.num_features)
+        rows = feature_rows(type(self).__name__, x, feature_dim=self.feature_dim, num_features=self.num_features)
         if rows.isnan().any():
-            raise ValueError("Whiten(x=nan): a missing value has no direction; put Impute before.")
+            raise ValueError(f"{type(self).__name__}(x=nan): a missing value has no direction; put Impute before.")
         summary = moments(rows)
         summary["factor"] = (rows - summary["origin"]) - summary["offset"]
         return self._absorb(summary)
@@ -123,10 +127,10 @@ class Whiten(nn.Module):
 
     def finalize(self) -> "Whiten":
         """Ends the pass: afterwards it can be applied."""
-        require_finite_fit("Whiten", self.stats["count"], self.stats["m2"])
+        require_finite_fit(type(self).__name__, self.stats["count"], self.stats["m2"])
         num_rows = int(self.stats["count"][0])
         if num_rows < 2:
-            raise ValueError(f"Whiten(rows={num_rows}): variances need at least 2 training rows.")
+            raise ValueError(f"{type(self).__name__}(rows={num_rows}): variances need at least 2 training rows.")
         _, singular, components = torch.linalg.svd(self.stats["factor"], full_matrices=False)
         most = min(num_rows, self.num_features)
         kept = self._num_kept(singular[:most].square(), most)
@@ -180,12 +184,14 @@ class Whiten(nn.Module):
             share = variance.cumsum(dim=0) / variance.sum().clamp(min=torch.finfo(torch.float64).tiny)
             return min(int((share <= self.n_components).sum()) + 1, most)
         if self.n_components is not None and self.n_components > most:
-            raise ValueError(f"Whiten(n_components={self.n_components}): the training set has only {most} directions.")
+            raise ValueError(
+                f"{type(self).__name__}(n_components={self.n_components}): the training set has only {most} directions."
+            )
         return self.n_components or most
 
     def _scale(self, x: Tensor, num_features: int) -> Tensor:
-        require_fitted("Whiten", self.stats["scale"])
-        check_features("Whiten", x, self.feature_dim, num_features)
+        require_fitted(type(self).__name__, self.stats["scale"])
+        check_features(type(self).__name__, x, self.feature_dim, num_features)
         return self.stats["scale"]
 
     def _placed(self, y: Tensor, x: Tensor) -> Tensor:

@@ -5,23 +5,29 @@ import io
 import itertools
 import math
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from unicodedata import category
 
 from lightning_optkit.diagnostics._record import Curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
-__all__ = ["Line", "chart", "color_of", "smoothed"]
+__all__ = ["Line", "as_label", "chart", "color_of", "smoothed"]
 
 _COLORS = ("#2f81d6", "#dd6b10", "#2a9d6f", "#b755c4", "#c9a20a", "#d64550")  # contrast >= 3:1 on white and on #14171c
 _INK = "#123456"  # replaced by currentColor
+_VERBATIM = {"text.usetex": False, "text.parse_math": False}  # names are no mathematics
+_LONGEST = 60  # characters of a label
+_METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
+_TAG = re.compile(r"<[^>]*>")
 _UNSEEN = re.compile(
-    r"<metadata>.*?</metadata>"
-    r'|\sxmlns(?::\w+)?="[^"]*"'  # HTML knows them
+    r'\sxmlns(?::\w+)?="[^"]*"'  # HTML knows them
     r'|\sid="[\w.]+_\d+"'  # matplotlib's counters would repeat from chart to chart; the ids referred to are hashes
     r'|\s(?:width|height)="[\d.]+pt"',  # the page decides
     re.DOTALL,
@@ -86,11 +92,30 @@ def chart(lines: Sequence[Line], *, ylabel: str, log: bool = False) -> str:
     """
     import matplotlib
 
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": ylabel, "font.size": 10.0}):
+    settings = {"svg.fonttype": "none", "svg.hashsalt": as_label(ylabel), "font.size": 10.0, **_VERBATIM}
+    with matplotlib.rc_context(settings), warnings.catch_warnings():  # type: ignore[arg-type]
+        warnings.filterwarnings("ignore", message=r"Glyph \d+.*missing from", category=UserWarning)  # the page has it
         buffer = io.StringIO()
         _figure(lines, ylabel, log).savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    return _UNSEEN.sub("", svg[svg.index("<svg") :]).replace(_INK, "currentColor").strip()
+    svg = _METADATA.sub("", buffer.getvalue())
+    return _TAG.sub(_cleaned, svg[svg.index("<svg") :]).strip()
+
+
+def _cleaned(tag: re.Match[str]) -> str:
+    """One tag; the texts between tags are names, and stay as they are."""
+    return _UNSEEN.sub("", tag[0]).replace(_INK, "currentColor")
+
+
+def as_label(name: str) -> str:
+    r"""A name on one line, without what cannot be printed, shortened.
+
+    Example:
+        >>> as_label("two\nlines, cost $x^$")
+        'two lines, cost $x^$'
+    """
+    unseen = ("Cc", "Cs")  # control characters, and halves of characters
+    seen = "".join("\N{REPLACEMENT CHARACTER}" if category(c) in unseen else c for c in " ".join(name.split()))
+    return seen if len(seen) <= _LONGEST else f"{seen[: _LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _figure(lines: Sequence[Line], ylabel: str, log: bool) -> "Figure":
@@ -99,16 +124,18 @@ def _figure(lines: Sequence[Line], ylabel: str, log: bool) -> "Figure":
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     axes = figure.subplots()
     drawn = [(line, *line.curve.finite()) for line in lines]
+    named = []
     for line, steps, values in drawn:
         if steps:
-            _draw(axes, line, steps, values)
+            artist = _draw(axes, line, steps, values)
+            named += [(line.label, artist)] if line.label else []
     if log and all(min(values, default=1.0) > 0 for _, _, values in drawn):
         _use_log_scale(axes)
-    _finish(axes, ylabel)
+    _finish(axes, ylabel, named)
     return figure
 
 
-def _draw(axes: "Axes", line: Line, steps: list[int], values: list[float]) -> None:
+def _draw(axes: "Axes", line: Line, steps: list[int], values: list[float]) -> "Line2D":
     kinds: dict[str, dict[str, Any]] = {
         "line": {"linewidth": 2.8 if line.run == 0 else 1.4, "zorder": 3 + line.run},
         "faint": {"linewidth": 0.8, "alpha": 0.35, "zorder": 2},
@@ -118,7 +145,8 @@ def _draw(axes: "Axes", line: Line, steps: list[int], values: list[float]) -> No
     looks = kinds[line.style]
     if line.style == "line" and len(steps) <= 30:
         looks = {**looks, "marker": "o", "markersize": 2.2 * looks["linewidth"]}
-    axes.plot(steps, values, color=color_of(line.run), label=line.label or "_", **looks)
+    artist: Line2D = axes.plot(steps, values, color=color_of(line.run), **looks)[0]
+    return artist
 
 
 def _use_log_scale(axes: "Axes") -> None:
@@ -132,14 +160,17 @@ def _use_log_scale(axes: "Axes") -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _finish(axes: "Axes", ylabel: str) -> None:
+def _finish(axes: "Axes", ylabel: str, named: "Sequence[tuple[str, Line2D]]") -> None:
     axes.set_xlabel("optimizer step", color=_INK)
-    axes.set_ylabel(ylabel, color=_INK)
+    axes.set_ylabel(as_label(ylabel), color=_INK)
     axes.tick_params(which="both", colors=_INK)
     axes.spines[:].set_edgecolor(_INK)
     axes.grid(color=_INK, alpha=0.12, linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        axes.legend(handles, labels, frameon=False, fontsize=9, labelcolor=_INK)
+    if named:
+        # matplotlib itself would leave out a name that begins with an underscore.
+        artists, places = [artist for _, artist in named], [str(place) for place in range(len(named))]
+        legend = axes.legend(artists, places, frameon=False, fontsize=9, labelcolor=_INK)
+        for text, (label, _) in zip(legend.get_texts(), named, strict=True):
+            text.set_text(as_label(label))

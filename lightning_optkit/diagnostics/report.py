@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
 
+from lightning_optkit._checks import check_instance, check_listed, check_path, check_text, shown
 from lightning_optkit.diagnostics._figures import Line, chart, color_of, smoothed
 from lightning_optkit.diagnostics._record import Curve, RunRecord
 from lightning_optkit.diagnostics.environment import environment
@@ -33,7 +34,11 @@ def write_report(runs: Sequence[RunRecord], path: str | os.PathLike[str], *, tit
         >>> write_report([run], f"{mkdtemp()}/report.html").name
         'report.html'
     """
-    _check(runs)
+    runs = _checked("write_report", runs)
+    check_text("write_report", "title", title, 'a headline, such as "Training report"')
+    target = check_path("write_report", "path", path).absolute()
+    if target.is_dir():
+        raise ValueError(f"write_report(path={shown(str(path))}): path must be a file, not a folder.")
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     templates = Environment(
@@ -51,9 +56,8 @@ def write_report(runs: Sequence[RunRecord], path: str | os.PathLike[str], *, tit
         plans=[(run.name, run.explanation) for run in runs if run.explanation],
         facts=environment(),
     )
-    target = Path(path).absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page, encoding="utf-8")
+    target.write_text(page, encoding="utf-8", errors="replace")
     return target
 
 
@@ -73,7 +77,7 @@ def result_rows(runs: Sequence[RunRecord]) -> list[tuple[str, ...]]:
         >>> result_rows([RunRecord("a", timings={"step": 2.0}), RunRecord("b", timings={"step": 0.5})])[-1]
         ('step, median (ms)', '2.00', '0.50 (4.0x faster)')
     """
-    _check(runs)
+    runs = _checked("result_rows", runs)
     rows: list[tuple[str, ...]] = [
         ("optimizer steps", *(f"{run.num_steps:,}" if run.num_steps else "" for run in runs)),
         ("training loss, last 5 %", *(_end_of(run.loss) for run in runs)),
@@ -87,10 +91,15 @@ def result_rows(runs: Sequence[RunRecord]) -> list[tuple[str, ...]]:
     return [row for row in rows if any(row[1:])]
 
 
-def _check(runs: Sequence[RunRecord]) -> None:
-    names = [run.name for run in runs]
+def _checked(owner: str, runs: Sequence[RunRecord]) -> list[RunRecord]:
+    such_as = 'a list of records such as [RunRecord("plain")]'
+    listed = check_listed(owner, "runs", runs, such_as, empty=True)
+    for run in listed:
+        check_instance(owner, "runs", run, RunRecord, such_as)
+    names = [run.name for run in listed]
     if not names or len(set(names)) != len(names):
-        raise ValueError(f"write_report(runs={names!r}): runs must be one or more, each with a name of its own.")
+        raise ValueError(f"{owner}(runs={shown(names)}): runs must be one or more, each with a name of its own.")
+    return listed
 
 
 def _keys(mappings: Iterable[Mapping[str, object]]) -> list[str]:

@@ -5,6 +5,7 @@ import re
 
 from torch import nn
 
+from lightning_optkit._checks import shown
 from lightning_optkit.init._layout import is_norm, is_weighted
 
 __all__ = ["LAST_NORMS", "LAST_PROJECTIONS", "branch_ends", "branch_layers"]
@@ -37,7 +38,7 @@ def branch_ends(owner: str, model: nn.Module, pattern: str) -> dict[str, nn.Modu
             last_norm[parent] = name
         ends[name] = module
     if not ends:
-        raise ValueError(f"{owner}(pattern={pattern!r}): pattern must match the name of a layer with a weight.")
+        raise ValueError(f"{owner}(pattern={shown(pattern)}): pattern must match the name of a layer with a weight.")
     return ends
 
 
@@ -67,5 +68,7 @@ def branch_layers(owner: str, model: nn.Module, pattern: str | None) -> dict[str
         name: layers for name, layers in found.items() if not any(other.startswith(f"{name}.") for other in found)
     }
     if not inner_most:
-        raise ValueError(f"{owner}(branches={pattern!r}): branches must match the modules that are residual branches.")
+        raise ValueError(
+            f"{owner}(branches={shown(pattern)}): branches must match the modules that are residual branches."
+        )
     return inner_most

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_optkit._checks import check_generator, check_module
 from lightning_optkit.init._layout import parameter_names, role
 
 __all__ = [
@@ -66,23 +67,23 @@ def why_not_writable(module: nn.Module, name: str) -> str | None:
     return None
 
 
-def check_writable_model(owner: str, model: nn.Module) -> None:
+def check_writable_model(owner: str, model: nn.Module, name: str = "model") -> None:
     """Passes if every parameter of `model` has storage.
 
     Raises:
         TypeError: if it is not a module.
         ValueError: if a parameter is on the meta device or not materialized (lazy modules).
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{owner}(model={type(model).__name__}): model must be a torch.nn.Module.")
-    for name, tensor in model.named_parameters():
+    check_module(owner, name, model)
+    for parameter_name, tensor in model.named_parameters():
         if isinstance(tensor, nn.parameter.UninitializedParameter):
             raise ValueError(
-                f"{owner}(model with lazy parameter {name!r}): run one forward pass first, to give it a shape."
+                f"{owner}(model with lazy parameter {parameter_name!r}): run one forward pass first, to give it a "
+                "shape."
             )
         if tensor.is_meta:
             raise ValueError(
-                f"{owner}(model with {name!r} on the meta device): parameters must have storage; call "
+                f"{owner}(model with {parameter_name!r} on the meta device): parameters must have storage; call "
                 "model.to_empty(device=...) first (after fully_shard, if you shard), and refill the buffers it leaves "
                 "blank."
             )
@@ -94,6 +95,7 @@ def check_same_random_state(owner: str, model: nn.Module, generator: torch.Gener
     Raises:
         ValueError: if their generators differ.
     """
+    check_generator(owner, generator)
     sharded = next((tensor for tensor in model.parameters() if is_sharded(tensor)), None)
     if sharded is None:
         return

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from lightning_optkit._checks import check_callable, check_int
 from lightning_optkit.init._layout import is_weighted
 from lightning_optkit.init._probe import probing, run_forward
 from lightning_optkit.init._write import check_writable_model
-from lightning_optkit.init.report import render_table
+from lightning_optkit.init.report import check_rows, render_table
 
 __all__ = ["ActivationRow", "activation_statistics", "render_activations"]
 
@@ -85,6 +86,8 @@ def activation_statistics(
         [('0', 'dies'), ('1', 'dies')]
     """
     check_writable_model("activation_statistics", model)
+    if forward is not None:
+        check_callable("activation_statistics", "forward", forward, "forward(model, batch)")
     rows: list[ActivationRow] = []
     calls: dict[str, int] = {}
 
@@ -147,6 +150,9 @@ def render_activations(
         >>> render_activations(rows).splitlines()[0].split()
         ['layer', 'kind', 'mean', 'variance', 'verdict']
     """
+    before = check_rows("render_activations", "before", before, ActivationRow)
+    after = None if after is None else check_rows("render_activations", "after", after, ActivationRow)
+    check_int("render_activations", "width", width, minimum=1)
     runs = {"": before} if after is None else {" before": before, " after": after}
     by_key = [{(r.layer, r.call): r for r in run} for run in runs.values()]
     header = ["layer", "kind", *(f"{what}{when}" for when in runs for what in ("mean", "variance", "verdict"))]

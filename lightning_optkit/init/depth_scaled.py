@@ -9,7 +9,7 @@ from typing import overload
 import torch
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_int
+from lightning_optkit._checks import check_int, check_text
 from lightning_optkit.init._residual import LAST_PROJECTIONS, branch_ends
 from lightning_optkit.init._tensor import check_tensor
 from lightning_optkit.init._write import check_writable_model, current, scale, why_not_writable
@@ -58,13 +58,14 @@ def depth_scaled(
     """
     if num_layers is not None:
         check_int("depth_scaled", "num_layers", num_layers, minimum=1)
+    check_text("depth_scaled", "pattern", pattern, "a regular expression", expression=True)
     if isinstance(target, Tensor):
-        check_tensor("depth_scaled", target, None, min_ndim=1)
+        check_tensor("depth_scaled", target, None, min_ndim=1, name="target")
         if num_layers is None:
             raise ValueError("depth_scaled(num_layers=None): num_layers must be given with a tensor.")
         with torch.no_grad():
             return target.mul_((2 * num_layers) ** -0.5)
-    check_writable_model("depth_scaled", target)
+    check_writable_model("depth_scaled", target, "target")
     ends = branch_ends("depth_scaled", target, pattern)
     num_branches = len(ends) if num_layers is None else 2 * num_layers
     rows = []

@@ -9,10 +9,11 @@ the architecture and is yours to write; start the multipliers at 1 and the biase
 import torch
 from torch import nn
 
+from lightning_optkit._checks import check_generator, check_text, shown
 from lightning_optkit.init._layout import is_norm, is_weighted, parameter_names, role
 from lightning_optkit.init._residual import branch_layers
 from lightning_optkit.init._write import check_writable_model, current, scale, why_not_writable
-from lightning_optkit.init.gain import Activation
+from lightning_optkit.init.gain import Activation, check_activation
 from lightning_optkit.init.he import he
 from lightning_optkit.init.initialize import initialize
 from lightning_optkit.init.report import InitRow, row
@@ -60,6 +61,12 @@ def fixup(
         ['he x 4^(-1/2)', 'zero (end of branch)', 'zero (head)']
     """
     check_writable_model("fixup", model)
+    check_activation("fixup", activation)
+    check_generator("fixup", generator)
+    if branches is not None:
+        check_text("fixup", "branches", branches, "a regular expression", expression=True)
+    if head is not None:
+        check_text("fixup", "head", head, 'the name of a layer, such as "head"')
     for name, module in model.named_modules():
         if is_norm(module):
             raise ValueError(
@@ -75,7 +82,7 @@ def fixup(
     head = _head(model, list(found)) if head is None else head
     if head is not None:
         if not is_weighted(dict(model.named_modules()).get(head, nn.Identity())):
-            raise ValueError(f"fixup(head={head!r}): head must be the name of a layer of the model.")
+            raise ValueError(f"fixup(head={shown(head)}): head must be the name of a layer of the model.")
         factors[head] = (0.0, "zero (head)")
 
     rows = initialize(model, he, activation=activation, generator=generator)

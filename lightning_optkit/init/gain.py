@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_optkit._checks import shown
+
 __all__ = ["Activation", "gain"]
 
 Activation: TypeAlias = str | nn.Module | Callable[[Tensor], Tensor]
@@ -52,23 +54,28 @@ def gain(activation: Activation) -> float:
         >>> round(gain("relu"), 4), round(gain(nn.LeakyReLU(0.2)), 4), round(gain("gelu"), 4)
         (1.4142, 1.3868, 1.5335)
     """
-    known = torch_nonlinearity(activation)
+    return gain_for("gain", activation)
+
+
+def gain_for(owner: str, activation: Activation) -> float:
+    """The same for the argument `activation` of `owner`."""
+    known = torch_nonlinearity(activation, owner)
     if known is not None:
         name, slope = known
         return float(nn.init.calculate_gain(name, slope))  # type: ignore[arg-type]
     if isinstance(activation, nn.GLU):  # a * sigmoid(b), with a and b independent
-        return 1 / math.sqrt(_second_moment(torch.sigmoid))
+        return 1 / math.sqrt(_second_moment(owner, torch.sigmoid))
     function = getattr(F, activation) if isinstance(activation, str) else activation
-    return 1 / math.sqrt(_second_moment(function))
+    return 1 / math.sqrt(_second_moment(owner, function))
 
 
-def torch_nonlinearity(activation: Activation) -> tuple[str, float | None] | None:
+def torch_nonlinearity(activation: Activation, owner: str = "gain") -> tuple[str, float | None] | None:
     """The (nonlinearity, slope) by which torch knows `activation`, or None where torch has no gain for it."""
     if isinstance(activation, str):
         if activation not in (*_TORCH_NAMES, *_OTHER_NAMES):
             names = ", ".join(repr(name) for name in (*_TORCH_NAMES, *_OTHER_NAMES))
             raise ValueError(
-                f"gain(activation={activation!r}): activation must be a module, a function or one of {names}."
+                f"{owner}(activation={shown(activation)}): activation must be a module, a function or one of {names}."
             )
         return (activation, None) if activation in _TORCH_NAMES else None
     if isinstance(activation, nn.LeakyReLU):
@@ -77,10 +84,16 @@ def torch_nonlinearity(activation: Activation) -> tuple[str, float | None] | Non
         return "leaky_relu", (activation.lower + activation.upper) / 2
     if isinstance(activation, nn.PReLU):
         return "leaky_relu", float(activation.weight.detach().float().mean())
-    if not callable(activation):
-        raise TypeError(f"gain(activation={activation!r}): activation must be a name, a module or a function.")
+    if not callable(activation) or isinstance(activation, type):
+        raise TypeError(f"{owner}(activation={shown(activation)}): activation must be a name, a module or a function.")
     name = _MODULE_NAMES.get(type(activation)) if isinstance(activation, nn.Module) else _FUNCTION_NAMES.get(activation)
     return (name, None) if name is not None else None
+
+
+def check_activation(owner: str, activation: object) -> None:
+    """Passes if `activation` is None, or something that `gain` takes."""
+    if activation is not None:
+        gain_for(owner, activation)  # type: ignore[arg-type]
 
 
 def activation_name(activation: Activation) -> str:
@@ -98,14 +111,20 @@ def takes_activation(function: Callable[..., Any]) -> bool:
     return "activation" not in filled and "activation" in inspect.signature(function).parameters
 
 
-def _second_moment(function: Callable[[Tensor], Tensor]) -> float:
+def _second_moment(owner: str, function: Callable[[Tensor], Tensor]) -> float:
     """E[f(z)^2] for z ~ N(0, 1), by the trapezoid rule; zero is a grid point, where most activations have a kink."""
     z = torch.linspace(-10, 10, 20_001, dtype=torch.float64)
     with torch.no_grad():
-        values = function(z)
+        try:
+            values = function(z)
+        except Exception as error:
+            reason = f"it raised {type(error).__name__}: {shown(str(error))}"
+            raise ValueError(
+                f"{owner}(activation={shown(function)}): activation must map each element to one number; {reason}."
+            ) from error
     if not isinstance(values, Tensor) or values.shape != z.shape:
-        raise ValueError(f"gain(activation={function!r}): activation must map each element to one number.")
+        raise ValueError(f"{owner}(activation={shown(function)}): activation must map each element to one number.")
     moment = float(torch.trapezoid(values.square() * torch.exp(-z.square() / 2), z)) / math.sqrt(2 * math.pi)
     if not (math.isfinite(moment) and moment > 0):
-        raise ValueError(f"gain(activation={function!r}): activation must be finite and not zero everywhere.")
+        raise ValueError(f"{owner}(activation={shown(function)}): activation must be finite and not zero everywhere.")
     return moment

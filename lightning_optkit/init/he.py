@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_optkit._checks import check_one_of
 from lightning_optkit.init._tensor import check_tensor
-from lightning_optkit.init.gain import Activation, gain, torch_nonlinearity
+from lightning_optkit.init.gain import Activation, gain_for, torch_nonlinearity
 
 __all__ = ["he"]
 
@@ -49,9 +49,9 @@ def he(
     check_one_of("he", "mode", mode, ("fan_in", "fan_out"))
     check_one_of("he", "distribution", distribution, ("normal", "uniform"))
     draw_ = nn.init.kaiming_normal_ if distribution == "normal" else nn.init.kaiming_uniform_
-    known = torch_nonlinearity(activation)
+    known = torch_nonlinearity(activation, "he")
     name, slope = known if known is not None else ("linear", None)
-    scale = 1.0 if known is not None else gain(activation)
+    scale = 1.0 if known is not None else gain_for("he", activation)
     # Without a slope, torch's layer functions and calculate_gain disagree (0 against 0.01): F.leaky_relu has 0.01.
     slope = 0.01 if slope is None else slope
     draw_(tensor, a=slope, mode=mode, nonlinearity=name, generator=generator)  # type: ignore[arg-type]

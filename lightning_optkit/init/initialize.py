@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_in
+from lightning_optkit._checks import check_callable, check_in, shown
 from lightning_optkit.init._following import following_activations
 from lightning_optkit.init._layout import forget_gate, parameter_names, role, weight_blocks
 from lightning_optkit.init._write import (
@@ -26,14 +26,14 @@ from lightning_optkit.init._write import (
     why_not_writable,
     write,
 )
-from lightning_optkit.init.gain import Activation, activation_name, takes_activation
+from lightning_optkit.init.gain import Activation, activation_name, check_activation, takes_activation
 from lightning_optkit.init.he import he
 from lightning_optkit.init.lecun import lecun
 from lightning_optkit.init.orthogonal import orthogonal
 from lightning_optkit.init.report import InitRow, row
 from lightning_optkit.init.xavier import xavier
 
-__all__ = ["Scheme", "initialize"]
+__all__ = ["Scheme", "check_scheme", "initialize", "unwrapped"]
 
 # Fills a tensor in place; `generator` and `activation` are passed by keyword if it has such arguments.
 Scheme: TypeAlias = Callable[..., Tensor]
@@ -98,7 +98,8 @@ def initialize(
     """
     check_writable_model("initialize", model)
     for argument, value in (("scheme", scheme), ("recurrent", recurrent), ("embedding", embedding)):
-        _check_scheme(argument, value)
+        if value is not None or argument != "embedding":
+            check_scheme("initialize", argument, value)
     check_in("initialize", "forget_bias", forget_bias, "(-inf, inf)")
     rules = _Rules(
         scheme, recurrent, embedding, forget_bias, *_activations(model, activation), generator
@@ -113,15 +114,22 @@ def initialize(
     ]
 
 
-def _check_scheme(argument: str, scheme: object) -> None:
-    if scheme is None and argument == "embedding":
-        return
-    if not callable(scheme):
-        raise TypeError(f"initialize({argument}={scheme!r}): {argument} must be a function that fills a tensor.")
-    first = next(iter(inspect.signature(scheme).parameters), "")
+def check_scheme(owner: str, argument: str, scheme: object) -> None:
+    """Passes if `scheme` is a function that fills a tensor.
+
+    Raises:
+        TypeError: if it is none, or one of a whole model.
+    """
+    if isinstance(scheme, type) or not callable(scheme):
+        raise TypeError(f"{owner}({argument}={shown(scheme)}): {argument} must be a function that fills a tensor.")
+    try:
+        first = next(iter(inspect.signature(scheme).parameters), "")
+    except ValueError:  # a function in C that does not say what it takes
+        first = ""
     if first in ("model", "target"):
         name = _name(scheme)
-        raise TypeError(f"initialize({argument}={name}): {name} works on a whole model; call {name}(model) instead.")
+        raise TypeError(f"{owner}({argument}={name}): {name} works on a whole model; call {name}(model) instead.")
+    check_callable(owner, argument, scheme, f"{argument}(tensor)")
 
 
 def _activations(
@@ -129,11 +137,15 @@ def _activations(
 ) -> tuple[Mapping[str, Activation | None], Mapping[str, Activation]]:
     """The activation of each layer, and those that the caller set by name (they win over a gate's own)."""
     following = following_activations(model)
+    for given in activation.values() if isinstance(activation, Mapping) else [activation]:
+        check_activation("initialize", given)
     if not isinstance(activation, Mapping):
         return (following if activation is None else dict.fromkeys(following, activation)), {}
     for name in activation:
         if name not in following:
-            raise ValueError(f"initialize(activation={name!r}): activation must name weighted layers of the model.")
+            raise ValueError(
+                f"initialize(activation={shown(name)}): activation must name weighted layers of the model."
+            )
     return following, activation
 
 
@@ -216,7 +228,13 @@ def _call(scheme: Scheme, tensor: Tensor, activation: Activation | None, generat
         keywords["activation"] = activation
     if generator is not None and "generator" in inspect.signature(scheme).parameters:
         keywords["generator"] = generator
+    tensor.fill_(torch.nan)
     scheme(tensor, **keywords)
+    if tensor.isnan().any():
+        raise ValueError(
+            f"initialize(scheme={shown(scheme)}): scheme must fill the tensor that it "
+            "is given, in place and with numbers."
+        )
 
 
 def unwrapped(scheme: Callable[..., Any]) -> Callable[..., Any]:

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_in, check_int
+from lightning_optkit._checks import check_callable, check_generator, check_in, check_int
 from lightning_optkit.init._layout import is_weighted
 from lightning_optkit.init._probe import probing, run_forward
 from lightning_optkit.init._write import check_writable_model, current, is_sharded, scale, why_not_writable
-from lightning_optkit.init.initialize import Scheme, initialize
+from lightning_optkit.init.initialize import Scheme, check_scheme, initialize
 from lightning_optkit.init.orthogonal import orthogonal
 from lightning_optkit.init.report import InitRow, row
 
@@ -69,6 +69,11 @@ def lsuv(
     check_in("lsuv", "tolerance", tolerance, "(0, inf)")
     check_int("lsuv", "max_iterations", max_iterations, minimum=1)
     check_writable_model("lsuv", model)
+    check_generator("lsuv", generator)
+    if forward is not None:
+        check_callable("lsuv", "forward", forward, "forward(model, batch)")
+    if start is not None:
+        check_scheme("lsuv", "start", start)
     rows = [] if start is None else initialize(model, start, generator=generator)
 
     done: dict[str, InitRow] = {}

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_in, check_one_of
+from lightning_optkit._checks import check_bools, check_generator, check_in, check_module, check_one_of
 from lightning_optkit.init._layout import role, weight_blocks
 from lightning_optkit.init._write import (
     check_writable_model,
@@ -25,10 +25,10 @@ from lightning_optkit.init._write import (
     scale,
     why_not_writable,
 )
-from lightning_optkit.init.gain import Activation
+from lightning_optkit.init.gain import Activation, check_activation
 from lightning_optkit.init.he import he
 from lightning_optkit.init.initialize import initialize
-from lightning_optkit.init.report import InitRow, row
+from lightning_optkit.init.report import InitRow, check_rows, row
 
 __all__ = ["MupRow", "mup_parameter_groups", "mup_width"]
 
@@ -102,6 +102,9 @@ def mup_width(
         [('input', 1.0, 4.0), ('hidden', 0.25, 1.0), ('output', 0.25, 0.25)]
     """
     check_writable_model("mup_width", model)
+    check_activation("mup_width", activation)
+    check_generator("mup_width", generator)
+    check_bools("mup_width", draw=draw)
     growth = _growth(model, base)
     rows: list[MupRow] = []
     drawn = initialize(model, he, activation=activation, generator=generator) if draw else _left_as_they_were(model)
@@ -147,6 +150,15 @@ def mup_parameter_groups(
     """
     check_in("mup_parameter_groups", "lr", lr, "(0, inf)")
     check_one_of("mup_parameter_groups", "rule", rule, ("adam", "sgd"))
+    check_module("mup_parameter_groups", "model", model)
+    rows = check_rows("mup_parameter_groups", "rows", rows, MupRow)
+    modules = dict(model.named_modules())
+    for r in rows:
+        if r.module not in modules or not hasattr(modules[r.module], r.parameter):
+            raise ValueError(
+                f"mup_parameter_groups(rows=[..., {r.module!r}]): rows must be those of this model; it has no "
+                f"parameter {r.module}.{r.parameter}."
+            )
     groups: dict[float, list[nn.Parameter]] = {}
     seen: set[int] = set()
     for r in rows:
@@ -167,8 +179,7 @@ def _left_as_they_were(model: nn.Module) -> list[InitRow]:
 
 def _growth(model: nn.Module, base: nn.Module) -> dict[tuple[str, str], _Growth]:
     """The growth of every parameter, and whether `base` is a model of the same kind at all."""
-    if not isinstance(base, nn.Module):
-        raise TypeError(f"mup_width(base={type(base).__name__}): base must be a torch.nn.Module.")
+    check_module("mup_width", "base", base)
     base_modules = dict(base.named_modules())
     growth: dict[tuple[str, str], _Growth] = {}
     for uses in parameter_uses(model).values():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_optkit.init._tensor import check_tensor
-from lightning_optkit.init.gain import Activation, gain
+from lightning_optkit.init.gain import Activation, gain_for
 
 __all__ = ["orthogonal"]
 
@@ -38,7 +38,7 @@ def orthogonal(
         True
     """
     check_tensor("orthogonal", tensor, generator, min_ndim=2)
-    scale = gain(activation)
+    scale = gain_for("orthogonal", activation)
     if tensor.dtype in (torch.float32, torch.float64):
         return nn.init.orthogonal_(tensor, gain=scale, generator=generator)
     drawn = torch.empty(tensor.shape, dtype=torch.float32, device=tensor.device)

@@ -4,15 +4,19 @@
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from lightning_optkit._checks import check_instance, check_int, check_listed
 from lightning_optkit.init._write import is_sharded
 
-__all__ = ["InitRow", "render_rows", "render_table"]
+__all__ = ["InitRow", "check_rows", "render_rows", "render_table"]
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,19 @@ def row(module: str, parameter: str, scheme: str, value: Tensor) -> InitRow:
     return InitRow(module, parameter, scheme, tuple(value.shape), std)
 
 
+def check_rows(owner: str, name: str, rows: Sequence[Row], kind: type[Row]) -> list[Row]:
+    """The rows as a list, if they are of the kind that the functions of this folder return.
+
+    Raises:
+        TypeError: if they are not.
+    """
+    such_as = f"a list of {kind.__name__}, as returned by lightning_optkit.init"
+    listed = check_listed(owner, name, rows, such_as, empty=True)
+    for place, row in enumerate(listed):
+        check_instance(owner, f"{name}[{place}]", row, kind, f"a row of {such_as}")
+    return listed
+
+
 def render_rows(rows: Sequence[InitRow], *, width: int = 120) -> str:
     """Returns `rows` as a printed table.
 
@@ -59,6 +76,8 @@ def render_rows(rows: Sequence[InitRow], *, width: int = 120) -> str:
         head     bias        zeros    10      0
         <BLANKLINE>
     """
+    rows = check_rows("render_rows", "rows", rows, InitRow)
+    check_int("render_rows", "width", width, minimum=1)
     cells = [
         (r.module or "(model)", r.parameter, r.scheme, "x".join(map(str, r.shape)) or "()", f"{r.std:.3g}")
         for r in rows

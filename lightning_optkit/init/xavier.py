@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_optkit._checks import check_one_of
 from lightning_optkit.init._tensor import check_tensor
-from lightning_optkit.init.gain import Activation, gain
+from lightning_optkit.init.gain import Activation, gain_for
 
 __all__ = ["xavier"]
 
@@ -45,4 +45,4 @@ def xavier(
     check_tensor("xavier", tensor, generator, min_ndim=2)
     check_one_of("xavier", "distribution", distribution, ("uniform", "normal"))
     draw_ = nn.init.xavier_uniform_ if distribution == "uniform" else nn.init.xavier_normal_
-    return draw_(tensor, gain=gain(activation), generator=generator)
+    return draw_(tensor, gain=gain_for("xavier", activation), generator=generator)

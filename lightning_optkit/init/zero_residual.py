@@ -10,6 +10,7 @@ from typing import overload
 import torch
 from torch import Tensor, nn
 
+from lightning_optkit._checks import check_text
 from lightning_optkit.init._layout import parameter_names
 from lightning_optkit.init._residual import LAST_NORMS, LAST_PROJECTIONS, branch_ends
 from lightning_optkit.init._tensor import check_tensor
@@ -52,11 +53,12 @@ def zero_residual(target: Tensor | nn.Module, *, pattern: str = _LAST) -> Tensor
         >>> [f"{row.module}.{row.parameter}" for row in zero_residual(model)][2:]
         ['layers.0.linear2.weight', 'layers.0.linear2.bias']
     """
+    check_text("zero_residual", "pattern", pattern, "a regular expression", expression=True)
     if isinstance(target, Tensor):
-        check_tensor("zero_residual", target, None, min_ndim=0)
+        check_tensor("zero_residual", target, None, min_ndim=0, name="target")
         with torch.no_grad():
             return target.zero_()
-    check_writable_model("zero_residual", target)
+    check_writable_model("zero_residual", target, "target")
     rows = []
     for name, module in branch_ends("zero_residual", target, pattern).items():
         for parameter_name in parameter_names(module):

@@ -5,12 +5,13 @@ import math
 import sys
 from collections.abc import Sequence
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from lightning_optkit._checks import check_in, check_int
+from lightning_optkit._checks import NO_LIST, check_in, check_int
 
 __all__ = [
     "check_eps",
@@ -53,7 +54,8 @@ def is_eps(eps: object) -> bool:
 
 def check_sizes(owner: str, normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
     """The sizes as a tuple, each at least 1."""
-    sizes = tuple(normalized_shape) if isinstance(normalized_shape, Sequence) else (normalized_shape,)
+    is_several = isinstance(normalized_shape, Sequence) and not isinstance(normalized_shape, NO_LIST)
+    sizes: tuple[Any, ...] = tuple(normalized_shape) if is_several else (normalized_shape,)  # type: ignore[arg-type]
     if not sizes:
         raise ValueError(
             f"{owner}(normalized_shape={normalized_shape!r}): normalized_shape must hold at least one size."

@@ -6,7 +6,49 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["ghost_batch_norm", "ghost_sizes"]
+from lightning_optkit._checks import check_bools, check_home, check_in, check_int, check_tensor
+
+__all__ = ["check_batch", "check_batch_norm", "ghost_batch_norm", "ghost_sizes"]
+
+
+def check_batch_norm(
+    owner: str,
+    num_features: int,
+    eps: float,
+    momentum: float | None,
+    affine: bool,
+    track_running_stats: bool,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> None:
+    """Passes if torch's BatchNorm can be made of these arguments.
+
+    Raises:
+        TypeError: for one of a wrong kind.
+        ValueError: for one out of range.
+    """
+    check_int(owner, "num_features", num_features, minimum=1)
+    check_in(owner, "eps", eps, "[0, inf)")
+    if momentum is not None:
+        check_in(owner, "momentum", momentum, "[0, 1]")
+    check_bools(owner, affine=affine, track_running_stats=track_running_stats)
+    check_home(owner, device, dtype)
+
+
+def check_batch(owner: str, input: Tensor, num_features: int, dims: tuple[int, ...]) -> None:
+    """Passes if `input` has one of the numbers of dimensions, and `num_features` channels in the second.
+
+    Raises:
+        TypeError: if it is no floating tensor.
+        ValueError: if its shape does not fit.
+    """
+    check_tensor(owner, "input", input, "floating")
+    if input.dim() not in dims or input.shape[1] != num_features:
+        wanted = " or ".join(f"{dim}D" for dim in dims)
+        raise ValueError(
+            f"{owner}(input.shape={tuple(input.shape)}): expected {wanted} input, with {num_features} channels in the "
+            "second dimension."
+        )
 
 
 def ghost_sizes(samples: int, ghost_batch_size: int, values_per_sample: int) -> list[int]:

@@ -97,7 +97,9 @@ class AddLayerNorm(LayerNorm):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(normalized_shape, eps, elementwise_affine, bias, device=device, dtype=dtype)
-        self.dropout = dropout
+        self.dropout = check_in(
+            type(self).__name__, "dropout", dropout, "[0, 1]"
+        )  # a module would not reach the setter
 
     @property
     def dropout(self) -> float:
@@ -115,7 +117,8 @@ class AddLayerNorm(LayerNorm):
             weight, bias = parameter(self, "weight"), parameter(self, "bias")
             return run_add_norm(True, x, residual, self.normalized_shape, weight, bias, self.eps, p)
         except Exception:
-            check_norm("AddLayerNorm", True, x, self.normalized_shape, self.weight, self.bias, self.eps, residual)
+            owner = type(self).__name__
+            check_norm(owner, True, x, self.normalized_shape, self.weight, self.bias, self.eps, residual)
             raise
 
     def extra_repr(self) -> str:

@@ -94,7 +94,9 @@ class AddRMSNorm(RMSNorm):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(normalized_shape, eps, elementwise_affine, device=device, dtype=dtype)
-        self.dropout = dropout
+        self.dropout = check_in(
+            type(self).__name__, "dropout", dropout, "[0, 1]"
+        )  # a module would not reach the setter
 
     @property
     def dropout(self) -> float:
@@ -112,7 +114,8 @@ class AddRMSNorm(RMSNorm):
             weight = parameter(self, "weight")
             return run_add_norm(False, x, residual, self.normalized_shape, weight, None, self.eps, p)
         except Exception:
-            check_norm("AddRMSNorm", False, x, self.normalized_shape, self.weight, None, self.eps, residual)
+            owner = type(self).__name__
+            check_norm(owner, False, x, self.normalized_shape, self.weight, None, self.eps, residual)
             raise
 
     def extra_repr(self) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_optkit._checks import check_in, check_int
+from lightning_optkit._checks import check_in, check_int, check_tensor
 
 __all__ = ["DropBlock2d"]
 
@@ -36,8 +36,10 @@ class DropBlock2d(nn.Module):
 
     def __init__(self, p: float = 0.1, block_size: int = 7) -> None:
         super().__init__()
-        self.p = p
-        self.block_size = check_int("DropBlock2d", "block_size", block_size, minimum=1)
+        self.p = check_in(
+            type(self).__name__, "p", p, "[0, 1)"
+        )  # here: a module, given by mistake, would not reach the setter
+        self.block_size = check_int(type(self).__name__, "block_size", block_size, minimum=1)
 
     @property
     def p(self) -> float:
@@ -46,13 +48,15 @@ class DropBlock2d(nn.Module):
 
     @p.setter
     def p(self, value: float) -> None:
-        self._p = check_in("DropBlock2d", "p", value, "[0, 1)")
+        self._p = check_in(type(self).__name__, "p", value, "[0, 1)")
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` of shape (samples, channels, height, width), with squares of it zeroed."""
+        check_tensor(type(self).__name__, "x", x, "floating")
         if x.dim() != 4:
             raise ValueError(
-                f"DropBlock2d(x.shape={tuple(x.shape)}): x must have the dimensions samples, channels, height, width."
+                f"{type(self).__name__}(x.shape={tuple(x.shape)}): x must have the dimensions samples, channels, "
+                "height, width."
             )
         if not self.training or self._p == 0.0 or x.numel() == 0:
             return x

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from lightning_optkit._checks import check_in
+from lightning_optkit._checks import check_in, check_listed, check_module, check_text, shown
 
 __all__ = ["DropConnect"]
 
@@ -45,14 +45,21 @@ class DropConnect(nn.Module):
 
     def __init__(self, module: nn.Module, weights: Sequence[str] = ("weight",), p: float = 0.5) -> None:
         super().__init__()
-        self.p = p
-        names = (weights,) if isinstance(weights, str) else tuple(weights)
+        self.p = check_in(
+            type(self).__name__, "p", p, "[0, 1]"
+        )  # here: a module, given by mistake, would not reach the setter
+        check_module(type(self).__name__, "module", module)
+        such_as = 'names of parameters, such as ["weight"]'
+        listed = (
+            [weights]
+            if isinstance(weights, str)
+            else check_listed(type(self).__name__, "weights", weights, such_as, member=" parameter")
+        )
+        names = tuple(check_text(type(self).__name__, "weights", name, such_as) for name in listed)
         self.weights = names
         self._plain: list[str] = []
         self._recurrent: list[str] = []
         self._parametrized: list[str] = []
-        if not names:
-            raise ValueError(f"DropConnect(weights={weights!r}): weights must name at least one parameter.")
         parameters = dict(module.named_parameters(remove_duplicate=False))
         for name in names:
             path, _, last = name.rpartition(".")
@@ -60,8 +67,11 @@ class DropConnect(nn.Module):
             if any(key.startswith(prefix) for key in parameters):
                 self._parametrized.append(name)
             elif name not in parameters:
-                known = ", ".join(parameters) or "none"
-                raise ValueError(f"DropConnect(weights={name!r}): must name a parameter of the module, one of {known}.")
+                known = ", ".join([*parameters][:12]) + (", ..." if len(parameters) > 12 else "") or "none"
+                raise ValueError(
+                    f"{type(self).__name__}(weights={shown(name)}): must name a parameter of the module, one of "
+                    f"{known}."
+                )
             elif isinstance(module.get_submodule(path), nn.RNNBase):
                 self._recurrent.append(name)
             else:
@@ -72,8 +82,8 @@ class DropConnect(nn.Module):
             owner = module.get_submodule(path)
             if isinstance(owner, nn.RNNBase):
                 raise ValueError(
-                    f"DropConnect(weights={name!r}): torch's recurrent layers do not see parametrizations; "
-                    "remove it from this weight."
+                    f"{type(self).__name__}(weights={shown(name)}): torch's recurrent layers do not see "
+                    "parametrizations; remove it from this weight."
                 )
             parametrize.register_parametrization(owner, last, _Drop(self), unsafe=True)
 
@@ -84,7 +94,7 @@ class DropConnect(nn.Module):
 
     @p.setter
     def p(self, value: float) -> None:
-        self._p = check_in("DropConnect", "p", value, "[0, 1]")
+        self._p = check_in(type(self).__name__, "p", value, "[0, 1]")
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What `module` returns for these arguments."""

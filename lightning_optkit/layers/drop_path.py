@@ -8,7 +8,7 @@ each sample draws for itself, and the survivors are scaled up in training, where
 import torch
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_in
+from lightning_optkit._checks import check_in, check_tensor
 
 __all__ = ["DropPath", "drop_samples"]
 
@@ -56,7 +56,9 @@ class DropPath(nn.Module):
 
     def __init__(self, p: float = 0.0) -> None:
         super().__init__()
-        self.p = p
+        self.p = check_in(
+            type(self).__name__, "p", p, "[0, 1]"
+        )  # here: a module, given by mistake, would not reach the setter
 
     @property
     def p(self) -> float:
@@ -65,7 +67,7 @@ class DropPath(nn.Module):
 
     @p.setter
     def p(self, value: float) -> None:
-        self._p = check_in("DropPath", "p", value, "[0, 1]")
+        self._p = check_in(type(self).__name__, "p", value, "[0, 1]")
 
     @property
     def drop_prob(self) -> float:
@@ -74,14 +76,15 @@ class DropPath(nn.Module):
 
     @drop_prob.setter
     def drop_prob(self, value: float) -> None:
-        self._p = check_in("DropPath", "drop_prob", value, "[0, 1]")
+        self._p = check_in(type(self).__name__, "drop_prob", value, "[0, 1]")
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` of shape (samples, ...), whole samples of it zeroed."""
         if not self.training or self._p == 0.0:
             return x
+        check_tensor(type(self).__name__, "x", x, "inexact")
         if x.dim() == 0:
-            raise ValueError("DropPath(x.shape=()): the first dimension of x must be the samples.")
+            raise ValueError(f"{type(self).__name__}(x.shape=()): the first dimension of x must be the samples.")
         return drop_samples(x, self._p)
 
     def extra_repr(self) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_optkit._checks import check_int
-from lightning_optkit.layers._ghost import ghost_batch_norm
+from lightning_optkit.layers._ghost import check_batch, check_batch_norm, ghost_batch_norm
 
 __all__ = ["GhostBatchNorm2d"]
 
@@ -55,11 +55,13 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
         *,
         ghost_batch_size: int = 128,
     ) -> None:
+        check_batch_norm(type(self).__name__, num_features, eps, momentum, affine, track_running_stats, device, dtype)
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
-        self.ghost_batch_size = check_int("GhostBatchNorm2d", "ghost_batch_size", ghost_batch_size, minimum=1)
+        self.ghost_batch_size = check_int(type(self).__name__, "ghost_batch_size", ghost_batch_size, minimum=1)
 
     def forward(self, input: Tensor) -> Tensor:
         """The normalized input, in its shape."""
+        check_batch(type(self).__name__, input, self.num_features, (4,))
         if not self.training:
             return super().forward(input)
         self._check_input_dim(input)

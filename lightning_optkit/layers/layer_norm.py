@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lightning_optkit._checks import check_bools, check_home
 from lightning_optkit.layers._arguments import check_eps, check_norm, check_sizes
 from lightning_optkit.layers._dispatch import parameter, run_norm
 
@@ -79,8 +80,11 @@ class LayerNorm(nn.LayerNorm):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        sizes = check_sizes(type(self).__name__, normalized_shape)
-        check_eps(type(self).__name__, eps, optional=False)
+        owner = type(self).__name__
+        sizes = check_sizes(owner, normalized_shape)
+        check_eps(owner, eps, optional=False)
+        check_bools(owner, elementwise_affine=elementwise_affine, bias=bias)
+        check_home(owner, device, dtype)
         super().__init__(sizes, eps, elementwise_affine, bias, device=device, dtype=dtype)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -89,5 +93,6 @@ class LayerNorm(nn.LayerNorm):
             weight, bias = parameter(self, "weight"), parameter(self, "bias")
             return run_norm(True, input, self.normalized_shape, weight, bias, self.eps)
         except Exception:
-            check_norm("LayerNorm", True, input, self.normalized_shape, self.weight, self.bias, self.eps)
+            owner = type(self).__name__
+            check_norm(owner, True, input, self.normalized_shape, self.weight, self.bias, self.eps)
             raise

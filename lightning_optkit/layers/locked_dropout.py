@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_optkit._checks import check_in
+from lightning_optkit._checks import check_bools, check_in, check_tensor
 
 __all__ = ["LockedDropout"]
 
@@ -36,7 +36,11 @@ class LockedDropout(nn.Module):
 
     def __init__(self, p: float = 0.5, batch_first: bool = False) -> None:
         super().__init__()
-        self.p, self.batch_first = p, batch_first
+        check_bools(type(self).__name__, batch_first=batch_first)
+        self.p = check_in(
+            type(self).__name__, "p", p, "[0, 1]"
+        )  # here: a module, given by mistake, would not reach the setter
+        self.batch_first = batch_first
 
     @property
     def p(self) -> float:
@@ -45,13 +49,15 @@ class LockedDropout(nn.Module):
 
     @p.setter
     def p(self, value: float) -> None:
-        self._p = check_in("LockedDropout", "p", value, "[0, 1]")
+        self._p = check_in(type(self).__name__, "p", value, "[0, 1]")
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` with some features zeroed, in its shape."""
+        check_tensor(type(self).__name__, "x", x, "floating")
         if x.dim() not in (2, 3):
             raise ValueError(
-                f"LockedDropout(x.shape={tuple(x.shape)}): x must be sequences of three dimensions, or one of two."
+                f"{type(self).__name__}(x.shape={tuple(x.shape)}): x must be sequences of three dimensions, or "
+                "one of two."
             )
         if not self.training or self._p == 0.0:
             return x

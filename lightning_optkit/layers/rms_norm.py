@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lightning_optkit._checks import check_bools, check_home
 from lightning_optkit.layers._arguments import check_eps, check_norm, check_sizes
 from lightning_optkit.layers._dispatch import parameter, run_norm
 
@@ -69,8 +70,11 @@ class RMSNorm(nn.RMSNorm):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        sizes = check_sizes(type(self).__name__, normalized_shape)
-        check_eps(type(self).__name__, eps, optional=True)
+        owner = type(self).__name__
+        sizes = check_sizes(owner, normalized_shape)
+        check_eps(owner, eps, optional=True)
+        check_bools(owner, elementwise_affine=elementwise_affine)
+        check_home(owner, device, dtype)
         super().__init__(sizes, eps, elementwise_affine, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,5 +82,6 @@ class RMSNorm(nn.RMSNorm):
         try:
             return run_norm(False, x, self.normalized_shape, parameter(self, "weight"), None, self.eps)
         except Exception:
-            check_norm("RMSNorm", False, x, self.normalized_shape, self.weight, None, self.eps)
+            owner = type(self).__name__
+            check_norm(owner, False, x, self.normalized_shape, self.weight, None, self.eps)
             raise

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_in, check_int
+from lightning_optkit._checks import check_home, check_in, check_int, check_tensor
 
 __all__ = ["ScaleNorm"]
 
@@ -41,8 +41,9 @@ class ScaleNorm(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.dim = check_int("ScaleNorm", "dim", dim, minimum=1)
-        self.eps = check_in("ScaleNorm", "eps", eps, "(0, inf)")
+        self.dim = check_int(type(self).__name__, "dim", dim, minimum=1)
+        self.eps = check_in(type(self).__name__, "eps", eps, "(0, inf)")
+        check_home(type(self).__name__, device, dtype)
         # Of one element rather than none: sharding refuses parameters without dimensions.
         self.scale = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
         self.reset_parameters()
@@ -53,8 +54,9 @@ class ScaleNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` of shape (..., dim), in its shape and dtype."""
+        check_tensor(type(self).__name__, "x", x, "floating")
         if x.dim() == 0 or x.shape[-1] != self.dim:
-            raise ValueError(f"ScaleNorm(x.shape={tuple(x.shape)}): the last dimension must be {self.dim}.")
+            raise ValueError(f"{type(self).__name__}(x.shape={tuple(x.shape)}): the last dimension must be {self.dim}.")
         wide = x.float() if x.dtype.itemsize == 2 else x
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).clamp_min(self.eps)
         scaled: Tensor = wide * (self.scale.to(wide.dtype) / length)

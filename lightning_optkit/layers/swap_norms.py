@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from lightning_optkit._checks import check_int, check_one_of
+from lightning_optkit._checks import check_callable, check_int, check_module, check_one_of, check_pattern, shown
 from lightning_optkit.layers._adopt import become, disagreement, fused_class, give_back, rounds_twice
 from lightning_optkit.layers.ghost_batch_norm1d import GhostBatchNorm1d
 from lightning_optkit.layers.ghost_batch_norm2d import GhostBatchNorm2d
@@ -122,10 +122,15 @@ def swap_norms(
         >>> type(model[1]).__name__
         'BatchNorm2d'
     """
+    check_module("swap_norms", "model", model)
+    if only is not None and (isinstance(only, str) or not callable(only)):
+        check_pattern("swap_norms", "only", only)
+    elif only is not None:
+        check_callable("swap_norms", "only", only, "only(name, module)")
     check_one_of("swap_norms", "kind", kind, ("layer", "rms", "batch", "group", "ghost"))
     for owner, name, number in (("group", "num_groups", num_groups), ("ghost", "ghost_batch_size", ghost_batch_size)):
         if number is not None and kind != owner:
-            raise ValueError(f'swap_norms({name}={number!r}): {name} belongs to kind="{owner}", not "{kind}".')
+            raise ValueError(f'swap_norms({name}={shown(number)}): {name} belongs to kind="{owner}", not "{kind}".')
         if number is not None:
             check_int("swap_norms", name, number, minimum=1)
     rows: list[NormSwap] = []

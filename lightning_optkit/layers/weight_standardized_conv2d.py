@@ -11,11 +11,36 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_optkit._checks import check_in
+from lightning_optkit._checks import check_bools, check_home, check_in, check_int, check_one_of, check_tensor, shown
 
 __all__ = ["WeightStandardizedConv2d"]
 
 _Size = int | tuple[int, int]
+_PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+def _check_size(owner: str, name: str, size: _Size, minimum: int) -> None:
+    """One integer, or two."""
+    sides = size if isinstance(size, tuple | list) and len(size) == 2 else (size, size)
+    for side in sides:
+        check_int(owner, name, side, minimum=minimum)
+
+
+def _check_arguments(
+    owner: str, in_channels: int, out_channels: int, groups: int, stride: _Size, padding: _Size | str
+) -> None:
+    check_int(owner, "groups", groups, minimum=1)
+    for name, number in (("in_channels", in_channels), ("out_channels", out_channels)):
+        check_int(owner, name, number, minimum=1)
+        if number % groups:
+            raise ValueError(f"{owner}(groups={groups}): groups must divide {name}, {number}.")
+    if not isinstance(padding, str):
+        _check_size(owner, "padding", padding, minimum=0)
+    elif padding not in ("valid", "same") or (padding == "same" and stride not in (1, (1, 1))):
+        raise ValueError(
+            f"{owner}(padding={shown(padding)}): padding must be an integer, two of them, 'valid', or with stride 1 "
+            "'same'."
+        )
 
 
 class WeightStandardizedConv2d(nn.Conv2d):
@@ -62,6 +87,12 @@ class WeightStandardizedConv2d(nn.Conv2d):
         *,
         eps: float = 1e-5,
     ) -> None:
+        _check_arguments(type(self).__name__, in_channels, out_channels, groups, stride, padding)
+        for name, size in (("kernel_size", kernel_size), ("stride", stride), ("dilation", dilation)):
+            _check_size(type(self).__name__, name, size, minimum=1)
+        check_bools(type(self).__name__, bias=bias)
+        check_one_of(type(self).__name__, "padding_mode", padding_mode, _PADDING_MODES)
+        check_home(type(self).__name__, device, dtype)
         super().__init__(
             in_channels,
             out_channels,
@@ -75,10 +106,10 @@ class WeightStandardizedConv2d(nn.Conv2d):
             device,
             dtype,
         )
-        self.eps = check_in("WeightStandardizedConv2d", "eps", eps, "(0, inf)")
+        self.eps = check_in(type(self).__name__, "eps", eps, "(0, inf)")
         if self.weight[0].numel() < 2:
             raise ValueError(
-                f"WeightStandardizedConv2d(groups={groups}): a filter of a single weight would be 0; "
+                f"{type(self).__name__}(groups={groups}): a filter of a single weight would be 0; "
                 "use torch.nn.Conv2d there."
             )
 
@@ -89,6 +120,12 @@ class WeightStandardizedConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """As `torch.nn.Conv2d`, with the standardized filters."""
+        check_tensor(type(self).__name__, "input", input, "inexact")
+        if input.dim() not in (3, 4) or input.shape[-3] != self.in_channels:
+            raise ValueError(
+                f"{type(self).__name__}(input.shape={tuple(input.shape)}): input must be (N, {self.in_channels}, H, "
+                "W), or without N."
+            )
         output: Tensor = self._conv_forward(input, self.standardized_weight(), self.bias)
         return output
 

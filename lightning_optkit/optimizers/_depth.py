@@ -17,15 +17,20 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from torch import Tensor, nn
 
+from lightning_optkit._checks import shown
+
 __all__ = ["depths"]
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
-def depths(model: nn.Module, names: dict[Tensor, str], layers: Sequence[str] | None) -> tuple[dict[Tensor, int], int]:
+def depths(
+    owner: str, model: nn.Module, names: dict[Tensor, str], layers: Sequence[str] | None
+) -> tuple[dict[Tensor, int], int]:
     """Layer of each parameter, from 0 at the input, and how many layers there are.
 
     Args:
+        owner: Function or callback to name in the message.
         model: The module tree.
         names: Its parameters by name.
         layers: fnmatch patterns of module or parameter names in order; None: found by the rule.
@@ -34,7 +39,7 @@ def depths(model: nn.Module, names: dict[Tensor, str], layers: Sequence[str] | N
         ValueError: if a parameter belongs to none of `layers`.
     """
     if layers is not None:
-        return {param: _given_depth(name, layers) for param, name in names.items()}, len(layers)
+        return {param: _given_depth(owner, name, layers) for param, name in names.items()}, len(layers)
     found: dict[Tensor, int] = {}
     parts = list(_merged(_parts(model, _stacks(model))))
     for depth, params in enumerate(parts):
@@ -43,13 +48,11 @@ def depths(model: nn.Module, names: dict[Tensor, str], layers: Sequence[str] | N
     return found, len(parts)
 
 
-def _given_depth(name: str, layers: Sequence[str]) -> int:
+def _given_depth(owner: str, name: str, layers: Sequence[str]) -> int:
     for depth, pattern in enumerate(layers):
         if fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"{pattern}.*"):
             return depth
-    raise ValueError(
-        f"parameter_groups(layers={list(layers)!r}): layers must cover every parameter, not all but {name}."
-    )
+    raise ValueError(f"{owner}(layers={shown(list(layers))}): layers must cover every parameter, not all but {name}.")
 
 
 def _stacks(model: nn.Module) -> set[nn.Module]:

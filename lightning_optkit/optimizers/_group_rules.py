@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_in
+from lightning_optkit._checks import check_in, check_listed, check_mapping, check_text, shown
 from lightning_optkit.optimizers._depth import depths
 
 __all__ = ["GroupRules", "Membership", "NoDecay", "gathered", "named_apart"]
@@ -72,18 +72,30 @@ class GroupRules:
             check_in(owner, "weight_decay", weight_decay, "[0, inf)")
         if layer_decay is not None:
             check_in(owner, "layer_decay", layer_decay, "(0, 1]")
-        for kind in [no_decay] if isinstance(no_decay, str) else no_decay:
+        such_as = f"a list of module classes and of {', '.join(map(repr, _KINDS))}"
+        if isinstance(no_decay, str):
+            raise ValueError(f"{owner}(no_decay={shown(no_decay)}): no_decay must be {such_as}.")
+        no_decay = check_listed(owner, "no_decay", no_decay, such_as, empty=True)
+        for kind in no_decay:
             is_type = isinstance(kind, type) and issubclass(kind, nn.Module)
-            if isinstance(no_decay, str) or not (kind in _KINDS or is_type):
-                raise ValueError(
-                    f"{owner}(no_decay={no_decay!r}): no_decay must be a list of module classes and of "
-                    f"{', '.join(map(repr, _KINDS))}."
-                )
+            if not (is_type or (isinstance(kind, str) and kind in _KINDS)):
+                raise ValueError(f"{owner}(no_decay={shown(no_decay)}): no_decay must be {such_as}.")
+        if layers is not None:
+            patterns = 'a list of patterns of names, such as ["stem.*", "head.*"]'
+            layers = check_listed(owner, "layers", layers, patterns)
+            for layer in layers:
+                check_text(owner, "layers", layer, patterns)
         if layers is not None and layer_decay is None:
-            raise ValueError(f"{owner}(layers={list(layers)!r}): layers needs layer_decay.")
+            raise ValueError(f"{owner}(layers={shown(list(layers))}): layers needs layer_decay.")
+        if overrides is not None:
+            check_mapping(owner, "overrides", overrides, 'a dict such as {"head.*": {"lr": 1e-3}}')
         for pattern, entries in (overrides or {}).items():
-            if not isinstance(entries, Mapping):
-                raise TypeError(f"{owner}(overrides[{pattern!r}]={entries!r}): it must be a mapping of group entries.")
+            if not isinstance(entries, Mapping) or not all(isinstance(entry, str) for entry in entries):
+                raise TypeError(
+                    f"{owner}(overrides[{pattern!r}]={shown(entries)}): it must be a mapping of group entries."
+                )
+            if "params" in entries:
+                raise ValueError(f"{owner}(overrides[{pattern!r}]={shown(entries)}): it must not hold params.")
             if pattern.startswith("re:"):
                 _check_expression(owner, pattern)
             for name in ("lr", "weight_decay"):
@@ -110,7 +122,7 @@ class GroupRules:
             for own, param in module.named_parameters(recurse=False, remove_duplicate=False):
                 names.setdefault(param, _WRAPPERS.sub("", f"{prefix}.{own}" if prefix else own))
                 places.setdefault(param, []).append((module, own))
-        found, num_layers = ({}, 1) if self.layer_decay is None else depths(model, names, self.layers)
+        found, num_layers = ({}, 1) if self.layer_decay is None else depths(self.owner, model, names, self.layers)
         matched: set[str] = set()
         result = {param: self._membership(param, names, places, found, num_layers, matched) for param in names}
         for pattern in self.overrides:

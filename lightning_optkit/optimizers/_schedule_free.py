@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_optkit._checks import check_int
+from lightning_optkit._checks import check_int, shown
 from lightning_optkit.step import Average, OnePassOptimizer
 from lightning_optkit.step.arguments import check_flag, check_number
 from lightning_optkit.step.numbers import compute_dtype
@@ -57,9 +57,13 @@ class ScheduleFreeOptimizer(OnePassOptimizer):
     _learned = ("lr_max", "train_mode")
     _carried = ("y",)
 
+    def _given_beta(self, group: Group) -> tuple[str, Any]:
+        """The argument that says the share of x in y, and its value, which may be wrong."""
+        raise NotImplementedError
+
     def _beta(self, group: Group) -> float:
         """Share of x in y."""
-        raise NotImplementedError
+        return float(self._given_beta(group)[1])
 
     # --- which point the parameters hold ---
 
@@ -140,21 +144,22 @@ class ScheduleFreeOptimizer(OnePassOptimizer):
     # --- checks ---
 
     def _check_group(self, group: Group) -> None:
-        beta = self._beta(group)
-        check_number(self._owner, self._beta_name, beta, "(0, 1)")
+        check_number(self._owner, *self._given_beta(group), "(0, 1)")
         check_int(self._owner, "warmup_steps", group["warmup_steps"], minimum=0)
         check_number(self._owner, "r", group["r"], "[0, inf)")
         check_number(self._owner, "weight_lr_power", group["weight_lr_power"], "[0, inf)")
         if group["l1"]:
-            raise ValueError(f"{self._owner}(l1={group['l1']!r}): must be 0; zeros of y are not zeros of the average.")
+            raise ValueError(
+                f"{self._owner}(l1={shown(group['l1'])}): must be 0; zeros of y are not zeros of the average."
+            )
         if group["cautious"]:
             raise ValueError(f"{self._owner}(cautious=True): must be False; y and z decay by the same amount.")
 
-    _beta_name = "momentum"
-
     def _check_no_average(self, average: Average | None) -> None:
         if average is not None:
-            raise ValueError(f"{self._owner}(average={average!r}): must be None; the rule keeps an average itself.")
+            raise ValueError(
+                f"{self._owner}(average={shown(average)}): must be None; the rule keeps an average itself."
+            )
 
     def keep_average(self, average: Average | None) -> None:
         """Raises ValueError for any average: the rule is one."""

@@ -179,12 +179,11 @@ class Adafactor(OnePassOptimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as in torch; nothing is changed if it does not fit."""
-        if isinstance(param_group, dict):
-            param_group = with_listed_params(param_group)
-            given = param_group["params"]
-            members = [m[1] if isinstance(m, tuple) else m for m in ([given] if isinstance(given, Tensor) else given)]
-            if any(isinstance(member, Tensor) and member.is_complex() for member in members):
-                raise RuntimeError(f"{self._owner}(params=...): every parameter must be real, not complex.")
+        param_group = with_listed_params(f"{self._owner}.add_param_group", "param_group", param_group)
+        given = param_group["params"]
+        members = [m[1] if isinstance(m, tuple) else m for m in ([given] if isinstance(given, Tensor) else given)]
+        if any(isinstance(member, Tensor) and member.is_complex() for member in members):
+            raise RuntimeError(f"{self._owner}(params=...): every parameter must be real, not complex.")
         super().add_param_group(param_group)
 
     def _rule(self, group: Group) -> Rule:

@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from lightning_optkit._checks import check_int
-from lightning_optkit.optimizers._betas import triple
 from lightning_optkit.step import Average, Clip, OnePassOptimizer, Rule
-from lightning_optkit.step.arguments import check_number
+from lightning_optkit.step.arguments import check_number, several
 from lightning_optkit.step.rule import Group, State
 
 __all__ = ["AdEMAMix", "ademamix_update"]
@@ -144,7 +143,7 @@ class AdEMAMix(OnePassOptimizer):
         return _RULE
 
     def _check_group(self, group: Group) -> None:
-        betas = triple(self._owner, group["betas"])
+        betas = several(self._owner, "betas", group["betas"], 3)
         for place, beta in enumerate(betas):
             check_number(self._owner, f"betas[{place}]", beta, "[0, 1)")
         check_number(self._owner, "eps", group["eps"], "[0, inf)")

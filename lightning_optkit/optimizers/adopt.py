@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from lightning_optkit._checks import check_one_of
 from lightning_optkit.step import Average, Clip, OnePassOptimizer, Rule
 from lightning_optkit.step.arguments import check_number, pair
 from lightning_optkit.step.rule import Group, State
@@ -142,6 +141,8 @@ class ADOPT(OnePassOptimizer):
     def _owns_decay(self, group: Group) -> bool:
         return bool(group["decoupled_weight_decay"])  # a stage would decay in the first step too
 
+    _decay_flag = "decouple"
+
     def _check_group(self, group: Group) -> None:
         beta1, beta2 = pair(self._owner, "betas", group["betas"])
         check_number(self._owner, "betas[0]", beta1, "[0, 1)")
@@ -149,4 +150,3 @@ class ADOPT(OnePassOptimizer):
         check_number(self._owner, "eps", group["eps"], "[0, inf)")
         if group["clip_exponent"] is not None:
             check_number(self._owner, "clip_exponent", group["clip_exponent"], "[0, inf)")
-        check_one_of(self._owner, "decouple", group["decoupled_weight_decay"], (False, True))

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_optkit._checks import check_in
+from lightning_optkit._checks import check_in, check_module
 from lightning_optkit.optimizers._group_rules import GroupRules, NoDecay, gathered, named_apart
 
 __all__ = ["NO_DECAY", "GroupTable", "parameter_groups"]
@@ -96,6 +96,7 @@ def parameter_groups(
         [('decay', 0.1, 2), ('no_decay', 0.0, 4)]
         >>> optimizer = torch.optim.AdamW(groups, lr=1e-3)
     """
+    check_module("parameter_groups", "model", model)
     rules = GroupRules("parameter_groups", weight_decay, no_decay, layer_decay, layers, overrides)
     if lr is not None:
         check_in("parameter_groups", "lr", lr, "[0, inf)")

@@ -14,11 +14,19 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from lightning_optkit._checks import check_int, check_one_of
+from lightning_optkit._checks import (
+    check_bools,
+    check_int,
+    check_listed,
+    check_numbers,
+    check_one_of,
+    check_text,
+    shown,
+)
 from lightning_optkit.optimizers._newton_schulz import MatrixSegment, muon_update
 from lightning_optkit.optimizers.adam import adam_update
 from lightning_optkit.step import Average, Clip, OnePassOptimizer, Rule
-from lightning_optkit.step.arguments import check_number, listed, pair
+from lightning_optkit.step.arguments import check_number, listed, pair, with_listed_params
 from lightning_optkit.step.rule import Group
 from lightning_optkit.step.segments import ReferenceSegment
 
@@ -143,8 +151,7 @@ class Muon(OnePassOptimizer):
             differentiable=False,
             decoupled_weight_decay=True,
         )
-        if state_dtype not in (torch.float32, torch.bfloat16):
-            raise ValueError(f"{self._owner}(state_dtype={state_dtype!r}): must be torch.float32 or torch.bfloat16.")
+        check_one_of(self._owner, "state_dtype", state_dtype, (torch.float32, torch.bfloat16))
         super().__init__(
             self._split(listed(self._owner, params), adamw_params),
             defaults,
@@ -162,13 +169,15 @@ class Muon(OnePassOptimizer):
 
     def _split(self, given: list[Any], patterns: Sequence[str]) -> list[Group]:
         """Each group as its matrices and the rest."""
-        if isinstance(patterns, str):
-            raise TypeError(f"{self._owner}(adamw_params={patterns!r}): must be a list of regular expressions.")
+        such_as = 'a list of regular expressions, such as ["embed", "head"]'
+        patterns = check_listed(self._owner, "adamw_params", patterns, such_as, empty=True)
+        for pattern in patterns:
+            check_text(self._owner, "adamw_params", pattern, such_as, expression=True)
         split: list[Group] = []
         for group in given if isinstance(given[0], dict) else [{"params": given}]:
             members: list[Any] = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
             if patterns and not all(isinstance(member, tuple) for member in members):
-                raise ValueError(f"{self._owner}(adamw_params={patterns!r}): needs model.named_parameters().")
+                raise ValueError(f"{self._owner}(adamw_params={shown(patterns)}): needs model.named_parameters().")
             if "use_muon" in group:
                 split.append({**group, "params": members})
                 continue
@@ -184,22 +193,22 @@ class Muon(OnePassOptimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group. Without `use_muon` it must be all matrices, or none."""
-        if isinstance(param_group, dict):
-            params = param_group["params"]
-            members = [params] if isinstance(params, Tensor) else list(params)
-            kinds = {_is_matrix(_param(member)) for member in members}
-            if "use_muon" not in param_group and len(kinds) == 2:
-                raise ValueError(f"{self._owner}(params=...): matrices and others need two groups.")
-            group = {"use_muon": kinds == {True}, **param_group, "params": members}
-            if group["use_muon"] and kinds != {True}:
-                raise ValueError(f"{self._owner}(use_muon=True): every parameter must be a real matrix.")
-            if not group["use_muon"]:
-                for name in ("lr", "weight_decay"):
-                    own = group.get(f"adamw_{name}", self.defaults[f"adamw_{name}"])
-                    if own is not None:
-                        group.setdefault(name, own)
-            param_group = group
-        super().add_param_group(param_group)
+        param_group = with_listed_params(f"{self._owner}.add_param_group", "param_group", param_group)
+        params = param_group["params"]
+        members = [params] if isinstance(params, Tensor) else list(params)
+        kinds = {_is_matrix(_param(member)) for member in members}
+        if "use_muon" not in param_group and len(kinds) == 2:
+            raise ValueError(f"{self._owner}(params=...): matrices and others need two groups.")
+        group = {"use_muon": kinds == {True}, **param_group, "params": members}
+        check_bools(self._owner, use_muon=group["use_muon"])
+        if group["use_muon"] and kinds != {True}:
+            raise ValueError(f"{self._owner}(use_muon=True): every parameter must be a real matrix.")
+        if not group["use_muon"]:
+            for name in ("lr", "weight_decay"):
+                own = group.get(f"adamw_{name}", self.defaults[f"adamw_{name}"])
+                if own is not None:
+                    group.setdefault(name, own)
+        super().add_param_group(group)
 
     # --- what the engine asks ---
 
@@ -218,10 +227,7 @@ class Muon(OnePassOptimizer):
         check_number(self._owner, "momentum", group["momentum"], "[0, inf)")
         check_one_of(self._owner, "nesterov", group["nesterov"], (False, True))
         check_number(self._owner, "eps", group["eps"], "[0, inf)")
-        if len(group["ns_coefficients"]) != 3:
-            raise ValueError(f"{self._owner}(ns_coefficients={group['ns_coefficients']!r}): must be three numbers.")
-        for place, coefficient in enumerate(group["ns_coefficients"]):
-            check_number(self._owner, f"ns_coefficients[{place}]", coefficient, "(-inf, inf)")
+        check_numbers(self._owner, "ns_coefficients", group["ns_coefficients"], 3, "(-inf, inf)")
         check_int(self._owner, "ns_steps", group["ns_steps"], minimum=0)
         if group["ns_steps"] >= 100:
             raise ValueError(f"{self._owner}(ns_steps={group['ns_steps']}): ns_steps must be less than 100.")

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from lightning_optkit._checks import check_int, check_one_of
+from lightning_optkit._checks import check_int, check_one_of, shown
 from lightning_optkit.step import Average, Clip, OnePassOptimizer, Rule
-from lightning_optkit.step.arguments import check_number, pair
+from lightning_optkit.step.arguments import check_number, pair, with_listed_params
 from lightning_optkit.step.rule import Estimate, Group, State
 from lightning_optkit.step.shards import local
 
@@ -269,7 +269,9 @@ class Prodigy(OnePassOptimizer):
         for group in groups[1:]:
             for name, value in _made_by(group).items():
                 if value != common[name]:
-                    raise ValueError(f"{self._owner}({name}={value!r}): {name} must be {common[name]!r} in all groups.")
+                    raise ValueError(
+                        f"{self._owner}({name}={shown(value)}): {name} must be {common[name]!r} in all groups."
+                    )
 
     def _check_learned(self, group: Group) -> None:
         check_number(self._owner, "d", group["d"], "(0, inf)")
@@ -278,11 +280,13 @@ class Prodigy(OnePassOptimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as in torch; nothing is changed if it does not fit."""
-        if isinstance(param_group, dict):
-            added = {**self.defaults, **param_group}
-            self._check_all(added)
-            self._check_together([*self.param_groups[:1], added])
+        param_group = with_listed_params(f"{self._owner}.add_param_group", "param_group", param_group)
+        added = {**self.defaults, **param_group}
+        self._check_all(added)
+        self._check_together([*self.param_groups[:1], added])
         super().add_param_group(param_group)
+
+    _decay_flag = "decouple"
 
     def _check_group(self, group: Group) -> None:
         beta1, beta2 = pair(self._owner, "betas", group["betas"])
@@ -291,7 +295,6 @@ class Prodigy(OnePassOptimizer):
         if group["beta3"] is not None:
             check_number(self._owner, "beta3", group["beta3"], "[0, 1)")
         check_number(self._owner, "eps", group["eps"], "[0, inf)")
-        check_one_of(self._owner, "decouple", group["decoupled_weight_decay"], (False, True))
         check_one_of(self._owner, "use_bias_correction", group["use_bias_correction"], (False, True))
         check_one_of(self._owner, "safeguard_warmup", group["safeguard_warmup"], (False, True))
         check_number(self._owner, "d0", group["d0"], "(0, inf)")

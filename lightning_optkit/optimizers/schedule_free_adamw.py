@@ -4,7 +4,7 @@
 Source: Defazio et al. 2024, arXiv:2405.15682, Algorithm 1.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -147,11 +147,8 @@ class ScheduleFreeAdamW(ScheduleFreeOptimizer):
     def _owns_decay(self, group: Group) -> bool:
         return True  # at y, and z moves by it too
 
-    _beta_name = "betas[0]"
-
-    def _beta(self, group: Group) -> float:
-        beta1, _ = pair(self._owner, "betas", group["betas"])
-        return float(beta1)
+    def _given_beta(self, group: Group) -> tuple[str, Any]:
+        return "betas[0]", pair(self._owner, "betas", group["betas"])[0]
 
     def _check_group(self, group: Group) -> None:
         super()._check_group(group)

@@ -4,12 +4,13 @@
 Source: Defazio et al. 2024, arXiv:2405.15682, Equations 2-4; warm-up and weights as in its Algorithm 1.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from lightning_optkit._checks import shown
 from lightning_optkit.optimizers._schedule_free import (
     WEIGHT_SUM,
     ScheduleFreeOptimizer,
@@ -103,10 +104,10 @@ class ScheduleFreeSGD(ScheduleFreeOptimizer):
         statistics: bool = False,
     ) -> None:
         self._check_no_average(average)
-        if state_dtype != torch.float32:
+        if state_dtype is not torch.float32:
             raise ValueError(
-                f"{self._owner}(state_dtype={state_dtype!r}): must be torch.float32; z is a point, and small steps "
-                "of it would be lost."
+                f"{self._owner}(state_dtype={shown(state_dtype)}): must be torch.float32; z is a point, and small "
+                "steps of it would be lost."
             )
         defaults = dict(
             lr=lr,
@@ -139,5 +140,5 @@ class ScheduleFreeSGD(ScheduleFreeOptimizer):
     def _rule(self, group: Group) -> Rule:
         return _RULE
 
-    def _beta(self, group: Group) -> float:
-        return float(group["momentum"])
+    def _given_beta(self, group: Group) -> tuple[str, Any]:
+        return "momentum", group["momentum"]

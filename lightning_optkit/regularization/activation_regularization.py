@@ -7,7 +7,7 @@ squares averaged, as in the authors' code, where the paper writes the norm.
 
 from torch import Tensor
 
-from lightning_optkit._checks import check_in
+from lightning_optkit._checks import check_in, check_tensor, check_whole
 
 __all__ = ["activation_regularization", "temporal_activation_regularization"]
 
@@ -20,6 +20,7 @@ def activation_regularization(activations: Tensor, alpha: float = 2.0) -> Tensor
         alpha: Weight, in [0, inf); 2 in the paper's language models.
 
     Raises:
+        TypeError: if `activations` is not a floating tensor.
         ValueError: if `alpha` is out of range.
 
     Example:
@@ -27,7 +28,8 @@ def activation_regularization(activations: Tensor, alpha: float = 2.0) -> Tensor
         >>> activation_regularization(torch.tensor([1.0, -3.0]), alpha=2.0)
         tensor(10.)
     """
-    check_in("activation_regularization", "alpha", alpha, "[0, inf)")
+    check_tensor("activation_regularization", "activations", activations, "inexact")
+    alpha = check_in("activation_regularization", "alpha", alpha, "[0, inf)")
     return alpha * activations.square().mean()
 
 
@@ -40,6 +42,7 @@ def temporal_activation_regularization(activations: Tensor, beta: float = 1.0, t
         time_dim: Dimension of time.
 
     Raises:
+        TypeError: if `activations` is not a floating tensor.
         ValueError: if an argument is out of range.
 
     Example:
@@ -47,7 +50,9 @@ def temporal_activation_regularization(activations: Tensor, beta: float = 1.0, t
         >>> temporal_activation_regularization(torch.tensor([[1.0, 3.0, 2.0]]), beta=2.0)
         tensor(5.)
     """
-    check_in("temporal_activation_regularization", "beta", beta, "[0, inf)")
+    check_tensor("temporal_activation_regularization", "activations", activations, "inexact")
+    beta = check_in("temporal_activation_regularization", "beta", beta, "[0, inf)")
+    check_whole("temporal_activation_regularization", "time_dim", time_dim)
     if not -activations.dim() <= time_dim < activations.dim():
         raise ValueError(
             f"temporal_activation_regularization(time_dim={time_dim}): the activations have {activations.dim()} "

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_optkit._checks import check_in
+from lightning_optkit._checks import check_in, check_tensors
 from lightning_optkit.regularization.sam import sam
 
 __all__ = ["asam"]
@@ -45,10 +45,16 @@ def asam(
         >>> asam([torch.tensor([2.0]), torch.tensor([0.0])], [torch.tensor([1.0]), torch.tensor([1.0])], 0.5, eta=0.0)
         [tensor([1.]), tensor([0.])]
     """
-    check_in("asam", "rho", rho, "(0, inf)")
-    check_in("asam", "eta", eta, "[0, inf)")
+    rho, eta = check_in("asam", "rho", rho, "(0, inf)"), check_in("asam", "eta", eta, "[0, inf)")
+    params = check_tensors("asam", "params", params, "inexact")
+    grads = check_tensors("asam", "grads", grads, "inexact", optional=True)
     if len(params) != len(grads):
         raise ValueError(f"asam(grads=<{len(grads)}>): there must be one for each of the {len(params)} parameters.")
+    for param, grad in zip(params, grads, strict=True):
+        if grad is not None and grad.shape != param.shape:
+            raise ValueError(
+                f"asam(grads=<shape {tuple(grad.shape)}>): grads must have the shapes of params, {tuple(param.shape)}."
+            )
     stretch = [param.abs() + eta for param in params]
     steps = sam([None if grad is None else t * grad for t, grad in zip(stretch, grads, strict=True)], rho)
     return [

@@ -6,7 +6,7 @@ Source: Prechelt 1998, "Early Stopping - But When?", Section 2 (classes GL, PQ a
 
 from collections.abc import Sequence
 
-from lightning_optkit._checks import check_int
+from lightning_optkit._checks import check_in, check_int, check_listed
 
 __all__ = ["generalization_loss", "progress", "progress_quotient", "successive_increases"]
 
@@ -26,7 +26,11 @@ def generalization_loss(errors: Sequence[float]) -> float:
         >>> round(generalization_loss([1.0, 0.8, 0.9]), 1)
         12.5
     """
-    _check_errors("generalization_loss", errors)
+    return _loss_of("generalization_loss", errors)
+
+
+def _loss_of(owner: str, errors: Sequence[float]) -> float:
+    errors = _checked("errors", owner, errors)
     return 100.0 * (errors[-1] / min(errors) - 1.0)
 
 
@@ -48,10 +52,14 @@ def progress(errors: Sequence[float], strip: int = 5) -> float:
         >>> round(progress([9.0, 1.2, 1.0], strip=2), 1)
         100.0
     """
-    check_int("progress", "strip", strip, minimum=1)
-    _check_errors("progress", errors)
+    return _progress_of("progress", "errors", errors, strip)
+
+
+def _progress_of(owner: str, name: str, errors: Sequence[float], strip: int) -> float:
+    check_int(owner, "strip", strip, minimum=1)
+    errors = _checked(name, owner, errors)
     if len(errors) < strip:
-        raise ValueError(f"progress(strip={strip}): there are only {len(errors)} errors.")
+        raise ValueError(f"{owner}(strip={strip}): there are only {len(errors)} {name}.")
     last = errors[-strip:]
     return 1000.0 * (sum(last) / (strip * min(last)) - 1.0)
 
@@ -74,7 +82,8 @@ def progress_quotient(errors: Sequence[float], training_errors: Sequence[float],
         >>> round(progress_quotient([0.8, 0.9], [1.2, 1.0], strip=2), 3)
         0.125
     """
-    lost, gained = generalization_loss(errors), progress(training_errors, strip)
+    lost = _loss_of("progress_quotient", errors)
+    gained = _progress_of("progress_quotient", "training_errors", training_errors, strip)
     if lost == 0:
         return 0.0
     return lost / gained if gained > 0 else float("inf")
@@ -92,6 +101,7 @@ def successive_increases(errors: Sequence[float], strip: int = 5) -> int:
         2
     """
     check_int("successive_increases", "strip", strip, minimum=1)
+    errors = _numbers("errors", "successive_increases", errors, "[-inf, inf]", empty=True)
     ends = errors[strip - 1 :: strip]
     count = 0
     for earlier, later in zip(ends[-2::-1], ends[:0:-1], strict=True):
@@ -101,9 +111,14 @@ def successive_increases(errors: Sequence[float], strip: int = 5) -> int:
     return count
 
 
-def _check_errors(owner: str, errors: Sequence[float]) -> None:
-    if not errors:
-        raise ValueError(f"{owner}(errors=[]): errors must hold at least one.")
-    lowest = min(errors)
+def _numbers(name: str, owner: str, values: Sequence[float], interval: str, *, empty: bool = False) -> list[float]:
+    listed = check_listed(owner, name, values, "a list of numbers, such as [1.0, 0.8]", empty=empty)
+    return [check_in(owner, f"{name}[{place}]", value, interval) for place, value in enumerate(listed)]
+
+
+def _checked(name: str, owner: str, errors: Sequence[float]) -> list[float]:
+    listed = _numbers(name, owner, errors, "[-inf, inf]")
+    lowest = min(listed)
     if not lowest > 0:
-        raise ValueError(f"{owner}(errors=[..., {lowest:g}, ...]): every error must be greater than 0.")
+        raise ValueError(f"{owner}({name}=[..., {lowest:g}, ...]): every error must be greater than 0.")
+    return listed

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from lightning_optkit._checks import check_in
+from lightning_optkit._checks import check_in, check_tensors
 from lightning_optkit.regularization.l1_penalty import l1_penalty
 from lightning_optkit.regularization.l2_penalty import l2_penalty
 
@@ -33,7 +33,5 @@ def elastic_net(params: Iterable[Tensor], l1: float, l2: float) -> Tensor:
     """
     check_in("elastic_net", "l1", l1, "[0, inf)")
     check_in("elastic_net", "l2", l2, "[0, inf)")
-    listed = list(params)
-    if not listed:
-        raise ValueError("elastic_net(params=[]): params must hold at least one parameter.")
+    listed = check_tensors("elastic_net", "params", params, "inexact", empty=False)
     return l1_penalty(listed, l1) + l2_penalty(listed, l2)

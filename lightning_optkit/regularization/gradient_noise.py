@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from lightning_optkit._checks import check_in, check_int
+from lightning_optkit._checks import check_generator, check_in, check_int, check_tensors
 
 __all__ = ["gradient_noise_", "gradient_noise_std"]
 
@@ -33,7 +33,10 @@ def gradient_noise_std(step: int, eta: float = 0.01, gamma: float = 0.55) -> flo
     check_int("gradient_noise_std", "step", step, minimum=0)
     check_in("gradient_noise_std", "eta", eta, "[0, inf)")
     check_in("gradient_noise_std", "gamma", gamma, "[0, inf)")
-    return float((eta / (1.0 + step) ** gamma) ** 0.5)
+    try:
+        return float((eta / (1.0 + step) ** gamma) ** 0.5)
+    except OverflowError:  # of the power: nothing is left of the noise
+        return 0.0
 
 
 @torch.no_grad()
@@ -54,10 +57,16 @@ def gradient_noise_(grads: Iterable[Tensor], std: float, generator: torch.Genera
         >>> round(gradient.std().item(), 2)
         0.1
     """
-    check_in("gradient_noise_", "std", std, "[0, inf)")
-    for grad in grads:
-        if grad.layout != torch.strided:
-            raise ValueError(f"gradient_noise_(grads=<{grad.layout}>): gradients must be dense.")
+    std = check_in("gradient_noise_", "std", std, "[0, inf)")
+    if std > torch.finfo(torch.float32).max:
+        raise ValueError(f"gradient_noise_(std={std!r}): std must be a number that fp32 can hold.")
+    check_generator("gradient_noise_", generator)
+    for grad in check_tensors("gradient_noise_", "grads", grads, "inexact"):
+        if generator is not None and generator.device.type != grad.device.type:
+            raise ValueError(
+                f"gradient_noise_(generator={generator.device}): generator must live on the device of the gradients, "
+                f"{grad.device}."
+            )
         dtype = torch.promote_types(grad.dtype, torch.float32)
         noise = torch.randn(grad.shape, generator=generator, device=grad.device, dtype=dtype)
         grad.add_(noise, alpha=std)

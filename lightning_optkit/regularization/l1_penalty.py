@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from lightning_optkit._checks import check_in
+from lightning_optkit._checks import check_in, check_tensors
 
 __all__ = ["l1_penalty"]
 
@@ -31,8 +31,7 @@ def l1_penalty(params: Iterable[Tensor], strength: float = 1.0) -> Tensor:
         >>> l1_penalty([torch.tensor([1.0, -2.0])], 0.5)
         tensor(1.5000)
     """
-    check_in("l1_penalty", "strength", strength, "[0, inf)")
+    strength = check_in("l1_penalty", "strength", strength, "[0, inf)")
+    params = check_tensors("l1_penalty", "params", params, "inexact", empty=False)
     terms = [param.abs().sum() for param in params]
-    if not terms:
-        raise ValueError("l1_penalty(params=[]): params must hold at least one parameter.")
     return strength * torch.stack([term.to(terms[0].device) for term in terms]).sum()

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from lightning_optkit._checks import check_in
+from lightning_optkit._checks import check_in, check_tensors
 
 __all__ = ["l2_penalty"]
 
@@ -33,8 +33,7 @@ def l2_penalty(params: Iterable[Tensor], strength: float = 1.0) -> Tensor:
         >>> l2_penalty([torch.tensor([1.0, -2.0])], 0.5)
         tensor(1.2500)
     """
-    check_in("l2_penalty", "strength", strength, "[0, inf)")
+    strength = check_in("l2_penalty", "strength", strength, "[0, inf)")
+    params = check_tensors("l2_penalty", "params", params, "inexact", empty=False)
     terms = [(param.abs() if torch.is_complex(param) else param).square().sum() for param in params]
-    if not terms:
-        raise ValueError("l2_penalty(params=[]): params must hold at least one parameter.")
     return 0.5 * strength * torch.stack([term.to(terms[0].device) for term in terms]).sum()

@@ -7,7 +7,7 @@ Source: Szegedy et al. 2016, "Rethinking the Inception Architecture", arXiv:1512
 import torch
 from torch import Tensor
 
-from lightning_optkit._checks import check_in, check_int
+from lightning_optkit._checks import check_in, check_int, check_tensor
 
 __all__ = ["label_smoothing"]
 
@@ -40,13 +40,14 @@ def label_smoothing(target: Tensor, smoothing: float = 0.1, num_classes: int | N
         >>> label_smoothing(torch.tensor([1.0, 0.0]), 0.1, num_classes=1)
         tensor([0.9500, 0.0500])
     """
-    check_in("label_smoothing", "smoothing", smoothing, "[0, 1)")
-    if not isinstance(target, Tensor):
-        raise TypeError(f"label_smoothing(target={type(target).__name__}): target must be a tensor.")
+    smoothing = check_in("label_smoothing", "smoothing", smoothing, "[0, 1)")
+    check_tensor("label_smoothing", "target", target, "real")
     if num_classes is not None:
         check_int("label_smoothing", "num_classes", num_classes, minimum=1)
     if target.is_floating_point():
         _check_range(target, 0.0, 1.0, "probabilities must be in [0, 1]")
+        if target.dim() == 0 and num_classes != 1:
+            raise ValueError("label_smoothing(target.shape=()): probabilities must be (..., K).")
         classes = 2 if num_classes == 1 else target.shape[-1]
         if num_classes not in (None, 1, classes):
             raise ValueError(f"label_smoothing(num_classes={num_classes}): target has {classes} classes.")

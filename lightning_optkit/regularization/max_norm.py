@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from lightning_optkit._checks import check_in, check_int
+from lightning_optkit._checks import check_in, check_int, check_tensors
 
 __all__ = ["max_norm_"]
 
@@ -36,9 +36,9 @@ def max_norm_(params: Iterable[Tensor], max_norm: float, dim: int = 0) -> None:
         tensor([[0.6000, 0.8000],
                 [0.3000, 0.4000]])
     """
-    check_in("max_norm_", "max_norm", max_norm, "(0, inf)")
+    max_norm = check_in("max_norm_", "max_norm", max_norm, "(0, inf)")
     check_int("max_norm_", "dim", dim, minimum=0)
-    for param in params:
+    for param in check_tensors("max_norm_", "params", params, "inexact"):
         if param.dim() >= 2 and param.numel():
             wide = torch.promote_types(param.dtype, torch.float32)
             others = [d for d in range(param.dim()) if d != dim]

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_optkit._checks import check_bools, check_one_of, check_tensor, check_whole
+
 __all__ = ["r_drop"]
 
 
@@ -26,16 +28,22 @@ def r_drop(logits: Tensor, other: Tensor, *, binary: bool = False, reduction: st
         dim: Dimension of the classes; unused if `binary`.
 
     Raises:
+        TypeError: if `logits` or `other` is not a floating tensor.
         ValueError: if the shapes differ, or for another reduction.
 
     Example:
         >>> r_drop(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 0.0]]))
         tensor(0.)
     """
+    check_tensor("r_drop", "logits", logits, "floating")
+    check_tensor("r_drop", "other", other, "floating")
+    check_bools("r_drop", binary=binary)
+    check_one_of("r_drop", "reduction", reduction, ("mean", "sum", "none"))
+    check_whole("r_drop", "dim", dim)
+    if not binary and not -logits.dim() <= dim < logits.dim():
+        raise ValueError(f"r_drop(dim={dim}): logits of shape {tuple(logits.shape)} have no such dimension.")
     if logits.shape != other.shape:
         raise ValueError(f"r_drop(other.shape={tuple(other.shape)}): must be that of logits, {tuple(logits.shape)}.")
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"r_drop(reduction={reduction!r}): reduction must be one of 'mean', 'sum', 'none'.")
     wide = torch.promote_types(logits.dtype, torch.float32)
     logits, other = logits.to(wide), other.to(wide)
     # 1/2 sum (p - q) (log p - log q): both directions at once. For a yes or no, log p - log q of the two answers

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_optkit._checks import check_in
+from lightning_optkit._checks import check_in, check_tensors
 
 __all__ = ["sam"]
 
@@ -39,7 +39,8 @@ def sam(grads: Sequence[Tensor | None], rho: float = 0.05) -> list[Tensor | None
         >>> sam([torch.tensor([3.0]), None, torch.tensor([4.0])], rho=0.5)
         [tensor([0.3000]), None, tensor([0.4000])]
     """
-    check_in("sam", "rho", rho, "(0, inf)")
+    rho = check_in("sam", "rho", rho, "(0, inf)")
+    grads = check_tensors("sam", "grads", grads, "inexact", optional=True)
     present = [grad for grad in grads if grad is not None]
     if not present:
         return [None for _ in grads]

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from lightning_optkit._checks import check_in
+from lightning_optkit._checks import check_in, check_tensors
 
 __all__ = ["soft_threshold_"]
 
@@ -36,8 +36,8 @@ def soft_threshold_(params: Iterable[Tensor], threshold: float) -> None:
         >>> weight
         tensor([ 0.5000, -0.0000,  0.0000, -1.5000])
     """
-    check_in("soft_threshold_", "threshold", threshold, "[0, inf)")
-    for param in params:
+    threshold = check_in("soft_threshold_", "threshold", threshold, "[0, inf)")
+    for param in check_tensors("soft_threshold_", "params", params, "inexact"):
         stored = torch.view_as_real(param) if torch.is_complex(param) else param
         work = stored.to(torch.promote_types(stored.dtype, torch.float32))
         stored.copy_(torch.sign(work) * (work.abs() - threshold).clamp(min=0))

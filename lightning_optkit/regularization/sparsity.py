@@ -5,6 +5,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from lightning_optkit._checks import check_mapping, check_tensor
+
 __all__ = ["sparsity"]
 
 
@@ -20,7 +22,10 @@ def sparsity(params: Mapping[str, Tensor]) -> dict[str, float]:
         >>> sparsity({"weight": torch.tensor([0.0, 1.0, -0.0, 2.0])})
         {'weight': 0.5}
     """
-    return {name: _zeros_in(param) / param.numel() if param.numel() else 0.0 for name, param in params.items()}
+    named = check_mapping("sparsity", "params", params, "a dict of named tensors, such as weights_of(model)")
+    for name, param in named.items():
+        check_tensor("sparsity", f"params[{name!r}]", param, meta=False)
+    return {name: _zeros_in(param) / param.numel() if param.numel() else 0.0 for name, param in named.items()}
 
 
 def _zeros_in(param: Tensor) -> int:

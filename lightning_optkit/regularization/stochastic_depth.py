@@ -8,7 +8,7 @@ evaluation, as dropout has it today.
 
 from torch import Tensor
 
-from lightning_optkit._checks import check_in, check_int
+from lightning_optkit._checks import check_in, check_int, check_tensor, check_whole
 from lightning_optkit.layers.drop_path import drop_samples
 
 __all__ = ["linear_drop_rates", "stochastic_depth"]
@@ -54,7 +54,9 @@ def stochastic_depth(branch: Tensor, p: float, batch_dim: int = 0) -> Tensor:
         tensor([[1., 1., 1.],
                 [1., 1., 1.]])
     """
-    check_in("stochastic_depth", "p", p, "[0, 1)")
+    check_tensor("stochastic_depth", "branch", branch, "inexact")
+    p = check_in("stochastic_depth", "p", p, "[0, 1)")
+    check_whole("stochastic_depth", "batch_dim", batch_dim)
     if not -branch.dim() <= batch_dim < branch.dim():
         raise ValueError(f"stochastic_depth(batch_dim={batch_dim}): the branch has {branch.dim()} dimensions.")
     if p == 0:

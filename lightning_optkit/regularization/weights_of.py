@@ -3,6 +3,8 @@
 
 from torch import Tensor, nn
 
+from lightning_optkit._checks import check_module
+
 __all__ = ["weights_of"]
 
 
@@ -22,6 +24,7 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
         >>> list(weights_of(nn.Sequential(nn.Linear(2, 3), nn.LayerNorm([4, 3]), nn.Embedding(5, 2))))
         ['0.weight', '2.weight']
     """
+    check_module("weights_of", "module", module)
     normalizing = {
         param
         for layer in module.modules()

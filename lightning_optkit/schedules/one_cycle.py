@@ -8,7 +8,7 @@ paper's policy.
 
 from itertools import pairwise
 
-from lightning_optkit._checks import check_in, check_one_of
+from lightning_optkit._checks import check_bools, check_in, check_one_of
 from lightning_optkit.schedules._anneal import anneal
 from lightning_optkit.schedules.schedule import Length, Schedule, check_length, require_total_steps, resolve_length
 
@@ -50,8 +50,9 @@ def one_cycle(
     div_factor = float(check_in("one_cycle", "div_factor", div_factor, "(0, inf)"))
     final_div_factor = float(check_in("one_cycle", "final_div_factor", final_div_factor, "(0, inf)"))
     check_one_of("one_cycle", "shape", shape, ("cosine", "linear"))
-    check_one_of("one_cycle", "three_phase", three_phase, (False, True))
-    check_one_of("one_cycle", "whole_steps", whole_steps, (False, True))
+    check_bools("one_cycle", three_phase=three_phase, whole_steps=whole_steps)
+    if div_factor * final_div_factor == 0:
+        raise ValueError(f"one_cycle(final_div_factor={final_div_factor!r}): the last factor would be infinite.")
     if three_phase and isinstance(warmup, float):
         _check_half(warmup, warmup, 1.0)
     arguments = {

@@ -8,7 +8,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 
-from lightning_optkit._checks import check_in
+from lightning_optkit._checks import check_in, check_listed, shown
 from lightning_optkit.schedules.schedule import Length, Schedule, check_length, resolve_length
 
 __all__ = ["piecewise_constant"]
@@ -32,11 +32,15 @@ def piecewise_constant(milestones: Sequence[Length], factors: Sequence[float]) -
         >>> [schedule(t) for t in range(6)]
         [1.0, 1.0, 0.1, 0.1, 0.01, 0.01]
     """
-    milestones = tuple(check_length("piecewise_constant", "milestones", milestone) for milestone in milestones)
-    factors = tuple(float(check_in("piecewise_constant", "factors", factor, "[0, inf)")) for factor in factors)
+    given = check_listed(
+        "piecewise_constant", "milestones", milestones, "a list of lengths, such as [0.5, 0.75]", empty=True
+    )
+    milestones = tuple(check_length("piecewise_constant", "milestones", milestone) for milestone in given)
+    values = check_listed("piecewise_constant", "factors", factors, "a list of numbers, such as [1.0, 0.1, 0.01]")
+    factors = tuple(float(check_in("piecewise_constant", "factors", factor, "[0, inf)")) for factor in values)
     if len(factors) != len(milestones) + 1:
         raise ValueError(
-            f"piecewise_constant(factors={factors!r}): factors must have one value more than the "
+            f"piecewise_constant(factors={shown(factors)}): factors must have one value more than the "
             f"{len(milestones)} milestones."
         )
     for kind in (int, float):
@@ -55,6 +59,6 @@ def _factor(
 def _check_increasing(milestones: tuple[Length, ...], steps: tuple[float, ...]) -> None:
     if any(left >= right for left, right in pairwise(steps)):
         raise ValueError(
-            f"piecewise_constant(milestones={milestones!r}): milestones must increase strictly, "
+            f"piecewise_constant(milestones={shown(milestones)}): milestones must increase strictly, "
             "so that the pieces do not overlap."
         )

@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lightning_optkit._checks import check_in
+from lightning_optkit._checks import check_in, check_instance, check_like, check_listed, shown
 from lightning_optkit.schedules.schedule import Schedule, check_schedule
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def plot(
     Args:
         schedules: One or more schedules.
         total_steps: Length of the run (steps, or the unit the schedules are counted in), in (0, inf).
-        labels: One label per schedule. Default: the calls that made them.
+        labels: One label per schedule, shown as it is written. Default: the calls that made them.
         ax: Where to draw. Default: the axes of a new figure.
 
     Raises:
@@ -42,9 +42,11 @@ def plot(
     for schedule in schedules:
         check_schedule("plot", "schedules", schedule)
     check_in("plot", "total_steps", total_steps, "(0, inf)")
-    labels = [repr(schedule) for schedule in schedules] if labels is None else list(labels)
-    if len(labels) != len(schedules):
-        raise ValueError(f"plot(labels={labels!r}): labels must have one entry per schedule ({len(schedules)}).")
+    if ax is not None:
+        check_like("plot", "ax", ax, ("plot", "set_xlabel", "legend"), "the axes of a figure, such as plt.gca()")
+    shown_as = [repr(schedule) for schedule in schedules] if labels is None else _checked(labels)
+    if len(shown_as) != len(schedules):
+        raise ValueError(f"plot(labels={shown(shown_as)}): labels must have one entry per schedule ({len(schedules)}).")
 
     steps = [total_steps * point / _POINTS for point in range(_POINTS)]
     curves = [[schedule(step, total_steps) for step in steps] for schedule in schedules]
@@ -52,9 +54,17 @@ def plot(
         from matplotlib.figure import Figure  # not pyplot: no global state, and no backend with a window
 
         ax = Figure(layout="constrained").subplots()
-    for curve, label in zip(curves, labels, strict=True):
-        ax.plot(steps, curve, label=label)
+    drawn = [ax.plot(steps, curve, label=label)[0] for curve, label in zip(curves, shown_as, strict=True)]
     ax.set_xlabel("step")
     ax.set_ylabel("factor")
-    ax.legend()
+    legend = ax.legend(drawn, [str(place) for place in range(len(drawn))])
+    for text, label in zip(legend.get_texts(), shown_as, strict=True):
+        text.set(parse_math=False, usetex=False, text=label)
     return ax
+
+
+def _checked(labels: Sequence[str]) -> list[str]:
+    listed = check_listed("plot", "labels", labels, 'a list of strings, such as ["cosine"]')
+    for label in listed:
+        check_instance("plot", "labels", label, str, 'a list of strings, such as ["cosine"]')
+    return listed

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import FrozenInstanceError
 from typing import Any, TypeAlias
 
-from lightning_optkit._checks import check_in
+from lightning_optkit._checks import check_in, check_instance, shown
 
 __all__ = ["Length", "Schedule", "check_length", "check_schedule", "require_total_steps", "resolve_length"]
 
@@ -107,8 +107,7 @@ def check_schedule(owner: str, name: str, value: object) -> None:
     Raises:
         TypeError: if it is anything else.
     """
-    if not isinstance(value, Schedule):
-        raise TypeError(f"{owner}({name}={value!r}): {name} must be a Schedule.")
+    check_instance(owner, name, value, Schedule, "a Schedule, such as cosine()")
 
 
 def check_length(owner: str, name: str, value: Length, *, minimum: int = 1, whole_run: bool = True) -> Length:
@@ -125,10 +124,10 @@ def check_length(owner: str, name: str, value: Length, *, minimum: int = 1, whol
     interval = "(0, 1]" if whole_run else "(0, 1)"
     requirement = f"{name} must be an int >= {minimum} (steps) or a float in {interval} (fraction of the run)"
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{owner}({name}={value!r}): {requirement}.")
-    in_range = value >= minimum if isinstance(value, int) else 0 < value <= 1 and (whole_run or value < 1)
+        raise TypeError(f"{owner}({name}={shown(value)}): {requirement}.")
+    in_range = minimum <= value < 2**63 if isinstance(value, int) else 0 < value <= 1 and (whole_run or value < 1)
     if not in_range:
-        raise ValueError(f"{owner}({name}={value!r}): {requirement}.")
+        raise ValueError(f"{owner}({name}={shown(value)}): {requirement}.")
     return value if isinstance(value, int) else float(value)
 
 
@@ -174,6 +173,8 @@ def resolve_length(
         steps *= require_total_steps(owner, total_steps, f"{name}={length!r} is a fraction of the run")
         whole = float(round(steps))
         steps = whole if math.isclose(steps, whole, rel_tol=1e-12) else steps
+        if steps == 0:
+            raise ValueError(f"{owner}(total_steps={total_steps!r}): total_steps must be large enough for {name}.")
     if total_steps is None or may_exceed_run:
         return steps
     if steps > total_steps:

@@ -1,14 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks of what a user hands to an optimizer, before anything is built or changed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from lightning_optkit._checks import check_in, check_int, check_one_of
+from lightning_optkit._checks import (
+    NO_LIST,
+    check_bools,
+    check_in,
+    check_int,
+    check_like,
+    check_listed,
+    check_one_of,
+    check_tensor,
+    shown,
+)
 from lightning_optkit.step.numbers import ROUNDINGS
 from lightning_optkit.step.rule import Group
 
@@ -21,25 +31,37 @@ __all__ = [
     "checked_as",
     "listed",
     "pair",
+    "several",
     "with_listed_params",
 ]
 
+_OUR_FLAGS = ("cautious", "centralize", "decoupled_weight_decay")
+_TORCHS_FLAGS = ("amsgrad", "capturable", "differentiable", "foreach", "fused", "maximize", "nesterov")
 
-def check_group(owner: str, group: Group) -> None:
-    """Raises for an entry, of those that every rule has, that is out of range."""
+_COUNTS = {2: "two numbers", 3: "three numbers"}
+_PARAMS = "an iterable of parameters or of groups, such as model.parameters()"
+
+
+def check_group(owner: str, group: Group, decay_flag: str) -> None:
+    """Raises for an entry, of those that every rule has, that is out of range.
+
+    Args:
+        owner: The optimizer.
+        group: To be checked.
+        decay_flag: What the optimizer calls its argument `decoupled_weight_decay`.
+    """
     for name in ("lr", "weight_decay"):
         check_number(owner, name, group[name], "[0, inf)")
     check_in(owner, "l1", group["l1"], "[0, inf)")
-    check_one_of(owner, "cautious", group["cautious"], (False, True))
-    check_one_of(owner, "centralize", group["centralize"], (False, True))
+    for name in _OUR_FLAGS:
+        check_bools(owner, **{decay_flag if name == "decoupled_weight_decay" else name: group[name]})
+    for name in _TORCHS_FLAGS:
+        if name in group and not (group[name] is None and name in ("foreach", "fused")):
+            check_flag(owner, name, group[name])
     check_one_of(owner, "rounding", group["rounding"], ROUNDINGS)
     check_int(owner, "rounding_seed", group["rounding_seed"], minimum=0)
     if "average_decay" in group:
         check_number(owner, "average_decay", group["average_decay"], "[0, 1)")
-    check_flag(owner, "maximize", group["maximize"])
-    for name in ("fused", "foreach", "capturable", "differentiable"):
-        if group.get(name) is not None:
-            check_flag(owner, name, group[name])
     for name in ("foreach", "differentiable"):
         if group["fused"] and group[name]:
             raise RuntimeError(f"{owner}(fused=True, {name}=True): at most one of the two can be True.")
@@ -50,6 +72,7 @@ def check_group(owner: str, group: Group) -> None:
 def check_number(owner: str, name: str, value: object, interval: str) -> None:
     """Raises unless `value` is a number, or a 1-element tensor, in `interval`."""
     if isinstance(value, Tensor):
+        check_tensor(owner, name, value, "real", meta=False)
         if value.numel() != 1:
             raise ValueError(f"{owner}({name}={list(value.shape)} tensor): {name} must have one element.")
         value = value.item()
@@ -60,7 +83,7 @@ def check_flag(owner: str, name: str, value: object) -> None:
     """Raises TypeError unless `value` is True or False, or a number that says so as it does to torch."""
     is_one = not isinstance(value, Tensor) and getattr(value, "shape", ()) == ()  # an array has no truth of its own
     if not is_one or value not in (False, True):
-        raise TypeError(f"{owner}({name}={value!r}): {name} must be True or False.")
+        raise TypeError(f"{owner}({name}={shown(value)}): {name} must be True or False.")
 
 
 @contextmanager
@@ -81,46 +104,81 @@ def checked_as(owner: str, action: str) -> Iterator[None]:
 
 
 def pair(owner: str, name: str, value: Any) -> tuple[Any, Any]:
-    """`value` as two numbers.
+    """`value` as two numbers, each still to be checked.
 
     Raises:
         TypeError: if it is no sequence.
         ValueError: if it has another length.
     """
-    if len(value) != 2:
-        raise ValueError(f"{owner}({name}={value!r}): {name} must be two numbers.")
-    first, second = value
+    first, second = several(owner, name, value, 2)
     return first, second
+
+
+def several(owner: str, name: str, value: Any, count: int) -> tuple[Any, ...]:
+    """`value` as `count` numbers, each still to be checked. Raises as `pair`."""
+    requirement = f"{name} must be {_COUNTS[count]}"
+    is_array = hasattr(value, "tolist") and getattr(value, "ndim", 0) == 1
+    if isinstance(value, NO_LIST) or not (is_array or isinstance(value, Sequence)):
+        raise TypeError(f"{owner}({name}={shown(value)}): {requirement}.")
+    if len(value) != count:
+        raise ValueError(f"{owner}({name}={shown(value)}): {requirement}.")
+    return tuple(value)
 
 
 def check_stages(owner: str, clip: object, average: Any, statistics: object) -> None:
     """Raises TypeError for a stage that is none, ValueError for an average whose start is not a step yet."""
-    if clip is not None and not hasattr(clip, "norm_bound"):
-        raise TypeError(f"{owner}(clip={clip!r}): clip must be None or a clip such as ClipNorm(1.0).")
-    if average is not None and not hasattr(average, "state_name"):
-        raise TypeError(f"{owner}(average={average!r}): average must be None or an average such as EMA(0.999).")
+    if clip is not None:
+        check_like(owner, "clip", clip, ("norm_bound", "bounds"), "None or a clip such as ClipNorm(1.0)")
+    if average is not None:
+        check_like(owner, "average", average, ("state_name", "start"), "None or an average such as EMA(0.999)")
     if average is not None and not hasattr(average, "kind"):
-        raise TypeError(f"{owner}(average={average!r}): no step keeps it; use WeightAveraging or update_average_.")
+        raise TypeError(f"{owner}(average={shown(average)}): no step keeps it; use WeightAveraging or update_average_.")
     if average is not None and isinstance(average.start, float):
-        raise ValueError(f"{owner}(average={average!r}): start must be an optimizer step; see SWA.for_run.")
-    if not isinstance(statistics, bool):
-        raise TypeError(f"{owner}(statistics={statistics!r}): statistics must be True or False.")
+        raise ValueError(f"{owner}(average={shown(average)}): start must be an optimizer step; see SWA.for_run.")
+    check_bools(owner, statistics=statistics)
 
 
 def listed(owner: str, params: ParamsT) -> list[Any]:
-    """`params` as a list, so that an empty one is found before anything is built."""
+    """`params` as a list, so that an empty one is found before anything is built, and so in each group."""
     if isinstance(params, Tensor):
-        raise TypeError(f"{owner}(params=<Tensor>): params must be an iterable of parameters or of groups.")
-    as_list = list(params)
-    if not as_list:
-        raise ValueError(f"{owner}(params=[]): params must hold at least one parameter.")
+        raise TypeError(f"{owner}(params=<Tensor>): params must be {_PARAMS}.")
+    as_list = check_listed(owner, "params", params, _PARAMS, member=" parameter")
+    if any(isinstance(one, dict) for one in as_list):
+        return [with_listed_params(owner, "params", one) for one in as_list]
+    _check_tensors(owner, "params", as_list)
     return as_list
 
 
-def with_listed_params(group: Group) -> Group:
-    """The group with its parameters in a list, so that looking at them does not use up an iterator."""
+def with_listed_params(owner: str, name: str, group: Group) -> Group:
+    """The group with its parameters in a list, so that looking at them does not use up an iterator.
+
+    Args:
+        owner: Whose argument it is.
+        name: Of the argument that the group is, or is one of.
+        group: To be checked.
+
+    Raises:
+        TypeError: if it is no group, or its parameters are none.
+    """
+    if not isinstance(group, dict) or "params" not in group:
+        raise TypeError(
+            f"{owner}({name}={shown(group)}): {name} must be groups, each a dict such as "
+            '{"params": model.parameters(), "lr": 0.1}.'
+        )
     given = group["params"]
-    return group if isinstance(given, Tensor | set) else {**group, "params": list(given)}
+    if isinstance(given, Tensor | set):
+        return group
+    as_list = check_listed(owner, f"{name}['params']", given, _PARAMS, empty=True)
+    _check_tensors(owner, f"{name}['params']", as_list)
+    return {**group, "params": as_list}
+
+
+def _check_tensors(owner: str, name: str, members: list[Any]) -> None:
+    """Raises TypeError unless each is a tensor, or a name and a tensor."""
+    for member in members:
+        is_named = isinstance(member, tuple) and len(member) == 2 and isinstance(member[0], str)
+        if not isinstance(member[1] if is_named else member, Tensor):
+            raise TypeError(f"{owner}({name}=[..., {shown(member)}]): {name} must be {_PARAMS}.")
 
 
 def check_params(owner: str, groups: list[Group], params: Any) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from lightning_optkit._checks import check_instance
 from lightning_optkit.step.compiled import CompiledSegment
 from lightning_optkit.step.cuda import CudaSegment
 from lightning_optkit.step.optimizer import OnePassOptimizer
@@ -59,6 +60,8 @@ class StepInBackward:
     """What `step_in_backward` returns."""
 
     def __init__(self, optimizer: OnePassOptimizer) -> None:
+        such_as = "an optimizer of this package, such as AdamW(model.parameters())"
+        check_instance("step_in_backward", "optimizer", optimizer, OnePassOptimizer, such_as)
         self._owner = f"step_in_backward({type(optimizer).__name__})"
         self.optimizer = optimizer
         self._check()

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from lightning_optkit._checks import check_one_of
+from lightning_optkit._checks import check_callable, check_int, check_one_of
 from lightning_optkit._native import warn_once_if_missing
 from lightning_optkit.step.accepted import AcceptedGroups
 from lightning_optkit.step.arguments import (
-    check_flag,
     check_group,
     check_params,
     check_stages,
@@ -148,14 +147,16 @@ class OnePassOptimizer(Optimizer):
 
     # --- checks ---
 
+    _decay_flag: ClassVar[str] = "decoupled_weight_decay"
+    """What its constructor calls this entry."""
+
     @property
     def _owner(self) -> str:
         return type(self).__name__
 
     def _check_all(self, group: Group) -> None:
-        check_group(self._owner, group)
+        check_group(self._owner, group, self._decay_flag)
         self._check_group(group)
-        check_flag(self._owner, "decoupled_weight_decay", group["decoupled_weight_decay"])
 
     def _check_changed(self, numbers: Iterable[int] | None = None) -> None:
         """Raises for an entry that was set to what the constructor refuses, in all groups or in these."""
@@ -163,12 +164,14 @@ class OnePassOptimizer(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as in torch; nothing is changed if it does not fit."""
-        if isinstance(param_group, dict):
-            self._check_all({**self.defaults, **param_group})
-            param_group = with_listed_params(param_group)
-            check_params(self._owner, self.param_groups, param_group["params"])
+        param_group = with_listed_params(f"{self._owner}.add_param_group", "param_group", param_group)
+        self._check_all({**self.defaults, **param_group})
+        check_params(self._owner, self.param_groups, param_group["params"])
         with self._lock:
-            super().add_param_group(param_group)
+            try:
+                super().add_param_group(param_group)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{self._owner}(params=...): {error}.") from None
             self._plan = None
 
     # --- the step ---
@@ -185,8 +188,12 @@ class OnePassOptimizer(Optimizer):
         """
         loss = None
         if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+            try:
+                with torch.enable_grad():
+                    loss = closure()
+            except TypeError:
+                check_callable(f"{self._owner}.step", "closure", closure, "closure()")
+                raise
         with self._lock:
             if self._is_stepping:
                 raise RuntimeError(f"{self._owner}.step: called inside a step of the same optimizer.")
@@ -273,6 +280,7 @@ class OnePassOptimizer(Optimizer):
 
     def keep_average(self, average: Average | None) -> None:
         """Starts, replaces or stops the average that the step keeps."""
+        check_stages(f"{self._owner}.keep_average", None, average, False)
         self.average = average
         for group in [self.defaults, *self.param_groups]:
             if average is not None:
@@ -283,6 +291,7 @@ class OnePassOptimizer(Optimizer):
 
     def resume_counting(self, steps: int) -> None:
         """Makes `steps` the least that a parameter was updated; a rule of torch that counts no steps leaves it out."""
+        check_int(f"{self._owner}.resume_counting", "steps", steps, minimum=0)
         for group in self.param_groups:
             for param in group["params"]:
                 state = self.state[param]

@@ -101,12 +101,58 @@ class Custom:
 
 def test_refuses_what_it_cannot_read_safely(tmp_path):
     torch.save({"state_dict": {"w": torch.ones(1)}, "hyper_parameters": Custom()}, tmp_path / "bad.ckpt")
-    with pytest.raises(ValueError, match=r"load_weights\(checkpoint='.*bad\.ckpt'\): it must hold tensors and plain"):
+    with pytest.raises(
+        ValueError, match=r"^average_checkpoints\(checkpoints='.*bad\.ckpt'\): it must hold tensors and plain"
+    ):
         average_checkpoints([tmp_path / "bad.ckpt"])
     with pytest.raises(ValueError, match="consolidate a sharded checkpoint first"):
         average_checkpoints([tmp_path])
     torch.save({"epoch": 3}, tmp_path / "none.ckpt")
-    with pytest.raises(ValueError, match=r"load_weights\(checkpoint='none\.ckpt'\): it must hold a state dict\."):
+    with pytest.raises(
+        ValueError, match=r"^average_checkpoints\(checkpoints='none\.ckpt'\): it must hold a state dict\."
+    ):
         average_checkpoints([tmp_path / "none.ckpt"])
     with pytest.raises(ValueError, match=r"^average_checkpoints\(checkpoints=\[\]\)"):
         average_checkpoints([])
+
+
+def damaged(kind, path):
+    torch.save({"state_dict": {"w": torch.ones(1000)}}, path)
+    whole = path.read_bytes()
+    path.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"hello world" * 10}[kind])
+    return path
+
+
+@pytest.mark.parametrize("kind", ["truncated", "empty", "text"])
+@pytest.mark.parametrize("call", ["load_weights", "average_checkpoints"])
+def test_a_damaged_file_is_named(tmp_path, kind, call):
+    path = damaged(kind, tmp_path / "damaged.ckpt")
+    argument, function = {
+        "load_weights": ("checkpoint", lambda: load_weights(path)),
+        "average_checkpoints": ("checkpoints", lambda: average_checkpoints([path])),
+    }[call]
+    message = (
+        rf"^{call}\({argument}='.*damaged\.ckpt'\): it must be a whole file written by torch\.save \(\w+: [^\n]*\)\.$"
+    )
+    with pytest.raises(ValueError, match=message):
+        function()
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "error", "message"),
+    [
+        (
+            "last.ckpt",
+            TypeError,
+            r"checkpoints='last\.ckpt'\): checkpoints must be a list of files or state dicts, such as",
+        ),
+        (None, TypeError, r"checkpoints=None\): checkpoints must be a list"),
+        ({"w": torch.ones(1)}, TypeError, r"checkpoints=\{.*\}\): checkpoints must be a list"),
+        ([3], TypeError, r"checkpoints=3\): checkpoints must be a path, such as"),
+        (["no.ckpt"], FileNotFoundError, r"checkpoints='no\.ckpt'\): checkpoints must be a file, and there is none\.$"),
+        ([{"state_dict": 3}], ValueError, r"checkpoints=a state dict\): it must hold a state dict\.$"),
+    ],
+)
+def test_what_is_no_list_of_checkpoints_is_refused_by_name(checkpoints, error, message):
+    with pytest.raises(error, match=r"^average_checkpoints\(" + message):
+        average_checkpoints(checkpoints)

@@ -429,7 +429,7 @@ def test_two_processes(tmp_path):
     "arguments, error, message",
     [
         (dict(schedule={}), ValueError, r"BatchSizeSchedule\(schedule={}\): schedule must have at least one epoch"),
-        (dict(schedule={-1: 4}), ValueError, r"BatchSizeSchedule\(epoch=-1\): epoch must be an integer >= 0"),
+        (dict(schedule={-1: 4}), ValueError, r"BatchSizeSchedule\(schedule=-1\): schedule must be an integer >= 0"),
         (dict(schedule={1: 0}), ValueError, r"BatchSizeSchedule\(schedule\[1\]=0\): schedule\[1\] must be an integer"),
         (dict(schedule={1: 2.0}), TypeError, r"BatchSizeSchedule\(schedule\[1\]=2.0\)"),
         (dict(schedule=4), TypeError, r"BatchSizeSchedule\(schedule=4\): schedule must be a Schedule"),

@@ -72,9 +72,13 @@ def test_two_that_schedule_dropout_are_refused(regression, fit, order):
 
 
 def test_what_cannot_be_scheduled_is_refused(regression, fit):
-    with pytest.raises(ValueError, match=r"name='dropout'\): nothing here has it"):
+    with pytest.raises(
+        ValueError, match=r"^DropoutSchedule\(schedule=.*\): it multiplies dropout, but nothing here has it"
+    ):
         fit(regression(lambda m: torch.optim.SGD(m.parameters(), lr=0.1)), DropoutSchedule(linear()))
-    with pytest.raises(ValueError, match=r"name='dropout'\): it is 0 everywhere"):
+    with pytest.raises(
+        ValueError, match=r"^DropoutSchedule\(schedule=.*\): it multiplies dropout, but it is 0 everywhere"
+    ):
         fit(dropping(regression, p=0.0), DropoutSchedule(linear()))
     with pytest.raises(ValueError, match=r"^DropoutSchedule\(base=1\.5\): base must be in \[0, 1\]\.$"):
         DropoutSchedule(linear(), base=1.5)

@@ -195,7 +195,11 @@ def test_bad_strengths_are_refused(make, message):
             [Fuse(), ElasticNet(l1=L1), WeightAveraging(EMA(0.9))],
             r"^ElasticNet\(\.\.\.\): changes the weights after the step of AdamW, which folds in EMA",
         ),
-        (lambda module: torch.optim.LBFGS(module.parameters()), [ElasticNet(l2=L2)], r"^LBFGS: evaluates the loss"),
+        (
+            lambda module: torch.optim.LBFGS(module.parameters()),
+            [ElasticNet(l2=L2)],
+            r"^ElasticNet\(\.\.\.\): LBFGS evaluates the loss",
+        ),
         (one_group(torch.optim.SGD), [ElasticNet(l1=L1), ElasticNet(l1=L1)], r"^ElasticNet\(\.\.\.\): given twice"),
     ],
 )

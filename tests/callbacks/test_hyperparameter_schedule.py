@@ -387,7 +387,10 @@ def test_rejects_a_base_outside_its_range(name, base, interval):
 
 
 def test_a_name_is_a_string():
-    with pytest.raises(TypeError, match=r"^HyperparameterSchedule\(name=3\): name must be a string\.$"):
+    with pytest.raises(
+        TypeError,
+        match=r"^HyperparameterSchedule\(name=3\): name must be a hyper-parameter, such as \"weight_decay\"\.$",
+    ):
         scheduled(3, linear())
 
 

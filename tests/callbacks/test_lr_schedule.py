@@ -510,7 +510,7 @@ def test_survives_pickling():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0.5,), r"^LRSchedule\(schedule=0.5\): schedule must be a Schedule\.$"),
+        ((0.5,), r"^LRSchedule\(schedule=0.5\): schedule must be a Schedule, such as cosine\(\)\.$"),
         ((linear(), "batch"), r"^LRSchedule\(interval='batch'\): interval must be one of 'step', 'epoch', "),
         ((linear(), "token"), r"^LRSchedule\(count=None\): count must be a function from a batch to its number of tok"),
     ],

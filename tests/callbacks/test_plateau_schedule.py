@@ -207,7 +207,9 @@ def test_beside_a_scheduler_of_the_module(fit, scripted):
 
 
 def test_a_monitor_is_a_name():
-    with pytest.raises(TypeError, match=r"^PlateauSchedule\(monitor=3\): monitor must be a string\.$"):
+    with pytest.raises(
+        TypeError, match=r"^PlateauSchedule\(monitor=3\): monitor must be a metric, such as \"val_loss\"\.$"
+    ):
         PlateauSchedule(3)
 
 

@@ -382,3 +382,29 @@ def test_an_optimizer_with_its_own_clip_is_read_without_fuse(regression, fit, re
     trainer = fit(regression(configure), report)
     assert isinstance(trainer.optimizers[0], OnePassOptimizer)
     assert report.record.grad_norm.values[0] == pytest.approx(reference.norms[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("reason", ["drawing", "writing"])
+def test_a_report_that_fails_ends_no_fit(regression, fit, tmp_path, monkeypatch, reason):
+    path = tmp_path / "report.html"
+    if reason == "drawing":
+        monkeypatch.setattr(report_module, "write_report", lambda *_: 1 / 0)
+    else:
+        path = tmp_path / "file" / "report.html"
+        path.parent.write_text("in the way")
+    module = regression(plain_sgd)
+    with pytest.warns(
+        UserWarning, match=r"Report\(path='.*report\.html'\): no report was written \(\w+Error: "
+    ) as caught:
+        fit(module, report := Report(path))
+    assert report.record.num_steps == STEPS[-1]
+    assert "\n" not in str(caught[0].message)
+
+
+@pytest.mark.parametrize("state", [None, {}, {"name": 3}, [], {"loss": {}}], ids=str)
+def test_a_damaged_state_is_refused_by_name(state):
+    report = Report()
+    before = report.record
+    with pytest.raises((TypeError, ValueError), match=r"^Report\.load_state_dict\(state_dict"):
+        report.load_state_dict(state)
+    assert report.record is before

@@ -161,12 +161,52 @@ def test_in_bf16_mixed(normed, fit):
     assert module.net[1].num_batches_tracked == 4
 
 
-def test_update_bn_needs_a_forward_and_one_loader(regression, normed, make_trainer, data):
-    class Without(regression):
+class TwoInputs(pl.LightningModule):
+    """Its forward takes what `signature` says."""
+
+    def __init__(self, normed, forward):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2)) if normed else nn.Linear(4, 2)
+        self.forward = forward.__get__(self)
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.mse_loss(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+FORWARDS = {
+    "two": (lambda self, x, mask: self.net(x), False),
+    "keyword": (lambda self, *, x: self.net(x), False),
+    "none": (lambda self: None, False),
+    "default": (lambda self, x, mask=None: self.net(x), True),
+    "any": (lambda self, *args: self.net(args[0]), True),
+}
+
+
+@pytest.mark.parametrize("name", FORWARDS)
+@pytest.mark.parametrize("normed", [False, True])
+def test_update_bn_asks_when_the_fit_starts_for_a_forward_that_it_can_call(make_trainer, data, normed, name):
+    forward, fits = FORWARDS[name]
+    module, trainer = TwoInputs(normed, forward), make_trainer(WeightAveraging(SWA(1), update_bn=True))
+    if fits or not normed:  # without BatchNorm nobody calls it
+        trainer.fit(module, data())
+        return
+    message = (
+        r"^WeightAveraging\(update_bn=True\): TwoInputs\.forward\(.*\) must do with the first item of a batch alone"
+    )
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(module, data())
+    assert trainer.global_step == 0
+
+
+def test_update_bn_needs_a_forward_and_one_loader(normed, make_trainer, data):
+    class Without(normed):
         forward = pl.LightningModule.forward
 
     with pytest.raises(ValueError, match=r"^WeightAveraging\(update_bn=True\): Without must define forward\(x\)"):
-        make_trainer(WeightAveraging(EMA(), update_bn=True)).fit(Without(adamw), data(), data())
+        make_trainer(WeightAveraging(EMA(), update_bn=True)).fit(Without(), data(), data())
 
     class TwoLoaders(normed):
         def training_step(self, batch, batch_idx):

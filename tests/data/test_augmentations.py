@@ -147,9 +147,9 @@ def test_what_is_no_tensor_is_refused(name):
 
 @pytest.mark.parametrize("name", [name for name in MAKERS if name not in ("Mixup", "GaussianNoise")])
 def test_what_is_no_batch_of_images_is_refused(name):
-    with pytest.raises(
-        ValueError, match=rf"{name.split()[0]}\(images.shape=\(3, 6, 7\)\): images must be \(N, C, H, W\)"
-    ):
+    argument = "inputs" if name.startswith("CutMix") else "images"
+    message = rf"{name.split()[0]}\({argument}.shape=\(3, 6, 7\)\): {argument} must be \(N, C, H, W\)"
+    with pytest.raises(ValueError, match=message):
         apply(make(name), images()[0])
 
 

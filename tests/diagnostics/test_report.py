@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a report says, that it needs nothing outside itself, and that records stay small and plain."""
 
+import html
 import io
 import math
 import re
@@ -21,10 +22,10 @@ VOID = {"meta", "br", "hr", "img", "input", "link"}
 class Page(HTMLParser):
     """Cells of every table, and the nesting of the tags."""
 
-    def __init__(self, html):
+    def __init__(self, page):
         super().__init__()
         self.rows, self.open, self.unbalanced = [], [], []
-        self.feed(html)
+        self.feed(page)
 
     def handle_starttag(self, tag, attrs):
         if tag not in VOID:
@@ -126,12 +127,10 @@ def test_makes_folders_and_returns_where_it_wrote(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("names", [[], ["a", "a"]])
 def test_rejects_runs_that_cannot_be_told_apart(tmp_path, names):
-    message = (
-        rf"^write_report\(runs={re.escape(repr(names))}\): runs must be one or more, each with a name of its own\.$"
-    )
-    with pytest.raises(ValueError, match=message):
+    message = rf"\(runs={re.escape(repr(names))}\): runs must be one or more, each with a name of its own\.$"
+    with pytest.raises(ValueError, match="^write_report" + message):
         write_report([RunRecord(name) for name in names], tmp_path / "report.html")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match="^result_rows" + message):
         result_rows([RunRecord(name) for name in names])
     assert not list(tmp_path.iterdir())
 
@@ -226,3 +225,59 @@ def test_matplotlib_and_jinja_are_imported_only_to_write(tmp_path):
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+NAMES = [
+    "cost $x^$ y", r"a $\frac{1}$", r"100% \ $$", "lr=$1e-3, wd=$0", "_hidden", "<script>alert(1)</script>", "a/../b",
+    "模型", "модель", "العربية", "🙂", "#123456", 'x id="a_1" xmlns="y"', "&amp;", "{{ 7 * 7 }}", "100pt",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["name", "metrics", "learning_rate"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_shown_as_it_is_written(tmp_path, name, place):
+    curves = {name: Curve([1, 2], [2.0, 1.0]), "other": Curve([1, 2], [1.0, 1.0])}
+    given = {"name": name} if place == "name" else {"name": "run", place: curves}
+    page = write_report([RunRecord(**{"loss": Curve([1, 2], [2.0, 1.0]), **given})], tmp_path / "r.html").read_text()
+    texts = re.findall(r"<text[^>]*>(.*?)</text>", page)
+    assert any(html.escape(name, quote=False) in text for text in texts)
+    assert "<script>" not in page
+    assert Page(page).unbalanced == []
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "x" * 5000, "half \ud800", "\x00\x07", "tab\there"])
+def test_a_name_that_cannot_be_printed_is_made_so(tmp_path, name):
+    run = RunRecord(name, loss=Curve([1, 2], [2.0, 1.0]), metrics={name: Curve([1], [1.0])})
+    page = write_report([run], tmp_path / "r.html").read_text()
+    texts = re.findall(r"<text[^>]*>(.*?)</text>", page)
+    assert len(texts) > 4 and all(len(text) <= 60 and text.isprintable() for text in texts)
+
+
+def test_a_page_does_not_follow_the_users_settings_of_matplotlib(tmp_path):
+    with matplotlib.rc_context({"text.usetex": True, "text.parse_math": True}):
+        page = write_report([a_run("a_b & $c")], tmp_path / "r.html").read_text()
+    assert ">a_b &amp; $c</text>" in page
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: Curve([1], []), ValueError, r"^Curve\(values=<0>\): values must be as many as steps, 1\.$"),
+        (lambda: Curve([1], ["a"]), TypeError, r"^Curve\(values='a'\): values must be a number"),
+        (lambda: RunRecord(None), TypeError, r"^RunRecord\(name=None\): name must be a name, such as \"plain\"\.$"),
+        (lambda: RunRecord("a", loss=[1.0]), TypeError, r"^RunRecord\(loss=\[1\.0\]\): loss must be a curve such as"),
+        (lambda: RunRecord("a", metrics={"m": 3}), TypeError, r"^RunRecord\(metrics\['m'\]=3\): .* must be a curve"),
+        (lambda: RunRecord.from_dict({}), ValueError, r"^RunRecord\.from_dict\(saved=\[\]\): saved must hold 'name'"),
+        (lambda: write_report(None, "r"), TypeError, r"^write_report\(runs=None\): runs must be a list of records"),
+        (lambda: write_report([RunRecord("a")], None), TypeError, r"^write_report\(path=None\): path must be a path"),
+        (lambda: write_report([RunRecord("a")], "."), ValueError, r"^write_report\(path='\.'\): path must be a file"),
+        (
+            lambda: result_rows([RunRecord]),
+            TypeError,
+            r"^result_rows\(runs=RunRecord\): runs must be a list of records",
+        ),
+    ],
+)
+def test_wrong_arguments_are_refused_by_name(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

@@ -100,5 +100,5 @@ def test_rejects_a_pattern_that_matches_nothing():
 
 
 def test_rejects_a_number():
-    with pytest.raises(TypeError, match=r"depth_scaled\(model=float\): model must be a torch\.nn\.Module\."):
+    with pytest.raises(TypeError, match=r"depth_scaled\(target=float\): target must be a torch\.nn\.Module\."):
         depth_scaled(1.0)

@@ -56,7 +56,7 @@ def test_rejects_an_unknown_distribution():
 
 def test_rejects_an_unknown_activation():
     with pytest.raises(
-        ValueError, match=r"gain\(activation='rleu'\): activation must be a module, a function or one of"
+        ValueError, match=r"^xavier\(activation='rleu'\): activation must be a module, a function or one of"
     ):
         xavier(torch.empty(2, 2), activation="rleu")
 

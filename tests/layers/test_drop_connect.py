@@ -102,7 +102,7 @@ def test_gradcheck_bf16_and_compile():
 def test_bad_arguments():
     with pytest.raises(ValueError, match=r"DropConnect\(weights='wieght'\): must name a parameter .* weight, bias"):
         DropConnect(nn.Linear(2, 2), "wieght")
-    with pytest.raises(ValueError, match=r"DropConnect\(weights=\[\]\): weights must name at least one"):
+    with pytest.raises(ValueError, match=r"DropConnect\(weights=\[\]\): weights must hold at least one parameter"):
         DropConnect(nn.Linear(2, 2), [])
     with pytest.raises(ValueError, match=r"DropConnect\(p=-0.1\): p must be in \[0, 1\]"):
         DropConnect(nn.Linear(2, 2), p=-0.1)

@@ -230,11 +230,11 @@ def test_refuses_what_torch_refuses_by_the_same_exception(kwargs):
     ("kwargs", "message"),
     [
         (dict(ns_steps=100), r"^Muon\(ns_steps=100\): ns_steps must be less than 100\.$"),
-        (dict(ns_coefficients=(1.0,)), r"^Muon\(ns_coefficients=\(1\.0,\)\): must be three numbers\.$"),
+        (dict(ns_coefficients=(1.0,)), r"^Muon\(ns_coefficients=\(1\.0,\)\): ns_coefficients must be three numbers"),
         (dict(adamw_lr=-1.0), r"^Muon\(adamw_lr=-1\.0\): adamw_lr must be in \[0, inf\)\.$"),
         (dict(adamw_betas=(0.9, 1.0)), r"^Muon\(adamw_betas\[1\]=1\.0\): adamw_betas\[1\] must be in \[0, 1\)\.$"),
         (dict(adamw_params=["head"]), r"^Muon\(adamw_params=\['head'\]\): needs model\.named_parameters\(\)\.$"),
-        (dict(adamw_params="head"), r"^Muon\(adamw_params='head'\): must be a list of regular expressions\.$"),
+        (dict(adamw_params="head"), r"^Muon\(adamw_params='head'\): adamw_params must be a list of regular"),
     ],
     ids=str,
 )

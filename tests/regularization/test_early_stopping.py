@@ -49,7 +49,7 @@ def test_increases_are_counted_from_strip_end_to_strip_end(errors, strip, count)
         (progress, ([1.0], 2), r"^progress\(strip=2\): there are only 1 errors\.$"),
         (progress, ([1.0, -1.0], 2), r"^progress\(errors=\[\.\.\., -1, \.\.\.\]\): every error must be greater than 0"),
         (progress, ([1.0], 0), r"^progress\(strip=0\): strip must be an integer >= 1\.$"),
-        (progress_quotient, ([1.0], [1.0], 2), r"^progress\(strip=2\)"),
+        (progress_quotient, ([1.0], [1.0], 2), r"^progress_quotient\(strip=2\): there are only 1 training_errors\.$"),
         (successive_increases, ([1.0], 0), r"^successive_increases\(strip=0\): strip must be an integer >= 1\.$"),
     ],
 )

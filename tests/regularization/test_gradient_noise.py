@@ -33,7 +33,7 @@ def test_the_noise_has_the_deviation_and_no_mean(dtype):
         (lambda: gradient_noise_([], -1.0), r"^gradient_noise_\(std=-1\.0\): std must be in \[0, inf\)\.$"),
         (
             lambda: gradient_noise_([torch.ones(1).to_sparse()], 1.0),
-            r"^gradient_noise_\(grads=<torch\.sparse_coo>\): gradients must be dense\.$",
+            r"^gradient_noise_\(grads\[0\]=<torch\.sparse_coo>\): grads\[0\] must be dense",
         ),
     ],
 )

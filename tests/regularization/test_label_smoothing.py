@@ -54,5 +54,5 @@ def test_bad_input_is_refused(arguments, message):
 
 
 def test_targets_must_be_a_tensor():
-    with pytest.raises(TypeError, match=r"^label_smoothing\(target=list\): target must be a tensor\.$"):
+    with pytest.raises(TypeError, match=r"^label_smoothing\(target=list\): target must be a real tensor\.$"):
         label_smoothing([0, 1], num_classes=2)

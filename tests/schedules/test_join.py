@@ -57,5 +57,5 @@ def test_rejects_a_place_outside_the_range(at):
 
 @pytest.mark.parametrize(("a", "b", "name"), [(1.0, rex(), "a"), (rex(), 1.0, "b")])
 def test_rejects_what_is_no_schedule(a, b, name):
-    with pytest.raises(TypeError, match=rf"^join\({name}=1.0\): {name} must be a Schedule\.$"):
+    with pytest.raises(TypeError, match=rf"^join\({name}=1.0\): {name} must be a Schedule, such as cosine\(\)\.$"):
         join(a, 0.5, b)

@@ -52,7 +52,7 @@ def test_rejects_nothing_to_draw():
 
 
 def test_rejects_what_is_no_schedule():
-    with pytest.raises(TypeError, match=r"^plot\(schedules=0.5\): schedules must be a Schedule\.$"):
+    with pytest.raises(TypeError, match=r"^plot\(schedules=0.5\): schedules must be a Schedule, such as cosine\(\)\.$"):
         plot(0.5, total_steps=10)
 
 

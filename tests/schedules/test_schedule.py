@@ -232,5 +232,5 @@ def test_a_part_before_another_must_leave_something():
 
 
 def test_rejects_what_is_no_schedule():
-    with pytest.raises(TypeError, match=r"^join\(a=0.5\): a must be a Schedule\.$"):
+    with pytest.raises(TypeError, match=r"^join\(a=0.5\): a must be a Schedule, such as cosine\(\)\.$"):
         check_schedule("join", "a", 0.5)

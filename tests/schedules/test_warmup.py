@@ -87,5 +87,5 @@ def test_rejects_a_start_outside_the_range(shape, start_factor):
 
 
 def test_rejects_what_is_no_schedule():
-    with pytest.raises(TypeError, match=r"^warmup\(schedule=0.1\): schedule must be a Schedule\.$"):
+    with pytest.raises(TypeError, match=r"^warmup\(schedule=0.1\): schedule must be a Schedule, such as cosine\(\)\.$"):
         warmup(0.1, 10)

@@ -449,7 +449,7 @@ def test_a_clip_of_a_user_that_fails_half_way_is_not_half_changed(snapshot):
     optimizer, params = two_groups(AdamW, clip=Fragile())
     steps(optimizer, params, range(2))
     before = snapshot(optimizer)
-    with pytest.raises(ValueError, match=r"^AdamW\.load_state_dict\(state_dict=\.\.\.\): 'clip' must be of ZClip\("):
+    with pytest.raises(ValueError, match=r"^AdamW\.load_state_dict\(state_dict=\.\.\.\): 'clip' must be of Fragile\("):
         optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert snapshot(optimizer) == before
     assert optimizer.clip.alpha == 0.97
