@@ -11,9 +11,9 @@ import torch
 from lightning_optkit.averaging import EMA
 from lightning_optkit.clipping import AutoClip, ClipNorm, ClipPerTensor, ClipUnitwise
 from lightning_optkit.optimizers import LAMB, LARS, SGD, Adafactor, AdamW, Lion, NAdam, Prodigy, ScheduleFreeAdamW
+from tests.step.moves import MOVES, REPLACEMENTS, by_data, by_dtype, by_transposing
 
 SHAPES = [(), (7,), (33, 40), (3, 5, 4)]
-FLOATS = (torch.float32, torch.float64)
 
 
 def parameters(dtype=torch.float32):
@@ -22,64 +22,6 @@ def parameters(dtype=torch.float32):
 
 
 # --- one tensor after another, moved by whatever torch offers ---
-
-
-def by_data(t):
-    t.data = t.data.clone()
-
-
-def by_set(t):
-    with torch.no_grad():
-        t.set_(t.clone())
-
-
-def by_swap(t):
-    other = t.detach().clone()
-    torch.utils.swap_tensors(t, torch.nn.Parameter(other) if isinstance(t, torch.nn.Parameter) else other)
-
-
-def by_sharing(t):
-    t.share_memory_()
-
-
-def by_resizing(t):
-    values = t.detach().clone()
-    t.data.resize_(t.numel() + 5000)
-    t.data.resize_(values.shape)
-    t.data.copy_(values)
-
-
-def by_storage(t):
-    values, storage = t.detach().clone(), t.untyped_storage()
-    size = storage.nbytes()
-    if size != values.numel() * values.element_size():
-        return  # other tensors lie there too
-    storage.resize_(0)
-    storage.resize_(size + 8000)
-    t.data.copy_(values)
-
-
-def by_dtype(t):
-    if t.dtype in FLOATS and not isinstance(t, torch.nn.Parameter):
-        t.data = t.data.double()
-
-
-def by_transposing(t):
-    if t.dim() == 2:
-        t.data = t.data.t().contiguous().t()
-
-
-def by_copy_on_write(t):
-    t.data = torch._lazy_clone(t.data)
-
-
-def by_negating_twice(t):
-    if t.dtype in FLOATS:
-        t.data = torch._neg_view(-t.data)
-
-
-MOVES = [by_data, by_set, by_swap, by_sharing, by_resizing, by_storage, by_dtype, by_transposing, by_copy_on_write]
-MOVES += [by_negating_twice]
 
 
 def training(optimizer):
@@ -159,23 +101,6 @@ def test_parameters_moved_in_place_are_walked_where_they_lie(move, build, frozen
 
 
 # --- state replaced ---
-
-
-class Subclass(torch.Tensor):
-    pass
-
-
-REPLACEMENTS = {
-    "a clone": lambda t: t.clone(),
-    "another dtype": lambda t: t.double() if t.dtype in FLOATS else t.clone(),
-    "another layout": lambda t: t.t().contiguous().t() if t.dim() == 2 else t.clone(),
-    "expanded": lambda t: t.clone().expand(t.shape),
-    "gapped": lambda t: torch.stack([t, t], -1)[..., 0],
-    "negated lazily": lambda t: torch._neg_view(-t) if t.dtype in FLOATS else t.clone(),
-    "with an offset": lambda t: torch.cat([t.new_zeros(3), t.reshape(-1)])[3:].view(t.shape),
-    "requiring gradients": lambda t: t.clone().requires_grad_() if t.dtype in FLOATS else t.clone(),
-    "a subclass": lambda t: t.clone().as_subclass(Subclass),
-}
 
 
 @pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
