@@ -9,13 +9,12 @@ from lightning_optkit._checks._kinds import (
     check_listed,
     check_mapping,
     check_one_of,
-    check_path,
     check_pattern,
-    check_state,
     check_text,
     iterate,
 )
 from lightning_optkit._checks._numbers import NO_LIST, check_in, check_int, check_numbers, check_whole
+from lightning_optkit._checks._saved import check_path, check_state
 from lightning_optkit._checks._shown import kind_shown, shown
 from lightning_optkit._checks._tensors import check_generator, check_home, check_module, check_tensor, check_tensors
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One valid call for everything public, with names of arguments that a wrong value may stand for."""
 
 import inspect

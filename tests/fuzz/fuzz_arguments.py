@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Calls everything public with one or two wrong arguments, and counts the answers that name owner and argument.
 
     python tests/fuzz/fuzz_arguments.py --calls 20000 --seed 0

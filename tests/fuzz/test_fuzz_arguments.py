@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A small sample of the fuzzer, and whether it knows everything public."""
 
 import pytest
