@@ -3,19 +3,23 @@
 // a small floating-point code relative to it, with 3 bits of fraction: magnitudes (1 + f/8) 2^-e, and zero. Signed
 // state has 1 bit of sign and e in 0..15, state that is never negative has e in 0..31. Rounded up or down with the
 // probability of the part cut off, so that an average of many small changes is kept; a nonzero square never becomes
-// zero, since it is divided by. Source of block-wise scales: Dettmers et al. 2022, arXiv:2110.02861, section 2.1.
+// zero, since it is divided by. What is not finite has no code, and must not cost its block the others: it does not
+// enter the scale, and becomes zero where there is a sign, and else the largest number of its block. Source of block-wise scales: Dettmers et al. 2022, arXiv:2110.02861, section 2.1.
 #pragma once
 
 #include <cstdint>
 
 #include "core/half.h"
 #include "core/macros.h"
+#include "core/math.h"
 #include "core/random.h"
 
 namespace optkit {
 
 constexpr int64_t kCodeBlock = 128;  // on CUDA: four for each thread of a warp
 constexpr float kCodeMax = 1.875f;   // the largest code, and what the largest number of a block becomes
+// Between these, a scale and its reciprocal are normal numbers. Larger numbers become the largest, smaller blocks zeros.
+constexpr float kLeastScale = 0x1p-125f, kMostScale = 0x1p126f;
 
 // The key of state number `state`, apart from that of the parameter's own rounding.
 OPTKIT_HD RandomKey state_key(RandomKey key, int state) {
@@ -27,9 +31,20 @@ OPTKIT_HD uint32_t code_random(RandomKey key, int64_t index) {
   return random_bits(here, static_cast<uint32_t>(index));
 }
 
-// Factor that brings a block of this largest magnitude to kCodeMax, and the one that leads back.
-OPTKIT_HD float code_factor(float largest) { return largest > 0.0f ? kCodeMax / largest : 0.0f; }
-OPTKIT_HD float decode_factor(float largest) { return largest / kCodeMax; }
+// The largest finite magnitude of a block so far, with one more number of it.
+OPTKIT_HD float larger_finite(float largest, float value) {
+  const float magnitude = abs(value);
+  return magnitude > largest && magnitude - magnitude == 0.0f ? magnitude : largest;
+}
+
+// Scale of a block of this largest magnitude.
+OPTKIT_HD float code_scale(float largest) {
+  return largest < kLeastScale ? 0.0f : largest < kMostScale ? largest : kMostScale;
+}
+
+// Factor that brings a block of this scale to kCodeMax, and the one that leads back.
+OPTKIT_HD float code_factor(float scale) { return scale > 0.0f ? kCodeMax / scale : 0.0f; }
+OPTKIT_HD float decode_factor(float scale) { return finite_or_zero(scale) / kCodeMax; }
 
 OPTKIT_HD float decode8(uint32_t code, bool is_signed) {
   const uint32_t magnitude = is_signed ? code & 127u : code;
@@ -38,7 +53,7 @@ OPTKIT_HD float decode8(uint32_t code, bool is_signed) {
   return bits_float(magnitude == 0u ? 0u : (bits | sign));
 }
 
-// `value` is at most kCodeMax in magnitude.
+// `value` is relative to the scale: what is beyond kCodeMax in magnitude becomes kCodeMax.
 OPTKIT_HD uint32_t encode8(float value, uint32_t random, bool is_signed) {
   const uint32_t offset = is_signed ? 112u << 3 : 96u << 3;
   const uint32_t bits = float_bits(value), magnitude = bits & 0x7fffffffu;
@@ -48,7 +63,8 @@ OPTKIT_HD uint32_t encode8(float value, uint32_t random, bool is_signed) {
   const int32_t inside = rounded < 1 ? 1 : (rounded > most ? most : rounded);
   const float uniform = static_cast<float>(random >> 8) * 5.9604644775390625e-8f;
   const int32_t small = is_signed ? (uniform * least < y ? 1 : 0) : (y > 0.0f ? 1 : 0);
-  const uint32_t code = static_cast<uint32_t>(y < least ? small : inside);
+  const int32_t nearest = y < least ? small : inside;
+  const uint32_t code = static_cast<uint32_t>(is_signed && magnitude >= 0x7f800000u ? 0 : nearest);
   return is_signed && code != 0u ? code | ((bits >> 24) & 128u) : code;
 }
 

@@ -47,6 +47,20 @@ OPTKIT_HD V lerp(V from, V to, scalar_of_t<V> share) {
   return share < S(0.5) ? fma(V(share), to - from, from) : to - (to - from) * (S(1) - share);
 }
 
+// What is not finite counts as nothing.
+template <class V>
+OPTKIT_HD V finite_or_zero(V a) {
+  const V zero(scalar_of_t<V>(0));
+  return select(a - a == zero, a, zero);
+}
+
+// Whether a sum of squares that was taken in S, of no more than 2^16 numbers, is right: below the bound, what
+// underflowed could be seen in fp32; and it did not overflow. fp64 has range enough.
+template <class S>
+OPTKIT_HD bool squares_hold(double sum) {
+  return sum - sum == 0.0 && (sizeof(S) == 8 || sum >= 0x1p-84);
+}
+
 // base^exponent for any exponent: the host's and the device's last bit may differ.
 OPTKIT_HD double real_power(double base, double exponent) {
 #if defined(__CUDA_ARCH__)

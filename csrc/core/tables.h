@@ -166,8 +166,8 @@ constexpr int num_state_names() {
 // Does a rule set its rate by an estimate that it makes of all parameters together? Then the estimate is the last of
 // its hypers, and it says how:
 //   static double rate(const double* hyper, double step)   the factor of the group's rate, for the stages too;
-//   static void observe(coefs, param, grad, state, V* seen)   what an element adds to each of the kObserved sums that
-//   the next estimate is made of; `state` is that after `update`.
+//   static void observe(coefs, param, grad, state, V* seen, V* times)   the two factors of what an element adds to each
+//   of the kObserved sums that the next estimate is made of; `state` is that after `update`.
 template <class Rule, class = void>
 struct HasEstimate {
   static constexpr bool value = false;

@@ -32,12 +32,9 @@ inline void encode_chunk(const TensorSlot& t, int state, const Chunk& chunk, Ran
   for (int64_t begin = 0; begin < chunk.count; begin += kCodeBlock) {
     const int64_t end = begin + kCodeBlock < chunk.count ? begin + kCodeBlock : chunk.count;
     float largest = 0.0f;
-    for (int64_t i = begin; i < end; ++i) {
-      const float magnitude = optkit::abs(values[i]);
-      largest = magnitude > largest ? magnitude : largest;
-    }
-    scales[begin / kCodeBlock] = largest;
-    const float factor = code_factor(largest);
+    for (int64_t i = begin; i < end; ++i) largest = larger_finite(largest, values[i]);
+    const float scale = code_scale(largest), factor = code_factor(scale);
+    scales[begin / kCodeBlock] = scale;
     for (int64_t i = begin; i < end; ++i)
       codes[i] = static_cast<uint8_t>(encode8(values[i] * factor, code_random(here, chunk.begin + i), is_signed));
   }

@@ -32,16 +32,22 @@ OPTKIT_HD double block_sum_of_squares(const TensorSlot& t, int64_t begin, int64_
   return sum_of_lanes((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
-// The slow road, taken only when the fast sum is not finite: tells an overflow of the square from a bad gradient.
+// The slow road, taken only when the fast sum does not hold: in double, and it tells an overflow of a square from a bad
+// gradient.
 template <class S>
 OPTKIT_HD void careful_sum(const TensorSlot& t, int64_t begin, int64_t end, Sums* out) {
-  for (int64_t i = begin; i < end; ++i) {
-    const double g = static_cast<double>(load<S, true>(t.grad, t.grad_type, i, 1).v[0]);
-    if (g - g != 0.0)
-      out->nonfinite += 1.0;
-    else
-      out->grad_sq += g * g;
+  constexpr int kLanes = Vec<S>::kLanes;
+  LaneTotal<S> squares;
+  LaneCounter<S> nonfinite;
+  for (int64_t i = begin; i < end; i += kLanes) {
+    const Vec<S> g = i + kLanes <= end ? load<S, false>(t.grad, t.grad_type, i, kLanes)
+                                       : load<S, true>(t.grad, t.grad_type, i, static_cast<int>(end - i));
+    const Vec<S> finite = finite_or_zero(g);
+    squares.add(finite, finite);
+    nonfinite.add(g - g != Vec<S>(S(0)));
   }
+  out->grad_sq += squares.total();
+  out->nonfinite += nonfinite.total();
 }
 
 template <class S>
@@ -51,7 +57,7 @@ void norm_chunk(const TensorSlot& tensor, const Chunk& chunk, Sums* out) {
   for (int64_t begin = chunk.begin, last = chunk.begin + chunk.count; begin < last; begin += kNormBlock) {
     const int64_t end = begin + kNormBlock < last ? begin + kNormBlock : last;
     const double sum = block_sum_of_squares<S>(t, begin, end);
-    if (sum - sum == 0.0)
+    if (squares_hold<S>(sum))
       out->grad_sq += sum;
     else
       careful_sum<S>(t, begin, end, out);

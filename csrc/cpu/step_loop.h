@@ -14,16 +14,16 @@ namespace OPTKIT_ISA {
 
 template <class S>
 struct WideSums {
-  Wide<S> grad_sq{S(0)}, param_sq{S(0)}, update_sq{S(0)};
+  WideTotal<S> grad_sq, param_sq, update_sq;
   WideCounter<S> nonfinite, lost;
-  Wide<S> observed[kObserved] = {Wide<S>(S(0)), Wide<S>(S(0))};
+  WideTotal<S> observed[kObserved];
 };
 
 template <class S>
 OPTKIT_HD void add_statistics(WideSums<S>& sums, Wide<S> grad, Wide<S> update, Wide<S> next, WideMask<S> unchanged) {
-  sums.grad_sq = fma(grad, grad, sums.grad_sq);
-  sums.param_sq = fma(next, next, sums.param_sq);
-  sums.update_sq = fma(update, update, sums.update_sq);
+  sums.grad_sq.add(grad, grad);
+  sums.param_sq.add(next, next);
+  sums.update_sq.add(update, update);
   sums.nonfinite.add((grad - grad) != Wide<S>(S(0)));
   sums.lost.add((update != Wide<S>(S(0))) & unchanged);
 }
@@ -47,7 +47,7 @@ OPTKIT_HD void step_wide(const TensorSlot& t, const StageCoefs<S>& stage, const 
   const V stored_before = load_wide<S>(t.param, t.param_type, i);
   const V grad = stage_gradient(stage, stored_before, load_wide<S>(t.grad, t.grad_type, i));
   V lost_before(S(0));
-  if (t.compensation) lost_before = load_wide<S>(t.compensation, t.param_type, i);
+  if (t.compensation) lost_before = finite_or_zero(load_wide<S>(t.compensation, t.param_type, i));
   const V param = stored_before + lost_before;
 
   const auto counted = [count](const V& a) { return count < V::kLanes ? first_lanes(a, count) : a; };
@@ -58,15 +58,15 @@ OPTKIT_HD void step_wide(const TensorSlot& t, const StageCoefs<S>& stage, const 
   const V update = Rule::update(coefs, param, grad, state);
   if constexpr (kMeasure) {
     const V g = counted(grad), p = counted(param), u = counted(update);
-    sums.grad_sq = fma(g, g, sums.grad_sq);
-    sums.param_sq = fma(p, p, sums.param_sq);
-    sums.update_sq = fma(u, u, sums.update_sq);
+    sums.grad_sq.add(g, g);
+    sums.param_sq.add(p, p);
+    sums.update_sq.add(u, u);
     return;
   }
   if constexpr (HasEstimate<Rule>::value) {
-    V seen[kObserved];
-    Rule::observe(coefs, param, grad, state, seen);
-    for (int k = 0; k < kObserved; ++k) sums.observed[k] = sums.observed[k] + counted(seen[k]);
+    V seen[kObserved], times[kObserved];
+    Rule::observe(coefs, param, grad, state, seen, times);
+    for (int k = 0; k < kObserved; ++k) sums.observed[k].add(counted(seen[k]), counted(times[k]));
   }
   for (int k = 0; k < Rule::kNumStates; ++k)
     if (t.state[k] && writes_state<Rule>(coefs, k)) store_wide<S>(t.state[k], type_of_state<Rule>(t, k), i, state[k]);
@@ -75,7 +75,8 @@ OPTKIT_HD void step_wide(const TensorSlot& t, const StageCoefs<S>& stage, const 
   const V stored = store_parameter<S>(t, stage, i, next);
   WideMask<S> unchanged = stored == stored_before;
   if (t.compensation) {
-    const V lost = store_wide<S>(t.compensation, t.param_type, i, next - stored);
+    // Beyond the largest number of the dtype nothing is kept: an infinity would stay when the parameter comes back.
+    const V lost = store_wide<S>(t.compensation, t.param_type, i, finite_or_zero(next - stored));
     unchanged = unchanged & (lost == lost_before);
   }
   if (stage.flags & kAverage) {
@@ -237,12 +238,12 @@ void walk_chunk(const TensorSlot& tensor, const void* prepared, const Chunk& chu
     step_units<Rule, S, kMeasure>(t, launch.stage, launch.rule, chunk.begin, end, sums);
   if constexpr (!kMeasure) decoded.encode(Rule::kNumStates, launch.stage.key);
   if (kMeasure || HasEstimate<Rule>::value || (launch.stage.flags & kStatistics)) {
-    *out = {sum_of_lanes(sums.grad_sq),
-            sum_of_lanes(sums.param_sq),
-            sum_of_lanes(sums.update_sq),
+    *out = {sums.grad_sq.total(),
+            sums.param_sq.total(),
+            sums.update_sq.total(),
             sums.nonfinite.total(),
             sums.lost.total(),
-            {sum_of_lanes(sums.observed[0]), sum_of_lanes(sums.observed[1])}};
+            {sums.observed[0].total(), sums.observed[1].total()}};
   }
 }
 

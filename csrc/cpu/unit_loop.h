@@ -23,36 +23,50 @@ OPTKIT_HD void add_unit_vector(const TensorSlot& t, const StageCoefs<S>& stage, 
   sum[2] = fma(p, p, sum[2]);
 }
 
-// The slow road, taken only when a square overflowed: gradients were found finite before.
 template <class S>
-OPTKIT_HD void careful_unit_sums(const TensorSlot& t, int64_t begin, int64_t end, UnitSums* total) {
-  total->grad_sq = total->param_sq = 0.0;
-  for (int64_t i = begin; i < end; ++i) {
-    const double g = static_cast<double>(load<S, true>(t.grad, t.grad_type, i, 1).v[0]);
-    const double p = static_cast<double>(load<S, true>(t.param, t.param_type, i, 1).v[0]);
-    total->grad_sq += g * g;
-    total->param_sq += p * p;
+OPTKIT_HD UnitSums sum_unit_block(const TensorSlot& t, const StageCoefs<S>& stage, bool needs_param, int64_t begin,
+                                  int64_t end) {
+  constexpr int kLanes = Vec<S>::kLanes;
+  Vec<S> sum[3] = {Vec<S>(S(0)), Vec<S>(S(0)), Vec<S>(S(0))};
+  int64_t i = begin;
+  for (; i + kLanes <= end; i += kLanes) add_unit_vector<S, false>(t, stage, needs_param, i, kLanes, sum);
+  if (i < end) add_unit_vector<S, true>(t, stage, needs_param, i, static_cast<int>(end - i), sum);
+  return {sum_of_lanes(sum[0]), sum_of_lanes(sum[1]), sum_of_lanes(sum[2])};
+}
+
+// The slow road, taken only when the fast sums do not hold: in double.
+template <class S>
+OPTKIT_HD UnitSums careful_unit_block(const TensorSlot& t, const StageCoefs<S>& stage, bool needs_param, int64_t begin,
+                                      int64_t end) {
+  constexpr int kLanes = Vec<S>::kLanes;
+  LaneTotal<S> grad, grad_sq, param_sq;
+  for (int64_t i = begin; i < end; i += kLanes) {
+    const int count = static_cast<int>(i + kLanes <= end ? kLanes : end - i);
+    const Vec<S> g = load<S, true>(t.grad, t.grad_type, i, count);
+    grad.add(stage_clip(stage, g), Vec<S>(S(1)));
+    grad_sq.add(g, g);
+    if (!needs_param) continue;
+    const Vec<S> p = load<S, true>(t.param, t.param_type, i, count);
+    param_sq.add(p, p);
   }
+  return {grad.total(), grad_sq.total(), param_sq.total()};
 }
 
 template <class S>
 OPTKIT_HD UnitSums sum_unit(const TensorSlot& t, const StageCoefs<S>& stage, bool needs_param, int64_t begin,
                             int64_t last) {
-  constexpr int kLanes = Vec<S>::kLanes;
-  const int64_t first = begin;
   UnitSums total = {0.0, 0.0, 0.0};
   for (; begin < last; begin += kUnitBlock) {
     const int64_t end = begin + kUnitBlock < last ? begin + kUnitBlock : last;
-    Vec<S> sum[3] = {Vec<S>(S(0)), Vec<S>(S(0)), Vec<S>(S(0))};
-    int64_t i = begin;
-    for (; i + kLanes <= end; i += kLanes) add_unit_vector<S, false>(t, stage, needs_param, i, kLanes, sum);
-    if (i < end) add_unit_vector<S, true>(t, stage, needs_param, i, static_cast<int>(end - i), sum);
-    total.grad += sum_of_lanes(sum[0]);
-    total.grad_sq += sum_of_lanes(sum[1]);
-    total.param_sq += sum_of_lanes(sum[2]);
+    UnitSums block = sum_unit_block(t, stage, needs_param, begin, end);
+    // Without the parameter, only the mean of the gradient is asked for.
+    const bool holds = block.grad - block.grad == 0.0 &&
+                       (!needs_param || (squares_hold<S>(block.grad_sq) && squares_hold<S>(block.param_sq)));
+    if (!holds) block = careful_unit_block(t, stage, needs_param, begin, end);
+    total.grad += block.grad;
+    total.grad_sq += block.grad_sq;
+    total.param_sq += block.param_sq;
   }
-  const double squares = total.grad_sq + total.param_sq;
-  if (needs_param && !(squares - squares == 0.0)) careful_unit_sums<S>(t, first, last, &total);
   return total;
 }
 

@@ -152,6 +152,50 @@ OPTKIT_HD double sum_of_lanes(Vec<S> a) {
   return sum;
 }
 
+// The lower or the upper half of the lanes, in double.
+template <bool kUpper>
+OPTKIT_HD Vec<double> widened(Vec<float> a) {
+#if defined(__AVX512F__)
+  const __m256d half = _mm512_extractf64x4_pd(reinterpret_cast<__m512d>(a.v), kUpper);
+  return NativeOf<double>::type(_mm512_cvtps_pd(reinterpret_cast<__m256>(half)));
+#elif defined(__AVX2__)
+  return NativeOf<double>::type(_mm256_cvtps_pd(_mm256_extractf128_ps(a.v, kUpper)));
+#elif defined(__x86_64__)
+  return NativeOf<double>::type(_mm_cvtps_pd(kUpper ? _mm_movehl_ps(a.v, a.v) : __m128(a.v)));
+#else
+  constexpr int kHalf = Vec<double>::kLanes;
+  Vec<double> half;
+  for (int i = 0; i < kHalf; ++i) half.v[i] = static_cast<double>(a.v[i + kUpper * kHalf]);
+  return half;
+#endif
+}
+
+// A sum of products, lane by lane and in double: the square of a number that fp32 holds may be beyond it.
+template <class S>
+class LaneTotal {
+ public:
+  OPTKIT_HD LaneTotal() {
+    for (Vec<double>& part : sum_) part = Vec<double>(0.0);
+  }
+  OPTKIT_HD void add(Vec<S> a, Vec<S> b) {
+    if constexpr (sizeof(S) == 8) {
+      sum_[0] = fma(a, b, sum_[0]);
+    } else {
+      sum_[0] = fma(widened<false>(a), widened<false>(b), sum_[0]);
+      sum_[1] = fma(widened<true>(a), widened<true>(b), sum_[1]);
+    }
+  }
+  OPTKIT_HD double total() const {
+    double sum = 0.0;
+    for (const Vec<double>& part : sum_) sum += sum_of_lanes(part);
+    return sum;
+  }
+
+ private:
+  static constexpr int kHalves = sizeof(double) / sizeof(S);
+  Vec<double> sum_[kHalves];
+};
+
 // Counts set lanes, lane by lane: a set lane is -1. A chunk is far too short to overflow it.
 template <class S>
 class LaneCounter {

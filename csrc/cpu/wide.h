@@ -92,13 +92,15 @@ OPTKIT_HD Wide<S> first_lanes(Wide<S> a, int count) {
   return a;
 }
 
-// Sum of the lanes, in lane order.
 template <class S>
-OPTKIT_HD double sum_of_lanes(const Wide<S>& a) {
-  double sum = 0.0;
-  OPTKIT_FOR_PARTS(sum += sum_of_lanes(a.part[k]);)
-  return sum;
-}
+class WideTotal {
+ public:
+  OPTKIT_HD void add(const Wide<S>& a, const Wide<S>& b) { OPTKIT_FOR_PARTS(total_.add(a.part[k], b.part[k]);) }
+  OPTKIT_HD double total() const { return total_.total(); }
+
+ private:
+  LaneTotal<S> total_;
+};
 
 template <class S>
 class WideCounter {

@@ -223,18 +223,16 @@ __device__ __forceinline__ void store_codes(const Four<float>& value, void* base
                                             int64_t i, int count, bool whole, RandomKey key) {
   float largest = 0.0f;
 #pragma unroll
-  for (int k = 0; k < kLanes; ++k) {
-    const float magnitude = abs(value.v[k]);
-    if (k < count && magnitude > largest) largest = magnitude;
-  }
+  for (int k = 0; k < kLanes; ++k)
+    if (k < count) largest = larger_finite(largest, value.v[k]);
 #pragma unroll
   for (int offset = 16; offset > 0; offset /= 2) {
     const float other = __shfl_xor_sync(0xffffffffu, largest, offset);
     largest = other > largest ? other : largest;
   }
   if (count <= 0) return;
-  if (i % kCodeBlock == 0) scales[i / kCodeBlock] = largest;
-  const float factor = code_factor(largest);
+  const float scale = code_scale(largest), factor = code_factor(scale);
+  if (i % kCodeBlock == 0) scales[i / kCodeBlock] = scale;
   uint32_t codes = 0;
 #pragma unroll
   for (int k = 0; k < kLanes; ++k) codes |= encode8(value.v[k] * factor, code_random(key, i + k), is_signed) << (8 * k);

@@ -73,8 +73,10 @@ template <class S>
 __device__ double2 chunk_norm(const void* grad, DType type, const Chunk& chunk) {
   const int64_t end = chunk.begin + chunk.count;
   double squares = static_cast<double>(sum_of_squares<S>(grad, type, chunk.begin, end)), nonfinite = 0.0;
-  if (__syncthreads_or(!(squares - squares == 0.0))) {
-    // Rare: tells an overflow of a square from a bad gradient.
+  // Of all threads together: some may have had nothing to add. One that overflowed speaks for all.
+  const bool holds = __syncthreads_or(squares_hold<S>(squares)) && !__syncthreads_or(squares - squares != 0.0);
+  if (!holds) {
+    // Rare: in double, and it tells an overflow of a square from a bad gradient.
     squares = 0.0;
     for (int64_t i = chunk.begin + threadIdx.x; i < end; i += kThreads) {
       const double value = static_cast<double>(element<S>(grad, type, i));

@@ -77,11 +77,13 @@ __global__ void prepare_kernel(const __grid_constant__ DeviceTables tables, cons
   if (phase != Phase::kMeasure && t.num_averaged && average_weight(group, num_averaged) != 0.0) *t.num_averaged += 1.0f;
 }
 
-// Of one thread over one chunk: few enough elements for the precision of the arithmetic.
-template <class S>
+// Of one thread over one chunk. Products are added in double: the square of a number that fp32 holds may be beyond it.
 struct ThreadSums {
-  S grad_sq{}, param_sq{}, update_sq{}, nonfinite{}, lost{}, observed[kObserved] = {};
+  double grad_sq{}, param_sq{}, update_sq{}, observed[kObserved] = {};
+  int32_t nonfinite{}, lost{};
 };
+
+__device__ __forceinline__ void add_product(double& sum, double a, double b) { sum = fma(a, b, sum); }
 
 // Which streams of a tensor move four elements at once.
 struct WholeStreams {
@@ -160,12 +162,13 @@ __device__ __forceinline__ S scaled_gradient(const TensorSlot& t, const StageCoe
 template <class Rule, class S, bool kMeasure>
 __device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_pointer, const WholeStreams& whole,
                                           const PreparedTensor<Rule, S>& launch, int64_t i, int count,
-                                          ThreadSums<S>& sums) {
+                                          ThreadSums& sums) {
   const StageCoefs<S>& stage = launch.stage;
   const bool averages = !kMeasure && (stage.flags & kAverage);
   const Fetched<Rule, S> raw(t, grad_pointer, whole, averages, i, count);
-  const Four<S> stored_before = numbers(raw.param, t.param_type), lost_before = numbers(raw.lost, t.param_type);
-  Four<S> grad = numbers(raw.grad, t.grad_type), next, state[Rule::kNumStates];
+  const Four<S> stored_before = numbers(raw.param, t.param_type);
+  Four<S> lost_before = numbers(raw.lost, t.param_type), grad = numbers(raw.grad, t.grad_type), next;
+  Four<S> state[Rule::kNumStates];
 #pragma unroll
   for (int s = 0; s < Rule::kNumStates; ++s)
     state[s] = state_numbers(raw.state[s], raw.scale[s], t, type_of_state<Rule>(t, s), s);
@@ -173,25 +176,27 @@ __device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_
   for (int k = 0; k < kLanes; ++k) {
     // Places past the end hold zeros, belong to no unit and enter no sum.
     if (k < count) grad.v[k] = scaled_gradient(t, stage, i + k, stored_before.v[k], grad.v[k]);
+    lost_before.v[k] = finite_or_zero(lost_before.v[k]);
     const S param = stored_before.v[k] + lost_before.v[k];
     S held[Rule::kNumStates];
 #pragma unroll
     for (int s = 0; s < Rule::kNumStates; ++s) held[s] = state[s].v[k];
     const S update = Rule::update(launch.rule, param, grad.v[k], held);
     if constexpr (HasEstimate<Rule>::value) {
-      S seen[kObserved];
-      Rule::observe(launch.rule, param, grad.v[k], held, seen);
+      S seen[kObserved], times[kObserved];
+      Rule::observe(launch.rule, param, grad.v[k], held, seen, times);
 #pragma unroll
-      for (int s = 0; s < kObserved; ++s) sums.observed[s] += k < count ? seen[s] : S(0);
+      for (int s = 0; s < kObserved; ++s)
+        if (k < count) add_product(sums.observed[s], seen[s], times[s]);
     }
 #pragma unroll
     for (int s = 0; s < Rule::kNumStates; ++s) state[s].v[k] = held[s];
     next.v[k] = stage_parameter(stage, param, update);
     if ((kMeasure || (stage.flags & kStatistics)) && k < count) {
       const S g = grad.v[k], p = kMeasure ? param : next.v[k], u = kMeasure ? update : next.v[k] - param;
-      sums.grad_sq = fma(g, g, sums.grad_sq);
-      sums.param_sq = fma(p, p, sums.param_sq);
-      sums.update_sq = fma(u, u, sums.update_sq);
+      add_product(sums.grad_sq, g, g);
+      add_product(sums.param_sq, p, p);
+      add_product(sums.update_sq, u, u);
     }
   }
   if constexpr (kMeasure) return;
@@ -203,7 +208,7 @@ __device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_
   store(stored, t.param, t.param_type, i, count, whole.param, stage.flags & kStochastic, stage.key);
   if (t.compensation) {
 #pragma unroll
-    for (int k = 0; k < kLanes; ++k) lost.v[k] = next.v[k] - stored.v[k];
+    for (int k = 0; k < kLanes; ++k) lost.v[k] = finite_or_zero(next.v[k] - stored.v[k]);  // see cpu/step_loop.h
     store(lost, t.compensation, t.param_type, i, count, whole.param);
   }
   if (averages) {
@@ -218,8 +223,8 @@ __device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_
       if (k >= count) continue;
       const bool is_lost = next.v[k] - (stored_before.v[k] + lost_before.v[k]) != S(0) &&
                            stored.v[k] == stored_before.v[k] && lost.v[k] == lost_before.v[k];
-      sums.nonfinite += grad.v[k] - grad.v[k] != S(0) ? S(1) : S(0);
-      sums.lost += is_lost ? S(1) : S(0);
+      sums.nonfinite += grad.v[k] - grad.v[k] != S(0) ? 1 : 0;
+      sums.lost += is_lost ? 1 : 0;
     }
   }
 }
@@ -237,7 +242,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 4 ? 3 : 1)
   const auto launch = reinterpret_cast<const PreparedTensor<Rule, S>*>(tables.prepared)[chunk.tensor];
   const WholeStreams whole = whole_streams<Rule>(t, grad);
   const int64_t end = chunk.begin + chunk.count;
-  ThreadSums<S> sums;
+  ThreadSums sums;
   // The lanes of a warp go together to the end: a block of 8-bit state is theirs in common.
   for (int64_t first = chunk.begin; first < end; first += kThreads * kLanes) {
     const int64_t i = first + threadIdx.x * kLanes;

@@ -18,12 +18,14 @@ struct LARSRule {
 
   template <class S>
   struct Coefs {
-    S momentum, lr, weight_decay;
+    S momentum, lr, scale, weight_decay;  // the rate is lr * scale
   };
 
   template <class S>
   OPTKIT_HD static Coefs<S> prepare(const double* hyper, double lr, double, float* const*) {
-    return {static_cast<S>(hyper[0]), static_cast<S>(lr), static_cast<S>(hyper[1])};
+    // A ratio of norms may be beyond what fp32 holds: then a power of two is taken off it.
+    const double scale = lr > 0x1p64 ? 0x1p64 : lr > 0.0 && lr < 0x1p-64 ? 0x1p-64 : 1.0;
+    return {static_cast<S>(hyper[0]), static_cast<S>(lr / scale), static_cast<S>(scale), static_cast<S>(hyper[1])};
   }
 
   // lambda = eta |w| / (|g| + beta |w|)
@@ -38,7 +40,8 @@ struct LARSRule {
   template <class V>
   OPTKIT_HD static V update(const Coefs<scalar_of_t<V>>& c, V param, V grad, V* state) {
     V& buffer = state[0];
-    buffer = fma(V(c.lr), fma(V(c.weight_decay), param, grad), buffer * c.momentum);  // v_{t+1}
+    const V direction = fma(V(c.weight_decay), param, grad) * c.scale;
+    buffer = fma(V(c.lr), direction, buffer * c.momentum);  // v_{t+1}
     return buffer;
   }
 };

@@ -58,9 +58,12 @@ struct ProdigyRule {
 
   // <g_k, x_0 - x_k> and |s_{k+1}|.
   template <class V>
-  OPTKIT_HD static void observe(const Coefs<scalar_of_t<V>>& c, V param, V grad, const V* state, V* seen) {
-    seen[0] = grad * c.seen_weight * (state[3] - param);
+  OPTKIT_HD static void observe(const Coefs<scalar_of_t<V>>& c, V param, V grad, const V* state, V* seen, V* times) {
+    using S = scalar_of_t<V>;
+    seen[0] = grad * c.seen_weight;
+    times[0] = state[3] - param;
     seen[1] = abs(state[2]);
+    times[1] = V(S(1));
   }
 };
 

@@ -28,6 +28,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_optkit._checks import check_bools, check_int, check_path, check_text, shown
+from lightning_optkit._norms import total_norm
 from lightning_optkit.diagnostics._record import record_from
 from lightning_optkit.diagnostics.report import Curve, RunRecord, write_report
 from lightning_optkit.step import OnePassOptimizer
@@ -256,6 +257,4 @@ def _grad_norm(optimizer: Optimizer, factor: float) -> Tensor | None:
     if not grads:
         return None
     dense = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
-    norm = torch.nn.utils.get_total_norm(dense)
-    whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-    return whole * factor
+    return total_norm(dense) * factor

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from lightning_optkit._checks import check_tensors
+from lightning_optkit._norms import total_norm
 
 __all__ = ["gradients", "norm_of", "scale_to_bound_"]
 
@@ -26,18 +26,21 @@ def gradients(owner: str, parameters: Iterable[Tensor]) -> list[Tensor]:
 
 
 def norm_of(grads: list[Tensor]) -> Tensor:
-    """Their global L2 norm, 0-d, in at least fp32; over all processes, if they are sharded."""
-    norm = torch.nn.utils.get_total_norm(grads) if grads else torch.zeros(())
-    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    return norm.to(torch.promote_types(norm.dtype, torch.float32))
+    """Their global L2 norm, 0-d, in their dtype, but at least fp32; over all processes, if they are sharded."""
+    return _narrowed(total_norm(grads), grads)
 
 
 @torch.no_grad()
-def scale_to_bound_(owner: str, parameters: Iterable[Tensor], norm_bound: Callable[[Tensor], Tensor]) -> Tensor:
+def scale_to_bound_(owner: str, parameters: Iterable[Tensor], norm_bound: Callable[[Tensor], Tensor | float]) -> Tensor:
     """Scales the gradients of `parameters` by one factor, to the bound for their global norm; returns that norm."""
     grads = gradients(owner, parameters)
-    norm = norm_of(grads)
+    norm = total_norm(grads)
     coefficient = (norm_bound(norm) / (norm + 1e-6)).clamp(max=1.0)
     for grad in grads:
         grad.mul_(coefficient.to(grad.device))
-    return norm
+    return _narrowed(norm, grads)
+
+
+def _narrowed(norm: Tensor, grads: list[Tensor]) -> Tensor:
+    dtype = grads[0].dtype.to_real() if grads else torch.float32
+    return norm.to(torch.promote_types(dtype, torch.float32))

@@ -7,11 +7,10 @@ Source: Pascanu et al. 2013, arXiv:1211.5063, Algorithm 1; the 1e-6 is that of `
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from lightning_optkit._checks import check_in, check_tensors
-from lightning_optkit.clipping._gradients import gradients
+from lightning_optkit._checks import check_in
+from lightning_optkit.clipping._gradients import scale_to_bound_
 from lightning_optkit.step import ClipBounds
 
 __all__ = ["ClipNorm"]
@@ -64,6 +63,4 @@ class ClipNorm:
         Returns:
             Their norm before clipping, 0-d.
         """
-        listed = check_tensors(type(self).__name__, "parameters", parameters)
-        gradients(type(self).__name__, listed)
-        return torch.nn.utils.clip_grad_norm_(listed, self.max_norm)
+        return scale_to_bound_(type(self).__name__, parameters, self.norm_bound)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_optkit._checks import check_in
+from lightning_optkit._norms import norm
 from lightning_optkit.clipping._gradients import gradients, norm_of
 from lightning_optkit.step import ClipBounds
 
@@ -69,7 +70,7 @@ class ClipPerTensor:
             Their global norm before clipping, 0-d.
         """
         grads = gradients(type(self).__name__, parameters)
-        norm = norm_of(grads)
+        total = norm_of(grads)
         for grad in grads:
-            grad.mul_((self.max_norm / (torch.linalg.vector_norm(grad) + 1e-6)).clamp(max=1.0))
-        return norm
+            grad.mul_((self.max_norm / (norm(grad) + 1e-6)).clamp(max=1.0))
+        return total

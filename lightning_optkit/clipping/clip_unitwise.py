@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_optkit._checks import check_in, check_tensors
+from lightning_optkit._norms import norm
 from lightning_optkit.clipping._gradients import gradients, norm_of
 from lightning_optkit.step import ClipBounds
 
@@ -76,12 +77,13 @@ class ClipUnitwise:
             Their global norm before clipping, 0-d.
         """
         listed = check_tensors(type(self).__name__, "parameters", parameters)
-        norm = norm_of(gradients(type(self).__name__, listed))
+        total = norm_of(gradients(type(self).__name__, listed))
         for parameter in listed:
             if parameter.grad is None or parameter.numel() == 0:
                 continue
             inner = list(range(1, parameter.ndim)) if parameter.ndim > 1 else None
-            bound = self.ratio * torch.linalg.vector_norm(parameter, dim=inner, keepdim=True).clamp(min=self.eps)
-            unit_norm = torch.linalg.vector_norm(parameter.grad, dim=inner, keepdim=True)
-            parameter.grad.mul_(torch.where(unit_norm > bound, bound / unit_norm, 1.0))
-        return norm
+            bound = self.ratio * norm(parameter, inner, keepdim=True).clamp(min=self.eps)
+            unit_norm = norm(parameter.grad, inner, keepdim=True)
+            coefficient = torch.where(unit_norm > bound, bound / unit_norm, 1.0)
+            parameter.grad.mul_(coefficient.to(torch.promote_types(parameter.grad.dtype, torch.float32)))
+        return total

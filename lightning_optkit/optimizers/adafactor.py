@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from lightning_optkit._norms import norm
 from lightning_optkit.step import Average, Clip, OnePassOptimizer, Rule
 from lightning_optkit.step.arguments import check_number, pair, with_listed_params
 from lightning_optkit.step.rule import Group, State
@@ -47,12 +48,12 @@ def _of_elements(grad: Tensor, state: State, share: float) -> Tensor:
 
 def _mean_square(grad: Tensor, dim: int) -> Tensor:
     # By the norm, so that no squared gradient is written out.
-    norm: Tensor = torch.linalg.vector_norm(grad, dim=dim, keepdim=True)
-    return norm.square_().div_(grad.size(dim))
+    squares: Tensor = torch.linalg.vector_norm(grad, dim=dim, keepdim=True).square_()
+    return squares.div_(grad.size(dim))
 
 
 def _rms(t: Tensor) -> float:
-    return float(torch.linalg.vector_norm(t)) / math.sqrt(t.numel())
+    return float(norm(t)) / math.sqrt(t.numel())
 
 
 def _shape(name: str, shape: torch.Size) -> torch.Size | None:

@@ -22,7 +22,10 @@ def lars_update(param: Tensor, grad: Tensor, state: State, group: Group, step: f
     """What LARS subtracts from `param`, line for line csrc/rules/lars.h. Writes `state` in place."""
     buffer = state["momentum_buffer"]
     direction = grad + float(group["weight_decay"]) * param
-    buffer.mul_(float(group["momentum"])).add_(float(group["lr"]) * direction)
+    lr = float(group["lr"])
+    # A ratio of norms may be beyond what fp32 holds: then a power of two is taken off it.
+    scale = 2.0**64 if lr > 2.0**64 else 2.0**-64 if 0 < lr < 2.0**-64 else 1.0
+    buffer.mul_(float(group["momentum"])).add_(lr / scale * (direction * scale))
     return buffer.clone()
 
 

@@ -47,8 +47,8 @@ def _observe(param: Tensor, grad: Tensor, state: State, group: Group, step: floa
     """<g_k, x_0 - x_k>, weighted, and |s_{k+1}|_1."""
     weight = float(group["d"]) / group["d0"] * float(group["lr"]) * _rate(group, step)
     way = state["p0"] - _sliced(param, state, group)
-    seen = _sliced(grad, state, group) * weight * way
-    return float(seen.double().sum()), float(state["s"].double().abs().sum())
+    seen = _sliced(grad, state, group) * weight
+    return float((seen.double() * way.double()).sum()), float(state["s"].double().abs().sum())
 
 
 def _rate(group: Group, step: float) -> float:

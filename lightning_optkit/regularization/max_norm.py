@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_optkit._checks import check_in, check_int, check_tensors
+from lightning_optkit._norms import norm
 
 __all__ = ["max_norm_"]
 
@@ -40,8 +41,7 @@ def max_norm_(params: Iterable[Tensor], max_norm: float, dim: int = 0) -> None:
     check_int("max_norm_", "dim", dim, minimum=0)
     for param in check_tensors("max_norm_", "params", params, "inexact"):
         if param.dim() >= 2 and param.numel():
-            wide = torch.promote_types(param.dtype, torch.float32)
-            others = [d for d in range(param.dim()) if d != dim]
-            norms = torch.linalg.vector_norm(param, dim=others, keepdim=True, dtype=wide)
+            norms = norm(param, [d for d in range(param.dim()) if d != dim], keepdim=True)
+            factor = (max_norm / norms).to(torch.promote_types(param.dtype, torch.float32))
             # torch.renorm shrinks a little too far, by 1e-7, and so never rests.
-            param.copy_(torch.where(norms > max_norm, param * (max_norm / norms), param))
+            param.copy_(torch.where(norms > max_norm, param * factor, param))

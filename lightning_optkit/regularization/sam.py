@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_optkit._checks import check_in, check_tensors
+from lightning_optkit._norms import total_norm
 
 __all__ = ["sam"]
 
@@ -44,12 +45,7 @@ def sam(grads: Sequence[Tensor | None], rho: float = 0.05) -> list[Tensor | None
     present = [grad for grad in grads if grad is not None]
     if not present:
         return [None for _ in grads]
-    norm = torch.linalg.vector_norm(torch.stack([_norm(grad).to(present[0].device) for grad in present]))
+    norm = total_norm(present)
     # A gradient of exactly zero has no direction; its step is 0.
-    scale = rho / norm.clamp(min=1e-12)
+    scale = torch.where(norm == 0, 0.0, rho / norm)
     return [None if grad is None else (grad * scale.to(grad.device)).to(grad.dtype) for grad in grads]
-
-
-def _norm(grad: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(grad, dtype=torch.promote_types(grad.dtype, torch.float32))
-    return norm.abs()

@@ -4,6 +4,9 @@
 Blocks of 128 numbers share the largest magnitude in them as their scale. Relative to it, a number is held with 3 bits
 of fraction: signed state down to 2^-15 of the scale, state that is never negative down to 2^-31. Rounding is
 stochastic, so the error of one number is at most 1/8 of it and zero in the mean; a nonzero square never becomes zero.
+
+What is not finite has no code, and must not cost its block the others: it does not enter the scale, and becomes zero
+where there is a sign, and else the largest number of its block.
 """
 
 import torch
@@ -31,6 +34,8 @@ NONNEGATIVE = frozenset(
 """State of our rules that is a sum of squares or of magnitudes."""
 
 _MAX = 1.875
+# Between these, a scale and its reciprocal are normal numbers. Larger numbers become the largest, smaller blocks zeros.
+_LEAST_SCALE, _MOST_SCALE = 2.0**-125, 2.0**126
 
 
 def scale_name(name: str) -> str:
@@ -56,7 +61,8 @@ def decode(codes: Tensor, scales: Tensor, *, signed: bool) -> Tensor:
     value = ((magnitude + ((112 if signed else 96) << 3)) << 20).view(torch.float32)
     if signed:
         value = torch.where(code >= 128, -value, value)
-    value = torch.where(magnitude == 0, 0.0, value) * _per_element(scales / _MAX, code.numel())
+    factor = torch.where(scales.isfinite(), scales, 0.0) / _MAX
+    value = torch.where(magnitude == 0, 0.0, value) * _per_element(factor, code.numel())
     return value.as_strided(codes.shape, codes.stride())
 
 
@@ -71,8 +77,7 @@ def encode_(codes: Tensor, scales: Tensor, value: Tensor, *, signed: bool, key: 
         key: Seed, optimizer step, number of the parameter, number of the state: what the random bits depend on.
     """
     flat = _flat(value.to(torch.float32))
-    padded = torch.nn.functional.pad(flat.abs(), (0, scales.numel() * BLOCK - flat.numel()))
-    scales.copy_(padded.view(-1, BLOCK).amax(1) if flat.numel() else scales)
+    scales.copy_(_scales(flat, scales.numel()))
     # The reciprocal first, as in the compiled code: the product has then the same bits.
     factor = torch.where(scales > 0, _MAX / scales, 0.0)
     scaled = flat * _per_element(factor, flat.numel())
@@ -86,8 +91,18 @@ def encode_(codes: Tensor, scales: Tensor, value: Tensor, *, signed: bool, key: 
     small = (uniform * least < scaled.abs()) if signed else (scaled > 0)
     code = torch.where(scaled.abs() < least, small.to(torch.int64), inside)
     if signed:
+        code = torch.where(scaled.isfinite(), code, 0)
         code = torch.where((code != 0) & (scaled < 0), code | 128, code)
     _flat(codes).copy_(code.to(torch.uint8))
+
+
+def _scales(flat: Tensor, num_blocks: int) -> Tensor:
+    """The largest finite magnitude of each block, as far as it can be a scale."""
+    if num_blocks == 0:
+        return flat.new_zeros(0)
+    magnitude = torch.where(flat.isfinite(), flat.abs(), 0.0)
+    largest = torch.nn.functional.pad(magnitude, (0, num_blocks * BLOCK - flat.numel())).view(-1, BLOCK).amax(1)
+    return torch.where(largest < _LEAST_SCALE, 0.0, largest.clamp(max=_MOST_SCALE))
 
 
 def _flat(dense: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ def step_reference_(
     work = compute_dtype(param)
     p, g = stored_before.to(work), as_real(dense(grad)).to(work)
     if "compensation" in state:
-        lost_before = as_real(state["compensation"]).clone()
+        lost_before = _finite_or_zero(as_real(state["compensation"]))
         p = p + lost_before.to(work)
 
     g, clipped = clip_reference(g, stored_before.to(work), grad_scale, numbers, is_vector=param.ndim < 2)
@@ -120,7 +120,8 @@ def step_reference_(
         stored.copy_(next_p)
     if "compensation" in state:
         lost = as_real(state["compensation"])
-        lost.copy_(next_p - stored.to(work))
+        # Beyond the largest number of the dtype nothing is kept: an infinity would stay when the parameter comes back.
+        lost.copy_(_finite_or_zero(next_p - stored.to(work)))
     if average_name is not None:
         _average(state, average_name, stored, numbers)
     if not statistics:
@@ -166,6 +167,11 @@ def clip_reference(
     if numbers.centralize and not is_vector and grad.numel() > 0:
         grad = grad - grad.double().mean(inner, keepdim=True).to(grad.dtype)
     return grad, clipped
+
+
+def _finite_or_zero(t: Tensor) -> Tensor:
+    """A copy in which what is not finite counts as nothing."""
+    return torch.where(t.isfinite(), t, 0.0)
 
 
 def _decoded(state: State, name: str) -> Tensor:

@@ -14,6 +14,7 @@ from lightning_optkit.step.codes import BLOCK, NONNEGATIVE, decode, encode_, sca
 from lightning_optkit.step.memory import zeros_like_all
 from lightning_optkit.step.numbers import compute_dtype
 from lightning_optkit.step.plain import has_dispatch, why_unusable
+from lightning_optkit.step.reference import as_real
 from lightning_optkit.step.rule import Average, Group, Rule, Scalar, State
 from lightning_optkit.step.segments import Entry
 from lightning_optkit.step.shards import distribute_like, local, place_like
@@ -143,7 +144,8 @@ def prepare_state(kept: Sequence[Kept], layout: StateLayout) -> None:
         if held is not None:
             convert_(tensor, state, name, local(distribute_like(held, like)))
         elif fresh:
-            convert_(tensor, state, name, torch.full_like(tensor, fresh, dtype=torch.float32))
+            parts = as_real(tensor)  # both parts of a complex number, as torch does
+            convert_(parts, state, name, torch.full_like(parts, fresh, dtype=torch.float64))
         elif tensor.dtype == torch.uint8:
             state[scale_name(name)] = zero_scales(tensor)
         if held is None and name == layout.average_name:

@@ -21,7 +21,14 @@ from pathlib import Path
 import torch
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -34,7 +41,7 @@ RULES = {
     "SGD": [{}, dict(momentum=0.9), dict(momentum=0.9, nesterov=True, weight_decay=0.1), dict(maximize=True)],
     "Adam": [{}, dict(amsgrad=True), dict(weight_decay=0.1)],
     "AdamW": [{}, dict(amsgrad=True, betas=(0.5, 0.9))],
-    "Adagrad": [dict(initial_accumulator_value=0.5, lr_decay=0.01)],
+    "Adagrad": [dict(initial_accumulator_value=0.1, lr_decay=0.01)],
     "RMSprop": [{}, dict(momentum=0.5, centered=True)],
     "Adadelta": [{}],
     "Adamax": [{}],

@@ -11,6 +11,8 @@ def by_data(t):
 
 
 def by_set(t):
+    if t.is_neg():
+        return  # set_ keeps the bit, and would change the value
     with torch.no_grad():
         t.set_(t.clone())
 
