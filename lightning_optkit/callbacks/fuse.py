@@ -31,10 +31,11 @@ class Fuse(Callback):
 
     Rules: SGD, Adagrad, RMSprop, Adadelta, Adafactor, Adam, AdamW, Adamax, NAdam, RAdam and Muon.
 
-    The optimizer stays the same object: parameter groups, schedulers, hooks, state dicts and checkpoints keep
-    working, with or without this callback. Optimizers without a one-pass rule are left alone, and the printed plan
-    says so. After the fit every optimizer is torch's again and the module is as it was. `ScheduleFree` is brought along
-    for schedule-free optimizers.
+    The optimizer stays the same object, and an instance of its torch class: parameter groups, schedulers, hooks, state
+    dicts, checkpoints, and callbacks that ask for that class keep working, with or without this callback. Optimizers
+    without a one-pass rule, and those of a class of the user's own, are left alone, and the printed plan says so. After
+    the fit every optimizer is torch's again and the module is as it was. `ScheduleFree` is brought along for
+    schedule-free optimizers.
 
     LayerNorm and RMSNorm layers, torch's and those of other packages that compute the same, become
     `lightning_optkit.layers.LayerNorm` and `RMSNorm` with the same weights; state dict keys do not change.
