@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_optkit.callbacks._clock import Clock, Interval
+from lightning_optkit.callbacks._run_free import RunFree
 from lightning_optkit.schedules import Schedule
 from lightning_optkit.schedules.schedule import check_schedule
 
@@ -38,7 +39,7 @@ class Target:
     write: Callable[[float], None]
 
 
-class ScheduledCallback(Callback):
+class ScheduledCallback(RunFree, Callback):
     """Writes `base * schedule(position, total)` before training and after each optimizer step."""
 
     name: str

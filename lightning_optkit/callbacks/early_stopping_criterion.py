@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_optkit._checks import check_in, check_int, check_one_of
+from lightning_optkit.callbacks._run_free import RunFree
 from lightning_optkit.callbacks._weight_files import copy_weights, load_weights
 from lightning_optkit.regularization.early_stopping import (
     generalization_loss,
@@ -22,7 +23,7 @@ from lightning_optkit.regularization.early_stopping import (
 __all__ = ["EarlyStoppingCriterion"]
 
 
-class EarlyStoppingCriterion(Callback):
+class EarlyStoppingCriterion(RunFree, Callback):
     """Stops by Prechelt's criteria, which look at the shape of the curves; Lightning's EarlyStopping counts patience.
 
     - "GL": the validation error lies more than `alpha` percent above its minimum.
@@ -164,6 +165,9 @@ class EarlyStoppingCriterion(Callback):
                 )
 
     # --- what they do ---
+
+    def _forget(self) -> None:
+        self._validated = {}
 
     def _record(self, trainer: pl.Trainer) -> None:
         if self.monitor not in trainer.callback_metrics:

@@ -16,6 +16,7 @@ from lightning_optkit._checks import check_one_of
 from lightning_optkit.callbacks._configured import optimizers_in
 from lightning_optkit.callbacks._norms import FusedNorms
 from lightning_optkit.callbacks._overrides import override, restore
+from lightning_optkit.callbacks._run_free import RunFree
 from lightning_optkit.callbacks.schedule_free import ScheduleFree
 from lightning_optkit.clipping import ClipNorm, ClipValue
 from lightning_optkit.optimizers._schedule_free import ScheduleFreeOptimizer
@@ -26,7 +27,7 @@ from lightning_optkit.step.numbers import ROUNDINGS, STATE_DTYPES
 __all__ = ["Fuse"]
 
 
-class Fuse(Callback):
+class Fuse(RunFree, Callback):
     """Makes torch optimizers one-pass optimizers of the same rule, and folds `gradient_clip_val` into their step.
 
     Rules: SGD, Adagrad, RMSprop, Adadelta, Adafactor, Adam, AdamW, Adamax, NAdam, RAdam and Muon.
@@ -176,18 +177,18 @@ class Fuse(Callback):
     def _undo(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for name, function in self._overrides.items():
             restore(pl_module, name, function)
-        self._overrides = {}
         if self._fused_norms is not None:
             self._fused_norms.undo()
-            self._fused_norms = None
         for optimizer in self._converted:
             to_torch_(optimizer)
-        self._converted = []
         if self._switch is not None:
             # A new list: Lightning is walking the old one, and the switch has to be undone too.
             callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
             trainer.callbacks = [c for c in callbacks if c is not self._switch]  # type: ignore[attr-defined]
-            self._switch = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._overrides, self._fused_norms, self._converted, self._switch = {}, None, [], None
 
 
 def _folded_clip(trainer: pl.Trainer) -> Clip:
