@@ -10,6 +10,7 @@ from functools import partial
 
 import lightning.pytorch as pl
 import pytest
+import spawned_worker
 import torch
 from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.strategies import Strategy
@@ -302,6 +303,18 @@ def test_a_checkpoint_written_after_the_fit_has_the_state_of_its_end(name, run, 
     for state in (saved, copied, probe.state):
         state.pop("timings", None)  # which a Report sums up behind the training
     assert frozen(saved) == frozen(copied) == frozen(probe.state)
+
+
+def test_all_can_be_given_to_a_spawned_process(run):
+    """As `Trainer(strategy="ddp_spawn")` does it: a generator or a temporary tensor fails there only."""
+    given = [make() for make in ROWS.values()]
+    run("Augment", used := ROWS["Augment of several"]())
+    context = torch.multiprocessing.get_context("spawn")
+    inbox = context.SimpleQueue()
+    process = context.Process(target=spawned_worker.classes_of, args=([*given, used], inbox))
+    process.start()
+    assert inbox.get() == [type(callback).__name__ for callback in [*given, used]]
+    process.join()
 
 
 @EACH
