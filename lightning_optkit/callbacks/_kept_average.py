@@ -21,12 +21,13 @@ from lightning_optkit.averaging.own_pass import (
     update_average_,
     update_tensors_,
 )
+from lightning_optkit.callbacks._run_free import RunFree
 from lightning_optkit.step import OnePassOptimizer
 
 __all__ = ["KeptAverage", "names_of"]
 
 
-class KeptAverage:
+class KeptAverage(RunFree):
     """Keeps `average` in the state of the optimizers between `attach` and `detach`, and can be read ever after.
 
     Args:
@@ -89,7 +90,12 @@ class KeptAverage:
         for optimizer, kept_before in self._folding:
             if isinstance(optimizer, OnePassOptimizer):  # Fuse may have undone it before
                 optimizer.keep_average(kept_before)
-        self._hooks, self._folding = [], []
+        self._hooks, self._folding, self._buffers_of = [], [], None
+
+    def _forget(self) -> None:
+        self._steps = self.num_steps
+        self._optimizers, self._folding, self._hooks, self._buffers_of = [], [], [], None
+        self._is_training = False
 
     def state_dict(self) -> dict[str, Any]:
         """What is not in the state of the optimizers."""

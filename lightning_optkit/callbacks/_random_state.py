@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import DistributedSampler
 
 __all__ = ["get_random_state", "set_random_state"]
 
 
 def get_random_state(loaders: Iterable[object], device: torch.device) -> dict[str, Any]:
-    """The states of Python, NumPy, torch on CPU, torch on `device` if it is CUDA, and of loaders."""
+    """The states of Python, NumPy, torch on CPU, torch on `device` if it is CUDA, and of loaders and their samplers."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
@@ -21,6 +22,7 @@ def get_random_state(loaders: Iterable[object], device: torch.device) -> dict[st
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         "loaders": [generator.get_state() for generator in own_generators(loaders)],
+        "seeds": [sampler.seed for sampler in _seeded(loaders)],
     }
 
 
@@ -35,6 +37,8 @@ def set_random_state(state: dict[str, Any], loaders: Iterable[object], device: t
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
     for generator, saved in zip(own_generators(loaders), state["loaders"], strict=True):
         generator.set_state(saved.cpu())
+    for sampler, seed in zip(_seeded(loaders), state.get("seeds", ()), strict=False):
+        sampler.seed = seed
 
 
 def own_generators(loaders: Iterable[object]) -> Iterator[torch.Generator]:
@@ -47,3 +51,9 @@ def own_generators(loaders: Iterable[object]) -> Iterator[torch.Generator]:
             if isinstance(generator, torch.Generator) and id(generator) not in seen:
                 seen.add(id(generator))
                 yield generator
+
+
+def _seeded(loaders: Iterable[object]) -> list[Any]:
+    """Samplers that draw from a seed and the epoch: Lightning gives them the seed of the process that begins a run."""
+    samplers = [getattr(loader, "sampler", None) for loader in loaders]
+    return [sampler for sampler in samplers if isinstance(sampler, DistributedSampler)]

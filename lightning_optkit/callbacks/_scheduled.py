@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_optkit._checks import check_bools, check_state
 from lightning_optkit.callbacks._clock import Clock, Interval
+from lightning_optkit.callbacks._run_free import RunFree
 from lightning_optkit.schedules import Schedule
 from lightning_optkit.schedules.schedule import check_schedule
 
@@ -39,7 +40,7 @@ class Target:
     write: Callable[[float], None]
 
 
-class ScheduledCallback(Callback):
+class ScheduledCallback(RunFree, Callback):
     """Writes `base * schedule(position, total)` before training and after each optimizer step."""
 
     name: str

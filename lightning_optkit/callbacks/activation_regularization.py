@@ -14,6 +14,7 @@ from lightning_optkit._checks import check_in, check_pattern, check_whole
 from lightning_optkit.callbacks._named_modules import first_tensor, modules_named
 from lightning_optkit.callbacks._overrides import override, restore
 from lightning_optkit.callbacks._refusals import refuse_manual_optimization
+from lightning_optkit.callbacks._run_free import RunFree
 from lightning_optkit.callbacks._second_pass import loss_of, with_loss
 from lightning_optkit.regularization.activation_regularization import (
     activation_regularization,
@@ -23,7 +24,7 @@ from lightning_optkit.regularization.activation_regularization import (
 __all__ = ["ActivationRegularization"]
 
 
-class ActivationRegularization(Callback):
+class ActivationRegularization(RunFree, Callback):
     """AR on the outputs of the modules named `names`, and TAR on those named `temporal_names`, added to the loss.
 
     In the paper both look at the last recurrent layer: AR behind its dropout, TAR before it. A recurrent layer says
@@ -127,4 +128,7 @@ class ActivationRegularization(Callback):
         for handle in self._hooks:
             handle.remove()
         restore(pl_module, "training_step", self._override)
+        self._forget()
+
+    def _forget(self) -> None:
         self._hooks, self._override, self._terms = [], None, None

@@ -18,6 +18,7 @@ from lightning_optkit._checks import check_instance, check_int, check_listed, sh
 from lightning_optkit.callbacks._fields import Field, check_field, field_of, with_field
 from lightning_optkit.callbacks._losses import TARGETS, Loss, LossCall, intercept, release
 from lightning_optkit.callbacks._overrides import override, restore
+from lightning_optkit.callbacks._run_free import RunFree
 from lightning_optkit.data import CutMix, Mixup
 from lightning_optkit.data._draws import Draws
 
@@ -31,7 +32,7 @@ class _Mixture(NamedTuple):
     share: float
 
 
-class Augment(Callback):
+class Augment(RunFree, Callback):
     """Applies augmentations to the inputs of every training batch; other stages see the data as they are.
 
     `Mixup` and `CutMix` mix pairs of examples. Class indices stay class indices, so that metrics in `training_step`
@@ -168,10 +169,11 @@ class Augment(Callback):
         return share * loss(call) + (1 - share) * loss(call.changed(target=call.target[partners]))
 
     def _undo(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._training = False
-        self._mixture = None
         restore(trainer.strategy, "batch_to_device", self._batch_to_device)
-        self._batch_to_device = None
         if self._intercepts:
             release(pl_module, self._mix_loss)
-            self._intercepts = False
+        self._forget()
+
+    def _forget(self) -> None:
+        self._batch_to_device = self._mixture = None
+        self._training = self._intercepts = False

@@ -84,12 +84,16 @@ class BatchRegime(ExactAccumulation):
             raise ValueError(f'BatchRegime("full"): an epoch may have at most {WHOLE_EPOCH} batches.')
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        super().teardown(trainer, pl_module, stage)
         self._undo(trainer)
+        super().teardown(trainer, pl_module, stage)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        super().on_exception(trainer, pl_module, exception)
         self._undo(trainer)
+        super().on_exception(trainer, pl_module, exception)
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._accumulated, self._sizes = None, []
 
     def _undo(self, trainer: pl.Trainer) -> None:
         if self._accumulated is not None:

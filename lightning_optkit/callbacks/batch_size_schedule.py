@@ -24,6 +24,7 @@ from lightning_optkit.callbacks._batch_size import (
 )
 from lightning_optkit.callbacks._clock import _over_all_ranks, _replicas
 from lightning_optkit.callbacks._lr_bases import forget_factor, multiply_bases
+from lightning_optkit.callbacks._run_free import RunFree
 from lightning_optkit.callbacks._schedulers import _flat
 from lightning_optkit.callbacks.batch_regime import BatchRegime
 from lightning_optkit.schedules import Schedule
@@ -35,7 +36,7 @@ _OWNER = "BatchSizeSchedule(...)"
 _EXPONENTS = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}
 
 
-class BatchSizeSchedule(Callback):
+class BatchSizeSchedule(RunFree, Callback):
     """Changes the loader's batch size over the run, and with it the learning rate if asked to.
 
     With the learning rate as it is, a batch `n` times as large does to the noise of the gradient what a rate `n` times
@@ -300,10 +301,14 @@ class BatchSizeSchedule(Callback):
             del starts["on_run_start"]
             if self._before_begin is not None:
                 starts["on_run_start"] = self._before_begin
-        self._begin = self._before_begin = self._old_iterator = None
         self._restore_sizes()
         self._scale(trainer, 1.0)
         forget_factor(trainer.optimizers)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._begin = self._before_begin = self._old_iterator = None
+        self._loaders = []
 
     def _restore_sizes(self) -> None:
         while self._loaders:

@@ -20,6 +20,7 @@ from lightning_optkit._checks import (
     check_state,
     check_text,
 )
+from lightning_optkit.callbacks._run_free import RunFree
 from lightning_optkit.callbacks._weight_files import copy_weights, load_weights
 from lightning_optkit.regularization.early_stopping import (
     generalization_loss,
@@ -30,7 +31,7 @@ from lightning_optkit.regularization.early_stopping import (
 __all__ = ["EarlyStoppingCriterion"]
 
 
-class EarlyStoppingCriterion(Callback):
+class EarlyStoppingCriterion(RunFree, Callback):
     """Stops by Prechelt's criteria, which look at the shape of the curves; Lightning's EarlyStopping counts patience.
 
     - "GL": the validation error lies more than `alpha` percent above its minimum.
@@ -189,6 +190,9 @@ class EarlyStoppingCriterion(Callback):
                 )
 
     # --- what they do ---
+
+    def _forget(self) -> None:
+        self._validated = {}
 
     def _record(self, trainer: pl.Trainer) -> None:
         if self.monitor not in trainer.callback_metrics:

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_optkit._checks import check_bools, check_in
 from lightning_optkit.callbacks._refusals import refuse_twice
+from lightning_optkit.callbacks._run_free import RunFree
 from lightning_optkit.callbacks._updates import after_update, before_update, refuse_folded_average
 from lightning_optkit.regularization.soft_threshold import soft_threshold_
 from lightning_optkit.regularization.sparsity import sparsity
@@ -23,7 +24,7 @@ from lightning_optkit.step import OnePassOptimizer
 __all__ = ["ElasticNet"]
 
 
-class ElasticNet(Callback):
+class ElasticNet(RunFree, Callback):
     r"""Shrinks the weights with every optimizer step: by a share (L2) and by a constant (L1), which leaves exact zeros.
 
     .. math:: w \leftarrow S_{\eta \lambda_1}\big((1 - \eta \lambda_2)\, w - u\big), \quad
@@ -189,6 +190,9 @@ class ElasticNet(Callback):
             if entry in optimizer.param_groups[index]:  # Fuse may have taken its entries out before
                 optimizer.param_groups[index][entry] = users
         self._hooks, self._folded, self._own = [], [], {"l1": [], "l2": []}
+
+    def _forget(self) -> None:
+        self._weights, self._hooks, self._folded, self._own = {}, [], [], {"l1": [], "l2": []}
 
 
 def _trained(module: pl.LightningModule) -> dict[str, Tensor]:

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from lightning_optkit._checks import check_callable, check_in, check_int, check_state
 from lightning_optkit.callbacks._overrides import override, restore
+from lightning_optkit.callbacks._run_free import RunFree
 
 __all__ = ["ExactAccumulation"]
 
 
-class ExactAccumulation(Callback):
+class ExactAccumulation(RunFree, Callback):
     """Weights every batch of an accumulation window by what it holds, over all processes.
 
     Lightning divides each loss by `accumulate_grad_batches`, also in a last window of fewer batches, and counts a small
@@ -91,13 +92,16 @@ class ExactAccumulation(Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         restore(pl_module, "training_step", self._training_step)
-        self._training_step = None
+        self._forget()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         restore(pl_module, "training_step", self._training_step)
-        self._training_step = None
+        self._forget()
 
     # --- what they do ---
+
+    def _forget(self) -> None:
+        self._training_step = None
 
     def _close_window(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Divides what was gathered by its weight, if a step comes next."""

@@ -2,6 +2,7 @@
 """A resumed run goes on with the batches and the random numbers of the run that was never stopped."""
 
 import time
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -11,17 +12,20 @@ from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.fabric.utilities.types import _Stateful
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loops.fetchers import _DataFetcher
+from lightning.pytorch.loops.fit_loop import RestartStage
 from lightning.pytorch.loops.loop import _Loop
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
+from lightning_optkit.callbacks._described import described, differences, num_workers
 from lightning_optkit.callbacks._random_state import get_random_state, set_random_state
+from lightning_optkit.callbacks._run_free import RunFree
 
 __all__ = ["ExactResume"]
 
 SECONDS_BETWEEN_MESSAGES = 1.0
 
 
-class ExactResume(Callback):
+class ExactResume(RunFree, Callback):
     """Makes `fit(ckpt_path=...)` bit-identical to the run that was not interrupted.
 
     Lightning saves no random state, and after a checkpoint in the middle of an epoch it begins the loader anew, so that
@@ -42,8 +46,13 @@ class ExactResume(Callback):
     next `on_train_epoch_start`; random numbers drawn in them are missed, and
     without a length it also counts an epoch too many. Use one written in `on_train_epoch_end`.
 
-    Not exact, and warned of: another number of processes; random numbers drawn inside `persistent_workers` after
-    their first epoch, because no one can read the state of those processes.
+    A checkpoint written after the fit (`trainer.save_checkpoint`) holds the state of its end, and a longer run goes on
+    from there.
+
+    Not exact, and warned of: other training data (number of samples, batches or loaders, batch size, `drop_last`, kind
+    of sampler, generators of its own) or another number of processes, which are gone on with as Lightning does without
+    this callback; random numbers that a data set draws under another `num_workers`, and those drawn inside
+    `persistent_workers` after their first epoch, because no one can read the state of those processes.
 
     Example:
         >>> trainer = pl.Trainer(callbacks=[ExactResume()], logger=False, enable_checkpointing=False)
@@ -51,10 +60,12 @@ class ExactResume(Callback):
 
     def __init__(self) -> None:
         self._trainer: pl.Trainer | None = None
+        self._world_size = 1
+        self._last: dict[str, Any] | None = None  # the state at the end of the last fit, of this process
+        self._resume: dict[str, Any] | None = None
         self._epoch: dict[str, Any] = {}  # the states before iter() and before the fetches that need one
         self._outer: dict[str, Any] | None = None  # the training's random state while a validation runs
         self._before_batch: dict[str, Any] | None = None
-        self._resume: dict[str, Any] | None = None
         self._recording = False
         self._fetches = 0  # of the running epoch
         self._cycles: list[tuple[int, int]] = []  # per loader: its iterator and how far that has come
@@ -63,35 +74,46 @@ class ExactResume(Callback):
     # --- state ---
 
     def state_dict(self) -> dict[str, Any]:
-        if self._trainer is None or self._fetcher is None:
-            return {}
-        self._note_new_cycle()
-        progress: Any = self._trainer.fit_loop.epoch_loop.batch_progress
-        unfinished_batch = progress.current.processed < progress.current.ready
-        now = self._before_batch if unfinished_batch else self._outer or self._random_state()
-        mine = {
-            "now": now,
-            "epoch": {**self._epoch, "fetches": dict(self._epoch["fetches"])},
-            "finished": progress.is_last_batch and not unfinished_batch,
-        }
-        ranks: list[Any] = [mine]
-        if self._trainer.world_size > 1:
-            ranks = [None] * self._trainer.world_size
-            torch.distributed.all_gather_object(ranks, mine)
-        return {"ranks": ranks, "gradients": self._open_window(unfinished_batch)}
+        """Random states and the place in the epoch, of every process; after a fit those of its end."""
+        state = self._state() if self._is_training else self._last
+        if state is None:
+            return self._resume or {}
+        state, ranks = dict(state), state["ranks"]
+        if self._world_size > 1 and torch.distributed.is_initialized():
+            state["ranks"] = [None] * self._world_size
+            torch.distributed.all_gather_object(state["ranks"], *ranks)
+        if state.pop("is_in_window") and self._world_size > 1:
+            rank_zero_warn("ExactResume: a checkpoint inside an accumulation window is not exact in several processes.")
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resume = state_dict
 
-    def _open_window(self, unfinished_batch: bool) -> dict[str, torch.Tensor]:
-        """The gradients gathered for a step that is not yet taken."""
+    def _state(self) -> dict[str, Any]:
+        """What this process knows."""
         assert self._trainer is not None
+        self._note_new_cycle()
         loop = self._trainer.fit_loop
-        if unfinished_batch or not loop.epoch_loop.batch_progress.current.ready or not loop._should_accumulate():
-            return {}
-        if self._trainer.world_size > 1:
-            rank_zero_warn("ExactResume: a checkpoint inside an accumulation window is not exact in several processes.")
-            return {}
+        progress: Any = loop.epoch_loop.batch_progress
+        unfinished_batch = progress.current.processed < progress.current.ready
+        mine = {
+            "now": self._before_batch if unfinished_batch else self._outer or self._random_state(),
+            "epoch": {**self._epoch, "fetches": dict(self._epoch["fetches"])},
+            "finished": progress.is_last_batch and not unfinished_batch,
+        }
+        is_in_window = bool(not unfinished_batch and progress.current.ready and loop._should_accumulate())
+        gradients = self._gradients() if is_in_window and self._world_size == 1 else {}
+        return {
+            "ranks": [mine],
+            "gradients": gradients,
+            "loaders": described(self._trainer, self._loaders),
+            "num_workers": num_workers(self._loaders),
+            "is_in_window": is_in_window,
+        }
+
+    def _gradients(self) -> dict[str, torch.Tensor]:
+        """Those gathered for a step that is not yet taken."""
+        assert self._trainer is not None
         named = self._trainer.lightning_module.named_parameters()
         return {name: p.grad.detach().clone() for name, p in named if p.grad is not None}
 
@@ -102,8 +124,8 @@ class ExactResume(Callback):
             return
         if sum(isinstance(other, ExactResume) for other in trainer.callbacks) > 1:  # type: ignore[attr-defined]
             raise ValueError("ExactResume(): given twice; once is enough.")
-        self._trainer, self._epoch, self._outer, self._before_batch, self._recording = trainer, {}, None, None, False
-        self._resume = None
+        self._forget()
+        self._trainer, self._world_size, self._last, self._resume = trainer, trainer.world_size, None, None
         # Instance attributes over methods of the loops: no hook stands between iter() and the first batch.
         loop, epoch_loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
         loop.__dict__["_load_combined_loader_states"] = self._loader_is_ready
@@ -117,27 +139,31 @@ class ExactResume(Callback):
         if self._resume is None:
             return
         ranks = self._resume["ranks"]
-        if len(ranks) != trainer.world_size:
-            rank_zero_warn(
-                f"ExactResume: saved by {len(ranks)} processes and resumed by {trainer.world_size}: not exact."
-            )
+        here = {"processes": trainer.world_size, **described(trainer, self._loaders)}
+        changed = differences({"processes": len(ranks), **self._resume.get("loaders", {})}, here)
+        if changed:
+            rank_zero_warn(f"ExactResume: the run was saved with {changed}; it is not exact.")
             self._resume = None
             return
+        if changed := differences(self._resume, {"num_workers": num_workers(self._loaders)}):
+            rank_zero_warn(f"ExactResume: the run was saved with {changed}; what its data set draws is not exact.")
         if any(getattr(loader, "persistent_workers", False) for loader in self._loaders) and trainer.current_epoch:
             rank_zero_warn("ExactResume: random numbers drawn inside persistent workers are not those of one long run.")
         if ranks[trainer.global_rank]["finished"]:
-            self._leave_finished_epoch(trainer)
+            _leave_finished_epoch(trainer)
         self._set_random_state(ranks[trainer.global_rank]["now"])
         for name, parameter in pl_module.named_parameters():
             if name in self._resume["gradients"]:
                 parameter.grad = self._resume["gradients"][name].to(parameter.device)
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._last = self._state()  # the loops let go of their loaders before `teardown`
+
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._restore(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        # A checkpoint of the exception is written by callbacks after this one: what it needs is kept.
-        self._restore(trainer)
+        self._restore(trainer)  # a checkpoint of the exception may be written by callbacks after this one
 
     def _restore(self, trainer: pl.Trainer) -> None:
         epoch_loop = trainer.fit_loop.epoch_loop
@@ -146,16 +172,14 @@ class ExactResume(Callback):
             epoch_loop.__dict__.pop(name, None)
         for name in ("run", "increment_progress_to_evaluation_end"):
             epoch_loop.val_loop.__dict__.pop(name, None)
+        self._forget()
 
-    def _leave_finished_epoch(self, trainer: pl.Trainer) -> None:
-        """With `max_steps`, Lightning would run one more batch of an epoch whose end was saved."""
-        loop: Any = trainer.fit_loop
-        if not loop.restarted_on_epoch_end:
-            return
-        loop.epoch_progress.increment_completed()
-        _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]  # the loop's own setter takes no False then
-        for part in (loop, loop.epoch_loop):
-            part.reset_restart_stage()
+    def _forget(self) -> None:
+        if self._is_training:
+            with suppress(RuntimeError):  # of a device that failed nothing can be read
+                self._last = self._state()
+        self._trainer, self._epoch, self._outer, self._before_batch, self._recording = None, {}, None, None, False
+        self._fetches, self._cycles, self._cycled = 0, [], set()
 
     # --- what stands before the loops' own methods ---
 
@@ -260,6 +284,11 @@ class ExactResume(Callback):
         self._cycles = now
 
     @property
+    def _is_training(self) -> bool:
+        """Between the loader's first iter() and the end of the loops."""
+        return self._fetcher is not None and bool(self._epoch)
+
+    @property
     def _fetcher(self) -> _DataFetcher | None:
         return self._trainer.fit_loop._data_fetcher if self._trainer else None
 
@@ -276,3 +305,15 @@ class ExactResume(Callback):
     def _set_random_state(self, state: dict[str, Any]) -> None:
         assert self._trainer is not None
         set_random_state(state, self._loaders, self._trainer.strategy.root_device)
+
+
+def _leave_finished_epoch(trainer: pl.Trainer) -> None:
+    """With `max_steps`, Lightning would run one more batch of an epoch that was saved at its end, or after the fit."""
+    loop: Any = trainer.fit_loop
+    if loop.restarted_on_epoch_end:
+        loop.epoch_progress.increment_completed()
+    elif not loop.restarting or loop._restart_stage != RestartStage.NONE:
+        return
+    _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]  # the loop's own setter takes no False then
+    for part in (loop, loop.epoch_loop):
+        part.reset_restart_stage()

@@ -16,6 +16,7 @@ from lightning_optkit._checks import check_bools, check_one_of
 from lightning_optkit.callbacks._configured import optimizers_in
 from lightning_optkit.callbacks._norms import FusedNorms
 from lightning_optkit.callbacks._overrides import override, restore
+from lightning_optkit.callbacks._run_free import RunFree
 from lightning_optkit.callbacks.schedule_free import ScheduleFree
 from lightning_optkit.clipping import ClipNorm, ClipValue
 from lightning_optkit.optimizers._schedule_free import ScheduleFreeOptimizer
@@ -26,15 +27,16 @@ from lightning_optkit.step.numbers import ROUNDINGS, STATE_DTYPES
 __all__ = ["Fuse"]
 
 
-class Fuse(Callback):
+class Fuse(RunFree, Callback):
     """Makes torch optimizers one-pass optimizers of the same rule, and folds `gradient_clip_val` into their step.
 
     Rules: SGD, Adagrad, RMSprop, Adadelta, Adafactor, Adam, AdamW, Adamax, NAdam, RAdam and Muon.
 
-    The optimizer stays the same object: parameter groups, schedulers, hooks, state dicts and checkpoints keep
-    working, with or without this callback. Optimizers without a one-pass rule are left alone, and the printed plan
-    says so. After the fit every optimizer is torch's again and the module is as it was. `ScheduleFree` is brought along
-    for schedule-free optimizers.
+    The optimizer stays the same object, and an instance of its torch class: parameter groups, schedulers, hooks, state
+    dicts, checkpoints, and callbacks that ask for that class keep working, with or without this callback. Optimizers
+    without a one-pass rule, and those of a class of the user's own, are left alone, and the printed plan says so. After
+    the fit every optimizer is torch's again and the module is as it was. `ScheduleFree` is brought along for
+    schedule-free optimizers.
 
     LayerNorm and RMSNorm layers, torch's and those of other packages that compute the same, become
     `lightning_optkit.layers.LayerNorm` and `RMSNorm` with the same weights; state dict keys do not change.
@@ -176,18 +178,18 @@ class Fuse(Callback):
     def _undo(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for name, function in self._overrides.items():
             restore(pl_module, name, function)
-        self._overrides = {}
         if self._fused_norms is not None:
             self._fused_norms.undo()
-            self._fused_norms = None
         for optimizer in self._converted:
             to_torch_(optimizer)
-        self._converted = []
         if self._switch is not None:
             # A new list: Lightning is walking the old one, and the switch has to be undone too.
             callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
             trainer.callbacks = [c for c in callbacks if c is not self._switch]  # type: ignore[attr-defined]
-            self._switch = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._overrides, self._fused_norms, self._converted, self._switch = {}, None, [], None
 
 
 def _folded_clip(trainer: pl.Trainer) -> Clip:

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from lightning_optkit._checks import check_like, check_state, shown
 from lightning_optkit.callbacks._overrides import override, restore
+from lightning_optkit.callbacks._run_free import RunFree
 from lightning_optkit.clipping import AutoClip, ClipNorm, ClipPerTensor, ClipUnitwise, ClipValue, ZClip
 from lightning_optkit.clipping._gradients import gradients, norm_of
 from lightning_optkit.step import LearningClip, OnePassOptimizer
@@ -29,7 +30,7 @@ __all__ = ["GradientClipping"]
 AnyClip = AutoClip | ClipNorm | ClipPerTensor | ClipUnitwise | ClipValue | ZClip
 
 
-class GradientClipping(Callback):
+class GradientClipping(RunFree, Callback):
     """Clips the gradients of an unchanged module before every optimizer step, and logs what it did.
 
     With `Fuse`, or an optimizer of this package, the clip is folded into the step: no gradient is written. With any
@@ -61,9 +62,9 @@ class GradientClipping(Callback):
         check_like(type(self).__name__, "clip", clip, ("norm_bound", "bounds"), "a clip such as ClipNorm(1.0)")
         self.clip = clip
         self._learned: list[dict[str, Any]] = []
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._folded: dict[OnePassOptimizer, AnyClip] = {}
         self._called: dict[Optimizer, AnyClip] = {}
         self._scaled: list[tuple[Optimizer, type[Optimizer]]] = []
@@ -114,7 +115,7 @@ class GradientClipping(Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         learned, self._learned = self._learned, []
-        self._forget()
+        self._reset()
         optimizers = [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, Optimizer)]
         self._check(pl_module, optimizers)
         for index, optimizer in enumerate(optimizers):
@@ -214,7 +215,6 @@ class GradientClipping(Callback):
         return step % max(every, 1) == 0
 
     def _undo(self, pl_module: pl.LightningModule) -> None:
-        self._learned = self.state_dict()["learned"]
         restore(pl_module, "configure_gradient_clipping", self._override)
         for optimizer, kind in self._scaled:
             if type(optimizer) is kind:  # Fuse may have undone it before
@@ -223,6 +223,10 @@ class GradientClipping(Callback):
             if isinstance(folded, OnePassOptimizer):  # Fuse may have undone it before
                 folded.clip = None
         self._forget()
+
+    def _forget(self) -> None:
+        self._learned = self.state_dict()["learned"]
+        self._reset()
 
 
 _SCALES = "_step_supports_amp_scaling"

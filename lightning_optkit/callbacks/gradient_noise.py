@@ -11,12 +11,13 @@ from torch.optim import Optimizer
 
 from lightning_optkit._checks import check_in, check_int
 from lightning_optkit.callbacks._refusals import refuse_split_parameters, refuse_twice
+from lightning_optkit.callbacks._run_free import RunFree
 from lightning_optkit.regularization.gradient_noise import gradient_noise_, gradient_noise_std
 
 __all__ = ["GradientNoise"]
 
 
-class GradientNoise(Callback):
+class GradientNoise(RunFree, Callback):
     r"""Adds noise of variance :math:`\eta / (1 + t)^\gamma` to the gradients of optimizer step `t`, before clipping.
 
     It is added once per optimizer step, to the accumulated gradient, and scaled with it where a loss scaler's

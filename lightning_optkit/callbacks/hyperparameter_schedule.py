@@ -147,6 +147,9 @@ class HyperparameterSchedule(ScheduledCallback):
         while self._held:
             self._held.pop().undo()
 
+    def _forget(self) -> None:
+        self._held = []
+
 
 def _range_of(name: str) -> str:
     return _RANGES.get(name) or ("[0, 1)" if name.split("[")[0] in _BELOW_ONE else "[0, inf)")

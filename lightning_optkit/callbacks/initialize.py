@@ -19,6 +19,7 @@ from lightning_optkit.callbacks._mup_groups import split_by_multiplier
 from lightning_optkit.callbacks._overrides import override, restore
 from lightning_optkit.callbacks._probe import materialize, run_training_step
 from lightning_optkit.callbacks._refusals import refuse_twice
+from lightning_optkit.callbacks._run_free import RunFree
 from lightning_optkit.callbacks._training_set import TrainingSet
 from lightning_optkit.init import (
     Activation,
@@ -44,7 +45,7 @@ _SHARDED_OTHERWISE = ("FSDPStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy")
 _SILENCED = ("zero (", "zero_residual", "depth_scaled")
 
 
-class Initialize(Callback):
+class Initialize(RunFree, Callback):
     """Draws the parameters by a scheme when a fit begins, and prints mean and variance of every layer before and after.
 
     It happens after `configure_model`, on the final device, before `configure_optimizers` and the first step. A run
@@ -147,12 +148,19 @@ class Initialize(Callback):
         override(pl_module, "configure_optimizers", configure_optimizers)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        restore(pl_module, "configure_optimizers", self._configure_optimizers)
+        self._undo(pl_module)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        restore(pl_module, "configure_optimizers", self._configure_optimizers)
+        self._undo(pl_module)
 
     # --- what they do ---
+
+    def _undo(self, pl_module: pl.LightningModule) -> None:
+        restore(pl_module, "configure_optimizers", self._configure_optimizers)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._configure_optimizers = None
 
     def _why_not(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> str | None:
         if trainer.ckpt_path is not None:

@@ -8,12 +8,13 @@ from torch import Tensor
 from lightning_optkit._checks import check_in
 from lightning_optkit.callbacks._losses import SMOOTHING, Loss, LossCall, intercept, release
 from lightning_optkit.callbacks._refusals import refuse_twice
+from lightning_optkit.callbacks._run_free import RunFree
 from lightning_optkit.regularization.label_smoothing import label_smoothing
 
 __all__ = ["LabelSmoothing"]
 
 
-class LabelSmoothing(Callback):
+class LabelSmoothing(RunFree, Callback):
     """Training computes its cross entropy against smoothed targets; validation and test go on as they are.
 
     The loss is what `torch.nn.CrossEntropyLoss(label_smoothing=smoothing)` would have been, with the module's own

@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_optkit._checks import check_in, check_pattern
 from lightning_optkit.callbacks._refusals import refuse_split_parameters, refuse_twice
+from lightning_optkit.callbacks._run_free import RunFree
 from lightning_optkit.callbacks._updates import after_update, refuse_folded_average
 from lightning_optkit.regularization.max_norm import max_norm_
 from lightning_optkit.regularization.weights_of import weights_of
@@ -20,7 +21,7 @@ __all__ = ["MaxNorm"]
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-class MaxNorm(Callback):
+class MaxNorm(RunFree, Callback):
     """After every optimizer step, weights into a unit whose norm exceeds `max_norm` are scaled back to it.
 
     A unit is an output of a linear layer, a filter of a convolution, a row of an embedding. Biases and normalization
@@ -92,4 +93,7 @@ class MaxNorm(Callback):
     def _undo(self) -> None:
         for handle in self._hooks:
             handle.remove()
+        self._forget()
+
+    def _forget(self) -> None:
         self._hooks, self._dim = [], {}

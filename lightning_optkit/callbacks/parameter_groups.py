@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning_optkit._checks import check_bools
 from lightning_optkit.callbacks._configured import optimizers_in, schedulers_in
 from lightning_optkit.callbacks._overrides import override, restore
+from lightning_optkit.callbacks._run_free import RunFree
 from lightning_optkit.optimizers._group_rules import GroupRules, NoDecay
 from lightning_optkit.optimizers._regroup import regroup_
 from lightning_optkit.optimizers.groups import NO_DECAY, GroupTable
@@ -18,7 +19,7 @@ from lightning_optkit.optimizers.groups import NO_DECAY, GroupTable
 __all__ = ["ParameterGroups"]
 
 
-class ParameterGroups(Callback):
+class ParameterGroups(RunFree, Callback):
     """Splits the groups of whatever optimizer `configure_optimizers` returns, before it has any state.
 
     The optimizer stays the same object, and a group keeps all its entries but those that are split: a user's own groups
@@ -95,4 +96,7 @@ class ParameterGroups(Callback):
 
     def _undo(self, pl_module: pl.LightningModule) -> None:
         restore(pl_module, "configure_optimizers", self._override)
+        self._forget()
+
+    def _forget(self) -> None:
         self._override, self._tables = None, []

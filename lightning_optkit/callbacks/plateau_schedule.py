@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_optkit._checks import check_bools, check_in, check_int, check_one_of, check_state, check_text
+from lightning_optkit.callbacks._run_free import RunFree
 from lightning_optkit.callbacks._schedulers import refuse_other_schedules, take_over_schedulers
 
 __all__ = ["PlateauSchedule"]
@@ -22,7 +23,7 @@ __all__ = ["PlateauSchedule"]
 _STATE = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
 
 
-class PlateauSchedule(Callback):
+class PlateauSchedule(RunFree, Callback):
     """Multiplies the learning rate by `factor` after more than `patience` measurements without improvement.
 
     Beside `LRSchedule` it lowers the base value that the schedule multiplies: a warm-up, then a plateau rule, is
@@ -98,6 +99,8 @@ class PlateauSchedule(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What was judged so far, for each optimizer."""
+        if not self._judges:
+            return {"judges": self._restored}
         return {"judges": [{name: getattr(judge, name) for name in _STATE} for judge in self._judges]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -141,7 +144,18 @@ class PlateauSchedule(Callback):
         if self._at_epoch_end_now:
             self._judge(trainer)
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._forget()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._forget()
+
     # --- what they do ---
+
+    def _forget(self) -> None:
+        self._restored = self.state_dict()["judges"]
+        self._judges = []
 
     def _judge(self, trainer: pl.Trainer) -> None:
         value = self._measured(trainer)

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from lightning_optkit._checks import check_bools, check_callable, shown
 from lightning_optkit.callbacks._fields import Field, check_field, field_of, with_field
 from lightning_optkit.callbacks._overrides import override, restore
+from lightning_optkit.callbacks._run_free import RunFree
 from lightning_optkit.callbacks._training_set import TrainingSet
 from lightning_optkit.data import fit_in_order
 
 __all__ = ["Preprocess"]
 
 
-class Preprocess(Callback):
+class Preprocess(RunFree, Callback):
     """Replaces one field of every batch by what a transform fitted on the training set makes of it.
 
     Fitted when a fit begins, on the rows of `train_dataloader` only, each read once per fitted stage: in order, by all
@@ -191,8 +192,11 @@ class Preprocess(Callback):
     def _undo(self, trainer: pl.Trainer) -> None:
         restore(trainer.strategy, "batch_to_device", self._batch_to_device)
         restore(trainer.precision_plugin, "convert_input", self._convert_input)
-        self._batch_to_device = self._inner = self._convert_input = None
         self.transform.cpu()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._batch_to_device = self._inner = self._convert_input = None
 
 
 class _Present:

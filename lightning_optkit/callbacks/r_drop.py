@@ -14,13 +14,14 @@ from lightning_optkit._checks import check_in
 from lightning_optkit.callbacks._losses import WATCHING, Loss, LossCall, intercept, release
 from lightning_optkit.callbacks._overrides import override, restore
 from lightning_optkit.callbacks._refusals import refuse_manual_optimization, refuse_twice
+from lightning_optkit.callbacks._run_free import RunFree
 from lightning_optkit.callbacks._second_pass import SecondPass, finish_second_passes, loss_of, with_loss
 from lightning_optkit.regularization.r_drop import r_drop
 
 __all__ = ["RDrop"]
 
 
-class RDrop(Callback):
+class RDrop(RunFree, Callback):
     r"""Adds to the loss how much two passes with different dropout disagree.
 
     .. math:: \tfrac{1}{2}(L_1 + L_2) + \alpha\, \tfrac{1}{2}\left(D_{KL}(P_1 \| P_2) + D_{KL}(P_2 \| P_1)\right)
@@ -134,11 +135,13 @@ class RDrop(Callback):
 
     def _undo(self, pl_module: pl.LightningModule) -> None:
         finish_second_passes(pl_module)
-        self._calls = []
         release(pl_module, self._watch)
         for name, function in self._overrides.items():
             restore(pl_module, name, function)
-        self._overrides = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        self._calls, self._overrides = [], {}
 
 
 def _divergence(calls: list[LossCall], others: list[LossCall]) -> Tensor:

@@ -29,6 +29,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_optkit._checks import check_bools, check_int, check_path, check_text, shown
 from lightning_optkit._norms import total_norm
+from lightning_optkit.callbacks._run_free import RunFree
 from lightning_optkit.diagnostics._record import record_from
 from lightning_optkit.diagnostics.report import Curve, RunRecord, write_report
 from lightning_optkit.step import OnePassOptimizer
@@ -38,7 +39,7 @@ __all__ = ["Report"]
 _MAX_PENDING = 512  # values still on an accelerator
 
 
-class Report(Callback):
+class Report(RunFree, Callback):
     """Records loss, learning rates, gradient norms, validation metrics and step times; writes them when `fit` ends.
 
     The file needs nothing outside itself. Loss and gradients are those of rank zero; under DDP the gradients are the
@@ -82,6 +83,10 @@ class Report(Callback):
         self._started: float | None = None
         self._batch_idx = self._num_skipped = 0
         self._clips = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._fetch()  # here: a copy would append to the same record
+        return super().__getstate__()
 
     def state_dict(self) -> dict[str, Any]:
         """The record so far, in plain types."""

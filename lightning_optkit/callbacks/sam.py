@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_optkit._checks import check_bools, check_in
 from lightning_optkit.callbacks._overrides import override, restore
 from lightning_optkit.callbacks._refusals import refuse_manual_optimization, refuse_split_parameters, refuse_twice
+from lightning_optkit.callbacks._run_free import RunFree
 from lightning_optkit.callbacks._second_pass import SecondPass, finish_second_passes, loss_of, with_loss
 from lightning_optkit.regularization.asam import asam
 from lightning_optkit.regularization.sam import sam
@@ -21,7 +22,7 @@ from lightning_optkit.regularization.sam import sam
 __all__ = ["SAM"]
 
 
-class SAM(Callback):
+class SAM(RunFree, Callback):
     """Takes every gradient at the worst point near the weights, so that training ends in flat minima.
 
     Inside `training_step` the module runs on the batch, its gradient (kept apart from `.grad`) says where to climb, and
@@ -150,7 +151,10 @@ class SAM(Callback):
         finish_second_passes(pl_module)
         for name, function in self._overrides.items():
             restore(pl_module, name, function)
-        self._overrides = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        self._overrides, self._before = {}, []
 
 
 def _mean_over_processes(trainer: pl.Trainer, param: Tensor, grad: Tensor | None) -> Tensor:

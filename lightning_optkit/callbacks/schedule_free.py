@@ -9,13 +9,14 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_optkit.callbacks._overrides import override, restore
+from lightning_optkit.callbacks._run_free import RunFree
 from lightning_optkit.optimizers._schedule_free import ScheduleFreeOptimizer
 from lightning_optkit.step.shards import reshard
 
 __all__ = ["ScheduleFree"]
 
 
-class ScheduleFree(Callback):
+class ScheduleFree(RunFree, Callback):
     """Switches `ScheduleFreeSGD` and `ScheduleFreeAdamW` between training and evaluation.
 
     Validation runs on the average, every checkpoint's `state_dict` holds it (with y in the optimizer's state, for
@@ -105,4 +106,7 @@ class ScheduleFree(Callback):
     def _undo(self, pl_module: pl.LightningModule) -> None:
         self._eval(pl_module)
         restore(pl_module, "on_save_checkpoint", self._on_save)
+        self._forget()
+
+    def _forget(self) -> None:
         self._optimizers, self._on_save = [], None

@@ -14,12 +14,13 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_optkit._checks import check_bools, check_in, check_int, check_path, check_state, shown
+from lightning_optkit.callbacks._run_free import RunFree
 from lightning_optkit.schedules.schedule import Length, Schedule, check_length, resolve_length
 
 __all__ = ["SnapshotEnsemble"]
 
 
-class SnapshotEnsemble(Callback):
+class SnapshotEnsemble(RunFree, Callback):
     """Saves an ordinary checkpoint at the end of every cycle of a schedule with warm restarts, where the loss is low.
 
     Predict with all of them, or the last few, by `ensemble_predict(module, ensemble.paths, loader)`, or look for a
@@ -128,6 +129,9 @@ class SnapshotEnsemble(Callback):
             )
 
     # --- what they do ---
+
+    def _forget(self) -> None:
+        self._ends = iter(())
 
     def _folder(self, trainer: pl.Trainer) -> Path:
         if self._dirpath is not None:

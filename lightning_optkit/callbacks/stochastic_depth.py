@@ -12,12 +12,13 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_optkit._checks import check_bools, check_in, check_pattern, check_whole
 from lightning_optkit.callbacks._named_modules import first_tensor, modules_named, with_first
+from lightning_optkit.callbacks._run_free import RunFree
 from lightning_optkit.regularization.stochastic_depth import linear_drop_rates, stochastic_depth
 
 __all__ = ["StochasticDepth"]
 
 
-class StochasticDepth(Callback):
+class StochasticDepth(RunFree, Callback):
     """In training, the output of every branch named `names` is zero for a random share of the examples.
 
     A branch is the module whose output is added to the residual stream: name that one, not the block around it, or the
@@ -87,4 +88,7 @@ class StochasticDepth(Callback):
     def _undo(self) -> None:
         for handle in self._hooks:
             handle.remove()
+        self._forget()
+
+    def _forget(self) -> None:
         self._hooks = []

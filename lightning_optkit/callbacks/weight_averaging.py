@@ -18,6 +18,7 @@ from lightning_optkit.averaging import EMA, LAWA, SWA
 from lightning_optkit.callbacks._batch_norm import batch_norms, check_forward, recompute_batch_norm_
 from lightning_optkit.callbacks._kept_average import KeptAverage, names_of
 from lightning_optkit.callbacks._overrides import override, restore
+from lightning_optkit.callbacks._run_free import RunFree
 from lightning_optkit.callbacks._weight_files import as_saved, load_trained, save_trained
 from lightning_optkit.step.shards import reshard
 
@@ -29,7 +30,7 @@ _LIGHTNINGS = (
 )  # since 2.6
 
 
-class WeightAveraging(Callback):
+class WeightAveraging(RunFree, Callback):
     """Averages the weights over training: folded into a one-pass step, in a pass of its own after any other step.
 
     The average lives in the optimizer's state: sharded where the parameters are (`ModelParallelStrategy`), and in every
@@ -275,6 +276,9 @@ class WeightAveraging(Callback):
         self._is_training = False
         restore(pl_module, "on_save_checkpoint", self._on_module_save)
         self._on_module_save = None
+
+    def _forget(self) -> None:
+        self._on_module_save, self._is_training, self._trained, self._batch_norm = None, False, {}, None
 
 
 def _named_tensors(pl_module: pl.LightningModule) -> dict[str, Tensor]:

@@ -2,6 +2,8 @@
 """The random numbers of one augmentation."""
 
 import random
+from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,21 @@ from torch import Tensor, nn
 from lightning_optkit._checks import check_generator
 
 __all__ = ["Draws"]
+
+
+def _generator_of(device: str, state: bytes) -> torch.Generator:
+    generator = torch.Generator(device)
+    generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
+    return generator
+
+
+def _reduce_generator(generator: torch.Generator) -> tuple[Callable[..., torch.Generator], tuple[str, bytes]]:
+    return _generator_of, (str(generator.device), generator.get_state().numpy().tobytes())
+
+
+# torch sends a generator to a spawned process as a temporary tensor in shared memory, which is gone before the process
+# has begun ("bad value(s) in fds_to_keep").
+ForkingPickler.register(torch.Generator, _reduce_generator)
 
 
 class Draws(nn.Module):

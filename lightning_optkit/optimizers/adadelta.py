@@ -35,7 +35,7 @@ def _hypers(group: Group) -> tuple[float, ...]:
 _RULE = Rule("adadelta", ("square_avg", "acc_delta"), _hypers, adadelta_update)
 
 
-class Adadelta(OnePassOptimizer):
+class Adadelta(OnePassOptimizer, torch.optim.Adadelta):
     """Adadelta with the arguments of `torch.optim.Adadelta`, and every stage of the one-pass step.
 
     Args:

@@ -86,7 +86,7 @@ _RULE = Rule(
 )
 
 
-class Adafactor(OnePassOptimizer):
+class Adafactor(OnePassOptimizer, torch.optim.Adafactor):
     """Adafactor with the arguments of `torch.optim.Adafactor`, and every stage of the one-pass step.
 
     A parameter of two dimensions or more keeps the mean square of each row and of each column of its last two; any

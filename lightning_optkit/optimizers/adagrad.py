@@ -13,7 +13,11 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from lightning_optkit.step import Average, Clip, OnePassOptimizer, Rule
 from lightning_optkit.step.arguments import check_number
+from lightning_optkit.step.codes import scale_name
 from lightning_optkit.step.rule import Group, State
+from lightning_optkit.step.segments import Entry
+from lightning_optkit.step.shards import local
+from lightning_optkit.step.state import Kept, StateLayout, prepare_state
 
 __all__ = ["Adagrad", "adagrad_update"]
 
@@ -37,7 +41,7 @@ def _fresh(name: str, group: Group) -> float:
 _RULE = Rule("adagrad", ("sum",), _hypers, adagrad_update, fresh=_fresh)
 
 
-class Adagrad(OnePassOptimizer):
+class Adagrad(OnePassOptimizer, torch.optim.Adagrad):
     """Adagrad with the arguments of `torch.optim.Adagrad`, and every stage of the one-pass step.
 
     Args:
@@ -122,6 +126,20 @@ class Adagrad(OnePassOptimizer):
             state_dtype=state_dtype,
             statistics=statistics,
         )
+
+    def share_memory(self) -> None:
+        """Moves the sums of squares into shared memory, as in torch; those that no step has begun are created."""
+        kept = [
+            Kept(Entry(param, _RULE.states, group_index, 0), self.state[param], group, _RULE)
+            for group_index, group in enumerate(self.param_groups)
+            for param in group["params"]
+        ]
+        prepare_state(kept, StateLayout(self.average, self.state_dtype))
+        for each in kept:
+            for name in ("sum", scale_name("sum")):
+                if name in each.state:
+                    local(each.state[name]).share_memory_()  # type: ignore[no-untyped-call]
+        self._plan = None
 
     def _rule(self, group: Group) -> Rule:
         return _RULE

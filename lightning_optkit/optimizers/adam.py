@@ -42,7 +42,7 @@ _ADAM = Rule("adam", ("exp_avg", "exp_avg_sq"), _hypers, adam_update)
 _ADAM_AMSGRAD = Rule("adam_amsgrad", ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"), _hypers, adam_update)
 
 
-class Adam(OnePassOptimizer):
+class Adam(OnePassOptimizer, torch.optim.Adam):
     """Adam with the arguments of `torch.optim.Adam`, and every stage of the one-pass step.
 
     Args:

@@ -35,7 +35,7 @@ def _hypers(group: Group) -> tuple[float, ...]:
 _RULE = Rule("adamax", ("exp_avg", "exp_inf"), _hypers, adamax_update)
 
 
-class Adamax(OnePassOptimizer):
+class Adamax(OnePassOptimizer, torch.optim.Adamax):
     """Adamax with the arguments of `torch.optim.Adamax`, and every stage of the one-pass step.
 
     Args:

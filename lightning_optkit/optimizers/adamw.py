@@ -17,7 +17,7 @@ from lightning_optkit.step import Average, Clip
 __all__ = ["AdamW"]
 
 
-class AdamW(Adam):
+class AdamW(Adam, torch.optim.AdamW):
     """AdamW with the arguments of `torch.optim.AdamW`, and every stage of the one-pass step.
 
     Args:

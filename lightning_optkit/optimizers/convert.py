@@ -42,6 +42,8 @@ _ADDED_KEYS = {
 }
 _ADDED_KEYS |= {*OWN_KEYS, "maximize", "differentiable"}  # which torch.optim.Muon does not have
 
+_ADDED_STATE = {"momentum_step"}  # which torch would leave behind as it goes on
+
 
 @dataclass(frozen=True)
 class _Before:
@@ -109,7 +111,7 @@ def from_torch_(
     state_dtype: torch.dtype | Literal["int8"] = torch.float32,
     statistics: bool = False,
 ) -> None:
-    """Makes a `torch.optim` optimizer a one-pass optimizer of the same rule, groups and state.
+    """Makes a `torch.optim` optimizer a one-pass optimizer of the same rule, groups and state; also of its torch class.
 
     Args:
         optimizer: Of exactly one of the torch classes that have a one-pass rule.
@@ -181,8 +183,8 @@ def to_torch_(optimizer: OnePassOptimizer) -> None:
                 plain = torch.empty_like(rule.like(name, param), requires_grad=False)
                 convert_(plain, state, name, state[name])
                 state[name] = plain
-            for scalar in rule.scalars:
-                state.pop(scalar.name, None)
+            for name in _ADDED_STATE:
+                state.pop(name, None)
         for key in _ADDED_KEYS - set(before.defaults):
             group.pop(key, None)
         group.update(implementation)

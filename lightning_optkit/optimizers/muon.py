@@ -51,7 +51,7 @@ _MUON = Rule(
 _ADAMW = Rule("adam", ("exp_avg", "exp_avg_sq"), _adamw_hypers, _adamw_update)
 
 
-class Muon(OnePassOptimizer):
+class Muon(OnePassOptimizer, torch.optim.Muon):
     """Muon for matrices and AdamW for the rest, with the arguments of `torch.optim.Muon`.
 
     A matrix is a real parameter of two dimensions or more; a convolution's weight counts as [out, in * kernel]. Each

@@ -43,7 +43,7 @@ _MU_PRODUCT = Scalar("mu_product", fresh=1.0, inherited=1.0)
 _RULE = Rule("nadam", ("exp_avg", "exp_avg_sq"), _hypers, nadam_update, (_MU_PRODUCT,))
 
 
-class NAdam(OnePassOptimizer):
+class NAdam(OnePassOptimizer, torch.optim.NAdam):
     """NAdam with the arguments of `torch.optim.NAdam`, and every stage of the one-pass step.
 
     Args:

@@ -41,7 +41,7 @@ def _hypers(group: Group) -> tuple[float, ...]:
 _RULE = Rule("radam", ("exp_avg", "exp_avg_sq"), _hypers, radam_update)
 
 
-class RAdam(OnePassOptimizer):
+class RAdam(OnePassOptimizer, torch.optim.RAdam):
     """RAdam with the arguments of `torch.optim.RAdam`, and every stage of the one-pass step.
 
     Args:

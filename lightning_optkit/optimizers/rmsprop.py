@@ -40,7 +40,7 @@ def _hypers(group: Group) -> tuple[float, ...]:
 _RULE = Rule("rmsprop", ("square_avg", "momentum_buffer", "grad_avg"), _hypers, rmsprop_update)
 
 
-class RMSprop(OnePassOptimizer):
+class RMSprop(OnePassOptimizer, torch.optim.RMSprop):
     """RMSprop with the arguments of `torch.optim.RMSprop`, and every stage of the one-pass step.
 
     Args:

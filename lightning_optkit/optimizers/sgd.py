@@ -42,7 +42,7 @@ _MOMENTUM_STEP = Scalar("momentum_step", fresh=0.0, inherited=1.0)
 _SGD = Rule("sgd", ("momentum_buffer",), _hypers, sgd_update, (_MOMENTUM_STEP,), counts_steps=False)
 
 
-class SGD(OnePassOptimizer):
+class SGD(OnePassOptimizer, torch.optim.SGD):
     """SGD with the arguments of `torch.optim.SGD`, and every stage of the one-pass step.
 
     Args:

@@ -43,6 +43,10 @@ class OnePassOptimizer(Optimizer):
     A rule subclasses it once and says three things: `_rule` (which compiled rule a group uses), `_held` (which state it
     keeps), and its own argument checks in `_check_group`. See `lightning_optkit.optimizers.adamw`.
 
+    A rule that torch has too derives from torch's class as well, behind this one: who asks `isinstance(optimizer,
+    torch.optim.SGD)` gets the same answer of both. None of torch's rule is run: what this class leaves to torch is
+    called on `Optimizer` by name.
+
     Args:
         params: Parameters or parameter groups, as in `torch.optim`; all on one device.
         defaults: The rule's own group entries, under torch's names.
@@ -63,7 +67,7 @@ class OnePassOptimizer(Optimizer):
     """
 
     torch_class: ClassVar[type[Optimizer] | None] = None
-    """The torch.optim class with the same rule, whose state dicts are exchangeable."""
+    """The torch.optim class with the same rule, a base of this one, whose state dicts are exchangeable."""
 
     def __init__(
         self,
@@ -101,7 +105,7 @@ class OnePassOptimizer(Optimizer):
         self._stepped: list[Segment] = []
         self._counted = Progress()
         self._control: DeviceControl | None = None
-        super().__init__(listed(self._owner, params), defaults)
+        Optimizer.__init__(self, listed(self._owner, params), defaults)
 
     # --- what a rule says of itself ---
 
@@ -169,7 +173,7 @@ class OnePassOptimizer(Optimizer):
         check_params(self._owner, self.param_groups, param_group["params"])
         with self._lock:
             try:
-                super().add_param_group(param_group)
+                Optimizer.add_param_group(self, param_group)
             except (TypeError, ValueError) as error:
                 raise type(error)(f"{self._owner}(params=...): {error}.") from None
             self._plan = None
@@ -321,7 +325,7 @@ class OnePassOptimizer(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As in torch; "rule" besides, and under "clip" what a clip learned of the gradients that it saw."""
-        state_dict = {**super().state_dict(), "rule": rule_of(self)}
+        state_dict = {**Optimizer.state_dict(self), "rule": rule_of(self)}
         return {**state_dict, "clip": self.clip.state_dict()} if isinstance(self.clip, LearningClip) else state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -340,11 +344,11 @@ class OnePassOptimizer(Optimizer):
         """What pickle and deepcopy keep: no plan, since it holds addresses."""
         kept = ("clip", "average", "state_dtype", "record_statistics")
         counted = {"_counted": self.progress().counts()}
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in kept}, **counted}
+        return {**Optimizer.__getstate__(self), **{name: getattr(self, name) for name in kept}, **counted}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores what was kept; the plan is built at the next step."""
-        super().__setstate__(state)
+        Optimizer.__setstate__(self, state)
         self._plan = self._control = None
         self._accepted = AcceptedGroups()
         self._stepped = []

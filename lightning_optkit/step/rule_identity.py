@@ -55,7 +55,7 @@ def _check_group_entries(what: str, optimizer: "OnePassOptimizer", saved: Group,
     if foreign:
         raise ValueError(f"{what} the checkpoint is of another rule; its groups have {_listed(foreign)}.")
     decoupled = saved.get(_DECOUPLED, group[_DECOUPLED])
-    if isinstance(decoupled, torch.Tensor) or decoupled != group[_DECOUPLED]:
+    if hasattr(decoupled, "shape") or decoupled != group[_DECOUPLED]:  # an array has no truth of its own
         raise ValueError(f"{what} the checkpoint is of another rule; it has {_DECOUPLED}={kind_of(decoupled)}.")
 
 

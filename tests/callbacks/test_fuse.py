@@ -8,7 +8,7 @@ import re
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import BaseFinetuning, Callback, ModelCheckpoint
 from torch.optim import lr_scheduler
 
 from lightning_optkit.averaging import EMA
@@ -635,3 +635,35 @@ def test_a_clip_value_that_lightning_takes_for_none_is_none_here_too(regression,
     fit(plain, gradient_clip_val=value)
     fit(fused, Fuse(), gradient_clip_val=value)
     assert_close(fused, plain)
+
+
+# --- who asks what the optimizer is ---
+
+
+class Unfreeze(BaseFinetuning):
+    """Trains the last layer, and from the second epoch on the first one too, where the optimizer is of `kind`."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def freeze_before_training(self, pl_module):
+        self.freeze(pl_module.net[0])
+
+    def finetune_function(self, pl_module, epoch, optimizer):
+        if epoch == 1 and isinstance(optimizer, self.kind):
+            self.unfreeze_and_add_param_group(pl_module.net[0], optimizer, lr=0.1)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_callback_that_asks_for_a_class_takes_the_branch_of_before(name, kind, regression, fit):
+    optimizer_class, kwargs = OPTIMIZERS[name]
+    weights = []
+    for fuse in ([], [Fuse(verbose=False)]):
+        module = regression(lambda module: optimizer_class(module.net[2].parameters(), **kwargs))
+        start = module.net[0].weight.detach().clone()
+        fit(module, *fuse, Unfreeze(kind))
+        assert torch.equal(start, module.net[0].weight) is not issubclass(optimizer_class, kind)
+        weights.append([parameter.detach() for parameter in module.parameters()])
+    torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=TOLERANCE)

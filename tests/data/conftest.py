@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Real tables, whole and with holes."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_wine
+
+sys.path.insert(0, str(Path(__file__).parent))  # draws_worker.py
 
 LOADERS = (load_breast_cancer, load_wine, load_diabetes, load_digits)
 

@@ -73,3 +73,17 @@ def test_a_bad_argument_raises_what_torch_raises(kwargs):
         torch.optim.Adagrad([torch.ones(2, requires_grad=True)], **kwargs)
     with pytest.raises(theirs.type):
         Adagrad([torch.ones(2, requires_grad=True)], **kwargs)
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+@pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16, "int8"], ids=str)
+def test_the_sums_go_into_shared_memory_and_training_goes_on(train, state_dtype, steps):
+    shared, alone = parameters(torch.float32)
+    optimizers = [Adagrad(p, lr=1e-2, initial_accumulator_value=0.5, state_dtype=state_dtype) for p in (shared, alone)]
+    train(optimizers, [shared, alone], steps=steps)
+    optimizers[0].share_memory()
+    sums = [optimizers[0].state[p]["sum"] for p in shared]
+    assert all(held.is_shared() for held in sums)
+    train(optimizers, [shared, alone], steps=5, seed=2)
+    assert all(optimizers[0].state[p]["sum"] is held for p, held in zip(shared, sums, strict=True))
+    torch.testing.assert_close(shared, alone, rtol=0, atol=0)

@@ -4,6 +4,7 @@
 import copy
 import inspect
 import itertools
+import pickle
 
 import pytest
 import torch
@@ -37,6 +38,59 @@ def test_takes_torchs_arguments_with_their_kinds_and_defaults(name):
         assert (mine[argument].kind, mine[argument].default) == (torchs[argument].kind, torchs[argument].default)
     added = [mine[argument] for argument in mine if argument not in torchs]
     assert {argument.kind for argument in added} == {inspect.Parameter.KEYWORD_ONLY}
+
+
+# --- the same answers to isinstance, and nothing of torch's rule behind them ---
+
+
+def torchs_classes():
+    found = (getattr(torch.optim, name) for name in dir(torch.optim))
+    return [cls for cls in found if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)]
+
+
+def test_every_rule_that_says_which_of_torchs_it_is_is_in_the_table():
+    rules = [getattr(ours, name) for name in ours.__all__]
+    assert {rule.__name__ for rule in rules if getattr(rule, "torch_class", None)} == set(NAMES)
+
+
+@RULES
+def test_it_is_what_torchs_class_is_and_nothing_else_of_torchs(name):
+    mine, torchs = classes(name)
+    assert mine.torch_class is torchs
+    assert [issubclass(mine, cls) for cls in torchs_classes()] == [issubclass(torchs, cls) for cls in torchs_classes()]
+
+
+@RULES
+def test_a_rule_that_torch_does_not_have_is_none_of_torchs(name):
+    others = {"LAMB", "LARS", "Lion", "Adan", "AdEMAMix", "ADOPT", "Prodigy", "ScheduleFreeAdamW", "ScheduleFreeSGD"}
+    assert not any(issubclass(getattr(ours, other), classes(name)[1]) for other in others)
+
+
+@RULES
+def test_nothing_of_torchs_rule_is_run(name, monkeypatch, frozen):
+    mine, torchs = classes(name)
+    for cls in set(torchs.__mro__) - set(torch.optim.Optimizer.__mro__):
+        for method in ("__init__", "__setstate__", "_init_group", "step"):
+            if method in vars(cls):
+                monkeypatch.setattr(cls, method, lambda *args, **kwargs: pytest.fail("torch's rule was run"))
+    params = [torch.ones(3, 4, requires_grad=True)]
+    optimizer = mine(params)
+    optimizer.add_param_group({"params": [torch.ones(2, 2, requires_grad=True)]})
+
+    def step(optimizer):
+        for group in optimizer.param_groups:
+            for param in group["params"]:
+                param.grad = torch.linspace(-1, 1, param.numel()).view_as(param)
+        optimizer.step()
+        return frozen([param for group in optimizer.param_groups for param in group["params"]])
+
+    step(optimizer)
+    copies = [copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))]
+    saved = copy.deepcopy(optimizer.state_dict())
+    expected = step(optimizer)
+    assert [step(copied) for copied in copies] == [expected, expected]
+    copies[0].load_state_dict(saved)
+    assert optimizer.__repr__().startswith(f"{name} (")
 
 
 # --- the same numbers ---

@@ -2,6 +2,7 @@
 """In the middle of training a torch optimizer becomes a one-pass one and back, and nobody who holds it notices."""
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.optim import lr_scheduler
 
 from lightning_optkit.averaging import EMA
 from lightning_optkit.clipping import ClipNorm
-from lightning_optkit.optimizers import SGD, Adafactor, Adam, AdamW
+from lightning_optkit.optimizers import SGD, Adadelta, Adafactor, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop
 from lightning_optkit.optimizers.convert import from_torch_, to_torch_, why_not_convertible
 
 SHAPES = [(), (7,), (16, 33)]
@@ -23,6 +24,12 @@ RULES = {
     "adam": (Adam, torch.optim.Adam, dict(lr=0.05, weight_decay=0.1)),
     "adamw": (AdamW, torch.optim.AdamW, dict(lr=0.05, amsgrad=True)),
     "adafactor": (Adafactor, torch.optim.Adafactor, dict(lr=0.05, weight_decay=0.1)),
+    "nadam": (NAdam, torch.optim.NAdam, dict(lr=0.05, weight_decay=0.1)),
+    "adagrad": (Adagrad, torch.optim.Adagrad, dict(lr=0.05, lr_decay=0.1)),
+    "rmsprop": (RMSprop, torch.optim.RMSprop, dict(lr=0.05, momentum=0.9, centered=True, eps=1e-3)),
+    "adadelta": (Adadelta, torch.optim.Adadelta, dict(lr=0.5, weight_decay=0.1)),
+    "adamax": (Adamax, torch.optim.Adamax, dict(lr=0.05, weight_decay=0.1)),
+    "radam": (RAdam, torch.optim.RAdam, dict(lr=0.05, weight_decay=0.1)),
 }
 
 
@@ -248,6 +255,66 @@ def test_step_hooks_fire_once_per_step_all_along(rule):
     assert calls == ["before", "after"] * 6
 
 
+ALL = ["SGD", "Adagrad", "RMSprop", "Adadelta", "Adafactor", "Adam", "AdamW", "Adamax", "Muon", "NAdam", "RAdam"]
+TORCHS = [
+    name
+    for name in dir(torch.optim)
+    if isinstance(getattr(torch.optim, name), type) and issubclass(getattr(torch.optim, name), torch.optim.Optimizer)
+]
+
+
+@pytest.mark.parametrize("rule", ALL)
+def test_isinstance_gives_the_answers_of_before(rule):
+    optimizer = getattr(torch.optim, rule)([torch.ones(2, 2, requires_grad=True)])
+    answers = {name: isinstance(optimizer, getattr(torch.optim, name)) for name in TORCHS}
+    from_torch_(optimizer)
+    assert {name: isinstance(optimizer, getattr(torch.optim, name)) for name in TORCHS} == answers
+    assert answers[rule]
+    to_torch_(optimizer)
+    assert type(optimizer) is getattr(torch.optim, rule)
+
+
+@pytest.mark.parametrize("rule", ALL)
+def test_hooks_of_the_state_dict_and_of_the_step_survive(rule):
+    optimizer = getattr(torch.optim, rule)([torch.ones(2, 2, requires_grad=True)])
+    kinds = [
+        "step_pre",
+        "step_post",
+        "state_dict_pre",
+        "state_dict_post",
+        "load_state_dict_pre",
+        "load_state_dict_post",
+    ]
+    calls = []
+    for kind in kinds:
+        getattr(optimizer, f"register_{kind}_hook")(lambda *_, kind=kind: calls.append(kind))
+    for convert in (from_torch_, to_torch_, from_torch_):
+        calls.clear()
+        convert(optimizer)
+        calls.clear()  # a conversion reads the state dict itself
+        give_gradients(optimizer.param_groups[0]["params"], 0)
+        optimizer.step()
+        optimizer.load_state_dict(optimizer.state_dict())
+        assert calls == kinds
+
+
+@pytest.mark.parametrize("rule", ALL)
+def test_what_torch_creates_ahead_of_a_step_is_gone_on_with(rule, frozen):
+    """Some tools call `_init_group` of torch's rules so that there is a state to load into."""
+    finished = []
+    for is_created in (False, True):
+        params = [torch.ones(2, 3, dtype=torch.bfloat16, requires_grad=True)]
+        optimizer = getattr(torch.optim, rule)(params)
+        from_torch_(optimizer)
+        if is_created:
+            give_gradients(params, 0)
+            lists = len(inspect.signature(getattr(torch.optim, rule)._init_group).parameters) - 2
+            optimizer._init_group(optimizer.param_groups[0], *([] for _ in range(lists)))
+        train(optimizer, params, range(3))
+        finished.append((frozen(params), frozen(optimizer.state[params[0]])))
+    assert finished[0] == finished[1]
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_a_closure_is_called_with_gradients_enabled(rule):
     optimizer, params = built(rule)
@@ -341,7 +408,8 @@ def test_a_state_dict_of_the_converted_optimizer_loads_into_torchs(rule):
         p.data.copy_(q.detach())
     for o, p in ((optimizer, params), (resumed, resumed_params)):
         train(o, p, range(3, 6))
-    torch.testing.assert_close(resumed_params, params, rtol=0, atol=1e-12)
+    # NAdam keeps a product of fp32, which each rounds in its own way.
+    torch.testing.assert_close(resumed_params, params, rtol=0, atol=1e-10)
 
 
 def test_loading_a_state_dict_of_torch_does_not_leave_the_compiled_path():

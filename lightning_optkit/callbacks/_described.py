@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the order of the training data depends on, in plain types, to compare two runs by."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.data import sized_len
+
+from lightning_optkit.callbacks._random_state import own_generators
+from lightning_optkit.callbacks.batch_size_schedule import BatchSizeSchedule
+
+__all__ = ["described", "differences", "num_workers"]
+
+
+def described(trainer: pl.Trainer, loaders: list[Any]) -> dict[str, Any]:
+    """By name; empty where the loaders are made anew in the course of a run, and may be others each time."""
+    if trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
+        return {}
+    facts = {
+        "loaders": len(loaders),
+        "samples": [sized_len(getattr(loader, "dataset", loader)) for loader in loaders],
+        "sampler": [_kind(loader) for loader in loaders],
+        "drop_last": [getattr(loader, "drop_last", None) for loader in loaders],
+        "own generators": len([*own_generators(loaders)]),
+        "batch size": [getattr(loader, "batch_size", None) for loader in loaders],
+        "batches per epoch": trainer.num_training_batches,
+    }
+    if any(isinstance(callback, BatchSizeSchedule) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        del facts["batch size"], facts["batches per epoch"]  # its own, which it compares itself
+    return facts
+
+
+def num_workers(loaders: list[Any]) -> list[int]:
+    """Of each loader: only what a data set draws by itself depends on it."""
+    return [getattr(loader, "num_workers", 0) for loader in loaders]
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What of both is not alike, in words; empty if nothing."""
+    names = [name for name in now if name in before and before[name] != now[name]]
+    saved, resumed = (", ".join(f"{name} {_plain(facts[name])}" for name in names) for facts in (before, now))
+    return f"{saved} and goes on with {resumed}" if names else ""
+
+
+def _kind(loader: Any) -> str:
+    """The sampler, and how it draws."""
+    sampler = getattr(loader, "sampler", None)
+    if getattr(loader, "batch_size", None) is None and getattr(loader, "batch_sampler", None) is not None:
+        sampler = loader.batch_sampler
+    flags = [f"{name}={getattr(sampler, name)}" for name in ("shuffle", "replacement") if hasattr(sampler, name)]
+    return f"{type(sampler).__name__}({', '.join(flags)})"
+
+
+def _plain(fact: Any) -> Any:
+    return fact[0] if isinstance(fact, list) and len(fact) == 1 else fact
