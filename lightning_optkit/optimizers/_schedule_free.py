@@ -54,6 +54,8 @@ class ScheduleFreeOptimizer(OnePassOptimizer):
     goes on bit for bit, and a state dict says in `train_mode` of its groups which point the parameters held.
     """
 
+    kept_entries = OnePassOptimizer.kept_entries | {"lr_max", "train_mode", "warmup_steps"}
+
     def _beta(self, group: Group) -> float:
         """Share of x in y."""
         raise NotImplementedError

@@ -95,6 +95,7 @@ class Muon(OnePassOptimizer):
     """
 
     torch_class: ClassVar[type[Optimizer] | None] = torch.optim.Muon
+    kept_entries = OnePassOptimizer.kept_entries | {"ns_steps"}
 
     def __init__(
         self,

@@ -154,6 +154,8 @@ def _create_scalars(entries: Sequence[tuple[Entry, Group, Rule]], layout: StateL
     if not missing:
         return
     # On CUDA they live on the device: a skipped step must not advance them, and only the device knows of it.
-    values = torch.tensor([scalar.fresh for _, scalar in missing], device=missing[0][0].param.device)
+    # fp32 is what the walk reads, whatever torch's default dtype is.
+    fresh, device = [scalar.fresh for _, scalar in missing], missing[0][0].param.device
+    values = torch.tensor(fresh, dtype=torch.float32, device=device)
     for (entry, scalar), value in zip(missing, values.unbind(), strict=True):
         entry.state[scalar.name] = value
