@@ -43,7 +43,7 @@ def test_follows_the_algorithm_of_the_paper(shape, bounds, fused):
 
 @pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
 @pytest.mark.parametrize("grad_scale", [1e-10, 1.0, 1e10, 1e17])  # second moments of more or less are not held by fp32
-@pytest.mark.parametrize("scale", [1e-24, 1e-20, 1e-10, 1.0, 1e10, 1e20])
+@pytest.mark.parametrize("scale", [1e-20, 1e-10, 1.0, 1e10, 1e20])
 def test_any_scale_of_weights_in_single_precision(scale, grad_scale, fused):
     torch.manual_seed(0)
     values, gradients = torch.randn(3, 700) * scale, torch.randn(6, 3, 700) * grad_scale
