@@ -111,7 +111,7 @@ def _create(tensor: Tensor, state: State, average: AnyAverage, name: str | None)
     if dtype.is_floating_point and not isinstance(average, LAWA):
         dtype = torch.promote_types(dtype, torch.float32)
     state.update({each: torch.zeros_like(tensor, dtype=dtype) for each in names})
-    state[_counter(average, name)] = torch.zeros(())
+    state[_counter(average, name)] = torch.zeros((), dtype=torch.float32)
 
 
 def _weighted(

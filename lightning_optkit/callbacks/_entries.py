@@ -13,11 +13,15 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_optkit import optimizers
 from lightning_optkit.callbacks._scheduled import Target
+from lightning_optkit.optimizers.convert import one_pass_class
+from lightning_optkit.step import OnePassOptimizer
 
-__all__ = ["entry_names", "group_targets", "normalized"]
+__all__ = ["entry_names", "group_targets", "keeper_of", "normalized"]
 
-_NOT_TUNED = {"params", "rounding_seed", "lr_max", "warmup_steps", "ns_steps"}  # state, and counts
+_RULES = [getattr(optimizers, name) for name in optimizers.__all__]
+_KEPT_BY_ANY = frozenset[str]().union(*(getattr(rule, "kept_entries", ()) for rule in _RULES))
 _SHORT = {"beta1": "betas[0]", "beta2": "betas[1]", "beta3": "betas[2]"}
 
 
@@ -26,20 +30,21 @@ def normalized(name: str) -> str:
     return _SHORT.get(name, name)
 
 
-def group_targets(optimizers: Iterable[Optimizer], name: str, base: float | None) -> list[Target]:
+def group_targets(given: Iterable[Optimizer], name: str, base: float | None) -> list[Target]:
     """The entry `name` of every group that has it.
 
     Args:
-        optimizers: Whose groups to look through.
+        given: The optimizers whose groups to look through.
         name: Normalized name, "lr" or "betas[0]".
         base: Value at factor 1; None: each group's own.
     """
     key, index = _parsed(name)
-    several = sum(len(optimizer.param_groups) for optimizer in optimizers) > 1
+    several = sum(len(optimizer.param_groups) for optimizer in given) > 1
     targets = []
-    for place, optimizer in enumerate(optimizers):
+    for place, optimizer in enumerate(given):
+        kept = _kept_by(optimizer)
         for group_place, group in enumerate(optimizer.param_groups):
-            if _number(group, key, index) is None:
+            if key in kept or _number(group, key, index) is None:
                 continue
             label = (
                 f"{name}/{group.get('name', f'{type(optimizer).__name__} {place}.{group_place}')}" if several else name
@@ -49,18 +54,33 @@ def group_targets(optimizers: Iterable[Optimizer], name: str, base: float | None
     return targets
 
 
-def entry_names(optimizers: Iterable[Optimizer]) -> list[str]:
-    """Every entry that is a number, by the name that `group_targets` takes."""
+def keeper_of(given: Iterable[Optimizer], name: str) -> Optimizer | None:
+    """The first optimizer that has the entry `name` and keeps it for itself; None: none does."""
+    key, _ = _parsed(name)
+    for optimizer in given:
+        if key in _kept_by(optimizer) and any(key in group for group in optimizer.param_groups):
+            return optimizer
+    return None
+
+
+def entry_names(given: Iterable[Optimizer]) -> list[str]:
+    """Every entry that is a number to be set, by the name that `group_targets` takes."""
     names: dict[str, None] = {}
-    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+    for kept, group in ((_kept_by(optimizer), group) for optimizer in given for group in optimizer.param_groups):
         for key, value in group.items():
-            if key.startswith("initial_"):
+            if key.startswith("initial_") or key in kept:
                 continue
             if isinstance(value, tuple | list):
                 names |= {f"{key}[{i}]": None for i in range(len(value)) if _number(group, key, i) is not None}
             elif _number(group, key, None) is not None:
                 names[key] = None
     return list(names)
+
+
+def _kept_by(optimizer: Optimizer) -> frozenset[str]:
+    """Entries that are no settings: of a rule that is unknown here, those that any of ours would keep."""
+    rule = type(optimizer) if isinstance(optimizer, OnePassOptimizer) else one_pass_class(type(optimizer))
+    return _KEPT_BY_ANY if rule is None else rule.kept_entries
 
 
 def _parsed(name: str) -> tuple[str, int | None]:
@@ -70,7 +90,7 @@ def _parsed(name: str) -> tuple[str, int | None]:
 
 def _number(group: dict[str, Any], key: str, index: int | None) -> Any:
     """The number at the place, or None if there is none that can take any value in between."""
-    value = None if key in _NOT_TUNED else group.get(key)
+    value = None if key == "params" else group.get(key)
     if index is not None:
         value = value[index] if isinstance(value, tuple | list) and index < len(value) else None
     if isinstance(value, Tensor):

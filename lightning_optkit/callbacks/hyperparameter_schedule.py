@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 
 from lightning_optkit._checks import check_bools, check_in, check_text
 from lightning_optkit.callbacks._clock import Interval
-from lightning_optkit.callbacks._entries import entry_names, group_targets, normalized
+from lightning_optkit.callbacks._entries import entry_names, group_targets, keeper_of, normalized
 from lightning_optkit.callbacks._held import HELD, Held
 from lightning_optkit.callbacks._scheduled import ScheduledCallback, Target
 from lightning_optkit.callbacks.weight_averaging import WeightAveraging
@@ -41,9 +41,9 @@ class HyperparameterSchedule(ScheduledCallback):
         verbose: Print schedule, length and base values when training starts.
 
     Raises:
-        ValueError: for an argument out of range; when the training starts, if nothing has a hyper-parameter of this
-            name (the message lists those that there are), if every base value is 0, if a value would leave its range,
-            or if the schedule does not fit into the run.
+        ValueError: for an argument out of range; when the fit starts, for what the rule learns or counts by; when the
+            training starts, if nothing has a hyper-parameter of this name (both messages list those that there are), if
+            every base value is 0, if a value would leave its range, or if the schedule does not fit into the run.
 
     Example:
         >>> from lightning_optkit.schedules import cosine, linear
@@ -87,15 +87,21 @@ class HyperparameterSchedule(ScheduledCallback):
 
     # --- hooks, in the order Lightning calls them ---
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        keeper = keeper_of(trainer.optimizers, self.name)
+        if keeper is not None and not group_targets(trainer.optimizers, self.name, self._base):
+            raise ValueError(
+                f"{self._call} {type(keeper).__name__} keeps it for itself; there are {self._known(trainer, pl_module)}."
+            )
+        super().on_fit_start(trainer, pl_module)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._held = list(HELD[self.name](trainer, pl_module)) if self.name in HELD else []
         if self.name == "average_decay":
             _show_average_decay(trainer)
         targets = self._targets(trainer, pl_module)
         if not targets:
-            held = [name for name, found in HELD.items() if any(True for _ in found(trainer, pl_module))]
-            known = [name for name in dict.fromkeys([*entry_names(trainer.optimizers), *held]) if name != "lr"]
-            raise ValueError(f"{self._call} nothing here has it; there are {', '.join(known)}.")
+            raise ValueError(f"{self._call} nothing here has it; there are {self._known(trainer, pl_module)}.")
         if self._base is None and not any(target.base for target in targets):
             raise ValueError(f"{self._call} it is 0 everywhere, and would stay 0; give base.")
         super().on_train_start(trainer, pl_module)
@@ -120,6 +126,12 @@ class HyperparameterSchedule(ScheduledCallback):
         held = [Target(self.name, self._base_of(held), held.write) for held in self._held]
         # What a callback holds, the optimizer would apply a second time.
         return [*group_targets(trainer.optimizers, self.name, None if held else self._base), *held]
+
+    @staticmethod
+    def _known(trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:
+        """What can be scheduled."""
+        held = [name for name, found in HELD.items() if any(True for _ in found(trainer, pl_module))]
+        return ", ".join(name for name in dict.fromkeys([*entry_names(trainer.optimizers), *held]) if name != "lr")
 
     def _base_of(self, held: Held) -> float:
         return held.value if self._base is None else self._base

@@ -61,6 +61,8 @@ class ScheduleFreeOptimizer(OnePassOptimizer):
         """The argument that says the share of x in y, and its value, which may be wrong."""
         raise NotImplementedError
 
+    kept_entries = OnePassOptimizer.kept_entries | {"lr_max", "train_mode", "warmup_steps"}
+
     def _beta(self, group: Group) -> float:
         """Share of x in y."""
         return float(self._given_beta(group)[1])

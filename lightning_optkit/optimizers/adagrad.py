@@ -79,6 +79,7 @@ class Adagrad(OnePassOptimizer, torch.optim.Adagrad):
     """
 
     torch_class: ClassVar[type[Optimizer] | None] = torch.optim.Adagrad
+    kept_entries = OnePassOptimizer.kept_entries | {"initial_accumulator_value"}
 
     def __init__(
         self,

@@ -90,6 +90,8 @@ class AdEMAMix(OnePassOptimizer):
         tensor([0.9000, 1.1000])
     """
 
+    kept_entries = OnePassOptimizer.kept_entries | {"beta3_warmup", "alpha_warmup"}
+
     def __init__(
         self,
         params: ParamsT,

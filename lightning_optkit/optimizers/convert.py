@@ -27,7 +27,7 @@ from lightning_optkit.step.loading import places
 from lightning_optkit.step.restoring import restored
 from lightning_optkit.step.state import convert_
 
-__all__ = ["from_torch_", "to_torch_", "why_not_convertible"]
+__all__ = ["from_torch_", "one_pass_class", "to_torch_", "why_not_convertible"]
 
 _AUTOMATIC = {"fused": None, "foreach": None}  # the implementation is ours to choose
 _ADDED_KEYS = {
@@ -69,6 +69,16 @@ _OURS: dict[type[Optimizer], type[OnePassOptimizer]] = {
     torch.optim.NAdam: NAdam,
     torch.optim.RAdam: RAdam,
 }
+
+
+def one_pass_class(cls: type[Optimizer]) -> type[OnePassOptimizer] | None:
+    """Our class of the same rule as the torch.optim class `cls`, or None.
+
+    Example:
+        >>> one_pass_class(torch.optim.Adam).__name__
+        'Adam'
+    """
+    return _OURS.get(cls)
 
 
 def why_not_convertible(optimizer: Optimizer) -> str | None:

@@ -102,6 +102,7 @@ class Muon(OnePassOptimizer, torch.optim.Muon):
     """
 
     torch_class: ClassVar[type[Optimizer] | None] = torch.optim.Muon
+    kept_entries = OnePassOptimizer.kept_entries | {"ns_steps"}
 
     def __init__(
         self,

@@ -148,6 +148,8 @@ class Prodigy(OnePassOptimizer):
         'the rate went from 0.000001 to 1.1'
     """
 
+    kept_entries = OnePassOptimizer.kept_entries | {*_LEARNED, "d0", "slice_p"}
+
     def __init__(
         self,
         params: ParamsT,

@@ -45,7 +45,7 @@ def scale_name(name: str) -> str:
 
 def zero_scales(codes: Tensor) -> Tensor:
     """Scales of zeros for `codes`: fp32, shape (blocks,)."""
-    return torch.zeros(-(-codes.numel() // BLOCK), device=codes.device)
+    return torch.zeros(-(-codes.numel() // BLOCK), dtype=torch.float32, device=codes.device)
 
 
 def decode(codes: Tensor, scales: Tensor, *, signed: bool) -> Tensor:

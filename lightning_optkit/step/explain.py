@@ -53,10 +53,19 @@ class GroupPlan:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The plan of an optimizer. `str()` is a table."""
+    """The plan of an optimizer. `str()` is a table.
+
+    Args:
+        optimizer: Its class.
+        groups: What is stepped.
+        num_frozen: Parameters that are not, since they need no gradient and have none.
+        num_frozen_elements: Their elements.
+    """
 
     optimizer: str
     groups: tuple[GroupPlan, ...]
+    num_frozen: int = 0
+    num_frozen_elements: int = 0
 
     def __str__(self) -> str:
         rows = [
@@ -69,21 +78,28 @@ class Explanation:
             )  # fmt: skip
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        if self.num_frozen:
+            lines.append(f"left out, frozen: {self.num_frozen:,} tensors, {self.num_frozen_elements:,} elements")
         total = sum(g.bytes_moved for g in self.groups) / 1e6
         return "\n".join([self.optimizer, *lines, f"one step moves {total:,.1f} MB"])
 
 
 def explain(optimizer: "OnePassOptimizer") -> Explanation:
-    """The plan as it stands: before the first step for every parameter, whether or not it will have a gradient."""
+    """The plan as it stands: for every parameter that is not frozen, whether or not it will have a gradient."""
     layout = StateLayout(optimizer.average, optimizer.state_dtype)
     plans: list[GroupPlan] = []
+    frozen: list[Tensor] = []
     for index, group in enumerate(optimizer.param_groups):
         alike: dict[tuple[torch.dtype, str], list[Tensor]] = {}
         for p in group["params"]:
+            if not p.requires_grad and p.grad is None:
+                frozen.append(p)
+                continue
             alike.setdefault((p.dtype, _path(optimizer, p, group)), []).append(p)
         for (_, path), params in alike.items():
             plans.append(_group_plan(optimizer, layout, index, group, path, params))
-    return Explanation(f"lightning_optkit.{type(optimizer).__name__}", tuple(plans))
+    name, num_elements = f"lightning_optkit.{type(optimizer).__name__}", sum(p.numel() for p in frozen)
+    return Explanation(name, tuple(plans), len(frozen), num_elements)
 
 
 def _path(optimizer: "OnePassOptimizer", param: Tensor, group: Group) -> str:

@@ -69,6 +69,9 @@ class OnePassOptimizer(Optimizer):
     torch_class: ClassVar[type[Optimizer] | None] = None
     """The torch.optim class with the same rule, a base of this one, whose state dicts are exchangeable."""
 
+    kept_entries: ClassVar[frozenset[str]] = frozenset({"rounding_seed"})
+    """Group entries that nobody may schedule: what the rule learns or starts from, and counts."""
+
     def __init__(
         self,
         params: ParamsT,
@@ -300,7 +303,7 @@ class OnePassOptimizer(Optimizer):
             for param in group["params"]:
                 state = self.state[param]
                 if float(state.get("step", 0.0)) < steps and not self._rule(group).counts_steps:
-                    state["step"] = torch.full((), float(steps), device=param.device)
+                    state["step"] = torch.full((), float(steps), dtype=torch.float32, device=param.device)
         self._plan = None
 
     def explain(self) -> Explanation:

@@ -215,6 +215,8 @@ def _create_scalars(kept: Sequence[Kept], layout: StateLayout) -> None:
     if not missing:
         return
     # On CUDA they live on the device: a skipped step must not advance them, and only the device knows of it.
-    values = torch.tensor([scalar.fresh for _, scalar in missing], device=kept[0].entry.param.device)
+    # fp32 is what the walk reads, whatever torch's default dtype is.
+    fresh, device = [scalar.fresh for _, scalar in missing], kept[0].entry.param.device
+    values = torch.tensor(fresh, dtype=torch.float32, device=device)
     for (state, scalar), value in zip(missing, values.unbind(), strict=True):
         state[scalar.name] = value

@@ -506,6 +506,14 @@ def test_prints_what_it_will_do(regression, fit, printed):
     assert "decay(0.1)" in text
 
 
+def test_prints_what_is_frozen_as_left_out(regression, fit, printed):
+    module = regression(configured("adamw"))
+    module.net[0].weight.requires_grad_(False)
+    callback = Fuse()
+    fit(module, callback)
+    assert "left out, frozen: 1 tensors, 32 elements" in printed()
+
+
 def test_prints_the_unscaling_where_it_is_folded_in(regression, fit, printed):
     fit(regression(configured()), Fuse(), precision="16-mixed")
     assert "unscale" in printed()

@@ -18,11 +18,23 @@ from lightning_optkit.callbacks import (
     HyperparameterSchedule,
     LRSchedule,
     ParameterGroups,
+    ScheduleFree,
     WeightAveraging,
 )
 from lightning_optkit.clipping import ClipNorm, ClipPerTensor, ClipValue
 from lightning_optkit.layers import AddLayerNorm, AddRMSNorm, DropBlock2d, DropConnect, DropPath, LockedDropout
-from lightning_optkit.optimizers import Adafactor, AdamW, AdEMAMix, Lion
+from lightning_optkit.optimizers import (
+    SGD,
+    Adafactor,
+    Adagrad,
+    AdamW,
+    AdEMAMix,
+    Lion,
+    Muon,
+    Prodigy,
+    ScheduleFreeAdamW,
+    ScheduleFreeSGD,
+)
 from lightning_optkit.schedules import constant, cosine, linear, one_cycle, piecewise_constant, warmup
 
 pytestmark = [  # of Lightning, about the runs of these tests
@@ -356,6 +368,62 @@ def test_an_unknown_name_lists_those_that_exist(fit, regression, regularized):
 def test_what_is_no_number_or_not_there_is_unknown(fit, regression, name):
     with pytest.raises(ValueError, match=rf"^HyperparameterSchedule\(name='{name}'\): nothing here has it"):
         fit(regression(sgd), scheduled(name, linear()))
+
+
+KEPT = {  # what a rule learns or starts from, and counts
+    "d": Prodigy,
+    "d_max": Prodigy,
+    "d_numerator": Prodigy,
+    "d0": Prodigy,
+    "slice_p": Prodigy,
+    "lr_max": ScheduleFreeAdamW,
+    "train_mode": ScheduleFreeSGD,
+    "warmup_steps": ScheduleFreeSGD,
+    "beta3_warmup": AdEMAMix,
+    "alpha_warmup": AdEMAMix,
+    "ns_steps": Muon,
+    "initial_accumulator_value": Adagrad,
+    "rounding_seed": SGD,
+}
+
+
+@pytest.mark.parametrize("base", [None, 0.5])
+@pytest.mark.parametrize("name", KEPT)
+def test_what_a_rule_keeps_for_itself_is_refused_before_anything_runs(fit, regression, recorder, name, base):
+    rule = KEPT[name]
+    sentence = (
+        rf"^HyperparameterSchedule\(name='{name}'\): {rule.__name__} keeps it for itself; there are [^.]*weight_decay"
+    )
+    module = regression(lambda m: rule([p for p in m.parameters() if rule is not Muon or p.ndim == 2]))
+    with pytest.raises(ValueError, match=sentence) as caught:
+        fit(module, scheduled(name, linear(), base=base), ScheduleFree(), recorder)
+    offered = str(caught.value).split("there are ")[1]
+    assert not set(KEPT) & set(offered.rstrip(".").split(", "))
+    assert not recorder.steps
+
+
+@pytest.mark.parametrize(
+    ("configure", "name"),
+    [
+        (lambda m: torch.optim.Adagrad(m.parameters(), initial_accumulator_value=0.1), "initial_accumulator_value"),
+        (lambda m: torch.optim.Muon([p for p in m.parameters() if p.ndim == 2]), "ns_steps"),
+        (lambda m: Unknown(m.parameters(), dict(lr=0.1, lr_max=0.5, d=1.0, weight_decay=0.1)), "lr_max"),
+        (lambda m: Unknown(m.parameters(), dict(lr=0.1, lr_max=0.5, d=1.0, weight_decay=0.1)), "d"),
+    ],
+)
+def test_what_a_rule_of_another_package_keeps_is_refused_too(fit, regression, configure, name):
+    with pytest.raises(ValueError, match=rf"^HyperparameterSchedule\(name='{name}'\): \w+ keeps it for itself; "):
+        fit(regression(configure), scheduled(name, linear()))
+
+
+class Unknown(torch.optim.Optimizer):
+    """A rule that nobody here knows."""
+
+
+def test_a_setting_of_one_rule_may_have_the_name_of_what_another_learns(fit, regression, recorder):
+    configure = lambda m: Adafactor(m.parameters(), d=2.0)  # noqa: E731
+    fit(regression(configure), scheduled("d", constant()), recorder)
+    assert recorder.values("d") == [2.0] * RUN
 
 
 def test_a_base_of_zero_needs_a_value(fit, regression):

@@ -93,6 +93,23 @@ def test_called_it_is_torchs_function():
     torch.testing.assert_close([p.grad for p in ours], [q.grad for q in theirs], rtol=0, atol=0)
 
 
+@PATHS
+@pytest.mark.parametrize("size", [1e-30, 1e-22, 1e-15, 1e-12, 1.0, 1e12, 1e20, 1e30])
+def test_any_scale_of_the_gradients_in_single_precision_folded_and_called(size, fused):
+    ours, called, theirs = parameters(torch.float32), parameters(torch.float32), parameters()
+    optimizer = SGD(ours, lr=1.0, clip=ClipNorm(2.0), fused=fused)
+    give_gradients(ours, theirs, seed=0, size=size)
+    give_gradients(called, theirs, seed=0, size=size)
+    norm, expected = ClipNorm(2.0)(called), torch.nn.utils.clip_grad_norm_(theirs, 2.0)
+    before = [p.detach().clone() for p in ours]
+    optimizer.step()
+    assert norm.dtype == torch.float32 and norm.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert optimizer.grad_norm == pytest.approx(expected.item(), rel=1e-6)
+    for p, start, q, r in zip(ours, before, called, theirs, strict=True):
+        torch.testing.assert_close(q.grad.double(), r.grad, rtol=1e-6, atol=0)
+        torch.testing.assert_close((start - p).double(), r.grad, rtol=1e-5, atol=1e-6)
+
+
 def test_a_small_norm_is_left_exactly_as_it_is(frozen):
     trained = []
     for clip in (None, ClipNorm(1e9)):

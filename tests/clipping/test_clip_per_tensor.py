@@ -57,3 +57,22 @@ def test_a_step_with_a_gradient_that_is_not_finite_is_skipped(fused):
 def test_refuses_a_norm_out_of_range(max_norm):
     with pytest.raises(ValueError, match=r"^ClipPerTensor\(max_norm=.*\): max_norm must be in \(0, inf\)\.$"):
         ClipPerTensor(max_norm)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-22, 1e-12, 1.0, 1e12, 1e20, 1e30])
+@pytest.mark.parametrize("max_norm", [1e-6, 1.0, 1e25])
+def test_any_scale_in_single_precision_folded_and_called(size, max_norm, fused):
+    torch.manual_seed(0)
+    grads = [torch.randn(shape) * size for shape in ((5, 7), (3000,), ())]
+    ours, called = ([torch.zeros_like(g, requires_grad=True) for g in grads] for _ in range(2))
+    for p, q, g in zip(ours, called, grads, strict=True):
+        p.grad, q.grad = g.clone(), g.clone()
+    optimizer = SGD(ours, lr=1.0, clip=ClipPerTensor(max_norm), fused=fused)
+    optimizer.step()
+    norm = ClipPerTensor(max_norm)(called)
+    total = torch.cat([g.double().flatten() for g in grads]).norm().item()
+    assert norm.item() == pytest.approx(total, rel=1e-6) and optimizer.grad_norm == pytest.approx(total, rel=1e-6)
+    for p, q, g in zip(ours, called, grads, strict=True):
+        expected = g.double() * min(1.0, max_norm / (g.double().norm().item() + 1e-6))
+        torch.testing.assert_close(-p.detach().double(), expected, rtol=1e-5, atol=1e-38)
+        torch.testing.assert_close(q.grad.double(), expected, rtol=1e-5, atol=1e-38)

@@ -71,7 +71,7 @@ def test_the_compiled_step_is_the_reference_step_over_layouts(dtype):
     tolerance = {torch.float32: 1e-6, torch.bfloat16: 3 * 2**-6, torch.float16: 3 * 2**-9}[dtype]
     torch.testing.assert_close(*results, rtol=0, atol=tolerance)
     if extension is not None:
-        paths = [plan.path for plan in SGD(values, clip=ClipUnitwise(0.1)).explain().groups]
+        paths = [plan.path for plan in SGD(params, clip=ClipUnitwise(0.1)).explain().groups]
         assert paths[1] == "reference: its first dimension is not outermost in memory"
 
 
@@ -92,3 +92,30 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(threads):
 def test_refuses_arguments_out_of_range(name, value):
     with pytest.raises(ValueError, match=rf"^ClipUnitwise\({name}=.*\): {name} must be in \(0, inf\)\.$"):
         ClipUnitwise(**{name: value})
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-22, 1e-12, 1.0, 1e12, 1e20, 1e30])
+@pytest.mark.parametrize("scale", [1e-25, 1e-10, 1.0, 1e10, 1e25])
+def test_any_scale_in_single_precision_folded_and_called(scale, size, fused):
+    torch.manual_seed(0)
+    rows = torch.tensor([[1.0], [0.0], [1e-8], [1e5]])  # a unit of zeros, and units of other scales beside it
+    weight, grad = torch.randn(4, 3000) * scale * rows, torch.randn(4, 3000) * size
+    p, q = weight.clone().requires_grad_(), weight.clone().requires_grad_()
+    p.grad, q.grad = grad.clone(), grad.clone()
+    optimizer = SGD([p], lr=1.0, clip=ClipUnitwise(0.1), fused=fused)
+    optimizer.step()
+    ClipUnitwise(0.1)([q])
+    expected = written_out(weight.double(), grad.double(), 0.1, 1e-3)
+    torch.testing.assert_close(q.grad.double(), expected, rtol=1e-5, atol=0)
+    moved = weight.double() - expected
+    torch.testing.assert_close(p.detach().double(), moved, rtol=1e-4, atol=1e-6 * float(moved.abs().max()))
+
+
+@pytest.mark.parametrize("size", [1e30, 3e37])
+def test_the_mean_of_large_gradients_is_taken_off(size, fused):
+    grad = torch.linspace(0.5, 1.5, 5000).repeat(2, 1) * size
+    p = torch.zeros(2, 5000, requires_grad=True)
+    p.grad = grad.clone()
+    SGD([p], lr=1.0, centralize=True, fused=fused).step()
+    expected = grad.double().mean(1, keepdim=True) - grad.double()
+    torch.testing.assert_close(p.detach().double() / size, expected / size, rtol=1e-5, atol=1e-6)

@@ -24,7 +24,7 @@ from gpu_cases import (
 
 from lightning_optkit.averaging import EMA
 from lightning_optkit.clipping import ClipNorm, ClipPerTensor, ClipUnitwise
-from lightning_optkit.optimizers import LAMB, SGD, AdamW
+from lightning_optkit.optimizers import LAMB, LARS, SGD, AdamW
 
 pytestmark = pytest.mark.skipif(emulated.why_not() is not None, reason=str(emulated.why_not()))
 
@@ -151,6 +151,91 @@ def test_squares_that_overflow_are_no_bad_gradients():
         optimizer.step()
         torch.testing.assert_close(p.detach(), torch.full((5,), -(5**-0.5)))
         assert optimizer.num_clipped == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_a_parameter_that_overflowed_and_was_brought_back_trains_on_with_the_bits_of_the_cpu(rounding, dtype):
+    largest = torch.finfo(dtype).max
+
+    def trained():
+        torch.manual_seed(0)
+        p = torch.ones(300, dtype=dtype)
+        p[::2] = largest
+        p.requires_grad_()
+        optimizer = SGD([p], lr=1.0, rounding=rounding, statistics=True)
+        for step in range(5):
+            p.grad = torch.randn(300).to(dtype)
+            if step == 0:
+                p.grad[::4], p.grad[2::4] = -largest, float("nan")
+            optimizer.step()
+            if step == 0:
+                assert not p[::2].isfinite().any()
+                with torch.no_grad():
+                    p.copy_(torch.ones_like(p))
+        assert p.isfinite().all()
+        return p.detach(), optimizer.state[p].get("compensation"), optimizer.statistics()[0].lost
+
+    with emulated.cuda():
+        found = trained()
+    expected = trained()
+    assert torch.equal(found[0], expected[0]) and found[2] == expected[2]
+    assert found[1] is None or torch.equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan"), 3e38])
+@pytest.mark.parametrize("name", ["sgd", "rmsprop", "lion"])
+def test_8_bit_state_of_extremes_has_the_codes_of_the_cpu(name, bad):
+    def trained():
+        torch.manual_seed(0)
+        p = torch.ones(300, requires_grad=True)
+        optimizer_class, kwargs = RULES[name]
+        optimizer = optimizer_class([p], **kwargs, state_dtype="int8")
+        for step in range(4):
+            p.grad = torch.randn(300)
+            if step == 1:
+                p.grad[7], p.grad[200:] = bad, torch.randn(100) * 1e-38
+            optimizer.step()
+            with torch.no_grad():
+                p.nan_to_num_(nan=1.0, posinf=1.0, neginf=1.0)
+        return optimizer.state[p]
+
+    with emulated.cuda():
+        found = trained()
+    for key, value in trained().items():
+        if value.dtype == torch.uint8 or key.endswith("_scale"):
+            torch.testing.assert_close(found[key], value, rtol=0, atol=0, msg=key)
+            assert found[key].float().isfinite().all()
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1.0, 1e15, 1e20])
+@pytest.mark.parametrize("optimizer_class", [LARS, LAMB, SGD])
+def test_norms_of_any_scale_decide_as_on_the_cpu(optimizer_class, size, scale):
+    if optimizer_class is LAMB and size > 1e18:
+        pytest.skip("the second moment of such gradients is beyond fp32")
+    clips = [ClipPerTensor(1.0), ClipUnitwise(0.1), ClipNorm(1.0)] if optimizer_class is SGD else [None]
+
+    def trained(clip):
+        torch.manual_seed(0)
+        params = [(torch.randn(shape) * scale).requires_grad_() for shape in ((3, 900), (2500,))]
+        optimizer = optimizer_class(params, lr=0.1, clip=clip, statistics=True)
+        for _ in range(3):
+            for p in params:
+                p.grad = torch.randn(p.shape) * size
+            optimizer.step()
+        norms = [(s.grad_norm, s.param_norm, s.update_norm) for s in optimizer.statistics()]
+        return [p.detach().double() / scale for p in params], norms, optimizer.num_clipped
+
+    for clip in clips:
+        with emulated.cuda():
+            found = trained(clip)
+        expected = trained(clip)
+        for ours, theirs in zip(found[0], expected[0], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6 * float(theirs.abs().max()))
+        for ours, theirs in zip(found[1], expected[1], strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-5, abs=0)
+        assert found[2] == expected[2]
 
 
 def test_a_loss_scaler_hands_over_its_scale_and_its_verdict():

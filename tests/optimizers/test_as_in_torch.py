@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_optkit import optimizers as ours
+from lightning_optkit.averaging import SWA
 
 NAMES = ["SGD", "Adagrad", "RMSprop", "Adadelta", "Adafactor", "Adam", "AdamW", "Adamax", "Muon", "NAdam", "RAdam"]
 SHAPES = [(), (1,), (7,), (5, 9), (2, 3, 4)]  # scalar, one element, odd tail, matrix, more dimensions
@@ -251,3 +252,58 @@ def test_refuses_parameters_that_torch_refuses_by_the_same_exception(name, param
         torchs(params)
     with pytest.raises(refusal.type):
         mine(params)
+
+
+DOUBLE = {  # by what could have been narrowed
+    "SGD": dict(lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
+    "Adagrad": dict(lr=0.1, initial_accumulator_value=0.1, lr_decay=0.01),
+    "RMSprop": dict(lr=0.01, centered=True, momentum=0.9),
+    "Adadelta": dict(lr=0.7, rho=0.93),
+    "Adafactor": dict(lr=0.07),
+    "Adam": dict(lr=0.01, amsgrad=True, weight_decay=0.1),
+    "AdamW": dict(lr=0.01),
+    "Adamax": dict(lr=0.01),
+    "NAdam": dict(lr=0.01, momentum_decay=0.003),
+    "RAdam": dict(lr=0.01),
+}
+
+
+@pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+@pytest.mark.parametrize("name", DOUBLE)
+def test_double_precision_is_double_precision_for_200_steps(name, dtype, fused):
+    if name == "Adafactor" and (dtype.is_complex or fused is False):
+        pytest.skip("real parameters only, and no argument for the path")
+    mine, torchs = classes(name)
+    torch.manual_seed(0)
+    values = [torch.randn(shape, dtype=dtype) for shape in SHAPES]
+    p, q = ([value.clone().requires_grad_() for value in values] for _ in range(2))
+    path = {} if name == "Adafactor" else dict(fused=fused)
+    optimizers = [mine(p, average=SWA(1), **DOUBLE[name], **path), torchs(q, **DOUBLE[name])]
+    mean = [torch.zeros_like(value) for value in values]
+    for step in range(1, 201):
+        for a, b in zip(p, q, strict=True):
+            a.grad = torch.randn(a.shape, dtype=dtype) + 0.3
+            b.grad = a.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+        for average, b in zip(mean, q, strict=True):
+            average += (b.detach() - average) / step
+    torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
+    held = [optimizers[0].state[each]["swa"] for each in p]
+    torch.testing.assert_close(held, mean, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128, torch.complex64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("value", [0.1, 1e-30, 1 / 3])
+def test_state_that_starts_from_a_number_starts_from_torchs(value, dtype, fused):
+    sums = []
+    for cls, kwargs in ((ours.Adagrad, dict(fused=fused, state_dtype=torch.float32)), (torch.optim.Adagrad, {})):
+        p = torch.ones(5, dtype=dtype, requires_grad=True)
+        optimizer = cls([p], lr=0.1, initial_accumulator_value=value, **kwargs)
+        p.grad = torch.zeros_like(p)
+        optimizer.step()
+        sums.append(optimizer.state[p]["sum"].to(torch.promote_types(dtype, torch.float32)))
+    tolerance = 0 if dtype != torch.bfloat16 else 2**-8  # torch's is in bf16
+    torch.testing.assert_close(*sums, rtol=tolerance, atol=0)

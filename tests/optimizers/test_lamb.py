@@ -41,6 +41,35 @@ def test_follows_the_algorithm_of_the_paper(shape, bounds, fused):
     torch.testing.assert_close(p.detach(), expected, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
+@pytest.mark.parametrize("grad_scale", [1e-10, 1.0, 1e10, 1e17])  # second moments of more or less are not held by fp32
+@pytest.mark.parametrize("scale", [1e-20, 1e-10, 1.0, 1e10, 1e20])
+def test_any_scale_of_weights_in_single_precision(scale, grad_scale, fused):
+    torch.manual_seed(0)
+    values, gradients = torch.randn(3, 700) * scale, torch.randn(6, 3, 700) * grad_scale
+    p = values.clone().requires_grad_()
+    optimizer = LAMB([p], lr=1e-2, betas=(0.8, 0.95), eps=1e-15, weight_decay=0.0, fused=fused)
+    for g in gradients:
+        p.grad = g.clone()
+        optimizer.step()
+    expected = written_out(values, gradients, 1e-2, (0.8, 0.95), 1e-15, 0.0, (0.0, math.inf))
+    torch.testing.assert_close(p.detach().double() / scale, expected / scale, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
+@pytest.mark.parametrize("grad_scale", [1e-30, 1e-20, 1e-12])
+def test_updates_whose_squares_underflow_have_a_norm_all_the_same(grad_scale, fused):
+    torch.manual_seed(0)
+    values, gradients = torch.randn(3, 700), torch.randn(3, 3, 700) * grad_scale
+    p = values.clone().requires_grad_()
+    optimizer = LAMB([p], lr=1e-2, betas=(0.8, 0.95), eps=1e-2, weight_decay=0.0, fused=fused)
+    for g in gradients:
+        p.grad = g.clone()
+        optimizer.step()
+    expected = written_out(values, gradients, 1e-2, (0.8, 0.95), 1e-2, 0.0, (0.0, math.inf))
+    torch.testing.assert_close(p.detach().double(), expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "kwargs", [dict(clip=ClipNorm(0.5)), dict(clip=ClipUnitwise(0.1), centralize=True), dict(l1=0.01)]
 )

@@ -35,6 +35,22 @@ def test_follows_the_algorithm_of_the_paper(shape, decay, fused):
     torch.testing.assert_close(p.detach(), expected, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
+@pytest.mark.parametrize("grad_scale", [1e-30, 1e-20, 1e-10, 1.0, 1e10, 1e20, 1e30])
+@pytest.mark.parametrize("scale", [1e-20, 1e-10, 1.0, 1e10, 1e20])
+def test_any_scale_of_weights_and_gradients_in_single_precision(scale, grad_scale, fused):
+    torch.manual_seed(0)
+    values, gradients = torch.randn(3, 700) * scale, torch.randn(6, 3, 700) * grad_scale
+    p = values.clone().requires_grad_()
+    optimizer = LARS([p], lr=1.0, momentum=0.8, trust_coefficient=0.02, fused=fused)
+    for g in gradients:
+        p.grad = g.clone()
+        optimizer.step()
+    expected = written_out(values, gradients, 1.0, 0.8, 0.0, 0.02)
+    assert not torch.allclose(expected, values.double(), rtol=0.01, atol=0)
+    torch.testing.assert_close(p.detach().double() / scale, expected / scale, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_norm_is_of_the_clipped_gradient(dtype):
     results = []

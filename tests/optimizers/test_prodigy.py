@@ -118,6 +118,19 @@ def test_follows_the_algorithm_of_the_paper(hypers, fused):
 
 
 @PATHS
+@pytest.mark.parametrize(("scale", "grad_scale"), [(1e-20, 1e20), (1e20, 1e-20), (1e8, 1e8), (1e-25, 1e15)])
+def test_the_estimate_in_single_precision_at_any_scale_of_weights_and_gradients(scale, grad_scale, fused):
+    values, gradient = pull(2000)
+    estimates = []
+    for dtype in (torch.float32, torch.float64):
+        p = (values * scale).to(dtype).requires_grad_()
+        optimizer = Prodigy([p], d0=1e-2 * scale, eps=0.0, fused=fused)
+        estimates.append(run(optimizer, p, lambda k, x: (gradient(k, x.double() / scale) * grad_scale).to(x.dtype), 20))
+    assert estimates[1][-1] > 10 * 1e-2 * scale
+    assert estimates[0] == pytest.approx(estimates[1], rel=1e-3)
+
+
+@PATHS
 def test_follows_it_in_single_precision_to_rounding(fused):
     values, gradient = pull(CHUNK + 37, torch.float32)
     p = values.clone().requires_grad_()

@@ -24,6 +24,14 @@ def test_every_unit_is_within_the_ball_and_those_inside_did_not_move(shape, dim)
     torch.testing.assert_close(rows[out], rows_before[out] * (limit / norms[out])[:, None])
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1.0, 1e22, 1e30])
+def test_any_scale_of_weights_and_of_the_ball(scale):
+    weight = drawn(4, 300) * scale * torch.tensor([[1.0], [0.1], [10.0], [0.0]])
+    expected = weight.double() * (3 * scale / weight.double().norm(dim=1, keepdim=True)).clamp(max=1.0).nan_to_num()
+    max_norm_([weight], 3 * scale)
+    torch.testing.assert_close(weight.double(), expected, rtol=1e-6, atol=0)
+
+
 def test_a_second_projection_rests():
     weight = drawn(50, 20)
     max_norm_([weight], 1.0)

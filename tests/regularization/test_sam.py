@@ -32,7 +32,7 @@ def test_no_step_to_a_nearby_point_raises_a_linear_loss_more():
         assert sum((o * g).sum() for o, g in zip(other, grads(), strict=True)) <= best + 1e-6
 
 
-@pytest.mark.parametrize("factor", [1e-6, 1024.0, 1e15])
+@pytest.mark.parametrize("factor", [1e-36, 1e-30, 1e-15, 1e-6, 1024.0, 1e15, 1e22, 1e30])
 def test_a_factor_on_the_loss_changes_nothing(factor):
     torch.testing.assert_close(sam([factor * g for g in grads()], 0.1), sam(grads(), 0.1))
 

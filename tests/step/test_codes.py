@@ -2,6 +2,7 @@
 """State in 8 bits: what a code can hold, the error that the documentation promises, and the compiled codes."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_optkit._native import extension
+from lightning_optkit.averaging import EMA
 from lightning_optkit.optimizers import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, Lion, NAdam, RAdam, RMSprop
 from lightning_optkit.step.codes import BLOCK, decode, encode_, zero_scales
 
@@ -74,6 +76,44 @@ def test_a_square_never_becomes_zero_and_a_zero_never_anything_else():
 def test_blocks_do_not_see_each_other():
     value = torch.cat([torch.full((BLOCK,), 1e-20), torch.full((BLOCK,), 1e20), torch.ones(3)])
     torch.testing.assert_close(there_and_back(value, signed=True), value, rtol=1e-6, atol=0)
+
+
+@SIGNED
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_what_is_not_finite_costs_its_block_nothing(bad, signed):
+    value = torch.linspace(0.1, 1.0, 2 * BLOCK + 5)
+    value = value * torch.linspace(-1, 1, len(value)).sign() if signed else value
+    clean = value.clone()
+    value[7] = value[BLOCK + 3] = value[-1] = bad
+    clean[7] = clean[BLOCK + 3] = clean[-1] = 0.0
+    found, expected = there_and_back(value, signed), there_and_back(clean, signed)
+    is_bad = ~value.isfinite()
+    assert torch.equal(found[~is_bad], expected[~is_bad])
+    largest = torch.stack([block.abs().max() for block in clean.split(BLOCK)])
+    torch.testing.assert_close(found[is_bad], torch.zeros(3) if signed else largest, rtol=0.126, atol=0)
+
+
+@SIGNED
+def test_a_block_of_nothing_finite_is_zeros(signed):
+    codes, scales = coded(torch.tensor([math.nan, math.inf, -math.inf, 0.0]), signed)
+    assert scales.tolist() == [0.0]
+    assert decode(codes, scales, signed=signed).tolist() == [0.0] * 4
+
+
+@SIGNED
+@pytest.mark.parametrize("largest", [3.4e38, 2.0**127, 2.0**126, 1e38, 1e-37, 2.0**-125, 1e-38, 1e-42, 0.0])
+def test_scales_at_both_ends_of_fp32(largest, signed):
+    value = torch.tensor([1.0, 0.5, 0.25, 0.0]) * largest
+    found = there_and_back(value, signed)
+    held = value.clamp(max=2.0**126) if largest >= 2.0**-125 else torch.zeros(4)
+    torch.testing.assert_close(found, held, rtol=0.126, atol=0)
+
+
+@SIGNED
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_a_scale_that_was_saved_as_not_finite_is_read_as_zeros(bad, signed):
+    codes = torch.arange(256, dtype=torch.uint8)
+    assert decode(codes, torch.tensor([bad, bad]), signed=signed).tolist() == [0.0] * 256
 
 
 # --- in the step ---
@@ -185,3 +225,78 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(threads):
 def test_refuses_another_state_dtype():
     with pytest.raises(ValueError, match=r"^Adam\(state_dtype='int4'\): state_dtype must be one of "):
         Adam([torch.ones(1, requires_grad=True)], state_dtype="int4")
+
+
+@pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("name", ["sgd", "adam", "rmsprop", "lion"])
+def test_a_bad_gradient_of_one_element_costs_the_others_of_its_block_nothing(name, bad, fused):
+    optimizer_class, arguments = RULES[name]
+    results = []
+    for element in (bad, 0.0):
+        torch.manual_seed(0)
+        p = torch.randn(300, requires_grad=True)
+        optimizer = optimizer_class([p], lr=0.01, state_dtype="int8", fused=fused, **arguments)
+        for step in range(6):
+            p.grad = torch.randn(300)
+            p.grad[9] = element if step == 2 else 0.0
+            optimizer.step()
+            with torch.no_grad():
+                p[9] = 0.5
+        results.append((p.detach(), optimizer.state[p]))
+    (found, state), (expected, untouched) = results
+    others = torch.arange(300) != 9
+    assert torch.equal(found[others], expected[others])
+    for key, value in untouched.items():
+        if value.dtype == torch.uint8:
+            assert torch.equal(state[key][others], value[others])
+    p, last = results[0][0].clone(), 0.5
+    assert p.isfinite().all() and p[9] == last
+
+
+@pytest.mark.skipif(extension is None, reason="no compiled extension")
+@pytest.mark.parametrize("signed", [True, False], ids=["signed", "nonnegative"])
+def test_both_paths_code_extremes_alike(signed):
+    results = []
+    for fused in (None, False):
+        torch.manual_seed(0)
+        p = torch.zeros(5 * BLOCK, requires_grad=True)
+        kwargs = dict(momentum=0.5) if signed else dict(alpha=0.5)
+        optimizer = (SGD if signed else RMSprop)([p], lr=0.0, state_dtype="int8", fused=fused, **kwargs)
+        for seen in (math.inf, math.nan, 1.0):
+            size = torch.tensor([1.0, 1e19, 1e-19, 3e-30, 0.0]).repeat_interleave(BLOCK)
+            p.grad = torch.randn(5 * BLOCK).clamp(-1.5, 1.5) * (size * 1e19 if signed else size)
+            p.grad[3] = seen
+            optimizer.step()
+        state = optimizer.state[p]
+        key = "momentum_buffer" if signed else "square_avg"
+        results.append((state[key], state[f"{key}_scale"]))
+    (codes, scales), (codes_reference, scales_reference) = results
+    assert scales.isfinite().all()
+    torch.testing.assert_close(scales, scales_reference, rtol=1e-6, atol=0)
+    apart = (codes.int() - codes_reference.int()).abs()
+    assert apart.max() <= 1 and (apart > 0).float().mean() < 2e-3
+
+
+@pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16], ids=str)
+def test_torchs_default_dtype_changes_nothing(default, fused):
+    results = []
+    for dtype in (torch.float32, default):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            torch.manual_seed(0)
+            p = torch.randn(300, dtype=torch.float32, requires_grad=True)
+            optimizer = NAdam([p], lr=0.01, state_dtype="int8", average=EMA(0.9), fused=fused)
+            for _ in range(5):
+                p.grad = torch.randn(300, dtype=torch.float32)
+                optimizer.step()
+        finally:
+            torch.set_default_dtype(before)
+        results.append((p.detach(), optimizer.state[p]))
+    (expected, state), (found, state_found) = results
+    assert torch.equal(found, expected)
+    for key, value in state.items():
+        assert state_found[key].dtype == value.dtype
+        assert torch.equal(state_found[key], value)

@@ -133,3 +133,48 @@ def test_prints_a_table_with_a_total():
     assert lines[1].split()[:2] == ["group", "rule"]
     assert [line.split()[0] for line in lines[2:4]] == ["0", "1"]
     assert lines[-1] == "one step moves 42.0 MB"
+
+
+def test_frozen_parameters_are_left_out_and_counted():
+    frozen, lazy = param(30).requires_grad_(False), param(20).requires_grad_(False)
+    optimizer = AdamW([dict(params=[param(10), frozen]), dict(params=[lazy])])
+    explained = optimizer.explain()
+    assert [(plan.group, plan.num_tensors, plan.num_elements, plan.bytes_moved) for plan in explained.groups] == [
+        (0, 1, 10, 280)
+    ]
+    assert (explained.num_frozen, explained.num_frozen_elements) == (2, 50)
+    assert str(explained).splitlines()[-2:] == ["left out, frozen: 2 tensors, 50 elements", "one step moves 0.0 MB"]
+
+    lazy.requires_grad_()
+    explained = optimizer.explain()
+    assert [(plan.group, plan.num_elements) for plan in explained.groups] == [(0, 10), (1, 20)]
+    assert (explained.num_frozen, explained.num_frozen_elements) == (1, 30)
+
+
+def test_what_has_a_gradient_is_stepped_whether_or_not_it_asks_for_one():
+    p = param(4).requires_grad_(False)
+    p.grad = torch.ones(4)
+    optimizer = SGD([p])
+    assert optimizer.explain().num_frozen == 0
+    optimizer.step()
+    assert p.tolist() != [1.0] * 4
+
+
+def test_a_parameter_that_is_frozen_again_is_left_out_although_it_has_state():
+    p, q = param(4), param(3)
+    optimizer = AdamW([p, q])
+    p.grad, q.grad = torch.ones(4), torch.ones(3)
+    optimizer.step()
+    p.grad = None
+    p.requires_grad_(False)
+    explained = optimizer.explain()
+    assert ([plan.num_elements for plan in explained.groups], explained.num_frozen_elements) == ([3], 4)
+
+
+def test_nothing_to_step_and_nothing_frozen_are_said_plainly():
+    assert str(SGD([param(2).requires_grad_(False)]).explain()).splitlines()[1:] == [
+        "group  rule  stages  parameters  state  path  tensors  elements  bytes/element  MB",
+        "left out, frozen: 1 tensors, 2 elements",
+        "one step moves 0.0 MB",
+    ]
+    assert "frozen" not in str(SGD([param(2)]).explain())

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lightning_optkit._native import extension
+from lightning_optkit.averaging import EMA
 from lightning_optkit.optimizers import SGD
 from lightning_optkit.step.rounding import round_stochastically
 
@@ -143,3 +144,110 @@ def test_compiled_and_reference_agree_in_later_chunks_and_other_layouts():
         grads = torch.randn(params.shape).bfloat16()
         compiled, reference = step_both_ways(params, grads, lr=0.01, seed=5)
         assert torch.equal(compiled, reference)
+
+
+# --- a parameter that overflowed and was brought back ---
+
+BOTH_PATHS = pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
+# How every other element leaves the range of its dtype: from what share of the largest number, by what gradient.
+WAYS_OUT = {
+    "up": (1.0, -math.inf),
+    "down": (-1.0, math.inf),
+    "to NaN": (1.0, math.nan),
+    "by a finite step": (1.0, "-largest"),
+    "down by a finite step": (-1.0, "largest"),
+}
+
+
+def brought_back(dtype, rounding, way, fused, lr=2.0**-4, steps=40, **kwargs):
+    """Parameters after training that went on from where they were put back; and those that never overflowed."""
+    share, grad = WAYS_OUT[way]
+    largest = torch.finfo(dtype).max
+    grad = {"largest": largest, "-largest": -largest}.get(grad, grad)
+    results = []
+    for overflows in (True, False):
+        torch.manual_seed(0)
+        p = torch.ones(300, dtype=dtype)
+        p[::2] = share * largest if overflows else 1.0
+        p.requires_grad_()
+        optimizer = SGD([p], lr=lr, rounding=rounding, fused=fused, statistics=True, **kwargs)
+        p.grad = torch.zeros_like(p)
+        p.grad[::2] = grad if overflows else 0.0
+        optimizer.step()
+        assert bool(p[::2].isfinite().any()) is not overflows and p[1::2].eq(1).all()
+        with torch.no_grad():
+            p.copy_(torch.ones_like(p))
+        for _ in range(steps):
+            p.grad = torch.randn(300).to(dtype)
+            optimizer.step()
+            assert p.isfinite().all()
+        results.append((p.detach(), optimizer.state[p].get("compensation", torch.zeros(())), optimizer.statistics()))
+    return results
+
+
+@BOTH_PATHS
+@pytest.mark.parametrize("way", WAYS_OUT)
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic", "kahan"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+def test_a_parameter_that_overflowed_and_was_brought_back_trains_on(dtype, rounding, way, fused):
+    back, twin = brought_back(dtype, rounding, way, fused, lr=1.0 if "finite" in way else 2.0**-4)
+    assert torch.equal(back[0], twin[0]) and torch.equal(back[1], twin[1])
+    assert back[2] == twin[2]
+
+
+@BOTH_PATHS
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_a_compensation_that_was_loaded_as_not_finite_counts_as_nothing(bad, fused):
+    p = torch.ones(37, dtype=torch.bfloat16, requires_grad=True)
+    optimizer = SGD([p], lr=0.01, rounding="kahan", fused=fused)
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    saved = optimizer.state_dict()
+    saved["state"][0]["compensation"] = torch.full_like(p, bad)
+    optimizer.load_state_dict(saved)
+    before = p.detach().clone()
+    optimizer.step()
+    assert (before - p).max() > 0 and p.isfinite().all()
+    assert optimizer.state[p]["compensation"].isfinite().all()
+
+
+@pytest.mark.skipif(extension is None, reason="no compiled extension")
+@pytest.mark.parametrize("dtype", VALUES, ids=str)
+def test_compensations_of_both_paths_agree_on_every_bit_for_every_stored_number(dtype):
+    params = every_number(dtype)
+    results = []
+    for fused in (None, False):
+        p = params.clone().requires_grad_()
+        optimizer = SGD([p], lr=0.37, rounding="kahan", fused=fused)
+        for seed in (0, 1):
+            p.grad = params[torch.randperm(len(params), generator=torch.Generator().manual_seed(seed))]
+            optimizer.step()
+        results.append((p.detach(), optimizer.state[p]["compensation"]))
+    (compiled, lost), (reference, lost_reference) = results
+    smallest = 2.0**-100  # the compiled loop takes numbers below 2^-126 for zero, and compensations are that much less
+    normal = (compiled.double().abs() > smallest) & (reference.double().abs() > smallest)
+    assert normal.double().mean() > 0.7
+    assert lost.isfinite().all() and lost_reference.isfinite().all()
+    assert torch.equal(compiled.isnan(), reference.isnan())
+    assert torch.equal(compiled[normal], reference[normal])
+    assert torch.equal(lost[normal], lost_reference[normal])
+
+
+@BOTH_PATHS
+def test_an_average_and_a_momentum_that_saw_an_infinity_keep_it_as_torchs_do(fused):
+    ours, theirs = torch.ones(4, requires_grad=True), torch.ones(4, requires_grad=True)
+    optimizer = SGD([ours], lr=0.1, momentum=0.9, average=EMA(0.9), fused=fused)
+    reference = torch.optim.SGD([theirs], lr=0.1, momentum=0.9)
+    module = torch.nn.ParameterList([theirs])
+    averaged = torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
+    for grad in ([1.0, 1.0, 1.0, 1.0], [1.0, math.inf, -math.inf, math.nan], [1.0] * 4):
+        with torch.no_grad():
+            ours.nan_to_num_(nan=1.0, posinf=1.0, neginf=1.0)
+            theirs.nan_to_num_(nan=1.0, posinf=1.0, neginf=1.0)
+        ours.grad, theirs.grad = torch.tensor(grad), torch.tensor(grad)
+        optimizer.step()
+        reference.step()
+        averaged.update_parameters(module)
+    state = optimizer.state[ours]
+    torch.testing.assert_close(state["ema"], averaged.module[0].detach(), equal_nan=True)
+    torch.testing.assert_close(state["momentum_buffer"], reference.state[theirs]["momentum_buffer"], equal_nan=True)

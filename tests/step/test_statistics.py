@@ -203,3 +203,17 @@ def test_plain_pytorch_counts_only_when_asked(statistics, monkeypatch):
     p.grad = torch.ones(3)
     SGD([p], lr=0.1, fused=False, statistics=statistics).step()
     assert len(counted) == statistics
+
+
+@pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
+@pytest.mark.parametrize("size", [1e-30, 1e-22, 1e20, 1e30])
+def test_norms_of_any_scale_are_counted(size, fused):
+    torch.manual_seed(0)
+    p = torch.randn(40_000).mul_(size).requires_grad_()
+    optimizer = SGD([p], lr=0.5, statistics=True, fused=fused)
+    p.grad = torch.randn(40_000) * size
+    optimizer.step()
+    (counted,) = optimizer.statistics()
+    expected = {"grad_norm": p.grad, "param_norm": p.detach(), "update_norm": 0.5 * p.grad}
+    for name, value in expected.items():
+        assert getattr(counted, name) == pytest.approx(value.double().norm().item(), rel=1e-5)
