@@ -5,7 +5,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh') setup.py pyproject.toml constraints.txt
 
-.PHONY: demo test test-slow sanitize gpu-check gpu-packages lint format bench claims clean
+SANITIZED_RUN := LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=.
+
+.PHONY: demo test test-slow fuzz sanitized sanitize gpu-check gpu-packages lint format bench claims clean
 
 # An isolated build would resolve torch anew; this builds against the one just installed.
 $(INSTALLED): $(SOURCES)
@@ -26,20 +29,29 @@ test-slow: $(INSTALLED)
 
 # The compiled code under AddressSanitizer and UndefinedBehaviorSanitizer, in a copy of its own.
 SANITIZED := build/sanitized
-sanitize: $(INSTALLED)
-	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
+sanitized: $(INSTALLED)
+	rm -rf $(SANITIZED)/lightning_optkit $(SANITIZED)/tests && mkdir -p $(SANITIZED)
 	cp -r csrc lightning_optkit tests setup.py pyproject.toml README.md LICENSE $(SANITIZED)
 	rm -f $(SANITIZED)/lightning_optkit/*.so
 	cd $(SANITIZED) && OPTKIT_CUDA=0 OPTKIT_CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1" \
 	    $(abspath $(BIN))/python setup.py -q build_ext --inplace
-	cd $(SANITIZED) && LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
-	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=. OMP_WAIT_POLICY=passive \
+
+sanitize: sanitized
+	cd $(SANITIZED) && $(SANITIZED_RUN) OMP_WAIT_POLICY=passive \
 	    $(abspath $(BIN))/python -m pytest -q -n auto --dist loadfile -p no:cacheprovider -m 'not slow and not gpu' tests/step tests/optimizers tests/clipping \
-	    tests/averaging tests/layers --ignore tests/step/test_shards.py \
+	    tests/averaging tests/layers tests/fuzz --ignore tests/step/test_shards.py \
 	    -k 'not (without_the_extension or compiles_without or and_compile or compiled_autograd)'
-	cd $(SANITIZED) && OPTKIT_EMULATION_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined" \
-	    LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
-	    PYTHONPATH=. $(abspath $(BIN))/python -m pytest -q -p no:cacheprovider tests/gpu/test_emulated_step.py tests/gpu/test_emulated_norms.py
+	cd $(SANITIZED) && $(SANITIZED_RUN) OPTKIT_EMULATION_FLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined" \
+	    $(abspath $(BIN))/python -m pytest -q -p no:cacheprovider tests/gpu/test_emulated_step.py tests/gpu/test_emulated_norms.py
+
+# Ten minutes of random calls, each of which is done right or refused in a sentence, one JSON row a campaign: arguments of
+# everything public; then, under the sanitizers, the compiled entries, edited state dicts, and a run in which everything moves.
+FUZZ_SEED ?= 0
+fuzz: sanitized
+	$(BIN)/python tests/fuzz/fuzz_arguments.py --calls 20000 --seconds 180 --seed $(FUZZ_SEED)
+	cd $(SANITIZED) && $(SANITIZED_RUN) $(abspath $(BIN))/python -W ignore tests/fuzz/fuzz_norm_entries.py --calls 20000 --seconds 90 --seed $(FUZZ_SEED)
+	cd $(SANITIZED) && $(SANITIZED_RUN) $(abspath $(BIN))/python -W ignore tests/fuzz/fuzz_step_entries.py --calls 60000 --seconds 120 --seed $(FUZZ_SEED)
+	cd $(SANITIZED) && $(SANITIZED_RUN) $(abspath $(BIN))/python -W ignore tests/fuzz/model_of_step.py --sequences 2000 --seconds 180 --seed $(FUZZ_SEED)
 
 # On a machine with a GPU: its own Python, torch and nvcc; nothing is downloaded.
 gpu-check:
