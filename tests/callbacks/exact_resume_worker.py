@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two processes train with dropout and shuffling, once whole and once resumed; each saves its weights.
+"""Two processes train with dropout and shuffling, once whole and twice resumed, from the middle of a run and from a
+checkpoint written after a shorter one; each saves its weights.
 
 Usage: python exact_resume_worker.py FOLDER. Lightning starts the second process.
 """
@@ -46,10 +47,11 @@ class SaveAt(pl.Callback):
             trainer.save_checkpoint(self.path)
 
 
-def run(folder, ckpt_path=None):
+def run(folder, ckpt_path=None, epochs=3, path=None):
+    pl.seed_everything(1 if ckpt_path is None else 2, verbose=False)  # which Lightning gives to its sampler
     trainer = pl.Trainer(
         callbacks=[ExactResume(), *([] if ckpt_path else [SaveAt(f"{folder}/middle.ckpt")])],
-        max_epochs=3,
+        max_epochs=epochs,
         accelerator="cpu",
         devices=2,
         strategy=DDPStrategy(process_group_backend="gloo", start_method="popen"),
@@ -60,15 +62,21 @@ def run(folder, ckpt_path=None):
     )
     module = Noisy()
     trainer.fit(module, ckpt_path=ckpt_path)
-    return trainer.global_rank, dict(weights=module.state_dict(), seen=module.seen[-6:])
+    if path is not None:
+        trainer.save_checkpoint(path)
+    return trainer.global_rank, dict(weights=module.state_dict(), seen=module.seen)
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    for name in ("whole", "resumed"):
-        rank, result = run(sys.argv[1], f"{sys.argv[1]}/middle.ckpt" if name == "resumed" else None)
-        torch.save(result, f"{sys.argv[1]}/{name} {rank}.pt")
+    folder = sys.argv[1]
+    results = {"whole": run(folder)}
+    results["resumed"] = run(folder, f"{folder}/middle.ckpt")
+    run(folder, epochs=2, path=f"{folder}/after.ckpt")
+    results["longer"] = run(folder, f"{folder}/after.ckpt")
+    for name, (rank, result) in results.items():
+        torch.save(result, f"{folder}/{name} {rank}.pt")
     if torch.distributed.is_initialized():
         torch.distributed.barrier()  # the other process has saved what it found, too
     os._exit(0)  # threads of gloo are still there; at an ordinary exit they now and then abort a process that is done

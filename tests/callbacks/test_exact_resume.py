@@ -418,5 +418,8 @@ def test_two_processes(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     for rank in range(2):
-        whole, resumed = (torch.load(tmp_path / f"{name} {rank}.pt") for name in ("whole", "resumed"))
-        torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
+        whole, *others = (torch.load(tmp_path / f"{name} {rank}.pt") for name in ("whole", "resumed", "longer"))
+        assert [len(other["seen"]) for other in others] == [6, 4]
+        for other in others:
+            expected = {**whole, "seen": whole["seen"][-len(other["seen"]) :]}
+            torch.testing.assert_close(other, expected, rtol=0, atol=0)
