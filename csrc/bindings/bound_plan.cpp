@@ -80,31 +80,46 @@ class SlotFiller {
   SlotFiller(const Plan& plan, const Facts& param, const StateNames& names, TensorSlot* slot)
       : traits_(plan.traits()), is_double_(plan.is_double), param_(param), names_(names), slot_(slot) {}
 
-  // False: the walk does not touch it.
-  bool put(PyObject* key, const Facts& facts, const std::string& name) {
-    if (const int k = place_of(names_.states, key); k >= 0)
-      put_state(k, facts, name);
-    else if (const int s = place_of(names_.scales, key); s >= 0)
-      put_scale(s, facts, name);
-    else if (const int n = place_of(names_.scalars, key); n >= 0)
-      slot_->scalar[n] = number(facts, name);
-    else if (is_named(key, "step"))
-      slot_->step = number(facts, name);
-    else if (is_named(key, "compensation"))
-      put_compensation(facts, name);
-    else if (!names_.average.is_none() && PyObject_RichCompareBool(names_.average.ptr(), key, Py_EQ) == 1)
-      put_average(facts, name);
-    else if (!names_.average.is_none() && is_named(key, "num_averaged"))
-      slot_->num_averaged = number(facts, name);
-    else
-      return false;
-    return true;
+  // What a name of the state is to the walk.
+  enum class Role { kNone, kState, kScale, kScalar, kStep, kCompensation, kAverage, kNumAveraged };
+  struct Found {
+    Role role;
+    int place;  // among those of the rule
+  };
+
+  Found find(PyObject* key) const {
+    if (const int k = place_of(names_.states, key); k >= 0) return {Role::kState, k};
+    if (const int k = place_of(names_.scales, key); k >= 0) return {Role::kScale, k};
+    if (const int k = place_of(names_.scalars, key); k >= 0) return {Role::kScalar, k};
+    if (is_named(key, "step")) return {Role::kStep, 0};
+    if (is_named(key, "compensation")) return {Role::kCompensation, 0};
+    if (names_.average.is_none()) return {Role::kNone, 0};
+    if (place_of({names_.average}, key) >= 0) return {Role::kAverage, 0};
+    return {is_named(key, "num_averaged") ? Role::kNumAveraged : Role::kNone, 0};
   }
-  bool wants(PyObject* key) const {
-    return place_of(names_.states, key) >= 0 || place_of(names_.scales, key) >= 0 ||
-           place_of(names_.scalars, key) >= 0 || is_named(key, "step") || is_named(key, "compensation") ||
-           (!names_.average.is_none() &&
-            (PyObject_RichCompareBool(names_.average.ptr(), key, Py_EQ) == 1 || is_named(key, "num_averaged")));
+
+  void put(const Found& found, const Facts& facts, const std::string& name) {
+    switch (found.role) {
+      case Role::kNone:
+        break;
+      case Role::kState:
+        return put_state(found.place, facts, name);
+      case Role::kScale:
+        return put_scale(found.place, facts, name);
+      case Role::kScalar:
+        slot_->scalar[found.place] = number(facts, name);
+        break;
+      case Role::kStep:
+        slot_->step = number(facts, name);
+        break;
+      case Role::kCompensation:
+        return put_compensation(facts, name);
+      case Role::kAverage:
+        return put_average(facts, name);
+      case Role::kNumAveraged:
+        slot_->num_averaged = number(facts, name);
+        break;
+    }
   }
 
   void check_complete() const {
@@ -244,10 +259,11 @@ void BoundPlan::add_tensor(const py::object& param, const py::dict& state, const
 
   SlotFiller filler(plan_, facts, names, &slot);
   for (const auto& [key, value] : state) {
-    Named named = {py::reinterpret_borrow<py::object>(key), filler.wants(key.ptr()), {}};
+    const SlotFiller::Found found = filler.find(key.ptr());
+    Named named = {py::reinterpret_borrow<py::object>(key), found.role != SlotFiller::Role::kNone, {}};
     if (named.is_walked) {
       named.facts = facts_of(value.ptr(), text(named.name));
-      filler.put(key.ptr(), named.facts, text(named.name));
+      filler.put(found, named.facts, text(named.name));
     }
     watched.state.push_back(std::move(named));
   }
@@ -293,7 +309,8 @@ int64_t BoundPlan::bind(const py::list& params, const py::list& states, const py
   for (num_looked_at_ = start; num_looked_at_ < count; ++num_looked_at_) {
     const int tensor = plan_.active[num_looked_at_];
     TensorView view;
-    const Local param(PyList_GET_ITEM(params.ptr(), num_looked_at_)), grad(PyList_GET_ITEM(grads.ptr(), num_looked_at_));
+    const Local param(PyList_GET_ITEM(params.ptr(), num_looked_at_)),
+        grad(PyList_GET_ITEM(grads.ptr(), num_looked_at_));
     if (!param.look_at(&view) || !watched_[tensor].param.hold_for(view)) throw Moved(kMoved);
     if (!grad.look_at(&view) || !fits(view, watched_[tensor].param)) return num_looked_at_;
     plan_.tensors[tensor].grad = view.data;
