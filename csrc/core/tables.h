@@ -129,7 +129,11 @@ struct Sums {
   double observed[kObserved];  // of a rule with an estimate
 };
 
-// Does a rule set its rate by norms of the whole tensor? Then it says how:
+// Sums of squares that a rule may set its rate by.
+enum Squares : uint32_t { kGradSquares = 1, kParamSquares = 2, kUpdateSquares = 4 };
+
+// Does a rule set its rate by norms of the whole tensor? Then it names the sums in kMeasured, since what is not asked
+// for is not read, and says how:
 //   static double trust(const double* hyper, const Sums& sums)   the factor of the rate, given the squares of the
 //   gradient it sees, of the parameter, and of its own update at a rate of 1.
 template <class Rule, class = void>
@@ -146,7 +150,7 @@ struct HasTrust<Rule, decltype(void(&Rule::trust))> {
 // over the root of the second moment; `prepare` is given the tensor instead of scalars, and makes in its Coefs the
 // `share` of new squares in the state and the `least` root; and it sets its rate by norms of the whole tensor:
 //   static double relative_rate(const double* hyper, double lr, double step, double numel, const Sums& sums)   the
-//   rate, given the same sums as for a trust.
+//   rate, given sums as for a trust.
 template <class Rule, class = void>
 struct HasFactors {
   static constexpr bool value = false;

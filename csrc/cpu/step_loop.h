@@ -58,9 +58,9 @@ OPTKIT_HD void step_wide(const TensorSlot& t, const StageCoefs<S>& stage, const 
   const V update = Rule::update(coefs, param, grad, state);
   if constexpr (kMeasure) {
     const V g = counted(grad), p = counted(param), u = counted(update);
-    sums.grad_sq.add(g, g);
-    sums.param_sq.add(p, p);
-    sums.update_sq.add(u, u);
+    if (Rule::kMeasured & kGradSquares) sums.grad_sq.add(g, g);
+    if (Rule::kMeasured & kParamSquares) sums.param_sq.add(p, p);
+    if (Rule::kMeasured & kUpdateSquares) sums.update_sq.add(u, u);
     return;
   }
   if constexpr (HasEstimate<Rule>::value) {
@@ -238,12 +238,8 @@ void walk_chunk(const TensorSlot& tensor, const void* prepared, const Chunk& chu
     step_units<Rule, S, kMeasure>(t, launch.stage, launch.rule, chunk.begin, end, sums);
   if constexpr (!kMeasure) decoded.encode(Rule::kNumStates, launch.stage.key);
   if (kMeasure || HasEstimate<Rule>::value || (launch.stage.flags & kStatistics)) {
-    *out = {sums.grad_sq.total(),
-            sums.param_sq.total(),
-            sums.update_sq.total(),
-            sums.nonfinite.total(),
-            sums.lost.total(),
-            {sums.observed[0].total(), sums.observed[1].total()}};
+    *out = {sums.grad_sq.total(),   sums.param_sq.total(), sums.update_sq.total(),
+            sums.nonfinite.total(), sums.lost.total(),     {sums.observed[0].total(), sums.observed[1].total()}};
   }
 }
 

@@ -192,11 +192,16 @@ __device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_
 #pragma unroll
     for (int s = 0; s < Rule::kNumStates; ++s) state[s].v[k] = held[s];
     next.v[k] = stage_parameter(stage, param, update);
-    if ((kMeasure || (stage.flags & kStatistics)) && k < count) {
-      const S g = grad.v[k], p = kMeasure ? param : next.v[k], u = kMeasure ? update : next.v[k] - param;
-      add_product(sums.grad_sq, g, g);
-      add_product(sums.param_sq, p, p);
-      add_product(sums.update_sq, u, u);
+    if constexpr (kMeasure) {
+      if (k >= count) continue;
+      if (Rule::kMeasured & kGradSquares) add_product(sums.grad_sq, grad.v[k], grad.v[k]);
+      if (Rule::kMeasured & kParamSquares) add_product(sums.param_sq, param, param);
+      if (Rule::kMeasured & kUpdateSquares) add_product(sums.update_sq, update, update);
+    } else if ((stage.flags & kStatistics) && k < count) {
+      const S change = next.v[k] - param;
+      add_product(sums.grad_sq, grad.v[k], grad.v[k]);
+      add_product(sums.param_sq, next.v[k], next.v[k]);
+      add_product(sums.update_sq, change, change);
     }
   }
   if constexpr (kMeasure) return;

@@ -17,6 +17,7 @@ struct AdafactorRule {
   static constexpr int kNumHypers = 4;
   static constexpr const char* kScalars[] = {nullptr};
   static constexpr int kNumScalars = 0;
+  static constexpr uint32_t kMeasured = kParamSquares | kUpdateSquares;
 
   template <class S>
   struct Coefs {

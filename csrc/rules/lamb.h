@@ -15,6 +15,7 @@ struct LAMBRule {
   static constexpr int kNumHypers = 7;
   static constexpr const char* kScalars[] = {nullptr};
   static constexpr int kNumScalars = 0;
+  static constexpr uint32_t kMeasured = kParamSquares | kUpdateSquares;
 
   template <class S>
   struct Coefs {

@@ -15,6 +15,7 @@ struct LARSRule {
   static constexpr int kNumHypers = 5;
   static constexpr const char* kScalars[] = {nullptr};
   static constexpr int kNumScalars = 0;
+  static constexpr uint32_t kMeasured = kGradSquares | kParamSquares;
 
   template <class S>
   struct Coefs {

@@ -42,7 +42,7 @@ def _hypers(group: Group) -> tuple[float, ...]:
     return tuple(float(group[name]) for name in names)
 
 
-_RULE = Rule("lars", ("momentum_buffer",), _hypers, lars_update, trust=_trust)
+_RULE = Rule("lars", ("momentum_buffer",), _hypers, lars_update, trust=_trust, trusts_update=False)
 
 
 class LARS(OnePassOptimizer):

@@ -147,7 +147,8 @@ def _bytes_moved(optimizer: "OnePassOptimizer", layout: StateLayout, group: Grou
     for name in layout.tensors(held, group):
         shape = rule.shape_of(name, param)
         assert shape is not None
-        num_walks = (1 if name in rule.fixed else 2) + (rule.trust is not None and name in held)
+        is_read_before = rule.trust is not None and rule.trusts_update and name in held
+        num_walks = (1 if name in rule.fixed else 2) + is_read_before
         num_bytes += num_walks * layout.dtype_of(name, param, rule).itemsize * shape.numel()
     return num_bytes
 

@@ -192,8 +192,10 @@ def _write(state: State, name: str, value: Tensor, key: tuple[int, int, int, int
 def _trust(rule: Rule, p: Tensor, g: Tensor, state: State, group: Group, step: float) -> float:
     """The rule's factor of its rate: from the gradient it sees, the parameter, and its update at a rate of 1."""
     assert rule.trust is not None
-    untouched = {name: value.clone() for name, value in state.items()}
-    update = rule.update(p, g, untouched, {**group, "lr": 1.0}, step)
+    update = torch.zeros_like(p)
+    if rule.trusts_update:
+        untouched = {name: value.clone() for name, value in state.items()}
+        update = rule.update(p, g, untouched, {**group, "lr": 1.0}, step)
     return rule.trust(group, TensorStatistics.from_tensors(g, p, update, torch.zeros_like(p)))
 
 

@@ -82,6 +82,7 @@ class Rule:
         wide: States that are points, not averages, and so in full precision whatever `state_dtype` is.
         fixed: States that only the first update of a parameter writes.
         estimate: For a rule that sets its rate by what it learns of all parameters together.
+        trusts_update: Whether a trust goes by the norm of the update, for which the state is read once more.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Rule:
     wide: tuple[str, ...] = ()
     fixed: tuple[str, ...] = ()
     estimate: "Estimate | None" = None
+    trusts_update: bool = True
 
     def shape_of(self, name: str, param: Tensor) -> torch.Size | None:
         """Shape of the state `name` of `param`, be it the rule's or of a stage; None: it keeps no such state."""

@@ -547,3 +547,23 @@ def test_a_bad_argument_raises_what_torch_raises(kwargs):
 def test_refuses_in_one_sentence(kwargs, message):
     with pytest.raises(ValueError, match=rf"^Adafactor{message}$"):
         Adafactor([torch.ones(2, requires_grad=True)], **kwargs)
+
+
+@pytest.mark.parametrize("fused", [None, pytest.param(False, id="reference")])
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1.0, 1e20, 1e30])
+@pytest.mark.parametrize("shape", [(40, 50), (300,)], ids=str)
+def test_the_step_is_in_proportion_to_weights_of_any_scale(shape, scale, fused):
+    torch.manual_seed(0)
+    values, gradients = torch.randn(shape) * scale, torch.randn(5, *shape)
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        p = values.to(dtype, copy=True).requires_grad_()
+        optimizer = Adafactor([p], lr=0.1, eps=(1e-7, 0.0), weight_decay=0.0)
+        for group in optimizer.param_groups:
+            group["fused"] = fused
+        for grad in gradients:
+            p.grad = grad.to(dtype)
+            optimizer.step()
+        results.append(p.detach().double() / scale)
+    assert not torch.allclose(results[1], values.double() / scale, rtol=0.01)
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)

@@ -88,6 +88,11 @@ def test_without_a_ratio_the_rate_is_the_global_one(value, grad, fused):
     assert p.tolist() == [value - 0.5 * grad] * 2
 
 
+def test_explain_tells_of_the_second_walk_which_leaves_the_state_alone():
+    (plan,) = LARS([torch.ones(3, requires_grad=True)]).explain().groups
+    assert (plan.stages, plan.bytes_per_element) == (("trust", "update"), 20 + 8)
+
+
 def test_learns_the_digits():
     digits = load_digits()
     x = torch.tensor(digits.data / 16, dtype=torch.float32)

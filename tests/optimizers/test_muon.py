@@ -253,3 +253,17 @@ def test_a_later_group_must_be_of_one_kind():
     optimizer.add_param_group(dict(params=[vector]))
     optimizer.add_param_group(dict(params=[matrix]))
     assert [(g["use_muon"], g["lr"]) for g in optimizer.param_groups] == [(True, 0.5), (False, 0.25), (True, 0.5)]
+
+
+@pytest.mark.parametrize("shape", [(8, 5), (5, 8), (33, 70)], ids=str)
+@pytest.mark.parametrize("power", [40, 64, 80, 110])
+def test_large_gradients_are_orthogonalized_like_any_others(power, shape):
+    torch.manual_seed(0)
+    grad, results = torch.randn(shape), []
+    for scale in (1.0, 2.0**power):
+        p = torch.zeros(shape, requires_grad=True)
+        p.grad = grad * scale
+        Muon([p], lr=1.0, weight_decay=0.0).step()
+        results.append(p.detach())
+    assert results[0].abs().max() > 0.1
+    assert torch.equal(*results)
