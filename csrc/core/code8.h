@@ -4,7 +4,8 @@
 // state has 1 bit of sign and e in 0..15, state that is never negative has e in 0..31. Rounded up or down with the
 // probability of the part cut off, so that an average of many small changes is kept; a nonzero square never becomes
 // zero, since it is divided by. What is not finite has no code, and must not cost its block the others: it does not
-// enter the scale, and becomes zero where there is a sign, and else the largest number of its block. Source of block-wise scales: Dettmers et al. 2022, arXiv:2110.02861, section 2.1.
+// enter the scale, and becomes zero where there is a sign, and else the largest number of its block. Source of
+// block-wise scales: Dettmers et al. 2022, arXiv:2110.02861, section 2.1.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +19,8 @@ namespace optkit {
 
 constexpr int64_t kCodeBlock = 128;  // on CUDA: four for each thread of a warp
 constexpr float kCodeMax = 1.875f;   // the largest code, and what the largest number of a block becomes
-// Between these, a scale and its reciprocal are normal numbers. Larger numbers become the largest, smaller blocks zeros.
+// Between these, a scale and its reciprocal are normal numbers. Larger numbers become the largest, smaller blocks
+// zeros.
 constexpr float kLeastScale = 0x1p-125f, kMostScale = 0x1p126f;
 
 // The key of state number `state`, apart from that of the parameter's own rounding.

@@ -30,6 +30,7 @@ class ClipNorm:
         ValueError: if `max_norm` is out of range.
 
     Example:
+        >>> import torch
         >>> weight = torch.nn.Parameter(torch.zeros(2))
         >>> weight.grad = torch.tensor([3.0, 4.0])
         >>> ClipNorm(1.0)([weight])
