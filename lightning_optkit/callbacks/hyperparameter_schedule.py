@@ -90,9 +90,8 @@ class HyperparameterSchedule(ScheduledCallback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         keeper = keeper_of(trainer.optimizers, self.name)
         if keeper is not None and not group_targets(trainer.optimizers, self.name, self._base):
-            raise ValueError(
-                f"{self._call} {type(keeper).__name__} keeps it for itself; there are {self._known(trainer, pl_module)}."
-            )
+            known = self._known(trainer, pl_module)
+            raise ValueError(f"{self._call} {type(keeper).__name__} keeps it for itself; there are {known}.")
         super().on_fit_start(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
