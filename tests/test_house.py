@@ -107,6 +107,23 @@ def test_imports_point_downwards(path):
             assert FLOOR_OF[imported] <= FLOOR_OF[folder], f"{name(path)} imports {imported}, which stands above it"
 
 
+# In callbacks/: what Lightning is hooked by, then what the scheduling callbacks share, then the strategies themselves.
+CALLBACK_FLOORS = {"seams": 0, "scheduling": 1}
+
+
+def callback_floor(module):
+    """The height of a module below `lightning_optkit.callbacks`."""
+    return CALLBACK_FLOORS.get(module.removeprefix("lightning_optkit.callbacks.").split(".")[0], 2)
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "callbacks").rglob("*.py")), ids=name)
+def test_imports_among_the_callbacks_point_downwards(path):
+    here = callback_floor(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    for module in imported_modules(path):
+        if module.startswith("lightning_optkit.callbacks."):
+            assert callback_floor(module) <= here, f"{name(path)} imports {module}, which stands above it"
+
+
 def test_no_two_folders_import_each_other():
     graph = {}
     for path in PYTHON_FILES:

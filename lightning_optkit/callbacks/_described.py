@@ -6,8 +6,8 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.fabric.utilities.data import sized_len
 
-from lightning_optkit.callbacks._random_state import own_generators
 from lightning_optkit.callbacks.batch_size_schedule import BatchSizeSchedule
+from lightning_optkit.callbacks.seams.random_state import own_generators
 
 __all__ = ["described", "differences", "num_workers"]
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_optkit._checks import check_in, check_pattern, check_whole
-from lightning_optkit.callbacks._named_modules import first_tensor, modules_named
-from lightning_optkit.callbacks._overrides import override, restore
-from lightning_optkit.callbacks._refusals import refuse_manual_optimization
-from lightning_optkit.callbacks._run_free import RunFree
-from lightning_optkit.callbacks._second_pass import loss_of, with_loss
+from lightning_optkit.callbacks.seams.named_modules import first_tensor, modules_named
+from lightning_optkit.callbacks.seams.overrides import override, restore
+from lightning_optkit.callbacks.seams.refusals import refuse_manual_optimization
+from lightning_optkit.callbacks.seams.run_free import RunFree
+from lightning_optkit.callbacks.seams.second_pass import loss_of, with_loss
 from lightning_optkit.regularization.activation_regularization import (
     activation_regularization,
     temporal_activation_regularization,

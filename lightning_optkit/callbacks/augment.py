@@ -15,10 +15,10 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from lightning_optkit._checks import check_instance, check_int, check_listed, shown
-from lightning_optkit.callbacks._fields import Field, check_field, field_of, with_field
-from lightning_optkit.callbacks._losses import TARGETS, Loss, LossCall, intercept, release
-from lightning_optkit.callbacks._overrides import override, restore
-from lightning_optkit.callbacks._run_free import RunFree
+from lightning_optkit.callbacks.seams.batch_fields import Field, check_field, field_of, with_field
+from lightning_optkit.callbacks.seams.losses import TARGETS, Loss, LossCall, intercept, release
+from lightning_optkit.callbacks.seams.overrides import override, restore
+from lightning_optkit.callbacks.seams.run_free import RunFree
 from lightning_optkit.data import CutMix, Mixup
 from lightning_optkit.data._draws import Draws
 

@@ -8,8 +8,8 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.utils.data import DataLoader
 
 from lightning_optkit._checks import check_int, shown
-from lightning_optkit.callbacks._batch_size import check_resizable, set_batch_size
 from lightning_optkit.callbacks.exact_accumulation import ExactAccumulation
+from lightning_optkit.callbacks.scheduling.batch_size import check_resizable, set_batch_size
 
 __all__ = ["BatchRegime"]
 

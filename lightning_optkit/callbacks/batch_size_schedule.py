@@ -15,18 +15,18 @@ from lightning.pytorch.utilities.data import extract_batch_size
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_optkit._checks import check_bools, check_int, check_one_of, check_state
-from lightning_optkit.callbacks._batch_size import (
+from lightning_optkit.callbacks.batch_regime import BatchRegime
+from lightning_optkit.callbacks.scheduling.batch_size import (
     batches_in_epoch,
     check_clocks,
     check_epochs,
     check_resizable,
     set_batch_size,
 )
-from lightning_optkit.callbacks._clock import _over_all_ranks, _replicas
-from lightning_optkit.callbacks._lr_bases import forget_factor, multiply_bases
-from lightning_optkit.callbacks._run_free import RunFree
-from lightning_optkit.callbacks._schedulers import _flat
-from lightning_optkit.callbacks.batch_regime import BatchRegime
+from lightning_optkit.callbacks.scheduling.clock import _over_all_ranks, _replicas
+from lightning_optkit.callbacks.scheduling.existing_schedulers import _flat
+from lightning_optkit.callbacks.scheduling.lr_scaling import forget_factor, multiply_bases
+from lightning_optkit.callbacks.seams.run_free import RunFree
 from lightning_optkit.schedules import Schedule
 from lightning_optkit.schedules.schedule import check_schedule
 

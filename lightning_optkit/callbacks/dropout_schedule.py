@@ -6,8 +6,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from lightning_optkit.callbacks._clock import Interval
 from lightning_optkit.callbacks.hyperparameter_schedule import HyperparameterSchedule
+from lightning_optkit.callbacks.scheduling.clock import Interval
 from lightning_optkit.schedules import Schedule
 
 __all__ = ["DropoutSchedule"]

@@ -20,8 +20,8 @@ from lightning_optkit._checks import (
     check_state,
     check_text,
 )
-from lightning_optkit.callbacks._run_free import RunFree
-from lightning_optkit.callbacks._weight_files import copy_weights, load_weights
+from lightning_optkit.callbacks.seams.checkpointed_weights import copy_weights, load_weights
+from lightning_optkit.callbacks.seams.run_free import RunFree
 from lightning_optkit.regularization.early_stopping import (
     generalization_loss,
     progress_quotient,

@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_optkit._checks import check_bools, check_in
-from lightning_optkit.callbacks._refusals import refuse_twice
-from lightning_optkit.callbacks._run_free import RunFree
-from lightning_optkit.callbacks._updates import after_update, before_update, refuse_folded_average
+from lightning_optkit.callbacks.seams.refusals import refuse_twice
+from lightning_optkit.callbacks.seams.run_free import RunFree
+from lightning_optkit.callbacks.seams.update_hooks import after_update, before_update, refuse_folded_average
 from lightning_optkit.regularization.soft_threshold import soft_threshold_
 from lightning_optkit.regularization.sparsity import sparsity
 from lightning_optkit.regularization.weights_of import weights_of

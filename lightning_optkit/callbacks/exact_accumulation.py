@@ -11,8 +11,8 @@ from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 
 from lightning_optkit._checks import check_callable, check_in, check_int, check_state
-from lightning_optkit.callbacks._overrides import override, restore
-from lightning_optkit.callbacks._run_free import RunFree
+from lightning_optkit.callbacks.seams.overrides import override, restore
+from lightning_optkit.callbacks.seams.run_free import RunFree
 
 __all__ = ["ExactAccumulation"]
 

@@ -17,8 +17,8 @@ from lightning.pytorch.loops.loop import _Loop
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_optkit.callbacks._described import described, differences, num_workers
-from lightning_optkit.callbacks._random_state import get_random_state, set_random_state
-from lightning_optkit.callbacks._run_free import RunFree
+from lightning_optkit.callbacks.seams.random_state import get_random_state, set_random_state
+from lightning_optkit.callbacks.seams.run_free import RunFree
 
 __all__ = ["ExactResume"]
 

@@ -13,11 +13,11 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer
 
 from lightning_optkit._checks import check_bools, check_one_of
-from lightning_optkit.callbacks._configured import optimizers_in
-from lightning_optkit.callbacks._norms import FusedNorms
-from lightning_optkit.callbacks._overrides import override, restore
-from lightning_optkit.callbacks._run_free import RunFree
 from lightning_optkit.callbacks.schedule_free import ScheduleFree
+from lightning_optkit.callbacks.seams.configured import optimizers_in
+from lightning_optkit.callbacks.seams.norm_swaps import FusedNorms
+from lightning_optkit.callbacks.seams.overrides import override, restore
+from lightning_optkit.callbacks.seams.run_free import RunFree
 from lightning_optkit.clipping import ClipNorm, ClipValue
 from lightning_optkit.optimizers._schedule_free import ScheduleFreeOptimizer
 from lightning_optkit.optimizers.convert import from_torch_, to_torch_, why_not_convertible

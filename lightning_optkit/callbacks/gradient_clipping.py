@@ -19,8 +19,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lightning_optkit._checks import check_like, check_state, shown
-from lightning_optkit.callbacks._overrides import override, restore
-from lightning_optkit.callbacks._run_free import RunFree
+from lightning_optkit.callbacks.seams.overrides import override, restore
+from lightning_optkit.callbacks.seams.run_free import RunFree
 from lightning_optkit.clipping import AutoClip, ClipNorm, ClipPerTensor, ClipUnitwise, ClipValue, ZClip
 from lightning_optkit.clipping._gradients import gradients, norm_of
 from lightning_optkit.step import LearningClip, OnePassOptimizer

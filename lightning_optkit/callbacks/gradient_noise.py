@@ -10,8 +10,8 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.optim import Optimizer
 
 from lightning_optkit._checks import check_in, check_int
-from lightning_optkit.callbacks._refusals import refuse_split_parameters, refuse_twice
-from lightning_optkit.callbacks._run_free import RunFree
+from lightning_optkit.callbacks.seams.refusals import refuse_split_parameters, refuse_twice
+from lightning_optkit.callbacks.seams.run_free import RunFree
 from lightning_optkit.regularization.gradient_noise import gradient_noise_, gradient_noise_std
 
 __all__ = ["GradientNoise"]

@@ -7,10 +7,10 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lightning_optkit._checks import check_bools, check_in, check_text
-from lightning_optkit.callbacks._clock import Interval
-from lightning_optkit.callbacks._entries import entry_names, group_targets, keeper_of, normalized
 from lightning_optkit.callbacks._held import HELD, Held
-from lightning_optkit.callbacks._scheduled import ScheduledCallback, Target
+from lightning_optkit.callbacks.scheduling.clock import Interval
+from lightning_optkit.callbacks.scheduling.group_targets import entry_names, group_targets, keeper_of, normalized
+from lightning_optkit.callbacks.scheduling.scheduled_callback import ScheduledCallback, Target
 from lightning_optkit.callbacks.weight_averaging import WeightAveraging
 from lightning_optkit.schedules import Schedule
 

@@ -15,12 +15,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_optkit._checks import check_bools, check_callable, check_int, check_text, shown
-from lightning_optkit.callbacks._mup_groups import split_by_multiplier
-from lightning_optkit.callbacks._overrides import override, restore
-from lightning_optkit.callbacks._probe import materialize, run_training_step
-from lightning_optkit.callbacks._refusals import refuse_twice
-from lightning_optkit.callbacks._run_free import RunFree
-from lightning_optkit.callbacks._training_set import TrainingSet
+from lightning_optkit.callbacks.seams.dry_run import materialize, run_training_step
+from lightning_optkit.callbacks.seams.mup_groups import split_by_multiplier
+from lightning_optkit.callbacks.seams.overrides import override, restore
+from lightning_optkit.callbacks.seams.refusals import refuse_twice
+from lightning_optkit.callbacks.seams.run_free import RunFree
+from lightning_optkit.callbacks.seams.training_set import TrainingSet
 from lightning_optkit.init import (
     Activation,
     ActivationRow,

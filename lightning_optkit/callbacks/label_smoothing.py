@@ -6,9 +6,9 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from lightning_optkit._checks import check_in
-from lightning_optkit.callbacks._losses import SMOOTHING, Loss, LossCall, intercept, release
-from lightning_optkit.callbacks._refusals import refuse_twice
-from lightning_optkit.callbacks._run_free import RunFree
+from lightning_optkit.callbacks.seams.losses import SMOOTHING, Loss, LossCall, intercept, release
+from lightning_optkit.callbacks.seams.refusals import refuse_twice
+from lightning_optkit.callbacks.seams.run_free import RunFree
 from lightning_optkit.regularization.label_smoothing import label_smoothing
 
 __all__ = ["LabelSmoothing"]

@@ -7,10 +7,10 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lightning_optkit._checks import check_bools
-from lightning_optkit.callbacks._clock import Interval
-from lightning_optkit.callbacks._entries import group_targets
-from lightning_optkit.callbacks._scheduled import ScheduledCallback, Target
-from lightning_optkit.callbacks._schedulers import refuse_other_schedules, take_over_schedulers
+from lightning_optkit.callbacks.scheduling.clock import Interval
+from lightning_optkit.callbacks.scheduling.existing_schedulers import refuse_other_schedules, take_over_schedulers
+from lightning_optkit.callbacks.scheduling.group_targets import group_targets
+from lightning_optkit.callbacks.scheduling.scheduled_callback import ScheduledCallback, Target
 from lightning_optkit.schedules import Schedule
 
 __all__ = ["LRSchedule"]

@@ -9,9 +9,9 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_optkit._checks import check_bools
-from lightning_optkit.callbacks._configured import optimizers_in, schedulers_in
-from lightning_optkit.callbacks._overrides import override, restore
-from lightning_optkit.callbacks._run_free import RunFree
+from lightning_optkit.callbacks.seams.configured import optimizers_in, schedulers_in
+from lightning_optkit.callbacks.seams.overrides import override, restore
+from lightning_optkit.callbacks.seams.run_free import RunFree
 from lightning_optkit.optimizers._group_rules import GroupRules, NoDecay
 from lightning_optkit.optimizers._regroup import regroup_
 from lightning_optkit.optimizers.groups import NO_DECAY, GroupTable

@@ -15,8 +15,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_optkit._checks import check_bools, check_in, check_int, check_one_of, check_state, check_text
-from lightning_optkit.callbacks._run_free import RunFree
-from lightning_optkit.callbacks._schedulers import refuse_other_schedules, take_over_schedulers
+from lightning_optkit.callbacks.scheduling.existing_schedulers import refuse_other_schedules, take_over_schedulers
+from lightning_optkit.callbacks.seams.run_free import RunFree
 
 __all__ = ["PlateauSchedule"]
 

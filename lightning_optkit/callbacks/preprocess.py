@@ -11,10 +11,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_optkit._checks import check_bools, check_callable, shown
-from lightning_optkit.callbacks._fields import Field, check_field, field_of, with_field
-from lightning_optkit.callbacks._overrides import override, restore
-from lightning_optkit.callbacks._run_free import RunFree
-from lightning_optkit.callbacks._training_set import TrainingSet
+from lightning_optkit.callbacks.seams.batch_fields import Field, check_field, field_of, with_field
+from lightning_optkit.callbacks.seams.overrides import override, restore
+from lightning_optkit.callbacks.seams.run_free import RunFree
+from lightning_optkit.callbacks.seams.training_set import TrainingSet
 from lightning_optkit.data import fit_in_order
 
 __all__ = ["Preprocess"]

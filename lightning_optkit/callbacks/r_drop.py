@@ -11,11 +11,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_optkit._checks import check_in
-from lightning_optkit.callbacks._losses import WATCHING, Loss, LossCall, intercept, release
-from lightning_optkit.callbacks._overrides import override, restore
-from lightning_optkit.callbacks._refusals import refuse_manual_optimization, refuse_twice
-from lightning_optkit.callbacks._run_free import RunFree
-from lightning_optkit.callbacks._second_pass import SecondPass, finish_second_passes, loss_of, with_loss
+from lightning_optkit.callbacks.seams.losses import WATCHING, Loss, LossCall, intercept, release
+from lightning_optkit.callbacks.seams.overrides import override, restore
+from lightning_optkit.callbacks.seams.refusals import refuse_manual_optimization, refuse_twice
+from lightning_optkit.callbacks.seams.run_free import RunFree
+from lightning_optkit.callbacks.seams.second_pass import SecondPass, finish_second_passes, loss_of, with_loss
 from lightning_optkit.regularization.r_drop import r_drop
 
 __all__ = ["RDrop"]

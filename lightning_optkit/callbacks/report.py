@@ -29,7 +29,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_optkit._checks import check_bools, check_int, check_path, check_text, shown
 from lightning_optkit._norms import total_norm
-from lightning_optkit.callbacks._run_free import RunFree
+from lightning_optkit.callbacks.seams.run_free import RunFree
 from lightning_optkit.diagnostics._record import record_from
 from lightning_optkit.diagnostics.report import Curve, RunRecord, write_report
 from lightning_optkit.step import OnePassOptimizer

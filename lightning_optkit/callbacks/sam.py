@@ -12,10 +12,10 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 
 from lightning_optkit._checks import check_bools, check_in
-from lightning_optkit.callbacks._overrides import override, restore
-from lightning_optkit.callbacks._refusals import refuse_manual_optimization, refuse_split_parameters, refuse_twice
-from lightning_optkit.callbacks._run_free import RunFree
-from lightning_optkit.callbacks._second_pass import SecondPass, finish_second_passes, loss_of, with_loss
+from lightning_optkit.callbacks.seams.overrides import override, restore
+from lightning_optkit.callbacks.seams.refusals import refuse_manual_optimization, refuse_split_parameters, refuse_twice
+from lightning_optkit.callbacks.seams.run_free import RunFree
+from lightning_optkit.callbacks.seams.second_pass import SecondPass, finish_second_passes, loss_of, with_loss
 from lightning_optkit.regularization.asam import asam
 from lightning_optkit.regularization.sam import sam
 

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_optkit._checks import check_bools, check_in, check_int, check_path, check_state, shown
-from lightning_optkit.callbacks._run_free import RunFree
+from lightning_optkit.callbacks.seams.run_free import RunFree
 from lightning_optkit.schedules.schedule import Length, Schedule, check_length, resolve_length
 
 __all__ = ["SnapshotEnsemble"]

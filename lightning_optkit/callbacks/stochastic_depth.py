@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_optkit._checks import check_bools, check_in, check_pattern, check_whole
-from lightning_optkit.callbacks._named_modules import first_tensor, modules_named, with_first
-from lightning_optkit.callbacks._run_free import RunFree
+from lightning_optkit.callbacks.seams.named_modules import first_tensor, modules_named, with_first
+from lightning_optkit.callbacks.seams.run_free import RunFree
 from lightning_optkit.regularization.stochastic_depth import linear_drop_rates, stochastic_depth
 
 __all__ = ["StochasticDepth"]

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from lightning_optkit._checks import check_bools, check_instance
 from lightning_optkit.averaging import EMA, LAWA, SWA
-from lightning_optkit.callbacks._batch_norm import batch_norms, check_forward, recompute_batch_norm_
-from lightning_optkit.callbacks._kept_average import KeptAverage, names_of
-from lightning_optkit.callbacks._overrides import override, restore
-from lightning_optkit.callbacks._run_free import RunFree
-from lightning_optkit.callbacks._weight_files import as_saved, load_trained, save_trained
+from lightning_optkit.callbacks.seams.batch_norm import batch_norms, check_forward, recompute_batch_norm_
+from lightning_optkit.callbacks.seams.checkpointed_weights import as_saved, load_trained, save_trained
+from lightning_optkit.callbacks.seams.kept_average import KeptAverage, names_of
+from lightning_optkit.callbacks.seams.overrides import override, restore
+from lightning_optkit.callbacks.seams.run_free import RunFree
 from lightning_optkit.step.shards import reshard
 
 __all__ = ["WeightAveraging"]

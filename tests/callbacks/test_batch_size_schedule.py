@@ -16,7 +16,7 @@ from torch.optim import lr_scheduler
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, TensorDataset
 
 from lightning_optkit.callbacks import BatchRegime, BatchSizeSchedule, ExactResume, Fuse, LRSchedule
-from lightning_optkit.callbacks._lr_bases import multiply_bases
+from lightning_optkit.callbacks.scheduling.lr_scaling import multiply_bases
 from lightning_optkit.schedules import constant, linear, piecewise_constant, warmup_cosine
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, OneC
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_optkit.callbacks import ExactResume, Fuse, LRSchedule
-from lightning_optkit.callbacks._clock import steps_in_run
+from lightning_optkit.callbacks.scheduling.clock import steps_in_run
 from lightning_optkit.optimizers import AdamW
 from lightning_optkit.schedules import (
     constant,

@@ -409,11 +409,11 @@ def test_afterwards_trainer_and_module_are_as_before(make_trainer, fails):
 
 
 def test_a_progress_bar_appears_when_fitting_takes_long(run, monkeypatch, capsys):
-    from lightning_optkit.callbacks import _training_set
+    from lightning_optkit.callbacks.seams import training_set
 
-    monkeypatch.setattr(_training_set, "_SILENT_SECONDS", -1.0)
+    monkeypatch.setattr(training_set, "_SILENT_SECONDS", -1.0)
     started = []
-    monkeypatch.setattr(_training_set.Progress, "start", lambda self: started.append(self.tasks[0].total))
+    monkeypatch.setattr(training_set.Progress, "start", lambda self: started.append(self.tasks[0].total))
     run(Seen(), [Preprocess(Standardize())])
     assert started and started[0] == 3
     run(Seen(), [Preprocess(Standardize(), progress=False)])

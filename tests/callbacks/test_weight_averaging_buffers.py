@@ -142,10 +142,10 @@ def test_recomputing_statistics_changes_nothing_of_the_training(normed, fit, pat
 
 
 def test_statistics_are_recomputed_once_for_each_average(normed, fit, tmp_path, monkeypatch):
-    from lightning_optkit.callbacks import _batch_norm
+    from lightning_optkit.callbacks.seams import batch_norm
 
     counted = []
-    monkeypatch.setattr(_batch_norm, "update_bn", lambda *args: counted.append(1) or update_bn(*args))
+    monkeypatch.setattr(batch_norm, "update_bn", lambda *args: counted.append(1) or update_bn(*args))
     keep = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}")
     fit(normed(), WeightAveraging(EMA(0.5), update_bn=True), keep, limit_val_batches=1.0, enable_checkpointing=True)
     assert len(counted) == 3

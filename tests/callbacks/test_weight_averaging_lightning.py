@@ -273,7 +273,7 @@ def test_operations_of_an_update(regression, fit, ours):
 
             monkeypatch.setattr(self.owner, name, counted)
 
-    from lightning_optkit.callbacks import _kept_average as own_pass_user
+    from lightning_optkit.callbacks.seams import kept_average as own_pass_user
 
     average = WeightAveraging(EMA(0.9)) if ours else EMAWeightAveraging(decay=0.9)
     with pytest.MonkeyPatch.context() as monkeypatch:

@@ -15,8 +15,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_optkit._checks import check_bools, check_state
-from lightning_optkit.callbacks._clock import Clock, Interval
-from lightning_optkit.callbacks._run_free import RunFree
+from lightning_optkit.callbacks.scheduling.clock import Clock, Interval
+from lightning_optkit.callbacks.seams.run_free import RunFree
 from lightning_optkit.schedules import Schedule
 from lightning_optkit.schedules.schedule import check_schedule
 

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
 
-from lightning_optkit.callbacks._entries import group_targets
+from lightning_optkit.callbacks.scheduling.group_targets import group_targets
 
 __all__ = ["refuse_other_schedules", "take_over_schedulers"]
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from lightning_optkit.callbacks._fields import check_field, field_of, with_field
+from lightning_optkit.callbacks.seams.batch_fields import check_field, field_of, with_field
 
 
 class Pair(NamedTuple):

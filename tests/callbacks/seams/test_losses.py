@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_optkit.callbacks._losses import SMOOTHING, TARGETS, WATCHING, LossCall, intercept, release
+from lightning_optkit.callbacks.seams.losses import SMOOTHING, TARGETS, WATCHING, LossCall, intercept, release
 
 
 class Module(pl.LightningModule):

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_optkit.callbacks._overrides import override, restore
+from lightning_optkit.callbacks.seams.overrides import override, restore
 
 __all__ = ["SecondPass", "finish_second_passes", "loss_of", "with_loss"]
 

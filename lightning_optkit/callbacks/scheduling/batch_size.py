@@ -11,7 +11,7 @@ from lightning.pytorch.trainer.connectors.data_connector import _parse_num_batch
 from lightning.pytorch.trainer.states import RunningStage
 from torch.utils.data import BatchSampler, DataLoader
 
-from lightning_optkit.callbacks._scheduled import ScheduledCallback
+from lightning_optkit.callbacks.scheduling.scheduled_callback import ScheduledCallback
 
 __all__ = ["batches_in_epoch", "check_clocks", "check_epochs", "check_resizable", "set_batch_size"]
 

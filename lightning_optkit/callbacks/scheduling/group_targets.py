@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_optkit import optimizers
-from lightning_optkit.callbacks._scheduled import Target
+from lightning_optkit.callbacks.scheduling.scheduled_callback import Target
 from lightning_optkit.optimizers.convert import one_pass_class
 from lightning_optkit.step import OnePassOptimizer
 

@@ -21,7 +21,7 @@ from lightning_optkit.averaging.own_pass import (
     update_average_,
     update_tensors_,
 )
-from lightning_optkit.callbacks._run_free import RunFree
+from lightning_optkit.callbacks.seams.run_free import RunFree
 from lightning_optkit.step import OnePassOptimizer
 
 __all__ = ["KeptAverage", "names_of"]

@@ -37,7 +37,7 @@ from torch import Tensor
 from torch.nn import _reduction
 from torch.overrides import TorchFunctionMode
 
-from lightning_optkit.callbacks._overrides import override, restore
+from lightning_optkit.callbacks.seams.overrides import override, restore
 
 __all__ = ["SMOOTHING", "TARGETS", "WATCHING", "Loss", "LossCall", "Transform", "intercept", "release"]
 

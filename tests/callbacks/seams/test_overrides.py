@@ -7,7 +7,7 @@ import types
 import lightning.pytorch as pl
 import pytest
 
-from lightning_optkit.callbacks._overrides import override, restore
+from lightning_optkit.callbacks.seams.overrides import override, restore
 
 
 class Module(pl.LightningModule):

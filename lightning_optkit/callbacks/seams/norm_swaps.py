@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from lightning_optkit.callbacks._overrides import override, restore
+from lightning_optkit.callbacks.seams.overrides import override, restore
 from lightning_optkit.layers.swap_norms import NormSwaps, swap_norms
 
 __all__ = ["FusedNorms"]
