@@ -22,7 +22,8 @@ from lightning_optkit.clipping import ClipNorm, ClipValue
 from lightning_optkit.optimizers._schedule_free import ScheduleFreeOptimizer
 from lightning_optkit.optimizers.convert import from_torch_, to_torch_, why_not_convertible
 from lightning_optkit.step import Clip, Explanation, OnePassOptimizer
-from lightning_optkit.step.numbers import ROUNDINGS, STATE_DTYPES
+from lightning_optkit.step.numbers import ROUNDINGS
+from lightning_optkit.step.stages import STATE_DTYPES
 
 __all__ = ["Fuse"]
 

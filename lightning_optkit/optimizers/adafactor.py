@@ -7,16 +7,18 @@ instead of being added to the squares, and means stand for sums.
 """
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
+from typing_extensions import Unpack
 
 from lightning_optkit._norms import norm
-from lightning_optkit.step import Average, Clip, OnePassOptimizer, Rule
+from lightning_optkit.step import OnePassOptimizer, Rule
 from lightning_optkit.step.arguments import check_number, pair, with_listed_params
 from lightning_optkit.step.rule import Group, State
+from lightning_optkit.step.stages import Stages
 
 __all__ = ["Adafactor", "adafactor_update"]
 
@@ -105,14 +107,7 @@ class Adafactor(OnePassOptimizer, torch.optim.Adafactor):
         weight_decay: Share of each parameter removed per step, times `lr`; in [0, inf).
         foreach: As in torch, which chooses among its implementations; kept for state dicts. There is one here.
         maximize: Ascend.
-        clip: Gradient clipping folded into the step, e.g. `ClipNorm(1.0)`.
-        average: Average of the parameters kept by the step, e.g. `EMA(0.999)`.
-        l1: Weight of the L1 proximal step, in [0, inf): exact zeros. The threshold is `lr * l1`, as for decay.
-        cautious: Decay acts only where the update does not point away from zero.
-        centralize: Take the mean of each row of the first dimension off its gradient (two dimensions or more).
-        rounding: How 16-bit parameters are stored.
-        state_dtype: Dtype of the state; that of fp64 parameters is fp64; "int8" for one byte.
-        statistics: Count norms and lost updates.
+        **stages: As in `lightning_optkit.step.Stages`.
 
     Raises:
         ValueError: for an argument out of range, no parameters, one given twice, or two devices; at the first step, for
@@ -144,14 +139,7 @@ class Adafactor(OnePassOptimizer, torch.optim.Adafactor):
         *,
         foreach: bool | None = None,
         maximize: bool = False,
-        clip: Clip | None = None,
-        average: Average | None = None,
-        l1: float = 0.0,
-        cautious: bool = False,
-        centralize: bool = False,
-        rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
-        state_dtype: torch.dtype | Literal["int8"] = torch.float32,
-        statistics: bool = False,
+        **stages: Unpack[Stages],
     ) -> None:
         defaults = dict(
             lr=lr,
@@ -168,14 +156,7 @@ class Adafactor(OnePassOptimizer, torch.optim.Adafactor):
         super().__init__(
             params,
             defaults,
-            clip=clip,
-            average=average,
-            l1=l1,
-            cautious=cautious,
-            centralize=centralize,
-            rounding=rounding,
-            state_dtype=state_dtype,
-            statistics=statistics,
+            **stages,
         )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -5,15 +5,17 @@ Source: Kingma & Ba 2015, arXiv:1412.6980, Algorithm 1; AMSGrad, Reddi et al. 20
 Differs from the papers as `torch.optim.Adam` does: AMSGrad keeps the maximum before the bias correction.
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
+from typing_extensions import Unpack
 
-from lightning_optkit.step import Average, Clip, OnePassOptimizer, Rule
+from lightning_optkit.step import OnePassOptimizer, Rule
 from lightning_optkit.step.arguments import check_flag, check_number, pair
 from lightning_optkit.step.rule import Group, State
+from lightning_optkit.step.stages import Stages
 
 __all__ = ["Adam", "adam_update"]
 
@@ -59,14 +61,7 @@ class Adam(OnePassOptimizer, torch.optim.Adam):
         differentiable: Must be False: the step writes in place.
         fused: None: the compiled pass wherever it can go. False: plain PyTorch.
         decoupled_weight_decay: True makes it AdamW.
-        clip: Gradient clipping folded into the step, e.g. `ClipNorm(1.0)`.
-        average: Average of the parameters kept by the step, e.g. `EMA(0.999)`.
-        l1: Weight of the L1 proximal step, in [0, inf): exact zeros.
-        cautious: Decoupled decay acts only where the update does not point away from zero.
-        centralize: Take the mean of each row of the first dimension off its gradient (two dimensions or more).
-        rounding: How 16-bit parameters are stored.
-        state_dtype: Dtype of the moments; those of fp64 parameters are fp64; "int8" for one byte.
-        statistics: Count norms and lost updates in the same pass.
+        **stages: As in `lightning_optkit.step.Stages`.
 
     Raises:
         ValueError: for an argument out of range, no parameters, one given twice, or two devices.
@@ -100,14 +95,7 @@ class Adam(OnePassOptimizer, torch.optim.Adam):
         differentiable: bool = False,
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
-        clip: Clip | None = None,
-        average: Average | None = None,
-        l1: float = 0.0,
-        cautious: bool = False,
-        centralize: bool = False,
-        rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
-        state_dtype: torch.dtype | Literal["int8"] = torch.float32,
-        statistics: bool = False,
+        **stages: Unpack[Stages],
     ) -> None:
         defaults = dict(
             lr=lr,
@@ -125,14 +113,7 @@ class Adam(OnePassOptimizer, torch.optim.Adam):
         super().__init__(
             params,
             defaults,
-            clip=clip,
-            average=average,
-            l1=l1,
-            cautious=cautious,
-            centralize=centralize,
-            rounding=rounding,
-            state_dtype=state_dtype,
-            statistics=statistics,
+            **stages,
         )
 
     def _rule(self, group: Group) -> Rule:

@@ -5,14 +5,13 @@ Source: Loshchilov & Hutter 2019, arXiv:1711.05101, Algorithm 2.
 Differs from the paper: the schedule's multiplier is already inside `lr`, as in `torch.optim.AdamW`.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
 
 from lightning_optkit.optimizers.adam import Adam
-from lightning_optkit.step import Average, Clip
+from lightning_optkit.step.stages import Stages
 
 __all__ = ["AdamW"]
 
@@ -32,14 +31,7 @@ class AdamW(Adam, torch.optim.AdamW):
         capturable: As in torch; kept for state dicts.
         differentiable: Must be False: the step writes in place.
         fused: None: the compiled pass wherever it can go. False: plain PyTorch.
-        clip: Gradient clipping folded into the step, e.g. `ClipNorm(1.0)`.
-        average: Average of the parameters kept by the step, e.g. `EMA(0.999)`.
-        l1: Weight of the L1 proximal step, in [0, inf): exact zeros.
-        cautious: Decay acts only where the update does not point away from zero.
-        centralize: Take the mean of each row of the first dimension off its gradient (two dimensions or more).
-        rounding: How 16-bit parameters are stored.
-        state_dtype: Dtype of the moments; those of fp64 parameters are fp64; "int8" for one byte.
-        statistics: Count norms and lost updates in the same pass.
+        **stages: As in `lightning_optkit.step.Stages`.
 
     Raises:
         ValueError: for an argument out of range, no parameters, one given twice, or two devices.
@@ -72,14 +64,7 @@ class AdamW(Adam, torch.optim.AdamW):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
-        clip: Clip | None = None,
-        average: Average | None = None,
-        l1: float = 0.0,
-        cautious: bool = False,
-        centralize: bool = False,
-        rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
-        state_dtype: torch.dtype | Literal["int8"] = torch.float32,
-        statistics: bool = False,
+        **stages: Unpack[Stages],
     ) -> None:
         super().__init__(
             params,
@@ -94,12 +79,5 @@ class AdamW(Adam, torch.optim.AdamW):
             differentiable=differentiable,
             fused=fused,
             decoupled_weight_decay=True,
-            clip=clip,
-            average=average,
-            l1=l1,
-            cautious=cautious,
-            centralize=centralize,
-            rounding=rounding,
-            state_dtype=state_dtype,
-            statistics=statistics,
+            **stages,
         )

@@ -25,21 +25,13 @@ from lightning_optkit.optimizers.sgd import SGD
 from lightning_optkit.step import OnePassOptimizer
 from lightning_optkit.step.loading import places
 from lightning_optkit.step.restoring import restored
+from lightning_optkit.step.stages import ADDED_ENTRIES
 from lightning_optkit.step.state import convert_
 
 __all__ = ["from_torch_", "one_pass_class", "to_torch_", "why_not_convertible"]
 
 _AUTOMATIC = {"fused": None, "foreach": None}  # the implementation is ours to choose
-_ADDED_KEYS = {
-    "l1",
-    "cautious",
-    "centralize",
-    "rounding",
-    "rounding_seed",
-    "average_decay",
-    "decoupled_weight_decay",
-    *_AUTOMATIC,
-}
+_ADDED_KEYS = {*ADDED_ENTRIES, "decoupled_weight_decay", *_AUTOMATIC}
 _ADDED_KEYS |= {*OWN_KEYS, "maximize", "differentiable"}  # which torch.optim.Muon does not have
 
 _ADDED_STATE = {"momentum_step"}  # which torch would leave behind as it goes on

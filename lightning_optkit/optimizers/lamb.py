@@ -6,16 +6,16 @@ Algorithm 2.
 """
 
 import math
-from typing import Literal
 
-import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
 
 from lightning_optkit._checks import check_one_of
-from lightning_optkit.step import Average, Clip, OnePassOptimizer, Rule, TensorStatistics
+from lightning_optkit.step import OnePassOptimizer, Rule, TensorStatistics
 from lightning_optkit.step.arguments import check_number, pair
 from lightning_optkit.step.rule import Group, State
+from lightning_optkit.step.stages import Stages
 
 __all__ = ["LAMB", "lamb_update"]
 
@@ -62,14 +62,8 @@ class LAMB(OnePassOptimizer):
         norm_bounds: Least and largest norm of the weights that counts: phi is the identity in between.
         maximize: Ascend.
         fused: None: the compiled pass wherever it can go. False: plain PyTorch.
-        clip: Gradient clipping folded into the step, e.g. `ClipNorm(1.0)`.
-        average: Average of the parameters kept by the step, e.g. `EMA(0.999)`.
-        l1: Weight of the L1 proximal step, in [0, inf): exact zeros.
         cautious: Must be False: decay is part of the rule.
-        centralize: Take the mean of each row of the first dimension off its gradient (two dimensions or more).
-        rounding: How 16-bit parameters are stored.
-        state_dtype: Dtype of the state; that of fp64 parameters is fp64; "int8" for one byte.
-        statistics: Count norms and lost updates in the same pass.
+        **stages: As in `lightning_optkit.step.Stages`.
 
     Raises:
         ValueError: for an argument out of range, no parameters, one given twice, or two devices; at the first step, for
@@ -78,6 +72,7 @@ class LAMB(OnePassOptimizer):
     Cost: 8 bytes of state per parameter; two walks: one reads what the norms are made of, one updates.
 
     Example:
+        >>> import torch
         >>> weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
         >>> optimizer = LAMB([weight], lr=0.1, weight_decay=0.0)
         >>> weight.grad = torch.tensor([1.0, -1.0])
@@ -98,14 +93,7 @@ class LAMB(OnePassOptimizer):
         *,
         maximize: bool = False,
         fused: bool | None = None,
-        clip: Clip | None = None,
-        average: Average | None = None,
-        l1: float = 0.0,
-        cautious: bool = False,
-        centralize: bool = False,
-        rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
-        state_dtype: torch.dtype | Literal["int8"] = torch.float32,
-        statistics: bool = False,
+        **stages: Unpack[Stages],
     ) -> None:
         defaults = dict(
             lr=lr,
@@ -123,14 +111,7 @@ class LAMB(OnePassOptimizer):
         super().__init__(
             params,
             defaults,
-            clip=clip,
-            average=average,
-            l1=l1,
-            cautious=cautious,
-            centralize=centralize,
-            rounding=rounding,
-            state_dtype=state_dtype,
-            statistics=statistics,
+            **stages,
         )
 
     def _rule(self, group: Group) -> Rule:

@@ -4,15 +4,14 @@
 Source: Chen et al. 2023, arXiv:2302.06675, Algorithm 2.
 """
 
-from typing import Literal
-
-import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
 
-from lightning_optkit.step import Average, Clip, OnePassOptimizer, Rule
+from lightning_optkit.step import OnePassOptimizer, Rule
 from lightning_optkit.step.arguments import check_number, pair
 from lightning_optkit.step.rule import Group, State
+from lightning_optkit.step.stages import Stages
 
 __all__ = ["Lion", "lion_update"]
 
@@ -44,14 +43,7 @@ class Lion(OnePassOptimizer):
         weight_decay: Share of each parameter removed per step, times `lr`; in [0, inf).
         maximize: Ascend.
         fused: None: the compiled pass wherever it can go. False: plain PyTorch.
-        clip: Gradient clipping folded into the step, e.g. `ClipNorm(1.0)`.
-        average: Average of the parameters kept by the step, e.g. `EMA(0.999)`.
-        l1: Weight of the L1 proximal step, in [0, inf): exact zeros.
-        cautious: Decoupled decay acts only where the update does not point away from zero; without effect on L2.
-        centralize: Take the mean of each row of the first dimension off its gradient (two dimensions or more).
-        rounding: How 16-bit parameters are stored.
-        state_dtype: Dtype of the state; that of fp64 parameters is fp64; "int8" for one byte.
-        statistics: Count norms and lost updates in the same pass.
+        **stages: As in `lightning_optkit.step.Stages`.
 
     Raises:
         ValueError: for an argument out of range, no parameters, one given twice, or two devices.
@@ -59,6 +51,7 @@ class Lion(OnePassOptimizer):
     Cost: 4 bytes of state per parameter; one pass, two with a clip by norm.
 
     Example:
+        >>> import torch
         >>> weight = torch.nn.Parameter(torch.ones(2))
         >>> optimizer = Lion([weight], lr=0.1)
         >>> weight.grad = torch.tensor([2.0, -3.0])
@@ -76,14 +69,7 @@ class Lion(OnePassOptimizer):
         *,
         maximize: bool = False,
         fused: bool | None = None,
-        clip: Clip | None = None,
-        average: Average | None = None,
-        l1: float = 0.0,
-        cautious: bool = False,
-        centralize: bool = False,
-        rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
-        state_dtype: torch.dtype | Literal["int8"] = torch.float32,
-        statistics: bool = False,
+        **stages: Unpack[Stages],
     ) -> None:
         defaults = dict(
             lr=lr,
@@ -98,14 +84,7 @@ class Lion(OnePassOptimizer):
         super().__init__(
             params,
             defaults,
-            clip=clip,
-            average=average,
-            l1=l1,
-            cautious=cautious,
-            centralize=centralize,
-            rounding=rounding,
-            state_dtype=state_dtype,
-            statistics=statistics,
+            **stages,
         )
 
     def _rule(self, group: Group) -> Rule:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
+from typing_extensions import Unpack
 
 from lightning_optkit._checks import (
     check_bools,
@@ -25,10 +26,11 @@ from lightning_optkit._checks import (
 )
 from lightning_optkit.optimizers._newton_schulz import MatrixSegment, muon_update
 from lightning_optkit.optimizers.adam import adam_update
-from lightning_optkit.step import Average, Clip, OnePassOptimizer, Rule
+from lightning_optkit.step import OnePassOptimizer, Rule
 from lightning_optkit.step.arguments import check_number, listed, pair, with_listed_params
 from lightning_optkit.step.rule import Group
 from lightning_optkit.step.segments import ReferenceSegment
+from lightning_optkit.step.stages import Stages
 
 __all__ = ["OWN_KEYS", "Muon"]
 
@@ -80,14 +82,8 @@ class Muon(OnePassOptimizer, torch.optim.Muon):
             Needs named parameters: `Muon(model.named_parameters(), adamw_params=["embed", "head"])`.
         maximize: Ascend.
         fused: None: the compiled pass for the rest wherever it can go. False: plain PyTorch.
-        clip: Gradient clipping folded into the step, e.g. `ClipNorm(1.0)`.
-        average: Average of the parameters kept by the step, e.g. `EMA(0.999)`.
-        l1: Weight of the L1 proximal step, in [0, inf): exact zeros.
-        cautious: Decay acts only where the update does not point away from zero.
-        centralize: Take the mean of each row of the first dimension off its gradient (two dimensions or more).
-        rounding: How 16-bit parameters are stored.
         state_dtype: Dtype of the state; that of fp64 parameters is fp64.
-        statistics: Count norms and lost updates in the same pass.
+        **stages: As in `lightning_optkit.step.Stages`.
 
     Raises:
         ValueError: for an argument out of range, no parameters, one given twice, or two devices.
@@ -123,14 +119,7 @@ class Muon(OnePassOptimizer, torch.optim.Muon):
         adamw_params: Sequence[str] = (),
         maximize: bool = False,
         fused: bool | None = None,
-        clip: Clip | None = None,
-        average: Average | None = None,
-        l1: float = 0.0,
-        cautious: bool = False,
-        centralize: bool = False,
-        rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
-        state_dtype: torch.dtype = torch.float32,
-        statistics: bool = False,
+        **stages: Unpack[Stages],
     ) -> None:
         defaults = dict(
             lr=lr,
@@ -152,18 +141,12 @@ class Muon(OnePassOptimizer, torch.optim.Muon):
             differentiable=False,
             decoupled_weight_decay=True,
         )
+        state_dtype = stages.get("state_dtype", torch.float32)
         check_one_of(self._owner, "state_dtype", state_dtype, (torch.float32, torch.bfloat16))
         super().__init__(
             self._split(listed(self._owner, params), adamw_params),
             defaults,
-            clip=clip,
-            average=average,
-            l1=l1,
-            cautious=cautious,
-            centralize=centralize,
-            rounding=rounding,
-            state_dtype=state_dtype,
-            statistics=statistics,
+            **stages,
         )
 
     # --- which parameters are matrices ---

@@ -5,15 +5,17 @@ Source: Tieleman & Hinton 2012, "Lecture 6.5: rmsprop", COURSERA; centered, Grav
 38-45. Differs from Graves as `torch.optim.RMSprop` does: eps stands outside the square root.
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
+from typing_extensions import Unpack
 
-from lightning_optkit.step import Average, Clip, OnePassOptimizer, Rule
+from lightning_optkit.step import OnePassOptimizer, Rule
 from lightning_optkit.step.arguments import check_flag, check_number
 from lightning_optkit.step.rule import Group, State
+from lightning_optkit.step.stages import Stages
 
 __all__ = ["RMSprop", "rmsprop_update"]
 
@@ -56,14 +58,7 @@ class RMSprop(OnePassOptimizer, torch.optim.RMSprop):
         maximize: Ascend.
         differentiable: Must be False: the step writes in place.
         fused: None: the compiled pass wherever it can go. False: plain PyTorch.
-        clip: Gradient clipping folded into the step, e.g. `ClipNorm(1.0)`.
-        average: Average of the parameters kept by the step, e.g. `EMA(0.999)`.
-        l1: Weight of the L1 proximal step, in [0, inf): exact zeros.
-        cautious: Decoupled decay acts only where the update does not point away from zero; without effect on L2.
-        centralize: Take the mean of each row of the first dimension off its gradient (two dimensions or more).
-        rounding: How 16-bit parameters are stored.
-        state_dtype: Dtype of the state; that of fp64 parameters is fp64; "int8" for one byte.
-        statistics: Count norms and lost updates in the same pass.
+        **stages: As in `lightning_optkit.step.Stages`.
 
     Raises:
         ValueError: for an argument out of range, no parameters, one given twice, or two devices.
@@ -96,14 +91,7 @@ class RMSprop(OnePassOptimizer, torch.optim.RMSprop):
         differentiable: bool = False,
         *,
         fused: bool | None = None,
-        clip: Clip | None = None,
-        average: Average | None = None,
-        l1: float = 0.0,
-        cautious: bool = False,
-        centralize: bool = False,
-        rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
-        state_dtype: torch.dtype | Literal["int8"] = torch.float32,
-        statistics: bool = False,
+        **stages: Unpack[Stages],
     ) -> None:
         defaults = dict(
             lr=lr,
@@ -122,14 +110,7 @@ class RMSprop(OnePassOptimizer, torch.optim.RMSprop):
         super().__init__(
             params,
             defaults,
-            clip=clip,
-            average=average,
-            l1=l1,
-            cautious=cautious,
-            centralize=centralize,
-            rounding=rounding,
-            state_dtype=state_dtype,
-            statistics=statistics,
+            **stages,
         )
 
     def _rule(self, group: Group) -> Rule:

@@ -4,11 +4,11 @@
 Source: Defazio et al. 2024, arXiv:2405.15682, Algorithm 1.
 """
 
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
 
 from lightning_optkit.optimizers._schedule_free import (
     WEIGHT_SUM,
@@ -17,9 +17,10 @@ from lightning_optkit.optimizers._schedule_free import (
     move,
     rate_and_share,
 )
-from lightning_optkit.step import Average, Clip, Rule
+from lightning_optkit.step import Rule
 from lightning_optkit.step.arguments import check_number, pair
 from lightning_optkit.step.rule import Group, State
+from lightning_optkit.step.stages import Stages
 
 __all__ = ["ScheduleFreeAdamW", "schedule_free_adamw_update"]
 
@@ -63,15 +64,12 @@ class ScheduleFreeAdamW(ScheduleFreeOptimizer):
         weight_lr_power: And its rate to this power, in [0, inf).
         maximize: Ascend.
         fused: None: the compiled pass wherever it can go. False: plain PyTorch.
-        clip: Gradient clipping folded into the step, e.g. `ClipNorm(1.0)`.
         average: Must be None: the rule keeps an average itself.
         l1: Must be 0: zeros of y are not zeros of the average.
         cautious: Must be False: y and z decay by the same amount.
-        centralize: Take the mean of each row of the first dimension off its gradient (two dimensions or more).
-        rounding: How 16-bit parameters are stored.
         state_dtype: Dtype of the second moment; that of fp64 parameters is fp64; "int8" for one byte. z stays in fp32:
             it is a point, and small steps of it would be lost.
-        statistics: Count norms and lost updates in the same pass.
+        **stages: As in `lightning_optkit.step.Stages`.
 
     Raises:
         ValueError: for an argument out of range, no parameters, one given twice, or two devices.
@@ -79,6 +77,7 @@ class ScheduleFreeAdamW(ScheduleFreeOptimizer):
     Cost: 8 bytes of state per parameter, 4 more while it is evaluated; one pass, two with a clip by norm.
 
     Example:
+        >>> import torch
         >>> weight = torch.nn.Parameter(torch.ones(2))
         >>> optimizer = ScheduleFreeAdamW([weight], lr=0.1)
         >>> optimizer.train()
@@ -102,16 +101,9 @@ class ScheduleFreeAdamW(ScheduleFreeOptimizer):
         *,
         maximize: bool = False,
         fused: bool | None = None,
-        clip: Clip | None = None,
-        average: Average | None = None,
-        l1: float = 0.0,
-        cautious: bool = False,
-        centralize: bool = False,
-        rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
-        state_dtype: torch.dtype | Literal["int8"] = torch.float32,
-        statistics: bool = False,
+        **stages: Unpack[Stages],
     ) -> None:
-        self._check_no_average(average)
+        self._check_no_average(stages.get("average"))
         defaults = dict(
             lr=lr,
             betas=betas,
@@ -131,14 +123,7 @@ class ScheduleFreeAdamW(ScheduleFreeOptimizer):
         super().__init__(
             params,
             defaults,
-            clip=clip,
-            average=average,
-            l1=l1,
-            cautious=cautious,
-            centralize=centralize,
-            rounding=rounding,
-            state_dtype=state_dtype,
-            statistics=statistics,
+            **stages,
         )
 
     def _rule(self, group: Group) -> Rule:

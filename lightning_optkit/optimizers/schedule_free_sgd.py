@@ -4,11 +4,12 @@
 Source: Defazio et al. 2024, arXiv:2405.15682, Equations 2-4; warm-up and weights as in its Algorithm 1.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
 
 from lightning_optkit._checks import shown
 from lightning_optkit.optimizers._schedule_free import (
@@ -18,8 +19,9 @@ from lightning_optkit.optimizers._schedule_free import (
     move,
     rate_and_share,
 )
-from lightning_optkit.step import Average, Clip, Rule
+from lightning_optkit.step import Rule
 from lightning_optkit.step.rule import Group, State
+from lightning_optkit.step.stages import Stages
 
 __all__ = ["ScheduleFreeSGD", "schedule_free_sgd_update"]
 
@@ -57,14 +59,11 @@ class ScheduleFreeSGD(ScheduleFreeOptimizer):
         weight_lr_power: And its rate to this power, in [0, inf).
         maximize: Ascend.
         fused: None: the compiled pass wherever it can go. False: plain PyTorch.
-        clip: Gradient clipping folded into the step, e.g. `ClipNorm(1.0)`.
         average: Must be None: the rule keeps an average itself.
         l1: Must be 0: zeros of y are not zeros of the average.
         cautious: Must be False: y and z decay by the same amount.
-        centralize: Take the mean of each row of the first dimension off its gradient (two dimensions or more).
-        rounding: How 16-bit parameters are stored.
         state_dtype: Must be torch.float32: z is a point, and small steps of it would be lost.
-        statistics: Count norms and lost updates in the same pass.
+        **stages: As in `lightning_optkit.step.Stages`.
 
     Raises:
         ValueError: for an argument out of range, no parameters, one given twice, or two devices.
@@ -94,16 +93,10 @@ class ScheduleFreeSGD(ScheduleFreeOptimizer):
         *,
         maximize: bool = False,
         fused: bool | None = None,
-        clip: Clip | None = None,
-        average: Average | None = None,
-        l1: float = 0.0,
-        cautious: bool = False,
-        centralize: bool = False,
-        rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
-        state_dtype: torch.dtype = torch.float32,
-        statistics: bool = False,
+        **stages: Unpack[Stages],
     ) -> None:
-        self._check_no_average(average)
+        self._check_no_average(stages.get("average"))
+        state_dtype = stages.get("state_dtype", torch.float32)
         if state_dtype is not torch.float32:
             raise ValueError(
                 f"{self._owner}(state_dtype={shown(state_dtype)}): must be torch.float32; z is a point, and small "
@@ -127,14 +120,7 @@ class ScheduleFreeSGD(ScheduleFreeOptimizer):
         super().__init__(
             params,
             defaults,
-            clip=clip,
-            average=average,
-            l1=l1,
-            cautious=cautious,
-            centralize=centralize,
-            rounding=rounding,
-            state_dtype=state_dtype,
-            statistics=statistics,
+            **stages,
         )
 
     def _rule(self, group: Group) -> Rule:

@@ -5,6 +5,7 @@ from lightning_optkit.step.explain import Explanation, GroupPlan
 from lightning_optkit.step.in_backward import StepInBackward, step_in_backward
 from lightning_optkit.step.optimizer import OnePassOptimizer
 from lightning_optkit.step.rule import Average, Clip, ClipBounds, LearningClip, Rule, Scalar
+from lightning_optkit.step.stages import Stages
 from lightning_optkit.step.statistics import TensorStatistics
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "OnePassOptimizer",
     "Rule",
     "Scalar",
+    "Stages",
     "StepInBackward",
     "TensorStatistics",
     "step_in_backward",

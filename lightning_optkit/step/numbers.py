@@ -9,9 +9,8 @@ from torch import Tensor
 
 from lightning_optkit.step.rule import Average, Clip, ClipBounds, Group
 
-__all__ = ["ROUNDINGS", "STATE_DTYPES", "GroupNumbers", "average_weight", "compute_dtype", "is_due", "read_group"]
+__all__ = ["ROUNDINGS", "GroupNumbers", "average_weight", "compute_dtype", "is_due", "read_group"]
 
-STATE_DTYPES = (torch.float32, torch.bfloat16, "int8")
 ROUNDINGS = ("nearest", "stochastic", "kahan")  # in the order of Rounding in csrc/core/tables.h
 
 

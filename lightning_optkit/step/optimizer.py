@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The optimizer that every rule of this package is: one walk over the parameters for the rule and all its stages."""
 
+import inspect
 import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
+from typing_extensions import Unpack
 
 from lightning_optkit._checks import check_callable, check_int, check_one_of
 from lightning_optkit._native import warn_once_if_missing
@@ -25,13 +27,14 @@ from lightning_optkit.step.engine import take_step
 from lightning_optkit.step.explain import Explanation, explain
 from lightning_optkit.step.hooks import hooked
 from lightning_optkit.step.loading import load
-from lightning_optkit.step.numbers import STATE_DTYPES, GroupNumbers, is_due, read_group
+from lightning_optkit.step.numbers import GroupNumbers, is_due, read_group
 from lightning_optkit.step.planning import Segment, StepPlan
 from lightning_optkit.step.progress import Progress
-from lightning_optkit.step.rule import Average, Clip, Group, LearningClip, Rule
+from lightning_optkit.step.rule import Average, Group, LearningClip, Rule
 from lightning_optkit.step.rule_identity import rule_of
 from lightning_optkit.step.segments import PlanOutdated, ReferenceSegment, why_no_units, why_not_compiled
 from lightning_optkit.step.shards import local
+from lightning_optkit.step.stages import STATE_DTYPES, Stages, completed, group_stages, written_out
 from lightning_optkit.step.statistics import TensorStatistics
 
 __all__ = ["OnePassOptimizer"]
@@ -50,21 +53,13 @@ class OnePassOptimizer(Optimizer):
     Args:
         params: Parameters or parameter groups, as in `torch.optim`; all on one device.
         defaults: The rule's own group entries, under torch's names.
-        clip: A clip from `lightning_optkit.clipping`, or None.
-        average: An average from `lightning_optkit.averaging`, or None.
-        l1: Weight of the L1 proximal step, in [0, inf); the threshold is `lr * l1`, and zeros are exact.
-        cautious: Decoupled decay acts only where the update does not point away from zero.
-        centralize: Take the mean of each unit (row of the first dimension) off its gradient, for parameters of at
-            least two dimensions.
-        rounding: How 16-bit parameters are stored: "nearest", "stochastic", or "kahan" (one more 16-bit number per
-            element that keeps what was cut off). With fp32 parameters stochastic is nearest.
-        state_dtype: torch.float32, torch.bfloat16, or "int8": one byte per number, see `lightning_optkit.step.codes`.
-            The state of fp64 parameters is fp64.
-        statistics: Count norms and lost updates per tensor in the same pass; read them by `statistics()`.
+        **stages: As in `lightning_optkit.step.Stages`.
 
     Raises:
         ValueError: for an argument out of range, an empty parameter list, a parameter given twice, or two devices.
     """
+
+    __signature__: ClassVar[inspect.Signature]
 
     torch_class: ClassVar[type[Optimizer] | None] = None
     """The torch.optim class with the same rule, a base of this one, whose state dicts are exchangeable."""
@@ -76,30 +71,14 @@ class OnePassOptimizer(Optimizer):
         self,
         params: ParamsT,
         defaults: Group,
-        *,
-        clip: Clip | None,
-        average: Average | None,
-        l1: float,
-        cautious: bool,
-        centralize: bool,
-        rounding: str,
-        state_dtype: torch.dtype | Literal["int8"],
-        statistics: bool,
+        **stages: Unpack[Stages],
     ) -> None:
-        self.clip, self.average, self.state_dtype = clip, average, state_dtype
-        self.record_statistics = statistics
-        check_stages(self._owner, clip, average, statistics)
-        check_one_of(self._owner, "state_dtype", state_dtype, STATE_DTYPES)
-        defaults = {
-            **defaults,
-            "l1": l1,
-            "cautious": cautious,
-            "centralize": centralize,
-            "rounding": rounding,
-            "rounding_seed": 0,
-        }
-        if average is not None:
-            defaults["average_decay"] = average.decay
+        given = completed(self._owner, stages)
+        self.clip, self.average, self.state_dtype = given["clip"], given["average"], given["state_dtype"]
+        self.record_statistics = given["statistics"]
+        check_stages(self._owner, self.clip, self.average, self.record_statistics)
+        check_one_of(self._owner, "state_dtype", self.state_dtype, STATE_DTYPES)
+        defaults = {**defaults, **group_stages(given)}
         self._check_all(defaults)
         warn_once_if_missing()
         self._lock, self._is_stepping = threading.RLock(), False
@@ -109,6 +88,11 @@ class OnePassOptimizer(Optimizer):
         self._counted = Progress()
         self._control: DeviceControl | None = None
         Optimizer.__init__(self, listed(self._owner, params), defaults)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Shows the stages in the signature and the docstring of a class that takes them as `**stages`."""
+        super().__init_subclass__(**kwargs)
+        cls.__signature__, cls.__doc__ = written_out(cls)
 
     # --- what a rule says of itself ---
 

@@ -15,14 +15,12 @@ from torch.optim import Optimizer
 
 from lightning_optkit.step.rule import Group, Rule
 from lightning_optkit.step.saved import kind_of
+from lightning_optkit.step.stages import ADDED_ENTRIES
 
 if TYPE_CHECKING:
     from lightning_optkit.step.optimizer import OnePassOptimizer
 
-__all__ = ["STAGE_ENTRIES", "check_is_of_the_rule", "is_of_a_variant", "rule_of"]
-
-STAGE_ENTRIES = frozenset({"l1", "cautious", "centralize", "rounding", "rounding_seed", "average_decay"})
-"""Entries of a group that torch's classes do not have."""
+__all__ = ["check_is_of_the_rule", "is_of_a_variant", "rule_of"]
 
 _IMPLEMENTATION = frozenset({"foreach", "fused", "capturable", "differentiable", "maximize"})
 _DECOUPLED = "decoupled_weight_decay"
@@ -42,16 +40,16 @@ def check_is_of_the_rule(what: str, optimizer: "OnePassOptimizer", state_dict: M
         )
     for saved, group in zip(state_dict["param_groups"], optimizer.param_groups, strict=True):
         _check_group_entries(what, optimizer, saved, group)
-        if "rule" not in state_dict and not state_dict["state"] and not saved.keys() & STAGE_ENTRIES:
+        if "rule" not in state_dict and not state_dict["state"] and not saved.keys() & ADDED_ENTRIES:
             _check_entries_of_torch(what, optimizer, saved)
 
 
 def _check_group_entries(what: str, optimizer: "OnePassOptimizer", saved: Group, group: Group) -> None:
     """Entries that no class of torch or of this package takes are a scheduler's, or the user's own."""
-    missing = optimizer.defaults.keys() - saved.keys() - STAGE_ENTRIES - _IMPLEMENTATION - {_DECOUPLED}
+    missing = optimizer.defaults.keys() - saved.keys() - ADDED_ENTRIES - _IMPLEMENTATION - {_DECOUPLED}
     if missing:
         raise ValueError(f"{what} the checkpoint is of another rule; its groups have no {_listed(missing)}.")
-    foreign = (saved.keys() & _entries_of_all()) - group.keys() - STAGE_ENTRIES - _IMPLEMENTATION
+    foreign = (saved.keys() & _entries_of_all()) - group.keys() - ADDED_ENTRIES - _IMPLEMENTATION
     if foreign:
         raise ValueError(f"{what} the checkpoint is of another rule; its groups have {_listed(foreign)}.")
     decoupled = saved.get(_DECOUPLED, group[_DECOUPLED])

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the step does besides the rule: named, typed, described and given its defaults here, for every optimizer."""
+
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from typing_extensions import TypedDict, Unpack
+
+from lightning_optkit.step.rule import Average, Clip
+
+__all__ = ["ADDED_ENTRIES", "STAGE_DEFAULTS", "STATE_DTYPES", "Stages", "completed", "group_stages", "written_out"]
+
+
+class Stages(TypedDict, total=False):
+    """The stages of the step, which every optimizer of this package takes by keyword.
+
+    Args:
+        clip: Gradient clipping folded into the step, e.g. `ClipNorm(1.0)`.
+        average: Average of the parameters kept by the step, e.g. `EMA(0.999)`.
+        l1: Weight of the L1 proximal step, in [0, inf); the threshold is `lr * l1`, and zeros are exact.
+        cautious: Decoupled decay acts only where the update does not point away from zero; without effect on L2.
+        centralize: Take the mean of each row of the first dimension off its gradient (two dimensions or more).
+        rounding: How 16-bit parameters are stored: "nearest", "stochastic", or "kahan" (one more 16-bit number per
+            element that keeps what was cut off). With fp32 parameters stochastic is nearest.
+        state_dtype: Dtype of the state; "int8" for one byte per number. That of fp64 parameters is fp64.
+        statistics: Count norms and lost updates of each tensor in the same pass; `optimizer.statistics()` reads them.
+    """
+
+    clip: Clip | None
+    average: Average | None
+    l1: float
+    cautious: bool
+    centralize: bool
+    rounding: Literal["nearest", "stochastic", "kahan"]
+    state_dtype: torch.dtype | Literal["int8"]
+    statistics: bool
+
+
+STAGE_DEFAULTS: Stages = {
+    "clip": None,
+    "average": None,
+    "l1": 0.0,
+    "cautious": False,
+    "centralize": False,
+    "rounding": "nearest",
+    "state_dtype": torch.float32,
+    "statistics": False,
+}
+STATE_DTYPES = (torch.float32, torch.bfloat16, "int8")
+
+_OF_THE_OPTIMIZER = ("clip", "average", "state_dtype", "statistics")
+ADDED_ENTRIES = STAGE_DEFAULTS.keys() - {*_OF_THE_OPTIMIZER} | {"rounding_seed", "average_decay"}
+"""Entries of a group that torch's classes do not have: the stages that a group sets for itself, and what they need."""
+
+
+def completed(owner: str, stages: Mapping[str, Any]) -> Stages:
+    """`stages` with the defaults of those that were not given.
+
+    Raises:
+        TypeError: for any other argument, as Python does.
+    """
+    for name in stages:
+        if name not in STAGE_DEFAULTS:
+            raise TypeError(f"{owner}.__init__() got an unexpected keyword argument {name!r}")
+    return {**STAGE_DEFAULTS, **stages}  # type: ignore[typeddict-item]
+
+
+def group_stages(stages: Stages) -> dict[str, Any]:
+    """The stages that a group sets for itself, and the entries that go with them."""
+    entries = {name: value for name, value in stages.items() if name in ADDED_ENTRIES} | {"rounding_seed": 0}
+    average = stages["average"]
+    return entries if average is None else {**entries, "average_decay": average.decay}
+
+
+def written_out(cls: type) -> tuple[inspect.Signature, str | None]:
+    """The signature and the docstring of a class with every stage in the place of `**stages`.
+
+    A stage that the class describes by itself is not described twice.
+    """
+    signature, doc = inspect.signature(cls.__init__), cls.__doc__  # type: ignore[misc]
+    _, *params = signature.parameters.values()
+    if not params or params[-1].annotation != Unpack[Stages]:
+        return signature.replace(parameters=params), doc
+    hints = Stages.__annotations__
+    stages = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[name])
+        for name, default in STAGE_DEFAULTS.items()
+    ]
+    missing = [line for name, line in _described().items() if doc and not re.search(rf"^ {{8}}{name}:", doc, re.M)]
+    doc = doc and re.sub(r"^ {8}\*\*stages:.*\n(?: {9,}.*\n)*", lambda _: "".join(missing), doc, flags=re.M)
+    return signature.replace(parameters=[*params[:-1], *stages]), doc
+
+
+def _described() -> dict[str, str]:
+    """The lines of the docstring of `Stages`, by name of the stage."""
+    return {found[1]: found[0] for found in re.finditer(r"^ {8}(\w+):.*\n(?: {9,}.*\n)*", Stages.__doc__ or "", re.M)}
