@@ -65,7 +65,7 @@ gpu-packages:
 	rm -rf build/$(GPU_PACKAGES)
 	$(PYTHON) -m pip install --quiet --target build/$(GPU_PACKAGES) --no-compile --no-deps --only-binary=:all: \
 	    --python-version $(GPU_PYTHON) --platform manylinux2014_x86_64 --platform manylinux_2_28_x86_64 \
-	    lightning==2.6.6 pytorch-lightning==2.6.6 lightning-utilities torchmetrics packaging PyYAML tqdm \
+	    lightning==2.6.6 pytorch-lightning==2.6.6 lightning-utilities torchmetrics packaging PyYAML tqdm lazy_loader \
 	    numpy rich markdown-it-py mdurl Pygments ninja pybind11
 	tar -C build -czf build/$(GPU_PACKAGES).tar.gz $(GPU_PACKAGES)
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything that needs a GPU, in one command without a network: build, tests, benchmarks, sanitizer, one short table.
 
-Needs the machine's own Python (3.10 or newer) with torch 2.10 or newer, setuptools, a C++ compiler and nvcc; nothing is
-downloaded. pytest, ninja and pybind11 are used where they are installed; without lightning, numpy and rich the parts
-that train are left out. build/gpu-packages-3.12.tar.gz (`make gpu-packages`, on another machine) is unpacked and used.
+Needs the machine's own Python (3.10 or newer) with torch 2.10 or newer, lazy_loader, setuptools, a C++ compiler and
+nvcc; nothing is downloaded. pytest, ninja and pybind11 are used where they are installed; without lightning, numpy and
+rich the parts that train are left out. build/gpu-packages-3.12.tar.gz (`make gpu-packages`, on another machine) is
+unpacked and used.
 What matters most comes first, each part has its own share of the time and writes what it has as it goes, so a cut costs
 only what was not begun.
 
@@ -190,6 +191,10 @@ def main() -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1" if arguments.dry_run else "4")
     unpack_packages()
     sys.path.append(str(PACKAGES))
+    if importlib.util.find_spec("lazy_loader") is None:
+        sys.exit(
+            f"gpu_check: lazy_loader must be installed, or {PACKAGES.name}.tar.gz brought along (make gpu-packages)."
+        )
     begun = {path: path.stat().st_size for path in folder.glob("*-gpu-*.jsonl")}
     rows: list[dict[str, object]] = []
     for part in parts(folder, arguments.dry_run):

@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every optimization and regularization strategy for an unchanged Lightning run, at the cost of one pass.
 
-Nothing is imported here: take names from the folder that says what they are, e.g.
-`from lightning_optkit.optimizers import AdamW` or `from lightning_optkit.callbacks import Fuse`.
+`import lightning_optkit as ok` is enough: every public class stands here (`ok.Fuse`, `ok.EMA`, `ok.AdamW`), functions
+stand in their module (`ok.schedules.cosine`, `ok.init.he`). Each is imported when it is first used, so that the import
+itself loads neither torch nor Lightning. The names are listed in `__init__.pyi`, which type checkers and editors read.
 """
 
+import lazy_loader
+
 __version__ = "0.1.0"
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,15 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The examples of docs/other_optimizers.md run as they stand, and do what the page says."""
+"""The examples of README and docs/ run as they stand, and do what the page says."""
 
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.demos.boring_classes import BoringModel
+from torch import nn
 
+import lightning_optkit as ok
 from lightning_optkit.optimizers.convert import why_not_convertible
 
-PAGE = Path(__file__).parents[2] / "docs" / "other_optimizers.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "other_optimizers.md"
+
+
+class AnyModule(BoringModel):
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+
+def examples(page):
+    return re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])
+def test_the_front_page_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"any_lightning_module": AnyModule(), "model": nn.Linear(2, 2)}
+    for example in examples(ROOT / page):
+        exec(compile(example.replace("max_epochs=10", "max_epochs=1"), page, "exec"), names)
+    assert [type(callback) for callback in names["trainer"].callbacks[:4]] == [
+        ok.Fuse,
+        ok.GradientClipping,
+        ok.LRSchedule,
+        ok.WeightAveraging,
+    ]
+    assert names["trainer"].global_step == 64
+    assert ("optimizer" in names) == (page == "README.md")
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
+def test_what_a_page_takes_from_the_package_is_there(page):
+    for path in re.findall(r"\bok((?:\.\w+)+)", (ROOT / "docs" / page).read_text()):
+        found = ok
+        for name in path[1:].split("."):
+            found = getattr(found, name)
 
 
 @pytest.fixture
@@ -17,7 +55,7 @@ def names(tmp_path, monkeypatch):
     """What the code on the page leaves behind."""
     pytest.importorskip("transformers")
     monkeypatch.chdir(tmp_path)
-    in_trainer, in_loop = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    in_trainer, in_loop = examples(PAGE)
     names = {"__name__": "page"}
     exec(compile(in_trainer, str(PAGE), "exec"), names)
     names["after_fit"] = {key: value.clone() for key, value in names["net"].state_dict().items()}
