@@ -115,6 +115,7 @@ from .step import LearningClip as LearningClip
 from .step import OnePassOptimizer as OnePassOptimizer
 from .step import Rule as Rule
 from .step import Scalar as Scalar
+from .step import Stages as Stages
 from .step import StepInBackward as StepInBackward
 from .step import TensorStatistics as TensorStatistics
 
