@@ -8,12 +8,13 @@ first update (a copy) as in `torch.optim.swa_utils.AveragedModel` with `get_ema_
 from dataclasses import dataclass
 
 from lightning_optkit._checks import check_in, check_int
+from lightning_optkit.step import Average
 
 __all__ = ["EMA"]
 
 
 @dataclass(frozen=True)
-class EMA:
+class EMA(Average):
     """`average <- decay * average + (1 - decay) * parameter` after an optimizer step; the first update copies.
 
     Folded into a step it costs 8 bytes per fp32 parameter; it is kept in `optimizer.state[p]["ema"]`, in fp32 beside

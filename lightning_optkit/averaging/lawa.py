@@ -8,12 +8,13 @@ arXiv:2209.14981, section 2.
 from dataclasses import dataclass
 
 from lightning_optkit._checks import check_int
+from lightning_optkit.step.rule import KeptInState
 
 __all__ = ["LAWA"]
 
 
 @dataclass(frozen=True)
-class LAWA:
+class LAWA(KeptInState):
     """The mean of the last `k` snapshots of the weights, one taken every `every` optimizer steps.
 
     Unlike an EMA it forgets completely: what is older than `k * every` steps has no weight. Until there are `k`

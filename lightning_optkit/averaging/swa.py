@@ -9,12 +9,13 @@ import math
 from dataclasses import dataclass, replace
 
 from lightning_optkit._checks import check_in, check_int, shown
+from lightning_optkit.step import Average
 
 __all__ = ["SWA"]
 
 
 @dataclass(frozen=True)
-class SWA:
+class SWA(Average):
     """`average <- average + (parameter - average) / (n + 1)` after an optimizer step; the first update copies.
 
     Folded into a step it costs 8 bytes per fp32 parameter; it is kept in `optimizer.state[p]["swa"]`, in fp32 beside

@@ -40,7 +40,7 @@ class ExactAccumulation(RunFree, Callback):
         >>> trainer = pl.Trainer(callbacks=[tokens], accumulate_grad_batches=4, logger=False)
     """
 
-    def __init__(self, weight: Callable[[Any], float | Tensor] | None = None) -> None:
+    def __init__(self, weight: Callable[[Any], float] | Callable[[Any], Tensor] | None = None) -> None:
         if weight is not None:
             check_callable(type(self).__name__, "weight", weight, "weight(batch)")
         self.weight = weight

@@ -4,7 +4,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import lightning.pytorch as pl
 import torch
@@ -22,7 +22,6 @@ from lightning_optkit.callbacks.seams.refusals import refuse_twice
 from lightning_optkit.callbacks.seams.run_free import RunFree
 from lightning_optkit.callbacks.seams.training_set import TrainingSet
 from lightning_optkit.init import (
-    Activation,
     ActivationRow,
     InitRow,
     MupRow,
@@ -38,6 +37,9 @@ from lightning_optkit.init.gain import check_activation
 from lightning_optkit.init.initialize import unwrapped
 
 __all__ = ["Initialize"]
+
+# In the order in which LightningCLI tries them: what stands last would take a mapping for arguments of a tensor.
+_Activation: TypeAlias = nn.Module | str | Callable[[Tensor], Any]
 
 _SHARDED_OTHERWISE = ("FSDPStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy")
 
@@ -89,8 +91,8 @@ class Initialize(RunFree, Callback):
 
     def __init__(
         self,
-        scheme: Scheme | Callable[..., Any] | Sequence[Callable[..., Any]],
-        activation: Activation | Mapping[str, Activation] | None = None,
+        scheme: Sequence[Callable[..., Any]] | Scheme | Callable[..., Any],
+        activation: nn.Module | Mapping[str, _Activation] | str | Callable[[Tensor], Any] | None = None,
         only: str | None = None,
         seed: int | None = None,
         even_if_trained: bool = False,

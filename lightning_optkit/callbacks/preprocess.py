@@ -62,7 +62,7 @@ class Preprocess(RunFree, Callback):
 
     def __init__(
         self,
-        transform: nn.Module | Callable[[Any], Any] | Sequence[nn.Module | Callable[[Any], Any]],
+        transform: Sequence[nn.Module | Callable[[Any], Any]] | nn.Module | Callable[[Any], Any],
         field: Field = 0,
         progress: bool = True,
     ) -> None:

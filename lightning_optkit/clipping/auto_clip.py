@@ -14,13 +14,13 @@ from torch import Tensor
 
 from lightning_optkit._checks import check_in, check_int
 from lightning_optkit.clipping._gradients import scale_to_bound_
-from lightning_optkit.step import ClipBounds
+from lightning_optkit.step import Clip, ClipBounds
 from lightning_optkit.step.saved import saved_dict, saved_floats, saved_number, saved_tensor
 
 __all__ = ["AutoClip"]
 
 
-class AutoClip:
+class AutoClip(Clip):
     """Scales all gradients by one factor, so that their global L2 norm is at most a percentile of its own history.
 
     There is no absolute number to tune: with `percentile=10` nine steps out of ten are scaled to the norm that the

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from lightning_optkit._checks import check_in
 from lightning_optkit.clipping._gradients import scale_to_bound_
-from lightning_optkit.step import ClipBounds
+from lightning_optkit.step import Clip, ClipBounds
 
 __all__ = ["ClipNorm"]
 
 
 @dataclass(frozen=True)
-class ClipNorm:
+class ClipNorm(Clip):
     """Scales all gradients by one factor, so that their global L2 norm is at most `max_norm`.
 
     Folded into a step it costs one read of the gradients and no write, and a step with a non-finite gradient is

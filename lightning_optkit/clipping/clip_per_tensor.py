@@ -15,13 +15,13 @@ from torch import Tensor
 from lightning_optkit._checks import check_in
 from lightning_optkit._norms import norm
 from lightning_optkit.clipping._gradients import gradients, norm_of
-from lightning_optkit.step import ClipBounds
+from lightning_optkit.step import Clip, ClipBounds
 
 __all__ = ["ClipPerTensor"]
 
 
 @dataclass(frozen=True)
-class ClipPerTensor:
+class ClipPerTensor(Clip):
     """Scales the gradient of each parameter, by itself, so that its L2 norm is at most `max_norm`.
 
     One exploding layer does not slow the others down; the direction of the whole gradient changes. It needs no other

@@ -15,13 +15,13 @@ from torch import Tensor
 from lightning_optkit._checks import check_in, check_tensors
 from lightning_optkit._norms import norm
 from lightning_optkit.clipping._gradients import gradients, norm_of
-from lightning_optkit.step import ClipBounds
+from lightning_optkit.step import Clip, ClipBounds
 
 __all__ = ["ClipUnitwise"]
 
 
 @dataclass(frozen=True)
-class ClipUnitwise:
+class ClipUnitwise(Clip):
     """Scales each unit's gradient so that its L2 norm is at most `ratio` times the norm of the unit's parameters.
 
     A unit is a row of the first dimension: the weights into one output of a linear layer or a convolution. A parameter

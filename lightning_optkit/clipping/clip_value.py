@@ -13,13 +13,13 @@ from torch import Tensor
 
 from lightning_optkit._checks import check_in
 from lightning_optkit.clipping._gradients import gradients
-from lightning_optkit.step import ClipBounds
+from lightning_optkit.step import Clip, ClipBounds
 
 __all__ = ["ClipValue"]
 
 
 @dataclass(frozen=True)
-class ClipValue:
+class ClipValue(Clip):
     """Moves every gradient element into [-max_value, max_value]. The direction of the gradient changes.
 
     Folded into a step it costs no memory traffic at all.

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from lightning_optkit._checks import check_in, check_int
 from lightning_optkit.clipping._gradients import scale_to_bound_
-from lightning_optkit.step import ClipBounds
+from lightning_optkit.step import Clip, ClipBounds
 from lightning_optkit.step.saved import saved_dict, saved_floats
 
 __all__ = ["ZClip"]
 
 
-class ZClip:
+class ZClip(Clip):
     """Scales all gradients by one factor where the z-score of their global L2 norm exceeds `z_threshold`.
 
     Mean and variance of the norm are exponential averages. With z = (norm - mean) / std above the threshold, the norm

@@ -28,13 +28,23 @@ from lightning_optkit.data.merge_across_ranks import merge_across_ranks
 __all__ = ["Vocabulary"]
 
 
+def words(text: str) -> list[str]:
+    """`text.split()`, as a function that a configuration file can name.
+
+    Example:
+        >>> words(" the  cat ")
+        ['the', 'cat']
+    """
+    return text.split()
+
+
 class Vocabulary(nn.Module):
     """Numbers the tokens of the training texts: 0 pads, 1 is unknown, then by falling frequency, ties alphabetical.
 
     The tokens are part of the state dict (as a list of strings); the counts are forgotten by `finalize()`.
 
     Args:
-        tokenize: From a text to its tokens: `str.split` for words, `list` for characters, None for the text itself, as
+        tokenize: From a text to its tokens: by default its words, `list` for characters, None for the text itself, as
             for a column of categories (then `OneHot`). It is not saved.
         min_freq: Occurrences a token needs to be kept, in [1, inf).
         max_tokens: Largest number of ids, the two special ones included, in [2, inf). Default: no limit.
@@ -63,7 +73,7 @@ class Vocabulary(nn.Module):
     def __init__(
         self,
         *,
-        tokenize: Callable[[str], Sequence[str]] | None = str.split,
+        tokenize: Callable[[str], Sequence[str]] | None = words,
         min_freq: int = 1,
         max_tokens: int | None = None,
         pad_token: str = "<pad>",

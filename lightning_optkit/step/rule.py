@@ -2,6 +2,7 @@
 """What an update rule, a clip and an average must say of themselves for the one-pass step to use them."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -11,7 +12,19 @@ from torch import Tensor
 
 from lightning_optkit.step.statistics import TensorStatistics
 
-__all__ = ["Average", "Clip", "ClipBounds", "Estimate", "Group", "LearningClip", "Rule", "Scalar", "State", "Update"]
+__all__ = [
+    "Average",
+    "Clip",
+    "ClipBounds",
+    "Estimate",
+    "Group",
+    "KeptInState",
+    "LearningClip",
+    "Rule",
+    "Scalar",
+    "State",
+    "Update",
+]
 
 Group = dict[str, Any]
 """One entry of `optimizer.param_groups`."""
@@ -142,31 +155,34 @@ class ClipBounds:
         return math.isfinite(self.max_tensor_norm) or math.isfinite(self.unit_ratio)
 
 
-class Clip(Protocol):
-    """A gradient clip that the step can fold in (see `lightning_optkit.clipping`)."""
+class Clip(ABC):
+    """A gradient clip that the step can fold in (see `lightning_optkit.clipping`).
+
+    A class to derive from, as `Average` is: LightningCLI looks a class up that a file names by its bases.
+    """
 
     @property
+    @abstractmethod
     def needs_norm(self) -> bool:
         """Whether the gradients are read once before the step: for the global norm, or to find non-finite ones."""
-        ...
 
     @property
+    @abstractmethod
     def bounds(self) -> ClipBounds:
         """What else is bounded."""
-        ...
 
+    @abstractmethod
     def norm_bound(self, norm: Tensor) -> Tensor | float:
         """Largest global norm that this step's gradients may have, given the one they have after unscaling.
 
         Called once per step, so a clip may learn from what it is given. `norm` is 0-d; on CUDA it must not be waited
         for, and it is NaN in a step that will be skipped.
         """
-        ...
 
 
 @runtime_checkable
-class LearningClip(Clip, Protocol):
-    """A clip that goes by the gradients it has seen."""
+class LearningClip(Protocol):
+    """What a clip has besides that goes by the gradients it has seen."""
 
     def state_dict(self) -> dict[str, Any]:
         """What it has learned, in tensors and plain types."""
@@ -177,30 +193,34 @@ class LearningClip(Clip, Protocol):
         ...
 
 
-class Average(Protocol):
+class KeptInState(ABC):
+    """An average of the parameters that is kept in `optimizer.state[p]`, by the step or in a pass of its own."""
+
+    @property
+    @abstractmethod
+    def state_name(self) -> str:
+        """Its name in `optimizer.state[p]`."""
+
+    @property
+    @abstractmethod
+    def start(self) -> int | float:
+        """First optimizer step, from 1, whose result is averaged; a float: a fraction of a run yet to be looked up."""
+
+    @property
+    @abstractmethod
+    def every(self) -> int:
+        """Optimizer steps between updates of the average."""
+
+
+class Average(KeptInState):
     """An average of the parameters that the step can keep (see `lightning_optkit.averaging`)."""
 
     @property
-    def state_name(self) -> str:
-        """Its name in `optimizer.state[p]`."""
-        ...
-
-    @property
+    @abstractmethod
     def kind(self) -> int:
         """AverageKind of csrc/core/tables.h: 1 exponential, 2 uniform."""
-        ...
 
     @property
+    @abstractmethod
     def decay(self) -> float:
         """Share of the old average kept by an update of the exponential kind, in [0, 1)."""
-        ...
-
-    @property
-    def start(self) -> int:
-        """First optimizer step, from 1, whose result is averaged."""
-        ...
-
-    @property
-    def every(self) -> int:
-        """Optimizer steps between updates of the average."""
-        ...
