@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The house rules, as tests: who may import whom, and one strategy = one file + one test + one row."""
+"""The house rules, as tests: who may import whom, and one strategy = one file + a test + one row."""
 
 import ast
+import functools
 import re
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -85,6 +86,9 @@ def test_the_test_sees_the_files_it_judges():
     assert PACKAGE / "optimizers" / "adamw.py" in STRATEGY_FILES
     assert CSRC / "core" / "pipeline.h" in CSRC_FILES
     assert "step" in imported_folders(PACKAGE / "optimizers" / "adamw.py")
+    assert public_names(PACKAGE / "optimizers" / "adamw.py") == {"AdamW"}
+    assert {"SGD", "parameter_groups"} <= names_in_tests("optimizers")
+    assert "scale_norm" not in names_in_tests("optimizers")
     assert "_C" in imported_folders(PACKAGE / "_native.py")
     assert "core/math.h" in includes(CSRC / "rules" / "adam.h")
 
@@ -131,9 +135,40 @@ def test_no_two_folders_import_each_other():
     TopologicalSorter(graph).prepare()  # raises CycleError, naming the circle
 
 
+def exported(path):
+    """The names in a file's `__all__`."""
+    (names,) = re.findall(r"^__all__ = (\[[^]]*\])", path.read_text(), flags=re.MULTILINE)
+    return set(ast.literal_eval(names))
+
+
+def public_names(path):
+    """The functions and classes of a strategy's file that its folder exports."""
+    defined = {
+        node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    }
+    return defined & exported(path) & exported(path.parent / "__init__.py")
+
+
+@functools.cache
+def names_in_tests(folder):
+    """What `tests/<folder>/test_*.py` import, look up in a module, or hold as a string: a table may be one of names."""
+    found = set()
+    for path in (ROOT / "tests" / folder).glob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.alias):
+                found.add(node.name)
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                found.add(node.attr)
+            elif isinstance(node, ast.Constant):
+                found.add(node.value)
+    return found
+
+
 @pytest.mark.parametrize("path", STRATEGY_FILES, ids=name)
-def test_a_strategy_has_a_test_of_its_name(path):
-    assert (ROOT / "tests" / path.parent.name / f"test_{path.stem}.py").exists()
+def test_a_strategy_is_named_in_a_test(path):
+    named = names_in_tests(path.parent.name)
+    assert public_names(path) <= named, f"no test in tests/{path.parent.name} names {public_names(path) - named}"
+    assert exported(path) & named, f"no test in tests/{path.parent.name} names anything of {name(path)}"
 
 
 @pytest.mark.parametrize("path", STRATEGY_FILES, ids=name)

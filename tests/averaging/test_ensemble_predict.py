@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_optkit.averaging import ensemble_predict
+from lightning_optkit.averaging import EnsemblePrediction, ensemble_predict
 
 
 def net(seed):
@@ -29,6 +29,7 @@ def outputs(seed):
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "identity"])
 def test_the_mean_and_what_the_members_disagree_on(activation):
     found = ensemble_predict(net(9), MEMBERS, LOADER, activation)
+    assert isinstance(found, EnsemblePrediction)
     logits = torch.stack([outputs(seed) for seed in range(3)])
     values = {"softmax": logits.softmax(2), "sigmoid": logits.sigmoid(), "identity": logits}[activation]
     torch.testing.assert_close(found.mean, values.mean(0))

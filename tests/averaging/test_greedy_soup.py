@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from lightning_optkit.averaging import average_checkpoints, greedy_soup
+from lightning_optkit.averaging import GreedySoup, average_checkpoints, greedy_soup
 
 
 def member(value):
@@ -21,7 +21,7 @@ def test_the_best_first_and_each_only_if_the_mean_does_not_become_worse(mode):
     sign = 1 if mode == "min" else -1
     found = greedy_soup(members, lambda weights: sign * distance(weights), mode)
     # 1.5 (0.5 away); with 3: 2.25 (0.25); with 0: 1.5 (0.5, worse); with 9: 4.5 (worse).
-    assert found.ingredients == (3, 1)
+    assert isinstance(found, GreedySoup) and found.ingredients == (3, 1)
     assert found.state_dict["w"] == 2.25
     assert found.score == sign * 0.25
     assert found.scores == tuple(sign * s for s in (2.0, 1.0, 7.0, 0.5))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_optkit.init import he, initialize, mup_parameter_groups, mup_width
+from lightning_optkit.init import MupRow, he, initialize, mup_parameter_groups, mup_width
 
 
 class Net(nn.Module):
@@ -51,6 +51,7 @@ def named(rows):
 
 def test_kinds_and_multipliers_are_those_of_table_3():
     rows = named(mup_width(Net(32), Net(8)))
+    assert all(isinstance(row, MupRow) for row in rows.values())
     assert {name: (rows[name].kind, rows[name].adam, rows[name].sgd) for name in TABLE_3} == TABLE_3
 
 

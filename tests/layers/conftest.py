@@ -9,7 +9,8 @@ import pytest
 from lightning_optkit._native import extension, node
 from lightning_optkit.layers import _dispatch
 
-sys.path.insert(0, str(Path(__file__).parent))  # norm_cases.py
+sys.path.insert(0, str(Path(__file__).parent))
+from norm_cases import never_small
 
 
 @pytest.fixture(params=["node in C++", "node in Python"] if node is not None else ["node in Python"])
@@ -17,8 +18,7 @@ def always_ours(request, monkeypatch):
     """No input is small: every call takes a kernel of ours, by either road."""
     if request.param == "node in Python":
         monkeypatch.setattr(_dispatch, "node", None)
-    for name in ("SMALL_LAYER", "SMALL_RMS", "SMALL_ADD_LAYER", "SMALL_ADD_RMS"):
-        monkeypatch.setattr(_dispatch, name, -1)
+    never_small(monkeypatch)
 
 
 @pytest.fixture(params=extension.cpu_isas() if extension else [])

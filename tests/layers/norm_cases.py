@@ -1,12 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a norm of ours, torch's, and the fp64 formula on the same numbers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from lightning_optkit.layers import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from lightning_optkit.layers import (
+    AddLayerNorm,
+    AddRMSNorm,
+    LayerNorm,
+    RMSNorm,
+    _dispatch,
+    add_layer_norm,
+    add_rms_norm,
+    layer_norm,
+    rms_norm,
+)
 
 EPS = 1e-5
 SHAPES = [(1, 1), (7, 3), (130, 1), (33, 16), (17, 31), (18, 32), (40, 33), (128, 64), (31, 255), (16, 1024), (3, 5000)]
@@ -52,35 +64,71 @@ def numbers(rows, size, seed=0, scale=2.0, offset=0.5):
     )
 
 
-def leaves(n):
-    return [t.detach().clone().requires_grad_() for t in (n.x, n.residual, n.weight, n.bias)]
+@dataclass(frozen=True)
+class Norm:
+    """One of our four layers beside what torch has for it. The name begins in "add" if there is a residual."""
+
+    name: str
+    module: type[nn.Module]
+    function: Callable
+    torch_module: type[nn.Module]
+    torch_function: Callable
+    has_bias: bool
+
+    @property
+    def adds(self):
+        return self.name.startswith("add")
+
+    @property
+    def owner(self):
+        """What its messages begin with."""
+        return self.module.__name__
+
+    def inputs(self, x, residual=None):
+        """What the layer takes; by default the residual adds nothing."""
+        return (x, torch.zeros_like(x) if residual is None else residual) if self.adds else (x,)
+
+    def parameters(self, numbers):
+        return [numbers.weight, numbers.bias] if self.has_bias else [numbers.weight]
+
+    def torch_forward(self, module, total):
+        """torch's forward with the parameters of `module`, ours."""
+        return self.torch_module.forward(module, total)
+
+
+NORMS = {
+    norm.name: norm
+    for norm in (
+        Norm("layer", LayerNorm, layer_norm, nn.LayerNorm, F.layer_norm, has_bias=True),
+        Norm("rms", RMSNorm, rms_norm, nn.RMSNorm, F.rms_norm, has_bias=False),
+        Norm("add_layer", AddLayerNorm, add_layer_norm, nn.LayerNorm, F.layer_norm, has_bias=True),
+        Norm("add_rms", AddRMSNorm, add_rms_norm, nn.RMSNorm, F.rms_norm, has_bias=False),
+    )
+}
+
+
+def never_small(patch):
+    """No input is small enough for torch's kernel."""
+    for name in ("SMALL_LAYER", "SMALL_RMS", "SMALL_ADD_LAYER", "SMALL_ADD_RMS"):
+        patch.setattr(_dispatch, name, -1)
 
 
 def run(kind, n, ours, stored=None):
     """Outputs, then gradients of what takes part. `stored`: dtype that torch would have rounded the sum to."""
-    x, residual, weight, bias = leaves(n)
-    size = (x.shape[-1],)
-    if kind == "layer":
-        outputs = [(layer_norm if ours else F.layer_norm)(x, size, weight, bias, EPS)]
-        inputs, grads = [x, weight, bias], [n.dy]
-    elif kind == "rms":
-        outputs = [(rms_norm if ours else F.rms_norm)(x, size, weight, EPS)]
-        inputs, grads = [x, weight], [n.dy]
+    norm = NORMS[kind]
+    n = Numbers(*(t.detach().clone().requires_grad_() for t in (n.x, n.residual, n.weight, n.bias)), n.dy, n.d_sum)
+    parameters, size = norm.parameters(n), (n.x.shape[-1],)
+    if not norm.adds:
+        outputs = [(norm.function if ours else norm.torch_function)(n.x, size, *parameters, EPS)]
+    elif ours:
+        outputs = list(norm.function(n.x, n.residual, size, *parameters, EPS))
     else:
-        centered = kind == "add_layer"
-        inputs = [x, residual, weight, *([bias] if centered else [])]
-        if ours and centered:
-            outputs = list(add_layer_norm(x, residual, size, weight, bias, EPS))
-        elif ours:
-            outputs = list(add_rms_norm(x, residual, size, weight, EPS))
-        else:
-            total = x + residual
-            if stored is not None:
-                total = total + (total.to(stored).to(total.dtype) - total).detach()
-            norm = F.layer_norm(total, size, weight, bias, EPS) if centered else F.rms_norm(total, size, weight, EPS)
-            outputs = [norm, total]
-        grads = [n.dy, n.d_sum]
-    found = torch.autograd.grad(outputs, inputs, grads)
+        total = n.x + n.residual
+        if stored is not None:
+            total = total + (total.to(stored).to(total.dtype) - total).detach()
+        outputs = [norm.torch_function(total, size, *parameters, EPS), total]
+    inputs = [*norm.inputs(n.x, n.residual), *parameters]
+    found = torch.autograd.grad(outputs, inputs, [n.dy, n.d_sum][: len(outputs)])
     return [t.detach() for t in [*outputs, *found]]
 
 

@@ -6,14 +6,13 @@ import weakref
 
 import pytest
 import torch
-from norm_cases import numbers, run
+from norm_cases import NORMS, numbers, run
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lightning_optkit._native import node
 from lightning_optkit.layers import _dispatch, add_layer_norm, layer_norm, rms_norm
 
 pytestmark = pytest.mark.skipif(node is None, reason="the node is not built")
-KINDS = ["layer", "rms", "add_layer", "add_rms"]
 
 
 @pytest.fixture
@@ -38,7 +37,7 @@ def calls(monkeypatch):
     return counting
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NORMS)
 @pytest.mark.parametrize(
     "dtypes", [(torch.float32,), (torch.bfloat16,), (torch.float64,), (torch.bfloat16, torch.float32)]
 )
@@ -196,7 +195,7 @@ def test_nan_in_float32_parameters_beside_bfloat16_stays_nan(payload, isa):
         assert y.isnan().any(-1).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NORMS)
 @pytest.mark.parametrize("size", [1024, 1028])
 def test_rows_that_go_past_the_caches(kind, size, isa):
     rows = (1 << 23) // (4 * 1024) + 3

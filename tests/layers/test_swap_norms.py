@@ -9,7 +9,15 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from lightning_optkit.layers import GhostBatchNorm1d, GhostBatchNorm2d, LayerNorm, RMSNorm, swap_norms
+from lightning_optkit.layers import (
+    GhostBatchNorm1d,
+    GhostBatchNorm2d,
+    LayerNorm,
+    NormSwap,
+    NormSwaps,
+    RMSNorm,
+    swap_norms,
+)
 
 
 class TwiceRoundedRMSNorm(nn.Module):
@@ -53,6 +61,7 @@ def test_torchs_layers_become_ours_in_place_and_back(kind, arguments):
     norm, x = model[1], torch.randn(80, 4)
     expected, attributes, parameters = model(x), dict(vars(norm)), list(model.parameters())
     swaps = swap_norms(model, kind)
+    assert isinstance(swaps, NormSwaps) and isinstance(swaps.rows[0], NormSwap)
     assert model[1] is norm and type(norm) is after
     assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
     torch.testing.assert_close(model(x), expected)
