@@ -9,10 +9,22 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from lightning_optkit.init.gain import Activation
 
-__all__ = ["Block", "Role", "forget_gate", "is_norm", "is_weighted", "parameter_names", "role", "weight_blocks"]
+__all__ = [
+    "Block",
+    "Role",
+    "forget_gate",
+    "is_norm",
+    "is_weighted",
+    "normalizing_hooks",
+    "parameter_names",
+    "role",
+    "weight_blocks",
+]
 
 Role = Literal["weight", "recurrent", "table", "bias", "norm", "other"]
 
@@ -63,10 +75,18 @@ def is_weighted(module: nn.Module) -> bool:
 
 
 def parameter_names(module: nn.Module) -> list[str]:
-    """Names of the parameters `module` owns itself, parametrized ones by the name they are used under."""
-    names = [name for name, parameter in module._parameters.items() if parameter is not None]
+    """Names of the parameters `module` owns itself, reparametrized ones by the name they are used under."""
+    hooks = normalizing_hooks(module)
+    parts = {f"{name}_{part}" for name in hooks for part in ("g", "v", "orig")}
+    names = [name for name, parameter in module._parameters.items() if parameter is not None and name not in parts]
     parametrizations = getattr(module, "parametrizations", None)
-    return [*(parametrizations if isinstance(parametrizations, nn.ModuleDict) else ()), *names]
+    return [*(parametrizations if isinstance(parametrizations, nn.ModuleDict) else ()), *hooks, *names]
+
+
+def normalizing_hooks(module: nn.Module) -> dict[str, WeightNorm | SpectralNorm]:
+    """The hooks of `torch.nn.utils.weight_norm` and `spectral_norm` by the name of the weight that they compute."""
+    hooks = module._forward_pre_hooks.values()
+    return {hook.name: hook for hook in hooks if isinstance(hook, (WeightNorm, SpectralNorm))}
 
 
 def weight_blocks(module: nn.Module, name: str, tensor: Tensor) -> list[Block]:

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How values get into the parameters of a module: plain, tied, parametrized, or sharded over ranks (DTensor)."""
+"""How values get into the parameters of a module: plain, tied, reparametrized, or sharded over ranks (DTensor)."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from lightning_optkit._checks import check_generator, check_module
-from lightning_optkit.init._layout import parameter_names, role
+from lightning_optkit.init._layout import normalizing_hooks, parameter_names, role
 
 __all__ = [
     "check_same_random_state",
@@ -24,9 +27,14 @@ __all__ = [
     "write",
 ]
 
+_POWER_ITERATIONS = 15  # as many as torch's newer spectral_norm begins with
+
 
 def parameter(module: nn.Module, name: str) -> nn.Parameter:
-    """The Parameter behind `module.name`: for a parametrized one the first original."""
+    """The Parameter behind `module.name`: for a parametrized one the first original, for a hook what it normalizes."""
+    hook = normalizing_hooks(module).get(name)
+    if hook is not None:
+        return module.get_parameter(f"{name}_{'v' if isinstance(hook, WeightNorm) else 'orig'}")
     if name in module._parameters:
         return module._parameters[name]  # type: ignore[return-value]
     originals: Any = module.parametrizations[name]  # type: ignore[index]
@@ -62,7 +70,8 @@ def why_not_writable(module: nn.Module, name: str) -> str | None:
     if name not in module._parameters:
         if is_sharded(target):
             return "parametrized and sharded"
-        if not all(hasattr(step, "right_inverse") for step in module.parametrizations[name]):  # type: ignore[index]
+        steps: Any = () if name in normalizing_hooks(module) else module.parametrizations[name]  # type: ignore[index]
+        if not all(hasattr(step, "right_inverse") for step in steps):
             return "its parametrization has no right_inverse"
     return None
 
@@ -128,8 +137,8 @@ def write(module: nn.Module, name: str, value: Tensor) -> None:
     """Stores the whole tensor `value` as `module.name`; of a DTensor each rank keeps its own shard, without traffic."""
     with torch.no_grad():
         target = module._parameters.get(name)
-        if target is None:  # parametrized: goes through the inverse of the parametrization
-            setattr(module, name, value.to(parameter(module, name).device))
+        if target is None:
+            _write_reparametrized(module, name, value.to(parameter(module, name).device))
             return
         if is_sharded(target):
             from torch.distributed.tensor import DTensor, Replicate
@@ -142,21 +151,80 @@ def write(module: nn.Module, name: str, value: Tensor) -> None:
         target.copy_(value)
 
 
+def _write_reparametrized(module: nn.Module, name: str, value: Tensor) -> None:
+    hook = normalizing_hooks(module).get(name)
+    halves = _norm_and_direction(module, name)
+    if halves is not None:
+        norm, direction, dim = halves
+        size = torch.norm_except_dim(value, 2, dim)
+        norm.copy_(size)
+        direction.copy_(torch.where(size > 0, value, direction))  # of zeros: any, as what has none would be NaN
+    elif hook is None:
+        setattr(module, name, value)  # through the inverse of the parametrization
+    else:
+        parameter(module, name).copy_(value)
+    _follow(module, name)
+
+
+def _norm_and_direction(module: nn.Module, name: str) -> tuple[Tensor, Tensor, int] | None:
+    """The two parameters of a weight under torch's weight_norm, of either kind, and its dimension."""
+    hook = normalizing_hooks(module).get(name)
+    if isinstance(hook, WeightNorm):
+        return module.get_parameter(f"{name}_g"), module.get_parameter(f"{name}_v"), hook.dim
+    if hook is not None:
+        return None
+    steps: Any = module.parametrizations[name]  # type: ignore[index]
+    if len(steps) != 1 or type(steps[0]).__name__ != "_WeightNorm":
+        return None
+    return steps.original0, steps.original1, steps[0].dim
+
+
+def _follow(module: nn.Module, name: str) -> None:
+    """Sets the weight that a hook would compute, and lets a spectral norm find the norm of the values that are new.
+
+    What it goes by are buffers, of the values before; a division by what they say of the new ones may be by next to 0.
+    """
+    hook = normalizing_hooks(module).get(name)
+    if isinstance(hook, WeightNorm):
+        hook(module, None)
+    elif hook is not None:
+        for _ in range(_POWER_ITERATIONS):
+            weight = hook.compute_weight(module, do_power_iteration=True)
+        setattr(module, name, weight)
+    else:
+        steps: Any = module.parametrizations[name]  # type: ignore[index]
+        spectral = [step for step in steps if type(step).__name__ == "_SpectralNorm"]
+        with _in_training(steps, spectral):
+            for _ in range(_POWER_ITERATIONS if spectral else 0):
+                getattr(module, name)
+
+
+@contextmanager
+def _in_training(steps: nn.Module, chosen: Sequence[nn.Module] = ()) -> Iterator[None]:
+    """Only the chosen ones of the parametrizations in training mode; none of the others draws or changes a buffer."""
+    modes = [(step, step.training) for step in steps.modules()]
+    try:
+        for step, _ in modes:
+            step.training = step in chosen
+        yield
+    finally:
+        for step, mode in modes:
+            step.training = mode
+
+
 def current(module: nn.Module, name: str) -> Tensor:
     """The tensor `module.name` as it is used; parametrizations are read in eval mode, where they change no buffer."""
     if name in module._parameters:
         return parameter(module, name)
-    steps: Any = module.parametrizations[name]  # type: ignore[index]
-    modes = [(step, step.training) for step in steps.modules()]
-    try:
-        for step, _ in modes:
-            step.training = False
+    hook = normalizing_hooks(module).get(name)
+    if hook is not None:
         with torch.no_grad():
-            value: Tensor = getattr(module, name)
-            return value
-    finally:
-        for step, mode in modes:
-            step.training = mode
+            arguments = (module, False) if isinstance(hook, SpectralNorm) else (module,)
+            return hook.compute_weight(*arguments)
+    steps: Any = module.parametrizations[name]  # type: ignore[index]
+    with _in_training(steps), torch.no_grad():
+        value: Tensor = getattr(module, name)
+        return value
 
 
 def scale(module: nn.Module, name: str, factor: float) -> None:
@@ -165,7 +233,7 @@ def scale(module: nn.Module, name: str, factor: float) -> None:
         if name in module._parameters:
             parameter(module, name).mul_(factor)
         else:
-            setattr(module, name, current(module, name) * factor)
+            write(module, name, current(module, name) * factor)
 
 
 def _random_state(device: torch.device, generator: torch.Generator | None) -> Tensor:

@@ -68,7 +68,8 @@ def initialize(
     An embedding has no fan_in: with xavier, he, lecun and orthogonal its table is N(0, 1), or N(0, 1/embedding_dim) if
     tied to an output layer; any other scheme draws the table itself; the row of `padding_idx` is zero. Tied parameters
     are drawn once. Frozen parameters and those of modules without a rule are left as they were, and the row says so.
-    Buffers are never touched. Of a DTensor (FSDP2) each rank draws the global tensor and keeps its shard.
+    Buffers are never touched, but for those by which a spectral norm follows its weight. Of a DTensor (FSDP2) each rank
+    draws the global tensor and keeps its shard.
 
     Args:
         model: Any module tree.

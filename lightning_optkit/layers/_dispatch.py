@@ -71,6 +71,8 @@ def run_add_norm(
     """(normalized sum, sum)."""
     if not (input.is_nested or residual.is_nested) and input.shape != residual.shape:
         raise RuntimeError("input and residual must have one shape")
+    if dropout > 0.0 and _is_vmapped():  # torch's operator draws by the randomness that vmap was given
+        input, dropout = torch.dropout(input, dropout, True), 0.0
     seed = _seed() if dropout > 0.0 else None
     if node is not None and not torch.compiler.is_compiling():
         pair = node.add_norm(centered, input, residual, sizes, weight, bias, eps, dropout, seed)
@@ -170,6 +172,14 @@ def _drop(input: Tensor, dropout: float, seed: Tensor) -> Tensor:
 
 def _is_watched(tensor: Tensor) -> bool:
     return torch._C._functorch.is_batchedtensor(tensor) or torch._C._len_torch_dispatch_stack() > 0
+
+
+def _is_vmapped() -> bool:
+    """Whether a vmap is among the transforms around this call; a tensor of an inner `grad` does not show it."""
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None:
+        return False
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    return any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels)
 
 
 def _seed() -> Tensor:

@@ -100,11 +100,17 @@ class DropConnect(nn.Module):
         """What `module` returns for these arguments."""
         if not self.training or self._p == 0.0:
             return self.module(*args, **kwargs)
-        dropped = {name: F.dropout(self.module.get_parameter(name), self._p) for name in self._plain}
+        dropped = {name: F.dropout(self._weight(name), self._p) for name in self._plain}
         with self._dropped_recurrent(), parametrize.cached():
             if not dropped:
                 return self.module(*args, **kwargs)
             return functional_call(self.module, dropped, args, kwargs)
+
+    def _weight(self, name: str) -> Tensor:
+        """The parameter, or the tensor that `torch.func.functional_call` has put in its place."""
+        path, _, last = name.rpartition(".")
+        weight: Tensor = getattr(self.module.get_submodule(path), last)
+        return weight
 
     @contextmanager
     def _dropped_recurrent(self) -> Iterator[None]:
@@ -116,7 +122,7 @@ class DropConnect(nn.Module):
                 owner: Any = self.module.get_submodule(path)
                 flat, place = owner._flat_weights, owner._flat_weights_names.index(last)
                 undo.append((flat, place, flat[place]))
-                flat[place] = F.dropout(getattr(owner, last), self._p)
+                flat[place] = F.dropout(self._weight(name), self._p)
             yield
         finally:
             for flat, place, weight in undo:
