@@ -31,7 +31,7 @@ test-slow: $(INSTALLED)
 SANITIZED := build/sanitized
 sanitized: $(INSTALLED)
 	rm -rf $(SANITIZED)/lightning_optkit $(SANITIZED)/tests && mkdir -p $(SANITIZED)
-	cp -r csrc lightning_optkit tests setup.py pyproject.toml README.md LICENSE $(SANITIZED)
+	cp -rp csrc lightning_optkit tests setup.py pyproject.toml README.md LICENSE $(SANITIZED)
 	rm -f $(SANITIZED)/lightning_optkit/*.so
 	cd $(SANITIZED) && OPTKIT_CUDA=0 OPTKIT_CXXFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1" \
 	    $(abspath $(BIN))/python setup.py -q build_ext --inplace

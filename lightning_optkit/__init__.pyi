@@ -111,11 +111,11 @@ from .step import Clip as Clip
 from .step import ClipBounds as ClipBounds
 from .step import Explanation as Explanation
 from .step import GroupPlan as GroupPlan
-from .step import LearningClip as LearningClip
 from .step import OnePassOptimizer as OnePassOptimizer
 from .step import Rule as Rule
 from .step import Scalar as Scalar
 from .step import Stages as Stages
+from .step import StatefulClip as StatefulClip
 from .step import StepInBackward as StepInBackward
 from .step import TensorStatistics as TensorStatistics
 

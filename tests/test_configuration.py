@@ -196,7 +196,7 @@ NOT_TAKEN = {  # by the rule itself, in Python as well
 }
 
 # What stands for classes of a user's own, holds tensors or functions, or is made of an optimizer.
-NO_VALUES = {"Average", "Clip", "LearningClip", "OnePassOptimizer", "Rule", "Stages"}
+NO_VALUES = {"Average", "Clip", "StatefulClip", "OnePassOptimizer", "Rule", "Stages"}
 NO_VALUES |= {"EnsemblePrediction", "GreedySoup", "GroupTable", "NormSwaps", "StepInBackward"}
 
 ROWS = {

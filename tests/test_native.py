@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The compiled half: every instruction set gives torch's numbers, and without it plain PyTorch gives the same."""
 
+import inspect
 import json
 import os
 import shutil
@@ -10,9 +11,11 @@ import sys
 import pytest
 import torch
 
+import lightning_optkit.optimizers
 from lightning_optkit._native import extension, missing_reason
-from lightning_optkit.optimizers import SGD, Adafactor, Adam
+from lightning_optkit.step import OnePassOptimizer
 from lightning_optkit.step.numbers import ROUNDINGS, GroupNumbers
+from lightning_optkit.step.rule import AverageKind
 
 needs_extension = pytest.mark.skipif(extension is None, reason=f"no compiled extension: {missing_reason}")
 
@@ -151,42 +154,61 @@ def test_a_row_of_group_numbers_has_the_fields_of_the_compiled_row():
     assert list(GroupNumbers._fields) == extension.GROUP_FIELDS
 
 
-@needs_extension
-@pytest.mark.parametrize(
-    ("optimizer_class", "kwargs", "hypers"),
-    [
-        (SGD, dict(momentum=0.9), ["momentum", "dampening", "nesterov"]),
-        (Adam, dict(), ["beta1", "beta2", "eps"]),
-        (Adam, dict(amsgrad=True), ["beta1", "beta2", "eps"]),
-        (Adafactor, dict(eps=(1e-4, 1e-3)), ["beta2_decay", "eps1", "eps2", "d"]),
-    ],
-    ids=["sgd", "adam", "amsgrad", "adafactor"],
-)
-def test_a_compiled_rule_has_the_states_and_hyperparameters_of_its_python_rule(optimizer_class, kwargs, hypers):
-    optimizer = optimizer_class([torch.ones(1, requires_grad=True)], **kwargs)
-    group = optimizer.param_groups[0]
-    if "betas" in group:
-        group |= dict(beta1=group["betas"][0], beta2=group["betas"][1])
-    if isinstance(group.get("eps"), tuple):
-        group |= dict(eps1=group["eps"][0], eps2=group["eps"][1])
-    rule = optimizer._rule(group)
-    states, scalars, names = extension.rules()[rule.name]
-    assert tuple(states) == rule.states
-    assert scalars == [scalar.name for scalar in rule.scalars]
-    assert names == hypers
-    assert rule.hypers(group) == tuple(float(group[name]) for name in names)
+def rules_of_the_optimizers():
+    """(rule, a group of it) of every optimizer and variant, by the name of the rule."""
+    found = {}
+    for cls in vars(lightning_optkit.optimizers).values():
+        if not (isinstance(cls, type) and issubclass(cls, OnePassOptimizer)):
+            continue
+        for variant in ({}, {"amsgrad": True}) if "amsgrad" in inspect.signature(cls).parameters else ({},):
+            optimizer = cls([torch.ones(2, 2, requires_grad=True), torch.ones(2, requires_grad=True)], **variant)
+            for group in optimizer.param_groups:
+                rule = optimizer._rule(group)
+                found.setdefault(rule.name, (rule, group))
+    return found
+
+
+RULES = rules_of_the_optimizers()
+IN_PYTHON = {"muon"}  # matrix products
 
 
 @needs_extension
-def test_every_compiled_rule_belongs_to_an_optimizer():
-    assert set(extension.rules()) >= {"sgd", "adam", "adam_amsgrad"}
+def test_every_compiled_rule_belongs_to_an_optimizer_and_every_rule_is_compiled_that_can_be():
+    assert set(extension.rules()) == set(RULES) - IN_PYTHON
     with pytest.raises(ValueError, match=r"Plan\(rule='lion9'\): no such rule is compiled\."):
         extension.Plan("lion9", False, -1)
 
 
 @needs_extension
-def test_roundings_are_numbered_as_in_the_compiled_tables():
-    assert ROUNDINGS == ("nearest", "stochastic", "kahan")
+@pytest.mark.parametrize("name", sorted(set(RULES) - IN_PYTHON))
+def test_a_compiled_rule_has_the_states_scalars_and_hyperparameters_of_its_python_rule(name):
+    rule, group = RULES[name]
+    states, scalars, hyperparameters = extension.rules()[name]
+    assert tuple(states) == rule.state_names
+    assert scalars == [scalar.name for scalar in rule.scalars]
+    assert hyperparameters == list(rule.hyperparameters(group))
+    assert all(type(value) is float for value in rule.hyperparameters(group).values())
+
+
+@needs_extension
+@pytest.mark.parametrize(
+    ("name", "entries", "read"),
+    [
+        ("sgd", {"momentum": 0.5, "dampening": 0.25}, {"momentum": 0.5, "dampening": 0.25, "nesterov": 0.0}),
+        ("adam", {"betas": (0.5, 0.75), "eps": 2.0}, {"beta1": 0.5, "beta2": 0.75, "eps": 2.0}),
+        ("adafactor", {"eps": (None, 0.5)}, {"beta2_decay": -0.8, "eps1": -1.0, "eps2": 0.5, "d": 1.0}),
+    ],
+)
+def test_hyperparameters_are_those_of_the_group(name, entries, read):
+    rule, group = RULES[name]
+    assert rule.hyperparameters({**group, **entries}) == read
+
+
+@needs_extension
+def test_roundings_and_kinds_of_average_are_numbered_as_in_the_compiled_tables():
+    assert extension.ROUNDINGS == list(ROUNDINGS)
+    assert extension.AVERAGE_KINDS == [kind.name.lower() for kind in AverageKind]
+    assert [*AverageKind] == [0, 1, 2]
 
 
 @needs_extension

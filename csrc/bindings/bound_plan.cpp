@@ -47,6 +47,15 @@ bool is_dense(const Facts& facts) {
   return true;
 }
 
+// Would writing a parameter change elements of its gradient that are still to be read? Both are dense. In the very same
+// place they are read before they are written.
+bool overlaps(const void* grad, const TensorSlot& slot, int64_t grad_item) {
+  const auto g = reinterpret_cast<uintptr_t>(grad), p = reinterpret_cast<uintptr_t>(slot.param);
+  const auto numel = static_cast<uintptr_t>(slot.numel);
+  return g != p && g < p + numel * static_cast<uintptr_t>(size_of(slot.param_type)) &&
+         p < g + numel * static_cast<uintptr_t>(grad_item);
+}
+
 // Strides of dimensions of size 1 mean nothing.
 bool in_same_order(const Facts& a, const Facts& b) {
   if (a.sizes != b.sizes) return false;
@@ -313,6 +322,7 @@ int64_t BoundPlan::bind(const py::list& params, const py::list& states, const py
         grad(PyList_GET_ITEM(grads.ptr(), num_looked_at_));
     if (!param.look_at(&view) || !watched_[tensor].param.hold_for(view)) throw Moved(kMoved);
     if (!grad.look_at(&view) || !fits(view, watched_[tensor].param)) return num_looked_at_;
+    if (overlaps(view.data, plan_.tensors[tensor], size_of(view.dtype))) return num_looked_at_;
     plan_.tensors[tensor].grad = view.data;
     plan_.tensors[tensor].grad_type = view.dtype;
   }

@@ -73,6 +73,11 @@ bool is_plain(const py::object& tensor) {
   return optkit::look(tensor.ptr(), &view);
 }
 
+template <std::size_t kNum>
+std::vector<std::string> names(const char* const (&each)[kNum]) {
+  return {each, each + kNum};
+}
+
 void define_plan(py::module_& m) {
   py::register_exception<optkit::Moved>(m, "Moved");
   py::class_<BoundPlan>(m, "Plan")
@@ -104,8 +109,9 @@ void define_plan(py::module_& m) {
   py::class_<optkit::Membership>(m, "Membership")
       .def(py::init<py::dict, py::list, py::list>(), py::arg("state"), py::arg("lists"), py::arg("entries"))
       .def("states", &optkit::Membership::states, py::arg("state"), py::arg("lists"));
-  m.attr("GROUP_FIELDS") =
-      std::vector<std::string>(optkit::kGroupFields, optkit::kGroupFields + optkit::kNumGroupFields);
+  m.attr("GROUP_FIELDS") = names(optkit::kGroupFields);
+  m.attr("ROUNDINGS") = names(optkit::kRoundings);
+  m.attr("AVERAGE_KINDS") = names(optkit::kAverageKinds);
   m.def("rules", &rules);
 }
 

@@ -98,7 +98,7 @@ void Plan::set_groups(const std::vector<std::vector<double>>& rows) {
 
 bool Plan::clips_tensors() const {
   for (const int i : active)
-    if (groups_[tensors[i].group].clip_tensor_norm < 1e300) return true;
+    if (is_bounded(groups_[tensors[i].group].clip_tensor_norm)) return true;
   return false;
 }
 

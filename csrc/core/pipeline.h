@@ -64,23 +64,24 @@ OPTKIT_HD StageCoefs<S> prepare_stages(const GroupRow& group, double lr, double 
   c.average_weight = static_cast<S>(weight);
   c.key = random_key(static_cast<uint64_t>(group.rounding_seed), static_cast<uint64_t>(step), tensor);
   const auto rounding = static_cast<Rounding>(static_cast<int>(group.rounding));
-  c.flags = (group.clip_value < 1e300 ? kClipValue : 0u) | (c.l2 != S(0) ? kL2 : 0u) | (decay != 0.0 ? kDecay : 0u) |
-            (group.cautious != 0.0 ? kCautious : 0u) | (c.l1 != S(0) ? kL1 : 0u) | (weight != 0.0 ? kAverage : 0u) |
-            (statistics ? kStatistics : 0u) | (rounding == Rounding::kStochastic ? kStochastic : 0u) |
-            (rounding == Rounding::kKahan ? kKahan : 0u) | (group.centralize != 0.0 ? kCentralize : 0u);
+  c.flags = (is_bounded(group.clip_value) ? kClipValue : 0u) | (c.l2 != S(0) ? kL2 : 0u) |
+            (decay != 0.0 ? kDecay : 0u) | (group.cautious != 0.0 ? kCautious : 0u) | (c.l1 != S(0) ? kL1 : 0u) |
+            (weight != 0.0 ? kAverage : 0u) | (statistics ? kStatistics : 0u) |
+            (rounding == Rounding::kStochastic ? kStochastic : 0u) | (rounding == Rounding::kKahan ? kKahan : 0u) |
+            (group.centralize != 0.0 ? kCentralize : 0u);
   return c;
 }
 
-// Factor that brings a tensor's gradient of the given norm, after scaling, down to `clip_tensor_norm`. The 1e-6 is that
-// of torch.nn.utils.clip_grad_norm_.
-OPTKIT_HD double tensor_coefficient(const GroupRow& group, double norm) {
-  const double coefficient = group.clip_tensor_norm / (norm + 1e-6);
+// Factor that brings gradients of the given norm, after scaling, down to `bound`. The 1e-6 is that of
+// torch.nn.utils.clip_grad_norm_.
+OPTKIT_HD double clip_coefficient(double bound, double norm) {
+  const double coefficient = bound / (norm + 1e-6);
   return coefficient < 1.0 ? coefficient : 1.0;
 }
 
 // Factor of one unit's gradient. Source: Brock et al. 2021, arXiv:2102.06171, equation 3. `grad_scale` may be negative.
 OPTKIT_HD double unit_coefficient(const GroupRow& group, const UnitSums& sums, double grad_scale) {
-  if (!(group.clip_unit_ratio < 1e300)) return 1.0;
+  if (!is_bounded(group.clip_unit_ratio)) return 1.0;
   const double param_norm = sqrt(sums.param_sq),
                grad_norm = sqrt(sums.grad_sq) * (grad_scale < 0 ? -grad_scale : grad_scale);
   const double bound = group.clip_unit_ratio * (param_norm < group.clip_unit_eps ? group.clip_unit_eps : param_norm);

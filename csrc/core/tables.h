@@ -65,7 +65,9 @@ struct Chunk {
 };
 
 enum class AverageKind : int32_t { kNone = 0, kExponential = 1, kUniform = 2 };
+constexpr const char* kAverageKinds[] = {"none", "exponential", "uniform"};
 enum class Rounding : int32_t { kNearest = 0, kStochastic = 1, kKahan = 2 };
+constexpr const char* kRoundings[] = {"nearest", "stochastic", "kahan"};
 
 // One parameter group, in the numbers a user sees. Doubles throughout: this is the row Python writes.
 struct GroupRow {
@@ -106,8 +108,13 @@ constexpr const char* kGroupFields[] = {"lr",
 constexpr int kNumGroupFields = sizeof(kGroupFields) / sizeof(kGroupFields[0]);
 static_assert(sizeof(GroupRow) == sizeof(double) * (kNumGroupFields + kMaxRuleHypers), "GroupRow must match its names");
 
+// Is a bound of a group one? Off is +inf; a comparison, since isinf is not the same function on host and device.
+OPTKIT_HD bool is_bounded(double bound) { return bound < 1e300; }
+
 // Are units of a group's tensors treated by themselves?
-OPTKIT_HD bool treats_units(const GroupRow& group) { return group.centralize != 0.0 || group.clip_unit_ratio < 1e300; }
+OPTKIT_HD bool treats_units(const GroupRow& group) {
+  return group.centralize != 0.0 || is_bounded(group.clip_unit_ratio);
+}
 
 // Sums over one unit: what its scale and shift are made of.
 struct UnitSums {

@@ -75,7 +75,7 @@ template <class S>
 Clipped measure_units(const TensorSlot& tensor, const GroupRow& group, double grad_scale, const Chunk& units) {
   const TensorSlot t = tensor;
   const StageCoefs<S> stage = prepare_stages<S>(group, group.lr, grad_scale, 1.0, 0.0, 0, false);
-  const bool needs_param = group.clip_unit_ratio < 1e300;
+  const bool needs_param = is_bounded(group.clip_unit_ratio);
   Clipped clipped = {0.0, 0.0};
   for (int64_t unit = units.begin; unit < units.begin + units.count; ++unit) {
     const int64_t begin = unit * t.unit_length;

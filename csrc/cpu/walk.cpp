@@ -156,7 +156,7 @@ void CpuWalk::layout_units(std::vector<TensorSlot>& tensors, const std::vector<G
   std::size_t num_units = 0;
   const auto treated = [&](const TensorSlot& t) {
     const GroupRow& group = groups[t.group];
-    return t.active && t.numel > 0 && (t.is_vector ? group.clip_unit_ratio < 1e300 : treats_units(group));
+    return t.active && t.numel > 0 && (t.is_vector ? is_bounded(group.clip_unit_ratio) : treats_units(group));
   };
   for (const TensorSlot& t : tensors)
     if (treated(t)) num_units += t.numel / t.unit_length;
@@ -246,8 +246,8 @@ Clipped CpuWalk::step(std::vector<TensorSlot>& tensors, const std::vector<GroupR
     if (!tensors[t].active) continue;
     *tensors[t].step += 1.0f;
     const GroupRow& group = groups[tensors[t].group];
-    if (!(group.clip_tensor_norm < 1e300)) continue;
-    const double coefficient = tensor_coefficient(group, grad_scale * std::sqrt(sums[t].grad_sq));
+    if (!is_bounded(group.clip_tensor_norm)) continue;
+    const double coefficient = clip_coefficient(group.clip_tensor_norm, grad_scale * std::sqrt(sums[t].grad_sq));
     grad_scales[t] *= coefficient;
     clipped.grad_sq += coefficient * coefficient * sums[t].grad_sq;
     clipped.num += coefficient < 1.0;

@@ -281,9 +281,9 @@ Needs needs_of(const CudaPlan& plan, const TensorSlot* tensors, const GroupRow* 
   needs.treated.resize(plan.num_tensors, 0);
   for (int t = 0; t < plan.num_tensors; ++t) {
     const GroupRow& group = groups[tensors[t].group];
-    needs.clips_tensors |= group.clip_tensor_norm < 1e300;
-    needs.clips_units |= group.clip_unit_ratio < 1e300;
-    needs.treated[t] = tensors[t].is_vector ? group.clip_unit_ratio < 1e300 : treats_units(group);
+    needs.clips_tensors |= is_bounded(group.clip_tensor_norm);
+    needs.clips_units |= is_bounded(group.clip_unit_ratio);
+    needs.treated[t] = tensors[t].is_vector ? is_bounded(group.clip_unit_ratio) : treats_units(group);
     needs.treats_any |= needs.treated[t] != 0;
   }
   return needs;

@@ -22,7 +22,7 @@ __device__ inline double gradient_scale(const CudaStepControl& control, double* 
   }
   *norm = scale * sqrt(control.norm[0]);
   const double bound = control.max_norm ? *control.max_norm : control.max_norm_value;
-  *coefficient = fmin(1.0, bound / (*norm + 1e-6));
+  *coefficient = clip_coefficient(bound, *norm);
   return scale * *coefficient;
 }
 
@@ -53,8 +53,9 @@ __global__ void prepare_kernel(const __grid_constant__ DeviceTables tables, cons
   const double step = *t.step;
   const double num_averaged = t.num_averaged ? *t.num_averaged : 0.0;
   double tensor_scale = scale;
-  if (group.clip_tensor_norm < 1e300) {
-    const double squares = tables.tensor_sq[index], part = tensor_coefficient(group, scale * sqrt(squares));
+  if (is_bounded(group.clip_tensor_norm)) {
+    const double squares = tables.tensor_sq[index],
+                 part = clip_coefficient(group.clip_tensor_norm, scale * sqrt(squares));
     tables.tensor_clipped[index] = {part * part * squares, part < 1.0 ? 1.0 : 0.0};
     tensor_scale *= part;
   }

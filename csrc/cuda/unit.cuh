@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kThreads) unit_kernel(const __grid_constant__ 
   const auto& stage =
       *reinterpret_cast<const StageCoefs<S>*>(tables.prepared + static_cast<int64_t>(prepared_size) * unit.tensor);
   const void* grad = tables.grads[unit.tensor];
-  const bool needs_param = group.clip_unit_ratio < 1e300;
+  const bool needs_param = is_bounded(group.clip_unit_ratio);
   const int64_t end = (unit.index + 1) * t.unit_length;
   // A unit may begin anywhere in its tensor, so that only the bytes from there on tell how it can be read.
   const int64_t begin = unit.index * t.unit_length;

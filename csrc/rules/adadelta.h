@@ -12,7 +12,7 @@ struct AdadeltaRule {
   static constexpr const char* kStates[] = {"square_avg", "acc_delta"};
   static constexpr int kNumStates = 2;
   static constexpr const char* kHypers[] = {"rho", "eps"};
-  static constexpr int kNumHypers = 2;
+  enum Hyper : int { kRho, kEps, kNumHypers };
   static constexpr const char* kScalars[] = {nullptr};
   static constexpr int kNumScalars = 0;
 
@@ -23,7 +23,8 @@ struct AdadeltaRule {
 
   template <class S>
   OPTKIT_HD static Coefs<S> prepare(const double* hyper, double lr, double, float* const*) {
-    return {static_cast<S>(lr), static_cast<S>(hyper[0]), static_cast<S>(1.0 - hyper[0]), static_cast<S>(hyper[1])};
+    return {static_cast<S>(lr), static_cast<S>(hyper[kRho]), static_cast<S>(1.0 - hyper[kRho]),
+            static_cast<S>(hyper[kEps])};
   }
 
   template <class V>

@@ -14,7 +14,7 @@ struct AdafactorRule {
   static constexpr int kNumStates = 1;
   static constexpr int kNumFactors = 2;
   static constexpr const char* kHypers[] = {"beta2_decay", "eps1", "eps2", "d"};  // eps1 < 0: the eps of the dtype
-  static constexpr int kNumHypers = 4;
+  enum Hyper : int { kBeta2Decay, kEps1, kEps2, kD, kNumHypers };
   static constexpr const char* kScalars[] = {nullptr};
   static constexpr int kNumScalars = 0;
   static constexpr uint32_t kMeasured = kParamSquares | kUpdateSquares;
@@ -29,14 +29,15 @@ struct AdafactorRule {
 
   template <class S>
   OPTKIT_HD static Coefs<S> prepare(const double* hyper, double rate, double step, const TensorSlot& slot) {
-    const double eps = hyper[1] < 0.0 ? eps_of(slot.param_type) : hyper[1];
-    return {static_cast<S>(rate), static_cast<S>(real_power(step, hyper[0])), static_cast<S>(eps), !slot.is_vector};
+    const double eps = hyper[kEps1] < 0.0 ? eps_of(slot.param_type) : hyper[kEps1];
+    return {static_cast<S>(rate), static_cast<S>(real_power(step, hyper[kBeta2Decay])), static_cast<S>(eps),
+            !slot.is_vector};
   }
 
   // The length of a step per element. Comparisons with a NaN choose what Python's max chooses.
   OPTKIT_HD static double relative_rate(const double* hyper, double lr, double step, double numel, const Sums& sums) {
-    const double rms_param = sqrt(sums.param_sq / numel), excess = sqrt(sums.update_sq / numel) / hyper[3];
-    const double scale = rms_param > hyper[2] ? rms_param : hyper[2], bound = 1.0 / sqrt(step);
+    const double rms_param = sqrt(sums.param_sq / numel), excess = sqrt(sums.update_sq / numel) / hyper[kD];
+    const double scale = rms_param > hyper[kEps2] ? rms_param : hyper[kEps2], bound = 1.0 / sqrt(step);
     return scale * (bound < lr ? bound : lr) / (excess > 1.0 ? excess : 1.0);
   }
 

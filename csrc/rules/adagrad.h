@@ -12,7 +12,7 @@ struct AdagradRule {
   static constexpr const char* kStates[] = {"sum"};
   static constexpr int kNumStates = 1;
   static constexpr const char* kHypers[] = {"lr_decay", "eps"};
-  static constexpr int kNumHypers = 2;
+  enum Hyper : int { kLrDecay, kEps, kNumHypers };
   static constexpr const char* kScalars[] = {nullptr};
   static constexpr int kNumScalars = 0;
 
@@ -23,7 +23,7 @@ struct AdagradRule {
 
   template <class S>
   OPTKIT_HD static Coefs<S> prepare(const double* hyper, double lr, double step, float* const*) {
-    return {static_cast<S>(lr / (1.0 + (step - 1.0) * hyper[0])), static_cast<S>(hyper[1])};
+    return {static_cast<S>(lr / (1.0 + (step - 1.0) * hyper[kLrDecay])), static_cast<S>(hyper[kEps])};
   }
 
   template <class V>

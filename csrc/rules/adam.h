@@ -13,7 +13,7 @@ struct AdamRule {
   static constexpr const char* kStates[] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
   static constexpr int kNumStates = kAmsgrad ? 3 : 2;
   static constexpr const char* kHypers[] = {"beta1", "beta2", "eps"};
-  static constexpr int kNumHypers = 3;
+  enum Hyper : int { kBeta1, kBeta2, kEps, kNumHypers };
   static constexpr const char* kScalars[] = {nullptr};
   static constexpr int kNumScalars = 0;
 
@@ -25,7 +25,7 @@ struct AdamRule {
   // `step` counts this update: 1 for the first.
   template <class S>
   OPTKIT_HD static Coefs<S> prepare(const double* hyper, double lr, double step, float* const*) {
-    const double beta1 = hyper[0], beta2 = hyper[1], eps = hyper[2];
+    const double beta1 = hyper[kBeta1], beta2 = hyper[kBeta2], eps = hyper[kEps];
     return {static_cast<S>(1.0 - beta1),
             static_cast<S>(beta2),
             static_cast<S>(1.0 - beta2),
@@ -39,7 +39,7 @@ struct AdamRule {
   OPTKIT_HD static V update(const Coefs<scalar_of_t<V>>& c, V, V grad, V* state) {
     V& exp_avg = state[0];
     V& exp_avg_sq = state[1];
-    exp_avg = fma(V(c.one_minus_beta1), grad - exp_avg, exp_avg);            // m_t
+    exp_avg = lerp(exp_avg, grad, c.one_minus_beta1);                        // m_t
     exp_avg_sq = fma(grad * c.one_minus_beta2, grad, exp_avg_sq * c.beta2);  // v_t
     V second = exp_avg_sq;
     if constexpr (kAmsgrad) second = state[2] = max(exp_avg_sq, state[2]);  // in this order a NaN is kept

@@ -11,7 +11,7 @@ struct AdamaxRule {
   static constexpr const char* kStates[] = {"exp_avg", "exp_inf"};
   static constexpr int kNumStates = 2;
   static constexpr const char* kHypers[] = {"beta1", "beta2", "eps"};
-  static constexpr int kNumHypers = 3;
+  enum Hyper : int { kBeta1, kBeta2, kEps, kNumHypers };
   static constexpr const char* kScalars[] = {nullptr};
   static constexpr int kNumScalars = 0;
 
@@ -22,16 +22,16 @@ struct AdamaxRule {
 
   template <class S>
   OPTKIT_HD static Coefs<S> prepare(const double* hyper, double lr, double step, float* const*) {
-    return {static_cast<S>(1.0 - hyper[0]), static_cast<S>(hyper[1]),
-            static_cast<S>(lr / (1.0 - power(hyper[0], step))), static_cast<S>(hyper[2])};
+    return {static_cast<S>(1.0 - hyper[kBeta1]), static_cast<S>(hyper[kBeta2]),
+            static_cast<S>(lr / (1.0 - power(hyper[kBeta1], step))), static_cast<S>(hyper[kEps])};
   }
 
   template <class V>
   OPTKIT_HD static V update(const Coefs<scalar_of_t<V>>& c, V, V grad, V* state) {
     V& exp_avg = state[0];
     V& exp_inf = state[1];
-    exp_avg = fma(V(c.one_minus_beta1), grad - exp_avg, exp_avg);  // m_t
-    exp_inf = max(abs(grad) + V(c.eps), exp_inf * c.beta2);        // u_t; a NaN gradient stays visible
+    exp_avg = lerp(exp_avg, grad, c.one_minus_beta1);        // m_t
+    exp_inf = max(abs(grad) + V(c.eps), exp_inf * c.beta2);  // u_t; a NaN gradient stays visible
     return exp_avg * c.step_size / exp_inf;
   }
 };

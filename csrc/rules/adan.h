@@ -12,7 +12,7 @@ struct AdanRule {
   static constexpr const char* kStates[] = {"exp_avg", "exp_avg_diff", "exp_avg_sq", "previous_grad"};
   static constexpr int kNumStates = 4;
   static constexpr const char* kHypers[] = {"beta1", "beta2", "beta3", "eps", "proximal_decay"};
-  static constexpr int kNumHypers = 5;
+  enum Hyper : int { kBeta1, kBeta2, kBeta3, kEps, kProximalDecay, kNumHypers };
   static constexpr const char* kScalars[] = {nullptr};
   static constexpr int kNumScalars = 0;
 
@@ -25,7 +25,8 @@ struct AdanRule {
 
   template <class S>
   OPTKIT_HD static Coefs<S> prepare(const double* hyper, double lr, double step, float* const*) {
-    const double beta1 = hyper[0], beta2 = hyper[1], beta3 = hyper[2], decay = lr * hyper[4];
+    const double beta1 = hyper[kBeta1], beta2 = hyper[kBeta2], beta3 = hyper[kBeta3],
+                 decay = lr * hyper[kProximalDecay];
     return {static_cast<S>(1.0 - beta1),
             static_cast<S>(beta2),
             static_cast<S>(1.0 - beta2),
@@ -34,7 +35,7 @@ struct AdanRule {
             static_cast<S>(lr / (1.0 - power(beta1, step))),
             static_cast<S>(lr * beta2 / (1.0 - power(beta2, step))),
             static_cast<S>(1.0 / sqrt(1.0 - power(beta3, step))),
-            static_cast<S>(hyper[3]),
+            static_cast<S>(hyper[kEps]),
             static_cast<S>(decay),
             static_cast<S>(1.0 / (1.0 + decay)),
             step == 1.0};
@@ -49,8 +50,8 @@ struct AdanRule {
     V& previous_grad = state[3];
     const V diff = c.first ? V(S(0)) : grad - previous_grad;
     const V looking_ahead = fma(V(c.beta2), diff, grad);
-    exp_avg = fma(V(c.one_minus_beta1), grad - exp_avg, exp_avg);                              // m_k
-    exp_avg_diff = fma(V(c.one_minus_beta2), diff - exp_avg_diff, exp_avg_diff);               // v_k
+    exp_avg = lerp(exp_avg, grad, c.one_minus_beta1);                                          // m_k
+    exp_avg_diff = lerp(exp_avg_diff, diff, c.one_minus_beta2);                                // v_k
     exp_avg_sq = fma(looking_ahead * c.one_minus_beta3, looking_ahead, exp_avg_sq * c.beta3);  // n_k
     previous_grad = grad;
     const V denom = fma(sqrt(exp_avg_sq), V(c.rsqrt_bias_correction3), V(c.eps));

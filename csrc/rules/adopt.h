@@ -12,7 +12,7 @@ struct ADOPTRule {
   static constexpr const char* kStates[] = {"exp_avg", "exp_avg_sq"};
   static constexpr int kNumStates = 2;
   static constexpr const char* kHypers[] = {"beta1", "beta2", "eps", "clip_exponent", "decay", "cautious"};
-  static constexpr int kNumHypers = 6;
+  enum Hyper : int { kBeta1, kBeta2, kEps, kClipExponent, kDecay, kCautious, kNumHypers };
   static constexpr const char* kScalars[] = {nullptr};
   static constexpr int kNumScalars = 0;
 
@@ -24,17 +24,17 @@ struct ADOPTRule {
 
   template <class S>
   OPTKIT_HD static Coefs<S> prepare(const double* hyper, double lr, double step, float* const*) {
-    const bool first = step == 1.0, clips = hyper[3] >= 0.0;  // below 0: not clipped
+    const bool first = step == 1.0, clips = hyper[kClipExponent] >= 0.0;  // below 0: not clipped
     return {static_cast<S>(lr),
-            static_cast<S>(1.0 - hyper[0]),
-            static_cast<S>(hyper[1]),
-            static_cast<S>(1.0 - hyper[1]),
-            static_cast<S>(hyper[2]),
-            static_cast<S>(clips && !first ? real_power(step - 1.0, hyper[3]) : 0.0),
-            static_cast<S>(lr * hyper[4]),
+            static_cast<S>(1.0 - hyper[kBeta1]),
+            static_cast<S>(hyper[kBeta2]),
+            static_cast<S>(1.0 - hyper[kBeta2]),
+            static_cast<S>(hyper[kEps]),
+            static_cast<S>(clips && !first ? real_power(step - 1.0, hyper[kClipExponent]) : 0.0),
+            static_cast<S>(lr * hyper[kDecay]),
             first,
             clips,
-            hyper[5] != 0.0};
+            hyper[kCautious] != 0.0};
   }
 
   // Decays by itself, since a stage would decay in the first step too.
@@ -49,7 +49,7 @@ struct ADOPTRule {
     }
     V normed = grad / max(sqrt(exp_avg_sq), V(c.eps));
     if (c.clips) normed = min(max(normed, V(-c.bound)), V(c.bound));
-    exp_avg = fma(V(c.one_minus_beta1), normed - exp_avg, exp_avg);          // m_t
+    exp_avg = lerp(exp_avg, normed, c.one_minus_beta1);                      // m_t
     exp_avg_sq = fma(grad * c.one_minus_beta2, grad, exp_avg_sq * c.beta2);  // v_t
     const V moved = exp_avg * c.lr;
     if (c.decay == scalar_of_t<V>(0)) return moved;

@@ -12,7 +12,7 @@ struct LAMBRule {
   static constexpr const char* kStates[] = {"exp_avg", "exp_avg_sq"};
   static constexpr int kNumStates = 2;
   static constexpr const char* kHypers[] = {"beta1", "beta2", "eps", "weight_decay", "adapt", "min_norm", "max_norm"};
-  static constexpr int kNumHypers = 7;
+  enum Hyper : int { kBeta1, kBeta2, kEps, kWeightDecay, kAdapt, kMinNorm, kMaxNorm, kNumHypers };
   static constexpr const char* kScalars[] = {nullptr};
   static constexpr int kNumScalars = 0;
   static constexpr uint32_t kMeasured = kParamSquares | kUpdateSquares;
@@ -24,7 +24,7 @@ struct LAMBRule {
 
   template <class S>
   OPTKIT_HD static Coefs<S> prepare(const double* hyper, double lr, double step, float* const*) {
-    const double beta1 = hyper[0], beta2 = hyper[1], eps = hyper[2], weight_decay = hyper[3];
+    const double beta1 = hyper[kBeta1], beta2 = hyper[kBeta2], eps = hyper[kEps], weight_decay = hyper[kWeightDecay];
     return {static_cast<S>(1.0 - beta1),
             static_cast<S>(beta2),
             static_cast<S>(1.0 - beta2),
@@ -36,9 +36,9 @@ struct LAMBRule {
 
   // phi(|x|) / |r + lambda x|, with phi the identity between two bounds.
   OPTKIT_HD static double trust(const double* hyper, const Sums& sums) {
-    const bool adapts = hyper[4] != 0.0;
+    const bool adapts = hyper[kAdapt] != 0.0;
     const double param_norm = sqrt(sums.param_sq), update_norm = sqrt(sums.update_sq);
-    const double phi = min(max(param_norm, hyper[5]), hyper[6]);
+    const double phi = min(max(param_norm, hyper[kMinNorm]), hyper[kMaxNorm]);
     return adapts && phi > 0.0 && update_norm > 0.0 ? phi / update_norm : 1.0;
   }
 
@@ -46,7 +46,7 @@ struct LAMBRule {
   OPTKIT_HD static V update(const Coefs<scalar_of_t<V>>& c, V param, V grad, V* state) {
     V& exp_avg = state[0];
     V& exp_avg_sq = state[1];
-    exp_avg = fma(V(c.one_minus_beta1), grad - exp_avg, exp_avg);            // m_t
+    exp_avg = lerp(exp_avg, grad, c.one_minus_beta1);                        // m_t
     exp_avg_sq = fma(grad * c.one_minus_beta2, grad, exp_avg_sq * c.beta2);  // v_t
     const V denom = fma(sqrt(exp_avg_sq), V(c.rsqrt_bias_correction2), V(c.eps));
     return fma(V(c.decay), param, exp_avg * c.step_size / denom);

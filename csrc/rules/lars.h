@@ -12,7 +12,7 @@ struct LARSRule {
   static constexpr const char* kStates[] = {"momentum_buffer"};
   static constexpr int kNumStates = 1;
   static constexpr const char* kHypers[] = {"momentum", "weight_decay", "adapt", "trust_coefficient", "eps"};
-  static constexpr int kNumHypers = 5;
+  enum Hyper : int { kMomentum, kWeightDecay, kAdapt, kTrustCoefficient, kEps, kNumHypers };
   static constexpr const char* kScalars[] = {nullptr};
   static constexpr int kNumScalars = 0;
   static constexpr uint32_t kMeasured = kGradSquares | kParamSquares;
@@ -26,15 +26,16 @@ struct LARSRule {
   OPTKIT_HD static Coefs<S> prepare(const double* hyper, double lr, double, float* const*) {
     // A ratio of norms may be beyond what fp32 holds: then a power of two is taken off it.
     const double scale = lr > 0x1p64 ? 0x1p64 : lr > 0.0 && lr < 0x1p-64 ? 0x1p-64 : 1.0;
-    return {static_cast<S>(hyper[0]), static_cast<S>(lr / scale), static_cast<S>(scale), static_cast<S>(hyper[1])};
+    return {static_cast<S>(hyper[kMomentum]), static_cast<S>(lr / scale), static_cast<S>(scale),
+            static_cast<S>(hyper[kWeightDecay])};
   }
 
   // lambda = eta |w| / (|g| + beta |w|)
   OPTKIT_HD static double trust(const double* hyper, const Sums& sums) {
-    const bool adapts = hyper[2] != 0.0;
+    const bool adapts = hyper[kAdapt] != 0.0;
     const double param_norm = sqrt(sums.param_sq), grad_norm = sqrt(sums.grad_sq);
     return adapts && param_norm > 0.0 && grad_norm > 0.0
-               ? hyper[3] * param_norm / (grad_norm + hyper[1] * param_norm + hyper[4])
+               ? hyper[kTrustCoefficient] * param_norm / (grad_norm + hyper[kWeightDecay] * param_norm + hyper[kEps])
                : 1.0;
   }
 

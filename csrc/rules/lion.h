@@ -11,7 +11,7 @@ struct LionRule {
   static constexpr const char* kStates[] = {"exp_avg"};
   static constexpr int kNumStates = 1;
   static constexpr const char* kHypers[] = {"beta1", "beta2"};
-  static constexpr int kNumHypers = 2;
+  enum Hyper : int { kBeta1, kBeta2, kNumHypers };
   static constexpr const char* kScalars[] = {nullptr};
   static constexpr int kNumScalars = 0;
 
@@ -22,8 +22,8 @@ struct LionRule {
 
   template <class S>
   OPTKIT_HD static Coefs<S> prepare(const double* hyper, double lr, double, float* const*) {
-    return {static_cast<S>(lr), static_cast<S>(hyper[0]), static_cast<S>(1.0 - hyper[0]), static_cast<S>(hyper[1]),
-            static_cast<S>(1.0 - hyper[1])};
+    return {static_cast<S>(lr), static_cast<S>(hyper[kBeta1]), static_cast<S>(1.0 - hyper[kBeta1]),
+            static_cast<S>(hyper[kBeta2]), static_cast<S>(1.0 - hyper[kBeta2])};
   }
 
   template <class V>

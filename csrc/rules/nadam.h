@@ -11,7 +11,7 @@ struct NAdamRule {
   static constexpr const char* kStates[] = {"exp_avg", "exp_avg_sq"};
   static constexpr int kNumStates = 2;
   static constexpr const char* kHypers[] = {"beta1", "beta2", "eps", "momentum_decay"};
-  static constexpr int kNumHypers = 4;
+  enum Hyper : int { kBeta1, kBeta2, kEps, kMomentumDecay, kNumHypers };
   static constexpr const char* kScalars[] = {"mu_product"};
   static constexpr int kNumScalars = 1;
 
@@ -22,7 +22,7 @@ struct NAdamRule {
 
   template <class S>
   OPTKIT_HD static Coefs<S> prepare(const double* hyper, double lr, double step, float* const* scalar) {
-    const double beta1 = hyper[0], beta2 = hyper[1], decay = hyper[3];
+    const double beta1 = hyper[kBeta1], beta2 = hyper[kBeta2], decay = hyper[kMomentumDecay];
     const double mu = beta1 * (1.0 - 0.5 * real_power(0.96, step * decay));
     const double mu_next = beta1 * (1.0 - 0.5 * real_power(0.96, (step + 1.0) * decay));
     *scalar[0] *= static_cast<float>(mu);  // in fp32, as torch does
@@ -31,7 +31,7 @@ struct NAdamRule {
             static_cast<S>(beta2),
             static_cast<S>(1.0 - beta2),
             static_cast<S>(1.0 / sqrt(1.0 - power(beta2, step))),
-            static_cast<S>(hyper[2]),
+            static_cast<S>(hyper[kEps]),
             static_cast<S>(lr * (1.0 - mu) / (1.0 - mu_product)),
             static_cast<S>(lr * mu_next / (1.0 - mu_product * mu_next))};
   }
@@ -40,7 +40,7 @@ struct NAdamRule {
   OPTKIT_HD static V update(const Coefs<scalar_of_t<V>>& c, V, V grad, V* state) {
     V& exp_avg = state[0];
     V& exp_avg_sq = state[1];
-    exp_avg = fma(V(c.one_minus_beta1), grad - exp_avg, exp_avg);            // m_t
+    exp_avg = lerp(exp_avg, grad, c.one_minus_beta1);                        // m_t
     exp_avg_sq = fma(grad * c.one_minus_beta2, grad, exp_avg_sq * c.beta2);  // n_t
     const V denom = fma(sqrt(exp_avg_sq), V(c.rsqrt_bias_correction2), V(c.eps));
     return fma(V(c.grad_step), grad, exp_avg * c.momentum_step) / denom;

@@ -17,7 +17,7 @@ struct ProdigyRule {
   static constexpr uint32_t kFixedStates = 1u << 3;  // and it stays there
   static constexpr const char* kHypers[] = {"beta1", "beta2", "beta3", "eps", "use_bias_correction", "safeguard_warmup",
                                             "d0",    "d"};
-  static constexpr int kNumHypers = 8;
+  enum Hyper : int { kBeta1, kBeta2, kBeta3, kEps, kUseBiasCorrection, kSafeguardWarmup, kD0, kD, kNumHypers };
   static constexpr const char* kScalars[] = {nullptr};
   static constexpr int kNumScalars = 0;
 
@@ -28,18 +28,20 @@ struct ProdigyRule {
   };
 
   OPTKIT_HD static double rate(const double* hyper, double step) {
-    const double correction = hyper[4] != 0.0 ? sqrt(1.0 - power(hyper[1], step)) / (1.0 - power(hyper[0], step)) : 1.0;
-    return hyper[7] * correction;
+    const double correction = hyper[kUseBiasCorrection] != 0.0
+                                  ? sqrt(1.0 - power(hyper[kBeta2], step)) / (1.0 - power(hyper[kBeta1], step))
+                                  : 1.0;
+    return hyper[kD] * correction;
   }
 
   // `lr` is the group's times `rate`.
   template <class S>
   OPTKIT_HD static Coefs<S> prepare(const double* hyper, double lr, double step, float* const*) {
-    const double beta1 = hyper[0], beta2 = hyper[1], d = hyper[7], weight = d / hyper[6];
-    const double s_weight = hyper[5] != 0.0 && lr != 0.0 ? weight * d : weight * lr;
+    const double beta1 = hyper[kBeta1], beta2 = hyper[kBeta2], d = hyper[kD], weight = d / hyper[kD0];
+    const double s_weight = hyper[kSafeguardWarmup] != 0.0 && lr != 0.0 ? weight * d : weight * lr;
     return {static_cast<S>(1.0 - beta1), static_cast<S>(beta2),
-            static_cast<S>(1.0 - beta2), static_cast<S>(hyper[2]),
-            static_cast<S>(d),           static_cast<S>(d * hyper[3]),
+            static_cast<S>(1.0 - beta2), static_cast<S>(hyper[kBeta3]),
+            static_cast<S>(d),           static_cast<S>(d * hyper[kEps]),
             static_cast<S>(lr),          static_cast<S>(weight * lr),
             static_cast<S>(s_weight),    step == 1.0};
   }
@@ -50,7 +52,7 @@ struct ProdigyRule {
     V& exp_avg_sq = state[1];
     if (c.first) state[3] = param;
     const V scaled = grad * c.d;
-    exp_avg = fma(V(c.one_minus_beta1), scaled - exp_avg, exp_avg);              // m_{k+1}
+    exp_avg = lerp(exp_avg, scaled, c.one_minus_beta1);                          // m_{k+1}
     exp_avg_sq = fma(scaled * c.one_minus_beta2, scaled, exp_avg_sq * c.beta2);  // v_{k+1}
     state[2] = fma(V(c.s_weight), grad, state[2] * c.beta3);                     // s_{k+1}
     return exp_avg / (sqrt(exp_avg_sq) + V(c.d_eps)) * c.step_size;

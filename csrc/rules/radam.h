@@ -11,7 +11,7 @@ struct RAdamRule {
   static constexpr const char* kStates[] = {"exp_avg", "exp_avg_sq"};
   static constexpr int kNumStates = 2;
   static constexpr const char* kHypers[] = {"beta1", "beta2", "eps"};
-  static constexpr int kNumHypers = 3;
+  enum Hyper : int { kBeta1, kBeta2, kEps, kNumHypers };
   static constexpr const char* kScalars[] = {nullptr};
   static constexpr int kNumScalars = 0;
 
@@ -23,7 +23,7 @@ struct RAdamRule {
 
   template <class S>
   OPTKIT_HD static Coefs<S> prepare(const double* hyper, double lr, double step, float* const*) {
-    const double beta1 = hyper[0], beta2 = hyper[1];
+    const double beta1 = hyper[kBeta1], beta2 = hyper[kBeta2];
     const double beta2_power = power(beta2, step), correction2 = 1.0 - beta2_power;
     const double longest = 2.0 / (1.0 - beta2) - 1.0;                        // rho_inf
     const double length = longest - 2.0 * step * beta2_power / correction2;  // rho_t
@@ -36,7 +36,7 @@ struct RAdamRule {
             static_cast<S>(1.0 - beta2),
             static_cast<S>(step_size),
             static_cast<S>(step_size * rectified * sqrt(correction2)),
-            static_cast<S>(hyper[2]),
+            static_cast<S>(hyper[kEps]),
             adaptive};
   }
 
@@ -44,7 +44,7 @@ struct RAdamRule {
   OPTKIT_HD static V update(const Coefs<scalar_of_t<V>>& c, V, V grad, V* state) {
     V& exp_avg = state[0];
     V& exp_avg_sq = state[1];
-    exp_avg = fma(V(c.one_minus_beta1), grad - exp_avg, exp_avg);            // m_t
+    exp_avg = lerp(exp_avg, grad, c.one_minus_beta1);                        // m_t
     exp_avg_sq = fma(grad * c.one_minus_beta2, grad, exp_avg_sq * c.beta2);  // v_t
     if (!c.adaptive) return exp_avg * c.step_size;
     return exp_avg * c.adaptive_step_size / (sqrt(exp_avg_sq) + V(c.eps));

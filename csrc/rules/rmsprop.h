@@ -13,7 +13,7 @@ struct RMSpropRule {
   static constexpr int kNumStates = 3;
   static constexpr uint32_t kNeededStates = 1;
   static constexpr const char* kHypers[] = {"alpha", "eps", "momentum", "centered"};
-  static constexpr int kNumHypers = 4;
+  enum Hyper : int { kAlpha, kEps, kMomentum, kCentered, kNumHypers };
   static constexpr const char* kScalars[] = {nullptr};
   static constexpr int kNumScalars = 0;
 
@@ -25,8 +25,8 @@ struct RMSpropRule {
 
   template <class S>
   OPTKIT_HD static Coefs<S> prepare(const double* hyper, double lr, double, float* const*) {
-    return {static_cast<S>(lr),       static_cast<S>(hyper[0]), static_cast<S>(1.0 - hyper[0]),
-            static_cast<S>(hyper[1]), static_cast<S>(hyper[2]), hyper[3] != 0.0};
+    return {static_cast<S>(lr),          static_cast<S>(hyper[kAlpha]),    static_cast<S>(1.0 - hyper[kAlpha]),
+            static_cast<S>(hyper[kEps]), static_cast<S>(hyper[kMomentum]), hyper[kCentered] != 0.0};
   }
 
   // Without momentum the buffer is absent: it arrives as zero and is stored nowhere.
@@ -38,7 +38,7 @@ struct RMSpropRule {
     square_avg = fma(grad * c.one_minus_alpha, grad, square_avg * c.alpha);
     V variance = square_avg;
     if (c.centered) {
-      grad_avg = fma(V(c.one_minus_alpha), grad - grad_avg, grad_avg);
+      grad_avg = lerp(grad_avg, grad, c.one_minus_alpha);
       variance = fma(V(scalar_of_t<V>(0)) - grad_avg, grad_avg, square_avg);
     }
     buffer = fma(V(c.momentum), buffer, grad / (sqrt(variance) + V(c.eps)));

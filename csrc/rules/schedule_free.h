@@ -15,11 +15,13 @@ struct ScheduleFreeStep {
   double share;  // c_t: of z in the new x
 };
 
-// hyper: warmup_steps, r, weight_lr_power, lr_max. The sum of weights is kept as two floats: 48 bits of it.
-OPTKIT_HD ScheduleFreeStep schedule_free_step(const double* hyper, double lr, double step, double correction,
+// `average` holds warmup_steps, r, weight_lr_power and lr_max, as they end the hyperparameters of both rules. The sum
+// of weights is kept as two floats: 48 bits of it.
+OPTKIT_HD ScheduleFreeStep schedule_free_step(const double* average, double lr, double step, double correction,
                                               float* const* scalar) {
-  const double ramp = step < hyper[0] ? step / hyper[0] : 1.0;
-  const double weight = real_power(step, hyper[1]) * real_power(hyper[3] * ramp * correction, hyper[2]);
+  const double warmup_steps = average[0], r = average[1], weight_lr_power = average[2], lr_max = average[3];
+  const double ramp = step < warmup_steps ? step / warmup_steps : 1.0;
+  const double weight = real_power(step, r) * real_power(lr_max * ramp * correction, weight_lr_power);
   const double sum = static_cast<double>(*scalar[0]) + static_cast<double>(*scalar[1]) + weight;
   *scalar[0] = static_cast<float>(sum);
   *scalar[1] = static_cast<float>(sum - static_cast<double>(*scalar[0]));
@@ -39,7 +41,7 @@ struct ScheduleFreeSGDRule {
   static constexpr const char* kStates[] = {"z"};
   static constexpr int kNumStates = 1;
   static constexpr const char* kHypers[] = {"momentum", "warmup_steps", "r", "weight_lr_power", "lr_max"};
-  static constexpr int kNumHypers = 5;
+  enum Hyper : int { kMomentum, kWarmupSteps, kR, kWeightLrPower, kLrMax, kNumHypers };
   static constexpr const char* kScalars[] = {"weight_sum", "weight_sum_rest"};
   static constexpr int kNumScalars = 2;
 
@@ -51,9 +53,9 @@ struct ScheduleFreeSGDRule {
 
   template <class S>
   OPTKIT_HD static Coefs<S> prepare(const double* hyper, double lr, double step, float* const* scalar) {
-    const ScheduleFreeStep now = schedule_free_step(hyper + 1, lr, step, 1.0, scalar);
+    const ScheduleFreeStep now = schedule_free_step(hyper + kWarmupSteps, lr, step, 1.0, scalar);
     return {static_cast<S>(now.rate), static_cast<S>(now.share),
-            static_cast<S>(now.rate * (1.0 - hyper[0] * (1.0 - now.share))), step == 1.0};
+            static_cast<S>(now.rate * (1.0 - hyper[kMomentum] * (1.0 - now.share))), step == 1.0};
   }
 
   template <class V>
@@ -69,7 +71,7 @@ struct ScheduleFreeAdamWRule {
   static constexpr uint32_t kWideStates = 1u << 0;  // z is a point: small steps of it would be lost
   static constexpr const char* kHypers[] = {"beta1", "beta2",           "eps",   "decay", "warmup_steps",
                                             "r",     "weight_lr_power", "lr_max"};
-  static constexpr int kNumHypers = 8;
+  enum Hyper : int { kBeta1, kBeta2, kEps, kDecay, kWarmupSteps, kR, kWeightLrPower, kLrMax, kNumHypers };
   static constexpr const char* kScalars[] = {"weight_sum", "weight_sum_rest"};
   static constexpr int kNumScalars = 2;
 
@@ -81,12 +83,13 @@ struct ScheduleFreeAdamWRule {
 
   template <class S>
   OPTKIT_HD static Coefs<S> prepare(const double* hyper, double lr, double step, float* const* scalar) {
-    const double beta1 = hyper[0], beta2 = hyper[1];
-    const ScheduleFreeStep now = schedule_free_step(hyper + 4, lr, step, sqrt(1.0 - power(beta2, step)), scalar);
+    const double beta1 = hyper[kBeta1], beta2 = hyper[kBeta2];
+    const ScheduleFreeStep now =
+        schedule_free_step(hyper + kWarmupSteps, lr, step, sqrt(1.0 - power(beta2, step)), scalar);
     return {static_cast<S>(beta2),
             static_cast<S>(1.0 - beta2),
-            static_cast<S>(hyper[2]),
-            static_cast<S>(hyper[3]),
+            static_cast<S>(hyper[kEps]),
+            static_cast<S>(hyper[kDecay]),
             static_cast<S>(now.rate),
             static_cast<S>(now.share),
             static_cast<S>(now.rate * (1.0 - beta1 * (1.0 - now.share))),

@@ -14,7 +14,7 @@ struct SGDRule {
   static constexpr int kNumStates = 1;
   static constexpr uint32_t kNeededStates = 0;
   static constexpr const char* kHypers[] = {"momentum", "dampening", "nesterov"};
-  static constexpr int kNumHypers = 3;
+  enum Hyper : int { kMomentum, kDampening, kNesterov, kNumHypers };
   static constexpr const char* kScalars[] = {"momentum_step"};  // updates of the buffer so far
   static constexpr int kNumScalars = 1;
 
@@ -26,11 +26,11 @@ struct SGDRule {
 
   template <class S>
   OPTKIT_HD static Coefs<S> prepare(const double* hyper, double lr, double, float* const* scalar) {
-    const double momentum = hyper[0], dampening = hyper[1];
+    const double momentum = hyper[kMomentum], dampening = hyper[kDampening];
     const bool first = momentum == 0.0 || scalar[0] == nullptr || *scalar[0] == 0.0f;
     if (momentum != 0.0 && scalar[0] != nullptr) *scalar[0] += 1.0f;
     return {static_cast<S>(lr), static_cast<S>(momentum), static_cast<S>(first ? 0.0 : momentum),
-            static_cast<S>(first ? 1.0 : 1.0 - dampening), hyper[2] != 0.0};
+            static_cast<S>(first ? 1.0 : 1.0 - dampening), hyper[kNesterov] != 0.0};
   }
 
   // Without momentum the buffer is absent: it arrives as zero, becomes the gradient, and is stored nowhere.

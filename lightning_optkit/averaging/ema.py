@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from lightning_optkit._checks import check_in, check_int
 from lightning_optkit.step import Average
+from lightning_optkit.step.rule import AverageKind
 
 __all__ = ["EMA"]
 
@@ -53,6 +54,6 @@ class EMA(Average):
         return "ema"
 
     @property
-    def kind(self) -> int:
-        """AverageKind::kExponential of csrc/core/tables.h."""
-        return 1
+    def kind(self) -> AverageKind:
+        """A new value weighs as much at any time."""
+        return AverageKind.EXPONENTIAL

@@ -15,6 +15,7 @@ from lightning_optkit.averaging.ema import EMA
 from lightning_optkit.averaging.lawa import LAWA
 from lightning_optkit.averaging.swa import SWA
 from lightning_optkit.step import Average
+from lightning_optkit.step.coefficients import average_weight
 from lightning_optkit.step.saved import saved_number, saved_tensor
 from lightning_optkit.step.shards import local
 
@@ -125,8 +126,7 @@ def _weighted(
     if so_far == 0 or isinstance(average, LAWA) or not (tensor.dtype.is_floating_point or tensor.dtype.is_complex):
         weight = 1.0
     else:
-        kept = average.decay if decay is None else decay
-        weight = 1.0 - kept if average.kind == 1 else 1.0 / (so_far + 1.0)
+        weight = average_weight(average.kind, average.decay if decay is None else decay, so_far)
     return weight, local(held), local(tensor.detach())
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from lightning_optkit._checks import check_in, check_int, shown
 from lightning_optkit.step import Average
+from lightning_optkit.step.rule import AverageKind
 
 __all__ = ["SWA"]
 
@@ -76,9 +77,9 @@ class SWA(Average):
         return "swa"
 
     @property
-    def kind(self) -> int:
-        """AverageKind::kUniform of csrc/core/tables.h."""
-        return 2
+    def kind(self) -> AverageKind:
+        """Every value weighs the same."""
+        return AverageKind.UNIFORM
 
     @property
     def decay(self) -> float:

@@ -23,7 +23,7 @@ from lightning_optkit.callbacks.seams.overrides import override, restore
 from lightning_optkit.callbacks.seams.run_free import RunFree
 from lightning_optkit.clipping import AutoClip, ClipNorm, ClipPerTensor, ClipUnitwise, ClipValue, ZClip
 from lightning_optkit.clipping._gradients import gradients, norm_of
-from lightning_optkit.step import LearningClip, OnePassOptimizer
+from lightning_optkit.step import OnePassOptimizer, StatefulClip
 
 __all__ = ["GradientClipping"]
 
@@ -80,7 +80,7 @@ class GradientClipping(RunFree, Callback):
     def state_dict(self) -> dict[str, Any]:
         """What the clips have learned, one entry per optimizer; empty for clips that learn nothing."""
         clips = [*self._folded.values(), *self._called.values()]
-        learned = [clip.state_dict() for clip in clips if isinstance(clip, LearningClip)]
+        learned = [clip.state_dict() for clip in clips if isinstance(clip, StatefulClip)]
         return {"learned": learned or self._learned}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -88,10 +88,10 @@ class GradientClipping(RunFree, Callback):
         self._learned = list(check_state(type(self).__name__, state_dict, learned=list)["learned"])
         for learned in self._learned:  # tried on a copy: what does not fit is told now, and not when the fit starts
             clip = copy.deepcopy(self.clip)
-            if isinstance(clip, LearningClip):
+            if isinstance(clip, StatefulClip):
                 self._try(clip, learned)
 
-    def _try(self, clip: LearningClip, learned: Any) -> None:
+    def _try(self, clip: StatefulClip, learned: Any) -> None:
         try:
             clip.load_state_dict(learned)
         except (TypeError, ValueError) as error:
@@ -120,7 +120,7 @@ class GradientClipping(RunFree, Callback):
         self._check(pl_module, optimizers)
         for index, optimizer in enumerate(optimizers):
             clip = copy.deepcopy(self.clip)
-            if isinstance(clip, LearningClip) and index < len(learned):
+            if isinstance(clip, StatefulClip) and index < len(learned):
                 clip.load_state_dict(learned[index])
             if isinstance(optimizer, OnePassOptimizer) and self._folds(optimizer):
                 optimizer.clip = clip

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_optkit._checks import check_tensors
 from lightning_optkit._norms import total_norm
+from lightning_optkit.step.coefficients import clip_coefficient
 
 __all__ = ["gradients", "norm_of", "scale_to_bound_"]
 
@@ -35,7 +36,7 @@ def scale_to_bound_(owner: str, parameters: Iterable[Tensor], norm_bound: Callab
     """Scales the gradients of `parameters` by one factor, to the bound for their global norm; returns that norm."""
     grads = gradients(owner, parameters)
     norm = total_norm(grads)
-    coefficient = (norm_bound(norm) / (norm + 1e-6)).clamp(max=1.0)
+    coefficient = clip_coefficient(norm_bound(norm), norm)
     for grad in grads:
         grad.mul_(coefficient.to(grad.device))
     return _narrowed(norm, grads)

@@ -16,6 +16,7 @@ from lightning_optkit._checks import check_in
 from lightning_optkit._norms import norm
 from lightning_optkit.clipping._gradients import gradients, norm_of
 from lightning_optkit.step import Clip, ClipBounds
+from lightning_optkit.step.coefficients import clip_coefficient
 
 __all__ = ["ClipPerTensor"]
 
@@ -72,5 +73,5 @@ class ClipPerTensor(Clip):
         grads = gradients(type(self).__name__, parameters)
         total = norm_of(grads)
         for grad in grads:
-            grad.mul_((self.max_norm / (norm(grad) + 1e-6)).clamp(max=1.0))
+            grad.mul_(clip_coefficient(self.max_norm, norm(grad)))
         return total

@@ -15,22 +15,22 @@ from lightning_optkit._checks import check_int, shown
 from lightning_optkit.step import Average, OnePassOptimizer
 from lightning_optkit.step.arguments import check_flag, check_number
 from lightning_optkit.step.numbers import compute_dtype
-from lightning_optkit.step.rule import Group, Scalar, State
+from lightning_optkit.step.rule import Group, Hyperparameters, Scalar, State
 
-__all__ = ["WEIGHT_SUM", "ScheduleFreeOptimizer", "average_hypers", "move", "rate_and_share"]
+__all__ = ["WEIGHT_SUM", "ScheduleFreeOptimizer", "average_hyperparameters", "move", "rate_and_share"]
 
 WEIGHT_SUM = (Scalar("weight_sum", 0.0, 0.0), Scalar("weight_sum_rest", 0.0, 0.0, signed=True))
 """The sum of the weights so far, as two fp32 numbers."""
 
 
-def average_hypers(group: Group) -> tuple[float, ...]:
+def average_hyperparameters(group: Group) -> Hyperparameters:
     """The numbers of the average, in the order of csrc/rules/schedule_free.h."""
-    return tuple(float(group[name]) for name in ("warmup_steps", "r", "weight_lr_power", "lr_max"))
+    return {name: float(group[name]) for name in ("warmup_steps", "r", "weight_lr_power", "lr_max")}
 
 
 def rate_and_share(state: State, group: Group, step: float, correction: float) -> tuple[float, float]:
     """This step's rate, and the share of z in the new average; line for line csrc/rules/schedule_free.h."""
-    warmup_steps, r, power, lr_max = average_hypers(group)
+    warmup_steps, r, power, lr_max = average_hyperparameters(group).values()
     ramp = step / warmup_steps if step < warmup_steps else 1.0
     weight = step**r * (lr_max * ramp * correction) ** power
     total = float(state["weight_sum"]) + float(state["weight_sum_rest"]) + weight

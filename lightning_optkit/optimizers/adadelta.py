@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 
 from lightning_optkit.step import OnePassOptimizer, Rule
 from lightning_optkit.step.arguments import check_number
-from lightning_optkit.step.rule import Group, State
+from lightning_optkit.step.rule import Group, Hyperparameters, State, StateSpec
 from lightning_optkit.step.stages import Stages
 
 __all__ = ["Adadelta", "adadelta_update"]
@@ -30,11 +30,16 @@ def adadelta_update(param: Tensor, grad: Tensor, state: State, group: Group, ste
     return update
 
 
-def _hypers(group: Group) -> tuple[float, ...]:
-    return (float(group["rho"]), float(group["eps"]))
+def _hyperparameters(group: Group) -> Hyperparameters:
+    return {"rho": float(group["rho"]), "eps": float(group["eps"])}
 
 
-_RULE = Rule("adadelta", ("square_avg", "acc_delta"), _hypers, adadelta_update)
+_RULE = Rule(
+    "adadelta",
+    (StateSpec("square_avg", nonnegative=True), StateSpec("acc_delta", nonnegative=True)),
+    _hyperparameters,
+    adadelta_update,
+)
 
 
 class Adadelta(OnePassOptimizer, torch.optim.Adadelta):

@@ -17,7 +17,7 @@ from typing_extensions import Unpack
 from lightning_optkit._norms import norm
 from lightning_optkit.step import OnePassOptimizer, Rule
 from lightning_optkit.step.arguments import check_number, pair, with_listed_params
-from lightning_optkit.step.rule import Group, State
+from lightning_optkit.step.rule import Group, Hyperparameters, State, StateSpec
 from lightning_optkit.step.stages import Stages
 
 __all__ = ["Adafactor", "adafactor_update"]
@@ -58,10 +58,16 @@ def _rms(t: Tensor) -> float:
     return float(norm(t)) / math.sqrt(t.numel())
 
 
-def _shape(name: str, shape: torch.Size) -> torch.Size | None:
-    if len(shape) < 2:
-        return shape if name == "variance" else None
-    return {"row_var": torch.Size((*shape[:-1], 1)), "col_var": torch.Size((*shape[:-2], 1, shape[-1]))}.get(name)
+def _of_a_vector(shape: torch.Size) -> torch.Size | None:
+    return shape if len(shape) < 2 else None
+
+
+def _of_rows(shape: torch.Size) -> torch.Size | None:
+    return torch.Size((*shape[:-1], 1)) if len(shape) > 1 else None
+
+
+def _of_columns(shape: torch.Size) -> torch.Size | None:
+    return torch.Size((*shape[:-2], 1, shape[-1])) if len(shape) > 1 else None
 
 
 def _resolve(group: Group, param: Tensor) -> Group:
@@ -70,19 +76,27 @@ def _resolve(group: Group, param: Tensor) -> Group:
     return {**group, "eps": (torch.finfo(param.dtype).eps if eps1 is None else eps1, eps2)}
 
 
-def _hypers(group: Group) -> tuple[float, ...]:
+def _hyperparameters(group: Group) -> Hyperparameters:
     """As in csrc/rules/adafactor.h, where an eps[0] below 0 is that of the stored dtype."""
     eps1, eps2 = group["eps"]
-    return (float(group["beta2_decay"]), -1.0 if eps1 is None else float(eps1), float(eps2), float(group["d"]))
+    return {
+        "beta2_decay": float(group["beta2_decay"]),
+        "eps1": -1.0 if eps1 is None else float(eps1),
+        "eps2": float(eps2),
+        "d": float(group["d"]),
+    }
 
 
 _RULE = Rule(
     "adafactor",
-    ("variance", "row_var", "col_var"),
-    _hypers,
+    (
+        StateSpec("variance", nonnegative=True, shape=_of_a_vector),
+        StateSpec("row_var", nonnegative=True, shape=_of_rows),
+        StateSpec("col_var", nonnegative=True, shape=_of_columns),
+    ),
+    _hyperparameters,
     adafactor_update,
     needs_whole="factor the second moment",
-    shape=_shape,
     resolve=_resolve,
     num_rereads=3,  # the gradient for the norm of the update and for the update, the parameter for its own norm
 )

@@ -14,8 +14,8 @@ from typing_extensions import Unpack
 
 from lightning_optkit.step import OnePassOptimizer, Rule
 from lightning_optkit.step.arguments import check_number
-from lightning_optkit.step.codes import scale_name
-from lightning_optkit.step.rule import Group, State
+from lightning_optkit.step.quantized_state import scale_name
+from lightning_optkit.step.rule import Group, Hyperparameters, State, StateSpec
 from lightning_optkit.step.segments import Entry
 from lightning_optkit.step.shards import local
 from lightning_optkit.step.stages import Stages
@@ -32,15 +32,15 @@ def adagrad_update(param: Tensor, grad: Tensor, state: State, group: Group, step
     return update
 
 
-def _hypers(group: Group) -> tuple[float, ...]:
-    return (float(group["lr_decay"]), float(group["eps"]))
+def _hyperparameters(group: Group) -> Hyperparameters:
+    return {"lr_decay": float(group["lr_decay"]), "eps": float(group["eps"])}
 
 
-def _fresh(name: str, group: Group) -> float:
+def _fresh(group: Group) -> float:
     return float(group["initial_accumulator_value"])
 
 
-_RULE = Rule("adagrad", ("sum",), _hypers, adagrad_update, fresh=_fresh)
+_RULE = Rule("adagrad", (StateSpec("sum", nonnegative=True, fresh=_fresh),), _hyperparameters, adagrad_update)
 
 
 class Adagrad(OnePassOptimizer, torch.optim.Adagrad):
@@ -112,7 +112,7 @@ class Adagrad(OnePassOptimizer, torch.optim.Adagrad):
     def share_memory(self) -> None:
         """Moves the sums of squares into shared memory, as in torch; those that no step has begun are created."""
         kept = [
-            Kept(Entry(param, _RULE.states, group_index, 0), self.state[param], group, _RULE)
+            Kept(Entry(param, _RULE.state_names, group_index, 0), self.state[param], group, _RULE)
             for group_index, group in enumerate(self.param_groups)
             for param in group["params"]
         ]
@@ -121,7 +121,7 @@ class Adagrad(OnePassOptimizer, torch.optim.Adagrad):
             for name in ("sum", scale_name("sum")):
                 if name in each.state:
                     local(each.state[name]).share_memory_()  # type: ignore[no-untyped-call]
-        self._plan = None
+        self._engine.plan = None
 
     def _rule(self, group: Group) -> Rule:
         return _RULE

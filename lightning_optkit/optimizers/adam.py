@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 
 from lightning_optkit.step import OnePassOptimizer, Rule
 from lightning_optkit.step.arguments import check_flag, check_number, pair
-from lightning_optkit.step.rule import Group, State
+from lightning_optkit.step.rule import Group, Hyperparameters, State, StateSpec
 from lightning_optkit.step.stages import Stages
 
 __all__ = ["Adam", "adam_update"]
@@ -24,7 +24,7 @@ def adam_update(param: Tensor, grad: Tensor, state: State, group: Group, step: f
     """What Adam subtracts from `param`, line for line csrc/rules/adam.h. Writes `state` in place."""
     beta1, beta2 = group["betas"]
     exp_avg, exp_avg_sq = state["exp_avg"], state["exp_avg_sq"]
-    exp_avg.add_((1 - beta1) * (grad - exp_avg))  # m_t
+    exp_avg.lerp_(grad, float(1 - beta1))  # m_t
     exp_avg_sq.mul_(beta2).add_((1 - beta2) * grad * grad)  # v_t
     second = exp_avg_sq
     if "max_exp_avg_sq" in state:
@@ -35,13 +35,15 @@ def adam_update(param: Tensor, grad: Tensor, state: State, group: Group, step: f
     return update
 
 
-def _hypers(group: Group) -> tuple[float, ...]:
+def _hyperparameters(group: Group) -> Hyperparameters:
     beta1, beta2 = group["betas"]
-    return (float(beta1), float(beta2), float(group["eps"]))
+    return {"beta1": float(beta1), "beta2": float(beta2), "eps": float(group["eps"])}
 
 
-_ADAM = Rule("adam", ("exp_avg", "exp_avg_sq"), _hypers, adam_update)
-_ADAM_AMSGRAD = Rule("adam_amsgrad", ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"), _hypers, adam_update)
+_MOMENTS = (StateSpec("exp_avg"), StateSpec("exp_avg_sq", nonnegative=True))
+_MAX = StateSpec("max_exp_avg_sq", nonnegative=True, kept=lambda group: bool(group["amsgrad"]))
+_ADAM = Rule("adam", _MOMENTS, _hyperparameters, adam_update)
+_ADAM_AMSGRAD = Rule("adam_amsgrad", (*_MOMENTS, _MAX), _hyperparameters, adam_update)
 
 
 class Adam(OnePassOptimizer, torch.optim.Adam):
@@ -118,9 +120,6 @@ class Adam(OnePassOptimizer, torch.optim.Adam):
 
     def _rule(self, group: Group) -> Rule:
         return _ADAM_AMSGRAD if group["amsgrad"] else _ADAM
-
-    def _needed(self, group: Group) -> tuple[str, ...]:
-        return _ADAM.states
 
     def _check_group(self, group: Group) -> None:
         check_flag(self._owner, "amsgrad", group["amsgrad"])

@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 
 from lightning_optkit.step import OnePassOptimizer, Rule
 from lightning_optkit.step.arguments import check_number, pair
-from lightning_optkit.step.rule import Group, State
+from lightning_optkit.step.rule import Group, Hyperparameters, State, StateSpec
 from lightning_optkit.step.stages import Stages
 
 __all__ = ["Adamax", "adamax_update"]
@@ -23,18 +23,18 @@ __all__ = ["Adamax", "adamax_update"]
 def adamax_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
     """What Adamax subtracts from `param`, line for line csrc/rules/adamax.h. Writes `state` in place."""
     beta1, beta2 = group["betas"]
-    state["exp_avg"].add_((1 - beta1) * (grad - state["exp_avg"]))  # m_t
+    state["exp_avg"].lerp_(grad, float(1 - beta1))  # m_t
     torch.maximum(grad.abs() + group["eps"], state["exp_inf"] * beta2, out=state["exp_inf"])  # u_t
     update: Tensor = state["exp_avg"] * (float(group["lr"]) / float(1 - beta1**step)) / state["exp_inf"]
     return update
 
 
-def _hypers(group: Group) -> tuple[float, ...]:
+def _hyperparameters(group: Group) -> Hyperparameters:
     beta1, beta2 = group["betas"]
-    return (float(beta1), float(beta2), float(group["eps"]))
+    return {"beta1": float(beta1), "beta2": float(beta2), "eps": float(group["eps"])}
 
 
-_RULE = Rule("adamax", ("exp_avg", "exp_inf"), _hypers, adamax_update)
+_RULE = Rule("adamax", (StateSpec("exp_avg"), StateSpec("exp_inf", nonnegative=True)), _hyperparameters, adamax_update)
 
 
 class Adamax(OnePassOptimizer, torch.optim.Adamax):

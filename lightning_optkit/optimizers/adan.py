@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 from lightning_optkit._checks import check_one_of
 from lightning_optkit.step import OnePassOptimizer, Rule
 from lightning_optkit.step.arguments import check_number, several
-from lightning_optkit.step.rule import Group, State
+from lightning_optkit.step.rule import Group, Hyperparameters, State, StateSpec
 from lightning_optkit.step.stages import Stages
 
 __all__ = ["Adan", "adan_update"]
@@ -26,8 +26,8 @@ def adan_update(param: Tensor, grad: Tensor, state: State, group: Group, step: f
     lr = float(group["lr"])
     diff = torch.zeros_like(grad) if step == 1 else grad - state["previous_grad"]
     looking_ahead = grad + beta2 * diff
-    state["exp_avg"].add_((1 - beta1) * (grad - state["exp_avg"]))  # m_k
-    state["exp_avg_diff"].add_((1 - beta2) * (diff - state["exp_avg_diff"]))  # v_k
+    state["exp_avg"].lerp_(grad, float(1 - beta1))  # m_k
+    state["exp_avg_diff"].lerp_(diff, float(1 - beta2))  # v_k
     state["exp_avg_sq"].mul_(beta3).add_((1 - beta3) * looking_ahead * looking_ahead)  # n_k
     state["previous_grad"].copy_(grad)
     denom = state["exp_avg_sq"].sqrt() / (1 - beta3**step) ** 0.5 + group["eps"]
@@ -41,12 +41,29 @@ def _proximal_decay(group: Group) -> float:
     return 0.0 if group["no_prox"] else float(group["weight_decay"])
 
 
-def _hypers(group: Group) -> tuple[float, ...]:
+def _hyperparameters(group: Group) -> Hyperparameters:
     beta1, beta2, beta3 = group["betas"]
-    return (float(beta1), float(beta2), float(beta3), float(group["eps"]), _proximal_decay(group))
+    return {
+        "beta1": float(beta1),
+        "beta2": float(beta2),
+        "beta3": float(beta3),
+        "eps": float(group["eps"]),
+        "proximal_decay": _proximal_decay(group),
+    }
 
 
-_RULE = Rule("adan", ("exp_avg", "exp_avg_diff", "exp_avg_sq", "previous_grad"), _hypers, adan_update)
+_RULE = Rule(
+    "adan",
+    (
+        StateSpec("exp_avg"),
+        StateSpec("exp_avg_diff"),
+        StateSpec("exp_avg_sq", nonnegative=True),
+        StateSpec("previous_grad"),
+    ),
+    _hyperparameters,
+    adan_update,
+    owns_decay=lambda group: not group["no_prox"],
+)
 
 
 class Adan(OnePassOptimizer):
@@ -112,9 +129,6 @@ class Adan(OnePassOptimizer):
 
     def _rule(self, group: Group) -> Rule:
         return _RULE
-
-    def _owns_decay(self, group: Group) -> bool:
-        return not group["no_prox"]
 
     def _check_group(self, group: Group) -> None:
         betas = several(self._owner, "betas", group["betas"], 3)

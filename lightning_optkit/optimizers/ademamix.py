@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 from lightning_optkit._checks import check_int
 from lightning_optkit.step import OnePassOptimizer, Rule
 from lightning_optkit.step.arguments import check_number, several
-from lightning_optkit.step.rule import Group, State
+from lightning_optkit.step.rule import Group, Hyperparameters, State, StateSpec
 from lightning_optkit.step.stages import Stages
 
 __all__ = ["AdEMAMix", "ademamix_update"]
@@ -29,8 +29,8 @@ def ademamix_update(param: Tensor, grad: Tensor, state: State, group: Group, ste
         share = step / group["beta3_warmup"]
         inverse_log = (1 - share) * _inverse_log(beta1) + share * _inverse_log(beta3)
         beta3 = min(beta3, math.exp(1 / inverse_log)) if inverse_log else beta3
-    state["exp_avg"].add_((1 - beta1) * (grad - state["exp_avg"]))  # m1_t
-    state["exp_avg_slow"].add_((1 - beta3) * (grad - state["exp_avg_slow"]))  # m2_t
+    state["exp_avg"].lerp_(grad, float(1 - beta1))  # m1_t
+    state["exp_avg_slow"].lerp_(grad, float(1 - beta3))  # m2_t
     state["exp_avg_sq"].mul_(beta2).add_((1 - beta2) * grad * grad)  # nu_t
     denom = state["exp_avg_sq"].sqrt() / (1 - beta2**step) ** 0.5 + group["eps"]
     update: Tensor = (state["exp_avg"] * (lr / (1 - beta1**step)) + state["exp_avg_slow"] * (lr * alpha)) / denom
@@ -41,14 +41,27 @@ def _inverse_log(beta: float) -> float:
     return 1 / math.log(beta) if beta > 0 else 0.0
 
 
-def _hypers(group: Group) -> tuple[float, ...]:
+def _hyperparameters(group: Group) -> Hyperparameters:
     beta1, beta2, beta3 = (float(beta) for beta in group["betas"])
-    warmups = (float(group["alpha_warmup"] or 0), float(group["beta3_warmup"] or 0))
-    inverse_logs = (_inverse_log(beta1), _inverse_log(beta3))
-    return (beta1, beta2, beta3, float(group["eps"]), float(group["alpha"]), *warmups, *inverse_logs)
+    return {
+        "beta1": beta1,
+        "beta2": beta2,
+        "beta3": beta3,
+        "eps": float(group["eps"]),
+        "alpha": float(group["alpha"]),
+        "alpha_warmup": float(group["alpha_warmup"] or 0),
+        "beta3_warmup": float(group["beta3_warmup"] or 0),
+        "inverse_log_beta1": _inverse_log(beta1),
+        "inverse_log_beta3": _inverse_log(beta3),
+    }
 
 
-_RULE = Rule("ademamix", ("exp_avg", "exp_avg_slow", "exp_avg_sq"), _hypers, ademamix_update)
+_RULE = Rule(
+    "ademamix",
+    (StateSpec("exp_avg"), StateSpec("exp_avg_slow"), StateSpec("exp_avg_sq", nonnegative=True)),
+    _hyperparameters,
+    ademamix_update,
+)
 
 
 class AdEMAMix(OnePassOptimizer):

@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 
 from lightning_optkit.step import OnePassOptimizer, Rule
 from lightning_optkit.step.arguments import check_number, pair
-from lightning_optkit.step.rule import Group, State
+from lightning_optkit.step.rule import Group, Hyperparameters, State, StateSpec
 from lightning_optkit.step.stages import Stages
 
 __all__ = ["ADOPT", "adopt_update"]
@@ -28,7 +28,7 @@ def adopt_update(param: Tensor, grad: Tensor, state: State, group: Group, step: 
     if group["clip_exponent"] is not None:
         bound = (step - 1) ** group["clip_exponent"]
         normed = normed.clamp(-bound, bound)
-    state["exp_avg"].add_((1 - beta1) * (normed - state["exp_avg"]))  # m_t
+    state["exp_avg"].lerp_(normed, float(1 - beta1))  # m_t
     state["exp_avg_sq"].mul_(beta2).add_((1 - beta2) * grad * grad)  # v_t
     moved: Tensor = state["exp_avg"] * float(group["lr"])
     decay = float(group["lr"]) * _decay(group)
@@ -42,13 +42,26 @@ def _decay(group: Group) -> float:
     return float(group["weight_decay"]) if group["decoupled_weight_decay"] else 0.0
 
 
-def _hypers(group: Group) -> tuple[float, ...]:
+def _hyperparameters(group: Group) -> Hyperparameters:
     beta1, beta2 = group["betas"]
     clip_exponent = -1.0 if group["clip_exponent"] is None else float(group["clip_exponent"])
-    return (float(beta1), float(beta2), float(group["eps"]), clip_exponent, _decay(group), float(group["cautious"]))
+    return {
+        "beta1": float(beta1),
+        "beta2": float(beta2),
+        "eps": float(group["eps"]),
+        "clip_exponent": clip_exponent,
+        "decay": _decay(group),
+        "cautious": float(group["cautious"]),
+    }
 
 
-_RULE = Rule("adopt", ("exp_avg", "exp_avg_sq"), _hypers, adopt_update)
+_RULE = Rule(
+    "adopt",
+    (StateSpec("exp_avg"), StateSpec("exp_avg_sq", nonnegative=True)),
+    _hyperparameters,
+    adopt_update,
+    owns_decay=lambda group: bool(group["decoupled_weight_decay"]),  # a stage would decay in the first step too
+)
 
 
 class ADOPT(OnePassOptimizer):
@@ -116,9 +129,6 @@ class ADOPT(OnePassOptimizer):
 
     def _rule(self, group: Group) -> Rule:
         return _RULE
-
-    def _owns_decay(self, group: Group) -> bool:
-        return bool(group["decoupled_weight_decay"])  # a stage would decay in the first step too
 
     _decay_flag = "decouple"
 

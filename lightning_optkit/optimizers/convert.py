@@ -181,9 +181,9 @@ def to_torch_(optimizer: OnePassOptimizer) -> None:
         rule = optimizer._rule(group)
         for param in group["params"]:
             state = optimizer.state.get(param, {})
-            for name in [name for name in rule.states if name in state]:
+            for name in [name for name in rule.state_names if name in state]:
                 plain = torch.empty_like(rule.like(name, param), requires_grad=False)
-                convert_(plain, state, name, state[name])
+                convert_(plain, state, rule.spec(name), state[name])
                 state[name] = plain
             for name in _ADDED_STATE:
                 state.pop(name, None)

@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 from lightning_optkit._checks import check_one_of
 from lightning_optkit.step import OnePassOptimizer, Rule, TensorStatistics
 from lightning_optkit.step.arguments import check_number, pair
-from lightning_optkit.step.rule import Group, State
+from lightning_optkit.step.rule import Group, Hyperparameters, State, StateSpec
 from lightning_optkit.step.stages import Stages
 
 __all__ = ["LAMB", "lamb_update"]
@@ -24,7 +24,7 @@ def lamb_update(param: Tensor, grad: Tensor, state: State, group: Group, step: f
     """What LAMB subtracts from `param`, line for line csrc/rules/lamb.h. Writes `state` in place."""
     beta1, beta2 = group["betas"]
     exp_avg, exp_avg_sq = state["exp_avg"], state["exp_avg_sq"]
-    exp_avg += (1 - beta1) * (grad - exp_avg)
+    exp_avg.lerp_(grad, float(1 - beta1))
     exp_avg_sq.mul_(beta2).add_((1 - beta2) * grad * grad)
     denom = exp_avg_sq.sqrt() / math.sqrt(1 - beta2**step) + float(group["eps"])
     direction = exp_avg / (1 - beta1**step) / denom + float(group["weight_decay"]) * param
@@ -32,19 +32,35 @@ def lamb_update(param: Tensor, grad: Tensor, state: State, group: Group, step: f
     return update
 
 
-def _trust(group: Group, sums: TensorStatistics) -> float:
+def _trust_ratio(group: Group, sums: TensorStatistics) -> float:
     """phi(|x|) / |r + lambda x|."""
     least, most = group["norm_bounds"]
     phi = min(max(sums.param_norm, least), most)
     return phi / sums.update_norm if group["adapt"] and phi > 0 and sums.update_norm > 0 else 1.0
 
 
-def _hypers(group: Group) -> tuple[float, ...]:
-    numbers = (*group["betas"], group["eps"], group["weight_decay"], group["adapt"], *group["norm_bounds"])
-    return tuple(float(number) for number in numbers)
+def _hyperparameters(group: Group) -> Hyperparameters:
+    beta1, beta2 = group["betas"]
+    min_norm, max_norm = group["norm_bounds"]
+    return {
+        "beta1": float(beta1),
+        "beta2": float(beta2),
+        "eps": float(group["eps"]),
+        "weight_decay": float(group["weight_decay"]),
+        "adapt": float(group["adapt"]),
+        "min_norm": float(min_norm),
+        "max_norm": float(max_norm),
+    }
 
 
-_RULE = Rule("lamb", ("exp_avg", "exp_avg_sq"), _hypers, lamb_update, trust=_trust)
+_RULE = Rule(
+    "lamb",
+    (StateSpec("exp_avg"), StateSpec("exp_avg_sq", nonnegative=True)),
+    _hyperparameters,
+    lamb_update,
+    trust_ratio=_trust_ratio,
+    owns_decay=lambda group: True,
+)
 
 
 class LAMB(OnePassOptimizer):
@@ -116,9 +132,6 @@ class LAMB(OnePassOptimizer):
 
     def _rule(self, group: Group) -> Rule:
         return _RULE
-
-    def _owns_decay(self, group: Group) -> bool:
-        return True
 
     def _check_group(self, group: Group) -> None:
         beta1, beta2 = pair(self._owner, "betas", group["betas"])

@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 from lightning_optkit._checks import check_one_of
 from lightning_optkit.step import OnePassOptimizer, Rule, TensorStatistics
 from lightning_optkit.step.arguments import check_number
-from lightning_optkit.step.rule import Group, State
+from lightning_optkit.step.rule import Group, Hyperparameters, State, StateSpec
 from lightning_optkit.step.stages import Stages
 
 __all__ = ["LARS", "lars_update"]
@@ -28,7 +28,7 @@ def lars_update(param: Tensor, grad: Tensor, state: State, group: Group, step: f
     return buffer.clone()
 
 
-def _trust(group: Group, sums: TensorStatistics) -> float:
+def _trust_ratio(group: Group, sums: TensorStatistics) -> float:
     """Eta |w| / (|g| + beta |w|)."""
     if not group["adapt"] or sums.param_norm == 0 or sums.grad_norm == 0:
         return 1.0
@@ -36,12 +36,19 @@ def _trust(group: Group, sums: TensorStatistics) -> float:
     return float(group["trust_coefficient"]) * sums.param_norm / denominator
 
 
-def _hypers(group: Group) -> tuple[float, ...]:
-    names = ("momentum", "weight_decay", "adapt", "trust_coefficient", "eps")
-    return tuple(float(group[name]) for name in names)
+def _hyperparameters(group: Group) -> Hyperparameters:
+    return {name: float(group[name]) for name in ("momentum", "weight_decay", "adapt", "trust_coefficient", "eps")}
 
 
-_RULE = Rule("lars", ("momentum_buffer",), _hypers, lars_update, trust=_trust, trusts_update=False)
+_RULE = Rule(
+    "lars",
+    (StateSpec("momentum_buffer"),),
+    _hyperparameters,
+    lars_update,
+    trust_ratio=_trust_ratio,
+    trust_ratio_of_update=False,
+    owns_decay=lambda group: True,
+)
 
 
 class LARS(OnePassOptimizer):
@@ -114,9 +121,6 @@ class LARS(OnePassOptimizer):
 
     def _rule(self, group: Group) -> Rule:
         return _RULE
-
-    def _owns_decay(self, group: Group) -> bool:
-        return True
 
     def _check_group(self, group: Group) -> None:
         check_number(self._owner, "momentum", group["momentum"], "[0, 1)")

@@ -10,7 +10,7 @@ from typing_extensions import Unpack
 
 from lightning_optkit.step import OnePassOptimizer, Rule
 from lightning_optkit.step.arguments import check_number, pair
-from lightning_optkit.step.rule import Group, State
+from lightning_optkit.step.rule import Group, Hyperparameters, State, StateSpec
 from lightning_optkit.step.stages import Stages
 
 __all__ = ["Lion", "lion_update"]
@@ -25,12 +25,12 @@ def lion_update(param: Tensor, grad: Tensor, state: State, group: Group, step: f
     return update
 
 
-def _hypers(group: Group) -> tuple[float, ...]:
+def _hyperparameters(group: Group) -> Hyperparameters:
     beta1, beta2 = group["betas"]
-    return (float(beta1), float(beta2))
+    return {"beta1": float(beta1), "beta2": float(beta2)}
 
 
-_RULE = Rule("lion", ("exp_avg",), _hypers, lion_update)
+_RULE = Rule("lion", (StateSpec("exp_avg"),), _hyperparameters, lion_update)
 
 
 class Lion(OnePassOptimizer):

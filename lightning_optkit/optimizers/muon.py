@@ -28,7 +28,7 @@ from lightning_optkit.optimizers._newton_schulz import MatrixSegment, muon_updat
 from lightning_optkit.optimizers.adam import adam_update
 from lightning_optkit.step import OnePassOptimizer, Rule
 from lightning_optkit.step.arguments import check_number, listed, pair, with_listed_params
-from lightning_optkit.step.rule import Group
+from lightning_optkit.step.rule import Group, Hyperparameters, StateSpec
 from lightning_optkit.step.segments import ReferenceSegment
 from lightning_optkit.step.stages import Stages
 
@@ -38,9 +38,9 @@ OWN_KEYS = ("use_muon", "adamw_lr", "adamw_betas", "adamw_eps", "adamw_weight_de
 """Entries of a group that torch.optim.Muon does not have."""
 
 
-def _adamw_hypers(group: Group) -> tuple[float, ...]:
+def _adamw_hyperparameters(group: Group) -> Hyperparameters:
     beta1, beta2 = group["adamw_betas"]
-    return (float(beta1), float(beta2), float(group["adamw_eps"]))
+    return {"beta1": float(beta1), "beta2": float(beta2), "eps": float(group["adamw_eps"])}
 
 
 def _adamw_update(param: Tensor, grad: Tensor, state: dict[str, Tensor], group: Group, step: float) -> Tensor:
@@ -48,9 +48,16 @@ def _adamw_update(param: Tensor, grad: Tensor, state: dict[str, Tensor], group: 
 
 
 _MUON = Rule(
-    "muon", ("momentum_buffer",), lambda group: (), muon_update, counts_steps=False, needs_whole="orthogonalize a part"
+    "muon",
+    (StateSpec("momentum_buffer"),),
+    lambda group: {},
+    muon_update,
+    counts_steps=False,
+    needs_whole="orthogonalize a part",
 )
-_ADAMW = Rule("adam", ("exp_avg", "exp_avg_sq"), _adamw_hypers, _adamw_update)
+_ADAMW = Rule(
+    "adam", (StateSpec("exp_avg"), StateSpec("exp_avg_sq", nonnegative=True)), _adamw_hyperparameters, _adamw_update
+)
 
 
 class Muon(OnePassOptimizer, torch.optim.Muon):

@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 
 from lightning_optkit.step import OnePassOptimizer, Rule, Scalar
 from lightning_optkit.step.arguments import check_number, pair
-from lightning_optkit.step.rule import Group, State
+from lightning_optkit.step.rule import Group, Hyperparameters, State, StateSpec
 from lightning_optkit.step.stages import Stages
 
 __all__ = ["NAdam", "nadam_update"]
@@ -28,7 +28,7 @@ def nadam_update(param: Tensor, grad: Tensor, state: State, group: Group, step: 
     mu_next = beta1 * (1 - 0.5 * 0.96 ** ((step + 1) * decay))
     state["mu_product"] *= mu
     mu_product = float(state["mu_product"])
-    state["exp_avg"].add_((1 - beta1) * (grad - state["exp_avg"]))  # m_t
+    state["exp_avg"].lerp_(grad, float(1 - beta1))  # m_t
     state["exp_avg_sq"].mul_(beta2).add_((1 - beta2) * grad * grad)  # n_t
     denom = state["exp_avg_sq"].sqrt() * (1 - beta2**step) ** -0.5 + group["eps"]
     grad_step, momentum_step = lr * (1 - mu) / (1 - mu_product), lr * mu_next / (1 - mu_product * mu_next)
@@ -36,13 +36,24 @@ def nadam_update(param: Tensor, grad: Tensor, state: State, group: Group, step: 
     return update
 
 
-def _hypers(group: Group) -> tuple[float, ...]:
+def _hyperparameters(group: Group) -> Hyperparameters:
     beta1, beta2 = group["betas"]
-    return (float(beta1), float(beta2), float(group["eps"]), float(group["momentum_decay"]))
+    return {
+        "beta1": float(beta1),
+        "beta2": float(beta2),
+        "eps": float(group["eps"]),
+        "momentum_decay": float(group["momentum_decay"]),
+    }
 
 
 _MU_PRODUCT = Scalar("mu_product", fresh=1.0, inherited=1.0)
-_RULE = Rule("nadam", ("exp_avg", "exp_avg_sq"), _hypers, nadam_update, (_MU_PRODUCT,))
+_RULE = Rule(
+    "nadam",
+    (StateSpec("exp_avg"), StateSpec("exp_avg_sq", nonnegative=True)),
+    _hyperparameters,
+    nadam_update,
+    (_MU_PRODUCT,),
+)
 
 
 class NAdam(OnePassOptimizer, torch.optim.NAdam):

@@ -21,7 +21,7 @@ from typing_extensions import Unpack
 from lightning_optkit._checks import check_int, check_one_of, shown
 from lightning_optkit.step import OnePassOptimizer, Rule
 from lightning_optkit.step.arguments import check_number, pair, with_listed_params
-from lightning_optkit.step.rule import Estimate, Group, State
+from lightning_optkit.step.rule import Estimate, Group, Hyperparameters, State, StateSpec
 from lightning_optkit.step.shards import local
 from lightning_optkit.step.stages import Stages
 
@@ -38,7 +38,7 @@ def prodigy_update(param: Tensor, grad: Tensor, state: State, group: Group, step
     if step == 1:
         state["p0"].copy_(_sliced(param, state, group))
     scaled = grad * d
-    state["exp_avg"].add_((1 - beta1) * (scaled - state["exp_avg"]))  # m_{k+1}
+    state["exp_avg"].lerp_(scaled, float(1 - beta1))  # m_{k+1}
     state["exp_avg_sq"].mul_(beta2).add_((1 - beta2) * scaled * scaled)  # v_{k+1}
     weight = d / group["d0"] * (d if group["safeguard_warmup"] and lr != 0 else lr)
     state["s"].mul_(_beta3(group)).add_(weight * _sliced(grad, state, group))  # s_{k+1}
@@ -73,29 +73,35 @@ def _sliced(t: Tensor, state: State, group: Group) -> Tensor:
     return t if group["slice_p"] == 1 else t.reshape(-1, *state["s"].shape[1:])[:: group["slice_p"]]
 
 
-def _hypers(group: Group) -> tuple[float, ...]:
-    d = group["d"]
-    is_known = not (isinstance(d, Tensor) and d.is_cuda)  # there only the device knows it
-    names = ("eps", "use_bias_correction", "safeguard_warmup", "d0")
-    given = (*group["betas"], _beta3(group), *(group[name] for name in names))
-    return (*map(float, given), float(d) if is_known else math.nan)
+def _hyperparameters(group: Group) -> Hyperparameters:
+    beta1, beta2 = group["betas"]
+    is_known = not (isinstance(group["d"], Tensor) and group["d"].is_cuda)  # there only the device knows it
+    return {
+        "beta1": float(beta1),
+        "beta2": float(beta2),
+        "beta3": _beta3(group),
+        "eps": float(group["eps"]),
+        "use_bias_correction": float(group["use_bias_correction"]),
+        "safeguard_warmup": float(group["safeguard_warmup"]),
+        "d0": float(group["d0"]),
+        "d": float(group["d"]) if is_known else math.nan,
+    }
 
 
 @cache
 def _rule_of(slice_p: int) -> Rule:
-    def shape(name: str, of_param: torch.Size) -> torch.Size:
-        return torch.Size([-(-of_param.numel() // slice_p)]) if name in ("s", "p0") else of_param
+    def every(of_param: torch.Size) -> torch.Size:
+        return of_param if slice_p == 1 else torch.Size([-(-of_param.numel() // slice_p)])
 
-    sliced: dict[str, Any] = dict(shape=shape, needs_whole="keep every slice_p-th element") if slice_p > 1 else {}
+    moments = (StateSpec("exp_avg"), StateSpec("exp_avg_sq", nonnegative=True))
+    started_at = StateSpec("p0", full_precision=True, written_once=True, shape=every)
     return Rule(
         "prodigy",
-        ("exp_avg", "exp_avg_sq", "s", "p0"),
-        _hypers,
+        (*moments, StateSpec("s", shape=every), started_at),
+        _hyperparameters,
         prodigy_update,
-        wide=("p0",),
-        fixed=("p0",),
+        needs_whole="keep every slice_p-th element" if slice_p > 1 else None,
         estimate=Estimate(lambda group: group["d"], _rate, _observe),
-        **sliced,
     )
 
 

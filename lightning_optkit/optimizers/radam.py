@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 
 from lightning_optkit.step import OnePassOptimizer, Rule
 from lightning_optkit.step.arguments import check_number, pair
-from lightning_optkit.step.rule import Group, State
+from lightning_optkit.step.rule import Group, Hyperparameters, State, StateSpec
 from lightning_optkit.step.stages import Stages
 
 __all__ = ["RAdam", "radam_update"]
@@ -22,7 +22,7 @@ __all__ = ["RAdam", "radam_update"]
 def radam_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
     """What RAdam subtracts from `param`, line for line csrc/rules/radam.h. Writes `state` in place."""
     beta1, beta2 = group["betas"]
-    state["exp_avg"].add_((1 - beta1) * (grad - state["exp_avg"]))  # m_t
+    state["exp_avg"].lerp_(grad, float(1 - beta1))  # m_t
     state["exp_avg_sq"].mul_(beta2).add_((1 - beta2) * grad * grad)  # v_t
     correction2 = 1 - beta2**step
     longest = 2 / (1 - beta2) - 1  # rho_inf
@@ -35,12 +35,12 @@ def radam_update(param: Tensor, grad: Tensor, state: State, group: Group, step: 
     return update * factor
 
 
-def _hypers(group: Group) -> tuple[float, ...]:
+def _hyperparameters(group: Group) -> Hyperparameters:
     beta1, beta2 = group["betas"]
-    return (float(beta1), float(beta2), float(group["eps"]))
+    return {"beta1": float(beta1), "beta2": float(beta2), "eps": float(group["eps"])}
 
 
-_RULE = Rule("radam", ("exp_avg", "exp_avg_sq"), _hypers, radam_update)
+_RULE = Rule("radam", (StateSpec("exp_avg"), StateSpec("exp_avg_sq", nonnegative=True)), _hyperparameters, radam_update)
 
 
 class RAdam(OnePassOptimizer, torch.optim.RAdam):

@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 
 from lightning_optkit.step import OnePassOptimizer, Rule
 from lightning_optkit.step.arguments import check_flag, check_number
-from lightning_optkit.step.rule import Group, State
+from lightning_optkit.step.rule import Group, Hyperparameters, State, StateSpec
 from lightning_optkit.step.stages import Stages
 
 __all__ = ["RMSprop", "rmsprop_update"]
@@ -26,7 +26,7 @@ def rmsprop_update(param: Tensor, grad: Tensor, state: State, group: Group, step
     state["square_avg"].mul_(alpha).add_((1 - alpha) * grad * grad)
     variance = state["square_avg"]
     if "grad_avg" in state:
-        state["grad_avg"].add_((1 - alpha) * (grad - state["grad_avg"]))
+        state["grad_avg"].lerp_(grad, float(1 - alpha))
         variance = variance - state["grad_avg"] * state["grad_avg"]
     direction = grad / (variance.sqrt() + group["eps"])
     if "momentum_buffer" in state:
@@ -35,11 +35,25 @@ def rmsprop_update(param: Tensor, grad: Tensor, state: State, group: Group, step
     return update
 
 
-def _hypers(group: Group) -> tuple[float, ...]:
-    return (float(group["alpha"]), float(group["eps"]), float(group["momentum"]), float(group["centered"]))
+def _hyperparameters(group: Group) -> Hyperparameters:
+    return {
+        "alpha": float(group["alpha"]),
+        "eps": float(group["eps"]),
+        "momentum": float(group["momentum"]),
+        "centered": float(group["centered"]),
+    }
 
 
-_RULE = Rule("rmsprop", ("square_avg", "momentum_buffer", "grad_avg"), _hypers, rmsprop_update)
+_RULE = Rule(
+    "rmsprop",
+    (
+        StateSpec("square_avg", nonnegative=True),
+        StateSpec("momentum_buffer", kept=lambda group: bool(group["momentum"] > 0)),
+        StateSpec("grad_avg", kept=lambda group: bool(group["centered"])),
+    ),
+    _hyperparameters,
+    rmsprop_update,
+)
 
 
 class RMSprop(OnePassOptimizer, torch.optim.RMSprop):
@@ -115,13 +129,6 @@ class RMSprop(OnePassOptimizer, torch.optim.RMSprop):
 
     def _rule(self, group: Group) -> Rule:
         return _RULE
-
-    def _held(self, group: Group) -> tuple[str, ...]:
-        momentum = ("momentum_buffer",) if group["momentum"] > 0 else ()
-        return ("square_avg", *momentum, *(("grad_avg",) if group["centered"] else ()))
-
-    def _needed(self, group: Group) -> tuple[str, ...]:
-        return ("square_avg",)
 
     def _check_group(self, group: Group) -> None:
         check_flag(self._owner, "centered", group["centered"])

@@ -13,13 +13,13 @@ from typing_extensions import Unpack
 from lightning_optkit.optimizers._schedule_free import (
     WEIGHT_SUM,
     ScheduleFreeOptimizer,
-    average_hypers,
+    average_hyperparameters,
     move,
     rate_and_share,
 )
 from lightning_optkit.step import Rule
 from lightning_optkit.step.arguments import check_number, pair
-from lightning_optkit.step.rule import Group, State
+from lightning_optkit.step.rule import Group, Hyperparameters, State, StateSpec
 from lightning_optkit.step.stages import Stages
 
 __all__ = ["ScheduleFreeAdamW", "schedule_free_adamw_update"]
@@ -36,12 +36,26 @@ def schedule_free_adamw_update(param: Tensor, grad: Tensor, state: State, group:
     return move(param, direction, state["z"], beta1, rate, share)
 
 
-def _hypers(group: Group) -> tuple[float, ...]:
+def _hyperparameters(group: Group) -> Hyperparameters:
     beta1, beta2 = group["betas"]
-    return (float(beta1), float(beta2), float(group["eps"]), float(group["weight_decay"]), *average_hypers(group))
+    return {
+        "beta1": float(beta1),
+        "beta2": float(beta2),
+        "eps": float(group["eps"]),
+        "decay": float(group["weight_decay"]),
+        **average_hyperparameters(group),
+    }
 
 
-_RULE = Rule("schedule_free_adamw", ("z", "exp_avg_sq"), _hypers, schedule_free_adamw_update, WEIGHT_SUM, wide=("z",))
+_STATES = (StateSpec("z", full_precision=True), StateSpec("exp_avg_sq", nonnegative=True))
+_RULE = Rule(
+    "schedule_free_adamw",
+    _STATES,
+    _hyperparameters,
+    schedule_free_adamw_update,
+    WEIGHT_SUM,
+    owns_decay=lambda group: True,  # at y, and z moves by it too
+)
 
 
 class ScheduleFreeAdamW(ScheduleFreeOptimizer):
@@ -128,9 +142,6 @@ class ScheduleFreeAdamW(ScheduleFreeOptimizer):
 
     def _rule(self, group: Group) -> Rule:
         return _RULE
-
-    def _owns_decay(self, group: Group) -> bool:
-        return True  # at y, and z moves by it too
 
     def _given_beta(self, group: Group) -> tuple[str, Any]:
         return "betas[0]", pair(self._owner, "betas", group["betas"])[0]

@@ -15,12 +15,12 @@ from lightning_optkit._checks import shown
 from lightning_optkit.optimizers._schedule_free import (
     WEIGHT_SUM,
     ScheduleFreeOptimizer,
-    average_hypers,
+    average_hyperparameters,
     move,
     rate_and_share,
 )
 from lightning_optkit.step import Rule
-from lightning_optkit.step.rule import Group, State
+from lightning_optkit.step.rule import Group, Hyperparameters, State, StateSpec
 from lightning_optkit.step.stages import Stages
 
 __all__ = ["ScheduleFreeSGD", "schedule_free_sgd_update"]
@@ -34,11 +34,11 @@ def schedule_free_sgd_update(param: Tensor, grad: Tensor, state: State, group: G
     return move(param, grad, state["z"], group["momentum"], rate, share)
 
 
-def _hypers(group: Group) -> tuple[float, ...]:
-    return (float(group["momentum"]), *average_hypers(group))
+def _hyperparameters(group: Group) -> Hyperparameters:
+    return {"momentum": float(group["momentum"]), **average_hyperparameters(group)}
 
 
-_RULE = Rule("schedule_free_sgd", ("z",), _hypers, schedule_free_sgd_update, WEIGHT_SUM)
+_RULE = Rule("schedule_free_sgd", (StateSpec("z"),), _hyperparameters, schedule_free_sgd_update, WEIGHT_SUM)
 
 
 class ScheduleFreeSGD(ScheduleFreeOptimizer):

@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 
 from lightning_optkit.step import OnePassOptimizer, Rule, Scalar
 from lightning_optkit.step.arguments import check_flag, check_number
-from lightning_optkit.step.rule import Group, State
+from lightning_optkit.step.rule import Group, Hyperparameters, State, StateSpec
 from lightning_optkit.step.stages import Stages
 
 __all__ = ["SGD", "sgd_update"]
@@ -33,13 +33,24 @@ def sgd_update(param: Tensor, grad: Tensor, state: State, group: Group, step: fl
     return direction * float(group["lr"])
 
 
-def _hypers(group: Group) -> tuple[float, ...]:
-    return (float(group["momentum"]), float(group["dampening"]), float(group["nesterov"]))
+def _hyperparameters(group: Group) -> Hyperparameters:
+    return {
+        "momentum": float(group["momentum"]),
+        "dampening": float(group["dampening"]),
+        "nesterov": float(group["nesterov"]),
+    }
 
 
 # The first update of a buffer copies the gradient, and dampening spares it, whenever momentum was switched on.
 _MOMENTUM_STEP = Scalar("momentum_step", fresh=0.0, inherited=1.0)
-_SGD = Rule("sgd", ("momentum_buffer",), _hypers, sgd_update, (_MOMENTUM_STEP,), counts_steps=False)
+_SGD = Rule(
+    "sgd",
+    (StateSpec("momentum_buffer", kept=lambda group: bool(group["momentum"] != 0)),),
+    _hyperparameters,
+    sgd_update,
+    (_MOMENTUM_STEP,),
+    counts_steps=False,
+)
 
 
 class SGD(OnePassOptimizer, torch.optim.SGD):
@@ -110,12 +121,6 @@ class SGD(OnePassOptimizer, torch.optim.SGD):
 
     def _rule(self, group: Group) -> Rule:
         return _SGD
-
-    def _held(self, group: Group) -> tuple[str, ...]:
-        return _SGD.states if group["momentum"] != 0 else ()
-
-    def _needed(self, group: Group) -> tuple[str, ...]:
-        return ()
 
     def _check_group(self, group: Group) -> None:
         check_flag(self._owner, "nesterov", group["nesterov"])

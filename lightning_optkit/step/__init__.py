@@ -4,7 +4,7 @@
 from lightning_optkit.step.explain import Explanation, GroupPlan
 from lightning_optkit.step.in_backward import StepInBackward, step_in_backward
 from lightning_optkit.step.optimizer import OnePassOptimizer
-from lightning_optkit.step.rule import Average, Clip, ClipBounds, LearningClip, Rule, Scalar
+from lightning_optkit.step.rule import Average, Clip, ClipBounds, Rule, Scalar, StatefulClip
 from lightning_optkit.step.stages import Stages
 from lightning_optkit.step.statistics import TensorStatistics
 
@@ -14,11 +14,11 @@ __all__ = [
     "ClipBounds",
     "Explanation",
     "GroupPlan",
-    "LearningClip",
     "OnePassOptimizer",
     "Rule",
     "Scalar",
     "Stages",
+    "StatefulClip",
     "StepInBackward",
     "TensorStatistics",
     "step_in_backward",

@@ -5,16 +5,14 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from operator import is_, itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_optkit.step.arguments import checked_as
 from lightning_optkit.step.rule import Group
-
-if TYPE_CHECKING:
-    from lightning_optkit.step.optimizer import OnePassOptimizer
+from lightning_optkit.step.stepped import Loadable
 
 __all__ = ["AcceptedGroups"]
 
@@ -41,11 +39,14 @@ class AcceptedGroups:
         self._values_of: Callable[[Group], tuple[object, ...]] = itemgetter("lr", "params")
         self._seen: dict[int, _Seen] = {}
 
-    def check(self, optimizer: "OnePassOptimizer", numbers: Iterable[int]) -> None:
+    def check(self, optimizer: Loadable, numbers: Iterable[int] | None) -> None:
         """Raises, in the words of the constructor, for what it would refuse in the groups of these numbers."""
         if self._num_names != len(optimizer.defaults):  # an average came or went
             self._look_at(optimizer)
         groups, owner = optimizer.param_groups, type(optimizer).__name__
+        if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+            raise TypeError(f"{owner}.step: param_groups must be a list of dicts.")
+        numbers = range(len(groups)) if numbers is None else numbers
         changed = [number for number in numbers if not self._holds(number, groups[number])]
         if not changed:
             return
@@ -59,7 +60,7 @@ class AcceptedGroups:
         for number in changed:
             self._accept(number, groups[number])
 
-    def _look_at(self, optimizer: "OnePassOptimizer") -> None:
+    def _look_at(self, optimizer: Loadable) -> None:
         self._num_names, self._seen = len(optimizer.defaults), {}
         self._values_of = itemgetter(*(optimizer.defaults.keys() - {"lr", *optimizer._learned}))
 
@@ -91,7 +92,7 @@ def _without_waiting(group: Group) -> Group:
     """The group for the checks; a rate that lives on an accelerator, which only it may read, is replaced by 0."""
     lr = group["lr"]
     is_away = isinstance(lr, Tensor) and not lr.is_cpu and lr.numel() == 1
-    return {**group, "lr": torch.zeros(())} if is_away else group
+    return {**group, "lr": torch.zeros((), device="cpu")} if is_away else group
 
 
 def _can_change(value: Any) -> bool:

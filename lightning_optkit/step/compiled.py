@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from typing_extensions import override
 
 from lightning_optkit._native import extension
-from lightning_optkit.step.codes import NONNEGATIVE, scale_name
 from lightning_optkit.step.numbers import GroupNumbers
+from lightning_optkit.step.plain import is_transformed
+from lightning_optkit.step.quantized_state import scale_name
 from lightning_optkit.step.rule import Group, Rule, State
-from lightning_optkit.step.segments import Entry, PlanOutdated, check_gradient
+from lightning_optkit.step.segments import Entry, PlanOutdated, Segment, check_gradient
 from lightning_optkit.step.shards import local, sharding_groups
 from lightning_optkit.step.statistics import Clipped, TensorStatistics
 
@@ -28,7 +30,7 @@ class _Active:
     params: list[Tensor] = field(default_factory=list)
 
 
-class CompiledSegment:
+class CompiledSegment(Segment):
     """Parameters of one rule, one precision and one device, walked by one compiled plan: on CPU.
 
     Args:
@@ -63,11 +65,11 @@ class CompiledSegment:
         self._plan.add_tensor(
             param=entry.param,
             state=state,
-            states=[name if name in entry.held else None for name in self.rule.states],
-            scales=[scale_name(name) for name in self.rule.states],
-            scalars=[scalar.name for scalar in self.rule.scalars] if entry.held else [],
+            states=[name if name in entry.state_names else None for name in self.rule.state_names],
+            scales=[scale_name(name) for name in self.rule.state_names],
+            scalars=[scalar.name for scalar in self.rule.scalars] if entry.state_names else [],
             average=average_name,
-            unsigned_states=sum(1 << k for k, name in enumerate(self.rule.states) if name in NONNEGATIVE),
+            unsigned_states=sum(1 << k for k, spec in enumerate(self.rule.states) if spec.nonnegative),
             group=entry.group_index,
             tensor_index=entry.tensor_index,
         )
@@ -76,13 +78,8 @@ class CompiledSegment:
         self._plan.set_active(places)
         self._active = _Active(places, [self._params[i] for i in places])
 
+    @override
     def bind(self, states: Sequence[State]) -> bool:
-        """Takes this step's gradients, and the entries' state as it is now; False if there is no gradient.
-
-        Raises:
-            PlanOutdated: if a parameter has another layout than when the segment was made.
-            ValueError: if a gradient does not fit its parameter.
-        """
         self._states = states
         grads = [grad for p in self._params if (grad := p.grad) is not None]
         if len(grads) != len(self._params) or self._is_partial():
@@ -103,18 +100,20 @@ class CompiledSegment:
 
     def _fit(self, param: Tensor, grad: Tensor) -> Tensor:
         """A copy of `grad` that the plan can walk, where its dtype or layout allows it."""
+        if is_transformed():
+            raise RuntimeError(f"{self._owner}.step: called inside a transform of torch.func; step outside of it.")
         param, grad = local(param.detach()), local(grad)
         check_gradient(self._owner, param, grad)
         dense = grad.to_dense() if grad.layout != torch.strided else grad
         return torch.empty_strided(param.shape, param.stride(), dtype=param.dtype, device=param.device).copy_(dense)
 
+    @override
     def release(self) -> None:
-        """Lets go of gradients and state."""
         self._plan.release()
         self._states = []
 
+    @override
     def check(self) -> None:
-        """Raises PlanOutdated if a walk would."""
         self._walk(self._plan.check)
 
     def _walk(self, walk: Callable[..., Any], *arguments: object, **named: object) -> Any:
@@ -129,8 +128,8 @@ class CompiledSegment:
         except extension.Moved:  # type: ignore[union-attr]
             raise PlanOutdated from None
 
+    @override
     def idle(self) -> list[tuple[Entry, State]]:
-        """Entries without a gradient in this step, and their state."""
         active = set(self._active.places)
         pairs = zip(self.entries, self._states, strict=True)
         return [pair for i, pair in enumerate(pairs) if i not in active] if self._is_partial() else []
@@ -138,33 +137,33 @@ class CompiledSegment:
     def _is_partial(self) -> bool:
         return len(self._active.places) != len(self._params)
 
+    @override
     def norm(self) -> tuple[float, float]:
-        """Sum of squares and number of non-finite elements of the gradients."""
         result: tuple[float, float] = self._walk(self._plan.norm)
         return result
 
+    @override
     def step(
         self, groups: Sequence[Group], numbers: Sequence[GroupNumbers], grad_scale: float, statistics: bool
     ) -> Clipped:
-        """Updates the bound parameters in one walk through memory."""
         clipped = Clipped(*self._walk(self._plan.step, self._rows(groups, numbers), grad_scale, statistics))
         self._mark_written()
         return clipped
 
     def _rows(self, groups: Sequence[Group], numbers: Sequence[GroupNumbers]) -> list[tuple[float, ...]]:
         """What the plan reads of each group."""
-        return [n + self.rule.hypers(g) for n, g in zip(numbers, groups, strict=True)]
+        return [(*n, *self.rule.hyperparameters(g).values()) for n, g in zip(numbers, groups, strict=True)]
 
     def _mark_written(self) -> None:
         # What autograd saved for a backward pass is stale now, and must be found to be.
         params = self._active.params
         torch.autograd.graph.increment_version(params if self._are_local else [local(p) for p in params])
 
+    @override
     def observed(self) -> Tensor:
-        """What a rule with an estimate observed in the last step: shape (2,), fp64, on the device."""
-        return torch.tensor(self._plan.observed(), dtype=torch.float64)
+        return torch.tensor(self._plan.observed(), dtype=torch.float64, device="cpu")
 
+    @override
     def statistics(self) -> dict[int, TensorStatistics]:
-        """By number of the parameter."""
         sums = self._plan.sums()
         return {self.entries[i].tensor_index: TensorStatistics(*sums[i]) for i in self._active.places}

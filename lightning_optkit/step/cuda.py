@@ -1,60 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters walked by a compiled plan on CUDA. What is known only there stays there: nothing waits for the device."""
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from lightning_optkit.step.compiled import CompiledSegment
+from lightning_optkit.step.gradient_scale import DeviceScale
 from lightning_optkit.step.numbers import GroupNumbers
-from lightning_optkit.step.rule import Clip, Group, LearningClip
+from lightning_optkit.step.rule import Group
 from lightning_optkit.step.statistics import Clipped, TensorStatistics
 
-__all__ = ["CudaSegment", "DeviceControl"]
+__all__ = ["CudaSegment"]
 
 _SUMS, _STATISTICS = 7, 5  # doubles in Sums of csrc/core/tables.h, and those that are statistics
-
-
-class DeviceControl:
-    """What the segments of one step share on the device.
-
-    Args:
-        device: The CUDA device.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.report = torch.zeros(5, dtype=torch.float64, device=device)
-        """Norm after unscaling, the same after clipping, steps, clipped steps, skipped steps."""
-        self.clipped = torch.zeros(2, dtype=torch.float64, device=device)
-        """What clipping by tensor or by unit left in this step: `Clipped` of csrc/core/tables.h."""
-        self.norm: Tensor | None = None
-        self.loss_scale: Tensor | None = None
-        self.found_inf: Tensor | None = None
-        self.max_norm: Tensor | None = None
-        self.max_norm_value = math.inf
-        """Bound of the norm where `max_norm` is None."""
-
-    def bound_norm_by(self, clip: Clip) -> None:
-        """Asks the clip for this step's bound of the norm."""
-        assert self.norm is not None
-        bound = clip.norm_bound(self._unscaled_norm() if isinstance(clip, LearningClip) else self.norm[0])
-        if isinstance(bound, Tensor):
-            self.max_norm, self.max_norm_value = bound.to(torch.float64), math.inf
-        else:
-            self.max_norm, self.max_norm_value = None, bound
-
-    def _unscaled_norm(self) -> Tensor:
-        """NaN in a step that will be skipped."""
-        assert self.norm is not None
-        norm = self.norm[0].sqrt()
-        if self.loss_scale is not None:
-            norm = norm / self.loss_scale.reshape(())
-        is_skipped = self.norm[1] > 0
-        if self.found_inf is not None:
-            is_skipped = is_skipped | (self.found_inf.reshape(()) > 0)
-        return torch.where(is_skipped, torch.nan, norm)
 
 
 class CudaSegment(CompiledSegment):
@@ -74,13 +34,13 @@ class CudaSegment(CompiledSegment):
         self,
         groups: Sequence[Group],
         numbers: Sequence[GroupNumbers],
-        control: DeviceControl,
+        scale_: DeviceScale,
         *,
         is_last: bool,
         statistics: bool,
     ) -> None:
         """Updates the bound parameters; only the last segment of a step advances the counters in the report."""
-        self._launch(groups, numbers, control, scale=1.0, counts=is_last, statistics=statistics)
+        self._launch(groups, numbers, scale_, scale=1.0, counts=is_last, statistics=statistics)
 
     def norm(self) -> tuple[float, float]:
         """The same on the host: waits for the device. Only for steps shared with a reference segment."""
@@ -91,9 +51,9 @@ class CudaSegment(CompiledSegment):
         self, groups: Sequence[Group], numbers: Sequence[GroupNumbers], grad_scale: float, statistics: bool
     ) -> Clipped:
         """The same with a factor known to the host: waits for the device."""
-        control = DeviceControl(self._device)
-        self._launch(groups, numbers, control, scale=grad_scale, counts=False, statistics=statistics)
-        return Clipped(*control.clipped.tolist())
+        scale_ = DeviceScale(self._device)
+        self._launch(groups, numbers, scale_, scale=grad_scale, counts=False, statistics=statistics)
+        return Clipped(*scale_.clipped.tolist())
 
     def statistics(self) -> dict[int, TensorStatistics]:
         """By number of the parameter. Waits for the device."""
@@ -122,7 +82,7 @@ class CudaSegment(CompiledSegment):
         self,
         groups: Sequence[Group],
         numbers: Sequence[GroupNumbers],
-        control: DeviceControl,
+        scale_: DeviceScale,
         *,
         scale: float,
         counts: bool,
@@ -138,15 +98,15 @@ class CudaSegment(CompiledSegment):
             self._plan.cuda_step,
             rows=self._rows(groups, numbers),
             rates=self._rates,
-            norm=control.norm,
-            loss_scale=self._number(control.loss_scale),
-            found_inf=self._number(control.found_inf),
+            norm=scale_.norm,
+            loss_scale=self._number(scale_.loss_scale),
+            found_inf=self._number(scale_.found_inf),
             scale=scale,
-            max_norm=control.max_norm,
-            max_norm_value=control.max_norm_value,
+            max_norm=scale_.max_norm,
+            max_norm_value=scale_.max_norm_value,
             estimate=None if estimate is None else estimate.value(groups[0]),
-            report=control.report,
-            clipped=control.clipped,
+            report=scale_.report,
+            clipped=scale_.clipped,
             counts_report=counts,
             statistics=self._sums if counts_sums else None,
             stream=self._stream,

@@ -1,189 +1,240 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One step over all segments of an optimizer: unscale, norm, clip, walk."""
+"""Takes the steps of one optimizer: binds its segments to the gradients, scales, walks, and counts."""
 
 import math
+import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 
-from lightning_optkit.step.cuda import CudaSegment, DeviceControl
-from lightning_optkit.step.numbers import GroupNumbers
-from lightning_optkit.step.planning import Segment, StepPlan
-from lightning_optkit.step.segments import PlanOutdated
+from lightning_optkit.step.cuda import CudaSegment
+from lightning_optkit.step.gradient_scale import DeviceScale, global_norm, host_scale
+from lightning_optkit.step.numbers import GroupNumbers, is_due, read_group
+from lightning_optkit.step.planning import StepPlan
+from lightning_optkit.step.progress import Progress
+from lightning_optkit.step.segments import PlanOutdated, Segment
 from lightning_optkit.step.shards import reduce_sum_
-from lightning_optkit.step.statistics import Clipped
+from lightning_optkit.step.statistics import Clipped, TensorStatistics
+from lightning_optkit.step.stepped import Stepped
 
-if TYPE_CHECKING:
-    from lightning_optkit.step.optimizer import OnePassOptimizer
-
-__all__ = ["take_step"]
+__all__ = ["StepEngine", "group_numbers"]
 
 _Segment = TypeVar("_Segment", bound=Segment)
 _T = TypeVar("_T")
 _MAX_PLANS = 3  # that a step makes before it gives up: a second one serves what changed while the first was made
 
 
-def take_step(optimizer: "OnePassOptimizer") -> None:
-    """Updates every parameter with a gradient, unless the step is to be skipped.
-
-    Raises:
-        PlanOutdated: if parameters, state or gradients keep being moved while the step runs.
-    """
-    optimizer._stepped = []
-    plan, bound = _bind(optimizer)
-    try:
-        if bound and all(isinstance(segment, CudaSegment) for segment in bound):
-            _step_on_device(optimizer, plan, cast("list[CudaSegment]", bound))
-        elif bound:
-            _step_on_host(optimizer, plan, bound)
-    finally:
-        plan.release()
-        if optimizer._plan is not None:
-            optimizer._plan.release()
-
-
-def _step_on_host(optimizer: "OnePassOptimizer", plan: StepPlan, bound: list[Segment]) -> None:
-    found_inf, loss_scale = getattr(optimizer, "found_inf", None), getattr(optimizer, "grad_scale", None)
-    if found_inf is not None and float(found_inf) != 0:
-        optimizer._counted = optimizer._counted.skipped(None)
-        return
-    unscale = scale = 1.0 if loss_scale is None else 1.0 / float(loss_scale)
-    norm, coefficient = None, 1.0
-    if optimizer.clip is not None and optimizer.clip.needs_norm:
-        norm = _global_norm(bound, scale)
-        if math.isnan(norm):
-            optimizer._counted = optimizer._counted.skipped(norm)
-            return
-        coefficient = min(
-            1.0, float(optimizer.clip.norm_bound(torch.tensor(norm, dtype=torch.float64))) / (norm + 1e-6)
+def group_numbers(optimizer: Stepped, clock: int, device: torch.device | None = None) -> list[GroupNumbers]:
+    """What the groups mean for optimizer step `clock`, from 1; rates that live on `device` stay there."""
+    due = is_due(optimizer.average, clock)
+    return [
+        read_group(
+            group,
+            optimizer.clip,
+            optimizer.average,
+            average_is_due=due,
+            owns_decay=optimizer._rule(group).owns_decay(group),
+            device=device,
         )
-        scale *= coefficient
-    numbers = optimizer._numbers(plan.clock + 1)
-
-    def measure(rebound: Sequence[Segment]) -> None:
-        if norm is not None and _global_norm(rebound, unscale) != norm:
-            raise PlanOutdated
-
-    def walk(segment: Segment, is_last: bool) -> Clipped:
-        return segment.step(optimizer.param_groups, numbers, scale, optimizer.record_statistics)
-
-    plan, bound, parts = _walk(optimizer, plan, bound, walk, measure)
-    if not bound:
-        return
-    _finish(optimizer, plan, bound, numbers)
-    norm_clipped, num_parts = None if norm is None else norm * coefficient, sum(part.num for part in parts)
-    if num_parts:
-        norm_clipped = scale * math.sqrt(sum(part.grad_sq for part in parts))
-    optimizer._counted = optimizer._counted.stepped(norm, norm_clipped, clipped=coefficient < 1 or num_parts > 0)
+        for group in optimizer.param_groups
+    ]
 
 
-def _step_on_device(optimizer: "OnePassOptimizer", plan: StepPlan, bound: "list[CudaSegment]") -> None:
-    """The same without asking the device anything."""
-    if optimizer._control is None:
-        optimizer._control = DeviceControl(bound[0].entries[0].param.device)
-    control = optimizer._control
-    control.found_inf, control.loss_scale = (
-        getattr(optimizer, "found_inf", None),
-        getattr(optimizer, "grad_scale", None),
-    )
-    control.norm = control.max_norm = None
+class StepEngine:
+    """What an optimizer's steps leave for the next one: a plan, and what was counted.
 
-    def measure(segments: "Sequence[CudaSegment]") -> None:
-        if optimizer.clip is not None and optimizer.clip.needs_norm:
-            norms = [reduce_sum_(segment.norm_on_device(), segment.process_groups) for segment in segments]
-            control.norm = norms[0] if len(norms) == 1 else torch.stack(norms).sum(0)
-
-    measure(bound)
-    if optimizer.clip is not None and optimizer.clip.needs_norm:
-        control.bound_norm_by(optimizer.clip)
-        if optimizer.clip.bounds.limits_parts:
-            control.clipped.zero_()
-    numbers = optimizer._numbers(plan.clock + 1, control.report.device)
-
-    def walk(segment: CudaSegment, is_last: bool) -> None:
-        segment.step_on_device(
-            optimizer.param_groups, numbers, control, is_last=is_last, statistics=optimizer.record_statistics
-        )
-
-    plan, bound, _ = _walk(optimizer, plan, bound, walk, measure)
-    if not bound:
-        return
-    _finish(optimizer, plan, bound, numbers)
-
-
-def _walk(
-    optimizer: "OnePassOptimizer",
-    plan: StepPlan,
-    bound: list[_Segment],
-    walk: Callable[[_Segment, bool], _T],
-    measure: Callable[[Sequence[_Segment]], None],
-) -> tuple[StepPlan, list[_Segment], list[_T]]:
-    """Walks every segment. Plans anew where state was moved or replaced, which a segment sees before it writes.
+    It holds no optimizer, so that a copy or a conversion may take it over.
 
     Args:
-        optimizer: Whose segments they are.
-        plan: What they were bound by.
-        bound: Segments with gradients.
-        walk: Given a segment, and whether it is the last one.
-        measure: Called with the segments of a new plan, before they are walked.
-
-    Returns:
-        The plan and the segments that were walked, and what each walk returned.
+        counted: Steps so far.
     """
-    for _ in range(_MAX_PLANS):
+
+    def __init__(self, counted: Progress | None = None) -> None:
+        self.lock = threading.RLock()
+        self.plan: StepPlan | None = None
+        self.scale: DeviceScale | None = None
+        self._stepped: list[Segment] = []
+        self._counted = Progress() if counted is None else counted
+        self._is_stepping = False
+
+    def step(self, optimizer: Stepped) -> None:
+        """Updates every parameter with a gradient, unless the step is to be skipped.
+
+        Raises:
+            RuntimeError: inside a step of the same optimizer, or if what it steps keeps being moved while it runs.
+        """
+        with self.lock:
+            if self._is_stepping:
+                raise RuntimeError(f"{optimizer._owner}.step: called inside a step of the same optimizer.")
+            self._is_stepping = True
+            try:
+                with torch.no_grad():
+                    optimizer._check_changed()
+                    self._take(optimizer)
+            except PlanOutdated:
+                raise RuntimeError(
+                    f"{optimizer._owner}.step: a parameter, its state or its gradient was moved or replaced while the "
+                    "step ran; leave them alone until it is done."
+                ) from None
+            finally:
+                self._is_stepping = False
+
+    def forget(self) -> None:
+        """For state or groups that are others now: the next step plans anew, and there was no last one."""
+        self.plan, self._stepped = None, []
+
+    def progress(self) -> Progress:
+        """Norms of the last step and counts of all. On CUDA this waits for the device."""
+        if self.scale is None:
+            return self._counted
+        norm, norm_clipped, steps, clipped, skipped = self.scale.report.tolist()
+        has_norm, before = self.scale.norm is not None, self._counted
+        return Progress(
+            norm if has_norm else None,
+            norm_clipped if has_norm else None,
+            before.num_steps + int(steps),
+            before.num_clipped + int(clipped),
+            before.num_skipped + int(skipped),
+        )
+
+    def statistics(self) -> dict[int, TensorStatistics]:
+        """What the last step counted, by number of the parameter."""
+        counted: dict[int, TensorStatistics] = {}
+        for segment in self._stepped:
+            counted |= segment.statistics()
+        return counted
+
+    # --- one step ---
+
+    def _take(self, optimizer: Stepped) -> None:
+        self._stepped = []
+        plan, bound = self._bind(optimizer)
         try:
-            if optimizer._plan is not plan:
+            if bound and all(isinstance(segment, CudaSegment) for segment in bound):
+                self._step_on_device(optimizer, plan, cast("list[CudaSegment]", bound))
+            elif bound:
+                self._step_on_host(optimizer, plan, bound)
+        finally:
+            plan.release()
+            if self.plan is not None:
+                self.plan.release()
+
+    def _step_on_host(self, optimizer: Stepped, plan: StepPlan, bound: list[Segment]) -> None:
+        scale = host_scale(optimizer.clip, bound, *_of_scaler(optimizer))
+        if scale.is_skipped:
+            self._counted = self._counted.skipped(scale.norm)
+            return
+        numbers = group_numbers(optimizer, plan.clock + 1)
+
+        def measure(rebound: Sequence[Segment]) -> None:
+            if scale.norm is not None and global_norm(rebound, scale.unscale) != scale.norm:
                 raise PlanOutdated
-            if len(bound) > 1:  # of several none may write unless all can
-                for segment in bound:
-                    segment.check()
-            results = [walk(segment, len(bound) == 1) for segment in bound[:1]]
-        except PlanOutdated:
-            plan.release()
-            optimizer._plan = None
-            plan, rebound = _bind(optimizer)
-            bound = cast("list[_Segment]", rebound)
-            measure(bound)
-        else:
-            return plan, bound, results + [walk(segment, segment is bound[-1]) for segment in bound[1:]]
-    raise PlanOutdated
+
+        def walk(segment: Segment, is_last: bool) -> Clipped:
+            return segment.step(optimizer.param_groups, numbers, scale.factor, optimizer.record_statistics)
+
+        plan, bound, parts = self._walk(optimizer, plan, bound, walk, measure)
+        if not bound:
+            return
+        self._finish(optimizer, plan, bound, numbers)
+        norm_clipped = None if scale.norm is None else scale.norm * scale.coefficient
+        num_parts = sum(part.num for part in parts)
+        if num_parts:
+            norm_clipped = scale.factor * math.sqrt(sum(part.grad_sq for part in parts))
+        is_clipped = scale.coefficient < 1 or num_parts > 0
+        self._counted = self._counted.stepped(scale.norm, norm_clipped, clipped=is_clipped)
+
+    def _step_on_device(self, optimizer: Stepped, plan: StepPlan, bound: list[CudaSegment]) -> None:
+        """The same without asking the device anything."""
+        if self.scale is None:
+            self.scale = DeviceScale(bound[0].entries[0].param.device)
+        scale, clip = self.scale, optimizer.clip
+        scale.begin(*_of_scaler(optimizer))
+
+        def measure(segments: Sequence[CudaSegment]) -> None:
+            if clip is not None and clip.needs_norm:
+                norms = [reduce_sum_(segment.norm_on_device(), segment.process_groups) for segment in segments]
+                scale.norm = norms[0] if len(norms) == 1 else torch.stack(norms).sum(0)
+
+        measure(bound)
+        if clip is not None and clip.needs_norm:
+            scale.bound_norm_by(clip)
+        numbers = group_numbers(optimizer, plan.clock + 1, scale.report.device)
+
+        def walk(segment: CudaSegment, is_last: bool) -> None:
+            statistics = optimizer.record_statistics
+            segment.step_on_device(optimizer.param_groups, numbers, scale, is_last=is_last, statistics=statistics)
+
+        plan, bound, _ = self._walk(optimizer, plan, bound, walk, measure)
+        if bound:
+            self._finish(optimizer, plan, bound, numbers)
+
+    def _walk(
+        self,
+        optimizer: Stepped,
+        plan: StepPlan,
+        bound: list[_Segment],
+        walk: Callable[[_Segment, bool], _T],
+        measure: Callable[[Sequence[_Segment]], None],
+    ) -> tuple[StepPlan, list[_Segment], list[_T]]:
+        """Walks every segment. Plans anew where state was moved or replaced, which a segment sees before it writes.
+
+        Args:
+            optimizer: Whose segments they are.
+            plan: What they were bound by.
+            bound: Segments with gradients.
+            walk: Given a segment, and whether it is the last one.
+            measure: Called with the segments of a new plan, before they are walked.
+
+        Returns:
+            The plan and the segments that were walked, and what each walk returned.
+        """
+        for _ in range(_MAX_PLANS):
+            try:
+                if self.plan is not plan:
+                    raise PlanOutdated
+                if len(bound) > 1:  # of several none may write unless all can
+                    for segment in bound:
+                        segment.check()
+                results = [walk(segment, len(bound) == 1) for segment in bound[:1]]
+            except PlanOutdated:
+                plan.release()
+                self.plan = None
+                plan, rebound = self._bind(optimizer)
+                bound = cast("list[_Segment]", rebound)
+                measure(bound)
+            else:
+                return plan, bound, results + [walk(segment, segment is bound[-1]) for segment in bound[1:]]
+        raise PlanOutdated
+
+    def _finish(
+        self, optimizer: Stepped, plan: StepPlan, stepped: Sequence[Segment], numbers: list[GroupNumbers]
+    ) -> None:
+        self._stepped = list(stepped)
+        if any(segment.rule.estimate is not None for segment in stepped):
+            device = stepped[0].entries[0].param.device
+            sums = [reduce_sum_(segment.observed().to(device), segment.process_groups) for segment in stepped]
+            optimizer._learn(torch.stack(sums).sum(0))
+        plan.clock += 1
+        if optimizer.average is not None:
+            plan.average_idle(numbers)
+
+    def _bind(self, optimizer: Stepped) -> tuple[StepPlan, list[Segment]]:
+        """The plan and its segments with gradients, pointed at them; plans anew when it is missing or outdated."""
+        for _ in range(_MAX_PLANS):
+            try:
+                plan = self.plan
+                if plan is None:
+                    plan = self.plan = StepPlan(optimizer)
+                return plan, plan.bind(optimizer)
+            except PlanOutdated:
+                if self.plan is not None:
+                    self.plan.release()
+                self.plan = None
+        raise PlanOutdated
 
 
-def _finish(
-    optimizer: "OnePassOptimizer", plan: StepPlan, stepped: Sequence[Segment], numbers: list[GroupNumbers]
-) -> None:
-    optimizer._stepped = list(stepped)
-    if any(segment.rule.estimate is not None for segment in stepped):
-        device = stepped[0].entries[0].param.device
-        sums = [reduce_sum_(segment.observed().to(device), segment.process_groups) for segment in stepped]
-        optimizer._learn(torch.stack(sums).sum(0))
-    plan.clock += 1
-    if optimizer.average is not None:
-        plan.average_idle(numbers)
-
-
-def _bind(optimizer: "OnePassOptimizer") -> tuple[StepPlan, list[Segment]]:
-    """The plan and its segments with gradients, pointed at them; plans anew when the plan is missing or outdated."""
-    for _ in range(_MAX_PLANS):
-        plan = optimizer._plan
-        if plan is None:
-            plan = optimizer._plan = StepPlan(optimizer)
-        try:
-            return plan, plan.bind()
-        except PlanOutdated:
-            plan.release()
-            optimizer._plan = None
-    raise PlanOutdated
-
-
-def _global_norm(bound: Sequence[Segment], scale: float) -> float:
-    """L2 norm of all gradients, times `scale`; NaN if an element is not finite."""
-    squares = nonfinite = 0.0
-    for segment in bound:
-        sums: Sequence[float] = segment.norm()
-        if segment.process_groups:
-            here = torch.tensor(sums, dtype=torch.float64, device=segment.entries[0].param.device)
-            sums = reduce_sum_(here, segment.process_groups).tolist()
-        squares, nonfinite = squares + sums[0], nonfinite + sums[1]
-    return float("nan") if nonfinite > 0 else float(scale * squares**0.5)
+def _of_scaler(optimizer: Stepped) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Verdict and scale, which a GradScaler hands over as attributes while it steps."""
+    return getattr(optimizer, "found_inf", None), getattr(optimizer, "grad_scale", None)

@@ -3,7 +3,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,9 +10,7 @@ from torch import Tensor
 from lightning_optkit._native import extension
 from lightning_optkit.step.rule import Group
 from lightning_optkit.step.state import StateLayout
-
-if TYPE_CHECKING:
-    from lightning_optkit.step.optimizer import OnePassOptimizer
+from lightning_optkit.step.stepped import GroupContext, Stepped, group_contexts
 
 __all__ = ["Explanation", "GroupPlan", "explain"]
 
@@ -84,25 +81,25 @@ class Explanation:
         return "\n".join([self.optimizer, *lines, f"one step moves {total:,.1f} MB"])
 
 
-def explain(optimizer: "OnePassOptimizer") -> Explanation:
+def explain(optimizer: Stepped) -> Explanation:
     """The plan as it stands: for every parameter that is not frozen, whether or not it will have a gradient."""
     layout = StateLayout(optimizer.average, optimizer.state_dtype)
     plans: list[GroupPlan] = []
     frozen: list[Tensor] = []
-    for index, group in enumerate(optimizer.param_groups):
+    for context in group_contexts(optimizer):
         alike: dict[tuple[torch.dtype, str], list[Tensor]] = {}
-        for p in group["params"]:
+        for p in context.group["params"]:
             if not p.requires_grad and p.grad is None:
                 frozen.append(p)
                 continue
-            alike.setdefault((p.dtype, _path(optimizer, p, group)), []).append(p)
+            alike.setdefault((p.dtype, _path(optimizer, p, context.group)), []).append(p)
         for (_, path), params in alike.items():
-            plans.append(_group_plan(optimizer, layout, index, group, path, params))
+            plans.append(_group_plan(optimizer, layout, context, path, params))
     name, num_elements = f"lightning_optkit.{type(optimizer).__name__}", sum(p.numel() for p in frozen)
     return Explanation(name, tuple(plans), len(frozen), num_elements)
 
 
-def _path(optimizer: "OnePassOptimizer", param: Tensor, group: Group) -> str:
+def _path(optimizer: Stepped, param: Tensor, group: Group) -> str:
     reason = optimizer._why_reference(param, group)
     if reason is not None:
         return f"reference: {reason}"
@@ -113,42 +110,41 @@ def _path(optimizer: "OnePassOptimizer", param: Tensor, group: Group) -> str:
 
 
 def _group_plan(
-    optimizer: "OnePassOptimizer", layout: StateLayout, index: int, group: Group, path: str, params: list[Tensor]
+    optimizer: Stepped, layout: StateLayout, context: GroupContext, path: str, params: list[Tensor]
 ) -> GroupPlan:
-    param = params[0]
-    rule = optimizer._rule(group)
-    held = rule.held_by(param, optimizer._held(group))
-    state_dtype = layout.dtype_of(held[0], param, rule) if held else None
+    param, rule = params[0], context.rule
+    state_names = rule.kept_by(param, context.state_names)
+    state_dtype = layout.dtype_of(state_names[0], param, rule) if state_names else None
     return GroupPlan(
-        group=index,
+        group=context.number,
         rule=rule.name,
-        stages=_stages(optimizer, group, param),
+        stages=_stages(optimizer, context, param),
         dtype=str(param.dtype).removeprefix("torch."),
         state_dtype=_name_of(state_dtype),
         path=path,
         num_tensors=len(params),
         num_elements=sum(p.numel() for p in params),
-        bytes_moved=sum(_bytes_moved(optimizer, layout, group, p) for p in params),
+        bytes_moved=sum(_bytes_moved(optimizer, layout, context, p) for p in params),
     )
 
 
-def _bytes_moved(optimizer: "OnePassOptimizer", layout: StateLayout, group: Group, param: Tensor) -> int:
-    rule = optimizer._rule(group)
-    held = rule.held_by(param, optimizer._held(group))
+def _bytes_moved(optimizer: Stepped, layout: StateLayout, context: GroupContext, param: Tensor) -> int:
+    group, rule = context.group, context.rule
+    state_names = rule.kept_by(param, context.state_names)
     walks = 3 + rule.num_rereads  # over the gradient, or over the parameter
     if optimizer.clip is not None and optimizer.clip.needs_norm:
         walks += 1
-    if rule.trust is not None:  # read once more for the norms
+    if rule.trust_ratio is not None:  # read once more for the norms
         walks += 2
     clips_units = optimizer.clip is not None and math.isfinite(optimizer.clip.bounds.unit_ratio)
     if clips_units or group["centralize"]:
         walks += 2 if clips_units else 1
     num_bytes = walks * param.dtype.itemsize * param.numel()
-    for name in layout.tensors(held, group):
+    for name in layout.tensors(state_names, group):
         shape = rule.shape_of(name, param)
         assert shape is not None
-        is_read_before = rule.trust is not None and rule.trusts_update and name in held
-        num_walks = (1 if name in rule.fixed else 2) + is_read_before
+        is_read_before = rule.trust_ratio is not None and rule.trust_ratio_of_update and name in state_names
+        num_walks = (1 if rule.spec(name).written_once else 2) + is_read_before
         num_bytes += num_walks * layout.dtype_of(name, param, rule).itemsize * shape.numel()
     return num_bytes
 
@@ -159,10 +155,10 @@ def _name_of(state_dtype: torch.dtype | None) -> str:
     return "int8" if state_dtype == torch.uint8 else str(state_dtype).removeprefix("torch.")
 
 
-def _stages(optimizer: "OnePassOptimizer", group: Group, param: Tensor) -> tuple[str, ...]:
+def _stages(optimizer: Stepped, context: GroupContext, param: Tensor) -> tuple[str, ...]:
+    group, rule = context.group, context.rule
     decoupled = group["decoupled_weight_decay"]
-    rule = optimizer._rule(group)
-    decays = float(group["weight_decay"]) != 0 and not optimizer._owns_decay(group)
+    decays = float(group["weight_decay"]) != 0 and not rule.owns_decay(group)
     is_16_bit = param.dtype.itemsize == 2
     rounding = group["rounding"] if is_16_bit or group["rounding"] == "kahan" else "nearest"
     listed = [
@@ -171,7 +167,7 @@ def _stages(optimizer: "OnePassOptimizer", group: Group, param: Tensor) -> tuple
         repr(optimizer.clip) if optimizer.clip is not None else "",
         "centralize" if group["centralize"] else "",
         f"L2({group['weight_decay']:g})" if decays and not decoupled else "",
-        "trust" if rule.trust is not None else "",
+        "trust" if rule.trust_ratio is not None else "",
         "update",
         "estimate" if rule.estimate is not None else "",
         f"{'cautious ' if group['cautious'] else ''}decay({group['weight_decay']:g})" if decays and decoupled else "",

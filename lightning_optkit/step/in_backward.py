@@ -16,10 +16,12 @@ from torch.utils.hooks import RemovableHandle
 from lightning_optkit._checks import check_instance
 from lightning_optkit.step.compiled import CompiledSegment
 from lightning_optkit.step.cuda import CudaSegment
+from lightning_optkit.step.engine import group_numbers
+from lightning_optkit.step.gradient_scale import host_scale
 from lightning_optkit.step.optimizer import OnePassOptimizer
-from lightning_optkit.step.planning import Segment
-from lightning_optkit.step.segments import Entry, PlanOutdated, ReferenceSegment
+from lightning_optkit.step.segments import Entry, PlanOutdated, ReferenceSegment, Segment
 from lightning_optkit.step.state import Kept, StateLayout, check_state, prepare_state
+from lightning_optkit.step.stepped import group_contexts
 
 __all__ = ["StepInBackward", "step_in_backward"]
 
@@ -118,10 +120,10 @@ class StepInBackward:
             segment = self._own[param]
             try:
                 segment.bind([optimizer.state.get(param, {})])
-                if optimizer.clip is not None and optimizer.clip.needs_norm and segment.norm()[1] > 0:
-                    return
-                numbers = optimizer._numbers(int(float(optimizer.state[param]["step"])) + 1)
-                segment.step(optimizer.param_groups, numbers, 1.0, optimizer.record_statistics)
+                scale = host_scale(optimizer.clip, [segment], None, None)
+                if not scale.is_skipped:
+                    numbers = group_numbers(optimizer, int(float(optimizer.state[param]["step"])) + 1)
+                    segment.step(optimizer.param_groups, numbers, scale.factor, optimizer.record_statistics)
                 return
             except PlanOutdated:
                 del self._own[param]
@@ -131,10 +133,9 @@ class StepInBackward:
 
     def _build(self, param: Tensor, group_index: int, number: int) -> Segment:
         optimizer = self.optimizer
-        group = optimizer.param_groups[group_index]
-        rule = optimizer._rule(group)
+        _, group, rule, state_names = group_contexts(optimizer)[group_index]
         layout = StateLayout(optimizer.average, optimizer.state_dtype)
-        entry = Entry(param, rule.held_by(param, optimizer._held(group)), group_index, number)
+        entry = Entry(param, rule.kept_by(param, state_names), group_index, number)
         kept = [Kept(entry, optimizer.state[param], group, rule)]
         check_state(type(optimizer).__name__, kept, layout)
         prepare_state(kept, layout)

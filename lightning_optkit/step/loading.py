@@ -6,20 +6,18 @@ from collections import defaultdict
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_optkit.step.arguments import checked_as
 from lightning_optkit.step.restoring import Place, check_state, restored
-from lightning_optkit.step.rule import Group, LearningClip, State
+from lightning_optkit.step.rule import Group, State, StatefulClip
 from lightning_optkit.step.rule_identity import check_is_of_the_rule
 from lightning_optkit.step.saved import kind_of, saved_dict
 from lightning_optkit.step.state import StateLayout
-
-if TYPE_CHECKING:
-    from lightning_optkit.step.optimizer import OnePassOptimizer
+from lightning_optkit.step.stepped import Loadable
 
 __all__ = ["load", "places"]
 
@@ -32,7 +30,7 @@ class _Loaded:
     state: defaultdict[Tensor, State]
 
 
-def load(optimizer: "OnePassOptimizer", state_dict: dict[str, Any]) -> None:
+def load(optimizer: Loadable, state_dict: dict[str, Any]) -> None:
     """Puts a state dict in place, with torch's hooks before and after.
 
     Raises:
@@ -48,17 +46,17 @@ def load(optimizer: "OnePassOptimizer", state_dict: dict[str, Any]) -> None:
         loaded = _read(optimizer, state_dict)
         _load_clip(optimizer, state_dict)
         optimizer.param_groups, optimizer.state = loaded.groups, loaded.state
-    optimizer._plan, optimizer._stepped = None, []
+    optimizer._forget_steps()
     for post_hook in optimizer._optimizer_load_state_dict_post_hooks.values():
         post_hook(optimizer)
 
 
-def _what(optimizer: "OnePassOptimizer") -> str:
+def _what(optimizer: Loadable) -> str:
     """What messages begin with."""
     return f"{type(optimizer).__name__}.load_state_dict(state_dict=...):"
 
 
-def _read(optimizer: "OnePassOptimizer", state_dict: Mapping[str, Any]) -> _Loaded:
+def _read(optimizer: Loadable, state_dict: Mapping[str, Any]) -> _Loaded:
     """What is loaded, all checked before any of it is built."""
     what = _what(optimizer)
     _check_outline(what, optimizer, state_dict)
@@ -76,20 +74,20 @@ def _read(optimizer: "OnePassOptimizer", state_dict: Mapping[str, Any]) -> _Load
     return _Loaded(groups, defaultdict(dict, {param: entries for param, entries in built.items() if entries}))
 
 
-def places(optimizer: "OnePassOptimizer", groups: list[Group]) -> list[Place]:
+def places(optimizer: Loadable, groups: list[Group]) -> list[Place]:
     """Where state goes, parameter by parameter, if the optimizer has these groups."""
     layout = StateLayout(optimizer.average, optimizer.state_dtype)
     each = [(param, group) for group in groups for param in group["params"]]
     return [
-        Place(number, param, group, optimizer._rule(group), optimizer._needed(group), optimizer._carried, layout)
+        Place(number, param, group, optimizer._rule(group), optimizer._carried, layout)
         for number, (param, group) in enumerate(each)
     ]
 
 
-def _load_clip(optimizer: "OnePassOptimizer", state_dict: Mapping[str, Any]) -> None:
+def _load_clip(optimizer: Loadable, state_dict: Mapping[str, Any]) -> None:
     """Gives a clip that learns what was learned; a copy takes it first, so that no clip is left half changed."""
     clip = optimizer.clip
-    if not isinstance(clip, LearningClip) or "clip" not in state_dict:
+    if not isinstance(clip, StatefulClip) or "clip" not in state_dict:
         return
     try:
         copy.deepcopy(clip).load_state_dict(state_dict["clip"])
@@ -99,7 +97,7 @@ def _load_clip(optimizer: "OnePassOptimizer", state_dict: Mapping[str, Any]) -> 
     clip.load_state_dict(state_dict["clip"])
 
 
-def _check_outline(what: str, optimizer: "OnePassOptimizer", state_dict: Mapping[str, Any]) -> None:
+def _check_outline(what: str, optimizer: Loadable, state_dict: Mapping[str, Any]) -> None:
     """Raises unless there are as many groups of as many parameters, and state of nothing but these."""
     saved = saved_dict(what, state_dict, ("state", "param_groups"))
     groups, state = saved["param_groups"], saved_dict(f"{what} 'state'", saved["state"])
@@ -122,7 +120,7 @@ def _check_outline(what: str, optimizer: "OnePassOptimizer", state_dict: Mapping
         saved_dict(f"{what} the state of parameter {number!r}", entries)
 
 
-def _groups(what: str, optimizer: "OnePassOptimizer", saved_groups: list[Group]) -> list[Group]:
+def _groups(what: str, optimizer: Loadable, saved_groups: list[Group]) -> list[Group]:
     """The groups as they will be.
 
     As torch does, each is the saved one but for its parameters and their names. What a state dict of torch lacks is

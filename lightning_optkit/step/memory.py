@@ -26,7 +26,7 @@ def zeros_like_all(tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> 
     ]
     if extension is None or sum(num_bytes) < 2 * _HUGE_PAGE or not all(_is_plain_on_cpu(t) for t in tensors):
         return [_zeros_like(t, dtype) for t, dtype in zip(tensors, dtypes, strict=True)]
-    arena = torch.empty(sum(num_bytes) + _HUGE_PAGE, dtype=torch.uint8)
+    arena = torch.empty(sum(num_bytes) + _HUGE_PAGE, dtype=torch.uint8, device="cpu")
     extension.advise_huge_pages(arena)
     arena.zero_()
     offset = -arena.data_ptr() % _HUGE_PAGE

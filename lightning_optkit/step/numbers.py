@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_optkit.step.rule import Average, Clip, ClipBounds, Group
 
-__all__ = ["ROUNDINGS", "GroupNumbers", "average_weight", "compute_dtype", "is_due", "read_group"]
+__all__ = ["ROUNDINGS", "GroupNumbers", "compute_dtype", "is_due", "read_group"]
 
 ROUNDINGS = ("nearest", "stochastic", "kahan")  # in the order of Rounding in csrc/core/tables.h
 
@@ -80,15 +80,6 @@ def read_group(
 def is_due(average: Average | None, clock: int) -> bool:
     """Whether optimizer step `clock`, from 1, is averaged."""
     return average is not None and clock >= average.start and (clock - average.start) % average.every == 0
-
-
-def average_weight(numbers: GroupNumbers, num_averaged: float) -> float:
-    """Weight of the new value in the average; 0 where this step is not averaged. As in csrc/core/pipeline.h."""
-    if numbers.average_kind == 0 or not numbers.average_due:
-        return 0.0
-    if num_averaged == 0:
-        return 1.0
-    return 1.0 - numbers.average_decay if numbers.average_kind == 1 else 1.0 / (num_averaged + 1.0)
 
 
 def compute_dtype(param: Tensor) -> torch.dtype:

@@ -3,7 +3,6 @@
 
 import inspect
 import math
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -22,17 +21,14 @@ from lightning_optkit.step.arguments import (
     listed,
     with_listed_params,
 )
-from lightning_optkit.step.cuda import DeviceControl
-from lightning_optkit.step.engine import take_step
+from lightning_optkit.step.engine import StepEngine
 from lightning_optkit.step.explain import Explanation, explain
 from lightning_optkit.step.hooks import hooked
 from lightning_optkit.step.loading import load
-from lightning_optkit.step.numbers import GroupNumbers, is_due, read_group
-from lightning_optkit.step.planning import Segment, StepPlan
 from lightning_optkit.step.progress import Progress
-from lightning_optkit.step.rule import Average, Group, LearningClip, Rule
+from lightning_optkit.step.rule import Average, Group, Rule, StatefulClip
 from lightning_optkit.step.rule_identity import rule_of
-from lightning_optkit.step.segments import PlanOutdated, ReferenceSegment, why_no_units, why_not_compiled
+from lightning_optkit.step.segments import ReferenceSegment, why_no_units, why_not_compiled
 from lightning_optkit.step.shards import local
 from lightning_optkit.step.stages import STATE_DTYPES, Stages, completed, group_stages, written_out
 from lightning_optkit.step.statistics import TensorStatistics
@@ -81,12 +77,7 @@ class OnePassOptimizer(Optimizer):
         defaults = {**defaults, **group_stages(given)}
         self._check_all(defaults)
         warn_once_if_missing()
-        self._lock, self._is_stepping = threading.RLock(), False
-        self._plan: StepPlan | None = None
-        self._accepted = AcceptedGroups()
-        self._stepped: list[Segment] = []
-        self._counted = Progress()
-        self._control: DeviceControl | None = None
+        self._engine, self._accepted = StepEngine(), AcceptedGroups()
         Optimizer.__init__(self, listed(self._owner, params), defaults)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -100,14 +91,6 @@ class OnePassOptimizer(Optimizer):
         """The rule of a group."""
         raise NotImplementedError
 
-    def _held(self, group: Group) -> tuple[str, ...]:
-        """Names of the state a group keeps for its rule."""
-        return self._rule(group).states
-
-    def _owns_decay(self, group: Group) -> bool:
-        """Whether weight decay is part of the rule, and no stage around it."""
-        return False
-
     def _check_group(self, group: Group) -> None:
         """Raises for a rule's own entry that is out of range."""
         raise NotImplementedError
@@ -118,10 +101,6 @@ class OnePassOptimizer(Optimizer):
         On CUDA they are zero in a step that was skipped, and must not be waited for.
         """
         raise NotImplementedError
-
-    def _needed(self, group: Group) -> tuple[str, ...]:
-        """State that a parameter has under any setting; what a setting adds begins anew where a file lacks it."""
-        return self._rule(group).states
 
     def _check_together(self, groups: Sequence[Group]) -> None:
         """Raises for groups that do not go together."""
@@ -138,6 +117,9 @@ class OnePassOptimizer(Optimizer):
 
     # --- checks ---
 
+    def _forget_steps(self) -> None:
+        self._engine.forget()
+
     _decay_flag: ClassVar[str] = "decoupled_weight_decay"
     """What its constructor calls this entry."""
 
@@ -151,19 +133,19 @@ class OnePassOptimizer(Optimizer):
 
     def _check_changed(self, numbers: Iterable[int] | None = None) -> None:
         """Raises for an entry that was set to what the constructor refuses, in all groups or in these."""
-        self._accepted.check(self, range(len(self.param_groups)) if numbers is None else numbers)
+        self._accepted.check(self, numbers)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as in torch; nothing is changed if it does not fit."""
         param_group = with_listed_params(f"{self._owner}.add_param_group", "param_group", param_group)
         self._check_all({**self.defaults, **param_group})
         check_params(self._owner, self.param_groups, param_group["params"])
-        with self._lock:
+        with self._engine.lock:
             try:
                 Optimizer.add_param_group(self, param_group)
             except (TypeError, ValueError) as error:
                 raise type(error)(f"{self._owner}(params=...): {error}.") from None
-            self._plan = None
+            self._engine.plan = None
 
     # --- the step ---
 
@@ -185,51 +167,12 @@ class OnePassOptimizer(Optimizer):
             except TypeError:
                 check_callable(f"{self._owner}.step", "closure", closure, "closure()")
                 raise
-        with self._lock:
-            if self._is_stepping:
-                raise RuntimeError(f"{self._owner}.step: called inside a step of the same optimizer.")
-            self._is_stepping = True
-            try:
-                with torch.no_grad():
-                    self._check_changed()
-                    take_step(self)
-            except PlanOutdated:
-                raise RuntimeError(
-                    f"{self._owner}.step: a parameter, its state or its gradient was moved or replaced while the step "
-                    "ran; leave them alone until it is done."
-                ) from None
-            finally:
-                self._is_stepping = False
+        self._engine.step(self)
         return loss
-
-    def _numbers(self, clock: int, device: torch.device | None = None) -> list[GroupNumbers]:
-        """What the groups mean for optimizer step `clock`, from 1; rates that live on `device` stay there."""
-        due = is_due(self.average, clock)
-        return [
-            read_group(
-                group,
-                self.clip,
-                self.average,
-                average_is_due=due,
-                owns_decay=self._owns_decay(group),
-                device=device,
-            )
-            for group in self.param_groups
-        ]
 
     def progress(self) -> Progress:
         """Norms of the last step and counts of all. On CUDA this waits for the device."""
-        if self._control is None:
-            return self._counted
-        norm, norm_clipped, steps, clipped, skipped = self._control.report.tolist()
-        has_norm, before = self._control.norm is not None, self._counted
-        return Progress(
-            norm if has_norm else None,
-            norm_clipped if has_norm else None,
-            before.num_steps + int(steps),
-            before.num_clipped + int(clipped),
-            before.num_skipped + int(skipped),
-        )
+        return self._engine.progress()
 
     @property
     def grad_norm(self) -> float | None:
@@ -264,9 +207,7 @@ class OnePassOptimizer(Optimizer):
         """
         if not self.record_statistics:
             raise RuntimeError(f"{self._owner}.statistics(): build the optimizer with statistics=True.")
-        counted: dict[int, TensorStatistics] = {}
-        for segment in self._stepped:
-            counted |= segment.statistics()
+        counted = self._engine.statistics()
         return [counted.get(i) for i in range(sum(len(group["params"]) for group in self.param_groups))]
 
     def keep_average(self, average: Average | None) -> None:
@@ -278,7 +219,7 @@ class OnePassOptimizer(Optimizer):
                 group["average_decay"] = average.decay
             else:
                 group.pop("average_decay", None)
-        self._plan = None
+        self._engine.plan = None
 
     def resume_counting(self, steps: int) -> None:
         """Makes `steps` the least that a parameter was updated; a rule of torch that counts no steps leaves it out."""
@@ -288,7 +229,7 @@ class OnePassOptimizer(Optimizer):
                 state = self.state[param]
                 if float(state.get("step", 0.0)) < steps and not self._rule(group).counts_steps:
                     state["step"] = torch.full((), float(steps), dtype=torch.float32, device=param.device)
-        self._plan = None
+        self._engine.plan = None
 
     def explain(self) -> Explanation:
         """Per group: rule, stages, dtypes, path and bytes moved. Print it."""
@@ -313,7 +254,7 @@ class OnePassOptimizer(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """As in torch; "rule" besides, and under "clip" what a clip learned of the gradients that it saw."""
         state_dict = {**Optimizer.state_dict(self), "rule": rule_of(self)}
-        return {**state_dict, "clip": self.clip.state_dict()} if isinstance(self.clip, LearningClip) else state_dict
+        return {**state_dict, "clip": self.clip.state_dict()} if isinstance(self.clip, StatefulClip) else state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state dict of this class or of torch's class of the same rule.
@@ -324,7 +265,7 @@ class OnePassOptimizer(Optimizer):
             TypeError: if an entry is of a wrong kind; nothing is changed then.
             ValueError: if it belongs to another rule or other groups, or holds what cannot be; nothing is changed then.
         """
-        with self._lock:
+        with self._engine.lock:
             load(self, state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -335,9 +276,6 @@ class OnePassOptimizer(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores what was kept; the plan is built at the next step."""
-        Optimizer.__setstate__(self, state)
-        self._plan = self._control = None
-        self._accepted = AcceptedGroups()
-        self._stepped = []
-        if "_lock" not in vars(self):
-            self._lock, self._is_stepping = threading.RLock(), False
+        kept = dict(state)
+        self._engine, self._accepted = StepEngine(kept.pop("_counted", None)), AcceptedGroups()
+        Optimizer.__setstate__(self, kept)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-__all__ = ["has_dispatch", "has_lost_memory", "is_dense", "why_unusable"]
+__all__ = ["has_dispatch", "has_lost_memory", "is_dense", "is_transformed", "why_no_parameter", "why_unusable"]
 
 
 def has_dispatch(t: Tensor) -> bool:
@@ -34,6 +34,27 @@ def why_unusable(t: Tensor) -> str | None:
     if has_lost_memory(t):
         return "has lost its memory: its storage holds less than its shape needs"
     return "is lazily conjugated; call resolve_conj() before" if t.is_conj() else None
+
+
+def why_no_parameter(t: Tensor) -> str | None:
+    """The reason why a step cannot update `t`, or None."""
+    if t.is_nested:
+        return "is nested: its rows have lengths of their own"
+    reason = why_unusable(t)
+    if reason is not None:
+        return reason
+    if not (t.is_floating_point() or t.is_complex()):
+        return f"holds {str(t.dtype).removeprefix('torch.')}; it must hold floating-point or complex numbers"
+    if t.layout != torch.strided:
+        return f"is {str(t.layout).removeprefix('torch.')}; only its gradient may be"
+    if not has_dispatch(t) and any(stride == 0 < size - 1 for stride, size in zip(t.stride(), t.shape, strict=True)):
+        return "is expanded: several of its elements are one number in memory; call contiguous() before"
+    return None
+
+
+def is_transformed() -> bool:
+    """Whether this is called inside a transform of torch.func, where a new tensor is none that could be kept."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def is_dense(t: Tensor) -> bool:

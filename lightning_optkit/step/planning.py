@@ -3,31 +3,27 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lightning_optkit.step.arguments import check_params
+from lightning_optkit.step.coefficients import average_weight
 from lightning_optkit.step.compiled import CompiledSegment
 from lightning_optkit.step.cuda import CudaSegment
 from lightning_optkit.step.membership import membership
-from lightning_optkit.step.numbers import GroupNumbers, average_weight
-from lightning_optkit.step.plain import why_unusable
+from lightning_optkit.step.numbers import GroupNumbers
+from lightning_optkit.step.plain import is_transformed, why_no_parameter
 from lightning_optkit.step.rule import State
-from lightning_optkit.step.segments import Entry, PlanOutdated, ReferenceSegment
+from lightning_optkit.step.segments import Entry, PlanOutdated, Segment
 from lightning_optkit.step.shards import local, sharding_groups, why_not_on_shards
 from lightning_optkit.step.state import Kept, StateLayout, check_state, prepare_state
+from lightning_optkit.step.stepped import GroupContext, Stepped, group_contexts
 
-if TYPE_CHECKING:
-    from lightning_optkit.step.optimizer import OnePassOptimizer
-
-__all__ = ["Segment", "StepPlan", "lists_of"]
-
-Segment = CompiledSegment | ReferenceSegment
+__all__ = ["StepPlan", "lists_of"]
 
 
-def lists_of(optimizer: "OnePassOptimizer") -> list[list[Tensor]]:
+def lists_of(optimizer: Stepped) -> list[list[Tensor]]:
     """The parameters of each group as the group now has them; what is no list, in a group set by hand, becomes one.
 
     Raises:
@@ -36,7 +32,7 @@ def lists_of(optimizer: "OnePassOptimizer") -> list[list[Tensor]]:
     groups = optimizer.param_groups
     try:
         lists = [group["params"] for group in groups]
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, IndexError):
         raise ValueError(f"{optimizer._owner}.step: every group must be a dict that has 'params'.") from None
     for place, params in enumerate(lists):
         if type(params) is not list:
@@ -48,19 +44,21 @@ class StepPlan:
     """The segments of an optimizer: every parameter that has, or once had, a gradient.
 
     Args:
-        optimizer: Its missing state is created.
+        optimizer: Its missing state is created. It is not kept.
 
     Raises:
         ValueError: for parameters, gradients or state that no step can be taken with; nothing is changed then.
     """
 
-    def __init__(self, optimizer: "OnePassOptimizer") -> None:
-        self._optimizer = optimizer
+    def __init__(self, optimizer: Stepped) -> None:
+        if is_transformed():
+            raise RuntimeError(f"{optimizer._owner}.step: called inside a transform of torch.func; step outside of it.")
         layout = StateLayout(optimizer.average, optimizer.state_dtype)
         lists = lists_of(optimizer)
-        self._check_members(lists)
-        kept, self._dormant = self._sort(lists)
-        self._check_shards(kept)
+        _check_members(optimizer, lists)
+        contexts = group_contexts(optimizer)
+        kept, self._dormant = _sort(optimizer, contexts, lists)
+        _check_shards(optimizer, kept)
         check_state(optimizer._owner, kept, layout)
         for each in kept:
             optimizer.state[each.entry.param] = each.state
@@ -69,19 +67,22 @@ class StepPlan:
         # All averages keep one clock: that of the parameter that was updated most often.
         steps = [each.state["step"] for each in kept] if layout.average_name else []
         self.clock = int(torch.stack(steps).max()) if steps else 0
-        self.segments, self._places = self._segmented(kept, layout.average_name)
-        self._signature = self._signature_now()
-        self._membership = membership(optimizer.state, lists, [each.entry.param for each in kept])
+        self.segments, self._places = _segmented(optimizer, kept, layout.average_name)
+        self._signature = _signature(optimizer, contexts)
+        try:
+            self._membership = membership(optimizer.state, lists, [each.entry.param for each in kept])
+        except ValueError:  # another thread took the state away again
+            raise PlanOutdated from None
 
-    def bind(self) -> list[Segment]:
+    def bind(self, optimizer: Stepped) -> list[Segment]:
         """The segments that have gradients, pointed at them and at the state of now; all hold them until `release`.
 
         Raises:
             PlanOutdated: if the optimizer is not what the plan was made of.
             ValueError: if a gradient does not fit its parameter.
         """
-        states = self._membership.states(self._optimizer.state, lists_of(self._optimizer))
-        if states is None or self._signature != self._signature_now():
+        states = self._membership.states(optimizer.state, lists_of(optimizer))
+        if states is None or self._signature != _signature(optimizer, group_contexts(optimizer)):
             raise PlanOutdated
         if any(p.grad is not None for p in self._dormant):
             raise PlanOutdated
@@ -107,83 +108,86 @@ class StepPlan:
             return
         for entry, state in idle:
             group, average, so_far = numbers[entry.group_index], local(state[name]), state["num_averaged"]
-            if average_weight(group, 1.0) == 0:
+            if not group.average_due:
                 continue
             # On CUDA only the device knows how often an average was updated, and nobody waits for it.
             seen = so_far.to(average.dtype)
-            usual = torch.full_like(seen, 1.0 - group.average_decay) if group.average_kind == 1 else 1.0 / (seen + 1.0)
-            weight = torch.where(seen > 0, usual, 0.0)
+            weight = (seen > 0).to(seen.dtype) * average_weight(int(group.average_kind), group.average_decay, seen)
             average += weight * (local(entry.param.detach()).to(average.dtype) - average)
             so_far += seen > 0
 
-    def _check_members(self, lists: list[list[Tensor]]) -> None:
-        """Groups may have been set by hand, past `add_param_group`."""
-        owner = f"{self._optimizer._owner}.step"
-        for param in (param for params in lists for param in params):
-            if not isinstance(param, Tensor):
-                raise TypeError(f"{owner}: a group's 'params' must hold tensors, not a {type(param).__name__}.")
-        check_params(owner, [], [param for params in lists for param in params])
 
-    def _sort(self, lists: list[list[Tensor]]) -> tuple[list[Kept], list[Tensor]]:
-        """Parameters that are stepped, and those that have never had a gradient."""
-        optimizer = self._optimizer
-        kept: list[Kept] = []
-        dormant: list[Tensor] = []
-        for group_index, (group, params) in enumerate(zip(optimizer.param_groups, lists, strict=True)):
-            rule, held = optimizer._rule(group), optimizer._held(group)
-            for param in params:
-                if param.grad is None and not optimizer.state.get(param):
-                    dormant.append(param)
-                    continue
-                reason = why_unusable(param)
-                if reason is not None:
-                    shape = list(param.shape)
-                    raise ValueError(f"{optimizer._owner}.step: a parameter of shape {shape} {reason}.")
-                state = optimizer.state.get(param, {})
-                if not isinstance(state, dict):
-                    raise TypeError(f"{optimizer._owner}.step: the state of a parameter must be a dict.")
-                entry = Entry(param, rule.held_by(param, held), group_index, len(kept) + len(dormant))
-                kept.append(Kept(entry, state, group, rule))
-        return kept, dormant
+def _check_members(optimizer: Stepped, lists: list[list[Tensor]]) -> None:
+    """Groups may have been set by hand, past `add_param_group`."""
+    owner = f"{optimizer._owner}.step"
+    for param in (param for params in lists for param in params):
+        if not isinstance(param, Tensor):
+            raise TypeError(f"{owner}: a group's 'params' must hold tensors, not a {type(param).__name__}.")
+    check_params(owner, [], [param for params in lists for param in params])
 
-    def _check_shards(self, kept: Iterable[Kept]) -> None:
-        optimizer = self._optimizer
-        for entry, _, group, rule in kept:
-            reason = why_not_on_shards(entry.param, group, rule, optimizer.clip, optimizer.state_dtype)
+
+def _sort(
+    optimizer: Stepped, contexts: Sequence[GroupContext], lists: list[list[Tensor]]
+) -> tuple[list[Kept], list[Tensor]]:
+    """Parameters that are stepped, and those that have never had a gradient."""
+    kept: list[Kept] = []
+    dormant: list[Tensor] = []
+    for (group_index, group, rule, state_names), params in zip(contexts, lists, strict=True):
+        for param in params:
+            if param.grad is None and not optimizer.state.get(param):
+                dormant.append(param)
+                continue
+            reason = why_no_parameter(param)
             if reason is not None:
-                raise ValueError(
-                    f"{optimizer._owner}.step: cannot {reason} of a parameter that is sharded over processes; "
-                    "use DDP for it, or a rule, a clip and state that need no whole tensor."
-                )
+                which = "a parameter" if param.is_nested else f"a parameter of shape {list(param.shape)}"
+                raise ValueError(f"{optimizer._owner}.step: {which} {reason}.")
+            state = optimizer.state.get(param, {})
+            if not isinstance(state, dict):
+                raise TypeError(f"{optimizer._owner}.step: the state of a parameter must be a dict.")
+            entry = Entry(param, rule.kept_by(param, state_names), group_index, len(kept) + len(dormant))
+            kept.append(Kept(entry, state, group, rule))
+    return kept, dormant
 
-    def _signature_now(self) -> tuple[object, ...]:
-        """What decides which state there is and which path a parameter takes."""
-        optimizer = self._optimizer
-        clip, average = optimizer.clip, optimizer.average
-        clips_units = clip is not None and math.isfinite(clip.bounds.unit_ratio)
-        stages = (clips_units, None if average is None else average.state_name, optimizer.state_dtype)
-        groups = [
-            (optimizer._rule(g).name, optimizer._held(g), g["rounding"], g["centralize"], g["fused"] is False)
-            for g in optimizer.param_groups
-        ]
-        return stages, groups
 
-    def _segmented(self, kept: Sequence[Kept], average_name: str | None) -> tuple[list[Segment], list[list[int]]]:
-        """Segments, and the places of their parameters in `kept`."""
-        optimizer = self._optimizer
-        compiled: dict[tuple[object, ...], list[int]] = {}
-        reference: dict[tuple[object, ...], list[int]] = {}
-        for place, (entry, _, group, rule) in enumerate(kept):
-            # A sum over a segment is a sum over the same processes.
-            key = (rule.name, entry.param.dtype == torch.float64, sharding_groups(entry.param))
-            alike = reference if optimizer._why_reference(entry.param, group) else compiled
-            alike.setdefault(key, []).append(place)
-        segments: list[Segment] = []
-        for alike in (compiled, reference):
-            for places in alike.values():
-                rule, entries = kept[places[0]].rule, [kept[place].entry for place in places]
-                states: list[State] = [kept[place].state for place in places]
-                compiled_kind = CudaSegment if entries[0].param.is_cuda else CompiledSegment
-                kind = compiled_kind if alike is compiled else optimizer._reference_segment(rule)
-                segments.append(kind(rule, entries, states, average_name, optimizer._owner))
-        return segments, [*compiled.values(), *reference.values()]
+def _check_shards(optimizer: Stepped, kept: Iterable[Kept]) -> None:
+    for entry, _, group, rule in kept:
+        reason = why_not_on_shards(entry.param, group, rule, optimizer.clip, optimizer.state_dtype)
+        if reason is not None:
+            raise ValueError(
+                f"{optimizer._owner}.step: cannot {reason} of a parameter that is sharded over processes; "
+                "use DDP for it, or a rule, a clip and state that need no whole tensor."
+            )
+
+
+def _signature(optimizer: Stepped, contexts: Sequence[GroupContext]) -> tuple[object, ...]:
+    """What decides which state there is and which path a parameter takes."""
+    clip, average = optimizer.clip, optimizer.average
+    clips_units = clip is not None and math.isfinite(clip.bounds.unit_ratio)
+    stages = (clips_units, None if average is None else average.state_name, optimizer.state_dtype)
+    groups = [
+        (rule.name, state_names, group["rounding"], group["centralize"], group["fused"] is False)
+        for _, group, rule, state_names in contexts
+    ]
+    return stages, groups
+
+
+def _segmented(
+    optimizer: Stepped, kept: Sequence[Kept], average_name: str | None
+) -> tuple[list[Segment], list[list[int]]]:
+    """Segments, and the places of their parameters in `kept`."""
+    compiled: dict[tuple[object, ...], list[int]] = {}
+    reference: dict[tuple[object, ...], list[int]] = {}
+    for place, (entry, _, group, rule) in enumerate(kept):
+        # A sum over a segment is a sum over the same processes.
+        key = (rule.name, entry.param.dtype == torch.float64, sharding_groups(entry.param))
+        alike = reference if optimizer._why_reference(entry.param, group) else compiled
+        alike.setdefault(key, []).append(place)
+    segments: list[Segment] = []
+    for alike in (compiled, reference):
+        for places in alike.values():
+            rule, entries = kept[places[0]].rule, [kept[place].entry for place in places]
+            states: list[State] = [kept[place].state for place in places]
+            compiled_kind: type[Segment] = CudaSegment if entries[0].param.is_cuda else CompiledSegment
+            kind = compiled_kind if alike is compiled else optimizer._reference_segment(rule)
+            segments.append(kind(rule, entries, states, average_name, optimizer._owner))
+    return segments, [*compiled.values(), *reference.values()]

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_optkit.step.codes import NONNEGATIVE, decode, encode_, scale_name
-from lightning_optkit.step.numbers import GroupNumbers, average_weight, compute_dtype
+from lightning_optkit.step.coefficients import average_weight, clip_coefficient
+from lightning_optkit.step.numbers import GroupNumbers, compute_dtype
+from lightning_optkit.step.quantized_state import dequantize8, quantize8_, scale_name
 from lightning_optkit.step.rounding import round_stochastically
-from lightning_optkit.step.rule import Group, Rule, State
+from lightning_optkit.step.rule import Group, Rule, State, StateSpec
 from lightning_optkit.step.statistics import Clipped, TensorStatistics
 
 __all__ = ["Done", "clip_reference", "norm_reference", "step_reference_"]
@@ -57,7 +58,7 @@ def step_reference_(
     param: Tensor,
     grad: Tensor,
     state: State,
-    held: tuple[str, ...],
+    state_names: tuple[str, ...],
     group: Group,
     numbers: GroupNumbers,
     *,
@@ -73,7 +74,7 @@ def step_reference_(
         param: Parameter, of any floating or complex dtype.
         grad: Gradient of the same shape; may be sparse.
         state: Its entry in `optimizer.state`.
-        held: Names of the rule's own tensors in it.
+        state_names: Names of the rule's own tensors in it.
         group: Its parameter group, for the rule.
         numbers: The same, for the stages.
         average_name: Name of the average in `state`, if one is kept.
@@ -95,12 +96,12 @@ def step_reference_(
     g, clipped = clip_reference(g, stored_before.to(work), grad_scale, numbers, is_vector=param.ndim < 2)
     if not numbers.decoupled and numbers.weight_decay != 0:
         g = g + numbers.weight_decay * stored_before.to(work)
-    working = {name: _decoded(state, name).to(work) for name in held}
-    scalars = {scalar.name: state[scalar.name] for scalar in rule.scalars if held}
+    working = {name: _decoded(state, rule.spec(name)).to(work) for name in state_names}
+    scalars = {scalar.name: state[scalar.name] for scalar in rule.scalars if state_names}
     if rule.resolve is not None:
         group = rule.resolve(group, param)
-    if rule.trust is not None:
-        group = {**group, "lr": float(group["lr"]) * _trust(rule, p, g, working, group, step)}
+    if rule.trust_ratio is not None:
+        group = {**group, "lr": float(group["lr"]) * _trust_ratio(rule, p, g, working, group, step)}
     given, observed = group, (0.0, 0.0)
     if rule.estimate is not None:
         factor = rule.estimate.rate(group, step)
@@ -111,7 +112,7 @@ def step_reference_(
         observed = rule.estimate.observe(p, g, working, given, step)
     key = (int(numbers.rounding_seed), int(step), tensor_index)
     for name, value in working.items():
-        _write(state, name, value, (*key, rule.states.index(name)))
+        _write(state, rule.spec(name), value, (*key, rule.state_names.index(name)))
 
     next_p = _move(p, update, numbers)
     if numbers.rounding == 1 and stored.dtype in (torch.bfloat16, torch.float16):
@@ -147,10 +148,10 @@ def clip_reference(
         is_vector: One unit, which is not centralized.
     """
     clipped = Clipped(0.0, 0.0)
-    factor = torch.ones((), dtype=torch.float64)
+    factor = torch.ones((), dtype=torch.float64, device=grad.device)
     if math.isfinite(numbers.clip_tensor_norm):
         squares = grad.double().square()
-        factor = (numbers.clip_tensor_norm / (grad_scale * squares.sum().sqrt() + 1e-6)).clamp(max=1.0)
+        factor = clip_coefficient(numbers.clip_tensor_norm, grad_scale * squares.sum().sqrt())
         clipped = Clipped(float((factor.square() * squares).sum()), float(factor < 1))
     inner = list(range(grad.ndim)) if is_vector else list(range(1, grad.ndim))
     if math.isfinite(numbers.clip_unit_ratio):
@@ -174,29 +175,29 @@ def _finite_or_zero(t: Tensor) -> Tensor:
     return torch.where(t.isfinite(), t, 0.0)
 
 
-def _decoded(state: State, name: str) -> Tensor:
-    held = state[name]
-    if held.dtype != torch.uint8:
-        return as_real(held)
-    return decode(held, state[scale_name(name)], signed=name not in NONNEGATIVE)
+def _decoded(state: State, spec: StateSpec) -> Tensor:
+    stored = state[spec.name]
+    if stored.dtype != torch.uint8:
+        return as_real(stored)
+    return dequantize8(stored, state[scale_name(spec.name)], signed=not spec.nonnegative)
 
 
-def _write(state: State, name: str, value: Tensor, key: tuple[int, int, int, int]) -> None:
-    held = state[name]
-    if held.dtype == torch.uint8:
-        encode_(held, state[scale_name(name)], value, signed=name not in NONNEGATIVE, key=key)
+def _write(state: State, spec: StateSpec, value: Tensor, key: tuple[int, int, int, int]) -> None:
+    stored = state[spec.name]
+    if stored.dtype == torch.uint8:
+        quantize8_(stored, state[scale_name(spec.name)], value, signed=not spec.nonnegative, key=key)
     else:
-        as_real(held).copy_(value)
+        as_real(stored).copy_(value)
 
 
-def _trust(rule: Rule, p: Tensor, g: Tensor, state: State, group: Group, step: float) -> float:
+def _trust_ratio(rule: Rule, p: Tensor, g: Tensor, state: State, group: Group, step: float) -> float:
     """The rule's factor of its rate: from the gradient it sees, the parameter, and its update at a rate of 1."""
-    assert rule.trust is not None
+    assert rule.trust_ratio is not None
     update = torch.zeros_like(p)
-    if rule.trusts_update:
+    if rule.trust_ratio_of_update:
         untouched = {name: value.clone() for name, value in state.items()}
         update = rule.update(p, g, untouched, {**group, "lr": 1.0}, step)
-    return rule.trust(group, TensorStatistics.from_tensors(g, p, update, torch.zeros_like(p)))
+    return rule.trust_ratio(group, TensorStatistics.from_tensors(g, p, update, torch.zeros_like(p)))
 
 
 def _move(p: Tensor, update: Tensor, numbers: GroupNumbers) -> Tensor:
@@ -212,7 +213,9 @@ def _move(p: Tensor, update: Tensor, numbers: GroupNumbers) -> Tensor:
 
 
 def _average(state: State, name: str, stored: Tensor, numbers: GroupNumbers) -> None:
-    weight = average_weight(numbers, float(state["num_averaged"]))
+    if not numbers.average_due:
+        return
+    weight = average_weight(int(numbers.average_kind), numbers.average_decay, float(state["num_averaged"]))
     if weight == 0:
         return
     average = as_real(state[name])

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from lightning_optkit.step.codes import BLOCK, NONNEGATIVE, decode, scale_name
 from lightning_optkit.step.plain import is_dense
+from lightning_optkit.step.quantized_state import BLOCK, dequantize8, scale_name
 from lightning_optkit.step.rule import Group, Rule, Scalar, State
 from lightning_optkit.step.rule_identity import is_of_a_variant
 from lightning_optkit.step.saved import saved_floats, saved_number, saved_tensor
@@ -31,7 +31,6 @@ class Place:
         param: Itself.
         group: Its group.
         rule: Its rule.
-        needed: State without which what is saved is not whole.
         carried: State besides, in the dtype of the parameter.
         layout: Dtypes of the rest.
     """
@@ -40,19 +39,18 @@ class Place:
     param: Tensor
     group: Group
     rule: Rule
-    needed: tuple[str, ...]
     carried: tuple[str, ...]
     layout: StateLayout
 
     @property
     def scalars(self) -> dict[str, Scalar]:
         """The numbers that are restored, by name."""
-        return {scalar.name: scalar for scalar in self.layout.scalars(self.rule, self.rule.states)}
+        return {scalar.name: scalar for scalar in self.layout.scalars(self.rule, self.rule.state_names)}
 
     @property
     def tensors(self) -> set[str]:
         """Names of the tensors that are restored."""
-        return {*self.rule.states, *self.layout.tensors((), self.group), *self.carried}
+        return {*self.rule.state_names, *self.layout.tensors((), self.group), *self.carried}
 
 
 def check_state(what: str, place: Place, saved: Mapping[Any, Any]) -> None:
@@ -69,7 +67,7 @@ def check_state(what: str, place: Place, saved: Mapping[Any, Any]) -> None:
     """
     held = _without_none(saved)
     scalars = {"num_averaged": Scalar("num_averaged", 0.0, 1.0), **place.scalars}
-    scaled = {scale_name(name): name for name in place.rule.states}
+    scaled = {scale_name(name): name for name in place.rule.state_names}
     for name, value in held.items():
         entry = f"{what} of parameter {place.number}, the state {name!r}"
         if not isinstance(name, str):
@@ -94,7 +92,7 @@ def _check_tensor(entry: str, place: Place, name: str, held: Mapping[str, Any]) 
     if value.shape != shape:
         allowed = "" if shape == param.shape else f"; it must have {list(shape)}"
         raise ValueError(f"{entry} has shape {list(value.shape)}, its parameter {list(param.shape)}{allowed}.")
-    if name in place.rule.states and value.dtype == torch.uint8:
+    if name in place.rule.state_names and value.dtype == torch.uint8:
         if scale_name(name) not in held:
             raise ValueError(f"{entry} is in 8 bits; it must have its scales beside it, {scale_name(name)!r}.")
         if isinstance(value, DTensor) or not is_dense(value):
@@ -113,8 +111,8 @@ def _check_scale(entry: str, place: Place, name: str, held: Mapping[str, Any]) -
 
 def _check_is_whole(what: str, place: Place, held: Mapping[str, Any]) -> None:
     rule = place.rule
-    needed = rule.held_by(place.param, place.needed)
-    begun = (*rule.states, *(scalar.name for scalar in rule.scalars), *(("step",) if needed else ()))
+    needed = rule.kept_by(place.param, rule.needed_names)
+    begun = (*rule.state_names, *(scalar.name for scalar in rule.scalars), *(("step",) if needed else ()))
     found = [name for name in begun if name in held]
     wanted = (*needed, "step") if rule.counts_steps else needed
     missing = [name for name in wanted if name not in held]
@@ -135,7 +133,7 @@ def restored(place: Place, saved: Mapping[str, Any]) -> State:
         _restore(place, name, held, state)
     for scalar in place.scalars.values():
         # torch's SGD counts no steps: a momentum buffer means that there was a first one.
-        is_inherited = scalar.name != "num_averaged" and any(name in held for name in place.rule.states)
+        is_inherited = scalar.name != "num_averaged" and any(name in held for name in place.rule.state_names)
         if scalar.name in held or is_inherited:
             number = saved_number(scalar.name, held.get(scalar.name, scalar.inherited), signed=scalar.signed)
             state[scalar.name] = number.to(place.param.device)
@@ -150,10 +148,10 @@ def _restore(place: Place, name: str, held: Mapping[str, Any], state: State) -> 
     if scale_name(name) in held:
         scale = held[scale_name(name)].detach().to(value.device, torch.float32, copy=True)
         if isinstance(like, DTensor):  # blocks of the whole are not blocks of its parts
-            value = decode(value, scale, signed=name not in NONNEGATIVE)
+            value = dequantize8(value, scale, signed=not rule.spec(name).nonnegative)
         else:
             state[scale_name(name)] = scale
-    convert_(tensor, state, name, local(distribute_like(value, like)))
+    convert_(tensor, state, rule.spec(name), local(distribute_like(value, like)))
     state[name] = place_like(tensor, like)
 
 

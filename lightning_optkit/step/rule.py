@@ -5,6 +5,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -14,15 +16,18 @@ from lightning_optkit.step.statistics import TensorStatistics
 
 __all__ = [
     "Average",
+    "AverageKind",
     "Clip",
     "ClipBounds",
     "Estimate",
     "Group",
+    "Hyperparameters",
     "KeptInState",
-    "LearningClip",
     "Rule",
     "Scalar",
     "State",
+    "StateSpec",
+    "StatefulClip",
     "Update",
 ]
 
@@ -32,8 +37,36 @@ Group = dict[str, Any]
 State = dict[str, Tensor]
 """One entry of `optimizer.state`."""
 
+Hyperparameters = dict[str, float]
+"""The numbers that a rule reads from its group, by the names and in the order of the compiled rule."""
+
 Update = Callable[[Tensor, Tensor, State, Group, float], Tensor]
 """(param, grad, state, group, step) -> what is subtracted from the parameter; writes `state` in place."""
+
+
+@dataclass(frozen=True)
+class StateSpec:
+    """A tensor that a rule keeps for each parameter.
+
+    Args:
+        name: Name in `optimizer.state[p]`.
+        nonnegative: Whether it is a sum of squares or of magnitudes: in 8 bits it then needs no sign.
+        full_precision: Whether it is a point, not an average, and so never narrower than fp32.
+        written_once: Whether only the first update of a parameter writes it.
+        kept: Whether a group keeps it under its settings; None: under any.
+        fresh: What it starts from, given the group; None: zero.
+        shape: Its shape, given that of the parameter; None from it: such a parameter does not keep it. Without one it
+            has the shape of the parameter. A compiled rule walks another shape only if it has factors
+            (csrc/core/tables.h).
+    """
+
+    name: str
+    nonnegative: bool = False
+    full_precision: bool = False
+    written_once: bool = False
+    kept: Callable[[Group], bool] | None = None
+    fresh: Callable[[Group], float] | None = None
+    shape: Callable[[torch.Size], torch.Size | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +92,7 @@ class Estimate:
 
     Args:
         value: The estimate that a group holds: 0-d, fp64, on the device of the parameters. In the compiled rule it is
-            the last of the hypers.
+            the last of the hyperparameters.
         rate: (group, step) -> the factor of the group's rate, for the stages too.
         observe: (param, grad, state, group, step) -> one parameter's part of the two sums, given what `update` was
             given, after it.
@@ -70,58 +103,73 @@ class Estimate:
     observe: Callable[[Tensor, Tensor, State, Group, float], tuple[float, float]]
 
 
+def _never(group: Group) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Rule:
     """An update rule: its name among the compiled rules, and the same arithmetic in plain PyTorch.
 
     Args:
         name: Name in csrc/rules/all.h.
-        states: Names in `optimizer.state[p]`, in the order of the compiled rule.
-        hypers: Reads the rule's own numbers from a parameter group, in the order of the compiled rule.
+        states: What it keeps, in the order of the compiled rule.
+        hyperparameters: Reads the rule's own numbers from a parameter group, in the order of the compiled rule.
         update: The reference. `step` counts this update, from 1.
         scalars: Kept by a group that keeps state, in the order of the compiled rule.
         counts_steps: Whether torch's class keeps a step count, and so whether a loaded one is to be believed.
-        fresh: What a state tensor starts from, given its name and the group; None: zero.
         needs_whole: What the rule does that a part of the tensor is not enough for, in words that follow "cannot"; such
             a parameter is not sharded over processes.
-        trust: Factor of the rate, given the group and the sums that `lightning_optkit.step.reference` describes; for a
-            rule that sets its rate by norms of the whole tensor.
-        shape: Of a state tensor, given its name and the shape of the parameter; None from it: such a parameter does not
-            keep that state. For a rule without one, every state has the shape of its parameter. A compiled rule walks
-            such states only if it has factors (csrc/core/tables.h).
+        trust_ratio: Factor of the rate, given the group and the statistics of the tensor; for a rule that sets its rate
+            by norms of the whole tensor.
+        trust_ratio_of_update: Whether that goes by the norm of the update, for which the state is read once more.
         resolve: What a group means beside one parameter, as stored; None: what it says. A compiled rule knows it by
             itself.
         num_rereads: How often the rule reads a gradient or a parameter again, after the one walk.
-        wide: States that are points, not averages, and so in full precision whatever `state_dtype` is.
-        fixed: States that only the first update of a parameter writes.
         estimate: For a rule that sets its rate by what it learns of all parameters together.
-        trusts_update: Whether a trust goes by the norm of the update, for which the state is read once more.
+        owns_decay: Whether weight decay is part of the rule in this group, and no stage around it.
     """
 
     name: str
-    states: tuple[str, ...]
-    hypers: Callable[[Group], tuple[float, ...]]
+    states: tuple[StateSpec, ...]
+    hyperparameters: Callable[[Group], Hyperparameters]
     update: Update
     scalars: tuple[Scalar, ...] = ()
     counts_steps: bool = True
-    fresh: Callable[[str, Group], float] | None = None
     needs_whole: str | None = None
-    trust: Callable[[Group, TensorStatistics], float] | None = None
-    shape: Callable[[str, torch.Size], torch.Size | None] | None = None
+    trust_ratio: Callable[[Group, TensorStatistics], float] | None = None
+    trust_ratio_of_update: bool = True
     resolve: Callable[[Group, Tensor], Group] | None = None
     num_rereads: int = 0
-    wide: tuple[str, ...] = ()
-    fixed: tuple[str, ...] = ()
-    estimate: "Estimate | None" = None
-    trusts_update: bool = True
+    estimate: Estimate | None = None
+    owns_decay: Callable[[Group], bool] = _never
+
+    @cached_property
+    def state_names(self) -> tuple[str, ...]:
+        """The names of its states."""
+        return tuple(spec.name for spec in self.states)
+
+    @cached_property
+    def needed_names(self) -> tuple[str, ...]:
+        """Of the states that a parameter has under any settings."""
+        return tuple(spec.name for spec in self.states if spec.kept is None)
+
+    def kept_names(self, group: Group) -> tuple[str, ...]:
+        """Of the states that a group keeps."""
+        if len(self.needed_names) == len(self.states):
+            return self.state_names
+        return tuple(spec.name for spec in self.states if spec.kept is None or spec.kept(group))
+
+    def spec(self, name: str) -> StateSpec:
+        """Of the state `name`, be it the rule's or of a stage."""
+        return next((spec for spec in self.states if spec.name == name), StateSpec(name))
 
     def shape_of(self, name: str, param: Tensor) -> torch.Size | None:
-        """Shape of the state `name` of `param`, be it the rule's or of a stage; None: it keeps no such state."""
-        if self.shape is None or name not in self.states:
-            return param.shape
-        return self.shape(name, param.shape)
+        """Shape of the state `name` of `param`; None: it keeps no such state."""
+        shape = self.spec(name).shape
+        return param.shape if shape is None else shape(param.shape)
 
-    def held_by(self, param: Tensor, names: tuple[str, ...]) -> tuple[str, ...]:
+    def kept_by(self, param: Tensor, names: tuple[str, ...]) -> tuple[str, ...]:
         """Those of `names` that `param` keeps."""
         return tuple(name for name in names if self.shape_of(name, param) is not None)
 
@@ -181,7 +229,7 @@ class Clip(ABC):
 
 
 @runtime_checkable
-class LearningClip(Protocol):
+class StatefulClip(Protocol):
     """What a clip has besides that goes by the gradients it has seen."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -191,6 +239,14 @@ class LearningClip(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores it."""
         ...
+
+
+class AverageKind(IntEnum):
+    """How an average weighs a new value; as in csrc/core/tables.h."""
+
+    NONE = 0
+    EXPONENTIAL = 1
+    UNIFORM = 2
 
 
 class KeptInState(ABC):
@@ -217,8 +273,8 @@ class Average(KeptInState):
 
     @property
     @abstractmethod
-    def kind(self) -> int:
-        """AverageKind of csrc/core/tables.h: 1 exponential, 2 uniform."""
+    def kind(self) -> AverageKind:
+        """How it weighs a new value."""
 
     @property
     @abstractmethod

@@ -8,7 +8,7 @@ it is known by the entries of its groups and the names in its state.
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -16,9 +16,7 @@ from torch.optim import Optimizer
 from lightning_optkit.step.rule import Group, Rule
 from lightning_optkit.step.saved import kind_of
 from lightning_optkit.step.stages import ADDED_ENTRIES
-
-if TYPE_CHECKING:
-    from lightning_optkit.step.optimizer import OnePassOptimizer
+from lightning_optkit.step.stepped import Loadable
 
 __all__ = ["check_is_of_the_rule", "is_of_a_variant", "rule_of"]
 
@@ -26,12 +24,12 @@ _IMPLEMENTATION = frozenset({"foreach", "fused", "capturable", "differentiable",
 _DECOUPLED = "decoupled_weight_decay"
 
 
-def rule_of(optimizer: "OnePassOptimizer") -> str:
+def rule_of(optimizer: Loadable) -> str:
     """The class that says what the rule is: that of `AdamW`, and of what a user derives from it, is "Adam"."""
     return next(cls.__name__ for cls in type(optimizer).__mro__ if "_rule" in vars(cls))
 
 
-def check_is_of_the_rule(what: str, optimizer: "OnePassOptimizer", state_dict: Mapping[str, Any]) -> None:
+def check_is_of_the_rule(what: str, optimizer: Loadable, state_dict: Mapping[str, Any]) -> None:
     """Raises ValueError if a state dict, groups and all but for their values as they should be, is of another rule."""
     said = state_dict.get("rule", rule_of(optimizer))
     if not isinstance(said, str) or said != rule_of(optimizer):
@@ -44,12 +42,12 @@ def check_is_of_the_rule(what: str, optimizer: "OnePassOptimizer", state_dict: M
             _check_entries_of_torch(what, optimizer, saved)
 
 
-def _check_group_entries(what: str, optimizer: "OnePassOptimizer", saved: Group, group: Group) -> None:
+def _check_group_entries(what: str, optimizer: Loadable, saved: Group, group: Group) -> None:
     """Entries that no class of torch or of this package takes are a scheduler's, or the user's own."""
     missing = optimizer.defaults.keys() - saved.keys() - ADDED_ENTRIES - _IMPLEMENTATION - {_DECOUPLED}
     if missing:
         raise ValueError(f"{what} the checkpoint is of another rule; its groups have no {_listed(missing)}.")
-    foreign = (saved.keys() & _entries_of_all()) - group.keys() - ADDED_ENTRIES - _IMPLEMENTATION
+    foreign = (saved.keys() & _entries_of_all(_base_of(optimizer))) - group.keys() - ADDED_ENTRIES - _IMPLEMENTATION
     if foreign:
         raise ValueError(f"{what} the checkpoint is of another rule; its groups have {_listed(foreign)}.")
     decoupled = saved.get(_DECOUPLED, group[_DECOUPLED])
@@ -57,7 +55,7 @@ def _check_group_entries(what: str, optimizer: "OnePassOptimizer", saved: Group,
         raise ValueError(f"{what} the checkpoint is of another rule; it has {_DECOUPLED}={kind_of(decoupled)}.")
 
 
-def _check_entries_of_torch(what: str, optimizer: "OnePassOptimizer", saved: Group) -> None:
+def _check_entries_of_torch(what: str, optimizer: Loadable, saved: Group) -> None:
     """Adamax and RAdam of torch differ, before the first step, in this entry alone."""
     if optimizer.torch_class is None:
         return
@@ -68,22 +66,25 @@ def _check_entries_of_torch(what: str, optimizer: "OnePassOptimizer", saved: Gro
 
 
 def _build(cls: Callable[[list[torch.Tensor]], Optimizer]) -> Optimizer:
-    return cls([torch.zeros(1, 1)])
+    return cls([torch.zeros(1, 1, device="cpu")])
 
 
 def is_of_a_variant(name: str, rule: Rule) -> bool:
     """State of a variant of the rule (AMSGrad's maximum) that is switched off here: left behind, as in torch."""
-    return name.startswith("max_") and name.removeprefix("max_") in rule.states
+    return name.startswith("max_") and name.removeprefix("max_") in rule.state_names
 
 
 @cache
-def _entries_of_all() -> frozenset[str]:
-    """What the optimizers of torch and of this package take, and keep in their groups."""
-    from lightning_optkit.step.optimizer import OnePassOptimizer  # which loads state dicts by this module
-
+def _entries_of_all(base: type) -> frozenset[str]:
+    """What the optimizers of torch and those that derive from our `base` take, and keep in their groups."""
     torchs: list[type] = [value for value in vars(torch.optim).values() if isinstance(value, type)]
-    ours = [cls for cls in _descendants(OnePassOptimizer) if cls.__module__.startswith("lightning_optkit.")]
+    ours = [cls for cls in _descendants(base) if cls.__module__.startswith("lightning_optkit.")]
     return frozenset[str]().union(*(inspect.signature(cls).parameters for cls in [*torchs, *ours])) - {"params"}
+
+
+def _base_of(optimizer: Loadable) -> type:
+    """The class that all our optimizers derive from: the last that says anything of a rule."""
+    return [cls for cls in type(optimizer).__mro__ if "_rule" in vars(cls)][-1]
 
 
 def _descendants(cls: type) -> Iterator[type]:

@@ -3,10 +3,11 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_optkit._native import extension, why_no_cuda_kernels, why_no_look
 from lightning_optkit.step.numbers import GroupNumbers
@@ -22,6 +23,7 @@ __all__ = [
     "Entry",
     "PlanOutdated",
     "ReferenceSegment",
+    "Segment",
     "check_gradient",
     "why_no_units",
     "why_not_compiled",
@@ -43,7 +45,7 @@ class Entry:
     """
 
     param: Tensor
-    held: tuple[str, ...]
+    state_names: tuple[str, ...]
     group_index: int
     tensor_index: int
 
@@ -54,6 +56,57 @@ class Bound(NamedTuple):
     entry: Entry
     state: State
     grad: Tensor
+
+
+class Segment(Protocol):
+    """Parameters that are stepped together. Every call but `bind` is about those that it found a gradient of."""
+
+    rule: Rule
+    entries: list[Entry]
+    process_groups: tuple[Any, ...]
+
+    def __init__(
+        self, rule: Rule, entries: Sequence[Entry], states: Sequence[State], average_name: str | None, owner: str
+    ) -> None: ...
+
+    def bind(self, states: Sequence[State]) -> bool:
+        """Takes this step's gradients, and the entries' state as it is now; False if there is no gradient.
+
+        Raises:
+            PlanOutdated: if a parameter or its state has another form than when the segment was made.
+            ValueError: if a gradient does not fit its parameter.
+        """
+        ...
+
+    def release(self) -> None:
+        """Lets go of gradients and state."""
+        ...
+
+    def check(self) -> None:
+        """Raises PlanOutdated if a walk would, ValueError if a gradient does not fit."""
+        ...
+
+    def idle(self) -> list[tuple[Entry, State]]:
+        """Entries without a gradient in this step, and their state."""
+        ...
+
+    def norm(self) -> tuple[float, float]:
+        """Sum of squares and number of non-finite elements of the gradients."""
+        ...
+
+    def step(
+        self, groups: Sequence[Group], numbers: Sequence[GroupNumbers], grad_scale: float, statistics: bool
+    ) -> Clipped:
+        """Updates the parameters in one walk through memory."""
+        ...
+
+    def observed(self) -> Tensor:
+        """What a rule with an estimate observed in the last step: shape (2,), fp64."""
+        ...
+
+    def statistics(self) -> dict[int, TensorStatistics]:
+        """What the last step counted, by number of the parameter."""
+        ...
 
 
 def why_not_compiled(param: Tensor) -> str | None:
@@ -108,7 +161,7 @@ def check_gradient(owner: str, param: Tensor, grad: Tensor) -> None:
         raise ValueError(f"{owner}.step: the storage of a gradient holds less than its shape {list(grad.shape)} needs.")
 
 
-class ReferenceSegment:
+class ReferenceSegment(Segment):
     """Parameters updated by plain PyTorch, one after another.
 
     Args:
@@ -130,13 +183,8 @@ class ReferenceSegment:
         self._idle: list[tuple[Entry, State]] = []
         self._done: dict[int, Done] = {}
 
+    @override
     def bind(self, states: Sequence[State]) -> bool:
-        """Takes this step's gradients, and the entries' state as it is now; False if there is no gradient.
-
-        Raises:
-            PlanOutdated: if a parameter or its state has another form than when the segment was made.
-            ValueError: if a gradient does not fit its parameter.
-        """
         self.release()
         for entry, state in zip(self.entries, states, strict=True):
             grad = entry.param.grad
@@ -147,19 +195,19 @@ class ReferenceSegment:
         self.check()
         return bool(self._bound)
 
+    @override
     def release(self) -> None:
-        """Lets go of gradients and state."""
         self._bound, self._idle = [], []
 
+    @override
     def check(self) -> None:
-        """Raises PlanOutdated if a walk would, ValueError if a gradient does not fit."""
         for entry, state, grad in self._bound:
             if self._form(entry, state) != self._forms[entry.tensor_index]:
                 raise PlanOutdated
             check_gradient(self._owner, local(entry.param), grad)
 
+    @override
     def idle(self) -> list[tuple[Entry, State]]:
-        """Entries without a gradient in this step, and their state."""
         return self._idle
 
     def _form(self, entry: Entry, state: State) -> list[tuple[object, ...]]:
@@ -168,15 +216,15 @@ class ReferenceSegment:
         tensors += [(name, local(t)) for name, t in state.items() if isinstance(t, Tensor)]
         return [(name, t.shape, t.dtype, t.device, type(t)) for name, t in tensors]
 
+    @override
     def norm(self) -> tuple[float, float]:
-        """Sum of squares and number of non-finite elements of the gradients."""
         squares, nonfinite = zip(*(norm_reference(bound.grad) for bound in self._bound), strict=True)
         return sum(squares), sum(nonfinite)
 
+    @override
     def step(
         self, groups: Sequence[Group], numbers: Sequence[GroupNumbers], grad_scale: float, statistics: bool
     ) -> Clipped:
-        """Updates the bound parameters."""
         updates = [(self.rule, bound) for bound in self._bound]
         return self._step_each(updates, groups, numbers, grad_scale, statistics)
 
@@ -196,7 +244,7 @@ class ReferenceSegment:
                 local(entry.param),
                 grad,
                 {name: local(t) for name, t in state.items()},
-                entry.held,
+                entry.state_names,
                 groups[entry.group_index],
                 numbers[entry.group_index],
                 average_name=self._average_name,
@@ -210,11 +258,11 @@ class ReferenceSegment:
         parts = [each.clipped for each in done.values()]
         return Clipped(sum(part.grad_sq for part in parts), sum(part.num for part in parts))
 
+    @override
     def statistics(self) -> dict[int, TensorStatistics]:
-        """By number of the parameter."""
         return {index: each.statistics for index, each in self._done.items() if each.statistics is not None}
 
+    @override
     def observed(self) -> Tensor:
-        """What a rule with an estimate observed in the last step: shape (2,), fp64."""
         sums = [each.observed for each in self._done.values()]
-        return torch.tensor(sums, dtype=torch.float64).sum(0)
+        return torch.tensor(sums, dtype=torch.float64, device="cpu").sum(0)

@@ -79,7 +79,7 @@ def why_not_on_shards(param: Tensor, group: Group, rule: Rule, clip: Clip | None
         return "keep 8-bit state"
     if rule.needs_whole:
         return rule.needs_whole
-    if rule.trust is not None:
+    if rule.trust_ratio is not None:
         return "set the rate by the norm"
     if clip is not None and math.isfinite(clip.bounds.max_tensor_norm):
         return "clip the norm of one tensor"

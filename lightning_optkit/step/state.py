@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from lightning_optkit.step.codes import BLOCK, NONNEGATIVE, decode, encode_, scale_name, zero_scales
 from lightning_optkit.step.memory import zeros_like_all
 from lightning_optkit.step.numbers import compute_dtype
 from lightning_optkit.step.plain import has_dispatch, why_unusable
+from lightning_optkit.step.quantized_state import BLOCK, dequantize8, quantize8_, scale_name, zero_scales
 from lightning_optkit.step.reference import as_real
-from lightning_optkit.step.rule import Average, Group, Rule, Scalar, State
+from lightning_optkit.step.rule import Average, Group, Rule, Scalar, State, StateSpec
 from lightning_optkit.step.segments import Entry
 from lightning_optkit.step.shards import distribute_like, local, place_like
 
@@ -31,7 +31,7 @@ class StateLayout:
     Args:
         average: The average to keep, if any.
         state_dtype: Dtype of the rule's own state beside real parameters of at most 32 bits; "int8": codes of
-            `lightning_optkit.step.codes`, held as uint8.
+            `lightning_optkit.step.quantized_state`, as uint8.
     """
 
     average: Average | None
@@ -50,22 +50,22 @@ class StateLayout:
             return torch.complex128 if param.dtype.is_complex else torch.float64
         if param.dtype.is_complex:
             return torch.complex64
-        if name == self.average_name or name in rule.wide:
+        if name == self.average_name or rule.spec(name).full_precision:
             return torch.float32
         return torch.uint8 if self.state_dtype == "int8" else self.state_dtype
 
-    def tensors(self, held: Sequence[str], group: Group) -> list[str]:
+    def tensors(self, state_names: Sequence[str], group: Group) -> list[str]:
         """Names of the tensors that a parameter of the group holds, given those of the rule."""
-        names = list(held)
+        names = list(state_names)
         if group["rounding"] == "kahan":
             names.append("compensation")
         if self.average_name:
             names.append(self.average_name)
         return names
 
-    def scalars(self, rule: Rule, held: Sequence[str]) -> list[Scalar]:
+    def scalars(self, rule: Rule, state_names: Sequence[str]) -> list[Scalar]:
         """The numbers, 0-d and fp32, that it holds besides."""
-        scalars = [_STEP, *(rule.scalars if held else ())]
+        scalars = [_STEP, *(rule.scalars if state_names else ())]
         return [*scalars, _NUM_AVERAGED] if self.average_name else scalars
 
 
@@ -86,7 +86,7 @@ def check_state(owner: str, kept: Sequence[Kept], layout: StateLayout) -> None:
             if held is not None:
                 _check_tensor(f"{owner}.step", name, held, entry.param, rule)
                 _check_scales(f"{owner}.step", name, held, state.get(scale_name(name)))
-        for scalar in layout.scalars(rule, entry.held):
+        for scalar in layout.scalars(rule, entry.state_names):
             value = state.get(scalar.name)
             if value is not None and not _is_number(value):
                 raise ValueError(f"{owner}.step: the state {scalar.name!r} must be one number, got {_kind_of(value)}.")
@@ -128,24 +128,25 @@ def _kind_of(value: object) -> str:
 @torch.no_grad()
 def prepare_state(kept: Sequence[Kept], layout: StateLayout) -> None:
     """Creates what a state lacks, as zeros, and puts what it has into the dtype and strides that the walk needs."""
-    missing: list[tuple[State, str, Tensor, torch.dtype, float]] = []
+    missing: list[tuple[State, StateSpec, Tensor, torch.dtype, float]] = []
     for entry, state, group, rule in kept:
         for name in _walked(entry, state, group, layout):
             held = state.get(name)
             dtype = layout.dtype_of(name, entry.param, rule)
             like = rule.like(name, entry.param)
             if held is None or not _fits(held, like, dtype) or not _has_fitting_scales(held, name, state):
-                fresh = rule.fresh(name, group) if rule.fresh and name in rule.states else 0.0
-                missing.append((state, name, like, dtype, fresh))
+                spec = rule.spec(name)
+                missing.append((state, spec, like, dtype, spec.fresh(group) if spec.fresh else 0.0))
     likes = [local(like) for _, _, like, _, _ in missing]
     created = zeros_like_all(likes, [dtype for _, _, _, dtype, _ in missing])
-    for (state, name, like, _, fresh), tensor in zip(missing, created, strict=True):
+    for (state, spec, like, _, fresh), tensor in zip(missing, created, strict=True):
+        name = spec.name
         held = state.get(name)
         if held is not None:
-            convert_(tensor, state, name, local(distribute_like(held, like)))
+            convert_(tensor, state, spec, local(distribute_like(held, like)))
         elif fresh:
             parts = as_real(tensor)  # both parts of a complex number, as torch does
-            convert_(parts, state, name, torch.full_like(parts, fresh, dtype=torch.float64))
+            convert_(parts, state, spec, torch.full_like(parts, fresh, dtype=torch.float64))
         elif tensor.dtype == torch.uint8:
             state[scale_name(name)] = zero_scales(tensor)
         if held is None and name == layout.average_name:
@@ -154,27 +155,28 @@ def prepare_state(kept: Sequence[Kept], layout: StateLayout) -> None:
     _create_scalars(kept, layout)
 
 
-def convert_(tensor: Tensor, state: State, name: str, held: Tensor) -> None:
-    """Fills `tensor`, which will be `state[name]`, with what `held` says; scales of codes come and go in `state`."""
+def convert_(tensor: Tensor, state: State, spec: StateSpec, held: Tensor) -> None:
+    """Fills `tensor`, which will be the state of `spec`, with what `held` says; its scales come and go in `state`."""
+    name = spec.name
     scale = state.pop(scale_name(name), None)
     if tensor.dtype == held.dtype == torch.uint8 and scale is not None and held.stride() == tensor.stride():
         tensor.copy_(held)
         state[scale_name(name)] = scale.detach().to(tensor.device, torch.float32, copy=True).contiguous()
         return
     if held.dtype == torch.uint8 and scale is not None:
-        held = decode(held.to(tensor.device), scale.to(tensor.device), signed=name not in NONNEGATIVE)
+        held = dequantize8(held.to(tensor.device), scale.to(tensor.device), signed=not spec.nonnegative)
     if tensor.dtype != torch.uint8:
         tensor.copy_(held)
         return
     value = torch.empty_like(tensor, dtype=torch.float32).copy_(held)
     scales = zero_scales(tensor)
-    encode_(tensor, scales, value, signed=name not in NONNEGATIVE, key=(0, 0, 0, 0))
+    quantize8_(tensor, scales, value, signed=not spec.nonnegative, key=(0, 0, 0, 0))
     state[scale_name(name)] = scales
 
 
 def _walked(entry: Entry, state: State, group: Group, layout: StateLayout) -> list[str]:
     """What the walk touches: a compensation that is there is used up even after `rounding` was changed."""
-    names = layout.tensors(entry.held, group)
+    names = layout.tensors(entry.state_names, group)
     return [*names, "compensation"] if "compensation" in state and "compensation" not in names else names
 
 
@@ -205,7 +207,7 @@ def _create_scalars(kept: Sequence[Kept], layout: StateLayout) -> None:
     """Adds what is missing, as views of one tensor."""
     missing: list[tuple[State, Scalar]] = []
     for entry, state, _, rule in kept:
-        for scalar in layout.scalars(rule, entry.held):
+        for scalar in layout.scalars(rule, entry.state_names):
             held = state.get(scalar.name)
             if held is None:
                 missing.append((state, scalar))

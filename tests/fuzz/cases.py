@@ -37,7 +37,7 @@ NOT_CALLED = {
     "layers.NormSwap", "layers.NormSwaps", "optimizers.GroupTable", "step.Explanation", "step.GroupPlan",
     "step.StepInBackward", "step.TensorStatistics",
     # Types and protocols.
-    "init.Activation", "init.Scheme", "schedules.Length", "step.Average", "step.Clip", "step.LearningClip",
+    "init.Activation", "init.Scheme", "schedules.Length", "step.Average", "step.Clip", "step.StatefulClip",
     # What a new rule or schedule is made of, in this package.
     "schedules.Schedule", "step.ClipBounds", "step.OnePassOptimizer", "step.Rule", "step.Scalar",
     # Takes nothing.

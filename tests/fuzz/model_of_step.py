@@ -68,7 +68,8 @@ class Run(RuleBasedStateMachine):
         self.generator = torch.Generator().manual_seed(seed)
         self.kwargs = dict(data.draw(st.sampled_from(RULES[name])), lr=0.05)
         self.classes = getattr(optimizers, name), getattr(torch.optim, name)
-        self.dtype, self.tolerance = torch.float64, 1e-9
+        # Both keep NAdam's product of momenta as one fp32 number, and round it by themselves.
+        self.dtype, self.tolerance = torch.float64, 1e-6 if name == "NAdam" else 1e-9
         shapes = data.draw(st.lists(st.sampled_from(SHAPES), min_size=1, max_size=4))
         self.params = [[self.parameter(v) for v in pair] for pair in ((self.randn(s),) * 2 for s in shapes)]
         half = data.draw(st.integers(1, len(shapes)))

@@ -45,7 +45,7 @@ def trained(sharded):
             optimizer.step()
         optimizer.zero_grad()
     kind = CudaSegment if DEVICE == "cuda" else CompiledSegment
-    assert all(isinstance(segment, kind) for segment in optimizer._plan.segments)
+    assert all(isinstance(segment, kind) for segment in optimizer._engine.plan.segments)
     averages = [optimizer.state[p]["ema"] for p in net.parameters()]
     whole = [t.full_tensor() if hasattr(t, "full_tensor") else t for t in [*net.parameters(), *averages]]
     return [t.detach() for t in whole], optimizer.grad_norm

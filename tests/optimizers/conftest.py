@@ -8,6 +8,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from lightning_optkit._native import extension
 from lightning_optkit.averaging import EMA
 from lightning_optkit.clipping import ClipNorm
 
@@ -48,6 +49,9 @@ def paths_agree():
         _steps(one, compiled, gradients)
         _steps(other, reference, gradients)
         assert one.num_clipped == other.num_clipped == 50
+        paths = [[plan.path for plan in each.explain().groups if plan.rule != "muon"] for each in (one, other)]
+        assert extension is None or {path.split(" (")[0] for path in paths[0]} == {"compiled"}
+        assert {*paths[1]} == {"reference: fused=False"}
         for p, q in zip(compiled, reference, strict=True):
             torch.testing.assert_close(p.detach(), q.detach(), **tolerance)
             if averages:

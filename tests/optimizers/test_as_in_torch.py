@@ -181,6 +181,24 @@ def test_a_state_dict_of_any_settings_continues_in_the_other_package(name, train
     torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
+@pytest.mark.parametrize("beta1", [0.0, 0.25, 0.5])
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "Adamax", "NAdam", "RAdam"])
+def test_a_first_moment_that_forgets_fast_keeps_small_gradients_after_large_ones(name, beta1, fused, dtype):
+    found = []
+    for cls, path in zip(classes(name), [{"fused": fused}, {}], strict=True):
+        p = torch.zeros(9, dtype=dtype, requires_grad=True)
+        optimizer = cls(
+            [p], lr=0.1, betas=(beta1, 0.5), **(path if "fused" in inspect.signature(cls).parameters else {})
+        )
+        for gradient in (1e8, 1.2345e-5, 1.5):
+            p.grad = torch.full_like(p, gradient)
+            optimizer.step()
+        found.append(optimizer.state[p]["exp_avg"])
+    torch.testing.assert_close(*found, rtol=4e-7 if dtype == torch.float32 else 1e-14, atol=0)
+
+
 # --- the same refusals ---
 
 NAN = float("nan")

@@ -232,7 +232,9 @@ def test_training_continues_through_two_conversions(rule):
     to_torch_(optimizer)
     train(optimizer, params, range(3, 6))
     from_torch_(optimizer)
-    assert optimizer._plan is None  # a plan of before holds addresses of state that is gone: not to be stepped with
+    assert (
+        optimizer._engine.plan is None
+    )  # a plan of before holds addresses of state that is gone: not to be stepped with
     train(optimizer, params, range(6, 9))
     train(expected, expected_params, range(9))
     torch.testing.assert_close(params, expected_params, rtol=0, atol=1e-12)

@@ -233,3 +233,11 @@ def test_a_bad_group_is_refused_when_it_is_added(cls, group, snapshot):
     with pytest.raises((TypeError, ValueError), match=rf"^{cls.__name__}\("):
         optimizer.add_param_group(dict(params=[torch.ones(2, 2, requires_grad=True)], **group))
     assert snapshot(optimizer) == before
+
+
+@pytest.mark.parametrize("groups", [None, ["x"], [None], 3], ids=repr)
+def test_groups_that_are_none_are_refused_in_a_sentence(groups):
+    optimizer = SGD([torch.nn.Parameter(torch.ones(2))])
+    optimizer.param_groups = groups
+    with pytest.raises(TypeError, match=r"^SGD\.step: param_groups must be a list of dicts\.$"):
+        optimizer.step()

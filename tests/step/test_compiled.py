@@ -85,7 +85,7 @@ def test_the_copy_of_an_expanded_gradient_is_not_kept():
     p.grad = torch.ones(1).expand(1000)
     optimizer = SGD([p])
     optimizer.step()
-    plan = optimizer._plan.segments[0]._plan
+    plan = optimizer._engine.plan.segments[0]._plan
     with pytest.raises(ValueError, match="call bind before"):
         plan.check()  # it holds nothing
 

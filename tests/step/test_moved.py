@@ -392,7 +392,7 @@ def test_each_gradient_in_another_layout_is_looked_at_twice_however_many_there_a
     for p in params:
         p.grad = torch.ones(2, 2).t().contiguous().t()
     optimizer.step()
-    segment = optimizer._plan.segments[0]
+    segment = optimizer._engine.plan.segments[0]
     plan, starts = segment._plan, []
 
     class Counting:

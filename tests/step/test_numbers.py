@@ -9,17 +9,13 @@ import torch
 from lightning_optkit.averaging import EMA
 from lightning_optkit.clipping import ClipNorm, ClipPerTensor, ClipUnitwise, ClipValue
 from lightning_optkit.optimizers import SGD, Adam, AdamW
-from lightning_optkit.step.numbers import GroupNumbers, average_weight, compute_dtype, is_due, read_group
+from lightning_optkit.step.coefficients import average_weight
+from lightning_optkit.step.numbers import compute_dtype, is_due, read_group
+from lightning_optkit.step.rule import AverageKind
 
 
 def group_of(optimizer_class=AdamW, **kwargs):
     return optimizer_class([torch.ones(1, requires_grad=True)], **kwargs).param_groups[0]
-
-
-def averaging(kind=1.0, decay=0.9, due=1.0):
-    fields = dict.fromkeys(GroupNumbers._fields, 0.0)
-    fields |= dict(average_kind=kind, average_decay=decay, average_due=due)
-    return GroupNumbers(**fields)
 
 
 def test_reads_what_a_schedule_wrote_into_the_group():
@@ -52,11 +48,10 @@ def test_decay_is_decoupled_only_in_adamw(optimizer_class, decoupled):
 
 
 def test_the_first_update_of_an_average_copies_and_the_next_are_weighted():
-    assert average_weight(averaging(), num_averaged=0) == 1.0
-    assert average_weight(averaging(), num_averaged=1) == pytest.approx(0.1)
-    assert average_weight(averaging(kind=2.0), num_averaged=3) == pytest.approx(0.25)
-    assert average_weight(averaging(kind=0.0), num_averaged=0) == 0.0
-    assert average_weight(averaging(due=0.0), num_averaged=1) == 0.0
+    assert average_weight(AverageKind.EXPONENTIAL, 0.9, num_averaged=0) == 1.0
+    assert average_weight(AverageKind.EXPONENTIAL, 0.9, num_averaged=1) == pytest.approx(0.1)
+    assert average_weight(AverageKind.UNIFORM, 0.9, num_averaged=3) == pytest.approx(0.25)
+    assert average_weight(AverageKind.UNIFORM, 0.9, torch.tensor(3.0)).item() == pytest.approx(0.25)
 
 
 def test_averages_at_start_and_then_every_so_many_steps():

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tensors that are no plain memory: the reference path, the right value, or one sentence; never foreign memory."""
 
+import re
 import warnings
 
 import pytest
@@ -11,7 +12,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 from lightning_optkit._native import extension
 from lightning_optkit.averaging import EMA
 from lightning_optkit.clipping import ClipNorm, ClipUnitwise
-from lightning_optkit.optimizers import SGD, Adafactor, AdamW, Lion
+from lightning_optkit.optimizers import LAMB, SGD, Adafactor, AdamW, Lion, Muon, NAdam, Prodigy, ScheduleFreeAdamW
 
 # --- the lazy negation bit ---
 
@@ -154,12 +155,116 @@ def test_parameters_without_numbers_are_refused_in_a_sentence(cls):
             cls([p]).step()
 
 
-@pytest.mark.timeout(30)
-def test_jagged_parameters_end_in_an_answer():
-    p = torch.nn.Parameter(torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged))
+ODD_PARAMETERS = {
+    "int64": (lambda: torch.arange(4), "holds int64; it must hold floating-point or complex numbers"),
+    "bool": (lambda: torch.ones(4, dtype=torch.bool), "holds bool; it must hold floating-point or complex numbers"),
+    "uint8": (lambda: torch.ones(4, dtype=torch.uint8), "holds uint8; it must hold floating-point or complex numbers"),
+    "expanded": (lambda: torch.ones(1).expand(4), "is expanded: several of its elements are one number in memory"),
+    "expanded rows": (lambda: torch.ones(1, 3).expand(2, 3), "is expanded: several of its elements are one number"),
+    "sparse": (lambda: torch.eye(3).to_sparse(), "is sparse_coo; only its gradient may be"),
+    "sparse rows": (lambda: torch.eye(3).to_sparse_csr(), "is sparse_csr; only its gradient may be"),
+    "jagged": (
+        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+        "is nested",
+    ),
+}
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.nested.*", "ignore:Sparse CSR tensor support.*", "ignore:.*nested tensors.*"
+)
+@pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
+@pytest.mark.parametrize("what", ODD_PARAMETERS)
+def test_a_parameter_that_no_step_can_write_is_refused_before_any_is_moved(what, fused):
+    make, reason = ODD_PARAMETERS[what]
+    odd, plain = make(), torch.nn.Parameter(torch.ones(3))
+    odd.grad = odd.detach().clone()
+    plain.grad = torch.ones(3)
+    optimizer = SGD([plain, odd], lr=0.1, momentum=0.9, fused=fused)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=re.escape(reason)):
+            optimizer.step()
+    assert plain.tolist() == [1, 1, 1]
+    assert not optimizer.state
+
+
+@pytest.mark.parametrize("cls", [AdamW, Adafactor, Muon, Lion])
+def test_integers_are_refused_by_every_kind_of_rule(cls):
+    p = torch.ones(4, 4, dtype=torch.int32)
     p.grad = torch.ones_like(p)
-    with pytest.raises(Exception):  # noqa: B017 - whatever torch says of the first operator that it lacks
-        AdamW([p]).step()
+    with pytest.raises(ValueError, match=rf"^{cls.__name__}\.step: a parameter of shape \[4, 4\] holds int32"):
+        cls([p]).step()
+    assert (p == 1).all()
+
+
+# --- inside torch.func, and under another default device ---
+
+
+@pytest.mark.parametrize("stepped_before", [False, True])
+def test_a_step_inside_a_transform_is_refused_and_one_after_it_works(stepped_before):
+    p = torch.nn.Parameter(torch.ones(3))
+    optimizer = SGD([p], lr=0.5, momentum=0.9)
+
+    def loss(x):
+        p.grad = x * 1.0
+        optimizer.step()
+        return x.sum()
+
+    if stepped_before:
+        p.grad = torch.zeros(3)
+        optimizer.step()
+    for transform in (torch.func.grad, torch.func.vjp):
+        with pytest.raises(RuntimeError, match=r"^SGD\.step: called inside a transform of torch\.func"):
+            transform(loss)(torch.ones(3)) if transform is torch.func.grad else transform(loss, torch.ones(3))
+    p.grad = torch.ones(3)
+    optimizer.step()
+    assert p.tolist() == [0.5, 0.5, 0.5]
+
+
+def test_parameters_of_a_vmap_are_refused_in_a_sentence():
+    def stepped(x):
+        optimizer = SGD([x], lr=0.1)
+        x.grad = x * 1
+        optimizer.step()
+        return x
+
+    with pytest.raises(RuntimeError, match=r"^SGD\.step: called inside a transform of torch\.func"):
+        torch.func.vmap(stepped)(torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
+@pytest.mark.parametrize("cls", [AdamW, NAdam, Adafactor, Muon, Prodigy, ScheduleFreeAdamW, LAMB])
+def test_the_default_device_is_not_asked(cls, fused):
+    if cls is Adafactor and fused is False:
+        pytest.skip("takes no such argument, as torch's")
+    pair = [torch.nn.Parameter(torch.ones(3, 3)) for _ in range(2)]
+    rules = {} if cls is Adafactor else {"fused": fused}
+    for p, device in zip(pair, ["cpu", "meta"], strict=True):
+        optimizer = cls([p], lr=0.1, clip=ClipNorm(1.0), average=None if "Free" in cls.__name__ else EMA(0.9), **rules)
+        getattr(optimizer, "train", lambda: None)()
+        for _ in range(3):
+            p.grad = torch.full((3, 3), 2.0, device="cpu")
+            with torch.device(device):
+                optimizer.step()
+    assert torch.equal(*pair)
+
+
+# --- a gradient that lies in its own parameter ---
+
+
+@pytest.mark.parametrize("cls", [SGD, AdamW, Lion])
+@pytest.mark.parametrize("shift", [1, -1, 7, 500])
+def test_a_gradient_that_lies_partly_in_its_parameter_is_read_before_it_is_written(cls, shift):
+    def buffers():
+        memory = torch.arange(3.0, 2503.0)
+        return memory[500:1501], memory[500 + shift : 1501 + shift]
+
+    data, grad = buffers()
+    p, apart = torch.nn.Parameter(data), torch.nn.Parameter(data.clone())
+    p.grad, apart.grad = grad, grad.clone()
+    for each in (p, apart):
+        cls([each], lr=0.1).step()
+    assert torch.equal(p, apart)
 
 
 # --- memory that is shared or special ---

@@ -66,7 +66,7 @@ def test_every_16_and_32_bit_parameter_shares_one_plan():
     for p in params:
         p.grad = torch.ones_like(p)
     optimizer.step()
-    assert [len(segment.entries) for segment in optimizer._plan.segments] == [3]
+    assert [len(segment.entries) for segment in optimizer._engine.plan.segments] == [3]
     assert [p[0].item() for p in params] == pytest.approx([0.999, 0.5, 0.5])
 
 

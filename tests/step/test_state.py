@@ -82,10 +82,10 @@ def test_state_of_its_own_shape_is_kept_from_step_to_step_beside_a_transposed_pa
     for _ in range(3):
         p.grad = torch.ones(3, 4)
         optimizer.step()
-        held, plan = optimizer.state[p]["row_var"], optimizer._plan
+        held, plan = optimizer.state[p]["row_var"], optimizer._engine.plan
         optimizer.step()
         assert optimizer.state[p]["row_var"] is held
-        assert optimizer._plan is plan
+        assert optimizer._engine.plan is plan
     assert optimizer.state[p]["ema"].stride() == p.stride()
 
 

@@ -14,25 +14,9 @@ from torch import Tensor
 
 from lightning_optkit.step.rounding import random_bits
 
-__all__ = ["BLOCK", "NONNEGATIVE", "decode", "encode_", "scale_name", "zero_scales"]
+__all__ = ["BLOCK", "dequantize8", "quantize8_", "scale_name", "zero_scales"]
 
 BLOCK = 128
-NONNEGATIVE = frozenset(
-    {
-        "exp_avg_sq",
-        "max_exp_avg_sq",
-        "square_avg",
-        "acc_delta",
-        "sum",
-        "exp_inf",
-        "exp_avg_insta",
-        "variance",
-        "row_var",
-        "col_var",
-    }
-)
-"""State of our rules that is a sum of squares or of magnitudes."""
-
 _MAX = 1.875
 # Between these, a scale and its reciprocal are normal numbers. Larger numbers become the largest, smaller blocks zeros.
 _LEAST_SCALE, _MOST_SCALE = 2.0**-125, 2.0**126
@@ -48,7 +32,7 @@ def zero_scales(codes: Tensor) -> Tensor:
     return torch.zeros(-(-codes.numel() // BLOCK), dtype=torch.float32, device=codes.device)
 
 
-def decode(codes: Tensor, scales: Tensor, *, signed: bool) -> Tensor:
+def dequantize8(codes: Tensor, scales: Tensor, *, signed: bool) -> Tensor:
     """The numbers that `codes` stand for: fp32, in the same shape and strides.
 
     Args:
@@ -66,7 +50,7 @@ def decode(codes: Tensor, scales: Tensor, *, signed: bool) -> Tensor:
     return value.as_strided(codes.shape, codes.stride())
 
 
-def encode_(codes: Tensor, scales: Tensor, value: Tensor, *, signed: bool, key: tuple[int, int, int, int]) -> None:
+def quantize8_(codes: Tensor, scales: Tensor, value: Tensor, *, signed: bool, key: tuple[int, int, int, int]) -> None:
     """Writes the codes and scales of `value`.
 
     Args:

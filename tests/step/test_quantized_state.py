@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lightning_optkit._native import extension
 from lightning_optkit.averaging import EMA
 from lightning_optkit.optimizers import SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, Lion, NAdam, RAdam, RMSprop
-from lightning_optkit.step.codes import BLOCK, decode, encode_, zero_scales
+from lightning_optkit.step.quantized_state import BLOCK, dequantize8, quantize8_, zero_scales
 
 SIGNED = pytest.mark.parametrize("signed", [True, False], ids=["signed", "nonnegative"])
 
@@ -20,12 +20,12 @@ SIGNED = pytest.mark.parametrize("signed", [True, False], ids=["signed", "nonneg
 def coded(value, signed, step=1):
     codes = torch.zeros(value.shape, dtype=torch.uint8)
     scales = zero_scales(codes)
-    encode_(codes, scales, value, signed=signed, key=(0, step, 0, 0))
+    quantize8_(codes, scales, value, signed=signed, key=(0, step, 0, 0))
     return codes, scales
 
 
 def there_and_back(value, signed, step=1):
-    return decode(*coded(value, signed, step), signed=signed)
+    return dequantize8(*coded(value, signed, step), signed=signed)
 
 
 @SIGNED
@@ -35,7 +35,7 @@ def test_every_code_is_read_as_it_was_written(signed):
     # One number of each block is the largest there is, so that the others are held as they are.
     largest = torch.full((len(codes), 1), 127 if signed else 255, dtype=torch.uint8)
     blocks = torch.cat([codes[:, None].expand(-1, BLOCK - 1), largest], 1).flatten()
-    value = decode(blocks, torch.full((len(codes),), 3.0), signed=signed)
+    value = dequantize8(blocks, torch.full((len(codes),), 3.0), signed=signed)
     found, scales = coded(value, signed)
     assert torch.equal(found, blocks)
     assert scales.tolist() == [3.0] * len(codes)
@@ -97,7 +97,7 @@ def test_what_is_not_finite_costs_its_block_nothing(bad, signed):
 def test_a_block_of_nothing_finite_is_zeros(signed):
     codes, scales = coded(torch.tensor([math.nan, math.inf, -math.inf, 0.0]), signed)
     assert scales.tolist() == [0.0]
-    assert decode(codes, scales, signed=signed).tolist() == [0.0] * 4
+    assert dequantize8(codes, scales, signed=signed).tolist() == [0.0] * 4
 
 
 @SIGNED
@@ -113,7 +113,7 @@ def test_scales_at_both_ends_of_fp32(largest, signed):
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
 def test_a_scale_that_was_saved_as_not_finite_is_read_as_zeros(bad, signed):
     codes = torch.arange(256, dtype=torch.uint8)
-    assert decode(codes, torch.tensor([bad, bad]), signed=signed).tolist() == [0.0] * 256
+    assert dequantize8(codes, torch.tensor([bad, bad]), signed=signed).tolist() == [0.0] * 256
 
 
 # --- in the step ---

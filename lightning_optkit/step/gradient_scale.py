@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the gradients of a step are multiplied by: unscale, take the norm, clip; in this order wherever it is done."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_optkit.step.coefficients import clip_coefficient
+from lightning_optkit.step.rule import Clip, StatefulClip
+from lightning_optkit.step.segments import Segment
+from lightning_optkit.step.shards import reduce_sum_
+
+__all__ = ["DeviceScale", "HostScale", "global_norm", "host_scale"]
+
+
+class HostScale(NamedTuple):
+    """The factor of one step, known to the host.
+
+    Args:
+        unscale: 1 / loss scale.
+        coefficient: What clipping by the global norm leaves.
+        norm: After unscaling; NaN if an element is not finite; None without a clip that asks for it.
+        is_skipped: Whether there is to be no step, as a gradient is not finite.
+    """
+
+    unscale: float
+    coefficient: float
+    norm: float | None
+    is_skipped: bool
+
+    @property
+    def factor(self) -> float:
+        """Of every gradient."""
+        return self.unscale * self.coefficient
+
+
+def host_scale(
+    clip: Clip | None, segments: Sequence[Segment], found_inf: Tensor | None, loss_scale: Tensor | None
+) -> HostScale:
+    """Asks the gradients of `segments`, and the clip for its bound of their norm.
+
+    Args:
+        clip: What is folded into the step.
+        segments: Bound to their gradients.
+        found_inf: Verdict of a GradScaler, if there is one.
+        loss_scale: Its scale.
+    """
+    unscale = 1.0 if loss_scale is None else 1.0 / float(loss_scale)
+    if found_inf is not None and float(found_inf) != 0:
+        return HostScale(unscale, 1.0, None, is_skipped=True)
+    if clip is None or not clip.needs_norm:
+        return HostScale(unscale, 1.0, None, is_skipped=False)
+    norm = global_norm(segments, unscale)
+    if math.isnan(norm):
+        return HostScale(unscale, 1.0, norm, is_skipped=True)
+    bound = float(clip.norm_bound(torch.tensor(norm, dtype=torch.float64, device="cpu")))
+    if math.isnan(bound):
+        raise ValueError(f"{type(clip).__name__}.norm_bound: returned nan for a norm of {norm:g}; it must be a number.")
+    return HostScale(unscale, clip_coefficient(bound, norm), norm, is_skipped=False)
+
+
+def global_norm(segments: Sequence[Segment], unscale: float) -> float:
+    """L2 norm of all gradients, times `unscale`; NaN if an element is not finite."""
+    squares = nonfinite = 0.0
+    for segment in segments:
+        sums: Sequence[float] = segment.norm()
+        if segment.process_groups:
+            here = torch.tensor(sums, dtype=torch.float64, device=segment.entries[0].param.device)
+            sums = reduce_sum_(here, segment.process_groups).tolist()
+        squares, nonfinite = squares + sums[0], nonfinite + sums[1]
+    return float("nan") if nonfinite > 0 else float(unscale * squares**0.5)
+
+
+class DeviceScale:
+    """The same, known only to the device: the kernels do the arithmetic (csrc/cuda/step.cuh), and nobody waits for it.
+
+    Args:
+        device: The CUDA device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.report = torch.zeros(5, dtype=torch.float64, device=device)
+        """Norm after unscaling, the same after clipping, steps, clipped steps, skipped steps."""
+        self.clipped = torch.zeros(2, dtype=torch.float64, device=device)
+        """What clipping by tensor or by unit left in this step: `Clipped` of csrc/core/tables.h."""
+        self.norm: Tensor | None = None
+        self.loss_scale: Tensor | None = None
+        self.found_inf: Tensor | None = None
+        self.max_norm: Tensor | None = None
+        self.max_norm_value = math.inf
+        """Bound of the norm where `max_norm` is None."""
+
+    def begin(self, found_inf: Tensor | None, loss_scale: Tensor | None) -> None:
+        """Starts a step; both are those of a GradScaler, if there is one."""
+        self.found_inf, self.loss_scale = found_inf, loss_scale
+        self.norm = self.max_norm = None
+
+    def bound_norm_by(self, clip: Clip) -> None:
+        """Asks the clip for this step's bound of the norm."""
+        assert self.norm is not None
+        bound = clip.norm_bound(self._unscaled_norm() if isinstance(clip, StatefulClip) else self.norm[0])
+        if isinstance(bound, Tensor):
+            self.max_norm, self.max_norm_value = bound.to(torch.float64), math.inf
+        else:
+            self.max_norm, self.max_norm_value = None, bound
+        if clip.bounds.limits_parts:
+            self.clipped.zero_()
+
+    def _unscaled_norm(self) -> Tensor:
+        """NaN in a step that will be skipped."""
+        assert self.norm is not None
+        norm = self.norm[0].sqrt()
+        if self.loss_scale is not None:
+            norm = norm / self.loss_scale.reshape(())
+        is_skipped = self.norm[1] > 0
+        if self.found_inf is not None:
+            is_skipped = is_skipped | (self.found_inf.reshape(()) > 0)
+        return torch.where(is_skipped, torch.nan, norm)
