@@ -7,6 +7,7 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.data import sized_len
 
 from lightning_optkit.callbacks.batch_size_schedule import BatchSizeSchedule
+from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.random_state import own_generators
 
 __all__ = ["described", "differences", "num_workers"]
@@ -25,7 +26,7 @@ def described(trainer: pl.Trainer, loaders: list[Any]) -> dict[str, Any]:
         "batch size": [getattr(loader, "batch_size", None) for loader in loaders],
         "batches per epoch": trainer.num_training_batches,
     }
-    if any(isinstance(callback, BatchSizeSchedule) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+    if callbacks_of(trainer, BatchSizeSchedule):
         del facts["batch size"], facts["batches per epoch"]  # its own, which it compares itself
     return facts
 

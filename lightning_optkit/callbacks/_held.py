@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_optkit.callbacks.elastic_net import ElasticNet
 from lightning_optkit.callbacks.gradient_clipping import GradientClipping
+from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.clipping import ClipNorm, ClipPerTensor, ClipValue
 from lightning_optkit.layers import AddLayerNorm, AddRMSNorm, DropBlock2d, DropConnect, DropPath, LockedDropout
 from lightning_optkit.step import OnePassOptimizer
@@ -55,16 +56,16 @@ def _clip_values(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator
     for optimizer in trainer.optimizers:
         if isinstance(optimizer, OnePassOptimizer) and (bound := _bound_of(optimizer.clip)):
             yield _of_clip(optimizer.clip, bound, partial(_set_clip, optimizer))
-    for clipping in trainer.callbacks:  # type: ignore[attr-defined]
-        for optimizer, clip in clipping._called.items() if isinstance(clipping, GradientClipping) else ():
+    for clipping in callbacks_of(trainer, GradientClipping):
+        for optimizer, clip in clipping._called.items():
             if bound := _bound_of(clip):
                 yield _of_clip(clip, bound, partial(clipping._called.__setitem__, optimizer))
 
 
 def _l1(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[Held]:
     """Where the proximal step has a pass of its own; a folded one is an entry of the groups."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, ElasticNet) and callback._own["l1"]:
+    for callback in callbacks_of(trainer, ElasticNet):
+        if callback._own["l1"]:
             yield _attribute(callback, "l1")
 
 

@@ -6,15 +6,12 @@ from functools import wraps
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from lightning_optkit._checks import check_in, check_pattern, check_whole
+from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.named_modules import first_tensor, modules_named
-from lightning_optkit.callbacks.seams.overrides import override, restore
 from lightning_optkit.callbacks.seams.refusals import refuse_manual_optimization
-from lightning_optkit.callbacks.seams.run_free import RunFree
 from lightning_optkit.callbacks.seams.second_pass import loss_of, with_loss
 from lightning_optkit.regularization.activation_regularization import (
     activation_regularization,
@@ -24,7 +21,7 @@ from lightning_optkit.regularization.activation_regularization import (
 __all__ = ["ActivationRegularization"]
 
 
-class ActivationRegularization(RunFree, Callback):
+class ActivationRegularization(FitCallback):
     """AR on the outputs of the modules named `names`, and TAR on those named `temporal_names`, added to the loss.
 
     In the paper both look at the last recurrent layer: AR behind its dropout, TAR before it. A recurrent layer says
@@ -62,31 +59,23 @@ class ActivationRegularization(RunFree, Callback):
         )
         self.time_dim = check_whole(type(self).__name__, "time_dim", time_dim)
         self._terms: dict[tuple[str, str], list[Tensor]] | None = None  # while training_step runs
-        self._hooks: list[RemovableHandle] = []
-        self._override: Callable[..., Any] | None = None
 
     # --- hooks, in the order Lightning calls them ---
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
             refuse_manual_optimization(self, pl_module, "the loss that is passed back is its own")
-            self._override = self._wrap(pl_module)
-            override(pl_module, "training_step", self._override)
+            self._override(pl_module, "training_step", self._wrap(pl_module))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.alpha:
             named = modules_named(type(self).__name__, "names", pl_module, self.names)
-            self._hooks += [module.register_forward_hook(self._small(name)) for name, module in named.items()]
+            for name, module in named.items():
+                self._at_end(module.register_forward_hook(self._small(name)).remove)
         if self.beta:
             named = modules_named(type(self).__name__, "temporal_names", pl_module, self.temporal_names)
-            self._hooks += [module.register_forward_hook(self._slow(name)) for name, module in named.items()]
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._undo(pl_module)
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self._undo(pl_module)
+            for name, module in named.items():
+                self._at_end(module.register_forward_hook(self._slow(name)).remove)
 
     # --- what they do ---
 
@@ -124,11 +113,5 @@ class ActivationRegularization(RunFree, Callback):
 
         return hook
 
-    def _undo(self, pl_module: pl.LightningModule) -> None:
-        for handle in self._hooks:
-            handle.remove()
-        restore(pl_module, "training_step", self._override)
-        self._forget()
-
     def _forget(self) -> None:
-        self._hooks, self._override, self._terms = [], None, None
+        self._terms = None

@@ -6,19 +6,18 @@ arXiv:1905.04899 (CutMix).
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from lightning_optkit._checks import check_instance, check_int, check_listed, shown
 from lightning_optkit.callbacks.seams.batch_fields import Field, check_field, field_of, with_field
+from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.losses import TARGETS, Loss, LossCall, intercept, release
-from lightning_optkit.callbacks.seams.overrides import override, restore
-from lightning_optkit.callbacks.seams.run_free import RunFree
 from lightning_optkit.data import CutMix, Mixup
 from lightning_optkit.data._draws import Draws
 
@@ -32,7 +31,7 @@ class _Mixture(NamedTuple):
     share: float
 
 
-class Augment(RunFree, Callback):
+class Augment(FitCallback):
     """Applies augmentations to the inputs of every training batch; other stages see the data as they are.
 
     `Mixup` and `CutMix` mix pairs of examples. Class indices stay class indices, so that metrics in `training_step`
@@ -82,7 +81,6 @@ class Augment(RunFree, Callback):
         self.targets, self._targets = targets, check_field(type(self).__name__, "targets", targets)
         self.seed = check_int(type(self).__name__, "seed", seed, minimum=0)
         self._generator = torch.Generator()
-        self._batch_to_device: Callable[..., Any] | None = None
         self._mixture: _Mixture | None = None
         self._training = self._intercepts = False
 
@@ -100,8 +98,7 @@ class Augment(RunFree, Callback):
             batch = inner(batch, device=device, dataloader_idx=dataloader_idx)
             return self._augment(trainer, pl_module, batch) if self._training and trainer.training else batch
 
-        self._batch_to_device = batch_to_device
-        override(trainer.strategy, "batch_to_device", batch_to_device)
+        self._override(trainer.strategy, "batch_to_device", batch_to_device)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Not before: other callbacks may look at batches, or fit transforms on them.
@@ -110,12 +107,6 @@ class Augment(RunFree, Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._training = False
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._undo(trainer, pl_module)
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._undo(trainer, pl_module)
 
     # --- what they do ---
 
@@ -153,6 +144,7 @@ class Augment(RunFree, Callback):
             return with_field(batch, self._targets, mixed)
         if not self._intercepts:
             intercept(pl_module, type(self).__name__, self._mix_loss, TARGETS)
+            self._at_end(partial(release, pl_module, self._mix_loss))
             self._intercepts = True
         return batch
 
@@ -168,12 +160,6 @@ class Augment(RunFree, Callback):
             )
         return share * loss(call) + (1 - share) * loss(call.changed(target=call.target[partners]))
 
-    def _undo(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        restore(trainer.strategy, "batch_to_device", self._batch_to_device)
-        if self._intercepts:
-            release(pl_module, self._mix_loss)
-        self._forget()
-
     def _forget(self) -> None:
-        self._batch_to_device = self._mixture = None
+        self._mixture = None
         self._training = self._intercepts = False

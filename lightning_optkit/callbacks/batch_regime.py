@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batch, stochastic or mini-batch gradient descent, on an unchanged module and its own loader."""
 
+from functools import partial
 from typing import Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from torch.utils.data import DataLoader
 
 from lightning_optkit._checks import check_int, shown
 from lightning_optkit.callbacks.exact_accumulation import ExactAccumulation
 from lightning_optkit.callbacks.scheduling.batch_size import check_resizable, set_batch_size
+from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 
 __all__ = ["BatchRegime"]
 
@@ -47,8 +48,6 @@ class BatchRegime(ExactAccumulation):
         else:
             check_int(type(self).__name__, "regime", regime, minimum=1)
         self.regime = regime
-        self._accumulated: int | None = None
-        self._sizes: list[tuple[DataLoader[object], int]] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -58,53 +57,31 @@ class BatchRegime(ExactAccumulation):
                 f'BatchRegime("full") and Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches}): '
                 "both say when to step; give one."
             )
-        if self.regime == "full" and any(
-            isinstance(other, GradientAccumulationScheduler)
-            for other in trainer.callbacks  # type: ignore[attr-defined]
-        ):
+        if self.regime == "full" and callbacks_of(trainer, GradientAccumulationScheduler):
             raise ValueError('BatchRegime("full") and GradientAccumulationScheduler: both say when to step; give one.')
         super().setup(trainer, pl_module, stage)
         if self.regime == "full":
-            self._accumulated, trainer.accumulate_grad_batches = trainer.accumulate_grad_batches, WHOLE_EPOCH
+            self._at_end(partial(setattr, trainer, "accumulate_grad_batches", trainer.accumulate_grad_batches))
+            trainer.accumulate_grad_batches = WHOLE_EPOCH
             return
         size = 1 if self.regime == "single" else int(self.regime)
         source = trainer.fit_loop._data_source
-        request = type(source).dataloader
+        request = source.dataloader
 
         def dataloader() -> object:
-            loader = request(source)
+            loader = request()
             self._resize(loader, size)
             return loader
 
         # Before Lightning puts in its distributed sampler, counts the batches and begins to prefetch.
-        source.__dict__["dataloader"] = dataloader
+        self._override(source, "dataloader", dataloader)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.regime == "full" and WHOLE_EPOCH < trainer.num_training_batches < float("inf"):
             raise ValueError(f'BatchRegime("full"): an epoch may have at most {WHOLE_EPOCH} batches.')
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._undo(trainer)
-        super().teardown(trainer, pl_module, stage)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._undo(trainer)
-        super().on_exception(trainer, pl_module, exception)
-
-    def _forget(self) -> None:
-        super()._forget()
-        self._accumulated, self._sizes = None, []
-
-    def _undo(self, trainer: pl.Trainer) -> None:
-        if self._accumulated is not None:
-            trainer.accumulate_grad_batches, self._accumulated = self._accumulated, None
-        trainer.fit_loop._data_source.__dict__.pop("dataloader", None)
-        while self._sizes:
-            loader, size = self._sizes.pop()
-            set_batch_size(loader, size)
-
     def _resize(self, loader: object, size: int) -> None:
         resizable = check_resizable(f"{type(self).__name__}(regime={self.regime!r})", loader)
         assert resizable.batch_size is not None
-        self._sizes.append((resizable, resizable.batch_size))
+        self._at_end(partial(set_batch_size, resizable, resizable.batch_size))
         set_batch_size(resizable, size)

@@ -2,13 +2,12 @@
 """Batches that grow (or shrink) over the run, of an unchanged module and its own loader."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.data import sized_len
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.data import extract_batch_size
@@ -26,7 +25,8 @@ from lightning_optkit.callbacks.scheduling.batch_size import (
 from lightning_optkit.callbacks.scheduling.clock import _over_all_ranks, _replicas
 from lightning_optkit.callbacks.scheduling.existing_schedulers import _flat
 from lightning_optkit.callbacks.scheduling.lr_scaling import forget_factor, multiply_bases
-from lightning_optkit.callbacks.seams.run_free import RunFree
+from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
+from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.schedules import Schedule
 from lightning_optkit.schedules.schedule import check_schedule
 
@@ -36,7 +36,7 @@ _OWNER = "BatchSizeSchedule(...)"
 _EXPONENTS = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}
 
 
-class BatchSizeSchedule(RunFree, Callback):
+class BatchSizeSchedule(FitCallback):
     """Changes the loader's batch size over the run, and with it the learning rate if asked to.
 
     With the learning rate as it is, a batch `n` times as large does to the noise of the gradient what a rate `n` times
@@ -105,8 +105,6 @@ class BatchSizeSchedule(RunFree, Callback):
         self._fit_started = False
         self._loaders: list[DataLoader[Any]] = []  # the user's, and what Lightning made of it
         self._old_iterator: object = None  # what stood when the size changed
-        self._begin: Any = None  # over the epoch loop's method, and what was over it before
-        self._before_begin: Any = None
 
     def state_dict(self) -> dict[str, Any]:
         """The schedule as it prints, the loader's own batch size, and the samples so far."""
@@ -123,18 +121,20 @@ class BatchSizeSchedule(RunFree, Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        for other in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(other, BatchRegime | BatchSizeSchedule) and other is not self:
-                raise ValueError(
-                    f"{type(self).__name__}(...) and {type(other).__name__}(...): both set the batch size; give one."
-                )
+        others = [*callbacks_of(trainer, BatchRegime), *callbacks_of(trainer, BatchSizeSchedule, but=self)]
+        if others:
+            raise ValueError(
+                f"{type(self).__name__}(...) and {type(others[0]).__name__}(...): both set the batch size; give one."
+            )
         self.batch_size = self._base = self._old_iterator = None
         self.samples_seen, self._resumed_from, self._fit_started = 0, {}, False
         loop, source = trainer.fit_loop, trainer.fit_loop._data_source
-        # Instance attributes over methods: the first size before Lightning puts in its distributed sampler, counts the
-        # batches and begins to prefetch; the later ones before any hook of the epoch, as progress bars ask for lengths.
-        source.__dict__["dataloader"] = partial(self._first_size, trainer)
-        loop.__dict__["setup_data"] = partial(self._prepare_epoch, trainer)
+        self._at_end(partial(self._restore_rates, trainer))
+        self._at_end(self._restore_sizes)
+        # The first size before Lightning puts in its distributed sampler, counts the batches and begins to prefetch;
+        # the later ones before any hook of the epoch, as progress bars ask for lengths.
+        self._override(source, "dataloader", partial(self._first_size, trainer, source.dataloader))
+        self._override(loop, "setup_data", partial(self._prepare_epoch, trainer, loop.setup_data))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._fit_started = True
@@ -147,9 +147,7 @@ class BatchSizeSchedule(RunFree, Callback):
             if before != now:
                 rank_zero_warn(f"BatchSizeSchedule: resumed with {name} {now} in place of {before}.")
         loop = trainer.fit_loop.epoch_loop
-        self._before_begin = loop.__dict__.get("on_run_start")
-        self._begin = partial(self._begin_epoch, trainer)
-        loop.__dict__["on_run_start"] = self._begin
+        self._override(loop, "on_run_start", partial(self._begin_epoch, trainer, loop.on_run_start))
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -166,28 +164,20 @@ class BatchSizeSchedule(RunFree, Callback):
         alike = isinstance(getattr(trainer.train_dataloader, "sampler", None), DistributedSampler)
         self.samples_seen += here * _replicas(trainer) if alike else _over_all_ranks(trainer, here)
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self._undo(trainer)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._undo(trainer)
-
     # --- what stands before the loops' own methods ---
 
-    def _first_size(self, trainer: pl.Trainer) -> Any:
-        source = trainer.fit_loop._data_source
+    def _first_size(self, trainer: pl.Trainer, dataloader: Callable[[], Any]) -> Any:
         self._restore_sizes()  # a module may return the same loader again
-        loader = type(source).dataloader(source)
+        loader = dataloader()
         resizable = check_resizable(_OWNER, loader)
         self._base = resizable.batch_size
         self._resize(trainer, resizable, self._size_at(trainer, _epoch(trainer)))
         return loader
 
-    def _prepare_epoch(self, trainer: pl.Trainer) -> None:
+    def _prepare_epoch(self, trainer: pl.Trainer, setup_data: Callable[[], None]) -> None:
         loop = trainer.fit_loop
         before = loop._combined_loader
-        type(loop).setup_data(loop)
+        setup_data()
         if loop._combined_loader is None:
             return
         if before is None:
@@ -196,13 +186,11 @@ class BatchSizeSchedule(RunFree, Callback):
         if not loop.restarted_mid_epoch:
             self._change(trainer)
 
-    def _begin_epoch(self, trainer: pl.Trainer, fetcher: _DataFetcher) -> None:
-        loop = trainer.fit_loop.epoch_loop
+    def _begin_epoch(
+        self, trainer: pl.Trainer, on_run_start: Callable[[_DataFetcher], None], fetcher: _DataFetcher
+    ) -> None:
         self._change(trainer)
-        if self._before_begin is not None:
-            self._before_begin(fetcher)
-        else:
-            type(loop).on_run_start(loop, fetcher)
+        on_run_start(fetcher)
         if self._old_iterator is not None and self._old_iterator is fetcher.combined_loader._iterator:
             iter(fetcher)  # Lightning begins no new one after resuming
         self._old_iterator = None
@@ -292,23 +280,12 @@ class BatchSizeSchedule(RunFree, Callback):
     def _described(self) -> dict[str, Any]:
         return {"schedule": repr(self.schedule), "lr_scaling": self.lr_scaling, "base batch size": self._base}
 
-    def _undo(self, trainer: pl.Trainer) -> None:
-        loop = trainer.fit_loop
-        loop.__dict__.pop("setup_data", None)
-        loop._data_source.__dict__.pop("dataloader", None)
-        starts = loop.epoch_loop.__dict__
-        if self._begin is not None and starts.get("on_run_start") is self._begin:
-            del starts["on_run_start"]
-            if self._before_begin is not None:
-                starts["on_run_start"] = self._before_begin
-        self._restore_sizes()
+    def _restore_rates(self, trainer: pl.Trainer) -> None:
         self._scale(trainer, 1.0)
         forget_factor(trainer.optimizers)
-        self._forget()
 
     def _forget(self) -> None:
-        self._begin = self._before_begin = self._old_iterator = None
-        self._loaders = []
+        self._old_iterator, self._loaders = None, []
 
     def _restore_sizes(self) -> None:
         while self._loaders:

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 
 from lightning_optkit.callbacks.hyperparameter_schedule import HyperparameterSchedule
 from lightning_optkit.callbacks.scheduling.clock import Interval
+from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.schedules import Schedule
 
 __all__ = ["DropoutSchedule"]
@@ -61,6 +62,6 @@ class DropoutSchedule(HyperparameterSchedule):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        for other in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(other, HyperparameterSchedule) and other is not self and other.name == self.name:
+        for other in callbacks_of(trainer, HyperparameterSchedule, but=self):
+            if other.name == self.name:
                 raise ValueError(f"{self._owner}(...): {other._owner} schedules dropout too; use one of the two.")

@@ -6,15 +6,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from lightning_optkit._checks import check_bools, check_in
+from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.refusals import refuse_twice
-from lightning_optkit.callbacks.seams.run_free import RunFree
 from lightning_optkit.callbacks.seams.update_hooks import after_update, before_update, refuse_folded_average
 from lightning_optkit.regularization.soft_threshold import soft_threshold_
 from lightning_optkit.regularization.sparsity import sparsity
@@ -24,7 +22,7 @@ from lightning_optkit.step import OnePassOptimizer
 __all__ = ["ElasticNet"]
 
 
-class ElasticNet(RunFree, Callback):
+class ElasticNet(FitCallback):
     r"""Shrinks the weights with every optimizer step: by a share (L2) and by a constant (L1), which leaves exact zeros.
 
     .. math:: w \leftarrow S_{\eta \lambda_1}\big((1 - \eta \lambda_2)\, w - u\big), \quad
@@ -69,7 +67,6 @@ class ElasticNet(RunFree, Callback):
         # Groups by index: loading a checkpoint makes new ones.
         self._folded: list[tuple[Optimizer, int, str, float, Any]] = []  # ..., entry, our value, the user's
         self._own: dict[str, list[tuple[Optimizer, int, list[Tensor]]]] = {"l1": [], "l2": []}
-        self._hooks: list[RemovableHandle] = []
         self._plan: list[str] = []
 
     def sparsity(self) -> dict[str, float]:
@@ -91,6 +88,7 @@ class ElasticNet(RunFree, Callback):
         self._plan = []
         if not self._weights:
             raise ValueError(f"{type(self).__name__}(exclude_bias_and_norm=True): the module has no other parameters.")
+        self._at_end(self._put_back)
         for optimizer in trainer.optimizers:
             self._take(optimizer)
 
@@ -109,13 +107,6 @@ class ElasticNet(RunFree, Callback):
             total = sum(weight.numel() for weight in self._weights.values())
             pl_module.log("sparsity", zeros / total)
             pl_module.log_dict({f"sparsity/{name}": share for name, share in shares.items()})
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._undo()
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self._undo()
 
     # --- what they do ---
 
@@ -137,9 +128,9 @@ class ElasticNet(RunFree, Callback):
                 which = f"{len(taken)} of {len(group['params'])} parameters"
                 self._plan.append(f"ElasticNet: {type(optimizer).__name__}, group {index}, {which}: {', '.join(where)}")
         if any(owner is optimizer for owner, _, _ in self._own["l2"]):
-            self._hooks.append(before_update(type(self).__name__, optimizer, self._decay))
+            self._at_end(before_update(type(self).__name__, optimizer, self._decay).remove)
         if any(owner is optimizer for owner, _, _ in self._own["l1"]):
-            self._hooks.append(after_update(optimizer, self._threshold))
+            self._at_end(after_update(optimizer, self._threshold).remove)
 
     def _place(
         self, optimizer: Optimizer, index: int, entry: str, name: str, taken: list[Tensor], is_folded: bool
@@ -183,16 +174,17 @@ class ElasticNet(RunFree, Callback):
                 lr = float(optimizer.param_groups[index]["lr"])
                 yield lr, [param for param in params if param.grad is not None]
 
-    def _undo(self) -> None:
-        for handle in self._hooks:
-            handle.remove()
+    def _put_back(self) -> None:
         for optimizer, index, entry, _, users in self._folded:
             if entry in optimizer.param_groups[index]:  # Fuse may have taken its entries out before
                 optimizer.param_groups[index][entry] = users
-        self._hooks, self._folded, self._own = [], [], {"l1": [], "l2": []}
+
+    def _release(self) -> None:
+        self._folded, self._own = [], {"l1": [], "l2": []}  # `sparsity` can be asked after the fit
 
     def _forget(self) -> None:
-        self._weights, self._hooks, self._folded, self._own = {}, [], [], {"l1": [], "l2": []}
+        self._release()
+        self._weights = {}
 
 
 def _trained(module: pl.LightningModule) -> dict[str, Tensor]:

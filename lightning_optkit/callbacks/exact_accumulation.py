@@ -6,18 +6,17 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 
 from lightning_optkit._checks import check_callable, check_in, check_int, check_state
-from lightning_optkit.callbacks.seams.overrides import override, restore
-from lightning_optkit.callbacks.seams.run_free import RunFree
+from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
+from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 
 __all__ = ["ExactAccumulation"]
 
 
-class ExactAccumulation(RunFree, Callback):
+class ExactAccumulation(FitCallback):
     """Weights every batch of an accumulation window by what it holds, over all processes.
 
     Lightning divides each loss by `accumulate_grad_batches`, also in a last window of fewer batches, and counts a small
@@ -44,7 +43,6 @@ class ExactAccumulation(RunFree, Callback):
         if weight is not None:
             check_callable(type(self).__name__, "weight", weight, "weight(batch)")
         self.weight = weight
-        self._training_step: Callable[..., Any] | None = None
         self._reference: float | None = None  # keeps the weighted losses near the losses: the first weight of the run
         self._window: dict[int, Tensor] = {}  # weights by batch; a closure called twice counts once
 
@@ -70,9 +68,8 @@ class ExactAccumulation(RunFree, Callback):
             raise ValueError(f"{name}(...): with manual optimization the module divides its losses itself.")
         if trainer.strategy.handles_gradient_accumulation:
             raise ValueError(f"{name}(...): {type(trainer.strategy).__name__} accumulates gradients by itself.")
-        for other in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(other, ExactAccumulation) and other is not self:
-                raise ValueError(f"{name}(...) and {type(other).__name__}(...): both weight the batches; give one.")
+        if others := callbacks_of(trainer, ExactAccumulation, but=self):
+            raise ValueError(f"{name}(...) and {type(others[0]).__name__}(...): both weight the batches; give one.")
         self._reference, self._window = None, {}
         user_step = pl_module.training_step
 
@@ -83,25 +80,13 @@ class ExactAccumulation(RunFree, Callback):
 
         # Lightning passes batch_idx only to a step whose signature has it.
         training_step.__wrapped__ = user_step  # type: ignore[attr-defined]
-        self._training_step = training_step
-        override(pl_module, "training_step", training_step)
+        self._override(pl_module, "training_step", training_step)
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Before unscaling, clipping and every on_before_optimizer_step: they see the gradient of the mean.
         self._close_window(trainer, pl_module)
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        restore(pl_module, "training_step", self._training_step)
-        self._forget()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        restore(pl_module, "training_step", self._training_step)
-        self._forget()
-
     # --- what they do ---
-
-    def _forget(self) -> None:
-        self._training_step = None
 
     def _close_window(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Divides what was gathered by its weight, if a step comes next."""

@@ -2,6 +2,7 @@
 """A resumed run goes on with the batches and the random numbers of the run that was never stopped."""
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -10,22 +11,22 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.fabric.utilities.types import _Stateful
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.loops.fit_loop import RestartStage
 from lightning.pytorch.loops.loop import _Loop
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_optkit.callbacks._described import described, differences, num_workers
+from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
+from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.random_state import get_random_state, set_random_state
-from lightning_optkit.callbacks.seams.run_free import RunFree
 
 __all__ = ["ExactResume"]
 
 SECONDS_BETWEEN_MESSAGES = 1.0
 
 
-class ExactResume(RunFree, Callback):
+class ExactResume(FitCallback):
     """Makes `fit(ckpt_path=...)` bit-identical to the run that was not interrupted.
 
     Lightning saves no random state, and after a checkpoint in the middle of an epoch it begins the loader anew, so that
@@ -122,18 +123,18 @@ class ExactResume(RunFree, Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        if sum(isinstance(other, ExactResume) for other in trainer.callbacks) > 1:  # type: ignore[attr-defined]
+        if callbacks_of(trainer, ExactResume, but=self):
             raise ValueError("ExactResume(): given twice; once is enough.")
         self._forget()
         self._trainer, self._world_size, self._last, self._resume = trainer, trainer.world_size, None, None
-        # Instance attributes over methods of the loops: no hook stands between iter() and the first batch.
+        # Over methods of the loops: no hook stands between iter() and the first batch.
         loop, epoch_loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
-        loop.__dict__["_load_combined_loader_states"] = self._loader_is_ready
-        epoch_loop.__dict__["on_run_start"] = self._epoch_begins
-        epoch_loop.__dict__["_on_before_fetch"] = self._before_fetch
+        self._stand_before(loop, "_load_combined_loader_states", self._loader_is_ready)
+        self._stand_before(epoch_loop, "on_run_start", self._epoch_begins)
+        self._stand_before(epoch_loop, "_on_before_fetch", self._before_fetch)
         # The second stands in for a validation left out on resuming; both begin the validation loader.
         for name in ("run", "increment_progress_to_evaluation_end"):
-            epoch_loop.val_loop.__dict__[name] = partial(self._validate, name)
+            self._stand_before(epoch_loop.val_loop, name, self._validate)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._resume is None:
@@ -159,23 +160,8 @@ class ExactResume(RunFree, Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last = self._state()  # the loops let go of their loaders before `teardown`
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._restore(trainer)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._restore(trainer)  # a checkpoint of the exception may be written by callbacks after this one
-
-    def _restore(self, trainer: pl.Trainer) -> None:
-        epoch_loop = trainer.fit_loop.epoch_loop
-        trainer.fit_loop.__dict__.pop("_load_combined_loader_states", None)
-        for name in ("on_run_start", "_on_before_fetch"):
-            epoch_loop.__dict__.pop(name, None)
-        for name in ("run", "increment_progress_to_evaluation_end"):
-            epoch_loop.val_loop.__dict__.pop(name, None)
-        self._forget()
-
     def _forget(self) -> None:
-        if self._is_training:
+        if self._is_training:  # after an exception; callbacks behind this one may still write a checkpoint
             with suppress(RuntimeError):  # of a device that failed nothing can be read
                 self._last = self._state()
         self._trainer, self._epoch, self._outer, self._before_batch, self._recording = None, {}, None, None, False
@@ -183,14 +169,16 @@ class ExactResume(RunFree, Callback):
 
     # --- what stands before the loops' own methods ---
 
-    def _loader_is_ready(self) -> None:
+    def _stand_before(self, loop: _Loop, name: str, method: Callable[..., Any]) -> None:
+        """`method` is handed what it stands before, then what the loop was called with."""
+        self._override(loop, name, partial(method, getattr(loop, name)))
+
+    def _loader_is_ready(self, load_states: Callable[[], None]) -> None:
         """The last thing before the iter() that Lightning calls when it has made the loader."""
-        assert self._trainer is not None
-        loop = self._trainer.fit_loop
-        type(loop)._load_combined_loader_states(loop)
+        load_states()
         self._note_beginning()
 
-    def _epoch_begins(self, fetcher: _DataFetcher) -> None:
+    def _epoch_begins(self, on_run_start: Callable[[_DataFetcher], None], fetcher: _DataFetcher) -> None:
         assert self._trainer is not None
         loop = self._trainer.fit_loop.epoch_loop
         self._recording = False
@@ -200,16 +188,16 @@ class ExactResume(RunFree, Callback):
             iterates = self._trainer.current_epoch > 0 and not self._trainer.fit_loop.is_resuming
             if iterates and not loop.restarting:
                 self._note_beginning()
-            type(loop).on_run_start(loop, fetcher)
+            on_run_start(fetcher)
         elif saved["finished"]:
             # Lightning would go into the next epoch with the iterator that it made before the states were set.
             self._note_beginning()
-            type(loop).on_run_start(loop, fetcher)
+            on_run_start(fetcher)
             if loop.batch_progress.current.ready == 0:
                 self._set_random_state(self._epoch["iter"])
                 iter(fetcher)
         else:
-            type(loop).on_run_start(loop, fetcher)
+            on_run_start(fetcher)
             if not any(isinstance(loader, _Stateful) for loader in self._loaders):
                 self._fast_forward(fetcher, saved["epoch"], loop.batch_progress.current.ready)
             self._set_random_state(saved["now"])
@@ -237,9 +225,7 @@ class ExactResume(RunFree, Callback):
         self._fetches = batches
         self._note_new_cycle()
 
-    def _before_fetch(self) -> None:
-        assert self._trainer is not None
-        loop = self._trainer.fit_loop.epoch_loop
+    def _before_fetch(self, on_before_fetch: Callable[[], None]) -> None:
         if self._recording:
             self._note_new_cycle()
             self._before_batch = self._random_state()
@@ -249,15 +235,14 @@ class ExactResume(RunFree, Callback):
                 states.pop(index - 2, None)
             states[index] = self._before_batch
             self._fetches += 1
-        type(loop)._on_before_fetch(loop)
+        on_before_fetch()
 
-    def _validate(self, name: str) -> Any:
+    def _validate(self, run: Callable[[], Any]) -> Any:
         assert self._trainer is not None
-        loop = self._trainer.fit_loop.epoch_loop.val_loop
         if self._trainer.sanity_checking:
-            return getattr(type(loop), name)(loop)
+            return run()
         self._outer = self._random_state()
-        result = getattr(type(loop), name)(loop)
+        result = run()
         self._set_random_state(self._outer)
         self._outer = None
         return result

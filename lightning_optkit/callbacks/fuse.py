@@ -2,11 +2,11 @@
 """Turns optimizers and norms of an unchanged LightningModule into one-pass forms for the length of a fit."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -14,10 +14,10 @@ from torch.optim import Optimizer
 
 from lightning_optkit._checks import check_bools, check_one_of
 from lightning_optkit.callbacks.schedule_free import ScheduleFree
+from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of, insert_callback
 from lightning_optkit.callbacks.seams.configured import optimizers_in
+from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.norm_swaps import FusedNorms
-from lightning_optkit.callbacks.seams.overrides import override, restore
-from lightning_optkit.callbacks.seams.run_free import RunFree
 from lightning_optkit.clipping import ClipNorm, ClipValue
 from lightning_optkit.optimizers._schedule_free import ScheduleFreeOptimizer
 from lightning_optkit.optimizers.convert import from_torch_, to_torch_, why_not_convertible
@@ -28,7 +28,7 @@ from lightning_optkit.step.stages import STATE_DTYPES
 __all__ = ["Fuse"]
 
 
-class Fuse(RunFree, Callback):
+class Fuse(FitCallback):
     """Makes torch optimizers one-pass optimizers of the same rule, and folds `gradient_clip_val` into their step.
 
     Rules: SGD, Adagrad, RMSprop, Adadelta, Adafactor, Adam, AdamW, Adamax, NAdam, RAdam and Muon.
@@ -77,8 +77,6 @@ class Fuse(RunFree, Callback):
         self._converted: list[OnePassOptimizer] = []
         self._left_alone: list[str] = []
         self._clips = self._module_clips = False
-        self._overrides: dict[str, Callable[..., Any]] = {}
-        self._switch: ScheduleFree | None = None
 
     def explain(self) -> list[Explanation]:
         """The plan of each optimizer of the fit that is running."""
@@ -89,19 +87,18 @@ class Fuse(RunFree, Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        if any(isinstance(callback, Fuse) and callback is not self for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        if callbacks_of(trainer, Fuse, but=self):
             raise ValueError(f"{type(self).__name__}(): given twice; one converts every optimizer.")
         self._converted, self._left_alone = [], []
         self._module_clips = is_overridden("configure_gradient_clipping", pl_module)
         # Lightning takes 0 and less for no clipping.
         self._clips = (trainer.gradient_clip_val or 0) > 0 and not self._module_clips
-        self._overrides = {"configure_optimizers": self._wrap_configure_optimizers(pl_module)}
+        self._override(pl_module, "configure_optimizers", self._wrap_configure_optimizers(pl_module))
         if self._clips:
-            self._overrides["configure_gradient_clipping"] = self._wrap_clipping(pl_module)
-        for name, function in self._overrides.items():
-            override(pl_module, name, function)
+            self._override(pl_module, "configure_gradient_clipping", self._wrap_clipping(pl_module))
         if self._norms:
             self._fused_norms = FusedNorms(pl_module)
+            self._at_end(self._fused_norms.undo)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # A module that steps by itself may clip whenever it likes.
@@ -116,13 +113,6 @@ class Fuse(RunFree, Callback):
         # Not before: callbacks behind this one may fold something in when the fit starts.
         if self._verbose:
             rank_zero_info(self._plan())
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._undo(trainer, pl_module)
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self._undo(trainer, pl_module)
 
     # --- what they do ---
 
@@ -140,10 +130,8 @@ class Fuse(RunFree, Callback):
         return configure_optimizers
 
     def _bring_switch(self, trainer: pl.Trainer) -> None:
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        if not any(isinstance(callback, ScheduleFree) for callback in callbacks):
-            self._switch = ScheduleFree()
-            callbacks.insert(callbacks.index(self) + 1, self._switch)
+        if not callbacks_of(trainer, ScheduleFree):
+            self._at_end(insert_callback(trainer, ScheduleFree(), behind=self))
 
     def _convert(self, optimizer: Optimizer) -> None:
         if isinstance(optimizer, OnePassOptimizer):
@@ -156,6 +144,7 @@ class Fuse(RunFree, Callback):
         from_torch_(optimizer, rounding=self._rounding, state_dtype=self._state_dtype, statistics=self._statistics)
         assert isinstance(optimizer, OnePassOptimizer)
         self._converted.append(optimizer)
+        self._at_end(partial(to_torch_, optimizer))
 
     def _wrap_clipping(self, pl_module: pl.LightningModule) -> Callable[..., None]:
         original = pl_module.configure_gradient_clipping
@@ -176,21 +165,8 @@ class Fuse(RunFree, Callback):
         parts += [f"Fuse norms: {line}." for line in (self._fused_norms.lines() if self._fused_norms else [])]
         return "\n".join(parts or ["Fuse: this module has no optimizer."])
 
-    def _undo(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        for name, function in self._overrides.items():
-            restore(pl_module, name, function)
-        if self._fused_norms is not None:
-            self._fused_norms.undo()
-        for optimizer in self._converted:
-            to_torch_(optimizer)
-        if self._switch is not None:
-            # A new list: Lightning is walking the old one, and the switch has to be undone too.
-            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-            trainer.callbacks = [c for c in callbacks if c is not self._switch]  # type: ignore[attr-defined]
-        self._forget()
-
     def _forget(self) -> None:
-        self._overrides, self._fused_norms, self._converted, self._switch = {}, None, [], None
+        self._fused_norms, self._converted = None, []
 
 
 def _folded_clip(trainer: pl.Trainer) -> Clip:
@@ -205,5 +181,5 @@ def _has_loss_scaler(trainer: pl.Trainer) -> bool:
 
 def _is_watched(trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
     """Does anything look at the gradients before the step? It must find them unscaled."""
-    watchers = [pl_module, *trainer.callbacks]  # type: ignore[attr-defined]
+    watchers: list[Any] = [pl_module, *callbacks_of(trainer, object)]
     return any(is_overridden("on_before_optimizer_step", watcher) for watcher in watchers)

@@ -7,11 +7,9 @@ Lightning's own place for clipping is taken over: the gradients are unscaled the
 
 import copy
 import math
-from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
@@ -19,8 +17,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lightning_optkit._checks import check_like, check_state, shown
-from lightning_optkit.callbacks.seams.overrides import override, restore
-from lightning_optkit.callbacks.seams.run_free import RunFree
+from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
+from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.clipping import AutoClip, ClipNorm, ClipPerTensor, ClipUnitwise, ClipValue, ZClip
 from lightning_optkit.clipping._gradients import gradients, norm_of
 from lightning_optkit.step import OnePassOptimizer, StatefulClip
@@ -30,7 +28,7 @@ __all__ = ["GradientClipping"]
 AnyClip = AutoClip | ClipNorm | ClipPerTensor | ClipUnitwise | ClipValue | ZClip
 
 
-class GradientClipping(RunFree, Callback):
+class GradientClipping(FitCallback):
     """Clips the gradients of an unchanged module before every optimizer step, and logs what it did.
 
     With `Fuse`, or an optimizer of this package, the clip is folded into the step: no gradient is written. With any
@@ -68,7 +66,6 @@ class GradientClipping(RunFree, Callback):
         self._folded: dict[OnePassOptimizer, AnyClip] = {}
         self._called: dict[Optimizer, AnyClip] = {}
         self._scaled: list[tuple[Optimizer, type[Optimizer]]] = []
-        self._override: Callable[..., None] | None = None
         self._measured: dict[str, Tensor | float] = {}
         self._num_measured = self._num_clipped = self._logged_step = 0
 
@@ -105,7 +102,7 @@ class GradientClipping(RunFree, Callback):
             return
         self._learned = []
         owner = f"{type(self).__name__}({self.clip!r})"
-        others = [c for c in trainer.callbacks if isinstance(c, GradientClipping) and c is not self]  # type: ignore[attr-defined]
+        others = callbacks_of(trainer, GradientClipping, but=self)
         if others:
             raise ValueError(f"{owner}: given twice, also as GradientClipping({others[0].clip!r}); keep one.")
         if (trainer.gradient_clip_val or 0) > 0:
@@ -116,6 +113,7 @@ class GradientClipping(RunFree, Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         learned, self._learned = self._learned, []
         self._reset()
+        self._at_end(self._give_back)
         optimizers = [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, Optimizer)]
         self._check(pl_module, optimizers)
         for index, optimizer in enumerate(optimizers):
@@ -144,13 +142,6 @@ class GradientClipping(RunFree, Callback):
             suffix = f"/{index}" if len(self._folded) > 1 else ""
             self._measured |= {name + suffix: value for name, value in _values_of(optimizer).items()}
         pl_module.log_dict(self._measured, on_step=True, on_epoch=False)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._undo(pl_module)
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self._undo(pl_module)
 
     # --- what they do ---
 
@@ -193,8 +184,7 @@ class GradientClipping(RunFree, Callback):
             if optimizer in self._called:
                 self._clip(trainer, optimizer)
 
-        self._override = configure_gradient_clipping
-        override(pl_module, "configure_gradient_clipping", configure_gradient_clipping)
+        self._override(pl_module, "configure_gradient_clipping", configure_gradient_clipping)
 
     def _clip(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
         params = [p for group in optimizer.param_groups for p in group["params"]]
@@ -214,15 +204,13 @@ class GradientClipping(RunFree, Callback):
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         return step % max(every, 1) == 0
 
-    def _undo(self, pl_module: pl.LightningModule) -> None:
-        restore(pl_module, "configure_gradient_clipping", self._override)
+    def _give_back(self) -> None:
         for optimizer, kind in self._scaled:
             if type(optimizer) is kind:  # Fuse may have undone it before
                 setattr(optimizer, _SCALES, True)
         for folded in self._folded:
             if isinstance(folded, OnePassOptimizer):  # Fuse may have undone it before
                 folded.clip = None
-        self._forget()
 
     def _forget(self) -> None:
         self._learned = self.state_dict()["learned"]

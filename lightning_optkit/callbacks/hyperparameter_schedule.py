@@ -11,6 +11,7 @@ from lightning_optkit.callbacks._held import HELD, Held
 from lightning_optkit.callbacks.scheduling.clock import Interval
 from lightning_optkit.callbacks.scheduling.group_targets import entry_names, group_targets, keeper_of, normalized
 from lightning_optkit.callbacks.scheduling.scheduled_callback import ScheduledCallback, Target
+from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.weight_averaging import WeightAveraging
 from lightning_optkit.schedules import Schedule
 
@@ -96,6 +97,8 @@ class HyperparameterSchedule(ScheduledCallback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._held = list(HELD[self.name](trainer, pl_module)) if self.name in HELD else []
+        for held in self._held:
+            self._at_end(held.undo)
         if self.name == "average_decay":
             _show_average_decay(trainer)
         targets = self._targets(trainer, pl_module)
@@ -111,13 +114,6 @@ class HyperparameterSchedule(ScheduledCallback):
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self._log and trainer.loggers and trainer._logger_connector.should_update_logs:
             pl_module.log_dict(self.values, batch_size=1)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._undo()
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self._undo()
 
     # --- what they do ---
 
@@ -154,10 +150,6 @@ class HyperparameterSchedule(ScheduledCallback):
                 f"{self._clock.interval} {position:g}; it must be in {interval}."
             ) from None
 
-    def _undo(self) -> None:
-        while self._held:
-            self._held.pop().undo()
-
     def _forget(self) -> None:
         self._held = []
 
@@ -168,8 +160,8 @@ def _range_of(name: str) -> str:
 
 def _show_average_decay(trainer: pl.Trainer) -> None:
     """Where the average has a pass of its own, its decay is no entry of the groups yet."""
-    for averaging in trainer.callbacks:  # type: ignore[attr-defined]
-        decay = averaging.scheduled_decay if isinstance(averaging, WeightAveraging) else None
+    for averaging in callbacks_of(trainer, WeightAveraging):
+        decay = averaging.scheduled_decay
         for optimizer in trainer.optimizers if decay is not None else ():
             for group in optimizer.param_groups:
                 group.setdefault("average_decay", decay)

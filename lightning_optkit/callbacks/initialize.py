@@ -9,17 +9,15 @@ from typing import Any, TypeAlias
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_optkit._checks import check_bools, check_callable, check_int, check_text, shown
 from lightning_optkit.callbacks.seams.dry_run import materialize, run_training_step
+from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.mup_groups import split_by_multiplier
-from lightning_optkit.callbacks.seams.overrides import override, restore
 from lightning_optkit.callbacks.seams.refusals import refuse_twice
-from lightning_optkit.callbacks.seams.run_free import RunFree
 from lightning_optkit.callbacks.seams.training_set import TrainingSet
 from lightning_optkit.init import (
     ActivationRow,
@@ -47,7 +45,7 @@ _SHARDED_OTHERWISE = ("FSDPStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy")
 _SILENCED = ("zero (", "zero_residual", "depth_scaled")
 
 
-class Initialize(RunFree, Callback):
+class Initialize(FitCallback):
     """Draws the parameters by a scheme when a fit begins, and prints mean and variance of every layer before and after.
 
     It happens after `configure_model`, on the final device, before `configure_optimizers` and the first step. A run
@@ -116,7 +114,6 @@ class Initialize(RunFree, Callback):
             check_int(type(self).__name__, "seed", seed, minimum=0)
         self._activation, self._only, self._seed = activation, only, seed
         self._even_if_trained, self._forward, self._verbose = even_if_trained, forward, verbose
-        self._configure_optimizers: Callable[[], Any] | None = None
         self.rows: list[InitRow] = []
         self.before: list[ActivationRow] = []
         self.after: list[ActivationRow] = []
@@ -146,23 +143,9 @@ class Initialize(RunFree, Callback):
             with split_by_multiplier(pl_module, self._multipliers(pl_module)):
                 return original()
 
-        self._configure_optimizers = configure_optimizers
-        override(pl_module, "configure_optimizers", configure_optimizers)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._undo(pl_module)
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._undo(pl_module)
+        self._override(pl_module, "configure_optimizers", configure_optimizers)
 
     # --- what they do ---
-
-    def _undo(self, pl_module: pl.LightningModule) -> None:
-        restore(pl_module, "configure_optimizers", self._configure_optimizers)
-        self._forget()
-
-    def _forget(self) -> None:
-        self._configure_optimizers = None
 
     def _why_not(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> str | None:
         if trainer.ckpt_path is not None:

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Smooths the targets of the loss that an unchanged module computes in training."""
 
+from functools import partial
+
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from lightning_optkit._checks import check_in
+from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.losses import SMOOTHING, Loss, LossCall, intercept, release
 from lightning_optkit.callbacks.seams.refusals import refuse_twice
-from lightning_optkit.callbacks.seams.run_free import RunFree
 from lightning_optkit.regularization.label_smoothing import label_smoothing
 
 __all__ = ["LabelSmoothing"]
 
 
-class LabelSmoothing(RunFree, Callback):
+class LabelSmoothing(FitCallback):
     """Training computes its cross entropy against smoothed targets; validation and test go on as they are.
 
     The loss is what `torch.nn.CrossEntropyLoss(label_smoothing=smoothing)` would have been, with the module's own
@@ -45,13 +46,7 @@ class LabelSmoothing(RunFree, Callback):
         if stage == "fit":
             refuse_twice(self, trainer)
             intercept(pl_module, type(self).__name__, self._smooth, SMOOTHING)
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit":
-            release(pl_module, self._smooth)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        release(pl_module, self._smooth)
+            self._at_end(partial(release, pl_module, self._smooth))
 
     def _smooth(self, call: LossCall, loss: Loss) -> Tensor:
         if call.is_binary:

@@ -4,14 +4,13 @@
 from fnmatch import fnmatchcase
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from lightning_optkit._checks import check_in, check_pattern
+from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
+from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.refusals import refuse_split_parameters, refuse_twice
-from lightning_optkit.callbacks.seams.run_free import RunFree
 from lightning_optkit.callbacks.seams.update_hooks import after_update, refuse_folded_average
 from lightning_optkit.regularization.max_norm import max_norm_
 from lightning_optkit.regularization.weights_of import weights_of
@@ -21,7 +20,7 @@ __all__ = ["MaxNorm"]
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-class MaxNorm(RunFree, Callback):
+class MaxNorm(FitCallback):
     """After every optimizer step, weights into a unit whose norm exceeds `max_norm` are scaled back to it.
 
     A unit is an output of a linear layer, a filter of a convolution, a row of an embedding. Biases and normalization
@@ -47,7 +46,6 @@ class MaxNorm(RunFree, Callback):
         self.max_norm = check_in(type(self).__name__, "max_norm", max_norm, "(0, inf)")
         self.names = check_pattern(type(self).__name__, "names", names)
         self._dim: dict[Tensor, int] = {}  # parameter -> dimension of its output units
-        self._hooks: list[RemovableHandle] = []
 
     @property
     def state_key(self) -> str:
@@ -58,7 +56,7 @@ class MaxNorm(RunFree, Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
-            if any(isinstance(c, MaxNorm) and c is not self and c.names == self.names for c in trainer.callbacks):  # type: ignore[attr-defined]
+            if any(other.names == self.names for other in callbacks_of(trainer, MaxNorm, but=self)):
                 refuse_twice(self, trainer)
             refuse_split_parameters(self, trainer)
 
@@ -69,18 +67,11 @@ class MaxNorm(RunFree, Callback):
             raise ValueError(f"{type(self).__name__}(names={self.names!r}): no weight of the module has such a name.")
         self._dim = {param: int(param in transposed) for param in named.values()}
         for optimizer in trainer.optimizers:
-            self._hooks.append(after_update(optimizer, self._project))
+            self._at_end(after_update(optimizer, self._project).remove)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for optimizer in trainer.optimizers:
             refuse_folded_average(type(self).__name__, optimizer, "leave out Fuse, or the average")
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._undo()
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self._undo()
 
     # --- what they do ---
 
@@ -90,10 +81,5 @@ class MaxNorm(RunFree, Callback):
                 if param in self._dim and param.grad is not None:
                     max_norm_([param], self.max_norm, self._dim[param])
 
-    def _undo(self) -> None:
-        for handle in self._hooks:
-            handle.remove()
-        self._forget()
-
     def _forget(self) -> None:
-        self._hooks, self._dim = [], {}
+        self._dim = {}

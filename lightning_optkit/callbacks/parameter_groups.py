@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameter groups for the optimizers of an unchanged LightningModule."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_optkit._checks import check_bools
+from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.configured import optimizers_in, schedulers_in
-from lightning_optkit.callbacks.seams.overrides import override, restore
-from lightning_optkit.callbacks.seams.run_free import RunFree
+from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.optimizers._group_rules import GroupRules, NoDecay
 from lightning_optkit.optimizers._regroup import regroup_
 from lightning_optkit.optimizers.groups import NO_DECAY, GroupTable
@@ -19,7 +18,7 @@ from lightning_optkit.optimizers.groups import NO_DECAY, GroupTable
 __all__ = ["ParameterGroups"]
 
 
-class ParameterGroups(RunFree, Callback):
+class ParameterGroups(FitCallback):
     """Splits the groups of whatever optimizer `configure_optimizers` returns, before it has any state.
 
     The optimizer stays the same object, and a group keeps all its entries but those that are split: a user's own groups
@@ -58,7 +57,6 @@ class ParameterGroups(RunFree, Callback):
         self._rules = GroupRules(type(self).__name__, weight_decay, no_decay, layer_decay, layers, overrides)
         check_bools(type(self).__name__, verbose=verbose)
         self._verbose = verbose
-        self._override: Callable[..., Any] | None = None
         self._tables: list[GroupTable] = []
 
     # --- hooks, in the order Lightning calls them ---
@@ -66,7 +64,7 @@ class ParameterGroups(RunFree, Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        if any(isinstance(callback, ParameterGroups) and callback is not self for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        if callbacks_of(trainer, ParameterGroups, but=self):
             raise ValueError(f"{type(self).__name__}(...): given twice; one groups every optimizer.")
         self._tables = []
         original = pl_module.configure_optimizers
@@ -78,25 +76,11 @@ class ParameterGroups(RunFree, Callback):
                 self._tables += [table] if table is not None else []
             return configured
 
-        self._override = configure_optimizers
-        override(pl_module, "configure_optimizers", configure_optimizers)
+        self._override(pl_module, "configure_optimizers", configure_optimizers)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for table in self._tables if self._verbose else ():
             rank_zero_info(f"ParameterGroups:\n{table}")
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._undo(pl_module)
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self._undo(pl_module)
-
-    # --- what they do ---
-
-    def _undo(self, pl_module: pl.LightningModule) -> None:
-        restore(pl_module, "configure_optimizers", self._override)
-        self._forget()
-
     def _forget(self) -> None:
-        self._override, self._tables = None, []
+        self._tables = []

@@ -10,20 +10,19 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_optkit._checks import check_bools, check_in, check_int, check_one_of, check_state, check_text
 from lightning_optkit.callbacks.scheduling.existing_schedulers import refuse_other_schedules, take_over_schedulers
-from lightning_optkit.callbacks.seams.run_free import RunFree
+from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 
 __all__ = ["PlateauSchedule"]
 
 _STATE = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
 
 
-class PlateauSchedule(RunFree, Callback):
+class PlateauSchedule(FitCallback):
     """Multiplies the learning rate by `factor` after more than `patience` measurements without improvement.
 
     Beside `LRSchedule` it lowers the base value that the schedule multiplies: a warm-up, then a plateau rule, is
@@ -143,13 +142,6 @@ class PlateauSchedule(RunFree, Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._at_epoch_end_now:
             self._judge(trainer)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._forget()
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self._forget()
 
     # --- what they do ---
 

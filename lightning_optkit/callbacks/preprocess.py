@@ -6,21 +6,19 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_optkit._checks import check_bools, check_callable, shown
 from lightning_optkit.callbacks.seams.batch_fields import Field, check_field, field_of, with_field
-from lightning_optkit.callbacks.seams.overrides import override, restore
-from lightning_optkit.callbacks.seams.run_free import RunFree
+from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.training_set import TrainingSet
 from lightning_optkit.data import fit_in_order
 
 __all__ = ["Preprocess"]
 
 
-class Preprocess(RunFree, Callback):
+class Preprocess(FitCallback):
     """Replaces one field of every batch by what a transform fitted on the training set makes of it.
 
     Fitted when a fit begins, on the rows of `train_dataloader` only, each read once per fitted stage: in order, by all
@@ -70,9 +68,7 @@ class Preprocess(RunFree, Callback):
         self.field, self._path = field, check_field(type(self).__name__, "field", field)
         check_bools(type(self).__name__, progress=progress)
         self._progress = progress
-        self._batch_to_device: Callable[..., Any] | None = None
-        self._inner: Callable[..., Any] | None = None  # what `_batch_to_device` replaced
-        self._convert_input: Callable[[Any], Any] | None = None
+        self._inner: Callable[..., Any] | None = None  # the strategy's `batch_to_device` without this callback
 
     def inverse(self, x: Any) -> Any:
         """What `transform` turned into `x`, as far as every stage can be undone: for predictions of a scaled target.
@@ -105,6 +101,7 @@ class Preprocess(RunFree, Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.transform.to(trainer.strategy.root_device)
+        self._at_end(self.transform.cpu)
         inner = self._inner = trainer.strategy.batch_to_device
 
         def batch_to_device(batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
@@ -115,9 +112,8 @@ class Preprocess(RunFree, Callback):
         def convert_input(batch: Any) -> Any:
             return self._with_whole_field(batch, convert(batch))
 
-        self._batch_to_device, self._convert_input = batch_to_device, convert_input
-        override(trainer.strategy, "batch_to_device", batch_to_device)
-        override(trainer.precision_plugin, "convert_input", convert_input)
+        self._override(trainer.strategy, "batch_to_device", batch_to_device)
+        self._override(trainer.precision_plugin, "convert_input", convert_input)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.ckpt_path is None:
@@ -129,11 +125,8 @@ class Preprocess(RunFree, Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._require_fitted()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._undo(trainer)
-
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._undo(trainer)
+        self._undo()  # validation, test and prediction are preprocessed too
 
     # --- what they do ---
 
@@ -189,14 +182,8 @@ class Preprocess(RunFree, Callback):
                 "checkpoint of a run with this callback, or a transform that is fitted."
             )
 
-    def _undo(self, trainer: pl.Trainer) -> None:
-        restore(trainer.strategy, "batch_to_device", self._batch_to_device)
-        restore(trainer.precision_plugin, "convert_input", self._convert_input)
-        self.transform.cpu()
-        self._forget()
-
     def _forget(self) -> None:
-        self._batch_to_device = self._inner = self._convert_input = None
+        self._inner = None
 
 
 class _Present:

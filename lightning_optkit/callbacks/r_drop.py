@@ -2,26 +2,24 @@
 """R-Drop on an unchanged module: every batch runs twice with other dropout, and the two must agree."""
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_optkit._checks import check_in
+from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.losses import WATCHING, Loss, LossCall, intercept, release
-from lightning_optkit.callbacks.seams.overrides import override, restore
 from lightning_optkit.callbacks.seams.refusals import refuse_manual_optimization, refuse_twice
-from lightning_optkit.callbacks.seams.run_free import RunFree
 from lightning_optkit.callbacks.seams.second_pass import SecondPass, finish_second_passes, loss_of, with_loss
 from lightning_optkit.regularization.r_drop import r_drop
 
 __all__ = ["RDrop"]
 
 
-class RDrop(RunFree, Callback):
+class RDrop(FitCallback):
     r"""Adds to the loss how much two passes with different dropout disagree.
 
     .. math:: \tfrac{1}{2}(L_1 + L_2) + \alpha\, \tfrac{1}{2}\left(D_{KL}(P_1 \| P_2) + D_{KL}(P_2 \| P_1)\right)
@@ -51,7 +49,6 @@ class RDrop(RunFree, Callback):
     def __init__(self, alpha: float = 1.0) -> None:
         self.alpha = check_in(type(self).__name__, "alpha", alpha, "(0, inf)")
         self._calls: list[LossCall] = []
-        self._overrides: dict[str, Callable[..., Any]] = {}
         self._is_checked = False
 
     # --- hooks, in the order Lightning calls them ---
@@ -63,19 +60,10 @@ class RDrop(RunFree, Callback):
         refuse_manual_optimization(self, pl_module, "RDrop must know which loss is passed back")
         self._is_checked = False
         intercept(pl_module, type(self).__name__, self._watch, WATCHING)
-        self._overrides = {
-            "training_step": self._wrap_training_step(pl_module),
-            "backward": self._wrap_backward(pl_module),
-        }
-        for name, function in self._overrides.items():
-            override(pl_module, name, function)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._undo(pl_module)
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self._undo(pl_module)
+        self._at_end(partial(release, pl_module, self._watch))
+        self._override(pl_module, "training_step", self._wrap_training_step(pl_module))
+        self._override(pl_module, "backward", self._wrap_backward(pl_module))
+        self._at_end(partial(finish_second_passes, pl_module))
 
     # --- what they do ---
 
@@ -133,15 +121,8 @@ class RDrop(RunFree, Callback):
             )
         self._is_checked = True
 
-    def _undo(self, pl_module: pl.LightningModule) -> None:
-        finish_second_passes(pl_module)
-        release(pl_module, self._watch)
-        for name, function in self._overrides.items():
-            restore(pl_module, name, function)
-        self._forget()
-
     def _forget(self) -> None:
-        self._calls, self._overrides = [], {}
+        self._calls = []
 
 
 def _divergence(calls: list[LossCall], others: list[LossCall]) -> Tensor:

@@ -20,16 +20,14 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from lightning_optkit._checks import check_bools, check_int, check_path, check_text, shown
 from lightning_optkit._norms import total_norm
-from lightning_optkit.callbacks.seams.run_free import RunFree
+from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.diagnostics._record import record_from
 from lightning_optkit.diagnostics.report import Curve, RunRecord, write_report
 from lightning_optkit.step import OnePassOptimizer
@@ -39,7 +37,7 @@ __all__ = ["Report"]
 _MAX_PENDING = 512  # values still on an accelerator
 
 
-class Report(RunFree, Callback):
+class Report(FitCallback):
     """Records loss, learning rates, gradient norms, validation metrics and step times; writes them when `fit` ends.
 
     The file needs nothing outside itself. Loss and gradients are those of rank zero; under DDP the gradients are the
@@ -76,7 +74,6 @@ class Report(RunFree, Callback):
         self._forget()
 
     def _forget(self) -> None:
-        self._hooks: list[RemovableHandle] = []
         self._pending: list[tuple[Curve, int, Tensor]] = []
         self._losses: list[Tensor] = []  # of the batches accumulated into the step to come
         self._not_validation: set[str] = set()
@@ -113,7 +110,7 @@ class Report(RunFree, Callback):
         for index, optimizer in enumerate(trainer.optimizers):
             if isinstance(optimizer, Optimizer):
                 hook = partial(self._after_step, trainer, index)
-                self._hooks.append(optimizer.register_step_post_hook(hook))
+                self._at_end(optimizer.register_step_post_hook(hook).remove)
             if isinstance(optimizer, OnePassOptimizer) and index == 0:
                 self._num_skipped = optimizer.num_skipped
 
@@ -187,12 +184,6 @@ class Report(RunFree, Callback):
             else:
                 rank_zero_info(f"Report: {written}")
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._remove_hooks()
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._remove_hooks()
-
     # --- what they do ---
 
     def _measures(self, trainer: pl.Trainer) -> bool:
@@ -234,10 +225,8 @@ class Report(RunFree, Callback):
             curve.append(step, value)
         self._pending = []
 
-    def _remove_hooks(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+    def _release(self) -> None:
+        """The record can be read after the fit, and what is still on an accelerator belongs to it."""
 
 
 def _explanation(optimizer: Optimizer) -> str:

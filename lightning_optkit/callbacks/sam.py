@@ -2,19 +2,17 @@
 """Sharpness-aware minimization within automatic optimization, in every precision."""
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 
 from lightning_optkit._checks import check_bools, check_in
-from lightning_optkit.callbacks.seams.overrides import override, restore
+from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.refusals import refuse_manual_optimization, refuse_split_parameters, refuse_twice
-from lightning_optkit.callbacks.seams.run_free import RunFree
 from lightning_optkit.callbacks.seams.second_pass import SecondPass, finish_second_passes, loss_of, with_loss
 from lightning_optkit.regularization.asam import asam
 from lightning_optkit.regularization.sam import sam
@@ -22,7 +20,7 @@ from lightning_optkit.regularization.sam import sam
 __all__ = ["SAM"]
 
 
-class SAM(RunFree, Callback):
+class SAM(FitCallback):
     """Takes every gradient at the worst point near the weights, so that training ends in flat minima.
 
     Inside `training_step` the module runs on the batch, its gradient (kept apart from `.grad`) says where to climb, and
@@ -61,7 +59,6 @@ class SAM(RunFree, Callback):
         self.rho = default if rho is None else check_in(type(self).__name__, "rho", rho, "(0, inf)")
         self.eta = check_in(type(self).__name__, "eta", eta, "[0, inf)")
         self.adaptive, self.sync = adaptive, sync
-        self._overrides: dict[str, Callable[..., Any]] = {}
         self._before: list[tuple[Tensor, Tensor]] = []  # while the weights are climbed: parameter, its true value
 
     # --- hooks, in the order Lightning calls them ---
@@ -74,19 +71,10 @@ class SAM(RunFree, Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Not in setup: whatever else wraps training_step belongs to both runs.
-        self._overrides = {
-            "training_step": self._wrap_training_step(trainer, pl_module),
-            "backward": self._wrap_backward(pl_module),
-        }
-        for name, function in self._overrides.items():
-            override(pl_module, name, function)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._undo(pl_module)
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self._undo(pl_module)
+        self._override(pl_module, "training_step", self._wrap_training_step(trainer, pl_module))
+        self._override(pl_module, "backward", self._wrap_backward(pl_module))
+        self._at_end(partial(finish_second_passes, pl_module))
+        self._at_end(self._descend)
 
     # --- what they do ---
 
@@ -146,15 +134,8 @@ class SAM(RunFree, Callback):
             param.copy_(before)
         self._before = []
 
-    def _undo(self, pl_module: pl.LightningModule) -> None:
-        self._descend()
-        finish_second_passes(pl_module)
-        for name, function in self._overrides.items():
-            restore(pl_module, name, function)
-        self._forget()
-
     def _forget(self) -> None:
-        self._overrides, self._before = {}, []
+        self._before = []
 
 
 def _mean_over_processes(trainer: pl.Trainer, param: Tensor, grad: Tensor | None) -> Tensor:

@@ -2,21 +2,21 @@
 """Lets a schedule-free optimizer train at y, and everything else see the average x."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lightning_optkit.callbacks.seams.overrides import override, restore
-from lightning_optkit.callbacks.seams.run_free import RunFree
+from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
+from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.optimizers._schedule_free import ScheduleFreeOptimizer
 from lightning_optkit.step.shards import reshard
 
 __all__ = ["ScheduleFree"]
 
 
-class ScheduleFree(RunFree, Callback):
+class ScheduleFree(FitCallback):
     """Switches `ScheduleFreeSGD` and `ScheduleFreeAdamW` between training and evaluation.
 
     Validation runs on the average, every checkpoint's `state_dict` holds it (with y in the optimizer's state, for
@@ -32,12 +32,11 @@ class ScheduleFree(RunFree, Callback):
 
     def __init__(self) -> None:
         self._optimizers: list[ScheduleFreeOptimizer] = []
-        self._on_save: Callable[..., None] | None = None
 
     # --- hooks, in the order Lightning calls them ---
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if any(isinstance(other, ScheduleFree) and other is not self for other in trainer.callbacks):  # type: ignore[attr-defined]
+        if callbacks_of(trainer, ScheduleFree, but=self):
             raise ValueError(f"{type(self).__name__}(): given twice; one switches every optimizer.")
         self._optimizers = [o for o in trainer.optimizers if isinstance(o, ScheduleFreeOptimizer)]
         if not self._optimizers:
@@ -45,8 +44,8 @@ class ScheduleFree(RunFree, Callback):
             raise ValueError(
                 f"{type(self).__name__}(): needs ScheduleFreeSGD or ScheduleFreeAdamW; this run has {names}."
             )
-        self._on_save = self._wrap_on_save_checkpoint(trainer, pl_module)
-        override(pl_module, "on_save_checkpoint", self._on_save)
+        self._override(pl_module, "on_save_checkpoint", self._wrap_on_save_checkpoint(trainer, pl_module))
+        self._at_end(partial(self._eval, pl_module))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._train(pl_module)
@@ -60,12 +59,6 @@ class ScheduleFree(RunFree, Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._eval(pl_module)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._undo(pl_module)
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._undo(pl_module)
 
     # --- what they do ---
 
@@ -103,10 +96,5 @@ class ScheduleFree(RunFree, Callback):
                 saved = checkpoint["optimizer_states"]
                 saved[place] = optimizer.as_evaluated(saved[place])
 
-    def _undo(self, pl_module: pl.LightningModule) -> None:
-        self._eval(pl_module)
-        restore(pl_module, "on_save_checkpoint", self._on_save)
-        self._forget()
-
     def _forget(self) -> None:
-        self._optimizers, self._on_save = [], None
+        self._optimizers = []

@@ -5,20 +5,18 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from lightning_optkit._checks import check_bools, check_in, check_pattern, check_whole
+from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.named_modules import first_tensor, modules_named, with_first
-from lightning_optkit.callbacks.seams.run_free import RunFree
 from lightning_optkit.regularization.stochastic_depth import linear_drop_rates, stochastic_depth
 
 __all__ = ["StochasticDepth"]
 
 
-class StochasticDepth(RunFree, Callback):
+class StochasticDepth(FitCallback):
     """In training, the output of every branch named `names` is zero for a random share of the examples.
 
     A branch is the module whose output is added to the residual stream: name that one, not the block around it, or the
@@ -52,7 +50,6 @@ class StochasticDepth(RunFree, Callback):
         check_bools(type(self).__name__, verbose=verbose)
         self.batch_dim, self._verbose = check_whole(type(self).__name__, "batch_dim", batch_dim), verbose
         self.rates: dict[str, float] = {}
-        self._hooks: list[RemovableHandle] = []
 
     # --- hooks, in the order Lightning calls them ---
 
@@ -60,17 +57,10 @@ class StochasticDepth(RunFree, Callback):
         branches = modules_named(type(self).__name__, "names", pl_module, self.names)
         self.rates = dict(zip(branches, linear_drop_rates(len(branches), self.p), strict=True))
         for name, branch in branches.items():
-            self._hooks.append(branch.register_forward_hook(self._drop(name)))
+            self._at_end(branch.register_forward_hook(self._drop(name)).remove)
         if self._verbose:
             listed = ", ".join(f"{name} {rate:.3g}" for name, rate in self.rates.items())
             rank_zero_info(f"StochasticDepth: {listed}")
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._undo()
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self._undo()
 
     # --- what they do ---
 
@@ -84,11 +74,3 @@ class StochasticDepth(RunFree, Callback):
             return with_first(output, stochastic_depth(first, rate, self.batch_dim))
 
         return hook
-
-    def _undo(self) -> None:
-        for handle in self._hooks:
-            handle.remove()
-        self._forget()
-
-    def _forget(self) -> None:
-        self._hooks = []

@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch import callbacks as lightnings
-from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
@@ -16,10 +16,10 @@ from torch import Tensor
 from lightning_optkit._checks import check_bools, check_instance
 from lightning_optkit.averaging import EMA, LAWA, SWA
 from lightning_optkit.callbacks.seams.batch_norm import batch_norms, check_forward, recompute_batch_norm_
+from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.checkpointed_weights import as_saved, load_trained, save_trained
+from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.kept_average import KeptAverage, names_of
-from lightning_optkit.callbacks.seams.overrides import override, restore
-from lightning_optkit.callbacks.seams.run_free import RunFree
 from lightning_optkit.step.shards import reshard
 
 __all__ = ["WeightAveraging"]
@@ -30,7 +30,7 @@ _LIGHTNINGS = (
 )  # since 2.6
 
 
-class WeightAveraging(RunFree, Callback):
+class WeightAveraging(FitCallback):
     """Averages the weights over training: folded into a one-pass step, in a pass of its own after any other step.
 
     The average lives in the optimizer's state: sharded where the parameters are (`ModelParallelStrategy`), and in every
@@ -80,7 +80,6 @@ class WeightAveraging(RunFree, Callback):
         self.average, self.evaluate = average, evaluate
         self.average_buffers, self.update_bn = average_buffers, update_bn
         self._kept = KeptAverage(average)
-        self._on_module_save: Callable[..., Any] | None = None
         self._is_training = False
         self._trained: dict[Tensor, Tensor] = {}  # while the module holds the average: what it was trained to
         self._batch_norm: tuple[int, dict[str, Tensor]] | None = None  # statistics, and the step they belong to
@@ -131,14 +130,12 @@ class WeightAveraging(RunFree, Callback):
                 "parameters; "
                 "use ModelParallelStrategy (FSDP2) or DDPStrategy."
             )
-        for other in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(other, _LIGHTNINGS):
-                raise ValueError(
-                    f"{type(self).__name__}({self.average!r}): {type(other).__name__} would put an average into "
-                    "the module "
-                    "too; use one of the two."
-                )
-        everyone = [callback for callback in trainer.callbacks if isinstance(callback, WeightAveraging)]  # type: ignore[attr-defined]
+        if others := [other for kind in _LIGHTNINGS for other in callbacks_of(trainer, kind)]:
+            raise ValueError(
+                f"{type(self).__name__}({self.average!r}): {type(others[0]).__name__} would put an average into the "
+                "module too; use one of the two."
+            )
+        everyone = callbacks_of(trainer, WeightAveraging)
         evaluated = [repr(callback.average) for callback in everyone if callback.evaluate]
         if len(evaluated) > 1:
             raise ValueError(
@@ -150,8 +147,7 @@ class WeightAveraging(RunFree, Callback):
         self._kept = KeptAverage(self.average, names[everyone.index(self)])
         self._trained, self._batch_norm, self._is_training = {}, None, False
         if self.evaluate:
-            self._on_module_save = self._wrap_on_save_checkpoint(pl_module)
-            override(pl_module, "on_save_checkpoint", self._on_module_save)
+            self._override(pl_module, "on_save_checkpoint", self._wrap_on_save_checkpoint(pl_module))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.update_bn:  # not before: a module may make its layers in `configure_model`
@@ -159,6 +155,7 @@ class WeightAveraging(RunFree, Callback):
         average = self.average
         if isinstance(average, SWA) and isinstance(average.start, float):
             average = average.for_run(trainer.estimated_stepping_batches)
+        self._at_end(self._kept.detach)
         self._kept.attach(trainer.optimizers, average, pl_module if self.average_buffers else None)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -189,7 +186,7 @@ class WeightAveraging(RunFree, Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._show_trained(pl_module)
-        self._undo(pl_module)
+        super().on_exception(trainer, pl_module, exception)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.evaluate and not self._kept.of_parameters():
@@ -201,11 +198,7 @@ class WeightAveraging(RunFree, Callback):
         self._show_average(trainer, pl_module)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._undo(pl_module)
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self._undo(pl_module)
+        self._undo()
 
     # --- what they do ---
 
@@ -271,14 +264,11 @@ class WeightAveraging(RunFree, Callback):
 
         return on_save_checkpoint
 
-    def _undo(self, pl_module: pl.LightningModule) -> None:
-        self._kept.detach()
-        self._is_training = False
-        restore(pl_module, "on_save_checkpoint", self._on_module_save)
-        self._on_module_save = None
+    def _release(self) -> None:
+        self._is_training = False  # the average can be read, and saved, after the fit
 
     def _forget(self) -> None:
-        self._on_module_save, self._is_training, self._trained, self._batch_norm = None, False, {}, None
+        self._is_training, self._trained, self._batch_norm = False, {}, None
 
 
 def _named_tensors(pl_module: pl.LightningModule) -> dict[str, Tensor]:

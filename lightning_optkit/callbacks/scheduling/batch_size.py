@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import RunningStage
 from torch.utils.data import BatchSampler, DataLoader
 
 from lightning_optkit.callbacks.scheduling.scheduled_callback import ScheduledCallback
+from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 
 __all__ = ["batches_in_epoch", "check_clocks", "check_epochs", "check_resizable", "set_batch_size"]
 
@@ -112,9 +113,7 @@ def check_clocks(owner: str, trainer: pl.Trainer, samples: Sequence[float]) -> N
         trainer: Of the run.
         samples: In each epoch.
     """
-    for other in trainer.callbacks:  # type: ignore[attr-defined]
-        if not isinstance(other, ScheduledCallback):
-            continue
+    for other in callbacks_of(trainer, ScheduledCallback):
         clock, name = other._clock, type(other).__name__
         wrong_total = clock.interval == "step" or trainer.max_steps != -1
         wrong_total |= clock.interval == "sample" and len(set(samples)) > 1

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.data import extract_batch_size
 from torch.utils.data import BatchSampler, DataLoader
 
 from lightning_optkit._checks import check_callable, check_int, check_one_of
+from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 
 __all__ = ["Clock", "Interval", "steps_in_run"]
 
@@ -168,5 +169,4 @@ def _replicas(trainer: pl.Trainer) -> int:
 
 
 def _accumulation_schedule(trainer: pl.Trainer) -> GradientAccumulationScheduler | None:
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return next((callback for callback in callbacks if isinstance(callback, GradientAccumulationScheduler)), None)
+    return next(iter(callbacks_of(trainer, GradientAccumulationScheduler)), None)

@@ -9,13 +9,14 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
 
 from lightning_optkit.callbacks.scheduling.group_targets import group_targets
+from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 
 __all__ = ["refuse_other_schedules", "take_over_schedulers"]
 
 
 def refuse_other_schedules(owner: str, trainer: pl.Trainer) -> None:
     """Raises if a callback of Lightning schedules the learning rate."""
-    if any(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+    if callbacks_of(trainer, StochasticWeightAveraging):
         raise ValueError(
             f"{owner}(...): StochasticWeightAveraging sets the learning rate itself; remove one of the two."
         )

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_optkit._checks import check_bools, check_state
 from lightning_optkit.callbacks.scheduling.clock import Clock, Interval
-from lightning_optkit.callbacks.seams.run_free import RunFree
+from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.schedules import Schedule
 from lightning_optkit.schedules.schedule import check_schedule
 
@@ -40,7 +39,7 @@ class Target:
     write: Callable[[float], None]
 
 
-class ScheduledCallback(RunFree, Callback):
+class ScheduledCallback(FitCallback):
     """Writes `base * schedule(position, total)` before training and after each optimizer step."""
 
     name: str

@@ -4,6 +4,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,6 +15,7 @@ from torch import nn
 from torchmetrics import Metric
 
 from lightning_optkit._checks import shown
+from lightning_optkit.callbacks.seams.overrides import override, restore
 
 __all__ = ["materialize", "run_training_step"]
 
@@ -60,18 +62,14 @@ def _without_trace(pl_module: pl.LightningModule) -> Iterator[None]:
     contents = [(value, copy.copy(value)) for value in public.values() if isinstance(value, list | dict | set)]
     metrics = [m for m in pl_module.modules() if isinstance(m, Metric) and not m.update_called]
     muted = [module for module in pl_module.modules() if isinstance(module, pl.LightningModule)]
-    overridden = [(vars(module), {name: vars(module).get(name) for name in ("log", "log_dict")}) for module in muted]
-    for attributes, _ in overridden:
-        attributes.update(log=_log_nothing, log_dict=_log_nothing)
+    silences = [(module, name, partial(_log_nothing)) for module in muted for name in ("log", "log_dict")]
+    for module, name, silence in silences:
+        override(module, name, silence)
     try:
         yield
     finally:
-        for attributes, before in overridden:
-            for name, value in before.items():
-                if value is None:
-                    attributes.pop(name, None)
-                else:
-                    attributes[name] = value
+        for module, name, silence in silences:
+            restore(module, name, silence)
         for name in [name for name in own if not name.startswith("_") and name not in public]:
             del own[name]
         own.update(public)

@@ -5,13 +5,15 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
+from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
+
 __all__ = ["refuse_manual_optimization", "refuse_split_parameters", "refuse_twice"]
 
 
 def refuse_twice(callback: Callback, trainer: pl.Trainer) -> None:
     """Raises ValueError if another callback of the same class is in the Trainer."""
     owner = type(callback).__name__
-    if any(type(other) is type(callback) and other is not callback for other in trainer.callbacks):  # type: ignore[attr-defined]
+    if any(type(other) is type(callback) for other in callbacks_of(trainer, type(callback), but=callback)):
         raise ValueError(f"{owner}(...): given twice; a run takes one.")
 
 

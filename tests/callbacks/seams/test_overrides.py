@@ -49,6 +49,43 @@ def test_three_are_undone_in_any_order(order):
     assert vars(module) == before
 
 
+def pieces_of_a_run():
+    trainer = pl.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    return {
+        "strategy": (trainer.strategy, "batch_to_device"),
+        "precision": (trainer.precision_plugin, "convert_input"),
+        "loop": (trainer.fit_loop, "setup_data"),
+        "epoch loop": (trainer.fit_loop.epoch_loop, "on_run_start"),
+        "validation loop": (trainer.fit_loop.epoch_loop.val_loop, "run"),
+    }
+
+
+@pytest.mark.parametrize("piece", ["strategy", "precision", "loop", "epoch loop", "validation loop"])
+@pytest.mark.parametrize("order", list(itertools.permutations(range(2))), ids=str)
+def test_two_share_a_method_of_whatever_lightning_calls(piece, order):
+    owner, name = pieces_of_a_run()[piece]
+    before, calls = dict(vars(owner)), []
+
+    def through(who, inner):
+        def function(*args):
+            calls.append(who)
+            return inner(*args)
+
+        return function
+
+    functions = [through(0, lambda *args: "its own")]
+    override(owner, name, functions[0])
+    functions.append(through(1, getattr(owner, name)))
+    override(owner, name, functions[1])
+    assert getattr(owner, name)(None) == "its own" and calls == [1, 0]
+    restore(owner, name, functions[order[0]])
+    assert vars(owner)[name] is functions[order[1]]
+    restore(owner, name, functions[order[1]])
+    assert {key: value for key, value in vars(owner).items() if callable(value)} == {
+        key: value for key, value in before.items() if callable(value)
+    }
+
+
 def test_what_the_user_put_there_comes_back():
     module = Module()
     users = types.MethodType(lambda self: ["the user's"], module)  # as LightningCLI does

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The callbacks of a Trainer, by class."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+
+__all__ = ["callbacks_of", "insert_callback"]
+
+T = TypeVar("T")
+
+
+def callbacks_of(trainer: pl.Trainer, kind: type[T], but: object = None) -> list[T]:
+    """Those of class `kind`, in their order, leaving out `but`."""
+    untyped: Any = trainer  # Lightning does not declare the attribute
+    return [callback for callback in untyped.callbacks if isinstance(callback, kind) and callback is not but]
+
+
+def insert_callback(trainer: pl.Trainer, callback: Callback, behind: Callback) -> Callable[[], None]:
+    """Lets Lightning call `callback` right behind another one, and returns what takes it out again."""
+    untyped: Any = trainer
+    untyped.callbacks.insert(untyped.callbacks.index(behind) + 1, callback)
+
+    def take_out() -> None:
+        # A new list: Lightning may be walking the old one, and has to come to `callback` there.
+        untyped.callbacks = callbacks_of(trainer, object, but=callback)
+
+    return take_out

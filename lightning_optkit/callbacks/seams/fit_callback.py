@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The base of a callback that changes a run for the length of a fit."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+
+from lightning_optkit.callbacks.seams.overrides import override, restore
+from lightning_optkit.callbacks.seams.run_free import RunFree
+
+__all__ = ["FitCallback"]
+
+
+class FitCallback(RunFree, Callback):
+    """Whatever it changes is changed back when the fit ends, normally or by an exception.
+
+    A subclass says `_at_end(undo)` where it changes something. The last change is undone first, each one once, and an
+    undo that fails does not keep the others from running.
+    """
+
+    _undos: tuple[Callable[[], object], ...] = ()
+
+    def _at_end(self, undo: Callable[[], object]) -> None:
+        """Calls `undo()` when the fit ends."""
+        self._undos = (*self._undos, undo)
+
+    def _override(self, owner: object, name: str, function: Callable[..., Any]) -> None:
+        """Lets `owner.<name>` call `function` until the fit ends."""
+        override(owner, name, function)
+        self._at_end(partial(restore, owner, name, function))
+
+    def _undo(self) -> None:
+        """Undoes what is changed at this moment."""
+        undos, self._undos = self._undos, ()
+        with ExitStack() as stack:
+            stack.callback(self._release)
+            for undo in undos:
+                stack.callback(undo)
+
+    def _release(self) -> None:
+        """Called when everything is undone: lets go of the run. Override it to keep what is read after the fit."""
+        self._forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has changed nothing, and has nothing to undo."""
+        state = super().__getstate__()
+        state.pop("_undos", None)
+        return state
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._undo()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._undo()
