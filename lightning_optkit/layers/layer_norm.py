@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lightning_optkit._checks import check_bools, check_home
 from lightning_optkit.layers._arguments import check_eps, check_norm, check_sizes
@@ -89,6 +90,12 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """The normalized input, in its shape."""
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+        return self._normalized(input)
+
+    @torch.jit.unused
+    def _normalized(self, input: Tensor) -> Tensor:
         try:
             weight, bias = parameter(self, "weight"), parameter(self, "bias")
             return run_norm(True, input, self.normalized_shape, weight, bias, self.eps)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lightning_optkit._checks import check_bools, check_home
 from lightning_optkit.layers._arguments import check_eps, check_norm, check_sizes
@@ -79,6 +80,12 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """The normalized input, in its shape."""
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
+        return self._normalized(x)
+
+    @torch.jit.unused
+    def _normalized(self, x: Tensor) -> Tensor:
         try:
             return run_norm(False, x, self.normalized_shape, parameter(self, "weight"), None, self.eps)
         except Exception:

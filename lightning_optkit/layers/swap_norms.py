@@ -182,6 +182,8 @@ def _plan_fused(module: nn.Module, centered: bool) -> _Plan | None:
 
 def _looks_like(module: nn.Module, centered: bool) -> bool:
     """Could this be a normalization of another package? One vector of weights, perhaps a bias, and an eps."""
+    if isinstance(module, torch.jit.ScriptModule):  # its graph is what runs, whatever its class
+        return False
     weight = module._parameters.get("weight")
     if weight is None or weight.dim() != 1 or module._modules or _eps(module) is None or module._buffers:
         return False

@@ -222,7 +222,7 @@ class Run(RuleBasedStateMachine):
                 file = io.BytesIO()
                 torch.save(state_dict, file)
                 file.seek(0)
-                state_dict = torch.load(file, weights_only=True)
+                state_dict = torch.load(file, weights_only=False)  # state may be of a class of the user's own
             optimizer.load_state_dict(state_dict)
 
     @rule()
