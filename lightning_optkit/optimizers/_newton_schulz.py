@@ -60,6 +60,8 @@ def orthogonalize(matrices: Tensor, coefficients: Sequence[float], steps: int, e
         return t.bfloat16().float() if is_wide_held else t
 
     x = rounded(matrices) if is_wide_held else matrices.bfloat16()
+    if not x.numel():
+        return x  # no largest element to scale by
     x = x.mT if is_tall else x
     # Beyond these the squares would overflow; the factor, a power of two, changes nothing else.
     x = x * torch.where(x.abs().amax((1, 2), keepdim=True) > 2.0**48, 2.0**-64, 1.0).to(x.dtype)

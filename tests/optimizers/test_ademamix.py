@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AdEMAMix against its algorithm written out (Pagliardini et al. 2024, Algorithm 1), and on real data."""
+"""AdEMAMix against its algorithm written out (Pagliardini et al. 2024, Algorithm 1)."""
 
 import math
 
@@ -36,50 +36,6 @@ def written_out(values, gradients, lr, betas, alpha, warmups, eps, decay):
     return dict(theta=theta, exp_avg=m1, exp_avg_slow=m2, exp_avg_sq=nu)
 
 
-def build(params, **kwargs):
-    return AdEMAMix(params, lr=1e-2, weight_decay=0.1, alpha_warmup=40, beta3_warmup=30, **kwargs)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"),
-    [
-        (torch.float64, dict(rtol=1e-12, atol=1e-12)),
-        (torch.float32, dict(rtol=1e-5, atol=1e-5)),
-        (torch.bfloat16, dict(rtol=0.02, atol=0.01)),
-    ],
-    ids=str,
-)
-def test_both_paths_agree_with_a_clip_and_an_average(paths_agree, dtype, tolerance):
-    paths_agree(build, dtype, **tolerance)
-
-
-@pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("stages", [dict(rounding="kahan"), dict(rounding="stochastic"), dict(l1=0.1)], ids=str)
-def test_both_paths_agree_with_other_stages(paths_agree, stages, state_dtype):
-    paths_agree(
-        lambda params, **kwargs: build(params, state_dtype=state_dtype, **stages, **kwargs),
-        torch.bfloat16,
-        rtol=0.05,
-        atol=0.05,
-    )
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
-def test_resumes_bit_for_bit(resumes, dtype, fused):
-    resumes(lambda params: build(params, fused=fused), dtype)
-
-
-def test_ascends_when_asked_to():
-    up, down = torch.tensor([1.0], requires_grad=True), torch.tensor([1.0], requires_grad=True)
-    one, other = AdEMAMix([up], lr=0.1, maximize=True), AdEMAMix([down], lr=0.1)
-    for _ in range(3):
-        up.grad, down.grad = torch.tensor([2.0]), torch.tensor([-2.0])
-        one.step()
-        other.step()
-    assert up.item() == down.item() > 1.0
-
-
 @pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
 @pytest.mark.parametrize("warmups", [(None, None), (30, 40), (100, 100)], ids=str)
 @pytest.mark.parametrize("betas", [(0.9, 0.999, 0.9999), (0.5, 0.9, 0.99)], ids=str)
@@ -108,40 +64,6 @@ def test_follows_the_algorithm_of_the_paper(shape, betas, warmups, fused):
         torch.testing.assert_close(optimizer.state[p][name], value, rtol=1e-12, atol=1e-12)
 
 
-def test_follows_it_in_single_precision_to_rounding():
-    torch.manual_seed(0)
-    values, gradients = torch.randn(300, dtype=torch.float64), torch.randn(50, 300, dtype=torch.float64)
-    p, q = values.float().requires_grad_(), values.float().double().requires_grad_()
-    optimizers = [build([p]), build([q])]
-    for g in gradients.float():
-        p.grad, q.grad = g, g.double()
-        for optimizer in optimizers:
-            optimizer.step()
-    torch.testing.assert_close(p.detach().double(), q.detach(), rtol=2e-6, atol=2e-6)
-
-
 @pytest.mark.parametrize("betas", [(0.0, 0.9, 0.99), (0.9, 0.9, 0.0), (0.0, 0.9, 0.0)], ids=str)
 def test_decay_rates_of_zero_stay_finite_in_the_warmup(paths_agree, betas):
     paths_agree(lambda params, **kwargs: AdEMAMix(params, betas=betas, beta3_warmup=30, **kwargs), torch.float64)
-
-
-def test_learns_the_digits(digits_loss):
-    loss = digits_loss(lambda params: AdEMAMix(params, lr=1e-2, alpha=5.0, alpha_warmup=200, beta3_warmup=200))
-    assert loss < 0.17  # 0.154 when this was written
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "message"),
-    [
-        (dict(lr=-1.0), r"^AdEMAMix\(lr=-1\.0\): lr must be in \[0, inf\)\.$"),
-        (dict(betas=(0.9, 0.9)), r"^AdEMAMix\(betas=\(0\.9, 0\.9\)\): betas must be three numbers\.$"),
-        (dict(betas=(0.9, 1.0, 0.9)), r"^AdEMAMix\(betas\[1\]=1\.0\): betas\[1\] must be in \[0, 1\)\.$"),
-        (dict(alpha=-1.0), r"^AdEMAMix\(alpha=-1\.0\): alpha must be in \[0, inf\)\.$"),
-        (dict(alpha_warmup=0), r"^AdEMAMix\(alpha_warmup=0\): alpha_warmup must be an integer >= 1\.$"),
-        (dict(beta3_warmup=1.5), r"^AdEMAMix\(beta3_warmup=1\.5\): beta3_warmup must be an integer >= 1\.$"),
-    ],
-    ids=str,
-)
-def test_refuses_in_one_sentence(kwargs, message):
-    with pytest.raises((ValueError, TypeError), match=message):
-        AdEMAMix([torch.ones(1, requires_grad=True)], **kwargs)

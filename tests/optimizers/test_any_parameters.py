@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_optkit import optimizers
+from lightning_optkit._native import extension
 
 # So that a step moves numbers of size 1 by about 0.1, and no element hangs on the last bit of its gradient.
 RULES = {
@@ -65,11 +66,12 @@ class Pair:
         self.params = [LAYOUTS[layout](drawn(shape).to(dtype)).requires_grad_() for shape, dtype, layout in specs]
         self.exact = [double(p) for p in self.params]
         build = getattr(optimizers, name)
-        plain = {} if name == "Adafactor" else dict(fused=False)  # which is plain PyTorch anyway
         self.both = [
-            build(self.groups(self.params, num_first), lr=LR, **RULES[name]),
-            build(self.groups(self.exact, num_first), lr=LR, **RULES[name], **plain),
+            build(self.groups(params, num_first), lr=LR, **RULES[name]) for params in (self.params, self.exact)
         ]
+        plain = self.both[1]  # torch's Adafactor has no argument for it, so ours has none
+        for options in (plain.defaults, *plain.param_groups):
+            options["fused"] = False
         for optimizer in self.both if name.startswith("ScheduleFree") else ():
             optimizer.train()
 
@@ -130,8 +132,16 @@ def test_any_parameters_and_gradients_that_come_go_and_move(name, specs, num_fir
         if event != "drop one" or len(pair.params) > 1:
             pair.happen(event)
         pair.step(layouts)
+    assert all(plan.path.startswith("reference: ") for plan in pair.both[1].explain().groups)
     for p, q in zip(pair.params, pair.exact, strict=True):
         torch.testing.assert_close(p.detach().double(), q.detach(), rtol=0, atol=TOLERANCE[p.dtype])
+
+
+@pytest.mark.skipif(extension is None, reason="the extension is not built")
+@pytest.mark.parametrize("name", RULES)
+def test_what_is_tried_is_the_compiled_step(name):
+    pair = Pair(name, [((7,), dtype, "contiguous") for dtype in TOLERANCE], 2)
+    assert {plan.path for plan in pair.both[0].explain().groups} == {f"compiled ({extension.cpu_isa()})"}
 
 
 def test_every_rule_is_tried():

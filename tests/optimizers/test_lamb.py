@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LAMB against its algorithm written out (You et al. 2020, Algorithm 2), and on real data."""
+"""LAMB against its algorithm written out (You et al. 2020, Algorithm 2)."""
 
 import math
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
 
 from lightning_optkit.clipping import ClipNorm, ClipUnitwise
 from lightning_optkit.optimizers import LAMB
@@ -112,34 +111,3 @@ def test_a_layer_of_zeros_moves_at_the_rate_itself(fused):
 def test_explain_tells_of_the_second_walk():
     (plan,) = LAMB([torch.ones(3, requires_grad=True)]).explain().groups
     assert (plan.stages, plan.bytes_per_element) == (("trust", "update"), 28 + 16)
-
-
-def test_learns_the_digits():
-    digits = load_digits()
-    x = torch.tensor(digits.data / 16, dtype=torch.float32)
-    y = torch.tensor(digits.target)
-    torch.manual_seed(0)
-    model = torch.nn.Linear(64, 10)
-    optimizer = LAMB(model.parameters(), lr=2e-2)
-    for _ in range(200):
-        optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(model(x), y)
-        loss.backward()
-        optimizer.step()
-    assert loss.item() < 0.2
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "message"),
-    [
-        (dict(lr=-1.0), r"^LAMB\(lr=-1\.0\): lr must be in \[0, inf\)\.$"),
-        (dict(betas=(1.0, 0.9)), r"^LAMB\(betas\[0\]=1\.0\): betas\[0\] must be in \[0, 1\)\.$"),
-        (dict(norm_bounds=(2.0, 1.0)), r"^LAMB\(norm_bounds=\(2\.0, 1\.0\)\): norm_bounds must be "),
-        (dict(cautious=True), r"^LAMB\(cautious=True\): cautious must be "),
-        (dict(adapt=2), r"^LAMB\(adapt=2\): adapt must be "),
-    ],
-    ids=str,
-)
-def test_refuses_in_one_sentence(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        LAMB([torch.ones(1, requires_grad=True)], **kwargs)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prodigy against its algorithm written out (Mishchenko & Defazio 2024, Prodigy (Adam version)), and on real data."""
+"""Prodigy against its algorithm written out (Mishchenko & Defazio 2024, Prodigy (Adam version))."""
 
 import copy
 import math
@@ -173,43 +173,6 @@ def test_a_slice_of_a_complex_parameter_keeps_both_parts():
     torch.testing.assert_close(optimizer.state[p]["s"], 0.5 * p.grad[::3])
 
 
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"),
-    [
-        (torch.float64, dict(rtol=1e-10, atol=1e-10)),
-        (torch.float32, dict(rtol=1e-4, atol=1e-4)),
-        (torch.bfloat16, dict(rtol=0.02, atol=0.01)),
-    ],
-    ids=str,
-)
-def test_both_paths_agree_with_a_clip_and_an_average(paths_agree, dtype, tolerance):
-    def build(params, **kwargs):
-        return Prodigy(params, d0=1e-3, growth_rate=1.05, weight_decay=0.1, **kwargs)
-
-    paths_agree(build, dtype, **tolerance)
-
-
-@pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16, "int8"], ids=str)
-@pytest.mark.parametrize(
-    "stages", [dict(rounding="kahan"), dict(rounding="stochastic"), dict(l1=0.1), dict(centralize=True)], ids=str
-)
-def test_both_paths_agree_with_other_stages(paths_agree, stages, state_dtype):
-    paths_agree(
-        lambda params, **kwargs: Prodigy(
-            params, d0=1e-3, state_dtype=state_dtype, growth_rate=1.02, **stages, **kwargs
-        ),
-        torch.bfloat16,
-        rtol=0.05,
-        atol=0.05,
-    )
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@PATHS
-def test_resumes_bit_for_bit(resumes, dtype, fused):
-    resumes(lambda params: Prodigy(params, d0=1e-3, fused=fused), dtype)
-
-
 def test_resumes_bit_for_bit_with_8_bit_state_and_slices(resumes):
     resumes(lambda params: Prodigy(params, d0=1e-3, state_dtype="int8"), torch.float32)
     resumes(lambda params: Prodigy(params, d0=1e-3, slice_p=3), torch.float32)
@@ -308,16 +271,6 @@ def test_a_parameter_that_comes_later_takes_the_estimate_as_it_is():
     torch.testing.assert_close(late.detach(), torch.full((3,), 1 - d * 0.1 / 0.001**0.5))
 
 
-def test_ascends_when_asked_to():
-    up, down = torch.tensor([1.0], requires_grad=True), torch.tensor([1.0], requires_grad=True)
-    one, other = Prodigy([up], d0=0.1, maximize=True), Prodigy([down], d0=0.1)
-    for _ in range(3):
-        up.grad, down.grad = torch.tensor([2.0]), torch.tensor([-2.0])
-        one.step()
-        other.step()
-    assert up.item() == down.item() > 1.0
-
-
 @pytest.mark.parametrize(
     ("state_dtype", "dtype", "per_element"),
     [(torch.float32, torch.float32, 16), (torch.bfloat16, torch.bfloat16, 10), ("int8", torch.uint8, 7)],
@@ -367,25 +320,6 @@ def test_learns_the_digits_without_a_rate(digits_loss):
     loss = digits_loss(Prodigy, evaluate=lambda optimizer: found.append(float(optimizer.param_groups[0]["d"])))
     assert loss < 0.06  # 0.05 when this was written
     assert 1e-2 < found[0] < 1
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "message"),
-    [
-        (dict(lr=-1.0), r"^Prodigy\(lr=-1\.0\): lr must be in \[0, inf\)\.$"),
-        (dict(betas=(1.0, 0.9)), r"^Prodigy\(betas\[0\]=1\.0\): betas\[0\] must be in \[0, 1\)\.$"),
-        (dict(beta3=1.0), r"^Prodigy\(beta3=1\.0\): beta3 must be in \[0, 1\)\.$"),
-        (dict(d0=0.0), r"^Prodigy\(d0=0\.0\): d0 must be in \(0, inf\)\.$"),
-        (dict(d_coef=-1.0), r"^Prodigy\(d_coef=-1\.0\): d_coef must be in \(0, inf\)\.$"),
-        (dict(growth_rate=0.5), r"^Prodigy\(growth_rate=0\.5\): growth_rate must be in \[1, inf\]\.$"),
-        (dict(slice_p=0), r"^Prodigy\(slice_p=0\): slice_p must be an integer >= 1\.$"),
-        (dict(decouple=2), r"^Prodigy\(decouple=2\): decouple must be one of False, True\.$"),
-    ],
-    ids=str,
-)
-def test_refuses_in_one_sentence(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        Prodigy([torch.ones(1, requires_grad=True)], **kwargs)
 
 
 def test_refuses_groups_that_cannot_share_an_estimate():

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Schedule-free SGD against its equations written out (Defazio et al. 2024, 2-4); what both rules share, for both."""
 
-from functools import partial
-
 import pytest
 import torch
 
@@ -50,45 +48,6 @@ def test_follows_the_algorithm_of_the_paper(shape, hypers, fused):
     torch.testing.assert_close(p.detach(), x, rtol=1e-12, atol=1e-12)
 
 
-def test_follows_it_in_single_precision_to_rounding():
-    torch.manual_seed(0)
-    values, gradients = torch.randn(300, dtype=torch.float64), torch.randn(50, 300, dtype=torch.float64)
-    p, q = values.float().requires_grad_(), values.float().double().requires_grad_()
-    optimizers = [
-        ScheduleFreeSGD([p], lr=1.0, weight_decay=1e-3, warmup_steps=10),
-        ScheduleFreeSGD([q], lr=1.0, weight_decay=1e-3, warmup_steps=10),
-    ]
-    for optimizer in optimizers:
-        optimizer.train()
-    for g in gradients.float():
-        p.grad, q.grad = g, g.double()
-        for optimizer in optimizers:
-            optimizer.step()
-    torch.testing.assert_close(p.detach().double(), q.detach(), rtol=2e-6, atol=2e-6)
-
-
-def test_learns_the_digits(digits_loss):
-    def build(params):
-        optimizer = ScheduleFreeSGD(params, lr=1.0, weight_decay=1e-3, warmup_steps=10)
-        optimizer.train()
-        return optimizer
-
-    loss = digits_loss(build, evaluate=lambda optimizer: optimizer.eval())
-    assert loss < 0.26  # 0.247 when this was written
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "message"),
-    [
-        (dict(momentum=0.0), r"^ScheduleFreeSGD\(momentum=0\.0\): momentum must be in \(0, 1\)\.$"),
-    ],
-    ids=str,
-)
-def test_refuses_in_one_sentence(kwargs, message):
-    with pytest.raises((ValueError, TypeError), match=message):
-        ScheduleFreeSGD([torch.ones(1, requires_grad=True)], **kwargs)
-
-
 HYPERS_OF = {
     ScheduleFreeSGD: dict(lr=1.0, weight_decay=1e-3, warmup_steps=10),
     ScheduleFreeAdamW: dict(lr=2e-2, weight_decay=1e-2, warmup_steps=10),
@@ -100,36 +59,6 @@ def build(cls, params, **kwargs):
     optimizer = cls(params, **HYPERS_OF[cls], **kwargs)
     optimizer.train()
     return optimizer
-
-
-@each
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"),
-    [
-        (torch.float64, dict(rtol=1e-12, atol=1e-12)),
-        (torch.float32, dict(rtol=1e-5, atol=1e-5)),
-        (torch.bfloat16, dict(rtol=0.02, atol=0.01)),
-    ],
-    ids=str,
-)
-def test_both_paths_agree_with_a_clip(cls, paths_agree, dtype, tolerance):
-    paths_agree(partial(build, cls), dtype, averages=False, **tolerance)
-
-
-@each
-@pytest.mark.parametrize("rounding", ["kahan", "stochastic"])
-def test_both_paths_agree_with_other_roundings(cls, paths_agree, rounding):
-    def rounded(params, **kwargs):
-        return build(cls, params, rounding=rounding, **kwargs)
-
-    paths_agree(rounded, torch.bfloat16, averages=False, rtol=0.05, atol=0.05)
-
-
-@each
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
-def test_resumes_bit_for_bit(cls, resumes, dtype, fused):
-    resumes(lambda params: build(cls, params, fused=fused), dtype)
 
 
 @each
