@@ -21,6 +21,7 @@ from lightning_optkit._checks import (
     check_text,
 )
 from lightning_optkit.callbacks.seams.checkpointed_weights import copy_weights, load_weights
+from lightning_optkit.callbacks.seams.lightning_packages import is_a
 from lightning_optkit.callbacks.seams.run_free import RunFree
 from lightning_optkit.regularization.early_stopping import (
     generalization_loss,
@@ -142,7 +143,7 @@ class EarlyStoppingCriterion(RunFree, Callback):
         if stage != "fit":
             return
         self._reset()
-        if self.restore_best and isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
+        if self.restore_best and is_a(trainer.strategy, FSDPStrategy, DeepSpeedStrategy):
             raise ValueError(
                 f"{type(self).__name__}(restore_best=True): {type(trainer.strategy).__name__} hides the parameters; "
                 "use ModelParallelStrategy (FSDP2) or DDPStrategy, or restore_best=False."

@@ -7,9 +7,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.optim import Optimizer
 
 from lightning_optkit._checks import check_bools, check_one_of
@@ -17,6 +15,7 @@ from lightning_optkit.callbacks.schedule_free import ScheduleFree
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of, insert_callback
 from lightning_optkit.callbacks.seams.configured import optimizers_in
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
+from lightning_optkit.callbacks.seams.lightning_packages import is_overridden, loss_scaler
 from lightning_optkit.callbacks.seams.norm_swaps import FusedNorms
 from lightning_optkit.clipping import ClipNorm, ClipValue
 from lightning_optkit.optimizers._schedule_free import ScheduleFreeOptimizer
@@ -103,7 +102,7 @@ class Fuse(FitCallback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # A module that steps by itself may clip whenever it likes.
         is_free = pl_module.automatic_optimization and not self._module_clips and not _is_watched(trainer, pl_module)
-        folds_unscaling = is_free and _has_loss_scaler(trainer)
+        folds_unscaling = is_free and loss_scaler(trainer) is not None
         for optimizer in self._converted:
             if self._clips:
                 optimizer.clip = _folded_clip(trainer)
@@ -172,11 +171,6 @@ class Fuse(FitCallback):
 def _folded_clip(trainer: pl.Trainer) -> Clip:
     value = float(trainer.gradient_clip_val)  # type: ignore[arg-type]
     return ClipValue(value) if trainer.gradient_clip_algorithm == "value" else ClipNorm(value)
-
-
-def _has_loss_scaler(trainer: pl.Trainer) -> bool:
-    precision = trainer.precision_plugin
-    return isinstance(precision, MixedPrecision) and precision.scaler is not None
 
 
 def _is_watched(trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:

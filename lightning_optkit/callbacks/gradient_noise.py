@@ -6,10 +6,10 @@ import hashlib
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.optim import Optimizer
 
 from lightning_optkit._checks import check_in, check_int
+from lightning_optkit.callbacks.seams.lightning_packages import loss_scaler
 from lightning_optkit.callbacks.seams.refusals import refuse_split_parameters, refuse_twice
 from lightning_optkit.callbacks.seams.run_free import RunFree
 from lightning_optkit.regularization.gradient_noise import gradient_noise_, gradient_noise_std
@@ -70,8 +70,7 @@ def _mixed(seed: int, step: int) -> int:
 
 def _scale(trainer: pl.Trainer, optimizer: Optimizer) -> float:
     """What the gradients are still multiplied by."""
-    precision = trainer.precision_plugin
-    if isinstance(precision, MixedPrecision) and precision.scaler is not None:
-        if getattr(optimizer, "_step_supports_amp_scaling", False):
-            return float(precision.scaler.get_scale())
+    scaler = loss_scaler(trainer)
+    if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+        return float(scaler.get_scale())
     return 1.0

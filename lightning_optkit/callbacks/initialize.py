@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lightning_optkit._checks import check_bools, check_callable, check_int, check_text, shown
 from lightning_optkit.callbacks.seams.dry_run import materialize, run_training_step
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
+from lightning_optkit.callbacks.seams.lightning_packages import is_a
 from lightning_optkit.callbacks.seams.mup_groups import split_by_multiplier
 from lightning_optkit.callbacks.seams.refusals import refuse_twice
 from lightning_optkit.callbacks.seams.training_set import TrainingSet
@@ -130,7 +131,7 @@ class Initialize(FitCallback):
                 "ModelParallelStrategy, or call init.initialize at the end of configure_model."
             )
         refuse_twice(self, trainer)
-        if not isinstance(trainer.strategy, ModelParallelStrategy):  # that materializes by itself, after sharding
+        if not is_a(trainer.strategy, ModelParallelStrategy):  # that materializes by itself, after sharding
             materialize(pl_module, trainer.strategy.root_device)
         original = pl_module.configure_optimizers
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 
 from lightning_optkit._checks import check_bools, check_in
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
+from lightning_optkit.callbacks.seams.lightning_packages import loss_scaler
 from lightning_optkit.callbacks.seams.refusals import refuse_manual_optimization, refuse_split_parameters, refuse_twice
 from lightning_optkit.callbacks.seams.second_pass import SecondPass, finish_second_passes, loss_of, with_loss
 from lightning_optkit.regularization.asam import asam
@@ -114,9 +114,9 @@ class SAM(FitCallback):
 
     def _climb(self, trainer: pl.Trainer, loss: Tensor) -> None:
         params = [p for o in trainer.optimizers for g in o.param_groups for p in g["params"] if p.requires_grad]
-        precision = trainer.precision_plugin
-        if isinstance(precision, MixedPrecision) and precision.scaler is not None:
-            loss = precision.scaler.scale(loss)  # or small gradients vanish in fp16; the factor changes nothing else
+        scaler = loss_scaler(trainer)
+        if scaler is not None:
+            loss = scaler.scale(loss)  # or small gradients vanish in fp16; the factor changes nothing else
         with torch.autocast(loss.device.type, enabled=False):
             grads: list[Tensor | None] = list(torch.autograd.grad(loss, params, allow_unused=True))
         if self.sync and trainer.world_size > 1:

@@ -20,6 +20,7 @@ from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.checkpointed_weights import as_saved, load_trained, save_trained
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.kept_average import KeptAverage, names_of
+from lightning_optkit.callbacks.seams.lightning_packages import is_a
 from lightning_optkit.step.shards import reshard
 
 __all__ = ["WeightAveraging"]
@@ -124,7 +125,7 @@ class WeightAveraging(FitCallback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
+        if is_a(trainer.strategy, FSDPStrategy, DeepSpeedStrategy):
             raise ValueError(
                 f"{type(self).__name__}({self.average!r}): strategy {type(trainer.strategy).__name__} hides the "
                 "parameters; "

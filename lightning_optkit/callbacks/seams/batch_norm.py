@@ -15,6 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader
 
+from lightning_optkit.callbacks.seams.lightning_packages import twins
+
 __all__ = ["batch_norms", "check_forward", "recompute_batch_norm_"]
 
 
@@ -23,7 +25,8 @@ def check_forward(owner: str, pl_module: pl.LightningModule) -> None:
     if not batch_norms(pl_module):
         return
     name = type(pl_module).__name__
-    if type(pl_module).forward is pl.LightningModule.forward and "forward" not in vars(pl_module):
+    undefined = [base.forward for base in twins(pl.LightningModule)]
+    if type(pl_module).forward in undefined and "forward" not in vars(pl_module):
         raise ValueError(f"{owner}(update_bn=True): {name} must define forward(x), for the first item of a batch.")
     signature = inspect.signature(pl_module.forward)
     try:

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
+from lightning_optkit.callbacks.seams.lightning_packages import is_a
+
 __all__ = ["callbacks_of", "insert_callback"]
 
 T = TypeVar("T")
@@ -15,7 +17,7 @@ T = TypeVar("T")
 def callbacks_of(trainer: pl.Trainer, kind: type[T], but: object = None) -> list[T]:
     """Those of class `kind`, in their order, leaving out `but`."""
     untyped: Any = trainer  # Lightning does not declare the attribute
-    return [callback for callback in untyped.callbacks if isinstance(callback, kind) and callback is not but]
+    return [callback for callback in untyped.callbacks if is_a(callback, kind) and callback is not but]
 
 
 def insert_callback(trainer: pl.Trainer, callback: Callback, behind: Callback) -> Callable[[], None]:

@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
+from lightning_optkit.callbacks.seams.lightning_packages import is_a
 from lightning_optkit.step.shards import distribute_like
 
 __all__ = ["as_saved", "copy_weights", "load_trained", "load_weights", "save_trained"]
@@ -53,7 +54,7 @@ def save_trained(trainer: pl.Trainer, checkpoint: dict[str, Any], trained: dict[
 def load_trained(trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
     """Gives the module the trained weights that `save_trained` put there, if any."""
     strict = pl_module.strict_loading
-    if not isinstance(trainer.strategy, ModelParallelStrategy):
+    if not is_a(trainer.strategy, ModelParallelStrategy):
         if _KEY in checkpoint:
             pl_module.load_state_dict(checkpoint[_KEY], strict=strict)
         return
@@ -86,4 +87,4 @@ def load_weights(pl_module: pl.LightningModule, weights: dict[str, Tensor]) -> N
 
 
 def _is_sharded(trainer: pl.Trainer) -> bool:
-    return isinstance(trainer.strategy, ModelParallelStrategy) and trainer.strategy._save_distributed_checkpoint
+    return is_a(trainer.strategy, ModelParallelStrategy) and trainer.strategy._save_distributed_checkpoint

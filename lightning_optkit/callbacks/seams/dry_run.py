@@ -15,6 +15,7 @@ from torch import nn
 from torchmetrics import Metric
 
 from lightning_optkit._checks import shown
+from lightning_optkit.callbacks.seams.lightning_packages import is_a
 from lightning_optkit.callbacks.seams.overrides import override, restore
 
 __all__ = ["materialize", "run_training_step"]
@@ -61,7 +62,7 @@ def _without_trace(pl_module: pl.LightningModule) -> Iterator[None]:
     public = {name: value for name, value in own.items() if not name.startswith("_")}
     contents = [(value, copy.copy(value)) for value in public.values() if isinstance(value, list | dict | set)]
     metrics = [m for m in pl_module.modules() if isinstance(m, Metric) and not m.update_called]
-    muted = [module for module in pl_module.modules() if isinstance(module, pl.LightningModule)]
+    muted = [module for module in pl_module.modules() if is_a(module, pl.LightningModule)]
     silences = [(module, name, partial(_log_nothing)) for module in muted for name in ("log", "log_dict")]
     for module, name, silence in silences:
         override(module, name, silence)

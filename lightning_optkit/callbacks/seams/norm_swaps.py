@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from lightning_optkit.callbacks.seams.lightning_packages import is_overridden
 from lightning_optkit.callbacks.seams.overrides import override, restore
 from lightning_optkit.layers.swap_norms import NormSwaps, swap_norms
 

@@ -6,6 +6,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
+from lightning_optkit.callbacks.seams.lightning_packages import is_a
 
 __all__ = ["refuse_manual_optimization", "refuse_split_parameters", "refuse_twice"]
 
@@ -26,7 +27,7 @@ def refuse_manual_optimization(callback: Callback, pl_module: pl.LightningModule
 
 def refuse_split_parameters(callback: Callback, trainer: pl.Trainer) -> None:
     """Raises ValueError under a strategy whose processes do not hold all parameters."""
-    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+    if not is_a(trainer.strategy, SingleDeviceStrategy, DDPStrategy):
         raise ValueError(
             f"{type(callback).__name__}(...): {type(trainer.strategy).__name__} is not supported; every process must "
             "hold all parameters, as on a single device or under DDP."

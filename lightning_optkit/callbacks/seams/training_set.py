@@ -31,6 +31,8 @@ from torch.utils.data import (
     SubsetRandomSampler,
 )
 
+from lightning_optkit.callbacks.seams.lightning_packages import is_a
+
 __all__ = ["TrainingSet"]
 
 _SILENT_SECONDS = 1.0
@@ -57,10 +59,8 @@ class TrainingSet:
         self._progress = progress and trainer.is_global_zero
         with isolate_rng():
             loaders = trainer.fit_loop._data_source.dataloader()
-        self._in_turn = isinstance(loaders, CombinedLoader) and loaders._mode == "sequential"
-        self._loaders, self._structure = tree_flatten(
-            loaders.iterables if isinstance(loaders, CombinedLoader) else loaders
-        )
+        self._in_turn = is_a(loaders, CombinedLoader) and loaders._mode == "sequential"
+        self._loaders, self._structure = tree_flatten(loaders.iterables if is_a(loaders, CombinedLoader) else loaders)
         for loader in self._loaders:
             if isinstance(loader, Iterator):
                 raise ValueError(
