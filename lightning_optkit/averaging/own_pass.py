@@ -19,7 +19,15 @@ from lightning_optkit.step.coefficients import average_weight
 from lightning_optkit.step.saved import saved_number, saved_tensor
 from lightning_optkit.step.shards import local
 
-__all__ = ["AnyAverage", "averages_of", "protect_average", "read_average", "update_average_", "update_tensors_"]
+__all__ = [
+    "AnyAverage",
+    "averages_of",
+    "protect_average",
+    "read_average",
+    "state_names",
+    "update_average_",
+    "update_tensors_",
+]
 
 AnyAverage: TypeAlias = EMA | SWA | LAWA | Average
 
@@ -95,6 +103,11 @@ def _names(average: AnyAverage, name: str | None) -> list[str]:
     """Names of its tensors in a state."""
     base = name or average.state_name
     return [f"{base}_snapshot_{i}" for i in range(average.k)] if isinstance(average, LAWA) else [base]
+
+
+def state_names(average: AnyAverage, name: str | None = None) -> set[str]:
+    """Names of all that it keeps in the state of a parameter."""
+    return {*_names(average, name), _counter(average, name)}
 
 
 def _counter(average: AnyAverage, name: str | None) -> str:
@@ -183,7 +196,7 @@ def protect_average(optimizer: Optimizer, average: AnyAverage, name: str | None 
     Returns:
         Two handles; `remove()` them to stop.
     """
-    names = {*_names(average, name), _counter(average, name)}
+    names = state_names(average, name)
     saved: dict[Tensor, State] = {}
 
     def take_out(loading: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:

@@ -53,13 +53,14 @@ def _dropouts(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[He
 def _clip_values(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[Held]:
     if trainer.gradient_clip_val:
         yield _attribute(trainer, "gradient_clip_val")
-    for optimizer in trainer.optimizers:
-        if isinstance(optimizer, OnePassOptimizer) and (bound := _bound_of(optimizer.clip)):
-            yield _of_clip(optimizer.clip, bound, partial(_set_clip, optimizer))
-    for clipping in callbacks_of(trainer, GradientClipping):
-        for optimizer, clip in clipping._called.items():
+    clippings = callbacks_of(trainer, GradientClipping)
+    for clipping in clippings:
+        for place, clip in clipping.clips.items():
             if bound := _bound_of(clip):
-                yield _of_clip(clip, bound, partial(clipping._called.__setitem__, optimizer))
+                yield _of_clip(clip, bound, partial(clipping.replace_clip, place))
+    for place, optimizer in enumerate(trainer.optimizers if not clippings else ()):
+        if isinstance(optimizer, OnePassOptimizer) and (bound := _bound_of(optimizer.clip)):
+            yield _of_clip(optimizer.clip, bound, partial(_set_clip, trainer, place))
 
 
 def _l1(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[Held]:
@@ -88,6 +89,7 @@ def _of_clip(clip: Any, bound: str, put: Callable[[Any], None]) -> Held:
     return Held(getattr(clip, bound), lambda value: put(replace(clip, **{bound: value})), partial(put, clip))
 
 
-def _set_clip(optimizer: OnePassOptimizer, clip: Any) -> None:
-    if getattr(optimizer, "clip", None) is not None:  # Fuse may have taken its clip out already
+def _set_clip(trainer: pl.Trainer, place: int, clip: Any) -> None:
+    optimizer = trainer.optimizers[place] if place < len(trainer.optimizers) else None
+    if isinstance(optimizer, OnePassOptimizer) and optimizer.clip is not None:  # Fuse may have taken it out already
         optimizer.clip = clip

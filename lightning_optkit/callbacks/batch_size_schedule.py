@@ -22,11 +22,12 @@ from lightning_optkit.callbacks.scheduling.batch_size import (
     check_resizable,
     set_batch_size,
 )
-from lightning_optkit.callbacks.scheduling.clock import _over_all_ranks, _replicas
+from lightning_optkit.callbacks.scheduling.clock import over_all_ranks
 from lightning_optkit.callbacks.scheduling.existing_schedulers import _flat
 from lightning_optkit.callbacks.scheduling.lr_scaling import forget_factor, multiply_bases
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
+from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.schedules import Schedule
 from lightning_optkit.schedules.schedule import check_schedule
 
@@ -162,7 +163,7 @@ class BatchSizeSchedule(FitCallback):
     ) -> None:
         here = extract_batch_size(batch)
         alike = isinstance(getattr(trainer.train_dataloader, "sampler", None), DistributedSampler)
-        self.samples_seen += here * _replicas(trainer) if alike else _over_all_ranks(trainer, here)
+        self.samples_seen += here * Run(trainer).replicas if alike else over_all_ranks(trainer, here)
 
     # --- what stands before the loops' own methods ---
 

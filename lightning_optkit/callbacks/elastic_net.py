@@ -8,12 +8,14 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lightning_optkit._checks import check_bools, check_in
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.refusals import refuse_twice
-from lightning_optkit.callbacks.seams.update_hooks import after_update, before_update, refuse_folded_average
+from lightning_optkit.callbacks.seams.run import Run, has_lazy_parameters
+from lightning_optkit.callbacks.seams.steps import StepListener, StepWatch, refuse_folded_average, watch_steps
 from lightning_optkit.regularization.soft_threshold import soft_threshold_
 from lightning_optkit.regularization.sparsity import sparsity
 from lightning_optkit.regularization.weights_of import weights_of
@@ -63,15 +65,18 @@ class ElasticNet(FitCallback):
             raise ValueError(f"{type(self).__name__}(l1=0.0, l2=0.0): one of them must be greater than 0.")
         check_bools(type(self).__name__, exclude_bias_and_norm=exclude_bias_and_norm, verbose=verbose)
         self.exclude_bias_and_norm, self._verbose = exclude_bias_and_norm, verbose
-        self._weights: dict[str, Tensor] = {}
+        self._weights: dict[str, Tensor] = {}  # also those that are frozen now
+        self._taken: dict[Optimizer, list[tuple[int, int]]] = {}  # of each group: weights, and parameters in all
         # Groups by index: loading a checkpoint makes new ones.
-        self._folded: list[tuple[Optimizer, int, str, float, Any]] = []  # ..., entry, our value, the user's
-        self._own: dict[str, list[tuple[Optimizer, int, list[Tensor]]]] = {"l1": [], "l2": []}
+        self._folded: dict[tuple[Optimizer, int, str], tuple[float, Any]] = {}  # of an entry: ours, and the user's
+        self._own: dict[str, list[tuple[Optimizer, int]]] = {"l1": [], "l2": []}
+        self._watches: dict[str, StepWatch] = {}
+        self._module: pl.LightningModule | None = None
         self._plan: list[str] = []
 
     def sparsity(self) -> dict[str, float]:
         """Share of exact zeros in every regularized parameter of the last fit."""
-        return sparsity(self._weights)
+        return sparsity({name: weight for name, weight in self._weights.items() if weight.requires_grad})
 
     def explain(self) -> str:
         """Per group: what is folded into the step, and what is done in a pass of its own."""
@@ -84,21 +89,28 @@ class ElasticNet(FitCallback):
             refuse_twice(self, trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._weights = weights_of(pl_module) if self.exclude_bias_and_norm else _trained(pl_module)
-        self._plan = []
-        if not self._weights:
+        self._module, self._plan = pl_module, []
+        self._weights = self._weights_now()
+        if not (self._weights or has_lazy_parameters(pl_module)):
             raise ValueError(f"{type(self).__name__}(exclude_bias_and_norm=True): the module has no other parameters.")
         self._at_end(self._put_back)
-        for optimizer in trainer.optimizers:
-            self._take(optimizer)
+        self._listen("groups", StepListener(type(self).__name__, joins=self._take))
+        if has_lazy_parameters(pl_module):
+            self._listen("shapes", StepListener(type(self).__name__, before=self._take_again))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        for optimizer, index, entry, ours, _ in self._folded:
+        for (optimizer, index, entry), (ours, _) in self._folded.items():
             optimizer.param_groups[index][entry] = ours  # a checkpoint may have brought another
-        for optimizer, _, _ in self._own["l1"]:
+        for optimizer, _ in self._own["l1"]:
             refuse_folded_average(type(self).__name__, optimizer, "split the groups by ParameterGroups")
         if self._verbose:
             rank_zero_info(self.explain())
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        for place, optimizer in enumerate(Run(trainer).optimizers):
+            self._take(optimizer, place)  # groups that were added since
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.loggers:
@@ -110,38 +122,66 @@ class ElasticNet(FitCallback):
 
     # --- what they do ---
 
-    def _take(self, optimizer: Optimizer) -> None:
-        weights = set(self._weights.values())
-        for index, group in enumerate(optimizer.param_groups):
-            taken = [param for param in group["params"] if param in weights]
-            if taken:
-                self._check(optimizer, index, group)
-                is_whole = len(taken) == len(group["params"])
-                where = [
-                    f"{name} {self._place(optimizer, index, entry, name, taken, is_folded)}"
-                    for name, entry, is_folded in (
-                        ("l1", "l1", is_whole and isinstance(optimizer, OnePassOptimizer)),
-                        ("l2", "weight_decay", is_whole and bool(group.get("decoupled_weight_decay"))),
-                    )
-                    if getattr(self, name)
-                ]
-                which = f"{len(taken)} of {len(group['params'])} parameters"
-                self._plan.append(f"ElasticNet: {type(optimizer).__name__}, group {index}, {which}: {', '.join(where)}")
-        if any(owner is optimizer for owner, _, _ in self._own["l2"]):
-            self._at_end(before_update(type(self).__name__, optimizer, self._decay).remove)
-        if any(owner is optimizer for owner, _, _ in self._own["l1"]):
-            self._at_end(after_update(optimizer, self._threshold).remove)
+    def _weights_now(self) -> dict[str, Tensor]:
+        assert self._module is not None
+        return weights_of(self._module, frozen=True) if self.exclude_bias_and_norm else _all_of(self._module)
 
-    def _place(
-        self, optimizer: Optimizer, index: int, entry: str, name: str, taken: list[Tensor], is_folded: bool
-    ) -> str:
-        strength, group = getattr(self, name), optimizer.param_groups[index]
-        if not is_folded:
-            self._own[name].append((optimizer, index, taken))
-            return f"{strength:g} in its own pass"
-        self._folded.append((optimizer, index, entry, strength, group[entry]))
-        group[entry] = strength
-        return f"{strength:g} in the step"
+    def _take(self, optimizer: Optimizer, place: int) -> None:
+        """Takes the groups that are new, or have changed since."""
+        taken, groups = self._taken.setdefault(optimizer, []), optimizer.param_groups
+        if [len(group["params"]) for group in groups] == [total for _, total in taken]:
+            return
+        self._weights = self._weights_now()
+        weights = set(self._weights.values())
+        for index, group in enumerate(groups):
+            now = sum(param in weights for param in group["params"]), len(group["params"])
+            if index < len(taken) and taken[index] != now:
+                self._give_back(optimizer, index)
+            if index >= len(taken) or taken[index] != now:
+                taken[index : index + 1] = [now]
+                if now[0]:
+                    self._place(optimizer, index, group, *now)
+        if self._own["l2"]:
+            self._listen("l2", StepListener(type(self).__name__, before=self._decay))
+        if self._own["l1"]:
+            self._listen("l1", StepListener(type(self).__name__, after=self._threshold))
+
+    def _take_again(self, optimizer: Optimizer, place: int) -> None:
+        """Behind the first forward pass the shapes of lazy layers are known."""
+        assert self._module is not None
+        if not has_lazy_parameters(self._module):
+            self._watches.pop("shapes").remove()
+            self._taken.pop(optimizer)
+            self._take(optimizer, place)
+
+    def _listen(self, what: str, listener: StepListener) -> None:
+        assert self._module is not None
+        if what not in self._watches:
+            self._watches[what] = watch_steps(self._module.trainer, listener)
+
+    def _place(self, optimizer: Optimizer, index: int, group: dict[str, Any], num: int, total: int) -> None:
+        self._check(optimizer, index, group)
+        where = []
+        for name, entry, can_fold in (
+            ("l1", "l1", isinstance(optimizer, OnePassOptimizer)),
+            ("l2", "weight_decay", bool(group.get("decoupled_weight_decay"))),
+        ):
+            strength = getattr(self, name)
+            if strength and num == total and can_fold:
+                self._folded[optimizer, index, entry] = strength, group[entry]
+                group[entry] = strength
+                where.append(f"{name} {strength:g} in the step")
+            elif strength:
+                self._own[name].append((optimizer, index))
+                where.append(f"{name} {strength:g} in its own pass")
+        which = f"{num} of {total} parameters"
+        self._plan.append(f"ElasticNet: {type(optimizer).__name__}, group {index}, {which}: {', '.join(where)}")
+
+    def _give_back(self, optimizer: Optimizer, index: int) -> None:
+        """Gives one group back."""
+        for key in [key for key in self._folded if key[:2] == (optimizer, index)]:
+            optimizer.param_groups[index][key[2]] = self._folded.pop(key)[1]
+        self._own = {name: [each for each in own if each != (optimizer, index)] for name, own in self._own.items()}
 
     def _check(self, optimizer: Optimizer, index: int, group: dict[str, Any]) -> None:
         for name, entry in (("l1", "l1"), ("l2", "weight_decay")):
@@ -158,34 +198,38 @@ class ElasticNet(FitCallback):
             )
 
     @torch.no_grad()
-    def _decay(self, optimizer: Optimizer) -> None:
+    def _decay(self, optimizer: Optimizer, place: int) -> None:
         for lr, params in self._of(optimizer, "l2"):
             for param in params:
                 param.mul_(1.0 - lr * self.l2)
 
-    def _threshold(self, optimizer: Optimizer) -> None:
+    def _threshold(self, optimizer: Optimizer, place: int) -> None:
         for lr, params in self._of(optimizer, "l1"):
             soft_threshold_(params, lr * self.l1)
 
     def _of(self, optimizer: Optimizer, name: str) -> Iterator[tuple[float, list[Tensor]]]:
         """What is done here for `optimizer`: learning rate, and the parameters that it updates."""
-        for owner, index, params in self._own[name]:
+        weights = set(self._weights.values())
+        for owner, index in self._own[name]:
             if owner is optimizer:
-                lr = float(optimizer.param_groups[index]["lr"])
-                yield lr, [param for param in params if param.grad is not None]
+                group = optimizer.param_groups[index]
+                yield float(group["lr"]), [p for p in group["params"] if p in weights and p.grad is not None]
 
     def _put_back(self) -> None:
-        for optimizer, index, entry, _, users in self._folded:
+        for watch in self._watches.values():
+            watch.remove()
+        for (optimizer, index, entry), (_, users) in self._folded.items():
             if entry in optimizer.param_groups[index]:  # Fuse may have taken its entries out before
                 optimizer.param_groups[index][entry] = users
 
-    def _release(self) -> None:
-        self._folded, self._own = [], {"l1": [], "l2": []}  # `sparsity` can be asked after the fit
+    def _release(self) -> None:  # the weights stay, for `sparsity`
+        self._watches, self._folded, self._own, self._taken = {}, {}, {"l1": [], "l2": []}, {}
+        self._module = None
 
     def _forget(self) -> None:
         self._release()
         self._weights = {}
 
 
-def _trained(module: pl.LightningModule) -> dict[str, Tensor]:
-    return {name: param for name, param in module.named_parameters() if param.requires_grad}
+def _all_of(module: pl.LightningModule) -> dict[str, Tensor]:
+    return {name: param for name, param in module.named_parameters() if not is_lazy(param)}

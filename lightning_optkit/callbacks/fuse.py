@@ -17,7 +17,8 @@ from lightning_optkit.callbacks.seams.configured import optimizers_in
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_packages import is_overridden, loss_scaler
 from lightning_optkit.callbacks.seams.norm_swaps import FusedNorms
-from lightning_optkit.clipping import ClipNorm, ClipValue
+from lightning_optkit.callbacks.seams.run import Run
+from lightning_optkit.callbacks.seams.steps import StepListener, watch_steps
 from lightning_optkit.optimizers._schedule_free import ScheduleFreeOptimizer
 from lightning_optkit.optimizers.convert import from_torch_, to_torch_, why_not_convertible
 from lightning_optkit.step import Clip, Explanation, OnePassOptimizer
@@ -75,7 +76,9 @@ class Fuse(FitCallback):
         self._fused_norms: FusedNorms | None = None
         self._converted: list[OnePassOptimizer] = []
         self._left_alone: list[str] = []
-        self._clips = self._module_clips = False
+        self._module_clips = self._folds_unscaling = False
+        self._clips: dict[Optimizer, Clip] = {}  # of the Trainer, where they are folded in
+        self._is_told = False
 
     def explain(self) -> list[Explanation]:
         """The plan of each optimizer of the fit that is running."""
@@ -90,11 +93,7 @@ class Fuse(FitCallback):
             raise ValueError(f"{type(self).__name__}(): given twice; one converts every optimizer.")
         self._converted, self._left_alone = [], []
         self._module_clips = is_overridden("configure_gradient_clipping", pl_module)
-        # Lightning takes 0 and less for no clipping.
-        self._clips = (trainer.gradient_clip_val or 0) > 0 and not self._module_clips
         self._override(pl_module, "configure_optimizers", self._wrap_configure_optimizers(pl_module))
-        if self._clips:
-            self._override(pl_module, "configure_gradient_clipping", self._wrap_clipping(pl_module))
         if self._norms:
             self._fused_norms = FusedNorms(pl_module)
             self._at_end(self._fused_norms.undo)
@@ -102,16 +101,17 @@ class Fuse(FitCallback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # A module that steps by itself may clip whenever it likes.
         is_free = pl_module.automatic_optimization and not self._module_clips and not _is_watched(trainer, pl_module)
-        folds_unscaling = is_free and loss_scaler(trainer) is not None
-        for optimizer in self._converted:
-            if self._clips:
-                optimizer.clip = _folded_clip(trainer)
-            optimizer._step_supports_amp_scaling = folds_unscaling  # type: ignore[attr-defined]
+        self._folds_unscaling, self._is_told = is_free and loss_scaler(trainer) is not None, False
+        if not self._module_clips:
+            self._override(pl_module, "configure_gradient_clipping", self._wrap_clipping(pl_module))
+        joins = partial(self._join, trainer)
+        self._at_end(watch_steps(trainer, StepListener(type(self).__name__, joins=joins)).remove)
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Not before: callbacks behind this one may fold something in when the fit starts.
-        if self._verbose:
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Not before: callbacks behind this one may fold something in when the training starts.
+        if self._verbose and not self._is_told:
             rank_zero_info(self._plan())
+        self._is_told = True
 
     # --- what they do ---
 
@@ -145,6 +145,21 @@ class Fuse(FitCallback):
         self._converted.append(optimizer)
         self._at_end(partial(to_torch_, optimizer))
 
+    def _join(self, trainer: pl.Trainer, optimizer: Optimizer, place: int) -> None:
+        if optimizer in self._converted:
+            optimizer._step_supports_amp_scaling = self._folds_unscaling  # type: ignore[attr-defined]
+            if not self._module_clips:
+                self._fold_clip(optimizer, Run(trainer).clip)
+
+    def _fold_clip(self, optimizer: Optimizer, clip: Clip | None) -> None:
+        """Puts the Trainer's clip into the step; that of somebody else stays."""
+        assert isinstance(optimizer, OnePassOptimizer)
+        ours = self._clips.get(optimizer)
+        if clip != ours and optimizer.clip is ours:
+            optimizer.clip = clip
+            self._clips.pop(optimizer, None)
+            self._clips |= {} if clip is None else {optimizer: clip}
+
     def _wrap_clipping(self, pl_module: pl.LightningModule) -> Callable[..., None]:
         original = pl_module.configure_gradient_clipping
 
@@ -153,8 +168,10 @@ class Fuse(FitCallback):
             gradient_clip_val: float | None = None,
             gradient_clip_algorithm: str | None = None,
         ) -> None:
-            if optimizer not in self._converted:
-                original(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            if optimizer in self._converted:
+                self._fold_clip(optimizer, Run(pl_module.trainer).clip)  # it may have been set since
+                gradient_clip_val = None
+            original(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
         return configure_gradient_clipping
 
@@ -165,12 +182,7 @@ class Fuse(FitCallback):
         return "\n".join(parts or ["Fuse: this module has no optimizer."])
 
     def _forget(self) -> None:
-        self._fused_norms, self._converted = None, []
-
-
-def _folded_clip(trainer: pl.Trainer) -> Clip:
-    value = float(trainer.gradient_clip_val)  # type: ignore[arg-type]
-    return ClipValue(value) if trainer.gradient_clip_algorithm == "value" else ClipNorm(value)
+        self._fused_norms, self._converted, self._clips = None, [], {}
 
 
 def _is_watched(trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:

@@ -7,6 +7,7 @@ Lightning's own place for clipping is taken over: the gradients are unscaled the
 
 import copy
 import math
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,6 +20,7 @@ from lightning_optkit._checks import check_like, check_state, shown
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_packages import is_overridden
+from lightning_optkit.callbacks.seams.steps import StepListener, watch_steps
 from lightning_optkit.clipping import AutoClip, ClipNorm, ClipPerTensor, ClipUnitwise, ClipValue, ZClip
 from lightning_optkit.clipping._gradients import gradients, norm_of
 from lightning_optkit.step import OnePassOptimizer, StatefulClip
@@ -42,9 +44,12 @@ class GradientClipping(FitCallback):
 
     A gradient that is not finite skips a folded step (but for `ClipValue`); any other optimizer takes it, as in torch.
 
+    A batch without gradients (`training_step` returned None) teaches a clip nothing and is not in what is logged, nor
+    is a step that the loss scaler skips.
+
     Args:
         clip: `ClipNorm`, `ClipValue`, `ClipUnitwise`, `ClipPerTensor`, `AutoClip` or `ZClip`. Each optimizer of the
-            module gets a copy; what it learns is in the checkpoints.
+            module gets a copy, which passes to an optimizer that takes its place; what it learns is in the checkpoints.
 
     Raises:
         TypeError: if `clip` is no clip.
@@ -63,9 +68,11 @@ class GradientClipping(FitCallback):
         self._reset()
 
     def _reset(self) -> None:
-        self._folded: dict[OnePassOptimizer, AnyClip] = {}
-        self._called: dict[Optimizer, AnyClip] = {}
+        self._clips: dict[int, AnyClip] = {}  # by place in `trainer.optimizers`
+        self._folded: dict[int, OnePassOptimizer] = {}
+        self._called: dict[Optimizer, int] = {}
         self._scaled: list[tuple[Optimizer, type[Optimizer]]] = []
+        self._measuring: dict[Optimizer, tuple[Tensor, Tensor]] = {}  # norms of a step that is about to be taken
         self._measured: dict[str, Tensor | float] = {}
         self._num_measured = self._num_clipped = self._logged_step = 0
 
@@ -76,17 +83,34 @@ class GradientClipping(FitCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """What the clips have learned, one entry per optimizer; empty for clips that learn nothing."""
-        clips = [*self._folded.values(), *self._called.values()]
+        clips = [self._clips[place] for place in sorted(self._clips)]
         learned = [clip.state_dict() for clip in clips if isinstance(clip, StatefulClip)]
         return {"learned": learned or self._learned}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps it for the fit that is about to start."""
+        """Restores it, in the fit that is about to start or in this one."""
         self._learned = list(check_state(type(self).__name__, state_dict, learned=list)["learned"])
         for learned in self._learned:  # tried on a copy: what does not fit is told now, and not when the fit starts
             clip = copy.deepcopy(self.clip)
             if isinstance(clip, StatefulClip):
                 self._try(clip, learned)
+        for place, learned in enumerate(self._learned):  # a finder puts back what was there before it
+            active = self._clips.get(place)
+            if isinstance(active, StatefulClip):
+                active.load_state_dict(learned)
+
+    @property
+    def clips(self) -> dict[int, AnyClip]:
+        """The clips of the fit that is running, by the place of their optimizer in `trainer.optimizers`."""
+        return dict(self._clips)
+
+    def replace_clip(self, place: int, clip: AnyClip) -> None:
+        """Puts another clip there; does nothing when the fit is over."""
+        if place in self._clips:
+            self._clips[place] = clip
+            folded = self._folded.get(place)
+            if isinstance(folded, OnePassOptimizer):  # Fuse may have undone it before
+                folded.clip = clip
 
     def _try(self, clip: StatefulClip, learned: Any) -> None:
         try:
@@ -105,28 +129,18 @@ class GradientClipping(FitCallback):
         others = callbacks_of(trainer, GradientClipping, but=self)
         if others:
             raise ValueError(f"{owner}: given twice, also as GradientClipping({others[0].clip!r}); keep one.")
-        if (trainer.gradient_clip_val or 0) > 0:
-            raise ValueError(f"{owner}: Trainer(gradient_clip_val={trainer.gradient_clip_val}) clips too; keep one.")
+        self._refuse_trainers(trainer.gradient_clip_val)
         if is_overridden("configure_gradient_clipping", pl_module):
             raise ValueError(f"{owner}: the module clips in configure_gradient_clipping; keep one.")
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        learned, self._learned = self._learned, []
+        learned = self._learned
         self._reset()
+        self._learned = learned
         self._at_end(self._give_back)
-        optimizers = [optimizer for optimizer in trainer.optimizers if isinstance(optimizer, Optimizer)]
-        self._check(pl_module, optimizers)
-        for index, optimizer in enumerate(optimizers):
-            clip = copy.deepcopy(self.clip)
-            if isinstance(clip, StatefulClip) and index < len(learned):
-                clip.load_state_dict(learned[index])
-            if isinstance(optimizer, OnePassOptimizer) and self._folds(optimizer):
-                optimizer.clip = clip
-                self._folded[optimizer] = clip
-            else:
-                self._called[optimizer] = clip
-        if self._called:
-            self._take_over(pl_module)
+        self._take_over(trainer, pl_module)
+        joins, counts = partial(self._join, pl_module), self._count if trainer.loggers else None
+        self._at_end(watch_steps(trainer, StepListener(type(self).__name__, joins=joins, counts=counts)).remove)
         names = ", ".join(type(optimizer).__name__ for optimizer in self._called)
         if names:
             rank_zero_info(f"{type(self).__name__}({self.clip!r}): a pass of its own over the gradients of {names}.")
@@ -138,26 +152,43 @@ class GradientClipping(FitCallback):
         if step == self._logged_step or not trainer.loggers or not self._is_log_step(trainer, step):
             return
         self._logged_step = step
-        for index, optimizer in enumerate(self._folded):
+        for index, optimizer in self._folded.items():
             suffix = f"/{index}" if len(self._folded) > 1 else ""
             self._measured |= {name + suffix: value for name, value in _values_of(optimizer).items()}
         pl_module.log_dict(self._measured, on_step=True, on_epoch=False)
 
     # --- what they do ---
 
-    def _check(self, pl_module: pl.LightningModule, optimizers: list[Optimizer]) -> None:
-        for optimizer in optimizers:
-            name = type(optimizer).__name__
-            if isinstance(optimizer, OnePassOptimizer) and optimizer.clip is not None:
-                raise ValueError(
-                    f"{type(self).__name__}({self.clip!r}): {name}(clip={optimizer.clip!r}) clips too; keep one."
-                )
-            if not pl_module.automatic_optimization and not self._folds(optimizer):
-                raise ValueError(
-                    f"{type(self).__name__}({self.clip!r}): under manual optimization {name} is out of reach; add "
-                    "Fuse(), "
-                    "or call the clip on the parameters before the step."
-                )
+    def _join(self, pl_module: pl.LightningModule, optimizer: Optimizer, place: int) -> None:
+        self._check(pl_module, optimizer)
+        clip = self._clips.get(place)
+        if clip is None:
+            clip = self._clips[place] = copy.deepcopy(self.clip)
+            if isinstance(clip, StatefulClip) and place < len(self._learned):
+                clip.load_state_dict(self._learned[place])
+        self._called = {other: at for other, at in self._called.items() if at != place}
+        self._let_go(self._folded.pop(place, None))
+        if isinstance(optimizer, OnePassOptimizer) and self._folds(optimizer):
+            optimizer.clip = clip
+            self._folded[place] = optimizer
+            return
+        self._called[optimizer] = place
+        if getattr(optimizer, _SCALES, False):
+            # Told to unscale by itself, a fused optimizer would be handed scaled gradients to clip.
+            self._scaled.append((optimizer, type(optimizer)))
+            setattr(optimizer, _SCALES, False)
+
+    def _check(self, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
+        name = type(optimizer).__name__
+        if isinstance(optimizer, OnePassOptimizer) and optimizer.clip is not None:
+            raise ValueError(
+                f"{type(self).__name__}({self.clip!r}): {name}(clip={optimizer.clip!r}) clips too; keep one."
+            )
+        if not pl_module.automatic_optimization and not self._folds(optimizer):
+            raise ValueError(
+                f"{type(self).__name__}({self.clip!r}): under manual optimization {name} is out of reach; add "
+                "Fuse(), or call the clip on the parameters before the step."
+            )
 
     def _folds(self, optimizer: Optimizer) -> bool:
         """Whether the step can clip: it walks the local part of a tensor, and does not see the norm of the whole."""
@@ -167,37 +198,41 @@ class GradientClipping(FitCallback):
         is_sharded = any(isinstance(p, DTensor) and any(place.is_shard() for place in p.placements) for p in params)
         return isinstance(optimizer, OnePassOptimizer) and not (needs_whole and is_sharded)
 
-    def _take_over(self, pl_module: pl.LightningModule) -> None:
-        # Told to unscale by itself, a fused optimizer would be handed scaled gradients to clip.
-        self._scaled = [
-            (optimizer, type(optimizer)) for optimizer in self._called if getattr(optimizer, _SCALES, False)
-        ]
-        for optimizer, _ in self._scaled:
-            setattr(optimizer, _SCALES, False)
-        trainer = pl_module.trainer
-
+    def _take_over(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         def configure_gradient_clipping(
             optimizer: Optimizer,
             gradient_clip_val: float | None = None,
             gradient_clip_algorithm: str | None = None,
         ) -> None:
+            self._refuse_trainers(gradient_clip_val)  # it may have been set since
             if optimizer in self._called:
                 self._clip(trainer, optimizer)
 
         self._override(pl_module, "configure_gradient_clipping", configure_gradient_clipping)
 
+    def _refuse_trainers(self, gradient_clip_val: float | None) -> None:
+        if (gradient_clip_val or 0) > 0:
+            raise ValueError(
+                f"{type(self).__name__}({self.clip!r}): Trainer(gradient_clip_val={gradient_clip_val}) clips too; "
+                "keep one."
+            )
+
     def _clip(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
         params = [p for group in optimizer.param_groups for p in group["params"]]
         measures = bool(trainer.loggers) and self._is_log_step(trainer, trainer.global_step + 1)
         before = norm_of(gradients(type(self).__name__, params)) if measures else None
-        self._called[optimizer](params)
-        if before is None:
-            return
-        after = norm_of(gradients(type(self).__name__, params))
-        self._num_measured += 1
-        self._num_clipped += bool(after < before * (1 - 1e-6))
-        share = self._num_clipped / self._num_measured
-        self._measured = {"grad_norm": before, "grad_norm_clipped": after, "clip_fraction": share}
+        self._clips[self._called[optimizer]](params)
+        if before is not None:
+            self._measuring[optimizer] = before, norm_of(gradients(type(self).__name__, params))
+
+    def _count(self, optimizer: Optimizer, place: int) -> None:
+        """What was measured is a step only now: the loss scaler may have skipped it."""
+        if optimizer in self._measuring:
+            before, after = self._measuring.pop(optimizer)
+            self._num_measured += 1
+            self._num_clipped += bool(after < before * (1 - 1e-6))
+            share = self._num_clipped / self._num_measured
+            self._measured = {"grad_norm": before, "grad_norm_clipped": after, "clip_fraction": share}
 
     @staticmethod
     def _is_log_step(trainer: pl.Trainer, step: int) -> bool:
@@ -208,9 +243,13 @@ class GradientClipping(FitCallback):
         for optimizer, kind in self._scaled:
             if type(optimizer) is kind:  # Fuse may have undone it before
                 setattr(optimizer, _SCALES, True)
-        for folded in self._folded:
-            if isinstance(folded, OnePassOptimizer):  # Fuse may have undone it before
-                folded.clip = None
+        for folded in self._folded.values():
+            self._let_go(folded)
+
+    @staticmethod
+    def _let_go(folded: OnePassOptimizer | None) -> None:
+        if isinstance(folded, OnePassOptimizer):  # Fuse may have undone it before
+            folded.clip = None
 
     def _forget(self) -> None:
         self._learned = self.state_dict()["learned"]

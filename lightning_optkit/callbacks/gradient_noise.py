@@ -2,27 +2,30 @@
 """Annealed Gaussian noise on the gradients before every optimizer step."""
 
 import hashlib
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch.optim import Optimizer
 
-from lightning_optkit._checks import check_in, check_int
+from lightning_optkit._checks import check_in, check_int, check_state
+from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_packages import loss_scaler
 from lightning_optkit.callbacks.seams.refusals import refuse_split_parameters, refuse_twice
-from lightning_optkit.callbacks.seams.run_free import RunFree
+from lightning_optkit.callbacks.seams.steps import StepCounts, StepListener, watch_steps
+from lightning_optkit.clipping._gradients import gradients
 from lightning_optkit.regularization.gradient_noise import gradient_noise_, gradient_noise_std
 
 __all__ = ["GradientNoise"]
 
 
-class GradientNoise(RunFree, Callback):
+class GradientNoise(FitCallback):
     r"""Adds noise of variance :math:`\eta / (1 + t)^\gamma` to the gradients of optimizer step `t`, before clipping.
 
     It is added once per optimizer step, to the accumulated gradient, and scaled with it where a loss scaler's
     unscaling is left to a fused optimizer. The draws depend on `seed` and on the step alone: they are the same on all
-    processes of DDP, the same in a resumed run, and leave torch's own random numbers untouched.
+    processes of DDP, the same in a resumed run, and leave torch's own random numbers untouched. Each optimizer counts
+    the steps that it took. A sparse gradient gets noise where it has entries.
 
     Args:
         eta: Variance at the start, in (0, inf); 0.01, 0.3 and 1 in the paper.
@@ -45,27 +48,55 @@ class GradientNoise(RunFree, Callback):
         self.eta = check_in(type(self).__name__, "eta", eta, "(0, inf)")
         self.gamma = check_in(type(self).__name__, "gamma", gamma, "[0, inf)")
         self.seed = check_int(type(self).__name__, "seed", seed, minimum=0)
+        self._steps = StepCounts()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The steps that each optimizer took."""
+        return {"steps": self._steps.to_list()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores them."""
+        owner = f"{type(self).__name__}.load_state_dict"
+        steps = check_state(type(self).__name__, state_dict, steps=list)["steps"]
+        self._steps.load([check_int(owner, "state_dict['steps']", step, minimum=0) for step in steps])
+
+    # --- hooks, in the order Lightning calls them ---
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
             refuse_twice(self, trainer)
             refuse_split_parameters(self, trainer)
+            self._steps = StepCounts()
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._at_end(watch_steps(trainer, StepListener(type(self).__name__, counts=self._count)).remove)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._steps.begin(trainer)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        params = [param for group in optimizer.param_groups for param in group["params"]]
+        grads = gradients(type(self).__name__, params)
         if not grads:
             return
-        step = trainer.global_step
-        generator = torch.Generator(grads[0].device).manual_seed(_mixed(self.seed, step))
+        place = trainer.optimizers.index(optimizer)
+        step = self._steps[place]
+        generator = torch.Generator(grads[0].device).manual_seed(_mixed(self.seed, step, place))
         std = gradient_noise_std(step, self.eta, self.gamma)
         gradient_noise_(grads, std * _scale(trainer, optimizer), generator)
 
+    # --- what they do ---
 
-def _mixed(seed: int, step: int) -> int:
-    """One seed from two numbers, in 32 bits: torch's CPU generator ignores the others."""
-    return int.from_bytes(hashlib.blake2b(f"{seed} {step}".encode(), digest_size=4).digest(), "little")
+    def _count(self, optimizer: Optimizer, place: int) -> None:
+        self._steps.add(place)
+
+
+def _mixed(seed: int, step: int, place: int) -> int:
+    """One seed from all of them, in 32 bits: torch's CPU generator ignores the others."""
+    text = f"{seed} {step} {place}" if place else f"{seed} {step}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
 
 
 def _scale(trainer: pl.Trainer, optimizer: Optimizer) -> float:

@@ -19,6 +19,7 @@ from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_packages import is_a
 from lightning_optkit.callbacks.seams.mup_groups import split_by_multiplier
 from lightning_optkit.callbacks.seams.refusals import refuse_twice
+from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.callbacks.seams.training_set import TrainingSet
 from lightning_optkit.init import (
     ActivationRow,
@@ -149,7 +150,7 @@ class Initialize(FitCallback):
     # --- what they do ---
 
     def _why_not(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> str | None:
-        if trainer.ckpt_path is not None:
+        if Run(trainer).is_resuming:
             return "the run resumes from a checkpoint"
         if self._even_if_trained or self._only is not None:
             return None

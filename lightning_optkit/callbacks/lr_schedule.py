@@ -11,6 +11,7 @@ from lightning_optkit.callbacks.scheduling.clock import Interval
 from lightning_optkit.callbacks.scheduling.existing_schedulers import refuse_other_schedules, take_over_schedulers
 from lightning_optkit.callbacks.scheduling.group_targets import group_targets
 from lightning_optkit.callbacks.scheduling.scheduled_callback import ScheduledCallback, Target
+from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.schedules import Schedule
 
 __all__ = ["LRSchedule"]
@@ -23,11 +24,12 @@ class LRSchedule(ScheduledCallback):
     in the group as `initial_lr`, torch's name. Rates that are tensors are filled in place. LearningRateMonitor logs
     them as ever.
 
-    The length of the run is found when the fit starts, so it grows with `max_epochs` when a run is resumed. Of
-    `max_epochs` and `max_steps` the earlier end counts; `max_time` is not known in steps, so a run that is stopped by
-    it ends in the middle of the schedule. A step that a loss scaler skips counts, as in `trainer.global_step`: the
-    schedule ends with the run. Under manual optimization every batch counts as one step of each optimizer. With
-    `fast_dev_run` a schedule that does not fit into those few steps is left out.
+    The length of the run is found when the training starts, so it grows with `max_epochs` when a run is resumed, and
+    again when an epoch begins: the epochs to come are taken for as long as that one. Of `max_epochs` and `max_steps`
+    the earlier end counts; `max_time` is not known in steps, so a run that is stopped by it ends in the middle of the
+    schedule. A step that a loss scaler skips counts, as in `trainer.global_step`: the schedule ends with the run. Under
+    manual optimization every batch counts as one step of each optimizer. With `fast_dev_run` a schedule that does not
+    fit into those few steps is left out.
 
     Args:
         schedule: The factor as a function of progress; a float length in it is a fraction of the run.
@@ -63,6 +65,7 @@ class LRSchedule(ScheduledCallback):
         check_bools(self._owner, replace_schedulers=replace_schedulers)
         super().__init__(schedule, interval, total, count, verbose)
         self._replace_schedulers = replace_schedulers
+        self._rates_at_start: list[float] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -72,6 +75,18 @@ class LRSchedule(ScheduledCallback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         take_over_schedulers(self._owner, trainer, pl_module, self._replace_schedulers)
         super().on_fit_start(trainer, pl_module)
+        self._rates_at_start = [float(group["lr"]) for group in self._groups(trainer)]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not Run(trainer).is_resuming:
+            for group, before in zip(self._groups(trainer), self._rates_at_start, strict=False):
+                if float(group["lr"]) != before:  # a finder has found another
+                    group["initial_lr"] = float(group["lr"])
+        super().on_train_start(trainer, pl_module)
+
+    @staticmethod
+    def _groups(trainer: pl.Trainer) -> list[dict[str, Any]]:
+        return [group for optimizer in trainer.optimizers for group in optimizer.param_groups if "lr" in group]
 
     def _targets(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Target]:
         return group_targets(trainer.optimizers, "lr", None)

@@ -2,6 +2,7 @@
 """Keeps the incoming weights of every unit within a ball, after every optimizer step."""
 
 from fnmatch import fnmatchcase
+from functools import partial
 
 import lightning.pytorch as pl
 from torch import Tensor, nn
@@ -11,7 +12,8 @@ from lightning_optkit._checks import check_in, check_pattern
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.refusals import refuse_split_parameters, refuse_twice
-from lightning_optkit.callbacks.seams.update_hooks import after_update, refuse_folded_average
+from lightning_optkit.callbacks.seams.run import has_lazy_parameters
+from lightning_optkit.callbacks.seams.steps import StepListener, refuse_folded_average, watch_steps
 from lightning_optkit.regularization.max_norm import max_norm_
 from lightning_optkit.regularization.weights_of import weights_of
 
@@ -45,7 +47,7 @@ class MaxNorm(FitCallback):
     def __init__(self, max_norm: float = 3.0, names: str = "*") -> None:
         self.max_norm = check_in(type(self).__name__, "max_norm", max_norm, "(0, inf)")
         self.names = check_pattern(type(self).__name__, "names", names)
-        self._dim: dict[Tensor, int] = {}  # parameter -> dimension of its output units
+        self._dims: dict[Tensor, int | None] = {}  # of each parameter: dimension of its output units; None: left alone
 
     @property
     def state_key(self) -> str:
@@ -61,13 +63,10 @@ class MaxNorm(FitCallback):
             refuse_split_parameters(self, trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        transposed = {layer.weight for layer in pl_module.modules() if isinstance(layer, _TRANSPOSED)}
-        named = {name: param for name, param in weights_of(pl_module).items() if fnmatchcase(name, self.names)}
-        if not named:
+        if not any(fnmatchcase(name, self.names) for name in self._candidates(pl_module)):
             raise ValueError(f"{type(self).__name__}(names={self.names!r}): no weight of the module has such a name.")
-        self._dim = {param: int(param in transposed) for param in named.values()}
-        for optimizer in trainer.optimizers:
-            self._at_end(after_update(optimizer, self._project).remove)
+        project = partial(self._project, pl_module)
+        self._at_end(watch_steps(trainer, StepListener(type(self).__name__, after=project)).remove)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for optimizer in trainer.optimizers:
@@ -75,11 +74,26 @@ class MaxNorm(FitCallback):
 
     # --- what they do ---
 
-    def _project(self, optimizer: Optimizer) -> None:
+    @staticmethod
+    def _candidates(pl_module: pl.LightningModule) -> list[str]:
+        """Names of weights, trained now or later; of a module whose shapes are not known yet, of all parameters."""
+        if has_lazy_parameters(pl_module):
+            return [name for name, _ in pl_module.named_parameters()]
+        return list(weights_of(pl_module, frozen=True))
+
+    def _project(self, pl_module: pl.LightningModule, optimizer: Optimizer, place: int) -> None:
         for group in optimizer.param_groups:
             for param in group["params"]:
-                if param in self._dim and param.grad is not None:
-                    max_norm_([param], self.max_norm, self._dim[param])
+                if param not in self._dims:
+                    self._look_at(pl_module)
+                dim = self._dims.setdefault(param, None)
+                if dim is not None and param.grad is not None:
+                    max_norm_([param], self.max_norm, dim)
+
+    def _look_at(self, pl_module: pl.LightningModule) -> None:
+        transposed = {layer.weight for layer in pl_module.modules() if isinstance(layer, _TRANSPOSED)}
+        named = {p: name for name, p in weights_of(pl_module, frozen=True).items() if fnmatchcase(name, self.names)}
+        self._dims = {p: int(p in transposed) if p in named else None for p in pl_module.parameters()}
 
     def _forget(self) -> None:
-        self._dim = {}
+        self._dims = {}

@@ -151,8 +151,10 @@ class PlateauSchedule(FitCallback):
 
     def _judge(self, trainer: pl.Trainer) -> None:
         value = self._measured(trainer)
-        for judge in self._judges:
-            groups = judge.optimizer.param_groups
+        for judge, optimizer in zip(self._judges, trainer.optimizers, strict=True):
+            groups = optimizer.param_groups
+            # The judgement stands, whichever optimizer and groups there are now.
+            judge.optimizer, judge.min_lrs = optimizer, [self._arguments["min_lr"]] * len(groups)
             before = [float(group["lr"]) for group in groups]
             judge.step(value)
             for group, old in zip(groups, before, strict=True):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_optkit._checks import check_bools, check_callable, shown
 from lightning_optkit.callbacks.seams.batch_fields import Field, check_field, field_of, with_field
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
+from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.callbacks.seams.training_set import TrainingSet
 from lightning_optkit.data import fit_in_order
 
@@ -116,7 +117,7 @@ class Preprocess(FitCallback):
         self._override(trainer.precision_plugin, "convert_input", convert_input)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.ckpt_path is None:
+        if not Run(trainer).is_resuming:
             self._fit(trainer)
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -132,7 +133,7 @@ class Preprocess(FitCallback):
 
     @torch.no_grad()
     def _apply(self, trainer: pl.Trainer, batch: Any) -> Any:
-        if not self._is_fitted() and trainer.state.fn == "fit" and trainer.ckpt_path is None:
+        if not self._is_fitted() and trainer.state.fn == "fit" and not Run(trainer).is_resuming:
             self._fit(trainer)  # another callback looks at a batch before the fit starts
         self._require_fitted()
         value = field_of(type(self).__name__, "field", batch, self._path)

@@ -13,6 +13,7 @@ from lightning_optkit._checks import check_bools, check_in
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_packages import loss_scaler
 from lightning_optkit.callbacks.seams.refusals import refuse_manual_optimization, refuse_split_parameters, refuse_twice
+from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.callbacks.seams.second_pass import SecondPass, finish_second_passes, loss_of, with_loss
 from lightning_optkit.regularization.asam import asam
 from lightning_optkit.regularization.sam import sam
@@ -113,12 +114,13 @@ class SAM(FitCallback):
         return backward
 
     def _climb(self, trainer: pl.Trainer, loss: Tensor) -> None:
-        params = [p for o in trainer.optimizers for g in o.param_groups for p in g["params"] if p.requires_grad]
+        params = [param for param in Run(trainer).parameters if param.requires_grad]
         scaler = loss_scaler(trainer)
         if scaler is not None:
             loss = scaler.scale(loss)  # or small gradients vanish in fp16; the factor changes nothing else
         with torch.autocast(loss.device.type, enabled=False):
-            grads: list[Tensor | None] = list(torch.autograd.grad(loss, params, allow_unused=True))
+            found = torch.autograd.grad(loss, params, allow_unused=True)
+        grads = [grad.to_dense() if grad is not None and grad.is_sparse else grad for grad in found]
         if self.sync and trainer.world_size > 1:
             grads = [_mean_over_processes(trainer, p, g) for p, g in zip(params, grads, strict=True)]
         with torch.no_grad():

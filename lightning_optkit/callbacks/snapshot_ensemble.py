@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_optkit._checks import check_bools, check_in, check_int, check_path, check_state, shown
+from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.callbacks.seams.run_free import RunFree
 from lightning_optkit.schedules.schedule import Length, Schedule, check_length, resolve_length
 
@@ -98,27 +99,23 @@ class SnapshotEnsemble(RunFree, Callback):
             self.paths = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        total = trainer.estimated_stepping_batches
-        length = None if math.isinf(total) else total - self._start
-        if length is not None and length <= 0:
-            raise ValueError(
-                f"{type(self).__name__}(start={self._start}): start must be less than the run, of {total} steps."
-            )
-        self._ends = _ends(
-            self._start, resolve_length(type(self).__name__, "cycle", self._cycle, length), self._cycle_mult
-        )
-        self._next_end = next(end for end in self._ends if end > trainer.global_step)
+        self._look_ahead(Run(trainer))
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if isinstance(self._cycle, float):  # the loader of this epoch may have another length
+            self._look_ahead(Run(trainer), Run(trainer).step)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step < self._next_end:
+        step = Run(trainer).step
+        if step < self._next_end:
             return
         name = f"snapshot-{len(self.paths) + 1}-step={trainer.global_step}.ckpt"
         path = trainer.strategy.broadcast(str(self._folder(trainer) / name))
         self.paths.append(path)
         trainer.save_checkpoint(path, weights_only=self._save_weights_only)
-        self._next_end = next(end for end in self._ends if end > trainer.global_step)
+        self._next_end = next(end for end in self._ends if end > step)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self.paths or f"step={trainer.global_step}." not in self.paths[-1]:
@@ -129,6 +126,18 @@ class SnapshotEnsemble(RunFree, Callback):
             )
 
     # --- what they do ---
+
+    def _look_ahead(self, run: Run, before_epoch: int | None = None) -> None:
+        total = run.steps_at_end(before_epoch)
+        length = None if total is None else total - self._start
+        if length is not None and length <= 0:
+            raise ValueError(
+                f"{type(self).__name__}(start={self._start}): start must be less than the run, of {total} steps."
+            )
+        self._ends = _ends(
+            self._start, resolve_length(type(self).__name__, "cycle", self._cycle, length), self._cycle_mult
+        )
+        self._next_end = next(end for end in self._ends if end > run.step)
 
     def _forget(self) -> None:
         self._ends = iter(())

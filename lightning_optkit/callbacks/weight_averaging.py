@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keeps an average of the weights, and lets validation, test, prediction and checkpoints see it."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ from lightning_optkit.callbacks.seams.checkpointed_weights import as_saved, load
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.kept_average import KeptAverage, names_of
 from lightning_optkit.callbacks.seams.lightning_packages import is_a
+from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.step.shards import reshard
 
 __all__ = ["WeightAveraging"]
@@ -153,15 +155,16 @@ class WeightAveraging(FitCallback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.update_bn:  # not before: a module may make its layers in `configure_model`
             check_forward(type(self).__name__, pl_module)
-        average = self.average
-        if isinstance(average, SWA) and isinstance(average.start, float):
-            average = average.for_run(trainer.estimated_stepping_batches)
         self._at_end(self._kept.detach)
-        self._kept.attach(trainer.optimizers, average, pl_module if self.average_buffers else None)
+        self._kept.attach(trainer, pl_module if self.average_buffers else None)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._is_training = True
-        self._kept.begin()
+        average = self.average
+        if isinstance(average, SWA) and isinstance(average.start, float):
+            steps = Run(trainer).steps_at_end()
+            average = average.for_run(math.inf if steps is None else steps)
+        self._kept.begin(average)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -180,9 +183,12 @@ class WeightAveraging(FitCallback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if self.evaluate and self._kept.of_parameters():
+        averages = self._kept.of_parameters() if self.evaluate else {}
+        if averages:
             trained = {name: t for name, t in _named_tensors(pl_module).items() if t in self._trained}
-            save_trained(trainer, checkpoint, {name: self._trained[t] for name, t in trained.items()})
+            parameters = pl_module.named_parameters(remove_duplicate=False)
+            same = {name for name, param in parameters if param not in averages}
+            save_trained(trainer, checkpoint, {name: self._trained[t] for name, t in trained.items()}, same)
             self._export(trainer, pl_module, checkpoint)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:

@@ -14,14 +14,22 @@ __all__ = ["gradients", "norm_of", "scale_to_bound_"]
 
 
 def gradients(owner: str, parameters: Iterable[Tensor]) -> list[Tensor]:
-    """The gradients there are, of one parameter or of many.
+    """The gradients there are, of one parameter or of many, to be changed in place; of a sparse one, its values.
+
+    A sparse gradient is coalesced and one that is lazily conjugated is written out, as both are stored afterwards.
 
     Raises:
         TypeError: if they are no tensors.
-        ValueError: if a gradient is sparse.
+        ValueError: if a gradient is compressed or has no numbers.
     """
     listed = check_tensors(owner, "parameters", parameters, sparse=True)
+    for parameter in listed:
+        if parameter.grad is not None and parameter.grad.layout == torch.sparse_coo:
+            parameter.grad = parameter.grad.coalesce()
+        elif parameter.grad is not None and parameter.grad.is_conj():
+            parameter.grad = parameter.grad.resolve_conj()
     grads = [p.grad for p in listed if p.grad is not None]
+    grads = [grad._values() if grad.layout == torch.sparse_coo else grad for grad in grads]
     check_tensors(owner, "parameters.grad", grads, meta=False)
     return grads
 
@@ -33,9 +41,14 @@ def norm_of(grads: list[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def scale_to_bound_(owner: str, parameters: Iterable[Tensor], norm_bound: Callable[[Tensor], Tensor | float]) -> Tensor:
-    """Scales the gradients of `parameters` by one factor, to the bound for their global norm; returns that norm."""
+    """Scales the gradients of `parameters` by one factor, to the bound for their global norm; returns that norm.
+
+    Without gradients there is no norm to learn from, and nobody is asked for a bound.
+    """
     grads = gradients(owner, parameters)
     norm = total_norm(grads)
+    if not grads:
+        return _narrowed(norm, grads)
     coefficient = clip_coefficient(norm_bound(norm), norm)
     for grad in grads:
         grad.mul_(coefficient.to(grad.device))

@@ -81,9 +81,21 @@ class ClipUnitwise(Clip):
         for parameter in listed:
             if parameter.grad is None or parameter.numel() == 0:
                 continue
+            weights, grad = self._units_of(parameter, parameter.grad)
             inner = list(range(1, parameter.ndim)) if parameter.ndim > 1 else None
-            bound = self.ratio * norm(parameter, inner, keepdim=True).clamp(min=self.eps)
-            unit_norm = norm(parameter.grad, inner, keepdim=True)
+            bound = self.ratio * norm(weights, inner, keepdim=True).clamp(min=self.eps)
+            unit_norm = norm(grad, inner, keepdim=True)
             coefficient = torch.where(unit_norm > bound, bound / unit_norm, 1.0)
-            parameter.grad.mul_(coefficient.to(torch.promote_types(parameter.grad.dtype, torch.float32)))
+            grad.mul_(coefficient.to(torch.promote_types(grad.dtype, torch.float32)))
         return total
+
+    def _units_of(self, parameter: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """The units that have a gradient, and it: of a sparse one, as of an embedding, the rows that it names."""
+        if grad.layout != torch.sparse_coo:
+            return parameter, grad
+        if grad.sparse_dim() != 1 or parameter.ndim == 1:
+            raise ValueError(
+                f"{type(self).__name__}(parameters.grad=<torch.sparse_coo>): a sparse gradient must hold whole rows of "
+                "a parameter of at least two dimensions, as that of an embedding does."
+            )
+        return parameter[grad._indices()[0]], grad._values()

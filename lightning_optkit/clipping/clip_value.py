@@ -58,4 +58,5 @@ class ClipValue(Clip):
     def __call__(self, parameters: Iterable[Tensor]) -> None:
         """Clips the gradients of `parameters` in place, for use with any other optimizer."""
         for grad in gradients(type(self).__name__, parameters):
-            grad.clamp_(-self.max_value, self.max_value)
+            real = torch.view_as_real(grad) if grad.is_complex() else grad  # as torch.optim takes complex numbers
+            real.clamp_(-self.max_value, self.max_value)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from lightning_optkit._checks import check_callable, check_int, check_module, check_one_of, check_pattern, shown
@@ -185,7 +186,14 @@ def _looks_like(module: nn.Module, centered: bool) -> bool:
     if isinstance(module, torch.jit.ScriptModule):  # its graph is what runs, whatever its class
         return False
     weight = module._parameters.get("weight")
-    if weight is None or weight.dim() != 1 or module._modules or _eps(module) is None or module._buffers:
+    if (
+        weight is None
+        or is_lazy(weight)
+        or weight.dim() != 1
+        or module._modules
+        or _eps(module) is None
+        or module._buffers
+    ):
         return False
     if set(module._parameters) - {"weight", "bias"} or isinstance(module, _OTHERS):
         return False

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_optkit._checks import check_in, check_listed, check_mapping, check_text, shown
 from lightning_optkit.optimizers._depth import depths
@@ -157,12 +158,14 @@ class GroupRules:
 
     def _exempts(self, module: nn.Module, own: str, param: Tensor) -> bool:
         is_bias = own == "bias" or own.endswith("_bias") or own.startswith(("bias_ih_l", "bias_hh_l"))
+        # The shape of a lazy parameter is not known before its layer's first input; its layer and name are.
+        is_vector = is_bias or _is_norm(module) if is_lazy(param) else param.ndim < 2
         return (
             isinstance(module, self.types)
             or ("norm" in self.kinds and _is_norm(module))
             or ("bias" in self.kinds and is_bias)
             or ("embedding" in self.kinds and isinstance(module, _EMBEDDINGS))
-            or ("vector" in self.kinds and param.ndim < 2)
+            or ("vector" in self.kinds and is_vector)
         )
 
 

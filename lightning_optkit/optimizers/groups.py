@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_optkit._checks import check_in, check_module
 from lightning_optkit.optimizers._group_rules import GroupRules, NoDecay, gathered, named_apart
@@ -39,7 +40,7 @@ class GroupTable(list[dict[str, Any]]):
         for group, names in zip(self, self.names, strict=True):
             other = ", ".join(f"{k}={v}" for k, v in _others(group).items() if repr((k, v)) not in common)
             numbers = [f"{float(group[key]):.3g}" if key in group else "-" for key in ("lr", "weight_decay")]
-            size = sum(param.numel() for param in group["params"])
+            size = sum(param.numel() for param in group["params"] if not is_lazy(param))
             more = f", +{len(names) - 2}" if len(names) > 2 else ""
             shown = ", ".join(names[:2]) + more
             rows.append((str(group.get("name", "")), str(len(names)), f"{size:,}", *numbers, other, shown))

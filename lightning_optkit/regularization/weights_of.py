@@ -2,20 +2,22 @@
 """Which parameters a penalty is about: weights, and not what shifts or scales a layer's output."""
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_optkit._checks import check_module
 
 __all__ = ["weights_of"]
 
 
-def weights_of(module: nn.Module) -> dict[str, Tensor]:
+def weights_of(module: nn.Module, *, frozen: bool = False) -> dict[str, Tensor]:
     """The parameters of `module` that multiply inputs: no biases, no gains, nothing of a normalization layer.
 
     A bias or a gain is a vector, and a layer whose type is called "...Norm" has nothing else. Parameters that are
-    not trained are left out, those that are used twice are named once.
+    used twice are named once; those of a lazy layer, whose shape is not known before its first input, not yet.
 
     Args:
         module: Any module.
+        frozen: Also those that are not trained.
 
     Returns:
         Name -> parameter.
@@ -34,5 +36,5 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
     return {
         name: param
         for name, param in module.named_parameters()
-        if param.requires_grad and param.dim() >= 2 and param not in normalizing
+        if (frozen or param.requires_grad) and not is_lazy(param) and param.dim() >= 2 and param not in normalizing
     }

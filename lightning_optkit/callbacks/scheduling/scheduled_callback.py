@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_optkit._checks import check_bools, check_state
 from lightning_optkit.callbacks.scheduling.clock import Clock, Interval
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
+from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.schedules import Schedule
 from lightning_optkit.schedules.schedule import check_schedule
 
@@ -109,6 +110,14 @@ class ScheduledCallback(FitCallback):
             rank_zero_info(f"{self._owner}: {self.name} {what} times {self.schedule!r}{over}")
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        before = self._clock.total
+        self._clock.look_at_epoch(Run(trainer))
+        if self._clock.total != before and self._fits and not self._takes_length():
+            rank_zero_warn(
+                f"{self._owner}(schedule={self.schedule!r}): with the loader of epoch {trainer.current_epoch} the run "
+                f"has {self._clock.describe()}, too few for the schedule; it goes on as for {before}."
+            )
+            self._clock.total = before
         self._write(trainer, pl_module)
 
     def on_train_batch_start(
@@ -142,6 +151,14 @@ class ScheduledCallback(FitCallback):
         """Where to look before training starts; the last value is written behind the last step."""
         total = self._clock.total
         return [0.0] if total is None else [total * part / _LOOKED_AT for part in range(_LOOKED_AT + 1)]
+
+    def _takes_length(self) -> bool:
+        try:
+            for position in self._positions():
+                self.schedule(position, self._clock.total)
+        except ValueError:
+            return False
+        return True
 
     def _check_run(self, trainer: pl.Trainer) -> None:
         """Raises if the schedule needs a length that is unknown, or does not fit into the run."""

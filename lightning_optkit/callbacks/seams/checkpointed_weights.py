@@ -3,11 +3,13 @@
 
 Two sets lie in the checkpoint of an average: what is exported, and what training goes on from.
 
-Ordinary and full checkpoints hold the second under `current_model_state`, as Lightning's own WeightAveraging does. A
+Ordinary and full checkpoints hold the second under `current_model_state`, as Lightning's own WeightAveraging does;
+parameters that have no average, as the frozen ones beside an adapter, are not written twice. A
 sharded checkpoint writes shards only of its `state_dict` and `optimizer_states`, the rest comes from rank 0; there the
 second is one more of the optimizer states, so that every rank writes its own part and the `state_dict` stays clean.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import lightning.pytorch as pl
@@ -31,15 +33,19 @@ def as_saved(trainer: pl.Trainer, tensor: Tensor) -> Tensor:
     return tensor.detach()
 
 
-def save_trained(trainer: pl.Trainer, checkpoint: dict[str, Any], trained: dict[str, Tensor]) -> None:
+def save_trained(
+    trainer: pl.Trainer, checkpoint: dict[str, Any], trained: dict[str, Tensor], same: Collection[str] = ()
+) -> None:
     """Puts the trained weights beside the `state_dict`; call it before the `state_dict` is changed.
 
     Args:
         trainer: Every process must call.
         checkpoint: As `on_save_checkpoint` is given it.
         trained: Those that the module does not hold at this moment, by name.
+        same: Names of those that will stay in the `state_dict` as they are, and are left out where one file holds all.
     """
-    weights = dict(checkpoint["state_dict"])
+    left_out = () if isinstance(trainer.strategy, ModelParallelStrategy) else same
+    weights = {name: value for name, value in checkpoint["state_dict"].items() if name not in left_out}
     for name, tensor in trained.items():
         value = as_saved(trainer, tensor)
         if name in weights:
@@ -56,7 +62,7 @@ def load_trained(trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint:
     strict = pl_module.strict_loading
     if not is_a(trainer.strategy, ModelParallelStrategy):
         if _KEY in checkpoint:
-            pl_module.load_state_dict(checkpoint[_KEY], strict=strict)
+            pl_module.load_state_dict({**pl_module.state_dict(), **checkpoint[_KEY]}, strict=strict)
         return
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
     from torch.distributed.checkpoint.state_dict_loader import load as load_sharded

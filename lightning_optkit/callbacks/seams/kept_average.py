@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """An average for the length of a fit: folded into a one-pass step, in a pass of its own after any other step.
 
-Both count optimizer steps alike, also those of the run that a checkpoint came from, and neither counts a step that was
-skipped: a checkpoint goes on either way.
+Both count the steps that each optimizer has taken in this run, also those of the run that a checkpoint came from, and
+neither counts a step that was skipped: a checkpoint goes on either way. An optimizer that takes another's place during
+the run takes over its averages and its count.
 """
 
 from collections.abc import Sequence
-from typing import Any, TypeGuard
+from dataclasses import replace
+from typing import Any
 
+import lightning.pytorch as pl
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -18,10 +21,12 @@ from lightning_optkit.averaging.own_pass import (
     averages_of,
     protect_average,
     read_average,
+    state_names,
     update_average_,
     update_tensors_,
 )
 from lightning_optkit.callbacks.seams.run_free import RunFree
+from lightning_optkit.callbacks.seams.steps import StepCounts, StepListener, StepWatch, watch_steps
 from lightning_optkit.step import OnePassOptimizer
 
 __all__ = ["KeptAverage", "names_of"]
@@ -38,68 +43,70 @@ class KeptAverage(RunFree):
     def __init__(self, average: EMA | SWA | LAWA, name: str | None = None) -> None:
         self.average, self.name = average, name
         self.explained: list[str] = []
-        self._optimizers: list[Optimizer] = []
-        self._folding: list[tuple[OnePassOptimizer, Any]] = []  # and what it kept before
-        self._hooks: list[RemovableHandle] = []
-        self._steps = self._counted = 0  # done; those of them that are not in `num_steps` of a one-pass optimizer
-        self._is_training = False
+        self._optimizers: dict[int, Optimizer] = {}  # by place in `trainer.optimizers`
+        self._folding: dict[Optimizer, Any] = {}  # and what it kept before
+        self._lead: dict[int, int] = {}  # of a place that folds: steps of the run that its optimizer did not take
+        self._counts = StepCounts()  # of the other places; of all, when the training starts and when it has ended
+        self._hooks: list[RemovableHandle | StepWatch] = []
+        self._handed_over: dict[Tensor, dict[str, Tensor]] = {}  # state of a replaced optimizer, for its successor
+        self._trainer: pl.Trainer | None = None
+        self._counts_steps = self._is_training = False
         self._buffers_of: nn.Module | None = None
         self._buffers: dict[str, dict[str, Tensor]] = {}
 
     # --- its life ---
 
-    def attach(self, optimizers: Sequence[Optimizer], average: EMA | SWA | LAWA, buffers_of: nn.Module | None) -> None:
-        """Lets the optimizers keep it.
+    def attach(self, trainer: pl.Trainer, buffers_of: nn.Module | None) -> None:
+        """Lets the optimizers of the run keep it.
 
         Args:
-            optimizers: Those of the fit; steps are counted by the first one.
-            average: The same average, starting at a step of this run.
+            trainer: Of the run.
             buffers_of: Average the floating point buffers of this module as well.
 
         Raises:
             ValueError: if one of them keeps another average already.
         """
-        self.average, self._optimizers, self._buffers_of = average, list(optimizers), buffers_of
-        for place, optimizer in enumerate(self._optimizers):
-            reason = self._why_not_folded(optimizer)
-            how = "folded into the step" if reason is None else f"a pass of its own ({reason}) after the step"
-            kept_as = self.name or average.state_name
-            self.explained.append(f"{average!r}: {how} of {type(optimizer).__name__}, as state {kept_as!r}.")
-            if reason is None:
-                self._fold_into(optimizer)
-            else:
-                self._hooks += protect_average(optimizer, average, self.name)
-            if reason is not None or (place == 0 and buffers_of is not None):
-                self._hooks.append(optimizer.register_step_post_hook(self._after_step))
+        self._trainer, self._buffers_of, self._counts_steps = trainer, buffers_of, False
+        self._hooks = []
+        self._hooks.append(watch_steps(trainer, StepListener("WeightAveraging", joins=self._join)))
+        if buffers_of is not None:
+            self._count_steps()
 
-    def begin(self) -> None:
-        """From here on steps are training; those before only make room for a checkpoint's state."""
-        self._is_training = True
-        # A run that was begun in another way may have left state without a step count.
-        for optimizer, _ in self._folding if self._steps else ():
-            optimizer.resume_counting(self._steps)
-        first = self._optimizers[0] if self._optimizers else None
-        self._counted = self._steps - (first.num_steps if isinstance(first, OnePassOptimizer) else 0)
+    def begin(self, average: EMA | SWA | LAWA) -> None:
+        """From here on steps are training; those before only make room for a checkpoint's state.
+
+        Args:
+            average: The same average, starting at a step of this run.
+        """
+        assert self._trainer is not None
+        self._counts.begin(self._trainer)
+        self.average, self._is_training = average, True
+        for place, optimizer in self._optimizers.items():
+            self._lead[place] = self._counts[place] - _clock_of(optimizer)
+            self._explain(optimizer)
+            if optimizer in self._folding:
+                self._fold_into(optimizer, place)
 
     def detach(self) -> None:
         """Gives the optimizers back as they were; what they hold can still be read."""
-        self._steps = self.num_steps
-        self._is_training = False
+        self._keep_counts()
         for hook in self._hooks:
             hook.remove()
-        for optimizer, kept_before in self._folding:
+        for optimizer, kept_before in self._folding.items():
             if isinstance(optimizer, OnePassOptimizer):  # Fuse may have undone it before
                 optimizer.keep_average(kept_before)
-        self._hooks, self._folding, self._buffers_of = [], [], None
+        self._hooks, self._folding, self._buffers_of, self._trainer = [], {}, None, None
 
     def _forget(self) -> None:
-        self._steps = self.num_steps
-        self._optimizers, self._folding, self._hooks, self._buffers_of = [], [], [], None
-        self._is_training = False
+        counts = StepCounts()
+        counts.load(self._all_steps())
+        self._counts, self._is_training, self._trainer, self._buffers_of = counts, False, None, None
+        self._optimizers, self._folding, self._hooks, self._lead, self._handed_over = {}, {}, [], {}, {}
 
     def state_dict(self) -> dict[str, Any]:
         """What is not in the state of the optimizers."""
-        return {"steps": self.num_steps, "name": self.name, "buffers": self._buffers}
+        several = {"steps_of_each": self._all_steps()} if len(self._optimizers) > 1 else {}
+        return {"steps": self.num_steps, "name": self.name, "buffers": self._buffers, **several}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores it.
@@ -108,7 +115,7 @@ class KeptAverage(RunFree):
             ValueError: if the checkpoint knows this average under another name.
         """
         state_dict = check_state("WeightAveraging", state_dict, steps=int)
-        optional: dict[str, Any] = {"name": (str, type(None)), "buffers": dict}
+        optional: dict[str, Any] = {"name": (str, type(None)), "buffers": dict, "steps_of_each": list}
         check_state(
             "WeightAveraging", state_dict, **{key: optional[key] for key in optional.keys() & state_dict.keys()}
         )
@@ -122,26 +129,23 @@ class KeptAverage(RunFree):
                 f"{state_dict.get('name') or self.average.state_name!r}, here {self.name or self.average.state_name!r}"
                 "; give the averages in the order of the run that saved it."
             )
-        self._steps = self._counted = state_dict["steps"]
+        self._counts.load(state_dict.get("steps_of_each", [state_dict["steps"]]))
         self._buffers = state_dict.get("buffers", {})
 
     # --- what can be read ---
 
     @property
     def num_steps(self) -> int:
-        """Optimizer steps done, those that were skipped left out."""
-        first = self._optimizers[0] if self._optimizers else None
-        if not self._is_training or not self._is_folded_into(first):
-            return self._steps
-        if isinstance(first, OnePassOptimizer):
-            return self._counted + first.num_steps
-        # Fuse has undone its work already, as it does when something fails; the state still counts.
-        return max((int(state.get("step", 0)) for state in first.state.values()), default=0)
+        """Steps that the first optimizer has taken, those that were skipped left out."""
+        return self._steps_of(0)
 
     def of_parameters(self) -> dict[Tensor, Tensor]:
         """The average of every parameter that has one with at least one update."""
         averages: dict[Tensor, Tensor] = {}
-        for optimizer in self._optimizers:
+        for param, state in self._handed_over.items():
+            value = read_average(state, self.average, self.name)
+            averages |= {} if value is None else {param: value}
+        for optimizer in self._optimizers.values():
             averages |= averages_of(optimizer, self.average, self.name)
         return averages
 
@@ -155,7 +159,68 @@ class KeptAverage(RunFree):
         }
         return {buffer: value for buffer, value in read.items() if value is not None}
 
+    # --- steps ---
+
+    def _steps_of(self, place: int) -> int:
+        optimizer = self._optimizers.get(place)
+        if not self._is_training or optimizer not in self._folding:
+            return self._counts[place]
+        # Read from the state, as Fuse may have undone its work already when something fails.
+        return self._lead[place] + _clock_of(optimizer)
+
+    def _all_steps(self) -> list[int]:
+        return [self._steps_of(place) for place in sorted(self._optimizers)] or self._counts.to_list()
+
+    def _keep_counts(self) -> None:
+        """Reads what the folding optimizers have counted."""
+        if self._is_training:
+            self._counts.load(self._all_steps())
+        self._is_training = False
+
     # --- what it does ---
+
+    def _join(self, optimizer: Optimizer, place: int) -> None:
+        before = self._optimizers.get(place)
+        if before is not None and self._is_training:
+            steps = self._all_steps()
+            self._take_from(before)
+            self._counts.load(steps)
+            self._lead[place] = steps[place] - _clock_of(optimizer)
+        self._optimizers[place] = optimizer
+        if self._is_training:
+            self._explain(optimizer)
+        if self._why_not_folded(optimizer) is None:
+            self._fold_into(optimizer, place)
+            self._hand_over(optimizer)
+        else:
+            self._hooks += protect_average(optimizer, self.average, self.name)
+            self._count_steps()
+
+    def _take_from(self, optimizer: Optimizer) -> None:
+        names = state_names(self.average, self.name)
+        for param, state in optimizer.state.items():
+            held = {name: state[name] for name in names if name in state}
+            if held:
+                self._handed_over[param] = held
+        if isinstance(optimizer, OnePassOptimizer) and optimizer in self._folding:
+            optimizer.keep_average(self._folding.pop(optimizer))
+
+    def _hand_over(self, optimizer: Optimizer) -> None:
+        params = [p for group in optimizer.param_groups for p in group["params"]] if self._handed_over else []
+        for param in [p for p in params if p in self._handed_over]:
+            optimizer.state[param].update(self._handed_over.pop(param))
+
+    def _count_steps(self) -> None:
+        if not self._counts_steps:
+            assert self._trainer is not None
+            self._counts_steps = True
+            self._hooks.append(watch_steps(self._trainer, StepListener("WeightAveraging", counts=self._after_step)))
+
+    def _explain(self, optimizer: Optimizer) -> None:
+        reason = self._why_not_folded(optimizer)
+        how = "folded into the step" if reason is None else f"a pass of its own ({reason}) after the step"
+        kept_as = self.name or self.average.state_name
+        self.explained.append(f"{self.average!r}: {how} of {type(optimizer).__name__}, as state {kept_as!r}.")
 
     def _why_not_folded(self, optimizer: Optimizer) -> str | None:
         if isinstance(self.average, LAWA):
@@ -164,44 +229,34 @@ class KeptAverage(RunFree):
             return "not a one-pass optimizer"
         return "the step keeps another average" if self.name else None
 
-    def _fold_into(self, optimizer: Optimizer) -> None:
+    def _fold_into(self, optimizer: Optimizer, place: int) -> None:
         assert isinstance(optimizer, OnePassOptimizer)
-        if optimizer.average is not None and optimizer.average != self.average:
-            raise ValueError(
-                f"WeightAveraging({self.average!r}): {type(optimizer).__name__} keeps {optimizer.average!r} already; "
-                "leave one of the two out."
-            )
-        self._folding.append((optimizer, optimizer.average))
-        optimizer.keep_average(self.average)  # type: ignore[arg-type]
+        if optimizer not in self._folding:
+            if optimizer.average is not None and optimizer.average != self.average:
+                raise ValueError(
+                    f"WeightAveraging({self.average!r}): {type(optimizer).__name__} keeps {optimizer.average!r} "
+                    "already; leave one of the two out."
+                )
+            self._folding[optimizer] = optimizer.average
+        average = _counted_by(self.average, self._lead.get(place, 0))
+        if optimizer.average != average:
+            optimizer.keep_average(average)  # type: ignore[arg-type]
 
-    def _is_folded_into(self, optimizer: Optimizer | None) -> TypeGuard[Optimizer]:
-        return any(folding is optimizer for folding, _ in self._folding)
-
-    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        is_first, is_own = optimizer is self._optimizers[0], not self._is_folded_into(optimizer)
-        if self._is_training and is_first and not self._count(optimizer):
-            return  # skipped
+    def _after_step(self, optimizer: Optimizer, place: int) -> None:
         # A sharded checkpoint is read into the state that a first, empty step makes.
-        step = self.num_steps if self._is_training else 0
-        if is_own:
-            update_average_(optimizer, self.average, step, self.name)
-        if is_first and self._buffers_of is not None and self._is_training:
+        step = 0
+        if self._is_training:
+            step = self._steps_of(place) if optimizer in self._folding else self._counts.add(place)
+        if optimizer not in self._folding:
+            self._hand_over(optimizer)  # not before: torch's optimizers begin where they find no state at all
+            update_average_(optimizer, _counted_by(self.average, 0), step, self.name)
+        if place == 0 and self._buffers_of is not None and self._is_training:
             kept = [
                 (buffer, self._buffers.setdefault(name, {}))
                 for name, buffer in self._buffers_of.named_buffers()
                 if buffer.dtype.is_floating_point
             ]
             update_tensors_(kept, self.average, step, self.name)
-
-    def _count(self, optimizer: Optimizer) -> bool:
-        """Counts a step, unless it was skipped."""
-        before = self._steps
-        if isinstance(optimizer, OnePassOptimizer):
-            self._steps = self._counted + optimizer.num_steps
-        else:
-            found_inf = getattr(optimizer, "found_inf", None)
-            self._steps += found_inf is None or float(found_inf) == 0
-        return self._steps > before
 
 
 def names_of(averages: Sequence[EMA | SWA | LAWA]) -> list[str | None]:
@@ -213,3 +268,19 @@ def names_of(averages: Sequence[EMA | SWA | LAWA]) -> list[str | None]:
         names.append(f"{average.state_name}_{number}" if folds in seen else None)
         seen.add(folds)
     return names
+
+
+def _clock_of(optimizer: Optimizer) -> int:
+    """Updates of the parameter that was updated most often: what a one-pass step calls the time."""
+    return max((int(state.get("step", 0)) for state in optimizer.state.values()), default=0)
+
+
+def _counted_by(average: EMA | SWA | LAWA, lead: int) -> EMA | SWA | LAWA:
+    """The same average for an optimizer whose step 1 is step `lead + 1` of the run.
+
+    A start that is a fraction is not known before the training starts; until then nothing is averaged anyway.
+    """
+    start = 1 if isinstance(average.start, float) else average.start - lead
+    if start < 1:
+        start += -((start - 1) // average.every) * average.every
+    return average if start == average.start else replace(average, start=start)

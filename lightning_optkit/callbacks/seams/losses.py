@@ -17,8 +17,9 @@ rest of the chain: hand `loss` a changed call, or several, and return what the m
   called. A mixture of two examples is best the mixture of two losses, which is right for class weights,
   `ignore_index`, any reduction that sums or averages, and targets of any shape:
   `share * loss(call) + (1 - share) * loss(call.changed(target=call.target[partners]))`.
-- Reached or not: the first `training_step` that returns a loss without having reached one of the four functions
-  raises, naming the owners. A transform that cannot handle a call raises by itself.
+- Reached or not: the first `training_step` that returns a loss, or goes back through one itself (manual optimization),
+  without having reached one of the four functions raises, naming the owners. A transform that cannot handle a call
+  raises by itself.
 - Only training: validation, test and prediction run without the seam.
 - Cost: about 1.7 us per torch call inside `training_step`.
 - Autocast, DDP and compiled modules: the functions run where the module called them, in the same context. Inside a
@@ -157,16 +158,17 @@ class _Seam:
 
     def __init__(self, original: Callable[..., Any]) -> None:
         self.members: list[tuple[int, str, Transform]] = []
-        self.is_reached = False
+        self.is_reached = self.has_gone_back = False
         self.regression: str | None = None  # a loss that was called and has no classes
 
         catch = _Catch(self)  # one for all steps, or torch.compile would compile for each
 
         @wraps(original)  # Lightning looks at the signature
         def training_step(*args: Any, **kwargs: Any) -> Any:
+            self.has_gone_back = False
             with catch:
                 output = original(*args, **kwargs)
-            if not self.is_reached and output is not None:
+            if not self.is_reached and (output is not None or self.has_gone_back):
                 raise RuntimeError(self.why_not_reached())
             return output
 
@@ -203,6 +205,8 @@ class _Catch(TorchFunctionMode):
             return self.seam.handle(_call_of(func, args, kwargs))
         if func in _REGRESSIONS:
             self.seam.regression = func.__name__
+        if func is Tensor.backward:  # of a module that optimizes manually, and may return nothing
+            self.seam.has_gone_back = True
         return func(*args, **kwargs)
 
 

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run is at this moment: asked of the Trainer at each use, since Lightning lets all of it change.
+
+Optimizers are switched, groups are added, loaders are reloaded, finders fit and put back. Nothing here sets up data:
+lengths are known from `on_train_start` on. To ask for them earlier would make the loaders before a checkpoint gives
+them their place.
+"""
+
+import math
+from collections.abc import Sized
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+from torch.utils.data import BatchSampler, DataLoader
+
+from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
+from lightning_optkit.clipping import ClipNorm, ClipValue
+
+__all__ = ["Run", "has_lazy_parameters"]
+
+_OF_FINDERS = (".lr_find_", ".scale_batch_size_")  # what Lightning's finders call the checkpoint that they go back to
+
+
+class Run:
+    """The run of `trainer`; made where it is needed, and not kept.
+
+    Steps are those of `trainer.global_step`: that number is in every checkpoint, so a resumed run needs nothing else.
+    Under manual optimization Lightning adds up the steps of all optimizers, however many each takes; there they are
+    batches.
+
+    Args:
+        trainer: In a fit.
+    """
+
+    def __init__(self, trainer: pl.Trainer) -> None:
+        self._trainer = trainer
+        self._is_automatic = trainer.lightning_module.automatic_optimization
+
+    # --- optimizers ---
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """Those that step now."""
+        return [optimizer for optimizer in self._trainer.optimizers if isinstance(optimizer, Optimizer)]
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The parameters of all their groups."""
+        return [param for optimizer in self.optimizers for group in optimizer.param_groups for param in group["params"]]
+
+    @property
+    def clip(self) -> ClipNorm | ClipValue | None:
+        """What `Trainer(gradient_clip_val=..., gradient_clip_algorithm=...)` says now; 0 and less is no clipping."""
+        value = float(self._trainer.gradient_clip_val or 0)
+        if value <= 0:
+            return None
+        return ClipValue(value) if self._trainer.gradient_clip_algorithm == "value" else ClipNorm(value)
+
+    # --- where it comes from ---
+
+    @property
+    def is_resuming(self) -> bool:
+        """Whether the user gave a checkpoint; Lightning's finders restore what was there before them by one, too."""
+        path = self._trainer.ckpt_path
+        return path is not None and not Path(path).name.startswith(_OF_FINDERS)
+
+    # --- how far and how long ---
+
+    @property
+    def step(self) -> int:
+        """Steps behind it."""
+        return self._trainer.global_step if self._is_automatic else int(self._batches.total.processed)
+
+    @property
+    def epoch(self) -> int:
+        """Epochs behind it."""
+        return int(self._trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
+
+    @property
+    def steps_in_epoch(self) -> float:
+        """Of the epoch that it is in; infinite where the loader knows no length."""
+        batches = self._trainer.num_training_batches
+        return batches if math.isinf(batches) else math.ceil(batches / self._window)
+
+    @property
+    def step_in_epoch(self) -> int:
+        """Steps behind it in the epoch that it is in: 0 between two epochs."""
+        batches = int(self._batches.current.processed)
+        return 0 if batches >= self._trainer.num_training_batches else batches // self._window
+
+    @property
+    def samples_in_epoch(self) -> int | None:
+        """Of the epoch that it is in, over all ranks; None unless a sampler and a batch size tell."""
+        loader = self._trainer.train_dataloader
+        if not isinstance(loader, DataLoader) or type(loader.batch_sampler) is not BatchSampler:
+            return None
+        if loader.batch_size is None or not isinstance(loader.sampler, Sized):
+            return None
+        return min(len(loader.sampler), int(self._trainer.num_training_batches) * loader.batch_size) * self.replicas
+
+    @property
+    def replicas(self) -> int:
+        """Ranks with data of their own: with tensor parallelism, several see the same batch."""
+        arguments: dict[str, Any] = getattr(self._trainer.strategy, "distributed_sampler_kwargs", None) or {}
+        return int(arguments.get("num_replicas", self._trainer.world_size))
+
+    @property
+    def accumulation_schedule(self) -> GradientAccumulationScheduler | None:
+        """The callback that changes the number of accumulated batches, if there is one."""
+        return next(iter(callbacks_of(self._trainer, GradientAccumulationScheduler)), None)
+
+    @property
+    def max_steps(self) -> int | None:
+        """The limit of steps; None: there is none."""
+        if self._trainer.max_steps == -1:
+            return None
+        several = 1 if self._is_automatic else max(len(self._trainer.optimizers), 1)
+        return math.ceil(self._trainer.max_steps / several)
+
+    @property
+    def max_epochs(self) -> int | None:
+        """The limit of epochs; None: there is none."""
+        return None if self._trainer.max_epochs in (None, -1) else self._trainer.max_epochs
+
+    def steps_at_end(self, before_epoch: int | None = None) -> int | None:
+        """Steps when the run will have ended, if the epochs to come are as long as this one; None: no end is known.
+
+        `trainer.estimated_stepping_batches` takes every epoch for as long as the first, and knows neither
+        GradientAccumulationScheduler nor data of unknown length (there it is -1).
+
+        Args:
+            before_epoch: Steps behind the run when this epoch began. Default: told from where it is now.
+        """
+        if self.max_epochs is None or math.isinf(self.steps_in_epoch):
+            return self.max_steps
+        before = self.step - self.step_in_epoch if before_epoch is None else before_epoch
+        epochs = range(min(self.epoch, self.max_epochs), self.max_epochs)
+        schedule, batches = self.accumulation_schedule, self._trainer.num_training_batches
+        if schedule is None or not self._is_automatic:
+            steps = before + int(self.steps_in_epoch) * len(epochs)
+        else:
+            steps = before + sum(math.ceil(batches / schedule.get_accumulate_grad_batches(e)) for e in epochs)
+        steps = max(steps, self.step)  # it may have been stopped within an epoch
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    @property
+    def _window(self) -> int:
+        return self._trainer.accumulate_grad_batches if self._is_automatic else 1
+
+    @property
+    def _batches(self) -> Any:
+        return self._trainer.fit_loop.epoch_loop.batch_progress
+
+
+def has_lazy_parameters(module: pl.LightningModule) -> bool:
+    """Whether a layer still waits for its first input to know the shape of its parameters."""
+    return any(is_lazy(param) for param in module.parameters())

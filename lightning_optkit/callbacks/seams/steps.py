@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One event for every optimizer of a run, under automatic and manual optimization: this optimizer took a step.
+
+    self._watch = watch_steps(trainer, StepListener("MyCallback", after=self._project))    # in on_fit_start
+    self._watch.remove()                                                          # in teardown and on_exception
+
+No step was taken where nothing had a gradient (`training_step` returned None), where the loss scaler found an infinite
+gradient, or where a one-pass optimizer that clips by norm left out gradients that are not finite. A step hook of torch
+alone does not know: in 32 bits the closure runs inside `step`, after the pre-hooks, and an optimizer that unscales by
+itself is stepped whatever the loss scaler found.
+
+The optimizers are those that `trainer.optimizers` holds when they step: one that takes another's place during the run
+is announced to every listener before its first step.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, cast
+from weakref import WeakKeyDictionary, ref
+
+import lightning.pytorch as pl
+from torch import Tensor
+from torch.optim import LBFGS, Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from lightning_optkit._norms import total_norm
+from lightning_optkit.callbacks.seams.overrides import override, restore
+from lightning_optkit.step import OnePassOptimizer
+
+__all__ = ["StepCounts", "StepListener", "StepWatch", "gradients_of", "refuse_folded_average", "watch_steps"]
+
+
+@dataclass(frozen=True, eq=False)
+class StepListener:
+    """What a callback does at a step. Every function is given the optimizer, and its place in `trainer.optimizers`.
+
+    Args:
+        owner: Callback to name in messages.
+        joins: Called once for each optimizer: at `watch_steps`, or before the first step of one that comes later.
+        before: Called between the gradients and the update. LBFGS, which evaluates the loss many times in a step, is
+            refused.
+        after: Called right after the update, to change the weights.
+        counts: Called after everybody's `after`, to see what came of the update.
+    """
+
+    owner: str
+    joins: Callable[[Optimizer, int], None] | None = None
+    before: Callable[[Optimizer, int], None] | None = None
+    after: Callable[[Optimizer, int], None] | None = None
+    counts: Callable[[Optimizer, int], None] | None = None
+
+
+class StepWatch:
+    """What `watch_steps` returns; `remove()` ends it."""
+
+    def __init__(self, seam: "_Seam", listener: StepListener) -> None:
+        self._seam, self._listener = seam, listener
+
+    def remove(self) -> None:
+        """Stops listening; does nothing the second time."""
+        self._seam.remove(self._listener)
+
+
+def watch_steps(trainer: pl.Trainer, listener: StepListener) -> StepWatch:
+    """Lets `listener` hear of every step of the optimizers of `trainer`.
+
+    Raises:
+        ValueError: for LBFGS, if there is something to do before the update.
+    """
+    seam = _SEAMS.get(trainer)
+    if seam is None:
+        seam = _SEAMS[trainer] = _Seam(trainer)
+    seam.add(listener)
+    return StepWatch(seam, listener)
+
+
+def gradients_of(optimizer: Optimizer) -> list[Tensor]:
+    """The gradients that its parameters have now."""
+    return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+
+class StepCounts:
+    """How many steps each optimizer of a run has taken, by its place in `trainer.optimizers`.
+
+    A run that was begun without this count, or is fitted on, goes on from the steps that Lightning has counted.
+    """
+
+    def __init__(self) -> None:
+        self._counts: list[int] = []
+        self._is_known = False
+
+    def begin(self, trainer: pl.Trainer) -> None:
+        """To be called when the training starts; what was loaded before stands."""
+        places = len(trainer.optimizers)
+        if not self._is_known:
+            self._counts = [steps_before(trainer)] * places
+        self._counts += [self[0]] * (places - len(self._counts))
+        self._is_known = True
+
+    def __getitem__(self, place: int) -> int:
+        return self._counts[place] if place < len(self._counts) else 0
+
+    def add(self, place: int) -> int:
+        """Counts a step, and returns its number, from 1."""
+        self._counts += [0] * (place + 1 - len(self._counts))
+        self._counts[place] += 1
+        return self._counts[place]
+
+    def to_list(self) -> list[int]:
+        """For a checkpoint."""
+        return list(self._counts)
+
+    def load(self, counts: Sequence[int]) -> None:
+        """From one."""
+        self._counts, self._is_known = list(counts), any(counts)
+
+
+def steps_before(trainer: pl.Trainer) -> int:
+    """Steps that each optimizer took before now, as Lightning counts them: skipped ones too, and of all together."""
+    return trainer.global_step // max(len(trainer.optimizers), 1)
+
+
+def refuse_folded_average(owner: str, optimizer: Optimizer, remedy: str) -> None:
+    """Raises ValueError if the step averages the weights before `owner` changes them."""
+    if isinstance(optimizer, OnePassOptimizer) and optimizer.average is not None:
+        raise ValueError(
+            f"{owner}(...): changes the weights after the step of {type(optimizer).__name__}, which folds in "
+            f"{optimizer.average!r} and would average them unchanged; {remedy}."
+        )
+
+
+_SEAMS: "WeakKeyDictionary[pl.Trainer, _Seam]" = WeakKeyDictionary()
+
+
+class _Seam:
+    """The listeners of one Trainer, and the hooks that its optimizers have for them."""
+
+    def __init__(self, trainer: pl.Trainer) -> None:
+        self._trainer, self._strategy = ref(trainer), trainer.strategy
+        self._listeners: list[StepListener] = []
+        self._hooks: dict[Optimizer, list[RemovableHandle]] = {}
+        self._joined: dict[Optimizer, int] = {}
+        self._num_steps: dict[Optimizer, int | None] = {}
+        # An optimizer that comes later is noticed on the two ways to its first step.
+        self._overrides = {name: self._noticing(name) for name in ("training_step", "optimizer_step")}
+        for name, function in self._overrides.items():
+            override(self._strategy, name, function)
+
+    def add(self, listener: StepListener) -> None:
+        self._notice()
+        self._listeners.append(listener)
+        for optimizer, place in list(self._joined.items()):
+            self._introduce(listener, optimizer, place)
+
+    def remove(self, listener: StepListener) -> None:
+        self._listeners = [other for other in self._listeners if other is not listener]
+        if not self._listeners:
+            for handles in self._hooks.values():
+                for handle in handles:
+                    handle.remove()
+            for name, function in self._overrides.items():
+                restore(self._strategy, name, function)
+            self._hooks, self._joined, self._num_steps = {}, {}, {}
+            trainer = self._trainer()
+            if trainer is not None and _SEAMS.get(trainer) is self:
+                del _SEAMS[trainer]
+
+    def _noticing(self, name: str) -> Callable[..., Any]:
+        original = getattr(self._strategy, name)
+
+        @wraps(original)
+        def noticing(*args: Any, **kwargs: Any) -> Any:
+            self._notice()
+            return original(*args, **kwargs)
+
+        return noticing
+
+    def _notice(self) -> None:
+        trainer = self._trainer()
+        optimizers = trainer.optimizers if trainer is not None else []
+        if [*self._joined] == optimizers:
+            return
+        for gone in [known for known in self._hooks if known not in optimizers]:
+            for handle in self._hooks.pop(gone):
+                handle.remove()
+        known, self._joined = self._joined, {o: i for i, o in enumerate(optimizers) if isinstance(o, Optimizer)}
+        for optimizer, place in self._joined.items():
+            for listener in list(self._listeners) if optimizer not in known else ():
+                self._introduce(listener, optimizer, place)
+
+    def _introduce(self, listener: StepListener, optimizer: Optimizer, place: int) -> None:
+        if listener.before is not None and isinstance(optimizer, LBFGS):
+            raise ValueError(
+                f"{listener.owner}(...): LBFGS evaluates the loss many times in a step, and nothing can be done right "
+                "before its update; use an optimizer with one evaluation a step."
+            )
+        if listener.joins is not None:
+            listener.joins(optimizer, place)
+        if listener.before or listener.after or listener.counts:
+            self._hook(optimizer)
+
+    def _hook(self, optimizer: Optimizer) -> None:
+        if optimizer not in self._hooks:
+            post = optimizer.register_step_post_hook(self._after)
+            # Before any other hook: an average must see what was done to the weights.
+            cast("OrderedDict[int, Any]", optimizer._optimizer_step_post_hooks).move_to_end(post.id, last=False)
+            self._hooks[optimizer] = [optimizer.register_step_pre_hook(self._before), post]
+
+    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._num_steps[optimizer] = _num_steps(optimizer)
+        if not any(listener.before for listener in self._listeners):
+            return None
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer
+        if closure is None:
+            self._call_before(optimizer)
+            return None
+
+        @wraps(closure)
+        def closure_then_before() -> Any:
+            loss = closure()
+            self._call_before(optimizer)
+            return loss
+
+        if len(args) > 1:
+            return (args[0], closure_then_before, *args[2:]), kwargs
+        return args, {**kwargs, "closure": closure_then_before}
+
+    def _call_before(self, optimizer: Optimizer) -> None:
+        if optimizer in self._joined and not _has_nothing(optimizer) and not _will_skip(optimizer):
+            for listener in list(self._listeners):
+                if listener.before is not None:
+                    listener.before(optimizer, self._joined[optimizer])
+
+    def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        before, now = self._num_steps.pop(optimizer, None), _num_steps(optimizer)
+        skipped = now is not None and now == before
+        if optimizer not in self._joined or skipped or _has_nothing(optimizer) or _found_inf(optimizer):
+            return
+        place, listeners = self._joined[optimizer], list(self._listeners)
+        for function in [*(each.after for each in listeners), *(each.counts for each in listeners)]:
+            if function is not None:
+                function(optimizer, place)
+
+
+def _has_nothing(optimizer: Optimizer) -> bool:
+    return all(p.grad is None for group in optimizer.param_groups for p in group["params"])
+
+
+def _found_inf(optimizer: Optimizer) -> bool:
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is not None and float(found_inf) != 0
+
+
+def _num_steps(optimizer: Optimizer) -> int | None:
+    """Counted where a step may skip by itself; reading it on CUDA waits for the device."""
+    return optimizer.num_steps if _skips(optimizer) else None  # type: ignore[attr-defined]
+
+
+def _skips(optimizer: Optimizer) -> bool:
+    return isinstance(optimizer, OnePassOptimizer) and optimizer.clip is not None and optimizer.clip.needs_norm
+
+
+def _will_skip(optimizer: Optimizer) -> bool:
+    """Whether the update that comes will be left out; costs a read of the gradients where the step may decide that."""
+    if _found_inf(optimizer) or not _skips(optimizer):
+        return _found_inf(optimizer)
+    dense = [grad.coalesce().values() if grad.is_sparse else grad for grad in gradients_of(optimizer)]
+    return not bool(total_norm(dense).isfinite())
