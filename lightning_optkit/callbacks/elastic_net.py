@@ -72,6 +72,7 @@ class ElasticNet(FitCallback):
         self._own: dict[str, list[tuple[Optimizer, int]]] = {"l1": [], "l2": []}
         self._watches: dict[str, StepWatch] = {}
         self._module: pl.LightningModule | None = None
+        self._waits_for_shapes = False
         self._plan: list[str] = []
 
     def sparsity(self) -> dict[str, float]:
@@ -94,9 +95,10 @@ class ElasticNet(FitCallback):
         if not (self._weights or has_lazy_parameters(pl_module)):
             raise ValueError(f"{type(self).__name__}(exclude_bias_and_norm=True): the module has no other parameters.")
         self._at_end(self._put_back)
-        self._listen("groups", StepListener(type(self).__name__, joins=self._take))
-        if has_lazy_parameters(pl_module):
+        self._waits_for_shapes = has_lazy_parameters(pl_module)
+        if self._waits_for_shapes:
             self._listen("shapes", StepListener(type(self).__name__, before=self._take_again))
+        self._listen("groups", StepListener(type(self).__name__, joins=self._take))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for (optimizer, index, entry), (ours, _) in self._folded.items():
@@ -149,9 +151,9 @@ class ElasticNet(FitCallback):
     def _take_again(self, optimizer: Optimizer, place: int) -> None:
         """Behind the first forward pass the shapes of lazy layers are known."""
         assert self._module is not None
-        if not has_lazy_parameters(self._module):
-            self._watches.pop("shapes").remove()
-            self._taken.pop(optimizer)
+        if self._waits_for_shapes and not has_lazy_parameters(self._module):
+            self._waits_for_shapes = False
+            self._taken[optimizer] = [(-1, -1)] * len(self._taken[optimizer])
             self._take(optimizer, place)
 
     def _listen(self, what: str, listener: StepListener) -> None:

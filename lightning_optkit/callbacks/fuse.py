@@ -162,6 +162,7 @@ class Fuse(FitCallback):
 
     def _wrap_clipping(self, pl_module: pl.LightningModule) -> Callable[..., None]:
         original = pl_module.configure_gradient_clipping
+        is_lightnings = not is_overridden("configure_gradient_clipping", pl_module)  # or that of another callback
 
         def configure_gradient_clipping(
             optimizer: Optimizer,
@@ -170,8 +171,8 @@ class Fuse(FitCallback):
         ) -> None:
             if optimizer in self._converted:
                 self._fold_clip(optimizer, Run(pl_module.trainer).clip)  # it may have been set since
-                gradient_clip_val = None
-            original(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            if optimizer not in self._converted or not is_lightnings:
+                original(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
         return configure_gradient_clipping
 

@@ -229,7 +229,7 @@ class _Seam:
 
     def _call_before(self, optimizer: Optimizer) -> None:
         if optimizer in self._joined and not _has_nothing(optimizer) and not _will_skip(optimizer):
-            for listener in list(self._listeners):
+            for listener in self._listeners:  # also one that another adds now
                 if listener.before is not None:
                     listener.before(optimizer, self._joined[optimizer])
 
