@@ -29,6 +29,9 @@ from lightning_optkit.clipping import AutoClip, ClipNorm, ClipUnitwise, ClipValu
 from lightning_optkit.data import Standardize
 from lightning_optkit.schedules import cosine
 
+# Lightning warns of batches without a loss and of finders that find nothing, torch of lazy layers: both are meant here.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
 BATCHES = 6
 
 CALLBACKS = {

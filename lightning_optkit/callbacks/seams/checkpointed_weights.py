@@ -44,7 +44,7 @@ def save_trained(
         trained: Those that the module does not hold at this moment, by name.
         same: Names of those that will stay in the `state_dict` as they are, and are left out where one file holds all.
     """
-    left_out = () if isinstance(trainer.strategy, ModelParallelStrategy) else same
+    left_out = () if is_a(trainer.strategy, ModelParallelStrategy) else same
     weights = {name: value for name, value in checkpoint["state_dict"].items() if name not in left_out}
     for name, tensor in trained.items():
         value = as_saved(trainer, tensor)
