@@ -363,19 +363,21 @@ def test_threads_that_step_one_optimizer_take_turns(build):
 def test_gradients_dropped_by_another_thread_do_not_reach_the_walk():
     p = torch.nn.Parameter(torch.zeros(200_000))
     optimizer = SGD([p], lr=0.1, clip=ClipNorm(1e9))
-    done = threading.Event()
+    done, assigning = threading.Event(), threading.Lock()  # torch 2.13 by itself crashes when two threads assign `grad`
 
     def drop():
         junk = []
         while not done.is_set():
-            p.grad = None
+            with assigning:
+                p.grad = None
             junk.append(torch.full((200_000,), 1e20))
             junk[:-3] = []
 
     thread = threading.Thread(target=drop)
     thread.start()
     for _ in range(300):
-        p.grad = torch.zeros(200_000)
+        with assigning:
+            p.grad = torch.zeros(200_000)
         optimizer.step()
     done.set()
     thread.join()
