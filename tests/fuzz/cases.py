@@ -39,7 +39,7 @@ NOT_CALLED = {
     # Types and protocols.
     "init.Activation", "init.Scheme", "schedules.Length", "step.Average", "step.Clip", "step.StatefulClip",
     # What a new rule or schedule is made of, in this package.
-    "schedules.Schedule", "step.ClipBounds", "step.OnePassOptimizer", "step.Rule", "step.Scalar",
+    "schedules.Schedule", "step.ClipBounds", "step.OnePassOptimizer", "step.Rule", "step.Scalar", "step.Stages",
     # Takes nothing.
     "diagnostics.environment",
     # Their arguments are checked by the kernels; tests/layers holds the cases.
