@@ -223,8 +223,9 @@ class Prodigy(OnePassOptimizer):
         device = local(first["params"][0]).device if first["params"] else torch.device("cpu")
         for name in _LEARNED:
             value = first[name]
-            if not isinstance(value, Tensor) or value.device != device or value.dtype != torch.float64:
-                value = torch.as_tensor(value, dtype=torch.float64, device=device).detach()
+            is_ready = isinstance(value, Tensor) and value.device == device and value.dtype == torch.float64
+            if not is_ready or value.dim() != 0:
+                value = torch.as_tensor(value, dtype=torch.float64, device=device).detach().reshape(())
             for group in self.param_groups:
                 group[name] = value
 

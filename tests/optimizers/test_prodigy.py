@@ -331,3 +331,24 @@ def test_refuses_groups_that_cannot_share_an_estimate():
     with pytest.raises(ValueError, match=r"^Prodigy\.step: groups have the rates \[0\.5, 1\.0\]; the estimate needs "):
         optimizer.step()
     assert p.item() == 1.0
+
+
+@pytest.mark.parametrize("entry", ["d", "d_max", "d_numerator"])
+@pytest.mark.parametrize("loads", [False, True], ids=["set by hand", "loaded"])
+def test_an_estimate_in_a_tensor_of_one_element_is_taken_at_its_value(entry, loads):
+    def stepped(form):
+        p = torch.nn.Parameter(torch.ones(3))
+        optimizer = Prodigy([p])
+        for step in range(3):
+            if step == 1:
+                state_dict = optimizer.state_dict() if loads else None
+                group = state_dict["param_groups"][0] if loads else optimizer.param_groups[0]
+                group[entry] = form(float(group[entry]))
+                if loads:
+                    optimizer.load_state_dict(state_dict)
+            p.grad = torch.full((3,), 0.5)
+            optimizer.step()
+        return p.detach(), optimizer.param_groups[0]["d"]
+
+    for found, expected in zip(stepped(lambda v: torch.tensor([[v]])), stepped(lambda v: v), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
