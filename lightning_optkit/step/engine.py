@@ -111,7 +111,7 @@ class StepEngine:
         self._stepped = []
         plan, bound = self._bind(optimizer)
         try:
-            if bound and all(isinstance(segment, CudaSegment) for segment in bound):
+            if bound and all(type(segment) is CudaSegment for segment in bound):
                 self._step_on_device(optimizer, plan, cast("list[CudaSegment]", bound))
             elif bound:
                 self._step_on_host(optimizer, plan, bound)
