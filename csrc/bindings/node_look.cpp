@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 
 #include "bindings/look.h"
+#include "bindings/node_tensor.h"
 
 namespace optkit {
 namespace {
@@ -14,29 +15,16 @@ constexpr c10::DispatchKeySet kPlain({c10::DispatchKey::CPU, c10::DispatchKey::C
                                       c10::DispatchKey::AutogradCUDA, c10::DispatchKey::ADInplaceOrView,
                                       c10::DispatchKey::AutocastCPU, c10::DispatchKey::AutocastCUDA});
 
-bool to_dtype(at::ScalarType type, DType* dtype) {
-  switch (type) {
-    case at::kFloat:
-      return *dtype = DType::kFloat32, true;
-    case at::kBFloat16:
-      return *dtype = DType::kBFloat16, true;
-    case at::kHalf:
-      return *dtype = DType::kFloat16, true;
-    case at::kDouble:
-      return *dtype = DType::kFloat64, true;
-    case at::kByte:
-      return *dtype = DType::kCode8, true;
-    default:
-      return false;
-  }
-}
-
 bool look_at(PyObject* object, TensorView* view) {
   if (!THPVariable_Check(object)) return false;
   const at::Tensor& tensor = THPVariable_Unpack(object);
   if (!tensor.defined() || (tensor.key_set().raw_repr() & ~kPlain.raw_repr()) != 0) return false;
   const c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
-  if (!impl.has_storage() || !to_dtype(tensor.scalar_type(), &view->dtype)) return false;
+  if (tensor.scalar_type() == at::kByte)
+    view->dtype = DType::kCode8;
+  else if (!to_dtype(tensor.scalar_type(), &view->dtype))
+    return false;
+  if (!impl.has_storage()) return false;
   try {
     // For writing: memory that is shared until then (copy on write) becomes the tensor's own.
     view->data = tensor.mutable_data_ptr();
