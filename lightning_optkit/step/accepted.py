@@ -44,12 +44,14 @@ class AcceptedGroups:
         if self._num_names != len(optimizer.defaults):  # an average came or went
             self._look_at(optimizer)
         groups, owner = optimizer.param_groups, type(optimizer).__name__
-        if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+        if not isinstance(groups, list):
             raise TypeError(f"{owner}.step: param_groups must be a list of dicts.")
         numbers = range(len(groups)) if numbers is None else numbers
         changed = [number for number in numbers if not self._holds(number, groups[number])]
         if not changed:
             return
+        if not all(isinstance(group, dict) for group in groups):
+            raise TypeError(f"{owner}.step: param_groups must be a list of dicts.")
         with checked_as(owner, f"{owner}.step"):
             for number in changed:
                 missing = [name for name in optimizer.defaults if name not in groups[number]]
@@ -69,7 +71,7 @@ class AcceptedGroups:
         seen = self._seen.get(number)
         try:
             lr, values = group["lr"], self._values_of(group)
-        except KeyError:
+        except (KeyError, TypeError):  # without an entry, or no dict
             return False
         if seen is None or not (lr is seen.lr or type(lr) is float) or not all(map(is_, values, seen.values)):
             return False

@@ -12,7 +12,6 @@ from typing_extensions import override
 
 from lightning_optkit._native import extension
 from lightning_optkit.step.numbers import GroupNumbers
-from lightning_optkit.step.plain import is_transformed
 from lightning_optkit.step.quantized_state import scale_name
 from lightning_optkit.step.rule import Group, Rule, State
 from lightning_optkit.step.segments import Entry, PlanOutdated, Segment, check_gradient
@@ -100,8 +99,6 @@ class CompiledSegment(Segment):
 
     def _fit(self, param: Tensor, grad: Tensor) -> Tensor:
         """A copy of `grad` that the plan can walk, where its dtype or layout allows it."""
-        if is_transformed():
-            raise RuntimeError(f"{self._owner}.step: called inside a transform of torch.func; step outside of it.")
         param, grad = local(param.detach()), local(grad)
         check_gradient(self._owner, param, grad)
         dense = grad.to_dense() if grad.layout != torch.strided else grad

@@ -11,6 +11,7 @@ import torch
 from lightning_optkit.step.cuda import CudaSegment
 from lightning_optkit.step.gradient_scale import DeviceScale, global_norm, host_scale
 from lightning_optkit.step.numbers import GroupNumbers, is_due, read_group
+from lightning_optkit.step.plain import refuse_transforms
 from lightning_optkit.step.planning import StepPlan
 from lightning_optkit.step.progress import Progress
 from lightning_optkit.step.segments import PlanOutdated, Segment
@@ -67,6 +68,7 @@ class StepEngine:
         with self.lock:
             if self._is_stepping:
                 raise RuntimeError(f"{optimizer._owner}.step: called inside a step of the same optimizer.")
+            refuse_transforms(optimizer._owner)
             self._is_stepping = True
             try:
                 with torch.no_grad():
@@ -111,13 +113,13 @@ class StepEngine:
         self._stepped = []
         plan, bound = self._bind(optimizer)
         try:
-            if bound and all(type(segment) is CudaSegment for segment in bound):
+            if bound and type(bound[0]) is CudaSegment and all(type(segment) is CudaSegment for segment in bound):
                 self._step_on_device(optimizer, plan, cast("list[CudaSegment]", bound))
             elif bound:
                 self._step_on_host(optimizer, plan, bound)
         finally:
             plan.release()
-            if self.plan is not None:
+            if self.plan is not plan and self.plan is not None:
                 self.plan.release()
 
     def _step_on_host(self, optimizer: Stepped, plan: StepPlan, bound: list[Segment]) -> None:

@@ -37,6 +37,9 @@ class HostScale(NamedTuple):
         return self.unscale * self.coefficient
 
 
+_AS_THEY_ARE = HostScale(1.0, 1.0, None, is_skipped=False)
+
+
 def host_scale(
     clip: Clip | None, segments: Sequence[Segment], found_inf: Tensor | None, loss_scale: Tensor | None
 ) -> HostScale:
@@ -48,10 +51,13 @@ def host_scale(
         found_inf: Verdict of a GradScaler, if there is one.
         loss_scale: Its scale.
     """
+    needs_norm = clip is not None and clip.needs_norm
+    if found_inf is None and loss_scale is None and not needs_norm:
+        return _AS_THEY_ARE
     unscale = 1.0 if loss_scale is None else 1.0 / float(loss_scale)
     if found_inf is not None and float(found_inf) != 0:
         return HostScale(unscale, 1.0, None, is_skipped=True)
-    if clip is None or not clip.needs_norm:
+    if clip is None or not needs_norm:
         return HostScale(unscale, 1.0, None, is_skipped=False)
     norm = global_norm(segments, unscale)
     if math.isnan(norm):

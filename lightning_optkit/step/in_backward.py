@@ -8,19 +8,20 @@ models with limited resources", arXiv:2306.09782.
 import math
 import weakref
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from lightning_optkit._checks import check_instance
-from lightning_optkit.step.compiled import CompiledSegment
-from lightning_optkit.step.cuda import CudaSegment
 from lightning_optkit.step.engine import group_numbers
 from lightning_optkit.step.gradient_scale import host_scale
 from lightning_optkit.step.optimizer import OnePassOptimizer
-from lightning_optkit.step.segments import Entry, PlanOutdated, ReferenceSegment, Segment
-from lightning_optkit.step.state import Kept, StateLayout, check_state, prepare_state
+from lightning_optkit.step.plain import refuse_transforms
+from lightning_optkit.step.planning import kept_entry, lists_of, segment_kind, signature
+from lightning_optkit.step.segments import PlanOutdated, Segment
+from lightning_optkit.step.state import StateLayout, check_state, prepare_state
 from lightning_optkit.step.stepped import group_contexts
 
 __all__ = ["StepInBackward", "step_in_backward"]
@@ -67,14 +68,13 @@ class StepInBackward:
         self._owner = f"step_in_backward({type(optimizer).__name__})"
         self.optimizer = optimizer
         self._check()
-        self._own: dict[Tensor, Segment] = {}
+        self._own: dict[Tensor, _Own] = {}
+        self._places: dict[Tensor, tuple[int, int]] = {}  # group and place in it, where each was found last
         self._handles: list[RemovableHandle] = []
-        number, this = 0, weakref.ref(self)
-        for group_index, group in enumerate(optimizer.param_groups):
-            for param in group["params"]:
-                hook = self._hook(this, group_index, number)
-                self._handles.append(param.register_post_accumulate_grad_hook(hook))
-                number += 1
+        this = weakref.ref(self)
+        params = [param for group in optimizer.param_groups for param in group["params"]]
+        for number, param in enumerate(params):
+            self._handles.append(param.register_post_accumulate_grad_hook(self._hook(this, number)))
         vars(optimizer)[_IN_PLACE] = self
 
     def remove(self) -> None:
@@ -99,47 +99,67 @@ class StepInBackward:
             raise ValueError(f"{self._owner}: its rate is learned of all gradients, which are never there together.")
 
     @staticmethod
-    def _hook(this: "weakref.ref[StepInBackward]", group_index: int, number: int) -> Callable[[Tensor], None]:
+    def _hook(this: "weakref.ref[StepInBackward]", number: int) -> Callable[[Tensor], None]:
         def hook(param: Tensor) -> None:
             self = this()
-            if self is not None and param.grad is not None:
-                self._update(param, group_index, number)
+            place = None if self is None or param.grad is None else self._place_of(param)
+            if self is not None and place is not None:
+                self._update(param, place, number)
                 param.grad = None
 
         return hook
+
+    def _place_of(self, param: Tensor) -> int | None:
+        """The group that the parameter is in now; None: in none."""
+        lists = lists_of(self.optimizer)
+        group, place = self._places.get(param, (0, 0))
+        if group < len(lists) and place < len(lists[group]) and lists[group][place] is param:
+            return group
+        for group, params in enumerate(lists):
+            for place, other in enumerate(params):
+                if other is param:
+                    self._places[param] = group, place
+                    return group
+        return None
 
     @torch.no_grad()
     def _update(self, param: Tensor, group_index: int, number: int) -> None:
         optimizer = self.optimizer
         if getattr(optimizer, "grad_scale", None) is not None:
             raise RuntimeError(f"{self._owner}: a loss scaler must see all gradients before any step; train in bf16.")
+        refuse_transforms(self._owner)
         optimizer._check_changed((group_index,))
+        made_of = group_index, signature(optimizer, [optimizer.param_groups[group_index]])
         for _ in range(2):
-            if param not in self._own:
-                self._own[param] = self._build(param, group_index, number)
-            segment = self._own[param]
+            own = self._own.get(param)
+            if own is None or own.made_of != made_of:
+                own = self._own[param] = _Own(self._build(param, group_index, number), made_of)
             try:
-                segment.bind([optimizer.state.get(param, {})])
-                scale = host_scale(optimizer.clip, [segment], None, None)
+                own.segment.bind([optimizer.state.get(param, {})])
+                scale = host_scale(optimizer.clip, [own.segment], None, None)
                 if not scale.is_skipped:
                     numbers = group_numbers(optimizer, int(float(optimizer.state[param]["step"])) + 1)
-                    segment.step(optimizer.param_groups, numbers, scale.factor, optimizer.record_statistics)
+                    own.segment.step(optimizer.param_groups, numbers, scale.factor, optimizer.record_statistics)
                 return
             except PlanOutdated:
                 del self._own[param]
             finally:
-                segment.release()
+                own.segment.release()
         raise RuntimeError(f"{self._owner}: a parameter, its state or its gradient was moved while it was updated.")
 
     def _build(self, param: Tensor, group_index: int, number: int) -> Segment:
         optimizer = self.optimizer
-        _, group, rule, state_names = group_contexts(optimizer)[group_index]
+        kept = kept_entry(optimizer, group_contexts(optimizer)[group_index], param, number)
         layout = StateLayout(optimizer.average, optimizer.state_dtype)
-        entry = Entry(param, rule.kept_by(param, state_names), group_index, number)
-        kept = [Kept(entry, optimizer.state[param], group, rule)]
-        check_state(type(optimizer).__name__, kept, layout)
-        prepare_state(kept, layout)
-        kind: type[Segment] = CudaSegment if param.is_cuda else CompiledSegment
-        if optimizer._why_reference(param, group):
-            kind = ReferenceSegment
-        return kind(rule, [entry], [optimizer.state[param]], layout.average_name, type(optimizer).__name__)
+        check_state(optimizer._owner, [kept], layout)
+        optimizer.state[param] = kept.state
+        prepare_state([kept], layout)
+        kind = segment_kind(optimizer, param, kept.group, kept.rule)
+        return kind(kept.rule, [kept.entry], [kept.state], layout.average_name, optimizer._owner)
+
+
+class _Own(NamedTuple):
+    """The segment of one parameter, and what it was made of."""
+
+    segment: Segment
+    made_of: tuple[object, ...]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-__all__ = ["has_dispatch", "has_lost_memory", "is_dense", "is_transformed", "why_no_parameter", "why_unusable"]
+__all__ = ["has_dispatch", "has_lost_memory", "is_dense", "refuse_transforms", "why_no_parameter", "why_unusable"]
 
 
 def has_dispatch(t: Tensor) -> bool:
@@ -52,9 +52,10 @@ def why_no_parameter(t: Tensor) -> str | None:
     return None
 
 
-def is_transformed() -> bool:
-    """Whether this is called inside a transform of torch.func, where a new tensor is none that could be kept."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+def refuse_transforms(owner: str) -> None:
+    """Raises inside a transform of torch.func, where a new tensor is none that could be kept."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError(f"{owner}.step: called inside a transform of torch.func; step outside of it.")
 
 
 def is_dense(t: Tensor) -> bool:

@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,14 +14,14 @@ from lightning_optkit.step.compiled import CompiledSegment
 from lightning_optkit.step.cuda import CudaSegment
 from lightning_optkit.step.membership import membership
 from lightning_optkit.step.numbers import GroupNumbers
-from lightning_optkit.step.plain import is_transformed, why_no_parameter
-from lightning_optkit.step.rule import State
-from lightning_optkit.step.segments import Entry, PlanOutdated, Segment
+from lightning_optkit.step.plain import why_no_parameter
+from lightning_optkit.step.rule import Group, Rule, State
+from lightning_optkit.step.segments import Entry, PlanOutdated, ReferenceSegment, Segment
 from lightning_optkit.step.shards import local, sharding_groups, why_not_on_shards
 from lightning_optkit.step.state import Kept, StateLayout, check_state, prepare_state
 from lightning_optkit.step.stepped import GroupContext, Stepped, group_contexts
 
-__all__ = ["StepPlan", "lists_of"]
+__all__ = ["StepPlan", "kept_entry", "lists_of", "segment_kind", "signature"]
 
 
 def lists_of(optimizer: Stepped) -> list[list[Tensor]]:
@@ -32,7 +33,7 @@ def lists_of(optimizer: Stepped) -> list[list[Tensor]]:
     groups = optimizer.param_groups
     try:
         lists = [group["params"] for group in groups]
-    except (KeyError, TypeError, IndexError):
+    except (KeyError, TypeError):
         raise ValueError(f"{optimizer._owner}.step: every group must be a dict that has 'params'.") from None
     for place, params in enumerate(lists):
         if type(params) is not list:
@@ -51,13 +52,10 @@ class StepPlan:
     """
 
     def __init__(self, optimizer: Stepped) -> None:
-        if is_transformed():
-            raise RuntimeError(f"{optimizer._owner}.step: called inside a transform of torch.func; step outside of it.")
         layout = StateLayout(optimizer.average, optimizer.state_dtype)
         lists = lists_of(optimizer)
         _check_members(optimizer, lists)
-        contexts = group_contexts(optimizer)
-        kept, self._dormant = _sort(optimizer, contexts, lists)
+        kept, self._dormant = _sort(optimizer, group_contexts(optimizer), lists)
         _check_shards(optimizer, kept)
         check_state(optimizer._owner, kept, layout)
         for each in kept:
@@ -68,7 +66,7 @@ class StepPlan:
         steps = [each.state["step"] for each in kept] if layout.average_name else []
         self.clock = int(torch.stack(steps).max()) if steps else 0
         self.segments, self._places = _segmented(optimizer, kept, layout.average_name)
-        self._signature = _signature(optimizer, contexts)
+        self._signature = signature(optimizer, optimizer.param_groups)
         try:
             self._membership = membership(optimizer.state, lists, [each.entry.param for each in kept])
         except ValueError:  # another thread took the state away again
@@ -82,7 +80,7 @@ class StepPlan:
             ValueError: if a gradient does not fit its parameter.
         """
         states = self._membership.states(optimizer.state, lists_of(optimizer))
-        if states is None or self._signature != _signature(optimizer, group_contexts(optimizer)):
+        if states is None or self._signature != signature(optimizer, optimizer.param_groups):
             raise PlanOutdated
         if any(p.grad is not None for p in self._dormant):
             raise PlanOutdated
@@ -132,21 +130,31 @@ def _sort(
     """Parameters that are stepped, and those that have never had a gradient."""
     kept: list[Kept] = []
     dormant: list[Tensor] = []
-    for (group_index, group, rule, state_names), params in zip(contexts, lists, strict=True):
+    for context, params in zip(contexts, lists, strict=True):
         for param in params:
             if param.grad is None and not optimizer.state.get(param):
                 dormant.append(param)
-                continue
-            reason = why_no_parameter(param)
-            if reason is not None:
-                which = "a parameter" if param.is_nested else f"a parameter of shape {list(param.shape)}"
-                raise ValueError(f"{optimizer._owner}.step: {which} {reason}.")
-            state = optimizer.state.get(param, {})
-            if not isinstance(state, dict):
-                raise TypeError(f"{optimizer._owner}.step: the state of a parameter must be a dict.")
-            entry = Entry(param, rule.kept_by(param, state_names), group_index, len(kept) + len(dormant))
-            kept.append(Kept(entry, state, group, rule))
+            else:
+                kept.append(kept_entry(optimizer, context, param, len(kept) + len(dormant)))
     return kept, dormant
+
+
+def kept_entry(optimizer: Stepped, context: GroupContext, param: Tensor, number: int) -> Kept:
+    """What a step needs to know of a parameter, which is `number` in the optimizer.
+
+    Raises:
+        TypeError: if its state is no dict.
+        ValueError: if no step can update it.
+    """
+    reason = why_no_parameter(param)
+    if reason is not None:
+        which = "a parameter" if param.is_nested else f"a parameter of shape {list(param.shape)}"
+        raise ValueError(f"{optimizer._owner}.step: {which} {reason}.")
+    state = optimizer.state.get(param, {})
+    if not isinstance(state, dict):
+        raise TypeError(f"{optimizer._owner}.step: the state of a parameter must be a dict.")
+    entry = Entry(param, context.rule.kept_by(param, context.state_names), context.number, number)
+    return Kept(entry, state, context.group, context.rule)
 
 
 def _check_shards(optimizer: Stepped, kept: Iterable[Kept]) -> None:
@@ -159,35 +167,40 @@ def _check_shards(optimizer: Stepped, kept: Iterable[Kept]) -> None:
             )
 
 
-def _signature(optimizer: Stepped, contexts: Sequence[GroupContext]) -> tuple[object, ...]:
-    """What decides which state there is and which path a parameter takes."""
+def signature(optimizer: Stepped, groups: Sequence[Group]) -> tuple[object, ...]:
+    """What decides which state there is in these groups, and which path a parameter takes."""
     clip, average = optimizer.clip, optimizer.average
     clips_units = clip is not None and math.isfinite(clip.bounds.unit_ratio)
     stages = (clips_units, None if average is None else average.state_name, optimizer.state_dtype)
-    groups = [
-        (rule.name, state_names, group["rounding"], group["centralize"], group["fused"] is False)
-        for _, group, rule, state_names in contexts
-    ]
-    return stages, groups
+    found = []
+    for group in groups:
+        rule = optimizer._rule(group)
+        path = group["rounding"], group["centralize"], group["fused"] is False
+        found.append((rule.name, rule.kept_names(group), path))
+    return stages, found
+
+
+def segment_kind(optimizer: Stepped, param: Tensor, group: Group, rule: Rule) -> type[Segment]:
+    """What steps a parameter."""
+    if optimizer._why_reference(param, group):
+        return optimizer._reference_segment(rule)
+    return CudaSegment if param.is_cuda else CompiledSegment
 
 
 def _segmented(
     optimizer: Stepped, kept: Sequence[Kept], average_name: str | None
 ) -> tuple[list[Segment], list[list[int]]]:
-    """Segments, and the places of their parameters in `kept`."""
-    compiled: dict[tuple[object, ...], list[int]] = {}
-    reference: dict[tuple[object, ...], list[int]] = {}
+    """Segments, the compiled ones first, and the places of their parameters in `kept`."""
+    alike: dict[tuple[Any, ...], list[int]] = {}
     for place, (entry, _, group, rule) in enumerate(kept):
+        kind = segment_kind(optimizer, entry.param, group, rule)
         # A sum over a segment is a sum over the same processes.
-        key = (rule.name, entry.param.dtype == torch.float64, sharding_groups(entry.param))
-        alike = reference if optimizer._why_reference(entry.param, group) else compiled
+        key = (kind, rule.name, entry.param.dtype == torch.float64, sharding_groups(entry.param))
         alike.setdefault(key, []).append(place)
+    in_order = sorted(alike.items(), key=lambda item: issubclass(item[0][0], ReferenceSegment))
     segments: list[Segment] = []
-    for alike in (compiled, reference):
-        for places in alike.values():
-            rule, entries = kept[places[0]].rule, [kept[place].entry for place in places]
-            states: list[State] = [kept[place].state for place in places]
-            compiled_kind: type[Segment] = CudaSegment if entries[0].param.is_cuda else CompiledSegment
-            kind = compiled_kind if alike is compiled else optimizer._reference_segment(rule)
-            segments.append(kind(rule, entries, states, average_name, optimizer._owner))
-    return segments, [*compiled.values(), *reference.values()]
+    for (kind, *_), places in in_order:
+        rule, entries = kept[places[0]].rule, [kept[place].entry for place in places]
+        states: list[State] = [kept[place].state for place in places]
+        segments.append(kind(rule, entries, states, average_name, optimizer._owner))
+    return segments, [places for _, places in in_order]

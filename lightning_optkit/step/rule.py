@@ -158,7 +158,7 @@ class Rule:
         """Of the states that a group keeps."""
         if len(self.needed_names) == len(self.states):
             return self.state_names
-        return tuple(spec.name for spec in self.states if spec.kept is None or spec.kept(group))
+        return tuple([spec.name for spec in self.states if spec.kept is None or spec.kept(group)])
 
     def spec(self, name: str) -> StateSpec:
         """Of the state `name`, be it the rule's or of a stage."""

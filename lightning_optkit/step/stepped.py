@@ -97,10 +97,10 @@ class Loadable(Stepped, Protocol):
         ...
 
 
-def group_contexts(optimizer: Stepped, groups: Sequence[Group] | None = None) -> list[GroupContext]:
-    """Of the groups that the optimizer has now, or of these, which it may get."""
+def group_contexts(optimizer: Stepped) -> list[GroupContext]:
+    """Of the groups that the optimizer has now."""
     found = []
-    for number, group in enumerate(optimizer.param_groups if groups is None else groups):
+    for number, group in enumerate(optimizer.param_groups):
         rule = optimizer._rule(group)
         found.append(GroupContext(number, group, rule, rule.kept_names(group)))
     return found

@@ -154,3 +154,101 @@ def test_a_loss_scaler_is_refused():
     optimizer.grad_scale = torch.tensor(2.0)
     with pytest.raises(RuntimeError, match="a loss scaler must see all gradients"):
         p.sum().backward()
+
+
+# --- groups, settings and parameters as they are when a gradient arrives ---
+
+
+def backward(*params):
+    sum((p * p).sum() for p in params).backward()
+
+
+def test_a_parameter_that_left_the_optimizer_is_left_alone_and_one_that_came_waits_for_step():
+    left, stays, came = (nn.Parameter(torch.ones(3)) for _ in range(3))
+    optimizer = SGD([left, stays], lr=0.25)
+    step_in_backward(optimizer)
+    optimizer.param_groups[0]["params"] = [stays, came]
+    backward(left, stays, came)
+    assert (left.tolist(), left.grad.tolist()) == ([1] * 3, [2] * 3)
+    assert (stays.tolist(), stays.grad) == ([0.5] * 3, None)
+    assert came.tolist() == [1] * 3
+    optimizer.step()
+    assert came.tolist() == [0.5] * 3
+
+
+@pytest.mark.parametrize("how", ["moved", "replaced", "reversed"])
+def test_each_parameter_takes_the_rate_of_the_group_that_it_is_in_now(how):
+    a, b = (nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizer = SGD([dict(params=[a], lr=0.25), dict(params=[b], lr=0.5)])
+    step_in_backward(optimizer)
+    backward(a, b)
+    assert (a.tolist(), b.tolist()) == ([0.5] * 3, [0.0] * 3)
+    with torch.no_grad():
+        b.fill_(1.0)
+    first, second = optimizer.param_groups
+    if how == "moved":
+        first["params"], second["params"] = [], [b, a]
+    elif how == "replaced":
+        optimizer.param_groups = [{**first, "params": [b]}, {**second, "params": [a]}]
+    else:
+        optimizer.param_groups.reverse()
+        first["lr"], second["lr"] = 0.5, 0.25
+    backward(a, b)
+    rate_of_b = {"moved": 0.5, "replaced": 0.25, "reversed": 0.25}[how]
+    assert (a.tolist(), b.tolist()) == ([0.0] * 3, [1 - 2 * rate_of_b] * 3)
+
+
+@pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
+@pytest.mark.parametrize("change", ["momentum", "average", "no average", "rounding"])
+def test_what_is_switched_on_or_off_meanwhile_acts_as_in_an_ordinary_step(change, fused):
+    def between(optimizer):
+        if change == "momentum":
+            optimizer.param_groups[0]["momentum"] = 0.9
+        elif "average" in change:
+            optimizer.keep_average(EMA(0.5) if change == "average" else None)
+        else:
+            optimizer.param_groups[0]["rounding"] = "kahan"
+
+    found = []
+    for in_backward in (True, False):
+        p = nn.Parameter(torch.linspace(0.1, 1.0, 40).to(torch.bfloat16))
+        optimizer = SGD([p], lr=0.05, average=EMA(0.9) if change == "no average" else None, fused=fused)
+        if in_backward:
+            step_in_backward(optimizer)
+        for step in range(5):
+            if step == 2:
+                between(optimizer)
+            backward(p)
+            optimizer.step()
+            optimizer.zero_grad()
+        found.append((p.detach(), {name: t for name, t in optimizer.state[p].items() if isinstance(t, torch.Tensor)}))
+    (mine, state), (ordinary, expected) = found
+    assert torch.equal(mine, ordinary)
+    assert state.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(state[name], value, msg=name)
+
+
+def test_a_parameter_that_no_step_can_write_is_refused_and_leaves_no_state():
+    p = torch.ones(1).expand(4).requires_grad_()
+    optimizer = SGD([p], lr=0.1)
+    step_in_backward(optimizer)
+    with pytest.raises(ValueError, match="is expanded"):
+        backward(p)
+    assert not optimizer.state
+
+
+def test_a_step_inside_a_transform_is_refused_on_the_reference_path_too():
+    p = nn.Parameter(torch.ones(3))
+    optimizer = SGD([p], lr=0.5, momentum=0.9, fused=False)
+    p.grad = torch.zeros(3)
+    optimizer.step()
+
+    def loss(x):
+        p.grad = x * 1.0
+        optimizer.step()
+        return x.sum()
+
+    with pytest.raises(RuntimeError, match=r"^SGD\.step: called inside a transform of torch\.func"):
+        torch.func.grad(loss)(torch.ones(3))
+    assert float(optimizer.state[p]["step"]) == 1
