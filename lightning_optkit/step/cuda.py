@@ -2,6 +2,7 @@
 """Parameters walked by a compiled plan on CUDA. What is known only there stays there: nothing waits for the device."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ _SUMS, _STATISTICS = 7, 5  # doubles in Sums of csrc/core/tables.h, and those th
 
 class CudaSegment(CompiledSegment):
     """As on CPU; `step_on_device` besides, which takes its scalars from device memory."""
+
+    steps_on_device: ClassVar[bool] = True
 
     def _device_number(self, param: Tensor) -> int:
         number: int = param.device.index

@@ -113,7 +113,7 @@ class StepEngine:
         self._stepped = []
         plan, bound = self._bind(optimizer)
         try:
-            if bound and type(bound[0]) is CudaSegment and all(type(segment) is CudaSegment for segment in bound):
+            if bound and all(segment.steps_on_device for segment in bound):
                 self._step_on_device(optimizer, plan, cast("list[CudaSegment]", bound))
             elif bound:
                 self._step_on_host(optimizer, plan, bound)

@@ -3,7 +3,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -60,6 +60,10 @@ class Bound(NamedTuple):
 
 class Segment(Protocol):
     """Parameters that are stepped together. Every call but `bind` is about those that it found a gradient of."""
+
+    steps_on_device: ClassVar[bool] = False
+    """Whether it is stepped without the host knowing the factor of its gradients. Asked here, since `isinstance` of a
+    Protocol takes microseconds."""
 
     rule: Rule
     entries: list[Entry]
