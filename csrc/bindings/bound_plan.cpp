@@ -6,7 +6,7 @@
 #include <numeric>
 #include <stdexcept>
 
-#include "core/code8.h"
+#include "core/quantized_state.h"
 
 namespace py = pybind11;
 
@@ -136,7 +136,7 @@ class SlotFiller {
     for (std::size_t k = 0; k < names_.states.size(); ++k) {
       if (!names_.states[k].is_none() && slot_->state[k] == nullptr && param_numel() > 0)
         refuse(text(names_.states[k]), "must be in the state");
-      const bool is_code = slot_->state[k] != nullptr && type_of(static_cast<int>(k)) == DType::kCode8;
+      const bool is_code = slot_->state[k] != nullptr && type_of(static_cast<int>(k)) == DType::kQuantized8;
       if (is_code && slot_->state_scale[k] == nullptr && param_numel() > 0)
         refuse(text(names_.states[k]), "must have scales");
     }
@@ -156,12 +156,13 @@ class SlotFiller {
   bool is_by_element(int k) const { return k < traits_.num_states - traits_.num_factor_states; }
 
   void put_state(int k, const Facts& facts, const std::string& name) {
-    const bool is_wide = traits_.wide_states >> k & 1u;
+    const bool is_accumulator = traits_.wide_states >> k & 1u;
     if (is_double_ != (facts.dtype == DType::kFloat64))
       refuse(name, "must be fp64 beside an fp64 parameter, only there");
-    if (is_wide && !is_double_ && facts.dtype != DType::kFloat32) refuse(name, "must be fp32");
-    if (!is_wide && has_type_ && facts.dtype != slot_->state_type) refuse(name, "must have the dtype of the others");
-    if (!is_wide) slot_->state_type = facts.dtype, has_type_ = true;
+    if (is_accumulator && !is_double_ && facts.dtype != DType::kFloat32) refuse(name, "must be fp32");
+    if (!is_accumulator && has_type_ && facts.dtype != slot_->state_type)
+      refuse(name, "must have the dtype of the others");
+    if (!is_accumulator) slot_->state_type = facts.dtype, has_type_ = true;
     if (is_by_element(k)) {
       if (!in_same_order(facts, param_)) refuse(name, "must have the shape and strides of the parameter");
     } else {
@@ -172,7 +173,7 @@ class SlotFiller {
     slot_->state[k] = facts.data;
   }
   void put_scale(int k, const Facts& facts, const std::string& name) {
-    const int64_t blocks = (param_numel() + kCodeBlock - 1) / kCodeBlock;
+    const int64_t blocks = (param_numel() + kQuantizedBlock - 1) / kQuantizedBlock;
     if (facts.dtype != DType::kFloat32 || numel_of(facts.sizes) != blocks || !is_dense(facts))
       refuse(name, "must be " + std::to_string(blocks) + " fp32 numbers without gaps");
     slot_->state_scale[k] = static_cast<float*>(facts.data);
@@ -182,7 +183,8 @@ class SlotFiller {
     slot_->compensation = facts.data;
   }
   void put_average(const Facts& facts, const std::string& name) {
-    if (facts.dtype == DType::kCode8 || is_double_ != (facts.dtype == DType::kFloat64) || !in_same_order(facts, param_))
+    if (facts.dtype == DType::kQuantized8 || is_double_ != (facts.dtype == DType::kFloat64) ||
+        !in_same_order(facts, param_))
       refuse(name, "must have the shape and strides of the parameter, and be fp64 beside an fp64 one, only there");
     slot_->average = facts.data;
     slot_->average_type = facts.dtype;
@@ -251,7 +253,7 @@ void BoundPlan::add_tensor(const py::object& param, const py::dict& state, const
   Watched watched;
   watched.param = facts_of(param.ptr(), "param");
   const Facts& facts = watched.param;
-  if (facts.dtype == DType::kCode8 || plan_.is_double != (facts.dtype == DType::kFloat64) || !is_dense(facts))
+  if (facts.dtype == DType::kQuantized8 || plan_.is_double != (facts.dtype == DType::kFloat64) || !is_dense(facts))
     refuse("param", "must be without gaps, and in fp64 under a plan in fp64, only there");
   TensorSlot slot = {};
   const auto& sizes = facts.sizes;
@@ -294,7 +296,7 @@ void BoundPlan::set_active(const std::vector<int>& indices) {
 bool BoundPlan::fits(const TensorView& grad, const Facts& param) const {
   const int32_t device = plan_.is_on_cuda() ? plan_.device : kCpu;
   if (grad.device != device || grad.dim != static_cast<int64_t>(param.sizes.size())) return false;
-  if (grad.dtype == DType::kCode8 || (grad.dtype == DType::kFloat64) != plan_.is_double) return false;
+  if (grad.dtype == DType::kQuantized8 || (grad.dtype == DType::kFloat64) != plan_.is_double) return false;
   for (int64_t d = 0; d < grad.dim; ++d) {
     if (grad.sizes[d] != param.sizes[d]) return false;
     if (grad.sizes[d] > 1 && grad.strides[d] != param.strides[d]) return false;

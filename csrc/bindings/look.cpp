@@ -46,7 +46,7 @@ bool to_dtype(DLDataType type, DType* dtype) {
   else if (type.code == kDLFloat && type.bits == 64)
     *dtype = DType::kFloat64;
   else if (type.code == kDLUInt && type.bits == 8)
-    *dtype = DType::kCode8;
+    *dtype = DType::kQuantized8;
   else
     return false;
   return type.lanes == 1;

@@ -21,7 +21,7 @@ struct TensorView {
   const int64_t *sizes, *strides;
   int64_t num_bytes;  // of its memory from `data` on, as far as that can be told
   int32_t device;     // kCpu, or the number of a CUDA device
-  DType dtype;        // kCode8: unsigned bytes
+  DType dtype;        // kQuantized8: unsigned bytes
 };
 
 // False, with nothing else said, for a tensor that has no strided memory of its own in one of our dtypes: sparse, fake

@@ -47,11 +47,11 @@ void cuda_step(BoundPlan& plan, const std::vector<std::vector<double>>& rows, co
 // {rule: (state names, scalar names, hyperparameter names)}
 py::dict rules() {
   py::dict all;
-#define OPTKIT_DESCRIBE(name, type)                                                                            \
-  all[#name] =                                                                                                 \
-      py::make_tuple(std::vector<std::string>(type::kStates, type::kStates + optkit::num_state_names<type>()), \
-                     std::vector<std::string>(type::kScalars, type::kScalars + type::kNumScalars),             \
-                     std::vector<std::string>(type::kHypers, type::kHypers + type::kNumHypers));
+#define OPTKIT_DESCRIBE(name, type)                                                             \
+  all[#name] = py::make_tuple(                                                                  \
+      std::vector<std::string>(type::kStates, type::kStates + optkit::num_state_names<type>()), \
+      std::vector<std::string>(type::kScalars, type::kScalars + type::kNumScalars),             \
+      std::vector<std::string>(type::kHyperparameters, type::kHyperparameters + type::kNumHyperparameters));
   OPTKIT_FOR_EACH_CPU_RULE(OPTKIT_DESCRIBE)
 #undef OPTKIT_DESCRIBE
   return all;

@@ -23,8 +23,8 @@ struct Call {
   at::ScalarType input_type, residual_type, type, parameter_type;
   bool centered, adds, has_weight, has_bias;
 
-  at::ScalarType wide() const { return type == at::kDouble ? at::kDouble : at::kFloat; }
-  int64_t mean_bytes() const { return centered ? rows * static_cast<int64_t>(c10::elementSize(wide())) : 0; }
+  at::ScalarType accumulator() const { return type == at::kDouble ? at::kDouble : at::kFloat; }
+  int64_t mean_bytes() const { return centered ? rows * static_cast<int64_t>(c10::elementSize(accumulator())) : 0; }
 };
 
 // The autograd context keeps values that torch knows: a call goes in as a list of integers.
@@ -98,17 +98,17 @@ inline bool describe(PyObject* sizes, PyObject* eps, const Tensor& input, const 
     if (call->residual_type != call->input_type) call->type = at::kFloat;
   }
   const at::IntArrayRef row_sizes = input.sizes().slice(input.dim() - call->dims);
-  call->parameter_type = weight ? weight->scalar_type() : bias ? bias->scalar_type() : call->wide();
+  call->parameter_type = weight ? weight->scalar_type() : bias ? bias->scalar_type() : call->accumulator();
   for (const Parameter* parameter : {&weight, &bias}) {
     if (!*parameter) continue;
     const Tensor& t = **parameter;
     if (t.sizes() != row_sizes || !t.is_contiguous() || t.scalar_type() != call->parameter_type) return false;
-    if (t.scalar_type() != call->type && t.scalar_type() != call->wide()) return false;
+    if (t.scalar_type() != call->type && t.scalar_type() != call->accumulator()) return false;
   }
   // torch gives RMSNorm the resolution of the dtype where there is none, and LayerNorm none.
   if (eps == Py_None && call->centered) return false;
-  call->eps = eps == Py_None ? (call->wide() == at::kDouble ? std::numeric_limits<double>::epsilon()
-                                                            : std::numeric_limits<float>::epsilon())
+  call->eps = eps == Py_None ? (call->accumulator() == at::kDouble ? std::numeric_limits<double>::epsilon()
+                                                                   : std::numeric_limits<float>::epsilon())
                              : PyFloat_AsDouble(eps);
   if (PyErr_Occurred()) return PyErr_Clear(), false;
   return call->eps >= 0.0 && std::isfinite(call->eps);

@@ -21,7 +21,7 @@ bool look_at(PyObject* object, TensorView* view) {
   if (!tensor.defined() || (tensor.key_set().raw_repr() & ~kPlain.raw_repr()) != 0) return false;
   const c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
   if (tensor.scalar_type() == at::kByte)
-    view->dtype = DType::kCode8;
+    view->dtype = DType::kQuantized8;
   else if (!to_dtype(tensor.scalar_type(), &view->dtype))
     return false;
   if (!impl.has_storage()) return false;

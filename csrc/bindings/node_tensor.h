@@ -69,7 +69,7 @@ inline bool is_eager() {
   return (keys.included_ - c10::default_included_set).empty();
 }
 
-// A tensor as the kernels read it: rows that lie packed or turned, in a copy if need be.
+// A tensor as the kernels read it: rows that lie packed or strided, in a copy if need be.
 struct Rows {
   Tensor tensor;
   RowLayout layout = {0, {0, 0, 0}};
@@ -85,7 +85,7 @@ inline RowLayout layout_of(const Tensor& t, int64_t row_dims) {
 inline Rows rows_of(const Tensor& t, int64_t row_dims, bool spaced) {
   if (!t.defined()) return {};
   const RowLayout layout = layout_of(t, row_dims);
-  if (layout.turned.column_stride != 0 || (spaced ? layout.stride >= 0 : t.is_contiguous())) return {t, layout};
+  if (layout.strided.column_stride != 0 || (spaced ? layout.stride >= 0 : t.is_contiguous())) return {t, layout};
   const Tensor copy = t.contiguous();
   return {copy, layout_of(copy, row_dims)};
 }

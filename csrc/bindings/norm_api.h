@@ -13,8 +13,8 @@ constexpr char kNormApiSymbol[] = "optkit_norm_api";
 
 struct NormApi {
   int version;
-  void (*forward)(bool centered, const NormForward& arguments, const ForwardTurns& turns);
-  void (*backward)(bool centered, const NormBackward& arguments, const BackwardTurns& turns, void* d_weight,
+  void (*forward)(bool centered, const NormForward& arguments, const ForwardStrided& strided);
+  void (*backward)(bool centered, const NormBackward& arguments, const BackwardStrided& strided, void* d_weight,
                    void* d_bias);
   void (*fresh)(void* data, int64_t num_bytes);  // to be called for memory that nobody has written to yet
 };

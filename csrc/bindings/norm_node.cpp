@@ -39,7 +39,8 @@ struct Outputs {
 
 Outputs run_forward(const Call& call, const Tensor& input, const Tensor& residual, const Parameter& weight,
                     const Parameter& bias) {
-  Outputs out = {empty(input.sizes(), call.type), Tensor(), empty({call.centered ? 2 : 1, call.rows}, call.wide())};
+  Outputs out = {empty(input.sizes(), call.type), Tensor(),
+                 empty({call.centered ? 2 : 1, call.rows}, call.accumulator())};
   if (call.adds) out.sum = empty(input.sizes(), call.type);
   const Rows x = rows_of(input, call.dims, true), r = rows_of(residual, call.dims, false);
   char* stats = static_cast<char*>(out.stats.mutable_data_ptr());
@@ -61,7 +62,7 @@ Outputs run_forward(const Call& call, const Tensor& input, const Tensor& residua
   a.weight_type = dtype_of(call.parameter_type);
   a.dropout = make_dropout(call.dropout, call.seed);
   a.eps = call.eps;
-  api->forward(call.centered, a, {x.layout.turned, r.layout.turned});
+  api->forward(call.centered, a, {x.layout.strided, r.layout.strided});
   return out;
 }
 
@@ -113,8 +114,8 @@ Gradients run_backward(const Call& call, const Tensor& dy, const Tensor& d_sum, 
   a.weight_type = dtype_of(call.parameter_type);
   a.wants_weight = wants[1];
   a.wants_bias = wants[2];
-  const BackwardTurns turns = {x.layout.turned, dy_rows.layout.turned, d_sum_rows.layout.turned};
-  api->backward(call.centered, a, turns, data_or_null(out[2]), data_or_null(out[3]));
+  const BackwardStrided strided = {x.layout.strided, dy_rows.layout.strided, d_sum_rows.layout.strided};
+  api->backward(call.centered, a, strided, data_or_null(out[2]), data_or_null(out[3]));
   if (wants[0] && !a.dropout.on) out[1] = out[0];
   return out;
 }
@@ -128,7 +129,7 @@ bool takes_kernel(const Call& call, const Tensor& dy, const Tensor& d_sum, const
   for (const Tensor* t : {&dy, &d_sum, &input})
     if ((t != &d_sum || t->defined()) && (!is_plain(*t) || t->scalar_type() != call.type)) return false;
   const at::IntArrayRef row_sizes = input.sizes().slice(input.dim() - call.dims);
-  return is_saved_parameter(stats, {call.centered ? 2 : 1, call.rows}, call.wide()) &&
+  return is_saved_parameter(stats, {call.centered ? 2 : 1, call.rows}, call.accumulator()) &&
          (!call.has_weight || is_saved_parameter(weight, row_sizes, call.parameter_type));
 }
 

@@ -39,12 +39,12 @@ void pack(Argument* t) {
   if (*t && !is_packed(*t)) *t = std::move(*t).contiguous();
 }
 
-// A tensor as the kernels read it: rows that lie packed or, on CPU, turned; in a copy if need be. `spaced`: packed rows
-// may lie apart.
+// A tensor as the kernels read it: rows that lie packed or, on CPU, strided; in a copy if need be. `spaced`: packed
+// rows may lie apart.
 RowLayout lay_out(Argument* t, int64_t row_dims, bool spaced) {
   if (!*t) return {0, {0, 0, 0}};
   const RowLayout layout = t->layout(row_dims);
-  const bool reads = layout.turned.column_stride != 0 ? t->on_cpu() : spaced ? layout.stride >= 0 : is_packed(*t);
+  const bool reads = layout.strided.column_stride != 0 ? t->on_cpu() : spaced ? layout.stride >= 0 : is_packed(*t);
   if (reads && t->is_aligned()) return layout;
   *t = std::move(*t).contiguous();
   return t->layout(row_dims);
@@ -77,9 +77,9 @@ Forward forward(const NormChecks& checks, bool centered, Argument x, Argument re
   pack(&bias);
   const RowLayout x_layout = lay_out(&x, dims, true), residual_layout = lay_out(&residual, dims, false);
   a.x_stride = x_layout.stride;
-  const DType wide = a.type == DType::kFloat64 ? a.type : DType::kFloat32;
+  const DType accumulator = a.type == DType::kFloat64 ? a.type : DType::kFloat32;
   const int64_t stats_sizes[2] = {centered ? 2 : 1, sizes.rows};
-  Forward out = {empty(x, x.sizes, x.dim, a.type), nullptr, empty(x, stats_sizes, 2, wide)};
+  Forward out = {empty(x, x.sizes, x.dim, a.type), nullptr, empty(x, stats_sizes, 2, accumulator)};
   if (residual) out.sum = empty(x, x.sizes, x.dim, a.type);
   if (x.numel == 0) return out;
   void* stats = data_of(out.stats);
@@ -88,16 +88,16 @@ Forward forward(const NormChecks& checks, bool centered, Argument x, Argument re
   a.y = data_of(out.y);
   a.sum = out.sum ? data_of(out.sum) : nullptr;
   a.mean = centered ? stats : nullptr;
-  a.rstd = row_of(stats, centered ? 1 : 0, sizes.rows, wide);
+  a.rstd = row_of(stats, centered ? 1 : 0, sizes.rows, accumulator);
   a.weight = weight.data;
   a.bias = bias.data;
-  a.weight_type = weight ? weight.dtype : bias ? bias.dtype : wide;
+  a.weight_type = weight ? weight.dtype : bias ? bias.dtype : accumulator;
   a.rows = sizes.rows;
   a.size = sizes.size;
   a.eps = eps;
   a.dropout = make_dropout(p, seed);
   if (x.on_cpu())
-    norm_forward(centered, a, {x_layout.turned, residual_layout.turned}, workers);
+    norm_forward(centered, a, {x_layout.strided, residual_layout.strided}, workers);
   else
     check_cuda(cuda_api().norm_forward(centered, &a, x.device_index, current_stream(x.device_index)));
   return out;
@@ -121,11 +121,11 @@ Backward backward(const NormChecks& checks, bool centered, Argument dy, Argument
   const RowLayout x_layout = lay_out(&x, dims, true), dy_layout = lay_out(&dy, dims, false),
                   d_sum_layout = lay_out(&d_sum, dims, false);
   NormBackward a = {};
-  const BackwardTurns turns = {x_layout.turned, dy_layout.turned, d_sum_layout.turned};
+  const BackwardStrided strided = {x_layout.strided, dy_layout.strided, d_sum_layout.strided};
   a.x_stride = x_layout.stride;
   a.type = x.dtype;
-  const DType wide = a.type == DType::kFloat64 ? a.type : DType::kFloat32;
-  a.weight_type = weight ? weight.dtype : wide;
+  const DType accumulator = a.type == DType::kFloat64 ? a.type : DType::kFloat32;
+  a.weight_type = weight ? weight.dtype : accumulator;
   a.dropout = make_dropout(p, seed);
   const int64_t* row_sizes = x.sizes + x.dim - dims;
   Backward out = {};
@@ -138,7 +138,7 @@ Backward backward(const NormChecks& checks, bool centered, Argument dy, Argument
   a.d_sum = d_sum ? d_sum.data : nullptr;
   a.x = x.data;
   a.mean = centered ? stats.data : nullptr;
-  a.rstd = row_of(stats.data, centered ? 1 : 0, sizes.rows, wide);
+  a.rstd = row_of(stats.data, centered ? 1 : 0, sizes.rows, accumulator);
   a.weight = weight.data;
   a.dx = wants_x ? data_of(out.dx) : nullptr;
   a.d_input = wants_x && a.dropout.on ? data_of(out.d_input) : nullptr;
@@ -147,14 +147,14 @@ Backward backward(const NormChecks& checks, bool centered, Argument dy, Argument
   a.wants_weight = wants_weight;
   a.wants_bias = wants_bias;
   if (x.on_cpu()) {
-    norm_backward(centered, a, turns, d_weight, d_bias, workers);
+    norm_backward(centered, a, strided, d_weight, d_bias, workers);
     return out;
   }
   // The allocator hands the workspace out again on this stream only, so it may go before the kernels have run.
   int64_t parts = 0;
   check_cuda(cuda_api().norm_backward_parts(centered, &a, x.device_index, &parts));
   const int64_t space_size = 2 * parts * sizes.size;
-  const Output space = empty(x, &space_size, 1, wide);
+  const Output space = empty(x, &space_size, 1, accumulator);
   check_cuda(cuda_api().norm_backward(centered, &a, d_weight, d_bias, parts, data_of(space), x.device_index,
                                       current_stream(x.device_index)));
   return out;
@@ -208,9 +208,11 @@ void norm_backward_op(StableIValue* stack, uint64_t, uint64_t) {
 const NormApi& norm_api() {
   static const NormApi api = {
       kNormApiVersion,
-      [](bool centered, const NormForward& a, const ForwardTurns& turns) { norm_forward(centered, a, turns, workers); },
-      [](bool centered, const NormBackward& a, const BackwardTurns& turns, void* d_weight, void* d_bias) {
-        norm_backward(centered, a, turns, d_weight, d_bias, workers);
+      [](bool centered, const NormForward& a, const ForwardStrided& strided) {
+        norm_forward(centered, a, strided, workers);
+      },
+      [](bool centered, const NormBackward& a, const BackwardStrided& strided, void* d_weight, void* d_bias) {
+        norm_backward(centered, a, strided, d_weight, d_bias, workers);
       },
       &back_by_huge_pages,
   };

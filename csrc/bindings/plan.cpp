@@ -24,9 +24,9 @@ constexpr RuleTraits traits_of() {
   return {num_state_names<Rule>(),
           num_state_names<Rule>() - Rule::kNumStates,
           Rule::kNumScalars,
-          Rule::kNumHypers,
+          Rule::kNumHyperparameters,
           NeededStates<Rule>::bits != 0,
-          WideStates<Rule>::bits,
+          FullPrecisionStates<Rule>::bits,
           HasEstimate<Rule>::value};
 }
 
@@ -80,7 +80,7 @@ void Plan::set_active(const std::vector<int>& indices) {
 }
 
 void Plan::set_groups(const std::vector<std::vector<double>>& rows) {
-  const std::size_t length = kNumGroupFields + static_cast<std::size_t>(traits().num_hypers);
+  const std::size_t length = kNumGroupFields + static_cast<std::size_t>(traits().num_hyperparameters);
   std::vector<GroupRow> groups(rows.size(), GroupRow{});
   for (std::size_t i = 0; i < rows.size(); ++i) {
     if (rows[i].size() != length)

@@ -8,17 +8,17 @@
 
 namespace optkit {
 
-// kCode8: state only, see core/code8.h.
-enum class DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat64 = 3, kCode8 = 4 };
+// kQuantized8: state only, see core/quantized_state.h.
+enum class DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat64 = 3, kQuantized8 = 4 };
 
 OPTKIT_HD constexpr int64_t size_of(DType type) {
-  return type == DType::kFloat64 ? 8 : type == DType::kFloat32 ? 4 : type == DType::kCode8 ? 1 : 2;
+  return type == DType::kFloat64 ? 8 : type == DType::kFloat32 ? 4 : type == DType::kQuantized8 ? 1 : 2;
 }
 
-constexpr int kMaxStates = 4;       // state tensors of one rule
-constexpr int kMaxScalars = 2;      // numbers per parameter that a rule carries from step to step
-constexpr int kMaxRuleHypers = 12;  // numbers a rule reads from its parameter group
-constexpr int kObserved = 2;        // sums that a rule makes its estimate of
+constexpr int kMaxStates = 4;            // state tensors of one rule
+constexpr int kMaxScalars = 2;           // numbers per parameter that a rule carries from step to step
+constexpr int kMaxHyperparameters = 12;  // numbers a rule reads from its parameter group
+constexpr int kObserved = 2;             // sums that a rule makes its estimate of
 constexpr int64_t kChunk =
     16384;  // elements: 64 KiB of fp32 per stream, so that the streams of a step share the L2 cache
 
@@ -87,7 +87,7 @@ struct GroupRow {
   double average_kind;   // an AverageKind
   double average_decay;  // of the exponential kind
   double average_due;    // 1: this step's result is averaged
-  double rule[kMaxRuleHypers];
+  double rule[kMaxHyperparameters];
 };
 constexpr const char* kGroupFields[] = {"lr",
                                         "weight_decay",
@@ -106,7 +106,8 @@ constexpr const char* kGroupFields[] = {"lr",
                                         "average_decay",
                                         "average_due"};
 constexpr int kNumGroupFields = sizeof(kGroupFields) / sizeof(kGroupFields[0]);
-static_assert(sizeof(GroupRow) == sizeof(double) * (kNumGroupFields + kMaxRuleHypers), "GroupRow must match its names");
+static_assert(sizeof(GroupRow) == sizeof(double) * (kNumGroupFields + kMaxHyperparameters),
+              "GroupRow must match its names");
 
 // Is a bound of a group one? Off is +inf; a comparison, since isinf is not the same function on host and device.
 OPTKIT_HD bool is_bounded(double bound) { return bound < 1e300; }
@@ -141,14 +142,14 @@ enum Squares : uint32_t { kGradSquares = 1, kParamSquares = 2, kUpdateSquares = 
 
 // Does a rule set its rate by norms of the whole tensor? Then it names the sums in kMeasured, since what is not asked
 // for is not read, and says how:
-//   static double trust(const double* hyper, const Sums& sums)   the factor of the rate, given the squares of the
+//   static double trust_ratio(const double* hyper, const Sums& sums)   the factor of the rate, given the squares of the
 //   gradient it sees, of the parameter, and of its own update at a rate of 1.
 template <class Rule, class = void>
-struct HasTrust {
+struct HasTrustRatio {
   static constexpr bool value = false;
 };
 template <class Rule>
-struct HasTrust<Rule, decltype(void(&Rule::trust))> {
+struct HasTrustRatio<Rule, decltype(void(&Rule::trust_ratio))> {
   static constexpr bool value = true;
 };
 
@@ -157,7 +158,7 @@ struct HasTrust<Rule, decltype(void(&Rule::trust))> {
 // over the root of the second moment; `prepare` is given the tensor instead of scalars, and makes in its Coefs the
 // `share` of new squares in the state and the `least` root; and it sets its rate by norms of the whole tensor:
 //   static double relative_rate(const double* hyper, double lr, double step, double numel, const Sums& sums)   the
-//   rate, given sums as for a trust.
+//   rate, given sums as for a trust ratio.
 template <class Rule, class = void>
 struct HasFactors {
   static constexpr bool value = false;
@@ -175,7 +176,7 @@ constexpr int num_state_names() {
 }
 
 // Does a rule set its rate by an estimate that it makes of all parameters together? Then the estimate is the last of
-// its hypers, and it says how:
+// its hyperparameters, and it says how:
 //   static double rate(const double* hyper, double step)   the factor of the group's rate, for the stages too;
 //   static void observe(coefs, param, grad, state, V* seen, V* times)   the two factors of what an element adds to each
 //   of the kObserved sums that the next estimate is made of; `state` is that after `update`.
@@ -207,21 +208,22 @@ struct NeededStates<Rule, decltype(void(Rule::kNeededStates))> {
   static constexpr uint32_t bits = Rule::kNeededStates;
 };
 
-// Bit k of Rule::kWideStates: state k is a point, not an average, and so in full precision whatever the others are in.
+// Bit k of Rule::kFullPrecisionStates: state k is a point, not an average, and so in full precision whatever the others
+// are in.
 template <class Rule, class = void>
-struct WideStates {
+struct FullPrecisionStates {
   static constexpr uint32_t bits = 0;
 };
 template <class Rule>
-struct WideStates<Rule, decltype(void(Rule::kWideStates))> {
-  static constexpr uint32_t bits = Rule::kWideStates;
+struct FullPrecisionStates<Rule, decltype(void(Rule::kFullPrecisionStates))> {
+  static constexpr uint32_t bits = Rule::kFullPrecisionStates;
 };
 
 // How state k is stored.
 template <class Rule>
 OPTKIT_HD DType type_of_state(const TensorSlot& t, int k) {
-  const bool is_wide = WideStates<Rule>::bits >> k & 1u;
-  return is_wide && t.state_type != DType::kFloat64 ? DType::kFloat32 : t.state_type;
+  const bool is_full_precision = FullPrecisionStates<Rule>::bits >> k & 1u;
+  return is_full_precision && t.state_type != DType::kFloat64 ? DType::kFloat32 : t.state_type;
 }
 
 // Bit k of Rule::kFixedStates: only the first update, which Coefs::first tells, writes state k.

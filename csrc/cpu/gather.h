@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Turned rows, whose neighbors lie side by side, put into packed rows: squares of a vector's lanes are transposed in
+// Strided rows, whose neighbors lie side by side, put into packed rows: squares of a vector's lanes are transposed in
 // registers.
 #pragma once
 

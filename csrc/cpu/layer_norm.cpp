@@ -6,8 +6,8 @@
 #include <initializer_list>
 #include <memory>
 
-#include "cpu/shares.h"
 #include "cpu/walk.h"
+#include "cpu/work_stealing.h"
 
 namespace optkit {
 namespace {
@@ -17,11 +17,11 @@ constexpr int64_t kTasksPerShare = 4;     // of a forward: a thread that comes l
 constexpr int64_t kRowsTogether = 16;     // as many as the kernels walk side by side at most
 constexpr int64_t kMaxParts = 64;         // partial sums of the parameter gradients
 constexpr int64_t kMinPartRows = 16;
-constexpr int64_t kGatheredBytes = 1 << 18;  // of turned rows that are put in order at a time, or more in long rows
+constexpr int64_t kGatheredBytes = 1 << 18;  // of strided rows that are put in order at a time, or more in long rows
 constexpr int64_t kRunBytes = 256;           // of a column of them at least, where the rows are not as long as that
 
-bool is_wide(DType type) { return type == DType::kFloat32 || type == DType::kFloat64; }
-DType wide_of(DType type) { return type == DType::kFloat64 ? type : DType::kFloat32; }
+bool is_accumulator(DType type) { return type == DType::kFloat32 || type == DType::kFloat64; }
+DType accumulator_of(DType type) { return type == DType::kFloat64 ? type : DType::kFloat32; }
 
 // Memory that a thread keeps from call to call.
 class Scratch {
@@ -51,13 +51,13 @@ void fill(void* to, DType type, int64_t count, double value) {
     std::fill_n(static_cast<float*>(to), count, static_cast<float>(value));
 }
 
-// A parameter in wide numbers: itself, or a copy at `space`; `absent` in every place if there is none.
+// A parameter in accumulators: itself, or a copy at `space`; `absent` in every place if there is none.
 const void* widened(const void* parameter, DType type, DType row_type, int64_t count, double absent, void* space) {
   if (parameter == nullptr) {
-    fill(space, wide_of(row_type), count, absent);
+    fill(space, accumulator_of(row_type), count, absent);
     return space;
   }
-  if (is_wide(row_type)) return parameter;
+  if (is_accumulator(row_type)) return parameter;
   active_norm_kernels().widen(parameter, type, count, space);
   return space;
 }
@@ -67,29 +67,29 @@ void for_each_task(const Workers& workers, int64_t num_tasks, const Body& body) 
   for_each_task(workers.parallel_for, num_tasks > 1 ? workers.count() : 1, num_tasks, body);
 }
 
-bool is_turned(const Turned& turned) { return turned.column_stride != 0; }
+bool is_strided(const StridedRows& strided) { return strided.column_stride != 0; }
 
-// Rows that are neighbors in every operand that is turned; 0 if none is. Each is a product of the last dimensions, so
+// Rows that are neighbors in every operand that is strided; 0 if none is. Each is a product of the last dimensions, so
 // the shortest run divides the others.
-int64_t run_of_neighbors(std::initializer_list<Turned> operands) {
+int64_t run_of_neighbors(std::initializer_list<StridedRows> operands) {
   int64_t shortest = 0;
-  for (const Turned& turned : operands)
-    if (is_turned(turned) && (shortest == 0 || turned.inner < shortest)) shortest = turned.inner;
+  for (const StridedRows& strided : operands)
+    if (is_strided(strided) && (shortest == 0 || strided.inner < shortest)) shortest = strided.inner;
   return shortest;
 }
 
-// Turned rows go through a buffer a block at a time: several cache lines of every column, and few enough to stay near.
+// Strided rows go through a buffer a block at a time: several cache lines of every column, and few enough to stay near.
 int64_t block_rows(DType type, int64_t size) {
   const int64_t run = (size * kRunBytes > kGatheredBytes ? 64 : kRunBytes) / size_of(type);
   return std::max<int64_t>(1, kGatheredBytes / 4 / (size * size_of(type)) / run) * run;
 }
 
 // Where the rows [row, row + count) are packed, as the address that row 0 would have there.
-const void* gathered(const void* from, const Turned& turned, DType type, int64_t size, int64_t row, int64_t count,
+const void* gathered(const void* from, const StridedRows& strided, DType type, int64_t size, int64_t row, int64_t count,
                      char** space) {
-  if (turned.column_stride == 0) return from;
-  const int64_t first = row / turned.inner * turned.outer_stride + row % turned.inner;
-  active_norm_kernels().gather(static_cast<const char*>(from) + first * size_of(type), turned.column_stride, type,
+  if (strided.column_stride == 0) return from;
+  const int64_t first = row / strided.inner * strided.outer_stride + row % strided.inner;
+  active_norm_kernels().gather(static_cast<const char*>(from) + first * size_of(type), strided.column_stride, type,
                                count, size, *space);
   const char* zeroth = *space - row * size * size_of(type);
   *space += count * size * size_of(type);
@@ -100,11 +100,11 @@ const void* gathered(const void* from, const Turned& turned, DType type, int64_t
 template <class Arguments>
 struct Operand {
   const void* Arguments::* rows;
-  Turned turned;
+  StridedRows strided;
   DType type;
 };
 
-// Calls run(arguments, first, last) for the rows [begin, end): at once, or if an operand is turned by blocks of rows
+// Calls run(arguments, first, last) for the rows [begin, end): at once, or if an operand is strided by blocks of rows
 // that are neighbors in all that are, put in order in a buffer.
 template <class Arguments, class Run>
 void for_each_block(const Arguments& a, std::initializer_list<Operand<Arguments>> operands, int64_t neighbors,
@@ -118,7 +118,7 @@ void for_each_block(const Arguments& a, std::initializer_list<Operand<Arguments>
     char* space = memory.take(block * row_bytes);
     Arguments b = a;
     for (const Operand<Arguments>& operand : operands)
-      b.*operand.rows = gathered(a.*operand.rows, operand.turned, operand.type, a.size, first, last - first, &space);
+      b.*operand.rows = gathered(a.*operand.rows, operand.strided, operand.type, a.size, first, last - first, &space);
     run(b, first, last);
     first = last;
   }
@@ -128,41 +128,42 @@ void for_each_block(const Arguments& a, std::initializer_list<Operand<Arguments>
 
 const NormKernels& active_norm_kernels() { return *active_kernels().norms; }
 
-void norm_forward(bool centered, const NormForward& given, const ForwardTurns& turns, const Workers& workers) {
+void norm_forward(bool centered, const NormForward& given, const ForwardStrided& strided, const Workers& workers) {
   NormForward a = given;
-  if (is_turned(turns.x)) a.x_stride = a.size;  // once they are gathered
-  const DType wide = wide_of(a.type);
-  char* space = scratch(2 * a.size * size_of(wide));
+  if (is_strided(strided.x)) a.x_stride = a.size;  // once they are gathered
+  const DType accumulator = accumulator_of(a.type);
+  char* space = scratch(2 * a.size * size_of(accumulator));
   a.weight = widened(a.weight, a.weight_type, a.type, a.size, 1.0, space);
-  a.bias = widened(a.bias, a.weight_type, a.type, a.size, 0.0, space + a.size * size_of(wide));
+  a.bias = widened(a.bias, a.weight_type, a.type, a.size, 0.0, space + a.size * size_of(accumulator));
   const NormForwardRows run = active_norm_kernels().forward[centered][static_cast<int>(a.type)];
   // Rows know nothing of each other, so this cut may depend on the number of threads.
   const bool alone = a.rows * a.size <= kTaskElements || workers.count() == 1;
   const int64_t few = kTaskElements / kTasksPerShare / a.size;
-  const int64_t neighbors = run_of_neighbors({turns.x, turns.residual}), block = block_rows(a.x_type, a.size);
-  const int64_t share = (a.rows + workers.count() - 1) / workers.count();  // of a few turned rows, for each thread
+  const int64_t neighbors = run_of_neighbors({strided.x, strided.residual}), block = block_rows(a.x_type, a.size);
+  const int64_t share = (a.rows + workers.count() - 1) / workers.count();  // of a few strided rows, for each thread
   const int64_t together = neighbors != 0 ? std::min(block, share) : few < kRowsTogether ? 4 : kRowsTogether;
   const int64_t task_rows = alone ? a.rows : (few / together + 1) * together;
   for_each_task(workers, (a.rows + task_rows - 1) / task_rows, [&](int64_t task) {
     for_each_block<NormForward>(
-        a, {{&NormForward::x, turns.x, a.x_type}, {&NormForward::residual, turns.residual, a.residual_type}}, neighbors,
-        block, task * task_rows, std::min(a.rows, (task + 1) * task_rows), run);
+        a, {{&NormForward::x, strided.x, a.x_type}, {&NormForward::residual, strided.residual, a.residual_type}},
+        neighbors, block, task * task_rows, std::min(a.rows, (task + 1) * task_rows), run);
   });
 }
 
-void norm_backward(bool centered, const NormBackward& given, const BackwardTurns& turns, void* d_weight, void* d_bias,
-                   const Workers& workers) {
+void norm_backward(bool centered, const NormBackward& given, const BackwardStrided& strided, void* d_weight,
+                   void* d_bias, const Workers& workers) {
   NormBackward a = given;
-  if (is_turned(turns.x)) a.x_stride = a.size;  // once they are gathered
+  if (is_strided(strided.x)) a.x_stride = a.size;  // once they are gathered
   const NormKernels& kernels = active_norm_kernels();
   const NormBackwardRows run = kernels.backward[centered][static_cast<int>(a.type)];
-  const DType wide = wide_of(a.type);
-  const int64_t vector_bytes = a.size * size_of(wide);
+  const DType accumulator = accumulator_of(a.type);
+  const int64_t vector_bytes = a.size * size_of(accumulator);
   // The cut depends on the shape alone, so the sums do not depend on the number of threads.
   const int64_t enough =
       std::max({(a.rows + kMaxParts - 1) / kMaxParts, kMinPartRows, (kTaskElements / 2 + a.size - 1) / a.size});
-  // Turned rows come in cache lines of every column.
-  const int64_t neighbors = run_of_neighbors({turns.x, turns.dy, turns.d_sum}), block = block_rows(a.type, a.size);
+  // Strided rows come in cache lines of every column.
+  const int64_t neighbors = run_of_neighbors({strided.x, strided.dy, strided.d_sum}),
+                block = block_rows(a.type, a.size);
   const int64_t together = neighbors != 0 ? 64 / size_of(a.type) : 1;
   const int64_t part_rows = (enough + together - 1) / together * together;
   const int64_t num_parts = std::max<int64_t>(1, (a.rows + part_rows - 1) / part_rows);
@@ -173,9 +174,9 @@ void norm_backward(bool centered, const NormBackward& given, const BackwardTurns
     char* here = parts + 2 * part * vector_bytes;
     std::memset(here, 0, static_cast<size_t>(2 * vector_bytes));
     for_each_block<NormBackward>(a,
-                                 {{&NormBackward::x, turns.x, a.type},
-                                  {&NormBackward::dy, turns.dy, a.type},
-                                  {&NormBackward::d_sum, turns.d_sum, a.type}},
+                                 {{&NormBackward::x, strided.x, a.type},
+                                  {&NormBackward::dy, strided.dy, a.type},
+                                  {&NormBackward::d_sum, strided.d_sum, a.type}},
                                  neighbors, block, part * part_rows, std::min(a.rows, (part + 1) * part_rows),
                                  [&](const NormBackward& b, int64_t begin, int64_t end) {
                                    run(b, begin, end, d_weight ? here : nullptr,
@@ -184,13 +185,13 @@ void norm_backward(bool centered, const NormBackward& given, const BackwardTurns
   });
   const auto finish = [&](char* part, char* sum, void* out) {
     if (out == nullptr) return;
-    void* target = is_wide(a.weight_type) ? out : sum;
+    void* target = is_accumulator(a.weight_type) ? out : sum;
     constexpr int64_t kColumns = 2048;
     const bool few = num_parts * a.size < kTaskElements;
     const int64_t columns = few ? a.size : kColumns;
     for_each_task(workers, (a.size + columns - 1) / columns, [&](int64_t task) {
-      kernels.add_parts(part, wide, num_parts, 2 * a.size, task * columns, std::min(a.size, (task + 1) * columns),
-                        target);
+      kernels.add_parts(part, accumulator, num_parts, 2 * a.size, task * columns,
+                        std::min(a.size, (task + 1) * columns), target);
     });
     if (target != out) kernels.narrow(sum, a.weight_type, a.size, out);
   };

@@ -2,13 +2,13 @@
 // Walks the rows of LayerNorm and RMSNorm on CPU.
 #pragma once
 
-#include "cpu/shares.h"
+#include "cpu/work_stealing.h"
 #include "norms/layout.h"
 #include "norms/tables.h"
 
 namespace optkit {
 
-// Rows [begin, end), packed. The backward adds to its part of the parameter gradients, in wide numbers.
+// Rows [begin, end), packed. The backward adds to its part of the parameter gradients, in accumulators.
 using NormForwardRows = void (*)(const NormForward&, int64_t begin, int64_t end);
 using NormBackwardRows = void (*)(const NormBackward&, int64_t begin, int64_t end, void* d_weight, void* d_bias);
 
@@ -19,7 +19,7 @@ struct NormKernels {
   // To fp32 and back; fp64 is copied. Widened NaN have zeros where rounding to 16 bits adds.
   void (*widen)(const void* from, DType type, int64_t count, void* to);
   void (*narrow)(const void* from, DType type, int64_t count, void* to);
-  // Turned rows into packed ones.
+  // Strided rows into packed ones.
   void (*gather)(const void* from, int64_t column_stride, DType type, int64_t rows, int64_t columns, void* to);
   // out[i] = sum over k of parts[k * stride + i] for i in [begin, end), k in order.
   void (*add_parts)(const void* parts, DType type, int64_t num_parts, int64_t stride, int64_t begin, int64_t end,
@@ -32,9 +32,9 @@ struct Workers {
   int (*count)();
 };
 
-void norm_forward(bool centered, const NormForward& arguments, const ForwardTurns& turns, const Workers& workers);
+void norm_forward(bool centered, const NormForward& arguments, const ForwardStrided& strided, const Workers& workers);
 // `d_weight` and `d_bias` take `size` elements of weight_type each; null where not wanted.
-void norm_backward(bool centered, const NormBackward& arguments, const BackwardTurns& turns, void* d_weight,
+void norm_backward(bool centered, const NormBackward& arguments, const BackwardStrided& strided, void* d_weight,
                    void* d_bias, const Workers& workers);
 
 const NormKernels& active_norm_kernels();

@@ -18,7 +18,7 @@ void forward(const NormForward& arguments, int64_t begin, int64_t end) {
   const bool streamed = streams<kType>(a.y, a.rows, a.size);
   const int group = a.size <= kGroupedRow ? kGroup : 1;
   if constexpr (size_of(kType) == 2) {
-    alignas(64) wide_t<kType> buffer[kBufferSize];
+    alignas(64) accumulator_t<kType> buffer[kBufferSize];
     if (a.size <= kBufferSize) {
       for (int64_t row = begin; row < end; row += group)
         forward_rows<Norm, kType, true>(a, row, rows_of(group, row, end), buffer, streamed);
@@ -32,7 +32,7 @@ void forward(const NormForward& arguments, int64_t begin, int64_t end) {
 
 template <class Norm, DType kType>
 void backward(const NormBackward& arguments, int64_t begin, int64_t end, void* d_weight, void* d_bias) {
-  using S = wide_t<kType>;
+  using S = accumulator_t<kType>;
   const NormBackward a = arguments;
   S *dw = static_cast<S*>(d_weight), *db = static_cast<S*>(d_bias);
   if (a.size <= kNarrow) return backward_narrow<Norm, kType>(a, begin, end, dw, db);

@@ -11,15 +11,16 @@ namespace OPTKIT_ISA {
 
 // 16-bit rows up to here are widened once, into this much of the cache.
 constexpr int64_t kBufferSize = 4096;
-// So many rows up to so long take turns pass by pass: a short row alone would wait for its own sums, root and quotient.
+// So many rows up to so long take turns pass by pass: a short row alone would wait for its own sums, root and
+// quotient.
 constexpr int kGroup = 4;
 constexpr int64_t kGroupedRow = kBufferSize / kGroup / 2;
 
 // Pass after pass over `rows` rows, of which only the first touches memory: mean, mean square, result. kBuffered: the
-// first pass leaves the rows as wide numbers in `buffer` for the others.
+// first pass leaves the rows as accumulators in `buffer` for the others.
 template <class Norm, DType kType, bool kBuffered>
-OPTKIT_HD void forward_rows(const NormForward& a, int64_t row, int rows, wide_t<kType>* buffer, bool streamed) {
-  using S = wide_t<kType>;
+OPTKIT_HD void forward_rows(const NormForward& a, int64_t row, int rows, accumulator_t<kType>* buffer, bool streamed) {
+  using S = accumulator_t<kType>;
   using V = Vec<S>;
   constexpr int kLanes = V::kLanes;
   const int64_t n = a.size;
@@ -27,13 +28,13 @@ OPTKIT_HD void forward_rows(const NormForward& a, int64_t row, int rows, wide_t<
     return a.residual ? at(static_cast<const void*>(a.sum), kType, (row + r) * n)
                       : at(a.x, kType, (row + r) * a.x_stride);
   };
-  const auto first = [&](const void* x, S* wide, int64_t i) OPTKIT_INLINE {
+  const auto first = [&](const void* x, S* values, int64_t i) OPTKIT_INLINE {
     const V value = load<S, false>(x, kType, i, kLanes);
-    if (kBuffered) wide_store<S>(wide, i, value);
+    if (kBuffered) store_accumulator<S>(values, i, value);
     return value;
   };
-  const auto again = [&](const void* x, const S* wide, int64_t i) OPTKIT_INLINE {
-    return kBuffered ? wide_load<S>(wide, i) : load<S, false>(x, kType, i, kLanes);
+  const auto again = [&](const void* x, const S* values, int64_t i) OPTKIT_INLINE {
+    return kBuffered ? load_accumulator<S>(values, i) : load<S, false>(x, kType, i, kLanes);
   };
   const bool is_far = a.rows * n * size_of(kType) > kFarFrom;
   S mean[kGroup] = {}, rstd[kGroup];
@@ -41,19 +42,19 @@ OPTKIT_HD void forward_rows(const NormForward& a, int64_t row, int rows, wide_t<
     add_residual<kType>(a, (row + r) * n, at(a.x, a.x_type, (row + r) * a.x_stride), n);
   for (int r = 0; Norm::kCentered && r < rows; ++r) {
     const void* x = x_of(r);
-    S* wide = kBuffered ? buffer + r * kGroupedRow : nullptr;
+    S* values = kBuffered ? buffer + r * kGroupedRow : nullptr;
     Accumulators<S> sum;
     walk_row<S>(n, [&](int64_t i, int k, auto lanes)
-                       OPTKIT_INLINE { sum.part[k] = sum.part[k] + keep(lanes, first(x, wide, i)); });
+                       OPTKIT_INLINE { sum.part[k] = sum.part[k] + keep(lanes, first(x, values, i)); });
     mean[r] = sum.total() / static_cast<S>(n);
   }
   for (int r = 0; r < rows; ++r) {
     const void* x = x_of(r);
-    S* wide = kBuffered ? buffer + r * kGroupedRow : nullptr;
+    S* values = kBuffered ? buffer + r * kGroupedRow : nullptr;
     const V shift(mean[r]);
     Accumulators<S> squares;
     const auto add_square = [&](int64_t i, int k, auto lanes) OPTKIT_INLINE {
-      const V d = keep(lanes, Norm::center(Norm::kCentered ? again(x, wide, i) : first(x, wide, i), shift));
+      const V d = keep(lanes, Norm::center(Norm::kCentered ? again(x, values, i) : first(x, values, i), shift));
       squares.part[k] = fma(d, d, squares.part[k]);
     };
     // The memory would idle while the rows are in the cache: the next are asked for meanwhile.
@@ -78,12 +79,12 @@ OPTKIT_HD void forward_rows(const NormForward& a, int64_t row, int rows, wide_t<
   }
   for (int r = 0; r < rows; ++r) {
     const void* x = x_of(r);
-    const S* wide = kBuffered ? buffer + r * kGroupedRow : nullptr;
+    const S* values = kBuffered ? buffer + r * kGroupedRow : nullptr;
     void* y = at(a.y, kType, (row + r) * n);
     const V shift(mean[r]), scale(rstd[r]);
     walk_row<S>(n, [&](int64_t i, int, auto lanes) OPTKIT_INLINE {
-      const V normalized = Norm::center(again(x, wide, i), shift) * scale;
-      const V value = fma(normalized, wide_load<S>(a.weight, i), wide_load<S>(a.bias, i));
+      const V normalized = Norm::center(again(x, values, i), shift) * scale;
+      const V value = fma(normalized, load_accumulator<S>(a.weight, i), load_accumulator<S>(a.bias, i));
       put<kType>(y, i, value, streamed && is_whole(lanes));
     });
   }
@@ -98,9 +99,9 @@ struct Means {
 // First pass of the backward. kRows rows side by side, so that weight and both sums over the rows are loaded once for
 // all of them.
 template <class Norm, DType kType, int kRows>
-OPTKIT_HD void sum_rows(const NormBackward& a, int64_t row, wide_t<kType>* d_weight, wide_t<kType>* d_bias,
-                        Means<wide_t<kType>>* means) {
-  using S = wide_t<kType>;
+OPTKIT_HD void sum_rows(const NormBackward& a, int64_t row, accumulator_t<kType>* d_weight,
+                        accumulator_t<kType>* d_bias, Means<accumulator_t<kType>>* means) {
+  using S = accumulator_t<kType>;
   using V = Vec<S>;
   constexpr int kLanes = V::kLanes;
   const int64_t n = a.size;
@@ -116,7 +117,7 @@ OPTKIT_HD void sum_rows(const NormBackward& a, int64_t row, wide_t<kType>* d_wei
   }
   walk_row<S>(n, [&](int64_t i, int k, auto lanes) OPTKIT_INLINE {
     constexpr int kParts = 4 / kRows;  // accumulators per row: registers are few
-    const V weight = wide_load<S>(a.weight, i);
+    const V weight = load_accumulator<S>(a.weight, i);
     V to_weight(S(0)), to_bias(S(0));
 #pragma GCC unroll 2
     for (int r = 0; r < kRows; ++r) {
@@ -128,8 +129,8 @@ OPTKIT_HD void sum_rows(const NormBackward& a, int64_t row, wide_t<kType>* d_wei
       to_weight = r == 0 ? d * normalized : fma(d, normalized, to_weight);
       to_bias = r == 0 ? d : to_bias + d;
     }
-    if (d_weight) wide_store<S>(d_weight, i, wide_load<S>(d_weight, i) + to_weight);
-    if (d_bias) wide_store<S>(d_bias, i, wide_load<S>(d_bias, i) + to_bias);
+    if (d_weight) store_accumulator<S>(d_weight, i, load_accumulator<S>(d_weight, i) + to_weight);
+    if (d_bias) store_accumulator<S>(d_bias, i, load_accumulator<S>(d_bias, i) + to_bias);
   });
 #pragma GCC unroll 2
   for (int r = 0; r < kRows; ++r)
@@ -138,8 +139,9 @@ OPTKIT_HD void sum_rows(const NormBackward& a, int64_t row, wide_t<kType>* d_wei
 
 // Second pass: dx of one row. Meanwhile the row `ahead` rows further is asked for.
 template <class Norm, DType kType>
-OPTKIT_HD void gradient_row(const NormBackward& a, int64_t row, Means<wide_t<kType>> means, int ahead, bool streamed) {
-  using S = wide_t<kType>;
+OPTKIT_HD void gradient_row(const NormBackward& a, int64_t row, Means<accumulator_t<kType>> means, int ahead,
+                            bool streamed) {
+  using S = accumulator_t<kType>;
   using V = Vec<S>;
   constexpr int kLanes = V::kLanes;
   const int64_t n = a.size, begin = row * n;
@@ -150,7 +152,7 @@ OPTKIT_HD void gradient_row(const NormBackward& a, int64_t row, Means<wide_t<kTy
     prefetch<kType, kSecondLevel>(at(x, kType, ahead * a.x_stride + i), k);
     prefetch<kType, kSecondLevel>(at(dy, kType, ahead * n + i), k);
     const V normalized = Norm::center(load<S, false>(x, kType, i, kLanes), mean) * rstd;
-    const V g = load<S, false>(dy, kType, i, kLanes) * wide_load<S>(a.weight, i);
+    const V g = load<S, false>(dy, kType, i, kLanes) * load_accumulator<S>(a.weight, i);
     V dx = Norm::gradient(g, normalized, rstd, mean_g, mean_gx);
     if (a.d_sum) dx = dx + load<S, false>(a.d_sum, kType, begin + i, kLanes);
     if (a.d_input) {
@@ -162,9 +164,9 @@ OPTKIT_HD void gradient_row(const NormBackward& a, int64_t row, Means<wide_t<kTy
 }
 
 template <class Norm, DType kType>
-OPTKIT_HD void backward_rows(const NormBackward& a, int64_t row, int rows, wide_t<kType>* d_weight,
-                             wide_t<kType>* d_bias, bool streamed) {
-  Means<wide_t<kType>> means[kGroup];
+OPTKIT_HD void backward_rows(const NormBackward& a, int64_t row, int rows, accumulator_t<kType>* d_weight,
+                             accumulator_t<kType>* d_bias, bool streamed) {
+  Means<accumulator_t<kType>> means[kGroup];
   int r = 0;
   for (; r + 2 <= rows; r += 2) sum_rows<Norm, kType, 2>(a, row + r, d_weight, d_bias, means + r);
   if (r < rows) sum_rows<Norm, kType, 1>(a, row + r, d_weight, d_bias, means + r);

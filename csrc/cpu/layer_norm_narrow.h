@@ -18,17 +18,17 @@ struct Block {
   alignas(64) S flat[kNarrow * kLanes];
   alignas(64) S column[kNarrow * kLanes];
 
-  OPTKIT_HD Vec<S> get(int64_t j) const { return wide_load<S>(column, j * kLanes); }
-  OPTKIT_HD void set(int64_t j, Vec<S> value) { wide_store<S>(column, j * kLanes, value); }
+  OPTKIT_HD Vec<S> get(int64_t j) const { return load_accumulator<S>(column, j * kLanes); }
+  OPTKIT_HD void set(int64_t j, Vec<S> value) { store_accumulator<S>(column, j * kLanes, value); }
 
   // Rows of one number are columns already.
   OPTKIT_HD void to_columns(int64_t n) {
-    if (n == 1) return wide_store<S>(column, 0, wide_load<S>(flat, 0));
+    if (n == 1) return store_accumulator<S>(column, 0, load_accumulator<S>(flat, 0));
     for (int64_t j = 0; j < n; ++j)
       for (int lane = 0; lane < kLanes; ++lane) column[j * kLanes + lane] = flat[lane * n + j];
   }
   OPTKIT_HD void to_rows(int64_t n) {
-    if (n == 1) return wide_store<S>(flat, 0, wide_load<S>(column, 0));
+    if (n == 1) return store_accumulator<S>(flat, 0, load_accumulator<S>(column, 0));
     for (int64_t j = 0; j < n; ++j)
       for (int lane = 0; lane < kLanes; ++lane) flat[lane * n + j] = column[j * kLanes + lane];
   }
@@ -49,8 +49,10 @@ struct Block {
     to_rows(n);
     const int64_t count = rows * n;
     int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) store<S, false>(base, kType, first * n + i, kLanes, wide_load<S>(flat, i));
-    if (i < count) store<S, true>(base, kType, first * n + i, static_cast<int>(count - i), wide_load<S>(flat, i));
+    for (; i + kLanes <= count; i += kLanes)
+      store<S, false>(base, kType, first * n + i, kLanes, load_accumulator<S>(flat, i));
+    if (i < count)
+      store<S, true>(base, kType, first * n + i, static_cast<int>(count - i), load_accumulator<S>(flat, i));
   }
 
  private:
@@ -58,7 +60,7 @@ struct Block {
   OPTKIT_HD void load_flat(const void* base, int64_t begin, int64_t count, int64_t to) {
     int64_t i = 0;
     for (; i + kLanes <= count; i += kLanes)
-      wide_store<S>(flat, to + i, load<S, false>(base, kType, begin + i, kLanes));
+      store_accumulator<S>(flat, to + i, load<S, false>(base, kType, begin + i, kLanes));
     if (i < count) {
       const int rest = static_cast<int>(count - i);
       write<true, S>(flat, to + i, rest, load<S, true>(base, kType, begin + i, rest).v);
@@ -68,7 +70,7 @@ struct Block {
 
 template <class Norm, DType kType>
 OPTKIT_HD void forward_narrow(const NormForward& a, int64_t begin, int64_t end) {
-  using S = wide_t<kType>;
+  using S = accumulator_t<kType>;
   using V = Vec<S>;
   constexpr int kLanes = V::kLanes;
   const int64_t n = a.size;
@@ -99,8 +101,8 @@ OPTKIT_HD void forward_narrow(const NormForward& a, int64_t begin, int64_t end) 
     for (int64_t j = 0; j < n; ++j) x.set(j, fma(x.get(j) * rstd, V(weight[j]), V(bias[j])));
     x.template store_rows<kType>(a.y, row, rows, n);
     if (rows == kLanes) {
-      if (Norm::kCentered) wide_store<S>(a.mean, row, mean);
-      wide_store<S>(a.rstd, row, rstd);
+      if (Norm::kCentered) store_accumulator<S>(a.mean, row, mean);
+      store_accumulator<S>(a.rstd, row, rstd);
     } else {
       if (Norm::kCentered) write<true, S>(a.mean, row, static_cast<int>(rows), mean.v);
       write<true, S>(a.rstd, row, static_cast<int>(rows), rstd.v);
@@ -109,9 +111,9 @@ OPTKIT_HD void forward_narrow(const NormForward& a, int64_t begin, int64_t end) 
 }
 
 template <class Norm, DType kType>
-OPTKIT_HD void backward_narrow(const NormBackward& a, int64_t begin, int64_t end, wide_t<kType>* d_weight,
-                               wide_t<kType>* d_bias) {
-  using S = wide_t<kType>;
+OPTKIT_HD void backward_narrow(const NormBackward& a, int64_t begin, int64_t end, accumulator_t<kType>* d_weight,
+                               accumulator_t<kType>* d_bias) {
+  using S = accumulator_t<kType>;
   using V = Vec<S>;
   constexpr int kLanes = V::kLanes;
   const int64_t n = a.size;
@@ -135,8 +137,8 @@ OPTKIT_HD void backward_narrow(const NormBackward& a, int64_t begin, int64_t end
       dy.set(j, g);
       mean_g = mean_g + g;
       mean_gx = fma(g, normalized, mean_gx);
-      wide_store<S>(weight_lanes, j * kLanes, fma(d, normalized, wide_load<S>(weight_lanes, j * kLanes)));
-      wide_store<S>(bias_lanes, j * kLanes, wide_load<S>(bias_lanes, j * kLanes) + d);
+      store_accumulator<S>(weight_lanes, j * kLanes, fma(d, normalized, load_accumulator<S>(weight_lanes, j * kLanes)));
+      store_accumulator<S>(bias_lanes, j * kLanes, load_accumulator<S>(bias_lanes, j * kLanes) + d);
     }
     if (a.dx == nullptr) continue;
     mean_g = mean_g * inverse_n;
@@ -150,16 +152,16 @@ OPTKIT_HD void backward_narrow(const NormBackward& a, int64_t begin, int64_t end
     if (a.d_input) {
       for (int64_t k = 0; k < kLanes * n; k += kLanes) {
         const V alive = survival(a.dropout, row * n + k, V());
-        const V dx = wide_load<S>(x.flat, k);
-        wide_store<S>(x.flat, k, select(V(S(0)) < alive, dx * alive, V(S(0))));
+        const V dx = load_accumulator<S>(x.flat, k);
+        store_accumulator<S>(x.flat, k, select(V(S(0)) < alive, dx * alive, V(S(0))));
       }
       x.to_columns(n);
       x.template store_rows<kType>(a.d_input, row, rows, n);
     }
   }
   for (int64_t j = 0; j < n; ++j) {
-    if (d_weight) d_weight[j] += tree_sum(wide_load<S>(weight_lanes, j * kLanes));
-    if (d_bias) d_bias[j] += tree_sum(wide_load<S>(bias_lanes, j * kLanes));
+    if (d_weight) d_weight[j] += tree_sum(load_accumulator<S>(weight_lanes, j * kLanes));
+    if (d_bias) d_bias[j] += tree_sum(load_accumulator<S>(bias_lanes, j * kLanes));
   }
 }
 

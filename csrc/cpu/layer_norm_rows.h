@@ -9,15 +9,15 @@ namespace optkit {
 namespace OPTKIT_ISA {
 
 template <DType kType>
-struct WideOf {
+struct AccumulatorOf {
   using type = float;
 };
 template <>
-struct WideOf<DType::kFloat64> {
+struct AccumulatorOf<DType::kFloat64> {
   using type = double;
 };
 template <DType kType>
-using wide_t = typename WideOf<kType>::type;
+using accumulator_t = typename AccumulatorOf<kType>::type;
 
 OPTKIT_HD const void* at(const void* base, DType type, int64_t i) {
   return static_cast<const char*>(base) + i * size_of(type);
@@ -25,11 +25,11 @@ OPTKIT_HD const void* at(const void* base, DType type, int64_t i) {
 OPTKIT_HD void* at(void* base, DType type, int64_t i) { return static_cast<char*>(base) + i * size_of(type); }
 
 template <class S>
-OPTKIT_HD Vec<S> wide_load(const void* base, int64_t i) {
+OPTKIT_HD Vec<S> load_accumulator(const void* base, int64_t i) {
   return read<false, typename Vec<S>::Native, S>(base, i, Vec<S>::kLanes);
 }
 template <class S>
-OPTKIT_HD void wide_store(void* base, int64_t i, Vec<S> value) {
+OPTKIT_HD void store_accumulator(void* base, int64_t i, Vec<S> value) {
   write<false, S>(base, i, Vec<S>::kLanes, value.v);
 }
 
@@ -65,7 +65,7 @@ OPTKIT_HD Mask<S> lanes_from(int first) {
   return {lane >= static_cast<Int>(first)};
 }
 
-// Wide results of so many bytes go past the caches: they would not stay there, and to bring the old lines in first
+// Results of so many bytes go past the caches: they would not stay there, and to bring the old lines in first
 // costs a third of the traffic. Narrow results are bound by arithmetic and gain nothing.
 constexpr int64_t kStreamFrom = int64_t{1} << 23;
 
@@ -107,7 +107,7 @@ OPTKIT_HD void stream(void* to, N native) {
 // Stores a vector of results. bfloat16 is rounded without a look for NaN: one that arithmetic made, or took from
 // bfloat16, has zeros where rounding adds, and stays what it is.
 template <DType kType>
-OPTKIT_HD void put(void* base, int64_t i, Vec<wide_t<kType>> value, bool streamed) {
+OPTKIT_HD void put(void* base, int64_t i, Vec<accumulator_t<kType>> value, bool streamed) {
   if constexpr (kType == DType::kBFloat16) {
     const NativeBits bits = reinterpret_cast<NativeBits>(value.v);
     const NativeHalf half = upper_halves(bits + (((bits >> 16) & 1u) + 0x7fffu));
@@ -115,7 +115,7 @@ OPTKIT_HD void put(void* base, int64_t i, Vec<wide_t<kType>> value, bool streame
   } else if (kType != DType::kFloat16 && streamed) {
     stream(at(base, kType, i), value.v);
   } else {
-    store<wide_t<kType>, false>(base, kType, i, Vec<wide_t<kType>>::kLanes, value);
+    store<accumulator_t<kType>, false>(base, kType, i, Vec<accumulator_t<kType>>::kLanes, value);
   }
 }
 
@@ -168,7 +168,7 @@ constexpr int64_t kFarFrom = int64_t{1} << 22;  // bytes of rows that no second 
 // Asks for the cache line at `address` when `k`, the vector's place among four, is the first in it.
 template <DType kType, int kLevel>
 OPTKIT_HD void prefetch(const void* address, int k) {
-  constexpr int kVectors = 64 / (Vec<wide_t<kType>>::kLanes * size_of(kType));
+  constexpr int kVectors = 64 / (Vec<accumulator_t<kType>>::kLanes * size_of(kType));
   if (k % kVectors == 0) __builtin_prefetch(address, 0, kLevel);
 }
 
@@ -196,7 +196,7 @@ OPTKIT_HD Vec<double> survival(const Dropout& dropout, int64_t place, Vec<double
 
 template <DType kType, bool kTail>
 OPTKIT_HD void add_vector(const NormForward& a, int64_t place, const void* x, int64_t i, int count) {
-  using S = wide_t<kType>;
+  using S = accumulator_t<kType>;
   Vec<S> value = load<S, kTail>(x, a.x_type, i, count);
   // A dropped infinity is dropped too, so a product would not do.
   if (a.dropout.on) {
@@ -210,7 +210,7 @@ OPTKIT_HD void add_vector(const NormForward& a, int64_t place, const void* x, in
 // sum = dropout(x) + residual for `count` elements from `place` on.
 template <DType kType>
 OPTKIT_HD void add_residual(const NormForward& a, int64_t place, const void* x, int64_t count) {
-  constexpr int kLanes = Vec<wide_t<kType>>::kLanes;
+  constexpr int kLanes = Vec<accumulator_t<kType>>::kLanes;
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) add_vector<kType, false>(a, place, x, i, kLanes);
   if (i == count) return;

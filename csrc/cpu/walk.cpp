@@ -58,12 +58,12 @@ double measured_rate(const GroupRow& group, const TensorSlot& slot, const Sums& 
   if constexpr (HasFactors<Rule>::value)
     return Rule::relative_rate(group.rule, group.lr, *slot.step, static_cast<double>(slot.numel), sums);
   else
-    return group.lr * Rule::trust(group.rule, sums);
+    return group.lr * Rule::trust_ratio(group.rule, sums);
 }
 
 template <class Rule>
 constexpr RateOf rate_of() {
-  if constexpr (HasTrust<Rule>::value || HasFactors<Rule>::value)
+  if constexpr (HasTrustRatio<Rule>::value || HasFactors<Rule>::value)
     return &measured_rate<Rule>;
   else
     return nullptr;

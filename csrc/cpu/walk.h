@@ -9,7 +9,7 @@
 #include "core/tables.h"
 #include "cpu/factor_layout.h"
 #include "cpu/launch.h"
-#include "cpu/shares.h"
+#include "cpu/work_stealing.h"
 
 namespace optkit {
 

@@ -6,9 +6,9 @@
 
 #include <cstdint>
 
-#include "core/code8.h"
 #include "core/half.h"
 #include "core/math.h"
+#include "core/quantized_state.h"
 #include "core/random.h"
 #include "core/tables.h"
 
@@ -210,17 +210,17 @@ __device__ __forceinline__ void store(Four<double>& value, void* base, DType, in
 }
 
 // Four codes of 8-bit state, whose scale was fetched too.
-__device__ __forceinline__ Four<float> decoded(const Raw<float>& raw, float scale, bool is_signed) {
-  const float factor = decode_factor(scale);
+__device__ __forceinline__ Four<float> dequantized(const Raw<float>& raw, float scale, bool is_signed) {
+  const float factor = dequantization_factor(scale);
   Four<float> out;
 #pragma unroll
-  for (int k = 0; k < kLanes; ++k) out.v[k] = decode8((raw.word[0] >> (8 * k)) & 0xffu, is_signed) * factor;
+  for (int k = 0; k < kLanes; ++k) out.v[k] = dequantize8((raw.word[0] >> (8 * k)) & 0xffu, is_signed) * factor;
   return out;
 }
 
 // The lanes of a warp hold one block of codes, and every lane must call this.
-__device__ __forceinline__ void store_codes(const Four<float>& value, void* base, float* scales, bool is_signed,
-                                            int64_t i, int count, bool whole, RandomKey key) {
+__device__ __forceinline__ void store_quantized(const Four<float>& value, void* base, float* scales, bool is_signed,
+                                                int64_t i, int count, bool whole, RandomKey key) {
   float largest = 0.0f;
 #pragma unroll
   for (int k = 0; k < kLanes; ++k)
@@ -231,11 +231,12 @@ __device__ __forceinline__ void store_codes(const Four<float>& value, void* base
     largest = other > largest ? other : largest;
   }
   if (count <= 0) return;
-  const float scale = code_scale(largest), factor = code_factor(scale);
-  if (i % kCodeBlock == 0) scales[i / kCodeBlock] = scale;
+  const float scale = block_scale(largest), factor = quantization_factor(scale);
+  if (i % kQuantizedBlock == 0) scales[i / kQuantizedBlock] = scale;
   uint32_t codes = 0;
 #pragma unroll
-  for (int k = 0; k < kLanes; ++k) codes |= encode8(value.v[k] * factor, code_random(key, i + k), is_signed) << (8 * k);
+  for (int k = 0; k < kLanes; ++k)
+    codes |= quantize8(value.v[k] * factor, quantization_random(key, i + k), is_signed) << (8 * k);
   uint8_t* p = static_cast<uint8_t*>(base) + i;
   if (whole && count == kLanes) {
     *reinterpret_cast<uint32_t*>(p) = codes;

@@ -40,7 +40,7 @@ struct CudaApi {
   // `rates`: per group, a learning rate on the device that replaces the one in its row, or null.
   const char* (*step)(void* plan, const TensorSlot* tensors, const GroupRow* groups, const double* const* rates,
                       int num_groups, const CudaStepControl* control, void* stream);
-  // LayerNorm and RMSNorm. The backward works in `space`: 2 * parts * size wide numbers.
+  // LayerNorm and RMSNorm. The backward works in `space`: 2 * parts * size accumulators.
   const char* (*norm_forward)(int centered, const NormForward* arguments, int device, void* stream);
   const char* (*norm_backward_parts)(int centered, const NormBackward* arguments, int device, int64_t* parts);
   const char* (*norm_backward)(int centered, const NormBackward* arguments, void* d_weight, void* d_bias, int64_t parts,

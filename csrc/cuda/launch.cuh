@@ -28,7 +28,8 @@ constexpr int kMaxGrads = kSomeGrads;
 
 constexpr int kMaxGroupsPerLaunch = 16;
 
-// A rule with trust is prepared twice: at a rate of 1 to measure its own step, and then at the rate it comes to.
+// A rule with a trust ratio is prepared twice: at a rate of 1 to measure its own step, and then at the rate it comes
+// to.
 enum class Phase : int32_t { kOnly = 0, kMeasure = 1, kMeasured = 2 };
 
 struct GroupTable {
@@ -59,7 +60,7 @@ struct DeviceTables {
   const Unit* units;           // of the tensors whose units are treated by themselves
   Clipped* unit_clipped;       // per unit
   Clipped* tensor_clipped;     // per tensor
-  Sums* tensor_sums;           // per tensor: what its trust is made of
+  Sums* tensor_sums;           // per tensor: what its trust ratio is computed from
 };
 
 // Tensors [first_tensor, ...), whose gradients' addresses fit one launch, and their chunks.

@@ -220,14 +220,14 @@ __global__ void __launch_bounds__(block_threads(kGroup), least_blocks(kGroup, kG
   if constexpr (kLong) {
     if (!sums_are_shared) return;
     for_each_pack<kGroup, kType>(a.size, [&](int64_t first) {
-      put_wide(weight_sums.take(first), columns, part, first);
-      put_wide(bias_sums.take(first), columns, part + a.size, first);
+      put_accumulator(weight_sums.take(first), columns, part, first);
+      put_accumulator(bias_sums.take(first), columns, part + a.size, first);
     });
   } else if constexpr (kGroup <= 32) {
     add_over_block<kType, kGroup, kPacks>(to_weight, to_bias, columns, part);
   } else {
-    put_wide(to_weight, columns, part, 0);
-    put_wide(to_bias, columns, part + a.size, 0);
+    put_accumulator(to_weight, columns, part, 0);
+    put_accumulator(to_bias, columns, part + a.size, 0);
   }
 }
 

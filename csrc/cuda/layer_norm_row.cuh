@@ -11,11 +11,11 @@
 namespace optkit {
 
 template <DType kType>
-struct WideOf {
+struct AccumulatorOf {
   using type = float;
 };
 template <>
-struct WideOf<DType::kFloat64> {
+struct AccumulatorOf<DType::kFloat64> {
   using type = double;
 };
 
@@ -35,7 +35,7 @@ __host__ __device__ constexpr int bytes_of(DType type) {
 // 16 bytes of a row: the unit of an access.
 template <DType kType>
 struct Pack {
-  using S = typename WideOf<kType>::type;
+  using S = typename AccumulatorOf<kType>::type;
   static constexpr int kSize = 16 / bytes_of(kType);
 };
 __host__ __device__ constexpr int packs_held(DType type, int group) {
@@ -220,7 +220,7 @@ __device__ __forceinline__ void put(const Row<kType, kPacks>& value, const Colum
   }
 }
 
-// Weight or bias in wide numbers; `absent` where there is none.
+// Weight or bias in accumulators; `absent` where there is none.
 template <DType kType, int kPacks, int kGroup>
 __device__ __forceinline__ Row<kType, kPacks> parameters(const void* base, DType type,
                                                          const Columns<kType, kGroup>& columns, int64_t first,
@@ -248,10 +248,10 @@ __device__ __forceinline__ Row<kType, kPacks> parameters(const void* base, DType
   return out;
 }
 
-// Stores wide numbers at their columns.
+// Stores accumulators at their columns.
 template <DType kType, int kPacks, int kGroup>
-__device__ __forceinline__ void put_wide(const Row<kType, kPacks>& value, const Columns<kType, kGroup>& columns,
-                                         typename Pack<kType>::S* row, int64_t first) {
+__device__ __forceinline__ void put_accumulator(const Row<kType, kPacks>& value, const Columns<kType, kGroup>& columns,
+                                                typename Pack<kType>::S* row, int64_t first) {
 #pragma unroll
   for (int p = 0; p < kPacks; ++p)
 #pragma unroll

@@ -45,16 +45,16 @@ __device__ __forceinline__ S element(const void* base, DType type, int64_t i) {
 // This thread's share of the chunk, in accesses of 16 bytes as far as they go.
 template <class S>
 __device__ __forceinline__ S sum_of_squares(const void* grad, DType type, int64_t begin, int64_t end) {
-  const int64_t wide = 16 / size_of(type);
+  const int64_t per_access = 16 / size_of(type);
   S sum[kAhead] = {};
   int64_t rest = begin;
   if (is_aligned(grad, 16)) {
-    rest = begin + (end - begin) / wide * wide;
-    for (int64_t first = begin + threadIdx.x * wide; first < rest; first += kAhead * kThreads * wide) {
+    rest = begin + (end - begin) / per_access * per_access;
+    for (int64_t first = begin + threadIdx.x * per_access; first < rest; first += kAhead * kThreads * per_access) {
       uint4 bytes[kAhead];
 #pragma unroll
       for (int k = 0; k < kAhead; ++k) {
-        const int64_t i = first + k * kThreads * wide;
+        const int64_t i = first + k * kThreads * per_access;
         bytes[k] = {0, 0, 0, 0};
         if (i < rest) bytes[k] = *reinterpret_cast<const uint4*>(static_cast<const char*>(grad) + i * size_of(type));
       }

@@ -249,7 +249,7 @@ using Launch = cudaError_t (*)(const CudaPlan&, cudaStream_t);
 
 template <class Rule, class S>
 constexpr Launch measure_of() {
-  if constexpr (HasTrust<Rule>::value)
+  if constexpr (HasTrustRatio<Rule>::value)
     return &launch_step<Rule, S, true>;
   else
     return nullptr;
@@ -258,7 +258,7 @@ constexpr Launch measure_of() {
 struct RuleLaunch {
   size_t prepared_size;
   cudaError_t (*prepare)(const CudaPlan&, const GroupTable&, const CudaStepControl&, Phase, cudaStream_t);
-  Launch measure;  // null: the rule has no trust
+  Launch measure;  // null: the rule has no trust ratio
   Launch step;
 };
 #define OPTKIT_LAUNCH_FLOAT(name, type)                                                          \

@@ -60,19 +60,19 @@ __global__ void prepare_kernel(const __grid_constant__ DeviceTables tables, cons
     tensor_scale *= part;
   }
   const double* hyper = group.rule;
-  double own[Rule::kNumHypers];
+  double own[Rule::kNumHyperparameters];
   if constexpr (HasEstimate<Rule>::value) {  // only the device knows it
-    for (int k = 0; k < Rule::kNumHypers; ++k) own[k] = hyper[k];
-    own[Rule::kNumHypers - 1] = *control.estimate;
+    for (int k = 0; k < Rule::kNumHyperparameters; ++k) own[k] = hyper[k];
+    own[Rule::kNumHyperparameters - 1] = *control.estimate;
     hyper = own;
   }
   double lr = group_lr * rate_factor<Rule>(hyper, step);
   auto* prepared = reinterpret_cast<PreparedTensor<Rule, S>*>(tables.prepared) + index;
   prepared->stage = prepare_stages<S>(group, lr, tensor_scale, step, num_averaged, static_cast<uint64_t>(t.index),
                                       control.statistics != nullptr);
-  if constexpr (HasTrust<Rule>::value) {
+  if constexpr (HasTrustRatio<Rule>::value) {
     if (phase == Phase::kMeasure) lr = 1.0;
-    if (phase == Phase::kMeasured) lr *= Rule::trust(hyper, tables.tensor_sums[index]);
+    if (phase == Phase::kMeasured) lr *= Rule::trust_ratio(hyper, tables.tensor_sums[index]);
   }
   prepared->rule = Rule::template prepare<S>(hyper, lr, step, t.scalar);
   if (phase != Phase::kMeasure && t.num_averaged && average_weight(group, num_averaged) != 0.0) *t.num_averaged += 1.0f;
@@ -117,7 +117,7 @@ struct Fetched {
       if (t.state[s] == nullptr) continue;
       const DType type = type_of_state<Rule>(t, s);
       fetch(state[s], t.state[s], type, i, count, whole.state[s]);
-      if (type == DType::kCode8 && count > 0) scale[s] = t.state_scale[s][i / kCodeBlock];
+      if (type == DType::kQuantized8 && count > 0) scale[s] = t.state_scale[s][i / kQuantizedBlock];
     }
     lost = {};
     if (t.compensation) fetch(lost, t.compensation, t.param_type, i, count, whole.param);
@@ -132,7 +132,7 @@ __device__ __forceinline__ Four<double> state_numbers(const Raw<double>& raw, fl
 }
 __device__ __forceinline__ Four<float> state_numbers(const Raw<float>& raw, float scale, const TensorSlot& t,
                                                      DType type, int s) {
-  return type == DType::kCode8 ? decoded(raw, scale, !(t.unsigned_states >> s & 1u)) : numbers(raw, type);
+  return type == DType::kQuantized8 ? dequantized(raw, scale, !(t.unsigned_states >> s & 1u)) : numbers(raw, type);
 }
 __device__ __forceinline__ void store_state(Four<double>& value, const TensorSlot& t, DType, int s, int64_t i,
                                             int count, bool whole, RandomKey) {
@@ -140,9 +140,9 @@ __device__ __forceinline__ void store_state(Four<double>& value, const TensorSlo
 }
 __device__ __forceinline__ void store_state(Four<float>& value, const TensorSlot& t, DType type, int s, int64_t i,
                                             int count, bool whole, RandomKey key) {
-  if (type == DType::kCode8)
-    store_codes(value, t.state[s], t.state_scale[s], !(t.unsigned_states >> s & 1u), i, count, whole,
-                state_key(key, s));
+  if (type == DType::kQuantized8)
+    store_quantized(value, t.state[s], t.state_scale[s], !(t.unsigned_states >> s & 1u), i, count, whole,
+                    state_key(key, s));
   else
     store(value, t.state[s], type, i, count, whole);
 }
@@ -159,7 +159,7 @@ __device__ __forceinline__ S scaled_gradient(const TensorSlot& t, const StageCoe
   return stage_gradient(here, param, grad);
 }
 
-// kMeasure: only sums what a rule's trust is made of; writes nothing.
+// kMeasure: only adds up what the trust ratio is computed from; writes nothing.
 template <class Rule, class S, bool kMeasure>
 __device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_pointer, const WholeStreams& whole,
                                           const PreparedTensor<Rule, S>& launch, int64_t i, int count,
@@ -253,7 +253,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 4 ? 3 : 1)
   for (int64_t first = chunk.begin; first < end; first += kThreads * kLanes) {
     const int64_t i = first + threadIdx.x * kLanes;
     const int count = end - i >= kLanes ? kLanes : (end > i ? static_cast<int>(end - i) : 0);
-    if (count > 0 || t.state_type == DType::kCode8)
+    if (count > 0 || t.state_type == DType::kQuantized8)
       step_four<Rule, S, kMeasure>(t, grad, whole, launch, i, count, sums);
   }
   if (kMeasure || (launch.stage.flags & kStatistics)) {

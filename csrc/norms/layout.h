@@ -8,21 +8,21 @@ namespace optkit {
 
 // Rows whose neighbors lie side by side, as in a transposed matrix: element (row, column) is
 // (row / inner) * outer_stride + row % inner + column * column_stride elements from the first.
-struct Turned {
-  int64_t column_stride;  // 0: the rows are not turned
+struct StridedRows {
+  int64_t column_stride;  // 0: the rows are not strided
   int64_t inner, outer_stride;
 };
 
-struct ForwardTurns {
-  Turned x, residual;
+struct ForwardStrided {
+  StridedRows x, residual;
 };
-struct BackwardTurns {
-  Turned x, dy, d_sum;
+struct BackwardStrided {
+  StridedRows x, dy, d_sum;
 };
 
 struct RowLayout {
-  int64_t stride;  // between rows, each of them packed; -1: they are turned, or nothing that a kernel reads
-  Turned turned;
+  int64_t stride;  // between rows, each of them packed; -1: they are strided, or nothing that a kernel reads
+  StridedRows strided;
 };
 
 // Dimensions that one stride walks through. `d` is left at the first dimension beyond, from the last to `end`.
@@ -42,8 +42,8 @@ inline Level collapse(const int64_t* sizes, const int64_t* strides, int64_t end,
   return level;
 }
 
-// Longer turned rows are copied as a whole: a block of them, several to a cache line, would fill no cache but memory.
-constexpr int64_t kLongestTurned = 1 << 16;
+// Longer strided rows are copied as a whole: a block of them, several to a cache line, would fill no cache but memory.
+constexpr int64_t kLongestStrided = 1 << 16;
 
 // Of rows made of the last `row_dims` dimensions.
 inline RowLayout row_layout(const int64_t* sizes, const int64_t* strides, int64_t dim, int64_t row_dims) {
@@ -57,7 +57,8 @@ inline RowLayout row_layout(const int64_t* sizes, const int64_t* strides, int64_
     return {inner.count == 1 ? row.count : inner.stride, {0, 0, 0}};
   }
   const Level outer = collapse(sizes, strides, 0, &d);
-  if (d >= 0 || inner.count == 1 || inner.stride != 1 || row.stride == 0 || row.count > kLongestTurned) return kNeither;
+  if (d >= 0 || inner.count == 1 || inner.stride != 1 || row.stride == 0 || row.count > kLongestStrided)
+    return kNeither;
   return {-1, {row.stride, inner.count, outer.stride}};
 }
 

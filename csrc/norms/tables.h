@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a normalization is handed, on CPU and CUDA alike. A null pointer: absent. "Wide" is fp32, for fp64 tensors fp64.
+// What a normalization is handed, on CPU and CUDA alike. A null pointer: absent. "Accumulator": fp32, for fp64 tensors
+// fp64.
 #pragma once
 
 #include <cstdint>
@@ -36,9 +37,9 @@ struct NormForward {
   const void* residual;  // null: no addition; otherwise contiguous, as are all that follow
   void* sum;             // dropout(x) + residual, rounded to its dtype; what is normalized is the rounded number
   void* y;
-  void* mean;  // wide, one per row; null for RMSNorm
+  void* mean;  // accumulator, one per row; null for RMSNorm
   void* rstd;
-  const void* weight;  // CPU: wide and never null
+  const void* weight;  // CPU: accumulator and never null
   const void* bias;
   int64_t rows, size, x_stride;
   DType x_type, residual_type, type, weight_type;  // `type`: of y and of sum

@@ -11,8 +11,8 @@ namespace optkit {
 struct AdadeltaRule {
   static constexpr const char* kStates[] = {"square_avg", "acc_delta"};
   static constexpr int kNumStates = 2;
-  static constexpr const char* kHypers[] = {"rho", "eps"};
-  enum Hyper : int { kRho, kEps, kNumHypers };
+  static constexpr const char* kHyperparameters[] = {"rho", "eps"};
+  enum Hyper : int { kRho, kEps, kNumHyperparameters };
   static constexpr const char* kScalars[] = {nullptr};
   static constexpr int kNumScalars = 0;
 

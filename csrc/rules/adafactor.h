@@ -13,8 +13,9 @@ struct AdafactorRule {
   static constexpr const char* kStates[] = {"variance", "row_var", "col_var"};
   static constexpr int kNumStates = 1;
   static constexpr int kNumFactors = 2;
-  static constexpr const char* kHypers[] = {"beta2_decay", "eps1", "eps2", "d"};  // eps1 < 0: the eps of the dtype
-  enum Hyper : int { kBeta2Decay, kEps1, kEps2, kD, kNumHypers };
+  static constexpr const char* kHyperparameters[] = {"beta2_decay", "eps1", "eps2",
+                                                     "d"};  // eps1 < 0: the eps of the dtype
+  enum Hyper : int { kBeta2Decay, kEps1, kEps2, kD, kNumHyperparameters };
   static constexpr const char* kScalars[] = {nullptr};
   static constexpr int kNumScalars = 0;
   static constexpr uint32_t kMeasured = kParamSquares | kUpdateSquares;

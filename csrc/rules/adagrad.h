@@ -11,8 +11,8 @@ namespace optkit {
 struct AdagradRule {
   static constexpr const char* kStates[] = {"sum"};
   static constexpr int kNumStates = 1;
-  static constexpr const char* kHypers[] = {"lr_decay", "eps"};
-  enum Hyper : int { kLrDecay, kEps, kNumHypers };
+  static constexpr const char* kHyperparameters[] = {"lr_decay", "eps"};
+  enum Hyper : int { kLrDecay, kEps, kNumHyperparameters };
   static constexpr const char* kScalars[] = {nullptr};
   static constexpr int kNumScalars = 0;
 

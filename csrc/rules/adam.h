@@ -12,8 +12,8 @@ template <bool kAmsgrad>
 struct AdamRule {
   static constexpr const char* kStates[] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
   static constexpr int kNumStates = kAmsgrad ? 3 : 2;
-  static constexpr const char* kHypers[] = {"beta1", "beta2", "eps"};
-  enum Hyper : int { kBeta1, kBeta2, kEps, kNumHypers };
+  static constexpr const char* kHyperparameters[] = {"beta1", "beta2", "eps"};
+  enum Hyper : int { kBeta1, kBeta2, kEps, kNumHyperparameters };
   static constexpr const char* kScalars[] = {nullptr};
   static constexpr int kNumScalars = 0;
 

@@ -10,8 +10,8 @@ namespace optkit {
 struct AdamaxRule {
   static constexpr const char* kStates[] = {"exp_avg", "exp_inf"};
   static constexpr int kNumStates = 2;
-  static constexpr const char* kHypers[] = {"beta1", "beta2", "eps"};
-  enum Hyper : int { kBeta1, kBeta2, kEps, kNumHypers };
+  static constexpr const char* kHyperparameters[] = {"beta1", "beta2", "eps"};
+  enum Hyper : int { kBeta1, kBeta2, kEps, kNumHyperparameters };
   static constexpr const char* kScalars[] = {nullptr};
   static constexpr int kNumScalars = 0;
 

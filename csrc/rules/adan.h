@@ -11,8 +11,8 @@ namespace optkit {
 struct AdanRule {
   static constexpr const char* kStates[] = {"exp_avg", "exp_avg_diff", "exp_avg_sq", "previous_grad"};
   static constexpr int kNumStates = 4;
-  static constexpr const char* kHypers[] = {"beta1", "beta2", "beta3", "eps", "proximal_decay"};
-  enum Hyper : int { kBeta1, kBeta2, kBeta3, kEps, kProximalDecay, kNumHypers };
+  static constexpr const char* kHyperparameters[] = {"beta1", "beta2", "beta3", "eps", "proximal_decay"};
+  enum Hyper : int { kBeta1, kBeta2, kBeta3, kEps, kProximalDecay, kNumHyperparameters };
   static constexpr const char* kScalars[] = {nullptr};
   static constexpr int kNumScalars = 0;
 

@@ -10,15 +10,15 @@ namespace optkit {
 struct AdEMAMixRule {
   static constexpr const char* kStates[] = {"exp_avg", "exp_avg_slow", "exp_avg_sq"};
   static constexpr int kNumStates = 3;
-  static constexpr const char* kHypers[] = {"beta1",
-                                            "beta2",
-                                            "beta3",
-                                            "eps",
-                                            "alpha",
-                                            "alpha_warmup",
-                                            "beta3_warmup",
-                                            "inverse_log_beta1",
-                                            "inverse_log_beta3"};
+  static constexpr const char* kHyperparameters[] = {"beta1",
+                                                     "beta2",
+                                                     "beta3",
+                                                     "eps",
+                                                     "alpha",
+                                                     "alpha_warmup",
+                                                     "beta3_warmup",
+                                                     "inverse_log_beta1",
+                                                     "inverse_log_beta3"};
   enum Hyper : int {
     kBeta1,
     kBeta2,
@@ -29,7 +29,7 @@ struct AdEMAMixRule {
     kBeta3Warmup,
     kInverseLogBeta1,
     kInverseLogBeta3,
-    kNumHypers
+    kNumHyperparameters
   };
   static constexpr const char* kScalars[] = {nullptr};
   static constexpr int kNumScalars = 0;

@@ -11,8 +11,8 @@ namespace optkit {
 struct ADOPTRule {
   static constexpr const char* kStates[] = {"exp_avg", "exp_avg_sq"};
   static constexpr int kNumStates = 2;
-  static constexpr const char* kHypers[] = {"beta1", "beta2", "eps", "clip_exponent", "decay", "cautious"};
-  enum Hyper : int { kBeta1, kBeta2, kEps, kClipExponent, kDecay, kCautious, kNumHypers };
+  static constexpr const char* kHyperparameters[] = {"beta1", "beta2", "eps", "clip_exponent", "decay", "cautious"};
+  enum Hyper : int { kBeta1, kBeta2, kEps, kClipExponent, kDecay, kCautious, kNumHyperparameters };
   static constexpr const char* kScalars[] = {nullptr};
   static constexpr int kNumScalars = 0;
 

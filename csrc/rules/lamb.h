@@ -11,8 +11,9 @@ namespace optkit {
 struct LAMBRule {
   static constexpr const char* kStates[] = {"exp_avg", "exp_avg_sq"};
   static constexpr int kNumStates = 2;
-  static constexpr const char* kHypers[] = {"beta1", "beta2", "eps", "weight_decay", "adapt", "min_norm", "max_norm"};
-  enum Hyper : int { kBeta1, kBeta2, kEps, kWeightDecay, kAdapt, kMinNorm, kMaxNorm, kNumHypers };
+  static constexpr const char* kHyperparameters[] = {"beta1", "beta2",    "eps",     "weight_decay",
+                                                     "adapt", "min_norm", "max_norm"};
+  enum Hyper : int { kBeta1, kBeta2, kEps, kWeightDecay, kAdapt, kMinNorm, kMaxNorm, kNumHyperparameters };
   static constexpr const char* kScalars[] = {nullptr};
   static constexpr int kNumScalars = 0;
   static constexpr uint32_t kMeasured = kParamSquares | kUpdateSquares;
@@ -35,7 +36,7 @@ struct LAMBRule {
   }
 
   // phi(|x|) / |r + lambda x|, with phi the identity between two bounds.
-  OPTKIT_HD static double trust(const double* hyper, const Sums& sums) {
+  OPTKIT_HD static double trust_ratio(const double* hyper, const Sums& sums) {
     const bool adapts = hyper[kAdapt] != 0.0;
     const double param_norm = sqrt(sums.param_sq), update_norm = sqrt(sums.update_sq);
     const double phi = min(max(param_norm, hyper[kMinNorm]), hyper[kMaxNorm]);

@@ -11,8 +11,8 @@ namespace optkit {
 struct LARSRule {
   static constexpr const char* kStates[] = {"momentum_buffer"};
   static constexpr int kNumStates = 1;
-  static constexpr const char* kHypers[] = {"momentum", "weight_decay", "adapt", "trust_coefficient", "eps"};
-  enum Hyper : int { kMomentum, kWeightDecay, kAdapt, kTrustCoefficient, kEps, kNumHypers };
+  static constexpr const char* kHyperparameters[] = {"momentum", "weight_decay", "adapt", "trust_coefficient", "eps"};
+  enum Hyper : int { kMomentum, kWeightDecay, kAdapt, kTrustCoefficient, kEps, kNumHyperparameters };
   static constexpr const char* kScalars[] = {nullptr};
   static constexpr int kNumScalars = 0;
   static constexpr uint32_t kMeasured = kGradSquares | kParamSquares;
@@ -31,7 +31,7 @@ struct LARSRule {
   }
 
   // lambda = eta |w| / (|g| + beta |w|)
-  OPTKIT_HD static double trust(const double* hyper, const Sums& sums) {
+  OPTKIT_HD static double trust_ratio(const double* hyper, const Sums& sums) {
     const bool adapts = hyper[kAdapt] != 0.0;
     const double param_norm = sqrt(sums.param_sq), grad_norm = sqrt(sums.grad_sq);
     return adapts && param_norm > 0.0 && grad_norm > 0.0

@@ -10,8 +10,8 @@ namespace optkit {
 struct LionRule {
   static constexpr const char* kStates[] = {"exp_avg"};
   static constexpr int kNumStates = 1;
-  static constexpr const char* kHypers[] = {"beta1", "beta2"};
-  enum Hyper : int { kBeta1, kBeta2, kNumHypers };
+  static constexpr const char* kHyperparameters[] = {"beta1", "beta2"};
+  enum Hyper : int { kBeta1, kBeta2, kNumHyperparameters };
   static constexpr const char* kScalars[] = {nullptr};
   static constexpr int kNumScalars = 0;
 

@@ -10,8 +10,8 @@ namespace optkit {
 struct NAdamRule {
   static constexpr const char* kStates[] = {"exp_avg", "exp_avg_sq"};
   static constexpr int kNumStates = 2;
-  static constexpr const char* kHypers[] = {"beta1", "beta2", "eps", "momentum_decay"};
-  enum Hyper : int { kBeta1, kBeta2, kEps, kMomentumDecay, kNumHypers };
+  static constexpr const char* kHyperparameters[] = {"beta1", "beta2", "eps", "momentum_decay"};
+  enum Hyper : int { kBeta1, kBeta2, kEps, kMomentumDecay, kNumHyperparameters };
   static constexpr const char* kScalars[] = {"mu_product"};
   static constexpr int kNumScalars = 1;
 

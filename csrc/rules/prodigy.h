@@ -13,11 +13,11 @@ namespace optkit {
 struct ProdigyRule {
   static constexpr const char* kStates[] = {"exp_avg", "exp_avg_sq", "s", "p0"};
   static constexpr int kNumStates = 4;
-  static constexpr uint32_t kWideStates = 1u << 3;   // p0: where the parameter started
-  static constexpr uint32_t kFixedStates = 1u << 3;  // and it stays there
-  static constexpr const char* kHypers[] = {"beta1", "beta2", "beta3", "eps", "use_bias_correction", "safeguard_warmup",
-                                            "d0",    "d"};
-  enum Hyper : int { kBeta1, kBeta2, kBeta3, kEps, kUseBiasCorrection, kSafeguardWarmup, kD0, kD, kNumHypers };
+  static constexpr uint32_t kFullPrecisionStates = 1u << 3;  // p0: where the parameter started
+  static constexpr uint32_t kFixedStates = 1u << 3;          // and it stays there
+  static constexpr const char* kHyperparameters[] = {
+      "beta1", "beta2", "beta3", "eps", "use_bias_correction", "safeguard_warmup", "d0", "d"};
+  enum Hyper : int { kBeta1, kBeta2, kBeta3, kEps, kUseBiasCorrection, kSafeguardWarmup, kD0, kD, kNumHyperparameters };
   static constexpr const char* kScalars[] = {nullptr};
   static constexpr int kNumScalars = 0;
 

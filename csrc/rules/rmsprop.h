@@ -12,8 +12,8 @@ struct RMSpropRule {
   static constexpr const char* kStates[] = {"square_avg", "momentum_buffer", "grad_avg"};
   static constexpr int kNumStates = 3;
   static constexpr uint32_t kNeededStates = 1;
-  static constexpr const char* kHypers[] = {"alpha", "eps", "momentum", "centered"};
-  enum Hyper : int { kAlpha, kEps, kMomentum, kCentered, kNumHypers };
+  static constexpr const char* kHyperparameters[] = {"alpha", "eps", "momentum", "centered"};
+  enum Hyper : int { kAlpha, kEps, kMomentum, kCentered, kNumHyperparameters };
   static constexpr const char* kScalars[] = {nullptr};
   static constexpr int kNumScalars = 0;
 

@@ -40,8 +40,8 @@ OPTKIT_HD V schedule_free_move(V param, V direction, V& z, scalar_of_t<V> rate, 
 struct ScheduleFreeSGDRule {
   static constexpr const char* kStates[] = {"z"};
   static constexpr int kNumStates = 1;
-  static constexpr const char* kHypers[] = {"momentum", "warmup_steps", "r", "weight_lr_power", "lr_max"};
-  enum Hyper : int { kMomentum, kWarmupSteps, kR, kWeightLrPower, kLrMax, kNumHypers };
+  static constexpr const char* kHyperparameters[] = {"momentum", "warmup_steps", "r", "weight_lr_power", "lr_max"};
+  enum Hyper : int { kMomentum, kWarmupSteps, kR, kWeightLrPower, kLrMax, kNumHyperparameters };
   static constexpr const char* kScalars[] = {"weight_sum", "weight_sum_rest"};
   static constexpr int kNumScalars = 2;
 
@@ -68,10 +68,10 @@ struct ScheduleFreeSGDRule {
 struct ScheduleFreeAdamWRule {
   static constexpr const char* kStates[] = {"z", "exp_avg_sq"};
   static constexpr int kNumStates = 2;
-  static constexpr uint32_t kWideStates = 1u << 0;  // z is a point: small steps of it would be lost
-  static constexpr const char* kHypers[] = {"beta1", "beta2",           "eps",   "decay", "warmup_steps",
-                                            "r",     "weight_lr_power", "lr_max"};
-  enum Hyper : int { kBeta1, kBeta2, kEps, kDecay, kWarmupSteps, kR, kWeightLrPower, kLrMax, kNumHypers };
+  static constexpr uint32_t kFullPrecisionStates = 1u << 0;  // z is a point: small steps of it would be lost
+  static constexpr const char* kHyperparameters[] = {"beta1", "beta2",           "eps",   "decay", "warmup_steps",
+                                                     "r",     "weight_lr_power", "lr_max"};
+  enum Hyper : int { kBeta1, kBeta2, kEps, kDecay, kWarmupSteps, kR, kWeightLrPower, kLrMax, kNumHyperparameters };
   static constexpr const char* kScalars[] = {"weight_sum", "weight_sum_rest"};
   static constexpr int kNumScalars = 2;
 

@@ -13,8 +13,8 @@ struct SGDRule {
   static constexpr const char* kStates[] = {"momentum_buffer"};
   static constexpr int kNumStates = 1;
   static constexpr uint32_t kNeededStates = 0;
-  static constexpr const char* kHypers[] = {"momentum", "dampening", "nesterov"};
-  enum Hyper : int { kMomentum, kDampening, kNesterov, kNumHypers };
+  static constexpr const char* kHyperparameters[] = {"momentum", "dampening", "nesterov"};
+  enum Hyper : int { kMomentum, kDampening, kNesterov, kNumHyperparameters };
   static constexpr const char* kScalars[] = {"momentum_step"};  // updates of the buffer so far
   static constexpr int kNumScalars = 1;
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""State in 8 bits, in plain PyTorch: the same codes as csrc/core/code8.h.
+"""State in 8 bits, in plain PyTorch: the same codes as csrc/core/quantized_state.h.
 
 Blocks of 128 numbers share the largest magnitude in them as their scale. Relative to it, a number is held with 3 bits
 of fraction: signed state down to 2^-15 of the scale, state that is never negative down to 2^-31. Rounding is

@@ -153,7 +153,7 @@ def plan_calls(rng, values):
         plan = extension.Plan(rule, is_double, device)
     except (ValueError, RuntimeError):
         return Counter(refused=1)
-    states, scalars, hypers = extension.rules()[rule]
+    states, scalars, hyperparameters = extension.rules()[rule]
     held = []
 
     def add():
@@ -191,7 +191,7 @@ def plan_calls(rng, values):
         row = [math.inf if name in bounds and rng.random() < 0.9 else 0.0 for name in extension.GROUP_FIELDS]
         row[extension.GROUP_FIELDS.index("rounding")] = rng.choice([0.0, 0.0, 0.0, 1.0, 2.0, 9.0, math.nan])
         row[extension.GROUP_FIELDS.index("average_kind")] = rng.choice([0.0, 0.0, 0.0, 1.0, 2.0, -3.0])
-        return row + [0.5] * rng.choice([len(hypers)] * 9 + [0])
+        return row + [0.5] * rng.choice([len(hyperparameters)] * 9 + [0])
 
     calls = {
         "add_tensor": add,

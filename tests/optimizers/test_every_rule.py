@@ -6,7 +6,7 @@ import torch
 
 from lightning_optkit import optimizers
 
-HYPERS = {
+HYPERPARAMETERS = {
     "Adan": dict(lr=1e-2, weight_decay=0.1),
     "AdEMAMix": dict(lr=1e-2, weight_decay=0.1, alpha_warmup=40, beta3_warmup=30),
     "ADOPT": dict(lr=1e-2, weight_decay=0.1, decouple=True),
@@ -18,7 +18,7 @@ HYPERS = {
     "ScheduleFreeAdamW": dict(lr=2e-2, weight_decay=1e-2, warmup_steps=10),
 }
 NO_AVERAGE = {"ScheduleFreeSGD", "ScheduleFreeAdamW"}  # they are averages
-EACH_RULE = pytest.mark.parametrize("name", HYPERS)
+EACH_RULE = pytest.mark.parametrize("name", HYPERPARAMETERS)
 PATHS = pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 
@@ -32,12 +32,12 @@ def made(name, params, **kwargs):
 
 
 def builder(name, **given):
-    return lambda params, **kwargs: made(name, params, **HYPERS[name], **given, **kwargs)
+    return lambda params, **kwargs: made(name, params, **HYPERPARAMETERS[name], **given, **kwargs)
 
 
 def test_every_rule_of_our_own_is_in_the_table():
     rules = {name for name in optimizers.__all__ if hasattr(getattr(optimizers, name), "torch_class")}
-    assert set(HYPERS) == {name for name in rules if getattr(optimizers, name).torch_class is None}
+    assert set(HYPERPARAMETERS) == {name for name in rules if getattr(optimizers, name).torch_class is None}
 
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.01}
@@ -59,7 +59,7 @@ STATE_DTYPES = {
 ROUNDINGS = [dict(rounding="kahan"), dict(rounding="stochastic")]
 STAGES = [
     (name, dict(state_dtype=dtype, **stage))
-    for name in HYPERS
+    for name in HYPERPARAMETERS
     for stage in (ROUNDINGS if name in NO_AVERAGE else [*ROUNDINGS, dict(l1=0.1), dict(centralize=True)])
     for dtype in STATE_DTYPES.get(name, (torch.float32, torch.bfloat16))
 ]
@@ -89,7 +89,9 @@ def test_ascends_when_asked_to(name):
     assert up.item() == down.item() > 1.0
 
 
-@pytest.mark.parametrize("name", [name for name in HYPERS if name != "Prodigy"])  # whose estimate has a test of its own
+@pytest.mark.parametrize(
+    "name", [name for name in HYPERPARAMETERS if name != "Prodigy"]
+)  # whose estimate has a test of its own
 def test_single_precision_is_double_precision_to_rounding(name):
     torch.manual_seed(0)
     values, gradients = torch.randn(300, dtype=torch.float64), torch.randn(50, 300, dtype=torch.float64)

@@ -13,7 +13,7 @@ from lightning_optkit.optimizers._newton_schulz import orthogonalize
 from lightning_optkit.optimizers.convert import from_torch_, to_torch_
 
 SHAPES = [(8, 5), (5, 8), (6, 6), (1, 7), (33, 70)]
-HYPERS = [
+HYPERPARAMETERS = [
     dict(),
     dict(momentum=0.5, nesterov=False, adjust_lr_fn="match_rms_adamw"),
     dict(momentum=0.0, weight_decay=0.0, ns_steps=2),
@@ -36,10 +36,10 @@ def products_of_torch(monkeypatch):
 
 @pytest.mark.usefixtures("products_of_torch")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)], ids=str)
-@pytest.mark.parametrize("hypers", HYPERS, ids=str)
-def test_follows_torch_for_fifty_steps(hypers, dtype, tolerance, train):
+@pytest.mark.parametrize("hyperparameters", HYPERPARAMETERS, ids=str)
+def test_follows_torch_for_fifty_steps(hyperparameters, dtype, tolerance, train):
     ours, theirs = lists(dtype, 2)
-    one, other = Muon(ours, lr=0.02, **hypers), torch.optim.Muon(theirs, lr=0.02, **hypers)
+    one, other = Muon(ours, lr=0.02, **hyperparameters), torch.optim.Muon(theirs, lr=0.02, **hyperparameters)
     train([one, other], [ours, theirs], steps=50)
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
     for p, q in zip(ours, theirs, strict=True):
@@ -47,12 +47,12 @@ def test_follows_torch_for_fifty_steps(hypers, dtype, tolerance, train):
 
 
 @pytest.mark.parametrize("in_bf16", [True, False])
-@pytest.mark.parametrize("hypers", HYPERS, ids=str)
-def test_follows_torch_within_the_rounding_of_the_iterations(hypers, in_bf16, train, monkeypatch):
+@pytest.mark.parametrize("hyperparameters", HYPERPARAMETERS, ids=str)
+def test_follows_torch_within_the_rounding_of_the_iterations(hyperparameters, in_bf16, train, monkeypatch):
     """Batched products of bf16 matrices may add up in another order: some 2**-8 of a step of length lr."""
     monkeypatch.setattr(_newton_schulz, "has_bf16_products", lambda: in_bf16)
     ours, theirs = lists(torch.float32, 2, [(8, 5), (8, 5), (5, 8), (5, 8), (64, 64), (64, 64), (33, 70)])
-    one, other = Muon(ours, lr=0.02, **hypers), torch.optim.Muon(theirs, lr=0.02, **hypers)
+    one, other = Muon(ours, lr=0.02, **hyperparameters), torch.optim.Muon(theirs, lr=0.02, **hyperparameters)
     train([one, other], [ours, theirs], steps=50)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=50 * 0.02 * 2**-8)
 

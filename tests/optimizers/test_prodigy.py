@@ -14,7 +14,7 @@ from lightning_optkit.step import step_in_backward
 
 CHUNK = 16384  # elements: kChunk of csrc/core/tables.h
 PATHS = pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
-HYPERS = [
+HYPERPARAMETERS = [
     dict(),
     dict(lr=0.5, betas=(0.8, 0.9), beta3=0.7, eps=1e-3, d0=1e-3),
     dict(weight_decay=0.1, use_bias_correction=True, d0=1e-2),
@@ -94,12 +94,12 @@ def parts_of(vector, shapes):
 
 
 @PATHS
-@pytest.mark.parametrize("hypers", HYPERS, ids=str)
-def test_follows_the_algorithm_of_the_paper(hypers, fused):
+@pytest.mark.parametrize("hyperparameters", HYPERPARAMETERS, ids=str)
+def test_follows_the_algorithm_of_the_paper(hyperparameters, fused):
     shapes = [(), (7,), (16, 33), (3, CHUNK // 2)]
     values, gradient = pull(sum(map(math.prod, shapes)))
     params = [part.requires_grad_() for part in parts_of(values, shapes)]
-    optimizer = Prodigy([dict(params=params[:2]), dict(params=params[2:])], **hypers, fused=fused)
+    optimizer = Prodigy([dict(params=params[:2]), dict(params=params[2:])], **hyperparameters, fused=fused)
     estimates = []
     for k in range(1, 41):
         g = gradient(k, torch.cat([p.detach().reshape(-1) for p in params]))
@@ -107,7 +107,7 @@ def test_follows_the_algorithm_of_the_paper(hypers, fused):
             p.grad = part
         optimizer.step()
         estimates.append(float(optimizer.param_groups[1]["d"]))
-    x, expected, state = written_out(values, gradient, 40, **hypers)
+    x, expected, state = written_out(values, gradient, 40, **hyperparameters)
     assert expected[-1] > 3 * expected[0]  # it did grow
     assert estimates == pytest.approx(expected, rel=1e-10)
     for p, part in zip(params, parts_of(x, shapes), strict=True):

@@ -7,7 +7,7 @@ import torch
 from lightning_optkit.averaging import EMA
 from lightning_optkit.optimizers import ScheduleFreeAdamW, ScheduleFreeSGD
 
-HYPERS = [
+HYPERPARAMETERS = [
     dict(lr=0.05),
     dict(lr=0.05, momentum=0.5, weight_decay=0.1),
     dict(lr=0.05, warmup_steps=20, r=1.0),
@@ -30,18 +30,18 @@ def written_out(values, gradients, lr, momentum=0.9, weight_decay=0.0, warmup_st
 
 
 @pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
-@pytest.mark.parametrize("hypers", HYPERS, ids=str)
+@pytest.mark.parametrize("hyperparameters", HYPERPARAMETERS, ids=str)
 @pytest.mark.parametrize("shape", [(), (7,), (16, 33)], ids=str)
-def test_follows_the_algorithm_of_the_paper(shape, hypers, fused):
+def test_follows_the_algorithm_of_the_paper(shape, hyperparameters, fused):
     torch.manual_seed(0)
     values, gradients = torch.randn(shape, dtype=torch.float64), torch.randn(50, *shape, dtype=torch.float64)
     p = values.clone().requires_grad_()
-    optimizer = ScheduleFreeSGD([p], **hypers, fused=fused)
+    optimizer = ScheduleFreeSGD([p], **hyperparameters, fused=fused)
     optimizer.train()
     for g in gradients:
         p.grad = g.clone()
         optimizer.step()
-    x, y, z = written_out(values, gradients, **hypers)
+    x, y, z = written_out(values, gradients, **hyperparameters)
     torch.testing.assert_close(p.detach(), y, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(optimizer.state[p]["z"], z, rtol=1e-12, atol=1e-12)
     optimizer.eval()

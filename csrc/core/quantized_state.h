@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// State in 8 bits: blocks of kCodeBlock numbers share the largest magnitude in them as their scale, and each number is
-// a small floating-point code relative to it, with 3 bits of fraction: magnitudes (1 + f/8) 2^-e, and zero. Signed
-// state has 1 bit of sign and e in 0..15, state that is never negative has e in 0..31. Rounded up or down with the
-// probability of the part cut off, so that an average of many small changes is kept; a nonzero square never becomes
+// State in 8 bits: blocks of kQuantizedBlock numbers share the largest magnitude in them as their scale, and each
+// number is a small floating-point code relative to it, with 3 bits of fraction: magnitudes (1 + f/8) 2^-e, and zero.
+// Signed state has 1 bit of sign and e in 0..15, state that is never negative has e in 0..31. Rounded up or down with
+// the probability of the part cut off, so that an average of many small changes is kept; a nonzero square never becomes
 // zero, since it is divided by. What is not finite has no code, and must not cost its block the others: it does not
 // enter the scale, and becomes zero where there is a sign, and else the largest number of its block. Source of
 // block-wise scales: Dettmers et al. 2022, arXiv:2110.02861, section 2.1.
@@ -17,8 +17,8 @@
 
 namespace optkit {
 
-constexpr int64_t kCodeBlock = 128;  // on CUDA: four for each thread of a warp
-constexpr float kCodeMax = 1.875f;   // the largest code, and what the largest number of a block becomes
+constexpr int64_t kQuantizedBlock = 128;  // on CUDA: four for each thread of a warp
+constexpr float kQuantizedMax = 1.875f;   // the largest code, and what the largest number of a block becomes
 // Between these, a scale and its reciprocal are normal numbers. Larger numbers become the largest, smaller blocks
 // zeros.
 constexpr float kLeastScale = 0x1p-125f, kMostScale = 0x1p126f;
@@ -28,7 +28,7 @@ OPTKIT_HD RandomKey state_key(RandomKey key, int state) {
   return {key.low ^ (0x9e3779b9u * static_cast<uint32_t>(state + 1)), key.high};
 }
 
-OPTKIT_HD uint32_t code_random(RandomKey key, int64_t index) {
+OPTKIT_HD uint32_t quantization_random(RandomKey key, int64_t index) {
   const RandomKey here = {key.low, key.high ^ static_cast<uint32_t>(index >> 32)};
   return random_bits(here, static_cast<uint32_t>(index));
 }
@@ -40,23 +40,23 @@ OPTKIT_HD float larger_finite(float largest, float value) {
 }
 
 // Scale of a block of this largest magnitude.
-OPTKIT_HD float code_scale(float largest) {
+OPTKIT_HD float block_scale(float largest) {
   return largest < kLeastScale ? 0.0f : largest < kMostScale ? largest : kMostScale;
 }
 
-// Factor that brings a block of this scale to kCodeMax, and the one that leads back.
-OPTKIT_HD float code_factor(float scale) { return scale > 0.0f ? kCodeMax / scale : 0.0f; }
-OPTKIT_HD float decode_factor(float scale) { return finite_or_zero(scale) / kCodeMax; }
+// Factor that brings a block of this scale to kQuantizedMax, and the one that leads back.
+OPTKIT_HD float quantization_factor(float scale) { return scale > 0.0f ? kQuantizedMax / scale : 0.0f; }
+OPTKIT_HD float dequantization_factor(float scale) { return finite_or_zero(scale) / kQuantizedMax; }
 
-OPTKIT_HD float decode8(uint32_t code, bool is_signed) {
+OPTKIT_HD float dequantize8(uint32_t code, bool is_signed) {
   const uint32_t magnitude = is_signed ? code & 127u : code;
   const uint32_t bits = (magnitude + (is_signed ? 112u << 3 : 96u << 3)) << 20;
   const uint32_t sign = is_signed ? (code & 128u) << 24 : 0u;
   return bits_float(magnitude == 0u ? 0u : (bits | sign));
 }
 
-// `value` is relative to the scale: what is beyond kCodeMax in magnitude becomes kCodeMax.
-OPTKIT_HD uint32_t encode8(float value, uint32_t random, bool is_signed) {
+// `value` is relative to the scale: what is beyond kQuantizedMax in magnitude becomes kQuantizedMax.
+OPTKIT_HD uint32_t quantize8(float value, uint32_t random, bool is_signed) {
   const uint32_t offset = is_signed ? 112u << 3 : 96u << 3;
   const uint32_t bits = float_bits(value), magnitude = bits & 0x7fffffffu;
   const float y = bits_float(magnitude), least = bits_float((offset + 1u) << 20);

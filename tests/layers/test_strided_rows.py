@@ -15,7 +15,7 @@ SHAPES = [(7, 40), (3, 100), (64, 64), (65, 33), (100, 17), (130, 255), (300, 3)
 SHAPES_OF_BATCHES = [(3, 50, 24), (2, 1, 9), (2, 7, 300), (4, 128, 96), (2, 3, 31, 40)]
 
 
-def turned(tensor):
+def strided(tensor):
     """The same numbers, the last dimension outermost but for the first of three or more (channels first)."""
     keep = tensor.dim() >= 3
     return tensor.movedim(-1, 1 if keep else 0).contiguous().movedim(1 if keep else 0, -1)
@@ -53,13 +53,13 @@ def check(shape):
         for module in modules(shape[-1], dtype):
             if type(module) in (LayerNorm, RMSNorm):
                 expected = run(module, [x], [dy])
-                assert_same(run(module, [turned(x)], [dy]), expected, 1)
-                assert_same(run(module, [turned(x)], [turned(dy)]), expected, 1)
+                assert_same(run(module, [strided(x)], [dy]), expected, 1)
+                assert_same(run(module, [strided(x)], [strided(dy)]), expected, 1)
             else:
                 expected = run(module, [x, residual], [dy, d_sum])
-                assert_same(run(module, [turned(x), residual], [dy, d_sum]), expected, 2)
-                assert_same(run(module, [x, turned(residual)], [dy, turned(d_sum)]), expected, 2)
-                everything = [turned(t) for t in (x, residual, dy, d_sum)]
+                assert_same(run(module, [strided(x), residual], [dy, d_sum]), expected, 2)
+                assert_same(run(module, [x, strided(residual)], [dy, strided(d_sum)]), expected, 2)
+                everything = [strided(t) for t in (x, residual, dy, d_sum)]
                 assert_same(run(module, everything[:2], everything[2:]), expected, 2)
 
 
@@ -79,8 +79,8 @@ def test_operands_turned_in_different_ways(always_ours):
     module = AddLayerNorm(48)
     expected = run(module, [x, residual], [dy, d_sum])
     flat_dy = dy.reshape(240, 48).t().contiguous().t().view(6, 40, 48)
-    assert_same(run(module, [turned(x), flat], [flat_dy, turned(d_sum)]), expected, 2)
-    assert_same(run(module, [x, turned(residual)], [turned(dy), d_sum]), expected, 2)
+    assert_same(run(module, [strided(x), flat], [flat_dy, strided(d_sum)]), expected, 2)
+    assert_same(run(module, [x, strided(residual)], [strided(dy), d_sum]), expected, 2)
 
 
 @pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float32, torch.float16)], ids=str)
@@ -89,7 +89,7 @@ def test_operands_of_two_dtypes(dtypes, always_ours):
     gradients = [torch.randn(70, 90), torch.randn(70, 90)]
     module = AddRMSNorm(90)
     assert_same(
-        run(module, [turned(x), turned(residual)], gradients), run(module, [x, residual], gradients), num_outputs=2
+        run(module, [strided(x), strided(residual)], gradients), run(module, [x, residual], gradients), num_outputs=2
     )
 
 
@@ -97,7 +97,7 @@ def test_dropout_drops_the_same_elements(always_ours):
     x, residual, dy, d_sum = (torch.randn(3, 70, 40) for _ in range(4))
     module = AddLayerNorm(40, dropout=0.3)
     results = []
-    for layout in (lambda t: t, turned):
+    for layout in (lambda t: t, strided):
         torch.manual_seed(5)
         results.append(run(module, [layout(x), layout(residual)], [layout(dy), layout(d_sum)]))
     assert (results[0][2] == 0).any()  # through what was dropped no gradient flows
@@ -110,7 +110,7 @@ def test_the_number_of_threads_changes_no_bit(shape, threads, always_ours):
     module, results = LayerNorm(shape[-1]), []
     for count in (1, 2, 3):
         threads(count)
-        results.append(run(module, [turned(x)], [turned(dy)]))
+        results.append(run(module, [strided(x)], [strided(dy)]))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
@@ -140,4 +140,4 @@ def test_any_other_layout(layout, always_ours):
 def test_rows_too_long_for_a_buffer(size, always_ours):
     x, dy = torch.randn(3, size), torch.randn(3, size)
     module = LayerNorm(size)
-    assert_same(run(module, [turned(x)], [turned(dy)]), run(module, [x], [dy]), num_outputs=1)
+    assert_same(run(module, [strided(x)], [strided(dy)]), run(module, [x], [dy]), num_outputs=1)
