@@ -12,6 +12,7 @@ from types import ModuleType
 import torch  # the extension finds libtorch already loaded
 
 from lightning_optkit._checks import check_one_of
+from lightning_optkit._torch_private import mark_constant
 
 __all__ = [
     "cuda_library",
@@ -113,6 +114,4 @@ def has_cuda_kernels() -> bool:
     return why_no_cuda_kernels() is None
 
 
-# To torch's compiler a constant, which it cannot trace: what torch.compiler.assume_constant_result sets, and that
-# imports the compiler.
-has_cuda_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
+mark_constant(has_cuda_kernels)  # torch's compiler cannot trace it

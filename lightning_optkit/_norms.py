@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from lightning_optkit._torch_private import foreach_norm
+
 __all__ = ["norm", "total_norm"]
 
 # Outside, squares of single elements may have over- or underflowed fp32: as squares_hold of csrc/core/math.h.
@@ -54,6 +56,6 @@ def total_norm(tensors: Sequence[Tensor]) -> Tensor:
 def _added_in(dtype: torch.dtype, t: Tensor, dim: list[int] | None, keepdim: bool) -> Tensor:
     wide = torch.promote_types(t.dtype, dtype)
     if dim is None and t.is_cuda and not (t.is_complex() or isinstance(t, DTensor)):
-        return torch._foreach_norm([t], 2.0, dtype=wide)[0]  # unlike vector_norm, it makes no copy in that dtype
+        return foreach_norm([t], 2.0, dtype=wide)[0]  # unlike vector_norm, it makes no copy in that dtype
     result: Tensor = torch.linalg.vector_norm(t, dim=dim, keepdim=keepdim, dtype=wide)
     return result.abs() if result.is_complex() else result

@@ -15,7 +15,7 @@ CSRC = ROOT / "csrc"
 
 # From the ground up. A folder imports only from lower floors, or from its own floor as long as there is no circle.
 FLOORS = [
-    {"_checks", "_native", "_norms"},
+    {"_checks", "_native", "_norms", "_torch_private"},
     {"step", "layers"},
     {"optimizers", "clipping", "schedules", "init", "data", "regularization", "averaging", "diagnostics"},
     {"callbacks"},

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_optkit._checks import shown
+from lightning_optkit._torch_private import foreach_copy_, foreach_lerp_
 from lightning_optkit.averaging.ema import EMA
 from lightning_optkit.averaging.lawa import LAWA
 from lightning_optkit.averaging.swa import SWA
@@ -94,9 +95,9 @@ def update_tensors_(
     for weight, members in groupby(moved, key=lambda item: item[0]):
         _, averages, tensors = zip(*members, strict=True)
         if weight == 1:
-            torch._foreach_copy_(averages, tensors)
+            foreach_copy_(averages, tensors)
         else:
-            torch._foreach_lerp_(averages, [t.to(a.dtype) for a, t in zip(averages, tensors, strict=True)], weight)
+            foreach_lerp_(averages, [t.to(a.dtype) for a, t in zip(averages, tensors, strict=True)], weight)
 
 
 def _names(average: AnyAverage, name: str | None) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import nn
 
+from lightning_optkit._torch_private import AnyDropout
 from lightning_optkit.callbacks.elastic_net import ElasticNet
 from lightning_optkit.callbacks.gradient_clipping import GradientClipping
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
@@ -18,7 +19,7 @@ from lightning_optkit.step import OnePassOptimizer
 
 __all__ = ["HELD", "Held"]
 
-_WITH_P = (nn.modules.dropout._DropoutNd, DropBlock2d, DropConnect, DropPath, LockedDropout)
+_WITH_P = (AnyDropout, DropBlock2d, DropConnect, DropPath, LockedDropout)
 _WITH_DROPOUT = (nn.MultiheadAttention, nn.RNNBase, AddLayerNorm, AddRMSNorm)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lightning_optkit._checks import check_instance, check_int, check_listed, shown
 from lightning_optkit.callbacks.seams.batch_fields import Field, check_field, field_of, with_field
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
+from lightning_optkit.callbacks.seams.lightning_private import batch_progress
 from lightning_optkit.callbacks.seams.losses import TARGETS, Loss, LossCall, intercept, release
 from lightning_optkit.data import CutMix, Mixup
 from lightning_optkit.data._draws import Draws
@@ -114,7 +115,7 @@ class Augment(FitCallback):
     def _augment(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> Any:
         self._mixture = None
         inputs = field_of(type(self).__name__, "inputs", batch, self._inputs)
-        progress: Any = trainer.fit_loop.epoch_loop.batch_progress  # part of every checkpoint
+        progress = batch_progress(trainer)  # part of every checkpoint
         draw = random.Random(f"{self.seed + trainer.global_rank} {progress.total.processed}")
         self._generator.manual_seed(draw.getrandbits(62))
         mixing = [module for module in self.augmentations if isinstance(module, Mixup | CutMix)]

@@ -11,6 +11,7 @@ from lightning_optkit._checks import check_int, shown
 from lightning_optkit.callbacks.exact_accumulation import ExactAccumulation
 from lightning_optkit.callbacks.scheduling.batch_size import check_resizable, set_batch_size
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
+from lightning_optkit.callbacks.seams.lightning_private import train_source
 
 __all__ = ["BatchRegime"]
 
@@ -65,7 +66,7 @@ class BatchRegime(ExactAccumulation):
             trainer.accumulate_grad_batches = WHOLE_EPOCH
             return
         size = 1 if self.regime == "single" else int(self.regime)
-        source = trainer.fit_loop._data_source
+        source = train_source(trainer)
         request = source.dataloader
 
         def dataloader() -> object:

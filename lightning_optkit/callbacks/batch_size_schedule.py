@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.data import sized_len
-from lightning.pytorch.loops.fetchers import _DataFetcher
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.data import extract_batch_size
 from torch.utils.data import DataLoader, DistributedSampler
@@ -27,6 +26,19 @@ from lightning_optkit.callbacks.scheduling.existing_schedulers import _flat
 from lightning_optkit.callbacks.scheduling.lr_scaling import forget_factor, multiply_bases
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
+from lightning_optkit.callbacks.seams.lightning_private import (
+    BEFORE_EPOCH,
+    SET_UP_DATA,
+    DataFetcher,
+    epoch_progress,
+    iterator_of,
+    limit_epoch,
+    loaders_of,
+    logs_now,
+    restarted_mid_epoch,
+    train_loaders,
+    train_source,
+)
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.schedules import Schedule
 from lightning_optkit.schedules.schedule import check_schedule
@@ -129,13 +141,13 @@ class BatchSizeSchedule(FitCallback):
             )
         self.batch_size = self._base = self._old_iterator = None
         self.samples_seen, self._resumed_from, self._fit_started = 0, {}, False
-        loop, source = trainer.fit_loop, trainer.fit_loop._data_source
+        loop, source = trainer.fit_loop, train_source(trainer)
         self._at_end(partial(self._restore_rates, trainer))
         self._at_end(self._restore_sizes)
         # The first size before Lightning puts in its distributed sampler, counts the batches and begins to prefetch;
         # the later ones before any hook of the epoch, as progress bars ask for lengths.
         self._override(source, "dataloader", partial(self._first_size, trainer, source.dataloader))
-        self._override(loop, "setup_data", partial(self._prepare_epoch, trainer, loop.setup_data))
+        self._override(loop, SET_UP_DATA, partial(self._prepare_epoch, trainer, getattr(loop, SET_UP_DATA)))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._fit_started = True
@@ -148,13 +160,13 @@ class BatchSizeSchedule(FitCallback):
             if before != now:
                 rank_zero_warn(f"BatchSizeSchedule: resumed with {name} {now} in place of {before}.")
         loop = trainer.fit_loop.epoch_loop
-        self._override(loop, "on_run_start", partial(self._begin_epoch, trainer, loop.on_run_start))
+        self._override(loop, BEFORE_EPOCH, partial(self._begin_epoch, trainer, getattr(loop, BEFORE_EPOCH)))
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._scale(trainer, self._factor)  # groups that were added since
-        if self._log and trainer.loggers and trainer._logger_connector.should_update_logs:
+        if self._log and trainer.loggers and logs_now(trainer):
             now = {"batch_size": float(self.batch_size or 0), "samples_seen": float(self.samples_seen)}
             pl_module.log_dict(now, batch_size=1)
 
@@ -176,23 +188,23 @@ class BatchSizeSchedule(FitCallback):
         return loader
 
     def _prepare_epoch(self, trainer: pl.Trainer, setup_data: Callable[[], None]) -> None:
-        loop = trainer.fit_loop
-        before = loop._combined_loader
+        before = train_loaders(trainer)
         setup_data()
-        if loop._combined_loader is None:
+        loaders = train_loaders(trainer)
+        if loaders is None:
             return
         if before is None:
-            self._check_run(trainer, loop._combined_loader.flattened[0])
+            self._check_run(trainer, loaders.flattened[0])
         # Resumed after an epoch's last batch, Lightning has still to compare where it stands with that epoch's length.
-        if not loop.restarted_mid_epoch:
+        if not restarted_mid_epoch(trainer):
             self._change(trainer)
 
     def _begin_epoch(
-        self, trainer: pl.Trainer, on_run_start: Callable[[_DataFetcher], None], fetcher: _DataFetcher
+        self, trainer: pl.Trainer, on_run_start: Callable[[DataFetcher], None], fetcher: DataFetcher
     ) -> None:
         self._change(trainer)
         on_run_start(fetcher)
-        if self._old_iterator is not None and self._old_iterator is fetcher.combined_loader._iterator:
+        if self._old_iterator is not None and self._old_iterator is iterator_of(loaders_of(fetcher)):
             iter(fetcher)  # Lightning begins no new one after resuming
         self._old_iterator = None
 
@@ -258,18 +270,17 @@ class BatchSizeSchedule(FitCallback):
 
     def _change(self, trainer: pl.Trainer) -> None:
         """Gives the loader the size of the epoch that begins, and Lightning what follows from it."""
-        loop = trainer.fit_loop
-        combined = loop._combined_loader
+        combined = train_loaders(trainer)
         assert combined is not None
         (loader,) = combined.flattened
         size, old = self._size_at(trainer, _epoch(trainer)), loader.batch_size
         self._resize(trainer, loader, size)
         if size != old:
             batches = batches_in_epoch(_OWNER, trainer, loader)
-            combined.limits, loop.max_batches = [batches], batches
+            limit_epoch(trainer, combined, batches)
             if isinstance(trainer.val_check_interval, float) and trainer.val_check_batch and math.isfinite(batches):
                 trainer.val_check_batch = max(1, int(batches * trainer.val_check_interval))
-            self._old_iterator = combined._iterator
+            self._old_iterator = iterator_of(combined)
         self._scale(trainer, self._factor)
 
     def _scale(self, trainer: pl.Trainer, factor: float) -> None:
@@ -296,7 +307,7 @@ class BatchSizeSchedule(FitCallback):
 
 def _epoch(trainer: pl.Trainer) -> int:
     """The one that runs or begins; `trainer.current_epoch` lags behind while a checkpoint is restored."""
-    return int(trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
+    return int(epoch_progress(trainer).current.processed)
 
 
 def _checked(owner: str, sizes: Mapping[int, int]) -> dict[int, int]:

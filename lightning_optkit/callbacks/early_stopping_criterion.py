@@ -22,6 +22,7 @@ from lightning_optkit._checks import (
 )
 from lightning_optkit.callbacks.seams.checkpointed_weights import copy_weights, load_weights
 from lightning_optkit.callbacks.seams.lightning_packages import is_a
+from lightning_optkit.callbacks.seams.lightning_private import key_of_state
 from lightning_optkit.callbacks.seams.run_free import RunFree
 from lightning_optkit.regularization.early_stopping import (
     generalization_loss,
@@ -101,7 +102,7 @@ class EarlyStoppingCriterion(RunFree, Callback):
     @property
     def state_key(self) -> str:
         """Criteria of different kinds may run side by side."""
-        return self._generate_state_key(
+        return key_of_state(self, 
             criterion=self.criterion, alpha=self.alpha, successive=self.successive, strip=self.strip,
             monitor=self.monitor,
         )  # fmt: skip

@@ -10,8 +10,10 @@ from lightning.pytorch.utilities.data import extract_batch_size
 from torch import Tensor
 
 from lightning_optkit._checks import check_callable, check_in, check_int, check_state
+from lightning_optkit._torch_private import foreach_mul_
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
+from lightning_optkit.callbacks.seams.lightning_private import accumulates
 
 __all__ = ["ExactAccumulation"]
 
@@ -90,7 +92,7 @@ class ExactAccumulation(FitCallback):
 
     def _close_window(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Divides what was gathered by its weight, if a step comes next."""
-        if trainer.fit_loop._should_accumulate() or not self._window:
+        if accumulates(trainer) or not self._window:
             return
         assert self._reference is not None
         total = torch.stack([weight.to(pl_module.device) for weight in self._window.values()]).sum()
@@ -100,7 +102,7 @@ class ExactAccumulation(FitCallback):
         factor = torch.where(total > 0, self._reference * trainer.world_size / total, torch.zeros_like(total))
         grads = [p.grad for p in pl_module.parameters() if p.grad is not None]
         if grads:
-            torch._foreach_mul_(grads, factor)
+            foreach_mul_(grads, factor)
 
     def _weighted(self, trainer: pl.Trainer, output: Any, batch: Any) -> Any:
         loss = output.get("loss") if isinstance(output, Mapping) else output

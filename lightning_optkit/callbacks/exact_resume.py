@@ -9,16 +9,32 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.data import _set_sampler_epoch
-from lightning.fabric.utilities.types import _Stateful
-from lightning.pytorch.loops.fetchers import _DataFetcher
-from lightning.pytorch.loops.fit_loop import RestartStage
-from lightning.pytorch.loops.loop import _Loop
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
+from lightning_optkit._torch_private import kept_iterator, num_yielded
 from lightning_optkit.callbacks._described import described, differences, num_workers
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
+from lightning_optkit.callbacks.seams.lightning_private import (
+    BEFORE_EPOCH,
+    BEFORE_FETCH,
+    LOADER_IS_READY,
+    VALIDATIONS,
+    DataFetcher,
+    HasState,
+    Loop,
+    accumulates,
+    batch_progress,
+    epoch_progress,
+    fetcher_of,
+    iterator_of,
+    leave_finished_epoch,
+    loaders_of,
+    restarts_epoch,
+    resumes,
+    set_sampler_epoch,
+    train_loaders,
+)
 from lightning_optkit.callbacks.seams.random_state import get_random_state, set_random_state
 
 __all__ = ["ExactResume"]
@@ -94,15 +110,14 @@ class ExactResume(FitCallback):
         """What this process knows."""
         assert self._trainer is not None
         self._note_new_cycle()
-        loop = self._trainer.fit_loop
-        progress: Any = loop.epoch_loop.batch_progress
+        progress = batch_progress(self._trainer)
         unfinished_batch = progress.current.processed < progress.current.ready
         mine = {
             "now": self._before_batch if unfinished_batch else self._outer or self._random_state(),
             "epoch": {**self._epoch, "fetches": dict(self._epoch["fetches"])},
             "finished": progress.is_last_batch and not unfinished_batch,
         }
-        is_in_window = bool(not unfinished_batch and progress.current.ready and loop._should_accumulate())
+        is_in_window = bool(not unfinished_batch and progress.current.ready and accumulates(self._trainer))
         gradients = self._gradients() if is_in_window and self._world_size == 1 else {}
         return {
             "ranks": [mine],
@@ -129,11 +144,10 @@ class ExactResume(FitCallback):
         self._trainer, self._world_size, self._last, self._resume = trainer, trainer.world_size, None, None
         # Over methods of the loops: no hook stands between iter() and the first batch.
         loop, epoch_loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
-        self._stand_before(loop, "_load_combined_loader_states", self._loader_is_ready)
-        self._stand_before(epoch_loop, "on_run_start", self._epoch_begins)
-        self._stand_before(epoch_loop, "_on_before_fetch", self._before_fetch)
-        # The second stands in for a validation left out on resuming; both begin the validation loader.
-        for name in ("run", "increment_progress_to_evaluation_end"):
+        self._stand_before(loop, LOADER_IS_READY, self._loader_is_ready)
+        self._stand_before(epoch_loop, BEFORE_EPOCH, self._epoch_begins)
+        self._stand_before(epoch_loop, BEFORE_FETCH, self._before_fetch)
+        for name in VALIDATIONS:
             self._stand_before(epoch_loop.val_loop, name, self._validate)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -151,7 +165,7 @@ class ExactResume(FitCallback):
         if any(getattr(loader, "persistent_workers", False) for loader in self._loaders) and trainer.current_epoch:
             rank_zero_warn("ExactResume: random numbers drawn inside persistent workers are not those of one long run.")
         if ranks[trainer.global_rank]["finished"]:
-            _leave_finished_epoch(trainer)
+            leave_finished_epoch(trainer)
         self._set_random_state(ranks[trainer.global_rank]["now"])
         for name, parameter in pl_module.named_parameters():
             if name in self._resume["gradients"]:
@@ -169,7 +183,7 @@ class ExactResume(FitCallback):
 
     # --- what stands before the loops' own methods ---
 
-    def _stand_before(self, loop: _Loop, name: str, method: Callable[..., Any]) -> None:
+    def _stand_before(self, loop: Loop, name: str, method: Callable[..., Any]) -> None:
         """`method` is handed what it stands before, then what the loop was called with."""
         self._override(loop, name, partial(method, getattr(loop, name)))
 
@@ -178,40 +192,39 @@ class ExactResume(FitCallback):
         load_states()
         self._note_beginning()
 
-    def _epoch_begins(self, on_run_start: Callable[[_DataFetcher], None], fetcher: _DataFetcher) -> None:
+    def _epoch_begins(self, on_run_start: Callable[[DataFetcher], None], fetcher: DataFetcher) -> None:
         assert self._trainer is not None
-        loop = self._trainer.fit_loop.epoch_loop
         self._recording = False
         saved = self._resume["ranks"][self._trainer.global_rank] if self._resume else None
         self._resume = None
         if saved is None:
-            iterates = self._trainer.current_epoch > 0 and not self._trainer.fit_loop.is_resuming
-            if iterates and not loop.restarting:
+            iterates = self._trainer.current_epoch > 0 and not resumes(self._trainer)
+            if iterates and not restarts_epoch(self._trainer):
                 self._note_beginning()
             on_run_start(fetcher)
         elif saved["finished"]:
             # Lightning would go into the next epoch with the iterator that it made before the states were set.
             self._note_beginning()
             on_run_start(fetcher)
-            if loop.batch_progress.current.ready == 0:
+            if batch_progress(self._trainer).current.ready == 0:
                 self._set_random_state(self._epoch["iter"])
                 iter(fetcher)
         else:
             on_run_start(fetcher)
-            if not any(isinstance(loader, _Stateful) for loader in self._loaders):
-                self._fast_forward(fetcher, saved["epoch"], loop.batch_progress.current.ready)
+            if not any(isinstance(loader, HasState) for loader in self._loaders):
+                self._fast_forward(fetcher, saved["epoch"], batch_progress(self._trainer).current.ready)
             self._set_random_state(saved["now"])
         self._recording = True
 
-    def _fast_forward(self, fetcher: _DataFetcher, epoch: dict[str, Any], batches: int) -> None:
+    def _fast_forward(self, fetcher: DataFetcher, epoch: dict[str, Any], batches: int) -> None:
         """Begins the epoch as it began, and skips what was seen of it."""
         assert self._trainer is not None
         self._epoch, self._cycled = epoch, set(epoch["fetches"])
         if epoch["fresh"]:
-            fetcher.combined_loader.reset()
-        progress: Any = self._trainer.fit_loop.epoch_progress
+            loaders_of(fetcher).reset()
+        epoch_index = epoch_progress(self._trainer).current.processed
         for loader in self._loaders:
-            _set_sampler_epoch(loader, progress.current.processed)
+            set_sampler_epoch(loader, epoch_index)
         self._set_random_state(epoch["iter"])
         iter(fetcher)
         shown = time.monotonic()
@@ -251,18 +264,18 @@ class ExactResume(FitCallback):
 
     def _note_beginning(self) -> None:
         """The states before iter(). A loader's persistent workers draw a seed only when they are made."""
-        fresh = all(getattr(loader, "_iterator", None) is None for loader in self._loaders)
+        fresh = all(kept_iterator(loader) is None for loader in self._loaders)
         self._epoch = {"iter": self._random_state(), "fresh": fresh, "fetches": {}}
         self._fetches, self._cycles, self._cycled = 0, [], set()
 
     def _note_new_cycle(self) -> None:
         """A loader that ran out before the longest one began anew, inside the fetch before this one."""
         assert self._fetcher is not None
-        iterators = getattr(self._fetcher.combined_loader._iterator, "iterators", [])
+        iterators = getattr(iterator_of(loaders_of(self._fetcher)), "iterators", [])
         if len(iterators) < 2:
             return
         # Persistent workers keep their iterator and begin to count anew.
-        now = [(id(iterator), getattr(iterator, "_num_yielded", 0)) for iterator in iterators]
+        now = [(id(iterator), num_yielded(iterator)) for iterator in iterators]
         begun = [new[0] != old[0] or new[1] < old[1] for old, new in zip(self._cycles, now, strict=False)]
         if any(begun):
             self._cycled.add(self._fetches - 1)
@@ -274,13 +287,13 @@ class ExactResume(FitCallback):
         return self._fetcher is not None and bool(self._epoch)
 
     @property
-    def _fetcher(self) -> _DataFetcher | None:
-        return self._trainer.fit_loop._data_fetcher if self._trainer else None
+    def _fetcher(self) -> DataFetcher | None:
+        return fetcher_of(self._trainer) if self._trainer else None
 
     @property
     def _loaders(self) -> list[Any]:
         assert self._trainer is not None
-        combined = self._trainer.fit_loop._combined_loader
+        combined = train_loaders(self._trainer)
         return combined.flattened if combined is not None else []
 
     def _random_state(self) -> dict[str, Any]:
@@ -290,15 +303,3 @@ class ExactResume(FitCallback):
     def _set_random_state(self, state: dict[str, Any]) -> None:
         assert self._trainer is not None
         set_random_state(state, self._loaders, self._trainer.strategy.root_device)
-
-
-def _leave_finished_epoch(trainer: pl.Trainer) -> None:
-    """With `max_steps`, Lightning would run one more batch of an epoch that was saved at its end, or after the fit."""
-    loop: Any = trainer.fit_loop
-    if loop.restarted_on_epoch_end:
-        loop.epoch_progress.increment_completed()
-    elif not loop.restarting or loop._restart_stage != RestartStage.NONE:
-        return
-    _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]  # the loop's own setter takes no False then
-    for part in (loop, loop.epoch_loop):
-        part.reset_restart_stage()

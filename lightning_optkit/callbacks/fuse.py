@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import Optimizer
 
 from lightning_optkit._checks import check_bools, check_one_of
+from lightning_optkit._torch_private import set_amp_scaling
 from lightning_optkit.callbacks.schedule_free import ScheduleFree
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of, insert_callback
 from lightning_optkit.callbacks.seams.configured import optimizers_in
@@ -147,7 +148,7 @@ class Fuse(FitCallback):
 
     def _join(self, trainer: pl.Trainer, optimizer: Optimizer, place: int) -> None:
         if optimizer in self._converted:
-            optimizer._step_supports_amp_scaling = self._folds_unscaling  # type: ignore[attr-defined]
+            set_amp_scaling(optimizer, self._folds_unscaling)
             if not self._module_clips:
                 self._fold_clip(optimizer, Run(trainer).clip)
 

@@ -17,9 +17,11 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lightning_optkit._checks import check_like, check_state, shown
+from lightning_optkit._torch_private import set_amp_scaling, supports_amp_scaling
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_packages import is_overridden
+from lightning_optkit.callbacks.seams.lightning_private import key_of_state
 from lightning_optkit.callbacks.seams.steps import StepListener, watch_steps
 from lightning_optkit.clipping import AutoClip, ClipNorm, ClipPerTensor, ClipUnitwise, ClipValue, ZClip
 from lightning_optkit.clipping._gradients import gradients, norm_of
@@ -79,7 +81,7 @@ class GradientClipping(FitCallback):
     @property
     def state_key(self) -> str:
         """Unique, so that a second one is met by our own error."""
-        return self._generate_state_key(clip=repr(self.clip))
+        return key_of_state(self, clip=repr(self.clip))
 
     def state_dict(self) -> dict[str, Any]:
         """What the clips have learned, one entry per optimizer; empty for clips that learn nothing."""
@@ -173,10 +175,10 @@ class GradientClipping(FitCallback):
             self._folded[place] = optimizer
             return
         self._called[optimizer] = place
-        if getattr(optimizer, _SCALES, False):
+        if supports_amp_scaling(optimizer):
             # Told to unscale by itself, a fused optimizer would be handed scaled gradients to clip.
             self._scaled.append((optimizer, type(optimizer)))
-            setattr(optimizer, _SCALES, False)
+            set_amp_scaling(optimizer, False)
 
     def _check(self, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
         name = type(optimizer).__name__
@@ -242,7 +244,7 @@ class GradientClipping(FitCallback):
     def _give_back(self) -> None:
         for optimizer, kind in self._scaled:
             if type(optimizer) is kind:  # Fuse may have undone it before
-                setattr(optimizer, _SCALES, True)
+                set_amp_scaling(optimizer, True)
         for folded in self._folded.values():
             self._let_go(folded)
 
@@ -254,9 +256,6 @@ class GradientClipping(FitCallback):
     def _forget(self) -> None:
         self._learned = self.state_dict()["learned"]
         self._reset()
-
-
-_SCALES = "_step_supports_amp_scaling"
 
 
 def _values_of(optimizer: OnePassOptimizer) -> dict[str, float]:

@@ -9,6 +9,7 @@ import torch
 from torch.optim import Optimizer
 
 from lightning_optkit._checks import check_in, check_int, check_state
+from lightning_optkit._torch_private import supports_amp_scaling
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_packages import loss_scaler
 from lightning_optkit.callbacks.seams.refusals import refuse_split_parameters, refuse_twice
@@ -102,6 +103,6 @@ def _mixed(seed: int, step: int, place: int) -> int:
 def _scale(trainer: pl.Trainer, optimizer: Optimizer) -> float:
     """What the gradients are still multiplied by."""
     scaler = loss_scaler(trainer)
-    if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+    if scaler is not None and supports_amp_scaling(optimizer):
         return float(scaler.get_scale())
     return 1.0

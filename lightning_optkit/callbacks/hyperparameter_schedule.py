@@ -12,6 +12,7 @@ from lightning_optkit.callbacks.scheduling.clock import Interval
 from lightning_optkit.callbacks.scheduling.group_targets import entry_names, group_targets, keeper_of, normalized
 from lightning_optkit.callbacks.scheduling.scheduled_callback import ScheduledCallback, Target
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
+from lightning_optkit.callbacks.seams.lightning_private import key_of_state, logs_now
 from lightning_optkit.callbacks.weight_averaging import WeightAveraging
 from lightning_optkit.schedules import Schedule
 
@@ -84,7 +85,7 @@ class HyperparameterSchedule(ScheduledCallback):
     @property
     def state_key(self) -> str:
         """One state for each name; Lightning refuses two of one name."""
-        return self._generate_state_key(name=self.name)
+        return key_of_state(self, name=self.name)
 
     # --- hooks, in the order Lightning calls them ---
 
@@ -112,7 +113,7 @@ class HyperparameterSchedule(ScheduledCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        if self._log and trainer.loggers and trainer._logger_connector.should_update_logs:
+        if self._log and trainer.loggers and logs_now(trainer):
             pl_module.log_dict(self.values, batch_size=1)
 
     # --- what they do ---

@@ -17,6 +17,7 @@ from lightning_optkit._checks import check_bools, check_callable, check_int, che
 from lightning_optkit.callbacks.seams.dry_run import materialize, run_training_step
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_packages import is_a
+from lightning_optkit.callbacks.seams.lightning_private import before_batch_transfer
 from lightning_optkit.callbacks.seams.mup_groups import split_by_multiplier
 from lightning_optkit.callbacks.seams.refusals import refuse_twice
 from lightning_optkit.callbacks.seams.run import Run
@@ -237,7 +238,7 @@ def _first_batch(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
     batch = TrainingSet("Initialize", trainer, lambda batch: batch).first()
     batch = trainer.strategy.broadcast(batch)
     batch = trainer.precision_plugin.convert_input(batch)
-    batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    batch = before_batch_transfer(pl_module, batch)
     return trainer.strategy.batch_to_device(batch)
 
 

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from lightning_optkit._checks import check_in, check_pattern
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
+from lightning_optkit.callbacks.seams.lightning_private import key_of_state
 from lightning_optkit.callbacks.seams.refusals import refuse_split_parameters, refuse_twice
 from lightning_optkit.callbacks.seams.run import has_lazy_parameters
 from lightning_optkit.callbacks.seams.steps import StepListener, refuse_folded_average, watch_steps
@@ -52,7 +53,7 @@ class MaxNorm(FitCallback):
     @property
     def state_key(self) -> str:
         """Several, for other layers, may run side by side."""
-        return self._generate_state_key(names=self.names)
+        return key_of_state(self, names=self.names)
 
     # --- hooks, in the order Lightning calls them ---
 

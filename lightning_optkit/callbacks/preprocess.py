@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_optkit._checks import check_bools, check_callable, shown
 from lightning_optkit.callbacks.seams.batch_fields import Field, check_field, field_of, with_field
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
+from lightning_optkit.callbacks.seams.lightning_private import before_batch_transfer, key_of_state
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.callbacks.seams.training_set import TrainingSet
 from lightning_optkit.data import fit_in_order
@@ -87,7 +88,7 @@ class Preprocess(FitCallback):
     @property
     def state_key(self) -> str:
         """Two fields, or two transforms of one field, keep their own state."""
-        return self._generate_state_key(field=self.field, transform=[_name(stage) for stage in self.transform])
+        return key_of_state(self, field=self.field, transform=[_name(stage) for stage in self.transform])
 
     def state_dict(self) -> dict[str, Any]:
         """What was learned, on the CPU."""
@@ -168,7 +169,7 @@ class Preprocess(FitCallback):
         """The field as a batch of training has it, before this callback changes it."""
         assert self._inner is not None
         batch = trainer.precision_plugin.convert_input(batch)
-        batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
+        batch = before_batch_transfer(trainer.lightning_module, batch)
         return field_of(type(self).__name__, "field", self._inner(batch, device=None, dataloader_idx=0), self._path)
 
     def _is_fitted(self) -> bool:

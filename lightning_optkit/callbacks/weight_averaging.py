@@ -22,6 +22,7 @@ from lightning_optkit.callbacks.seams.checkpointed_weights import as_saved, load
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.kept_average import KeptAverage, names_of
 from lightning_optkit.callbacks.seams.lightning_packages import is_a
+from lightning_optkit.callbacks.seams.lightning_private import key_of_state
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.step.shards import reshard
 
@@ -90,7 +91,7 @@ class WeightAveraging(FitCallback):
     @property
     def state_key(self) -> str:
         """Two averages in one run keep their own state."""
-        return self._generate_state_key(average=repr(self.average))
+        return key_of_state(self, average=repr(self.average))
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizer steps so far, for averages that are not updated by every one; its name; averages of buffers."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_optkit._checks import check_tensors
 from lightning_optkit._norms import total_norm
+from lightning_optkit._torch_private import sparse_values
 from lightning_optkit.step.coefficients import clip_coefficient
 
 __all__ = ["gradients", "norm_of", "scale_to_bound_"]
@@ -29,7 +30,7 @@ def gradients(owner: str, parameters: Iterable[Tensor]) -> list[Tensor]:
         elif parameter.grad is not None and parameter.grad.is_conj():
             parameter.grad = parameter.grad.resolve_conj()
     grads = [p.grad for p in listed if p.grad is not None]
-    grads = [grad._values() if grad.layout == torch.sparse_coo else grad for grad in grads]
+    grads = [sparse_values(grad) if grad.layout == torch.sparse_coo else grad for grad in grads]
     check_tensors(owner, "parameters.grad", grads, meta=False)
     return grads
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_optkit._checks import check_in, check_tensors
 from lightning_optkit._norms import norm
+from lightning_optkit._torch_private import sparse_indices, sparse_values
 from lightning_optkit.clipping._gradients import gradients, norm_of
 from lightning_optkit.step import Clip, ClipBounds
 
@@ -98,4 +99,4 @@ class ClipUnitwise(Clip):
                 f"{type(self).__name__}(parameters.grad=<torch.sparse_coo>): a sparse gradient must hold whole rows of "
                 "a parameter of at least two dimensions, as that of an embedding does."
             )
-        return parameter[grad._indices()[0]], grad._values()
+        return parameter[sparse_indices(grad)[0]], sparse_values(grad)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_optkit._checks import check_one_of, check_tensor
+from lightning_optkit._torch_private import assert_async
 from lightning_optkit.data._categories import CATEGORIES, categories_of, merge_categories
 from lightning_optkit.data._statistics import (
     Statistics,
@@ -164,9 +165,7 @@ class OneHot(nn.Module):
     def _require_known(self, x: Tensor, hit: Tensor) -> None:
         if torch.compiler.is_compiling():  # or exporting: the check becomes part of the graph, which cannot say which
             known = hit.sum() == x.numel()
-            torch._assert_async(
-                known, f"{type(self).__name__}(x): must hold categories of the training set only; {_IGNORE}"
-            )
+            assert_async(known, f"{type(self).__name__}(x): must hold categories of the training set only; {_IGNORE}")
         elif int(hit.sum()) != x.numel():
             self._refuse_unknown(x, hit)
 

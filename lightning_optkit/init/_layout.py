@@ -7,11 +7,16 @@ A scheme sees one block at a time, so that its formula needs to know nothing of 
 from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from lightning_optkit._torch_private import (
+    AnyConv,
+    AnyConvTranspose,
+    BatchOrInstanceNorm,
+    forward_pre_hooks,
+    own_parameters,
+)
 from lightning_optkit.init.gain import Activation
 
 __all__ = [
@@ -59,14 +64,14 @@ def role(module: nn.Module, name: str) -> Role:
         if name in _ATTENTION_WEIGHTS:
             return "weight"
         return "bias" if name in ("in_proj_bias", "bias_k", "bias_v") else "other"
-    if isinstance(module, (nn.Linear, nn.Bilinear, _ConvNd)) or _is_transposed_linear(module):
+    if isinstance(module, (nn.Linear, nn.Bilinear, AnyConv)) or _is_transposed_linear(module):
         return {"weight": "weight", "bias": "bias"}.get(name, "other")  # type: ignore[return-value]
     return "other"
 
 
 def is_norm(module: nn.Module) -> bool:
     """Whether `module` normalizes: torch's classes, and any module with torch's `normalized_shape`."""
-    return isinstance(module, (_NormBase, nn.GroupNorm)) or hasattr(module, "normalized_shape")
+    return isinstance(module, (BatchOrInstanceNorm, nn.GroupNorm)) or hasattr(module, "normalized_shape")
 
 
 def is_weighted(module: nn.Module) -> bool:
@@ -78,14 +83,14 @@ def parameter_names(module: nn.Module) -> list[str]:
     """Names of the parameters `module` owns itself, reparametrized ones by the name they are used under."""
     hooks = normalizing_hooks(module)
     parts = {f"{name}_{part}" for name in hooks for part in ("g", "v", "orig")}
-    names = [name for name, parameter in module._parameters.items() if parameter is not None and name not in parts]
+    names = [name for name, parameter in own_parameters(module).items() if parameter is not None and name not in parts]
     parametrizations = getattr(module, "parametrizations", None)
     return [*(parametrizations if isinstance(parametrizations, nn.ModuleDict) else ()), *hooks, *names]
 
 
 def normalizing_hooks(module: nn.Module) -> dict[str, WeightNorm | SpectralNorm]:
     """The hooks of `torch.nn.utils.weight_norm` and `spectral_norm` by the name of the weight that they compute."""
-    hooks = module._forward_pre_hooks.values()
+    hooks = forward_pre_hooks(module)
     return {hook.name: hook for hook in hooks if isinstance(hook, (WeightNorm, SpectralNorm))}
 
 
@@ -99,9 +104,9 @@ def weight_blocks(module: nn.Module, name: str, tensor: Tensor) -> list[Block]:
     if isinstance(module, nn.MultiheadAttention):
         parts = tensor.chunk(3) if name == "in_proj_weight" else (tensor,)
         return [Block(part, "linear") for part in parts]
-    if isinstance(module, _ConvTransposeNd):  # stored as (in, out / groups, *kernel)
+    if isinstance(module, AnyConvTranspose):  # stored as (in, out / groups, *kernel)
         return [Block(part.transpose(0, 1)) for part in tensor.chunk(module.groups)]
-    if isinstance(module, _ConvNd):
+    if isinstance(module, AnyConv):
         return [Block(part) for part in tensor.chunk(module.groups)]
     if _is_transposed_linear(module):
         return [Block(tensor.T)]

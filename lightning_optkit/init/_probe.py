@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_optkit._torch_private import AnyBatchNorm, own_buffers
 
 __all__ = ["probing", "run_forward"]
 
@@ -22,14 +23,14 @@ def probing(model: nn.Module) -> Iterator[None]:
     """
     modes = [(module, module.training) for module in model.modules()]
     # Both the objects and what they hold: a forward may write into a buffer or put another in its place.
-    buffers = [(module, dict(module._buffers)) for module in model.modules() if module._buffers]
+    buffers = [(module, dict(own_buffers(module))) for module in model.modules() if own_buffers(module)]
     contents = [
         (b, b.detach().clone()) for _, held in buffers for b in held.values() if b is not None and not b.is_meta
     ]
     devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     try:
         for module, _ in modes:
-            module.training = isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm)
+            module.training = isinstance(module, AnyBatchNorm) and not isinstance(module, nn.SyncBatchNorm)
         # Not inference_mode: tensors cached by a forward would be useless to autograd later.
         with torch.random.fork_rng(devices=devices), torch.no_grad():
             yield
@@ -40,8 +41,8 @@ def probing(model: nn.Module) -> Iterator[None]:
             if reshard is not None:
                 reshard()
         for module, held in buffers:
-            module._buffers.clear()
-            module._buffers.update(held)
+            own_buffers(module).clear()
+            own_buffers(module).update(held)
         with torch.no_grad():
             for buffer, content in contents:
                 buffer.copy_(content)

@@ -12,6 +12,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from lightning_optkit._checks import check_generator, check_module
+from lightning_optkit._torch_private import SpectralNormParametrization, WeightNormParametrization, own_parameters
 from lightning_optkit.init._layout import normalizing_hooks, parameter_names, role
 
 __all__ = [
@@ -35,8 +36,8 @@ def parameter(module: nn.Module, name: str) -> nn.Parameter:
     hook = normalizing_hooks(module).get(name)
     if hook is not None:
         return module.get_parameter(f"{name}_{'v' if isinstance(hook, WeightNorm) else 'orig'}")
-    if name in module._parameters:
-        return module._parameters[name]  # type: ignore[return-value]
+    if name in own_parameters(module):
+        return own_parameters(module)[name]  # type: ignore[return-value]
     originals: Any = module.parametrizations[name]  # type: ignore[index]
     first: nn.Parameter = next(iter(originals.parameters(recurse=False)))
     return first
@@ -67,7 +68,7 @@ def why_not_writable(module: nn.Module, name: str) -> str | None:
         return f"{target.dtype} is not floating-point"
     if target.numel() == 0:
         return "empty"
-    if name not in module._parameters:
+    if name not in own_parameters(module):
         if is_sharded(target):
             return "parametrized and sharded"
         steps: Any = () if name in normalizing_hooks(module) else module.parametrizations[name]  # type: ignore[index]
@@ -136,7 +137,7 @@ def draw(like: Tensor, fill: Callable[[Tensor], None], generator: torch.Generato
 def write(module: nn.Module, name: str, value: Tensor) -> None:
     """Stores the whole tensor `value` as `module.name`; of a DTensor each rank keeps its own shard, without traffic."""
     with torch.no_grad():
-        target = module._parameters.get(name)
+        target = own_parameters(module).get(name)
         if target is None:
             _write_reparametrized(module, name, value.to(parameter(module, name).device))
             return
@@ -174,7 +175,7 @@ def _norm_and_direction(module: nn.Module, name: str) -> tuple[Tensor, Tensor, i
     if hook is not None:
         return None
     steps: Any = module.parametrizations[name]  # type: ignore[index]
-    if len(steps) != 1 or type(steps[0]).__name__ != "_WeightNorm":
+    if len(steps) != 1 or not isinstance(steps[0], WeightNormParametrization):
         return None
     return steps.original0, steps.original1, steps[0].dim
 
@@ -193,7 +194,7 @@ def _follow(module: nn.Module, name: str) -> None:
         setattr(module, name, weight)
     else:
         steps: Any = module.parametrizations[name]  # type: ignore[index]
-        spectral = [step for step in steps if type(step).__name__ == "_SpectralNorm"]
+        spectral = [step for step in steps if isinstance(step, SpectralNormParametrization)]
         with _in_training(steps, spectral):
             for _ in range(_POWER_ITERATIONS if spectral else 0):
                 getattr(module, name)
@@ -214,7 +215,7 @@ def _in_training(steps: nn.Module, chosen: Sequence[nn.Module] = ()) -> Iterator
 
 def current(module: nn.Module, name: str) -> Tensor:
     """The tensor `module.name` as it is used; parametrizations are read in eval mode, where they change no buffer."""
-    if name in module._parameters:
+    if name in own_parameters(module):
         return parameter(module, name)
     hook = normalizing_hooks(module).get(name)
     if hook is not None:
@@ -230,7 +231,7 @@ def current(module: nn.Module, name: str) -> Tensor:
 def scale(module: nn.Module, name: str, factor: float) -> None:
     """Multiplies `module.name` by `factor`, shard by shard if it is sharded."""
     with torch.no_grad():
-        if name in module._parameters:
+        if name in own_parameters(module):
             parameter(module, name).mul_(factor)
         else:
             write(module, name, current(module, name) * factor)

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_optkit._checks import check_callable, check_int
+from lightning_optkit._torch_private import AnyDropout
 from lightning_optkit.init._layout import is_weighted
 from lightning_optkit.init._probe import probing, run_forward
 from lightning_optkit.init._write import check_writable_model
@@ -27,7 +27,7 @@ BLOWN_UP_VARIANCE = 1e4
 # A tanh above this in magnitude has a slope below 0.06; a sigmoid is as flat that close to 0 and 1.
 SATURATED_TANH = 0.97
 SATURATED_SHARE = 0.5
-_HANDS_ON = (nn.Identity, _DropoutNd)  # what comes in comes out, once dropout is off
+_HANDS_ON = (nn.Identity, AnyDropout)  # what comes in comes out, once dropout is off
 _SILENT = (nn.Softmax, nn.Softmin, nn.Softmax2d)  # small by nature
 
 

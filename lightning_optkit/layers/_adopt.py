@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_optkit._torch_private import own_buffers, own_parameters, replace_own_parameters
 from lightning_optkit.layers.layer_norm import LayerNorm, layer_norm
 from lightning_optkit.layers.rms_norm import RMSNorm, rms_norm
 
@@ -27,11 +28,11 @@ def become(
         "became": cls,
         "attributes": {name: vars(module)[name] for name in attributes if name in vars(module)},
         "added": [name for name in attributes if name not in vars(module)],
-        "buffers": dict(module._buffers),
+        "buffers": dict(own_buffers(module)),
     }
     vars(module).update(attributes)
     if not keep_buffers:
-        module._buffers.clear()
+        own_buffers(module).clear()
     module.__class__ = cls
     return before
 
@@ -46,8 +47,8 @@ def give_back(module: nn.Module, before: dict[str, Any]) -> None:
     vars(module).update(before["attributes"])
     device = next((parameter.device for parameter in module.parameters()), None)
     for name, buffer in before["buffers"].items():
-        if name not in module._buffers:
-            module._buffers[name] = buffer if buffer is None or device is None else buffer.to(device)
+        if name not in own_buffers(module):
+            own_buffers(module)[name] = buffer if buffer is None or device is None else buffer.to(device)
     module.__class__ = _with_base(type(module), before["became"], before["class"])
 
 
@@ -133,7 +134,7 @@ def _forward(module: nn.Module, weight: Tensor | None, bias: Tensor | None, x: T
     twin = type(module).__new__(type(module))
     vars(twin).update(vars(module))
     given = {"weight": weight, "bias": bias}
-    vars(twin)["_parameters"] = {name: given.get(name) for name in module._parameters}
+    replace_own_parameters(twin, {name: given.get(name) for name in own_parameters(module)})
     return twin.forward(x)
 
 
@@ -146,7 +147,7 @@ def _random_case(
     x[0] *= 1e-3
     weight = (torch.rand(sizes, generator=generator) + 0.5).to(dtype)
     bias = torch.randn(sizes, generator=generator).to(dtype)
-    has = {name for name, parameter in module._parameters.items() if parameter is not None}
+    has = {name for name, parameter in own_parameters(module).items() if parameter is not None}
     return weight if "weight" in has else None, bias if "bias" in has else None, x
 
 

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.nn import Module
 
 from lightning_optkit._native import extension, has_cuda_kernels, node, warn_once_if_missing
+from lightning_optkit._torch_private import is_batched, is_exporting, is_transformed, is_vmapped, num_dispatch_modes
 from lightning_optkit.layers._arguments import check_memory, is_eps, is_freed, is_plain, is_size
 from lightning_optkit.layers._reference import survival
 
@@ -21,7 +20,6 @@ __all__ = [
     "SMALL_LAYER",
     "SMALL_RMS",
     "SMALL_ROWS",
-    "parameter",
     "run_add_norm",
     "run_norm",
 ]
@@ -30,12 +28,6 @@ __all__ = [
 # one in Python is built (benchmarks/bench_norms.py). A rule of the shape alone: the same on every rank.
 SMALL_ROWS = 256
 SMALL_LAYER, SMALL_RMS, SMALL_ADD_LAYER, SMALL_ADD_RMS = 60000, 0, 30000, 0
-
-
-def parameter(module: Module, name: str) -> Tensor | None:
-    """`getattr(module, name)`; an ordinary parameter without `Module.__getattr__`, which costs half a short kernel."""
-    found = module._parameters.get(name)
-    return getattr(module, name) if found is None else found
 
 
 def run_norm(
@@ -71,7 +63,7 @@ def run_add_norm(
     """(normalized sum, sum)."""
     if not (input.is_nested or residual.is_nested) and input.shape != residual.shape:
         raise RuntimeError("input and residual must have one shape")
-    if dropout > 0.0 and _is_vmapped():  # torch's operator draws by the randomness that vmap was given
+    if dropout > 0.0 and is_vmapped():  # torch's operator draws by the randomness that vmap was given
         input, dropout = torch.dropout(input, dropout, True), 0.0
     seed = _seed() if dropout > 0.0 else None
     if node is not None and not torch.compiler.is_compiling():
@@ -117,12 +109,8 @@ def _takes_kernel(input: Tensor) -> bool:
         return False
     # Other tensor types, function transforms and forward-mode derivatives know torch's operators only.
     if torch.compiler.is_compiling():
-        # The flag behind torch.compiler.is_exporting(), which an older torch takes for true in every compiled call.
-        is_exporting = torch.compiler._is_exporting_flag
-        return not is_exporting and (input.is_cpu or (input.is_cuda and has_cuda_kernels()))
-    if not is_plain(input) or forward_ad._current_level >= 0:
-        return False
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return not is_exporting() and (input.is_cpu or (input.is_cuda and has_cuda_kernels()))
+    if not is_plain(input) or is_transformed():
         return False
     return input.is_cpu or (input.is_cuda and has_cuda_kernels())
 
@@ -171,15 +159,7 @@ def _drop(input: Tensor, dropout: float, seed: Tensor) -> Tensor:
 
 
 def _is_watched(tensor: Tensor) -> bool:
-    return torch._C._functorch.is_batchedtensor(tensor) or torch._C._len_torch_dispatch_stack() > 0
-
-
-def _is_vmapped() -> bool:
-    """Whether a vmap is among the transforms around this call; a tensor of an inner `grad` does not show it."""
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is None:
-        return False
-    levels = torch._C._functorch.get_interpreter_stack() or ()
-    return any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels)
+    return is_batched(tensor) or num_dispatch_modes() > 0
 
 
 def _seed() -> Tensor:

@@ -4,9 +4,9 @@
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_optkit._checks import check_bools, check_home, check_in, check_int, check_tensor
+from lightning_optkit._torch_private import AnyBatchNorm
 
 __all__ = ["check_batch", "check_batch_norm", "ghost_batch_norm", "ghost_sizes"]
 
@@ -69,7 +69,7 @@ def ghost_sizes(samples: int, ghost_batch_size: int, values_per_sample: int) -> 
     return sizes
 
 
-def ghost_batch_norm(layer: _BatchNorm, input: Tensor, ghost_batch_size: int) -> Tensor:
+def ghost_batch_norm(layer: AnyBatchNorm, input: Tensor, ghost_batch_size: int) -> Tensor:
     """Normalizes each ghost batch by itself; the running statistics move once, towards the mean of the parts'."""
     values_per_sample = input[0, 0].numel() if input.shape[0] and input.shape[1] else 1
     sizes = ghost_sizes(input.shape[0], ghost_batch_size, values_per_sample)
@@ -88,7 +88,7 @@ def ghost_batch_norm(layer: _BatchNorm, input: Tensor, ghost_batch_size: int) ->
 
 
 @torch.no_grad()
-def _update(layer: _BatchNorm, sizes: list[int], means: list[Tensor], variances: list[Tensor]) -> None:
+def _update(layer: AnyBatchNorm, sizes: list[int], means: list[Tensor], variances: list[Tensor]) -> None:
     assert layer.running_mean is not None and layer.running_var is not None
     factor: float | Tensor = 0.0 if layer.momentum is None else layer.momentum
     if layer.num_batches_tracked is not None:

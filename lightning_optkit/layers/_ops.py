@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_optkit._native import extension, node
+from lightning_optkit._torch_private import apply_without_transforms, innermost_transform
 from lightning_optkit.layers import _fakes  # noqa: F401  # registers
 from lightning_optkit.layers._arguments import check_memory, is_plain
 from lightning_optkit.layers._reference import norm_backward_reference, survival
@@ -176,7 +177,7 @@ def _fits(dy: Tensor | None, d_sum: Tensor | None, input: Tensor, stats: Tensor,
     """Whether an eager backward may take the kernel: hooks on saved tensors may have put anything in their place."""
     wide = torch.float64 if input.dtype == torch.float64 else torch.float32
     return (
-        torch._C._functorch.peek_interpreter_stack() is None
+        innermost_transform() is None
         and all(t is None or is_plain(t) for t in (dy, d_sum, input, stats, weight))
         and stats.dtype == wide
         and all(t is None or t.dtype == input.dtype for t in (dy, d_sum))
@@ -206,11 +207,8 @@ def _reference_gradients(
     return norm_backward_reference(centered, dy, d_sum, input, weight, dims, eps, alive)
 
 
-# `Function.apply` looks for function transforms first, which costs as much as the kernel of a short row; the callers of
-# these have looked already.
-_apply = torch._C._FunctionBase.__dict__["apply"]
-_apply_norm = _apply.__get__(None, _Norm)
-_apply_add_norm = _apply.__get__(None, _AddNorm)
+# Their callers have looked for transforms already.
+_apply_norm, _apply_add_norm = apply_without_transforms(_Norm), apply_without_transforms(_AddNorm)
 
 
 if node is not None and extension is not None:

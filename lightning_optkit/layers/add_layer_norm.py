@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from lightning_optkit._checks import check_in
+from lightning_optkit._torch_private import parameter
 from lightning_optkit.layers._arguments import check_norm
-from lightning_optkit.layers._dispatch import parameter, run_add_norm
+from lightning_optkit.layers._dispatch import run_add_norm
 from lightning_optkit.layers.layer_norm import LayerNorm
 
 __all__ = ["AddLayerNorm", "add_layer_norm"]

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from lightning_optkit._checks import check_in, check_listed, check_module, check_text, shown
+from lightning_optkit._torch_private import flat_weights
 
 __all__ = ["DropConnect"]
 
@@ -120,7 +121,8 @@ class DropConnect(nn.Module):
             for name in self._recurrent:
                 path, _, last = name.rpartition(".")
                 owner: Any = self.module.get_submodule(path)
-                flat, place = owner._flat_weights, owner._flat_weights_names.index(last)
+                flat, names = flat_weights(owner)
+                place = names.index(last)
                 undo.append((flat, place, flat[place]))
                 flat[place] = F.dropout(self._weight(name), self._p)
             yield

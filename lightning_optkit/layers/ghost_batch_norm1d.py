@@ -64,7 +64,6 @@ class GhostBatchNorm1d(nn.BatchNorm1d):
         check_batch(type(self).__name__, input, self.num_features, (2, 3))
         if not self.training:
             return super().forward(input)
-        self._check_input_dim(input)
         return ghost_batch_norm(self, input, self.ghost_batch_size)
 
     def extra_repr(self) -> str:

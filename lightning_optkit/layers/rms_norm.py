@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_optkit._checks import check_bools, check_home
+from lightning_optkit._torch_private import parameter
 from lightning_optkit.layers._arguments import check_eps, check_norm, check_sizes
-from lightning_optkit.layers._dispatch import parameter, run_norm
+from lightning_optkit.layers._dispatch import run_norm
 
 __all__ = ["RMSNorm", "rms_norm"]
 

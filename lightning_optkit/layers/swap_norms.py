@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from lightning_optkit._checks import check_callable, check_int, check_module, check_one_of, check_pattern, shown
+from lightning_optkit._torch_private import AnyBatchNorm, BatchOrInstanceNorm, own_buffers, own_parameters
 from lightning_optkit.layers._adopt import become, disagreement, fused_class, give_back, rounds_twice
 from lightning_optkit.layers.ghost_batch_norm1d import GhostBatchNorm1d
 from lightning_optkit.layers.ghost_batch_norm2d import GhostBatchNorm2d
@@ -28,7 +29,7 @@ __all__ = ["NormSwap", "NormSwaps", "swap_norms"]
 _SAME = "same mathematics"
 _BATCH = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _GHOST = {nn.BatchNorm1d: GhostBatchNorm1d, nn.BatchNorm2d: GhostBatchNorm2d}
-_OTHERS = (nn.GroupNorm, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+_OTHERS = (nn.GroupNorm, BatchOrInstanceNorm)
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def _plan_fused(module: nn.Module, centered: bool) -> _Plan | None:
             return None, {}, reason
         if rounds_twice(module, centered, sizes, eps):
             note = f"{_SAME}; 16-bit results rounded once, not twice"
-    affine = module._parameters.get("weight") is not None
+    affine = own_parameters(module).get("weight") is not None
     attributes = {"normalized_shape": sizes, "eps": eps, "elementwise_affine": affine}
     return fused_class(type(module), centered), attributes, note
 
@@ -185,20 +186,20 @@ def _looks_like(module: nn.Module, centered: bool) -> bool:
     """Could this be a normalization of another package? One vector of weights, perhaps a bias, and an eps."""
     if isinstance(module, torch.jit.ScriptModule):  # its graph is what runs, whatever its class
         return False
-    weight = module._parameters.get("weight")
+    weight = own_parameters(module).get("weight")
     if (
         weight is None
         or is_lazy(weight)
         or weight.dim() != 1
-        or module._modules
+        or next(module.children(), None) is not None
         or _eps(module) is None
-        or module._buffers
+        or own_buffers(module)
     ):
         return False
-    if set(module._parameters) - {"weight", "bias"} or isinstance(module, _OTHERS):
+    if set(own_parameters(module)) - {"weight", "bias"} or isinstance(module, _OTHERS):
         return False
     # A layer with a bias is no RMS norm; one without may be either, and its numbers say which.
-    if module._parameters.get("bias") is not None:
+    if own_parameters(module).get("bias") is not None:
         return centered
     is_layer_norm = disagreement(module, True, _shape(module), _eps(module)) is None
     return is_layer_norm if centered else not is_layer_norm
@@ -209,11 +210,11 @@ def _refusal(module: nn.Module) -> str | None:
         return "its weight is parametrized"
     if "forward" in vars(module):
         return "its forward is replaced on the instance"
-    if hasattr(module, "_get_fsdp_state"):
+    if hasattr(module, "set_reshard_after_forward"):
         return "sharded by itself; swap before sharding"
     if isinstance(module, torch.jit.ScriptModule):
         return "compiled by TorchScript"
-    weight = module._parameters.get("weight")
+    weight = own_parameters(module).get("weight")
     if weight is not None and not weight.is_floating_point():
         return f"its weight is {weight.dtype}"
     return None
@@ -256,6 +257,6 @@ def _eps(module: nn.Module) -> float | None:
 def _shape(module: nn.Module) -> tuple[int, ...]:
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         return tuple(module.normalized_shape)
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+    if isinstance(module, AnyBatchNorm):
         return (module.num_features,)
     return tuple(module.weight.shape)  # type: ignore[arg-type]

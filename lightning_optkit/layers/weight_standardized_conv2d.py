@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_optkit._checks import check_bools, check_home, check_in, check_int, check_one_of, check_tensor, shown
+from lightning_optkit._torch_private import convolve
 
 __all__ = ["WeightStandardizedConv2d"]
 
@@ -126,8 +127,7 @@ class WeightStandardizedConv2d(nn.Conv2d):
                 f"{type(self).__name__}(input.shape={tuple(input.shape)}): input must be (N, {self.in_channels}, H, "
                 "W), or without N."
             )
-        output: Tensor = self._conv_forward(input, self.standardized_weight(), self.bias)
-        return output
+        return convolve(self, input, self.standardized_weight())
 
     def extra_repr(self) -> str:
         """As torch prints it, and eps."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_optkit._checks import check_in, check_listed, check_mapping, check_text, shown
+from lightning_optkit._torch_private import WRAPPERS, BatchOrInstanceNorm
 from lightning_optkit.optimizers._depth import depths
 
 __all__ = ["GroupRules", "Membership", "NoDecay", "gathered", "named_apart"]
@@ -18,9 +19,9 @@ __all__ = ["GroupRules", "Membership", "NoDecay", "gathered", "named_apart"]
 NoDecay: TypeAlias = Sequence[type[nn.Module] | Literal["norm", "bias", "embedding", "vector"]]
 
 _KINDS = ("norm", "bias", "embedding", "vector")
-_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+_NORMS = (BatchOrInstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
-_WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.")
+_WRAPPERS = re.compile(rf"({'|'.join(WRAPPERS)})\.")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural netw
 kellerjordan.github.io/posts/muon.
 """
 
-import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from lightning_optkit._torch_private import has_bf16_products
 from lightning_optkit.step.numbers import GroupNumbers, compute_dtype
 from lightning_optkit.step.reference import clip_reference, dense
 from lightning_optkit.step.rule import Group, Rule, State
@@ -28,13 +28,6 @@ _Members = list[Bound]
 
 # Elements: beyond it a batch saves nothing more, and what it holds no longer stays in a cache.
 _BATCH = 2**19
-
-
-@functools.cache
-def has_bf16_products() -> bool:
-    """Whether this CPU multiplies bf16 matrices by more than plain loops."""
-    has_mkldnn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return has_mkldnn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def orthogonalize(matrices: Tensor, coefficients: Sequence[float], steps: int, eps: float) -> Tensor:

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_optkit._torch_private import LAST_LRS, schedulers_within
 from lightning_optkit.optimizers._group_rules import GroupRules, Membership, gathered, named_apart
 from lightning_optkit.optimizers.groups import GroupTable
 
 __all__ = ["regroup_"]
 
 _RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # the last two are OneCycleLR's
-_SCALED, _COPIED = ("base_lrs", "_last_lr", "max_lrs"), ("lr_lambdas", "min_lrs", "base_momentums", "max_momentums")
+_SCALED, _COPIED = ("base_lrs", LAST_LRS, "max_lrs"), ("lr_lambdas", "min_lrs", "base_momentums", "max_momentums")
 _STRANGER = Membership(decays=True, depth=None, scale=1.0, entries=(), label="other")
 
 
@@ -130,7 +131,7 @@ def _split_conversion(optimizer: Optimizer, origins: list[int]) -> None:
 
 
 def _split_scheduler(scheduler: Any, optimizer: Optimizer, origins: list[int], scales: list[float]) -> None:
-    for part in getattr(scheduler, "_schedulers", ()):
+    for part in schedulers_within(scheduler):
         _split_scheduler(part, optimizer, origins, scales)
     if getattr(scheduler, "optimizer", None) is not optimizer:
         return

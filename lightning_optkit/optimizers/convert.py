@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turns a torch optimizer into ours and back, in place: schedulers and users keep hold of the same object."""
 
-import functools
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,6 +9,13 @@ import torch
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lightning_optkit._torch_private import (
+    instance_amp_scaling,
+    is_watched_by_scheduler,
+    patch_step,
+    set_amp_scaling,
+    watch_step,
+)
 from lightning_optkit.optimizers.adadelta import Adadelta
 from lightning_optkit.optimizers.adafactor import Adafactor
 from lightning_optkit.optimizers.adagrad import Adagrad
@@ -141,7 +146,7 @@ def from_torch_(
     before = _Before(
         groups=[{key: group[key] for key in _AUTOMATIC if key in group} for group in optimizer.param_groups],
         defaults=optimizer.defaults,
-        supports_amp_scaling=vars(optimizer).get("_step_supports_amp_scaling"),
+        supports_amp_scaling=instance_amp_scaling(optimizer),
         attributes=frozenset(vars(optimizer)),
     )
     for group, new in zip(optimizer.param_groups, ours.param_groups, strict=True):
@@ -151,7 +156,7 @@ def from_torch_(
     _become(optimizer, cls)
     vars(optimizer).update(taken_over)
     optimizer.defaults = {**ours.defaults, **optimizer.defaults, **_AUTOMATIC}
-    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    set_amp_scaling(optimizer, False)
     optimizer._before_conversion = before  # type: ignore[attr-defined]
     before.hooks.append(optimizer.register_state_dict_post_hook(_save_as_asked_for))
     assert isinstance(optimizer, OnePassOptimizer)
@@ -193,10 +198,7 @@ def to_torch_(optimizer: OnePassOptimizer) -> None:
     optimizer.defaults = before.defaults
     for name in set(vars(optimizer)) - before.attributes - {"step"}:
         del vars(optimizer)[name]
-    if before.supports_amp_scaling is None:
-        vars(optimizer).pop("_step_supports_amp_scaling", None)
-    else:
-        optimizer._step_supports_amp_scaling = before.supports_amp_scaling  # type: ignore[attr-defined]
+    set_amp_scaling(optimizer, before.supports_amp_scaling)
     _become(optimizer, cls)
 
 
@@ -208,24 +210,9 @@ def _save_as_asked_for(optimizer: Optimizer, state_dict: dict[str, Any]) -> None
 
 
 def _become(optimizer: Optimizer, cls: type[Optimizer]) -> None:
-    scheduled = hasattr(optimizer.step, "_wrapped_by_lr_sched")
+    scheduled = is_watched_by_scheduler(optimizer)
     vars(optimizer).pop("step", None)
     optimizer.__class__ = cls
-    optimizer._patch_step_function()
+    patch_step(optimizer)
     if scheduled:
-        _watch_step(optimizer)
-
-
-def _watch_step(optimizer: Optimizer) -> None:
-    """What a scheduler does to its optimizer's `step`, to warn when it is stepped first."""
-    reference = weakref.ref(optimizer)
-    step: Callable[..., Any] = type(optimizer).step
-
-    @functools.wraps(step)
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        owner = reference()
-        owner._opt_called = True  # type: ignore[union-attr]
-        return step(owner, *args, **kwargs)
-
-    watched._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
-    optimizer.step = watched  # type: ignore[method-assign]
+        watch_step(optimizer)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_optkit._native import extension
+from lightning_optkit._torch_private import supports_amp_scaling
 from lightning_optkit.step.rule import Group
 from lightning_optkit.step.state import StateLayout
 from lightning_optkit.step.stepped import GroupContext, Stepped, group_contexts
@@ -163,7 +164,7 @@ def _stages(optimizer: Stepped, context: GroupContext, param: Tensor) -> tuple[s
     rounding = group["rounding"] if is_16_bit or group["rounding"] == "kahan" else "nearest"
     listed = [
         "norm" if optimizer.clip is not None and optimizer.clip.needs_norm else "",
-        "unscale" if getattr(optimizer, "_step_supports_amp_scaling", False) else "",
+        "unscale" if supports_amp_scaling(optimizer) else "",
         repr(optimizer.clip) if optimizer.clip is not None else "",
         "centralize" if group["centralize"] else "",
         f"L2({group['weight_decay']:g})" if decays and not decoupled else "",

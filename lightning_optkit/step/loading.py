@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_optkit._torch_private import load_post_hooks, load_pre_hooks
 from lightning_optkit.step.arguments import checked_as
 from lightning_optkit.step.restoring import Place, check_state, restored
 from lightning_optkit.step.rule import Group, State, StatefulClip
@@ -39,7 +40,7 @@ def load(optimizer: Loadable, state_dict: dict[str, Any]) -> None:
     """
     saved_dict(_what(optimizer), state_dict)
     state_dict = state_dict.copy()
-    for pre_hook in optimizer._optimizer_load_state_dict_pre_hooks.values():
+    for pre_hook in load_pre_hooks(optimizer):
         changed = pre_hook(optimizer, state_dict)
         state_dict = state_dict if changed is None else changed
     with torch.inference_mode(False), torch.no_grad():  # what is built outlives the mode it is built in
@@ -47,7 +48,7 @@ def load(optimizer: Loadable, state_dict: dict[str, Any]) -> None:
         _load_clip(optimizer, state_dict)
         optimizer.param_groups, optimizer.state = loaded.groups, loaded.state
     optimizer._forget_steps()
-    for post_hook in optimizer._optimizer_load_state_dict_post_hooks.values():
+    for post_hook in load_post_hooks(optimizer):
         post_hook(optimizer)
 
 

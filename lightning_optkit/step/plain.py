@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a tensor's memory is: whether there are numbers behind it, and whether they lie as plain memory."""
 
-import sys
-
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+
+from lightning_optkit._torch_private import innermost_transform, is_fake, local_shard
 
 __all__ = ["has_dispatch", "has_lost_memory", "is_dense", "refuse_transforms", "why_no_parameter", "why_unusable"]
 
@@ -25,9 +25,8 @@ def has_lost_memory(t: Tensor) -> bool:
 
 def why_unusable(t: Tensor) -> str | None:
     """The reason why a step can neither read nor write the numbers of `t`, or None."""
-    t = t._local_tensor if isinstance(t, DTensor) else t
-    fake = sys.modules.get("torch._subclasses.fake_tensor")
-    if fake is not None and isinstance(t, fake.FakeTensor):
+    t = local_shard(t) if isinstance(t, DTensor) else t
+    if is_fake(t):
         return "is a FakeTensor, which holds no numbers"
     if t.is_meta:
         return "is on the meta device, which holds no numbers"
@@ -54,7 +53,7 @@ def why_no_parameter(t: Tensor) -> str | None:
 
 def refuse_transforms(owner: str) -> None:
     """Raises inside a transform of torch.func, where a new tensor is none that could be kept."""
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if innermost_transform() is not None:
         raise RuntimeError(f"{owner}.step: called inside a transform of torch.func; step outside of it.")
 
 

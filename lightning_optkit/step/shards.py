@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor.placement_types import Replicate
 
 from lightning_optkit._native import extension
+from lightning_optkit._torch_private import local_shard
 from lightning_optkit.step.rule import Clip, Group, Rule
 
 if extension is not None:
@@ -22,7 +23,7 @@ __all__ = ["distribute_like", "local", "place_like", "reduce_sum_", "reshard", "
 
 def local(t: Tensor) -> Tensor:
     """This process's part of a sharded tensor, sharing its memory; any other tensor as it is."""
-    return t._local_tensor if isinstance(t, DTensor) else t
+    return local_shard(t) if isinstance(t, DTensor) else t
 
 
 def sharding_groups(t: Tensor) -> tuple[Any, ...]:

@@ -73,8 +73,6 @@ class Loadable(Stepped, Protocol):
     torch_class: ClassVar[type[Optimizer] | None]
     _learned: ClassVar[tuple[str, ...]]
     _carried: ClassVar[tuple[str, ...]]
-    _optimizer_load_state_dict_pre_hooks: Any
-    _optimizer_load_state_dict_post_hooks: Any
 
     def _completed(self, saved: Group, group: Group) -> Group:
         """A saved group with the entries of the rule that torch's class lacks."""

@@ -7,12 +7,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.data import sized_len
-from lightning.pytorch.trainer.connectors.data_connector import _parse_num_batches
-from lightning.pytorch.trainer.states import RunningStage
 from torch.utils.data import BatchSampler, DataLoader
 
 from lightning_optkit.callbacks.scheduling.scheduled_callback import ScheduledCallback
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
+from lightning_optkit.callbacks.seams.lightning_private import limited_batches, replace_argument
 
 __all__ = ["batches_in_epoch", "check_clocks", "check_epochs", "check_resizable", "set_batch_size"]
 
@@ -46,15 +45,7 @@ def set_batch_size(loader: DataLoader[Any], size: int) -> None:
     assert isinstance(loader.batch_sampler, BatchSampler)
     loader.batch_sampler.batch_size = size
     loader.__dict__["batch_size"] = size  # DataLoader itself refuses the assignment, not knowing its sampler's part
-    saved = loader.__dict__
-    if "__pl_saved_kwargs" in saved:
-        names = saved["__pl_saved_arg_names"]
-        if "batch_size" in names:
-            args = list(saved["__pl_saved_args"])
-            args[names.index("batch_size")] = size
-            saved["__pl_saved_args"] = tuple(args)
-        else:
-            saved["__pl_saved_kwargs"] = {**saved["__pl_saved_kwargs"], "batch_size": size}
+    replace_argument(loader, "batch_size", size)
 
 
 def batches_in_epoch(owner: str, trainer: pl.Trainer, loader: DataLoader[Any]) -> float:
@@ -70,7 +61,7 @@ def batches_in_epoch(owner: str, trainer: pl.Trainer, loader: DataLoader[Any]) -
             "choose smaller sizes or drop_last=False."
         )
     limit = trainer.limit_train_batches
-    return _parse_num_batches(RunningStage.TRAINING, math.inf if length is None else length, limit)
+    return limited_batches(math.inf if length is None else length, limit)
 
 
 def check_epochs(owner: str, trainer: pl.Trainer, loader: DataLoader[Any], sizes: Sequence[int]) -> list[float]:

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
 
+from lightning_optkit._torch_private import schedulers_within
 from lightning_optkit.callbacks.scheduling.group_targets import group_targets
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 
@@ -53,5 +54,5 @@ def take_over_schedulers(
 
 def _flat(scheduler: Any) -> Iterator[Any]:
     yield scheduler
-    for part in getattr(scheduler, "_schedulers", ()):
+    for part in schedulers_within(scheduler):
         yield from _flat(part)

@@ -11,10 +11,10 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader
 
+from lightning_optkit._torch_private import AnyBatchNorm, forget_iterator
 from lightning_optkit.callbacks.seams.lightning_packages import twins
 
 __all__ = ["batch_norms", "check_forward", "recompute_batch_norm_"]
@@ -43,7 +43,7 @@ def batch_norms(pl_module: pl.LightningModule) -> dict[str, Tensor]:
     return {
         f"{name}.{buffer_name}" if name else buffer_name: buffer
         for name, module in pl_module.named_modules()
-        if isinstance(module, _BatchNorm)
+        if isinstance(module, AnyBatchNorm)
         for buffer_name, buffer in module.named_buffers(recurse=False)
     }
 
@@ -59,7 +59,7 @@ def recompute_batch_norm_(trainer: pl.Trainer, pl_module: pl.LightningModule) ->
         return
     others = {name: b.clone() for name, b in pl_module.named_buffers() if name not in statistics}
     modes = {module: module.training for module in pl_module.modules()}
-    momenta = {module: module.momentum for module in modes if isinstance(module, _BatchNorm)}
+    momenta = {module: module.momentum for module in modes if isinstance(module, AnyBatchNorm)}
     try:
         with isolate_rng(), torch.no_grad(), trainer.precision_plugin.forward_context():
             update_bn(_inputs(trainer), pl_module)
@@ -85,7 +85,7 @@ def _inputs(trainer: pl.Trainer) -> Iterator[Any]:
         )
     # The training goes on with its own iterator (persistent workers would restart it) and its own order.
     again = copy.copy(loader)
-    again.__dict__["_iterator"] = None
+    forget_iterator(again)
     holders = [again, again.sampler, getattr(again.batch_sampler, "sampler", None)]
     generators = {g for holder in holders if (g := getattr(holder, "generator", None)) is not None}
     states = {generator: generator.get_state() for generator in generators}

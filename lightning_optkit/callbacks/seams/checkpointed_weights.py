@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from lightning_optkit.callbacks.seams.lightning_packages import is_a
+from lightning_optkit.callbacks.seams.lightning_private import saves_shards
 from lightning_optkit.step.shards import distribute_like
 
 __all__ = ["as_saved", "copy_weights", "load_trained", "load_weights", "save_trained"]
@@ -93,4 +94,4 @@ def load_weights(pl_module: pl.LightningModule, weights: dict[str, Tensor]) -> N
 
 
 def _is_sharded(trainer: pl.Trainer) -> bool:
-    return is_a(trainer.strategy, ModelParallelStrategy) and trainer.strategy._save_distributed_checkpoint
+    return is_a(trainer.strategy, ModelParallelStrategy) and saves_shards(trainer.strategy)

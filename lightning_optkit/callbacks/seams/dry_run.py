@@ -15,6 +15,7 @@ from torch import nn
 from torchmetrics import Metric
 
 from lightning_optkit._checks import shown
+from lightning_optkit._torch_private import own_buffers, own_parameters, private_reset
 from lightning_optkit.callbacks.seams.lightning_packages import is_a
 from lightning_optkit.callbacks.seams.overrides import override, restore
 
@@ -96,11 +97,11 @@ def materialize(model: nn.Module, device: torch.device) -> None:
     made: dict[int, Any] = {}
     touched = []
     for name, module in model.named_modules():
-        stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        stores: tuple[dict[str, Any], ...] = (own_parameters(module), own_buffers(module))
         on_meta = [(store, key) for store in stores for key, t in store.items() if t is not None and t.is_meta]
         if not on_meta:
             continue
-        reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+        reset = getattr(module, "reset_parameters", None) or private_reset(module)
         if reset is None:
             raise ValueError(
                 f"Initialize(...): {name or 'the module'!r} ({type(module).__name__}) is on the meta device and has no "

@@ -35,9 +35,9 @@ from typing import Any, TypeAlias
 import lightning.pytorch as pl
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import _reduction
 from torch.overrides import TorchFunctionMode
 
+from lightning_optkit._torch_private import legacy_reduction
 from lightning_optkit.callbacks.seams.overrides import override, restore
 
 __all__ = ["SMOOTHING", "TARGETS", "WATCHING", "Loss", "LossCall", "Transform", "intercept", "release"]
@@ -215,5 +215,5 @@ def _call_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
     # torch's older spelling of `reduction`
     size_average, reduce = arguments.pop("size_average", None), arguments.pop("reduce", None)
     if size_average is not None or reduce is not None:
-        arguments["reduction"] = _reduction.legacy_get_string(size_average, reduce)
+        arguments["reduction"] = legacy_reduction(size_average, reduce)
     return LossCall(function.__name__, **arguments)

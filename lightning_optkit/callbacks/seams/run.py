@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.utils.data import BatchSampler, DataLoader
 
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
+from lightning_optkit.callbacks.seams.lightning_private import batch_progress, epoch_progress
 from lightning_optkit.clipping import ClipNorm, ClipValue
 
 __all__ = ["Run", "has_lazy_parameters"]
@@ -79,7 +80,7 @@ class Run:
     @property
     def epoch(self) -> int:
         """Epochs behind it."""
-        return int(self._trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
+        return int(epoch_progress(self._trainer).current.processed)
 
     @property
     def steps_in_epoch(self) -> float:
@@ -154,7 +155,7 @@ class Run:
 
     @property
     def _batches(self) -> Any:
-        return self._trainer.fit_loop.epoch_loop.batch_progress
+        return batch_progress(self._trainer)
 
 
 def has_lazy_parameters(module: pl.LightningModule) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_optkit.callbacks.seams.overrides import override, restore
+from lightning_optkit.callbacks.seams.torchmetrics_private import state_names
 
 __all__ = ["SecondPass", "finish_second_passes", "loss_of", "with_loss"]
 
@@ -29,7 +30,7 @@ class SecondPass:
         self._buffers = [(buffer, buffer.detach().clone()) for buffer in pl_module.buffers()]
         _PENDING.setdefault(pl_module, []).append(self)
         self._metrics = [
-            (metric, {name: _copy(getattr(metric, name)) for name in (*metric._defaults, "_update_count", "_computed")})
+            (metric, {name: _copy(getattr(metric, name)) for name in state_names(metric)})
             for metric in pl_module.modules()
             if isinstance(metric, Metric)
         ]

@@ -26,6 +26,7 @@ from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_optkit._norms import total_norm
+from lightning_optkit._torch_private import step_post_hooks
 from lightning_optkit.callbacks.seams.overrides import override, restore
 from lightning_optkit.step import OnePassOptimizer
 
@@ -205,7 +206,7 @@ class _Seam:
         if optimizer not in self._hooks:
             post = optimizer.register_step_post_hook(self._after)
             # Before any other hook: an average must see what was done to the weights.
-            cast("OrderedDict[int, Any]", optimizer._optimizer_step_post_hooks).move_to_end(post.id, last=False)
+            cast("OrderedDict[int, Any]", step_post_hooks(optimizer)).move_to_end(post.id, last=False)
             self._hooks[optimizer] = [optimizer.register_step_pre_hook(self._before), post]
 
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -20,7 +20,6 @@ import torch
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.seed import isolate_rng
 from rich.progress import Progress
-from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -31,7 +30,9 @@ from torch.utils.data import (
     SubsetRandomSampler,
 )
 
+from lightning_optkit._torch_private import tree_flatten, tree_unflatten
 from lightning_optkit.callbacks.seams.lightning_packages import is_a
+from lightning_optkit.callbacks.seams.lightning_private import reads_in_turn, train_source
 
 __all__ = ["TrainingSet"]
 
@@ -58,8 +59,8 @@ class TrainingSet:
         self._rank, self._world_size = trainer.global_rank, trainer.world_size
         self._progress = progress and trainer.is_global_zero
         with isolate_rng():
-            loaders = trainer.fit_loop._data_source.dataloader()
-        self._in_turn = is_a(loaders, CombinedLoader) and loaders._mode == "sequential"
+            loaders = train_source(trainer).dataloader()
+        self._in_turn = is_a(loaders, CombinedLoader) and reads_in_turn(loaders)
         self._loaders, self._structure = tree_flatten(loaders.iterables if is_a(loaders, CombinedLoader) else loaders)
         for loader in self._loaders:
             if isinstance(loader, Iterator):
@@ -147,7 +148,7 @@ def _indices(loader: Any) -> Sequence[int] | None:
     if type(sampler) is SubsetRandomSampler:
         return list(sampler.indices)
     whole = type(sampler) in (SequentialSampler, DistributedSampler) or (
-        type(sampler) is RandomSampler and not sampler.replacement and sampler._num_samples is None
+        type(sampler) is RandomSampler and not sampler.replacement and sampler.num_samples == len(sampler.data_source)
     )
     data = sampler.dataset if type(sampler) is DistributedSampler else getattr(sampler, "data_source", None)
     return range(len(cast(Sized, data))) if whole and data is loader.dataset else None
