@@ -8,7 +8,7 @@ SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -na
 SANITIZED_RUN := LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
     ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=.
 
-.PHONY: demo test test-slow fuzz sanitized sanitize gpu-check gpu-packages lint format bench claims clean
+.PHONY: demo test test-slow compat compat-oldest compat-newest fuzz sanitized sanitize gpu-check gpu-packages lint format bench claims clean
 
 # An isolated build would resolve torch anew; this builds against the one just installed.
 $(INSTALLED): $(SOURCES)
@@ -26,6 +26,27 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest -q -m '(slow or hypothesis) and not gpu'
+
+# The callbacks and whole fits beside the oldest Lightning, torchmetrics and jsonargparse that pyproject.toml allows, and
+# beside the newest: installed into build/compat/, in front of the packages of $(VENV). The extension is the same: it is bound
+# to no version of torch. torch itself stays as installed, since its wheels for Linux on PyPI are CUDA builds of several GB;
+# where torch's own index can be reached, `make compat TORCH=2.10.0+cpu` takes that one for both.
+TORCH ?=
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+bound = $(shell sed -n 's/^ *"$(1)[^>]*>=\([0-9.]*\).*/\1/p' pyproject.toml)
+OLDEST = lightning==$(call bound,lightning) pytorch-lightning==$(call bound,lightning) \
+    torchmetrics==$(call bound,torchmetrics) jsonargparse==$(call bound,jsonargparse)
+NEWEST := lightning pytorch-lightning torchmetrics jsonargparse
+compat: compat-oldest compat-newest
+compat-oldest: COMPAT_PACKAGES = $(OLDEST)
+compat-newest: COMPAT_PACKAGES = $(NEWEST)
+compat-oldest compat-newest: compat-%: $(INSTALLED)
+	rm -rf build/compat/$* && mkdir -p build/compat
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target build/compat/$* $(COMPAT_PACKAGES)
+	test -z "$(TORCH)" || $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target build/compat/$* \
+	    --index-url $(TORCH_INDEX) torch==$(TORCH)
+	PYTHONPATH=build/compat/$*:. OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --dist loadfile -p no:cacheprovider \
+	    -m 'not slow and not gpu' tests/test_private_names.py tests/test_configuration.py tests/callbacks tests/integration
 
 # The compiled code under AddressSanitizer and UndefinedBehaviorSanitizer, in a copy of its own.
 SANITIZED := build/sanitized

@@ -39,7 +39,6 @@ SpectralNormParametrization: TypeAlias = parametrizations._SpectralNorm
 # What FSDP, `torch.compile` and activation checkpointing put into the names of a module that they wrap.
 WRAPPERS = ("_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module")
 
-
 # Methods that a class of this package overrides, since torch has no hook there: when it runs, and what for.
 OVERRIDDEN = {
     "_apply": "after `to`, `half` or `double` of a module, to keep statistics in float64",
