@@ -45,7 +45,7 @@ compat-oldest compat-newest: compat-%: $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target build/compat/$* $(COMPAT_PACKAGES)
 	test -z "$(TORCH)" || $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target build/compat/$* \
 	    --index-url $(TORCH_INDEX) torch==$(TORCH)
-	PYTHONPATH=build/compat/$*:. OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --dist loadfile -p no:cacheprovider \
+	PYTHONPATH=$(CURDIR)/build/compat/$*:$(CURDIR) OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --dist loadfile -p no:cacheprovider \
 	    -m 'not slow and not gpu' tests/test_private_names.py tests/test_configuration.py tests/callbacks tests/integration
 
 # The compiled code under AddressSanitizer and UndefinedBehaviorSanitizer, in a copy of its own.

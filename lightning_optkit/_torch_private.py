@@ -2,15 +2,16 @@
 """Every private name of torch that this package uses, under the name of what it gives; nowhere else is there one.
 
 `tests/test_private_names.py` looks for others, and names those that an installed torch does not have. What is called in
-every forward or step is an alias or an `attrgetter`, which cost no call of Python.
+every forward or step is an alias, or stands here whole, so that a name costs no call of Python.
 """
 
 import functools
 import sys
 import weakref
-from collections.abc import Callable, MutableMapping
-from operator import attrgetter
-from typing import Any, TypeAlias
+from collections import OrderedDict
+from collections.abc import Callable
+from operator import attrgetter, methodcaller
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,9 @@ from torch.nn.utils import parametrizations
 from torch.optim import Optimizer
 from torch.optim import optimizer as optimizer_module
 from torch.utils import _pytree
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 # --- modules ---
 
@@ -46,25 +50,20 @@ OVERRIDDEN = {
 }
 
 
+# Of a module itself, to read and to change; `named_parameters` and `named_buffers` leave out what is None.
+own_parameters: Callable[[nn.Module], dict[str, nn.Parameter | None]] = attrgetter("_parameters")
+own_buffers: Callable[[nn.Module], dict[str, Tensor | None]] = attrgetter("_buffers")
+
+
 def parameter(module: nn.Module, name: str) -> Tensor | None:
     """`getattr(module, name)`; an ordinary parameter without `Module.__getattr__`, which costs half a short kernel."""
     found = module._parameters.get(name)
     return getattr(module, name) if found is None else found
 
 
-def own_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
-    """Those of the module itself, to read and to change; `named_parameters` leaves out the ones that are None."""
-    return module._parameters
-
-
 def replace_own_parameters(module: nn.Module, parameters: dict[str, Tensor | None]) -> None:
     """Gives a shallow copy of a module a table of its own, which may hold tensors that are no Parameters."""
     vars(module)["_parameters"] = parameters
-
-
-def own_buffers(module: nn.Module) -> dict[str, Tensor | None]:
-    """Those of the module itself, to read and to change; `named_buffers` leaves out the ones that are None."""
-    return module._buffers
 
 
 def forward_pre_hooks(module: nn.Module) -> list[Callable[..., Any]]:
@@ -99,14 +98,9 @@ legacy_reduction = _reduction.legacy_get_string  # what `size_average` and `redu
 local_shard: Callable[[Tensor], Tensor] = attrgetter("_local_tensor")
 
 
-def sparse_values(t: Tensor) -> Tensor:
-    """Of a sparse tensor, to be changed in place; `values()` refuses one that is not coalesced."""
-    return t._values()
-
-
-def sparse_indices(t: Tensor) -> Tensor:
-    """Of a sparse tensor; `indices()` refuses one that is not coalesced."""
-    return t._indices()
+# Of a sparse tensor, to be changed in place; `values()` and `indices()` refuse one that is not coalesced.
+sparse_values: Callable[[Tensor], Tensor] = methodcaller("_values")
+sparse_indices: Callable[[Tensor], Tensor] = methodcaller("_indices")
 
 
 def is_fake(t: Tensor) -> bool:
@@ -117,23 +111,33 @@ def is_fake(t: Tensor) -> bool:
 
 # --- optimizers and their schedulers ---
 
-# torch registers hooks of a step, and tells nobody whether there are any.
-step_pre_hooks: Callable[[Optimizer], MutableMapping[int, Any]] = attrgetter("_optimizer_step_pre_hooks")
-step_post_hooks: Callable[[Optimizer], MutableMapping[int, Any]] = attrgetter("_optimizer_step_post_hooks")
-global_step_pre_hooks: MutableMapping[int, Any] = optimizer_module._global_optimizer_pre_hooks
-global_step_post_hooks: MutableMapping[int, Any] = optimizer_module._global_optimizer_post_hooks
+
+def unless_hooked(func: Callable[_P, _R], whole: Callable[_P, _R], is_observed: Callable[[], bool]) -> Callable[_P, _R]:
+    """A `step` that is `func` while there is neither a hook nor an observer, and otherwise `whole`, which serves them.
+
+    torch registers hooks of a step, and tells nobody whether there are any. Here is no call per step for a name.
+    """
+
+    @functools.wraps(func)
+    def step(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        optimizer: Any = args[0]
+        if (
+            optimizer._optimizer_step_pre_hooks
+            or optimizer._optimizer_step_post_hooks
+            or optimizer_module._global_optimizer_pre_hooks
+            or optimizer_module._global_optimizer_post_hooks
+            or is_observed()
+        ):
+            return whole(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    return step
 
 
-def load_pre_hooks(optimizer: Any) -> list[Callable[..., Any]]:
-    """Those of `load_state_dict`, for one of our own."""
-    return list(optimizer._optimizer_load_state_dict_pre_hooks.values())
-
-
-def load_post_hooks(optimizer: Any) -> list[Callable[..., Any]]:
-    """Those of `load_state_dict`, for one of our own."""
-    return list(optimizer._optimizer_load_state_dict_post_hooks.values())
-
-
+# By the number of their handle; torch adds at the end, and shows none.
+step_post_hooks: Callable[[Optimizer], OrderedDict[int, Any]] = attrgetter("_optimizer_step_post_hooks")
+load_pre_hooks: Callable[[Any], OrderedDict[int, Any]] = attrgetter("_optimizer_load_state_dict_pre_hooks")
+load_post_hooks: Callable[[Any], OrderedDict[int, Any]] = attrgetter("_optimizer_load_state_dict_post_hooks")
 LAST_LRS = "_last_lr"  # what a scheduler returns by get_last_lr(); there is no way to set it
 
 

@@ -353,8 +353,8 @@ def is_looked_up(name):
 
 def private_names_in(library):
     """Of the file, which may not be importable if the library lacks one: so it is read."""
-    nothing = Package({}, {}, set())
-    return foreign_in(parsed(FILES[library]), nothing)
+    tree = parsed(FILES[library])
+    return foreign_in(tree, package_of([tree]))
 
 
 @pytest.mark.parametrize("library", FILES)

@@ -1,19 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What torch does around `step` of every optimizer, profiling and step hooks, at no cost where nobody asked for it."""
 
-import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from torch.optim import Optimizer
 
 from lightning_optkit._native import node
-from lightning_optkit._torch_private import (
-    global_step_post_hooks,
-    global_step_pre_hooks,
-    step_post_hooks,
-    step_pre_hooks,
-)
+from lightning_optkit._torch_private import unless_hooked
 
 __all__ = ["hooked"]
 
@@ -28,21 +22,4 @@ def hooked(func: Callable[_P, _R]) -> Callable[_P, _R]:
     parameters of 32x32), so it is made only if there is an observer. Without the library that can tell, always.
     """
     whole = Optimizer.profile_hook_step(func)
-    if node is None:
-        return whole
-    is_observed = node.is_observed
-
-    @functools.wraps(func)
-    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        optimizer: Any = args[0]
-        if (
-            step_pre_hooks(optimizer)
-            or step_post_hooks(optimizer)
-            or global_step_pre_hooks
-            or global_step_post_hooks
-            or is_observed()
-        ):
-            return whole(*args, **kwargs)
-        return func(*args, **kwargs)
-
-    return wrapper
+    return whole if node is None else unless_hooked(func, whole, node.is_observed)

@@ -40,7 +40,7 @@ def load(optimizer: Loadable, state_dict: dict[str, Any]) -> None:
     """
     saved_dict(_what(optimizer), state_dict)
     state_dict = state_dict.copy()
-    for pre_hook in load_pre_hooks(optimizer):
+    for pre_hook in load_pre_hooks(optimizer).values():
         changed = pre_hook(optimizer, state_dict)
         state_dict = state_dict if changed is None else changed
     with torch.inference_mode(False), torch.no_grad():  # what is built outlives the mode it is built in
@@ -48,7 +48,7 @@ def load(optimizer: Loadable, state_dict: dict[str, Any]) -> None:
         _load_clip(optimizer, state_dict)
         optimizer.param_groups, optimizer.state = loaded.groups, loaded.state
     optimizer._forget_steps()
-    for post_hook in load_post_hooks(optimizer):
+    for post_hook in load_post_hooks(optimizer).values():
         post_hook(optimizer)
 
 

@@ -13,11 +13,10 @@ The optimizers are those that `trainer.optimizers` holds when they step: one tha
 is announced to every listener before its first step.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, cast
+from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import lightning.pytorch as pl
@@ -206,7 +205,7 @@ class _Seam:
         if optimizer not in self._hooks:
             post = optimizer.register_step_post_hook(self._after)
             # Before any other hook: an average must see what was done to the weights.
-            cast("OrderedDict[int, Any]", step_post_hooks(optimizer)).move_to_end(post.id, last=False)
+            step_post_hooks(optimizer).move_to_end(post.id, last=False)
             self._hooks[optimizer] = [optimizer.register_step_pre_hook(self._before), post]
 
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
