@@ -151,18 +151,18 @@ class SlotFiller {
  private:
   int64_t param_numel() const { return numel_of(param_.sizes); }
   DType type_of(int k) const {
-    return traits_.wide_states >> k & 1u && !is_double_ ? DType::kFloat32 : slot_->state_type;
+    return traits_.full_precision_states >> k & 1u && !is_double_ ? DType::kFloat32 : slot_->state_type;
   }
   bool is_by_element(int k) const { return k < traits_.num_states - traits_.num_factor_states; }
 
   void put_state(int k, const Facts& facts, const std::string& name) {
-    const bool is_accumulator = traits_.wide_states >> k & 1u;
+    const bool is_full_precision = traits_.full_precision_states >> k & 1u;
     if (is_double_ != (facts.dtype == DType::kFloat64))
       refuse(name, "must be fp64 beside an fp64 parameter, only there");
-    if (is_accumulator && !is_double_ && facts.dtype != DType::kFloat32) refuse(name, "must be fp32");
-    if (!is_accumulator && has_type_ && facts.dtype != slot_->state_type)
+    if (is_full_precision && !is_double_ && facts.dtype != DType::kFloat32) refuse(name, "must be fp32");
+    if (!is_full_precision && has_type_ && facts.dtype != slot_->state_type)
       refuse(name, "must have the dtype of the others");
-    if (!is_accumulator) slot_->state_type = facts.dtype, has_type_ = true;
+    if (!is_full_precision) slot_->state_type = facts.dtype, has_type_ = true;
     if (is_by_element(k)) {
       if (!in_same_order(facts, param_)) refuse(name, "must have the shape and strides of the parameter");
     } else {

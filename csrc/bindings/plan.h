@@ -22,8 +22,8 @@ struct RuleTraits {
   int num_states;         // by element, and behind them those by row and by column
   int num_factor_states;  // the latter
   int num_scalars, num_hyperparameters;
-  bool needs_scalars;    // null where the rule keeps no state; false: a rule may go without
-  uint32_t wide_states;  // bit k: state k is fp32 whatever the others are in
+  bool needs_scalars;              // null where the rule keeps no state; false: a rule may go without
+  uint32_t full_precision_states;  // bit k: state k is fp32 whatever the others are in
   bool has_estimate;
 };
 

@@ -23,16 +23,6 @@ constexpr float kQuantizedMax = 1.875f;   // the largest code, and what the larg
 // zeros.
 constexpr float kLeastScale = 0x1p-125f, kMostScale = 0x1p126f;
 
-// The key of state number `state`, apart from that of the parameter's own rounding.
-OPTKIT_HD RandomKey state_key(RandomKey key, int state) {
-  return {key.low ^ (0x9e3779b9u * static_cast<uint32_t>(state + 1)), key.high};
-}
-
-OPTKIT_HD uint32_t quantization_random(RandomKey key, int64_t index) {
-  const RandomKey here = {key.low, key.high ^ static_cast<uint32_t>(index >> 32)};
-  return random_bits(here, static_cast<uint32_t>(index));
-}
-
 // The largest finite magnitude of a block so far, with one more number of it.
 OPTKIT_HD float larger_finite(float largest, float value) {
   const float magnitude = abs(value);
@@ -55,19 +45,23 @@ OPTKIT_HD float dequantize8(uint32_t code, bool is_signed) {
   return bits_float(magnitude == 0u ? 0u : (bits | sign));
 }
 
+// Magnitudes, as bits of fp32, of the least code and of the largest one.
+OPTKIT_HD constexpr uint32_t least_magnitude(bool is_signed) { return ((is_signed ? 112u << 3 : 96u << 3) + 1u) << 20; }
+OPTKIT_HD constexpr uint32_t most_magnitude(bool is_signed) {
+  return ((is_signed ? 112u << 3 : 96u << 3) + (is_signed ? 127u : 255u)) << 20;
+}
+
 // `value` is relative to the scale: what is beyond kQuantizedMax in magnitude becomes kQuantizedMax.
 OPTKIT_HD uint32_t quantize8(float value, uint32_t random, bool is_signed) {
-  const uint32_t offset = is_signed ? 112u << 3 : 96u << 3;
   const uint32_t bits = float_bits(value), magnitude = bits & 0x7fffffffu;
-  const float y = bits_float(magnitude), least = bits_float((offset + 1u) << 20);
-  const int32_t rounded = static_cast<int32_t>((magnitude + (random & 0xfffffu)) >> 20) - static_cast<int32_t>(offset);
-  const int32_t most = is_signed ? 127 : 255;
-  const int32_t inside = rounded < 1 ? 1 : (rounded > most ? most : rounded);
-  const float uniform = static_cast<float>(random >> 8) * 5.9604644775390625e-8f;
-  const int32_t small = is_signed ? (uniform * least < y ? 1 : 0) : (y > 0.0f ? 1 : 0);
-  const int32_t nearest = y < least ? small : inside;
-  const uint32_t code = static_cast<uint32_t>(is_signed && magnitude >= 0x7f800000u ? 0 : nearest);
-  return is_signed && code != 0u ? code | ((bits >> 24) & 128u) : code;
+  const uint32_t least = least_magnitude(is_signed), most = most_magnitude(is_signed);
+  const uint32_t inside = magnitude < least ? least : magnitude > most ? most : magnitude;
+  const uint32_t noise = random >> 12, code = (inside + noise) >> 20 & (is_signed ? 127u : 255u);
+  if (!is_signed) return magnitude == 0u ? 0u : code;
+  // Below the least code there is zero; from there on, any part of it is less.
+  const float part = static_cast<float>(noise) * (0x1p-20f * bits_float(least));
+  const bool is_zero = !(part < bits_float(magnitude)) || magnitude >= 0x7f800000u;
+  return is_zero ? 0u : code | ((bits >> 24) & 128u);
 }
 
 }  // namespace optkit

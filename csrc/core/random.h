@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Counter-based random bits: a pure function of (key, index), so the same on CPU and CUDA and for any number of
-// threads. Source: the 32-bit finalizer "lowbias32" (C. Wellons, hash-prospector, public domain), applied twice with
-// two keys; keys come from splitmix64 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators",
-// Figure 16).
+// threads. Source: the 32-bit finalizer "lowbias32" (C. Wellons, hash-prospector, public domain), with two keys; keys
+// come from splitmix64 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", Figure 16).
 #pragma once
 
 #include <cstdint>
@@ -37,10 +36,30 @@ OPTKIT_HD U lowbias32(U x) {
   return x;
 }
 
-// 32 random bits for element `index` (its low 32 bits; the chunk's high bits belong into the key).
+// The key of the elements around a 64-bit `index`, of which `random_bits` sees the low half: those that are 2^32 apart
+// do not share their bits.
+OPTKIT_HD RandomKey key_at(RandomKey key, int64_t index) {
+  return {key.low, key.high ^ static_cast<uint32_t>(index >> 32)};
+}
+
+// 32 random bits for element `index`, by which a step rounds all that it stores of the element.
 template <class U>
 OPTKIT_HD U random_bits(RandomKey key, U index) {
-  return lowbias32(lowbias32(index + key.low) ^ key.high);
+  U x = index + key.low;
+  x ^= x >> 16;
+  x *= 0x7feb352du;
+  x ^= (x >> 15) ^ key.high;
+  x *= 0x846ca68bu;
+  x ^= x >> 16;
+  return x;
+}
+
+// The same bits in the order that state `state` takes them in. What is stored is rounded by the first of its bits: the
+// first eight are others for the parameter and for each of three states, so that their errors do not go together.
+template <class U>
+OPTKIT_HD U bits_of_state(U random, int state) {
+  const int left = state < 3 ? 8 * (state + 1) : 4;
+  return (random << left) | (random >> (32 - left));
 }
 
 }  // namespace optkit

@@ -43,24 +43,40 @@ OPTKIT_HD NativeHalf upper_halves(NativeBits bits) {
 #endif
 }
 
+// Numbers in bf16 from the upper halves of both vectors, one vector behind the other.
+OPTKIT_HD void write_upper_halves(void* base, int64_t i, NativeBits first, NativeBits second) {
+  uint16_t* const p = static_cast<uint16_t*>(base) + i;
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+  alignas(64) static const uint16_t upper[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+                                                 33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+  const __m512i both = _mm512_permutex2var_epi16(reinterpret_cast<__m512i>(first), _mm512_load_si512(upper),
+                                                 reinterpret_cast<__m512i>(second));
+  std::memcpy(p, &both, sizeof(both));
+#else
+  const NativeHalf low = upper_halves(first), high = upper_halves(second);
+  std::memcpy(p, &low, sizeof(low));
+  std::memcpy(p + kFloatLanes, &high, sizeof(high));
+#endif
+}
+
 // `rounded` where a is a number; else a as a quiet NaN.
 OPTKIT_HD NativeBits keep_nan(Vec<float> a, NativeBits rounded) {
   const NativeBits bits = reinterpret_cast<NativeBits>(a.v);
   return a.v != a.v ? (bits | 0x400000u) : rounded;
 }
 
-// Round to nearest, ties to even.
-OPTKIT_HD NativeHalf float_to_bfloat16(Vec<float> a) {
+// Round to nearest, ties to even: the upper half is the number in bf16.
+OPTKIT_HD NativeBits rounded_to_bfloat16(Vec<float> a) {
   const NativeBits bits = reinterpret_cast<NativeBits>(a.v);
-  return upper_halves(keep_nan(a, bits + (((bits >> 16) & 1u) + 0x7fffu)));
+  return keep_nan(a, bits + (((bits >> 16) & 1u) + 0x7fffu));
 }
 
-// Round up with the probability of the part cut off. Infinities stay.
-OPTKIT_HD NativeHalf float_to_bfloat16(Vec<float> a, NativeBits random) {
-  const NativeBits bits = reinterpret_cast<NativeBits>(a.v);
-  const auto is_inf = (bits & 0x7fffffffu) == 0x7f800000u;
-  const NativeBits noise = is_inf ? NativeBits{} : (random & 0xffffu);
-  return upper_halves(keep_nan(a, bits + noise));
+// Round up with the probability of the part cut off. Nothing of an infinity is cut off.
+OPTKIT_HD NativeBits rounded_to_bfloat16(Vec<float> a, NativeBits random) {
+  return keep_nan(a, reinterpret_cast<NativeBits>(a.v) + (random >> 16));
+}
+OPTKIT_HD Vec<float> upper_halves_as_float(NativeBits bits) {
+  return Vec<float>(reinterpret_cast<Vec<float>::Native>(bits & 0xffff0000u));
 }
 
 OPTKIT_HD Vec<float> float16_to_float(NativeHalf h) {
@@ -96,7 +112,7 @@ OPTKIT_HD NativeHalf float_to_float16(Vec<float> a, NativeBits random) {
   const NativeBits shift =
       exponent >= 113u ? (NativeBits{} + 13u) : (exponent < 102u ? (NativeBits{} + 24u) : 126u - exponent);
   const auto special = magnitude >= 0x477fe000u;  // at least the largest float16: leave it to the ordinary rounding
-  const NativeBits noise = random & (((NativeBits{} + 1u) << shift) - 1u);
+  const NativeBits noise = random >> (32u - shift);
   const NativeBits cut = ((bits + noise) >> shift) << shift;
   const auto tiny = exponent < 103u;              // below one step of 2^-24: either zero or one step
   const Vec<float> ratio = abs(a) * 16777216.0f;  // |a| / 2^-24, in [0, 1)
@@ -141,9 +157,9 @@ OPTKIT_HD Vec<S> store(void* base, DType type, int64_t i, int count, Vec<S> valu
     write<kTail, float>(base, i, count, value.v);
     return value;
   } else if (type == DType::kBFloat16) {
-    const NativeHalf half = float_to_bfloat16(value);
-    write<kTail, uint16_t>(base, i, count, half);
-    return bfloat16_to_float(half);
+    const NativeBits bits = rounded_to_bfloat16(value);
+    write<kTail, uint16_t>(base, i, count, upper_halves(bits));
+    return upper_halves_as_float(bits);
   } else {
     const NativeHalf half = float_to_float16(value);
     write<kTail, uint16_t>(base, i, count, half);
@@ -151,18 +167,11 @@ OPTKIT_HD Vec<S> store(void* base, DType type, int64_t i, int count, Vec<S> valu
   }
 }
 
-// Stores a 16-bit number by stochastic rounding, and returns what was stored.
-template <bool kTail>
-OPTKIT_HD Vec<float> store_stochastic(void* base, DType type, int64_t i, int count, Vec<float> value, RandomKey key) {
+// The random bits of elements [i, i + kFloatLanes).
+OPTKIT_HD NativeBits random_lanes(RandomKey key, int64_t i) {
   NativeBits lane;
   for (int k = 0; k < kFloatLanes; ++k) lane[k] = k;
-  // The index's high bits change the key, so that elements 2^32 apart do not share their bits.
-  const RandomKey here = {key.low, key.high ^ static_cast<uint32_t>(i >> 32)};
-  const NativeBits random = random_bits(here, lane + static_cast<uint32_t>(i));
-  const bool is_bfloat16 = type == DType::kBFloat16;
-  const NativeHalf half = is_bfloat16 ? float_to_bfloat16(value, random) : float_to_float16(value, random);
-  write<kTail, uint16_t>(base, i, count, half);
-  return is_bfloat16 ? bfloat16_to_float(half) : float16_to_float(half);
+  return random_bits(key_at(key, i), lane + static_cast<uint32_t>(i));
 }
 
 }  // namespace OPTKIT_ISA

@@ -132,10 +132,10 @@ void make_factors(const TensorSlot& tensor, const void* prepared, const Chunk& m
     S* row = static_cast<S*>(factors.row) + matrix * t.rows;
     S* column = static_cast<S*>(factors.column) + matrix * t.columns;
     const double total =
-        move_means<S>(t.state[Rule::kNumStates], t.state_type, matrix * t.rows, t.rows,
+        move_means<S>(t.state[Rule::kNumStates], type_of_state<Rule>(t, Rule::kNumStates), matrix * t.rows, t.rows,
                       factors.row_sums + matrix * t.rows, static_cast<double>(t.columns), coefs.share, row);
-    move_means<S>(t.state[Rule::kNumStates + 1], t.state_type, matrix * t.columns, t.columns, sums,
-                  static_cast<double>(t.rows), coefs.share, column);
+    move_means<S>(t.state[Rule::kNumStates + 1], type_of_state<Rule>(t, Rule::kNumStates + 1), matrix * t.columns,
+                  t.columns, sums, static_cast<double>(t.rows), coefs.share, column);
     to_factors<S>(row, t.rows, optkit::max(static_cast<S>(total / static_cast<double>(t.rows)), coefs.least));
     to_factors<S>(column, t.columns, S(1));
   }

@@ -3,6 +3,9 @@
 // and stored: one walk through memory, whatever is switched on.
 #pragma once
 
+#include <cstring>
+#include <type_traits>
+
 #include "core/pipeline.h"
 #include "cpu/factor_loop.h"
 #include "cpu/launch.h"
@@ -32,12 +35,26 @@ OPTKIT_HD void add_statistics(PairSums<S>& sums, VectorPair<S> grad, VectorPair<
 // Stores `next` under the tensor's rounding; returns the stored values.
 template <class S>
 OPTKIT_HD VectorPair<S> store_parameter(const TensorSlot& t, const StageCoefs<S>& c, int64_t i,
-                                        const VectorPair<S>& next) {
+                                        const VectorPair<S>& next, const PairBits& random) {
   if constexpr (sizeof(S) == 4) {
     if ((c.flags & kStochastic) && t.param_type != DType::kFloat32)
-      return store_pair_stochastic(t.param, t.param_type, i, next, c.key);
+      return store_pair_stochastic(t.param, t.param_type, i, next, random);
   }
   return store_pair<S>(t.param, t.param_type, i, next);
+}
+
+// State in 16 bits is always rounded stochastically: an average moves by less than half a unit in its last place, and
+// rounded to nearest it would stand still.
+template <class Rule, class S>
+OPTKIT_HD void store_state(const TensorSlot& t, int k, int64_t i, const VectorPair<S>& value, const PairBits& random) {
+  const DType type = type_of_state<Rule>(t, k);
+  if constexpr (sizeof(S) == 4) {
+    if (size_of(type) == 2) {
+      store_pair_stochastic(t.state[k], type, i, value, bits_of_state(random, k));
+      return;
+    }
+  }
+  store_pair<S>(t.state[k], type, i, value);
 }
 
 // Elements [i, i + VectorPair<S>::kLanes), of which the first `count` enter the sums.
@@ -70,11 +87,13 @@ OPTKIT_HD void step_pair(const TensorSlot& t, const StageCoefs<S>& stage, const 
     Rule::observe(coefs, param, grad, state, seen, times);
     for (int k = 0; k < kObserved; ++k) sums.observed[k].add(counted(seen[k]), counted(times[k]));
   }
+  PairBits random;
+  if (sizeof(S) == 4 && (size_of(t.state_type) == 2 || (stage.flags & kStochastic))) random = random_pair(stage.key, i);
   for (int k = 0; k < Rule::kNumStates; ++k)
-    if (t.state[k] && writes_state<Rule>(coefs, k)) store_pair<S>(t.state[k], type_of_state<Rule>(t, k), i, state[k]);
+    if (t.state[k] && writes_state<Rule>(coefs, k)) store_state<Rule, S>(t, k, i, state[k], random);
 
   const V next = stage_parameter(stage, param, update);
-  const V stored = store_parameter<S>(t, stage, i, next);
+  const V stored = store_parameter<S>(t, stage, i, next, random);
   PairMask<S> unchanged = stored == stored_before;
   if (t.compensation) {
     // Beyond the largest number of the dtype nothing is kept: an infinity would stay when the parameter comes back.
@@ -88,32 +107,50 @@ OPTKIT_HD void step_pair(const TensorSlot& t, const StageCoefs<S>& stage, const 
   if (stage.flags & kStatistics) add_statistics(sums, counted(grad), counted(next - param), counted(next), unchanged);
 }
 
-// What the loop runs for: every stage and dtype; the stages that most runs have, in fp32, with all states or with the
-// needed ones alone; or the sums for a trust ratio alone.
-enum class Walk { kWhole, kLean, kBare, kMeasure };
+// What a copy of the loop is compiled for. Whole: every stage and dtype. Measuring: the sums for a trust ratio alone.
+struct Whole {
+  static constexpr bool kIsLean = false, kMeasures = false;
+};
+struct Measuring {
+  static constexpr bool kIsLean = false, kMeasures = true;
+};
 
-// Stages that the lean loop knows. It is a second copy of the loop, a small one: every branch that goes is paid for by
-// all those who do not need it (docs/performance.md).
-constexpr uint32_t kLeanFlags = kL2 | kDecay | kAverage;
+// Lean: the stages and dtypes that most runs have, and the states of bit mask `kStateSet`. Gradients are of the
+// parameter's dtype. Every branch that goes is paid for by all those who do not need it (docs/performance.md).
+template <uint32_t kStateSet, DType kParam, DType kState>
+struct Lean {
+  static constexpr bool kIsLean = true, kMeasures = false;
+  static constexpr uint32_t kStates = kStateSet;
+  static constexpr DType kParamType = kParam, kStateType = kState;
+};
+
+// Stages that the lean loops know; those over 16-bit parameters know every rounding besides.
+constexpr uint32_t kLeanFlags = kL2 | kDecay | kAverage, kLeanRoundings = kStochastic | kKahan;
 
 template <class Rule>
 constexpr uint32_t kAllStates = (1u << Rule::kNumStates) - 1;
 
-// kWhole, kLean or kBare.
-template <class Rule, class S>
-Walk walk_of(const TensorSlot& t, const StageCoefs<S>& stage) {
-  if (sizeof(S) == 8 || HasEstimate<Rule>::value || (stage.flags & ~kLeanFlags) || t.compensation) return Walk::kWhole;
-  if (t.param_type != DType::kFloat32 || t.grad_type != DType::kFloat32 || t.state_type != DType::kFloat32 ||
-      t.average_type != DType::kFloat32)
-    return Walk::kWhole;
-  uint32_t present = 0;
-  for (int k = 0; k < Rule::kNumStates; ++k) present |= t.state[k] ? 1u << k : 0u;
-  return present == kAllStates<Rule> ? Walk::kLean : present == NeededStates<Rule>::bits ? Walk::kBare : Walk::kWhole;
+// Tells the compiler what a lean loop may take for granted.
+template <class Rule, class Form, class S>
+OPTKIT_HD void assume_lean(TensorSlot& t, StageCoefs<S>& stage) {
+  constexpr bool kIsFloat32 = Form::kParamType == DType::kFloat32;
+  t.param_type = t.grad_type = Form::kParamType;
+  t.state_type = Form::kStateType == DType::kQuantized8 ? DType::kFloat32 : Form::kStateType;  // dequantized
+  t.average_type = DType::kFloat32;
+  if (kIsFloat32) t.compensation = nullptr;
+  stage.flags &= kLeanFlags | (kIsFloat32 ? 0u : kLeanRoundings);
+  for (int k = 0; k < Rule::kNumStates; ++k) {
+    if (Form::kStates >> k & 1u) {
+      if (t.state[k] == nullptr) __builtin_unreachable();
+    } else {
+      t.state[k] = nullptr;
+    }
+  }
 }
 
-// Elements [begin, end), a whole number of pairs, of whose last `count` enter the sums. Not inlined: it is the bulk of
-// the code, and serves whole runs and staged ends alike.
-template <class Rule, class S, Walk kWalk>
+// Elements [begin, end), a whole number of pairs, or of blocks where state is in 8 bits; of the last pair, `count`
+// enter the sums. Not inlined: it is the bulk of the code, and serves whole runs and staged ends alike.
+template <class Rule, class S, class Form>
 __attribute__((noinline)) void step_pairs(const TensorSlot& tensor, const StageCoefs<S>& stages,
                                           const typename Rule::template Coefs<S>& numbers, int64_t begin, int64_t end,
                                           int count, PairSums<S>* out) {
@@ -121,25 +158,62 @@ __attribute__((noinline)) void step_pairs(const TensorSlot& tensor, const StageC
   TensorSlot t = tensor;
   StageCoefs<S> stage = stages;
   const auto coefs = numbers;
-  constexpr bool kIsLean = kWalk == Walk::kLean || kWalk == Walk::kBare;
-  if constexpr (kIsLean) {
-    t.param_type = t.grad_type = t.state_type = t.average_type = DType::kFloat32;
-    t.compensation = nullptr;
-    stage.flags &= kLeanFlags;
+  PairSums<S> sums = *out;
+  if constexpr (Form::kIsLean) {
+    assume_lean<Rule, Form>(t, stage);
     count = VectorPair<S>::kLanes;
-    constexpr uint32_t kStates = kWalk == Walk::kLean ? kAllStates<Rule> : NeededStates<Rule>::bits;
-    for (int k = 0; k < Rule::kNumStates; ++k) {
-      if (kStates >> k & 1u) {
-        if (t.state[k] == nullptr) __builtin_unreachable();
-      } else {
-        t.state[k] = nullptr;
+    if constexpr (Form::kStateType == DType::kQuantized8) {
+      QuantizedBlock<Rule::kNumStates, Form::kStates & ~FullPrecisionStates<Rule>::bits> block(tensor);
+      for (int64_t first = begin; first < end; first += kQuantizedBlock) {
+        block.dequantize(first, t.state);
+        for (int64_t i = first; i < first + kQuantizedBlock; i += VectorPair<S>::kLanes)
+          step_pair<Rule, S, false>(t, stage, coefs, i, count, sums);
+        block.quantize(first, stage.key);
       }
+      return;
     }
   }
-  PairSums<S> sums = *out;
   for (int64_t i = begin; i < end; i += VectorPair<S>::kLanes)
-    step_pair<Rule, S, kWalk == Walk::kMeasure>(t, stage, coefs, i, count, sums);
-  if constexpr (!kIsLean) *out = sums;
+    step_pair<Rule, S, Form::kMeasures>(t, stage, coefs, i, count, sums);
+  if constexpr (!Form::kIsLean) *out = sums;
+}
+
+template <class Rule>
+using StepPairs = void (*)(const TensorSlot&, const StageCoefs<float>&, const typename Rule::template Coefs<float>&,
+                           int64_t, int64_t, int, PairSums<float>*);
+
+template <class Rule, uint32_t kStates, DType kParam>
+StepPairs<Rule> lean_loop_of(DType state_type) {
+  switch (state_type) {
+    case DType::kFloat32:
+      return &step_pairs<Rule, float, Lean<kStates, kParam, DType::kFloat32>>;
+    case DType::kBFloat16:
+      return &step_pairs<Rule, float, Lean<kStates, kParam, DType::kBFloat16>>;
+    case DType::kQuantized8:
+      return &step_pairs<Rule, float, Lean<kStates, kParam, DType::kQuantized8>>;
+    default:
+      return nullptr;
+  }
+}
+
+// The lean loop for this tensor, with all states or with the needed ones alone; null if it takes the whole one.
+template <class Rule>
+StepPairs<Rule> lean_loop(const TensorSlot& t, const StageCoefs<float>& stage) {
+  if constexpr (HasEstimate<Rule>::value || HasFactors<Rule>::value) return nullptr;
+  const bool is_float32 = t.param_type == DType::kFloat32;
+  if (t.grad_type != t.param_type || t.average_type != DType::kFloat32) return nullptr;
+  if (is_float32 ? (stage.flags & ~kLeanFlags) != 0 || t.compensation != nullptr
+                 : t.param_type != DType::kBFloat16 || (stage.flags & ~(kLeanFlags | kLeanRoundings)) != 0)
+    return nullptr;
+  constexpr uint32_t kAll = kAllStates<Rule>, kNeeded = NeededStates<Rule>::bits;
+  uint32_t present = 0;
+  for (int k = 0; k < Rule::kNumStates; ++k) present |= t.state[k] ? 1u << k : 0u;
+  if (present == kAll && kAll != 0)
+    return is_float32 ? lean_loop_of<Rule, kAll, DType::kFloat32>(t.state_type)
+                      : lean_loop_of<Rule, kAll, DType::kBFloat16>(t.state_type);
+  if (present != kNeeded || (kNeeded != 0 && t.state_type != DType::kFloat32)) return nullptr;
+  return is_float32 ? &step_pairs<Rule, float, Lean<kNeeded, DType::kFloat32, DType::kFloat32>>
+                    : &step_pairs<Rule, float, Lean<kNeeded, DType::kBFloat16, DType::kFloat32>>;
 }
 
 // Fewer elements than a pair holds, by way of buffers: the walk then has one form for all lengths.
@@ -191,23 +265,18 @@ template <class Rule, class S, bool kMeasure>
 void step_range(const TensorSlot& t, const StageCoefs<S>& stage, const typename Rule::template Coefs<S>& coefs,
                 int64_t begin, int64_t end, PairSums<S>& sums) {
   constexpr int kLanes = VectorPair<S>::kLanes;
+  using Form = std::conditional_t<kMeasure, Measuring, Whole>;
   const int64_t whole = begin + (end - begin) / kLanes * kLanes;
-  constexpr Walk kWalk = kMeasure ? Walk::kMeasure : Walk::kWhole;
-  constexpr bool kHasLean = !kMeasure && sizeof(S) == 4;
-  constexpr bool kHasBare = kHasLean && NeededStates<Rule>::bits != kAllStates<Rule>;
-  const Walk walk = kHasLean ? walk_of<Rule>(t, stage) : kWalk;
   if (begin < whole) {
-    if (walk == Walk::kLean)
-      step_pairs<Rule, S, kHasLean ? Walk::kLean : kWalk>(t, stage, coefs, begin, whole, kLanes, &sums);
-    else if (walk == Walk::kBare)
-      step_pairs<Rule, S, kHasBare ? Walk::kBare : kWalk>(t, stage, coefs, begin, whole, kLanes, &sums);
-    else
-      step_pairs<Rule, S, kWalk>(t, stage, coefs, begin, whole, kLanes, &sums);
+    auto loop = &step_pairs<Rule, S, Form>;
+    if constexpr (!kMeasure && sizeof(S) == 4)
+      if (const auto lean = lean_loop<Rule>(t, stage)) loop = lean;
+    loop(t, stage, coefs, begin, whole, kLanes, &sums);
   }
   if (whole == end) return;
   const int rest = static_cast<int>(end - whole);
   StagedEnd<Rule, S> short_end(t, whole, rest);
-  step_pairs<Rule, S, kWalk>(short_end.staged, stage, coefs, whole, whole + kLanes, rest, &sums);
+  step_pairs<Rule, S, Form>(short_end.staged, stage, coefs, whole, whole + kLanes, rest, &sums);
   if constexpr (!kMeasure) short_end.write_back(t);
 }
 
@@ -227,18 +296,52 @@ void step_units(const TensorSlot& t, const StageCoefs<S>& stage, const typename 
 }
 
 template <class Rule, class S, bool kMeasure>
-void walk_chunk(const TensorSlot& tensor, const void* prepared, const Chunk& chunk, Sums* out) {
-  TensorSlot t = tensor;
-  const DequantizedStates dequantized(&t, Rule::kNumStates, FullPrecisionStates<Rule>::bits, chunk);
-  const auto& launch = *static_cast<const PreparedTensor<Rule, S>*>(prepared);
-  if constexpr (HasFactors<Rule>::value) spread_factors<Rule, S>(&t, launch.rule, chunk);
-  const int64_t end = chunk.begin + chunk.count;
-  PairSums<S> sums;
+void walk_part(TensorSlot t, const PreparedTensor<Rule, S>& launch, const Chunk& part, PairSums<S>& sums) {
+  if constexpr (HasFactors<Rule>::value) spread_factors<Rule, S>(&t, launch.rule, part);
+  const int64_t end = part.begin + part.count;
   if (t.unit_scale == nullptr)
-    step_range<Rule, S, kMeasure>(t, launch.stage, launch.rule, chunk.begin, end, sums);
+    step_range<Rule, S, kMeasure>(t, launch.stage, launch.rule, part.begin, end, sums);
   else
-    step_units<Rule, S, kMeasure>(t, launch.stage, launch.rule, chunk.begin, end, sums);
-  if constexpr (!kMeasure) dequantized.quantize(Rule::kNumStates, launch.stage.key);
+    step_units<Rule, S, kMeasure>(t, launch.stage, launch.rule, part.begin, end, sums);
+}
+
+// 8-bit state, by parts that are dequantized; whole blocks of what most runs have, block by block in one loop.
+template <class Rule, bool kMeasure>
+void walk_quantized(const TensorSlot& t, const PreparedTensor<Rule, float>& launch, const Chunk& chunk,
+                    PairSums<float>& sums) {
+  int64_t done = 0;
+  if constexpr (!kMeasure) {
+    const auto lean = t.unit_scale == nullptr ? lean_loop<Rule>(t, launch.stage) : nullptr;
+    const int64_t blocks = chunk.count / kQuantizedBlock * kQuantizedBlock;
+    if (lean != nullptr && blocks > 0) {
+      lean(t, launch.stage, launch.rule, chunk.begin, chunk.begin + blocks, 0, &sums);
+      done = blocks;
+    }
+  }
+  uint32_t states = 0;
+  for (int k = 0; k < Rule::kNumStates; ++k)
+    states |= t.state[k] != nullptr && type_of_state<Rule>(t, k) == DType::kQuantized8 ? 1u << k : 0u;
+  for (; done < chunk.count; done += kQuantizedPart) {
+    const int64_t count = chunk.count - done < kQuantizedPart ? chunk.count - done : kQuantizedPart;
+    const Chunk part = {chunk.begin + done, chunk.tensor, static_cast<int32_t>(count)};
+    const DequantizedStates dequantized(t, states, part);
+    walk_part<Rule, float, kMeasure>(dequantized.slot(), launch, part, sums);
+    if constexpr (!kMeasure) dequantized.quantize(launch.stage.key);
+  }
+}
+
+template <class Rule, class S, bool kMeasure>
+void walk_chunk(const TensorSlot& t, const void* prepared, const Chunk& chunk, Sums* out) {
+  const auto& launch = *static_cast<const PreparedTensor<Rule, S>*>(prepared);
+  PairSums<S> sums;
+  if constexpr (sizeof(S) == 4) {
+    if (t.state_type == DType::kQuantized8)
+      walk_quantized<Rule, kMeasure>(t, launch, chunk, sums);
+    else
+      walk_part<Rule, S, kMeasure>(t, launch, chunk, sums);
+  } else {
+    walk_part<Rule, S, kMeasure>(t, launch, chunk, sums);
+  }
   if (kMeasure || HasEstimate<Rule>::value || (launch.stage.flags & kStatistics)) {
     *out = {sums.grad_sq.total(),   sums.param_sq.total(), sums.update_sq.total(),
             sums.nonfinite.total(), sums.lost.total(),     {sums.observed[0].total(), sums.observed[1].total()}};

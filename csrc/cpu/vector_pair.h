@@ -22,6 +22,7 @@ struct VectorPair {
   Vec<S> part[kParts<S>];
 
   VectorPair() = default;
+  OPTKIT_HD VectorPair(Vec<S> first, Vec<S> second) : part{first, second} {}
   OPTKIT_HD explicit VectorPair(S scalar) { OPTKIT_FOR_PARTS(part[k] = Vec<S>(scalar);) }
 };
 
@@ -122,8 +123,14 @@ OPTKIT_HD VectorPair<S> load_as(const void* base, int64_t i) {
 }
 template <DType kType, class S>
 OPTKIT_HD VectorPair<S> store_as(void* base, int64_t i, VectorPair<S> a) {
-  OPTKIT_FOR_PARTS(a.part[k] = (store<S, false>(base, kType, i + k * Vec<S>::kLanes, Vec<S>::kLanes, a.part[k]));)
-  return a;
+  if constexpr (kType == DType::kBFloat16) {
+    const NativeBits first = rounded_to_bfloat16(a.part[0]), second = rounded_to_bfloat16(a.part[1]);
+    write_upper_halves(base, i, first, second);
+    return VectorPair<float>(upper_halves_as_float(first), upper_halves_as_float(second));
+  } else {
+    OPTKIT_FOR_PARTS(a.part[k] = (store<S, false>(base, kType, i + k * Vec<S>::kLanes, Vec<S>::kLanes, a.part[k]));)
+    return a;
+  }
 }
 
 // Elements [i, i + kLanes).
@@ -137,16 +144,45 @@ OPTKIT_HD VectorPair<S> load_pair(const void* base, DType type, int64_t i) {
 // Stores, rounding to nearest, and returns what the stored numbers now are.
 template <class S>
 OPTKIT_HD VectorPair<S> store_pair(void* base, DType type, int64_t i, const VectorPair<S>& a) {
-  if constexpr (sizeof(S) == 8) return store_as<DType::kFloat64>(base, i, a);
-  if (__builtin_expect(type == DType::kFloat32, 1)) return store_as<DType::kFloat32>(base, i, a);
-  return type == DType::kBFloat16 ? store_as<DType::kBFloat16>(base, i, a) : store_as<DType::kFloat16>(base, i, a);
+  if constexpr (sizeof(S) == 8) {
+    return store_as<DType::kFloat64>(base, i, a);
+  } else {
+    if (__builtin_expect(type == DType::kFloat32, 1)) return store_as<DType::kFloat32>(base, i, a);
+    return type == DType::kBFloat16 ? store_as<DType::kBFloat16>(base, i, a) : store_as<DType::kFloat16>(base, i, a);
+  }
+}
+
+// Random bits for the lanes of a pair of fp32 vectors.
+struct PairBits {
+  NativeBits part[kParts<float>];
+};
+OPTKIT_HD PairBits random_pair(RandomKey key, int64_t i) {
+  using S = float;
+  PairBits random;
+  OPTKIT_FOR_PARTS(random.part[k] = random_lanes(key, i + k * kFloatLanes);)
+  return random;
+}
+OPTKIT_HD PairBits bits_of_state(PairBits random, int state) {
+  using S = float;
+  OPTKIT_FOR_PARTS(random.part[k] = optkit::bits_of_state(random.part[k], state);)
+  return random;
 }
 
 // Stores 16-bit numbers by stochastic rounding, and returns what was stored.
 OPTKIT_HD VectorPair<float> store_pair_stochastic(void* base, DType type, int64_t i, VectorPair<float> a,
-                                                  RandomKey key) {
+                                                  const PairBits& random) {
   using S = float;
-  OPTKIT_FOR_PARTS(a.part[k] = store_stochastic<false>(base, type, i + k * kFloatLanes, kFloatLanes, a.part[k], key);)
+  if (type == DType::kBFloat16) {
+    const NativeBits first = rounded_to_bfloat16(a.part[0], random.part[0]),
+                     second = rounded_to_bfloat16(a.part[1], random.part[1]);
+    write_upper_halves(base, i, first, second);
+    return VectorPair<float>(upper_halves_as_float(first), upper_halves_as_float(second));
+  }
+  for (int k = 0; k < kParts<S>; ++k) {
+    const NativeHalf half = float_to_float16(a.part[k], random.part[k]);
+    write<false, uint16_t>(base, i + k * kFloatLanes, kFloatLanes, half);
+    a.part[k] = float16_to_float(half);
+  }
   return a;
 }
 

@@ -40,7 +40,7 @@ __device__ __forceinline__ uint16_t float_to_bfloat16(float a) {
 __device__ __forceinline__ uint16_t float_to_bfloat16(float a, uint32_t random) {
   const uint32_t bits = float_bits(a), magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x40u);
-  return static_cast<uint16_t>((bits + (magnitude == 0x7f800000u ? 0u : (random & 0xffffu))) >> 16);
+  return static_cast<uint16_t>((bits + (magnitude == 0x7f800000u ? 0u : random >> 16)) >> 16);
 }
 
 // As in csrc/cpu/access.h, element by element.
@@ -54,7 +54,7 @@ __device__ __forceinline__ uint16_t float_to_float16(float a, uint32_t random) {
     return float_to_half(bits_float(up ? (sign | 0x33800000u) : sign));
   }
   const uint32_t shift = exponent >= 113u ? 13u : 126u - exponent;
-  return float_to_half(bits_float(((bits + (random & ((1u << shift) - 1u))) >> shift) << shift));
+  return float_to_half(bits_float(((bits + (random >> (32u - shift))) >> shift) << shift));
 }
 
 // The device's own instructions give the same bits as the integer arithmetic, but for which NaN a NaN becomes.
@@ -166,9 +166,25 @@ __device__ __forceinline__ void store_bits16(void* base, int64_t i, int count, b
     if (k < count) p[k] = bits[k];
 }
 
-// Stores, and leaves in `value` what the stored numbers now are. Rounds to nearest, or at random by the key.
+// The random bits of four elements.
+struct FourBits {
+  uint32_t v[kLanes];
+};
+__device__ __forceinline__ FourBits random_four(RandomKey key, int64_t i) {
+  FourBits random;
+#pragma unroll
+  for (int k = 0; k < kLanes; ++k) random.v[k] = random_bits(key_at(key, i + k), static_cast<uint32_t>(i + k));
+  return random;
+}
+__device__ __forceinline__ FourBits bits_of_state(FourBits random, int state) {
+#pragma unroll
+  for (int k = 0; k < kLanes; ++k) random.v[k] = bits_of_state(random.v[k], state);
+  return random;
+}
+
+// Stores, and leaves in `value` what the stored numbers now are. Rounds to nearest, or 16 bits at random.
 __device__ __forceinline__ void store(Four<float>& value, void* base, DType type, int64_t i, int count, bool whole,
-                                      bool at_random = false, RandomKey key = {}) {
+                                      bool at_random = false, const FourBits& random = {}) {
   if (type == DType::kFloat32) {
     float* p = static_cast<float*>(base) + i;
     if (whole && count == kLanes) {
@@ -186,10 +202,8 @@ __device__ __forceinline__ void store(Four<float>& value, void* base, DType type
     if (!at_random) {
       bits[k] = float_to_bits16(value.v[k], type);
     } else {
-      const int64_t index = i + k;
-      const RandomKey here = {key.low, key.high ^ static_cast<uint32_t>(index >> 32)};
-      const uint32_t random = random_bits(here, static_cast<uint32_t>(index));
-      bits[k] = type == DType::kBFloat16 ? float_to_bfloat16(value.v[k], random) : float_to_float16(value.v[k], random);
+      bits[k] = type == DType::kBFloat16 ? float_to_bfloat16(value.v[k], random.v[k])
+                                         : float_to_float16(value.v[k], random.v[k]);
     }
     value.v[k] = bits16_to_float(bits[k], type);
   }
@@ -197,7 +211,7 @@ __device__ __forceinline__ void store(Four<float>& value, void* base, DType type
 }
 
 __device__ __forceinline__ void store(Four<double>& value, void* base, DType, int64_t i, int count, bool whole,
-                                      bool = false, RandomKey = {}) {
+                                      bool = false, const FourBits& = {}) {
   double* p = static_cast<double*>(base) + i;
   if (whole && count == kLanes) {
     *reinterpret_cast<double2*>(p) = {value.v[0], value.v[1]};
@@ -220,7 +234,7 @@ __device__ __forceinline__ Four<float> dequantized(const Raw<float>& raw, float 
 
 // The lanes of a warp hold one block of codes, and every lane must call this.
 __device__ __forceinline__ void store_quantized(const Four<float>& value, void* base, float* scales, bool is_signed,
-                                                int64_t i, int count, bool whole, RandomKey key) {
+                                                int64_t i, int count, bool whole, const FourBits& random) {
   float largest = 0.0f;
 #pragma unroll
   for (int k = 0; k < kLanes; ++k)
@@ -235,8 +249,7 @@ __device__ __forceinline__ void store_quantized(const Four<float>& value, void* 
   if (i % kQuantizedBlock == 0) scales[i / kQuantizedBlock] = scale;
   uint32_t codes = 0;
 #pragma unroll
-  for (int k = 0; k < kLanes; ++k)
-    codes |= quantize8(value.v[k] * factor, quantization_random(key, i + k), is_signed) << (8 * k);
+  for (int k = 0; k < kLanes; ++k) codes |= quantize8(value.v[k] * factor, random.v[k], is_signed) << (8 * k);
   uint8_t* p = static_cast<uint8_t*>(base) + i;
   if (whole && count == kLanes) {
     *reinterpret_cast<uint32_t*>(p) = codes;

@@ -135,16 +135,16 @@ __device__ __forceinline__ Four<float> state_numbers(const Raw<float>& raw, floa
   return type == DType::kQuantized8 ? dequantized(raw, scale, !(t.unsigned_states >> s & 1u)) : numbers(raw, type);
 }
 __device__ __forceinline__ void store_state(Four<double>& value, const TensorSlot& t, DType, int s, int64_t i,
-                                            int count, bool whole, RandomKey) {
+                                            int count, bool whole, const FourBits&) {
   store(value, t.state[s], t.state_type, i, count, whole);
 }
 __device__ __forceinline__ void store_state(Four<float>& value, const TensorSlot& t, DType type, int s, int64_t i,
-                                            int count, bool whole, RandomKey key) {
+                                            int count, bool whole, const FourBits& random) {
+  const bool is_unsigned = t.unsigned_states >> s & 1u;
   if (type == DType::kQuantized8)
-    store_quantized(value, t.state[s], t.state_scale[s], !(t.unsigned_states >> s & 1u), i, count, whole,
-                    state_key(key, s));
+    store_quantized(value, t.state[s], t.state_scale[s], !is_unsigned, i, count, whole, bits_of_state(random, s));
   else
-    store(value, t.state[s], type, i, count, whole);
+    store(value, t.state[s], type, i, count, whole, true, bits_of_state(random, s));
 }
 
 // The tensor's factor and shift, or those of the unit that the element is in.
@@ -206,12 +206,14 @@ __device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_
     }
   }
   if constexpr (kMeasure) return;
+  FourBits random = {};
+  if (sizeof(S) == 4 && (size_of(t.state_type) < 4 || (stage.flags & kStochastic))) random = random_four(stage.key, i);
 #pragma unroll
   for (int s = 0; s < Rule::kNumStates; ++s)
     if (t.state[s] && writes_state<Rule>(launch.rule, s))
-      store_state(state[s], t, type_of_state<Rule>(t, s), s, i, count, whole.state[s], stage.key);
+      store_state(state[s], t, type_of_state<Rule>(t, s), s, i, count, whole.state[s], random);
   Four<S> stored = next, lost = lost_before;
-  store(stored, t.param, t.param_type, i, count, whole.param, stage.flags & kStochastic, stage.key);
+  store(stored, t.param, t.param_type, i, count, whole.param, stage.flags & kStochastic, random);
   if (t.compensation) {
 #pragma unroll
     for (int k = 0; k < kLanes; ++k) lost.v[k] = finite_or_zero(next.v[k] - stored.v[k]);  // see cpu/step_loop.h

@@ -13,6 +13,7 @@ struct AdafactorRule {
   static constexpr const char* kStates[] = {"variance", "row_var", "col_var"};
   static constexpr int kNumStates = 1;
   static constexpr int kNumFactors = 2;
+  static constexpr uint32_t kFullPrecisionStates = 3u << 1;  // few numbers, each of them an average of many
   static constexpr const char* kHyperparameters[] = {"beta2_decay", "eps1", "eps2",
                                                      "d"};  // eps1 < 0: the eps of the dtype
   enum Hyper : int { kBeta2Decay, kEps1, kEps2, kD, kNumHyperparameters };

@@ -39,7 +39,8 @@ struct RMSpropRule {
     V variance = square_avg;
     if (c.centered) {
       grad_avg = lerp(grad_avg, grad, c.one_minus_alpha);
-      variance = fma(V(scalar_of_t<V>(0)) - grad_avg, grad_avg, square_avg);
+      // Rounded, two moments of a constant gradient differ to either side; torch's root is then NaN.
+      variance = max(fma(V(scalar_of_t<V>(0)) - grad_avg, grad_avg, square_avg), V(scalar_of_t<V>(0)));
     }
     buffer = fma(V(c.momentum), buffer, grad / (sqrt(variance) + V(c.eps)));
     return buffer * c.lr;

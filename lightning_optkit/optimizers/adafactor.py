@@ -91,8 +91,8 @@ _RULE = Rule(
     "adafactor",
     (
         StateSpec("variance", nonnegative=True, shape=_of_a_vector),
-        StateSpec("row_var", nonnegative=True, shape=_of_rows),
-        StateSpec("col_var", nonnegative=True, shape=_of_columns),
+        StateSpec("row_var", nonnegative=True, full_precision=True, shape=_of_rows),
+        StateSpec("col_var", nonnegative=True, full_precision=True, shape=_of_columns),
     ),
     _hyperparameters,
     adafactor_update,
@@ -107,9 +107,9 @@ class Adafactor(OnePassOptimizer, torch.optim.Adafactor):
 
     A parameter of two dimensions or more keeps the mean square of each row and of each column of its last two; any
     other keeps one number per element. The step is `max(eps[1], rms(param)) * min(lr, 1 / sqrt(t))` long per element,
-    so `lr` is relative to the parameter. On CPU the rule is compiled, but for a matrix that is not contiguous or whose
-    state is int8; on CUDA it runs in PyTorch. `explain()` says which. 16-bit parameters have state in fp32, unless
-    `state_dtype` says otherwise.
+    so `lr` is relative to the parameter. On CPU the rule is compiled, but for a matrix that is not contiguous; on
+    CUDA it runs in PyTorch. `explain()` says which. Rows and columns are kept in fp32, few as they are, and so is the
+    state of any other parameter unless `state_dtype` says otherwise.
 
     Args:
         params: Parameters or parameter groups, as in `torch.optim`; all real.
@@ -193,8 +193,6 @@ class Adafactor(OnePassOptimizer, torch.optim.Adafactor):
             return "no CUDA kernel whose rate follows the norms of an update by a factored second moment"
         if param.ndim < 2:
             return None
-        if self.state_dtype == "int8" and param.dtype != torch.float64:
-            return "no kernel for rows and columns in 8 bits"
         return None if param.is_contiguous() else "its rows do not lie one behind another in memory"
 
     def _check_group(self, group: Group) -> None:

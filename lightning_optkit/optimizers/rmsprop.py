@@ -27,7 +27,8 @@ def rmsprop_update(param: Tensor, grad: Tensor, state: State, group: Group, step
     variance = state["square_avg"]
     if "grad_avg" in state:
         state["grad_avg"].lerp_(grad, float(1 - alpha))
-        variance = variance - state["grad_avg"] * state["grad_avg"]
+        # Rounded, two moments of a constant gradient differ to either side; torch's root is then NaN.
+        variance = (variance - state["grad_avg"] * state["grad_avg"]).clamp(min=0)
     direction = grad / (variance.sqrt() + group["eps"])
     if "momentum_buffer" in state:
         direction = state["momentum_buffer"].mul_(group["momentum"]).add_(direction)

@@ -68,11 +68,11 @@ def quantize8_(codes: Tensor, scales: Tensor, value: Tensor, *, signed: bool, ke
     random = random_bits(flat.numel(), *key[:3], flat.device, state=key[3])
     offset = (112 if signed else 96) << 3
     magnitude = scaled.abs().contiguous().view(torch.int32).to(torch.int64)
-    rounded = ((magnitude + (random & 0xFFFFF)) >> 20) - offset
+    noise = random >> 12
+    rounded = ((magnitude + noise) >> 20) - offset
     inside = rounded.clamp(1, 127 if signed else 255)
     least = 1.125 * 2.0 ** (-15 if signed else -31)
-    uniform = (random >> 8).to(torch.float32) * 2.0**-24
-    small = (uniform * least < scaled.abs()) if signed else (scaled > 0)
+    small = (noise.to(torch.float32) * (2.0**-20 * least) < scaled.abs()) if signed else (scaled > 0)
     code = torch.where(scaled.abs() < least, small.to(torch.int64), inside)
     if signed:
         code = torch.where(scaled.isfinite(), code, 0)

@@ -186,6 +186,9 @@ def _write(state: State, spec: StateSpec, value: Tensor, key: tuple[int, int, in
     stored = state[spec.name]
     if stored.dtype == torch.uint8:
         quantize8_(stored, state[scale_name(spec.name)], value, signed=not spec.nonnegative, key=key)
+    elif stored.dtype in (torch.bfloat16, torch.float16):  # rounded to nearest, a slow average would stand still
+        *counted, number = key
+        stored.copy_(round_stochastically(value, stored.dtype, *counted, state=number))
     else:
         as_real(stored).copy_(value)
 

@@ -21,26 +21,33 @@ def _splitmix64(x: int) -> int:
     return x ^ (x >> 31)
 
 
-def _lowbias32(x: Tensor) -> Tensor:
-    x = x ^ (x >> 16)
-    x = (x * 0x7FEB352D) & _MASK32
-    x = x ^ (x >> 15)
-    x = (x * 0x846CA68B) & _MASK32
-    return x ^ (x >> 16)
-
-
 def random_bits(
     count: int, seed: int, step: int, tensor_index: int, device: torch.device, *, state: int | None = None
 ) -> Tensor:
-    """32 random bits per element, as int64; those of the parameter itself, or of one of its states."""
+    """32 random bits per element, as int64, in the order that the parameter takes them in, or one of its states."""
     key = _splitmix64((_splitmix64((_splitmix64(seed & _MASK64) + step) & _MASK64) + tensor_index) & _MASK64)
     index = torch.arange(count, dtype=torch.int64, device=device)
-    high = (key >> 32) ^ (index >> 32)
-    low = (key & _MASK32) ^ (0 if state is None else (0x9E3779B9 * (state + 1)) & _MASK32)
-    return _lowbias32(_lowbias32((index + low) & _MASK32) ^ high)
+    x = (index + (key & _MASK32)) & _MASK32
+    x = x ^ (x >> 16)
+    x = (x * 0x7FEB352D) & _MASK32
+    x = x ^ (x >> 15) ^ (key >> 32) ^ (index >> 32)
+    x = (x * 0x846CA68B) & _MASK32
+    x = x ^ (x >> 16)
+    if state is None:
+        return x
+    left = 8 * (state + 1) if state < 3 else 4
+    return ((x << left) & _MASK32) | (x >> (32 - left))
 
 
-def round_stochastically(value: Tensor, dtype: torch.dtype, seed: int, step: int, tensor_index: int) -> Tensor:
+def round_stochastically(
+    value: Tensor,
+    dtype: torch.dtype,
+    seed: int,
+    step: int,
+    tensor_index: int,
+    *,
+    state: int | None = None,
+) -> Tensor:
     """Rounds fp32 `value` to bf16 or fp16, up with the probability of the part cut off.
 
     Args:
@@ -49,6 +56,7 @@ def round_stochastically(value: Tensor, dtype: torch.dtype, seed: int, step: int
         seed: Seed of the run.
         step: Optimizer step, from 1.
         tensor_index: Number of the parameter.
+        state: Number of the state that `value` is, in its rule; None: it is the parameter itself.
 
     Example:
         >>> between = torch.full((30000,), 1 + 2**-7 / 3)  # a third of the way to the next bf16 number
@@ -58,7 +66,7 @@ def round_stochastically(value: Tensor, dtype: torch.dtype, seed: int, step: int
     """
     value = value.float()
     bits = value.view(torch.int32).to(torch.int64) & _MASK32
-    random = random_bits(value.numel(), seed, step, tensor_index, value.device)
+    random = random_bits(value.numel(), seed, step, tensor_index, value.device, state=state)
     random = random.as_strided(value.shape, value.stride())
     chosen = _cut_to_bfloat16(bits, random) if dtype == torch.bfloat16 else _cut_to_float16(value, bits, random)
     signed = torch.where(chosen >= 2**31, chosen - 2**32, chosen)
@@ -66,7 +74,7 @@ def round_stochastically(value: Tensor, dtype: torch.dtype, seed: int, step: int
 
 
 def _cut_to_bfloat16(bits: Tensor, random: Tensor) -> Tensor:
-    noise = torch.where((bits & 0x7FFFFFFF) >= 0x7F800000, 0, random & 0xFFFF)
+    noise = torch.where((bits & 0x7FFFFFFF) >= 0x7F800000, 0, random >> 16)
     cut = (bits + noise) & 0xFFFF0000
     return torch.where((bits & 0x7FFFFFFF) > 0x7F800000, bits, cut)
 
@@ -75,7 +83,7 @@ def _cut_to_float16(value: Tensor, bits: Tensor, random: Tensor) -> Tensor:
     magnitude, sign = bits & 0x7FFFFFFF, bits & 0x80000000
     exponent = magnitude >> 23
     shift = torch.where(exponent >= 113, 13, (126 - exponent).clamp(max=24))
-    cut = ((bits + (random & ((1 << shift) - 1))) >> shift) << shift
+    cut = ((bits + (random >> (32 - shift))) >> shift) << shift
     uniform = (random >> 8).float() * 2.0**-24
     tiny = torch.where(uniform < value.abs() * 2.0**24, sign | 0x33800000, sign)
     cut = torch.where(exponent < 103, tiny, cut)

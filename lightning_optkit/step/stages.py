@@ -25,7 +25,8 @@ class Stages(TypedDict, total=False):
         centralize: Take the mean of each row of the first dimension off its gradient (two dimensions or more).
         rounding: How 16-bit parameters are stored: "nearest", "stochastic", or "kahan" (one more 16-bit number per
             element that keeps what was cut off). With fp32 parameters stochastic is nearest.
-        state_dtype: Dtype of the state; "int8" for one byte per number. That of fp64 parameters is fp64.
+        state_dtype: Dtype of the state; "int8" for one byte per number. Both narrow ones are rounded stochastically.
+            That of fp64 parameters is fp64.
         statistics: Count norms and lost updates of each tensor in the same pass; `optimizer.statistics()` reads them.
     """
 

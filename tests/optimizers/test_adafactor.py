@@ -371,7 +371,8 @@ def test_every_stage_changes_the_step_and_none_by_much(stage, shape, train):
     )  # two: one factor for all would cancel out in the second moment
     one, other = (Adafactor(p, lr=0.01, weight_decay=0.5, **k) for p, k in ((plain, {}), (staged, STAGES[stage])))
     train([one, other], [plain, staged], steps=9)
-    assert torch.equal(plain[0], staged[0]) == (stage == "centralize" and len(shape) == 1)
+    is_kept_as_ever = stage.endswith(" state") and len(shape) > 1  # rows and columns are in fp32
+    assert torch.equal(plain[0], staged[0]) == (is_kept_as_ever or (stage == "centralize" and len(shape) == 1))
     torch.testing.assert_close(plain, staged, rtol=0, atol=0.3)
 
 
@@ -412,7 +413,8 @@ def test_state_is_held_in_the_dtype_asked_for_and_changes_dtype_when_loaded(stat
     held = {"int8": torch.uint8}.get(state_dtype, state_dtype)
     state = optimizer.state[params[0]]
     assert (state["row_var"].shape, state["col_var"].shape) == ((3, 4, 1), (3, 1, 5))
-    assert {state["row_var"].dtype, state["col_var"].dtype, optimizer.state[params[1]]["variance"].dtype} == {held}
+    assert state["row_var"].dtype == state["col_var"].dtype == torch.float32  # few numbers
+    assert optimizer.state[params[1]]["variance"].dtype == held
     plain = Adafactor(params)
     plain.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     expected = Adafactor(copy.deepcopy(params))
@@ -474,7 +476,7 @@ def test_says_which_path_it_takes_and_what_it_moves():
     [
         (torch.ones(3, 4).t(), torch.float32, "its rows do not lie one behind another in memory"),
         (torch.ones(2, 3, 4, 5).to(memory_format=torch.channels_last), torch.float32, "its rows do not lie"),
-        (torch.ones(3, 4), "int8", "no kernel for rows and columns in 8 bits"),
+        (torch.ones(3, 4), "int8", None),
         (torch.ones(3, 4, dtype=torch.float64), "int8", None),
         (torch.ones(3, 4)[:, :1], torch.float32, "its memory has gaps"),
         (torch.ones(5), "int8", None),
