@@ -56,6 +56,7 @@ def made_input(layer):
 )
 def test_a_spectral_norm_divides_what_was_drawn_by_its_own_norm(make, norm):
     """Also before the first step, where a validation may run: the estimate is not that of the weight before."""
+    torch.manual_seed(0)  # where the power iterations begin: of 1200 beginnings, three are not near after 15
     plain, layer = make(), make()
     with torch.no_grad():
         layer.weight.mul_(100)
