@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tensors of a dispatcher op, on torch's stable ABI: what an argument is and where it lies, and fresh outputs.
+// Tensors of a dispatcher op, through torch's stable ABI: metadata and memory of an argument, and new outputs.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -25,7 +25,7 @@ using Output = std::unique_ptr<AtenTensorOpaque, DeleteTensor>;
 
 inline StableIValue give(Output output) { return torch::stable::detail::from(output.release()); }
 
-// What torch calls our dtypes, in the order of DType.
+// torch's codes of our dtypes, in the order of DType.
 inline const std::array<int32_t, 4>& dtype_codes() {
   static const std::array<int32_t, 4> codes = {aoti_torch_dtype_float32(), aoti_torch_dtype_bfloat16(),
                                                aoti_torch_dtype_float16(), aoti_torch_dtype_float64()};
@@ -43,8 +43,8 @@ inline int32_t code_of(DType dtype) { return dtype_codes()[static_cast<size_t>(d
 
 inline bool is_half(DType dtype) { return size_of(dtype) == 2; }
 
-// A tensor of a call: owned, and looked at once. What it is stands first; memory is looked for only where a kernel
-// could read it.
+// A tensor argument of a call: owns its handle and reads the metadata once. Metadata comes first; the data pointer is
+// read only if a kernel could use the memory.
 class Argument {
  public:
   explicit Argument(const char* argument_name) : name(argument_name) {}
@@ -71,12 +71,12 @@ class Argument {
   bool on_device_of(const Argument& other) const {
     return device == other.device && device_index == other.device_index;
   }
-  // A multiple of the element size, as the kernels' loads want it.
+  // Whether the pointer is a multiple of the element size, which the kernels' loads require.
   bool is_aligned() const { return reinterpret_cast<uintptr_t>(data) % element_size == 0; }
-  // Does the storage go as far as sizes and strides lead? It may have been resized, or freed.
+  // Whether the storage covers the range of sizes and strides: it may have been resized or freed.
   bool has_memory() const { return numel == 0 || (data != nullptr && reach_bytes <= storage_bytes); }
 
-  // In one piece, in order and aligned.
+  // A contiguous, aligned version.
   Argument contiguous() && {
     if (!is_aligned()) {
       AtenTensorHandle copy = nullptr;
@@ -92,9 +92,9 @@ class Argument {
   const char* name = "";
   int32_t layout_code = 0, dtype_code = 0, device = 0, device_index = 0;
   DType dtype = DType::kFloat32;
-  bool is_defined = false;   // the dispatcher takes None for a tensor
-  bool is_known = false;     // dtype is one of ours
-  bool is_ordinary = false;  // strided, on CPU or CUDA: what follows is set
+  bool is_defined = false;   // the dispatcher accepts None as a tensor
+  bool is_known = false;     // dtype is one of DType
+  bool is_ordinary = false;  // strided, on CPU or CUDA: only then are the fields below set
   int64_t dim = 0, numel = 0, element_size = 1;
   int64_t *sizes = nullptr, *strides = nullptr;
   void* data = nullptr;
@@ -131,7 +131,7 @@ class Argument {
     is_known = to_dtype(dtype_code, &dtype);
     element_size = std::max<int64_t>(1, static_cast<int64_t>(aoti_torch_dtype_element_size(dtype_code)));
     const bool here = on_cpu() || device == aoti_torch_device_type_cuda();
-    // A nested tensor calls itself strided and has no sizes.
+    // A nested tensor reports a strided layout but has no sizes.
     is_ordinary = here && layout_code == aoti_torch_layout_strided() &&
                   aoti_torch_get_sizes(handle_, &sizes) == AOTI_TORCH_SUCCESS;
     if (!is_ordinary) return;
@@ -159,7 +159,7 @@ inline Argument optional(const char* name, StableIValue value) {
   return handle ? Argument(name, *handle) : Argument(name);
 }
 
-// Fresh, contiguous, on the device of `like`.
+// A new contiguous tensor on the device of `like`.
 inline Output empty(const Argument& like, const int64_t* sizes, int64_t dim, DType dtype) {
   std::array<int64_t, 64> strides;
   STD_TORCH_CHECK(dim <= 64, "at most 64 dimensions");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is wrong with an argument of a dispatcher op, in the words of Python.
+// Error messages for arguments of a dispatcher op, in Python's terms.
 #pragma once
 
 #include <stdexcept>
@@ -62,7 +62,7 @@ inline std::string text_of(const int64_t* sizes, int64_t dim) {
 }
 inline std::string shape_of(const Argument& t) { return text_of(t.sizes, t.dim); }
 
-// `op(argument=value): requirement.`, in Python a ValueError.
+// Raises `op(argument=value): requirement.`, a ValueError in Python.
 class Refusals {
  public:
   explicit Refusals(const char* op) : op_(op) {}
@@ -72,7 +72,7 @@ class Refusals {
     throw std::invalid_argument(std::string(op_) + "(" + argument + "=" + value + "): " + requirement + ".");
   }
 
-  // Memory of a dtype of ours, on CPU or CUDA.
+  // Requires strided memory of a supported dtype, on CPU or CUDA.
   void check_floating(const Argument& t) const {
     check_ordinary(t);
     if (!t.is_known)

@@ -23,7 +23,7 @@ int64_t numel_of(const std::vector<int64_t>& sizes) {
   return std::accumulate(sizes.begin(), sizes.end(), int64_t{1}, std::multiplies<int64_t>());
 }
 
-// From the first element to behind the last one; strides of our tensors are never negative.
+// Bytes from the first element to the end of the last one; strides of our tensors are never negative.
 int64_t span_of(const TensorView& view) {
   int64_t span = 1;
   for (int64_t d = 0; d < view.dim; ++d) {
@@ -33,7 +33,7 @@ int64_t span_of(const TensorView& view) {
   return span * size_of(view.dtype);
 }
 
-// Do the elements fill a block of memory, in whatever order of dimensions?
+// Whether the elements fill a block of memory, in any order of dimensions.
 bool is_dense(const Facts& facts) {
   std::vector<std::pair<int64_t, int64_t>> dims;
   for (std::size_t d = 0; d < facts.sizes.size(); ++d)
@@ -47,8 +47,8 @@ bool is_dense(const Facts& facts) {
   return true;
 }
 
-// Would writing a parameter change elements of its gradient that are still to be read? Both are dense. In the very same
-// place they are read before they are written.
+// Whether writing a parameter would overwrite elements of its gradient before they are read. Both are dense. At the
+// same address every element is read before it is written.
 bool overlaps(const void* grad, const TensorSlot& slot, int64_t grad_item) {
   const auto g = reinterpret_cast<uintptr_t>(grad), p = reinterpret_cast<uintptr_t>(slot.param);
   const auto numel = static_cast<uintptr_t>(slot.numel);
@@ -56,7 +56,7 @@ bool overlaps(const void* grad, const TensorSlot& slot, int64_t grad_item) {
          p < g + numel * static_cast<uintptr_t>(grad_item);
 }
 
-// Strides of dimensions of size 1 mean nothing.
+// Strides of dimensions of size 1 are ignored.
 bool in_same_order(const Facts& a, const Facts& b) {
   if (a.sizes != b.sizes) return false;
   for (std::size_t d = 0; d < a.sizes.size(); ++d)
@@ -77,23 +77,23 @@ bool is_named(PyObject* name, const char* expected) {
   return PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, expected) == 0;
 }
 
-// A number that a parameter carries from step to step.
+// A per-parameter number that is carried across steps.
 float* number(const Facts& facts, const std::string& name) {
   if (facts.dtype != DType::kFloat32 || numel_of(facts.sizes) != 1) refuse(name, "must be one fp32 number");
   return static_cast<float*>(facts.data);
 }
 
-// Puts the state tensors of one parameter into its slot, each checked against it.
+// Fills the slot of one parameter with its state tensors, checking each against the parameter.
 class SlotFiller {
  public:
   SlotFiller(const Plan& plan, const Facts& param, const StateNames& names, TensorSlot* slot)
       : traits_(plan.traits()), is_double_(plan.is_double), param_(param), names_(names), slot_(slot) {}
 
-  // What a name of the state is to the walk.
+  // Role of a state entry in the walk.
   enum class Role { kNone, kState, kScale, kScalar, kStep, kCompensation, kAverage, kNumAveraged };
   struct Found {
     Role role;
-    int place;  // among those of the rule
+    int place;  // index among those of the rule
   };
 
   Found find(PyObject* key) const {
@@ -206,7 +206,7 @@ bool Facts::hold_for(const TensorView& view) const {
          std::equal(strides.begin(), strides.end(), view.strides);
 }
 
-// Marks a plan as in use: its buffers serve one walk at a time.
+// Marks a plan as in use: its buffers serve only one walk at a time.
 class BoundPlan::Use {
  public:
   Use(BoundPlan* plan, const char* method) : plan_(plan) {
@@ -292,7 +292,7 @@ void BoundPlan::set_active(const std::vector<int>& indices) {
   is_active_set_ = true;
 }
 
-// Can a gradient be walked with the parameter's own index?
+// Whether a gradient can be walked with the indexing of the parameter.
 bool BoundPlan::fits(const TensorView& grad, const Facts& param) const {
   const int32_t device = plan_.is_on_cuda() ? plan_.device : kCpu;
   if (grad.device != device || grad.dim != static_cast<int64_t>(param.sizes.size())) return false;
@@ -345,7 +345,7 @@ void BoundPlan::check_bound(const char* method, bool on_cuda) const {
                                 (on_cuda ? "the CPU." : "CUDA."));
 }
 
-// References to what a walk touches, while other Python threads may run. A short walk keeps them from running instead.
+// Holds references to everything that a walk touches, so that the GIL can be released. A short walk keeps the GIL.
 class BoundPlan::Hold {
  public:
   explicit Hold(const Plan& plan) {
@@ -389,7 +389,7 @@ void BoundPlan::check_gradients(Hold* hold) const {
   }
 }
 
-// Parameters and state.
+// Checks parameters and state.
 void BoundPlan::check_state(Hold* hold) const {
   if (PyList_GET_SIZE(params_.ptr()) != num_looked_at_ || PyList_GET_SIZE(states_.ptr()) != num_looked_at_)
     throw Moved(kMoved);
@@ -498,7 +498,7 @@ py::list BoundPlan::sums() const {
   return rows;
 }
 
-// What a rule with an estimate observed in the last step: its sums over all tensors.
+// The sums over all tensors that a rule with an estimate observed in the last step.
 py::tuple BoundPlan::observed() const {
   double total[kObserved] = {};
   for (const Sums& s : plan_.sums())

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A plan as Python sees it. It holds addresses between steps and no tensor; before a walk it is handed the tensors,
-// looks whether each still is what the addresses were taken from, and holds them until the walk is done.
+// A plan as exposed to Python. Between steps it stores addresses but no tensors; before a walk it receives the tensors,
+// checks that each still matches its address, and holds references until the walk is done.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -15,23 +15,23 @@
 
 namespace optkit {
 
-// What a plan was made of, or bound to, is not there any more.
+// A tensor that the plan was built from, or bound to, has moved.
 class Moved : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
 };
 
-// What a plan relies on of one tensor.
+// The properties of one tensor that a plan relies on.
 struct Facts {
   void* data = nullptr;
   DType dtype = DType::kFloat32;
   std::vector<int64_t> sizes, strides;
-  int64_t num_bytes = 0;  // that the elements span
+  int64_t num_bytes = 0;  // spanned by the elements
 
   bool hold_for(const TensorView& view) const;
 };
 
-// Names of a parameter's state in a plan.
+// Names of the state of a parameter in a plan.
 struct StateNames {
   std::vector<pybind11::object> states, scales, scalars;  // of the rule, in its order; None: absent
   pybind11::object average;                               // None: absent
@@ -49,16 +49,16 @@ class BoundPlan {
                   uint32_t unsigned_states, int group, int tensor_index);
   void set_active(const std::vector<int>& indices);
 
-  // Takes the active parameters, their state and their gradients as they are in these lists from now until `release`.
-  // Looks at the gradients from place `start` on: kBound, or the place of the first that cannot be walked. Those before
-  // `start` must have been looked at. Throws Moved if a parameter is not what it was.
+  // Binds the active parameters, their state and their gradients, as listed, until `release`. Inspects the gradients
+  // from index `start` on, and returns kBound or the index of the first that cannot be walked. Those before `start`
+  // must have been inspected already. Throws Moved if a parameter is not what it was.
   static constexpr int64_t kBound = -1;
   int64_t bind(const pybind11::list& params, const pybind11::list& states, const pybind11::list& grads, int64_t start);
-  // Lets go of what `bind` took.
+  // Drops the references that `bind` took.
   void release();
 
-  // Each looks, right before it walks, at all that it will touch, and throws Moved, before anything is written, if that
-  // is not where it was: a gradient when it was bound, a parameter or its state when it was added. `check` only looks.
+  // Each of these first checks everything that it will touch, and throws Moved, before anything is written, if a tensor
+  // has moved: a gradient since it was bound, a parameter or its state since it was added. `check` does nothing else.
   void check();
   pybind11::tuple norm();
   pybind11::tuple step(const std::vector<std::vector<double>>& rows, double grad_scale, bool statistics);
@@ -66,8 +66,8 @@ class BoundPlan {
   void cuda_step(const std::vector<std::vector<double>>& rows, const CudaStepControl& control,
                  const std::vector<const double*>& rates, uintptr_t stream);
 
-  // The device memory of a tensor of fp32 or fp64; null for None. Throws std::invalid_argument if it holds fewer
-  // elements, or numbers of another kind.
+  // The device memory of a tensor of fp32 or fp64; null for None. Throws std::invalid_argument for fewer elements or
+  // another dtype.
   template <class T>
   T* device_memory(const pybind11::object& tensor, const char* name, DType dtype, int64_t count) const {
     return static_cast<T*>(device_memory(tensor, name, dtype, count));
@@ -78,7 +78,7 @@ class BoundPlan {
   std::size_t num_groups() const { return plan_.num_groups(); }
 
  private:
-  // A state tensor of a parameter, by its place in the parameter's state.
+  // A state tensor, by its position in the parameter's state dict.
   struct Named {
     pybind11::object name;
     bool is_walked;
@@ -101,7 +101,7 @@ class BoundPlan {
   Plan plan_;
   std::vector<Watched> watched_;              // per tensor of the plan
   pybind11::object params_, states_, grads_;  // lists, of the active tensors
-  int64_t num_looked_at_ = 0;                 // gradients, from the first on
+  int64_t num_looked_at_ = 0;                 // gradients, counted from the first
   bool is_active_set_ = false, has_norm_ = false, is_in_use_ = false;
 };
 

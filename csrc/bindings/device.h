@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Opens liboptkit_cuda, once, when the first CUDA tensor asks for it.
+// Opens liboptkit_cuda once, when the first CUDA tensor appears.
 #pragma once
 
 #include <string>
@@ -8,9 +8,9 @@
 
 namespace optkit {
 
-// Throws std::runtime_error if the library at `path` cannot be opened or is of another build.
+// Throws std::runtime_error if the library at `path` cannot be opened or comes from another build.
 void open_cuda(const std::string& path);
-// Throws if it was not opened.
+// Throws if the library was not opened.
 const CudaApi& cuda_api();
 // Throws std::runtime_error with the message of a failed call.
 void check_cuda(const char* error);

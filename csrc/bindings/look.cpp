@@ -7,7 +7,7 @@
 namespace optkit {
 namespace {
 
-// The part of the interface that is used; names and layout are DLPack's.
+// The part of the interface used here; names and layout are DLPack's.
 struct DLDevice {
   int32_t device_type, device_id;
 };
@@ -52,7 +52,7 @@ bool to_dtype(DLDataType type, DType* dtype) {
   return type.lanes == 1;
 }
 
-// Does a class answer torch's calls by itself? Its instances' own memory, if there is any, then means nothing.
+// Whether a class overrides `__torch_dispatch__`. The memory of its instances, if any, is then meaningless.
 bool has_dispatch(PyTypeObject* type) {
   PyObject* dispatch = PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), "__torch_dispatch__");
   if (dispatch == nullptr) PyErr_Clear();
@@ -61,7 +61,7 @@ bool has_dispatch(PyTypeObject* type) {
   return !is_default;
 }
 
-// The exchange shows a lazily negated tensor as if it were not.
+// The exchange ignores a lazy negation.
 bool is_negated(PyObject* tensor) {
   static PyObject* const name = PyUnicode_InternFromString("is_neg");
   PyObject* answer = PyObject_CallMethodNoArgs(tensor, name);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which parameters an optimizer has, and which of them state: looked up in its own groups and state before every step.
+// The parameters of an optimizer that have state: looked up in its groups and state before every step.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -10,22 +10,22 @@ namespace optkit {
 
 class Membership {
  public:
-  // `entries`: those parameters of `lists` that have state, in the order that `states` answers in. Objects are known by
-  // their addresses: whoever makes a Membership keeps the parameters alive as long.
+  // `entries`: the parameters of `lists` that have state, in the order of the answer of `states`. Parameters are
+  // compared by address, so the caller must keep them alive as long as this object.
   Membership(const pybind11::dict& state, const pybind11::list& lists, const pybind11::list& entries);
 
-  // The state of each entry as it is now, in a list; None if parameters came, went or changed places, or an entry has
-  // no state.
+  // The current state of each entry, in a list; None if parameters were added, removed or reordered, or an entry has no
+  // state.
   pybind11::object states(const pybind11::dict& state, const pybind11::list& lists) const;
 
  private:
   struct Key {
     PyObject* key;
-    Py_ssize_t entry;  // -1: a parameter that is no entry
+    Py_ssize_t entry;  // -1: a parameter without an entry
   };
 
   std::vector<std::vector<PyObject*>> params_;  // by group
-  std::vector<Key> keys_;                       // of the state, in its order
+  std::vector<Key> keys_;                       // of the state dict, in its order
   Py_ssize_t num_entries_;
 };
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The Python module: the plan, and what the build can do.
+// The Python module: the plan, and the capabilities of the build.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A call of the norms' node: what Python hands over, whether this road takes it, and how autograd keeps it.
+// A call of the norms' autograd node: its arguments from Python, whether the node supports them, and how autograd saves
+// the call.
 #pragma once
 
 #include <ATen/core/ivalue.h>
@@ -16,7 +17,7 @@
 
 namespace optkit {
 
-// What a call is, besides its tensors.
+// The arguments of a call other than tensors.
 struct Call {
   double eps, dropout;
   int64_t dims, rows, size, seed;
@@ -27,7 +28,7 @@ struct Call {
   int64_t mean_bytes() const { return centered ? rows * static_cast<int64_t>(c10::elementSize(accumulator())) : 0; }
 };
 
-// The autograd context keeps values that torch knows: a call goes in as a list of integers.
+// The autograd context saves only types that torch knows, so a call is stored as a list of integers.
 using Words = std::array<int64_t, (sizeof(Call) + 7) / 8>;
 
 inline c10::IValue packed(const Call& call) {
@@ -42,7 +43,7 @@ inline Call unpacked(const c10::IValue& value) {
   std::memcpy(&call, words.data(), sizeof(call));
   return call;
 }
-// A tensor argument; false where it is one that this road does not take.
+// A tensor argument; false if the node does not support it.
 inline bool take(PyObject* object, const char* owner, const char* name, Parameter* out) {
   if (object == Py_None) return true;
   if (!THPVariable_CheckExact(object)) {
@@ -56,7 +57,7 @@ inline bool take(PyObject* object, const char* owner, const char* name, Paramete
   return true;
 }
 
-// The seed's number; false where it has none that may be read: it is traced, batched or fake.
+// The value of the seed; false if it must not be read: it is traced, batched or fake.
 inline bool take_seed(PyObject* object, const char* owner, double dropout, int64_t* seed) {
   constexpr char kRequirement[] = "must be an int64 number on CPU where dropout is above 0.";
   if (object == Py_None) {
@@ -72,7 +73,7 @@ inline bool take_seed(PyObject* object, const char* owner, double dropout, int64
   return true;
 }
 
-// Fills in what follows from the tensors; false where they do not fit, and the dispatcher op says why.
+// Fills in what follows from the tensors; false if they do not fit, which the dispatcher op then reports.
 inline bool describe(PyObject* sizes, PyObject* eps, const Tensor& input, const Parameter& residual,
                      const Parameter& weight, const Parameter& bias, Call* call) {
   if (!(PyTuple_Check(sizes) || PyList_Check(sizes)) || input.numel() == 0) return false;
@@ -81,7 +82,7 @@ inline bool describe(PyObject* sizes, PyObject* eps, const Tensor& input, const 
   call->size = 1;
   for (int64_t k = 0; k < call->dims; ++k) {
     PyObject* const item = PySequence_Fast_GET_ITEM(sizes, k);
-    if (!PyLong_CheckExact(item)) return false;  // what runs Python to become a number might change the list
+    if (!PyLong_CheckExact(item)) return false;  // other conversions run Python, which might change the list
     const int64_t size = PyLong_AsLongLong(item);
     if (size != input.size(input.dim() - call->dims + k)) return PyErr_Clear(), false;
     call->size *= size;
@@ -105,7 +106,7 @@ inline bool describe(PyObject* sizes, PyObject* eps, const Tensor& input, const 
     if (t.sizes() != row_sizes || !t.is_contiguous() || t.scalar_type() != call->parameter_type) return false;
     if (t.scalar_type() != call->type && t.scalar_type() != call->accumulator()) return false;
   }
-  // torch gives RMSNorm the resolution of the dtype where there is none, and LayerNorm none.
+  // Default eps: the resolution of the dtype for RMSNorm in torch; LayerNorm has none.
   if (eps == Py_None && call->centered) return false;
   call->eps = eps == Py_None ? (call->accumulator() == at::kDouble ? std::numeric_limits<double>::epsilon()
                                                                    : std::numeric_limits<float>::epsilon())

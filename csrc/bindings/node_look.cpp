@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Looks at a tensor by torch's own headers: a few nanoseconds, where DLPack takes tens and does not see a lazy
-// negation.
+// Inspects a tensor through torch's headers: a few nanoseconds, where DLPack takes tens and ignores a lazy negation.
 #include <ATen/core/Tensor.h>
 #include <torch/csrc/autograd/python_variable.h>
 
@@ -10,7 +9,7 @@
 namespace optkit {
 namespace {
 
-// Memory of its own, and nothing that would have to be asked before it is read.
+// Dispatch keys of a tensor with plain memory that may be read directly.
 constexpr c10::DispatchKeySet kPlain({c10::DispatchKey::CPU, c10::DispatchKey::CUDA, c10::DispatchKey::AutogradCPU,
                                       c10::DispatchKey::AutogradCUDA, c10::DispatchKey::ADInplaceOrView,
                                       c10::DispatchKey::AutocastCPU, c10::DispatchKey::AutocastCUDA});
@@ -26,7 +25,7 @@ bool look_at(PyObject* object, TensorView* view) {
     return false;
   if (!impl.has_storage()) return false;
   try {
-    // For writing: memory that is shared until then (copy on write) becomes the tensor's own.
+    // Mutable access: copy-on-write memory becomes the tensor's own.
     view->data = tensor.mutable_data_ptr();
     const int64_t before = impl.storage_offset() * static_cast<int64_t>(impl.itemsize());
     view->num_bytes = static_cast<int64_t>(impl.unsafe_storage().nbytes()) - before;
@@ -45,7 +44,7 @@ const Look chosen = &look_at;
 
 }  // namespace
 
-// A new reference to a capsule of the name kLookCapsule.
+// A new reference to a capsule named kLookCapsule.
 PyObject* look_capsule() { return PyCapsule_New(const_cast<Look*>(&chosen), kLookCapsule, nullptr); }
 
 }  // namespace optkit

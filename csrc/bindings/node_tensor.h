@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tensors of the norms' node: whether they are the plain memory that the kernels read, and how their rows lie.
+// Tensors of the norms' autograd node: whether the kernels can read their memory, and the layout of their rows.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -35,7 +35,8 @@ inline DType dtype_of(at::ScalarType type) {
   return dtype;
 }
 
-// Does the storage go as far as sizes and strides lead, aligned? It may have been resized, freed, or cut from bytes.
+// Whether the storage covers the range of sizes and strides, and is aligned: it may have been resized, freed, or viewed
+// from bytes.
 inline bool has_memory(const Tensor& t) {
   if (t.numel() == 0) return true;
   int64_t last = t.storage_offset();
@@ -46,7 +47,7 @@ inline bool has_memory(const Tensor& t) {
          reinterpret_cast<uintptr_t>(t.const_data_ptr()) % item == 0;
 }
 
-// Memory on the CPU and nothing else: no subclass, no function transform, no lazy negation.
+// Plain CPU memory: no subclass, no function transform, no lazy negation.
 inline bool is_memory(const Tensor& t) {
   static const uint64_t allowed =
       c10::DispatchKeySet({c10::DispatchKey::CPU, c10::DispatchKey::AutogradCPU, c10::DispatchKey::ADInplaceOrView,
@@ -55,7 +56,7 @@ inline bool is_memory(const Tensor& t) {
   return t.defined() && (t.key_set().raw_repr() & ~allowed) == 0 && has_memory(t);
 }
 
-// That of a dtype of ours.
+// The same, with a supported dtype.
 inline bool is_plain(const Tensor& t) {
   DType dtype;
   return is_memory(t) && to_dtype(t.scalar_type(), &dtype);
@@ -63,13 +64,13 @@ inline bool is_plain(const Tensor& t) {
 
 inline bool has_tangent(const Tensor& t) { return t._fw_grad(0).defined(); }
 
-// Nobody is tracing, transforming or intercepting operators.
+// Whether no tracing, function transform or dispatch mode is active.
 inline bool is_eager() {
   const c10::impl::LocalDispatchKeySet keys = c10::impl::tls_local_dispatch_key_set();
   return (keys.included_ - c10::default_included_set).empty();
 }
 
-// A tensor as the kernels read it: rows that lie packed or strided, in a copy if need be.
+// A tensor whose rows are packed or strided, as the kernels require; a copy where the original is neither.
 struct Rows {
   Tensor tensor;
   RowLayout layout = {0, {0, 0, 0}};
@@ -81,7 +82,7 @@ inline RowLayout layout_of(const Tensor& t, int64_t row_dims) {
   return row_layout(t.sizes().data(), t.strides().data(), t.dim(), row_dims);
 }
 
-// `spaced`: packed rows may lie apart.
+// `spaced`: gaps between packed rows are allowed.
 inline Rows rows_of(const Tensor& t, int64_t row_dims, bool spaced) {
   if (!t.defined()) return {};
   const RowLayout layout = layout_of(t, row_dims);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CPU kernels of the norms as one library hands them to another: a plain table, behind a symbol.
+// The CPU kernels of the norms, exported from one library to another: a plain table behind a symbol.
 #pragma once
 
 #include "norms/layout.h"
@@ -7,7 +7,7 @@
 
 namespace optkit {
 
-// Changes with whatever crosses here: the tables of norms/ too.
+// Incremented with any change to this table or to the tables in norms/.
 constexpr int kNormApiVersion = 1;
 constexpr char kNormApiSymbol[] = "optkit_norm_api";
 
@@ -16,7 +16,7 @@ struct NormApi {
   void (*forward)(bool centered, const NormForward& arguments, const ForwardStrided& strided);
   void (*backward)(bool centered, const NormBackward& arguments, const BackwardStrided& strided, void* d_weight,
                    void* d_bias);
-  void (*fresh)(void* data, int64_t num_bytes);  // to be called for memory that nobody has written to yet
+  void (*fresh)(void* data, int64_t num_bytes);  // called for memory that has not been written yet
 };
 
 const NormApi& norm_api();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the norms' ops ask of a call, before memory is touched: kernels behind them trust what they get.
+// Checks of the norms' arguments, before memory is touched: the kernels do not check again.
 #pragma once
 
 #include <cmath>
@@ -11,7 +11,7 @@
 
 namespace optkit {
 
-// Rows are made of the last `row_dims` dimensions.
+// Rows consist of the last `row_dims` dimensions.
 struct Sizes {
   int64_t rows, size, row_dims;
 };
@@ -40,13 +40,13 @@ class NormChecks : public Refusals {
              "float64 goes with float64 only, and the input is " + name_of_dtype(x.dtype_code));
   }
 
-  // A gradient in the shape and dtype of `x`.
+  // Requires a gradient with the shape and dtype of `x`.
   void check_gradient(const Argument& gradient, const Argument& x) const {
     check_like(gradient, x);
     check_dtype(gradient, x.dtype);
   }
 
-  // `type`: of the output.
+  // `type`: dtype of the output.
   void check_parameter(const Argument& parameter, const Argument& x, DType type, const Sizes& sizes) const {
     if (!parameter) return;
     check_floating(parameter);
@@ -69,7 +69,7 @@ class NormChecks : public Refusals {
     if (!(eps >= 0.0 && std::isfinite(eps))) refuse("eps", number(eps), "must be in [0, inf)");
   }
 
-  // The seed's number, which the host reads; 0 without dropout.
+  // The value of the seed, which the host reads; 0 without dropout.
   int64_t check_dropout(double dropout, const Argument& seed) const {
     if (!(dropout >= 0.0 && dropout <= 1.0)) refuse("dropout", number(dropout), "must be in [0, 1]");
     if (!seed) {

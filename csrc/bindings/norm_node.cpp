@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The norms on CPU with an autograd node in C++, for eager calls on ordinary tensors. torch's stable ABI has no such
-// node, so this library alone sees more of torch, serves only the torch that it was built with, and may be absent.
+// The CPU norms with an autograd node in C++, for eager calls on ordinary tensors. torch's stable ABI has no autograd
+// nodes, so this is the only library that uses torch's unstable headers: it works only with the torch it was built for,
+// and is optional.
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/record_function.h>
@@ -23,9 +24,9 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 const NormApi* api = nullptr;
-PyObject* reference = nullptr;  // the gradients in differentiable operators of torch
+PyObject* reference = nullptr;  // the backward in differentiable torch operators
 
-constexpr int64_t kReleaseFrom = 1 << 15;  // elements from which other Python threads may run meanwhile
+constexpr int64_t kReleaseFrom = 1 << 15;  // number of elements from which the GIL is released
 
 Tensor empty(at::IntArrayRef sizes, at::ScalarType type) {
   Tensor t = at::detail::empty_cpu(sizes, type, false, std::nullopt);
@@ -79,11 +80,11 @@ class NormFunction : public torch::autograd::Function<NormFunction> {
     return call.adds ? variable_list{std::move(out.y), std::move(out.sum)} : variable_list{std::move(out.y)};
   }
 
-  // One gradient for each argument of `forward`.
+  // Returns one gradient per argument of `forward`.
   static variable_list backward(AutogradContext* ctx, const variable_list& grads);
 };
 
-// [of what was normalized, the same through the dropout, of the weight, of the bias]
+// Gradients of: the normalized input, the input before the dropout, the weight, the bias.
 using Gradients = std::array<Tensor, 4>;
 
 Gradients run_backward(const Call& call, const Tensor& dy, const Tensor& d_sum, const Tensor& input,
@@ -120,7 +121,7 @@ Gradients run_backward(const Call& call, const Tensor& dy, const Tensor& d_sum, 
   return out;
 }
 
-// What was saved comes back through hooks, which may have put anything in its place.
+// Saved tensors come back through hooks, which may have replaced them.
 bool is_saved_parameter(const Tensor& t, at::IntArrayRef sizes, at::ScalarType type) {
   return is_plain(t) && t.is_contiguous() && t.sizes() == sizes && t.scalar_type() == type;
 }
@@ -133,7 +134,7 @@ bool takes_kernel(const Call& call, const Tensor& dy, const Tensor& d_sum, const
          (!call.has_weight || is_saved_parameter(weight, row_sizes, call.parameter_type));
 }
 
-// Where a gradient of the gradient is wanted, or a tensor is not the plain memory that the kernels read.
+// For double backward, or for tensors whose memory the kernels cannot read.
 Gradients run_reference(const Call& call, const Tensor& dy, const Tensor& d_sum, const Tensor& input,
                         const Tensor& weight) {
   const pybind11::gil_scoped_acquire gil;
@@ -162,7 +163,7 @@ variable_list NormFunction::backward(AutogradContext* ctx, const variable_list& 
   TORCH_CHECK_VALUE(input.sizes() == dy.sizes() && input.dim() >= call.dims && input.numel() == call.rows * call.size,
                     "norm_backward(input.shape=", input.sizes(), "): must be ", dy.sizes(),
                     ", the shape that was saved.");
-  // Edges lead to those arguments only that were tensors.
+  // There are edges only for the arguments that were tensors.
   size_t edge = 0;
   const auto wanted = [&](bool given) { return given && ctx->needs_input_grad(edge++); };
   const bool wants_input = wanted(true), wants_residual = wanted(call.adds), wants_weight = wanted(call.has_weight),
@@ -179,7 +180,7 @@ variable_list NormFunction::backward(AutogradContext* ctx, const variable_list& 
   return out;
 }
 
-// The outputs in Python: y, or (y, sum). None where this road does not lead.
+// The outputs in Python: y, or (y, sum). None if the node does not support the call.
 PyObject* call_norm(const char* owner, PyObject* centered, PyObject* const* tensors, PyObject* sizes, PyObject* eps,
                     double dropout, PyObject* seed) {
   HANDLE_TH_ERRORS
@@ -243,14 +244,14 @@ PyObject* add_norm(PyObject*, PyObject* const* a, Py_ssize_t count) {
   return call_norm("add_norm", a[0], tensors, a[3], a[6], dropout, a[8]);
 }
 
-// connect(path of the library that has the kernels, gradients in operators of torch)
+// connect(path of the library with the kernels, backward in torch operators)
 PyObject* connect(PyObject*, PyObject* const* a, Py_ssize_t count) {
   if (!takes(count, 2, "connect")) return nullptr;
   if (!PyUnicode_Check(a[0])) return wrong_kind("connect", "library", a[0], "the path of lightning_optkit's extension");
   if (!PyCallable_Check(a[1])) return wrong_kind("connect", "reference", a[1], "callable");
   PyObject* const path = PyUnicode_EncodeFSDefault(a[0]);
   if (path == nullptr) return wrong_kind("connect", "library", a[0], "the path of lightning_optkit's extension");
-  // Asked of the library itself: an address that a caller hands over could be anything.
+  // Looked up in the library itself: an address passed by the caller could be anything.
   void* const library = dlopen(PyBytes_AS_STRING(path), RTLD_LAZY | RTLD_NOLOAD);
   Py_DECREF(path);
   const auto get =
@@ -267,7 +268,7 @@ PyCFunction fast(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t))
   return reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(function));
 }
 
-// is_observed(): does a profiler, or any other observer of torch's, want to know what is run?
+// is_observed(): whether a profiler or another torch observer records operators.
 PyObject* is_observed(PyObject*, PyObject*) { return PyBool_FromLong(at::hasCallbacks()); }
 
 PyMethodDef methods[] = {{"norm", fast(&norm), METH_FASTCALL, nullptr},

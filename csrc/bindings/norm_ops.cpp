@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// LayerNorm and RMSNorm as dispatcher ops, on torch's stable ABI: checks, outputs, and the call of a kernel.
+// LayerNorm and RMSNorm as dispatcher ops, through torch's stable ABI: checks, outputs, kernel calls.
 #include <dlfcn.h>
 
 #include <algorithm>
@@ -17,7 +17,7 @@ namespace {
 
 using torch::stable::detail::to;
 
-// The function lives in libtorch_cuda, which a CPU build of torch lacks: it is looked up where torch has loaded it.
+// The function is in libtorch_cuda, which CPU builds of torch lack, so it is looked up in the loaded library.
 void* current_stream(int32_t device_index) {
   using GetStream = AOTITorchError (*)(int32_t, void**);
   static const GetStream get = [] {
@@ -32,15 +32,15 @@ void* current_stream(int32_t device_index) {
 
 const Workers workers = {&torch_parallel, &torch_num_threads};
 
-// One element behind the other, each where it may be loaded.
+// Whether the elements are contiguous and aligned.
 bool is_packed(const Argument& t) { return t.is_aligned() && (t.dim == 0 || t.layout(t.dim).stride >= 0); }
 
 void pack(Argument* t) {
   if (*t && !is_packed(*t)) *t = std::move(*t).contiguous();
 }
 
-// A tensor as the kernels read it: rows that lie packed or, on CPU, strided; in a copy if need be. `spaced`: packed
-// rows may lie apart.
+// Brings a tensor into a layout that the kernels read, copying it if necessary: rows that are packed or, on CPU,
+// strided. `spaced`: gaps between packed rows are allowed.
 RowLayout lay_out(Argument* t, int64_t row_dims, bool spaced) {
   if (!*t) return {0, {0, 0, 0}};
   const RowLayout layout = t->layout(row_dims);
@@ -150,7 +150,7 @@ Backward backward(const NormChecks& checks, bool centered, Argument dy, Argument
     norm_backward(centered, a, strided, d_weight, d_bias, workers);
     return out;
   }
-  // The allocator hands the workspace out again on this stream only, so it may go before the kernels have run.
+  // The allocator reuses the workspace only on this stream, so it may be freed before the kernels have run.
   int64_t parts = 0;
   check_cuda(cuda_api().norm_backward_parts(centered, &a, x.device_index, &parts));
   const int64_t space_size = 2 * parts * sizes.size;
@@ -160,7 +160,7 @@ Backward backward(const NormChecks& checks, bool centered, Argument dy, Argument
   return out;
 }
 
-// The names of the ops, which a refusal says.
+// Names of the ops, for error messages.
 constexpr char kNorm[] = "norm", kPlainNorm[] = "_norm", kAddNorm[] = "add_norm", kPlainAddNorm[] = "_add_norm",
                kNormBackward[] = "norm_backward";
 
@@ -226,8 +226,8 @@ extern "C" __attribute__((visibility("default"))) const optkit::NormApi* optkit_
   return &optkit::norm_api();
 }
 
-// `norm` and `add_norm` have an autograd formula, registered in Python, for graphs that are traced. The same under a
-// name with an underscore have none: an eager call brings its own autograd node, which costs half as much.
+// `norm` and `add_norm` have an autograd formula, registered in Python, for traced graphs. Their underscore variants
+// have none: an eager call brings its own autograd node, at half the cost.
 STABLE_TORCH_LIBRARY_FRAGMENT(lightning_optkit, m) {
 #define OPTKIT_NORM \
   "norm(bool centered, Tensor input, Tensor? weight, Tensor? bias, int dims, float eps) -> (Tensor, Tensor)"
@@ -244,8 +244,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lightning_optkit, m) {
       "-> (Tensor, Tensor, Tensor, Tensor)");
 }
 
-// For whatever device or layout, nested tensors too, which the first of these leaves out: what the kernels cannot read
-// is refused by the checks, in words.
+// Registered for every device and layout, with a separate line for nested tensors, so that the checks refuse with a
+// message what the kernels cannot read.
 #define OPTKIT_NORM_KERNELS                                         \
   m.impl("norm", &optkit::norm_op<optkit::kNorm>);                  \
   m.impl("_norm", &optkit::norm_op<optkit::kPlainNorm>);            \

@@ -36,7 +36,7 @@ constexpr RuleTraits kTraits[] = {
 #undef OPTKIT_TRAITS
 };
 
-// A number of a row that stands for one of `count` choices.
+// Whether an entry of a row is one of `count` enum values.
 bool is_choice(double value, int count) { return value >= 0 && value < count && value == static_cast<int>(value); }
 
 void check_row(const GroupRow& row, const TensorSlot& tensor) {

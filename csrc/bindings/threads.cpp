@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// torch's threads, on torch's stable ABI: one binary serves every torch from 2.10 on.
+// torch's thread pool, through torch's stable ABI: one binary works with every torch from 2.10 on.
 #include "bindings/threads.h"
 
 #include <torch/csrc/stable/library.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// 16-bit floating point, one number at a time, in integer arithmetic: for the device, and for processors without it.
+// 16-bit floating point, one number at a time, in integer arithmetic: for CUDA, and for CPUs without F16C.
 #pragma once
 
 #include <cstdint>

@@ -30,7 +30,7 @@ OPTKIT_HD double select(bool condition, double a, double b) { return condition ?
 OPTKIT_HD float abs(float a) { return a < 0.0f ? -a : a; }
 OPTKIT_HD double abs(double a) { return a < 0.0 ? -a : a; }
 
-// A NaN in `a` stays a NaN: a comparison with it is false, and the false branch is `a`.
+// A NaN in `a` stays NaN: the comparison is false, and the false branch returns `a`.
 template <class V>
 OPTKIT_HD V max(V a, V b) {
   return select(a < b, b, a);
@@ -40,28 +40,28 @@ OPTKIT_HD V min(V a, V b) {
   return select(b < a, b, a);
 }
 
-// As torch's lerp: exactly `to` at a share of 1, whatever `from` is.
+// Same as torch.lerp: returns exactly `to` at weight 1, whatever `from` is.
 template <class V>
 OPTKIT_HD V lerp(V from, V to, scalar_of_t<V> share) {
   using S = scalar_of_t<V>;
   return share < S(0.5) ? fma(V(share), to - from, from) : to - (to - from) * (S(1) - share);
 }
 
-// What is not finite counts as nothing.
+// Replaces inf and NaN by zero.
 template <class V>
 OPTKIT_HD V finite_or_zero(V a) {
   const V zero(scalar_of_t<V>(0));
   return select(a - a == zero, a, zero);
 }
 
-// Whether a sum of squares that was taken in S, of no more than 2^16 numbers, is right: below the bound, what
-// underflowed could be seen in fp32; and it did not overflow. fp64 has range enough.
+// Whether a sum of squares accumulated in S, over at most 2^16 numbers, can be trusted: it did not overflow, and it is
+// large enough that squares that underflowed do not matter in fp32. fp64 always has the range.
 template <class S>
 OPTKIT_HD bool squares_hold(double sum) {
   return sum - sum == 0.0 && (sizeof(S) == 8 || sum >= 0x1p-84);
 }
 
-// base^exponent for any exponent: the host's and the device's last bit may differ.
+// base^exponent for any exponent. The last bit may differ between host and device.
 OPTKIT_HD double real_power(double base, double exponent) {
 #if defined(__CUDA_ARCH__)
   return ::pow(base, exponent);
@@ -70,7 +70,8 @@ OPTKIT_HD double real_power(double base, double exponent) {
 #endif
 }
 
-// base^exponent for a whole exponent >= 0, by repeated squaring: the same bits on every machine, unlike std::pow.
+// base^exponent for a nonnegative integer exponent, by repeated squaring: bitwise equal on every machine, unlike
+// std::pow.
 OPTKIT_HD double power(double base, double exponent) {
   double result = 1.0;
   for (unsigned long long n = static_cast<unsigned long long>(exponent); n != 0; n >>= 1) {

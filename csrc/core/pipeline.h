@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The stages around an update rule, on values already in registers. Which stages run is the same for a whole tensor, so
-// each is one well-predicted branch and composition never multiplies kernels.
+// The stages around an update rule, on values that are already in registers. The set of active stages is constant over
+// a tensor, so each stage costs one well-predicted branch, and combining stages does not multiply kernels.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,7 @@ enum StageFlag : uint32_t {
   kCentralize = 512,
 };
 
-// What the stages need, computed once per tensor and step, in double, then narrowed.
+// Coefficients of the stages: computed once per tensor and step in double, then narrowed to S.
 template <class S>
 struct StageCoefs {
   S grad_scale;  // unscale x clip coefficient, negative under maximize
@@ -47,8 +47,8 @@ OPTKIT_HD double average_weight(const GroupRow& group, double num_averaged) {
   return kind == AverageKind::kExponential ? 1.0 - group.average_decay : 1.0 / (num_averaged + 1.0);
 }
 
-// `lr` is the group's, times the factor of a rule with an estimate. `step` counts this update: 1 for the first.
-// `tensor` numbers the parameter, for its random stream.
+// `lr` is the group's learning rate, times the factor of a rule with an estimate. `step` counts this update, from 1.
+// `tensor` is the index of the parameter, which selects its random stream.
 template <class S>
 OPTKIT_HD StageCoefs<S> prepare_stages(const GroupRow& group, double lr, double grad_scale, double step,
                                        double num_averaged, uint64_t tensor, bool statistics) {
@@ -72,7 +72,7 @@ OPTKIT_HD StageCoefs<S> prepare_stages(const GroupRow& group, double lr, double 
   return c;
 }
 
-// Factor that brings gradients of the given norm, after scaling, down to `bound`. The 1e-6 is that of
+// Factor that scales gradients of the given norm (after unscaling) down to `bound`. The 1e-6 is the one in
 // torch.nn.utils.clip_grad_norm_.
 OPTKIT_HD double clip_coefficient(double bound, double norm) {
   const double coefficient = bound / (norm + 1e-6);
@@ -88,19 +88,19 @@ OPTKIT_HD double unit_coefficient(const GroupRow& group, const UnitSums& sums, d
   return grad_norm > bound ? bound / grad_norm : 1.0;
 }
 
-// The mean that centralizing takes off. Source: Yong et al. 2020, arXiv:2004.01461, equation 1.
+// The mean that centralization subtracts. Source: Yong et al. 2020, arXiv:2004.01461, equation 1.
 OPTKIT_HD double unit_mean(const GroupRow& group, const UnitSums& sums, double coefficient, double length) {
   return group.centralize != 0.0 ? sums.grad * coefficient / length : 0.0;
 }
 
-// Unscale and clip by norm, clip by value.
+// Unscales, clips by norm, then clips by value.
 template <class V>
 OPTKIT_HD V stage_clip(const StageCoefs<scalar_of_t<V>>& c, V grad) {
   grad = grad * c.grad_scale;
   return c.flags & kClipValue ? min(max(grad, V(-c.clip_value)), V(c.clip_value)) : grad;
 }
 
-// What stands before the rule: unscale and clip, centralize, L2.
+// The stages before the rule: unscale and clip, centralize, L2.
 template <class V>
 OPTKIT_HD V stage_gradient(const StageCoefs<scalar_of_t<V>>& c, V param, V grad) {
   grad = stage_clip(c, grad);
@@ -109,7 +109,7 @@ OPTKIT_HD V stage_gradient(const StageCoefs<scalar_of_t<V>>& c, V param, V grad)
   return grad;
 }
 
-// What stands after it: decoupled decay, the update itself, the L1 proximal step (soft threshold: exact zeros).
+// The stages after the rule: decoupled decay, the update itself, the L1 proximal step (soft threshold: exact zeros).
 // Source: decay, Loshchilov & Hutter 2019, arXiv:1711.05101, Algorithm 2; cautious decay, Chen et al. 2025,
 // arXiv:2510.12402, Algorithm 1; proximal step, Parikh & Boyd 2014, "Proximal Algorithms", section 6.5.2.
 template <class V>
@@ -130,7 +130,7 @@ OPTKIT_HD V stage_parameter(const StageCoefs<scalar_of_t<V>>& c, V param, V upda
 
 template <class V>
 OPTKIT_HD V stage_average(const StageCoefs<scalar_of_t<V>>& c, V average, V param) {
-  // Weight 1 is the first update, a copy: the formula would let an uninitialized NaN through.
+  // Weight 1 marks the first update, a copy: the formula would propagate a NaN from uninitialized memory.
   return c.average_weight == scalar_of_t<V>(1) ? param : fma(V(c.average_weight), param - average, average);
 }
 

@@ -36,13 +36,13 @@ OPTKIT_HD U lowbias32(U x) {
   return x;
 }
 
-// The key of the elements around a 64-bit `index`, of which `random_bits` sees the low half: those that are 2^32 apart
-// do not share their bits.
+// The key for elements around a 64-bit `index`: `random_bits` sees only the low half of the index, and elements that
+// are 2^32 apart must not share bits.
 OPTKIT_HD RandomKey key_at(RandomKey key, int64_t index) {
   return {key.low, key.high ^ static_cast<uint32_t>(index >> 32)};
 }
 
-// 32 random bits for element `index`, by which a step rounds all that it stores of the element.
+// 32 random bits for element `index`: every value that a step stores for this element is rounded with them.
 template <class U>
 OPTKIT_HD U random_bits(RandomKey key, U index) {
   U x = index + key.low;
@@ -54,8 +54,8 @@ OPTKIT_HD U random_bits(RandomKey key, U index) {
   return x;
 }
 
-// The same bits in the order that state `state` takes them in. What is stored is rounded by the first of its bits: the
-// first eight are others for the parameter and for each of three states, so that their errors do not go together.
+// The same bits, rotated for state `state`. Rounding uses the leading bits; the parameter and three states get
+// different leading 8 bits, so that their rounding errors are not correlated.
 template <class U>
 OPTKIT_HD U bits_of_state(U random, int state) {
   const int left = state < 3 ? 8 * (state + 1) : 4;

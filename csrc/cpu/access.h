@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Load and store: any stored dtype to and from a vector of fp32 (fp64 tensors: of fp64). The last, short vector of a
-// chunk goes through a small buffer, so that no arithmetic is written twice.
+// Load and store: any stored dtype to and from a vector of fp32 (fp64 tensors: fp64). The last, partial vector of a
+// chunk goes through a small buffer, so that the arithmetic is written once.
 #pragma once
 
 #include <cstdint>
@@ -35,7 +35,7 @@ OPTKIT_HD NativeHalf upper_halves(NativeBits bits) {
   const NativeBits upper = bits >> 16;
 #if defined(__AVX512F__)
   return reinterpret_cast<NativeHalf>(_mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(upper)));
-#elif defined(__AVX2__)  // gcc masks first what needs no mask
+#elif defined(__AVX2__)  // gcc would add a redundant mask
   const __m256i packed = _mm256_packus_epi32(reinterpret_cast<__m256i>(upper), reinterpret_cast<__m256i>(upper));
   return reinterpret_cast<NativeHalf>(_mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
 #else
@@ -43,7 +43,7 @@ OPTKIT_HD NativeHalf upper_halves(NativeBits bits) {
 #endif
 }
 
-// Numbers in bf16 from the upper halves of both vectors, one vector behind the other.
+// Stores the upper halves of both vectors as bf16, one vector after the other.
 OPTKIT_HD void write_upper_halves(void* base, int64_t i, NativeBits first, NativeBits second) {
   uint16_t* const p = static_cast<uint16_t*>(base) + i;
 #if defined(__AVX512F__) && defined(__AVX512BW__)
@@ -59,19 +59,19 @@ OPTKIT_HD void write_upper_halves(void* base, int64_t i, NativeBits first, Nativ
 #endif
 }
 
-// `rounded` where a is a number; else a as a quiet NaN.
+// `rounded` where a is not NaN; otherwise a as a quiet NaN.
 OPTKIT_HD NativeBits keep_nan(Vec<float> a, NativeBits rounded) {
   const NativeBits bits = reinterpret_cast<NativeBits>(a.v);
   return a.v != a.v ? (bits | 0x400000u) : rounded;
 }
 
-// Round to nearest, ties to even: the upper half is the number in bf16.
+// Round to nearest, ties to even: the upper half is the bf16 number.
 OPTKIT_HD NativeBits rounded_to_bfloat16(Vec<float> a) {
   const NativeBits bits = reinterpret_cast<NativeBits>(a.v);
   return keep_nan(a, bits + (((bits >> 16) & 1u) + 0x7fffu));
 }
 
-// Round up with the probability of the part cut off. Nothing of an infinity is cut off.
+// Stochastic rounding. Infinity stays infinity.
 OPTKIT_HD NativeBits rounded_to_bfloat16(Vec<float> a, NativeBits random) {
   return keep_nan(a, reinterpret_cast<NativeBits>(a.v) + (random >> 16));
 }
@@ -103,18 +103,18 @@ OPTKIT_HD NativeHalf float_to_float16(Vec<float> a) {
 #endif
 }
 
-// Moves a to one of its two float16 neighbours, up with the probability of the part cut off.
+// Rounds a stochastically to one of its two float16 neighbors.
 OPTKIT_HD NativeHalf float_to_float16(Vec<float> a, NativeBits random) {
   const NativeBits bits = reinterpret_cast<NativeBits>(a.v);
   const NativeBits magnitude = bits & 0x7fffffffu;
-  // Below 2^-14 float16 is subnormal: its steps are 2^-24 whatever the exponent, so the cut lies further left.
+  // Below 2^-14 float16 is subnormal with a fixed spacing of 2^-24, so more bits are cut off.
   const NativeBits exponent = magnitude >> 23;
   const NativeBits shift =
       exponent >= 113u ? (NativeBits{} + 13u) : (exponent < 102u ? (NativeBits{} + 24u) : 126u - exponent);
-  const auto special = magnitude >= 0x477fe000u;  // at least the largest float16: leave it to the ordinary rounding
+  const auto special = magnitude >= 0x477fe000u;  // at least the largest float16: left to round-to-nearest
   const NativeBits noise = random >> (32u - shift);
   const NativeBits cut = ((bits + noise) >> shift) << shift;
-  const auto tiny = exponent < 103u;              // below one step of 2^-24: either zero or one step
+  const auto tiny = exponent < 103u;              // below the spacing of 2^-24: becomes zero or one unit
   const Vec<float> ratio = abs(a) * 16777216.0f;  // |a| / 2^-24, in [0, 1)
   const Vec<float> uniform = __builtin_convertvector(random >> 8, Vec<float>::Native) * 5.9604644775390625e-8f;
   const NativeBits one_step = (bits & 0x80000000u) | 0x33800000u;
@@ -123,7 +123,7 @@ OPTKIT_HD NativeHalf float_to_float16(Vec<float> a, NativeBits random) {
   return float_to_float16(Vec<float>(reinterpret_cast<Vec<float>::Native>(chosen)));
 }
 
-// Reads `count` lanes (kTail: fewer than a whole vector; the rest is zero) of N from element `i` on.
+// Reads `count` lanes of N from element `i` on (kTail: less than a whole vector; the other lanes are zero).
 template <bool kTail, class N, class E>
 OPTKIT_HD N read(const void* base, int64_t i, int count) {
   N native{};
@@ -147,7 +147,7 @@ OPTKIT_HD Vec<S> load(const void* base, DType type, int64_t i, int count) {
     return float16_to_float(read<kTail, NativeHalf, uint16_t>(base, i, count));
 }
 
-// Stores, rounding to nearest, and returns what the stored numbers now are.
+// Stores with round-to-nearest and returns the stored values.
 template <class S, bool kTail>
 OPTKIT_HD Vec<S> store(void* base, DType type, int64_t i, int count, Vec<S> value) {
   if constexpr (sizeof(S) == 8) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Chooses the instruction set at run time.
+// Selects the instruction set at run time.
 #include <cstring>
 
 #include "cpu/walk.h"
@@ -12,7 +12,7 @@ struct Candidate {
   bool supported;
 };
 
-// Best first.
+// In order of preference.
 std::vector<Candidate> candidates() {
 #if defined(__x86_64__)
   __builtin_cpu_init();

@@ -6,8 +6,8 @@
 namespace optkit {
 namespace {
 
-constexpr int64_t kStrip = 4 * kChunk;  // elements: few sums of columns beside them
-constexpr int64_t kMaxStrips = 64;      // of one matrix
+constexpr int64_t kStrip = 4 * kChunk;  // elements: large enough that the column sums are few in comparison
+constexpr int64_t kMaxStrips = 64;      // per matrix
 
 }  // namespace
 
@@ -33,7 +33,7 @@ void FactorLayout::layout(std::vector<TensorSlot>& tensors) {
     const int64_t parts = std::min(t.rows, std::clamp<int64_t>(size / kStrip, 1, kMaxStrips));
     factors_[k].num_strips = parts;
     offsets[k] = {take(count * t.rows), take(count * t.rows), take(count * t.columns), take(count * parts * t.columns)};
-    // Small matrices go by the chunk; a large one has a task for every strip, and one for what comes of them.
+    // Small matrices are grouped up to a chunk; a large one has one task per strip, and one to combine them.
     const int64_t run = parts > 1 ? 1 : std::max<int64_t>(1, kChunk / size);
     for (int64_t first = 0; first < count * parts; first += run)
       strips.push_back({first, static_cast<int32_t>(k), static_cast<int32_t>(std::min(run, count * parts - first))});

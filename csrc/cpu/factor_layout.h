@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where the factors of a plan's matrices lie, and how their sums are cut into tasks.
+// Memory of the factors of a plan's matrices, and how their sums are split into tasks.
 #pragma once
 
 #include <cstdint>

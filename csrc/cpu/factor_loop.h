@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A second moment kept as the means of rows and of columns: one read of the gradient for its sums, then as many numbers
-// as there are rows and columns, and for the walk over elements their products, a chunk at a time.
+// A second moment stored as row and column means: one read of the gradient for the sums, then a pass over the row and
+// column factors; the walk over elements gets their products one chunk at a time.
 #pragma once
 
 #include "core/pipeline.h"
@@ -10,9 +10,9 @@
 namespace optkit {
 namespace OPTKIT_ISA {
 
-// Columns and rows short enough that fp32 sums lose nothing visible; a block's sums are then added in double.
+// Short enough that fp32 sums lose no visible precision; the sums of a block are then added in double.
 constexpr int64_t kFactorColumns = 2048, kFactorRows = 32;
-constexpr int kFactorRowsAtOnce = 4;  // they share one load and one store of the sums of columns
+constexpr int kFactorRowsAtOnce = 4;  // sharing one load and one store of the column sums
 
 template <class S, bool kTail>
 OPTKIT_HD Vec<S> squared_gradient(const TensorSlot& t, const StageCoefs<S>& stage, int64_t i, int count) {
@@ -37,7 +37,7 @@ OPTKIT_HD void add_column_vector(const TensorSlot& t, const StageCoefs<S>* stage
   write<kTail, S>(column, 0, count, (before + sum).v);
 }
 
-// Rows [row, row + kRows) of all matrices, columns [first, last): adds their squares.
+// Adds the squares of rows [row, row + kRows), counted over all matrices, in columns [first, last).
 template <class S, int kRows>
 OPTKIT_HD void add_rows(const TensorSlot& t, const StageCoefs<S>& stages, int64_t row, int64_t first, int64_t last,
                         S* column) {
@@ -61,7 +61,7 @@ OPTKIT_HD void add_rows(const TensorSlot& t, const StageCoefs<S>& stages, int64_
   for (int r = 0; r < kRows; ++r) t.factors->row_sums[row + r] += sum_of_lanes(sum[r]);
 }
 
-// Rows [begin, end) of one matrix, whose sums of columns are added to `column_sums`.
+// Rows [begin, end) of one matrix; adds their column sums to `column_sums`.
 template <class S>
 OPTKIT_HD void sum_strip(const TensorSlot& t, const StageCoefs<S>& stage, int64_t begin, int64_t end,
                          double* column_sums) {
@@ -94,8 +94,7 @@ void sum_strips(const TensorSlot& tensor, const void* prepared, const Chunk& str
   }
 }
 
-// Moves the means [begin, begin + count) of a state towards sums / length; writes them to `out` too.
-// Returns their sum.
+// Moves the means [begin, begin + count) of a state toward sums / length; writes them to `out` too. Returns their sum.
 template <class S>
 OPTKIT_HD double move_means(void* state, DType type, int64_t begin, int64_t count, const double* sums, double length,
                             S share, S* out) {
@@ -118,8 +117,8 @@ OPTKIT_HD void to_factors(S* out, int64_t count, S numerator) {
   for (int64_t i = 0; i < count; ++i) out[i] = optkit::sqrt(numerator / out[i]);
 }
 
-// Matrices [matrices.begin, matrices.begin + matrices.count) of the tensor: their state, and from it the factors whose
-// products are one over the root of the second moment.
+// Matrices [matrices.begin, matrices.begin + matrices.count) of the tensor: updates their state, and computes the
+// factors whose products are 1 / sqrt(second moment).
 template <class Rule, class S>
 void make_factors(const TensorSlot& tensor, const void* prepared, const Chunk& matrices) {
   const TensorSlot t = tensor;
@@ -141,8 +140,8 @@ void make_factors(const TensorSlot& tensor, const void* prepared, const Chunk& m
   }
 }
 
-// Points the state that the walk reads of a matrix at the products of its factors, in a buffer that stays in the L2
-// cache: the walk over elements is then that of any other state.
+// Points the state of a matrix at the products of its factors, in a buffer that stays in the L2 cache, so that the walk
+// over elements is the same as for any other state.
 template <class Rule, class S>
 OPTKIT_HD void spread_factors(TensorSlot* t, const typename Rule::template Coefs<S>& coefs, const Chunk& chunk) {
   if (t->factors == nullptr) return;

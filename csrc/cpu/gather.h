@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Strided rows, whose neighbors lie side by side, put into packed rows: squares of a vector's lanes are transposed in
-// registers.
+// Copies strided rows, which are adjacent in memory, into packed rows: squares of vectors are transposed in registers.
 #pragma once
 
 #include <utility>
@@ -10,19 +9,19 @@
 namespace optkit {
 namespace OPTKIT_ISA {
 
-// Elements are moved, never computed with: only their size matters.
+// Elements are only moved, so only their size matters.
 template <class T>
 struct Square {
   typedef T V __attribute__((vector_size(OPTKIT_VECTOR_BYTES)));
   static constexpr int kLanes = OPTKIT_VECTOR_BYTES / sizeof(T);
 
-  // The low or high halves of a and b, one element of each in turn.
+  // Interleaves the low or the high halves of a and b.
   template <int kFirst, int... kLane>
   OPTKIT_HD static V interleave(V a, V b, std::integer_sequence<int, kLane...>) {
     return __builtin_shufflevector(a, b, (kFirst + kLane / 2 + kLane % 2 * kLanes)...);
   }
 
-  // Each round deals the vectors like cards; after log2(kLanes) rounds vector r holds element r of each.
+  // Each round interleaves pairs of vectors; after log2(kLanes) rounds vector r holds element r of each.
   OPTKIT_HD static void transpose(V (&v)[kLanes]) {
     using Lanes = std::make_integer_sequence<int, kLanes>;
     for (int round = 1; round < kLanes; round *= 2) {
@@ -53,14 +52,14 @@ struct Square {
 
 constexpr int64_t kColumnsNear = 64;
 
-// `rows` rows of `columns` elements. The last square of each direction reaches back instead of being short. Meanwhile
-// the columns behind these are asked for: each is a page away from the next, which no hardware foresees.
+// `rows` rows of `columns` elements. The last square in each direction overlaps the previous one instead of being
+// partial. The columns behind are prefetched: each is a page away from the next, which the hardware prefetcher misses.
 template <class T>
 OPTKIT_HD void gather(const T* from, int64_t column_stride, int64_t rows, int64_t columns, T* to) {
   constexpr int64_t kLanes = Square<T>::kLanes;
   if (rows < kLanes || columns < kLanes) {
-    // So many columns of a row at a time that all their rows stay near: one row after the other is then written, where
-    // one column after the other would write to addresses that push each other out of the cache.
+    // Few enough columns that all their rows stay in the cache: one row after the other is then written, where writing
+    // column by column would evict the lines of other rows.
     for (int64_t begin = 0; begin < columns; begin += kColumnsNear) {
       const int64_t end = begin + kColumnsNear < columns ? begin + kColumnsNear : columns;
       for (int64_t row = 0; row < rows; ++row)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Compiled once per instruction set, with -DOPTKIT_ISA=baseline, avx2 or avx512 and the flags that go with it. Nothing
-// of the standard library is instantiated here, and every function is inlined or in the namespace of its instruction
-// set: the linker could otherwise keep an AVX-512 copy for all.
+// Compiled once per instruction set, with -DOPTKIT_ISA=baseline, avx2 or avx512 and the matching flags. This file
+// instantiates nothing from the standard library, and every function is inlined or in the namespace of its instruction
+// set: otherwise the linker could keep the AVX-512 copy for all of them.
 #include "cpu/norm_loop.h"
 #include "cpu/step_loop.h"
 #include "cpu/unit_loop.h"

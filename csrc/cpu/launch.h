@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a chunk kernel is handed, and the table of kernels of one instruction set.
+// The arguments of a chunk kernel, and the table of kernels of one instruction set.
 #pragma once
 
 #include "core/pipeline.h"
@@ -30,7 +30,7 @@ struct Kernels {
   const char* isa;
   StepChunk step_float[kNumRules];
   StepChunk step_double[kNumRules];
-  StepChunk measure_float[kNumRules];  // null: the rule's rate follows no norms
+  StepChunk measure_float[kNumRules];  // null: the rule has no trust ratio
   StepChunk measure_double[kNumRules];
   FactorKernels factors_float[kNumRules];
   FactorKernels factors_double[kNumRules];
@@ -41,7 +41,7 @@ struct Kernels {
   const NormKernels* norms;  // LayerNorm and RMSNorm
 };
 
-// Each lives in its own translation unit, compiled for that instruction set.
+// Each is defined in its own translation unit, compiled for that instruction set.
 namespace baseline {
 extern const Kernels kernels;
 }

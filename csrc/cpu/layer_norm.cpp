@@ -12,18 +12,18 @@
 namespace optkit {
 namespace {
 
-constexpr int64_t kTaskElements = 32768;  // of rows, for one thread: less is not worth waking another
-constexpr int64_t kTasksPerShare = 4;     // of a forward: a thread that comes late takes fewer
-constexpr int64_t kRowsTogether = 16;     // as many as the kernels walk side by side at most
+constexpr int64_t kTaskElements = 32768;  // of rows per thread: less does not pay for waking another thread
+constexpr int64_t kTasksPerShare = 4;     // of a forward, so that threads that start late take fewer tasks
+constexpr int64_t kRowsTogether = 16;     // the most rows that a kernel processes together
 constexpr int64_t kMaxParts = 64;         // partial sums of the parameter gradients
 constexpr int64_t kMinPartRows = 16;
-constexpr int64_t kGatheredBytes = 1 << 18;  // of strided rows that are put in order at a time, or more in long rows
-constexpr int64_t kRunBytes = 256;           // of a column of them at least, where the rows are not as long as that
+constexpr int64_t kGatheredBytes = 1 << 18;  // of strided rows packed at a time; more if rows are long
+constexpr int64_t kRunBytes = 256;           // per column at least, unless the rows are too short
 
 bool is_accumulator(DType type) { return type == DType::kFloat32 || type == DType::kFloat64; }
 DType accumulator_of(DType type) { return type == DType::kFloat64 ? type : DType::kFloat32; }
 
-// Memory that a thread keeps from call to call.
+// A buffer that a thread reuses across calls.
 class Scratch {
  public:
   char* take(int64_t num_bytes) {
@@ -51,7 +51,7 @@ void fill(void* to, DType type, int64_t count, double value) {
     std::fill_n(static_cast<float*>(to), count, static_cast<float>(value));
 }
 
-// A parameter in accumulators: itself, or a copy at `space`; `absent` in every place if there is none.
+// A parameter in accumulators: itself, or a converted copy at `space`, filled with `absent` if there is none.
 const void* widened(const void* parameter, DType type, DType row_type, int64_t count, double absent, void* space) {
   if (parameter == nullptr) {
     fill(space, accumulator_of(row_type), count, absent);
@@ -69,8 +69,8 @@ void for_each_task(const Workers& workers, int64_t num_tasks, const Body& body) 
 
 bool is_strided(const StridedRows& strided) { return strided.column_stride != 0; }
 
-// Rows that are neighbors in every operand that is strided; 0 if none is. Each is a product of the last dimensions, so
-// the shortest run divides the others.
+// Number of rows that are adjacent in every strided operand; 0 if no operand is strided. Each is a product of the last
+// dimensions, so the shortest run divides the others.
 int64_t run_of_neighbors(std::initializer_list<StridedRows> operands) {
   int64_t shortest = 0;
   for (const StridedRows& strided : operands)
@@ -78,13 +78,14 @@ int64_t run_of_neighbors(std::initializer_list<StridedRows> operands) {
   return shortest;
 }
 
-// Strided rows go through a buffer a block at a time: several cache lines of every column, and few enough to stay near.
+// Strided rows are packed one block at a time: several cache lines of every column, but few enough to stay in the
+// cache.
 int64_t block_rows(DType type, int64_t size) {
   const int64_t run = (size * kRunBytes > kGatheredBytes ? 64 : kRunBytes) / size_of(type);
   return std::max<int64_t>(1, kGatheredBytes / 4 / (size * size_of(type)) / run) * run;
 }
 
-// Where the rows [row, row + count) are packed, as the address that row 0 would have there.
+// Packs the rows [row, row + count) and returns the address that row 0 would have there.
 const void* gathered(const void* from, const StridedRows& strided, DType type, int64_t size, int64_t row, int64_t count,
                      char** space) {
   if (strided.column_stride == 0) return from;
@@ -96,7 +97,7 @@ const void* gathered(const void* from, const StridedRows& strided, DType type, i
   return zeroth;
 }
 
-// An operand of a forward or backward: where its rows are named, how they lie, and of what they are made.
+// An operand of a forward or backward: its pointer, layout and dtype.
 template <class Arguments>
 struct Operand {
   const void* Arguments::* rows;
@@ -104,8 +105,8 @@ struct Operand {
   DType type;
 };
 
-// Calls run(arguments, first, last) for the rows [begin, end): at once, or if an operand is strided by blocks of rows
-// that are neighbors in all that are, put in order in a buffer.
+// Calls run(arguments, first, last) for the rows [begin, end): at once, or if an operand is strided, for blocks of rows
+// that are adjacent in every strided operand, packed in a buffer.
 template <class Arguments, class Run>
 void for_each_block(const Arguments& a, std::initializer_list<Operand<Arguments>> operands, int64_t neighbors,
                     int64_t block, int64_t begin, int64_t end, const Run& run) {
@@ -130,17 +131,17 @@ const NormKernels& active_norm_kernels() { return *active_kernels().norms; }
 
 void norm_forward(bool centered, const NormForward& given, const ForwardStrided& strided, const Workers& workers) {
   NormForward a = given;
-  if (is_strided(strided.x)) a.x_stride = a.size;  // once they are gathered
+  if (is_strided(strided.x)) a.x_stride = a.size;  // packed
   const DType accumulator = accumulator_of(a.type);
   char* space = scratch(2 * a.size * size_of(accumulator));
   a.weight = widened(a.weight, a.weight_type, a.type, a.size, 1.0, space);
   a.bias = widened(a.bias, a.weight_type, a.type, a.size, 0.0, space + a.size * size_of(accumulator));
   const NormForwardRows run = active_norm_kernels().forward[centered][static_cast<int>(a.type)];
-  // Rows know nothing of each other, so this cut may depend on the number of threads.
+  // Rows are independent, so this split may depend on the number of threads.
   const bool alone = a.rows * a.size <= kTaskElements || workers.count() == 1;
   const int64_t few = kTaskElements / kTasksPerShare / a.size;
   const int64_t neighbors = run_of_neighbors({strided.x, strided.residual}), block = block_rows(a.x_type, a.size);
-  const int64_t share = (a.rows + workers.count() - 1) / workers.count();  // of a few strided rows, for each thread
+  const int64_t share = (a.rows + workers.count() - 1) / workers.count();  // few strided rows: one share per thread
   const int64_t together = neighbors != 0 ? std::min(block, share) : few < kRowsTogether ? 4 : kRowsTogether;
   const int64_t task_rows = alone ? a.rows : (few / together + 1) * together;
   for_each_task(workers, (a.rows + task_rows - 1) / task_rows, [&](int64_t task) {
@@ -153,15 +154,15 @@ void norm_forward(bool centered, const NormForward& given, const ForwardStrided&
 void norm_backward(bool centered, const NormBackward& given, const BackwardStrided& strided, void* d_weight,
                    void* d_bias, const Workers& workers) {
   NormBackward a = given;
-  if (is_strided(strided.x)) a.x_stride = a.size;  // once they are gathered
+  if (is_strided(strided.x)) a.x_stride = a.size;  // packed
   const NormKernels& kernels = active_norm_kernels();
   const NormBackwardRows run = kernels.backward[centered][static_cast<int>(a.type)];
   const DType accumulator = accumulator_of(a.type);
   const int64_t vector_bytes = a.size * size_of(accumulator);
-  // The cut depends on the shape alone, so the sums do not depend on the number of threads.
+  // The split depends only on the shape, so the sums do not depend on the number of threads.
   const int64_t enough =
       std::max({(a.rows + kMaxParts - 1) / kMaxParts, kMinPartRows, (kTaskElements / 2 + a.size - 1) / a.size});
-  // Strided rows come in cache lines of every column.
+  // Strided rows are split at cache lines of a column.
   const int64_t neighbors = run_of_neighbors({strided.x, strided.dy, strided.d_sum}),
                 block = block_rows(a.type, a.size);
   const int64_t together = neighbors != 0 ? 64 / size_of(a.type) : 1;

@@ -8,7 +8,7 @@
 
 namespace optkit {
 
-// Rows [begin, end), packed. The backward adds to its part of the parameter gradients, in accumulators.
+// Rows [begin, end), packed. The backward adds to its partial sum of the parameter gradients, in accumulators.
 using NormForwardRows = void (*)(const NormForward&, int64_t begin, int64_t end);
 using NormBackwardRows = void (*)(const NormBackward&, int64_t begin, int64_t end, void* d_weight, void* d_bias);
 
@@ -16,10 +16,11 @@ using NormBackwardRows = void (*)(const NormBackward&, int64_t begin, int64_t en
 struct NormKernels {
   NormForwardRows forward[2][4];
   NormBackwardRows backward[2][4];
-  // To fp32 and back; fp64 is copied. Widened NaN have zeros where rounding to 16 bits adds.
+  // Converts to accumulators and back; fp64 is copied. A widened NaN has zeros in the bits that 16-bit rounding adds
+  // to.
   void (*widen)(const void* from, DType type, int64_t count, void* to);
   void (*narrow)(const void* from, DType type, int64_t count, void* to);
-  // Strided rows into packed ones.
+  // Copies strided rows into packed ones.
   void (*gather)(const void* from, int64_t column_stride, DType type, int64_t rows, int64_t columns, void* to);
   // out[i] = sum over k of parts[k * stride + i] for i in [begin, end), k in order.
   void (*add_parts)(const void* parts, DType type, int64_t num_parts, int64_t stride, int64_t begin, int64_t end,
@@ -33,7 +34,7 @@ struct Workers {
 };
 
 void norm_forward(bool centered, const NormForward& arguments, const ForwardStrided& strided, const Workers& workers);
-// `d_weight` and `d_bias` take `size` elements of weight_type each; null where not wanted.
+// `d_weight` and `d_bias` have `size` elements of weight_type each; null: not needed.
 void norm_backward(bool centered, const NormBackward& arguments, const BackwardStrided& strided, void* d_weight,
                    void* d_bias, const Workers& workers);
 

@@ -56,7 +56,7 @@ OPTKIT_HD void convert(const void* from, DType type, int64_t count, void* to) {
     constexpr bool kTail = decltype(tail)::value;
     const DType in = kWiden ? type : DType::kFloat32, out = kWiden ? DType::kFloat32 : type;
     const Vec<float> value = load<float, kTail>(from, in, i, lanes);
-    // No NaN but the usual one, whatever its payload: `put` relies on it.
+    // Replaces any NaN by the canonical one, whatever its payload: `put` relies on it.
     const Vec<float> usual = select(value == value, value, Vec<float>(__builtin_nanf("")));
     store<float, kTail>(to, out, i, lanes, kWiden ? usual : value);
   };
@@ -90,7 +90,7 @@ void gather_rows(const void* from, int64_t column_stride, DType type, int64_t ro
 
 template <class S>
 OPTKIT_HD void add_parts_of(const S* parts, int64_t num_parts, int64_t stride, int64_t begin, int64_t end, S* out) {
-  // A strip of columns stays in the first-level cache while the parts stream by.
+  // A strip of columns stays in the L1 cache while the parts stream through.
   constexpr int64_t kStrip = 1024;
   for (int64_t first = begin; first < end; first += kStrip) {
     const int64_t last = first + kStrip < end ? first + kStrip : end;

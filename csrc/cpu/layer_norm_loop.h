@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A row or a few at a time, of at least one vector each. They are read from memory once and stay in the cache.
+// LayerNorm and RMSNorm of rows of at least one vector, one or a few rows at a time. A row is read from memory once and
+// stays in the cache.
 #pragma once
 
 #include "cpu/layer_norm_rows.h"
@@ -9,15 +10,15 @@
 namespace optkit {
 namespace OPTKIT_ISA {
 
-// 16-bit rows up to here are widened once, into this much of the cache.
+// 16-bit rows up to this length are widened once, into a buffer of this size in the cache.
 constexpr int64_t kBufferSize = 4096;
-// So many rows up to so long take turns pass by pass: a short row alone would wait for its own sums, root and
-// quotient.
+// This many rows of up to this length are processed together: a single short row would wait for its own sums, square
+// root and division.
 constexpr int kGroup = 4;
 constexpr int64_t kGroupedRow = kBufferSize / kGroup / 2;
 
-// Pass after pass over `rows` rows, of which only the first touches memory: mean, mean square, result. kBuffered: the
-// first pass leaves the rows as accumulators in `buffer` for the others.
+// Passes over `rows` rows: mean, mean square, result. Only the first pass reads memory. kBuffered: it leaves the rows
+// as accumulators in `buffer` for the other passes.
 template <class Norm, DType kType, bool kBuffered>
 OPTKIT_HD void forward_rows(const NormForward& a, int64_t row, int rows, accumulator_t<kType>* buffer, bool streamed) {
   using S = accumulator_t<kType>;
@@ -57,7 +58,7 @@ OPTKIT_HD void forward_rows(const NormForward& a, int64_t row, int rows, accumul
       const V d = keep(lanes, Norm::center(Norm::kCentered ? again(x, values, i) : first(x, values, i), shift));
       squares.part[k] = fma(d, d, squares.part[k]);
     };
-    // The memory would idle while the rows are in the cache: the next are asked for meanwhile.
+    // The next rows are prefetched while these are processed in the cache.
     const void* next = at(a.x, a.x_type, (row + r + rows) * a.x_stride);
     const void* next_residual = a.residual ? at(a.residual, a.residual_type, (row + r + rows) * n) : next;
     if (is_far) {
@@ -96,8 +97,8 @@ struct Means {
   S g, gx;
 };
 
-// First pass of the backward. kRows rows side by side, so that weight and both sums over the rows are loaded once for
-// all of them.
+// First pass of the backward: kRows rows at a time, so that the weight and both parameter sums are loaded once for all
+// of them.
 template <class Norm, DType kType, int kRows>
 OPTKIT_HD void sum_rows(const NormBackward& a, int64_t row, accumulator_t<kType>* d_weight,
                         accumulator_t<kType>* d_bias, Means<accumulator_t<kType>>* means) {
@@ -116,7 +117,7 @@ OPTKIT_HD void sum_rows(const NormBackward& a, int64_t row, accumulator_t<kType>
     rstd[r] = V(static_cast<const S*>(a.rstd)[row + r]);
   }
   walk_row<S>(n, [&](int64_t i, int k, auto lanes) OPTKIT_INLINE {
-    constexpr int kParts = 4 / kRows;  // accumulators per row: registers are few
+    constexpr int kParts = 4 / kRows;  // accumulators per row: registers are scarce
     const V weight = load_accumulator<S>(a.weight, i);
     V to_weight(S(0)), to_bias(S(0));
 #pragma GCC unroll 2
@@ -137,7 +138,7 @@ OPTKIT_HD void sum_rows(const NormBackward& a, int64_t row, accumulator_t<kType>
     means[r] = {sum_g[r].total() / static_cast<S>(n), sum_gx[r].total() / static_cast<S>(n)};
 }
 
-// Second pass: dx of one row. Meanwhile the row `ahead` rows further is asked for.
+// Second pass: dx of one row. Prefetches the row `ahead` rows further.
 template <class Norm, DType kType>
 OPTKIT_HD void gradient_row(const NormBackward& a, int64_t row, Means<accumulator_t<kType>> means, int ahead,
                             bool streamed) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// As many rows at a time as a vector has lanes, for rows too short to fill vectors: a lane is a row.
+// Rows too short to fill vectors: as many rows at a time as a vector has lanes, one row per lane.
 #pragma once
 
 #include "cpu/layer_norm_rows.h"
@@ -9,7 +9,7 @@
 namespace optkit {
 namespace OPTKIT_ISA {
 
-constexpr int64_t kNarrow = 32;  // longest row that goes this way
+constexpr int64_t kNarrow = 32;  // longest row handled here
 
 // kLanes rows of n numbers, row after row and column after column.
 template <class S>
@@ -21,7 +21,7 @@ struct Block {
   OPTKIT_HD Vec<S> get(int64_t j) const { return load_accumulator<S>(column, j * kLanes); }
   OPTKIT_HD void set(int64_t j, Vec<S> value) { store_accumulator<S>(column, j * kLanes, value); }
 
-  // Rows of one number are columns already.
+  // Rows of one number already are columns.
   OPTKIT_HD void to_columns(int64_t n) {
     if (n == 1) return store_accumulator<S>(column, 0, load_accumulator<S>(flat, 0));
     for (int64_t j = 0; j < n; ++j)
@@ -33,7 +33,7 @@ struct Block {
       for (int lane = 0; lane < kLanes; ++lane) flat[lane * n + j] = column[j * kLanes + lane];
   }
 
-  // Rows that do not exist are zeros.
+  // Rows past the end are zero.
   template <DType kType>
   OPTKIT_HD void load_rows(const void* base, int64_t first, int64_t rows, int64_t n, int64_t stride) {
     if (stride == n) {

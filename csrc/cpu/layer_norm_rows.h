@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the row kernels share: a walk over a row without a short last vector, sums of lanes, and the residual addition.
+// Shared by the row kernels: a walk over a row without a partial last vector, sums over lanes, and the residual
+// addition.
 #pragma once
 
 #include "cpu/access.h"
@@ -33,7 +34,7 @@ OPTKIT_HD void store_accumulator(void* base, int64_t i, Vec<S> value) {
   write<false, S>(base, i, Vec<S>::kLanes, value.v);
 }
 
-// Sum of the lanes as a tree: a row is short, so the order of sum_of_lanes would cost more than the row.
+// Sum of the lanes as a tree: for a short row, the sequential sum_of_lanes would cost more than the row.
 OPTKIT_HD float tree_sum(Vec<float> a) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_ps(a.v);
@@ -65,8 +66,8 @@ OPTKIT_HD Mask<S> lanes_from(int first) {
   return {lane >= static_cast<Int>(first)};
 }
 
-// Results of so many bytes go past the caches: they would not stay there, and to bring the old lines in first
-// costs a third of the traffic. Narrow results are bound by arithmetic and gain nothing.
+// Results of at least this many bytes use streaming stores: they would not stay in the cache, and reading the old lines
+// first costs a third of the traffic. Narrow rows are compute-bound and gain nothing.
 constexpr int64_t kStreamFrom = int64_t{1} << 23;
 
 template <DType kType>
@@ -82,7 +83,7 @@ OPTKIT_HD bool streams(const void* to, int64_t rows, int64_t size) {
 #endif
 }
 
-// Streamed stores are in memory before another thread looks.
+// Makes streamed stores visible before another thread reads them.
 OPTKIT_HD void end_stream(bool streamed) {
 #if defined(__x86_64__)
   if (streamed) _mm_sfence();
@@ -104,8 +105,8 @@ OPTKIT_HD void stream(void* to, N native) {
 #endif
 }
 
-// Stores a vector of results. bfloat16 is rounded without a look for NaN: one that arithmetic made, or took from
-// bfloat16, has zeros where rounding adds, and stays what it is.
+// Stores a vector of results. bfloat16 is rounded without a NaN check: a NaN that comes from arithmetic or from
+// bfloat16 has zeros in the bits that rounding adds to, so it is unchanged.
 template <DType kType>
 OPTKIT_HD void put(void* base, int64_t i, Vec<accumulator_t<kType>> value, bool streamed) {
   if constexpr (kType == DType::kBFloat16) {
@@ -136,8 +137,8 @@ OPTKIT_HD constexpr bool is_whole(Mask<S>) {
 }
 
 // Calls body(i, k, lanes) for the vectors of a row of n >= kLanes; k in [0, 4) names an accumulator. The last vector
-// reaches back instead of being short: `lanes` then masks what was seen before, which sums must leave out (`keep`) and
-// stores may write again.
+// overlaps the previous one instead of being partial: `lanes` then masks the elements already seen, which sums must
+// leave out (`keep`) and stores may write again.
 template <class S, class Body>
 OPTKIT_HD void walk_row(int64_t n, Body body) {
   constexpr int kLanes = Vec<S>::kLanes;
@@ -160,19 +161,19 @@ struct Accumulators {
 
 #define OPTKIT_INLINE __attribute__((always_inline))
 
-// Where to a row is asked for: memory has more requests under way when they end in the second level, and leaves the
-// first to the rows at work; from the second level itself it is the first that helps.
+// Cache level to prefetch a row into. From memory, the second level allows more outstanding requests and leaves the
+// first to the rows in use; from the second level, only the first helps.
 constexpr int kSecondLevel = 2, kFirstLevel = 3;
-constexpr int64_t kFarFrom = int64_t{1} << 22;  // bytes of rows that no second level holds
+constexpr int64_t kFarFrom = int64_t{1} << 22;  // bytes of rows that exceed any L2 cache
 
-// Asks for the cache line at `address` when `k`, the vector's place among four, is the first in it.
+// Prefetches the cache line at `address` if `k`, the index of the vector among four, is the first one in it.
 template <DType kType, int kLevel>
 OPTKIT_HD void prefetch(const void* address, int k) {
   constexpr int kVectors = 64 / (Vec<accumulator_t<kType>>::kLanes * size_of(kType));
   if (k % kVectors == 0) __builtin_prefetch(address, 0, kLevel);
 }
 
-// 1 where the element at `place` and its followers live, times the scale; else 0.
+// The dropout scale where the element at `place` and its successors are kept; 0 elsewhere.
 OPTKIT_HD Vec<float> survival(const Dropout& dropout, int64_t place, Vec<float>) {
   NativeBits lane;
   for (int k = 0; k < kFloatLanes; ++k) lane[k] = k;
@@ -198,7 +199,7 @@ template <DType kType, bool kTail>
 OPTKIT_HD void add_vector(const NormForward& a, int64_t place, const void* x, int64_t i, int count) {
   using S = accumulator_t<kType>;
   Vec<S> value = load<S, kTail>(x, a.x_type, i, count);
-  // A dropped infinity is dropped too, so a product would not do.
+  // A select, since a dropped infinity times 0 would be NaN.
   if (a.dropout.on) {
     const Vec<S> alive = survival(a.dropout, place + i, Vec<S>());
     value = select(Vec<S>(S(0)) < alive, value * alive, Vec<S>(S(0)));

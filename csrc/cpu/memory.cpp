@@ -21,8 +21,8 @@ bool advise_huge_pages(uintptr_t address, std::size_t num_bytes) {
 #endif
 }
 
-// The C library often asks the system for fresh pages for a result this large, from 32 MiB on always; page faults then
-// cost more than the rows.
+// For a result of this size malloc often returns fresh pages (from 32 MiB on, always); the page faults then cost more
+// than the rows.
 constexpr int64_t kHugePagesFrom = int64_t{1} << 22;
 
 void back_by_huge_pages(void* data, int64_t num_bytes) {

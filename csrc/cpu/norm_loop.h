@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sum of squares of a gradient, before anything is written: one read of it.
+// Sum of squares of a gradient, in one read before the step.
 #pragma once
 
 #include "cpu/access.h"
@@ -8,7 +8,7 @@
 namespace optkit {
 namespace OPTKIT_ISA {
 
-// Short enough that fp32 lanes lose nothing visible; each block's sum is then added in double.
+// Short enough that fp32 lanes lose no visible precision; the sum of a block is then added in double.
 constexpr int64_t kNormBlock = 2048;
 
 template <class S>
@@ -32,7 +32,7 @@ OPTKIT_HD double block_sum_of_squares(const TensorSlot& t, int64_t begin, int64_
   return sum_of_lanes((sum[0] + sum[1]) + (sum[2] + sum[3]));
 }
 
-// The slow road, taken only when the fast sum does not hold: in double, and it tells an overflow of a square from a bad
+// Slow path in double, for a block whose fast sum is not valid; it tells an overflowing square from a non-finite
 // gradient.
 template <class S>
 OPTKIT_HD void careful_sum(const TensorSlot& t, int64_t begin, int64_t end, Sums* out) {

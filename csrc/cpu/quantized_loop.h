@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// 8-bit state, a part of a chunk at a time: dequantized into buffers that stay in the L1 cache, where the walk finds it
-// as any state in fp32, and quantized again behind the walk.
+// 8-bit state, one part of a chunk at a time: dequantized into buffers that stay in the L1 cache, walked as fp32 state,
+// and quantized again.
 #pragma once
 
 #include <cstdint>
@@ -40,7 +40,7 @@ OPTKIT_HD NativeCodes to_bytes(NativeBits words) {
 #endif
 }
 
-// Words below 2^31, as numbers.
+// Converts words below 2^31 to fp32.
 OPTKIT_HD Vec<float> to_float(NativeBits words) {
   return __builtin_convertvector(reinterpret_cast<NativeOf<float>::mask>(words), Vec<float>::Native);
 }
@@ -55,7 +55,7 @@ OPTKIT_HD uint32_t largest_lane(NativeBits words) {
   return low > high ? low : high;
 }
 
-// The bits of fp32 that a code stands above: its exponent is relative to them.
+// The fp32 bits that a code is an offset from: its exponent is relative to them.
 template <bool kSigned>
 constexpr uint32_t kCodeOffset = (kSigned ? 112u << 3 : 96u << 3) << 20;
 
@@ -68,7 +68,7 @@ OPTKIT_HD Vec<float> dequantize8(NativeCodes codes, Vec<float> factor) {
   return magnitude == 0u ? Vec<float>::Native{} : value.v;
 }
 
-// As the function of one number in core/quantized_state.h; `value` is finite.
+// Vector version of quantize8 in core/quantized_state.h; `value` is finite.
 template <bool kSigned>
 OPTKIT_HD NativeCodes quantize8(Vec<float> value, NativeBits random) {
   constexpr uint32_t kLeast = least_magnitude(kSigned), kMost = most_magnitude(kSigned);
@@ -82,7 +82,7 @@ OPTKIT_HD NativeCodes quantize8(Vec<float> value, NativeBits random) {
   return to_bytes(is_kept ? with_sign : NativeBits{});
 }
 
-// The largest magnitude of a block, as the bits of it.
+// The largest magnitude of a block, as fp32 bits.
 OPTKIT_HD uint32_t largest_magnitude(const float* values, int64_t count) {
   NativeBits lanes{};
   for (int64_t i = 0; i < count; i += kFloatLanes) {
@@ -110,7 +110,7 @@ struct BlockBits {
   uint32_t of(int64_t i) const { return lanes[i / kFloatLanes][i % kFloatLanes]; }
 };
 
-// `values` has room for a whole block, and `codes` too.
+// `values` and `codes` have room for a whole block.
 template <bool kSigned>
 OPTKIT_HD void quantize_block(float* values, int64_t count, const BlockBits& random, int state, uint8_t* codes,
                               float* scale) {
@@ -136,7 +136,7 @@ OPTKIT_HD void quantize_block(float* values, int64_t count, const BlockBits& ran
   }
 }
 
-// One block of the states of bit mask `kStates`, in fp32 while a loop walks it.
+// One block of the states in bit mask `kStates`, held in fp32 while a loop walks it.
 template <int kNumStates, uint32_t kStates>
 class QuantizedBlock {
  public:
@@ -173,7 +173,7 @@ class QuantizedBlock {
   alignas(64) float values_[kNumStates][kQuantizedBlock];
 };
 
-// What a slot becomes while states are dequantized: they are buffers, in fp32.
+// A slot whose 8-bit states are replaced by fp32 buffers.
 class DequantizedStates {
  public:
   // Bit k of `states`: state k is in 8 bits.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The only loop over parameter elements on CPU. A vector of elements is loaded, taken through every stage in registers,
-// and stored: one walk through memory, whatever is switched on.
+// and stored: one walk through memory, whatever stages are on.
 #pragma once
 
 #include <cstring>
@@ -32,7 +32,7 @@ OPTKIT_HD void add_statistics(PairSums<S>& sums, VectorPair<S> grad, VectorPair<
   sums.lost.add((update != VectorPair<S>(S(0))) & unchanged);
 }
 
-// Stores `next` under the tensor's rounding; returns the stored values.
+// Stores `next` with the tensor's rounding; returns the stored values.
 template <class S>
 OPTKIT_HD VectorPair<S> store_parameter(const TensorSlot& t, const StageCoefs<S>& c, int64_t i,
                                         const VectorPair<S>& next, const PairBits& random) {
@@ -43,8 +43,8 @@ OPTKIT_HD VectorPair<S> store_parameter(const TensorSlot& t, const StageCoefs<S>
   return store_pair<S>(t.param, t.param_type, i, next);
 }
 
-// State in 16 bits is always rounded stochastically: an average moves by less than half a unit in its last place, and
-// rounded to nearest it would stand still.
+// 16-bit state is always rounded stochastically: an average moves by less than half a unit in its last place, so
+// rounding to nearest would leave it unchanged.
 template <class Rule, class S>
 OPTKIT_HD void store_state(const TensorSlot& t, int k, int64_t i, const VectorPair<S>& value, const PairBits& random) {
   const DType type = type_of_state<Rule>(t, k);
@@ -58,7 +58,7 @@ OPTKIT_HD void store_state(const TensorSlot& t, int k, int64_t i, const VectorPa
 }
 
 // Elements [i, i + VectorPair<S>::kLanes), of which the first `count` enter the sums.
-// kMeasure: only adds up what the trust ratio is computed from; writes nothing.
+// kMeasure: only accumulates the sums for the trust ratio; writes nothing.
 template <class Rule, class S, bool kMeasure>
 OPTKIT_HD void step_pair(const TensorSlot& t, const StageCoefs<S>& stage, const typename Rule::template Coefs<S>& coefs,
                          int64_t i, int count, PairSums<S>& sums) {
@@ -96,7 +96,7 @@ OPTKIT_HD void step_pair(const TensorSlot& t, const StageCoefs<S>& stage, const 
   const V stored = store_parameter<S>(t, stage, i, next, random);
   PairMask<S> unchanged = stored == stored_before;
   if (t.compensation) {
-    // Beyond the largest number of the dtype nothing is kept: an infinity would stay when the parameter comes back.
+    // Nothing is kept on overflow: an infinity would remain after the parameter has come back in range.
     const V lost = store_pair<S>(t.compensation, t.param_type, i, finite_or_zero(next - stored));
     unchanged = unchanged & (lost == lost_before);
   }
@@ -107,7 +107,7 @@ OPTKIT_HD void step_pair(const TensorSlot& t, const StageCoefs<S>& stage, const 
   if (stage.flags & kStatistics) add_statistics(sums, counted(grad), counted(next - param), counted(next), unchanged);
 }
 
-// What a copy of the loop is compiled for. Whole: every stage and dtype. Measuring: the sums for a trust ratio alone.
+// What a copy of the loop is compiled for. Whole: every stage and dtype. Measuring: only the sums for a trust ratio.
 struct Whole {
   static constexpr bool kIsLean = false, kMeasures = false;
 };
@@ -116,7 +116,7 @@ struct Measuring {
 };
 
 // Lean: the stages and dtypes that most runs have, and the states of bit mask `kStateSet`. Gradients are of the
-// parameter's dtype. Every branch that goes is paid for by all those who do not need it (docs/performance.md).
+// parameter's dtype. Branches for rare stages would slow down every run without them (docs/performance.md).
 template <uint32_t kStateSet, DType kParam, DType kState>
 struct Lean {
   static constexpr bool kIsLean = true, kMeasures = false;
@@ -124,13 +124,13 @@ struct Lean {
   static constexpr DType kParamType = kParam, kStateType = kState;
 };
 
-// Stages that the lean loops know; those over 16-bit parameters know every rounding besides.
+// Stages that the lean loops support; those over 16-bit parameters also support every rounding.
 constexpr uint32_t kLeanFlags = kL2 | kDecay | kAverage, kLeanRoundings = kStochastic | kKahan;
 
 template <class Rule>
 constexpr uint32_t kAllStates = (1u << Rule::kNumStates) - 1;
 
-// Tells the compiler what a lean loop may take for granted.
+// Tells the compiler what a lean loop may assume.
 template <class Rule, class Form, class S>
 OPTKIT_HD void assume_lean(TensorSlot& t, StageCoefs<S>& stage) {
   constexpr bool kIsFloat32 = Form::kParamType == DType::kFloat32;
@@ -148,13 +148,13 @@ OPTKIT_HD void assume_lean(TensorSlot& t, StageCoefs<S>& stage) {
   }
 }
 
-// Elements [begin, end), a whole number of pairs, or of blocks where state is in 8 bits; of the last pair, `count`
-// enter the sums. Not inlined: it is the bulk of the code, and serves whole runs and staged ends alike.
+// Elements [begin, end): a whole number of pairs, or of blocks where state is in 8 bits. Of the last pair, `count`
+// elements enter the sums. Not inlined: it is most of the code, and serves whole runs and staged ends alike.
 template <class Rule, class S, class Form>
 __attribute__((noinline)) void step_pairs(const TensorSlot& tensor, const StageCoefs<S>& stages,
                                           const typename Rule::template Coefs<S>& numbers, int64_t begin, int64_t end,
                                           int count, PairSums<S>* out) {
-  // By value: the compiler then knows that no store in the loop can change them.
+  // A copy, so that the compiler knows that no store in the loop can change it.
   TensorSlot t = tensor;
   StageCoefs<S> stage = stages;
   const auto coefs = numbers;
@@ -196,7 +196,7 @@ StepPairs<Rule> lean_loop_of(DType state_type) {
   }
 }
 
-// The lean loop for this tensor, with all states or with the needed ones alone; null if it takes the whole one.
+// The lean loop for this tensor, with all states or only the needed ones; null if it takes the whole loop.
 template <class Rule>
 StepPairs<Rule> lean_loop(const TensorSlot& t, const StageCoefs<float>& stage) {
   if constexpr (HasEstimate<Rule>::value || HasFactors<Rule>::value) return nullptr;
@@ -216,7 +216,7 @@ StepPairs<Rule> lean_loop(const TensorSlot& t, const StageCoefs<float>& stage) {
                     : &step_pairs<Rule, float, Lean<kNeeded, DType::kBFloat16, DType::kFloat32>>;
 }
 
-// Fewer elements than a pair holds, by way of buffers: the walk then has one form for all lengths.
+// Buffers for a run shorter than a pair, so that the walk has one form for all lengths.
 template <class Rule, class S>
 class StagedEnd {
  public:
@@ -229,7 +229,7 @@ class StagedEnd {
     stage(&staged.average, t.average_type);
     stage(&staged.compensation, t.param_type);
   }
-  // What was written, but the gradient, goes back.
+  // Copies back everything that was written, except the gradient.
   void write_back(const TensorSlot& t) const {
     copy_back(t.param, staged.param, t.param_type);
     for (int k = 0; k < Rule::kNumStates; ++k) copy_back(t.state[k], staged.state[k], type_of_state<Rule>(t, k));
@@ -242,7 +242,7 @@ class StagedEnd {
  private:
   static constexpr int kStreams = 4 + kMaxStates;
 
-  // Replaces *base by a buffer whose element `begin_` is the first.
+  // Replaces *base by a buffer whose first element is element `begin_`.
   void stage(void** base, DType type) {
     if (*base == nullptr) return;
     char* buffer = buffers_[used_++];
@@ -280,7 +280,7 @@ void step_range(const TensorSlot& t, const StageCoefs<S>& stage, const typename 
   if constexpr (!kMeasure) short_end.write_back(t);
 }
 
-// The same, with each unit's own scale and shift.
+// The same, with a scale and shift per unit.
 template <class Rule, class S, bool kMeasure>
 void step_units(const TensorSlot& t, const StageCoefs<S>& stage, const typename Rule::template Coefs<S>& coefs,
                 int64_t begin, int64_t end, PairSums<S>& sums) {
@@ -305,7 +305,7 @@ void walk_part(TensorSlot t, const PreparedTensor<Rule, S>& launch, const Chunk&
     step_units<Rule, S, kMeasure>(t, launch.stage, launch.rule, part.begin, end, sums);
 }
 
-// 8-bit state, by parts that are dequantized; whole blocks of what most runs have, block by block in one loop.
+// 8-bit state: dequantized part by part; in the lean loops, whole blocks one at a time.
 template <class Rule, bool kMeasure>
 void walk_quantized(const TensorSlot& t, const PreparedTensor<Rule, float>& launch, const Chunk& chunk,
                     PairSums<float>& sums) {
@@ -353,7 +353,7 @@ void step_chunk(const TensorSlot& tensor, const void* prepared, const Chunk& chu
   walk_chunk<Rule, S, false>(tensor, prepared, chunk, out);
 }
 
-// Null for a rule whose rate follows no norms.
+// Null for a rule without a trust ratio.
 template <class Rule, class S>
 constexpr StepChunk measure_chunk() {
   if constexpr (HasTrustRatio<Rule>::value || HasFactors<Rule>::value)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What clipping or centralizing by unit needs to know of a gradient before the step: one read of it.
+// The sums that clipping or centralizing by unit needs before the step: one read of the gradient.
 #pragma once
 
 #include "core/pipeline.h"
@@ -9,7 +9,7 @@
 namespace optkit {
 namespace OPTKIT_ISA {
 
-// Short enough that fp32 lanes lose nothing visible; each block's sums are then added in double.
+// Short enough that fp32 lanes lose no visible precision; the sums of a block are then added in double.
 constexpr int64_t kUnitBlock = 2048;
 
 template <class S, bool kTail>
@@ -34,7 +34,7 @@ OPTKIT_HD UnitSums sum_unit_block(const TensorSlot& t, const StageCoefs<S>& stag
   return {sum_of_lanes(sum[0]), sum_of_lanes(sum[1]), sum_of_lanes(sum[2])};
 }
 
-// The slow road, taken only when the fast sums do not hold: in double.
+// Slow path in double, for a block whose fast sums are not valid.
 template <class S>
 OPTKIT_HD UnitSums careful_unit_block(const TensorSlot& t, const StageCoefs<S>& stage, bool needs_param, int64_t begin,
                                       int64_t end) {
@@ -59,7 +59,7 @@ OPTKIT_HD UnitSums sum_unit(const TensorSlot& t, const StageCoefs<S>& stage, boo
   for (; begin < last; begin += kUnitBlock) {
     const int64_t end = begin + kUnitBlock < last ? begin + kUnitBlock : last;
     UnitSums block = sum_unit_block(t, stage, needs_param, begin, end);
-    // Without the parameter, only the mean of the gradient is asked for.
+    // Without the parameter, only the mean of the gradient is needed.
     const bool holds = block.grad - block.grad == 0.0 &&
                        (!needs_param || (squares_hold<S>(block.grad_sq) && squares_hold<S>(block.param_sq)));
     if (!holds) block = careful_unit_block(t, stage, needs_param, begin, end);
@@ -70,7 +70,7 @@ OPTKIT_HD UnitSums sum_unit(const TensorSlot& t, const StageCoefs<S>& stage, boo
   return total;
 }
 
-// Units [units.begin, units.begin + units.count): their scales and shifts.
+// Computes the scales and shifts of units [units.begin, units.begin + units.count).
 template <class S>
 Clipped measure_units(const TensorSlot& tensor, const GroupRow& group, double grad_scale, const Chunk& units) {
   const TensorSlot t = tensor;

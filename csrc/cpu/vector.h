@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The vector type that update rules run on: as many lanes as one register of the instruction set this file is compiled
-// for. GCC vector extensions do the arithmetic; intrinsics only where a language has no word for it (fma, sqrt, half).
+// for. GCC vector extensions do the arithmetic; intrinsics are used only where they cannot express an operation (fma,
+// sqrt, half).
 #pragma once
 
 #include <cstdint>
@@ -92,7 +93,7 @@ OPTKIT_HD Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
 #elif defined(__FMA__)
   return NativeOf<float>::type(_mm256_fmadd_ps(a.v, b.v, c.v));
 #else
-  return a.v * b.v + c.v;  // no hardware fma: two roundings, as torch's own baseline kernels do
+  return a.v * b.v + c.v;  // no hardware fma: two roundings, as in torch's own baseline kernels
 #endif
 }
 OPTKIT_HD Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
@@ -136,7 +137,7 @@ OPTKIT_HD Vec<S> abs(Vec<S> a) {
   return reinterpret_cast<typename Vec<S>::Native>(reinterpret_cast<Bits>(a.v) & all_but_sign);
 }
 
-// The first `count` lanes of a; zero in the others.
+// The first `count` lanes of a; zero in the other lanes.
 template <class S>
 OPTKIT_HD Vec<S> first_lanes(Vec<S> a, int count) {
   typename NativeOf<S>::mask lane{};
@@ -170,7 +171,7 @@ OPTKIT_HD Vec<double> widened(Vec<float> a) {
 #endif
 }
 
-// A sum of products, lane by lane and in double: the square of a number that fp32 holds may be beyond it.
+// A lane-wise sum of products in double: the square of an fp32 number may overflow fp32.
 template <class S>
 class LaneTotal {
  public:
@@ -196,7 +197,7 @@ class LaneTotal {
   Vec<double> sum_[kHalves];
 };
 
-// Counts set lanes, lane by lane: a set lane is -1. A chunk is far too short to overflow it.
+// Counts set lanes, lane by lane (a set lane is -1). A chunk is too short to overflow the counter.
 template <class S>
 class LaneCounter {
  public:

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Several vectors at once: what the loop over parameters works on. A stage that is switched off, or the dtype of a
-// stream, then costs one branch for all of them, and their square roots and divisions run side by side.
+// Several vectors at once, the unit that the loop over parameters works on. A branch on a stage or a dtype is then paid
+// once for all of them, and their square roots and divisions overlap.
 #pragma once
 
 #include "cpu/access.h"
@@ -9,11 +9,11 @@
 namespace optkit {
 namespace OPTKIT_ISA {
 
-// Two: four spill registers and were slower (docs/performance.md). fp64 is there for its precision: one.
+// Two: four vectors spill registers and were slower (docs/performance.md). One for fp64, which is there for precision.
 template <class S>
 constexpr int kParts = sizeof(S) == 8 ? 1 : 2;
 
-// Runs BODY for part k of a VectorPair; unrolled, so that the parts live in registers.
+// Runs BODY for part k of a VectorPair; unrolled, so that the parts stay in registers.
 #define OPTKIT_FOR_PARTS(BODY) _Pragma("GCC unroll 8") for (int k = 0; k < kParts<S>; ++k) BODY
 
 template <class S>
@@ -86,7 +86,7 @@ OPTKIT_HD VectorPair<S> abs(VectorPair<S> a) {
   return a;
 }
 
-// The first `count` lanes of a; zero in the others.
+// The first `count` lanes of a; zero in the other lanes.
 template <class S>
 OPTKIT_HD VectorPair<S> first_lanes(VectorPair<S> a, int count) {
   OPTKIT_FOR_PARTS(a.part[k] = first_lanes(a.part[k], count - k * Vec<S>::kLanes);)
@@ -141,7 +141,7 @@ OPTKIT_HD VectorPair<S> load_pair(const void* base, DType type, int64_t i) {
   return type == DType::kBFloat16 ? load_as<DType::kBFloat16, S>(base, i) : load_as<DType::kFloat16, S>(base, i);
 }
 
-// Stores, rounding to nearest, and returns what the stored numbers now are.
+// Stores with round-to-nearest and returns the stored values.
 template <class S>
 OPTKIT_HD VectorPair<S> store_pair(void* base, DType type, int64_t i, const VectorPair<S>& a) {
   if constexpr (sizeof(S) == 8) {
@@ -168,7 +168,7 @@ OPTKIT_HD PairBits bits_of_state(PairBits random, int state) {
   return random;
 }
 
-// Stores 16-bit numbers by stochastic rounding, and returns what was stored.
+// Stores 16-bit numbers with stochastic rounding and returns the stored values.
 OPTKIT_HD VectorPair<float> store_pair_stochastic(void* base, DType type, int64_t i, VectorPair<float> a,
                                                   const PairBits& random) {
   using S = float;

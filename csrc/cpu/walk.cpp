@@ -12,7 +12,7 @@
 namespace optkit {
 namespace {
 
-// Flushes denormals to zero while it lives: a decayed momentum would otherwise cost a microcode trap per element.
+// Flushes denormals to zero within a scope: a decayed momentum would otherwise cost a microcode assist per element.
 class FlushDenormals {
 #if defined(__x86_64__)
  public:
@@ -27,10 +27,10 @@ class FlushDenormals {
 #endif
 };
 
-// `lr` is the rule's own: what its norms make of the group's, or 1 while they are measured.
+// `lr` is the rate of the rule: computed from its norms, or 1 while they are measured.
 using Prepare = void (*)(const GroupRow&, const TensorSlot&, double grad_scale, double lr, double num_averaged,
                          bool statistics, void* out);
-// The rule's own rate, given the sums at a rate of 1.
+// The rule's rate, given the sums measured at a rate of 1.
 using RateOf = double (*)(const GroupRow&, const TensorSlot&, const Sums&);
 
 template <class Rule, class S>
@@ -72,7 +72,7 @@ constexpr RateOf rate_of() {
 struct PrepareEntry {
   Prepare function;
   std::size_t size;
-  RateOf rate_of;  // null: the group's
+  RateOf rate_of;  // null: the group's learning rate
   bool has_estimate, has_factors;
 };
 #define OPTKIT_PREPARE_FLOAT(name, type)                                                                  \
@@ -95,7 +95,7 @@ void CpuWalk::layout(std::vector<TensorSlot>& tensors) {
   tasks_.assign(1, 0);
   int64_t in_task = 0, total = 0;
   for (const TensorSlot& tensor : tensors) total += tensor.active ? tensor.numel : 0;
-  // Long runs let the processor fetch ahead; but enough of them that no core waits long for another.
+  // Long runs help the hardware prefetcher, but there must be enough of them to balance the cores.
   const int64_t task_size = std::clamp<int64_t>(total / 64, kChunk, 16 * kChunk);
   for (std::size_t t = 0; t < tensors.size(); ++t) {
     if (!tensors[t].active) continue;
@@ -149,8 +149,7 @@ void CpuWalk::norm(const std::vector<TensorSlot>& tensors, std::vector<Sums>& su
   add_chunks(sums, tensors.size());
 }
 
-// Points every tensor whose units are treated by themselves at its part of `unit_numbers_`, and cuts the units into
-// runs.
+// Assigns to every tensor with per-unit stages its part of `unit_numbers_`, and splits the units into runs.
 void CpuWalk::layout_units(std::vector<TensorSlot>& tensors, const std::vector<GroupRow>& groups) {
   unit_tasks_.clear();
   std::size_t num_units = 0;
@@ -190,7 +189,7 @@ Clipped CpuWalk::measure_units(const std::vector<TensorSlot>& tensors, const std
   return total;
 }
 
-// The state of matrices that is kept by rows and columns, and the factors that come of it.
+// Updates the second moment of matrices that is stored by rows and columns, and computes the factors.
 void CpuWalk::measure_factors(const std::vector<TensorSlot>& tensors, std::size_t prepared_size) {
   const Kernels& kernels = active_kernels();
   const FactorKernels& run = is_double_ ? kernels.factors_double[rule_] : kernels.factors_float[rule_];
@@ -207,7 +206,7 @@ void CpuWalk::measure_factors(const std::vector<TensorSlot>& tensors, std::size_
   });
 }
 
-// Each tensor's rate: its group's, or what the rule makes of it and the tensor's norms.
+// The rate of each tensor: its group's, or the one computed from the tensor's norms.
 std::vector<double> CpuWalk::measure_rates(const std::vector<TensorSlot>& tensors, const std::vector<GroupRow>& groups,
                                            const std::vector<double>& grad_scales) {
   std::vector<double> rates(tensors.size());
@@ -230,8 +229,8 @@ std::vector<double> CpuWalk::measure_rates(const std::vector<TensorSlot>& tensor
 }
 
 void CpuWalk::walk(const std::vector<TensorSlot>& tensors, StepChunk run, std::size_t prepared_size) {
-  // Forward: walking the chunks backward, toward what the norm pass left in the cache, cost 20 %, since the processor
-  // fetches ahead only forward (docs/performance.md).
+  // Forward order: walking backward, toward what the norm pass left in the cache, cost 20 %, since the hardware
+  // prefetcher only runs forward (docs/performance.md).
   for_each_chunk([&](std::size_t k) {
     const std::size_t t = chunks_[k].tensor;
     run(tensors[t], &prepared_[prepared_size * t], chunks_[k], &chunk_sums_[k]);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Walks the tables of a plan on CPU: cuts them into chunks, hands chunks to threads, adds partial sums in fixed order.
+// Walks the tables of a plan on CPU: splits them into chunks, distributes chunks over threads, adds partial sums in
+// fixed order.
 #pragma once
 
 #include <cstddef>
@@ -13,9 +14,9 @@
 
 namespace optkit {
 
-// The kernels in use: the best instruction set of this processor, or the one asked for.
+// The active kernels: the best instruction set of this CPU, or the requested one.
 const Kernels& active_kernels();
-// "baseline", "avx2" or "avx512"; false if this processor or this build lacks it.
+// "baseline", "avx2" or "avx512"; false if this CPU or this build lacks it.
 bool use_isa(const char* name);
 std::vector<const char*> available_isas();
 
@@ -27,8 +28,8 @@ class CpuWalk {
   void layout(std::vector<TensorSlot>& tensors);
   // Sum of squares and non-finite count of the active gradients, per tensor, into `sums`.
   void norm(const std::vector<TensorSlot>& tensors, std::vector<Sums>& sums);
-  // One update of every active tensor. Counters are advanced first. Clipping by tensor reads `sums` as `norm` left
-  // them; with statistics, sums per tensor are written into it. Returns what clipping by tensor or by unit left.
+  // One update of every active tensor. Advances the counters first. Clipping by tensor reads `sums` as left by `norm`;
+  // with statistics, the sums per tensor are written there. Returns the result of clipping by tensor or by unit.
   Clipped step(std::vector<TensorSlot>& tensors, const std::vector<GroupRow>& groups, double grad_scale,
                bool statistics, std::vector<Sums>& sums);
 
@@ -52,7 +53,7 @@ class CpuWalk {
   bool is_double_;
   ParallelFor parallel_for_;
   std::vector<Chunk> chunks_;
-  std::vector<std::size_t> tasks_;  // chunks [tasks_[i], tasks_[i + 1]) are one unit of scheduling
+  std::vector<std::size_t> tasks_;  // chunks [tasks_[i], tasks_[i + 1]) form one task
   std::vector<Sums> chunk_sums_;
   std::vector<unsigned char> prepared_;
   std::vector<Chunk> unit_tasks_;  // runs of units

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tasks handed to threads: each has a share of its own, the same from call to call, and helps the others when it is
-// done. What a thread wrote last is likely to be in its caches still, and a core that is slow for a moment holds nobody
-// up. Who does what changes no bit: every task has results of its own.
+// Distributes tasks over threads. Each thread has its own share, the same in every call, and steals from the others
+// when it is done: data that a thread wrote last is likely still in its caches, and a core that is slow for a moment
+// delays nobody. The assignment does not affect any bit of the result, since every task has its own outputs.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +11,7 @@
 
 namespace optkit {
 
-// torch's thread pool, behind a plain signature: body(begin, end, context) for parts of [0, size).
+// torch's thread pool with a plain signature: body(begin, end, context) for parts of [0, size).
 using ParallelFor = void (*)(int64_t size, void (*body)(int64_t, int64_t, void*), void* context);
 
 // Calls body(task) for every task in [0, num_tasks).

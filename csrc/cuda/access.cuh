@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Load and store of four elements by one thread: any stored dtype to and from fp32 (fp64 tensors: fp64). Loading has
-// two halves, memory to registers and registers to numbers, so that all streams of a step are asked for before the
-// first is waited for.
+// Load and store of four elements by one thread: any stored dtype to and from fp32 (fp64 tensors: fp64). Loading is
+// split into memory-to-register fetch and conversion, so that all streams of a step are requested before the first is
+// waited for.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,7 @@ struct Four {
   S v[kLanes];
 };
 
-// Four elements as they lie in memory, low places first; where an element does not exist, zero.
+// Four elements as stored, low addresses first; elements past the end are zero.
 template <class S>
 struct Raw {
   uint32_t word[kLanes];
@@ -43,7 +43,7 @@ __device__ __forceinline__ uint16_t float_to_bfloat16(float a, uint32_t random) 
   return static_cast<uint16_t>((bits + (magnitude == 0x7f800000u ? 0u : random >> 16)) >> 16);
 }
 
-// As in csrc/cpu/access.h, element by element.
+// As in csrc/cpu/access.h, for one element.
 __device__ __forceinline__ uint16_t float_to_float16(float a, uint32_t random) {
   const uint32_t bits = float_bits(a), magnitude = bits & 0x7fffffffu, sign = bits & 0x80000000u;
   const uint32_t exponent = magnitude >> 23;
@@ -57,7 +57,7 @@ __device__ __forceinline__ uint16_t float_to_float16(float a, uint32_t random) {
   return float_to_half(bits_float(((bits + (random >> (32u - shift))) >> shift) << shift));
 }
 
-// The device's own instructions give the same bits as the integer arithmetic, but for which NaN a NaN becomes.
+// The device instruction gives the same bits as the integer arithmetic, except for NaN payloads.
 __device__ __forceinline__ float float16_to_float(uint16_t bits) {
 #if defined(__CUDA_ARCH__)
   float a;
@@ -87,12 +87,12 @@ __device__ __forceinline__ bool is_aligned(const void* pointer, int64_t bytes) {
   return (reinterpret_cast<uintptr_t>(pointer) & (bytes - 1)) == 0;
 }
 
-// Can four elements be moved at once, from any multiple of four on?
+// Whether four elements can be moved in one access, from any multiple of four on.
 __device__ __forceinline__ bool moves_whole(const void* base, DType type) {
   return is_aligned(base, type == DType::kFloat64 ? 16 : kLanes * size_of(type));
 }
 
-// `count` of the four exist. `whole`: see moves_whole.
+// `count` of the four elements exist. `whole`: see moves_whole.
 __device__ __forceinline__ void fetch(Raw<float>& out, const void* base, DType type, int64_t i, int count, bool whole) {
   out = {};
   const int64_t size = size_of(type);
@@ -145,7 +145,7 @@ __device__ __forceinline__ Four<double> numbers(const Raw<double>& raw, DType) {
   return {{raw.v[0], raw.v[1], raw.v[2], raw.v[3]}};
 }
 
-// Both halves of loading at once.
+// Fetches and converts.
 template <class S>
 __device__ __forceinline__ Four<S> load(const void* base, DType type, int64_t i, int count, bool whole) {
   Raw<S> raw;
@@ -182,7 +182,7 @@ __device__ __forceinline__ FourBits bits_of_state(FourBits random, int state) {
   return random;
 }
 
-// Stores, and leaves in `value` what the stored numbers now are. Rounds to nearest, or 16 bits at random.
+// Stores, and sets `value` to the stored values. Rounds to nearest, or stochastically to 16 bits.
 __device__ __forceinline__ void store(Four<float>& value, void* base, DType type, int64_t i, int count, bool whole,
                                       bool at_random = false, const FourBits& random = {}) {
   if (type == DType::kFloat32) {
@@ -223,7 +223,7 @@ __device__ __forceinline__ void store(Four<double>& value, void* base, DType, in
     if (k < count) p[k] = value.v[k];
 }
 
-// Four codes of 8-bit state, whose scale was fetched too.
+// Four codes of 8-bit state and their scale, both already fetched.
 __device__ __forceinline__ Four<float> dequantized(const Raw<float>& raw, float scale, bool is_signed) {
   const float factor = dequantization_factor(scale);
   Four<float> out;
@@ -232,7 +232,7 @@ __device__ __forceinline__ Four<float> dequantized(const Raw<float>& raw, float 
   return out;
 }
 
-// The lanes of a warp hold one block of codes, and every lane must call this.
+// The lanes of a warp hold one block of codes: every lane must call this.
 __device__ __forceinline__ void store_quantized(const Four<float>& value, void* base, float* scales, bool is_signed,
                                                 int64_t i, int count, bool whole, const FourBits& random) {
   float largest = 0.0f;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The C interface of liboptkit_cuda: the only thing the rest of the project knows of CUDA. The library is opened when
-// the first CUDA tensor is met, so that importing the package never touches a driver. Functions return null, or what
-// went wrong. Nothing here waits for the device, but for a changed layout.
+// The C interface of liboptkit_cuda, and the only interface to CUDA. The library is opened when the first CUDA tensor
+// appears, so that importing the package never touches a driver. Functions return null or an error message. No call
+// synchronizes with the device, except after a layout change.
 #pragma once
 
 #include <cstdint>
@@ -13,27 +13,27 @@ namespace optkit {
 
 constexpr int kCudaApiVersion = 3;
 
-// What a step reads on the device, so that the host need not know it. Null: absent.
+// Values that a step reads on the device, so that the host need not wait for them. Null: absent.
 struct CudaStepControl {
   const double* norm;       // {sum of squares, non-finite elements} of all gradients, before unscaling
   const float* loss_scale;  // of a GradScaler
   const float* found_inf;   // of a GradScaler
-  double scale;             // known to the host already; 1 otherwise
+  double scale;             // factor known to the host; 1 by default
   const double* max_norm;   // bound of the global norm; null: `max_norm_value`
-  double max_norm_value;    // +inf: none
-  const double* estimate;   // of a rule that has one; such a rule's sums are in `statistics`, which must be there
+  double max_norm_value;    // +inf: no bound
+  const double* estimate;   // for a rule with an estimate, which requires `statistics` for its sums
   double* report;           // out, 5 doubles: norm after unscaling, after clipping, steps, clipped steps, skipped steps
-  Clipped* clipped;         // in and out, added to by each plan: what clipping by tensor or by unit left
+  Clipped* clipped;         // in and out, accumulated over plans: result of clipping by tensor or by unit
   Sums* statistics;         // out, one row per tensor; null: do not count
   int32_t counts_report;    // 1: this plan advances the counters in `report` (the last plan of a step does)
 };
 
 struct CudaApi {
   int version;
-  int on_host;  // 1: an emulation, for tests, that works on the host's memory
+  int on_host;  // 1: an emulation in host memory, for tests
   const char* (*create)(int rule, int is_double, int device, void** plan);
   void (*destroy)(void* plan);
-  // Uploads the static tables, and waits for what the stream still does with the old ones. Not while capturing.
+  // Uploads the static tables, after waiting for kernels that use the old ones. Not allowed during graph capture.
   const char* (*layout)(void* plan, const TensorSlot* tensors, int num_tensors, void* stream);
   // Sum of squares and number of non-finite elements into norm_out[0], norm_out[1]: one launch.
   const char* (*norm)(void* plan, const TensorSlot* tensors, double* norm_out, void* stream);

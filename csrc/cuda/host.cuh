@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The host's side of the runtime: errors as sentences, a device made current, memory, launches.
+// Host utilities for the CUDA runtime: error messages, the current device, memory, launches.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -10,7 +10,7 @@
 
 namespace optkit {
 
-// Null, or what went wrong; valid until the next failure in this thread.
+// Null or an error message, which is valid until the next failure in this thread.
 inline const char* failed(cudaError_t status, const char* what) {
   static thread_local std::string message;
   if (status == cudaSuccess) return nullptr;
@@ -23,8 +23,8 @@ inline const char* failed(cudaError_t status, const char* what) {
     if (const char* error = failed((call), what)) return error; \
   } while (0)
 
-// Makes `device` current while it lives. Where it is current already, which is the rule, nothing is set: that would
-// make a context on a device that nobody uses.
+// Makes `device` current within a scope. Does nothing if it already is, the usual case, since setting it would create a
+// context on an unused device.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
@@ -50,7 +50,7 @@ class DeviceArray {
   DeviceArray(const DeviceArray&) = delete;
   DeviceArray& operator=(const DeviceArray&) = delete;
 
-  // What it held is lost if it grows. Freeing waits for kernels that use it.
+  // Growing discards the contents. Freeing waits for kernels that use the memory.
   cudaError_t resize(size_t count) {
     if (count <= capacity_) return cudaSuccess;
     cudaFree(data_);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Chooses and launches a kernel by the length of the rows.
+// Selects and launches a kernel by row length.
 #include <algorithm>
 #include <atomic>
 
@@ -10,7 +10,7 @@
 namespace optkit {
 namespace {
 
-// Threads per row. fp64 is there to check the others: one kernel is enough.
+// Threads per row. fp64 is only a reference for the others, so one kernel is enough.
 int group_of(DType type, int64_t size) {
   if (type == DType::kFloat64) return kLongRow;
   for (const int group : {4, 16, 32, 64, 128, 256, 512, 1024})
@@ -18,7 +18,7 @@ int group_of(DType type, int64_t size) {
   return kLongRow;
 }
 
-// May every access of a row move 16 bytes?
+// Whether every access to a row may move 16 bytes.
 class Whole {
  public:
   Whole(int64_t size, DType type) : type_(type), fits_(size * bytes_of(type) % 16 == 0) {}
@@ -55,7 +55,7 @@ bool is_whole(const NormBackward& a) {
 
 cudaError_t attribute(cudaDeviceAttr which, int device, int* out) { return cudaDeviceGetAttribute(out, which, device); }
 
-// Blocks that the device works on at a time.
+// Number of resident blocks of the device.
 template <class Kernel>
 cudaError_t resident_blocks(Kernel* kernel, int threads, size_t shared, int device, int64_t* out) {
   int processors = 1, per_processor = 1;
@@ -71,9 +71,10 @@ int64_t blocks_for(int64_t rows, int group, int64_t most) {
   return std::max<int64_t>(1, std::min((rows + rows_per_block - 1) / rows_per_block, most));
 }
 
-constexpr int kOwnShared = 1024;  // more than what the kernels declare themselves, which counts too
+constexpr int kOwnShared = 1024;  // at least the static shared memory of the kernels, which counts too
 
-// Memory for the sums of long rows, and a kernel that may use so much; 0 where there is not so much, or no need.
+// Sets `shared` to the shared memory for the sums of long rows, and allows the kernel to use it; 0 if not needed or not
+// available.
 template <DType kType, int kGroup, class Kernel>
 cudaError_t shared_for_sums(Kernel* kernel, int64_t size, int device, size_t* shared) {
   *shared = 0;
@@ -84,7 +85,7 @@ cudaError_t shared_for_sums(Kernel* kernel, int64_t size, int device, size_t* sh
     most -= kOwnShared;
     if (most < 0 || needed > static_cast<size_t>(most)) return cudaSuccess;
     *shared = needed;
-    // Always the same: another thread may be about to launch the kernel on longer rows.
+    // Always the maximum: another thread may be about to launch the kernel on longer rows.
     return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
   }
   return cudaSuccess;
@@ -93,18 +94,19 @@ cudaError_t shared_for_sums(Kernel* kernel, int64_t size, int device, size_t* sh
 template <class Norm, DType kType, int kGroup>
 cudaError_t run_forward(const NormForward& a, int device, cudaStream_t stream) {
   const auto kernel = &norm_forward_kernel<Norm, kType, kGroup>;
-  static std::atomic<int64_t> known{0};  // devices of one machine are taken to be alike
+  static std::atomic<int64_t> known{0};  // all devices of a machine are assumed to be alike
   int64_t resident = known.load(std::memory_order_relaxed);
   if (resident == 0) {
     if (const cudaError_t error = resident_blocks(kernel, block_threads(kGroup), 0, device, &resident)) return error;
     known.store(resident, std::memory_order_relaxed);
   }
-  // Few enough that the parameters, held in registers, are loaded for many rows; enough that none waits for the last.
+  // Few enough blocks that the parameters, held in registers, are loaded once for many rows; enough to balance the
+  // load.
   const int64_t blocks = blocks_for(a.rows, kGroup, 4 * resident);
   return launch(kernel, static_cast<unsigned>(blocks), block_threads(kGroup), 0, stream, a, is_whole(a));
 }
 
-// `parts`: in: how many there is space for; 0: out, how many there should be space for.
+// `parts`: the number that `space` has room for; if it is 0, nothing is launched and it is set to the number wanted.
 template <class Norm, DType kType, int kGroup>
 cudaError_t run_backward(const NormBackward& a, int64_t* parts, void* space, int device, cudaStream_t stream) {
   const auto kernel = &norm_backward_kernel<Norm, kType, kGroup>;

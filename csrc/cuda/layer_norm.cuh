@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// LayerNorm and RMSNorm on CUDA. A group of threads holds a row in registers, so memory is read once, and asks for its
-// next row before it works on this one; what a thread holds lies in the same columns of every row, so it adds its part
-// of the parameter gradients up in registers too.
+// LayerNorm and RMSNorm on CUDA. A group of threads holds a row in registers, so memory is read once, and prefetches
+// its next row before it processes this one. A thread holds the same columns of every row, so it accumulates its part
+// of the parameter gradients in registers too.
 #pragma once
 
 #include "cuda/layer_norm_row.cuh"
@@ -10,7 +10,7 @@
 
 namespace optkit {
 
-// The numbers to normalize: the row, or the sum, which is stored on the way.
+// The numbers to normalize: the row, or the sum with the residual, which is stored here.
 template <DType kType, int kGroup, int kPacks>
 __device__ __forceinline__ void take(const NormForward& a, const Columns<kType, kGroup>& columns, int64_t row,
                                      const RawRow<kType, kPacks>& x_raw, const RawRow<kType, kPacks>& residual_raw,
@@ -29,7 +29,7 @@ __device__ __forceinline__ void take(const NormForward& a, const Columns<kType, 
   put(x, columns, row_at<kType>(a.sum, row * a.size), first, a.type);
 }
 
-// Blocks that a multiprocessor shall hold at least, so that enough rows are under way; it bounds the registers.
+// Minimum number of blocks per multiprocessor, for enough rows in flight; this limits the registers.
 __host__ __device__ constexpr int least_blocks(int group, int threads) {
   return block_threads(group) >= threads ? 1 : threads / block_threads(group);
 }
@@ -53,13 +53,13 @@ __global__ void __launch_bounds__(block_threads(kGroup), least_blocks(kGroup, 10
     fetch(x_raw, columns, a.x, a.residual ? a.x_type : a.type, row * a.x_stride, first, exists);
     if (a.residual) fetch(residual_raw, columns, a.residual, a.residual_type, row * a.size, first, exists);
   };
-  // All threads of a block go together to the last row: the groups of a warp share its shuffles.
+  // All threads of a block iterate to the last row together: the groups of a warp share its shuffles.
   const int64_t step = int64_t{gridDim.x} * block_rows(kGroup);
   int64_t row = int64_t{blockIdx.x} * block_rows(kGroup) + row_in_block(kGroup);
   if constexpr (!kLong) ask(row, 0);
   for (int64_t block_row = row - row_in_block(kGroup); block_row < a.rows; block_row += step, row += step) {
     const bool exists = row < a.rows;
-    // A long row is read again instead of held.
+    // A long row is read again instead of being held.
     const auto again = [&](int64_t first) {
       if constexpr (!kLong) return;
       fetch(x_raw, columns, a.residual ? a.sum : a.x, a.type, row * (a.residual ? a.size : a.x_stride), first, exists);
@@ -112,15 +112,15 @@ __global__ void __launch_bounds__(block_threads(kGroup), least_blocks(kGroup, 10
   }
 }
 
-// `space`: [gridDim.x][2][size], sums over the rows of a block: to the weight, to the bias. A long row has no registers
-// for them: they lie in shared memory where it is large enough, and else in `space` from the start.
+// `space`: [gridDim.x][2][size], sums over the rows of a block for the weight and the bias. Sums of a long row do not
+// fit registers: they are in shared memory if it is large enough, otherwise in `space`.
 template <class Norm, DType kType, int kGroup>
 __global__ void __launch_bounds__(block_threads(kGroup), least_blocks(kGroup, kGroup >= 512 ? 1024 : 640))
     norm_backward_kernel(const __grid_constant__ NormBackward a, void* space, bool whole, bool sums_are_shared) {
   using S = typename Pack<kType>::S;
   constexpr int kSize = Pack<kType>::kSize, kPacks = packs_held(kType, kGroup);
   constexpr bool kLong = kGroup == kLongRow;
-  // Many threads have few registers each: none for the parameters, or for a row to come.
+  // Large groups have few registers per thread: none for the parameters or a prefetched row.
   constexpr bool kHoldsWeight = kGroup <= 256, kAsksAhead = kHoldsWeight;
   const S inverse_size = S(1) / static_cast<S>(a.size);
   const Columns<kType, kGroup> columns(a.size, whole);
@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(block_threads(kGroup), least_blocks(kGroup, kG
       for (int p = 0; p < kPacks; ++p)
 #pragma unroll
         for (int k = 0; k < kSize; ++k) {
-          // Places past the end have dy = 0 and add nothing. From here on dy is that of the normalized number.
+          // Elements past the end have dy = 0 and add nothing. From here on dy is the gradient of the normalized value.
           to_weight.v[p][k] = fma(dy.v[p][k], x.v[p][k], to_weight.v[p][k]);
           to_bias.v[p][k] += dy.v[p][k];
           dy.v[p][k] *= weight.v[p][k];
@@ -233,7 +233,7 @@ __global__ void __launch_bounds__(block_threads(kGroup), least_blocks(kGroup, kG
 
 constexpr int kReduceColumns = 32, kReduceLanes = 32;
 
-// Sums the parts column by column, in fixed order. blockIdx.y: 0 the weight, 1 the bias.
+// Sums the parts column by column, in fixed order. blockIdx.y: 0 for the weight, 1 for the bias.
 template <class S>
 __global__ void __launch_bounds__(kReduceColumns* kReduceLanes)
     norm_reduce_kernel(const S* space, int64_t parts, int64_t size, void* d_weight, void* d_bias, DType type) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The normalization entries of the C interface (cuda/api.h).
+// The normalization functions of the C interface (cuda/api.h).
 #pragma once
 
 #include "norms/tables.h"

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// One row of numbers, spread over a group of threads: which columns a thread holds, how they are read and written, and
-// sums over the group.
+// One row, distributed over a group of threads: the columns of each thread, loads and stores, and sums over the group.
 #pragma once
 
 #include <type_traits>
@@ -19,10 +18,10 @@ struct AccumulatorOf<DType::kFloat64> {
   using type = double;
 };
 
-constexpr int kHeld = 8;        // elements of a row that a thread holds
+constexpr int kHeld = 8;        // elements of a row per thread
 constexpr int kLongRow = 4096;  // "group" of rows too long for registers: a block that reads them twice, from the cache
 constexpr int kLongThreads = 1024;
-constexpr int kShortThreads = 256;  // of a block of groups that are warps or parts of them
+constexpr int kShortThreads = 256;  // per block of groups of at most a warp
 
 __host__ __device__ constexpr int row_threads(int group) { return group == kLongRow ? kLongThreads : group; }
 __host__ __device__ constexpr int block_threads(int group) { return group <= 32 ? kShortThreads : row_threads(group); }
@@ -32,7 +31,7 @@ __host__ __device__ constexpr int bytes_of(DType type) {
   return type == DType::kFloat64 ? 8 : type == DType::kFloat32 ? 4 : 2;
 }
 
-// 16 bytes of a row: the unit of an access.
+// 16 bytes of a row: one access.
 template <DType kType>
 struct Pack {
   using S = typename AccumulatorOf<kType>::type;
@@ -42,8 +41,8 @@ __host__ __device__ constexpr int packs_held(DType type, int group) {
   return group == kLongRow ? 1 : kHeld * bytes_of(type) / 16;
 }
 
-// What one thread holds of a row, in numbers and as it lies in memory: an element of 16 bits is half a word, unless
-// kType is wider.
+// The elements of a row in one thread, as numbers and as stored: a 16-bit element is half a word, unless kType is
+// wider.
 template <DType kType, int kPacks>
 struct Row {
   typename Pack<kType>::S v[kPacks][Pack<kType>::kSize];
@@ -60,12 +59,12 @@ __device__ __forceinline__ uint32_t word_of(const uint4& pack, int k) {
   return k == 0 ? pack.x : k == 1 ? pack.y : k == 2 ? pack.z : pack.w;
 }
 
-// Whole rows: a pack is 16 bytes that lie together. Others: element by element, so that neighbors in a warp are
-// neighbors in memory whatever the row begins at.
+// Whole rows: a pack is 16 contiguous bytes. Others are accessed element by element, so that a warp's accesses are
+// contiguous whatever the alignment of the row.
 template <DType kType, int kGroup>
 struct Columns {
   static constexpr int kSize = Pack<kType>::kSize;
-  // Of a row that fits registers 32 bits are enough, and half as many registers.
+  // 32 bits are enough for a row that fits registers, and take half as many registers.
   using Index = std::conditional_t<kGroup == kLongRow, int64_t, int32_t>;
   Index size;
   int32_t thread;
@@ -75,14 +74,14 @@ struct Columns {
       : size(static_cast<Index>(row_size)),
         thread(static_cast<int>(threadIdx.x) % row_threads(kGroup)),
         whole(is_whole) {}
-  // Column of element k of the pack of this number.
+  // Column of element k of pack `number`.
   __device__ __forceinline__ Index at(int64_t number, int k) const {
     constexpr Index kThreadsOfRow = row_threads(kGroup);
     const auto pack = static_cast<Index>(number);
     return whole ? (pack * kThreadsOfRow + thread) * kSize + k : (pack * kSize + k) * kThreadsOfRow + thread;
   }
   __device__ __forceinline__ bool exists(int64_t pack, int k) const { return at(pack, k) < size; }
-  // The same, to be computed anew: kept from row to row, the places would fill the registers.
+  // The same columns, recomputed: kept from row to row, they would fill the registers.
   __device__ __forceinline__ Columns anew() const {
     Columns columns = *this;
 #if defined(__CUDA_ARCH__)
@@ -92,7 +91,8 @@ struct Columns {
   }
 };
 
-// Calls body(first): the number of the first pack to work on, of as many as are held. A long row: of each in turn.
+// Calls body(first) with the index of the first pack, once for a row that is held; for a long row, once per group of
+// packs.
 template <int kGroup, DType kType, class Body>
 __device__ __forceinline__ void for_each_pack(int64_t size, Body body) {
   if constexpr (kGroup == kLongRow) {
@@ -128,8 +128,8 @@ __device__ __forceinline__ void store_one(void* base, DType type, int64_t i, S v
     static_cast<uint16_t*>(base)[i] = float_to_bits16(value, type);
 }
 
-// Packs from `first` on of the row that begins at `begin`; zero where there is none. `type` is that of the memory:
-// both 16-bit dtypes share the kernels compiled for kBFloat16, and a kernel for kFloat32 may add rows of 16 bits.
+// Loads the packs from `first` on of the row at `begin`; zero past the end. `type` is the stored dtype: both 16-bit
+// dtypes share the kernels compiled for kBFloat16, and a kernel for kFloat32 may add 16-bit rows.
 template <DType kType, int kGroup, int kPacks>
 __device__ __forceinline__ void fetch(RawRow<kType, kPacks>& out, const Columns<kType, kGroup>& known, const void* base,
                                       DType type, int64_t begin, int64_t first, bool row_exists) {
@@ -185,7 +185,7 @@ __device__ __forceinline__ Row<kType, kPacks> numbers(const RawRow<kType, kPacks
   return out;
 }
 
-// Stores the packs from `first` on, at `row`, the begin of a row.
+// Stores the packs from `first` on into the row at `row`.
 template <DType kType, int kGroup, int kPacks>
 __device__ __forceinline__ void put(const Row<kType, kPacks>& value, const Columns<kType, kGroup>& known, void* row,
                                     int64_t first, DType type) {
@@ -220,7 +220,7 @@ __device__ __forceinline__ void put(const Row<kType, kPacks>& value, const Colum
   }
 }
 
-// Weight or bias in accumulators; `absent` where there is none.
+// Weight or bias in accumulators; `absent` if there is none.
 template <DType kType, int kPacks, int kGroup>
 __device__ __forceinline__ Row<kType, kPacks> parameters(const void* base, DType type,
                                                          const Columns<kType, kGroup>& columns, int64_t first,
@@ -248,7 +248,7 @@ __device__ __forceinline__ Row<kType, kPacks> parameters(const void* base, DType
   return out;
 }
 
-// Stores accumulators at their columns.
+// Stores accumulators in their columns.
 template <DType kType, int kPacks, int kGroup>
 __device__ __forceinline__ void put_accumulator(const Row<kType, kPacks>& value, const Columns<kType, kGroup>& columns,
                                                 typename Pack<kType>::S* row, int64_t first) {
@@ -259,8 +259,8 @@ __device__ __forceinline__ void put_accumulator(const Row<kType, kPacks>& value,
       if (columns.exists(first + p, k)) row[columns.at(first + p, k)] = value.v[p][k];
 }
 
-// Sums of a row too long for registers. In shared memory neighbors in a warp are neighbors in memory, or its banks
-// would wait for each other; elsewhere they lie at their columns.
+// Sums of a row too long for registers. In shared memory the accesses of a warp are contiguous, to avoid bank
+// conflicts; in global memory the sums are in column order.
 template <DType kType, int kGroup>
 struct LongSums {
   using S = typename Pack<kType>::S;
@@ -286,13 +286,13 @@ struct LongSums {
   }
 };
 
-// Places for one row of sums in shared memory.
+// Elements for one row of sums in shared memory.
 __host__ __device__ constexpr int64_t long_sums_places(DType type, int64_t size) {
   const int64_t stride = int64_t{kLongThreads} * (16 / bytes_of(type));
   return (size + stride - 1) / stride * stride;
 }
 
-// What is left of a value after storing it.
+// A value after a round trip through its stored dtype.
 template <DType kType>
 __device__ __forceinline__ typename Pack<kType>::S rounded(typename Pack<kType>::S value, DType type) {
   if constexpr (bytes_of(kType) == 2)
@@ -318,8 +318,7 @@ __device__ __forceinline__ typename Pack<kType>::S sum_of(const Row<kType, kPack
   return sum;
 }
 
-// Sums over the group of a row, in an order that never changes; every thread has them, and every thread of the block
-// must call this.
+// Sums over the group of a row, in a fixed order; every thread gets them, and every thread of the block must call this.
 template <int kGroup, class S>
 __device__ __forceinline__ void group_sum(S& a, S& b) {
   constexpr int kThreadsOfRow = row_threads(kGroup), kInWarp = kThreadsOfRow < 32 ? kThreadsOfRow : 32;
@@ -348,7 +347,7 @@ __device__ __forceinline__ void group_sum(S& a, S& b) {
   }
 }
 
-// The sums of all groups of a block into one part: over the groups of a warp, then warp after warp.
+// Adds the sums of all groups of a block into one part: first over the groups of a warp, then over the warps.
 template <DType kType, int kGroup, int kPacks>
 __device__ __forceinline__ void add_over_block(Row<kType, kPacks>& to_weight, Row<kType, kPacks>& to_bias,
                                                const Columns<kType, kGroup>& columns, typename Pack<kType>::S* part) {
@@ -383,7 +382,7 @@ __device__ __forceinline__ void add_over_block(Row<kType, kPacks>& to_weight, Ro
   }
 }
 
-// Memory of the block, as much as its launch asked for.
+// The dynamic shared memory of the block.
 __device__ __forceinline__ void* dynamic_shared() {
 #if defined(__CUDACC__)
   extern __shared__ uint4 memory[];

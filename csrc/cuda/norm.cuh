@@ -8,7 +8,7 @@
 
 namespace optkit {
 
-constexpr int kAhead = 4;  // accesses of a thread that are under way at a time
+constexpr int kAhead = 4;  // accesses in flight per thread
 
 template <class S>
 __device__ __forceinline__ S add_squares(uint4 bytes, DType type, S sum) {
@@ -42,7 +42,7 @@ __device__ __forceinline__ S element(const void* base, DType type, int64_t i) {
     return bits16_to_float(static_cast<const uint16_t*>(base)[i], type);
 }
 
-// This thread's share of the chunk, in accesses of 16 bytes as far as they go.
+// This thread's share of the chunk, in 16-byte accesses where possible.
 template <class S>
 __device__ __forceinline__ S sum_of_squares(const void* grad, DType type, int64_t begin, int64_t end) {
   const int64_t per_access = 16 / size_of(type);
@@ -73,10 +73,10 @@ template <class S>
 __device__ double2 chunk_norm(const void* grad, DType type, const Chunk& chunk) {
   const int64_t end = chunk.begin + chunk.count;
   double squares = static_cast<double>(sum_of_squares<S>(grad, type, chunk.begin, end)), nonfinite = 0.0;
-  // Of all threads together: some may have had nothing to add. One that overflowed speaks for all.
+  // Over all threads: some may have added nothing, and one overflow is enough.
   const bool holds = __syncthreads_or(squares_hold<S>(squares)) && !__syncthreads_or(squares - squares != 0.0);
   if (!holds) {
-    // Rare: in double, and it tells an overflow of a square from a bad gradient.
+    // Rare: in double, to tell an overflowing square from a non-finite gradient.
     squares = 0.0;
     for (int64_t i = chunk.begin + threadIdx.x; i < end; i += kThreads) {
       const double value = static_cast<double>(element<S>(grad, type, i));
@@ -90,7 +90,7 @@ __device__ double2 chunk_norm(const void* grad, DType type, const Chunk& chunk) 
   return {total, bad};
 }
 
-// The chunks of one launch are added to what earlier launches of the same norm left in `out`.
+// Adds the chunks of one launch to the result of earlier launches of the same norm in `out`.
 template <class S, int kCount>
 __global__ void __launch_bounds__(kThreads)
     norm_kernel(const __grid_constant__ DeviceTables tables, const __grid_constant__ GradTable<kCount> grads,
@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Leaves the addresses on the device where no norm kernel did.
+// Stores the addresses on the device if no norm kernel did.
 template <int kCount>
 __global__ void __launch_bounds__(kThreads)
     grads_kernel(const __grid_constant__ DeviceTables tables, const __grid_constant__ GradTable<kCount> grads,

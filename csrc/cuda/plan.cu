@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A plan on one device: tables uploaded once, then launches only.
+// A plan on one device: tables are uploaded once; a step only launches kernels.
 #include <algorithm>
 #include <string>
 #include <vector>
@@ -17,7 +17,7 @@ struct CudaPlan {
   int rule, is_double, device;
   std::vector<Range> ranges;
   std::vector<DType> grad_types;             // as uploaded
-  std::vector<const void*> grads_on_device;  // as the norm of this step left them there; empty: it did not
+  std::vector<const void*> grads_on_device;  // as stored by this step's norm; empty: not stored
   int num_tensors = 0, num_chunks = 0;
   DeviceTables tables = {};
   DeviceArray<TensorSlot> tensors;
@@ -30,7 +30,7 @@ struct CudaPlan {
   DeviceArray<Sums> sums;
   DeviceArray<unsigned int> ticket;
   std::vector<char> treats_units;  // per tensor, as uploaded
-  bool is_laid_out = false;        // false: what is on the device is half of one layout and half of another
+  bool is_laid_out = false;        // false: an upload is incomplete
   int64_t num_units = 0;
   DeviceArray<Unit> units;
   DeviceArray<double> tensor_sq, unit_numbers;
@@ -52,15 +52,15 @@ const char* create(int rule, int is_double, int device, void** out) {
 void destroy(void* pointer) {
   auto* plan = static_cast<CudaPlan*>(pointer);
   const DeviceGuard guard(plan->device);
-  // Python may collect an optimizer while somebody captures a graph: freeing must not break that.
+  // Python may collect an optimizer while another thread captures a graph, which freeing must not invalidate.
   auto mode = cudaStreamCaptureModeRelaxed;
   cudaThreadExchangeStreamCaptureMode(&mode);
   delete plan;
   cudaThreadExchangeStreamCaptureMode(&mode);
 }
 
-// Enough chunks that the multiprocessors finish together, and no more: each costs a block its start and a partial sum.
-// A rule of the size alone, so that sums have the same order on every device.
+// Enough chunks to balance the multiprocessors, and no more: each costs a block launch and a partial sum. Depends only
+// on the size, so that sums have the same order on every device.
 int64_t chunk_size(const TensorSlot* tensors, int num_tensors) {
   constexpr int64_t kLeast = 2048, kMost = 65536, kEnough = 4096;
   int64_t total = 0;
@@ -85,8 +85,8 @@ void cut(const TensorSlot* tensors, int num_tensors, std::vector<Chunk>& chunks,
   first_chunk.push_back(static_cast<int32_t>(chunks.size()));
 }
 
-// Points every tensor whose units are treated by themselves at its part of the device's numbers, and lists the units:
-// they are to live until the stream has taken them over.
+// Assigns to every tensor with per-unit stages its part of the device buffers, and lists the units. `slots` and `units`
+// must live until the stream has copied them.
 const char* layout_units(CudaPlan& plan, std::vector<TensorSlot>& slots, std::vector<Unit>& units,
                          cudaStream_t stream) {
   const auto treated = [&](size_t t) { return plan.treats_units[t] && slots[t].active && slots[t].numel > 0; };
@@ -127,7 +127,7 @@ const char* lay_out(CudaPlan& plan, const TensorSlot* tensors, int num_tensors, 
   plan.num_chunks = static_cast<int>(chunks.size());
   plan.grad_types.clear();
   for (const TensorSlot& slot : slots) plan.grad_types.push_back(slot.grad_type);
-  // Kernels of an earlier layout may still read what is replaced here.
+  // Kernels of an earlier layout may still read the memory replaced here.
   OPTKIT_CUDA("layout", cudaStreamSynchronize(stream));
   std::vector<Unit> units;
   if (const char* error = layout_units(plan, slots, units, stream)) return error;
@@ -159,8 +159,7 @@ const char* layout(void* pointer, const TensorSlot* tensors, int num_tensors, vo
   return lay_out(plan, tensors, num_tensors, plan.treats_units, static_cast<cudaStream_t>(stream));
 }
 
-// A gradient may come in another dtype than last time, and units may be treated or not; all else in the tables is
-// static.
+// Only the dtype of a gradient and the per-unit stages may change between steps; the other tables are static.
 const char* refresh(CudaPlan& plan, const TensorSlot* tensors, const std::vector<char>& treats_units,
                     cudaStream_t stream) {
   bool fits = plan.is_laid_out && treats_units == plan.treats_units;
@@ -181,7 +180,7 @@ GradTable<kCount> table_of(const std::vector<const void*>& grads, const Range& r
   return table;
 }
 
-// The smallest table that holds the addresses of a range, in `use(table)`.
+// Calls `use` with the smallest table that holds the addresses of a range.
 template <class Use>
 cudaError_t with_table(const std::vector<const void*>& grads, const Range& range, Use use) {
   if (range.num_tensors <= kFewGrads) return use(table_of<kFewGrads>(grads, range));
@@ -217,7 +216,7 @@ const char* norm(void* pointer, const TensorSlot* tensors, double* out, void* st
   return nullptr;
 }
 
-// Leaves the addresses of the gradients on the device, where the norm kernel did not do so in this step.
+// Stores the addresses of the gradients on the device, if this step's norm kernel did not.
 const char* hand_over_grads(CudaPlan& plan, const TensorSlot* tensors, cudaStream_t stream) {
   const std::vector<const void*> grads = addresses(plan, tensors), there = std::move(plan.grads_on_device);
   plan.grads_on_device.clear();
@@ -270,10 +269,10 @@ struct RuleLaunch {
 constexpr RuleLaunch kFloatRules[] = {OPTKIT_FOR_EACH_RULE(OPTKIT_LAUNCH_FLOAT)};
 constexpr RuleLaunch kDoubleRules[] = {OPTKIT_FOR_EACH_RULE(OPTKIT_LAUNCH_DOUBLE)};
 
-// What the stages of this step ask for besides the walk.
+// Additional work that the stages of this step require.
 struct Needs {
   bool clips_tensors = false, clips_units = false, treats_any = false;
-  std::vector<char> treated;  // per tensor: are its units treated by themselves?
+  std::vector<char> treated;  // per tensor: whether it is clipped or centralized per unit
 };
 
 Needs needs_of(const CudaPlan& plan, const TensorSlot* tensors, const GroupRow* groups) {
@@ -289,7 +288,7 @@ Needs needs_of(const CudaPlan& plan, const TensorSlot* tensors, const GroupRow* 
   return needs;
 }
 
-// Coefficients of every tensor, and what its units are scaled and shifted by.
+// Computes the coefficients of every tensor, and the scales and shifts of its units.
 const char* prepare(const CudaPlan& plan, const RuleLaunch& rule, const GroupRow* groups, const double* const* rates,
                     int num_groups, const CudaStepControl& control, Phase phase, bool treats_units,
                     cudaStream_t stream) {
@@ -308,7 +307,7 @@ const char* prepare(const CudaPlan& plan, const RuleLaunch& rule, const GroupRow
   return nullptr;
 }
 
-// Adds what was clipped to the step's total.
+// Adds the clipped tensors or units to the step's total.
 cudaError_t count_clipped(const CudaPlan& plan, const CudaStepControl& control, bool by_unit, cudaStream_t stream) {
   const Clipped* parts = by_unit ? plan.unit_clipped.get() : plan.tensor_clipped.get();
   const int64_t num_parts = by_unit ? plan.num_units : plan.num_tensors;

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// Sums over a block in an order that never changes: the same bits on every run.
+// Sums over a block in a fixed order: bitwise reproducible.
 #pragma once
 
 namespace optkit {
 
 constexpr int kThreads = 256;
 
-// Every thread must call it; thread 0 has the sum.
+// Every thread must call it; only thread 0 gets the sum.
 __device__ __forceinline__ double block_sum(double value) {
   __shared__ double parts[kThreads / 32];
 #pragma unroll
   for (int offset = 16; offset > 0; offset /= 2) value += __shfl_down_sync(0xffffffffu, value, offset);
-  __syncthreads();  // `parts` may still be read by the sum before this one
+  __syncthreads();  // `parts` may still be in use by the previous sum
   if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = value;
   __syncthreads();
   double sum = 0.0;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The step on the device: a small launch that turns what is known only there (norm, loss scale, step counts) into
-// coefficients, and one launch that walks the parameters. The arithmetic is csrc/core/pipeline.h and csrc/rules/.
+// The step on the device: a small launch turns values known only there (norm, loss scale, step counts) into
+// coefficients, and one launch walks the parameters. The arithmetic is in csrc/core/pipeline.h and csrc/rules/.
 #pragma once
 
 #include "cuda/access.cuh"
@@ -9,7 +9,7 @@
 
 namespace optkit {
 
-// Factor for the gradients; negative: skip the step.
+// Factor of the gradients; negative: skip the step.
 __device__ inline double gradient_scale(const CudaStepControl& control, double* norm, double* coefficient) {
   const double scale = control.scale / (control.loss_scale ? static_cast<double>(*control.loss_scale) : 1.0);
   *norm = 0.0;
@@ -61,7 +61,7 @@ __global__ void prepare_kernel(const __grid_constant__ DeviceTables tables, cons
   }
   const double* hyper = group.rule;
   double own[Rule::kNumHyperparameters];
-  if constexpr (HasEstimate<Rule>::value) {  // only the device knows it
+  if constexpr (HasEstimate<Rule>::value) {  // known only to the device
     for (int k = 0; k < Rule::kNumHyperparameters; ++k) own[k] = hyper[k];
     own[Rule::kNumHyperparameters - 1] = *control.estimate;
     hyper = own;
@@ -78,7 +78,7 @@ __global__ void prepare_kernel(const __grid_constant__ DeviceTables tables, cons
   if (phase != Phase::kMeasure && t.num_averaged && average_weight(group, num_averaged) != 0.0) *t.num_averaged += 1.0f;
 }
 
-// Of one thread over one chunk. Products are added in double: the square of a number that fp32 holds may be beyond it.
+// Sums of one thread over one chunk. Products are added in double: the square of an fp32 number may overflow fp32.
 struct ThreadSums {
   double grad_sq{}, param_sq{}, update_sq{}, observed[kObserved] = {};
   int32_t nonfinite{}, lost{};
@@ -86,7 +86,7 @@ struct ThreadSums {
 
 __device__ __forceinline__ void add_product(double& sum, double a, double b) { sum = fma(a, b, sum); }
 
-// Which streams of a tensor move four elements at once.
+// Which streams of a tensor move four elements in one access.
 struct WholeStreams {
   bool param, grad, average, state[kMaxStates];
 };
@@ -100,7 +100,7 @@ __device__ __forceinline__ WholeStreams whole_streams(const TensorSlot& t, const
            moves_whole(t.state[2], type_of_state<Rule>(t, 2)), moves_whole(t.state[3], type_of_state<Rule>(t, 3))}};
 }
 
-// Everything that a step reads of four elements, asked for together.
+// Everything that a step reads of four elements, requested together.
 template <class Rule, class S>
 struct Fetched {
   Raw<S> param, grad, lost, average, state[Rule::kNumStates];
@@ -126,7 +126,7 @@ struct Fetched {
   }
 };
 
-// 8-bit state is there for fp32 arithmetic only.
+// 8-bit state exists only for fp32 arithmetic.
 __device__ __forceinline__ Four<double> state_numbers(const Raw<double>& raw, float, const TensorSlot& t, DType, int) {
   return numbers(raw, t.state_type);
 }
@@ -147,7 +147,7 @@ __device__ __forceinline__ void store_state(Four<float>& value, const TensorSlot
     store(value, t.state[s], type, i, count, whole, true, bits_of_state(random, s));
 }
 
-// The tensor's factor and shift, or those of the unit that the element is in.
+// The factor and shift of the tensor, or of the element's unit.
 template <class S>
 __device__ __forceinline__ S scaled_gradient(const TensorSlot& t, const StageCoefs<S>& stage, int64_t i, S param,
                                              S grad) {
@@ -159,7 +159,7 @@ __device__ __forceinline__ S scaled_gradient(const TensorSlot& t, const StageCoe
   return stage_gradient(here, param, grad);
 }
 
-// kMeasure: only adds up what the trust ratio is computed from; writes nothing.
+// kMeasure: only accumulates the sums for the trust ratio; writes nothing.
 template <class Rule, class S, bool kMeasure>
 __device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_pointer, const WholeStreams& whole,
                                           const PreparedTensor<Rule, S>& launch, int64_t i, int count,
@@ -175,7 +175,7 @@ __device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_
     state[s] = state_numbers(raw.state[s], raw.scale[s], t, type_of_state<Rule>(t, s), s);
 #pragma unroll
   for (int k = 0; k < kLanes; ++k) {
-    // Places past the end hold zeros, belong to no unit and enter no sum.
+    // Elements past the end are zero, belong to no unit and enter no sum.
     if (k < count) grad.v[k] = scaled_gradient(t, stage, i + k, stored_before.v[k], grad.v[k]);
     lost_before.v[k] = finite_or_zero(lost_before.v[k]);
     const S param = stored_before.v[k] + lost_before.v[k];
@@ -237,8 +237,8 @@ __device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_
   }
 }
 
-// A block per chunk, last chunk first: the norm kernel read that one last, and the L2 cache may still have it.
-// fp32: at least three blocks to a multiprocessor, 80 registers to a thread: below that too few bytes are under way.
+// A block per chunk, last chunk first: the norm kernel read it last, so it may still be in the L2 cache. fp32: at least
+// three blocks per multiprocessor, at 80 registers per thread; with fewer, too few bytes are in flight.
 template <class Rule, class S, bool kMeasure>
 __global__ void __launch_bounds__(kThreads, sizeof(S) == 4 ? 3 : 1)
     step_kernel(const __grid_constant__ DeviceTables tables) {
@@ -251,7 +251,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(S) == 4 ? 3 : 1)
   const WholeStreams whole = whole_streams<Rule>(t, grad);
   const int64_t end = chunk.begin + chunk.count;
   ThreadSums sums;
-  // The lanes of a warp go together to the end: a block of 8-bit state is theirs in common.
+  // The lanes of a warp iterate together: they share a block of 8-bit state.
   for (int64_t first = chunk.begin; first < end; first += kThreads * kLanes) {
     const int64_t i = first + threadIdx.x * kLanes;
     const int count = end - i >= kLanes ? kLanes : (end > i ? static_cast<int>(end - i) : 0);

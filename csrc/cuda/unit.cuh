@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What clipping by tensor or by unit and centralizing need to know of the gradients before the step.
+// The sums that clipping by tensor or unit and centralizing need before the step.
 #pragma once
 
 #include "cuda/access.cuh"
@@ -8,7 +8,7 @@
 
 namespace optkit {
 
-// A block per tensor adds what the norm kernel left of its chunks.
+// A block per tensor adds the norm kernel's sums of its chunks.
 __global__ void __launch_bounds__(kThreads) tensor_norm_kernel(const __grid_constant__ DeviceTables tables) {
   const int32_t first = tables.first_chunk[blockIdx.x], last = tables.first_chunk[blockIdx.x + 1];
   double squares = 0.0;
@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(kThreads) tensor_norm_kernel(const __grid_cons
   if (threadIdx.x == 0) tables.tensor_sq[blockIdx.x] = total;
 }
 
-// A block per unit. `prepared_size` is that of PreparedTensor, which begins with its stage.
+// A block per unit. `prepared_size` is the size of PreparedTensor, whose first member is the stage.
 template <class S>
 __global__ void __launch_bounds__(kThreads) unit_kernel(const __grid_constant__ DeviceTables tables,
                                                         const __grid_constant__ GroupTable groups, int prepared_size) {
@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(kThreads) unit_kernel(const __grid_constant__ 
   const void* grad = tables.grads[unit.tensor];
   const bool needs_param = is_bounded(group.clip_unit_ratio);
   const int64_t end = (unit.index + 1) * t.unit_length;
-  // A unit may begin anywhere in its tensor, so that only the bytes from there on tell how it can be read.
+  // A unit may begin anywhere in its tensor, so its own address decides how it can be read.
   const int64_t begin = unit.index * t.unit_length;
   const bool grad_whole = moves_whole(grad, t.grad_type) && begin % kLanes == 0,
              param_whole = moves_whole(t.param, t.param_type) && begin % kLanes == 0;
@@ -61,7 +61,8 @@ __global__ void __launch_bounds__(kThreads) unit_kernel(const __grid_constant__ 
       needs_param ? Clipped{coefficient * coefficient * total.grad_sq, coefficient < 1.0 ? 1.0 : 0.0} : Clipped{};
 }
 
-// One block adds what was clipped of this plan to the step's total; the last plan of a step turns that into its report.
+// One block adds this plan's clipped count to the step's total; the last plan of a step turns the total into its
+// report.
 __global__ void __launch_bounds__(kThreads)
     clipped_kernel(const __grid_constant__ DeviceTables tables, const __grid_constant__ CudaStepControl control,
                    const Clipped* parts, int64_t num_parts, double scale) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Layer normalization, one element at a time; sums over the row are the walker's. Ba, Kiros & Hinton 2016, equation 3.
+// Layer normalization of one element; the caller sums over the row. Ba, Kiros & Hinton 2016, equation 3.
 #pragma once
 
 #include "core/math.h"
@@ -9,7 +9,7 @@ namespace optkit {
 struct LayerNorm {
   static constexpr bool kCentered = true;
 
-  // Deviation from the mean, of which the mean square is the variance.
+  // Deviation from the mean; its mean square is the variance.
   template <class V>
   OPTKIT_HD static V center(V x, V mean) {
     return x - mean;

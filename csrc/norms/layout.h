@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// How the rows of a strided tensor lie in memory.
+// Memory layout of the rows of a strided tensor.
 #pragma once
 
 #include <cstdint>
 
 namespace optkit {
 
-// Rows whose neighbors lie side by side, as in a transposed matrix: element (row, column) is
-// (row / inner) * outer_stride + row % inner + column * column_stride elements from the first.
+// Rows that are adjacent in memory, as in a transposed matrix: element (row, column) is
 struct StridedRows {
   int64_t column_stride;  // 0: the rows are not strided
   int64_t inner, outer_stride;
@@ -21,11 +20,11 @@ struct BackwardStrided {
 };
 
 struct RowLayout {
-  int64_t stride;  // between rows, each of them packed; -1: they are strided, or nothing that a kernel reads
+  int64_t stride;  // between packed rows; -1: the rows are strided, or not readable by a kernel
   StridedRows strided;
 };
 
-// Dimensions that one stride walks through. `d` is left at the first dimension beyond, from the last to `end`.
+// Dimensions covered by one stride. On return `d` is the first dimension beyond them, walking from the last to `end`.
 struct Level {
   int64_t count, stride;
 };
@@ -42,10 +41,10 @@ inline Level collapse(const int64_t* sizes, const int64_t* strides, int64_t end,
   return level;
 }
 
-// Longer strided rows are copied as a whole: a block of them, several to a cache line, would fill no cache but memory.
+// Longer strided rows are copied as a whole: a block of them, with several rows to a cache line, would not fit a cache.
 constexpr int64_t kLongestStrided = 1 << 16;
 
-// Of rows made of the last `row_dims` dimensions.
+// Layout of rows made of the last `row_dims` dimensions.
 inline RowLayout row_layout(const int64_t* sizes, const int64_t* strides, int64_t dim, int64_t row_dims) {
   constexpr RowLayout kNeither = {-1, {0, 0, 0}};
   int64_t d = dim - 1;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a normalization is handed, on CPU and CUDA alike. A null pointer: absent. "Accumulator": fp32, for fp64 tensors
-// fp64.
+// Arguments of a normalization, for CPU and CUDA. A null pointer: absent. "Accumulator": fp32, or fp64 for fp64
+// tensors.
 #pragma once
 
 #include <cstdint>
@@ -10,11 +10,11 @@
 
 namespace optkit {
 
-// Which elements of the input live. The bits depend on seed and place only: nothing is stored.
+// Dropout of the input. The bits depend only on seed and position, so no mask is stored.
 struct Dropout {
   RandomKey key;
-  uint32_t keep_below;  // an element lives if its 32 bits are below; 0 if none does
-  float scale;          // of those that live
+  uint32_t keep_below;  // an element is kept if its 32 bits are below; 0: none is kept
+  float scale;          // factor of the kept elements
   int32_t on;
 };
 
@@ -26,7 +26,7 @@ OPTKIT_HD Dropout make_dropout(double p, int64_t seed) {
   return {random_key(static_cast<uint64_t>(seed), 0, 0), keep_below, scale, 1};
 }
 
-// 32 bits for the element at a 64-bit place, given in halves.
+// 32 bits for the element at a 64-bit position, given in halves.
 template <class U>
 OPTKIT_HD U dropout_bits(RandomKey key, U place_low, U place_high) {
   return lowbias32(lowbias32(place_low + key.low) ^ (place_high ^ key.high));
@@ -34,12 +34,12 @@ OPTKIT_HD U dropout_bits(RandomKey key, U place_low, U place_high) {
 
 struct NormForward {
   const void* x;         // rows of `size`, `x_stride` elements apart
-  const void* residual;  // null: no addition; otherwise contiguous, as are all that follow
-  void* sum;             // dropout(x) + residual, rounded to its dtype; what is normalized is the rounded number
+  const void* residual;  // null: no addition; contiguous, like all that follow
+  void* sum;             // dropout(x) + residual, rounded to its dtype; the rounded value is normalized
   void* y;
   void* mean;  // accumulator, one per row; null for RMSNorm
   void* rstd;
-  const void* weight;  // CPU: accumulator and never null
+  const void* weight;  // CPU: accumulator, never null
   const void* bias;
   int64_t rows, size, x_stride;
   DType x_type, residual_type, type, weight_type;  // `type`: of y and of sum
@@ -50,12 +50,12 @@ struct NormForward {
 struct NormBackward {
   const void* dy;
   const void* d_sum;  // gradient of `sum` itself
-  const void* x;      // what was normalized; rows `x_stride` elements apart
+  const void* x;      // the normalized input; rows `x_stride` elements apart
   const void* mean;
   const void* rstd;
   const void* weight;
-  void* dx;       // gradient of what was normalized, plus d_sum; null: not wanted
-  void* d_input;  // the same through the dropout; null: no dropout
+  void* dx;       // gradient of the normalized input, plus d_sum; null: not needed
+  void* d_input;  // the same, through the dropout; null: no dropout
   int64_t rows, size, x_stride;
   DType type, weight_type;  // `type`: of x, dy, d_sum, dx and d_input
   Dropout dropout;

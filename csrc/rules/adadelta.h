@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Adadelta: steps in the units of the parameter, from the history of the steps themselves.
-// Source: Zeiler 2012, arXiv:1212.5701, Algorithm 1. Differs from it as torch.optim does: a learning rate multiplies
-// the step.
+// Source: Zeiler 2012, arXiv:1212.5701, Algorithm 1. As in torch.optim, and unlike the paper, a learning rate
+// multiplies the step.
 #pragma once
 
 #include "core/math.h"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Adafactor: the second moment of a matrix is the product of its row and column means; the step is in proportion to the
+// Adafactor: the second moment of a matrix is the product of its row and column means; the step is proportional to the
 // parameter. Source: Shazeer & Stern 2018, arXiv:1804.04235, Algorithms 4 to 6; means and eps as in
 // torch.optim.Adafactor.
 #pragma once
@@ -13,7 +13,7 @@ struct AdafactorRule {
   static constexpr const char* kStates[] = {"variance", "row_var", "col_var"};
   static constexpr int kNumStates = 1;
   static constexpr int kNumFactors = 2;
-  static constexpr uint32_t kFullPrecisionStates = 3u << 1;  // few numbers, each of them an average of many
+  static constexpr uint32_t kFullPrecisionStates = 3u << 1;  // few numbers, each an average of many
   static constexpr const char* kHyperparameters[] = {"beta2_decay", "eps1", "eps2",
                                                      "d"};  // eps1 < 0: the eps of the dtype
   enum Hyper : int { kBeta2Decay, kEps1, kEps2, kD, kNumHyperparameters };
@@ -24,8 +24,8 @@ struct AdafactorRule {
   template <class S>
   struct Coefs {
     S rate;
-    S share;  // of the new squares in the second moment
-    S least;  // square root that is divided by
+    S share;  // weight of the new squares in the second moment
+    S least;  // lower bound of the square root in the denominator
     bool is_factored;
   };
 
@@ -36,14 +36,14 @@ struct AdafactorRule {
             !slot.is_vector};
   }
 
-  // The length of a step per element. Comparisons with a NaN choose what Python's max chooses.
+  // The relative step size. Comparisons with NaN give what Python's max gives.
   OPTKIT_HD static double relative_rate(const double* hyper, double lr, double step, double numel, const Sums& sums) {
     const double rms_param = sqrt(sums.param_sq / numel), excess = sqrt(sums.update_sq / numel) / hyper[kD];
     const double scale = rms_param > hyper[kEps2] ? rms_param : hyper[kEps2], bound = 1.0 / sqrt(step);
     return scale * (bound < lr ? bound : lr) / (excess > 1.0 ? excess : 1.0);
   }
 
-  // Of a matrix, state[0] is already what the gradient is multiplied by.
+  // For a matrix, state[0] already holds the factor of the gradient.
   template <class V>
   OPTKIT_HD static V update(const Coefs<scalar_of_t<V>>& c, V, V grad, V* state) {
     if (c.is_factored) return grad * state[0] * c.rate;

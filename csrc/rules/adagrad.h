@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Adagrad: every element has its own rate, which only falls.
+// Adagrad: every element has its own learning rate, which only decreases.
 // Source: Duchi, Hazan & Singer 2011, "Adaptive Subgradient Methods for Online Learning and Stochastic Optimization",
 // JMLR 12.
 #pragma once

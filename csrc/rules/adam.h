@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Adam and AdamW: they differ only in where weight decay acts, and that is a stage.
+// Adam and AdamW: they differ only in where weight decay acts, which is a stage.
 // Source: Kingma & Ba 2015, arXiv:1412.6980, Algorithm 1; AMSGrad, Reddi et al. 2018, arXiv:1904.09237, Algorithm 2.
 // Differs from the papers as torch.optim does: AMSGrad keeps the maximum before the bias correction.
 #pragma once
@@ -22,7 +22,7 @@ struct AdamRule {
     S one_minus_beta1, beta2, one_minus_beta2, step_size, rsqrt_bias_correction2, eps;
   };
 
-  // `step` counts this update: 1 for the first.
+  // `step` counts this update, from 1.
   template <class S>
   OPTKIT_HD static Coefs<S> prepare(const double* hyper, double lr, double step, float* const*) {
     const double beta1 = hyper[kBeta1], beta2 = hyper[kBeta2], eps = hyper[kEps];
@@ -42,7 +42,7 @@ struct AdamRule {
     exp_avg = lerp(exp_avg, grad, c.one_minus_beta1);                        // m_t
     exp_avg_sq = fma(grad * c.one_minus_beta2, grad, exp_avg_sq * c.beta2);  // v_t
     V second = exp_avg_sq;
-    if constexpr (kAmsgrad) second = state[2] = max(exp_avg_sq, state[2]);  // in this order a NaN is kept
+    if constexpr (kAmsgrad) second = state[2] = max(exp_avg_sq, state[2]);  // this argument order keeps a NaN
     const V denom = fma(sqrt(second), V(c.rsqrt_bias_correction2), V(c.eps));
     return exp_avg * c.step_size / denom;
   }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Adamax: Adam by the infinity norm.
+// Adamax: Adam with the infinity norm.
 // Source: Kingma & Ba 2015, arXiv:1412.6980, Algorithm 2. Differs from it as torch.optim does: eps is added to |g|.
 #pragma once
 
@@ -31,7 +31,7 @@ struct AdamaxRule {
     V& exp_avg = state[0];
     V& exp_inf = state[1];
     exp_avg = lerp(exp_avg, grad, c.one_minus_beta1);        // m_t
-    exp_inf = max(abs(grad) + V(c.eps), exp_inf * c.beta2);  // u_t; a NaN gradient stays visible
+    exp_inf = max(abs(grad) + V(c.eps), exp_inf * c.beta2);  // u_t; a NaN gradient propagates
     return exp_avg * c.step_size / exp_inf;
   }
 };

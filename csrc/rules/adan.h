@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Adan: Adam with Nesterov's momentum written in differences of gradients.
-// Source: Xie et al. 2022, arXiv:2208.06677, Algorithm 1, without restarts. As the authors' implementation does, a beta
-// is the share of the old (1 - the paper's), and all three moments are corrected for their start at zero.
+// Source: Xie et al. 2022, arXiv:2208.06677, Algorithm 1, without restarts. As in the authors' implementation, a beta
+// is the weight of the old value (1 - the paper's beta), and all three moments are bias-corrected.
 #pragma once
 
 #include "core/math.h"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// ADOPT: Adam that divides by the second moment of the steps before, then averages.
-// Source: Taniguchi et al. 2024, arXiv:2411.02853v3, Algorithm 2 (with clipping). The first step only fills the second
-// moment: the paper's v_0.
+// ADOPT: Adam that divides by the second moment of the previous steps, before it averages.
+// Source: Taniguchi et al. 2024, arXiv:2411.02853v3, Algorithm 2 (with clipping). The first step only initializes the
+// second moment: the paper's v_0.
 #pragma once
 
 #include "core/math.h"
@@ -37,7 +37,7 @@ struct ADOPTRule {
             hyper[kCautious] != 0.0};
   }
 
-  // Decays by itself, since a stage would decay in the first step too.
+  // Applies weight decay itself, since the stage would decay in the first step too.
   template <class V>
   OPTKIT_HD static V update(const Coefs<scalar_of_t<V>>& c, V param, V grad, V* state) {
     const V zero(scalar_of_t<V>(0));

@@ -40,7 +40,7 @@
   X(lars, optkit::LARSRule)                             \
   X(prodigy, optkit::ProdigyRule)
 
-// With the rules that only the CPU has.
+// Including the rules that only the CPU has.
 #define OPTKIT_FOR_EACH_CPU_RULE(X) \
   OPTKIT_FOR_EACH_RULE(X)           \
   X(adafactor, optkit::AdafactorRule)

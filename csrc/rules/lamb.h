@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// LAMB: Adam's direction, at a rate in proportion to the norm of each layer's weights.
+// LAMB: Adam's direction, at a rate proportional to the norm of each layer's weights.
 // Source: You et al. 2020, arXiv:1904.00962, Algorithm 2.
 #pragma once
 

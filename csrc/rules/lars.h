@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// LARS: momentum descent, at a rate in proportion to the ratio of weights and gradient of each layer.
+// LARS: SGD with momentum, at a rate proportional to the weight-to-gradient ratio of each layer.
 // Source: You et al. 2017, arXiv:1708.03888, Algorithm 1.
 #pragma once
 
@@ -24,7 +24,7 @@ struct LARSRule {
 
   template <class S>
   OPTKIT_HD static Coefs<S> prepare(const double* hyper, double lr, double, float* const*) {
-    // A ratio of norms may be beyond what fp32 holds: then a power of two is taken off it.
+    // A ratio of norms may exceed the range of fp32: a power of two is then factored out.
     const double scale = lr > 0x1p64 ? 0x1p64 : lr > 0.0 && lr < 0x1p-64 ? 0x1p-64 : 1.0;
     return {static_cast<S>(hyper[kMomentum]), static_cast<S>(lr / scale), static_cast<S>(scale),
             static_cast<S>(hyper[kWeightDecay])};

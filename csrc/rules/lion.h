@@ -33,7 +33,7 @@ struct LionRule {
     const V mixed = fma(V(c.one_minus_beta1), grad, exp_avg * c.beta1);  // c_t
     exp_avg = fma(V(c.one_minus_beta2), grad, exp_avg * c.beta2);        // m_t
     const V zero(S(0));
-    return select(mixed < zero, V(S(0) - c.lr), select(zero < mixed, V(c.lr), mixed * S(0)));  // a NaN stays a NaN
+    return select(mixed < zero, V(S(0) - c.lr), select(zero < mixed, V(c.lr), mixed * S(0)));  // NaN stays NaN
   }
 };
 

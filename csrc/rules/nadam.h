@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// NAdam: Adam with Nesterov's momentum, warmed up.
+// NAdam: Adam with Nesterov momentum and a momentum warmup.
 // Source: Dozat 2016, "Incorporating Nesterov Momentum into Adam", Algorithm 2; the momentum schedule is his section 3.
 #pragma once
 

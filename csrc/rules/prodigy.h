@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Prodigy: Adam at the rate d, an estimate of the distance to the solution that grows by two sums over all parameters.
+// Prodigy: Adam at the rate d, an estimate of the distance to the solution that grows from two sums over all
+// parameters. Source: Mishchenko & Defazio 2024, arXiv:2306.06101, Prodigy (Adam version). Both sums are weighted by d
+// / d0, as in the authors' code, to keep them in range; the weight cancels in their ratio. The step uses the d from
+// before it, so one walk is enough.
 // Source: Mishchenko & Defazio 2024, arXiv:2306.06101, Prodigy (Adam version). Both sums are weighted by d / d0, as the
 // authors do, for numbers of ordinary size; their ratio does not see it. This step is taken at the d that it began
 // with, so one walk is enough.
@@ -13,8 +16,8 @@ namespace optkit {
 struct ProdigyRule {
   static constexpr const char* kStates[] = {"exp_avg", "exp_avg_sq", "s", "p0"};
   static constexpr int kNumStates = 4;
-  static constexpr uint32_t kFullPrecisionStates = 1u << 3;  // p0: where the parameter started
-  static constexpr uint32_t kFixedStates = 1u << 3;          // and it stays there
+  static constexpr uint32_t kFullPrecisionStates = 1u << 3;  // p0: the initial parameter
+  static constexpr uint32_t kFixedStates = 1u << 3;          // which never changes
   static constexpr const char* kHyperparameters[] = {
       "beta1", "beta2", "beta3", "eps", "use_bias_correction", "safeguard_warmup", "d0", "d"};
   enum Hyper : int { kBeta1, kBeta2, kBeta3, kEps, kUseBiasCorrection, kSafeguardWarmup, kD0, kD, kNumHyperparameters };
@@ -34,7 +37,7 @@ struct ProdigyRule {
     return hyper[kD] * correction;
   }
 
-  // `lr` is the group's times `rate`.
+  // `lr` is the group's rate times `rate`.
   template <class S>
   OPTKIT_HD static Coefs<S> prepare(const double* hyper, double lr, double step, float* const*) {
     const double beta1 = hyper[kBeta1], beta2 = hyper[kBeta2], d = hyper[kD], weight = d / hyper[kD0];

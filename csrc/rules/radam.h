@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// RAdam: Adam that trusts its second moment only once there is enough of it.
+// RAdam: Adam that uses its second moment only once its variance is small enough.
 // Source: Liu et al. 2020, arXiv:1908.03265, Algorithm 2.
 #pragma once
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // RMSprop, plain or centered, with momentum.
 // Source: Tieleman & Hinton 2012, "Lecture 6.5: rmsprop", COURSERA; centered, Graves 2013, arXiv:1308.0850, Equations
-// 38-41. Differs from Graves as torch.optim does: eps stands outside the square root.
+// 38-41. As in torch.optim, and unlike Graves, eps is outside the square root.
 #pragma once
 
 #include "core/math.h"
@@ -29,7 +29,7 @@ struct RMSpropRule {
             static_cast<S>(hyper[kEps]), static_cast<S>(hyper[kMomentum]), hyper[kCentered] != 0.0};
   }
 
-  // Without momentum the buffer is absent: it arrives as zero and is stored nowhere.
+  // Without momentum there is no buffer: it is passed as zero and not stored.
   template <class V>
   OPTKIT_HD static V update(const Coefs<scalar_of_t<V>>& c, V, V grad, V* state) {
     V& square_avg = state[0];
@@ -39,7 +39,7 @@ struct RMSpropRule {
     V variance = square_avg;
     if (c.centered) {
       grad_avg = lerp(grad_avg, grad, c.one_minus_alpha);
-      // Rounded, two moments of a constant gradient differ to either side; torch's root is then NaN.
+      // With rounding, the variance of a constant gradient can be slightly negative; torch's root is then NaN.
       variance = max(fma(V(scalar_of_t<V>(0)) - grad_avg, grad_avg, square_avg), V(scalar_of_t<V>(0)));
     }
     buffer = fma(V(c.momentum), buffer, grad / (sqrt(variance) + V(c.eps)));

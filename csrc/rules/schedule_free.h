@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-// Schedule-free SGD and AdamW: the parameter holds y, where gradients are taken; the state holds z, which they move.
+// Schedule-free SGD and AdamW: the parameter holds y, where gradients are taken; the state holds z, which they update.
 // The average x, which is evaluated, is never stored: y = (1 - beta) z + beta x. Source: Defazio et al. 2024,
 // arXiv:2405.15682, Equations 2-4 and Algorithm 1. The weights of the average are those of the authors' implementation:
-// step^r times a power of the greatest rate so far.
+// step^r times a power of the largest rate so far.
 #pragma once
 
 #include "core/math.h"
 
 namespace optkit {
 
-// What both rules need to know of one step.
+// Numbers of one step that both rules need.
 struct ScheduleFreeStep {
   double rate;   // gamma_t
-  double share;  // c_t: of z in the new x
+  double share;  // c_t: weight of z in the new x
 };
 
-// `average` holds warmup_steps, r, weight_lr_power and lr_max, as they end the hyperparameters of both rules. The sum
-// of weights is kept as two floats: 48 bits of it.
+// `average` points at warmup_steps, r, weight_lr_power and lr_max, the last hyperparameters of both rules. The sum of
+// weights is stored as two floats, 48 bits in total.
 OPTKIT_HD ScheduleFreeStep schedule_free_step(const double* average, double lr, double step, double correction,
                                               float* const* scalar) {
   const double warmup_steps = average[0], r = average[1], weight_lr_power = average[2], lr_max = average[3];
@@ -28,7 +28,7 @@ OPTKIT_HD ScheduleFreeStep schedule_free_step(const double* average, double lr, 
   return {lr * ramp * correction, sum == 0.0 ? 0.0 : weight / sum};
 }
 
-// Moves z, and returns what y loses: y' = (1 - c) y + c z - rate (1 - beta (1 - c)) direction.
+// Updates z and returns the decrease of y: y' = (1 - c) y + c z - rate (1 - beta (1 - c)) direction.
 template <class V>
 OPTKIT_HD V schedule_free_move(V param, V direction, V& z, scalar_of_t<V> rate, scalar_of_t<V> share,
                                scalar_of_t<V> y_rate) {
@@ -68,7 +68,7 @@ struct ScheduleFreeSGDRule {
 struct ScheduleFreeAdamWRule {
   static constexpr const char* kStates[] = {"z", "exp_avg_sq"};
   static constexpr int kNumStates = 2;
-  static constexpr uint32_t kFullPrecisionStates = 1u << 0;  // z is a point: small steps of it would be lost
+  static constexpr uint32_t kFullPrecisionStates = 1u << 0;  // z is a point: small updates of it would be lost
   static constexpr const char* kHyperparameters[] = {"beta1", "beta2",           "eps",   "decay", "warmup_steps",
                                                      "r",     "weight_lr_power", "lr_max"};
   enum Hyper : int { kBeta1, kBeta2, kEps, kDecay, kWarmupSteps, kR, kWeightLrPower, kLrMax, kNumHyperparameters };
@@ -96,7 +96,7 @@ struct ScheduleFreeAdamWRule {
             step == 1.0};
   }
 
-  // Decays by itself: at y, and z moves by it too.
+  // Applies weight decay itself: at y, and it moves z too.
   template <class V>
   OPTKIT_HD static V update(const Coefs<scalar_of_t<V>>& c, V param, V grad, V* state) {
     if (c.first) state[0] = param;

@@ -15,7 +15,7 @@ struct SGDRule {
   static constexpr uint32_t kNeededStates = 0;
   static constexpr const char* kHyperparameters[] = {"momentum", "dampening", "nesterov"};
   enum Hyper : int { kMomentum, kDampening, kNesterov, kNumHyperparameters };
-  static constexpr const char* kScalars[] = {"momentum_step"};  // updates of the buffer so far
+  static constexpr const char* kScalars[] = {"momentum_step"};  // number of updates of the buffer
   static constexpr int kNumScalars = 1;
 
   template <class S>
@@ -33,7 +33,7 @@ struct SGDRule {
             static_cast<S>(first ? 1.0 : 1.0 - dampening), hyper[kNesterov] != 0.0};
   }
 
-  // Without momentum the buffer is absent: it arrives as zero, becomes the gradient, and is stored nowhere.
+  // Without momentum there is no buffer: it is passed as zero, becomes the gradient, and is not stored.
   template <class V>
   OPTKIT_HD static V update(const Coefs<scalar_of_t<V>>& c, V, V grad, V* state) {
     V& buffer = state[0];
