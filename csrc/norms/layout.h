@@ -7,6 +7,7 @@
 namespace optkit {
 
 // Rows that are adjacent in memory, as in a transposed matrix: element (row, column) is
+// (row / inner) * outer_stride + row % inner + column * column_stride elements after the first.
 struct StridedRows {
   int64_t column_stride;  // 0: the rows are not strided
   int64_t inner, outer_stride;

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one-pass step: what every optimizer of this package is made of."""
+"""The one-pass step, the base of every optimizer of this package."""
 
 from lightning_optkit.step.explain import Explanation, GroupPlan
 from lightning_optkit.step.in_backward import StepInBackward, step_in_backward

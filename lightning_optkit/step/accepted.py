@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which group values passed the checks last: what has not changed since is not checked again."""
+"""Remembers the group values that passed the checks, so that unchanged values are not checked again."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -19,7 +19,7 @@ __all__ = ["AcceptedGroups"]
 
 @dataclass
 class _Seen:
-    """The values of one group, and what lies in those that can change in place, by their positions."""
+    """The values of one group, and the contents of those that can change in place, by position."""
 
     lr: object
     values: tuple[object, ...]
@@ -27,11 +27,10 @@ class _Seen:
 
 
 class AcceptedGroups:
-    """The values that were accepted, group by group.
+    """The values that passed the checks, by group.
 
-    A step asks for every group: 1 us by `timeit` where nothing changed, and as much where `lr` did. Values are
-    compared by identity, so that no tensor is read; only those that can change in place are read again, and none on an
-    accelerator.
+    Every step compares every group with them: 1 us by `timeit`, also if `lr` changed. Values are compared by identity,
+    so no tensor is read; only values that can change in place are read again, and none on an accelerator.
     """
 
     def __init__(self) -> None:
@@ -40,8 +39,8 @@ class AcceptedGroups:
         self._seen: dict[int, _Seen] = {}
 
     def check(self, optimizer: Loadable, numbers: Iterable[int] | None) -> None:
-        """Raises, in the words of the constructor, for what it would refuse in the groups of these numbers."""
-        if self._num_names != len(optimizer.defaults):  # an average came or went
+        """Checks the groups of these numbers like the constructor, if they changed."""
+        if self._num_names != len(optimizer.defaults):  # an average was added or removed
             self._look_at(optimizer)
         groups, owner = optimizer.param_groups, type(optimizer).__name__
         if not isinstance(groups, list):
@@ -67,11 +66,11 @@ class AcceptedGroups:
         self._values_of = itemgetter(*(optimizer.defaults.keys() - {"lr", *optimizer._learned}))
 
     def _holds(self, number: int, group: Group) -> bool:
-        """Whether the values of group `number` are those that were accepted, `lr` aside, and `lr` is in [0, inf)."""
+        """Whether the values of group `number`, except `lr`, are the accepted ones, and `lr` is in [0, inf)."""
         seen = self._seen.get(number)
         try:
             lr, values = group["lr"], self._values_of(group)
-        except (KeyError, TypeError):  # without an entry, or no dict
+        except (KeyError, TypeError):  # an entry is missing, or the group is no dict
             return False
         if seen is None or not (lr is seen.lr or type(lr) is float) or not all(map(is_, values, seen.values)):
             return False
@@ -91,7 +90,7 @@ class AcceptedGroups:
 
 
 def _without_waiting(group: Group) -> Group:
-    """The group for the checks; a rate that lives on an accelerator, which only it may read, is replaced by 0."""
+    """The group for the checks; a learning rate on an accelerator, which must not be read here, is replaced by 0."""
     lr = group["lr"]
     is_away = isinstance(lr, Tensor) and not lr.is_cpu and lr.numel() == 1
     return {**group, "lr": torch.zeros((), device="cpu")} if is_away else group
@@ -104,9 +103,9 @@ def _can_change(value: Any) -> bool:
 
 
 def _inside(value: Any) -> object:
-    """The numbers in a value; a tensor on an accelerator stands for itself."""
+    """The numbers in a value; a tensor on an accelerator is represented by its id."""
     if isinstance(value, tuple | list):
         return [_inside(each) for each in value]
     if isinstance(value, Tensor) and not value.is_cpu:
         return id(value)
-    return value.tolist() if hasattr(value, "tolist") else value  # of torch or of numpy
+    return value.tolist() if hasattr(value, "tolist") else value  # torch or numpy

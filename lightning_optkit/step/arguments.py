@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of what a user hands to an optimizer, before anything is built or changed."""
+"""Checks of the arguments of an optimizer, before anything is built or changed."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -43,12 +43,12 @@ _PARAMS = "an iterable of parameters or of groups, such as model.parameters()"
 
 
 def check_group(owner: str, group: Group, decay_flag: str) -> None:
-    """Raises for an entry, of those that every rule has, that is out of range.
+    """Raises if an entry that every rule has is out of range.
 
     Args:
         owner: The optimizer.
-        group: To be checked.
-        decay_flag: What the optimizer calls its argument `decoupled_weight_decay`.
+        group: The group to check.
+        decay_flag: The optimizer's name for `decoupled_weight_decay`.
     """
     for name in ("lr", "weight_decay"):
         check_number(owner, name, group[name], "[0, inf)")
@@ -80,34 +80,34 @@ def check_number(owner: str, name: str, value: object, interval: str) -> None:
 
 
 def check_flag(owner: str, name: str, value: object) -> None:
-    """Raises TypeError unless `value` is True or False, or a number that says so as it does to torch."""
-    is_one = not isinstance(value, Tensor) and getattr(value, "shape", ()) == ()  # an array has no truth of its own
+    """Raises TypeError unless `value` is True or False, or a number equal to one of them, as torch accepts."""
+    is_one = not isinstance(value, Tensor) and getattr(value, "shape", ()) == ()  # the truth of an array is undefined
     if not is_one or value not in (False, True):
         raise TypeError(f"{owner}({name}={shown(value)}): {name} must be True or False.")
 
 
 @contextmanager
 def checked_as(owner: str, action: str) -> Iterator[None]:
-    """Lets refusals in the words of the constructor of `owner` name what was asked of it instead.
+    """Renames the owner in errors raised by the constructor's checks.
 
     Args:
-        owner: As the checks are given it.
-        action: In its place, "AdamW.step".
+        owner: The name that the checks use.
+        action: The name to show instead, e.g. "AdamW.step".
     """
     try:
         yield
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        said = " ".join(str(error).split())  # a tensor of several rows is printed on several lines
+        said = " ".join(str(error).split())  # torch prints a tensor of several rows on several lines
         is_ours = said.startswith(f"{owner}(")
         kind = type(error) if is_ours or isinstance(error, TypeError) else ValueError
         raise kind(f"{action}{said.removeprefix(owner)}" if is_ours else f"{action}: {said}") from None
 
 
 def pair(owner: str, name: str, value: Any) -> tuple[Any, Any]:
-    """`value` as two numbers, each still to be checked.
+    """`value` as two numbers, which are not checked yet.
 
     Raises:
-        TypeError: if it is no sequence.
+        TypeError: if it is not a sequence.
         ValueError: if it has another length.
     """
     first, second = several(owner, name, value, 2)
@@ -115,7 +115,7 @@ def pair(owner: str, name: str, value: Any) -> tuple[Any, Any]:
 
 
 def several(owner: str, name: str, value: Any, count: int) -> tuple[Any, ...]:
-    """`value` as `count` numbers, each still to be checked. Raises as `pair`."""
+    """`value` as `count` numbers, which are not checked yet. Raises like `pair`."""
     requirement = f"{name} must be {_COUNTS[count]}"
     is_array = hasattr(value, "tolist") and getattr(value, "ndim", 0) == 1
     if isinstance(value, NO_LIST) or not (is_array or isinstance(value, Sequence)):
@@ -126,7 +126,7 @@ def several(owner: str, name: str, value: Any, count: int) -> tuple[Any, ...]:
 
 
 def check_stages(owner: str, clip: object, average: Any, statistics: object) -> None:
-    """Raises TypeError for a stage that is none, ValueError for an average whose start is not a step yet."""
+    """Raises TypeError for an invalid stage, ValueError for an average whose start is still a fraction of a run."""
     if clip is not None:
         check_like(owner, "clip", clip, ("norm_bound", "bounds"), "None or a clip such as ClipNorm(1.0)")
     if average is not None:
@@ -139,7 +139,7 @@ def check_stages(owner: str, clip: object, average: Any, statistics: object) -> 
 
 
 def listed(owner: str, params: ParamsT) -> list[Any]:
-    """`params` as a list, so that an empty one is found before anything is built, and so in each group."""
+    """`params`, and those of each group, as lists, so that an empty one is found before anything is built."""
     if isinstance(params, Tensor):
         raise TypeError(f"{owner}(params=<Tensor>): params must be {_PARAMS}.")
     as_list = check_listed(owner, "params", params, _PARAMS, member=" parameter")
@@ -150,15 +150,15 @@ def listed(owner: str, params: ParamsT) -> list[Any]:
 
 
 def with_listed_params(owner: str, name: str, group: Group) -> Group:
-    """The group with its parameters in a list, so that looking at them does not use up an iterator.
+    """The group with its parameters in a list, so that inspecting them does not exhaust an iterator.
 
     Args:
-        owner: Whose argument it is.
-        name: Of the argument that the group is, or is one of.
-        group: To be checked.
+        owner: The owner of the argument.
+        name: The argument that the group is, or is part of.
+        group: The group to check.
 
     Raises:
-        TypeError: if it is no group, or its parameters are none.
+        TypeError: if it is not a group, or its parameters are not parameters.
     """
     if not isinstance(group, dict) or "params" not in group:
         raise TypeError(
@@ -174,7 +174,7 @@ def with_listed_params(owner: str, name: str, group: Group) -> Group:
 
 
 def _check_tensors(owner: str, name: str, members: list[Any]) -> None:
-    """Raises TypeError unless each is a tensor, or a name and a tensor."""
+    """Raises TypeError unless each is a tensor, or a pair of a name and a tensor."""
     for member in members:
         is_named = isinstance(member, tuple) and len(member) == 2 and isinstance(member[0], str)
         if not isinstance(member[1] if is_named else member, Tensor):
@@ -182,7 +182,7 @@ def _check_tensors(owner: str, name: str, members: list[Any]) -> None:
 
 
 def check_params(owner: str, groups: list[Group], params: Any) -> None:
-    """Raises if a parameter is given twice, or on another device than those already there."""
+    """Raises if a parameter is given twice, or is on another device than the existing ones."""
     new = [p[1] if isinstance(p, tuple) else p for p in ([params] if isinstance(params, Tensor) else params)]
     known = [p for group in groups for p in group["params"]]
     tensors = [p for p in [*known, *new] if isinstance(p, Tensor)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The factors that every path computes alike: of a clipped gradient, and of a new value in an average."""
+"""The factors that every path computes alike: the clip coefficient, and the weight of a new value in an average."""
 
 from typing import TypeVar
 
@@ -13,9 +13,9 @@ _Number = TypeVar("_Number", float, Tensor)
 
 
 def clip_coefficient(bound: float | Tensor, norm: _Number) -> _Number:
-    """What gradients of norm `norm` are multiplied by so that it is at most `bound`; as in csrc/core/pipeline.h.
+    """The factor that scales gradients of norm `norm` down to `bound`; as in csrc/core/pipeline.h.
 
-    The 1e-6 is that of `torch.nn.utils.clip_grad_norm_`.
+    The 1e-6 is the one in `torch.nn.utils.clip_grad_norm_`.
     """
     coefficient = bound / (norm + 1e-6)
     return coefficient.clamp(max=1.0) if isinstance(coefficient, Tensor) else min(1.0, coefficient)  # type: ignore[return-value]
@@ -24,7 +24,7 @@ def clip_coefficient(bound: float | Tensor, norm: _Number) -> _Number:
 def average_weight(kind: AverageKind | int, decay: float, num_averaged: _Number) -> float | _Number:
     """Weight of a new value in an average that was updated `num_averaged` times; as in csrc/core/pipeline.h.
 
-    A count in a tensor is not looked at, and so must not be 0.
+    A count in a tensor is not read here, so it must not be 0.
     """
     if not isinstance(num_averaged, Tensor) and num_averaged == 0:
         return 1.0

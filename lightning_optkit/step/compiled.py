@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters walked by a compiled plan, which holds their addresses."""
+"""Parameters stepped by a compiled plan, which stores their addresses."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,21 +23,21 @@ __all__ = ["CompiledSegment"]
 
 @dataclass
 class _Active:
-    """Which entries have a gradient, as the plan knows it."""
+    """The entries that have a gradient, as set in the plan."""
 
     places: list[int] = field(default_factory=list)
     params: list[Tensor] = field(default_factory=list)
 
 
 class CompiledSegment(Segment):
-    """Parameters of one rule, one precision and one device, walked by one compiled plan: on CPU.
+    """Parameters of one rule, compute precision and device, stepped by one compiled plan on CPU.
 
     Args:
         rule: The update rule.
         entries: The parameters.
-        states: The state of each, laid out for the walk.
-        average_name: Name of the average in it, if one is kept.
-        owner: For messages.
+        states: The state of each parameter, in the layout of the walk.
+        average_name: Name of the average in the state, if there is one.
+        owner: Name in error messages.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class CompiledSegment(Segment):
         self._activate(list(range(len(self.entries))))
 
     def _device_number(self, param: Tensor) -> int:
-        """As the plan knows it: -1 for the CPU."""
+        """The plan's device index: -1 for the CPU."""
         return -1
 
     def _add(self, entry: Entry, state: State, average_name: str | None) -> None:
@@ -98,7 +98,7 @@ class CompiledSegment(Segment):
         return bool(grads)
 
     def _fit(self, param: Tensor, grad: Tensor) -> Tensor:
-        """A copy of `grad` that the plan can walk, where its dtype or layout allows it."""
+        """A copy of `grad` that the plan can walk, if its dtype or layout allows one."""
         param, grad = local(param.detach()), local(grad)
         check_gradient(self._owner, param, grad)
         dense = grad.to_dense() if grad.layout != torch.strided else grad
@@ -114,11 +114,11 @@ class CompiledSegment(Segment):
         self._walk(self._plan.check)
 
     def _walk(self, walk: Callable[..., Any], *arguments: object, **named: object) -> Any:
-        """Calls the plan, which looks at everything that it will touch before it walks.
+        """Calls the plan, which checks everything that it will touch before it walks.
 
         Raises:
-            PlanOutdated: if a parameter or its state does not lie where it lay when the segment was made, or a gradient
-                not where it was bound; nothing was written.
+            PlanOutdated: if a parameter or its state moved since the segment was made, or a gradient since it was
+                bound; nothing was written.
         """
         try:
             return walk(*arguments, **named)
@@ -148,11 +148,11 @@ class CompiledSegment(Segment):
         return clipped
 
     def _rows(self, groups: Sequence[Group], numbers: Sequence[GroupNumbers]) -> list[tuple[float, ...]]:
-        """What the plan reads of each group."""
+        """The row of each group for the plan."""
         return [(*n, *self.rule.hyperparameters(g).values()) for n, g in zip(numbers, groups, strict=True)]
 
     def _mark_written(self) -> None:
-        # What autograd saved for a backward pass is stale now, and must be found to be.
+        # The version counters must change, so that autograd detects stale saved tensors.
         params = self._active.params
         torch.autograd.graph.increment_version(params if self._are_local else [local(p) for p in params])
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters walked by a compiled plan on CUDA. What is known only there stays there: nothing waits for the device."""
+"""Parameters walked by a compiled plan on CUDA. Values known only to the device stay there."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -15,11 +15,11 @@ from lightning_optkit.step.statistics import Clipped, TensorStatistics
 
 __all__ = ["CudaSegment"]
 
-_SUMS, _STATISTICS = 7, 5  # doubles in Sums of csrc/core/tables.h, and those that are statistics
+_SUMS, _STATISTICS = 7, 5  # doubles in Sums of csrc/core/tables.h, and how many of them are statistics
 
 
 class CudaSegment(CompiledSegment):
-    """As on CPU; `step_on_device` besides, which takes its scalars from device memory."""
+    """As on CPU, and with `step_on_device`, which reads its scalars from device memory."""
 
     steps_on_device: ClassVar[bool] = True
 
@@ -42,29 +42,29 @@ class CudaSegment(CompiledSegment):
         is_last: bool,
         statistics: bool,
     ) -> None:
-        """Updates the bound parameters; only the last segment of a step advances the counters in the report."""
+        """Updates the bound parameters. Only the last segment of a step advances the counters in the report."""
         self._launch(groups, numbers, scale_, scale=1.0, counts=is_last, statistics=statistics)
 
     def norm(self) -> tuple[float, float]:
-        """The same on the host: waits for the device. Only for steps shared with a reference segment."""
+        """The same on the host, which synchronizes. Used only when the step also has a reference segment."""
         squares, nonfinite = self.norm_on_device().tolist()
         return squares, nonfinite
 
     def step(
         self, groups: Sequence[Group], numbers: Sequence[GroupNumbers], grad_scale: float, statistics: bool
     ) -> Clipped:
-        """The same with a factor known to the host: waits for the device."""
+        """The same with a factor known to the host, which synchronizes."""
         scale_ = DeviceScale(self._device)
         self._launch(groups, numbers, scale_, scale=grad_scale, counts=False, statistics=statistics)
         return Clipped(*scale_.clipped.tolist())
 
     def statistics(self) -> dict[int, TensorStatistics]:
-        """By number of the parameter. Waits for the device."""
+        """By parameter number. Synchronizes."""
         rows = self._sums[:, :_STATISTICS].tolist()
         return {self.entries[i].tensor_index: TensorStatistics(*rows[i]) for i in self._active.places}
 
     def observed(self) -> Tensor:
-        """The same without waiting; zeros in a step that is skipped."""
+        """Without synchronizing; zeros in a skipped step."""
         return self._sums[:, _STATISTICS:].sum(0)
 
     @property
@@ -77,7 +77,7 @@ class CudaSegment(CompiledSegment):
         return stream
 
     def _rate_on_device(self, lr: object) -> Tensor | None:
-        """A learning rate that lives on the device is read there, so that a captured graph sees it change."""
+        """A learning rate tensor on the device is read there, so that a captured graph sees its changes."""
         lives_there = isinstance(lr, Tensor) and lr.device == self._device
         return lr.detach().to(torch.float64) if lives_there else None  # type: ignore[attr-defined]
 
@@ -91,7 +91,7 @@ class CudaSegment(CompiledSegment):
         counts: bool,
         statistics: bool,
     ) -> None:
-        # Kept until the next step, so that the allocator does not hand them out before the kernels have read them.
+        # Kept until the next step, so that the allocator does not reuse them before the kernels have read them.
         self._rates = [self._rate_on_device(group["lr"]) for group in groups]
         estimate = self.rule.estimate
         counts_sums = statistics or estimate is not None
@@ -117,5 +117,5 @@ class CudaSegment(CompiledSegment):
         self._mark_written()
 
     def _number(self, given: Tensor | None) -> Tensor | None:
-        """A number of a GradScaler as the plan reads it."""
+        """A number of a GradScaler in the form that the plan reads."""
         return None if given is None else given.to(self._device, torch.float32)

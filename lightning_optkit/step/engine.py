@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes the steps of one optimizer: binds its segments to the gradients, scales, walks, and counts."""
+"""Runs the steps of one optimizer: binds its segments to the gradients, scales, walks, and counts."""
 
 import math
 import threading
@@ -23,11 +23,11 @@ __all__ = ["StepEngine", "group_numbers"]
 
 _Segment = TypeVar("_Segment", bound=Segment)
 _T = TypeVar("_T")
-_MAX_PLANS = 3  # that a step makes before it gives up: a second one serves what changed while the first was made
+_MAX_PLANS = 3  # plans per step before it gives up; a second one handles a change made while the first was built
 
 
 def group_numbers(optimizer: Stepped, clock: int, device: torch.device | None = None) -> list[GroupNumbers]:
-    """What the groups mean for optimizer step `clock`, from 1; rates that live on `device` stay there."""
+    """The numbers of each group for optimizer step `clock`, from 1; learning rates on `device` are not read."""
     due = is_due(optimizer.average, clock)
     return [
         read_group(
@@ -43,9 +43,9 @@ def group_numbers(optimizer: Stepped, clock: int, device: torch.device | None = 
 
 
 class StepEngine:
-    """What an optimizer's steps leave for the next one: a plan, and what was counted.
+    """What an optimizer keeps between steps: its plan, and its counts.
 
-    It holds no optimizer, so that a copy or a conversion may take it over.
+    It holds no reference to the optimizer, so that a copy or a conversion may take it over.
 
     Args:
         counted: Steps so far.
@@ -60,10 +60,11 @@ class StepEngine:
         self._is_stepping = False
 
     def step(self, optimizer: Stepped) -> None:
-        """Updates every parameter with a gradient, unless the step is to be skipped.
+        """Updates every parameter with a gradient, unless the step is skipped.
 
         Raises:
-            RuntimeError: inside a step of the same optimizer, or if what it steps keeps being moved while it runs.
+            RuntimeError: if called inside a step of the same optimizer, or if its tensors keep being moved during the
+                step.
         """
         with self.lock:
             if self._is_stepping:
@@ -83,11 +84,11 @@ class StepEngine:
                 self._is_stepping = False
 
     def forget(self) -> None:
-        """For state or groups that are others now: the next step plans anew, and there was no last one."""
+        """Discards the plan and the last step, since state or groups were replaced."""
         self.plan, self._stepped = None, []
 
     def progress(self) -> Progress:
-        """Norms of the last step and counts of all. On CUDA this waits for the device."""
+        """Norms of the last step, and counts over all steps. Synchronizes on CUDA."""
         if self.scale is None:
             return self._counted
         norm, norm_clipped, steps, clipped, skipped = self.scale.report.tolist()
@@ -101,7 +102,7 @@ class StepEngine:
         )
 
     def statistics(self) -> dict[int, TensorStatistics]:
-        """What the last step counted, by number of the parameter."""
+        """The statistics of the last step, by parameter number."""
         counted: dict[int, TensorStatistics] = {}
         for segment in self._stepped:
             counted |= segment.statistics()
@@ -148,7 +149,7 @@ class StepEngine:
         self._counted = self._counted.stepped(scale.norm, norm_clipped, clipped=is_clipped)
 
     def _step_on_device(self, optimizer: Stepped, plan: StepPlan, bound: list[CudaSegment]) -> None:
-        """The same without asking the device anything."""
+        """The same without synchronizing with the device."""
         if self.scale is None:
             self.scale = DeviceScale(bound[0].entries[0].param.device)
         scale, clip = self.scale, optimizer.clip
@@ -180,23 +181,23 @@ class StepEngine:
         walk: Callable[[_Segment, bool], _T],
         measure: Callable[[Sequence[_Segment]], None],
     ) -> tuple[StepPlan, list[_Segment], list[_T]]:
-        """Walks every segment. Plans anew where state was moved or replaced, which a segment sees before it writes.
+        """Walks every segment. Rebuilds the plan if state was moved or replaced, which is detected before a write.
 
         Args:
-            optimizer: Whose segments they are.
-            plan: What they were bound by.
+            optimizer: The owner of the segments.
+            plan: The plan that bound them.
             bound: Segments with gradients.
-            walk: Given a segment, and whether it is the last one.
-            measure: Called with the segments of a new plan, before they are walked.
+            walk: Called with a segment and whether it is the last one.
+            measure: Called with the segments of a rebuilt plan, before they are walked.
 
         Returns:
-            The plan and the segments that were walked, and what each walk returned.
+            The plan, the segments that were walked, and the result of each walk.
         """
         for _ in range(_MAX_PLANS):
             try:
                 if self.plan is not plan:
                     raise PlanOutdated
-                if len(bound) > 1:  # of several none may write unless all can
+                if len(bound) > 1:  # none of several may write unless all can
                     for segment in bound:
                         segment.check()
                 results = [walk(segment, len(bound) == 1) for segment in bound[:1]]
@@ -223,7 +224,7 @@ class StepEngine:
             plan.average_idle(numbers)
 
     def _bind(self, optimizer: Stepped) -> tuple[StepPlan, list[Segment]]:
-        """The plan and its segments with gradients, pointed at them; plans anew when it is missing or outdated."""
+        """The plan and its segments that have gradients, bound to them; rebuilds a plan that is missing or outdated."""
         for _ in range(_MAX_PLANS):
             try:
                 plan = self.plan
@@ -238,5 +239,5 @@ class StepEngine:
 
 
 def _of_scaler(optimizer: Stepped) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Verdict and scale, which a GradScaler hands over as attributes while it steps."""
+    """`found_inf` and scale, which a GradScaler sets as attributes during `step`."""
     return getattr(optimizer, "found_inf", None), getattr(optimizer, "grad_scale", None)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a step will do, per group, in words and bytes."""
+"""Describes the step of each group: rule, stages, dtypes, path, and bytes moved."""
 
 import math
 from dataclasses import dataclass
@@ -18,19 +18,19 @@ __all__ = ["Explanation", "GroupPlan", "explain"]
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """One line of an explanation: parameters of one group that share dtype and path.
+    """One row of an explanation: parameters of one group with the same dtype and path.
 
     Args:
         group: Index in `optimizer.param_groups`.
         rule: Name of the update rule.
-        stages: What is folded into the walk, in order.
-        dtype: Of the parameters.
-        state_dtype: Of the rule's state.
+        stages: The stages folded into the walk, in order.
+        dtype: Dtype of the parameters.
+        state_dtype: Dtype of the rule's state.
         path: "compiled (avx512)", or "reference: ..." with the reason.
-        num_tensors: Parameters.
-        num_elements: Their elements.
-        bytes_moved: Read and written by one step, of parameters, gradients and state, the norm pass included; on the
-            reference path PyTorch's temporaries come on top.
+        num_tensors: Number of parameters.
+        num_elements: Number of their elements.
+        bytes_moved: Bytes of parameters, gradients and state that one step reads and writes, including the norm pass;
+            temporaries of PyTorch on the reference path are not counted.
     """
 
     group: int
@@ -45,19 +45,19 @@ class GroupPlan:
 
     @property
     def bytes_per_element(self) -> float:
-        """The same over the elements of the parameters."""
+        """`bytes_moved` per parameter element."""
         return self.bytes_moved / max(1, self.num_elements)
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """The plan of an optimizer. `str()` is a table.
+    """How an optimizer steps. `str()` is a table.
 
     Args:
-        optimizer: Its class.
-        groups: What is stepped.
-        num_frozen: Parameters that are not, since they need no gradient and have none.
-        num_frozen_elements: Their elements.
+        optimizer: Its class name.
+        groups: The parameters that are stepped.
+        num_frozen: Number of parameters that are not stepped, since they need no gradient and have none.
+        num_frozen_elements: Number of their elements.
     """
 
     optimizer: str
@@ -83,7 +83,7 @@ class Explanation:
 
 
 def explain(optimizer: Stepped) -> Explanation:
-    """The plan as it stands: for every parameter that is not frozen, whether or not it will have a gradient."""
+    """Explains the next step, for every parameter that is not frozen, whether or not it will have a gradient."""
     layout = StateLayout(optimizer.average, optimizer.state_dtype)
     plans: list[GroupPlan] = []
     frozen: list[Tensor] = []
@@ -132,10 +132,10 @@ def _group_plan(
 def _bytes_moved(optimizer: Stepped, layout: StateLayout, context: GroupContext, param: Tensor) -> int:
     group, rule = context.group, context.rule
     state_names = rule.kept_by(param, context.state_names)
-    walks = 3 + rule.num_rereads  # over the gradient, or over the parameter
+    walks = 3 + rule.num_rereads  # of the gradient or the parameter
     if optimizer.clip is not None and optimizer.clip.needs_norm:
         walks += 1
-    if rule.trust_ratio is not None:  # read once more for the norms
+    if rule.trust_ratio is not None:  # one more read, for the norms
         walks += 2
     clips_units = optimizer.clip is not None and math.isfinite(optimizer.clip.bounds.unit_ratio)
     if clips_units or group["centralize"]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the gradients of a step are multiplied by: unscale, take the norm, clip; in this order wherever it is done."""
+"""The factor of a step's gradients. The order is the same on every path: unscale, take the norm, clip."""
 
 import math
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ __all__ = ["DeviceScale", "HostScale", "global_norm", "host_scale"]
 
 
 class HostScale(NamedTuple):
-    """The factor of one step, known to the host.
+    """The factor of one step, computed on the host.
 
     Args:
         unscale: 1 / loss scale.
-        coefficient: What clipping by the global norm leaves.
-        norm: After unscaling; NaN if an element is not finite; None without a clip that asks for it.
-        is_skipped: Whether there is to be no step, as a gradient is not finite.
+        coefficient: Coefficient of clipping by the global norm.
+        norm: Global norm after unscaling; NaN if an element is not finite; None if the clip does not need it.
+        is_skipped: Whether the step is skipped because a gradient is not finite.
     """
 
     unscale: float
@@ -33,7 +33,7 @@ class HostScale(NamedTuple):
 
     @property
     def factor(self) -> float:
-        """Of every gradient."""
+        """The factor of every gradient."""
         return self.unscale * self.coefficient
 
 
@@ -43,13 +43,13 @@ _AS_THEY_ARE = HostScale(1.0, 1.0, None, is_skipped=False)
 def host_scale(
     clip: Clip | None, segments: Sequence[Segment], found_inf: Tensor | None, loss_scale: Tensor | None
 ) -> HostScale:
-    """Asks the gradients of `segments`, and the clip for its bound of their norm.
+    """Computes the norm of the gradients of `segments` and asks the clip for its bound.
 
     Args:
-        clip: What is folded into the step.
-        segments: Bound to their gradients.
-        found_inf: Verdict of a GradScaler, if there is one.
-        loss_scale: Its scale.
+        clip: The clip folded into the step.
+        segments: Segments bound to their gradients.
+        found_inf: That of a GradScaler, if there is one.
+        loss_scale: That of a GradScaler, if there is one.
     """
     needs_norm = clip is not None and clip.needs_norm
     if found_inf is None and loss_scale is None and not needs_norm:
@@ -81,7 +81,7 @@ def global_norm(segments: Sequence[Segment], unscale: float) -> float:
 
 
 class DeviceScale:
-    """The same, known only to the device: the kernels do the arithmetic (csrc/cuda/step.cuh), and nobody waits for it.
+    """The same on the device: the kernels compute it (csrc/cuda/step.cuh), and the host never waits for it.
 
     Args:
         device: The CUDA device.
@@ -91,7 +91,7 @@ class DeviceScale:
         self.report = torch.zeros(5, dtype=torch.float64, device=device)
         """Norm after unscaling, the same after clipping, steps, clipped steps, skipped steps."""
         self.clipped = torch.zeros(2, dtype=torch.float64, device=device)
-        """What clipping by tensor or by unit left in this step: `Clipped` of csrc/core/tables.h."""
+        """Result of clipping by tensor or by unit in this step: `Clipped` of csrc/core/tables.h."""
         self.norm: Tensor | None = None
         self.loss_scale: Tensor | None = None
         self.found_inf: Tensor | None = None
@@ -100,7 +100,7 @@ class DeviceScale:
         """Bound of the norm where `max_norm` is None."""
 
     def begin(self, found_inf: Tensor | None, loss_scale: Tensor | None) -> None:
-        """Starts a step; both are those of a GradScaler, if there is one."""
+        """Starts a step; both arguments are those of a GradScaler, if there is one."""
         self.found_inf, self.loss_scale = found_inf, loss_scale
         self.norm = self.max_norm = None
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What torch does around `step` of every optimizer, profiling and step hooks, at no cost where nobody asked for it."""
+"""The profiling and step hooks that torch runs around `step`, at no cost if there are none."""
 
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
@@ -16,10 +16,11 @@ _R = TypeVar("_R")
 
 
 def hooked(func: Callable[_P, _R]) -> Callable[_P, _R]:
-    """`func`, a `step`, as `torch.optim.Optimizer.profile_hook_step` wraps it.
+    """Wraps a `step` like `torch.optim.Optimizer.profile_hook_step`.
 
     The record that torch's wrapper makes for observers takes longer than the step of a small model (10 of 35 us for ten
-    parameters of 32x32), so it is made only if there is an observer. Without the library that can tell, always.
+    parameters of 32x32), so it is made only if there is an observer. It is always made if the library that can tell is
+    missing.
     """
     whole = Optimizer.profile_hook_step(func)
     return whole if node is None else unless_hooked(func, whole, node.is_observed)

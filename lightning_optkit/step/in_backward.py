@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Updates each parameter inside the backward pass, as soon as its gradient is complete, and frees the gradient.
 
-At no time are all gradients in memory together. Source: Lv et al. 2023, "Full parameter fine-tuning for large language
+The gradients are never all in memory at once. Source: Lv et al. 2023, "Full parameter fine-tuning for large language
 models with limited resources", arXiv:2306.09782.
 """
 
@@ -30,23 +30,22 @@ _IN_PLACE = "_step_in_backward"  # attribute of the optimizer; keeps the handle 
 
 
 def step_in_backward(optimizer: OnePassOptimizer) -> "StepInBackward":
-    """Lets `loss.backward()` update the parameters of `optimizer`, one after another, and free their gradients.
+    """Makes `loss.backward()` update the parameters of `optimizer` one by one, and free their gradients.
 
-    `optimizer.step()` and `zero_grad()` may still be called; they find nothing to do. State, groups, schedulers and
-    checkpoints are the optimizer's own. One backward pass is one step: gradients cannot be accumulated, and not be
-    averaged over processes afterwards (DDP). A parameter whose gradient is not finite is left out where the clip looks
-    at norms, the others are not. A parameter's
-    gradient is complete once in a backward pass, however often the model uses it.
+    `optimizer.step()` and `zero_grad()` may still be called; they have nothing to do. State, groups, schedulers and
+    checkpoints work as usual. Each backward pass is one step, so gradients cannot be accumulated, nor averaged over
+    processes afterwards (DDP). If the clip uses norms, a parameter whose gradient is not finite is skipped, while the
+    others are updated. The gradient of a parameter is complete once per backward pass, however often the model uses it.
 
     Args:
         optimizer: With `ClipPerTensor`, `ClipUnitwise`, `ClipValue` or no clip.
 
     Returns:
-        A handle; `remove()` gives the optimizer its ordinary step back.
+        A handle; `remove()` restores the ordinary step.
 
     Raises:
-        ValueError: for a clip by the global norm or a rule that learns its rate of all gradients, which are never there
-            together, or for one already in place.
+        ValueError: for a clip by the global norm or a rule that computes its rate from all gradients, which never exist
+            together, or if the optimizer already steps in the backward pass.
 
     Example:
         >>> from lightning_optkit.optimizers import SGD
@@ -60,7 +59,7 @@ def step_in_backward(optimizer: OnePassOptimizer) -> "StepInBackward":
 
 
 class StepInBackward:
-    """What `step_in_backward` returns."""
+    """The handle returned by `step_in_backward`."""
 
     def __init__(self, optimizer: OnePassOptimizer) -> None:
         such_as = "an optimizer of this package, such as AdamW(model.parameters())"
@@ -69,7 +68,7 @@ class StepInBackward:
         self.optimizer = optimizer
         self._check()
         self._own: dict[Tensor, _Own] = {}
-        self._places: dict[Tensor, tuple[int, int]] = {}  # group and place in it, where each was found last
+        self._places: dict[Tensor, tuple[int, int]] = {}  # last known group and position in it
         self._handles: list[RemovableHandle] = []
         this = weakref.ref(self)
         params = [param for group in optimizer.param_groups for param in group["params"]]
@@ -78,7 +77,7 @@ class StepInBackward:
         vars(optimizer)[_IN_PLACE] = self
 
     def remove(self) -> None:
-        """Gives the optimizer its ordinary step back."""
+        """Restores the ordinary step of the optimizer."""
         for handle in self._handles:
             handle.remove()
         vars(self.optimizer).pop(_IN_PLACE, None)
@@ -110,7 +109,7 @@ class StepInBackward:
         return hook
 
     def _place_of(self, param: Tensor) -> int | None:
-        """The group that the parameter is in now; None: in none."""
+        """The group that currently has the parameter, or None."""
         lists = lists_of(self.optimizer)
         group, place = self._places.get(param, (0, 0))
         if group < len(lists) and place < len(lists[group]) and lists[group][place] is param:
@@ -159,7 +158,7 @@ class StepInBackward:
 
 
 class _Own(NamedTuple):
-    """The segment of one parameter, and what it was made of."""
+    """The segment of one parameter, and the facts it was built from."""
 
     segment: Segment
     made_of: tuple[object, ...]

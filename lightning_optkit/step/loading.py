@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loading a state dict: all of it is checked, and built aside. What then takes its place cannot fail any more."""
+"""Loads a state dict. Everything is checked and built before anything is replaced, so the replacement cannot fail."""
 
 import copy
 from collections import defaultdict
@@ -25,25 +25,25 @@ __all__ = ["load", "places"]
 
 @dataclass(frozen=True)
 class _Loaded:
-    """What takes the place of an optimizer's groups and state."""
+    """The new groups and state of an optimizer."""
 
     groups: list[Group]
     state: defaultdict[Tensor, State]
 
 
 def load(optimizer: Loadable, state_dict: dict[str, Any]) -> None:
-    """Puts a state dict in place, with torch's hooks before and after.
+    """Loads a state dict, running torch's hooks before and after.
 
     Raises:
-        TypeError: for an entry of a wrong kind; nothing is changed then.
-        ValueError: for one of another rule or other groups, or an entry that cannot be; nothing is changed then.
+        TypeError: for an entry of a wrong type; nothing is changed then.
+        ValueError: for a state dict of another rule or other groups, or an invalid entry; nothing is changed then.
     """
     saved_dict(_what(optimizer), state_dict)
     state_dict = state_dict.copy()
     for pre_hook in load_pre_hooks(optimizer).values():
         changed = pre_hook(optimizer, state_dict)
         state_dict = state_dict if changed is None else changed
-    with torch.inference_mode(False), torch.no_grad():  # what is built outlives the mode it is built in
+    with torch.inference_mode(False), torch.no_grad():  # the result outlives an inference mode
         loaded = _read(optimizer, state_dict)
         _load_clip(optimizer, state_dict)
         optimizer.param_groups, optimizer.state = loaded.groups, loaded.state
@@ -53,12 +53,12 @@ def load(optimizer: Loadable, state_dict: dict[str, Any]) -> None:
 
 
 def _what(optimizer: Loadable) -> str:
-    """What messages begin with."""
+    """The beginning of error messages."""
     return f"{type(optimizer).__name__}.load_state_dict(state_dict=...):"
 
 
 def _read(optimizer: Loadable, state_dict: Mapping[str, Any]) -> _Loaded:
-    """What is loaded, all checked before any of it is built."""
+    """Checks the state dict, then builds everything that is loaded."""
     what = _what(optimizer)
     _check_outline(what, optimizer, state_dict)
     pairs = zip(state_dict["param_groups"], optimizer.param_groups, strict=True)
@@ -76,7 +76,7 @@ def _read(optimizer: Loadable, state_dict: Mapping[str, Any]) -> _Loaded:
 
 
 def places(optimizer: Loadable, groups: list[Group]) -> list[Place]:
-    """Where state goes, parameter by parameter, if the optimizer has these groups."""
+    """The targets of the state, one per parameter, if the optimizer had these groups."""
     layout = StateLayout(optimizer.average, optimizer.state_dtype)
     each = [(param, group) for group in groups for param in group["params"]]
     return [
@@ -86,7 +86,7 @@ def places(optimizer: Loadable, groups: list[Group]) -> list[Place]:
 
 
 def _load_clip(optimizer: Loadable, state_dict: Mapping[str, Any]) -> None:
-    """Gives a clip that learns what was learned; a copy takes it first, so that no clip is left half changed."""
+    """Restores a stateful clip; a copy loads first, so that a failure leaves the clip unchanged."""
     clip = optimizer.clip
     if not isinstance(clip, StatefulClip) or "clip" not in state_dict:
         return
@@ -99,7 +99,7 @@ def _load_clip(optimizer: Loadable, state_dict: Mapping[str, Any]) -> None:
 
 
 def _check_outline(what: str, optimizer: Loadable, state_dict: Mapping[str, Any]) -> None:
-    """Raises unless there are as many groups of as many parameters, and state of nothing but these."""
+    """Raises unless the number of groups and of their parameters match, and all state belongs to these parameters."""
     saved = saved_dict(what, state_dict, ("state", "param_groups"))
     groups, state = saved["param_groups"], saved_dict(f"{what} 'state'", saved["state"])
     if not isinstance(groups, list | tuple):
@@ -122,10 +122,10 @@ def _check_outline(what: str, optimizer: Loadable, state_dict: Mapping[str, Any]
 
 
 def _groups(what: str, optimizer: Loadable, saved_groups: list[Group]) -> list[Group]:
-    """The groups as they will be.
+    """The new groups.
 
-    As torch does, each is the saved one but for its parameters and their names. What a state dict of torch lacks is
-    completed by the entries of the run, which also chose its implementation.
+    As in torch, each is the saved group with the current parameters and their names. Entries that torch's state dicts
+    lack come from the current group, and so do those that select the implementation.
     """
     try:
         copied = copy.deepcopy([{**saved, "params": None} for saved in saved_groups])

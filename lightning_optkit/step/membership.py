@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which parameters an optimizer has, and their state: looked up in its own groups and state before every step."""
+"""The parameters of an optimizer and their state, looked up in its groups and state before every step."""
 
 from typing import Any, Protocol
 
@@ -13,17 +13,17 @@ _States = dict[Tensor, dict[str, Any]]
 
 
 class Membership(Protocol):
-    """The parameters as they were when this was made; asked for their state of now."""
+    """A snapshot of the parameters, which can return their current state."""
 
     def states(self, state: _States, lists: list[list[Tensor]]) -> list[dict[str, Any]] | None:
-        """The state of each entry; None if parameters came, went or changed places, or an entry has no state."""
+        """The current state of each entry; None if parameters were added, removed or reordered, or lack state."""
         ...
 
 
 def membership(state: _States, lists: list[list[Tensor]], entries: list[Tensor]) -> Membership:
-    """Remembers the parameters of each group, and of which of them (`entries`, all with state) the state is wanted.
+    """Takes a snapshot of the parameters of each group; `entries` are those whose state is wanted, and all have state.
 
-    The caller keeps the parameters alive as long.
+    The caller must keep the parameters alive as long as the result.
     """
     if extension is not None:
         compiled: Membership = extension.Membership(state, lists, entries)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where optimizer state is allocated: on CPU in one arena of huge pages.
+"""Allocates optimizer state; on CPU, in one arena of huge pages.
 
 A step over large tensors touches thousands of 4 KiB pages in seven streams and waits for the page table; 2 MiB pages
-need 512 times fewer entries of it.
+need 512 times fewer entries.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from lightning_optkit.step.plain import has_dispatch
 
 __all__ = ["zeros_like_all"]
 
-_ALIGNMENT = 64  # bytes: a cache line, and the widest vector
+_ALIGNMENT = 64  # bytes: one cache line, the width of the widest vector
 _HUGE_PAGE = 2 * 1024 * 1024
 
 
 def zeros_like_all(tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> list[Tensor]:
-    """Zeros with the shape and device of each tensor, in the given dtypes; its strides too, if it has no gaps."""
+    """Zeros with the shape and device of each tensor and the given dtypes; also with its strides, if it has no gaps."""
     num_bytes = [
         -(-t.numel() * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT for t, dtype in zip(tensors, dtypes, strict=True)
     ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The optimizer that every rule of this package is: one walk over the parameters for the rule and all its stages."""
+"""The base class of every optimizer: one walk over the parameters for the rule and all stages."""
 
 import inspect
 import math
@@ -39,17 +39,17 @@ __all__ = ["OnePassOptimizer"]
 class OnePassOptimizer(Optimizer):
     """A `torch.optim.Optimizer` whose step unscales, clips, decays, updates, averages and counts in one pass.
 
-    A rule subclasses it once and says three things: `_rule` (which compiled rule a group uses), `_held` (which state it
-    keeps), and its own argument checks in `_check_group`. See `lightning_optkit.optimizers.adamw`.
+    Each rule is a subclass with two methods: `_rule` (the update rule of a group, with its states) and `_check_group`
+    (checks of its own arguments). See `lightning_optkit.optimizers.adamw`.
 
-    A rule that torch has too derives from torch's class as well, behind this one: who asks `isinstance(optimizer,
-    torch.optim.SGD)` gets the same answer of both. None of torch's rule is run: what this class leaves to torch is
-    called on `Optimizer` by name.
+    The class of a rule that torch has too also derives from torch's class, so that `isinstance(optimizer,
+    torch.optim.SGD)` is true of both. No code of torch's rule runs: the methods left to torch are called on `Optimizer`
+    by name.
 
     Args:
         params: Parameters or parameter groups, as in `torch.optim`; all on one device.
-        defaults: The rule's own group entries, under torch's names.
-        **stages: As in `lightning_optkit.step.Stages`.
+        defaults: The rule's own group entries, with torch's names.
+        **stages: See `lightning_optkit.step.Stages`.
 
     Raises:
         ValueError: for an argument out of range, an empty parameter list, a parameter given twice, or two devices.
@@ -58,10 +58,10 @@ class OnePassOptimizer(Optimizer):
     __signature__: ClassVar[inspect.Signature]
 
     torch_class: ClassVar[type[Optimizer] | None] = None
-    """The torch.optim class with the same rule, a base of this one, whose state dicts are exchangeable."""
+    """The torch.optim class of the same rule, which this class also derives from; state dicts are exchangeable."""
 
     kept_entries: ClassVar[frozenset[str]] = frozenset({"rounding_seed"})
-    """Group entries that nobody may schedule: what the rule learns or starts from, and counts."""
+    """Group entries that cannot be scheduled: initial values, counters, and what the rule writes itself."""
 
     def __init__(
         self,
@@ -81,39 +81,39 @@ class OnePassOptimizer(Optimizer):
         Optimizer.__init__(self, listed(self._owner, params), defaults)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Shows the stages in the signature and the docstring of a class that takes them as `**stages`."""
+        """Adds the stages to the signature and the docstring of a class that takes `**stages`."""
         super().__init_subclass__(**kwargs)
         cls.__signature__, cls.__doc__ = written_out(cls)
 
     # --- what a rule says of itself ---
 
     def _rule(self, group: Group) -> Rule:
-        """The rule of a group."""
+        """The update rule of a group."""
         raise NotImplementedError
 
     def _check_group(self, group: Group) -> None:
-        """Raises for a rule's own entry that is out of range."""
+        """Raises if an entry specific to the rule is out of range."""
         raise NotImplementedError
 
     def _learn(self, observed: Tensor) -> None:
-        """For a rule with an estimate: makes the next one of its sums over all parameters; shape (2,), fp64.
+        """For a rule with an estimate: computes the next one from its sums over all parameters, of shape (2,) and fp64.
 
-        On CUDA they are zero in a step that was skipped, and must not be waited for.
+        On CUDA the sums are zero in a skipped step, and must be used without synchronizing.
         """
         raise NotImplementedError
 
     def _check_together(self, groups: Sequence[Group]) -> None:
-        """Raises for groups that do not go together."""
+        """Raises for groups that are incompatible with each other."""
 
     def _check_learned(self, group: Group) -> None:
         """Raises for an entry of a loaded group that the rule cannot have written."""
 
     def _completed(self, saved: Group, group: Group) -> Group:
-        """A saved group with the entries of the rule that torch's class lacks; raises if it cannot become `group`."""
+        """A saved group plus the entries that torch's class lacks; raises if `group` cannot load it."""
         return saved
 
-    _learned: ClassVar[tuple[str, ...]] = ()  # entries of a group that the rule writes itself
-    _carried: ClassVar[tuple[str, ...]] = ()  # state besides the rule's, in the dtype of the parameter
+    _learned: ClassVar[tuple[str, ...]] = ()  # group entries that the rule writes itself
+    _carried: ClassVar[tuple[str, ...]] = ()  # state of the optimizer class itself, in the dtype of the parameter
 
     # --- checks ---
 
@@ -121,7 +121,7 @@ class OnePassOptimizer(Optimizer):
         self._engine.forget()
 
     _decay_flag: ClassVar[str] = "decoupled_weight_decay"
-    """What its constructor calls this entry."""
+    """The constructor's name for this entry."""
 
     @property
     def _owner(self) -> str:
@@ -132,11 +132,11 @@ class OnePassOptimizer(Optimizer):
         self._check_group(group)
 
     def _check_changed(self, numbers: Iterable[int] | None = None) -> None:
-        """Raises for an entry that was set to what the constructor refuses, in all groups or in these."""
+        """Raises if an entry of these groups (default: all) was set to a value that the constructor refuses."""
         self._accepted.check(self, numbers)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group, as in torch; nothing is changed if it does not fit."""
+        """Adds a group, as in torch; an invalid group changes nothing."""
         param_group = with_listed_params(f"{self._owner}.add_param_group", "param_group", param_group)
         self._check_all({**self.defaults, **param_group})
         check_params(self._owner, self.param_groups, param_group["params"])
@@ -149,12 +149,12 @@ class OnePassOptimizer(Optimizer):
 
     # --- the step ---
 
-    profile_hook_step = staticmethod(hooked)  # what torch wraps every `step` in
+    profile_hook_step = staticmethod(hooked)  # torch wraps every `step` with this
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter with a gradient. Gradients are read, never written.
+        """Updates every parameter with a gradient. Never writes to gradients.
 
-        A `torch.amp.GradScaler` hands over its scale and its verdict by the attributes `grad_scale` and `found_inf`.
+        A `torch.amp.GradScaler` passes its scale and its verdict as attributes `grad_scale` and `found_inf`.
 
         Args:
             closure: Reevaluates the model and returns the loss.
@@ -171,7 +171,7 @@ class OnePassOptimizer(Optimizer):
         return loss
 
     def progress(self) -> Progress:
-        """Norms of the last step and counts of all. On CUDA this waits for the device."""
+        """Norms of the last step, and counts over all steps. Synchronizes on CUDA."""
         return self._engine.progress()
 
     @property
@@ -191,16 +191,16 @@ class OnePassOptimizer(Optimizer):
 
     @property
     def num_clipped(self) -> int:
-        """Steps whose gradients were scaled down, in whole or in part."""
+        """Steps whose gradients were scaled down, at least partly."""
         return self.progress().num_clipped
 
     @property
     def num_skipped(self) -> int:
-        """Steps left out because a gradient was not finite."""
+        """Steps skipped because a gradient was not finite."""
         return self.progress().num_skipped
 
     def statistics(self) -> list[TensorStatistics | None]:
-        """Per parameter, in the order of the groups: what the last step counted; None where there was no gradient.
+        """The statistics of the last step, per parameter in the order of the groups; None for one without a gradient.
 
         Raises:
             RuntimeError: if the optimizer was built without `statistics=True`.
@@ -211,7 +211,7 @@ class OnePassOptimizer(Optimizer):
         return [counted.get(i) for i in range(sum(len(group["params"]) for group in self.param_groups))]
 
     def keep_average(self, average: Average | None) -> None:
-        """Starts, replaces or stops the average that the step keeps."""
+        """Starts, replaces or stops the average of the parameters."""
         check_stages(f"{self._owner}.keep_average", None, average, False)
         self.average = average
         for group in [self.defaults, *self.param_groups]:
@@ -222,7 +222,7 @@ class OnePassOptimizer(Optimizer):
         self._engine.plan = None
 
     def resume_counting(self, steps: int) -> None:
-        """Makes `steps` the least that a parameter was updated; a rule of torch that counts no steps leaves it out."""
+        """Sets each step count to at least `steps`, for rules whose torch class saves none."""
         check_int(f"{self._owner}.resume_counting", "steps", steps, minimum=0)
         for group in self.param_groups:
             for param in group["params"]:
@@ -238,11 +238,11 @@ class OnePassOptimizer(Optimizer):
     # --- the plan ---
 
     def _reference_segment(self, rule: Rule) -> type[ReferenceSegment]:
-        """What steps the parameters of `rule` that take the reference path."""
+        """The class that steps the parameters of `rule` on the reference path."""
         return ReferenceSegment
 
     def _why_reference(self, param: Tensor, group: Group) -> str | None:
-        """The reason why a parameter takes the reference path, or None."""
+        """Why a parameter takes the reference path, or None."""
         if group["fused"] is False:
             return "fused=False"
         treats_units = group["centralize"] or (self.clip is not None and math.isfinite(self.clip.bounds.unit_ratio))
@@ -252,30 +252,31 @@ class OnePassOptimizer(Optimizer):
     # --- saving ---
 
     def state_dict(self) -> dict[str, Any]:
-        """As in torch; "rule" besides, and under "clip" what a clip learned of the gradients that it saw."""
+        """As in torch, with "rule", and with the state of a stateful clip under "clip"."""
         state_dict = {**Optimizer.state_dict(self), "rule": rule_of(self)}
         return {**state_dict, "clip": self.clip.state_dict()} if isinstance(self.clip, StatefulClip) else state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Loads a state dict of this class or of torch's class of the same rule.
+        """Loads a state dict of this class, or of torch's class of the same rule.
 
-        As in torch, a group has the entries of the loaded one, and no others; what torch's class does not have is kept.
+        As in torch, the entries of a loaded group replace those of the current one; entries that torch's class lacks
+        are kept.
 
         Raises:
-            TypeError: if an entry is of a wrong kind; nothing is changed then.
-            ValueError: if it belongs to another rule or other groups, or holds what cannot be; nothing is changed then.
+            TypeError: if an entry has a wrong type; nothing is changed then.
+            ValueError: if it belongs to another rule or other groups, or an entry is invalid; nothing is changed then.
         """
         with self._engine.lock:
             load(self, state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What pickle and deepcopy keep: no plan, since it holds addresses."""
+        """For pickle and deepcopy: everything except the plan, which holds addresses."""
         kept = ("clip", "average", "state_dtype", "record_statistics")
         counted = {"_counted": self.progress().counts()}
         return {**Optimizer.__getstate__(self), **{name: getattr(self, name) for name in kept}, **counted}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restores what was kept; the plan is built at the next step."""
+        """Restores the state; the next step builds a new plan."""
         kept = dict(state)
         self._engine, self._accepted = StepEngine(kept.pop("_counted", None)), AcceptedGroups()
         Optimizer.__setstate__(self, kept)

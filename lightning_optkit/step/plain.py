@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a tensor's memory is: whether there are numbers behind it, and whether they lie as plain memory."""
+"""Whether a tensor has memory, and whether its numbers can be read there."""
 
 import torch
 from torch import Tensor
@@ -11,12 +11,12 @@ __all__ = ["has_dispatch", "has_lost_memory", "is_dense", "refuse_transforms", "
 
 
 def has_dispatch(t: Tensor) -> bool:
-    """Whether the class of `t` answers torch's calls by itself, so that memory under its own address means nothing."""
+    """Whether the class of `t` overrides `__torch_dispatch__`, so that its data pointer is meaningless."""
     return type(t).__torch_dispatch__ is not Tensor.__torch_dispatch__
 
 
 def has_lost_memory(t: Tensor) -> bool:
-    """Whether the storage of a plain tensor is shorter than its shape needs: freed, or resized under it."""
+    """Whether the storage of a plain tensor is smaller than its shape requires: it was freed or resized."""
     if has_dispatch(t) or t.layout != torch.strided or t.numel() == 0:
         return False
     span = 1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
@@ -24,7 +24,7 @@ def has_lost_memory(t: Tensor) -> bool:
 
 
 def why_unusable(t: Tensor) -> str | None:
-    """The reason why a step can neither read nor write the numbers of `t`, or None."""
+    """Why a step can neither read nor write `t`, or None."""
     t = local_shard(t) if isinstance(t, DTensor) else t
     if is_fake(t):
         return "is a FakeTensor, which holds no numbers"
@@ -36,7 +36,7 @@ def why_unusable(t: Tensor) -> str | None:
 
 
 def why_no_parameter(t: Tensor) -> str | None:
-    """The reason why a step cannot update `t`, or None."""
+    """Why a step cannot update `t`, or None."""
     if t.is_nested:
         return "is nested: its rows have lengths of their own"
     reason = why_unusable(t)
@@ -52,13 +52,13 @@ def why_no_parameter(t: Tensor) -> str | None:
 
 
 def refuse_transforms(owner: str) -> None:
-    """Raises inside a transform of torch.func, where a new tensor is none that could be kept."""
+    """Raises inside a torch.func transform, where new tensors are wrappers that must not be kept."""
     if innermost_transform() is not None:
         raise RuntimeError(f"{owner}.step: called inside a transform of torch.func; step outside of it.")
 
 
 def is_dense(t: Tensor) -> bool:
-    """True if the elements fill a block of memory, in whatever order of dimensions."""
+    """Whether the elements fill a block of memory, in any order of dimensions."""
     expected = 1
     for stride, size in sorted((stride, size) for stride, size in zip(t.stride(), t.shape, strict=True) if size > 1):
         if stride != expected:

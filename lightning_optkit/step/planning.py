@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sorts the parameters of an optimizer into segments, and asks the optimizer for them before every step."""
+"""Sorts the parameters of an optimizer into segments, and binds them before every step."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -25,10 +25,10 @@ __all__ = ["StepPlan", "kept_entry", "lists_of", "segment_kind", "signature"]
 
 
 def lists_of(optimizer: Stepped) -> list[list[Tensor]]:
-    """The parameters of each group as the group now has them; what is no list, in a group set by hand, becomes one.
+    """The current parameters of each group; a `params` that is not a list (set by hand) is replaced by one.
 
     Raises:
-        ValueError: if a group has no parameters at all.
+        ValueError: if a group has no `params`.
     """
     groups = optimizer.param_groups
     try:
@@ -42,13 +42,13 @@ def lists_of(optimizer: Stepped) -> list[list[Tensor]]:
 
 
 class StepPlan:
-    """The segments of an optimizer: every parameter that has, or once had, a gradient.
+    """The segments of an optimizer: every parameter that has, or ever had, a gradient.
 
     Args:
-        optimizer: Its missing state is created. It is not kept.
+        optimizer: The optimizer, whose missing state is created. No reference to it is kept.
 
     Raises:
-        ValueError: for parameters, gradients or state that no step can be taken with; nothing is changed then.
+        ValueError: for invalid parameters, gradients or state; nothing is changed then.
     """
 
     def __init__(self, optimizer: Stepped) -> None:
@@ -62,21 +62,21 @@ class StepPlan:
             optimizer.state[each.entry.param] = each.state
         prepare_state(kept, layout)
         self._average_name = layout.average_name
-        # All averages keep one clock: that of the parameter that was updated most often.
+        # All averages share one clock: the step count of the parameter with the most updates.
         steps = [each.state["step"] for each in kept] if layout.average_name else []
         self.clock = int(torch.stack(steps).max()) if steps else 0
         self.segments, self._places = _segmented(optimizer, kept, layout.average_name)
         self._signature = signature(optimizer, optimizer.param_groups)
         try:
             self._membership = membership(optimizer.state, lists, [each.entry.param for each in kept])
-        except ValueError:  # another thread took the state away again
+        except ValueError:  # another thread removed the state
             raise PlanOutdated from None
 
     def bind(self, optimizer: Stepped) -> list[Segment]:
-        """The segments that have gradients, pointed at them and at the state of now; all hold them until `release`.
+        """The segments that have gradients, bound to them and to the current state until `release`.
 
         Raises:
-            PlanOutdated: if the optimizer is not what the plan was made of.
+            PlanOutdated: if the optimizer changed since the plan was built.
             ValueError: if a gradient does not fit its parameter.
         """
         states = self._membership.states(optimizer.state, lists_of(optimizer))
@@ -93,13 +93,13 @@ class StepPlan:
         ]
 
     def release(self) -> None:
-        """Lets go of every gradient and of all state."""
+        """Drops the references to gradients and state."""
         for segment in self.segments:
             segment.release()
 
     @torch.no_grad()
     def average_idle(self, numbers: Sequence[GroupNumbers]) -> None:
-        """Moves the averages of parameters that had no gradient in this step, so that all averages keep one clock."""
+        """Updates the averages of parameters without a gradient in this step, so that all averages share one clock."""
         name = self._average_name
         idle = [pair for segment in self.segments for pair in segment.idle()] if name else []
         if name is None or not idle:
@@ -108,7 +108,7 @@ class StepPlan:
             group, average, so_far = numbers[entry.group_index], local(state[name]), state["num_averaged"]
             if not group.average_due:
                 continue
-            # On CUDA only the device knows how often an average was updated, and nobody waits for it.
+            # On CUDA only the device knows the number of updates, and reading it would synchronize.
             seen = so_far.to(average.dtype)
             weight = (seen > 0).to(seen.dtype) * average_weight(int(group.average_kind), group.average_decay, seen)
             average += weight * (local(entry.param.detach()).to(average.dtype) - average)
@@ -116,7 +116,7 @@ class StepPlan:
 
 
 def _check_members(optimizer: Stepped, lists: list[list[Tensor]]) -> None:
-    """Groups may have been set by hand, past `add_param_group`."""
+    """Checks groups that may have been changed by hand, without `add_param_group`."""
     owner = f"{optimizer._owner}.step"
     for param in (param for params in lists for param in params):
         if not isinstance(param, Tensor):
@@ -127,7 +127,7 @@ def _check_members(optimizer: Stepped, lists: list[list[Tensor]]) -> None:
 def _sort(
     optimizer: Stepped, contexts: Sequence[GroupContext], lists: list[list[Tensor]]
 ) -> tuple[list[Kept], list[Tensor]]:
-    """Parameters that are stepped, and those that have never had a gradient."""
+    """The parameters that are stepped, and those that have never had a gradient."""
     kept: list[Kept] = []
     dormant: list[Tensor] = []
     for context, params in zip(contexts, lists, strict=True):
@@ -140,10 +140,10 @@ def _sort(
 
 
 def kept_entry(optimizer: Stepped, context: GroupContext, param: Tensor, number: int) -> Kept:
-    """What a step needs to know of a parameter, which is `number` in the optimizer.
+    """The entry of a parameter with its state and its rule; `number` is its index in the optimizer.
 
     Raises:
-        TypeError: if its state is no dict.
+        TypeError: if its state is not a dict.
         ValueError: if no step can update it.
     """
     reason = why_no_parameter(param)
@@ -168,7 +168,7 @@ def _check_shards(optimizer: Stepped, kept: Iterable[Kept]) -> None:
 
 
 def signature(optimizer: Stepped, groups: Sequence[Group]) -> tuple[object, ...]:
-    """What decides which state there is in these groups, and which path a parameter takes."""
+    """Everything that determines the state of these groups and the path of their parameters."""
     clip, average = optimizer.clip, optimizer.average
     clips_units = clip is not None and math.isfinite(clip.bounds.unit_ratio)
     stages = (clips_units, None if average is None else average.state_name, optimizer.state_dtype)
@@ -181,7 +181,7 @@ def signature(optimizer: Stepped, groups: Sequence[Group]) -> tuple[object, ...]
 
 
 def segment_kind(optimizer: Stepped, param: Tensor, group: Group, rule: Rule) -> type[Segment]:
-    """What steps a parameter."""
+    """The class of segment that steps a parameter."""
     if optimizer._why_reference(param, group):
         return optimizer._reference_segment(rule)
     return CudaSegment if param.is_cuda else CompiledSegment
@@ -190,11 +190,11 @@ def segment_kind(optimizer: Stepped, param: Tensor, group: Group, rule: Rule) ->
 def _segmented(
     optimizer: Stepped, kept: Sequence[Kept], average_name: str | None
 ) -> tuple[list[Segment], list[list[int]]]:
-    """Segments, the compiled ones first, and the places of their parameters in `kept`."""
+    """Segments, compiled ones first, and the indices of their parameters in `kept`."""
     alike: dict[tuple[Any, ...], list[int]] = {}
     for place, (entry, _, group, rule) in enumerate(kept):
         kind = segment_kind(optimizer, entry.param, group, rule)
-        # A sum over a segment is a sum over the same processes.
+        # All parameters of a segment sum over the same processes.
         key = (kind, rule.name, entry.param.dtype == torch.float64, sharding_groups(entry.param))
         alike.setdefault(key, []).append(place)
     in_order = sorted(alike.items(), key=lambda item: issubclass(item[0][0], ReferenceSegment))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the steps so far did as a whole."""
+"""Norms and counts of the steps so far."""
 
 from typing import NamedTuple
 
@@ -7,15 +7,15 @@ __all__ = ["Progress"]
 
 
 class Progress(NamedTuple):
-    """Norms of the last step and counts of all.
+    """Norms of the last step, and counts over all steps.
 
     Args:
-        grad_norm: Global L2 norm of the gradients, unscaled, before clipping; NaN for a skipped step; None without a
-            clip that asks for it.
+        grad_norm: Global L2 norm of the gradients, unscaled, before clipping; NaN for a skipped step; None if the clip
+            does not need it.
         grad_norm_clipped: The same after clipping.
         num_steps: Steps that updated the parameters.
-        num_clipped: Those of them whose gradients were scaled down, in whole or in part.
-        num_skipped: Steps left out because a gradient was not finite.
+        num_clipped: Those whose gradients were scaled down, at least partly.
+        num_skipped: Steps skipped because a gradient was not finite.
     """
 
     grad_norm: float | None = None
@@ -25,11 +25,11 @@ class Progress(NamedTuple):
     num_skipped: int = 0
 
     def skipped(self, grad_norm: float | None) -> "Progress":
-        """One more step was skipped."""
+        """After one more skipped step."""
         return Progress(grad_norm, grad_norm, self.num_steps, self.num_clipped, self.num_skipped + 1)
 
     def stepped(self, grad_norm: float | None, grad_norm_clipped: float | None, *, clipped: bool) -> "Progress":
-        """One more step was done."""
+        """After one more completed step."""
         return Progress(grad_norm, grad_norm_clipped, self.num_steps + 1, self.num_clipped + clipped, self.num_skipped)
 
     def counts(self) -> "Progress":

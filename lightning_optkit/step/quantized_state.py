@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""State in 8 bits, in plain PyTorch: the same codes as csrc/core/quantized_state.h.
+"""State in 8 bits, in plain PyTorch: bitwise the same codes as csrc/core/quantized_state.h.
 
-Blocks of 128 numbers share the largest magnitude in them as their scale. Relative to it, a number is held with 3 bits
-of fraction: signed state down to 2^-15 of the scale, state that is never negative down to 2^-31. Rounding is
-stochastic, so the error of one number is at most 1/8 of it and zero in the mean; a nonzero square never becomes zero.
+Each block of 128 numbers shares one scale, its largest magnitude. A number is stored relative to the scale with 3
+fraction bits: signed state down to 2^-15 of the scale, nonnegative state down to 2^-31. Rounding is stochastic, so the
+relative error of one number is at most 1/8 and its mean is zero; a nonzero square never becomes zero.
 
-What is not finite has no code, and must not cost its block the others: it does not enter the scale, and becomes zero
-where there is a sign, and else the largest number of its block.
+Inf and NaN have no code and are excluded from the scale, so that they do not destroy their block: they become zero in
+signed state, and the largest code of the block in nonnegative state.
 """
 
 import torch
@@ -18,25 +18,26 @@ __all__ = ["BLOCK", "dequantize8", "quantize8_", "scale_name", "zero_scales"]
 
 BLOCK = 128
 _MAX = 1.875
-# Between these, a scale and its reciprocal are normal numbers. Larger numbers become the largest, smaller blocks zeros.
+# Within these bounds a scale and its reciprocal are normal numbers. Larger numbers saturate; smaller blocks become
+# zero.
 _LEAST_SCALE, _MOST_SCALE = 2.0**-125, 2.0**126
 
 
 def scale_name(name: str) -> str:
-    """Name in the state of the scales of the state `name`."""
+    """The state name of the scales of state `name`."""
     return f"{name}_scale"
 
 
 def zero_scales(codes: Tensor) -> Tensor:
-    """Scales of zeros for `codes`: fp32, shape (blocks,)."""
+    """Zero scales for `codes`: fp32, shape (blocks,)."""
     return torch.zeros(-(-codes.numel() // BLOCK), dtype=torch.float32, device=codes.device)
 
 
 def dequantize8(codes: Tensor, scales: Tensor, *, signed: bool) -> Tensor:
-    """The numbers that `codes` stand for: fp32, in the same shape and strides.
+    """The values of `codes`: fp32, with the same shape and strides.
 
     Args:
-        codes: uint8, dense; blocks go by storage order.
+        codes: uint8, dense; blocks follow storage order.
         scales: fp32, shape (blocks,).
         signed: Whether the first bit is a sign.
     """
@@ -51,18 +52,18 @@ def dequantize8(codes: Tensor, scales: Tensor, *, signed: bool) -> Tensor:
 
 
 def quantize8_(codes: Tensor, scales: Tensor, value: Tensor, *, signed: bool, key: tuple[int, int, int, int]) -> None:
-    """Writes the codes and scales of `value`.
+    """Quantizes `value` into `codes` and `scales`.
 
     Args:
-        codes: uint8, dense; written.
-        scales: fp32, shape (blocks,); written.
-        value: fp32, in the shape and strides of `codes`.
+        codes: uint8, dense; overwritten.
+        scales: fp32, shape (blocks,); overwritten.
+        value: fp32, with the shape and strides of `codes`.
         signed: Whether the first bit is a sign.
-        key: Seed, optimizer step, number of the parameter, number of the state: what the random bits depend on.
+        key: Seed, optimizer step, parameter number, state number: they determine the random bits.
     """
     flat = _flat(value.to(torch.float32))
     scales.copy_(_scales(flat, scales.numel()))
-    # The reciprocal first, as in the compiled code: the product has then the same bits.
+    # The reciprocal first, as in the compiled code, so that the product is bitwise equal.
     factor = torch.where(scales > 0, _MAX / scales, 0.0)
     scaled = flat * _per_element(factor, flat.numel())
     random = random_bits(flat.numel(), *key[:3], flat.device, state=key[3])
@@ -81,7 +82,7 @@ def quantize8_(codes: Tensor, scales: Tensor, value: Tensor, *, signed: bool, ke
 
 
 def _scales(flat: Tensor, num_blocks: int) -> Tensor:
-    """The largest finite magnitude of each block, as far as it can be a scale."""
+    """The scale of each block: its largest finite magnitude, clamped to the valid range."""
     if num_blocks == 0:
         return flat.new_zeros(0)
     magnitude = torch.where(flat.isfinite(), flat.abs(), 0.0)

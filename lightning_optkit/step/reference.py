@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one-pass step in plain PyTorch: what the compiled path must match, and the path where it cannot go.
+"""The one-pass step in plain PyTorch: the reference for the compiled path, and the path for parameters it cannot take.
 
-Line for line csrc/core/pipeline.h and csrc/cpu/step_loop.h.
+Line by line the same as csrc/core/pipeline.h and csrc/cpu/step_loop.h.
 """
 
 import math
@@ -22,12 +22,12 @@ __all__ = ["Done", "clip_reference", "norm_reference", "step_reference_"]
 
 @dataclass(frozen=True)
 class Done:
-    """What a step says of one parameter.
+    """Result of the step of one parameter.
 
     Args:
-        statistics: What was counted, if that was asked for.
-        clipped: What clipping by tensor or by unit left.
-        observed: Its part of the sums of a rule with an estimate.
+        statistics: Its statistics, if requested.
+        clipped: Result of clipping by tensor or by unit.
+        observed: Its part of the sums for a rule with an estimate.
     """
 
     statistics: TensorStatistics | None
@@ -36,7 +36,7 @@ class Done:
 
 
 def norm_reference(grad: Tensor) -> tuple[float, float]:
-    """Sum of squares of the finite elements, in double, and how many elements are not finite."""
+    """Sum of squares of the finite elements, in double, and number of non-finite elements."""
     grad = as_real(dense(grad)).double()
     finite = torch.isfinite(grad)
     squares = torch.where(finite, grad, 0.0).square().sum()
@@ -44,12 +44,12 @@ def norm_reference(grad: Tensor) -> tuple[float, float]:
 
 
 def dense(grad: Tensor) -> Tensor:
-    """A sparse gradient written out; any other as it is."""
+    """A sparse gradient as a dense one; any other unchanged."""
     return grad.to_dense() if grad.layout != torch.strided else grad
 
 
 def as_real(t: Tensor) -> Tensor:
-    """A complex tensor as pairs of real numbers, as torch.optim does; any other as it is."""
+    """A complex tensor as pairs of real numbers, as in torch.optim; any other unchanged."""
     return torch.view_as_real(t.resolve_conj()) if torch.is_complex(t) else t
 
 
@@ -74,18 +74,18 @@ def step_reference_(
         param: Parameter, of any floating or complex dtype.
         grad: Gradient of the same shape; may be sparse.
         state: Its entry in `optimizer.state`.
-        state_names: Names of the rule's own tensors in it.
-        group: Its parameter group, for the rule.
-        numbers: The same, for the stages.
+        state_names: Names of the rule's own states in it.
+        group: Its parameter group, read by the rule.
+        numbers: The numbers of the group, read by the stages.
         average_name: Name of the average in `state`, if one is kept.
         grad_scale: Factor for the gradient: 1 / loss scale x clip coefficient.
-        tensor_index: Number of the parameter, for its random stream.
-        statistics: Whether to count; it takes more walks than the update does.
+        tensor_index: Number of the parameter, which selects its random stream.
+        statistics: Whether to collect statistics, which takes longer than the update.
     """
     state["step"] += 1.0
     step = float(state["step"])
     stored = as_real(param.detach())
-    # Nothing is stored before the next value is there: only what is counted afterwards needs a copy.
+    # Nothing is stored before the next value is computed, so only the statistics need a copy.
     stored_before = stored.clone() if statistics else stored
     work = compute_dtype(param)
     p, g = stored_before.to(work), as_real(dense(grad)).to(work)
@@ -121,7 +121,7 @@ def step_reference_(
         stored.copy_(next_p)
     if "compensation" in state:
         lost = as_real(state["compensation"])
-        # Beyond the largest number of the dtype nothing is kept: an infinity would stay when the parameter comes back.
+        # Nothing is kept on overflow: an infinity would remain after the parameter has come back in range.
         lost.copy_(_finite_or_zero(next_p - stored.to(work)))
     if average_name is not None:
         _average(state, average_name, stored, numbers)
@@ -138,14 +138,14 @@ def step_reference_(
 def clip_reference(
     grad: Tensor, param: Tensor, grad_scale: float, numbers: GroupNumbers, *, is_vector: bool
 ) -> tuple[Tensor, Clipped]:
-    """The gradient after scaling, every clip and centralizing; and what clipping by tensor or by unit left of it.
+    """The gradient after scaling, every clip and centralization, and the result of clipping by tensor or by unit.
 
     Args:
-        grad: Of the shape of `param`; not written to.
-        param: What a unit's gradient is measured by.
+        grad: Gradient with the shape of `param`; not written to.
+        param: The parameter, for clipping by unit.
         grad_scale: Factor for the gradient: 1 / loss scale x clip coefficient.
-        numbers: Its group.
-        is_vector: One unit, which is not centralized.
+        numbers: The numbers of its group.
+        is_vector: Whether it is a single unit, which is not centralized.
     """
     clipped = Clipped(0.0, 0.0)
     factor = torch.ones((), dtype=torch.float64, device=grad.device)
@@ -171,7 +171,7 @@ def clip_reference(
 
 
 def _finite_or_zero(t: Tensor) -> Tensor:
-    """A copy in which what is not finite counts as nothing."""
+    """A copy with inf and NaN replaced by zero."""
     return torch.where(t.isfinite(), t, 0.0)
 
 
@@ -186,7 +186,7 @@ def _write(state: State, spec: StateSpec, value: Tensor, key: tuple[int, int, in
     stored = state[spec.name]
     if stored.dtype == torch.uint8:
         quantize8_(stored, state[scale_name(spec.name)], value, signed=not spec.nonnegative, key=key)
-    elif stored.dtype in (torch.bfloat16, torch.float16):  # rounded to nearest, a slow average would stand still
+    elif stored.dtype in (torch.bfloat16, torch.float16):  # with rounding to nearest, a slow average would not move
         *counted, number = key
         stored.copy_(round_stochastically(value, stored.dtype, *counted, state=number))
     else:
@@ -194,7 +194,7 @@ def _write(state: State, spec: StateSpec, value: Tensor, key: tuple[int, int, in
 
 
 def _trust_ratio(rule: Rule, p: Tensor, g: Tensor, state: State, group: Group, step: float) -> float:
-    """The rule's factor of its rate: from the gradient it sees, the parameter, and its update at a rate of 1."""
+    """The trust ratio, from the gradient that the rule sees, the parameter, and its update at a rate of 1."""
     assert rule.trust_ratio is not None
     update = torch.zeros_like(p)
     if rule.trust_ratio_of_update:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The saved state of one parameter: what it may hold, and the same in the dtypes and layouts that the walk needs."""
+"""The saved state of one parameter: checks it, and converts it to the dtypes and layouts of the walk."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,20 +19,20 @@ from lightning_optkit.step.state import StateLayout, convert_
 
 __all__ = ["Place", "check_state", "restored"]
 
-_OTHER_AVERAGES = ("ema_", "swa_", "lawa_", "num_averaged_")  # kept beside the step by an earlier run; left behind
+_OTHER_AVERAGES = ("ema_", "swa_", "lawa_", "num_averaged_")  # averaged outside the step; ignored
 
 
 @dataclass(frozen=True)
 class Place:
-    """A parameter that state is loaded for, with its group and its rule as they will be.
+    """A parameter that state is loaded for, with its new group and rule.
 
     Args:
-        number: Its place among all parameters.
-        param: Itself.
-        group: Its group.
+        number: Its index among all parameters.
+        param: The parameter.
+        group: Its new group.
         rule: Its rule.
-        carried: State besides, in the dtype of the parameter.
-        layout: Dtypes of the rest.
+        carried: Names of other state, in the dtype of the parameter.
+        layout: Dtypes of the remaining state.
     """
 
     number: int
@@ -44,26 +44,26 @@ class Place:
 
     @property
     def scalars(self) -> dict[str, Scalar]:
-        """The numbers that are restored, by name."""
+        """The scalars to restore, by name."""
         return {scalar.name: scalar for scalar in self.layout.scalars(self.rule, self.rule.state_names)}
 
     @property
     def tensors(self) -> set[str]:
-        """Names of the tensors that are restored."""
+        """Names of the tensors to restore."""
         return {*self.rule.state_names, *self.layout.tensors((), self.group), *self.carried}
 
 
 def check_state(what: str, place: Place, saved: Mapping[Any, Any]) -> None:
-    """Raises if `saved` cannot be the state of the parameter.
+    """Raises if `saved` cannot be state of the parameter.
 
     Args:
-        what: What messages begin with.
-        place: Where it goes.
-        saved: By name; None as a value is none.
+        what: The beginning of error messages.
+        place: The parameter.
+        saved: Values by name; None counts as missing.
 
     Raises:
-        TypeError: for a value of a wrong kind.
-        ValueError: for state of another rule or shape, or values that cannot be.
+        TypeError: for a value of a wrong type.
+        ValueError: for state of another rule or shape, or invalid values.
     """
     held = _without_none(saved)
     scalars = {"num_averaged": Scalar("num_averaged", 0.0, 1.0), **place.scalars}
@@ -123,16 +123,16 @@ def _check_is_whole(what: str, place: Place, held: Mapping[str, Any]) -> None:
 
 
 def restored(place: Place, saved: Mapping[str, Any]) -> State:
-    """What was checked, as state of the parameter that shares no memory with it.
+    """Checked state, converted for the parameter, in memory of its own.
 
-    `Optimizer.load_state_dict` would cast it to the parameter's dtype, and so turn fp32 moments beside bf16 parameters
-    into bf16; and it keeps the checkpoint's own tensors where nothing needs a cast.
+    `Optimizer.load_state_dict` would cast state to the parameter's dtype, e.g. fp32 moments of bf16 parameters to bf16,
+    and would alias the checkpoint's tensors where no cast is needed.
     """
     held, state = _without_none(saved), State()
     for name in [name for name in held if name in place.tensors]:
         _restore(place, name, held, state)
     for scalar in place.scalars.values():
-        # torch's SGD counts no steps: a momentum buffer means that there was a first one.
+        # torch's SGD keeps no step count: a momentum buffer means that there was a first step.
         is_inherited = scalar.name != "num_averaged" and any(name in held for name in place.rule.state_names)
         if scalar.name in held or is_inherited:
             number = saved_number(scalar.name, held.get(scalar.name, scalar.inherited), signed=scalar.signed)
@@ -147,7 +147,7 @@ def _restore(place: Place, name: str, held: Mapping[str, Any], state: State) -> 
     tensor = torch.empty_like(local(like), dtype=dtype, requires_grad=False)
     if scale_name(name) in held:
         scale = held[scale_name(name)].detach().to(value.device, torch.float32, copy=True)
-        if isinstance(like, DTensor):  # blocks of the whole are not blocks of its parts
+        if isinstance(like, DTensor):  # the blocks of the whole tensor do not match those of its shards
             value = dequantize8(value, scale, signed=not rule.spec(name).nonnegative)
         else:
             state[scale_name(name)] = scale

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stochastic rounding to 16 bits: unbiased, so small updates survive on average. The same bits as the compiled path.
+"""Stochastic rounding to 16 bits: unbiased, so small updates survive on average. Same bits as the compiled path.
 
 Source: Croci et al. 2022, "Stochastic rounding: implementation, error analysis and applications", section 2;
 bits from a counter, as in csrc/core/random.h.
@@ -24,7 +24,7 @@ def _splitmix64(x: int) -> int:
 def random_bits(
     count: int, seed: int, step: int, tensor_index: int, device: torch.device, *, state: int | None = None
 ) -> Tensor:
-    """32 random bits per element, as int64, in the order that the parameter takes them in, or one of its states."""
+    """32 random bits per element, as int64, in the bit order of the parameter or of one of its states."""
     key = _splitmix64((_splitmix64((_splitmix64(seed & _MASK64) + step) & _MASK64) + tensor_index) & _MASK64)
     index = torch.arange(count, dtype=torch.int64, device=device)
     x = (index + (key & _MASK32)) & _MASK32
@@ -48,7 +48,7 @@ def round_stochastically(
     *,
     state: int | None = None,
 ) -> Tensor:
-    """Rounds fp32 `value` to bf16 or fp16, up with the probability of the part cut off.
+    """Rounds fp32 `value` stochastically to bf16 or fp16.
 
     Args:
         value: fp32, dense; elements are numbered in storage order.
@@ -56,7 +56,7 @@ def round_stochastically(
         seed: Seed of the run.
         step: Optimizer step, from 1.
         tensor_index: Number of the parameter.
-        state: Number of the state that `value` is, in its rule; None: it is the parameter itself.
+        state: Index of the state that `value` is, in its rule; None for the parameter itself.
 
     Example:
         >>> between = torch.full((30000,), 1 + 2**-7 / 3)  # a third of the way to the next bf16 number

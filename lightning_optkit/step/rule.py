@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an update rule, a clip and an average must say of themselves for the one-pass step to use them."""
+"""The interfaces of an update rule, a clip and an average in the one-pass step."""
 
 import math
 from abc import ABC, abstractmethod
@@ -38,10 +38,10 @@ State = dict[str, Tensor]
 """One entry of `optimizer.state`."""
 
 Hyperparameters = dict[str, float]
-"""The numbers that a rule reads from its group, by the names and in the order of the compiled rule."""
+"""The numbers that a rule reads from its group, with the names and in the order of the compiled rule."""
 
 Update = Callable[[Tensor, Tensor, State, Group, float], Tensor]
-"""(param, grad, state, group, step) -> what is subtracted from the parameter; writes `state` in place."""
+"""(param, grad, state, group, step) -> the amount to subtract from the parameter; updates `state` in place."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,13 @@ class StateSpec:
 
     Args:
         name: Name in `optimizer.state[p]`.
-        nonnegative: Whether it is a sum of squares or of magnitudes: in 8 bits it then needs no sign.
-        full_precision: Whether it is a point, not an average, and so never narrower than fp32.
+        nonnegative: Whether it is a sum of squares or of magnitudes, so that in 8 bits it needs no sign.
+        full_precision: Whether it is a point, not an average, and so must stay at fp32 or wider.
         written_once: Whether only the first update of a parameter writes it.
-        kept: Whether a group keeps it under its settings; None: under any.
-        fresh: What it starts from, given the group; None: zero.
-        shape: Its shape, given that of the parameter; None from it: such a parameter does not keep it. Without one it
-            has the shape of the parameter. A compiled rule walks another shape only if it has factors
-            (csrc/core/tables.h).
+        kept: Whether a group keeps it under its settings; None: always.
+        fresh: Its initial value, given the group; None: zero.
+        shape: Its shape, given that of the parameter (default: the same); it returns None for a parameter without this
+            state. A compiled rule supports other shapes only if it has factors (csrc/core/tables.h).
     """
 
     name: str
@@ -71,12 +70,12 @@ class StateSpec:
 
 @dataclass(frozen=True)
 class Scalar:
-    """A number per parameter that a rule carries from step to step, as a 0-d tensor in the state.
+    """A number per parameter that is carried across steps, a 0-d tensor in the state.
 
     Args:
         name: Name in `optimizer.state[p]`.
         fresh: Its value before the first step.
-        inherited: Its value beside state that was loaded without it.
+        inherited: Its value if a loaded state lacks it.
         signed: Whether it may be negative.
     """
 
@@ -88,14 +87,14 @@ class Scalar:
 
 @dataclass(frozen=True)
 class Estimate:
-    """How a rule sets its rate by two sums over all parameters, which its optimizer's `_learn` is given.
+    """How a rule computes its rate from two sums over all parameters, which its optimizer's `_learn` receives.
 
     Args:
-        value: The estimate that a group holds: 0-d, fp64, on the device of the parameters. In the compiled rule it is
-            the last of the hyperparameters.
-        rate: (group, step) -> the factor of the group's rate, for the stages too.
-        observe: (param, grad, state, group, step) -> one parameter's part of the two sums, given what `update` was
-            given, after it.
+        value: The estimate in a group: 0-d, fp64, on the device of the parameters. In the compiled rule it is the last
+            hyperparameter.
+        rate: (group, step) -> the factor of the group's rate, stages included.
+        observe: (param, grad, state, group, step) -> one parameter's part of the two sums. The arguments are those of
+            `update`, with `state` as `update` left it.
     """
 
     value: Callable[[Group], Tensor]
@@ -109,25 +108,25 @@ def _never(group: Group) -> bool:
 
 @dataclass(frozen=True)
 class Rule:
-    """An update rule: its name among the compiled rules, and the same arithmetic in plain PyTorch.
+    """An update rule: the name of the compiled rule, and the same arithmetic in plain PyTorch.
 
     Args:
         name: Name in csrc/rules/all.h.
-        states: What it keeps, in the order of the compiled rule.
+        states: Its states, in the order of the compiled rule.
         hyperparameters: Reads the rule's own numbers from a parameter group, in the order of the compiled rule.
-        update: The reference. `step` counts this update, from 1.
-        scalars: Kept by a group that keeps state, in the order of the compiled rule.
-        counts_steps: Whether torch's class keeps a step count, and so whether a loaded one is to be believed.
-        needs_whole: What the rule does that a part of the tensor is not enough for, in words that follow "cannot"; such
-            a parameter is not sharded over processes.
-        trust_ratio: Factor of the rate, given the group and the statistics of the tensor; for a rule that sets its rate
-            by norms of the whole tensor.
-        trust_ratio_of_update: Whether that goes by the norm of the update, for which the state is read once more.
-        resolve: What a group means beside one parameter, as stored; None: what it says. A compiled rule knows it by
-            itself.
-        num_rereads: How often the rule reads a gradient or a parameter again, after the one walk.
-        estimate: For a rule that sets its rate by what it learns of all parameters together.
-        owns_decay: Whether weight decay is part of the rule in this group, and no stage around it.
+        update: The reference implementation. `step` counts this update, from 1.
+        scalars: The scalars of a group that keeps state, in the order of the compiled rule.
+        counts_steps: Whether torch's class keeps a step count, so that a loaded one is valid.
+        needs_whole: What the rule cannot do on a part of the tensor, worded to follow "cannot"; such a parameter must
+            not be sharded.
+        trust_ratio: Factor of the rate, given the group and the statistics of the tensor, for a rule that uses norms of
+            the whole tensor.
+        trust_ratio_of_update: Whether it uses the norm of the update, which requires a second read of the state.
+        resolve: The group with the defaults that depend on the parameter filled in; None: the group itself. A compiled
+            rule does this internally.
+        num_rereads: How often the rule reads a gradient or a parameter again, besides the one walk.
+        estimate: For a rule that computes its rate from all parameters together.
+        owns_decay: Whether the rule applies weight decay itself in this group, instead of the stage.
     """
 
     name: str
@@ -146,26 +145,26 @@ class Rule:
 
     @cached_property
     def state_names(self) -> tuple[str, ...]:
-        """The names of its states."""
+        """The names of all states."""
         return tuple(spec.name for spec in self.states)
 
     @cached_property
     def needed_names(self) -> tuple[str, ...]:
-        """Of the states that a parameter has under any settings."""
+        """The names of the states that exist under any settings."""
         return tuple(spec.name for spec in self.states if spec.kept is None)
 
     def kept_names(self, group: Group) -> tuple[str, ...]:
-        """Of the states that a group keeps."""
+        """The names of the states that a group keeps."""
         if len(self.needed_names) == len(self.states):
             return self.state_names
         return tuple([spec.name for spec in self.states if spec.kept is None or spec.kept(group)])
 
     def spec(self, name: str) -> StateSpec:
-        """Of the state `name`, be it the rule's or of a stage."""
+        """The specification of state `name`, which may belong to the rule or to a stage."""
         return next((spec for spec in self.states if spec.name == name), StateSpec(name))
 
     def shape_of(self, name: str, param: Tensor) -> torch.Size | None:
-        """Shape of the state `name` of `param`; None: it keeps no such state."""
+        """Shape of state `name` of `param`; None if the parameter does not keep it."""
         shape = self.spec(name).shape
         return param.shape if shape is None else shape(param.shape)
 
@@ -174,7 +173,7 @@ class Rule:
         return tuple(name for name in names if self.shape_of(name, param) is not None)
 
     def like(self, name: str, param: Tensor) -> Tensor:
-        """A tensor with the shape, strides and device of the state `name`: `param` itself, where it has them."""
+        """A tensor with the shape, strides and device of state `name`: `param` itself, if they are the same."""
         shape = self.shape_of(name, param)
         assert shape is not None
         return param if shape == param.shape else param.detach().new_empty(shape)
@@ -182,14 +181,14 @@ class Rule:
 
 @dataclass(frozen=True)
 class ClipBounds:
-    """What a clip bounds besides the global norm; inf: not at all.
+    """The bounds of a clip besides the global norm; inf: none.
 
     Args:
-        max_value: Of each element, after scaling.
-        max_tensor_norm: Of the L2 norm of one tensor's gradient.
-        unit_ratio: Of the L2 norm of one unit's gradient, divided by that of its parameters. A unit is a row of the
+        max_value: Largest magnitude of an element, after scaling.
+        max_tensor_norm: Largest L2 norm of one tensor's gradient.
+        unit_ratio: Largest L2 norm of one unit's gradient relative to that of its parameters. A unit is a row of the
             first dimension; a tensor of fewer than two dimensions is one unit.
-        unit_eps: Least norm of the parameters in that ratio.
+        unit_eps: Lower bound of the parameter norm in that ratio.
     """
 
     max_value: float = math.inf
@@ -199,50 +198,50 @@ class ClipBounds:
 
     @property
     def limits_parts(self) -> bool:
-        """Whether tensors or units are scaled down by themselves."""
+        """Whether it scales tensors or units separately."""
         return math.isfinite(self.max_tensor_norm) or math.isfinite(self.unit_ratio)
 
 
 class Clip(ABC):
-    """A gradient clip that the step can fold in (see `lightning_optkit.clipping`).
+    """A gradient clip that the step can apply (see `lightning_optkit.clipping`).
 
-    A class to derive from, as `Average` is: LightningCLI looks a class up that a file names by its bases.
+    An abstract class, like `Average`, since LightningCLI finds the class named in a file by its bases.
     """
 
     @property
     @abstractmethod
     def needs_norm(self) -> bool:
-        """Whether the gradients are read once before the step: for the global norm, or to find non-finite ones."""
+        """Whether the gradients are read before the step, for the global norm or to detect non-finite values."""
 
     @property
     @abstractmethod
     def bounds(self) -> ClipBounds:
-        """What else is bounded."""
+        """The other bounds."""
 
     @abstractmethod
     def norm_bound(self, norm: Tensor) -> Tensor | float:
-        """Largest global norm that this step's gradients may have, given the one they have after unscaling.
+        """Bound of the global norm for this step, given the norm after unscaling.
 
-        Called once per step, so a clip may learn from what it is given. `norm` is 0-d; on CUDA it must not be waited
-        for, and it is NaN in a step that will be skipped.
+        Called once per step, so a clip may update its own state here. `norm` is 0-d; on CUDA it must not be
+        synchronized on. It is NaN in a step that will be skipped.
         """
 
 
 @runtime_checkable
 class StatefulClip(Protocol):
-    """What a clip has besides that goes by the gradients it has seen."""
+    """The additional interface of a clip that depends on past gradients."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What it has learned, in tensors and plain types."""
+        """Its state, in tensors and plain types."""
         ...
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores it."""
+        """Restores the state."""
         ...
 
 
 class AverageKind(IntEnum):
-    """How an average weighs a new value; as in csrc/core/tables.h."""
+    """The weighting of an average; as in csrc/core/tables.h."""
 
     NONE = 0
     EXPONENTIAL = 1
@@ -250,7 +249,7 @@ class AverageKind(IntEnum):
 
 
 class KeptInState(ABC):
-    """An average of the parameters that is kept in `optimizer.state[p]`, by the step or in a pass of its own."""
+    """An average of the parameters in `optimizer.state[p]`, updated by the step or separately."""
 
     @property
     @abstractmethod
@@ -260,7 +259,7 @@ class KeptInState(ABC):
     @property
     @abstractmethod
     def start(self) -> int | float:
-        """First optimizer step, from 1, whose result is averaged; a float: a fraction of a run yet to be looked up."""
+        """First optimizer step, from 1, whose result is averaged; a float is a fraction of a run."""
 
     @property
     @abstractmethod
@@ -274,9 +273,9 @@ class Average(KeptInState):
     @property
     @abstractmethod
     def kind(self) -> AverageKind:
-        """How it weighs a new value."""
+        """The weighting of a new value."""
 
     @property
     @abstractmethod
     def decay(self) -> float:
-        """Share of the old average kept by an update of the exponential kind, in [0, 1)."""
+        """Weight of the old average in the exponential kind, in [0, 1)."""

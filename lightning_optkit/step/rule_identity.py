@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whose state dict it is: rules that keep state of the same names and shapes do not take each other's.
+"""Identifies the rule of a state dict: rules with equal state names and shapes must not exchange state.
 
-Ours says so itself, under "rule". One of torch's class does not, nor does one that went through a sharded checkpoint:
-it is known by the entries of its groups and the names in its state.
+Our state dicts contain the rule under "rule". Those of torch's classes do not, nor do those that went through a sharded
+checkpoint: they are identified by their group entries and state names.
 """
 
 import inspect
@@ -25,12 +25,12 @@ _DECOUPLED = "decoupled_weight_decay"
 
 
 def rule_of(optimizer: Loadable) -> str:
-    """The class that says what the rule is: that of `AdamW`, and of what a user derives from it, is "Adam"."""
+    """The class that defines the rule: for `AdamW`, and for a user's subclass of it, "Adam"."""
     return next(cls.__name__ for cls in type(optimizer).__mro__ if "_rule" in vars(cls))
 
 
 def check_is_of_the_rule(what: str, optimizer: Loadable, state_dict: Mapping[str, Any]) -> None:
-    """Raises ValueError if a state dict, groups and all but for their values as they should be, is of another rule."""
+    """Raises ValueError if a state dict, whose outline has been checked, belongs to another rule."""
     said = state_dict.get("rule", rule_of(optimizer))
     if not isinstance(said, str) or said != rule_of(optimizer):
         raise ValueError(
@@ -43,7 +43,7 @@ def check_is_of_the_rule(what: str, optimizer: Loadable, state_dict: Mapping[str
 
 
 def _check_group_entries(what: str, optimizer: Loadable, saved: Group, group: Group) -> None:
-    """Entries that no class of torch or of this package takes are a scheduler's, or the user's own."""
+    """Compares the entries; those unknown to torch and to this package belong to a scheduler or the user."""
     missing = optimizer.defaults.keys() - saved.keys() - ADDED_ENTRIES - _IMPLEMENTATION - {_DECOUPLED}
     if missing:
         raise ValueError(f"{what} the checkpoint is of another rule; its groups have no {_listed(missing)}.")
@@ -51,12 +51,12 @@ def _check_group_entries(what: str, optimizer: Loadable, saved: Group, group: Gr
     if foreign:
         raise ValueError(f"{what} the checkpoint is of another rule; its groups have {_listed(foreign)}.")
     decoupled = saved.get(_DECOUPLED, group[_DECOUPLED])
-    if hasattr(decoupled, "shape") or decoupled != group[_DECOUPLED]:  # an array has no truth of its own
+    if hasattr(decoupled, "shape") or decoupled != group[_DECOUPLED]:  # the truth of an array is undefined
         raise ValueError(f"{what} the checkpoint is of another rule; it has {_DECOUPLED}={kind_of(decoupled)}.")
 
 
 def _check_entries_of_torch(what: str, optimizer: Loadable, saved: Group) -> None:
-    """Adamax and RAdam of torch differ, before the first step, in this entry alone."""
+    """Adamax and RAdam of torch differ only in this entry before the first step."""
     if optimizer.torch_class is None:
         return
     torchs = _build(optimizer.torch_class).param_groups[0]
@@ -70,20 +70,20 @@ def _build(cls: Callable[[list[torch.Tensor]], Optimizer]) -> Optimizer:
 
 
 def is_of_a_variant(name: str, rule: Rule) -> bool:
-    """State of a variant of the rule (AMSGrad's maximum) that is switched off here: left behind, as in torch."""
+    """Whether this is state of a variant of the rule (AMSGrad's maximum) that is off here, and so ignored."""
     return name.startswith("max_") and name.removeprefix("max_") in rule.state_names
 
 
 @cache
 def _entries_of_all(base: type) -> frozenset[str]:
-    """What the optimizers of torch and those that derive from our `base` take, and keep in their groups."""
+    """The group entries of all optimizers of torch and of all subclasses of our `base`."""
     torchs: list[type] = [value for value in vars(torch.optim).values() if isinstance(value, type)]
     ours = [cls for cls in _descendants(base) if cls.__module__.startswith("lightning_optkit.")]
     return frozenset[str]().union(*(inspect.signature(cls).parameters for cls in [*torchs, *ours])) - {"params"}
 
 
 def _base_of(optimizer: Loadable) -> type:
-    """The class that all our optimizers derive from: the last that says anything of a rule."""
+    """The common base of our optimizers: the last class in the MRO that defines `_rule`."""
     return [cls for cls in type(optimizer).__mro__ if "_rule" in vars(cls)][-1]
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values out of a state dict: may come from any file, so each is looked at before it is used.
+"""Reads values from a state dict. It may come from any file, so every value is checked before use.
 
-`what` names the value in messages, with its owner: "AdamW.load_state_dict(state_dict=...): 'step' of parameter 0".
+`what` names the value and its owner in error messages: "AdamW.load_state_dict(state_dict=...): 'step' of parameter 0".
 """
 
 import reprlib
@@ -20,11 +20,11 @@ _INTERVAL = "[0, inf)"
 
 
 def saved_dict(what: str, value: object, names: Sequence[str] = ()) -> Mapping[Any, Any]:
-    """`value`, if it is a dict that holds `names`.
+    """`value`, which must be a dict with the keys `names`.
 
     Raises:
-        TypeError: if it is no dict.
-        ValueError: if one of them is missing.
+        TypeError: if it is not a dict.
+        ValueError: if a key is missing.
     """
     if not isinstance(value, Mapping):
         raise TypeError(f"{what} must be a dict, got {kind_of(value)}.")
@@ -35,11 +35,11 @@ def saved_dict(what: str, value: object, names: Sequence[str] = ()) -> Mapping[A
 
 
 def saved_tensor(what: str, value: object) -> Tensor:
-    """`value`, if it is a tensor with numbers to copy: strided, in memory of its own (a DTensor: its local part).
+    """`value`, which must be a strided tensor with memory of its own (a DTensor: its local part).
 
     Raises:
-        TypeError: if it is no tensor.
-        ValueError: if its numbers cannot be read.
+        TypeError: if it is not a tensor.
+        ValueError: if it cannot be read.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{what} must be a tensor, got {kind_of(value)}.")
@@ -52,18 +52,18 @@ def saved_tensor(what: str, value: object) -> Tensor:
 def saved_floats(
     what: str, value: object, shape: tuple[int, ...], dtype: torch.dtype = torch.float32, *, may_be_nan: bool = False
 ) -> Tensor:
-    """A copy of `value` in `dtype`, if it is a tensor of this shape of numbers that are finite and not negative.
+    """A copy of `value` in `dtype`; it must be a tensor of this shape with finite, nonnegative numbers.
 
     Args:
-        what: As above.
-        value: Looked at.
-        shape: That it must have.
-        dtype: Of floating point.
-        may_be_nan: Whether NaN may stand among them.
+        what: See above.
+        value: The saved value.
+        shape: The required shape.
+        dtype: A floating-point dtype.
+        may_be_nan: Whether NaN is allowed.
 
     Raises:
-        TypeError: if it is no tensor.
-        ValueError: if it is another one.
+        TypeError: if it is not a tensor.
+        ValueError: if it does not meet the requirements.
     """
     floats = saved_tensor(what, value)
     if not floats.is_floating_point() or local(floats) is not floats:
@@ -81,14 +81,14 @@ def saved_number(what: str, value: object, dtype: torch.dtype = torch.float32, *
     """`value`, a number or a tensor of one, as a 0-d tensor that shares no memory with it.
 
     Args:
-        what: As above.
-        value: Looked at.
-        dtype: Of real numbers; that of integers takes only these.
+        what: See above.
+        value: The saved value.
+        dtype: A real dtype; an integer dtype accepts only integers.
         signed: Whether it may be negative.
 
     Raises:
-        TypeError: if it is no number.
-        ValueError: if there are several, or it is out of range.
+        TypeError: if it is not a number.
+        ValueError: if it has several elements, or is out of range.
     """
     number: Any = value
     if isinstance(value, Tensor):
@@ -109,7 +109,7 @@ def saved_number(what: str, value: object, dtype: torch.dtype = torch.float32, *
 
 
 def _why_unreadable(t: Tensor) -> str | None:
-    """What keeps the numbers of a tensor from being copied, in words that follow "it"; None: nothing."""
+    """Why a tensor cannot be copied, worded to follow "it"; None if it can."""
     if type(t).__torch_dispatch__ is not Tensor.__torch_dispatch__:
         return f"is a wrapper, {type(t).__name__}"
     if t.layout != torch.strided or t.is_nested or t.is_quantized:
@@ -125,7 +125,7 @@ def _why_unreadable(t: Tensor) -> str | None:
 
 
 def kind_of(value: object) -> str:
-    """What to call a value that is not what it should be, on one line."""
+    """A one-line description of an unexpected value."""
     if isinstance(value, Tensor):
         return f"a tensor of {str(value.dtype).removeprefix('torch.')}"
     is_shown = value is None or isinstance(value, str | float) or (isinstance(value, int) and abs(value) < 2**64)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters that take the same path. The optimizer asks every kind the same: bind, norm, step, statistics."""
+"""Parameters that take the same path. Every kind of segment has the same interface: bind, norm, step, statistics."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -30,16 +30,16 @@ __all__ = [
 ]
 
 COMPILED_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
-"""As DType in csrc/core/tables.h."""
+"""Values of DType in csrc/core/tables.h."""
 
 
 class PlanOutdated(Exception):
-    """A parameter, a group or a state is not what it was when the plan was built."""
+    """A parameter, a group or a state changed since the plan was built."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One parameter, the names of the rule's part of its state, its group, and its number in the optimizer.
+    """One parameter, the names of its rule's states, its group, and its number in the optimizer.
 
     Its state is looked up in the optimizer at every step.
     """
@@ -51,7 +51,7 @@ class Entry:
 
 
 class Bound(NamedTuple):
-    """An entry in one step: its state, and its gradient, or the local part of it."""
+    """An entry during one step: its state, and its gradient or the local part of it."""
 
     entry: Entry
     state: State
@@ -59,11 +59,11 @@ class Bound(NamedTuple):
 
 
 class Segment(Protocol):
-    """Parameters that are stepped together. Every call but `bind` is about those that it found a gradient of."""
+    """Parameters that are stepped together. All methods except `bind` apply to those with a gradient."""
 
     steps_on_device: ClassVar[bool] = False
-    """Whether it is stepped without the host knowing the factor of its gradients. Asked here, since `isinstance` of a
-    Protocol takes microseconds."""
+    """Whether its gradient factor stays on the device (an attribute, since `isinstance` of a Protocol takes
+    microseconds)."""
 
     rule: Rule
     entries: list[Entry]
@@ -74,24 +74,24 @@ class Segment(Protocol):
     ) -> None: ...
 
     def bind(self, states: Sequence[State]) -> bool:
-        """Takes this step's gradients, and the entries' state as it is now; False if there is no gradient.
+        """Binds this step's gradients and the current state of the entries; False if there is no gradient.
 
         Raises:
-            PlanOutdated: if a parameter or its state has another form than when the segment was made.
+            PlanOutdated: if a parameter or its state changed its form since the segment was made.
             ValueError: if a gradient does not fit its parameter.
         """
         ...
 
     def release(self) -> None:
-        """Lets go of gradients and state."""
+        """Drops the references to gradients and state."""
         ...
 
     def check(self) -> None:
-        """Raises PlanOutdated if a walk would, ValueError if a gradient does not fit."""
+        """Raises PlanOutdated if a walk would, and ValueError if a gradient does not fit."""
         ...
 
     def idle(self) -> list[tuple[Entry, State]]:
-        """Entries without a gradient in this step, and their state."""
+        """Entries without a gradient in this step, with their state."""
         ...
 
     def norm(self) -> tuple[float, float]:
@@ -105,16 +105,16 @@ class Segment(Protocol):
         ...
 
     def observed(self) -> Tensor:
-        """What a rule with an estimate observed in the last step: shape (2,), fp64."""
+        """The sums of the last step for a rule with an estimate: shape (2,), fp64."""
         ...
 
     def statistics(self) -> dict[int, TensorStatistics]:
-        """What the last step counted, by number of the parameter."""
+        """The statistics of the last step, by parameter number."""
         ...
 
 
 def why_not_compiled(param: Tensor) -> str | None:
-    """The reason why a parameter takes the reference path, or None."""
+    """Why a parameter takes the reference path, or None."""
     if extension is None:
         return "no compiled extension"
     if why_no_look:
@@ -139,14 +139,14 @@ def why_not_compiled(param: Tensor) -> str | None:
 
 
 def why_no_units(param: Tensor) -> str | None:
-    """The reason why the walk cannot treat rows of the first dimension by themselves, or None."""
+    """Why the walk cannot treat rows of the first dimension separately, or None."""
     if param.ndim < 2 or param.numel() == 0 or param.shape[0] == 1:
         return None
     return None if param.stride(0) == param[0].numel() else "its first dimension is not outermost in memory"
 
 
 def check_gradient(owner: str, param: Tensor, grad: Tensor) -> None:
-    """Raises ValueError, or TypeError for what is no tensor, if no copy could make `grad` fit `param`."""
+    """Raises ValueError, or TypeError for a non-tensor, if no copy of `grad` could fit `param`."""
     if not isinstance(grad, Tensor):
         raise TypeError(f"{owner}.step: a gradient is a {type(grad).__name__}; it must be a tensor.")
     if grad.shape != param.shape:
@@ -166,14 +166,14 @@ def check_gradient(owner: str, param: Tensor, grad: Tensor) -> None:
 
 
 class ReferenceSegment(Segment):
-    """Parameters updated by plain PyTorch, one after another.
+    """Parameters updated one by one in plain PyTorch.
 
     Args:
         rule: The update rule.
         entries: The parameters.
-        states: The state of each; only its form is remembered.
-        average_name: Name of the average in it, if one is kept.
-        owner: For messages.
+        states: The state of each parameter; only its form is remembered.
+        average_name: Name of the average in the state, if there is one.
+        owner: Name in error messages.
     """
 
     def __init__(
@@ -215,7 +215,7 @@ class ReferenceSegment(Segment):
         return self._idle
 
     def _form(self, entry: Entry, state: State) -> list[tuple[object, ...]]:
-        """Shape, dtype and device of everything that a step of this entry touches."""
+        """Shape, dtype and device of every tensor that a step of this entry touches."""
         tensors = [("", local(entry.param))]
         tensors += [(name, local(t)) for name, t in state.items() if isinstance(t, Tensor)]
         return [(name, t.shape, t.dtype, t.device, type(t)) for name, t in tensors]
@@ -240,7 +240,7 @@ class ReferenceSegment(Segment):
         grad_scale: float,
         statistics: bool,
     ) -> Clipped:
-        """The same with a rule for each, in the order given; each is asked for when those before it are done."""
+        """Steps in order, with a rule per parameter; `updates` is advanced only after the previous update."""
         self.check()
         done = {
             entry.tensor_index: step_reference_(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters sharded over processes (FSDP2: `torch.distributed.tensor.DTensor`). Every walk is over the local part."""
+"""Sharded parameters (FSDP2: `torch.distributed.tensor.DTensor`). Every walk is over the local shard."""
 
 import math
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ __all__ = ["distribute_like", "local", "place_like", "reduce_sum_", "reshard", "
 
 
 def local(t: Tensor) -> Tensor:
-    """This process's part of a sharded tensor, sharing its memory; any other tensor as it is."""
+    """The local shard of a tensor, sharing its memory; an unsharded tensor unchanged."""
     return local_shard(t) if isinstance(t, DTensor) else t
 
 
 def sharding_groups(t: Tensor) -> tuple[Any, ...]:
-    """The process groups over which sums of the local parts must be added; none for a tensor that is whole here."""
+    """The process groups over which sums of local shards must be reduced; empty for a tensor that is not sharded."""
     if not isinstance(t, DTensor):
         return ()
     mesh = t.device_mesh
@@ -35,7 +35,7 @@ def sharding_groups(t: Tensor) -> tuple[Any, ...]:
 
 
 def place_like(part: Tensor, like: Tensor) -> Tensor:
-    """`part` as the local part of a tensor sharded like `like`, sharing its memory."""
+    """`part` as the local shard of a tensor placed like `like`, sharing its memory."""
     if not isinstance(like, DTensor):
         return part
     return DTensor.from_local(
@@ -44,21 +44,21 @@ def place_like(part: Tensor, like: Tensor) -> Tensor:
 
 
 def distribute_like(value: Tensor, like: Tensor) -> Tensor:
-    """`value`, whole or sharded, placed like `like`."""
+    """`value`, sharded or not, with the placement of `like`."""
     if not isinstance(like, DTensor):
         return value.full_tensor() if isinstance(value, DTensor) else value
     if isinstance(value, DTensor):
         return value.redistribute(placements=like.placements)
-    # Every process holds the whole value, so nothing need be sent.
+    # Every process holds the whole value, so no communication is needed.
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def reshard(module: nn.Module) -> None:
-    """Puts the shards back into a module, before they are read or written apart from a forward pass.
+    """Reshards a module before its parameters are used outside a forward pass.
 
-    FSDP2 leaves the whole parameters of a root in the module after a forward pass, for the backward pass to come. None
-    comes after an evaluation: the module's parameters are then not those of the optimizer, and what is written to these
-    the next forward pass would not see.
+    After a forward pass, FSDP2 leaves the root's parameters unsharded for the backward pass. An evaluation has no
+    backward pass, so the module's parameters would not be those of the optimizer, and the next forward pass would
+    ignore writes to the latter.
     """
     for child in module.modules():
         if hasattr(child, "set_reshard_after_forward"):  # an FSDPModule
@@ -66,14 +66,14 @@ def reshard(module: nn.Module) -> None:
 
 
 def reduce_sum_(sums: Tensor, groups: Sequence[Any]) -> Tensor:
-    """Adds `sums` over the processes of each group, in place."""
+    """Sums `sums` over the processes of each group, in place."""
     for group in groups:
         torch.distributed.all_reduce(sums, group=group)
     return sums
 
 
 def why_not_on_shards(param: Tensor, group: Group, rule: Rule, clip: Clip | None, state_dtype: object) -> str | None:
-    """What a step would need that the local part alone cannot tell, or None."""
+    """Why a step of this group cannot run on local shards alone, or None."""
     if not sharding_groups(param):
         return None
     if state_dtype == "int8":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the step does besides the rule: named, typed, described and given its defaults here, for every optimizer."""
+"""The stages of the step besides the rule: their names, types, descriptions and defaults, for every optimizer."""
 
 import inspect
 import re
@@ -15,19 +15,20 @@ __all__ = ["ADDED_ENTRIES", "STAGE_DEFAULTS", "STATE_DTYPES", "Stages", "complet
 
 
 class Stages(TypedDict, total=False):
-    """The stages of the step, which every optimizer of this package takes by keyword.
+    """The stages of the step, which every optimizer of this package takes as keywords.
 
     Args:
-        clip: Gradient clipping folded into the step, e.g. `ClipNorm(1.0)`.
-        average: Average of the parameters kept by the step, e.g. `EMA(0.999)`.
-        l1: Weight of the L1 proximal step, in [0, inf); the threshold is `lr * l1`, and zeros are exact.
-        cautious: Decoupled decay acts only where the update does not point away from zero; without effect on L2.
-        centralize: Take the mean of each row of the first dimension off its gradient (two dimensions or more).
+        clip: Gradient clipping applied by the step, e.g. `ClipNorm(1.0)`.
+        average: Average of the parameters updated by the step, e.g. `EMA(0.999)`.
+        l1: Weight of the L1 proximal step, in [0, inf); the threshold is `lr * l1`, and it produces exact zeros.
+        cautious: Apply decoupled decay only where the update does not move away from zero; no effect on L2.
+        centralize: Subtract the mean of each row of the first dimension from its gradient (two dimensions or more).
         rounding: How 16-bit parameters are stored: "nearest", "stochastic", or "kahan" (one more 16-bit number per
-            element that keeps what was cut off). With fp32 parameters stochastic is nearest.
-        state_dtype: Dtype of the state; "int8" for one byte per number. Both narrow ones are rounded stochastically.
-            That of fp64 parameters is fp64.
-        statistics: Count norms and lost updates of each tensor in the same pass; `optimizer.statistics()` reads them.
+            element for the low-order part). For fp32 parameters, stochastic is the same as nearest.
+        state_dtype: Dtype of the state; "int8" for one byte per number. State in 16 or 8 bits is rounded
+            stochastically. State of fp64 parameters is fp64.
+        statistics: Collect norms and lost updates of each tensor in the same pass; read them with
+            `optimizer.statistics()`.
     """
 
     clip: Clip | None
@@ -54,14 +55,14 @@ STATE_DTYPES = (torch.float32, torch.bfloat16, "int8")
 
 _OF_THE_OPTIMIZER = ("clip", "average", "state_dtype", "statistics")
 ADDED_ENTRIES = STAGE_DEFAULTS.keys() - {*_OF_THE_OPTIMIZER} | {"rounding_seed", "average_decay"}
-"""Entries of a group that torch's classes do not have: the stages that a group sets for itself, and what they need."""
+"""Group entries that torch's classes lack: the per-group stages, and the entries they need."""
 
 
 def completed(owner: str, stages: Mapping[str, Any]) -> Stages:
-    """`stages` with the defaults of those that were not given.
+    """`stages` with the defaults of those that are missing.
 
     Raises:
-        TypeError: for any other argument, as Python does.
+        TypeError: for any other keyword, as in Python.
     """
     for name in stages:
         if name not in STAGE_DEFAULTS:
@@ -70,16 +71,16 @@ def completed(owner: str, stages: Mapping[str, Any]) -> Stages:
 
 
 def group_stages(stages: Stages) -> dict[str, Any]:
-    """The stages that a group sets for itself, and the entries that go with them."""
+    """The stages that are set per group, and the entries they need."""
     entries = {name: value for name, value in stages.items() if name in ADDED_ENTRIES} | {"rounding_seed": 0}
     average = stages["average"]
     return entries if average is None else {**entries, "average_decay": average.decay}
 
 
 def written_out(cls: type) -> tuple[inspect.Signature, str | None]:
-    """The signature and the docstring of a class with every stage in the place of `**stages`.
+    """The signature and the docstring of a class, with every stage in place of `**stages`.
 
-    A stage that the class describes by itself is not described twice.
+    A stage that the class documents itself is not documented twice.
     """
     signature, doc = inspect.signature(cls.__init__), cls.__doc__  # type: ignore[misc]
     _, *params = signature.parameters.values()
@@ -96,5 +97,5 @@ def written_out(cls: type) -> tuple[inspect.Signature, str | None]:
 
 
 def _described() -> dict[str, str]:
-    """The lines of the docstring of `Stages`, by name of the stage."""
+    """The docstring lines of `Stages`, by stage."""
     return {found[1]: found[0] for found in re.finditer(r"^ {8}(\w+):.*\n(?: {9,}.*\n)*", Stages.__doc__ or "", re.M)}

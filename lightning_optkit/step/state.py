@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tensors `optimizer.state` holds, in which dtype and layout."""
+"""The tensors in `optimizer.state`, with their dtypes and layouts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,8 +29,8 @@ class StateLayout:
     """The dtype of each state tensor.
 
     Args:
-        average: The average to keep, if any.
-        state_dtype: Dtype of the rule's own state beside real parameters of at most 32 bits; "int8": codes of
+        average: The average that the step keeps, if any.
+        state_dtype: Dtype of the rule's state for real parameters of at most 32 bits; "int8": codes of
             `lightning_optkit.step.quantized_state`, as uint8.
     """
 
@@ -55,7 +55,7 @@ class StateLayout:
         return torch.uint8 if self.state_dtype == "int8" else self.state_dtype
 
     def tensors(self, state_names: Sequence[str], group: Group) -> list[str]:
-        """Names of the tensors that a parameter of the group holds, given those of the rule."""
+        """Names of the state tensors of a parameter in the group, given those of the rule."""
         names = list(state_names)
         if group["rounding"] == "kahan":
             names.append("compensation")
@@ -64,7 +64,7 @@ class StateLayout:
         return names
 
     def scalars(self, rule: Rule, state_names: Sequence[str]) -> list[Scalar]:
-        """The numbers, 0-d and fp32, that it holds besides."""
+        """The 0-d fp32 tensors in the state."""
         scalars = [_STEP, *(rule.scalars if state_names else ())]
         return [*scalars, _NUM_AVERAGED] if self.average_name else scalars
 
@@ -79,7 +79,7 @@ class Kept(NamedTuple):
 
 
 def check_state(owner: str, kept: Sequence[Kept], layout: StateLayout) -> None:
-    """Raises ValueError if a state cannot be that of its parameter; nothing is changed before."""
+    """Raises ValueError if a state cannot belong to its parameter; nothing is changed before."""
     for entry, state, group, rule in kept:
         for name in _walked(entry, state, group, layout):
             held = state.get(name)
@@ -127,7 +127,7 @@ def _kind_of(value: object) -> str:
 
 @torch.no_grad()
 def prepare_state(kept: Sequence[Kept], layout: StateLayout) -> None:
-    """Creates what a state lacks, as zeros, and puts what it has into the dtype and strides that the walk needs."""
+    """Creates missing state, and converts existing state to the dtype and strides of the walk."""
     missing: list[tuple[State, StateSpec, Tensor, torch.dtype, float]] = []
     for entry, state, group, rule in kept:
         for name in _walked(entry, state, group, layout):
@@ -145,18 +145,18 @@ def prepare_state(kept: Sequence[Kept], layout: StateLayout) -> None:
         if held is not None:
             convert_(tensor, state, spec, local(distribute_like(held, like)))
         elif fresh:
-            parts = as_real(tensor)  # both parts of a complex number, as torch does
+            parts = as_real(tensor)  # both parts of a complex number, as in torch
             convert_(parts, state, spec, torch.full_like(parts, fresh, dtype=torch.float64))
         elif tensor.dtype == torch.uint8:
             state[scale_name(name)] = zero_scales(tensor)
         if held is None and name == layout.average_name:
-            state.pop("num_averaged", None)  # it counted the updates of another average
+            state.pop("num_averaged", None)  # it counted updates of another average
         state[name] = place_like(tensor, like)
     _create_scalars(kept, layout)
 
 
 def convert_(tensor: Tensor, state: State, spec: StateSpec, held: Tensor) -> None:
-    """Fills `tensor`, which will be the state of `spec`, with what `held` says; its scales come and go in `state`."""
+    """Fills `tensor`, the new state of `spec`, with the values of `held`; adds or removes its scales in `state`."""
     name = spec.name
     scale = state.pop(scale_name(name), None)
     if tensor.dtype == held.dtype == torch.uint8 and scale is not None and held.stride() == tensor.stride():
@@ -175,7 +175,7 @@ def convert_(tensor: Tensor, state: State, spec: StateSpec, held: Tensor) -> Non
 
 
 def _walked(entry: Entry, state: State, group: Group, layout: StateLayout) -> list[str]:
-    """What the walk touches: a compensation that is there is used up even after `rounding` was changed."""
+    """The tensors that the walk touches: an existing compensation is still used up after `rounding` changes."""
     names = layout.tensors(entry.state_names, group)
     return [*names, "compensation"] if "compensation" in state and "compensation" not in names else names
 
@@ -204,7 +204,7 @@ def _is_plain_fp32(t: Tensor) -> bool:
 
 
 def _create_scalars(kept: Sequence[Kept], layout: StateLayout) -> None:
-    """Adds what is missing, as views of one tensor."""
+    """Adds missing scalars, as views of one tensor."""
     missing: list[tuple[State, Scalar]] = []
     for entry, state, _, rule in kept:
         for scalar in layout.scalars(rule, entry.state_names):
@@ -216,8 +216,8 @@ def _create_scalars(kept: Sequence[Kept], layout: StateLayout) -> None:
                 state[scalar.name] = held.reshape(())
     if not missing:
         return
-    # On CUDA they live on the device: a skipped step must not advance them, and only the device knows of it.
-    # fp32 is what the walk reads, whatever torch's default dtype is.
+    # On CUDA they are on the device, since a skipped step must not advance them and only the device knows of it. The
+    # walk reads fp32, whatever torch's default dtype.
     fresh, device = [scalar.fresh for _, scalar in missing], kept[0].entry.param.device
     values = torch.tensor(fresh, dtype=torch.float32, device=device)
     for (state, scalar), value in zip(missing, values.unbind(), strict=True):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one step did to one tensor, counted while it was in registers."""
+"""Statistics of one step of one tensor, collected during the walk."""
 
 import math
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ __all__ = ["Clipped", "TensorStatistics"]
 
 
 class Clipped(NamedTuple):
-    """What clipping by tensor or by unit left: `Clipped` of csrc/core/tables.h.
+    """Result of clipping by tensor or by unit: `Clipped` of csrc/core/tables.h.
 
     Args:
         grad_sq: Sum of squares of the gradients, before scaling.
-        num: Tensors or units that were scaled down.
+        num: Number of tensors or units that were scaled down.
     """
 
     grad_sq: float
@@ -27,11 +27,11 @@ class TensorStatistics:
     """Sums over the elements of one parameter in one step.
 
     Args:
-        grad_sq: Sum of squares of the gradient the rule saw: unscaled, clipped, with L2.
+        grad_sq: Sum of squares of the gradient that the rule sees: unscaled, clipped, with L2.
         param_sq: Sum of squares of the new parameter.
         update_sq: Sum of squares of the change of the parameter, before rounding.
-        nonfinite: Gradient elements that are inf or NaN.
-        lost: Elements whose stored value did not change although their update was not zero.
+        nonfinite: Number of gradient elements that are inf or NaN.
+        lost: Number of elements whose stored value did not change although their update was not zero.
     """
 
     grad_sq: float
@@ -57,7 +57,7 @@ class TensorStatistics:
 
     @staticmethod
     def from_tensors(grad: Tensor, param: Tensor, update: Tensor, lost: Tensor) -> "TensorStatistics":
-        """Counts by plain PyTorch."""
+        """Computes the statistics in plain PyTorch."""
         return TensorStatistics(
             grad_sq=float(grad.double().square().sum()),
             param_sq=float(param.double().square().sum()),

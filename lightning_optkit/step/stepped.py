@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the step asks of an optimizer, anew each time, and what it then knows of each of its groups."""
+"""The interface of an optimizer to its step, and the facts about each of its groups, looked up in every step."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
@@ -15,13 +15,13 @@ __all__ = ["GroupContext", "Loadable", "Stepped", "group_contexts"]
 
 
 class GroupContext(NamedTuple):
-    """One parameter group, as a step sees it.
+    """One parameter group in a step.
 
     Args:
-        number: Its place in `optimizer.param_groups`.
-        group: Itself.
-        rule: What it is updated by.
-        state_names: The state that it keeps for the rule under its settings.
+        number: Its index in `optimizer.param_groups`.
+        group: The group.
+        rule: Its update rule.
+        state_names: Names of the rule's states under its settings.
     """
 
     number: int
@@ -31,7 +31,7 @@ class GroupContext(NamedTuple):
 
 
 class Stepped(Protocol):
-    """An optimizer, as far as the step, its plan and its explanation look at it."""
+    """The part of an optimizer that the step, its plan and its explanation use."""
 
     param_groups: list[Group]
     state: Any
@@ -42,32 +42,32 @@ class Stepped(Protocol):
 
     @property
     def _owner(self) -> str:
-        """The class, for messages."""
+        """The class name, for error messages."""
         ...
 
     def _rule(self, group: Group) -> Rule:
-        """The rule of a group."""
+        """The update rule of a group."""
         ...
 
     def _why_reference(self, param: Tensor, group: Group) -> str | None:
-        """The reason why a parameter takes the reference path, or None."""
+        """Why a parameter takes the reference path, or None."""
         ...
 
     def _reference_segment(self, rule: Rule) -> type[Segment]:
-        """What steps the parameters of `rule` that take the reference path."""
+        """The class that steps the parameters of `rule` on the reference path."""
         ...
 
     def _learn(self, observed: Tensor) -> None:
-        """Makes the next estimate of a rule with one."""
+        """Computes the next estimate of a rule with one."""
         ...
 
     def _check_changed(self, numbers: Iterable[int] | None = None) -> None:
-        """Raises for an entry of a group that was set to what the constructor refuses."""
+        """Raises if an entry of a group was set to a value that the constructor refuses."""
         ...
 
 
 class Loadable(Stepped, Protocol):
-    """An optimizer, as far as the checks of its groups and the loading of a state dict look at it."""
+    """The part of an optimizer that the checks of its groups and the loading of a state dict use."""
 
     defaults: Group
     torch_class: ClassVar[type[Optimizer] | None]
@@ -75,11 +75,11 @@ class Loadable(Stepped, Protocol):
     _carried: ClassVar[tuple[str, ...]]
 
     def _completed(self, saved: Group, group: Group) -> Group:
-        """A saved group with the entries of the rule that torch's class lacks."""
+        """A saved group completed by the entries of the rule that torch's class lacks."""
         ...
 
     def _check_all(self, group: Group) -> None:
-        """Raises for an entry that is out of range."""
+        """Raises if an entry is out of range."""
         ...
 
     def _check_learned(self, group: Group) -> None:
@@ -87,16 +87,16 @@ class Loadable(Stepped, Protocol):
         ...
 
     def _check_together(self, groups: Sequence[Group]) -> None:
-        """Raises for groups that do not go together."""
+        """Raises for groups that are incompatible with each other."""
         ...
 
     def _forget_steps(self) -> None:
-        """For state or groups that are others now."""
+        """Discards the plan, since state or groups were replaced."""
         ...
 
 
 def group_contexts(optimizer: Stepped) -> list[GroupContext]:
-    """Of the groups that the optimizer has now."""
+    """The contexts of the optimizer's current groups."""
     found = []
     for number, group in enumerate(optimizer.param_groups):
         rule = optimizer._rule(group)
