@@ -20,7 +20,7 @@ class Stages(TypedDict, total=False):
     Args:
         clip: Gradient clipping applied by the step, e.g. `ClipNorm(1.0)`.
         average: Average of the parameters updated by the step, e.g. `EMA(0.999)`.
-        l1: Weight of the L1 proximal step, in [0, inf); the threshold is `lr * l1`, and it produces exact zeros.
+        l1: Weight of the L1 proximal step, in [0, inf); the threshold is `lr * l1`, and zeros are exact.
         cautious: Apply decoupled decay only where the update does not move away from zero; no effect on L2.
         centralize: Subtract the mean of each row of the first dimension from its gradient (two dimensions or more).
         rounding: How 16-bit parameters are stored: "nearest", "stochastic", or "kahan" (one more 16-bit number per
