@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How deep a parameter lies: the layers of a module tree in order from input to output.
+"""The depth of a parameter: the layers of a module tree, in order from input to output.
 
 The rule, for any module tree:
 
 1. A stack is a Sequential, ModuleList or ModuleDict with at least two children that are blocks, that is, have
-   submodules of their own. Each child of a stack is one layer, whatever it holds.
-2. Of nested stacks the outer one counts, unless an inner one has more blocks.
-3. What is registered before, between and behind stacks is one layer each time: the stem or the embeddings are the first
-   layer; final norm, pooler and head together are the last.
+   submodules of their own. Each child of a stack is one layer, whatever it contains.
+2. Among nested stacks the outer one counts, unless an inner one has more blocks.
+3. Modules registered before, between and after stacks form one layer each time: the stem or the embeddings are the
+   first layer; final norm, pooler and head together are the last.
 4. A model without blocks (a plain Sequential of Linear layers) has one layer per child of its containers; a model
-   without containers one per child.
+   without containers has one layer per child.
 """
 
 import fnmatch
@@ -27,16 +27,16 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 def depths(
     owner: str, model: nn.Module, names: dict[Tensor, str], layers: Sequence[str] | None
 ) -> tuple[dict[Tensor, int], int]:
-    """Layer of each parameter, from 0 at the input, and how many layers there are.
+    """The layer of each parameter, from 0 at the input, and the number of layers.
 
     Args:
-        owner: Function or callback to name in the message.
+        owner: Function or callback named in error messages.
         model: The module tree.
         names: Its parameters by name.
-        layers: fnmatch patterns of module or parameter names in order; None: found by the rule.
+        layers: fnmatch patterns of module or parameter names, in order; None: the rule above.
 
     Raises:
-        ValueError: if a parameter belongs to none of `layers`.
+        ValueError: if a parameter matches none of `layers`.
     """
     if layers is not None:
         return {param: _given_depth(owner, name, layers) for param, name in names.items()}, len(layers)
@@ -44,7 +44,7 @@ def depths(
     parts = list(_merged(_parts(model, _stacks(model))))
     for depth, params in enumerate(parts):
         for param in params:
-            found.setdefault(param, depth)  # a shared parameter lies where it is used first
+            found.setdefault(param, depth)  # a shared parameter belongs to its first use
     return found, len(parts)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a parameter group is decided by: decay by module type, rate by depth, and whatever a pattern says of a name."""
+"""Assigns parameters to groups: weight decay by module type, learning rate by depth, other entries by name pattern."""
 
 import fnmatch
 import re
@@ -26,14 +26,14 @@ _WRAPPERS = re.compile(rf"({'|'.join(WRAPPERS)})\.")
 
 @dataclass(frozen=True)
 class Membership:
-    """Which group a parameter belongs to.
+    """The group that a parameter belongs to.
 
     Args:
         decays: Whether weight decay acts on it.
-        depth: Its layer, or None without a decay by layer.
+        depth: Its layer, or None without layer-wise decay.
         scale: Factor of its learning rate.
-        entries: What patterns said, as sorted (name, value) pairs.
-        label: Those patterns in words.
+        entries: Entries from patterns, as sorted (name, value) pairs.
+        label: Those patterns as text.
     """
 
     decays: bool
@@ -53,12 +53,12 @@ class GroupRules:
     """The arguments of `parameter_groups`, checked.
 
     Args:
-        owner: Function or callback to name in messages.
-        weight_decay: As there.
-        no_decay: As there.
-        layer_decay: As there.
-        layers: As there.
-        overrides: As there.
+        owner: Function or callback named in error messages.
+        weight_decay: See `parameter_groups`.
+        no_decay: See `parameter_groups`.
+        layer_decay: See `parameter_groups`.
+        layers: See `parameter_groups`.
+        overrides: See `parameter_groups`.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class GroupRules:
         return repr((self.weight_decay, self.kinds, self.types, self.layer_decay, self.layers, self.overrides))
 
     def memberships(self, model: nn.Module) -> tuple[dict[Tensor, Membership], dict[Tensor, str], int]:
-        """Membership and name of each parameter, once, and the digits of a layer's number.
+        """Membership and name of each distinct parameter, and the number of digits of a layer's number.
 
         Raises:
             ValueError: if a pattern matches nothing.
@@ -159,7 +159,7 @@ class GroupRules:
 
     def _exempts(self, module: nn.Module, own: str, param: Tensor) -> bool:
         is_bias = own == "bias" or own.endswith("_bias") or own.startswith(("bias_ih_l", "bias_hh_l"))
-        # The shape of a lazy parameter is not known before its layer's first input; its layer and name are.
+        # The shape of a lazy parameter is unknown before its layer's first input; its layer and name are known.
         is_vector = is_bias or _is_norm(module) if is_lazy(param) else param.ndim < 2
         return (
             isinstance(module, self.types)
@@ -171,7 +171,7 @@ class GroupRules:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    """Of torch, or of another library: LlamaRMSNorm, LayerNorm2d."""
+    """Norm layers of torch and of other libraries: LlamaRMSNorm, LayerNorm2d."""
     return isinstance(module, _NORMS) or re.search(r"Norm(\dd)?$", type(module).__name__) is not None
 
 
@@ -193,7 +193,7 @@ def _matches(pattern: str, name: str) -> bool:
 def gathered(
     memberships: Mapping[Tensor, Membership], params: Iterable[Tensor]
 ) -> list[tuple[Membership, list[Tensor]]]:
-    """Parameters by membership, from input to output, those that decay first."""
+    """Parameters by membership, from input to output, decaying ones first."""
     groups: dict[str, tuple[Membership, list[Tensor]]] = {}
     for param in params:
         membership = memberships[param]
@@ -202,7 +202,7 @@ def gathered(
 
 
 def named_apart(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Numbers names that are equal: LearningRateMonitor refuses them."""
+    """Appends numbers to equal names, which LearningRateMonitor refuses."""
     seen: dict[str, int] = {}
     for group in groups:
         count = seen[group["name"]] = seen.get(group["name"], 0) + 1

@@ -26,24 +26,24 @@ __all__ = ["MatrixSegment", "muon_update", "orthogonalize"]
 _Iteration = tuple[tuple[float, ...], int, float]
 _Members = list[Bound]
 
-# Elements: beyond it a batch saves nothing more, and what it holds no longer stays in a cache.
+# Elements per batch: a larger batch gains nothing, and its intermediates no longer fit a cache.
 _BATCH = 2**19
 
 
 def orthogonalize(matrices: Tensor, coefficients: Sequence[float], steps: int, eps: float) -> Tensor:
-    """Quintic Newton-Schulz iterations, in bf16: singular values move towards 1, singular vectors stay.
+    """Quintic Newton-Schulz iterations in bf16: singular values converge toward 1, singular vectors are kept.
 
-    On a CPU without bf16 products the numbers are those of bf16 all the same, but held, multiplied and added in fp32;
-    where torch rounds more often than once per product, last bits differ.
+    A CPU without bf16 products computes the same in fp32 and rounds to bf16; where torch rounds more than once per
+    product, last bits differ.
 
     Args:
         matrices: [count, rows, columns].
-        coefficients: Of X, (X X^T) X and (X X^T)^2 X.
+        coefficients: Coefficients of X, (X X^T) X and (X X^T)^2 X.
         steps: Iterations.
-        eps: Least Frobenius norm that a matrix is divided by.
+        eps: Lower bound of the Frobenius norm that a matrix is divided by.
 
     Returns:
-        [count, rows, columns], bf16 or numbers of bf16 in fp32.
+        [count, rows, columns], bf16 or bf16 values in fp32.
     """
     a, b, c = coefficients
     is_tall = matrices.size(1) > matrices.size(2)
@@ -56,11 +56,11 @@ def orthogonalize(matrices: Tensor, coefficients: Sequence[float], steps: int, e
     if not x.numel():
         return x  # no largest element to scale by
     x = x.mT if is_tall else x
-    # Beyond these the squares would overflow; the factor, a power of two, changes nothing else.
+    # Above this bound the squares would overflow; the factor is a power of two, so nothing else changes.
     x = x * torch.where(x.abs().amax((1, 2), keepdim=True) > 2.0**48, 2.0**-64, 1.0).to(x.dtype)
     norms = rounded(torch.stack([matrix.norm() for matrix in x]))
     x = rounded(x / norms.clamp(min=eps).view(-1, 1, 1))
-    # One matrix takes the products of torch.optim.Muon: in a batch they may add up in another order.
+    # A single matrix uses the products of torch.optim.Muon; batched products may sum in another order.
     is_alone = len(x) == 1
     x = x[0] if is_alone else x
     product = torch.addmm if is_alone else torch.baddbmm
@@ -72,19 +72,19 @@ def orthogonalize(matrices: Tensor, coefficients: Sequence[float], steps: int, e
 
 
 def muon_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
-    """What Muon subtracts from the matrix `param`. Writes `state` in place."""
+    """The amount Muon subtracts from the matrix `param`. Updates `state` in place."""
     direction = _look_ahead(grad, state["momentum_buffer"], group)
     return _scaled(orthogonalize(_as_matrix(direction)[None], *_iteration(group))[0], grad, group)
 
 
 def _look_ahead(grad: Tensor, buffer: Tensor, group: Group) -> Tensor:
-    """Moves the momentum, and returns what is orthogonalized."""
+    """Updates the momentum, and returns the matrix to orthogonalize."""
     buffer.lerp_(grad, 1 - group["momentum"])
     return grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
 
 
 def _as_matrix(t: Tensor) -> Tensor:
-    """A convolution's weight as [out, in * kernel]."""
+    """A convolution's weight as an [out, in * kernel] matrix."""
     return t.flatten(1)
 
 
@@ -104,13 +104,13 @@ def _scaled(orthogonal: Tensor, like: Tensor, group: Group) -> Tensor:
 def _hand_over(
     update: Tensor, buffer: Tensor, param: Tensor, grad: Tensor, state: State, group: Group, step: float
 ) -> Tensor:
-    """What `muon_update` does, computed before."""
+    """Returns the result of `muon_update`, computed in advance."""
     state["momentum_buffer"].copy_(buffer)
     return update
 
 
 class MatrixSegment(ReferenceSegment):
-    """Matrices: the iterations run for all of one shape together, the stages for one after another."""
+    """Matrices: the iterations run on all matrices of one shape together, the stages on one after another."""
 
     def step(
         self, groups: Sequence[Group], numbers: Sequence[GroupNumbers], grad_scale: float, statistics: bool
@@ -138,7 +138,7 @@ class MatrixSegment(ReferenceSegment):
         numbers: Sequence[GroupNumbers],
         grad_scale: float,
     ) -> Iterator[tuple[Rule, Bound]]:
-        """For each matrix of one shape: a rule that hands over its update, with what it is an update of."""
+        """For each matrix of one shape: a rule that returns its precomputed update, and the bound entry."""
         buffers, directions = [], []
         for entry, state, grad in batch:
             group, stage = groups[entry.group_index], numbers[entry.group_index]
@@ -155,7 +155,7 @@ class MatrixSegment(ReferenceSegment):
 
 
 def _batches(members: _Members, size: int) -> Iterator[_Members]:
-    """Runs of `members`, of `size` elements each, that are worked on together."""
+    """Runs of `members`, of `size` elements each, that are computed together."""
     at_once = max(1, _BATCH // max(1, size))
     for begin in range(0, len(members), at_once):
         yield members[begin : begin + at_once]

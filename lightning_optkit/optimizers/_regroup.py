@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Splits the groups of an optimizer that is built already, in place: schedulers keep hold of the same object."""
+"""Splits the groups of an existing optimizer in place, so that its schedulers keep their reference."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -15,7 +15,7 @@ from lightning_optkit.optimizers.groups import GroupTable
 
 __all__ = ["regroup_"]
 
-_RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # the last two are OneCycleLR's
+_RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # the last two belong to OneCycleLR
 _SCALED, _COPIED = ("base_lrs", LAST_LRS, "max_lrs"), ("lr_lambdas", "min_lrs", "base_momentums", "max_momentums")
 _STRANGER = Membership(decays=True, depth=None, scale=1.0, entries=(), label="other")
 
@@ -24,19 +24,19 @@ _STRANGER = Membership(decays=True, depth=None, scale=1.0, entries=(), label="ot
 def regroup_(
     optimizer: Optimizer, model: nn.Module, rules: GroupRules, schedulers: Iterable[Any] = ()
 ) -> GroupTable | None:
-    """Splits the groups of a fresh optimizer by `rules`; its other entries and its schedulers stay right.
+    """Splits the groups of a fresh optimizer by `rules`; other entries and schedulers stay consistent.
 
     Args:
         optimizer: Any optimizer that has not stepped yet.
-        model: Where the parameters have their names.
+        model: The model that names the parameters.
         rules: The arguments of `parameter_groups`.
-        schedulers: Schedulers bound to the optimizer, whose lists of base values are split alike.
+        schedulers: Schedulers of the optimizer, whose lists of base values are split too.
 
     Returns:
-        The groups; None if they were made by the same rules before.
+        The groups; None if the same rules already made them.
 
     Raises:
-        ValueError: if the optimizer has stepped, has no entry of that name, or takes a single group only.
+        ValueError: if the optimizer has stepped, lacks an entry of that name, or supports only one group.
     """
     if vars(optimizer).get("_grouped_by") == repr(rules):
         return None
@@ -50,7 +50,7 @@ def regroup_(
         prefix = f"{old.get('name', f'group{place}')}_" if several or "name" in old else ""
         own = {param: memberships.get(param, _STRANGER) for param in old["params"]}
         has_decay = "weight_decay" in old
-        if not has_decay:  # nothing to tell apart
+        if not has_decay:  # no weight decay to distinguish
             own = {param: replace(membership, decays=True) for param, membership in own.items()}
         for membership, params in gathered(own, old["params"]):
             scale = _scale(old, membership)
@@ -68,7 +68,7 @@ def regroup_(
 
 def _check_optimizer(optimizer: Optimizer, rules: GroupRules) -> None:
     name = type(optimizer).__name__
-    # Adagrad makes its state when it is built, at step 0.
+    # Adagrad creates its state in the constructor, at step 0.
     if any(float(state.get("step", 1)) > 0 for state in optimizer.state.values() if state):
         raise ValueError(f"{rules.owner}(...): {name} has stepped already; group its parameters before the first step.")
     if isinstance(optimizer, torch.optim.LBFGS):
@@ -87,7 +87,7 @@ def _check_optimizer(optimizer: Optimizer, rules: GroupRules) -> None:
 
 
 def _scale(old: dict[str, Any], membership: Membership) -> float:
-    """By how much the rates of a group differ from those of the group that it comes from."""
+    """The factor of a group's learning rates relative to the group it was split from."""
     entries, base = dict(membership.entries), float(old.get("initial_lr", old["lr"]))
     return entries["lr"] / base if "lr" in entries and base else membership.scale
 
@@ -102,7 +102,7 @@ def _split(
         if membership.decays:
             group["weight_decay"] = old["weight_decay"] if rules.weight_decay is None else rules.weight_decay
     group |= {key: value for key, value in entries.items() if key != "lr"}
-    if "lr" in entries and "initial_lr" not in old:  # exactly, where no scheduler has changed it yet
+    if "lr" in entries and "initial_lr" not in old:  # exact while no scheduler has changed it
         group["lr"] = torch.full_like(old["lr"], entries["lr"]) if isinstance(old["lr"], Tensor) else entries["lr"]
     group["params"] = params
     if "param_names" in old:
@@ -112,14 +112,14 @@ def _split(
 
 
 def _scaled(value: Any, factor: float) -> Any:
-    """A tensor is copied: groups that shared one would all be written through any of them."""
+    """A scaled value; a tensor is copied, since writing to one group would otherwise change the others."""
     if isinstance(value, Tensor):
         return value.clone() if factor == 1 else value * factor
     return value if factor == 1 else value * factor
 
 
 def _split_conversion(optimizer: Optimizer, origins: list[int]) -> None:
-    """If `from_torch_` came first: what it keeps of each group for the way back."""
+    """Splits what an earlier `from_torch_` saved for each group."""
     before = vars(optimizer).get("_before_conversion")
     if before is not None:
         vars(optimizer)["_before_conversion"] = replace(

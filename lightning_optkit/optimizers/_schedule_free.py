@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the schedule-free rules share: the weights of the average, and which point the parameters hold.
+"""Shared by the schedule-free rules: the weights of the average, and the switch between y and x.
 
 Source: Defazio et al. 2024, arXiv:2405.15682, Equations 2-4 and Algorithm 1.
 """
@@ -20,7 +20,7 @@ from lightning_optkit.step.rule import Group, Hyperparameters, Scalar, State
 __all__ = ["WEIGHT_SUM", "ScheduleFreeOptimizer", "average_hyperparameters", "move", "rate_and_share"]
 
 WEIGHT_SUM = (Scalar("weight_sum", 0.0, 0.0), Scalar("weight_sum_rest", 0.0, 0.0, signed=True))
-"""The sum of the weights so far, as two fp32 numbers."""
+"""The sum of the weights so far, in two fp32 numbers."""
 
 
 def average_hyperparameters(group: Group) -> Hyperparameters:
@@ -29,7 +29,7 @@ def average_hyperparameters(group: Group) -> Hyperparameters:
 
 
 def rate_and_share(state: State, group: Group, step: float, correction: float) -> tuple[float, float]:
-    """This step's rate, and the share of z in the new average; line for line csrc/rules/schedule_free.h."""
+    """This step's rate and the weight of z in the new average, as in csrc/rules/schedule_free.h."""
     warmup_steps, r, power, lr_max = average_hyperparameters(group).values()
     ramp = step / warmup_steps if step < warmup_steps else 1.0
     weight = step**r * (lr_max * ramp * correction) ** power
@@ -40,7 +40,7 @@ def rate_and_share(state: State, group: Group, step: float, correction: float) -
 
 
 def move(param: Tensor, direction: Tensor, z: Tensor, beta: float, rate: float, share: float) -> Tensor:
-    """Moves z, and returns what y loses."""
+    """Updates z, and returns the amount to subtract from y."""
     update = (param - z) * share + rate * (1 - beta * (1 - share)) * direction
     z.sub_(rate * direction)
     return update
@@ -49,22 +49,22 @@ def move(param: Tensor, direction: Tensor, z: Tensor, beta: float, rate: float, 
 class ScheduleFreeOptimizer(OnePassOptimizer):
     """A rule whose parameters hold y during training and the average x otherwise.
 
-    `train()` and `eval()` switch between the two. Until the first `train()` the parameters are evaluated: `step` raises
-    rather than let anyone evaluate y without having heard of it. In evaluation y waits in the state, so that training
-    goes on bit for bit, and a state dict says in `train_mode` of its groups which point the parameters held.
+    `train()` and `eval()` switch between the two. A new optimizer is in evaluation mode, and `step` raises until
+    `train()` is called, so that nobody evaluates y by mistake. In evaluation mode y is kept in the state, so that
+    training continues bitwise. The group entry `train_mode` of a state dict says which point the parameters held.
     """
 
     _learned = ("lr_max", "train_mode")
     _carried = ("y",)
 
     def _given_beta(self, group: Group) -> tuple[str, Any]:
-        """The argument that says the share of x in y, and its value, which may be wrong."""
+        """The argument for the weight of x in y, and its value, not checked yet."""
         raise NotImplementedError
 
     kept_entries = OnePassOptimizer.kept_entries | {"lr_max", "train_mode", "warmup_steps"}
 
     def _beta(self, group: Group) -> float:
-        """Share of x in y."""
+        """Weight of x in y."""
         return float(self._given_beta(group)[1])
 
     # --- which point the parameters hold ---
@@ -76,7 +76,7 @@ class ScheduleFreeOptimizer(OnePassOptimizer):
 
     @torch.no_grad()
     def train(self) -> None:
-        """Makes the parameters hold y, where gradients are taken. Does nothing if they do."""
+        """Switches the parameters to y, where gradients are taken. No-op in training mode."""
         for group in self.param_groups:
             group["train_mode"] = True
             for param in group["params"]:
@@ -86,7 +86,7 @@ class ScheduleFreeOptimizer(OnePassOptimizer):
 
     @torch.no_grad()
     def eval(self) -> None:
-        """Makes the parameters hold the average x. Does nothing if they do."""
+        """Switches the parameters to the average x. No-op in evaluation mode."""
         for param, x in self.averages().items():
             self.state[param]["y"] = param.detach().clone()
             param.copy_(x)
@@ -95,7 +95,7 @@ class ScheduleFreeOptimizer(OnePassOptimizer):
 
     @torch.no_grad()
     def averages(self) -> dict[Tensor, Tensor]:
-        """X of every parameter that holds y and was updated."""
+        """The average x of every parameter that holds y and was updated."""
         found: dict[Tensor, Tensor] = {}
         for group in self.param_groups:
             for param in group["params"] if group["train_mode"] else ():
@@ -106,7 +106,7 @@ class ScheduleFreeOptimizer(OnePassOptimizer):
         return found
 
     def as_evaluated(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """The state dict that `eval()` would have left, of one that was taken in training; changes neither."""
+        """Returns the evaluation-mode version of a state dict taken in training mode; changes neither."""
         pairs = zip(chain.from_iterable(g["params"] for g in state_dict["param_groups"]), self._params(), strict=True)
         averages = self.averages()
         state = dict(state_dict["state"])
@@ -120,7 +120,7 @@ class ScheduleFreeOptimizer(OnePassOptimizer):
         return [param for group in self.param_groups for param in group["params"]]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group, as in torch; its parameters, not yet updated, are y and x at once."""
+        """Adds a group, as in torch; for new parameters, y equals x."""
         if isinstance(param_group, dict) and self.param_groups:
             param_group = {**param_group, "train_mode": self.in_training}
         super().add_param_group(param_group)
@@ -131,7 +131,7 @@ class ScheduleFreeOptimizer(OnePassOptimizer):
         """One update of every parameter with a gradient.
 
         Raises:
-            RuntimeError: while the parameters hold the average.
+            RuntimeError: in evaluation mode.
         """
         self._check_changed()
         if not self.in_training:
@@ -164,7 +164,7 @@ class ScheduleFreeOptimizer(OnePassOptimizer):
             )
 
     def keep_average(self, average: Average | None) -> None:
-        """Raises ValueError for any average: the rule is one."""
+        """Raises ValueError for any average, since the rule keeps one itself."""
         self._check_no_average(average)
 
     def _check_learned(self, group: Group) -> None:

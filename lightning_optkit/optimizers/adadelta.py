@@ -21,7 +21,7 @@ __all__ = ["Adadelta", "adadelta_update"]
 
 
 def adadelta_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
-    """What Adadelta subtracts from `param`, line for line csrc/rules/adadelta.h. Writes `state` in place."""
+    """The amount Adadelta subtracts from `param`, as in csrc/rules/adadelta.h. Updates `state` in place."""
     rho, eps = group["rho"], group["eps"]
     state["square_avg"].mul_(rho).add_((1 - rho) * grad * grad)  # E[g^2]_t
     delta = (state["acc_delta"] + eps).sqrt() / (state["square_avg"] + eps).sqrt() * grad
@@ -51,11 +51,11 @@ class Adadelta(OnePassOptimizer, torch.optim.Adadelta):
         rho: Decay rate of both mean squares, in [0, 1].
         eps: Added to the denominator, in [0, inf).
         weight_decay: L2 coefficient, added to the gradient; in [0, inf).
-        foreach: As in torch, which chooses among its implementations; kept for state dicts. There is one here.
+        foreach: As in torch; kept for state dicts. No effect, since there is only one implementation.
         capturable: As in torch; kept for state dicts.
         maximize: Ascend.
         differentiable: Must be False: the step writes in place.
-        fused: None: the compiled pass wherever it can go. False: plain PyTorch.
+        fused: None: the compiled path where possible. False: plain PyTorch.
         **stages: As in `lightning_optkit.step.Stages`.
 
     Raises:

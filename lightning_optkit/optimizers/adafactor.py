@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adafactor: a second moment kept as its row and column means, steps in proportion to the parameter.
+"""Adafactor: a second moment stored as row and column means, and steps proportional to the parameter.
 
 Source: Shazeer & Stern 2018, "Adafactor: adaptive learning rates with sublinear memory cost", arXiv:1804.04235. As in
-`torch.optim.Adafactor`: `lr` bounds the relative step and weighs a decoupled decay, eps[0] bounds what is divided by
-instead of being added to the squares, and means stand for sums.
+`torch.optim.Adafactor`: `lr` bounds the relative step and multiplies decoupled decay, eps[0] bounds the denominator
+instead of being added to the squares, and means replace sums.
 """
 
 import math
@@ -24,7 +24,7 @@ __all__ = ["Adafactor", "adafactor_update"]
 
 
 def adafactor_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
-    """What Adafactor subtracts from `param`. Writes `state` in place."""
+    """The amount Adafactor subtracts from `param`. Updates `state` in place."""
     if param.numel() == 0:
         return torch.zeros_like(param)
     eps1, eps2 = (float(eps) for eps in group["eps"])
@@ -36,7 +36,7 @@ def adafactor_update(param: Tensor, grad: Tensor, state: State, group: Group, st
 
 
 def _factored(grad: Tensor, state: State, share: float, eps1: float) -> Tensor:
-    """The product of row and column means over the mean of all, for each matrix of the last two dimensions."""
+    """The second moment of each matrix (last two dimensions): row means times column means, over the mean."""
     row_var, col_var = state["row_var"], state["col_var"]
     row_var.lerp_(_mean_square(grad, -1), share)
     col_var.lerp_(_mean_square(grad, -2), share)
@@ -49,7 +49,7 @@ def _of_elements(grad: Tensor, state: State, share: float) -> Tensor:
 
 
 def _mean_square(grad: Tensor, dim: int) -> Tensor:
-    # By the norm, so that no squared gradient is written out.
+    # Computed by norms, to avoid a temporary of the squares.
     squares: Tensor = torch.linalg.vector_norm(grad, dim=dim, keepdim=True).square_()
     return squares.div_(grad.size(dim))
 
@@ -71,13 +71,13 @@ def _of_columns(shape: torch.Size) -> torch.Size | None:
 
 
 def _resolve(group: Group, param: Tensor) -> Group:
-    """eps[0] of None is that of the stored dtype, although 16-bit parameters are updated in fp32."""
+    """eps[0]=None is the eps of the stored dtype, although 16-bit parameters are updated in fp32."""
     eps1, eps2 = group["eps"]
     return {**group, "eps": (torch.finfo(param.dtype).eps if eps1 is None else eps1, eps2)}
 
 
 def _hyperparameters(group: Group) -> Hyperparameters:
-    """As in csrc/rules/adafactor.h, where an eps[0] below 0 is that of the stored dtype."""
+    """As in csrc/rules/adafactor.h, where eps[0] < 0 stands for the eps of the stored dtype."""
     eps1, eps2 = group["eps"]
     return {
         "beta2_decay": float(group["beta2_decay"]),
@@ -98,38 +98,37 @@ _RULE = Rule(
     adafactor_update,
     needs_whole="factor the second moment",
     resolve=_resolve,
-    num_rereads=3,  # the gradient for the norm of the update and for the update, the parameter for its own norm
+    num_rereads=3,  # the gradient for the norm of the update and for the update, the parameter for its norm
 )
 
 
 class Adafactor(OnePassOptimizer, torch.optim.Adafactor):
     """Adafactor with the arguments of `torch.optim.Adafactor`, and every stage of the one-pass step.
 
-    A parameter of two dimensions or more keeps the mean square of each row and of each column of its last two; any
-    other keeps one number per element. The step is `max(eps[1], rms(param)) * min(lr, 1 / sqrt(t))` long per element,
-    so `lr` is relative to the parameter. On CPU the rule is compiled, but for a matrix that is not contiguous; on
-    CUDA it runs in PyTorch. `explain()` says which. Rows and columns are kept in fp32, few as they are, and so is the
-    state of any other parameter unless `state_dtype` says otherwise.
+    A parameter of two dimensions or more has state per row and column of its last two dimensions (the mean squares);
+    any other has one number per element. The RMS of a step is `max(eps[1], rms(param)) * min(lr, 1 / sqrt(t))`, so `lr`
+    is relative to the parameter. On CPU the rule is compiled, except for non-contiguous matrices; on CUDA it runs in
+    PyTorch. `explain()` shows which. Row and column state is fp32; other state has `state_dtype`.
 
     Args:
         params: Parameters or parameter groups, as in `torch.optim`; all real.
-        lr: Largest relative step, in [0, inf), or a 1-element tensor; from 1 on it bounds nothing.
-        beta2_decay: The second moment takes the share t ** beta2_decay of the new squares; in (-inf, 0].
-        eps: Least square root that is divided by, in [0, inf), or None for the eps of the parameter's dtype (torch: of
-            the first parameter of its group); and the least RMS that a parameter counts with, in [0, inf).
+        lr: Largest relative step, in [0, inf), or a 1-element tensor; from 1 on it has no effect as a bound.
+        beta2_decay: The weight of new squares in the second moment is t ** beta2_decay; in (-inf, 0].
+        eps: Lower bound of the square root in the denominator, in [0, inf), or None for the eps of the parameter's
+            dtype (torch: of the first parameter of its group); and lower bound of a parameter's RMS, in [0, inf).
         d: Largest RMS of an update before the rate, in [1, inf].
         weight_decay: Share of each parameter removed per step, times `lr`; in [0, inf).
-        foreach: As in torch, which chooses among its implementations; kept for state dicts. There is one here.
+        foreach: As in torch; kept for state dicts. No effect, since there is only one implementation.
         maximize: Ascend.
         **stages: As in `lightning_optkit.step.Stages`.
 
     Raises:
         ValueError: for an argument out of range, no parameters, one given twice, or two devices; at the first step, for
-            a parameter that is sharded over processes.
+            a sharded parameter.
         RuntimeError: for a complex parameter, as in torch.
 
-    Cost: 4 bytes of state per row and per column of a matrix, 4 per element of a vector; three walks: one reads what
-    the second moment is made of, one what the norms are, one updates.
+    Cost: 4 bytes of state per row and per column of a matrix, 4 per element of a vector; three walks: for the second
+    moment, for the norms, and for the update.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.ones(3, 4))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adagrad: every element has its own rate, which only falls; in one pass.
+"""Adagrad: every element has its own learning rate, which only decreases; in one pass.
 
 Source: Duchi, Hazan & Singer 2011, "Adaptive Subgradient Methods for Online Learning and Stochastic Optimization",
 JMLR 12, Figure 1 (diagonal case).
@@ -25,7 +25,7 @@ __all__ = ["Adagrad", "adagrad_update"]
 
 
 def adagrad_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
-    """What Adagrad subtracts from `param`, line for line csrc/rules/adagrad.h. Writes `state` in place."""
+    """The amount Adagrad subtracts from `param`, as in csrc/rules/adagrad.h. Updates `state` in place."""
     state["sum"].add_(grad * grad)
     rate = float(group["lr"]) / (1 + (step - 1) * group["lr_decay"])
     update: Tensor = grad * rate / (state["sum"].sqrt() + group["eps"])
@@ -51,12 +51,12 @@ class Adagrad(OnePassOptimizer, torch.optim.Adagrad):
         lr: Learning rate, in [0, inf), or a 1-element tensor.
         lr_decay: The rate is `lr / (1 + (step - 1) * lr_decay)`; in [0, inf).
         weight_decay: L2 coefficient, added to the gradient; in [0, inf).
-        initial_accumulator_value: What the sum of squares starts from, in [0, inf).
+        initial_accumulator_value: Initial value of the sum of squares, in [0, inf).
         eps: Added to the denominator, in [0, inf).
-        foreach: As in torch, which chooses among its implementations; kept for state dicts. There is one here.
+        foreach: As in torch; kept for state dicts. No effect, since there is only one implementation.
         maximize: Ascend.
         differentiable: Must be False: the step writes in place.
-        fused: None: the compiled pass wherever it can go. False: plain PyTorch.
+        fused: None: the compiled path where possible. False: plain PyTorch.
         **stages: As in `lightning_optkit.step.Stages`.
 
     Raises:
@@ -110,7 +110,7 @@ class Adagrad(OnePassOptimizer, torch.optim.Adagrad):
         )
 
     def share_memory(self) -> None:
-        """Moves the sums of squares into shared memory, as in torch; those that no step has begun are created."""
+        """Moves the sums of squares into shared memory, as in torch, creating those that do not exist yet."""
         kept = [
             Kept(Entry(param, _RULE.state_names, group_index, 0), self.state[param], group, _RULE)
             for group_index, group in enumerate(self.param_groups)

@@ -21,7 +21,7 @@ __all__ = ["Adam", "adam_update"]
 
 
 def adam_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
-    """What Adam subtracts from `param`, line for line csrc/rules/adam.h. Writes `state` in place."""
+    """The amount Adam subtracts from `param`, as in csrc/rules/adam.h. Updates `state` in place."""
     beta1, beta2 = group["betas"]
     exp_avg, exp_avg_sq = state["exp_avg"], state["exp_avg_sq"]
     exp_avg.lerp_(grad, float(1 - beta1))  # m_t
@@ -57,11 +57,11 @@ class Adam(OnePassOptimizer, torch.optim.Adam):
         weight_decay: L2 coefficient, added to the gradient (decoupled: share of the parameter removed per step, times
             `lr`); in [0, inf).
         amsgrad: Use the largest second moment so far.
-        foreach: As in torch, which chooses among its implementations; kept for state dicts. There is one here.
+        foreach: As in torch; kept for state dicts. No effect, since there is only one implementation.
         maximize: Ascend.
         capturable: As in torch; kept for state dicts.
         differentiable: Must be False: the step writes in place.
-        fused: None: the compiled pass wherever it can go. False: plain PyTorch.
+        fused: None: the compiled path where possible. False: plain PyTorch.
         decoupled_weight_decay: True makes it AdamW.
         **stages: As in `lightning_optkit.step.Stages`.
 
@@ -130,7 +130,7 @@ class Adam(OnePassOptimizer, torch.optim.Adam):
         check_number(self._owner, "eps", group["eps"], "[0, inf)")
 
     def _check_tensors(self, group: Group, values: dict[str, object]) -> None:
-        """Raises where torch does: its foreach implementation takes tensors only if it is capturable."""
+        """Raises where torch does: torch's foreach implementation accepts tensors only if it is capturable."""
         for name, value in values.items():
             if isinstance(value, Tensor) and group["foreach"] and not group["capturable"]:
                 raise ValueError(

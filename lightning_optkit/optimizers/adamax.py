@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adamax: Adam by the infinity norm; in one pass.
+"""Adamax: Adam with the infinity norm; in one pass.
 
 Source: Kingma & Ba 2015, arXiv:1412.6980, Algorithm 2. Differs from it as `torch.optim.Adamax` does: eps is added to
 the absolute value of the gradient.
@@ -21,7 +21,7 @@ __all__ = ["Adamax", "adamax_update"]
 
 
 def adamax_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
-    """What Adamax subtracts from `param`, line for line csrc/rules/adamax.h. Writes `state` in place."""
+    """The amount Adamax subtracts from `param`, as in csrc/rules/adamax.h. Updates `state` in place."""
     beta1, beta2 = group["betas"]
     state["exp_avg"].lerp_(grad, float(1 - beta1))  # m_t
     torch.maximum(grad.abs() + group["eps"], state["exp_inf"] * beta2, out=state["exp_inf"])  # u_t
@@ -46,11 +46,11 @@ class Adamax(OnePassOptimizer, torch.optim.Adamax):
         betas: Decay rates of the first moment and of the infinity norm, each in [0, 1).
         eps: Added to the absolute gradient, in [0, inf).
         weight_decay: L2 coefficient, added to the gradient; in [0, inf).
-        foreach: As in torch, which chooses among its implementations; kept for state dicts. There is one here.
+        foreach: As in torch; kept for state dicts. No effect, since there is only one implementation.
         maximize: Ascend.
         differentiable: Must be False: the step writes in place.
         capturable: As in torch; kept for state dicts.
-        fused: None: the compiled pass wherever it can go. False: plain PyTorch.
+        fused: None: the compiled path where possible. False: plain PyTorch.
         **stages: As in `lightning_optkit.step.Stages`.
 
     Raises:

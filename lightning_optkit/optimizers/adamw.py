@@ -27,10 +27,10 @@ class AdamW(Adam, torch.optim.AdamW):
         weight_decay: Share of each parameter removed per step, times `lr`; in [0, inf).
         amsgrad: Use the largest second moment so far.
         maximize: Ascend.
-        foreach: As in torch, which chooses among its implementations; kept for state dicts. There is one here.
+        foreach: As in torch; kept for state dicts. No effect, since there is only one implementation.
         capturable: As in torch; kept for state dicts.
         differentiable: Must be False: the step writes in place.
-        fused: None: the compiled pass wherever it can go. False: plain PyTorch.
+        fused: None: the compiled path where possible. False: plain PyTorch.
         **stages: As in `lightning_optkit.step.Stages`.
 
     Raises:

@@ -2,8 +2,8 @@
 """Adan: Adam with Nesterov's momentum written in differences of gradients; in one pass.
 
 Source: Xie et al. 2022, arXiv:2208.06677, Algorithm 1, without its restarts. Differs from it as the authors'
-implementation does: a beta is the share of the old (1 - the paper's), and all three moments are corrected for their
-start at zero.
+implementation does: a beta is the weight of the old value (1 - the paper's beta), and all three moments are
+bias-corrected.
 """
 
 import torch
@@ -21,7 +21,7 @@ __all__ = ["Adan", "adan_update"]
 
 
 def adan_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
-    """What Adan subtracts from `param`, line for line csrc/rules/adan.h. Writes `state` in place."""
+    """The amount Adan subtracts from `param`, as in csrc/rules/adan.h. Updates `state` in place."""
     beta1, beta2, beta3 = group["betas"]
     lr = float(group["lr"])
     diff = torch.zeros_like(grad) if step == 1 else grad - state["previous_grad"]
@@ -78,7 +78,7 @@ class Adan(OnePassOptimizer):
         no_prox: False: decay divides the moved parameter by `1 + lr * weight_decay`. True: it multiplies the old one by
             `1 - lr * weight_decay`, as in AdamW.
         maximize: Ascend.
-        fused: None: the compiled pass wherever it can go. False: plain PyTorch.
+        fused: None: the compiled path where possible. False: plain PyTorch.
         **stages: As in `lightning_optkit.step.Stages`.
 
     Raises:

@@ -20,7 +20,7 @@ __all__ = ["AdEMAMix", "ademamix_update"]
 
 
 def ademamix_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
-    """What AdEMAMix subtracts from `param`, line for line csrc/rules/ademamix.h. Writes `state` in place."""
+    """The amount AdEMAMix subtracts from `param`, as in csrc/rules/ademamix.h. Updates `state` in place."""
     beta1, beta2, beta3 = group["betas"]
     lr, alpha = float(group["lr"]), group["alpha"]
     if group["alpha_warmup"] and step < group["alpha_warmup"]:
@@ -71,15 +71,15 @@ class AdEMAMix(OnePassOptimizer):
         params: Parameters or parameter groups, as in `torch.optim`.
         lr: Learning rate, in [0, inf), or a 1-element tensor.
         betas: Decay rates of the fast average, of the second moment and of the slow average, each in [0, 1).
-        alpha: Weight of the slow average beside the fast one, in [0, inf).
+        alpha: Weight of the slow average relative to the fast one, in [0, inf).
         beta3_warmup: Steps over which the slow average's decay rate grows from `betas[0]` to `betas[2]`, its half-life
-            linearly; at least 1. None: at once. The paper takes the length of the run.
-        alpha_warmup: Steps over which `alpha` grows linearly from 0; at least 1. None: at once. The paper takes the
+            linearly; at least 1. None: no warmup. The paper uses the length of the run.
+        alpha_warmup: Steps over which `alpha` grows linearly from 0; at least 1. None: no warmup. The paper uses the
             length of the run.
         eps: Added to the denominator, in [0, inf).
         weight_decay: Share of each parameter removed per step, times `lr`; in [0, inf).
         maximize: Ascend.
-        fused: None: the compiled pass wherever it can go. False: plain PyTorch.
+        fused: None: the compiled path where possible. False: plain PyTorch.
         **stages: As in `lightning_optkit.step.Stages`.
 
     Raises:

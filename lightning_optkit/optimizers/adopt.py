@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ADOPT: Adam that divides by the second moment of the steps before, then averages; in one pass.
+"""ADOPT: Adam that divides by the second moment of the previous steps, before it averages; in one pass.
 
 Source: Taniguchi et al. 2024, arXiv:2411.02853v3, Algorithm 2, with its clipping. The first step only fills the second
-moment (the paper's v_0) and moves nothing.
+moment (the paper's v_0) and updates no parameter.
 """
 
 import torch
@@ -19,7 +19,7 @@ __all__ = ["ADOPT", "adopt_update"]
 
 
 def adopt_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
-    """What ADOPT subtracts from `param`, line for line csrc/rules/adopt.h. Writes `state` in place."""
+    """The amount ADOPT subtracts from `param`, as in csrc/rules/adopt.h. Updates `state` in place."""
     beta1, beta2 = group["betas"]
     if step == 1:
         state["exp_avg_sq"].copy_(grad * grad)  # v_0
@@ -71,13 +71,13 @@ class ADOPT(OnePassOptimizer):
         params: Parameters or parameter groups, as in `torch.optim`.
         lr: Learning rate, in [0, inf), or a 1-element tensor.
         betas: Decay rates of the first and second moment, each in [0, 1).
-        eps: Least value of the denominator, in [0, inf).
-        clip_exponent: The normalized gradient of step t is clipped to +-t**clip_exponent, t = 1 for the first step that
-            moves; in [0, inf). None: not clipped, as in the paper's Algorithm 1.
+        eps: Lower bound of the denominator, in [0, inf).
+        clip_exponent: The normalized gradient of step t is clipped to +-t**clip_exponent, with t = 1 for the first
+            update; in [0, inf). None: no clipping, as in the paper's Algorithm 1.
         weight_decay: Strength of the decay, in [0, inf).
         decouple: False: decay is L2, added to the gradient. True: it acts on the parameter, times `lr`, as in AdamW.
         maximize: Ascend.
-        fused: None: the compiled pass wherever it can go. False: plain PyTorch.
+        fused: None: the compiled path where possible. False: plain PyTorch.
         **stages: As in `lightning_optkit.step.Stages`.
 
     Raises:

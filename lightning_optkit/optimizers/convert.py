@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns a torch optimizer into ours and back, in place: schedulers and users keep hold of the same object."""
+"""Converts a torch optimizer to ours and back in place, so that schedulers and users keep their reference."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,16 +35,16 @@ from lightning_optkit.step.state import convert_
 
 __all__ = ["from_torch_", "one_pass_class", "to_torch_", "why_not_convertible"]
 
-_AUTOMATIC = {"fused": None, "foreach": None}  # the implementation is ours to choose
+_AUTOMATIC = {"fused": None, "foreach": None}  # we select the implementation
 _ADDED_KEYS = {*ADDED_ENTRIES, "decoupled_weight_decay", *_AUTOMATIC}
-_ADDED_KEYS |= {*OWN_KEYS, "maximize", "differentiable"}  # which torch.optim.Muon does not have
+_ADDED_KEYS |= {*OWN_KEYS, "maximize", "differentiable"}  # torch.optim.Muon lacks the last two
 
-_ADDED_STATE = {"momentum_step"}  # which torch would leave behind as it goes on
+_ADDED_STATE = {"momentum_step"}  # torch would not update it
 
 
 @dataclass(frozen=True)
 class _Before:
-    """What `to_torch_` gives back."""
+    """The attributes that `to_torch_` restores."""
 
     groups: list[dict[str, Any]]
     defaults: dict[str, Any]
@@ -79,7 +79,7 @@ def one_pass_class(cls: type[Optimizer]) -> type[OnePassOptimizer] | None:
 
 
 def why_not_convertible(optimizer: Optimizer) -> str | None:
-    """The reason why `from_torch_` would refuse `optimizer`, or None.
+    """Why `from_torch_` would refuse `optimizer`, or None.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.ones(1))
@@ -105,7 +105,7 @@ def why_not_convertible(optimizer: Optimizer) -> str | None:
 def _build(
     optimizer: Optimizer, rounding: str, state_dtype: torch.dtype | Literal["int8"], statistics: bool
 ) -> OnePassOptimizer:
-    """A one-pass optimizer of the same groups, built the ordinary way: checks come before anything is touched."""
+    """A one-pass optimizer with the same groups, built by its constructor, so that checks run before any change."""
     build: Callable[..., OnePassOptimizer] = _OURS[type(optimizer)]
     groups = [{**group, **_AUTOMATIC} for group in optimizer.param_groups]
     return build(groups, rounding=rounding, state_dtype=state_dtype, statistics=statistics)
@@ -118,16 +118,16 @@ def from_torch_(
     state_dtype: torch.dtype | Literal["int8"] = torch.float32,
     statistics: bool = False,
 ) -> None:
-    """Makes a `torch.optim` optimizer a one-pass optimizer of the same rule, groups and state; also of its torch class.
+    """Makes a `torch.optim` optimizer a one-pass optimizer of the same rule, groups and state; its torch class is kept.
 
     Args:
-        optimizer: Of exactly one of the torch classes that have a one-pass rule.
-        rounding: As in the optimizers of this package.
-        state_dtype: As in the optimizers of this package.
-        statistics: As in the optimizers of this package.
+        optimizer: An instance of a torch class that has a one-pass rule, not of a subclass.
+        rounding: See `lightning_optkit.step.Stages`.
+        state_dtype: See `lightning_optkit.step.Stages`.
+        statistics: See `lightning_optkit.step.Stages`.
 
     Raises:
-        TypeError: if there is no one-pass rule for it; nothing is changed then.
+        TypeError: if it has no one-pass rule; nothing is changed then.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.ones(1))
@@ -168,13 +168,13 @@ def from_torch_(
 
 
 def to_torch_(optimizer: OnePassOptimizer) -> None:
-    """Makes a converted optimizer the torch optimizer again that it was, with the state that it has now.
+    """Turns a converted optimizer back into the torch optimizer it was, with its current state.
 
-    Moments beside 16-bit parameters take the parameters' dtype, as torch's classes need them. State that torch's class
-    does not know (averages, counters) stays where it is; torch ignores it.
+    Moments of 16-bit parameters are cast to the parameters' dtype, as torch's classes require. State that torch's class
+    does not know (averages, counters) is kept; torch ignores it.
 
     Raises:
-        ValueError: if it was never a torch optimizer.
+        ValueError: if it was not converted from a torch optimizer.
     """
     before: _Before | None = vars(optimizer).pop("_before_conversion", None)
     cls = optimizer.torch_class
@@ -203,7 +203,7 @@ def to_torch_(optimizer: OnePassOptimizer) -> None:
 
 
 def _save_as_asked_for(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-    """A checkpoint names the implementation that the user chose, so that torch's class can go on from it."""
+    """Saves the implementation that the user selected, so that torch's class can continue from the checkpoint."""
     before: _Before = optimizer._before_conversion  # type: ignore[attr-defined]
     for group, implementation in zip(state_dict["param_groups"], before.groups, strict=False):
         group.update(implementation)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameter groups: who decays, at what rate each layer learns, and whatever else differs between parameters.
+"""Parameter groups: weight decay by kind of parameter, learning rate by layer, and any entry by name.
 
 Source: no decay on norms and biases: He et al. 2019 (Bag of Tricks), arXiv:1812.01187, section 3.1; rates that fall
 from the head to the input, by one factor per layer: Howard & Ruder 2018 (ULMFiT), arXiv:1801.06146, section 3.2
 (discriminative fine-tuning), in the form of Clark et al. 2020 (ELECTRA), arXiv:2003.10555, fine-tuning details.
-Differs from ELECTRA's code, as its authors say it should: the last block is one factor below the head, not two.
+Unlike ELECTRA's code, and as its authors recommend, the last block is one factor below the head, not two.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ _SHOWN = {"params", "param_names", "name", "lr", "initial_lr", "weight_decay"}
 
 
 class GroupTable(list[dict[str, Any]]):
-    """Parameter groups for any optimizer; printed, a table of them.
+    """Parameter groups for any optimizer; prints as a table.
 
     Args:
         groups: The groups.
@@ -49,7 +49,7 @@ class GroupTable(list[dict[str, Any]]):
 
 
 def _aligned(row: tuple[str, ...], widths: list[int]) -> str:
-    """Numbers to the right, words to the left."""
+    """Aligns numbers right, text left."""
     sides = [">" if 0 < place < 5 else "<" for place in range(len(row))]
     return "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)).rstrip()
 
@@ -71,18 +71,18 @@ def parameter_groups(
     """Groups of the parameters of `model` for any optimizer; each parameter in one group, a shared one once.
 
     Args:
-        model: The module tree; what is frozen is grouped too.
-        lr: Learning rate of the last layer, in [0, inf). Default: the optimizer's; needed with `layer_decay`.
-        weight_decay: Of those that decay, in [0, inf). Default: the optimizer's.
-        no_decay: What does not decay: module classes, and any of "norm" (norm layers of torch, and classes called
-            ...Norm), "bias", "embedding", "vector" (anything else with fewer than two dimensions: layer scales,
-            temperatures). A shared parameter does not decay if one of its places does not.
+        model: The module tree; frozen parameters are grouped too.
+        lr: Learning rate of the last layer, in [0, inf). Default: the optimizer's; required with `layer_decay`.
+        weight_decay: Weight decay of the groups that decay, in [0, inf). Default: the optimizer's.
+        no_decay: Parameters without weight decay: module classes, and any of "norm" (norm layers of torch, and classes
+            named ...Norm), "bias", "embedding", "vector" (anything else with fewer than two dimensions: layer scales,
+            temperatures). A shared parameter does not decay if this holds for any of its uses.
         layer_decay: Ratio of the rates of a layer and the next one toward the output, in (0, 1]. The layers: children
-            of the Sequential, ModuleList or ModuleDict with the blocks; what is registered before it is the first,
-            what comes behind it the last layer (the rule is written out in `_depth.py`).
-        layers: fnmatch patterns of names, from input to output, if that rule does not fit.
-        overrides: Entries of a group by pattern of the parameter's name (fnmatch, or a regular expression after "re:"),
-            e.g. `{"head.*": {"lr": 1e-3}}`; later ones win over earlier ones, and all over the other arguments. The
+            of the Sequential, ModuleList or ModuleDict with the blocks; modules registered before it form the first
+            layer, those after it the last (see `_depth.py` for the full rule).
+        layers: fnmatch patterns of names, from input to output, to replace that rule.
+        overrides: Group entries by pattern of the parameter's name (fnmatch, or a regular expression after "re:"), e.g.
+            `{"head.*": {"lr": 1e-3}}`; later patterns override earlier ones, and all override the other arguments. The
             entry "name" names the group.
 
     Raises:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LAMB: Adam's direction, at a rate in proportion to the norm of each layer's weights.
+"""LAMB: Adam's direction, at a rate proportional to the norm of each layer's weights.
 
 Source: You et al. 2020, "Large batch optimization for deep learning: training BERT in 76 minutes", arXiv:1904.00962,
 Algorithm 2.
@@ -21,7 +21,7 @@ __all__ = ["LAMB", "lamb_update"]
 
 
 def lamb_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
-    """What LAMB subtracts from `param`, line for line csrc/rules/lamb.h. Writes `state` in place."""
+    """The amount LAMB subtracts from `param`, as in csrc/rules/lamb.h. Updates `state` in place."""
     beta1, beta2 = group["betas"]
     exp_avg, exp_avg_sq = state["exp_avg"], state["exp_avg_sq"]
     exp_avg.lerp_(grad, float(1 - beta1))
@@ -64,28 +64,28 @@ _RULE = Rule(
 
 
 class LAMB(OnePassOptimizer):
-    """LAMB, for very large batches: every layer moves by `lr` times the norm of its weights.
+    """LAMB, for very large batches: every layer's update is `lr` times the norm of its weights.
 
-    Biases and norms are usually left out: give them a group with `adapt=False` and `weight_decay=0`.
+    Biases and norms are usually excluded: put them into a group with `adapt=False` and `weight_decay=0`.
 
     Args:
         params: Parameters or parameter groups, as in `torch.optim`.
-        lr: Length of a step relative to the weights, in [0, inf), or a 1-element tensor.
-        betas: Decay of the two moments, each in [0, 1).
+        lr: Length of the update relative to the weights, in [0, inf), or a 1-element tensor.
+        betas: Decay rates of the two moments, each in [0, 1).
         eps: Added to the denominator, in [0, inf).
         weight_decay: lambda, inside the norm; in [0, inf).
-        adapt: Whether the rate follows the norm of the layer; False: Adam with decoupled decay.
-        norm_bounds: Least and largest norm of the weights that counts: phi is the identity in between.
+        adapt: Whether the rate depends on the norm of the layer; False: Adam with decoupled decay.
+        norm_bounds: Bounds of phi: the norm of the weights is clamped to them.
         maximize: Ascend.
-        fused: None: the compiled pass wherever it can go. False: plain PyTorch.
+        fused: None: the compiled path where possible. False: plain PyTorch.
         cautious: Must be False: decay is part of the rule.
         **stages: As in `lightning_optkit.step.Stages`.
 
     Raises:
         ValueError: for an argument out of range, no parameters, one given twice, or two devices; at the first step, for
-            a parameter that is sharded over processes.
+            a sharded parameter.
 
-    Cost: 8 bytes of state per parameter; two walks: one reads what the norms are made of, one updates.
+    Cost: 8 bytes of state per parameter; two walks: one for the norms, one for the update.
 
     Example:
         >>> import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LARS: momentum descent, at a rate in proportion to the ratio of weights and gradient of each layer.
+"""LARS: SGD with momentum, at a rate proportional to the weight-to-gradient ratio of each layer.
 
 Source: You et al. 2017, "Large batch training of convolutional networks", arXiv:1708.03888, Algorithm 1.
 """
@@ -18,11 +18,11 @@ __all__ = ["LARS", "lars_update"]
 
 
 def lars_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
-    """What LARS subtracts from `param`, line for line csrc/rules/lars.h. Writes `state` in place."""
+    """The amount LARS subtracts from `param`, as in csrc/rules/lars.h. Updates `state` in place."""
     buffer = state["momentum_buffer"]
     direction = grad + float(group["weight_decay"]) * param
     lr = float(group["lr"])
-    # A ratio of norms may be beyond what fp32 holds: then a power of two is taken off it.
+    # A ratio of norms may exceed the range of fp32: a power of two is then factored out.
     scale = 2.0**64 if lr > 2.0**64 else 2.0**-64 if 0 < lr < 2.0**-64 else 1.0
     buffer.mul_(float(group["momentum"])).add_(lr / scale * (direction * scale))
     return buffer.clone()
@@ -52,29 +52,29 @@ _RULE = Rule(
 
 
 class LARS(OnePassOptimizer):
-    """LARS, for very large batches: every layer's rate is in proportion to |weights| / |gradient|.
+    """LARS, for very large batches: every layer's rate is proportional to |weights| / |gradient|.
 
-    The rate is part of the momentum, as in the paper: a change of `lr` acts on the steps to come only. Biases and norms
-    are usually left out: give them a group with `adapt=False` and `weight_decay=0`.
+    The rate is part of the momentum buffer, as in the paper, so a change of `lr` affects only later gradients. Biases
+    and norms are usually excluded: put them into a group with `adapt=False` and `weight_decay=0`.
 
     Args:
         params: Parameters or parameter groups, as in `torch.optim`.
         lr: Global rate, in [0, inf), or a 1-element tensor.
-        momentum: Share of the last step in the next, in [0, 1).
+        momentum: Decay rate of the momentum buffer, in [0, 1).
         weight_decay: L2 coefficient beta, added to the gradient and to the denominator; in [0, inf).
-        trust_coefficient: eta, in (0, inf): how far to trust a layer to move.
+        trust_coefficient: eta, the factor of the ratio of norms, in (0, inf).
         eps: Added to the denominator, in [0, inf).
-        adapt: Whether the rate follows the norms; False: momentum descent.
+        adapt: Whether the rate depends on the norms; False: SGD with momentum.
         maximize: Ascend.
-        fused: None: the compiled pass wherever it can go. False: plain PyTorch.
+        fused: None: the compiled path where possible. False: plain PyTorch.
         cautious: Must be False: decay is part of the rule.
         **stages: As in `lightning_optkit.step.Stages`.
 
     Raises:
         ValueError: for an argument out of range, no parameters, one given twice, or two devices; at the first step, for
-            a parameter that is sharded over processes.
+            a sharded parameter.
 
-    Cost: 4 bytes of state per parameter; two walks: one reads what the norms are made of, one updates.
+    Cost: 4 bytes of state per parameter; two walks: one for the norms, one for the update.
 
     Example:
         >>> import torch

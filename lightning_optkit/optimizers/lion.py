@@ -17,7 +17,7 @@ __all__ = ["Lion", "lion_update"]
 
 
 def lion_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
-    """What Lion subtracts from `param`, line for line csrc/rules/lion.h. Writes `state` in place."""
+    """The amount Lion subtracts from `param`, as in csrc/rules/lion.h. Updates `state` in place."""
     beta1, beta2 = group["betas"]
     mixed = state["exp_avg"] * beta1 + (1 - beta1) * grad  # c_t
     state["exp_avg"].mul_(beta2).add_((1 - beta2) * grad)  # m_t
@@ -38,11 +38,11 @@ class Lion(OnePassOptimizer):
 
     Args:
         params: Parameters or parameter groups, as in `torch.optim`.
-        lr: Length of every step, in [0, inf), or a 1-element tensor.
-        betas: Share of the momentum in the sign, and of the old momentum in the new, each in [0, 1).
+        lr: Length of every update per element, in [0, inf), or a 1-element tensor.
+        betas: Weight of the momentum inside the sign, and decay rate of the momentum, each in [0, 1).
         weight_decay: Share of each parameter removed per step, times `lr`; in [0, inf).
         maximize: Ascend.
-        fused: None: the compiled pass wherever it can go. False: plain PyTorch.
+        fused: None: the compiled path where possible. False: plain PyTorch.
         **stages: As in `lightning_optkit.step.Stages`.
 
     Raises:

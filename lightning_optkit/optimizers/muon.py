@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Muon: matrices move by their orthogonalized momentum, everything else by AdamW; in one optimizer.
+"""Muon: orthogonalized momentum for matrices, AdamW for everything else; in one optimizer.
 
 Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks",
 kellerjordan.github.io/posts/muon; `match_rms_adamw`, Liu et al. 2025, arXiv:2502.16982. As in `torch.optim.Muon`, the
@@ -35,7 +35,7 @@ from lightning_optkit.step.stages import Stages
 __all__ = ["OWN_KEYS", "Muon"]
 
 OWN_KEYS = ("use_muon", "adamw_lr", "adamw_betas", "adamw_eps", "adamw_weight_decay")
-"""Entries of a group that torch.optim.Muon does not have."""
+"""Group entries that torch.optim.Muon does not have."""
 
 
 def _adamw_hyperparameters(group: Group) -> Hyperparameters:
@@ -64,29 +64,29 @@ class Muon(OnePassOptimizer, torch.optim.Muon):
     """Muon for matrices and AdamW for the rest, with the arguments of `torch.optim.Muon`.
 
     A matrix is a real parameter of two dimensions or more; a convolution's weight counts as [out, in * kernel]. Each
-    given group is split in two: its matrices keep the group's `lr` and `weight_decay`, the rest takes the `adamw_`
-    ones. Embeddings and output heads are matrices too, but better left to AdamW: give them in a group with
-    `use_muon=False` (its `lr` and `weight_decay` are then its own), or by name in `adamw_params`.
+    given group is split in two: matrices use the group's `lr` and `weight_decay`, the rest uses the `adamw_` arguments.
+    Embeddings and output heads are matrices too, but work better with AdamW: put them into a group with
+    `use_muon=False` (which then uses its own `lr` and `weight_decay`), or name them in `adamw_params`.
 
-    The AdamW half runs in the compiled pass. The matrices run in PyTorch, their iterations batched over equal shapes.
+    AdamW parameters take the compiled path. Matrices run in PyTorch, with iterations batched over equal shapes.
 
     Args:
         params: Parameters, named parameters or groups, as in `torch.optim`.
         lr: Learning rate of the matrices, in [0, inf), or a 1-element tensor.
         weight_decay: Share of each matrix removed per step, times `lr`; in [0, inf).
-        momentum: Share of the old momentum in the new, in [0, inf).
-        nesterov: Look ahead by one more mixture with the gradient.
-        ns_coefficients: Of the quintic polynomial that is iterated.
-        eps: Least norm that a matrix is divided by, in [0, inf).
-        ns_steps: Iterations, in 0..99.
+        momentum: Weight of the old momentum in the new one, in [0, inf).
+        nesterov: Use Nesterov momentum.
+        ns_coefficients: Coefficients of the quintic polynomial.
+        eps: Lower bound of the norm that a matrix is divided by, in [0, inf).
+        ns_steps: Number of iterations, in 0..99.
         adjust_lr_fn: "original" (or None): `lr` times sqrt(max(1, rows / columns)). "match_rms_adamw": times 0.2 *
-            sqrt(max(rows, columns)), so that AdamW's rates can be kept.
+            sqrt(max(rows, columns)), so that AdamW's learning rates can be reused.
         adamw_lr: Learning rate of the rest, in [0, inf). None: `lr`.
-        adamw_betas: Decay rates of the rest's moments, each in [0, 1).
-        adamw_eps: Added to the rest's denominator, in [0, inf).
-        adamw_weight_decay: Decay of the rest, in [0, inf). None: `weight_decay`.
-        adamw_params: Regular expressions: a parameter whose name one of them matches anywhere belongs to the rest.
-            Needs named parameters: `Muon(model.named_parameters(), adamw_params=["embed", "head"])`.
+        adamw_betas: Decay rates of the moments of the rest, each in [0, 1).
+        adamw_eps: Added to the denominator of the rest, in [0, inf).
+        adamw_weight_decay: Weight decay of the rest, in [0, inf). None: `weight_decay`.
+        adamw_params: Regular expressions; a parameter whose name matches one anywhere uses AdamW. Needs named
+            parameters: `Muon(model.named_parameters(), adamw_params=["embed", "head"])`.
         maximize: Ascend.
         fused: None: the compiled pass for the rest wherever it can go. False: plain PyTorch.
         state_dtype: Dtype of the state; that of fp64 parameters is fp64.
@@ -159,7 +159,7 @@ class Muon(OnePassOptimizer, torch.optim.Muon):
     # --- which parameters are matrices ---
 
     def _split(self, given: list[Any], patterns: Sequence[str]) -> list[Group]:
-        """Each group as its matrices and the rest."""
+        """Splits each group into its matrices and the rest."""
         such_as = 'a list of regular expressions, such as ["embed", "head"]'
         patterns = check_listed(self._owner, "adamw_params", patterns, such_as, empty=True)
         for pattern in patterns:
@@ -183,7 +183,7 @@ class Muon(OnePassOptimizer, torch.optim.Muon):
         return split
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group. Without `use_muon` it must be all matrices, or none."""
+        """Adds a group. Without `use_muon` it must contain only matrices, or none."""
         param_group = with_listed_params(f"{self._owner}.add_param_group", "param_group", param_group)
         params = param_group["params"]
         members = [params] if isinstance(params, Tensor) else list(params)
@@ -201,7 +201,7 @@ class Muon(OnePassOptimizer, torch.optim.Muon):
                     group.setdefault(name, own)
         super().add_param_group(group)
 
-    # --- what the engine asks ---
+    # --- called by the engine ---
 
     def _rule(self, group: Group) -> Rule:
         return _MUON if group["use_muon"] else _ADAMW
@@ -233,7 +233,7 @@ class Muon(OnePassOptimizer, torch.optim.Muon):
         check_number(self._owner, "adamw_eps", group["adamw_eps"], "[0, inf)")
 
     def _completed(self, saved: Group, group: Group) -> Group:
-        """A group of `torch.optim.Muon` is one of matrices."""
+        """A group of `torch.optim.Muon` contains only matrices."""
         completed = {**{key: group[key] for key in OWN_KEYS}, **saved}
         if completed["use_muon"] is not group["use_muon"]:
             raise ValueError(f"{self._owner}.load_state_dict(state_dict=...): its matrices must be in the same groups.")
@@ -241,7 +241,7 @@ class Muon(OnePassOptimizer, torch.optim.Muon):
 
 
 def _param(member: Any) -> Tensor:
-    """Of a parameter, or of a pair of its name and itself."""
+    """The parameter of a (name, parameter) pair, or the parameter itself."""
     param: Tensor = member[1] if isinstance(member, tuple) else member
     return param
 

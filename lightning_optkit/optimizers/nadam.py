@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NAdam: Adam with Nesterov's momentum, warmed up; in one pass.
+"""NAdam: Adam with Nesterov momentum and a momentum warmup; in one pass.
 
 Source: Dozat 2016, "Incorporating Nesterov Momentum into Adam", Algorithm 2 and the momentum schedule beside it, with
 the constants of `torch.optim.NAdam`.
@@ -21,7 +21,7 @@ __all__ = ["NAdam", "nadam_update"]
 
 
 def nadam_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
-    """What NAdam subtracts from `param`, line for line csrc/rules/nadam.h. Writes `state` in place."""
+    """The amount NAdam subtracts from `param`, as in csrc/rules/nadam.h. Updates `state` in place."""
     beta1, beta2 = group["betas"]
     decay, lr = group["momentum_decay"], float(group["lr"])
     mu = beta1 * (1 - 0.5 * 0.96 ** (step * decay))
@@ -65,13 +65,13 @@ class NAdam(OnePassOptimizer, torch.optim.NAdam):
         betas: Decay rates of the first and second moment, each in [0, 1).
         eps: Added to the denominator, in [0, inf).
         weight_decay: L2 coefficient, added to the gradient; in [0, inf).
-        momentum_decay: How fast the momentum warms up, in [0, inf).
+        momentum_decay: Speed of the momentum warmup, in [0, inf).
         decoupled_weight_decay: True: decay acts on the parameter instead of the gradient, as in AdamW.
-        foreach: As in torch, which chooses among its implementations; kept for state dicts. There is one here.
+        foreach: As in torch; kept for state dicts. No effect, since there is only one implementation.
         maximize: Ascend.
         capturable: As in torch; kept for state dicts.
         differentiable: Must be False: the step writes in place.
-        fused: None: the compiled pass wherever it can go. False: plain PyTorch.
+        fused: None: the compiled path where possible. False: plain PyTorch.
         **stages: As in `lightning_optkit.step.Stages`.
 
     Raises:

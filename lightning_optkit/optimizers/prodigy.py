@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prodigy: Adam that finds its own rate, as an estimate of the distance to the solution; in one pass.
+"""Prodigy: Adam that estimates its own rate, the distance to the solution; in one pass.
 
 Source: Mishchenko & Defazio 2024, "Prodigy: an expeditiously adaptive parameter-free learner", arXiv:2306.06101,
-Prodigy (Adam version), with the options of the authors' package prodigyopt 1.1.2. As in the paper, a step is taken at
-the estimate that it began with; the package multiplies eps by the next one, and the whole step if betas[0] is 0.
-Besides, at a rate of 0 the moments and both sums go on, where the package leaves them alone, and every parameter
-corrects its bias by its own count of steps.
+Prodigy (Adam version), with the options of the authors' package prodigyopt 1.1.2. As in the paper, a step uses the
+estimate from before it; the package multiplies eps by the next one, and the whole step if betas[0] is 0. Also unlike
+the package, the moments and both sums are updated at a rate of 0, and every parameter has its own step count for the
+bias correction.
 """
 
 import math
@@ -32,7 +32,7 @@ _COMMON = ("d0", "d_coef", "growth_rate", "use_bias_correction", "safeguard_warm
 
 
 def prodigy_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
-    """What Prodigy subtracts from `param`, line for line csrc/rules/prodigy.h; `lr` is times the estimate already."""
+    """The amount Prodigy subtracts from `param`, as in csrc/rules/prodigy.h; `lr` includes the estimate."""
     beta1, beta2 = group["betas"]
     d, lr = float(group["d"]), float(group["lr"])
     if step == 1:
@@ -64,18 +64,18 @@ def _beta3(group: Group) -> float:
 
 
 def _made_by(group: Group) -> dict[str, float]:
-    """What the estimate is made by."""
+    """The entries that determine the estimate."""
     return {"beta3": _beta3(group), **{name: group[name] for name in _COMMON}}
 
 
 def _sliced(t: Tensor, state: State, group: Group) -> Tensor:
-    """Every `slice_p`-th element; complex ones are pairs here."""
+    """Every `slice_p`-th element; complex numbers are pairs here."""
     return t if group["slice_p"] == 1 else t.reshape(-1, *state["s"].shape[1:])[:: group["slice_p"]]
 
 
 def _hyperparameters(group: Group) -> Hyperparameters:
     beta1, beta2 = group["betas"]
-    is_known = not (isinstance(group["d"], Tensor) and group["d"].is_cuda)  # there only the device knows it
+    is_known = not (isinstance(group["d"], Tensor) and group["d"].is_cuda)  # on CUDA, reading it would synchronize
     return {
         "beta1": float(beta1),
         "beta2": float(beta2),
@@ -108,35 +108,35 @@ def _rule_of(slice_p: int) -> Rule:
 class Prodigy(OnePassOptimizer):
     """Prodigy, with the arguments of the authors' package: leave `lr` at 1 and use a cosine schedule.
 
-    The rate is `lr * d`. `d` estimates how far the solution is from where the parameters started; it begins at `d0`, is
-    common to all groups, and can be read (not set apart) as `param_groups[i]["d"]`, a 0-d tensor. Decay and `l1` are
-    times `lr * d`, too. To tune it, change `d_coef`.
+    The rate is `lr * d`. `d` estimates the distance from the initial parameters to the solution; it starts at `d0`, is
+    shared by all groups, and can be read (but not set per group) as `param_groups[i]["d"]`, a 0-d tensor. Weight decay
+    and `l1` are also multiplied by `lr * d`. To tune the rate, change `d_coef`.
 
     Args:
         params: Parameters or parameter groups, as in `torch.optim`.
         lr: Factor of the estimate, in [0, inf), or a 1-element tensor; the same in every group, or 0: frozen.
-        betas: Decay of the two moments, each in [0, 1).
-        beta3: Decay of the sums that the estimate is made of, in [0, 1); None: the square root of `betas[1]`.
+        betas: Decay rates of the two moments, each in [0, 1).
+        beta3: Decay rate of the sums for the estimate, in [0, 1); None: the square root of `betas[1]`.
         eps: Added to the denominator, times `d`; in [0, inf).
         weight_decay: Share of each parameter removed per step, times `lr * d`; in [0, inf).
         decouple: False: decay is L2, added to the gradient.
-        use_bias_correction: Correct the moments as Adam does: the rate is then smaller in the first steps.
-        safeguard_warmup: Leave `lr` out of the denominator of the estimate, against overestimating it in a warm-up.
-        d0: The first estimate, in (0, inf).
-        d_coef: Factor of every estimate, in (0, inf).
-        growth_rate: Largest growth of the estimate in one step, but for the first time; in [1, inf].
-        slice_p: The estimate is made of every `slice_p`-th element, at least 1. Above 1 it needs less memory, and runs
-            in PyTorch.
+        use_bias_correction: Correct the bias of the moments as Adam does, which lowers the rate in the first steps.
+        safeguard_warmup: Remove `lr` from the denominator of the estimate, which avoids overestimation during warmup.
+        d0: Initial estimate, in (0, inf).
+        d_coef: Factor of the estimate, in (0, inf).
+        growth_rate: Largest growth of the estimate per step, except the first time; in [1, inf].
+        slice_p: Compute the estimate from every `slice_p`-th element, at least 1. Above 1 it needs less memory, and
+            runs in PyTorch.
         maximize: Ascend.
-        fused: None: the compiled pass wherever it can go. False: plain PyTorch.
-        state_dtype: Dtype of the state but for `p0`, which is fp32; that of fp64 parameters is fp64; "int8" for one
+        fused: None: the compiled path where possible. False: plain PyTorch.
+        state_dtype: Dtype of the state except `p0`, which is fp32; state of fp64 parameters is fp64; "int8" for one
             byte.
         **stages: As in `lightning_optkit.step.Stages`.
 
     Raises:
-        ValueError: for an argument out of range, no parameters, one given twice, or two devices; for groups that differ
-            in what the estimate is made by; at a step, if their rates differ and are not 0; at the first step, for
-            `slice_p` above 1 and a parameter that is sharded over processes.
+        ValueError: for an argument out of range, no parameters, one given twice, or two devices; for groups with
+            different settings of the estimate; at a step, if nonzero rates differ between groups; at the first step,
+            for `slice_p` above 1 and a sharded parameter.
 
     Cost: 16 bytes of state per parameter (`slice_p`: 8 + 8 / slice_p); one pass, two with a clip by norm.
 
@@ -202,10 +202,10 @@ class Prodigy(OnePassOptimizer):
     # --- the estimate ---
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter with a gradient.
+        """Updates every parameter with a gradient.
 
         Raises:
-            ValueError: if groups have different rates that are not 0.
+            ValueError: if groups have different nonzero rates.
         """
         self._check_changed()
         rates = sorted({float(group["lr"]) for group in self.param_groups} - {0.0})
@@ -218,7 +218,7 @@ class Prodigy(OnePassOptimizer):
         return super().step(closure)
 
     def _share(self) -> None:
-        """Makes all groups hold the same tensors: those of the first, on the device of the parameters."""
+        """Makes all groups share the tensors of the first one, on the device of the parameters."""
         first = self.param_groups[0]
         device = local(first["params"][0]).device if first["params"] else torch.device("cpu")
         for name in _LEARNED:
@@ -231,19 +231,19 @@ class Prodigy(OnePassOptimizer):
 
     @torch.no_grad()
     def _learn(self, observed: Tensor) -> None:
-        """d_{k+1} of the sums; in place, so that whoever reads it on the device finds the new one."""
+        """Computes d_{k+1} from the sums, in place, so that kernels read the new value on the device."""
         group = self.param_groups[0]
         d, d_max, d_numerator = (group[name] for name in _LEARNED)
         numerator = d_numerator * _beta3(group) + observed[0]
         found = numerator * float(group["d_coef"]) / observed[1]
-        is_sound = found.isfinite()  # nothing was observed where all gradients are zero, or the step was skipped
+        is_sound = found.isfinite()  # not finite if all gradients are zero, or the step was skipped
         largest = torch.maximum(d_max, found)
         grown = torch.where(d == float(group["d0"]), torch.maximum(d, found), d) * float(group["growth_rate"])
         d.copy_(torch.where(is_sound, torch.minimum(largest, grown), d))
         d_max.copy_(torch.where(is_sound, largest, d_max))
         d_numerator.copy_(torch.where(is_sound, numerator, d_numerator))
 
-    # --- what the engine asks ---
+    # --- called by the engine ---
 
     def _rule(self, group: Group) -> Rule:
         return _rule_of(group["slice_p"])
@@ -270,7 +270,7 @@ class Prodigy(OnePassOptimizer):
         check_number(self._owner, "d_numerator", group["d_numerator"], "(-inf, inf)")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group, as in torch; nothing is changed if it does not fit."""
+        """Adds a group, as in torch; an invalid group changes nothing."""
         param_group = with_listed_params(f"{self._owner}.add_param_group", "param_group", param_group)
         added = {**self.defaults, **param_group}
         self._check_all(added)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RAdam: Adam that trusts its second moment only once there is enough of it; in one pass.
+"""RAdam: Adam that uses its second moment only once its variance is small enough; in one pass.
 
 Source: Liu et al. 2020, arXiv:1908.03265, Algorithm 2.
 """
@@ -20,7 +20,7 @@ __all__ = ["RAdam", "radam_update"]
 
 
 def radam_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
-    """What RAdam subtracts from `param`, line for line csrc/rules/radam.h. Writes `state` in place."""
+    """The amount RAdam subtracts from `param`, as in csrc/rules/radam.h. Updates `state` in place."""
     beta1, beta2 = group["betas"]
     state["exp_avg"].lerp_(grad, float(1 - beta1))  # m_t
     state["exp_avg_sq"].mul_(beta2).add_((1 - beta2) * grad * grad)  # v_t
@@ -53,11 +53,11 @@ class RAdam(OnePassOptimizer, torch.optim.RAdam):
         eps: Added to the denominator, in [0, inf).
         weight_decay: L2 coefficient, added to the gradient; in [0, inf).
         decoupled_weight_decay: True: decay acts on the parameter instead of the gradient, as in AdamW.
-        foreach: As in torch, which chooses among its implementations; kept for state dicts. There is one here.
+        foreach: As in torch; kept for state dicts. No effect, since there is only one implementation.
         maximize: Ascend.
         capturable: As in torch; kept for state dicts.
         differentiable: Must be False: the step writes in place.
-        fused: None: the compiled pass wherever it can go. False: plain PyTorch.
+        fused: None: the compiled path where possible. False: plain PyTorch.
         **stages: As in `lightning_optkit.step.Stages`.
 
     Raises:

@@ -2,7 +2,7 @@
 """RMSprop, plain or centered, with momentum; in one pass.
 
 Source: Tieleman & Hinton 2012, "Lecture 6.5: rmsprop", COURSERA; centered, Graves 2013, arXiv:1308.0850, Equations
-38-45. Differs from Graves as `torch.optim.RMSprop` does: eps stands outside the square root.
+38-45. As in `torch.optim.RMSprop`, and unlike Graves, eps is outside the square root.
 """
 
 from typing import ClassVar
@@ -21,13 +21,13 @@ __all__ = ["RMSprop", "rmsprop_update"]
 
 
 def rmsprop_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
-    """What RMSprop subtracts from `param`, line for line csrc/rules/rmsprop.h. Writes `state` in place."""
+    """The amount RMSprop subtracts from `param`, as in csrc/rules/rmsprop.h. Updates `state` in place."""
     alpha = group["alpha"]
     state["square_avg"].mul_(alpha).add_((1 - alpha) * grad * grad)
     variance = state["square_avg"]
     if "grad_avg" in state:
         state["grad_avg"].lerp_(grad, float(1 - alpha))
-        # Rounded, two moments of a constant gradient differ to either side; torch's root is then NaN.
+        # With rounding, the variance of a constant gradient can be slightly negative; torch's root is then NaN.
         variance = (variance - state["grad_avg"] * state["grad_avg"]).clamp(min=0)
     direction = grad / (variance.sqrt() + group["eps"])
     if "momentum_buffer" in state:
@@ -66,13 +66,13 @@ class RMSprop(OnePassOptimizer, torch.optim.RMSprop):
         alpha: Decay rate of the mean square, in [0, inf).
         eps: Added to the denominator, in [0, inf).
         weight_decay: L2 coefficient, added to the gradient; in [0, inf).
-        momentum: Share of the buffer kept per step, in [0, inf); 0 keeps no buffer.
+        momentum: Decay rate of the momentum buffer, in [0, inf); 0: no buffer.
         centered: Divide by the standard deviation instead of the root mean square.
         capturable: As in torch; kept for state dicts.
-        foreach: As in torch, which chooses among its implementations; kept for state dicts. There is one here.
+        foreach: As in torch; kept for state dicts. No effect, since there is only one implementation.
         maximize: Ascend.
         differentiable: Must be False: the step writes in place.
-        fused: None: the compiled pass wherever it can go. False: plain PyTorch.
+        fused: None: the compiled path where possible. False: plain PyTorch.
         **stages: As in `lightning_optkit.step.Stages`.
 
     Raises:

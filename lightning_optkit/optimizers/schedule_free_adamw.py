@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schedule-free AdamW: averaging takes the place of both momentum and the schedule; in one pass.
+"""Schedule-free AdamW: averaging replaces both momentum and the schedule; in one pass.
 
 Source: Defazio et al. 2024, arXiv:2405.15682, Algorithm 1.
 """
@@ -26,7 +26,7 @@ __all__ = ["ScheduleFreeAdamW", "schedule_free_adamw_update"]
 
 
 def schedule_free_adamw_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
-    """What y loses, line for line csrc/rules/schedule_free.h. Writes `state` in place."""
+    """The amount to subtract from y, as in csrc/rules/schedule_free.h. Updates `state` in place."""
     beta1, beta2 = group["betas"]
     if step == 1:
         state["z"].copy_(param)
@@ -54,35 +54,35 @@ _RULE = Rule(
     _hyperparameters,
     schedule_free_adamw_update,
     WEIGHT_SUM,
-    owns_decay=lambda group: True,  # at y, and z moves by it too
+    owns_decay=lambda group: True,  # at y, and it moves z too
 )
 
 
 class ScheduleFreeAdamW(ScheduleFreeOptimizer):
     """Schedule-free AdamW, with the arguments of the authors' implementation.
 
-    During training the parameters hold y, where gradients are taken; the average x, which is to be evaluated and saved,
-    appears by `eval()` and goes by `train()`. `step` raises until `train()` was called. In a Lightning Trainer
-    `callbacks.ScheduleFree` (which `Fuse` brings along) does both. No schedule for `lr` is needed; if it changes, the
-    weights of the average follow the greatest rate so far.
+    During training the parameters hold y, where gradients are taken. `eval()` switches them to the average x, which is
+    to be evaluated and saved, and `train()` switches back. `step` raises until `train()` was called. In a Lightning
+    Trainer `callbacks.ScheduleFree` (which `Fuse` adds) does both. No schedule for `lr` is needed; if it changes, the
+    weights of the average follow the largest rate so far.
 
     Args:
         params: Parameters or parameter groups, as in `torch.optim`.
         lr: Learning rate, in [0, inf), or a 1-element tensor; 1 to 10 times AdamW's.
-        betas: Share of the average in the point where gradients are taken, in (0, 1), and decay rate of the second
+        betas: Weight of the average in the point where gradients are taken, in (0, 1), and decay rate of the second
             moment, in [0, 1).
         eps: Added to the denominator, in [0, inf).
         weight_decay: Decay at y, times `lr`, of y and z alike; in [0, inf).
         warmup_steps: Steps over which `lr` grows linearly from 0, at least 0.
-        r: Step t weighs t**r in the average, in [0, inf).
-        weight_lr_power: And its rate to this power, in [0, inf).
+        r: Step t has weight t**r in the average, in [0, inf).
+        weight_lr_power: Exponent of the rate, a second factor of that weight; in [0, inf).
         maximize: Ascend.
-        fused: None: the compiled pass wherever it can go. False: plain PyTorch.
+        fused: None: the compiled path where possible. False: plain PyTorch.
         average: Must be None: the rule keeps an average itself.
         l1: Must be 0: zeros of y are not zeros of the average.
         cautious: Must be False: y and z decay by the same amount.
         state_dtype: Dtype of the second moment; that of fp64 parameters is fp64; "int8" for one byte. z stays in fp32:
-            it is a point, and small steps of it would be lost.
+            it is a point, so small updates of it would be lost.
         **stages: As in `lightning_optkit.step.Stages`.
 
     Raises:

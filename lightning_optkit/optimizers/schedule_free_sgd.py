@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schedule-free SGD: momentum by averaging, without a schedule; in one pass.
+"""Schedule-free SGD: averaging replaces momentum and the schedule; in one pass.
 
 Source: Defazio et al. 2024, arXiv:2405.15682, Equations 2-4; warm-up and weights as in its Algorithm 1.
 """
@@ -27,7 +27,7 @@ __all__ = ["ScheduleFreeSGD", "schedule_free_sgd_update"]
 
 
 def schedule_free_sgd_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
-    """What y loses, line for line csrc/rules/schedule_free.h. Writes `state` in place."""
+    """The amount to subtract from y, as in csrc/rules/schedule_free.h. Updates `state` in place."""
     if step == 1:
         state["z"].copy_(param)
     rate, share = rate_and_share(state, group, step, 1.0)
@@ -44,25 +44,25 @@ _RULE = Rule("schedule_free_sgd", (StateSpec("z"),), _hyperparameters, schedule_
 class ScheduleFreeSGD(ScheduleFreeOptimizer):
     """Schedule-free SGD, with the arguments of the authors' implementation.
 
-    During training the parameters hold y, where gradients are taken; the average x, which is to be evaluated and saved,
-    appears by `eval()` and goes by `train()`. `step` raises until `train()` was called. In a Lightning Trainer
-    `callbacks.ScheduleFree` (which `Fuse` brings along) does both. No schedule for `lr` is needed; if it changes, the
-    weights of the average follow the greatest rate so far.
+    During training the parameters hold y, where gradients are taken. `eval()` switches them to the average x, which is
+    to be evaluated and saved, and `train()` switches back. `step` raises until `train()` was called. In a Lightning
+    Trainer `callbacks.ScheduleFree` (which `Fuse` adds) does both. No schedule for `lr` is needed; if it changes, the
+    weights of the average follow the largest rate so far.
 
     Args:
         params: Parameters or parameter groups, as in `torch.optim`.
         lr: Learning rate, in [0, inf), or a 1-element tensor; larger than SGD's.
-        momentum: Share of the average in the point where gradients are taken, in (0, 1).
+        momentum: Weight of the average in the point where gradients are taken, in (0, 1).
         weight_decay: L2 coefficient, added to the gradient at y; in [0, inf).
         warmup_steps: Steps over which `lr` grows linearly from 0, at least 0.
-        r: Step t weighs t**r in the average, in [0, inf).
-        weight_lr_power: And its rate to this power, in [0, inf).
+        r: Step t has weight t**r in the average, in [0, inf).
+        weight_lr_power: Exponent of the rate, a second factor of that weight; in [0, inf).
         maximize: Ascend.
-        fused: None: the compiled pass wherever it can go. False: plain PyTorch.
+        fused: None: the compiled path where possible. False: plain PyTorch.
         average: Must be None: the rule keeps an average itself.
         l1: Must be 0: zeros of y are not zeros of the average.
         cautious: Must be False: y and z decay by the same amount.
-        state_dtype: Must be torch.float32: z is a point, and small steps of it would be lost.
+        state_dtype: Must be torch.float32: z is a point, so small updates of it would be lost.
         **stages: As in `lightning_optkit.step.Stages`.
 
     Raises:

@@ -20,7 +20,7 @@ __all__ = ["SGD", "sgd_update"]
 
 
 def sgd_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
-    """What SGD subtracts from `param`, line for line csrc/rules/sgd.h. Writes `state` in place."""
+    """The amount SGD subtracts from `param`, as in csrc/rules/sgd.h. Updates `state` in place."""
     direction, momentum = grad, float(group["momentum"])
     if "momentum_buffer" in state:
         buffer = state["momentum_buffer"]
@@ -41,7 +41,7 @@ def _hyperparameters(group: Group) -> Hyperparameters:
     }
 
 
-# The first update of a buffer copies the gradient, and dampening spares it, whenever momentum was switched on.
+# The first update of a buffer, whenever momentum was turned on, copies the gradient without dampening.
 _MOMENTUM_STEP = Scalar("momentum_step", fresh=0.0, inherited=1.0)
 _SGD = Rule(
     "sgd",
@@ -59,14 +59,14 @@ class SGD(OnePassOptimizer, torch.optim.SGD):
     Args:
         params: Parameters or parameter groups, as in `torch.optim`.
         lr: Learning rate, in [0, inf), or a 1-element tensor.
-        momentum: Share of the buffer kept per step, in [0, inf); 0 keeps no buffer.
-        dampening: Share of the gradient that does not enter the buffer.
+        momentum: Decay rate of the momentum buffer, in [0, inf); 0: no buffer.
+        dampening: Fraction of the gradient that does not enter the buffer.
         weight_decay: L2 coefficient, added to the gradient; in [0, inf).
-        nesterov: Nesterov's momentum; needs a momentum and no dampening.
+        nesterov: Use Nesterov momentum; requires momentum without dampening.
         maximize: Ascend.
-        foreach: As in torch, which chooses among its implementations; kept for state dicts. There is one here.
+        foreach: As in torch; kept for state dicts. No effect, since there is only one implementation.
         differentiable: Must be False: the step writes in place.
-        fused: None: the compiled pass wherever it can go. False: plain PyTorch.
+        fused: None: the compiled path where possible. False: plain PyTorch.
         **stages: As in `lightning_optkit.step.Stages`.
 
     Raises:
