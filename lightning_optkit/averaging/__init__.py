@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Averages of the parameters over training, and of trained networks."""
+"""Averages of the parameters during training, and of trained networks."""
 
 from lightning_optkit.averaging.average_checkpoints import average_checkpoints, load_weights
 from lightning_optkit.averaging.ema import EMA

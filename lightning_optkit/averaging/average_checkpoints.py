@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plain mean of the weights in several checkpoints.
+"""The uniform mean of the weights of several checkpoints.
 
 Source: Vaswani et al. 2017, "Attention Is All You Need", section 6.1 (the last checkpoints of one run); Wortsman et al.
 2022, "Model soups", arXiv:2203.05482, section 3 ("uniform soup": fine-tuned from one pre-trained network).
@@ -29,21 +29,22 @@ def average_checkpoints(
 ) -> dict[str, Tensor]:
     """Mean of the weights of checkpoints of one network, e.g. the last few of one run.
 
-    Floating point entries are summed in at least fp32 and given back in their own dtype; entries of integers
+    Floating-point entries are summed in at least fp32 and returned in their own dtype; integer entries
     (`num_batches_tracked`) are those of the last checkpoint. BatchNorm's running statistics are averaged like weights;
-    to have them exact, recompute them by `torch.optim.swa_utils.update_bn`.
+    for exact ones, recompute them with `torch.optim.swa_utils.update_bn`.
 
     Args:
-        checkpoints: Files that Lightning or `torch.save(model.state_dict(), ...)` wrote, or state dicts; at least one.
-        output: Where to write a checkpoint as well: the last file's hyperparameters and versions with the mean as its
-            `state_dict`, for `load_from_checkpoint` and `trainer.test(ckpt_path=...)`; no training state.
+        checkpoints: Files written by Lightning or by `torch.save(model.state_dict(), ...)`, or state dicts; at least
+            one.
+        output: Optional path of a checkpoint to write: the last file's hyperparameters and versions with the mean as
+            its `state_dict`, for `load_from_checkpoint` and `trainer.test(ckpt_path=...)`; no training state.
 
     Returns:
         The mean, as a state dict on CPU.
 
     Raises:
-        TypeError: if they are no list, or one is neither a path nor a state dict.
-        FileNotFoundError: if there is no such file.
+        TypeError: if they are not a list, or one is neither a path nor a state dict.
+        FileNotFoundError: if a file does not exist.
         ValueError: if there is none, if one is damaged or cannot be read safely, or if names or shapes differ.
 
     Example:
@@ -67,21 +68,21 @@ def average_checkpoints(
 
 
 def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The `state_dict` of a Lightning checkpoint, or a plain state dict, on CPU; nothing but tensors is unpickled.
+    """The `state_dict` of a Lightning checkpoint, or a plain state dict, on CPU; only tensors are unpickled.
 
     Args:
-        checkpoint: As in `average_checkpoints`.
+        checkpoint: See `average_checkpoints`.
 
     Raises:
         TypeError: if it is neither a path nor a state dict.
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged, cannot be read safely, or holds no state dict.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file is damaged, cannot be read safely, or contains no state dict.
     """
     return read_weights("load_weights", "checkpoint", checkpoint)
 
 
 def read_weights(owner: str, name: str, checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The same for the argument `name` of `owner`."""
+    """The same for argument `name` of `owner`."""
     loaded: Mapping[str, Any] = checkpoint if isinstance(checkpoint, Mapping) else _load(owner, name, checkpoint)
     weights: Any = loaded.get("state_dict", loaded)
     items = weights.items() if isinstance(weights, Mapping) else ()
@@ -92,7 +93,7 @@ def read_weights(owner: str, name: str, checkpoint: Checkpoint) -> dict[str, Ten
 
 
 def check_checkpoints(owner: str, checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
-    """The checkpoints as a list, at least one; a path by itself is no list of paths."""
+    """The checkpoints as a list, at least one; a single path is not accepted as a list."""
     such_as = 'a list of files or state dicts, such as ["last.ckpt"]'
     return check_listed(owner, "checkpoints", checkpoints, such_as)
 
@@ -107,7 +108,7 @@ def _load(owner: str, name: str, checkpoint: str | os.PathLike[str]) -> dict[str
         )
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever torch stumbles over first
+    except Exception as error:  # torch raises many types for a damaged file
         reason = f"{type(error).__name__}: {shown(str(error).splitlines()[0] if str(error) else '')}"
         if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
             raise ValueError(
@@ -128,8 +129,8 @@ class Mean:
     """A running mean of state dicts, summed in at least fp32.
 
     Args:
-        owner: Function to name in messages.
-        first: The checkpoint that the others must fit.
+        owner: Function named in error messages.
+        first: The checkpoint that the others must match.
     """
 
     def __init__(self, owner: str, first: Checkpoint) -> None:
@@ -153,7 +154,7 @@ class Mean:
                 raise ValueError(f"{owner}; {name!r} is in {here} and not in {first}.")
 
     def add(self, checkpoint: Checkpoint) -> None:
-        """One more member."""
+        """Adds one checkpoint."""
         weights = read_weights(self._owner, "checkpoints", checkpoint)
         self.check(weights, checkpoint, self._count + 1)
         for name, value in weights.items():
@@ -162,7 +163,7 @@ class Mean:
         self._last, self._count = weights, self._count + 1
 
     def read(self, candidate: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """The mean, with `candidate` as one more member if it is given."""
+        """The mean, including `candidate` if given."""
         last = self._last if candidate is None else candidate
         count = self._count + (candidate is not None)
         read: dict[str, Tensor] = {}

@@ -18,14 +18,14 @@ __all__ = ["EMA"]
 class EMA(Average):
     """`average <- decay * average + (1 - decay) * parameter` after an optimizer step; the first update copies.
 
-    Folded into a step it costs 8 bytes per fp32 parameter; it is kept in `optimizer.state[p]["ema"]`, in fp32 beside
-    16-bit parameters, so every checkpoint carries it.
+    As part of a step it costs 8 bytes per fp32 parameter. It is stored in `optimizer.state[p]["ema"]`, in fp32 for
+    16-bit parameters, so every checkpoint contains it.
 
-    A decay that warms up is a schedule of its own: `HyperparameterSchedule("average_decay", linear(0.9, 1.0))` beside
+    To warm up the decay, schedule it: `HyperparameterSchedule("average_decay", linear(0.9, 1.0))` together with
     `WeightAveraging(EMA(0.999))`.
 
     Args:
-        decay: Share of the old average that is kept, in [0, 1).
+        decay: Weight of the old average, in [0, 1).
         start: First optimizer step, from 1, whose result is averaged.
         every: Optimizer steps between updates, at least 1.
 
@@ -55,5 +55,5 @@ class EMA(Average):
 
     @property
     def kind(self) -> AverageKind:
-        """A new value weighs as much at any time."""
+        """Constant weight of a new value."""
         return AverageKind.EXPONENTIAL

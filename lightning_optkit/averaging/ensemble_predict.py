@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several trained networks predict together, and how far they disagree.
+"""The mean prediction of several trained networks, and their disagreement.
 
 Source: Lakshminarayanan et al. 2017, "Simple and Scalable Predictive Uncertainty Estimation using Deep Ensembles",
 arXiv:1612.01474, section 2.4 (the mean of the probabilities); mutual information as in Depeweg et al. 2018,
@@ -21,15 +21,15 @@ __all__ = ["EnsemblePrediction", "ensemble_predict"]
 
 @dataclass(frozen=True)
 class EnsemblePrediction:
-    """What an ensemble predicts; N examples, on CPU.
+    """The prediction of an ensemble for N examples, on CPU.
 
     Args:
-        mean: Mean over the members of their probabilities, or of their outputs (N, ...).
+        mean: Mean over the members of their probabilities or outputs (N, ...).
         std: Standard deviation over the members (divided by their number, so 0 for one member) (N, ...).
-        entropy: Of the mean, in nats: all of the uncertainty. Softmax (N, ...) without the class dimension, sigmoid
-            per output; None without probabilities.
-        mutual_information: `entropy` less the members' mean entropy: the part of it that is disagreement, which more
-            data would remove.
+        entropy: Entropy of the mean, in nats: the total uncertainty. For softmax (N, ...) without the class dimension,
+            for sigmoid per output; None without probabilities.
+        mutual_information: `entropy` minus the mean entropy of the members: the uncertainty due to disagreement, which
+            more data would reduce.
     """
 
     mean: Tensor
@@ -46,18 +46,18 @@ def ensemble_predict(
     activation: Literal["softmax", "sigmoid", "identity"] = "softmax",
     predict: Callable[[nn.Module, Any], Tensor] | None = None,
 ) -> EnsemblePrediction:
-    """Mean prediction of one network under the weights of several checkpoints, in evaluation mode.
+    """Mean prediction of one network with the weights of several checkpoints, in evaluation mode.
 
-    Afterwards the model has its own weights and modes again.
+    The model's weights and modes are restored afterwards.
 
     Args:
-        model: The network; it takes the weights of one checkpoint after another.
-        checkpoints: As in `average_checkpoints`, e.g. those of `SnapshotEnsemble`; at least one.
-        batches: Gone through once per checkpoint and so no iterator: e.g. a DataLoader without shuffling.
-        activation: Makes probabilities of what the network puts out: "softmax" over dimension 1, "sigmoid", or
-            "identity" for regression.
-        predict: `predict(model, batch)`, what the network puts out (B, ...); None: `model(batch)`, or of a tuple or
-            list its first item, moved to the model's device.
+        model: The network; the weights of each checkpoint are loaded into it in turn.
+        checkpoints: See `average_checkpoints`, e.g. those of `SnapshotEnsemble`; at least one.
+        batches: Iterated once per checkpoint, so an iterator does not work; e.g. a DataLoader without shuffling.
+        activation: Turns the network's outputs into probabilities: "softmax" over dimension 1, "sigmoid", or "identity"
+            for regression.
+        predict: `predict(model, batch)` returns the network's outputs (B, ...). None: `model(batch)`; if the batch is a
+            tuple or list, `model` gets its first item. Inputs are moved to the model's device.
 
     Raises:
         ValueError: if there are no checkpoints or no batches, or if one does not fit the model.

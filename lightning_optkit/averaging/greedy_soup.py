@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The greedy soup: the mean of those checkpoints that help.
+"""The greedy soup: the mean of the checkpoints that improve it.
 
 Source: Wortsman et al. 2022, "Model soups: averaging weights of multiple fine-tuned models improves accuracy without
 increasing inference time", arXiv:2203.05482, recipe 1.
@@ -19,13 +19,13 @@ __all__ = ["GreedySoup", "greedy_soup"]
 
 @dataclass(frozen=True)
 class GreedySoup:
-    """What `greedy_soup` found.
+    """The result of `greedy_soup`.
 
     Args:
         state_dict: The mean of the ingredients.
         score: Its score.
-        ingredients: Positions of the checkpoints in it, in the order in which they were added.
-        scores: Score of every checkpoint alone, in the order given.
+        ingredients: Indices of the checkpoints in it, in the order in which they were added.
+        scores: Score of every single checkpoint, in the given order.
     """
 
     state_dict: dict[str, Tensor]
@@ -39,17 +39,17 @@ def greedy_soup(
     score: Callable[[dict[str, Tensor]], float],
     mode: Literal["max", "min"] = "max",
 ) -> GreedySoup:
-    """Adds checkpoints, the best first, to a mean, each for as long as the mean does not become worse.
+    """Adds checkpoints to a mean, the best first, and keeps each if the mean does not become worse.
 
-    On the data of `score` the soup is never worse than the best single checkpoint. Keep other data for the test.
+    On the data of `score` the soup is at least as good as the best single checkpoint. Use other data for the test.
 
     Args:
-        checkpoints: As in `average_checkpoints`, e.g. of runs with other hyperparameters from one pre-trained network.
-        score: Given a state dict, its score on held-out data; called at most `2 * len(checkpoints) - 1` times.
+        checkpoints: See `average_checkpoints`; e.g. runs with different hyperparameters from one pre-trained network.
+        score: Returns the score of a state dict on held-out data; called at most `2 * len(checkpoints) - 1` times.
         mode: "max" if a higher score is better, "min" if a lower one is.
 
     Raises:
-        ValueError: as in `average_checkpoints`; or for a `mode` that is none.
+        ValueError: as in `average_checkpoints`, or for an invalid `mode`.
 
     Example:
         >>> import torch

@@ -17,15 +17,16 @@ __all__ = ["LAWA"]
 class LAWA(KeptInState):
     """The mean of the last `k` snapshots of the weights, one taken every `every` optimizer steps.
 
-    Unlike an EMA it forgets completely: what is older than `k * every` steps has no weight. Until there are `k`
-    snapshots it is the mean of those there are. Snapshots are kept in a ring, `optimizer.state[p]["lawa_snapshot_0"]`
-    to `["lawa_snapshot_<k-1>"]`, in the parameter's dtype, so every checkpoint carries them; the mean is taken in fp32
-    when it is asked for. A pass of its own copies one snapshot every `every` steps; no step is folded.
+    Unlike an EMA it forgets completely: weights older than `k * every` steps do not count. With fewer than `k`
+    snapshots it is the mean of the existing ones. Snapshots are stored in a ring,
+    `optimizer.state[p]["lawa_snapshot_0"]` to `["lawa_snapshot_<k-1>"]`, in the parameter's dtype, so every checkpoint
+    contains them; the mean is computed in fp32 on demand. It is not part of the one-pass step: a separate pass copies
+    one snapshot every `every` steps.
 
     Args:
-        k: Snapshots in the mean, at least 1.
-        every: Optimizer steps between snapshots, at least 1; the paper takes one per epoch.
-        start: First optimizer step, from 1, of which a snapshot is taken.
+        k: Number of snapshots, at least 1.
+        every: Optimizer steps between snapshots, at least 1; the paper uses one epoch.
+        start: First optimizer step, from 1, that is averaged.
 
     Raises:
         ValueError: for an argument out of range.
@@ -48,5 +49,5 @@ class LAWA(KeptInState):
 
     @property
     def state_name(self) -> str:
-        """What the names of its snapshots in `optimizer.state[p]` begin with."""
+        """Prefix of the names of its snapshots in `optimizer.state[p]`."""
         return "lawa"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stochastic weight averaging: the plain mean of the weights that training passes through near its end.
+"""Stochastic weight averaging: the uniform mean of the weights near the end of training.
 
 Source: Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better Generalization", arXiv:1803.05407,
 algorithm 1; the first update (a copy) as in `torch.optim.swa_utils.AveragedModel` with `get_swa_avg_fn`.
@@ -19,13 +19,13 @@ __all__ = ["SWA"]
 class SWA(Average):
     """`average <- average + (parameter - average) / (n + 1)` after an optimizer step; the first update copies.
 
-    Folded into a step it costs 8 bytes per fp32 parameter; it is kept in `optimizer.state[p]["swa"]`, in fp32 beside
-    16-bit parameters, so every checkpoint carries it.
+    As part of a step it costs 8 bytes per fp32 parameter. It is stored in `optimizer.state[p]["swa"]`, in fp32 for
+    16-bit parameters, so every checkpoint contains it.
 
-    The rate while averaging is a schedule of its own. Constant, at a fifth of the base value over the last quarter:
-    `LRSchedule(join(cosine(0.2), 0.75, constant(0.2)))`. Cyclical, averaged once per cycle of 200 steps:
-    `LRSchedule(join(cosine(0.2), 0.75, sgdr(cycle=200)))` with `SWA(0.75, every=200)`. Networks with BatchNorm need
-    their statistics recomputed for the average: `WeightAveraging(SWA(), update_bn=True)`.
+    The learning rate during averaging is scheduled separately. Constant, at a fifth of the base value over the last
+    quarter: `LRSchedule(join(cosine(0.2), 0.75, constant(0.2)))`. Cyclical, averaged once per cycle of 200 steps:
+    `LRSchedule(join(cosine(0.2), 0.75, sgdr(cycle=200)))` with `SWA(0.75, every=200)`. For networks with BatchNorm,
+    recompute the statistics of the average: `WeightAveraging(SWA(), update_bn=True)`.
 
     Args:
         start: First optimizer step, from 1, whose result is averaged; or a float in (0, 1], a fraction of the run.
@@ -55,10 +55,10 @@ class SWA(Average):
         check_int(type(self).__name__, "every", self.every, minimum=1)
 
     def for_run(self, total_steps: float) -> "SWA":
-        """The same with `start` as an optimizer step of a run of `total_steps`, rounded up.
+        """The same average with `start` as an optimizer step of a run of `total_steps`, rounded up.
 
         Raises:
-            ValueError: if `start` is a fraction and the length of the run is not known.
+            ValueError: if `start` is a fraction and the length of the run is unknown.
         """
         if isinstance(self.start, int):
             return self
@@ -78,10 +78,10 @@ class SWA(Average):
 
     @property
     def kind(self) -> AverageKind:
-        """Every value weighs the same."""
+        """All values have the same weight."""
         return AverageKind.UNIFORM
 
     @property
     def decay(self) -> float:
-        """Unused by this kind."""
+        """Not used by this kind."""
         return 0.0

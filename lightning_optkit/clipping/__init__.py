@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradient clips: folded into a one-pass step by `clip=`, or called on parameters before any other optimizer's step."""
+"""Gradient clips: passed to a one-pass optimizer as `clip=`, or called before the step of any other one."""
 
 from lightning_optkit.clipping.auto_clip import AutoClip
 from lightning_optkit.clipping.clip_norm import ClipNorm

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gradients that a clip called by itself works on."""
+"""The gradients that a standalone clip works on."""
 
 from collections.abc import Callable, Iterable
 
@@ -15,13 +15,13 @@ __all__ = ["gradients", "norm_of", "scale_to_bound_"]
 
 
 def gradients(owner: str, parameters: Iterable[Tensor]) -> list[Tensor]:
-    """The gradients there are, of one parameter or of many, to be changed in place; of a sparse one, its values.
+    """The existing gradients of one parameter or of many, to be changed in place; for sparse ones, their values.
 
-    A sparse gradient is coalesced and one that is lazily conjugated is written out, as both are stored afterwards.
+    A sparse gradient is coalesced and a lazily conjugated one resolved; both are stored back.
 
     Raises:
-        TypeError: if they are no tensors.
-        ValueError: if a gradient is compressed or has no numbers.
+        TypeError: if they are not tensors.
+        ValueError: if a gradient is compressed or has no memory.
     """
     listed = check_tensors(owner, "parameters", parameters, sparse=True)
     for parameter in listed:
@@ -36,15 +36,15 @@ def gradients(owner: str, parameters: Iterable[Tensor]) -> list[Tensor]:
 
 
 def norm_of(grads: list[Tensor]) -> Tensor:
-    """Their global L2 norm, 0-d, in their dtype, but at least fp32; over all processes, if they are sharded."""
+    """Their global L2 norm, 0-d, in their dtype but at least fp32; over all processes if they are sharded."""
     return _narrowed(total_norm(grads), grads)
 
 
 @torch.no_grad()
 def scale_to_bound_(owner: str, parameters: Iterable[Tensor], norm_bound: Callable[[Tensor], Tensor | float]) -> Tensor:
-    """Scales the gradients of `parameters` by one factor, to the bound for their global norm; returns that norm.
+    """Scales the gradients of `parameters` by one factor, down to the bound of their global norm; returns that norm.
 
-    Without gradients there is no norm to learn from, and nobody is asked for a bound.
+    Without gradients `norm_bound` is not called, since there is no norm to learn from.
     """
     grads = gradients(owner, parameters)
     norm = total_norm(grads)

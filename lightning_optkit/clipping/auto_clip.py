@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clips the global norm at a percentile of the norms seen so far.
+"""Clips the global norm at a percentile of the past norms.
 
 Source: Seetharaman et al. 2020, "AutoClip: adaptive gradient clipping for source separation networks",
-arXiv:2007.14469, Algorithm 1. Differs from it in keeping the last `window` norms instead of all.
+arXiv:2007.14469, Algorithm 1. Unlike the paper, it keeps the last `window` norms instead of all.
 """
 
 import math
@@ -21,22 +21,22 @@ __all__ = ["AutoClip"]
 
 
 class AutoClip(Clip):
-    """Scales all gradients by one factor, so that their global L2 norm is at most a percentile of its own history.
+    """Scales all gradients by one factor, so that their global L2 norm is at most a percentile of its history.
 
-    There is no absolute number to tune: with `percentile=10` nine steps out of ten are scaled to the norm that the
-    smallest tenth has. Norms that are not finite do not enter the history.
+    There is no absolute threshold to tune: with `percentile=10`, nine steps out of ten are scaled to the 10th
+    percentile of the norms. Non-finite norms do not enter the history.
 
-    Give each optimizer its own: it learns. What it has learned is in the state dict of the optimizer that it is folded
-    into, under "clip".
+    Each optimizer needs its own instance, since it is stateful. Its state is saved in the state dict of a one-pass
+    optimizer, under "clip".
 
     Args:
-        percentile: Share of the norms seen, in percent, that lies below the bound; in [0, 100].
-        window: How many of the latest norms count, this one included; at least 1.
+        percentile: Percentile of the norms that is the bound, in [0, 100].
+        window: Number of latest norms that count, this one included; at least 1.
 
     Raises:
         ValueError: for an argument out of range.
 
-    Cost: folded into a step, one read of the gradients and no write.
+    Cost: as part of a step, one read of the gradients and no write.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.zeros(1))
@@ -51,7 +51,7 @@ class AutoClip(Clip):
     def __init__(self, percentile: float = 10.0, window: int = 1000) -> None:
         self.percentile = check_in(type(self).__name__, "percentile", percentile, "[0, 100]")
         self.window = check_int(type(self).__name__, "window", window, minimum=1)
-        self._history = torch.full((window,), math.nan, dtype=torch.float64)  # NaN: not yet seen
+        self._history = torch.full((window,), math.nan, dtype=torch.float64)  # NaN: empty
         self._seen = torch.zeros((), dtype=torch.int64)
 
     def __repr__(self) -> str:
@@ -59,7 +59,7 @@ class AutoClip(Clip):
 
     @property
     def needs_norm(self) -> bool:
-        """True: it goes by the global norm."""
+        """True: the bound depends on the global norm."""
         return True
 
     @property
@@ -86,15 +86,15 @@ class AutoClip(Clip):
         return scale_to_bound_(type(self).__name__, parameters, self.norm_bound)
 
     def state_dict(self) -> dict[str, Any]:
-        """The history: `history`, shape (window,), NaN where nothing was seen, and `seen`, how many norms in all."""
+        """`history`, of shape (window,) with NaN for empty entries, and `seen`, the total number of norms."""
         return {"history": self._history.clone(), "seen": self._seen.clone()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores it.
+        """Restores the state.
 
         Raises:
-            TypeError: if it is no dict of tensors; nothing is changed then.
-            ValueError: if it is not of an AutoClip, or the history is of another `window`; nothing is changed then.
+            TypeError: if it is not a dict of tensors; nothing is changed then.
+            ValueError: if it is not from an AutoClip, or has another `window`; nothing is changed then.
         """
         what = f"{type(self).__name__}.load_state_dict(state_dict=...):"
         saved = saved_dict(what, state_dict, ("history", "seen"))

@@ -20,11 +20,11 @@ __all__ = ["ClipNorm"]
 class ClipNorm(Clip):
     """Scales all gradients by one factor, so that their global L2 norm is at most `max_norm`.
 
-    Folded into a step it costs one read of the gradients and no write, and a step with a non-finite gradient is
-    skipped, counters included.
+    As part of a step it costs one read of the gradients and no write; a step with a non-finite gradient is skipped,
+    including its counters.
 
     Args:
-        max_norm: Largest norm left as it is, in (0, inf).
+        max_norm: Largest unclipped norm, in (0, inf).
 
     Raises:
         ValueError: if `max_norm` is out of range.

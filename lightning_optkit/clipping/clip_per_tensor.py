@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clips the L2 norm of each parameter's gradient by itself.
+"""Clips the L2 norm of each parameter's gradient separately.
 
 Source: the layer-wise form of Pascanu et al. 2013, arXiv:1211.5063, Algorithm 1; the 1e-6 is that of
 `torch.nn.utils.clip_grad_norm_`.
@@ -23,14 +23,15 @@ __all__ = ["ClipPerTensor"]
 
 @dataclass(frozen=True)
 class ClipPerTensor(Clip):
-    """Scales the gradient of each parameter, by itself, so that its L2 norm is at most `max_norm`.
+    """Scales the gradient of each parameter separately, so that its L2 norm is at most `max_norm`.
 
-    One exploding layer does not slow the others down; the direction of the whole gradient changes. It needs no other
-    gradient, so it is exact where a parameter is updated as soon as its own gradient is complete. Folded into a step it
-    costs one read of the gradients and no write, and a step with a non-finite gradient is skipped, counters included.
+    One exploding layer does not slow down the others, but the direction of the whole gradient changes. It needs no
+    other gradient, so it also works exactly when each parameter is updated as soon as its own gradient is complete. As
+    part of a step it costs one read of the gradients and no write; a step with a non-finite gradient is skipped,
+    including its counters.
 
     Args:
-        max_norm: Largest norm left as it is, in (0, inf).
+        max_norm: Largest unclipped norm, in (0, inf).
 
     Raises:
         ValueError: if `max_norm` is out of range.
@@ -56,7 +57,7 @@ class ClipPerTensor(Clip):
 
     @property
     def bounds(self) -> ClipBounds:
-        """`max_norm`, for each tensor."""
+        """`max_norm` for each tensor."""
         return ClipBounds(max_tensor_norm=self.max_norm)
 
     def norm_bound(self, norm: Tensor) -> float:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clips the gradient of each output unit in proportion to the unit's weights: adaptive gradient clipping.
+"""Clips the gradient of each output unit relative to the unit's weights: adaptive gradient clipping.
 
 Source: Brock et al. 2021, "High-performance large-scale image recognition without normalization", arXiv:2102.06171,
 section 4.1, equation 3.
@@ -25,16 +25,16 @@ __all__ = ["ClipUnitwise"]
 class ClipUnitwise(Clip):
     """Scales each unit's gradient so that its L2 norm is at most `ratio` times the norm of the unit's parameters.
 
-    A unit is a row of the first dimension: the weights into one output of a linear layer or a convolution. A parameter
-    of fewer than two dimensions is one unit. The authors leave the last linear layer out: put it into an optimizer of
-    its own, or use the function on the other parameters.
+    A unit is a row of the first dimension: the weights of one output of a linear layer or a convolution. A parameter of
+    fewer than two dimensions is one unit. The authors exclude the last linear layer: put it into an optimizer of its
+    own, or call the clip on the other parameters.
 
-    Folded into a step it costs two reads of the gradients and one of the parameters, and no write; a step with a
-    non-finite gradient is skipped, counters included.
+    As part of a step it costs two reads of the gradients and one of the parameters, and no write; a step with a
+    non-finite gradient is skipped, including its counters.
 
     Args:
-        ratio: Largest |gradient| / |parameters| of a unit left as it is, in (0, inf); 0.01 for batches up to 4096.
-        eps: Least norm of the parameters in that ratio, so that units of zeros can grow; in (0, inf).
+        ratio: Largest unclipped |gradient| / |parameters| of a unit, in (0, inf); 0.01 for batches up to 4096.
+        eps: Lower bound of the parameter norm in that ratio, so that units of zeros can grow; in (0, inf).
 
     Raises:
         ValueError: for an argument out of range.
@@ -58,12 +58,12 @@ class ClipUnitwise(Clip):
 
     @property
     def needs_norm(self) -> bool:
-        """True: so that a gradient that is not finite is found before anything is written."""
+        """True: a non-finite gradient must be detected before anything is written."""
         return True
 
     @property
     def bounds(self) -> ClipBounds:
-        """`ratio`, for each unit."""
+        """`ratio` for each unit."""
         return ClipBounds(unit_ratio=self.ratio, unit_eps=self.eps)
 
     def norm_bound(self, norm: Tensor) -> float:
@@ -91,7 +91,7 @@ class ClipUnitwise(Clip):
         return total
 
     def _units_of(self, parameter: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """The units that have a gradient, and it: of a sparse one, as of an embedding, the rows that it names."""
+        """The units that have a gradient, and their gradients; for a sparse gradient, only its rows."""
         if grad.layout != torch.sparse_coo:
             return parameter, grad
         if grad.sparse_dim() != 1 or parameter.ndim == 1:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clips each gradient element by itself.
+"""Clips each gradient element separately.
 
 Source: Mikolov 2012, "Statistical language models based on neural networks", section 3.3.
 """
@@ -20,12 +20,12 @@ __all__ = ["ClipValue"]
 
 @dataclass(frozen=True)
 class ClipValue(Clip):
-    """Moves every gradient element into [-max_value, max_value]. The direction of the gradient changes.
+    """Clamps every gradient element to [-max_value, max_value]. The direction of the gradient changes.
 
-    Folded into a step it costs no memory traffic at all.
+    As part of a step it causes no memory traffic.
 
     Args:
-        max_value: Largest absolute value left as it is, in (0, inf).
+        max_value: Largest unclipped magnitude, in (0, inf).
 
     Raises:
         ValueError: if `max_value` is out of range.
@@ -42,12 +42,12 @@ class ClipValue(Clip):
 
     @property
     def needs_norm(self) -> bool:
-        """False: elements are clipped one by one."""
+        """False: elements are clipped separately."""
         return False
 
     @property
     def bounds(self) -> ClipBounds:
-        """`max_value`, for each element."""
+        """`max_value` for each element."""
         return ClipBounds(max_value=self.max_value)
 
     def norm_bound(self, norm: Tensor) -> float:
@@ -58,5 +58,5 @@ class ClipValue(Clip):
     def __call__(self, parameters: Iterable[Tensor]) -> None:
         """Clips the gradients of `parameters` in place, for use with any other optimizer."""
         for grad in gradients(type(self).__name__, parameters):
-            real = torch.view_as_real(grad) if grad.is_complex() else grad  # as torch.optim takes complex numbers
+            real = torch.view_as_real(grad) if grad.is_complex() else grad  # as in torch.optim
             real.clamp_(-self.max_value, self.max_value)

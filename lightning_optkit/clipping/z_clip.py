@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clips the global norm where it lies far outside of its recent distribution: spikes, and nothing else.
+"""Clips the global norm if it is far outside its recent distribution: only spikes.
 
 Source: Kumar et al. 2025, "ZClip: adaptive spike mitigation for LLM pre-training", arXiv:2504.02507.
 """
@@ -19,25 +19,25 @@ __all__ = ["ZClip"]
 
 
 class ZClip(Clip):
-    """Scales all gradients by one factor where the z-score of their global L2 norm exceeds `z_threshold`.
+    """Scales all gradients by one factor if the z-score of their global L2 norm exceeds `z_threshold`.
 
     Mean and variance of the norm are exponential averages. With z = (norm - mean) / std above the threshold, the norm
-    is brought to mean + z_threshold^2 / z * std: the larger the spike, the closer to the mean. What enters the averages
-    is the norm after clipping. Norms that are not finite do not enter them.
+    is scaled to mean + z_threshold^2 / z * std: the larger the spike, the closer to the mean. The averages are updated
+    with the norm after clipping. Non-finite norms do not enter them.
 
-    Give each optimizer its own: it learns. What it has learned is in the state dict of the optimizer that it is folded
-    into, under "clip".
+    Each optimizer needs its own instance, since it is stateful. Its state is saved in the state dict of a one-pass
+    optimizer, under "clip".
 
     Args:
-        z_threshold: Standard deviations above the mean left as they are, in (0, inf).
-        alpha: Share of the old mean and variance that is kept, in [0, 1).
-        warmup_steps: Norms whose plain mean and variance the averages start from; nothing is clipped meanwhile. At
-            least 2.
+        z_threshold: Largest unclipped z-score, in (0, inf).
+        alpha: Decay rate of the mean and variance, in [0, 1).
+        warmup_steps: Number of norms from which the initial mean and variance are computed, without clipping; at least
+            2.
 
     Raises:
         ValueError: for an argument out of range.
 
-    Cost: folded into a step, one read of the gradients and no write.
+    Cost: as part of a step, one read of the gradients and no write.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.zeros(1))
@@ -53,7 +53,7 @@ class ZClip(Clip):
         self.z_threshold = check_in(type(self).__name__, "z_threshold", z_threshold, "(0, inf)")
         self.alpha = check_in(type(self).__name__, "alpha", alpha, "[0, 1)")
         self.warmup_steps = check_int(type(self).__name__, "warmup_steps", warmup_steps, minimum=2)
-        self._learned = torch.zeros(3, dtype=torch.float64)  # mean, variance, norms seen
+        self._learned = torch.zeros(3, dtype=torch.float64)  # mean, variance, number of norms
 
     def __repr__(self) -> str:
         return (
@@ -63,7 +63,7 @@ class ZClip(Clip):
 
     @property
     def needs_norm(self) -> bool:
-        """True: it goes by the global norm."""
+        """True: the bound depends on the global norm."""
         return True
 
     @property
@@ -72,7 +72,7 @@ class ZClip(Clip):
         return ClipBounds()
 
     def norm_bound(self, norm: Tensor) -> Tensor:
-        """The bound of this step, 0-d, on the device of `norm`; inf where nothing is to be clipped."""
+        """The bound of this step, 0-d, on the device of `norm`; inf for no clipping."""
         self._learned = self._learned.to(norm.device)
         mean, variance, seen = self._learned.unbind()
         norm = norm.to(torch.float64)
@@ -87,7 +87,7 @@ class ZClip(Clip):
     def _learn(self, norm: Tensor, mean: Tensor, variance: Tensor, seen: Tensor) -> Tensor:
         kept = torch.where(seen < self.warmup_steps, seen / (seen + 1), self.alpha)
         new_mean = kept * mean + (1 - kept) * norm
-        # Welford's form while warming up, so that the start is the variance of the norms seen, exactly.
+        # Welford's update during warmup, so that the initial variance is exact.
         deviation = torch.where(seen < self.warmup_steps, (norm - mean) * (norm - new_mean), (norm - new_mean).square())
         return torch.stack([new_mean, kept * variance + (1 - kept) * deviation, seen + 1])
 
@@ -100,15 +100,15 @@ class ZClip(Clip):
         return scale_to_bound_(type(self).__name__, parameters, self.norm_bound)
 
     def state_dict(self) -> dict[str, Any]:
-        """Mean, variance and number of the norms seen: `learned`, shape (3,)."""
+        """`learned`, of shape (3,): mean, variance, and number of norms."""
         return {"learned": self._learned.clone()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores it.
+        """Restores the state.
 
         Raises:
-            TypeError: if it is no dict of tensors; nothing is changed then.
-            ValueError: if it is not of a ZClip; nothing is changed then.
+            TypeError: if it is not a dict of tensors; nothing is changed then.
+            ValueError: if it is not from a ZClip; nothing is changed then.
         """
         what = f"{type(self).__name__}.load_state_dict(state_dict=...):"
         saved = saved_dict(what, state_dict, ("learned",))

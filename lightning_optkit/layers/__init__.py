@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers: normalizations that read each row once, with torch's arguments and state dicts, and what torch lacks."""
+"""Layers: normalizations that read each row once, compatible with torch's, and layers that torch lacks."""
 
 from lightning_optkit.layers.add_layer_norm import AddLayerNorm, add_layer_norm
 from lightning_optkit.layers.add_rms_norm import AddRMSNorm, add_rms_norm

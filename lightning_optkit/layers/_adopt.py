@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a module in a model becomes another kind of module: its class changes, the object stays.
+"""Changes the class of a module inside a model, while the object stays the same.
 
-So parameters, hooks, training flag, device, and every reference to the module stay as they are.
+Parameters, hooks, training flag, device, and all references to the module are kept.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ _REBASED: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
 def become(
     module: nn.Module, cls: type[nn.Module], attributes: dict[str, Any], keep_buffers: bool = True
 ) -> dict[str, Any]:
-    """Makes `module` an instance of `cls` with these attributes. Returns what `give_back` needs."""
+    """Makes `module` an instance of `cls` with these attributes. Returns the argument of `give_back`."""
     before = {
         "class": type(module),
         "became": cls,
@@ -38,9 +38,9 @@ def become(
 
 
 def give_back(module: nn.Module, before: dict[str, Any]) -> None:
-    """Undoes `become`, and nothing else: parameters, and what others have set on the module in between, stay.
+    """Undoes `become` and nothing else: parameters, and attributes set by others in the meantime, are kept.
 
-    Buffers that were gone return beside the parameters.
+    Removed buffers are restored on the device of the parameters.
     """
     for name in before["added"]:
         vars(module).pop(name, None)
@@ -53,9 +53,9 @@ def give_back(module: nn.Module, before: dict[str, Any]) -> None:
 
 
 def _with_base(current: type[nn.Module], became: type[nn.Module], original: type[nn.Module]) -> type[nn.Module]:
-    """`original`, in whatever others have wrapped around `became` since.
+    """`original`, wrapped in the classes that others have derived from `became` since.
 
-    `fully_shard` of the layer itself derives a class from its own, and without that class it cannot be resharded.
+    E.g. `fully_shard` on the layer itself derives a class, without which the layer cannot be resharded.
     """
     if became not in current.__bases__:
         return original
@@ -68,9 +68,9 @@ def _with_base(current: type[nn.Module], became: type[nn.Module], original: type
 
 
 def fused_class(original: type[nn.Module], centered: bool) -> type[nn.Module]:
-    """`original` with the fused forward; torch's own classes become ours.
+    """A subclass of `original` with the fused forward; for torch's own classes, our layers.
 
-    Where weight and input differ in dtype, implementations differ in what they return: there the original runs.
+    If weight and input differ in dtype, the original forward runs, since implementations return different dtypes.
     """
     ours: type[nn.Module] = LayerNorm if centered else RMSNorm
     if original is (nn.LayerNorm if centered else nn.RMSNorm):
@@ -86,7 +86,7 @@ def fused_class(original: type[nn.Module], centered: bool) -> type[nn.Module]:
         return rms_norm(x, self.normalized_shape, self.weight, self.eps)
 
     def reduce(self: Any, protocol: Any) -> Any:
-        # Built at run time, the class has no name to be pickled by.
+        # The class is built at run time, so pickle cannot find it by name.
         return _rebuild, (original, centered), vars(self)
 
     body = {"forward": forward, "__reduce_ex__": reduce, "__module__": __name__, "extra_repr": original.extra_repr}
@@ -100,7 +100,7 @@ def _rebuild(original: type[nn.Module], centered: bool) -> nn.Module:
 
 
 def disagreement(module: nn.Module, centered: bool, sizes: tuple[int, ...], eps: float | None) -> str | None:
-    """Why the fused layer cannot stand for `module`, judged by its numbers on random weights and inputs, or None."""
+    """Why the fused layer cannot replace `module`, based on its results for random weights and inputs, or None."""
     for dtype, tolerance in ((torch.float32, 2e-6), (torch.bfloat16, 2.0**-7)):
         weight, bias, x = _random_case(module, sizes, dtype)
         ours = layer_norm(x, sizes, weight, bias, _number(eps)) if centered else rms_norm(x, sizes, weight, eps)
@@ -110,14 +110,14 @@ def disagreement(module: nn.Module, centered: bool, sizes: tuple[int, ...], eps:
             return f"its forward does not take such an input ({type(error).__name__})"
         if not isinstance(theirs, Tensor) or theirs.shape != ours.shape or theirs.dtype != dtype:
             return f"its result is of another kind in {dtype}"
-        # Relative to each value, beside one unit in all: a second rounding may move a value by one step.
+        # The tolerance is relative and absolute: a second rounding may change a value by one unit in the last place.
         if not torch.allclose(theirs.double(), ours.double(), rtol=tolerance, atol=tolerance):
             return f"its numbers differ in {dtype}"
     return None
 
 
 def rounds_twice(module: nn.Module, centered: bool, sizes: tuple[int, ...], eps: float | None) -> bool:
-    """Does `module` round between normalization and weight in bfloat16, where the fused layer rounds once?"""
+    """Whether `module` rounds between normalization and weight in bfloat16, where the fused layer rounds once."""
     weight, bias, x = _random_case(module, sizes, torch.bfloat16)
     if weight is None or bias is not None:
         return False
@@ -130,7 +130,7 @@ def rounds_twice(module: nn.Module, centered: bool, sizes: tuple[int, ...], eps:
 
 @torch.no_grad()
 def _forward(module: nn.Module, weight: Tensor | None, bias: Tensor | None, x: Tensor) -> Any:
-    """The forward of a twin without hooks: the module, its weights and torch's generators are not touched."""
+    """Runs the forward of a copy without hooks; the module, its weights and torch's generators are unchanged."""
     twin = type(module).__new__(type(module))
     vars(twin).update(vars(module))
     given = {"weight": weight, "bias": bias}
@@ -143,7 +143,7 @@ def _random_case(
 ) -> tuple[Tensor | None, Tensor | None, Tensor]:
     generator = torch.Generator().manual_seed(0)
     x = (torch.randn(3, 5, *sizes, generator=generator) * 2 + 0.5).to(dtype)
-    # Small rows too: they tell where eps is added, and how large it is.
+    # Small rows reveal where eps is added, and its value.
     x[0] *= 1e-3
     weight = (torch.rand(sizes, generator=generator) + 0.5).to(dtype)
     bias = torch.randn(sizes, generator=generator).to(dtype)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may go into a normalization, in one sentence each."""
+"""Checks of the arguments of a normalization."""
 
 import math
 import sys
@@ -30,20 +30,20 @@ _FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether `tensor` is torch's own kind with sizes and strides; a subclass may have no memory of its own."""
+    """Whether `tensor` has torch's own type and sizes and strides; a subclass may have no memory of its own."""
     return type(tensor) in _PLAIN and tensor.layout is torch.strided and not tensor.is_nested
 
 
 def is_freed(tensor: Tensor) -> bool:
-    """Whether a plain tensor's storage is gone."""
+    """Whether the storage of a plain tensor was freed."""
     try:
         return tensor.numel() > 0 and tensor.data_ptr() == 0
-    except RuntimeError:  # a function transform's wrapper, which has none of its own
+    except RuntimeError:  # the wrapper of a function transform has no storage
         return False
 
 
 def is_size(size: object) -> bool:
-    """Whether `size` can be one of `normalized_shape`: an integer, also a symbolic one."""
+    """Whether `size` can be an entry of `normalized_shape`: an integer, possibly symbolic."""
     return isinstance(size, Integral | torch.SymInt) and not isinstance(size, bool)
 
 
@@ -53,7 +53,7 @@ def is_eps(eps: object) -> bool:
 
 
 def check_sizes(owner: str, normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
-    """The sizes as a tuple, each at least 1."""
+    """Checks the sizes, each at least 1, and returns them as a tuple."""
     is_several = isinstance(normalized_shape, Sequence) and not isinstance(normalized_shape, NO_LIST)
     sizes: tuple[Any, ...] = tuple(normalized_shape) if is_several else (normalized_shape,)  # type: ignore[arg-type]
     if not sizes:
@@ -65,7 +65,7 @@ def check_sizes(owner: str, normalized_shape: int | Sequence[int]) -> tuple[int,
 
 
 def check_eps(owner: str, eps: float | None, optional: bool) -> None:
-    """Passes if `eps` is a number in [0, inf), or None where it is `optional`."""
+    """Raises unless `eps` is a number in [0, inf), or None if `optional`."""
     if eps is None and not optional:
         raise TypeError(f"{owner}(eps=None): eps must be a number in [0, inf).")
     if eps is not None:
@@ -82,7 +82,7 @@ def check_norm(
     eps: float | None,
     *residual: Tensor,
 ) -> None:
-    """Raises for the first argument that does not fit; called when a kernel has refused, so its cost does not count."""
+    """Raises for the first invalid argument. Called only after a kernel refused, so its cost does not matter."""
     if not isinstance(normalized_shape, Sequence) or isinstance(normalized_shape, str):
         raise TypeError(f"{owner}(normalized_shape={normalized_shape!r}): must be a tuple or list of integers.")
     sizes = check_sizes(owner, normalized_shape)
@@ -96,7 +96,7 @@ def check_norm(
 
 
 def _check_types(owner: str, tensors: dict[str, Tensor | None]) -> None:
-    """What fits and was refused all the same is of a type that torch's own formula does not take."""
+    """Arguments that fit but were refused have a type that torch's own op does not support."""
     reason = (str(sys.exc_info()[1]).splitlines() or ["no reason given"])[0].rstrip(".:;")
     for name, tensor in tensors.items():
         if tensor is not None and not is_plain(tensor):
@@ -165,12 +165,12 @@ def _check_tensor(owner: str, name: str, tensor: Tensor) -> None:
 
 
 def check_memory(owner: str, name: str, tensor: Tensor | None) -> None:
-    """Passes if the storage goes as far as shape and strides lead; it may have been resized, or freed."""
+    """Raises unless the storage covers the range of shape and strides; it may have been resized or freed."""
     if tensor is None or not is_plain(tensor) or not (tensor.is_cpu or tensor.is_cuda):
         return
     try:
         stored, needed = tensor.untyped_storage().nbytes(), _reach(tensor)
-    except NotImplementedError:  # a function transform's wrapper, which has none of its own
+    except NotImplementedError:  # the wrapper of a function transform has no storage
         return
     if stored < needed:
         raise ValueError(

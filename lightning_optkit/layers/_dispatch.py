@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which road a normalization takes: a kernel of ours, or torch's where that is faster or the only one."""
+"""Selects the implementation of a normalization: our kernels, or torch's where it is faster or the only one."""
 
 from collections.abc import Sequence
 
@@ -24,8 +24,9 @@ __all__ = [
     "run_norm",
 ]
 
-# Without the autograd node in C++: up to so many elements, in up to SMALL_ROWS rows, torch's CPU kernel is done before
-# one in Python is built (benchmarks/bench_norms.py). A rule of the shape alone: the same on every rank.
+# Without the C++ autograd node: for at most this many elements, in at most SMALL_ROWS rows, torch's CPU kernel is
+# faster than building an autograd node in Python (benchmarks/bench_norms.py). Depends only on the shape, so it is the
+# same on every rank.
 SMALL_ROWS = 256
 SMALL_LAYER, SMALL_RMS, SMALL_ADD_LAYER, SMALL_ADD_RMS = 60000, 0, 30000, 0
 
@@ -63,7 +64,7 @@ def run_add_norm(
     """(normalized sum, sum)."""
     if not (input.is_nested or residual.is_nested) and input.shape != residual.shape:
         raise RuntimeError("input and residual must have one shape")
-    if dropout > 0.0 and is_vmapped():  # torch's operator draws by the randomness that vmap was given
+    if dropout > 0.0 and is_vmapped():  # torch's op follows the `randomness` of vmap
         input, dropout = torch.dropout(input, dropout, True), 0.0
     seed = _seed() if dropout > 0.0 else None
     if node is not None and not torch.compiler.is_compiling():
@@ -94,12 +95,12 @@ def run_add_norm(
 def _is_small(input: Tensor, sizes: Sequence[int], limit: int) -> bool:
     if node is not None or input.numel() > limit or not input.is_cpu or extension is None:
         return False
-    # Beyond that many rows torch's sums in 16 bits go wrong.
+    # With more rows, torch's 16-bit sums lose too much precision.
     return input.numel() <= SMALL_ROWS * (sizes[-1] if len(sizes) == 1 else input.shape[-len(sizes) :].numel())
 
 
 def _are_there(*tensors: Tensor | None) -> bool:
-    """Whether each is plain and its storage was not freed: torch's kernels do not ask."""
+    """Whether each tensor is plain and its storage exists, which torch's kernels do not check."""
     return torch.compiler.is_compiling() or all(t is None or (is_plain(t) and not is_freed(t)) for t in tensors)
 
 
@@ -107,7 +108,7 @@ def _takes_kernel(input: Tensor) -> bool:
     if extension is None:
         warn_once_if_missing()
         return False
-    # Other tensor types, function transforms and forward-mode derivatives know torch's operators only.
+    # Other tensor types, function transforms and forward-mode derivatives support only torch's ops.
     if torch.compiler.is_compiling():
         return not is_exporting() and (input.is_cpu or (input.is_cuda and has_cuda_kernels()))
     if not is_plain(input) or is_transformed():
@@ -120,7 +121,7 @@ def _are_plain(*parameters: Tensor | None) -> bool:
 
 
 def _autocast(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Torch's CUDA autocast runs both norms in float32; its CPU autocast leaves them alone."""
+    """Torch's CUDA autocast runs both norms in float32; its CPU autocast does not change them."""
     if not (input.is_cuda and torch.is_autocast_enabled("cuda")):
         return input, weight, bias
     cast = [t if t is None or t.dtype == torch.float64 else t.float() for t in (input, weight, bias)]
@@ -130,20 +131,20 @@ def _autocast(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> tupl
 def _goes_with(input: Tensor, residual: Tensor) -> bool:
     if (input.dtype == torch.float64) != (residual.dtype == torch.float64) or input.device != residual.device:
         return False
-    if input.is_cuda and torch.is_autocast_enabled("cuda"):  # then the sum is 16 bits and the normalized sum float32
+    if input.is_cuda and torch.is_autocast_enabled("cuda"):  # the sum is then 16-bit and the normalized sum float32
         return torch.promote_types(input.dtype, residual.dtype) in (torch.float32, torch.float64)
     return True
 
 
 def _eps(dtype: torch.dtype, centered: bool) -> float:
-    """Torch's own for RMSNorm: that of the dtype it computes in."""
+    """Torch's default for RMSNorm: the eps of the dtype it computes in."""
     if centered:
         raise TypeError("LayerNorm has no eps of its own")
     return torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
 
 
 def _check_row(input: Tensor, sizes: Sequence[int], eps: float | None) -> None:
-    """What neither torch nor a kernel of ours would notice; the layers say it in a sentence."""
+    """Checks what neither torch nor our kernels check; the layers raise a clear message."""
     if not isinstance(sizes, Sequence) or not all(is_size(size) for size in sizes) or not is_eps(eps):
         raise TypeError("sizes must be a sequence of integers, and eps a number in [0, inf)")
     if not input.is_nested and tuple(input.shape[-len(sizes) :]) != tuple(sizes):
@@ -151,11 +152,11 @@ def _check_row(input: Tensor, sizes: Sequence[int], eps: float | None) -> None:
 
 
 def _drop(input: Tensor, dropout: float, seed: Tensor) -> Tensor:
-    # A transform, a trace or a tensor type of its own draws by torch's operator, the only one it knows.
+    # A transform, a trace or another tensor type uses torch's op, the only one it supports.
     if not (is_plain(input) and is_plain(seed)) or _is_watched(input) or _is_watched(seed):
         return torch.dropout(input, dropout, True)
     alive = survival(input, dropout, seed)
-    return torch.where(alive > 0, input * alive, 0.0)  # a dropped infinity is dropped too
+    return torch.where(alive > 0, input * alive, 0.0)  # a select, since a dropped infinity times 0 would be NaN
 
 
 def _is_watched(tensor: Tensor) -> bool:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the ops give for tensors without numbers: traced, fake, on the meta device. They refuse what the kernels refuse.
+"""Fake implementations of the ops (traced, fake and meta tensors), with the same checks as the kernels.
 
-The same questions as csrc/bindings/norm_checks.h asks, of tensors whose sizes may be symbols.
+The checks are those of csrc/bindings/norm_checks.h, for tensors whose sizes may be symbolic.
 """
 
 from collections.abc import Sequence

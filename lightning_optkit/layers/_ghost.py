@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Normalization by the statistics of parts of a batch, which is the same for every number of dimensions."""
+"""Ghost batch normalization, common to every number of dimensions."""
 
 import torch
 from torch import Tensor
@@ -21,11 +21,11 @@ def check_batch_norm(
     device: torch.device | str | None,
     dtype: torch.dtype | None,
 ) -> None:
-    """Passes if torch's BatchNorm can be made of these arguments.
+    """Raises unless torch's BatchNorm accepts these arguments.
 
     Raises:
-        TypeError: for one of a wrong kind.
-        ValueError: for one out of range.
+        TypeError: for an argument of a wrong type.
+        ValueError: for an argument out of range.
     """
     check_int(owner, "num_features", num_features, minimum=1)
     check_in(owner, "eps", eps, "[0, inf)")
@@ -36,10 +36,10 @@ def check_batch_norm(
 
 
 def check_batch(owner: str, input: Tensor, num_features: int, dims: tuple[int, ...]) -> None:
-    """Passes if `input` has one of the numbers of dimensions, and `num_features` channels in the second.
+    """Raises unless `input` has one of the numbers of dimensions, and `num_features` channels in the second.
 
     Raises:
-        TypeError: if it is no floating tensor.
+        TypeError: if it is not a floating-point tensor.
         ValueError: if its shape does not fit.
     """
     check_tensor(owner, "input", input, "floating")
@@ -54,7 +54,7 @@ def check_batch(owner: str, input: Tensor, num_features: int, dims: tuple[int, .
 def ghost_sizes(samples: int, ghost_batch_size: int, values_per_sample: int) -> list[int]:
     """Sizes of the ghost batches: full ones, then the rest.
 
-    A rest of a single value per channel has no variance; it joins the ghost batch before it.
+    A remainder with a single value per channel has no variance, so it is merged into the previous ghost batch.
 
     Example:
         >>> ghost_sizes(10, 4, values_per_sample=1), ghost_sizes(9, 4, values_per_sample=1)
@@ -70,12 +70,12 @@ def ghost_sizes(samples: int, ghost_batch_size: int, values_per_sample: int) -> 
 
 
 def ghost_batch_norm(layer: AnyBatchNorm, input: Tensor, ghost_batch_size: int) -> Tensor:
-    """Normalizes each ghost batch by itself; the running statistics move once, towards the mean of the parts'."""
+    """Normalizes each ghost batch separately; the running statistics are updated once, with the mean over the parts."""
     values_per_sample = input[0, 0].numel() if input.shape[0] and input.shape[1] else 1
     sizes = ghost_sizes(input.shape[0], ghost_batch_size, values_per_sample)
     parts, means, variances = [], [], []
     for part in torch.split(input, sizes):
-        # With momentum 1 torch leaves the statistics of this part, unbiased, in what it is given.
+        # With momentum 1, torch stores the (unbiased) statistics of this part in the given tensors.
         mean = variance = None
         if layer.running_mean is not None and layer.running_var is not None:
             mean, variance = torch.zeros_like(layer.running_mean), torch.ones_like(layer.running_var)

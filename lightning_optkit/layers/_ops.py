@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dispatcher ops `lightning_optkit::norm` and `add_norm` with their gradients; imported where the extension is.
+"""The ops `lightning_optkit::norm` and `add_norm` with their gradients; needs the compiled extension.
 
-A traced call uses the ops with their registered autograd formula. An eager call that the C++ node of `_node` does not
-take uses a `torch.autograd.Function` over the same kernels, which costs half as much Python.
+A traced call uses the ops with their registered autograd formula. An eager call that the C++ node in `_node` does not
+support uses a `torch.autograd.Function` over the same kernels, with half the Python overhead.
 """
 
 from typing import Any
@@ -123,7 +123,7 @@ def _add_norm_gradients(
     wants: tuple[bool, ...],
     takes_kernel: bool = True,
 ) -> tuple[Tensor | None, ...]:
-    """Of input, residual, weight, bias."""
+    """Gradients of input, residual, weight, bias."""
     centered, dims, eps, dropout, input_dtype, residual_dtype = constants
     if dy is None:
         dy = torch.zeros_like(total)
@@ -155,7 +155,7 @@ def _gradients(
     wants_bias: bool,
     takes_kernel: bool = True,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """By the kernel, or in operators of torch where a gradient of this gradient will be asked for."""
+    """Computed by the kernel, or by torch ops for double backward."""
     if not torch.compiler.is_compiling() and (torch.is_grad_enabled() or not takes_kernel):
         found = _reference_gradients(centered, dy, d_sum, input, weight, dims, eps, dropout, seed)
     else:
@@ -174,7 +174,7 @@ def _gradients(
 
 
 def _fits(dy: Tensor | None, d_sum: Tensor | None, input: Tensor, stats: Tensor, weight: Tensor | None) -> bool:
-    """Whether an eager backward may take the kernel: hooks on saved tensors may have put anything in their place."""
+    """Whether an eager backward may use the kernel: hooks on saved tensors may have replaced them."""
     wide = torch.float64 if input.dtype == torch.float64 else torch.float32
     return (
         innermost_transform() is None
@@ -199,7 +199,7 @@ def _reference_gradients(
     dropout: float,
     seed: Tensor | int | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """In operators of torch, which can be differentiated; also for the node in C++."""
+    """Computed by differentiable torch ops; also used by the C++ node."""
     dy, d_sum = _dense(dy), None if d_sum is None else _dense(d_sum)
     for name, tensor in (("dy", dy), ("d_sum", d_sum), ("input", input), ("weight", weight)):
         check_memory("norm_backward", name, tensor)
@@ -207,7 +207,7 @@ def _reference_gradients(
     return norm_backward_reference(centered, dy, d_sum, input, weight, dims, eps, alive)
 
 
-# Their callers have looked for transforms already.
+# The callers have already checked for transforms.
 _apply_norm, _apply_add_norm = apply_without_transforms(_Norm), apply_without_transforms(_AddNorm)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The formulas in plain torch: without the extension, and wherever a gradient of a gradient is asked for."""
+"""The formulas in plain torch: used without the extension, and for double backward."""
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ def norm_backward_reference(
     eps: float,
     alive: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(gradient of what was normalized, the same through the dropout, of the weight, of the bias), differentiable."""
+    """Gradients of (normalized input, input before dropout, weight, bias), differentiable."""
     wide = torch.float64 if input.dtype == torch.float64 else torch.float32
     row = tuple(range(input.dim() - dims, input.dim()))
     rows = tuple(range(input.dim() - dims))
@@ -52,14 +52,14 @@ def norm_backward_reference(
 
 
 def survival(like: Tensor, dropout: float, seed: Tensor | int) -> Tensor:
-    """1 / (1 - dropout) where an element lives, else 0; from the random bits of csrc/norms/tables.h."""
+    """1 / (1 - dropout) for kept elements, else 0; from the random bits of csrc/norms/tables.h."""
     keep_below = min(int((1.0 - dropout) * 2**32), 2**32 - 1)
     scale = 1.0 / (1.0 - dropout) if dropout < 1.0 else 0.0
     key = _splitmix64(_splitmix64(_splitmix64(int(seed))))
     place = torch.arange(like.numel(), device=like.device)
     bits = _lowbias32(_lowbias32(((place & _LOW) + (key & _LOW)) & _LOW) ^ (place >> 32) ^ (key >> 32))
     wide = torch.float64 if like.dtype == torch.float64 else torch.float32
-    # The kernels keep the scale in fp32 whatever the dtype.
+    # The kernels store the scale in fp32, whatever the dtype.
     factor = torch.tensor(scale, dtype=torch.float32, device=like.device).to(wide)
     return torch.where(bits < keep_below, factor, torch.zeros((), dtype=wide, device=like.device)).view(like.shape)
 
@@ -76,7 +76,7 @@ def _splitmix64(x: int) -> int:
 
 
 def _lowbias32(x: Tensor) -> Tensor:
-    # Products wrap around in int64; their low 32 bits are right all the same.
+    # Products overflow int64, but their low 32 bits are correct.
     x = x ^ (x >> 16)
     x = (x * 0x7FEB352D) & _LOW
     x = x ^ (x >> 15)

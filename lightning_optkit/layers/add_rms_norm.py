@@ -28,18 +28,18 @@ def add_rms_norm(
     dropout: float = 0.0,
     training: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """The sum `dropout(input) + residual`, normalized, and the sum itself: the next residual.
+    """Normalizes the sum `dropout(input) + residual`; also returns the sum, which is the next residual.
 
-    The dropout's mask is never stored: it is a function of a seed, drawn from torch's default generator, and the place.
+    The dropout mask is never stored: it is a function of the position and of a seed from torch's default generator.
 
     Args:
         input: Output of a block, any shape that ends in `normalized_shape`, floating point.
-        residual: What the block read; of the same shape.
+        residual: Input of the block; same shape.
         normalized_shape: Sizes of the dimensions that are normalized together.
-        weight: Of shape `normalized_shape`, in the dtype of the sum, or float32 beside a 16-bit sum.
-        eps: Added to the mean square; None is that of the dtype torch computes in: float32's, or float64's.
-        dropout: Share of `input` that is zeroed, in [0, 1]; the rest is scaled up.
-        training: Without it nothing is dropped.
+        weight: Shape `normalized_shape`, in the dtype of the sum, or float32 for a 16-bit sum.
+        eps: Added to the mean square; None: that of the dtype torch computes in, float32 or float64.
+        dropout: Probability of dropout of `input`, in [0, 1]; kept elements are scaled up.
+        training: False: no dropout.
 
     Returns:
         (normalized sum, sum)
@@ -67,11 +67,11 @@ class AddRMSNorm(RMSNorm):
 
     Args:
         normalized_shape: Sizes of the last dimensions, normalized together; each >= 1.
-        eps: Added to the mean square; None is that of the dtype torch computes in: float32's, or float64's.
+        eps: Added to the mean square; None: that of the dtype torch computes in, float32 or float64.
         elementwise_affine: Learn a weight.
-        device: Of the parameters.
-        dtype: Of the parameters; float32 parameters may be used beside 16-bit inputs.
-        dropout: Share of `x` that is zeroed in training, in [0, 1].
+        device: Device of the parameters.
+        dtype: Dtype of the parameters; 16-bit inputs also allow float32 parameters.
+        dropout: Probability of dropout of `x` in training, in [0, 1].
 
     Raises:
         TypeError: if a size is not an integer.
@@ -97,11 +97,11 @@ class AddRMSNorm(RMSNorm):
         super().__init__(normalized_shape, eps, elementwise_affine, device=device, dtype=dtype)
         self.dropout = check_in(
             type(self).__name__, "dropout", dropout, "[0, 1]"
-        )  # a module would not reach the setter
+        )  # checked here: nn.Module would register a module passed by mistake
 
     @property
     def dropout(self) -> float:
-        """Share of `x` that is zeroed in training."""
+        """Probability of dropout of `x` in training."""
         return self._dropout
 
     @dropout.setter
@@ -109,7 +109,7 @@ class AddRMSNorm(RMSNorm):
         self._dropout = check_in(type(self).__name__, "dropout", value, "[0, 1]")
 
     def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """(normalized sum, sum), both in the shape of `x`."""
+        """Returns (normalized sum, sum)."""
         p = self._dropout if self.training else 0.0
         try:
             weight = parameter(self, "weight")
@@ -120,5 +120,5 @@ class AddRMSNorm(RMSNorm):
             raise
 
     def extra_repr(self) -> str:
-        """As torch prints it, and the dropout."""
+        """That of torch, and the dropout."""
         return f"{super().extra_repr()}, dropout={self._dropout}"

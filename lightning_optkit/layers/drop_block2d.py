@@ -15,18 +15,18 @@ __all__ = ["DropBlock2d"]
 
 
 class DropBlock2d(nn.Module):
-    """Zeroes squares of each channel and scales what is left to the same sum of ones.
+    """Zeroes squares of each channel, and multiplies the rest by (number of elements) / (number of kept elements).
 
-    About a share `p` of the numbers is dropped: somewhat less, since squares may overlap. In evaluation mode, and for
-    `p=0`, the input comes back as it is.
+    About a fraction `p` of the elements is dropped, somewhat less since squares may overlap. In evaluation mode, and
+    for `p=0`, it returns the input.
 
     Args:
-        p: Share to be dropped, in [0, 1). May be changed at any time; the paper raises it linearly from 0.
-        block_size: Side of the squares, >= 1; in maps that are smaller, the smaller side of the map.
+        p: Fraction to drop, in [0, 1). May be changed at any time; the paper increases it linearly from 0.
+        block_size: Side of the squares, >= 1; limited by the smaller side of the feature map.
 
     Raises:
         TypeError: if an argument has the wrong type.
-        ValueError: if an argument is out of range; in `forward`, if the input has not four dimensions.
+        ValueError: if an argument is out of range; in `forward`, if the input does not have four dimensions.
 
     Example:
         >>> y = DropBlock2d(0.1, block_size=3)(torch.ones(8, 16, 14, 14))
@@ -38,12 +38,12 @@ class DropBlock2d(nn.Module):
         super().__init__()
         self.p = check_in(
             type(self).__name__, "p", p, "[0, 1)"
-        )  # here: a module, given by mistake, would not reach the setter
+        )  # checked here: nn.Module would register a module passed by mistake
         self.block_size = check_int(type(self).__name__, "block_size", block_size, minimum=1)
 
     @property
     def p(self) -> float:
-        """Share to be dropped."""
+        """Fraction to drop."""
         return self._p
 
     @p.setter
@@ -51,7 +51,7 @@ class DropBlock2d(nn.Module):
         self._p = check_in(type(self).__name__, "p", value, "[0, 1)")
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` of shape (samples, channels, height, width), with squares of it zeroed."""
+        """Zeroes squares of `x`, which has shape (samples, channels, height, width)."""
         check_tensor(type(self).__name__, "x", x, "floating")
         if x.dim() != 4:
             raise ValueError(
@@ -64,14 +64,14 @@ class DropBlock2d(nn.Module):
         side = min(self.block_size, height, width)
         places = (height - side + 1) * (width - side + 1)
         gamma = self._p * height * width / (side * side * places)
-        # A seed is the corner of a square, drawn where the whole square lies inside.
+        # A seed is the corner of a square; seeds are drawn only where the whole square fits.
         seeds = torch.rand(*x.shape[:2], height - side + 1, width - side + 1, device=x.device) < gamma
         border = side - 1
         dropped = F.max_pool2d(F.pad(seeds.float(), [border] * 4), side, stride=1) > 0
         kept = (~dropped).sum().clamp_min(1).to(torch.float32 if x.dtype.itemsize == 2 else x.dtype)
-        scale = dropped.numel() / kept  # without dimensions, so that the dtype of x stays
+        scale = dropped.numel() / kept  # 0-d, so that the dtype of x is kept
         return torch.where(dropped, 0.0, x * scale)
 
     def extra_repr(self) -> str:
-        """The arguments."""
+        """The arguments, for `repr`."""
         return f"p={self._p}, block_size={self.block_size}"

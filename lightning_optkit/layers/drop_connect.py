@@ -2,8 +2,8 @@
 """Dropout of weights instead of activations.
 
 Source: Wan, Zeiler, Zhang, LeCun & Fergus 2013, "Regularization of Neural Networks using DropConnect" (ICML); on the
-recurrent weights of an LSTM: Merity, Keskar & Socher 2018 (arXiv 1708.02182). As there, weights that are kept are
-scaled up and evaluation uses the mean weights, where Wan et al. sample at inference.
+recurrent weights of an LSTM: Merity, Keskar & Socher 2018 (arXiv 1708.02182). As in the latter, kept weights are scaled
+up and evaluation uses the mean weights; Wan et al. sample at inference.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,19 +22,19 @@ __all__ = ["DropConnect"]
 
 
 class DropConnect(nn.Module):
-    """Runs `module` with a share of its named weights zeroed, drawn anew in every call in training.
+    """Runs `module` with random elements of its named weights zeroed, drawn anew in every training call.
 
-    A recurrent layer uses the same mask at all its time steps. Weights that are parametrized (`weight_norm`,
-    `spectral_norm`) are dropped after their parametrization. In evaluation mode, and for `p=0`, it is `module`.
+    A recurrent layer uses the same mask at all time steps. Parametrized weights (`weight_norm`, `spectral_norm`) are
+    dropped after their parametrization. In evaluation mode, and for `p=0`, it behaves like `module`.
 
     Args:
-        module: Any module; it stays available as `.module`.
-        weights: Names of its parameters, such as "weight", "weight_hh_l0" or "rnn.weight_hh_l0".
-        p: Probability that a weight is zeroed, in [0, 1]; the rest is scaled up. May be changed at any time.
+        module: Any module; available as `.module`.
+        weights: Names of its parameters, e.g. "weight", "weight_hh_l0" or "rnn.weight_hh_l0".
+        p: Probability that a weight is zeroed, in [0, 1]; kept weights are scaled up. May be changed at any time.
 
     Raises:
         TypeError: if `p` is not a number.
-        ValueError: if `p` is out of range, or a name is not that of a parameter of `module`.
+        ValueError: if `p` is out of range, or a name is not a parameter of `module`.
 
     Example:
         >>> import torch
@@ -48,7 +48,7 @@ class DropConnect(nn.Module):
         super().__init__()
         self.p = check_in(
             type(self).__name__, "p", p, "[0, 1]"
-        )  # here: a module, given by mistake, would not reach the setter
+        )  # checked here: nn.Module would register a module passed by mistake
         check_module(type(self).__name__, "module", module)
         such_as = 'names of parameters, such as ["weight"]'
         listed = (
@@ -98,7 +98,7 @@ class DropConnect(nn.Module):
         self._p = check_in(type(self).__name__, "p", value, "[0, 1]")
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What `module` returns for these arguments."""
+        """Returns the result of `module`."""
         if not self.training or self._p == 0.0:
             return self.module(*args, **kwargs)
         dropped = {name: F.dropout(self._weight(name), self._p) for name in self._plain}
@@ -108,14 +108,14 @@ class DropConnect(nn.Module):
             return functional_call(self.module, dropped, args, kwargs)
 
     def _weight(self, name: str) -> Tensor:
-        """The parameter, or the tensor that `torch.func.functional_call` has put in its place."""
+        """The parameter, or the tensor that `torch.func.functional_call` has substituted for it."""
         path, _, last = name.rpartition(".")
         weight: Tensor = getattr(self.module.get_submodule(path), last)
         return weight
 
     @contextmanager
     def _dropped_recurrent(self) -> Iterator[None]:
-        """Recurrent layers read their weights from a list of their own, which functional_call does not reach."""
+        """Recurrent layers read their weights from a list of their own, which functional_call does not replace."""
         undo: list[tuple[list[Any], int, Any]] = []
         try:
             for name in self._recurrent:
@@ -131,16 +131,16 @@ class DropConnect(nn.Module):
                 flat[place] = weight
 
     def extra_repr(self) -> str:
-        """The arguments."""
+        """The arguments, for `repr`."""
         return f"weights={list(self.weights)}, p={self._p}"
 
 
 class _Drop(nn.Module):
-    """The last parametrization of a weight that already has some. It keeps nothing in the state dict."""
+    """The last parametrization of an already parametrized weight. It adds nothing to the state dict."""
 
     def __init__(self, owner: DropConnect) -> None:
         super().__init__()
-        self._owner = (owner,)  # in a tuple: a plain attribute would be a child, and a circle of modules
+        self._owner = (owner,)  # in a tuple: a plain attribute would register a child, and so a cycle of modules
 
     def forward(self, weight: Tensor) -> Tensor:
         owner = self._owner[0]

@@ -2,7 +2,7 @@
 """Stochastic depth: whole samples of a residual branch are dropped.
 
 Source: Huang, Sun, Liu, Sedra & Weinberger 2016, "Deep Networks with Stochastic Depth" (arXiv 1603.09382). Differs:
-each sample draws for itself, and the survivors are scaled up in training, where the paper scales down at test time.
+samples are drawn independently, and kept ones are scaled up in training; the paper scales down at test time.
 """
 
 import torch
@@ -14,10 +14,10 @@ __all__ = ["DropPath", "drop_samples"]
 
 
 def drop_samples(x: Tensor, p: float, dim: int = 0) -> Tensor:
-    """`x` with each sample along `dim` zeroed with probability `p`, and the others times 1 / (1 - p).
+    """Zeroes each sample along `dim` of `x` with probability `p`, and multiplies the others by 1 / (1 - p).
 
     Args:
-        x: Has at least one dimension.
+        x: A tensor with at least one dimension.
         p: Probability that a sample is dropped, in [0, 1].
         dim: Dimension of the samples.
 
@@ -29,20 +29,20 @@ def drop_samples(x: Tensor, p: float, dim: int = 0) -> Tensor:
     keep = 1.0 - p
     shape = [1] * x.dim()
     shape[dim] = x.shape[dim]
-    # In float32 whatever x is: 16 bits have too few steps for a small probability.
+    # In float32 for any x: 16 bits are too coarse for a small probability.
     survives = torch.rand(shape, dtype=torch.float32, device=x.device) < keep
-    # Scaled before the choice: one rounding in 16 bits, and a dropped infinity is 0.
+    # Scaled before the select: one rounding in 16 bits, and a dropped infinity becomes 0.
     return torch.where(survives, x / keep if keep > 0.0 else x, 0.0)
 
 
 class DropPath(nn.Module):
-    """Zeroes the branch of a sample with probability `p`, independently per sample, and scales the rest by 1/(1-p).
+    """Zeroes the branch of a sample with probability `p`, independently per sample, and scales the others by 1/(1-p).
 
-    Put it at the end of a residual branch: `x + drop_path(branch(x))`. In evaluation mode, and for `p=0`, the input
-    comes back as it is. Draws come from torch's generator of the input's device.
+    Put it at the end of a residual branch: `x + drop_path(branch(x))`. In evaluation mode, and for `p=0`, it returns
+    the input. Uses torch's generator of the input's device.
 
     Args:
-        p: Probability that a sample is dropped, in [0, 1]. May be changed at any time; `drop_prob` is the same.
+        p: Probability that a sample is dropped, in [0, 1]. May be changed at any time; `drop_prob` is an alias.
 
     Raises:
         TypeError: if `p` is not a number.
@@ -58,7 +58,7 @@ class DropPath(nn.Module):
         super().__init__()
         self.p = check_in(
             type(self).__name__, "p", p, "[0, 1]"
-        )  # here: a module, given by mistake, would not reach the setter
+        )  # checked here: nn.Module would register a module passed by mistake
 
     @property
     def p(self) -> float:
@@ -71,7 +71,7 @@ class DropPath(nn.Module):
 
     @property
     def drop_prob(self) -> float:
-        """`p` under the name that image models use."""
+        """Alias of `p`, the name used by image models."""
         return self._p
 
     @drop_prob.setter
@@ -79,7 +79,7 @@ class DropPath(nn.Module):
         self._p = check_in(type(self).__name__, "drop_prob", value, "[0, 1]")
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` of shape (samples, ...), whole samples of it zeroed."""
+        """Zeroes whole samples of `x`, which has shape (samples, ...)."""
         if not self.training or self._p == 0.0:
             return x
         check_tensor(type(self).__name__, "x", x, "inexact")
@@ -88,5 +88,5 @@ class DropPath(nn.Module):
         return drop_samples(x, self._p)
 
     def extra_repr(self) -> str:
-        """The probability."""
+        """The probability, for `repr`."""
         return f"p={self._p}"

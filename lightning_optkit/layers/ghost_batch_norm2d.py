@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batch normalization by the statistics of small parts of the batch.
+"""Batch normalization with the statistics of small parts of the batch.
 
 Source: Hoffer, Hubara & Soudry 2017, "Train longer, generalize better: closing the generalization gap in large batch
-training of neural networks" (arXiv 1705.08741), algorithm 1. Differs: the running statistics move once per batch, by
-`momentum` towards the mean over the ghost batches, as they do in torch; the paper moves them once per ghost batch.
+training of neural networks" (arXiv 1705.08741), algorithm 1. Unlike the paper, which updates the running statistics
+once per ghost batch, they are updated once per batch, as in torch: by `momentum` toward the mean over the ghost
+batches.
 """
 
 import torch
@@ -16,21 +17,21 @@ __all__ = ["GhostBatchNorm2d"]
 
 
 class GhostBatchNorm2d(nn.BatchNorm2d):
-    """`torch.nn.BatchNorm2d` that normalizes every `ghost_batch_size` samples by themselves in training.
+    """`torch.nn.BatchNorm2d` that normalizes every `ghost_batch_size` samples separately in training.
 
-    A large batch then keeps the noise of small ones. The last ghost batch holds the rest, of any size; a rest with a
-    single value per channel joins the one before it. In evaluation mode it is torch's BatchNorm, and so is its state
-    dict.
+    This keeps the noise of small batches in a large one. The last ghost batch holds the remainder, of any size; a
+    remainder with a single value per channel is merged into the previous one. Evaluation mode and state dict are those
+    of torch's BatchNorm.
 
     Args:
-        num_features: As torch's.
-        eps: As torch's.
-        momentum: As torch's; per batch, however many ghost batches it has.
-        affine: As torch's.
-        track_running_stats: As torch's.
-        device: As torch's.
-        dtype: As torch's.
-        ghost_batch_size: Samples that are normalized together, >= 1.
+        num_features: See torch.
+        eps: See torch.
+        momentum: See torch; per batch, whatever the number of ghost batches.
+        affine: See torch.
+        track_running_stats: See torch.
+        device: See torch.
+        dtype: See torch.
+        ghost_batch_size: Samples normalized together, >= 1.
 
     Raises:
         TypeError: if `ghost_batch_size` is not an integer.
@@ -60,12 +61,12 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
         self.ghost_batch_size = check_int(type(self).__name__, "ghost_batch_size", ghost_batch_size, minimum=1)
 
     def forward(self, input: Tensor) -> Tensor:
-        """The normalized input, in its shape."""
+        """Returns the normalized input."""
         check_batch(type(self).__name__, input, self.num_features, (4,))
         if not self.training:
             return super().forward(input)
         return ghost_batch_norm(self, input, self.ghost_batch_size)
 
     def extra_repr(self) -> str:
-        """As torch prints it, and the size of the ghost batches."""
+        """That of torch, and the size of the ghost batches."""
         return f"{super().extra_repr()}, ghost_batch_size={self.ghost_batch_size}"  # type: ignore[no-untyped-call]

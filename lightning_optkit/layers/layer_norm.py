@@ -25,13 +25,13 @@ def layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    """`(input - mean) / sqrt(variance + eps) * weight + bias` over the last dimensions, as `F.layer_norm`.
+    """`(input - mean) / sqrt(variance + eps) * weight + bias` over the last dimensions, like `F.layer_norm`.
 
     Args:
         input: Any shape that ends in `normalized_shape`, floating point.
         normalized_shape: Sizes of the dimensions that are normalized together.
-        weight: Of shape `normalized_shape`, in the dtype of `input`, or float32 beside a 16-bit `input`.
-        bias: Likewise.
+        weight: Shape `normalized_shape`, in the dtype of `input`, or float32 for a 16-bit `input`.
+        bias: Same as `weight`.
         eps: Added to the variance.
 
     Raises:
@@ -49,20 +49,19 @@ def layer_norm(
 
 
 class LayerNorm(nn.LayerNorm):
-    """`torch.nn.LayerNorm`, forward and backward in one pass over the rows each.
+    """`torch.nn.LayerNorm`, with one pass over the rows for each of forward and backward.
 
-    Same arguments, numbers and state dict. The gradients of weight and bias are summed in float32 whatever the
-    dtypes: torch's CPU kernel sums them in the dtype of the input, and stops at 256 in bfloat16. Where the autograd
-    node is not compiled (`optkit info`), inputs of at most 60000 elements in at most 256 rows, on CPU, take torch's
-    kernel, which is faster there.
+    Same arguments, results and state dict. The gradients of weight and bias are summed in float32 for every dtype:
+    torch's CPU kernel sums them in the input's dtype, and stops at 256 in bfloat16. Without the compiled autograd node
+    (`optkit info`), CPU inputs of at most 60000 elements in at most 256 rows use torch's kernel, which is faster there.
 
     Args:
         normalized_shape: Sizes of the last dimensions, normalized together; each >= 1.
         eps: Added to the variance.
         elementwise_affine: Learn a weight, and a bias.
         bias: Learn a bias, if there is a weight.
-        device: Of the parameters.
-        dtype: Of the parameters; float32 parameters may be used beside 16-bit inputs.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters; 16-bit inputs also allow float32 parameters.
 
     Raises:
         TypeError: if a size is not an integer.
@@ -90,7 +89,7 @@ class LayerNorm(nn.LayerNorm):
         super().__init__(sizes, eps, elementwise_affine, bias, device=device, dtype=dtype)
 
     def forward(self, input: Tensor) -> Tensor:
-        """The normalized input, in its shape."""
+        """Returns the normalized input."""
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
         return self._normalized(input)

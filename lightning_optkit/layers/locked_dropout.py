@@ -2,7 +2,7 @@
 """Variational dropout: one mask for all time steps of a sequence.
 
 Source: Gal & Ghahramani 2016, "A Theoretically Grounded Application of Dropout in Recurrent Neural Networks"
-(arXiv 1512.05287); beside DropConnect in LSTMs: Merity, Keskar & Socher 2018 (arXiv 1708.02182).
+(arXiv 1512.05287); with DropConnect in LSTMs: Merity, Keskar & Socher 2018 (arXiv 1708.02182).
 """
 
 import torch
@@ -17,12 +17,12 @@ __all__ = ["LockedDropout"]
 class LockedDropout(nn.Module):
     """Dropout that zeroes the same features at every time step of a sequence, and others in the next sequence.
 
-    In evaluation mode, and for `p=0`, the input comes back as it is.
+    In evaluation mode, and for `p=0`, it returns the input.
 
     Args:
-        p: Share of the features that is zeroed, in [0, 1]; the rest is scaled up. May be changed at any time.
+        p: Probability that a feature is zeroed, in [0, 1]; kept features are scaled up. May be changed at any time.
         batch_first: Whether inputs are (batch, time, features) rather than (time, batch, features), as in `nn.LSTM`.
-            Inputs of two dimensions are one sequence, (time, features).
+            A 2-d input is one sequence, (time, features).
 
     Raises:
         TypeError: if `p` is not a number.
@@ -39,12 +39,12 @@ class LockedDropout(nn.Module):
         check_bools(type(self).__name__, batch_first=batch_first)
         self.p = check_in(
             type(self).__name__, "p", p, "[0, 1]"
-        )  # here: a module, given by mistake, would not reach the setter
+        )  # checked here: nn.Module would register a module passed by mistake
         self.batch_first = batch_first
 
     @property
     def p(self) -> float:
-        """Share of the features that is zeroed."""
+        """Probability that a feature is zeroed."""
         return self._p
 
     @p.setter
@@ -52,7 +52,7 @@ class LockedDropout(nn.Module):
         self._p = check_in(type(self).__name__, "p", value, "[0, 1]")
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` with some features zeroed, in its shape."""
+        """Returns `x` with some features zeroed."""
         check_tensor(type(self).__name__, "x", x, "floating")
         if x.dim() not in (2, 3):
             raise ValueError(
@@ -66,5 +66,5 @@ class LockedDropout(nn.Module):
         return (x * F.dropout(ones, self._p).unsqueeze(time)).to(x.dtype)
 
     def extra_repr(self) -> str:
-        """The arguments."""
+        """The arguments, for `repr`."""
         return f"p={self._p}, batch_first={self.batch_first}"

@@ -21,13 +21,13 @@ __all__ = ["RMSNorm", "rms_norm"]
 def rms_norm(
     input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
-    """`input / sqrt(mean(input**2) + eps) * weight` over the last dimensions, as `F.rms_norm`.
+    """`input / sqrt(mean(input**2) + eps) * weight` over the last dimensions, like `F.rms_norm`.
 
     Args:
         input: Any shape that ends in `normalized_shape`, floating point.
         normalized_shape: Sizes of the dimensions that are normalized together.
-        weight: Of shape `normalized_shape`, in the dtype of `input`, or float32 beside a 16-bit `input`.
-        eps: Added to the mean square; None is that of the dtype torch computes in: float32's, or float64's.
+        weight: Shape `normalized_shape`, in the dtype of `input`, or float32 for a 16-bit `input`.
+        eps: Added to the mean square; None: that of the dtype torch computes in, float32 or float64.
 
     Raises:
         ValueError: if a shape, dtype or device does not fit.
@@ -44,16 +44,16 @@ def rms_norm(
 
 
 class RMSNorm(nn.RMSNorm):
-    """`torch.nn.RMSNorm`, forward and backward in one pass over the rows each.
+    """`torch.nn.RMSNorm`, with one pass over the rows for each of forward and backward.
 
-    Same arguments, numbers and state dict. The gradient of the weight is summed in float32 whatever the dtypes.
+    Same arguments, results and state dict. The gradient of the weight is summed in float32 for every dtype.
 
     Args:
         normalized_shape: Sizes of the last dimensions, normalized together; each >= 1.
-        eps: Added to the mean square; None is that of the dtype torch computes in: float32's, or float64's.
+        eps: Added to the mean square; None: that of the dtype torch computes in, float32 or float64.
         elementwise_affine: Learn a weight.
-        device: Of the weight.
-        dtype: Of the weight; a float32 weight may be used beside 16-bit inputs.
+        device: Device of the weight.
+        dtype: Dtype of the weight; 16-bit inputs also allow a float32 weight.
 
     Raises:
         TypeError: if a size is not an integer.
@@ -80,7 +80,7 @@ class RMSNorm(nn.RMSNorm):
         super().__init__(sizes, eps, elementwise_affine, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The normalized input, in its shape."""
+        """Returns the normalized input."""
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
         return self._normalized(x)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Normalization to one learned length.
+"""Normalization to a learned length.
 
 Source: Nguyen & Salazar 2019, "Transformers without Tears: Improving the Normalization of Self-Attention"
-(arXiv 1910.05895), with its start at the square root of the dimension.
+(arXiv 1910.05895), initialized with the square root of the dimension.
 """
 
 import math
@@ -16,13 +16,13 @@ __all__ = ["ScaleNorm"]
 
 
 class ScaleNorm(nn.Module):
-    """`scale * x / max(|x|, eps)` over the last dimension, with one learned number instead of a weight per feature.
+    """`scale * x / max(|x|, eps)` over the last dimension, with a single learned scale instead of a weight per feature.
 
     Args:
         dim: Size of the last dimension, >= 1.
-        eps: Shortest length that is divided by, in (0, inf).
-        device: Of the parameter.
-        dtype: Of the parameter. 16-bit inputs are normalized in float32.
+        eps: Lower bound of the length in the denominator, in (0, inf).
+        device: Device of the parameter.
+        dtype: Dtype of the parameter. 16-bit inputs are normalized in float32.
 
     Raises:
         TypeError: if `dim` is not an integer.
@@ -44,7 +44,7 @@ class ScaleNorm(nn.Module):
         self.dim = check_int(type(self).__name__, "dim", dim, minimum=1)
         self.eps = check_in(type(self).__name__, "eps", eps, "(0, inf)")
         check_home(type(self).__name__, device, dtype)
-        # Of one element rather than none: sharding refuses parameters without dimensions.
+        # Shape (1,), since sharding refuses 0-d parameters.
         self.scale = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
         self.reset_parameters()
 
@@ -53,7 +53,7 @@ class ScaleNorm(nn.Module):
         nn.init.constant_(self.scale, math.sqrt(self.dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` of shape (..., dim), in its shape and dtype."""
+        """Normalizes `x` of shape (..., dim); shape and dtype are kept."""
         check_tensor(type(self).__name__, "x", x, "floating")
         if x.dim() == 0 or x.shape[-1] != self.dim:
             raise ValueError(f"{type(self).__name__}(x.shape={tuple(x.shape)}): the last dimension must be {self.dim}.")
@@ -63,5 +63,5 @@ class ScaleNorm(nn.Module):
         return scaled.to(x.dtype)
 
     def extra_repr(self) -> str:
-        """The arguments."""
+        """The arguments, for `repr`."""
         return f"{self.dim}, eps={self.eps}"

@@ -34,7 +34,7 @@ _OTHERS = (nn.GroupNorm, BatchOrInstanceNorm)
 
 @dataclass(frozen=True)
 class NormSwap:
-    """One layer: `after` is None where it was left alone, and `note` says why, or what the swap does to the numbers."""
+    """One layer: `after` is None if it was not changed; `note` is the reason, or the effect on the results."""
 
     name: str
     before: str
@@ -44,19 +44,19 @@ class NormSwap:
 
 
 class NormSwaps:
-    """What `swap_norms` did. Prints as a table; `undo()` takes it back."""
+    """The result of `swap_norms`. Prints as a table; `undo()` reverts it."""
 
     def __init__(self, rows: list[NormSwap], undo: list[Callable[[], None]]) -> None:
         self.rows, self._undo = rows, undo
 
     def undo(self) -> None:
-        """Makes every swapped layer what it was, with the weights of now. A second call does nothing."""
+        """Restores the class of every swapped layer, keeping the current weights. A second call is a no-op."""
         while self._undo:
             self._undo.pop()()
 
     @property
     def swapped(self) -> list[NormSwap]:
-        """The rows of layers that were changed."""
+        """The rows of the layers that were changed."""
         return [row for row in self.rows if row.after is not None]
 
     def summary(self) -> list[str]:
@@ -89,7 +89,7 @@ def swap_norms(
 ) -> NormSwaps:
     """Converts the normalization layers of `model` in place and lists what it changed.
 
-    | kind | from | to | the numbers |
+    | kind | from | to | the results |
     |---|---|---|---|
     | "layer" | `nn.LayerNorm` and layers that compute the same | `layers.LayerNorm` | stay |
     | "rms" | `nn.RMSNorm` and layers that compute the same (`LlamaRMSNorm`, `T5LayerNorm`) | `layers.RMSNorm` | stay |
@@ -98,18 +98,18 @@ def swap_norms(
     | "group" | `nn.BatchNorm1d/2d/3d`, `GhostBatchNorm1d/2d` | `nn.GroupNorm` | change, also in evaluation |
 
     The objects stay the same and only their class changes: weights, hooks, training flag, device, dtype and references
-    are kept, an optimizer need not know, and state dict keys stay, except that "group" drops the running statistics.
-    Layers of other packages are recognized by what they compute on random weights, in float32 and bfloat16, never by
-    name. Where a kernel of torch is the faster one (few elements), the fused layers call that one themselves, by a
-    fixed rule of the shape. SyncBatchNorm is left alone: it does not say how many dimensions its inputs have.
+    are kept, optimizers are unaffected, and state dict keys stay, except that "group" drops the running statistics.
+    Layers of other packages are recognized by their results on random weights, in float32 and bfloat16, never by name.
+    Where torch's kernel is faster (few elements), the fused layers call it, by a fixed rule of the shape. SyncBatchNorm
+    is not changed, since it does not state the number of dimensions of its inputs.
 
     Args:
-        model: Any module; it may be a normalization layer itself, and on any device.
-        kind: What the layers become.
-        only: A pattern of names ("encoder.*"), or a function of name and module; default: all layers.
-        num_groups: For "group": the largest number of groups; where it does not divide the channels, the largest
-            number below that does. Default 32.
-        ghost_batch_size: For "ghost": samples that are normalized together. Default 128.
+        model: Any module on any device; may itself be a normalization layer.
+        kind: The target kind of the table above.
+        only: A name pattern ("encoder.*"), or a function of name and module; default: all layers.
+        num_groups: For "group": the largest number of groups; reduced to a divisor of the channels if necessary.
+            Default 32.
+        ghost_batch_size: For "ghost": samples normalized together. Default 128.
 
     Raises:
         TypeError: if a number is not an integer.
@@ -158,7 +158,7 @@ _Plan = tuple[type[nn.Module] | None, dict[str, Any], str]
 
 
 def _plan_fused(module: nn.Module, centered: bool) -> _Plan | None:
-    """(class to become, attributes, note); no class if it must stay; None if it is no layer of this kind."""
+    """(new class, attributes, note); no class if the layer must stay; None if it is not a layer of this kind."""
     torchs = nn.LayerNorm if centered else nn.RMSNorm
     if isinstance(module, LayerNorm | RMSNorm) or isinstance(module, nn.RMSNorm if centered else nn.LayerNorm):
         return None
@@ -170,7 +170,7 @@ def _plan_fused(module: nn.Module, centered: bool) -> _Plan | None:
     eps = _eps(module)
     sizes = _shape(module)
     note = _SAME
-    # torch's own layers need no trial, and one without weights gives its sizes by itself.
+    # torch's own layers need no comparison.
     if type(module) is not torchs:
         reason = disagreement(module, centered, sizes, eps)
         if reason is not None:
@@ -183,8 +183,8 @@ def _plan_fused(module: nn.Module, centered: bool) -> _Plan | None:
 
 
 def _looks_like(module: nn.Module, centered: bool) -> bool:
-    """Could this be a normalization of another package? One vector of weights, perhaps a bias, and an eps."""
-    if isinstance(module, torch.jit.ScriptModule):  # its graph is what runs, whatever its class
+    """Whether this may be a normalization of another package: one weight vector, perhaps a bias, and an eps."""
+    if isinstance(module, torch.jit.ScriptModule):  # it runs its graph, whatever its class
         return False
     weight = own_parameters(module).get("weight")
     if (
@@ -198,7 +198,7 @@ def _looks_like(module: nn.Module, centered: bool) -> bool:
         return False
     if set(own_parameters(module)) - {"weight", "bias"} or isinstance(module, _OTHERS):
         return False
-    # A layer with a bias is no RMS norm; one without may be either, and its numbers say which.
+    # A layer with a bias is not an RMS norm; one without may be either, which its results decide.
     if own_parameters(module).get("bias") is not None:
         return centered
     is_layer_norm = disagreement(module, True, _shape(module), _eps(module)) is None

@@ -21,7 +21,7 @@ _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
 def _check_size(owner: str, name: str, size: _Size, minimum: int) -> None:
-    """One integer, or two."""
+    """Checks one integer, or a pair."""
     sides = size if isinstance(size, tuple | list) and len(size) == 2 else (size, size)
     for side in sides:
         check_int(owner, name, side, minimum=minimum)
@@ -45,22 +45,22 @@ def _check_arguments(
 
 
 class WeightStandardizedConv2d(nn.Conv2d):
-    """`torch.nn.Conv2d` whose filters have mean 0 and variance 1 over their inputs; meant to be followed by GroupNorm.
+    """`torch.nn.Conv2d` whose filters have mean 0 and variance 1 over their inputs; usually followed by GroupNorm.
 
-    The parameter stays the raw weight: state dicts go to and come from `torch.nn.Conv2d`.
+    The parameter remains the raw weight, so state dicts are exchangeable with `torch.nn.Conv2d`.
 
     Args:
-        in_channels: As torch's.
-        out_channels: As torch's.
-        kernel_size: As torch's.
-        stride: As torch's.
-        padding: As torch's.
-        dilation: As torch's.
-        groups: As torch's; a filter must have at least two weights, or nothing would be left of it.
-        bias: As torch's.
-        padding_mode: As torch's.
-        device: As torch's.
-        dtype: As torch's.
+        in_channels: See torch.
+        out_channels: See torch.
+        kernel_size: See torch.
+        stride: See torch.
+        padding: See torch.
+        dilation: See torch.
+        groups: See torch; a filter must have at least two weights, since a single one would become 0.
+        bias: See torch.
+        padding_mode: See torch.
+        device: See torch.
+        dtype: See torch.
         eps: Added to the variance of a filter, in (0, inf).
 
     Raises:
@@ -115,12 +115,12 @@ class WeightStandardizedConv2d(nn.Conv2d):
             )
 
     def standardized_weight(self) -> Tensor:
-        """The filters that the convolution uses, in the shape of `weight`."""
-        # Over all but the first dimension this is torch's layer norm, with its float32 sums and gradient.
+        """The standardized filters, in the shape of `weight`."""
+        # Over all but the first dimension this is torch's layer norm, including its float32 sums and gradient.
         return F.layer_norm(self.weight, self.weight.shape[1:], eps=self.eps)
 
     def forward(self, input: Tensor) -> Tensor:
-        """As `torch.nn.Conv2d`, with the standardized filters."""
+        """Same as `torch.nn.Conv2d`, with the standardized filters."""
         check_tensor(type(self).__name__, "input", input, "inexact")
         if input.dim() not in (3, 4) or input.shape[-3] != self.in_channels:
             raise ValueError(
@@ -130,5 +130,5 @@ class WeightStandardizedConv2d(nn.Conv2d):
         return convolve(self, input, self.standardized_weight())
 
     def extra_repr(self) -> str:
-        """As torch prints it, and eps."""
+        """That of torch, and eps."""
         return f"{super().extra_repr()}, eps={self.eps}"  # type: ignore[no-untyped-call]

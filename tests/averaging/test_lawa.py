@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_optkit.averaging import LAWA
-from lightning_optkit.averaging.own_pass import averages_of, protect_average, update_average_
+from lightning_optkit.averaging.standalone import averages_of, protect_average, update_average_
 from lightning_optkit.optimizers import SGD, AdamW
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_swa_avg_fn
 
 from lightning_optkit.averaging import EMA, SWA
-from lightning_optkit.averaging.own_pass import averages_of, update_average_
+from lightning_optkit.averaging.standalone import averages_of, update_average_
 from lightning_optkit.optimizers import SGD, AdamW
 
 PATHS = pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_optkit._checks import check_instance, check_state
 from lightning_optkit.averaging import EMA, LAWA, SWA
-from lightning_optkit.averaging.own_pass import (
+from lightning_optkit.averaging.standalone import (
     averages_of,
     protect_average,
     read_average,

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lightning_optkit.averaging import EMA
-from lightning_optkit.averaging.own_pass import protect_average, update_average_
+from lightning_optkit.averaging import EMA, own_pass, standalone
+from lightning_optkit.averaging.standalone import protect_average, update_average_
 from lightning_optkit.optimizers import SGD, Adam, AdamW
 
 OPTIMIZERS = {
@@ -224,3 +224,7 @@ def test_what_is_no_state_dict_is_left_to_the_optimizer_to_refuse(given):
     protect_average(optimizer, EMA(0.9))
     with pytest.raises((TypeError, ValueError), match=r"^AdamW\.load_state_dict\(state_dict=\.\.\.\): "):
         optimizer.load_state_dict(given)
+
+
+def test_the_other_import_path_gives_the_same_functions():
+    assert [getattr(own_pass, name) for name in own_pass.__all__] == [getattr(standalone, n) for n in own_pass.__all__]

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Averages in a separate pass: for optimizers of other packages, or in addition to an average in the one-pass step."""
+
+from collections.abc import Iterable
+from itertools import groupby
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from lightning_optkit._checks import shown
+from lightning_optkit._torch_private import foreach_copy_, foreach_lerp_
+from lightning_optkit.averaging.ema import EMA
+from lightning_optkit.averaging.lawa import LAWA
+from lightning_optkit.averaging.swa import SWA
+from lightning_optkit.step import Average
+from lightning_optkit.step.coefficients import average_weight
+from lightning_optkit.step.saved import saved_number, saved_tensor
+from lightning_optkit.step.shards import local
+
+__all__ = [
+    "AnyAverage",
+    "averages_of",
+    "protect_average",
+    "read_average",
+    "state_names",
+    "update_average_",
+    "update_tensors_",
+]
+
+AnyAverage: TypeAlias = EMA | SWA | LAWA | Average
+
+State: TypeAlias = dict[str, Tensor]
+
+
+@torch.no_grad()
+def update_average_(optimizer: Optimizer, average: AnyAverage, step: int, name: str | None = None) -> None:
+    """Updates the average of every parameter, `optimizer.state[p][average.state_name]`, in place.
+
+    Args:
+        optimizer: Any optimizer; the average and its counter are added to its state, so that checkpoints contain them.
+        average: E.g. `EMA(0.999)`, `SWA(start=900)` or `LAWA(k=6, every=100)`.
+        step: Number of optimizer steps, this one included.
+        name: Its name in the state if the optimizer has another average; None: the default name.
+
+    Raises:
+        ValueError: if the average starts at a fraction of the run; see `SWA.for_run`.
+
+    Example:
+        >>> from lightning_optkit.averaging import EMA
+        >>> weight = torch.nn.Parameter(torch.ones(1))
+        >>> optimizer = torch.optim.Rprop([weight])
+        >>> weight.grad = torch.ones(1)
+        >>> update_average_(optimizer, EMA(0.9), step=1)
+        >>> optimizer.state[weight]["ema"]
+        tensor([1.])
+    """
+    first = _names(average, name)[0]
+    for group in optimizer.param_groups:
+        kept = [p for p in group["params"] if p.grad is not None or first in optimizer.state.get(p, {})]
+        # A schedule may have set the group's decay; a second average uses its own.
+        decay = group.get("average_decay") if name is None else None
+        update_tensors_([(p, optimizer.state[p]) for p in kept], average, step, name, decay)
+
+
+@torch.no_grad()
+def update_tensors_(
+    kept: Iterable[tuple[Tensor, State]],
+    average: AnyAverage,
+    step: int,
+    name: str | None = None,
+    decay: float | None = None,
+) -> None:
+    """The same for any tensors, each with a dict that stores its average; integer tensors are copied.
+
+    Args:
+        kept: Pairs of a tensor and its dict.
+        average: See `update_average_`.
+        step: See `update_average_`.
+        name: See `update_average_`.
+        decay: Replaces the decay of an exponential average.
+    """
+    if isinstance(average.start, float):
+        raise ValueError(f"update_average_(average={shown(average)}): start must be a step; see SWA.for_run.")
+    due = step >= average.start and (step - average.start) % average.every == 0
+    moved: list[tuple[float, Tensor, Tensor]] = []
+    for tensor, state in kept:
+        # A sharded checkpoint is loaded into existing state, so shards have theirs from the first step on.
+        if due or hasattr(tensor, "to_local"):
+            _create(tensor, state, average, name)
+        if due:
+            moved.append(_weighted(tensor, state, average, name, decay))
+    for weight, members in groupby(moved, key=lambda item: item[0]):
+        _, averages, tensors = zip(*members, strict=True)
+        if weight == 1:
+            foreach_copy_(averages, tensors)
+        else:
+            foreach_lerp_(averages, [t.to(a.dtype) for a, t in zip(averages, tensors, strict=True)], weight)
+
+
+def _names(average: AnyAverage, name: str | None) -> list[str]:
+    """Names of its tensors in a state."""
+    base = name or average.state_name
+    return [f"{base}_snapshot_{i}" for i in range(average.k)] if isinstance(average, LAWA) else [base]
+
+
+def state_names(average: AnyAverage, name: str | None = None) -> set[str]:
+    """Names of everything that it stores in the state of a parameter."""
+    return {*_names(average, name), _counter(average, name)}
+
+
+def _counter(average: AnyAverage, name: str | None) -> str:
+    """Name of its update counter: the name used by the step, if the step supports this average."""
+    if name is None and not isinstance(average, LAWA):
+        return "num_averaged"
+    return f"num_averaged_{name or average.state_name}"
+
+
+def _create(tensor: Tensor, state: State, average: AnyAverage, name: str | None) -> None:
+    names = _names(average, name)
+    if names[0] in state:
+        return
+    dtype = tensor.dtype
+    if dtype.is_floating_point and not isinstance(average, LAWA):
+        dtype = torch.promote_types(dtype, torch.float32)
+    state.update({each: torch.zeros_like(tensor, dtype=dtype) for each in names})
+    state[_counter(average, name)] = torch.zeros((), dtype=torch.float32)
+
+
+def _weighted(
+    tensor: Tensor, state: State, average: AnyAverage, name: str | None, decay: float | None
+) -> tuple[float, Tensor, Tensor]:
+    """Weight of the tensor in the average, the average, and the tensor; both as local shards."""
+    counter, names = _counter(average, name), _names(average, name)
+    so_far = int(state[counter])
+    state[counter] += 1.0
+    held = state[names[so_far % len(names)]]
+    if so_far == 0 or isinstance(average, LAWA) or not (tensor.dtype.is_floating_point or tensor.dtype.is_complex):
+        weight = 1.0
+    else:
+        weight = average_weight(average.kind, average.decay if decay is None else decay, so_far)
+    return weight, local(held), local(tensor.detach())
+
+
+@torch.no_grad()
+def read_average(state: State, average: AnyAverage, name: str | None = None) -> Tensor | None:
+    """The average in the state of one parameter; None before its first update."""
+    counter, names = _counter(average, name), _names(average, name)
+    num_averaged = int(state.get(counter, 0))
+    if num_averaged == 0 or names[0] not in state:
+        return None
+    held = [state[each] for each in names[:num_averaged]]
+    if len(held) == 1 or not held[0].dtype.is_floating_point:
+        return held[(num_averaged - 1) % len(names)]
+    total = held[0].to(torch.promote_types(held[0].dtype, torch.float32), copy=True)
+    for snapshot in held[1:]:
+        total += snapshot
+    return total / len(held)
+
+
+def averages_of(optimizer: Optimizer, average: AnyAverage, name: str | None = None) -> dict[Tensor, Tensor]:
+    """The average of every parameter that has one with at least one update, whether or not the step computes it.
+
+    Args:
+        optimizer: The optimizer that has it in its state.
+        average: The average passed to `update_average_` or to the optimizer.
+        name: See `update_average_`.
+
+    Example:
+        >>> from lightning_optkit.averaging import SWA
+        >>> weight = torch.nn.Parameter(torch.zeros(1))
+        >>> optimizer = torch.optim.SGD([weight], lr=1.0)
+        >>> for step in (1, 2):
+        ...     weight.grad = -torch.ones(1)
+        ...     optimizer.step()
+        ...     update_average_(optimizer, SWA(start=1), step)
+        >>> averages_of(optimizer, SWA(start=1))[weight]
+        tensor([1.5000])
+    """
+    read = {param: read_average(state, average, name) for param, state in optimizer.state.items()}
+    return {param: value for param, value in read.items() if value is not None}
+
+
+def protect_average(optimizer: Optimizer, average: AnyAverage, name: str | None = None) -> list[RemovableHandle]:
+    """Makes `load_state_dict` load an average of `update_average_` unchanged.
+
+    `Optimizer.load_state_dict` casts all state to the dtype of its parameter, and a one-pass optimizer refuses foreign
+    state.
+
+    Args:
+        optimizer: Any optimizer that is passed to `update_average_`.
+        average: The same average.
+        name: See `update_average_`.
+
+    Returns:
+        Two handles; call `remove()` on them to undo it.
+    """
+    names = state_names(average, name)
+    saved: dict[Tensor, State] = {}
+
+    def take_out(loading: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        saved.clear()
+        params = [param for group in loading.param_groups for param in group["params"]]
+        try:
+            ids = [saved_id for group in state_dict["param_groups"] for saved_id in group["params"]]
+            states = [state_dict["state"].get(saved_id, {}) for saved_id in ids]
+            taken = [{each: value for each, value in state.items() if each in names} for state in states]
+        except (AttributeError, KeyError, TypeError):  # not a state dict: the loader raises a message
+            return state_dict
+        for number, (param, state) in enumerate(zip(params, taken, strict=False)):
+            what = f"{type(loading).__name__}.load_state_dict(state_dict=...): of parameter {number}, the state"
+            saved[param] = {each: _restored(f"{what} {each!r}", param, each, value) for each, value in state.items()}
+        rest = {key: _without(state, names) for key, state in state_dict["state"].items()}
+        return {**state_dict, "state": {key: state for key, state in rest.items() if state}}
+
+    def put_back(loaded: Optimizer) -> None:
+        for param, state in saved.items():
+            if state:
+                loaded.state[param].update(state)
+        saved.clear()
+
+    return [
+        optimizer.register_load_state_dict_pre_hook(take_out),
+        optimizer.register_load_state_dict_post_hook(put_back),
+    ]
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _restored(what: str, param: Tensor, name: str, value: object) -> Tensor:
+    """A copy of a saved average or counter, after checking that it fits `param`."""
+    if name.startswith("num_averaged"):
+        return saved_number(what, value).cpu()
+    tensor = saved_tensor(what, value)
+    if tensor.shape != param.shape:
+        raise ValueError(f"{what} has shape {list(tensor.shape)}, its parameter {list(param.shape)}.")
+    return tensor.detach().to(param.device, copy=True)
+
+
+def _without(state: Any, names: set[str]) -> Any:
+    return {n: v for n, v in state.items() if n not in names} if isinstance(state, dict) else state
