@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the extension, and nothing else: the metadata is in pyproject.toml.
+"""Builds the extension; the metadata is in pyproject.toml.
 
 OPTKIT_EXTENSION=auto|0|1   build it if there is a C++ compiler | never | fail without one
 OPTKIT_CUDA=auto|0|1        add the CUDA kernels if there is an nvcc | never | fail without one
@@ -68,7 +68,7 @@ def nvcc() -> str | None:
 
 
 def cuda_architectures(compiler: str) -> list[str]:
-    """-gencode flags: the user's list, or ours as far as this nvcc goes; always PTX of the last for newer devices."""
+    """-gencode flags: the user's list, or ours as supported by this nvcc, with PTX of the last for newer GPUs."""
     listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
     known = subprocess.run([compiler, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
     ours = [arch for arch in ("8.0", "9.0", "10.0", "12.0") if f"compute_{arch.replace('.', '')}" in known]
@@ -99,7 +99,7 @@ def torch_folder() -> Path:
 
 
 class Job(NamedTuple):
-    """One call of a compiler or linker; `sources` are what it reads."""
+    """One call of a compiler or linker; `sources` are its input files."""
 
     output: str
     command: str
@@ -108,7 +108,7 @@ class Job(NamedTuple):
 
 
 class ParallelBuild(build_ext):
-    """Compiles all libraries side by side: by ninja, which is incremental in a checkout, or without it by itself."""
+    """Compiles all libraries in parallel: with ninja, which is incremental in a checkout, or without it."""
 
     def get_ext_filename(self, fullname: str) -> str:
         if fullname.endswith(CUDA_LIBRARY):  # opened by path, not imported: no Python in its name
@@ -140,7 +140,7 @@ class ParallelBuild(build_ext):
         for name in built:
             target = Path(self.get_ext_fullpath(name))
             target.parent.mkdir(parents=True, exist_ok=True)
-            # In one move: a process that has the old library open keeps it whole.
+            # An atomic replacement: a process that has the old library open is not affected.
             shutil.copyfile(build / f"{name}.so", target.with_suffix(".new"))
             target.with_suffix(".new").replace(target)
 
@@ -155,7 +155,7 @@ def pybind11_include(torch: Path) -> str:
     try:
         import pybind11
     except ImportError:
-        return f"{torch}/include"  # torch brings it along
+        return f"{torch}/include"  # included in torch
     return pybind11.get_include()
 
 
@@ -182,7 +182,7 @@ def link(library: str, linker: str, jobs: list[Job], libraries: str) -> Job:
 
 
 def node_jobs(library: str) -> list[Job]:
-    """On all of torch's headers and for this torch only: the stable ABI has no autograd node, and no quick look."""
+    """Jobs with all of torch's headers, for this torch only: the stable ABI has no autograd nodes."""
     torch = torch_folder()
     version = re.search(r"__version__ = '([^'+]+)", (torch / "version.py").read_text())
     includes = f"-I{CSRC.resolve()} -I{sysconfig.get_paths()['include']}"
@@ -190,7 +190,7 @@ def node_jobs(library: str) -> list[Job]:
     flags = (
         f"-O2 -std=c++20 -fPIC -fvisibility=hidden -Wall -Wextra '-DOPTKIT_TORCH_VERSION=\"{version and version[1]}\"'"
     )
-    # The sanitizers' check of virtual tables needs type information that torch's libraries hide.
+    # The vptr sanitizer needs type information that torch's libraries hide.
     extra = f"{os.environ.get('OPTKIT_CXXFLAGS', '')} -fno-sanitize=vptr"
     jobs = []
     for stem in ("norm_node", "node_look"):
@@ -203,7 +203,7 @@ def node_jobs(library: str) -> list[Job]:
 
 
 def cpp_units(torch_includes: str) -> list[tuple[Path, str, str]]:
-    """(source, object, flags). Of these only threads.cpp and norm_ops.cpp see torch, whose headers need C++20."""
+    """(source, object, flags). Only threads.cpp and norm_ops.cpp include torch, whose headers need C++20."""
     units = [
         (CSRC / f"cpu/{name}.cpp", name, "-std=c++17")
         for name in ("walk", "factor_layout", "dispatch", "memory", "layer_norm")
@@ -232,7 +232,7 @@ def cuda_jobs(library: str) -> list[Job]:
 
 
 def ninja_program() -> str:
-    """Ninja's path, or "" without one: of Python's package, whose folder may have been copied here, or the system's."""
+    """The path of ninja, or "": that of the Python package (maybe copied here), or the system's."""
     places = [None]
     spec = importlib.util.find_spec("ninja")
     if spec is not None and spec.origin is not None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m lightning_optkit` is `optkit`."""
+"""`python -m lightning_optkit` runs `optkit`."""
 
 from lightning_optkit.cli import main
 

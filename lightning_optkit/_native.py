@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled half, or the reason why it is absent. The only file that knows whether it exists."""
+"""Loads the compiled extension, or states why it is absent. The only file that knows whether it exists."""
 
 import functools
 import importlib
@@ -56,7 +56,7 @@ def _load_node() -> tuple[ModuleType | None, str]:
 
 
 def _connect() -> str:
-    """Gives the extension its ways of looking at tensors. The reason why there is none, or ""."""
+    """Passes the tensor accessors to the extension. Returns the reason if there are none, or ""."""
     if extension is None:
         return missing_reason
     capsule = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
@@ -69,15 +69,15 @@ def _connect() -> str:
 
 
 extension, missing_reason = _load()
-# What sees more of torch than its stable ABI, and so serves one torch only: the norms' autograd node in C++, and a
-# quicker look at tensors.
+# The library that uses torch's unstable headers, and so works with one torch only: the norms' C++ autograd node, and a
+# faster inspection of tensors.
 node, why_no_node = _load_node()
 why_no_look = _connect()
 _warned = False
 
 
 def warn_once_if_missing() -> None:
-    """Says, once in a process, that everything runs on the plain-PyTorch reference path."""
+    """Warns, once per process, that everything runs on the plain PyTorch reference path."""
     global _warned
     if extension is None and not _warned:
         _warned = True
@@ -89,14 +89,14 @@ def warn_once_if_missing() -> None:
 
 
 def cuda_library() -> Path | None:
-    """Where the CUDA kernels lie, if they were built. Looking does not load them."""
+    """Path of the CUDA kernels, if they were built. Does not load them."""
     path = Path(__file__).parent / "liboptkit_cuda.so"
     return path if path.exists() else None
 
 
 @functools.cache
 def why_no_cuda_kernels() -> str | None:
-    """Loads the CUDA kernels, once. The reason why that is impossible, or None."""
+    """Loads the CUDA kernels once. Returns the reason if that is impossible, or None."""
     if extension is None:
         return missing_reason
     path = cuda_library()
@@ -110,7 +110,7 @@ def why_no_cuda_kernels() -> str | None:
 
 
 def has_cuda_kernels() -> bool:
-    """Whether `why_no_cuda_kernels` has no reason."""
+    """Whether `why_no_cuda_kernels()` is None."""
     return why_no_cuda_kernels() is None
 
 

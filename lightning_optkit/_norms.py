@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""L2 norms of whatever fp32 can hold: the square of a number of 1e20 or 1e-25 is beyond it."""
+"""L2 norms over the whole range of fp32: the square of 1e20 overflows, that of 1e-25 underflows."""
 
 from collections.abc import Sequence
 
@@ -11,20 +11,21 @@ from lightning_optkit._torch_private import foreach_norm
 
 __all__ = ["norm", "total_norm"]
 
-# Outside, squares of single elements may have over- or underflowed fp32: as squares_hold of csrc/core/math.h.
+# Outside these bounds, squares of single elements may have over- or underflowed in fp32; see squares_hold in
+# csrc/core/math.h.
 _LEAST, _BEYOND = 2.0**-42, float("inf")
 
 
 def norm(t: Tensor, dim: list[int] | None = None, *, keepdim: bool = False) -> Tensor:
-    """L2 norm of a tensor, or over the dimensions `dim` of it; fp64, and on a device without fp64 fp32.
+    """L2 norm of a tensor, or over its dimensions `dim`, in fp64 (fp32 on a device without fp64).
 
-    The device is not waited for. On CPU squares are added in fp32 first, which is right but for extremes and ten times
-    as fast.
+    Does not synchronize. On CPU, squares are first added in fp32, which is correct except for extreme values, and ten
+    times as fast.
 
     Args:
-        t: Of any floating or complex dtype, in dense memory.
-        dim: Dimensions to add over; None: all.
-        keepdim: Keep them, of size 1.
+        t: A dense tensor of any floating or complex dtype.
+        dim: Dimensions to reduce; None: all.
+        keepdim: Keep them, with size 1.
 
     Example:
         >>> norm(torch.tensor([3e30, 4e30]))
@@ -39,7 +40,7 @@ def norm(t: Tensor, dim: list[int] | None = None, *, keepdim: bool = False) -> T
 
 
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """L2 norm of all elements of all tensors, 0-d, on the device of the first; over all processes, if sharded.
+    """L2 norm of all elements of all tensors, 0-d, on the device of the first; over all processes if sharded.
 
     Example:
         >>> total_norm([torch.tensor([3e-30]), torch.tensor([4e-30])])
@@ -56,6 +57,6 @@ def total_norm(tensors: Sequence[Tensor]) -> Tensor:
 def _added_in(dtype: torch.dtype, t: Tensor, dim: list[int] | None, keepdim: bool) -> Tensor:
     wide = torch.promote_types(t.dtype, dtype)
     if dim is None and t.is_cuda and not (t.is_complex() or isinstance(t, DTensor)):
-        return foreach_norm([t], 2.0, dtype=wide)[0]  # unlike vector_norm, it makes no copy in that dtype
+        return foreach_norm([t], 2.0, dtype=wide)[0]  # without a copy in that dtype, unlike vector_norm
     result: Tensor = torch.linalg.vector_norm(t, dim=dim, keepdim=keepdim, dtype=wide)
     return result.abs() if result.is_complex() else result

@@ -26,7 +26,7 @@ __all__ = [
 
 
 def check_one_of(owner: str, name: str, value: object, choices: Iterable[object]) -> None:
-    """Passes if `value` is one of `choices`.
+    """Raises unless `value` is one of `choices`.
 
     Raises:
         ValueError: naming the choices, if it is not.
@@ -41,7 +41,7 @@ def check_one_of(owner: str, name: str, value: object, choices: Iterable[object]
 
 
 def check_bools(owner: str, **values: object) -> None:
-    """Passes if each of `values` is True or False.
+    """Raises unless each of `values` is True or False.
 
     Raises:
         ValueError: naming the first that is not.
@@ -54,18 +54,18 @@ def check_bools(owner: str, **values: object) -> None:
 
 
 def check_text(owner: str, name: str, value: str, such_as: str, *, expression: bool = False) -> str:
-    """Returns `value` if it is a string that is not empty.
+    """Returns `value` if it is a nonempty string.
 
     Args:
-        owner: Whose argument it is.
-        name: Of the argument.
-        value: To be checked.
+        owner: Owner of the argument, for the message.
+        name: Name of the argument.
+        value: The argument.
         such_as: What the string is, with an example: 'a metric, such as "val_loss"'.
         expression: Whether it must be a regular expression.
 
     Raises:
         TypeError: if it is not a string.
-        ValueError: if it is empty, or no regular expression where one is needed.
+        ValueError: if it is empty, or is not a regular expression although one is required.
 
     Example:
         >>> check_text("PlateauSchedule", "monitor", "val_loss", 'a metric, such as "val_loss"')
@@ -99,17 +99,17 @@ def check_pattern(owner: str, name: str, value: str) -> str:
 def check_callable(
     owner: str, name: str, value: Callable[..., Any], call: str, *, classes: bool = False
 ) -> Callable[..., Any]:
-    """Returns `value` if it can be called as `call` says, with as many arguments.
+    """Returns `value` if it can be called with the arguments of `call`.
 
     Args:
-        owner: Whose argument it is.
-        name: Of the argument.
-        value: To be checked.
+        owner: Owner of the argument, for the message.
+        name: Name of the argument.
+        value: The argument.
         call: How it will be called: "forward(model, batch)".
-        classes: Whether a class will do, as `list` does for a tokenizer.
+        classes: Whether a class is allowed, e.g. `list` as a tokenizer.
 
     Raises:
-        TypeError: if it is not callable, takes other arguments, or is a class where a function is wanted.
+        TypeError: if it is not callable, takes other arguments, or is a class where a function is required.
 
     Example:
         >>> check_callable("Vocabulary", "tokenize", str.split, "tokenize(text)")("a b")
@@ -120,7 +120,7 @@ def check_callable(
             arguments = [name for name in call.partition("(")[2].rstrip(")").split(",") if name]
             inspect.signature(value).bind(*arguments)
             return value
-        except ValueError:  # a function in C that does not say what it takes
+        except ValueError:  # a C function without a signature
             return value
         except TypeError:
             pass
@@ -128,13 +128,13 @@ def check_callable(
 
 
 def check_instance(owner: str, name: str, value: Any, kind: type | tuple[type, ...], such_as: str) -> Any:
-    """Returns `value` if it is an object of `kind`, and not a class.
+    """Returns `value` if it is an instance of `kind`, not a class.
 
     Args:
-        owner: Whose argument it is.
-        name: Of the argument.
-        value: To be checked.
-        kind: The classes that will do.
+        owner: Owner of the argument, for the message.
+        name: Name of the argument.
+        value: The argument.
+        kind: The allowed classes.
         such_as: What it must be, with an example: "a clip such as ClipNorm(1.0)".
 
     Raises:
@@ -150,7 +150,7 @@ def check_instance(owner: str, name: str, value: Any, kind: type | tuple[type, .
 
 
 def check_like(owner: str, name: str, value: object, attributes: Iterable[str], such_as: str) -> None:
-    """Passes if `value` is an object, not a class, that has all of `attributes`.
+    """Raises unless `value` is an object, not a class, that has all of `attributes`.
 
     Raises:
         TypeError: if it is not.
@@ -165,15 +165,15 @@ def check_like(owner: str, name: str, value: object, attributes: Iterable[str], 
 def check_listed(
     owner: str, name: str, values: Any, such_as: str, *, empty: bool = False, member: str = ""
 ) -> list[Any]:
-    """Returns `values` as a list, read once. A string, a tensor or a mapping is no list of things.
+    """Returns `values` as a list, reading it once. Strings, tensors and mappings are refused.
 
     Args:
-        owner: Whose argument it is.
-        name: Of the argument.
-        values: To be checked.
+        owner: Owner of the argument, for the message.
+        name: Name of the argument.
+        values: The argument.
         such_as: What they must be, in the plural or with an example: 'a list of files, such as ["a.ckpt"]'.
-        empty: Whether there may be none.
-        member: What one of them is called: " parameter".
+        empty: Whether an empty list is allowed.
+        member: The name of one of them: " parameter".
 
     Raises:
         TypeError: if they cannot be iterated over.
@@ -200,7 +200,7 @@ def iterate(owner: str, name: str, values: Iterable[Any], such_as: str) -> Itera
     """An iterator over `values`, which may be too many for a list.
 
     Raises:
-        TypeError: if they cannot be iterated over. A string, a tensor or a mapping is no list of things.
+        TypeError: if they cannot be iterated over, or are a string, a tensor or a mapping.
 
     Example:
         >>> next(iterate("Standardize.fit", "batches", [1, 2], "a list of batches"))
@@ -215,7 +215,7 @@ def iterate(owner: str, name: str, values: Iterable[Any], such_as: str) -> Itera
 
 
 def check_mapping(owner: str, name: str, value: Any, such_as: str) -> dict[str, Any]:
-    """Returns `value` as a dict, if it is a mapping whose keys are strings.
+    """Returns `value` as a dict, if it is a mapping with string keys.
 
     Raises:
         TypeError: if it is not.

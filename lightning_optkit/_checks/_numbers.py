@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers, as tensors are multiplied by: an int, a float, a scalar of NumPy. A bool is none, nor is a fraction."""
+"""Numbers that a tensor can be multiplied by: an int, a float, a NumPy scalar. Bools and Fractions are refused."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,8 +10,8 @@ from lightning_optkit._checks._shown import shown
 
 __all__ = ["NO_LIST", "check_in", "check_int", "check_numbers", "check_whole"]
 
-NO_LIST = (str, bytes, bytearray, memoryview)  # sequences by the letter
-_END = 2**63  # of the integers that torch can hold
+NO_LIST = (str, bytes, bytearray, memoryview)  # sequences of characters or bytes
+_END = 2**63  # bound of the integers that torch supports
 
 
 def check_in(owner: str, name: str, value: float, interval: str) -> float:
@@ -34,7 +34,7 @@ def check_in(owner: str, name: str, value: float, interval: str) -> float:
     low, high = (float(bound) for bound in interval[1:-1].split(","))
     above = value >= low if interval[0] == "[" else value > low
     below = value <= high if interval[-1] == "]" else value < high
-    if not (above and below):  # nor is NaN
+    if not (above and below):  # also NaN
         raise ValueError(f"{owner}({name}={shown(value)}): {name} must be in {interval}.")
     try:
         float(value)
@@ -64,11 +64,11 @@ def check_int(owner: str, name: str, value: int, minimum: int) -> int:
 
 
 def check_whole(owner: str, name: str, value: int) -> int:
-    """Returns `value` if it is an integer, of either sign, that torch can hold: a dimension.
+    """Returns `value` if it is an integer of either sign within torch's range, e.g. a dimension.
 
     Raises:
         TypeError: if it is not an integer.
-        ValueError: if its size is 2**63 or more.
+        ValueError: if its magnitude is 2**63 or more.
 
     Example:
         >>> check_whole("Standardize", "feature_dim", -1)
@@ -85,7 +85,7 @@ def check_numbers(owner: str, name: str, value: Any, count: int, interval: str) 
     """Returns `value` as `count` numbers, each in `interval`.
 
     Raises:
-        TypeError: if it is no sequence of numbers.
+        TypeError: if it is not a sequence of numbers.
         ValueError: if it has another length, or a number lies outside.
 
     Example:

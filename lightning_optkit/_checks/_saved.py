@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files, and what a checkpoint holds."""
+"""Checks of files and of saved state."""
 
 import os
 from collections.abc import Mapping
@@ -15,15 +15,15 @@ def check_path(owner: str, name: str, value: str | os.PathLike[str], *, exists: 
     """Returns `value` as a path.
 
     Args:
-        owner: Whose argument it is.
-        name: Of the argument.
-        value: To be checked.
-        exists: Whether there must be a file.
+        owner: Owner of the argument, for the message.
+        name: Name of the argument.
+        value: The argument.
+        exists: Whether the file must exist.
 
     Raises:
         TypeError: if it is neither a string nor a path.
-        ValueError: if no file can be called so.
-        FileNotFoundError: if there must be a file and there is none.
+        ValueError: if it cannot be the name of a file.
+        FileNotFoundError: if it must exist and does not.
 
     Example:
         >>> check_path("Report", "path", "report.html").name
@@ -40,16 +40,16 @@ def check_path(owner: str, name: str, value: str | os.PathLike[str], *, exists: 
 
 
 def check_state(owner: str, state_dict: Any, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
-    """Returns the saved state, if it is what `owner` has saved: for each name a value of its kind; integers count.
+    """Returns the saved state, if it has a value of the right type for each name; integers must be counts from 0.
 
     Args:
-        owner: Whose `load_state_dict` it is given to; or of another call the beginning, "Owner.method(argument".
-        state_dict: To be checked.
-        kinds: What it must hold.
+        owner: Owner of the `load_state_dict`, or the beginning of another call, "Owner.method(argument".
+        state_dict: The saved state.
+        kinds: The required names and types.
 
     Raises:
-        TypeError: if it is no dict, or a value is of another kind.
-        ValueError: if something is missing.
+        TypeError: if it is not a dict, or a value has another type.
+        ValueError: if a name is missing.
 
     Example:
         >>> check_state("SnapshotEnsemble", {"paths": []}, paths=list)
@@ -82,5 +82,5 @@ def check_state(owner: str, state_dict: Any, **kinds: type | tuple[type, ...]) -
 def _is_there(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # a name longer than the file system takes
+    except OSError:  # a name that is too long for the file system
         return False

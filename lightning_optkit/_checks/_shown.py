@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a message shows a value: on one line, short whatever it is, and without failing."""
+"""The text of a value in an error message: one short line, and never an exception."""
 
 import re
 import reprlib
@@ -28,7 +28,7 @@ class _Shown(reprlib.Repr):
         return super().repr1(x, level)
 
     def repr_int(self, x: int, level: int) -> str:
-        # Beyond 4300 digits Python itself refuses to print it.
+        # Python refuses to print integers of more than 4300 digits.
         return repr(x) if x.bit_length() <= 128 else f"<int of {x.bit_length()} bits>"
 
 
@@ -36,7 +36,7 @@ _SHOWN = _Shown()
 
 
 def shown(value: object) -> str:
-    """What a message says of `value`: its `repr`, shortened; of a tensor shape and dtype, of a class its name.
+    """The text of `value`: its shortened `repr`; shape and dtype of a tensor, name of a class.
 
     Example:
         >>> shown([1.5, 10**400, Tensor])
@@ -44,11 +44,11 @@ def shown(value: object) -> str:
     """
     try:
         text = _SHOWN.repr(value)
-    except Exception:  # whatever a foreign `__repr__` raises
+    except Exception:  # any error of a foreign `__repr__`
         text = f"<{type(value).__name__}>"
     return re.sub(r"\s*\n\s*", " ", text)
 
 
 def kind_shown(value: object) -> str:
-    """What a message says of a value where a tensor belongs: its type, but for None and a class."""
+    """The text of a value that should be a tensor: its type, except for None and classes."""
     return shown(value) if value is None or isinstance(value, type) else type(value).__name__

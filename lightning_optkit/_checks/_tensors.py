@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors, modules and generators."""
+"""Checks of tensors, modules and generators."""
 
 from typing import Any, Literal
 
@@ -31,20 +31,21 @@ def check_tensor(
     sparse: bool = False,
     meta: bool = True,
 ) -> Tensor:
-    """Returns `value` if it is a tensor that can be computed with.
+    """Returns `value` if it is a tensor with readable numbers.
 
     Args:
-        owner: Whose argument it is.
-        name: Of the argument.
-        value: To be checked.
-        numbers: Which: "any", "real" (not complex), "floating" (neither integers nor complex), "inexact" (no integers).
+        owner: Owner of the argument, for the message.
+        name: Name of the argument.
+        value: The argument.
+        numbers: Allowed dtypes: "any", "real" (not complex), "floating" (neither integers nor complex), "inexact" (no
+            integers).
         min_ndim: Least number of dimensions.
-        sparse: Whether other layouts than the dense one will do.
-        meta: Whether a tensor without numbers, on the meta device, will do.
+        sparse: Whether layouts other than dense are allowed.
+        meta: Whether a tensor on the meta device is allowed.
 
     Raises:
-        TypeError: if it is no tensor of such numbers.
-        ValueError: if it has too few dimensions, another layout, or no numbers.
+        TypeError: if it is not a tensor of such a dtype.
+        ValueError: if it has too few dimensions, another layout, or no memory.
 
     Example:
         >>> check_tensor("r_drop", "logits", torch.zeros(2), "floating")
@@ -83,21 +84,21 @@ def check_tensors(
     sparse: bool = False,
     meta: bool = True,
 ) -> list[Any]:
-    """Returns `values` as a list, if they are tensors that can be computed with. One tensor counts as a list of one.
+    """Returns `values` as a list, if they are tensors with readable numbers. A single tensor counts as a list.
 
     Args:
-        owner: Whose argument they are.
-        name: Of the argument.
-        values: To be checked.
-        numbers: As in `check_tensor`.
-        optional: Whether None may stand for a tensor.
-        empty: Whether there may be none.
-        sparse: As in `check_tensor`.
-        meta: As in `check_tensor`.
+        owner: Owner of the argument, for the message.
+        name: Name of the argument.
+        values: The argument.
+        numbers: See `check_tensor`.
+        optional: Whether None is allowed in place of a tensor.
+        empty: Whether an empty list is allowed.
+        sparse: See `check_tensor`.
+        meta: See `check_tensor`.
 
     Raises:
-        TypeError: if they are not tensors of such numbers.
-        ValueError: if there are none, or one has another layout, or no numbers.
+        TypeError: if they are not tensors of such a dtype.
+        ValueError: if there are none, or one has another layout or no memory.
 
     Example:
         >>> check_tensors("l1_penalty", "params", (p for p in [torch.zeros(1)]))
@@ -115,7 +116,7 @@ def check_tensors(
 
 
 def check_module(owner: str, name: str, value: Any) -> nn.Module:
-    """Returns `value` if it is a module, and not a class of modules.
+    """Returns `value` if it is a module, not a class.
 
     Raises:
         TypeError: if it is not.
@@ -130,11 +131,11 @@ def check_module(owner: str, name: str, value: Any) -> nn.Module:
 
 
 def check_home(owner: str, device: Any, dtype: Any) -> None:
-    """Passes if parameters can be made on `device` in `dtype`, or wherever torch makes them where it is None.
+    """Raises unless parameters can be created on `device` in `dtype`; None is torch's default.
 
     Raises:
-        TypeError: if it is no device, or no dtype.
-        ValueError: if there is no such device, or the dtype is not floating.
+        TypeError: if it is not a device, or not a dtype.
+        ValueError: if the device does not exist, or the dtype is not floating-point.
 
     Example:
         >>> check_home("ScaleNorm", "cpu", torch.bfloat16)
@@ -159,7 +160,7 @@ def check_generator(owner: str, value: torch.Generator | None, name: str = "gene
     """Returns `value` if it is a generator or None.
 
     Raises:
-        TypeError: if it is not; a seed is none.
+        TypeError: if it is not; a seed is not a generator.
 
     Example:
         >>> check_generator("Mixup", None)

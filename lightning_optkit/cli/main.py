@@ -17,7 +17,7 @@ def info() -> None:
     """Shows what this installation can do: versions, the compiled extension, instruction sets, threads, huge pages."""
     try:
         from lightning_optkit.diagnostics.environment import environment
-    except ValueError as error:  # an environment variable of ours has a value that does not exist
+    except ValueError as error:  # one of our environment variables has an invalid value
         sys.exit(str(error))
 
     table = Table(box=box.SIMPLE, show_header=False, show_edge=False)
@@ -35,10 +35,10 @@ def main(args: Sequence[str] | None = None) -> None:
     """Runs the command.
 
     Args:
-        args: Words after `optkit`. Default: those of the process.
+        args: Command-line arguments after `optkit`. Default: those of the process.
 
     Raises:
-        SystemExit: with 2 for words it does not know, with 0 after `--help`.
+        SystemExit: with 2 for unknown arguments, with 0 after `--help`.
     """
     parser = ArgumentParser(
         prog="optkit",

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data before the model: what is fitted on the training set, what is fixed, and what is drawn anew for every batch.
+"""Data before the model: transforms that are fitted on the training set, fixed, or drawn anew for every batch.
 
-Fitted transforms learn with `fit(batches)`, or `partial_fit(batch)` ... `finalize()`, and keep what they learned in
-buffers: it is saved in the state dict and moves with `.to(device)`. `merge` joins what two of them learned.
+Fitted transforms learn with `fit(batches)`, or `partial_fit(batch)` ... `finalize()`, and store the result in buffers:
+it is saved in the state dict and moves with `.to(device)`. `merge` combines two of them.
 """
 
 from lightning_optkit.data.cut_mix import CutMix

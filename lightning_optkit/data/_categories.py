@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How often every distinct value of every feature occurs: a sorted list of (column, value, occurrences).
+"""Counts of the distinct values of every feature: a sorted list of (column, value, occurrences).
 
 Memory grows with the number of distinct values, so this is for categories, not for measurements.
 """
@@ -35,7 +35,7 @@ def _grouped(column: Tensor, value: Tensor, occurrences: Tensor) -> dict[str, Te
 
 
 def most_frequent(statistics: Mapping[str, Tensor], num_features: int) -> Tensor:
-    """The most frequent value of every feature, shape (D,): the smallest of several, NaN where there is none."""
+    """The most frequent value of every feature, shape (D,): the smallest in case of a tie, NaN without values."""
     column, value, occurrences = (statistics[name] for name in CATEGORIES)
     column = column.long()
     most = occurrences.new_zeros(num_features).scatter_reduce_(0, column, occurrences, "amax")

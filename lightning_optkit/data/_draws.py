@@ -23,20 +23,20 @@ def _reduce_generator(generator: torch.Generator) -> tuple[Callable[..., torch.G
     return _generator_of, (str(generator.device), generator.get_state().numpy().tobytes())
 
 
-# torch sends a generator to a spawned process as a temporary tensor in shared memory, which is gone before the process
-# has begun ("bad value(s) in fds_to_keep").
+# torch sends a generator to a spawned process as a temporary tensor in shared memory, which is freed before the process
+# starts ("bad value(s) in fds_to_keep").
 ForkingPickler.register(torch.Generator, _reduce_generator)
 
 
 class Draws(nn.Module):
-    """Draws on the CPU from one generator, so that every device gets the same, and saves the generator's state.
+    """Draws on the CPU from one generator, so that every device gets the same numbers, and saves the generator's state.
 
     Args:
-        owner: Name of the augmentation, for messages.
+        owner: Name of the augmentation, for error messages.
         generator: CPU generator. Default: a new one, seeded with 0. The global generator is never used.
 
     Raises:
-        TypeError: if it is no generator.
+        TypeError: if it is not a generator.
         ValueError: if the generator is not on the CPU.
     """
 
@@ -53,7 +53,7 @@ class Draws(nn.Module):
         return torch.rand(*shape, generator=self.generator, dtype=torch.float64) * (high - low) + low
 
     def chosen(self, x: Tensor, p: float) -> Tensor:
-        """Which examples of `x` to change, each with probability `p`: booleans (N, 1, ..., 1) on its device."""
+        """The examples of `x` to change, each with probability `p`: booleans (N, 1, ..., 1) on its device."""
         return (self.uniform(len(x)) < p).to(x.device).view(-1, *[1] * (x.dim() - 1))
 
     def beta(self, alpha: float) -> float:
@@ -61,7 +61,7 @@ class Draws(nn.Module):
         return random.Random(self._seed()).betavariate(alpha, alpha)
 
     def partners(self, x: Tensor) -> Tensor:
-        """A random order of the examples of `x`, on its device."""
+        """A random permutation of the examples of `x`, on its device."""
         return torch.randperm(len(x), generator=self.generator).to(x.device)
 
     def normal_like(self, x: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the image augmentations share: checks and the memory format."""
+"""Shared by the image augmentations: checks and the memory format."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ __all__ = ["check_image_batch", "check_sides", "in_dtype", "in_format"]
 
 
 def check_image_batch(owner: str, images: Tensor, name: str = "images") -> None:
-    """Passes if `images` is a real tensor of shape (N, C, H, W).
+    """Raises unless `images` is a real tensor of shape (N, C, H, W).
 
     Raises:
         TypeError: if it is not a real tensor.
@@ -25,7 +25,7 @@ def check_sides(owner: str, size: int | tuple[int, int]) -> tuple[int, int]:
     """Height and width (pixels) of `size`, one number for both.
 
     Raises:
-        TypeError: if it is neither an integer nor two of them.
+        TypeError: if it is neither an integer nor a pair of them.
         ValueError: if one is less than 1.
     """
     sides = tuple(size) if isinstance(size, tuple | list) else (size, size)
@@ -36,13 +36,13 @@ def check_sides(owner: str, size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def in_format(result: Tensor, images: Tensor) -> Tensor:
-    """`result` laid out in memory as `images`: channels last or contiguous."""
+    """`result` in the memory format of `images`: channels last or contiguous."""
     channels_last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
     return result.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def in_dtype(result: Tensor, images: Tensor) -> Tensor:
-    """`result` in the dtype of `images`, rounded and cut to its range if that is an integer."""
+    """`result` in the dtype of `images`; rounded and clamped for integers."""
     if images.is_floating_point():
         return result.to(images.dtype)
     if images.dtype == torch.bool:

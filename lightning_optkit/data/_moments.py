@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Count, mean and sum of squared deviations of every feature, in pieces that can be merged.
+"""Count, mean and sum of squared deviations of every feature, in mergeable form.
 
 The mean is kept as `origin + offset`, where `origin` is one of the values: `x - origin` is exact for values close
-together, so an offset of 1e9 costs no digits, and a constant feature has a deviation of exactly zero.
+together, so an offset of 1e9 loses no precision, and a constant feature has a deviation of exactly zero.
 
 Source: Chan, Golub & LeVeque 1979, Stanford STAN-CS-79-773 (pairwise merging).
 """

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quantiles of every feature from one pass with bounded memory, exact while the rows are few.
+"""Quantiles of every feature in one pass with bounded memory, exact for few rows.
 
-All rows are kept until there are more than `exact_rows`. Then they are sorted feature by feature and every other one
-is kept with twice the weight; the same happens to the rows of weight 2, 4, ... So at most `exact_rows` rows of each
-weight are held. For N rows, L = ceil(log2(N / exact_rows)) weights are halved, and the rank of a quantile is wrong by
-at most ceil(L / 2) / exact_rows of N: nothing up to `exact_rows` rows, 0.05 % for a billion rows at 16384.
+All rows are kept until there are more than `exact_rows`. Then they are sorted by feature and every other one is kept
+with twice the weight; the same happens to rows of weight 2, 4, ... So at most `exact_rows` rows of each weight are
+stored. N rows are halved L = ceil(log2(N / exact_rows)) times, and the rank of a quantile is off by at most ceil(L / 2)
+/ exact_rows of N: zero up to `exact_rows` rows, 0.05 % for a billion rows at 16384.
 
 Source: Munro & Paterson 1980, Theoretical Computer Science 12 (sort and keep every other element).
 Differs from the paper: the lower and the upper element of each pair are kept alternately by level, so errors of
@@ -22,7 +22,7 @@ EXACT_ROWS = 16384
 
 
 def sample_of(rows: Tensor) -> dict[str, Tensor]:
-    """The sample that holds each of `rows`, shape (N, D), float64, once. NaN does not count."""
+    """A sample that contains each of `rows`, shape (N, D), float64, once. NaN is ignored."""
     return {"sample": rows, "weight": rows.new_ones(len(rows))}
 
 
@@ -52,7 +52,7 @@ def _compact(sample: Tensor, weight: Tensor, exact_rows: int) -> dict[str, Tenso
 def quantiles(statistics: Mapping[str, Tensor], probabilities: list[float]) -> Tensor:
     """Linearly interpolated quantiles, shape (len(probabilities), D), as `numpy.nanquantile`.
 
-    A row of weight w counts as w equal rows. A feature without any value gets NaN.
+    A row of weight w counts as w equal rows. A feature without values gives NaN.
     """
     values, order = statistics["sample"].sort(dim=0)
     weight = torch.where(values.isnan(), 0.0, statistics["weight"][order])

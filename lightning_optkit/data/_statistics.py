@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where every fitted transform keeps what it learned, and the checks they share."""
+"""The storage of every fitted transform, and shared checks."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
@@ -25,10 +25,10 @@ __all__ = [
 
 
 class Statistics(nn.Module):
-    """Named float64 buffers, empty until first written; read and written like a dictionary.
+    """Named float64 buffers, empty until first written; accessed like a dictionary.
 
     Unlike ordinary buffers they take their shapes from the state dict that is loaded, and stay in float64 when the
-    module around them is cast (`.half()`, `.to(torch.bfloat16)`): a mean of 1e9 does not survive fewer bits.
+    module around them is cast (`.half()`, `.to(torch.bfloat16)`): a mean of 1e9 needs the precision.
     """
 
     def __init__(self, *names: str) -> None:
@@ -84,9 +84,9 @@ class _Fittable(Mergeable, Protocol):
 
 
 def fit_batches(transform: _Fittable, batches: Tensor | Iterable[Tensor], across_ranks: bool) -> None:
-    """Forgets what was learned and learns it anew in one pass over `batches` (a tensor is one batch).
+    """Discards the old fit and fits in one pass over `batches` (a tensor is one batch).
 
-    If that fails, what was learned before is there again.
+    If that fails, the old fit is restored.
     """
     owner = f"{type(transform).__name__}.fit"
     check_bools(owner, across_ranks=across_ranks)
@@ -106,7 +106,7 @@ def fit_batches(transform: _Fittable, batches: Tensor | Iterable[Tensor], across
 
 
 def check_features(owner: str, x: Tensor, feature_dim: int, num_features: int) -> None:
-    """Passes if `x` is a real tensor with `num_features` (0: not known yet) along `feature_dim`.
+    """Raises unless `x` is a real tensor with `num_features` (0: unknown) along `feature_dim`.
 
     Raises:
         TypeError: if it is not a real tensor.
@@ -171,7 +171,7 @@ def require_fitted(owner: str, learned: Tensor) -> None:
 
 
 def require_open(owner: str, learned: Tensor) -> None:
-    """Raises RuntimeError once `learned` is written, for transforms that then forget the rows they need."""
+    """Raises RuntimeError once `learned` is written, for transforms that then discard the rows they need."""
     if learned.numel():
         raise RuntimeError(
             f"{owner}(fitted=True): the rows were forgotten by finalize(), so nothing can be added; call fit(batches)."
@@ -179,7 +179,7 @@ def require_open(owner: str, learned: Tensor) -> None:
 
 
 def require_finite_fit(owner: str, count: Tensor, spread: Tensor | None = None) -> None:
-    """Raises ValueError unless every feature was seen and, if given, its `spread` is a number."""
+    """Raises ValueError unless every feature had values and, if given, its `spread` is finite."""
     if count.numel() == 0:
         raise ValueError(f"{owner}(batches=[]): fitting needs at least one row.")
     unseen = (count == 0).nonzero().flatten().tolist()
@@ -194,11 +194,11 @@ def require_finite_fit(owner: str, count: Tensor, spread: Tensor | None = None) 
 
 
 def check_mergeable(transform: _Fittable, other: _Fittable) -> None:
-    """Passes if `other` learned from the same kind of rows.
+    """Raises unless `other` was fitted on the same kind of rows.
 
     Raises:
         TypeError: if it is another transform.
-        ValueError: if it saw another number of features.
+        ValueError: if it has another number of features.
     """
     owner = type(transform).__name__
     if type(other) is not type(transform):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Targets that mix two examples: what Mixup and CutMix share."""
+"""Targets that mix two examples: shared by Mixup and CutMix."""
 
 import torch
 from torch import Tensor
@@ -10,11 +10,11 @@ __all__ = ["check_pairs", "mixed_targets"]
 
 
 def check_pairs(owner: str, inputs: Tensor, targets: Tensor, num_classes: int | None) -> None:
-    """Passes if `targets` are class indices (N,) with known `num_classes`, or numbers (N,) or (N, C) that can be mixed.
+    """Raises unless `targets` are class indices (N,) with `num_classes`, or numbers (N,) or (N, C) to mix.
 
     Raises:
         TypeError: if either is not a tensor.
-        ValueError: if the shapes or dtypes are others, or an index on the CPU is out of range.
+        ValueError: if shapes or dtypes are wrong, or an index on the CPU is out of range.
     """
     check_tensor(owner, "inputs", inputs, "real")
     check_tensor(owner, "targets", targets, "real")
@@ -50,7 +50,7 @@ def _are_indices(targets: Tensor) -> bool:
 def _check_indices(owner: str, targets: Tensor, num_classes: int | None) -> None:
     if num_classes is None:
         raise ValueError(f"{owner}(num_classes=None): class indices need num_classes to become soft targets.")
-    if targets.device.type == "cpu" and len(targets):  # elsewhere this would wait for the device; scatter_ checks there
+    if targets.device.type == "cpu" and len(targets):  # on CUDA this would synchronize; scatter_ checks there
         low, high = int(targets.min()), int(targets.max())
         if low < 0 or high >= num_classes:
             wrong = low if low < 0 else high

@@ -21,8 +21,8 @@ class CutMix(nn.Module):
     .. math:: \tilde x = M \odot x_i + (1 - M) \odot x_j, \quad \tilde y = \lambda y_i + (1 - \lambda) y_j
 
     The rectangle has sides W sqrt(1 - lambda') and H sqrt(1 - lambda') with lambda' from Beta(alpha, alpha), a uniform
-    center, and is cut at the border; lambda is then the exact share of pixels that stay. In evaluation mode inputs and
-    targets come back as they are.
+    center, and is cut at the border; lambda is the exact fraction of pixels that are kept. In evaluation mode inputs
+    and targets come back as they are.
 
     Args:
         alpha: Parameter of the Beta distribution, in (0, inf); 1, as in the paper, draws areas uniformly.
@@ -68,7 +68,7 @@ class CutMix(nn.Module):
         return mixed, mixed_targets(targets, partners, share, self.num_classes)
 
     def mix(self, inputs: Tensor) -> tuple[Tensor, Tensor, float]:
-        """Images with a rectangle of their partners, the partners (N,), and the share that stays, in every mode."""
+        """Images with a rectangle of their partners, the partners (N,), and the kept fraction, in every mode."""
         check_image_batch(type(self).__name__, inputs, "inputs")
         height, width = inputs.shape[2:]
         rows, columns = self._rectangle(height, width)
@@ -79,7 +79,7 @@ class CutMix(nn.Module):
         return mixed, partners, share
 
     def extra_repr(self) -> str:
-        """The arguments."""
+        """The arguments, for `repr`."""
         return f"alpha={self.alpha}, num_classes={self.num_classes}"
 
     def _rectangle(self, height: int, width: int) -> tuple[slice, slice]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fits a chain of transforms stage after stage, each on what the stages before it give."""
+"""Fits a chain of transforms stage by stage, each on the output of the previous stages."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -20,17 +20,17 @@ def fit_in_order(
 
     Args:
         chain: Transforms and ordinary modules; fitted in place.
-        batches: Training batches as the first stage takes them. Read once per fitted stage, so it must be something
-            that can be read again: a list or a DataLoader, not a generator. The order does not matter.
+        batches: Training batches, the input of the first stage. Read once per fitted stage, so it must be re-iterable:
+            a list or a DataLoader, not a generator. The order does not matter.
         across_ranks: Whether to combine every stage over all processes before the next is fitted; all ranks must then
-            call this together.
-        keep_fitted: Whether stages that are fitted already are only applied, too.
+            call this.
+        keep_fitted: Whether already fitted stages are only applied.
 
     Returns:
         `chain`.
 
     Raises:
-        ValueError: if no stage has `partial_fit`, or several are to be fitted and `batches` is an iterator.
+        ValueError: if no stage has `partial_fit`, or several are fitted and `batches` is an iterator.
 
     Cost: one pass over the data per fitted stage.
 

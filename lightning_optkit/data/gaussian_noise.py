@@ -2,7 +2,7 @@
 """Normal noise added to every input.
 
 Source: Bishop 1995, Neural Computation 7(1); names as `torchvision.transforms.v2.GaussianNoise`.
-Differs from torchvision: `clip` is False by default, since standardized inputs do not lie in [0, 1].
+Unlike torchvision, `clip` is False by default, since standardized inputs are not in [0, 1].
 """
 
 import torch
@@ -15,12 +15,12 @@ __all__ = ["GaussianNoise"]
 
 
 class GaussianNoise(nn.Module):
-    """Adds independent normal noise to every number of a batch. In evaluation mode inputs come back as they are.
+    """Adds independent normal noise to every number of a batch. In evaluation mode inputs are returned unchanged.
 
     Args:
         mean: Mean of the noise, in (-inf, inf).
         sigma: Standard deviation of the noise, in [0, inf).
-        clip: Whether the result is cut to [0, 1].
+        clip: Whether to clamp the result to [0, 1].
         generator: CPU generator that seeds the draws. Default: a new one seeded with 0; give each process its own.
 
     Raises:
@@ -54,5 +54,5 @@ class GaussianNoise(nn.Module):
         return noisy.clamp(0, 1) if self.clip else noisy
 
     def extra_repr(self) -> str:
-        """The arguments."""
+        """The arguments, for `repr`."""
         return f"mean={self.mean}, sigma={self.sigma}, clip={self.clip}"

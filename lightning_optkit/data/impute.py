@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Missing values replaced by what the training set says, with an optional column that tells where they were.
+"""Replaces missing values by a statistic of the training set, with optional columns that mark where they were.
 
 Source: Qiu 2020, Neural Networks and Deep Learning, Section 7.4; names as `sklearn.impute.SimpleImputer`.
-Differs from scikit-learn: a feature without any training value is refused, not dropped, unless
-`keep_empty_features=True`; silently changing the number of columns would change the model's input.
+Unlike scikit-learn, a feature without training values is refused, not dropped, unless `keep_empty_features=True`:
+silently dropping columns would change the model's input.
 """
 
 import math
@@ -37,20 +37,20 @@ class Impute(nn.Module):
     """Replaces missing values by a statistic of the same feature over the training set.
 
     Args:
-        strategy: What replaces them: the mean, the median (exact up to `exact_rows` rows, see `RobustScale`), the most
-            frequent value (the smallest of several; memory grows with the distinct values), or `fill_value`.
+        strategy: The replacement: the mean, the median (exact up to `exact_rows` rows, see `RobustScale`), the most
+            frequent value (the smallest in case of a tie; memory grows with the distinct values), or `fill_value`.
         fill_value: The replacement for "constant".
-        missing_values: What marks a missing value: NaN, or a number such as -1.
+        missing_values: The marker of a missing value: NaN, or a number such as -1.
         add_indicator: Whether to append one column per feature that had missing values in training: 1 where the value
             is missing, else 0.
-        keep_empty_features: Whether a feature without any training value is filled with 0 instead of refused.
+        keep_empty_features: Whether a feature without training values is filled with 0 instead of refused.
         exact_rows: Rows up to which medians are exact, in [2, inf).
         feature_dim: Dimension that counts the features: -1 for tables (N, D), 1 for images (N, C, H, W).
 
     Raises:
         ValueError: if an argument is outside its range; when fitting, if a value is infinite, a feature all missing,
             or shapes disagree.
-        RuntimeError: when applied before it is fitted, or when more is learned after `finalize()`.
+        RuntimeError: if applied before it is fitted, or fitted further after `finalize()`.
 
     Cost: up to 4 D float64 numbers of state; while fitting also the rows or the distinct values the strategy needs.
 
@@ -95,7 +95,7 @@ class Impute(nn.Module):
 
     @property
     def fill(self) -> Tensor:
-        """What replaces a missing value of every feature, shape (D,), float64."""
+        """Replacement of a missing value of every feature, shape (D,), float64."""
         return self.stats["fill"]
 
     def partial_fit(self, x: Tensor) -> "Impute":
@@ -116,14 +116,14 @@ class Impute(nn.Module):
         return self._absorb(summary)
 
     def merge(self, other: "Impute") -> "Impute":
-        """Learns what `other` has learned from other rows."""
+        """Merges the statistics that `other` collected on other rows."""
         check_mergeable(self, other)
         require_open(type(self).__name__, self.fill)
         require_open(type(self).__name__, other.fill)
         return self._absorb(other.stats.named()) if other.num_features else self
 
     def finalize(self) -> "Impute":
-        """Ends the pass: afterwards it can be applied, and the rows are forgotten."""
+        """Ends the fit: the transform can be applied, and the rows are discarded."""
         require_open(type(self).__name__, self.fill)
         present = self.stats["present"]
         refuse_empty = self.strategy != "constant" and not self.keep_empty_features
@@ -142,7 +142,7 @@ class Impute(nn.Module):
         return self
 
     def fit(self, batches: Tensor | Iterable[Tensor], *, across_ranks: bool = False) -> "Impute":
-        """Learns anew from one pass over `batches` (a tensor is one batch), of every process if `across_ranks`."""
+        """Fits anew in one pass over `batches` (a tensor is one batch); on all processes if `across_ranks`."""
         fit_batches(self, batches, across_ranks)
         return self
 
@@ -160,10 +160,10 @@ class Impute(nn.Module):
         )
 
     def inverse(self, x: Tensor) -> Tensor:
-        """The values that `forward` filled, marked as missing again; needs `add_indicator=True`.
+        """Marks the values that `forward` filled as missing again; needs `add_indicator=True`.
 
         Raises:
-            ValueError: if `add_indicator` is False: nothing then tells which values were missing.
+            ValueError: if `add_indicator` is False, since the missing values are then unknown.
         """
         require_fitted(type(self).__name__, self.fill)
         if not self.add_indicator:
@@ -179,7 +179,7 @@ class Impute(nn.Module):
         return filled.masked_fill(missing, self.missing_values)
 
     def extra_repr(self) -> str:
-        """The arguments."""
+        """The arguments, for `repr`."""
         return (
             f"{self.strategy!r}, fill_value={self.fill_value}, missing_values={self.missing_values}, "
             f"add_indicator={self.add_indicator}, keep_empty_features={self.keep_empty_features}, "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics of one transform, combined over the processes of a distributed run."""
+"""Combines the statistics of a transform over the processes of a distributed run."""
 
 import copy
 from typing import Any, Protocol, TypeVar
@@ -13,30 +13,30 @@ __all__ = ["Mergeable", "merge_across_ranks"]
 
 
 class Mergeable(Protocol):
-    """What learns from another of its kind and can be sent to another process."""
+    """A transform that can be merged with another of its class and sent to another process."""
 
     def merge(self, other: Any) -> Any:
-        """Learns what `other` has learned."""
+        """Merges the statistics of `other`."""
 
     def state_dict(self) -> Any:
-        """What was learned."""
+        """The statistics."""
 
     def load_state_dict(self, state_dict: Any) -> object:
-        """Takes what `state_dict` gave."""
+        """Restores the result of `state_dict`."""
 
 
 _Transform = TypeVar("_Transform", bound=Mergeable)
 
 
 def merge_across_ranks(transform: _Transform, *, group: dist.ProcessGroup | None = None) -> _Transform:
-    """Gives `transform` on every rank what all ranks have learned; call it between `partial_fit` and `finalize`.
+    """Merges the statistics of `transform` over all ranks; call it between `partial_fit` and `finalize`.
 
-    States are gathered and merged in the order of the ranks, so all ranks end with the same bits. Without an
-    initialized process group nothing happens. A sampler that repeats rows to fill the last batch counts them twice:
-    fit on a loader without padding.
+    States are gathered and merged in rank order, so all ranks get bitwise equal results. No-op without an initialized
+    process group. A sampler that repeats rows to fill the last batch counts them twice: fit on a loader without
+    padding.
 
     Args:
-        transform: What this rank has learned so far, not finalized; changed in place.
+        transform: The transform of this rank, not finalized; changed in place.
         group: The processes to combine. Default: all.
 
     Returns:

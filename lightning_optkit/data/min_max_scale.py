@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every feature in a given range over the training set.
+"""Scales every feature to a given range over the training set.
 
 Source: Qiu 2020, Neural Networks and Deep Learning, Section 7.4; names as `sklearn.preprocessing.MinMaxScaler`.
 """
@@ -30,17 +30,17 @@ class MinMaxScale(nn.Module):
 
     .. math:: y = a + (b - a) (x - \min x) / (\max x - \min x)
 
-    Missing values (NaN) are left out when fitting and stay NaN. A constant feature is divided by 1, so it maps to a.
+    Missing values (NaN) are ignored during the fit and stay NaN. A constant feature is divided by 1, so it maps to a.
 
     Args:
         feature_range: Ends (a, b) of the range, a < b.
-        clip: Whether values outside the training range are cut to `feature_range`.
+        clip: Whether to clamp values outside the training range to `feature_range`.
         feature_dim: Dimension that counts the features: -1 for tables (N, D), 1 for images (N, C, H, W).
 
     Raises:
         ValueError: if the range is empty; when fitting, if a value is infinite, a feature all missing, or shapes
             disagree.
-        RuntimeError: when applied before it is fitted.
+        RuntimeError: if applied before it is fitted.
 
     Cost: 3 D float64 numbers of state. `forward` computes in float64 and returns the dtype of `x`.
 
@@ -86,7 +86,7 @@ class MinMaxScale(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """What every feature is multiplied by, shape (D,), float64."""
+        """Factor of every feature, shape (D,), float64."""
         return self.stats["scale"]
 
     def partial_fit(self, x: Tensor) -> "MinMaxScale":
@@ -99,12 +99,12 @@ class MinMaxScale(nn.Module):
         return self._widen(smallest, largest)
 
     def merge(self, other: "MinMaxScale") -> "MinMaxScale":
-        """Learns what `other` has learned from other rows."""
+        """Merges the statistics that `other` collected on other rows."""
         check_mergeable(self, other)
         return self._widen(other.data_min, other.data_max) if other.num_features else self
 
     def finalize(self) -> "MinMaxScale":
-        """Ends the pass: afterwards it can be applied."""
+        """Ends the fit: the transform can be applied."""
         spread = self.data_max - self.data_min
         require_finite_fit(type(self).__name__, self.data_min.isfinite().double(), spread)
         low, high = self.feature_range
@@ -113,7 +113,7 @@ class MinMaxScale(nn.Module):
         return self
 
     def fit(self, batches: Tensor | Iterable[Tensor], *, across_ranks: bool = False) -> "MinMaxScale":
-        """Learns anew from one pass over `batches` (a tensor is one batch), of every process if `across_ranks`."""
+        """Fits anew in one pass over `batches` (a tensor is one batch); on all processes if `across_ranks`."""
         fit_batches(self, batches, across_ranks)
         return self
 
@@ -124,12 +124,12 @@ class MinMaxScale(nn.Module):
         return (y.clamp(*self.feature_range) if self.clip else y).to(output_dtype(x))
 
     def inverse(self, x: Tensor) -> Tensor:
-        """The values that `forward` turned into `x`, except those it clipped."""
+        """The inverse of `forward`, except those it clipped."""
         data_min, scale = self._learned(x)
         return ((x.double() - self.feature_range[0]) / scale + data_min).to(output_dtype(x))
 
     def extra_repr(self) -> str:
-        """The arguments."""
+        """The arguments, for `repr`."""
         return f"feature_range={self.feature_range}, clip={self.clip}, feature_dim={self.feature_dim}"
 
     def _widen(self, smallest: Tensor, largest: Tensor) -> "MinMaxScale":

@@ -20,7 +20,7 @@ class Mixup(nn.Module):
     .. math:: \tilde x = \lambda x_i + (1 - \lambda) x_j, \quad \tilde y = \lambda y_i + (1 - \lambda) y_j, \quad
         \lambda \sim \mathrm{Beta}(\alpha, \alpha)
 
-    In evaluation mode inputs and targets come back as they are.
+    In evaluation mode inputs and targets are returned unchanged.
 
     Args:
         alpha: Strength, in (0, inf): 0.1 to 0.4 for ImageNet, 1 for a uniform coefficient.
@@ -65,12 +65,12 @@ class Mixup(nn.Module):
         return mixed, mixed_targets(targets, partners, share, self.num_classes)
 
     def mix(self, inputs: Tensor) -> tuple[Tensor, Tensor, float]:
-        """Mixed inputs, the partner of every example (N,), and the share of the example itself, in every mode."""
+        """Mixed inputs, the partner of every example (N,), and the weight of the example, in every mode."""
         check_tensor(type(self).__name__, "inputs", inputs, "floating", min_ndim=1)
         share = self.draws.beta(self.alpha)  # lambda
         partners = self.draws.partners(inputs)
         return share * inputs + (1 - share) * inputs[partners], partners, share
 
     def extra_repr(self) -> str:
-        """The arguments."""
+        """The arguments, for `repr`."""
         return f"alpha={self.alpha}, num_classes={self.num_classes}"

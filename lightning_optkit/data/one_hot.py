@@ -27,22 +27,22 @@ from lightning_optkit.data._statistics import (
 __all__ = ["OneHot"]
 
 _IGNORE = "handle_unknown='ignore' gives zeros."
-_NAN_CATEGORY = torch.inf  # training values are finite, so infinity can stand for NaN, which equals nothing
+_NAN_CATEGORY = torch.inf  # represents NaN, since NaN != NaN and training values are finite
 
 
 class OneHot(nn.Module):
     """Encodes every feature by the categories it had in the training set, in increasing order, NaN last.
 
     Args:
-        handle_unknown: What `forward` does with a category it never saw: "error" raises (one device synchronization per
-            batch; compiled or exported, an assertion in the graph), "ignore" gives zeros.
-        drop: Categories left out, for models that cannot take redundant columns: the first of every feature ("first"),
-            or of those with exactly two ("if_binary").
+        handle_unknown: How `forward` handles an unknown category: "error" raises (one device synchronization per batch;
+            compiled or exported, an assertion in the graph), "ignore" gives zeros.
+        drop: Categories without a column, for models that need non-redundant columns: the first of every feature
+            ("first"), or of those with exactly two ("if_binary").
 
     Raises:
         ValueError: if an argument is not one of its choices; when fitting, if a value is infinite or shapes disagree;
             when applied, for an unknown category under "error".
-        RuntimeError: when applied before it is fitted.
+        RuntimeError: if applied before it is fitted.
 
     Cost: 4 float64 numbers of state per category. Category values are compared in float64.
 
@@ -98,7 +98,7 @@ class OneHot(nn.Module):
         return self
 
     def merge(self, other: "OneHot") -> "OneHot":
-        """Learns what `other` has learned from other rows."""
+        """Merges the statistics that `other` collected on other rows."""
         check_mergeable(self, other)
         if other.num_features:
             self.stats["features"] = other.stats["features"]
@@ -107,7 +107,7 @@ class OneHot(nn.Module):
         return self
 
     def finalize(self) -> "OneHot":
-        """Ends the pass: afterwards it can be applied."""
+        """Ends the fit: the transform can be applied."""
         require_finite_fit(type(self).__name__, self.stats["occurrences"])
         column = self.stats["column"].long()
         if self.drop is None:
@@ -119,7 +119,7 @@ class OneHot(nn.Module):
         return self
 
     def fit(self, batches: Tensor | Iterable[Tensor], *, across_ranks: bool = False) -> "OneHot":
-        """Learns anew from one pass over `batches` (a tensor is one batch), of every process if `across_ranks`."""
+        """Fits anew in one pass over `batches` (a tensor is one batch); on all processes if `across_ranks`."""
         fit_batches(self, batches, across_ranks)
         return self
 
@@ -128,7 +128,7 @@ class OneHot(nn.Module):
         require_fitted(type(self).__name__, self.stats["kept"])
         check_features(type(self).__name__, x, -1, self.num_features)
         values = x.double()
-        unseen = -_NAN_CATEGORY  # what an infinite value becomes: never a category
+        unseen = -_NAN_CATEGORY  # replaces an infinite value: never a category
         values = torch.where(values.isnan(), _NAN_CATEGORY, values.masked_fill(values.isinf(), unseen))
         column = self.stats["column"].long()
         hit = values.index_select(-1, column) == self.stats["value"]
@@ -137,7 +137,7 @@ class OneHot(nn.Module):
         return hit[..., self.stats["kept"] > 0].to(output_dtype(x)) if self.drop else hit.to(output_dtype(x))
 
     def inverse(self, x: Tensor) -> Tensor:
-        """Categories, shape (N, ..., D), float64, of the largest entries; all zeros mean the dropped one, or NaN."""
+        """Categories, shape (N, ..., D), float64, of the largest entries; all zeros give the dropped one, or NaN."""
         kept = self.stats["kept"] > 0
         require_fitted(type(self).__name__, self.stats["kept"])
         check_tensor(f"{type(self).__name__}.inverse", "x", x, "real")
@@ -159,11 +159,11 @@ class OneHot(nn.Module):
         return torch.stack(decoded, dim=-1)
 
     def extra_repr(self) -> str:
-        """The arguments."""
+        """The arguments, for `repr`."""
         return f"handle_unknown={self.handle_unknown!r}, drop={self.drop!r}"
 
     def _require_known(self, x: Tensor, hit: Tensor) -> None:
-        if torch.compiler.is_compiling():  # or exporting: the check becomes part of the graph, which cannot say which
+        if torch.compiler.is_compiling():  # also when exporting: the graph's assertion cannot name the category
             known = hit.sum() == x.numel()
             assert_async(known, f"{type(self).__name__}(x): must hold categories of the training set only; {_IGNORE}")
         elif int(hit.sum()) != x.numel():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A window of every image at a random place, the border padded first.
+"""Crops a window of every image at a random position, after padding.
 
 Source: names as `torchvision.transforms.RandomCrop`.
 """
@@ -17,16 +17,16 @@ __all__ = ["RandomCrop"]
 
 
 class RandomCrop(nn.Module):
-    """Cuts a window out of each image; every image has its own place, uniform over all that fit.
+    """Crops a window from each image; positions are independent, and uniform over all that fit.
 
-    In evaluation mode images come back as they are, in their own size.
+    In evaluation mode images are returned unchanged, in their own size.
 
     Args:
         size: Height and width of the window (pixels), in [1, inf); one number for a square.
         padding: Pixels added on every side first, in [0, inf).
         fill: Value of the pixels that "constant" adds.
-        padding_mode: What is added: `fill`, the border pixel ("edge"), or the image mirrored at the border pixel
-            ("reflect").
+        padding_mode: The padding: `fill` ("constant"), the border pixel ("edge"), or the image mirrored at the border
+            pixel ("reflect").
         generator: CPU generator of the draws. Default: a new one seeded with 0; give each process its own.
 
     Raises:
@@ -79,7 +79,7 @@ class RandomCrop(nn.Module):
         return in_format(window, images)
 
     def extra_repr(self) -> str:
-        """The arguments."""
+        """The arguments, for `repr`."""
         return f"size={self.size}, padding={self.padding}, fill={self.fill}, padding_mode={self.padding_mode!r}"
 
     def _places(self, num: int, full: int, side: int) -> Tensor:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random erasing: a rectangle of every image replaced by a constant or by noise.
+"""Random erasing: replaces a rectangle of every image by a constant or by noise.
 
 Source: Zhong et al. 2020, arXiv:1708.04896; names as `torchvision.transforms.RandomErasing`.
-Differs from the paper: the aspect ratio is uniform in its logarithm, and ten rectangles are tried, as in torchvision.
+Unlike the paper, and as in torchvision, the aspect ratio is log-uniform, and ten rectangles are tried.
 """
 
 import math
@@ -21,15 +21,15 @@ _ATTEMPTS = 10
 
 
 class RandomErasing(nn.Module):
-    """Erases one rectangle of each image with probability `p`; every image has its own rectangle.
+    """Erases one rectangle of each image with probability `p`; rectangles are independent.
 
-    In evaluation mode images come back as they are.
+    In evaluation mode images are returned unchanged.
 
     Args:
         p: Probability that an image is changed, in [0, 1].
-        scale: Smallest and largest area of the rectangle as a share of the image, in (0, 1].
+        scale: Smallest and largest area of the rectangle as a fraction of the image, in (0, 1].
         ratio: Smallest and largest height / width of the rectangle, in (0, inf).
-        value: What replaces the pixels: a number, or "random" for standard normal noise per pixel.
+        value: The replacement: a number, or "random" for standard normal noise per pixel.
         generator: CPU generator of the draws. Default: a new one seeded with 0; give each process its own.
 
     Raises:
@@ -79,7 +79,7 @@ class RandomErasing(nn.Module):
         return in_format(images.masked_fill(mask, self.value), images)
 
     def extra_repr(self) -> str:
-        """The arguments."""
+        """The arguments, for `repr`."""
         return f"p={self.p}, scale={self.scale}, ratio={self.ratio}, value={self.value!r}"
 
     def _rectangles(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every image rotated about its center by a random angle.
+"""Random rotations of images about their center.
 
 Source: names as `torchvision.transforms.RandomRotation` (expand=False).
 """
@@ -18,14 +18,14 @@ __all__ = ["RandomRotation"]
 
 
 class RandomRotation(nn.Module):
-    """Rotates each image counterclockwise by its own angle, uniform in an interval.
+    """Rotates each image counterclockwise by an independent angle, uniform in an interval.
 
-    In evaluation mode images come back as they are.
+    In evaluation mode images are returned unchanged.
 
     Args:
         degrees: Ends of the interval of angles (degrees), in (-inf, inf); one number d, in [0, inf), means (-d, d).
         interpolation: "nearest" or "bilinear".
-        fill: Value of the pixels that come from outside the image.
+        fill: Value of pixels from outside the image.
         generator: CPU generator of the draws. Default: a new one seeded with 0; give each process its own.
 
     Raises:
@@ -71,18 +71,18 @@ class RandomRotation(nn.Module):
         angle = self.draws.uniform(len(images), low=low, high=high).deg2rad()
         cos, sin = (part.to(images.device, dtype) for part in (angle.cos(), angle.sin()))
         grid = _grid(cos, sin, images.shape[2], images.shape[3])
-        shifted = images.to(dtype) - self.fill  # grid_sample puts 0 outside, so make that mean `fill`
+        shifted = images.to(dtype) - self.fill  # grid_sample pads with 0, which then means `fill`
         rotated = F.grid_sample(shifted, grid, mode=self.interpolation, padding_mode="zeros", align_corners=False)
         return in_format(in_dtype(rotated + self.fill, images), images)
 
     def extra_repr(self) -> str:
-        """The arguments."""
+        """The arguments, for `repr`."""
         return f"degrees={self.degrees}, interpolation={self.interpolation!r}, fill={self.fill}"
 
 
 def _grid(cos: Tensor, sin: Tensor, height: int, width: int) -> Tensor:
-    """Where each output pixel comes from, (N, H, W, 2), as (x, y) in [-1, 1]; `cos` and `sin` (N,) of the angles."""
+    """Source of each output pixel, (N, H, W, 2), as (x, y) in [-1, 1]; `cos` and `sin` (N,) of the angles."""
     below, right = (torch.arange(n, dtype=cos.dtype, device=cos.device) - (n - 1) / 2 for n in (height, width))
-    y, x = below[None, :, None], right[None, None, :]  # pixels from the center
+    y, x = below[None, :, None], right[None, None, :]  # pixel offsets from the center
     cos, sin = cos[:, None, None], sin[:, None, None]
     return torch.stack([(x * cos - y * sin) * (2 / width), (x * sin + y * cos) * (2 / height)], dim=-1)

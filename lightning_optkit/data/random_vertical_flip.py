@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images mirrored at random, top and bottom exchanged.
+"""Random top-bottom flips of images.
 
 Source: names as `torchvision.transforms.RandomVerticalFlip`.
 """
@@ -15,7 +15,7 @@ __all__ = ["RandomVerticalFlip"]
 
 
 class RandomVerticalFlip(nn.Module):
-    """Mirrors each image with probability `p`, independently. In evaluation mode images come back as they are.
+    """Mirrors each image with probability `p`, independently. In evaluation mode images are returned unchanged.
 
     Args:
         p: Probability that an image is mirrored, in [0, 1].
@@ -46,5 +46,5 @@ class RandomVerticalFlip(nn.Module):
         return in_format(torch.where(self.draws.chosen(images, self.p), images.flip(-2), images), images)
 
     def extra_repr(self) -> str:
-        """The arguments."""
+        """The arguments, for `repr`."""
         return f"p={self.p}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images in another size.
+"""Resizes images.
 
 Source: names as `torchvision.transforms.functional.resize`.
 """
@@ -29,7 +29,7 @@ def resize(
         images: Shape (N, C, H, W), any real dtype; computed in float32 (float64 stays), integers are rounded.
         size: Height and width (pixels), in [1, inf); one number for the shorter side, keeping the aspect ratio.
         interpolation: "nearest", "bilinear" or "bicubic".
-        antialias: Whether shrinking averages over all pixels it merges; has no meaning for "nearest".
+        antialias: Whether shrinking averages over all merged pixels; no effect for "nearest".
 
     Returns:
         Shape (N, C, height, width).

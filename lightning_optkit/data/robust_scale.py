@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every feature with median 0 and interquartile range 1 over the training set: outliers do not move it.
+"""Scales every feature to median 0 and interquartile range 1 over the training set, which is robust to outliers.
 
 Source: names and definitions as `sklearn.preprocessing.RobustScaler`; for the quantiles see `_quantiles.py`.
 """
@@ -33,22 +33,22 @@ class RobustScale(nn.Module):
 
     .. math:: y = (x - q_{50}) / (q_{75} - q_{25})
 
-    Missing values (NaN) are left out when fitting and stay NaN. A feature without spread is divided by 1. The rows are
-    kept while fitting and forgotten by `finalize()`. Exact up to `exact_rows` rows; for N rows beyond that the rank of
-    a quantile is wrong by at most ceil(L / 2) / exact_rows of N, with L = ceil(log2(N / exact_rows)).
+    Missing values (NaN) are ignored during the fit and stay NaN. A feature without spread is divided by 1. The rows are
+    kept during the fit and discarded by `finalize()`. Exact up to `exact_rows` rows; beyond that, for N rows, the rank
+    of a quantile is off by at most ceil(L / 2) / exact_rows of N, with L = ceil(log2(N / exact_rows)).
 
     Args:
         with_centering: Whether to subtract the median.
         with_scaling: Whether to divide by the range.
         quantile_range: Lower and upper quantile (percent), in [0, 100].
-        unit_variance: Whether to divide by the number that makes a normal feature have variance 1.
-        exact_rows: Rows up to which quantiles are exact, and that are held of each weight beyond, in [2, inf).
+        unit_variance: Whether to scale further so that a normal feature has variance 1.
+        exact_rows: Rows up to which quantiles are exact, and number of rows kept per weight beyond that, in [2, inf).
         feature_dim: Dimension that counts the features: -1 for tables (N, D), 1 for images (N, C, H, W).
 
     Raises:
         ValueError: if an argument is outside its range; when fitting, if a value is infinite, a feature all missing,
             or shapes disagree.
-        RuntimeError: when applied before it is fitted, or when more is learned after `finalize()`.
+        RuntimeError: if applied before it is fitted, or fitted further after `finalize()`.
 
     Cost: 2 D float64 numbers of state; while fitting also exact_rows * D for every doubling of exact_rows rows.
     `forward` computes in float64 and returns the dtype of `x`.
@@ -92,7 +92,7 @@ class RobustScale(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """What every feature is divided by, shape (D,), float64."""
+        """Divisor of every feature, shape (D,), float64."""
         return self.stats["scale"]
 
     @property
@@ -113,7 +113,7 @@ class RobustScale(nn.Module):
         return self
 
     def merge(self, other: "RobustScale") -> "RobustScale":
-        """Learns what `other` has learned from other rows."""
+        """Merges the statistics that `other` collected on other rows."""
         check_mergeable(self, other)
         require_open(type(self).__name__, self.center)
         require_open(type(self).__name__, other.center)
@@ -121,7 +121,7 @@ class RobustScale(nn.Module):
         return self
 
     def finalize(self) -> "RobustScale":
-        """Ends the pass: afterwards it can be applied, and the rows are forgotten."""
+        """Ends the fit: the transform can be applied, and the rows are discarded."""
         require_open(type(self).__name__, self.center)
         seen = ~self.stats["sample"].isnan()
         require_finite_fit(type(self).__name__, seen.sum(dim=0).double() if len(seen) else self.center)
@@ -137,7 +137,7 @@ class RobustScale(nn.Module):
         return self
 
     def fit(self, batches: Tensor | Iterable[Tensor], *, across_ranks: bool = False) -> "RobustScale":
-        """Learns anew from one pass over `batches` (a tensor is one batch), of every process if `across_ranks`."""
+        """Fits anew in one pass over `batches` (a tensor is one batch); on all processes if `across_ranks`."""
         fit_batches(self, batches, across_ranks)
         return self
 
@@ -147,12 +147,12 @@ class RobustScale(nn.Module):
         return ((x.double() - center) / scale).to(output_dtype(x))
 
     def inverse(self, x: Tensor) -> Tensor:
-        """The values that `forward` turned into `x`."""
+        """The inverse of `forward`."""
         center, scale = self._learned(x)
         return (x.double() * scale + center).to(output_dtype(x))
 
     def extra_repr(self) -> str:
-        """The arguments."""
+        """The arguments, for `repr`."""
         return (
             f"with_centering={self.with_centering}, with_scaling={self.with_scaling}, "
             f"quantile_range={self.quantile_range}, unit_variance={self.unit_variance}, "

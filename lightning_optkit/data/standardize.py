@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every feature with mean 0 and variance 1 over the training set.
+"""Scales every feature to mean 0 and variance 1 over the training set.
 
 Source: Qiu 2020, Neural Networks and Deep Learning, Section 7.4; names as `sklearn.preprocessing.StandardScaler`.
-Differs from scikit-learn: a feature counts as constant when its standard deviation is within 10 roundings of its mean,
-however many rows there are; scikit-learn's bound grows with the number of rows.
+A feature counts as constant if its standard deviation is within 10 rounding errors of its mean, for any number of rows;
+scikit-learn's bound grows with the number of rows.
 """
 
 from collections.abc import Iterable
@@ -35,18 +35,18 @@ class Standardize(nn.Module):
 
     .. math:: y = (x - \mu) / \sigma, \qquad \sigma^2 = \frac{1}{N} \sum_n (x_n - \mu)^2
 
-    Missing values (NaN) are left out when fitting and stay NaN. A constant feature is divided by 1. One pass over the
-    data, float64, any split of the rows into batches or processes giving the same result to rounding error.
+    Missing values (NaN) are ignored during the fit and stay NaN. A constant feature is divided by 1. One pass over the
+    data in float64; the result is the same, up to rounding, for any split of the rows into batches or processes.
 
     Args:
         with_mean: Whether to subtract the mean.
         with_std: Whether to divide by the standard deviation.
-        feature_dim: Dimension that counts the features; statistics run over all others. -1 for tables (N, D), 1 for
-            images (N, C, H, W).
+        feature_dim: Dimension of the features; statistics run over all others. -1 for tables (N, D), 1 for images (N,
+            C, H, W).
 
     Raises:
         ValueError: when fitting, if a value is infinite, a feature is all missing, or shapes disagree.
-        RuntimeError: when applied before it is fitted.
+        RuntimeError: if applied before it is fitted.
 
     Cost: 5 D float64 numbers of state. `forward` computes in float64 and returns the dtype of `x`.
 
@@ -87,7 +87,7 @@ class Standardize(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """What every feature is divided by, shape (D,), float64: 1 where it is constant."""
+        """Divisor of every feature, shape (D,), float64: 1 where it is constant."""
         return self.stats["scale"]
 
     def partial_fit(self, x: Tensor) -> "Standardize":
@@ -98,14 +98,14 @@ class Standardize(nn.Module):
         return self
 
     def merge(self, other: "Standardize") -> "Standardize":
-        """Learns what `other` has learned from other rows."""
+        """Merges the statistics that `other` collected on other rows."""
         check_mergeable(self, other)
         self.stats.update(merge_moments(self.stats.named(), other.stats.named()))
         self.stats.clear("scale")
         return self
 
     def finalize(self) -> "Standardize":
-        """Ends the pass: afterwards it can be applied."""
+        """Ends the fit: the transform can be applied."""
         require_finite_fit(type(self).__name__, self.stats["count"], self.stats["m2"])
         std = self.var.sqrt()
         constant = std <= _CONSTANT * self.mean.abs()
@@ -113,7 +113,7 @@ class Standardize(nn.Module):
         return self
 
     def fit(self, batches: Tensor | Iterable[Tensor], *, across_ranks: bool = False) -> "Standardize":
-        """Learns anew from one pass over `batches` (a tensor is one batch), of every process if `across_ranks`."""
+        """Fits anew in one pass over `batches` (a tensor is one batch); on all processes if `across_ranks`."""
         fit_batches(self, batches, across_ranks)
         return self
 
@@ -123,12 +123,12 @@ class Standardize(nn.Module):
         return (((x.double() - origin) - offset) / scale).to(output_dtype(x))
 
     def inverse(self, x: Tensor) -> Tensor:
-        """The values that `forward` turned into `x`."""
+        """The inverse of `forward`."""
         origin, offset, scale = self._learned(x)
         return ((x.double() * scale + offset) + origin).to(output_dtype(x))
 
     def extra_repr(self) -> str:
-        """The arguments."""
+        """The arguments, for `repr`."""
         return f"with_mean={self.with_mean}, with_std={self.with_std}, feature_dim={self.feature_dim}"
 
     def _learned(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

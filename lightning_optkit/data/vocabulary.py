@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text to ids and back, with the words of the training texts.
+"""Maps text to ids and back, with the tokens of the training texts.
 
 Source: names as torchtext's `build_vocab_from_iterator` (min_freq, max_tokens).
 """
@@ -29,7 +29,7 @@ __all__ = ["Vocabulary"]
 
 
 def words(text: str) -> list[str]:
-    """`text.split()`, as a function that a configuration file can name.
+    """`text.split()` as a function, so that a configuration file can name it.
 
     Example:
         >>> words(" the  cat ")
@@ -39,22 +39,22 @@ def words(text: str) -> list[str]:
 
 
 class Vocabulary(nn.Module):
-    """Numbers the tokens of the training texts: 0 pads, 1 is unknown, then by falling frequency, ties alphabetical.
+    """Numbers the tokens of texts: 0 is padding, 1 unknown, then by decreasing frequency, ties alphabetical.
 
-    The tokens are part of the state dict (as a list of strings); the counts are forgotten by `finalize()`.
+    The tokens are part of the state dict (as a list of strings); the counts are discarded by `finalize()`.
 
     Args:
-        tokenize: From a text to its tokens: by default its words, `list` for characters, None for the text itself, as
-            for a column of categories (then `OneHot`). It is not saved.
-        min_freq: Occurrences a token needs to be kept, in [1, inf).
-        max_tokens: Largest number of ids, the two special ones included, in [2, inf). Default: no limit.
-        pad_token: What `decode` shows for id 0, if asked.
-        unk_token: What `decode` shows for id 1.
+        tokenize: Splits a text into tokens: by default words, `list` for characters, None for the text itself, e.g. a
+            column of categories (then `OneHot`). It is not saved.
+        min_freq: Occurrences a token needs to be included, in [1, inf).
+        max_tokens: Largest number of ids, including the two special ones, in [2, inf). Default: no limit.
+        pad_token: The token that `decode` shows for id 0, if asked.
+        unk_token: The token that `decode` shows for id 1.
 
     Raises:
         TypeError: if a batch of texts is not a sequence of strings.
         ValueError: if an argument is outside its range, or there was no text.
-        RuntimeError: when applied before it is fitted, or when more is learned after `finalize()`.
+        RuntimeError: if applied before it is fitted, or fitted further after `finalize()`.
 
     Cost: one string per token.
 
@@ -101,7 +101,7 @@ class Vocabulary(nn.Module):
 
     @property
     def tokens(self) -> list[str]:
-        """Every token at the place of its id; empty before `finalize()`."""
+        """All tokens, indexed by id; empty before `finalize()`."""
         return [self.pad_token, self.unk_token, *self._learned] if self._fitted else []
 
     def __len__(self) -> int:
@@ -124,7 +124,7 @@ class Vocabulary(nn.Module):
         return self
 
     def finalize(self) -> "Vocabulary":
-        """Ends the pass: numbers the tokens and forgets the counts."""
+        """Ends the fit: numbers the tokens and discards the counts."""
         self._require_open()
         if not self._counts:
             raise ValueError(f"{type(self).__name__}(texts=[]): fitting needs at least one token.")
@@ -136,7 +136,7 @@ class Vocabulary(nn.Module):
         return self
 
     def fit(self, batches: Iterable[str | Sequence[str]], *, across_ranks: bool = False) -> "Vocabulary":
-        """Learns anew from one pass over texts or batches of texts, of every process if `across_ranks`."""
+        """Fits anew in one pass over texts or batches of texts; on all processes if `across_ranks`."""
         check_bools(f"{type(self).__name__}.fit", across_ranks=across_ranks)
         reading = iterate(
             f"{type(self).__name__}.fit", "batches", batches, 'an iterable of texts, such as ["the cat", "the dog"]'
@@ -154,11 +154,11 @@ class Vocabulary(nn.Module):
             raise
 
     def encode(self, texts: Sequence[str], *, length: int | None = None) -> Tensor:
-        """Ids, shape (N, length), int64, on the CPU: padded on the right with 0, longer texts cut.
+        """Ids, shape (N, length), int64, on the CPU: padded on the right with 0; longer texts are truncated.
 
         Args:
             texts: One batch of N texts.
-            length: Ids per text, in [1, inf). Default: as many as the longest text has.
+            length: Ids per text, in [1, inf). Default: the length of the longest text.
         """
         if not self._fitted:
             raise RuntimeError(
@@ -189,19 +189,19 @@ class Vocabulary(nn.Module):
         return [[tokens[i] for i in row if i != self.pad_id] for row in rows]
 
     def forward(self, texts: Sequence[str]) -> Tensor:
-        """The same as `encode(texts)`."""
+        """Same as `encode(texts)`."""
         return self.encode(texts)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What the state dict holds: strings and numbers only."""
+        """The extra state of the state dict: only strings and numbers."""
         return {"counts": dict(self._counts), "tokens": list(self._learned), "fitted": self._fitted}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Takes what `get_extra_state` gave."""
+        """Restores the result of `get_extra_state`."""
         self._set(Counter(state["counts"]), list(state["tokens"]), fitted=state["fitted"])
 
     def extra_repr(self) -> str:
-        """The arguments."""
+        """The arguments, for `repr`."""
         return f"min_freq={self.min_freq}, max_tokens={self.max_tokens}"
 
     def _split(self, text: str) -> Sequence[str]:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decorrelated features of variance 1 over the training set, by principal components.
+"""Decorrelates the features and scales them to variance 1 over the training set, by principal components.
 
 Source: Qiu 2020, Neural Networks and Deep Learning, Section 7.4 (PCA); Bell & Sejnowski 1997, Vision Research 37 (ZCA);
 names as `sklearn.decomposition.PCA(whiten=True)`.
-Differs from scikit-learn: a direction without variance gives 0 where scikit-learn divides rounding noise by its size.
+Unlike in scikit-learn, a direction without variance gives 0, not normalized rounding noise.
 """
 
 from collections.abc import Iterable, Mapping
@@ -29,27 +29,27 @@ __all__ = ["Whiten"]
 
 
 class Whiten(nn.Module):
-    r"""Rotates the centered features to their principal directions and divides each by its standard deviation.
+    r"""Projects the centered features onto their principal directions and divides each by its standard deviation.
 
     .. math:: y = (x - \mu) V \Lambda^{-1/2} \quad\text{(pca)}, \qquad y = (x - \mu) V \Lambda^{-1/2} V^T
         \quad\text{(zca)}, \qquad \frac{1}{N-1} \sum_n (x_n - \mu)(x_n - \mu)^T = V \Lambda V^T
 
-    "pca" orders the outputs by variance and can drop the last ones; "zca" stays as close to the input as whitening can.
-    Batches are merged through the triangular factor R of the centered rows (R^T R is their scatter), whose singular
-    values keep twice the digits of the covariance's eigenvalues. The sign of a direction makes its largest entry
-    positive.
+    "pca" orders the outputs by variance and can drop the last ones; "zca" stays as close to the input as possible.
+    Batches are merged through the triangular factor R of the centered rows (R^T R is their scatter matrix), whose
+    singular values keep twice the digits of the covariance's eigenvalues. The sign of a direction makes its largest
+    entry positive.
 
     Args:
         method: "pca" or "zca".
-        n_components: Number of directions kept by "pca", or the share of the variance they keep, in (0, 1). Default:
+        n_components: Number of directions kept by "pca", or the fraction of the variance to keep, in (0, 1). Default:
             all, that is min(N, D).
-        eps: Added to every variance before dividing, in [0, inf): larger values amplify weak directions less.
+        eps: Added to every variance before dividing, in [0, inf); larger values amplify weak directions less.
         feature_dim: Dimension that counts the features: -1 for tables (N, D), 1 for images (N, C, H, W).
 
     Raises:
         ValueError: if an argument is outside its range; when fitting, if there is one row only, a value is missing or
             infinite, or shapes disagree.
-        RuntimeError: when applied before it is fitted.
+        RuntimeError: if applied before it is fitted.
 
     Cost: 2 D^2 + 5 D float64 numbers of state; a QR factorization of (N + D, D) per training batch of N rows.
     `forward` computes in float64 and returns the dtype of `x`.
@@ -103,7 +103,7 @@ class Whiten(nn.Module):
 
     @property
     def components(self) -> Tensor:
-        """Directions by falling variance, shape (K, D), float64, rows of length 1."""
+        """Directions by decreasing variance, shape (K, D), float64, rows of length 1."""
         return self.stats["components"]
 
     @property
@@ -121,12 +121,12 @@ class Whiten(nn.Module):
         return self._absorb(summary)
 
     def merge(self, other: "Whiten") -> "Whiten":
-        """Learns what `other` has learned from other rows."""
+        """Merges the statistics that `other` collected on other rows."""
         check_mergeable(self, other)
         return self._absorb(other.stats.named()) if other.num_features else self
 
     def finalize(self) -> "Whiten":
-        """Ends the pass: afterwards it can be applied."""
+        """Ends the fit: the transform can be applied."""
         require_finite_fit(type(self).__name__, self.stats["count"], self.stats["m2"])
         num_rows = int(self.stats["count"][0])
         if num_rows < 2:
@@ -142,7 +142,7 @@ class Whiten(nn.Module):
         return self
 
     def fit(self, batches: Tensor | Iterable[Tensor], *, across_ranks: bool = False) -> "Whiten":
-        """Learns anew from one pass over `batches` (a tensor is one batch), of every process if `across_ranks`."""
+        """Fits anew in one pass over `batches` (a tensor is one batch); on all processes if `across_ranks`."""
         fit_batches(self, batches, across_ranks)
         return self
 
@@ -154,14 +154,14 @@ class Whiten(nn.Module):
         return self._placed(y @ self.components if self.method == "zca" else y, x)
 
     def inverse(self, x: Tensor) -> Tensor:
-        """The values that `forward` turned into `x`, except what dropped directions held."""
+        """The inverse of `forward`, without the dropped directions."""
         scale = self._scale(x, self.components.shape[-1 if self.method == "zca" else 0])
         y = x.double().movedim(self.feature_dim, -1)
         rows = ((y @ self.components.T if self.method == "zca" else y) * scale) @ self.components
         return self._placed((rows + self.stats["offset"]) + self.stats["origin"], x)
 
     def extra_repr(self) -> str:
-        """The arguments."""
+        """The arguments, for `repr`."""
         return f"{self.method!r}, n_components={self.n_components}, eps={self.eps}, feature_dim={self.feature_dim}"
 
     def _absorb(self, summary: Mapping[str, Tensor]) -> "Whiten":

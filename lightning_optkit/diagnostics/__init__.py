@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run and its environment look like: pure functions, without Lightning."""
+"""Records and reports of runs and their environment: pure functions, without Lightning."""
 
 from lightning_optkit.diagnostics.environment import environment
 from lightning_optkit.diagnostics.report import Curve, RunRecord, result_rows, write_report

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Line charts as SVG that takes its text color from the page, so that it is readable on light and dark."""
+"""Line charts as SVG that inherit the text color of the page, so that they are readable on light and dark."""
 
 import io
 import itertools
@@ -22,14 +22,14 @@ __all__ = ["Line", "as_label", "chart", "color_of", "smoothed"]
 
 _COLORS = ("#2f81d6", "#dd6b10", "#2a9d6f", "#b755c4", "#c9a20a", "#d64550")  # contrast >= 3:1 on white and on #14171c
 _INK = "#123456"  # replaced by currentColor
-_VERBATIM = {"text.usetex": False, "text.parse_math": False}  # names are no mathematics
-_LONGEST = 60  # characters of a label
+_VERBATIM = {"text.usetex": False, "text.parse_math": False}  # names are not math
+_LONGEST = 60  # maximum characters of a label
 _METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
 _TAG = re.compile(r"<[^>]*>")
 _UNSEEN = re.compile(
-    r'\sxmlns(?::\w+)?="[^"]*"'  # HTML knows them
-    r'|\sid="[\w.]+_\d+"'  # matplotlib's counters would repeat from chart to chart; the ids referred to are hashes
-    r'|\s(?:width|height)="[\d.]+pt"',  # the page decides
+    r'\sxmlns(?::\w+)?="[^"]*"'  # implicit in HTML
+    r'|\sid="[\w.]+_\d+"'  # matplotlib's counters repeat across charts; ids that are referred to are hashes
+    r'|\s(?:width|height)="[\d.]+pt"',  # set by the page
     re.DOTALL,
 )
 
@@ -39,9 +39,9 @@ class Line:
     """One curve of a chart.
 
     Args:
-        curve: What to draw; inf and NaN are left out.
-        run: Index of its run: the color, and how thick, since equal curves must both be seen.
-        label: In the legend; "" is not listed.
+        curve: The curve; inf and NaN are left out.
+        run: Index of its run: sets the color and the thickness, since equal curves must both be visible.
+        label: Label in the legend; "" is not listed.
         style: "line", "faint" (behind, for raw values), "dots", or "rings" (not joined, for values with gaps).
     """
 
@@ -57,14 +57,14 @@ def color_of(run: int) -> str:
 
 
 def smoothed(curve: Curve) -> Curve:
-    """Mean of the finite values around each one, over about a thirtieth of the curve: centered, so it does not lag.
+    """Centered moving average over about 1/30 of the curve, ignoring non-finite values; centered, so it does not lag.
 
     Example:
         >>> smoothed(Curve([1, 2], [3.0, 3.0])).values
         [3.0, 3.0]
     """
     steps, values = curve.finite()
-    for _ in range(2):  # twice: a lone spike becomes a hill, not a box
+    for _ in range(2):  # twice: a single spike becomes smooth, not a box
         values = _means_around(values, reach=len(values) // 90)
     return Curve(steps, values)
 
@@ -73,16 +73,16 @@ def _means_around(values: list[float], reach: int) -> list[float]:
     sums = [0.0, *itertools.accumulate(values)]
     means = []
     for index in range(len(values)):
-        side = min(reach, index, len(values) - 1 - index)  # shorter at both ends, never lopsided
+        side = min(reach, index, len(values) - 1 - index)  # symmetric, so shorter at both ends
         means.append((sums[index + side + 1] - sums[index - side]) / (2 * side + 1))
     return means
 
 
 def chart(lines: Sequence[Line], *, ylabel: str, log: bool = False) -> str:
-    """Draws `lines` over the optimizer step and returns an `<svg>` element that needs nothing outside itself.
+    """Draws `lines` over optimizer steps and returns a self-contained `<svg>` element.
 
     Args:
-        lines: What to draw; those without a finite value are left out.
+        lines: The curves; those without a finite value are left out.
         ylabel: Title of the vertical axis, with its unit.
         log: Logarithmic vertical axis, if every value is positive.
 
@@ -94,7 +94,8 @@ def chart(lines: Sequence[Line], *, ylabel: str, log: bool = False) -> str:
 
     settings = {"svg.fonttype": "none", "svg.hashsalt": as_label(ylabel), "font.size": 10.0, **_VERBATIM}
     with matplotlib.rc_context(settings), warnings.catch_warnings():  # type: ignore[arg-type]
-        warnings.filterwarnings("ignore", message=r"Glyph \d+.*missing from", category=UserWarning)  # the page has it
+        warnings.filterwarnings("ignore", message=r"Glyph \d+.*missing from", category=UserWarning)  # the browser has
+        # it
         buffer = io.StringIO()
         _figure(lines, ylabel, log).savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = _METADATA.sub("", buffer.getvalue())
@@ -102,24 +103,24 @@ def chart(lines: Sequence[Line], *, ylabel: str, log: bool = False) -> str:
 
 
 def _cleaned(tag: re.Match[str]) -> str:
-    """One tag; the texts between tags are names, and stay as they are."""
+    """Cleans one tag; the text between tags (names) is not changed."""
     return _UNSEEN.sub("", tag[0]).replace(_INK, "currentColor")
 
 
 def as_label(name: str) -> str:
-    r"""A name on one line, without what cannot be printed, shortened.
+    r"""A name as a single line, without unprintable characters, shortened.
 
     Example:
         >>> as_label("two\nlines, cost $x^$")
         'two lines, cost $x^$'
     """
-    unseen = ("Cc", "Cs")  # control characters, and halves of characters
+    unseen = ("Cc", "Cs")  # control characters and surrogates
     seen = "".join("\N{REPLACEMENT CHARACTER}" if category(c) in unseen else c for c in " ".join(name.split()))
     return seen if len(seen) <= _LONGEST else f"{seen[: _LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _figure(lines: Sequence[Line], ylabel: str, log: bool) -> "Figure":
-    from matplotlib.figure import Figure  # not pyplot: no global state, and no backend with a window
+    from matplotlib.figure import Figure  # not pyplot: no global state, and no GUI backend
 
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     axes = figure.subplots()
@@ -169,7 +170,7 @@ def _finish(axes: "Axes", ylabel: str, named: "Sequence[tuple[str, Line2D]]") ->
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
     if named:
-        # matplotlib itself would leave out a name that begins with an underscore.
+        # matplotlib leaves out names that begin with an underscore.
         artists, places = [artist for _, artist in named], [str(place) for place in range(len(named))]
         legend = axes.legend(artists, places, frameon=False, fontsize=9, labelcolor=_INK)
         for text, (label, _) in zip(legend.get_texts(), named, strict=True):

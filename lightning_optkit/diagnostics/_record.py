@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is remembered of a training run: curves over optimizer steps, timings, the plan in words."""
+"""The record of a training run: curves over optimizer steps, timings, the step's explanation."""
 
 import math
 from collections.abc import Mapping
@@ -21,18 +21,18 @@ __all__ = ["Curve", "RunRecord", "record_from"]
 _CURVES = ("loss", "grad_norm", "grad_norm_clipped", "step_ms")
 _NAMED_CURVES = ("learning_rate", "metrics")
 _CURVE = "a curve such as Curve([1, 2], [2.0, 1.0])"
-_MAX_POINTS = 4_096  # per curve: more cannot be seen in a plot, and a checkpoint stays small
+_MAX_POINTS = 4_096  # per curve: more are not visible in a plot, and would enlarge checkpoints
 
 
 @dataclass
 class Curve:
-    """Values over optimizer steps, thinned evenly so that a run of any length keeps at most 4,096 of them.
+    """Values over optimizer steps, thinned evenly to at most 4,096 for a run of any length.
 
     Args:
         steps: Optimizer steps taken, from 1.
-        values: One per step kept.
-        every: How many appended values one kept value stands for.
-        num_appended: Values appended so far, kept or not.
+        values: One per kept step.
+        every: Number of appended values per kept value.
+        num_appended: Number of values appended so far, kept or not.
 
     Example:
         >>> loss = Curve()
@@ -63,7 +63,7 @@ class Curve:
         check_int(type(self).__name__, "num_appended", self.num_appended, minimum=0)
 
     def append(self, step: int, value: float) -> None:
-        """Keeps `value`, or every `every`-th one once there are too many."""
+        """Keeps `value`, or only every `every`-th one if there are too many."""
         if self.num_appended % self.every == 0:
             self.steps.append(step)
             self.values.append(value)
@@ -80,19 +80,19 @@ class Curve:
 
 @dataclass
 class RunRecord:
-    """One training run, as `write_report` shows it and as a checkpoint can hold it.
+    """One training run: input of `write_report`, and storable in a checkpoint.
 
     Args:
-        name: What to call it in the report.
-        num_steps: Optimizer steps taken.
+        name: Its name in the report.
+        num_steps: Number of optimizer steps.
         loss: Training loss.
-        learning_rate: Parameter group -> rate that the step used.
-        grad_norm: Global L2 norm of the gradients before clipping, where it is known.
+        learning_rate: Learning rate of each step, by parameter group.
+        grad_norm: Global L2 norm of the gradients before clipping, if known.
         grad_norm_clipped: The same after clipping.
-        metrics: Name of a validation metric -> its value at the end of each validation.
+        metrics: Values of each validation metric, one per validation.
         step_ms: Wall time from the end of one step to the end of the next (milliseconds).
-        timings: What was timed otherwise -> its median (milliseconds).
-        explanation: The plan of the step, `str(optimizer.explain())`.
+        timings: Median of every other timing (milliseconds).
+        explanation: `str(optimizer.explain())`.
 
     Example:
         >>> record = RunRecord("plain")
@@ -128,22 +128,22 @@ class RunRecord:
         check_instance(type(self).__name__, "explanation", self.explanation, str, "a string")
 
     def to_dict(self) -> dict[str, Any]:
-        """The record in dicts, lists, numbers and strings."""
+        """The record as dicts, lists, numbers and strings."""
         return asdict(self)
 
     @staticmethod
     def from_dict(saved: Mapping[str, Any]) -> "RunRecord":
-        """The record that `to_dict` saved.
+        """The inverse of `to_dict`.
 
         Raises:
-            TypeError: if something in it is of another kind.
-            ValueError: if something is missing, or the two halves of a curve differ in length.
+            TypeError: if a value has a wrong type.
+            ValueError: if a value is missing, or the two lists of a curve differ in length.
         """
         return record_from(saved, "RunRecord.from_dict(saved")
 
 
 def record_from(saved: Mapping[str, Any], call: str) -> RunRecord:
-    """The same for the argument of another `call`, of which the message begins with `Owner.method(argument`."""
+    """The same for the argument of another `call`; the message begins with `Owner.method(argument`."""
     kinds: dict[str, Any] = {"name": str, "num_steps": int, "timings": Mapping, "explanation": str}
     check_state(call, saved, **kinds, **dict.fromkeys((*_CURVES, *_NAMED_CURVES), Mapping))
     alone: dict[str, Any] = {name: _curve(call, name, saved[name]) for name in _CURVES}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this installation can do: versions, the compiled half, instruction sets, threads, huge pages."""
+"""Capabilities of this installation: versions, the compiled extension, instruction sets, threads, huge pages."""
 
 import os
 import platform
@@ -18,10 +18,10 @@ _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def environment() -> dict[str, str]:
-    """Facts about this process, in words, in the order to show them. Never initializes CUDA, nor loads its kernels.
+    """Facts about this process, as text, in display order. Never initializes CUDA, nor loads its kernels.
 
     Returns:
-        Name of the fact -> the fact: what `optkit info` prints and a report shows at its end.
+        Facts by name: printed by `optkit info`, and shown at the end of a report.
 
     Example:
         >>> environment()["torch"].startswith(torch.__version__)
@@ -76,10 +76,10 @@ def _cuda_kernels() -> str:
 
 
 def _cuda_architectures(library: bytes) -> list[str]:
-    """What the largest fat binary in the file holds; the smaller ones are nvcc's link stubs. [] if it is read wrongly.
+    """The architectures in the largest fat binary (smaller ones are nvcc's link stubs); [] if parsing fails.
 
-    NVIDIA documents no layout: a header of magic, version, header size, size; then entries of kind (1 PTX, 2 machine
-    code), version, header size, size, and the architecture 28 bytes into the header.
+    NVIDIA does not document the layout: a header of magic, version, header size, size; then entries of kind (1 PTX, 2
+    machine code), version, header size, size, and the architecture 28 bytes into the header.
     """
     found: list[str] = []
     largest = 0

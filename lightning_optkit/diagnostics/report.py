@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training runs side by side, in one HTML file that needs nothing outside itself."""
+"""Compares training runs in one self-contained HTML file."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,18 +15,18 @@ __all__ = ["Curve", "RunRecord", "result_rows", "write_report"]
 
 
 def write_report(runs: Sequence[RunRecord], path: str | os.PathLike[str], *, title: str = "Training report") -> Path:
-    """Writes a report that compares `runs`: results, plots, the plan of each step, and the environment.
+    """Writes a report that compares `runs`: results, plots, how each steps, and the environment.
 
     Args:
-        runs: One or more records with different names; ratios are against the first.
-        path: The HTML file to write; missing folders are made.
-        title: Headline of the page.
+        runs: One or more records with different names; ratios are relative to the first.
+        path: The HTML file to write; missing folders are created.
+        title: Heading of the page.
 
     Returns:
         The file written, as an absolute path.
 
     Raises:
-        ValueError: if there is no run, or two have one name.
+        ValueError: if there is no run, or two have the same name.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -62,16 +62,16 @@ def write_report(runs: Sequence[RunRecord], path: str | os.PathLike[str], *, tit
 
 
 def result_rows(runs: Sequence[RunRecord]) -> list[tuple[str, ...]]:
-    """The table of results: what was measured, then one cell per run.
+    """The table of results: the quantity, then one cell per run.
 
-    Gradient norms are those of the steps at which all runs measured. Timings of later runs carry their ratio to the
-    first run's: "0.50 (4.0x faster)".
+    Gradient norms are taken at the steps at which all runs measured them. Timings of later runs include the ratio to
+    the first run: "0.50 (4.0x faster)".
 
     Args:
         runs: One or more records with different names.
 
     Raises:
-        ValueError: if there is no run, or two have one name.
+        ValueError: if there is no run, or two have the same name.
 
     Example:
         >>> result_rows([RunRecord("a", timings={"step": 2.0}), RunRecord("b", timings={"step": 0.5})])[-1]
@@ -103,7 +103,7 @@ def _checked(owner: str, runs: Sequence[RunRecord]) -> list[RunRecord]:
 
 
 def _keys(mappings: Iterable[Mapping[str, object]]) -> list[str]:
-    """Keys of all, in the order of their first appearance."""
+    """All keys, in order of first appearance."""
     return list(dict.fromkeys(key for mapping in mappings for key in mapping))
 
 
@@ -117,7 +117,7 @@ def _last_of(curve: Curve | None) -> str:
 
 
 def _gradient_norms(runs: Sequence[RunRecord]) -> tuple[list[str], list[str]]:
-    """Median norm, and share of clipped steps, over the steps at which every run that measures has measured."""
+    """Median norm and fraction of clipped steps, over the steps at which every run with norms has one."""
     before = [dict(zip(*run.grad_norm.finite(), strict=True)) for run in runs]
     after = [dict(zip(*run.grad_norm_clipped.finite(), strict=True)) for run in runs]
     known = [norms.keys() for norms in [*before, *after] if norms]
@@ -144,7 +144,7 @@ def _timings(values: Sequence[float | None]) -> list[str]:
 
 
 def _charts(runs: Sequence[RunRecord]) -> list[tuple[str, str]]:
-    """(caption, svg) of everything that was recorded."""
+    """(caption, svg) of every recorded quantity."""
     drawn = [
         ("Training loss: raw behind, smoothed in front", _loss_lines(runs), "training loss", True),
         ("Learning rate that each step used", _rate_lines(runs), "learning rate", False),

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameter initialization: schemes for one tensor, rules for a whole model, and proof that the signal survives.
+"""Parameter initialization: schemes for one tensor, rules for a whole model, and checks that the signal survives.
 
 Three kinds of functions:
 
 - schemes fill one weight in place, and `initialize(model, scheme)` applies one to a module tree:
   `xavier he lecun orthogonal truncated_normal sparse identity`;
-- model schemes take the model: `lsuv` (and a batch), `fixup` and `mup_width` draw it, `depth_scaled` and
-  `zero_residual` change the ends of its residual branches after it was drawn;
-- `activation_statistics` shows what came of it, layer by layer; `render_rows` and `render_activations` print.
+- model schemes take the model: `lsuv` (also given a batch), `fixup` and `mup_width` draw it, `depth_scaled` and
+  `zero_residual` change the ends of its residual branches afterwards;
+- `activation_statistics` measures the result, layer by layer; `render_rows` and `render_activations` print tables.
 """
 
 from lightning_optkit.init.activation_statistics import ActivationRow, activation_statistics, render_activations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which activation follows which layer, read off the order in which modules are registered."""
+"""Finds the activation after each layer, from the registration order of modules."""
 
 from torch import nn
 
@@ -8,7 +8,7 @@ from lightning_optkit.init.gain import Activation
 
 __all__ = ["following_activations"]
 
-# Modules that hand the signal on to whatever comes next. Softmax is an output: its layer counts as linear.
+# Modules that pass the signal on. Softmax is an output, so its layer counts as linear.
 _ACTIVATIONS = (
     nn.CELU, nn.ELU, nn.GELU, nn.GLU, nn.Hardshrink, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU,
     nn.LogSigmoid, nn.Mish, nn.PReLU, nn.ReLU, nn.RReLU, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softshrink,
@@ -18,19 +18,18 @@ _OUTPUTS = (nn.Softmax, nn.Softmin, nn.LogSoftmax, nn.Softmax2d)
 
 
 def following_activations(model: nn.Module) -> dict[str, Activation | None]:
-    """The activation after each weighted module, by name: "linear" where there is none, None where nobody can tell.
+    """The activation after each weighted module, by name: "linear" if there is none, None if it is unknown.
 
-    Modules are taken in the order of registration, which is that of execution in nn.Sequential and by habit elsewhere.
-    After a layer, norms, dropout, pooling, reshaping and other modules of torch are passed over, and:
+    Modules are taken in registration order, which is the execution order in nn.Sequential and usually elsewhere. After
+    a layer, norms, dropout, pooling, reshaping and other modules of torch are skipped, and:
 
-    1. an activation module comes first: it is the answer;
+    1. an activation module comes first: it is the result;
     2. a softmax or the end of the model comes first: "linear";
-    3. another layer comes first: "linear" if all containers between the two are nn.Sequential, else None, for the
-       forward of a module of one's own may apply a function that cannot be seen; None also if a childless module that
-       is not torch's own was passed;
-    4. a model with no activation module at all says nothing: None everywhere.
+    3. another layer comes first: "linear" if all containers between the two are nn.Sequential, else None, since the
+       forward of a custom module may apply a function; None also if a custom childless module was skipped;
+    4. a model without activation modules: None everywhere.
 
-    torch's transformer layers hold their activation as an attribute: it is read from there.
+    torch's transformer layers store their activation in an attribute, which is used.
     """
     steps = [(name, module) for name, module in model.named_modules(remove_duplicate=False) if _is_step(name, module)]
     known = _attention_and_transformer(model)
@@ -63,7 +62,7 @@ def _after(model: nn.Module, name: str, rest: list[tuple[str, nn.Module]]) -> Ac
 
 
 def _only_sequential_between(model: nn.Module, first: str, second: str) -> bool:
-    """Whether all containers on the way from one to the other, their common one included, are nn.Sequential."""
+    """Whether all containers between the two, including their common one, are nn.Sequential."""
     paths = [name.split(".")[:-1] for name in (first, second)]
     shared = 0
     while shared < min(map(len, paths)) and paths[0][shared] == paths[1][shared]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which parameter of which module holds what, and how it splits into plain (fan_out, fan_in, *kernel) blocks.
+"""The role of each parameter of a module, and its split into plain (fan_out, fan_in, *kernel) blocks.
 
-A scheme sees one block at a time, so that its formula needs to know nothing of groups, gates, heads or transposition.
+A scheme sees one block at a time, so its formula need not handle groups, gates, heads or transposition.
 """
 
 from typing import Literal, NamedTuple
@@ -33,7 +33,7 @@ __all__ = [
 
 Role = Literal["weight", "recurrent", "table", "bias", "norm", "other"]
 
-# The gates' order and activations as torch stacks them: input, forget, cell, output; reset, update, new.
+# Order and activations of the gates in torch: input, forget, cell, output; reset, update, new.
 _GATES: dict[str, tuple[str, ...]] = {
     "LSTM": ("sigmoid", "sigmoid", "tanh", "sigmoid"),
     "GRU": ("sigmoid", "sigmoid", "tanh"),
@@ -44,14 +44,14 @@ _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_pro
 
 
 class Block(NamedTuple):
-    """A view of part of a weight, shape (fan_out, fan_in, *kernel), and the activation its layer's kind fixes."""
+    """A view of part of a weight, shape (fan_out, fan_in, *kernel), and the activation that the layer type implies."""
 
     tensor: Tensor
     activation: Activation | None = None
 
 
 def role(module: nn.Module, name: str) -> Role:
-    """What the parameter `name` of `module` is for; "other" where no rule is known."""
+    """The role of parameter `name` of `module`; "other" if no rule is known."""
     if is_norm(module):
         return {"weight": "norm", "bias": "bias"}.get(name, "other")  # type: ignore[return-value]
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
@@ -75,12 +75,12 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def is_weighted(module: nn.Module) -> bool:
-    """Whether `module` holds weights that a scheme draws (tables and norms do not count)."""
+    """Whether `module` has weights that a scheme draws (embeddings and norms do not count)."""
     return any(role(module, name) in ("weight", "recurrent") for name in parameter_names(module))
 
 
 def parameter_names(module: nn.Module) -> list[str]:
-    """Names of the parameters `module` owns itself, reparametrized ones by the name they are used under."""
+    """Names of the module's own parameters; reparametrized ones by the name of the computed weight."""
     hooks = normalizing_hooks(module)
     parts = {f"{name}_{part}" for name in hooks for part in ("g", "v", "orig")}
     names = [name for name, parameter in own_parameters(module).items() if parameter is not None and name not in parts]
@@ -89,7 +89,7 @@ def parameter_names(module: nn.Module) -> list[str]:
 
 
 def normalizing_hooks(module: nn.Module) -> dict[str, WeightNorm | SpectralNorm]:
-    """The hooks of `torch.nn.utils.weight_norm` and `spectral_norm` by the name of the weight that they compute."""
+    """The hooks of `torch.nn.utils.weight_norm` and `spectral_norm`, by the name of the computed weight."""
     hooks = forward_pre_hooks(module)
     return {hook.name: hook for hook in hooks if isinstance(hook, (WeightNorm, SpectralNorm))}
 
@@ -123,7 +123,7 @@ def forget_gate(module: nn.Module, name: str, tensor: Tensor) -> Tensor | None:
 
 
 def _is_transposed_linear(module: nn.Module) -> bool:
-    """Hugging Face's Conv1D, a Linear stored as (in, out) in GPT-2 and its kin; told without importing transformers."""
+    """Whether it is Hugging Face's Conv1D, a Linear stored as (in, out); does not import transformers."""
     return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a model to look at it, and leaves no trace."""
+"""Runs a model without side effects."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,14 +15,14 @@ __all__ = ["probing", "run_forward"]
 
 @contextmanager
 def probing(model: nn.Module) -> Iterator[None]:
-    """No autograd; modes, buffers and torch's random state are put back afterwards.
+    """Disables autograd; restores modes, buffers and torch's random state afterwards.
 
-    Inside, the model is in eval mode (dropout off), save that BatchNorm normalizes by the batch, as in training;
-    SyncBatchNorm does not, since it would wait for other ranks. Modules of FSDP2 are sharded again on leaving: after a
-    forward the outermost one keeps its parameters whole.
+    Inside, the model is in eval mode (dropout off), except that BatchNorm normalizes with the batch, as in training;
+    SyncBatchNorm does not, since it would wait for other ranks. FSDP2 modules are resharded on exit: after a forward,
+    the root keeps its parameters unsharded.
     """
     modes = [(module, module.training) for module in model.modules()]
-    # Both the objects and what they hold: a forward may write into a buffer or put another in its place.
+    # Saves both the objects and their contents: a forward may write into a buffer or replace it.
     buffers = [(module, dict(own_buffers(module))) for module in model.modules() if own_buffers(module)]
     contents = [
         (b, b.detach().clone()) for _, held in buffers for b in held.values() if b is not None and not b.is_meta
@@ -31,7 +31,7 @@ def probing(model: nn.Module) -> Iterator[None]:
     try:
         for module, _ in modes:
             module.training = isinstance(module, AnyBatchNorm) and not isinstance(module, nn.SyncBatchNorm)
-        # Not inference_mode: tensors cached by a forward would be useless to autograd later.
+        # Not inference_mode: autograd could not use tensors that a forward caches.
         with torch.random.fork_rng(devices=devices), torch.no_grad():
             yield
     finally:

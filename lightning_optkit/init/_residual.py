@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the residual branches of a model are, read off the names of its modules."""
+"""Finds the residual branches of a model by the names of its modules."""
 
 import re
 
@@ -10,11 +10,11 @@ from lightning_optkit.init._layout import is_norm, is_weighted
 
 __all__ = ["LAST_NORMS", "LAST_PROJECTIONS", "branch_ends", "branch_layers"]
 
-# The last projection of a branch, inside a numbered block: GPT-2 and nanoGPT, torch, Llama, timm, BERT.
+# The last projection of a branch inside a numbered block: GPT-2 and nanoGPT, torch, Llama, timm, BERT.
 LAST_PROJECTIONS = (
     r"(?:^|\.)\d+\.(?:.*\.)?(?:c_proj|out_proj|o_proj|down_proj|wo|w2|fc2|linear2|attn\.proj|output\.dense)$"
 )
-# The last norm of a branch of torchvision's and timm's ResNets: bn2 of a basic block, bn3 of a bottleneck.
+# The last norm of a branch in torchvision's and timm's ResNets: bn2 of a basic block, bn3 of a bottleneck.
 LAST_NORMS = r"(?:^|\.)\d+\.(?:.*\.)?bn[23]$"
 _BLOCKS = r"(?:^|\.)\d+$"
 _SHORTCUT = re.compile(r"(?:^|\.)(?:downsample|shortcut|skip)")
@@ -43,10 +43,10 @@ def branch_ends(owner: str, model: nn.Module, pattern: str) -> dict[str, nn.Modu
 
 
 def branch_layers(owner: str, model: nn.Module, pattern: str | None) -> dict[str, list[tuple[str, nn.Module]]]:
-    """The weighted layers of each branch, by the branch's name, shortcuts left out.
+    """The weighted layers of each branch, by the branch's name, without shortcuts.
 
-    Without a pattern a branch is the innermost module of one's own class that is numbered (an element of a
-    Sequential or ModuleList) and holds at least two weighted layers.
+    Without a pattern, a branch is the innermost custom module that is numbered (an element of a Sequential or
+    ModuleList) and has at least two weighted layers.
 
     Raises:
         ValueError: if there is none.

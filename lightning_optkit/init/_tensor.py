@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a tensor must be before a scheme may fill it."""
+"""Checks of a tensor that a scheme fills."""
 
 import torch
 from torch import Tensor
@@ -12,12 +12,12 @@ __all__ = ["check_tensor"]
 def check_tensor(
     owner: str, tensor: Tensor, generator: torch.Generator | None, *, min_ndim: int, name: str = "tensor"
 ) -> None:
-    """Passes if `tensor` holds floating-point numbers that a scheme can draw.
+    """Raises unless a scheme can draw into `tensor`.
 
     Raises:
-        TypeError: if it is not a floating-point tensor, or the generator is none.
+        TypeError: if it is not a floating-point tensor, or the generator is not one.
         ValueError: if it is sparse, empty, has too few dimensions, is on the meta device, is sharded, or the generator
-            lives on another device.
+            is on another device.
 
     Example:
         >>> check_tensor("he", torch.empty(2, 3), None, min_ndim=2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How values get into the parameters of a module: plain, tied, reparametrized, or sharded over ranks (DTensor)."""
+"""Writes values into the parameters of a module: plain, tied, reparametrized, or sharded (DTensor)."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -28,11 +28,11 @@ __all__ = [
     "write",
 ]
 
-_POWER_ITERATIONS = 15  # as many as torch's newer spectral_norm begins with
+_POWER_ITERATIONS = 15  # as many as torch's newer spectral_norm starts with
 
 
 def parameter(module: nn.Module, name: str) -> nn.Parameter:
-    """The Parameter behind `module.name`: for a parametrized one the first original, for a hook what it normalizes."""
+    """The Parameter behind `module.name`: the first original of a parametrization; the input of a normalizing hook."""
     hook = normalizing_hooks(module).get(name)
     if hook is not None:
         return module.get_parameter(f"{name}_{'v' if isinstance(hook, WeightNorm) else 'orig'}")
@@ -44,12 +44,12 @@ def parameter(module: nn.Module, name: str) -> nn.Parameter:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether `tensor` is a DTensor; asked without importing torch.distributed."""
+    """Whether `tensor` is a DTensor; does not import torch.distributed."""
     return hasattr(tensor, "device_mesh")
 
 
 def parameter_uses(model: nn.Module) -> dict[int, list[tuple[str, str]]]:
-    """(module, name) of all uses of each parameter, by id; first the one whose rule counts: a table, then a layer."""
+    """(module, name) of all uses of each parameter, by id; the first determines the rule: embeddings before layers."""
     uses: dict[int, list[tuple[int, str, str]]] = {}
     for module_name, module in model.named_modules():
         if ".parametrizations." not in f".{module_name}.":
@@ -78,7 +78,7 @@ def why_not_writable(module: nn.Module, name: str) -> str | None:
 
 
 def check_writable_model(owner: str, model: nn.Module, name: str = "model") -> None:
-    """Passes if every parameter of `model` has storage.
+    """Raises unless every parameter of `model` has memory.
 
     Raises:
         TypeError: if it is not a module.
@@ -100,7 +100,7 @@ def check_writable_model(owner: str, model: nn.Module, name: str = "model") -> N
 
 
 def check_same_random_state(owner: str, model: nn.Module, generator: torch.Generator | None) -> None:
-    """Passes if all ranks of a sharded model would draw the same numbers. Costs one small collective per mesh axis.
+    """Raises unless all ranks of a sharded model would draw the same numbers. Costs one small collective per mesh axis.
 
     Raises:
         ValueError: if their generators differ.
@@ -126,7 +126,7 @@ def check_same_random_state(owner: str, model: nn.Module, generator: torch.Gener
 
 
 def draw(like: Tensor, fill: Callable[[Tensor], None], generator: torch.Generator | None) -> Tensor:
-    """A whole tensor of the (global) shape and dtype of `like`, filled on the device of `generator` if there is one."""
+    """A full tensor of the (global) shape and dtype of `like`, filled on the device of `generator` if given."""
     device = like.device if generator is None else generator.device
     value = torch.empty(like.shape, dtype=like.dtype, device=device)
     with torch.no_grad():
@@ -135,7 +135,7 @@ def draw(like: Tensor, fill: Callable[[Tensor], None], generator: torch.Generato
 
 
 def write(module: nn.Module, name: str, value: Tensor) -> None:
-    """Stores the whole tensor `value` as `module.name`; of a DTensor each rank keeps its own shard, without traffic."""
+    """Stores the full tensor `value` as `module.name`; each rank keeps its shard, without communication."""
     with torch.no_grad():
         target = own_parameters(module).get(name)
         if target is None:
@@ -159,7 +159,7 @@ def _write_reparametrized(module: nn.Module, name: str, value: Tensor) -> None:
         norm, direction, dim = halves
         size = torch.norm_except_dim(value, 2, dim)
         norm.copy_(size)
-        direction.copy_(torch.where(size > 0, value, direction))  # of zeros: any, as what has none would be NaN
+        direction.copy_(torch.where(size > 0, value, direction))  # unchanged for zeros: 0/0 is NaN
     elif hook is None:
         setattr(module, name, value)  # through the inverse of the parametrization
     else:
@@ -181,9 +181,9 @@ def _norm_and_direction(module: nn.Module, name: str) -> tuple[Tensor, Tensor, i
 
 
 def _follow(module: nn.Module, name: str) -> None:
-    """Sets the weight that a hook would compute, and lets a spectral norm find the norm of the values that are new.
+    """Recomputes the weight of a hook, and updates the norm estimate of a spectral norm for the new values.
 
-    What it goes by are buffers, of the values before; a division by what they say of the new ones may be by next to 0.
+    The estimate is based on buffers of the old values, and could be close to 0 for the new ones.
     """
     hook = normalizing_hooks(module).get(name)
     if isinstance(hook, WeightNorm):
@@ -202,7 +202,7 @@ def _follow(module: nn.Module, name: str) -> None:
 
 @contextmanager
 def _in_training(steps: nn.Module, chosen: Sequence[nn.Module] = ()) -> Iterator[None]:
-    """Only the chosen ones of the parametrizations in training mode; none of the others draws or changes a buffer."""
+    """Sets only the chosen parametrizations to training mode; the others neither draw nor change a buffer."""
     modes = [(step, step.training) for step in steps.modules()]
     try:
         for step, _ in modes:
@@ -214,7 +214,7 @@ def _in_training(steps: nn.Module, chosen: Sequence[nn.Module] = ()) -> Iterator
 
 
 def current(module: nn.Module, name: str) -> Tensor:
-    """The tensor `module.name` as it is used; parametrizations are read in eval mode, where they change no buffer."""
+    """The current tensor `module.name`; parametrizations are evaluated in eval mode, which changes no buffer."""
     if name in own_parameters(module):
         return parameter(module, name)
     hook = normalizing_hooks(module).get(name)

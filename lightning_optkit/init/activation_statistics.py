@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mean and variance of every layer's output on one batch: where the signal dies, blows up or saturates.
+"""Mean and variance of every layer's output on one batch, to find where the signal vanishes, explodes or saturates.
 
 Source: Glorot and Bengio 2010, AISTATS (activations by depth show what an initialization does).
 """
@@ -21,14 +21,14 @@ from lightning_optkit.init.report import check_rows, render_table
 
 __all__ = ["ActivationRow", "activation_statistics", "render_activations"]
 
-# Standard deviations of 1/100 and 100: two orders of magnitude from the unit variance that initialization aims at.
+# Standard deviations of 1/100 and 100: two orders of magnitude from unit variance, the target of initialization.
 DYING_VARIANCE = 1e-4
 BLOWN_UP_VARIANCE = 1e4
-# A tanh above this in magnitude has a slope below 0.06; a sigmoid is as flat that close to 0 and 1.
+# Where |tanh| exceeds this, its slope is below 0.06; a sigmoid is equally flat at the same distance from 0 and 1.
 SATURATED_TANH = 0.97
 SATURATED_SHARE = 0.5
-_HANDS_ON = (nn.Identity, AnyDropout)  # what comes in comes out, once dropout is off
-_SILENT = (nn.Softmax, nn.Softmin, nn.Softmax2d)  # small by nature
+_HANDS_ON = (nn.Identity, AnyDropout)  # the identity without dropout
+_SILENT = (nn.Softmax, nn.Softmin, nn.Softmax2d)  # small by definition
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class ActivationRow:
 
     Args:
         layer: Name of the module.
-        kind: Its class.
-        call: Which of its calls in the forward pass, from 0.
+        kind: Its class name.
+        call: Index of its call in the forward pass, from 0.
         mean: Mean over all elements.
         variance: Variance over all elements.
         verdict: "", "dies", "blows up" or "saturates".
@@ -59,19 +59,19 @@ class ActivationRow:
 def activation_statistics(
     model: nn.Module, batch: Any, *, forward: Callable[[nn.Module, Any], object] | None = None
 ) -> list[ActivationRow]:
-    """Runs `model` once on `batch` and returns one row per call of a layer, in the order of execution.
+    """Runs `model` once on `batch` and returns one row per call of a layer, in execution order.
 
-    Layers are modules without children, but not Identity and dropout, and those that hold weights. The model is left as
-    it was: hooks are removed, modes, buffers and torch's random state put back, no autograd graph built. Dropout is
-    off, BatchNorm uses the batch.
+    Layers are modules without children, except Identity and dropout, and modules with weights. The model is unchanged
+    afterwards: hooks are removed, modes, buffers and torch's random state restored, no autograd graph is built. Dropout
+    is off, BatchNorm uses the batch.
 
     Verdicts: "dies" below a variance of 1e-4; "blows up" above 1e4 or if not finite; "saturates" if more than half of
-    the outputs of an nn.Tanh or nn.Sigmoid lie where it is flat (|tanh| > 0.97). They assume standardized input.
+    the outputs of an nn.Tanh or nn.Sigmoid are in the flat part (|tanh| > 0.97). They assume standardized input.
 
     Args:
         model: Any module tree, on the device of the batch.
-        batch: What the model is run on.
-        forward: How to run it; None is `model(batch)`. Functions called in a forward leave no row.
+        batch: The input batch.
+        forward: How to run it; None: `model(batch)`. Functions called in a forward produce no row.
 
     Raises:
         TypeError: if `model` is not a module.
@@ -138,11 +138,11 @@ def _saturated_share(module: nn.Module, output: Tensor) -> float:
 def render_activations(
     before: Sequence[ActivationRow], after: Sequence[ActivationRow] | None = None, *, width: int = 120
 ) -> str:
-    """Returns the rows of one run, or of two side by side, as a printed table.
+    """Returns the rows of one run, or of two side by side, as a table.
 
     Args:
         before: Rows of `activation_statistics`.
-        after: Rows of the same model later; a layer missing from one of the two leaves its cells empty.
+        after: Rows of the same model later; cells of layers that are missing from one of the two are empty.
         width: Characters per line.
 
     Example:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Depth-scaled initialization: the last projection of each residual branch shrinks with the number of branches.
+"""Depth-scaled initialization: the last projection of each residual branch is scaled down with the number of branches.
 
 Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (GPT-2).
 """
@@ -31,19 +31,19 @@ def depth_scaled(
 ) -> Tensor | list[InitRow]:
     r"""Multiplies the last projection of each residual branch by :math:`1/\sqrt{2 \cdot num\_layers}`, in place.
 
-    So the sum over all branches keeps the variance of one. It scales what is there: draw the model first
+    The sum over all branches then keeps the variance of one. It scales existing weights: draw the model first
     (`initialize(model, truncated_normal)` as in GPT-2, or any other scheme), and call this once.
 
     Args:
         target: A model, or the weight of one last projection.
-        num_layers: Transformer layers of two branches each, in [1, inf). None, for a model only: the branch ends that
-            `pattern` finds are counted and stand for 2 * num_layers, right for any number of branches per layer.
-        pattern: Regular expression searched in the names of modules. By default the usual names in a numbered block:
-            c_proj, out_proj, o_proj, down_proj, wo, w2, fc2, linear2, attn.proj, output.dense. A plain network with a
-            layer of such a name in a numbered block matches too: look at the rows.
+        num_layers: Number of transformer layers with two branches each, in [1, inf). None, for a model only: the number
+            of matches of `pattern` is used for 2 * num_layers, for any number of branches per layer.
+        pattern: Regular expression searched in module names. Default: the usual names in a numbered block: c_proj,
+            out_proj, o_proj, down_proj, wo, w2, fc2, linear2, attn.proj, output.dense. A plain network with such names
+            in a numbered block matches too, so check the rows.
 
     Returns:
-        The tensor; for a model one row per layer that was found.
+        The tensor, or for a model one row per matching layer.
 
     Raises:
         TypeError: if `target` is neither.

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixup: deep residual networks that train without normalization layers.
+"""Fixup: trains deep residual networks without normalization layers.
 
 Source: Zhang, Dauphin and Ma 2019, "Fixup Initialization", arXiv:1901.09321.
-Differs from the paper: rule 3 (a scalar multiplier per branch, a scalar bias before each layer and activation) changes
-the architecture and is yours to write; start the multipliers at 1 and the biases at 0.
+Rule 3 of the paper (a scalar multiplier per branch, a scalar bias before each layer and activation) changes the
+architecture, so it is left to the user; initialize the multipliers with 1 and the biases with 0.
 """
 
 import torch
@@ -32,21 +32,22 @@ def fixup(
     r"""Draws `model` in place by `he`, then applies rules 1 and 2 of Fixup; returns one row per parameter.
 
     1. The classification layer and the last layer of each residual branch are zero.
-    2. The other layers of a branch are He's times :math:`L^{-1/(2m-2)}`, with L branches in all and m layers in this
-       one. Layers outside the branches, shortcuts included (names with downsample, shortcut or skip), are He's.
+    2. The other layers of a branch use He's scheme times :math:`L^{-1/(2m-2)}`, with L branches in total and m layers
+       in this one. Layers outside the branches, including shortcuts (names with downsample, shortcut or skip), use He's
+       scheme.
 
     Args:
         model: A residual network without normalization layers.
-        branches: Regular expression searched in the names of modules; each match is one branch. None: the innermost
-            numbered modules of one's own class with at least two layers, as the blocks of a ResNet. A transformer's
-            block holds two branches: say so, e.g. r"\.(attn|mlp)$".
-        head: Name of the classification layer. None: the last layer after the last branch, if there is one.
-        activation: As in `initialize`.
-        generator: Source of randomness; None is torch's global one.
+        branches: Regular expression searched in module names; each match is one branch. None: the innermost numbered
+            custom modules with at least two layers, e.g. the blocks of a ResNet. A transformer block has two branches,
+            which need a pattern, e.g. r"\.(attn|mlp)$".
+        head: Name of the classification layer. None: the last layer after the last branch, if any.
+        activation: See `initialize`.
+        generator: Random generator; None: torch's global one.
 
     Raises:
         TypeError: if `model` is not a module.
-        ValueError: if it has a normalization layer, no branch, or no layer called `head`.
+        ValueError: if it has a normalization layer, no branch, or no layer named `head`.
 
     Source: Zhang et al. 2019, arXiv:1901.09321.
 

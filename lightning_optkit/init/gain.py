@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gain of an activation: what a weight's standard deviation is multiplied by to make up for the activation.
+"""The gain of an activation: the factor of a weight's standard deviation that compensates for the activation.
 
 Source: He et al. 2015, arXiv:1502.01852 (ReLU and PReLU); Glorot and Bengio 2010, AISTATS; the values of
-`torch.nn.init.calculate_gain` wherever torch has one.
+`torch.nn.init.calculate_gain` where torch defines one.
 """
 
 import inspect
@@ -20,9 +20,9 @@ __all__ = ["Activation", "gain"]
 
 Activation: TypeAlias = str | nn.Module | Callable[[Tensor], Tensor]
 
-# torch's own names, the only ones torch.nn.init.kaiming_normal_ and calculate_gain know.
+# The names that torch.nn.init.kaiming_normal_ and calculate_gain accept.
 _TORCH_NAMES = ("linear", "sigmoid", "tanh", "relu", "leaky_relu", "selu")
-# Names of torch.nn.functional that torch has no gain for.
+# Names in torch.nn.functional without a gain in torch.
 _OTHER_NAMES = ("celu", "elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "logsigmoid", "mish", "relu6", "silu",
                 "softplus", "softsign", "tanhshrink")  # fmt: skip
 _MODULE_NAMES = {nn.Identity: "linear", nn.Sigmoid: "sigmoid", nn.Tanh: "tanh", nn.ReLU: "relu", nn.SELU: "selu"}
@@ -33,15 +33,16 @@ _FUNCTION_NAMES: dict[Callable[..., Tensor], str] = {
 
 
 def gain(activation: Activation) -> float:
-    r"""Returns the gain of `activation`: torch's own value, else the one that keeps the second moment.
+    r"""Returns the gain of `activation`: torch's value if it has one, else the one that keeps the second moment.
 
     .. math:: g = 1 / \sqrt{E[f(z)^2]}, \qquad z \sim N(0, 1)
 
-    By this formula ReLU and leaky ReLU get exactly torch's values; tanh gets 1.59 where torch (and so this function)
-    says 5/3, and SELU gets 1, which is why `lecun` and not `he` goes with it: torch's 3/4 gives up self-normalization.
+    This formula gives exactly torch's values for ReLU and leaky ReLU; tanh would get 1.59, where torch (and this
+    function) uses 5/3, and SELU gets 1, which is why SELU needs `lecun`, not `he`: torch's 3/4 breaks
+    self-normalization.
 
     Args:
-        activation: Its name in torch.nn.functional, its module (slopes are read off it), or a function that maps each
+        activation: Its name in torch.nn.functional, its module (which provides the slope), or a function that maps each
             element to one number. "linear" means none.
 
     Raises:
@@ -63,14 +64,14 @@ def gain_for(owner: str, activation: Activation) -> float:
     if known is not None:
         name, slope = known
         return float(nn.init.calculate_gain(name, slope))  # type: ignore[arg-type]
-    if isinstance(activation, nn.GLU):  # a * sigmoid(b), with a and b independent
+    if isinstance(activation, nn.GLU):  # a * sigmoid(b), with independent a and b
         return 1 / math.sqrt(_second_moment(owner, torch.sigmoid))
     function = getattr(F, activation) if isinstance(activation, str) else activation
     return 1 / math.sqrt(_second_moment(owner, function))
 
 
 def torch_nonlinearity(activation: Activation, owner: str = "gain") -> tuple[str, float | None] | None:
-    """The (nonlinearity, slope) by which torch knows `activation`, or None where torch has no gain for it."""
+    """The (nonlinearity, slope) that torch uses for `activation`, or None if torch has no gain for it."""
     if isinstance(activation, str):
         if activation not in (*_TORCH_NAMES, *_OTHER_NAMES):
             names = ", ".join(repr(name) for name in (*_TORCH_NAMES, *_OTHER_NAMES))
@@ -91,7 +92,7 @@ def torch_nonlinearity(activation: Activation, owner: str = "gain") -> tuple[str
 
 
 def check_activation(owner: str, activation: object) -> None:
-    """Passes if `activation` is None, or something that `gain` takes."""
+    """Raises unless `activation` is None or valid for `gain`."""
     if activation is not None:
         gain_for(owner, activation)  # type: ignore[arg-type]
 
@@ -106,7 +107,7 @@ def activation_name(activation: Activation) -> str:
 
 
 def takes_activation(function: Callable[..., Any]) -> bool:
-    """Whether `function` has an open `activation` argument (a `functools.partial` may have filled it)."""
+    """Whether `function` has a free `activation` argument (a `functools.partial` may have bound it)."""
     filled = getattr(function, "keywords", {})
     return "activation" not in filled and "activation" in inspect.signature(function).parameters
 

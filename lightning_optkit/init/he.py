@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""He (Kaiming) initialization: the variance that a rectifier leaves unchanged from layer to layer.
+"""He (Kaiming) initialization: keeps the variance constant across layers with rectifiers.
 
 Source: He et al. 2015, "Delving Deep into Rectifiers", arXiv:1502.01852.
 """
@@ -24,15 +24,16 @@ def he(
 ) -> Tensor:
     r"""Fills `tensor` in place with :math:`\mathrm{Var}(w) = g^2 / fan` and returns it.
 
-    For ReLU and its kin. The numbers are those of torch.nn.init.kaiming_normal_ and kaiming_uniform_; an activation
-    that torch has no gain for (GELU, SiLU, ...) takes torch's linear draw times its `gain`.
+    For ReLU and similar activations. Gives the same numbers as torch.nn.init.kaiming_normal_ and
+    kaiming_uniform_; for an activation without a gain in torch (GELU, SiLU, ...), torch's linear draw is multiplied by
+    its `gain`.
 
     Args:
         tensor: Weight, shape (fan_out, fan_in, *kernel).
         activation: The activation that follows; its `gain` is g.
-        mode: "fan_in" keeps the variance of the forward pass, "fan_out" that of the backward pass.
+        mode: "fan_in" preserves the variance of the forward pass, "fan_out" that of the backward pass.
         distribution: "normal" or "uniform".
-        generator: Source of randomness; None is torch's global one.
+        generator: Random generator; None: torch's global one.
 
     Raises:
         TypeError: if `tensor` is not floating-point.
@@ -52,7 +53,8 @@ def he(
     known = torch_nonlinearity(activation, "he")
     name, slope = known if known is not None else ("linear", None)
     scale = 1.0 if known is not None else gain_for("he", activation)
-    # Without a slope, torch's layer functions and calculate_gain disagree (0 against 0.01): F.leaky_relu has 0.01.
+    # The default slopes of torch's layer functions and of calculate_gain differ (0 against 0.01); F.leaky_relu has
+    # 0.01.
     slope = 0.01 if slope is None else slope
     draw_(tensor, a=slope, mode=mode, nonlinearity=name, generator=generator)  # type: ignore[arg-type]
     with torch.no_grad():

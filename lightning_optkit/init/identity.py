@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Identity initialization: a layer that starts by handing its input on.
+"""Identity initialization: a layer that initially passes its input through.
 
 Source: Le, Jaitly and Hinton 2015, arXiv:1504.00941 (recurrent matrices); Zagoruyko and Komodakis 2017,
 arXiv:1706.00388 (Dirac convolutions).
@@ -17,18 +17,18 @@ __all__ = ["identity"]
 def identity(tensor: Tensor, *, scale: float = 1.0, generator: torch.Generator | None = None) -> Tensor:
     """Fills `tensor` in place with `scale` times the identity and returns it.
 
-    A matrix by torch.nn.init.eye_, a convolution kernel by torch.nn.init.dirac_; a rectangular weight keeps as many
-    inputs as fit. Good for recurrent matrices with ReLU (`initialize(rnn, he, recurrent=identity)`); a stack of equal
-    layers started so learns nothing that its first layer does not.
+    A matrix by torch.nn.init.eye_, a convolution kernel by torch.nn.init.dirac_; a rectangular weight passes as many
+    inputs as fit. Useful for recurrent matrices with ReLU (`initialize(rnn, he, recurrent=identity)`); in a stack of
+    equal layers initialized this way, all layers learn the same.
 
     Args:
         tensor: Weight, shape (fan_out, fan_in) or (fan_out, fan_in, *kernel) with 1 to 3 kernel dimensions.
-        scale: The ones become this, in (-inf, inf).
-        generator: Not used: nothing is drawn. Present so that every scheme can be called alike.
+        scale: Value on the diagonal, in (-inf, inf).
+        generator: Unused, since nothing is drawn; present so that all schemes have the same signature.
 
     Raises:
         TypeError: if `tensor` is not floating-point.
-        ValueError: if it has not 2 to 5 dimensions.
+        ValueError: if it does not have 2 to 5 dimensions.
 
     Source: Le et al. 2015, arXiv:1504.00941.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Initializes a whole module tree with one scheme, treating every kind of layer rightly.
+"""Initializes a whole module tree with one scheme, with a rule for every kind of layer.
 
 Source: He et al. 2015, arXiv:1502.01852 (fans, gains); Saxe et al. 2013, arXiv:1312.6120 (recurrent matrices);
 Jozefowicz et al. 2015, ICML (forget-gate bias).
@@ -35,7 +35,7 @@ from lightning_optkit.init.xavier import xavier
 
 __all__ = ["Scheme", "check_scheme", "initialize", "unwrapped"]
 
-# Fills a tensor in place; `generator` and `activation` are passed by keyword if it has such arguments.
+# Fills a tensor in place; gets `generator` and `activation` as keywords if it has such arguments.
 Scheme: TypeAlias = Callable[..., Tensor]
 _FAN_SCHEMES = (he, lecun, orthogonal, xavier)
 
@@ -60,35 +60,35 @@ def initialize(
     forget_bias: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> list[InitRow]:
-    """Fills the parameters of `model` in place by `scheme` and returns one row per parameter: what was done to it.
+    """Fills the parameters of `model` in place with `scheme`; returns one row per parameter that says what was done.
 
-    Linear, Bilinear, convolutions (each group; transposed ones with their fans swapped), Hugging Face's Conv1D, every
-    gate of RNN, LSTM and GRU, and q, k, v of MultiheadAttention are drawn by `scheme`, each with its own fan; norms get
-    weight 1, biases 0.
-    An embedding has no fan_in: with xavier, he, lecun and orthogonal its table is N(0, 1), or N(0, 1/embedding_dim) if
-    tied to an output layer; any other scheme draws the table itself; the row of `padding_idx` is zero. Tied parameters
-    are drawn once. Frozen parameters and those of modules without a rule are left as they were, and the row says so.
-    Buffers are never touched, but for those by which a spectral norm follows its weight. Of a DTensor (FSDP2) each rank
-    draws the global tensor and keeps its shard.
+    Linear, Bilinear, convolutions (each group; transposed ones with swapped fans), Hugging Face's Conv1D, every gate of
+    RNN, LSTM and GRU, and q, k, v of MultiheadAttention are drawn by `scheme`, each with its own fan; norms get weight
+    1, biases 0. An embedding has no fan_in: with xavier, he, lecun and orthogonal its table is N(0, 1), or N(0,
+    1/embedding_dim) if tied to an output layer; any other scheme draws the table itself; the row of `padding_idx` is
+    zero. Tied parameters are drawn once. Frozen parameters and those of modules without a rule are unchanged, as their
+    row says. Buffers are not changed, except those of a spectral norm. Each rank draws the global tensor of a DTensor
+    (FSDP2) and keeps its shard.
 
     Args:
         model: Any module tree.
-        scheme: A function of this folder, `functools.partial` of one, or one's own: `scheme(tensor, generator=...)`.
-        activation: What follows the layers; None reads it off the order of modules: an activation module that comes
-            before the next layer, "linear" at the end, else the scheme's own default (functions called in `forward`
-            cannot be seen; `_following.py` states the rule). A mapping sets it for the named layers only.
+        scheme: A function of this folder, a `functools.partial` of one, or a custom one: `scheme(tensor,
+            generator=...)`.
+        activation: The activation after the layers; None finds it from the module order: an activation module before
+            the next layer, "linear" at the end, else the scheme's own default (functions called in `forward` are not
+            seen; `_following.py` has the full rule). A mapping sets it for the named layers only.
         recurrent: Scheme for the hidden-to-hidden matrices, gate by gate.
         embedding: Scheme for embedding tables instead of the rule above.
         forget_bias: Bias of the LSTM forget gates, in (-inf, inf); 1 helps long memories.
-        generator: Source of randomness, on any device; None is torch's global one. On the CPU the weights do not depend
-            on where the model lives.
+        generator: Random generator, on any device; None: torch's global one. With a CPU generator the weights do not
+            depend on the device of the model.
 
     Raises:
         TypeError: if `model` is not a module or `scheme` not a function of a tensor.
-        ValueError: if a parameter is on the meta device or lazy, `activation` names no layer, or the ranks of a
-            sharded model would draw different numbers.
+        ValueError: if a parameter is on the meta device or lazy, `activation` names a layer that does not exist, or the
+            ranks of a sharded model would draw different numbers.
 
-    Cost: one whole parameter at a time in memory, also where the model is sharded.
+    Cost: one whole parameter at a time in memory, even if the model is sharded.
 
     Source: He et al. 2015, arXiv:1502.01852; Jozefowicz et al. 2015, ICML (forget gate).
 
@@ -116,16 +116,16 @@ def initialize(
 
 
 def check_scheme(owner: str, argument: str, scheme: object) -> None:
-    """Passes if `scheme` is a function that fills a tensor.
+    """Raises unless `scheme` is a function that fills a tensor.
 
     Raises:
-        TypeError: if it is none, or one of a whole model.
+        TypeError: if it is not a function, or one of a whole model.
     """
     if isinstance(scheme, type) or not callable(scheme):
         raise TypeError(f"{owner}({argument}={shown(scheme)}): {argument} must be a function that fills a tensor.")
     try:
         first = next(iter(inspect.signature(scheme).parameters), "")
-    except ValueError:  # a function in C that does not say what it takes
+    except ValueError:  # a C function without a signature
         first = ""
     if first in ("model", "target"):
         name = _name(scheme)
@@ -136,7 +136,7 @@ def check_scheme(owner: str, argument: str, scheme: object) -> None:
 def _activations(
     model: nn.Module, activation: Activation | Mapping[str, Activation] | None
 ) -> tuple[Mapping[str, Activation | None], Mapping[str, Activation]]:
-    """The activation of each layer, and those that the caller set by name (they win over a gate's own)."""
+    """The activation of each layer, and those that the caller set by name (which override a gate's own)."""
     following = following_activations(model)
     for given in activation.values() if isinstance(activation, Mapping) else [activation]:
         check_activation("initialize", given)
@@ -239,7 +239,7 @@ def _call(scheme: Scheme, tensor: Tensor, activation: Activation | None, generat
 
 
 def unwrapped(scheme: Callable[..., Any]) -> Callable[..., Any]:
-    """The function that a `functools.partial` fills in, or the scheme itself."""
+    """The function inside a `functools.partial`, or the scheme itself."""
     return unwrapped(scheme.func) if isinstance(scheme, functools.partial) else scheme
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LeCun initialization: outputs of unit variance from inputs of unit variance, before any activation.
+"""LeCun initialization: maps unit-variance inputs to unit-variance outputs, before any activation.
 
 Source: LeCun et al. 1998, "Efficient BackProp", Section 4.6; Klambauer et al. 2017, arXiv:1706.02515
 (SELU).
@@ -17,13 +17,13 @@ __all__ = ["lecun"]
 def lecun(tensor: Tensor, *, distribution: str = "normal", generator: torch.Generator | None = None) -> Tensor:
     r"""Fills `tensor` in place with :math:`\mathrm{Var}(w) = 1 / fan_{in}`, whatever activation follows; returns it.
 
-    The scheme of self-normalizing networks (SELU), of linear layers and of the scaled tanh 1.7159 tanh(2x/3). The
-    numbers are those of torch.nn.init.kaiming_normal_ and kaiming_uniform_ with nonlinearity="linear".
+    For self-normalizing networks (SELU), linear layers and the scaled tanh 1.7159 tanh(2x/3). Gives the same numbers as
+    torch.nn.init.kaiming_normal_ and kaiming_uniform_ with nonlinearity="linear".
 
     Args:
         tensor: Weight, shape (fan_out, fan_in, *kernel).
         distribution: "normal" or "uniform".
-        generator: Source of randomness; None is torch's global one.
+        generator: Random generator; None: torch's global one.
 
     Raises:
         TypeError: if `tensor` is not floating-point.

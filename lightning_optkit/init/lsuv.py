@@ -2,8 +2,8 @@
 """Layer-sequential unit variance: orthogonal weights, scaled until each layer's output has variance 1 on real data.
 
 Source: Mishkin and Matas 2016, "All you need is a good init", arXiv:1511.06422.
-Differs from the paper: one forward pass in all, since each layer is scaled while the signal is passing through it. Of a
-sharded model (FSDP2) only the output is scaled then, which is the same but for rounding, and the weights afterwards.
+Unlike the paper, it needs a single forward pass, since each layer is scaled during its own forward. For a sharded model
+(FSDP2) the output is scaled during the pass, which is equivalent up to rounding, and the weights afterwards.
 """
 
 import math
@@ -34,26 +34,26 @@ def lsuv(
     max_iterations: int = 10,
     generator: torch.Generator | None = None,
 ) -> list[InitRow]:
-    """Initializes `model` in place so that each layer puts out variance 1 on `batch`; returns one row per parameter.
+    """Scales the layers of `model` in place to output variance 1 on `batch`; returns one row per parameter.
 
-    Linear, Bilinear and convolutional layers are scaled, in the order in which they run; layers that the forward never
-    calls (and the projections inside MultiheadAttention, which torch does not call as modules) keep their start. Modes,
-    BatchNorm statistics, all other buffers and the random state are put back; dropout is off, BatchNorm uses the batch.
+    Linear, Bilinear and convolutional layers are scaled in execution order; layers that the forward never calls (and
+    the projections inside MultiheadAttention, which torch does not call as modules) are not. Modes, BatchNorm
+    statistics, all other buffers and the random state are restored; dropout is off, BatchNorm uses the batch.
 
     Args:
         model: Any module tree, on the device of the batch. Under DDP call it before wrapping.
-        batch: Real data, standardized like that of training; a few hundred examples will do. Every rank of a sharded
-            model must be given the same.
-        forward: How to run the model; None is `model(batch)`. For a LightningModule for instance
+        batch: Real data, standardized like the training data; a few hundred examples suffice. All ranks of a sharded
+            model must get the same.
+        forward: How to run the model; None: `model(batch)`. For a LightningModule e.g.
             `lambda model, batch: model.training_step(batch, 0)`.
-        start: Scheme for `initialize`; None scales the weights there are.
-        tolerance: Allowed distance of the variance from 1, in (0, inf).
-        max_iterations: Scalings per layer, in [1, inf). One is enough without bias.
-        generator: Source of randomness for `start`; None is torch's global one.
+        start: Scheme for `initialize`; None scales the existing weights.
+        tolerance: Allowed deviation of the variance from 1, in (0, inf).
+        max_iterations: Scalings per layer, in [1, inf). One suffices without a bias.
+        generator: Random generator for `start`; None: torch's global one.
 
     Raises:
         TypeError: if `model` is not a module.
-        ValueError: if it is on the meta device, no layer ran, or a layer puts out a constant or infinities.
+        ValueError: if it is on the meta device, no layer ran, or the output of a layer is constant or not finite.
 
     Cost: one forward pass and one more call of each layer.
 
@@ -100,7 +100,7 @@ def lsuv(
 
 
 class _Rescale:
-    """Forward hook: scales the weight of its module and hands on the output of the scaled layer."""
+    """Forward hook: scales the weight of its module and returns the output of the scaled layer."""
 
     def __init__(
         self, name: str, module: nn.Module, done: dict[str, InitRow], tolerance: float, max_iterations: int
@@ -110,7 +110,7 @@ class _Rescale:
         self.done = done
         self.tolerance = tolerance
         self.max_iterations = max_iterations
-        self.is_sharded = is_sharded(current(module, "weight"))  # in the forward it is not
+        self.is_sharded = is_sharded(current(module, "weight"))  # not a DTensor during the forward
         self.later = 1.0  # factor of a sharded weight
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
@@ -132,14 +132,14 @@ class _Rescale:
         return output
 
     def scale_shards(self) -> None:
-        """Does to the sharded weight what was done to the output."""
+        """Applies the scale of the output to the sharded weight."""
         if self.later != 1.0:
             scale(self.module, "weight", self.later)
             did = self.done[self.name].scheme
             self.done[self.name] = row(self.name, "weight", did, current(self.module, "weight"))
 
     def _scaled(self, output: Tensor, factor: float) -> Tensor:
-        """The output of the layer with `factor` times its weight: the bias is not scaled."""
+        """The output of the layer with its weight scaled by `factor`: the bias is not scaled."""
         if factor == 1.0:
             return output
         bias: Any = self.module.bias

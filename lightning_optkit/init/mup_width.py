@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maximal update parametrization: learning rates tuned on a narrow model hold for a wide one.
+"""Maximal update parametrization: transfers learning rates from a narrow model to a wide one.
 
 Source: Yang et al. 2022, "Tensor Programs V", arXiv:2203.03466, Table 3. It is the form without output multiplier (the
 multiplier of an equivalent form would be a change to the model).
-Differs from the paper: what belongs to the forward is yours, above all attention scaled by 1/d_head instead of
-1/sqrt(d_head). The rules hold for AdamW too, but its decay is lr * weight_decay, so the decay
-shrinks with the rate of a group.
+Changes of the forward are left to the user, above all attention scaled by 1/d_head instead of 1/sqrt(d_head). The rules
+hold for AdamW too, but its decay is lr * weight_decay, so the decay shrinks with the rate of a group.
 """
 
 from collections.abc import Sequence
@@ -35,13 +34,13 @@ __all__ = ["MupRow", "mup_parameter_groups", "mup_width"]
 
 @dataclass(frozen=True)
 class MupRow(InitRow):
-    """What was done to a parameter, and by what its learning rate is multiplied.
+    """The initialization of a parameter, and the multipliers of its learning rate.
 
     Args:
-        kind: "input" (grows with the width in its outputs only; biases and norms too), "hidden" (in both), "output"
-            (in its inputs only) or "fixed" (not at all).
-        adam: Factor of the learning rate under Adam and its kin.
-        sgd: Factor of the learning rate under SGD.
+        kind: "input" (grows with the width in its outputs only; biases and norms too), "hidden" (in both), "output" (in
+            its inputs only) or "fixed" (in neither).
+        adam: Factor of the learning rate with Adam-like optimizers.
+        sgd: Factor of the learning rate with SGD.
 
     Example:
         >>> MupRow("head", "weight", "he", (10, 512), 0.01, "output", 0.25, 0.25).adam
@@ -54,7 +53,7 @@ class MupRow(InitRow):
 
 
 class _Growth(NamedTuple):
-    """By how much a parameter's fans have grown over the base model."""
+    """Growth of a parameter's fans relative to the base model."""
 
     fan_in: float
     fan_out: float
@@ -68,9 +67,9 @@ def mup_width(
     generator: torch.Generator | None = None,
     draw: bool = True,
 ) -> list[MupRow]:
-    """Draws `model` in place by `he` with the variances of muP; returns one row per parameter with its multipliers.
+    """Draws `model` in place with `he` and muP's variances; returns one row per parameter with its multipliers.
 
-    With r the growth of a fan over `base` (so that at the base width nothing changes):
+    With r the growth of a fan relative to `base` (so nothing changes at the base width):
 
     ===================  =====================  ==============  =====================
     ..                   input weights, biases  hidden weights  output weights
@@ -82,11 +81,11 @@ def mup_width(
 
     Args:
         model: The wide model.
-        base: The same model at the width at which the learning rate was tuned; only shapes are read, so it may be built
-            under `torch.device("meta")`.
-        activation: As in `initialize`.
-        generator: Source of randomness; None is torch's global one.
-        draw: False leaves the weights as they are and returns the multipliers only, for a model that was drawn before.
+        base: The same model at the width of the tuned learning rate; only shapes are read, so it may be built under
+            `torch.device("meta")`.
+        activation: See `initialize`.
+        generator: Random generator; None: torch's global one.
+        draw: False leaves the weights unchanged and only returns the multipliers, for a model that is already drawn.
 
     Raises:
         TypeError: if `model` or `base` is not a module.
@@ -132,8 +131,8 @@ def mup_parameter_groups(
     """Returns the trainable parameters of `model` as optimizer groups, one per multiplier.
 
     Args:
-        model: The model that `mup_width` was called on.
-        rows: What it returned.
+        model: The model passed to `mup_width`.
+        rows: The result of `mup_width`.
         lr: Learning rate tuned at the base width, in (0, inf).
         rule: "adam" (Adam, AdamW and other rules whose update does not depend on the gradient's scale) or "sgd".
 
@@ -178,7 +177,7 @@ def _left_as_they_were(model: nn.Module) -> list[InitRow]:
 
 
 def _growth(model: nn.Module, base: nn.Module) -> dict[tuple[str, str], _Growth]:
-    """The growth of every parameter, and whether `base` is a model of the same kind at all."""
+    """The growth of every parameter; raises if `base` is not the same model."""
     check_module("mup_width", "base", base)
     base_modules = dict(base.named_modules())
     growth: dict[tuple[str, str], _Growth] = {}
@@ -213,7 +212,7 @@ def _parameter_growth(
             for owner, shape in ((module, tensor.shape), (base_module, base_tensor.shape))
         )
         grown = _Growth(wide[1:].numel() / narrow[1:].numel(), wide[0] / narrow[0])
-        # Depthwise: the groups have grown in number, not in size, so that the weight is one vector per channel.
+        # Depthwise: the number of groups has grown, not their size, so the weight counts as one vector per channel.
         return grown if grown != (1, 1) else _Growth(1, whole)
     if kind == "other" and sum(a != b for a, b in zip(tensor.shape, base_tensor.shape, strict=True)) > 1:
         raise ValueError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Orthogonal initialization: a (semi-)orthogonal matrix, which neither stretches nor shrinks a signal.
+"""Orthogonal initialization: a (semi-)orthogonal matrix, which preserves the norm of a signal.
 
 Source: Saxe, McClelland and Ganguli 2013, arXiv:1312.6120.
 """
@@ -18,13 +18,13 @@ def orthogonal(
 ) -> Tensor:
     """Fills `tensor` in place with g times a random (semi-)orthogonal matrix and returns it.
 
-    Trailing dimensions are flattened into the columns. The numbers are those of torch.nn.init.orthogonal_; fp16 and
-    bf16 tensors, which torch cannot factorize, are drawn in fp32 and rounded.
+    Trailing dimensions are flattened into the columns. Gives the same numbers as torch.nn.init.orthogonal_; fp16
+    and bf16 tensors, which torch cannot factorize, are drawn in fp32 and rounded.
 
     Args:
         tensor: Weight, shape (fan_out, fan_in, *kernel).
         activation: The activation that follows; its `gain` is g.
-        generator: Source of randomness; None is torch's global one.
+        generator: Random generator; None: torch's global one.
 
     Raises:
         TypeError: if `tensor` is not floating-point.

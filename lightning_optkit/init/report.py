@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an initialization did, parameter by parameter, as rows and as a printed table."""
+"""The result of an initialization, parameter by parameter, as rows and as a table."""
 
 import io
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True)
 class InitRow:
-    """One parameter and what was done to it.
+    """One parameter and its initialization.
 
     Args:
         module: Name of its module in the model; "" is the model itself.
@@ -43,14 +43,14 @@ class InitRow:
 
 
 def row(module: str, parameter: str, scheme: str, value: Tensor) -> InitRow:
-    """The row of a parameter that now holds `value`."""
+    """The row of a parameter with the new `value`."""
     whole: Tensor = value.full_tensor() if is_sharded(value) else value  # type: ignore[attr-defined]
     std = float(whole.detach().float().std(correction=0)) if value.numel() else 0.0
     return InitRow(module, parameter, scheme, tuple(value.shape), std)
 
 
 def check_rows(owner: str, name: str, rows: Sequence[Row], kind: type[Row]) -> list[Row]:
-    """The rows as a list, if they are of the kind that the functions of this folder return.
+    """Returns the rows as a list, if they have the type that the functions of this folder return.
 
     Raises:
         TypeError: if they are not.
@@ -63,10 +63,10 @@ def check_rows(owner: str, name: str, rows: Sequence[Row], kind: type[Row]) -> l
 
 
 def render_rows(rows: Sequence[InitRow], *, width: int = 120) -> str:
-    """Returns `rows` as a printed table.
+    """Returns `rows` as a text table.
 
     Args:
-        rows: What `initialize` and its kin return.
+        rows: The result of `initialize` or a model scheme.
         width: Characters per line, in [40, inf).
 
     Example:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sparse initialization: most weights zero, the rest large enough to matter.
+"""Sparse initialization: most weights are zero, the rest large.
 
 Source: Martens 2010, "Deep learning via Hessian-free optimization", ICML.
-Differs from the paper: as in torch, a share of each column is zero (connections leaving a unit), where Martens fixes
-the number of connections that enter a unit.
+As in torch, a fraction of each column is zero (outgoing connections of a unit); Martens fixes the number of incoming
+connections.
 """
 
 import torch
@@ -18,16 +18,17 @@ __all__ = ["sparse"]
 def sparse(
     tensor: Tensor, *, sparsity: float = 0.9, std: float = 0.01, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Fills `tensor` in place from N(0, std^2), sets a share of each column to zero, and returns it.
+    """Fills `tensor` in place from N(0, std^2), sets a fraction of each column to zero, and returns it.
 
-    The numbers are those of torch.nn.init.sparse_, which draws the places of the zeros from the global generator even
-    when it is given another; here that generator is seeded from `generator` for the call and put back afterwards.
+    Gives the same numbers as torch.nn.init.sparse_, which draws the positions of the zeros from the global
+    generator even if given another one; here the global generator is seeded from `generator` for the call and restored
+    afterwards.
 
     Args:
         tensor: Weight, shape (fan_out, fan_in, *kernel); trailing dimensions are flattened into the columns.
-        sparsity: Share of each column set to zero, in [0, 1).
+        sparsity: Fraction of each column to set to zero, in [0, 1).
         std: Standard deviation of the other weights, in (0, inf).
-        generator: Source of randomness; None is torch's global one.
+        generator: Random generator; None: torch's global one.
 
     Raises:
         TypeError: if `tensor` is not floating-point.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Truncated normal initialization: small Gaussian weights without the tail, as in BERT and ViT.
+"""Truncated normal initialization: small Gaussian weights without tails, as in BERT and ViT.
 
 Source: Devlin et al. 2018, arXiv:1810.04805 (standard deviation 0.02 in the released code).
 """
@@ -18,14 +18,14 @@ def truncated_normal(
 ) -> Tensor:
     """Fills `tensor` in place from N(0, std^2) cut off at +-bound * std and returns it.
 
-    The numbers are those of torch.nn.init.trunc_normal_. Cutting lowers the spread: at bound=2 the standard deviation
-    of what is drawn is 0.88 * std. The size is the same for every layer, so depth and width are not made up for.
+    Gives the same numbers as torch.nn.init.trunc_normal_. Truncation reduces the spread: at bound=2 the standard
+    deviation is 0.88 * std. It is the same for every layer, whatever its depth and width.
 
     Args:
         tensor: Any shape.
-        std: Standard deviation before the cut, in (0, inf).
-        bound: Where the tail is cut, in units of `std`, in (0, inf).
-        generator: Source of randomness; None is torch's global one.
+        std: Standard deviation before truncation, in (0, inf).
+        bound: Truncation point, in units of `std`, in (0, inf).
+        generator: Random generator; None: torch's global one.
 
     Raises:
         TypeError: if `tensor` is not floating-point.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Xavier (Glorot) initialization: one variance that suits both the forward and the backward pass.
+"""Xavier (Glorot) initialization: a variance that balances the forward and the backward pass.
 
 Source: Glorot and Bengio 2010, "Understanding the difficulty of training deep feedforward neural networks", AISTATS.
 """
@@ -23,13 +23,14 @@ def xavier(
 ) -> Tensor:
     r"""Fills `tensor` in place with :math:`\mathrm{Var}(w) = 2 g^2 / (fan_{in} + fan_{out})` and returns it.
 
-    For tanh, sigmoid and linear layers. The numbers are those of torch.nn.init.xavier_uniform_ and xavier_normal_.
+    For tanh, sigmoid and linear layers. Gives the same numbers as torch.nn.init.xavier_uniform_ and
+    xavier_normal_.
 
     Args:
         tensor: Weight, shape (fan_out, fan_in, *kernel).
         activation: The activation that follows; its `gain` is g.
         distribution: "uniform" or "normal".
-        generator: Source of randomness; None is torch's global one.
+        generator: Random generator; None: torch's global one.
 
     Raises:
         TypeError: if `tensor` is not floating-point.

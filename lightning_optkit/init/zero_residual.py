@@ -29,18 +29,18 @@ def zero_residual(target: nn.Module, *, pattern: str = _LAST) -> list[InitRow]: 
 
 
 def zero_residual(target: Tensor | nn.Module, *, pattern: str = _LAST) -> Tensor | list[InitRow]:
-    """Sets the weight and bias of the last norm, or else the last layer, of each residual branch to zero, in place.
+    """Zeroes the weight and bias of the last norm, or else the last layer, of each residual branch, in place.
 
-    The rest of the model is left alone: draw it before, with `initialize`.
+    Draw the rest of the model before, with `initialize`.
 
     Args:
         target: A model, or one weight.
-        pattern: Regular expression searched in the names of modules. By default, in a numbered block, bn3 or else bn2
-            (ResNets of torchvision and timm) and the last projections that `depth_scaled` knows. Names are all it goes
-            by: a block without a shortcut whose norm is called bn2 would be silenced for good, so look at the rows.
+        pattern: Regular expression searched in module names. Default, in a numbered block: bn3 or else bn2 (ResNets of
+            torchvision and timm), and the last projections of `depth_scaled`. Only names count: a block without a
+            shortcut whose norm is named bn2 would output zero forever, so check the rows.
 
     Returns:
-        The tensor; for a model one row per parameter that was found.
+        The tensor, or for a model one row per matching parameter.
 
     Raises:
         TypeError: if `target` is neither.

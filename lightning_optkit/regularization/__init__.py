@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What keeps a model from fitting its training set too well, as functions of tensors and parameters."""
+"""Regularization, as functions of tensors and parameters."""
 
 from lightning_optkit.regularization.activation_regularization import (
     activation_regularization,

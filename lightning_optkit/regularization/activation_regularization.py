@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Activation regularization and its temporal sibling: small outputs, that change slowly over time.
+"""Activation regularization (AR) and its temporal variant (TAR): small outputs that change slowly over time.
 
 Source: Merity et al. 2017, "Revisiting Activation Regularization for Language RNNs", arXiv:1708.01009, Section 3;
-squares averaged, as in the authors' code, where the paper writes the norm.
+squares averaged, as in the authors' code; the paper writes the norm.
 """
 
 from torch import Tensor
@@ -16,7 +16,7 @@ def activation_regularization(activations: Tensor, alpha: float = 2.0) -> Tensor
     r"""Returns :math:`\alpha` times the mean square of the activations.
 
     Args:
-        activations: Outputs of a layer, behind its dropout, any shape.
+        activations: Outputs of a layer, after its dropout, any shape.
         alpha: Weight, in [0, inf); 2 in the paper's language models.
 
     Raises:
@@ -34,7 +34,7 @@ def activation_regularization(activations: Tensor, alpha: float = 2.0) -> Tensor
 
 
 def temporal_activation_regularization(activations: Tensor, beta: float = 1.0, time_dim: int = 1) -> Tensor:
-    r"""Returns :math:`\beta` times the mean square of the change from one time step to the next; 0 for a single one.
+    r"""Returns :math:`\beta` times the mean square of the change between successive time steps; 0 for a single step.
 
     Args:
         activations: Outputs of a layer, before its dropout, with time in dimension `time_dim`.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adaptive sharpness-aware minimization: SAM in a ball that is measured in units of the weights.
+"""Adaptive sharpness-aware minimization: SAM with a neighborhood scaled by the weights.
 
 Source: Kwon et al. 2021, "ASAM", arXiv:2102.11600, Section 3 with p = 2 and T_w = |w| + eta. The
 authors' code leaves biases unscaled; here every parameter is scaled, as in the paper's definition.
@@ -20,26 +20,26 @@ __all__ = ["asam"]
 def asam(
     params: Sequence[Tensor], grads: Sequence[Tensor | None], rho: float = 0.5, eta: float = 0.01
 ) -> list[Tensor | None]:
-    r"""The step to the worst point within an ellipsoid that stretches with the weights.
+    r"""The step to the worst point within an ellipsoid that scales with the weights.
 
     .. math:: \hat\epsilon = \rho\, \frac{T_w^2 g}{\|T_w g\|_2}, \quad T_w = |w| + \eta
 
-    Rescaling the weights of a layer, which a normalization after it undoes, therefore changes nothing (as far as
+    Rescaling the weights of a layer that is followed by a normalization therefore has no effect (as far as
     :math:`\eta` is small).
 
     Args:
         params: Weights.
-        grads: Gradients of the loss at the weights, in the same order; None for a parameter that has none.
+        grads: Gradients of the loss at the weights, in the same order; None for a parameter without one.
         rho: Radius, in (0, inf); about ten times that of SAM.
-        eta: What a weight of zero is taken for, in [0, inf).
+        eta: Added to the magnitude of a weight, in [0, inf).
 
     Returns:
         One step per parameter, in its gradient's dtype; None for None.
 
     Raises:
-        ValueError: if an argument is out of range, or there are not as many gradients as parameters.
+        ValueError: if an argument is out of range, or the numbers of gradients and parameters differ.
 
-    Cost: twice that of `sam`. The device is not waited for.
+    Cost: twice that of `sam`. Does not synchronize.
 
     Example:
         >>> asam([torch.tensor([2.0]), torch.tensor([0.0])], [torch.tensor([1.0]), torch.tensor([1.0])], 0.5, eta=0.0)

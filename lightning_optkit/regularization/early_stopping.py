@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When to stop: the generalization loss, the progress quotient, and successive increases of the validation error.
+"""Stopping criteria: generalization loss, progress quotient, and successive increases of the validation error.
 
 Source: Prechelt 1998, "Early Stopping - But When?", Section 2 (classes GL, PQ and UP).
 """
@@ -12,7 +12,7 @@ __all__ = ["generalization_loss", "progress", "progress_quotient", "successive_i
 
 
 def generalization_loss(errors: Sequence[float]) -> float:
-    r"""How far the last validation error lies above the lowest so far, in percent.
+    r"""Excess of the last validation error over the lowest so far, in percent.
 
     .. math:: GL(t) = 100 \left(\frac{E_{va}(t)}{\min_{t' \le t} E_{va}(t')} - 1\right)
 
@@ -35,11 +35,11 @@ def _loss_of(owner: str, errors: Sequence[float]) -> float:
 
 
 def progress(errors: Sequence[float], strip: int = 5) -> float:
-    r"""How much larger the mean training error of the last strip is than its minimum, in per mille.
+    r"""Excess of the mean training error of the last strip over its minimum, in per mille.
 
     .. math:: P_k(t) = 1000 \left(\frac{\sum_{t'=t-k+1}^{t} E_{tr}(t')}{k \min_{t'} E_{tr}(t')} - 1\right)
 
-    It is high while training still moves fast or is unstable, and goes to zero at the end.
+    It is high while training is fast or unstable, and goes to zero at the end.
 
     Args:
         errors: Training errors, each > 0, at least `strip` of them.
@@ -73,7 +73,7 @@ def progress_quotient(errors: Sequence[float], training_errors: Sequence[float],
         strip: k, in [1, inf).
 
     Returns:
-        The quotient: 0 if nothing is lost, infinite if something is and training stands still.
+        The quotient: 0 if the generalization loss is 0, infinite if it is not and the progress is 0.
 
     Raises:
         ValueError: if there are too few errors, or one is not positive.
@@ -90,7 +90,7 @@ def progress_quotient(errors: Sequence[float], training_errors: Sequence[float],
 
 
 def successive_increases(errors: Sequence[float], strip: int = 5) -> int:
-    """How many strips in a row, up to the last complete one, ended with a higher validation error than the one before.
+    """Number of successive strips, up to the last complete one, that ended with a higher validation error.
 
     Args:
         errors: Validation errors.

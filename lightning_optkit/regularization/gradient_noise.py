@@ -19,8 +19,8 @@ def gradient_noise_std(step: int, eta: float = 0.01, gamma: float = 0.55) -> flo
     r"""Standard deviation of the noise: :math:`\sigma_t^2 = \eta / (1 + t)^\gamma`.
 
     Args:
-        step: t, optimizer steps done, from 0.
-        eta: Variance at the start, in [0, inf); 0.01, 0.3 and 1 in the paper.
+        step: t, number of completed optimizer steps, from 0.
+        eta: Initial variance, in [0, inf); 0.01, 0.3 and 1 in the paper.
         gamma: Speed of the annealing, in [0, inf).
 
     Raises:
@@ -35,7 +35,7 @@ def gradient_noise_std(step: int, eta: float = 0.01, gamma: float = 0.55) -> flo
     check_in("gradient_noise_std", "gamma", gamma, "[0, inf)")
     try:
         return float((eta / (1.0 + step) ** gamma) ** 0.5)
-    except OverflowError:  # of the power: nothing is left of the noise
+    except OverflowError:  # of the power: the noise is negligible
         return 0.0
 
 
@@ -46,7 +46,7 @@ def gradient_noise_(grads: Iterable[Tensor], std: float, generator: torch.Genera
     Args:
         grads: Dense gradients, all on the generator's device.
         std: Standard deviation, in [0, inf).
-        generator: Of the draws. Default: torch's own of the device.
+        generator: Random generator. Default: torch's own of the device.
 
     Raises:
         ValueError: if `std` is out of range, or a gradient is sparse.

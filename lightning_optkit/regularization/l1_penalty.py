@@ -17,11 +17,11 @@ __all__ = ["l1_penalty"]
 def l1_penalty(params: Iterable[Tensor], strength: float = 1.0) -> Tensor:
     r"""Returns :math:`\lambda \sum_i |w_i|`, differentiable; its gradient at 0 is 0.
 
-    In a loss it draws weights toward zero but leaves none there: gradient steps jump over it. Zeros come from the
-    proximal step, `soft_threshold_` or the `l1` of this package's optimizers.
+    As a loss term it moves weights toward zero, but gradient steps overshoot, so none is exactly zero. Exact zeros need
+    the proximal step: `soft_threshold_` or the `l1` of this package's optimizers.
 
     Args:
-        params: Parameters, e.g. `weights_of(module).values()`; complex ones count by modulus.
+        params: Parameters, e.g. `weights_of(module).values()`; complex ones by modulus.
         strength: Lambda, in [0, inf).
 
     Raises:

@@ -18,12 +18,11 @@ __all__ = ["l2_penalty"]
 def l2_penalty(params: Iterable[Tensor], strength: float = 1.0) -> Tensor:
     r"""Returns :math:`\frac{\lambda}{2} \sum_i |w_i|^2`, whose gradient is :math:`\lambda w`.
 
-    With plain SGD it is the same as `weight_decay=strength`. An adaptive rule divides this gradient as any other, so
-    that weights with large gradients decay less; decoupled decay (AdamW) does not, see
-    `examples/claims/weight_decay.py`.
+    With plain SGD it equals `weight_decay=strength`. An adaptive rule divides this gradient like any other, so that
+    weights with large gradients decay less; decoupled decay (AdamW) does not, see `examples/claims/weight_decay.py`.
 
     Args:
-        params: Parameters, e.g. `weights_of(module).values()`; complex ones count by modulus.
+        params: Parameters, e.g. `weights_of(module).values()`; complex ones by modulus.
         strength: Lambda, in [0, inf).
 
     Raises:

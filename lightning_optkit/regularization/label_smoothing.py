@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Label smoothing: a little of every target's probability goes to all classes alike.
+"""Label smoothing: a small part of every target's probability is spread evenly over all classes.
 
 Source: Szegedy et al. 2016, "Rethinking the Inception Architecture", arXiv:1512.00567, Section 7.
 """
@@ -13,16 +13,16 @@ __all__ = ["label_smoothing"]
 
 
 def label_smoothing(target: Tensor, smoothing: float = 0.1, num_classes: int | None = None) -> Tensor:
-    r"""Probabilities in place of hard targets.
+    r"""Returns probabilities in place of hard targets.
 
     .. math:: q'(k) = (1 - \varepsilon)\, q(k) + \varepsilon / K
 
-    Given to `torch.nn.functional.cross_entropy` they are worth its own `label_smoothing`; unlike it they serve any
-    loss that takes probabilities.
+    As targets of `torch.nn.functional.cross_entropy` they are equivalent to its own `label_smoothing`; unlike that,
+    they work with any loss that takes probabilities.
 
     Args:
-        target: Class indices of any shape (...), for which `num_classes` is needed; or probabilities (..., K).
-            With `num_classes=1`, probabilities of any shape, each of a yes against a no: K is then 2.
+        target: Class indices of any shape (...), with `num_classes`; or probabilities (..., K). With `num_classes=1`,
+            binary probabilities of any shape; K is then 2.
         smoothing: Epsilon, in [0, 1).
         num_classes: K, in [1, inf).
 
@@ -60,7 +60,7 @@ def label_smoothing(target: Tensor, smoothing: float = 0.1, num_classes: int | N
 
 
 def _check_range(target: Tensor, low: float, high: float, requirement: str) -> None:
-    # On a device this would wait for it, in a compiled part it would break the graph.
+    # On a GPU the check would synchronize; in a compiled function it would break the graph.
     if target.device.type != "cpu" or not target.numel() or torch.compiler.is_compiling():
         return
     for value in (target.min().item(), target.max().item()):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Max-norm regularization: the weights into each unit stay within a ball.
+"""Max-norm regularization: the incoming weights of each unit stay within a ball.
 
 Source: Srebro & Shraibman 2005, "Rank, Trace-Norm and Max-Norm"; Hinton et al. 2012, arXiv:1207.0580, page 2;
 Srivastava et al. 2014, "Dropout", Section 5.1.
@@ -18,12 +18,12 @@ __all__ = ["max_norm_"]
 
 @torch.no_grad()
 def max_norm_(params: Iterable[Tensor], max_norm: float, dim: int = 0) -> None:
-    r"""Shrinks, in place, the weights of every output unit whose norm exceeds `max_norm` to that norm.
+    r"""Scales the weights of every output unit whose norm exceeds `max_norm` down to that norm, in place.
 
     .. math:: w_j \leftarrow w_j \min\left(1, \frac{c}{\|w_j\|_2}\right)
 
     Args:
-        params: Weights; those with less than two dimensions are left alone.
+        params: Weights; those with fewer than two dimensions are not changed.
         max_norm: c, in (0, inf); 3 to 4 in the literature.
         dim: Dimension of the output units: 0 for Linear, Embedding and Conv, 1 for ConvTranspose.
 
@@ -43,5 +43,5 @@ def max_norm_(params: Iterable[Tensor], max_norm: float, dim: int = 0) -> None:
         if param.dim() >= 2 and param.numel():
             norms = norm(param, [d for d in range(param.dim()) if d != dim], keepdim=True)
             factor = (max_norm / norms).to(torch.promote_types(param.dtype, torch.float32))
-            # torch.renorm shrinks a little too far, by 1e-7, and so never rests.
+            # torch.renorm shrinks by 1e-7 too much, and so would change the weights at every call.
             param.copy_(torch.where(norms > max_norm, param * factor, param))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""R-Drop: two passes with different dropout must agree.
+"""R-Drop: penalizes the difference of two forward passes with different dropout.
 
 Source: Liang et al. 2021, "R-Drop: Regularized Dropout for Neural Networks", arXiv:2106.14448, Section 2.
 """
@@ -18,12 +18,12 @@ def r_drop(logits: Tensor, other: Tensor, *, binary: bool = False, reduction: st
 
     .. math:: \tfrac{1}{2}\left(D_{KL}(P_1 \| P_2) + D_{KL}(P_2 \| P_1)\right)
 
-    Gradients flow into both. It is 0 where the two agree.
+    Gradients flow into both. It is 0 if they agree.
 
     Args:
         logits: Logits of the first pass, classes in dimension `dim`; or log-probabilities.
-        other: Those of the second, in the same shape.
-        binary: Every element is the logit of a yes against a no.
+        other: Those of the second pass, same shape.
+        binary: Whether every element is the logit of a binary prediction.
         reduction: "mean" over predictions, "sum", or "none": one value per prediction.
         dim: Dimension of the classes; unused if `binary`.
 
@@ -46,7 +46,7 @@ def r_drop(logits: Tensor, other: Tensor, *, binary: bool = False, reduction: st
         raise ValueError(f"r_drop(other.shape={tuple(other.shape)}): must be that of logits, {tuple(logits.shape)}.")
     wide = torch.promote_types(logits.dtype, torch.float32)
     logits, other = logits.to(wide), other.to(wide)
-    # 1/2 sum (p - q) (log p - log q): both directions at once. For a yes or no, log p - log q of the two answers
+    # 1/2 sum (p - q) (log p - log q) covers both directions. For a binary prediction, log p - log q of the two outcomes
     # differ by the difference of the logits.
     if binary:
         divergence = 0.5 * (logits.sigmoid() - other.sigmoid()) * (logits - other)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sharpness-aware minimization: how far, and where to, the weights climb before the gradient is taken.
+"""Sharpness-aware minimization: the step that the weights climb before the gradient is taken.
 
 Source: Foret et al. 2021, "Sharpness-Aware Minimization", arXiv:2010.01412, Equation 2 with p = 2, Algorithm 1.
 """
@@ -22,19 +22,19 @@ def sam(grads: Sequence[Tensor | None], rho: float = 0.05) -> list[Tensor | None
     .. math:: \hat\epsilon = \rho\, g / \|g\|_2
 
     with the norm over all parameters together. Train with the gradient at :math:`w + \hat\epsilon`, taken at
-    :math:`w`. A positive factor on all gradients (loss scaling, accumulation) changes nothing.
+    :math:`w`. A positive factor on all gradients (loss scaling, accumulation) has no effect.
 
     Args:
-        grads: Gradients of the loss at the weights; None for a parameter that has none.
+        grads: Gradients of the loss at the weights; None for a parameter without one.
         rho: Radius of the ball, in (0, inf).
 
     Returns:
-        One step per gradient, in its dtype; None for None; not a number where a gradient is not finite.
+        One step per gradient, in its dtype; None for None; NaN if a gradient is not finite.
 
     Raises:
         ValueError: if `rho` is out of range.
 
-    Cost: one read of the gradients, one write of as much. The device is not waited for.
+    Cost: one read of the gradients, one write of the same size. Does not synchronize.
 
     Example:
         >>> sam([torch.tensor([3.0]), None, torch.tensor([4.0])], rho=0.5)
@@ -46,6 +46,6 @@ def sam(grads: Sequence[Tensor | None], rho: float = 0.05) -> list[Tensor | None
     if not present:
         return [None for _ in grads]
     norm = total_norm(present)
-    # A gradient of exactly zero has no direction; its step is 0.
+    # A zero gradient has no direction; the step is 0.
     scale = torch.where(norm == 0, 0.0, rho / norm)
     return [None if grad is None else (grad * scale.to(grad.device)).to(grad.dtype) for grad in grads]

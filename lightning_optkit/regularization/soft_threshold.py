@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The proximal step of the L1 penalty: what makes weights exactly zero.
+"""The proximal step of the L1 penalty, which makes weights exactly zero.
 
 Source: Parikh & Boyd 2014, "Proximal Algorithms", Section 6.5.2 (soft thresholding).
 """
@@ -16,15 +16,15 @@ __all__ = ["soft_threshold_"]
 
 @torch.no_grad()
 def soft_threshold_(params: Iterable[Tensor], threshold: float) -> None:
-    r"""Moves every element toward zero by `threshold`, in place; those that would cross it stay there.
+    r"""Moves every element toward zero by `threshold`, in place; elements that would cross zero become zero.
 
     .. math:: w \leftarrow \operatorname{sign}(w) \max(|w| - \theta, 0)
 
     After a gradient step of rate :math:`\eta` and with :math:`\theta = \eta \lambda` it is proximal gradient descent
-    on the loss plus :math:`\lambda \sum |w|`. In 16 bits it computes in fp32 and rounds once.
+    on the loss plus :math:`\lambda \sum |w|`. 16-bit parameters are computed in fp32 and rounded once.
 
     Args:
-        params: Real floating parameters; a complex one is taken as pairs of real numbers, as by torch.optim.
+        params: Real floating-point parameters; a complex one counts as pairs of real numbers, as in torch.optim.
         threshold: Theta, in [0, inf).
 
     Raises:

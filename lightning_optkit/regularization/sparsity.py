@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many weights are exactly zero, per parameter."""
+"""The fraction of weights that are exactly zero, per parameter."""
 
 from collections.abc import Mapping
 
@@ -11,11 +11,11 @@ __all__ = ["sparsity"]
 
 
 def sparsity(params: Mapping[str, Tensor]) -> dict[str, float]:
-    """Share of exact zeros in each parameter, in [0, 1]; 0 for an empty one.
+    """Fraction of exact zeros in each parameter, in [0, 1]; 0 for an empty one.
 
     Args:
         params: Name -> parameter, e.g. `weights_of(module)`. Sharded ones (DTensor) are counted over all processes,
-            each of which must call.
+            which must all call this.
 
     Example:
         >>> import torch

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stochastic depth: residual branches are left out at random, later ones more often.
+"""Stochastic depth: residual branches are dropped at random, later ones more often.
 
 Source: Huang et al. 2016, "Deep Networks with Stochastic Depth", arXiv:1603.09382, Section 3, Equation 4.
-Differs from the paper: each example draws for itself, and what is kept is scaled up in training instead of down in
-evaluation, as dropout has it today.
+Unlike the paper, examples are dropped independently, and kept ones are scaled up in training instead of down in
+evaluation, as in current dropout.
 """
 
 from torch import Tensor
@@ -17,7 +17,8 @@ __all__ = ["linear_drop_rates", "stochastic_depth"]
 def linear_drop_rates(num_blocks: int, p: float = 0.5) -> list[float]:
     r"""The linear decay rule: :math:`p_l = \frac{l}{L} p` for the blocks :math:`l = 1, \dots, L`.
 
-    Early blocks are nearly always there, since all later ones build on them; the last one is dropped with `p`.
+    Early blocks are almost always kept, since all later ones build on them; the last one is dropped with probability
+    `p`.
 
     Args:
         num_blocks: L, in [1, inf).
@@ -36,10 +37,10 @@ def linear_drop_rates(num_blocks: int, p: float = 0.5) -> list[float]:
 
 
 def stochastic_depth(branch: Tensor, p: float, batch_dim: int = 0) -> Tensor:
-    r"""The output of a residual branch, zero for a random share `p` of the examples, times 1 / (1 - p) for the others.
+    r"""Zeroes a residual branch for a random fraction `p` of the examples; the others are times 1 / (1 - p).
 
     Args:
-        branch: What would be added to the residual stream.
+        branch: The tensor that is added to the residual stream.
         p: Drop rate, in [0, 1).
         batch_dim: Dimension of the examples.
 

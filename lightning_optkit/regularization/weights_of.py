@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which parameters a penalty is about: weights, and not what shifts or scales a layer's output."""
+"""The parameters that penalties apply to: weights, without biases and gains."""
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -10,14 +10,14 @@ __all__ = ["weights_of"]
 
 
 def weights_of(module: nn.Module, *, frozen: bool = False) -> dict[str, Tensor]:
-    """The parameters of `module` that multiply inputs: no biases, no gains, nothing of a normalization layer.
+    """The parameters of `module` that multiply inputs: no biases, no gains, none of normalization layers.
 
-    A bias or a gain is a vector, and a layer whose type is called "...Norm" has nothing else. Parameters that are
-    used twice are named once; those of a lazy layer, whose shape is not known before its first input, not yet.
+    A bias or a gain is a vector; layers whose type is named "...Norm" are skipped. A shared parameter appears once.
+    Parameters of lazy layers are skipped until their shape is known.
 
     Args:
         module: Any module.
-        frozen: Also those that are not trained.
+        frozen: Also include frozen parameters.
 
     Returns:
         Name -> parameter.

@@ -4,9 +4,9 @@
 The five laws of the textbook: `piecewise_constant`, `inverse_time`, `exponential`, `natural_exponential`, `cosine`.
 Other decays: `linear`, `polynomial`, `inverse_sqrt`, `rex`, `warmup_stable_decay`, `warmup_cosine`, `one_cycle`.
 Cycles: `triangular`, `sgdr`.
-To compose: `constant`, `warmup(schedule, steps)`, `join(a, at, b)`, `a * b`. To look at: `plot`.
+Composition: `constant`, `warmup(schedule, steps)`, `join(a, at, b)`, `a * b`. Plotting: `plot`.
 
-Each returns a `Schedule`, called as `schedule(step, total_steps)`; the conventions stand in its module.
+Each returns a `Schedule`, called as `schedule(step, total_steps)`; the conventions are in `schedule.py`.
 """
 
 from lightning_optkit.schedules.constant import constant

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ways from one value to another that schedules share."""
+"""Interpolation between two values, shared by the schedules."""
 
 import math
 
@@ -7,13 +7,13 @@ __all__ = ["anneal"]
 
 
 def anneal(start: float, end: float, progress: float, shape: str) -> float:
-    """Value on the way from `start` (progress 0) to `end` (progress 1), exact at both.
+    """Value between `start` (progress 0) and `end` (progress 1), exact at both.
 
     Args:
-        start: First value; positive where `shape` is "exponential".
-        end: Last value; positive where `shape` is "exponential".
-        progress: Share of the way, in [0, 1].
-        shape: "linear", "cosine", "1-sqrt" (of the way, the square root is gone) or "exponential" (equal ratios).
+        start: First value; positive if `shape` is "exponential".
+        end: Last value; positive if `shape` is "exponential".
+        progress: Position between the two, in [0, 1].
+        shape: "linear", "cosine", "1-sqrt" (a fraction x is covered at progress x^2) or "exponential" (equal ratios).
 
     Example:
         >>> anneal(1.0, 0.0, 0.25, "1-sqrt")

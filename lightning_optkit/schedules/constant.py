@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same factor at every step: the neutral element of schedules, and the plain part of a `join`."""
+"""The same factor at every step: the neutral element of products of schedules, and the flat part of a `join`."""
 
 from lightning_optkit._checks import check_in
 from lightning_optkit.schedules.schedule import Schedule

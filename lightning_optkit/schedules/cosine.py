@@ -15,7 +15,7 @@ __all__ = ["cosine"]
 def cosine(min_factor: float = 0.0, steps: Length = 1.0) -> Schedule:
     """Falls from 1 to `min_factor` along half a cosine, then stays.
 
-    torch's CosineAnnealingLR with T_max = `steps`, which rises again after T_max where this one stays.
+    Same as torch's CosineAnnealingLR with T_max = `steps`, which however rises again after T_max.
 
     Args:
         min_factor: Factor at the end, in [0, 1].

@@ -11,7 +11,7 @@ __all__ = ["exponential"]
 
 
 def exponential(beta: float, every: Length = 1) -> Schedule:
-    """Multiplies the factor by `beta` once per `every`, smoothly in between.
+    """Multiplies the factor by `beta` once per `every`, continuously in between.
 
     With `every=1` this is torch's ExponentialLR, whose gamma is `beta`.
 

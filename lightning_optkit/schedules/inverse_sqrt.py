@@ -2,7 +2,7 @@
 r"""Inverse square root decay after a linear warm-up of w steps, :math:`\min(t / w, \sqrt{w / t})`.
 
 Source: Vaswani et al. 2017 (Attention Is All You Need), arXiv:1706.03762, section 5.3, equation 3.
-Differs from the paper: scaled to a peak of 1, and the ramp starts at `start_factor` (0 gives the paper's).
+Unlike the paper, the peak is scaled to 1, and the ramp starts at `start_factor` (0 gives the paper's).
 """
 
 import math
@@ -15,7 +15,7 @@ __all__ = ["inverse_sqrt"]
 
 
 def inverse_sqrt(warmup: Length = 0.05, start_factor: float = 0.01) -> Schedule:
-    """Rises to 1 over `warmup`, then decays as 1 / sqrt(t), without an end: it needs no length of the run.
+    """Rises to 1 over `warmup`, then decays as 1 / sqrt(t) without an end: it needs no length of the run.
 
     Args:
         warmup: Length of the rise: an int >= 1 (steps) or a float in (0, 1] (fraction of the run).

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two schedules, one after the other."""
+"""Two schedules in sequence."""
 
 from lightning_optkit.schedules.schedule import Length, Schedule, check_length, check_schedule, resolve_length
 
@@ -9,16 +9,16 @@ __all__ = ["join"]
 def join(a: Schedule, at: Length, b: Schedule) -> Schedule:
     """Follows `a` until `at`, then `b`, each as if its part were the whole run.
 
-    Both clocks start at 0 (as with torch's SequentialLR), and fractions inside `a` or `b` are fractions of its part.
+    Both clocks start at 0 (as in torch's SequentialLR), and fractions inside `a` or `b` are fractions of its part.
 
     Args:
         a: The first schedule; it sees a run of `at` steps.
         at: Where `b` takes over: an int >= 1 (steps) or a float in (0, 1) (fraction of the run).
-        b: The second schedule; it sees a run of what is left.
+        b: The second schedule; it sees a run of the remaining steps.
 
     Raises:
         TypeError: if `a` or `b` is not a Schedule.
-        ValueError: if `at` is out of range, or leaves nothing of the run to `b`.
+        ValueError: if `at` is out of range, or leaves no steps to `b`.
 
     Example:
         >>> from lightning_optkit.schedules import constant, linear

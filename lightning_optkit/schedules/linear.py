@@ -14,7 +14,7 @@ __all__ = ["linear"]
 def linear(start_factor: float = 1.0, end_factor: float = 0.0, steps: Length = 1.0) -> Schedule:
     """Goes from `start_factor` to `end_factor` in a straight line, then stays.
 
-    torch's LinearLR with total_iters = `steps`; the defaults are ours: from 1 to 0 over the run.
+    Same as torch's LinearLR with total_iters = `steps`, but by default from 1 to 0 over the run.
 
     Args:
         start_factor: Factor at step 0, in [0, 1].

@@ -13,7 +13,7 @@ __all__ = ["natural_exponential"]
 
 
 def natural_exponential(beta: float, every: Length = 1) -> Schedule:
-    """Decays as exp(-beta t): `exponential` with the rate in place of the ratio.
+    """Decays as exp(-beta t): `exponential`, given the rate instead of the ratio.
 
     Args:
         beta: Decay rate per `every`, in [0, inf). The factor is 1/e at t = 1 / beta.

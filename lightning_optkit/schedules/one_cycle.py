@@ -2,8 +2,7 @@
 """One cycle: up to a large rate, down again, and far below the start at the end ("super-convergence").
 
 Source: Smith and Topin 2018 (Super-Convergence), arXiv:1708.07120.
-Differs from the paper: two cosine phases by default, as in torch and fastai; `shape="linear", three_phase=True` is the
-paper's policy.
+By default it has two cosine phases, as in torch and fastai; `shape="linear", three_phase=True` is the paper's policy.
 """
 
 from itertools import pairwise
@@ -26,17 +25,17 @@ def one_cycle(
 ) -> Schedule:
     """Rises from 1 / div_factor to 1 over `warmup`, then falls to 1 / (div_factor * final_div_factor).
 
-    torch's OneCycleLR, whose pct_start is `warmup`. Its cycle of momentum is the same schedule upside down:
+    torch's OneCycleLR, whose pct_start is `warmup`. For its momentum cycle, invert the schedule:
     `one_cycle(div_factor=0.85 / 0.95, final_div_factor=1.0)`, applied to a base momentum of 0.85.
 
     Args:
         warmup: Length of the rise: an int >= 1 (steps) or a float in (0, 1] (fraction of the run).
-        div_factor: Peak over first factor, in (0, inf).
-        final_div_factor: First over last factor, in (0, inf).
+        div_factor: Ratio of the peak to the first factor, in (0, inf).
+        final_div_factor: Ratio of the first to the last factor, in (0, inf).
         shape: "cosine" or "linear".
-        three_phase: Fall back to the first factor as fast as it rose, and to the last one in a third phase.
+        three_phase: Return to the first factor as fast as it rose, and to the last one in a third phase.
         whole_steps: Put the end of each phase on its last step, one before the next phase, as torch does. False puts it
-            on the boundary itself: what counts in fractional epochs needs.
+            on the boundary itself, as schedules in fractional epochs need.
 
     Raises:
         ValueError: if an argument is out of range, or the phases are longer than the run.

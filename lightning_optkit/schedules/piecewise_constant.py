@@ -15,14 +15,14 @@ __all__ = ["piecewise_constant"]
 
 
 def piecewise_constant(milestones: Sequence[Length], factors: Sequence[float]) -> Schedule:
-    """Takes `factors[i]` between the i-th milestone and the next; a milestone starts its new piece.
+    """Takes `factors[i]` between the i-th milestone and the next; a new piece starts at its milestone.
 
-    With factors 1, gamma, gamma^2, ... this is torch's MultiStepLR (or StepLR, for milestones at equal distance).
+    With factors 1, gamma, gamma^2, ... this is torch's MultiStepLR (or StepLR, for equidistant milestones).
 
     Args:
-        milestones: Where the pieces meet, strictly increasing: each an int >= 1 (steps) or a float in (0, 1]
+        milestones: Boundaries of the pieces, strictly increasing: each an int >= 1 (steps) or a float in (0, 1]
             (fraction of the run).
-        factors: One more than milestones, each in [0, inf).
+        factors: One more than there are milestones, each in [0, inf).
 
     Raises:
         ValueError: if the milestones do not increase, do not fit into the run, or the counts do not match.

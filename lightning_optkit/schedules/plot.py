@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schedules drawn before training, with nothing but matplotlib."""
+"""Plots schedules before training, with matplotlib only."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -18,19 +18,19 @@ _POINTS = 1_000
 def plot(
     *schedules: Schedule, total_steps: float, labels: Sequence[str] | None = None, ax: "Axes | None" = None
 ) -> "Axes":
-    """Draws the factor of each schedule over a run, and returns the axes.
+    """Plots the factor of each schedule over a run, and returns the axes.
 
-    The curves end just before `total_steps`, which no step of the run sees. Saves nothing and opens no window:
+    The curves end just before `total_steps`, which no step of the run reaches. Saves nothing and opens no window:
     `plot(cosine(), total_steps=100).figure.savefig("cosine.png")`.
 
     Args:
         schedules: One or more schedules.
-        total_steps: Length of the run (steps, or the unit the schedules are counted in), in (0, inf).
-        labels: One label per schedule, shown as it is written. Default: the calls that made them.
-        ax: Where to draw. Default: the axes of a new figure.
+        total_steps: Length of the run (in steps, or the unit of the schedules), in (0, inf).
+        labels: One label per schedule, shown verbatim. Default: the calls that created them.
+        ax: Axes to draw on. Default: those of a new figure.
 
     Raises:
-        ValueError: if there is nothing to draw, the labels do not match, or a schedule does not fit into the run.
+        ValueError: if there is no schedule, the labels do not match, or a schedule does not fit into the run.
 
     Example:
         >>> from lightning_optkit.schedules import cosine, rex
@@ -51,7 +51,7 @@ def plot(
     steps = [total_steps * point / _POINTS for point in range(_POINTS)]
     curves = [[schedule(step, total_steps) for step in steps] for schedule in schedules]
     if ax is None:
-        from matplotlib.figure import Figure  # not pyplot: no global state, and no backend with a window
+        from matplotlib.figure import Figure  # not pyplot: no global state, and no GUI backend
 
         ax = Figure(layout="constrained").subplots()
     drawn = [ax.plot(steps, curve, label=label)[0] for curve, label in zip(curves, shown_as, strict=True)]

@@ -11,9 +11,9 @@ __all__ = ["polynomial"]
 
 
 def polynomial(power: float = 1.0, min_factor: float = 0.0, steps: Length = 1.0) -> Schedule:
-    """Falls from 1 to `min_factor` as a power of the way that is left, then stays.
+    """Falls from 1 to `min_factor` as a power of the remaining progress, then stays.
 
-    torch's PolynomialLR with total_iters = `steps`.
+    Same as torch's PolynomialLR with total_iters = `steps`.
 
     Args:
         power: Exponent p, in (0, inf): 1 is linear, above 1 falls early, below 1 falls late.

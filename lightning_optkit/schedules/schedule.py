@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a schedule is: a pure function from progress to the factor that multiplies a base value.
+"""The `Schedule` class: a pure function from progress to the factor that multiplies a base value.
 
-Three conventions hold for every schedule of this folder.
+Three conventions hold for every schedule in this folder.
 
 **Steps.** `step` counts the optimizer steps already taken, from 0, so a run of `total_steps` evaluates the factor at
-0, 1, ..., total_steps - 1. Nothing here knows about optimizers: steps, samples, tokens and (fractional) epochs do
-equally well, as long as `step`, `total_steps` and every integer length are in the same unit.
+0, 1, ..., total_steps - 1. Schedules are independent of optimizers: any unit works (steps, samples, tokens, fractional
+epochs), as long as `step`, `total_steps` and every integer length use the same one.
 
 **Lengths.** A length (`steps`, `warmup`, `at`, `cycle`, a milestone, ...) is an int, counted in the unit of `step`, or
 a float in (0, 1], a fraction of the run: 1 is one step, 1.0 is the whole run. Fractions are resolved at each call, so
@@ -13,7 +13,7 @@ the same object serves runs of any length, and they are not rounded, except wher
 number (0.07 of 100 is 7, not 7.000000000000001). Inside `warmup` and `join`, "the run" of a schedule is its own part.
 
 **Beyond the end.** Past its last length, and past `total_steps`, a schedule keeps its last value; the periodic ones
-(`triangular`, `sgdr`) go on with their cycles. A length that does not fit into the run raises.
+(`triangular`, `sgdr`) continue their cycles. A length that does not fit into the run raises.
 """
 
 import math
@@ -29,13 +29,13 @@ Length: TypeAlias = int | float  # int: steps; float: fraction of the run, in (0
 
 
 class Schedule:
-    """A factor as a function of progress; immutable, picklable, and printed as the call that made it.
+    """A factor as a function of progress; immutable, picklable, and printed as the call that created it.
 
-    Made by the functions of `lightning_optkit.schedules`. `a * b` is the schedule whose factor is the product.
-    Two schedules are equal if they print alike, which tells 1 (one step) from 1.0 (the whole run).
+    Created by the functions of `lightning_optkit.schedules`. `a * b` is the schedule whose factor is the product. Two
+    schedules are equal if they print alike, which distinguishes 1 (one step) from 1.0 (the whole run).
 
     Args:
-        name: Public function that made it, for messages and printing.
+        name: Public function that created it, for error messages and printing.
         formula: Module-level function called as `formula(step, total_steps, **arguments)`.
         arguments: Keyword arguments of `formula`, as (name, value) pairs of immutable values.
 
@@ -47,7 +47,7 @@ class Schedule:
         0.25
     """
 
-    # Not a dataclass: jsonargparse, and so LightningCLI, takes no function that returns one for a class_path.
+    # Not a dataclass: jsonargparse, and so LightningCLI, does not accept a function that returns one as a class_path.
     __slots__ = ("arguments", "formula", "name")
 
     name: str
@@ -71,11 +71,11 @@ class Schedule:
         """Factor at `step`.
 
         Args:
-            step: Progress: steps already taken (or samples, tokens, epochs), in [0, inf).
-            total_steps: Length of the run in the same unit, in (0, inf); None where it is unknown.
+            step: Progress: number of steps taken (or samples, tokens, epochs), in [0, inf).
+            total_steps: Length of the run in the same unit, in (0, inf); None if unknown.
 
         Raises:
-            ValueError: if either is out of range, if the schedule needs `total_steps`, or does not fit into it.
+            ValueError: if either is out of range, or if the schedule needs `total_steps` or does not fit into it.
         """
         check_in(self.name, "step", step, "[0, inf)")
         if total_steps is not None:
@@ -102,10 +102,10 @@ class Schedule:
 
 
 def check_schedule(owner: str, name: str, value: object) -> None:
-    """Passes if `value` is a Schedule.
+    """Raises unless `value` is a Schedule.
 
     Raises:
-        TypeError: if it is anything else.
+        TypeError: if it is not.
     """
     check_instance(owner, name, value, Schedule, "a Schedule, such as cosine()")
 
@@ -132,10 +132,10 @@ def check_length(owner: str, name: str, value: Length, *, minimum: int = 1, whol
 
 
 def require_total_steps(owner: str, total_steps: float | None, because: str) -> float:
-    """Returns `total_steps` if it is known.
+    """Returns `total_steps` if it is not None.
 
     Raises:
-        ValueError: if it is None, saying what it is needed for.
+        ValueError: if it is None, with the reason why it is needed.
     """
     if total_steps is None:
         raise ValueError(f"{owner}(total_steps=None): total_steps must be given, because {because}.")
@@ -151,18 +151,18 @@ def resolve_length(
     may_exceed_run: bool = False,
     must_leave_rest: bool = False,
 ) -> float:
-    """Turns a checked length into the unit of `step`. The only place where fractions become steps.
+    """Converts a checked length into the unit of `step`. The only place where fractions become steps.
 
     Args:
-        owner: Function to name in messages.
-        name: Argument to name in messages.
+        owner: Function named in error messages.
+        name: Argument named in error messages.
         length: Int (steps), or float in (0, 1] (fraction of the run).
-        total_steps: Length of the run, or None where it is unknown.
+        total_steps: Length of the run, or None if unknown.
         may_exceed_run: True for a unit of time, which need not fit into the run.
-        must_leave_rest: True for a part that another one follows, which must be shorter than the run.
+        must_leave_rest: True for a part that is followed by another, so it must be shorter than the run.
 
     Raises:
-        ValueError: if a fraction meets an unknown `total_steps`, or the length does not fit into it.
+        ValueError: for a fraction of an unknown `total_steps`, or a length that does not fit into it.
 
     Example:
         >>> resolve_length("cosine", "steps", 0.07, total_steps=100)

@@ -16,13 +16,14 @@ __all__ = ["sgdr"]
 def sgdr(cycle: Length = 0.25, cycle_mult: float = 1.0, min_factor: float = 0.0) -> Schedule:
     """Falls from 1 to `min_factor` along half a cosine, jumps back to 1, and starts again.
 
-    torch's CosineAnnealingWarmRestarts, whose T_0 is `cycle` and whose T_mult is `cycle_mult`. The model is at its best
-    at the end of a cycle: a run of whole cycles ends on one (1, 2 and 4 parts of 7 with `cycle=1/7, cycle_mult=2`).
+    Same as torch's CosineAnnealingWarmRestarts, whose T_0 is `cycle` and whose T_mult is `cycle_mult`. The model is
+    best at the end of a cycle: a run of whole cycles ends on one (1, 2 and 4 parts of 7 with `cycle=1/7,
+    cycle_mult=2`).
 
     Args:
         cycle: Length of the first cycle: an int >= 1 (steps) or a float in (0, 1] (fraction of the run).
-        cycle_mult: Length of each cycle over that of the one before, in [1, inf).
-        min_factor: Factor that a cycle falls to, in [0, 1].
+        cycle_mult: Ratio of the length of each cycle to the previous one, in [1, inf).
+        min_factor: Lowest factor of a cycle, in [0, 1].
 
     Raises:
         ValueError: if an argument is out of range, or the first cycle is longer than the run.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triangular cycles (CLR): the factor goes up and down between two bounds again and again.
+"""Triangular cycles (CLR): the factor moves up and down between two bounds.
 
 Source: Smith 2017 (Cyclical Learning Rates for Training Neural Networks), arXiv:1506.01186, section 3.
 """
@@ -20,12 +20,13 @@ def triangular(
 ) -> Schedule:
     """Rises from `min_factor` to 1 over `step_size_up`, falls back over `step_size_down`, and starts again.
 
-    torch's CyclicLR, whose max_lr is our base value and whose base_lr is `min_factor` times it. The defaults make four
-    cycles in a run; the paper advises to stop at the end of a cycle, and a lower bound of 1/3 or 1/4 of the upper.
+    Same as torch's CyclicLR, whose max_lr is our base value and whose base_lr is `min_factor` times it. The defaults
+    make four cycles per run; the paper recommends to stop at the end of a cycle, with a lower bound of 1/3 or 1/4 of
+    the upper.
 
     Args:
         step_size_up: Length of a rise: an int >= 1 (steps) or a float in (0, 1] (fraction of the run).
-        step_size_down: Length of a fall, likewise. Default: that of a rise.
+        step_size_down: Length of a fall, in the same units. Default: that of a rise.
         min_factor: Lower bound, in [0, 1].
         mode: "triangular", "triangular2" (each cycle half as high) or "exp_range" (height gamma^step).
         gamma: Ratio of heights one step apart, in (0, 1]; 1 unless `mode` is "exp_range".

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Warm-up: a ramp in front of any schedule, so that the first steps are small.
+"""Warmup: a ramp before any schedule, so that the first steps are small.
 
 Source: Goyal et al. 2017 (Accurate, Large Minibatch SGD), arXiv:1706.02677, section 2.2 (gradual warm-up); Qiu Xipeng,
 Neural Networks and Deep Learning, section 7.2.3 (learning rate warm-up).
-Differs from the sources: the ramp starts at `start_factor`, which keeps the first step (0 gives their t / T').
+Unlike the sources, the ramp starts at `start_factor`, so that the first step is not lost (0 gives their t / T').
 """
 
 from lightning_optkit._checks import check_in, check_one_of
@@ -16,15 +16,15 @@ __all__ = ["warmup"]
 def warmup(schedule: Schedule, steps: Length, shape: str = "linear", *, start_factor: float = 0.01) -> Schedule:
     """Rises to the first factor of `schedule` over `steps`, then follows `schedule` over the rest of the run.
 
-    The clock of `schedule` starts after the warm-up, and its fractions are fractions of the rest. To keep its clock,
-    multiply instead: `warmup(constant(), 500) * piecewise_constant(...)`.
+    The clock of `schedule` starts after the warmup, and its fractions are fractions of the remaining run. To keep its
+    clock, multiply instead: `warmup(constant(), 500) * piecewise_constant(...)`.
 
     Args:
-        schedule: What follows.
+        schedule: The schedule after the warmup.
         steps: Length of the warm-up: an int >= 0 (steps) or a float in (0, 1) (fraction of the run).
         shape: "linear" (equal differences) or "exponential" (equal ratios; needs `start_factor` > 0).
-        start_factor: Share of the first factor at step 0, in [0, 1]. Not 0 by default, since a first step at rate 0 is
-            a step lost.
+        start_factor: Fraction of the first factor at step 0, in [0, 1]. The default is not 0, since a step at rate 0 is
+            lost.
 
     Raises:
         ValueError: if an argument is out of range, or the warm-up leaves nothing of the run.

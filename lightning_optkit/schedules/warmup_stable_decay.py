@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Warmup-stable-decay (WSD): a linear warm-up, a long constant part, and a decay at the end of the run.
+"""Warmup-stable-decay (WSD): a linear warmup, a long constant part, and a decay at the end of the run.
 
 Source: Hu et al. 2024 (MiniCPM), arXiv:2404.06395, section 4; the 1-sqrt decay from Hagele et al. 2024,
 arXiv:2405.18392.
@@ -22,12 +22,12 @@ def warmup_stable_decay(
 ) -> Schedule:
     """Rises to 1 over `warmup`, stays there, and falls to `min_factor` over the last `decay` of the run.
 
-    Everything before the decay is independent of the length of the run: extend a run from a checkpoint taken there.
+    The part before the decay does not depend on the length of the run: to extend a run, resume a checkpoint from there.
 
     Args:
         warmup: Length of the rise: an int >= 0 (steps) or a float in (0, 1] (fraction of the run).
         decay: Length of the fall: an int >= 1 (steps) or a float in (0, 1] (fraction of the run).
-        shape: Way down: "1-sqrt", "linear", "cosine", or "exponential" (needs `min_factor` > 0).
+        shape: Shape of the decay: "1-sqrt", "linear", "cosine", or "exponential" (needs `min_factor` > 0).
         min_factor: Factor at the end, in [0, 1].
         start_factor: Factor at step 0, in [0, 1]. Not 0 by default, since a first step at rate 0 is a step lost.
 
