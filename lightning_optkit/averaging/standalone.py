@@ -23,6 +23,7 @@ from lightning_optkit.step.shards import local
 __all__ = [
     "AnyAverage",
     "averages_of",
+    "late_averages",
     "protect_average",
     "read_average",
     "state_names",
@@ -38,6 +39,9 @@ State: TypeAlias = dict[str, Tensor]
 @torch.no_grad()
 def update_average_(optimizer: Optimizer, average: AnyAverage, step: int, name: str | None = None) -> None:
     """Updates the average of every parameter, `optimizer.state[p][average.state_name]`, in place.
+
+    After the step, the value of a parameter before its first step is gone: call `late_averages` before the step if some
+    parameters get their first gradient later than others.
 
     Args:
         optimizer: Any optimizer; the average and its counter are added to its state, so that checkpoints contain them.
@@ -98,6 +102,47 @@ def update_tensors_(
             foreach_copy_(averages, tensors)
         else:
             foreach_lerp_(averages, [t.to(a.dtype) for a, t in zip(averages, tensors, strict=True)], weight)
+
+
+@torch.no_grad()
+def late_averages(
+    optimizer: Optimizer, average: AnyAverage, name: str | None = None, aside: Iterable[State] = ()
+) -> dict[Tensor, State]:
+    """The averages of parameters that get their first gradient after the other averages have started.
+
+    Such a parameter, of a layer that was frozen for example, has not changed so far, so its average is a copy with the
+    number of updates of the others. Call this between the backward pass and the step, and put the result into
+    `optimizer.state` after the step: the optimizers of torch create their own state only if there is none.
+
+    Args:
+        optimizer: See `update_average_`.
+        average: See `update_average_`.
+        name: See `update_average_`.
+        aside: Further states with averages, which are not in the optimizer yet.
+
+    Example:
+        >>> from lightning_optkit.averaging import EMA
+        >>> body, head = (torch.nn.Parameter(torch.ones(1)) for _ in range(2))
+        >>> optimizer = torch.optim.SGD([body, head])
+        >>> head.grad = torch.ones(1)
+        >>> update_average_(optimizer, EMA(0.9), step=1)
+        >>> body.grad = torch.ones(1)
+        >>> late_averages(optimizer, EMA(0.9))[body]
+        {'ema': tensor([1.]), 'num_averaged': tensor(1.)}
+    """
+    first, counter = _names(average, name)[0], _counter(average, name)
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    late = [p for p in params if p.grad is not None and first not in optimizer.state.get(p, {})]
+    states = [*optimizer.state.values(), *aside] if late else []
+    num_averaged = max((float(state.get(counter, 0)) for state in states), default=0.0)
+    started: dict[Tensor, State] = {}
+    for param in late if num_averaged else ():
+        state = started[param] = {}
+        _create(param, state, average, name)
+        for each in _names(average, name):
+            local(state[each]).copy_(local(param.detach()))
+        state[counter].fill_(num_averaged)
+    return started
 
 
 def _names(average: AnyAverage, name: str | None) -> list[str]:

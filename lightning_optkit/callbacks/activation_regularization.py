@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_optkit._checks import check_in, check_pattern, check_whole
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.named_modules import first_tensor, modules_named
-from lightning_optkit.callbacks.seams.refusals import refuse_manual_optimization
+from lightning_optkit.callbacks.seams.refusals import refuse_listed_twice, refuse_manual_optimization
 from lightning_optkit.callbacks.seams.second_pass import loss_of, with_loss
 from lightning_optkit.regularization.activation_regularization import (
     activation_regularization,
@@ -64,6 +64,7 @@ class ActivationRegularization(FitCallback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
+            refuse_listed_twice(self, trainer)
             refuse_manual_optimization(self, pl_module, "the loss that is passed back is its own")
             self._override(pl_module, "training_step", self._wrap(pl_module))
 

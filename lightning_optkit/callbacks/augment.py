@@ -19,6 +19,7 @@ from lightning_optkit.callbacks.seams.batch_fields import Field, check_field, fi
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_private import batch_progress
 from lightning_optkit.callbacks.seams.losses import TARGETS, Loss, LossCall, intercept, release
+from lightning_optkit.callbacks.seams.refusals import refuse_listed_twice
 from lightning_optkit.data import CutMix, Mixup
 from lightning_optkit.data._draws import Draws
 
@@ -90,6 +91,7 @@ class Augment(FitCallback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        refuse_listed_twice(self, trainer)
         for module in self.augmentations.modules():
             if isinstance(module, Draws):
                 module.generator = self._generator  # one for all: none repeats the numbers of another

@@ -23,6 +23,7 @@ from lightning_optkit._checks import (
 from lightning_optkit.callbacks.seams.checkpointed_weights import copy_weights, load_weights
 from lightning_optkit.callbacks.seams.lightning_packages import is_a
 from lightning_optkit.callbacks.seams.lightning_private import key_of_state
+from lightning_optkit.callbacks.seams.refusals import refuse_listed_twice
 from lightning_optkit.callbacks.seams.run_free import RunFree
 from lightning_optkit.regularization.early_stopping import (
     generalization_loss,
@@ -143,6 +144,7 @@ class EarlyStoppingCriterion(RunFree, Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        refuse_listed_twice(self, trainer)
         self._reset()
         if self.restore_best and is_a(trainer.strategy, FSDPStrategy, DeepSpeedStrategy):
             raise ValueError(

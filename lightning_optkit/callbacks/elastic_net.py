@@ -115,11 +115,12 @@ class ElasticNet(FitCallback):
             self._take(optimizer, place)  # groups that were added since
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.loggers:
-            shares = self.sparsity()
-            zeros = sum(shares[name] * weight.numel() for name, weight in self._weights.items())
-            total = sum(weight.numel() for weight in self._weights.values())
-            pl_module.log("sparsity", zeros / total)
+        shares = self.sparsity() if trainer.loggers else {}
+        total = sum(self._weights[name].numel() for name in shares)
+        if total:  # 0 where all of them are frozen now
+            pl_module.log(
+                "sparsity", sum(share * self._weights[name].numel() for name, share in shares.items()) / total
+            )
             pl_module.log_dict({f"sparsity/{name}": share for name, share in shares.items()})
 
     # --- what they do ---

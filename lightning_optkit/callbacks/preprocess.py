@@ -13,6 +13,7 @@ from lightning_optkit._checks import check_bools, check_callable, shown
 from lightning_optkit.callbacks.seams.batch_fields import Field, check_field, field_of, with_field
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_private import before_batch_transfer, key_of_state
+from lightning_optkit.callbacks.seams.refusals import refuse_listed_twice
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.callbacks.seams.training_set import TrainingSet
 from lightning_optkit.data import fit_in_order
@@ -102,6 +103,7 @@ class Preprocess(FitCallback):
     # --- hooks, in the order Lightning calls them ---
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        refuse_listed_twice(self, trainer)
         self.transform.to(trainer.strategy.root_device)
         self._at_end(self.transform.cpu)
         inner = self._inner = trainer.strategy.batch_to_device

@@ -28,6 +28,7 @@ from lightning_optkit._checks import check_bools, check_int, check_path, check_t
 from lightning_optkit._norms import total_norm
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_packages import is_overridden
+from lightning_optkit.callbacks.seams.refusals import refuse_listed_twice
 from lightning_optkit.diagnostics._record import record_from
 from lightning_optkit.diagnostics.report import Curve, RunRecord, write_report
 from lightning_optkit.step import OnePassOptimizer
@@ -98,6 +99,7 @@ class Report(FitCallback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
+            refuse_listed_twice(self, trainer)
             self._forget()
             self.record = RunRecord(self._name or type(pl_module).__name__)
 

@@ -89,9 +89,10 @@ class SAM(FitCallback):
             with torch.random.fork_rng(devices, device_type=pl_module.device.type if devices else "cuda"):
                 output = original(*args, **kwargs)
                 loss = loss_of(output)
-                if loss is not None:
-                    self._climb(trainer, loss)
-            if loss is None:
+                params = [param for param in Run(trainer).parameters if param.requires_grad]
+                if loss is not None and params:
+                    self._climb(trainer, params, loss)
+            if loss is None or not params:  # nothing is trained at all
                 return output
             finish_second_passes(pl_module)  # of a pair of RDrop, whose gradient has just been taken
             with SecondPass(pl_module):
@@ -113,8 +114,7 @@ class SAM(FitCallback):
 
         return backward
 
-    def _climb(self, trainer: pl.Trainer, loss: Tensor) -> None:
-        params = [param for param in Run(trainer).parameters if param.requires_grad]
+    def _climb(self, trainer: pl.Trainer, params: list[Tensor], loss: Tensor) -> None:
         scaler = loss_scaler(trainer)
         if scaler is not None:
             loss = scaler.scale(loss)  # or small gradients vanish in fp16; the factor changes nothing else

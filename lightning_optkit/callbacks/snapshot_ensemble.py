@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_optkit._checks import check_bools, check_in, check_int, check_path, check_state, shown
+from lightning_optkit.callbacks.seams.refusals import refuse_listed_twice
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.callbacks.seams.run_free import RunFree
 from lightning_optkit.schedules.schedule import Length, Schedule, check_length, resolve_length
@@ -96,6 +97,7 @@ class SnapshotEnsemble(RunFree, Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
+            refuse_listed_twice(self, trainer)
             self.paths = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

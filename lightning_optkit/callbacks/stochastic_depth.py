@@ -11,6 +11,7 @@ from torch import nn
 from lightning_optkit._checks import check_bools, check_in, check_pattern, check_whole
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.named_modules import first_tensor, modules_named, with_first
+from lightning_optkit.callbacks.seams.refusals import refuse_listed_twice
 from lightning_optkit.regularization.stochastic_depth import linear_drop_rates, stochastic_depth
 
 __all__ = ["StochasticDepth"]
@@ -54,6 +55,7 @@ class StochasticDepth(FitCallback):
     # --- hooks, in the order Lightning calls them ---
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        refuse_listed_twice(self, trainer)
         branches = modules_named(type(self).__name__, "names", pl_module, self.names)
         self.rates = dict(zip(branches, linear_drop_rates(len(branches), self.p), strict=True))
         for name, branch in branches.items():

@@ -23,6 +23,7 @@ from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.kept_average import KeptAverage, names_of
 from lightning_optkit.callbacks.seams.lightning_packages import is_a
 from lightning_optkit.callbacks.seams.lightning_private import key_of_state
+from lightning_optkit.callbacks.seams.refusals import refuse_listed_twice
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.step.shards import reshard
 
@@ -128,6 +129,7 @@ class WeightAveraging(FitCallback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        refuse_listed_twice(self, trainer)
         if is_a(trainer.strategy, FSDPStrategy, DeepSpeedStrategy):
             raise ValueError(
                 f"{type(self).__name__}({self.average!r}): strategy {type(trainer.strategy).__name__} hides the "

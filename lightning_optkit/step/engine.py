@@ -221,7 +221,7 @@ class StepEngine:
             optimizer._learn(torch.stack(sums).sum(0))
         plan.clock += 1
         if optimizer.average is not None:
-            plan.average_idle(numbers)
+            plan.average_idle(optimizer, numbers)
 
     def _bind(self, optimizer: Stepped) -> tuple[StepPlan, list[Segment]]:
         """The plan and its segments that have gradients, bound to them; rebuilds a plan that is missing or outdated."""

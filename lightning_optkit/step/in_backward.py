@@ -36,6 +36,7 @@ def step_in_backward(optimizer: OnePassOptimizer) -> "StepInBackward":
     checkpoints work as usual. Each backward pass is one step, so gradients cannot be accumulated, nor averaged over
     processes afterwards (DDP). If the clip uses norms, a parameter whose gradient is not finite is skipped, while the
     others are updated. The gradient of a parameter is complete once per backward pass, however often the model uses it.
+    An average is updated only when its parameter is.
 
     Args:
         optimizer: With `ClipPerTensor`, `ClipUnitwise`, `ClipValue` or no clip.

@@ -62,6 +62,8 @@ class StepPlan:
             optimizer.state[each.entry.param] = each.state
         prepare_state(kept, layout)
         self._average_name = layout.average_name
+        if layout.average_name:
+            _start_late_averages(kept, layout.average_name)
         # All averages share one clock: the step count of the parameter with the most updates.
         steps = [each.state["step"] for each in kept] if layout.average_name else []
         self.clock = int(torch.stack(steps).max()) if steps else 0
@@ -98,21 +100,39 @@ class StepPlan:
             segment.release()
 
     @torch.no_grad()
-    def average_idle(self, numbers: Sequence[GroupNumbers]) -> None:
+    def average_idle(self, optimizer: Stepped, numbers: Sequence[GroupNumbers]) -> None:
         """Updates the averages of parameters without a gradient in this step, so that all averages share one clock."""
         name = self._average_name
         idle = [pair for segment in self.segments for pair in segment.idle()] if name else []
         if name is None or not idle:
             return
+        without_gradient = {entry.param for entry, _ in idle}
+        entries = (entry for segment in self.segments for entry in segment.entries)
+        stepped = next(entry.param for entry in entries if entry.param not in without_gradient)
+        clock = optimizer.state[stepped]["num_averaged"]
         for entry, state in idle:
             group, average, so_far = numbers[entry.group_index], local(state[name]), state["num_averaged"]
             if not group.average_due:
                 continue
-            # On CUDA only the device knows the number of updates, and reading it would synchronize.
-            seen = so_far.to(average.dtype)
-            weight = (seen > 0).to(seen.dtype) * average_weight(int(group.average_kind), group.average_decay, seen)
+            # On CUDA only the device knows the number of updates, and reading it would synchronize. An average that has
+            # not started when the others have starts as a copy.
+            seen = so_far.to(average.real.dtype)
+            weight = average_weight(int(group.average_kind), group.average_decay, seen)
+            weight = torch.where(seen > 0, weight, (clock > 0).to(seen.dtype))
             average += weight * (local(entry.param.detach()).to(average.dtype) - average)
-            so_far += seen > 0
+            so_far.copy_(torch.where(seen > 0, so_far + 1, clock))
+
+
+def _start_late_averages(kept: Sequence[Kept], name: str) -> None:
+    """Starts the averages of parameters that get their first gradient after the other averages have started.
+
+    The parameter has not changed so far, so its average is a copy with the number of updates of the others.
+    """
+    counts = torch.stack([each.state["num_averaged"] for each in kept]).tolist() if kept else []
+    for each, count in zip(kept, counts, strict=True):
+        if count == 0 and max(counts) > 0:
+            local(each.state[name]).copy_(local(each.entry.param.detach()))
+            each.state["num_averaged"].fill_(max(counts))
 
 
 def _check_members(optimizer: Stepped, lists: list[list[Tensor]]) -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lightning_optkit.averaging import EMA, own_pass, standalone
-from lightning_optkit.averaging.standalone import protect_average, update_average_
+from lightning_optkit.averaging import EMA, LAWA, SWA, own_pass, standalone
+from lightning_optkit.averaging.standalone import late_averages, protect_average, read_average, update_average_
 from lightning_optkit.optimizers import SGD, Adam, AdamW
 
 OPTIMIZERS = {
@@ -111,9 +111,87 @@ def test_a_parameter_whose_gradient_comes_and_goes_is_averaged_as_in_the_folded_
             give_gradients(params, step)
             if step in steps_without:
                 params[0].grad = None
+            late = late_averages(optimizer, average) if optimizer is own else {}
             optimizer.step()
+            for param, state in late.items():
+                optimizer.state[param].update(state)
         update_average_(own, average, step)
     torch.testing.assert_close(averages(own, theirs), averages(folded, ours), rtol=0, atol=1e-12)
+
+
+LATE = {
+    "exponential": (EMA(0.8), dict(multi_avg_fn=get_ema_multi_avg_fn(0.8))),
+    "uniform": (SWA(start=1), {}),
+}
+
+
+@pytest.mark.parametrize("joins", ["first gradient", "new group", "gradient that pauses"])
+@pytest.mark.parametrize("is_folded", [True, False], ids=["folded", "own pass"])
+@pytest.mark.parametrize("kind", LATE)
+def test_a_parameter_that_stood_still_at_first_is_averaged_as_by_the_averaged_model(kind, is_folded, joins):
+    """A frozen parameter is averaged with itself."""
+    average, torchs = LATE[kind]
+    net = model()
+    params = list(net.parameters())
+    early = params[2:] if joins == "new group" else params
+    cls, kwargs = (AdamW, dict(average=average)) if is_folded else (torch.optim.AdamW, {})
+    optimizer, averaged = cls(early, lr=0.1, **kwargs), AveragedModel(net, **torchs)
+    for step in range(1, 9):
+        if step == 5 and joins == "new group":
+            optimizer.add_param_group(dict(params=params[:2]))
+        give_gradients(params, step)
+        if step < 5 or (joins == "gradient that pauses" and step == 6):
+            params[0].grad = params[1].grad = None
+        late = {} if is_folded else late_averages(optimizer, average)
+        assert is_folded or len(late) == 2 * (step == 5)
+        optimizer.step()
+        for param, state in late.items():
+            optimizer.state[param].update(state)
+        if not is_folded:
+            update_average_(optimizer, average, step)
+        averaged.update_parameters(net)
+        assert is_folded or step >= 5 or not optimizer.state.get(params[0]), "no memory before it moves"
+    expected = [p.detach() for p in averaged.module.parameters()]
+    torch.testing.assert_close(averages(optimizer, params, average.state_name), expected, rtol=0, atol=1e-12)
+    assert {float(optimizer.state[p]["num_averaged"]) for p in params} == {8.0}
+
+
+@pytest.mark.parametrize("start", [1, 2, 3])
+@pytest.mark.parametrize("is_folded", [True, False], ids=["folded", "own pass"])
+def test_a_parameter_without_a_gradient_when_averages_begin_is_averaged_from_there(is_folded, start):
+    average, params = SWA(start=start), list(model().parameters())
+    cls, kwargs = (SGD, dict(average=average)) if is_folded else (torch.optim.SGD, {})
+    optimizer, seen = cls(params, lr=0.1, **kwargs), []
+    for step in range(1, 6):
+        give_gradients(params, step)
+        if step in (2, 3):
+            params[0].grad = None
+        late = {} if is_folded else late_averages(optimizer, average)
+        optimizer.step()
+        for param, state in late.items():
+            optimizer.state[param].update(state)
+        if not is_folded:
+            update_average_(optimizer, average, step)
+        seen += [params[0].detach().clone()] if step >= start else []
+    torch.testing.assert_close(optimizer.state[params[0]]["swa"], torch.stack(seen).mean(0), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("taken", [1, 2, 5])
+def test_snapshots_of_a_parameter_that_stood_still_are_its_value(taken):
+    average = LAWA(k=3)
+    body, head = (torch.full((2,), 4.0, requires_grad=True) for _ in range(2))
+    optimizer = torch.optim.SGD([body, head], lr=1.0)
+    head.grad = torch.ones(2)
+    for step in range(1, taken + 1):
+        update_average_(optimizer, average, step)
+    body.grad = torch.ones(2)
+    late = late_averages(optimizer, average)
+    optimizer.step()
+    optimizer.state[body].update(late[body])
+    update_average_(optimizer, average, taken + 1)
+    num = min(taken + 1, 3)
+    expected = torch.full((2,), 4.0 - 1 / num)  # one snapshot of 3 among those of 4
+    torch.testing.assert_close(read_average(optimizer.state[body], average), expected, rtol=0, atol=1e-6)
 
 
 def test_the_first_update_copies():

@@ -233,3 +233,44 @@ def test_parameter_groups_let_it_fold_beside_an_average(regression, fit):
     assert "2 of 2 parameters: l1 0.2 in the step" in net.explain()
     fit(expected, ParameterGroups(), ElasticNet(l1=L1), WeightAveraging(EMA(0.5)))
     assert_close(weights(module), weights(expected))
+
+
+FREEZES = {
+    "one layer": lambda module: module.net[0],
+    "the other": lambda module: module.net[2],
+    "one bias, counted with the rest": lambda module: module.net[0].bias,
+}
+
+
+@pytest.mark.parametrize("everything", [False, True], ids=["weights", "everything"])
+@pytest.mark.parametrize("frozen", FREEZES)
+def test_sparsity_is_that_of_the_weights_that_train(regression, fit, tmp_path, frozen, everything):
+    module = regression(one_group(torch.optim.SGD))
+    FREEZES[frozen](module).requires_grad_(False)
+    elastic = ElasticNet(l1=L1, exclude_bias_and_norm=not everything, verbose=False)
+    trainer = fit(module, elastic, logger=CSVLogger(tmp_path), epochs=1)
+    trained = {n: p for n, p in module.named_parameters() if p.requires_grad and (everything or p.dim() > 1)}
+    zeros = sum(int((p == 0).sum()) for p in trained.values())
+    assert trainer.logged_metrics["sparsity"] == pytest.approx(zeros / sum(p.numel() for p in trained.values()))
+    assert {key for key in trainer.logged_metrics if "/" in key} == {f"sparsity/{name}" for name in trained}
+
+
+class FreezeLater(Callback):
+    def on_train_epoch_start(self, trainer, pl_module):
+        pl_module.net[0].requires_grad_(trainer.current_epoch == 0)
+
+
+@pytest.mark.filterwarnings("ignore:.*no parameters.*require")
+def test_a_layer_that_is_frozen_later_leaves_the_count(regression, fit, tmp_path):
+    module = regression(one_group(torch.optim.SGD))
+    trainer = fit(module, FreezeLater(), ElasticNet(l1=L1, verbose=False), logger=CSVLogger(tmp_path), epochs=2)
+    weight = module.net[2].weight
+    assert trainer.logged_metrics["sparsity"] == pytest.approx(float((weight == 0).float().mean()))
+
+
+def test_nothing_is_logged_of_weights_that_are_all_frozen(regression, fit, tmp_path):
+    module = regression(one_group(torch.optim.SGD))
+    for layer in (0, 2):
+        module.net[layer].weight.requires_grad_(False)
+    trainer = fit(module, ElasticNet(l1=L1, verbose=False), logger=CSVLogger(tmp_path), epochs=1)
+    assert not any(key.startswith("sparsity") for key in trainer.logged_metrics)

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_optkit._checks import check_bools, check_state
 from lightning_optkit.callbacks.scheduling.clock import Clock, Interval
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
+from lightning_optkit.callbacks.seams.refusals import refuse_listed_twice
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.schedules import Schedule
 from lightning_optkit.schedules.schedule import check_schedule
@@ -89,6 +90,7 @@ class ScheduledCallback(FitCallback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
+            refuse_listed_twice(self, trainer)
             self._clock.counted = self._clock.pending = 0
             self._fits, self._resumed_from = True, repr(self.schedule)
 

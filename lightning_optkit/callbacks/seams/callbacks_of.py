@@ -15,9 +15,11 @@ T = TypeVar("T")
 
 
 def callbacks_of(trainer: pl.Trainer, kind: type[T], but: object = None) -> list[T]:
-    """Those of class `kind`, in their order, leaving out `but`."""
+    """Those of class `kind`, in their order, leaving out `but` once: one that is listed twice has itself beside it."""
     untyped: Any = trainer  # Lightning does not declare the attribute
-    return [callback for callback in untyped.callbacks if is_a(callback, kind) and callback is not but]
+    found = [callback for callback in untyped.callbacks if is_a(callback, kind)]
+    place = next((place for place, callback in enumerate(found) if callback is but), len(found))
+    return found[:place] + found[place + 1 :]
 
 
 def insert_callback(trainer: pl.Trainer, callback: Callback, behind: Callback) -> Callable[[], None]:

@@ -19,6 +19,7 @@ from lightning_optkit._checks import check_instance, check_state
 from lightning_optkit.averaging import EMA, LAWA, SWA
 from lightning_optkit.averaging.standalone import (
     averages_of,
+    late_averages,
     protect_average,
     read_average,
     state_names,
@@ -49,6 +50,7 @@ class KeptAverage(RunFree):
         self._counts = StepCounts()  # of the other places; of all, when the training starts and when it has ended
         self._hooks: list[RemovableHandle | StepWatch] = []
         self._handed_over: dict[Tensor, dict[str, Tensor]] = {}  # state of a replaced optimizer, for its successor
+        self._late: dict[Optimizer, dict[Tensor, dict[str, Tensor]]] = {}  # started before the current step
         self._trainer: pl.Trainer | None = None
         self._counts_steps = self._is_training = False
         self._buffers_of: nn.Module | None = None
@@ -95,13 +97,14 @@ class KeptAverage(RunFree):
         for optimizer, kept_before in self._folding.items():
             if isinstance(optimizer, OnePassOptimizer):  # Fuse may have undone it before
                 optimizer.keep_average(kept_before)
-        self._hooks, self._folding, self._buffers_of, self._trainer = [], {}, None, None
+        self._hooks, self._folding, self._buffers_of, self._trainer, self._late = [], {}, None, None, {}
 
     def _forget(self) -> None:
         counts = StepCounts()
         counts.load(self._all_steps())
         self._counts, self._is_training, self._trainer, self._buffers_of = counts, False, None, None
         self._optimizers, self._folding, self._hooks, self._lead, self._handed_over = {}, {}, [], {}, {}
+        self._late = {}
 
     def state_dict(self) -> dict[str, Any]:
         """What is not in the state of the optimizers."""
@@ -214,7 +217,8 @@ class KeptAverage(RunFree):
         if not self._counts_steps:
             assert self._trainer is not None
             self._counts_steps = True
-            self._hooks.append(watch_steps(self._trainer, StepListener("WeightAveraging", counts=self._after_step)))
+            listener = StepListener("WeightAveraging", evaluated=self._before_step, counts=self._after_step)
+            self._hooks.append(watch_steps(self._trainer, listener))
 
     def _explain(self, optimizer: Optimizer) -> None:
         reason = self._why_not_folded(optimizer)
@@ -242,6 +246,12 @@ class KeptAverage(RunFree):
         if optimizer.average != average:
             optimizer.keep_average(average)  # type: ignore[arg-type]
 
+    def _before_step(self, optimizer: Optimizer, place: int) -> None:
+        if optimizer not in self._folding:
+            known = self._late.setdefault(optimizer, {})
+            late = late_averages(optimizer, self.average, self.name, self._handed_over.values())
+            self._late[optimizer] = {p: s for p, s in late.items() if p not in self._handed_over} | known
+
     def _after_step(self, optimizer: Optimizer, place: int) -> None:
         # A sharded checkpoint is read into the state that a first, empty step makes.
         step = 0
@@ -249,6 +259,9 @@ class KeptAverage(RunFree):
             step = self._steps_of(place) if optimizer in self._folding else self._counts.add(place)
         if optimizer not in self._folding:
             self._hand_over(optimizer)  # not before: torch's optimizers begin where they find no state at all
+            for param, state in self._late.pop(optimizer, {}).items():
+                if param.grad is not None:
+                    optimizer.state[param].update(state)
             update_average_(optimizer, _counted_by(self.average, 0), step, self.name)
         if place == 0 and self._buffers_of is not None and self._is_training:
             kept = [

@@ -8,7 +8,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.lightning_packages import is_a
 
-__all__ = ["refuse_manual_optimization", "refuse_split_parameters", "refuse_twice"]
+__all__ = ["refuse_listed_twice", "refuse_manual_optimization", "refuse_split_parameters", "refuse_twice"]
 
 
 def refuse_twice(callback: Callback, trainer: pl.Trainer) -> None:
@@ -16,6 +16,12 @@ def refuse_twice(callback: Callback, trainer: pl.Trainer) -> None:
     owner = type(callback).__name__
     if any(type(other) is type(callback) for other in callbacks_of(trainer, type(callback), but=callback)):
         raise ValueError(f"{owner}(...): given twice; a run takes one.")
+
+
+def refuse_listed_twice(callback: Callback, trainer: pl.Trainer) -> None:
+    """Raises ValueError if the Trainer lists this very object twice, where several of its class may stand together."""
+    if any(other is callback for other in callbacks_of(trainer, type(callback), but=callback)):
+        raise ValueError(f"{type(callback).__name__}(...): the same object is given twice; list it once.")
 
 
 def refuse_manual_optimization(callback: Callback, pl_module: pl.LightningModule, because: str) -> None:

@@ -41,6 +41,8 @@ class StepListener:
         joins: Called once for each optimizer: at `watch_steps`, or before the first step of one that comes later.
         before: Called between the gradients and the update. LBFGS, which evaluates the loss many times in a step, is
             refused.
+        evaluated: Called as `before`, also for an update that will be left out, and under LBFGS after every evaluation,
+            the first of which sees the weights as they were.
         after: Called right after the update, to change the weights.
         counts: Called after everybody's `after`, to see what came of the update.
     """
@@ -48,6 +50,7 @@ class StepListener:
     owner: str
     joins: Callable[[Optimizer, int], None] | None = None
     before: Callable[[Optimizer, int], None] | None = None
+    evaluated: Callable[[Optimizer, int], None] | None = None
     after: Callable[[Optimizer, int], None] | None = None
     counts: Callable[[Optimizer, int], None] | None = None
 
@@ -198,7 +201,7 @@ class _Seam:
             )
         if listener.joins is not None:
             listener.joins(optimizer, place)
-        if listener.before or listener.after or listener.counts:
+        if listener.before or listener.evaluated or listener.after or listener.counts:
             self._hook(optimizer)
 
     def _hook(self, optimizer: Optimizer) -> None:
@@ -210,7 +213,7 @@ class _Seam:
 
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._num_steps[optimizer] = _num_steps(optimizer)
-        if not any(listener.before for listener in self._listeners):
+        if not any(listener.before or listener.evaluated for listener in self._listeners):
             return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer
         if closure is None:
@@ -228,10 +231,16 @@ class _Seam:
         return args, {**kwargs, "closure": closure_then_before}
 
     def _call_before(self, optimizer: Optimizer) -> None:
-        if optimizer in self._joined and not _has_nothing(optimizer) and not _will_skip(optimizer):
+        if optimizer not in self._joined or _has_nothing(optimizer):
+            return
+        place = self._joined[optimizer]
+        for listener in self._listeners:
+            if listener.evaluated is not None:
+                listener.evaluated(optimizer, place)
+        if any(listener.before for listener in self._listeners) and not _will_skip(optimizer):
             for listener in self._listeners:  # also one that another adds now
                 if listener.before is not None:
-                    listener.before(optimizer, self._joined[optimizer])
+                    listener.before(optimizer, place)
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         before, now = self._num_steps.pop(optimizer, None), _num_steps(optimizer)

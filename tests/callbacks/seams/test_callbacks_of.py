@@ -36,3 +36,11 @@ def test_one_is_put_behind_another_and_taken_out_of_a_new_list():
     assert ours not in trainer.callbacks and last in trainer.callbacks
     take_out()
     assert last in trainer.callbacks
+
+
+def test_a_callback_that_is_listed_twice_has_itself_beside_it():
+    same, other = Special(), Special()
+    trainer = trainer_with(same, other, same)
+    assert callbacks_of(trainer, Special, but=same) == [other, same]
+    assert callbacks_of(trainer, Special, but=other) == [same, same]
+    assert callbacks_of(trainer, Special, but=Special()) == [same, other, same]
