@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""WHEN: one thin Lightning callback per strategy."""
+"""One thin Lightning callback per strategy: it decides when the strategy is applied."""
 
 from lightning_optkit.callbacks.activation_regularization import ActivationRegularization
 from lightning_optkit.callbacks.augment import Augment

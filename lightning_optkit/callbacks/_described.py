@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the order of the training data depends on, in plain types, to compare two runs by."""
+"""The facts that the order of the training data depends on, in plain types, so that two runs can be compared."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ __all__ = ["described", "differences", "num_workers"]
 
 
 def described(trainer: pl.Trainer, loaders: list[Any]) -> dict[str, Any]:
-    """By name; empty where the loaders are made anew in the course of a run, and may be others each time."""
+    """The facts by name; empty if the loaders are recreated during a run, since they may then differ each time."""
     if trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
         return {}
     facts = {
@@ -27,24 +27,24 @@ def described(trainer: pl.Trainer, loaders: list[Any]) -> dict[str, Any]:
         "batches per epoch": trainer.num_training_batches,
     }
     if callbacks_of(trainer, BatchSizeSchedule):
-        del facts["batch size"], facts["batches per epoch"]  # its own, which it compares itself
+        del facts["batch size"], facts["batches per epoch"]  # the schedule sets and compares them itself
     return facts
 
 
 def num_workers(loaders: list[Any]) -> list[int]:
-    """Of each loader: only what a data set draws by itself depends on it."""
+    """Number of workers of each loader, which affects only random numbers drawn by a dataset."""
     return [getattr(loader, "num_workers", 0) for loader in loaders]
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """What of both is not alike, in words; empty if nothing."""
+    """The differing facts, as text; empty if there are none."""
     names = [name for name in now if name in before and before[name] != now[name]]
     saved, resumed = (", ".join(f"{name} {_plain(facts[name])}" for name in names) for facts in (before, now))
     return f"{saved} and goes on with {resumed}" if names else ""
 
 
 def _kind(loader: Any) -> str:
-    """The sampler, and how it draws."""
+    """The sampler and its settings."""
     sampler = getattr(loader, "sampler", None)
     if getattr(loader, "batch_size", None) is None and getattr(loader, "batch_sampler", None) is not None:
         sampler = loader.batch_sampler

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adds the size of chosen activations, and their change over time, to the training loss."""
+"""Adds penalties on the size of chosen activations, and on their change over time, to the training loss."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -22,22 +22,22 @@ __all__ = ["ActivationRegularization"]
 
 
 class ActivationRegularization(FitCallback):
-    """AR on the outputs of the modules named `names`, and TAR on those named `temporal_names`, added to the loss.
+    """Adds AR on the outputs of the modules `names`, and TAR on those of `temporal_names`, to the loss.
 
-    In the paper both look at the last recurrent layer: AR behind its dropout, TAR before it. A recurrent layer says
-    itself where time is (`batch_first`). A module that runs several times in a `training_step` counts by its mean.
+    In the paper both apply to the last recurrent layer: AR after its dropout, TAR before it. The time dimension of a
+    recurrent layer follows from `batch_first`. If a module runs several times in a `training_step`, its mean counts.
 
     Args:
-        names: Shell pattern of the modules whose outputs shall be small, e.g. "decoder.dropout"; a `*` does not reach
-            over a dot.
-        temporal_names: Of those whose outputs shall change slowly, e.g. "decoder.lstm". Default: the same.
+        names: Shell pattern of the modules whose outputs should be small, e.g. "decoder.dropout"; `*` does not match a
+            dot.
+        temporal_names: Pattern of those whose outputs should change slowly, e.g. "decoder.lstm". Default: the same.
         alpha: Weight of AR, in [0, inf).
         beta: Weight of TAR, in [0, inf).
-        time_dim: Dimension of time in the outputs of other modules.
+        time_dim: Time dimension in the outputs of other modules.
 
     Raises:
         ValueError: for an argument out of range or two that are 0; when the fit starts, if no module has such a name,
-            or for manual optimization.
+            or with manual optimization.
 
     Source: Merity et al. 2017, arXiv:1708.01009, Section 3.
 
@@ -58,7 +58,7 @@ class ActivationRegularization(FitCallback):
             type(self).__name__, "temporal_names", names if temporal_names is None else temporal_names
         )
         self.time_dim = check_whole(type(self).__name__, "time_dim", time_dim)
-        self._terms: dict[tuple[str, str], list[Tensor]] | None = None  # while training_step runs
+        self._terms: dict[tuple[str, str], list[Tensor]] | None = None  # during training_step
 
     # --- hooks, in the order Lightning calls them ---
 
@@ -78,12 +78,12 @@ class ActivationRegularization(FitCallback):
             for name, module in named.items():
                 self._at_end(module.register_forward_hook(self._slow(name)).remove)
 
-    # --- what they do ---
+    # --- implementation ---
 
     def _wrap(self, pl_module: pl.LightningModule) -> Callable[..., Any]:
         original = pl_module.training_step
 
-        @wraps(original)  # Lightning looks at the signature
+        @wraps(original)  # Lightning inspects the signature
         def training_step(*args: Any, **kwargs: Any) -> Any:
             self._terms = {}
             try:

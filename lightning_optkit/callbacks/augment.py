@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Augments training batches on the device, and mixes the loss where examples were mixed.
+"""Augments training batches on the device, and mixes the loss if examples were mixed.
 
 Source: Zhang et al. 2018, arXiv:1710.09412 (a mixture of targets is a mixture of cross-entropies); Yun et al. 2019,
 arXiv:1905.04899 (CutMix).
@@ -27,37 +27,37 @@ __all__ = ["Augment"]
 
 
 class _Mixture(NamedTuple):
-    """How the batch in training was mixed: share * examples + (1 - share) * partners."""
+    """How the current batch was mixed: share * examples + (1 - share) * partners."""
 
     partners: Tensor
     share: float
 
 
 class Augment(FitCallback):
-    """Applies augmentations to the inputs of every training batch; other stages see the data as they are.
+    """Applies augmentations to the inputs of every training batch; other stages get the data unchanged.
 
     `Mixup` and `CutMix` mix pairs of examples. Class indices stay class indices, so that metrics in `training_step`
-    keep working: there every loss of `F.cross_entropy` and its kin becomes share * loss(targets) + (1 - share) *
-    loss(targets of the partners), which is cross-entropy with soft targets, whatever weights, `ignore_index` or label
-    smoothing it has. Floating targets (regression, soft targets) are mixed in the batch. If `training_step` computes
-    its loss in another way from class indices, it raises.
+    keep working: every loss computed there by `F.cross_entropy` or a similar function becomes share * loss(targets) +
+    (1 - share) * loss(targets of the partners), which equals cross-entropy with soft targets for any weights,
+    `ignore_index` or label smoothing. Floating-point targets (regression, soft targets) are mixed in the batch. If
+    `training_step` computes its loss from class indices in another way, it raises.
 
-    The random numbers of training batch t on rank r follow from `seed + r` and t alone: they do not touch the run's,
-    and a resumed run goes on with those of its next batch. List this callback after `Preprocess`.
+    The random numbers of training batch t on rank r depend only on `seed + r` and t: the run's own are not affected,
+    and a resumed run continues with those of its next batch. List this callback after `Preprocess`.
 
     Args:
-        augmentations: Augmentations of `lightning_optkit.data`, or modules of one's own from inputs to inputs, applied
-            in order. Of several that mix examples, one is drawn for every batch.
-        inputs: Field of the inputs, as in `Preprocess`: (N, C, H, W) for images.
-        targets: Field of the targets, needed by `Mixup` and `CutMix` only.
+        augmentations: Augmentations of `lightning_optkit.data`, or custom modules from inputs to inputs, applied in
+            order. If several mix examples, one of them is drawn for every batch.
+        inputs: Field of the inputs, see `Preprocess`: (N, C, H, W) for images.
+        targets: Field of the targets, used only by `Mixup` and `CutMix`.
         seed: Seed of all draws, in [0, inf).
 
     Raises:
         TypeError: if an augmentation is not a module.
         ValueError: if there is none, or a batch lacks a field.
-        RuntimeError: if examples were mixed and the loss cannot be reached.
+        RuntimeError: if examples were mixed and the loss cannot be intercepted.
 
-    Cost: that of the augmentations; with mixing a second evaluation of the loss function (not of the model).
+    Cost: that of the augmentations; with mixing also a second evaluation of the loss function (not of the model).
 
     Source: Zhang et al. 2018, arXiv:1710.09412; Yun et al. 2019, arXiv:1905.04899.
 
@@ -94,7 +94,7 @@ class Augment(FitCallback):
         refuse_listed_twice(self, trainer)
         for module in self.augmentations.modules():
             if isinstance(module, Draws):
-                module.generator = self._generator  # one for all: none repeats the numbers of another
+                module.generator = self._generator  # one generator for all, so that none repeats the numbers of another
         inner = trainer.strategy.batch_to_device
 
         def batch_to_device(batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
@@ -104,14 +104,14 @@ class Augment(FitCallback):
         self._override(trainer.strategy, "batch_to_device", batch_to_device)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Not before: other callbacks may look at batches, or fit transforms on them.
+        # Not earlier: other callbacks may inspect batches, or fit transforms on them.
         self._training = True
         self.augmentations.to(pl_module.device)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._training = False
 
-    # --- what they do ---
+    # --- implementation ---
 
     @torch.no_grad()
     def _augment(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> Any:
@@ -142,7 +142,7 @@ class Augment(FitCallback):
                 f"{len(mixture.partners)} examples to be mixed, not {found}."
             )
         if targets.is_floating_point():
-            self._mixture = None  # done here: the loss must not mix them again
+            self._mixture = None  # mixed here, so the loss must not mix them again
             mixed = mixture.share * targets + (1 - mixture.share) * targets[mixture.partners]
             return with_field(batch, self._targets, mixed)
         if not self._intercepts:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batch, stochastic or mini-batch gradient descent, on an unchanged module and its own loader."""
+"""Batch, stochastic or mini-batch gradient descent, with an unchanged module and its own loader."""
 
 from functools import partial
 from typing import Literal
@@ -15,21 +15,21 @@ from lightning_optkit.callbacks.seams.lightning_private import train_source
 
 __all__ = ["BatchRegime"]
 
-WHOLE_EPOCH = 2**20  # batches; a power of two, so that multiplying and dividing by it changes no bit
+WHOLE_EPOCH = 2**20  # batches; a power of two, so that multiplying and dividing by it is exact
 
 
 class BatchRegime(ExactAccumulation):
-    """How many samples a step sees: all, one, or `regime`.
+    """Sets how many samples a step uses: all, one, or `regime`.
 
-    "full" takes one step an epoch, with the gradient of the mean over all samples: the loader's batches only bound the
-    memory, and an uneven last one has its due weight. "single" and a number change the loader's batch size for the
-    length of the fit; under DDP it is that of each process. Batches are weighted as `ExactAccumulation` does.
+    "full" takes one step per epoch, with the gradient of the mean over all samples: the loader's batches only limit the
+    memory, and a smaller last one is weighted correctly. "single" and a number change the loader's batch size during
+    the fit; under DDP it is the size per process. Batches are weighted as in `ExactAccumulation`.
 
     Args:
         regime: "full" (batch gradient descent), "single" (stochastic gradient descent) or the batch size.
 
     Raises:
-        ValueError: if it is another string or below 1; at the start of a fit if "full" meets
+        ValueError: if it is another string or below 1; at the start of a fit, for "full" with
             `Trainer(accumulate_grad_batches)`, or if the loader's batch size cannot be changed.
 
     Source: Qiu, Neural Networks and Deep Learning, section 7.2.1.
@@ -74,7 +74,7 @@ class BatchRegime(ExactAccumulation):
             self._resize(loader, size)
             return loader
 
-        # Before Lightning puts in its distributed sampler, counts the batches and begins to prefetch.
+        # Before Lightning inserts its distributed sampler, counts the batches and starts to prefetch.
         self._override(source, "dataloader", dataloader)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches that grow (or shrink) over the run, of an unchanged module and its own loader."""
+"""Grows (or shrinks) the batch size during the run, with an unchanged module and its own loader."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -50,37 +50,37 @@ _EXPONENTS = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}
 
 
 class BatchSizeSchedule(FitCallback):
-    """Changes the loader's batch size over the run, and with it the learning rate if asked to.
+    """Changes the loader's batch size during the run, and optionally the learning rate with it.
 
-    With the learning rate as it is, a batch `n` times as large does to the noise of the gradient what a rate `n` times
-    as small does, in fewer steps: so growing batches stand in for a decaying rate.
+    At a constant learning rate, a batch `n` times as large reduces the gradient noise like a learning rate `n` times as
+    small, in fewer steps, so growing batches can replace a decaying learning rate.
 
-    The size changes where an epoch begins. A loader draws its order once an epoch, and its workers fetch ahead: a
-    change in between would throw batches away or show samples twice, while here an epoch is still each sample once. In
-    several processes the size is that of each.
+    The size changes between epochs. A loader draws its order once per epoch, and its workers prefetch, so a change
+    within an epoch would drop batches or repeat samples. With several processes it is the size per process.
 
-    The base of a learning rate is that of its group (`initial_lr`, also of a group added during the run), so that
-    `LRSchedule` and torch's schedulers go on from it. Count `LRSchedule` in samples or epochs: steps become fewer.
+    The base learning rate is that of the group (`initial_lr`, including groups added during the run), so that
+    `LRSchedule` and torch's schedulers build on it. Count `LRSchedule` in samples or epochs, since there are fewer
+    steps.
 
     Attributes:
-        batch_size: Of the running epoch, in each process.
-        samples_seen: By the training so far, over all processes; it is in the checkpoint.
+        batch_size: Batch size of the current epoch, per process.
+        samples_seen: Number of training samples so far, over all processes; saved in the checkpoint.
 
     Args:
-        schedule: A factor of the loader's own batch size as a function of the epoch, rounded to the nearest integer, a
-            half to even; or a mapping from an epoch, from 0, to the batch size from then on, at least 1. Before the
-            first of its epochs the loader keeps its own.
-        lr_scaling: The learning rate at size b, where it was chosen for the loader's own size B: "none" keeps it,
-            "linear" multiplies it by b / B, "sqrt" by the square root of that.
+        schedule: A factor of the loader's own batch size as a function of the epoch, rounded to the nearest integer,
+            ties to even; or a mapping from epochs, from 0, to the batch size from then on, at least 1. Before the first
+            of these epochs the loader keeps its own size.
+        lr_scaling: The learning rate at size b, if it was tuned for the loader's own size B: "none" keeps it, "linear"
+            multiplies it by b / B, "sqrt" by the square root of that.
         total: Length of the run in epochs, for a `Schedule`, at least 1. Default: `max_epochs`.
-        log: Log `batch_size` and `samples_seen` when a logger takes them.
+        log: Log `batch_size` and `samples_seen` if there is a logger.
         verbose: Print each change.
 
     Raises:
         TypeError: for an argument of another type.
         ValueError: for an argument out of range; when the fit starts, if the loader's batch size cannot be changed, if
-            an epoch would have no batch or none that is validated, beside another callback that sets the size, or
-            beside a schedule whose count of steps would be wrong.
+            an epoch would have no batch or no validation, with another callback that sets the size, or with a schedule
+            whose count of steps would be wrong.
 
     Source: Smith et al., Don't Decay the Learning Rate, Increase the Batch Size, ICLR 2018 (arXiv:1711.00489); "linear"
     after Goyal et al. 2017 (arXiv:1706.02677), section 2.1; "sqrt" after Krizhevsky 2014 (arXiv:1404.5997).
@@ -116,15 +116,15 @@ class BatchSizeSchedule(FitCallback):
         self._base: int | None = None
         self._resumed_from: dict[str, Any] = {}
         self._fit_started = False
-        self._loaders: list[DataLoader[Any]] = []  # the user's, and what Lightning made of it
-        self._old_iterator: object = None  # what stood when the size changed
+        self._loaders: list[DataLoader[Any]] = []  # the user's, and Lightning's copy of it
+        self._old_iterator: object = None  # the iterator before the size changed
 
     def state_dict(self) -> dict[str, Any]:
-        """The schedule as it prints, the loader's own batch size, and the samples so far."""
+        """The schedule's `repr`, the loader's own batch size, and the number of samples so far."""
         return {**self._described(), "samples_seen": self.samples_seen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the count. The size follows from the epoch, the learning rates lie in the optimizer's state."""
+        """Restores the count. The size follows from the epoch; learning rates are in the optimizer's state."""
         kinds: dict[str, Any] = {"samples_seen": int, "schedule": str, "lr_scaling": str}
         state = check_state(type(self).__name__, state_dict, **kinds, **{"base batch size": (int, type(None))})
         self.samples_seen, self._resumed_from = state["samples_seen"], state
@@ -144,14 +144,14 @@ class BatchSizeSchedule(FitCallback):
         loop, source = trainer.fit_loop, train_source(trainer)
         self._at_end(partial(self._restore_rates, trainer))
         self._at_end(self._restore_sizes)
-        # The first size before Lightning puts in its distributed sampler, counts the batches and begins to prefetch;
-        # the later ones before any hook of the epoch, as progress bars ask for lengths.
+        # The first size is set before Lightning inserts its distributed sampler, counts the batches and starts to
+        # prefetch; later ones before any hook of the epoch, since progress bars read the lengths.
         self._override(source, "dataloader", partial(self._first_size, trainer, source.dataloader))
         self._override(loop, SET_UP_DATA, partial(self._prepare_epoch, trainer, getattr(loop, SET_UP_DATA)))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._fit_started = True
-        # A sharded checkpoint restores only entries of groups that are there already.
+        # A sharded checkpoint restores only existing entries of groups.
         self._scale(trainer, 1.0)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -165,7 +165,7 @@ class BatchSizeSchedule(FitCallback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._scale(trainer, self._factor)  # groups that were added since
+        self._scale(trainer, self._factor)  # for groups added since
         if self._log and trainer.loggers and logs_now(trainer):
             now = {"batch_size": float(self.batch_size or 0), "samples_seen": float(self.samples_seen)}
             pl_module.log_dict(now, batch_size=1)
@@ -177,7 +177,7 @@ class BatchSizeSchedule(FitCallback):
         alike = isinstance(getattr(trainer.train_dataloader, "sampler", None), DistributedSampler)
         self.samples_seen += here * Run(trainer).replicas if alike else over_all_ranks(trainer, here)
 
-    # --- what stands before the loops' own methods ---
+    # --- called before methods of Lightning's loops ---
 
     def _first_size(self, trainer: pl.Trainer, dataloader: Callable[[], Any]) -> Any:
         self._restore_sizes()  # a module may return the same loader again
@@ -195,7 +195,7 @@ class BatchSizeSchedule(FitCallback):
             return
         if before is None:
             self._check_run(trainer, loaders.flattened[0])
-        # Resumed after an epoch's last batch, Lightning has still to compare where it stands with that epoch's length.
+        # After resuming at an epoch's last batch, Lightning still compares its position with the length of that epoch.
         if not restarted_mid_epoch(trainer):
             self._change(trainer)
 
@@ -205,10 +205,10 @@ class BatchSizeSchedule(FitCallback):
         self._change(trainer)
         on_run_start(fetcher)
         if self._old_iterator is not None and self._old_iterator is iterator_of(loaders_of(fetcher)):
-            iter(fetcher)  # Lightning begins no new one after resuming
+            iter(fetcher)  # Lightning does not create a new one after resuming
         self._old_iterator = None
 
-    # --- what they do ---
+    # --- implementation ---
 
     def _size_at(self, trainer: pl.Trainer, epoch: int) -> int:
         assert self._base is not None
@@ -240,7 +240,7 @@ class BatchSizeSchedule(FitCallback):
     def _check_run(self, trainer: pl.Trainer, loader: DataLoader[Any]) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        epochs = max(1, trainer.max_epochs or 1)  # -1: no end, which one cannot look to
+        epochs = max(1, trainer.max_epochs or 1)  # -1: the run has no end
         if isinstance(self.schedule, dict) and trainer.max_epochs != -1 and (last := max(self.schedule)) >= epochs:
             raise ValueError(
                 f"{type(self).__name__}(schedule={self.schedule!r}): the run has {epochs} epochs, and never comes to "
@@ -269,7 +269,7 @@ class BatchSizeSchedule(FitCallback):
             rank_zero_info(f"BatchSizeSchedule: batch size {size} from epoch {_epoch(trainer)}{rate}")
 
     def _change(self, trainer: pl.Trainer) -> None:
-        """Gives the loader the size of the epoch that begins, and Lightning what follows from it."""
+        """Sets the loader's size for the epoch that starts, and updates Lightning's derived values."""
         combined = train_loaders(trainer)
         assert combined is not None
         (loader,) = combined.flattened
@@ -306,7 +306,7 @@ class BatchSizeSchedule(FitCallback):
 
 
 def _epoch(trainer: pl.Trainer) -> int:
-    """The one that runs or begins; `trainer.current_epoch` lags behind while a checkpoint is restored."""
+    """The current or starting epoch; `trainer.current_epoch` lags behind while a checkpoint is restored."""
     return int(epoch_progress(trainer).current.processed)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dropout that grows or fades over the run."""
+"""Schedules the dropout probability over the run."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,25 +15,25 @@ __all__ = ["DropoutSchedule"]
 
 
 class DropoutSchedule(HyperparameterSchedule):
-    """Multiplies the `p` of every dropout module by a schedule: `HyperparameterSchedule("dropout", ...)` by name.
+    """Multiplies the `p` of every dropout module by a schedule; short for `HyperparameterSchedule("dropout", ...)`.
 
-    It is about the dropout modules of torch and of `lightning_optkit.layers`, and the dropout inside attention,
-    recurrent and add + norm layers where it is not 0. After the fit each has its own value again. Growing dropout is a
-    curriculum (Morerio et al.); dropout only at the start, or from some step on, is that of Liu et al. A compiled
-    module is compiled anew for every new value: use `join` of constants there.
+    It covers the dropout modules of torch and of `lightning_optkit.layers`, and nonzero dropout inside attention,
+    recurrent and add + norm layers. The original values are restored after the fit. Growing dropout is a curriculum
+    (Morerio et al.); dropout only in an early or late phase is that of Liu et al. A compiled module is recompiled for
+    every new value, so use a `join` of constants there.
 
     Args:
         schedule: The factor as a function of progress, e.g. `linear(0.0, 1.0)`.
-        interval: Unit of the ints in it, as in `LRSchedule`.
+        interval: Unit of integer lengths, see `LRSchedule`.
         base: Value at factor 1, in [0, 1], for all modules. Default: each module's own.
-        log: Log the value when a logger takes it.
+        log: Log the value if there is a logger.
         verbose: Print schedule, length and base values when training starts.
-        total: Length of the run in that unit. Default: found by itself, but for tokens.
-        count: Samples or tokens of a batch, as in `LRSchedule`.
+        total: Length of the run in that unit. Default: derived from the Trainer, except for tokens.
+        count: Samples or tokens of a batch, see `LRSchedule`.
 
     Raises:
         ValueError: for an argument out of range; when the training starts, if the module has no dropout, all of it is
-            0, or something else schedules it.
+            0, or another callback schedules it.
 
     Source: Morerio et al. 2017, "Curriculum Dropout", arXiv:1703.06229; Liu et al. 2023, "Dropout Reduces
     Underfitting", arXiv:2303.01500.

@@ -35,34 +35,34 @@ __all__ = ["EarlyStoppingCriterion"]
 
 
 class EarlyStoppingCriterion(RunFree, Callback):
-    """Stops by Prechelt's criteria, which look at the shape of the curves; Lightning's EarlyStopping counts patience.
+    """Stops by Prechelt's criteria, which use the shape of the curves; Lightning's EarlyStopping counts patience.
 
-    - "GL": the validation error lies more than `alpha` percent above its minimum.
-    - "PQ": at the end of a strip, that loss over the progress of the training error exceeds `alpha`. Waits as long as
-      training still moves fast.
-    - "UP": the validation error rose in `successive` strips in a row, by however little.
+    - "GL": the validation error is more than `alpha` percent above its minimum.
+    - "PQ": at the end of a strip, that loss divided by the progress of the training error exceeds `alpha`. It waits
+      while training still progresses fast.
+    - "UP": the validation error rose in `successive` consecutive strips, by any amount.
 
-    Time is counted in validations, one per epoch by default; a strip is `strip` of them. The training error is the
-    mean of what `training_step` returned since the last one. Under DDP both are averaged over the processes, so that
-    all decide alike. An error that is not finite stops at once.
+    Time is measured in validations, one per epoch by default; a strip is `strip` of them. The training error is the
+    mean of the values returned by `training_step` since the last validation. Under DDP both are averaged over the
+    processes, so that all make the same decision. A non-finite error stops immediately.
 
-    When `fit` returns, the module has the weights of the lowest validation error, exactly as they were validated
-    (also those that `WeightAveraging` showed), unless `restore_best=False`. Histories and best weights are in the
-    checkpoint: a resumed run decides as the uninterrupted one. Every process keeps the best weights on the CPU, whole
-    also under FSDP2 (`ModelParallelStrategy`).
+    When `fit` returns, the module has the weights of the lowest validation error, exactly as validated (including an
+    average shown by `WeightAveraging`), unless `restore_best=False`. Histories and best weights are saved in the
+    checkpoint, so a resumed run makes the same decisions as an uninterrupted one. Every process keeps the best weights
+    on the CPU, unsharded even with FSDP2 (`ModelParallelStrategy`).
 
     Args:
         criterion: "GL", "PQ" or "UP".
-        alpha: Of GL (percent; 1 to 5 are common) and PQ (0.5 to 3), in (0, inf).
-        successive: Of UP: strips in a row, in [1, inf); 2 to 8 in the paper.
-        strip: Validations in a strip, in [1, inf).
-        monitor: Logged validation error, greater than 0, lower is better.
-        restore_best: Give the module its best weights at the end.
-        verbose: Say when it stopped, and what is restored.
+        alpha: Threshold of GL (percent; 1 to 5 are common) and PQ (0.5 to 3), in (0, inf).
+        successive: For UP: number of consecutive strips, in [1, inf); 2 to 8 in the paper.
+        strip: Validations per strip, in [1, inf).
+        monitor: Name of the logged validation error, which must be positive; lower is better.
+        restore_best: Restore the best weights at the end.
+        verbose: Print when it stopped and what is restored.
 
     Raises:
-        ValueError: for an argument out of range; when the fit starts, with `restore_best` for a strategy that hides the
-            parameters; in training, for an error that is not positive.
+        ValueError: for an argument out of range; when the fit starts, with `restore_best` for a strategy without access
+            to the parameters; in training, for an error that is not positive.
         RuntimeError: if the module does not log `monitor`.
 
     Source: Prechelt 1998, "Early Stopping - But When?", Section 2.
@@ -102,7 +102,7 @@ class EarlyStoppingCriterion(RunFree, Callback):
 
     @property
     def state_key(self) -> str:
-        """Criteria of different kinds may run side by side."""
+        """Separate states, since several criteria may be used together."""
         return key_of_state(self, 
             criterion=self.criterion, alpha=self.alpha, successive=self.successive, strip=self.strip,
             monitor=self.monitor,
@@ -119,7 +119,7 @@ class EarlyStoppingCriterion(RunFree, Callback):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores them."""
+        """Restores the state."""
         nothing = type(None)
         state = check_state(
             type(self).__name__,
@@ -162,13 +162,13 @@ class EarlyStoppingCriterion(RunFree, Callback):
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        # Here, whoever shows validation other weights has done it, and nobody has taken them back.
+        # At this point callbacks that swap the weights for validation have done so, and have not restored them yet.
         is_counted = trainer.state.fn == "fit" and not trainer.sanity_checking
         if self.restore_best and is_counted and batch_idx == dataloader_idx == 0:
             self._validated = copy_weights(pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Not at the end of the training epoch: a checkpoint of this validation must hold its error.
+        # Not at the end of the training epoch: a checkpoint of this validation must contain its error.
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self._record(trainer)
@@ -183,7 +183,7 @@ class EarlyStoppingCriterion(RunFree, Callback):
                 rank_zero_info(f"EarlyStoppingCriterion: stops after validation {self.stopped_at}: {reason}.")
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        # Behind on_fit_end, where an average would be written over them; not called after an exception.
+        # After on_fit_end, where an average would overwrite them; not called after an exception.
         if stage == "fit" and self._best is not None:
             load_weights(pl_module, self._best)
             if self._verbose:
@@ -193,7 +193,7 @@ class EarlyStoppingCriterion(RunFree, Callback):
                     f"{self.monitor} {self.errors[best]:.4g}."
                 )
 
-    # --- what they do ---
+    # --- implementation ---
 
     def _forget(self) -> None:
         self._validated = {}
@@ -212,7 +212,7 @@ class EarlyStoppingCriterion(RunFree, Callback):
         self.training_errors.append(float(both[1]))
 
     def why_stop(self) -> str | None:
-        """Why it would stop, judged by `errors` and `training_errors` as they are; None if it would not."""
+        """Why it would stop, given the current `errors` and `training_errors`; None if it would not."""
         last = self.errors[-1]
         if not math.isfinite(last):
             return f"{self.monitor} is {last}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""L1 and L2 regularization of the weights, as part of the update: zeros are exact."""
+"""L1 and L2 regularization of the weights as part of the update, with exact zeros."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -25,28 +25,28 @@ __all__ = ["ElasticNet"]
 
 
 class ElasticNet(FitCallback):
-    r"""Shrinks the weights with every optimizer step: by a share (L2) and by a constant (L1), which leaves exact zeros.
+    r"""Shrinks the weights in every optimizer step: by a factor (L2) and by a constant (L1), which gives exact zeros.
 
     .. math:: w \leftarrow S_{\eta \lambda_1}\big((1 - \eta \lambda_2)\, w - u\big), \quad
         S_\theta(v) = \operatorname{sign}(v) \max(|v| - \theta, 0)
 
     with the optimizer's update :math:`u` and learning rate :math:`\eta`. In a one-pass optimizer (of this package, or
-    by `Fuse`) both are folded into the step, as its group entries `l1` and, where decay is decoupled, `weight_decay`;
-    `HyperparameterSchedule` can then schedule them. With any other optimizer, and for a group of which only some
-    parameters are regularized, the same is done in a pass of its own. `explain()` says which.
+    with `Fuse`) both are part of the step, as its group entries `l1` and, with decoupled decay, `weight_decay`;
+    `HyperparameterSchedule` can then schedule them. For any other optimizer, and for a group of which only some
+    parameters are regularized, they are applied in a separate pass. `explain()` shows which.
 
     A resumed run uses the strengths given here. Sparsity is logged at the end of each epoch if there is a logger:
-    `sparsity` over all, and `sparsity/<parameter>`.
+    `sparsity` overall, and `sparsity/<parameter>`.
 
     Args:
         l1: Lambda 1, in [0, inf).
         l2: Lambda 2, in [0, inf); decoupled decay, as in AdamW.
-        exclude_bias_and_norm: Leave biases, gains and normalization layers alone (`weights_of`).
-        verbose: Say when training starts where it is done.
+        exclude_bias_and_norm: Skip biases, gains and normalization layers (`weights_of`).
+        verbose: Print when training starts where it is applied.
 
     Raises:
         ValueError: if a strength is out of range or both are 0; when the fit starts, if the optimizer has `l1` or
-            (with `l2`) `weight_decay` already, or averages the weights in a step that this cannot be folded into.
+            (with `l2`) `weight_decay` already, or averages the weights in a step that this cannot be part of.
 
     Source: Zou & Hastie 2005; Parikh & Boyd 2014, Section 6.5.2; Loshchilov & Hutter 2019 for the decoupled decay.
 
@@ -65,10 +65,10 @@ class ElasticNet(FitCallback):
             raise ValueError(f"{type(self).__name__}(l1=0.0, l2=0.0): one of them must be greater than 0.")
         check_bools(type(self).__name__, exclude_bias_and_norm=exclude_bias_and_norm, verbose=verbose)
         self.exclude_bias_and_norm, self._verbose = exclude_bias_and_norm, verbose
-        self._weights: dict[str, Tensor] = {}  # also those that are frozen now
-        self._taken: dict[Optimizer, list[tuple[int, int]]] = {}  # of each group: weights, and parameters in all
-        # Groups by index: loading a checkpoint makes new ones.
-        self._folded: dict[tuple[Optimizer, int, str], tuple[float, Any]] = {}  # of an entry: ours, and the user's
+        self._weights: dict[str, Tensor] = {}  # including frozen ones
+        self._taken: dict[Optimizer, list[tuple[int, int]]] = {}  # per group: weights, and number of all parameters
+        # Groups by index, since loading a checkpoint creates new ones.
+        self._folded: dict[tuple[Optimizer, int, str], tuple[float, Any]] = {}  # per entry: our value, and the user's
         self._own: dict[str, list[tuple[Optimizer, int]]] = {"l1": [], "l2": []}
         self._watches: dict[str, StepWatch] = {}
         self._module: pl.LightningModule | None = None
@@ -76,11 +76,11 @@ class ElasticNet(FitCallback):
         self._plan: list[str] = []
 
     def sparsity(self) -> dict[str, float]:
-        """Share of exact zeros in every regularized parameter of the last fit."""
+        """Fraction of exact zeros in every regularized parameter of the last fit."""
         return sparsity({name: weight for name, weight in self._weights.items() if weight.requires_grad})
 
     def explain(self) -> str:
-        """Per group: what is folded into the step, and what is done in a pass of its own."""
+        """Per group: what is part of the step, and what is applied in a separate pass."""
         return "\n".join(self._plan)
 
     # --- hooks, in the order Lightning calls them ---
@@ -102,7 +102,7 @@ class ElasticNet(FitCallback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for (optimizer, index, entry), (ours, _) in self._folded.items():
-            optimizer.param_groups[index][entry] = ours  # a checkpoint may have brought another
+            optimizer.param_groups[index][entry] = ours  # a checkpoint may have restored another value
         for optimizer, _ in self._own["l1"]:
             refuse_folded_average(type(self).__name__, optimizer, "split the groups by ParameterGroups")
         if self._verbose:
@@ -112,7 +112,7 @@ class ElasticNet(FitCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         for place, optimizer in enumerate(Run(trainer).optimizers):
-            self._take(optimizer, place)  # groups that were added since
+            self._take(optimizer, place)  # for groups added since
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         shares = self.sparsity() if trainer.loggers else {}
@@ -123,14 +123,14 @@ class ElasticNet(FitCallback):
             )
             pl_module.log_dict({f"sparsity/{name}": share for name, share in shares.items()})
 
-    # --- what they do ---
+    # --- implementation ---
 
     def _weights_now(self) -> dict[str, Tensor]:
         assert self._module is not None
         return weights_of(self._module, frozen=True) if self.exclude_bias_and_norm else _all_of(self._module)
 
     def _take(self, optimizer: Optimizer, place: int) -> None:
-        """Takes the groups that are new, or have changed since."""
+        """Takes over groups that are new or have changed since."""
         taken, groups = self._taken.setdefault(optimizer, []), optimizer.param_groups
         if [len(group["params"]) for group in groups] == [total for _, total in taken]:
             return
@@ -150,7 +150,7 @@ class ElasticNet(FitCallback):
             self._listen("l1", StepListener(type(self).__name__, after=self._threshold))
 
     def _take_again(self, optimizer: Optimizer, place: int) -> None:
-        """Behind the first forward pass the shapes of lazy layers are known."""
+        """After the first forward pass the shapes of lazy layers are known."""
         assert self._module is not None
         if self._waits_for_shapes and not has_lazy_parameters(self._module):
             self._waits_for_shapes = False
@@ -181,7 +181,7 @@ class ElasticNet(FitCallback):
         self._plan.append(f"ElasticNet: {type(optimizer).__name__}, group {index}, {which}: {', '.join(where)}")
 
     def _give_back(self, optimizer: Optimizer, index: int) -> None:
-        """Gives one group back."""
+        """Restores one group."""
         for key in [key for key in self._folded if key[:2] == (optimizer, index)]:
             optimizer.param_groups[index][key[2]] = self._folded.pop(key)[1]
         self._own = {name: [each for each in own if each != (optimizer, index)] for name, own in self._own.items()}
@@ -211,7 +211,7 @@ class ElasticNet(FitCallback):
             soft_threshold_(params, lr * self.l1)
 
     def _of(self, optimizer: Optimizer, name: str) -> Iterator[tuple[float, list[Tensor]]]:
-        """What is done here for `optimizer`: learning rate, and the parameters that it updates."""
+        """The separate pass for `optimizer`: learning rate, and the parameters to update."""
         weights = set(self._weights.values())
         for owner, index in self._own[name]:
             if owner is optimizer:
@@ -222,10 +222,10 @@ class ElasticNet(FitCallback):
         for watch in self._watches.values():
             watch.remove()
         for (optimizer, index, entry), (_, users) in self._folded.items():
-            if entry in optimizer.param_groups[index]:  # Fuse may have taken its entries out before
+            if entry in optimizer.param_groups[index]:  # Fuse may have removed its entries already
                 optimizer.param_groups[index][entry] = users
 
-    def _release(self) -> None:  # the weights stay, for `sparsity`
+    def _release(self) -> None:  # the weights are kept for `sparsity`
         self._watches, self._folded, self._own, self._taken = {}, {}, {"l1": [], "l2": []}, {}
         self._module = None
 

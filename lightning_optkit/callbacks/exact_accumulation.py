@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accumulated gradients that are the gradient of one big batch, whatever the sizes of its parts."""
+"""Accumulated gradients that equal the gradient of one large batch, whatever the sizes of its parts."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,21 +19,23 @@ __all__ = ["ExactAccumulation"]
 
 
 class ExactAccumulation(FitCallback):
-    """Weights every batch of an accumulation window by what it holds, over all processes.
+    """Weights every batch of an accumulation window by its number of samples or tokens, over all processes.
 
-    Lightning divides each loss by `accumulate_grad_batches`, also in a last window of fewer batches, and counts a small
-    batch like a large one. With this callback the step sees the gradient of the mean over all samples (or tokens) of
-    the window, for losses that are means over their batch. Under DDP the mean is over the samples of all processes.
+    Lightning divides each loss by `accumulate_grad_batches`, even in a last window of fewer batches, and gives small
+    batches the weight of large ones. With this callback the step uses the gradient of the mean over all samples (or
+    tokens) of the window, for losses that are means over their batch. Under DDP the mean is over the samples of all
+    processes. The `loss` that `on_train_batch_end` receives includes the batch's weight.
 
     The `loss` that `on_train_batch_end` receives carries the batch's weight.
 
-    Args:
+    weight: Returns the number of items in the mean of a batch's loss, e.g. of tokens that are not padding; batch ->
+    number. None counts samples.
         weight: Counts what the loss of a batch is a mean over, e.g. the tokens that are not padding; batch -> number.
             None counts samples.
 
     Raises:
         TypeError: if `weight` is neither None nor callable.
-        ValueError: at the start of a fit, with manual optimization or a strategy that accumulates by itself, or beside
+        ValueError: at the start of a fit, with manual optimization or a strategy that accumulates itself, or with
             another callback that weights the batches.
 
     Example:
@@ -45,7 +47,7 @@ class ExactAccumulation(FitCallback):
         if weight is not None:
             check_callable(type(self).__name__, "weight", weight, "weight(batch)")
         self.weight = weight
-        self._reference: float | None = None  # keeps the weighted losses near the losses: the first weight of the run
+        self._reference: float | None = None  # the first weight of the run: a scale for weighted losses
         self._window: dict[int, Tensor] = {}  # weights by batch; a closure called twice counts once
 
     def state_dict(self) -> dict[str, Any]:
@@ -85,13 +87,13 @@ class ExactAccumulation(FitCallback):
         self._override(pl_module, "training_step", training_step)
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Before unscaling, clipping and every on_before_optimizer_step: they see the gradient of the mean.
+        # Before unscaling, clipping and every on_before_optimizer_step: they get the gradient of the mean.
         self._close_window(trainer, pl_module)
 
-    # --- what they do ---
+    # --- implementation ---
 
     def _close_window(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Divides what was gathered by its weight, if a step comes next."""
+        """Divides the accumulated gradients by their total weight, if a step comes next."""
         if accumulates(trainer) or not self._window:
             return
         assert self._reference is not None
@@ -109,7 +111,7 @@ class ExactAccumulation(FitCallback):
         index = trainer.fit_loop.batch_idx % trainer.accumulate_grad_batches
         if index == 0:
             self._window = {}
-        if loss is None:  # nothing to go back through, and no hook behind it
+        if loss is None:  # no backward pass, and so no hook after it
             self._close_window(trainer, trainer.lightning_module)
             return output
         counted = extract_batch_size(batch) if self.weight is None else self.weight(batch)
@@ -120,7 +122,7 @@ class ExactAccumulation(FitCallback):
             if trainer.world_size > 1:
                 torch.distributed.all_reduce(first)
             self._reference = float(first) / trainer.world_size or 1.0
-        # Lightning divides by accumulate_grad_batches. In fp32: a half-precision loss would overflow.
+        # Lightning divides by accumulate_grad_batches. In fp32, since a half-precision loss would overflow.
         scale = weight / self._reference * trainer.accumulate_grad_batches
         wide = loss if loss.dtype == torch.float64 else loss.float()
         weighted = wide * scale.to(wide.dtype)

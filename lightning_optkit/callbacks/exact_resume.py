@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A resumed run goes on with the batches and the random numbers of the run that was never stopped."""
+"""Makes a resumed run continue with the batches and random numbers of the uninterrupted run."""
 
 import time
 from collections.abc import Callable
@@ -43,33 +43,35 @@ SECONDS_BETWEEN_MESSAGES = 1.0
 
 
 class ExactResume(FitCallback):
-    """Makes `fit(ckpt_path=...)` bit-identical to the run that was not interrupted.
+    """Makes `fit(ckpt_path=...)` bitwise equal to an uninterrupted run.
 
-    Lightning saves no random state, and after a checkpoint in the middle of an epoch it begins the loader anew, so that
-    the first batches are seen twice and the last ones never. This saves the generators of Python, NumPy, torch and the
-    loaders, per process, and on resuming draws the epoch's order again and skips the batches already seen.
+    Lightning saves no random state, and after a checkpoint within an epoch it restarts the loader, so that the first
+    batches are seen twice and the last ones never. This callback saves the generators of Python, NumPy, torch and the
+    loaders, per process; on resuming it draws the epoch's order again and skips the batches already seen.
 
-    Exact: checkpoints at any batch end, validation end or epoch end; any `num_workers`; shuffling; several loaders;
-    iterable datasets that yield the same again when iterated again. Skipped batches are loaded, as only this leaves
-    datasets and workers as they were; it says so if it takes long. Loaders with `state_dict` are left to themselves.
+    Exact for: checkpoints at any batch end, validation end or epoch end; any `num_workers`; shuffling; several loaders;
+    iterable datasets that yield the same items when iterated again. Skipped batches are loaded, since only this
+    restores the state of datasets and workers; a message says so if it takes long. Loaders with `state_dict` restore
+    themselves. Within an accumulation window the gradients so far are saved as well, for a single process. With several
+    processes each has its own, which are not saved: use checkpoints at the end of a step.
 
     In the middle of an accumulation window the gradients gathered so far are saved as well, in one process. In several
     each has its own, which are not saved: choose checkpoints at a step's end.
 
-    Validation draws from a copy of the random state, so that the training does not depend on whether it ran: Lightning
-    leaves it out on resuming from a checkpoint written at the end of the batch before it.
+    Validation uses a copy of the random state, so that training does not depend on whether it ran: Lightning skips it
+    when resuming from a checkpoint written at the end of the batch before it.
 
-    After a checkpoint written at the end of an epoch's last batch Lightning calls neither `on_train_epoch_end` nor the
-    next `on_train_epoch_start`; random numbers drawn in them are missed, and
-    without a length it also counts an epoch too many. Use one written in `on_train_epoch_end`.
+    After a checkpoint written at the end of an epoch's last batch, Lightning calls neither `on_train_epoch_end` nor the
+    next `on_train_epoch_start`, so random numbers drawn there are missed; without a known length it also counts one
+    epoch too many. Use a checkpoint written in `on_train_epoch_end`.
 
-    A checkpoint written after the fit (`trainer.save_checkpoint`) holds the state of its end, and a longer run goes on
-    from there.
+    A checkpoint written after the fit (`trainer.save_checkpoint`) has the state of its end, from which a longer run
+    continues.
 
-    Not exact, and warned of: other training data (number of samples, batches or loaders, batch size, `drop_last`, kind
-    of sampler, generators of its own) or another number of processes, which are gone on with as Lightning does without
-    this callback; random numbers that a data set draws under another `num_workers`, and those drawn inside
-    `persistent_workers` after their first epoch, because no one can read the state of those processes.
+    Not exact, with a warning: other training data (number of samples, batches or loaders, batch size, `drop_last`, type
+    of sampler, generators of its own) or another number of processes, which continue as without this callback; random
+    numbers that a dataset draws with another `num_workers`, and those drawn in `persistent_workers` after their first
+    epoch, since the state of those processes cannot be read.
 
     Example:
         >>> trainer = pl.Trainer(callbacks=[ExactResume()], logger=False, enable_checkpointing=False)
@@ -78,20 +80,20 @@ class ExactResume(FitCallback):
     def __init__(self) -> None:
         self._trainer: pl.Trainer | None = None
         self._world_size = 1
-        self._last: dict[str, Any] | None = None  # the state at the end of the last fit, of this process
+        self._last: dict[str, Any] | None = None  # of this process, at the end of the last fit
         self._resume: dict[str, Any] | None = None
-        self._epoch: dict[str, Any] = {}  # the states before iter() and before the fetches that need one
-        self._outer: dict[str, Any] | None = None  # the training's random state while a validation runs
+        self._epoch: dict[str, Any] = {}  # states before iter() and before the fetches that need one
+        self._outer: dict[str, Any] | None = None  # random state of the training during a validation
         self._before_batch: dict[str, Any] | None = None
         self._recording = False
-        self._fetches = 0  # of the running epoch
-        self._cycles: list[tuple[int, int]] = []  # per loader: its iterator and how far that has come
-        self._cycled: set[int] = set()  # the fetches in which a loader began anew
+        self._fetches = 0  # in the current epoch
+        self._cycles: list[tuple[int, int]] = []  # per loader: its iterator and its position
+        self._cycled: set[int] = set()  # the fetches in which a loader restarted
 
     # --- state ---
 
     def state_dict(self) -> dict[str, Any]:
-        """Random states and the place in the epoch, of every process; after a fit those of its end."""
+        """Random states and position in the epoch, of every process; after a fit those of its end."""
         state = self._state() if self._is_training else self._last
         if state is None:
             return self._resume or {}
@@ -107,7 +109,7 @@ class ExactResume(FitCallback):
         self._resume = state_dict
 
     def _state(self) -> dict[str, Any]:
-        """What this process knows."""
+        """The state of this process."""
         assert self._trainer is not None
         self._note_new_cycle()
         progress = batch_progress(self._trainer)
@@ -128,7 +130,7 @@ class ExactResume(FitCallback):
         }
 
     def _gradients(self) -> dict[str, torch.Tensor]:
-        """Those gathered for a step that is not yet taken."""
+        """The gradients accumulated for the next step."""
         assert self._trainer is not None
         named = self._trainer.lightning_module.named_parameters()
         return {name: p.grad.detach().clone() for name, p in named if p.grad is not None}
@@ -142,7 +144,7 @@ class ExactResume(FitCallback):
             raise ValueError("ExactResume(): given twice; once is enough.")
         self._forget()
         self._trainer, self._world_size, self._last, self._resume = trainer, trainer.world_size, None, None
-        # Over methods of the loops: no hook stands between iter() and the first batch.
+        # Overrides methods of the loops, since there is no hook between iter() and the first batch.
         loop, epoch_loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
         self._stand_before(loop, LOADER_IS_READY, self._loader_is_ready)
         self._stand_before(epoch_loop, BEFORE_EPOCH, self._epoch_begins)
@@ -172,23 +174,23 @@ class ExactResume(FitCallback):
                 parameter.grad = self._resume["gradients"][name].to(parameter.device)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._last = self._state()  # the loops let go of their loaders before `teardown`
+        self._last = self._state()  # the loops release their loaders before `teardown`
 
     def _forget(self) -> None:
-        if self._is_training:  # after an exception; callbacks behind this one may still write a checkpoint
-            with suppress(RuntimeError):  # of a device that failed nothing can be read
+        if self._is_training:  # after an exception; later callbacks may still write a checkpoint
+            with suppress(RuntimeError):  # after a device failure nothing can be read
                 self._last = self._state()
         self._trainer, self._epoch, self._outer, self._before_batch, self._recording = None, {}, None, None, False
         self._fetches, self._cycles, self._cycled = 0, [], set()
 
-    # --- what stands before the loops' own methods ---
+    # --- called before methods of Lightning's loops ---
 
     def _stand_before(self, loop: Loop, name: str, method: Callable[..., Any]) -> None:
-        """`method` is handed what it stands before, then what the loop was called with."""
+        """`method` receives the original, then the loop's arguments."""
         self._override(loop, name, partial(method, getattr(loop, name)))
 
     def _loader_is_ready(self, load_states: Callable[[], None]) -> None:
-        """The last thing before the iter() that Lightning calls when it has made the loader."""
+        """Called right before iter(), after Lightning has created the loader."""
         load_states()
         self._note_beginning()
 
@@ -203,7 +205,7 @@ class ExactResume(FitCallback):
                 self._note_beginning()
             on_run_start(fetcher)
         elif saved["finished"]:
-            # Lightning would go into the next epoch with the iterator that it made before the states were set.
+            # Otherwise Lightning would start the next epoch with the iterator created before the states were set.
             self._note_beginning()
             on_run_start(fetcher)
             if batch_progress(self._trainer).current.ready == 0:
@@ -217,7 +219,7 @@ class ExactResume(FitCallback):
         self._recording = True
 
     def _fast_forward(self, fetcher: DataFetcher, epoch: dict[str, Any], batches: int) -> None:
-        """Begins the epoch as it began, and skips what was seen of it."""
+        """Starts the epoch like the original, and skips the batches already seen."""
         assert self._trainer is not None
         self._epoch, self._cycled = epoch, set(epoch["fetches"])
         if epoch["fresh"]:
@@ -242,7 +244,7 @@ class ExactResume(FitCallback):
         if self._recording:
             self._note_new_cycle()
             self._before_batch = self._random_state()
-            # The sampler draws its seed in the first fetch; the last two may hold a batch fetched ahead.
+            # The sampler draws its seed in the first fetch; the last two may contain a prefetched batch.
             states, index = self._epoch["fetches"], self._fetches
             if index - 2 not in self._cycled and index > 2:
                 states.pop(index - 2, None)
@@ -263,18 +265,18 @@ class ExactResume(FitCallback):
     # --- records ---
 
     def _note_beginning(self) -> None:
-        """The states before iter(). A loader's persistent workers draw a seed only when they are made."""
+        """The states before iter(). A loader's persistent workers draw a seed only when they are created."""
         fresh = all(kept_iterator(loader) is None for loader in self._loaders)
         self._epoch = {"iter": self._random_state(), "fresh": fresh, "fetches": {}}
         self._fetches, self._cycles, self._cycled = 0, [], set()
 
     def _note_new_cycle(self) -> None:
-        """A loader that ran out before the longest one began anew, inside the fetch before this one."""
+        """Notes a loader that ended before the longest one and restarted, in the previous fetch."""
         assert self._fetcher is not None
         iterators = getattr(iterator_of(loaders_of(self._fetcher)), "iterators", [])
         if len(iterators) < 2:
             return
-        # Persistent workers keep their iterator and begin to count anew.
+        # Persistent workers keep their iterator and restart its count.
         now = [(id(iterator), num_yielded(iterator)) for iterator in iterators]
         begun = [new[0] != old[0] or new[1] < old[1] for old, new in zip(self._cycles, now, strict=False)]
         if any(begun):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns optimizers and norms of an unchanged LightningModule into one-pass forms for the length of a fit."""
+"""Turns the optimizers and norms of an unchanged LightningModule into one-pass versions during the fit."""
 
 from collections.abc import Callable
 from functools import partial
@@ -30,29 +30,29 @@ __all__ = ["Fuse"]
 
 
 class Fuse(FitCallback):
-    """Makes torch optimizers one-pass optimizers of the same rule, and folds `gradient_clip_val` into their step.
+    """Converts torch optimizers to one-pass optimizers of the same rule, with `gradient_clip_val` as part of the step.
 
     Rules: SGD, Adagrad, RMSprop, Adadelta, Adafactor, Adam, AdamW, Adamax, NAdam, RAdam and Muon.
 
-    The optimizer stays the same object, and an instance of its torch class: parameter groups, schedulers, hooks, state
-    dicts, checkpoints, and callbacks that ask for that class keep working, with or without this callback. Optimizers
-    without a one-pass rule, and those of a class of the user's own, are left alone, and the printed plan says so. After
-    the fit every optimizer is torch's again and the module is as it was. `ScheduleFree` is brought along for
-    schedule-free optimizers.
+    The optimizer remains the same object, and an instance of its torch class: parameter groups, schedulers, hooks,
+    state dicts, checkpoints, and callbacks that check for that class keep working, with or without this callback.
+    Optimizers without a one-pass rule, and instances of user-defined subclasses, are not changed, as the printed plan
+    says. After the fit every optimizer is torch's again and the module is restored. For schedule-free optimizers it
+    adds `ScheduleFree`.
 
-    LayerNorm and RMSNorm layers, torch's and those of other packages that compute the same, become
+    LayerNorm and RMSNorm layers, of torch or of other packages with the same results, become
     `lightning_optkit.layers.LayerNorm` and `RMSNorm` with the same weights; state dict keys do not change.
 
-    Under 16-bit mixed precision with a loss scaler, unscaling is folded in as well, unless something else looks at the
-    gradients before the step (a hook `on_before_optimizer_step`, or a module that clips by itself): that would see them
-    scaled, so the scaler's own pass is then left in place.
+    With 16-bit mixed precision and a loss scaler, unscaling is part of the step as well, unless something else reads
+    the gradients before the step (an `on_before_optimizer_step` hook, or a module that clips itself): it would get
+    scaled gradients, so the scaler's own pass is kept in that case.
 
     Args:
         rounding: How 16-bit parameters are stored: "nearest", "stochastic" or "kahan".
         state_dtype: Dtype of the optimizers' moments, torch.float32, torch.bfloat16 or "int8".
-        statistics: Count norms and lost updates per tensor in the same pass.
+        statistics: Collect norms and lost updates per tensor in the same pass.
         verbose: Print the plan when training starts.
-        norms: Make LayerNorm and RMSNorm layers fused too.
+        norms: Also convert LayerNorm and RMSNorm layers.
 
     Raises:
         ValueError: for an argument out of range.
@@ -78,11 +78,11 @@ class Fuse(FitCallback):
         self._converted: list[OnePassOptimizer] = []
         self._left_alone: list[str] = []
         self._module_clips = self._folds_unscaling = False
-        self._clips: dict[Optimizer, Clip] = {}  # of the Trainer, where they are folded in
+        self._clips: dict[Optimizer, Clip] = {}  # the Trainer's clips that are part of a step
         self._is_told = False
 
     def explain(self) -> list[Explanation]:
-        """The plan of each optimizer of the fit that is running."""
+        """How each optimizer of the current fit steps."""
         return [optimizer.explain() for optimizer in self._converted]
 
     # --- hooks, in the order Lightning calls them ---
@@ -100,7 +100,7 @@ class Fuse(FitCallback):
             self._at_end(self._fused_norms.undo)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # A module that steps by itself may clip whenever it likes.
+        # With manual optimization, a module may clip at any time.
         is_free = pl_module.automatic_optimization and not self._module_clips and not _is_watched(trainer, pl_module)
         self._folds_unscaling, self._is_told = is_free and loss_scaler(trainer) is not None, False
         if not self._module_clips:
@@ -109,12 +109,12 @@ class Fuse(FitCallback):
         self._at_end(watch_steps(trainer, StepListener(type(self).__name__, joins=joins)).remove)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Not before: callbacks behind this one may fold something in when the training starts.
+        # Not earlier: later callbacks may add to the step when the training starts.
         if self._verbose and not self._is_told:
             rank_zero_info(self._plan())
         self._is_told = True
 
-    # --- what they do ---
+    # --- implementation ---
 
     def _wrap_configure_optimizers(self, pl_module: pl.LightningModule) -> Callable[[], Any]:
         original = pl_module.configure_optimizers
@@ -153,7 +153,7 @@ class Fuse(FitCallback):
                 self._fold_clip(optimizer, Run(trainer).clip)
 
     def _fold_clip(self, optimizer: Optimizer, clip: Clip | None) -> None:
-        """Puts the Trainer's clip into the step; that of somebody else stays."""
+        """Makes the Trainer's clip part of the step, unless the optimizer has another one."""
         assert isinstance(optimizer, OnePassOptimizer)
         ours = self._clips.get(optimizer)
         if clip != ours and optimizer.clip is ours:
@@ -163,7 +163,7 @@ class Fuse(FitCallback):
 
     def _wrap_clipping(self, pl_module: pl.LightningModule) -> Callable[..., None]:
         original = pl_module.configure_gradient_clipping
-        is_lightnings = not is_overridden("configure_gradient_clipping", pl_module)  # or that of another callback
+        is_lightnings = not is_overridden("configure_gradient_clipping", pl_module)  # or overridden by another callback
 
         def configure_gradient_clipping(
             optimizer: Optimizer,
@@ -188,6 +188,6 @@ class Fuse(FitCallback):
 
 
 def _is_watched(trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
-    """Does anything look at the gradients before the step? It must find them unscaled."""
+    """Whether something reads the gradients before the step, and so needs them unscaled."""
     watchers: list[Any] = [pl_module, *callbacks_of(trainer, object)]
     return any(is_overridden("on_before_optimizer_step", watcher) for watcher in watchers)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clips gradients by any clip of this package, for any optimizer, in every precision.
+"""Clips gradients with any clip of this package, for any optimizer and precision.
 
-A one-pass optimizer folds the clip into its step, if its part of a sharded tensor is enough for that. Otherwise
-Lightning's own place for clipping is taken over: the gradients are unscaled there, and synchronized between processes.
+In a one-pass optimizer the clip is part of the step, unless it needs more than the local shards. Otherwise it replaces
+Lightning's own clipping, where gradients are unscaled, and synchronized between processes.
 """
 
 import copy
@@ -33,30 +33,30 @@ AnyClip = AutoClip | ClipNorm | ClipPerTensor | ClipUnitwise | ClipValue | ZClip
 
 
 class GradientClipping(FitCallback):
-    """Clips the gradients of an unchanged module before every optimizer step, and logs what it did.
+    """Clips the gradients of an unchanged module before every optimizer step, and logs the effect.
 
-    With `Fuse`, or an optimizer of this package, the clip is folded into the step: no gradient is written. With any
-    other optimizer, and for `ClipPerTensor` and `ClipUnitwise` where FSDP2 shards the parameters, it works on the
-    gradients in place, where Lightning would clip, and says so. The numbers are the same.
+    With `Fuse`, or an optimizer of this package, the clip is part of the step: no gradient is written. For any other
+    optimizer, and for `ClipPerTensor` and `ClipUnitwise` with parameters sharded by FSDP2, it changes the gradients in
+    place, where Lightning would clip, and says so. The results are the same.
 
-    Logged under `grad_norm`, `grad_norm_clipped` (global L2 norms) and `clip_fraction` (share of the steps so far whose
-    gradients were scaled down, in whole or in part) at every `log_every_n_steps`-th step, if there is a logger. For an
-    optimizer without folding these are measured at the logged steps only. `ClipValue` folded into a step asks for no
-    norm, so nothing is logged of it.
+    Logged as `grad_norm`, `grad_norm_clipped` (global L2 norms) and `clip_fraction` (fraction of the steps so far whose
+    gradients were scaled down, at least partly) at every `log_every_n_steps`-th step, if there is a logger. Outside of
+    a one-pass step they are measured only at the logged steps. `ClipValue` in a one-pass step needs no norm, so nothing
+    is logged for it.
 
-    A gradient that is not finite skips a folded step (but for `ClipValue`); any other optimizer takes it, as in torch.
+    A non-finite gradient skips a one-pass step (except with `ClipValue`); any other optimizer applies it, as in torch.
 
-    A batch without gradients (`training_step` returned None) teaches a clip nothing and is not in what is logged, nor
-    is a step that the loss scaler skips.
+    A batch without gradients (`training_step` returned None) or a step skipped by the loss scaler neither changes the
+    state of a clip nor is logged.
 
     Args:
         clip: `ClipNorm`, `ClipValue`, `ClipUnitwise`, `ClipPerTensor`, `AutoClip` or `ZClip`. Each optimizer of the
-            module gets a copy, which passes to an optimizer that takes its place; what it learns is in the checkpoints.
+            module gets a copy, which an optimizer that replaces it takes over; its state is saved in checkpoints.
 
     Raises:
-        TypeError: if `clip` is no clip.
-        ValueError: when the fit starts, beside `Trainer(gradient_clip_val=...)`, a module or an optimizer that clips by
-            itself, or a second `GradientClipping`; and under manual optimization without a one-pass optimizer.
+        TypeError: if `clip` is not a clip.
+        ValueError: when the fit starts, with `Trainer(gradient_clip_val=...)`, a module or an optimizer that clips
+            itself, or a second `GradientClipping`; and with manual optimization without a one-pass optimizer.
 
     Example:
         >>> from lightning_optkit.clipping import AutoClip
@@ -70,48 +70,48 @@ class GradientClipping(FitCallback):
         self._reset()
 
     def _reset(self) -> None:
-        self._clips: dict[int, AnyClip] = {}  # by place in `trainer.optimizers`
+        self._clips: dict[int, AnyClip] = {}  # by index in `trainer.optimizers`
         self._folded: dict[int, OnePassOptimizer] = {}
         self._called: dict[Optimizer, int] = {}
         self._scaled: list[tuple[Optimizer, type[Optimizer]]] = []
-        self._measuring: dict[Optimizer, tuple[Tensor, Tensor]] = {}  # norms of a step that is about to be taken
+        self._measuring: dict[Optimizer, tuple[Tensor, Tensor]] = {}  # norms of the step about to be taken
         self._measured: dict[str, Tensor | float] = {}
         self._num_measured = self._num_clipped = self._logged_step = 0
 
     @property
     def state_key(self) -> str:
-        """Unique, so that a second one is met by our own error."""
+        """Includes the clip, so that a second one is refused by our own error, not by Lightning's."""
         return key_of_state(self, clip=repr(self.clip))
 
     def state_dict(self) -> dict[str, Any]:
-        """What the clips have learned, one entry per optimizer; empty for clips that learn nothing."""
+        """The state of the clips, one entry per optimizer; empty for stateless clips."""
         clips = [self._clips[place] for place in sorted(self._clips)]
         learned = [clip.state_dict() for clip in clips if isinstance(clip, StatefulClip)]
         return {"learned": learned or self._learned}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores it, in the fit that is about to start or in this one."""
+        """Restores the state, in the fit that is about to start or in the current one."""
         self._learned = list(check_state(type(self).__name__, state_dict, learned=list)["learned"])
-        for learned in self._learned:  # tried on a copy: what does not fit is told now, and not when the fit starts
+        for learned in self._learned:  # tried on a copy, so that errors are raised now and not when the fit starts
             clip = copy.deepcopy(self.clip)
             if isinstance(clip, StatefulClip):
                 self._try(clip, learned)
-        for place, learned in enumerate(self._learned):  # a finder puts back what was there before it
+        for place, learned in enumerate(self._learned):  # a finder restores the previous state
             active = self._clips.get(place)
             if isinstance(active, StatefulClip):
                 active.load_state_dict(learned)
 
     @property
     def clips(self) -> dict[int, AnyClip]:
-        """The clips of the fit that is running, by the place of their optimizer in `trainer.optimizers`."""
+        """The clips of the current fit, by the index of their optimizer in `trainer.optimizers`."""
         return dict(self._clips)
 
     def replace_clip(self, place: int, clip: AnyClip) -> None:
-        """Puts another clip there; does nothing when the fit is over."""
+        """Replaces a clip; no-op after the fit."""
         if place in self._clips:
             self._clips[place] = clip
             folded = self._folded.get(place)
-            if isinstance(folded, OnePassOptimizer):  # Fuse may have undone it before
+            if isinstance(folded, OnePassOptimizer):  # Fuse may have been undone already
                 folded.clip = clip
 
     def _try(self, clip: StatefulClip, learned: Any) -> None:
@@ -159,7 +159,7 @@ class GradientClipping(FitCallback):
             self._measured |= {name + suffix: value for name, value in _values_of(optimizer).items()}
         pl_module.log_dict(self._measured, on_step=True, on_epoch=False)
 
-    # --- what they do ---
+    # --- implementation ---
 
     def _join(self, pl_module: pl.LightningModule, optimizer: Optimizer, place: int) -> None:
         self._check(pl_module, optimizer)
@@ -176,7 +176,7 @@ class GradientClipping(FitCallback):
             return
         self._called[optimizer] = place
         if supports_amp_scaling(optimizer):
-            # Told to unscale by itself, a fused optimizer would be handed scaled gradients to clip.
+            # A fused optimizer that unscales itself would pass scaled gradients to the clip.
             self._scaled.append((optimizer, type(optimizer)))
             set_amp_scaling(optimizer, False)
 
@@ -193,7 +193,7 @@ class GradientClipping(FitCallback):
             )
 
     def _folds(self, optimizer: Optimizer) -> bool:
-        """Whether the step can clip: it walks the local part of a tensor, and does not see the norm of the whole."""
+        """Whether the clip can be part of the step, which sees local shards, not the norm of a whole tensor."""
         params = [p for group in optimizer.param_groups for p in group["params"]]
         bounds = self.clip.bounds
         needs_whole = math.isfinite(bounds.max_tensor_norm) or math.isfinite(bounds.unit_ratio)
@@ -228,7 +228,7 @@ class GradientClipping(FitCallback):
             self._measuring[optimizer] = before, norm_of(gradients(type(self).__name__, params))
 
     def _count(self, optimizer: Optimizer, place: int) -> None:
-        """What was measured is a step only now: the loss scaler may have skipped it."""
+        """Counts a measured step only now, since the loss scaler may have skipped it."""
         if optimizer in self._measuring:
             before, after = self._measuring.pop(optimizer)
             self._num_measured += 1
@@ -243,14 +243,14 @@ class GradientClipping(FitCallback):
 
     def _give_back(self) -> None:
         for optimizer, kind in self._scaled:
-            if type(optimizer) is kind:  # Fuse may have undone it before
+            if type(optimizer) is kind:  # Fuse may have been undone already
                 set_amp_scaling(optimizer, True)
         for folded in self._folded.values():
             self._let_go(folded)
 
     @staticmethod
     def _let_go(folded: OnePassOptimizer | None) -> None:
-        if isinstance(folded, OnePassOptimizer):  # Fuse may have undone it before
+        if isinstance(folded, OnePassOptimizer):  # Fuse may have been undone already
             folded.clip = None
 
     def _forget(self) -> None:
@@ -262,5 +262,5 @@ def _values_of(optimizer: OnePassOptimizer) -> dict[str, float]:
     progress = optimizer.progress()
     share = {"clip_fraction": progress.num_clipped / max(progress.num_steps, 1)}
     if progress.grad_norm is None or progress.grad_norm_clipped is None:
-        return {}  # a clip by value asks for no norm, and counts nothing
+        return {}  # a clip by value needs no norm, and counts nothing
     return {"grad_norm": progress.grad_norm, "grad_norm_clipped": progress.grad_norm_clipped, **share}

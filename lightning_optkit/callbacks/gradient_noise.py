@@ -23,21 +23,22 @@ __all__ = ["GradientNoise"]
 class GradientNoise(FitCallback):
     r"""Adds noise of variance :math:`\eta / (1 + t)^\gamma` to the gradients of optimizer step `t`, before clipping.
 
-    It is added once per optimizer step, to the accumulated gradient, and scaled with it where a loss scaler's
-    unscaling is left to a fused optimizer. The draws depend on `seed` and on the step alone: they are the same on all
-    processes of DDP, the same in a resumed run, and leave torch's own random numbers untouched. Each optimizer counts
-    the steps that it took. A sparse gradient gets noise where it has entries.
+    It is added once per optimizer step, to the accumulated gradient, scaled by the loss scale if a one-pass optimizer
+    does the unscaling. The noise depends only on `seed` and the step: it is the same in all DDP processes and in a
+    resumed run, and does not affect torch's own random numbers. Each optimizer has its own step count. A sparse
+    gradient gets noise only in its entries.
 
     Args:
-        eta: Variance at the start, in (0, inf); 0.01, 0.3 and 1 in the paper.
+        eta: Initial variance, in (0, inf); 0.01, 0.3 and 1 in the paper.
         gamma: Speed of the annealing, in [0, inf).
-        seed: Of the draws, in [0, inf).
+        seed: Seed of the noise, in [0, inf).
 
     Raises:
         ValueError: for an argument out of range; when the fit starts, for a strategy that splits parameters over
             processes.
 
-    Cost: a pass over the gradients, and the draws. A loss scaler's unscaling is no longer folded into a one-pass step.
+    Cost: a pass over the gradients, and the random numbers. A loss scaler's unscaling is no longer part of a one-pass
+    step.
 
     Source: Neelakantan et al. 2015, arXiv:1511.06807, Section 3.
 
@@ -52,11 +53,11 @@ class GradientNoise(FitCallback):
         self._steps = StepCounts()
 
     def state_dict(self) -> dict[str, Any]:
-        """The steps that each optimizer took."""
+        """The number of steps of each optimizer."""
         return {"steps": self._steps.to_list()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores them."""
+        """Restores the state."""
         owner = f"{type(self).__name__}.load_state_dict"
         steps = check_state(type(self).__name__, state_dict, steps=list)["steps"]
         self._steps.load([check_int(owner, "state_dict['steps']", step, minimum=0) for step in steps])
@@ -88,20 +89,20 @@ class GradientNoise(FitCallback):
         std = gradient_noise_std(step, self.eta, self.gamma)
         gradient_noise_(grads, std * _scale(trainer, optimizer), generator)
 
-    # --- what they do ---
+    # --- implementation ---
 
     def _count(self, optimizer: Optimizer, place: int) -> None:
         self._steps.add(place)
 
 
 def _mixed(seed: int, step: int, place: int) -> int:
-    """One seed from all of them, in 32 bits: torch's CPU generator ignores the others."""
+    """Combines them into one seed of 32 bits: torch's CPU generator ignores the others."""
     text = f"{seed} {step} {place}" if place else f"{seed} {step}"
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
 
 
 def _scale(trainer: pl.Trainer, optimizer: Optimizer) -> float:
-    """What the gradients are still multiplied by."""
+    """The remaining factor of the gradients."""
     scaler = loss_scaler(trainer)
     if scaler is not None and supports_amp_scaling(optimizer):
         return float(scaler.get_scale())

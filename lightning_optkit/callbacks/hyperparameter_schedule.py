@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any schedule on any other hyper-parameter of an unchanged run: weight decay, momentum, betas, dropout, ..."""
+"""Schedules any other hyperparameter of an unchanged run: weight decay, momentum, betas, dropout, ..."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,29 +23,30 @@ _BELOW_ONE = {"betas", "adamw_betas", "momentum", "dampening", "average_decay", 
 
 
 class HyperparameterSchedule(ScheduledCallback):
-    """Multiplies one hyper-parameter by a schedule, group by group, counted as in `LRSchedule`.
+    """Multiplies one hyperparameter by a schedule, in each group, counted as in `LRSchedule`.
 
-    Several stand side by side, one for each name. What is not in the optimizer (dropout, `gradient_clip_val`, a clip,
-    the `l1` of `ElasticNet`) has its old value again after the fit.
+    There may be several, one for each name. Values outside the optimizer (dropout, `gradient_clip_val`, a clip, the
+    `l1` of `ElasticNet`) are restored after the fit.
 
     Args:
         name: An entry of the parameter groups ("weight_decay", "momentum", "eps", ...; "average_decay" is that of an
             `EMA`, "l1" also that of `ElasticNet`), an element of one ("beta1", "beta2" or "betas[0]"), "dropout" (the
             `p` of every dropout module of torch and of `lightning_optkit.layers`, and the dropout inside attention,
-            recurrent and add + norm layers where it is not 0), or "gradient_clip_val" (the Trainer's, and the bound
-            of a `ClipNorm`, `ClipPerTensor` or `ClipValue`, whether `GradientClipping` or the optimizer has it).
+            recurrent and add + norm layers if it is not 0), or "gradient_clip_val" (the Trainer's, and the bound of a
+            `ClipNorm`, `ClipPerTensor` or `ClipValue` in `GradientClipping` or the optimizer).
         schedule: The factor as a function of progress.
-        interval: Unit of the ints in it, as in `LRSchedule`.
+        interval: Unit of integer lengths, see `LRSchedule`.
         base: Value at factor 1, for all groups. Default: each group's (module's) own.
-        total: Length of the run in that unit. Default: found by itself, but for tokens.
-        count: Samples or tokens of a batch, as in `LRSchedule`.
-        log: Log the value, under its name, when a logger takes it.
+        total: Length of the run in that unit. Default: derived from the Trainer, except for tokens.
+        count: Samples or tokens of a batch, see `LRSchedule`.
+        log: Log the value, under its name, if there is a logger.
         verbose: Print schedule, length and base values when training starts.
 
     Raises:
-        ValueError: for an argument out of range; when the fit starts, for what the rule learns or counts by; when the
-            training starts, if nothing has a hyper-parameter of this name (both messages list those that there are), if
-            every base value is 0, if a value would leave its range, or if the schedule does not fit into the run.
+        ValueError: for an argument out of range; when the fit starts, for entries that the rule itself writes or
+            counts; when the training starts, if there is no hyperparameter of this name (both messages list the
+            existing ones), if every base value is 0, if a value would leave its range, or if the schedule does not fit
+            into the run.
 
     Example:
         >>> from lightning_optkit.schedules import cosine, linear
@@ -79,12 +80,12 @@ class HyperparameterSchedule(ScheduledCallback):
 
     @property
     def _call(self) -> str:
-        """How a message about the hyper-parameter begins."""
+        """The beginning of an error message about the hyperparameter."""
         return f"{self._owner}(name={self.name!r}):"
 
     @property
     def state_key(self) -> str:
-        """One state for each name; Lightning refuses two of one name."""
+        """One state per name; Lightning refuses two with the same name."""
         return key_of_state(self, name=self.name)
 
     # --- hooks, in the order Lightning calls them ---
@@ -116,16 +117,16 @@ class HyperparameterSchedule(ScheduledCallback):
         if self._log and trainer.loggers and logs_now(trainer):
             pl_module.log_dict(self.values, batch_size=1)
 
-    # --- what they do ---
+    # --- implementation ---
 
     def _targets(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Target]:
         held = [Target(self.name, self._base_of(held), held.write) for held in self._held]
-        # What a callback holds, the optimizer would apply a second time.
+        # An entry of a callback's own would be applied a second time by the optimizer.
         return [*group_targets(trainer.optimizers, self.name, None if held else self._base), *held]
 
     @staticmethod
     def _known(trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:
-        """What can be scheduled."""
+        """The hyperparameters that can be scheduled."""
         held = [name for name, found in HELD.items() if any(True for _ in found(trainer, pl_module))]
         return ", ".join(name for name in dict.fromkeys([*entry_names(trainer.optimizers), *held]) if name != "lr")
 
@@ -160,7 +161,7 @@ def _range_of(name: str) -> str:
 
 
 def _show_average_decay(trainer: pl.Trainer) -> None:
-    """Where the average has a pass of its own, its decay is no entry of the groups yet."""
+    """An average outside of the step has no decay entry in the groups yet."""
     for averaging in callbacks_of(trainer, WeightAveraging):
         decay = averaging.scheduled_decay
         for optimizer in trainer.optimizers if decay is not None else ():

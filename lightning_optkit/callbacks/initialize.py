@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Initializes the parameters of an unchanged module before training, and shows what became of the signal."""
+"""Initializes the parameters of an unchanged module before training, and shows the effect on the signal."""
 
 import functools
 import inspect
@@ -39,49 +39,49 @@ from lightning_optkit.init.initialize import unwrapped
 
 __all__ = ["Initialize"]
 
-# In the order in which LightningCLI tries them: what stands last would take a mapping for arguments of a tensor.
+# In the order that LightningCLI tries them: the last would accept a mapping as arguments of a tensor.
 _Activation: TypeAlias = nn.Module | str | Callable[[Tensor], Any]
 
 _SHARDED_OTHERWISE = ("FSDPStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy")
 
-# What `InitRow.scheme` says of layers that are meant to be small.
+# Values of `InitRow.scheme` for layers that are small on purpose.
 _SILENCED = ("zero (", "zero_residual", "depth_scaled")
 
 
 class Initialize(FitCallback):
-    """Draws the parameters by a scheme when a fit begins, and prints mean and variance of every layer before and after.
+    """Draws the parameters by a scheme when a fit starts; prints mean and variance of every layer before and after.
 
-    It happens after `configure_model`, on the final device, before `configure_optimizers` and the first step. A run
-    that resumes (`ckpt_path`) or that has trained already is left alone, and so is a module that shows an earlier
-    training, as one does that is loaded for fine-tuning: by statistics of BatchNorm, by a norm whose weights differ, or
-    by gradients. Loaded weights of a module without norms look like any others: say by `only` what shall be drawn, or
-    leave this callback out. Parameters that are frozen are never drawn.
+    This happens after `configure_model`, on the final device, before `configure_optimizers` and the first step. A run
+    that resumes (`ckpt_path`) or has already trained is not changed, nor is a module that shows signs of training, e.g.
+    one loaded for fine-tuning: BatchNorm statistics, a norm with differing weights, or gradients. Loaded weights of a
+    module without norms cannot be recognized: use `only` to select what is drawn, or omit this callback. Frozen
+    parameters are never drawn.
 
-    Every rank gets the same weights, also of a sharded module (FSDP2 by ModelParallelStrategy; each rank draws the
-    whole parameter and keeps its shard). A module built on the meta device is materialized first. The random numbers
-    come from a generator of their own: the run's are as without this callback. The activations are those of one
-    training batch, run through `training_step` without autograd: buffers, modes, metrics and random numbers are put
-    back, dropout is off, `self.log` does nothing. What dies, blows up or saturates afterwards is warned about.
+    Every rank gets the same weights, also for a sharded module (FSDP2 by ModelParallelStrategy; each rank draws the
+    full parameter and keeps its shard). A module on the meta device is materialized first. The random numbers come from
+    a separate generator, so those of the run do not change. The activations are those of one training batch, run
+    through `training_step` without autograd: buffers, modes, metrics and random numbers are restored, dropout is off,
+    `self.log` does nothing. A warning names layers that vanish, explode or saturate afterwards.
 
     Args:
-        scheme: A function of `lightning_optkit.init`, a `functools.partial` of one, one's own, or several in order:
-            schemes of one weight (`he`, `xavier`, ...), schemes of a model (`fixup`, `depth_scaled`, `zero_residual`),
-            of a model and a batch (`lsuv`), or `partial(mup_width, base=narrow_module)`, which also gives every
-            optimizer of the module parameter groups with the learning rates of muP, on resuming too.
-        activation: As in `init.initialize`, for schemes of one weight.
+        scheme: A function of `lightning_optkit.init`, a `functools.partial` of one, a custom one, or several in order:
+            schemes for one weight (`he`, `xavier`, ...), for a model (`fixup`, `depth_scaled`, `zero_residual`), for a
+            model and a batch (`lsuv`), or `partial(mup_width, base=narrow_module)`, which also gives every optimizer of
+            the module parameter groups with muP's learning rates, including when resuming.
+        activation: See `init.initialize`; for schemes for one weight.
         only: Name of the submodule to initialize, for fine-tuning. Default: the whole module.
         seed: Seed of the draws, in [0, inf). Default: that of torch's generator on rank 0 (`seed_everything`).
-        even_if_trained: Draw also where training has begun (not where `ckpt_path` is given).
+        even_if_trained: Also draw if training has begun (but not with `ckpt_path`).
         forward: How to run the module on a batch (as transferred to the device), `forward(module, batch)`. Default:
-            `training_step`; needed where that steps an optimizer by itself (manual optimization).
+            `training_step`; required if that steps an optimizer itself (manual optimization).
         verbose: Print the table.
 
     Raises:
-        TypeError: if `scheme` is not a function or several.
-        ValueError: if there is nothing to do it to, the strategy flattens parameters (FSDP1, DeepSpeed), or the scheme
+        TypeError: if `scheme` is neither a function nor several.
+        ValueError: if nothing can be initialized, the strategy flattens parameters (FSDP1, DeepSpeed), or the scheme
             refuses.
 
-    Cost: three forward passes over one batch at most, once.
+    Cost: at most three forward passes over one batch, once.
 
     Example:
         >>> from functools import partial
@@ -133,7 +133,7 @@ class Initialize(FitCallback):
                 "ModelParallelStrategy, or call init.initialize at the end of configure_model."
             )
         refuse_twice(self, trainer)
-        if not is_a(trainer.strategy, ModelParallelStrategy):  # that materializes by itself, after sharding
+        if not is_a(trainer.strategy, ModelParallelStrategy):  # this strategy materializes itself, after sharding
             materialize(pl_module, trainer.strategy.root_device)
         original = pl_module.configure_optimizers
 
@@ -148,7 +148,7 @@ class Initialize(FitCallback):
 
         self._override(pl_module, "configure_optimizers", configure_optimizers)
 
-    # --- what they do ---
+    # --- implementation ---
 
     def _why_not(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> str | None:
         if Run(trainer).is_resuming:
@@ -224,7 +224,7 @@ class Initialize(FitCallback):
         return ", ".join(getattr(function, "__name__", type(function).__name__) for function in functions)
 
     def _multipliers(self, pl_module: pl.LightningModule) -> list[MupRow]:
-        """The multipliers of muP, without drawing; the weights of a resumed run have been drawn."""
+        """The multipliers of muP, without drawing; the weights of a resumed run already exist."""
         for scheme in self._schemes:
             if unwrapped(scheme) is mup_width:
                 target = pl_module if self._only is None else _submodule(pl_module, self._only)
@@ -234,7 +234,7 @@ class Initialize(FitCallback):
 
 
 def _first_batch(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
-    """The same batch on every rank, as `training_step` gets it."""
+    """The same batch on every rank, as `training_step` receives it."""
     batch = TrainingSet("Initialize", trainer, lambda batch: batch).first()
     batch = trainer.strategy.broadcast(batch)
     batch = trainer.precision_plugin.convert_input(batch)
@@ -250,7 +250,7 @@ def _statistics(
 
 @torch.no_grad()
 def _make_alike(pl_module: pl.LightningModule) -> None:
-    """Gives every rank the weights of rank 0: a scheme that ran the module may differ in its last bits."""
+    """Gives every rank the weights of rank 0: a scheme that runs the module may differ in its last bits."""
     if dist.is_available() and dist.is_initialized():
         for parameter in pl_module.parameters():
             if not hasattr(parameter, "device_mesh"):
@@ -258,7 +258,7 @@ def _make_alike(pl_module: pl.LightningModule) -> None:
 
 
 def _sign_of_training(pl_module: pl.LightningModule) -> str | None:
-    """What shows that the weights are not fresh; fresh norms hold one number only."""
+    """A sign that the weights are not fresh; all entries of a fresh norm are equal."""
     for name, buffer in pl_module.named_buffers():
         if name.rpartition(".")[2] == "num_batches_tracked" and int(buffer) > 0:
             return f"{name.rpartition('.')[0]!r} holds statistics of an earlier training"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Smooths the targets of the loss that an unchanged module computes in training."""
+"""Smooths the targets of the training loss of an unchanged module."""
 
 from functools import partial
 
@@ -16,22 +16,22 @@ __all__ = ["LabelSmoothing"]
 
 
 class LabelSmoothing(FitCallback):
-    """Training computes its cross entropy against smoothed targets; validation and test go on as they are.
+    """Training computes its cross entropy with smoothed targets; validation and test are not affected.
 
-    The loss is what `torch.nn.CrossEntropyLoss(label_smoothing=smoothing)` would have been, with the module's own
-    class weights, `ignore_index` and reduction, for class indices and for soft targets (after Mixup); for `NLLLoss` the
-    same. For `BCEWithLogitsLoss` and `BCELoss` every target moves toward 1/2: `y * (1 - smoothing) + smoothing / 2`.
+    The loss equals that of `torch.nn.CrossEntropyLoss(label_smoothing=smoothing)` with the module's own class weights,
+    `ignore_index` and reduction, for class indices and for soft targets (after Mixup); the same for `NLLLoss`. For
+    `BCEWithLogitsLoss` and `BCELoss` every target is moved toward 1/2: `y * (1 - smoothing) + smoothing / 2`.
 
-    Metrics that `training_step` computes by itself see the module's own targets. Calling the loss costs nothing more;
-    watching for it costs about 1.7 us per torch call inside `training_step`.
+    Metrics that `training_step` computes itself use the module's own targets. The loss itself costs the same;
+    intercepting it costs about 1.7 us per torch call inside `training_step`.
 
     Args:
-        smoothing: Share of each target that goes to all classes alike, in [0, 1).
+        smoothing: Fraction of each target that is spread evenly over all classes, in [0, 1).
 
     Raises:
-        ValueError: for a smoothing out of range; in training, for a loss that smooths already, or a target that is no
-            probability.
-        RuntimeError: after the first `training_step`, if it computed a regression loss or one written by hand.
+        ValueError: for a smoothing out of range; in training, for a loss with its own smoothing, or a target that is
+            not a probability.
+        RuntimeError: after the first `training_step`, if it computed a regression loss or a custom one.
 
     Source: Szegedy et al. 2016, arXiv:1512.00567, Section 7.
 
@@ -62,6 +62,6 @@ class LabelSmoothing(FitCallback):
 
 
 def _smoothed_classes(target: Tensor, smoothing: float) -> Tensor:
-    """Soft targets with their classes in dimension 1, or in the only one, as `cross_entropy` has them."""
+    """Soft targets with their classes in dimension 1, or in the only one, as in `cross_entropy`."""
     dimension = 0 if target.dim() == 1 else 1
     return label_smoothing(target.movedim(dimension, -1), smoothing).movedim(-1, dimension)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Any schedule on the learning rate of an unchanged LightningModule."""
+"""Schedules the learning rate of an unchanged LightningModule."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,30 +20,30 @@ __all__ = ["LRSchedule"]
 class LRSchedule(ScheduledCallback):
     """Multiplies the learning rate of every group of every optimizer by a schedule, counted in optimizer steps.
 
-    Each group keeps its own base value: the rate that it was made with, also one that is added during the run. It lies
-    in the group as `initial_lr`, torch's name. Rates that are tensors are filled in place. LearningRateMonitor logs
-    them as ever.
+    Each group has its own base value, its initial learning rate, including groups added during the run. It is stored in
+    the group as `initial_lr`, torch's name. Learning rates that are tensors are changed in place. LearningRateMonitor
+    logs them as usual.
 
-    The length of the run is found when the training starts, so it grows with `max_epochs` when a run is resumed, and
-    again when an epoch begins: the epochs to come are taken for as long as that one. Of `max_epochs` and `max_steps`
-    the earlier end counts; `max_time` is not known in steps, so a run that is stopped by it ends in the middle of the
-    schedule. A step that a loss scaler skips counts, as in `trainer.global_step`: the schedule ends with the run. Under
-    manual optimization every batch counts as one step of each optimizer. With `fast_dev_run` a schedule that does not
-    fit into those few steps is left out.
+    The length of the run is determined when the training starts, so it grows with `max_epochs` when a run is resumed,
+    and again at the start of each epoch: future epochs are assumed to be as long as the current one. Of `max_epochs`
+    and `max_steps` the earlier end counts; `max_time` is unknown in steps, so a run that it stops ends in the middle of
+    the schedule. A step that a loss scaler skips counts, as in `trainer.global_step`: the schedule ends with the run.
+    With manual optimization every batch counts as one step of each optimizer. With `fast_dev_run` a schedule that does
+    not fit into those few steps is ignored.
 
     Args:
         schedule: The factor as a function of progress; a float length in it is a fraction of the run.
-        interval: Unit of the ints in it: "step", "epoch" (the factor changes between epochs, as Lightning's schedulers
-            of this interval), "fractional_epoch" (it changes with every step), "sample" or "token" (counted over all
-            ranks; costs one small reduction per step).
-        total: Length of the run in that unit, at least 1. Default: found by itself, but for tokens.
-        count: Samples or tokens of a batch. Default: its size; tokens have no default.
-        replace_schedulers: Remove what `configure_optimizers` returns instead of refusing to stand beside it.
+        interval: Unit of integer lengths: "step", "epoch" (the factor changes between epochs, like Lightning's
+            schedulers of this interval), "fractional_epoch" (it changes with every step), "sample" or "token" (counted
+            over all ranks; costs one small reduction per step).
+        total: Length of the run in that unit, at least 1. Default: derived from the Trainer, except for tokens.
+        count: Returns the samples or tokens of a batch. Default: its size; there is no default for tokens.
+        replace_schedulers: Remove the schedulers of `configure_optimizers` instead of raising.
         verbose: Print schedule, length and base values when training starts.
 
     Raises:
-        ValueError: for an argument out of range; when the fit starts, beside another schedule of the learning rate, and
-            if the schedule needs a length of the run that is not known, or is longer than the run.
+        ValueError: for an argument out of range; when the fit starts, with another schedule of the learning rate, and
+            if the schedule needs an unknown length of the run, or is longer than the run.
 
     Example:
         >>> from lightning_optkit.schedules import warmup_cosine
@@ -80,7 +80,7 @@ class LRSchedule(ScheduledCallback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not Run(trainer).is_resuming:
             for group, before in zip(self._groups(trainer), self._rates_at_start, strict=False):
-                if float(group["lr"]) != before:  # a finder has found another
+                if float(group["lr"]) != before:  # a finder has changed it
                     group["initial_lr"] = float(group["lr"])
         super().on_train_start(trainer, pl_module)
 

@@ -24,20 +24,20 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class MaxNorm(FitCallback):
-    """After every optimizer step, weights into a unit whose norm exceeds `max_norm` are scaled back to it.
+    """After every optimizer step, scales the incoming weights of each unit whose norm exceeds `max_norm` down to it.
 
-    A unit is an output of a linear layer, a filter of a convolution, a row of an embedding. Biases and normalization
-    layers are left alone. An average of the weights (`WeightAveraging`) sees them projected.
+    A unit is an output of a linear layer, a filter of a convolution, or a row of an embedding. Biases and normalization
+    layers are skipped. An average of the weights (`WeightAveraging`) uses the projected weights.
 
     Args:
         max_norm: Largest norm, in (0, inf).
-        names: Shell pattern of the parameters it is about, e.g. "head.*". Default: every weight.
+        names: Shell pattern of parameter names, e.g. "head.*". Default: every weight.
 
     Raises:
         ValueError: for an argument out of range; when the fit starts, if no weight has such a name, for a strategy that
             splits parameters over processes, or if a one-pass step would average before the projection.
 
-    Cost: a read of the weights, and a write.
+    Cost: a read and a write of the weights.
 
     Source: Hinton et al. 2012, arXiv:1207.0580; Srivastava et al. 2014, Section 5.1.
 
@@ -48,11 +48,11 @@ class MaxNorm(FitCallback):
     def __init__(self, max_norm: float = 3.0, names: str = "*") -> None:
         self.max_norm = check_in(type(self).__name__, "max_norm", max_norm, "(0, inf)")
         self.names = check_pattern(type(self).__name__, "names", names)
-        self._dims: dict[Tensor, int | None] = {}  # of each parameter: dimension of its output units; None: left alone
+        self._dims: dict[Tensor, int | None] = {}  # per parameter: dimension of its output units; None: skipped
 
     @property
     def state_key(self) -> str:
-        """Several, for other layers, may run side by side."""
+        """Separate states, since several may be used for different layers."""
         return key_of_state(self, names=self.names)
 
     # --- hooks, in the order Lightning calls them ---
@@ -73,11 +73,11 @@ class MaxNorm(FitCallback):
         for optimizer in trainer.optimizers:
             refuse_folded_average(type(self).__name__, optimizer, "leave out Fuse, or the average")
 
-    # --- what they do ---
+    # --- implementation ---
 
     @staticmethod
     def _candidates(pl_module: pl.LightningModule) -> list[str]:
-        """Names of weights, trained now or later; of a module whose shapes are not known yet, of all parameters."""
+        """Names of weights, now or later trainable; of all parameters if shapes are not known yet."""
         if has_lazy_parameters(pl_module):
             return [name for name, _ in pl_module.named_parameters()]
         return list(weights_of(pl_module, frozen=True))

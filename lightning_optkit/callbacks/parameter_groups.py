@@ -19,20 +19,20 @@ __all__ = ["ParameterGroups"]
 
 
 class ParameterGroups(FitCallback):
-    """Splits the groups of whatever optimizer `configure_optimizers` returns, before it has any state.
+    """Splits the groups of any optimizer that `configure_optimizers` returns, before it has state.
 
-    The optimizer stays the same object, and a group keeps all its entries but those that are split: a user's own groups
-    are split further, rates by layer are relative to the rate of their group, and the schedulers that come with the
-    optimizer get their base values split alike. Works before and after `Fuse`, and on the flat, nameless group that
-    LightningCLI builds. A checkpoint has the groups that it was written with: resume it with the same callback.
+    The optimizer remains the same object, and a group keeps all other entries: the user's own groups are split further,
+    layer-wise learning rates are relative to that of their group, and the base values of its schedulers are split too.
+    Works before and after `Fuse`, and with the single unnamed group that LightningCLI builds. A checkpoint contains the
+    groups it was written with, so resume it with the same callback.
 
     Args:
-        weight_decay: Of the parameters that decay, in [0, inf). Default: that of their group.
-        no_decay: What does not decay: module classes, and any of "norm", "bias", "embedding", "vector", as in
+        weight_decay: Weight decay of the parameters that decay, in [0, inf). Default: that of their group.
+        no_decay: Parameters without weight decay: module classes, and any of "norm", "bias", "embedding", "vector", see
             `lightning_optkit.optimizers.parameter_groups`.
         layer_decay: Ratio of the rates of a layer and the next one toward the output, in (0, 1].
-        layers: fnmatch patterns of names, from input to output. Default: found, as in `parameter_groups`.
-        overrides: Entries of a group by pattern of the parameter's name, as in `parameter_groups`.
+        layers: fnmatch patterns of names, from input to output. Default: found as in `parameter_groups`.
+        overrides: Group entries by pattern of the parameter's name, see `parameter_groups`.
         verbose: Print the groups as a table when the fit starts.
 
     Raises:

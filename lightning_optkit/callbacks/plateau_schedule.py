@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lowers the learning rate of an unchanged LightningModule when a metric stops improving.
 
-The judgement is `torch.optim.lr_scheduler.ReduceLROnPlateau`. Lightning's own way to step it asks once per epoch,
-whether or not there was a validation in it (a stale value then counts as one more bad epoch), and after the checkpoint
-of that epoch is written; here it is asked once per measurement, and before.
+The decision is that of `torch.optim.lr_scheduler.ReduceLROnPlateau`. Lightning steps it once per epoch, even without a
+validation (a stale value then counts as one more bad epoch), and after the checkpoint of that epoch is written; this
+callback steps it once per measurement, and before the checkpoint.
 """
 
 from typing import Any, Literal
@@ -25,29 +25,30 @@ _STATE = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
 class PlateauSchedule(FitCallback):
     """Multiplies the learning rate by `factor` after more than `patience` measurements without improvement.
 
-    Beside `LRSchedule` it lowers the base value that the schedule multiplies: a warm-up, then a plateau rule, is
-    `LRSchedule(warmup(constant(), 500))` with this. Under DDP the ranks use the mean of their metrics, so that they
-    decide alike. Resuming from a checkpoint of the batch end right before a validation (`every_n_train_steps`),
-    Lightning leaves that validation out, and a measurement is missed; one written at or after it is right.
+    With `LRSchedule` it lowers the base value that the schedule multiplies: for a warmup followed by a plateau rule,
+    add `LRSchedule(warmup(constant(), 500))`. Under DDP the ranks use the mean of their metrics, so that all make the
+    same decision. When resuming from a checkpoint of the batch end right before a validation (`every_n_train_steps`),
+    Lightning skips that validation, and a measurement is missed; a checkpoint written at or after the validation is
+    correct.
 
     Args:
         monitor: Name of a logged metric.
         mode: "min" if smaller is better, "max" if larger is.
-        factor: What the rate is multiplied by, in (0, 1).
-        patience: Measurements without improvement that are waited for, at least 0.
-        threshold: Least change that is an improvement, in [0, inf).
+        factor: Factor of the learning rate, in (0, 1).
+        patience: Measurements without improvement to tolerate, at least 0.
+        threshold: Smallest change that counts as an improvement, in [0, inf).
         threshold_mode: "rel": relative to the best value; "abs": absolute.
-        cooldown: Measurements after a reduction that are not judged, at least 0.
-        min_lr: No rate is lowered below this, in [0, inf).
-        eps: A smaller reduction is not made, in [0, inf).
-        check_on_train_epoch_end: Measure at the end of each training epoch (for metrics of the training) instead of
-            after each validation. Default: so only in a run that validates nothing.
-        replace_schedulers: Remove what `configure_optimizers` returns instead of refusing to stand beside it.
+        cooldown: Measurements to ignore after a reduction, at least 0.
+        min_lr: Lower bound of the learning rate, in [0, inf).
+        eps: Smallest reduction to apply, in [0, inf).
+        check_on_train_epoch_end: Measure at the end of each training epoch (for training metrics) instead of after each
+            validation. Default: only in a run without validation.
+        replace_schedulers: Remove the schedulers of `configure_optimizers` instead of raising.
         verbose: Print each reduction.
 
     Raises:
-        ValueError: for an argument out of range; in the fit, beside another schedule of the module, and if there is no
-            metric of this name when it is needed.
+        ValueError: for an argument out of range; in the fit, with another schedule of the module, and if the metric
+            does not exist when it is needed.
 
     Example:
         >>> trainer = pl.Trainer(callbacks=[PlateauSchedule("val_loss", patience=3)], logger=False)
@@ -97,13 +98,13 @@ class PlateauSchedule(FitCallback):
         self._restored: list[dict[str, Any]] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """What was judged so far, for each optimizer."""
+        """The state of the plateau rule, for each optimizer."""
         if not self._judges:
             return {"judges": self._restored}
         return {"judges": [{name: getattr(judge, name) for name in _STATE} for judge in self._judges]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores it."""
+        """Restores the state."""
         judges = check_state(type(self).__name__, state_dict, judges=list)["judges"]
         number = (int, float)
         for judge in judges:
@@ -136,14 +137,14 @@ class PlateauSchedule(FitCallback):
             vars(judge).update(restored)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._judges and not self._at_epoch_end_now:  # no judges yet in the sanity check
+        if self._judges and not self._at_epoch_end_now:  # no state yet in the sanity check
             self._judge(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._at_epoch_end_now:
             self._judge(trainer)
 
-    # --- what they do ---
+    # --- implementation ---
 
     def _forget(self) -> None:
         self._restored = self.state_dict()["judges"]
@@ -153,7 +154,7 @@ class PlateauSchedule(FitCallback):
         value = self._measured(trainer)
         for judge, optimizer in zip(self._judges, trainer.optimizers, strict=True):
             groups = optimizer.param_groups
-            # The judgement stands, whichever optimizer and groups there are now.
+            # The state is kept when optimizers or groups change.
             judge.optimizer, judge.min_lrs = optimizer, [self._arguments["min_lr"]] * len(groups)
             before = [float(group["lr"]) for group in groups]
             judge.step(value)
@@ -161,7 +162,7 @@ class PlateauSchedule(FitCallback):
                 new = float(group["lr"])
                 if new == old:
                     continue
-                if "initial_lr" in group:  # what LRSchedule multiplies
+                if "initial_lr" in group:  # the value that LRSchedule multiplies
                     group["initial_lr"] = float(group["initial_lr"]) * new / old
                 if self._verbose:
                     name = group.get("name", type(judge.optimizer).__name__)

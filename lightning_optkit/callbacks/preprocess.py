@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fits transforms of the data on the training set, applies them in every stage, and keeps them in the checkpoint."""
+"""Fits data transforms on the training set, applies them in every stage, and saves them in checkpoints."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -22,35 +22,34 @@ __all__ = ["Preprocess"]
 
 
 class Preprocess(FitCallback):
-    """Replaces one field of every batch by what a transform fitted on the training set makes of it.
+    """Replaces one field of every batch by its transform, which is fitted on the training set.
 
-    Fitted when a fit begins, on the rows of `train_dataloader` only, each read once per fitted stage: in order, by all
-    ranks together, without the rows that a DistributedSampler repeats, and without using the run's random numbers. A
-    resumed run takes what the checkpoint holds; a transform that is fitted already is used as it is. Batches of every
-    stage, validation, test and prediction included, are transformed on the device, after the hooks
-    `on_before_batch_transfer` ... `on_after_batch_transfer`; a stage may lack the field only by being the field alone
-    (a prediction loader that yields a tensor). Several of these callbacks are applied in their order.
+    The transform is fitted when a fit begins, only on the rows of `train_dataloader`, each read once per fitted stage:
+    in order, by all ranks together, without the rows that a DistributedSampler repeats, and without using the run's
+    random numbers. A resumed run uses the statistics in the checkpoint; an already fitted transform is used unchanged.
+    Batches of every stage, including validation, test and prediction, are transformed on the device, after the hooks
+    `on_before_batch_transfer` ... `on_after_batch_transfer`; in a stage whose batch is a bare tensor (a prediction
+    loader), the tensor is the field. Several of these callbacks are applied in their order.
 
-    Under "bf16-true" and "16-true" the field is rounded after the transform, not before (unless it is a hook that puts
-    it into the batch): 1e6 in bfloat16 has no unit digit left to standardize. A float64 field stays float64; end with
-    the stage `torch.Tensor.float` for a model in float32.
+    With "bf16-true" and "16-true" the field is rounded after the transform, not before (unless a hook adds it to the
+    batch): 1e6 in bfloat16 is too coarse to standardize. A float64 field stays float64; end with the stage
+    `torch.Tensor.float` for a float32 model.
 
-    To use the model without this callback, put the transform before it: `nn.Sequential(preprocess.transform, model)`
-    can be saved and exported (`torch.export`) as any module. From a checkpoint alone:
-    `preprocess.load_state_dict(torch.load(path)["callbacks"][preprocess.state_key])`. `inverse` leads back.
+    To use the model without this callback, prepend the transform: `nn.Sequential(preprocess.transform, model)` can be
+    saved and exported (`torch.export`) like any module. From a checkpoint alone:
+    `preprocess.load_state_dict(torch.load(path)["callbacks"][preprocess.state_key])`. `inverse` undoes the transform.
 
     Args:
         transform: A transform of `lightning_optkit.data` (`Impute`, `Standardize`, `MinMaxScale`, `RobustScale`,
-            `Whiten`, `OneHot`, `Vocabulary`), any module or function of the field, for instance
-            `functools.partial(resize, size=32)`, or several in order. What has `partial_fit` is fitted, on what the
-            stages before it give.
-        field: Where the field is in a batch: its position in a tuple or list, its name in a dict, dataclass or named
-            tuple, or a list of these that leads into nested ones.
+            `Whiten`, `OneHot`, `Vocabulary`), any module or function of the field, e.g. `functools.partial(resize,
+            size=32)`, or several in order. Stages with `partial_fit` are fitted on the output of the previous stages.
+        field: Position of the field in a batch: an index of a tuple or list, a name in a dict, dataclass or named
+            tuple, or a list of these for nested batches.
         progress: Whether to show a progress bar if fitting takes longer than a second.
 
     Raises:
-        TypeError: for a transform that cannot be called, or a field that is no position or name.
-        ValueError: when fitting, if a batch lacks the field, or the data cannot be fitted (the transform says why).
+        TypeError: for a transform that is not callable, or a field that is neither an index nor a name.
+        ValueError: when fitting, if a batch lacks the field, or the transform cannot be fitted.
         RuntimeError: if a run resumes from a checkpoint without this callback's statistics.
 
     Cost: one pass over the training set per fitted stage, before the first epoch; the transform per batch.
@@ -74,10 +73,10 @@ class Preprocess(FitCallback):
         self._inner: Callable[..., Any] | None = None  # the strategy's `batch_to_device` without this callback
 
     def inverse(self, x: Any) -> Any:
-        """What `transform` turned into `x`, as far as every stage can be undone: for predictions of a scaled target.
+        """Undoes `transform` as far as every stage has an inverse, e.g. for predictions of a scaled target.
 
         Raises:
-            ValueError: naming the first stage that has no inverse.
+            ValueError: naming the first stage without an inverse.
         """
         stages: list[Any] = [*self.transform]
         for stage in reversed(stages):
@@ -88,16 +87,16 @@ class Preprocess(FitCallback):
 
     @property
     def state_key(self) -> str:
-        """Two fields, or two transforms of one field, keep their own state."""
+        """Separate states for different fields, or different transforms of one field."""
         return key_of_state(self, field=self.field, transform=[_name(stage) for stage in self.transform])
 
     def state_dict(self) -> dict[str, Any]:
-        """What was learned, on the CPU."""
+        """The statistics, on the CPU."""
         state = self.transform.state_dict()
         return {key: value.cpu() if isinstance(value, Tensor) else value for key, value in state.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores it."""
+        """Restores the statistics."""
         self.transform.load_state_dict(state_dict)
 
     # --- hooks, in the order Lightning calls them ---
@@ -132,28 +131,28 @@ class Preprocess(FitCallback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._undo()  # validation, test and prediction are preprocessed too
 
-    # --- what they do ---
+    # --- implementation ---
 
     @torch.no_grad()
     def _apply(self, trainer: pl.Trainer, batch: Any) -> Any:
         if not self._is_fitted() and trainer.state.fn == "fit" and not Run(trainer).is_resuming:
-            self._fit(trainer)  # another callback looks at a batch before the fit starts
+            self._fit(trainer)  # another callback reads a batch before the fit starts
         self._require_fitted()
         value = field_of(type(self).__name__, "field", batch, self._path)
-        if value is None:  # of loaders side by side, one has ended
+        if value is None:  # one of several parallel loaders has ended
             return batch
         value = self.transform(value)
         plugin = trainer.precision_plugin
-        value = type(plugin).convert_input(plugin, value)  # not that of the instance, which leaves the field whole
+        value = type(plugin).convert_input(plugin, value)  # the instance's own keeps the field whole
         if isinstance(value, Tensor):
             value = value.to(trainer.strategy.root_device)
         return with_field(batch, self._path, value)
 
     def _with_whole_field(self, batch: Any, converted: Any) -> Any:
-        """`converted` with the field as `batch` has it: the transform needs the digits that lower precision drops."""
+        """`converted` with the field of `batch`, since the transform needs the full precision."""
         try:
             value = field_of(type(self).__name__, "field", batch, self._path)
-        except ValueError:  # a hook puts it there later
+        except ValueError:  # a hook adds it later
             return converted
         return converted if value is None else with_field(converted, self._path, value)
 
@@ -168,7 +167,7 @@ class Preprocess(FitCallback):
         rank_zero_info(f"Preprocess: fitted {', '.join(unfitted)} for field {self.field!r} on the training set.")
 
     def _field(self, trainer: pl.Trainer, batch: Any) -> Any:
-        """The field as a batch of training has it, before this callback changes it."""
+        """The field in a training batch, before this callback changes it."""
         assert self._inner is not None
         batch = trainer.precision_plugin.convert_input(batch)
         batch = before_batch_transfer(trainer.lightning_module, batch)
@@ -191,7 +190,7 @@ class Preprocess(FitCallback):
 
 
 class _Present:
-    """The batches that have the field: of loaders side by side, one may end before the other."""
+    """The batches that have the field: of parallel loaders, one may end before the other."""
 
     def __init__(self, fields: TrainingSet) -> None:
         self._fields = fields
@@ -232,5 +231,5 @@ def _as_module(owner: str, stage: Any) -> nn.Module:
 def _name(stage: nn.Module) -> str:
     if not isinstance(stage, _Function):
         return type(stage).__name__
-    function = getattr(stage.function, "func", stage.function)  # of a functools.partial
+    function = getattr(stage.function, "func", stage.function)  # for a functools.partial
     return getattr(function, "__name__", type(function).__name__)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""R-Drop on an unchanged module: every batch runs twice with other dropout, and the two must agree."""
+"""R-Drop with an unchanged module: every batch runs twice with different dropout, and differences are penalized."""
 
 from collections.abc import Callable
 from functools import partial, wraps
@@ -20,25 +20,25 @@ __all__ = ["RDrop"]
 
 
 class RDrop(FitCallback):
-    r"""Adds to the loss how much two passes with different dropout disagree.
+    r"""Adds to the loss the divergence of two forward passes with different dropout.
 
     .. math:: \tfrac{1}{2}(L_1 + L_2) + \alpha\, \tfrac{1}{2}\left(D_{KL}(P_1 \| P_2) + D_{KL}(P_2 \| P_1)\right)
 
-    `training_step` runs twice on the batch; the logits are those that it hands to its classification loss
-    (`cross_entropy`, `nll_loss` or the binary ones), several losses add up, and targets at `ignore_index` do not count.
-    One backward pass goes through both runs. The mean of the two losses keeps the module's scale, as in the authors'
-    code; the paper adds them, so that its alpha is twice this one.
+    `training_step` runs twice on the batch; the logits are the inputs of its classification loss (`cross_entropy`,
+    `nll_loss` or the binary ones). Several losses add up, and targets at `ignore_index` do not count. One backward pass
+    covers both runs. The mean of the two losses keeps the module's scale, as in the authors' code; the paper adds them,
+    so its alpha is twice this one.
 
-    The second run is not counted: BatchNorm's statistics, metrics and `self.log` are those of the first.
+    The second run has no side effects: BatchNorm's statistics, metrics and `self.log` are those of the first.
 
-    Cost: the forward time and the memory of activations twice.
+    Cost: twice the forward time and activation memory.
 
     Args:
         alpha: Weight of the divergence, in (0, inf); 0.5 to 5 are common.
 
     Raises:
         ValueError: if `alpha` is out of range; when the fit starts, for manual optimization.
-        RuntimeError: after the first `training_step`, if its loss cannot be reached.
+        RuntimeError: after the first `training_step`, if its loss cannot be intercepted.
 
     Source: Liang et al. 2021, arXiv:2106.14448, Section 2.
 
@@ -65,7 +65,7 @@ class RDrop(FitCallback):
         self._override(pl_module, "backward", self._wrap_backward(pl_module))
         self._at_end(partial(finish_second_passes, pl_module))
 
-    # --- what they do ---
+    # --- implementation ---
 
     def _watch(self, call: LossCall, loss: Loss) -> Tensor:
         # Mixup computes the loss of one prediction twice.
@@ -76,7 +76,7 @@ class RDrop(FitCallback):
     def _wrap_training_step(self, pl_module: pl.LightningModule) -> Callable[..., Any]:
         original = pl_module.training_step
 
-        @wraps(original)  # Lightning looks at the signature
+        @wraps(original)  # Lightning inspects the signature
         def training_step(*args: Any, **kwargs: Any) -> Any:
             output, calls = self._pass(original, args, kwargs)
             loss = loss_of(output)
@@ -113,7 +113,7 @@ class RDrop(FitCallback):
         return backward
 
     def _check(self, divergence: Tensor) -> None:
-        """Once, since it waits for the device."""
+        """Checked only once, since it synchronizes."""
         if not self._is_checked and float(divergence.detach()) == 0.0:
             rank_zero_warn(
                 f"{type(self).__name__}(): the two passes agree exactly; the module has no dropout in training, "
@@ -133,7 +133,7 @@ def _divergence(calls: list[LossCall], others: list[LossCall]) -> Tensor:
 
 
 def _term(call: LossCall, other: LossCall) -> Tensor:
-    """The divergence of one loss, averaged or added up as the loss is."""
+    """The divergence of one loss, reduced like the loss."""
     dim = 0 if call.input.dim() == 1 else 1
     logits, others = call.input, other.input
     if call.name == "binary_cross_entropy":

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records a fit and writes it as one HTML file.
 
-Where the gradient norm comes from, without a second look at the gradients where one can be saved:
+The gradient norm is obtained without an extra read of the gradients where possible:
 
-- A one-pass optimizer with a clip by norm has just computed it: read after every step, for nothing.
-- For any other, `on_after_backward` sees the gradients before clipping (still scaled under 16-mixed: divided by the
-  loss scale here), and a hook after the optimizer's step sees what clipping left of them. Both cost a pass over the
-  gradients, so they run every few steps only.
-- Not `on_before_optimizer_step`: `Fuse` would have to leave the loss scaler's own pass in place for it. Not
-  `configure_gradient_clipping`: replaced, it looks to `Fuse` like a module that clips by itself. Not a hook before the
-  optimizer's step: Lightning runs the forward and backward pass inside the step, after that hook.
+- A one-pass optimizer with a clip by norm has already computed it: it is read after every step, at no cost.
+- For any other, `on_after_backward` reads the gradients before clipping (still scaled with 16-mixed, so divided by the
+  loss scale here), and a hook after the optimizer's step reads them after clipping. Both cost a pass over the
+  gradients, so they run only every few steps.
+- `on_before_optimizer_step` is not used, since `Fuse` would then keep the loss scaler's own pass; nor an override of
+  `configure_gradient_clipping`, which `Fuse` would take for a module that clips itself; nor a hook before the
+  optimizer's step, since Lightning runs the forward and backward pass inside the step, after that hook.
 """
 
 import statistics
@@ -41,16 +41,16 @@ _MAX_PENDING = 512  # values still on an accelerator
 class Report(FitCallback):
     """Records loss, learning rates, gradient norms, validation metrics and step times; writes them when `fit` ends.
 
-    The file needs nothing outside itself. Loss and gradients are those of rank zero; under DDP the gradients are the
-    same on every rank. Values on an accelerator are fetched together, a few hundred at a time. The record is in every
-    checkpoint, so a resumed run's report shows the whole run.
+    The file is self-contained. Loss and gradients are those of rank zero; under DDP the gradients are the same on every
+    rank. Values on an accelerator are fetched together, a few hundred at a time. The record is saved in every
+    checkpoint, so a resumed run's report covers the whole run.
 
     Args:
         path: The file to write. Default: report.html in the logger's folder, or in the trainer's `default_root_dir`.
-        name: What to call the run in the report. Default: the class of the module.
-        measure_every: Optimizer steps from one measurement of the gradient norm to the next, at least 1; not used where
-            the step itself knows it.
-        write: False only records: hand the `record` of several runs to `diagnostics.write_report` to compare them.
+        name: Name of the run in the report. Default: the class of the module.
+        measure_every: Optimizer steps between measurements of the gradient norm, at least 1; not used if the step
+            provides it.
+        write: False only records: pass the `record` of several runs to `diagnostics.write_report` to compare them.
 
     Raises:
         ValueError: for an argument out of range.
@@ -76,14 +76,14 @@ class Report(FitCallback):
 
     def _forget(self) -> None:
         self._pending: list[tuple[Curve, int, Tensor]] = []
-        self._losses: list[Tensor] = []  # of the batches accumulated into the step to come
+        self._losses: list[Tensor] = []  # of the batches accumulated for the next step
         self._not_validation: set[str] = set()
         self._started: float | None = None
         self._batch_idx = self._num_skipped = 0
         self._clips = False
 
     def __getstate__(self) -> dict[str, Any]:
-        self._fetch()  # here: a copy would append to the same record
+        self._fetch()  # fetched here, since a copy would append to the same record
         return super().__getstate__()
 
     def state_dict(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class Report(FitCallback):
         return self.record.to_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores it."""
+        """Restores the record."""
         self.record = record_from(state_dict, f"{type(self).__name__}.load_state_dict(state_dict")
 
     # --- hooks, in the order Lightning calls them ---
@@ -104,7 +104,7 @@ class Report(FitCallback):
             self.record = RunRecord(self._name or type(pl_module).__name__)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Not earlier: only now has every callback said what it folds into the step.
+        # Not earlier: only now is it known what every callback adds to the step.
         self.record.explanation = "\n\n".join(_explanation(optimizer) for optimizer in trainer.optimizers)
         self._clips = bool(trainer.gradient_clip_val) or is_overridden("configure_gradient_clipping", pl_module)
         self._clips |= not pl_module.automatic_optimization
@@ -161,7 +161,7 @@ class Report(FitCallback):
         self._not_validation |= {name for name in trainer.callback_metrics if name not in known}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._started = None  # the next step is not to be blamed for the validation
+        self._started = None  # the time of the validation is not part of a step
         if trainer.sanity_checking:
             return
         for name, value in trainer.callback_metrics.items():
@@ -180,13 +180,13 @@ class Report(FitCallback):
         if self._write and trainer.is_global_zero:
             try:
                 written = write_report([self.record], path)
-            except Exception as error:  # the fit is done, and its result must stand
+            except Exception as error:  # a failing report must not lose the result of the fit
                 reason = f"{type(error).__name__}: {shown(str(error))}"
                 rank_zero_warn(f"{type(self).__name__}(path={str(path)!r}): no report was written ({reason}).")
             else:
                 rank_zero_info(f"Report: {written}")
 
-    # --- what they do ---
+    # --- implementation ---
 
     def _measures(self, trainer: pl.Trainer) -> bool:
         return trainer.global_step % self._measure_every == 0
@@ -209,7 +209,7 @@ class Report(FitCallback):
             self._append(self.record.grad_norm_clipped, step, _grad_norm(optimizer, 1.0))
 
     def _append(self, curve: Curve, step: int, value: float | Tensor | None) -> None:
-        """Appends now what is at hand, later what is on an accelerator."""
+        """Appends a value now, or later if it is on an accelerator."""
         if isinstance(value, Tensor) and value.device.type != "cpu":
             self._pending.append((curve, step, value.detach().clone()))
             if len(self._pending) >= _MAX_PENDING:
@@ -218,7 +218,7 @@ class Report(FitCallback):
             curve.append(step, float(value))
 
     def _fetch(self) -> None:
-        """One transfer for everything pending."""
+        """Fetches all pending values in one transfer."""
         if not self._pending:
             return
         device = self._pending[0][2].device
@@ -228,7 +228,7 @@ class Report(FitCallback):
         self._pending = []
 
     def _release(self) -> None:
-        """The record can be read after the fit, and what is still on an accelerator belongs to it."""
+        """Fetches what is still on an accelerator, since the record can be read after the fit."""
 
 
 def _explanation(optimizer: Optimizer) -> str:
@@ -242,13 +242,13 @@ def _knows_norm(optimizer: Optimizer) -> bool:
 
 
 def _clips_itself(optimizer: Optimizer) -> bool:
-    """Then its gradients are never written, and say nothing of what clipping left."""
+    """Whether the optimizer clips itself: its gradients are then unclipped."""
     return isinstance(optimizer, OnePassOptimizer) and optimizer.clip is not None
 
 
 @torch.no_grad()
 def _grad_norm(optimizer: Optimizer, factor: float) -> Tensor | None:
-    """Global L2 norm of the gradients as they are, times `factor`; sharded ones are summed over all ranks."""
+    """Global L2 norm of the current gradients, times `factor`; sharded ones are summed over all ranks."""
     grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if not grads:
         return None

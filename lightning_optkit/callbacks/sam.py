@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sharpness-aware minimization within automatic optimization, in every precision."""
+"""Sharpness-aware minimization with automatic optimization, in every precision."""
 
 from collections.abc import Callable
 from functools import partial, wraps
@@ -22,26 +22,26 @@ __all__ = ["SAM"]
 
 
 class SAM(FitCallback):
-    """Takes every gradient at the worst point near the weights, so that training ends in flat minima.
+    """Takes every gradient at the worst point near the weights, so that training prefers flat minima.
 
-    Inside `training_step` the module runs on the batch, its gradient (kept apart from `.grad`) says where to climb, and
-    it runs again on the climbed weights; the backward pass is that of the second run, and right behind it the weights
-    are put back, bit for bit. The optimizer's step, clipping, averaging and loss scaling find nothing unusual; a
-    first gradient that overflows makes the second one overflow too, so that the scaler skips the step.
+    Inside `training_step` the module runs on the batch, its gradient (kept separate from `.grad`) gives the ascent
+    direction, and the module runs again with the perturbed weights. The backward pass is that of the second run, and
+    right after it the weights are restored bitwise. The optimizer's step, clipping, averaging and loss scaling work as
+    usual; if the first gradient overflows, the second one does too, so that the scaler skips the step.
 
-    Both runs draw the same random numbers from torch (dropout masks). The second is not counted: BatchNorm's
-    statistics, metrics and `self.log` are those of the first, at the true weights. With gradient accumulation every
-    batch climbs by itself.
+    Both runs use the same random numbers of torch (dropout masks). The second has no side effects: BatchNorm's
+    statistics, metrics and `self.log` are those of the first, at the original weights. With gradient accumulation every
+    batch has its own ascent.
 
-    Under DDP each process climbs by the gradient of its own batch, as in the paper (m-sharpness), and
-    communicates nothing more; with `sync=True` the processes climb together, by the mean of their gradients.
+    Under DDP each process uses the gradient of its own batch for the ascent, as in the paper (m-sharpness), without
+    additional communication; with `sync=True` all processes use the mean of their gradients.
 
     Cost: about twice the forward and backward time, and a copy of the weights.
 
     Args:
-        rho: Radius, in (0, inf). Default: 0.05, with `adaptive` 0.5.
-        adaptive: ASAM: measure the radius in units of the weights.
-        eta: Of ASAM, what a weight of zero is taken for, in [0, inf).
+        rho: Radius, in (0, inf). Default: 0.05; 0.5 if `adaptive`.
+        adaptive: ASAM: scale the radius by the weights.
+        eta: For ASAM, added to the magnitude of a weight, in [0, inf).
         sync: Average the ascent over all processes.
 
     Raises:
@@ -60,7 +60,7 @@ class SAM(FitCallback):
         self.rho = default if rho is None else check_in(type(self).__name__, "rho", rho, "(0, inf)")
         self.eta = check_in(type(self).__name__, "eta", eta, "[0, inf)")
         self.adaptive, self.sync = adaptive, sync
-        self._before: list[tuple[Tensor, Tensor]] = []  # while the weights are climbed: parameter, its true value
+        self._before: list[tuple[Tensor, Tensor]] = []  # while the weights are perturbed: parameter, original value
 
     # --- hooks, in the order Lightning calls them ---
 
@@ -71,19 +71,19 @@ class SAM(FitCallback):
             refuse_split_parameters(self, trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Not in setup: whatever else wraps training_step belongs to both runs.
+        # Not in setup: other wrappers of training_step apply to both runs.
         self._override(pl_module, "training_step", self._wrap_training_step(trainer, pl_module))
         self._override(pl_module, "backward", self._wrap_backward(pl_module))
         self._at_end(partial(finish_second_passes, pl_module))
         self._at_end(self._descend)
 
-    # --- what they do ---
+    # --- implementation ---
 
     def _wrap_training_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Callable[..., Any]:
         original = pl_module.training_step
         devices = [] if pl_module.device.type == "cpu" else [pl_module.device]
 
-        @wraps(original)  # Lightning looks at the signature
+        @wraps(original)  # Lightning inspects the signature
         def training_step(*args: Any, **kwargs: Any) -> Any:
             self._descend()
             with torch.random.fork_rng(devices, device_type=pl_module.device.type if devices else "cuda"):
@@ -94,7 +94,7 @@ class SAM(FitCallback):
                     self._climb(trainer, params, loss)
             if loss is None or not params:  # nothing is trained at all
                 return output
-            finish_second_passes(pl_module)  # of a pair of RDrop, whose gradient has just been taken
+            finish_second_passes(pl_module)  # a pair of RDrop, whose gradient has just been taken
             with SecondPass(pl_module):
                 loss = loss_of(original(*args, **kwargs))
             return None if loss is None else with_loss(output, loss)
@@ -117,7 +117,7 @@ class SAM(FitCallback):
     def _climb(self, trainer: pl.Trainer, params: list[Tensor], loss: Tensor) -> None:
         scaler = loss_scaler(trainer)
         if scaler is not None:
-            loss = scaler.scale(loss)  # or small gradients vanish in fp16; the factor changes nothing else
+            loss = scaler.scale(loss)  # or small gradients would underflow in fp16; the factor has no other effect
         with torch.autocast(loss.device.type, enabled=False):
             found = torch.autograd.grad(loss, params, allow_unused=True)
         grads = [grad.to_dense() if grad is not None and grad.is_sparse else grad for grad in found]
@@ -141,7 +141,7 @@ class SAM(FitCallback):
 
 
 def _mean_over_processes(trainer: pl.Trainer, param: Tensor, grad: Tensor | None) -> Tensor:
-    """A parameter that one process does not use has a gradient of zero there, as in DDP."""
+    """The mean gradient; a parameter that a process does not use counts as zero there, as in DDP."""
     mean = trainer.strategy.reduce(torch.zeros_like(param) if grad is None else grad, reduce_op="mean")
     assert isinstance(mean, Tensor)
     return mean

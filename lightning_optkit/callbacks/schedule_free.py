@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lets a schedule-free optimizer train at y, and everything else see the average x."""
+"""Trains a schedule-free optimizer at y, and evaluates and saves the average x."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,11 +20,11 @@ class ScheduleFree(FitCallback):
     """Switches `ScheduleFreeSGD` and `ScheduleFreeAdamW` between training and evaluation.
 
     Validation runs on the average, every checkpoint's `state_dict` holds it (with y in the optimizer's state, for
-    resuming), and the module has it when `fit` returns. `Fuse` brings this callback along. Without it the first
-    optimizer step raises.
+    resuming), and the module has it when `fit` returns. `Fuse` adds this callback. Without it the first optimizer step
+    raises.
 
     Raises:
-        ValueError: when the fit starts, if it was given twice, or the run has no schedule-free optimizer.
+        ValueError: when the fit starts, if there are two of it, or the run has no schedule-free optimizer.
 
     Example:
         >>> trainer = pl.Trainer(callbacks=[ScheduleFree()], logger=False, enable_checkpointing=False)
@@ -60,7 +60,7 @@ class ScheduleFree(FitCallback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._eval(pl_module)
 
-    # --- what they do ---
+    # --- implementation ---
 
     def _train(self, pl_module: pl.LightningModule) -> None:
         reshard(pl_module)
@@ -73,7 +73,7 @@ class ScheduleFree(FitCallback):
             optimizer.eval()
 
     def _wrap_on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Callable[..., None]:
-        # Not the callback's own hook: Lightning leaves it out where only weights are saved.
+        # Not the callback's own hook, which Lightning skips if only weights are saved.
         original = pl_module.on_save_checkpoint
 
         def on_save_checkpoint(checkpoint: dict[str, Any]) -> None:

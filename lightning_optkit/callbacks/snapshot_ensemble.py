@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An ensemble from one run: a checkpoint at the end of every cycle of the learning rate.
+"""An ensemble from one run: a checkpoint at the end of every learning rate cycle.
 
 Source: Huang et al. 2017, "Snapshot Ensembles: Train 1, Get M for Free", arXiv:1704.00109, section 3.
 """
@@ -25,19 +25,19 @@ __all__ = ["SnapshotEnsemble"]
 class SnapshotEnsemble(RunFree, Callback):
     """Saves an ordinary checkpoint at the end of every cycle of a schedule with warm restarts, where the loss is low.
 
-    Predict with all of them, or the last few, by `ensemble_predict(module, ensemble.paths, loader)`, or look for a
-    mean that helps by `greedy_soup(ensemble.paths, score)`. Beside `WeightAveraging` each holds the average.
+    Predict with all of them, or the last few, by `ensemble_predict(module, ensemble.paths, loader)`, or search for a
+    better mean with `greedy_soup(ensemble.paths, score)`. With `WeightAveraging` each contains the average.
 
-    The schedule itself is set by `LRSchedule(sgdr(...))`; give this callback the same object. A warm-up in front of it
-    is `start` steps long. List this callback behind those whose state a snapshot shall hold.
+    The schedule itself is set by `LRSchedule(sgdr(...))`; pass the same object to this callback. A warmup before it
+    takes `start` steps. List this callback after those whose state a snapshot should contain.
 
     Args:
         cycle: The schedule, `schedules.sgdr(...)`; or the length of its first cycle: an int >= 1 (optimizer steps) or
             a float in (0, 1] (fraction of the run after `start`).
-        dirpath: Folder of the files; None: "snapshots" beside the logs of the run.
-        cycle_mult: Length of each cycle over that of the one before, in [1, inf); of a schedule, its own.
+        dirpath: Folder of the files; None: "snapshots" next to the logs of the run.
+        cycle_mult: Ratio of the length of each cycle to the previous one, in [1, inf); a schedule has its own.
         start: Optimizer steps before the first cycle, at least 0.
-        save_weights_only: Leave out what is needed only for going on with the training.
+        save_weights_only: Omit the state that is needed only to continue training.
 
     Raises:
         ValueError: for an argument out of range; when the training starts, if the first cycle is longer than the run.
@@ -80,14 +80,14 @@ class SnapshotEnsemble(RunFree, Callback):
         self._ends: Iterator[int] = iter(())
         self._next_end = 0
         self.paths: list[str] = []
-        """Files of the snapshots, the oldest first."""
+        """Files of the snapshots, oldest first."""
 
     def state_dict(self) -> dict[str, Any]:
         """The files so far."""
         return {"paths": list(self.paths)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores it."""
+        """Restores the list of files."""
         paths = check_state(type(self).__name__, state_dict, paths=list)["paths"]
         self.paths = [
             str(check_path(f"{type(self).__name__}.load_state_dict", "state_dict['paths']", p)) for p in paths
@@ -127,7 +127,7 @@ class SnapshotEnsemble(RunFree, Callback):
                 f"that ends at {self._next_end}; there are {len(self.paths)} snapshots."
             )
 
-    # --- what they do ---
+    # --- implementation ---
 
     def _look_ahead(self, run: Run, before_epoch: int | None = None) -> None:
         total = run.steps_at_end(before_epoch)
@@ -151,7 +151,7 @@ class SnapshotEnsemble(RunFree, Callback):
 
 
 def _ends(start: float, length: float, mult: float) -> Iterator[int]:
-    """Steps done when the schedule, asked before each step, is about to start again."""
+    """Step counts at which the schedule, evaluated before each step, is about to restart."""
     end = float(start)
     while True:
         end += length

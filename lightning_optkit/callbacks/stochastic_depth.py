@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drops the residual branches of an unchanged module at random, later ones more often."""
+"""Drops residual branches of an unchanged module at random, later ones more often."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,17 +18,17 @@ __all__ = ["StochasticDepth"]
 
 
 class StochasticDepth(FitCallback):
-    """In training, the output of every branch named `names` is zero for a random share of the examples.
+    """In training, zeroes the output of every branch in `names` for a random fraction of the examples.
 
-    A branch is the module whose output is added to the residual stream: name that one, not the block around it, or the
-    stream itself is cut. The share grows linearly with depth, from `p / L` for the first of L branches to `p` for the
-    last, in the order of the module tree; what is kept is scaled up. Validation and test see every branch.
+    A branch is the module whose output is added to the residual stream: name that module, not the block around it, or
+    the stream itself is cut. The rate grows linearly with depth, from `p / L` for the first of L branches to `p` for
+    the last, in the order of the module tree; kept outputs are scaled up. Validation and test use every branch.
 
-    Where the branches of one block are several (attention and feed-forward), give each its own callback, so that both
-    ends of the rule are the same for them.
+    If a block has several branches (attention and feed-forward), use one callback for each, so that the rates of each
+    range from `p / L` to `p`.
 
     Args:
-        names: Shell pattern of the branches, e.g. "blocks.*.mlp"; a `*` does not reach over a dot.
+        names: Shell pattern of the branches, e.g. "blocks.*.mlp"; `*` does not match a dot.
         p: Drop rate of the last branch, in (0, 1); 0.5 for deep residual nets, 0.1 to 0.3 for transformers.
         batch_dim: Dimension of the examples in their outputs.
         verbose: Print the branches and their rates when training starts.
@@ -36,7 +36,7 @@ class StochasticDepth(FitCallback):
     Raises:
         ValueError: for an argument out of range; when the fit starts, if no module has such a name.
 
-    Cost: one random number per example and branch, a read and a write of its output; the branch is computed anyhow.
+    Cost: one random number per example and branch, a read and a write of its output; the branch is computed anyway.
 
     Source: Huang et al. 2016, arXiv:1603.09382, Section 3.
 
@@ -64,7 +64,7 @@ class StochasticDepth(FitCallback):
             listed = ", ".join(f"{name} {rate:.3g}" for name, rate in self.rates.items())
             rank_zero_info(f"StochasticDepth: {listed}")
 
-    # --- what they do ---
+    # --- implementation ---
 
     def _drop(self, name: str) -> Callable[..., Any]:
         rate = self.rates[name]

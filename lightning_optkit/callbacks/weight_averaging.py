@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps an average of the weights, and lets validation, test, prediction and checkpoints see it."""
+"""Averages the weights, and uses the average in validation, test, prediction and checkpoints."""
 
 import math
 from collections.abc import Callable
@@ -36,33 +36,32 @@ _LIGHTNINGS = (
 
 
 class WeightAveraging(FitCallback):
-    """Averages the weights over training: folded into a one-pass step, in a pass of its own after any other step.
+    """Averages the weights over training: part of a one-pass step, or in a separate pass after any other step.
 
-    The average lives in the optimizer's state: sharded where the parameters are (`ModelParallelStrategy`), and in every
-    full checkpoint. From its first update on, and never before, validation runs on it, the `state_dict` of every
-    checkpoint holds it (with the trained weights beside it, for resuming, under `current_model_state`), and the module
-    has it when `fit` returns. A checkpoint of `save_weights_only=True` holds the average alone; for the trained weights
-    save a full one and read its `current_model_state`. If the average never began, all of them hold the trained
-    weights, and a warning says so.
+    The average is stored in the optimizer's state: sharded like the parameters (`ModelParallelStrategy`), and in every
+    full checkpoint. From its first update on, validation uses it, the `state_dict` of every checkpoint contains it
+    (with the trained weights, for resuming, under `current_model_state`), and the module has it when `fit` returns. A
+    checkpoint of `save_weights_only=True` contains only the average; for the trained weights save a full one and read
+    its `current_model_state`. If the average never starts, all of them contain the trained weights, and a warning says
+    so.
 
-    Several may stand side by side with different averages; one of them is evaluated. The first `EMA` or `SWA` is
-    folded into the step, the others (and `LAWA`) take a pass of their own: see `explain`. A checkpoint is resumed with
-    the same averages in the same order.
+    There may be several with different averages; one of them is evaluated. The first `EMA` or `SWA` is part of the
+    step, the others (and `LAWA`) take a separate pass: see `explain`. Resume a checkpoint with the same averages in the
+    same order.
 
-    Buffers of integers are the model's own. So are buffers of floating point numbers, unless one of the two options
-    says otherwise.
+    Integer buffers are the model's own. So are floating-point buffers, unless one of the two options below is set.
 
     Args:
-        average: What to keep: `EMA(0.999)`, `SWA(0.75)` or `LAWA(6, every=100)`.
-        evaluate: Whether it is this average that validation and checkpoints see, and the module holds at the end.
-        average_buffers: Average the buffers of floating point numbers as well.
-        update_bn: Recompute the running statistics of BatchNorm for the average before it is evaluated, saved, or left
-            in the module: one pass over the training data by `forward` on the first item of each batch, once for each
-            average, merged over the processes. What the training itself tracks is left alone.
+        average: The average: `EMA(0.999)`, `SWA(0.75)` or `LAWA(6, every=100)`.
+        evaluate: Whether validation and checkpoints use this average, and the module has it at the end.
+        average_buffers: Also average the floating-point buffers.
+        update_bn: Recompute BatchNorm's running statistics for the average before it is evaluated, saved, or left in
+            the module: one pass over the training data by `forward` on the first item of each batch, once for each
+            average, merged over the processes. The statistics of the training itself are not changed.
 
     Raises:
-        ValueError: when the fit starts, for two that would be evaluated, or one beside Lightning's own, for an
-            optimizer that keeps another average, or for a strategy that hides the parameters.
+        ValueError: when the fit starts, for two evaluated averages, or one together with Lightning's own, for an
+            optimizer with another average, or for a strategy without access to the parameters.
 
     Example:
         >>> from lightning_optkit.averaging import EMA
@@ -86,12 +85,12 @@ class WeightAveraging(FitCallback):
         self.average_buffers, self.update_bn = average_buffers, update_bn
         self._kept = KeptAverage(average)
         self._is_training = False
-        self._trained: dict[Tensor, Tensor] = {}  # while the module holds the average: what it was trained to
+        self._trained: dict[Tensor, Tensor] = {}  # while the module holds the average: the trained values
         self._batch_norm: tuple[int, dict[str, Tensor]] | None = None  # statistics, and the step they belong to
 
     @property
     def state_key(self) -> str:
-        """Two averages in one run keep their own state."""
+        """Separate states for several averages in one run."""
         return key_of_state(self, average=repr(self.average))
 
     def state_dict(self) -> dict[str, Any]:
@@ -99,28 +98,28 @@ class WeightAveraging(FitCallback):
         return self._kept.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores it.
+        """Restores the state.
 
         Raises:
-            ValueError: if the checkpoint knows this average under another name.
+            ValueError: if the checkpoint has this average under another name.
         """
         self._kept.load_state_dict(state_dict)
 
     def explain(self) -> str:
-        """How the last fit keeps, or kept, this average: one line per optimizer."""
+        """How the last fit computes, or computed, this average: one line per optimizer."""
         return "\n".join(self._kept.explained)
 
     def averaged_parameters(self, pl_module: pl.LightningModule) -> dict[str, Tensor]:
-        """The average by name of the parameter, of those that have one; also of an average that is not evaluated."""
+        """The average of each parameter that has one, by name; also for an average that is not evaluated."""
         reshard(pl_module)
         averages = self._kept.of_parameters()
         return {name: averages[param] for name, param in pl_module.named_parameters() if param in averages}
 
     @property
     def scheduled_decay(self) -> float | None:
-        """The decay that `HyperparameterSchedule("average_decay", ...)` multiplies; None where it has no say.
+        """The decay that `HyperparameterSchedule("average_decay", ...)` multiplies; None if it does not apply.
 
-        It has one over an EMA that is the first average (leaving LAWA aside) of the run.
+        It applies to an EMA that is the first average (except LAWA) of the run.
         """
         return self.average.decay if isinstance(self.average, EMA) and self._kept.name is None else None
 
@@ -156,7 +155,7 @@ class WeightAveraging(FitCallback):
             self._override(pl_module, "on_save_checkpoint", self._wrap_on_save_checkpoint(pl_module))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.update_bn:  # not before: a module may make its layers in `configure_model`
+        if self.update_bn:  # not earlier: a module may create its layers in `configure_model`
             check_forward(type(self).__name__, pl_module)
         self._at_end(self._kept.detach)
         self._kept.attach(trainer, pl_module if self.average_buffers else None)
@@ -210,10 +209,10 @@ class WeightAveraging(FitCallback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._undo()
 
-    # --- what they do ---
+    # --- implementation ---
 
     def _evaluated(self, pl_module: pl.LightningModule) -> dict[Tensor, Tensor]:
-        """What stands in for the parameters and buffers of the module: nothing before the first update."""
+        """Replacements of the module's parameters and buffers; empty before the first update."""
         averages = self._kept.of_parameters()
         if not averages:
             return {}
@@ -230,7 +229,7 @@ class WeightAveraging(FitCallback):
             for tensor, average in self._evaluated(pl_module).items():
                 self._trained[tensor] = tensor.detach().clone()
                 tensor.copy_(average)
-            if self._trained and not trainer.sanity_checking:  # the training data are not there yet
+            if self._trained and not trainer.sanity_checking:  # in the sanity check the training data do not exist yet
                 self._recompute_batch_norm(trainer, pl_module)
 
     @torch.no_grad()
@@ -264,7 +263,7 @@ class WeightAveraging(FitCallback):
                     weights[name] = value
 
     def _wrap_on_save_checkpoint(self, pl_module: pl.LightningModule) -> Callable[[dict[str, Any]], None]:
-        """Callbacks are not asked when only weights are saved; the module is."""
+        """Lightning does not call callbacks if only weights are saved, but it calls the module."""
         original = pl_module.on_save_checkpoint
 
         def on_save_checkpoint(checkpoint: dict[str, Any]) -> None:

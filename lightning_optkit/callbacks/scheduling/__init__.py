@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the callbacks that write a value over the run share."""
+"""Shared by the callbacks that schedule a value over the run."""

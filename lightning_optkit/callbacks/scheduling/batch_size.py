@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The batch size of a loader that stands already, and what a run makes of it."""
+"""Changes the batch size of an existing loader, and computes the resulting lengths of a run."""
 
 import math
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ def check_resizable(owner: str, loader: Any) -> DataLoader[Any]:
     """Returns the loader if its batch size can be changed.
 
     Args:
-        owner: Call to name in the message.
-        loader: What `train_dataloader` returned.
+        owner: Call named in the error message.
+        loader: The result of `train_dataloader`.
 
     Raises:
-        ValueError: if it makes its batches in a way of its own; says what to do.
+        ValueError: if it creates batches in a custom way; the message says what to do.
     """
     if not isinstance(loader, DataLoader):
         obstacle = f"{type(loader).__name__}, which is no DataLoader"
@@ -41,15 +41,15 @@ def check_resizable(owner: str, loader: Any) -> DataLoader[Any]:
 
 
 def set_batch_size(loader: DataLoader[Any], size: int) -> None:
-    """Changes a loader in place, and what Lightning would make it anew from."""
+    """Changes a loader in place, including the arguments from which Lightning recreates it."""
     assert isinstance(loader.batch_sampler, BatchSampler)
     loader.batch_sampler.batch_size = size
-    loader.__dict__["batch_size"] = size  # DataLoader itself refuses the assignment, not knowing its sampler's part
+    loader.__dict__["batch_size"] = size  # DataLoader itself refuses the assignment
     replace_argument(loader, "batch_size", size)
 
 
 def batches_in_epoch(owner: str, trainer: pl.Trainer, loader: DataLoader[Any]) -> float:
-    """Batches of an epoch with the loader's present size, after `limit_train_batches`.
+    """Batches per epoch at the loader's current size, after `limit_train_batches`.
 
     Raises:
         ValueError: if there are none.
@@ -65,12 +65,12 @@ def batches_in_epoch(owner: str, trainer: pl.Trainer, loader: DataLoader[Any]) -
 
 
 def check_epochs(owner: str, trainer: pl.Trainer, loader: DataLoader[Any], sizes: Sequence[int]) -> list[float]:
-    """Batches of each epoch of the run, none of which may be without batch or without validation.
+    """Batches of each epoch of the run; every epoch must have at least one batch and a validation.
 
     Args:
-        owner: Call to name in messages.
-        trainer: Of the run.
-        loader: The one that it goes through, as Lightning made it; its size is left as it is.
+        owner: Call named in error messages.
+        trainer: The Trainer of the run.
+        loader: Its training loader as created by Lightning; its size is not changed.
         sizes: The batch size of each epoch.
 
     Raises:
@@ -97,12 +97,12 @@ def check_epochs(owner: str, trainer: pl.Trainer, loader: DataLoader[Any], sizes
 
 
 def check_clocks(owner: str, trainer: pl.Trainer, samples: Sequence[float]) -> None:
-    """Raises beside a schedule that takes every epoch for as long as the first.
+    """Raises if there is a schedule that assumes all epochs to be as long as the first.
 
     Args:
-        owner: Call to name in the message.
-        trainer: Of the run.
-        samples: In each epoch.
+        owner: Call named in the error message.
+        trainer: The Trainer of the run.
+        samples: Number of samples of each epoch.
     """
     for other in callbacks_of(trainer, ScheduledCallback):
         clock, name = other._clock, type(other).__name__

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a run stands and how long it is, in the unit that a schedule counts in.
+"""Position and length of a run in the unit of a schedule.
 
-Steps are read and not counted here (`seams.run`), so a resumed run needs nothing else. The epochs to come are taken for
-as long as the one that the run is in, which is looked at again when an epoch begins.
+Steps are read from the Trainer, not counted here (`seams.run`), so a resumed run needs no state. Future epochs are
+assumed to be as long as the current one, which is measured at the start of each epoch.
 """
 
 import math
@@ -25,13 +25,13 @@ _COUNTED = ("sample", "token")
 
 
 class Clock:
-    """Position and total of a run.
+    """Position and length of a run.
 
     Args:
-        owner: Callback to name in messages.
+        owner: Callback named in error messages.
         interval: The unit.
-        total: Length of the run in it; None: found by itself.
-        count: Samples or tokens of one batch.
+        total: Length of the run in that unit; None: derived from the Trainer.
+        count: Returns the samples or tokens of one batch.
     """
 
     def __init__(self, owner: str, interval: str, total: int | None, count: Callable[[Any], int] | None) -> None:
@@ -45,15 +45,15 @@ class Clock:
         if count is None and interval == "token":
             raise ValueError(f"{owner}(count=None): count must be a function from a batch to its number of tokens.")
         self.owner, self.interval, self.total = owner, interval, total
-        self.counted = 0  # samples or tokens, on all ranks, in the windows of accumulated batches that are done
-        self.pending = 0  # on this rank, in the window that is open
+        self.counted = 0  # samples or tokens, on all ranks, in completed accumulation windows
+        self.pending = 0  # on this rank, in the current window
         self._given, self._count = total, count or extract_batch_size
-        self._epoch = self._before = self._counted_before = 0  # where the epoch began, in each unit
+        self._epoch = self._before = self._counted_before = 0  # position at the start of the epoch, in each unit
         self._steps_per_epoch: float = 1
         self._step = 0
 
     def start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Finds the length of the run; the data are loaded by now."""
+        """Determines the length of the run; the data must be loaded."""
         run = Run(trainer)
         self._step = run.step
         if self.interval == "fractional_epoch" and (run.accumulation_schedule or math.isinf(run.steps_in_epoch)):
@@ -64,11 +64,11 @@ class Clock:
         self.look_at_epoch(run, run.step_in_epoch)
 
     def look_at_epoch(self, run: Run, step_in_epoch: int = 0) -> None:
-        """Finds the length of the run anew: the loader of the epoch that begins may have another length.
+        """Determines the length of the run again, since the loader of the starting epoch may have another length.
 
         Args:
             run: The run.
-            step_in_epoch: Steps of the epoch that are behind it: a run may be resumed within one.
+            step_in_epoch: Number of completed steps of the epoch: a run may be resumed within one.
         """
         self._epoch, self._before, self._steps_per_epoch = run.epoch, run.step - step_in_epoch, run.steps_in_epoch
         samples = run.samples_in_epoch if self.interval == "sample" else None
@@ -77,7 +77,7 @@ class Clock:
         self.total = self._given if self._given is not None else self._length(run)
 
     def position(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float:
-        """What is behind the run now."""
+        """The current position of the run."""
         if self.interval in _COUNTED:
             return self.counted
         run = Run(trainer)
@@ -88,7 +88,7 @@ class Clock:
         return self._epoch + (run.step - self._before) / self._steps_per_epoch
 
     def add(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:
-        """Counts a batch; the count moves on with the optimizer, as a window of accumulated batches has one value."""
+        """Counts a batch; the count advances with the optimizer, once per accumulation window."""
         if self.interval not in _COUNTED:
             return
         self.pending += int(self._count(batch))
@@ -115,25 +115,25 @@ class Clock:
         return None if samples is None else math.ceil(self._counted_before + (epochs - self._epoch) * samples)
 
     def remedy(self, trainer: pl.Trainer) -> str:
-        """What makes a length known that is not."""
+        """How the user can make an unknown length known."""
         is_finite = not math.isinf(self._steps_per_epoch)
         follows_from_steps = {"step": True, "sample": Run(trainer).samples_in_epoch is not None, "token": False}
         given = f"{self.owner}(total=...)"
         return f"Trainer(max_steps=...), or {given}" if follows_from_steps.get(self.interval, is_finite) else given
 
     def describe(self) -> str:
-        """The length of the run in words."""
+        """The length of the run as text."""
         unit = {"step": "optimizer step", "fractional_epoch": "epoch"}.get(self.interval, self.interval)
         return f"{self.total} {unit}{'s' * (self.total != 1)}"
 
 
 def steps_in_run(trainer: pl.Trainer, pl_module: pl.LightningModule) -> int | None:
-    """Optimizer steps from the first epoch to the last; None if the run has no known end."""
+    """Optimizer steps of the whole run; None if its end is unknown."""
     return Run(trainer).steps_at_end()
 
 
 def over_all_ranks(trainer: pl.Trainer, number: int) -> int:
-    """The sum of the numbers of all ranks that have data of their own."""
+    """The sum over all ranks that have different data."""
     if trainer.world_size == 1:
         return number
     here = torch.tensor(number, device=trainer.strategy.root_device)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schedulers that configure_optimizers returned: a callback that schedules the same value stands beside none."""
+"""Handles schedulers from configure_optimizers: no other schedule may set the same value."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -26,7 +26,7 @@ def refuse_other_schedules(owner: str, trainer: pl.Trainer) -> None:
 def take_over_schedulers(
     owner: str, trainer: pl.Trainer, pl_module: pl.LightningModule, replace_schedulers: bool
 ) -> None:
-    """Raises beside schedulers that configure_optimizers returned, or takes them out and their effect back."""
+    """Raises if configure_optimizers returned schedulers, or removes them and reverts their effect."""
     configs = trainer.strategy.lr_scheduler_configs
     schedulers = [part for config in configs for part in _flat(config.scheduler)]
     if not schedulers:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Entries of parameter groups as things to schedule: each group keeps its own base value.
+"""Scheduled entries of parameter groups, each with its own base value.
 
-The base value lies in the group as `initial_<name>`, as torch's schedulers keep `initial_lr`: so it is in every
-checkpoint, and a group that is added later brings its own.
+The base value is stored in the group as `initial_<name>`, like torch's `initial_lr`, so it is in every checkpoint, and
+a group that is added later has its own.
 """
 
 import re
@@ -26,14 +26,14 @@ _SHORT = {"beta1": "betas[0]", "beta2": "betas[1]", "beta3": "betas[2]"}
 
 
 def normalized(name: str) -> str:
-    """One spelling per entry: "beta1" is "betas[0]"."""
+    """The canonical name of an entry: "beta1" is "betas[0]"."""
     return _SHORT.get(name, name)
 
 
 def group_targets(given: Iterable[Optimizer], name: str, base: float | None) -> list[Target]:
     """The entry `name` of every group that has it.
 
-    Args:
+    given: The optimizers to search.
         given: The optimizers whose groups to look through.
         name: Normalized name, "lr" or "betas[0]".
         base: Value at factor 1; None: each group's own.
@@ -55,7 +55,7 @@ def group_targets(given: Iterable[Optimizer], name: str, base: float | None) -> 
 
 
 def keeper_of(given: Iterable[Optimizer], name: str) -> Optimizer | None:
-    """The first optimizer that has the entry `name` and keeps it for itself; None: none does."""
+    """The first optimizer that reserves the entry `name` for itself, or None."""
     key, _ = _parsed(name)
     for optimizer in given:
         if key in _kept_by(optimizer) and any(key in group for group in optimizer.param_groups):
@@ -64,7 +64,7 @@ def keeper_of(given: Iterable[Optimizer], name: str) -> Optimizer | None:
 
 
 def entry_names(given: Iterable[Optimizer]) -> list[str]:
-    """Every entry that is a number to be set, by the name that `group_targets` takes."""
+    """All entries that are settable numbers, by the names that `group_targets` accepts."""
     names: dict[str, None] = {}
     for kept, group in ((_kept_by(optimizer), group) for optimizer in given for group in optimizer.param_groups):
         for key, value in group.items():
@@ -78,7 +78,7 @@ def entry_names(given: Iterable[Optimizer]) -> list[str]:
 
 
 def _kept_by(optimizer: Optimizer) -> frozenset[str]:
-    """Entries that are no settings: of a rule that is unknown here, those that any of ours would keep."""
+    """Entries that are not settings; for an unknown rule, those that any of our rules reserves."""
     rule = type(optimizer) if isinstance(optimizer, OnePassOptimizer) else one_pass_class(type(optimizer))
     return _KEPT_BY_ANY if rule is None else rule.kept_entries
 
@@ -89,7 +89,7 @@ def _parsed(name: str) -> tuple[str, int | None]:
 
 
 def _number(group: dict[str, Any], key: str, index: int | None) -> Any:
-    """The number at the place, or None if there is none that can take any value in between."""
+    """The number at this position, or None if it is not a continuous number."""
     value = None if key == "params" else group.get(key)
     if index is not None:
         value = value[index] if isinstance(value, tuple | list) and index < len(value) else None
@@ -100,7 +100,7 @@ def _number(group: dict[str, Any], key: str, index: int | None) -> Any:
 
 def _base(group: dict[str, Any], name: str, key: str, index: int | None) -> float:
     initial = f"initial_{name}"
-    if not group.get(initial):  # 0 may have been laid down before another callback gave the group its value
+    if not group.get(initial):  # another callback may have set the value after 0 was stored
         group[initial] = float(_number(group, key, index))
     return float(group[initial])
 
@@ -108,7 +108,7 @@ def _base(group: dict[str, Any], name: str, key: str, index: int | None) -> floa
 def _write(group: dict[str, Any], key: str, index: int | None, value: float) -> None:
     old = _number(group, key, index)
     if isinstance(old, Tensor):
-        old.fill_(value)  # captured graphs hold on to the tensor
+        old.fill_(value)  # in place, since captured graphs hold this tensor
     elif index is None:
         group[key] = value
     else:

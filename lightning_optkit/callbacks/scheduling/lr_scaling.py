@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Multiplies the learning rates that schedules start from, beside whatever schedules them.
+"""Multiplies the base learning rates of schedules, together with any other schedule.
 
-Each group remembers its factor and its own base value: so both are in every checkpoint of the optimizer, a group that
-is added later is told from those that have their factor, and the factor 1 gives back the very number.
+Each group stores its factor and its own base value, so both are in every checkpoint of the optimizer, new groups can be
+distinguished, and the factor 1 restores the exact number.
 """
 
 from collections.abc import Iterable
@@ -18,12 +18,12 @@ _FACTOR, _OWN = "initial_lr_factor", "initial_lr_unscaled"
 
 
 def multiply_bases(optimizers: Iterable[Optimizer], schedulers: Iterable[Any], factor: float) -> None:
-    """Makes every base learning rate its own value times `factor`, and the present one in proportion.
+    """Sets every base learning rate to its own value times `factor`, and scales the current one accordingly.
 
     Args:
-        optimizers: Whose groups to change.
-        schedulers: Of these optimizers, flat; those that keep base values have them changed.
-        factor: In (0, inf), in place of the one before.
+        optimizers: The optimizers to change.
+        schedulers: Their schedulers, flat; stored base values are changed too.
+        factor: The new factor, in (0, inf), which replaces the previous one.
     """
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -39,7 +39,7 @@ def multiply_bases(optimizers: Iterable[Optimizer], schedulers: Iterable[Any], f
 
 
 def forget_factor(optimizers: Iterable[Optimizer]) -> None:
-    """Takes what `multiply_bases` remembers out of the groups."""
+    """Removes the entries of `multiply_bases` from the groups."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             for key in (_FACTOR, _OWN):
@@ -49,20 +49,20 @@ def forget_factor(optimizers: Iterable[Optimizer]) -> None:
 def _multiply(group: dict[str, Any], factor: float) -> None:
     base, present = float(group.setdefault("initial_lr", float(group["lr"]))), float(group["lr"])
     old, own = group.get(_FACTOR, 1.0), group.get(_OWN, base)
-    if base != own * old:  # lowered by something else since
+    if base != own * old:  # something else has lowered it since
         own = base / old
     group[_FACTOR], group[_OWN] = factor, own
     if factor == old:
         return
     _write(group, "initial_lr", own * factor)
     _write(group, "lr", own * factor if present == base else present / old * factor)
-    for key in ("max_lr", "min_lr"):  # where OneCycleLR keeps its bounds
+    for key in ("max_lr", "min_lr"):  # the bounds of OneCycleLR
         if key in group:
             _write(group, key, float(group[key]) / old * factor)
 
 
 def _write(group: dict[str, Any], key: str, value: float) -> None:
     if isinstance(group[key], Tensor):
-        group[key].fill_(value)  # captured graphs hold on to the tensor
+        group[key].fill_(value)  # in place, since captured graphs hold this tensor
     else:
         group[key] = value

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What LRSchedule and HyperparameterSchedule share: at which moments a scheduled value is written.
+"""Base of LRSchedule and HyperparameterSchedule: writes the scheduled value at the right moments.
 
-Not as an LRSchedulerConfig: Lightning hands the schedulers of a checkpoint out by their place in a list, steps none
-under manual optimization, and a scheduler keeps a counter that has to be restored. A value that is written as a pure
-function of the trainer's own progress needs no state, and grows with the run.
+It is not an LRSchedulerConfig: Lightning restores schedulers by their position in a list, does not step them with
+manual optimization, and a scheduler has a counter to restore. A value that is a pure function of the trainer's own
+progress needs no state, and adapts to the length of the run.
 """
 
 from collections.abc import Callable
@@ -23,17 +23,17 @@ from lightning_optkit.schedules.schedule import check_schedule
 
 __all__ = ["ScheduledCallback", "Target"]
 
-_LOOKED_AT = 1_000  # points of the run, before it starts
+_LOOKED_AT = 1_000  # points of the run that are checked before it starts
 
 
 @dataclass(frozen=True)
 class Target:
-    """One value that a schedule drives.
+    """One scheduled value.
 
     Args:
-        label: What to call it.
+        label: Its name.
         base: Its value at factor 1.
-        write: Sets it.
+        write: Sets the value.
     """
 
     label: str
@@ -59,21 +59,21 @@ class ScheduledCallback(FitCallback):
         self.schedule, self._verbose = schedule, verbose
         self._clock = Clock(self._owner, interval, total, count)
         self._fits, self._resumed_from = True, repr(schedule)
-        self.values: dict[str, float] = {}  # what was written last, by label
+        self.values: dict[str, float] = {}  # the last written values, by label
 
     @property
     def _owner(self) -> str:
         return type(self).__name__
 
     def _targets(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Target]:
-        """Looked up anew at each writing: groups are added, and replaced when a state dict is loaded."""
+        """Looked up at each write, since groups are added, and replaced when a state dict is loaded."""
         raise NotImplementedError
 
     def _check_value(self, value: float, position: float) -> None:
-        """Raises for a value that its target does not take."""
+        """Raises for a value outside the range of its target."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The schedule as it prints, and the samples or tokens so far."""
+        """The schedule's `repr`, and the number of samples or tokens so far."""
         return {
             "schedule": repr(self.schedule),
             "counted": self._clock.counted,
@@ -95,11 +95,11 @@ class ScheduledCallback(FitCallback):
             self._fits, self._resumed_from = True, repr(self.schedule)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Lays the base values into the groups: a sharded checkpoint restores only entries that are there already.
+        # Stores the base values in the groups: a sharded checkpoint restores only existing entries.
         self._targets(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Not earlier: optimizers have their state back, and other callbacks have said what they fold in.
+        # Not earlier: optimizers have restored their state, and other callbacks have changed the steps.
         if self._resumed_from != repr(self.schedule):
             rank_zero_warn(f"{self._owner}: resumed with {self.schedule!r} in place of {self._resumed_from}.")
         self._clock.start(trainer, pl_module)
@@ -125,7 +125,7 @@ class ScheduledCallback(FitCallback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._write(trainer, pl_module)  # groups that were added since
+        self._write(trainer, pl_module)  # for groups added since
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -136,7 +136,7 @@ class ScheduledCallback(FitCallback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._write(trainer, pl_module)
 
-    # --- what they do ---
+    # --- implementation ---
 
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self._fits:
@@ -150,7 +150,7 @@ class ScheduledCallback(FitCallback):
             target.write(target.base * factor)
 
     def _positions(self) -> list[float]:
-        """Where to look before training starts; the last value is written behind the last step."""
+        """Positions to check before training starts; the last value is written after the last step."""
         total = self._clock.total
         return [0.0] if total is None else [total * part / _LOOKED_AT for part in range(_LOOKED_AT + 1)]
 
@@ -163,10 +163,10 @@ class ScheduledCallback(FitCallback):
         return True
 
     def _check_run(self, trainer: pl.Trainer) -> None:
-        """Raises if the schedule needs a length that is unknown, or does not fit into the run."""
+        """Raises if the schedule needs an unknown length, or does not fit into the run."""
         total = self._clock.total
         try:
-            for position in self._positions():  # parts that come later may not fit either
+            for position in self._positions():  # later parts may not fit either
                 self.schedule(position, total)
         except ValueError as error:
             self._fits = False

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How Lightning is hooked: what the callbacks share, none of it a strategy."""
+"""How the callbacks hook into Lightning; none of it is a strategy."""

@@ -17,7 +17,7 @@ Field: TypeAlias = int | str | list[int | str]
 
 
 def check_field(owner: str, name: str, field: Field) -> tuple[int | str, ...]:
-    """The path that `field` names.
+    """The path of `field`.
 
     Raises:
         TypeError: if it is neither an int, a string nor a list of them.
@@ -33,7 +33,7 @@ def check_field(owner: str, name: str, field: Field) -> tuple[int | str, ...]:
 
 
 def field_of(owner: str, name: str, batch: Any, path: tuple[int | str, ...]) -> Any:
-    """What stands at `path`; a tensor is its own field 0, for batches that are the inputs alone, and nothing is None.
+    """The value at `path`. A bare tensor is its own field 0; an empty batch is None.
 
     Raises:
         ValueError: if the batch has no such field.
@@ -45,7 +45,7 @@ def field_of(owner: str, name: str, batch: Any, path: tuple[int | str, ...]) -> 
 
 
 def with_field(batch: Any, path: tuple[int | str, ...], value: Any) -> Any:
-    """A batch of the same type with `value` at `path`, which must be there; `batch` itself is not changed."""
+    """A batch of the same type with `value` at the existing `path`; `batch` is not changed."""
     if not path or isinstance(batch, Tensor):
         return value
     step, rest = path[0], path[1:]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BatchNorm's running statistics for weights that no training step has run with."""
+"""BatchNorm's running statistics for weights that no training step has used."""
 
 import copy
 import inspect
@@ -21,7 +21,7 @@ __all__ = ["batch_norms", "check_forward", "recompute_batch_norm_"]
 
 
 def check_forward(owner: str, pl_module: pl.LightningModule) -> None:
-    """Raises ValueError if the module has BatchNorm, and does not say what to do with an input alone."""
+    """Raises ValueError if the module has BatchNorm, but no forward of a single input."""
     if not batch_norms(pl_module):
         return
     name = type(pl_module).__name__
@@ -49,10 +49,10 @@ def batch_norms(pl_module: pl.LightningModule) -> dict[str, Tensor]:
 
 
 def recompute_batch_norm_(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-    """`torch.optim.swa_utils.update_bn` over the training data, merged over the processes; nothing else changes.
+    """`torch.optim.swa_utils.update_bn` over the training data, merged over the processes, without other side effects.
 
-    Neither random numbers, nor the place in the training data, nor any other buffer, nor which modules are in training
-    mode; a frozen BatchNorm gets new statistics too, since its input is another one.
+    Random numbers, the position in the training data, other buffers and training modes are unchanged; a frozen
+    BatchNorm gets new statistics too, since its input has changed.
     """
     statistics = batch_norms(pl_module)
     if not statistics:
@@ -83,7 +83,7 @@ def _inputs(trainer: pl.Trainer) -> Iterator[Any]:
         raise ValueError(
             f"WeightAveraging(update_bn=True): the training data must be one DataLoader, got {type(loader).__name__}."
         )
-    # The training goes on with its own iterator (persistent workers would restart it) and its own order.
+    # Training continues with its own iterator (persistent workers would restart it) and its own order.
     again = copy.copy(loader)
     forget_iterator(again)
     holders = [again, again.sampler, getattr(again.batch_sampler, "sampler", None)]

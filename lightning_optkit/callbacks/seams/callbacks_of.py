@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def callbacks_of(trainer: pl.Trainer, kind: type[T], but: object = None) -> list[T]:
-    """Those of class `kind`, in their order, leaving out `but` once: one that is listed twice has itself beside it."""
+    """The callbacks of class `kind`, in order, without the first occurrence of `but`."""
     untyped: Any = trainer  # Lightning does not declare the attribute
     found = [callback for callback in untyped.callbacks if is_a(callback, kind)]
     place = next((place for place, callback in enumerate(found) if callback is but), len(found))
@@ -23,12 +23,12 @@ def callbacks_of(trainer: pl.Trainer, kind: type[T], but: object = None) -> list
 
 
 def insert_callback(trainer: pl.Trainer, callback: Callback, behind: Callback) -> Callable[[], None]:
-    """Lets Lightning call `callback` right behind another one, and returns what takes it out again."""
+    """Inserts `callback` right after another one, and returns a function that removes it."""
     untyped: Any = trainer
     untyped.callbacks.insert(untyped.callbacks.index(behind) + 1, callback)
 
     def take_out() -> None:
-        # A new list: Lightning may be walking the old one, and has to come to `callback` there.
+        # A new list: Lightning may be iterating over the old one, and must reach `callback` there.
         untyped.callbacks = callbacks_of(trainer, object, but=callback)
 
     return take_out

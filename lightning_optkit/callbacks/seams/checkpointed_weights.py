@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights beside those that the module holds, also where processes share them: kept in a checkpoint, and put back.
+"""Saves and restores a second set of weights in a checkpoint, also when they are sharded.
 
-Two sets lie in the checkpoint of an average: what is exported, and what training goes on from.
+The checkpoint of an average has two sets: the exported weights, and those from which training continues.
 
-Ordinary and full checkpoints hold the second under `current_model_state`, as Lightning's own WeightAveraging does;
-parameters that have no average, as the frozen ones beside an adapter, are not written twice. A
-sharded checkpoint writes shards only of its `state_dict` and `optimizer_states`, the rest comes from rank 0; there the
-second is one more of the optimizer states, so that every rank writes its own part and the `state_dict` stays clean.
+Ordinary and full checkpoints store the second under `current_model_state`, like Lightning's own WeightAveraging;
+parameters without an average, e.g. frozen ones in an adapter run, are not stored twice. A sharded checkpoint shards
+only its `state_dict` and `optimizer_states`, and takes the rest from rank 0; there the second set is stored as another
+optimizer state, so that every rank writes its own part and the `state_dict` is unaffected.
 """
 
 from collections.abc import Collection
@@ -27,7 +27,7 @@ _PLACE = "current_model_state_in_optimizer"
 
 
 def as_saved(trainer: pl.Trainer, tensor: Tensor) -> Tensor:
-    """The tensor as the strategy's `state_dict` has it: a shard, or gathered from all processes."""
+    """The tensor as in the strategy's `state_dict`: a shard, or gathered from all processes."""
     if hasattr(tensor, "full_tensor") and not _is_sharded(trainer):
         whole: Tensor = tensor.full_tensor().cpu()
         return whole
@@ -37,13 +37,13 @@ def as_saved(trainer: pl.Trainer, tensor: Tensor) -> Tensor:
 def save_trained(
     trainer: pl.Trainer, checkpoint: dict[str, Any], trained: dict[str, Tensor], same: Collection[str] = ()
 ) -> None:
-    """Puts the trained weights beside the `state_dict`; call it before the `state_dict` is changed.
+    """Adds the trained weights to a checkpoint; must be called before the `state_dict` is changed.
 
     Args:
-        trainer: Every process must call.
-        checkpoint: As `on_save_checkpoint` is given it.
-        trained: Those that the module does not hold at this moment, by name.
-        same: Names of those that will stay in the `state_dict` as they are, and are left out where one file holds all.
+        trainer: The Trainer; every process must call this.
+        checkpoint: The argument of `on_save_checkpoint`.
+        trained: Trained weights that the module does not currently hold, by name.
+        same: Names of weights that stay unchanged in the `state_dict`; omitted if one file contains everything.
     """
     left_out = () if is_a(trainer.strategy, ModelParallelStrategy) else same
     weights = {name: value for name, value in checkpoint["state_dict"].items() if name not in left_out}
@@ -59,7 +59,7 @@ def save_trained(
 
 
 def load_trained(trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-    """Gives the module the trained weights that `save_trained` put there, if any."""
+    """Loads the weights of `save_trained` into the module, if there are any."""
     strict = pl_module.strict_loading
     if not is_a(trainer.strategy, ModelParallelStrategy):
         if _KEY in checkpoint:
@@ -78,7 +78,7 @@ def load_trained(trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint:
 
 
 def copy_weights(pl_module: pl.LightningModule) -> dict[str, Tensor]:
-    """The `state_dict` on CPU, whole also where processes share the weights; then every one of them must call."""
+    """The full `state_dict` on CPU; with sharded weights every process must call this."""
     whole = {
         name: value.full_tensor() if hasattr(value, "full_tensor") else value
         for name, value in pl_module.state_dict().items()
@@ -87,7 +87,7 @@ def copy_weights(pl_module: pl.LightningModule) -> dict[str, Tensor]:
 
 
 def load_weights(pl_module: pl.LightningModule, weights: dict[str, Tensor]) -> None:
-    """Gives the module what `copy_weights` returned; without communication, for the processes may be parting."""
+    """Loads the result of `copy_weights`; without communication, since processes may be about to exit."""
     here = pl_module.state_dict()
     placed = {name: distribute_like(value, here[name]) if name in here else value for name, value in weights.items()}
     pl_module.load_state_dict(placed, strict=pl_module.strict_loading)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is in the value of `configure_optimizers`, in whatever form it may come."""
+"""The optimizers and schedulers in the value of `configure_optimizers`, in any of its forms."""
 
 from collections.abc import Iterator
 from typing import Any

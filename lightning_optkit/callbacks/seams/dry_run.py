@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a module's `training_step` before training without a trace, and gives storage to modules on the meta device."""
+"""Runs `training_step` before training without side effects, and materializes modules on the meta device."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -31,10 +31,10 @@ def run_training_step(
 ) -> None:
     """Runs `forward(pl_module, batch)`, by default `training_step`, in the Trainer's precision; logs nothing.
 
-    Modes, buffers and random numbers are the caller's concern (`init.activation_statistics` puts them back).
+    The caller must restore modes, buffers and random numbers (`init.activation_statistics` does).
 
     Raises:
-        RuntimeError: if it fails, with the way out.
+        RuntimeError: if it fails; the message says what to do.
     """
     try:
         with _without_trace(pl_module), trainer.precision_plugin.train_step_context():
@@ -47,7 +47,7 @@ def run_training_step(
             else:
                 pl_module.training_step(batch)
     except ValueError:
-        raise  # a scheme refuses what it sees
+        raise  # raised by a scheme
     except Exception as error:
         what = "training_step" if forward is None else "forward"
         raise RuntimeError(
@@ -58,7 +58,7 @@ def run_training_step(
 
 @contextmanager
 def _without_trace(pl_module: pl.LightningModule) -> Iterator[None]:
-    """Puts back the module's own attributes and the contents of its lists, dicts and sets; nothing is logged."""
+    """Restores the module's own attributes and the contents of its lists, dicts and sets; nothing is logged."""
     own = vars(pl_module)
     public = {name: value for name, value in own.items() if not name.startswith("_")}
     contents = [(value, copy.copy(value)) for value in public.values() if isinstance(value, list | dict | set)]
@@ -87,12 +87,12 @@ def _log_nothing(*args: Any, **kwargs: Any) -> None:
 
 
 def materialize(model: nn.Module, device: torch.device) -> None:
-    """Gives storage on `device` to what is on the meta device, and fills it by each module's `reset_parameters`.
+    """Moves meta tensors to `device`, and initializes them with each module's `reset_parameters`.
 
-    Tied parameters stay tied. torch's random state is put back.
+    Tied parameters stay tied. torch's random state is restored.
 
     Raises:
-        ValueError: if such a module has no `reset_parameters`: nobody would fill it.
+        ValueError: if such a module has no `reset_parameters`, since nothing would initialize it.
     """
     made: dict[int, Any] = {}
     touched = []

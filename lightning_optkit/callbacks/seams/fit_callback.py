@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The base of a callback that changes a run for the length of a fit."""
+"""The base of callbacks that change a run during a fit."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -16,10 +16,10 @@ __all__ = ["FitCallback"]
 
 
 class FitCallback(RunFree, Callback):
-    """Whatever it changes is changed back when the fit ends, normally or by an exception.
+    """Undoes all its changes when the fit ends, normally or with an exception.
 
-    A subclass says `_at_end(undo)` where it changes something. The last change is undone first, each one once, and an
-    undo that fails does not keep the others from running.
+    A subclass calls `_at_end(undo)` for each change. Changes are undone in reverse order, each once, and an undo that
+    fails does not prevent the others.
     """
 
     _undos: tuple[Callable[[], object], ...] = ()
@@ -29,12 +29,12 @@ class FitCallback(RunFree, Callback):
         self._undos = (*self._undos, undo)
 
     def _override(self, owner: object, name: str, function: Callable[..., Any]) -> None:
-        """Lets `owner.<name>` call `function` until the fit ends."""
+        """Makes `owner.<name>` call `function` until the fit ends."""
         override(owner, name, function)
         self._at_end(partial(restore, owner, name, function))
 
     def _undo(self) -> None:
-        """Undoes what is changed at this moment."""
+        """Undoes all current changes."""
         undos, self._undos = self._undos, ()
         with ExitStack() as stack:
             stack.callback(self._release)
@@ -42,11 +42,11 @@ class FitCallback(RunFree, Callback):
                 stack.callback(undo)
 
     def _release(self) -> None:
-        """Called when everything is undone: lets go of the run. Override it to keep what is read after the fit."""
+        """Called after the undo, to drop references to the run. Override it to keep what is read after the fit."""
         self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy has changed nothing, and has nothing to undo."""
+        """A copy has made no changes, and has nothing to undo."""
         state = super().__getstate__()
         state.pop("_undos", None)
         return state

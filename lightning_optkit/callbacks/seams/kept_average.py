@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An average for the length of a fit: folded into a one-pass step, in a pass of its own after any other step.
+"""An average during a fit: part of a one-pass step, or in a separate pass after any other step.
 
-Both count the steps that each optimizer has taken in this run, also those of the run that a checkpoint came from, and
-neither counts a step that was skipped: a checkpoint goes on either way. An optimizer that takes another's place during
-the run takes over its averages and its count.
+In both cases the steps of each optimizer in this run count, including those before a checkpoint, but not skipped ones:
+a checkpoint can be resumed in either form. An optimizer that replaces another during the run takes over its averages
+and its count.
 """
 
 from collections.abc import Sequence
@@ -34,20 +34,20 @@ __all__ = ["KeptAverage", "names_of"]
 
 
 class KeptAverage(RunFree):
-    """Keeps `average` in the state of the optimizers between `attach` and `detach`, and can be read ever after.
+    """Keeps `average` in the state of the optimizers between `attach` and `detach`; it can be read afterwards too.
 
     Args:
-        average: What to keep.
-        name: In the state, beside another average of the same optimizers; None: its own.
+        average: The average.
+        name: Name in the state if the optimizers have another average; None: the default name.
     """
 
     def __init__(self, average: EMA | SWA | LAWA, name: str | None = None) -> None:
         self.average, self.name = average, name
         self.explained: list[str] = []
-        self._optimizers: dict[int, Optimizer] = {}  # by place in `trainer.optimizers`
-        self._folding: dict[Optimizer, Any] = {}  # and what it kept before
-        self._lead: dict[int, int] = {}  # of a place that folds: steps of the run that its optimizer did not take
-        self._counts = StepCounts()  # of the other places; of all, when the training starts and when it has ended
+        self._optimizers: dict[int, Optimizer] = {}  # by index in `trainer.optimizers`
+        self._folding: dict[Optimizer, Any] = {}  # and their previous average
+        self._lead: dict[int, int] = {}  # steps of the run that its optimizer did not take, by index
+        self._counts = StepCounts()  # of the other indices; of all, at the start and the end of the training
         self._hooks: list[RemovableHandle | StepWatch] = []
         self._handed_over: dict[Tensor, dict[str, Tensor]] = {}  # state of a replaced optimizer, for its successor
         self._late: dict[Optimizer, dict[Tensor, dict[str, Tensor]]] = {}  # started before the current step
@@ -56,17 +56,17 @@ class KeptAverage(RunFree):
         self._buffers_of: nn.Module | None = None
         self._buffers: dict[str, dict[str, Tensor]] = {}
 
-    # --- its life ---
+    # --- lifecycle ---
 
     def attach(self, trainer: pl.Trainer, buffers_of: nn.Module | None) -> None:
-        """Lets the optimizers of the run keep it.
+        """Adds the average to the optimizers of the run.
 
         Args:
-            trainer: Of the run.
-            buffers_of: Average the floating point buffers of this module as well.
+            trainer: The Trainer of the run.
+            buffers_of: Also average the floating-point buffers of this module.
 
         Raises:
-            ValueError: if one of them keeps another average already.
+            ValueError: if one of them already has another average.
         """
         self._trainer, self._buffers_of, self._counts_steps = trainer, buffers_of, False
         self._hooks = []
@@ -75,10 +75,10 @@ class KeptAverage(RunFree):
             self._count_steps()
 
     def begin(self, average: EMA | SWA | LAWA) -> None:
-        """From here on steps are training; those before only make room for a checkpoint's state.
+        """From now on steps are training; earlier ones only created state for a checkpoint.
 
         Args:
-            average: The same average, starting at a step of this run.
+            average: The same average, with its start as a step of this run.
         """
         assert self._trainer is not None
         self._counts.begin(self._trainer)
@@ -90,12 +90,12 @@ class KeptAverage(RunFree):
                 self._fold_into(optimizer, place)
 
     def detach(self) -> None:
-        """Gives the optimizers back as they were; what they hold can still be read."""
+        """Restores the optimizers; the average can still be read."""
         self._keep_counts()
         for hook in self._hooks:
             hook.remove()
         for optimizer, kept_before in self._folding.items():
-            if isinstance(optimizer, OnePassOptimizer):  # Fuse may have undone it before
+            if isinstance(optimizer, OnePassOptimizer):  # Fuse may have been undone already
                 optimizer.keep_average(kept_before)
         self._hooks, self._folding, self._buffers_of, self._trainer, self._late = [], {}, None, None, {}
 
@@ -107,15 +107,15 @@ class KeptAverage(RunFree):
         self._late = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What is not in the state of the optimizers."""
+        """The state that is not in the optimizers."""
         several = {"steps_of_each": self._all_steps()} if len(self._optimizers) > 1 else {}
         return {"steps": self.num_steps, "name": self.name, "buffers": self._buffers, **several}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores it.
+        """Restores the state.
 
         Raises:
-            ValueError: if the checkpoint knows this average under another name.
+            ValueError: if the checkpoint has this average under another name.
         """
         state_dict = check_state("WeightAveraging", state_dict, steps=int)
         optional: dict[str, Any] = {"name": (str, type(None)), "buffers": dict, "steps_of_each": list}
@@ -135,11 +135,11 @@ class KeptAverage(RunFree):
         self._counts.load(state_dict.get("steps_of_each", [state_dict["steps"]]))
         self._buffers = state_dict.get("buffers", {})
 
-    # --- what can be read ---
+    # --- reading ---
 
     @property
     def num_steps(self) -> int:
-        """Steps that the first optimizer has taken, those that were skipped left out."""
+        """Number of steps of the first optimizer, without skipped ones."""
         return self._steps_of(0)
 
     def of_parameters(self) -> dict[Tensor, Tensor]:
@@ -153,7 +153,7 @@ class KeptAverage(RunFree):
         return averages
 
     def of_buffers(self, module: nn.Module) -> dict[Tensor, Tensor]:
-        """The same of the buffers, where they are averaged."""
+        """The same for the buffers, if they are averaged."""
         buffers = dict(module.named_buffers())
         read = {
             buffers[name]: read_average(state, self.average, self.name)
@@ -168,19 +168,19 @@ class KeptAverage(RunFree):
         optimizer = self._optimizers.get(place)
         if not self._is_training or optimizer not in self._folding:
             return self._counts[place]
-        # Read from the state, as Fuse may have undone its work already when something fails.
+        # Read from the state, since Fuse may already have been undone after a failure.
         return self._lead[place] + _clock_of(optimizer)
 
     def _all_steps(self) -> list[int]:
         return [self._steps_of(place) for place in sorted(self._optimizers)] or self._counts.to_list()
 
     def _keep_counts(self) -> None:
-        """Reads what the folding optimizers have counted."""
+        """Reads the counts of one-pass optimizers."""
         if self._is_training:
             self._counts.load(self._all_steps())
         self._is_training = False
 
-    # --- what it does ---
+    # --- implementation ---
 
     def _join(self, optimizer: Optimizer, place: int) -> None:
         before = self._optimizers.get(place)
@@ -253,12 +253,12 @@ class KeptAverage(RunFree):
             self._late[optimizer] = {p: s for p, s in late.items() if p not in self._handed_over} | known
 
     def _after_step(self, optimizer: Optimizer, place: int) -> None:
-        # A sharded checkpoint is read into the state that a first, empty step makes.
+        # A sharded checkpoint is loaded into state that a first, empty step creates.
         step = 0
         if self._is_training:
             step = self._steps_of(place) if optimizer in self._folding else self._counts.add(place)
         if optimizer not in self._folding:
-            self._hand_over(optimizer)  # not before: torch's optimizers begin where they find no state at all
+            self._hand_over(optimizer)  # not earlier: torch's initialize only if they find no state
             for param, state in self._late.pop(optimizer, {}).items():
                 if param.grad is not None:
                     optimizer.state[param].update(state)
@@ -273,7 +273,7 @@ class KeptAverage(RunFree):
 
 
 def names_of(averages: Sequence[EMA | SWA | LAWA]) -> list[str | None]:
-    """Names in the state: None for the first that a step can keep and for the first LAWA, numbered for the rest."""
+    """Names in the state: None for the first one that a step supports and for the first LAWA, else numbers."""
     names: list[str | None] = []
     seen: set[bool] = set()
     for number, average in enumerate(averages, start=1):
@@ -284,14 +284,14 @@ def names_of(averages: Sequence[EMA | SWA | LAWA]) -> list[str | None]:
 
 
 def _clock_of(optimizer: Optimizer) -> int:
-    """Updates of the parameter that was updated most often: what a one-pass step calls the time."""
+    """The largest number of updates of any parameter, which is the clock of a one-pass step."""
     return max((int(state.get("step", 0)) for state in optimizer.state.values()), default=0)
 
 
 def _counted_by(average: EMA | SWA | LAWA, lead: int) -> EMA | SWA | LAWA:
     """The same average for an optimizer whose step 1 is step `lead + 1` of the run.
 
-    A start that is a fraction is not known before the training starts; until then nothing is averaged anyway.
+    A start that is a fraction is unknown before the training starts; nothing is averaged until then.
     """
     start = 1 if isinstance(average.start, float) else average.start - lead
     if start < 1:

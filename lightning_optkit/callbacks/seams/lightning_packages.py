@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`lightning.pytorch` and `pytorch_lightning` are one library under two names, with classes of their own.
+"""`lightning.pytorch` and `pytorch_lightning` are the same library under two names, with separate classes.
 
-A module, Trainer, strategy or callback may come from either, so whoever asks for a class of Lightning asks here.
+A module, Trainer, strategy or callback may come from either, so checks against Lightning's classes use this file.
 """
 
 import sys
@@ -19,7 +19,7 @@ _OTHER_NAMES = {"lightning.pytorch": "pytorch_lightning", "lightning.fabric": "l
 
 
 def twins(kind: type[T]) -> tuple[type[T], ...]:
-    """`kind`, and the class of the same name and place in the other package, if that is imported.
+    """`kind`, and the same class of the other package, if that is imported.
 
     Example:
         >>> twins(int)
@@ -34,17 +34,17 @@ def twins(kind: type[T]) -> tuple[type[T], ...]:
 
 
 def is_a(instance: object, *kinds: type[T]) -> TypeGuard[T]:
-    """`isinstance`, where a class of `lightning` stands for that of `pytorch_lightning` too."""
+    """`isinstance`, where a class of `lightning` also matches that of `pytorch_lightning`."""
     return any(isinstance(instance, twins(kind)) for kind in kinds)
 
 
 def is_overridden(name: str, instance: object) -> bool:
-    """Whether a module, data module or callback has a method `name` other than Lightning's own."""
+    """Whether a module, data module or callback overrides Lightning's method `name`."""
     for base in (pl.LightningModule, pl.LightningDataModule, pl.Callback):
         for parent in reversed(twins(base)):
             if isinstance(instance, parent):
                 return is_overridden_in(name, instance, parent)
-    return True  # Lightning calls what is no Callback by the same names: whatever it has is its own
+    return True  # Lightning calls objects that are no Callbacks by the same names, so any method is their own
 
 
 def loss_scaler(trainer: pl.Trainer) -> Any:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every private name of Lightning that this package uses, under the name of what it gives; nowhere else is there one.
+"""Every private name of Lightning that this package uses, under a name of its own; no other file uses one.
 
-Names of its loops that have no underscore, and are in no documentation, count as private. `tests/test_private_names.py`
-looks for others, and names those that an installed Lightning does not have.
+Undocumented names of its loops without an underscore count as private too. `tests/test_private_names.py` looks for
+others, and names those that an installed Lightning lacks.
 """
 
 from typing import Any, TypeAlias
@@ -19,61 +19,61 @@ from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import DataLoader
 
-DataFetcher: TypeAlias = _DataFetcher  # what an epoch takes its batches from
+DataFetcher: TypeAlias = _DataFetcher  # provides the batches of an epoch
 Loop: TypeAlias = _Loop
-HasState: TypeAlias = _Stateful  # a loader that Lightning saves and restores by itself
-set_sampler_epoch = _set_sampler_epoch  # of the sampler, and of the batch sampler's; Lightning calls it at each epoch
+HasState: TypeAlias = _Stateful  # a loader that Lightning saves and restores itself
+set_sampler_epoch = _set_sampler_epoch  # Lightning calls it at each epoch
 
 # --- callbacks and modules ---
 
 
 def key_of_state(callback: pl.Callback, **values: object) -> str:
-    """The `state_key` that tells a callback with these values from others of its class, in Lightning's own form."""
+    """A `state_key` that includes these values, in Lightning's own format."""
     return callback._generate_state_key(**values)
 
 
 def before_batch_transfer(pl_module: pl.LightningModule, batch: Any) -> Any:
-    """What the module's or data module's `on_before_batch_transfer` makes of a batch of its first loader."""
+    """The result of the module's or data module's `on_before_batch_transfer` for a batch of its first loader."""
     return pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
 
 
 # --- the data of a fit ---
 
-LOADER_IS_READY = "_load_combined_loader_states"  # method of the fit loop: the last before iter() of a new loader
-BEFORE_FETCH = "_on_before_fetch"  # method of the epoch's loop: before each fetch, unlike any hook
-BEFORE_EPOCH = "on_run_start"  # method of the epoch's loop: hooks come behind its iter()
-SET_UP_DATA = "setup_data"  # method of the fit loop: at its start, and before each epoch that reloads
-# Methods of the validation's loop. The second stands in for a validation left out on resuming; both begin its loader.
+LOADER_IS_READY = "_load_combined_loader_states"  # method of the fit loop, called last before iter() of a new loader
+BEFORE_FETCH = "_on_before_fetch"  # method of the epoch loop, called before each fetch, unlike any hook
+BEFORE_EPOCH = "on_run_start"  # method of the epoch loop: hooks are called only after its iter()
+SET_UP_DATA = "setup_data"  # method of the fit loop: called at its start, and before each epoch that reloads
+# Methods of the validation loop; both start its loader. The second replaces a validation that is skipped on resuming.
 VALIDATIONS = ("run", "increment_progress_to_evaluation_end")
 
 
 def train_source(trainer: pl.Trainer) -> Any:
-    """Where Lightning asks for the training loader: its `dataloader()` is the user's, before anything is done to it."""
+    """Lightning's source of the training loader: its `dataloader()` is the user's, unmodified."""
     return trainer.fit_loop._data_source
 
 
 def train_loaders(trainer: pl.Trainer) -> CombinedLoader | None:
-    """The training loaders as Lightning made them; None before. `train_dataloader` gives them in the user's form."""
+    """The training loaders as created by Lightning, or None before; `train_dataloader` has them in the user's form."""
     return trainer.fit_loop._combined_loader
 
 
 def fetcher_of(trainer: pl.Trainer) -> _DataFetcher | None:
-    """What the training takes its batches from; None outside of it."""
+    """The source of training batches; None outside of training."""
     return trainer.fit_loop._data_fetcher
 
 
 def loaders_of(fetcher: _DataFetcher) -> CombinedLoader:
-    """Those that it takes its batches from."""
+    """The loaders of a fetcher."""
     return fetcher.combined_loader
 
 
 def iterator_of(loaders: CombinedLoader) -> Any:
-    """The iterator over the loaders that is under way, or None; `iter(loaders)` would begin another."""
+    """The current iterator over the loaders, or None; `iter(loaders)` would start a new one."""
     return loaders._iterator
 
 
 def reads_in_turn(loaders: CombinedLoader) -> bool:
-    """Whether it goes through its loaders one after another."""
+    """Whether it iterates over its loaders one after another."""
     return loaders._mode == "sequential"
 
 
@@ -83,12 +83,12 @@ def limited_batches(length: float, limit: float) -> float:
 
 
 def limit_epoch(trainer: pl.Trainer, loaders: CombinedLoader, batches: float) -> None:
-    """Lets the epoch that begins have so many batches; Lightning counts them only when it makes the loaders."""
+    """Sets the number of batches of the starting epoch; Lightning computes it only when it creates the loaders."""
     loaders.limits, trainer.fit_loop.max_batches = [batches], batches
 
 
 def replace_argument(loader: DataLoader[Any], name: str, value: object) -> None:
-    """Changes what Lightning has noted of the loader's construction, to build one with another sampler from."""
+    """Changes a recorded constructor argument, from which Lightning recreates the loader with another sampler."""
     saved = vars(loader)
     if "__pl_saved_kwargs" not in saved:
         return
@@ -101,41 +101,41 @@ def replace_argument(loader: DataLoader[Any], name: str, value: object) -> None:
         saved["__pl_saved_kwargs"] = {**saved["__pl_saved_kwargs"], name: value}
 
 
-# --- where a fit is ---
+# --- position of a fit ---
 
 
 def epoch_progress(trainer: pl.Trainer) -> Any:
-    """Counters of the epochs; `current_epoch` lags behind while a checkpoint is restored."""
+    """Counters of epochs; `current_epoch` lags behind while a checkpoint is restored."""
     return trainer.fit_loop.epoch_progress
 
 
 def batch_progress(trainer: pl.Trainer) -> Any:
-    """Counters of the batches, in this epoch and in all, that are part of every checkpoint."""
+    """Counters of batches, in this epoch and in total, saved in every checkpoint."""
     return trainer.fit_loop.epoch_loop.batch_progress
 
 
 def accumulates(trainer: pl.Trainer) -> bool:
-    """Whether no step follows the batch that is under way."""
+    """Whether no optimizer step follows the current batch."""
     return trainer.fit_loop._should_accumulate()
 
 
 def logs_now(trainer: pl.Trainer) -> bool:
-    """Whether `log_every_n_steps` lets this step be logged."""
+    """Whether this step is logged according to `log_every_n_steps`."""
     return trainer._logger_connector.should_update_logs
 
 
 def resumes(trainer: pl.Trainer) -> bool:
-    """Whether the epoch that begins is the first one behind a checkpoint, also one of Lightning's own finders."""
+    """Whether the starting epoch is the first after a checkpoint, including those of Lightning's own finders."""
     return trainer.fit_loop.is_resuming
 
 
 def restarts_epoch(trainer: pl.Trainer) -> bool:
-    """Whether the epoch that begins goes on from where a checkpoint was written."""
+    """Whether the starting epoch continues from the position of a checkpoint."""
     return bool(trainer.fit_loop.epoch_loop.restarting)
 
 
 def restarted_mid_epoch(trainer: pl.Trainer) -> bool:
-    """Whether the fit goes on from a checkpoint that was written within an epoch."""
+    """Whether the fit continues from a checkpoint written within an epoch."""
     return trainer.fit_loop.restarted_mid_epoch
 
 
@@ -155,5 +155,5 @@ def leave_finished_epoch(trainer: pl.Trainer) -> None:
 
 
 def saves_shards(strategy: ModelParallelStrategy) -> bool:
-    """Whether each process writes its part of a checkpoint: `save_distributed_checkpoint`, which is kept privately."""
+    """Whether each process writes its part of a checkpoint; `save_distributed_checkpoint` is stored privately."""
     return strategy._save_distributed_checkpoint

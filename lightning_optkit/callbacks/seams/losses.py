@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one seam through which callbacks change the loss of an unchanged module.
+"""Lets callbacks change the loss of an unchanged module; the only mechanism for this.
 
     def transform(call: LossCall, loss: Loss) -> Tensor:
         return loss(call.changed(label_smoothing=0.1))
@@ -7,23 +7,23 @@
     intercept(pl_module, "MyCallback", transform, SMOOTHING)         # in setup("fit")
     release(pl_module, transform)                                    # in teardown and on_exception
 
-`training_step` is wrapped; while it runs, a TorchFunctionMode catches the module's calls of `F.cross_entropy`,
-`F.nll_loss`, `F.binary_cross_entropy_with_logits` and `F.binary_cross_entropy`, also those inside `nn.CrossEntropyLoss`
-and its like, whichever way their arguments were passed. A transform gets the call and `loss`, which computes the
-rest of the chain: hand `loss` a changed call, or several, and return what the module shall get.
+`training_step` is wrapped; while it runs, a TorchFunctionMode intercepts the module's calls of `F.cross_entropy`,
+`F.nll_loss`, `F.binary_cross_entropy_with_logits` and `F.binary_cross_entropy`, including those inside
+`nn.CrossEntropyLoss` etc., however their arguments are passed. A transform gets the call and `loss`, which computes the
+rest of the chain: call `loss` with one or more changed calls, and return the module's result.
 
-- Order: `TARGETS` (which examples a prediction is held against: Mixup) stands outside of `SMOOTHING` (how sharp those
-  targets are), and that outside of `WATCHING` (who only looks at the final call). Within one order: first come, first
-  called. A mixture of two examples is best the mixture of two losses, which is right for class weights,
-  `ignore_index`, any reduction that sums or averages, and targets of any shape:
-  `share * loss(call) + (1 - share) * loss(call.changed(target=call.target[partners]))`.
-- Reached or not: the first `training_step` that returns a loss, or goes back through one itself (manual optimization),
-  without having reached one of the four functions raises, naming the owners. A transform that cannot handle a call
-  raises by itself.
-- Only training: validation, test and prediction run without the seam.
+- Order: `TARGETS` (which examples a prediction is compared with: Mixup) wraps `SMOOTHING` (how sharp those targets
+  are), which wraps `WATCHING` (only reads the final call). Within one order, earlier ones wrap later ones. A mixture of
+  two examples is best computed as the mixture of two losses, which is correct for class weights, `ignore_index`, any
+  reduction that sums or averages, and targets of any shape: `share * loss(call) + (1 - share) *
+  loss(call.changed(target=call.target[partners]))`.
+- Unreachable losses: the first `training_step` that returns a loss, or calls backward itself (manual optimization),
+  without having called one of the four functions raises, naming the owners. A transform that cannot handle a call
+  raises itself.
+- Only training: validation, test and prediction are not intercepted.
 - Cost: about 1.7 us per torch call inside `training_step`.
-- Autocast, DDP and compiled modules: the functions run where the module called them, in the same context. Inside a
-  compiled part a number that changes from step to step must be a tensor, or each step compiles anew.
+- Autocast, DDP and compiled modules: the functions run where the module calls them, in the same context. Inside a
+  compiled function a number that changes from step to step must be a tensor, or each step recompiles.
 """
 
 import inspect
@@ -47,17 +47,18 @@ TARGETS, SMOOTHING, WATCHING = 0, 1, 2
 
 @dataclass(frozen=True)
 class LossCall:
-    """One call of a loss function, with every argument by name; those that the function lacks keep their defaults.
+    """One call of a loss function, with every argument by name; arguments that the function lacks have their defaults.
 
     Args:
-        name: Of the function: "cross_entropy", "nll_loss", "binary_cross_entropy_with_logits", "binary_cross_entropy".
+        name: Name of the function: "cross_entropy", "nll_loss", "binary_cross_entropy_with_logits",
+            "binary_cross_entropy".
         input: Logits, log-probabilities (nll_loss) or probabilities (binary_cross_entropy).
-        target: Class indices or probabilities, as torch takes them; nll_loss may be given probabilities as well.
-        weight: Per class, or per element for the binary functions.
-        pos_weight: Of binary_cross_entropy_with_logits.
-        ignore_index: Of cross_entropy and nll_loss.
+        target: Class indices or probabilities, as in torch; nll_loss also accepts probabilities here.
+        weight: Weight per class, or per element for the binary functions.
+        pos_weight: For binary_cross_entropy_with_logits.
+        ignore_index: For cross_entropy and nll_loss.
         reduction: "mean", "sum" or "none".
-        label_smoothing: Of cross_entropy; nll_loss may be given it as well.
+        label_smoothing: For cross_entropy; nll_loss also accepts it here.
     """
 
     name: str
@@ -71,20 +72,20 @@ class LossCall:
 
     @property
     def is_binary(self) -> bool:
-        """Is every element a question of its own?"""
+        """Whether every element is a binary prediction."""
         return self.name.startswith("binary")
 
     @property
     def has_soft_target(self) -> bool:
-        """Are the targets probabilities, one per element of `input`?"""
+        """Whether the targets are probabilities, one per element of `input`."""
         return self.is_binary or (self.target.is_floating_point() and self.target.shape == self.input.shape)
 
     def changed(self, **arguments: Any) -> "LossCall":
-        """The call with other arguments."""
+        """The call with changed arguments."""
         return replace(self, **arguments)
 
     def compute(self) -> Tensor:
-        """What torch returns for it."""
+        """Computes the loss with torch."""
         if self.name == "binary_cross_entropy":
             return F.binary_cross_entropy(self.input, self.target, self.weight, reduction=self.reduction)
         if self.name == "binary_cross_entropy_with_logits":
@@ -95,7 +96,8 @@ class LossCall:
             return F.nll_loss(
                 self.input, self.target, self.weight, ignore_index=self.ignore_index, reduction=self.reduction
             )
-        # The softmax of log-probabilities is the probabilities: nll_loss is cross_entropy, which can do more.
+        # The softmax of log-probabilities is the probabilities, so nll_loss equals cross_entropy, which has more
+        # options.
         return F.cross_entropy(
             self.input, self.target, self.weight, ignore_index=self.ignore_index, reduction=self.reduction,
             label_smoothing=self.label_smoothing,
@@ -113,12 +115,12 @@ _REGRESSIONS = (
 
 
 def intercept(pl_module: pl.LightningModule, owner: str, transform: Transform, order: int) -> None:
-    """Lets `transform` handle the loss calls of `pl_module.training_step` until it is released.
+    """Makes `transform` handle the loss calls of `pl_module.training_step` until `release`.
 
     Args:
-        pl_module: The module, which is otherwise left as it is.
-        owner: Callback to name if the loss cannot be reached.
-        transform: Called with every call of a loss function, and with what computes the rest.
+        pl_module: The module, which is otherwise unchanged.
+        owner: Callback named in the error if the loss cannot be intercepted.
+        transform: Called for every call of a loss function, with a function that computes the rest of the chain.
         order: TARGETS, SMOOTHING or WATCHING.
     """
     seam = _seam_of(pl_module)
@@ -131,22 +133,22 @@ def intercept(pl_module: pl.LightningModule, owner: str, transform: Transform, o
 
 
 def release(pl_module: pl.LightningModule, transform: Transform) -> None:
-    """Undoes `intercept`; does nothing for a transform that is not there."""
+    """Undoes `intercept`; no-op for an unknown transform."""
     seam = _seam_of(pl_module)
     if seam is None:
         return
-    # `==`, not `is`: a bound method is a new object each time it is looked up.
+    # `==`, not `is`: a bound method is a new object at each access.
     seam.members = [member for member in seam.members if member[2] != transform]
     if not seam.members:
         restore(pl_module, "training_step", seam.training_step)
 
 
 def _seam_of(pl_module: pl.LightningModule) -> "_Seam | None":
-    """The seam in the chain of overrides, if there is one."""
+    """The seam in the chain of overrides, if any."""
     current = vars(pl_module).get("training_step")
     while current is not None:
         seam = vars(current).get("seam")
-        # An override on top of ours may have copied its attributes (functools.wraps).
+        # An outer override may have copied our attributes (functools.wraps).
         if isinstance(seam, _Seam) and seam.training_step is current:
             return seam
         current = vars(current).get("replaced")
@@ -154,16 +156,16 @@ def _seam_of(pl_module: pl.LightningModule) -> "_Seam | None":
 
 
 class _Seam:
-    """The wrapped `training_step` of one module, and who looks into it."""
+    """The wrapped `training_step` of one module, and its transforms."""
 
     def __init__(self, original: Callable[..., Any]) -> None:
         self.members: list[tuple[int, str, Transform]] = []
         self.is_reached = self.has_gone_back = False
-        self.regression: str | None = None  # a loss that was called and has no classes
+        self.regression: str | None = None  # name of a called loss that has no classes
 
-        catch = _Catch(self)  # one for all steps, or torch.compile would compile for each
+        catch = _Catch(self)  # one for all steps, or torch.compile would recompile each
 
-        @wraps(original)  # Lightning looks at the signature
+        @wraps(original)  # Lightning inspects the signature
         def training_step(*args: Any, **kwargs: Any) -> Any:
             self.has_gone_back = False
             with catch:
@@ -205,14 +207,14 @@ class _Catch(TorchFunctionMode):
             return self.seam.handle(_call_of(func, args, kwargs))
         if func in _REGRESSIONS:
             self.seam.regression = func.__name__
-        if func is Tensor.backward:  # of a module that optimizes manually, and may return nothing
+        if func is Tensor.backward:  # a module with manual optimization may return nothing
             self.seam.has_gone_back = True
         return func(*args, **kwargs)
 
 
 def _call_of(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> LossCall:
     arguments = _SIGNATURES[function].bind(*args, **kwargs).arguments
-    # torch's older spelling of `reduction`
+    # torch's older form of `reduction`
     size_average, reduce = arguments.pop("size_average", None), arguments.pop("reduce", None)
     if size_average is not None or reduce is not None:
         arguments["reduction"] = legacy_reduction(size_average, reduce)

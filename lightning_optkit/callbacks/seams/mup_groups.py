@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gives the optimizers that a module builds the learning rates of muP, parameter by parameter."""
+"""Gives the optimizers of a module muP's learning rates, per parameter."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,14 +19,14 @@ _MARK = "mup_multiplier"
 
 @contextmanager
 def split_by_multiplier(model: nn.Module, rows: Sequence[MupRow]) -> Iterator[None]:
-    """Inside, every optimizer that is built splits its groups so that each has one multiplier, and multiplies its lr.
+    """Inside, every new optimizer splits its groups so that each has one multiplier, and multiplies its lr.
 
-    It happens where groups are added, before a scheduler can count them. The column "sgd" of muP's table is for SGD and
-    ASGD, the column "adam" for all others. Without rows nothing happens.
+    This happens when groups are added, before a scheduler counts them. The column "sgd" of muP's table is for SGD and
+    ASGD, the column "adam" for all others. No-op without rows.
 
     Raises:
-        ValueError: on leaving, if a scheduler has set learning rates without regard to the groups (OneCycleLR,
-            CyclicLR); for an optimizer without a learning rate.
+        ValueError: on exit, if a scheduler has set learning rates independently of the groups (OneCycleLR, CyclicLR);
+            for an optimizer without a learning rate.
     """
     if not rows:
         yield
@@ -36,7 +36,7 @@ def split_by_multiplier(model: nn.Module, rows: Sequence[MupRow]) -> Iterator[No
     given: list[tuple[dict[str, Any], float]] = []
 
     def add_param_group(self: Optimizer, param_group: dict[str, Any]) -> None:
-        if _MARK in param_group:  # of an optimizer that is being made from another one (Fuse)
+        if _MARK in param_group:  # of an optimizer that is created from another one (Fuse)
             original(self, param_group)
             return
         column = int(isinstance(self, ASGD) or "SGD" in type(self).__name__)
@@ -68,6 +68,6 @@ def _split(group: dict[str, Any], factors: Mapping[int, float]) -> list[tuple[fl
     params = [params] if isinstance(params, Tensor) else list(params)
     parts: dict[float, list[Any]] = {}
     for item in params:
-        param = item[1] if isinstance(item, tuple) else item  # of named_parameters()
+        param = item[1] if isinstance(item, tuple) else item  # from named_parameters()
         parts.setdefault(factors.get(id(param), 1.0), []).append(item)
     return [(factor, {**group, "params": part}) for factor, part in parts.items()] or [(1.0, group)]

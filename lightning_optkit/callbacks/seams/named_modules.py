@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modules that a user names by a shell pattern, level by level: a `*` does not reach over a dot."""
+"""Modules selected by a shell pattern, level by level: `*` does not match a dot."""
 
 from fnmatch import fnmatchcase
 
@@ -11,7 +11,7 @@ __all__ = ["first_tensor", "modules_named", "with_first"]
 
 
 def modules_named(owner: str, argument: str, module: nn.Module, pattern: str) -> dict[str, nn.Module]:
-    """Name -> module for all whose name matches, in the order of the module tree.
+    """All modules whose name matches, by name, in the order of the module tree.
 
     Raises:
         ValueError: if there is none.
@@ -29,7 +29,7 @@ def modules_named(owner: str, argument: str, module: nn.Module, pattern: str) ->
 
 
 def first_tensor(owner: str, name: str, output: object) -> Tensor:
-    """What a layer hands on: its output, or the first of several (recurrent layers, attention).
+    """The main output of a layer: its output, or the first of several (recurrent layers, attention).
 
     Raises:
         TypeError: if that is not a tensor.
@@ -41,5 +41,5 @@ def first_tensor(owner: str, name: str, output: object) -> Tensor:
 
 
 def with_first(output: object, first: Tensor) -> object:
-    """The same output with another first tensor."""
+    """The same output with the first tensor replaced."""
     return (first, *output[1:]) if isinstance(output, tuple | list) else first

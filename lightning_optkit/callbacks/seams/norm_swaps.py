@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the norms of a module fused for the length of a fit, wherever the module creates them."""
+"""Converts the norms of a module during a fit, wherever the module creates them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,10 +14,10 @@ __all__ = ["FusedNorms"]
 
 
 class FusedNorms:
-    """LayerNorm and RMSNorm of one module, swapped after its `setup` and after its `configure_model`.
+    """The LayerNorm and RMSNorm layers of a module, converted after its `setup` and after its `configure_model`.
 
-    Callbacks are set up before the module, and layers may appear in either method; both run before the strategy wraps
-    or shards the module.
+    Callbacks are set up before the module, and layers may be created in either method; both run before the strategy
+    wraps or shards the module.
     """
 
     def __init__(self, pl_module: pl.LightningModule) -> None:
@@ -25,17 +25,17 @@ class FusedNorms:
         self._swaps: list[NormSwaps] = []
         self._overrides: dict[str, Callable[..., Any]] = {}
         for name in ("setup", "configure_model"):
-            # Lightning asks whether configure_model is there; it must not come to be by this.
+            # Lightning checks whether configure_model is overridden, so it must not be created here.
             if name == "setup" or is_overridden(name, pl_module):
                 self._overrides[name] = self._swap_after(getattr(pl_module, name))
                 override(pl_module, name, self._overrides[name])
 
     def lines(self) -> list[str]:
-        """What was swapped and what was not, one sentence per kind."""
+        """The converted and unconverted layers, one sentence per kind."""
         return [line for swaps in self._swaps for line in swaps.summary()]
 
     def undo(self) -> None:
-        """Gives every layer its class back."""
+        """Restores the class of every layer."""
         for name, function in self._overrides.items():
             restore(self._module, name, function)
         self._overrides = {}

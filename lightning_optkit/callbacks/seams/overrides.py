@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts a function before a method of one module, strategy, precision plugin or loop, and takes it out again.
+"""Overrides a method of one module, strategy, precision plugin or loop instance, and removes the override.
 
-Several may stand before one method, and be taken out in whatever order.
+A method may have several overrides, which may be removed in any order.
 
-LightningCLI replaces `configure_optimizers` in the same way, so Lightning knows such overrides.
+LightningCLI replaces `configure_optimizers` in the same way, so Lightning supports such overrides.
 """
 
 from collections.abc import Callable
@@ -13,19 +13,19 @@ __all__ = ["override", "restore"]
 
 
 def override(owner: object, name: str, function: Callable[..., Any]) -> None:
-    """Makes `owner.<name>` call `function`, and remembers what the instance itself had there.
+    """Makes `owner.<name>` call `function`, and remembers the instance's previous attribute.
 
     Args:
-        owner: The instance; others of its class keep their method.
-        name: Of the method. `function` calls what `getattr(owner, name)` returned before.
-        function: A function or `functools.partial` for this place alone.
+        owner: The instance; others of its class are not affected.
+        name: Name of the method. `function` must call the previous value of `getattr(owner, name)`.
+        function: A function or `functools.partial` that is used only here.
     """
     vars(function)["replaced"] = vars(owner).get(name)
     vars(owner)[name] = function
 
 
 def restore(owner: object, name: str, function: Callable[..., Any] | None) -> None:
-    """Takes `function` out of the chain of overrides, wherever in it it stands."""
+    """Removes `function` from the chain of overrides, at any position."""
     above, current = None, vars(owner).get(name)
     while current is not None and current is not function:
         above, current = current, vars(current).get("replaced")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The random generators that a training run draws from, as tensors and plain types."""
+"""The random generators of a training run, as tensors and plain types."""
 
 import random
 from collections.abc import Iterable, Iterator
@@ -27,7 +27,7 @@ def get_random_state(loaders: Iterable[object], device: torch.device) -> dict[st
 
 
 def set_random_state(state: dict[str, Any], loaders: Iterable[object], device: torch.device) -> None:
-    """Sets what `get_random_state` returned."""
+    """Restores the result of `get_random_state`."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words.tolist()), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]
@@ -42,7 +42,7 @@ def set_random_state(state: dict[str, Any], loaders: Iterable[object], device: t
 
 
 def own_generators(loaders: Iterable[object]) -> Iterator[torch.Generator]:
-    """Each generator once: a DataLoader hands its own to the sampler it makes."""
+    """Each generator once: a DataLoader passes its own to the sampler it creates."""
     seen = set()
     for loader in loaders:
         sampler, batches = getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)
@@ -54,6 +54,6 @@ def own_generators(loaders: Iterable[object]) -> Iterator[torch.Generator]:
 
 
 def _seeded(loaders: Iterable[object]) -> list[Any]:
-    """Samplers that draw from a seed and the epoch: Lightning gives them the seed of the process that begins a run."""
+    """Samplers that use a seed and the epoch: Lightning seeds them from the process that starts a run."""
     samplers = [getattr(loader, "sampler", None) for loader in loaders]
     return [sampler for sampler in samplers if isinstance(sampler, DistributedSampler)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several callbacks refuse, in the same words."""
+"""Errors that several callbacks raise with the same wording."""
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
@@ -25,14 +25,14 @@ def refuse_listed_twice(callback: Callback, trainer: pl.Trainer) -> None:
 
 
 def refuse_manual_optimization(callback: Callback, pl_module: pl.LightningModule, because: str) -> None:
-    """Raises ValueError if the module steps by itself."""
+    """Raises ValueError if the module uses manual optimization."""
     if not pl_module.automatic_optimization:
         owner = type(callback).__name__
         raise ValueError(f"{owner}(...): {type(pl_module).__name__} optimizes manually; {because}.")
 
 
 def refuse_split_parameters(callback: Callback, trainer: pl.Trainer) -> None:
-    """Raises ValueError under a strategy whose processes do not hold all parameters."""
+    """Raises ValueError for a strategy whose processes do not hold all parameters."""
     if not is_a(trainer.strategy, SingleDeviceStrategy, DDPStrategy):
         raise ValueError(
             f"{type(callback).__name__}(...): {type(trainer.strategy).__name__} is not supported; every process must "

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run is at this moment: asked of the Trainer at each use, since Lightning lets all of it change.
+"""The current facts of a run, read from the Trainer at each use, since Lightning lets all of them change.
 
-Optimizers are switched, groups are added, loaders are reloaded, finders fit and put back. Nothing here sets up data:
-lengths are known from `on_train_start` on. To ask for them earlier would make the loaders before a checkpoint gives
-them their place.
+Optimizers are switched, groups are added, loaders are reloaded, finders fit and restore. Nothing here sets up data:
+lengths are known from `on_train_start` on. Reading them earlier would create the loaders before a checkpoint restores
+their position.
 """
 
 import math
@@ -24,18 +24,17 @@ from lightning_optkit.clipping import ClipNorm, ClipValue
 
 __all__ = ["Run", "has_lazy_parameters"]
 
-_OF_FINDERS = (".lr_find_", ".scale_batch_size_")  # what Lightning's finders call the checkpoint that they go back to
+_OF_FINDERS = (".lr_find_", ".scale_batch_size_")  # names of the checkpoints of Lightning's finders
 
 
 class Run:
-    """The run of `trainer`; made where it is needed, and not kept.
+    """The run of `trainer`; created where it is needed, and not stored.
 
-    Steps are those of `trainer.global_step`: that number is in every checkpoint, so a resumed run needs nothing else.
-    Under manual optimization Lightning adds up the steps of all optimizers, however many each takes; there they are
-    batches.
+    Steps are those of `trainer.global_step`, which is in every checkpoint, so a resumed run needs no other state. With
+    manual optimization Lightning adds the steps of all optimizers, so there a step is a batch.
 
     Args:
-        trainer: In a fit.
+        trainer: The Trainer, during a fit.
     """
 
     def __init__(self, trainer: pl.Trainer) -> None:
@@ -46,7 +45,7 @@ class Run:
 
     @property
     def optimizers(self) -> list[Optimizer]:
-        """Those that step now."""
+        """The optimizers that currently step."""
         return [optimizer for optimizer in self._trainer.optimizers if isinstance(optimizer, Optimizer)]
 
     @property
@@ -56,47 +55,47 @@ class Run:
 
     @property
     def clip(self) -> ClipNorm | ClipValue | None:
-        """What `Trainer(gradient_clip_val=..., gradient_clip_algorithm=...)` says now; 0 and less is no clipping."""
+        """The clip of `Trainer(gradient_clip_val=..., gradient_clip_algorithm=...)`; 0 and less is no clipping."""
         value = float(self._trainer.gradient_clip_val or 0)
         if value <= 0:
             return None
         return ClipValue(value) if self._trainer.gradient_clip_algorithm == "value" else ClipNorm(value)
 
-    # --- where it comes from ---
+    # --- resuming ---
 
     @property
     def is_resuming(self) -> bool:
-        """Whether the user gave a checkpoint; Lightning's finders restore what was there before them by one, too."""
+        """Whether the user passed a checkpoint; Lightning's finders also restore through one."""
         path = self._trainer.ckpt_path
         return path is not None and not Path(path).name.startswith(_OF_FINDERS)
 
-    # --- how far and how long ---
+    # --- position and length ---
 
     @property
     def step(self) -> int:
-        """Steps behind it."""
+        """Number of completed steps."""
         return self._trainer.global_step if self._is_automatic else int(self._batches.total.processed)
 
     @property
     def epoch(self) -> int:
-        """Epochs behind it."""
+        """Number of completed epochs."""
         return int(epoch_progress(self._trainer).current.processed)
 
     @property
     def steps_in_epoch(self) -> float:
-        """Of the epoch that it is in; infinite where the loader knows no length."""
+        """Steps of the current epoch; infinite if the loader has no length."""
         batches = self._trainer.num_training_batches
         return batches if math.isinf(batches) else math.ceil(batches / self._window)
 
     @property
     def step_in_epoch(self) -> int:
-        """Steps behind it in the epoch that it is in: 0 between two epochs."""
+        """Completed steps of the current epoch: 0 between two epochs."""
         batches = int(self._batches.current.processed)
         return 0 if batches >= self._trainer.num_training_batches else batches // self._window
 
     @property
     def samples_in_epoch(self) -> int | None:
-        """Of the epoch that it is in, over all ranks; None unless a sampler and a batch size tell."""
+        """Samples of the current epoch, over all ranks; None unless known from a sampler and a batch size."""
         loader = self._trainer.train_dataloader
         if not isinstance(loader, DataLoader) or type(loader.batch_sampler) is not BatchSampler:
             return None
@@ -106,18 +105,18 @@ class Run:
 
     @property
     def replicas(self) -> int:
-        """Ranks with data of their own: with tensor parallelism, several see the same batch."""
+        """Number of ranks with different data: with tensor parallelism, several get the same batch."""
         arguments: dict[str, Any] = getattr(self._trainer.strategy, "distributed_sampler_kwargs", None) or {}
         return int(arguments.get("num_replicas", self._trainer.world_size))
 
     @property
     def accumulation_schedule(self) -> GradientAccumulationScheduler | None:
-        """The callback that changes the number of accumulated batches, if there is one."""
+        """The callback that changes the number of accumulated batches, if any."""
         return next(iter(callbacks_of(self._trainer, GradientAccumulationScheduler)), None)
 
     @property
     def max_steps(self) -> int | None:
-        """The limit of steps; None: there is none."""
+        """The limit of steps, or None."""
         if self._trainer.max_steps == -1:
             return None
         several = 1 if self._is_automatic else max(len(self._trainer.optimizers), 1)
@@ -125,17 +124,17 @@ class Run:
 
     @property
     def max_epochs(self) -> int | None:
-        """The limit of epochs; None: there is none."""
+        """The limit of epochs, or None."""
         return None if self._trainer.max_epochs in (None, -1) else self._trainer.max_epochs
 
     def steps_at_end(self, before_epoch: int | None = None) -> int | None:
-        """Steps when the run will have ended, if the epochs to come are as long as this one; None: no end is known.
+        """Steps at the end of the run, if future epochs are as long as this one; None if the end is unknown.
 
-        `trainer.estimated_stepping_batches` takes every epoch for as long as the first, and knows neither
-        GradientAccumulationScheduler nor data of unknown length (there it is -1).
+        `trainer.estimated_stepping_batches` assumes all epochs to be as long as the first, and supports neither
+        GradientAccumulationScheduler nor data of unknown length (where it is -1).
 
         Args:
-            before_epoch: Steps behind the run when this epoch began. Default: told from where it is now.
+            before_epoch: Completed steps at the start of this epoch. Default: derived from the current position.
         """
         if self.max_epochs is None or math.isinf(self.steps_in_epoch):
             return self.max_steps
@@ -159,5 +158,5 @@ class Run:
 
 
 def has_lazy_parameters(module: pl.LightningModule) -> bool:
-    """Whether a layer still waits for its first input to know the shape of its parameters."""
+    """Whether a layer still needs its first input to determine the shape of its parameters."""
     return any(is_lazy(param) for param in module.parameters())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A second run of `training_step` on the same batch, of which statistics, metrics and logs shall know nothing."""
+"""A second run of `training_step` on the same batch, without effect on statistics, metrics and logs."""
 
 from types import TracebackType
 from typing import Any
@@ -16,13 +16,13 @@ __all__ = ["SecondPass", "finish_second_passes", "loss_of", "with_loss"]
 
 
 class SecondPass:
-    """A context: what is logged inside is not logged, and metrics leave it as they entered.
+    """A context manager: inside, nothing is logged, and metrics are restored on exit.
 
-    Buffers (running statistics of BatchNorm, power iterations) may still be needed by the backward pass: they are put
-    back by `finish_second_passes`, to be called behind it.
+    Buffers (running statistics of BatchNorm, power iterations) may still be needed by the backward pass, so they are
+    restored by `finish_second_passes`, which must be called after it.
 
     Args:
-        pl_module: Whose `training_step` is run again.
+        pl_module: The module whose `training_step` runs again.
     """
 
     def __init__(self, pl_module: pl.LightningModule) -> None:
@@ -51,7 +51,7 @@ class SecondPass:
                 setattr(metric, name, value)
 
     def restore_buffers(self) -> None:
-        """Puts back what the buffers held before."""
+        """Restores the buffers."""
         for buffer, before in self._buffers:
             buffer.data.copy_(before)
 
@@ -60,23 +60,23 @@ _PENDING: WeakKeyDictionary[pl.LightningModule, list[SecondPass]] = WeakKeyDicti
 
 
 def finish_second_passes(pl_module: pl.LightningModule) -> None:
-    """Restores the buffers of every second pass whose gradients have been taken, the last one first."""
+    """Restores the buffers of every second pass whose gradients have been taken, in reverse order."""
     for second in reversed(_PENDING.pop(pl_module, [])):
         second.restore_buffers()
 
 
 def _copy(value: Any) -> Any:
-    """Metrics add to their tensors in place, and append to their lists."""
+    """A copy, since metrics change their tensors in place, and append to their lists."""
     return value.clone() if isinstance(value, Tensor) else list(value) if isinstance(value, list) else value
 
 
 def loss_of(output: Any) -> Tensor | None:
-    """The loss in what a `training_step` returned."""
+    """The loss in the result of a `training_step`."""
     loss = output if isinstance(output, Tensor) or output is None else output.get("loss")
     assert loss is None or isinstance(loss, Tensor)
     return loss
 
 
 def with_loss(output: Any, loss: Tensor) -> Any:
-    """The same with another loss."""
+    """The same result with another loss."""
     return loss if isinstance(output, Tensor) else {**output, "loss": loss}

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One event for every optimizer of a run, under automatic and manual optimization: this optimizer took a step.
+"""One event for every optimizer of a run, with automatic or manual optimization: this optimizer took a step.
 
     self._watch = watch_steps(trainer, StepListener("MyCallback", after=self._project))    # in on_fit_start
     self._watch.remove()                                                          # in teardown and on_exception
 
-No step was taken where nothing had a gradient (`training_step` returned None), where the loss scaler found an infinite
-gradient, or where a one-pass optimizer that clips by norm left out gradients that are not finite. A step hook of torch
-alone does not know: in 32 bits the closure runs inside `step`, after the pre-hooks, and an optimizer that unscales by
-itself is stepped whatever the loss scaler found.
+There is no step if nothing has a gradient (`training_step` returned None), if the loss scaler finds an infinite
+gradient, or if a one-pass optimizer that clips by norm skips non-finite gradients. A torch step hook cannot tell: in 32
+bits the closure runs inside `step`, after the pre-hooks, and an optimizer that unscales itself is stepped whatever the
+loss scaler found.
 
-The optimizers are those that `trainer.optimizers` holds when they step: one that takes another's place during the run
-is announced to every listener before its first step.
+The optimizers are those in `trainer.optimizers` when they step: every listener is notified of one that replaces another
+during the run, before its first step.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,17 +34,17 @@ __all__ = ["StepCounts", "StepListener", "StepWatch", "gradients_of", "refuse_fo
 
 @dataclass(frozen=True, eq=False)
 class StepListener:
-    """What a callback does at a step. Every function is given the optimizer, and its place in `trainer.optimizers`.
+    """The reactions of a callback to a step. Every function gets the optimizer, and its index in `trainer.optimizers`.
 
     Args:
-        owner: Callback to name in messages.
-        joins: Called once for each optimizer: at `watch_steps`, or before the first step of one that comes later.
-        before: Called between the gradients and the update. LBFGS, which evaluates the loss many times in a step, is
+        owner: Callback named in error messages.
+        joins: Called once for each optimizer: at `watch_steps`, or before the first step of a later one.
+        before: Called between the gradients and the update. LBFGS, which evaluates the loss many times per step, is
             refused.
-        evaluated: Called as `before`, also for an update that will be left out, and under LBFGS after every evaluation,
-            the first of which sees the weights as they were.
+        evaluated: Like `before`, but also called for an update that will be skipped, and with LBFGS after every
+            evaluation, the first of which uses the old weights.
         after: Called right after the update, to change the weights.
-        counts: Called after everybody's `after`, to see what came of the update.
+        counts: Called after the `after` of all listeners, to read the result.
     """
 
     owner: str
@@ -56,21 +56,21 @@ class StepListener:
 
 
 class StepWatch:
-    """What `watch_steps` returns; `remove()` ends it."""
+    """The result of `watch_steps`; `remove()` ends it."""
 
     def __init__(self, seam: "_Seam", listener: StepListener) -> None:
         self._seam, self._listener = seam, listener
 
     def remove(self) -> None:
-        """Stops listening; does nothing the second time."""
+        """Stops listening; no-op the second time."""
         self._seam.remove(self._listener)
 
 
 def watch_steps(trainer: pl.Trainer, listener: StepListener) -> StepWatch:
-    """Lets `listener` hear of every step of the optimizers of `trainer`.
+    """Notifies `listener` of every step of the optimizers of `trainer`.
 
     Raises:
-        ValueError: for LBFGS, if there is something to do before the update.
+        ValueError: for LBFGS, if the listener has a `before`.
     """
     seam = _SEAMS.get(trainer)
     if seam is None:
@@ -80,14 +80,14 @@ def watch_steps(trainer: pl.Trainer, listener: StepListener) -> StepWatch:
 
 
 def gradients_of(optimizer: Optimizer) -> list[Tensor]:
-    """The gradients that its parameters have now."""
+    """The current gradients of its parameters."""
     return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
 
 
 class StepCounts:
-    """How many steps each optimizer of a run has taken, by its place in `trainer.optimizers`.
+    """The number of steps of each optimizer of a run, by its index in `trainer.optimizers`.
 
-    A run that was begun without this count, or is fitted on, goes on from the steps that Lightning has counted.
+    A run that started without this count, or is fitted again, continues from Lightning's count.
     """
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ class StepCounts:
         self._is_known = False
 
     def begin(self, trainer: pl.Trainer) -> None:
-        """To be called when the training starts; what was loaded before stands."""
+        """Must be called when the training starts; loaded counts are kept."""
         places = len(trainer.optimizers)
         if not self._is_known:
             self._counts = [steps_before(trainer)] * places
@@ -112,16 +112,16 @@ class StepCounts:
         return self._counts[place]
 
     def to_list(self) -> list[int]:
-        """For a checkpoint."""
+        """The counts, for a checkpoint."""
         return list(self._counts)
 
     def load(self, counts: Sequence[int]) -> None:
-        """From one."""
+        """Restores counts of a checkpoint."""
         self._counts, self._is_known = list(counts), any(counts)
 
 
 def steps_before(trainer: pl.Trainer) -> int:
-    """Steps that each optimizer took before now, as Lightning counts them: skipped ones too, and of all together."""
+    """Steps so far per optimizer, from Lightning's count, which includes skipped ones and adds all optimizers."""
     return trainer.global_step // max(len(trainer.optimizers), 1)
 
 
@@ -138,7 +138,7 @@ _SEAMS: "WeakKeyDictionary[pl.Trainer, _Seam]" = WeakKeyDictionary()
 
 
 class _Seam:
-    """The listeners of one Trainer, and the hooks that its optimizers have for them."""
+    """The listeners of one Trainer, and the hooks on its optimizers."""
 
     def __init__(self, trainer: pl.Trainer) -> None:
         self._trainer, self._strategy = ref(trainer), trainer.strategy
@@ -146,7 +146,7 @@ class _Seam:
         self._hooks: dict[Optimizer, list[RemovableHandle]] = {}
         self._joined: dict[Optimizer, int] = {}
         self._num_steps: dict[Optimizer, int | None] = {}
-        # An optimizer that comes later is noticed on the two ways to its first step.
+        # A later optimizer is detected on both paths to its first step.
         self._overrides = {name: self._noticing(name) for name in ("training_step", "optimizer_step")}
         for name, function in self._overrides.items():
             override(self._strategy, name, function)
@@ -207,7 +207,7 @@ class _Seam:
     def _hook(self, optimizer: Optimizer) -> None:
         if optimizer not in self._hooks:
             post = optimizer.register_step_post_hook(self._after)
-            # Before any other hook: an average must see what was done to the weights.
+            # Before any other hook, since an average must see the changed weights.
             step_post_hooks(optimizer).move_to_end(post.id, last=False)
             self._hooks[optimizer] = [optimizer.register_step_pre_hook(self._before), post]
 
@@ -238,7 +238,7 @@ class _Seam:
             if listener.evaluated is not None:
                 listener.evaluated(optimizer, place)
         if any(listener.before for listener in self._listeners) and not _will_skip(optimizer):
-            for listener in self._listeners:  # also one that another adds now
+            for listener in self._listeners:  # including one that another listener adds now
                 if listener.before is not None:
                     listener.before(optimizer, place)
 
@@ -263,7 +263,7 @@ def _found_inf(optimizer: Optimizer) -> bool:
 
 
 def _num_steps(optimizer: Optimizer) -> int | None:
-    """Counted where a step may skip by itself; reading it on CUDA waits for the device."""
+    """The step count, if a step may skip itself; synchronizes on CUDA."""
     return optimizer.num_steps if _skips(optimizer) else None  # type: ignore[attr-defined]
 
 
@@ -272,7 +272,7 @@ def _skips(optimizer: Optimizer) -> bool:
 
 
 def _will_skip(optimizer: Optimizer) -> bool:
-    """Whether the update that comes will be left out; costs a read of the gradients where the step may decide that."""
+    """Whether the next update will be skipped; reads the gradients if the step may decide that."""
     if _found_inf(optimizer) or not _skips(optimizer):
         return _found_inf(optimizer)
     dense = [grad.coalesce().values() if grad.is_sparse else grad for grad in gradients_of(optimizer)]

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every private name of torchmetrics that this package uses; nowhere else is there one.
+"""Every private name of torchmetrics that this package uses; no other file uses one.
 
-`tests/test_private_names.py` looks for others, and names those that an installed torchmetrics does not have.
+`tests/test_private_names.py` looks for others, and names those that an installed torchmetrics lacks.
 """
 
 from torchmetrics import Metric
 
 
 def state_names(metric: Metric) -> tuple[str, ...]:
-    """Attributes that an update changes: what is accumulated, how often, and the last result.
+    """Attributes that an update changes: the accumulated values, the count, and the cached result.
 
-    `metric_state` leaves out the last two; without them a result that is cached would outlive the state that it is of.
+    `metric_state` omits the last two; without them a cached result would outlive its state.
     """
     return (*metric._defaults, "_update_count", "_computed")

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training set of a Trainer, read beside the run: no random number of the run is used, no sampler padded.
+"""Reads the training set of a Trainer independently of the run: no random number of the run is used, no sampler padded.
 
-Lightning's own loaders are not asked: they repeat rows so that every rank has as many, and creating one draws a random
-number. The loader (or loaders) of `train_dataloader` is taken as it was written, and every row is read once:
+Lightning's own loaders are not used: they repeat rows so that all ranks have equally many, and creating one draws a
+random number. The loader (or loaders) of `train_dataloader` is used unmodified, and every row is read once:
 
-- A DataLoader over all of a dataset, or over a SubsetRandomSampler's part of it: in order, every rank its share.
-- Any other sampler or batch sampler: what it yields in one epoch, every rank its share of the batches.
-- An IterableDataset or an iterable of one's own may know the ranks itself: every rank reads all it yields.
+- A DataLoader over all of a dataset, or over the subset of a SubsetRandomSampler: in order, each rank its share.
+- Any other sampler or batch sampler: its indices of one epoch, each rank its share of the batches.
+- An IterableDataset or a custom iterable may split by rank itself: every rank reads all of it.
 """
 
 import time
@@ -40,13 +40,13 @@ _SILENT_SECONDS = 1.0
 
 
 class TrainingSet:
-    """The batches of the training set, as often as they are asked for; each rank gets its share.
+    """The batches of the training set, re-iterable; each rank gets its share.
 
     Args:
-        owner: Callback to name in messages.
-        trainer: In a fit, with its processes and data set up.
-        transfer: From a batch as collated to what is wanted of it.
-        progress: Whether to show a progress bar once reading takes longer than a second.
+        owner: Callback named in error messages.
+        trainer: The Trainer, during a fit, with processes and data set up.
+        transfer: Maps a collated batch to the wanted value.
+        progress: Whether to show a progress bar if reading takes longer than a second.
 
     Raises:
         ValueError: if the training data can be read only once.
@@ -72,7 +72,7 @@ class TrainingSet:
     def __iter__(self) -> Iterator[Any]:
         """The batches of this rank, transferred."""
         with _beside(self._loaders):
-            torch.manual_seed(0)  # a sampler that draws must draw alike on all ranks
+            torch.manual_seed(0)  # a sampler must draw the same on all ranks
             shares = [_share(loader, self._rank, self._world_size) for loader in self._loaders]
             if self._in_turn:
                 batches: Iterable[Any] = (batch for share in shares for batch in share)
@@ -84,7 +84,7 @@ class TrainingSet:
                 yield self._transfer(batch)
 
     def first(self) -> Any:
-        """The first batch as collated, whole: the same on every rank, not transferred."""
+        """The first collated batch, not transferred: the same on every rank."""
         with _beside(self._loaders):
             torch.manual_seed(0)
             found = [next(iter(_share(loader, 0, 1)), None) for loader in self._loaders]
@@ -136,12 +136,12 @@ def _share(loader: Any, rank: int, world_size: int) -> Iterable[Any]:
 
 
 def _indices(loader: Any) -> Sequence[int] | None:
-    """The rows that a plain DataLoader reads in one epoch, padding left out; None for any other loader."""
+    """The rows that a plain DataLoader reads in one epoch, without padding; None for any other loader."""
     if not isinstance(loader, DataLoader) or type(loader).__iter__ is not DataLoader.__iter__:
         return None
     if isinstance(loader.dataset, IterableDataset):
         return None
-    # A batch sampler of one's own leaves the loader without a batch size, beside a sampler that is not used.
+    # A custom batch sampler leaves the loader without a batch size and with an unused sampler.
     if loader.batch_sampler is not None and (type(loader.batch_sampler) is not BatchSampler or not loader.batch_size):
         return None
     sampler: Any = loader.sampler
@@ -156,7 +156,7 @@ def _indices(loader: Any) -> Sequence[int] | None:
 
 @contextmanager
 def _beside(loaders: list[Any]) -> Iterator[None]:
-    """Puts back the global random states, and those of the loaders' and samplers' own generators."""
+    """Restores the global random states, and those of the loaders' and samplers' own generators."""
     owners = [(loader, getattr(loader, "sampler", None)) for loader in loaders]
     generators = {
         id(generator): generator
