@@ -36,12 +36,13 @@ RULES: dict[str, tuple[str, dict[str, Any]]] = {
     "Lion": ("Lion", {}),
 }
 STATES: dict[str, torch.dtype | str] = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": "int8"}
+ROUNDINGS = ("nearest", "stochastic", "kahan", "split24", "split32")
 # Weights, state, rounding of the weights.
 PRECISIONS = [
     ("fp32", "fp32", "nearest"),
     ("fp32", "bf16", "nearest"),
     ("fp32", "int8", "nearest"),
-    *(("bf16", state, rounding) for state in STATES for rounding in ("nearest", "stochastic", "kahan")),
+    *(("bf16", state, rounding) for state in STATES for rounding in ROUNDINGS),
 ]
 STAGES: dict[str, dict[str, Any]] = {"alone": {}, "clip + EMA": dict(clip=ClipNorm(1e6), average=EMA(0.999))}
 

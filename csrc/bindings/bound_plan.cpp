@@ -90,7 +90,7 @@ class SlotFiller {
       : traits_(plan.traits()), is_double_(plan.is_double), param_(param), names_(names), slot_(slot) {}
 
   // Role of a state entry in the walk.
-  enum class Role { kNone, kState, kScale, kScalar, kStep, kCompensation, kAverage, kNumAveraged };
+  enum class Role { kNone, kState, kScale, kScalar, kStep, kCompensation, kCorrection, kAverage, kNumAveraged };
   struct Found {
     Role role;
     int place;  // index among those of the rule
@@ -102,6 +102,8 @@ class SlotFiller {
     if (const int k = place_of(names_.scalars, key); k >= 0) return {Role::kScalar, k};
     if (is_named(key, "step")) return {Role::kStep, 0};
     if (is_named(key, "compensation")) return {Role::kCompensation, 0};
+    if (is_named(key, "correction8")) return {Role::kCorrection, 0};
+    if (is_named(key, "correction16")) return {Role::kCorrection, 1};
     if (names_.average.is_none()) return {Role::kNone, 0};
     if (place_of({names_.average}, key) >= 0) return {Role::kAverage, 0};
     return {is_named(key, "num_averaged") ? Role::kNumAveraged : Role::kNone, 0};
@@ -122,6 +124,11 @@ class SlotFiller {
         slot_->step = number(facts, name);
         break;
       case Role::kCompensation:
+        if (facts.dtype != param_.dtype) refuse(name, "must be like the parameter");
+        return put_compensation(facts, name);
+      case Role::kCorrection:
+        if (param_.dtype != DType::kBFloat16 || facts.dtype != (found.place == 0 ? DType::kInt8 : DType::kInt16))
+          refuse(name, "must be in as many bits as its name says, beside a bfloat16 parameter");
         return put_compensation(facts, name);
       case Role::kAverage:
         return put_average(facts, name);
@@ -160,6 +167,8 @@ class SlotFiller {
     if (is_double_ != (facts.dtype == DType::kFloat64))
       refuse(name, "must be fp64 beside an fp64 parameter, only there");
     if (is_full_precision && !is_double_ && facts.dtype != DType::kFloat32) refuse(name, "must be fp32");
+    if (!is_floating(facts.dtype) && facts.dtype != DType::kQuantized8)
+      refuse(name, "must be floating-point numbers or 8-bit codes");
     if (!is_full_precision && has_type_ && facts.dtype != slot_->state_type)
       refuse(name, "must have the dtype of the others");
     if (!is_full_precision) slot_->state_type = facts.dtype, has_type_ = true;
@@ -179,12 +188,13 @@ class SlotFiller {
     slot_->state_scale[k] = static_cast<float*>(facts.data);
   }
   void put_compensation(const Facts& facts, const std::string& name) {
-    if (facts.dtype != param_.dtype || !in_same_order(facts, param_)) refuse(name, "must be like the parameter");
+    if (!in_same_order(facts, param_)) refuse(name, "must be like the parameter");
+    if (slot_->compensation != nullptr) refuse(name, "must be the only rest of its parameter");
     slot_->compensation = facts.data;
+    slot_->compensation_type = facts.dtype;
   }
   void put_average(const Facts& facts, const std::string& name) {
-    if (facts.dtype == DType::kQuantized8 || is_double_ != (facts.dtype == DType::kFloat64) ||
-        !in_same_order(facts, param_))
+    if (!is_floating(facts.dtype) || is_double_ != (facts.dtype == DType::kFloat64) || !in_same_order(facts, param_))
       refuse(name, "must have the shape and strides of the parameter, and be fp64 beside an fp64 one, only there");
     slot_->average = facts.data;
     slot_->average_type = facts.dtype;
@@ -253,7 +263,7 @@ void BoundPlan::add_tensor(const py::object& param, const py::dict& state, const
   Watched watched;
   watched.param = facts_of(param.ptr(), "param");
   const Facts& facts = watched.param;
-  if (facts.dtype == DType::kQuantized8 || plan_.is_double != (facts.dtype == DType::kFloat64) || !is_dense(facts))
+  if (!is_floating(facts.dtype) || plan_.is_double != (facts.dtype == DType::kFloat64) || !is_dense(facts))
     refuse("param", "must be without gaps, and in fp64 under a plan in fp64, only there");
   TensorSlot slot = {};
   const auto& sizes = facts.sizes;
@@ -264,7 +274,7 @@ void BoundPlan::add_tensor(const py::object& param, const py::dict& state, const
   slot.unit_length = sizes.size() < 2 || sizes[0] == 0 ? slot.numel : slot.numel / sizes[0];
   slot.columns = sizes.empty() ? 1 : sizes.back();
   slot.rows = sizes.size() < 2 ? 1 : sizes[sizes.size() - 2];
-  slot.param_type = slot.grad_type = slot.state_type = slot.average_type = facts.dtype;
+  slot.param_type = slot.grad_type = slot.state_type = slot.average_type = slot.compensation_type = facts.dtype;
   slot.group = group;
   slot.index = tensor_index;
 
@@ -296,7 +306,7 @@ void BoundPlan::set_active(const std::vector<int>& indices) {
 bool BoundPlan::fits(const TensorView& grad, const Facts& param) const {
   const int32_t device = plan_.is_on_cuda() ? plan_.device : kCpu;
   if (grad.device != device || grad.dim != static_cast<int64_t>(param.sizes.size())) return false;
-  if (grad.dtype == DType::kQuantized8 || (grad.dtype == DType::kFloat64) != plan_.is_double) return false;
+  if (!is_floating(grad.dtype) || (grad.dtype == DType::kFloat64) != plan_.is_double) return false;
   for (int64_t d = 0; d < grad.dim; ++d) {
     if (grad.sizes[d] != param.sizes[d]) return false;
     if (grad.sizes[d] > 1 && grad.strides[d] != param.strides[d]) return false;

@@ -31,7 +31,7 @@ struct DLPackExchangeAPI {
   void* current_work_stream;
 };
 constexpr int32_t kDLCPU = 1, kDLCUDA = 2;
-constexpr uint8_t kDLUInt = 1, kDLFloat = 2, kDLBfloat = 4;
+constexpr uint8_t kDLInt = 0, kDLUInt = 1, kDLFloat = 2, kDLBfloat = 4;
 
 const DLPackExchangeAPI* exchange = nullptr;
 PyObject *tensor_type = nullptr, *no_dispatch = nullptr, *sharded_type = nullptr;
@@ -47,6 +47,8 @@ bool to_dtype(DLDataType type, DType* dtype) {
     *dtype = DType::kFloat64;
   else if (type.code == kDLUInt && type.bits == 8)
     *dtype = DType::kQuantized8;
+  else if (type.code == kDLInt && (type.bits == 8 || type.bits == 16))
+    *dtype = type.bits == 8 ? DType::kInt8 : DType::kInt16;
   else
     return false;
   return type.lanes == 1;

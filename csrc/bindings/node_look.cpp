@@ -21,6 +21,10 @@ bool look_at(PyObject* object, TensorView* view) {
   const c10::TensorImpl& impl = *tensor.unsafeGetTensorImpl();
   if (tensor.scalar_type() == at::kByte)
     view->dtype = DType::kQuantized8;
+  else if (tensor.scalar_type() == at::kChar)
+    view->dtype = DType::kInt8;
+  else if (tensor.scalar_type() == at::kShort)
+    view->dtype = DType::kInt16;
   else if (!to_dtype(tensor.scalar_type(), &view->dtype))
     return false;
   if (!impl.has_storage()) return false;

@@ -2,6 +2,7 @@
 #include "bindings/plan.h"
 
 #include <cstring>
+#include <iterator>
 #include <stdexcept>
 #include <utility>
 
@@ -40,8 +41,9 @@ constexpr RuleTraits kTraits[] = {
 bool is_choice(double value, int count) { return value >= 0 && value < count && value == static_cast<int>(value); }
 
 void check_row(const GroupRow& row, const TensorSlot& tensor) {
-  if (!is_choice(row.rounding, 3) || !is_choice(row.average_kind, 3))
-    throw std::invalid_argument("Plan.set_groups(rows=...): rounding and average_kind must be 0, 1 or 2.");
+  if (!is_choice(row.rounding, std::size(kRoundings)) || !is_choice(row.average_kind, std::size(kAverageKinds)))
+    throw std::invalid_argument(
+        "Plan.set_groups(rows=...): rounding and average_kind must be numbers of their choices.");
   const bool has_average = tensor.num_averaged != nullptr && (tensor.average != nullptr || tensor.numel == 0);
   if (row.average_kind != 0.0 && !has_average)
     throw std::invalid_argument("Plan.set_groups(rows=...): average_kind must be 0 for tensors without an average.");

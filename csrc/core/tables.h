@@ -8,11 +8,23 @@
 
 namespace optkit {
 
-// kQuantized8: state only, see core/quantized_state.h.
-enum class DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat64 = 3, kQuantized8 = 4 };
+// kQuantized8: state only, see core/quantized_state.h. Integers: what split weights keep, see TensorSlot.
+enum class DType : int32_t {
+  kFloat32 = 0,
+  kBFloat16 = 1,
+  kFloat16 = 2,
+  kFloat64 = 3,
+  kQuantized8 = 4,
+  kInt8 = 5,
+  kInt16 = 6
+};
 
+OPTKIT_HD constexpr bool is_floating(DType type) { return type <= DType::kFloat64; }
 OPTKIT_HD constexpr int64_t size_of(DType type) {
-  return type == DType::kFloat64 ? 8 : type == DType::kFloat32 ? 4 : type == DType::kQuantized8 ? 1 : 2;
+  return type == DType::kFloat64                              ? 8
+         : type == DType::kFloat32                            ? 4
+         : type == DType::kQuantized8 || type == DType::kInt8 ? 1
+                                                              : 2;
 }
 
 constexpr int kMaxStates = 4;            // state tensors of one rule
@@ -39,7 +51,8 @@ struct TensorSlot {
   void* state[kMaxStates];
   float* state_scale[kMaxStates];  // of 8-bit state: the largest magnitude of each block
   void* average;
-  void* compensation;  // low-order part lost when storing `param` (Kahan summation), in the dtype of `param`
+  void* compensation;  // low-order part lost when storing `param`: by Kahan summation, in the dtype of `param`; of
+                       // split weights, the integer correction of cpu/split_weights.h
   float* scalar[kMaxScalars];
   float* step;             // number of updates of this parameter
   float* num_averaged;     // number of updates of `average`
@@ -49,13 +62,18 @@ struct TensorSlot {
   const Factors* factors;  // set for a matrix under a rule with factors; null otherwise
   int64_t rows, columns;   // sizes of the last two dimensions; 1 where there are fewer
   int64_t numel;
-  DType param_type, grad_type, state_type, average_type;
+  DType param_type, grad_type, state_type, average_type, compensation_type;
   int32_t group;
   int32_t index;             // index of the parameter in its optimizer; selects its random stream
   int32_t active;            // 0: no gradient this step
   uint32_t unsigned_states;  // bit k: 8-bit state k is nonnegative
   int32_t is_vector;         // 1: fewer than two dimensions; the tensor is one unit and is not centralized
 };
+
+// Is `param` the upper part of an fp32 number, whose rest is in `compensation`?
+OPTKIT_HD bool is_split(const TensorSlot& t) {
+  return t.compensation != nullptr && t.compensation_type != t.param_type;
+}
 
 // A run of elements of one tensor: the unit of work and of partial sums.
 struct Chunk {
@@ -66,8 +84,8 @@ struct Chunk {
 
 enum class AverageKind : int32_t { kNone = 0, kExponential = 1, kUniform = 2 };
 constexpr const char* kAverageKinds[] = {"none", "exponential", "uniform"};
-enum class Rounding : int32_t { kNearest = 0, kStochastic = 1, kKahan = 2 };
-constexpr const char* kRoundings[] = {"nearest", "stochastic", "kahan"};
+enum class Rounding : int32_t { kNearest = 0, kStochastic = 1, kKahan = 2, kSplit24 = 3, kSplit32 = 4 };
+constexpr const char* kRoundings[] = {"nearest", "stochastic", "kahan", "split24", "split32"};
 
 // One parameter group, in the numbers that the user sees. All doubles: Python writes this row.
 struct GroupRow {

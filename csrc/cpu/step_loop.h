@@ -10,6 +10,7 @@
 #include "cpu/factor_loop.h"
 #include "cpu/launch.h"
 #include "cpu/quantized_loop.h"
+#include "cpu/split_weights.h"
 #include "cpu/vector_pair.h"
 
 namespace optkit {
@@ -32,11 +33,21 @@ OPTKIT_HD void add_statistics(PairSums<S>& sums, VectorPair<S> grad, VectorPair<
   sums.lost.add((update != VectorPair<S>(S(0))) & unchanged);
 }
 
+// Loads a parameter; joins the two parts of split weights.
+template <class S>
+OPTKIT_HD VectorPair<S> load_parameter(const TensorSlot& t, int64_t i) {
+  if constexpr (sizeof(S) == 4) {
+    if (is_split(t)) return load_split(t, i);
+  }
+  return load_pair<S>(t.param, t.param_type, i);
+}
+
 // Stores `next` with the tensor's rounding; returns the stored values.
 template <class S>
 OPTKIT_HD VectorPair<S> store_parameter(const TensorSlot& t, const StageCoefs<S>& c, int64_t i,
                                         const VectorPair<S>& next, const PairBits& random) {
   if constexpr (sizeof(S) == 4) {
+    if (is_split(t)) return store_split(t, i, next, random);
     if ((c.flags & kStochastic) && t.param_type != DType::kFloat32)
       return store_pair_stochastic(t.param, t.param_type, i, next, random);
   }
@@ -63,10 +74,10 @@ template <class Rule, class S, bool kMeasure>
 OPTKIT_HD void step_pair(const TensorSlot& t, const StageCoefs<S>& stage, const typename Rule::template Coefs<S>& coefs,
                          int64_t i, int count, PairSums<S>& sums) {
   using V = VectorPair<S>;
-  const V stored_before = load_pair<S>(t.param, t.param_type, i);
+  const V stored_before = load_parameter<S>(t, i);
   const V grad = stage_gradient(stage, stored_before, load_pair<S>(t.grad, t.grad_type, i));
   V lost_before(S(0));
-  if (t.compensation) lost_before = finite_or_zero(load_pair<S>(t.compensation, t.param_type, i));
+  if (t.compensation && !is_split(t)) lost_before = finite_or_zero(load_pair<S>(t.compensation, t.param_type, i));
   const V param = stored_before + lost_before;
 
   const auto counted = [count](const V& a) { return count < V::kLanes ? first_lanes(a, count) : a; };
@@ -88,14 +99,15 @@ OPTKIT_HD void step_pair(const TensorSlot& t, const StageCoefs<S>& stage, const 
     for (int k = 0; k < kObserved; ++k) sums.observed[k].add(counted(seen[k]), counted(times[k]));
   }
   PairBits random;
-  if (sizeof(S) == 4 && (size_of(t.state_type) == 2 || (stage.flags & kStochastic))) random = random_pair(stage.key, i);
+  if (sizeof(S) == 4 && (size_of(t.state_type) == 2 || (stage.flags & kStochastic) || is_split(t)))
+    random = random_pair(stage.key, i);
   for (int k = 0; k < Rule::kNumStates; ++k)
     if (t.state[k] && writes_state<Rule>(coefs, k)) store_state<Rule, S>(t, k, i, state[k], random);
 
   const V next = stage_parameter(stage, param, update);
   const V stored = store_parameter<S>(t, stage, i, next, random);
   PairMask<S> unchanged = stored == stored_before;
-  if (t.compensation) {
+  if (t.compensation && !is_split(t)) {
     // Nothing is kept on overflow: an infinity would remain after the parameter has come back in range.
     const V lost = store_pair<S>(t.compensation, t.param_type, i, finite_or_zero(next - stored));
     unchanged = unchanged & (lost == lost_before);
@@ -227,14 +239,14 @@ class StagedEnd {
     staged.grad = grad;
     for (int k = 0; k < Rule::kNumStates; ++k) stage(&staged.state[k], type_of_state<Rule>(t, k));
     stage(&staged.average, t.average_type);
-    stage(&staged.compensation, t.param_type);
+    stage(&staged.compensation, t.compensation_type);
   }
   // Copies back everything that was written, except the gradient.
   void write_back(const TensorSlot& t) const {
     copy_back(t.param, staged.param, t.param_type);
     for (int k = 0; k < Rule::kNumStates; ++k) copy_back(t.state[k], staged.state[k], type_of_state<Rule>(t, k));
     copy_back(t.average, staged.average, t.average_type);
-    copy_back(t.compensation, staged.compensation, t.param_type);
+    copy_back(t.compensation, staged.compensation, t.compensation_type);
   }
 
   TensorSlot staged;

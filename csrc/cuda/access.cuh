@@ -182,6 +182,17 @@ __device__ __forceinline__ FourBits bits_of_state(FourBits random, int state) {
   return random;
 }
 
+__device__ __forceinline__ void store_bytes(void* base, int64_t i, int count, bool whole, uint32_t bytes) {
+  uint8_t* p = static_cast<uint8_t*>(base) + i;
+  if (whole && count == kLanes) {
+    *reinterpret_cast<uint32_t*>(p) = bytes;
+    return;
+  }
+#pragma unroll
+  for (int k = 0; k < kLanes; ++k)
+    if (k < count) p[k] = static_cast<uint8_t>(bytes >> (8 * k));
+}
+
 // Stores, and sets `value` to the stored values. Rounds to nearest, or stochastically to 16 bits.
 __device__ __forceinline__ void store(Four<float>& value, void* base, DType type, int64_t i, int count, bool whole,
                                       bool at_random = false, const FourBits& random = {}) {
@@ -223,6 +234,20 @@ __device__ __forceinline__ void store(Four<double>& value, void* base, DType, in
     if (k < count) p[k] = value.v[k];
 }
 
+// Joins the two parts of split weights: see csrc/cpu/split_weights.h.
+__device__ __forceinline__ Four<float> joined(const Raw<float>& param, const Raw<float>& correction, DType type) {
+  Four<float> out;
+#pragma unroll
+  for (int k = 0; k < kLanes; ++k) {
+    const uint32_t upper = (param.word[k / 2] >> (16 * (k % 2))) << 16;
+    const uint32_t rest = type == DType::kInt16
+                              ? static_cast<uint32_t>(static_cast<int16_t>(correction.word[k / 2] >> (16 * (k % 2))))
+                              : static_cast<uint32_t>(static_cast<int8_t>(correction.word[0] >> (8 * k))) << 8;
+    out.v[k] = bits_float(upper + rest);
+  }
+  return out;
+}
+
 // Four codes of 8-bit state and their scale, both already fetched.
 __device__ __forceinline__ Four<float> dequantized(const Raw<float>& raw, float scale, bool is_signed) {
   const float factor = dequantization_factor(scale);
@@ -250,14 +275,28 @@ __device__ __forceinline__ void store_quantized(const Four<float>& value, void* 
   uint32_t codes = 0;
 #pragma unroll
   for (int k = 0; k < kLanes; ++k) codes |= quantize8(value.v[k] * factor, random.v[k], is_signed) << (8 * k);
-  uint8_t* p = static_cast<uint8_t*>(base) + i;
-  if (whole && count == kLanes) {
-    *reinterpret_cast<uint32_t*>(p) = codes;
-    return;
-  }
+  store_bytes(base, i, count, whole, codes);
+}
+
+// Stores the two parts of split weights, and leaves in `value` what they stand for.
+__device__ __forceinline__ void store_split(Four<float>& value, void* param, void* correction, DType type, int64_t i,
+                                            int count, bool whole, const FourBits& random) {
+  uint16_t upper[kLanes], rest[kLanes];
+  uint32_t bytes = 0;
 #pragma unroll
-  for (int k = 0; k < kLanes; ++k)
-    if (k < count) p[k] = static_cast<uint8_t>(codes >> (8 * k));
+  for (int k = 0; k < kLanes; ++k) {
+    uint32_t bits = value.v[k] != value.v[k] ? 0x7fc00000u : float_bits(value.v[k]);
+    if (type == DType::kInt8) bits = (bits + (random.v[k] >> 24)) & ~0xffu;
+    upper[k] = static_cast<uint16_t>((bits + 0x8000u) >> 16);
+    rest[k] = static_cast<uint16_t>(bits);
+    bytes |= ((bits >> 8) & 0xffu) << (8 * k);
+    value.v[k] = bits_float(bits);
+  }
+  store_bits16(param, i, count, whole, upper);
+  if (type == DType::kInt16)
+    store_bits16(correction, i, count, whole, rest);
+  else
+    store_bytes(correction, i, count, whole, bytes);
 }
 
 }  // namespace optkit

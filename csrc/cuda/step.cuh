@@ -93,7 +93,7 @@ struct WholeStreams {
 
 template <class Rule>
 __device__ __forceinline__ WholeStreams whole_streams(const TensorSlot& t, const void* grad) {
-  return {moves_whole(t.param, t.param_type) && moves_whole(t.compensation, t.param_type),
+  return {moves_whole(t.param, t.param_type) && moves_whole(t.compensation, t.compensation_type),
           moves_whole(grad, t.grad_type),
           moves_whole(t.average, t.average_type),
           {moves_whole(t.state[0], type_of_state<Rule>(t, 0)), moves_whole(t.state[1], type_of_state<Rule>(t, 1)),
@@ -120,11 +120,27 @@ struct Fetched {
       if (type == DType::kQuantized8 && count > 0) scale[s] = t.state_scale[s][i / kQuantizedBlock];
     }
     lost = {};
-    if (t.compensation) fetch(lost, t.compensation, t.param_type, i, count, whole.param);
+    if (t.compensation) fetch(lost, t.compensation, t.compensation_type, i, count, whole.param);
     average = {};
     if (averages) fetch(average, t.average, t.average_type, i, count, whole.average);
   }
 };
+
+// Loads a parameter; joins the two parts of split weights.
+__device__ __forceinline__ Four<double> parameter_numbers(const Raw<double>& param, const Raw<double>&,
+                                                          const TensorSlot& t) {
+  return numbers(param, t.param_type);
+}
+__device__ __forceinline__ Four<float> parameter_numbers(const Raw<float>& param, const Raw<float>& lost,
+                                                         const TensorSlot& t) {
+  return is_split(t) ? joined(param, lost, t.compensation_type) : numbers(param, t.param_type);
+}
+__device__ __forceinline__ void store_split_parameter(Four<double>&, const TensorSlot&, int64_t, int, bool,
+                                                      const FourBits&) {}
+__device__ __forceinline__ void store_split_parameter(Four<float>& value, const TensorSlot& t, int64_t i, int count,
+                                                      bool whole, const FourBits& random) {
+  store_split(value, t.param, t.compensation, t.compensation_type, i, count, whole, random);
+}
 
 // 8-bit state exists only for fp32 arithmetic.
 __device__ __forceinline__ Four<double> state_numbers(const Raw<double>& raw, float, const TensorSlot& t, DType, int) {
@@ -167,8 +183,10 @@ __device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_
   const StageCoefs<S>& stage = launch.stage;
   const bool averages = !kMeasure && (stage.flags & kAverage);
   const Fetched<Rule, S> raw(t, grad_pointer, whole, averages, i, count);
-  const Four<S> stored_before = numbers(raw.param, t.param_type);
-  Four<S> lost_before = numbers(raw.lost, t.param_type), grad = numbers(raw.grad, t.grad_type), next;
+  const bool splits = is_split(t);
+  const Four<S> stored_before = parameter_numbers(raw.param, raw.lost, t);
+  Four<S> lost_before = numbers(splits ? Raw<S>{} : raw.lost, t.param_type), grad = numbers(raw.grad, t.grad_type),
+          next;
   Four<S> state[Rule::kNumStates];
 #pragma unroll
   for (int s = 0; s < Rule::kNumStates; ++s)
@@ -207,14 +225,18 @@ __device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_
   }
   if constexpr (kMeasure) return;
   FourBits random = {};
-  if (sizeof(S) == 4 && (size_of(t.state_type) < 4 || (stage.flags & kStochastic))) random = random_four(stage.key, i);
+  if (sizeof(S) == 4 && (size_of(t.state_type) < 4 || splits || (stage.flags & kStochastic)))
+    random = random_four(stage.key, i);
 #pragma unroll
   for (int s = 0; s < Rule::kNumStates; ++s)
     if (t.state[s] && writes_state<Rule>(launch.rule, s))
       store_state(state[s], t, type_of_state<Rule>(t, s), s, i, count, whole.state[s], random);
   Four<S> stored = next, lost = lost_before;
-  store(stored, t.param, t.param_type, i, count, whole.param, stage.flags & kStochastic, random);
-  if (t.compensation) {
+  if (splits)
+    store_split_parameter(stored, t, i, count, whole.param, random);
+  else
+    store(stored, t.param, t.param_type, i, count, whole.param, stage.flags & kStochastic, random);
+  if (t.compensation && !splits) {
 #pragma unroll
     for (int k = 0; k < kLanes; ++k) lost.v[k] = finite_or_zero(next.v[k] - stored.v[k]);  // see cpu/step_loop.h
     store(lost, t.compensation, t.param_type, i, count, whole.param);

@@ -48,7 +48,8 @@ class Fuse(FitCallback):
     scaled gradients, so the scaler's own pass is kept in that case.
 
     Args:
-        rounding: How 16-bit parameters are stored: "nearest", "stochastic" or "kahan".
+        rounding: How 16-bit parameters are stored: "nearest", "stochastic", "kahan", "split24" or "split32"; see
+            `lightning_optkit.step.Stages`.
         state_dtype: Dtype of the optimizers' moments, torch.float32, torch.bfloat16 or "int8".
         statistics: Collect norms and lost updates per tensor in the same pass.
         verbose: Print the plan when training starts.
@@ -63,7 +64,7 @@ class Fuse(FitCallback):
 
     def __init__(
         self,
-        rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
+        rounding: Literal["nearest", "stochastic", "kahan", "split24", "split32"] = "nearest",
         state_dtype: torch.dtype | Literal["int8"] = torch.float32,
         statistics: bool = False,
         verbose: bool = True,

@@ -114,7 +114,7 @@ def _build(
 def from_torch_(
     optimizer: Optimizer,
     *,
-    rounding: Literal["nearest", "stochastic", "kahan"] = "nearest",
+    rounding: Literal["nearest", "stochastic", "kahan", "split24", "split32"] = "nearest",
     state_dtype: torch.dtype | Literal["int8"] = torch.float32,
     statistics: bool = False,
 ) -> None:

@@ -141,7 +141,7 @@ def _bytes_moved(optimizer: Stepped, layout: StateLayout, context: GroupContext,
     if clips_units or group["centralize"]:
         walks += 2 if clips_units else 1
     num_bytes = walks * param.dtype.itemsize * param.numel()
-    for name in layout.tensors(state_names, group):
+    for name in layout.tensors(state_names, group, param):
         shape = rule.shape_of(name, param)
         assert shape is not None
         is_read_before = rule.trust_ratio is not None and rule.trust_ratio_of_update and name in state_names

@@ -11,7 +11,7 @@ from lightning_optkit.step.rule import Average, Clip, ClipBounds, Group
 
 __all__ = ["ROUNDINGS", "GroupNumbers", "compute_dtype", "is_due", "read_group"]
 
-ROUNDINGS = ("nearest", "stochastic", "kahan")  # in the order of Rounding in csrc/core/tables.h
+ROUNDINGS = ("nearest", "stochastic", "kahan", "split24", "split32")  # in the order of Rounding in csrc/core/tables.h
 
 
 _NO_BOUNDS = ClipBounds()

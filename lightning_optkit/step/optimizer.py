@@ -3,11 +3,11 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, ParamsT
 from typing_extensions import Unpack
 
@@ -23,6 +23,7 @@ from lightning_optkit.step.arguments import (
 )
 from lightning_optkit.step.engine import StepEngine
 from lightning_optkit.step.explain import Explanation, explain
+from lightning_optkit.step.full_precision import full_precision_state_dict, load_full_precision
 from lightning_optkit.step.hooks import hooked
 from lightning_optkit.step.loading import load
 from lightning_optkit.step.progress import Progress
@@ -268,6 +269,30 @@ class OnePassOptimizer(Optimizer):
         """
         with self._engine.lock:
             load(self, state_dict)
+
+    def full_precision_state_dict(self, model: nn.Module) -> dict[str, Any]:
+        """`model.state_dict()` with the 16-bit parameters of this optimizer in fp32: exact under "split32".
+
+        Example:
+            >>> from lightning_optkit.optimizers import AdamW
+            >>> model = torch.nn.Linear(2, 1).bfloat16()
+            >>> optimizer = AdamW(model.parameters(), rounding="split32")
+            >>> model(torch.ones(1, 2).bfloat16()).sum().backward()
+            >>> optimizer.step()
+            >>> optimizer.full_precision_state_dict(model)["weight"].dtype
+            torch.float32
+        """
+        return full_precision_state_dict(self, model)
+
+    def load_full_precision_state_dict(self, model: nn.Module, state_dict: Mapping[str, Any]) -> None:
+        """Loads weights in fp32: into the parameters, and what is left of them into the state of "split24", "split32".
+
+        Raises:
+            TypeError: if it is no dict.
+            ValueError: for missing or unknown names, and other shapes; nothing is changed then.
+        """
+        with self._engine.lock:
+            load_full_precision(self, model, state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and deepcopy: everything except the plan, which holds addresses."""

@@ -170,6 +170,11 @@ def kept_entry(optimizer: Stepped, context: GroupContext, param: Tensor, number:
     if reason is not None:
         which = "a parameter" if param.is_nested else f"a parameter of shape {list(param.shape)}"
         raise ValueError(f"{optimizer._owner}.step: {which} {reason}.")
+    if param.dtype == torch.float16 and context.group["rounding"] in ("split24", "split32"):
+        raise ValueError(
+            f"{optimizer._owner}(rounding={context.group['rounding']!r}): a parameter of shape {list(param.shape)} is "
+            "float16; weights that are split must be bfloat16, and 'kahan' serves both."
+        )
     state = optimizer.state.get(param, {})
     if not isinstance(state, dict):
         raise TypeError(f"{optimizer._owner}.step: the state of a parameter must be a dict.")

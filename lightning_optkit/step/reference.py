@@ -13,8 +13,9 @@ from torch import Tensor
 from lightning_optkit.step.coefficients import average_weight, clip_coefficient
 from lightning_optkit.step.numbers import GroupNumbers, compute_dtype
 from lightning_optkit.step.quantized_state import dequantize8, quantize8_, scale_name
-from lightning_optkit.step.rounding import round_stochastically
+from lightning_optkit.step.rounding import random_bits, round_stochastically
 from lightning_optkit.step.rule import Group, Rule, State, StateSpec
+from lightning_optkit.step.split_weights import correction_of, join, split_
 from lightning_optkit.step.statistics import Clipped, TensorStatistics
 
 __all__ = ["Done", "clip_reference", "norm_reference", "step_reference_"]
@@ -88,12 +89,15 @@ def step_reference_(
     # Nothing is stored before the next value is computed, so only the statistics need a copy.
     stored_before = stored.clone() if statistics else stored
     work = compute_dtype(param)
+    correction = correction_of(state)
     p, g = stored_before.to(work), as_real(dense(grad)).to(work)
-    if "compensation" in state:
+    if correction is not None:
+        stored_before = p = join(param, correction)
+    elif "compensation" in state:
         lost_before = _finite_or_zero(as_real(state["compensation"]))
         p = p + lost_before.to(work)
 
-    g, clipped = clip_reference(g, stored_before.to(work), grad_scale, numbers, is_vector=param.ndim < 2)
+    g, clipped = clip_reference(g, stored.to(work), grad_scale, numbers, is_vector=param.ndim < 2)
     if not numbers.decoupled and numbers.weight_decay != 0:
         g = g + numbers.weight_decay * stored_before.to(work)
     working = {name: _decoded(state, rule.spec(name)).to(work) for name in state_names}
@@ -115,11 +119,20 @@ def step_reference_(
         _write(state, rule.spec(name), value, (*key, rule.state_names.index(name)))
 
     next_p = _move(p, update, numbers)
-    if numbers.rounding == 1 and stored.dtype in (torch.bfloat16, torch.float16):
+    if correction is not None:
+        split_(
+            param,
+            correction,
+            next_p,
+            random_bits(param.numel(), *key, param.device).as_strided(param.shape, param.stride()),
+        )
+        stored = join(param, correction)
+    elif numbers.rounding == 1 and stored.dtype in (torch.bfloat16, torch.float16):
         stored.copy_(round_stochastically(next_p, stored.dtype, int(numbers.rounding_seed), int(step), tensor_index))
     else:
         stored.copy_(next_p)
-    if "compensation" in state:
+    keeps_lost = correction is None and "compensation" in state
+    if keeps_lost:
         lost = as_real(state["compensation"])
         # Nothing is kept on overflow: an infinity would remain after the parameter has come back in range.
         lost.copy_(_finite_or_zero(next_p - stored.to(work)))
@@ -128,7 +141,7 @@ def step_reference_(
     if not statistics:
         return Done(None, clipped, observed)
     unchanged = stored == stored_before
-    if "compensation" in state:
+    if keeps_lost:
         unchanged &= lost == lost_before
     difference = next_p - p
     counted = TensorStatistics.from_tensors(g, next_p, difference, (difference != 0) & unchanged)

@@ -15,6 +15,7 @@ from lightning_optkit.step.rule import Group, Rule, Scalar, State
 from lightning_optkit.step.rule_identity import is_of_a_variant
 from lightning_optkit.step.saved import saved_floats, saved_number, saved_tensor
 from lightning_optkit.step.shards import distribute_like, local, place_like
+from lightning_optkit.step.split_weights import CORRECTIONS
 from lightning_optkit.step.state import StateLayout, convert_
 
 __all__ = ["Place", "check_state", "restored"]
@@ -50,7 +51,7 @@ class Place:
     @property
     def tensors(self) -> set[str]:
         """Names of the tensors to restore."""
-        return {*self.rule.state_names, *self.layout.tensors((), self.group), *self.carried}
+        return {*self.rule.state_names, *self.layout.tensors((), self.group, self.param), *self.carried}
 
 
 def check_state(what: str, place: Place, saved: Mapping[Any, Any]) -> None:
@@ -78,7 +79,7 @@ def check_state(what: str, place: Place, saved: Mapping[Any, Any]) -> None:
             saved_number(entry, value, signed=scalars[name].signed)
         elif name in scaled:
             _check_scale(entry, place, scaled[name], held)
-        elif name in place.tensors | {"compensation", "ema", "swa"} or is_of_a_variant(name, place.rule):
+        elif name in place.tensors | {"compensation", *CORRECTIONS, "ema", "swa"} or is_of_a_variant(name, place.rule):
             _check_tensor(entry, place, name, held)
         else:
             raise ValueError(f"{what} the checkpoint is of another rule; it holds the state {name!r}.")
@@ -92,14 +93,21 @@ def _check_tensor(entry: str, place: Place, name: str, held: Mapping[str, Any]) 
     if value.shape != shape:
         allowed = "" if shape == param.shape else f"; it must have {list(shape)}"
         raise ValueError(f"{entry} has shape {list(value.shape)}, its parameter {list(param.shape)}{allowed}.")
-    if name in place.rule.state_names and value.dtype == torch.uint8:
+    if name in CORRECTIONS:
+        if value.dtype != CORRECTIONS[name]:
+            raise ValueError(f"{entry} must be {_name_of(CORRECTIONS[name])}, got {_name_of(value.dtype)}.")
+    elif name in place.rule.state_names and value.dtype == torch.uint8:
         if scale_name(name) not in held:
             raise ValueError(f"{entry} is in 8 bits; it must have its scales beside it, {scale_name(name)!r}.")
         if isinstance(value, DTensor) or not is_dense(value):
             raise ValueError(f"{entry} is in 8 bits; it must be whole, in memory without gaps.")
     elif not (value.is_floating_point() or (value.is_complex() and param.is_complex())):
         kind = "complex or floating-point" if param.is_complex() else "floating-point"
-        raise ValueError(f"{entry} must hold {kind} numbers, got {str(value.dtype).removeprefix('torch.')}.")
+        raise ValueError(f"{entry} must hold {kind} numbers, got {_name_of(value.dtype)}.")
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _check_scale(entry: str, place: Place, name: str, held: Mapping[str, Any]) -> None:

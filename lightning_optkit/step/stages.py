@@ -24,7 +24,9 @@ class Stages(TypedDict, total=False):
         cautious: Apply decoupled decay only where the update does not move away from zero; no effect on L2.
         centralize: Subtract the mean of each row of the first dimension from its gradient (two dimensions or more).
         rounding: How 16-bit parameters are stored: "nearest", "stochastic", or "kahan" (one more 16-bit number per
-            element for the low-order part). For fp32 parameters, stochastic is the same as nearest.
+            element for the low-order part). "split32" trains bf16 parameters as if they were fp32: the state keeps the
+            low 16 bits of the fp32 number; "split24" keeps 8 bits. fp32 parameters lose nothing, so for them every
+            choice but "kahan" is the same as "nearest".
         state_dtype: Dtype of the state; "int8" for one byte per number. State in 16 or 8 bits is rounded
             stochastically. State of fp64 parameters is fp64.
         statistics: Collect norms and lost updates of each tensor in the same pass; read them with
@@ -36,7 +38,7 @@ class Stages(TypedDict, total=False):
     l1: float
     cautious: bool
     centralize: bool
-    rounding: Literal["nearest", "stochastic", "kahan"]
+    rounding: Literal["nearest", "stochastic", "kahan", "split24", "split32"]
     state_dtype: torch.dtype | Literal["int8"]
     statistics: bool
 

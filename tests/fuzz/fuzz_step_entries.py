@@ -44,7 +44,7 @@ def an_optimizer(rng):
         "clip": [None, ClipNorm(1.0), AutoClip(window=5), ZClip()],
         "average": [None, None, EMA(0.9)],
         "state_dtype": [torch.float32, torch.bfloat16, "int8"],
-        "rounding": ["nearest", "nearest", "kahan"],
+        "rounding": ["nearest", "nearest", "kahan", "split24", "split32"],
     }
     try:
         optimizer = cls(params, **{name: rng.choice(values) for name, values in choices.items()})
@@ -189,7 +189,7 @@ def plan_calls(rng, values):
     def a_row():
         bounds = ("clip_value", "clip_tensor_norm", "clip_unit_ratio")
         row = [math.inf if name in bounds and rng.random() < 0.9 else 0.0 for name in extension.GROUP_FIELDS]
-        row[extension.GROUP_FIELDS.index("rounding")] = rng.choice([0.0, 0.0, 0.0, 1.0, 2.0, 9.0, math.nan])
+        row[extension.GROUP_FIELDS.index("rounding")] = rng.choice([0.0, 0.0, 0.0, 1.0, 2.0, 3.0, 4.0, 9.0, math.nan])
         row[extension.GROUP_FIELDS.index("average_kind")] = rng.choice([0.0, 0.0, 0.0, 1.0, 2.0, -3.0])
         return row + [0.5] * rng.choice([len(hyperparameters)] * 9 + [0])
 

@@ -55,7 +55,7 @@ SHAPES = [(), (0,), (7,), (3, 5), (129, 33), (70_001,), (2, 3, 4, 5)]
 MIDDLE_SHAPES = [(), (0,), (7,), (3, 5), (65, 33), (5_001,), (2, 3, 4, 5)]
 SMALL_SHAPES = [(), (5,), (3, 100), (131,)]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 3 * 2**-6, torch.float16: 3 * 2**-9}
-ROUNDINGS = ["nearest", "stochastic", "kahan"]
+ROUNDINGS = ["nearest", "stochastic", "kahan", "split24", "split32"]
 STATE_DTYPES = [torch.float32, torch.bfloat16, "int8"]
 
 
@@ -67,6 +67,11 @@ def is_possible(name, stages):
     except ValueError:
         return False
     return True
+
+
+def is_refused(dtype, rounding):
+    """Weights that are split are bf16; wider ones have nothing to split."""
+    return dtype == torch.float16 and rounding.startswith("split")
 
 
 def is_exact(name, stage, *, same_powers):

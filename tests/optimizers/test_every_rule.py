@@ -56,7 +56,7 @@ STATE_DTYPES = {
     "Prodigy": (torch.float32, torch.bfloat16, "int8"),
     "ScheduleFreeSGD": (torch.float32,),  # its only state is a point
 }
-ROUNDINGS = [dict(rounding="kahan"), dict(rounding="stochastic")]
+ROUNDINGS = [dict(rounding=name) for name in ("kahan", "stochastic", "split24", "split32")]
 STAGES = [
     (name, dict(state_dtype=dtype, **stage))
     for name in HYPERPARAMETERS

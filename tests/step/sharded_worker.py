@@ -13,6 +13,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import distribute_tensor
 
 from lightning_optkit.averaging import EMA
 from lightning_optkit.clipping import AutoClip, ClipNorm, ClipPerTensor, ClipValue
@@ -58,11 +59,27 @@ def held(net, optimizer):
     return dict(params=params, state=state, norm=optimizer.grad_norm, learned=learned)
 
 
-def sharded(mesh):
-    net = build()
+def sharded(mesh, dtype=torch.float32):
+    net = build().to(dtype)
     for module in (net[0], net[2], net):
         fully_shard(module, mesh=mesh)
     return net
+
+
+def split_weights(mesh=None):
+    """A bf16 network, sharded or not, trained by the same gradients: its fp32 weights, and those in another."""
+    nets = [build().bfloat16() if mesh is None else sharded(mesh, torch.bfloat16) for _ in range(2)]
+    optimizers = [AdamW(net.parameters(), lr=0.01, rounding="split32") for net in nets]
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(3):
+        for p in nets[0].parameters():
+            grad = torch.randn(p.shape, generator=generator).bfloat16()
+            p.grad = grad if mesh is None else distribute_tensor(grad, p.device_mesh, p.placements)
+        optimizers[0].step()
+    exported = optimizers[0].full_precision_state_dict(nets[0])
+    optimizers[1].load_full_precision_state_dict(nets[1], exported)
+    again = optimizers[1].full_precision_state_dict(nets[1])
+    return [{name: whole(value).clone() for name, value in weights.items()} for weights in (exported, again)]
 
 
 def main(output):
@@ -81,6 +98,7 @@ def main(output):
         resumed = optimizer_class(again.parameters(), **kwargs)
         set_optimizer_state_dict(again, resumed, saved)
         results[f"{name}, loaded"] = held(again, resumed)
+    results["split weights"] = split_weights(mesh)
     net = sharded(mesh)
     net(torch.randn(2, 4)).sum().backward()
     results["refused"] = []

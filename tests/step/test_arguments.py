@@ -26,7 +26,7 @@ BAD_ARGUMENTS = {
     "unknown rounding": (
         dict(params=[ones(2)], rounding="up"),
         ValueError,
-        r"AdamW\(rounding='up'\): rounding must be one of 'nearest', 'stochastic', 'kahan'\.",
+        r"AdamW\(rounding='up'\): rounding must be one of 'nearest', 'stochastic', 'kahan', 'split24', 'split32'\.",
     ),
     "rounding of a group": (dict(params=[dict(params=[ones(2)], rounding="up")]), ValueError, r"rounding='up'"),
     "state dtype": (

@@ -75,7 +75,7 @@ def test_calls_in_another_order_are_refused(order):
         ([], "one row for each group"),
         ([ROW[:-1]], "must hold"),
         ([[*ROW, 0.0]], "must hold"),
-        ([row(rounding=3.0)], "rounding"),
+        ([row(rounding=5.0)], "rounding"),
         ([row(rounding=float("nan"))], "rounding"),
         ([row(average_kind=1.0)], "average_kind"),
         ([row(average_kind=-1.0)], "average_kind"),

@@ -126,9 +126,11 @@ def test_keeps_the_stages_of_this_optimizer_when_the_state_is_of_torch():
 
 @pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("rounding", ["nearest", "stochastic", "kahan"])
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic", "kahan", "split24", "split32"])
 @pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_resumed_run_equals_the_uninterrupted_run_bit_by_bit(dtype, rounding, state_dtype, fused, snapshot):
+    if dtype == torch.float16 and rounding.startswith("split"):
+        pytest.skip("refused")
     kwargs = dict(lr=0.1, rounding=rounding, state_dtype=state_dtype, average=EMA(0.9, start=2, every=2), fused=fused)
     whole, whole_params = two_groups(AdamW, dtype, **kwargs)
     steps(whole, whole_params, range(6))

@@ -57,3 +57,12 @@ def test_what_a_shard_cannot_tell_is_refused_with_the_way_out(results):
         "and state that need no whole tensor."
         for owner, what in needs.items()
     ]
+
+
+def test_split_weights_are_sharded_with_their_parameters(results):
+    exported, again = results["split weights"]
+    expected, _ = worker.split_weights()
+    for name, value in expected.items():
+        assert value.dtype == torch.float32
+        assert torch.equal(exported[name], value)
+        assert torch.equal(again[name], value)

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fp32 weights in two parts, in plain PyTorch: a bf16 parameter, and an integer correction in the optimizer's state.
+
+The parameter is the fp32 number rounded to bf16. The correction is the difference of their bits, in units of fp32's
+last place (16 bits: nothing is lost), or of 256 of them (8 bits: 16 significant bits are kept, rounded stochastically).
+Line for line csrc/cpu/split_weights.h.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["CORRECTIONS", "correction_of", "join", "split_"]
+
+CORRECTIONS = {"correction8": torch.int8, "correction16": torch.int16}
+"""Names of the correction in the state of a parameter, and its dtype."""
+
+_NAN = 0x7FC00000
+
+
+def join(param: Tensor, correction: Tensor) -> Tensor:
+    """The fp32 number that both stand for.
+
+    Args:
+        param: bf16.
+        correction: int8 or int16, of the same shape.
+
+    Example:
+        >>> weight, correction = torch.zeros(2).bfloat16(), torch.zeros(2, dtype=torch.int16)
+        >>> split_(weight, correction, torch.tensor([1.0001, -3e-9]))
+        >>> weight.tolist()
+        [1.0, -3.00...e-09]
+        >>> torch.equal(join(weight, correction), torch.tensor([1.0001, -3e-9]))
+        True
+    """
+    shift = 8 if correction.dtype == torch.int8 else 0
+    bits = (param.detach().view(torch.int16).to(torch.int32) << 16) + (correction.to(torch.int32) << shift)
+    return bits.view(torch.float32)
+
+
+def correction_of(state: Mapping[str, Any]) -> Tensor | None:
+    """The correction in the state of a parameter, if it has one."""
+    return next((state[name] for name in CORRECTIONS if name in state), None)
+
+
+def split_(param: Tensor, correction: Tensor, value: Tensor, random: Tensor | None = None) -> None:
+    """Writes the two parts of `value`. A NaN becomes the quiet one.
+
+    Args:
+        param: bf16; written.
+        correction: int8 or int16, of the same shape; written.
+        value: fp32, of the same shape.
+        random: 32 random bits per element, as int64, by which 8 bits are rounded; None: to nearest.
+    """
+    bits = value.contiguous().view(torch.int32).to(torch.int64)
+    bits = torch.where(value.isnan(), _NAN, bits)
+    if correction.dtype == torch.int8:
+        bits = (bits + (0x80 if random is None else random >> 24)) & ~0xFF
+    upper = (bits + 0x8000) >> 16
+    rest = bits - (upper << 16)
+    correction.copy_(rest >> 8 if correction.dtype == torch.int8 else rest)
+    param.view(torch.int16).copy_(_as_int16(upper))
+
+
+def _as_int16(bits: Tensor) -> Tensor:
+    bits = bits & 0xFFFF
+    return torch.where(bits >= 0x8000, bits - 0x10000, bits).to(torch.int16)
