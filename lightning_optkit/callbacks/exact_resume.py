@@ -12,7 +12,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_optkit._torch_private import kept_iterator, num_yielded
-from lightning_optkit.callbacks._described import described, differences, num_workers
+from lightning_optkit.callbacks._data_order import data_order, differences, num_workers
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_private import (
@@ -124,7 +124,7 @@ class ExactResume(FitCallback):
         return {
             "ranks": [mine],
             "gradients": gradients,
-            "loaders": described(self._trainer, self._loaders),
+            "loaders": data_order(self._trainer, self._loaders),
             "num_workers": num_workers(self._loaders),
             "is_in_window": is_in_window,
         }
@@ -156,7 +156,7 @@ class ExactResume(FitCallback):
         if self._resume is None:
             return
         ranks = self._resume["ranks"]
-        here = {"processes": trainer.world_size, **described(trainer, self._loaders)}
+        here = {"processes": trainer.world_size, **data_order(trainer, self._loaders)}
         changed = differences({"processes": len(ranks), **self._resume.get("loaders", {})}, here)
         if changed:
             rank_zero_warn(f"ExactResume: the run was saved with {changed}; it is not exact.")

@@ -1,25 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
 """Schedules any other hyperparameter of an unchanged run: weight decay, momentum, betas, dropout, ..."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
+from torch import nn
 
 from lightning_optkit._checks import check_bools, check_in, check_text
-from lightning_optkit.callbacks._held import HELD, Held
+from lightning_optkit._torch_private import AnyDropout
+from lightning_optkit.callbacks.elastic_net import ElasticNet
+from lightning_optkit.callbacks.gradient_clipping import GradientClipping
 from lightning_optkit.callbacks.scheduling.clock import Interval
 from lightning_optkit.callbacks.scheduling.group_targets import entry_names, group_targets, keeper_of, normalized
 from lightning_optkit.callbacks.scheduling.scheduled_callback import ScheduledCallback, Target
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.lightning_private import key_of_state, logs_now
 from lightning_optkit.callbacks.weight_averaging import WeightAveraging
+from lightning_optkit.clipping import ClipNorm, ClipPerTensor, ClipValue
+from lightning_optkit.layers import AddLayerNorm, AddRMSNorm, DropBlock2d, DropConnect, DropPath, LockedDropout
 from lightning_optkit.schedules import Schedule
+from lightning_optkit.step import OnePassOptimizer
 
 __all__ = ["HyperparameterSchedule"]
 
 _RANGES = {"dropout": "[0, 1]", "gradient_clip_val": "(0, inf)", "beta2_decay": "(-inf, 0]"}
 _BELOW_ONE = {"betas", "adamw_betas", "momentum", "dampening", "average_decay", "rho"}
+
+
+_WITH_P = (AnyDropout, DropBlock2d, DropConnect, DropPath, LockedDropout)
+_WITH_DROPOUT = (nn.MultiheadAttention, nn.RNNBase, AddLayerNorm, AddRMSNorm)
+
+
+@dataclass(frozen=True)
+class _Outside:
+    """A value outside the parameter groups.
+
+    Args:
+        value: Its value when the training started.
+        write: Sets it.
+        undo: Restores it.
+    """
+
+    value: float
+    write: Callable[[float], None]
+    undo: Callable[[], None]
 
 
 class HyperparameterSchedule(ScheduledCallback):
@@ -76,7 +103,7 @@ class HyperparameterSchedule(ScheduledCallback):
         if base is not None:
             check_in(self._owner, "base", base, _range_of(self.name))
         self._base, self._log = base, log
-        self._held: list[Held] = []
+        self._outside: list[_Outside] = []
 
     @property
     def _call(self) -> str:
@@ -98,9 +125,9 @@ class HyperparameterSchedule(ScheduledCallback):
         super().on_fit_start(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._held = list(HELD[self.name](trainer, pl_module)) if self.name in HELD else []
-        for held in self._held:
-            self._at_end(held.undo)
+        self._outside = list(_OUTSIDE_GROUPS[self.name](trainer, pl_module)) if self.name in _OUTSIDE_GROUPS else []
+        for each in self._outside:
+            self._at_end(each.undo)
         if self.name == "average_decay":
             _show_average_decay(trainer)
         targets = self._targets(trainer, pl_module)
@@ -120,18 +147,18 @@ class HyperparameterSchedule(ScheduledCallback):
     # --- implementation ---
 
     def _targets(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Target]:
-        held = [Target(self.name, self._base_of(held), held.write) for held in self._held]
+        outside = [Target(self.name, self._base_of(each), each.write) for each in self._outside]
         # An entry of a callback's own would be applied a second time by the optimizer.
-        return [*group_targets(trainer.optimizers, self.name, None if held else self._base), *held]
+        return [*group_targets(trainer.optimizers, self.name, None if outside else self._base), *outside]
 
     @staticmethod
     def _known(trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:
         """The hyperparameters that can be scheduled."""
-        held = [name for name, found in HELD.items() if any(True for _ in found(trainer, pl_module))]
-        return ", ".join(name for name in dict.fromkeys([*entry_names(trainer.optimizers), *held]) if name != "lr")
+        outside = [name for name, found in _OUTSIDE_GROUPS.items() if any(True for _ in found(trainer, pl_module))]
+        return ", ".join(name for name in dict.fromkeys([*entry_names(trainer.optimizers), *outside]) if name != "lr")
 
-    def _base_of(self, held: Held) -> float:
-        return held.value if self._base is None else self._base
+    def _base_of(self, outside: _Outside) -> float:
+        return outside.value if self._base is None else self._base
 
     def _check_run(self, trainer: pl.Trainer) -> None:
         super()._check_run(trainer)
@@ -153,7 +180,7 @@ class HyperparameterSchedule(ScheduledCallback):
             ) from None
 
     def _forget(self) -> None:
-        self._held = []
+        self._outside = []
 
 
 def _range_of(name: str) -> str:
@@ -167,3 +194,61 @@ def _show_average_decay(trainer: pl.Trainer) -> None:
         for optimizer in trainer.optimizers if decay is not None else ():
             for group in optimizer.param_groups:
                 group.setdefault("average_decay", decay)
+
+
+def _attribute(holder: Any, name: str) -> _Outside:
+    value = getattr(holder, name)
+    return _Outside(float(value), partial(setattr, holder, name), partial(setattr, holder, name, value))
+
+
+def _dropouts(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[_Outside]:
+    for module in pl_module.modules():
+        if isinstance(module, _WITH_P):
+            yield _attribute(module, "p")
+        elif isinstance(module, _WITH_DROPOUT) and module.dropout > 0:  # 0: no dropout is intended
+            yield _attribute(module, "dropout")
+
+
+def _clip_values(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[_Outside]:
+    if trainer.gradient_clip_val:
+        yield _attribute(trainer, "gradient_clip_val")
+    clippings = callbacks_of(trainer, GradientClipping)
+    for clipping in clippings:
+        for place, clip in clipping.clips.items():
+            if bound := _bound_of(clip):
+                yield _of_clip(clip, bound, partial(clipping.replace_clip, place))
+    for place, optimizer in enumerate(trainer.optimizers if not clippings else ()):
+        if isinstance(optimizer, OnePassOptimizer) and (bound := _bound_of(optimizer.clip)):
+            yield _of_clip(optimizer.clip, bound, partial(_set_clip, trainer, place))
+
+
+def _l1(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[_Outside]:
+    """For a proximal step in a separate pass; in a one-pass step, `l1` is an entry of the groups."""
+    for callback in callbacks_of(trainer, ElasticNet):
+        if callback._own["l1"]:
+            yield _attribute(callback, "l1")
+
+
+_OUTSIDE_GROUPS: dict[str, Callable[[pl.Trainer, pl.LightningModule], Iterator[_Outside]]] = {
+    "dropout": _dropouts,
+    "gradient_clip_val": _clip_values,
+    "l1": _l1,
+}
+
+
+def _bound_of(clip: Any) -> str | None:
+    """The field of a clip that corresponds to the Trainer's `gradient_clip_val`."""
+    if isinstance(clip, ClipNorm | ClipPerTensor):
+        return "max_norm"
+    return "max_value" if isinstance(clip, ClipValue) else None
+
+
+def _of_clip(clip: Any, bound: str, put: Callable[[Any], None]) -> _Outside:
+    """Clips are immutable, so they are replaced."""
+    return _Outside(getattr(clip, bound), lambda value: put(replace(clip, **{bound: value})), partial(put, clip))
+
+
+def _set_clip(trainer: pl.Trainer, place: int, clip: Any) -> None:
+    optimizer = trainer.optimizers[place] if place < len(trainer.optimizers) else None
+    if isinstance(optimizer, OnePassOptimizer) and optimizer.clip is not None:  # Fuse may have removed it already
+        optimizer.clip = clip

@@ -10,10 +10,10 @@ from lightning_optkit.callbacks.batch_size_schedule import BatchSizeSchedule
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.random_state import own_generators
 
-__all__ = ["described", "differences", "num_workers"]
+__all__ = ["data_order", "differences", "num_workers"]
 
 
-def described(trainer: pl.Trainer, loaders: list[Any]) -> dict[str, Any]:
+def data_order(trainer: pl.Trainer, loaders: list[Any]) -> dict[str, Any]:
     """The facts by name; empty if the loaders are recreated during a run, since they may then differ each time."""
     if trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
         return {}
