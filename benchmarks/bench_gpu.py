@@ -184,7 +184,7 @@ def bench_rules(bench: Bench) -> None:
 
 
 def peers(params: list[nn.Parameter]) -> dict[str, Callable[[], Call]]:
-    """What else there is here, by name; built when called."""
+    """The other implementations installed here, by name; built when called."""
 
     def default() -> Call:
         return torch.optim.AdamW(params).step

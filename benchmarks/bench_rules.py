@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every update rule against its torch counterpart at four sizes, the cost by number of tensors and elements, and bytes.
 
-Each comparison is a pair called in turn, on parameters of its own. `--plot` draws the cost of AdamW over the number of
-tensors and over the number of elements; `--memory` prints the bytes of state per parameter for each `state_dtype`.
+The two optimizers of a comparison are called alternately, on separate parameters. `--plot` draws the cost of AdamW over
+the number of tensors and over the number of elements; `--memory` prints the bytes of state per parameter for each
+`state_dtype`.
 
 Usage: python benchmarks/bench_rules.py [--seconds 1] [--threads 1 2] [--save] [--plot docs/figures/step_cost.svg]
        python benchmarks/bench_rules.py --memory
@@ -29,7 +30,7 @@ CASES = {
     "20 x (512, 512)": [(512, 512)] * 20,
     "32 x (1024, 1024)": [(1024, 1024)] * 32,
 }
-# Rule, arguments, and the flags of torch's class that we are held against.
+# Rule, arguments, and the flags of torch's class for the comparison.
 RULES: list[tuple[str, dict[str, Any], tuple[dict[str, bool], ...]]] = [
     ("SGD", dict(lr=1e-3), ({}, dict(fused=True))),
     ("SGD", dict(lr=1e-3, momentum=0.9), ({}, dict(fused=True))),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The optimizer tail of a training step: ours, torch's best, and what a Lightning user runs by default.
+"""The optimizer part of a training step: ours, torch's fastest, and Lightning's default.
 
-Each comparison is a pair called in turn, on parameters of its own. DeepSpeed's CPU Adam takes part where installed
-(`pip install --no-build-isolation deepspeed`); it compiles itself at its first use.
+The two variants of a comparison are called alternately, on separate parameters. DeepSpeed's CPU Adam is included if
+installed (`pip install --no-build-isolation deepspeed`); it compiles at its first use.
 
 Usage: python benchmarks/bench_step.py [--seconds 3] [--threads 1 2] [--save]
 """

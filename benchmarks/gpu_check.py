@@ -34,14 +34,14 @@ PACKAGES = ROOT / "build" / f"gpu-packages-{sys.version_info.major}.{sys.version
 
 @dataclass
 class Part:
-    """One line of the table."""
+    """One row of the table."""
 
     name: str
     command: list[str]
     seconds: float
-    """Most that it may take."""
+    """Time limit."""
     needs: tuple[str, ...] = ()
-    """Packages without which it is left out."""
+    """Packages without which it is skipped."""
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -95,7 +95,7 @@ def sanitizer() -> str | None:
 
 
 def build_environment(dry: bool) -> dict[str, str]:
-    """Builds for the device that is here only: quicker by as many times as there are architectures."""
+    """Compiles only for the installed device, which saves the time for the other architectures."""
     if dry or "TORCH_CUDA_ARCH_LIST" in os.environ:
         return {} if not dry else {"OPTKIT_CUDA": "0"}
     code = "import torch; print('%d.%d' % torch.cuda.get_device_capability())"
@@ -144,7 +144,7 @@ def run_or_not(part: Part, folder: Path, left: float) -> dict[str, object]:
 
 
 def rows_since(folder: Path, begun: dict[Path, int]) -> list[dict[str, Any]]:
-    """Rows of the benchmarks beyond what their files held when this run began."""
+    """Rows that the benchmarks added in this run."""
     found = []
     for path in sorted(folder.glob("*-gpu-*.jsonl")):
         for line in path.read_bytes()[begun.get(path, 0) :].splitlines():

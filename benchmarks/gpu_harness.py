@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the GPU benchmarks share: times on the device, the copy bandwidth, JSON rows written as they are measured.
+"""Shared by the GPU benchmarks: times on the device, the copy bandwidth, JSON rows written as they are measured.
 
 A dry run does the same at tiny sizes on the CPU, so that nothing but the kernels is new on the day of a GPU.
 """
@@ -23,9 +23,9 @@ class Bench:
     """Options, facts and rows of one run.
 
     Args:
-        name: Of the benchmark; also that of the file of rows.
-        doc: What `--help` says.
-        parts: What can be asked for; all, in this order, where nothing is.
+        name: Name of the benchmark, and of its file of rows.
+        doc: The text of `--help`.
+        parts: The available parts; by default all run, in this order.
     """
 
     def __init__(self, name: str, doc: str | None, parts: Sequence[str]) -> None:
@@ -58,7 +58,7 @@ class Bench:
         )
 
     def has_time(self) -> bool:
-        """May something new begin?"""
+        """Whether there is time to start another measurement."""
         return time.monotonic() < self._end
 
     def row(self, **row: object) -> None:
@@ -69,14 +69,14 @@ class Bench:
             file.write(line + "\n")
 
     def share(self, num_bytes: float, milliseconds: float) -> dict[str, float]:
-        """GB/s, and the share of the copy bandwidth."""
+        """GB/s, and the fraction of the copy bandwidth."""
         rate = num_bytes / milliseconds / 1e6
         return {"gb_per_s": round(rate, 1), "share_of_copy": round(rate / self.copy_gb_per_s, 3)}
 
     def compare(self, calls: Sequence[Call], turns: int = 7, milliseconds: float = 15.0) -> list[list[float]]:
         """Times of one call each, in milliseconds: a row per turn, in which the calls come one after another.
 
-        Many calls between two events: where the host is slower than the device, this is the host's time.
+        There are many calls between two events: if the host is slower than the device, this is the host's time.
         """
         repeats = []
         for call in calls:
@@ -134,7 +134,7 @@ def ratio_of(turns: Sequence[Sequence[float]], column: int) -> float:
 
 
 def free() -> None:
-    """Gives back what nobody holds."""
+    """Frees unused memory."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

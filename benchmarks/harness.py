@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every benchmark shares: interleaved timing, the machine's own copy bandwidth, JSON rows and a table.
+"""Shared by every benchmark: interleaved timing, the machine's copy bandwidth, JSON rows and a table.
 
-Variants are called in turn, so a machine that slows down slows them all; figures are medians. A ratio is the median of
-the ratios of neighboring calls.
+Variants are called alternately, so a slow phase of the machine affects all of them; figures are medians. A ratio is the
+median of the ratios of neighboring calls.
 """
 
 import json
@@ -73,9 +73,9 @@ def seconds(call: Callable[[], object]) -> float:
 def interleaved(variants: dict[str, Callable[[], object]], budget_s: float) -> dict[str, list[float]]:
     """Seconds per call of each variant, called in turn for about `budget_s` seconds.
 
-    A turn is one call unmeasured and then three measured: a run has one optimizer, so each variant may find in the
-    caches what it left there itself, and not what the other one left. A call of over LONG seconds finds nothing there
-    that would matter, and is measured each time.
+    A turn is one unmeasured call and then three measured ones: a run has one optimizer, so each variant may find its
+    own data in the caches, not that of the other one. A call of more than LONG seconds finds nothing useful there, and
+    is measured every time.
     """
     times: dict[str, list[float]] = {name: [] for name in variants}
     for call in variants.values():
@@ -97,7 +97,7 @@ def ratio(baseline: list[float], variant: list[float]) -> float:
 
 
 def environment() -> dict[str, str]:
-    """What a figure depends on besides the code."""
+    """The facts besides the code that a result depends on."""
     return {
         "date": time.strftime("%Y-%m-%d"),
         "machine": _processor(),
@@ -111,7 +111,7 @@ def environment() -> dict[str, str]:
 
 
 def report(rows: Iterable[Row], save: bool) -> list[Row]:
-    """The rows: each as JSON to stdout once it is measured, so that a run cut short keeps them; a table to stderr last.
+    """Prints each row as JSON to stdout as it is measured, and a table to stderr at the end.
 
     With `save` they go behind the day's rows under benchmarks/results/ too.
     """

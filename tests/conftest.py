@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several folders of tests need: the same training for two optimizers, and snapshots to compare bit by bit."""
+"""Shared fixtures: equal training of two optimizers, and snapshots for bitwise comparison."""
 
 import os
 
@@ -7,8 +7,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-# The same examples in every run, however slow the machine: what fails in one place fails in all. `make test-slow` draws
-# others, and more of them.
+# The same examples in every run, so that failures are reproducible. `make test-slow` draws others, and more of them.
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 settings.register_profile("random", max_examples=500, database=None, deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
@@ -71,7 +70,7 @@ def frozen():
 
 @pytest.fixture
 def threads():
-    """threads(count) sets the number of threads; it is put back after the test."""
+    """threads(count) sets the number of threads, and restores it after the test."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configuration files: what they name is what comes of it, also after a dump, for every public class."""
+"""Configuration files create what they name, also after a dump, for every public class."""
 
 import copy
 import importlib
@@ -231,7 +231,7 @@ def content(value):
 
 
 def python(entry):
-    """What the same entry means in Python."""
+    """The same entry in Python."""
     if isinstance(entry, dict) and "class_path" in entry:
         module, name = entry["class_path"].rsplit(".", 1)
         made = getattr(importlib.import_module(module), name)

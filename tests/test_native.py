@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled half: every instruction set gives torch's numbers, and without it plain PyTorch gives the same."""
+"""The compiled extension: every instruction set gives torch's results, and so does plain PyTorch without it."""
 
 import inspect
 import json

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Norms of what fp32 holds, against fp64."""
+"""Norms over the range of fp32, against fp64."""
 
 import math
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Private names of torch, Lightning and torchmetrics stand in one file each, and the installed versions have them."""
+"""Private names of torch, Lightning and torchmetrics are used in one file each, and exist in installed versions."""
 
 import ast
 import functools

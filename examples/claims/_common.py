@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the claims share: real data, many small networks trained side by side, figures, and the fragment each writes.
+"""Shared by the claims: real data, many small networks trained together, figures, and the fragment of each claim.
 
 A script of this folder measures one claim, draws one figure and calls `write_claim`; `run.py` runs them all and puts
 the fragments together. A new claim is a new script, nothing else.
@@ -197,7 +197,7 @@ def write_claim(
         caption: What the figure shows.
         findings: Sentences on what was measured, also where the claim does not hold.
         figure: A matplotlib figure.
-        numbers: Whatever else the JSON file shall keep.
+        numbers: Other values for the JSON file.
         started: `time.perf_counter()` at the start.
     """
     FRAGMENTS.mkdir(parents=True, exist_ok=True)

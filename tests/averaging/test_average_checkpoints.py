@@ -59,7 +59,7 @@ def test_plain_state_dicts_and_files_of_them(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_sums_in_fp32_whatever_the_dtype(dtype):
-    """300 and 301 copies: a bf16 sum stands still at 256 ones."""
+    """300 and 301 copies: a bf16 sum would stop growing at 256."""
     members = [{"w": torch.ones(2, dtype=dtype)}] * 600
     mean = average_checkpoints(members)["w"]
     assert mean.dtype == dtype

@@ -16,7 +16,7 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
 
 
 def train(model, optimizer, steps=STEPS, after=lambda step: None, seed=0):
-    """`after(step)` runs behind each step, the first of which is 1."""
+    """`after(step)` runs after each step, counted from 1."""
     generator = torch.Generator().manual_seed(seed)
     for step in range(1, steps + 1):
         for p in model.parameters():

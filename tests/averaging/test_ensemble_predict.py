@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Predictions of an ensemble, against the formulas written out over its members."""
+"""Predictions of an ensemble, against explicit formulas over its members."""
 
 import copy
 

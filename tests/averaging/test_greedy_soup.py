@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The greedy soup on problems small enough to know its answer."""
+"""The greedy soup on problems small enough to know the result."""
 
 import pytest
 import torch

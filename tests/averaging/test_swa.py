@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SWA folded into the step and in its own pass, against torch.optim.swa_utils.AveragedModel."""
+"""SWA in the step and in a separate pass, against torch.optim.swa_utils.AveragedModel."""
 
 import copy
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the benchmarks share: rows that are kept as they come, and turns that favor nobody."""
+"""The benchmark harness: rows are kept as they come, and turns favor no variant."""
 
 import json
 import sys
@@ -54,7 +54,7 @@ def test_variants_take_turns_and_a_long_call_is_measured_each_time(monkeypatch, 
     variants = {name: lambda name=name: calls.append(name) for name in ("a", "b")}
     times = harness.interleaved(variants, 0.0)
     turn = per_turn + (per_turn == 3)  # a short call is made once more, unmeasured, at the start of a turn
-    assert calls[:4] == ["a", "b", "a", "b"]  # the first, and the one that tells whether they are long
+    assert calls[:4] == ["a", "b", "a", "b"]  # the first, and the one that determines whether calls are long
     assert calls[4 : 4 + 2 * turn] == ["a"] * turn + ["b"] * turn
     assert len(times["a"]) == len(times["b"]) == (6 if per_turn == 3 else 3)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of WeightAveraging share: both ways to keep an average, and what it must be."""
+"""Shared by the tests of WeightAveraging: both implementations of an average, and the expected values."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def assert_equal(actual, expected, tolerance=0.0):
 
 
 class Trace(Callback):
-    """The trained state after every optimizer step, and what every validation step sees, by step.
+    """The trained state after every optimizer step, and the state in every validation step, by step.
 
     Args:
         of: Reads a module: `weights` or `whole_state`.

@@ -113,7 +113,7 @@ def data():
 
 @pytest.fixture
 def printed(caplog):
-    """printed(): what Lightning's rank-zero logger has said so far."""
+    """printed(): the messages of Lightning's rank-zero logger so far."""
     rank_zero.log.addHandler(caplog.handler)
     level = rank_zero.log.level
     rank_zero.log.setLevel(logging.INFO)
@@ -123,7 +123,7 @@ def printed(caplog):
 
 
 class StepRecorder(pl.Callback):
-    """What each optimizer step saw: `steps[optimizer]` holds, per step that was taken, a copy of all group entries."""
+    """The groups at each optimizer step: `steps[optimizer]` has, per step, a copy of all group entries."""
 
     def __init__(self):
         self.steps = {}
@@ -146,5 +146,5 @@ class StepRecorder(pl.Callback):
 
 @pytest.fixture
 def recorder():
-    """A StepRecorder, to be handed to `fit` among the callbacks."""
+    """A StepRecorder, to pass to `fit` as a callback."""
     return StepRecorder()

@@ -72,5 +72,5 @@ if __name__ == "__main__":
     if trainer.global_rank == 0:
         torch.save(module.state_dict(), path)
     if torch.distributed.is_initialized():
-        torch.distributed.barrier()  # the other process has saved what it found, too
-    os._exit(0)  # threads of gloo are still there; at an ordinary exit they now and then abort a process that is done
+        torch.distributed.barrier()  # wait until the other process has saved too
+    os._exit(0)  # an ordinary exit sometimes aborts, since gloo's threads still run

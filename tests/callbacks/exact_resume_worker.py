@@ -78,5 +78,5 @@ if __name__ == "__main__":
     for name, (rank, result) in results.items():
         torch.save(result, f"{folder}/{name} {rank}.pt")
     if torch.distributed.is_initialized():
-        torch.distributed.barrier()  # the other process has saved what it found, too
-    os._exit(0)  # threads of gloo are still there; at an ordinary exit they now and then abort a process that is done
+        torch.distributed.barrier()  # wait until the other process has saved too
+    os._exit(0)  # an ordinary exit sometimes aborts, since gloo's threads still run

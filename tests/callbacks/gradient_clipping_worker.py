@@ -99,5 +99,5 @@ def main(output, world_size):
 if __name__ == "__main__":
     main(sys.argv[1], int(sys.argv[2]))
     if torch.distributed.is_initialized():
-        torch.distributed.barrier()  # the other process has saved what it found, too
-    os._exit(0)  # threads of gloo are still there; at an ordinary exit they now and then abort a process that is done
+        torch.distributed.barrier()  # wait until the other process has saved too
+    os._exit(0)  # an ordinary exit sometimes aborts, since gloo's threads still run

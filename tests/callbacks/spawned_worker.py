@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a spawned process finds in the callbacks that it was given."""
+"""Returns what a spawned process finds in its callbacks."""
 
 
 def classes_of(callbacks, queue):
-    """Puts their names."""
+    """Puts their names into the queue."""
     queue.put([type(callback).__name__ for callback in callbacks])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ActivationRegularization against the same terms written into the module."""
+"""ActivationRegularization against the same terms inside the module."""
 
 import lightning.pytorch as pl
 import pytest

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Augment in real Trainers: training batches only, seeded, resumable, the loss mixed without touching the module."""
+"""Augment in real Trainers: training batches only, seeded, resumable, with the loss mixed in an unchanged module."""
 
 import lightning.pytorch as pl
 import pytest
@@ -37,7 +37,7 @@ def cross_entropy(logits, y):
 
 
 class Classifier(pl.LightningModule):
-    """Keeps what it saw: batches by stage, and the loss of every training step."""
+    """Records batches by stage, and the loss of every training step."""
 
     def __init__(self, loss=cross_entropy, configure=lambda module: torch.optim.SGD(module.parameters(), lr=0.1)):
         super().__init__()

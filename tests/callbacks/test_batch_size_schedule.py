@@ -41,7 +41,7 @@ def twelve(batch_size=2, **kwargs):
 
 
 class Seen(pl.Callback):
-    """The samples of each batch, epoch by epoch, and what else the hooks could see."""
+    """The samples of each batch, by epoch, and other facts seen in the hooks."""
 
     def __init__(self):
         self.batches, self.lengths, self.counts = {}, [], []

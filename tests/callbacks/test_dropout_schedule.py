@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DropoutSchedule: the p that every forward pass saw."""
+"""DropoutSchedule: the p in every forward pass."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When it stops on given curves, what it restores, and that a resumed run decides alike."""
+"""The stopping epoch on given curves, the restored weights, and equal decisions of a resumed run."""
 
 import math
 
@@ -17,7 +17,7 @@ TRAINING = [9.0, 8.0, 7.0, 6.0, 5.0, 4.99, 4.98, 4.97, 4.96, 4.95]
 
 def curves(regression, errors=ERRORS, training=TRAINING, **arguments):
     class Curves(regression):
-        """Losses as given per epoch, over weights that move by one step of SGD each."""
+        """Given losses per epoch, over weights that change by one step of SGD each."""
 
         def training_step(self, batch, batch_idx):
             return (
@@ -34,7 +34,7 @@ def curves(regression, errors=ERRORS, training=TRAINING, **arguments):
 
 
 class Weights(Callback):
-    """What validation saw, by epoch."""
+    """The weights in validation, by epoch."""
 
     def __init__(self):
         self.seen = []

@@ -86,7 +86,7 @@ class SaveAt(pl.Callback):
 
 @pytest.fixture
 def resumed_and_whole(make_trainer, tmp_path):
-    """Weights of the run resumed from `where` and of the one that went through."""
+    """Weights of the run resumed from `where`, and of the uninterrupted one."""
 
     def both(where, make_loader, *callbacks, adam=False, exact=True, epochs=3, **kwargs):
         path, results = tmp_path / "saved.ckpt", []
@@ -231,7 +231,7 @@ def test_an_interrupted_batch_is_run_again(make_trainer, tmp_path):
 
 
 def trained(make_trainer, path, make_loader, ckpt_path=None, saves=True, fails=False, **kwargs):
-    """The weights after a fit; `path` is written behind it."""
+    """The weights after a fit; `path` is written after it."""
     for seed in (torch.manual_seed, np.random.seed, random.seed):
         seed(1 if ckpt_path is None else 99)
     module = Dropping()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fuse in real Trainers: the numbers, checkpoints and manners of the same run without it."""
+"""Fuse in real Trainers: results, checkpoints and side effects, compared with the same run without it."""
 
 import contextlib
 import copy
@@ -34,7 +34,7 @@ TOLERANCE = 1e-6  # six steps on numbers of size 1 in fp32
 
 
 class Peek(Callback):
-    """What the optimizers are while the fit runs, and whether unscaling is part of their step."""
+    """The classes of the optimizers during the fit, and whether unscaling is part of their step."""
 
     def __init__(self):
         self.are_one_pass, self.fold_unscaling = set(), set()
@@ -121,7 +121,7 @@ def test_equals_the_unfused_run_in_other_precisions(regression, fit, precision):
 
 
 class Watcher(Callback):
-    """Keeps what it sees of the gradients before every step, and the lr of every group."""
+    """Records the gradients before every step, and the lr of every group."""
 
     def __init__(self):
         self.grads, self.lrs = [], []
@@ -367,7 +367,7 @@ def torch_again(optimizer):
 
 @pytest.mark.parametrize("hook", [None, "setup", "on_fit_start", "on_train_batch_end", "on_train_end", "teardown"])
 def test_leaves_module_and_optimizers_as_they_were(regression, fit, hook):
-    """Also when the fit fails, wherever it fails."""
+    """Also if the fit fails, in any hook."""
     built = []
 
     def configure(module):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GradientNoise: what each optimizer step saw, in every precision."""
+"""GradientNoise: the noise at each optimizer step, in every precision."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def vector(module):
 
 
 class Trace(Callback):
-    """Per optimizer step: what the step used less what the backward passes left."""
+    """Per optimizer step: the gradient of the step minus that of the backward passes."""
 
     def __init__(self):
         self.noise = []

@@ -37,7 +37,7 @@ from lightning_optkit.optimizers import (
 )
 from lightning_optkit.schedules import constant, cosine, linear, one_cycle, piecewise_constant, warmup
 
-pytestmark = [  # of Lightning, about the runs of these tests
+pytestmark = [  # Lightning's warnings about these short runs
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
     pytest.mark.filterwarnings("ignore:You (defined|passed in) a .*Skipping val loop"),
 ]

@@ -41,7 +41,7 @@ def sgd(module):
 
 
 class Classifier(pl.LightningModule):
-    """Everything in a training_step that must not be remembered: metrics, lists, BatchNorm, dropout, logging."""
+    """Everything in a training_step that must have no lasting effect: metrics, lists, BatchNorm, dropout, logging."""
 
     def __init__(self, width=8, configure=sgd, norm=True):
         super().__init__()
@@ -161,7 +161,7 @@ def test_a_branch_that_is_meant_to_be_silent_is_no_warning(start, recwarn):
 
 
 def silence(model):
-    """A scheme of one's own."""
+    """A custom scheme."""
     nn.init.zeros_(model.net[5].weight)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LabelSmoothing on unchanged modules, against the loss that torch smooths itself."""
+"""LabelSmoothing on unchanged modules, against torch's own smoothing."""
 
 import lightning.pytorch as pl
 import pytest
@@ -32,7 +32,7 @@ class Module(pl.LightningModule):
 
 
 def gradients(make_trainer, module, *callbacks):
-    """By a step of SGD with rate 1."""
+    """One step of SGD with rate 1."""
     trainer = make_trainer(*callbacks, epochs=1, accumulate_grad_batches=1, limit_val_batches=1)
     trainer.fit(module, [0], [0])
     return LOGITS - module.logits.detach(), trainer

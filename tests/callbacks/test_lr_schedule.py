@@ -35,7 +35,7 @@ from lightning_optkit.schedules import (
     warmup_cosine,
 )
 
-pytestmark = [  # of Lightning, about the runs of these tests
+pytestmark = [  # Lightning's warnings about these short runs
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
     pytest.mark.filterwarnings("ignore:You (defined|passed in) a .*Skipping val loop"),
     pytest.mark.filterwarnings("ignore:LightningCLI's args"),
@@ -476,7 +476,7 @@ def test_beside_stochastic_weight_averaging(fit, regression):
         fit(regression(sgd), quiet(linear()), StochasticWeightAveraging(0.1))
 
 
-# --- leaving no trace, arguments ---
+# --- no side effects, arguments ---
 
 
 class Broken(pl.Callback):

@@ -16,7 +16,7 @@ from lightning_optkit.optimizers import AdamW, parameter_groups
 from lightning_optkit.schedules import linear, warmup_cosine
 from lightning_optkit.step import OnePassOptimizer
 
-pytestmark = [  # of Lightning, about the runs of these tests
+pytestmark = [  # Lightning's warnings about these short runs
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
     pytest.mark.filterwarnings("ignore:LightningCLI's args"),
 ]
@@ -325,7 +325,7 @@ def test_the_flat_group_of_lightning_cli(tmp_path):
     assert "configure_optimizers" in vars(cli.model)  # the CLI's own
 
 
-# --- leaving no trace, bad input ---
+# --- no side effects, bad input ---
 
 
 class Broken(pl.Callback):

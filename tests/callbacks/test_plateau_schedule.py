@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PlateauSchedule: torch's judgement, asked once per measurement, beside LRSchedule, resumed, and with clear errors."""
+"""PlateauSchedule: torch's rule, once per measurement, with LRSchedule, resumed, and with clear errors."""
 
 import lightning.pytorch as pl
 import pytest
@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LinearLR, ReduceLROnPlateau
 from lightning_optkit.callbacks import Fuse, LRSchedule, PlateauSchedule
 from lightning_optkit.schedules import constant, linear, warmup
 
-pytestmark = [  # of Lightning, about the runs of these tests
+pytestmark = [  # Lightning's warnings about these short runs
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
     pytest.mark.filterwarnings("ignore:ReduceLROnPlateau conditioned on metric"),
 ]
@@ -80,7 +80,7 @@ def test_judges_as_torch_does(fit, scripted, recorder, arguments, fused):
 
 
 def with_lightning(module):
-    """The same judgement, asked for by Lightning."""
+    """The same rule, stepped by Lightning."""
     optimizer = adam(module)
     judge = {"scheduler": ReduceLROnPlateau(optimizer, patience=1), "monitor": "scripted", "strict": False}
     return {"optimizer": optimizer, "lr_scheduler": judge}

@@ -34,7 +34,7 @@ ELSEWHERE = torch.full((3, 4), 1e6)  # validation rows: would spoil every statis
 
 
 class Seen(pl.LightningModule):
-    """Keeps the batches it is given, by stage, in a list that Lightning does not look into."""
+    """Records its batches, by stage, in a list that Lightning does not inspect."""
 
     def __init__(self, configure=lambda module: torch.optim.SGD(module.parameters(), lr=0.01)):
         super().__init__()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RDrop in real Trainers against a loop that is written out."""
+"""RDrop in real Trainers against an explicit loop."""
 
 import lightning.pytorch as pl
 import pytest

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record holds what each optimizer step saw, costs nothing where the step knows it, and changes nothing."""
+"""The record contains what each optimizer step saw, is free where the step provides it, and has no side effects."""
 
 import math
 import pickle
@@ -39,7 +39,7 @@ def only_record(**kwargs):
 
 
 class Seen(Callback):
-    """What the record should hold, taken down at the hooks that Report leaves alone."""
+    """The expected record, collected in hooks that Report does not use."""
 
     def __init__(self):
         self.losses, self.norms = [], []

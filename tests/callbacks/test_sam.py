@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SAM in real Trainers against a loop that is written out, in three precisions."""
+"""SAM in real Trainers against an explicit loop, in three precisions."""
 
 import contextlib
 
@@ -19,7 +19,7 @@ LABELS = torch.randint(0, 3, (8, 4), generator=torch.Generator().manual_seed(1))
 
 
 class Classifier(pl.LightningModule):
-    """With all that a second forward pass could disturb: BatchNorm, dropout, a metric and logs."""
+    """With everything that a second forward pass could disturb: BatchNorm, dropout, a metric and logs."""
 
     def __init__(self, configure=None, fail_at=None):
         super().__init__()
@@ -61,7 +61,7 @@ def trained(make_trainer, module, *callbacks, accumulate=2, **arguments):
 
 
 def written_out(ascent, accumulate, autocast=contextlib.nullcontext, smoothing=0.0):
-    """Two epochs of SAM with SGD, BatchNorm's statistics and losses taken at the true weights."""
+    """Two epochs of SAM with SGD; BatchNorm's statistics and losses are those of the original weights."""
     module = Classifier()
     net, params, losses = module.net, list(module.net.parameters()), []
     optimizer = torch.optim.SGD(params, lr=0.1, momentum=0.9)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ScheduleFree in real Trainers: who sees the average, what a checkpoint holds, and that a run cannot do without."""
+"""ScheduleFree in real Trainers: where the average is used, what a checkpoint contains, and that a run needs it."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def assert_equal(actual, expected, tolerance=0.0):
 
 
 class Trace(Callback):
-    """By optimizer step: the weights that gradients are taken at, those validated, and x from y and z."""
+    """By optimizer step: the weights of gradients and of validation, and x computed from y and z."""
 
     def __init__(self):
         self.trained, self.validated, self.averages = {}, {}, {}

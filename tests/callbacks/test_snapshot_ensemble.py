@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SnapshotEnsemble in real Trainers: which steps, which weights, and what can be done with them."""
+"""SnapshotEnsemble in real Trainers: its steps, its weights, and their use."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""WeightAveraging in real Trainers, folded into the step and in its own pass: who sees the average, and when."""
+"""WeightAveraging in real Trainers, in the step and in a separate pass: where and when the average is used."""
 
 import re
 
@@ -105,7 +105,7 @@ def inputs(data):
 
 @folded_and_own
 def test_both_ways_give_the_same_numbers(regression, fit, path):
-    """Parameters of a layer have no gradients in epoch 0 and 2: the average of what stands still stands still."""
+    """Parameters of a layer have no gradients in epoch 0 and 2, so their average does not change there."""
 
     class Skipping(regression):
         def on_train_epoch_start(self):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints of a run with WeightAveraging: what they hold, and going on from them."""
+"""Checkpoints of a run with WeightAveraging: their contents, and resuming from them."""
 
 import pytest
 import torch
@@ -82,7 +82,7 @@ def test_resumed_from_a_checkpoint_saved_after_the_fit(regression, fit, tmp_path
 @pytest.mark.parametrize("every", [1, 2, 3])
 @pytest.mark.parametrize("configure", [adamw, sgd])
 def test_a_checkpoint_continues_the_other_way(regression, fit, tmp_path, configure, every, paths):
-    """Folded first and then in its own pass, and the reverse; steps are counted on, not from 1."""
+    """First in the step and then in a separate pass, and the reverse; the step count continues."""
     average = EMA(0.9, every=every)
     whole, resumed = regression(configure), regression(configure)
     _, half = saved(fit, whole, tmp_path, "run", *callbacks_of(paths[0], average))

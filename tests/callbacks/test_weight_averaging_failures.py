@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""WeightAveraging when something goes wrong, and a second time: trained weights, a right checkpoint, nothing left."""
+"""WeightAveraging after failures, and in a second fit: trained weights, a correct checkpoint, no leftovers."""
 
 import pytest
 import torch
@@ -74,7 +74,7 @@ def test_a_run_resumes_from_the_checkpoint_of_an_exception(regression, fit, tmp_
 
 @folded_and_own
 def test_a_second_fit_starts_its_average_anew(regression, fit, path):
-    """One callback, two modules: nothing of the first run reaches the second."""
+    """One callback, two modules: nothing of the first run affects the second."""
     averaging = WeightAveraging(EMA(0.9, every=3))
     fuse = [Fuse()] if path == "folded" else []
     fit(regression(sgd), *fuse, averaging)

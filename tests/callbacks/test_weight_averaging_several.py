@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SWA and LAWA by callback, several averages in one run, and files of weights only."""
+"""SWA and LAWA by callback, several averages in one run, and weights-only files."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same run twice: a clip folded into our step, and the same clip called before a step of torch.optim."""
+"""The same run twice: a clip in our step, and the same clip called before a step of torch.optim."""
 
 import copy
 

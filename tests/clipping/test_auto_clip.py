@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AutoClip folded into the step, and called, against Algorithm 1 of the paper written out with numpy."""
+"""AutoClip in the step, and called, against the paper's Algorithm 1 in numpy."""
 
 import copy
 import math

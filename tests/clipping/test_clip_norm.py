@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ClipNorm folded into the step, against torch.nn.utils.clip_grad_norm_ before a step of torch.optim."""
+"""ClipNorm in the step, against torch.nn.utils.clip_grad_norm_ before a step of torch.optim."""
 
 import dataclasses
 import math

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ClipPerTensor folded into the step, and called, against torch's clip of one parameter at a time."""
+"""ClipPerTensor in the step, and called, against torch's clip of one parameter at a time."""
 
 import math
 

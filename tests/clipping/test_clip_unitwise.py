@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ClipUnitwise folded into the step, and called, against equation 3 of the paper written out."""
+"""ClipUnitwise in the step, and called, against an explicit equation 3 of the paper."""
 
 import math
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ClipValue folded into the step, against torch.nn.utils.clip_grad_value_ before a step of torch.optim."""
+"""ClipValue in the step, against torch.nn.utils.clip_grad_value_ before a step of torch.optim."""
 
 import math
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ZClip folded into the step, and called, against the paper's formulas written out in plain Python."""
+"""ZClip in the step, and called, against the paper's formulas in plain Python."""
 
 import copy
 import math

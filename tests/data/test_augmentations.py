@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every augmentation promises."""
+"""The contract of every augmentation."""
 
 import copy
 import io
@@ -43,7 +43,7 @@ def images(dtype=torch.float32):
 
 
 def apply(augment, x):
-    """The augmented images; for pair augmentations with the targets beside."""
+    """The augmented images; for pair augmentations also the targets."""
     if isinstance(augment, Mixup | CutMix):
         return augment(x, torch.arange(8, device=x.device) % 4)
     return (augment(x),)

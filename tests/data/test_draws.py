@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The generator of an augmentation goes with it: copied, pickled, and sent to a spawned process."""
+"""The generator of an augmentation is copied, pickled, and sent to a spawned process with it."""
 
 import copy
 import pickle

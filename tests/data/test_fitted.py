@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every fitted transform promises."""
+"""The contract of every fitted transform."""
 
 import copy
 import io

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is said of the installation, with and without each of its parts."""
+"""The description of the installation, with and without each of its parts."""
 
 import importlib.metadata
 import struct

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a report says, that it needs nothing outside itself, and that records stay small and plain."""
+"""The contents of a report, that it is self-contained, and that records stay small and plain."""
 
 import html
 import io

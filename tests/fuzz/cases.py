@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One valid call for everything public, with names of arguments that a wrong value may stand for."""
+"""One valid call for every public name, with the argument names that may occur in messages about wrong values."""
 
 import inspect
 import math
@@ -54,12 +54,12 @@ class Case:
     """A call.
 
     Args:
-        name: Of the public thing, "folder.name", and behind it what is called of it.
-        owner: What a message begins with, but for the method.
-        call: What is called, by keywords.
-        arguments: Makes those that have to be given; fresh each time.
-        left: Names of arguments that are the user's own affair, such as what a model is run on.
-        also: Names that do for an argument: what an iterable holds, what is looked for in it.
+        name: The public name, "folder.name", followed by the called method, if any.
+        owner: The beginning of its messages, without the method.
+        call: The callable; arguments are passed as keywords.
+        arguments: Creates the required arguments; new ones each time.
+        left: Names of arguments that are not checked, e.g. the input of a model.
+        also: Other names that a message may use for an argument: items of an iterable, keys in it.
     """
 
     name: str
@@ -214,7 +214,7 @@ ALSO = {
 
 
 def constructors_and_functions() -> list[Case]:
-    """One for every public name of `FOLDERS` that is called."""
+    """A case for every public name of `FOLDERS` that is callable."""
     cases = []
     for folder, module in FOLDERS.items():
         for name in module.__all__:
@@ -400,7 +400,7 @@ def _of_callback(name: str) -> list[Case]:
 
 
 def _with_entry(full: str, name: str, made: Callable[[], Any], key: str) -> Case:
-    """A state with another value for one entry, which messages call by the name of the whole."""
+    """A state with one changed entry, which messages call by the name of the whole state."""
 
     def load(state_dict):
         made().load_state_dict({**made().state_dict(), key: state_dict})
@@ -409,7 +409,7 @@ def _with_entry(full: str, name: str, made: Callable[[], Any], key: str) -> Case
 
 
 def wrong_values(folder: Path) -> list[Callable[[], Any]]:
-    """What may stand in the place of an argument; each made afresh."""
+    """Replacement values for an argument; new ones each time."""
     truncated, text = folder / "truncated.ckpt", folder / "text.ckpt"
     torch.save({"state_dict": {"w": torch.ones(1000)}}, truncated)
     truncated.write_bytes(truncated.read_bytes()[:700])

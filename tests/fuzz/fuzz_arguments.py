@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls everything public with one or two wrong arguments, and counts the answers that name owner and argument.
+"""Calls every public name with one or two wrong arguments, and counts errors that name owner and argument.
 
     python tests/fuzz/fuzz_arguments.py --calls 20000 --seed 0
 
@@ -31,12 +31,12 @@ REFUSALS = (TypeError, ValueError, RuntimeError, FileNotFoundError)
 
 @dataclass
 class Result:
-    """What became of the calls.
+    """The outcomes of the calls.
 
     Args:
-        accepted: Case, and the arguments as they are shown -> how often it was taken.
+        refused: Number of errors that name owner and argument.
         refused: How many were answered by a sentence that names owner and argument.
-        others: Case, arguments and answer of every other one.
+        others: Case, arguments and error of every other call.
     """
 
     accepted: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -45,7 +45,7 @@ class Result:
 
     @property
     def share(self) -> float:
-        """Of the calls that were not taken, those whose answer names owner and argument."""
+        """The fraction of refused calls whose error names owner and argument."""
         return self.refused / max(1, self.refused + len(self.others))
 
     def row(self) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def is_answer(error: BaseException, owners: Iterable[str], names: Iterable[str])
 
 
 def is_of_a_given_function(error: BaseException, values: Any) -> bool:
-    """Whether it was raised inside a function that the user gave: that is the user's own."""
+    """Whether it was raised inside a function of the user."""
     trace = error.__traceback__
     while trace is not None:
         frame = trace.tb_frame

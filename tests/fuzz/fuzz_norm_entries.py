@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Right and wrong calls of the norms' C++ entries, at random: each is done right or refused in a sentence.
+"""Random valid and invalid calls of the norms' C++ entries: each must succeed correctly or raise a clear error.
 
 python tests/fuzz/fuzz_norm_entries.py --calls 20000 --seconds 120 --seed 0
 """
@@ -143,7 +143,7 @@ NUMBERS = {
 
 
 def spoil(rng: random.Random, arguments: dict, name: str) -> bool:
-    """Changes an argument; whether the call is right all the same."""
+    """Changes an argument; returns whether the call is still valid."""
     value = arguments[name]
     if name == "centered" or name.startswith("wants_"):
         arguments[name] = rng.choice((None, "x", 2.5, [True]))
@@ -204,7 +204,7 @@ def reference(name: str, a: dict) -> tuple[list[Tensor | None], float]:
 
 
 def is_right(name: str, arguments: dict, found: tuple[Tensor, ...]) -> bool:
-    """Whether an accepted call did what its arguments say."""
+    """Whether an accepted call gave the right result."""
     try:
         expected, stretch = reference(name, arguments)
     except (RuntimeError, TypeError, AttributeError, KeyError, ValueError, IndexError):

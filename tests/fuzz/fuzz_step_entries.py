@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Edited state dicts and calls of the compiled plan, at random: each is done right or refused in a sentence.
+"""Random edited state dicts and calls of the compiled plan: each must succeed correctly or raise a clear error.
 
 python tests/fuzz/fuzz_step_entries.py --calls 20000 --seconds 120 --seed 0
 """
@@ -113,7 +113,7 @@ def frozen(optimizer, params):
 
 
 def load(rng, values):
-    """One edited state dict, loaded; what came of it."""
+    """Loads one edited state dict; returns the outcome."""
     optimizer, params = an_optimizer(rng)
     source = optimizer if rng.random() < 0.7 else an_optimizer(rng)[0]
     state_dict = copy.deepcopy(source.state_dict())
@@ -145,7 +145,7 @@ def tensors(rng):
 
 
 def plan_calls(rng, values):
-    """A plan, and random calls of it, in any order; what came of them."""
+    """Makes random calls of a plan, in any order; returns the outcome."""
     outcomes = Counter()
     rule = rng.choice([*extension.rules(), "nonsense"])
     device, is_double = rng.choice([-1, -1, -1, 0]), rng.random() < 0.1

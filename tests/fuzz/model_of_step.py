@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run in which everything moves: random interleavings of what users do between two steps, against torch.
+"""A run in which everything may change: random interleavings of user actions between steps, against torch.
 
 Each sequence draws a rule and takes operations one after another: steps with gradients in any layout, state, parameters
 and groups moved, replaced, resized, shared or dropped, loads, copies, casts, freezes, threads. After each operation
@@ -60,7 +60,7 @@ count = {"sequences": 0, "operations": 0}
 
 
 class Run(RuleBasedStateMachine):
-    """Ours, in which tensors move, and torch's, in which they do not."""
+    """Our optimizer, whose tensors are moved, and torch's, whose tensors are not."""
 
     @initialize(name=st.sampled_from(sorted(RULES)), data=st.data(), seed=st.integers(0, 2**20))
     def begin(self, name, data, seed):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small sample of the fuzzer, and whether it knows everything public."""
+"""A small sample of the fuzzer, and a check that it covers every public name."""
 
 import pytest
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of CUDA share; tests/gpu/run.py finds the same modules without pytest."""
+"""Shared by the CUDA tests; tests/gpu/run.py finds the same modules without pytest."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA kernels, compiled for this processor by a C++ compiler: built once, and the step put onto them.
+"""The CUDA kernels compiled for this CPU by a C++ compiler: built once, and used by the step.
 
 OPTKIT_EMULATION_FLAGS adds compiler flags, such as -fsanitize=address,undefined.
 """
@@ -31,7 +31,7 @@ FLAGS = (
 
 
 def why_not():
-    """The reason why the emulation cannot run here, or None."""
+    """Why the emulation cannot run here, or None."""
     if extension is None:
         return "no compiled extension"
     if torch.cuda.is_available():
@@ -104,7 +104,7 @@ def order(seed):
 
 @contextlib.contextmanager
 def capture():
-    """What is launched is recorded instead, as in a graph; `library().emulated_replay()` runs it."""
+    """Records launches instead of running them, as in a graph; `library().emulated_replay()` runs them."""
     library().emulated_capture(1)
     try:
         yield

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules, stages and shapes that the CUDA step is compared over, on a device and on its emulation."""
+"""The rules, stages and shapes of the CUDA step tests, on a device and under emulation."""
 
 import copy
 
@@ -31,9 +31,9 @@ RULES = {
     "lars": (ours.LARS, dict(trust_coefficient=0.1)),
     "prodigy": (ours.Prodigy, dict(d0=1e-2, weight_decay=0.1, use_bias_correction=True)),
 }
-# The rate is made of norms or sums, which add up in another order on CUDA.
+# The rate depends on norms or sums, which are added in another order on CUDA.
 BY_NORMS = {"lamb", "lars", "prodigy"}
-# Real powers in double: the host's and the device's last bit may differ.
+# Real powers in double: the last bit may differ between host and device.
 BY_POWERS = {"nadam", "ademamix", "adopt", "schedule-free sgd", "schedule-free adamw"}
 STAGES = {
     "plain": dict(),
@@ -60,7 +60,7 @@ STATE_DTYPES = [torch.float32, torch.bfloat16, "int8"]
 
 
 def is_possible(name, stages):
-    """Does the rule take these stages? Each refuses what makes no sense for it when it is built."""
+    """Whether the rule supports these stages; its constructor refuses those that make no sense."""
     optimizer_class, kwargs = RULES[name]
     try:
         optimizer_class([torch.ones(1, requires_grad=True)], **{**kwargs, **copy.deepcopy(stages)})
@@ -70,7 +70,7 @@ def is_possible(name, stages):
 
 
 def is_refused(dtype, rounding):
-    """Weights that are split are bf16; wider ones have nothing to split."""
+    """Whether the result must be bitwise equal to the CPU's."""
     return dtype == torch.float16 and rounding.startswith("split")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls the norms of a CUDA library by its C interface (csrc/cuda/api.h), on tensors of the host."""
+"""Calls the norms of a CUDA library through its C interface (csrc/cuda/api.h), on host tensors."""
 
 import ctypes
 from dataclasses import dataclass, field
@@ -84,7 +84,7 @@ class Case:
     rooms: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
     def tensor(self, values, *, gap=0):
-        """`values` inside a larger buffer of 7s, that nobody may touch."""
+        """`values` inside a larger buffer of 7s, which must not be written."""
         rows, size = values.shape if values.dim() == 2 else (1, values.numel())
         room = torch.full((self.offset + rows * (size + gap) + 64,), 7.0, dtype=values.dtype)
         view = room[self.offset :].as_strided((rows, size), (size + gap, 1))
@@ -95,7 +95,7 @@ class Case:
         return view
 
     def untouched(self):
-        """Is there still 7 all around?"""
+        """Whether the surrounding 7s are unchanged."""
         return all(bool((room[outside] == 7.0).all()) for room, outside in self.rooms)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests of CUDA on a machine without it: their tensors go to the CPU, and what only a GPU has is skipped."""
+"""Runs CUDA tests without a GPU: their tensors go to the CPU, and GPU-only parts are skipped."""
 
 import contextlib
 from unittest import mock

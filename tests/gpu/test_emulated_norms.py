@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA kernels of the norms, run thread by thread on the CPU, against the formulas in fp64."""
+"""The CUDA kernels of the norms, emulated on the CPU thread by thread, against fp64 formulas."""
 
 import pytest
 import torch

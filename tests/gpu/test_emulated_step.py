@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CUDA kernels of the step, run thread by thread on the CPU, against the CPU kernels: the same bits, sums apart."""
+"""The CUDA kernels of the step, emulated on the CPU thread by thread, against the CPU kernels: bitwise, except sums."""
 
 import gc
 import itertools

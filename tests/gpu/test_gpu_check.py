@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one command for a machine with a GPU: what hangs, fails or is cut costs no other part its results."""
+"""The GPU check: a part that hangs, fails or is interrupted does not affect the results of the others."""
 
 import importlib
 import json

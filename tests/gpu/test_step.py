@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The step on CUDA against the step on CPU: the same headers, so the same bits wherever no sum decides."""
+"""The step on CUDA against the step on CPU: the same headers, so the same bits unless a sum is involved."""
 
 import contextlib
 import itertools

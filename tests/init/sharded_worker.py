@@ -104,5 +104,5 @@ def main(rank, world_size, rendezvous, output):
 if __name__ == "__main__":
     main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])
     if torch.distributed.is_initialized():
-        torch.distributed.barrier()  # the other process has saved what it found, too
-    os._exit(0)  # threads of gloo are still there; at an ordinary exit they now and then abort a process that is done
+        torch.distributed.barrier()  # wait until the other process has saved too
+    os._exit(0)  # an ordinary exit sometimes aborts, since gloo's threads still run

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""activation_statistics: right numbers, right verdicts, no trace."""
+"""activation_statistics: correct numbers and verdicts, no side effects."""
 
 import functools
 

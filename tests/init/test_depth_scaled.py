@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""depth_scaled: which layers it finds, and that the sum of all branches keeps its variance."""
+"""depth_scaled: the layers it finds, and the variance of the sum of all branches."""
 
 import pytest
 import torch

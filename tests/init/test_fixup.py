@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fixup against the formula of the paper, and what it is for: deep residual networks without norms."""
+"""fixup against the formula of the paper, and its purpose: deep residual networks without norms."""
 
 import pytest
 import torch

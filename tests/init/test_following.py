@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which activation initialize takes to follow a layer."""
+"""The activation that initialize assigns to a layer."""
 
 import pytest
 from torch import nn
@@ -21,7 +21,7 @@ class Block(nn.Module):
 
 
 class Act(nn.Module):
-    """An activation of one's own."""
+    """A custom activation."""
 
 
 def schemes(model, **arguments):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""identity: layers that hand their input on."""
+"""identity: layers that pass their input through."""
 
 import pytest
 import torch

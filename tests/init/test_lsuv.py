@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""lsuv: unit variance after every layer, and no other trace."""
+"""lsuv: unit variance after every layer, and no side effects."""
 
 import pytest
 import torch

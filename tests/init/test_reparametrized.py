@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights under torch's weight_norm and spectral_norm, by hooks or as parametrizations: what is used was drawn."""
+"""Weights under torch's weight_norm and spectral_norm, by hooks or parametrizations: the effective weight was drawn."""
 
 import copy
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The printed table of what was done."""
+"""The table of an initialization."""
 
 from lightning_optkit.init import InitRow, render_rows
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where initialize writes: tied, frozen, parametrized, meta, low-precision and sharded parameters."""
+"""Parameters that initialize writes: tied, frozen, parametrized, meta, low-precision and sharded."""
 
 import importlib.util
 import os

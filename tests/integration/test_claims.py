@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/claims.md is what the measurements say, and networks side by side train as they would alone."""
+"""docs/claims.md matches the measurements, and networks trained together train as if alone."""
 
 import importlib.util
 import json

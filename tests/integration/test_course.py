@@ -155,7 +155,7 @@ def course(has_decay):
 
 
 def by_hand(make, has_decay):
-    """The same course in torch's own words."""
+    """The same run in plain torch."""
 
     def configure(module):
         optimizer = make(list(parameter_groups(module, layer_decay=0.8, lr=make(module.parameters()).defaults["lr"])))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo as a newcomer runs it, only shorter."""
+"""The demo as a newcomer runs it, but shorter."""
 
 import os
 import re

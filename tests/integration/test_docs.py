@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The examples of README and docs/ run as they stand, and do what the page says."""
+"""The examples of README and docs/ run unchanged, and do what the page says."""
 
 import re
 from pathlib import Path

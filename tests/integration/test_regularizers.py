@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every regularizing callback must do, whatever it is about.
+"""The contract of every regularizing callback.
 
-Resume bit for bit, agree with itself over two processes and under every optimizer, and leave nothing behind.
+It resumes bitwise, agrees over two processes and with every optimizer, and has no lasting effect.
 """
 
 import contextlib

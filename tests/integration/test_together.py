@@ -26,7 +26,7 @@ from lightning_optkit.schedules import warmup_cosine
 
 
 class Digits(pl.LightningModule):
-    """Nothing in it knows of the strategies."""
+    """A module that does not know of the strategies."""
 
     def __init__(self):
         super().__init__()

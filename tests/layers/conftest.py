@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of the four layers share."""
+"""Shared by the tests of the four norm layers."""
 
 import sys
 from pathlib import Path
@@ -15,7 +15,7 @@ from norm_cases import never_small
 
 @pytest.fixture(params=["node in C++", "node in Python"] if node is not None else ["node in Python"])
 def always_ours(request, monkeypatch):
-    """No input is small: every call takes a kernel of ours, by either road."""
+    """Treats no input as small: every call takes one of our kernels, in C++ or in Python."""
     if request.param == "node in Python":
         monkeypatch.setattr(_dispatch, "node", None)
     never_small(monkeypatch)
@@ -23,7 +23,7 @@ def always_ours(request, monkeypatch):
 
 @pytest.fixture(params=extension.cpu_isas() if extension else [])
 def isa(request):
-    """Each instruction set that this processor has."""
+    """Each instruction set that this CPU has."""
     before = extension.cpu_isa()
     extension.use_cpu_isa(request.param)
     yield request.param

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a norm of ours, torch's, and the fp64 formula on the same numbers."""
+"""Runs one of our norms, torch's, and the fp64 formula on the same numbers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,7 +66,7 @@ def numbers(rows, size, seed=0, scale=2.0, offset=0.5):
 
 @dataclass(frozen=True)
 class Norm:
-    """One of our four layers beside what torch has for it. The name begins in "add" if there is a residual."""
+    """One of our four layers and torch's counterpart. The name begins with "add" if there is a residual."""
 
     name: str
     module: type[nn.Module]
@@ -81,7 +81,7 @@ class Norm:
 
     @property
     def owner(self):
-        """What its messages begin with."""
+        """The beginning of its messages."""
         return self.module.__name__
 
     def inputs(self, x, residual=None):

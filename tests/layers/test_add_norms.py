@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What only the norms with a residual have: its dropout, a second output, and a second input that must fit."""
+"""What only the norms with a residual have: dropout, a second output, and a second input."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DropBlock2d: squares, as many as equation 1 says, and the sum of ones kept."""
+"""DropBlock2d: squares, as many as in equation 1, and the scale of the rest."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DropPath: whole samples, the right share of them, scaled so that the expectation stays."""
+"""DropPath: whole samples, the right fraction, scaled to keep the expectation."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GhostBatchNorm1d: torch's BatchNorm per ghost batch, statistics moved once per batch."""
+"""GhostBatchNorm1d: torch's BatchNorm per ghost batch, statistics updated once per batch."""
 
 import pytest
 import torch

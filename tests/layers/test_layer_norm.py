@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What LayerNorm alone has; the rest is in test_norms.py."""
+"""Tests specific to LayerNorm; the others are in test_norms.py."""
 
 import torch
 import torch.nn.functional as F

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The norms' autograd node in C++: the bits of the node in Python, and out of the way where it does not belong."""
+"""The norms' C++ autograd node: bitwise equal to the Python node, and unused where it is not supported."""
 
 import gc
 import weakref
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(node is None, reason="the node is not built")
 
 @pytest.fixture
 def calls(monkeypatch):
-    """How often the node took a call."""
+    """Counts the calls that the node handled."""
 
     class Counting:
         taken = 0

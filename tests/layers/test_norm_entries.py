@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The norms' C++ entries, called past the layers: wrong calls are refused in a sentence before memory is touched."""
+"""The norms' C++ entries, called directly: invalid calls raise a clear error before memory is touched."""
 
 import subprocess
 import sys

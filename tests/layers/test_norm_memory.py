@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a tensor may be besides plain memory, through the layers: torch's numbers or one sentence, never a crash."""
+"""Tensors other than plain memory, in the layers: torch's results or a clear error, never a crash."""
 
 import re
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the four norms have in common: torch's numbers, layouts, state dicts, and one sentence for a bad input."""
+"""Tests common to the four norms: torch's results, layouts, state dicts, and errors for bad inputs."""
 
 import re
 import subprocess

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What RMSNorm alone has; the rest is in test_norms.py."""
+"""Tests specific to RMSNorm; the others are in test_norms.py."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inputs and gradients whose rows lie side by side in memory, as those of a transposed matrix or of channels first."""
+"""Inputs and gradients with rows that are adjacent in memory, e.g. transposed or channels first."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""swap_norms: what becomes what, by behavior, with the same weights, and back again."""
+"""swap_norms: which layers are converted, by behavior, with the same weights, and undone."""
 
 import copy
 import pickle

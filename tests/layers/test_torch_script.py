@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch.jit.script of the norms that a fit puts in the place of torch's, and of modules that hold them."""
+"""torch.jit.script of the norms that Fuse substitutes for torch's, and of modules that contain them."""
 
 import lightning.pytorch as pl
 import pytest

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every rule must keep to, however it moves its parameters."""
+"""The contract of every rule."""
 
 import copy
 import io
@@ -62,7 +62,7 @@ def paths_agree():
 
 @pytest.fixture
 def resumes(frozen):
-    """resumes(build, dtype): a run that was saved and loaded goes on as one that was not, bit for bit."""
+    """resumes(build, dtype): a saved and loaded run continues bitwise like an uninterrupted one."""
 
     def check(build, dtype):
         straight, stopped = _parameters(dtype, 2)

@@ -252,7 +252,7 @@ def test_a_state_dict_continues_in_the_other_package(train, to_torch, dtype):
     train(optimizers, [ours, theirs], steps=5)
     source, target_class = (optimizers[0], torch.optim.Adafactor) if to_torch else (optimizers[1], Adafactor)
     resumed = target_class(third, lr=0.5)
-    resumed.load_state_dict(copy.deepcopy(source.state_dict()))  # torch would go on with the very same tensors
+    resumed.load_state_dict(copy.deepcopy(source.state_dict()))  # torch would alias these tensors
     for p, q in zip(third, ours, strict=True):
         p.data.copy_(q.detach())
     train([*optimizers, resumed], [ours, theirs, third], steps=5, seed=2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Adagrad alone has; the rest is in test_torch_rules.py."""
+"""Tests specific to Adagrad; the others are in test_torch_rules.py."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What AdamW alone has; the rest is in test_torch_rules.py."""
+"""Tests specific to AdamW; the others are in test_torch_rules.py."""
 
 import pytest
 import torch

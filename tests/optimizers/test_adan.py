@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adan against its algorithm written out (Xie et al. 2022, Algorithm 1)."""
+"""Adan against an explicit implementation (Xie et al. 2022, Algorithm 1)."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AdEMAMix against its algorithm written out (Pagliardini et al. 2024, Algorithm 1)."""
+"""AdEMAMix against an explicit implementation (Pagliardini et al. 2024, Algorithm 1)."""
 
 import math
 

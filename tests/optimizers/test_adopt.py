@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ADOPT against its algorithm written out (Taniguchi et al. 2024, Algorithm 2)."""
+"""ADOPT against an explicit implementation (Taniguchi et al. 2024, Algorithm 2)."""
 
 import pytest
 import torch

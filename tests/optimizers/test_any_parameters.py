@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lightning_optkit import optimizers
 from lightning_optkit._native import extension
 
-# So that a step moves numbers of size 1 by about 0.1, and no element hangs on the last bit of its gradient.
+# Chosen so that a step changes numbers of size 1 by about 0.1, and no element depends on the last bit of its gradient.
 RULES = {
     "SGD": dict(momentum=0.9, weight_decay=0.1),
     "Adagrad": dict(lr_decay=0.1, initial_accumulator_value=0.1),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules that torch has too: the same arguments, numbers, state dicts and refusals, whatever a user gives."""
+"""The rules that torch has too: the same arguments, results, state dicts and refusals, for any user input."""
 
 import copy
 import inspect

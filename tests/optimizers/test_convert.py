@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""In the middle of training a torch optimizer becomes a one-pass one and back, and nobody who holds it notices."""
+"""Converts a torch optimizer to one-pass and back during training, unnoticed by those who hold a reference."""
 
 import copy
 import inspect

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every rule that torch does not have must do; its own file compares it with its paper."""
+"""The contract of every rule that torch does not have; its own file compares it with its paper."""
 
 import pytest
 import torch

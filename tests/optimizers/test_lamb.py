@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LAMB against its algorithm written out (You et al. 2020, Algorithm 2)."""
+"""LAMB against an explicit implementation (You et al. 2020, Algorithm 2)."""
 
 import math
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LARS against its algorithm written out (You et al. 2017, Algorithm 1)."""
+"""LARS against an explicit implementation (You et al. 2017, Algorithm 1)."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lion against its algorithm written out (Chen et al. 2023, Algorithm 2)."""
+"""Lion against an explicit implementation (Chen et al. 2023, Algorithm 2)."""
 
 import pytest
 import torch

@@ -30,7 +30,7 @@ def lists(dtype, count, shapes=SHAPES):
 
 @pytest.fixture
 def products_of_torch(monkeypatch):
-    """torch multiplies in bf16 on any CPU, and rounds in places of its own."""
+    """torch multiplies in bf16 on any CPU, and rounds at other points."""
     monkeypatch.setattr(_newton_schulz, "has_bf16_products", lambda: True)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prodigy against its algorithm written out (Mishchenko & Defazio 2024, Prodigy (Adam version))."""
+"""Prodigy against an explicit implementation (Mishchenko & Defazio 2024, Prodigy (Adam version))."""
 
 import copy
 import math

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schedule-free AdamW against its algorithm written out (Defazio et al. 2024, Algorithm 1)."""
+"""Schedule-free AdamW against an explicit implementation (Defazio et al. 2024, Algorithm 1)."""
 
 import pytest
 import torch

@@ -180,7 +180,7 @@ def test_a_state_dict_continues_in_the_other_package(train, name, kwargs, to_tor
     both = [cls(own, lr=RULES[name].lr, **kwargs) for cls, own in zip(classes(name), params, strict=True)]
     train(both, params, steps=5)
     source, target = both if to_torch else both[::-1]
-    target.load_state_dict(copy.deepcopy(source.state_dict()))  # torch would go on with the very same tensors
+    target.load_state_dict(copy.deepcopy(source.state_dict()))  # torch would alias these tensors
     train(both, params, steps=5, seed=2)
     torch.testing.assert_close(*params, rtol=0, atol=1e-12)
 

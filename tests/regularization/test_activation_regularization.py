@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Both penalties by hand."""
+"""Both penalties, computed by hand."""
 
 import pytest
 import torch

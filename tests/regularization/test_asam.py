@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ascent of ASAM against its formula, and what it is invariant to."""
+"""The ascent of ASAM against its formula, and its invariances."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much noise, and that it is noise."""
+"""The amount and the distribution of the noise."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What L1 in the loss does not do: make zeros."""
+"""L1 in the loss does not produce exact zeros."""
 
 import torch
 

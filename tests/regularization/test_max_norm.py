@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The projection: onto the ball, not further, and per output unit."""
+"""The projection onto the ball, per output unit."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ascent of SAM: its length, its direction, and what must not change it."""
+"""The ascent of SAM: length, direction, and invariances."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Zeros are counted, near zeros are not."""
+"""Exact zeros are counted, near zeros are not."""
 
 import torch
 

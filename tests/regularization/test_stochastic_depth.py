@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rule, and that dropping keeps the mean."""
+"""The decay rule, and that dropping keeps the mean."""
 
 import pytest
 import torch

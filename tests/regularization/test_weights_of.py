@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What counts as a weight."""
+"""Which parameters count as weights."""
 
 from torch import nn
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The learning rates that a torch scheduler sets, and those that a schedule sets through torch's LambdaLR."""
+"""Learning rates set by a torch scheduler, and by a schedule through torch's LambdaLR."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ways from one value to another: exact at both ends, and half-way where they should be."""
+"""Interpolation between two values: exact at both ends, and correct halfway."""
 
 import math
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two schedules in a row, against the parts themselves and torch's SequentialLR."""
+"""Two schedules in sequence, against the parts themselves and torch's SequentialLR."""
 
 import math
 

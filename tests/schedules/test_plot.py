@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What plot draws, where, and what it leaves alone."""
+"""What plot draws, on which axes, and its lack of side effects."""
 
 import subprocess
 import sys

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all schedules share: lengths, checks, printing, equality, pickling, products, range."""
+"""Properties of all schedules: lengths, checks, printing, equality, pickling, products, range."""
 
 import dataclasses
 import math

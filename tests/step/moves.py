@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ways in which a tensor's memory changes under an optimizer: in place, its values as they were."""
+"""Ways to move a tensor's memory in place, keeping its values."""
 
 import torch
 

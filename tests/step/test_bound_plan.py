@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled plan as any caller may use it: in the right order with the right tensors, or refused in a sentence."""
+"""The compiled plan as any caller may use it: right results for valid calls, clear errors for others."""
 
 import pytest
 import torch

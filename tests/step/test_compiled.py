@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the compiled walk meets gradients that do not lie as their parameters do."""
+"""The compiled walk with gradients in other layouts than their parameters."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def looks_at_tensors(request):
 
 
 def borrowing(grad):
-    """A parameter of two ones that hands out `grad`, whatever its dtype and device."""
+    """A parameter of two ones that returns `grad`, whatever its dtype and device."""
 
     class Borrowing(torch.nn.Parameter):
         pass

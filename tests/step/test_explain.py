@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""explain(): per group, the rule, stages, dtypes, path and bytes that the step will have."""
+"""explain(): rule, stages, dtypes, path and bytes of the next step, per group."""
 
 import pytest
 import torch

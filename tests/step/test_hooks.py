@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What torch does around a step is done around ours: hooks in torch's order, a record for whoever profiles."""
+"""torch's step hooks run around our step in torch's order, and its profiler record is made."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps inside the backward pass: the same numbers as an ordinary step, and no gradient left behind."""
+"""Steps inside the backward pass: the same results as an ordinary step, and no gradients left."""
 
 import copy
 import math

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""State dicts: exchanged with torch.optim, kept in their own dtypes, and refused whole when they do not belong."""
+"""State dicts: exchanged with torch.optim, kept in their own dtypes, and refused as a whole if they do not match."""
 
 import copy
 import io

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""State tensors from one arena of huge pages: zero, apart from each other, and laid out like their parameters."""
+"""State tensors in one arena of huge pages: zeroed, non-overlapping, and with the layout of their parameters."""
 
 import pytest
 import torch

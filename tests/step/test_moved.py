@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""State, parameters and gradients moved, replaced and resized under an optimizer: the walk goes where they are now."""
+"""State, parameters and gradients moved, replaced and resized between steps: the step uses their current memory."""
 
 import copy
 import gc
@@ -279,7 +279,7 @@ def test_a_stage_set_by_hand_is_there_in_the_next_step(change):
 
 
 class Meddling(ClipNorm):
-    """Does something to the run when it is asked for a bound."""
+    """Changes the run when its bound is requested."""
 
     def __init__(self, meddle):
         super().__init__(1e9)

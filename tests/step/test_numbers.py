@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a parameter group means in numbers, read anew at every step."""
+"""The numbers of a parameter group, read again at every step."""
 
 import math
 

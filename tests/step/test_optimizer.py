@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one-pass step as a whole: any parameters in any layout against torch in fp64, and its other promises."""
+"""The whole one-pass step: any parameters in any layout against torch in fp64, and its other guarantees."""
 
 import copy
 import io

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors that are no plain memory: the reference path, the right value, or one sentence; never foreign memory."""
+"""Tensors without plain memory: the reference path, the right result, or a clear error; never foreign memory."""
 
 import re
 import warnings
@@ -99,7 +99,7 @@ def test_a_parameter_swapped_for_a_wrapper_subclass_takes_the_reference_path():
 
 
 class Borrowing(torch.nn.Parameter):
-    """A parameter that hands out whatever gradient it is given."""
+    """A parameter that returns any given gradient."""
 
     grad = property(lambda self: self.borrowed)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a plan is made anew: whatever changed between two steps, the next one does what torch does."""
+"""When a plan is rebuilt: after any change between two steps, the next one gives torch's result."""
 
 import pytest
 import torch

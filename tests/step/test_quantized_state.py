@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""State in 8 bits: what a code can hold, the error that the documentation promises, and the compiled codes."""
+"""State in 8 bits: the representable values, the documented error, and equality with the compiled codes."""
 
 import copy
 import math

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""State of a file: whatever it holds, it loads as what it says, or is refused in one sentence and nothing changes."""
+"""State from a file is loaded correctly, or refused with a clear error and nothing is changed."""
 
 import copy
 import math

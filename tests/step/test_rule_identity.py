@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No rule takes the state dict of another, ours or torch's, before its first step or after."""
+"""No rule loads the state dict of another, ours or torch's, before its first step or after."""
 
 import copy
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which parameters share a walk, and which cannot be walked."""
+"""Which parameters share a walk, and which cannot take the compiled path."""
 
 import pytest
 import torch

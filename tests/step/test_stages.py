@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stages are named once, and every optimizer shows them all."""
+"""Stages are defined once, and every optimizer shows all of them."""
 
 import inspect
 import pydoc

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tensors the optimizer's state holds, under torch's names, and in which dtypes."""
+"""The tensors in the optimizer's state, with torch's names, and their dtypes."""
 
 import pytest
 import torch

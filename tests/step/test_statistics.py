@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the step counts on its way: against torch computations, and the updates that 16 bits lose."""
+"""The statistics of the step: against torch computations, and the updates lost in 16 bits."""
 
 import math
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fields of batches: read and replaced, the batch itself left as it was."""
+"""Fields of batches: read and replaced, without changing the batch."""
 
 import dataclasses
 from collections import UserDict

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a callback changes for the length of a fit is changed back once, in reverse order, however the fit ends."""
+"""Changes of a callback are undone once, in reverse order, however the fit ends."""
 
 import copy
 import pickle
@@ -27,7 +27,7 @@ class Module(pl.LightningModule):
 
 
 class Changing(FitCallback):
-    """Notes the order of what is undone."""
+    """Records the order of undos."""
 
     def __init__(self, failing=()):
         self.undone, self.failing, self.forgotten = [], failing, 0

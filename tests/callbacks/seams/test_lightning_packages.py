@@ -76,7 +76,7 @@ def test_every_callback_gives_the_run_of_the_other_package(name, tmp_path):
         torch.testing.assert_close(theirs.state_dict()[key], value, rtol=0, atol=0)
 
 
-# What a callback refuses by the class of something that the user's package made.
+# Objects of the user's package that a callback refuses by class.
 REFUSED = {
     "SWA beside LRSchedule": (
         lambda package: [LRSchedule(constant()), of_package(package, "callbacks.StochasticWeightAveraging")(0.1)],

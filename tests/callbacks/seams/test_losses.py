@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The seam: every way a module may call a loss, several transforms, and modules whose loss cannot be reached."""
+"""Intercepting losses: every way to call a loss, several transforms, and modules whose loss cannot be intercepted."""
 
 import inspect
 import itertools
@@ -28,7 +28,7 @@ class Module(pl.LightningModule):
 
 
 class Watcher:
-    """A transform that keeps the calls it sees."""
+    """A transform that records the calls."""
 
     def __init__(self):
         self.calls = []
@@ -262,4 +262,4 @@ def test_a_compiled_submodule_is_seen_through(compiled):
     expected = F.cross_entropy(net.linear(LOGITS), TARGET, label_smoothing=0.1)
     for _ in range(4):
         torch.testing.assert_close(module.training_step(None, 0), expected)
-    assert len(graphs) <= 2  # the second one, where the loss is inside, knows that it was reached
+    assert len(graphs) <= 2  # the second one, with the loss inside, knows that it was intercepted

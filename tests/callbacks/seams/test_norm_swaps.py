@@ -14,7 +14,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:You passed in a `val_dataloader`
 
 
 class Normed(pl.LightningModule):
-    """Makes its norms in __init__, setup or configure_model."""
+    """Creates its norms in __init__, setup or configure_model."""
 
     def __init__(self, where="init"):
         super().__init__()
@@ -71,7 +71,7 @@ class TheirNorm(nn.LayerNorm):
 
 
 class Failing(Normed):
-    """Raises `OnPurpose` in the method or hook `where`, norms of all kinds in place."""
+    """Raises `OnPurpose` in the method or hook `where`, with norms of all kinds."""
 
     def __init__(self, fails_in):
         super().__init__()
@@ -124,7 +124,7 @@ def test_every_norm_is_what_it_was_after_an_exception(fails_in, fit):
 
 
 class Sequences(Normed):
-    """Rows enough for the kernels, and dropout, so that a resumed run must draw the same numbers."""
+    """Enough rows for the kernels, and dropout, so that a resumed run must draw the same numbers."""
 
     def __init__(self, dropout=0.0):
         super().__init__()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Overrides of one module instance, taken out in whatever order their owners undo."""
+"""Overrides of one module instance, removed in any order."""
 
 import itertools
 import types
@@ -16,7 +16,7 @@ class Module(pl.LightningModule):
 
 
 def put_before(module, name):
-    """A function that says its name, then calls what was there."""
+    """A function that returns its name, then calls the previous one."""
     original = module.configure_optimizers
 
     def function():
