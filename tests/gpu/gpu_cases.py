@@ -70,12 +70,12 @@ def is_possible(name, stages):
 
 
 def is_refused(dtype, rounding):
-    """Whether the result must be bitwise equal to the CPU's."""
+    """Split weights are bf16; wider ones have nothing to split."""
     return dtype == torch.float16 and rounding.startswith("split")
 
 
 def is_exact(name, stage, *, same_powers):
-    """Does the design promise the bits of the CPU?"""
+    """Whether the result must be bitwise equal to the CPU's."""
     return stage not in SUMS_DECIDE and name not in BY_NORMS and (same_powers or name not in BY_POWERS)
 
 
