@@ -8,7 +8,7 @@
 
 namespace optkit {
 
-// kQuantized8: state only, see core/quantized_state.h. Integers: what split weights keep, see TensorSlot.
+// kQuantized8: state only, see core/quantized_state.h. Integers: corrections of split weights, see TensorSlot.
 enum class DType : int32_t {
   kFloat32 = 0,
   kBFloat16 = 1,
@@ -70,7 +70,7 @@ struct TensorSlot {
   int32_t is_vector;         // 1: fewer than two dimensions; the tensor is one unit and is not centralized
 };
 
-// Is `param` the upper part of an fp32 number, whose rest is in `compensation`?
+// Whether `param` is the upper part of an fp32 number with its correction in `compensation`.
 OPTKIT_HD bool is_split(const TensorSlot& t) {
   return t.compensation != nullptr && t.compensation_type != t.param_type;
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// fp32 weights in two parts: a bf16 parameter, which is the number rounded, and the difference of their bits as an
-// integer of 16 bits, in units of fp32's last place, or of 8 bits, in units of 256 of them.
+// fp32 weights in two parts: a bf16 parameter, the number rounded to bf16, and an integer correction, the difference of
+// their bits: 16 bits in units of fp32's last place, or 8 bits in units of 256 of them.
 #pragma once
 
 #include "cpu/quantized_loop.h"
@@ -12,7 +12,7 @@ namespace OPTKIT_ISA {
 typedef int16_t NativeShorts __attribute__((vector_size(kFloatLanes * 2)));
 typedef int8_t NativeBytes __attribute__((vector_size(kFloatLanes)));
 
-// Integers with their sign, as the bits of words.
+// Signed integers, as the bits of words.
 OPTKIT_HD NativeBits signed_words(NativeShorts numbers) {
 #if defined(__AVX512F__)
   return reinterpret_cast<NativeBits>(_mm512_cvtepi16_epi32(reinterpret_cast<__m256i>(numbers)));
@@ -39,7 +39,7 @@ OPTKIT_HD NativeHalf lower_halves(NativeBits words) {
 #endif
 }
 
-// Elements [i, i + kLanes) of a parameter with a correction.
+// Loads elements [i, i + kLanes) of a parameter with a correction.
 OPTKIT_HD VectorPair<float> load_split(const TensorSlot& t, int64_t i) {
   VectorPair<float> joined;
   for (int k = 0; k < kParts<float>; ++k, i += kFloatLanes) {
@@ -53,7 +53,7 @@ OPTKIT_HD VectorPair<float> load_split(const TensorSlot& t, int64_t i) {
   return joined;
 }
 
-// Stores both parts, and returns what they stand for. 8 bits are rounded at random.
+// Stores both parts, and returns the number that they represent. 8 bits are rounded stochastically.
 OPTKIT_HD VectorPair<float> store_split(const TensorSlot& t, int64_t i, const VectorPair<float>& a,
                                         const PairBits& random) {
   const bool is_whole = t.compensation_type == DType::kInt16;

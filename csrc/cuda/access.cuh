@@ -278,7 +278,7 @@ __device__ __forceinline__ void store_quantized(const Four<float>& value, void* 
   store_bytes(base, i, count, whole, codes);
 }
 
-// Stores the two parts of split weights, and leaves in `value` what they stand for.
+// Stores the two parts of split weights, and sets `value` to the number that they represent.
 __device__ __forceinline__ void store_split(Four<float>& value, void* param, void* correction, DType type, int64_t i,
                                             int count, bool whole, const FourBits& random) {
   uint16_t upper[kLanes], rest[kLanes];

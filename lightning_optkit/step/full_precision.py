@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model's weights as the step knows them: in fp32 where the optimizer keeps more of them than the parameters show."""
+"""State dicts of a model with its weights in fp32, including the low-order parts that the optimizer stores."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ __all__ = ["full_precision_state_dict", "load_full_precision"]
 
 
 def full_precision_state_dict(optimizer: Loadable, model: nn.Module) -> dict[str, Any]:
-    """`model.state_dict()` with every 16-bit parameter of the optimizer in fp32, with what its state holds of it."""
+    """`model.state_dict()` with the optimizer's 16-bit parameters in fp32, including their low-order parts."""
     check_module(f"{optimizer._owner}.full_precision_state_dict", "model", model)
     state_dict = dict(model.state_dict())
     for name, param in _stepped(optimizer, model).items():
@@ -36,10 +36,10 @@ def _whole(param: Tensor, state: State) -> Tensor:
 
 
 def load_full_precision(optimizer: Loadable, model: nn.Module, state_dict: Mapping[str, Any]) -> None:
-    """Loads what `full_precision_state_dict` gave; nothing is changed if it does not fit the model.
+    """Loads the result of `full_precision_state_dict`; nothing is changed if it does not fit the model.
 
     Raises:
-        TypeError: if it is no dict.
+        TypeError: if it is not a dict.
         ValueError: for missing or unknown names, and other shapes.
     """
     owner = f"{optimizer._owner}.load_full_precision_state_dict"
@@ -65,7 +65,7 @@ def load_full_precision(optimizer: Loadable, model: nn.Module, state_dict: Mappi
 
 
 def _check_fits(owner: str, own: Mapping[str, Any], state_dict: Mapping[str, Any]) -> None:
-    """`Module.load_state_dict` raises too, but after it has copied what fits."""
+    """Checks names and shapes; `Module.load_state_dict` would raise only after it has copied matching entries."""
     odd = sorted(own.keys() ^ state_dict.keys())
     if odd:
         reason = "is missing" if odd[0] in own else "is not in the model"
@@ -80,7 +80,7 @@ def _check_fits(owner: str, own: Mapping[str, Any], state_dict: Mapping[str, Any
 
 
 def _stepped(optimizer: Loadable, model: nn.Module) -> dict[str, Tensor]:
-    """The 16-bit parameters of the model that the optimizer steps, by each of their names."""
+    """The 16-bit parameters of the model that the optimizer steps, by all of their names."""
     mine = {id(param) for group in optimizer.param_groups for param in group["params"]}
     named = model.named_parameters(remove_duplicate=False)
     return {name: p for name, p in named if id(p) in mine and p.dtype in (torch.bfloat16, torch.float16)}

@@ -285,10 +285,10 @@ class OnePassOptimizer(Optimizer):
         return full_precision_state_dict(self, model)
 
     def load_full_precision_state_dict(self, model: nn.Module, state_dict: Mapping[str, Any]) -> None:
-        """Loads weights in fp32: into the parameters, and what is left of them into the state of "split24", "split32".
+        """Loads fp32 weights into the parameters, and their low-order parts into the state of "split24" and "split32".
 
         Raises:
-            TypeError: if it is no dict.
+            TypeError: if it is not a dict.
             ValueError: for missing or unknown names, and other shapes; nothing is changed then.
         """
         with self._engine.lock:

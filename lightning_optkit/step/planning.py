@@ -114,8 +114,8 @@ class StepPlan:
             group, average, so_far = numbers[entry.group_index], local(state[name]), state["num_averaged"]
             if not group.average_due:
                 continue
-            # On CUDA only the device knows the number of updates, and reading it would synchronize. An average that has
-            # not started when the others have starts as a copy.
+            # On CUDA only the device knows the number of updates, and reading it would synchronize. An average that
+            # starts later than the others starts as a copy.
             seen = so_far.to(average.real.dtype)
             weight = average_weight(int(group.average_kind), group.average_decay, seen)
             weight = torch.where(seen > 0, weight, (clock > 0).to(seen.dtype))

@@ -2,8 +2,8 @@
 """fp32 weights in two parts, in plain PyTorch: a bf16 parameter, and an integer correction in the optimizer's state.
 
 The parameter is the fp32 number rounded to bf16. The correction is the difference of their bits, in units of fp32's
-last place (16 bits: nothing is lost), or of 256 of them (8 bits: 16 significant bits are kept, rounded stochastically).
-Line for line csrc/cpu/split_weights.h.
+last place (16 bits: exact), or of 256 of them (8 bits: 16 significant bits are kept, rounded stochastically). The same
+arithmetic as csrc/cpu/split_weights.h.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ _NAN = 0x7FC00000
 
 
 def join(param: Tensor, correction: Tensor) -> Tensor:
-    """The fp32 number that both stand for.
+    """The fp32 number that both parts represent.
 
     Args:
         param: bf16.
@@ -41,18 +41,18 @@ def join(param: Tensor, correction: Tensor) -> Tensor:
 
 
 def correction_of(state: Mapping[str, Any]) -> Tensor | None:
-    """The correction in the state of a parameter, if it has one."""
+    """The correction in the state of a parameter, or None."""
     return next((state[name] for name in CORRECTIONS if name in state), None)
 
 
 def split_(param: Tensor, correction: Tensor, value: Tensor, random: Tensor | None = None) -> None:
-    """Writes the two parts of `value`. A NaN becomes the quiet one.
+    """Splits `value` into its two parts. A NaN becomes the canonical NaN.
 
     Args:
-        param: bf16; written.
-        correction: int8 or int16, of the same shape; written.
+        param: bf16; overwritten.
+        correction: int8 or int16, of the same shape; overwritten.
         value: fp32, of the same shape.
-        random: 32 random bits per element, as int64, by which 8 bits are rounded; None: to nearest.
+        random: 32 random bits per element, as int64, for the rounding of 8 bits; None: round to nearest.
     """
     bits = value.contiguous().view(torch.int32).to(torch.int64)
     bits = torch.where(value.isnan(), _NAN, bits)

@@ -22,7 +22,7 @@ from lightning_optkit.step.split_weights import CORRECTIONS, join, split_
 
 __all__ = ["Kept", "StateLayout", "check_state", "convert_", "prepare_state"]
 
-# What the parameter could not store, by the rounding that keeps it.
+# The low-order part of a parameter in the state, by rounding.
 _RESTS = {"kahan": "compensation", "split24": "correction8", "split32": "correction16"}
 _STEP, _NUM_AVERAGED = Scalar("step", 0.0, 1.0), Scalar("num_averaged", 0.0, 1.0)
 

@@ -19,7 +19,7 @@ def refuse_twice(callback: Callback, trainer: pl.Trainer) -> None:
 
 
 def refuse_listed_twice(callback: Callback, trainer: pl.Trainer) -> None:
-    """Raises ValueError if the Trainer lists this very object twice, where several of its class may stand together."""
+    """Raises ValueError if the Trainer contains this object twice, although it may contain several of its class."""
     if any(other is callback for other in callbacks_of(trainer, type(callback), but=callback)):
         raise ValueError(f"{type(callback).__name__}(...): the same object is given twice; list it once.")
 
