@@ -147,7 +147,7 @@ def patch_step(optimizer: Optimizer) -> None:
 
 
 def supports_amp_scaling(optimizer: object) -> bool:
-    """Whether its step unscales the gradients itself; `GradScaler` asks by this attribute only."""
+    """Whether its step unscales the gradients itself; `GradScaler` reads this attribute only."""
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 

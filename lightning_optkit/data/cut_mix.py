@@ -22,7 +22,7 @@ class CutMix(nn.Module):
 
     The rectangle has sides W sqrt(1 - lambda') and H sqrt(1 - lambda') with lambda' from Beta(alpha, alpha), a uniform
     center, and is cut at the border; lambda is the exact fraction of pixels that are kept. In evaluation mode inputs
-    and targets come back as they are.
+    and targets are returned unchanged.
 
     Args:
         alpha: Parameter of the Beta distribution, in (0, inf); 1, as in the paper, draws areas uniformly.

@@ -88,7 +88,7 @@ class Muon(OnePassOptimizer, torch.optim.Muon):
         adamw_params: Regular expressions; a parameter whose name matches one anywhere uses AdamW. Needs named
             parameters: `Muon(model.named_parameters(), adamw_params=["embed", "head"])`.
         maximize: Ascend.
-        fused: None: the compiled pass for the rest wherever it can go. False: plain PyTorch.
+        fused: None: the compiled path for the rest where possible. False: plain PyTorch.
         state_dtype: Dtype of the state; that of fp64 parameters is fp64.
         **stages: As in `lightning_optkit.step.Stages`.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Inverse square root decay after a linear warm-up of w steps, :math:`\min(t / w, \sqrt{w / t})`.
+r"""Inverse square root decay after a linear warmup of w steps, :math:`\min(t / w, \sqrt{w / t})`.
 
 Source: Vaswani et al. 2017 (Attention Is All You Need), arXiv:1706.03762, section 5.3, equation 3.
 Unlike the paper, the peak is scaled to 1, and the ramp starts at `start_factor` (0 gives the paper's).
@@ -22,7 +22,7 @@ def inverse_sqrt(warmup: Length = 0.05, start_factor: float = 0.01) -> Schedule:
         start_factor: Factor at step 0, in [0, 1]. Not 0 by default, since a first step at rate 0 is a step lost.
 
     Raises:
-        ValueError: if an argument is out of range, or the warm-up is longer than the run.
+        ValueError: if an argument is out of range, or the warmup is longer than the run.
 
     Example:
         >>> [inverse_sqrt(warmup=4, start_factor=0.0)(t) for t in (0, 2, 4, 16, 64)]

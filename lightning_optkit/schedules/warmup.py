@@ -21,13 +21,13 @@ def warmup(schedule: Schedule, steps: Length, shape: str = "linear", *, start_fa
 
     Args:
         schedule: The schedule after the warmup.
-        steps: Length of the warm-up: an int >= 0 (steps) or a float in (0, 1) (fraction of the run).
+        steps: Length of the warmup: an int >= 0 (steps) or a float in (0, 1) (fraction of the run).
         shape: "linear" (equal differences) or "exponential" (equal ratios; needs `start_factor` > 0).
         start_factor: Fraction of the first factor at step 0, in [0, 1]. The default is not 0, since a step at rate 0 is
             lost.
 
     Raises:
-        ValueError: if an argument is out of range, or the warm-up leaves nothing of the run.
+        ValueError: if an argument is out of range, or the warmup leaves nothing of the run.
 
     Example:
         >>> from lightning_optkit.schedules import linear

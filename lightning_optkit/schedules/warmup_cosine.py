@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linear warm-up, then cosine decay: the default of most training recipes today.
+"""Linear warmup, then cosine decay: the default of most training recipes today.
 
 Source: Goyal et al. 2017, arXiv:1706.02677, section 2.2 (warm-up); Loshchilov and Hutter 2017, arXiv:1608.03983,
 equation 5 (cosine).
@@ -23,7 +23,7 @@ def warmup_cosine(warmup: Length = 0.05, min_factor: float = 0.0, *, start_facto
         start_factor: Factor at step 0, in [0, 1]. Not 0 by default, since a first step at rate 0 is a step lost.
 
     Raises:
-        ValueError: if an argument is out of range, or the warm-up leaves nothing of the run.
+        ValueError: if an argument is out of range, or the warmup leaves nothing of the run.
 
     Example:
         >>> [round(warmup_cosine(warmup=0.2)(t, 10), 3) for t in range(11)]

@@ -32,7 +32,7 @@ def warmup_stable_decay(
         start_factor: Factor at step 0, in [0, 1]. Not 0 by default, since a first step at rate 0 is a step lost.
 
     Raises:
-        ValueError: if an argument is out of range, or warm-up and decay overlap.
+        ValueError: if an argument is out of range, or warmup and decay overlap.
 
     Example:
         >>> schedule = warmup_stable_decay(warmup=2, decay=4, start_factor=0.0)

@@ -86,7 +86,7 @@ class OnePassOptimizer(Optimizer):
         super().__init_subclass__(**kwargs)
         cls.__signature__, cls.__doc__ = written_out(cls)
 
-    # --- what a rule says of itself ---
+    # --- overridden by each rule ---
 
     def _rule(self, group: Group) -> Rule:
         """The update rule of a group."""

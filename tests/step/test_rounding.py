@@ -34,7 +34,7 @@ def every_number(dtype):
     return torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
 
 
-def neighbours(value, dtype):
+def neighbors(value, dtype):
     """The numbers of `dtype` on both sides of `value`; twice the same if it is one of them."""
     numbers = every_number(dtype).double()
     numbers = numbers[numbers.isfinite()].unique()
@@ -48,7 +48,7 @@ def rounded(value, dtype, seed=0, step=1, tensor_index=0):
 @pytest.mark.parametrize(("dtype", "value"), [(d, v) for d, values in VALUES.items() for v in values], ids=str)
 def test_rounds_to_a_neighbour_and_is_right_on_average(dtype, value):
     value = torch.tensor(value).item()  # as fp32 holds it
-    low, high = neighbours(value, dtype)
+    low, high = neighbors(value, dtype)
     result = rounded(value, dtype).double()
     assert set(result.unique().tolist()) <= {low, high}
     probability = (value - low) / (high - low)
