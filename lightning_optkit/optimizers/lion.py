@@ -21,7 +21,8 @@ def lion_update(param: Tensor, grad: Tensor, state: State, group: Group, step: f
     beta1, beta2 = group["betas"]
     mixed = state["exp_avg"] * beta1 + (1 - beta1) * grad  # c_t
     state["exp_avg"].mul_(beta2).add_((1 - beta2) * grad)  # m_t
-    update: Tensor = mixed.sign() * float(group["lr"])
+    sign = mixed.sign().where(~mixed.isnan(), mixed)  # torch's sign of NaN is 0
+    update: Tensor = sign * float(group["lr"])
     return update
 
 

@@ -33,12 +33,13 @@ def test_follows_the_algorithm_of_the_paper(shape, betas, fused):
     torch.testing.assert_close(optimizer.state[p]["exp_avg"], m, rtol=0, atol=1e-13)
 
 
-def test_a_zero_gradient_moves_nothing_and_a_nan_is_seen():
-    p = torch.tensor([1.0, 2.0], requires_grad=True)
-    p.grad = torch.tensor([0.0, float("nan")])
-    Lion([p], lr=0.1).step()
-    assert p[0].item() == 1.0
-    assert torch.isnan(p[1])
+@pytest.mark.parametrize("fused", [None, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_zero_gradient_moves_nothing_and_a_nan_is_seen(dtype, fused):
+    p = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=dtype, requires_grad=True)
+    p.grad = torch.tensor([0.0, float("nan"), float("inf"), float("-inf")], dtype=dtype)
+    Lion([p], lr=0.5, weight_decay=0, fused=fused).step()
+    torch.testing.assert_close(p.detach(), torch.tensor([1.0, float("nan"), 2.5, 4.5], dtype=dtype), equal_nan=True)
 
 
 def test_ascends_when_asked_to():

@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_optkit import optimizers
 from lightning_optkit._native import extension, node, why_no_node
-from lightning_optkit.averaging import EMA
 from lightning_optkit.clipping import ClipNorm
 from lightning_optkit.optimizers import SGD, AdamW
 
@@ -132,32 +130,6 @@ def test_a_short_last_vector_writes_nothing_past_the_end(size, dtype):
         assert (room[:32] == 7).all()
         assert (room[32 + size :] == 7).all()
         assert (room[32 : 32 + size] != 7).all()
-
-
-AVERAGED = ["SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Lion", "Adan",
-            "ADOPT", "AdEMAMix"]  # fmt: skip
-LEAN = [(rule, None) for rule in [*AVERAGED, "ScheduleFreeSGD", "ScheduleFreeAdamW"]]
-LEAN += [(rule, EMA(0.9)) for rule in AVERAGED]
-
-
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-@pytest.mark.parametrize(("rule", "average"), LEAN)
-def test_the_lean_loop_gives_the_bits_of_the_whole_one(rule, weight_decay, average, frozen):
-    """Counting statistics takes the loop with every stage; without them, the one with the stages that are on."""
-    done = []
-    for statistics in (False, True):
-        torch.manual_seed(0)
-        params = [torch.randn(shape, requires_grad=True) for shape in ((100, 41), (7,), (), (3, 32), (0,))]
-        make = getattr(optimizers, rule)
-        optimizer = make(params, weight_decay=weight_decay, average=average, statistics=statistics)
-        if rule.startswith("ScheduleFree"):
-            optimizer.train()
-        for _ in range(3):
-            for p in params:
-                p.grad = torch.randn(p.shape)
-            optimizer.step()
-        done.append(frozen([params, [list(state.values()) for state in optimizer.state.values()]]))
-    assert done[0] == done[1]
 
 
 def available_bytes():

@@ -93,6 +93,11 @@ def check(name, kind, state_dtype, steps):
         assert magnitude == pytest.approx(references[state], rel=looser if wide else TOLERANCE[state_dtype]), state
 
 
+def test_every_rule_with_narrow_state_is_tried():
+    rules = {name for name in optimizers.__all__ if hasattr(getattr(optimizers, name), "torch_class")}
+    assert SLOW.keys() == rules - {"ScheduleFreeSGD"}  # which keeps a point and no average
+
+
 KINDS = ["constant", "noise", "variance falls tenfold"]
 
 
