@@ -185,7 +185,7 @@ class EarlyStoppingCriterion(RunFree, Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # After on_fit_end, where an average would overwrite them; not called after an exception.
         if stage == "fit" and self._best is not None:
-            load_weights(pl_module, self._best)
+            load_weights(f"{type(self).__name__}(restore_best=True)", pl_module, self._best)
             if self._verbose:
                 best = min(range(len(self.errors)), key=self.errors.__getitem__)
                 rank_zero_info(

@@ -28,6 +28,9 @@ class GradientNoise(FitCallback):
     resumed run, and does not affect torch's own random numbers. Each optimizer has its own step count. A sparse
     gradient gets noise only in its entries.
 
+    LBFGS evaluates the gradient several times per step. Every evaluation of a step gets the same noise, so its line
+    search sees one function: the loss plus a linear term.
+
     Args:
         eta: Initial variance, in (0, inf); 0.01, 0.3 and 1 in the paper.
         gamma: Speed of the annealing, in [0, inf).

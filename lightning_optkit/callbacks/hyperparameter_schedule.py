@@ -121,7 +121,7 @@ class HyperparameterSchedule(ScheduledCallback):
         keeper = keeper_of(trainer.optimizers, self.name)
         if keeper is not None and not group_targets(trainer.optimizers, self.name, self._base):
             known = self._known(trainer, pl_module)
-            raise ValueError(f"{self._call} {type(keeper).__name__} keeps it for itself; there are {known}.")
+            raise ValueError(f"{self._call} {type(keeper).__name__} keeps it for itself; {known}.")
         super().on_fit_start(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -132,7 +132,7 @@ class HyperparameterSchedule(ScheduledCallback):
             _show_average_decay(trainer)
         targets = self._targets(trainer, pl_module)
         if not targets:
-            raise ValueError(f"{self._call} nothing here has it; there are {self._known(trainer, pl_module)}.")
+            raise ValueError(f"{self._call} nothing here has it; {self._known(trainer, pl_module)}.")
         if self._base is None and not any(target.base for target in targets):
             raise ValueError(f"{self._call} it is 0 everywhere, and would stay 0; give base.")
         super().on_train_start(trainer, pl_module)
@@ -153,9 +153,10 @@ class HyperparameterSchedule(ScheduledCallback):
 
     @staticmethod
     def _known(trainer: pl.Trainer, pl_module: pl.LightningModule) -> str:
-        """The hyperparameters that can be scheduled."""
+        """The hyperparameters that can be scheduled, for a message."""
         outside = [name for name, found in _OUTSIDE_GROUPS.items() if any(True for _ in found(trainer, pl_module))]
-        return ", ".join(name for name in dict.fromkeys([*entry_names(trainer.optimizers), *outside]) if name != "lr")
+        names = [name for name in dict.fromkeys([*entry_names(trainer.optimizers), *outside]) if name != "lr"]
+        return f"there are {', '.join(names)}" if names else "this run has nothing that can be scheduled"
 
     def _base_of(self, outside: _Outside) -> float:
         return outside.value if self._base is None else self._base

@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_optkit._checks import check_bools, check_in, check_int, check_path, check_state, shown
 from lightning_optkit.callbacks.seams.refusals import refuse_listed_twice
@@ -78,7 +78,8 @@ class SnapshotEnsemble(RunFree, Callback):
         self._cycle_mult, self._start = cycle_mult, start
         self._dirpath, self._save_weights_only = dirpath, save_weights_only
         self._ends: Iterator[int] = iter(())
-        self._next_end = 0
+        self._next_end: float = 0
+        self._is_idle = False  # in a trial run that is too short
         self.paths: list[str] = []
         """Files of the snapshots, oldest first."""
 
@@ -98,14 +99,14 @@ class SnapshotEnsemble(RunFree, Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
             refuse_listed_twice(self, trainer)
-            self.paths = []
+            self.paths, self._is_idle = [], False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._look_ahead(Run(trainer))
+        self._plan(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if isinstance(self._cycle, float):  # the loader of this epoch may have another length
-            self._look_ahead(Run(trainer), Run(trainer).step)
+            self._plan(trainer, Run(trainer).step)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -120,6 +121,8 @@ class SnapshotEnsemble(RunFree, Callback):
         self._next_end = next(end for end in self._ends if end > step)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._is_idle:
+            return
         if not self.paths or f"step={trainer.global_step}." not in self.paths[-1]:
             rank_zero_warn(
                 f"{type(self).__name__}(cycle={self._cycle!r}): the run ended at step {trainer.global_step}, "
@@ -128,6 +131,15 @@ class SnapshotEnsemble(RunFree, Callback):
             )
 
     # --- implementation ---
+
+    def _plan(self, trainer: pl.Trainer, before_epoch: int | None = None) -> None:
+        try:
+            self._look_ahead(Run(trainer), before_epoch)
+        except ValueError:
+            if not (trainer.fast_dev_run or trainer.max_epochs == 0 or trainer.max_steps == 0):  # type: ignore[attr-defined]
+                raise
+            self._is_idle, self._next_end = True, math.inf
+            rank_zero_info(f"{type(self).__name__}: this run of {Run(trainer).steps_at_end()} steps has no cycle.")
 
     def _look_ahead(self, run: Run, before_epoch: int | None = None) -> None:
         total = run.steps_at_end(before_epoch)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_optkit._checks import check_bools, check_instance
 from lightning_optkit.averaging import EMA, LAWA, SWA
-from lightning_optkit.callbacks.seams.batch_norm import batch_norms, check_forward, recompute_batch_norm_
+from lightning_optkit.callbacks.seams.batch_norm import batch_norms, check_batch, check_forward, recompute_batch_norm_
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.checkpointed_weights import as_saved, load_trained, save_trained
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
@@ -85,6 +85,7 @@ class WeightAveraging(FitCallback):
         self.average_buffers, self.update_bn = average_buffers, update_bn
         self._kept = KeptAverage(average)
         self._is_training = False
+        self._knows_batch = not update_bn  # whether the first batch was checked
         self._trained: dict[Tensor, Tensor] = {}  # while the module holds the average: the trained values
         self._batch_norm: tuple[int, dict[str, Tensor]] | None = None  # statistics, and the step they belong to
 
@@ -167,6 +168,14 @@ class WeightAveraging(FitCallback):
             steps = Run(trainer).steps_at_end()
             average = average.for_run(math.inf if steps is None else steps)
         self._kept.begin(average)
+        self._knows_batch = not self.update_bn
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if not self._knows_batch:
+            check_batch(type(self).__name__, trainer, pl_module, batch)
+            self._knows_batch = True
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

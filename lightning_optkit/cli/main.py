@@ -4,6 +4,7 @@
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from jsonargparse import ArgumentParser
 from rich import box
@@ -41,7 +42,7 @@ def main(args: Sequence[str] | None = None) -> None:
         SystemExit: with 2 for unknown arguments, with 0 after `--help`.
     """
     parser = ArgumentParser(
-        prog="optkit",
+        prog=_program(),
         description="Optimization and regularization strategies for Lightning, at the cost of one pass.",
     )
     subcommands = parser.add_subcommands(title="commands", description="`optkit COMMAND --help` says more of each.")
@@ -50,5 +51,13 @@ def main(args: Sequence[str] | None = None) -> None:
         options = ArgumentParser(description=text)
         options.add_function_arguments(command)
         subcommands.add_subcommand(name, options, help=text.partition("\n")[0])
+    if not (sys.argv[1:] if args is None else args):
+        parser.print_help()
+        return
     chosen = parser.parse_args(args)
     _COMMANDS[chosen.subcommand](**chosen[chosen.subcommand])
+
+
+def _program() -> str:
+    """How the user started it."""
+    return "python -m lightning_optkit" if Path(sys.argv[0]).name == "__main__.py" else "optkit"

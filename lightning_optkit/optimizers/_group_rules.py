@@ -129,9 +129,10 @@ class GroupRules:
         result = {param: self._membership(param, names, places, found, num_layers, matched) for param in names}
         for pattern in self.overrides:
             if pattern not in matched:
+                such_as = ", ".join(list(names.values())[:3])
+                known = f"names are such as {such_as}" if names else f"{type(model).__name__} has none"
                 raise ValueError(
-                    f"{self.owner}(overrides={{{pattern!r}: ...}}): the pattern matches no parameter; "
-                    f"names are such as {', '.join(list(names.values())[:3])}."
+                    f"{self.owner}(overrides={{{pattern!r}: ...}}): the pattern matches no parameter; {known}."
                 )
         return result, names, len(str(max(num_layers - 1, 0)))
 

@@ -67,19 +67,27 @@ class Explanation:
 
     def __str__(self) -> str:
         rows = [
-            ("group", "rule", "stages", "parameters", "state", "path", "tensors", "elements", "bytes/element", "MB")
+            ("group", "rule", "stages", "parameters", "state", "path", "tensors", "elements", "bytes/element", "moved")
         ]
         for g in self.groups:
             rows.append(
                 (str(g.group), g.rule, " > ".join(g.stages), g.dtype, g.state_dtype, g.path, str(g.num_tensors),
-                 f"{g.num_elements:,}", f"{g.bytes_per_element:.4g}", f"{g.bytes_moved / 1e6:,.1f}")
+                 f"{g.num_elements:,}", f"{g.bytes_per_element:.4g}", _size(g.bytes_moved))
             )  # fmt: skip
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         if self.num_frozen:
             lines.append(f"left out, frozen: {self.num_frozen:,} tensors, {self.num_frozen_elements:,} elements")
-        total = sum(g.bytes_moved for g in self.groups) / 1e6
-        return "\n".join([self.optimizer, *lines, f"one step moves {total:,.1f} MB"])
+        total = _size(sum(g.bytes_moved for g in self.groups))
+        return "\n".join([self.optimizer, *lines, f"one step moves {total}"])
+
+
+def _size(num_bytes: int) -> str:
+    """In the unit that leaves at least one digit before the point, where there is one."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:,.1f} {unit}"
+    return f"{num_bytes / 1e3:.1f} kB"
 
 
 def explain(optimizer: Stepped) -> Explanation:

@@ -3,9 +3,10 @@
 
 import math
 
+import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ModelPruning
 
 from lightning_optkit.averaging import EMA
 from lightning_optkit.callbacks import EarlyStoppingCriterion, WeightAveraging
@@ -153,3 +154,49 @@ def test_a_checkpoint_in_the_middle_of_an_epoch_keeps_its_training_losses():
     one.on_train_batch_end(None, None, {"loss": torch.tensor(2.0)}, None, 0)
     other.load_state_dict(one.state_dict())
     assert other.state_dict() == one.state_dict() and one.state_dict()["losses"] == [2.0]
+
+
+class Judged(pl.LightningModule):
+    """Its validation error is lowest in epoch `best`; a snapshot of what it computes then is kept."""
+
+    def __init__(self, best):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.net = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 2))
+        self.best, self.outputs = best, []
+
+    def training_step(self, batch, batch_idx):
+        return torch.nn.functional.mse_loss(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        if batch_idx == 0 and not self.trainer.sanity_checking:
+            self.outputs.append(self.net(batch[0]).clone())
+        self.log("val_loss", 1.0 + abs(self.current_epoch - self.best))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("permanent", [True, False], ids=["made permanent", "masks stay"])
+@pytest.mark.parametrize("best", [0, 1, 2])
+def test_restores_weights_that_were_pruned_before_or_after(fit, data, best, permanent):
+    module = Judged(best)
+    pruning = ModelPruning("l1_unstructured", amount=0.3, make_pruning_permanent=permanent)
+    fit(module, pruning, EarlyStoppingCriterion("GL", alpha=1e9, verbose=False), limit_val_batches=1.0, epochs=4)
+    x = next(iter(data(4)))[0]
+    module.net(x)  # the hook of a pruned layer writes its weight
+    torch.testing.assert_close(module.net(x), module.outputs[best], rtol=0, atol=0)
+
+
+class Adds(pl.Callback):
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 2:
+            pl_module.net.register_buffer("extra", torch.zeros(1))
+
+
+def test_says_when_the_module_has_become_another(fit):
+    stopping = EarlyStoppingCriterion("GL", alpha=1e9, verbose=False)
+    with pytest.raises(RuntimeError, match=r"^EarlyStoppingCriterion\(restore_best=True\): Judged .*'net.extra'"):
+        fit(Judged(0), Adds(), stopping, limit_val_batches=1.0, epochs=4)
+    fit(Judged(0), Adds(), EarlyStoppingCriterion("GL", alpha=1e9, restore_best=False), limit_val_batches=1.0, epochs=4)

@@ -85,3 +85,27 @@ def test_it_leaves_torchs_random_numbers_alone(regression, fit):
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         GradientNoise(**arguments)
+
+
+def test_every_evaluation_of_a_step_of_lbfgs_gets_the_same_noise(regression, fit):
+    seen = []
+
+    class Before(Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            self.before = torch.cat([p.grad.flatten().clone() for p in pl_module.parameters()])
+
+    class After(Before):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            clean, step = before.before, trainer.callbacks[1]._steps[0]
+            super().on_before_optimizer_step(trainer, pl_module, optimizer)
+            seen.append((step, self.before - clean))
+
+    before = Before()
+    module = regression(lambda module: torch.optim.LBFGS(module.parameters(), lr=0.1, max_iter=3))
+    fit(module, before, GradientNoise(), After(), accumulate_grad_batches=1, epochs=1)
+    of_step = {step: [noise for other, noise in seen if other == step] for step, _ in seen}
+    assert len(of_step) == 4 and all(len(noises) > 1 for noises in of_step.values())
+    for noises in of_step.values():
+        for noise in noises:
+            torch.testing.assert_close(noise, noises[0], rtol=0, atol=1e-6)
+    assert not torch.allclose(of_step[0][0], of_step[1][0], atol=1e-3)

@@ -56,7 +56,7 @@ def test_help_names_each_command_with_its_purpose(capsys):
     assert "--config" not in shown  # no option that no command has
 
 
-@pytest.mark.parametrize("words", [[], ["bogus"], ["info", "--bogus"]])
+@pytest.mark.parametrize("words", [["bogus"], ["info", "--bogus"]])
 def test_words_it_does_not_know_are_refused_with_the_way_to_help(words, capsys):
     with pytest.raises(SystemExit) as exit_info:
         main(words)
@@ -73,3 +73,17 @@ def test_info_does_not_wait_for_lightning():
     code = "import sys; from lightning_optkit.cli import main; main(['info']); assert 'lightning' not in sys.modules"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("program", ["optkit", "/usr/bin/optkit", "/somewhere/lightning_optkit/__main__.py"])
+def test_without_words_it_prints_its_help_under_the_name_it_was_started_by(program, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [program])
+    main()
+    shown = capsys.readouterr().out
+    name = "python -m lightning_optkit" if program.endswith("__main__.py") else "optkit"
+    assert shown.startswith(f"usage: {name} {{info}}") and "info" in shown
+
+
+def test_as_a_module_it_says_so():
+    result = optkit()
+    assert result.returncode == 0 and result.stdout.startswith("usage: python -m lightning_optkit {info}")

@@ -146,7 +146,7 @@ def test_frozen_parameters_are_left_out_and_counted():
         (0, 1, 10, 280)
     ]
     assert (explained.num_frozen, explained.num_frozen_elements) == (2, 50)
-    assert str(explained).splitlines()[-2:] == ["left out, frozen: 2 tensors, 50 elements", "one step moves 0.0 MB"]
+    assert str(explained).splitlines()[-2:] == ["left out, frozen: 2 tensors, 50 elements", "one step moves 0.3 kB"]
 
     lazy.requires_grad_()
     explained = optimizer.explain()
@@ -176,8 +176,18 @@ def test_a_parameter_that_is_frozen_again_is_left_out_although_it_has_state():
 
 def test_nothing_to_step_and_nothing_frozen_are_said_plainly():
     assert str(SGD([param(2).requires_grad_(False)]).explain()).splitlines()[1:] == [
-        "group  rule  stages  parameters  state  path  tensors  elements  bytes/element  MB",
+        "group  rule  stages  parameters  state  path  tensors  elements  bytes/element  moved",
         "left out, frozen: 1 tensors, 2 elements",
-        "one step moves 0.0 MB",
+        "one step moves 0.0 kB",
     ]
     assert "frozen" not in str(SGD([param(2)]).explain())
+
+
+@pytest.mark.parametrize(
+    ("num_elements", "moved"),
+    [(1, "0.0 kB"), (68, "1.9 kB"), (35_000, "980.0 kB"), (36_000, "1.0 MB"), (10**8, "2.8 GB")],
+)
+def test_sizes_are_in_the_unit_that_fits(num_elements, moved):
+    text = str(AdamW([torch.empty(num_elements, device="meta").requires_grad_()]).explain())
+    assert text.splitlines()[-1] == f"one step moves {moved}"
+    assert text.splitlines()[2].endswith(moved)

@@ -84,7 +84,7 @@ def _attributes(batch: Any) -> tuple[str, ...]:
 
 def _described(batch: Any) -> str:
     if isinstance(batch, Mapping):
-        return f"a {type(batch).__name__} of {', '.join(map(repr, batch))}"
+        return f"a {type(batch).__name__} of {', '.join(map(repr, batch)) or 'nothing'}"
     if isinstance(batch, Tensor):
         return f"a tensor of shape {tuple(batch.shape)}"
     if _attributes(batch):

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from lightning_optkit._torch_private import AnyBatchNorm, forget_iterator
 from lightning_optkit.callbacks.seams.lightning_packages import twins
 
-__all__ = ["batch_norms", "check_forward", "recompute_batch_norm_"]
+__all__ = ["batch_norms", "check_batch", "check_forward", "recompute_batch_norm_"]
 
 
 def check_forward(owner: str, pl_module: pl.LightningModule) -> None:
@@ -36,6 +36,26 @@ def check_forward(owner: str, pl_module: pl.LightningModule) -> None:
             f"{owner}(update_bn=True): {name}.forward{signature} must do with the first item of a batch alone; give "
             "its other arguments defaults, or leave update_bn out."
         ) from None
+
+
+def check_batch(owner: str, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:
+    """Raises ValueError if the module has BatchNorm, and its `forward` fails on a batch that has no first item."""
+    if isinstance(batch, Tensor | list | tuple) or not batch_norms(pl_module):
+        return
+    modes = {module: module.training for module in pl_module.modules()}
+    try:
+        pl_module.eval()
+        with isolate_rng(), torch.no_grad(), trainer.precision_plugin.forward_context():
+            pl_module(batch)
+    except Exception as error:
+        raise ValueError(
+            f"{owner}(update_bn=True): {type(pl_module).__name__}.forward is given each batch as it is, a "
+            f"{type(batch).__name__}, and fails on it ({error}); let it take such a batch, return tuples from the "
+            "dataset, or leave update_bn out."
+        ) from error
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def batch_norms(pl_module: pl.LightningModule) -> dict[str, Tensor]:

@@ -86,11 +86,38 @@ def copy_weights(pl_module: pl.LightningModule) -> dict[str, Tensor]:
     return {name: value.detach().to("cpu", copy=True) for name, value in whole.items()}
 
 
-def load_weights(pl_module: pl.LightningModule, weights: dict[str, Tensor]) -> None:
-    """Loads the result of `copy_weights`; without communication, since processes may be about to exit."""
+def load_weights(owner: str, pl_module: pl.LightningModule, weights: dict[str, Tensor]) -> None:
+    """Loads the result of `copy_weights`; without communication, since processes may be about to exit.
+
+    Raises:
+        RuntimeError: if the entries of its `state_dict` have changed since, other than by pruning.
+    """
     here = pl_module.state_dict()
+    weights = _pruned_like(here, weights)
+    changed = sorted(weights.keys() ^ here.keys())
+    if changed and pl_module.strict_loading:
+        raise RuntimeError(
+            f"{owner}: {type(pl_module).__name__} has other entries in its state_dict than when it was validated, such "
+            f"as {changed[0]!r}, so its best weights cannot be restored; leave its layers alone in training, or give "
+            "restore_best=False."
+        )
     placed = {name: distribute_like(value, here[name]) if name in here else value for name, value in weights.items()}
     pl_module.load_state_dict(placed, strict=pl_module.strict_loading)
+
+
+def _pruned_like(here: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights, with the masks of `torch.nn.utils.prune` where `here` has them and multiplied out elsewhere."""
+    result = dict(weights)
+    for name in {*here, *weights}:
+        base = name.removesuffix("_mask")
+        original, mask = f"{base}_orig", f"{base}_mask"
+        if name != mask:
+            continue
+        if base in here and original in weights and mask in weights:
+            result[base] = result.pop(original) * result.pop(mask)
+        elif base in weights and original in here and mask in here:
+            result[original], result[mask] = result.pop(base), here[mask].new_ones(here[mask].shape)
+    return result
 
 
 def _is_sharded(trainer: pl.Trainer) -> bool:

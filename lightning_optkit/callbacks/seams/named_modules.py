@@ -23,8 +23,10 @@ def modules_named(owner: str, argument: str, module: nn.Module, pattern: str) ->
         if len(parts := name.split(".")) == len(levels) and all(map(fnmatchcase, parts, levels)) and name
     }
     if not found:
-        known = ", ".join(name for name, _ in list(module.named_modules())[1:9])
-        raise ValueError(f"{owner}({argument}={shown(pattern)}): no module has such a name; there are {known}, ...")
+        names = [name for name, _ in module.named_modules()][1:]
+        more = ", ..." if len(names) > 8 else ""
+        known = f"there are {', '.join(names[:8])}{more}" if names else f"{type(module).__name__} has no submodules"
+        raise ValueError(f"{owner}({argument}={shown(pattern)}): no module has such a name; {known}.")
     return found
 
 
