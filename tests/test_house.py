@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_optkit"
 CSRC = ROOT / "csrc"
 
-# From the ground up. A folder imports only from lower floors, or from its own floor as long as there is no circle.
+# From bottom to top. A folder imports only from lower floors, or from its own floor without cycles.
 FLOORS = [
     {"_checks", "_native", "_norms", "_torch_private"},
     {"step", "layers"},
@@ -111,7 +111,7 @@ def test_imports_point_downwards(path):
             assert FLOOR_OF[imported] <= FLOOR_OF[folder], f"{name(path)} imports {imported}, which stands above it"
 
 
-# In callbacks/: what Lightning is hooked by, then what the scheduling callbacks share, then the strategies themselves.
+# In callbacks/: hooks into Lightning, then shared parts of the scheduling callbacks, then the strategies.
 CALLBACK_FLOORS = {"seams": 0, "scheduling": 1}
 
 

@@ -35,7 +35,7 @@ UNDOCUMENTED = {
     "increment_progress_to_evaluation_end", "should_update_logs", "epoch_progress", "batch_progress", "max_batches",
     "setup_data", "on_run_start", "combined_loader",
 }  # fmt: skip
-# What a library looks up on objects that are not its own, and the module that does.
+# Names that a library looks up on foreign objects, and the module that does.
 LOOKED_UP = {
     "_step_supports_amp_scaling": "torch.amp.grad_scaler",
     "_wrapped_by_lr_sched": "torch.optim.lr_scheduler",
@@ -49,7 +49,7 @@ LOOKED_UP = {
     "__pl_saved_args": "lightning.fabric.utilities.data",
     "__pl_saved_arg_names": "lightning.fabric.utilities.data",
 }
-# What this package hangs on objects that are not its own.
+# Attributes that this package sets on foreign objects.
 HUNG_ON = {"_before_conversion", "_grouped_by", "_step_in_backward"}
 NAMED_TUPLE = {"_fields", "_replace", "_asdict", "_make"}  # documented by Python
 

@@ -83,7 +83,7 @@ class Explanation:
 
 
 def _size(num_bytes: int) -> str:
-    """In the unit that leaves at least one digit before the point, where there is one."""
+    """With a unit that gives at least one digit before the decimal point, if there is one."""
     for unit, size in (("GB", 1e9), ("MB", 1e6)):
         if num_bytes >= size:
             return f"{num_bytes / size:,.1f} {unit}"

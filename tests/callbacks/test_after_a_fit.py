@@ -161,7 +161,7 @@ OF_A_RUN = (pl.Trainer, pl.LightningModule, torch.optim.Optimizer, DataLoader, S
 
 
 class Pickler(pickle.Pickler):
-    """Refuses what belongs to a run; a module that was given as an argument (muP's narrow one) does not."""
+    """A pickler that refuses objects of a run; a module passed as an argument (muP's narrow one) is not one."""
 
     def __init__(self, file, arguments):
         super().__init__(file)
@@ -307,7 +307,7 @@ def test_a_checkpoint_written_after_the_fit_has_the_state_of_its_end(name, run, 
 
 
 def test_all_can_be_given_to_a_spawned_process(run):
-    """As `Trainer(strategy="ddp_spawn")` does it: a generator or a temporary tensor fails there only."""
+    """Like `Trainer(strategy="ddp_spawn")`: a generator or a temporary tensor fails only there."""
     given = [make() for make in ROWS.values()]
     run("Augment", used := ROWS["Augment of several"]())
     context = torch.multiprocessing.get_context("spawn")
@@ -320,7 +320,7 @@ def test_all_can_be_given_to_a_spawned_process(run):
 
 @EACH
 def test_after_the_fit_no_run_is_held(name, run):
-    """Otherwise the memory of a run stays until the next one, as long as somebody keeps the callback."""
+    """Otherwise the memory of a run is kept until the next one, as long as the callback is referenced."""
     callback = ROWS[name]()
     run(name, callback)
     gc.collect()

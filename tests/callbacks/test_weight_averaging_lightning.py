@@ -72,7 +72,7 @@ class Trace(Callback):
 
 @both
 def test_an_average_that_has_not_started(regression, fit, ours):
-    """Theirs validates the initial weights, and leaves them in the module: the training is lost."""
+    """Theirs validates the initial weights and leaves them in the module, so that the training is lost."""
     average = (
         WeightAveraging(EMA(0.9, start=100)) if ours else EMAWeightAveraging(decay=0.9, update_starting_at_step=100)
     )
@@ -100,7 +100,7 @@ def test_files_of_weights_only(regression, fit, tmp_path, ours):
 
 @both
 def test_an_exception_in_validation(regression, fit, tmp_path, ours):
-    """Theirs leaves the average in the module, and saves the two the wrong way round."""
+    """Theirs leaves the average in the module, and swaps the two when saving."""
 
     class Failing(regression):
         def validation_step(self, batch, batch_idx):
@@ -186,7 +186,7 @@ def test_batch_norm_and_a_loss_scaler(regression, fit):
 
 @both
 def test_a_step_that_the_loss_scaler_skips(regression, fit, ours):
-    """Theirs takes the unchanged weights in once more."""
+    """Theirs counts the unchanged weights once more."""
     average = WeightAveraging(EMA(0.5)) if ours else EMAWeightAveraging(decay=0.5)
     module, trace = regression(sgd, poisoned=[(1, 0)]), EachStep()
     fit(module, average, trace, precision="16-mixed")
@@ -211,7 +211,7 @@ class EachStep(Callback):
 
 @both
 def test_the_weights_that_a_uniform_average_takes_in(regression, fit, ours):
-    """Theirs averages at the start of an epoch, and so never what the last epoch has found."""
+    """Theirs averages at the start of an epoch, and so never the result of the last epoch."""
     average = WeightAveraging(SWA(2, every=2)) if ours else StochasticWeightAveraging(0.1, 2, annealing_epochs=1)
     module, trace = regression(sgd), EachStep()
     fit(module, average, trace)
@@ -255,7 +255,7 @@ class Operations(TorchDispatchMode):
 
 @both
 def test_operations_of_an_update(regression, fit, ours):
-    """Theirs runs several on each tensor, one tensor after another, and cannot be told to do otherwise."""
+    """Theirs runs several ops per tensor, one tensor after another, without an option to change this."""
     counts = []
 
     class Count(Callback):

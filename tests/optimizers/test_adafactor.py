@@ -88,7 +88,7 @@ def test_small_gradients_of_16_bit_parameters_are_divided_by_the_eps_of_their_dt
 
 
 def test_each_dtype_of_a_group_has_its_own_eps():
-    """torch takes that of the first parameter for all, so the order of the parameters changes its numbers."""
+    """torch uses that of the first parameter for all, so its results depend on the order of parameters."""
 
     def change(optimizer_class, dtypes):
         params = {dtype: torch.ones(4, 3, dtype=dtype, requires_grad=True) for dtype in dtypes}

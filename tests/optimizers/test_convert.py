@@ -164,7 +164,7 @@ def test_a_tensor_lr_stays_the_same_tensor():
 
 @pytest.mark.parametrize("momenta", [(0.0, 0.9), (0.9, 0.0, 0.9)], ids=str)
 def test_a_momentum_that_passes_through_zero(momenta):
-    """torch starts a buffer at the first step with a momentum, and leaves it alone while there is none."""
+    """torch creates a buffer at the first step with momentum, and does not change it while momentum is 0."""
     optimizers, parameter_lists = zip(*(built("sgd", nesterov=False) for _ in range(2)), strict=True)
     from_torch_(optimizers[1])
     for optimizer, params in zip(optimizers, parameter_lists, strict=True):
@@ -302,7 +302,7 @@ def test_hooks_of_the_state_dict_and_of_the_step_survive(rule):
 
 @pytest.mark.parametrize("rule", ALL)
 def test_what_torch_creates_ahead_of_a_step_is_gone_on_with(rule, frozen):
-    """Some tools call `_init_group` of torch's rules so that there is a state to load into."""
+    """Some tools call `_init_group` of torch's rules to create state before loading."""
     finished = []
     for is_created in (False, True):
         params = [torch.ones(2, 3, dtype=torch.bfloat16, requires_grad=True)]

@@ -388,7 +388,7 @@ def test_gradients_dropped_by_another_thread_do_not_reach_the_walk():
 
 
 def test_each_gradient_in_another_layout_is_looked_at_twice_however_many_there_are(monkeypatch):
-    """Not from the first one again: with the number of parameters the looks would grow by its square."""
+    """Does not restart from the first gradient: the number of inspections would be quadratic."""
     params = [torch.nn.Parameter(torch.ones(2, 2)) for _ in range(200)]
     optimizer = SGD(params)
     for p in params:
@@ -411,7 +411,7 @@ def test_each_gradient_in_another_layout_is_looked_at_twice_however_many_there_a
 
 
 def test_nothing_of_a_step_is_kept_alive_until_the_next():
-    """State put elsewhere between steps, as at the end of a fit, frees its memory at once."""
+    """State moved between steps, as at the end of a fit, frees its old memory immediately."""
     import weakref
 
     p = torch.nn.Parameter(torch.ones(300, 400))

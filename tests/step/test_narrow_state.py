@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""State in 16 and in 8 bits drifts from nothing: slow averages follow those in fp32 on every rule."""
+"""State in 16 and in 8 bits is unbiased: slow averages follow those in fp32 on every rule."""
 
 import pytest
 import torch

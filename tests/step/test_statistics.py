@@ -55,7 +55,7 @@ def test_counts_elements_of_the_gradient_that_are_not_finite(fused):
 
 
 def train_at_a_small_rate(dtype, rounding, fused, steps=200):
-    """Parameters of 1 that should come to 1 - steps * 3e-4; half the distance to the next bf16 number is 2e-3."""
+    """Parameters of 1 that should reach 1 - steps * 3e-4; half the spacing of bf16 is 2e-3."""
     p = torch.ones(4000, dtype=dtype, requires_grad=True)
     p.grad = torch.ones(4000, dtype=dtype)
     optimizer = AdamW([p], lr=3e-4, weight_decay=0.0, rounding=rounding, statistics=True, fused=fused)
