@@ -60,4 +60,5 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _program() -> str:
     """How the user started it."""
-    return "python -m lightning_optkit" if Path(sys.argv[0]).name == "__main__.py" else "optkit"
+    is_module = Path(sys.argv[0]).parts[-2:] == ("lightning_optkit", "__main__.py")
+    return "python -m lightning_optkit" if is_module else "optkit"

@@ -75,12 +75,14 @@ def test_info_does_not_wait_for_lightning():
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("program", ["optkit", "/usr/bin/optkit", "/somewhere/lightning_optkit/__main__.py"])
+@pytest.mark.parametrize(
+    "program", ["optkit", "/bin/optkit", "/x/pytest/__main__.py", "/x/lightning_optkit/__main__.py"]
+)
 def test_without_words_it_prints_its_help_under_the_name_it_was_started_by(program, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", [program])
     main()
     shown = capsys.readouterr().out
-    name = "python -m lightning_optkit" if program.endswith("__main__.py") else "optkit"
+    name = "python -m lightning_optkit" if program.endswith("lightning_optkit/__main__.py") else "optkit"
     assert shown.startswith(f"usage: {name} {{info}}") and "info" in shown
 
 
