@@ -164,7 +164,7 @@ def bench_states(bench: Bench) -> None:
 
 def bench_rules(bench: Bench) -> None:
     """Every rule, against torch's where it has one: fused where that exists, else foreach."""
-    for name, (ours_class, torch_class, arguments) in RULES.items():
+    for name, (ours_class, _torch_class, arguments) in RULES.items():
         if not bench.has_time():
             return
         params, their_params = parameters(bench, 25_000_000, 160), parameters(bench, 25_000_000, 160)
@@ -172,11 +172,11 @@ def bench_rules(bench: Bench) -> None:
         if hasattr(optimizer, "train"):
             optimizer.train()
         optimizer.step()
-        if torch_class is not None:
+        if _torch_class is not None:
             try:
-                theirs, baseline = torch_class(their_params, fused=True, **arguments), "torch fused"
+                theirs, baseline = _torch_class(their_params, fused=True, **arguments), "torch fused"
             except (TypeError, RuntimeError):
-                theirs, baseline = torch_class(their_params, foreach=True, **arguments), "torch foreach"
+                theirs, baseline = _torch_class(their_params, foreach=True, **arguments), "torch foreach"
         facts = {"benchmark": "gpu rules", "case": "25 M in 160", "variant": name, "baseline": baseline}
         compared(bench, facts, optimizer.step, theirs.step if theirs else None, bytes_of(optimizer, params))
         del params, their_params, optimizer, theirs

@@ -33,9 +33,9 @@ def train(optimizer_class, dtype, **kwargs):
     p = torch.randn(16411).to(dtype)
     oracle = p.double().clone().requires_grad_()
     p.requires_grad_()
-    torch_class = getattr(torch.optim, optimizer_class.__name__)
+    _torch_class = getattr(torch.optim, optimizer_class.__name__)
     optimizers = [optimizer_class([p], lr=0.1, average=EMA(0.5), clip=ClipNorm(1e3), statistics=True, **kwargs),
-                  torch_class([oracle], lr=0.1, **kwargs)]
+                  _torch_class([oracle], lr=0.1, **kwargs)]
     average = None
     for step in range(3):
         p.grad = torch.randn(16411).to(dtype)

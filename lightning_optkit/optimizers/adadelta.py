@@ -72,7 +72,7 @@ class Adadelta(OnePassOptimizer, torch.optim.Adadelta):
         tensor([0.6838, 1.3162])
     """
 
-    torch_class: ClassVar[type[Optimizer] | None] = torch.optim.Adadelta
+    _torch_class: ClassVar[type[Optimizer] | None] = torch.optim.Adadelta
 
     def __init__(
         self,

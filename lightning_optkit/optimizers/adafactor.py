@@ -139,7 +139,7 @@ class Adafactor(OnePassOptimizer, torch.optim.Adafactor):
         (tensor([0.9000, 0.9000, 0.9000, 0.9000]), [(3, 1), (1, 4)])
     """
 
-    torch_class: ClassVar[type[Optimizer] | None] = torch.optim.Adafactor
+    _torch_class: ClassVar[type[Optimizer] | None] = torch.optim.Adafactor
 
     def __init__(
         self,

@@ -73,7 +73,7 @@ class Adagrad(OnePassOptimizer, torch.optim.Adagrad):
         tensor([0.9000, 1.1000])
     """
 
-    torch_class: ClassVar[type[Optimizer] | None] = torch.optim.Adagrad
+    _torch_class: ClassVar[type[Optimizer] | None] = torch.optim.Adagrad
     kept_entries = OnePassOptimizer.kept_entries | {"initial_accumulator_value"}
 
     def __init__(

@@ -80,7 +80,7 @@ class Adam(OnePassOptimizer, torch.optim.Adam):
         tensor([0.9000, 1.1000, 1.0000])
     """
 
-    torch_class: ClassVar[type[Optimizer] | None] = torch.optim.Adam
+    _torch_class: ClassVar[type[Optimizer] | None] = torch.optim.Adam
 
     def __init__(
         self,

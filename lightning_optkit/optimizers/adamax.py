@@ -67,7 +67,7 @@ class Adamax(OnePassOptimizer, torch.optim.Adamax):
         tensor([0.9000, 1.1000])
     """
 
-    torch_class: ClassVar[type[Optimizer] | None] = torch.optim.Adamax
+    _torch_class: ClassVar[type[Optimizer] | None] = torch.optim.Adamax
 
     def __init__(
         self,

@@ -48,7 +48,7 @@ class AdamW(Adam, torch.optim.AdamW):
         tensor([0.8500, 0.9500])
     """
 
-    torch_class = torch.optim.AdamW
+    _torch_class = torch.optim.AdamW
 
     def __init__(
         self,

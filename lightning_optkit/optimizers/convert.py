@@ -177,7 +177,7 @@ def to_torch_(optimizer: OnePassOptimizer) -> None:
         ValueError: if it was not converted from a torch optimizer.
     """
     before: _Before | None = vars(optimizer).pop("_before_conversion", None)
-    cls = optimizer.torch_class
+    cls = optimizer._torch_class
     if before is None or cls is None:
         raise ValueError(f"to_torch_(optimizer=<{type(optimizer).__name__}>): it was not made by from_torch_.")
     for hook in before.hooks:

@@ -104,7 +104,7 @@ class Muon(OnePassOptimizer, torch.optim.Muon):
         [(True, 1), (False, 3)]
     """
 
-    torch_class: ClassVar[type[Optimizer] | None] = torch.optim.Muon
+    _torch_class: ClassVar[type[Optimizer] | None] = torch.optim.Muon
     kept_entries = OnePassOptimizer.kept_entries | {"ns_steps"}
 
     def __init__(

@@ -88,7 +88,7 @@ class NAdam(OnePassOptimizer, torch.optim.NAdam):
         tensor([0.8944, 1.1056])
     """
 
-    torch_class: ClassVar[type[Optimizer] | None] = torch.optim.NAdam
+    _torch_class: ClassVar[type[Optimizer] | None] = torch.optim.NAdam
 
     def __init__(
         self,

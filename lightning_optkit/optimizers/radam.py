@@ -74,7 +74,7 @@ class RAdam(OnePassOptimizer, torch.optim.RAdam):
         tensor([0.8000, 1.3000])
     """
 
-    torch_class: ClassVar[type[Optimizer] | None] = torch.optim.RAdam
+    _torch_class: ClassVar[type[Optimizer] | None] = torch.optim.RAdam
 
     def __init__(
         self,

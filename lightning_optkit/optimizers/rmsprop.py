@@ -89,7 +89,7 @@ class RMSprop(OnePassOptimizer, torch.optim.RMSprop):
         tensor([0.9000, 1.1000])
     """
 
-    torch_class: ClassVar[type[Optimizer] | None] = torch.optim.RMSprop
+    _torch_class: ClassVar[type[Optimizer] | None] = torch.optim.RMSprop
 
     def __init__(
         self,

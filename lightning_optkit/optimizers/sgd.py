@@ -84,7 +84,7 @@ class SGD(OnePassOptimizer, torch.optim.SGD):
         tensor([0.5000, 1.5000])
     """
 
-    torch_class = torch.optim.SGD
+    _torch_class = torch.optim.SGD
 
     def __init__(
         self,

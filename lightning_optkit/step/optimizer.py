@@ -58,7 +58,7 @@ class OnePassOptimizer(Optimizer):
 
     __signature__: ClassVar[inspect.Signature]
 
-    torch_class: ClassVar[type[Optimizer] | None] = None
+    _torch_class: ClassVar[type[Optimizer] | None] = None
     """The torch.optim class of the same rule, which this class also derives from; state dicts are exchangeable."""
 
     kept_entries: ClassVar[frozenset[str]] = frozenset({"rounding_seed"})

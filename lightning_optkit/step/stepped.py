@@ -70,7 +70,7 @@ class Loadable(Stepped, Protocol):
     """The part of an optimizer that the checks of its groups and the loading of a state dict use."""
 
     defaults: Group
-    torch_class: ClassVar[type[Optimizer] | None]
+    _torch_class: ClassVar[type[Optimizer] | None]
     _learned: ClassVar[tuple[str, ...]]
     _carried: ClassVar[tuple[str, ...]]
 

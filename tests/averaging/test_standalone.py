@@ -78,9 +78,9 @@ def test_equals_the_averaged_model_of_torch(dtype, average, torchs):
 @pytest.mark.parametrize("dtype", [*TOLERANCE, *SIXTEEN_BIT], ids=str)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_equals_the_average_folded_into_the_step(name, dtype, average):
-    ours_class, torch_class, kwargs = OPTIMIZERS[name]
+    ours_class, _torch_class, kwargs = OPTIMIZERS[name]
     ours, theirs = list(model(dtype).parameters()), list(model(dtype).parameters())
-    folded, own = ours_class(ours, **kwargs, average=average), torch_class(theirs, **kwargs)
+    folded, own = ours_class(ours, **kwargs, average=average), _torch_class(theirs, **kwargs)
     for step in range(1, 11):
         for params, optimizer in ((ours, folded), (theirs, own)):
             give_gradients(params, step)
@@ -103,9 +103,9 @@ def test_equals_the_average_folded_into_the_step(name, dtype, average):
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_a_parameter_whose_gradient_comes_and_goes_is_averaged_as_in_the_folded_pass(name, steps_without, average):
     """All averages keep one clock; a parameter that joins later starts as a copy."""
-    ours_class, torch_class, kwargs = OPTIMIZERS[name]
+    ours_class, _torch_class, kwargs = OPTIMIZERS[name]
     ours, theirs = list(model().parameters()), list(model().parameters())
-    folded, own = ours_class(ours, **kwargs, average=average), torch_class(theirs, **kwargs)
+    folded, own = ours_class(ours, **kwargs, average=average), _torch_class(theirs, **kwargs)
     for step in range(1, 8):
         for params, optimizer in ((ours, folded), (theirs, own)):
             give_gradients(params, step)

@@ -91,6 +91,29 @@ def test_a_layer_that_begins_later_is_averaged_with_itself(regression, fit, name
     assert_equal({n: p.detach() for n, p in module.net.named_parameters()}, expected.weights(), TOLERANCE)
 
 
+class Pause(Callback):
+    """The first layer is frozen in epoch 1, in which another optimizer takes over, and trains again from EPOCH on."""
+
+    def __init__(self, make):
+        self.make = make
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        pl_module.net[0].requires_grad_(trainer.current_epoch != 1)
+        if trainer.current_epoch == 1:
+            trainer.optimizers = [self.make(pl_module)]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.Adagrad, torch.optim.RMSprop, torch.optim.SGD])
+@pytest.mark.parametrize("name", ["EMA", "SWA"])
+def test_an_idle_layer_of_a_replaced_optimizer_keeps_its_average(regression, fit, name, kind, path):
+    make, function = AVERAGES[name]
+    module, expected = regression(of_all), Expected(function)
+    late = Pause(lambda module: kind(module.parameters(), lr=0.01))
+    fit(module, late, *fuse(path), WeightAveraging(make()), expected, **RUN)
+    assert_equal({n: p.detach() for n, p in module.net.named_parameters()}, expected.weights(), TOLERANCE)
+
+
 def test_a_second_average_beside_a_folded_one(regression, fit):
     module, expected = regression(of_all), Expected(get_ema_multi_avg_fn(0.8))
     first, second = WeightAveraging(EMA(0.5), evaluate=False), WeightAveraging(EMA(0.8))

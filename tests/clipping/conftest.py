@@ -23,14 +23,14 @@ def fused(request):
 @pytest.fixture(params=list(RULES))
 def folded_and_called(request, fused):
     """Returns (our parameters, our optimizer, parameters of torch, norms before clipping)."""
-    ours_class, torch_class, kwargs = RULES[request.param]
+    ours_class, _torch_class, kwargs = RULES[request.param]
 
     def run(clip, sizes, seed=0, shapes=SHAPES, dtype=torch.float64):
         torch.manual_seed(seed)
         ours = [torch.randn(shape, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes]
         theirs = [p.detach().double().clone().requires_grad_() for p in ours]
         optimizer = ours_class(ours, clip=copy.deepcopy(clip), fused=fused, **kwargs)
-        reference = torch_class(theirs, **kwargs)
+        reference = _torch_class(theirs, **kwargs)
         norms = []
         for size in sizes:
             for p, q in zip(ours, theirs, strict=True):

@@ -30,16 +30,16 @@ def give_gradients(ours, theirs, seed, size):
 
 @PATHS
 @pytest.mark.parametrize(
-    ("ours_class", "torch_class", "kwargs"),
+    ("ours_class", "_torch_class", "kwargs"),
     [
         (SGD, torch.optim.SGD, dict(lr=0.1, momentum=0.9, weight_decay=0.1)),
         (AdamW, torch.optim.AdamW, dict(lr=0.1, maximize=True)),
     ],
     ids=["sgd", "adamw"],
 )
-def test_folded_it_is_torchs_clip_and_step(ours_class, torch_class, kwargs, fused):
+def test_folded_it_is_torchs_clip_and_step(ours_class, _torch_class, kwargs, fused):
     ours, theirs = parameters(), parameters()
-    optimizers = [ours_class(ours, clip=ClipNorm(2.0), fused=fused, **kwargs), torch_class(theirs, **kwargs)]
+    optimizers = [ours_class(ours, clip=ClipNorm(2.0), fused=fused, **kwargs), _torch_class(theirs, **kwargs)]
     for step, size in enumerate((1.0, 1e-3, 1e6, 0.0, 1e-9, 0.02)):
         give_gradients(ours, theirs, step, size)
         norm = torch.nn.utils.clip_grad_norm_(theirs, 2.0)

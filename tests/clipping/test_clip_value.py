@@ -14,18 +14,18 @@ PATHS = pytest.mark.parametrize("fused", [None, False], ids=["compiled", "refere
 
 @PATHS
 @pytest.mark.parametrize(
-    ("ours_class", "torch_class", "kwargs"),
+    ("ours_class", "_torch_class", "kwargs"),
     [
         (SGD, torch.optim.SGD, dict(lr=0.1, momentum=0.9, weight_decay=0.1)),
         (AdamW, torch.optim.AdamW, dict(lr=0.1, maximize=True)),
     ],
     ids=["sgd", "adamw"],
 )
-def test_folded_it_is_torchs_clip_and_step(ours_class, torch_class, kwargs, fused):
+def test_folded_it_is_torchs_clip_and_step(ours_class, _torch_class, kwargs, fused):
     torch.manual_seed(0)
     ours = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((), (5, 7), (16411,))]
     theirs = [p.detach().clone().requires_grad_() for p in ours]
-    optimizers = [ours_class(ours, clip=ClipValue(0.7), fused=fused, **kwargs), torch_class(theirs, **kwargs)]
+    optimizers = [ours_class(ours, clip=ClipValue(0.7), fused=fused, **kwargs), _torch_class(theirs, **kwargs)]
     for size in (1.0, 1e-3, 1e30, 0.0):
         for p, q in zip(ours, theirs, strict=True):
             p.grad = size * torch.randn(p.shape, dtype=torch.float64)

@@ -51,13 +51,13 @@ def torchs_classes():
 
 def test_every_rule_that_says_which_of_torchs_it_is_is_in_the_table():
     rules = [getattr(ours, name) for name in ours.__all__]
-    assert {rule.__name__ for rule in rules if getattr(rule, "torch_class", None)} == set(NAMES)
+    assert {rule.__name__ for rule in rules if getattr(rule, "_torch_class", None)} == set(NAMES)
 
 
 @RULES
 def test_it_is_what_torchs_class_is_and_nothing_else_of_torchs(name):
     mine, torchs = classes(name)
-    assert mine.torch_class is torchs
+    assert mine._torch_class is torchs
     assert [issubclass(mine, cls) for cls in torchs_classes()] == [issubclass(torchs, cls) for cls in torchs_classes()]
 
 

@@ -86,9 +86,9 @@ def train(optimizer, params, steps, scheduler=None):
 
 
 def built(rule, dtype=torch.float64, **kwargs):
-    _, torch_class, rule_kwargs = RULES[rule]
+    _, _torch_class, rule_kwargs = RULES[rule]
     params = parameters(dtype)
-    return torch_class(params, **{**rule_kwargs, **kwargs}), params
+    return _torch_class(params, **{**rule_kwargs, **kwargs}), params
 
 
 def without_params(groups):
@@ -333,10 +333,10 @@ def test_a_closure_is_called_with_gradients_enabled(rule):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_parameter_names_and_own_entries_of_groups_survive(rule):
-    _, torch_class, kwargs = RULES[rule]
+    _, _torch_class, kwargs = RULES[rule]
     p, q = (torch.ones(2, requires_grad=True) for _ in range(2))
     groups = [dict(params=[("first", p)], lr=0.3, layer=1, initial_lr=0.5), dict(params=[("second", q)], layer=2)]
-    optimizer = torch_class(groups, **kwargs)
+    optimizer = _torch_class(groups, **kwargs)
     expected = [set(group) for group in optimizer.param_groups]
     dicts = list(optimizer.param_groups)
 

@@ -14,7 +14,7 @@ from lightning_optkit.clipping import ClipValue, ZClip
 from lightning_optkit.optimizers import LAMB, SGD, Adam, AdamW, Lion, Muon, Prodigy, RMSprop, ScheduleFreeAdamW
 from lightning_optkit.step import step_in_backward
 
-OURS = {name: cls for name, cls in vars(optimizers).items() if isinstance(cls, type) and hasattr(cls, "torch_class")}
+OURS = {name: cls for name, cls in vars(optimizers).items() if isinstance(cls, type) and hasattr(cls, "_torch_class")}
 NAN = math.nan
 BAD_LR = [-1.0, -1, 10**400, NAN, math.inf, "0.1", None, True, torch.ones(2), torch.tensor(-1.0), 1j]
 BAD = {

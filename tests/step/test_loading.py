@@ -54,9 +54,11 @@ def through_a_file(state_dict):
 @pytest.mark.parametrize("direction", ["torch to ours", "ours to torch"])
 @pytest.mark.parametrize("rule", RULES)
 def test_a_state_dict_continues_in_the_other_package(rule, direction):
-    ours_class, torch_class, kwargs = RULES[rule]
-    first_class, second_class = (torch_class, ours_class) if direction == "torch to ours" else (ours_class, torch_class)
-    expected, expected_params = two_groups(torch_class, **kwargs)
+    ours_class, _torch_class, kwargs = RULES[rule]
+    first_class, second_class = (
+        (_torch_class, ours_class) if direction == "torch to ours" else (ours_class, _torch_class)
+    )
+    expected, expected_params = two_groups(_torch_class, **kwargs)
     steps(expected, expected_params, range(6))
 
     first, first_params = two_groups(first_class, **kwargs)

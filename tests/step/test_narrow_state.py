@@ -94,7 +94,7 @@ def check(name, kind, state_dtype, steps):
 
 
 def test_every_rule_with_narrow_state_is_tried():
-    rules = {name for name in optimizers.__all__ if hasattr(getattr(optimizers, name), "torch_class")}
+    rules = {name for name in optimizers.__all__ if hasattr(getattr(optimizers, name), "_torch_class")}
     assert SLOW.keys() == rules - {"ScheduleFreeSGD"}  # which keeps a point and no average
 
 

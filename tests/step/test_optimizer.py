@@ -79,7 +79,7 @@ gradient_specs = st.lists(st.none() | st.sampled_from(GRAD_LAYOUTS), min_size=4,
 def test_follows_torch_in_fp64_for_any_parameters(rule, specs, gradients, swaps, seed):
     """`gradients[step][i]` is the layout of a gradient, None for no gradient; `swaps[step]` moves every parameter."""
     torch.manual_seed(seed)
-    ours_class, torch_class, kwargs = RULES[rule]
+    ours_class, _torch_class, kwargs = RULES[rule]
     ours = [torch.nn.Parameter(layout(torch.randn(shape).to(dtype))) for shape, dtype, layout, _ in specs]
     oracle = [p.detach().double().contiguous().clone().requires_grad_() for p in ours]
 
@@ -88,7 +88,7 @@ def test_follows_torch_in_fp64_for_any_parameters(rule, specs, gradients, swaps,
         second = [p for p, spec in zip(params, specs, strict=True) if not spec[3]]
         return [g for g in (dict(params=first, lr=0.1), dict(params=second, lr=0.05, weight_decay=0.0)) if g["params"]]
 
-    optimizers = [ours_class(groups(ours), **kwargs), torch_class(groups(oracle), **kwargs)]
+    optimizers = [ours_class(groups(ours), **kwargs), _torch_class(groups(oracle), **kwargs)]
     for layouts, swap in zip(gradients, swaps, strict=True):
         for p, q, layout in zip(ours, oracle, layouts, strict=False):
             if swap is not None:
@@ -258,10 +258,10 @@ def test_clip_norm_skips_a_step_with_a_non_finite_gradient_and_every_counter(bad
 @pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
 @pytest.mark.parametrize("rule", RULES)
 def test_without_a_clip_a_non_finite_gradient_does_what_it_does_in_torch(rule, fused):
-    ours_class, torch_class, kwargs = RULES[rule]
+    ours_class, _torch_class, kwargs = RULES[rule]
     ours = torch.ones(4, dtype=torch.float64, requires_grad=True)
     theirs = ours.detach().clone().requires_grad_()
-    optimizers = [ours_class([ours], fused=fused, **kwargs), torch_class([theirs], **kwargs)]
+    optimizers = [ours_class([ours], fused=fused, **kwargs), _torch_class([theirs], **kwargs)]
     for last in (math.inf, 1.0):
         for p in (ours, theirs):
             p.grad = torch.tensor([1.0, math.nan, -2.0, last], dtype=torch.float64)

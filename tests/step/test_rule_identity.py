@@ -8,13 +8,13 @@ import torch
 
 from lightning_optkit import optimizers
 
-OURS = {name: cls for name, cls in vars(optimizers).items() if isinstance(cls, type) and hasattr(cls, "torch_class")}
+OURS = {name: cls for name, cls in vars(optimizers).items() if isinstance(cls, type) and hasattr(cls, "_torch_class")}
 TORCHS = {
     name: cls
     for name, cls in vars(torch.optim).items()
     if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer) and name not in ("Optimizer", "SparseAdam")
 }
-FAMILY = {name: cls.torch_class.__name__ for name, cls in OURS.items() if cls.torch_class}
+FAMILY = {name: cls._torch_class.__name__ for name, cls in OURS.items() if cls._torch_class}
 
 
 def built(cls):
@@ -65,7 +65,7 @@ def test_a_rule_refuses_all_others_and_nothing_changes(taker, num_steps, snapsho
 def test_a_rule_takes_its_own_with_and_without_its_name_and_torchs(name, num_steps):
     own = saved_by(OURS[name], num_steps)
     nameless = {key: value for key, value in own.items() if key != "rule"}
-    torchs = [saved_by(OURS[name].torch_class, num_steps)] if OURS[name].torch_class else []
+    torchs = [saved_by(OURS[name]._torch_class, num_steps)] if OURS[name]._torch_class else []
     for state_dict in (own, nameless, *torchs):
         optimizer, param = built(OURS[name])
         optimizer.load_state_dict(state_dict)
@@ -98,7 +98,7 @@ def test_a_class_that_a_user_derives_is_of_the_same_rule():
 
 @pytest.mark.parametrize("name", sorted(FAMILY))
 def test_torchs_class_takes_a_state_dict_with_the_name_of_the_rule(name):
-    optimizer, param = built(OURS[name].torch_class)
+    optimizer, param = built(OURS[name]._torch_class)
     optimizer.load_state_dict(saved_by(OURS[name], 2))
     stepped(optimizer, param)
 

@@ -93,7 +93,7 @@ def check_follows_fp32(name, stages, path, shape=(40, 19)):
 
 
 def test_every_rule_is_tried():
-    assert RULES.keys() == {name for name in optimizers.__all__ if hasattr(getattr(optimizers, name), "torch_class")}
+    assert RULES.keys() == {name for name in optimizers.__all__ if hasattr(getattr(optimizers, name), "_torch_class")}
 
 
 @pytest.mark.parametrize("path", PATHS)

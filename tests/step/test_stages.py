@@ -99,3 +99,8 @@ def test_a_command_line_has_types_and_help_of_the_stages(capsys):
         parser.parse_args(["--optimizer.rounding=upwards"])
     parser.print_help()
     assert "zeros are exact" in " ".join(capsys.readouterr().out.split())
+
+
+def test_help_prints_the_documentation_of_torchs_class_no_second_time():
+    page = pydoc.plain(pydoc.render_doc(AdamW))
+    assert page.count("Implements AdamW algorithm") == 0 and page.count("class AdamW(") == 1

@@ -209,9 +209,14 @@ class KeptAverage(RunFree):
             optimizer.keep_average(self._folding.pop(optimizer))
 
     def _hand_over(self, optimizer: Optimizer) -> None:
+        """Averages of a replaced optimizer; torch's optimizers initialize their own state only where there is none."""
+        for param in self._waiting(optimizer):
+            if isinstance(optimizer, OnePassOptimizer) or param.grad is not None or optimizer.state.get(param):
+                optimizer.state[param].update(self._handed_over.pop(param))
+
+    def _waiting(self, optimizer: Optimizer) -> list[Tensor]:
         params = [p for group in optimizer.param_groups for p in group["params"]] if self._handed_over else []
-        for param in [p for p in params if p in self._handed_over]:
-            optimizer.state[param].update(self._handed_over.pop(param))
+        return [p for p in params if p in self._handed_over]
 
     def _count_steps(self) -> None:
         if not self._counts_steps:
@@ -258,11 +263,13 @@ class KeptAverage(RunFree):
         if self._is_training:
             step = self._steps_of(place) if optimizer in self._folding else self._counts.add(place)
         if optimizer not in self._folding:
-            self._hand_over(optimizer)  # not earlier: torch's initialize only if they find no state
+            self._hand_over(optimizer)
             for param, state in self._late.pop(optimizer, {}).items():
                 if param.grad is not None:
                     optimizer.state[param].update(state)
-            update_average_(optimizer, _counted_by(self.average, 0), step, self.name)
+            average = _counted_by(self.average, 0)
+            update_average_(optimizer, average, step, self.name)
+            update_tensors_([(p, self._handed_over[p]) for p in self._waiting(optimizer)], average, step, self.name)
         if place == 0 and self._buffers_of is not None and self._is_training:
             kept = [
                 (buffer, self._buffers.setdefault(name, {}))
