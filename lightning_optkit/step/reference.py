@@ -116,7 +116,7 @@ def step_reference_(
         observed = rule.estimate.observe(p, g, working, given, step)
     key = (int(numbers.rounding_seed), int(step), tensor_index)
     for name, value in working.items():
-        _write(state, rule.spec(name), value, (*key, rule.state_names.index(name)))
+        _write(state, rule.spec(name), value, stored, (*key, rule.state_names.index(name)))
 
     next_p = _move(p, update, numbers)
     if correction is not None:
@@ -195,12 +195,14 @@ def _decoded(state: State, spec: StateSpec) -> Tensor:
     return dequantize8(stored, state[scale_name(spec.name)], signed=not spec.nonnegative)
 
 
-def _write(state: State, spec: StateSpec, value: Tensor, key: tuple[int, int, int, int]) -> None:
+def _write(state: State, spec: StateSpec, value: Tensor, param: Tensor, key: tuple[int, int, int, int]) -> None:
     stored = state[spec.name]
     if stored.dtype == torch.uint8:
         quantize8_(stored, state[scale_name(spec.name)], value, signed=not spec.nonnegative, key=key)
     elif stored.dtype in (torch.bfloat16, torch.float16):  # with rounding to nearest, a slow average would not move
         *counted, number = key
+        if value.shape == param.shape and value.stride() != param.stride():  # random bits go by the parameter's order
+            value = torch.empty_like(param, dtype=value.dtype).copy_(value)
         stored.copy_(round_stochastically(value, stored.dtype, *counted, state=number))
     else:
         as_real(stored).copy_(value)

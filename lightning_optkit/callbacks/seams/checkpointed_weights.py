@@ -109,9 +109,9 @@ def _pruned_like(here: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[st
     """The same weights, with the masks of `torch.nn.utils.prune` where `here` has them and multiplied out elsewhere."""
     result = dict(weights)
     for name in {*here, *weights}:
-        base = name.removesuffix("_mask")
+        base, _, kind = name.rpartition("_")
         original, mask = f"{base}_orig", f"{base}_mask"
-        if name != mask:
+        if kind != "mask":
             continue
         if base in here and original in weights and mask in weights:
             result[base] = result.pop(original) * result.pop(mask)
