@@ -218,7 +218,7 @@ class BatchSizeSchedule(FitCallback):
         try:
             size = round(self._base * self.schedule(epoch, total))
         except ValueError as error:
-            if _trains_little(trainer):
+            if Run(trainer).is_trial:
                 return self._base
             raise ValueError(
                 f"{type(self).__name__}(schedule={self.schedule!r}): the run has "
@@ -238,7 +238,7 @@ class BatchSizeSchedule(FitCallback):
         return float((self.batch_size / self._base) ** _EXPONENTS[self.lr_scaling])
 
     def _check_run(self, trainer: pl.Trainer, loader: DataLoader[Any]) -> None:
-        if _trains_little(trainer):
+        if Run(trainer).is_trial:
             return
         epochs = max(1, trainer.max_epochs or 1)  # -1: the run has no end
         if isinstance(self.schedule, dict) and trainer.max_epochs != -1 and (last := max(self.schedule)) >= epochs:
@@ -303,11 +303,6 @@ class BatchSizeSchedule(FitCallback):
         while self._loaders:
             assert self._base is not None
             set_batch_size(self._loaders.pop(), self._base)
-
-
-def _trains_little(trainer: pl.Trainer) -> bool:
-    """Whether the run is only a trial, or has no epoch at all."""
-    return bool(trainer.fast_dev_run) or trainer.max_epochs == 0 or trainer.max_steps == 0  # type: ignore[attr-defined]
 
 
 def _epoch(trainer: pl.Trainer) -> int:

@@ -136,7 +136,7 @@ class SnapshotEnsemble(RunFree, Callback):
         try:
             self._look_ahead(Run(trainer), before_epoch)
         except ValueError:
-            if not (trainer.fast_dev_run or trainer.max_epochs == 0 or trainer.max_steps == 0):  # type: ignore[attr-defined]
+            if not Run(trainer).is_trial:
                 raise
             self._is_idle, self._next_end = True, math.inf
             rank_zero_info(f"{type(self).__name__}: this run of {Run(trainer).steps_at_end()} steps has no cycle.")

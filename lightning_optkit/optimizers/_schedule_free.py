@@ -16,6 +16,7 @@ from lightning_optkit.step import Average, OnePassOptimizer
 from lightning_optkit.step.arguments import check_flag, check_number
 from lightning_optkit.step.numbers import compute_dtype
 from lightning_optkit.step.rule import Group, Hyperparameters, Scalar, State
+from lightning_optkit.step.split_weights import joined
 
 __all__ = ["WEIGHT_SUM", "ScheduleFreeOptimizer", "average_hyperparameters", "move", "rate_and_share"]
 
@@ -101,7 +102,7 @@ class ScheduleFreeOptimizer(OnePassOptimizer):
             for param in group["params"] if group["train_mode"] else ():
                 state = self.state.get(param, {})
                 if "z" in state and float(state["step"]) > 0:
-                    y, z = (t.to(compute_dtype(param), copy=True) for t in (param.detach(), state["z"]))
+                    y, z = (t.to(compute_dtype(param), copy=True) for t in (joined(param.detach(), state), state["z"]))
                     found[param] = y.lerp_(z, 1 - 1 / self._beta(group)).to(param.dtype)
         return found
 

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_optkit._checks import check_mapping, check_module
-from lightning_optkit.step.rule import State
 from lightning_optkit.step.shards import distribute_like, local, place_like
-from lightning_optkit.step.split_weights import CORRECTIONS, correction_of, join, split_
+from lightning_optkit.step.split_weights import CORRECTIONS, LOW_ORDER_PARTS, low_order_part, split_off, whole
 from lightning_optkit.step.stepped import Loadable
 
 __all__ = ["full_precision_state_dict", "load_full_precision"]
@@ -22,17 +21,16 @@ def full_precision_state_dict(optimizer: Loadable, model: nn.Module) -> dict[str
     state_dict = dict(model.state_dict())
     for name, param in _stepped(optimizer, model).items():
         if name in state_dict:
-            state_dict[name] = place_like(_whole(local(param.detach()), optimizer.state.get(param, {})), param)
+            state_dict[name] = place_like(whole(local(param.detach()), _part_of(optimizer, param)), param)
     return state_dict
 
 
-def _whole(param: Tensor, state: State) -> Tensor:
-    correction = correction_of(state)
-    if correction is not None:
-        return join(param, local(correction))
-    lost = state.get("compensation")
-    value = param.to(torch.float32)
-    return value if lost is None else value + local(lost).to(torch.float32)
+def _part_of(optimizer: Loadable, param: Tensor) -> Tensor | None:
+    """The low-order part of the value that the parameter now holds."""
+    state = optimizer.state.get(param, {})
+    part = low_order_part(state)
+    # In evaluation mode a schedule-free rule carries the point that it steps, to which the part belongs.
+    return None if part is None or any(name in state for name in optimizer._carried) else local(part)
 
 
 def load_full_precision(optimizer: Loadable, model: nn.Module, state_dict: Mapping[str, Any]) -> None:
@@ -53,14 +51,13 @@ def load_full_precision(optimizer: Loadable, model: nn.Module, state_dict: Mappi
     model.load_state_dict(state_dict)
     groups = {param: group for group in optimizer.param_groups for param in group["params"]}
     for name, param in stepped.items():
-        kept = {"split24": "correction8", "split32": "correction16"}.get(groups[param]["rounding"])
-        if name not in state_dict or kept is None or param.dtype != torch.bfloat16:
+        kept = LOW_ORDER_PARTS.get(groups[param]["rounding"])
+        state = optimizer.state[param]
+        is_elsewhere = any(carried in state for carried in optimizer._carried)
+        if kept is None or is_elsewhere or (kept in CORRECTIONS and param.dtype != torch.bfloat16):
             continue
         value = local(distribute_like(state_dict[name].detach().to(param.device, torch.float32), param))
-        here = local(param.detach())
-        correction = torch.empty_like(here, dtype=CORRECTIONS[kept])
-        split_(here, correction, value)
-        optimizer.state[param][kept] = place_like(correction, param)
+        state[kept] = place_like(split_off(local(param.detach()), kept, value), param)
     optimizer._forget_steps()
 
 

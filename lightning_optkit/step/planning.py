@@ -18,6 +18,7 @@ from lightning_optkit.step.plain import why_no_parameter
 from lightning_optkit.step.rule import Group, Rule, State
 from lightning_optkit.step.segments import Entry, PlanOutdated, ReferenceSegment, Segment
 from lightning_optkit.step.shards import local, sharding_groups, why_not_on_shards
+from lightning_optkit.step.split_weights import CORRECTIONS, LOW_ORDER_PARTS, correction_of, whole
 from lightning_optkit.step.state import Kept, StateLayout, check_state, prepare_state
 from lightning_optkit.step.stepped import GroupContext, Stepped, group_contexts
 
@@ -119,7 +120,9 @@ class StepPlan:
             seen = so_far.to(average.real.dtype)
             weight = average_weight(int(group.average_kind), group.average_decay, seen)
             weight = torch.where(seen > 0, weight, (clock > 0).to(seen.dtype))
-            average += weight * (local(entry.param.detach()).to(average.dtype) - average)
+            value, correction = local(entry.param.detach()), correction_of(state)
+            value = value if correction is None else whole(value, local(correction))
+            average += weight * (value.to(average.dtype) - average)
             so_far.copy_(torch.where(seen > 0, so_far + 1, clock))
 
 
@@ -129,10 +132,11 @@ def _start_late_averages(kept: Sequence[Kept], name: str) -> None:
     The parameter has not changed so far, so its average is a copy with the number of updates of the others.
     """
     counts = torch.stack([each.state["num_averaged"] for each in kept]).tolist() if kept else []
+    clock = max(counts, default=0)
     for each, count in zip(kept, counts, strict=True):
-        if count == 0 and max(counts) > 0:
+        if count == 0 and clock > 0:
             local(each.state[name]).copy_(local(each.entry.param.detach()))
-            each.state["num_averaged"].fill_(max(counts))
+            each.state["num_averaged"].fill_(clock)
 
 
 def _check_members(optimizer: Stepped, lists: list[list[Tensor]]) -> None:
@@ -170,7 +174,7 @@ def kept_entry(optimizer: Stepped, context: GroupContext, param: Tensor, number:
     if reason is not None:
         which = "a parameter" if param.is_nested else f"a parameter of shape {list(param.shape)}"
         raise ValueError(f"{optimizer._owner}.step: {which} {reason}.")
-    if param.dtype == torch.float16 and context.group["rounding"] in ("split24", "split32"):
+    if param.dtype == torch.float16 and LOW_ORDER_PARTS.get(context.group["rounding"]) in CORRECTIONS:
         raise ValueError(
             f"{optimizer._owner}(rounding={context.group['rounding']!r}): a parameter of shape {list(param.shape)} is "
             "float16; weights that are split must be bfloat16, and 'kahan' serves both."

@@ -119,18 +119,7 @@ def step_reference_(
         _write(state, rule.spec(name), value, stored, (*key, rule.state_names.index(name)))
 
     next_p = _move(p, update, numbers)
-    if correction is not None:
-        split_(
-            param,
-            correction,
-            next_p,
-            random_bits(param.numel(), *key, param.device).as_strided(param.shape, param.stride()),
-        )
-        stored = join(param, correction)
-    elif numbers.rounding == 1 and stored.dtype in (torch.bfloat16, torch.float16):
-        stored.copy_(round_stochastically(next_p, stored.dtype, int(numbers.rounding_seed), int(step), tensor_index))
-    else:
-        stored.copy_(next_p)
+    stored = _store(stored, correction, next_p, numbers, key)
     keeps_lost = correction is None and "compensation" in state
     if keeps_lost:
         lost = as_real(state["compensation"])
@@ -146,6 +135,21 @@ def step_reference_(
     difference = next_p - p
     counted = TensorStatistics.from_tensors(g, next_p, difference, (difference != 0) & unchanged)
     return Done(counted, clipped, observed)
+
+
+def _store(
+    param: Tensor, correction: Tensor | None, value: Tensor, numbers: GroupNumbers, key: tuple[int, int, int]
+) -> Tensor:
+    """Stores `value` in the parameter, rounded as its group says; returns the stored values."""
+    if correction is not None:
+        random = None
+        if correction.dtype == torch.int8:
+            random = random_bits(param.numel(), *key, param.device).as_strided(param.shape, param.stride())
+        split_(param, correction, value, random)
+        return join(param, correction)
+    if numbers.rounding == 1 and param.dtype in (torch.bfloat16, torch.float16):
+        return param.copy_(round_stochastically(value, param.dtype, *key))
+    return param.copy_(value)
 
 
 def clip_reference(

@@ -12,10 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["CORRECTIONS", "correction_of", "join", "split_"]
+__all__ = [
+    "CORRECTIONS",
+    "LOW_ORDER_PARTS",
+    "correction_of",
+    "join",
+    "joined",
+    "low_order_part",
+    "split_",
+    "split_off",
+    "whole",
+]
 
 CORRECTIONS = {"correction8": torch.int8, "correction16": torch.int16}
 """Names of the correction in the state of a parameter, and its dtype."""
+
+LOW_ORDER_PARTS = {"kahan": "compensation", "split24": "correction8", "split32": "correction16"}
+"""Name in the state of what a parameter could not store, by the rounding that keeps it."""
 
 _NAN = 0x7FC00000
 
@@ -43,6 +56,41 @@ def join(param: Tensor, correction: Tensor) -> Tensor:
 def correction_of(state: Mapping[str, Any]) -> Tensor | None:
     """The correction in the state of a parameter, or None."""
     return next((state[name] for name in CORRECTIONS if name in state), None)
+
+
+def joined(param: Tensor, state: Mapping[str, Any]) -> Tensor:
+    """The value that a step works on: `param`, joined with its correction where it has one."""
+    correction = correction_of(state)
+    return param if correction is None else join(param, correction)
+
+
+def low_order_part(state: Mapping[str, Any]) -> Tensor | None:
+    """What the parameter could not store, whatever the rounding, or None."""
+    return next((state[name] for name in LOW_ORDER_PARTS.values() if name in state), None)
+
+
+def whole(param: Tensor, low_order: Tensor | None) -> Tensor:
+    """A 16-bit parameter with its low-order part, in fp32."""
+    if low_order is not None and low_order.dtype in CORRECTIONS.values():
+        return join(param, low_order)
+    value = param.detach().to(torch.float32)
+    return value if low_order is None else value + low_order.to(torch.float32)
+
+
+def split_off(param: Tensor, name: str, value: Tensor) -> Tensor:
+    """The low-order part `name` of `value`.
+
+    Args:
+        param: 16 bits; already rounded from `value`. A correction overwrites it, since it rounds ties upwards.
+        name: One of `LOW_ORDER_PARTS`.
+        value: fp32, of the same shape.
+    """
+    if name not in CORRECTIONS:
+        difference = value - param.to(torch.float32)
+        return torch.where(difference.isfinite(), difference, 0.0).to(param.dtype)
+    correction = torch.empty_like(param, dtype=CORRECTIONS[name])
+    split_(param, correction, value)
+    return correction
 
 
 def split_(param: Tensor, correction: Tensor, value: Tensor, random: Tensor | None = None) -> None:

@@ -18,12 +18,10 @@ from lightning_optkit.step.reference import as_real
 from lightning_optkit.step.rule import Average, Group, Rule, Scalar, State, StateSpec
 from lightning_optkit.step.segments import Entry
 from lightning_optkit.step.shards import distribute_like, local, place_like
-from lightning_optkit.step.split_weights import CORRECTIONS, join, split_
+from lightning_optkit.step.split_weights import CORRECTIONS, LOW_ORDER_PARTS, low_order_part, split_off, whole
 
 __all__ = ["Kept", "StateLayout", "check_state", "convert_", "prepare_state"]
 
-# The low-order part of a parameter in the state, by rounding.
-_RESTS = {"kahan": "compensation", "split24": "correction8", "split32": "correction16"}
 _STEP, _NUM_AVERAGED = Scalar("step", 0.0, 1.0), Scalar("num_averaged", 0.0, 1.0)
 
 
@@ -62,9 +60,9 @@ class StateLayout:
     def tensors(self, state_names: Sequence[str], group: Group, param: Tensor) -> list[str]:
         """Names of the state tensors of a parameter in the group, given those of the rule."""
         names = list(state_names)
-        rest = _RESTS.get(group["rounding"])
-        if rest == "compensation" or (rest is not None and param.dtype == torch.bfloat16):
-            names.append(rest)
+        part = LOW_ORDER_PARTS.get(group["rounding"])
+        if part is not None and (part not in CORRECTIONS or param.dtype == torch.bfloat16):
+            names.append(part)
         if self.average_name:
             names.append(self.average_name)
         return names
@@ -135,7 +133,7 @@ def _kind_of(value: object) -> str:
 def prepare_state(kept: Sequence[Kept], layout: StateLayout) -> None:
     """Creates missing state, and converts existing state to the dtype and strides of the walk."""
     for entry, state, group, _ in kept:
-        _change_rest(entry.param, state, group)
+        _change_low_order_part(entry.param, state, group)
     missing: list[tuple[State, StateSpec, Tensor, torch.dtype, float]] = []
     for entry, state, group, rule in kept:
         for name in _walked(entry, state, group, layout):
@@ -185,28 +183,19 @@ def convert_(tensor: Tensor, state: State, spec: StateSpec, held: Tensor) -> Non
 def _walked(entry: Entry, state: State, group: Group, layout: StateLayout) -> list[str]:
     """The tensors that the walk touches: an existing low-order part is still used after `rounding` changes."""
     names = layout.tensors(entry.state_names, group, entry.param)
-    if any(rest in names for rest in _RESTS.values()):
-        return names
-    return [*names, *(rest for rest in _RESTS.values() if rest in state)]
+    return [*names, *(part for part in LOW_ORDER_PARTS.values() if part in state and part not in names)]
 
 
-def _change_rest(param: Tensor, state: State, group: Group) -> None:
+def _change_low_order_part(param: Tensor, state: State, group: Group) -> None:
     """Converts the low-order part of a parameter when `rounding` changes, as exactly as the new one can hold it."""
-    wanted = _RESTS.get(group["rounding"])
-    others = [rest for rest in _RESTS.values() if rest in state and rest != wanted]
-    if wanted is None or not others or (wanted in CORRECTIONS and param.dtype != torch.bfloat16):
+    wanted, part = LOW_ORDER_PARTS.get(group["rounding"]), low_order_part(state)
+    if wanted is None or part is None or wanted in state or (wanted in CORRECTIONS and param.dtype != torch.bfloat16):
         return
-    here, rest = local(param.detach()), local(state.pop(others[0]))
-    if rest.dtype in CORRECTIONS.values():
-        value = join(here, rest)
-    else:
-        value = here.to(torch.float32) + rest.to(torch.float32)
-    if wanted in CORRECTIONS:
-        tensor = torch.empty_like(here, dtype=CORRECTIONS[wanted])
-        split_(here, tensor, value)
-    else:
-        tensor = (value - here.to(torch.float32)).to(here.dtype)
-    state[wanted] = place_like(tensor, param)
+    here = local(param.detach())
+    converted = split_off(here, wanted, whole(here, local(part)))
+    for name in LOW_ORDER_PARTS.values():
+        state.pop(name, None)
+    state[wanted] = place_like(converted, param)
 
 
 def _fits(held: Tensor, like: Tensor, dtype: torch.dtype) -> bool:

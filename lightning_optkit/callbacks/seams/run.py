@@ -41,6 +41,12 @@ class Run:
         self._trainer = trainer
         self._is_automatic = trainer.lightning_module.automatic_optimization
 
+    @property
+    def is_trial(self) -> bool:
+        """Whether it ends before a schedule can run its course: `fast_dev_run`, or no epochs or steps at all."""
+        trainer: Any = self._trainer
+        return bool(trainer.fast_dev_run) or trainer.max_epochs == 0 or trainer.max_steps == 0
+
     # --- optimizers ---
 
     @property
