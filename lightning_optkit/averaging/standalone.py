@@ -19,6 +19,7 @@ from lightning_optkit.step import Average
 from lightning_optkit.step.coefficients import average_weight
 from lightning_optkit.step.saved import saved_number, saved_tensor
 from lightning_optkit.step.shards import local
+from lightning_optkit.step.split_weights import correction_of, join
 
 __all__ = [
     "AnyAverage",
@@ -186,7 +187,8 @@ def _weighted(
         weight = 1.0
     else:
         weight = average_weight(average.kind, average.decay if decay is None else decay, so_far)
-    return weight, local(held), local(tensor.detach())
+    value, correction = local(tensor.detach()), correction_of(state)
+    return weight, local(held), value if correction is None else join(value, local(correction))
 
 
 @torch.no_grad()

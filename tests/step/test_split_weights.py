@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_optkit import optimizers
-from lightning_optkit.averaging import EMA
+from lightning_optkit.averaging import EMA, SWA
+from lightning_optkit.averaging.standalone import update_average_
 from lightning_optkit.clipping import ClipNorm, ClipPerTensor, ClipUnitwise
 from lightning_optkit.optimizers import SGD, AdamW
 from lightning_optkit.step import step_in_backward
@@ -388,3 +389,13 @@ def test_what_an_earlier_rounding_left_is_looked_at_before_it_is_used(snapshot):
     with pytest.raises(ValueError, match=r"the state 'compensation' has shape \[3\]"):
         one.step()
     assert snapshot(one) == before
+
+
+@pytest.mark.parametrize("average", [EMA(0.9), SWA(2)], ids=lambda each: each.state_name)
+def test_a_second_average_is_of_the_whole_number_too(average):
+    split, one, whole, other = pair(AdamW, dict(lr=1e-3))
+    for step in range(1, 7):
+        step_together(split, one, whole, other, 1, seed=step)
+        update_average_(one, average, step, name="second")
+        update_average_(other, average, step, name="second")
+    assert torch.equal(one.state[split]["second"], other.state[whole]["second"])
