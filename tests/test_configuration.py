@@ -181,6 +181,7 @@ STAGES = {
     "average": named("SWA", start=3),
     "l1": 0.1,
     "cautious": True,
+    "decouple_lr": True,
     "centralize": True,
     "rounding": "stochastic",
     "state_dtype": "torch.bfloat16",
@@ -191,9 +192,13 @@ NOT_TAKEN = {  # by the rule itself, in Python as well
     "Adan": {"cautious"},
     "LAMB": {"cautious"},
     "LARS": {"cautious"},
+    "Prodigy": {"decouple_lr"},
     "ScheduleFreeAdamW": {"average", "l1", "cautious"},
     "ScheduleFreeSGD": {"average", "l1", "cautious", "state_dtype"},
 }
+L2_BY_DEFAULT = ["ADOPT", "Adadelta", "Adagrad", "Adam", "Adamax", "LAMB", "LARS", "NAdam", "RAdam", "RMSprop", "SGD"]
+for each in [*L2_BY_DEFAULT, "ScheduleFreeSGD"]:
+    NOT_TAKEN[each] = {*NOT_TAKEN.get(each, ()), "decouple_lr"}
 
 # What stands for classes of a user's own, holds tensors or functions, or is made of an optimizer.
 NO_VALUES = {"Average", "Clip", "StatefulClip", "OnePassOptimizer", "Rule", "Stages"}

@@ -167,7 +167,7 @@ class ElasticNet(FitCallback):
         where = []
         for name, entry, can_fold in (
             ("l1", "l1", isinstance(optimizer, OnePassOptimizer)),
-            ("l2", "weight_decay", bool(group.get("decoupled_weight_decay"))),
+            ("l2", "weight_decay", bool(group.get("decoupled_weight_decay")) and not group.get("decouple_lr")),
         ):
             strength = getattr(self, name)
             if strength and num == total and can_fold:

@@ -5,12 +5,14 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import LearningRateFinder
 
 from lightning_optkit._checks import check_bools
 from lightning_optkit.callbacks.scheduling.clock import Interval
 from lightning_optkit.callbacks.scheduling.existing_schedulers import refuse_other_schedules, take_over_schedulers
 from lightning_optkit.callbacks.scheduling.group_targets import group_targets
 from lightning_optkit.callbacks.scheduling.scheduled_callback import ScheduledCallback, Target
+from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.schedules import Schedule
 
@@ -79,9 +81,12 @@ class LRSchedule(ScheduledCallback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not Run(trainer).is_resuming:
+            has_found = any(finder.optimal_lr for finder in callbacks_of(trainer, LearningRateFinder))
             for group, before in zip(self._groups(trainer), self._rates_at_start, strict=False):
                 if float(group["lr"]) != before:  # a finder has changed it
                     group["initial_lr"] = float(group["lr"])
+                if has_found and "decay_lr" in group:
+                    group["decay_lr"] = float(group["lr"])
         super().on_train_start(trainer, pl_module)
 
     @staticmethod

@@ -15,7 +15,7 @@ from lightning_optkit.optimizers.groups import GroupTable
 
 __all__ = ["regroup_"]
 
-_RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # the last two belong to OneCycleLR
+_RATES = ("lr", "initial_lr", "decay_lr", "max_lr", "min_lr")  # the last two belong to OneCycleLR
 _SCALED, _COPIED = ("base_lrs", LAST_LRS, "max_lrs"), ("lr_lambdas", "min_lrs", "base_momentums", "max_momentums")
 _STRANGER = Membership(decays=True, depth=None, scale=1.0, entries=(), label="other")
 

@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 from lightning_optkit._checks import check_one_of
 from lightning_optkit.step import OnePassOptimizer, Rule
 from lightning_optkit.step.arguments import check_number, several
-from lightning_optkit.step.rule import Group, Hyperparameters, State, StateSpec
+from lightning_optkit.step.rule import Group, Hyperparameters, State, StateSpec, decay_per_rate
 from lightning_optkit.step.stages import Stages
 
 __all__ = ["Adan", "adan_update"]
@@ -38,7 +38,7 @@ def adan_update(param: Tensor, grad: Tensor, state: State, group: Group, step: f
 
 
 def _proximal_decay(group: Group) -> float:
-    return 0.0 if group["no_prox"] else float(group["weight_decay"])
+    return 0.0 if group["no_prox"] else decay_per_rate(group)
 
 
 def _hyperparameters(group: Group) -> Hyperparameters:

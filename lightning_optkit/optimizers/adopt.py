@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 
 from lightning_optkit.step import OnePassOptimizer, Rule
 from lightning_optkit.step.arguments import check_number, pair
-from lightning_optkit.step.rule import Group, Hyperparameters, State, StateSpec
+from lightning_optkit.step.rule import Group, Hyperparameters, State, StateSpec, decay_per_rate
 from lightning_optkit.step.stages import Stages
 
 __all__ = ["ADOPT", "adopt_update"]
@@ -39,7 +39,7 @@ def adopt_update(param: Tensor, grad: Tensor, state: State, group: Group, step: 
 
 
 def _decay(group: Group) -> float:
-    return float(group["weight_decay"]) if group["decoupled_weight_decay"] else 0.0
+    return decay_per_rate(group) if group["decoupled_weight_decay"] else 0.0
 
 
 def _hyperparameters(group: Group) -> Hyperparameters:

@@ -19,7 +19,7 @@ from lightning_optkit.optimizers._group_rules import GroupRules, NoDecay, gather
 __all__ = ["NO_DECAY", "GroupTable", "parameter_groups"]
 
 NO_DECAY: NoDecay = ("norm", "bias", "vector")
-_SHOWN = {"params", "param_names", "name", "lr", "initial_lr", "weight_decay"}
+_SHOWN = {"params", "param_names", "name", "lr", "initial_lr", "decay_lr", "weight_decay"}
 
 
 class GroupTable(list[dict[str, Any]]):

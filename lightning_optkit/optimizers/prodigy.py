@@ -286,6 +286,10 @@ class Prodigy(OnePassOptimizer):
         if group["beta3"] is not None:
             check_number(self._owner, "beta3", group["beta3"], "[0, 1)")
         check_number(self._owner, "eps", group["eps"], "[0, inf)")
+        if group["decouple_lr"]:
+            raise ValueError(
+                f"{self._owner}(decouple_lr=True): must be False; the rate is estimated, also that of decay."
+            )
         check_one_of(self._owner, "use_bias_correction", group["use_bias_correction"], (False, True))
         check_one_of(self._owner, "safeguard_warmup", group["safeguard_warmup"], (False, True))
         check_number(self._owner, "d0", group["d0"], "(0, inf)")

@@ -19,7 +19,7 @@ from lightning_optkit.optimizers._schedule_free import (
 )
 from lightning_optkit.step import Rule
 from lightning_optkit.step.arguments import check_number, pair
-from lightning_optkit.step.rule import Group, Hyperparameters, State, StateSpec
+from lightning_optkit.step.rule import Group, Hyperparameters, State, StateSpec, decay_per_rate
 from lightning_optkit.step.stages import Stages
 
 __all__ = ["ScheduleFreeAdamW", "schedule_free_adamw_update"]
@@ -32,7 +32,7 @@ def schedule_free_adamw_update(param: Tensor, grad: Tensor, state: State, group:
         state["z"].copy_(param)
     rate, share = rate_and_share(state, group, step, (1 - beta2**step) ** 0.5)
     state["exp_avg_sq"].mul_(beta2).add_((1 - beta2) * grad * grad)  # v_t
-    direction = grad / (state["exp_avg_sq"].sqrt() + group["eps"]) + float(group["weight_decay"]) * param
+    direction = grad / (state["exp_avg_sq"].sqrt() + group["eps"]) + decay_per_rate(group) * param
     return move(param, direction, state["z"], beta1, rate, share)
 
 
@@ -42,7 +42,7 @@ def _hyperparameters(group: Group) -> Hyperparameters:
         "beta1": float(beta1),
         "beta2": float(beta2),
         "eps": float(group["eps"]),
-        "decay": float(group["weight_decay"]),
+        "decay": decay_per_rate(group),
         **average_hyperparameters(group),
     }
 

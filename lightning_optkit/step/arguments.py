@@ -23,6 +23,7 @@ from lightning_optkit.step.numbers import ROUNDINGS
 from lightning_optkit.step.rule import Group
 
 __all__ = [
+    "base_rate",
     "check_flag",
     "check_group",
     "check_number",
@@ -35,7 +36,7 @@ __all__ = [
     "with_listed_params",
 ]
 
-_OUR_FLAGS = ("cautious", "centralize", "decoupled_weight_decay")
+_OUR_FLAGS = ("cautious", "decouple_lr", "centralize", "decoupled_weight_decay")
 _TORCHS_FLAGS = ("amsgrad", "capturable", "differentiable", "foreach", "fused", "maximize", "nesterov")
 
 _COUNTS = {2: "two numbers", 3: "three numbers"}
@@ -55,6 +56,7 @@ def check_group(owner: str, group: Group, decay_flag: str) -> None:
     check_in(owner, "l1", group["l1"], "[0, inf)")
     for name in _OUR_FLAGS:
         check_bools(owner, **{decay_flag if name == "decoupled_weight_decay" else name: group[name]})
+    _check_decay_lr(owner, group)
     for name in _TORCHS_FLAGS:
         if name in group and not (group[name] is None and name in ("foreach", "fused")):
             check_flag(owner, name, group[name])
@@ -67,6 +69,21 @@ def check_group(owner: str, group: Group, decay_flag: str) -> None:
             raise RuntimeError(f"{owner}(fused=True, {name}=True): at most one of the two can be True.")
     if group["differentiable"]:
         raise ValueError(f"{owner}(differentiable=True): must be False; the step writes in place.")
+
+
+def _check_decay_lr(owner: str, group: Group) -> None:
+    if "decay_lr" in group:
+        check_in(owner, "decay_lr", group["decay_lr"], "[0, inf)")
+    if group["decouple_lr"] and not group["decoupled_weight_decay"]:
+        raise ValueError(f"{owner}(decouple_lr=True): needs decoupled weight decay, such as that of AdamW.")
+    if group["decouple_lr"] and not group.get("decay_lr", group["lr"]):
+        raise ValueError(f"{owner}(decouple_lr=True): decay_lr, the lr that a group is added with, must not be 0.")
+
+
+def base_rate(group: Group) -> Any:
+    """The rate that a schedule multiplies, as a Python number; unchecked."""
+    rate = group.get("initial_lr", group["lr"])
+    return rate.item() if isinstance(rate, Tensor) and rate.numel() == 1 else rate
 
 
 def check_number(owner: str, name: str, value: object, interval: str) -> None:

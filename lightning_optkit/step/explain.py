@@ -179,10 +179,15 @@ def _stages(optimizer: Stepped, context: GroupContext, param: Tensor) -> tuple[s
         "trust" if rule.trust_ratio is not None else "",
         "update",
         "estimate" if rule.estimate is not None else "",
-        f"{'cautious ' if group['cautious'] else ''}decay({group['weight_decay']:g})" if decays and decoupled else "",
+        _decay(group) if decays and decoupled else "",
         f"L1({group['l1']:g})" if group["l1"] else "",
         rounding if rounding != "nearest" else "",
         repr(optimizer.average) if optimizer.average is not None else "",
         "statistics" if optimizer.record_statistics else "",
     ]
     return tuple(stage for stage in listed if stage)
+
+
+def _decay(group: Group) -> str:
+    at = f" at lr {group['decay_lr']:g}" if group["decouple_lr"] else ""
+    return f"{'cautious ' if group['cautious'] else ''}decay({group['weight_decay']:g}{at})"

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_optkit.step.rule import Average, Clip, ClipBounds, Group
+from lightning_optkit.step.rule import Average, Clip, ClipBounds, Group, decay_per_rate
 
 __all__ = ["ROUNDINGS", "GroupNumbers", "compute_dtype", "is_due", "read_group"]
 
@@ -59,7 +59,7 @@ def read_group(
     bounds = clip.bounds if clip is not None else _NO_BOUNDS
     return GroupNumbers(
         lr=math.nan if isinstance(group["lr"], Tensor) and group["lr"].device == device else float(group["lr"]),
-        weight_decay=0.0 if owns_decay else float(group["weight_decay"]),
+        weight_decay=0.0 if owns_decay else decay_per_rate(group),
         decoupled=float(group["decoupled_weight_decay"]),
         cautious=float(group["cautious"]),
         maximize=float(group["maximize"]),

@@ -15,6 +15,7 @@ from lightning_optkit._checks import check_callable, check_int, check_one_of
 from lightning_optkit._native import warn_once_if_missing
 from lightning_optkit.step.accepted import AcceptedGroups
 from lightning_optkit.step.arguments import (
+    base_rate,
     check_group,
     check_params,
     check_stages,
@@ -61,7 +62,7 @@ class OnePassOptimizer(Optimizer):
     _torch_class: ClassVar[type[Optimizer] | None] = None
     """The torch.optim class of the same rule, which this class also derives from; state dicts are exchangeable."""
 
-    kept_entries: ClassVar[frozenset[str]] = frozenset({"rounding_seed"})
+    kept_entries: ClassVar[frozenset[str]] = frozenset({"rounding_seed", "decay_lr"})
     """Group entries that cannot be scheduled: initial values, counters, and what the rule writes itself."""
 
     def __init__(
@@ -77,6 +78,7 @@ class OnePassOptimizer(Optimizer):
         check_one_of(self._owner, "state_dtype", self.state_dtype, STATE_DTYPES)
         defaults = {**defaults, **group_stages(given)}
         self._check_all(defaults)
+        defaults["decay_lr"] = base_rate(defaults)
         warn_once_if_missing()
         self._engine, self._accepted = StepEngine(), AcceptedGroups()
         Optimizer.__init__(self, listed(self._owner, params), defaults)
@@ -139,7 +141,10 @@ class OnePassOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as in torch; an invalid group changes nothing."""
         param_group = with_listed_params(f"{self._owner}.add_param_group", "param_group", param_group)
-        self._check_all({**self.defaults, **param_group})
+        added = {**self.defaults, **param_group}
+        added["decay_lr"] = param_group.get("decay_lr", base_rate(added))
+        self._check_all(added)
+        param_group = {**param_group, "decay_lr": float(added["decay_lr"])}
         check_params(self._owner, self.param_groups, param_group["params"])
         with self._engine.lock:
             try:

@@ -29,6 +29,7 @@ __all__ = [
     "StateSpec",
     "StatefulClip",
     "Update",
+    "decay_per_rate",
 ]
 
 Group = dict[str, Any]
@@ -42,6 +43,12 @@ Hyperparameters = dict[str, float]
 
 Update = Callable[[Tensor, Tensor, State, Group, float], Tensor]
 """(param, grad, state, group, step) -> the amount to subtract from the parameter; updates `state` in place."""
+
+
+def decay_per_rate(group: Group) -> float:
+    """The factor that decoupled decay has beside `lr`: with `decouple_lr` it cancels the base rate."""
+    decay = float(group["weight_decay"])
+    return decay / float(group["decay_lr"]) if group["decouple_lr"] else decay
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ class Stages(TypedDict, total=False):
         average: Average of the parameters updated by the step, e.g. `EMA(0.999)`.
         l1: Weight of the L1 proximal step, in [0, inf); the threshold is `lr * l1`, and zeros are exact.
         cautious: Apply decoupled decay only where the update does not move away from zero; no effect on L2.
+        decouple_lr: Multiply decoupled decay by `lr / decay_lr` instead of `lr`, so that a schedule changes it, but the
+            base rate does not. `decay_lr` is an entry of each group: its `lr` (or `initial_lr`) when it was added.
         centralize: Subtract the mean of each row of the first dimension from its gradient (two dimensions or more).
         rounding: How 16-bit parameters are stored: "nearest", "stochastic", or "kahan" (one more 16-bit number per
             element for the low-order part). "split32" trains bf16 parameters as if they were fp32: the state keeps the
@@ -37,6 +39,7 @@ class Stages(TypedDict, total=False):
     average: Average | None
     l1: float
     cautious: bool
+    decouple_lr: bool
     centralize: bool
     rounding: Literal["nearest", "stochastic", "kahan", "split24", "split32"]
     state_dtype: torch.dtype | Literal["int8"]
@@ -48,6 +51,7 @@ STAGE_DEFAULTS: Stages = {
     "average": None,
     "l1": 0.0,
     "cautious": False,
+    "decouple_lr": False,
     "centralize": False,
     "rounding": "nearest",
     "state_dtype": torch.float32,
@@ -56,7 +60,7 @@ STAGE_DEFAULTS: Stages = {
 STATE_DTYPES = (torch.float32, torch.bfloat16, "int8")
 
 _OF_THE_OPTIMIZER = ("clip", "average", "state_dtype", "statistics")
-ADDED_ENTRIES = STAGE_DEFAULTS.keys() - {*_OF_THE_OPTIMIZER} | {"rounding_seed", "average_decay"}
+ADDED_ENTRIES = STAGE_DEFAULTS.keys() - {*_OF_THE_OPTIMIZER} | {"rounding_seed", "average_decay", "decay_lr"}
 """Group entries that torch's classes lack: the per-group stages, and the entries they need."""
 
 

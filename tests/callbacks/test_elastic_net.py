@@ -62,6 +62,7 @@ CASES = {
     "adamw, Fuse, two groups": (two_groups(torch.optim.AdamW, weight_decay=0.0), [Fuse]),
     "sgd, Fuse, two groups": (two_groups(torch.optim.SGD, momentum=0.9), [Fuse]),
     "our adamw, two groups": (two_groups(optimizers.AdamW, weight_decay=0.0), []),
+    "our adamw, decay apart from the rate": (two_groups(optimizers.AdamW, weight_decay=0.0, decouple_lr=True), []),
     "rprop": (one_group(torch.optim.Rprop), []),
 }
 

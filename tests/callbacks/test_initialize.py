@@ -449,6 +449,15 @@ def test_mup_gives_every_parameter_its_rate_before_schedulers_count_the_groups(s
     assert found == pytest.approx(wanted) and {round(lr / 0.1, 6) for lr in found.values()} == factors
 
 
+def test_decay_apart_from_the_rate_is_the_same_for_all_of_mups_groups(start):
+    narrow = Classifier(8, norm=False)
+    module = Classifier(32, lambda m: AdamW(m.parameters(), lr=0.1, weight_decay=0.01, decouple_lr=True), norm=False)
+    trainer = start(module, Initialize(partial(mup_width, base=narrow), seed=0), steps=2)
+    groups = trainer.optimizers[0].param_groups
+    assert [group["decay_lr"] for group in groups] == pytest.approx([group["lr"] for group in groups])
+    assert len({group["decay_lr"] for group in groups}) > 1
+
+
 def test_mup_on_resuming_splits_the_groups_and_draws_nothing(start, tmp_path):
     def train(steps, ckpt_path=None):
         module = Classifier(32, sgd, norm=False)

@@ -421,6 +421,17 @@ def test_the_finders_suggestion_is_the_base(fit, regression, recorder):
     assert recorder.values("lr") == expected(linear(), range(24), 24, base=module.lr)
 
 
+def test_decay_apart_from_the_rate_follows_the_finders_suggestion(fit, regression):
+    class Findable(regression):
+        lr = LR
+
+    module = Findable(lambda m: AdamW(m.parameters(), lr=m.lr, decouple_lr=True))
+    finder = LearningRateFinder(num_training_steps=20, early_stop_threshold=None)
+    trainer = fit(module, finder, quiet(linear()), epochs=6, accumulate_grad_batches=1)
+    assert module.lr != LR
+    assert [group["decay_lr"] for group in trainer.optimizers[0].param_groups] == [module.lr]
+
+
 def scheduled(make):
     def configure(module):
         optimizer = sgd(module)

@@ -46,7 +46,8 @@ def split_by_multiplier(model: nn.Module, rows: Sequence[MupRow]) -> Iterator[No
                 raise ValueError(
                     f"Initialize(scheme=mup_width): {type(self).__name__} has no learning rate to be multiplied."
                 )
-            original(self, {**part, "lr": lr * factor, _MARK: factor})
+            scaled = {name: part[name] * factor for name in ("decay_lr",) if name in part}
+            original(self, {**part, **scaled, "lr": lr * factor, _MARK: factor})
             given.append((self.param_groups[-1], float(lr * factor)))
 
     Optimizer.add_param_group = add_param_group  # type: ignore[method-assign]
