@@ -39,6 +39,7 @@ from .callbacks import ParameterGroups as ParameterGroups
 from .callbacks import PlateauSchedule as PlateauSchedule
 from .callbacks import Preprocess as Preprocess
 from .callbacks import RDrop as RDrop
+from .callbacks import ReleaseGradients as ReleaseGradients
 from .callbacks import Report as Report
 from .callbacks import ScheduleFree as ScheduleFree
 from .callbacks import SnapshotEnsemble as SnapshotEnsemble

@@ -76,6 +76,7 @@ CALLBACKS = [
     ("Preprocess", {"transform": [named("Impute", strategy="median"), named("Standardize", with_std=False)]}),
     ("Preprocess", {"transform": [named("RobustScale"), "torch.log1p"]}),
     ("RDrop", {"alpha": 2.0}),
+    ("ReleaseGradients", {}),
     ("Report", {"path": "report.html", "measure_every": 5}),
     ("SAM", {"rho": 0.1, "adaptive": True}),
     ("ScheduleFree", {}),

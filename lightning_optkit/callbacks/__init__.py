@@ -22,6 +22,7 @@ from lightning_optkit.callbacks.parameter_groups import ParameterGroups
 from lightning_optkit.callbacks.plateau_schedule import PlateauSchedule
 from lightning_optkit.callbacks.preprocess import Preprocess
 from lightning_optkit.callbacks.r_drop import RDrop
+from lightning_optkit.callbacks.release_gradients import ReleaseGradients
 from lightning_optkit.callbacks.report import Report
 from lightning_optkit.callbacks.sam import SAM
 from lightning_optkit.callbacks.schedule_free import ScheduleFree
@@ -52,6 +53,7 @@ __all__ = [
     "PlateauSchedule",
     "Preprocess",
     "RDrop",
+    "ReleaseGradients",
     "Report",
     "ScheduleFree",
     "SnapshotEnsemble",

@@ -15,7 +15,13 @@ from lightning_optkit._checks import check_bools, check_in
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.refusals import refuse_twice
 from lightning_optkit.callbacks.seams.run import Run, has_lazy_parameters
-from lightning_optkit.callbacks.seams.steps import StepListener, StepWatch, refuse_folded_average, watch_steps
+from lightning_optkit.callbacks.seams.steps import (
+    StepListener,
+    StepWatch,
+    refuse_folded_average,
+    was_updated,
+    watch_steps,
+)
 from lightning_optkit.regularization.soft_threshold import soft_threshold_
 from lightning_optkit.regularization.sparsity import sparsity
 from lightning_optkit.regularization.weights_of import weights_of
@@ -216,7 +222,7 @@ class ElasticNet(FitCallback):
         for owner, index in self._own[name]:
             if owner is optimizer:
                 group = optimizer.param_groups[index]
-                yield float(group["lr"]), [p for p in group["params"] if p in weights and p.grad is not None]
+                yield float(group["lr"]), [p for p in group["params"] if p in weights and was_updated(optimizer, p)]
 
     def _put_back(self) -> None:
         for watch in self._watches.values():

@@ -86,6 +86,11 @@ class Fuse(FitCallback):
         """How each optimizer of the current fit steps."""
         return [optimizer.explain() for optimizer in self._converted]
 
+    def fold_clips(self, trainer: pl.Trainer) -> None:
+        """Makes the Trainer's current clip part of each step; called before a backward pass that takes steps itself."""
+        for optimizer in self._converted if not self._module_clips else ():
+            self._fold_clip(optimizer, Run(trainer).clip)
+
     # --- hooks, in the order Lightning calls them ---
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

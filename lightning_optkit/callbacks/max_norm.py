@@ -14,7 +14,7 @@ from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_private import key_of_state
 from lightning_optkit.callbacks.seams.refusals import refuse_split_parameters, refuse_twice
 from lightning_optkit.callbacks.seams.run import has_lazy_parameters
-from lightning_optkit.callbacks.seams.steps import StepListener, refuse_folded_average, watch_steps
+from lightning_optkit.callbacks.seams.steps import StepListener, refuse_folded_average, was_updated, watch_steps
 from lightning_optkit.regularization.max_norm import max_norm_
 from lightning_optkit.regularization.weights_of import weights_of
 
@@ -88,7 +88,7 @@ class MaxNorm(FitCallback):
                 if param not in self._dims:
                     self._look_at(pl_module)
                 dim = self._dims.setdefault(param, None)
-                if dim is not None and param.grad is not None:
+                if dim is not None and was_updated(optimizer, param):
                     max_norm_([param], self.max_norm, dim)
 
     def _look_at(self, pl_module: pl.LightningModule) -> None:

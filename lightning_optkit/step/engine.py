@@ -9,6 +9,7 @@ from typing import TypeVar, cast
 import torch
 
 from lightning_optkit.step.cuda import CudaSegment
+from lightning_optkit.step.early import EarlyUpdates
 from lightning_optkit.step.gradient_scale import DeviceScale, global_norm, host_scale
 from lightning_optkit.step.numbers import GroupNumbers, is_due, read_group
 from lightning_optkit.step.plain import refuse_transforms
@@ -55,6 +56,8 @@ class StepEngine:
         self.lock = threading.RLock()
         self.plan: StepPlan | None = None
         self.scale: DeviceScale | None = None
+        self.early: EarlyUpdates | None = None
+        """What the backward pass has updated, while `step_in_backward` is in place."""
         self._stepped: list[Segment] = []
         self._counted = Progress() if counted is None else counted
         self._is_stepping = False
@@ -86,6 +89,15 @@ class StepEngine:
     def forget(self) -> None:
         """Discards the plan and the last step, since state or groups were replaced."""
         self.plan, self._stepped = None, []
+        if self.early is not None:
+            self.early.forget()
+
+    def close_early(self) -> None:
+        """Counts the updates of a backward pass as one step."""
+        if self.early is not None and self.early.current:
+            self._stepped = [*self.early.current.values()]
+            self._counted = self._counted.stepped(None, None, clipped=self.early.is_clipped)
+            self.early.close()
 
     def progress(self) -> Progress:
         """Norms of the last step, and counts over all steps. Synchronizes on CUDA."""
@@ -113,12 +125,20 @@ class StepEngine:
     def _take(self, optimizer: Stepped) -> None:
         self._stepped = []
         plan, bound = self._bind(optimizer)
+        if self.early is not None:
+            plan.clock = self.early.clock(optimizer.state)
         try:
             if bound and all(segment.steps_on_device for segment in bound):
                 self._step_on_device(optimizer, plan, cast("list[CudaSegment]", bound))
             elif bound:
                 self._step_on_host(optimizer, plan, bound)
+            elif self.early is not None and self.early.current:
+                is_clipped = self.early.is_clipped
+                self._finish(optimizer, plan, [], group_numbers(optimizer, plan.clock + 1))
+                self._counted = self._counted.stepped(None, None, clipped=is_clipped)
         finally:
+            if self.early is not None and self.early.current:  # the rest was skipped
+                self.early.close()
             plan.release()
             if self.plan is not plan and self.plan is not None:
                 self.plan.release()
@@ -214,14 +234,16 @@ class StepEngine:
     def _finish(
         self, optimizer: Stepped, plan: StepPlan, stepped: Sequence[Segment], numbers: list[GroupNumbers]
     ) -> None:
-        self._stepped = list(stepped)
+        self._stepped = [*stepped, *(self.early.current.values() if self.early is not None else ())]
         if any(segment.rule.estimate is not None for segment in stepped):
             device = stepped[0].entries[0].param.device
             sums = [reduce_sum_(segment.observed().to(device), segment.process_groups) for segment in stepped]
             optimizer._learn(torch.stack(sums).sum(0))
         plan.clock += 1
         if optimizer.average is not None:
-            plan.average_idle(optimizer, numbers)
+            plan.average_idle(optimizer, numbers, () if self.early is None else self.early.current)
+        if self.early is not None:
+            self.early.close()
 
     def _bind(self, optimizer: Stepped) -> tuple[StepPlan, list[Segment]]:
         """The plan and its segments that have gradients, bound to them; rebuilds a plan that is missing or outdated."""

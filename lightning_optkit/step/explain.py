@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_optkit._native import extension
 from lightning_optkit._torch_private import supports_amp_scaling
+from lightning_optkit.step.early import early_updates
 from lightning_optkit.step.rule import Group
 from lightning_optkit.step.state import StateLayout
 from lightning_optkit.step.stepped import GroupContext, Stepped, group_contexts
@@ -171,6 +172,7 @@ def _stages(optimizer: Stepped, context: GroupContext, param: Tensor) -> tuple[s
     is_16_bit = param.dtype.itemsize == 2
     rounding = group["rounding"] if is_16_bit or group["rounding"] == "kahan" else "nearest"
     listed = [
+        "in backward" if early_updates(optimizer) is not None else "",
         "norm" if optimizer.clip is not None and optimizer.clip.needs_norm else "",
         "unscale" if supports_amp_scaling(optimizer) else "",
         repr(optimizer.clip) if optimizer.clip is not None else "",

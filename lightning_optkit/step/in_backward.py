@@ -14,14 +14,22 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from lightning_optkit._checks import check_instance
+from lightning_optkit._checks import check_bools, check_instance
+from lightning_optkit.step.early import EarlyUpdates
 from lightning_optkit.step.engine import group_numbers
 from lightning_optkit.step.gradient_scale import host_scale
 from lightning_optkit.step.optimizer import OnePassOptimizer
 from lightning_optkit.step.plain import refuse_transforms
-from lightning_optkit.step.planning import kept_entry, lists_of, segment_kind, signature
+from lightning_optkit.step.planning import (
+    check_shards,
+    kept_entry,
+    lists_of,
+    segment_kind,
+    signature,
+    start_late_average,
+)
 from lightning_optkit.step.segments import PlanOutdated, Segment
-from lightning_optkit.step.state import StateLayout, check_state, prepare_state
+from lightning_optkit.step.state import Kept, StateLayout, check_state, prepare_state
 from lightning_optkit.step.stepped import group_contexts
 
 __all__ = ["StepInBackward", "step_in_backward"]
@@ -29,17 +37,19 @@ __all__ = ["StepInBackward", "step_in_backward"]
 _IN_PLACE = "_step_in_backward"  # attribute of the optimizer; keeps the handle alive
 
 
-def step_in_backward(optimizer: OnePassOptimizer) -> "StepInBackward":
+def step_in_backward(optimizer: OnePassOptimizer, *, once_per_step: bool = False) -> "StepInBackward":
     """Makes `loss.backward()` update the parameters of `optimizer` one by one, and free their gradients.
 
-    `optimizer.step()` and `zero_grad()` may still be called; they have nothing to do. State, groups, schedulers and
-    checkpoints work as usual. Each backward pass is one step, so gradients cannot be accumulated, nor averaged over
-    processes afterwards (DDP). If the clip uses norms, a parameter whose gradient is not finite is skipped, while the
-    others are updated. The gradient of a parameter is complete once per backward pass, however often the model uses it.
-    An average is updated only when its parameter is.
+    `optimizer.step()` may still be called: it counts the step, updates the parameters that still have a gradient (one
+    that was frozen when this was put in place, or was added since), and the averages of those without one. State,
+    groups, schedulers and checkpoints work as usual. Each backward pass is one step, so gradients cannot be
+    accumulated, nor averaged over processes afterwards (DDP). If the clip uses norms, a parameter whose gradient is not
+    finite is skipped, while the others are updated. The gradient of a parameter is complete once per backward pass,
+    however often the model uses it. Without `optimizer.step()`, an average is updated only when its parameter is.
 
     Args:
         optimizer: With `ClipPerTensor`, `ClipUnitwise`, `ClipValue` or no clip.
+        once_per_step: Raise RuntimeError if a parameter gets a second gradient before `optimizer.step()` is called.
 
     Returns:
         A handle; `remove()` restores the ordinary step.
@@ -56,32 +66,41 @@ def step_in_backward(optimizer: OnePassOptimizer) -> "StepInBackward":
         >>> weight.data, weight.grad
         (tensor([0.9000, 0.9000]), None)
     """
-    return StepInBackward(optimizer)
+    return StepInBackward(optimizer, once_per_step=once_per_step)
 
 
 class StepInBackward:
     """The handle returned by `step_in_backward`."""
 
-    def __init__(self, optimizer: OnePassOptimizer) -> None:
+    def __init__(self, optimizer: OnePassOptimizer, *, once_per_step: bool = False) -> None:
         such_as = "an optimizer of this package, such as AdamW(model.parameters())"
         check_instance("step_in_backward", "optimizer", optimizer, OnePassOptimizer, such_as)
         self._owner = f"step_in_backward({type(optimizer).__name__})"
-        self.optimizer = optimizer
+        check_bools("step_in_backward", once_per_step=once_per_step)
+        self.optimizer, self._once_per_step = optimizer, once_per_step
         self._check()
         self._own: dict[Tensor, _Own] = {}
         self._places: dict[Tensor, tuple[int, int]] = {}  # last known group and position in it
-        self._handles: list[RemovableHandle] = []
-        this = weakref.ref(self)
-        params = [param for group in optimizer.param_groups for param in group["params"]]
-        for number, param in enumerate(params):
-            self._handles.append(param.register_post_accumulate_grad_hook(self._hook(this, number)))
+        self._handles: dict[Tensor, RemovableHandle] = {}
+        self._early = optimizer._engine.early = EarlyUpdates()
         vars(optimizer)[_IN_PLACE] = self
+        self.follow()
+
+    def follow(self) -> None:
+        """Includes parameters that were added or unfrozen since."""
+        this = weakref.ref(self)
+        for param in (param for params in lists_of(self.optimizer) for param in params):
+            if param.requires_grad and param not in self._handles:
+                self._handles[param] = param.register_post_accumulate_grad_hook(self._hook(this))  # type: ignore[no-untyped-call]
 
     def remove(self) -> None:
         """Restores the ordinary step of the optimizer."""
-        for handle in self._handles:
+        for handle in self._handles.values():
             handle.remove()
         vars(self.optimizer).pop(_IN_PLACE, None)
+        engine = vars(self.optimizer).get("_engine")  # none, if the optimizer is torch's again
+        if engine is not None and engine.early is self._early:
+            engine.early = None
 
     def _check(self) -> None:
         optimizer = self.optimizer
@@ -99,27 +118,27 @@ class StepInBackward:
             raise ValueError(f"{self._owner}: its rate is learned of all gradients, which are never there together.")
 
     @staticmethod
-    def _hook(this: "weakref.ref[StepInBackward]", number: int) -> Callable[[Tensor], None]:
+    def _hook(this: "weakref.ref[StepInBackward]") -> Callable[[Tensor], None]:
         def hook(param: Tensor) -> None:
             self = this()
             place = None if self is None or param.grad is None else self._place_of(param)
             if self is not None and place is not None:
-                self._update(param, place, number)
+                self._update(param, *place)
                 param.grad = None
 
         return hook
 
-    def _place_of(self, param: Tensor) -> int | None:
-        """The group that currently has the parameter, or None."""
+    def _place_of(self, param: Tensor) -> tuple[int, int] | None:
+        """The group that currently has the parameter, and its number among all parameters; or None."""
         lists = lists_of(self.optimizer)
         group, place = self._places.get(param, (0, 0))
         if group < len(lists) and place < len(lists[group]) and lists[group][place] is param:
-            return group
+            return group, sum(map(len, lists[:group])) + place
         for group, params in enumerate(lists):
             for place, other in enumerate(params):
                 if other is param:
                     self._places[param] = group, place
-                    return group
+                    return group, sum(map(len, lists[:group])) + place
         return None
 
     @torch.no_grad()
@@ -129,7 +148,8 @@ class StepInBackward:
             raise RuntimeError(f"{self._owner}: a loss scaler must see all gradients before any step; train in bf16.")
         refuse_transforms(self._owner)
         optimizer._check_changed((group_index,))
-        made_of = group_index, signature(optimizer, [optimizer.param_groups[group_index]])
+        self._begin(param)
+        made_of = group_index, number, signature(optimizer, [optimizer.param_groups[group_index]])
         for _ in range(2):
             own = self._own.get(param)
             if own is None or own.made_of != made_of:
@@ -138,8 +158,11 @@ class StepInBackward:
                 own.segment.bind([optimizer.state.get(param, {})])
                 scale = host_scale(optimizer.clip, [own.segment], None, None)
                 if not scale.is_skipped:
-                    numbers = group_numbers(optimizer, int(float(optimizer.state[param]["step"])) + 1)
-                    own.segment.step(optimizer.param_groups, numbers, scale.factor, optimizer.record_statistics)
+                    numbers = group_numbers(optimizer, self._early.clock(optimizer.state) + 1)
+                    statistics = optimizer.record_statistics
+                    clipped = own.segment.step(optimizer.param_groups, numbers, scale.factor, statistics)
+                    self._early.is_clipped |= clipped.num > 0
+                    self._early.current[param] = own.segment
                 return
             except PlanOutdated:
                 del self._own[param]
@@ -147,15 +170,39 @@ class StepInBackward:
                 own.segment.release()
         raise RuntimeError(f"{self._owner}: a parameter, its state or its gradient was moved while it was updated.")
 
+    def _begin(self, param: Tensor) -> None:
+        """A second gradient of a parameter begins another step, unless that was ruled out."""
+        self._early.clock(self.optimizer.state)
+        if param not in self._early.current:
+            return
+        if self._once_per_step:
+            raise RuntimeError(
+                f"{self._owner}: a parameter of shape {list(param.shape)} got a second gradient before "
+                "optimizer.step(); every backward pass is a step here, so there must be one for each step."
+            )
+        self.optimizer._engine.close_early()
+
     def _build(self, param: Tensor, group_index: int, number: int) -> Segment:
         optimizer = self.optimizer
         kept = kept_entry(optimizer, group_contexts(optimizer)[group_index], param, number)
         layout = StateLayout(optimizer.average, optimizer.state_dtype)
+        check_shards(optimizer, [kept])
         check_state(optimizer._owner, [kept], layout)
+        if not kept.state:
+            optimizer._engine.plan = None  # it does not have this parameter yet
         optimizer.state[param] = kept.state
         prepare_state([kept], layout)
+        if layout.average_name is not None:
+            self._start_late(kept, layout.average_name)
         kind = segment_kind(optimizer, param, kept.group, kept.rule)
         return kind(kept.rule, [kept.entry], [kept.state], layout.average_name, optimizer._owner)
+
+    def _start_late(self, kept: Kept, name: str) -> None:
+        clock, states = self._early.clock(self.optimizer.state), self.optimizer.state
+        if clock > 0 and float(kept.state["num_averaged"]) == 0:
+            count = self._early.num_averaged(states, self.optimizer.average)
+            if count > 0:
+                start_late_average(kept, name, count)
 
 
 class _Own(NamedTuple):

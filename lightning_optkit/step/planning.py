@@ -2,7 +2,7 @@
 """Sorts the parameters of an optimizer into segments, and binds them before every step."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from lightning_optkit.step.arguments import check_params
 from lightning_optkit.step.coefficients import average_weight
 from lightning_optkit.step.compiled import CompiledSegment
 from lightning_optkit.step.cuda import CudaSegment
+from lightning_optkit.step.early import early_updates
 from lightning_optkit.step.membership import membership
 from lightning_optkit.step.numbers import GroupNumbers
 from lightning_optkit.step.plain import why_no_parameter
@@ -22,7 +23,7 @@ from lightning_optkit.step.split_weights import CORRECTIONS, LOW_ORDER_PARTS, co
 from lightning_optkit.step.state import Kept, StateLayout, check_state, prepare_state
 from lightning_optkit.step.stepped import GroupContext, Stepped, group_contexts
 
-__all__ = ["StepPlan", "kept_entry", "lists_of", "segment_kind", "signature"]
+__all__ = ["StepPlan", "check_shards", "kept_entry", "lists_of", "segment_kind", "signature", "start_late_average"]
 
 
 def lists_of(optimizer: Stepped) -> list[list[Tensor]]:
@@ -57,14 +58,14 @@ class StepPlan:
         lists = lists_of(optimizer)
         _check_members(optimizer, lists)
         kept, self._dormant = _sort(optimizer, group_contexts(optimizer), lists)
-        _check_shards(optimizer, kept)
+        check_shards(optimizer, kept)
         check_state(optimizer._owner, kept, layout)
         for each in kept:
             optimizer.state[each.entry.param] = each.state
         prepare_state(kept, layout)
         self._average_name = layout.average_name
         if layout.average_name:
-            _start_late_averages(kept, layout.average_name)
+            _start_late_averages(optimizer, kept, layout.average_name)
         # All averages share one clock: the step count of the parameter with the most updates.
         steps = [each.state["step"] for each in kept] if layout.average_name else []
         self.clock = int(torch.stack(steps).max()) if steps else 0
@@ -101,10 +102,19 @@ class StepPlan:
             segment.release()
 
     @torch.no_grad()
-    def average_idle(self, optimizer: Stepped, numbers: Sequence[GroupNumbers]) -> None:
-        """Updates the averages of parameters without a gradient in this step, so that all averages share one clock."""
+    def average_idle(
+        self, optimizer: Stepped, numbers: Sequence[GroupNumbers], updated: Container[Tensor] = ()
+    ) -> None:
+        """Updates the averages of parameters without an update in this step, so that all averages share one clock.
+
+        Args:
+            optimizer: The optimizer.
+            numbers: The numbers of each group.
+            updated: The parameters that the backward pass has updated.
+        """
         name = self._average_name
-        idle = [pair for segment in self.segments for pair in segment.idle()] if name else []
+        waiting = (pair for segment in self.segments for pair in segment.idle()) if name else ()
+        idle = [pair for pair in waiting if pair[0].param not in updated]
         if name is None or not idle:
             return
         without_gradient = {entry.param for entry, _ in idle}
@@ -126,17 +136,23 @@ class StepPlan:
             so_far.copy_(torch.where(seen > 0, so_far + 1, clock))
 
 
-def _start_late_averages(kept: Sequence[Kept], name: str) -> None:
+def _start_late_averages(optimizer: Stepped, kept: Sequence[Kept], name: str) -> None:
     """Starts the averages of parameters that get their first gradient after the other averages have started.
 
     The parameter has not changed so far, so its average is a copy with the number of updates of the others.
     """
     counts = torch.stack([each.state["num_averaged"] for each in kept]).tolist() if kept else []
-    clock = max(counts, default=0)
+    early = early_updates(optimizer)
+    clock = max(counts, default=0) if early is None else early.num_averaged(optimizer.state, optimizer.average)
     for each, count in zip(kept, counts, strict=True):
         if count == 0 and clock > 0:
-            local(each.state[name]).copy_(local(each.entry.param.detach()))
-            each.state["num_averaged"].fill_(clock)
+            start_late_average(each, name, clock)
+
+
+def start_late_average(kept: Kept, name: str, count: float) -> None:
+    """Starts an average as a copy of its parameter, which has not changed so far, after `count` updates."""
+    local(kept.state[name]).copy_(local(kept.entry.param.detach()))
+    kept.state["num_averaged"].fill_(count)
 
 
 def _check_members(optimizer: Stepped, lists: list[list[Tensor]]) -> None:
@@ -186,7 +202,8 @@ def kept_entry(optimizer: Stepped, context: GroupContext, param: Tensor, number:
     return Kept(entry, state, context.group, context.rule)
 
 
-def _check_shards(optimizer: Stepped, kept: Iterable[Kept]) -> None:
+def check_shards(optimizer: Stepped, kept: Iterable[Kept]) -> None:
+    """Raises ValueError for a parameter whose step needs more than its local shard."""
     for entry, _, group, rule in kept:
         reason = why_not_on_shards(entry.param, group, rule, optimizer.clip, optimizer.state_dtype)
         if reason is not None:

@@ -43,6 +43,7 @@ from lightning_optkit.callbacks import (
     PlateauSchedule,
     Preprocess,
     RDrop,
+    ReleaseGradients,
     Report,
     ScheduleFree,
     SnapshotEnsemble,
@@ -139,6 +140,7 @@ ROWS = {
     "PlateauSchedule": partial(PlateauSchedule, "val_loss", patience=0, verbose=False),
     "Preprocess": lambda: Preprocess([torch.Tensor.double, Standardize(), torch.Tensor.float]),
     "RDrop": RDrop,
+    "ReleaseGradients": ReleaseGradients,
     "Report": partial(Report, write=False),
     "ScheduleFree": ScheduleFree,
     "SnapshotEnsemble": partial(SnapshotEnsemble, 2, save_weights_only=True),
@@ -149,7 +151,7 @@ ROWS = {
     "WeightAveraging by LAWA": lambda: WeightAveraging(LAWA(2)),
     "WeightAveraging with buffers": lambda: WeightAveraging(SWA(0.5), average_buffers=True, update_bn=True),
 }
-OPTIMIZERS = {"ScheduleFree": ScheduleFreeAdamW, "WeightAveraging folded": AdamW}
+OPTIMIZERS = {"ReleaseGradients": AdamW, "ScheduleFree": ScheduleFreeAdamW, "WeightAveraging folded": AdamW}
 # What it learned is as large as the weights: those of the best validation; averages of buffers, which are short.
 LEARNS_WEIGHTS = {"EarlyStoppingCriterion"}
 # For what can be asked after a fit: `averaged_parameters`.

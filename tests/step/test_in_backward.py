@@ -252,3 +252,86 @@ def test_a_step_inside_a_transform_is_refused_on_the_reference_path_too():
     with pytest.raises(RuntimeError, match=r"^SGD\.step: called inside a transform of torch\.func"):
         torch.func.grad(loss)(torch.ones(3))
     assert float(optimizer.state[p]["step"]) == 1
+
+
+# --- a step that `optimizer.step()` completes ---
+
+
+def conditional(in_backward, average, fused, frozen=0):
+    """Two parameters; the second has a gradient in steps 0, 3, 4 and 6, or from step `frozen` on."""
+    always, sometimes = (nn.Parameter(torch.linspace(0.1, 1.0, 20)) for _ in range(2))
+    sometimes.requires_grad_(not frozen)
+    optimizer = AdamW([always, sometimes], lr=0.05, average=average, fused=fused, statistics=True)
+    handle = step_in_backward(optimizer, once_per_step=True) if in_backward else None
+    statistics = []
+    for step in range(8):
+        if frozen and step == frozen:
+            sometimes.requires_grad_(True)
+        if handle is not None and step == 5:
+            handle.follow()
+        if step != 2:  # a step without any gradient
+            backward(always, *([sometimes] if (step >= frozen if frozen else step in (0, 3, 4, 6)) else []))
+        optimizer.step()
+        statistics.append(optimizer.statistics())
+        optimizer.zero_grad()
+    return [always, sometimes], optimizer, statistics
+
+
+@pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
+@pytest.mark.parametrize("frozen", [0, 3])
+@pytest.mark.parametrize("average", [None, EMA(0.5), EMA(0.5, start=3, every=2)], ids=repr)
+def test_averages_statistics_and_counts_are_those_of_an_ordinary_step(average, frozen, fused):
+    params, optimizer, statistics = conditional(True, average, fused, frozen)
+    expected, ordinary, expected_statistics = conditional(False, average, fused, frozen)
+    for p, q in zip(params, expected, strict=True):
+        torch.testing.assert_close((p.detach(), optimizer.state[p]), (q.detach(), ordinary.state[q]), rtol=0, atol=0)
+    assert (optimizer.num_steps, ordinary.num_steps) == (7, 7)
+    assert statistics == expected_statistics
+
+
+def test_a_second_gradient_begins_another_step_unless_that_is_ruled_out():
+    p, q = (torch.ones(2, requires_grad=True) for _ in range(2))
+    free, once = SGD([p], lr=0.25), SGD([q], lr=0.25)
+    step_in_backward(free)
+    step_in_backward(once, once_per_step=True)
+    for _ in range(2):
+        p.sum().backward()
+    free.step()
+    assert p.tolist() == [0.5, 0.5] and free.num_steps == 2
+    q.sum().backward()
+    with pytest.raises(
+        RuntimeError, match=r"^step_in_backward\(SGD\): a parameter of shape \[2\] got a second gradient"
+    ):
+        q.sum().backward()
+    assert q.tolist() == [0.75, 0.75]
+    q.grad = None
+    once.step()
+    q.sum().backward()
+    assert q.tolist() == [0.5, 0.5]
+
+
+def test_a_clip_by_tensor_counts_the_steps_that_it_clipped():
+    p = torch.ones(2, requires_grad=True)
+    optimizer = SGD([p], lr=0.25, clip=ClipPerTensor(1.0))
+    step_in_backward(optimizer)
+    for factor in (0.1, 10.0, 0.2):
+        (p * factor).sum().backward()
+        optimizer.step()
+    assert (optimizer.num_steps, optimizer.num_clipped) == (3, 1)
+
+
+def test_removed_and_loaded_the_count_goes_on():
+    p = torch.ones(2, requires_grad=True)
+    optimizer = AdamW([p], lr=0.25, average=EMA(0.5, start=3))
+    handle = step_in_backward(optimizer)
+    for _ in range(2):
+        p.sum().backward()
+        optimizer.step()
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    p.sum().backward()
+    optimizer.step()
+    handle.remove()
+    p.sum().backward()
+    optimizer.step()
+    state = optimizer.state[p]
+    assert (float(state["step"]), float(state["num_averaged"]), optimizer.num_steps) == (4, 2, 4)

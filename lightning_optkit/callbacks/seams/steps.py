@@ -9,6 +9,9 @@ gradient, or if a one-pass optimizer that clips by norm skips non-finite gradien
 bits the closure runs inside `step`, after the pre-hooks, and an optimizer that unscales itself is stepped whatever the
 loss scaler found.
 
+An optimizer that steps in the backward pass (`ReleaseGradients`) has no gradients left when `step` is called, so it is
+its own count that tells, and nothing can be done before its update.
+
 The optimizers are those in `trainer.optimizers` when they step: every listener is notified of one that replaces another
 during the run, before its first step.
 """
@@ -28,8 +31,17 @@ from lightning_optkit._norms import total_norm
 from lightning_optkit._torch_private import step_post_hooks
 from lightning_optkit.callbacks.seams.overrides import override, restore
 from lightning_optkit.step import OnePassOptimizer
+from lightning_optkit.step.early import early_updates
 
-__all__ = ["StepCounts", "StepListener", "StepWatch", "gradients_of", "refuse_folded_average", "watch_steps"]
+__all__ = [
+    "StepCounts",
+    "StepListener",
+    "StepWatch",
+    "gradients_of",
+    "refuse_folded_average",
+    "was_updated",
+    "watch_steps",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +94,12 @@ def watch_steps(trainer: pl.Trainer, listener: StepListener) -> StepWatch:
 def gradients_of(optimizer: Optimizer) -> list[Tensor]:
     """The current gradients of its parameters."""
     return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+
+def was_updated(optimizer: Optimizer, param: Tensor) -> bool:
+    """Whether the step that was just taken has updated the parameter."""
+    early = early_updates(optimizer)
+    return param.grad is not None or (early is not None and param in early.last)
 
 
 class StepCounts:
@@ -201,6 +219,9 @@ class _Seam:
             )
         if listener.joins is not None:
             listener.joins(optimizer, place)
+        if early_updates(optimizer) is not None:
+            for each in (*self._listeners, listener):
+                _refuse_before(each, optimizer)
         if listener.before or listener.evaluated or listener.after or listener.counts:
             self._hook(optimizer)
 
@@ -245,12 +266,21 @@ class _Seam:
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         before, now = self._num_steps.pop(optimizer, None), _num_steps(optimizer)
         skipped = now is not None and now == before
-        if optimizer not in self._joined or skipped or _has_nothing(optimizer) or _found_inf(optimizer):
+        has_nothing = early_updates(optimizer) is None and _has_nothing(optimizer)
+        if optimizer not in self._joined or skipped or has_nothing or _found_inf(optimizer):
             return
         place, listeners = self._joined[optimizer], list(self._listeners)
         for function in [*(each.after for each in listeners), *(each.counts for each in listeners)]:
             if function is not None:
                 function(optimizer, place)
+
+
+def _refuse_before(listener: StepListener, optimizer: Optimizer) -> None:
+    if listener.before is not None or listener.evaluated is not None:
+        raise ValueError(
+            f"{listener.owner}(...): acts between the gradients and the update, and {type(optimizer).__name__} updates "
+            "each parameter inside the backward pass; leave out ReleaseGradients."
+        )
 
 
 def _has_nothing(optimizer: Optimizer) -> bool:
@@ -264,7 +294,8 @@ def _found_inf(optimizer: Optimizer) -> bool:
 
 def _num_steps(optimizer: Optimizer) -> int | None:
     """The step count, if a step may skip itself; synchronizes on CUDA."""
-    return optimizer.num_steps if _skips(optimizer) else None  # type: ignore[attr-defined]
+    counts = _skips(optimizer) or early_updates(optimizer) is not None
+    return optimizer.num_steps if counts else None  # type: ignore[attr-defined]
 
 
 def _skips(optimizer: Optimizer) -> bool:

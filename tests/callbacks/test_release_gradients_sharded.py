@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ReleaseGradients in two gloo processes: FSDP2 bitwise as in the ordinary run, and what is refused."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+WORKER = Path(__file__).with_name("release_gradients_worker.py")
+
+
+def load_worker():
+    spec = importlib.util.spec_from_file_location("release_gradients_worker", WORKER)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+worker = load_worker()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """ranks[case]: what the two processes found. All cases run in the same two processes, one after another."""
+    folder = tmp_path_factory.mktemp("released")
+    launched = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_PORT")
+    environment = {name: value for name, value in os.environ.items() if name not in launched}
+    cases = [*worker.CASES, *worker.REFUSED]
+    done = subprocess.run(
+        [sys.executable, str(WORKER), str(folder), *cases],
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr
+    return {case: [torch.load(folder / f"{case} {rank}.pt") for rank in range(2)] for case in cases}
+
+
+@pytest.mark.parametrize("case", worker.CASES)
+def test_sharded_parameters_and_their_state_are_bitwise_those_of_the_ordinary_run(ranks, case):
+    for found in ranks[case]:
+        released, ordinary = found[True], found[False]
+        torch.testing.assert_close(released["tensors"], ordinary["tensors"], rtol=0, atol=0)
+        torch.testing.assert_close(released["losses"], ordinary["losses"], rtol=0, atol=0)
+        assert released["steps"] == ordinary["steps"] == 12
+        assert len(released["losses"]) == 12 and released["losses"][-1] < released["losses"][3]
+
+
+def test_no_shard_of_a_gradient_is_left(ranks):
+    for found in ranks["plain"]:
+        assert max(found[True]["left"]) == 0 < min(found[False]["left"])
+        assert max(found[True]["alive"]) == 2  # FSDP2 completes the two of a layer together
+
+
+def test_what_needs_whole_gradients_is_refused_in_every_process(ranks):
+    for message in ranks["ddp"]:
+        assert message == (
+            "ReleaseGradients(): DDPStrategy may still change a gradient that the backward pass has completed; use one "
+            "device, or ModelParallelStrategy (FSDP2)."
+        )
+    for message in ranks["by tensor"]:
+        assert message == (
+            "ReleaseGradients(): GradientClipping takes a pass of its own over the gradients; leave it out."
+        )
