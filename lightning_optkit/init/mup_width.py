@@ -2,7 +2,10 @@
 """Maximal update parametrization: transfers learning rates from a narrow model to a wide one.
 
 Source: Yang et al. 2022, "Tensor Programs V", arXiv:2203.03466, Table 3. It is the form without output multiplier (the
-multiplier of an equivalent form would be a change to the model).
+multiplier of an equivalent form would be a change to the model). Table 3 lets all widths grow alike; where they do not,
+a hidden weight's rate with SGD is n_out / n_in, as for every kind: the gradient of its output is 1 / n_out per element,
+so the output changes by rate * n_in / n_out (Yang, Simon & Bernstein 2023, arXiv:2310.17813: the spectral norm of an
+update is to scale as sqrt(n_out / n_in)). The authors' package `mup` has the same factor.
 Changes of the forward are left to the user, above all attention scaled by 1/d_head instead of 1/sqrt(d_head). The rules
 hold for AdamW too, but its decay is lr * weight_decay, so the decay shrinks with the rate of a group.
 """
@@ -69,13 +72,14 @@ def mup_width(
 ) -> list[MupRow]:
     """Draws `model` in place with `he` and muP's variances; returns one row per parameter with its multipliers.
 
-    With r the growth of a fan relative to `base` (so nothing changes at the base width):
+    With r the growth of a fan relative to `base` (so nothing changes at the base width; r_out / r_in is 1 where all
+    widths grow alike):
 
     ===================  =====================  ==============  =====================
     ..                   input weights, biases  hidden weights  output weights
     ===================  =====================  ==============  =====================
     variance             g^2 / fan_in           g^2 / fan_in    g^2 / (fan_in * r_in)
-    learning rate, SGD   r_out                  1               1 / r_in
+    learning rate, SGD   r_out                  r_out / r_in    1 / r_in
     learning rate, Adam  1                      1 / r_in        1 / r_in
     ===================  =====================  ==============  =====================
 
@@ -119,8 +123,8 @@ def mup_width(
         ):
             scale(module, r.parameter, grown.fan_in**-0.5)
             r = row(r.module, r.parameter, f"{r.scheme}, x {grown.fan_in:g}^(-1/2)", current(module, r.parameter))
-        adam = 1 / grown.fan_in if kind in ("hidden", "output") else 1.0
-        sgd = {"input": grown.fan_out, "output": 1 / grown.fan_in}.get(kind, 1.0)
+        # A fan that does not grow has a growth of 1, so one formula gives every column of the table.
+        adam, sgd = 1 / grown.fan_in, grown.fan_out / grown.fan_in
         rows.append(MupRow(r.module, r.parameter, r.scheme, r.shape, r.std, kind, adam, sgd))
     return rows
 

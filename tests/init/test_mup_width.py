@@ -120,6 +120,58 @@ def test_updates_have_the_same_size_at_every_width(rule):
     assert plain > 3
 
 
+def two_widths(first, second):
+    return nn.Sequential(nn.Linear(6, first), nn.Tanh(), nn.Linear(first, second), nn.Tanh(), nn.Linear(second, 3))
+
+
+@pytest.mark.parametrize(("first", "second"), [(48, 4), (4, 48), (20, 12), (12, 20), (48, 5)])
+def test_sgd_rates_of_a_hidden_weight_whose_fans_grow_unequally(first, second):
+    # Factors of the authors' package `mup` 1.0 (MuSGD, with MuReadout) for these widths over a base of 4.
+    rows = named(mup_width(two_widths(first, second), two_widths(4, 4), draw=False))
+    r1, r2 = first / 4, second / 4
+    assert rows["2.weight"].sgd == pytest.approx(r2 / r1)
+    assert rows["2.weight"].adam == pytest.approx(1 / r1)
+    assert (rows["0.weight"].sgd, rows["2.bias"].sgd, rows["4.weight"].sgd) == pytest.approx((r1, r2, 1 / r2))
+
+
+def test_sgd_rates_of_convolutions_and_blocks_of_gates_whose_fans_grow_unequally():
+    def model(narrow, wide):
+        return nn.ModuleDict(
+            {
+                "conv": nn.Conv2d(narrow, wide, 3),
+                "transposed": nn.ConvTranspose1d(narrow, wide, 5),
+                "rnn": nn.LSTM(narrow, wide),
+            }
+        )
+
+    rows = named(mup_width(model(16, 24), model(4, 12), draw=False))
+    for name in ("conv.weight", "transposed.weight", "rnn.weight_ih_l0"):
+        assert (rows[name].sgd, rows[name].adam) == pytest.approx((2 / 4, 1 / 4)), name
+    assert (rows["rnn.weight_hh_l0"].sgd, rows["rnn.weight_hh_l0"].adam) == pytest.approx((1, 1 / 2))
+
+
+def change_by_the_hidden_weight(first, second):
+    """Root mean square change of the hidden pre-activations by one SGD step of their own weight, mean of 16 seeds."""
+    base, changes = two_widths(64, 64), []
+    for seed in range(16):
+        generator = torch.Generator().manual_seed(seed)
+        model = two_widths(first, second)
+        hidden = next(
+            r for r in mup_width(model, base, generator=generator) if (r.module, r.parameter) == ("2", "weight")
+        )
+        x = torch.randn(32, 6, generator=generator)
+        F.cross_entropy(model(x), torch.randint(3, (32,), generator=generator)).backward()
+        with torch.no_grad():
+            changes.append(float((model[:2](x) @ model[2].weight.grad.T).square().mean().sqrt()) * hidden.sgd)
+    return sum(changes) / len(changes)
+
+
+def test_one_sgd_step_changes_the_features_by_the_same_amount_however_the_fans_grow():
+    base = change_by_the_hidden_weight(64, 64)
+    for first, second in ((1024, 128), (128, 1024), (1024, 64 + 1)):
+        assert 0.8 < change_by_the_hidden_weight(first, second) / base < 1.25, (first, second)
+
+
 @pytest.mark.parametrize(("rule", "rates"), [("adam", {0.1, 0.025}), ("sgd", {0.1, 0.4, 0.025})])
 def test_groups_hold_every_trainable_parameter_once_at_its_rate(rule, rates):
     model = Net(32)
