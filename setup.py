@@ -193,7 +193,7 @@ def node_jobs(library: str) -> list[Job]:
     # The vptr sanitizer needs type information that torch's libraries hide.
     extra = f"{os.environ.get('OPTKIT_CXXFLAGS', '')} -fno-sanitize=vptr"
     jobs = []
-    for stem in ("norm_node", "node_look"):
+    for stem in ("norm_node", "node_look", "node_gradients"):
         source = (CSRC / f"bindings/{stem}.cpp").resolve()
         command = f"{COMPILER} -MMD -MF {stem}.o.d {flags} {includes} {extra} -c {source} -o {stem}.o"
         jobs.append(Job(f"{stem}.o", command, [str(source)], True))
@@ -208,7 +208,7 @@ def cpp_units(torch_includes: str) -> list[tuple[Path, str, str]]:
         (CSRC / f"cpu/{name}.cpp", name, "-std=c++17")
         for name in ("walk", "factor_layout", "dispatch", "memory", "layer_norm")
     ]
-    bindings = ("plan", "bound_plan", "membership", "look", "module", "device")
+    bindings = ("plan", "bound_plan", "facts", "membership", "look", "module", "device")
     units += [(CSRC / f"bindings/{name}.cpp", name, "-std=c++17") for name in bindings]
     stable_abi = f"-std=c++20 -DTORCH_TARGET_VERSION=0x020a000000000000 {torch_includes}"
     units += [(CSRC / f"bindings/{name}.cpp", name, stable_abi) for name in ("threads", "norm_ops")]

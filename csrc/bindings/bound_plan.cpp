@@ -1,51 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "bindings/bound_plan.h"
 
-#include <algorithm>
-#include <limits>
-#include <numeric>
 #include <stdexcept>
-
-#include "core/quantized_state.h"
-
-namespace py = pybind11;
 
 namespace optkit {
 namespace {
 
 constexpr const char* kMoved = "a parameter, its state or its gradient was moved or replaced while the step ran.";
 
-[[noreturn]] void refuse(const std::string& name, const std::string& requirement) {
-  throw std::invalid_argument("Plan.add_tensor(" + name + "=...): " + requirement + ".");
-}
-
-int64_t numel_of(const std::vector<int64_t>& sizes) {
-  return std::accumulate(sizes.begin(), sizes.end(), int64_t{1}, std::multiplies<int64_t>());
-}
-
-// Bytes from the first element to the end of the last one; strides of our tensors are never negative.
-int64_t span_of(const TensorView& view) {
-  int64_t span = 1;
-  for (int64_t d = 0; d < view.dim; ++d) {
-    if (view.sizes[d] == 0) return 0;
-    span += (view.sizes[d] - 1) * view.strides[d];
-  }
-  return span * size_of(view.dtype);
-}
-
-// Whether the elements fill a block of memory, in any order of dimensions.
-bool is_dense(const Facts& facts) {
-  std::vector<std::pair<int64_t, int64_t>> dims;
-  for (std::size_t d = 0; d < facts.sizes.size(); ++d)
-    if (facts.sizes[d] != 1) dims.emplace_back(facts.strides[d], facts.sizes[d]);
-  std::sort(dims.begin(), dims.end());
-  int64_t expected = 1;
-  for (const auto& [stride, size] : dims) {
-    if (stride != expected && numel_of(facts.sizes) > 0) return false;
-    expected *= size;
-  }
-  return true;
-}
+constexpr int64_t kAhead = 4;  // tensors whose records are prefetched before they are looked at
 
 // Whether writing a parameter would overwrite elements of its gradient before they are read. Both are dense. At the
 // same address every element is read before it is written.
@@ -56,165 +19,7 @@ bool overlaps(const void* grad, const TensorSlot& slot, int64_t grad_item) {
          p < g + numel * static_cast<uintptr_t>(grad_item);
 }
 
-// Strides of dimensions of size 1 are ignored.
-bool in_same_order(const Facts& a, const Facts& b) {
-  if (a.sizes != b.sizes) return false;
-  for (std::size_t d = 0; d < a.sizes.size(); ++d)
-    if (a.sizes[d] > 1 && a.strides[d] != b.strides[d]) return false;
-  return true;
-}
-
-std::string text(const py::object& name) { return name.is_none() ? "None" : py::cast<std::string>(py::str(name)); }
-
-int place_of(const std::vector<py::object>& names, PyObject* name) {
-  for (std::size_t k = 0; k < names.size(); ++k)
-    if (!names[k].is_none() && PyObject_RichCompareBool(names[k].ptr(), name, Py_EQ) == 1) return static_cast<int>(k);
-  PyErr_Clear();
-  return -1;
-}
-
-bool is_named(PyObject* name, const char* expected) {
-  return PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, expected) == 0;
-}
-
-// A per-parameter number that is carried across steps.
-float* number(const Facts& facts, const std::string& name) {
-  if (facts.dtype != DType::kFloat32 || numel_of(facts.sizes) != 1) refuse(name, "must be one fp32 number");
-  return static_cast<float*>(facts.data);
-}
-
-// Fills the slot of one parameter with its state tensors, checking each against the parameter.
-class SlotFiller {
- public:
-  SlotFiller(const Plan& plan, const Facts& param, const StateNames& names, TensorSlot* slot)
-      : traits_(plan.traits()), is_double_(plan.is_double), param_(param), names_(names), slot_(slot) {}
-
-  // Role of a state entry in the walk.
-  enum class Role { kNone, kState, kScale, kScalar, kStep, kCompensation, kCorrection, kAverage, kNumAveraged };
-  struct Found {
-    Role role;
-    int place;  // index among those of the rule
-  };
-
-  Found find(PyObject* key) const {
-    if (const int k = place_of(names_.states, key); k >= 0) return {Role::kState, k};
-    if (const int k = place_of(names_.scales, key); k >= 0) return {Role::kScale, k};
-    if (const int k = place_of(names_.scalars, key); k >= 0) return {Role::kScalar, k};
-    if (is_named(key, "step")) return {Role::kStep, 0};
-    if (is_named(key, "compensation")) return {Role::kCompensation, 0};
-    if (is_named(key, "correction8")) return {Role::kCorrection, 0};
-    if (is_named(key, "correction16")) return {Role::kCorrection, 1};
-    if (names_.average.is_none()) return {Role::kNone, 0};
-    if (place_of({names_.average}, key) >= 0) return {Role::kAverage, 0};
-    return {is_named(key, "num_averaged") ? Role::kNumAveraged : Role::kNone, 0};
-  }
-
-  void put(const Found& found, const Facts& facts, const std::string& name) {
-    switch (found.role) {
-      case Role::kNone:
-        break;
-      case Role::kState:
-        return put_state(found.place, facts, name);
-      case Role::kScale:
-        return put_scale(found.place, facts, name);
-      case Role::kScalar:
-        slot_->scalar[found.place] = number(facts, name);
-        break;
-      case Role::kStep:
-        slot_->step = number(facts, name);
-        break;
-      case Role::kCompensation:
-        if (facts.dtype != param_.dtype) refuse(name, "must be like the parameter");
-        return put_compensation(facts, name);
-      case Role::kCorrection:
-        if (param_.dtype != DType::kBFloat16 || facts.dtype != (found.place == 0 ? DType::kInt8 : DType::kInt16))
-          refuse(name, "must be in as many bits as its name says, beside a bfloat16 parameter");
-        return put_compensation(facts, name);
-      case Role::kAverage:
-        return put_average(facts, name);
-      case Role::kNumAveraged:
-        slot_->num_averaged = number(facts, name);
-        break;
-    }
-  }
-
-  void check_complete() const {
-    if (slot_->step == nullptr) refuse("step", "must be in the state");
-    for (std::size_t k = 0; k < names_.states.size(); ++k) {
-      if (!names_.states[k].is_none() && slot_->state[k] == nullptr && param_numel() > 0)
-        refuse(text(names_.states[k]), "must be in the state");
-      const bool is_code = slot_->state[k] != nullptr && type_of(static_cast<int>(k)) == DType::kQuantized8;
-      if (is_code && slot_->state_scale[k] == nullptr && param_numel() > 0)
-        refuse(text(names_.states[k]), "must have scales");
-    }
-    for (int n = 0; n < traits_.num_scalars; ++n)
-      if (slot_->scalar[n] == nullptr && (traits_.needs_scalars || !names_.scalars.empty()))
-        refuse("scalars", "every number of the rule must be in the state");
-    if (!names_.average.is_none() &&
-        (slot_->num_averaged == nullptr || (slot_->average == nullptr && param_numel() > 0)))
-      refuse("average", "it and num_averaged must be in the state");
-  }
-
- private:
-  int64_t param_numel() const { return numel_of(param_.sizes); }
-  DType type_of(int k) const {
-    return traits_.full_precision_states >> k & 1u && !is_double_ ? DType::kFloat32 : slot_->state_type;
-  }
-  bool is_by_element(int k) const { return k < traits_.num_states - traits_.num_factor_states; }
-
-  void put_state(int k, const Facts& facts, const std::string& name) {
-    const bool is_full_precision = traits_.full_precision_states >> k & 1u;
-    if (is_double_ != (facts.dtype == DType::kFloat64))
-      refuse(name, "must be fp64 beside an fp64 parameter, only there");
-    if (is_full_precision && !is_double_ && facts.dtype != DType::kFloat32) refuse(name, "must be fp32");
-    if (!is_floating(facts.dtype) && facts.dtype != DType::kQuantized8)
-      refuse(name, "must be floating-point numbers or 8-bit codes");
-    if (!is_full_precision && has_type_ && facts.dtype != slot_->state_type)
-      refuse(name, "must have the dtype of the others");
-    if (!is_full_precision) slot_->state_type = facts.dtype, has_type_ = true;
-    if (is_by_element(k)) {
-      if (!in_same_order(facts, param_)) refuse(name, "must have the shape and strides of the parameter");
-    } else {
-      const int64_t other = k == traits_.num_states - 2 ? slot_->columns : slot_->rows;
-      if (param_numel() > 0 && (numel_of(facts.sizes) * other != param_numel() || !is_dense(facts)))
-        refuse(name, "must hold one number for each row, or each column, without gaps");
-    }
-    slot_->state[k] = facts.data;
-  }
-  void put_scale(int k, const Facts& facts, const std::string& name) {
-    const int64_t blocks = (param_numel() + kQuantizedBlock - 1) / kQuantizedBlock;
-    if (facts.dtype != DType::kFloat32 || numel_of(facts.sizes) != blocks || !is_dense(facts))
-      refuse(name, "must be " + std::to_string(blocks) + " fp32 numbers without gaps");
-    slot_->state_scale[k] = static_cast<float*>(facts.data);
-  }
-  void put_compensation(const Facts& facts, const std::string& name) {
-    if (!in_same_order(facts, param_)) refuse(name, "must be like the parameter");
-    if (slot_->compensation != nullptr) refuse(name, "must be the only rest of its parameter");
-    slot_->compensation = facts.data;
-    slot_->compensation_type = facts.dtype;
-  }
-  void put_average(const Facts& facts, const std::string& name) {
-    if (!is_floating(facts.dtype) || is_double_ != (facts.dtype == DType::kFloat64) || !in_same_order(facts, param_))
-      refuse(name, "must have the shape and strides of the parameter, and be fp64 beside an fp64 one, only there");
-    slot_->average = facts.data;
-    slot_->average_type = facts.dtype;
-  }
-
-  const RuleTraits& traits_;
-  const bool is_double_;
-  const Facts& param_;
-  const StateNames& names_;
-  TensorSlot* slot_;
-  bool has_type_ = false;
-};
-
 }  // namespace
-
-bool Facts::hold_for(const TensorView& view) const {
-  return view.data == data && view.dtype == dtype && view.num_bytes >= num_bytes &&
-         view.dim == static_cast<int64_t>(sizes.size()) && std::equal(sizes.begin(), sizes.end(), view.sizes) &&
-         std::equal(strides.begin(), strides.end(), view.strides);
-}
 
 // Marks a plan as in use: its buffers serve only one walk at a time.
 class BoundPlan::Use {
@@ -235,17 +40,14 @@ BoundPlan::BoundPlan(const std::string& rule, bool is_double, int device) : plan
 
 BoundPlan::~BoundPlan() = default;
 
-Facts BoundPlan::facts_of(PyObject* tensor, const std::string& name) const {
+Facts BoundPlan::facts_of(PyObject* tensor, const std::string& name) {
   TensorView view;
   const Local part(tensor);
   if (!part.look_at(&view)) refuse(name, "must be a tensor with plain memory of its own");
   const int32_t device = plan_.device >= 0 && plan_.is_on_cuda() ? plan_.device : kCpu;
   if (view.device != device) refuse(name, "must be on the device of the plan");
-  Facts facts = {view.data,
-                 view.dtype,
-                 {view.sizes, view.sizes + view.dim},
-                 {view.strides, view.strides + view.dim},
-                 span_of(view)};
+  const auto shape = shapes_.insert({{view.sizes, view.sizes + view.dim}, {view.strides, view.strides + view.dim}});
+  const Facts facts = {view.data, view.dtype, &*shape.first, span_of(view)};
   if (view.num_bytes < facts.num_bytes) refuse(name, "has less memory than its shape needs");
   return facts;
 }
@@ -263,13 +65,13 @@ void BoundPlan::add_tensor(const py::object& param, const py::dict& state, const
   Watched watched;
   watched.param = facts_of(param.ptr(), "param");
   const Facts& facts = watched.param;
-  if (!is_floating(facts.dtype) || plan_.is_double != (facts.dtype == DType::kFloat64) || !is_dense(facts))
+  if (!is_floating(facts.dtype) || plan_.is_double != (facts.dtype == DType::kFloat64) || !facts.is_dense())
     refuse("param", "must be without gaps, and in fp64 under a plan in fp64, only there");
   TensorSlot slot = {};
-  const auto& sizes = facts.sizes;
+  const auto& sizes = facts.shape->sizes;
   slot.param = facts.data;
   slot.unsigned_states = unsigned_states;
-  slot.numel = numel_of(sizes);
+  slot.numel = facts.numel();
   slot.is_vector = sizes.size() < 2 ? 1 : 0;
   slot.unit_length = sizes.size() < 2 || sizes[0] == 0 ? slot.numel : slot.numel / sizes[0];
   slot.columns = sizes.empty() ? 1 : sizes.back();
@@ -281,7 +83,7 @@ void BoundPlan::add_tensor(const py::object& param, const py::dict& state, const
   SlotFiller filler(plan_, facts, names, &slot);
   for (const auto& [key, value] : state) {
     const SlotFiller::Found found = filler.find(key.ptr());
-    Named named = {py::reinterpret_borrow<py::object>(key), found.role != SlotFiller::Role::kNone, {}};
+    Named named = {py::reinterpret_borrow<py::object>(key), found.role != SlotFiller::Role::kNone, {}, {}};
     if (named.is_walked) {
       named.facts = facts_of(value.ptr(), text(named.name));
       filler.put(found, named.facts, text(named.name));
@@ -305,11 +107,11 @@ void BoundPlan::set_active(const std::vector<int>& indices) {
 // Whether a gradient can be walked with the indexing of the parameter.
 bool BoundPlan::fits(const TensorView& grad, const Facts& param) const {
   const int32_t device = plan_.is_on_cuda() ? plan_.device : kCpu;
-  if (grad.device != device || grad.dim != static_cast<int64_t>(param.sizes.size())) return false;
+  if (grad.device != device || grad.dim != static_cast<int64_t>(param.shape->sizes.size())) return false;
   if (!is_floating(grad.dtype) || (grad.dtype == DType::kFloat64) != plan_.is_double) return false;
   for (int64_t d = 0; d < grad.dim; ++d) {
-    if (grad.sizes[d] != param.sizes[d]) return false;
-    if (grad.sizes[d] > 1 && grad.strides[d] != param.strides[d]) return false;
+    if (grad.sizes[d] != param.shape->sizes[d]) return false;
+    if (grad.sizes[d] > 1 && grad.strides[d] != param.shape->strides[d]) return false;
   }
   return grad.num_bytes >= span_of(grad);
 }
@@ -329,10 +131,12 @@ int64_t BoundPlan::bind(const py::list& params, const py::list& states, const py
   has_norm_ = false;
   for (num_looked_at_ = start; num_looked_at_ < count; ++num_looked_at_) {
     const int tensor = plan_.active[num_looked_at_];
+    if (num_looked_at_ + kAhead < count) watched_[plan_.active[num_looked_at_ + kAhead]].records.prefetch();
     TensorView view;
     const Local param(PyList_GET_ITEM(params.ptr(), num_looked_at_)),
         grad(PyList_GET_ITEM(grads.ptr(), num_looked_at_));
     if (!param.look_at(&view) || !watched_[tensor].param.hold_for(view)) throw Moved(kMoved);
+    watched_[tensor].records.remember(param.get(), view);
     if (!grad.look_at(&view) || !fits(view, watched_[tensor].param)) return num_looked_at_;
     if (overlaps(view.data, plan_.tensors[tensor], size_of(view.dtype))) return num_looked_at_;
     plan_.tensors[tensor].grad = view.data;
@@ -403,23 +207,29 @@ void BoundPlan::check_gradients(Hold* hold) const {
 void BoundPlan::check_state(Hold* hold) const {
   if (PyList_GET_SIZE(params_.ptr()) != num_looked_at_ || PyList_GET_SIZE(states_.ptr()) != num_looked_at_)
     throw Moved(kMoved);
-  const auto is_same = [hold](PyObject* tensor, const Facts& facts) {
+  const auto is_same = [hold](PyObject* tensor, const Facts& facts, Records* records) {
     TensorView view;
     const Local part(tensor);
     if (!part.look_at(&view) || !facts.hold_for(view)) return false;
+    records->remember(part.get(), view);
     hold->keep(part.get());
     return true;
   };
   for (int64_t i = 0; i < num_looked_at_; ++i) {
+    if (i + kAhead < num_looked_at_) {
+      const Watched& later = watched_[plan_.active[i + kAhead]];
+      later.records.prefetch();
+      for (const Named& named : later.state) named.records.prefetch();
+    }
     const Watched& watched = watched_[plan_.active[i]];
     PyObject *state = PyList_GET_ITEM(states_.ptr(), i), *key, *value;
-    if (!is_same(PyList_GET_ITEM(params_.ptr(), i), watched.param) || !PyDict_Check(state) ||
+    if (!is_same(PyList_GET_ITEM(params_.ptr(), i), watched.param, &watched.records) || !PyDict_Check(state) ||
         PyDict_GET_SIZE(state) != static_cast<Py_ssize_t>(watched.state.size()))
       throw Moved(kMoved);
     Py_ssize_t position = 0;
     for (const Named& named : watched.state)
       if (!PyDict_Next(state, &position, &key, &value) || key != named.name.ptr() ||
-          (named.is_walked && !is_same(value, named.facts)))
+          (named.is_walked && !is_same(value, named.facts, &named.records)))
         throw Moved(kMoved);
   }
 }

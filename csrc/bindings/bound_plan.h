@@ -6,12 +6,14 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "bindings/look.h"
+#include "bindings/facts.h"
 #include "bindings/plan.h"
+#include "bindings/slot_filler.h"
 
 namespace optkit {
 
@@ -19,22 +21,6 @@ namespace optkit {
 class Moved : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
-};
-
-// The properties of one tensor that a plan relies on.
-struct Facts {
-  void* data = nullptr;
-  DType dtype = DType::kFloat32;
-  std::vector<int64_t> sizes, strides;
-  int64_t num_bytes = 0;  // spanned by the elements
-
-  bool hold_for(const TensorView& view) const;
-};
-
-// Names of the state of a parameter in a plan.
-struct StateNames {
-  std::vector<pybind11::object> states, scales, scalars;  // of the rule, in its order; None: absent
-  pybind11::object average;                               // None: absent
 };
 
 class BoundPlan {
@@ -83,22 +69,25 @@ class BoundPlan {
     pybind11::object name;
     bool is_walked;
     Facts facts;
+    mutable Records records;
   };
   struct Watched {
     Facts param;
+    mutable Records records;
     std::vector<Named> state;
   };
   class Use;
   class Hold;
 
   void* device_memory(const pybind11::object& tensor, const char* name, DType dtype, int64_t count) const;
-  Facts facts_of(PyObject* tensor, const std::string& name) const;
+  Facts facts_of(PyObject* tensor, const std::string& name);
   bool fits(const TensorView& grad, const Facts& param) const;
   void check_bound(const char* method, bool on_cuda) const;
   void check_gradients(Hold* hold) const;
   void check_state(Hold* hold) const;
 
   Plan plan_;
+  std::set<Shape> shapes_;                    // of all tensors watched
   std::vector<Watched> watched_;              // per tensor of the plan
   pybind11::object params_, states_, grads_;  // lists, of the active tensors
   int64_t num_looked_at_ = 0;                 // gradients, counted from the first

@@ -94,6 +94,7 @@ bool look_by_exchange(PyObject* tensor, TensorView* view) {
   view->strides = seen.strides;
   view->num_bytes = std::numeric_limits<int64_t>::max();
   view->device = on_cpu ? kCpu : seen.device.device_id;
+  view->storage = nullptr;
   return true;
 }
 

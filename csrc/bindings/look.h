@@ -19,9 +19,10 @@ struct TensorView {
   void* data;
   int64_t dim;
   const int64_t *sizes, *strides;
-  int64_t num_bytes;  // of its memory from `data` on, as far as known
-  int32_t device;     // kCpu, or the index of a CUDA device
-  DType dtype;        // kQuantized8: unsigned bytes
+  int64_t num_bytes;    // of its memory from `data` on, as far as known
+  int32_t device;       // kCpu, or the index of a CUDA device
+  DType dtype;          // kQuantized8: unsigned bytes
+  const void* storage;  // the record that num_bytes was read from, to prefetch it; null: unknown
 };
 
 // Returns false, without further information, for anything without strided memory of its own in a supported dtype:

@@ -18,6 +18,9 @@
 #include "bindings/norm_api.h"
 
 namespace optkit {
+
+PyObject* gradients(PyObject*, PyObject* params);  // node_gradients.cpp
+
 namespace {
 
 using torch::autograd::AutogradContext;
@@ -271,11 +274,10 @@ PyCFunction fast(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t))
 // is_observed(): whether a profiler or another torch observer records operators.
 PyObject* is_observed(PyObject*, PyObject*) { return PyBool_FromLong(at::hasCallbacks()); }
 
-PyMethodDef methods[] = {{"norm", fast(&norm), METH_FASTCALL, nullptr},
-                         {"add_norm", fast(&add_norm), METH_FASTCALL, nullptr},
-                         {"connect", fast(&connect), METH_FASTCALL, nullptr},
-                         {"is_observed", &is_observed, METH_NOARGS, nullptr},
-                         {nullptr, nullptr, 0, nullptr}};
+PyMethodDef methods[] = {
+    {"norm", fast(&norm), METH_FASTCALL, nullptr},       {"add_norm", fast(&add_norm), METH_FASTCALL, nullptr},
+    {"connect", fast(&connect), METH_FASTCALL, nullptr}, {"is_observed", &is_observed, METH_NOARGS, nullptr},
+    {"gradients", &gradients, METH_O, nullptr},          {nullptr, nullptr, 0, nullptr}};
 PyModuleDef definition = {
     PyModuleDef_HEAD_INIT, "_node", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr,
 };

@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_optkit._checks import check_in, check_int
 from lightning_optkit.clipping._gradients import scale_to_bound_
 from lightning_optkit.step import Clip, ClipBounds
+from lightning_optkit.step.rule import NO_BOUNDS
 from lightning_optkit.step.saved import saved_dict, saved_floats, saved_number, saved_tensor
 
 __all__ = ["AutoClip"]
@@ -65,7 +66,7 @@ class AutoClip(Clip):
     @property
     def bounds(self) -> ClipBounds:
         """None besides the global norm."""
-        return ClipBounds()
+        return NO_BOUNDS
 
     def norm_bound(self, norm: Tensor) -> Tensor:
         """The percentile of the history, `norm` included; 0-d, on the device of `norm`."""

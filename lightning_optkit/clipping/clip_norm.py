@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_optkit._checks import check_in
 from lightning_optkit.clipping._gradients import scale_to_bound_
 from lightning_optkit.step import Clip, ClipBounds
+from lightning_optkit.step.rule import NO_BOUNDS
 
 __all__ = ["ClipNorm"]
 
@@ -52,7 +53,7 @@ class ClipNorm(Clip):
     @property
     def bounds(self) -> ClipBounds:
         """None besides the global norm."""
-        return ClipBounds()
+        return NO_BOUNDS
 
     def norm_bound(self, norm: Tensor) -> float:
         """`max_norm`, whatever the norm."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
-from lightning_optkit._native import extension
+from lightning_optkit._native import extension, node
 from lightning_optkit.step.numbers import GroupNumbers
 from lightning_optkit.step.quantized_state import scale_name
 from lightning_optkit.step.rule import Group, Rule, State
@@ -19,6 +19,16 @@ from lightning_optkit.step.shards import local, sharding_groups
 from lightning_optkit.step.statistics import Clipped, TensorStatistics
 
 __all__ = ["CompiledSegment"]
+
+
+def _read_gradients(params: list[Tensor]) -> tuple[list[Tensor], list[int] | None]:
+    """The gradients of `params`, and the indices of the parameters that have one; None: all."""
+    pairs = [(i, grad) for i, param in enumerate(params) if (grad := param.grad) is not None]
+    return [grad for _, grad in pairs], None if len(pairs) == len(params) else [i for i, _ in pairs]
+
+
+_gradients: Callable[[list[Tensor]], tuple[list[Tensor], list[int] | None]]
+_gradients = _read_gradients if node is None else node.gradients
 
 
 @dataclass
@@ -80,11 +90,9 @@ class CompiledSegment(Segment):
     @override
     def bind(self, states: Sequence[State]) -> bool:
         self._states = states
-        grads = [grad for p in self._params if (grad := p.grad) is not None]
-        if len(grads) != len(self._params) or self._is_partial():
-            found = [p.grad for p in self._params]
-            places = [i for i, grad in enumerate(found) if grad is not None]
-            grads = [grad for grad in found if grad is not None]
+        grads, places = _gradients(self._params)
+        if places is not None or self._is_partial():
+            places = list(range(len(grads))) if places is None else places
             if places != self._active.places:
                 self._activate(places)
             states = [states[i] for i in places]
@@ -127,9 +135,10 @@ class CompiledSegment(Segment):
 
     @override
     def idle(self) -> list[tuple[Entry, State]]:
+        if not self._is_partial():
+            return []
         active = set(self._active.places)
-        pairs = zip(self.entries, self._states, strict=True)
-        return [pair for i, pair in enumerate(pairs) if i not in active] if self._is_partial() else []
+        return [pair for i, pair in enumerate(zip(self.entries, self._states, strict=True)) if i not in active]
 
     def _is_partial(self) -> bool:
         return len(self._active.places) != len(self._params)

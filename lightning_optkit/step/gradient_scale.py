@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -35,6 +36,11 @@ class HostScale(NamedTuple):
     def factor(self) -> float:
         """The factor of every gradient."""
         return self.unscale * self.coefficient
+
+
+@cache
+def _is_stateful(clip: type[Clip]) -> bool:
+    return issubclass(clip, StatefulClip)  # takes 11 us, since it is a Protocol
 
 
 _AS_THEY_ARE = HostScale(1.0, 1.0, None, is_skipped=False)
@@ -107,7 +113,7 @@ class DeviceScale:
     def bound_norm_by(self, clip: Clip) -> None:
         """Asks the clip for this step's bound of the norm."""
         assert self.norm is not None
-        bound = clip.norm_bound(self._unscaled_norm() if isinstance(clip, StatefulClip) else self.norm[0])
+        bound = clip.norm_bound(self._unscaled_norm() if _is_stateful(type(clip)) else self.norm[0])
         if isinstance(bound, Tensor):
             self.max_norm, self.max_norm_value = bound.to(torch.float64), math.inf
         else:

@@ -7,14 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_optkit.step.rule import Average, Clip, ClipBounds, Group, decay_per_rate
+from lightning_optkit.step.rule import NO_BOUNDS, Average, Clip, Group, decay_per_rate
 
 __all__ = ["ROUNDINGS", "GroupNumbers", "compute_dtype", "is_due", "read_group"]
 
 ROUNDINGS = ("nearest", "stochastic", "kahan", "split24", "split32")  # in the order of Rounding in csrc/core/tables.h
-
-
-_NO_BOUNDS = ClipBounds()
 
 
 class GroupNumbers(NamedTuple):
@@ -56,7 +53,7 @@ def read_group(
     The decay of a rule with its own decay is not a stage, and is 0 here. A learning rate on `device` is NaN here: the
     step reads it on the device.
     """
-    bounds = clip.bounds if clip is not None else _NO_BOUNDS
+    bounds = clip.bounds if clip is not None else NO_BOUNDS
     return GroupNumbers(
         lr=math.nan if isinstance(group["lr"], Tensor) and group["lr"].device == device else float(group["lr"]),
         weight_decay=0.0 if owns_decay else decay_per_rate(group),

@@ -101,7 +101,6 @@ class StepPlan:
         for segment in self.segments:
             segment.release()
 
-    @torch.no_grad()
     def average_idle(
         self, optimizer: Stepped, numbers: Sequence[GroupNumbers], updated: Container[Tensor] = ()
     ) -> None:

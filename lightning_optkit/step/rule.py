@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_optkit.step.statistics import TensorStatistics
 
 __all__ = [
+    "NO_BOUNDS",
     "Average",
     "AverageKind",
     "Clip",
@@ -207,6 +208,10 @@ class ClipBounds:
     def limits_parts(self) -> bool:
         """Whether it scales tensors or units separately."""
         return math.isfinite(self.max_tensor_norm) or math.isfinite(self.unit_ratio)
+
+
+NO_BOUNDS = ClipBounds()
+"""The bounds of a clip by the global norm alone (one object: every step asks for them several times)."""
 
 
 class Clip(ABC):
