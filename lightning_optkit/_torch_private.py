@@ -88,6 +88,9 @@ def convolve(layer: nn.Conv2d, input: Tensor, weight: Tensor) -> Tensor:
 
 # --- tensors ---
 
+version_of: Callable[[Tensor], int] = attrgetter("_version")
+"""How often a tensor was written in place; torch shows it only to autograd."""
+
 # Only partly documented.
 foreach_copy_, foreach_lerp_ = torch._foreach_copy_, torch._foreach_lerp_
 foreach_mul_, foreach_norm = torch._foreach_mul_, torch._foreach_norm

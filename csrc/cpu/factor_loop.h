@@ -6,6 +6,7 @@
 #include "core/pipeline.h"
 #include "cpu/access.h"
 #include "cpu/launch.h"
+#include "cpu/split_weights.h"
 
 namespace optkit {
 namespace OPTKIT_ISA {
@@ -18,7 +19,7 @@ template <class S, bool kTail>
 OPTKIT_HD Vec<S> squared_gradient(const TensorSlot& t, const StageCoefs<S>& stage, int64_t i, int count) {
   const Vec<S> g = load<S, kTail>(t.grad, t.grad_type, i, count);
   Vec<S> p(S(0));
-  if (stage.flags & kL2) p = load<S, kTail>(t.param, t.param_type, i, count);
+  if (stage.flags & kL2) p = load_weights<S, kTail>(t, i, count);
   const Vec<S> seen = stage_gradient(stage, p, g);
   const Vec<S> square = seen * seen;
   return kTail ? first_lanes(square, count) : square;

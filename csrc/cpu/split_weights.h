@@ -39,18 +39,26 @@ OPTKIT_HD NativeHalf lower_halves(NativeBits words) {
 #endif
 }
 
-// Loads elements [i, i + kLanes) of a parameter with a correction.
-OPTKIT_HD VectorPair<float> load_split(const TensorSlot& t, int64_t i) {
-  VectorPair<float> joined;
-  for (int k = 0; k < kParts<float>; ++k, i += kFloatLanes) {
-    const NativeBits upper =
-        reinterpret_cast<NativeBits>(bfloat16_to_float(read<false, NativeHalf, uint16_t>(t.param, i, kFloatLanes)).v);
-    const NativeBits rest = t.compensation_type == DType::kInt16
-                                ? signed_words(read<false, NativeShorts, int16_t>(t.compensation, i, kFloatLanes))
-                                : signed_words(read<false, NativeBytes, int8_t>(t.compensation, i, kFloatLanes)) << 8;
-    joined.part[k] = Vec<float>(reinterpret_cast<Vec<float>::Native>(upper + rest));
+// Loads elements [i, i + count) of a parameter with a correction. Anyone may write the parameter between two steps:
+// the correction of its former value then moves it by at most half a unit of bf16's last place. Only beside 0 and
+// infinity could the sum be a NaN, and there the correction is dropped.
+template <bool kTail>
+OPTKIT_HD Vec<float> load_split(const TensorSlot& t, int64_t i, int count) {
+  const Vec<float> upper = bfloat16_to_float(read<kTail, NativeHalf, uint16_t>(t.param, i, count));
+  const NativeBits rest = t.compensation_type == DType::kInt16
+                              ? signed_words(read<kTail, NativeShorts, int16_t>(t.compensation, i, count))
+                              : signed_words(read<kTail, NativeBytes, int8_t>(t.compensation, i, count)) << 8;
+  const auto joined = reinterpret_cast<Vec<float>::Native>(reinterpret_cast<NativeBits>(upper.v) + rest);
+  return Vec<float>(joined != joined ? upper.v : joined);
+}
+
+// Loads a parameter, with its correction if it has one.
+template <class S, bool kTail>
+OPTKIT_HD Vec<S> load_weights(const TensorSlot& t, int64_t i, int count) {
+  if constexpr (sizeof(S) == 4) {
+    if (is_split(t)) return load_split<kTail>(t, i, count);
   }
-  return joined;
+  return load<S, kTail>(t.param, t.param_type, i, count);
 }
 
 // Stores both parts, and returns the number that they represent. 8 bits are rounded stochastically.

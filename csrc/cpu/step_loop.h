@@ -37,7 +37,7 @@ OPTKIT_HD void add_statistics(PairSums<S>& sums, VectorPair<S> grad, VectorPair<
 template <class S>
 OPTKIT_HD VectorPair<S> load_parameter(const TensorSlot& t, int64_t i) {
   if constexpr (sizeof(S) == 4) {
-    if (is_split(t)) return load_split(t, i);
+    if (is_split(t)) return {load_split<false>(t, i, kFloatLanes), load_split<false>(t, i + kFloatLanes, kFloatLanes)};
   }
   return load_pair<S>(t.param, t.param_type, i);
 }

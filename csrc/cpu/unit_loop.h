@@ -5,6 +5,7 @@
 #include "core/pipeline.h"
 #include "cpu/access.h"
 #include "cpu/launch.h"
+#include "cpu/split_weights.h"
 
 namespace optkit {
 namespace OPTKIT_ISA {
@@ -19,7 +20,7 @@ OPTKIT_HD void add_unit_vector(const TensorSlot& t, const StageCoefs<S>& stage, 
   sum[0] = sum[0] + stage_clip(stage, g);
   sum[1] = fma(g, g, sum[1]);
   if (!needs_param) return;
-  const Vec<S> p = load<S, kTail>(t.param, t.param_type, i, count);
+  const Vec<S> p = load_weights<S, kTail>(t, i, count);
   sum[2] = fma(p, p, sum[2]);
 }
 
@@ -46,7 +47,7 @@ OPTKIT_HD UnitSums careful_unit_block(const TensorSlot& t, const StageCoefs<S>& 
     grad.add(stage_clip(stage, g), Vec<S>(S(1)));
     grad_sq.add(g, g);
     if (!needs_param) continue;
-    const Vec<S> p = load<S, true>(t.param, t.param_type, i, count);
+    const Vec<S> p = load_weights<S, true>(t, i, count);
     param_sq.add(p, p);
   }
   return {grad.total(), grad_sq.total(), param_sq.total()};

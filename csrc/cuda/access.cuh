@@ -243,9 +243,27 @@ __device__ __forceinline__ Four<float> joined(const Raw<float>& param, const Raw
     const uint32_t rest = type == DType::kInt16
                               ? static_cast<uint32_t>(static_cast<int16_t>(correction.word[k / 2] >> (16 * (k % 2))))
                               : static_cast<uint32_t>(static_cast<int8_t>(correction.word[0] >> (8 * k))) << 8;
-    out.v[k] = bits_float(upper + rest);
+    const float sum = bits_float(upper + rest);
+    out.v[k] = sum != sum ? bits_float(upper) : sum;
   }
   return out;
+}
+
+// The numbers of a parameter; joins the two parts of split weights.
+__device__ __forceinline__ Four<double> parameter_numbers(const Raw<double>& param, const Raw<double>&,
+                                                          const TensorSlot& t) {
+  return numbers(param, t.param_type);
+}
+__device__ __forceinline__ Four<float> parameter_numbers(const Raw<float>& param, const Raw<float>& lost,
+                                                         const TensorSlot& t) {
+  return is_split(t) ? joined(param, lost, t.compensation_type) : numbers(param, t.param_type);
+}
+template <class S>
+__device__ __forceinline__ Four<S> load_parameter(const TensorSlot& t, int64_t i, int count, bool whole) {
+  Raw<S> param, lost = {};
+  fetch(param, t.param, t.param_type, i, count, whole);
+  if (is_split(t)) fetch(lost, t.compensation, t.compensation_type, i, count, whole);
+  return parameter_numbers(param, lost, t);
 }
 
 // Four codes of 8-bit state and their scale, both already fetched.

@@ -126,15 +126,6 @@ struct Fetched {
   }
 };
 
-// Loads a parameter; joins the two parts of split weights.
-__device__ __forceinline__ Four<double> parameter_numbers(const Raw<double>& param, const Raw<double>&,
-                                                          const TensorSlot& t) {
-  return numbers(param, t.param_type);
-}
-__device__ __forceinline__ Four<float> parameter_numbers(const Raw<float>& param, const Raw<float>& lost,
-                                                         const TensorSlot& t) {
-  return is_split(t) ? joined(param, lost, t.compensation_type) : numbers(param, t.param_type);
-}
 __device__ __forceinline__ void store_split_parameter(Four<double>&, const TensorSlot&, int64_t, int, bool,
                                                       const FourBits&) {}
 __device__ __forceinline__ void store_split_parameter(Four<float>& value, const TensorSlot& t, int64_t i, int count,

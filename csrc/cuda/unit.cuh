@@ -35,13 +35,14 @@ __global__ void __launch_bounds__(kThreads) unit_kernel(const __grid_constant__ 
   // A unit may begin anywhere in its tensor, so its own address decides how it can be read.
   const int64_t begin = unit.index * t.unit_length;
   const bool grad_whole = moves_whole(grad, t.grad_type) && begin % kLanes == 0,
-             param_whole = moves_whole(t.param, t.param_type) && begin % kLanes == 0;
+             param_whole = moves_whole(t.param, t.param_type) && moves_whole(t.compensation, t.compensation_type) &&
+                           begin % kLanes == 0;
   UnitSums sums = {0.0, 0.0, 0.0};
   for (int64_t i = begin + threadIdx.x * kLanes; i < end; i += kThreads * kLanes) {
     const int count = end - i < kLanes ? static_cast<int>(end - i) : kLanes;
     const Four<S> grad_four = load<S>(grad, t.grad_type, i, count, grad_whole);
     Four<S> param_four = {};
-    if (needs_param) param_four = load<S>(t.param, t.param_type, i, count, param_whole);
+    if (needs_param) param_four = load_parameter<S>(t, i, count, param_whole);
 #pragma unroll
     for (int k = 0; k < kLanes; ++k) {
       if (k >= count) continue;

@@ -31,7 +31,7 @@ struct AdafactorRule {
 
   template <class S>
   OPTKIT_HD static Coefs<S> prepare(const double* hyper, double rate, double step, const TensorSlot& slot) {
-    const double eps = hyper[kEps1] < 0.0 ? eps_of(slot.param_type) : hyper[kEps1];
+    const double eps = hyper[kEps1] < 0.0 ? eps_of(is_split(slot) ? DType::kFloat32 : slot.param_type) : hyper[kEps1];
     return {static_cast<S>(rate), static_cast<S>(real_power(step, hyper[kBeta2Decay])), static_cast<S>(eps),
             !slot.is_vector};
   }

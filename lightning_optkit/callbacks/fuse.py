@@ -23,6 +23,7 @@ from lightning_optkit.callbacks.seams.steps import StepListener, watch_steps
 from lightning_optkit.optimizers._schedule_free import ScheduleFreeOptimizer
 from lightning_optkit.optimizers.convert import from_torch_, to_torch_, why_not_convertible
 from lightning_optkit.step import Clip, Explanation, OnePassOptimizer
+from lightning_optkit.step.arguments import checked_as
 from lightning_optkit.step.numbers import ROUNDINGS
 from lightning_optkit.step.stages import STATE_DTYPES
 
@@ -49,8 +50,10 @@ class Fuse(FitCallback):
 
     Args:
         rounding: How 16-bit parameters are stored: "nearest", "stochastic", "kahan", "split24" or "split32"; see
-            `lightning_optkit.step.Stages`.
-        state_dtype: Dtype of the optimizers' moments, torch.float32, torch.bfloat16 or "int8".
+            `lightning_optkit.step.Stages` and docs/narrow_state.md, also for fp32 weights after the fit. It wins over
+            that of a checkpoint.
+        state_dtype: Dtype of the optimizers' moments, torch.float32, torch.bfloat16 or "int8". Checkpoints hold 8-bit
+            state in fp32.
         statistics: Collect norms and lost updates per tensor in the same pass.
         verbose: Print the plan when training starts.
         norms: Also convert LayerNorm and RMSNorm layers.
@@ -77,6 +80,7 @@ class Fuse(FitCallback):
         self._norms = norms
         self._fused_norms: FusedNorms | None = None
         self._converted: list[OnePassOptimizer] = []
+        self._roundings: dict[Optimizer, list[str]] = {}  # as asked for, by group
         self._left_alone: list[str] = []
         self._module_clips = self._folds_unscaling = False
         self._clips: dict[Optimizer, Clip] = {}  # the Trainer's clips that are part of a step
@@ -98,7 +102,7 @@ class Fuse(FitCallback):
             return
         if callbacks_of(trainer, Fuse, but=self):
             raise ValueError(f"{type(self).__name__}(): given twice; one converts every optimizer.")
-        self._converted, self._left_alone = [], []
+        self._converted, self._roundings, self._left_alone = [], {}, []
         self._module_clips = is_overridden("configure_gradient_clipping", pl_module)
         self._override(pl_module, "configure_optimizers", self._wrap_configure_optimizers(pl_module))
         if self._norms:
@@ -113,6 +117,16 @@ class Fuse(FitCallback):
             self._override(pl_module, "configure_gradient_clipping", self._wrap_clipping(pl_module))
         joins = partial(self._join, trainer)
         self._at_end(watch_steps(trainer, StepListener(type(self).__name__, joins=joins)).remove)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for optimizer, roundings in self._roundings.items():
+            for group, rounding in zip(optimizer.param_groups, roundings, strict=False):
+                if group["rounding"] != rounding:  # the checkpoint's
+                    rank_zero_info(
+                        f"{type(self).__name__}: continues rounding={group['rounding']!r} of the checkpoint as "
+                        f"{rounding!r}."
+                    )
+                    group["rounding"] = rounding
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Not earlier: later callbacks may add to the step when the training starts.
@@ -147,8 +161,10 @@ class Fuse(FitCallback):
         if reason is not None:
             self._left_alone.append(f"{type(optimizer).__name__}: {reason}; it runs as it is")
             return
-        from_torch_(optimizer, rounding=self._rounding, state_dtype=self._state_dtype, statistics=self._statistics)
+        with checked_as(type(optimizer).__name__, type(self).__name__):
+            from_torch_(optimizer, rounding=self._rounding, state_dtype=self._state_dtype, statistics=self._statistics)
         assert isinstance(optimizer, OnePassOptimizer)
+        self._roundings[optimizer] = [group["rounding"] for group in optimizer.param_groups]
         self._converted.append(optimizer)
         self._at_end(partial(to_torch_, optimizer))
 
@@ -190,7 +206,7 @@ class Fuse(FitCallback):
         return "\n".join(parts or ["Fuse: this module has no optimizer."])
 
     def _forget(self) -> None:
-        self._fused_norms, self._converted, self._clips = None, [], {}
+        self._fused_norms, self._converted, self._roundings, self._clips = None, [], {}, {}
 
 
 def _is_watched(trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:

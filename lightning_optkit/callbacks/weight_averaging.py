@@ -235,9 +235,11 @@ class WeightAveraging(FitCallback):
     def _show_average(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.evaluate and not self._trained:
             reshard(pl_module)
-            for tensor, average in self._evaluated(pl_module).items():
+            averages = self._evaluated(pl_module)
+            for tensor, average in averages.items():
                 self._trained[tensor] = tensor.detach().clone()
                 tensor.copy_(average)
+            self._kept.show(averages)
             if self._trained and not trainer.sanity_checking:  # in the sanity check the training data do not exist yet
                 self._recompute_batch_norm(trainer, pl_module)
 
@@ -247,6 +249,7 @@ class WeightAveraging(FitCallback):
         for tensor, trained in self._trained.items():
             tensor.copy_(trained)
         self._trained = {}
+        self._kept.show({})
 
     def _recompute_batch_norm(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Once for each average, with the average in the module."""

@@ -18,6 +18,7 @@ from lightning_optkit.step.numbers import GroupNumbers, compute_dtype
 from lightning_optkit.step.reference import clip_reference, dense
 from lightning_optkit.step.rule import Group, Rule, State
 from lightning_optkit.step.segments import Bound, ReferenceSegment
+from lightning_optkit.step.split_weights import joined
 from lightning_optkit.step.statistics import Clipped
 
 __all__ = ["MatrixSegment", "muon_update", "orthogonalize"]
@@ -143,7 +144,7 @@ class MatrixSegment(ReferenceSegment):
         for entry, state, grad in batch:
             group, stage = groups[entry.group_index], numbers[entry.group_index]
             work = compute_dtype(entry.param)
-            param = entry.param.detach().to(work)
+            param = joined(entry.param.detach(), state).to(work)
             g, _ = clip_reference(dense(grad).to(work), param, grad_scale, stage, is_vector=False)
             buffers.append(state["momentum_buffer"].to(work))
             directions.append(_as_matrix(_look_ahead(g, buffers[-1], group)))

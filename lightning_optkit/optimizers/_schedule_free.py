@@ -10,12 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_optkit._checks import check_int, shown
 from lightning_optkit.step import Average, OnePassOptimizer
 from lightning_optkit.step.arguments import check_flag, check_number
+from lightning_optkit.step.full_precision import full_precision
 from lightning_optkit.step.numbers import compute_dtype
 from lightning_optkit.step.rule import Group, Hyperparameters, Scalar, State
+from lightning_optkit.step.shards import local
 from lightning_optkit.step.split_weights import joined
 
 __all__ = ["WEIGHT_SUM", "ScheduleFreeOptimizer", "average_hyperparameters", "move", "rate_and_share"]
@@ -102,9 +105,22 @@ class ScheduleFreeOptimizer(OnePassOptimizer):
             for param in group["params"] if group["train_mode"] else ():
                 state = self.state.get(param, {})
                 if "z" in state and float(state["step"]) > 0:
-                    y, z = (t.to(compute_dtype(param), copy=True) for t in (joined(param.detach(), state), state["z"]))
-                    found[param] = y.lerp_(z, 1 - 1 / self._beta(group)).to(param.dtype)
+                    y = joined(param.detach(), state).to(compute_dtype(param), copy=True)
+                    found[param] = self._average_at(y, state, group).to(param.dtype)
         return found
+
+    def _average_at(self, y: Tensor, state: State, group: Group) -> Tensor:
+        """x, given y; overwrites y."""
+        return y.lerp_(state["z"].to(y.dtype), 1 - 1 / self._beta(group))
+
+    @override
+    def _full_precision_of(self, param: Tensor) -> Tensor:
+        state = self.state.get(param, {})
+        if "y" not in state:
+            return super()._full_precision_of(param)
+        group = next(group for group in self.param_groups if any(param is other for other in group["params"]))
+        y = full_precision(f"{self._owner}.full_precision_state_dict", state["y"], state).clone()
+        return self._average_at(y, {"z": local(state["z"])}, group)
 
     def as_evaluated(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """Returns the evaluation-mode version of a state dict taken in training mode; changes neither."""

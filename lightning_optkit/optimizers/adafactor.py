@@ -18,6 +18,7 @@ from lightning_optkit._norms import norm
 from lightning_optkit.step import OnePassOptimizer, Rule
 from lightning_optkit.step.arguments import check_number, pair, with_listed_params
 from lightning_optkit.step.rule import Group, Hyperparameters, State, StateSpec
+from lightning_optkit.step.split_weights import CORRECTIONS, part_kept
 from lightning_optkit.step.stages import Stages
 
 __all__ = ["Adafactor", "adafactor_update"]
@@ -71,9 +72,13 @@ def _of_columns(shape: torch.Size) -> torch.Size | None:
 
 
 def _resolve(group: Group, param: Tensor) -> Group:
-    """eps[0]=None is the eps of the stored dtype, although 16-bit parameters are updated in fp32."""
+    """eps[0]=None is the eps of the stored dtype, although 16-bit parameters are updated in fp32.
+
+    Weights that are split are stored in fp32.
+    """
     eps1, eps2 = group["eps"]
-    return {**group, "eps": (torch.finfo(param.dtype).eps if eps1 is None else eps1, eps2)}
+    dtype = torch.float32 if part_kept(group["rounding"], param) in CORRECTIONS else param.dtype
+    return {**group, "eps": (torch.finfo(dtype).eps if eps1 is None else eps1, eps2)}
 
 
 def _hyperparameters(group: Group) -> Hyperparameters:

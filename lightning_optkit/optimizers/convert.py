@@ -6,14 +6,17 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lightning_optkit._checks import check_instance
 from lightning_optkit._torch_private import (
     instance_amp_scaling,
     is_watched_by_scheduler,
     patch_step,
     set_amp_scaling,
+    version_of,
     watch_step,
 )
 from lightning_optkit.optimizers.adadelta import Adadelta
@@ -28,18 +31,27 @@ from lightning_optkit.optimizers.radam import RAdam
 from lightning_optkit.optimizers.rmsprop import RMSprop
 from lightning_optkit.optimizers.sgd import SGD
 from lightning_optkit.step import OnePassOptimizer
+from lightning_optkit.step.full_precision import full_precision
+from lightning_optkit.step.full_precision import full_precision_state_dict as write_full_precision
 from lightning_optkit.step.loading import places
+from lightning_optkit.step.quantized_state import dequantize8, scale_name
 from lightning_optkit.step.restoring import restored
+from lightning_optkit.step.rule import Rule, State
+from lightning_optkit.step.split_weights import LOW_ORDER_PARTS, low_order_part
 from lightning_optkit.step.stages import ADDED_ENTRIES
 from lightning_optkit.step.state import convert_
 
-__all__ = ["from_torch_", "one_pass_class", "to_torch_", "why_not_convertible"]
+__all__ = ["from_torch_", "full_precision_state_dict", "one_pass_class", "to_torch_", "why_not_convertible"]
 
 _AUTOMATIC = {"fused": None, "foreach": None}  # we select the implementation
 _ADDED_KEYS = {*ADDED_ENTRIES, "decoupled_weight_decay", *_AUTOMATIC}
 _ADDED_KEYS |= {*OWN_KEYS, "maximize", "differentiable"}  # torch.optim.Muon lacks the last two
 
 _ADDED_STATE = {"momentum_step"}  # torch would not update it
+
+_LEFT = "versions_of_parts"
+"""Attribute: the versions of the parameters that the low-order parts in the state belong to. Torch's steps, and anybody
+else, may change the parameters before the next conversion."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +154,13 @@ def from_torch_(
     cls = _OURS[type(optimizer)]
     ours = _build(optimizer, rounding, state_dtype, statistics)
     saved = optimizer.state_dict()["state"]
-    built = {place.param: restored(place, saved.get(place.number, {})) for place in places(ours, ours.param_groups)}
+    left = vars(optimizer).pop(_LEFT, {})
+    built: dict[Tensor, State] = {}
+    for place in places(ours, ours.param_groups):
+        state = saved.get(place.number, {})
+        is_moved = left.get(place.param, version_of(place.param)) != version_of(place.param)
+        gone = LOW_ORDER_PARTS.values() if is_moved else ()
+        built[place.param] = restored(place, {name: value for name, value in state.items() if name not in gone})
     before = _Before(
         groups=[{key: group[key] for key in _AUTOMATIC if key in group} for group in optimizer.param_groups],
         defaults=optimizer.defaults,
@@ -199,14 +217,68 @@ def to_torch_(optimizer: OnePassOptimizer) -> None:
     for name in set(vars(optimizer)) - before.attributes - {"step"}:
         del vars(optimizer)[name]
     set_amp_scaling(optimizer, before.supports_amp_scaling)
+    params = [param for param, state in optimizer.state.items() if low_order_part(state) is not None]
+    if params:
+        setattr(optimizer, _LEFT, {param: version_of(param) for param in params})
     _become(optimizer, cls)
 
 
+def full_precision_state_dict(optimizer: Optimizer, model: nn.Module) -> dict[str, Any]:
+    """`model.state_dict()` with the 16-bit parameters of `optimizer` in fp32, also after a fit with `Fuse`.
+
+    Args:
+        optimizer: A one-pass optimizer, or one of torch that was converted: `trainer.optimizers[0]` after the fit. A
+            parameter that was written since it was converted back is exported as it is.
+        model: The model with its parameters.
+
+    Raises:
+        ValueError: if the model's state dict lacks a parameter, or the state of one is damaged.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1).bfloat16()
+        >>> optimizer = torch.optim.AdamW(model.parameters())
+        >>> from_torch_(optimizer, rounding="split32")
+        >>> model(torch.ones(1, 2).bfloat16()).sum().backward()
+        >>> optimizer.step()
+        >>> to_torch_(optimizer)
+        >>> full_precision_state_dict(optimizer, model)["weight"].dtype
+        torch.float32
+    """
+    if isinstance(optimizer, OnePassOptimizer):
+        return optimizer.full_precision_state_dict(model)
+    check_instance("full_precision_state_dict", "optimizer", optimizer, Optimizer, "one such as trainer.optimizers[0]")
+    left = vars(optimizer).get(_LEFT, {})
+
+    def value_of(param: Tensor) -> Tensor:
+        is_left = left.get(param) == version_of(param)
+        return full_precision("full_precision_state_dict", param, optimizer.state.get(param, {}) if is_left else {})
+
+    return write_full_precision("full_precision_state_dict", optimizer.param_groups, model, value_of)
+
+
 def _save_as_asked_for(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-    """Saves the implementation that the user selected, so that torch's class can continue from the checkpoint."""
+    """Saves what torch's class can continue from: the implementation that the user selected, and no 8-bit codes."""
+    assert isinstance(optimizer, OnePassOptimizer)
     before: _Before = optimizer._before_conversion  # type: ignore[attr-defined]
     for group, implementation in zip(state_dict["param_groups"], before.groups, strict=False):
         group.update(implementation)
+    for saved, group in zip(state_dict["param_groups"], optimizer.param_groups, strict=True):
+        rule = optimizer._rule(group)
+        for number in saved["params"]:
+            state = state_dict["state"].get(number)
+            if state is not None:
+                state_dict["state"][number] = _in_full(state, rule)
+
+
+def _in_full(state: State, rule: Rule) -> State:
+    """The state with the rule's states in 8 bits as fp32."""
+    full = dict(state)
+    for name in rule.state_names:
+        codes = state.get(name)
+        if codes is not None and codes.dtype == torch.uint8:
+            scales = full.pop(scale_name(name))
+            full[name] = dequantize8(codes, scales, signed=not rule.spec(name).nonnegative)
+    return full
 
 
 def _become(optimizer: Optimizer, cls: type[Optimizer]) -> None:

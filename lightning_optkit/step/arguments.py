@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
@@ -21,13 +22,17 @@ from lightning_optkit._checks import (
 )
 from lightning_optkit.step.numbers import ROUNDINGS
 from lightning_optkit.step.rule import Group
+from lightning_optkit.step.split_weights import CORRECTIONS, LOW_ORDER_PARTS
+from lightning_optkit.step.stages import OF_THE_OPTIMIZER
 
 __all__ = [
     "base_rate",
     "check_flag",
     "check_group",
+    "check_group_entries",
     "check_number",
     "check_params",
+    "check_rounding",
     "check_stages",
     "checked_as",
     "listed",
@@ -84,6 +89,33 @@ def base_rate(group: Group) -> Any:
     """The rate that a schedule multiplies, as a Python number; unchecked."""
     rate = group.get("initial_lr", group["lr"])
     return rate.item() if isinstance(rate, Tensor) and rate.numel() == 1 else rate
+
+
+def check_group_entries(owner: str, group: Group, rounding: str) -> None:
+    """Raises ValueError for entries of a new group that are no entries of a group, or that its parameters cannot have.
+
+    Args:
+        owner: The optimizer.
+        group: The group as given, its parameters in a list or as one tensor.
+        rounding: The rounding of the group.
+    """
+    for name in OF_THE_OPTIMIZER:
+        if name in group:
+            raise ValueError(
+                f"{owner}(params=[{{{name!r}: ...}}]): {name} is of the whole optimizer; give it as an argument."
+            )
+    params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
+    for param in [member[1] if isinstance(member, tuple) else member for member in params]:
+        check_rounding(owner, rounding, param)
+
+
+def check_rounding(owner: str, rounding: str, param: Tensor) -> None:
+    """Raises ValueError if a parameter cannot be split as the rounding asks for."""
+    if param.dtype == torch.float16 and LOW_ORDER_PARTS.get(rounding) in CORRECTIONS:
+        raise ValueError(
+            f"{owner}(rounding={rounding!r}): a parameter of shape {list(param.shape)} is float16; weights that are "
+            "split must be bfloat16, and 'kahan' serves both."
+        )
 
 
 def check_number(owner: str, name: str, value: object, interval: str) -> None:

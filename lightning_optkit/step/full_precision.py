@@ -1,36 +1,64 @@
 # SPDX-License-Identifier: Apache-2.0
 """State dicts of a model with its weights in fp32, including the low-order parts that the optimizer stores."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_optkit._checks import check_mapping, check_module
+from lightning_optkit.step.plain import why_unusable
+from lightning_optkit.step.rule import Group
 from lightning_optkit.step.shards import distribute_like, local, place_like
-from lightning_optkit.step.split_weights import CORRECTIONS, LOW_ORDER_PARTS, low_order_part, split_off, whole
+from lightning_optkit.step.split_weights import CORRECTIONS, low_order_part, part_kept, split_off, whole
 from lightning_optkit.step.stepped import Loadable
 
-__all__ = ["full_precision_state_dict", "load_full_precision"]
+__all__ = ["full_precision", "full_precision_state_dict", "load_full_precision"]
 
 
-def full_precision_state_dict(optimizer: Loadable, model: nn.Module) -> dict[str, Any]:
-    """`model.state_dict()` with the optimizer's 16-bit parameters in fp32, including their low-order parts."""
-    check_module(f"{optimizer._owner}.full_precision_state_dict", "model", model)
+def full_precision_state_dict(
+    owner: str, groups: Sequence[Group], model: nn.Module, value_of: Callable[[Tensor], Tensor]
+) -> dict[str, Any]:
+    """`model.state_dict()` with the 16-bit parameters of `groups` in fp32, including their low-order parts.
+
+    Args:
+        owner: Name of the caller in error messages.
+        groups: Parameter groups of an optimizer.
+        model: The model with these parameters.
+        value_of: The local part of a parameter in fp32.
+
+    Raises:
+        ValueError: if the state dict has no entry of that name, or the state of a parameter is damaged.
+    """
+    check_module(owner, "model", model)
     state_dict = dict(model.state_dict())
-    for name, param in _stepped(optimizer, model).items():
-        if name in state_dict:
-            state_dict[name] = place_like(whole(local(param.detach()), _part_of(optimizer, param)), param)
+    values: dict[Tensor, Tensor] = {}
+    for name, param in _stepped(groups, model).items():
+        if name not in state_dict:
+            raise ValueError(
+                f"{owner}(model=<{type(model).__name__}>): its state_dict has no {name!r}; leave its names as they are."
+            )
+        if param not in values:  # tied weights stay one tensor
+            values[param] = place_like(value_of(param), param)
+        state_dict[name] = values[param]
     return state_dict
 
 
-def _part_of(optimizer: Loadable, param: Tensor) -> Tensor | None:
-    """The low-order part of the value that the parameter now holds."""
-    state = optimizer.state.get(param, {})
-    part = low_order_part(state)
-    # In evaluation mode a schedule-free rule carries the point that it steps, to which the part belongs.
-    return None if part is None or any(name in state for name in optimizer._carried) else local(part)
+def full_precision(owner: str, value: Tensor, state: Mapping[str, Any]) -> Tensor:
+    """The local part of `value`, with the low-order part in `state`, in fp32.
+
+    Raises:
+        ValueError: if the low-order part does not fit.
+    """
+    part, value = low_order_part(state), local(value.detach())
+    if part is None:
+        return value.to(torch.float32)
+    if not isinstance(part, Tensor) or why_unusable(part) is not None or local(part).shape != value.shape:
+        raise ValueError(f"{owner}: the low-order part of a parameter must have its shape.")
+    if value.dtype != torch.bfloat16 and local(part).dtype in CORRECTIONS.values():
+        return value.to(torch.float32)  # cast since the last step
+    return whole(value, local(part))
 
 
 def load_full_precision(optimizer: Loadable, model: nn.Module, state_dict: Mapping[str, Any]) -> None:
@@ -38,7 +66,8 @@ def load_full_precision(optimizer: Loadable, model: nn.Module, state_dict: Mappi
 
     Raises:
         TypeError: if it is not a dict.
-        ValueError: for missing or unknown names, and other shapes.
+        ValueError: for missing or unknown names, other shapes, kinds of numbers or layouts, and while the parameters
+            hold an average.
     """
     owner = f"{optimizer._owner}.load_full_precision_state_dict"
     check_module(owner, "model", model)
@@ -47,37 +76,51 @@ def load_full_precision(optimizer: Loadable, model: nn.Module, state_dict: Mappi
         model.state_dict(),
         check_mapping(owner, "state_dict", state_dict, "tensors by name, such as model.state_dict()"),
     )
-    stepped = _stepped(optimizer, model)
+    stepped = _stepped(optimizer.param_groups, model)
+    if optimizer._shown or any(
+        carried in optimizer.state.get(p, {}) for p in stepped.values() for carried in optimizer._carried
+    ):
+        raise ValueError(f"{owner}: the parameters hold an average now; load while they hold the trained weights.")
     model.load_state_dict(state_dict)
     groups = {param: group for group in optimizer.param_groups for param in group["params"]}
     for name, param in stepped.items():
-        kept = LOW_ORDER_PARTS.get(groups[param]["rounding"])
-        state = optimizer.state[param]
-        is_elsewhere = any(carried in state for carried in optimizer._carried)
-        if kept is None or is_elsewhere or (kept in CORRECTIONS and param.dtype != torch.bfloat16):
-            continue
-        value = local(distribute_like(state_dict[name].detach().to(param.device, torch.float32), param))
-        state[kept] = place_like(split_off(local(param.detach()), kept, value), param)
+        kept = part_kept(groups[param]["rounding"], param)
+        if kept is not None:
+            value = local(distribute_like(state_dict[name].detach().to(param.device, torch.float32), param))
+            optimizer.state[param][kept] = place_like(split_off(local(param.detach()), kept, value), param)
     optimizer._forget_steps()
 
 
 def _check_fits(owner: str, own: Mapping[str, Any], state_dict: Mapping[str, Any]) -> None:
-    """Checks names and shapes; `Module.load_state_dict` would raise only after it has copied matching entries."""
+    """Checks every entry; `Module.load_state_dict` would raise only after it has copied matching entries."""
     odd = sorted(own.keys() ^ state_dict.keys())
     if odd:
         reason = "is missing" if odd[0] in own else "is not in the model"
         raise ValueError(f"{owner}(state_dict=...): {odd[0]} {reason}.")
     for name, value in own.items():
-        given = state_dict[name]
-        if not isinstance(value, Tensor):
-            continue
-        if not isinstance(given, Tensor) or given.shape != value.shape:
-            shape = f"shape {list(given.shape)}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
-            raise ValueError(f"{owner}(state_dict=...): {name} must have shape {list(value.shape)}, got {shape}.")
+        if isinstance(value, Tensor):
+            why_not = _why_not(state_dict[name], value)
+            if why_not is not None:
+                raise ValueError(f"{owner}(state_dict=...): {name} {why_not}.")
 
 
-def _stepped(optimizer: Loadable, model: nn.Module) -> dict[str, Tensor]:
-    """The 16-bit parameters of the model that the optimizer steps, by all of their names."""
-    mine = {id(param) for group in optimizer.param_groups for param in group["params"]}
+def _why_not(given: object, value: Tensor) -> str | None:
+    """Why `given` cannot be loaded into `value`, or None."""
+    if not isinstance(given, Tensor) or given.shape != value.shape:
+        shape = f"shape {list(given.shape)}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
+        return f"must have shape {list(value.shape)}, got {shape}"
+    reason = why_unusable(given)
+    if reason is not None:
+        return reason
+    if given.layout != value.layout or given.is_quantized != value.is_quantized:
+        return "must be a dense tensor"
+    if given.is_complex() != value.is_complex() or given.is_floating_point() != value.is_floating_point():
+        return f"must hold numbers like {value.dtype}, got {given.dtype}"
+    return None
+
+
+def _stepped(groups: Sequence[Group], model: nn.Module) -> dict[str, Tensor]:
+    """The 16-bit parameters of the model in these groups, by all of their names."""
+    mine = {id(param) for group in groups for param in group["params"]}
     named = model.named_parameters(remove_duplicate=False)
     return {name: p for name, p in named if id(p) in mine and p.dtype in (torch.bfloat16, torch.float16)}

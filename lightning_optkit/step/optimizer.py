@@ -4,6 +4,7 @@
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +18,7 @@ from lightning_optkit.step.accepted import AcceptedGroups
 from lightning_optkit.step.arguments import (
     base_rate,
     check_group,
+    check_group_entries,
     check_params,
     check_stages,
     listed,
@@ -24,7 +26,7 @@ from lightning_optkit.step.arguments import (
 )
 from lightning_optkit.step.engine import StepEngine
 from lightning_optkit.step.explain import Explanation, explain
-from lightning_optkit.step.full_precision import full_precision_state_dict, load_full_precision
+from lightning_optkit.step.full_precision import full_precision, full_precision_state_dict, load_full_precision
 from lightning_optkit.step.hooks import hooked
 from lightning_optkit.step.loading import load
 from lightning_optkit.step.progress import Progress
@@ -146,6 +148,7 @@ class OnePassOptimizer(Optimizer):
         self._check_all(added)
         param_group = {**param_group, "decay_lr": float(added["decay_lr"])}
         check_params(self._owner, self.param_groups, param_group["params"])
+        check_group_entries(self._owner, param_group, param_group.get("rounding", self.defaults["rounding"]))
         with self._engine.lock:
             try:
                 Optimizer.add_param_group(self, param_group)
@@ -173,6 +176,8 @@ class OnePassOptimizer(Optimizer):
             except TypeError:
                 check_callable(f"{self._owner}.step", "closure", closure, "closure()")
                 raise
+        if self._shown:
+            self._shown = MappingProxyType({})
         self._engine.step(self)
         return loss
 
@@ -278,6 +283,12 @@ class OnePassOptimizer(Optimizer):
     def full_precision_state_dict(self, model: nn.Module) -> dict[str, Any]:
         """`model.state_dict()` with the 16-bit parameters of this optimizer in fp32: exact under "split32".
 
+        While the parameters hold an average (`WeightAveraging` in validation, a schedule-free rule after `eval()`), it
+        is the average, in fp32.
+
+        Raises:
+            ValueError: if the model's state dict lacks a parameter, or the state of one is damaged.
+
         Example:
             >>> from lightning_optkit.optimizers import AdamW
             >>> model = torch.nn.Linear(2, 1).bfloat16()
@@ -287,17 +298,28 @@ class OnePassOptimizer(Optimizer):
             >>> optimizer.full_precision_state_dict(model)["weight"].dtype
             torch.float32
         """
-        return full_precision_state_dict(self, model)
+        owner = f"{self._owner}.full_precision_state_dict"
+        return full_precision_state_dict(owner, self.param_groups, model, self._full_precision_of)
 
     def load_full_precision_state_dict(self, model: nn.Module, state_dict: Mapping[str, Any]) -> None:
         """Loads fp32 weights into the parameters, and their low-order parts into the state of "split24" and "split32".
 
         Raises:
             TypeError: if it is not a dict.
-            ValueError: for missing or unknown names, and other shapes; nothing is changed then.
+            ValueError: for missing or unknown names, other shapes or kinds of numbers, and while the parameters hold
+                an average; nothing is changed then.
         """
         with self._engine.lock:
             load_full_precision(self, model, state_dict)
+
+    _shown: Mapping[Tensor, Tensor] = MappingProxyType({})
+    """Averages that some parameters hold now, by parameter, in fp32 where the average is."""
+
+    def _full_precision_of(self, param: Tensor) -> Tensor:
+        """The local part of a 16-bit parameter in fp32."""
+        if param in self._shown:
+            return local(self._shown[param].detach()).to(torch.float32)
+        return full_precision(f"{self._owner}.full_precision_state_dict", param, self.state.get(param, {}))
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and deepcopy: everything except the plan, which holds addresses."""

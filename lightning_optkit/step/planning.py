@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_optkit.step.arguments import check_params
+from lightning_optkit.step.arguments import check_params, check_rounding
 from lightning_optkit.step.coefficients import average_weight
 from lightning_optkit.step.compiled import CompiledSegment
 from lightning_optkit.step.cuda import CudaSegment
@@ -19,7 +19,7 @@ from lightning_optkit.step.plain import why_no_parameter
 from lightning_optkit.step.rule import Group, Rule, State
 from lightning_optkit.step.segments import Entry, PlanOutdated, ReferenceSegment, Segment
 from lightning_optkit.step.shards import local, sharding_groups, why_not_on_shards
-from lightning_optkit.step.split_weights import CORRECTIONS, LOW_ORDER_PARTS, correction_of, whole
+from lightning_optkit.step.split_weights import correction_of, whole
 from lightning_optkit.step.state import Kept, StateLayout, check_state, prepare_state
 from lightning_optkit.step.stepped import GroupContext, Stepped, group_contexts
 
@@ -189,11 +189,7 @@ def kept_entry(optimizer: Stepped, context: GroupContext, param: Tensor, number:
     if reason is not None:
         which = "a parameter" if param.is_nested else f"a parameter of shape {list(param.shape)}"
         raise ValueError(f"{optimizer._owner}.step: {which} {reason}.")
-    if param.dtype == torch.float16 and LOW_ORDER_PARTS.get(context.group["rounding"]) in CORRECTIONS:
-        raise ValueError(
-            f"{optimizer._owner}(rounding={context.group['rounding']!r}): a parameter of shape {list(param.shape)} is "
-            "float16; weights that are split must be bfloat16, and 'kahan' serves both."
-        )
+    check_rounding(optimizer._owner, context.group["rounding"], param)
     state = optimizer.state.get(param, {})
     if not isinstance(state, dict):
         raise TypeError(f"{optimizer._owner}.step: the state of a parameter must be a dict.")

@@ -51,7 +51,9 @@ def dequantize8(codes: Tensor, scales: Tensor, *, signed: bool) -> Tensor:
     return value.as_strided(codes.shape, codes.stride())
 
 
-def quantize8_(codes: Tensor, scales: Tensor, value: Tensor, *, signed: bool, key: tuple[int, int, int, int]) -> None:
+def quantize8_(
+    codes: Tensor, scales: Tensor, value: Tensor, *, signed: bool, key: tuple[int, int, int, int] | None
+) -> None:
     """Quantizes `value` into `codes` and `scales`.
 
     Args:
@@ -59,17 +61,18 @@ def quantize8_(codes: Tensor, scales: Tensor, value: Tensor, *, signed: bool, ke
         scales: fp32, shape (blocks,); overwritten.
         value: fp32, with the shape and strides of `codes`.
         signed: Whether the first bit is a sign.
-        key: Seed, optimizer step, parameter number, state number: they determine the random bits.
+        key: Seed, optimizer step, parameter number, state number: they determine the random bits. None: rounded to
+            nearest, so that values that were quantized before keep their codes.
     """
     flat = _flat(value.to(torch.float32))
     scales.copy_(_scales(flat, scales.numel()))
     # The reciprocal first, as in the compiled code, so that the product is bitwise equal.
     factor = torch.where(scales > 0, _MAX / scales, 0.0)
     scaled = flat * _per_element(factor, flat.numel())
-    random = random_bits(flat.numel(), *key[:3], flat.device, state=key[3])
     offset = (112 if signed else 96) << 3
     magnitude = scaled.abs().contiguous().view(torch.int32).to(torch.int64)
-    noise = random >> 12
+    half = torch.full_like(magnitude, 1 << 19)
+    noise = half if key is None else random_bits(flat.numel(), *key[:3], flat.device, state=key[3]) >> 12
     rounded = ((magnitude + noise) >> 20) - offset
     inside = rounded.clamp(1, 127 if signed else 255)
     least = 1.125 * 2.0 ** (-15 if signed else -31)

@@ -97,7 +97,7 @@ def step_reference_(
         lost_before = _finite_or_zero(as_real(state["compensation"]))
         p = p + lost_before.to(work)
 
-    g, clipped = clip_reference(g, stored.to(work), grad_scale, numbers, is_vector=param.ndim < 2)
+    g, clipped = clip_reference(g, stored_before.to(work), grad_scale, numbers, is_vector=param.ndim < 2)
     if not numbers.decoupled and numbers.weight_decay != 0:
         g = g + numbers.weight_decay * stored_before.to(work)
     working = {name: _decoded(state, rule.spec(name)).to(work) for name in state_names}

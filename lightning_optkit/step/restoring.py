@@ -66,7 +66,7 @@ def check_state(what: str, place: Place, saved: Mapping[Any, Any]) -> None:
         TypeError: for a value of a wrong type.
         ValueError: for state of another rule or shape, or invalid values.
     """
-    held = _without_none(saved)
+    held = _taken_over(saved)
     scalars = {"num_averaged": Scalar("num_averaged", 0.0, 1.0), **place.scalars}
     scaled = {scale_name(name): name for name in place.rule.state_names}
     for name, value in held.items():
@@ -136,7 +136,7 @@ def restored(place: Place, saved: Mapping[str, Any]) -> State:
     `Optimizer.load_state_dict` would cast state to the parameter's dtype, e.g. fp32 moments of bf16 parameters to bf16,
     and would alias the checkpoint's tensors where no cast is needed.
     """
-    held, state = _without_none(saved), State()
+    held, state = _taken_over(saved), State()
     for name in [name for name in held if name in place.tensors]:
         _restore(place, name, held, state)
     for scalar in place.scalars.values():
@@ -163,5 +163,13 @@ def _restore(place: Place, name: str, held: Mapping[str, Any], state: State) -> 
     state[name] = place_like(tensor, like)
 
 
-def _without_none(saved: Mapping[Any, Any]) -> dict[Any, Any]:
-    return {name: value for name, value in saved.items() if value is not None}
+def _taken_over(saved: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The saved state without None, and without a correction that went through torch's class of the rule.
+
+    That class casts all state to the dtype of the parameter, and then steps without this.
+    """
+    return {name: value for name, value in saved.items() if value is not None and not _is_cast(name, value)}
+
+
+def _is_cast(name: object, value: object) -> bool:
+    return name in CORRECTIONS and isinstance(value, Tensor) and value.is_floating_point()

@@ -19,6 +19,7 @@ __all__ = [
     "join",
     "joined",
     "low_order_part",
+    "part_kept",
     "split_",
     "split_off",
     "whole",
@@ -33,8 +34,17 @@ LOW_ORDER_PARTS = {"kahan": "compensation", "split24": "correction8", "split32":
 _NAN = 0x7FC00000
 
 
+def part_kept(rounding: str, param: Tensor) -> str | None:
+    """Name of the low-order part that a parameter keeps under `rounding`, or None."""
+    part = LOW_ORDER_PARTS.get(rounding)
+    return None if part in CORRECTIONS and param.dtype != torch.bfloat16 else part
+
+
 def join(param: Tensor, correction: Tensor) -> Tensor:
     """The fp32 number that both parts represent.
+
+    Anyone may write the parameter between two steps: the correction of its former value then moves it by at most half a
+    unit of bf16's last place. Only beside 0 and infinity could the sum be a NaN, and there the correction is dropped.
 
     Args:
         param: bf16.
@@ -50,7 +60,8 @@ def join(param: Tensor, correction: Tensor) -> Tensor:
     """
     shift = 8 if correction.dtype == torch.int8 else 0
     bits = (param.detach().view(torch.int16).to(torch.int32) << 16) + (correction.to(torch.int32) << shift)
-    return bits.view(torch.float32)
+    value = bits.view(torch.float32)
+    return torch.where(value.isnan(), param.detach().to(torch.float32), value)
 
 
 def correction_of(state: Mapping[str, Any]) -> Tensor | None:

@@ -11,7 +11,16 @@ from typing_extensions import TypedDict, Unpack
 
 from lightning_optkit.step.rule import Average, Clip
 
-__all__ = ["ADDED_ENTRIES", "STAGE_DEFAULTS", "STATE_DTYPES", "Stages", "completed", "group_stages", "written_out"]
+__all__ = [
+    "ADDED_ENTRIES",
+    "OF_THE_OPTIMIZER",
+    "STAGE_DEFAULTS",
+    "STATE_DTYPES",
+    "Stages",
+    "completed",
+    "group_stages",
+    "written_out",
+]
 
 
 class Stages(TypedDict, total=False):
@@ -59,8 +68,10 @@ STAGE_DEFAULTS: Stages = {
 }
 STATE_DTYPES = (torch.float32, torch.bfloat16, "int8")
 
-_OF_THE_OPTIMIZER = ("clip", "average", "state_dtype", "statistics")
-ADDED_ENTRIES = STAGE_DEFAULTS.keys() - {*_OF_THE_OPTIMIZER} | {"rounding_seed", "average_decay", "decay_lr"}
+OF_THE_OPTIMIZER = ("clip", "average", "state_dtype", "statistics")
+"""The stages that are not set per group."""
+
+ADDED_ENTRIES = STAGE_DEFAULTS.keys() - {*OF_THE_OPTIMIZER} | {"rounding_seed", "average_decay", "decay_lr"}
 """Group entries that torch's classes lack: the per-group stages, and the entries they need."""
 
 

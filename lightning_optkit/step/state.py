@@ -18,7 +18,14 @@ from lightning_optkit.step.reference import as_real
 from lightning_optkit.step.rule import Average, Group, Rule, Scalar, State, StateSpec
 from lightning_optkit.step.segments import Entry
 from lightning_optkit.step.shards import distribute_like, local, place_like
-from lightning_optkit.step.split_weights import CORRECTIONS, LOW_ORDER_PARTS, low_order_part, split_off, whole
+from lightning_optkit.step.split_weights import (
+    CORRECTIONS,
+    LOW_ORDER_PARTS,
+    low_order_part,
+    part_kept,
+    split_off,
+    whole,
+)
 
 __all__ = ["Kept", "StateLayout", "check_state", "convert_", "prepare_state"]
 
@@ -60,8 +67,8 @@ class StateLayout:
     def tensors(self, state_names: Sequence[str], group: Group, param: Tensor) -> list[str]:
         """Names of the state tensors of a parameter in the group, given those of the rule."""
         names = list(state_names)
-        part = LOW_ORDER_PARTS.get(group["rounding"])
-        if part is not None and (part not in CORRECTIONS or param.dtype == torch.bfloat16):
+        part = part_kept(group["rounding"], param)
+        if part is not None:
             names.append(part)
         if self.average_name:
             names.append(self.average_name)
@@ -85,7 +92,8 @@ class Kept(NamedTuple):
 def check_state(owner: str, kept: Sequence[Kept], layout: StateLayout) -> None:
     """Raises ValueError if a state cannot belong to its parameter; nothing is changed before."""
     for entry, state, group, rule in kept:
-        for name in _walked(entry, state, group, layout):
+        walked = layout.tensors(entry.state_names, group, entry.param)
+        for name in [*walked, *(part for part in LOW_ORDER_PARTS.values() if part not in walked)]:
             held = state.get(name)
             if held is not None:
                 _check_tensor(f"{owner}.step", name, held, entry.param, rule)
@@ -109,6 +117,8 @@ def _check_tensor(owner: str, name: str, held: object, param: Tensor, rule: Rule
         raise ValueError(f"{owner}: the state {name!r} {reason}.")
     if held.layout != torch.strided or (held.is_complex() and not param.is_complex()):
         raise ValueError(f"{owner}: the state {name!r} must be dense and of the kind of its parameter.")
+    if name in CORRECTIONS and held.dtype != CORRECTIONS[name]:
+        raise ValueError(f"{owner}: the state {name!r} must be {CORRECTIONS[name]}, got {held.dtype}.")
 
 
 def _check_scales(owner: str, name: str, held: Tensor, scales: object) -> None:
@@ -136,7 +146,7 @@ def prepare_state(kept: Sequence[Kept], layout: StateLayout) -> None:
         _change_low_order_part(entry.param, state, group)
     missing: list[tuple[State, StateSpec, Tensor, torch.dtype, float]] = []
     for entry, state, group, rule in kept:
-        for name in _walked(entry, state, group, layout):
+        for name in layout.tensors(entry.state_names, group, entry.param):
             held = state.get(name)
             dtype = layout.dtype_of(name, entry.param, rule)
             like = rule.like(name, entry.param)
@@ -176,26 +186,23 @@ def convert_(tensor: Tensor, state: State, spec: StateSpec, held: Tensor) -> Non
         return
     value = torch.empty_like(tensor, dtype=torch.float32).copy_(held)
     scales = zero_scales(tensor)
-    quantize8_(tensor, scales, value, signed=not spec.nonnegative, key=(0, 0, 0, 0))
+    quantize8_(tensor, scales, value, signed=not spec.nonnegative, key=None)
     state[scale_name(name)] = scales
 
 
-def _walked(entry: Entry, state: State, group: Group, layout: StateLayout) -> list[str]:
-    """The tensors that the walk touches: an existing low-order part is still used after `rounding` changes."""
-    names = layout.tensors(entry.state_names, group, entry.param)
-    return [*names, *(part for part in LOW_ORDER_PARTS.values() if part in state and part not in names)]
-
-
 def _change_low_order_part(param: Tensor, state: State, group: Group) -> None:
-    """Converts the low-order part of a parameter when `rounding` changes, as exactly as the new one can hold it."""
-    wanted, part = LOW_ORDER_PARTS.get(group["rounding"]), low_order_part(state)
-    if wanted is None or part is None or wanted in state or (wanted in CORRECTIONS and param.dtype != torch.bfloat16):
+    """Converts the low-order part of a parameter when `rounding` changes, as exactly as the new one can hold it.
+
+    Without a place for it, or after a cast of the parameter, it is dropped: later it would be added to another weight.
+    """
+    wanted, part = part_kept(group["rounding"], param), low_order_part(state)
+    if part is None or wanted in state:
         return
-    here = local(param.detach())
-    converted = split_off(here, wanted, whole(here, local(part)))
     for name in LOW_ORDER_PARTS.values():
         state.pop(name, None)
-    state[wanted] = place_like(converted, param)
+    if wanted is not None:
+        here = local(param.detach())
+        state[wanted] = place_like(split_off(here, wanted, whole(here, local(part))), param)
 
 
 def _fits(held: Tensor, like: Tensor, dtype: torch.dtype) -> bool:

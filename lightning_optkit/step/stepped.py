@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The interface of an optimizer to its step, and the facts about each of its groups, looked up in every step."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
@@ -73,6 +73,11 @@ class Loadable(Stepped, Protocol):
     _torch_class: ClassVar[type[Optimizer] | None]
     _learned: ClassVar[tuple[str, ...]]
     _carried: ClassVar[tuple[str, ...]]
+    _shown: Mapping[Tensor, Tensor]
+
+    def _full_precision_of(self, param: Tensor) -> Tensor:
+        """The local part of a 16-bit parameter in fp32."""
+        ...
 
     def _completed(self, saved: Group, group: Group) -> Group:
         """A saved group completed by the entries of the rule that torch's class lacks."""

@@ -6,7 +6,7 @@ a checkpoint can be resumed in either form. An optimizer that replaces another d
 and its count.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -161,6 +161,13 @@ class KeptAverage(RunFree):
             if name in buffers
         }
         return {buffer: value for buffer, value in read.items() if value is not None}
+
+    def show(self, averages: Mapping[Tensor, Tensor]) -> None:
+        """Tells the one-pass optimizers which 16-bit parameters now hold these averages."""
+        rounded = {param: average for param, average in averages.items() if param.element_size() == 2}
+        for optimizer in self._optimizers.values():
+            if isinstance(optimizer, OnePassOptimizer):
+                optimizer._shown = rounded
 
     # --- steps ---
 

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fuse with split weights and narrow state in `bf16-true` runs: checkpoints, averages, exports."""
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from lightning_optkit.averaging import EMA
+from lightning_optkit.callbacks import Fuse, WeightAveraging
+from lightning_optkit.optimizers.convert import full_precision_state_dict
+
+
+def adamw(module):
+    return torch.optim.AdamW(module.parameters(), lr=0.02)
+
+
+class Exporter(Callback):
+    """What the optimizer exports, and what the module holds, in validation and at the end of the training."""
+
+    def __init__(self):
+        self.in_validation = self.shown = self.trained = None
+
+    def on_validation_batch_end(self, trainer, pl_module, *_):
+        if not trainer.sanity_checking:
+            self.in_validation = trainer.optimizers[0].full_precision_state_dict(pl_module)
+            self.shown = {name: t.clone() for name, t in pl_module.state_dict().items()}
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.trained = trainer.optimizers[0].full_precision_state_dict(pl_module)
+
+
+class Saver(Callback):
+    """Saves a checkpoint after the first epoch."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.current_epoch == 0:
+            trainer.save_checkpoint(self.path)
+
+
+def saved_by(fit, module, tmp_path, *callbacks):
+    """The checkpoint after the first of two epochs, in bf16."""
+    fit(module, *callbacks, Saver(tmp_path / "first.ckpt"), precision="bf16-true", epochs=2)
+    return tmp_path / "first.ckpt"
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "kahan", "split32"])
+@pytest.mark.parametrize("wanted", ["nearest", "split24", "split32"])
+def test_the_rounding_asked_for_wins_over_that_of_the_checkpoint(regression, fit, tmp_path, printed, rounding, wanted):
+    path = saved_by(fit, regression(adamw), tmp_path, Fuse(rounding=rounding))
+    exporter = Exporter()
+    seen = []
+
+    class Peek(Callback):
+        def on_train_batch_start(self, trainer, *_):
+            seen.append({group["rounding"] for group in trainer.optimizers[0].param_groups})
+
+    fit(regression(adamw), Fuse(rounding=wanted), exporter, Peek(), precision="bf16-true", epochs=2, ckpt_path=path)
+    assert seen
+    assert all(roundings == {wanted} for roundings in seen)
+    said = f"continues rounding={rounding!r} of the checkpoint as {wanted!r}"
+    assert (said in printed()) == (rounding != wanted)
+
+
+@pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16, "int8"])
+@pytest.mark.parametrize("chain", ["without", "without, with"])
+def test_a_checkpoint_continues_without_fuse_and_with_it_again(regression, fit, tmp_path, state_dtype, chain):
+    fuse = dict(rounding="split32", state_dtype=state_dtype, verbose=False)
+    path = saved_by(fit, regression(adamw), tmp_path, Fuse(**fuse))
+    module = regression(adamw)
+    trainer = fit(module, precision="bf16-true", epochs=2, ckpt_path=path)
+    if chain == "without, with":
+        trainer.save_checkpoint(tmp_path / "plain.ckpt")
+        module = regression(adamw)
+        fit(module, Fuse(**fuse), precision="bf16-true", epochs=3, ckpt_path=tmp_path / "plain.ckpt")
+    for weight in module.parameters():
+        assert weight.isfinite().all()
+        assert weight.abs().max() < 3  # with codes as moments it runs away
+
+
+def test_in_validation_the_average_is_exported_in_fp32(regression, fit):
+    exporter, average = Exporter(), WeightAveraging(EMA(0.9))
+    fit(regression(adamw), Fuse(rounding="split32"), average, exporter, precision="bf16-true", limit_val_batches=1)
+    for name, value in exporter.in_validation.items():
+        assert torch.equal(value.bfloat16(), exporter.shown[name]), name
+    assert any((v != exporter.shown[n].float()).any() for n, v in exporter.in_validation.items())
+
+
+def test_the_weights_can_be_exported_after_the_fit(regression, fit):
+    exporter, module = Exporter(), regression(adamw)
+    trainer = fit(module, Fuse(rounding="split32"), exporter, precision="bf16-true", epochs=2)
+    exported = full_precision_state_dict(trainer.optimizers[0], module)
+    assert all(torch.equal(value, exporter.trained[name]) for name, value in exported.items())
+    with torch.no_grad():
+        next(module.parameters()).zero_()
+    exported = full_precision_state_dict(trainer.optimizers[0], module)
+    assert not exported[next(iter(dict(module.named_parameters())))].any()
+
+
+def test_what_fuse_was_given_is_named(regression, fit):
+    with pytest.raises(ValueError, match=r"^Fuse\(rounding='split32'\): a parameter of shape .* is float16"):
+        fit(regression(adamw), Fuse(rounding="split32"), precision="16-true")

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Split weights that somebody else writes, casts or loads between two steps."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_optkit.optimizers import SGD, AdamW, ScheduleFreeAdamW
+from lightning_optkit.optimizers.convert import from_torch_, to_torch_
+
+PATHS = {"compiled": {}, "reference": dict(fused=False)}
+SPLITS = ["split24", "split32"]
+
+
+def trained(rounding, cls=AdamW, steps=3, **kwargs):
+    """A bf16 parameter of 500 elements, and its optimizer after some steps."""
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(500).bfloat16())
+    optimizer = cls([weight], lr=1e-2, rounding=rounding, **kwargs)
+    if cls is ScheduleFreeAdamW:
+        optimizer.train()
+    for _ in range(steps):
+        step(optimizer, weight)
+    return weight, optimizer
+
+
+def step(optimizer, weight, grad=None):
+    weight.grad = torch.randn(500).to(weight.dtype) if grad is None else grad
+    optimizer.step()
+
+
+def model_of(weight):
+    model = nn.Module()
+    model.weight = weight
+    return model
+
+
+def exported(optimizer, weight):
+    return optimizer.full_precision_state_dict(model_of(weight))["weight"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("rounding", SPLITS)
+@pytest.mark.parametrize("value", [0.0, -0.0, math.inf, -math.inf])
+def test_no_written_value_becomes_nan(value, rounding, path):
+    weight, optimizer = trained(rounding, SGD, **PATHS[path])
+    with torch.no_grad():
+        weight[::2] = value
+    before = exported(optimizer, weight)
+    step(optimizer, weight, torch.zeros_like(weight))
+    for seen in (before, exported(optimizer, weight), weight.detach().float()):
+        assert not seen.isnan().any()
+        if value == 0:
+            assert seen[::2].abs().max() < 1e-38
+        else:  # at most half a unit in the last place of bf16 below infinity
+            assert (seen[::2] / value > 0).all() or (seen[::2] == value).all() or seen[::2].abs().min() > 3.3e38
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("rounding", SPLITS)
+def test_a_written_weight_is_off_by_half_a_unit_of_bf16_at_most(rounding, path):
+    weight, optimizer = trained(rounding, SGD, **PATHS[path])
+    with torch.no_grad():
+        weight.copy_(torch.randn(500))
+    given = weight.detach().float()
+    step(optimizer, weight, torch.zeros_like(weight))
+    assert ((exported(optimizer, weight) - given).abs() <= given.abs() * 2**-8).all()
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("wanted", ["nearest", "stochastic"])
+@pytest.mark.parametrize("rounding", [*SPLITS, "kahan"])
+def test_a_rounding_without_low_order_part_drops_it(rounding, wanted, path):
+    weight, optimizer = trained(rounding, **PATHS[path])
+    optimizer.param_groups[0]["rounding"] = wanted
+    step(optimizer, weight)
+    assert not {"correction8", "correction16", "compensation"} & optimizer.state[weight].keys()
+    assert torch.equal(exported(optimizer, weight), weight.float())
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rounding", SPLITS)
+def test_a_cast_model_trains_on(dtype, rounding, path):
+    weight, optimizer = trained(rounding, **PATHS[path])
+    weight.data = weight.data.to(dtype)
+    twin = weight.detach().clone().requires_grad_()
+    other = AdamW([twin], lr=1e-2, **PATHS[path])
+    other.load_state_dict({**optimizer.state_dict(), "param_groups": other.state_dict()["param_groups"]})
+    for _ in range(2):
+        grad = torch.randn(500, dtype=dtype)
+        step(optimizer, weight, grad)
+        step(other, twin, grad.clone())
+    assert torch.equal(weight, twin)
+    assert optimizer.state[weight]["step"] == 5
+    assert not {"correction8", "correction16"} & optimizer.state[weight].keys()
+
+
+def test_fp16_weights_are_refused_when_they_are_given():
+    half, weight = nn.Parameter(torch.ones(3).half()), nn.Parameter(torch.ones(3).bfloat16())
+    refusal = r"^AdamW\(rounding='split32'\): a parameter of shape \[3\] is float16; "
+    with pytest.raises(ValueError, match=refusal):
+        AdamW([half], rounding="split32")
+    with pytest.raises(ValueError, match=refusal):
+        AdamW([{"params": [half], "rounding": "split32"}])
+    optimizer = AdamW([weight], rounding="split32")
+    with pytest.raises(ValueError, match=refusal):
+        optimizer.add_param_group({"params": half})
+    assert len(optimizer.param_groups) == 1
+    optimizer.add_param_group({"params": half, "rounding": "kahan"})
+
+
+@pytest.mark.parametrize("name", ["clip", "average", "state_dtype", "statistics"])
+def test_a_group_has_no_stage_of_the_whole_optimizer(name):
+    weight = nn.Parameter(torch.ones(3))
+    with pytest.raises(ValueError, match=rf"^AdamW\(params=\[{{'{name}': ...}}\]\): {name} is of the whole optimizer"):
+        AdamW([{"params": [weight], name: None}])
+
+
+# --- through torch's class ---
+
+
+def with_torch(rounding="split32", state_dtype=torch.float32):
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(500).bfloat16())
+    optimizer = torch.optim.AdamW([weight], lr=1e-2)
+    from_torch_(optimizer, rounding=rounding, state_dtype=state_dtype)
+    for _ in range(3):
+        step(optimizer, weight)
+    return weight, optimizer
+
+
+def test_a_correction_is_kept_while_nobody_steps():
+    weight, optimizer = with_torch()
+    before = exported(optimizer, weight)
+    to_torch_(optimizer)
+    from_torch_(optimizer, rounding="split32")
+    assert torch.equal(exported(optimizer, weight), before)
+
+
+def test_a_correction_is_dropped_after_steps_of_torch():
+    weight, optimizer = with_torch()
+    to_torch_(optimizer)
+    step(optimizer, weight)
+    from_torch_(optimizer, rounding="split32")
+    assert torch.equal(exported(optimizer, weight), weight.float())
+
+
+@pytest.mark.parametrize("rounding", ["nearest", *SPLITS])
+@pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16, "int8"])
+def test_a_file_of_a_converted_optimizer_goes_through_torch(state_dtype, rounding):
+    weight, optimizer = with_torch(rounding, state_dtype)
+    saved = optimizer.state_dict()
+    plain = torch.optim.AdamW([weight])
+    plain.load_state_dict(saved)
+    assert plain.state[weight]["exp_avg"].float().abs().max() < 1  # not codes
+    step(plain, weight)
+    back = torch.optim.AdamW([weight])
+    from_torch_(back, rounding=rounding, state_dtype=state_dtype)
+    back.load_state_dict(plain.state_dict())
+    assert torch.equal(exported(back, weight), weight.float())
+    step(back, weight)
+    assert weight.isfinite().all()
+
+
+def test_eight_bits_survive_the_file_of_a_converted_optimizer():
+    weight, optimizer = with_torch("split32", "int8")
+    twin = nn.Parameter(weight.detach().clone())
+    other = torch.optim.AdamW([twin], lr=1e-2)
+    from_torch_(other, rounding="split32", state_dtype="int8")
+    other.load_state_dict(optimizer.state_dict())
+    for name in ("exp_avg", "exp_avg_scale", "exp_avg_sq", "exp_avg_sq_scale", "correction16"):
+        assert torch.equal(other.state[twin][name], optimizer.state[weight][name]), name
+
+
+# --- exporting and loading ---
+
+
+def test_an_average_is_exported_in_full():
+    weight, optimizer = trained("split32", ScheduleFreeAdamW, fused=None)
+    torch.manual_seed(0)
+    whole = nn.Parameter(torch.randn(500).bfloat16().float())
+    other = ScheduleFreeAdamW([whole], lr=1e-2)
+    other.train()
+    for _ in range(3):
+        whole.grad = torch.randn(500).bfloat16().float()
+        other.step()
+    optimizer.eval()
+    other.eval()
+    assert torch.equal(exported(optimizer, weight), whole.detach())
+    with pytest.raises(ValueError, match="the parameters hold an average now"):
+        optimizer.load_full_precision_state_dict(model_of(weight), {"weight": torch.ones(500)})
+    optimizer.train()
+    optimizer.load_full_precision_state_dict(model_of(weight), {"weight": torch.full((500,), 0.1)})
+    assert torch.equal(exported(optimizer, weight), torch.full((500,), 0.1))
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (torch.ones(500, device="meta"), "is on the meta device"),
+        (torch.ones(500).to_sparse(), "must be a dense tensor"),
+        (torch.ones(500, dtype=torch.complex64), "must hold numbers like torch.bfloat16"),
+        (torch.ones(500, dtype=torch.bool), "must hold numbers like torch.bfloat16"),
+    ],
+    ids=["meta", "sparse", "complex", "bool"],
+)
+def test_nothing_is_loaded_unless_all_can_be(bad, said):
+    weight, optimizer = trained("split32")
+    model = model_of(weight)
+    model.other = nn.Parameter(torch.zeros(500).bfloat16())
+    before = weight.detach().clone()
+    with pytest.raises(ValueError, match=rf"^AdamW.load_full_precision_state_dict\(state_dict=...\): other {said}"):
+        optimizer.load_full_precision_state_dict(model, {"weight": torch.ones(500), "other": bad})
+    assert torch.equal(weight, before)
+
+
+def test_tied_weights_stay_one_tensor():
+    weight, optimizer = trained("split32")
+    model = model_of(weight)
+    model.tied = weight
+    saved = optimizer.full_precision_state_dict(model)
+    assert saved["weight"] is saved["tied"]
+
+
+def test_a_renamed_entry_is_not_left_in_bf16():
+    weight, optimizer = trained("split32")
+    model = model_of(weight)
+    model.register_state_dict_post_hook(lambda module, saved, prefix, meta: saved.update(w=saved.pop("weight")))
+    with pytest.raises(ValueError, match="its state_dict has no 'weight'"):
+        optimizer.full_precision_state_dict(model)
+
+
+@pytest.mark.parametrize("part", ["text", torch.zeros(3, dtype=torch.int16)], ids=["text", "short"])
+def test_a_damaged_part_is_named(part):
+    weight, optimizer = trained("split32")
+    optimizer.state[weight]["correction16"] = part
+    with pytest.raises(ValueError, match="the low-order part of a parameter must have its shape"):
+        exported(optimizer, weight)
