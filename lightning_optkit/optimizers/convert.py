@@ -206,6 +206,8 @@ def to_torch_(optimizer: OnePassOptimizer) -> None:
             state = optimizer.state.get(param, {})
             for name in [name for name in rule.state_names if name in state]:
                 plain = torch.empty_like(rule.like(name, param), requires_grad=False)
+                if state[name].dtype == plain.dtype and state[name].stride() == plain.stride():
+                    continue  # a copy of all states would double their memory
                 convert_(plain, state, rule.spec(name), state[name])
                 state[name] = plain
             for name in _ADDED_STATE:

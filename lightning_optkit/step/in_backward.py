@@ -18,6 +18,7 @@ from lightning_optkit._checks import check_bools, check_instance
 from lightning_optkit.step.early import EarlyUpdates
 from lightning_optkit.step.engine import group_numbers
 from lightning_optkit.step.gradient_scale import host_scale
+from lightning_optkit.step.memory import Arena, arena_for
 from lightning_optkit.step.optimizer import OnePassOptimizer
 from lightning_optkit.step.plain import refuse_transforms
 from lightning_optkit.step.planning import (
@@ -29,6 +30,7 @@ from lightning_optkit.step.planning import (
     start_late_average,
 )
 from lightning_optkit.step.segments import PlanOutdated, Segment
+from lightning_optkit.step.shards import local
 from lightning_optkit.step.state import Kept, StateLayout, check_state, prepare_state
 from lightning_optkit.step.stepped import group_contexts
 
@@ -82,6 +84,8 @@ class StepInBackward:
         self._own: dict[Tensor, _Own] = {}
         self._places: dict[Tensor, tuple[int, int]] = {}  # last known group and position in it
         self._handles: dict[Tensor, RemovableHandle] = {}
+        self._arena: Arena | None = None  # one for all, since memory for each would lie between freed gradients
+        self._has_reserved = False
         self._early = optimizer._engine.early = EarlyUpdates()
         vars(optimizer)[_IN_PLACE] = self
         self.follow()
@@ -191,11 +195,26 @@ class StepInBackward:
         if not kept.state:
             optimizer._engine.plan = None  # it does not have this parameter yet
         optimizer.state[param] = kept.state
-        prepare_state([kept], layout)
+        if not self._has_reserved:
+            self._arena, self._has_reserved = self._reserve(layout), True
+        prepare_state([kept], layout, self._arena)
         if layout.average_name is not None:
             self._start_late(kept, layout.average_name)
         kind = segment_kind(optimizer, param, kept.group, kept.rule)
         return kind(kept.rule, [kept.entry], [kept.state], layout.average_name, optimizer._owner)
+
+    def _reserve(self, layout: StateLayout) -> Arena | None:
+        """Room for the state of every parameter that may get a gradient."""
+        optimizer = self.optimizer
+        tensors: list[Tensor] = []
+        dtypes: list[torch.dtype] = []
+        for context in group_contexts(optimizer):
+            for param in context.group["params"]:
+                if param.requires_grad and not optimizer.state.get(param):
+                    names = layout.tensors(context.rule.kept_by(param, context.state_names), context.group, param)
+                    tensors += [local(context.rule.like(name, param)) for name in names]
+                    dtypes += [layout.dtype_of(name, param, context.rule) for name in names]
+        return arena_for(tensors, dtypes)
 
     def _start_late(self, kept: Kept, name: str) -> None:
         clock, states = self._early.clock(self.optimizer.state), self.optimizer.state

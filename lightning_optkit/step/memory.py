@@ -13,29 +13,72 @@ from torch import Tensor
 from lightning_optkit._native import extension
 from lightning_optkit.step.plain import has_dispatch
 
-__all__ = ["zeros_like_all"]
+__all__ = ["Arena", "arena_for", "zeros_like_all"]
 
 _ALIGNMENT = 64  # bytes: one cache line, the width of the widest vector
 _HUGE_PAGE = 2 * 1024 * 1024
 
 
-def zeros_like_all(tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> list[Tensor]:
-    """Zeros with the shape and device of each tensor and the given dtypes; also with its strides, if it has no gaps."""
-    num_bytes = [
-        -(-t.numel() * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT for t, dtype in zip(tensors, dtypes, strict=True)
-    ]
-    if extension is None or sum(num_bytes) < 2 * _HUGE_PAGE or not all(_is_plain_on_cpu(t) for t in tensors):
-        return [_zeros_like(t, dtype) for t, dtype in zip(tensors, dtypes, strict=True)]
-    arena = torch.empty(sum(num_bytes) + _HUGE_PAGE, dtype=torch.uint8, device="cpu")
-    extension.advise_huge_pages(arena)
-    arena.zero_()
-    offset = -arena.data_ptr() % _HUGE_PAGE
-    views = []
-    for t, dtype, size in zip(tensors, dtypes, num_bytes, strict=True):
-        flat = arena[offset : offset + t.numel() * dtype.itemsize].view(dtype)
-        views.append(flat.as_strided(t.shape, _dense_stride(t)))
-        offset += size
-    return views
+class Arena:
+    """Memory of huge pages for many tensors. A page that is never taken is never touched, and takes no memory.
+
+    Args:
+        tensors: The tensors that there must be room for.
+        dtypes: The dtype of each.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> None:
+        assert extension is not None
+        self._memory = torch.empty(_size_of(tensors, dtypes) + _HUGE_PAGE, dtype=torch.uint8, device="cpu")
+        extension.advise_huge_pages(self._memory)
+        self._offset = -self._memory.data_ptr() % _HUGE_PAGE
+
+    def has_room(self, tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> bool:
+        """Whether they fit into what is left."""
+        is_there = all(map(_is_plain_on_cpu, tensors))
+        return is_there and self._offset + _size_of(tensors, dtypes) <= self._memory.numel()
+
+    def take(self, tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> list[Tensor]:
+        """Zeros like `tensors`, in the next bytes."""
+        self._memory[self._offset : self._offset + _size_of(tensors, dtypes)].zero_()
+        views = []
+        for t, dtype in zip(tensors, dtypes, strict=True):
+            flat = self._memory[self._offset : self._offset + t.numel() * dtype.itemsize].view(dtype)
+            views.append(flat.as_strided(t.shape, _dense_stride(t)))
+            self._offset += _size_of([t], [dtype])
+        return views
+
+
+def zeros_like_all(
+    tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype], arena: Arena | None = None
+) -> list[Tensor]:
+    """Zeros with the shape and device of each tensor and the given dtypes; also with its strides, if it has no gaps.
+
+    Args:
+        tensors: What they are like.
+        dtypes: The dtype of each.
+        arena: Memory to take them from, if there is room. Default: a new arena, if they are large.
+    """
+    if arena is not None and arena.has_room(tensors, dtypes):
+        return arena.take(tensors, dtypes)
+    arena = arena_for(tensors, dtypes)
+    return (
+        [_zeros_like(*each) for each in zip(tensors, dtypes, strict=True)]
+        if arena is None
+        else arena.take(tensors, dtypes)
+    )
+
+
+def arena_for(tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> Arena | None:
+    """An arena for these tensors; None if they are too small, or not all plain tensors on the CPU."""
+    is_worth_it = extension is not None and _size_of(tensors, dtypes) >= 2 * _HUGE_PAGE
+    return Arena(tensors, dtypes) if is_worth_it and all(map(_is_plain_on_cpu, tensors)) else None
+
+
+def _size_of(tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> int:
+    """Bytes in the arena, where each tensor begins at a cache line."""
+    each = zip(tensors, dtypes, strict=True)
+    return sum(-(-t.numel() * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT for t, dtype in each)
 
 
 def _is_plain_on_cpu(t: Tensor) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from lightning_optkit.step.memory import zeros_like_all
+from lightning_optkit.step.memory import Arena, zeros_like_all
 from lightning_optkit.step.numbers import compute_dtype
 from lightning_optkit.step.plain import has_dispatch, why_unusable
 from lightning_optkit.step.quantized_state import BLOCK, dequantize8, quantize8_, scale_name, zero_scales
@@ -140,8 +140,8 @@ def _kind_of(value: object) -> str:
 
 
 @torch.no_grad()
-def prepare_state(kept: Sequence[Kept], layout: StateLayout) -> None:
-    """Creates missing state, and converts existing state to the dtype and strides of the walk."""
+def prepare_state(kept: Sequence[Kept], layout: StateLayout, arena: Arena | None = None) -> None:
+    """Creates missing state, in `arena` if there is room, and converts existing state to the form of the walk."""
     for entry, state, group, _ in kept:
         _change_low_order_part(entry.param, state, group)
     missing: list[tuple[State, StateSpec, Tensor, torch.dtype, float]] = []
@@ -154,7 +154,7 @@ def prepare_state(kept: Sequence[Kept], layout: StateLayout) -> None:
                 spec = rule.spec(name)
                 missing.append((state, spec, like, dtype, spec.fresh(group) if spec.fresh else 0.0))
     likes = [local(like) for _, _, like, _, _ in missing]
-    created = zeros_like_all(likes, [dtype for _, _, _, dtype, _ in missing])
+    created = zeros_like_all(likes, [dtype for _, _, _, dtype, _ in missing], arena)
     for (state, spec, like, _, fresh), tensor in zip(missing, created, strict=True):
         name = spec.name
         held = state.get(name)

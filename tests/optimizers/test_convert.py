@@ -488,3 +488,14 @@ def test_what_torch_accepts_is_converted_or_refused_with_a_reason(case):
     if why_not_convertible(optimizer) is None:
         from_torch_(optimizer)
         train(optimizer, params, range(2))
+
+
+def test_converting_back_copies_no_state_that_torch_can_use():
+    param = torch.nn.Parameter(torch.ones(3, 4))
+    optimizer = torch.optim.AdamW([param])
+    from_torch_(optimizer)
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    before = {name: optimizer.state[param][name].data_ptr() for name in ("exp_avg", "exp_avg_sq")}
+    to_torch_(optimizer)
+    assert {name: optimizer.state[param][name].data_ptr() for name in before} == before

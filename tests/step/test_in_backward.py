@@ -335,3 +335,13 @@ def test_removed_and_loaded_the_count_goes_on():
     optimizer.step()
     state = optimizer.state[p]
     assert (float(state["step"]), float(state["num_averaged"]), optimizer.num_steps) == (4, 2, 4)
+
+
+def test_the_state_lies_together_and_not_between_freed_gradients():
+    params = [nn.Parameter(torch.ones(400, 500)) for _ in range(8)]
+    optimizer = AdamW(params, average=EMA(0.9))
+    step_in_backward(optimizer)
+    backward(*params)
+    tensors = [optimizer.state[p][name] for p in params for name in ("exp_avg", "exp_avg_sq", "ema")]
+    assert len({t.untyped_storage().data_ptr() for t in tensors}) == 1
+    assert len({t.data_ptr() for t in tensors}) == 24
