@@ -4,8 +4,9 @@
 Source: Defazio et al. 2024, arXiv:2405.15682, Equations 2-4 and Algorithm 1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import chain
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -29,7 +30,9 @@ WEIGHT_SUM = (Scalar("weight_sum", 0.0, 0.0), Scalar("weight_sum_rest", 0.0, 0.0
 
 def average_hyperparameters(group: Group) -> Hyperparameters:
     """The numbers of the average, in the order of csrc/rules/schedule_free.h."""
-    return {name: float(group[name]) for name in ("warmup_steps", "r", "weight_lr_power", "lr_max")}
+    numbers = {name: float(group[name]) for name in ("warmup_steps", "r", "weight_lr_power")}
+    # An update inside the backward pass comes before `step`, which records the rate.
+    return {**numbers, "lr_max": max(float(group["lr_max"]), float(group["lr"]))}
 
 
 def rate_and_share(state: State, group: Group, step: float, correction: float) -> tuple[float, float]:
@@ -56,10 +59,14 @@ class ScheduleFreeOptimizer(OnePassOptimizer):
     `train()` and `eval()` switch between the two. A new optimizer is in evaluation mode, and `step` raises until
     `train()` is called, so that nobody evaluates y by mistake. In evaluation mode y is kept in the state, so that
     training continues bitwise. The group entry `train_mode` of a state dict says which point the parameters held.
+
+    The group entry `lr_max` is the largest rate so far, warm-up included, divided by the warm-up of the coming step:
+    the rule multiplies it by that.
     """
 
     _learned = ("lr_max", "train_mode")
     _carried = ("y",)
+    _lowered: Mapping[int, tuple[int, float]] = MappingProxyType({})  # by group: at which step, and the result
 
     def _given_beta(self, group: Group) -> tuple[str, Any]:
         """The argument for the weight of x in y, and its value, not checked yet."""
@@ -156,9 +163,36 @@ class ScheduleFreeOptimizer(OnePassOptimizer):
                 f"{self._owner}.step: the parameters hold the average; call train() before training and eval() before "
                 "anything is evaluated or saved, or add callbacks=[ScheduleFree()] to a Lightning Trainer."
             )
+        is_in_backward = self._engine.early is not None  # its updates are done
+        if not is_in_backward:
+            self._lower_rates_of_warmup()
         for group in self.param_groups:
             group["lr_max"] = max(group["lr_max"], float(group["lr"]))
-        return super().step(closure)
+        result = super().step(closure)
+        if is_in_backward:
+            self._lower_rates_of_warmup()
+        return result
+
+    def _lower_rates_of_warmup(self) -> None:
+        """Rewrites each `lr_max` for the warm-up of the coming step, which is greater than that of the last one.
+
+        Counts are read only where a rate has fallen within the warm-up, since on CUDA that synchronizes.
+        """
+        for number, group in enumerate(self.param_groups):
+            is_falling = self._engine.early is not None or float(group["lr"]) < group["lr_max"]  # or not known yet
+            if not group["warmup_steps"] or not is_falling:
+                continue
+            steps = self._num_steps(group)
+            if steps < group["warmup_steps"] and self._lowered.get(number) != (steps, group["lr_max"]):
+                group["lr_max"] *= steps / (steps + 1)
+                self._lowered = {**self._lowered, number: (steps, group["lr_max"])}  # not again if it is skipped
+
+    def _num_steps(self, group: Group) -> int:
+        """Completed steps of a group."""
+        if self._engine.early is not None:
+            return self._engine.early.clock(self.state)
+        states = (self.state[param] for param in group["params"] if param in self.state)
+        return int(max((float(state["step"]) for state in states if "step" in state), default=0))
 
     # --- checks ---
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Schedule-free AdamW: averaging replaces both momentum and the schedule; in one pass.
 
-Source: Defazio et al. 2024, arXiv:2405.15682, Algorithm 1.
+Source: Defazio et al. 2024, arXiv:2405.15682, Algorithm 1. There the rate of step t contains sqrt(1 - beta2^t); the
+authors' package `schedulefree` has this factor in the update alone, see the class.
 """
 
 from typing import Any
@@ -59,12 +60,16 @@ _RULE = Rule(
 
 
 class ScheduleFreeAdamW(ScheduleFreeOptimizer):
-    """Schedule-free AdamW, with the arguments of the authors' implementation.
+    """Schedule-free AdamW, with the arguments of the authors' package `schedulefree`.
 
     During training the parameters hold y, where gradients are taken. `eval()` switches them to the average x, which is
     to be evaluated and saved, and `train()` switches back. `step` raises until `train()` was called. In a Lightning
     Trainer `callbacks.ScheduleFree` (which `Fuse` adds) does both. No schedule for `lr` is needed; if it changes, the
-    weights of the average follow the largest rate so far.
+    weights of the average follow the largest rate so far, warm-up included.
+
+    It is Algorithm 1 of the paper, where the bias correction sqrt(1 - beta2^t) is a factor of the rate. In the package
+    (1.4) it corrects the second moment alone, so that the decay, and the weight of a step in the average, lack it: the
+    first steps (about 1 / (1 - beta2) of them) count more in the average of the package, and x differs by some percent.
 
     Args:
         params: Parameters or parameter groups, as in `torch.optim`.

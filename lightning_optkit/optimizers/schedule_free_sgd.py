@@ -47,7 +47,7 @@ class ScheduleFreeSGD(ScheduleFreeOptimizer):
     During training the parameters hold y, where gradients are taken. `eval()` switches them to the average x, which is
     to be evaluated and saved, and `train()` switches back. `step` raises until `train()` was called. In a Lightning
     Trainer `callbacks.ScheduleFree` (which `Fuse` adds) does both. No schedule for `lr` is needed; if it changes, the
-    weights of the average follow the largest rate so far.
+    weights of the average follow the largest rate so far, warm-up included.
 
     Args:
         params: Parameters or parameter groups, as in `torch.optim`.

@@ -79,3 +79,36 @@ def test_z_is_kept_in_full_beside_a_narrow_second_moment(state_dtype, dtype, tol
     _, y, z = written_out(values.double(), gradients.double(), lr=0.05, eps=1e-2)
     torch.testing.assert_close(p.detach().double(), y, rtol=0, atol=tolerance)
     torch.testing.assert_close(state["z"].double(), z, rtol=0, atol=tolerance)
+
+
+def as_in_the_package(values, gradients, lr, betas, eps=1e-8, weight_decay=0.0):
+    """x of schedulefree 1.4.1 (AdamWScheduleFree.step, foreach=False): the correction is in the second moment alone."""
+    b1, b2 = betas
+    y, z, v, weights = values.clone(), values.clone(), torch.zeros_like(values), 0.0
+    for t, g in enumerate(gradients, start=1):
+        v = b2 * v + (1 - b2) * g**2
+        direction = g / ((v / (1 - b2**t)).sqrt() + eps) + weight_decay * y
+        weights += lr**2
+        share = lr**2 / weights
+        y = y + share * (z - y) + lr * (b1 * (1 - share) - 1) * direction
+        z = z - lr * direction
+    return y + (1 - 1 / b1) * (z - y)
+
+
+@pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
+@pytest.mark.parametrize(("beta2", "is_the_same"), [(0.0, True), (0.5, False), (0.999, False)])
+def test_differs_from_the_package_by_the_bias_correction_alone(beta2, is_the_same, fused):
+    torch.manual_seed(0)
+    values, gradients = torch.randn(40, dtype=torch.float64), torch.randn(60, 40, dtype=torch.float64) + 0.3
+    given = dict(lr=0.01, betas=(0.8, beta2), weight_decay=0.1)
+    p = values.clone().requires_grad_()
+    optimizer = ScheduleFreeAdamW([p], **given, fused=fused)
+    optimizer.train()
+    for g in gradients:
+        p.grad = g.clone()
+        optimizer.step()
+    optimizer.eval()
+    x, package = written_out(values, gradients, **given)[0], as_in_the_package(values, gradients, **given)
+    torch.testing.assert_close(p.detach(), x, rtol=1e-12, atol=1e-12)
+    difference = (package - x).norm() / (x - values).norm()
+    assert difference < 1e-12 if is_the_same else 1e-3 < difference < 0.5

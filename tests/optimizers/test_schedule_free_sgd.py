@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from lightning_optkit.averaging import EMA
+from lightning_optkit.clipping import ClipNorm
 from lightning_optkit.optimizers import ScheduleFreeAdamW, ScheduleFreeSGD
+from lightning_optkit.step import step_in_backward
 
 HYPERPARAMETERS = [
     dict(lr=0.05),
@@ -168,3 +170,64 @@ def test_refuses_narrow_state_since_z_is_all_it_keeps():
     )
     with pytest.raises(ValueError, match=message):
         ScheduleFreeSGD([torch.ones(1, requires_grad=True)], state_dtype=torch.bfloat16)
+
+
+def with_rates(values, gradients, rates, power=2.0, r=0.0, momentum=0.9):
+    """x of the paper, where step t has the rate `rates[t]`, warm-up included, and the weight of the greatest so far."""
+    x, z, weights, largest = values.clone(), values.clone(), 0.0, 0.0
+    for t, (g, rate) in enumerate(zip(gradients, rates, strict=True), start=1):
+        z = z - rate * g
+        largest = max(largest, rate)
+        weight = t**r * largest**power
+        weights += weight
+        x = x + (weight / weights if weights else 0.0) * (z - x)
+    return x
+
+
+FALLING = {
+    "a jump": [1.0] * 6 + [0.1] * 18,
+    "a line": [1 - t / 30 for t in range(24)],
+    "down, up, down": [0.5] * 3 + [0.2] * 4 + [0.9] * 3 + [0.3] * 14,
+    "after the warm-up": [1.0] * 14 + [0.1] * 10,
+    "from zero": [0.0, 0.0, 1.0, 0.5] + [0.25] * 20,
+}
+
+
+@pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
+@pytest.mark.parametrize("is_in_backward", [False, True], ids=["step", "in backward"])
+@pytest.mark.parametrize("rates", FALLING.values(), ids=FALLING)
+def test_weights_follow_the_greatest_rate_so_far_where_it_falls_within_the_warm_up(rates, is_in_backward, fused):
+    torch.manual_seed(0)
+    values, gradients = torch.randn(5, dtype=torch.float64), torch.randn(len(rates), 5, dtype=torch.float64)
+    p = values.clone().requires_grad_()
+    optimizer = ScheduleFreeSGD([p], lr=1.0, warmup_steps=12, r=0.5, fused=fused)
+    optimizer.train()
+    if is_in_backward:
+        step_in_backward(optimizer)
+    for lr, g in zip(rates, gradients, strict=True):
+        optimizer.param_groups[0]["lr"] = lr
+        p.backward(g)
+        optimizer.step()
+        optimizer.zero_grad()
+    optimizer.eval()
+    expected = with_rates(values, gradients, [lr * min(1, t / 12) for t, lr in enumerate(rates, start=1)], r=0.5)
+    torch.testing.assert_close(p.detach(), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_skipped_step_of_a_falling_rate_lowers_nothing_and_a_resumed_one_goes_on():
+    rates, gradients = FALLING["a line"], torch.randn(24, 5, dtype=torch.float64)
+    p = torch.ones(5, dtype=torch.float64, requires_grad=True)
+    optimizer = ScheduleFreeSGD([p], lr=1.0, warmup_steps=12, clip=ClipNorm(1e9))
+    optimizer.train()
+    for t, (lr, g) in enumerate(zip(rates, gradients, strict=True)):
+        optimizer.param_groups[0]["lr"] = lr
+        for bad in [torch.full_like(g, torch.nan)] * (t in (2, 7)) + [g]:
+            p.grad = bad.clone()
+            optimizer.step()
+        if t == 9:
+            saved, optimizer = optimizer.state_dict(), ScheduleFreeSGD([p], lr=1.0, clip=ClipNorm(1e9))
+            optimizer.load_state_dict(saved)
+    optimizer.eval()
+    assert float(optimizer.state[p]["step"]) == 24
+    ones, ramp = torch.ones(5, dtype=torch.float64), [lr * min(1, t / 12) for t, lr in enumerate(rates, start=1)]
+    torch.testing.assert_close(p.detach(), with_rates(ones, gradients, ramp), rtol=1e-12, atol=1e-12)
