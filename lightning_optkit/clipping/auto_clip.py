@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_optkit._checks import check_in, check_int
 from lightning_optkit.clipping._gradients import scale_to_bound_
 from lightning_optkit.step import Clip, ClipBounds
+from lightning_optkit.step.coefficients import exact_bound
 from lightning_optkit.step.rule import NO_BOUNDS
 from lightning_optkit.step.saved import saved_dict, saved_floats, saved_number, saved_tensor
 
@@ -84,7 +85,7 @@ class AutoClip(Clip):
         Returns:
             Their norm before clipping, 0-d.
         """
-        return scale_to_bound_(type(self).__name__, parameters, self.norm_bound)
+        return scale_to_bound_(type(self).__name__, parameters, lambda norm: exact_bound(self.norm_bound(norm), norm))
 
     def state_dict(self) -> dict[str, Any]:
         """`history`, of shape (window,) with NaN for empty entries, and `seen`, the total number of norms."""

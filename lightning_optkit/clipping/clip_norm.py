@@ -21,6 +21,9 @@ __all__ = ["ClipNorm"]
 class ClipNorm(Clip):
     """Scales all gradients by one factor, so that their global L2 norm is at most `max_norm`.
 
+    The factor is min(1, max_norm / (norm + 1e-6)), as in torch: a `max_norm` near 1e-6 shrinks gradients more than it
+    says, also smaller ones.
+
     As part of a step it costs one read of the gradients and no write; a step with a non-finite gradient is skipped,
     including its counters.
 

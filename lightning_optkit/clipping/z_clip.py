@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_optkit._checks import check_in, check_int
 from lightning_optkit.clipping._gradients import scale_to_bound_
 from lightning_optkit.step import Clip, ClipBounds
+from lightning_optkit.step.coefficients import exact_bound
 from lightning_optkit.step.rule import NO_BOUNDS
 from lightning_optkit.step.saved import saved_dict, saved_floats
 
@@ -78,7 +79,7 @@ class ZClip(Clip):
         mean, variance, seen = self._learned.unbind()
         norm = norm.to(torch.float64)
         std = variance.sqrt()
-        z = (norm - mean) / std.clamp(min=1e-12)
+        z = (norm - mean) / std  # infinite where all norms were equal: the bound is their mean
         is_spike = (seen >= self.warmup_steps) & (z > self.z_threshold)
         bound = torch.where(is_spike, mean + self.z_threshold**2 / z * std, torch.inf)
         learned = self._learn(torch.minimum(norm, bound), mean, variance, seen)
@@ -98,7 +99,7 @@ class ZClip(Clip):
         Returns:
             Their norm before clipping, 0-d.
         """
-        return scale_to_bound_(type(self).__name__, parameters, self.norm_bound)
+        return scale_to_bound_(type(self).__name__, parameters, lambda norm: exact_bound(self.norm_bound(norm), norm))
 
     def state_dict(self) -> dict[str, Any]:
         """`learned`, of shape (3,): mean, variance, and number of norms."""

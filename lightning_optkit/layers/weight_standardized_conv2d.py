@@ -2,7 +2,8 @@
 """Convolution with standardized filters.
 
 Source: Qiao, Wang, Liu, Shen & Yuille 2019, "Micro-Batch Training with Batch-Channel Normalization and Weight
-Standardization" (arXiv 1903.10520).
+Standardization" (arXiv 1903.10520). The authors divide by the standard deviation (with n - 1) plus 1e-5; here it is the
+root of the variance (with n) plus 1e-10, which has the same largest gain of 1e5, and a variance closer to 1 below it.
 """
 
 from typing import Any
@@ -61,7 +62,8 @@ class WeightStandardizedConv2d(nn.Conv2d):
         padding_mode: See torch.
         device: See torch.
         dtype: See torch.
-        eps: Added to the variance of a filter, in (0, inf).
+        eps: Added to the variance of a filter, in (0, inf). It must be small against that variance, which is about
+            1 / (inputs of a filter) when drawn, and shrinks under weight decay.
 
     Raises:
         ValueError: if `eps` is out of range or a filter has a single weight.
@@ -86,7 +88,7 @@ class WeightStandardizedConv2d(nn.Conv2d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        eps: float = 1e-5,
+        eps: float = 1e-10,
     ) -> None:
         _check_arguments(type(self).__name__, in_channels, out_channels, groups, stride, padding)
         for name, size in (("kernel_size", kernel_size), ("stride", stride), ("dilation", dilation)):

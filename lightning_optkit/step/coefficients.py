@@ -3,11 +3,12 @@
 
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from lightning_optkit.step.rule import AverageKind
 
-__all__ = ["average_weight", "clip_coefficient"]
+__all__ = ["average_weight", "clip_coefficient", "exact_bound"]
 
 _Number = TypeVar("_Number", float, Tensor)
 
@@ -19,6 +20,17 @@ def clip_coefficient(bound: float | Tensor, norm: _Number) -> _Number:
     """
     coefficient = bound / (norm + 1e-6)
     return coefficient.clamp(max=1.0) if isinstance(coefficient, Tensor) else min(1.0, coefficient)  # type: ignore[return-value]
+
+
+def exact_bound(bound: float | Tensor, norm: _Number) -> _Number:
+    """The bound for which `clip_coefficient` is bound / norm, without the 1e-6.
+
+    A bound that was learned from norms scales with them, so that there a constant would clip small gradients that are
+    not above it. Does not synchronize.
+    """
+    if isinstance(norm, Tensor):
+        return torch.where(norm > 0, bound / norm * (norm + 1e-6), bound)
+    return bound / norm * (norm + 1e-6) if norm > 0 else bound  # type: ignore[return-value]
 
 
 def average_weight(kind: AverageKind | int, decay: float, num_averaged: _Number) -> float | _Number:

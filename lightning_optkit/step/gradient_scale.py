@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_optkit.step.coefficients import clip_coefficient
+from lightning_optkit.step.coefficients import clip_coefficient, exact_bound
 from lightning_optkit.step.rule import Clip, StatefulClip
 from lightning_optkit.step.segments import Segment
 from lightning_optkit.step.shards import reduce_sum_
@@ -71,6 +71,7 @@ def host_scale(
     bound = float(clip.norm_bound(torch.tensor(norm, dtype=torch.float64, device="cpu")))
     if math.isnan(bound):
         raise ValueError(f"{type(clip).__name__}.norm_bound: returned nan for a norm of {norm:g}; it must be a number.")
+    bound = exact_bound(bound, norm) if _is_stateful(type(clip)) else bound
     return HostScale(unscale, clip_coefficient(bound, norm), norm, is_skipped=False)
 
 
@@ -113,7 +114,11 @@ class DeviceScale:
     def bound_norm_by(self, clip: Clip) -> None:
         """Asks the clip for this step's bound of the norm."""
         assert self.norm is not None
-        bound = clip.norm_bound(self._unscaled_norm() if _is_stateful(type(clip)) else self.norm[0])
+        if _is_stateful(type(clip)):
+            norm = self._unscaled_norm()
+            bound: Tensor | float = exact_bound(clip.norm_bound(norm), norm)
+        else:
+            bound = clip.norm_bound(self.norm[0])
         if isinstance(bound, Tensor):
             self.max_norm, self.max_norm_value = bound.to(torch.float64), math.inf
         else:

@@ -140,3 +140,16 @@ def test_refuses_what_is_no_number():
 def test_cannot_be_changed_under_the_optimizer_that_holds_it():
     with pytest.raises(dataclasses.FrozenInstanceError):
         ClipNorm(1.0).max_norm = 2.0
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1e-6, 1e-8])
+def test_a_bound_near_the_constant_of_torch_has_torchs_result(scale, fused):
+    grad = torch.tensor([0.9, -0.3], dtype=torch.float64) * scale
+    p, q, r = (torch.zeros(2, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    p.grad, q.grad, r.grad = grad.clone(), grad.clone(), grad.clone()
+    SGD([p], lr=1.0, clip=ClipNorm(scale), fused=fused).step()
+    ClipNorm(scale)([q])
+    torch.nn.utils.clip_grad_norm_([r], scale)
+    torch.testing.assert_close(-p.detach() / scale, r.grad / scale, rtol=1e-12, atol=0)
+    torch.testing.assert_close(q.grad / scale, r.grad / scale, rtol=1e-12, atol=0)
+    assert r.grad.norm() < 0.96 * grad.norm()

@@ -55,3 +55,29 @@ def test_bad_arguments():
         WeightStandardizedConv2d(4, 4, 1, groups=4)
     with pytest.raises(ValueError, match=r"WeightStandardizedConv2d\(eps=0\): eps must be in \(0, inf\)"):
         WeightStandardizedConv2d(4, 4, 3, eps=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "scale"),
+    [
+        ((256, 32, 3), 1.0),  # variance of torch's default: 1.4e-4
+        ((4096, 8, 1), 0.1),
+        ((64, 64, 7), 0.01),
+        ((2048, 16, 3), 0.01),  # a standard deviation of 4e-5
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_variance_is_1_however_small_the_weights_are(arguments, scale, dtype):
+    layer = WeightStandardizedConv2d(*arguments, bias=False, dtype=dtype)
+    layer.weight.data.mul_(scale)
+    filters = layer.standardized_weight().detach().double().flatten(1)
+    assert filters.mean(1).abs().max() < 1e-2
+    assert filters.var(1, correction=0).mean() == pytest.approx(1, abs=0.06 if scale == 0.01 else 2e-3)
+
+
+def test_a_constant_filter_gives_zeros_and_a_finite_gradient():
+    layer = WeightStandardizedConv2d(3, 2, 3)
+    layer.weight.data.fill_(0.25)
+    layer(torch.randn(1, 3, 5, 5)).sum().backward()
+    assert torch.equal(layer.standardized_weight(), torch.zeros(2, 3, 3, 3))
+    assert layer.weight.grad.isfinite().all()
