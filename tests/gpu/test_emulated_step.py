@@ -26,6 +26,7 @@ from gpu_cases import (
 from lightning_optkit.averaging import EMA
 from lightning_optkit.clipping import ClipNorm, ClipPerTensor, ClipUnitwise
 from lightning_optkit.optimizers import LAMB, LARS, SGD, AdamW
+from lightning_optkit.step.split_weights import join
 
 pytestmark = pytest.mark.skipif(emulated.why_not() is not None, reason=str(emulated.why_not()))
 
@@ -184,6 +185,29 @@ def test_a_parameter_that_overflowed_and_was_brought_back_trains_on_with_the_bit
     expected = trained()
     assert torch.equal(found[0], expected[0]) and found[2] == expected[2]
     assert found[1] is None or torch.equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("clip", [None, ClipUnitwise(0.01)], ids=["", "clipped"])
+@pytest.mark.parametrize("rounding", ["split24", "split32"])
+def test_split_weights_that_somebody_wrote_are_those_of_the_cpu(rounding, clip):
+    def trained():
+        torch.manual_seed(0)
+        p = torch.randn(30, 33).bfloat16().requires_grad_()
+        optimizer = SGD([p], lr=0.1, rounding=rounding, clip=clip)
+        for step in range(5):
+            p.grad = torch.randn(30, 33).bfloat16()
+            optimizer.step()
+            if step == 2:
+                with torch.no_grad():
+                    p[::2], p[1::4] = 0.0, -0.0
+        return join(p, optimizer.state[p]["correction8" if rounding == "split24" else "correction16"])
+
+    with emulated.cuda():
+        found = trained()
+    assert found.isfinite().all()
+    # The norms of a unit are summed in another order.
+    tolerance = dict(rtol=0, atol=0) if clip is None else dict(rtol=2**-14, atol=2**-14)
+    torch.testing.assert_close(found, trained(), **tolerance)
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan"), 3e38])
