@@ -250,10 +250,17 @@ __device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_
   }
 }
 
-// A block per chunk, last chunk first: the norm kernel read it last, so it may still be in the L2 cache. fp32: at least
-// three blocks per multiprocessor, at 80 registers per thread; with fewer, too few bytes are in flight.
+// Blocks that a multiprocessor must hold at least, which bounds the registers of a thread: bytes of 600 to 700 ns must
+// be in flight, 18 kB on an H100. Three blocks, at 80 registers, request 36 to 60 kB of fp32, half of it in 16 bits. A
+// rule of three states and more would spill there, and two of its blocks request 40 kB.
+template <class Rule, class S>
+constexpr int min_blocks() {
+  return sizeof(S) == 8 ? 1 : Rule::kNumStates >= 3 ? 2 : 3;
+}
+
+// A block per chunk, last chunk first: the norm kernel read it last, so it may still be in the L2 cache.
 template <class Rule, class S, bool kMeasure>
-__global__ void __launch_bounds__(kThreads, sizeof(S) == 4 ? 3 : 1)
+__global__ void __launch_bounds__(kThreads, min_blocks<Rule, S>())
     step_kernel(const __grid_constant__ DeviceTables tables) {
   const int32_t place = static_cast<int32_t>(gridDim.x - 1 - blockIdx.x);
   const Chunk chunk = tables.chunks[place];
