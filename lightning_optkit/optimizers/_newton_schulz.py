@@ -21,7 +21,7 @@ from lightning_optkit.step.segments import Bound, ReferenceSegment
 from lightning_optkit.step.split_weights import joined
 from lightning_optkit.step.statistics import Clipped
 
-__all__ = ["MatrixSegment", "muon_update", "orthogonalize"]
+__all__ = ["MatrixSegment", "is_stack", "muon_update", "orthogonalize"]
 
 
 _Iteration = tuple[tuple[float, ...], int, float]
@@ -75,7 +75,7 @@ def orthogonalize(matrices: Tensor, coefficients: Sequence[float], steps: int, e
 def muon_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
     """The amount Muon subtracts from the matrix `param`. Updates `state` in place."""
     direction = _look_ahead(grad, state["momentum_buffer"], group)
-    return _scaled(orthogonalize(_as_matrix(direction)[None], *_iteration(group))[0], grad, group)
+    return _scaled(_in_parts(_as_matrices(direction, group), _iteration(group)), grad, group)
 
 
 def _look_ahead(grad: Tensor, buffer: Tensor, group: Group) -> Tensor:
@@ -84,9 +84,21 @@ def _look_ahead(grad: Tensor, buffer: Tensor, group: Group) -> Tensor:
     return grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
 
 
-def _as_matrix(t: Tensor) -> Tensor:
-    """A convolution's weight as an [out, in * kernel] matrix."""
-    return t.flatten(1)
+def is_stack(t: Tensor, group: Group) -> bool:
+    """Whether `t` is a stack of matrices instead of one."""
+    return t.ndim == 3 and bool(group["stacked"])
+
+
+def _as_matrices(t: Tensor, group: Group) -> Tensor:
+    """[count, rows, columns]; a tensor that is no stack is one matrix, that of a convolution [out, in * kernel]."""
+    return t if is_stack(t, group) else t.flatten(1)[None]
+
+
+def _in_parts(matrices: Tensor, iteration: _Iteration) -> Tensor:
+    """Orthogonalizes a few matrices at a time."""
+    parts = torch.split(matrices, max(1, _BATCH // max(1, matrices[0].numel()))) if len(matrices) > 1 else (matrices,)
+    made = [orthogonalize(part, *iteration) for part in parts]
+    return made[0] if len(made) == 1 else torch.cat(made)
 
 
 def _iteration(group: Group) -> _Iteration:
@@ -94,7 +106,7 @@ def _iteration(group: Group) -> _Iteration:
 
 
 def _scaled(orthogonal: Tensor, like: Tensor, group: Group) -> Tensor:
-    rows, columns = orthogonal.shape
+    rows, columns = orthogonal.shape[1:]
     if group["adjust_lr_fn"] == "match_rms_adamw":
         ratio = 0.2 * math.sqrt(max(rows, columns))
     else:
@@ -121,7 +133,7 @@ class MatrixSegment(ReferenceSegment):
         alike: dict[tuple[torch.Size, torch.dtype, _Iteration], _Members] = {}
         for bound in self._bound:
             param, group = bound.entry.param, groups[bound.entry.group_index]
-            key = (_as_matrix(param).shape, compute_dtype(param), _iteration(group))
+            key = (_as_matrices(param, group).shape, compute_dtype(param), _iteration(group))
             alike.setdefault(key, []).append(bound)
         updates = (
             update
@@ -147,9 +159,9 @@ class MatrixSegment(ReferenceSegment):
             param = joined(entry.param.detach(), state).to(work)
             g, _ = clip_reference(dense(grad).to(work), param, grad_scale, stage, is_vector=False)
             buffers.append(state["momentum_buffer"].to(work))
-            directions.append(_as_matrix(_look_ahead(g, buffers[-1], group)))
-        together = torch.stack(directions) if len(directions) > 1 else directions[0][None]
-        made = orthogonalize(together, *iteration)
+            directions.append(_as_matrices(_look_ahead(g, buffers[-1], group), group))
+        together = torch.cat(directions) if len(directions) > 1 else directions[0]
+        made = torch.split(_in_parts(together, iteration), [len(direction) for direction in directions])
         for bound, buffer, orthogonal in zip(batch, buffers, made, strict=True):
             update = _scaled(orthogonal, buffer, groups[bound.entry.group_index])
             yield replace(self.rule, update=partial(_hand_over, update, buffer)), bound

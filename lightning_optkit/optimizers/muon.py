@@ -24,7 +24,7 @@ from lightning_optkit._checks import (
     check_text,
     shown,
 )
-from lightning_optkit.optimizers._newton_schulz import MatrixSegment, muon_update
+from lightning_optkit.optimizers._newton_schulz import MatrixSegment, is_stack, muon_update
 from lightning_optkit.optimizers.adam import adam_update
 from lightning_optkit.step import OnePassOptimizer, Rule
 from lightning_optkit.step.arguments import check_number, listed, pair, with_listed_params
@@ -34,7 +34,7 @@ from lightning_optkit.step.stages import Stages
 
 __all__ = ["OWN_KEYS", "Muon"]
 
-OWN_KEYS = ("use_muon", "adamw_lr", "adamw_betas", "adamw_eps", "adamw_weight_decay")
+OWN_KEYS = ("use_muon", "adamw_lr", "adamw_betas", "adamw_eps", "adamw_weight_decay", "stacked")
 """Group entries that torch.optim.Muon does not have."""
 
 
@@ -63,9 +63,12 @@ _ADAMW = Rule(
 class Muon(OnePassOptimizer, torch.optim.Muon):
     """Muon for matrices and AdamW for the rest, with the arguments of `torch.optim.Muon`.
 
-    A matrix is a real parameter of two dimensions or more; a convolution's weight counts as [out, in * kernel]. Each
-    given group is split in two: matrices use the group's `lr` and `weight_decay`, the rest uses the `adamw_` arguments.
-    Embeddings and output heads are matrices too, but work better with AdamW: put them into a group with
+    A matrix is a real parameter of two dimensions or more; with more than two it counts as one matrix [first, rest],
+    which suits a convolution: [out, in * kernel]. A stack of matrices, such as (experts, rows, columns), belongs into a
+    group with `stacked=True`, so that each matrix is orthogonalized by itself.
+
+    Each given group is split in two: matrices use the group's `lr` and `weight_decay`, the rest uses the `adamw_`
+    arguments. Embeddings and output heads are matrices too, but work better with AdamW: put them into a group with
     `use_muon=False` (which then uses its own `lr` and `weight_decay`), or name them in `adamw_params`.
 
     AdamW parameters take the compiled path. Matrices run in PyTorch, with iterations batched over equal shapes.
@@ -80,7 +83,10 @@ class Muon(OnePassOptimizer, torch.optim.Muon):
         eps: Lower bound of the norm that a matrix is divided by, in [0, inf).
         ns_steps: Number of iterations, in 0..99.
         adjust_lr_fn: "original" (or None): `lr` times sqrt(max(1, rows / columns)). "match_rms_adamw": times 0.2 *
-            sqrt(max(rows, columns)), so that AdamW's learning rates can be reused.
+            sqrt(max(rows, columns)), so that AdamW's learning rates can be reused. Both are of the matrix that is
+            orthogonalized; the author's code takes the last two dimensions of a convolution, so that its factor is 1.
+        stacked: Whether parameters of three dimensions are stacks of matrices, as in the author's code. Conv1d weights
+            have three dimensions too: put them into another group.
         adamw_lr: Learning rate of the rest, in [0, inf). None: `lr`.
         adamw_betas: Decay rates of the moments of the rest, each in [0, 1).
         adamw_eps: Added to the denominator of the rest, in [0, inf).
@@ -105,7 +111,7 @@ class Muon(OnePassOptimizer, torch.optim.Muon):
     """
 
     _torch_class: ClassVar[type[Optimizer] | None] = torch.optim.Muon
-    kept_entries = OnePassOptimizer.kept_entries | {"ns_steps"}
+    kept_entries = OnePassOptimizer.kept_entries | {"ns_steps", "stacked"}
 
     def __init__(
         self,
@@ -124,6 +130,7 @@ class Muon(OnePassOptimizer, torch.optim.Muon):
         adamw_eps: float = 1e-8,
         adamw_weight_decay: float | None = None,
         adamw_params: Sequence[str] = (),
+        stacked: bool = False,
         maximize: bool = False,
         fused: bool | None = None,
         **stages: Unpack[Stages],
@@ -142,6 +149,7 @@ class Muon(OnePassOptimizer, torch.optim.Muon):
             adamw_betas=adamw_betas,
             adamw_eps=adamw_eps,
             adamw_weight_decay=adamw_weight_decay,
+            stacked=stacked,
             maximize=maximize,
             fused=fused,
             foreach=None,
@@ -208,7 +216,7 @@ class Muon(OnePassOptimizer, torch.optim.Muon):
 
     def _why_reference(self, param: Tensor, group: Group) -> str | None:
         if group["use_muon"]:
-            return "matrix products, batched over equal shapes"
+            return f"matrix products, batched over equal shapes{_taken_as(param, group)}"
         return super()._why_reference(param, group)
 
     def _reference_segment(self, rule: Rule) -> type[ReferenceSegment]:
@@ -224,6 +232,7 @@ class Muon(OnePassOptimizer, torch.optim.Muon):
             raise ValueError(f"{self._owner}(ns_steps={group['ns_steps']}): ns_steps must be less than 100.")
         check_one_of(self._owner, "adjust_lr_fn", group["adjust_lr_fn"], (None, "original", "match_rms_adamw"))
         check_one_of(self._owner, "use_muon", group["use_muon"], (False, True))
+        check_one_of(self._owner, "stacked", group["stacked"], (False, True))
         for name in ("adamw_lr", "adamw_weight_decay"):
             if group[name] is not None:
                 check_number(self._owner, name, group[name], "[0, inf)")
@@ -244,6 +253,13 @@ def _param(member: Any) -> Tensor:
     """The parameter of a (name, parameter) pair, or the parameter itself."""
     param: Tensor = member[1] if isinstance(member, tuple) else member
     return param
+
+
+def _taken_as(param: Tensor, group: Group) -> str:
+    """Which matrices a parameter of more than two dimensions is, for an explanation."""
+    if param.ndim == 2:
+        return ""
+    return "; each stack by its matrices" if is_stack(param, group) else "; flattened to [first, rest]"
 
 
 def _is_matrix(param: Tensor) -> bool:

@@ -112,11 +112,15 @@ def explain(optimizer: Stepped) -> Explanation:
 def _path(optimizer: Stepped, param: Tensor, group: Group) -> str:
     reason = optimizer._why_reference(param, group)
     if reason is not None:
-        return f"reference: {reason}"
-    assert extension is not None
-    path = "compiled (cuda)" if param.is_cuda else f"compiled ({extension.cpu_isa()})"
+        path = f"reference: {reason}"
+    else:
+        assert extension is not None
+        path = "compiled (cuda)" if param.is_cuda else f"compiled ({extension.cpu_isa()})"
     is_sparse = param.grad is not None and param.grad.layout != torch.strided
-    return f"{path}, its sparse gradient written out first" if is_sparse else path
+    # So its moments and its decay go on, where torch.optim.SparseAdam leaves such a row alone.
+    return (
+        f"{path}, its sparse gradient written out first: a row without one has a gradient of 0" if is_sparse else path
+    )
 
 
 def _group_plan(

@@ -30,7 +30,8 @@ class Stages(TypedDict, total=False):
         clip: Gradient clipping applied by the step, e.g. `ClipNorm(1.0)`.
         average: Average of the parameters updated by the step, e.g. `EMA(0.999)`.
         l1: Weight of the L1 proximal step, in [0, inf); the threshold is `lr * l1`, and zeros are exact.
-        cautious: Apply decoupled decay only where the update does not move away from zero; no effect on L2.
+        cautious: Apply decoupled decay only where the update does not move away from zero (cautious weight decay); no
+            effect on L2. The `caution` of timm is another method: it masks the update (Liang et al. 2024).
         decouple_lr: Multiply decoupled decay by `lr / decay_lr` instead of `lr`, so that a schedule changes it, but the
             base rate does not. `decay_lr` is an entry of each group: its `lr` (or `initial_lr`) when it was added.
         centralize: Subtract the mean of each row of the first dimension from its gradient (two dimensions or more).

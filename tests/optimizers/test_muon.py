@@ -77,6 +77,70 @@ def test_matrices_go_a_few_at_a_time_and_each_gets_its_own_update(train, monkeyp
     assert optimizers[0].grad_norm_clipped == pytest.approx(optimizers[1].grad_norm_clipped)
 
 
+STACKS = [(4, 8, 5), (3, 5, 8), (2, 6, 6), (1, 9, 4), (4, 8, 5)]
+
+
+@pytest.mark.parametrize("hyperparameters", HYPERPARAMETERS, ids=str)
+@pytest.mark.parametrize("at_once", [2**19, 2 * 40])
+def test_a_stack_moves_as_its_matrices_one_by_one(hyperparameters, at_once, train, monkeypatch):
+    monkeypatch.setattr(_newton_schulz, "_BATCH", at_once)
+    (ours,) = lists(torch.float32, 1, STACKS)
+    with torch.no_grad():
+        theirs = [matrix.clone().requires_grad_() for stack in ours for matrix in stack]
+    one = Muon(ours, lr=0.02, stacked=True, **hyperparameters)
+    other = torch.optim.Muon(theirs, lr=0.02, **hyperparameters)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(10):
+        for stack in ours:  # the author's point: matrices of very different gradients get updates of the same size
+            sizes = 10.0 ** -torch.arange(2.0 * len(stack))[::2].view(-1, 1, 1)
+            stack.grad = torch.randn(stack.shape, generator=generator) * sizes
+        for p, g in zip(theirs, [g for stack in ours for g in stack.grad], strict=True):
+            p.grad = g.clone()
+        one.step()
+        other.step()
+    torch.testing.assert_close([m for stack in ours for m in stack.unbind()], theirs, rtol=0, atol=10 * 0.02 * 2**-8)
+
+
+def test_a_stack_of_three_dimensions_alone_is_taken_apart_and_the_explanation_says_so():
+    params = [torch.zeros(s, requires_grad=True) for s in [(4, 6, 6), (6, 6), (6, 3, 2, 2), (5,)]]
+    rows = {(g.path.partition("; ")[2], g.num_tensors) for g in Muon(params, stacked=True).explain().groups}
+    assert {("each stack by its matrices", 1), ("flattened to [first, rest]", 1)} < rows
+    rows = {(g.path.partition("; ")[2], g.num_tensors) for g in Muon(params).explain().groups}
+    assert ("flattened to [first, rest]", 2) in rows
+    updates = []
+    for stacked in (False, True):
+        p = torch.zeros(4, 6, 6, requires_grad=True)
+        p.grad = torch.randn(4, 6, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor(
+            [1.0, 1e-2, 1e-4, 1e-6]
+        ).view(4, 1, 1)
+        Muon([{"params": [p], "stacked": stacked}], lr=1.0, weight_decay=0.0).step()
+        updates.append(p.detach().flatten(1).norm(dim=1))
+    assert updates[0].min() < 0.1 * updates[0].max() and updates[1].min() > 0.7 * updates[1].max()
+
+
+def test_a_stack_resumes_in_its_group_and_a_state_dict_from_before_loads():
+    (params,) = lists(torch.float32, 1, [(4, 8, 5)])
+    optimizer = Muon(params, lr=0.02, stacked=True)
+    params[0].grad = torch.ones_like(params[0])
+    optimizer.step()
+    saved = optimizer.state_dict()
+    del saved["param_groups"][0]["stacked"]
+    resumed = Muon([params[0].detach().clone().requires_grad_()], lr=0.5, stacked=True)
+    resumed.load_state_dict(saved)
+    assert resumed.param_groups[0]["stacked"] is True and resumed.param_groups[0]["lr"] == 0.02
+    with pytest.raises(ValueError, match=r"^Muon\(stacked=2\): stacked must be "):
+        Muon(params, stacked=2)
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 4), (2, 0, 3), (2, 3, 0)], ids=str)
+def test_empty_stacks_are_left_alone_beside_others(shape):
+    params = [torch.ones(s, requires_grad=True) for s in (shape, shape, (2, 3, 3))]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    Muon(params, stacked=True).step()
+    assert params[2].max() < 1
+
+
 def test_singular_values_move_towards_one_and_vectors_stay():
     torch.manual_seed(0)
     matrices = torch.randn(3, 20, 12)

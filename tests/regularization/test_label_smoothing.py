@@ -56,3 +56,33 @@ def test_bad_input_is_refused(arguments, message):
 def test_targets_must_be_a_tensor():
     with pytest.raises(TypeError, match=r"^label_smoothing\(target=list\): target must be a real tensor\.$"):
         label_smoothing([0, 1], num_classes=2)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
+@pytest.mark.parametrize("shape", [(6,), (2, 3), (2, 3, 2)], ids=str)
+def test_with_class_weights_the_mean_divides_as_torchs_does(shape, smoothing):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(shape[0], 4, *shape[1:], generator=generator, dtype=torch.float64)
+    target = torch.randint(4, shape, generator=generator)
+    weight = torch.tensor([0.2, 1.0, 3.0, 0.5], dtype=torch.float64)
+    soft = label_smoothing(target, smoothing, num_classes=4, weight=weight)
+    actual = F.cross_entropy(logits, soft.movedim(-1, 1), weight=weight)
+    expected = F.cross_entropy(logits, target, weight=weight, label_smoothing=smoothing)
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=0)
+    without = F.cross_entropy(logits, label_smoothing(target, smoothing, 4).movedim(-1, 1).double(), weight=weight)
+    assert not torch.isclose(without, expected, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            dict(target=TARGET, num_classes=4, weight=torch.ones(3)),
+            r"\(weight\.shape=\(3,\)\): weight must be \(4,\)\.$",
+        ),
+        (dict(target=torch.rand(2, 3), weight=torch.ones(3)), r"\(weight=<Tensor>\): weight must be None for probab"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=r"^label_smoothing" + message):
+        label_smoothing(**arguments)

@@ -191,3 +191,26 @@ def test_sizes_are_in_the_unit_that_fits(num_elements, moved):
     text = str(AdamW([torch.empty(num_elements, device="meta").requires_grad_()]).explain())
     assert text.splitlines()[-1] == f"one step moves {moved}"
     assert text.splitlines()[2].endswith(moved)
+
+
+@pytest.mark.parametrize("fused", [None, False])
+def test_the_rows_that_a_sparse_gradient_leaves_out_move_as_by_a_gradient_of_0_and_it_says_so(fused):
+    p, q = (torch.ones(4, 2, requires_grad=True) for _ in range(2))
+    ours, dense = AdamW([p], lr=0.1, weight_decay=0.1, fused=fused), torch.optim.AdamW([q], lr=0.1, weight_decay=0.1)
+    theirs = torch.ones(4, 2, requires_grad=True)
+    sparse = torch.optim.SparseAdam([theirs], lr=0.1)
+    for row in (1, 2, 2):
+        values = torch.sparse_coo_tensor(
+            torch.tensor([[row]]), torch.ones(1, 2), (4, 2), is_coalesced=True, check_invariants=True
+        )
+        p.grad, q.grad, theirs.grad = values, values.to_dense(), values
+        last = p[1].detach().clone(), theirs[1].detach().clone()
+        for optimizer in (ours, dense, sparse):
+            optimizer.step()
+    torch.testing.assert_close(p, q)
+    assert not torch.equal(p[1], last[0]) and torch.equal(theirs[1], last[1])
+    assert (
+        ours.explain()
+        .groups[0]
+        .path.endswith(", its sparse gradient written out first: a row without one has a gradient of 0")
+    )
