@@ -4,11 +4,15 @@
 All variants of a case are called in turn, on parameters of their own. Bytes are those that the step must move; the
 share of copy is their rate over that of `Tensor.copy_` on as many threads.
 
+With `--peers`, also the AdamW of torchao, bitsandbytes and DeepSpeed, where installed, and torch's through
+`torch.compile`; they compile at their first step, which takes minutes.
+
 Usage: python benchmarks/bench_precisions.py [--seconds 4] [--threads 1 2] [--rules AdamW] [--cases "2 x (4096, 4096)"]
-           [--save] [--markdown]
+           [--stages alone] [--precisions "bf16 weights, int8 state, split24"] [--peers] [--save] [--markdown]
 """
 
 import argparse
+import importlib.util
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -47,6 +51,11 @@ PRECISIONS = [
 STAGES: dict[str, dict[str, Any]] = {"alone": {}, "clip + EMA": dict(clip=ClipNorm(1e6), average=EMA(0.999))}
 
 
+def label_of(weights: str, state: str, rounding: str) -> str:
+    """The name of a precision."""
+    return f"{weights} weights, {state} state, {rounding}"
+
+
 def parameters(shapes: Shapes, dtype: torch.dtype) -> nn.ParameterList:
     """Fresh parameters with gradients."""
     params = nn.ParameterList(nn.Parameter(torch.randn(shape).to(dtype)) for shape in shapes)
@@ -60,7 +69,30 @@ def dtype_of(weights: str) -> torch.dtype:
     return torch.bfloat16 if weights == "bf16" else torch.float32
 
 
-def measure(case: str, rule: str, stages: str, threads: int, seconds: float, bandwidth: float) -> Iterator[Row]:
+def peers(shapes: Shapes) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Name and step of each AdamW of another package, on parameters of its own; the name ends with their dtype."""
+    if importlib.util.find_spec("torchao"):
+        from torchao.optim import AdamW8bit
+
+        yield "torchao AdamW8bit, fp32", AdamW8bit(list(parameters(shapes, torch.float32))).step
+        yield "torchao AdamW8bit, bf16", AdamW8bit(list(parameters(shapes, torch.bfloat16))).step
+    if importlib.util.find_spec("bitsandbytes"):
+        import bitsandbytes
+
+        yield "bitsandbytes AdamW8bit, fp32", bitsandbytes.optim.AdamW8bit(parameters(shapes, torch.float32)).step
+    if importlib.util.find_spec("deepspeed"):
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+            yield f"DeepSpeedCPUAdam, {name}", DeepSpeedCPUAdam(list(parameters(shapes, dtype)), adamw_mode=True).step
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        optimizer = torch.optim.AdamW(parameters(shapes, dtype), lr=torch.tensor(1e-3), capturable=False, foreach=False)
+        yield f"torch.compile, {name}", torch.compile(optimizer.step)
+
+
+def measure(
+    case: str, rule: str, stages: str, threads: int, bandwidth: float, given: argparse.Namespace
+) -> Iterator[Row]:
     """Rows for each precision, with the bytes per element in the variant's name."""
     torch.set_num_threads(threads)
     name, arguments = RULES[rule]
@@ -68,7 +100,7 @@ def measure(case: str, rule: str, stages: str, threads: int, seconds: float, ban
     elements = sum(torch.Size(shape).numel() for shape in shapes)
     steps: dict[str, Callable[[], object]] = {}
     moved: dict[str, int] = {}
-    for weights, state, rounding in PRECISIONS:
+    for weights, state, rounding in [one for one in PRECISIONS if label_of(*one) in given.precisions]:
         optimizer = getattr(ours, name)(
             parameters(shapes, dtype_of(weights)),
             state_dtype=STATES[state],
@@ -76,17 +108,19 @@ def measure(case: str, rule: str, stages: str, threads: int, seconds: float, ban
             **arguments,
             **STAGES[stages],
         )
-        label = f"{weights} weights, {state} state, {rounding}"
+        label = label_of(weights, state, rounding)
         steps[label], moved[label] = optimizer.step, sum(plan.bytes_moved for plan in optimizer.explain().groups)
     if stages == "alone" and hasattr(torch.optim, name):
         for weights in ("fp32", "bf16"):
             optimizer = getattr(torch.optim, name)(parameters(shapes, dtype_of(weights)), **arguments, fused=True)
             steps[f"torch fused, {weights}"] = optimizer.step
-    times = interleaved(steps, seconds)
+    if given.peers and stages == "alone" and rule == "AdamW":
+        steps |= dict(peers(shapes))
+    times = interleaved(steps, given.seconds)
     first = next(iter(steps))
     for label in moved:
         low, median, high = statistics.quantiles(times[label], n=4)
-        against = [first] + [peer for peer in times if peer.startswith("torch") and peer[-4:] == label[:4]]
+        against = [first] + [peer for peer in times if peer not in moved and peer[-4:] == label[:4]]
         for peer in against:
             yield Row(
                 benchmark="precisions",
@@ -110,7 +144,11 @@ def markdown(rows: list[Row]) -> None:
     for heading in dict.fromkeys(row.variant.split(":")[0] for row in rows):
         print(f"\n{heading}\n\n| | {' | '.join(f'{case}, {threads}' for case, threads in columns)} |")
         print("|---" * (len(columns) + 1) + "|")
-        own = [row for row in rows if row.variant.startswith(f"{heading}:") and "torch" not in row.baseline]
+        own = [
+            row
+            for row in rows
+            if row.variant.startswith(f"{heading}:") and row.baseline.endswith(label_of(*PRECISIONS[0]))
+        ]
         for label in dict.fromkeys(row.variant.split(": ")[1] for row in own):
             cells = {(r.case, r.threads): f"{1 / r.ratio:.2f}" for r in own if r.variant.endswith(f": {label}")}
             print(f"| {label} | {' | '.join(cells.get(column, '') for column in columns)} |")
@@ -123,6 +161,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--rules", nargs="+", default=list(RULES), choices=list(RULES))
+    parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=list(STAGES))
+    precisions = [label_of(*one) for one in PRECISIONS]
+    parser.add_argument("--precisions", nargs="+", default=precisions, choices=precisions, metavar="PRECISION")
+    parser.add_argument("--peers", action="store_true", help="also the AdamW of other packages")
     parser.add_argument("--save", action="store_true", help="keep the rows under benchmarks/results/")
     parser.add_argument("--markdown", action="store_true", help="print the tables of docs/performance.md at the end")
     arguments = parser.parse_args()
@@ -130,12 +172,12 @@ def main() -> None:
     runs = [
         (case, rule, stages, threads)
         for rule in arguments.rules
-        for stages in STAGES
+        for stages in arguments.stages
         for case in arguments.cases
         for threads in arguments.threads
     ]
     rows = report(
-        (row for run in progress(runs) for row in measure(*run, arguments.seconds, bandwidths[run[3]])),
+        (row for run in progress(runs) for row in measure(*run, bandwidths[run[3]], arguments)),
         arguments.save,
     )
     if arguments.markdown:
