@@ -58,6 +58,11 @@ class ClipNorm(Clip):
         """None besides the global norm."""
         return NO_BOUNDS
 
+    @property
+    def constant_bound(self) -> float | None:
+        """As `norm_bound`, unless a subclass has another."""
+        return self.max_norm if type(self).norm_bound is ClipNorm.norm_bound else None
+
     def norm_bound(self, norm: Tensor) -> float:
         """`max_norm`, whatever the norm."""
         return self.max_norm

@@ -60,6 +60,11 @@ class ClipPerTensor(Clip):
         """`max_norm` for each tensor."""
         return ClipBounds(max_tensor_norm=self.max_norm)
 
+    @property
+    def constant_bound(self) -> float | None:
+        """As `norm_bound`, unless a subclass has another."""
+        return math.inf if type(self).norm_bound is ClipPerTensor.norm_bound else None
+
     def norm_bound(self, norm: Tensor) -> float:
         """inf: the global norm is not bounded."""
         return math.inf

@@ -66,6 +66,11 @@ class ClipUnitwise(Clip):
         """`ratio` for each unit."""
         return ClipBounds(unit_ratio=self.ratio, unit_eps=self.eps)
 
+    @property
+    def constant_bound(self) -> float | None:
+        """As `norm_bound`, unless a subclass has another."""
+        return math.inf if type(self).norm_bound is ClipUnitwise.norm_bound else None
+
     def norm_bound(self, norm: Tensor) -> float:
         """inf: the global norm is not bounded."""
         return math.inf

@@ -8,6 +8,7 @@ from typing import TypeVar, cast
 
 import torch
 
+from lightning_optkit._torch_private import set_grad_enabled
 from lightning_optkit.step.cuda import CudaSegment
 from lightning_optkit.step.early import EarlyUpdates
 from lightning_optkit.step.gradient_scale import DeviceScale, global_norm, host_scale
@@ -73,17 +74,18 @@ class StepEngine:
             if self._is_stepping:
                 raise RuntimeError(f"{optimizer._owner}.step: called inside a step of the same optimizer.")
             refuse_transforms(optimizer._owner)
-            self._is_stepping = True
+            self._is_stepping, records_gradients = True, torch.is_grad_enabled()
+            set_grad_enabled(False)
             try:
-                with torch.no_grad():
-                    optimizer._check_changed()
-                    self._take(optimizer)
+                optimizer._check_changed()
+                self._take(optimizer)
             except PlanOutdated:
                 raise RuntimeError(
                     f"{optimizer._owner}.step: a parameter, its state or its gradient was moved or replaced while the "
                     "step ran; leave them alone until it is done."
                 ) from None
             finally:
+                set_grad_enabled(records_gradients)
                 self._is_stepping = False
 
     def forget(self) -> None:

@@ -54,23 +54,24 @@ def read_group(
     step reads it on the device.
     """
     bounds = clip.bounds if clip is not None else NO_BOUNDS
+    # By position, which takes half the time.
     return GroupNumbers(
-        lr=math.nan if isinstance(group["lr"], Tensor) and group["lr"].device == device else float(group["lr"]),
-        weight_decay=0.0 if owns_decay else decay_per_rate(group),
-        decoupled=float(group["decoupled_weight_decay"]),
-        cautious=float(group["cautious"]),
-        maximize=float(group["maximize"]),
-        l1=float(group["l1"]),
-        centralize=float(group["centralize"]),
-        clip_value=bounds.max_value,
-        clip_tensor_norm=bounds.max_tensor_norm,
-        clip_unit_ratio=bounds.unit_ratio,
-        clip_unit_eps=bounds.unit_eps,
-        rounding=float(ROUNDINGS.index(group["rounding"])),
-        rounding_seed=float(group["rounding_seed"]),
-        average_kind=float(average.kind) if average else 0.0,
-        average_decay=float(group["average_decay"]) if average else 0.0,
-        average_due=float(average_is_due),
+        math.nan if isinstance(group["lr"], Tensor) and group["lr"].device == device else float(group["lr"]),
+        0.0 if owns_decay else decay_per_rate(group),
+        float(group["decoupled_weight_decay"]),
+        float(group["cautious"]),
+        float(group["maximize"]),
+        float(group["l1"]),
+        float(group["centralize"]),
+        bounds.max_value,
+        bounds.max_tensor_norm,
+        bounds.unit_ratio,
+        bounds.unit_eps,
+        float(ROUNDINGS.index(group["rounding"])),
+        float(group["rounding_seed"]),
+        float(average.kind) if average else 0.0,
+        float(group["average_decay"]) if average else 0.0,
+        float(average_is_due),
     )
 
 

@@ -230,6 +230,11 @@ class Clip(ABC):
     def bounds(self) -> ClipBounds:
         """The other bounds."""
 
+    @property
+    def constant_bound(self) -> float | None:
+        """Bound of the global norm, if it is the same in every step; then `norm_bound` is not called on the host."""
+        return None
+
     @abstractmethod
     def norm_bound(self, norm: Tensor) -> Tensor | float:
         """Bound of the global norm for this step, given the norm after unscaling.
