@@ -22,6 +22,7 @@ from .callbacks import ActivationRegularization as ActivationRegularization
 from .callbacks import Augment as Augment
 from .callbacks import BatchRegime as BatchRegime
 from .callbacks import BatchSizeSchedule as BatchSizeSchedule
+from .callbacks import CompressCheckpoint as CompressCheckpoint
 from .callbacks import DropoutSchedule as DropoutSchedule
 from .callbacks import EarlyStoppingCriterion as EarlyStoppingCriterion
 from .callbacks import ElasticNet as ElasticNet

@@ -41,6 +41,8 @@ CALLBACKS = [
     ("BatchRegime", {"regime": 7}),
     ("BatchSizeSchedule", {"schedule": {0: 4, 2: 8}, "lr_scaling": "sqrt"}),
     ("BatchSizeSchedule", {"schedule": named("schedules.piecewise_constant", milestones=[2], factors=[1, 2])}),
+    ("CompressCheckpoint", {"state_dtype": "torch.bfloat16"}),
+    ("CompressCheckpoint", {"state_dtype": "int8"}),
     ("DropoutSchedule", {"schedule": COSINE, "interval": "epoch", "base": 0.3}),
     ("EarlyStoppingCriterion", {"criterion": "UP", "successive": 4}),
     ("ElasticNet", {"l1": 0.1, "l2": 0.2}),

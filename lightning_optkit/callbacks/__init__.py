@@ -5,6 +5,7 @@ from lightning_optkit.callbacks.activation_regularization import ActivationRegul
 from lightning_optkit.callbacks.augment import Augment
 from lightning_optkit.callbacks.batch_regime import BatchRegime
 from lightning_optkit.callbacks.batch_size_schedule import BatchSizeSchedule
+from lightning_optkit.callbacks.compress_checkpoint import CompressCheckpoint
 from lightning_optkit.callbacks.dropout_schedule import DropoutSchedule
 from lightning_optkit.callbacks.early_stopping_criterion import EarlyStoppingCriterion
 from lightning_optkit.callbacks.elastic_net import ElasticNet
@@ -36,6 +37,7 @@ __all__ = [
     "Augment",
     "BatchRegime",
     "BatchSizeSchedule",
+    "CompressCheckpoint",
     "DropoutSchedule",
     "EarlyStoppingCriterion",
     "ElasticNet",

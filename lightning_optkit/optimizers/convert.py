@@ -41,7 +41,14 @@ from lightning_optkit.step.split_weights import LOW_ORDER_PARTS, low_order_part
 from lightning_optkit.step.stages import ADDED_ENTRIES
 from lightning_optkit.step.state import convert_
 
-__all__ = ["from_torch_", "full_precision_state_dict", "one_pass_class", "to_torch_", "why_not_convertible"]
+__all__ = [
+    "from_torch_",
+    "full_precision_state_dict",
+    "one_pass_class",
+    "one_pass_like",
+    "to_torch_",
+    "why_not_convertible",
+]
 
 _AUTOMATIC = {"fused": None, "foreach": None}  # we select the implementation
 _ADDED_KEYS = {*ADDED_ENTRIES, "decoupled_weight_decay", *_AUTOMATIC}
@@ -121,6 +128,19 @@ def _build(
     build: Callable[..., OnePassOptimizer] = _OURS[type(optimizer)]
     groups = [{**group, **_AUTOMATIC} for group in optimizer.param_groups]
     return build(groups, rounding=rounding, state_dtype=state_dtype, statistics=statistics)
+
+
+def one_pass_like(optimizer: Optimizer) -> OnePassOptimizer:
+    """A new one-pass optimizer of the rule and groups of torch's `optimizer`, without state.
+
+    Raises:
+        KeyError: if it has no one-pass rule (`why_not_convertible`).
+
+    Example:
+        >>> one_pass_like(torch.optim.Adam([torch.nn.Parameter(torch.ones(1))])).param_groups[0]["lr"]
+        0.001
+    """
+    return _build(optimizer, "nearest", torch.float32, False)
 
 
 def from_torch_(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_optkit._torch_private import load_post_hooks, load_pre_hooks
 from lightning_optkit.step.arguments import checked_as
+from lightning_optkit.step.packed import unpacked
 from lightning_optkit.step.restoring import Place, check_state, restored
 from lightning_optkit.step.rule import Group, State, StatefulClip
 from lightning_optkit.step.rule_identity import check_is_of_the_rule
@@ -69,6 +70,7 @@ def _read(optimizer: Loadable, state_dict: Mapping[str, Any]) -> _Loaded:
     saved_ids = chain.from_iterable(saved["params"] for saved in saved_groups)
     saved_states = [state.get(saved_id, {}) for saved_id in saved_ids]
     loaded = list(zip(places(optimizer, groups), saved_states, strict=True))
+    loaded = [(place, unpacked(f"{what} parameter {place.number}", saved, place.signs)) for place, saved in loaded]
     for place, saved in loaded:
         check_state(what, place, saved)
     built = {place.param: restored(place, saved) for place, saved in loaded}

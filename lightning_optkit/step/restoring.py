@@ -49,6 +49,11 @@ class Place:
         return {scalar.name: scalar for scalar in self.layout.scalars(self.rule, self.rule.state_names)}
 
     @property
+    def signs(self) -> dict[str, bool]:
+        """Whether each state of the rule is signed."""
+        return {name: not self.rule.spec(name).nonnegative for name in self.rule.state_names}
+
+    @property
     def tensors(self) -> set[str]:
         """Names of the tensors to restore."""
         return {*self.rule.state_names, *self.layout.tensors((), self.group, self.param), *self.carried}
