@@ -5,7 +5,10 @@ Every variant of a task and seed starts from the same weights and sees the same 
 to 0 by a cosine. The reference is mixed precision with a master copy: bf16 weights in the model, fp32 weights in an
 fp32 AdamW, copied after every step. split32 must follow it.
 
+With `--noise` only the noise of narrow state: the relative error of AdamW's update under Gaussian gradients.
+
 Usage: python benchmarks/precision_convergence.py [--steps 600] [--seeds 3] [--tasks digits chars diabetes] [--save]
+           [--noise]
 """
 
 import argparse
@@ -171,6 +174,24 @@ def results(tasks: list[str], seeds: int, steps: int) -> Iterator[Result]:
             yield Result(task, variant, seed, at_200, statistics.fmean(losses[-max(1, steps // 10) :]), distance)
 
 
+def noise_of(state_dtype: Any, steps: int = 5000, counted: int = 100) -> float:
+    """|update - fp32's| / |fp32's| of AdamW, betas 0.9 and 0.999: the mean of the last `counted` steps."""
+    torch.manual_seed(0)
+    pair = [torch.zeros(4096, requires_grad=True) for _ in range(2)]
+    optimizers = [AdamW([pair[0]], weight_decay=0.0), AdamW([pair[1]], weight_decay=0.0, state_dtype=state_dtype)]
+    errors = []
+    for step in range(steps):
+        before = [weight.detach().clone() for weight in pair]
+        grad = torch.randn(4096)
+        for weight, optimizer in zip(pair, optimizers, strict=True):
+            weight.grad = grad.clone()
+            optimizer.step()
+        exact, ours = ((weight.detach() - old).double() for weight, old in zip(pair, before, strict=True))
+        if step >= steps - counted:
+            errors.append(float((ours - exact).norm() / exact.norm()))
+    return statistics.fmean(errors)
+
+
 def table(found: list[Result]) -> Table:
     """The final loss of each task and variant: mean and range over the seeds."""
     made = Table(title="mean loss of the last tenth; largest distance to the master copy in 200 steps")
@@ -194,7 +215,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--save", action="store_true", help="add the rows to benchmarks/results/")
+    parser.add_argument("--noise", action="store_true", help="only the noise of narrow state")
     given = parser.parse_args()
+    if given.noise:
+        for state_dtype in (torch.bfloat16, "int8"):
+            print(json.dumps({"state": str(state_dtype), "noise": round(noise_of(state_dtype), 4)}))
+        return
     facts, found = environment(), []
     path = RESULTS / f"{facts['date']}-convergence-{facts['machine'].replace(' ', '-').lower()}.jsonl"
     for result in results(given.tasks, given.seeds, given.steps):
