@@ -47,7 +47,7 @@ REFUSED = {  # the rows of test_after_a_fit.py, and what the refusal is about
 
 
 class Recorder(pl.Callback):
-    """The losses, and the steps that were counted."""
+    """The losses, and the gradients left after each batch."""
 
     def __init__(self):
         self.losses, self.alive = [], []
@@ -58,12 +58,9 @@ class Recorder(pl.Callback):
 
 
 def state_of(trainer, pl_module):
-    optimizer = trainer.optimizers[0]
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    return [p.detach().clone() for p in pl_module.parameters()], [
-        {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in optimizer.state.get(p, {}).items()}
-        for p in params
-    ]
+    """Parameters and their state."""
+    params, state = list(pl_module.parameters()), trainer.optimizers[0].state
+    return copy.deepcopy([p.detach() for p in params]), copy.deepcopy([dict(state.get(p, {})) for p in params])
 
 
 def run(make_trainer, make_module, callbacks_of, releases, **kwargs):
