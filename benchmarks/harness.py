@@ -8,6 +8,7 @@ median of the ratios of neighboring calls.
 import json
 import os
 import platform
+import re
 import statistics
 import sys
 import time
@@ -121,7 +122,7 @@ def report(rows: Iterable[Row], save: bool) -> list[Row]:
         line = json.dumps({**asdict(row), **facts})
         print(line, flush=True)
         if save:
-            path = RESULTS / f"{facts['date']}-{row.benchmark}-{facts['machine'].replace(' ', '-').lower()}.jsonl"
+            path = results_file(row.benchmark, facts)
             with path.open("a") as file:
                 file.write(line + "\n")
     if measured:
@@ -129,6 +130,12 @@ def report(rows: Iterable[Row], save: bool) -> list[Row]:
     if path is not None:
         print(f"added to {os.path.relpath(path)}", file=sys.stderr)
     return measured
+
+
+def results_file(benchmark: str, facts: dict[str, str]) -> Path:
+    """The day's file of a benchmark on this machine."""
+    machine = "-".join(re.findall(r"[a-z0-9.]+", facts["machine"].lower().replace("(r)", "").replace("(tm)", "")))
+    return RESULTS / f"{facts['date']}-{benchmark}-{machine}.jsonl"
 
 
 def progress(cases: Sequence[Case]) -> Iterable[Case]:

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from harness import RESULTS, environment, progress
+from harness import environment, progress, results_file
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -222,7 +222,7 @@ def main() -> None:
             print(json.dumps({"state": str(state_dtype), "noise": round(noise_of(state_dtype), 4)}))
         return
     facts, found = environment(), []
-    path = RESULTS / f"{facts['date']}-convergence-{facts['machine'].replace(' ', '-').lower()}.jsonl"
+    path = results_file("convergence", facts)
     for result in results(given.tasks, given.seeds, given.steps):
         found.append(result)
         line = json.dumps({**asdict(result), "steps": given.steps, **facts})

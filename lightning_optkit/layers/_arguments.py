@@ -69,7 +69,8 @@ def check_eps(owner: str, eps: float | None, optional: bool) -> None:
     if eps is None and not optional:
         raise TypeError(f"{owner}(eps=None): eps must be a number in [0, inf).")
     if eps is not None:
-        check_in(owner, "eps", float(eps) if isinstance(eps, Tensor) else eps, "[0, inf)")
+        is_number = isinstance(eps, Tensor) and eps.numel() == 1 and not (eps.is_complex() or eps.is_meta)
+        check_in(owner, "eps", float(eps) if is_number else eps, "[0, inf)")
 
 
 def check_norm(

@@ -255,6 +255,13 @@ def test_a_wrong_eps_raises_at_construction(cls, eps, error):
         cls(8, eps=eps)
 
 
+@pytest.mark.parametrize("cls", [LayerNorm, RMSNorm])
+@pytest.mark.parametrize("eps", [torch.ones(2, 3), torch.ones(1, dtype=torch.complex64), torch.ones((), device="meta")])
+def test_a_tensor_that_is_no_number_is_no_eps(cls, eps):
+    with pytest.raises(TypeError, match=rf"^{cls.__name__}\(eps=<Tensor.*>\): eps must be a number in \[0, inf\)\.$"):
+        cls(4, eps=eps)
+
+
 @pytest.mark.parametrize("kind", ["layer", "add_layer"])
 def test_layer_norm_has_no_eps_of_its_own(kind, always_ours):
     inputs = (randn(5, 8),) * (1 + ("add" in kind))
