@@ -44,7 +44,8 @@ class GradientClipping(FitCallback):
     a one-pass step they are measured only at the logged steps. `ClipValue` in a one-pass step needs no norm, so nothing
     is logged for it.
 
-    A non-finite gradient skips a one-pass step (except with `ClipValue`); any other optimizer applies it, as in torch.
+    A non-finite gradient skips a one-pass step (except with `ClipValue`), also if the clip is a pass of its own; any
+    other optimizer applies it, as in torch.
 
     A batch without gradients (`training_step` returned None) or a step skipped by the loss scaler neither changes the
     state of a clip nor is logged.
@@ -175,6 +176,8 @@ class GradientClipping(FitCallback):
             self._folded[place] = optimizer
             return
         self._called[optimizer] = place
+        if isinstance(optimizer, OnePassOptimizer):
+            self._at_end(optimizer.register_step_post_hook(_forget_found_inf).remove)
         if supports_amp_scaling(optimizer):
             # A fused optimizer that unscales itself would pass scaled gradients to the clip.
             self._scaled.append((optimizer, type(optimizer)))
@@ -223,7 +226,9 @@ class GradientClipping(FitCallback):
         params = [p for group in optimizer.param_groups for p in group["params"]]
         measures = bool(trainer.loggers) and self._is_log_step(trainer, trainer.global_step + 1)
         before = norm_of(gradients(type(self).__name__, params)) if measures else None
-        self._clips[self._called[optimizer]](params)
+        norm = self._clips[self._called[optimizer]](params)
+        if norm is not None and self.clip.needs_norm and isinstance(optimizer, OnePassOptimizer):
+            vars(optimizer)["found_inf"] = (~norm.isfinite()).float()  # skips the step, as if the clip were part of it
         if before is not None:
             self._measuring[optimizer] = before, norm_of(gradients(type(self).__name__, params))
 
@@ -256,6 +261,10 @@ class GradientClipping(FitCallback):
     def _forget(self) -> None:
         self._learned = self.state_dict()["learned"]
         self._reset()
+
+
+def _forget_found_inf(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    vars(optimizer).pop("found_inf", None)
 
 
 def _values_of(optimizer: OnePassOptimizer) -> dict[str, float]:

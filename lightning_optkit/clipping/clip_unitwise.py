@@ -88,9 +88,10 @@ class ClipUnitwise(Clip):
             if parameter.grad is None or parameter.numel() == 0:
                 continue
             weights, grad = self._units_of(parameter, parameter.grad)
-            inner = list(range(1, parameter.ndim)) if parameter.ndim > 1 else None
-            bound = self.ratio * norm(weights, inner, keepdim=True).clamp(min=self.eps)
-            unit_norm = norm(grad, inner, keepdim=True)
+            # A vector is one unit: a 0-d norm scales it, also if it has fewer elements than there are processes.
+            inner, has_rows = (list(range(1, parameter.ndim)), True) if parameter.ndim > 1 else (None, False)
+            bound = self.ratio * norm(weights, inner, keepdim=has_rows).clamp(min=self.eps)
+            unit_norm = norm(grad, inner, keepdim=has_rows)
             coefficient = torch.where(unit_norm > bound, bound / unit_norm, 1.0)
             grad.mul_(coefficient.to(torch.promote_types(grad.dtype, torch.float32)))
         return total

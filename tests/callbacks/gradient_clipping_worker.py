@@ -30,11 +30,11 @@ CLIPS = [
 
 
 class Regression(pl.LightningModule):
-    def __init__(self, shards):
+    def __init__(self, shards, is_poisoned):
         super().__init__()
-        self.shards = shards
+        self.shards, self.is_poisoned = shards, is_poisoned
         torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))  # a bias of one element on two processes
 
     def configure_model(self):
         if self.shards:
@@ -47,11 +47,12 @@ class Regression(pl.LightningModule):
 
     def training_step(self, batch, batch_idx):
         x, y = batch
-        return nn.functional.mse_loss(self.net(x), y)
+        loss = nn.functional.mse_loss(self.net(x), y)
+        return loss * torch.nan if self.is_poisoned and batch_idx == 2 else loss
 
     def train_dataloader(self):
         generator = torch.Generator().manual_seed(1)
-        data = TensorDataset(torch.randn(16, 4, generator=generator), torch.randn(16, 2, generator=generator))
+        data = TensorDataset(torch.randn(16, 4, generator=generator), torch.randn(16, 1, generator=generator))
         sampler = DistributedSampler(data, self.trainer.world_size, self.trainer.global_rank, shuffle=False)
         return DataLoader(data, batch_size=GLOBAL_BATCH // self.trainer.world_size, sampler=sampler)
 
@@ -62,9 +63,9 @@ def strategy_of(world_size, shards):
     return DDPStrategy(process_group_backend="gloo", start_method="popen") if world_size > 1 else "auto"
 
 
-def run(callbacks, world_size, shards):
-    """Two epochs of two steps of two batches."""
-    module = Regression(shards)
+def run(callbacks, world_size, shards, is_poisoned=False):
+    """Two epochs of two steps of two batches; poisoned: the second step of each has gradients of NaN."""
+    module = Regression(shards, is_poisoned)
     trainer = pl.Trainer(
         callbacks=callbacks,
         max_epochs=2,
@@ -92,6 +93,10 @@ def main(output, world_size):
             for shards in [False, True] if world_size > 1 else [False]:
                 trainer, weights = run([GradientClipping(clip), *others], world_size, shards)
                 results.append((f"{clip!r} {'folded' if others else 'own pass'}", shards, weights))
+        if not isinstance(clip, ClipValue):
+            for shards in [False, True] if world_size > 1 else [False]:
+                trainer, weights = run([GradientClipping(clip), Fuse(verbose=False)], world_size, shards, True)
+                results.append((f"{clip!r} with NaN", shards, weights))
     if trainer.is_global_zero:
         torch.save(results, output)
 
