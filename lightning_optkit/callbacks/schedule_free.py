@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
+from lightning_optkit.callbacks.seams.checkpointed_weights import as_saved
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.optimizers._schedule_free import ScheduleFreeOptimizer
 from lightning_optkit.step.shards import reshard
@@ -88,13 +89,15 @@ class ScheduleFree(FitCallback):
             if optimizer not in self._optimizers:
                 continue
             assert isinstance(optimizer, ScheduleFreeOptimizer)
-            averages = optimizer.averages()
+            # Every process gathers what is sharded, also those that save nothing.
+            averages = {param: as_saved(trainer, x) for param, x in optimizer.averages().items()}
+            points = {param: as_saved(trainer, param) for param in averages}
             for name, param in names.items():
                 if param in averages and name in checkpoint["state_dict"]:
                     checkpoint["state_dict"][name] = averages[param]
-            if "optimizer_states" in checkpoint and averages:
-                saved = checkpoint["optimizer_states"]
-                saved[place] = optimizer.as_evaluated(saved[place])
+            saved = checkpoint.get("optimizer_states", [])
+            if averages and place < len(saved) and saved[place]:
+                saved[place] = optimizer.as_evaluated(saved[place], points)
 
     def _forget(self) -> None:
         self._optimizers = []

@@ -89,11 +89,21 @@ class ScheduleFreeOptimizer(OnePassOptimizer):
     def train(self) -> None:
         """Switches the parameters to y, where gradients are taken. No-op in training mode."""
         for group in self.param_groups:
-            group["train_mode"] = True
-            for param in group["params"]:
-                y = self.state[param].pop("y", None) if param in self.state else None
+            for param in () if group["train_mode"] else group["params"]:
+                y = self._point_of(param, group)
                 if y is not None:
                     param.copy_(y)
+            group["train_mode"] = True
+
+    def _point_of(self, param: Tensor, group: Group) -> Tensor | None:
+        """Y of a parameter that holds x, taken out of its state; None before the first update, where both are equal."""
+        state = self.state[param] if param in self.state else {}
+        if "y" in state or "z" not in state or float(state["step"]) == 0:
+            y: Tensor | None = state.pop("y", None)
+            return y
+        # A sharded checkpoint restores only what a new optimizer's state has, so not y.
+        x = param.detach().to(compute_dtype(param), copy=True)
+        return x.lerp_(state["z"].to(x.dtype), 1 - self._beta(group))
 
     @torch.no_grad()
     def eval(self) -> None:
@@ -129,14 +139,19 @@ class ScheduleFreeOptimizer(OnePassOptimizer):
         y = full_precision(f"{self._owner}.full_precision_state_dict", state["y"], state).clone()
         return self._average_at(y, {"z": local(state["z"])}, group)
 
-    def as_evaluated(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """Returns the evaluation-mode version of a state dict taken in training mode; changes neither."""
+    def as_evaluated(self, state_dict: dict[str, Any], points: Mapping[Tensor, Tensor] | None = None) -> dict[str, Any]:
+        """Returns the evaluation-mode version of a state dict taken in training mode; changes neither.
+
+        Args:
+            state_dict: The state dict.
+            points: y of every parameter that has an average, as it is to be saved. Default: the parameters.
+        """
         pairs = zip(chain.from_iterable(g["params"] for g in state_dict["param_groups"]), self._params(), strict=True)
-        averages = self.averages()
+        points = {param: param.detach() for param in self.averages()} if points is None else points
         state = dict(state_dict["state"])
         for saved_id, param in pairs:
-            if param in averages:
-                state[saved_id] = {**state[saved_id], "y": param.detach()}
+            if param in points:
+                state[saved_id] = {**state[saved_id], "y": points[param]}
         groups = [{**group, "train_mode": False} for group in state_dict["param_groups"]]
         return {**state_dict, "state": state, "param_groups": groups}
 
@@ -158,7 +173,8 @@ class ScheduleFreeOptimizer(OnePassOptimizer):
             RuntimeError: in evaluation mode.
         """
         self._check_changed()
-        if not self.in_training:
+        # At a rate of 0 nothing moves: torch makes room for a sharded checkpoint by such a step.
+        if not self.in_training and any(float(group["lr"]) != 0 for group in self.param_groups):
             raise RuntimeError(
                 f"{self._owner}.step: the parameters hold the average; call train() before training and eval() before "
                 "anything is evaluated or saved, or add callbacks=[ScheduleFree()] to a Lightning Trainer."

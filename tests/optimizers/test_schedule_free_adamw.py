@@ -112,3 +112,37 @@ def test_differs_from_the_package_by_the_bias_correction_alone(beta2, is_the_sam
     torch.testing.assert_close(p.detach(), x, rtol=1e-12, atol=1e-12)
     difference = (package - x).norm() / (x - values).norm()
     assert difference < 1e-12 if is_the_same else 1e-3 < difference < 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_state_dict_without_the_point_of_the_gradients_gives_it_back(dtype):
+    torch.manual_seed(0)
+    weight = torch.randn(50, dtype=dtype, requires_grad=True)
+    optimizer = ScheduleFreeAdamW([weight], lr=0.1)
+    optimizer.train()
+    for _ in range(5):
+        weight.grad = torch.randn_like(weight)
+        optimizer.step()
+    trained = weight.detach().clone()
+    optimizer.eval()
+    saved = optimizer.state_dict()
+    saved["state"] = {0: {name: value for name, value in saved["state"][0].items() if name != "y"}}
+    loaded = weight.detach().clone().requires_grad_()
+    other = ScheduleFreeAdamW([loaded], lr=0.1)
+    other.load_state_dict(saved)
+    other.train()
+    torch.testing.assert_close(loaded.detach(), trained)
+    other.train()
+    torch.testing.assert_close(loaded.detach(), trained)
+
+
+def test_a_step_at_a_rate_of_zero_only_makes_room_for_state():
+    weight = torch.ones(5, requires_grad=True)
+    optimizer = ScheduleFreeAdamW([weight], lr=0.0)
+    weight.grad = torch.zeros(5)
+    optimizer.step()
+    assert optimizer.state[weight].keys() >= {"exp_avg_sq", "z", "step"}
+    assert weight.tolist() == [1.0] * 5
+    optimizer.param_groups[0]["lr"] = 0.1
+    with pytest.raises(RuntimeError, match="the parameters hold the average"):
+        optimizer.step()
