@@ -62,6 +62,9 @@ class StepEngine:
         self._stepped: list[Segment] = []
         self._counted = Progress() if counted is None else counted
         self._is_stepping = False
+        self._has_stepped = self._counted.num_steps > 0
+        self._made_room = False
+        """Whether the only step so far was at a rate of 0: torch makes room for a sharded checkpoint by such a step."""
 
     def step(self, optimizer: Stepped) -> None:
         """Updates every parameter with a gradient, unless the step is skipped.
@@ -91,6 +94,8 @@ class StepEngine:
     def forget(self) -> None:
         """Discards the plan and the last step, since state or groups were replaced."""
         self.plan, self._stepped = None, []
+        if self._made_room:
+            self._counted, self.scale, self._has_stepped, self._made_room = Progress(), None, False, False
         if self.early is not None:
             self.early.forget()
 
@@ -237,6 +242,8 @@ class StepEngine:
         self, optimizer: Stepped, plan: StepPlan, stepped: Sequence[Segment], numbers: list[GroupNumbers]
     ) -> None:
         self._stepped = [*stepped, *(self.early.current.values() if self.early is not None else ())]
+        self._made_room = not self._has_stepped and all(number.lr == 0 for number in numbers)
+        self._has_stepped = True
         if any(segment.rule.estimate is not None for segment in stepped):
             device = stepped[0].entries[0].param.device
             sums = [reduce_sum_(segment.observed().to(device), segment.process_groups) for segment in stepped]

@@ -344,3 +344,19 @@ def test_a_gradient_of_another_shape_is_refused_before_anything_is_touched(shape
     after = snapshot(optimizer)
     assert (after["params"], after["num_steps"]) == (before["params"], before["num_steps"])
     assert all(not state["step"] for state in optimizer.state.values() if "step" in state)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1])
+def test_a_step_at_a_rate_of_zero_before_a_state_dict_is_loaded_is_no_step(rate):
+    weights = [torch.ones(3, requires_grad=True) for _ in range(2)]
+    saved, loaded = (AdamW([weight], lr=rate, clip=ClipNorm(0.1)) for weight in weights)
+    for weight, optimizer in zip(weights, (saved, loaded), strict=True):
+        weight.grad = torch.ones(3)
+        optimizer.step()
+    loaded.load_state_dict(saved.state_dict())
+    assert loaded.num_steps == (0 if rate == 0 else 1)
+    loaded.param_groups[0]["lr"] = 0.1
+    loaded.step()
+    assert loaded.num_steps == (1 if rate == 0 else 2)
+    loaded.load_state_dict(saved.state_dict())
+    assert loaded.num_steps == (1 if rate == 0 else 2)
