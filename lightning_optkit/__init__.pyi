@@ -17,6 +17,8 @@ from .averaging import LAWA as LAWA
 from .averaging import SWA as SWA
 from .averaging import EnsemblePrediction as EnsemblePrediction
 from .averaging import GreedySoup as GreedySoup
+from .averaging import PowerEMA as PowerEMA
+from .averaging import PowerSnapshot as PowerSnapshot
 from .callbacks import SAM as SAM
 from .callbacks import ActivationRegularization as ActivationRegularization
 from .callbacks import Augment as Augment

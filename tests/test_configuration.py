@@ -99,7 +99,13 @@ CLIPS = [
     ("ClipValue", {"max_value": 2.0}),
     ("ZClip", {"z_threshold": 3.0}),
 ]
-AVERAGES = [("EMA", {"decay": 0.9, "start": 3}), ("SWA", {"start": 3, "every": 2}), ("LAWA", {"k": 3, "start": 4})]
+AVERAGES = [
+    ("EMA", {"decay": 0.9, "start": 3}),
+    ("EMA", {"decay": 0.9, "start": 0.5, "warmup": "power", "warmup_power": 0.75}),
+    ("PowerEMA", {"std": 0.05, "start": 2, "start_interval": "epoch"}),
+    ("SWA", {"start": 3, "every": 2}),
+    ("LAWA", {"k": 3, "start": 4}),
+]
 MODULES = [
     ("AddLayerNorm", {"normalized_shape": [2, 3], "dropout": 0.1}),
     ("AddRMSNorm", {"normalized_shape": 4, "eps": 0.1}),
@@ -178,6 +184,7 @@ RECORDS = [  # what functions of the package return; of plain values, so a file 
     ("TensorStatistics", {"grad_sq": 1.0, "param_sq": 2.0, "update_sq": 3.0, "nonfinite": 0.0, "lost": 1.0}),
 ]
 RECORDS.append(("Explanation", {"optimizer": "AdamW", "groups": [RECORDS[3][1]]}))
+RECORDS.append(("PowerSnapshot", {"checkpoint": "run/step=1000.ckpt", "std": 0.05, "num_averaged": 1000}))
 
 STAGES = {
     "clip": named("ClipPerTensor", max_norm=2.0),
@@ -210,7 +217,7 @@ NO_VALUES |= {"EnsemblePrediction", "GreedySoup", "GroupTable", "NormSwaps", "St
 ROWS = {
     Callback: CALLBACKS,
     ok.Clip: CLIPS,
-    ok.EMA | ok.SWA | ok.LAWA: AVERAGES,
+    ok.EMA | ok.PowerEMA | ok.SWA | ok.LAWA: AVERAGES,
     nn.Module: MODULES,
     ok.Schedule: SCHEDULES,
 }

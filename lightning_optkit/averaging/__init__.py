@@ -6,6 +6,8 @@ from lightning_optkit.averaging.ema import EMA
 from lightning_optkit.averaging.ensemble_predict import EnsemblePrediction, ensemble_predict
 from lightning_optkit.averaging.greedy_soup import GreedySoup, greedy_soup
 from lightning_optkit.averaging.lawa import LAWA
+from lightning_optkit.averaging.post_hoc_ema import PowerSnapshot, post_hoc_coefficients, post_hoc_ema
+from lightning_optkit.averaging.power_ema import PowerEMA
 from lightning_optkit.averaging.swa import SWA
 
 __all__ = [
@@ -14,8 +16,12 @@ __all__ = [
     "SWA",
     "EnsemblePrediction",
     "GreedySoup",
+    "PowerEMA",
+    "PowerSnapshot",
     "average_checkpoints",
     "ensemble_predict",
     "greedy_soup",
     "load_weights",
+    "post_hoc_coefficients",
+    "post_hoc_ema",
 ]

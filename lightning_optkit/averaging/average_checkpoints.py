@@ -16,7 +16,16 @@ from torch import Tensor
 
 from lightning_optkit._checks import check_listed, check_path, shown
 
-__all__ = ["Checkpoint", "Mean", "average_checkpoints", "check_checkpoints", "load_weights", "read_weights"]
+__all__ = [
+    "Checkpoint",
+    "Mean",
+    "average_checkpoints",
+    "check_checkpoints",
+    "check_output",
+    "load_weights",
+    "read_weights",
+    "write_output",
+]
 
 Checkpoint: TypeAlias = str | os.PathLike[str] | Mapping[str, Tensor]
 """A checkpoint file, or a state dict."""
@@ -52,19 +61,33 @@ def average_checkpoints(
         {'w': tensor([0.5000, 0.5000])}
     """
     checkpoints = check_checkpoints("average_checkpoints", checkpoints)
-    target = None if output is None else check_path("average_checkpoints", "output", output)
-    if target is not None and (target.is_dir() or not target.parent.is_dir()):
-        raise ValueError(f"average_checkpoints(output={str(target)!r}): output must be a file in a folder that exists.")
+    target = check_output("average_checkpoints", output)
     mean = Mean("average_checkpoints", checkpoints[0])
     for checkpoint in checkpoints[1:]:
         mean.add(checkpoint)
     averaged = mean.read()
     if target is not None:
-        last = checkpoints[-1]
-        rest = {} if isinstance(last, Mapping) else _load("average_checkpoints", "checkpoints", last)
-        kept = {key: value for key, value in rest.items() if key not in _OF_TRAINING} if "state_dict" in rest else {}
-        torch.save({**kept, "state_dict": averaged}, target)
+        write_output("average_checkpoints", target, checkpoints[-1], averaged)
     return averaged
+
+
+def check_output(owner: str, output: str | os.PathLike[str] | None) -> Path | None:
+    """`output` of `owner` as a path, or None.
+
+    Raises:
+        ValueError: if no file can be written there.
+    """
+    target = None if output is None else check_path(owner, "output", output)
+    if target is not None and (target.is_dir() or not target.parent.is_dir()):
+        raise ValueError(f"{owner}(output={str(target)!r}): output must be a file in a folder that exists.")
+    return target
+
+
+def write_output(owner: str, target: Path, last: Checkpoint, averaged: dict[str, Tensor]) -> None:
+    """Writes the checkpoint `last` with `averaged` as its weights, and without the state of a training."""
+    rest = {} if isinstance(last, Mapping) else _load(owner, "checkpoints", last)
+    kept = {key: value for key, value in rest.items() if key not in _OF_TRAINING} if "state_dict" in rest else {}
+    torch.save({**kept, "state_dict": averaged}, target)
 
 
 def load_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:

@@ -14,9 +14,11 @@ from lightning_optkit._checks import shown
 from lightning_optkit._torch_private import foreach_copy_, foreach_lerp_
 from lightning_optkit.averaging.ema import EMA
 from lightning_optkit.averaging.lawa import LAWA
+from lightning_optkit.averaging.power_ema import PowerEMA
 from lightning_optkit.averaging.swa import SWA
 from lightning_optkit.step import Average
 from lightning_optkit.step.coefficients import average_weight
+from lightning_optkit.step.numbers import decay_of, starts_at_a_step
 from lightning_optkit.step.saved import saved_number, saved_tensor
 from lightning_optkit.step.shards import local
 from lightning_optkit.step.split_weights import correction_of, join
@@ -32,7 +34,7 @@ __all__ = [
     "update_tensors_",
 ]
 
-AnyAverage: TypeAlias = EMA | SWA | LAWA | Average
+AnyAverage: TypeAlias = EMA | PowerEMA | SWA | LAWA | Average
 
 State: TypeAlias = dict[str, Tensor]
 
@@ -51,7 +53,7 @@ def update_average_(optimizer: Optimizer, average: AnyAverage, step: int, name: 
         name: Its name in the state if the optimizer has another average; None: the default name.
 
     Raises:
-        ValueError: if the average starts at a fraction of the run; see `SWA.for_run`.
+        ValueError: if the average starts at an epoch or a fraction of the run; see `SWA.for_run`.
 
     Example:
         >>> from lightning_optkit.averaging import EMA
@@ -87,7 +89,7 @@ def update_tensors_(
         name: See `update_average_`.
         decay: Replaces the decay of an exponential average.
     """
-    if isinstance(average.start, float):
+    if not starts_at_a_step(average):
         raise ValueError(f"update_average_(average={shown(average)}): start must be a step; see SWA.for_run.")
     due = step >= average.start and (step - average.start) % average.every == 0
     moved: list[tuple[float, Tensor, Tensor]] = []
@@ -186,7 +188,8 @@ def _weighted(
     if so_far == 0 or isinstance(average, LAWA) or not (tensor.dtype.is_floating_point or tensor.dtype.is_complex):
         weight = 1.0
     else:
-        weight = average_weight(average.kind, average.decay if decay is None else decay, so_far)
+        decay = decay_of(average, average.decay if decay is None else decay, so_far)
+        weight = average_weight(average.kind, decay, so_far)
     value, correction = local(tensor.detach()), correction_of(state)
     return weight, local(held), value if correction is None else join(value, local(correction))
 

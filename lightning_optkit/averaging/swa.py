@@ -5,17 +5,17 @@ Source: Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Bette
 algorithm 1; the first update (a copy) as in `torch.optim.swa_utils.AveragedModel` with `get_swa_avg_fn`.
 """
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from lightning_optkit._checks import check_in, check_int, shown
+from lightning_optkit._checks import check_int
+from lightning_optkit.averaging._start import StartInterval, check_start, started_in_run
 from lightning_optkit.step import Average
 from lightning_optkit.step.rule import AverageKind
 
 __all__ = ["SWA"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SWA(Average):
     """`average <- average + (parameter - average) / (n + 1)` after an optimizer step; the first update copies.
 
@@ -30,6 +30,7 @@ class SWA(Average):
     Args:
         start: First optimizer step, from 1, whose result is averaged; or a float in (0, 1], a fraction of the run.
         every: Optimizer steps between updates (the paper's cycle length c), at least 1.
+        start_interval: "epoch": `start` counts epochs, from 1, and the first step of that epoch is the first one.
 
     Raises:
         ValueError: for an argument out of range.
@@ -43,33 +44,28 @@ class SWA(Average):
 
     start: int | float = 0.75
     every: int = 1
+    start_interval: StartInterval = "step"
 
     def __post_init__(self) -> None:
-        is_number = isinstance(self.start, int | float) and not isinstance(self.start, bool)
-        requirement = "start must be an int >= 1 (optimizer step) or a float in (0, 1] (fraction of the run)."
-        if not is_number:
-            raise TypeError(f"{type(self).__name__}(start={shown(self.start)}): {requirement}")
-        in_range = 0 < self.start <= 1 if isinstance(self.start, float) else 1 <= self.start < 2**63
-        if not in_range:
-            raise ValueError(f"{type(self).__name__}(start={shown(self.start)}): {requirement}")
+        check_start(type(self).__name__, self.start, self.start_interval)
         check_int(type(self).__name__, "every", self.every, minimum=1)
 
-    def for_run(self, total_steps: float) -> "SWA":
+    def __repr__(self) -> str:
+        # The name of its state in a checkpoint, so that it must not change with every new argument.
+        interval = "" if self.start_interval == "step" else f", start_interval={self.start_interval!r}"
+        return f"{type(self).__name__}(start={self.start!r}, every={self.every!r}{interval})"
+
+    def for_run(self, total_steps: float, steps_per_epoch: float | None = None) -> "SWA":
         """The same average with `start` as an optimizer step of a run of `total_steps`, rounded up.
 
+        Args:
+            total_steps: Optimizer steps of the run.
+            steps_per_epoch: Optimizer steps of an epoch, where `start` counts epochs.
+
         Raises:
-            ValueError: if `start` is a fraction and the length of the run is unknown.
+            ValueError: if `start` is a fraction and the length of the run is unknown, or an epoch and its length is.
         """
-        if isinstance(self.start, int):
-            return self
-        check_in(f"{type(self).__name__}.for_run", "total_steps", total_steps, "[0, inf]")
-        if not 1 <= total_steps < 2**63:
-            raise ValueError(
-                f"{type(self).__name__}(start={self.start!r}): start must be an optimizer step where the length "
-                "of the run is unknown, "
-                f"got total_steps={total_steps!r}."
-            )
-        return replace(self, start=max(1, math.ceil(round(self.start * total_steps, 6))))
+        return started_in_run(self, total_steps, steps_per_epoch)
 
     @property
     def state_name(self) -> str:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Averages the weights, and uses the average in validation, test, prediction and checkpoints."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_optkit._checks import check_bools, check_instance
-from lightning_optkit.averaging import EMA, LAWA, SWA
+from lightning_optkit.averaging import EMA, LAWA, SWA, PowerEMA
+from lightning_optkit.callbacks.seams.average_of_run import average_of_run, warn_if_too_long
 from lightning_optkit.callbacks.seams.batch_norm import batch_norms, check_batch, check_forward, recompute_batch_norm_
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.checkpointed_weights import as_saved, load_trained, save_trained
@@ -45,14 +45,14 @@ class WeightAveraging(FitCallback):
     its `current_model_state`. If the average never starts, all of them contain the trained weights, and a warning says
     so.
 
-    There may be several with different averages; one of them is evaluated. The first `EMA` or `SWA` is part of the
-    step, the others (and `LAWA`) take a separate pass: see `explain`. Resume a checkpoint with the same averages in the
-    same order.
+    There may be several with different averages; one of them is evaluated. The first one (except `LAWA`) is part of the
+    step, the others take a separate pass: see `explain`. Resume a checkpoint with the same averages in the same order.
 
     Integer buffers are the model's own. So are floating-point buffers, unless one of the two options below is set.
 
     Args:
-        average: The average: `EMA(0.999)`, `SWA(0.75)` or `LAWA(6, every=100)`.
+        average: The average: `EMA(0.999)`, `PowerEMA(0.1)`, `SWA(0.75)` or `LAWA(6, every=100)`. One that starts at an
+            epoch starts at its first step, if all epochs are as long as that in which the training starts.
         evaluate: Whether validation and checkpoints use this average, and the module has it at the end.
         average_buffers: Also average the floating-point buffers.
         update_bn: Recompute BatchNorm's running statistics for the average before it is evaluated, saved, or left in
@@ -70,12 +70,12 @@ class WeightAveraging(FitCallback):
 
     def __init__(
         self,
-        average: EMA | SWA | LAWA,
+        average: EMA | PowerEMA | SWA | LAWA,
         evaluate: bool = True,
         average_buffers: bool = False,
         update_bn: bool = False,
     ) -> None:
-        check_instance(type(self).__name__, "average", average, (EMA, SWA, LAWA), "one such as EMA(0.999)")
+        check_instance(type(self).__name__, "average", average, (EMA, PowerEMA, SWA, LAWA), "one such as EMA(0.999)")
         check_bools(type(self).__name__, evaluate=evaluate, average_buffers=average_buffers, update_bn=update_bn)
         if update_bn and not evaluate:
             raise ValueError(
@@ -163,10 +163,8 @@ class WeightAveraging(FitCallback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._is_training = True
-        average = self.average
-        if isinstance(average, SWA) and isinstance(average.start, float):
-            steps = Run(trainer).steps_at_end()
-            average = average.for_run(math.inf if steps is None else steps)
+        average = average_of_run(self.average, Run(trainer))
+        warn_if_too_long(type(self).__name__, trainer, average)
         self._kept.begin(average)
         self._knows_batch = not self.update_bn
 

@@ -20,7 +20,7 @@ from lightning_optkit._checks import (
     check_tensor,
     shown,
 )
-from lightning_optkit.step.numbers import ROUNDINGS
+from lightning_optkit.step.numbers import ROUNDINGS, starts_at_a_step
 from lightning_optkit.step.rule import Group
 from lightning_optkit.step.split_weights import CORRECTIONS, LOW_ORDER_PARTS
 from lightning_optkit.step.stages import OF_THE_OPTIMIZER
@@ -175,14 +175,14 @@ def several(owner: str, name: str, value: Any, count: int) -> tuple[Any, ...]:
 
 
 def check_stages(owner: str, clip: object, average: Any, statistics: object) -> None:
-    """Raises TypeError for an invalid stage, ValueError for an average whose start is still a fraction of a run."""
+    """Raises TypeError for an invalid stage, ValueError for an average that starts at an epoch or a fraction."""
     if clip is not None:
         check_like(owner, "clip", clip, ("norm_bound", "bounds"), "None or a clip such as ClipNorm(1.0)")
     if average is not None:
         check_like(owner, "average", average, ("state_name", "start"), "None or an average such as EMA(0.999)")
     if average is not None and not hasattr(average, "kind"):
         raise TypeError(f"{owner}(average={shown(average)}): no step keeps it; use WeightAveraging or update_average_.")
-    if average is not None and isinstance(average.start, float):
+    if average is not None and not starts_at_a_step(average):
         raise ValueError(f"{owner}(average={shown(average)}): start must be an optimizer step; see SWA.for_run.")
     check_bools(owner, statistics=statistics)
 

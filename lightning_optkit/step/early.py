@@ -24,6 +24,7 @@ class EarlyUpdates:
         self.is_clipped = False
         self._clock: int | None = None
         self._num_averaged: int | None = None
+        self._is_due = False  # whether the current step updates the averages, once `num_averaged` was asked
 
     def clock(self, states: Mapping[Tensor, dict[str, Any]]) -> int:
         """The number of completed steps: at first, that of the parameter with the most updates."""
@@ -34,18 +35,25 @@ class EarlyUpdates:
 
     def num_averaged(self, states: Mapping[Tensor, dict[str, Any]], average: Average | None) -> int:
         """How often the averages had been updated before this step."""
+        self._is_due = is_due(average, self.clock(states) + 1)
         if self._num_averaged is None:
-            counted = int(is_due(average, self.clock(states) + 1))
+            counted = int(self._is_due)
             counts = {param: float(state["num_averaged"]) for param, state in states.items() if "num_averaged" in state}
             waiting = [count for param, count in counts.items() if param not in self.current]
             updated = [count - counted for param, count in counts.items() if param in self.current]
             self._num_averaged = int(max(waiting + updated, default=0))
         return self._num_averaged
 
+    def recount(self) -> None:
+        """Counts the updates of the averages anew, since there is another average."""
+        self._num_averaged = None
+
     def close(self) -> None:
         """Ends the step."""
         self.last, self.current = self.current, {}
-        self.is_clipped, self._num_averaged = False, None
+        self.is_clipped = False
+        if self._num_averaged is not None:
+            self._num_averaged += int(self._is_due)
         if self._clock is not None:
             self._clock += 1
 

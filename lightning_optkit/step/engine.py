@@ -28,8 +28,13 @@ _T = TypeVar("_T")
 _MAX_PLANS = 3  # plans per step before it gives up; a second one handles a change made while the first was built
 
 
-def group_numbers(optimizer: Stepped, clock: int, device: torch.device | None = None) -> list[GroupNumbers]:
-    """The numbers of each group for optimizer step `clock`, from 1; learning rates on `device` are not read."""
+def group_numbers(
+    optimizer: Stepped, clock: int, num_averaged: int, device: torch.device | None = None
+) -> list[GroupNumbers]:
+    """The numbers of each group for optimizer step `clock`, from 1; learning rates on `device` are not read.
+
+    The average had `num_averaged` updates before.
+    """
     due = is_due(optimizer.average, clock)
     return [
         read_group(
@@ -37,6 +42,7 @@ def group_numbers(optimizer: Stepped, clock: int, device: torch.device | None = 
             optimizer.clip,
             optimizer.average,
             average_is_due=due,
+            num_averaged=num_averaged,
             owns_decay=optimizer._rule(group).owns_decay(group),
             device=device,
         )
@@ -134,6 +140,8 @@ class StepEngine:
         plan, bound = self._bind(optimizer)
         if self.early is not None:
             plan.clock = self.early.clock(optimizer.state)
+            if optimizer.average is not None:
+                plan.num_averaged = self.early.num_averaged(optimizer.state, optimizer.average)
         try:
             if bound and all(segment.steps_on_device for segment in bound):
                 self._step_on_device(optimizer, plan, cast("list[CudaSegment]", bound))
@@ -141,7 +149,7 @@ class StepEngine:
                 self._step_on_host(optimizer, plan, bound)
             elif self.early is not None and self.early.current:
                 is_clipped = self.early.is_clipped
-                self._finish(optimizer, plan, [], group_numbers(optimizer, plan.clock + 1))
+                self._finish(optimizer, plan, [], group_numbers(optimizer, plan.clock + 1, plan.num_averaged))
                 self._counted = self._counted.stepped(None, None, clipped=is_clipped)
         finally:
             if self.early is not None and self.early.current:  # the rest was skipped
@@ -155,7 +163,7 @@ class StepEngine:
         if scale.is_skipped:
             self._counted = self._counted.skipped(scale.norm)
             return
-        numbers = group_numbers(optimizer, plan.clock + 1)
+        numbers = group_numbers(optimizer, plan.clock + 1, plan.num_averaged)
 
         def measure(rebound: Sequence[Segment]) -> None:
             if scale.norm is not None and global_norm(rebound, scale.unscale) != scale.norm:
@@ -190,7 +198,7 @@ class StepEngine:
         measure(bound)
         if clip is not None and clip.needs_norm:
             scale.bound_norm_by(clip)
-        numbers = group_numbers(optimizer, plan.clock + 1, scale.report.device)
+        numbers = group_numbers(optimizer, plan.clock + 1, plan.num_averaged, scale.report.device)
 
         def walk(segment: CudaSegment, is_last: bool) -> None:
             statistics = optimizer.record_statistics
@@ -251,6 +259,7 @@ class StepEngine:
         plan.clock += 1
         if optimizer.average is not None:
             plan.average_idle(optimizer, numbers, () if self.early is None else self.early.current)
+            plan.num_averaged += int(is_due(optimizer.average, plan.clock))
         if self.early is not None:
             self.early.close()
 

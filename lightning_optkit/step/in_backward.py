@@ -162,7 +162,9 @@ class StepInBackward:
                 own.segment.bind([optimizer.state.get(param, {})])
                 scale = host_scale(optimizer.clip, [own.segment], None, None)
                 if not scale.is_skipped:
-                    numbers = group_numbers(optimizer, self._early.clock(optimizer.state) + 1)
+                    clock, average = self._early.clock(optimizer.state), optimizer.average
+                    seen = 0 if average is None else self._early.num_averaged(optimizer.state, average)
+                    numbers = group_numbers(optimizer, clock + 1, seen)
                     statistics = optimizer.record_statistics
                     clipped = own.segment.step(optimizer.param_groups, numbers, scale.factor, statistics)
                     self._early.is_clipped |= clipped.num > 0

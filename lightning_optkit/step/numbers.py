@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_optkit.step.rule import NO_BOUNDS, Average, Clip, Group, decay_per_rate
+from lightning_optkit.step.rule import NO_BOUNDS, Average, Clip, Group, KeptInState, decay_per_rate
 
-__all__ = ["ROUNDINGS", "GroupNumbers", "compute_dtype", "is_due", "read_group"]
+__all__ = ["ROUNDINGS", "GroupNumbers", "compute_dtype", "decay_of", "is_due", "read_group", "starts_at_a_step"]
 
 ROUNDINGS = ("nearest", "stochastic", "kahan", "split24", "split32")  # in the order of Rounding in csrc/core/tables.h
 
@@ -45,13 +45,14 @@ def read_group(
     average: Average | None,
     *,
     average_is_due: bool,
+    num_averaged: int = 0,
     owns_decay: bool = False,
     device: torch.device | None = None,
 ) -> GroupNumbers:
     """Reads a group, which schedulers may have changed since the last step.
 
     The decay of a rule with its own decay is not a stage, and is 0 here. A learning rate on `device` is NaN here: the
-    step reads it on the device.
+    step reads it on the device. `num_averaged` counts the updates of the average so far.
     """
     bounds = clip.bounds if clip is not None else NO_BOUNDS
     # By position, which takes half the time.
@@ -70,7 +71,7 @@ def read_group(
         float(ROUNDINGS.index(group["rounding"])),
         float(group["rounding_seed"]),
         float(average.kind) if average else 0.0,
-        float(group["average_decay"]) if average else 0.0,
+        decay_of(average, float(group["average_decay"]), num_averaged) if average else 0.0,
         float(average_is_due),
     )
 
@@ -78,6 +79,17 @@ def read_group(
 def is_due(average: Average | None, clock: int) -> bool:
     """Whether optimizer step `clock`, from 1, updates the average."""
     return average is not None and clock >= average.start and (clock - average.start) % average.every == 0
+
+
+def starts_at_a_step(average: KeptInState) -> bool:
+    """Whether it starts at an optimizer step: a run alone knows the step of an epoch or of a fraction."""
+    return not isinstance(average.start, float) and getattr(average, "start_interval", "step") == "step"
+
+
+def decay_of(average: Average, decay: float, num_averaged: int) -> float:
+    """`Average.decay_at`, also for a class of a user that has the other names alone: `decay`."""
+    decay_at = getattr(average, "decay_at", None)
+    return decay if decay_at is None else float(decay_at(decay, num_averaged))
 
 
 def compute_dtype(param: Tensor) -> torch.dtype:

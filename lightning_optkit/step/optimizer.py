@@ -231,6 +231,8 @@ class OnePassOptimizer(Optimizer):
             else:
                 group.pop("average_decay", None)
         self._engine.plan = None
+        if self._engine.early is not None:
+            self._engine.early.recount()
 
     def resume_counting(self, steps: int) -> None:
         """Sets each step count to at least `steps`, for rules whose torch class saves none."""

@@ -64,8 +64,9 @@ class StepPlan:
             optimizer.state[each.entry.param] = each.state
         prepare_state(kept, layout)
         self._average_name = layout.average_name
+        self.num_averaged = 0
         if layout.average_name:
-            _start_late_averages(optimizer, kept, layout.average_name)
+            self.num_averaged = _start_late_averages(optimizer, kept, layout.average_name)
         # All averages share one clock: the step count of the parameter with the most updates.
         steps = [each.state["step"] for each in kept] if layout.average_name else []
         self.clock = int(torch.stack(steps).max()) if steps else 0
@@ -135,10 +136,11 @@ class StepPlan:
             so_far.copy_(torch.where(seen > 0, so_far + 1, clock))
 
 
-def _start_late_averages(optimizer: Stepped, kept: Sequence[Kept], name: str) -> None:
+def _start_late_averages(optimizer: Stepped, kept: Sequence[Kept], name: str) -> int:
     """Starts the averages of parameters that get their first gradient after the other averages have started.
 
-    The parameter has not changed so far, so its average is a copy with the number of updates of the others.
+    The parameter has not changed so far, so its average is a copy with the number of updates of the others, which is
+    returned.
     """
     counts = torch.stack([each.state["num_averaged"] for each in kept]).tolist() if kept else []
     early = early_updates(optimizer)
@@ -146,6 +148,7 @@ def _start_late_averages(optimizer: Stepped, kept: Sequence[Kept], name: str) ->
     for each, count in zip(kept, counts, strict=True):
         if count == 0 and clock > 0:
             start_late_average(each, name, clock)
+    return int(clock)
 
 
 def start_late_average(kept: Kept, name: str, count: float) -> None:

@@ -20,7 +20,7 @@ from lightning_optkit.step.state import StateLayout, convert_
 
 __all__ = ["Place", "check_state", "restored"]
 
-_OTHER_AVERAGES = ("ema_", "swa_", "lawa_", "num_averaged_")  # averaged outside the step; ignored
+_OTHER_AVERAGES = ("ema_", "power_ema_", "swa_", "lawa_", "num_averaged_")  # averaged outside the step; ignored
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,9 @@ def check_state(what: str, place: Place, saved: Mapping[Any, Any]) -> None:
             saved_number(entry, value, signed=scalars[name].signed)
         elif name in scaled:
             _check_scale(entry, place, scaled[name], held)
-        elif name in place.tensors | {"compensation", *CORRECTIONS, "ema", "swa"} or is_of_a_variant(name, place.rule):
+        elif name in place.tensors | {"compensation", *CORRECTIONS, "ema", "power_ema", "swa"} or is_of_a_variant(
+            name, place.rule
+        ):
             _check_tensor(entry, place, name, held)
         else:
             raise ValueError(f"{what} the checkpoint is of another rule; it holds the state {name!r}.")

@@ -283,6 +283,11 @@ class KeptInState(ABC):
     def every(self) -> int:
         """Optimizer steps between updates of the average."""
 
+    @property
+    def start_interval(self) -> str:
+        """What an int `start` counts: "step" or "epoch"."""
+        return "step"
+
 
 class Average(KeptInState):
     """An average of the parameters that the step can keep (see `lightning_optkit.averaging`)."""
@@ -296,3 +301,12 @@ class Average(KeptInState):
     @abstractmethod
     def decay(self) -> float:
         """Weight of the old average in the exponential kind, in [0, 1)."""
+
+    def decay_at(self, decay: float, num_averaged: int) -> float:
+        """The weight of the old average in an update after `num_averaged` others; the first one copies.
+
+        Args:
+            decay: The `average_decay` of the group, which is `self.decay` unless it is scheduled.
+            num_averaged: Updates so far.
+        """
+        return decay

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lightning_optkit.averaging import EMA
+from lightning_optkit.averaging import EMA, SWA
+from lightning_optkit.averaging.standalone import update_average_
 from lightning_optkit.optimizers import SGD, AdamW
+from lightning_optkit.step import step_in_backward
 
 PATHS = pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
 STEPS = 50
@@ -149,7 +151,7 @@ def test_keeping_an_average_changes_no_parameter(frozen):
         (dict(decay=1.0), ValueError, r"EMA\(decay=1\.0\): decay must be in \[0, 1\)\."),
         (dict(decay=-0.1), ValueError, r"EMA\(decay=-0\.1\)"),
         (dict(decay="0.9"), TypeError, r"EMA\(decay='0\.9'\)"),
-        (dict(start=0), ValueError, r"EMA\(start=0\): start must be an integer >= 1\."),
+        (dict(start=0), ValueError, r"EMA\(start=0\): start must be an int >= 1"),
         (dict(every=0), ValueError, r"EMA\(every=0\): every must be an integer >= 1\."),
         (dict(every=1.5), TypeError, r"EMA\(every=1\.5\)"),
     ],
@@ -157,4 +159,161 @@ def test_keeping_an_average_changes_no_parameter(frozen):
 )
 def test_refuses_arguments_out_of_range(kwargs, error, message):
     with pytest.raises(error, match=message):
+        EMA(**kwargs)
+
+
+# --- warm-up ---
+
+
+def timm(step, decay, gamma=1.0, power=2 / 3, min_decay=0.0):
+    """`ModelEmaV3.get_decay` of timm 1.0 for update `step`, from 1, with `use_warmup`."""
+    if step == 1:
+        return 0.0
+    return max(min(1 - (1 + (step - 1) / gamma) ** -power, decay), min_decay)
+
+
+def tensorflow(step, decay, min_decay=0.0):
+    """`tf.train.ExponentialMovingAverage(decay, num_updates)`, with `num_updates` from 0."""
+    return max(min(decay, step / (step + 9)), min_decay) if step > 1 else 0.0
+
+
+WARMUPS = [
+    (EMA(0.9999, warmup="power"), lambda n: timm(n, 0.9999)),
+    (EMA(0.9, warmup="power", warmup_gamma=3.0, warmup_power=0.9), lambda n: timm(n, 0.9, 3.0, 0.9)),
+    (EMA(0.95, warmup="power", min_decay=0.6), lambda n: timm(n, 0.95, min_decay=0.6)),
+    (EMA(0.999, warmup="ratio"), lambda n: tensorflow(n, 0.999)),
+    (EMA(0.8, warmup="ratio", min_decay=0.3, start=3, every=2), lambda n: tensorflow(n, 0.8, 0.3)),
+]
+
+
+@PATHS
+@pytest.mark.parametrize("way", ["step", "in backward", "own pass"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize(("average", "decay_of_update"), WARMUPS, ids=[repr(average) for average, _ in WARMUPS])
+def test_a_warm_up_has_the_decay_of_its_formula_in_every_update(average, decay_of_update, dtype, way, fused):
+    model, expected, updates = model_of(dtype), None, 0
+    given = dict(lr=0.1, fused=fused) | ({} if way == "own pass" else {"average": average})
+    optimizer = SGD(model.parameters(), **given)
+    if way == "in backward":
+        step_in_backward(optimizer)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(1, 201):
+        for p in model.parameters():
+            p.backward(torch.randn(p.shape, generator=generator, dtype=torch.float64).to(dtype))
+        optimizer.step()
+        optimizer.zero_grad()
+        if way == "own pass":
+            for p in model.parameters():
+                p.grad = torch.zeros_like(p)  # a parameter without one gets no average
+            update_average_(optimizer, average, step)
+            optimizer.zero_grad()
+        if step >= average.start and (step - average.start) % average.every == 0:
+            updates += 1
+            now, decay = [p.detach().double().clone() for p in model.parameters()], decay_of_update(updates)
+            before = now if expected is None else expected
+            expected = [decay * e + (1 - decay) * n for e, n in zip(before, now, strict=True)]
+    ours = [optimizer.state[p]["ema"].double() for p in model.parameters()]
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12 if dtype == torch.float64 else 2e-5)
+
+
+@PATHS
+def test_a_warm_up_goes_on_after_a_resume_and_for_parameters_that_come_late(fused):
+    average, trained = EMA(0.99, warmup="power"), []
+    model = model_of(torch.float64)
+    optimizer = SGD(model.parameters(), lr=0.1, average=average, fused=fused)
+    late = [*model[1].parameters()]
+    for step in range(30):
+        if step in (7, 15):
+            saved = copy.deepcopy(optimizer.state_dict())
+            optimizer = SGD(model.parameters(), lr=0.1, average=average, fused=fused)
+            optimizer.load_state_dict(saved)
+        for p in model.parameters():
+            p.grad = torch.randn(p.shape, dtype=torch.float64) if p not in set(late) or step % 3 == 2 else None
+        optimizer.step()
+        trained.append([p.detach().clone() for p in model.parameters()])
+    expected = trained[0]
+    for n, now in enumerate(trained[1:], start=2):
+        decay = timm(n, 0.99)
+        expected = [decay * e + (1 - decay) * value for e, value in zip(expected, now, strict=True)]
+    # A layer without a gradient in the first two steps has not changed, so its average starts as a copy of it.
+    torch.testing.assert_close([optimizer.state[p]["ema"] for p in model[0].parameters()], expected[:2])
+    assert {int(optimizer.state[p]["num_averaged"]) for p in model.parameters()} == {30}
+
+
+@PATHS
+def test_the_scheduled_decay_of_a_group_bounds_its_warm_up(fused):
+    p = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    optimizer, expected = SGD([p], lr=1.0, average=EMA(0.9, warmup="ratio"), fused=fused), None
+    for n in range(1, 40):
+        optimizer.param_groups[0]["average_decay"] = decay = 0.5 if n > 20 else 0.9
+        p.grad = torch.tensor([float(n)], dtype=torch.float64)
+        optimizer.step()
+        decay = min(decay, n / (n + 9))
+        expected = p.item() if expected is None else decay * expected + (1 - decay) * p.item()
+    assert optimizer.state[p]["ema"].item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_another_average_in_its_place_warms_up_anew():
+    p = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    optimizer = SGD([p], lr=1.0, average=SWA(1))
+    handle = step_in_backward(optimizer)
+    values = []
+    for n in range(12):
+        if n == 6:
+            optimizer.keep_average(EMA(0.999, warmup="ratio"))
+        p.backward(torch.tensor([float(n)], dtype=torch.float64))
+        optimizer.step()
+        values.append(p.item())
+    handle.remove()
+    expected = values[6]
+    for update, value in enumerate(values[7:], start=2):
+        expected += (1 - update / (update + 9)) * (value - expected)
+    assert optimizer.state[p]["ema"].item() == pytest.approx(expected, rel=1e-12)
+
+
+# --- start ---
+
+
+def test_a_start_by_fraction_or_epoch_is_a_step_of_the_run():
+    assert EMA(0.9, start=0.25, every=3).for_run(400) == EMA(0.9, start=100, every=3)
+    assert EMA(0.9, start=3, start_interval="epoch").for_run(400, steps_per_epoch=50) == EMA(0.9, start=101)
+    assert SWA(1, start_interval="epoch").for_run(400, steps_per_epoch=50) == SWA(1)
+    assert EMA(0.9, start=7).for_run(400) == EMA(0.9, start=7)
+    with pytest.raises(ValueError, match=r"^EMA\(start=2, start_interval='epoch'\): start must be an optimizer step"):
+        EMA(0.9, start=2, start_interval="epoch").for_run(400)
+    p = torch.zeros(1, requires_grad=True)
+    for average in (EMA(0.9, start=0.5), EMA(0.9, start=2, start_interval="epoch")):
+        with pytest.raises(ValueError, match=r"^SGD\(average=EMA\(.*\)\): start must be an optimizer step; see "):
+            SGD([p], average=average)
+        with pytest.raises(ValueError, match=r"^update_average_\(average=EMA\(.*\)\): start must be a step"):
+            update_average_(torch.optim.SGD([p]), average, 1)
+
+
+def test_its_name_in_a_checkpoint_has_the_new_arguments_only_where_they_are_used():
+    assert repr(EMA(0.9, 3, 2)) == "EMA(decay=0.9, start=3, every=2)"
+    shown = "EMA(decay=0.9, start=0.5, every=1, warmup='power', warmup_gamma=2.0)"
+    assert repr(EMA(0.9, 0.5, warmup="power", warmup_gamma=2.0)) == shown
+    assert repr(SWA(2, start_interval="epoch")) == "SWA(start=2, every=1, start_interval='epoch')"
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(start=1.5), r"start=1\.5\): start must be an int >= 1 \(optimizer step\) or a float in \(0, 1\]"),
+        (
+            dict(start=0.5, start_interval="epoch"),
+            r"start=0\.5\): start must be an int >= 1 with start_interval='epoch",
+        ),
+        (dict(start_interval="batch"), r"start_interval='batch'\): start_interval must be one of"),
+        (dict(warmup="linear"), r"warmup='linear'\): warmup must be one of"),
+        (dict(warmup_power=0.5), r"warmup_power=0\.5\): warmup must be 'power'\.$"),
+        (dict(warmup="ratio", warmup_gamma=2.0), r"warmup_gamma=2\.0\): warmup must be 'power'\.$"),
+        (dict(warmup="power", warmup_gamma=0.0), r"warmup_gamma=0\.0\): warmup_gamma must be in \(0, inf\)\.$"),
+        (dict(min_decay=0.5), r"min_decay=0\.5\): warmup must be 'power' or 'ratio'\.$"),
+        (dict(decay=0.5, warmup="power", min_decay=0.9), r"min_decay=0\.9\): min_decay must be at most decay, 0\.5\.$"),
+    ],
+    ids=str,
+)
+def test_refuses_a_warm_up_or_start_that_is_none(kwargs, message):
+    with pytest.raises(ValueError, match=r"^EMA\(" + message):
         EMA(**kwargs)

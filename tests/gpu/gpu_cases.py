@@ -6,7 +6,7 @@ import copy
 import torch
 
 from lightning_optkit import optimizers as ours
-from lightning_optkit.averaging import EMA, SWA
+from lightning_optkit.averaging import EMA, SWA, PowerEMA
 from lightning_optkit.clipping import AutoClip, ClipNorm, ClipPerTensor, ClipUnitwise, ClipValue, ZClip
 
 RULES = {
@@ -41,6 +41,8 @@ STAGES = {
     "cautious": dict(cautious=True),
     "centralize": dict(centralize=True),
     "ema": dict(average=EMA(0.9, start=2)),
+    "ema that warms up": dict(average=EMA(0.9, start=2, warmup="power")),
+    "power ema": dict(average=PowerEMA(0.1)),
     "swa": dict(average=SWA(1)),
     "norm": dict(clip=ClipNorm(0.5)),
     "tensor": dict(clip=ClipPerTensor(0.4)),

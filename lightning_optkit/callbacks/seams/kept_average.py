@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_optkit._checks import check_instance, check_state
-from lightning_optkit.averaging import EMA, LAWA, SWA
+from lightning_optkit.averaging import EMA, LAWA, SWA, PowerEMA
 from lightning_optkit.averaging.standalone import (
     averages_of,
     late_averages,
@@ -29,6 +29,7 @@ from lightning_optkit.averaging.standalone import (
 from lightning_optkit.callbacks.seams.run_free import RunFree
 from lightning_optkit.callbacks.seams.steps import StepCounts, StepListener, StepWatch, watch_steps
 from lightning_optkit.step import OnePassOptimizer
+from lightning_optkit.step.numbers import starts_at_a_step
 
 __all__ = ["KeptAverage", "names_of"]
 
@@ -41,7 +42,7 @@ class KeptAverage(RunFree):
         name: Name in the state if the optimizers have another average; None: the default name.
     """
 
-    def __init__(self, average: EMA | SWA | LAWA, name: str | None = None) -> None:
+    def __init__(self, average: EMA | PowerEMA | SWA | LAWA, name: str | None = None) -> None:
         self.average, self.name = average, name
         self.explained: list[str] = []
         self._optimizers: dict[int, Optimizer] = {}  # by index in `trainer.optimizers`
@@ -74,7 +75,7 @@ class KeptAverage(RunFree):
         if buffers_of is not None:
             self._count_steps()
 
-    def begin(self, average: EMA | SWA | LAWA) -> None:
+    def begin(self, average: EMA | PowerEMA | SWA | LAWA) -> None:
         """From now on steps are training; earlier ones only created state for a checkpoint.
 
         Args:
@@ -286,7 +287,7 @@ class KeptAverage(RunFree):
             update_tensors_(kept, self.average, step, self.name)
 
 
-def names_of(averages: Sequence[EMA | SWA | LAWA]) -> list[str | None]:
+def names_of(averages: Sequence[EMA | PowerEMA | SWA | LAWA]) -> list[str | None]:
     """Names in the state: None for the first one that a step supports and for the first LAWA, else numbers."""
     names: list[str | None] = []
     seen: set[bool] = set()
@@ -302,12 +303,15 @@ def _clock_of(optimizer: Optimizer) -> int:
     return max((int(state.get("step", 0)) for state in optimizer.state.values()), default=0)
 
 
-def _counted_by(average: EMA | SWA | LAWA, lead: int) -> EMA | SWA | LAWA:
+def _counted_by(average: EMA | PowerEMA | SWA | LAWA, lead: int) -> EMA | PowerEMA | SWA | LAWA:
     """The same average for an optimizer whose step 1 is step `lead + 1` of the run.
 
-    A start that is a fraction is unknown before the training starts; nothing is averaged until then.
+    A start that is an epoch or a fraction is unknown before the training starts; nothing is averaged until then.
     """
-    start = 1 if isinstance(average.start, float) else average.start - lead
+    if not starts_at_a_step(average):
+        assert not isinstance(average, LAWA)
+        return replace(average, start=1, start_interval="step")
+    start = int(average.start) - lead
     if start < 1:
         start += -((start - 1) // average.every) * average.every
     return average if start == average.start else replace(average, start=start)

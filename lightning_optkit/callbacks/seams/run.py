@@ -154,6 +154,18 @@ class Run:
         steps = max(steps, self.step)  # it may have been stopped within an epoch
         return steps if self.max_steps is None else min(steps, self.max_steps)
 
+    def steps_before(self, epoch: int) -> int | None:
+        """Steps before epoch number `epoch`, from 0, if all epochs are as long as this one; None if that is unknown."""
+        if math.isinf(self.steps_in_epoch):
+            return None
+        since = self.epoch if epoch >= self.epoch else 0
+        schedule, batches = self.accumulation_schedule, self._trainer.num_training_batches
+        if schedule is None or not self._is_automatic:
+            steps = int(self.steps_in_epoch) * (epoch - since)
+        else:
+            steps = sum(math.ceil(batches / schedule.get_accumulate_grad_batches(e)) for e in range(since, epoch))
+        return steps + (self.step - self.step_in_epoch if since else 0)
+
     @property
     def _window(self) -> int:
         return self._trainer.accumulate_grad_batches if self._is_automatic else 1
