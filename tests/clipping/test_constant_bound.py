@@ -42,7 +42,11 @@ def test_other_clips_have_none(clip):
     assert clip.constant_bound is None
 
 
-@pytest.mark.parametrize(("clip", "moved"), [(Halving(1.0), 2.5), (Duck(), 1.0), (ClipNorm(1.0), 1.0)], ids=str)
+@pytest.mark.parametrize(
+    ("clip", "moved"),
+    [(Halving(1.0), 2.5), (Duck(), 1.0), (ClipNorm(1.0), 1.0)],
+    ids=["subclass", "no base class", "constant"],
+)
 def test_the_step_asks_who_has_none(clip, moved):
     weight = torch.zeros(2, requires_grad=True)
     optimizer = SGD([weight], lr=1.0, clip=clip)
