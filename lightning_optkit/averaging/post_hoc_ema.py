@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_optkit._checks import check_in, check_instance, check_int, check_listed
+from lightning_optkit._checks import check_in, check_instance, check_int, check_listed, shown
 from lightning_optkit.averaging.average_checkpoints import Checkpoint, Mean, check_output, read_weights, write_output
 from lightning_optkit.averaging.power_ema import power_exponent
 
@@ -64,10 +64,13 @@ def post_hoc_coefficients(
         >>> [round(c, 3) for c in post_hoc_coefficients([(0.05, 1000), (0.1, 1000)], std=0.1)]
         [0.0, 1.0]
     """
-    stored = check_listed("post_hoc_coefficients", "snapshots", snapshots, "a list such as [(0.05, 1000), (0.1, 1000)]")
-    for each, count in stored:
-        check_in("post_hoc_coefficients", "std", each, "(0, 0.288]")
-        check_int("post_hoc_coefficients", "num_averaged", count, minimum=1)
+    pairs = "a list such as [(0.05, 1000), (0.1, 1000)]"
+    stored = check_listed("post_hoc_coefficients", "snapshots", snapshots, pairs)
+    for pair in stored:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise TypeError(f"post_hoc_coefficients(snapshots=[..., {shown(pair)}]): snapshots must be {pairs}.")
+        check_in("post_hoc_coefficients", "snapshots", pair[0], "(0, 0.288]")
+        check_int("post_hoc_coefficients", "snapshots", pair[1], minimum=1)
     check_in("post_hoc_coefficients", "std", std, "(0, 0.288]")
     end = max(count for _, count in stored) if num_averaged is None else num_averaged
     check_int("post_hoc_coefficients", "num_averaged", end, minimum=1)
@@ -121,6 +124,8 @@ def post_hoc_ema(
     for each in listed:
         check_instance("post_hoc_ema", "snapshots", each, PowerSnapshot, "a list of PowerSnapshot")
     check_in("post_hoc_ema", "std", std, "(0, 0.288]")
+    if num_averaged is not None:
+        check_int("post_hoc_ema", "num_averaged", num_averaged, minimum=1)
     target = check_output("post_hoc_ema", output)
     coefficients = post_hoc_coefficients([(each.std, each.num_averaged) for each in listed], std, num_averaged)
     match = Mean("post_hoc_ema", listed[0].checkpoint)

@@ -113,6 +113,12 @@ REQUIRED: dict[str, Callable[[], dict[str, Any]]] = {
         "model": nn.Linear(1, 2, bias=False), "checkpoints": [{"weight": torch.ones(2, 1)}],
         "batches": [torch.ones(3, 1)],
     },
+    "averaging.PowerSnapshot": lambda: {"checkpoint": {"w": torch.ones(2)}, "std": 0.1, "num_averaged": 10},
+    "averaging.post_hoc_coefficients": lambda: {"snapshots": [(0.05, 10), (0.1, 10)], "std": 0.1},
+    "averaging.post_hoc_ema": lambda: {
+        "snapshots": [averaging.PowerSnapshot({"w": torch.ones(2)}, std=0.1, num_averaged=10)],
+        "std": 0.1,
+    },
     "averaging.greedy_soup": lambda: {"checkpoints": [{"w": torch.ones(2)}], "score": lambda state_dict: 1.0},
     "averaging.load_weights": lambda: {"checkpoint": {"w": torch.ones(2)}},
     "callbacks.ActivationRegularization": lambda: {"names": "lstm"},
