@@ -1,43 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """ReleaseGradients in two gloo processes: FSDP2 bitwise as in the ordinary run, and what is refused."""
 
-import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.workers import launch, load_worker
+
 WORKER = Path(__file__).with_name("release_gradients_worker.py")
 
 
-def load_worker():
-    spec = importlib.util.spec_from_file_location("release_gradients_worker", WORKER)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-worker = load_worker()
+worker = load_worker(WORKER)
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """ranks[case]: what the two processes found. All cases run in the same two processes, one after another."""
     folder = tmp_path_factory.mktemp("released")
-    launched = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_PORT")
-    environment = {name: value for name, value in os.environ.items() if name not in launched}
     cases = [*worker.CASES, *worker.REFUSED]
-    done = subprocess.run(
-        [sys.executable, str(WORKER), str(folder), *cases],
-        env={**environment, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert done.returncode == 0, done.stderr
+    launch(WORKER, folder, *cases, timeout=180)
     return {case: [torch.load(folder / f"{case} {rank}.pt") for rank in range(2)] for case in cases}
 
 

@@ -1,28 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """WeightAveraging in two gloo processes: DDP, and parameters sharded by FSDP2, against one process."""
 
-import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch.optim.swa_utils import update_bn
 
+from tests.workers import launch, load_worker
+
 WORKER = Path(__file__).with_name("weight_averaging_worker.py")
 TOLERANCE = 1e-5  # six steps of AdamW at rate 0.05; gradients of two halves are added in another order
 
 
-def load_worker():
-    spec = importlib.util.spec_from_file_location("weight_averaging_worker", WORKER)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-worker = load_worker()
+worker = load_worker(WORKER)
 SHARDED = [case for case, arguments in worker.CASES.items() if arguments["strategy"].endswith("files")]
 
 
@@ -30,16 +21,7 @@ SHARDED = [case for case, arguments in worker.CASES.items() if arguments["strate
 def ranks(tmp_path_factory):
     """ranks[case]: what the two processes found. All cases run in the same two processes, one after another."""
     folder = tmp_path_factory.mktemp("averages")
-    launched = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_PORT")
-    environment = {name: value for name, value in os.environ.items() if name not in launched}
-    done = subprocess.run(
-        [sys.executable, str(WORKER), str(folder), *worker.CASES],
-        env={**environment, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert done.returncode == 0, done.stderr
+    launch(WORKER, folder, *worker.CASES, timeout=180)
     found = {case: [torch.load(folder / f"{case} {rank}.pt") for rank in range(2)] for case in worker.CASES}
     return found | {"Lightning's own": (folder / "Lightning's own.txt").read_text()}
 

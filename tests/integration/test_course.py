@@ -1,10 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Schedules and parameter groups together: with every adaptive rule under one Trainer, and on two gloo processes."""
 
-import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -18,18 +14,12 @@ from lightning_optkit.callbacks import Fuse, HyperparameterSchedule, LRSchedule,
 from lightning_optkit.optimizers import Lion, parameter_groups
 from lightning_optkit.schedules import cosine, warmup_cosine
 from lightning_optkit.step import OnePassOptimizer
+from tests.workers import launch, load_worker
 
 WORKER = Path(__file__).with_name("course_worker.py")
 
 
-def load_worker():
-    spec = importlib.util.spec_from_file_location("course_worker", WORKER)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-worker = load_worker()
+worker = load_worker(WORKER)
 
 # --- two processes ---
 
@@ -38,16 +28,7 @@ worker = load_worker()
 def ranks(tmp_path_factory):
     """ranks[case]: what the two processes hold after it. All cases run in the same two processes, one after another."""
     folder = tmp_path_factory.mktemp("course")
-    launched = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_PORT")
-    environment = {name: value for name, value in os.environ.items() if name not in launched}
-    done = subprocess.run(
-        [sys.executable, str(WORKER), str(folder), *worker.CASES],
-        env={**environment, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    launch(WORKER, folder, *worker.CASES, timeout=120)
     return {
         case: [torch.load(folder / f"{case} {rank}.pt") for rank in range(2)] for case in (*worker.CASES, "sharded")
     }

@@ -1,43 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two gloo processes under DDP with Fuse, against one process with the same global batch."""
 
-import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.workers import launch, load_worker
+
 WORKER = Path(__file__).with_name("ddp_worker.py")
 TOLERANCE = 1e-6  # six steps in fp32; the gradients of two halves are added in another order
 
 
-def load_worker():
-    spec = importlib.util.spec_from_file_location("ddp_worker", WORKER)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-worker = load_worker()
+worker = load_worker(WORKER)
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """ranks[case]: what the two processes hold after it. All cases run in the same two processes, one after another."""
     folder = tmp_path_factory.mktemp("ddp")
-    launched = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_PORT")
-    environment = {name: value for name, value in os.environ.items() if name not in launched}
-    done = subprocess.run(
-        [sys.executable, str(WORKER), str(folder), *worker.CASES],
-        env={**environment, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    launch(WORKER, folder, *worker.CASES, timeout=120)
     return {case: [torch.load(folder / f"{case} {rank}.pt") for rank in range(2)] for case in worker.CASES}
 
 

@@ -6,10 +6,6 @@ It resumes bitwise, agrees over two processes and with every optimizer, and has 
 
 import contextlib
 import copy
-import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,19 +14,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_optkit import optimizers
 from lightning_optkit.callbacks import Fuse
+from tests.workers import launch, load_worker
 
 WORKER = Path(__file__).with_name("regularizer_worker.py")
 TOLERANCE = 2e-6  # eight steps in fp32; the gradients of two halves are added in another order
 
 
-def load_worker():
-    spec = importlib.util.spec_from_file_location("regularizer_worker", WORKER)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-worker = load_worker()
+worker = load_worker(WORKER)
 every_case = pytest.mark.parametrize("case", worker.CASES)
 
 
@@ -44,16 +34,7 @@ def own_random_numbers():
 def ranks(tmp_path_factory):
     """ranks[case]: what the two processes hold after it. All cases run in the same two processes, one after another."""
     folder = tmp_path_factory.mktemp("ddp")
-    launched = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_PORT")
-    environment = {name: value for name, value in os.environ.items() if name not in launched}
-    done = subprocess.run(
-        [sys.executable, str(WORKER), str(folder), *worker.CASES],
-        env={**environment, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
+    launch(WORKER, folder, *worker.CASES, timeout=240)
     names = [*worker.CASES, *(f"{case}, sharded" for case in worker.SHARDED)]
     return {name: [torch.load(folder / f"{name} {rank}.pt") for rank in range(2)] for name in names}
 

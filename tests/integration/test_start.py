@@ -1,10 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Preprocess, Initialize and Augment in two gloo processes, under DDP and FSDP2, against one process."""
 
-import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,34 +10,19 @@ from torch import nn
 from lightning_optkit.callbacks import Preprocess
 from lightning_optkit.data import Impute, RobustScale, Standardize, Whiten
 from lightning_optkit.init import he, initialize
+from tests.workers import launch, load_worker
 
 WORKER = Path(__file__).with_name("start_worker.py")
 
 
-def load_worker():
-    spec = importlib.util.spec_from_file_location("start_worker", WORKER)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-worker = load_worker()
+worker = load_worker(WORKER)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """What the two processes saved. All cases run in the same two, one after another."""
     folder = tmp_path_factory.mktemp("start")
-    launched = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_PORT")
-    environment = {name: value for name, value in os.environ.items() if name not in launched}
-    done = subprocess.run(
-        [sys.executable, str(WORKER), str(folder)],
-        env={**environment, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert done.returncode == 0, done.stderr
+    launch(WORKER, folder, timeout=180)
     return folder
 
 
