@@ -45,3 +45,26 @@ def folded_and_called(request, fused):
         return ours, optimizer, theirs, norms
 
     return run
+
+
+@pytest.fixture
+def sizes_after(fused):
+    """sizes_after(clip, sizes, scale, rel): the sizes of gradients after clipping, and the optimizer that clipped.
+
+    The gradients are `sizes` times `scale`, and the result is divided by it. Called, the clip gives the same, to `rel`.
+    """
+
+    def clipped(clip, sizes, scale, rel):
+        alone = copy.deepcopy(clip)
+        folded, called = (torch.zeros(1, dtype=torch.float64, requires_grad=True) for _ in range(2))
+        optimizer, moved = SGD([folded], lr=1.0, clip=clip, fused=fused), []
+        for size in sizes:
+            folded.grad, called.grad = (torch.full((1,), size * scale, dtype=torch.float64) for _ in range(2))
+            before = folded.item()
+            optimizer.step()
+            alone([called])
+            moved.append((before - folded.item()) / scale)
+            assert called.grad.item() / scale == pytest.approx(moved[-1], rel=rel)
+        return moved, optimizer
+
+    return clipped

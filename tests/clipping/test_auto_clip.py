@@ -122,18 +122,8 @@ def test_what_is_no_history_is_refused_and_nothing_changes(bad, frozen):
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-7, 1e-25])
-def test_gradients_of_any_scale_are_clipped_alike(scale, fused):
-    clips = AutoClip(percentile=50), AutoClip(percentile=50)
-    folded = torch.zeros(1, dtype=torch.float64, requires_grad=True)
-    called = torch.zeros(1, dtype=torch.float64, requires_grad=True)
-    optimizer, moved = SGD([folded], lr=1.0, clip=clips[0], fused=fused), []
-    for size in SIZES:
-        folded.grad, called.grad = (torch.full((1,), size * scale, dtype=torch.float64) for _ in range(2))
-        before = folded.item()
-        optimizer.step()
-        clips[1]([called])
-        moved.append((before - folded.item()) / scale)
-        assert called.grad.item() / scale == pytest.approx(moved[-1], rel=1e-12)
+def test_gradients_of_any_scale_are_clipped_alike(scale, sizes_after):
+    moved, optimizer = sizes_after(AutoClip(percentile=50), SIZES, scale, rel=1e-12)
     expected = [min(size, np.percentile(SIZES[: t + 1], 50)) for t, size in enumerate(SIZES)]
     assert moved == pytest.approx(expected, rel=1e-12)
     assert optimizer.num_clipped == sum(after < size for after, size in zip(expected, SIZES, strict=True))
