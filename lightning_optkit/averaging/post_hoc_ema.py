@@ -40,7 +40,7 @@ class PowerSnapshot:
     def __post_init__(self) -> None:
         owner = type(self).__name__
         check_instance(owner, "checkpoint", self.checkpoint, (str, os.PathLike, Mapping), "a file or a state dict")
-        check_in(owner, "std", self.std, "(0, 0.288]")
+        check_in(owner, "std", self.std, "[1e-4, 0.288]")
         check_int(owner, "num_averaged", self.num_averaged, minimum=1)
 
 
@@ -54,7 +54,7 @@ def post_hoc_coefficients(
 
     Args:
         snapshots: `std` and number of updates t of each; at least one.
-        std: The wanted relative standard deviation, in (0, 0.288].
+        std: The wanted relative standard deviation, in [1e-4, 0.288].
         num_averaged: The wanted t. Default: the largest of the snapshots.
 
     Raises:
@@ -69,9 +69,9 @@ def post_hoc_coefficients(
     for pair in stored:
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise TypeError(f"post_hoc_coefficients(snapshots=[..., {shown(pair)}]): snapshots must be {pairs}.")
-        check_in("post_hoc_coefficients", "snapshots", pair[0], "(0, 0.288]")
+        check_in("post_hoc_coefficients", "snapshots", pair[0], "[1e-4, 0.288]")
         check_int("post_hoc_coefficients", "snapshots", pair[1], minimum=1)
-    check_in("post_hoc_coefficients", "std", std, "(0, 0.288]")
+    check_in("post_hoc_coefficients", "std", std, "[1e-4, 0.288]")
     end = max(count for _, count in stored) if num_averaged is None else num_averaged
     check_int("post_hoc_coefficients", "num_averaged", end, minimum=1)
     gram = [[_product(a, b) for b in stored] for a in stored]
@@ -100,7 +100,7 @@ def post_hoc_ema(
 
     Args:
         snapshots: The stored averages, of any lengths and times; at least one.
-        std: The wanted relative standard deviation, in (0, 0.288].
+        std: The wanted relative standard deviation, in [1e-4, 0.288].
         num_averaged: Number of updates at which the wanted average ends. Default: the largest of the snapshots.
         output: See `average_checkpoints`.
 
@@ -123,7 +123,7 @@ def post_hoc_ema(
     listed = check_listed("post_hoc_ema", "snapshots", snapshots, "a list of PowerSnapshot")
     for each in listed:
         check_instance("post_hoc_ema", "snapshots", each, PowerSnapshot, "a list of PowerSnapshot")
-    check_in("post_hoc_ema", "std", std, "(0, 0.288]")
+    check_in("post_hoc_ema", "std", std, "[1e-4, 0.288]")
     if num_averaged is not None:
         check_int("post_hoc_ema", "num_averaged", num_averaged, minimum=1)
     target = check_output("post_hoc_ema", output)

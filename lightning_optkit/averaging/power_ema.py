@@ -32,7 +32,7 @@ class PowerEMA(Average):
     for 16-bit parameters, so every checkpoint contains it.
 
     Args:
-        std: Standard deviation of the weights over time, as a fraction of the run so far, in (0, 0.288]; the paper
+        std: Standard deviation of the weights over time, as a fraction of the run so far, in [1e-4, 0.288]; the paper
             stores 0.05 and 0.1. 0.05 is a gamma of 16.97.
         start: First optimizer step, from 1, whose result is averaged; or a float in (0, 1], a fraction of the run.
         every: Optimizer steps between updates, at least 1.
@@ -55,7 +55,7 @@ class PowerEMA(Average):
 
     def __post_init__(self) -> None:
         owner = type(self).__name__
-        check_in(owner, "std", self.std, "(0, 0.288]")
+        check_in(owner, "std", self.std, "[1e-4, 0.288]")
         check_start(owner, self.start, self.start_interval)
         check_int(owner, "every", self.every, minimum=1)
 

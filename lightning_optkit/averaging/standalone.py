@@ -21,7 +21,7 @@ from lightning_optkit.step.coefficients import average_weight
 from lightning_optkit.step.numbers import decay_of, starts_at_a_step
 from lightning_optkit.step.saved import saved_number, saved_tensor
 from lightning_optkit.step.shards import local
-from lightning_optkit.step.split_weights import correction_of, join
+from lightning_optkit.step.split_weights import joined
 
 __all__ = [
     "AnyAverage",
@@ -190,8 +190,7 @@ def _weighted(
     else:
         decay = decay_of(average, average.decay if decay is None else decay, so_far)
         weight = average_weight(average.kind, decay, so_far)
-    value, correction = local(tensor.detach()), correction_of(state)
-    return weight, local(held), value if correction is None else join(value, local(correction))
+    return weight, local(held), joined(local(tensor.detach()), state)
 
 
 @torch.no_grad()

@@ -178,6 +178,7 @@ class GradientClipping(FitCallback):
         self._called[optimizer] = place
         if isinstance(optimizer, OnePassOptimizer):
             self._at_end(optimizer.register_step_post_hook(_forget_found_inf).remove)
+            self._at_end(partial(_forget_found_inf, optimizer))  # a step that failed called no hook
         if supports_amp_scaling(optimizer):
             # A fused optimizer that unscales itself would pass scaled gradients to the clip.
             self._scaled.append((optimizer, type(optimizer)))
@@ -263,7 +264,7 @@ class GradientClipping(FitCallback):
         self._reset()
 
 
-def _forget_found_inf(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _forget_found_inf(optimizer: Optimizer, *_: object) -> None:
     vars(optimizer).pop("found_inf", None)
 
 

@@ -173,8 +173,9 @@ class ScheduleFreeOptimizer(OnePassOptimizer):
             RuntimeError: in evaluation mode.
         """
         self._check_changed()
-        # At a rate of 0 nothing moves: torch makes room for a sharded checkpoint by such a step.
-        if not self.in_training and any(float(group["lr"]) != 0 for group in self.param_groups):
+        # A first step at a rate of 0 moves nothing: torch makes room for a sharded checkpoint by it.
+        makes_room = not self.state and all(float(group["lr"]) == 0 for group in self.param_groups)
+        if not self.in_training and not makes_room:
             raise RuntimeError(
                 f"{self._owner}.step: the parameters hold the average; call train() before training and eval() before "
                 "anything is evaluated or saved, or add callbacks=[ScheduleFree()] to a Lightning Trainer."

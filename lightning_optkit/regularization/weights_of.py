@@ -4,7 +4,7 @@
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_optkit._checks import check_module
+from lightning_optkit._checks import check_bools, check_module
 
 __all__ = ["weights_of"]
 
@@ -27,6 +27,7 @@ def weights_of(module: nn.Module, *, frozen: bool = False) -> dict[str, Tensor]:
         ['0.weight', '2.weight']
     """
     check_module("weights_of", "module", module)
+    check_bools("weights_of", frozen=frozen)
     normalizing = {
         param
         for layer in module.modules()

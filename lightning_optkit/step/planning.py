@@ -19,7 +19,7 @@ from lightning_optkit.step.plain import why_no_parameter
 from lightning_optkit.step.rule import Group, Rule, State
 from lightning_optkit.step.segments import Entry, PlanOutdated, ReferenceSegment, Segment
 from lightning_optkit.step.shards import local, sharding_groups, why_not_on_shards
-from lightning_optkit.step.split_weights import correction_of, whole
+from lightning_optkit.step.split_weights import joined
 from lightning_optkit.step.state import Kept, StateLayout, check_state, prepare_state
 from lightning_optkit.step.stepped import GroupContext, Stepped, group_contexts
 
@@ -130,8 +130,7 @@ class StepPlan:
             seen = so_far.to(average.real.dtype)
             weight = average_weight(int(group.average_kind), group.average_decay, seen)
             weight = torch.where(seen > 0, weight, (clock > 0).to(seen.dtype))
-            value, correction = local(entry.param.detach()), correction_of(state)
-            value = value if correction is None else whole(value, local(correction))
+            value = joined(local(entry.param.detach()), state)
             average += weight * (value.to(average.dtype) - average)
             so_far.copy_(torch.where(seen > 0, so_far + 1, clock))
 
@@ -153,7 +152,7 @@ def _start_late_averages(optimizer: Stepped, kept: Sequence[Kept], name: str) ->
 
 def start_late_average(kept: Kept, name: str, count: float) -> None:
     """Starts an average as a copy of its parameter, which has not changed so far, after `count` updates."""
-    local(kept.state[name]).copy_(local(kept.entry.param.detach()))
+    local(kept.state[name]).copy_(joined(local(kept.entry.param.detach()), kept.state))
     kept.state["num_averaged"].fill_(count)
 
 

@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from lightning_optkit.step.shards import local
 
 __all__ = [
     "CORRECTIONS",
@@ -70,9 +73,14 @@ def correction_of(state: Mapping[str, Any]) -> Tensor | None:
 
 
 def joined(param: Tensor, state: Mapping[str, Any]) -> Tensor:
-    """The value that a step works on: `param`, joined with its correction where it has one."""
+    """The value that a step works on: `param`, joined with its correction where it has one.
+
+    If `param` is the local part of a sharded parameter, so is the result.
+    """
     correction = correction_of(state)
-    return param if correction is None else join(param, correction)
+    if correction is None:
+        return param
+    return join(param, correction if isinstance(param, DTensor) else local(correction))
 
 
 def low_order_part(state: Mapping[str, Any]) -> Tensor | None:

@@ -88,7 +88,11 @@ def test_files_are_read_one_by_one_and_written_without_the_state_of_a_training(t
     [
         (lambda: post_hoc_ema([], 0.1), ValueError, r"^post_hoc_ema\(snapshots="),
         (lambda: post_hoc_ema([{"w": torch.ones(1)}], 0.1), TypeError, r"^post_hoc_ema\(snapshots="),
-        (lambda: PowerSnapshot({}, 0.3, 1), ValueError, r"^PowerSnapshot\(std=0\.3\): std must be in \(0, 0\.288\]\.$"),
+        (
+            lambda: PowerSnapshot({}, 0.3, 1),
+            ValueError,
+            r"^PowerSnapshot\(std=0\.3\): std must be in \[1e-4, 0\.288\]\.$",
+        ),
         (
             lambda: PowerSnapshot({}, 0.1, 0),
             ValueError,

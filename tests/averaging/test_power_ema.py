@@ -81,8 +81,9 @@ def test_a_second_one_has_its_own_state_and_both_are_saved():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        (dict(std=0.0), r"std=0\.0\): std must be in \(0, 0\.288\]\.$"),
-        (dict(std=0.3), r"std=0\.3\): std must be in \(0, 0\.288\]\.$"),
+        (dict(std=0.0), r"std=0\.0\): std must be in \[1e-4, 0\.288\]\.$"),
+        (dict(std=0.3), r"std=0\.3\): std must be in \[1e-4, 0\.288\]\.$"),
+        (dict(std=5e-324), r"std=5e-324\): std must be in \[1e-4, 0\.288\]\.$"),
         (dict(std=math.nan), r"std=nan\): std must be in "),
         (dict(start=0), r"start=0\): start must be an int >= 1"),
         (dict(every=0), r"every=0\): every must be an integer >= 1\.$"),

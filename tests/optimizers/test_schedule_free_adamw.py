@@ -143,6 +143,8 @@ def test_a_step_at_a_rate_of_zero_only_makes_room_for_state():
     optimizer.step()
     assert optimizer.state[weight].keys() >= {"exp_avg_sq", "z", "step"}
     assert weight.tolist() == [1.0] * 5
+    with pytest.raises(RuntimeError, match="the parameters hold the average"):
+        optimizer.step()
     optimizer.param_groups[0]["lr"] = 0.1
     with pytest.raises(RuntimeError, match="the parameters hold the average"):
         optimizer.step()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_optkit.averaging import EMA
 from lightning_optkit.optimizers import SGD, AdamW, ScheduleFreeAdamW
 from lightning_optkit.optimizers.convert import from_torch_, to_torch_
 
@@ -55,7 +56,7 @@ def test_no_written_value_becomes_nan(value, rounding, path):
         if value == 0:
             assert seen[::2].abs().max() < 1e-38
         else:  # at most half a unit in the last place of bf16 below infinity
-            assert (seen[::2] / value > 0).all() or (seen[::2] == value).all() or seen[::2].abs().min() > 3.3e38
+            assert (seen[::2] * math.copysign(1.0, value)).min() > 3.3e38
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -239,3 +240,18 @@ def test_a_damaged_part_is_named(part):
     optimizer.state[weight]["correction16"] = part
     with pytest.raises(ValueError, match="the low-order part of a parameter must have its shape"):
         exported(optimizer, weight)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("is_idle", [True, False], ids=["idle", "stepped"])
+def test_an_average_that_starts_late_is_of_the_whole_number(is_idle, path):
+    model = nn.ParameterDict({name: nn.Parameter(torch.zeros(500).bfloat16()) for name in ("first", "late")})
+    optimizer = AdamW(model.values(), weight_decay=0.0, rounding="split32", average=EMA(0.9), **PATHS[path])
+    for _ in range(3):
+        model["first"].grad = torch.ones(500).bfloat16()
+        optimizer.step()
+    whole = torch.randn(500, generator=torch.Generator().manual_seed(0))
+    optimizer.load_full_precision_state_dict(model, {"first": whole.clone(), "late": whole.clone()})
+    model["late"].grad = None if is_idle else torch.zeros(500).bfloat16()
+    optimizer.step()
+    assert torch.equal(optimizer.state[model["late"]]["ema"], whole)
