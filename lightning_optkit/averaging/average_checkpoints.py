@@ -154,17 +154,18 @@ class Mean:
     Args:
         owner: Function named in error messages.
         first: The checkpoint that the others must match.
+        name: The argument of the checkpoints.
     """
 
-    def __init__(self, owner: str, first: Checkpoint) -> None:
-        self._owner, self._first = owner, first
-        self._last = read_weights(owner, "checkpoints", first)
+    def __init__(self, owner: str, first: Checkpoint, name: str = "checkpoints") -> None:
+        self._owner, self._first, self._name = owner, first, name
+        self._last = read_weights(owner, name, first)
         self._sum = {name: _summand(value, copy=True) for name, value in self._last.items()}
         self._count = 1
 
     def check(self, weights: Mapping[str, Tensor], checkpoint: Checkpoint, number: int) -> None:
         """Raises ValueError, naming the first key that differs, unless `weights` have the same names and shapes."""
-        owner = f"{self._owner}(checkpoints=[...]): soup of incompatible checkpoints"
+        owner = f"{self._owner}({self._name}=[...]): soup of incompatible checkpoints"
         first, here = f"number 1 ({_shown(self._first)})", f"number {number} ({_shown(checkpoint)})"
         for name, value in self._sum.items():
             if name not in weights:
@@ -178,7 +179,7 @@ class Mean:
 
     def add(self, checkpoint: Checkpoint) -> None:
         """Adds one checkpoint."""
-        weights = read_weights(self._owner, "checkpoints", checkpoint)
+        weights = read_weights(self._owner, self._name, checkpoint)
         self.check(weights, checkpoint, self._count + 1)
         for name, value in weights.items():
             if _is_averaged(value):

@@ -128,7 +128,7 @@ def post_hoc_ema(
         check_int("post_hoc_ema", "num_averaged", num_averaged, minimum=1)
     target = check_output("post_hoc_ema", output)
     coefficients = post_hoc_coefficients([(each.std, each.num_averaged) for each in listed], std, num_averaged)
-    match = Mean("post_hoc_ema", listed[0].checkpoint)
+    match = Mean("post_hoc_ema", listed[0].checkpoint, "snapshots")
     total: dict[str, Tensor] = {}
     for number, (each, coefficient) in enumerate(zip(listed, coefficients, strict=True), start=1):
         weights = read_weights("post_hoc_ema", "snapshots", each.checkpoint)

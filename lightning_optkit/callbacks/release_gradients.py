@@ -32,7 +32,9 @@ class ReleaseGradients(FitCallback):
     """Updates each parameter as soon as the backward pass has its gradient, and frees the gradient.
 
     The largest gradient is in memory instead of all of them: for bf16 weights 2 bytes per parameter less, for fp32
-    weights 4. The numbers are those of the ordinary step, bit for bit. Schedules, averages folded into the step,
+    weights 4. The numbers are those of the ordinary step, bit for bit, while all gradients are finite: with
+    `ClipPerTensor` and `ClipUnitwise` a parameter whose gradient is not finite is skipped alone, since the others may
+    have been updated before it, where an ordinary step skips all. Schedules, averages folded into the step,
     checkpoints and resuming work as usual.
 
     It needs one-pass optimizers: add `Fuse()`, or create optimizers of this package. On one device, or with

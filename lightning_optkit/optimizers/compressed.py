@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from lightning_optkit._checks import check_instance, check_one_of
 from lightning_optkit.optimizers.convert import one_pass_like, why_not_convertible
 from lightning_optkit.step import OnePassOptimizer
+from lightning_optkit.step.loading import check_outline
 from lightning_optkit.step.packed import is_packed, packed, widened
 from lightning_optkit.step.plain import is_dense
 from lightning_optkit.step.rule import Rule
@@ -52,7 +53,8 @@ def compressed_state_dict(
         state_dict: Its state dict, which is not changed. Default: the current one.
 
     Raises:
-        ValueError: for another dtype, or an optimizer whose rule is not known.
+        TypeError: if the state dict, or a part of it, is of a wrong type.
+        ValueError: for another dtype, an optimizer whose rule is not known, or a state dict of other parameters.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.ones(1000))
@@ -69,6 +71,7 @@ def compressed_state_dict(
         raise ValueError(f"compressed_state_dict(optimizer=<{type(optimizer).__name__}>): {reason}.")
     ours = optimizer if isinstance(optimizer, OnePassOptimizer) else one_pass_like(optimizer)
     given = optimizer.state_dict() if state_dict is None else state_dict
+    check_outline("compressed_state_dict(state_dict=...):", ours, given)
     state = dict(given["state"])
     if ours.state_dtype == "int8":  # a converted optimizer saves its codes in fp32, for torch's class
         dtype = "int8"
@@ -101,7 +104,7 @@ def widened_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     for number, values in held.items():
         entry = f"{what} the state of parameter {number!r}"
         state[number] = {
-            name: widened(f"{entry}, {name!r},", value) if is_packed(value) else value
+            name: widened(f"{entry}, {name!r}", value) if is_packed(value) else value
             for name, value in saved_dict(entry, values).items()
         }
     return {**state_dict, "state": state}

@@ -37,7 +37,7 @@ from lightning_optkit.step.loading import places
 from lightning_optkit.step.quantized_state import dequantize8, scale_name
 from lightning_optkit.step.restoring import restored
 from lightning_optkit.step.rule import Rule, State
-from lightning_optkit.step.split_weights import LOW_ORDER_PARTS, low_order_part
+from lightning_optkit.step.split_weights import LOW_ORDER_PARTS, is_cast, low_order_part
 from lightning_optkit.step.stages import ADDED_ENTRIES
 from lightning_optkit.step.state import convert_
 
@@ -272,8 +272,9 @@ def full_precision_state_dict(optimizer: Optimizer, model: nn.Module) -> dict[st
     left = vars(optimizer).get(_LEFT, {})
 
     def value_of(param: Tensor) -> Tensor:
-        is_left = left.get(param) == version_of(param)
-        return full_precision("full_precision_state_dict", param, optimizer.state.get(param, {}) if is_left else {})
+        state = {name: value for name, value in optimizer.state.get(param, {}).items() if not is_cast(name, value)}
+        is_moved = left.get(param, version_of(param)) != version_of(param)
+        return full_precision("full_precision_state_dict", param, {} if is_moved else state)
 
     return write_full_precision("full_precision_state_dict", optimizer.param_groups, model, value_of)
 

@@ -11,7 +11,13 @@ from lightning_optkit._checks import check_mapping, check_module
 from lightning_optkit.step.plain import why_unusable
 from lightning_optkit.step.rule import Group
 from lightning_optkit.step.shards import distribute_like, local, place_like
-from lightning_optkit.step.split_weights import CORRECTIONS, low_order_part, part_kept, split_off, whole
+from lightning_optkit.step.split_weights import (
+    CORRECTIONS,
+    LOW_ORDER_PARTS,
+    part_kept,
+    split_off,
+    whole,
+)
 from lightning_optkit.step.stepped import Loadable
 
 __all__ = ["full_precision", "full_precision_state_dict", "load_full_precision"]
@@ -29,12 +35,19 @@ def full_precision_state_dict(
         value_of: The local part of a parameter in fp32.
 
     Raises:
-        ValueError: if the state dict has no entry of that name, or the state of a parameter is damaged.
+        ValueError: if the model has none of the parameters, the state dict has no entry of that name, or the state of a
+            parameter is damaged.
     """
     check_module(owner, "model", model)
     state_dict = dict(model.state_dict())
     values: dict[Tensor, Tensor] = {}
-    for name, param in _stepped(groups, model).items():
+    stepped = _stepped(groups, model)
+    if not stepped and any(_is_narrow(param) for group in groups for param in group["params"]):
+        raise ValueError(
+            f"{owner}(model=<{type(model).__name__}>): it has none of the optimizer's 16-bit parameters; give the "
+            "model that was trained, not a copy."
+        )
+    for name, param in stepped.items():
         if name not in state_dict:
             raise ValueError(
                 f"{owner}(model=<{type(model).__name__}>): its state_dict has no {name!r}; leave its names as they are."
@@ -51,12 +64,17 @@ def full_precision(owner: str, value: Tensor, state: Mapping[str, Any]) -> Tenso
     Raises:
         ValueError: if the low-order part does not fit.
     """
-    part, value = low_order_part(state), local(value.detach())
-    if part is None:
+    name, value = next((name for name in LOW_ORDER_PARTS.values() if name in state), None), local(value.detach())
+    if name is None:
         return value.to(torch.float32)
-    if not isinstance(part, Tensor) or why_unusable(part) is not None or local(part).shape != value.shape:
-        raise ValueError(f"{owner}: the low-order part of a parameter must have its shape.")
-    if value.dtype != torch.bfloat16 and local(part).dtype in CORRECTIONS.values():
+    part = state[name]
+    is_whole = isinstance(part, Tensor) and why_unusable(part) is None and local(part).shape == value.shape
+    if not is_whole or part.dtype != CORRECTIONS.get(name, part.dtype):
+        raise ValueError(
+            f"{owner}: the state {name!r} of a parameter of shape {list(value.shape)} must have its shape and the "
+            "dtype that its name says."
+        )
+    if value.dtype != torch.bfloat16 and name in CORRECTIONS:
         return value.to(torch.float32)  # cast since the last step
     return whole(value, local(part))
 
@@ -123,4 +141,8 @@ def _stepped(groups: Sequence[Group], model: nn.Module) -> dict[str, Tensor]:
     """The 16-bit parameters of the model in these groups, by all of their names."""
     mine = {id(param) for group in groups for param in group["params"]}
     named = model.named_parameters(remove_duplicate=False)
-    return {name: p for name, p in named if id(p) in mine and p.dtype in (torch.bfloat16, torch.float16)}
+    return {name: p for name, p in named if id(p) in mine and _is_narrow(p)}
+
+
+def _is_narrow(param: Tensor) -> bool:
+    return param.dtype in (torch.bfloat16, torch.float16)

@@ -21,7 +21,7 @@ from lightning_optkit.step.saved import kind_of, saved_dict
 from lightning_optkit.step.state import StateLayout
 from lightning_optkit.step.stepped import Loadable
 
-__all__ = ["load", "places"]
+__all__ = ["check_outline", "load", "places"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def _what(optimizer: Loadable) -> str:
 def _read(optimizer: Loadable, state_dict: Mapping[str, Any]) -> _Loaded:
     """Checks the state dict, then builds everything that is loaded."""
     what = _what(optimizer)
-    _check_outline(what, optimizer, state_dict)
+    check_outline(what, optimizer, state_dict)
     pairs = zip(state_dict["param_groups"], optimizer.param_groups, strict=True)
     saved_groups = [optimizer._completed(dict(saved), group) for saved, group in pairs]
     check_is_of_the_rule(what, optimizer, {**state_dict, "param_groups": saved_groups})
@@ -100,7 +100,7 @@ def _load_clip(optimizer: Loadable, state_dict: Mapping[str, Any]) -> None:
     clip.load_state_dict(state_dict["clip"])
 
 
-def _check_outline(what: str, optimizer: Loadable, state_dict: Mapping[str, Any]) -> None:
+def check_outline(what: str, optimizer: Loadable, state_dict: Mapping[str, Any]) -> None:
     """Raises unless the number of groups and of their parameters match, and all state belongs to these parameters."""
     saved = saved_dict(what, state_dict, ("state", "param_groups"))
     groups, state = saved["param_groups"], saved_dict(f"{what} 'state'", saved["state"])

@@ -15,7 +15,7 @@ from lightning_optkit.step.rule import Group, Rule, Scalar, State
 from lightning_optkit.step.rule_identity import is_of_a_variant
 from lightning_optkit.step.saved import saved_floats, saved_number, saved_tensor
 from lightning_optkit.step.shards import distribute_like, local, place_like
-from lightning_optkit.step.split_weights import CORRECTIONS
+from lightning_optkit.step.split_weights import CORRECTIONS, is_cast
 from lightning_optkit.step.state import StateLayout, convert_
 
 __all__ = ["Place", "check_state", "restored"]
@@ -175,8 +175,4 @@ def _taken_over(saved: Mapping[Any, Any]) -> dict[Any, Any]:
 
     That class casts all state to the dtype of the parameter, and then steps without this.
     """
-    return {name: value for name, value in saved.items() if value is not None and not _is_cast(name, value)}
-
-
-def _is_cast(name: object, value: object) -> bool:
-    return name in CORRECTIONS and isinstance(value, Tensor) and value.is_floating_point()
+    return {name: value for name, value in saved.items() if value is not None and not is_cast(name, value)}

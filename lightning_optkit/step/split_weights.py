@@ -19,6 +19,7 @@ __all__ = [
     "CORRECTIONS",
     "LOW_ORDER_PARTS",
     "correction_of",
+    "is_cast",
     "join",
     "joined",
     "low_order_part",
@@ -65,6 +66,11 @@ def join(param: Tensor, correction: Tensor) -> Tensor:
     bits = (param.detach().view(torch.int16).to(torch.int32) << 16) + (correction.to(torch.int32) << shift)
     value = bits.view(torch.float32)
     return torch.where(value.isnan(), param.detach().to(torch.float32), value)
+
+
+def is_cast(name: object, value: object) -> bool:
+    """Whether this is a correction that went through torch's class, which casts state to the dtype of the parameter."""
+    return name in CORRECTIONS and isinstance(value, Tensor) and value.is_floating_point()
 
 
 def correction_of(state: Mapping[str, Any]) -> Tensor | None:

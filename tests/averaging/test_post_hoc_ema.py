@@ -103,7 +103,7 @@ def test_files_are_read_one_by_one_and_written_without_the_state_of_a_training(t
         (
             lambda: post_hoc_ema([PowerSnapshot({"w": torch.ones(n)}, 0.1, n) for n in (1, 2)], 0.1),
             ValueError,
-            r"^post_hoc_ema\(checkpoints=\[\.\.\.\]\): .*'w' has shape",
+            r"^post_hoc_ema\(snapshots=\[\.\.\.\]\): .*'w' has shape",
         ),
     ],
 )

@@ -233,3 +233,23 @@ def test_momentum_that_is_missing_stays_missing():
     torch.testing.assert_close(
         compressed_state_dict(optimizer)["state"], optimizer.state_dict()["state"], rtol=0, atol=0
     )
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        5,
+        [],
+        {},
+        {"state": {}},
+        {"state": 3, "param_groups": [{"params": [0]}]},
+        {"state": {}, "param_groups": []},
+        {"state": {0: 5}, "param_groups": [{"params": [0]}]},
+        {"state": {9: {}}, "param_groups": [{"params": [0]}]},
+    ],
+    ids=str,
+)
+def test_what_is_no_state_dict_of_the_optimizer_is_refused(bad):
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(3))])
+    with pytest.raises((TypeError, ValueError), match=r"^compressed_state_dict\(state_dict=\.\.\.\): .*\.$"):
+        compressed_state_dict(optimizer, "int8", bad)

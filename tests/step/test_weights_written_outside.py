@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Split weights that somebody else writes, casts or loads between two steps."""
 
+import copy
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 
 from lightning_optkit.averaging import EMA
 from lightning_optkit.optimizers import SGD, AdamW, ScheduleFreeAdamW
-from lightning_optkit.optimizers.convert import from_torch_, to_torch_
+from lightning_optkit.optimizers.convert import from_torch_, full_precision_state_dict, to_torch_
 
 PATHS = {"compiled": {}, "reference": dict(fused=False)}
 SPLITS = ["split24", "split32"]
@@ -234,12 +235,34 @@ def test_a_renamed_entry_is_not_left_in_bf16():
         optimizer.full_precision_state_dict(model)
 
 
-@pytest.mark.parametrize("part", ["text", torch.zeros(3, dtype=torch.int16)], ids=["text", "short"])
+@pytest.mark.parametrize(
+    "part",
+    ["text", torch.zeros(3, dtype=torch.int16), torch.zeros(500), torch.zeros(500, dtype=torch.int64), None],
+    ids=["text", "short", "fp32", "int64", "none"],
+)
 def test_a_damaged_part_is_named(part):
     weight, optimizer = trained("split32")
     optimizer.state[weight]["correction16"] = part
-    with pytest.raises(ValueError, match="the low-order part of a parameter must have its shape"):
+    with pytest.raises(
+        ValueError, match=r"the state 'correction16' of a parameter of shape \[500\] must have its shape"
+    ):
         exported(optimizer, weight)
+
+
+def test_a_model_with_other_parameters_is_refused():
+    weight, optimizer = trained("split32")
+    for model in (model_of(nn.Parameter(weight.detach().clone())), nn.Linear(2, 2)):
+        with pytest.raises(ValueError, match="it has none of the optimizer's 16-bit parameters"):
+            optimizer.full_precision_state_dict(model)
+
+
+def test_a_copy_of_the_model_and_its_former_optimizer_exports_the_same():
+    weight, optimizer = with_torch()
+    model, before = model_of(weight), exported(optimizer, weight)
+    to_torch_(optimizer)
+    copied, copy_of = copy.deepcopy((model, optimizer))
+    assert torch.equal(full_precision_state_dict(copy_of, copied)["weight"], before)
+    assert torch.equal(full_precision_state_dict(optimizer, model)["weight"], before)
 
 
 @pytest.mark.parametrize("path", PATHS)
