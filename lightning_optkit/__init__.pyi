@@ -59,6 +59,7 @@ from .data import GaussianNoise as GaussianNoise
 from .data import Impute as Impute
 from .data import MinMaxScale as MinMaxScale
 from .data import Mixup as Mixup
+from .data import MixupOrCutMix as MixupOrCutMix
 from .data import OneHot as OneHot
 from .data import RandomCrop as RandomCrop
 from .data import RandomErasing as RandomErasing

@@ -20,8 +20,10 @@ from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_private import batch_progress
 from lightning_optkit.callbacks.seams.losses import TARGETS, Loss, LossCall, intercept, release
 from lightning_optkit.callbacks.seams.refusals import refuse_listed_twice
-from lightning_optkit.data import CutMix, Mixup
+from lightning_optkit.callbacks.seams.smoothed_call import smoothed_call
 from lightning_optkit.data._draws import Draws
+from lightning_optkit.data._mixing import Mixing
+from lightning_optkit.data._targets import mixed, per_example, smoothed
 
 __all__ = ["Augment"]
 
@@ -29,18 +31,21 @@ __all__ = ["Augment"]
 class _Mixture(NamedTuple):
     """How the current batch was mixed: share * examples + (1 - share) * partners."""
 
+    by: Mixing
     partners: Tensor
-    share: float
+    share: float | Tensor
 
 
 class Augment(FitCallback):
     """Applies augmentations to the inputs of every training batch; other stages get the data unchanged.
 
-    `Mixup` and `CutMix` mix pairs of examples. Class indices stay class indices, so that metrics in `training_step`
-    keep working: every loss computed there by `F.cross_entropy` or a similar function becomes share * loss(targets) +
-    (1 - share) * loss(targets of the partners), which equals cross-entropy with soft targets for any weights,
-    `ignore_index` or label smoothing. Floating-point targets (regression, soft targets) are mixed in the batch. If
-    `training_step` computes its loss from class indices in another way, it raises.
+    `Mixup`, `CutMix` and `MixupOrCutMix` mix pairs of examples. Class indices stay class indices, so that metrics in
+    `training_step` keep working: every loss computed there by `F.cross_entropy` or a similar function becomes share *
+    loss(targets) + (1 - share) * loss(targets of the partners), which equals cross-entropy with soft targets for any
+    weights, `ignore_index` or label smoothing. Floating-point targets (regression, soft targets) are mixed in the
+    batch. With a share for every example, a mean is that of the examples' losses times their shares, divided as the
+    function does. The `label_smoothing` of the augmentation is applied to the mixed targets. If `training_step`
+    computes its loss from class indices in another way, it raises.
 
     The random numbers of training batch t on rank r depend only on `seed + r` and t: the run's own are not affected,
     and a resumed run continues with those of its next batch. List this callback after `Preprocess`.
@@ -49,7 +54,7 @@ class Augment(FitCallback):
         augmentations: Augmentations of `lightning_optkit.data`, or custom modules from inputs to inputs, applied in
             order. If several mix examples, one of them is drawn for every batch.
         inputs: Field of the inputs, see `Preprocess`: (N, C, H, W) for images.
-        targets: Field of the targets, used only by `Mixup` and `CutMix`.
+        targets: Field of the targets, used only where examples are mixed.
         seed: Seed of all draws, in [0, inf).
 
     Raises:
@@ -120,12 +125,12 @@ class Augment(FitCallback):
         progress = batch_progress(trainer)  # part of every checkpoint
         draw = random.Random(f"{self.seed + trainer.global_rank} {progress.total.processed}")
         self._generator.manual_seed(draw.getrandbits(62))
-        mixing = [module for module in self.augmentations if isinstance(module, Mixup | CutMix)]
+        mixing = [module for module in self.augmentations if isinstance(module, Mixing)]
         chosen = draw.choice(mixing) if mixing else None
         for module in self.augmentations:
             if module is chosen:
                 inputs, partners, share = chosen.mix(inputs)
-                self._mixture = _Mixture(partners, share)
+                self._mixture = _Mixture(chosen, partners, share)
             elif module not in mixing:
                 inputs = module(inputs)
         if self._mixture is not None:
@@ -143,8 +148,8 @@ class Augment(FitCallback):
             )
         if targets.is_floating_point():
             self._mixture = None  # mixed here, so the loss must not mix them again
-            mixed = mixture.share * targets + (1 - mixture.share) * targets[mixture.partners]
-            return with_field(batch, self._targets, mixed)
+            soft = smoothed(mixture.by, mixed(targets, mixture.partners, mixture.share))
+            return with_field(batch, self._targets, soft)
         if not self._intercepts:
             intercept(pl_module, type(self).__name__, self._mix_loss, TARGETS)
             self._at_end(partial(release, pl_module, self._mix_loss))
@@ -154,15 +159,29 @@ class Augment(FitCallback):
     def _mix_loss(self, call: LossCall, loss: Loss) -> Tensor:
         if self._mixture is None:
             return loss(call)
-        partners, share = self._mixture
+        by, partners, share = self._mixture
         if len(call.target) != len(partners):
             raise RuntimeError(
                 f"{type(self).__name__}(targets={shown(self.targets)}): {call.name} was given {len(call.target)} "
                 "targets for a batch of "
                 f"{len(partners)} mixed examples, and nobody can tell their partners; leave out Mixup and CutMix."
             )
-        return share * loss(call) + (1 - share) * loss(call.changed(target=call.target[partners]))
+        if by.label_smoothing:
+            call = smoothed_call(type(by).__name__, "label_smoothing", by.label_smoothing, call)
+        theirs = call.changed(target=call.target[partners])
+        if isinstance(share, Tensor):
+            return _weighted(call, share, loss) + _weighted(theirs, 1 - share, loss)
+        return share * loss(call) + (1 - share) * loss(theirs)
 
     def _forget(self) -> None:
         self._mixture = None
         self._training = self._intercepts = False
+
+
+def _weighted(call: LossCall, weights: Tensor, loss: Loss) -> Tensor:
+    """The loss with every example's part multiplied by its weight (N,)."""
+    each = loss(call.changed(reduction="none"))
+    each = per_example(weights, each).to(each.dtype) * each
+    if call.reduction == "none":
+        return each
+    return each.sum() if call.reduction == "sum" else each.sum() / call.num_averaged(each)

@@ -10,7 +10,7 @@ from lightning_optkit._checks import check_in
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.losses import SMOOTHING, Loss, LossCall, intercept, release
 from lightning_optkit.callbacks.seams.refusals import refuse_twice
-from lightning_optkit.regularization.label_smoothing import label_smoothing
+from lightning_optkit.callbacks.seams.smoothed_call import smoothed_call
 
 __all__ = ["LabelSmoothing"]
 
@@ -49,19 +49,4 @@ class LabelSmoothing(FitCallback):
             self._at_end(partial(release, pl_module, self._smooth))
 
     def _smooth(self, call: LossCall, loss: Loss) -> Tensor:
-        if call.is_binary:
-            return loss(call.changed(target=label_smoothing(call.target, self.smoothing, num_classes=1)))
-        if call.label_smoothing:
-            raise ValueError(
-                f"{type(self).__name__}(smoothing={self.smoothing}): the module smooths already, by "
-                f"{call.name}(label_smoothing={call.label_smoothing:g}); use one of the two."
-            )
-        if call.has_soft_target:
-            return loss(call.changed(target=_smoothed_classes(call.target, self.smoothing)))
-        return loss(call.changed(label_smoothing=self.smoothing))
-
-
-def _smoothed_classes(target: Tensor, smoothing: float) -> Tensor:
-    """Soft targets with their classes in dimension 1, or in the only one, as in `cross_entropy`."""
-    dimension = 0 if target.dim() == 1 else 1
-    return label_smoothing(target.movedim(dimension, -1), smoothing).movedim(-1, dimension)
+        return loss(smoothed_call(type(self).__name__, "smoothing", self.smoothing, call))

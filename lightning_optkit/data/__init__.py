@@ -12,6 +12,7 @@ from lightning_optkit.data.impute import Impute
 from lightning_optkit.data.merge_across_ranks import merge_across_ranks
 from lightning_optkit.data.min_max_scale import MinMaxScale
 from lightning_optkit.data.mixup import Mixup
+from lightning_optkit.data.mixup_or_cut_mix import MixupOrCutMix
 from lightning_optkit.data.one_hot import OneHot
 from lightning_optkit.data.random_crop import RandomCrop
 from lightning_optkit.data.random_erasing import RandomErasing
@@ -30,6 +31,7 @@ __all__ = [
     "Impute",
     "MinMaxScale",
     "Mixup",
+    "MixupOrCutMix",
     "OneHot",
     "RandomCrop",
     "RandomErasing",

@@ -56,13 +56,14 @@ class Draws(nn.Module):
         """The examples of `x` to change, each with probability `p`: booleans (N, 1, ..., 1) on its device."""
         return (self.uniform(len(x)) < p).to(x.device).view(-1, *[1] * (x.dim() - 1))
 
-    def beta(self, alpha: float) -> float:
-        """One number from Beta(alpha, alpha)."""
-        return random.Random(self._seed()).betavariate(alpha, alpha)
+    def betas(self, alpha: float, count: int) -> Tensor:
+        """Numbers from Beta(alpha, alpha), (count,), float64, on the CPU."""
+        numbers = random.Random(self._seed())
+        return torch.tensor([numbers.betavariate(alpha, alpha) for _ in range(count)], dtype=torch.float64)
 
-    def partners(self, x: Tensor) -> Tensor:
-        """A random permutation of the examples of `x`, on its device."""
-        return torch.randperm(len(x), generator=self.generator).to(x.device)
+    def partners(self, x: Tensor, device: str | None = None) -> Tensor:
+        """A random permutation of the examples of `x`, on its device unless another one is given."""
+        return torch.randperm(len(x), generator=self.generator).to(x.device if device is None else device)
 
     def normal_like(self, x: Tensor) -> Tensor:
         """Standard normal noise in shape, dtype and memory format of `x`, drawn on its device."""

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """CutMix: a rectangle of another image pasted into every image, targets mixed by area.
 
-Source: Yun et al. 2019, arXiv:1905.04899; one rectangle per batch, as there.
+Source: Yun et al. 2019, arXiv:1905.04899; one rectangle per batch, as there, or as in `_mixing.py`.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_optkit._checks import check_in, check_int
-from lightning_optkit.data._draws import Draws
+from lightning_optkit._checks import check_in
 from lightning_optkit.data._images import check_image_batch
-from lightning_optkit.data._targets import check_pairs, mixed_targets
+from lightning_optkit.data._mixing import Mixing, Per, check_min_max, pasted_parts
+from lightning_optkit.data._rectangles import by_area, by_sides
 
 __all__ = ["CutMix"]
 
 
-class CutMix(nn.Module):
+class CutMix(Mixing):
     r"""Pastes a rectangle of another image of the batch into every image.
 
     .. math:: \tilde x = M \odot x_i + (1 - M) \odot x_j, \quad \tilde y = \lambda y_i + (1 - \lambda) y_j
@@ -26,6 +26,13 @@ class CutMix(nn.Module):
 
     Args:
         alpha: Parameter of the Beta distribution, in (0, inf); 1, as in the paper, draws areas uniformly.
+        min_max: Least and largest side of the rectangle relative to the image, e.g. (0.2, 0.8), instead of `alpha`;
+            it is then inside the image, with each side drawn uniformly.
+        p: Probability of a mixture, in [0, 1], for what `per` names.
+        per: What has a rectangle of its own: "batch"; "element", every example; "pair", so that both examples of a
+            pair exchange the same rectangle.
+        label_smoothing: Part of each mixed target that is spread evenly over all classes, in [0, 1).
+        multi_label: Whether targets are (N, C) with any number of labels each; smoothing moves these toward 1/2.
         num_classes: Number of classes, needed if targets are class indices, in [1, inf).
         generator: CPU generator of the draws. Default: a new one seeded with 0; give each process its own.
 
@@ -43,50 +50,35 @@ class CutMix(nn.Module):
     """
 
     def __init__(
-        self, alpha: float = 1.0, *, num_classes: int | None = None, generator: torch.Generator | None = None
+        self,
+        alpha: float = 1.0,
+        *,
+        min_max: tuple[float, float] | None = None,
+        p: float = 1.0,
+        per: Per = "batch",
+        label_smoothing: float = 0.0,
+        multi_label: bool = False,
+        num_classes: int | None = None,
+        generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(p, per, label_smoothing, multi_label, num_classes, generator)
         self.alpha = check_in(type(self).__name__, "alpha", alpha, "(0, inf)")
-        self.num_classes = (
-            None if num_classes is None else check_int(type(self).__name__, "num_classes", num_classes, minimum=1)
-        )
-        self.draws = Draws(type(self).__name__, generator)
-
-    def forward(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Images with a pasted rectangle (dtype, shape and memory format kept) and mixed targets.
-
-        Args:
-            inputs: Images, shape (N, C, H, W), any real dtype.
-            targets: Class indices (N,), which become soft targets (N, num_classes) in the default dtype; or soft
-                targets (N, C) or numbers (N,), mixed in their dtype.
-        """
-        if not self.training:
-            return inputs, targets
-        check_image_batch(type(self).__name__, inputs, "inputs")
-        check_pairs(type(self).__name__, inputs, targets, self.num_classes)
-        mixed, partners, share = self.mix(inputs)
-        return mixed, mixed_targets(targets, partners, share, self.num_classes)
-
-    def mix(self, inputs: Tensor) -> tuple[Tensor, Tensor, float]:
-        """Images with a rectangle of their partners, the partners (N,), and the kept fraction, in every mode."""
-        check_image_batch(type(self).__name__, inputs, "inputs")
-        height, width = inputs.shape[2:]
-        rows, columns = self._rectangle(height, width)
-        share = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)  # lambda
-        partners = self.draws.partners(inputs)
-        mixed = inputs.clone()
-        mixed[:, :, rows, columns] = inputs[:, :, rows, columns][partners]
-        return mixed, partners, share
+        self.min_max = check_min_max(type(self).__name__, min_max)
 
     def extra_repr(self) -> str:
         """The arguments, for `repr`."""
-        return f"alpha={self.alpha}, num_classes={self.num_classes}"
+        size = f"alpha={self.alpha}" if self.min_max is None else f"min_max={self.min_max}"
+        return f"{size}, {super().extra_repr()}"
 
-    def _rectangle(self, height: int, width: int) -> tuple[slice, slice]:
-        side = (1 - self.draws.beta(self.alpha)) ** 0.5
-        place: list[float] = self.draws.uniform(2).tolist()
-        spans = []
-        for size, center in zip((height, width), place, strict=True):
-            half, middle = int(size * side) // 2, int(size * center)
-            spans.append(slice(max(middle - half, 0), min(middle + half, size)))
-        return spans[0], spans[1]
+    def _check_inputs(self, inputs: Tensor) -> None:
+        check_image_batch(type(self).__name__, inputs, "inputs")
+
+    def _draw(self, count: int, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        height, width = inputs.shape[2:]
+        boxes = self._boxes(count, height, width)
+        return 1 - pasted_parts(boxes, height, width), boxes
+
+    def _boxes(self, count: int, height: int, width: int) -> Tensor:
+        if self.min_max is not None:
+            return by_sides(self.draws, count, self.min_max, height, width)
+        return by_area(self.draws, 1 - self.draws.betas(self.alpha, count), height, width)

@@ -14,6 +14,7 @@ from lightning_optkit.data import (
     CutMix,
     GaussianNoise,
     Mixup,
+    MixupOrCutMix,
     RandomCrop,
     RandomErasing,
     RandomHorizontalFlip,
@@ -142,7 +143,7 @@ LOSSES = {
 def mixtures(monkeypatch):
     """(partners, share) of every mixed batch."""
     drawn = []
-    for kind in (Mixup, CutMix):
+    for kind in (Mixup, CutMix, MixupOrCutMix):
         original = kind.mix
 
         def mix(self, inputs, original=original):
@@ -179,6 +180,68 @@ def test_class_weights_and_ignored_targets_are_those_of_each_pair(run, mixtures)
     partners, share = mixtures[0]
     ours, theirs = (F.cross_entropy(module.logits[0], y, weight=WEIGHT) for y in (targets, targets[partners]))
     torch.testing.assert_close(module.losses[0], share * ours + (1 - share) * theirs)
+
+
+def soft_targets(labels, partners, share, smoothing=0.0):
+    """Every example's own targets, smoothed; in fp64."""
+    share = torch.as_tensor(share, dtype=torch.float64).expand(len(labels))[:, None]
+    soft = share * F.one_hot(labels, 3) + (1 - share) * F.one_hot(labels[partners], 3)
+    return soft * (1 - smoothing) + smoothing / 3
+
+
+@pytest.mark.parametrize("per", ["batch", "element", "pair"])
+@pytest.mark.parametrize("kind", [name for name in LOSSES if name != "smoothed"])
+@pytest.mark.parametrize("mixing", [Mixup, CutMix, MixupOrCutMix])
+def test_the_loss_of_every_mixture_is_cross_entropy_with_its_soft_targets(run, mixtures, mixing, kind, per):
+    module = Classifier(LOSSES[kind])
+    run(module, Augment(mixing(per=per, p=0.8, label_smoothing=0.1)), batch_size=4)
+    for logits, loss, labels, drawn in zip(module.logits, module.losses, LABELS.split(4), mixtures, strict=True):
+        soft = soft_targets(labels, *drawn, smoothing=0.1)
+        expected = F.cross_entropy(logits.double(), soft, reduction="sum" if kind == "sum" else "mean")
+        torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_weights_and_ignored_targets_of_every_element(run, mixtures):
+    """Half of the pair's loss is divided by the weights of its own targets, as cross_entropy divides a mean."""
+    targets = LABELS.clone()
+    targets[1] = -100
+    module = Classifier(nn.CrossEntropyLoss(weight=WEIGHT))
+    run(module, Augment(Mixup(1.0, per="element")), targets=targets, batch_size=8)
+    partners, share = mixtures[0]
+    expected = 0.0
+    for y, part in ((targets, share), (targets[partners], 1 - share)):
+        is_counted = y != -100
+        weight = torch.where(is_counted, WEIGHT[y.clamp(min=0)], 0.0)
+        log_p = module.logits[0].log_softmax(1).gather(1, y.clamp(min=0)[:, None])[:, 0]
+        expected += -(part * weight * log_p).sum() / weight.sum()
+    torch.testing.assert_close(module.losses[0], expected.to(torch.float32))
+
+
+def test_a_loss_without_reduction_keeps_its_examples(run, mixtures):
+    kept = []
+    loss = lambda logits, y: kept.append(F.cross_entropy(logits, y, reduction="none")) or kept[-1].mean()  # noqa: E731
+    module = Classifier(loss)
+    run(module, Augment(MixupOrCutMix(per="element")), batch_size=8)
+    soft = soft_targets(LABELS, *mixtures[0])
+    expected = F.cross_entropy(module.logits[0].double(), soft, reduction="none")
+    torch.testing.assert_close(kept[0].double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("per", ["batch", "element"])
+def test_labels_of_their_own_are_mixed_and_smoothed_in_the_batch(run, mixtures, per):
+    labels = (torch.rand(8, 3, generator=torch.Generator().manual_seed(4)) > 0.5).float()
+    module = Classifier(F.binary_cross_entropy_with_logits)
+    augment = Augment(CutMix(per=per, multi_label=True, label_smoothing=0.2))
+    run(module, augment, targets=labels, batch_size=8)
+    partners, share = mixtures[0]
+    share = torch.as_tensor(share).expand(8)[:, None]
+    expected = (share * labels + (1 - share) * labels[partners]) * 0.8 + 0.1
+    torch.testing.assert_close(module.seen["train"][0][1].double(), expected.double(), rtol=1e-6, atol=1e-6)
+
+
+def test_a_loss_that_smooths_too_is_refused(run):
+    with pytest.raises(ValueError, match=r"Mixup\(label_smoothing=0.1\): the module smooths already, by cross_entropy"):
+        run(Classifier(LOSSES["smoothed"]), Augment(Mixup(label_smoothing=0.1)))
 
 
 def test_label_smoothing_beside_it_smooths_the_mixed_targets(run, mixtures):

@@ -12,6 +12,7 @@ from lightning_optkit.data import (
     CutMix,
     GaussianNoise,
     Mixup,
+    MixupOrCutMix,
     RandomCrop,
     RandomErasing,
     RandomHorizontalFlip,
@@ -22,6 +23,8 @@ from lightning_optkit.data import (
 MAKERS = {
     "Mixup": lambda **options: Mixup(1.0, num_classes=4, **options),
     "CutMix": lambda **options: CutMix(num_classes=4, **options),
+    "MixupOrCutMix": lambda **options: MixupOrCutMix(num_classes=4, **options),
+    "MixupOrCutMix element": lambda **options: MixupOrCutMix(num_classes=4, per="element", **options),
     "RandomErasing": lambda **options: RandomErasing(p=0.8, **options),
     "RandomErasing random": lambda **options: RandomErasing(p=0.8, value="random", **options),
     "RandomHorizontalFlip": RandomHorizontalFlip,
@@ -44,7 +47,7 @@ def images(dtype=torch.float32):
 
 def apply(augment, x):
     """The augmented images; for pair augmentations also the targets."""
-    if isinstance(augment, Mixup | CutMix):
+    if isinstance(augment, Mixup | CutMix | MixupOrCutMix):
         return augment(x, torch.arange(8, device=x.device) % 4)
     return (augment(x),)
 
@@ -88,8 +91,8 @@ def test_global_generators_and_the_input_stay_as_they_are(name):
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_keeps_dtype_and_memory_format(name, dtype, memory_format):
     x = images(dtype).contiguous(memory_format=memory_format)
-    if dtype == torch.uint8 and name in ("Mixup", "GaussianNoise"):
-        with pytest.raises(TypeError, match=rf"{name}\(\w+=torch.uint8\): \w+ must be"):
+    if dtype == torch.uint8 and name.split()[0] in ("Mixup", "MixupOrCutMix", "GaussianNoise"):
+        with pytest.raises(TypeError, match=rf"{name.split()[0]}\(\w+=torch.uint8\): \w+ must be"):
             apply(make(name), x)
         return
     result = apply(make(name), x)[0]
@@ -132,7 +135,7 @@ def test_a_checkpoint_continues_the_draws(name):
 @every_augmentation
 def test_empty_batch_stays_empty(name):
     augment, x = make(name), images()[:0]
-    pair = isinstance(augment, Mixup | CutMix)
+    pair = isinstance(augment, Mixup | CutMix | MixupOrCutMix)
     result = augment(x, torch.arange(0))[0] if pair else augment(x)
     assert result.shape == x.shape
 
@@ -140,14 +143,14 @@ def test_empty_batch_stays_empty(name):
 @every_augmentation
 def test_what_is_no_tensor_is_refused(name):
     augment = make(name)
-    arguments = ([1.0], torch.tensor([0])) if isinstance(augment, Mixup | CutMix) else ([1.0],)
+    arguments = ([1.0], torch.tensor([0])) if isinstance(augment, Mixup | CutMix | MixupOrCutMix) else ([1.0],)
     with pytest.raises(TypeError, match=rf"{name.split()[0]}\(\w+=list\): \w+ must be a "):
         augment(*arguments)
 
 
 @pytest.mark.parametrize("name", [name for name in MAKERS if name not in ("Mixup", "GaussianNoise")])
 def test_what_is_no_batch_of_images_is_refused(name):
-    argument = "inputs" if name.startswith("CutMix") else "images"
+    argument = "inputs" if "CutMix" in name else "images"
     message = rf"{name.split()[0]}\({argument}.shape=\(3, 6, 7\)\): {argument} must be \(N, C, H, W\)"
     with pytest.raises(ValueError, match=message):
         apply(make(name), images()[0])

@@ -335,7 +335,7 @@ def _of_fittable(kind: type) -> list[Case]:
 def _of_data() -> list[Case]:
     kinds = (data.Impute, data.MinMaxScale, data.OneHot, data.RobustScale, data.Standardize, data.Whiten)
     cases = [case for kind in kinds for case in _of_fittable(kind)]
-    for name in ("CutMix", "Mixup"):
+    for name in ("CutMix", "Mixup", "MixupOrCutMix"):
         given = lambda: {"inputs": images(), "targets": torch.rand(2, 3)}  # noqa: E731
         cases.append(_method(f"data.{name}", getattr(data, name)(), "forward", given))
     for made in (

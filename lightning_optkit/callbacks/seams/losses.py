@@ -16,7 +16,7 @@ rest of the chain: call `loss` with one or more changed calls, and return the mo
   are), which wraps `WATCHING` (only reads the final call). Within one order, earlier ones wrap later ones. A mixture of
   two examples is best computed as the mixture of two losses, which is correct for class weights, `ignore_index`, any
   reduction that sums or averages, and targets of any shape: `share * loss(call) + (1 - share) *
-  loss(call.changed(target=call.target[partners]))`.
+  loss(call.changed(target=call.target[partners]))`; with a share for every example, from losses without reduction.
 - Unreachable losses: the first `training_step` that returns a loss, or calls backward itself (manual optimization),
   without having called one of the four functions raises, naming the owners. A transform that cannot handle a call
   raises itself.
@@ -33,6 +33,7 @@ from functools import wraps
 from typing import Any, TypeAlias
 
 import lightning.pytorch as pl
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -79,6 +80,15 @@ class LossCall:
     def has_soft_target(self) -> bool:
         """Whether the targets are probabilities, one per element of `input`."""
         return self.is_binary or (self.target.is_floating_point() and self.target.shape == self.input.shape)
+
+    def num_averaged(self, each: Tensor) -> int | Tensor:
+        """What a mean divides by, given the losses of `reduction="none"`: their number, or the sum of their weights."""
+        if self.has_soft_target:
+            return each.numel()
+        counted = self.target != self.ignore_index
+        if self.weight is None:
+            return counted.sum()
+        return (self.weight[torch.where(counted, self.target, 0)] * counted).sum()
 
     def changed(self, **arguments: Any) -> "LossCall":
         """The call with changed arguments."""
