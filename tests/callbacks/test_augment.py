@@ -203,15 +203,16 @@ def test_the_loss_of_every_mixture_is_cross_entropy_with_its_soft_targets(run, m
 
 def test_weights_and_ignored_targets_of_every_element(run, mixtures):
     """Half of the pair's loss is divided by the weights of its own targets, as cross_entropy divides a mean."""
+    class_weights = torch.tensor([1.0, 3.0, 0.5])
     targets = LABELS.clone()
     targets[1] = -100
-    module = Classifier(nn.CrossEntropyLoss(weight=WEIGHT))
+    module = Classifier(nn.CrossEntropyLoss(weight=class_weights))
     run(module, Augment(Mixup(1.0, per="element")), targets=targets, batch_size=8)
     partners, share = mixtures[0]
     expected = 0.0
     for y, part in ((targets, share), (targets[partners], 1 - share)):
         is_counted = y != -100
-        weight = torch.where(is_counted, WEIGHT[y.clamp(min=0)], 0.0)
+        weight = torch.where(is_counted, class_weights[y.clamp(min=0)], 0.0)
         log_p = module.logits[0].log_softmax(1).gather(1, y.clamp(min=0)[:, None])[:, 0]
         expected += -(part * weight * log_p).sum() / weight.sum()
     torch.testing.assert_close(module.losses[0], expected.to(torch.float32))
