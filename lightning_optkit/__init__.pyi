@@ -44,6 +44,7 @@ from .callbacks import Preprocess as Preprocess
 from .callbacks import RDrop as RDrop
 from .callbacks import ReleaseGradients as ReleaseGradients
 from .callbacks import Report as Report
+from .callbacks import SafeCheckpointIO as SafeCheckpointIO
 from .callbacks import ScheduleFree as ScheduleFree
 from .callbacks import SnapshotEnsemble as SnapshotEnsemble
 from .callbacks import StochasticDepth as StochasticDepth

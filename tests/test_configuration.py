@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from jsonargparse import ArgumentParser
+from lightning.fabric.plugins.io import CheckpointIO
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringDataModule, DemoModel
@@ -91,6 +92,7 @@ CALLBACKS = [
     ("WeightAveraging", {"average": named("SWA", start=500)}),
     ("WeightAveraging", {"average": named("LAWA", k=3)}),
 ]
+PLUGINS = [("SafeCheckpointIO", {"falls_back": False})]
 CLIPS = [
     ("AutoClip", {"window": 7}),
     ("ClipNorm", {"max_norm": 2.0}),
@@ -217,6 +219,7 @@ NO_VALUES |= {"EnsemblePrediction", "GreedySoup", "GroupTable", "NormSwaps", "St
 
 ROWS = {
     Callback: CALLBACKS,
+    CheckpointIO: PLUGINS,
     ok.Clip: CLIPS,
     ok.EMA | ok.PowerEMA | ok.SWA | ok.LAWA: AVERAGES,
     nn.Module: MODULES,

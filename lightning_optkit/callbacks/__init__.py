@@ -25,6 +25,7 @@ from lightning_optkit.callbacks.preprocess import Preprocess
 from lightning_optkit.callbacks.r_drop import RDrop
 from lightning_optkit.callbacks.release_gradients import ReleaseGradients
 from lightning_optkit.callbacks.report import Report
+from lightning_optkit.callbacks.safe_checkpoint_io import SafeCheckpointIO
 from lightning_optkit.callbacks.sam import SAM
 from lightning_optkit.callbacks.schedule_free import ScheduleFree
 from lightning_optkit.callbacks.snapshot_ensemble import SnapshotEnsemble
@@ -57,6 +58,7 @@ __all__ = [
     "RDrop",
     "ReleaseGradients",
     "Report",
+    "SafeCheckpointIO",
     "ScheduleFree",
     "SnapshotEnsemble",
     "StochasticDepth",

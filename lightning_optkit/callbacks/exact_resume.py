@@ -13,6 +13,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_optkit._torch_private import kept_iterator, num_yielded
 from lightning_optkit.callbacks._data_order import data_order, differences, num_workers
+from lightning_optkit.callbacks.safe_checkpoint_io import write_safely
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_private import (
@@ -55,8 +56,7 @@ class ExactResume(FitCallback):
     themselves. Within an accumulation window the gradients so far are saved as well, for a single process. With several
     processes each has its own, which are not saved: use checkpoints at the end of a step.
 
-    In the middle of an accumulation window the gradients gathered so far are saved as well, in one process. In several
-    each has its own, which are not saved: choose checkpoints at a step's end.
+    Checkpoints are written and checked by `SafeCheckpointIO`, unless another `CheckpointIO` is given.
 
     Validation uses a copy of the random state, so that training does not depend on whether it ran: Lightning skips it
     when resuming from a checkpoint written at the end of the batch before it.
@@ -142,6 +142,7 @@ class ExactResume(FitCallback):
             return
         if callbacks_of(trainer, ExactResume, but=self):
             raise ValueError("ExactResume(): given twice; once is enough.")
+        write_safely(trainer)
         self._forget()
         self._trainer, self._world_size, self._last, self._resume = trainer, trainer.world_size, None, None
         # Overrides methods of the loops, since there is no hook between iter() and the first batch.

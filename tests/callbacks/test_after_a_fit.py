@@ -244,7 +244,7 @@ def expected(run, frozen):
 
 
 def test_every_callback_has_a_row():
-    assert {name.split(" ")[0] for name in ROWS} == set(callbacks.__all__)
+    assert {name.split(" ")[0] for name in ROWS} == set(callbacks.__all__) - {"SafeCheckpointIO"}  # a plugin
 
 
 @EACH

@@ -382,8 +382,9 @@ def _of_layers() -> list[Case]:
 
 
 def _of_callbacks() -> list[Case]:
-    # Preprocess hands its state to its transform, which complains as torch does; ExactResume keeps it for later.
-    names = [name for name in callbacks.__all__ if name not in ("Preprocess", "ExactResume")]
+    # Preprocess hands its state to its transform, which complains as torch does; ExactResume keeps it for later;
+    # SafeCheckpointIO is a plugin.
+    names = [name for name in callbacks.__all__ if name not in ("Preprocess", "ExactResume", "SafeCheckpointIO")]
     return [case for name in names for case in _of_callback(name)]
 
 

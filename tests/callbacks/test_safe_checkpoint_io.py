@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: Apache-2.0
+import errno
+import os
+import random
+import resource
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
+
+from lightning_optkit.callbacks import ExactResume, SafeCheckpointIO
+from lightning_optkit.callbacks.seams.sealed_files import Seal
+from lightning_optkit.callbacks.seams.staged_paths import staged_path
+from lightning_optkit.callbacks.seams.whole_checkpoints import damage_of, whole_checkpoint
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
+import torture
+from workers import launch
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+CONTENT = torture.content(3)
+SEAL = len(Seal("0" * 32, 0, 0, 0).line())
+
+
+def save(path, number=3):
+    SafeCheckpointIO().save_checkpoint(torture.content(number), path)
+    return path
+
+
+def load(path, **kwargs):
+    return SafeCheckpointIO(**kwargs).load_checkpoint(path, weights_only=True)
+
+
+def bend(path):
+    """Flips a bit in the middle."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+    return path
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_was_saved_is_loaded_also_by_torch(tmp_path):
+    path = save(tmp_path / "new folder" / "a.ckpt")
+    for loaded in (
+        load(path),
+        torch.load(path),
+        torch.load(path, mmap=True),
+        TorchCheckpointIO().load_checkpoint(path),
+    ):
+        torch.testing.assert_close(loaded, CONTENT, rtol=0, atol=0)
+    assert names(path.parent) == ["a.ckpt"]
+
+
+def test_a_file_of_lightning_is_loaded_and_its_damage_noticed(tmp_path):
+    path = tmp_path / "a.ckpt"
+    TorchCheckpointIO().save_checkpoint(CONTENT, path)
+    torch.testing.assert_close(load(path), CONTENT, rtol=0, atol=0)
+    assert torture.unnoticed(path, path, 10, [torture.truncated, torture.with_a_page_zeroed]) == {
+        "truncated": 0,
+        "with_a_page_zeroed": 0,
+    }
+    with pytest.raises(RuntimeError, match=r"a\.ckpt is damaged \(the checksum of .* in it differs\)"):
+        load(bend(path))
+
+
+def test_every_damage_is_noticed(tmp_path):
+    random.seed(1)
+    path = save(tmp_path / "a.ckpt")
+    assert torture.unnoticed(path, path, 40) == dict.fromkeys(
+        ["truncated", "with_a_bit_flipped", "with_a_page_zeroed", "grown"], 0
+    )
+
+
+def test_every_byte_of_the_seal_matters(tmp_path):
+    path = save(tmp_path / "a.ckpt")
+    whole = path.read_bytes()
+    for place in range(len(whole) - 160, len(whole)):  # the end of the archive, and the seal
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert damage_of(path), place
+    for length in range(len(whole) - 160, len(whole)):
+        path.write_bytes(whole[:length])
+        assert bool(damage_of(path)) != (length == len(whole) - SEAL), length  # without its seal, a whole file of torch
+
+
+def test_the_newest_whole_one_is_loaded_instead(tmp_path):
+    for number, name in enumerate(("old", "newer", "newest")):
+        save(tmp_path / f"{name}.ckpt", number)
+    os.utime(tmp_path / "old.ckpt")  # a copy: the time of the file says nothing
+    last = save(tmp_path / "last.ckpt", 9)
+    bend(last), bend(tmp_path / "newest.ckpt")
+    said = r"^SafeCheckpointIO: .*last\.ckpt is damaged \(its checksum differs\); .*newer\.ckpt is loaded instead, "
+    with pytest.warns(UserWarning, match=said):
+        assert load(last)["number"] == 1
+    with pytest.raises(RuntimeError, match=r"last\.ckpt is damaged .*: resume from .*newer\.ckpt, the newest whole"):
+        load(last, falls_back=False)
+
+
+def test_if_none_is_whole_it_says_what_to_do(tmp_path):
+    last = bend(save(tmp_path / "last.ckpt"))
+    with pytest.raises(
+        RuntimeError, match=r"last\.ckpt is damaged \(.*\) and no whole .*: restore a copy, or fit without"
+    ):
+        load(last)
+    last.write_bytes(b"")
+    with pytest.raises(RuntimeError, match=r"is damaged \(it is empty\)"):
+        load(last)
+
+
+def test_a_path_that_does_not_exist_is_not_replaced(tmp_path):
+    save(tmp_path / "other.ckpt")
+    with pytest.raises(FileNotFoundError, match=r"Checkpoint file not found: .*typo\.ckpt"):
+        load(tmp_path / "typo.ckpt")
+
+
+@pytest.fixture
+def full_disk():
+    """Files cannot grow beyond 100 kB: a write fails as on a full disk, at a place within the archive."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+
+    yield fill
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_on_a_full_disk_the_one_before_stays(tmp_path, full_disk):
+    path = save(tmp_path / "a.ckpt", 3)
+    full_disk()
+    with pytest.raises(
+        OSError, match=r"SafeCheckpointIO: .*a\.ckpt was not written \(File too large\) .*make room"
+    ) as info:
+        save(path, 4)
+    assert info.value.errno == errno.EFBIG
+    assert names(tmp_path) == ["a.ckpt"] and load(path)["number"] == 3
+
+
+@pytest.mark.parametrize("call", ["open", "fsync", "replace"])
+def test_if_a_call_fails_the_one_before_stays(tmp_path, monkeypatch, call):
+    def refuse(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    path = save(tmp_path / "a.ckpt", 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path if call == "open" else os, call, refuse)
+        with pytest.raises(
+            PermissionError, match=r"a\.ckpt was not written \(Permission denied\) and is as it was before"
+        ):
+            save(path, 4)
+    assert names(tmp_path) == ["a.ckpt"] and load(path)["number"] == 3
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_in_a_read_only_folder(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError, match="was not written"):
+        save(tmp_path / "a.ckpt")
+
+
+def test_it_is_on_the_disk_before_it_is_renamed_and_the_name_after(tmp_path, monkeypatch):
+    calls, real_fsync, real_replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append(os.readlink(f"/proc/self/fd/{fd}")), real_fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("renamed"), real_replace(a, b)))
+    monkeypatch.setenv("TMPDIR", "/does/not/exist")
+    save(tmp_path / "a.ckpt")
+    file, renamed, folder = calls
+    assert Path(file).parent == tmp_path and renamed == "renamed" and folder == str(tmp_path)
+
+
+def test_orphans_are_swept_but_not_what_is_being_written(tmp_path):
+    mine, other = staged_path(tmp_path / "a.ckpt", "1" * 32), staged_path(tmp_path / "b.ckpt", "2" * 32)
+    folder, young = staged_path(tmp_path / "c.ckpt", "3" * 32), staged_path(tmp_path / "d.ckpt", "4" * 32)
+    for orphan in (mine, other):
+        orphan.write_bytes(b"half a checkpoint")
+    folder.mkdir(), (folder / "__0_0.distcp").write_bytes(b"half"), young.touch()
+    (tmp_path / ".hidden").touch()
+    import fcntl
+
+    with other.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        save(tmp_path / "a.ckpt")
+        assert names(tmp_path) == sorted([".hidden", "a.ckpt", other.name, young.name])
+    os.utime(young, (time.time() - 100,) * 2)
+    save(tmp_path / "a.ckpt")
+    assert names(tmp_path) == [".hidden", "a.ckpt"]
+
+
+def test_kills_during_saves(tmp_path):
+    launch(Path(torture.__file__), tmp_path, "12", timeout=60)
+    assert torch.load(tmp_path / "result.pt") == {"kills": 12, "lost": 0, "orphans": 0}
+
+
+# --- runs ---
+
+
+def module_of(regression):
+    return regression(lambda module: torch.optim.SGD(module.parameters(), lr=0.1))
+
+
+def weights(module):
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+KEEPING = dict(enable_checkpointing=True, accumulate_grad_batches=1)
+
+
+@pytest.mark.filterwarnings("ignore:You.re resuming")  # Lightning cannot know of ExactResume
+@pytest.mark.parametrize("how", ["plugin", "ExactResume"])
+def test_a_run_resumes_from_last_after_its_file_was_torn(fit, regression, tmp_path, how):
+    def run(ckpt_path=None):
+        keep = ModelCheckpoint(tmp_path, save_last=True, save_top_k=-1, every_n_train_steps=1)
+        callbacks = [keep, ExactResume()] if how == "ExactResume" else [keep]
+        plugins = {} if how == "ExactResume" else {"plugins": [SafeCheckpointIO()]}
+        module = module_of(regression)
+        trainer = fit(module, *callbacks, epochs=2, ckpt_path=ckpt_path, **KEEPING, **plugins)
+        return trainer, weights(module)
+
+    trainer, whole = run()
+    assert type(trainer.strategy.checkpoint_io) is SafeCheckpointIO
+    files = sorted(tmp_path.glob("*.ckpt"))
+    assert len(files) == 9 and not any(damage_of(path) for path in files)
+    last = tmp_path / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])  # a kill of a writer that writes in place
+    bend(tmp_path / "epoch=1-step=8.ckpt")
+    with pytest.warns(UserWarning, match=r"last\.ckpt is damaged .*; .*step=7\.ckpt is loaded instead"):
+        trainer, resumed = run("last")
+    assert trainer.global_step == 8
+    if how == "ExactResume":
+        assert torch.equal(whole, resumed)
+
+
+def test_a_checkpoint_io_of_the_users_own_stays(fit, regression, tmp_path):
+    class Own(TorchCheckpointIO):
+        pass
+
+    own = Own()
+    trainer = fit(module_of(regression), ExactResume(), plugins=[own])
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    assert trainer.strategy.checkpoint_io is own
+    assert b"lightning_optkit save" not in (tmp_path / "a.ckpt").read_bytes()[-200:]
+
+
+def test_after_a_fit_and_on_an_exception_it_is_written_the_same_way(fit, regression, tmp_path):
+    trainer = fit(module_of(regression), ExactResume())
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    bend(tmp_path / "a.ckpt")
+    assert damage_of(tmp_path / "a.ckpt") == "its checksum differs"
+
+
+def test_lightnings_asynchronous_writer_takes_it(fit, regression, tmp_path):
+    keep = ModelCheckpoint(tmp_path, save_top_k=2, monitor="train_loss", every_n_train_steps=1)
+    trainer = fit(module_of(regression), keep, plugins=[AsyncCheckpointIO(SafeCheckpointIO())], **KEEPING)
+    trainer.strategy.checkpoint_io.teardown()
+    assert len(names(tmp_path)) == 2 and not any(damage_of(path) for path in tmp_path.iterdir())
+
+
+def test_lightning_checkpoints_of_modules_load(fit, regression, tmp_path):
+    module = module_of(regression)
+    fit(module, ExactResume()).save_checkpoint(tmp_path / "a.ckpt")
+    same = regression.load_from_checkpoint(tmp_path / "a.ckpt", configure=None, weights_only=True)
+    assert torch.equal(weights(module), weights(same))
+
+
+# --- sharded ---
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sharded")
+    launch(Path(__file__).with_name("sharded_saves_worker.py"), folder, timeout=100)
+    return folder, [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("kind", ["sharded", "full"])
+def test_fsdp2_falls_back_to_the_newest_whole_one(two_processes, kind):
+    for rank, results in enumerate(two_processes[1]):
+        case = results[kind]
+        assert case["whole"]["said"] == case["resumed"]["said"] == []
+        for name in ("resumed", "before"):
+            torch.testing.assert_close(case[name]["weights"], case["whole"]["weights"], rtol=0, atol=0)
+        said = [] if rank else [f"/{kind}/last.ckpt is damaged", f"/{kind}/1.ckpt is loaded instead, the newest whole"]
+        assert len(case["before"]["said"]) == (not rank)
+        assert all(part in case["before"]["said"][0] for part in said)
+        assert "last.ckpt is damaged" in case["none"]["error"] and "restore a copy" in case["none"]["error"]
+
+
+@pytest.fixture
+def folders(two_processes, tmp_path):
+    """Two saves of one run, of two processes."""
+    for name in ("1.ckpt", "3.ckpt"):
+        shutil.copytree(two_processes[0] / name, tmp_path / name)
+    return tmp_path / "1.ckpt", tmp_path / "3.ckpt"
+
+
+def test_every_damage_of_a_folder_is_noticed(folders):
+    random.seed(2)
+    assert names(folders[1]) == [".metadata", "__0_0.distcp", "__1_0.distcp", "checksums.txt", "meta.pt"]
+    counts = torture.unnoticed_in_folder(folders[1], folders[0], 8)
+    assert {sum(part.values()) for part in counts.values()} == {0}
+
+
+def test_a_folder_of_lightning_is_loaded(folders):
+    for path in folders[1].iterdir():
+        if path.name == "meta.pt":
+            torch.save(torch.load(path, weights_only=True), path)
+    (folders[1] / "checksums.txt").unlink()
+    assert damage_of(folders[1]) == ""
+    bend(folders[1] / "meta.pt")
+    assert damage_of(folders[1])
+
+
+def test_killed_between_the_renames_of_two_folders(folders):
+    """Where a file system cannot exchange two names in one step."""
+    folder = folders[0].parent
+    last, staged = folder / "last.ckpt", staged_path(folder / "last.ckpt", "5" * 32)
+    folders[1].rename(staged)
+    save(folder / "x.ckpt")  # sweeps
+    assert staged.exists()
+    with pytest.warns(UserWarning, match=r"last\.ckpt is damaged \(it is missing\); .*saving is loaded instead"):
+        assert whole_checkpoint(last, True) == staged
+    folders[0].rename(last)
+    save(folder / "x.ckpt")
+    assert names(folder) == ["last.ckpt", "x.ckpt"]
+
+
+def test_folders_are_replaced_and_removed(folders, monkeypatch):
+    from lightning_optkit.callbacks.seams import staged_paths
+
+    for exchanges in (True, False):
+        if not exchanges:
+            monkeypatch.setattr(staged_paths, "_exchange", lambda one, other: False)
+        staged = staged_path(folders[0], "6" * 32)
+        shutil.copytree(folders[1], staged)
+        staged_paths.put_in_place(staged, folders[0])
+        assert names(folders[0].parent) == sorted([staged.name, "1.ckpt", "3.ckpt"])
+        assert (folders[0] / "meta.pt").read_bytes() == (folders[1] / "meta.pt").read_bytes()
+        shutil.rmtree(staged)
+    SafeCheckpointIO().remove_checkpoint(folders[0])
+    assert names(folders[0].parent) == ["3.ckpt"]
