@@ -36,6 +36,7 @@ from lightning_optkit.callbacks.seams.lightning_private import (
     set_sampler_epoch,
     train_loaders,
 )
+from lightning_optkit.callbacks.seams.parameter_numbers import number_by_module
 from lightning_optkit.callbacks.seams.random_state import get_random_state, set_random_state
 
 __all__ = ["ExactResume"]
@@ -142,6 +143,7 @@ class ExactResume(FitCallback):
             return
         if callbacks_of(trainer, ExactResume, but=self):
             raise ValueError("ExactResume(): given twice; once is enough.")
+        number_by_module(trainer)
         write_safely(trainer)
         self._forget()
         self._trainer, self._world_size, self._last, self._resume = trainer, trainer.world_size, None, None

@@ -18,6 +18,7 @@ from lightning_optkit.callbacks.seams.configured import optimizers_in
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_packages import is_overridden, loss_scaler
 from lightning_optkit.callbacks.seams.norm_swaps import FusedNorms
+from lightning_optkit.callbacks.seams.parameter_numbers import number_by_module
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.callbacks.seams.steps import StepListener, watch_steps
 from lightning_optkit.optimizers._schedule_free import ScheduleFreeOptimizer
@@ -102,6 +103,7 @@ class Fuse(FitCallback):
             return
         if callbacks_of(trainer, Fuse, but=self):
             raise ValueError(f"{type(self).__name__}(): given twice; one converts every optimizer.")
+        number_by_module(trainer)
         self._converted, self._roundings, self._left_alone = [], {}, []
         self._module_clips = is_overridden("configure_gradient_clipping", pl_module)
         self._override(pl_module, "configure_optimizers", self._wrap_configure_optimizers(pl_module))

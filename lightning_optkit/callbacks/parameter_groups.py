@@ -11,6 +11,7 @@ from lightning_optkit._checks import check_bools
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.configured import optimizers_in, schedulers_in
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
+from lightning_optkit.callbacks.seams.parameter_numbers import number_by_module
 from lightning_optkit.optimizers._group_rules import GroupRules, NoDecay
 from lightning_optkit.optimizers._regroup import regroup_
 from lightning_optkit.optimizers.groups import NO_DECAY, GroupTable
@@ -66,6 +67,7 @@ class ParameterGroups(FitCallback):
             return
         if callbacks_of(trainer, ParameterGroups, but=self):
             raise ValueError(f"{type(self).__name__}(...): given twice; one groups every optimizer.")
+        number_by_module(trainer)
         self._tables = []
         original = pl_module.configure_optimizers
 

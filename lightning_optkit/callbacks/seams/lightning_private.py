@@ -5,6 +5,7 @@ Undocumented names of its loops without an underscore count as private too. `tes
 others, and names those that an installed Lightning lacks.
 """
 
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import lightning.pytorch as pl
@@ -157,3 +158,8 @@ def leave_finished_epoch(trainer: pl.Trainer) -> None:
 def saves_shards(strategy: ModelParallelStrategy) -> bool:
     """Whether each process writes its part of a checkpoint; `save_distributed_checkpoint` is stored privately."""
     return strategy._save_distributed_checkpoint
+
+
+def set_loaded_path(trainer: pl.Trainer, path: Path) -> None:
+    """Makes `trainer.ckpt_path` that of the checkpoint that is loaded; its setter would be for all later fits."""
+    trainer._checkpoint_connector._ckpt_path = path

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from lightning_optkit.callbacks.seams.lightning_private import saves_shards
+from lightning_optkit.callbacks.seams.lightning_private import saves_shards, set_loaded_path
 from lightning_optkit.callbacks.seams.overrides import override
 from lightning_optkit.callbacks.seams.sealed_files import checksum_of, seal_file
 from lightning_optkit.callbacks.seams.staged_paths import (
@@ -40,7 +40,7 @@ Load = Callable[..., dict[str, Any]]
 
 def guard_shards(strategy: ModelParallelStrategy, falls_back: bool) -> None:
     """Overrides how this strategy saves and loads, once."""
-    if "load_checkpoint" in vars(strategy):
+    if "save_checkpoint" in vars(strategy):
         return
     override(strategy, "save_checkpoint", partial(_save, strategy, strategy.save_checkpoint))
     override(strategy, "load_checkpoint", partial(_load, strategy, strategy.load_checkpoint, falls_back))
@@ -54,6 +54,8 @@ def _load(
     weights_only: bool | None = None,
 ) -> dict[str, Any]:
     path = whole_checkpoint(Path(strategy.broadcast(checkpoint_path)), falls_back)
+    assert strategy.lightning_module is not None
+    set_loaded_path(strategy.lightning_module.trainer, path)  # sharded averages are read from it later
     return load(path, weights_only=weights_only)
 
 
