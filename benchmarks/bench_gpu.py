@@ -43,6 +43,11 @@ RULES = {
     "Adan": (ours.Adan, None, {}),
     "ADOPT": (ours.ADOPT, None, {}),
     "AdEMAMix": (ours.AdEMAMix, None, {}),
+    "AdaBelief": (ours.AdaBelief, None, {}),
+    "MARS": (ours.MARS, None, {}),
+    "Signum": (ours.Signum, None, {}),
+    "SophiaG": (ours.SophiaG, None, {}),
+    "StableAdamW": (ours.StableAdamW, None, {}),
     "ScheduleFreeAdamW": (ours.ScheduleFreeAdamW, None, {}),
 }
 STATES = {

@@ -93,7 +93,9 @@ from .layers import WeightStandardizedConv2d as WeightStandardizedConv2d
 from .optimizers import ADOPT as ADOPT
 from .optimizers import LAMB as LAMB
 from .optimizers import LARS as LARS
+from .optimizers import MARS as MARS
 from .optimizers import SGD as SGD
+from .optimizers import AdaBelief as AdaBelief
 from .optimizers import Adadelta as Adadelta
 from .optimizers import Adafactor as Adafactor
 from .optimizers import Adagrad as Adagrad
@@ -111,6 +113,9 @@ from .optimizers import RAdam as RAdam
 from .optimizers import RMSprop as RMSprop
 from .optimizers import ScheduleFreeAdamW as ScheduleFreeAdamW
 from .optimizers import ScheduleFreeSGD as ScheduleFreeSGD
+from .optimizers import Signum as Signum
+from .optimizers import SophiaG as SophiaG
+from .optimizers import StableAdamW as StableAdamW
 from .schedules import Schedule as Schedule
 from .step import Average as Average
 from .step import Clip as Clip

@@ -171,6 +171,36 @@ struct HasTrustRatio<Rule, decltype(void(&Rule::trust_ratio))> {
   static constexpr bool value = true;
 };
 
+// Whether a rule limits a tensor's step by the norm of a vector of its own, unlike a trust ratio not only by its rate.
+// Such a rule sets kMeasured to kUpdateSquares and defines:
+//   static V limited(coefs, grad, const V* state)   an element of that vector, before this update;
+//   static double limit(const double* hyper, double squares, double numel)   the factor, given the sum of their
+//   squares.
+// `prepare` receives that factor (1 while the vector is measured) instead of scalars.
+template <class Rule, class = void>
+struct HasLimit {
+  static constexpr bool value = false;
+};
+template <class Rule>
+struct HasLimit<Rule, decltype(void(&Rule::limit))> {
+  static constexpr bool value = true;
+};
+
+// Whether a walk over the tensor precedes that of the update.
+template <class Rule>
+constexpr bool measures_first() {
+  return HasTrustRatio<Rule>::value || HasLimit<Rule>::value;
+}
+
+// What a walk computes of an element: the update or, in one that measures for a limit, what is measured.
+template <class Rule, bool kMeasure, class Coefs, class V>
+OPTKIT_HD V update_or_limited(const Coefs& coefs, V param, V grad, V* state) {
+  if constexpr (kMeasure && HasLimit<Rule>::value)
+    return Rule::limited(coefs, grad, state);
+  else
+    return Rule::update(coefs, param, grad, state);
+}
+
 // Whether a rule stores the second moment of a matrix by rows and columns. Its kStates then ends with the row and the
 // column state, after kNumStates elementwise states, which a matrix does not have. For a matrix, `update` finds
 // 1 / sqrt(second moment) in state[0], and `prepare` receives the tensor instead of scalars and sets in its Coefs

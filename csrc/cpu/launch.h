@@ -30,7 +30,7 @@ struct Kernels {
   const char* isa;
   StepChunk step_float[kNumRules];
   StepChunk step_double[kNumRules];
-  StepChunk measure_float[kNumRules];  // null: the rule has no trust ratio
+  StepChunk measure_float[kNumRules];  // null: the rule needs no sums before its step
   StepChunk measure_double[kNumRules];
   FactorKernels factors_float[kNumRules];
   FactorKernels factors_double[kNumRules];

@@ -85,7 +85,7 @@ OPTKIT_HD void step_pair(const TensorSlot& t, const StageCoefs<S>& stage, const 
   V state[Rule::kNumStates];
   for (int k = 0; k < Rule::kNumStates; ++k)
     state[k] = t.state[k] ? load_pair<S>(t.state[k], type_of_state<Rule>(t, k), i) : V(S(0));
-  const V update = Rule::update(coefs, param, grad, state);
+  const V update = update_or_limited<Rule, kMeasure>(coefs, param, grad, state);
   if constexpr (kMeasure) {
     const V g = counted(grad), p = counted(param), u = counted(update);
     if (Rule::kMeasured & kGradSquares) sums.grad_sq.add(g, g);
@@ -365,10 +365,10 @@ void step_chunk(const TensorSlot& tensor, const void* prepared, const Chunk& chu
   walk_chunk<Rule, S, false>(tensor, prepared, chunk, out);
 }
 
-// Null for a rule without a trust ratio.
+// Null for a rule that needs no sums before its step.
 template <class Rule, class S>
 constexpr StepChunk measure_chunk() {
-  if constexpr (HasTrustRatio<Rule>::value || HasFactors<Rule>::value)
+  if constexpr (measures_first<Rule>() || HasFactors<Rule>::value)
     return &walk_chunk<Rule, S, true>;
   else
     return nullptr;

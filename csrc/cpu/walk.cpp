@@ -27,7 +27,8 @@ class FlushDenormals {
 #endif
 };
 
-// `lr` is the rate of the rule: computed from its norms, or 1 while they are measured.
+// `lr` is the rate of the rule: computed from its norms, or 1 while they are measured. Of a rule with a limit, it is
+// the limit.
 using Prepare = void (*)(const GroupRow&, const TensorSlot&, double grad_scale, double lr, double num_averaged,
                          bool statistics, void* out);
 // The rule's rate, given the sums measured at a rate of 1.
@@ -37,6 +38,8 @@ template <class Rule, class S>
 typename Rule::template Coefs<S> prepare_rule(const GroupRow& group, const TensorSlot& slot, double lr, double step) {
   if constexpr (HasFactors<Rule>::value)
     return Rule::template prepare<S>(group.rule, lr, step, slot);
+  else if constexpr (HasLimit<Rule>::value)
+    return Rule::template prepare<S>(group.rule, group.lr, step, lr);
   else
     return Rule::template prepare<S>(group.rule, lr, step, slot.scalar);
 }
@@ -57,13 +60,15 @@ template <class Rule>
 double measured_rate(const GroupRow& group, const TensorSlot& slot, const Sums& sums) {
   if constexpr (HasFactors<Rule>::value)
     return Rule::relative_rate(group.rule, group.lr, *slot.step, static_cast<double>(slot.numel), sums);
+  else if constexpr (HasLimit<Rule>::value)
+    return Rule::limit(group.rule, sums.update_sq, static_cast<double>(slot.numel));
   else
     return group.lr * Rule::trust_ratio(group.rule, sums);
 }
 
 template <class Rule>
 constexpr RateOf rate_of() {
-  if constexpr (HasTrustRatio<Rule>::value || HasFactors<Rule>::value)
+  if constexpr (measures_first<Rule>() || HasFactors<Rule>::value)
     return &measured_rate<Rule>;
   else
     return nullptr;

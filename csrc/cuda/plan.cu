@@ -248,7 +248,7 @@ using Launch = cudaError_t (*)(const CudaPlan&, cudaStream_t);
 
 template <class Rule, class S>
 constexpr Launch measure_of() {
-  if constexpr (HasTrustRatio<Rule>::value)
+  if constexpr (measures_first<Rule>())
     return &launch_step<Rule, S, true>;
   else
     return nullptr;
@@ -257,7 +257,7 @@ constexpr Launch measure_of() {
 struct RuleLaunch {
   size_t prepared_size;
   cudaError_t (*prepare)(const CudaPlan&, const GroupTable&, const CudaStepControl&, Phase, cudaStream_t);
-  Launch measure;  // null: the rule has no trust ratio
+  Launch measure;  // null: the rule needs no sums before its step
   Launch step;
 };
 #define OPTKIT_LAUNCH_FLOAT(name, type)                                                          \

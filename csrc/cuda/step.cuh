@@ -74,7 +74,13 @@ __global__ void prepare_kernel(const __grid_constant__ DeviceTables tables, cons
     if (phase == Phase::kMeasure) lr = 1.0;
     if (phase == Phase::kMeasured) lr *= Rule::trust_ratio(hyper, tables.tensor_sums[index]);
   }
-  prepared->rule = Rule::template prepare<S>(hyper, lr, step, t.scalar);
+  if constexpr (HasLimit<Rule>::value) {
+    const double squares = phase == Phase::kMeasured ? tables.tensor_sums[index].update_sq : 0.0;
+    const double limit = phase == Phase::kMeasured ? Rule::limit(hyper, squares, static_cast<double>(t.numel)) : 1.0;
+    prepared->rule = Rule::template prepare<S>(hyper, lr, step, limit);
+  } else {
+    prepared->rule = Rule::template prepare<S>(hyper, lr, step, t.scalar);
+  }
   if (phase != Phase::kMeasure && t.num_averaged && average_weight(group, num_averaged) != 0.0) *t.num_averaged += 1.0f;
 }
 
@@ -191,7 +197,7 @@ __device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_
     S held[Rule::kNumStates];
 #pragma unroll
     for (int s = 0; s < Rule::kNumStates; ++s) held[s] = state[s].v[k];
-    const S update = Rule::update(launch.rule, param, grad.v[k], held);
+    const S update = update_or_limited<Rule, kMeasure>(launch.rule, param, grad.v[k], held);
     if constexpr (HasEstimate<Rule>::value) {
       S seen[kObserved], times[kObserved];
       Rule::observe(launch.rule, param, grad.v[k], held, seen, times);

@@ -2,6 +2,7 @@
 // Every rule once: X(name in Python, type). CPU and CUDA instantiate their loops from these lists.
 #pragma once
 
+#include "rules/adabelief.h"
 #include "rules/adadelta.h"
 #include "rules/adafactor.h"
 #include "rules/adagrad.h"
@@ -13,12 +14,16 @@
 #include "rules/lamb.h"
 #include "rules/lars.h"
 #include "rules/lion.h"
+#include "rules/mars.h"
 #include "rules/nadam.h"
 #include "rules/prodigy.h"
 #include "rules/radam.h"
 #include "rules/rmsprop.h"
 #include "rules/schedule_free.h"
 #include "rules/sgd.h"
+#include "rules/signum.h"
+#include "rules/sophia_g.h"
+#include "rules/stable_adamw.h"
 
 #define OPTKIT_FOR_EACH_RULE(X)                         \
   X(sgd, optkit::SGDRule)                               \
@@ -38,7 +43,12 @@
   X(schedule_free_adamw, optkit::ScheduleFreeAdamWRule) \
   X(lamb, optkit::LAMBRule)                             \
   X(lars, optkit::LARSRule)                             \
-  X(prodigy, optkit::ProdigyRule)
+  X(prodigy, optkit::ProdigyRule)                       \
+  X(adabelief, optkit::AdaBeliefRule)                   \
+  X(signum, optkit::SignumRule)                         \
+  X(sophia_g, optkit::SophiaGRule)                      \
+  X(mars, optkit::MARSRule)                             \
+  X(stable_adamw, optkit::StableAdamWRule)
 
 // Including the rules that only the CPU has.
 #define OPTKIT_FOR_EACH_CPU_RULE(X) \

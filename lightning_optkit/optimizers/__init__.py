@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Update rules, one per file, with torch.optim's arguments where torch has the rule."""
 
+from lightning_optkit.optimizers.adabelief import AdaBelief
 from lightning_optkit.optimizers.adadelta import Adadelta
 from lightning_optkit.optimizers.adafactor import Adafactor
 from lightning_optkit.optimizers.adagrad import Adagrad
@@ -14,6 +15,7 @@ from lightning_optkit.optimizers.groups import GroupTable, parameter_groups
 from lightning_optkit.optimizers.lamb import LAMB
 from lightning_optkit.optimizers.lars import LARS
 from lightning_optkit.optimizers.lion import Lion
+from lightning_optkit.optimizers.mars import MARS
 from lightning_optkit.optimizers.muon import Muon
 from lightning_optkit.optimizers.nadam import NAdam
 from lightning_optkit.optimizers.prodigy import Prodigy
@@ -22,13 +24,18 @@ from lightning_optkit.optimizers.rmsprop import RMSprop
 from lightning_optkit.optimizers.schedule_free_adamw import ScheduleFreeAdamW
 from lightning_optkit.optimizers.schedule_free_sgd import ScheduleFreeSGD
 from lightning_optkit.optimizers.sgd import SGD
+from lightning_optkit.optimizers.signum import Signum
+from lightning_optkit.optimizers.sophia_g import SophiaG
+from lightning_optkit.optimizers.stable_adamw import StableAdamW
 
 __all__ = [
     "ADOPT",
     "LAMB",
     "LARS",
+    "MARS",
     "SGD",
     "AdEMAMix",
+    "AdaBelief",
     "Adadelta",
     "Adafactor",
     "Adagrad",
@@ -45,5 +52,8 @@ __all__ = [
     "RMSprop",
     "ScheduleFreeAdamW",
     "ScheduleFreeSGD",
+    "Signum",
+    "SophiaG",
+    "StableAdamW",
     "parameter_groups",
 ]

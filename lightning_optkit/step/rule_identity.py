@@ -56,9 +56,9 @@ def _check_group_entries(what: str, optimizer: Loadable, saved: Group, group: Gr
 
 
 def _check_entries_of_torch(what: str, optimizer: Loadable, saved: Group) -> None:
-    """Adamax and RAdam of torch differ only in this entry before the first step."""
+    """Adamax and RAdam of torch differ only in one entry before the first step, Adamax and AdaBelief in none."""
     if optimizer._torch_class is None:
-        return
+        raise ValueError(f"{what} the checkpoint is of another rule; torch has no {rule_of(optimizer)!r}.")
     torchs = _build(optimizer._torch_class).param_groups[0]
     if (_DECOUPLED in saved) != (_DECOUPLED in torchs):
         has = "have" if _DECOUPLED in saved else "have no"

@@ -29,10 +29,15 @@ RULES = {
     "schedule-free adamw": (ours.ScheduleFreeAdamW, dict()),
     "lamb": (ours.LAMB, dict()),
     "lars": (ours.LARS, dict(trust_coefficient=0.1)),
+    "adabelief": (ours.AdaBelief, dict(eps=1e-8, weight_decay=0.1)),
+    "signum": (ours.Signum, dict()),
+    "sophia-g": (ours.SophiaG, dict(eps=0.1)),
+    "mars": (ours.MARS, dict(gamma=0.1)),
+    "stable adamw": (ours.StableAdamW, dict(weight_decay=0.1)),
     "prodigy": (ours.Prodigy, dict(d0=1e-2, weight_decay=0.1, use_bias_correction=True)),
 }
 # The rate depends on norms or sums, which are added in another order on CUDA.
-BY_NORMS = {"lamb", "lars", "prodigy"}
+BY_NORMS = {"lamb", "lars", "mars", "stable adamw", "prodigy"}
 # Real powers in double: the last bit may differ between host and device.
 BY_POWERS = {"nadam", "ademamix", "adopt", "schedule-free sgd", "schedule-free adamw"}
 STAGES = {

@@ -27,6 +27,11 @@ RULES = {
     "Adan": dict(weight_decay=0.1, eps=1e-2),
     "ADOPT": dict(eps=0.5),
     "AdEMAMix": dict(alpha=2.0, weight_decay=0.1, eps=1e-2),
+    "AdaBelief": dict(weight_decay=0.1, eps=1e-2),
+    "MARS": dict(gamma=0.1, weight_decay=0.1, eps=1e-2),
+    "Signum": dict(momentum=0.5, weight_decay=0.1),  # sums of halves are exact, and so is their sign
+    "SophiaG": dict(eps=1.0),
+    "StableAdamW": dict(weight_decay=0.1, eps=1e-2),
     "ScheduleFreeSGD": dict(weight_decay=0.1),
     "ScheduleFreeAdamW": dict(weight_decay=0.1, eps=1e-2),
     "Prodigy": dict(d0=1.0, growth_rate=1.1, weight_decay=0.1, eps=1e-2),

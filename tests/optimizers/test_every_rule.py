@@ -13,6 +13,11 @@ HYPERPARAMETERS = {
     "LAMB": dict(lr=1e-2, weight_decay=0.1),
     "LARS": dict(lr=1.0, weight_decay=0.1, trust_coefficient=0.02),
     "Lion": dict(lr=1e-3, weight_decay=0.1),
+    "AdaBelief": dict(lr=1e-2, weight_decay=0.1, eps=1e-8),
+    "MARS": dict(lr=1e-2, weight_decay=0.1, gamma=0.05),
+    "Signum": dict(lr=1e-3, weight_decay=0.1),
+    "SophiaG": dict(lr=1e-2, eps=0.1),
+    "StableAdamW": dict(lr=1e-2, weight_decay=0.1),
     "Prodigy": dict(d0=1e-3, growth_rate=1.05, weight_decay=0.1),
     "ScheduleFreeSGD": dict(lr=1.0, weight_decay=1e-3, warmup_steps=10),
     "ScheduleFreeAdamW": dict(lr=2e-2, weight_decay=1e-2, warmup_steps=10),
@@ -111,6 +116,11 @@ LEARNS = [  # and the loss when this was written
     ("LAMB", dict(lr=2e-2), 0.2),
     ("LARS", dict(lr=1.0, trust_coefficient=0.02), 0.2),
     ("Lion", dict(lr=1e-2, weight_decay=0.1), 0.15),  # 0.125
+    ("AdaBelief", dict(lr=1e-2), 0.15),  # 0.126
+    ("MARS", dict(lr=1e-2), 0.19),  # 0.166
+    ("Signum", dict(lr=1e-2, weight_decay=0.1), 0.1),  # 0.066
+    ("SophiaG", dict(lr=1e-2, eps=1e-3), 0.12),  # 0.092
+    ("StableAdamW", dict(lr=1e-2), 0.2),  # 0.178
     ("ScheduleFreeSGD", dict(lr=1.0, weight_decay=1e-3, warmup_steps=10), 0.26),  # 0.247
     ("ScheduleFreeAdamW", dict(lr=2e-2, weight_decay=1e-2, warmup_steps=10), 0.18),  # 0.165
 ]

@@ -10,7 +10,9 @@ import torch
 from lightning_optkit import optimizers
 from lightning_optkit.optimizers import (
     ADOPT,
+    MARS,
     SGD,
+    AdaBelief,
     Adafactor,
     Adam,
     AdamW,
@@ -22,6 +24,9 @@ from lightning_optkit.optimizers import (
     Prodigy,
     RAdam,
     ScheduleFreeAdamW,
+    Signum,
+    SophiaG,
+    StableAdamW,
     parameter_groups,
 )
 from lightning_optkit.optimizers.convert import from_torch_, to_torch_
@@ -34,6 +39,11 @@ DECOUPLED = {
     "RAdam": (RAdam, dict(decoupled_weight_decay=True)),
     "Lion": (Lion, {}),
     "AdEMAMix": (AdEMAMix, {}),
+    "AdaBelief": (AdaBelief, {}),
+    "MARS": (MARS, {}),
+    "Signum": (Signum, {}),
+    "SophiaG": (SophiaG, {}),
+    "StableAdamW": (StableAdamW, {}),
     "Adafactor": (Adafactor, {}),
     "ADOPT": (ADOPT, dict(decouple=True)),
     "Adan": (Adan, dict(no_prox=True)),

@@ -11,7 +11,7 @@ from lightning_optkit.averaging import EMA
 pytestmark = pytest.mark.skipif(extension is None, reason="no compiled extension")
 
 AVERAGED = ["SGD", "Adagrad", "RMSprop", "Adadelta", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Lion", "Adan",
-            "ADOPT", "AdEMAMix"]  # fmt: skip
+            "ADOPT", "AdEMAMix", "AdaBelief", "MARS", "Signum", "SophiaG", "StableAdamW"]  # fmt: skip
 LEAN = [(rule, None) for rule in [*AVERAGED, "ScheduleFreeSGD", "ScheduleFreeAdamW"]]
 LEAN += [(rule, EMA(0.9)) for rule in AVERAGED]
 PRECISIONS = {

@@ -28,6 +28,11 @@ SLOW = {
     "Adan": {},
     "ADOPT": {},
     "AdEMAMix": {},
+    "AdaBelief": dict(betas=(0.9, 0.9999)),  # a constant gradient leaves nothing but rounding in its variance
+    "MARS": {},
+    "Signum": dict(momentum=0.999),
+    "SophiaG": dict(eps=0.1),
+    "StableAdamW": {},
     "Prodigy": {},
     "ScheduleFreeAdamW": {},
     "Muon": {},
@@ -42,6 +47,7 @@ LESS_EXACT_IN_8_BITS = {
     ("AdEMAMix", "exp_avg_slow"): 0.5,
     ("Lion", "exp_avg"): 0.35,
     ("RMSprop", "momentum_buffer"): 0.25,
+    ("Signum", "exp_avg"): 0.35,
 }
 # The size of a step is made of the step before, so that errors grow: by noise the runs part whatever the precision.
 FEEDS_ITS_STEPS_BACK = {"Adadelta", "Prodigy"}
