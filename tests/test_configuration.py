@@ -54,7 +54,7 @@ CALLBACKS = [
     ("GradientClipping", {"clip": named("ClipNorm", max_norm=2.0)}),
     ("GradientClipping", {"clip": named("ClipPerTensor", max_norm=2.0)}),
     ("GradientClipping", {"clip": named("ClipValue", max_value=2.0)}),
-    ("GradientClipping", {"clip": named("ClipUnitwise", ratio=0.02)}),
+    ("GradientClipping", {"clip": named("ClipUnitwise", ratio=0.02), "leave_out": ["head.*"]}),
     ("GradientClipping", {"clip": named("AutoClip", percentile=20.0)}),
     ("GradientClipping", {"clip": named("ZClip", alpha=0.9)}),
     ("GradientNoise", {"eta": 0.3, "seed": 5}),
@@ -99,7 +99,7 @@ CLIPS = [
     ("ClipPerTensor", {"max_norm": 2.0}),
     ("ClipUnitwise", {"ratio": 0.02, "eps": 0.5}),
     ("ClipValue", {"max_value": 2.0}),
-    ("ZClip", {"z_threshold": 3.0}),
+    ("ZClip", {"z_threshold": 3.0, "max_norm": 2.0, "skip_update_on_spike": True}),
 ]
 AVERAGES = [
     ("EMA", {"decay": 0.9, "start": 3}),

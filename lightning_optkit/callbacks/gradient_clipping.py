@@ -6,7 +6,9 @@ Lightning's own clipping, where gradients are unscaled, and synchronized between
 """
 
 import copy
+import fnmatch
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +18,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from lightning_optkit._checks import check_like, check_state, shown
+from lightning_optkit._checks import check_like, check_listed, check_state, check_text, shown
 from lightning_optkit._torch_private import set_amp_scaling, supports_amp_scaling
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
@@ -25,6 +27,7 @@ from lightning_optkit.callbacks.seams.lightning_private import key_of_state
 from lightning_optkit.callbacks.seams.steps import StepListener, watch_steps
 from lightning_optkit.clipping import AutoClip, ClipNorm, ClipPerTensor, ClipUnitwise, ClipValue, ZClip
 from lightning_optkit.clipping._gradients import gradients, norm_of
+from lightning_optkit.optimizers._group_rules import unwrapped
 from lightning_optkit.step import OnePassOptimizer, StatefulClip
 
 __all__ = ["GradientClipping"]
@@ -53,20 +56,28 @@ class GradientClipping(FitCallback):
     Args:
         clip: `ClipNorm`, `ClipValue`, `ClipUnitwise`, `ClipPerTensor`, `AutoClip` or `ZClip`. Each optimizer of the
             module gets a copy, which an optimizer that replaces it takes over; its state is saved in checkpoints.
+        leave_out: fnmatch patterns of names of parameters that are not clipped, such as `["head.*"]`: the authors of
+            `ClipUnitwise` leave out the last linear layer. Their gradients are not part of a norm, except to detect
+            non-finite ones. With a pattern, the clip is a pass of its own.
 
     Raises:
-        TypeError: if `clip` is not a clip.
-        ValueError: when the fit starts, with `Trainer(gradient_clip_val=...)`, a module or an optimizer that clips
-            itself, or a second `GradientClipping`; and with manual optimization without a one-pass optimizer.
+        TypeError: if `clip` is not a clip, or `leave_out` not a list of patterns.
+        ValueError: when the fit starts, for a pattern that matches no parameter, with
+            `Trainer(gradient_clip_val=...)`, a module or an optimizer that clips itself, or a second
+            `GradientClipping`; and with manual optimization without a one-pass optimizer.
 
     Example:
         >>> from lightning_optkit.clipping import AutoClip
         >>> trainer = pl.Trainer(callbacks=[GradientClipping(AutoClip(10))], logger=False, enable_checkpointing=False)
     """
 
-    def __init__(self, clip: AnyClip) -> None:
+    def __init__(self, clip: AnyClip, leave_out: Sequence[str] = ()) -> None:
         check_like(type(self).__name__, "clip", clip, ("norm_bound", "bounds"), "a clip such as ClipNorm(1.0)")
         self.clip = clip
+        such_as = 'a list of patterns of names, such as ["head.*"]'
+        self.leave_out = tuple(check_listed(type(self).__name__, "leave_out", leave_out, such_as, empty=True))
+        for pattern in self.leave_out:
+            check_text(type(self).__name__, "leave_out", pattern, such_as)
         self._learned: list[dict[str, Any]] = []
         self._reset()
 
@@ -141,6 +152,7 @@ class GradientClipping(FitCallback):
         self._reset()
         self._learned = learned
         self._at_end(self._give_back)
+        self._left_out(pl_module)  # a pattern that matches nothing is refused before the first step
         self._take_over(trainer, pl_module)
         joins, counts = partial(self._join, pl_module), self._count if trainer.loggers else None
         self._at_end(watch_steps(trainer, StepListener(type(self).__name__, joins=joins, counts=counts)).remove)
@@ -200,6 +212,8 @@ class GradientClipping(FitCallback):
         """Whether the clip can be part of the step, which sees local shards, not the norm of a whole tensor."""
         params = [p for group in optimizer.param_groups for p in group["params"]]
         bounds = self.clip.bounds
+        if self.leave_out:  # a step clips all of its parameters
+            return False
         needs_whole = math.isfinite(bounds.max_tensor_norm) or math.isfinite(bounds.unit_ratio)
         is_sharded = any(isinstance(p, DTensor) and any(place.is_shard() for place in p.placements) for p in params)
         return isinstance(optimizer, OnePassOptimizer) and not (needs_whole and is_sharded)
@@ -212,7 +226,7 @@ class GradientClipping(FitCallback):
         ) -> None:
             self._refuse_trainers(gradient_clip_val)  # it may have been set since
             if optimizer in self._called:
-                self._clip(trainer, optimizer)
+                self._clip(trainer, pl_module, optimizer)
 
         self._override(pl_module, "configure_gradient_clipping", configure_gradient_clipping)
 
@@ -223,13 +237,33 @@ class GradientClipping(FitCallback):
                 "keep one."
             )
 
-    def _clip(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
+    def _left_out(self, pl_module: pl.LightningModule) -> set[Tensor]:
+        """The parameters that are not clipped; names are looked up now, since modules may have been replaced."""
+        found: set[Tensor] = set()
+        named = [(unwrapped(name), p) for name, p in pl_module.named_parameters(remove_duplicate=False)]
+        for pattern in self.leave_out:
+            matches = {p for name, p in named if fnmatch.fnmatchcase(name, pattern)}
+            if not matches:
+                such_as = ", ".join(name for name, _ in named[:3])
+                raise ValueError(
+                    f"{type(self).__name__}(leave_out=[{pattern!r}]): the pattern matches no parameter; names are such "
+                    f"as {such_as}."
+                )
+            found |= matches
+        return found
+
+    def _clip(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
         params = [p for group in optimizer.param_groups for p in group["params"]]
+        left_out = self._left_out(pl_module) if self.leave_out else set()
+        others = [p for p in params if p in left_out]
+        params = [p for p in params if p not in left_out]
         measures = bool(trainer.loggers) and self._is_log_step(trainer, trainer.global_step + 1)
         before = norm_of(gradients(type(self).__name__, params)) if measures else None
         norm = self._clips[self._called[optimizer]](params)
         if norm is not None and self.clip.needs_norm and isinstance(optimizer, OnePassOptimizer):
-            vars(optimizer)["found_inf"] = (~norm.isfinite()).float()  # skips the step, as if the clip were part of it
+            # Skips the step, as if the clip were part of it.
+            is_finite = norm.isfinite() & norm_of(gradients(type(self).__name__, others)).isfinite().to(norm.device)
+            vars(optimizer)["found_inf"] = (~is_finite).float()
         if before is not None:
             self._measuring[optimizer] = before, norm_of(gradients(type(self).__name__, params))
 

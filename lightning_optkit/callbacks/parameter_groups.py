@@ -29,8 +29,8 @@ class ParameterGroups(FitCallback):
 
     Args:
         weight_decay: Weight decay of the parameters that decay, in [0, inf). Default: that of their group.
-        no_decay: Parameters without weight decay: module classes, and any of "norm", "bias", "embedding", "vector", see
-            `lightning_optkit.optimizers.parameter_groups`.
+        no_decay: Parameters without weight decay: module classes, and any of "norm", "bias", "embedding", "vector",
+            "model" (listed by `no_weight_decay()` of a module), see `lightning_optkit.optimizers.parameter_groups`.
         layer_decay: Ratio of the rates of a layer and the next one toward the output, in (0, 1].
         layers: fnmatch patterns of names, from input to output. Default: found as in `parameter_groups`.
         overrides: Group entries by pattern of the parameter's name, see `parameter_groups`.

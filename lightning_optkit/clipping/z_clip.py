@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_optkit._checks import check_in, check_int
+from lightning_optkit._checks import check_bools, check_in, check_int
 from lightning_optkit.clipping._gradients import scale_to_bound_
 from lightning_optkit.step import Clip, ClipBounds
 from lightning_optkit.step.coefficients import exact_bound
@@ -30,11 +30,17 @@ class ZClip(Clip):
     Each optimizer needs its own instance, since it is stateful. Its state is saved in the state dict of a one-pass
     optimizer, under "clip".
 
+    The `max_norm` and `skip_update_on_spike` are those of the authors' code, github.com/bluorion-com/ZClip.
+
     Args:
         z_threshold: Largest unclipped z-score, in (0, inf).
         alpha: Decay rate of the mean and variance, in [0, 1).
         warmup_steps: Number of norms from which the initial mean and variance are computed, without clipping; at least
             2.
+        max_norm: Outer bound of the norm, in (0, inf), also during the warm-up. Mean and variance learn from the norm
+            without this bound. None: no such bound.
+        skip_update_on_spike: Whether mean and variance leave out the norms that were clipped as spikes, instead of
+            learning from their bound. A lasting rise of the norms is then clipped for good.
 
     Raises:
         ValueError: for an argument out of range.
@@ -51,17 +57,28 @@ class ZClip(Clip):
         tensor([2.5000])
     """
 
-    def __init__(self, z_threshold: float = 2.5, alpha: float = 0.97, warmup_steps: int = 25) -> None:
+    def __init__(
+        self,
+        z_threshold: float = 2.5,
+        alpha: float = 0.97,
+        warmup_steps: int = 25,
+        max_norm: float | None = None,
+        skip_update_on_spike: bool = False,
+    ) -> None:
         self.z_threshold = check_in(type(self).__name__, "z_threshold", z_threshold, "(0, inf)")
         self.alpha = check_in(type(self).__name__, "alpha", alpha, "[0, 1)")
         self.warmup_steps = check_int(type(self).__name__, "warmup_steps", warmup_steps, minimum=2)
+        self.max_norm = None if max_norm is None else check_in(type(self).__name__, "max_norm", max_norm, "(0, inf)")
+        check_bools(type(self).__name__, skip_update_on_spike=skip_update_on_spike)
+        self.skip_update_on_spike = skip_update_on_spike
         self._learned = torch.zeros(3, dtype=torch.float64)  # mean, variance, number of norms
 
     def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}(z_threshold={self.z_threshold:g}, alpha={self.alpha:g}, "
-            f"warmup_steps={self.warmup_steps})"
-        )
+        # Part of the key of a callback's state in a checkpoint, so that it must not change with every new argument.
+        shown = f"z_threshold={self.z_threshold:g}, alpha={self.alpha:g}, warmup_steps={self.warmup_steps}"
+        shown += "" if self.max_norm is None else f", max_norm={self.max_norm:g}"
+        shown += ", skip_update_on_spike=True" if self.skip_update_on_spike else ""
+        return f"{type(self).__name__}({shown})"
 
     @property
     def needs_norm(self) -> bool:
@@ -83,8 +100,9 @@ class ZClip(Clip):
         is_spike = (seen >= self.warmup_steps) & (z > self.z_threshold)
         bound = torch.where(is_spike, mean + self.z_threshold**2 / z * std, torch.inf)
         learned = self._learn(torch.minimum(norm, bound), mean, variance, seen)
-        self._learned = torch.where(norm.isfinite(), learned, self._learned)
-        return bound
+        learns = norm.isfinite() & ~is_spike if self.skip_update_on_spike else norm.isfinite()
+        self._learned = torch.where(learns, learned, self._learned)
+        return bound if self.max_norm is None else bound.clamp(max=self.max_norm)
 
     def _learn(self, norm: Tensor, mean: Tensor, variance: Tensor, seen: Tensor) -> Tensor:
         kept = torch.where(seen < self.warmup_steps, seen / (seen + 1), self.alpha)

@@ -14,11 +14,11 @@ from lightning_optkit._checks import check_in, check_listed, check_mapping, chec
 from lightning_optkit._torch_private import WRAPPERS, BatchOrInstanceNorm
 from lightning_optkit.optimizers._depth import depths
 
-__all__ = ["GroupRules", "Membership", "NoDecay", "gathered", "named_apart"]
+__all__ = ["GroupRules", "Membership", "NoDecay", "gathered", "named_apart", "unwrapped"]
 
-NoDecay: TypeAlias = Sequence[type[nn.Module] | Literal["norm", "bias", "embedding", "vector"]]
+NoDecay: TypeAlias = Sequence[type[nn.Module] | Literal["norm", "bias", "embedding", "vector", "model"]]
 
-_KINDS = ("norm", "bias", "embedding", "vector")
+_KINDS = ("norm", "bias", "embedding", "vector", "model")
 _NORMS = (BatchOrInstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 _WRAPPERS = re.compile(rf"({'|'.join(WRAPPERS)})\.")
@@ -122,11 +122,15 @@ class GroupRules:
         places: dict[Tensor, list[tuple[nn.Module, str]]] = {}
         for prefix, module in model.named_modules(remove_duplicate=False):
             for own, param in module.named_parameters(recurse=False, remove_duplicate=False):
-                names.setdefault(param, _WRAPPERS.sub("", f"{prefix}.{own}" if prefix else own))
+                names.setdefault(param, unwrapped(f"{prefix}.{own}" if prefix else own))
                 places.setdefault(param, []).append((module, own))
+        listed = _listed_by_modules(self.owner, model) if "model" in self.kinds else frozenset()
         found, num_layers = ({}, 1) if self.layer_decay is None else depths(self.owner, model, names, self.layers)
         matched: set[str] = set()
-        result = {param: self._membership(param, names, places, found, num_layers, matched) for param in names}
+        result = {
+            param: self._membership(param, names, places, found, num_layers, matched, decays=param not in listed)
+            for param in names
+        }
         for pattern in self.overrides:
             if pattern not in matched:
                 such_as = ", ".join(list(names.values())[:3])
@@ -144,6 +148,8 @@ class GroupRules:
         found: dict[Tensor, int],
         num_layers: int,
         matched: set[str],
+        *,
+        decays: bool,
     ) -> Membership:
         entries: dict[str, Any] = {}
         labels: list[str] = []
@@ -155,7 +161,7 @@ class GroupRules:
         entries.pop("name", None)
         depth = found.get(param)
         scale = 1.0 if depth is None or self.layer_decay is None else self.layer_decay ** (num_layers - 1 - depth)
-        decays = not any(self._exempts(module, own, param) for module, own in places[param])
+        decays = decays and not any(self._exempts(module, own, param) for module, own in places[param])
         return Membership(decays, depth, scale, tuple(sorted(entries.items())), "_".join(filter(None, labels)))
 
     def _exempts(self, module: nn.Module, own: str, param: Tensor) -> bool:
@@ -169,6 +175,39 @@ class GroupRules:
             or ("embedding" in self.kinds and isinstance(module, _EMBEDDINGS))
             or ("vector" in self.kinds and is_vector)
         )
+
+
+def unwrapped(name: str) -> str:
+    """The name of a parameter without the parts that compiled, sharded or checkpointed modules add."""
+    return _WRAPPERS.sub("", name)
+
+
+def _listed_by_modules(owner: str, model: nn.Module) -> frozenset[Tensor]:
+    """The parameters that modules list themselves, as models of timm and of Swin's authors do.
+
+    `no_weight_decay()` returns names, relative to the module; `no_weight_decay_keywords()` returns parts of names.
+
+    Raises:
+        TypeError: if a module returns anything but strings.
+    """
+    listed: set[Tensor] = set()
+    for module in model.modules():
+        whole, parts = (_strings(owner, module, name) for name in ("no_weight_decay", "no_weight_decay_keywords"))
+        for name, param in module.named_parameters(remove_duplicate=False) if whole or parts else ():
+            plain = unwrapped(name)
+            if plain in whole or any(part in plain for part in parts):
+                listed.add(param)
+    return frozenset(listed)
+
+
+def _strings(owner: str, module: nn.Module, method: str) -> frozenset[str]:
+    given = getattr(module, method, None)
+    if not callable(given):
+        return frozenset()
+    names = given()
+    if isinstance(names, str) or not isinstance(names, Iterable) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{owner}(model={type(module).__name__}): its {method}() must return a set of names.")
+    return frozenset(names)
 
 
 def _is_norm(module: nn.Module) -> bool:

@@ -18,7 +18,7 @@ from lightning_optkit.optimizers._group_rules import GroupRules, NoDecay, gather
 
 __all__ = ["NO_DECAY", "GroupTable", "parameter_groups"]
 
-NO_DECAY: NoDecay = ("norm", "bias", "vector")
+NO_DECAY: NoDecay = ("norm", "bias", "vector", "model")
 _SHOWN = {"params", "param_names", "name", "lr", "initial_lr", "decay_lr", "weight_decay"}
 
 
@@ -76,7 +76,8 @@ def parameter_groups(
         weight_decay: Weight decay of the groups that decay, in [0, inf). Default: the optimizer's.
         no_decay: Parameters without weight decay: module classes, and any of "norm" (norm layers of torch, and classes
             named ...Norm), "bias", "embedding", "vector" (anything else with fewer than two dimensions: layer scales,
-            temperatures). A shared parameter does not decay if this holds for any of its uses.
+            temperatures), "model" (what a module lists by a method `no_weight_decay()`, as models of timm do, or
+            `no_weight_decay_keywords()`). A shared parameter does not decay if this holds for any of its uses.
         layer_decay: Ratio of the rates of a layer and the next one toward the output, in (0, 1]. The layers: children
             of the Sequential, ModuleList or ModuleDict with the blocks; modules registered before it form the first
             layer, those after it the last (see `_depth.py` for the full rule).

@@ -2,7 +2,8 @@
 """LAMB: Adam's direction, at a rate proportional to the norm of each layer's weights.
 
 Source: You et al. 2020, "Large batch optimization for deep learning: training BERT in 76 minutes", arXiv:1904.00962,
-Algorithm 2.
+Algorithm 2; `trust_clip`: LAMBC, Fong et al. 2020, "Improving Layer-wise Adaptive Rate Methods using Trust Ratio
+Clipping", arXiv:2011.13584, in the form of timm's Lamb.
 """
 
 import math
@@ -36,7 +37,8 @@ def _trust_ratio(group: Group, sums: TensorStatistics) -> float:
     """phi(|x|) / |r + lambda x|."""
     least, most = group["norm_bounds"]
     phi = min(max(sums.param_norm, least), most)
-    return phi / sums.update_norm if group["adapt"] and phi > 0 and sums.update_norm > 0 else 1.0
+    ratio = phi / sums.update_norm if group["adapt"] and phi > 0 and sums.update_norm > 0 else 1.0
+    return min(ratio, 1.0) if group["trust_clip"] else ratio
 
 
 def _hyperparameters(group: Group) -> Hyperparameters:
@@ -76,6 +78,7 @@ class LAMB(OnePassOptimizer):
         weight_decay: lambda, inside the norm; in [0, inf).
         adapt: Whether the rate depends on the norm of the layer; False: Adam with decoupled decay.
         norm_bounds: Bounds of phi: the norm of the weights is clamped to them.
+        trust_clip: Bound the ratio of the norms by 1, so that no layer's rate exceeds `lr`: LAMBC. Runs in PyTorch.
         maximize: Ascend.
         fused: None: the compiled path where possible. False: plain PyTorch.
         cautious: Must be False: decay is part of the rule.
@@ -106,6 +109,7 @@ class LAMB(OnePassOptimizer):
         weight_decay: float = 0.01,
         adapt: bool = True,
         norm_bounds: tuple[float, float] = (0.0, math.inf),
+        trust_clip: bool = False,
         *,
         maximize: bool = False,
         fused: bool | None = None,
@@ -118,6 +122,7 @@ class LAMB(OnePassOptimizer):
             weight_decay=weight_decay,
             norm_bounds=norm_bounds,
             adapt=adapt,
+            trust_clip=trust_clip,
             maximize=maximize,
             fused=fused,
             foreach=None,
@@ -133,12 +138,18 @@ class LAMB(OnePassOptimizer):
     def _rule(self, group: Group) -> Rule:
         return _RULE
 
+    def _why_reference(self, param: Tensor, group: Group) -> str | None:
+        if group["trust_clip"]:
+            return "no kernel that clips the trust ratio"
+        return super()._why_reference(param, group)
+
     def _check_group(self, group: Group) -> None:
         beta1, beta2 = pair(self._owner, "betas", group["betas"])
         check_number(self._owner, "betas[0]", beta1, "[0, 1)")
         check_number(self._owner, "betas[1]", beta2, "[0, 1)")
         check_number(self._owner, "eps", group["eps"], "[0, inf)")
         check_one_of(self._owner, "adapt", group["adapt"], (False, True))
+        check_one_of(self._owner, "trust_clip", group["trust_clip"], (False, True))
         check_one_of(self._owner, "cautious", group["cautious"], (False,))
         least, most = pair(self._owner, "norm_bounds", group["norm_bounds"])
         check_number(self._owner, "norm_bounds[0]", least, "[0, inf)")

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """LARS: SGD with momentum, at a rate proportional to the weight-to-gradient ratio of each layer.
 
-Source: You et al. 2017, "Large batch training of convolutional networks", arXiv:1708.03888, Algorithm 1.
+Source: You et al. 2017, "Large batch training of convolutional networks", arXiv:1708.03888, Algorithm 1; `trust_clip`:
+`apex.parallel.LARC(clip=True)`, in the form of timm's Lars.
 """
 
 from torch import Tensor
@@ -31,9 +32,15 @@ def lars_update(param: Tensor, grad: Tensor, state: State, group: Group, step: f
 def _trust_ratio(group: Group, sums: TensorStatistics) -> float:
     """Eta |w| / (|g| + beta |w|)."""
     if not group["adapt"] or sums.param_norm == 0 or sums.grad_norm == 0:
-        return 1.0
+        return _at_most(1.0, float(group["lr"])) if group["adapt"] and group["trust_clip"] else 1.0
     denominator = sums.grad_norm + float(group["weight_decay"]) * sums.param_norm + float(group["eps"])
-    return float(group["trust_coefficient"]) * sums.param_norm / denominator
+    ratio = float(group["trust_coefficient"]) * sums.param_norm / denominator
+    return _at_most(ratio, float(group["lr"])) if group["trust_clip"] else ratio
+
+
+def _at_most(ratio: float, lr: float) -> float:
+    """The factor of `lr` for the smaller one of the two rates."""
+    return min(ratio / lr, 1.0) if lr > 0 else 1.0
 
 
 def _hyperparameters(group: Group) -> Hyperparameters:
@@ -65,6 +72,8 @@ class LARS(OnePassOptimizer):
         trust_coefficient: eta, the factor of the ratio of norms, in (0, inf).
         eps: Added to the denominator, in [0, inf).
         adapt: Whether the rate depends on the norms; False: SGD with momentum.
+        trust_clip: Take the smaller one of the layer's own rate and `lr`, instead of their product: LARC. Runs in
+            PyTorch.
         maximize: Ascend.
         fused: None: the compiled path where possible. False: plain PyTorch.
         cautious: Must be False: decay is part of the rule.
@@ -95,6 +104,7 @@ class LARS(OnePassOptimizer):
         trust_coefficient: float = 0.001,
         eps: float = 0.0,
         adapt: bool = True,
+        trust_clip: bool = False,
         *,
         maximize: bool = False,
         fused: bool | None = None,
@@ -107,6 +117,7 @@ class LARS(OnePassOptimizer):
             trust_coefficient=trust_coefficient,
             eps=eps,
             adapt=adapt,
+            trust_clip=trust_clip,
             maximize=maximize,
             fused=fused,
             foreach=None,
@@ -122,9 +133,15 @@ class LARS(OnePassOptimizer):
     def _rule(self, group: Group) -> Rule:
         return _RULE
 
+    def _why_reference(self, param: Tensor, group: Group) -> str | None:
+        if group["trust_clip"]:
+            return "no kernel that clips the trust ratio"
+        return super()._why_reference(param, group)
+
     def _check_group(self, group: Group) -> None:
         check_number(self._owner, "momentum", group["momentum"], "[0, 1)")
         check_number(self._owner, "trust_coefficient", group["trust_coefficient"], "(0, inf)")
         check_number(self._owner, "eps", group["eps"], "[0, inf)")
         check_one_of(self._owner, "adapt", group["adapt"], (False, True))
+        check_one_of(self._owner, "trust_clip", group["trust_clip"], (False, True))
         check_one_of(self._owner, "cautious", group["cautious"], (False,))

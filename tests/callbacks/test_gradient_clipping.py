@@ -178,6 +178,51 @@ def test_two_processes_equal_one(tmp_path):
 # --- bad input ---
 
 
+@pytest.mark.parametrize("callbacks", FOLDED.values(), ids=FOLDED)
+@pytest.mark.parametrize("clip", [ClipUnitwise(0.02), ClipNorm(0.1)], ids=str)
+def test_parameters_left_out_by_name_keep_their_gradients(regression, fit, clip, callbacks):
+    module, expected = regression(sgd), regression(sgd)
+    names = [name for name, _ in expected.named_parameters()]
+    last = names[-1].rsplit(".", 1)[0]
+
+    def clip_the_others(optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+        clip([p for name, p in expected.named_parameters() if not name.startswith(f"{last}.")])
+
+    expected.configure_gradient_clipping = clip_the_others
+    fit(expected)
+    fit(module, GradientClipping(clip, leave_out=[f"{last}.*"]), *(make() for make in callbacks))
+    assert_equal(module, expected, tolerance=1e-6)
+    whole = regression(sgd)
+    fit(whole, GradientClipping(clip))
+    assert max((p - q).abs().max() for p, q in zip(module.parameters(), whole.parameters(), strict=True)) > 1e-4
+
+
+def test_a_non_finite_gradient_that_is_left_out_skips_the_step(regression, fit):
+    module = regression(sgd)
+    last = [*module.named_parameters()][-1]
+    before = last[1].detach().clone()
+    last[1].register_hook(lambda grad: grad * float("nan"))
+    fit(module, GradientClipping(ClipUnitwise(), leave_out=[last[0]]), Fuse(verbose=False), epochs=1)
+    assert torch.equal(last[1], before) and all(p.isfinite().all() for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("leave_out", "error", "message"),
+    [
+        (
+            ["nowhere.*"],
+            ValueError,
+            r"GradientClipping\(leave_out=\['nowhere.\*'\]\): the pattern matches no parameter",
+        ),
+        ("head", TypeError, r"GradientClipping\(leave_out='head'\): leave_out must be a list of patterns"),
+        ([3], TypeError, r"GradientClipping\(leave_out=3\): leave_out must be a list of patterns"),
+    ],
+)
+def test_patterns_to_leave_out_that_mean_nothing_are_refused(regression, fit, leave_out, error, message):
+    with pytest.raises(error, match=message):
+        fit(regression(sgd), GradientClipping(ClipUnitwise(), leave_out=leave_out))
+
+
 def test_refuses_what_is_no_clip():
     with pytest.raises(
         TypeError, match=r"^GradientClipping\(clip=1.0\): clip must be a clip such as ClipNorm\(1.0\)\.$"

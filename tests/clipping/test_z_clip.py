@@ -62,6 +62,51 @@ def test_a_skipped_step_teaches_nothing(fused):
     assert str(optimizer.clip.state_dict()) == str(before)
 
 
+def authors(norms, z_threshold, alpha, warmup_steps, max_norm, skip):
+    """The bound of every step as in the authors' code: the outer bound beside the learned one, which learns without."""
+    bounds, mean, variance = [], None, None
+    for t, norm in enumerate(norms):
+        outer = math.inf if max_norm is None else max_norm
+        if t < warmup_steps:
+            bounds.append(outer)
+            mean, variance = np.mean(norms[: t + 1]), np.var(norms[: t + 1])
+            continue
+        z = (norm - mean) / math.sqrt(variance)
+        is_spike = z > z_threshold
+        value = mean + z_threshold * math.sqrt(variance) / (z / z_threshold) if is_spike else norm
+        bounds.append(min(value if is_spike else math.inf, outer))
+        if is_spike and skip:
+            continue
+        mean = alpha * mean + (1 - alpha) * value
+        variance = alpha * variance + (1 - alpha) * (value - mean) ** 2
+    return bounds
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("max_norm", [None, 1.15, 3.0])
+def test_the_outer_bound_and_skipped_spikes_are_the_authors(max_norm, skip):
+    norms = [*np.random.default_rng(0).lognormal(0, 0.3, 200), *SIZES, *SIZES]
+    clip = ZClip(1.5, alpha=0.9, warmup_steps=6, max_norm=max_norm, skip_update_on_spike=skip)
+    bounds = [float(clip.norm_bound(torch.tensor(norm, dtype=torch.float64))) for norm in norms]
+    expected = authors(norms, 1.5, 0.9, 6, max_norm, skip)
+    assert bounds == pytest.approx(expected, rel=1e-12)
+    assert expected != authors(norms, 1.5, 0.9, 6, max_norm, not skip)
+
+
+def test_the_outer_bound_folded_and_called(folded_and_called):
+    clip = ZClip(2.0, alpha=0.9, warmup_steps=4, max_norm=30.0, skip_update_on_spike=True)
+    ours, optimizer, theirs, norms = folded_and_called(clip, SIZES)
+    torch.testing.assert_close([p.double() for p in ours], theirs, rtol=1e-12, atol=1e-12)
+    assert optimizer.num_clipped == sum(
+        bound < norm for bound, norm in zip(authors(norms, 2.0, 0.9, 4, 30.0, True), norms, strict=True)
+    )
+
+
+def test_the_name_of_a_clip_without_the_options_stays():
+    assert repr(ZClip()) == "ZClip(z_threshold=2.5, alpha=0.97, warmup_steps=25)"
+    assert repr(ZClip(max_norm=1.0, skip_update_on_spike=True)).endswith("max_norm=1, skip_update_on_spike=True)")
+
+
 def test_a_resumed_clip_goes_on():
     clip, resumed = ZClip(2.0, warmup_steps=3), ZClip(2.0, warmup_steps=3)
     for norm in SIZES[:5]:
@@ -76,6 +121,8 @@ def test_a_resumed_clip_goes_on():
     [
         (dict(z_threshold=0.0), r"ZClip\(z_threshold=0.0\): z_threshold must be in \(0, inf\)\."),
         (dict(alpha=1.0), r"ZClip\(alpha=1.0\): alpha must be in \[0, 1\)\."),
+        (dict(max_norm=0.0), r"ZClip\(max_norm=0.0\): max_norm must be in \(0, inf\)\."),
+        (dict(skip_update_on_spike=1), r"ZClip\(skip_update_on_spike=1\): skip_update_on_spike must be one of"),
         (dict(warmup_steps=1), r"ZClip\(warmup_steps=1\): warmup_steps must be "),
     ],
     ids=str,

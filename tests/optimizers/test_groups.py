@@ -107,7 +107,62 @@ def test_a_shared_parameter_once_and_without_decay_if_one_place_has_none():
     ]
 
 
+class Stage(nn.Module):
+    """As in ConvNeXt: downsampling, then blocks; `after` as in transformers' Swin."""
+
+    def __init__(self, width, num_blocks, wider=None):
+        super().__init__()
+        self.downsample = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width)) if num_blocks else nn.Identity()
+        self.blocks = nn.ModuleList(Unit(width) for _ in range(max(num_blocks, 1)))
+        self.after = nn.Linear(width, wider) if wider else nn.Identity()
+
+
+class Unit(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.Linear(width, width))
+
+
+class Staged(nn.Module):
+    def __init__(self, num_blocks=(2, 2, 3), widths=(4, 6, 8)):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 4)
+        self.stages = nn.Sequential(*(Stage(w, n, w + 1) for w, n in zip(widths, num_blocks, strict=True)))
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 2)
+
+    def no_weight_decay(self):
+        return {"stem.weight", "unknown"}
+
+
+class Experts(nn.Module):
+    """A block with more experts than the model has blocks of its class; the first block of a model has none."""
+
+    def __init__(self, has_experts):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2)
+        self.experts = nn.ModuleList(Unit(4) for _ in range(2)) if has_experts else Unit(5)
+
+
 # --- decay ---
+
+
+def test_what_a_module_lists_does_not_decay():
+    model = nn.ModuleDict({"net": Staged(), "table": nn.Linear(3, 3)})
+    model["table"].no_weight_decay_keywords = lambda: {"weig"}
+    listed = names_by(parameter_groups(model, weight_decay=0.1, no_decay=["model"]), "weight_decay")
+    assert listed[0.0] == {"net.stem.weight", "table.weight"}
+    assert "net.stem.weight" in names_by(parameter_groups(model, weight_decay=0.1), "weight_decay")[0.0]
+    assert (
+        "net.stem.weight" in names_by(parameter_groups(model, weight_decay=0.1, no_decay=["bias"]), "weight_decay")[0.1]
+    )
+
+
+@pytest.mark.parametrize("given", ["stem", 3, [nn.Linear]], ids=str)
+def test_a_list_of_a_module_that_holds_no_names_is_refused(given):
+    model = Staged()
+    model.no_weight_decay = lambda: given
+    with pytest.raises(TypeError, match=r"parameter_groups\(model=Staged\): its no_weight_decay\(\) must return a set"):
+        parameter_groups(model)
 
 
 def test_norms_biases_and_vectors_do_not_decay():
@@ -179,6 +234,29 @@ def test_depth_in_a_transformer():
     found = [starting(exponents, f"backbone.{prefix}") for prefix in prefixes]
     assert found == [{4}, {4}, {3}, {2}, {1}, {0}]
     assert starting(exponents, "head") == {0}
+
+
+@pytest.mark.parametrize("num_blocks", [(2, 2, 3), (2, 2, 2), (3, 9, 3), (1, 2, 1)], ids=str)
+def test_every_block_of_a_stage_is_a_layer(num_blocks):
+    """As in the groups of timm's Swin and ConvNeXt: downsampling belongs to the block it comes before."""
+    exponents, last = scales(Staged(num_blocks)), sum(num_blocks) + 1
+    assert {exponents["head.weight"], exponents["norm.weight"]} == {0} and exponents["stem.weight"] == last
+    depth = 1
+    for stage, count in enumerate(num_blocks):
+        for block in range(count):
+            assert exponents[f"stages.{stage}.blocks.{block}.mlp.0.weight"] == last - depth - block
+        assert exponents[f"stages.{stage}.downsample.1.weight"] == last - depth
+        assert exponents[f"stages.{stage}.after.weight"] == last - depth - count + 1
+        depth += count
+
+
+def test_stages_of_one_width_and_experts_are_no_stages():
+    same = scales(Staged(widths=(8, 8, 8)))
+    assert same["stages.0.blocks.0.mlp.0.weight"] == same["stages.0.blocks.1.mlp.0.weight"] == 3
+    model = nn.Sequential(*(Experts(has_experts=i > 0) for i in range(4)))
+    exponents = scales(model)
+    assert exponents["1.experts.0.mlp.0.weight"] == exponents["1.experts.1.mlp.0.weight"] == 2
+    assert exponents["0.attention.in_proj_weight"] == 3
 
 
 def test_depth_in_a_resnet():

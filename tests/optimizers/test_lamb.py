@@ -111,3 +111,30 @@ def test_a_layer_of_zeros_moves_at_the_rate_itself(fused):
 def test_explain_tells_of_the_second_walk():
     (plan,) = LAMB([torch.ones(3, requires_grad=True)]).explain().groups
     assert (plan.stages, plan.bytes_per_element) == (("trust", "update"), 28 + 16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_trust_clip_bounds_the_ratio_by_one(dtype):
+    """LAMBC: min(|x| / |r + lambda x|, 1)."""
+    torch.manual_seed(0)
+    values = torch.randn(5, 7, dtype=torch.float64) * 0.9
+    gradients = torch.randn(200, 5, 7, dtype=torch.float64)
+    p = values.clone().to(dtype).requires_grad_()
+    optimizer = LAMB([p], lr=0.02, betas=(0.8, 0.95), weight_decay=0.1, trust_clip=True)
+    x, m, v, ratios = values.clone(), torch.zeros_like(values), torch.zeros_like(values), []
+    for t, g in enumerate(gradients, start=1):
+        p.grad = g.to(dtype)
+        optimizer.step()
+        m, v = 0.8 * m + 0.2 * g, 0.95 * v + 0.05 * g**2
+        direction = (m / (1 - 0.8**t)) / ((v / (1 - 0.95**t)).sqrt() + 1e-6) + 0.1 * x
+        ratios.append(float(x.norm() / direction.norm()))
+        x = x - 0.02 * min(ratios[-1], 1.0) * direction
+    assert min(ratios) < 1 < max(ratios)
+    tolerance = 1e-11 if dtype == torch.float64 else 1e-4
+    torch.testing.assert_close(p.detach().double(), x, rtol=tolerance, atol=tolerance)
+    assert "no kernel that clips the trust ratio" in str(optimizer.explain())
+
+
+def test_trust_clip_is_a_flag():
+    with pytest.raises(ValueError, match=r"LAMB\(trust_clip=None\): trust_clip must be one of False, True"):
+        LAMB([torch.ones(2, requires_grad=True)], trust_clip=None)

@@ -50,6 +50,51 @@ def test_any_scale_of_weights_and_gradients_in_single_precision(scale, grad_scal
     torch.testing.assert_close(p.detach().double() / scale, expected / scale, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("lr", [0.003, 2.0])
+@pytest.mark.parametrize("zeros", [False, True], ids=["weights", "zeros"])
+def test_trust_clip_takes_the_smaller_rate(zeros, lr, dtype):
+    """LARC: a layer's rate is min(eta |w| / (|g| + beta |w|), lr); 1, before the minimum, for a layer of zeros."""
+    torch.manual_seed(0)
+    values, gradients = (
+        torch.randn(5, 7) * (not zeros),
+        torch.randn(200, 5, 7) * torch.logspace(-2, 2, 200)[:, None, None],
+    )
+    p = values.clone().to(dtype).requires_grad_()
+    settings = dict(lr=lr, momentum=0.8, weight_decay=0.1, trust_coefficient=0.02)
+    optimizer = LARS([p], trust_clip=True, **settings)
+    w, v, clipped = values.double().clone(), torch.zeros(5, 7, dtype=torch.float64), 0
+    for g in gradients:
+        p.grad = g.to(dtype)
+        optimizer.step()
+        local = 0.02 * w.norm() / (g.double().norm() + 0.1 * w.norm()) if w.norm() > 0 else torch.tensor(1.0)
+        clipped += int(local > lr)
+        v = 0.8 * v + min(float(local), lr) * (g.double() + 0.1 * w)
+        w = w - v
+    torch.testing.assert_close(p.detach().double(), w, rtol=1e-11 if dtype == torch.float64 else 1e-4, atol=1e-4)
+    if dtype == torch.float64:
+        torch.testing.assert_close(p.detach(), w, rtol=1e-11, atol=1e-11)
+    assert 0 < clipped < 200 or lr == 2.0
+    assert "no kernel that clips the trust ratio" in str(optimizer.explain())
+
+
+def test_trust_clip_may_be_set_during_a_run():
+    p = torch.ones(4, 4, requires_grad=True)
+    optimizer = LARS([p], lr=1e-3, momentum=0.0, trust_coefficient=10.0)
+    moved = []
+    for is_clipped in (False, True):
+        optimizer.param_groups[0]["trust_clip"] = is_clipped
+        before, p.grad = p.detach().clone(), torch.ones(4, 4)
+        optimizer.step()
+        moved.append(float((before - p.detach()).mean()))
+    assert moved == pytest.approx([1e-2, 1e-3], rel=1e-4)
+
+
+def test_trust_clip_is_a_flag():
+    with pytest.raises(ValueError, match=r"LARS\(trust_clip=1\): trust_clip must be one of False, True"):
+        LARS([torch.ones(2, requires_grad=True)], trust_clip=1)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_norm_is_of_the_clipped_gradient(dtype):
     results = []
