@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from lightning_optkit._torch_private import has_bf16_products
+from lightning_optkit.optimizers._muon_variants import normalized, orthogonalized_from
+from lightning_optkit.optimizers._newton_schulz_coefficients import Coefficients, Triple, coefficients_per_step
 from lightning_optkit.step.numbers import GroupNumbers, compute_dtype
 from lightning_optkit.step.reference import clip_reference, dense
 from lightning_optkit.step.rule import Group, Rule, State
@@ -24,14 +26,14 @@ from lightning_optkit.step.statistics import Clipped
 __all__ = ["MatrixSegment", "is_stack", "muon_update", "orthogonalize"]
 
 
-_Iteration = tuple[tuple[float, ...], int, float]
+_Iteration = tuple[tuple[Triple, ...], int, float]
 _Members = list[Bound]
 
 # Elements per batch: a larger batch gains nothing, and its intermediates no longer fit a cache.
 _BATCH = 2**19
 
 
-def orthogonalize(matrices: Tensor, coefficients: Sequence[float], steps: int, eps: float) -> Tensor:
+def orthogonalize(matrices: Tensor, coefficients: Coefficients | tuple[Triple, ...], steps: int, eps: float) -> Tensor:
     """Quintic Newton-Schulz iterations in bf16: singular values converge toward 1, singular vectors are kept.
 
     A CPU without bf16 products computes the same in fp32 and rounds to bf16; where torch rounds more than once per
@@ -39,14 +41,13 @@ def orthogonalize(matrices: Tensor, coefficients: Sequence[float], steps: int, e
 
     Args:
         matrices: [count, rows, columns].
-        coefficients: Coefficients of X, (X X^T) X and (X X^T)^2 X.
+        coefficients: Coefficients of X, (X X^T) X and (X X^T)^2 X, for all iterations or one triple for each.
         steps: Iterations.
         eps: Lower bound of the Frobenius norm that a matrix is divided by.
 
     Returns:
         [count, rows, columns], bf16 or bf16 values in fp32.
     """
-    a, b, c = coefficients
     is_tall = matrices.size(1) > matrices.size(2)
     is_wide_held = matrices.device.type == "cpu" and not has_bf16_products()
 
@@ -65,7 +66,7 @@ def orthogonalize(matrices: Tensor, coefficients: Sequence[float], steps: int, e
     is_alone = len(x) == 1
     x = x[0] if is_alone else x
     product = torch.addmm if is_alone else torch.baddbmm
-    for _ in range(steps):
+    for a, b, c in coefficients_per_step(coefficients, steps):
         gram = rounded(x @ x.mT)
         x = rounded(product(x, rounded(product(gram, gram, gram, beta=b, alpha=c)), x, beta=a))
     x = x[None] if is_alone else x
@@ -75,13 +76,14 @@ def orthogonalize(matrices: Tensor, coefficients: Sequence[float], steps: int, e
 def muon_update(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> Tensor:
     """The amount Muon subtracts from the matrix `param`. Updates `state` in place."""
     direction = _look_ahead(grad, state["momentum_buffer"], group)
-    return _scaled(_in_parts(_as_matrices(direction, group), _iteration(group)), grad, group)
+    return _finished(_in_parts(_as_matrices(direction, group), _iteration(group)), grad, state, group)
 
 
 def _look_ahead(grad: Tensor, buffer: Tensor, group: Group) -> Tensor:
     """Updates the momentum, and returns the matrix to orthogonalize."""
     buffer.lerp_(grad, 1 - group["momentum"])
-    return grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
+    momentum = grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
+    return orthogonalized_from(momentum, group)
 
 
 def is_stack(t: Tensor, group: Group) -> bool:
@@ -102,24 +104,27 @@ def _in_parts(matrices: Tensor, iteration: _Iteration) -> Tensor:
 
 
 def _iteration(group: Group) -> _Iteration:
-    return tuple(group["ns_coefficients"]), group["ns_steps"], float(group["eps"])
+    steps = group["ns_steps"]
+    return coefficients_per_step(group["ns_coefficients"], steps), steps, float(group["eps"])
 
 
-def _scaled(orthogonal: Tensor, like: Tensor, group: Group) -> Tensor:
+def _finished(orthogonal: Tensor, like: Tensor, state: State, group: Group) -> Tensor:
+    """The amount to subtract; updates the second moments of a variant."""
     rows, columns = orthogonal.shape[1:]
-    if group["adjust_lr_fn"] == "match_rms_adamw":
+    matrices = normalized(orthogonal.to(like.dtype), state, group)
+    if group["adjust_lr_fn"] == "match_rms_adamw" or group["variant"] == "adamuon":
         ratio = 0.2 * math.sqrt(max(rows, columns))
     else:
         ratio = math.sqrt(max(1, rows / columns)) if columns else 1.0
-    return orthogonal.to(like.dtype).reshape(like.shape).mul_(float(group["lr"]) * ratio)
+    return matrices.reshape(like.shape).mul(float(group["lr"]) * ratio)
 
 
 def _hand_over(
-    update: Tensor, buffer: Tensor, param: Tensor, grad: Tensor, state: State, group: Group, step: float
+    orthogonal: Tensor, buffer: Tensor, param: Tensor, grad: Tensor, state: State, group: Group, step: float
 ) -> Tensor:
-    """Returns the result of `muon_update`, computed in advance."""
+    """Returns the result of `muon_update`, given the part of it that was computed in advance."""
     state["momentum_buffer"].copy_(buffer)
-    return update
+    return _finished(orthogonal, buffer, state, group)
 
 
 class MatrixSegment(ReferenceSegment):
@@ -163,8 +168,7 @@ class MatrixSegment(ReferenceSegment):
         together = torch.cat(directions) if len(directions) > 1 else directions[0]
         made = torch.split(_in_parts(together, iteration), [len(direction) for direction in directions])
         for bound, buffer, orthogonal in zip(batch, buffers, made, strict=True):
-            update = _scaled(orthogonal, buffer, groups[bound.entry.group_index])
-            yield replace(self.rule, update=partial(_hand_over, update, buffer)), bound
+            yield replace(self.rule, update=partial(_hand_over, orthogonal, buffer)), bound
 
 
 def _batches(members: _Members, size: int) -> Iterator[_Members]:

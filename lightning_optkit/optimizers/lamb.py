@@ -138,6 +138,10 @@ class LAMB(OnePassOptimizer):
     def _rule(self, group: Group) -> Rule:
         return _RULE
 
+    def _completed(self, saved: Group, group: Group) -> Group:
+        """A checkpoint from before `trust_clip` lacks it."""
+        return {"trust_clip": group["trust_clip"], **super()._completed(saved, group)}
+
     def _why_reference(self, param: Tensor, group: Group) -> str | None:
         if group["trust_clip"]:
             return "no kernel that clips the trust ratio"

@@ -3,11 +3,12 @@
 
 Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks",
 kellerjordan.github.io/posts/muon; `match_rms_adamw`, Liu et al. 2025, arXiv:2502.16982. As in `torch.optim.Muon`, the
-momentum is an average.
+momentum is an average. Polar Express: see `_newton_schulz_coefficients.py`; NorMuon, AdaMuon: see `_muon_variants.py`.
 """
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -19,12 +20,13 @@ from lightning_optkit._checks import (
     check_bools,
     check_int,
     check_listed,
-    check_numbers,
     check_one_of,
     check_text,
     shown,
 )
+from lightning_optkit.optimizers._muon_variants import SECOND_MOMENT, of_rows, of_rows_in_stacks
 from lightning_optkit.optimizers._newton_schulz import MatrixSegment, is_stack, muon_update
+from lightning_optkit.optimizers._newton_schulz_coefficients import Coefficients, check_coefficients
 from lightning_optkit.optimizers.adam import adam_update
 from lightning_optkit.step import OnePassOptimizer, Rule
 from lightning_optkit.step.arguments import check_number, listed, pair, with_listed_params
@@ -34,7 +36,7 @@ from lightning_optkit.step.stages import Stages
 
 __all__ = ["OWN_KEYS", "Muon"]
 
-OWN_KEYS = ("use_muon", "adamw_lr", "adamw_betas", "adamw_eps", "adamw_weight_decay", "stacked")
+OWN_KEYS = ("use_muon", "adamw_lr", "adamw_betas", "adamw_eps", "adamw_weight_decay", "stacked", "variant", "beta2")
 """Group entries that torch.optim.Muon does not have."""
 
 
@@ -54,6 +56,15 @@ _MUON = Rule(
     muon_update,
     counts_steps=False,
     needs_whole="orthogonalize a part",
+)
+_ADAMUON = replace(_MUON, name="adamuon", states=(*_MUON.states, StateSpec(SECOND_MOMENT, nonnegative=True)))
+_NORMUON, _NORMUON_OF_STACKS = (
+    replace(
+        _MUON,
+        name="normuon",
+        states=(*_MUON.states, StateSpec(SECOND_MOMENT, nonnegative=True, full_precision=True, shape=shape)),
+    )
+    for shape in (of_rows, of_rows_in_stacks)
 )
 _ADAMW = Rule(
     "adam", (StateSpec("exp_avg"), StateSpec("exp_avg_sq", nonnegative=True)), _adamw_hyperparameters, _adamw_update
@@ -79,12 +90,17 @@ class Muon(OnePassOptimizer, torch.optim.Muon):
         weight_decay: Share of each matrix removed per step, times `lr`; in [0, inf).
         momentum: Weight of the old momentum in the new one, in [0, inf).
         nesterov: Use Nesterov momentum.
-        ns_coefficients: Coefficients of the quintic polynomial.
+        ns_coefficients: Coefficients of the quintic polynomial; a list of triples, one per iteration (the last one is
+            repeated); or "polar_express": the optimal ones of each iteration, by Amsel et al. 2025.
         eps: Lower bound of the norm that a matrix is divided by, in [0, inf).
         ns_steps: Number of iterations, in 0..99.
         adjust_lr_fn: "original" (or None): `lr` times sqrt(max(1, rows / columns)). "match_rms_adamw": times 0.2 *
             sqrt(max(rows, columns)), so that AdamW's learning rates can be reused. Both are of the matrix that is
             orthogonalized; the author's code takes the last two dimensions of a convolution, so that its factor is 1.
+        variant: "normuon": divide each row of the orthogonal matrix by its root mean square over time, and keep the
+            norm of the matrix (Li et al. 2025). "adamuon": orthogonalize the signs of the momentum, divide each element
+            by its root mean square over time, and scale as "match_rms_adamw" (Si et al. 2025; there without Nesterov).
+        beta2: Decay rate of the second moment of a variant, in [0, 1).
         stacked: Whether parameters of three dimensions are stacks of matrices, as in the author's code. Conv1d weights
             have three dimensions too: put them into another group.
         adamw_lr: Learning rate of the rest, in [0, inf). None: `lr`.
@@ -101,7 +117,8 @@ class Muon(OnePassOptimizer, torch.optim.Muon):
     Raises:
         ValueError: for an argument out of range, no parameters, one given twice, or two devices.
 
-    Cost: 4 bytes of state per element of a matrix, 8 per other parameter; 3 * `ns_steps` matrix products per matrix.
+    Cost: 4 bytes of state per element of a matrix ("normuon": 4 more per row, "adamuon": 8 per element), 8 per other
+    parameter; 3 * `ns_steps` matrix products per matrix.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.LayerNorm(8))
@@ -111,7 +128,7 @@ class Muon(OnePassOptimizer, torch.optim.Muon):
     """
 
     _torch_class: ClassVar[type[Optimizer] | None] = torch.optim.Muon
-    kept_entries = OnePassOptimizer.kept_entries | {"ns_steps", "stacked"}
+    kept_entries = OnePassOptimizer.kept_entries | {"ns_steps", "stacked", "variant"}
 
     def __init__(
         self,
@@ -120,7 +137,7 @@ class Muon(OnePassOptimizer, torch.optim.Muon):
         weight_decay: float = 0.1,
         momentum: float = 0.95,
         nesterov: bool = True,
-        ns_coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
+        ns_coefficients: Coefficients = (3.4445, -4.7750, 2.0315),
         eps: float = 1e-7,
         ns_steps: int = 5,
         adjust_lr_fn: Literal["original", "match_rms_adamw"] | None = None,
@@ -131,6 +148,8 @@ class Muon(OnePassOptimizer, torch.optim.Muon):
         adamw_weight_decay: float | None = None,
         adamw_params: Sequence[str] = (),
         stacked: bool = False,
+        variant: Literal["normuon", "adamuon"] | None = None,
+        beta2: float = 0.95,
         maximize: bool = False,
         fused: bool | None = None,
         **stages: Unpack[Stages],
@@ -150,6 +169,8 @@ class Muon(OnePassOptimizer, torch.optim.Muon):
             adamw_eps=adamw_eps,
             adamw_weight_decay=adamw_weight_decay,
             stacked=stacked,
+            variant=variant,
+            beta2=beta2,
             maximize=maximize,
             fused=fused,
             foreach=None,
@@ -212,7 +233,10 @@ class Muon(OnePassOptimizer, torch.optim.Muon):
     # --- called by the engine ---
 
     def _rule(self, group: Group) -> Rule:
-        return _MUON if group["use_muon"] else _ADAMW
+        if not group["use_muon"]:
+            return _ADAMW
+        by_rows = _NORMUON_OF_STACKS if group["stacked"] else _NORMUON
+        return {None: _MUON, "normuon": by_rows, "adamuon": _ADAMUON}[group["variant"]]
 
     def _why_reference(self, param: Tensor, group: Group) -> str | None:
         if group["use_muon"]:
@@ -220,17 +244,21 @@ class Muon(OnePassOptimizer, torch.optim.Muon):
         return super()._why_reference(param, group)
 
     def _reference_segment(self, rule: Rule) -> type[ReferenceSegment]:
-        return MatrixSegment if rule is _MUON else ReferenceSegment
+        return ReferenceSegment if rule is _ADAMW else MatrixSegment
 
     def _check_group(self, group: Group) -> None:
         check_number(self._owner, "momentum", group["momentum"], "[0, inf)")
         check_one_of(self._owner, "nesterov", group["nesterov"], (False, True))
         check_number(self._owner, "eps", group["eps"], "[0, inf)")
-        check_numbers(self._owner, "ns_coefficients", group["ns_coefficients"], 3, "(-inf, inf)")
+        check_coefficients(self._owner, group["ns_coefficients"])
         check_int(self._owner, "ns_steps", group["ns_steps"], minimum=0)
         if group["ns_steps"] >= 100:
             raise ValueError(f"{self._owner}(ns_steps={group['ns_steps']}): ns_steps must be less than 100.")
         check_one_of(self._owner, "adjust_lr_fn", group["adjust_lr_fn"], (None, "original", "match_rms_adamw"))
+        check_one_of(self._owner, "variant", group["variant"], (None, "normuon", "adamuon"))
+        if group["variant"] == "adamuon" and group["adjust_lr_fn"] == "original":
+            raise ValueError(f'{self._owner}(adjust_lr_fn="original"): adjust_lr_fn must be None for "adamuon".')
+        check_number(self._owner, "beta2", group["beta2"], "[0, 1)")
         check_one_of(self._owner, "use_muon", group["use_muon"], (False, True))
         check_one_of(self._owner, "stacked", group["stacked"], (False, True))
         for name in ("adamw_lr", "adamw_weight_decay"):
