@@ -19,7 +19,9 @@ from .averaging import EnsemblePrediction as EnsemblePrediction
 from .averaging import GreedySoup as GreedySoup
 from .averaging import PowerEMA as PowerEMA
 from .averaging import PowerSnapshot as PowerSnapshot
+from .callbacks import GSAM as GSAM
 from .callbacks import SAM as SAM
+from .callbacks import WSAM as WSAM
 from .callbacks import ActivationRegularization as ActivationRegularization
 from .callbacks import Augment as Augment
 from .callbacks import BatchRegime as BatchRegime
@@ -36,6 +38,7 @@ from .callbacks import GradientNoise as GradientNoise
 from .callbacks import HyperparameterSchedule as HyperparameterSchedule
 from .callbacks import Initialize as Initialize
 from .callbacks import LabelSmoothing as LabelSmoothing
+from .callbacks import LookSAM as LookSAM
 from .callbacks import LRSchedule as LRSchedule
 from .callbacks import MaxNorm as MaxNorm
 from .callbacks import ParameterGroups as ParameterGroups

@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 
 from lightning_optkit._torch_private import foreach_norm
 
-__all__ = ["norm", "total_norm"]
+__all__ = ["inner_product", "norm", "total_norm"]
 
 # Outside these bounds, squares of single elements may have over- or underflowed in fp32; see squares_hold in
 # csrc/core/math.h.
@@ -60,3 +60,20 @@ def _added_in(dtype: torch.dtype, t: Tensor, dim: list[int] | None, keepdim: boo
         return foreach_norm([t], 2.0, dtype=wide)[0]  # without a copy in that dtype, unlike vector_norm
     result: Tensor = torch.linalg.vector_norm(t, dim=dim, keepdim=keepdim, dtype=wide)
     return result.abs() if result.is_complex() else result
+
+
+def inner_product(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> Tensor:
+    """Inner product over all elements of all pairs, 0-d, in fp64; a pair with a None counts as zero.
+
+    Example:
+        >>> inner_product([torch.tensor([1e20, 2.0]), None], [torch.tensor([1e20, 0.0]), torch.ones(2)])
+        tensor(1.0000e+40, dtype=torch.float64)
+    """
+    parts = []
+    for a, b in zip(first, second, strict=True):
+        if a is not None and b is not None:
+            wide = torch.promote_types(a.dtype, torch.float32 if a.device.type == "mps" else torch.float64)
+            parts.append((a.to(wide).conj() * b.to(wide)).sum().real)
+    if not parts:
+        return torch.zeros((), dtype=torch.float64)
+    return torch.stack([part.to(parts[0].device) for part in parts]).sum()

@@ -14,9 +14,11 @@ from lightning_optkit.callbacks.exact_resume import ExactResume
 from lightning_optkit.callbacks.fuse import Fuse
 from lightning_optkit.callbacks.gradient_clipping import GradientClipping
 from lightning_optkit.callbacks.gradient_noise import GradientNoise
+from lightning_optkit.callbacks.gsam import GSAM
 from lightning_optkit.callbacks.hyperparameter_schedule import HyperparameterSchedule
 from lightning_optkit.callbacks.initialize import Initialize
 from lightning_optkit.callbacks.label_smoothing import LabelSmoothing
+from lightning_optkit.callbacks.look_sam import LookSAM
 from lightning_optkit.callbacks.lr_schedule import LRSchedule
 from lightning_optkit.callbacks.max_norm import MaxNorm
 from lightning_optkit.callbacks.parameter_groups import ParameterGroups
@@ -31,9 +33,12 @@ from lightning_optkit.callbacks.schedule_free import ScheduleFree
 from lightning_optkit.callbacks.snapshot_ensemble import SnapshotEnsemble
 from lightning_optkit.callbacks.stochastic_depth import StochasticDepth
 from lightning_optkit.callbacks.weight_averaging import WeightAveraging
+from lightning_optkit.callbacks.wsam import WSAM
 
 __all__ = [
+    "GSAM",
     "SAM",
+    "WSAM",
     "ActivationRegularization",
     "Augment",
     "BatchRegime",
@@ -51,6 +56,7 @@ __all__ = [
     "Initialize",
     "LRSchedule",
     "LabelSmoothing",
+    "LookSAM",
     "MaxNorm",
     "ParameterGroups",
     "PlateauSchedule",

@@ -10,6 +10,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStra
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_optkit.callbacks._combined_gradient import CombinedGradientSAM
 from lightning_optkit.callbacks.fuse import Fuse
 from lightning_optkit.callbacks.gradient_clipping import GradientClipping
 from lightning_optkit.callbacks.report import Report
@@ -40,8 +41,8 @@ class ReleaseGradients(FitCallback):
     It needs one-pass optimizers: add `Fuse()`, or create optimizers of this package. On one device, or with
     `ModelParallelStrategy` (FSDP2). Whatever needs all gradients of a step, or changes them before it, is refused: a
     clip by the global norm (use `GradientClipping(ClipPerTensor(...))`, or `gradient_clip_algorithm="value"`), gradient
-    accumulation, a loss scaler, SAM, noise, an average in a pass of its own, and hooks between the backward pass and
-    the step.
+    accumulation, a loss scaler, SAM (not its variants), noise, an average in a pass of its own, and hooks between the
+    backward pass and the step.
 
     Raises:
         ValueError: when the fit or its training starts, or when it is first known, for what is refused.
@@ -120,7 +121,7 @@ class ReleaseGradients(FitCallback):
         self._handles[optimizer] = step_in_backward(optimizer, once_per_step=True)
 
     def _check_hooks(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if callbacks_of(trainer, SAM):
+        if any(not is_a(callback, CombinedGradientSAM) for callback in callbacks_of(trainer, SAM)):
             raise ValueError(f"{self._owner}: SAM restores the weights after the backward pass; leave one of them out.")
         callbacks = [callback for callback in callbacks_of(trainer, object) if not is_a(callback, Report)]
         for watcher in (pl_module, *callbacks):

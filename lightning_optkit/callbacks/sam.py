@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_optkit._checks import check_bools, check_in
+from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_packages import loss_scaler
 from lightning_optkit.callbacks.seams.refusals import refuse_manual_optimization, refuse_split_parameters, refuse_twice
@@ -67,6 +68,10 @@ class SAM(FitCallback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
             refuse_twice(self, trainer)
+            for other in callbacks_of(trainer, SAM, but=self):
+                raise ValueError(
+                    f"{type(self).__name__}(...): {type(other).__name__} takes a second gradient too; a run takes one."
+                )
             refuse_manual_optimization(self, pl_module, "SAM must know which backward pass belongs to which batch")
             refuse_split_parameters(self, trainer)
 
@@ -91,7 +96,7 @@ class SAM(FitCallback):
                 loss = loss_of(output)
                 params = [param for param in Run(trainer).parameters if param.requires_grad]
                 if loss is not None and params:
-                    self._climb(trainer, params, loss)
+                    self._climb(params, self._gradients(trainer, params, loss))
             if loss is None or not params:  # nothing is trained at all
                 return output
             finish_second_passes(pl_module)  # a pair of RDrop, whose gradient has just been taken
@@ -114,21 +119,27 @@ class SAM(FitCallback):
 
         return backward
 
-    def _climb(self, trainer: pl.Trainer, params: list[Tensor], loss: Tensor) -> None:
+    def _gradients(self, trainer: pl.Trainer, params: list[Tensor], loss: Tensor) -> list[Tensor | None]:
+        """Gradients at the weights as they are, scaled by the loss scale."""
         scaler = loss_scaler(trainer)
         if scaler is not None:
             loss = scaler.scale(loss)  # or small gradients would underflow in fp16; the factor has no other effect
         with torch.autocast(loss.device.type, enabled=False):
             found = torch.autograd.grad(loss, params, allow_unused=True)
-        grads = [grad.to_dense() if grad is not None and grad.is_sparse else grad for grad in found]
+        grads: list[Tensor | None] = [
+            grad.to_dense() if grad is not None and grad.is_sparse else grad for grad in found
+        ]
         if self.sync and trainer.world_size > 1:
-            grads = [_mean_over_processes(trainer, p, g) for p, g in zip(params, grads, strict=True)]
-        with torch.no_grad():
-            steps = asam(params, grads, self.rho, self.eta) if self.adaptive else sam(grads, self.rho)
-            climbing = [(param, step) for param, step in zip(params, steps, strict=True) if step is not None]
-            self._before = [(param, param.detach().clone()) for param, _ in climbing]
-            for param, step in climbing:
-                param.add_(step)
+            return [_mean_over_processes(trainer, p, g) for p, g in zip(params, grads, strict=True)]
+        return grads
+
+    @torch.no_grad()
+    def _climb(self, params: list[Tensor], grads: list[Tensor | None]) -> None:
+        steps = asam(params, grads, self.rho, self.eta) if self.adaptive else sam(grads, self.rho)
+        climbing = [(param, step) for param, step in zip(params, steps, strict=True) if step is not None]
+        self._before = [(param, param.detach().clone()) for param, _ in climbing]
+        for param, step in climbing:
+            param.add_(step)
 
     @torch.no_grad()
     def _descend(self) -> None:

@@ -14,9 +14,11 @@ from lightning_optkit.regularization.early_stopping import (
 )
 from lightning_optkit.regularization.elastic_net import elastic_net
 from lightning_optkit.regularization.gradient_noise import gradient_noise_, gradient_noise_std
+from lightning_optkit.regularization.gsam import gsam
 from lightning_optkit.regularization.l1_penalty import l1_penalty
 from lightning_optkit.regularization.l2_penalty import l2_penalty
 from lightning_optkit.regularization.label_smoothing import label_smoothing
+from lightning_optkit.regularization.look_sam import look_sam, look_sam_direction
 from lightning_optkit.regularization.max_norm import max_norm_
 from lightning_optkit.regularization.r_drop import r_drop
 from lightning_optkit.regularization.sam import sam
@@ -24,6 +26,7 @@ from lightning_optkit.regularization.soft_threshold import soft_threshold_
 from lightning_optkit.regularization.sparsity import sparsity
 from lightning_optkit.regularization.stochastic_depth import linear_drop_rates, stochastic_depth
 from lightning_optkit.regularization.weights_of import weights_of
+from lightning_optkit.regularization.wsam import wsam
 
 __all__ = [
     "activation_regularization",
@@ -32,10 +35,13 @@ __all__ = [
     "generalization_loss",
     "gradient_noise_",
     "gradient_noise_std",
+    "gsam",
     "l1_penalty",
     "l2_penalty",
     "label_smoothing",
     "linear_drop_rates",
+    "look_sam",
+    "look_sam_direction",
     "max_norm_",
     "progress",
     "progress_quotient",
@@ -47,4 +53,5 @@ __all__ = [
     "successive_increases",
     "temporal_activation_regularization",
     "weights_of",
+    "wsam",
 ]

@@ -21,7 +21,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_optkit import callbacks
 from lightning_optkit.averaging import EMA, LAWA, SWA
 from lightning_optkit.callbacks import (
+    GSAM,
     SAM,
+    WSAM,
     ActivationRegularization,
     Augment,
     BatchRegime,
@@ -38,6 +40,7 @@ from lightning_optkit.callbacks import (
     HyperparameterSchedule,
     Initialize,
     LabelSmoothing,
+    LookSAM,
     LRSchedule,
     MaxNorm,
     ParameterGroups,
@@ -111,7 +114,10 @@ def scheduled(schedule):
 
 
 ROWS = {
+    "GSAM": GSAM,
+    "LookSAM": LookSAM,
     "SAM": SAM,
+    "WSAM": WSAM,
     "ActivationRegularization": partial(ActivationRegularization, "net.first"),
     "Augment": lambda: Augment(GaussianNoise(0.1)),
     "Augment of several": lambda: Augment([GaussianNoise(0.1), Mixup(0.2), CutMix()]),
@@ -155,7 +161,7 @@ ROWS = {
 }
 OPTIMIZERS = {"ReleaseGradients": AdamW, "ScheduleFree": ScheduleFreeAdamW, "WeightAveraging folded": AdamW}
 # What it learned is as large as the weights: those of the best validation; averages of buffers, which are short.
-LEARNS_WEIGHTS = {"EarlyStoppingCriterion"}
+LEARNS_WEIGHTS = {"EarlyStoppingCriterion", "LookSAM"}
 # For what can be asked after a fit: `averaged_parameters`.
 HOLDS = {name: {"AdamW" if "folded" in name else "SGD"} for name in ROWS if name.startswith("WeightAveraging")}
 HOLDS["Initialize by muP"] = {"Classifier"}  # the narrow one
