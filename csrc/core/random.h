@@ -36,16 +36,16 @@ OPTKIT_HD U lowbias32(U x) {
   return x;
 }
 
-// The key for elements around a 64-bit `index`: `random_bits` sees only the low half of the index, and elements that
-// are 2^32 apart must not share bits.
-OPTKIT_HD RandomKey key_at(RandomKey key, int64_t index) {
-  return {key.low, key.high ^ static_cast<uint32_t>(index >> 32)};
+// The key for words around a 64-bit `word`: `random_word` sees only the low half of the number, and words that are 2^32
+// apart must not be equal.
+OPTKIT_HD RandomKey key_at(RandomKey key, int64_t word) {
+  return {key.low, key.high ^ static_cast<uint32_t>(word >> 32)};
 }
 
-// 32 random bits for element `index`: every value that a step stores for this element is rounded with them.
+// Word number `word` of the stream.
 template <class U>
-OPTKIT_HD U random_bits(RandomKey key, U index) {
-  U x = index + key.low;
+OPTKIT_HD U random_word(RandomKey key, U word) {
+  U x = word + key.low;
   x ^= x >> 16;
   x *= 0x7feb352du;
   x ^= (x >> 15) ^ key.high;
@@ -54,12 +54,25 @@ OPTKIT_HD U random_bits(RandomKey key, U index) {
   return x;
 }
 
+template <class U>
+OPTKIT_HD U rotated(U word, int left) {
+  return (word << left) | (word >> (32 - left));
+}
+
+// 32 random bits for element `index`: every value that a step stores for this element is rounded with them. Two
+// neighbors share a word, which is most of the cost; the second has its halves exchanged, so that the 16 bits that
+// round a number to bf16 are not those of its neighbor.
+OPTKIT_HD uint32_t random_bits(RandomKey key, int64_t index) {
+  const uint32_t word = random_word(key_at(key, index >> 1), static_cast<uint32_t>(index >> 1));
+  return index & 1 ? rotated(word, 16) : word;
+}
+
 // The same bits, rotated for state `state`. Rounding uses the leading bits; the parameter and three states get
 // different leading 8 bits, so that their rounding errors are not correlated.
+constexpr int kAverageState = 4;  // the average of the parameters, after the states of a rule
 template <class U>
 OPTKIT_HD U bits_of_state(U random, int state) {
-  const int left = state < 3 ? 8 * (state + 1) : 4;
-  return (random << left) | (random >> (32 - left));
+  return rotated(random, state < 3 ? 8 * (state + 1) : state == 3 ? 4 : 12);
 }
 
 }  // namespace optkit

@@ -17,17 +17,19 @@ namespace OPTKIT_ISA {
 constexpr int kFloatLanes = Vec<float>::kLanes;
 typedef uint16_t NativeHalf __attribute__((vector_size(kFloatLanes * 2)));
 
-OPTKIT_HD Vec<float> bfloat16_to_float(NativeHalf h) {
+OPTKIT_HD NativeBits to_words(NativeHalf h) {
   // gcc widens a vector in halves, which takes four instructions.
 #if defined(__AVX512F__)
-  return Vec<float>::Native(
-      _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(h)), 16)));
+  return reinterpret_cast<NativeBits>(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(h)));
 #elif defined(__AVX2__)
-  return Vec<float>::Native(
-      _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(h)), 16)));
+  return reinterpret_cast<NativeBits>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(h)));
 #else
-  return reinterpret_cast<Vec<float>::Native>(__builtin_convertvector(h, NativeBits) << 16);
+  return __builtin_convertvector(h, NativeBits);
 #endif
+}
+
+OPTKIT_HD Vec<float> bfloat16_to_float(NativeHalf h) {
+  return Vec<float>(reinterpret_cast<Vec<float>::Native>(to_words(h) << 16));
 }
 
 // The upper half of each lane.
@@ -74,6 +76,9 @@ OPTKIT_HD NativeBits rounded_to_bfloat16(Vec<float> a) {
 // Stochastic rounding. Infinity stays infinity.
 OPTKIT_HD NativeBits rounded_to_bfloat16(Vec<float> a, NativeBits random) {
   return keep_nan(a, reinterpret_cast<NativeBits>(a.v) + (random >> 16));
+}
+OPTKIT_HD Vec<float> lower_halves_as_float(NativeBits bits) {
+  return Vec<float>(reinterpret_cast<Vec<float>::Native>(bits << 16));
 }
 OPTKIT_HD Vec<float> upper_halves_as_float(NativeBits bits) {
   return Vec<float>(reinterpret_cast<Vec<float>::Native>(bits & 0xffff0000u));
@@ -165,13 +170,6 @@ OPTKIT_HD Vec<S> store(void* base, DType type, int64_t i, int count, Vec<S> valu
     write<kTail, uint16_t>(base, i, count, half);
     return float16_to_float(half);
   }
-}
-
-// The random bits of elements [i, i + kFloatLanes).
-OPTKIT_HD NativeBits random_lanes(RandomKey key, int64_t i) {
-  NativeBits lane;
-  for (int k = 0; k < kFloatLanes; ++k) lane[k] = k;
-  return random_bits(key_at(key, i), lane + static_cast<uint32_t>(i));
 }
 
 }  // namespace OPTKIT_ISA

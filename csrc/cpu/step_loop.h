@@ -3,14 +3,15 @@
 // and stored: one walk through memory, whatever stages are on.
 #pragma once
 
-#include <cstring>
 #include <type_traits>
 
 #include "core/pipeline.h"
 #include "cpu/factor_loop.h"
 #include "cpu/launch.h"
+#include "cpu/pair_access.h"
 #include "cpu/quantized_loop.h"
 #include "cpu/split_weights.h"
+#include "cpu/staged_end.h"
 #include "cpu/vector_pair.h"
 
 namespace optkit {
@@ -23,68 +24,71 @@ struct PairSums {
   PairTotal<S> observed[kObserved];
 };
 
-template <class S>
-OPTKIT_HD void add_statistics(PairSums<S>& sums, VectorPair<S> grad, VectorPair<S> update, VectorPair<S> next,
-                              PairMask<S> unchanged) {
+template <class S, PairKind kKind>
+OPTKIT_HD void add_statistics(PairSums<S>& sums, VectorPair<S, kKind> grad, VectorPair<S, kKind> update,
+                              VectorPair<S, kKind> next, PairMask<S> unchanged) {
   sums.grad_sq.add(grad, grad);
   sums.param_sq.add(next, next);
   sums.update_sq.add(update, update);
-  sums.nonfinite.add((grad - grad) != VectorPair<S>(S(0)));
-  sums.lost.add((update != VectorPair<S>(S(0))) & unchanged);
+  const VectorPair<S, kKind> zero(S(0));
+  sums.nonfinite.add((grad - grad) != zero);
+  sums.lost.add((update != zero) & unchanged);
 }
 
 // Loads a parameter; joins the two parts of split weights.
-template <class S>
-OPTKIT_HD VectorPair<S> load_parameter(const TensorSlot& t, int64_t i) {
+template <class S, PairKind kKind>
+OPTKIT_HD VectorPair<S, kKind> load_parameter(const TensorSlot& t, int64_t i) {
   if constexpr (sizeof(S) == 4) {
-    if (is_split(t)) return {load_split<false>(t, i, kFloatLanes), load_split<false>(t, i + kFloatLanes, kFloatLanes)};
+    if (is_split(t)) return load_split_pair<kKind>(t, i);
   }
-  return load_pair<S>(t.param, t.param_type, i);
+  return load_pair<S, kKind>(t.param, t.param_type, i);
 }
 
 // Stores `next` with the tensor's rounding; returns the stored values.
-template <class S>
-OPTKIT_HD VectorPair<S> store_parameter(const TensorSlot& t, const StageCoefs<S>& c, int64_t i,
-                                        const VectorPair<S>& next, const PairBits& random) {
+template <class S, PairKind kKind>
+OPTKIT_HD VectorPair<S, kKind> store_parameter(const TensorSlot& t, const StageCoefs<S>& c, int64_t i,
+                                               const VectorPair<S, kKind>& next, const PairBits& random) {
   if constexpr (sizeof(S) == 4) {
     if (is_split(t)) return store_split(t, i, next, random);
     if ((c.flags & kStochastic) && t.param_type != DType::kFloat32)
       return store_pair_stochastic(t.param, t.param_type, i, next, random);
   }
-  return store_pair<S>(t.param, t.param_type, i, next);
+  return store_pair(t.param, t.param_type, i, next);
 }
 
 // 16-bit state is always rounded stochastically: an average moves by less than half a unit in its last place, so
 // rounding to nearest would leave it unchanged.
-template <class Rule, class S>
-OPTKIT_HD void store_state(const TensorSlot& t, int k, int64_t i, const VectorPair<S>& value, const PairBits& random) {
-  const DType type = type_of_state<Rule>(t, k);
+template <class S, PairKind kKind>
+OPTKIT_HD void store_rounded(void* base, DType type, int64_t i, const VectorPair<S, kKind>& value,
+                             const PairBits& random, int state) {
   if constexpr (sizeof(S) == 4) {
     if (size_of(type) == 2) {
-      store_pair_stochastic(t.state[k], type, i, value, bits_of_state(random, k));
+      store_pair_stochastic(base, type, i, value, bits_of_state(random, state));
       return;
     }
   }
-  store_pair<S>(t.state[k], type, i, value);
+  store_pair(base, type, i, value);
 }
 
 // Elements [i, i + VectorPair<S>::kLanes), of which the first `count` enter the sums.
 // kMeasure: only accumulates the sums for the trust ratio; writes nothing.
-template <class Rule, class S, bool kMeasure>
+template <class Rule, class S, bool kMeasure, PairKind kKind>
 OPTKIT_HD void step_pair(const TensorSlot& t, const StageCoefs<S>& stage, const typename Rule::template Coefs<S>& coefs,
                          int64_t i, int count, PairSums<S>& sums) {
-  using V = VectorPair<S>;
-  const V stored_before = load_parameter<S>(t, i);
-  const V grad = stage_gradient(stage, stored_before, load_pair<S>(t.grad, t.grad_type, i));
-  V lost_before(S(0));
-  if (t.compensation && !is_split(t)) lost_before = finite_or_zero(load_pair<S>(t.compensation, t.param_type, i));
-  const V param = stored_before + lost_before;
+  using V = VectorPair<S, kKind>;
+  const V stored_before = load_parameter<S, kKind>(t, i);
+  const V grad = stage_gradient(stage, stored_before, load_pair<S, kKind>(t.grad, t.grad_type, i));
+  V lost_before(S(0)), param = stored_before;
+  if (t.compensation && !is_split(t)) {
+    lost_before = finite_or_zero(load_pair<S, kKind>(t.compensation, t.param_type, i));
+    param = stored_before + lost_before;
+  }
 
   const auto counted = [count](const V& a) { return count < V::kLanes ? first_lanes(a, count) : a; };
 
   V state[Rule::kNumStates];
   for (int k = 0; k < Rule::kNumStates; ++k)
-    state[k] = t.state[k] ? load_pair<S>(t.state[k], type_of_state<Rule>(t, k), i) : V(S(0));
+    state[k] = t.state[k] ? load_pair<S, kKind>(t.state[k], type_of_state<Rule>(t, k), i) : V(S(0));
   const V update = update_or_limited<Rule, kMeasure>(coefs, param, grad, state);
   if constexpr (kMeasure) {
     const V g = counted(grad), p = counted(param), u = counted(update);
@@ -98,23 +102,26 @@ OPTKIT_HD void step_pair(const TensorSlot& t, const StageCoefs<S>& stage, const 
     Rule::observe(coefs, param, grad, state, seen, times);
     for (int k = 0; k < kObserved; ++k) sums.observed[k].add(counted(seen[k]), counted(times[k]));
   }
-  PairBits random;
-  if (sizeof(S) == 4 && (size_of(t.state_type) == 2 || (stage.flags & kStochastic) || is_split(t)))
-    random = random_pair(stage.key, i);
+  PairBits random = {};
+  const bool has_narrow_average = (stage.flags & kAverage) && size_of(t.average_type) == 2;
+  if (sizeof(S) == 4 &&
+      (size_of(t.state_type) == 2 || (stage.flags & kStochastic) || is_split(t) || has_narrow_average))
+    random = random_pair<kKind == PairKind::kAlternating>(stage.key, i);
   for (int k = 0; k < Rule::kNumStates; ++k)
-    if (t.state[k] && writes_state<Rule>(coefs, k)) store_state<Rule, S>(t, k, i, state[k], random);
+    if (t.state[k] && writes_state<Rule>(coefs, k))
+      store_rounded(t.state[k], type_of_state<Rule>(t, k), i, state[k], random, k);
 
   const V next = stage_parameter(stage, param, update);
-  const V stored = store_parameter<S>(t, stage, i, next, random);
+  const V stored = store_parameter(t, stage, i, next, random);
   PairMask<S> unchanged = stored == stored_before;
   if (t.compensation && !is_split(t)) {
     // Nothing is kept on overflow: an infinity would remain after the parameter has come back in range.
-    const V lost = store_pair<S>(t.compensation, t.param_type, i, finite_or_zero(next - stored));
+    const V lost = store_pair(t.compensation, t.param_type, i, finite_or_zero(next - stored));
     unchanged = unchanged & (lost == lost_before);
   }
   if (stage.flags & kAverage) {
-    const V average = load_pair<S>(t.average, t.average_type, i);
-    store_pair<S>(t.average, t.average_type, i, stage_average(stage, average, stored));
+    const V average = load_pair<S, kKind>(t.average, t.average_type, i);
+    store_rounded(t.average, t.average_type, i, stage_average(stage, average, stored), random, kAverageState);
   }
   if (stage.flags & kStatistics) add_statistics(sums, counted(grad), counted(next - param), counted(next), unchanged);
 }
@@ -122,9 +129,11 @@ OPTKIT_HD void step_pair(const TensorSlot& t, const StageCoefs<S>& stage, const 
 // What a copy of the loop is compiled for. Whole: every stage and dtype. Measuring: only the sums for a trust ratio.
 struct Whole {
   static constexpr bool kIsLean = false, kMeasures = false;
+  static constexpr PairKind kKind = PairKind::kPlain;
 };
 struct Measuring {
   static constexpr bool kIsLean = false, kMeasures = true;
+  static constexpr PairKind kKind = PairKind::kPlain;
 };
 
 // Lean: the stages and dtypes that most runs have, and the states of bit mask `kStateSet`. Gradients are of the
@@ -134,6 +143,11 @@ struct Lean {
   static constexpr bool kIsLean = true, kMeasures = false;
   static constexpr uint32_t kStates = kStateSet;
   static constexpr DType kParamType = kParam, kStateType = kState;
+  static constexpr bool kIsFloat32 = kParam == DType::kFloat32 && kState == DType::kFloat32;
+  static constexpr bool kIsBFloat16 = kParam == DType::kBFloat16 && kState == DType::kBFloat16;
+  static constexpr PairKind kKind = kIsFloat32    ? PairKind::kMultipliedRoots
+                                    : kIsBFloat16 ? PairKind::kAlternating
+                                                  : PairKind::kPlain;
 };
 
 // Stages that the lean loops support; those over 16-bit parameters also support every rounding.
@@ -148,7 +162,8 @@ OPTKIT_HD void assume_lean(TensorSlot& t, StageCoefs<S>& stage) {
   constexpr bool kIsFloat32 = Form::kParamType == DType::kFloat32;
   t.param_type = t.grad_type = Form::kParamType;
   t.state_type = Form::kStateType == DType::kQuantized8 ? DType::kFloat32 : Form::kStateType;  // dequantized
-  t.average_type = DType::kFloat32;
+  if (kIsFloat32) t.average_type = DType::kFloat32;
+  if (t.average_type == DType::kFloat16) __builtin_unreachable();
   if (kIsFloat32) t.compensation = nullptr;
   stage.flags &= kLeanFlags | (kIsFloat32 ? 0u : kLeanRoundings);
   for (int k = 0; k < Rule::kNumStates; ++k) {
@@ -179,14 +194,14 @@ __attribute__((noinline)) void step_pairs(const TensorSlot& tensor, const StageC
       for (int64_t first = begin; first < end; first += kQuantizedBlock) {
         block.dequantize(first, t.state);
         for (int64_t i = first; i < first + kQuantizedBlock; i += VectorPair<S>::kLanes)
-          step_pair<Rule, S, false>(t, stage, coefs, i, count, sums);
+          step_pair<Rule, S, false, Form::kKind>(t, stage, coefs, i, count, sums);
         block.quantize(first, stage.key);
       }
       return;
     }
   }
   for (int64_t i = begin; i < end; i += VectorPair<S>::kLanes)
-    step_pair<Rule, S, Form::kMeasures>(t, stage, coefs, i, count, sums);
+    step_pair<Rule, S, Form::kMeasures, Form::kKind>(t, stage, coefs, i, count, sums);
   if constexpr (!Form::kIsLean) *out = sums;
 }
 
@@ -213,7 +228,8 @@ template <class Rule>
 StepPairs<Rule> lean_loop(const TensorSlot& t, const StageCoefs<float>& stage) {
   if constexpr (HasEstimate<Rule>::value || HasFactors<Rule>::value) return nullptr;
   const bool is_float32 = t.param_type == DType::kFloat32;
-  if (t.grad_type != t.param_type || t.average_type != DType::kFloat32) return nullptr;
+  if (t.grad_type != t.param_type) return nullptr;
+  if (t.average_type != DType::kFloat32 && (is_float32 || t.average_type != DType::kBFloat16)) return nullptr;
   if (is_float32 ? (stage.flags & ~kLeanFlags) != 0 || t.compensation != nullptr
                  : t.param_type != DType::kBFloat16 || (stage.flags & ~(kLeanFlags | kLeanRoundings)) != 0)
     return nullptr;
@@ -227,51 +243,6 @@ StepPairs<Rule> lean_loop(const TensorSlot& t, const StageCoefs<float>& stage) {
   return is_float32 ? &step_pairs<Rule, float, Lean<kNeeded, DType::kFloat32, DType::kFloat32>>
                     : &step_pairs<Rule, float, Lean<kNeeded, DType::kBFloat16, DType::kFloat32>>;
 }
-
-// Buffers for a run shorter than a pair, so that the walk has one form for all lengths.
-template <class Rule, class S>
-class StagedEnd {
- public:
-  StagedEnd(const TensorSlot& t, int64_t begin, int count) : staged(t), begin_(begin), count_(count) {
-    stage(&staged.param, t.param_type);
-    const void* grad = t.grad;
-    stage(const_cast<void**>(&grad), t.grad_type);
-    staged.grad = grad;
-    for (int k = 0; k < Rule::kNumStates; ++k) stage(&staged.state[k], type_of_state<Rule>(t, k));
-    stage(&staged.average, t.average_type);
-    stage(&staged.compensation, t.compensation_type);
-  }
-  // Copies back everything that was written, except the gradient.
-  void write_back(const TensorSlot& t) const {
-    copy_back(t.param, staged.param, t.param_type);
-    for (int k = 0; k < Rule::kNumStates; ++k) copy_back(t.state[k], staged.state[k], type_of_state<Rule>(t, k));
-    copy_back(t.average, staged.average, t.average_type);
-    copy_back(t.compensation, staged.compensation, t.compensation_type);
-  }
-
-  TensorSlot staged;
-
- private:
-  static constexpr int kStreams = 4 + kMaxStates;
-
-  // Replaces *base by a buffer whose first element is element `begin_`.
-  void stage(void** base, DType type) {
-    if (*base == nullptr) return;
-    char* buffer = buffers_[used_++];
-    std::memcpy(buffer, static_cast<char*>(*base) + begin_ * size_of(type), count_ * size_of(type));
-    *base = buffer - begin_ * size_of(type);
-  }
-  void copy_back(void* base, void* buffer, DType type) const {
-    if (base == nullptr) return;
-    const int64_t offset = begin_ * size_of(type);
-    std::memcpy(static_cast<char*>(base) + offset, static_cast<char*>(buffer) + offset, count_ * size_of(type));
-  }
-
-  const int64_t begin_;
-  const int count_;
-  int used_ = 0;
-  alignas(64) char buffers_[kStreams][VectorPair<S>::kLanes * sizeof(S)] = {};
-};
 
 template <class Rule, class S, bool kMeasure>
 void step_range(const TensorSlot& t, const StageCoefs<S>& stage, const typename Rule::template Coefs<S>& coefs,

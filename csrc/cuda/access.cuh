@@ -166,14 +166,17 @@ __device__ __forceinline__ void store_bits16(void* base, int64_t i, int count, b
     if (k < count) p[k] = bits[k];
 }
 
-// The random bits of four elements.
+// The random bits of four elements, of which the first has an even number.
 struct FourBits {
   uint32_t v[kLanes];
 };
 __device__ __forceinline__ FourBits random_four(RandomKey key, int64_t i) {
   FourBits random;
 #pragma unroll
-  for (int k = 0; k < kLanes; ++k) random.v[k] = random_bits(key_at(key, i + k), static_cast<uint32_t>(i + k));
+  for (int k = 0; k < kLanes; k += 2) {
+    random.v[k] = random_bits(key, i + k);
+    random.v[k + 1] = rotated(random.v[k], 16);
+  }
   return random;
 }
 __device__ __forceinline__ FourBits bits_of_state(FourBits random, int state) {

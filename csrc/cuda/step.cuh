@@ -180,7 +180,7 @@ __device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_
   const StageCoefs<S>& stage = launch.stage;
   const bool averages = !kMeasure && (stage.flags & kAverage);
   const Fetched<Rule, S> raw(t, grad_pointer, whole, averages, i, count);
-  const bool splits = is_split(t);
+  const bool splits = is_split(t), keeps_lost = t.compensation && !splits;
   const Four<S> stored_before = parameter_numbers(raw.param, raw.lost, t);
   Four<S> lost_before = numbers(splits ? Raw<S>{} : raw.lost, t.param_type), grad = numbers(raw.grad, t.grad_type),
           next;
@@ -193,7 +193,7 @@ __device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_
     // Elements past the end are zero, belong to no unit and enter no sum.
     if (k < count) grad.v[k] = scaled_gradient(t, stage, i + k, stored_before.v[k], grad.v[k]);
     lost_before.v[k] = finite_or_zero(lost_before.v[k]);
-    const S param = stored_before.v[k] + lost_before.v[k];
+    const S param = keeps_lost ? stored_before.v[k] + lost_before.v[k] : stored_before.v[k];
     S held[Rule::kNumStates];
 #pragma unroll
     for (int s = 0; s < Rule::kNumStates; ++s) held[s] = state[s].v[k];
@@ -222,7 +222,8 @@ __device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_
   }
   if constexpr (kMeasure) return;
   FourBits random = {};
-  if (sizeof(S) == 4 && (size_of(t.state_type) < 4 || splits || (stage.flags & kStochastic)))
+  const bool has_narrow_average = averages && size_of(t.average_type) == 2;
+  if (sizeof(S) == 4 && (size_of(t.state_type) < 4 || splits || (stage.flags & kStochastic) || has_narrow_average))
     random = random_four(stage.key, i);
 #pragma unroll
   for (int s = 0; s < Rule::kNumStates; ++s)
@@ -233,7 +234,7 @@ __device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_
     store_split_parameter(stored, t, i, count, whole.param, random);
   else
     store(stored, t.param, t.param_type, i, count, whole.param, stage.flags & kStochastic, random);
-  if (t.compensation && !splits) {
+  if (keeps_lost) {
 #pragma unroll
     for (int k = 0; k < kLanes; ++k) lost.v[k] = finite_or_zero(next.v[k] - stored.v[k]);  // see cpu/step_loop.h
     store(lost, t.compensation, t.param_type, i, count, whole.param);
@@ -242,7 +243,7 @@ __device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_
     Four<S> average = numbers(raw.average, t.average_type);
 #pragma unroll
     for (int k = 0; k < kLanes; ++k) average.v[k] = stage_average(stage, average.v[k], stored.v[k]);
-    store(average, t.average, t.average_type, i, count, whole.average);
+    store(average, t.average, t.average_type, i, count, whole.average, true, bits_of_state(random, kAverageState));
   }
   if (stage.flags & kStatistics) {
 #pragma unroll

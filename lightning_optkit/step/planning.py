@@ -16,6 +16,7 @@ from lightning_optkit.step.early import early_updates
 from lightning_optkit.step.membership import membership
 from lightning_optkit.step.numbers import GroupNumbers
 from lightning_optkit.step.plain import why_no_parameter
+from lightning_optkit.step.rounding import move_average_
 from lightning_optkit.step.rule import Group, Rule, State
 from lightning_optkit.step.segments import Entry, PlanOutdated, ReferenceSegment, Segment
 from lightning_optkit.step.shards import local, sharding_groups, why_not_on_shards
@@ -127,11 +128,12 @@ class StepPlan:
                 continue
             # On CUDA only the device knows the number of updates, and reading it would synchronize. An average that
             # starts later than the others starts as a copy.
-            seen = so_far.to(average.real.dtype)
+            seen = so_far.to(torch.float64 if average.real.dtype == torch.float64 else torch.float32)
             weight = average_weight(int(group.average_kind), group.average_decay, seen)
             weight = torch.where(seen > 0, weight, (clock > 0).to(seen.dtype))
             value = joined(local(entry.param.detach()), state)
-            average += weight * (value.to(average.dtype) - average)
+            key = (int(group.rounding_seed), self.num_averaged, entry.tensor_index)
+            move_average_(average, value, weight, key)
             so_far.copy_(torch.where(seen > 0, so_far + 1, clock))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_optkit.step.coefficients import average_weight, clip_coefficient
 from lightning_optkit.step.numbers import GroupNumbers, compute_dtype
 from lightning_optkit.step.quantized_state import dequantize8, quantize8_, scale_name
-from lightning_optkit.step.rounding import random_bits, round_stochastically
+from lightning_optkit.step.rounding import move_average_, random_bits, round_stochastically
 from lightning_optkit.step.rule import Group, Rule, State, StateSpec
 from lightning_optkit.step.split_weights import correction_of, join, split_
 from lightning_optkit.step.statistics import Clipped, TensorStatistics
@@ -126,7 +126,7 @@ def step_reference_(
         # Nothing is kept on overflow: an infinity would remain after the parameter has come back in range.
         lost.copy_(_finite_or_zero(next_p - stored.to(work)))
     if average_name is not None:
-        _average(state, average_name, stored, numbers)
+        _average(state, average_name, stored, numbers, key)
     if not statistics:
         return Done(None, clipped, observed)
     unchanged = stored == stored_before
@@ -234,15 +234,11 @@ def _move(p: Tensor, update: Tensor, numbers: GroupNumbers) -> Tensor:
     return moved
 
 
-def _average(state: State, name: str, stored: Tensor, numbers: GroupNumbers) -> None:
+def _average(state: State, name: str, stored: Tensor, numbers: GroupNumbers, key: tuple[int, int, int]) -> None:
     if not numbers.average_due:
         return
     weight = average_weight(int(numbers.average_kind), numbers.average_decay, float(state["num_averaged"]))
     if weight == 0:
         return
-    average = as_real(state[name])
-    if weight == 1:
-        average.copy_(stored)
-    else:
-        average += weight * (stored.to(average.dtype) - average)
+    move_average_(as_real(state[name]), stored, weight, key)
     state["num_averaged"] += 1.0

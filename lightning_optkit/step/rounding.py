@@ -8,7 +8,10 @@ bits from a counter, as in csrc/core/random.h.
 import torch
 from torch import Tensor
 
-__all__ = ["random_bits", "round_stochastically"]
+__all__ = ["AVERAGE", "move_average_", "random_bits", "round_stochastically"]
+
+AVERAGE = 4
+"""The average of the parameters, as the index of a state."""
 
 _MASK32 = 0xFFFFFFFF
 _MASK64 = 0xFFFFFFFFFFFFFFFF
@@ -26,17 +29,19 @@ def random_bits(
 ) -> Tensor:
     """32 random bits per element, as int64, in the bit order of the parameter or of one of its states."""
     key = _splitmix64((_splitmix64((_splitmix64(seed & _MASK64) + step) & _MASK64) + tensor_index) & _MASK64)
-    index = torch.arange(count, dtype=torch.int64, device=device)
-    x = (index + (key & _MASK32)) & _MASK32
+    word = torch.arange((count + 1) // 2, dtype=torch.int64, device=device)
+    x = (word + (key & _MASK32)) & _MASK32
     x = x ^ (x >> 16)
     x = (x * 0x7FEB352D) & _MASK32
-    x = x ^ (x >> 15) ^ (key >> 32) ^ (index >> 32)
+    x = x ^ (x >> 15) ^ (key >> 32) ^ (word >> 32)
     x = (x * 0x846CA68B) & _MASK32
     x = x ^ (x >> 16)
-    if state is None:
-        return x
-    left = 8 * (state + 1) if state < 3 else 4
-    return ((x << left) & _MASK32) | (x >> (32 - left))
+    bits = torch.stack([x, _rotated(x, 16)], -1).flatten()[:count]  # neighbors share a word
+    return bits if state is None else _rotated(bits, 8 * (state + 1) if state < 3 else 4 if state == 3 else 12)
+
+
+def _rotated(word: Tensor, left: int) -> Tensor:
+    return ((word << left) & _MASK32) | (word >> (32 - left))
 
 
 def round_stochastically(
@@ -56,7 +61,7 @@ def round_stochastically(
         seed: Seed of the run.
         step: Optimizer step, from 1.
         tensor_index: Number of the parameter.
-        state: Index of the state that `value` is, in its rule; None for the parameter itself.
+        state: Index of the state that `value` is, in its rule, or `AVERAGE`; None for the parameter itself.
 
     Example:
         >>> between = torch.full((30000,), 1 + 2**-7 / 3)  # a third of the way to the next bf16 number
@@ -71,6 +76,22 @@ def round_stochastically(
     chosen = _cut_to_bfloat16(bits, random) if dtype == torch.bfloat16 else _cut_to_float16(value, bits, random)
     signed = torch.where(chosen >= 2**31, chosen - 2**32, chosen)
     return signed.to(torch.int32).view(torch.float32).to(dtype)
+
+
+def move_average_(average: Tensor, value: Tensor, weight: float | Tensor, key: tuple[int, int, int]) -> None:
+    """`average <- average + weight * (value - average)`, in place; in 16 bits rounded stochastically.
+
+    Args:
+        average: Of the shape of `value`, in its dtype or one with fewer or more bits.
+        value: The newest value.
+        weight: Its weight, in [0, 1]; the number 1 copies, whatever the average holds.
+        key: Seed, step and number of the parameter.
+    """
+    is_narrow = average.dtype in (torch.bfloat16, torch.float16)
+    before = average.float() if is_narrow else average
+    value = value.to(before.dtype)
+    moved = value if isinstance(weight, float) and weight == 1 else before + weight * (value - before)
+    average.copy_(round_stochastically(moved, average.dtype, *key, state=AVERAGE) if is_narrow else moved)
 
 
 def _cut_to_bfloat16(bits: Tensor, random: Tensor) -> Tensor:
