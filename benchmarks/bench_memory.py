@@ -32,7 +32,7 @@ class Variant:
         own: Arguments of our AdamW; None is torch's, fused.
         fuses: Whether `Fuse` converts torch's, and converts it back after the fit, with the state in torch's dtypes.
         releases: Whether gradients are released in the backward pass.
-        averages: Whether the step keeps an EMA.
+        averages: Whether the step keeps an EMA, in bf16.
         target: Most bytes per parameter.
     """
 
@@ -116,7 +116,7 @@ def fit_once(variant: Variant, layers: int, width: int) -> int:
             return AdamW(self.parameters(), lr=1e-4, **variant.own)
 
     callbacks: list[pl.Callback] = [Fuse(verbose=False, **variant.own or {})] if variant.fuses else []
-    callbacks += [WeightAveraging(EMA(0.999), evaluate=False)] if variant.averages else []
+    callbacks += [WeightAveraging(EMA(0.999, dtype=torch.bfloat16), evaluate=False)] if variant.averages else []
     callbacks += [ReleaseGradients()] if variant.releases else []
     quiet: dict[str, Any] = dict(
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False

@@ -75,7 +75,6 @@ CALLBACKS = [
         {"weight_decay": 0.1, "no_decay": ["bias", "torch.nn.LayerNorm"], "overrides": {"a*": {"lr": 0.1}}},
     ),
     ("PlateauSchedule", {"monitor": "val_loss", "mode": "max"}),
-    ("QKClip", {"threshold": 50.0, "names": "a.*", "q": "query", "num_heads": 2}),
     ("Preprocess", {"transform": named("OneHot", drop="first"), "field": ["x"]}),
     ("Preprocess", {"transform": [named("Impute", strategy="median"), named("Standardize", with_std=False)]}),
     ("Preprocess", {"transform": [named("RobustScale"), "torch.log1p"]}),
@@ -107,6 +106,7 @@ CLIPS = [
 ]
 AVERAGES = [
     ("EMA", {"decay": 0.9, "start": 3}),
+    ("EMA", {"decay": 0.9, "dtype": "torch.bfloat16"}),
     ("EMA", {"decay": 0.9, "start": 0.5, "warmup": "power", "warmup_power": 0.75}),
     ("PowerEMA", {"std": 0.05, "start": 2, "start_interval": "epoch"}),
     ("SWA", {"start": 3, "every": 2}),

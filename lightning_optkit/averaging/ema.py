@@ -9,6 +9,8 @@ first update (a copy) as in `torch.optim.swa_utils.AveragedModel` with `get_ema_
 from dataclasses import dataclass, fields
 from typing import Literal
 
+import torch
+
 from lightning_optkit._checks import check_in, check_int, check_one_of
 from lightning_optkit.averaging._start import StartInterval, check_start, started_in_run
 from lightning_optkit.step import Average
@@ -21,8 +23,10 @@ __all__ = ["EMA"]
 class EMA(Average):
     r"""`average <- decay * average + (1 - decay) * parameter` after an optimizer step; the first update copies.
 
-    As part of a step it costs 8 bytes per fp32 parameter. It is stored in `optimizer.state[p]["ema"]`, in fp32 for
-    16-bit parameters, so every checkpoint contains it.
+    As part of a step it moves 8 bytes per parameter. It is stored in `optimizer.state[p]["ema"]`, in fp32 for 16-bit
+    parameters too, so every checkpoint contains it. In bfloat16 it takes half of that, and is rounded stochastically:
+    its error is about sqrt(d / 2) units in the last place of bfloat16, at least half a unit, where d is the distance of
+    the weights from their average in such units.
 
     The average reaches back over about 1 / (1 - `decay`) updates. With a warm-up, the decay of update t + 1 is
 
@@ -41,11 +45,12 @@ class EMA(Average):
         warmup_gamma: Gamma of "power", in (0, inf).
         warmup_power: p of "power", in (0, inf).
         min_decay: Least decay of the warm-up, in [0, 1).
+        dtype: torch.float32 or torch.bfloat16, of the average of real parameters of at most 32 bits.
 
     Raises:
         ValueError: for an argument out of range, or one of the warm-up without it.
 
-    Cost: one fp32 number of state per parameter.
+    Cost: one number of state per parameter, 4 bytes or 2.
 
     Example:
         >>> EMA(0.999)
@@ -62,6 +67,7 @@ class EMA(Average):
     warmup_gamma: float = 1.0
     warmup_power: float = 2 / 3
     min_decay: float = 0.0
+    dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
         owner = type(self).__name__
@@ -72,6 +78,7 @@ class EMA(Average):
         check_in(owner, "warmup_gamma", self.warmup_gamma, "(0, inf)")
         check_in(owner, "warmup_power", self.warmup_power, "(0, inf)")
         check_in(owner, "min_decay", self.min_decay, "[0, 1)")
+        check_one_of(owner, "dtype", self.dtype, (torch.float32, torch.bfloat16))
         for name in self._changed("warmup_gamma", "warmup_power"):
             if self.warmup != "power":
                 raise ValueError(f"{owner}({name}={getattr(self, name)!r}): warmup must be 'power'.")

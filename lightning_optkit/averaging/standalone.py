@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -19,6 +20,7 @@ from lightning_optkit.averaging.swa import SWA
 from lightning_optkit.step import Average
 from lightning_optkit.step.coefficients import average_weight
 from lightning_optkit.step.numbers import decay_of, starts_at_a_step
+from lightning_optkit.step.rounding import move_average_
 from lightning_optkit.step.saved import saved_number, saved_tensor
 from lightning_optkit.step.shards import local
 from lightning_optkit.step.split_weights import joined
@@ -99,10 +101,13 @@ def update_tensors_(
             _create(tensor, state, average, name)
         if due:
             moved.append(_weighted(tensor, state, average, name, decay))
-    for weight, members in groupby(moved, key=lambda item: item[0]):
+    for (weight, dtype), members in groupby(moved, key=lambda item: (item[0], item[1].dtype)):
         _, averages, tensors = zip(*members, strict=True)
         if weight == 1:
             foreach_copy_(averages, tensors)
+        elif dtype == torch.bfloat16 and not isinstance(average, LAWA):
+            for number, (held, tensor) in enumerate(zip(averages, tensors, strict=True)):
+                move_average_(held, tensor, weight, (0, step, number))
         else:
             foreach_lerp_(averages, [t.to(a.dtype) for a, t in zip(averages, tensors, strict=True)], weight)
 
@@ -173,6 +178,9 @@ def _create(tensor: Tensor, state: State, average: AnyAverage, name: str | None)
     dtype = tensor.dtype
     if dtype.is_floating_point and not isinstance(average, LAWA):
         dtype = torch.promote_types(dtype, torch.float32)
+        is_trained = tensor.requires_grad or isinstance(tensor, Parameter)  # and no buffer
+        if dtype == torch.float32 and is_trained and isinstance(average, Average):
+            dtype = average.dtype
     state.update({each: torch.zeros_like(tensor, dtype=dtype) for each in names})
     state[_counter(average, name)] = torch.zeros((), dtype=torch.float32)
 

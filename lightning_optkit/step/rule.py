@@ -302,6 +302,11 @@ class Average(KeptInState):
     def decay(self) -> float:
         """Weight of the old average in the exponential kind, in [0, 1)."""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its dtype for real parameters of at most 32 bits; in 16 bits it is rounded stochastically."""
+        return torch.float32
+
     def decay_at(self, decay: float, num_averaged: int) -> float:
         """The weight of the old average in an update after `num_averaged` others; the first one copies.
 

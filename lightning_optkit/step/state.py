@@ -60,7 +60,9 @@ class StateLayout:
             return torch.complex128 if param.dtype.is_complex else torch.float64
         if param.dtype.is_complex:
             return torch.complex64
-        if name == self.average_name or rule.spec(name).full_precision:
+        if self.average is not None and name == self.average.state_name:
+            return self.average.dtype
+        if rule.spec(name).full_precision:
             return torch.float32
         return torch.uint8 if self.state_dtype == "int8" else self.state_dtype
 

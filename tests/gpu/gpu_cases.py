@@ -47,6 +47,7 @@ STAGES = {
     "centralize": dict(centralize=True),
     "ema": dict(average=EMA(0.9, start=2)),
     "ema that warms up": dict(average=EMA(0.9, start=2, warmup="power")),
+    "bf16 ema": dict(average=EMA(0.9, dtype=torch.bfloat16)),
     "power ema": dict(average=PowerEMA(0.1)),
     "swa": dict(average=SWA(1)),
     "norm": dict(clip=ClipNorm(0.5)),
