@@ -35,9 +35,11 @@ from .callbacks import ExactResume as ExactResume
 from .callbacks import Fuse as Fuse
 from .callbacks import GradientClipping as GradientClipping
 from .callbacks import GradientNoise as GradientNoise
+from .callbacks import Grokfast as Grokfast
 from .callbacks import HyperparameterSchedule as HyperparameterSchedule
 from .callbacks import Initialize as Initialize
 from .callbacks import LabelSmoothing as LabelSmoothing
+from .callbacks import Lookahead as Lookahead
 from .callbacks import LookSAM as LookSAM
 from .callbacks import LRSchedule as LRSchedule
 from .callbacks import MaxNorm as MaxNorm

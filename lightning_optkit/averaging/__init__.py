@@ -6,6 +6,7 @@ from lightning_optkit.averaging.ema import EMA
 from lightning_optkit.averaging.ensemble_predict import EnsemblePrediction, ensemble_predict
 from lightning_optkit.averaging.greedy_soup import GreedySoup, greedy_soup
 from lightning_optkit.averaging.lawa import LAWA
+from lightning_optkit.averaging.lookahead import lookahead_
 from lightning_optkit.averaging.post_hoc_ema import PowerSnapshot, post_hoc_coefficients, post_hoc_ema
 from lightning_optkit.averaging.power_ema import PowerEMA
 from lightning_optkit.averaging.swa import SWA
@@ -22,6 +23,7 @@ __all__ = [
     "ensemble_predict",
     "greedy_soup",
     "load_weights",
+    "lookahead_",
     "post_hoc_coefficients",
     "post_hoc_ema",
 ]

@@ -14,11 +14,13 @@ from lightning_optkit.callbacks.exact_resume import ExactResume
 from lightning_optkit.callbacks.fuse import Fuse
 from lightning_optkit.callbacks.gradient_clipping import GradientClipping
 from lightning_optkit.callbacks.gradient_noise import GradientNoise
+from lightning_optkit.callbacks.grokfast import Grokfast
 from lightning_optkit.callbacks.gsam import GSAM
 from lightning_optkit.callbacks.hyperparameter_schedule import HyperparameterSchedule
 from lightning_optkit.callbacks.initialize import Initialize
 from lightning_optkit.callbacks.label_smoothing import LabelSmoothing
 from lightning_optkit.callbacks.look_sam import LookSAM
+from lightning_optkit.callbacks.lookahead import Lookahead
 from lightning_optkit.callbacks.lr_schedule import LRSchedule
 from lightning_optkit.callbacks.max_norm import MaxNorm
 from lightning_optkit.callbacks.parameter_groups import ParameterGroups
@@ -52,11 +54,13 @@ __all__ = [
     "Fuse",
     "GradientClipping",
     "GradientNoise",
+    "Grokfast",
     "HyperparameterSchedule",
     "Initialize",
     "LRSchedule",
     "LabelSmoothing",
     "LookSAM",
+    "Lookahead",
     "MaxNorm",
     "ParameterGroups",
     "PlateauSchedule",

@@ -14,6 +14,7 @@ from lightning_optkit.regularization.early_stopping import (
 )
 from lightning_optkit.regularization.elastic_net import elastic_net
 from lightning_optkit.regularization.gradient_noise import gradient_noise_, gradient_noise_std
+from lightning_optkit.regularization.grokfast import grokfast_
 from lightning_optkit.regularization.gsam import gsam
 from lightning_optkit.regularization.l1_penalty import l1_penalty
 from lightning_optkit.regularization.l2_penalty import l2_penalty
@@ -35,6 +36,7 @@ __all__ = [
     "generalization_loss",
     "gradient_noise_",
     "gradient_noise_std",
+    "grokfast_",
     "gsam",
     "l1_penalty",
     "l2_penalty",

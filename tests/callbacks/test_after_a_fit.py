@@ -37,9 +37,11 @@ from lightning_optkit.callbacks import (
     Fuse,
     GradientClipping,
     GradientNoise,
+    Grokfast,
     HyperparameterSchedule,
     Initialize,
     LabelSmoothing,
+    Lookahead,
     LookSAM,
     LRSchedule,
     MaxNorm,
@@ -114,7 +116,9 @@ def scheduled(schedule):
 
 
 ROWS = {
+    "Grokfast": Grokfast,
     "GSAM": GSAM,
+    "Lookahead": partial(Lookahead, 2),
     "LookSAM": LookSAM,
     "SAM": SAM,
     "WSAM": WSAM,
@@ -161,7 +165,7 @@ ROWS = {
 }
 OPTIMIZERS = {"ReleaseGradients": AdamW, "ScheduleFree": ScheduleFreeAdamW, "WeightAveraging folded": AdamW}
 # What it learned is as large as the weights: those of the best validation; averages of buffers, which are short.
-LEARNS_WEIGHTS = {"EarlyStoppingCriterion", "LookSAM"}
+LEARNS_WEIGHTS = {"EarlyStoppingCriterion", "Grokfast", "LookSAM", "Lookahead"}
 # For what can be asked after a fit: `averaged_parameters`.
 HOLDS = {name: {"AdamW" if "folded" in name else "SGD"} for name in ROWS if name.startswith("WeightAveraging")}
 HOLDS["Initialize by muP"] = {"Classifier"}  # the narrow one

@@ -40,6 +40,7 @@ REFUSED = {  # the rows of test_after_a_fit.py, and what the refusal is about
     "GradientClipping by AutoClip": "needs the norm of all gradients",
     "GradientClipping by ZClip": "needs the norm of all gradients",
     "GradientNoise": r"GradientNoise\.on_before_optimizer_step is called when every gradient",
+    "Grokfast": r"Grokfast\.on_before_optimizer_step is called when every gradient",
     "ReleaseGradients": "given twice",
     "WeightAveraging by LAWA": "acts between the gradients and the update",
     "WeightAveraging with buffers": "acts between the gradients and the update",

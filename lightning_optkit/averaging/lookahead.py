@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lookahead: the weights are pulled back to slow weights that follow them.
+
+Source: Zhang et al. 2019, "Lookahead Optimizer: k steps forward, 1 step back", arXiv:1907.08610, Algorithm 1.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_optkit._checks import check_in, check_tensors
+
+__all__ = ["lookahead_"]
+
+
+@torch.no_grad()
+def lookahead_(params: Sequence[Tensor], slow: Sequence[Tensor], alpha: float = 0.5) -> None:
+    r"""Moves the slow weights toward the weights, and the weights to the slow ones, in place; every k optimizer steps.
+
+    .. math:: \phi \leftarrow \phi + \alpha (\theta - \phi), \qquad \theta \leftarrow \phi
+
+    Args:
+        params: The weights.
+        slow: The slow weights, in the same order; at first a copy of the weights, in fp32 if these are narrower.
+        alpha: How far the slow weights move, in (0, 1].
+
+    Raises:
+        ValueError: if `alpha` is out of range, or the numbers or shapes differ.
+
+    Example:
+        >>> weight, slow = torch.tensor([2.0]), torch.tensor([0.0])
+        >>> lookahead_([weight], [slow], alpha=0.25)
+        >>> weight, slow
+        (tensor([0.5000]), tensor([0.5000]))
+    """
+    alpha = check_in("lookahead_", "alpha", alpha, "(0, 1]")
+    params = check_tensors("lookahead_", "params", params, "inexact")
+    slow = check_tensors("lookahead_", "slow", slow, "inexact")
+    if [param.shape for param in params] != [kept.shape for kept in slow]:
+        raise ValueError(f"lookahead_(slow=<{len(slow)}>): there must be one of the shape of each of params.")
+    for param, kept in zip(params, slow, strict=True):
+        kept.lerp_(param.to(kept.dtype), alpha)
+        param.copy_(kept)
