@@ -46,6 +46,7 @@ from .callbacks import MaxNorm as MaxNorm
 from .callbacks import ParameterGroups as ParameterGroups
 from .callbacks import PlateauSchedule as PlateauSchedule
 from .callbacks import Preprocess as Preprocess
+from .callbacks import QKClip as QKClip
 from .callbacks import RDrop as RDrop
 from .callbacks import ReleaseGradients as ReleaseGradients
 from .callbacks import Report as Report

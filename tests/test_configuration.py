@@ -75,6 +75,7 @@ CALLBACKS = [
         {"weight_decay": 0.1, "no_decay": ["bias", "torch.nn.LayerNorm"], "overrides": {"a*": {"lr": 0.1}}},
     ),
     ("PlateauSchedule", {"monitor": "val_loss", "mode": "max"}),
+    ("QKClip", {"threshold": 50.0, "names": "a.*", "q": "query", "num_heads": 2}),
     ("Preprocess", {"transform": named("OneHot", drop="first"), "field": ["x"]}),
     ("Preprocess", {"transform": [named("Impute", strategy="median"), named("Standardize", with_std=False)]}),
     ("Preprocess", {"transform": [named("RobustScale"), "torch.log1p"]}),

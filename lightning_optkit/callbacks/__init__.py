@@ -26,6 +26,7 @@ from lightning_optkit.callbacks.max_norm import MaxNorm
 from lightning_optkit.callbacks.parameter_groups import ParameterGroups
 from lightning_optkit.callbacks.plateau_schedule import PlateauSchedule
 from lightning_optkit.callbacks.preprocess import Preprocess
+from lightning_optkit.callbacks.qk_clip import QKClip
 from lightning_optkit.callbacks.r_drop import RDrop
 from lightning_optkit.callbacks.release_gradients import ReleaseGradients
 from lightning_optkit.callbacks.report import Report
@@ -65,6 +66,7 @@ __all__ = [
     "ParameterGroups",
     "PlateauSchedule",
     "Preprocess",
+    "QKClip",
     "RDrop",
     "ReleaseGradients",
     "Report",

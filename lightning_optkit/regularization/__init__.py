@@ -21,6 +21,7 @@ from lightning_optkit.regularization.l2_penalty import l2_penalty
 from lightning_optkit.regularization.label_smoothing import label_smoothing
 from lightning_optkit.regularization.look_sam import look_sam, look_sam_direction
 from lightning_optkit.regularization.max_norm import max_norm_
+from lightning_optkit.regularization.qk_clip import max_logits, qk_clip_
 from lightning_optkit.regularization.r_drop import r_drop
 from lightning_optkit.regularization.sam import sam
 from lightning_optkit.regularization.soft_threshold import soft_threshold_
@@ -44,9 +45,11 @@ __all__ = [
     "linear_drop_rates",
     "look_sam",
     "look_sam_direction",
+    "max_logits",
     "max_norm_",
     "progress",
     "progress_quotient",
+    "qk_clip_",
     "r_drop",
     "sam",
     "soft_threshold_",

@@ -156,6 +156,10 @@ REQUIRED: dict[str, Callable[[], dict[str, Any]]] = {
     "init.render_activations": lambda: {"before": init.activation_statistics(model(), rows())},
     "init.render_rows": lambda: {"rows": init.initialize(model(), init.he)},
     "init.zero_residual": lambda: {"target": residual()},
+    "regularization.max_logits": lambda: {"q": torch.ones(3, 4), "k": torch.ones(3, 4), "num_heads": 2},
+    "regularization.qk_clip_": lambda: {
+        "q_params": [torch.ones(4, 4)], "k_params": [torch.ones(4, 4)], "logits": torch.ones(2),
+    },
     "layers.DropConnect": lambda: {"module": nn.Linear(2, 2)},
     "layers.ScaleNorm": lambda: {"dim": 4},
     "layers.WeightStandardizedConv2d": lambda: {"in_channels": 2, "out_channels": 2, "kernel_size": 3},

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps the attention logits of chosen modules below a threshold, after every optimizer step."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_optkit._checks import check_in, check_int, check_pattern, check_text
+from lightning_optkit.callbacks.seams.fit_callback import FitCallback
+from lightning_optkit.callbacks.seams.lightning_private import key_of_state
+from lightning_optkit.callbacks.seams.named_modules import first_tensor, modules_named
+from lightning_optkit.callbacks.seams.refusals import refuse_listed_twice, refuse_split_parameters
+from lightning_optkit.callbacks.seams.steps import StepListener, refuse_folded_average, was_updated, watch_steps
+from lightning_optkit.regularization.qk_clip import max_logits, qk_clip_
+
+__all__ = ["QKClip"]
+
+
+class QKClip(FitCallback):
+    r"""After every optimizer step, shrinks the query and key weights of each head whose largest logit was too large.
+
+    .. math:: \gamma_h = \min(1, \tau / S^h_{\max}), \quad W_q^h \leftarrow \sqrt{\gamma_h}\, W_q^h, \quad
+        W_k^h \leftarrow \sqrt{\gamma_h}\, W_k^h
+
+    where :math:`S^h_{\max}` is the largest logit of head h over the batches of the step, and biases are scaled like
+    weights. Together with `Muon` this is MuonClip, but it works with any optimizer. Every head is clipped by itself;
+    keys that several heads share stay, and their queries take the whole factor. In DDP the logits of all processes
+    count.
+
+    `torch.nn.MultiheadAttention` is found by itself. Other modules are named: their children `q` and `k` are watched,
+    and their outputs are the queries and keys. What happens between them and the product is not seen: a norm of queries
+    and keys (which makes this callback needless), or a rotary embedding, with which the logits are those without it.
+    Masks are not applied.
+
+    Args:
+        threshold: tau, in (0, inf); 100 in the report.
+        names: Shell pattern of the attention modules, e.g. "blocks.*.attention"; `*` does not match a dot. Default:
+            every `torch.nn.MultiheadAttention`.
+        q: Name of the query projection in a module that is no `MultiheadAttention`.
+        k: Name of its key projection.
+        num_heads: Number of heads of such a module. Default: its attribute `num_heads`.
+        scale: Factor of the logits, in (0, inf). Default: 1 / sqrt(size of a head).
+
+    Raises:
+        ValueError: for an argument out of range; when the fit starts, if there is no such module, projection or number,
+            for a strategy that splits parameters over processes, or if a one-pass step would average before the clip.
+
+    Cost: the projections and logits of an attention a second time, without the gradient; for other modules the logits.
+
+    Source: Kimi Team 2025, arXiv:2507.20534, Section 2.1 and Algorithm 1.
+
+    Example:
+        >>> trainer = pl.Trainer(callbacks=[QKClip(100.0)], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self,
+        threshold: float = 100.0,
+        names: str | None = None,
+        *,
+        q: str = "q_proj",
+        k: str = "k_proj",
+        num_heads: int | None = None,
+        scale: float | None = None,
+    ) -> None:
+        owner = type(self).__name__
+        self.threshold = check_in(owner, "threshold", threshold, "(0, inf)")
+        self.names = None if names is None else check_pattern(owner, "names", names)
+        self.q = check_text(owner, "q", q, 'the name of a projection, such as "q_proj"')
+        self.k = check_text(owner, "k", k, 'the name of a projection, such as "k_proj"')
+        self.num_heads = None if num_heads is None else check_int(owner, "num_heads", num_heads, minimum=1)
+        self.scale = None if scale is None else check_in(owner, "scale", scale, "(0, inf)")
+        self.max_logits: dict[str, Tensor] = {}
+        """The largest logits of the last step: name of the module -> (num_heads,)."""
+        self._seen: dict[str, Tensor] = {}
+
+    @property
+    def state_key(self) -> str:
+        """Separate states, since several may be used for different modules."""
+        return key_of_state(self, names=self.names)
+
+    # --- hooks, in the order Lightning calls them ---
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            refuse_listed_twice(self, trainer)
+            refuse_split_parameters(self, trainer)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        attentions = self._attentions(pl_module)
+        for name, module in attentions.items():
+            if isinstance(module, nn.MultiheadAttention):
+                hook = module.register_forward_pre_hook(self._watch_whole(name), with_kwargs=True)
+                self._at_end(hook.remove)
+            else:
+                self._watch_parts(name, module)
+        clip = partial(self._clip, attentions)
+        self._at_end(watch_steps(trainer, StepListener(type(self).__name__, after=clip)).remove)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._seen.clear()  # a sanity check or a finder may have run the module
+        for optimizer in trainer.optimizers:
+            refuse_folded_average(type(self).__name__, optimizer, "leave out Fuse, or the average")
+
+    # --- implementation ---
+
+    def _attentions(self, pl_module: pl.LightningModule) -> dict[str, nn.Module]:
+        owner = type(self).__name__
+        if self.names is not None:
+            found = modules_named(owner, "names", pl_module, self.names)
+        else:
+            named = pl_module.named_modules()
+            found = {name: each for name, each in named if isinstance(each, nn.MultiheadAttention)}
+        if not found:
+            raise ValueError(
+                f"{owner}(names=None): the module has no MultiheadAttention; give the names of its attention."
+            )
+        for name, module in found.items():
+            if not isinstance(module, nn.MultiheadAttention):
+                self._heads_of(name, module)
+                for part in (self.q, self.k):
+                    if not isinstance(getattr(getattr(module, part, None), "weight", None), Tensor):
+                        children = ", ".join(child for child, _ in module.named_children()) or "none"
+                        raise ValueError(
+                            f"{owner}(names={self.names!r}): {name} must have a projection {part!r} with a weight; its "
+                            f"children are {children}."
+                        )
+        return found
+
+    def _heads_of(self, name: str, module: nn.Module) -> int:
+        given = getattr(module, "num_heads", None) if self.num_heads is None else self.num_heads
+        if not isinstance(given, int):
+            raise ValueError(f"{type(self).__name__}(num_heads=None): {name} has no num_heads; give their number.")
+        return given
+
+    def _watch_whole(self, name: str) -> Callable[..., None]:
+        """A MultiheadAttention projects inside of one function, so its projections are computed here."""
+
+        def hook(module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not module.training or not torch.is_grad_enabled():
+                return
+            query, key = (
+                kwargs[part] if part in kwargs else args[place] for place, part in enumerate(("query", "key"))
+            )
+            with torch.no_grad():
+                (q_weight, q_bias), (k_weight, k_bias) = _projections(module)
+                q, k = F.linear(query, q_weight, q_bias), F.linear(key, k_weight, k_bias)
+                if q.dim() == 3 and not module.batch_first:
+                    q, k = q.transpose(0, 1), k.transpose(0, 1)
+                if module.bias_k is not None:
+                    k = torch.cat(
+                        [k, module.bias_k.view(*[1] * (k.dim() - 1), -1).expand(*k.shape[:-2], 1, -1)], dim=-2
+                    )
+                self._see(name, q, k, module.num_heads)
+
+        return hook
+
+    def _watch_parts(self, name: str, module: nn.Module) -> None:
+        waiting: dict[str, Tensor] = {}
+
+        def hook(part: str, projection: nn.Module, inputs: Any, output: Any) -> None:
+            if not projection.training or not torch.is_grad_enabled():
+                return
+            waiting[part] = first_tensor(type(self).__name__, f"{name}.{part}", output).detach()
+            if len(waiting) == 2:
+                self._see(name, waiting.pop(self.q), waiting.pop(self.k), self._heads_of(name, module))
+
+        for part in (self.q, self.k):
+            self._at_end(getattr(module, part).register_forward_hook(partial(hook, part)).remove)
+
+    def _see(self, name: str, q: Tensor, k: Tensor, num_heads: int) -> None:
+        largest = max_logits(q, k, num_heads, self.scale)
+        self._seen[name] = torch.maximum(self._seen[name], largest) if name in self._seen else largest
+
+    def _clip(self, attentions: dict[str, nn.Module], optimizer: Optimizer, place: int) -> None:
+        owned = {param for group in optimizer.param_groups for param in group["params"]}
+        for name, module in attentions.items():
+            trained = [param for param in module.parameters() if param in owned and was_updated(optimizer, param)]
+            if not trained:
+                continue
+            largest = self._seen.pop(name, None)
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                largest = _largest_of_all(largest, self._num_heads(name, module), trained[0].device)
+            if largest is None:
+                continue
+            self.max_logits[name] = largest
+            queries, keys = self._params(module)
+            qk_clip_(queries, keys, largest, self.threshold)
+
+    def _num_heads(self, name: str, module: nn.Module) -> int:
+        return module.num_heads if isinstance(module, nn.MultiheadAttention) else self._heads_of(name, module)
+
+    def _params(self, module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+        """Weight and bias of the projections; parts of a packed weight are views."""
+        if isinstance(module, nn.MultiheadAttention):
+            (q_weight, q_bias), (k_weight, k_bias) = _projections(module)
+            of_keys = [k_weight, k_bias, None if module.bias_k is None else module.bias_k.detach().view(-1)]
+            of_queries: list[Tensor | None] = [q_weight, q_bias]
+        else:
+            projections = getattr(module, self.q), getattr(module, self.k)
+            of_queries, of_keys = ([each.weight.detach(), getattr(each, "bias", None)] for each in projections)
+        return [p for p in of_queries if p is not None], [p for p in of_keys if p is not None]
+
+    def _forget(self) -> None:
+        self._seen = {}
+
+
+_Projection = tuple[Tensor, Tensor | None]
+
+
+def _projections(module: nn.MultiheadAttention) -> tuple[_Projection, _Projection]:
+    """(weight, bias) of queries and keys."""
+    size = module.embed_dim
+    biases: list[Tensor | None] = [None, None]
+    if module.in_proj_bias is not None:
+        biases = [module.in_proj_bias.detach()[:size], module.in_proj_bias.detach()[size : 2 * size]]
+    if module.in_proj_weight is not None:
+        packed = module.in_proj_weight.detach()
+        weights = packed[:size], packed[size : 2 * size]
+    else:
+        weights = module.q_proj_weight.detach(), module.k_proj_weight.detach()
+    return (weights[0], biases[0]), (weights[1], biases[1])
+
+
+def _largest_of_all(largest: Tensor | None, num_heads: int, device: torch.device) -> Tensor | None:
+    """The largest logits of all processes, of which some may have seen none."""
+    dtype = torch.float32 if largest is None else largest.dtype
+    ours = torch.full((num_heads,), -torch.inf, device=device) if largest is None else largest.float()
+    torch.distributed.all_reduce(ours, torch.distributed.ReduceOp.MAX)
+    return ours.to(dtype) if bool(ours.isfinite().any()) else None
