@@ -45,6 +45,7 @@ from .callbacks import LRSchedule as LRSchedule
 from .callbacks import MaxNorm as MaxNorm
 from .callbacks import ParameterGroups as ParameterGroups
 from .callbacks import PlateauSchedule as PlateauSchedule
+from .callbacks import PowerSnapshots as PowerSnapshots
 from .callbacks import Preprocess as Preprocess
 from .callbacks import QKClip as QKClip
 from .callbacks import RDrop as RDrop

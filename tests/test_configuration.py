@@ -76,6 +76,7 @@ CALLBACKS = [
     ),
     ("PlateauSchedule", {"monitor": "val_loss", "mode": "max"}),
     ("QKClip", {"threshold": 50.0, "names": "a.*", "q": "query", "num_heads": 2}),
+    ("PowerSnapshots", {"dirpath": "snapshots", "every": 100}),
     ("Preprocess", {"transform": named("OneHot", drop="first"), "field": ["x"]}),
     ("Preprocess", {"transform": [named("Impute", strategy="median"), named("Standardize", with_std=False)]}),
     ("Preprocess", {"transform": [named("RobustScale"), "torch.log1p"]}),
@@ -113,7 +114,7 @@ AVERAGES = [
     ("EMA", {"decay": 0.9, "start": 0.5, "warmup": "power", "warmup_power": 0.75}),
     ("PowerEMA", {"std": 0.05, "start": 2, "start_interval": "epoch"}),
     ("SWA", {"start": 3, "every": 2}),
-    ("LAWA", {"k": 3, "start": 4}),
+    ("LAWA", {"k": 3, "start": 2, "start_interval": "epoch"}),
 ]
 MODULES = [
     ("AddLayerNorm", {"normalized_shape": [2, 3], "dropout": 0.1}),

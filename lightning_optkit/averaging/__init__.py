@@ -7,7 +7,12 @@ from lightning_optkit.averaging.ensemble_predict import EnsemblePrediction, ense
 from lightning_optkit.averaging.greedy_soup import GreedySoup, greedy_soup
 from lightning_optkit.averaging.lawa import LAWA
 from lightning_optkit.averaging.lookahead import lookahead_
-from lightning_optkit.averaging.post_hoc_ema import PowerSnapshot, post_hoc_coefficients, post_hoc_ema
+from lightning_optkit.averaging.post_hoc_ema import (
+    PowerSnapshot,
+    post_hoc_coefficients,
+    post_hoc_ema,
+    stored_snapshots,
+)
 from lightning_optkit.averaging.power_ema import PowerEMA
 from lightning_optkit.averaging.swa import SWA
 
@@ -26,4 +31,5 @@ __all__ = [
     "lookahead_",
     "post_hoc_coefficients",
     "post_hoc_ema",
+    "stored_snapshots",
 ]

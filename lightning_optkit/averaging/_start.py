@@ -9,10 +9,11 @@ from lightning_optkit._checks import check_in, check_one_of, shown
 
 if TYPE_CHECKING:
     from lightning_optkit.averaging.ema import EMA
+    from lightning_optkit.averaging.lawa import LAWA
     from lightning_optkit.averaging.power_ema import PowerEMA
     from lightning_optkit.averaging.swa import SWA
 
-    _Average = TypeVar("_Average", EMA, PowerEMA, SWA)
+    _Average = TypeVar("_Average", EMA, PowerEMA, SWA, LAWA)
 
 __all__ = ["StartInterval", "check_start", "started_in_run"]
 

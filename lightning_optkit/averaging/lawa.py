@@ -8,12 +8,13 @@ arXiv:2209.14981, section 2.
 from dataclasses import dataclass
 
 from lightning_optkit._checks import check_int
+from lightning_optkit.averaging._start import StartInterval, check_start, started_in_run
 from lightning_optkit.step.rule import KeptInState
 
 __all__ = ["LAWA"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LAWA(KeptInState):
     """The mean of the last `k` snapshots of the weights, one taken every `every` optimizer steps.
 
@@ -26,7 +27,8 @@ class LAWA(KeptInState):
     Args:
         k: Number of snapshots, at least 1.
         every: Optimizer steps between snapshots, at least 1; the paper uses one epoch.
-        start: First optimizer step, from 1, that is averaged.
+        start: First optimizer step, from 1, that is averaged; or a float in (0, 1], a fraction of the run.
+        start_interval: "epoch": `start` counts epochs, from 1, and the first step of that epoch is the first one.
 
     Raises:
         ValueError: for an argument out of range.
@@ -40,12 +42,22 @@ class LAWA(KeptInState):
 
     k: int = 6
     every: int = 1
-    start: int = 1
+    start: int | float = 1
+    start_interval: StartInterval = "step"
 
     def __post_init__(self) -> None:
         check_int(type(self).__name__, "k", self.k, minimum=1)
         check_int(type(self).__name__, "every", self.every, minimum=1)
-        check_int(type(self).__name__, "start", self.start, minimum=1)
+        check_start(type(self).__name__, self.start, self.start_interval)
+
+    def __repr__(self) -> str:
+        # The name of its state in a checkpoint, so that it must not change with every new argument.
+        interval = "" if self.start_interval == "step" else f", start_interval={self.start_interval!r}"
+        return f"{type(self).__name__}(k={self.k!r}, every={self.every!r}, start={self.start!r}{interval})"
+
+    def for_run(self, total_steps: float, steps_per_epoch: float | None = None) -> "LAWA":
+        """The same average with `start` as an optimizer step; see `SWA.for_run`."""
+        return started_in_run(self, total_steps, steps_per_epoch)
 
     @property
     def state_name(self) -> str:

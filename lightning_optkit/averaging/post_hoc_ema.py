@@ -7,17 +7,20 @@ the wanted one.
 """
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lightning_optkit._checks import check_in, check_instance, check_int, check_listed, shown
+from lightning_optkit._checks import check_in, check_instance, check_int, check_listed, check_path, shown
 from lightning_optkit.averaging.average_checkpoints import Checkpoint, Mean, check_output, read_weights, write_output
 from lightning_optkit.averaging.power_ema import power_exponent
 
-__all__ = ["PowerSnapshot", "post_hoc_coefficients", "post_hoc_ema"]
+__all__ = ["PowerSnapshot", "post_hoc_coefficients", "post_hoc_ema", "snapshot_name", "stored_snapshots"]
+
+_NAME = r"power_ema-std=([\d.e-]+)-num_averaged=(\d+)\.pt"
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,39 @@ class PowerSnapshot:
         check_instance(owner, "checkpoint", self.checkpoint, (str, os.PathLike, Mapping), "a file or a state dict")
         check_in(owner, "std", self.std, "[1e-4, 0.288]")
         check_int(owner, "num_averaged", self.num_averaged, minimum=1)
+
+
+def snapshot_name(std: float, num_averaged: int) -> str:
+    """The name of the file of a stored average.
+
+    Example:
+        >>> snapshot_name(0.05, 1000)
+        'power_ema-std=0.05-num_averaged=1000.pt'
+    """
+    return f"power_ema-std={std!r}-num_averaged={num_averaged}.pt"
+
+
+def stored_snapshots(dirpath: str | os.PathLike[str]) -> list[PowerSnapshot]:
+    """The averages that the callback `PowerSnapshots` wrote to a folder, in the order of their updates.
+
+    Args:
+        dirpath: The folder.
+
+    Returns:
+        For `post_hoc_ema`; the files themselves are read there.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if it contains no stored average.
+    """
+    folder = check_path("stored_snapshots", "dirpath", dirpath, exists=True)
+    matches = [(re.fullmatch(_NAME, path.name), path) for path in sorted(folder.iterdir())] if folder.is_dir() else []
+    found = [PowerSnapshot(path, float(match[1]), int(match[2])) for match, path in matches if match]
+    if not found:
+        raise ValueError(
+            f"stored_snapshots(dirpath={str(folder)!r}): it must be a folder with files of PowerSnapshots."
+        )
+    return sorted(found, key=lambda each: (each.num_averaged, each.std))
 
 
 def post_hoc_coefficients(
@@ -95,8 +131,8 @@ def post_hoc_ema(
 
         short, long = WeightAveraging(PowerEMA(0.05)), WeightAveraging(PowerEMA(0.1), evaluate=False)
 
-    `WeightAveraging.averaged_parameters` returns the weights to store. The result is close where 0.05 <= `std` <= 0.2
-    or so; one snapshot of each length gives an average of either length alone.
+    The callback `PowerSnapshots` stores them, and `stored_snapshots` lists them. The result is close where 0.05 <=
+    `std` <= 0.2 or so; one snapshot of each length gives an average of either length alone.
 
     Args:
         snapshots: The stored averages, of any lengths and times; at least one.

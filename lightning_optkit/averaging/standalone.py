@@ -92,7 +92,8 @@ def update_tensors_(
         decay: Replaces the decay of an exponential average.
     """
     if not starts_at_a_step(average):
-        raise ValueError(f"update_average_(average={shown(average)}): start must be a step; see SWA.for_run.")
+        call = f"update_average_(average={shown(average)})"
+        raise ValueError(f"{call}: start must be a step; give average.for_run(total_steps).")
     due = step >= average.start and (step - average.start) % average.every == 0
     moved: list[tuple[float, Tensor, Tensor]] = []
     for tensor, state in kept:

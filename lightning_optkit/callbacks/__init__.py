@@ -25,6 +25,7 @@ from lightning_optkit.callbacks.lr_schedule import LRSchedule
 from lightning_optkit.callbacks.max_norm import MaxNorm
 from lightning_optkit.callbacks.parameter_groups import ParameterGroups
 from lightning_optkit.callbacks.plateau_schedule import PlateauSchedule
+from lightning_optkit.callbacks.power_snapshots import PowerSnapshots
 from lightning_optkit.callbacks.preprocess import Preprocess
 from lightning_optkit.callbacks.qk_clip import QKClip
 from lightning_optkit.callbacks.r_drop import RDrop
@@ -65,6 +66,7 @@ __all__ = [
     "MaxNorm",
     "ParameterGroups",
     "PlateauSchedule",
+    "PowerSnapshots",
     "Preprocess",
     "QKClip",
     "RDrop",

@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_optkit._checks import check_bools, check_in, check_text
 from lightning_optkit._torch_private import AnyDropout
+from lightning_optkit.averaging import SWA, PowerEMA
 from lightning_optkit.callbacks.elastic_net import ElasticNet
 from lightning_optkit.callbacks.gradient_clipping import GradientClipping
 from lightning_optkit.callbacks.scheduling.clock import Interval
@@ -129,6 +130,7 @@ class HyperparameterSchedule(ScheduledCallback):
         for each in self._outside:
             self._at_end(each.undo)
         if self.name == "average_decay":
+            self._refuse_averages_without_it(trainer)
             _show_average_decay(trainer)
         targets = self._targets(trainer, pl_module)
         if not targets:
@@ -145,6 +147,17 @@ class HyperparameterSchedule(ScheduledCallback):
             pl_module.log_dict(self.values, batch_size=1)
 
     # --- implementation ---
+
+    def _refuse_averages_without_it(self, trainer: pl.Trainer) -> None:
+        """Their groups have the entry too, since a step reads it for every average."""
+        without = [
+            one.average
+            for one in trainer.optimizers
+            if isinstance(one, OnePassOptimizer) and isinstance(one.average, PowerEMA | SWA)
+        ]
+        decays = [callback.scheduled_decay for callback in callbacks_of(trainer, WeightAveraging)]
+        if without and all(decay is None for decay in decays) and len(without) == len(trainer.optimizers):
+            raise ValueError(f"{self._call} {without[0]!r} does not use it; schedule that of an EMA.")
 
     def _targets(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Target]:
         outside = [Target(self.name, self._base_of(each), each.write) for each in self._outside]

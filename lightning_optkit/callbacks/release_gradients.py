@@ -22,7 +22,7 @@ from lightning_optkit.callbacks.seams.refusals import refuse_manual_optimization
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.callbacks.seams.steps import StepListener, watch_steps
 from lightning_optkit.optimizers.convert import one_pass_class, why_not_convertible
-from lightning_optkit.step import OnePassOptimizer, StepInBackward, step_in_backward
+from lightning_optkit.step import OnePassOptimizer, StepInBackward
 
 __all__ = ["ReleaseGradients"]
 
@@ -118,7 +118,8 @@ class ReleaseGradients(FitCallback):
                 "lightning_optkit."
             )
         self._check_clip(trainer, optimizer)
-        self._handles[optimizer] = step_in_backward(optimizer, once_per_step=True)
+        owner = f"{type(self).__name__}(...)"
+        self._handles[optimizer] = StepInBackward(optimizer, once_per_step=True, owner=owner)
 
     def _check_hooks(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if any(not is_a(callback, CombinedGradientSAM) for callback in callbacks_of(trainer, SAM)):

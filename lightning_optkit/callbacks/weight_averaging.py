@@ -18,13 +18,14 @@ from lightning_optkit.averaging import EMA, LAWA, SWA, PowerEMA
 from lightning_optkit.callbacks.seams.average_of_run import average_of_run, warn_if_too_long
 from lightning_optkit.callbacks.seams.batch_norm import batch_norms, check_batch, check_forward, recompute_batch_norm_
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
-from lightning_optkit.callbacks.seams.checkpointed_weights import as_saved, load_trained, save_trained
+from lightning_optkit.callbacks.seams.checkpointed_weights import as_saved, copy_weights, load_trained, save_trained
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.kept_average import KeptAverage, names_of
 from lightning_optkit.callbacks.seams.lightning_packages import is_a
 from lightning_optkit.callbacks.seams.lightning_private import key_of_state
 from lightning_optkit.callbacks.seams.refusals import refuse_listed_twice
 from lightning_optkit.callbacks.seams.run import Run
+from lightning_optkit.step.numbers import starts_at_a_step
 from lightning_optkit.step.shards import reshard
 
 __all__ = ["WeightAveraging"]
@@ -115,6 +116,25 @@ class WeightAveraging(FitCallback):
         reshard(pl_module)
         averages = self._kept.of_parameters()
         return {name: averages[param] for name, param in pl_module.named_parameters() if param in averages}
+
+    def averaged_state_dict(self, pl_module: pl.LightningModule) -> dict[str, Tensor]:
+        """The whole state dict on the CPU, with the average in place of what has one; on every process at once."""
+        reshard(pl_module)
+        evaluated, weights = self._evaluated(pl_module), copy_weights(pl_module)
+        for name, tensor in _named_tensors(pl_module).items():
+            if tensor in evaluated and name in weights:
+                value = evaluated[tensor]
+                whole: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
+                weights[name] = whole.detach().to("cpu", copy=True)
+        return weights
+
+    @property
+    def num_averaged(self) -> int:
+        """Number of updates of the average so far, in the current fit or the last one."""
+        average, steps = self._kept.average, self._kept.num_steps
+        if not starts_at_a_step(average) or steps < average.start:
+            return 0
+        return (steps - int(average.start)) // average.every + 1
 
     @property
     def scheduled_decay(self) -> float | None:

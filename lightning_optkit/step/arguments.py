@@ -183,7 +183,8 @@ def check_stages(owner: str, clip: object, average: Any, statistics: object) -> 
     if average is not None and not hasattr(average, "kind"):
         raise TypeError(f"{owner}(average={shown(average)}): no step keeps it; use WeightAveraging or update_average_.")
     if average is not None and not starts_at_a_step(average):
-        raise ValueError(f"{owner}(average={shown(average)}): start must be an optimizer step; see SWA.for_run.")
+        call = f"{owner}(average={shown(average)})"
+        raise ValueError(f"{call}: start must be an optimizer step; give average.for_run(total_steps).")
     check_bools(owner, statistics=statistics)
 
 

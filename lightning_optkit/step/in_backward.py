@@ -72,12 +72,18 @@ def step_in_backward(optimizer: OnePassOptimizer, *, once_per_step: bool = False
 
 
 class StepInBackward:
-    """The handle returned by `step_in_backward`."""
+    """The handle returned by `step_in_backward`.
 
-    def __init__(self, optimizer: OnePassOptimizer, *, once_per_step: bool = False) -> None:
+    Args:
+        optimizer: See `step_in_backward`.
+        once_per_step: See `step_in_backward`.
+        owner: What error messages begin with. Default: the call of `step_in_backward`.
+    """
+
+    def __init__(self, optimizer: OnePassOptimizer, *, once_per_step: bool = False, owner: str | None = None) -> None:
         such_as = "an optimizer of this package, such as AdamW(model.parameters())"
         check_instance("step_in_backward", "optimizer", optimizer, OnePassOptimizer, such_as)
-        self._owner = f"step_in_backward({type(optimizer).__name__})"
+        self._owner = f"step_in_backward({type(optimizer).__name__})" if owner is None else owner
         check_bools("step_in_backward", once_per_step=once_per_step)
         self.optimizer, self._once_per_step = optimizer, once_per_step
         self._check()

@@ -283,7 +283,7 @@ def test_a_start_by_fraction_or_epoch_is_a_step_of_the_run():
         EMA(0.9, start=2, start_interval="epoch").for_run(400)
     p = torch.zeros(1, requires_grad=True)
     for average in (EMA(0.9, start=0.5), EMA(0.9, start=2, start_interval="epoch")):
-        with pytest.raises(ValueError, match=r"^SGD\(average=EMA\(.*\)\): start must be an optimizer step; see "):
+        with pytest.raises(ValueError, match=r"^SGD\(average=EMA\(.*\)\): start must be an optimizer step; give "):
             SGD([p], average=average)
         with pytest.raises(ValueError, match=r"^update_average_\(average=EMA\(.*\)\): start must be a step"):
             update_average_(torch.optim.SGD([p]), average, 1)

@@ -85,7 +85,25 @@ def test_a_step_says_that_it_cannot_keep_it():
         SGD([torch.zeros(1, requires_grad=True)], lr=0.1, average=LAWA())
 
 
-@pytest.mark.parametrize("kwargs", [dict(k=0), dict(every=0), dict(start=0)], ids=str)
+def test_its_start_may_be_an_epoch_or_a_fraction_of_the_run():
+    assert LAWA(3, start=2, start_interval="epoch").for_run(100, 10) == LAWA(3, start=11)
+    assert LAWA(3, start=0.75).for_run(100) == LAWA(3, start=75)
+    assert repr(LAWA(3, start=2, start_interval="epoch")) == "LAWA(k=3, every=1, start=2, start_interval='epoch')"
+    p, optimizer = make()
+    p.grad = torch.ones_like(p)
+    with pytest.raises(ValueError, match=r"start must be a step; give average.for_run\(total_steps\)"):
+        update_average_(optimizer, LAWA(start=0.5), 1)
+
+
+@pytest.mark.parametrize("start", [0, 1.5, 0.0])
+def test_refuses_a_start_that_is_neither(start):
+    with pytest.raises(
+        ValueError, match=rf"LAWA\(start={start}\): start must be an int >= 1 \(optimizer step\) or a float"
+    ):
+        LAWA(start=start)
+
+
+@pytest.mark.parametrize("kwargs", [dict(k=0), dict(every=0)], ids=str)
 def test_refuses_arguments_out_of_range(kwargs):
     (name,) = kwargs
     with pytest.raises(ValueError, match=rf"LAWA\({name}=0\): {name} must be an integer >= 1\."):

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
-from lightning_optkit.averaging import EMA, LAWA, SWA
+from lightning_optkit.averaging import EMA, LAWA, SWA, PowerEMA
 from lightning_optkit.callbacks import (
     ElasticNet,
     Fuse,
@@ -306,6 +306,19 @@ def test_the_decay_of_the_average(fit, regression, recorder, order):
     torch.testing.assert_close(folded, apart, rtol=1e-5, atol=1e-6)
     fixed = averages(WeightAveraging(EMA(0.9)))
     assert not torch.allclose(apart["net.0.weight"], fixed["net.0.weight"], atol=1e-4)
+
+
+@pytest.mark.parametrize("base", [None, 0.9])
+@pytest.mark.parametrize("average", [PowerEMA(0.1), SWA(1)], ids=str)
+@pytest.mark.parametrize("fuses", [True, False])
+def test_an_average_without_that_decay_is_refused(fit, regression, average, base, fuses):
+    schedule = HyperparameterSchedule("average_decay", linear(0.5, 1.0), base=base, verbose=False)
+    callbacks = [Fuse(verbose=False)] if fuses else []
+    message = r"\(name='average_decay'\): " + (
+        r".* does not use it; schedule that of an EMA" if fuses else "nothing here has"
+    )
+    with pytest.raises(ValueError, match=message):
+        fit(regression(adamw), *callbacks, WeightAveraging(average), schedule)
 
 
 @pytest.mark.parametrize("first", [LAWA(2), SWA(1)], ids=str)

@@ -7,7 +7,7 @@ import pytest
 from average_cases import TOLERANCE, Trace, adamw, assert_equal, callbacks_of, folded_and_own, resuming, weights
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 
-from lightning_optkit.averaging import EMA, SWA, PowerEMA
+from lightning_optkit.averaging import EMA, LAWA, SWA, PowerEMA
 from lightning_optkit.callbacks import Fuse, HyperparameterSchedule, WeightAveraging
 from lightning_optkit.schedules import linear
 
@@ -41,6 +41,20 @@ def test_the_average_starts_where_it_says(regression, fit, average, first, path)
     fit(module, *callbacks_of(path, average, trace))
     seen = [now for step, now in trace.trained.items() if step >= first][:: average.every]
     assert_equal(weights(module), averaged(seen, average), TOLERANCE)
+
+
+@folded_and_own
+@pytest.mark.parametrize(
+    ("average", "first"),
+    [(LAWA(9, start=2, start_interval="epoch"), 3), (LAWA(9, start=0.6), 4), (LAWA(2, start=0.3, every=2), 2)],
+    ids=repr,
+)
+def test_snapshots_start_where_they_say(regression, fit, average, first, path):
+    trace, module = Trace(), regression(adamw)
+    fit(module, *callbacks_of(path, average, trace))
+    seen = [now for step, now in trace.trained.items() if step >= first][:: average.every][-average.k :]
+    mean = {name: sum(now[name] for now in seen) / len(seen) for name in seen[0]}
+    assert_equal(weights(module), mean, TOLERANCE)
 
 
 @folded_and_own

@@ -133,6 +133,7 @@ REQUIRED: dict[str, Callable[[], dict[str, Any]]] = {
     "callbacks.Initialize": lambda: {"scheme": init.he},
     "callbacks.LRSchedule": lambda: {"schedule": schedules.constant()},
     "callbacks.PlateauSchedule": lambda: {"monitor": "val_loss"},
+    "callbacks.PowerSnapshots": lambda: {"dirpath": "snapshots"},
     "callbacks.Preprocess": lambda: {"transform": data.Standardize()},
     "callbacks.SnapshotEnsemble": lambda: {"cycle": 0.5},
     "callbacks.StochasticDepth": lambda: {"names": "blocks.*"},

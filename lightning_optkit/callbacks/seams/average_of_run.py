@@ -23,7 +23,7 @@ def average_of_run(average: AnyAverage, run: Run) -> AnyAverage:
     Raises:
         ValueError: if the length of the run, or of an epoch, is unknown.
     """
-    if starts_at_a_step(average) or isinstance(average, LAWA):
+    if starts_at_a_step(average):
         return average
     if average.start_interval == "step":
         steps = run.steps_at_end()

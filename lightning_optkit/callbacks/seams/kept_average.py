@@ -309,7 +309,6 @@ def _counted_by(average: EMA | PowerEMA | SWA | LAWA, lead: int) -> EMA | PowerE
     A start that is an epoch or a fraction is unknown before the training starts; nothing is averaged until then.
     """
     if not starts_at_a_step(average):
-        assert not isinstance(average, LAWA)
         return replace(average, start=1, start_interval="step")
     start = int(average.start) - lead
     if start < 1:
