@@ -4,7 +4,15 @@
 import pytest
 import torch
 
-from lightning_optkit.averaging import PowerEMA, PowerSnapshot, load_weights, post_hoc_coefficients, post_hoc_ema
+from lightning_optkit.averaging import (
+    PowerEMA,
+    PowerSnapshot,
+    load_weights,
+    post_hoc_coefficients,
+    post_hoc_ema,
+    stored_snapshots,
+)
+from lightning_optkit.averaging.post_hoc_ema import snapshot_name
 from lightning_optkit.averaging.power_ema import power_exponent
 
 STEPS, STORED_EVERY = 4096, 256
@@ -110,3 +118,15 @@ def test_files_are_read_one_by_one_and_written_without_the_state_of_a_training(t
 def test_what_is_no_snapshot_is_refused(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_stored_snapshots_are_listed_by_their_updates(tmp_path):
+    for std, count in ((0.1, 20), (0.05, 100), (1e-4, 3), (0.05, 20)):
+        torch.save({"state_dict": {"w": torch.full((2,), float(count))}}, tmp_path / snapshot_name(std, count))
+    (tmp_path / "power_ema-std=0.1-num_averaged=7.ckpt").touch()
+    found = stored_snapshots(tmp_path)
+    assert [(each.std, each.num_averaged) for each in found] == [(1e-4, 3), (0.05, 20), (0.1, 20), (0.05, 100)]
+    made = post_hoc_ema([each for each in found if each.std == 0.05], std=0.05)
+    torch.testing.assert_close(made["w"], torch.full((2,), 100.0))
+    with pytest.raises(ValueError, match="it must be a folder with files of PowerSnapshots"):
+        stored_snapshots(tmp_path / "power_ema-std=0.1-num_averaged=7.ckpt")

@@ -3,11 +3,12 @@
 
 import inspect
 import math
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 from lightning_optkit import averaging, callbacks, clipping, data, init, layers, optimizers, regularization, schedules
+from lightning_optkit.averaging.post_hoc_ema import snapshot_name
 from lightning_optkit.diagnostics import Curve, RunRecord, result_rows, write_report
 from lightning_optkit.step import step_in_backward
 
@@ -107,6 +109,13 @@ def images() -> torch.Tensor:
     return torch.rand(2, 3, 8, 8)
 
 
+@cache
+def folder_of_snapshots() -> str:
+    folder = tempfile.mkdtemp()
+    (Path(folder) / snapshot_name(0.1, 3)).touch()
+    return folder
+
+
 REQUIRED: dict[str, Callable[[], dict[str, Any]]] = {
     "averaging.average_checkpoints": lambda: {"checkpoints": [{"w": torch.ones(2)}]},
     "averaging.ensemble_predict": lambda: {
@@ -119,6 +128,7 @@ REQUIRED: dict[str, Callable[[], dict[str, Any]]] = {
         "snapshots": [averaging.PowerSnapshot({"w": torch.ones(2)}, std=0.1, num_averaged=10)],
         "std": 0.1,
     },
+    "averaging.stored_snapshots": lambda: {"dirpath": folder_of_snapshots()},
     "averaging.greedy_soup": lambda: {"checkpoints": [{"w": torch.ones(2)}], "score": lambda state_dict: 1.0},
     "averaging.lookahead_": lambda: {"params": [rows()], "slow": [rows()]},
     "averaging.load_weights": lambda: {"checkpoint": {"w": torch.ones(2)}},
