@@ -91,10 +91,12 @@ from .layers import DropPath as DropPath
 from .layers import GhostBatchNorm1d as GhostBatchNorm1d
 from .layers import GhostBatchNorm2d as GhostBatchNorm2d
 from .layers import LayerNorm as LayerNorm
+from .layers import LayerNorm2d as LayerNorm2d
 from .layers import LockedDropout as LockedDropout
 from .layers import NormSwap as NormSwap
 from .layers import NormSwaps as NormSwaps
 from .layers import RMSNorm as RMSNorm
+from .layers import RMSNorm2d as RMSNorm2d
 from .layers import ScaleNorm as ScaleNorm
 from .layers import WeightStandardizedConv2d as WeightStandardizedConv2d
 from .optimizers import ADOPT as ADOPT

@@ -134,6 +134,8 @@ MODULES = [
     ("MixupOrCutMix", {"switch_p": 0.25, "min_max": [0.2, 0.8], "per": "element", "label_smoothing": 0.1}),
     ("OneHot", {"handle_unknown": "ignore"}),
     ("RMSNorm", {"normalized_shape": 4, "elementwise_affine": False}),
+    ("LayerNorm2d", {"num_channels": 4, "affine": False}),
+    ("RMSNorm2d", {"num_channels": 4, "eps": 0.1}),
     ("RandomCrop", {"size": [4, 5], "padding_mode": "reflect"}),
     ("RandomErasing", {"value": "random", "scale": [0.1, 0.2]}),
     ("RandomHorizontalFlip", {"p": 0.25}),

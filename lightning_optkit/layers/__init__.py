@@ -9,8 +9,10 @@ from lightning_optkit.layers.drop_path import DropPath
 from lightning_optkit.layers.ghost_batch_norm1d import GhostBatchNorm1d
 from lightning_optkit.layers.ghost_batch_norm2d import GhostBatchNorm2d
 from lightning_optkit.layers.layer_norm import LayerNorm, layer_norm
+from lightning_optkit.layers.layer_norm2d import LayerNorm2d
 from lightning_optkit.layers.locked_dropout import LockedDropout
 from lightning_optkit.layers.rms_norm import RMSNorm, rms_norm
+from lightning_optkit.layers.rms_norm2d import RMSNorm2d
 from lightning_optkit.layers.scale_norm import ScaleNorm
 from lightning_optkit.layers.swap_norms import NormSwap, NormSwaps, swap_norms
 from lightning_optkit.layers.weight_standardized_conv2d import WeightStandardizedConv2d
@@ -24,10 +26,12 @@ __all__ = [
     "GhostBatchNorm1d",
     "GhostBatchNorm2d",
     "LayerNorm",
+    "LayerNorm2d",
     "LockedDropout",
     "NormSwap",
     "NormSwaps",
     "RMSNorm",
+    "RMSNorm2d",
     "ScaleNorm",
     "WeightStandardizedConv2d",
     "add_layer_norm",

@@ -4,18 +4,48 @@
 Parameters, hooks, training flag, device, and all references to the module are kept.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lightning_optkit._torch_private import own_buffers, own_parameters, replace_own_parameters
 from lightning_optkit.layers.layer_norm import LayerNorm, layer_norm
+from lightning_optkit.layers.layer_norm2d import LayerNorm2d
 from lightning_optkit.layers.rms_norm import RMSNorm, rms_norm
+from lightning_optkit.layers.rms_norm2d import RMSNorm2d
 
-__all__ = ["become", "disagreement", "fused_class", "give_back", "rounds_twice"]
+__all__ = ["Form", "become", "disagreement", "fused_class", "give_back", "rounds_twice"]
 
-_CLASSES: dict[tuple[type[nn.Module], bool], type[nn.Module]] = {}
+
+class Form(NamedTuple):
+    """What a normalization computes.
+
+    Args:
+        centered: Layer norm, otherwise RMS norm.
+        channels_first: Of images (N, C, H, W), over the channels, otherwise over the last dimensions.
+    """
+
+    centered: bool
+    channels_first: bool = False
+
+    @property
+    def layer(self) -> type[nn.Module]:
+        """Our layer of this form."""
+        if self.channels_first:
+            return LayerNorm2d if self.centered else RMSNorm2d
+        return LayerNorm if self.centered else RMSNorm
+
+    def apply(
+        self, x: Tensor, sizes: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float | None
+    ) -> Tensor:
+        """The fused function."""
+        x = x.permute(0, 2, 3, 1) if self.channels_first else x
+        result = layer_norm(x, sizes, weight, bias, _number(eps)) if self.centered else rms_norm(x, sizes, weight, eps)
+        return result.permute(0, 3, 1, 2) if self.channels_first else result
+
+
+_CLASSES: dict[tuple[type[nn.Module], Form], type[nn.Module]] = {}
 _REBASED: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
 
 
@@ -67,43 +97,41 @@ def _with_base(current: type[nn.Module], became: type[nn.Module], original: type
     return _REBASED[current, original]
 
 
-def fused_class(original: type[nn.Module], centered: bool) -> type[nn.Module]:
+def fused_class(original: type[nn.Module], form: Form) -> type[nn.Module]:
     """A subclass of `original` with the fused forward; for torch's own classes, our layers.
 
     If weight and input differ in dtype, the original forward runs, since implementations return different dtypes.
     """
-    ours: type[nn.Module] = LayerNorm if centered else RMSNorm
-    if original is (nn.LayerNorm if centered else nn.RMSNorm):
-        return ours
-    if (original, centered) in _CLASSES:
-        return _CLASSES[original, centered]
+    if original is (nn.LayerNorm if form.centered else nn.RMSNorm):
+        return form.layer
+    if (original, form) in _CLASSES:
+        return _CLASSES[original, form]
 
     def forward(self: Any, x: Tensor) -> Tensor:
-        if self.weight is not None and x.dtype != self.weight.dtype:
+        is_other = form.channels_first and x.dim() != 4
+        if is_other or (self.weight is not None and x.dtype != self.weight.dtype):
             return original.forward(self, x)  # type: ignore[no-any-return]
-        if centered:
-            return layer_norm(x, self.normalized_shape, self.weight, getattr(self, "bias", None), self.eps)
-        return rms_norm(x, self.normalized_shape, self.weight, self.eps)
+        return form.apply(x, self.normalized_shape, self.weight, getattr(self, "bias", None), self.eps)
 
     def reduce(self: Any, protocol: Any) -> Any:
         # The class is built at run time, so pickle cannot find it by name.
-        return _rebuild, (original, centered), vars(self)
+        return _rebuild, (original, *form), vars(self)
 
     body = {"forward": forward, "__reduce_ex__": reduce, "__module__": __name__, "extra_repr": original.extra_repr}
-    _CLASSES[original, centered] = type(f"Fused{original.__name__}", (ours, original), body)
-    return _CLASSES[original, centered]
+    _CLASSES[original, form] = type(f"Fused{original.__name__}", (form.layer, original), body)
+    return _CLASSES[original, form]
 
 
-def _rebuild(original: type[nn.Module], centered: bool) -> nn.Module:
-    cls = fused_class(original, centered)
+def _rebuild(original: type[nn.Module], centered: bool, channels_first: bool = False) -> nn.Module:
+    cls = fused_class(original, Form(centered, channels_first))
     return cls.__new__(cls)
 
 
-def disagreement(module: nn.Module, centered: bool, sizes: tuple[int, ...], eps: float | None) -> str | None:
+def disagreement(module: nn.Module, form: Form, sizes: tuple[int, ...], eps: float | None) -> str | None:
     """Why the fused layer cannot replace `module`, based on its results for random weights and inputs, or None."""
     for dtype, tolerance in ((torch.float32, 2e-6), (torch.bfloat16, 2.0**-7)):
-        weight, bias, x = _random_case(module, sizes, dtype)
-        ours = layer_norm(x, sizes, weight, bias, _number(eps)) if centered else rms_norm(x, sizes, weight, eps)
+        weight, bias, x = _random_case(module, form, sizes, dtype)
+        ours = form.apply(x, sizes, weight, bias, eps)
         try:
             theirs = _forward(module, weight, bias, x)
         except Exception as error:
@@ -116,15 +144,16 @@ def disagreement(module: nn.Module, centered: bool, sizes: tuple[int, ...], eps:
     return None
 
 
-def rounds_twice(module: nn.Module, centered: bool, sizes: tuple[int, ...], eps: float | None) -> bool:
+def rounds_twice(module: nn.Module, form: Form, sizes: tuple[int, ...], eps: float | None) -> bool:
     """Whether `module` rounds between normalization and weight in bfloat16, where the fused layer rounds once."""
-    weight, bias, x = _random_case(module, sizes, torch.bfloat16)
+    weight, bias, x = _random_case(module, form, sizes, torch.bfloat16)
     if weight is None or bias is not None:
         return False
     theirs = _forward(module, weight, None, x).double()
-    wide = x.float()
-    normal = torch.layer_norm(wide, sizes, eps=_number(eps)) if centered else torch.rms_norm(wide, sizes, None, eps)
-    once, twice = (normal * weight.float()).bfloat16().double(), (normal.bfloat16() * weight).double()
+    normal = form.apply(x.float(), sizes, None, None, eps)
+    per_place = weight.view(-1, 1, 1) if form.channels_first else weight
+    once = (normal * per_place.float()).bfloat16().double()
+    twice = (normal.bfloat16() * per_place).double()
     return float((theirs - twice).abs().sum()) < float((theirs - once).abs().sum())
 
 
@@ -139,10 +168,11 @@ def _forward(module: nn.Module, weight: Tensor | None, bias: Tensor | None, x: T
 
 
 def _random_case(
-    module: nn.Module, sizes: tuple[int, ...], dtype: torch.dtype
+    module: nn.Module, form: Form, sizes: tuple[int, ...], dtype: torch.dtype
 ) -> tuple[Tensor | None, Tensor | None, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    x = (torch.randn(3, 5, *sizes, generator=generator) * 2 + 0.5).to(dtype)
+    shape = (3, *sizes, 5, 2) if form.channels_first else (3, 5, *sizes)
+    x = (torch.randn(shape, generator=generator) * 2 + 0.5).to(dtype)
     # Small rows reveal where eps is added, and its value.
     x[0] *= 1e-3
     weight = (torch.rand(sizes, generator=generator) + 0.5).to(dtype)

@@ -15,6 +15,7 @@ from lightning_optkit._checks import NO_LIST, check_in, check_int
 
 __all__ = [
     "check_eps",
+    "check_images",
     "check_memory",
     "check_norm",
     "check_sizes",
@@ -94,6 +95,15 @@ def check_norm(
     check_tensors(owner, input, residual[0] if residual else None, weight, bias, sizes)
     check_eps(owner, eps, optional=not centered)
     _check_types(owner, {"input": input, "residual": (residual or (None,))[0], "weight": weight, "bias": bias})
+
+
+def check_images(owner: str, input: Tensor, channels: int) -> None:
+    """Raises unless `input` is a tensor of (N, C, H, W) with this number of channels."""
+    if not isinstance(input, Tensor):
+        raise TypeError(f"{owner}(input={input!r}): input must be a tensor.")
+    if input.is_nested or input.dim() != 4 or input.shape[1] != channels:
+        shape = "nested" if input.is_nested else tuple(input.shape)
+        raise ValueError(f"{owner}(input.shape={shape}): must be (N, {channels}, H, W).")
 
 
 def _check_types(owner: str, tensors: dict[str, Tensor | None]) -> None:

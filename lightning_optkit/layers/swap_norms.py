@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 
 from lightning_optkit._checks import check_callable, check_int, check_module, check_one_of, check_pattern, shown
 from lightning_optkit._torch_private import AnyBatchNorm, BatchOrInstanceNorm, own_buffers, own_parameters
-from lightning_optkit.layers._adopt import become, disagreement, fused_class, give_back, rounds_twice
+from lightning_optkit.layers._adopt import Form, become, disagreement, fused_class, give_back, rounds_twice
 from lightning_optkit.layers.ghost_batch_norm1d import GhostBatchNorm1d
 from lightning_optkit.layers.ghost_batch_norm2d import GhostBatchNorm2d
 from lightning_optkit.layers.layer_norm import LayerNorm
@@ -93,6 +93,7 @@ def swap_norms(
     |---|---|---|---|
     | "layer" | `nn.LayerNorm` and layers that compute the same | `layers.LayerNorm` | stay |
     | "rms" | `nn.RMSNorm` and layers that compute the same (`LlamaRMSNorm`, `T5LayerNorm`) | `layers.RMSNorm` | stay |
+    | both | the same over the channels of images, as in timm and ConvNeXt | `LayerNorm2d`, `RMSNorm2d` | stay |
     | "batch" | `GhostBatchNorm1d/2d` | `nn.BatchNorm1d/2d` | change in training |
     | "ghost" | `nn.BatchNorm1d/2d` | `GhostBatchNorm1d/2d` | change in training |
     | "group" | `nn.BatchNorm1d/2d/3d`, `GhostBatchNorm1d/2d` | `nn.GroupNorm` | change, also in evaluation |
@@ -169,17 +170,19 @@ def _plan_fused(module: nn.Module, centered: bool) -> _Plan | None:
         return None, {}, refusal
     eps = _eps(module)
     sizes = _shape(module)
-    note = _SAME
+    note, form = _SAME, Form(centered)
     # torch's own layers need no comparison.
     if type(module) is not torchs:
-        reason = disagreement(module, centered, sizes, eps)
+        reason = disagreement(module, form, sizes, eps)
+        if reason is not None and _computes(module, images := Form(centered, channels_first=True)):
+            form, reason = images, None
         if reason is not None:
             return None, {}, reason
-        if rounds_twice(module, centered, sizes, eps):
+        if rounds_twice(module, form, sizes, eps):
             note = f"{_SAME}; 16-bit results rounded once, not twice"
     affine = own_parameters(module).get("weight") is not None
     attributes = {"normalized_shape": sizes, "eps": eps, "elementwise_affine": affine}
-    return fused_class(type(module), centered), attributes, note
+    return fused_class(type(module), form), attributes, note
 
 
 def _looks_like(module: nn.Module, centered: bool) -> bool:
@@ -201,8 +204,14 @@ def _looks_like(module: nn.Module, centered: bool) -> bool:
     # A layer with a bias is not an RMS norm; one without may be either, which its results decide.
     if own_parameters(module).get("bias") is not None:
         return centered
-    is_layer_norm = disagreement(module, True, _shape(module), _eps(module)) is None
+    is_layer_norm = _computes(module, Form(True)) or _computes(module, Form(True, channels_first=True))
     return is_layer_norm if centered else not is_layer_norm
+
+
+def _computes(module: nn.Module, form: Form) -> bool:
+    """Whether the results of the module are those of this form."""
+    sizes = _shape(module)
+    return (len(sizes) == 1 or not form.channels_first) and disagreement(module, form, sizes, _eps(module)) is None
 
 
 def _refusal(module: nn.Module) -> str | None:

@@ -219,6 +219,7 @@ REQUIRED |= {f"init.{name}": lambda: {"tensor": torch.empty(4, 4)} for name in (
 REQUIRED |= {f"layers.{name}": lambda: {"normalized_shape": 4} for name in (
     "AddLayerNorm", "AddRMSNorm", "LayerNorm", "RMSNorm",
 )}  # fmt: skip
+REQUIRED |= {f"layers.{name}": lambda: {"num_channels": 4} for name in ("LayerNorm2d", "RMSNorm2d")}
 REQUIRED |= {f"layers.{name}": lambda: {"num_features": 4} for name in ("GhostBatchNorm1d", "GhostBatchNorm2d")}
 
 # A model, or a function of the user's, is run on these: what it says is its own.

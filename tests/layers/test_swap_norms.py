@@ -45,9 +45,9 @@ class LateEpsRMSNorm(TwiceRoundedRMSNorm):
         return self.weight * x / (x.pow(2).mean(-1, keepdim=True).sqrt() + 1e-2)
 
 
-class ChannelsFirstLayerNorm(nn.LayerNorm):
+class ColumnLayerNorm(nn.LayerNorm):
     def forward(self, x):
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+        return super().forward(x.transpose(-1, -2)).transpose(-1, -2)
 
 
 CLASSES = {"layer": (nn.LayerNorm, LayerNorm), "rms": (nn.RMSNorm, RMSNorm)}
@@ -122,7 +122,7 @@ def test_what_cannot_be_swapped_is_left_alone_with_the_reason():
         {
             "replaced": replaced,
             "parametrized": parametrizations.weight_norm(nn.LayerNorm(8), dim=None),
-            "first": ChannelsFirstLayerNorm(8),
+            "first": ColumnLayerNorm(8),
             "group": nn.GroupNorm(2, 8),
             "batch": nn.BatchNorm1d(8, track_running_stats=False),
         }
