@@ -84,3 +84,17 @@ def test_clip_and_average_work_in_a_loop_of_ones_own(names):
     for param, average in names["averaged"].items():
         assert 0 < (average - param).abs().max() < 1
     assert any(not torch.equal(value, names["after_fit"][key]) for key, value in names["net"].state_dict().items())
+
+
+def test_every_row_of_the_comparison_has_thirteen_peers_and_a_reason_where_we_lack_it():
+    tables = [
+        table.splitlines() for table in re.findall(r"(?:^\|.*\n)+", (ROOT / "docs" / "compared.md").read_text(), re.M)
+    ]
+    assert len(tables) == 7
+    for header, _, *rows in tables:
+        assert [cell.strip() for cell in header.split("|")[2:4]] == ["lightning_optkit", "torch"]
+        for row in rows:
+            feature, ours, *peers, note = (cell.strip() for cell in row.strip("|").split("|"))
+            assert feature and ours and len(peers) == 13 and set(peers) <= {"", "x", "(x)"}, row
+            assert ours != "**no**" or (note and any(peers)), row
+            assert "(x)" not in peers or note, row
