@@ -67,6 +67,7 @@ MEMORY: list[tuple[str, dict[str, Any]]] = [
     ("ADOPT", {}),
     ("AdEMAMix", {}),
     ("AdaBelief", {}),
+    ("CAME", {}),
     ("MARS", {}),
     ("Signum", {}),
     ("SophiaG", {}),

@@ -100,6 +100,7 @@ from .layers import RMSNorm2d as RMSNorm2d
 from .layers import ScaleNorm as ScaleNorm
 from .layers import WeightStandardizedConv2d as WeightStandardizedConv2d
 from .optimizers import ADOPT as ADOPT
+from .optimizers import CAME as CAME
 from .optimizers import LAMB as LAMB
 from .optimizers import LARS as LARS
 from .optimizers import MARS as MARS

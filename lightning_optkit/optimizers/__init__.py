@@ -11,6 +11,7 @@ from lightning_optkit.optimizers.adamw import AdamW
 from lightning_optkit.optimizers.adan import Adan
 from lightning_optkit.optimizers.ademamix import AdEMAMix
 from lightning_optkit.optimizers.adopt import ADOPT
+from lightning_optkit.optimizers.came import CAME
 from lightning_optkit.optimizers.groups import GroupTable, parameter_groups
 from lightning_optkit.optimizers.lamb import LAMB
 from lightning_optkit.optimizers.lars import LARS
@@ -30,6 +31,7 @@ from lightning_optkit.optimizers.stable_adamw import StableAdamW
 
 __all__ = [
     "ADOPT",
+    "CAME",
     "LAMB",
     "LARS",
     "MARS",

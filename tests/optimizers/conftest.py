@@ -49,9 +49,11 @@ def paths_agree():
         _steps(one, compiled, gradients)
         _steps(other, reference, gradients)
         assert one.num_clipped == other.num_clipped == 50
-        paths = [[plan.path for plan in each.explain().groups if plan.rule != "muon"] for each in (one, other)]
-        assert extension is None or {path.split(" (")[0] for path in paths[0]} == {"compiled"}
-        assert {*paths[1]} == {"reference: fused=False"}
+        paths = [
+            [plan.path for plan in each.explain().groups if plan.rule not in ("came", "muon")] for each in (one, other)
+        ]
+        assert extension is None or {path.split(" (")[0] for path in paths[0]} <= {"compiled"}
+        assert {*paths[1]} <= {"reference: fused=False"}
         for p, q in zip(compiled, reference, strict=True):
             torch.testing.assert_close(p.detach(), q.detach(), **tolerance)
             if averages:

@@ -10,6 +10,7 @@ import torch
 from lightning_optkit import optimizers
 from lightning_optkit.optimizers import (
     ADOPT,
+    CAME,
     MARS,
     SGD,
     AdaBelief,
@@ -40,6 +41,7 @@ DECOUPLED = {
     "Lion": (Lion, {}),
     "AdEMAMix": (AdEMAMix, {}),
     "AdaBelief": (AdaBelief, {}),
+    "CAME": (CAME, {}),
     "MARS": (MARS, {}),
     "Signum": (Signum, {}),
     "SophiaG": (SophiaG, {}),

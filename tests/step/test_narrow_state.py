@@ -29,6 +29,7 @@ SLOW = {
     "ADOPT": {},
     "AdEMAMix": {},
     "AdaBelief": dict(betas=(0.9, 0.9999)),  # a constant gradient leaves nothing but rounding in its variance
+    "CAME": {},
     "MARS": {},
     "Signum": dict(momentum=0.999),
     "SophiaG": dict(eps=0.1),

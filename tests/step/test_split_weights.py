@@ -35,6 +35,7 @@ RULES = {
     "ADOPT": {},
     "AdEMAMix": {},
     "AdaBelief": {},
+    "CAME": {},
     "MARS": {},
     "Signum": {},
     "SophiaG": dict(eps=0.1),
