@@ -9,6 +9,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_optkit._torch_private import kept_iterator, num_yielded
@@ -16,6 +18,7 @@ from lightning_optkit.callbacks._data_order import data_order, differences, num_
 from lightning_optkit.callbacks.safe_checkpoint_io import write_safely
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
+from lightning_optkit.callbacks.seams.lightning_packages import is_a
 from lightning_optkit.callbacks.seams.lightning_private import (
     BEFORE_EPOCH,
     BEFORE_FETCH,
@@ -66,6 +69,11 @@ class ExactResume(FitCallback):
     next `on_train_epoch_start`, so random numbers drawn there are missed; without a known length it also counts one
     epoch too many. Use a checkpoint written in `on_train_epoch_end`.
 
+    On an exception under DDP nothing waits for other processes, which may not have it: `OnExceptionCheckpoint` and
+    `ModelCheckpoint(save_on_exception=True)` write their file at once, with the random states of the first process
+    only, so the run resumed from it sees the same data, but is not exact. With weights sharded by FSDP2, one process
+    cannot write a checkpoint alone, and waits for the others until the time-out of the group.
+
     A checkpoint written after the fit (`trainer.save_checkpoint`) has the state of its end, from which a longer run
     continues.
 
@@ -87,6 +95,7 @@ class ExactResume(FitCallback):
         self._outer: dict[str, Any] | None = None  # random state of the training during a validation
         self._before_batch: dict[str, Any] | None = None
         self._recording = False
+        self._is_alone = False  # after an exception, which other processes may not have
         self._fetches = 0  # in the current epoch
         self._cycles: list[tuple[int, int]] = []  # per loader: its iterator and its position
         self._cycled: set[int] = set()  # the fetches in which a loader restarted
@@ -101,7 +110,10 @@ class ExactResume(FitCallback):
         state, ranks = dict(state), state["ranks"]
         if self._world_size > 1 and torch.distributed.is_initialized():
             state["ranks"] = [None] * self._world_size
-            torch.distributed.all_gather_object(state["ranks"], *ranks)
+            if self._is_alone:
+                state["ranks"][torch.distributed.get_rank()] = ranks[0]
+            else:
+                torch.distributed.all_gather_object(state["ranks"], *ranks)
         if state.pop("is_in_window") and self._world_size > 1:
             rank_zero_warn("ExactResume: a checkpoint inside an accumulation window is not exact in several processes.")
         return state
@@ -144,6 +156,8 @@ class ExactResume(FitCallback):
         if callbacks_of(trainer, ExactResume, but=self):
             raise ValueError("ExactResume(): given twice; once is enough.")
         number_by_module(trainer)
+        self._undo()  # what the exception of an earlier fit left
+        self._is_alone = False
         write_safely(trainer)
         self._forget()
         self._trainer, self._world_size, self._last, self._resume = trainer, trainer.world_size, None, None
@@ -169,6 +183,7 @@ class ExactResume(FitCallback):
             rank_zero_warn(f"ExactResume: the run was saved with {changed}; what its data set draws is not exact.")
         if any(getattr(loader, "persistent_workers", False) for loader in self._loaders) and trainer.current_epoch:
             rank_zero_warn("ExactResume: random numbers drawn inside persistent workers are not those of one long run.")
+        self._fill_in(ranks, trainer.global_rank)
         if ranks[trainer.global_rank]["finished"]:
             leave_finished_epoch(trainer)
         self._set_random_state(ranks[trainer.global_rank]["now"])
@@ -178,6 +193,25 @@ class ExactResume(FitCallback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last = self._state()  # the loops release their loaders before `teardown`
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._is_alone = not is_a(exception, SIGTERMException)  # that one Lightning raises everywhere
+        super().on_exception(trainer, pl_module, exception)
+        if self._is_alone and trainer.world_size > 1 and not is_a(trainer.strategy, ModelParallelStrategy):
+            self._override(trainer.strategy, "barrier", _wait_for_nobody)
+
+    def _fill_in(self, ranks: list[Any], rank: int) -> None:
+        """Gives a process without a state the place in the data of another one."""
+        missing = [number for number, each in enumerate(ranks) if each is None]
+        if missing:
+            rank_zero_warn(
+                f"ExactResume: the checkpoint was saved on an exception, without the random states of the processes "
+                f"{missing}; the run goes on with the same data, but not exactly."
+            )
+        if ranks[rank] is None:
+            known, mine = next(each for each in ranks if each is not None), self._random_state()
+            drawn = {name: mine[name] for name in ("python", "numpy", "torch", "cuda")}
+            ranks[rank] = {**known, "now": {**known["now"], **drawn}}
 
     def _forget(self) -> None:
         if self._is_training:  # after an exception; later callbacks may still write a checkpoint
@@ -308,3 +342,7 @@ class ExactResume(FitCallback):
     def _set_random_state(self, state: dict[str, Any]) -> None:
         assert self._trainer is not None
         set_random_state(state, self._loaders, self._trainer.strategy.root_device)
+
+
+def _wait_for_nobody(name: str | None = None) -> None:
+    """In place of a barrier: the other processes may never reach it."""

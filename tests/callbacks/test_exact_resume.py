@@ -16,6 +16,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_optkit.callbacks import BatchSizeSchedule, ExactResume, Fuse
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from workers import launch
+
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -423,3 +426,21 @@ def test_two_processes(tmp_path):
         for other in others:
             expected = {**whole, "seen": whole["seen"][-len(other["seen"]) :]}
             torch.testing.assert_close(other, expected, rtol=0, atol=0)
+
+
+def test_one_process_that_fails_leaves_a_file_at_once(tmp_path):
+    worker = Path(__file__).with_name("exception_worker.py")
+    launch(worker, tmp_path, "raises", timeout=100)
+    failed = [torch.load(tmp_path / f"raises {rank}.pt") for rank in range(2)]
+    assert [each["error"] for each in failed] == ["RuntimeError", "KeyError"]
+    assert all(each["took"] < 10 for each in failed)  # the time-out of the group is 30 minutes
+    ranks = torch.load(tmp_path / "raises.ckpt", weights_only=True)["callbacks"]["ExactResume"]["ranks"]
+    assert [rank is None for rank in ranks] == [False, True]
+    launch(worker, tmp_path, "resumed", timeout=100)
+    for rank in range(2):
+        whole, resumed = (torch.load(tmp_path / f"{name} {rank}.pt") for name in ("whole", "resumed from raises"))
+        assert (
+            resumed["error"] is None and resumed["seen"] == whole["seen"][-13:]
+        )  # the batch that failed, and all since
+        said = ["without the random states of the processes [1]"] * (not rank)
+        assert len(resumed["said"]) == len(said) and all(part in resumed["said"][0] for part in said)
