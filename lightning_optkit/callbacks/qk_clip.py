@@ -186,7 +186,7 @@ class QKClip(FitCallback):
                 continue
             largest = self._seen.pop(name, None)
             if torch.distributed.is_available() and torch.distributed.is_initialized():
-                largest = _largest_of_all(largest, self._num_heads(name, module), trained[0].device)
+                largest = _largest_of_all(largest, self._num_heads(name, module), trained[0])
             if largest is None:
                 continue
             self.max_logits[name] = largest
@@ -228,9 +228,11 @@ def _projections(module: nn.MultiheadAttention) -> tuple[_Projection, _Projectio
     return (weights[0], biases[0]), (weights[1], biases[1])
 
 
-def _largest_of_all(largest: Tensor | None, num_heads: int, device: torch.device) -> Tensor | None:
+def _largest_of_all(largest: Tensor | None, num_heads: int, param: Tensor) -> Tensor | None:
     """The largest logits of all processes, of which some may have seen none."""
-    dtype = torch.float32 if largest is None else largest.dtype
-    ours = torch.full((num_heads,), -torch.inf, device=device) if largest is None else largest.float()
+    dtype = torch.promote_types(param.dtype, torch.float32)  # the same on all of them
+    ours = torch.full((num_heads,), -torch.inf, dtype=dtype, device=param.device)
+    if largest is not None:
+        ours = torch.maximum(ours, largest.to(dtype))
     torch.distributed.all_reduce(ours, torch.distributed.ReduceOp.MAX)
-    return ours.to(dtype) if bool(ours.isfinite().any()) else None
+    return None if bool((ours == -torch.inf).all()) else ours

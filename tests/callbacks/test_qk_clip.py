@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """QKClip in real Trainers, against the algorithm of the report written out around a plain loop."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -140,6 +145,23 @@ def test_with_muon_logits_stay_below_the_threshold(make_trainer, net):
     make_trainer(clip_of(net, 2.0), epochs=2, accumulate_grad_batches=4).fit(module, loader())
     q, k, *_ = projected(module, DATA)
     assert max_logits(q.detach(), k.detach(), 2).max() < 2.0 * (1 + 1e-3)
+
+
+def test_the_logits_of_all_processes_count(tmp_path):
+    worker = Path(__file__).parent / "qk_clip_worker.py"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for world_size in (1, 2):
+        command = [sys.executable, str(worker), str(tmp_path / f"{world_size}"), str(world_size)]
+        subprocess.run(command, check=True, env=environment, timeout=300)
+    expected, logits = torch.load(tmp_path / "1.0")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        initial = nn.MultiheadAttention(8, 2, batch_first=True, dtype=torch.float64).in_proj_weight.detach()
+    assert expected["attention.in_proj_weight"][:8].norm() < 0.8 * initial[:8].norm()  # it was clipped
+    for rank in (0, 1):
+        weights, seen = torch.load(tmp_path / f"2.{rank}")
+        torch.testing.assert_close(weights, expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(seen, logits, rtol=1e-12, atol=0)
 
 
 def test_undone_after_the_fit_and_not_active_in_validation(make_trainer):
