@@ -33,7 +33,7 @@ from lightning_optkit.step.progress import Progress
 from lightning_optkit.step.rule import Average, Group, Rule, StatefulClip
 from lightning_optkit.step.rule_identity import rule_of
 from lightning_optkit.step.segments import ReferenceSegment, why_no_units, why_not_compiled
-from lightning_optkit.step.shards import local
+from lightning_optkit.step.shards import local, whole_statistics
 from lightning_optkit.step.stages import STATE_DTYPES, Stages, completed, group_stages, written_out
 from lightning_optkit.step.statistics import TensorStatistics
 
@@ -213,13 +213,16 @@ class OnePassOptimizer(Optimizer):
     def statistics(self) -> list[TensorStatistics | None]:
         """The statistics of the last step, per parameter in the order of the groups; None for one without a gradient.
 
+        Those of sharded parameters are of the whole parameter: every process must call this.
+
         Raises:
             RuntimeError: if the optimizer was built without `statistics=True`.
         """
         if not self.record_statistics:
             raise RuntimeError(f"{self._owner}.statistics(): build the optimizer with statistics=True.")
-        counted = self._engine.statistics()
-        return [counted.get(i) for i in range(sum(len(group["params"]) for group in self.param_groups))]
+        params = [param for group in self.param_groups for param in group["params"]]
+        counted = whole_statistics(params, self._engine.statistics())
+        return [counted.get(number) for number in range(len(params))]
 
     def keep_average(self, average: Average | None) -> None:
         """Starts, replaces or stops the average of the parameters."""

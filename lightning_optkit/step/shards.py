@@ -2,7 +2,8 @@
 """Sharded parameters (FSDP2: `torch.distributed.tensor.DTensor`). Every walk is over the local shard."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, fields
 from typing import Any, cast
 
 import torch
@@ -14,11 +15,21 @@ from torch.distributed.tensor.placement_types import Replicate
 from lightning_optkit._native import extension
 from lightning_optkit._torch_private import local_shard
 from lightning_optkit.step.rule import Clip, Group, Rule
+from lightning_optkit.step.statistics import TensorStatistics
 
 if extension is not None:
     extension.set_sharded_type(DTensor)
 
-__all__ = ["distribute_like", "local", "place_like", "reduce_sum_", "reshard", "sharding_groups", "why_not_on_shards"]
+__all__ = [
+    "distribute_like",
+    "local",
+    "place_like",
+    "reduce_sum_",
+    "reshard",
+    "sharding_groups",
+    "whole_statistics",
+    "why_not_on_shards",
+]
 
 
 def local(t: Tensor) -> Tensor:
@@ -70,6 +81,24 @@ def reduce_sum_(sums: Tensor, groups: Sequence[Any]) -> Tensor:
     for group in groups:
         torch.distributed.all_reduce(sums, group=group)
     return sums
+
+
+def whole_statistics(params: Sequence[Tensor], counted: Mapping[int, TensorStatistics]) -> dict[int, TensorStatistics]:
+    """Statistics by parameter number, those of shards summed over the processes, all of which must call this."""
+    result = {number: each for number, each in counted.items() if not sharding_groups(params[number])}
+    numbers: dict[tuple[Any, ...], list[int]] = {}
+    for number, param in enumerate(params):
+        if groups := sharding_groups(param):
+            numbers.setdefault(groups, []).append(number)
+    width = len(fields(TensorStatistics))
+    for groups, members in numbers.items():
+        # A process whose shard is empty, or had no gradient, adds nothing; the last column counts the others.
+        rows = [(*astuple(counted[n]), 1.0) if n in counted else (0.0,) * (width + 1) for n in members]
+        sums = torch.tensor(rows, dtype=torch.float64, device=local(params[members[0]]).device)
+        for number, row in zip(members, reduce_sum_(sums, groups).tolist(), strict=True):
+            if row[-1]:
+                result[number] = TensorStatistics(*row[:width])
+    return result
 
 
 def why_not_on_shards(param: Tensor, group: Group, rule: Rule, clip: Clip | None, state_dtype: object) -> str | None:

@@ -6,6 +6,7 @@ Usage: python -m torch.distributed.run --nproc-per-node 2 sharded_worker.py OUTP
 
 import os
 import sys
+from dataclasses import astuple
 
 import torch
 import torch.distributed as dist
@@ -56,7 +57,8 @@ def held(net, optimizer):
     state = [{name: whole(value).clone() for name, value in optimizer.state[p].items()} for p in params]
     learned = [float(group["d"]) for group in optimizer.param_groups if "d" in group]
     params = [whole(p.detach()).clone() for p in params]
-    return dict(params=params, state=state, norm=optimizer.grad_norm, learned=learned)
+    statistics = [*map(astuple, optimizer.statistics())] if optimizer.record_statistics and optimizer.num_steps else []
+    return dict(params=params, state=state, norm=optimizer.grad_norm, learned=learned, statistics=statistics)
 
 
 def sharded(mesh, dtype=torch.float32):

@@ -36,6 +36,8 @@ def test_two_processes_train_as_one(results, name):
     torch.testing.assert_close(results[name]["state"], expected["state"], rtol=0, atol=1e-6)
     assert results[name]["norm"] == (expected["norm"] and pytest.approx(expected["norm"], rel=1e-6))
     assert results[name]["learned"] == pytest.approx(expected["learned"], rel=1e-5)
+    assert len(expected["statistics"]) == 4 * (name == "norm and ema")
+    torch.testing.assert_close(results[name]["statistics"], expected["statistics"], rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", worker.CASES)
