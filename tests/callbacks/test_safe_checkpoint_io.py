@@ -198,7 +198,7 @@ def test_orphans_are_swept_but_not_what_is_being_written(tmp_path):
 
 def test_kills_during_saves(tmp_path):
     launch(Path(torture.__file__), tmp_path, "12", timeout=60)
-    assert torch.load(tmp_path / "result.pt") == {"kills": 12, "lost": 0, "orphans": 0}
+    assert torch.load(tmp_path / "result.pt") == {"kills": 12, "lost": 0, "orphans": 0, "unnoticed": 0}
 
 
 # --- runs ---
