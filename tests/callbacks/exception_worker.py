@@ -36,7 +36,7 @@ class Stopped(pl.LightningModule):
         return self.net(batch[0]).square().mean()
 
     def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+        return torch.optim.SGD(self.parameters(), lr=0.002, momentum=0.5)
 
     def train_dataloader(self):
         return DataLoader(TensorDataset(torch.arange(64.0).view(16, 4) / 64), batch_size=1, shuffle=True)
