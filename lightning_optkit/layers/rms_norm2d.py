@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_optkit._checks import check_bools
+from lightning_optkit._checks import check_bools, check_int
 from lightning_optkit.layers._arguments import check_images
 from lightning_optkit.layers.rms_norm import RMSNorm
 
@@ -45,6 +45,7 @@ class RMSNorm2d(RMSNorm):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        check_int(type(self).__name__, "num_channels", num_channels, minimum=1)
         check_bools(type(self).__name__, affine=affine)
         super().__init__(num_channels, eps, affine, device=device, dtype=dtype)
 
