@@ -5,7 +5,7 @@ A model runs `backward` once for many norms, and its Python costs as much as sev
 elements, CHAIN norms are measured one behind the other in one graph, and a time is that of one of them; `--chain 1`
 measures each alone. A transposed input is measured alone at any size, since what a norm gives is contiguous.
 
-Usage: python benchmarks/bench_norms.py [--quick] [--seconds 0.03] [--threads 1 2] [--chain 8] [--save]
+Usage: python benchmarks/bench_norms.py [--quick | --middle] [--seconds 0.03] [--threads 1 2] [--chain 8] [--save]
 """
 
 import argparse
@@ -23,6 +23,8 @@ from lightning_optkit.layers import AddLayerNorm, AddRMSNorm, LayerNorm, RMSNorm
 Call = Callable[[], object]
 ROWS, COLUMNS = (1, 7, 128, 4096, 65536), (1, 3, 64, 255, 256, 768, 1024, 4096, 8192)
 QUICK_ROWS, QUICK_COLUMNS = (1, 128, 4096), (3, 255, 1024)
+# Tensors of 0.6 to 9 MB, at the edge of the caches.
+MIDDLE_ROWS, MIDDLE_COLUMNS = (512, 1000, 2048, 3000), (320, 384, 512, 768)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CHAIN, CHAINED = 8, 1 << 17
 MAX_BYTES = 1 << 28  # of one tensor: larger ones take minutes per cell and tell nothing new
@@ -180,11 +182,13 @@ def main() -> None:
     parser.add_argument("--columns", type=int, nargs="+")
     parser.add_argument("--max-bytes", type=int, default=MAX_BYTES, help="skip larger tensors")
     parser.add_argument("--min-bytes", type=int, default=0, help="skip tensors of no more")
-    parser.add_argument("--quick", action="store_true", help="a ninth of the grid")
+    grids = parser.add_mutually_exclusive_group()
+    grids.add_argument("--quick", action="store_true", help="a ninth of the grid")
+    grids.add_argument("--middle", action="store_true", help="sizes at the edge of the caches instead")
     parser.add_argument("--save", action="store_true", help="keep the rows under benchmarks/results/")
     a = parser.parse_args()
-    rows_axis = a.rows or (QUICK_ROWS if a.quick else ROWS)
-    columns_axis = a.columns or (QUICK_COLUMNS if a.quick else COLUMNS)
+    rows_axis = a.rows or (QUICK_ROWS if a.quick else MIDDLE_ROWS if a.middle else ROWS)
+    columns_axis = a.columns or (QUICK_COLUMNS if a.quick else MIDDLE_COLUMNS if a.middle else COLUMNS)
     settle_allocator()
     bandwidths = copy_bandwidths(a.threads)
     grid = itertools.product(rows_axis, columns_axis, a.dtypes, [layout == "contiguous" for layout in a.layouts])
