@@ -68,6 +68,7 @@ MEMORY: list[tuple[str, dict[str, Any]]] = [
     ("AdEMAMix", {}),
     ("AdaBelief", {}),
     ("CAME", {}),
+    ("SOAP", {}),
     ("MARS", {}),
     ("Signum", {}),
     ("SophiaG", {}),

@@ -105,6 +105,7 @@ from .optimizers import LAMB as LAMB
 from .optimizers import LARS as LARS
 from .optimizers import MARS as MARS
 from .optimizers import SGD as SGD
+from .optimizers import SOAP as SOAP
 from .optimizers import AdaBelief as AdaBelief
 from .optimizers import Adadelta as Adadelta
 from .optimizers import Adafactor as Adafactor

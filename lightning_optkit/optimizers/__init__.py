@@ -26,6 +26,7 @@ from lightning_optkit.optimizers.schedule_free_adamw import ScheduleFreeAdamW
 from lightning_optkit.optimizers.schedule_free_sgd import ScheduleFreeSGD
 from lightning_optkit.optimizers.sgd import SGD
 from lightning_optkit.optimizers.signum import Signum
+from lightning_optkit.optimizers.soap import SOAP
 from lightning_optkit.optimizers.sophia_g import SophiaG
 from lightning_optkit.optimizers.stable_adamw import StableAdamW
 
@@ -36,6 +37,7 @@ __all__ = [
     "LARS",
     "MARS",
     "SGD",
+    "SOAP",
     "AdEMAMix",
     "AdaBelief",
     "Adadelta",

@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 
 from lightning_optkit._norms import norm
 from lightning_optkit.step import OnePassOptimizer, Rule
-from lightning_optkit.step.arguments import check_number, pair, several, with_listed_params
+from lightning_optkit.step.arguments import check_number, pair, several, with_real_params
 from lightning_optkit.step.rule import Group, State, StateSpec
 from lightning_optkit.step.stages import Stages
 
@@ -145,12 +145,7 @@ class CAME(OnePassOptimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as in torch; nothing is changed if it does not fit."""
-        param_group = with_listed_params(f"{self._owner}.add_param_group", "param_group", param_group)
-        given = param_group["params"]
-        members = [m[1] if isinstance(m, tuple) else m for m in ([given] if isinstance(given, Tensor) else given)]
-        if any(isinstance(member, Tensor) and member.is_complex() for member in members):
-            raise ValueError(f"{self._owner}(params=...): every parameter must be real, not complex.")
-        super().add_param_group(param_group)
+        super().add_param_group(with_real_params(self._owner, param_group))
 
     def _rule(self, group: Group) -> Rule:
         return _RULE

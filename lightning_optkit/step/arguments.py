@@ -39,6 +39,7 @@ __all__ = [
     "pair",
     "several",
     "with_listed_params",
+    "with_real_params",
 ]
 
 _OUR_FLAGS = ("cautious", "decouple_lr", "centralize", "decoupled_weight_decay")
@@ -241,3 +242,17 @@ def check_params(owner: str, groups: list[Group], params: Any) -> None:
     devices = sorted({str(p.device) for p in tensors} - {"meta"})
     if len(devices) > 1:
         raise ValueError(f"{owner}(params=...): all parameters must be on one device, got {devices}.")
+
+
+def with_real_params(owner: str, param_group: dict[str, Any]) -> dict[str, Any]:
+    """`with_listed_params` of an `add_param_group`, for a rule that has no complex arithmetic.
+
+    Raises:
+        ValueError: for a complex parameter.
+    """
+    param_group = with_listed_params(f"{owner}.add_param_group", "param_group", param_group)
+    given = param_group["params"]
+    members = [m[1] if isinstance(m, tuple) else m for m in ([given] if isinstance(given, Tensor) else given)]
+    if any(isinstance(member, Tensor) and member.is_complex() for member in members):
+        raise ValueError(f"{owner}(params=...): every parameter must be real, not complex.")
+    return param_group

@@ -15,6 +15,7 @@ HYPERPARAMETERS = {
     "Lion": dict(lr=1e-3, weight_decay=0.1),
     "AdaBelief": dict(lr=1e-2, weight_decay=0.1, eps=1e-8),
     "CAME": dict(lr=1e-3, weight_decay=0.1),
+    "SOAP": dict(lr=1e-3, precondition_frequency=3),
     "MARS": dict(lr=1e-2, weight_decay=0.1, gamma=0.05),
     "Signum": dict(lr=1e-3, weight_decay=0.1),
     "SophiaG": dict(lr=1e-2, eps=0.1),
@@ -119,6 +120,7 @@ LEARNS = [  # and the loss when this was written
     ("Lion", dict(lr=1e-2, weight_decay=0.1), 0.15),  # 0.125
     ("AdaBelief", dict(lr=1e-2), 0.15),  # 0.126
     ("CAME", dict(lr=1e-3), 0.06),  # 0.039
+    ("SOAP", dict(lr=3e-2), 0.12),  # 0.092
     ("MARS", dict(lr=1e-2), 0.19),  # 0.166
     ("Signum", dict(lr=1e-2, weight_decay=0.1), 0.1),  # 0.066
     ("SophiaG", dict(lr=1e-2, eps=1e-3), 0.12),  # 0.092

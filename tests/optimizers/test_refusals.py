@@ -46,6 +46,12 @@ REFUSED = [
     ("CAME", dict(betas=(0.9, 0.9)), r"\(betas=\(0\.9, 0\.9\)\): betas must be three numbers\.$"),
     ("CAME", dict(eps=(0.0, 1.0)), r"\(eps\[0\]=0\.0\): eps\[0\] must be in \(0, inf\)\.$"),
     ("CAME", dict(clip_threshold=0.0), r"\(clip_threshold=0\.0\): clip_threshold must be in \(0, inf\]\.$"),
+    ("SOAP", dict(shampoo_beta=1.0), r"\(shampoo_beta=1\.0\): shampoo_beta must be in \[0, 1\)\.$"),
+    (
+        "SOAP",
+        dict(precondition_frequency=0),
+        r"\(precondition_frequency=0\): precondition_frequency must be an integer",
+    ),
     ("MARS", dict(gamma=-0.1), r"\(gamma=-0\.1\): gamma must be in \[0, inf\)\.$"),
     ("MARS", dict(max_corrected_norm=0.0), r"\(max_corrected_norm=0\.0\): max_corrected_norm must be in \(0, inf\]\.$"),
     ("Signum", dict(momentum=1.0), r"\(momentum=1\.0\): momentum must be in \[0, 1\)\.$"),

@@ -30,6 +30,7 @@ SLOW = {
     "AdEMAMix": {},
     "AdaBelief": dict(betas=(0.9, 0.9999)),  # a constant gradient leaves nothing but rounding in its variance
     "CAME": {},
+    "SOAP": dict(betas=(0.95, 0.999)),
     "MARS": {},
     "Signum": dict(momentum=0.999),
     "SophiaG": dict(eps=0.1),

@@ -36,6 +36,7 @@ RULES = {
     "AdEMAMix": {},
     "AdaBelief": {},
     "CAME": {},
+    "SOAP": dict(precondition_frequency=3),
     "MARS": {},
     "Signum": {},
     "SophiaG": dict(eps=0.1),
