@@ -143,11 +143,8 @@ struct Lean {
   static constexpr bool kIsLean = true, kMeasures = false;
   static constexpr uint32_t kStates = kStateSet;
   static constexpr DType kParamType = kParam, kStateType = kState;
-  static constexpr bool kIsFloat32 = kParam == DType::kFloat32 && kState == DType::kFloat32;
   static constexpr bool kIsBFloat16 = kParam == DType::kBFloat16 && kState == DType::kBFloat16;
-  static constexpr PairKind kKind = kIsFloat32    ? PairKind::kMultipliedRoots
-                                    : kIsBFloat16 ? PairKind::kAlternating
-                                                  : PairKind::kPlain;
+  static constexpr PairKind kKind = kIsBFloat16 ? PairKind::kAlternating : PairKind::kPlain;
 };
 
 // Stages that the lean loops support; those over 16-bit parameters also support every rounding.

@@ -129,31 +129,6 @@ OPTKIT_HD Vec<S> sqrt(Vec<S> a) {
 #endif
 }
 
-#if defined(__AVX512F__)
-OPTKIT_HD Vec<float> negated(Vec<float> a) { return -a.v; }
-
-// The square root of positive operands from an estimate of its inverse: one Newton iteration, and a last step by the
-// residual, which is exact if it does not underflow. For every estimate within 2^-14, the processor's or another, the
-// result has the bits of the instruction (tests/step/test_multiplied_sqrt.py). Source: Markstein 1990, "Computation of
-// elementary functions on the IBM RISC System/6000 processor".
-OPTKIT_HD Vec<float> refined_sqrt(Vec<float> a, Vec<float> inverse) {
-  const Vec<float> half(0.5f);
-  Vec<float> root = a * inverse, half_inverse = half * inverse;
-  const Vec<float> error = fma(negated(root), half_inverse, half);
-  root = fma(root, error, root);
-  half_inverse = fma(half_inverse, error, half_inverse);
-  return fma(fma(negated(root), root, a), half_inverse, root);
-}
-
-// The same bits as sqrt, for loops that the processor's divider would limit.
-OPTKIT_HD Vec<float> multiplied_sqrt(Vec<float> a) {
-  constexpr int32_t kLeast = 0x0d000000, kRange = 0x7f000000 - kLeast;  // 2^-101 to 2^127, as fp32 bits
-  const __m512i above = _mm512_sub_epi32(_mm512_castps_si512(a.v), _mm512_set1_epi32(kLeast));
-  if (__builtin_expect(_mm512_cmpge_epu32_mask(above, _mm512_set1_epi32(kRange)) != 0, 0)) return sqrt(a);
-  return refined_sqrt(a, Vec<float>::Native(_mm512_rsqrt14_ps(a.v)));
-}
-#endif
-
 template <class S>
 OPTKIT_HD Vec<S> abs(Vec<S> a) {
   using Bits = typename NativeOf<S>::mask;

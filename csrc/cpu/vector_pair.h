@@ -16,10 +16,9 @@ constexpr int kParts = sizeof(S) == 8 ? 1 : 2;
 #define OPTKIT_FOR_PARTS(BODY) _Pragma("GCC unroll 8") for (int k = 0; k < kParts<S>; ++k) BODY
 
 enum class PairKind {
-  kPlain,            // the second vector continues the first
-  kMultipliedRoots,  // square roots by multiplications, for loops that the processor's divider would limit
-  kAlternating,      // even elements in the first vector, odd ones in the second: a 16-bit number and its neighbor are
-                     // the halves of a word, and take two instructions to load and two to store
+  kPlain,        // the second vector continues the first
+  kAlternating,  // even elements in the first vector, odd ones in the second: a 16-bit number and its neighbor are the
+                 // halves of a word, and take two instructions to load and two to store
 };
 
 template <class S, PairKind kKind = PairKind::kPlain>
@@ -85,12 +84,6 @@ OPTKIT_HD VectorPair<S, kKind> fma(VectorPair<S, kKind> a, const VectorPair<S, k
 }
 template <class S, PairKind kKind>
 OPTKIT_HD VectorPair<S, kKind> sqrt(VectorPair<S, kKind> a) {
-#if defined(__AVX512F__)
-  if constexpr (kKind == PairKind::kMultipliedRoots) {
-    OPTKIT_FOR_PARTS(a.part[k] = multiplied_sqrt(a.part[k]);)
-    return a;
-  }
-#endif
   OPTKIT_FOR_PARTS(a.part[k] = sqrt(a.part[k]);)
   return a;
 }
