@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """PowerSnapshots: the files of a run give the average of any length, whole, resumed and with any optimizer."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -118,3 +121,17 @@ def test_a_folder_without_files_of_its_own_is_refused(tmp_path):
         stored_snapshots(tmp_path)
     with pytest.raises(FileNotFoundError):
         stored_snapshots(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))], ids=["copied", "pickled"]
+)
+def test_after_a_fit_it_is_copied_and_the_copy_writes_the_same(regression, fit, tmp_path, copied):
+    original = PowerSnapshots(tmp_path, 2)
+    fit(regression(adamw), *two(tmp_path, 2)[:2], original)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert before
+    for path in tmp_path.iterdir():
+        path.unlink()
+    fit(regression(adamw), *two(tmp_path, 2)[:2], copied(original))
+    assert before.keys() == {path.name for path in tmp_path.iterdir()}
