@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_optkit._checks import check_in, check_tensors
+from lightning_optkit._checks import check_in
 from lightning_optkit._norms import inner_product, total_norm
+from lightning_optkit.regularization._pairs import check_pairs
 
 __all__ = ["gsam"]
 
@@ -34,17 +35,14 @@ def gsam(grads: Sequence[Tensor | None], perturbed: Sequence[Tensor | None], alp
         One gradient per parameter; None where both are None.
 
     Raises:
-        ValueError: if an argument is out of range, or the numbers of gradients differ.
+        ValueError: if an argument is out of range, or the gradients do not fit each other.
 
     Example:
         >>> gsam([torch.tensor([1.0, 1.0])], [torch.tensor([2.0, 0.0])], alpha=0.5)
         [tensor([ 2.0000, -0.5000])]
     """
     alpha = check_in("gsam", "alpha", alpha, "[0, inf)")
-    grads = check_tensors("gsam", "grads", grads, "inexact", optional=True)
-    perturbed = check_tensors("gsam", "perturbed", perturbed, "inexact", optional=True)
-    if len(grads) != len(perturbed):
-        raise ValueError(f"gsam(perturbed=<{len(perturbed)}>): there must be one for each of the {len(grads)} grads.")
+    grads, perturbed = check_pairs("gsam", grads, "perturbed", perturbed)
     squares = total_norm([grad for grad in perturbed if grad is not None]).square()
     # Of a zero gradient everything is perpendicular.
     share = torch.where(squares == 0, 0.0, inner_product(grads, perturbed).to(squares.device) / squares)

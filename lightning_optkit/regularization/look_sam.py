@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_optkit._checks import check_in, check_tensors
+from lightning_optkit._checks import check_in
 from lightning_optkit._norms import inner_product, total_norm
+from lightning_optkit.regularization._pairs import check_pairs
 
 __all__ = ["look_sam", "look_sam_direction"]
 
@@ -31,18 +32,13 @@ def look_sam_direction(grads: Sequence[Tensor | None], perturbed: Sequence[Tenso
         One tensor per parameter; None where both are None.
 
     Raises:
-        ValueError: if the numbers of gradients differ.
+        ValueError: if the gradients do not fit each other.
 
     Example:
         >>> look_sam_direction([torch.tensor([2.0, 0.0])], [torch.tensor([1.0, 1.0])])
         [tensor([0., 1.])]
     """
-    grads = check_tensors("look_sam_direction", "grads", grads, "inexact", optional=True)
-    perturbed = check_tensors("look_sam_direction", "perturbed", perturbed, "inexact", optional=True)
-    if len(grads) != len(perturbed):
-        raise ValueError(
-            f"look_sam_direction(perturbed=<{len(perturbed)}>): there must be one for each of the {len(grads)} grads."
-        )
+    grads, perturbed = check_pairs("look_sam_direction", grads, "perturbed", perturbed)
     squares = total_norm([grad for grad in grads if grad is not None]).square()
     share = torch.where(squares == 0, 0.0, inner_product(perturbed, grads).to(squares.device) / squares)
     return [g_p if g is None else _plus(g_p, g, -share) for g, g_p in zip(grads, perturbed, strict=True)]
@@ -65,19 +61,14 @@ def look_sam(
         One gradient per parameter; None where both are None.
 
     Raises:
-        ValueError: if an argument is out of range, or the numbers of tensors differ.
+        ValueError: if an argument is out of range, or the tensors do not fit each other.
 
     Example:
         >>> look_sam([torch.tensor([3.0, 4.0])], [torch.tensor([0.0, 2.0])], alpha=0.5)
         [tensor([3.0000, 6.5000])]
     """
     alpha = check_in("look_sam", "alpha", alpha, "[0, inf)")
-    grads = check_tensors("look_sam", "grads", grads, "inexact", optional=True)
-    direction = check_tensors("look_sam", "direction", direction, "inexact", optional=True)
-    if len(grads) != len(direction):
-        raise ValueError(
-            f"look_sam(direction=<{len(direction)}>): there must be one for each of the {len(grads)} grads."
-        )
+    grads, direction = check_pairs("look_sam", grads, "direction", direction)
     lengths = [total_norm([t for t in tensors if t is not None]) for tensors in (grads, direction)]
     length, reused = lengths[0], lengths[1].to(lengths[0].device)
     share = torch.where(reused == 0, 0.0, alpha * length / reused)

@@ -40,7 +40,8 @@ def max_logits(q: Tensor, k: Tensor, num_heads: int, scale: float | None = None)
     """
     check_tensor("max_logits", "q", q, "floating", min_ndim=2)
     check_tensor("max_logits", "k", k, "floating", min_ndim=2)
-    num_key_heads = _key_heads("max_logits", q.shape[-1], k.shape[-1], num_heads)
+    num_heads = check_int("max_logits", "num_heads", num_heads, minimum=1)
+    num_key_heads = _key_heads(f"max_logits(num_heads={num_heads})", q.shape[-1], k.shape[-1], num_heads)
     if q.shape[:-2] != k.shape[:-2]:
         raise ValueError(f"max_logits(k.shape={tuple(k.shape)}): k must have the batch of q, {tuple(q.shape[:-2])}.")
     width = q.shape[-1] // num_heads
@@ -90,9 +91,12 @@ def qk_clip_(q_params: list[Tensor], k_params: list[Tensor], logits: Tensor, thr
         for name, params in (("q_params", q_params), ("k_params", k_params))
     )
     check_tensor("qk_clip_", "logits", logits, "floating", min_ndim=1)
+    given = f"qk_clip_(logits.shape={tuple(logits.shape)})"
+    if logits.dim() != 1 or not len(logits):
+        raise ValueError(f"{given}: must be one number per head.")
+    shares = _key_heads(given, len(queries[0]), len(keys[0]), len(logits)) < len(logits)
     # A run whose logits have overflowed is not helped by weights of 0.
     factor = torch.where((logits > threshold) & logits.isfinite(), threshold / logits, 1.0)
-    shares = _key_heads("qk_clip_", len(queries[0]), len(keys[0]), len(logits)) < len(logits)
     for param in queries:
         _scale_(param, factor if shares else factor.sqrt())
     for param in keys if not shares else ():
@@ -107,13 +111,11 @@ def _scale_(param: Tensor, factor: Tensor) -> None:
     param.copy_(torch.where(by_row == 1, param, (param.to(wide) * by_row).to(param.dtype)))
 
 
-def _key_heads(owner: str, q_size: int, k_size: int, num_heads: int) -> int:
-    """The number of heads of the keys."""
-    check_int(owner, "num_heads", num_heads, minimum=1)
+def _key_heads(given: str, q_size: int, k_size: int, num_heads: int) -> int:
+    """The number of heads of the keys; `given` is the argument that says how many the queries have."""
     width = q_size // num_heads
     if not width or q_size % num_heads or k_size % width or not k_size or num_heads % (k_size // width):
         raise ValueError(
-            f"{owner}(num_heads={num_heads}): must divide the {q_size} numbers of a query, and fit the {k_size} of a "
-            "key."
+            f"{given}: the number of heads must divide the {q_size} numbers of a query, and fit the {k_size} of a key."
         )
     return k_size // width

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_optkit._checks import check_in, check_tensors
+from lightning_optkit._checks import check_in
+from lightning_optkit.regularization._pairs import check_pairs
 
 __all__ = ["wsam"]
 
@@ -30,17 +31,14 @@ def wsam(grads: Sequence[Tensor | None], perturbed: Sequence[Tensor | None], gam
         One gradient per parameter; None where both are None.
 
     Raises:
-        ValueError: if an argument is out of range, or the numbers of gradients differ.
+        ValueError: if an argument is out of range, or the gradients do not fit each other.
 
     Example:
         >>> wsam([torch.tensor([1.0, 1.0])], [torch.tensor([2.0, 0.0])], gamma=0.75)
         [tensor([ 4., -2.])]
     """
     gamma = check_in("wsam", "gamma", gamma, "[0, 1)")
-    grads = check_tensors("wsam", "grads", grads, "inexact", optional=True)
-    perturbed = check_tensors("wsam", "perturbed", perturbed, "inexact", optional=True)
-    if len(grads) != len(perturbed):
-        raise ValueError(f"wsam(perturbed=<{len(perturbed)}>): there must be one for each of the {len(grads)} grads.")
+    grads, perturbed = check_pairs("wsam", grads, "perturbed", perturbed)
     weight = gamma / (1 - gamma)
     return [_combined(g, g_p, weight) for g, g_p in zip(grads, perturbed, strict=True)]
 

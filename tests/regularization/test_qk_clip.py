@@ -75,7 +75,10 @@ def test_shared_keys_stay_and_their_queries_take_the_whole_factor():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: max_logits(torch.ones(3, 4), torch.ones(3, 4), 3), r"max_logits\(num_heads=3\): must divide the 4"),
+        (
+            lambda: max_logits(torch.ones(3, 4), torch.ones(3, 4), 3),
+            r"max_logits\(num_heads=3\): the number of heads must divide the 4",
+        ),
         (
             lambda: max_logits(torch.ones(3, 8), torch.ones(3, 6), 4),
             r"max_logits\(num_heads=4\): .* fit the 6 of a key",
@@ -86,7 +89,10 @@ def test_shared_keys_stay_and_their_queries_take_the_whole_factor():
         ),
         (lambda: max_logits(torch.ones(3, 4), torch.ones(3, 4), 2, 0.0), r"max_logits\(scale=0.0\): scale must be in"),
         (lambda: qk_clip_([torch.ones(4, 4)], [torch.ones(4, 4)], torch.ones(2), 0.0), r"qk_clip_\(threshold=0.0\)"),
-        (lambda: qk_clip_([torch.ones(4, 4)], [torch.ones(3, 4)], torch.ones(2)), r"qk_clip_\(num_heads=2\): must"),
+        (
+            lambda: qk_clip_([torch.ones(4, 4)], [torch.ones(3, 4)], torch.ones(2)),
+            r"qk_clip_\(logits.shape=\(2,\)\): the number of heads must",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(call, message):
