@@ -39,7 +39,7 @@ def contents(shape, fused, stages):
 
 # Units of an odd number of elements begin in the middle of a random word, and of a pair of 16-bit numbers.
 @pytest.mark.parametrize("clip", [None, ClipUnitwise(1e9)], ids=["whole", "by unit"])
-@pytest.mark.parametrize("shape", [(33, 35), (7, 1001), (5, 31), (64, 33)], ids=str)
+@pytest.mark.parametrize("shape", [(33, 35), (7, 1001)], ids=str)
 @pytest.mark.parametrize("average", [None, EMA(0.5), NARROW_EMA], ids=["alone", "fp32 EMA", "bf16 EMA"])
 @pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16, "int8"], ids=str)
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic", "kahan", "split24", "split32"])
