@@ -15,7 +15,7 @@ FUNCTIONS = {gsam: "perturbed", look_sam: "direction", look_sam_direction: "pert
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
 def test_one_that_does_not_fit_is_named(function, other):
     grads = [None, torch.ones(2, 3)]
-    with pytest.raises(ValueError, match=rf"^{function.__name__}\({FUNCTIONS[function]}=\[\.\.\.\]\): number 1 has"):
+    with pytest.raises(ValueError, match=rf"^{function.__name__}\(grads=.*, {FUNCTIONS[function]}=.*\): number 1 has"):
         function(grads, [torch.ones(4), other])
 
 
