@@ -21,7 +21,7 @@ def check_pairs(owner: str, grads: Any, name: str, others: Any) -> tuple[list[Te
             continue
         if grad.shape != other.shape or grad.is_complex() != other.is_complex():
             raise ValueError(
-                f"{owner}(grads=[...], {name}=[...]): number {number} has shape {list(other.shape)} and dtype {other.dtype}, its "
-                f"gradient {list(grad.shape)} and {grad.dtype}."
+                f"{owner}(grads=[...], {name}=[...]): number {number} has shape {list(other.shape)} and dtype "
+                f"{other.dtype}, its gradient {list(grad.shape)} and {grad.dtype}."
             )
     return first, second
