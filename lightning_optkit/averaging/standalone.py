@@ -106,7 +106,7 @@ def update_tensors_(
         _, averages, tensors = zip(*members, strict=True)
         if weight == 1:
             foreach_copy_(averages, tensors)
-        elif dtype == torch.bfloat16 and not isinstance(average, LAWA):
+        elif dtype == torch.bfloat16:
             for number, (held, tensor) in enumerate(zip(averages, tensors, strict=True)):
                 move_average_(held, tensor, weight, (0, step, number))
         else:

@@ -101,11 +101,7 @@ class Adadelta(OnePassOptimizer, torch.optim.Adadelta):
             fused=fused,
             decoupled_weight_decay=False,
         )
-        super().__init__(
-            params,
-            defaults,
-            **stages,
-        )
+        super().__init__(params, defaults, **stages)
 
     def _rule(self, group: Group) -> Rule:
         return _RULE

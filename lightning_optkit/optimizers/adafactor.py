@@ -171,11 +171,7 @@ class Adafactor(OnePassOptimizer, torch.optim.Adafactor):
             differentiable=False,
             decoupled_weight_decay=True,
         )
-        super().__init__(
-            params,
-            defaults,
-            **stages,
-        )
+        super().__init__(params, defaults, **stages)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as in torch; nothing is changed if it does not fit."""

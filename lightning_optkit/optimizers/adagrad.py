@@ -103,11 +103,7 @@ class Adagrad(OnePassOptimizer, torch.optim.Adagrad):
             fused=fused,
             decoupled_weight_decay=False,
         )
-        super().__init__(
-            params,
-            defaults,
-            **stages,
-        )
+        super().__init__(params, defaults, **stages)
 
     def share_memory(self) -> None:
         """Moves the sums of squares into shared memory, as in torch, creating those that do not exist yet."""

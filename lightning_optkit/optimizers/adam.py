@@ -112,11 +112,7 @@ class Adam(OnePassOptimizer, torch.optim.Adam):
             fused=fused,
             decoupled_weight_decay=decoupled_weight_decay,
         )
-        super().__init__(
-            params,
-            defaults,
-            **stages,
-        )
+        super().__init__(params, defaults, **stages)
 
     def _rule(self, group: Group) -> Rule:
         return _ADAM_AMSGRAD if group["amsgrad"] else _ADAM

@@ -118,14 +118,8 @@ class Adan(OnePassOptimizer):
             decoupled_weight_decay=True,
             maximize=maximize,
             fused=fused,
-            foreach=None,
-            differentiable=False,
         )
-        super().__init__(
-            params,
-            defaults,
-            **stages,
-        )
+        super().__init__(params, defaults, **stages)
 
     def _rule(self, group: Group) -> Rule:
         return _RULE

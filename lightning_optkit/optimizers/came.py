@@ -133,15 +133,9 @@ class CAME(OnePassOptimizer):
             weight_decay=weight_decay,
             maximize=maximize,
             fused=fused,
-            foreach=None,
-            differentiable=False,
             decoupled_weight_decay=True,
         )
-        super().__init__(
-            params,
-            defaults,
-            **stages,
-        )
+        super().__init__(params, defaults, **stages)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as in torch; nothing is changed if it does not fit."""

@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 
 from lightning_optkit._checks import check_one_of
 from lightning_optkit.step import OnePassOptimizer, Rule, TensorStatistics
-from lightning_optkit.step.arguments import check_number, pair
+from lightning_optkit.step.arguments import check_betas, check_number, pair
 from lightning_optkit.step.rule import Group, Hyperparameters, State, StateSpec
 from lightning_optkit.step.stages import Stages
 
@@ -125,15 +125,9 @@ class LAMB(OnePassOptimizer):
             trust_clip=trust_clip,
             maximize=maximize,
             fused=fused,
-            foreach=None,
-            differentiable=False,
             decoupled_weight_decay=False,
         )
-        super().__init__(
-            params,
-            defaults,
-            **stages,
-        )
+        super().__init__(params, defaults, **stages)
 
     def _rule(self, group: Group) -> Rule:
         return _RULE
@@ -148,9 +142,7 @@ class LAMB(OnePassOptimizer):
         return super()._why_reference(param, group)
 
     def _check_group(self, group: Group) -> None:
-        beta1, beta2 = pair(self._owner, "betas", group["betas"])
-        check_number(self._owner, "betas[0]", beta1, "[0, 1)")
-        check_number(self._owner, "betas[1]", beta2, "[0, 1)")
+        check_betas(self._owner, group["betas"])
         check_number(self._owner, "eps", group["eps"], "[0, inf)")
         check_one_of(self._owner, "adapt", group["adapt"], (False, True))
         check_one_of(self._owner, "trust_clip", group["trust_clip"], (False, True))

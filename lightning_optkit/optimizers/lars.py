@@ -120,15 +120,9 @@ class LARS(OnePassOptimizer):
             trust_clip=trust_clip,
             maximize=maximize,
             fused=fused,
-            foreach=None,
-            differentiable=False,
             decoupled_weight_decay=False,
         )
-        super().__init__(
-            params,
-            defaults,
-            **stages,
-        )
+        super().__init__(params, defaults, **stages)
 
     def _rule(self, group: Group) -> Rule:
         return _RULE

@@ -13,7 +13,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from lightning_optkit.step import OnePassOptimizer, Rule
-from lightning_optkit.step.arguments import check_number, pair
+from lightning_optkit.step.arguments import check_betas, check_number
 from lightning_optkit.step.rule import Group, Hyperparameters, State, StateSpec
 from lightning_optkit.step.stages import Stages
 
@@ -113,23 +113,15 @@ class MARS(OnePassOptimizer):
             max_corrected_norm=max_corrected_norm,
             maximize=maximize,
             fused=fused,
-            foreach=None,
-            differentiable=False,
             decoupled_weight_decay=True,
         )
-        super().__init__(
-            params,
-            defaults,
-            **stages,
-        )
+        super().__init__(params, defaults, **stages)
 
     def _rule(self, group: Group) -> Rule:
         return _RULE
 
     def _check_group(self, group: Group) -> None:
-        beta1, beta2 = pair(self._owner, "betas", group["betas"])
-        check_number(self._owner, "betas[0]", beta1, "[0, 1)")
-        check_number(self._owner, "betas[1]", beta2, "[0, 1)")
+        check_betas(self._owner, group["betas"])
         check_number(self._owner, "eps", group["eps"], "[0, inf)")
         check_number(self._owner, "gamma", group["gamma"], "[0, inf)")
         check_number(self._owner, "max_corrected_norm", group["max_corrected_norm"], "(0, inf]")

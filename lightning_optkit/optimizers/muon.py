@@ -173,8 +173,6 @@ class Muon(OnePassOptimizer, torch.optim.Muon):
             beta2=beta2,
             maximize=maximize,
             fused=fused,
-            foreach=None,
-            differentiable=False,
             decoupled_weight_decay=True,
         )
         state_dtype = stages.get("state_dtype", torch.float32)

@@ -20,7 +20,7 @@ from typing_extensions import Unpack
 
 from lightning_optkit._checks import check_int, check_one_of, shown
 from lightning_optkit.step import OnePassOptimizer, Rule
-from lightning_optkit.step.arguments import check_number, pair, with_listed_params
+from lightning_optkit.step.arguments import check_betas, check_number, with_listed_params
 from lightning_optkit.step.rule import Estimate, Group, Hyperparameters, State, StateSpec
 from lightning_optkit.step.shards import local
 from lightning_optkit.step.stages import Stages
@@ -190,14 +190,8 @@ class Prodigy(OnePassOptimizer):
             d_numerator=0.0,
             maximize=maximize,
             fused=fused,
-            foreach=None,
-            differentiable=False,
         )
-        super().__init__(
-            params,
-            defaults,
-            **stages,
-        )
+        super().__init__(params, defaults, **stages)
 
     # --- the estimate ---
 
@@ -280,9 +274,7 @@ class Prodigy(OnePassOptimizer):
     _decay_flag = "decouple"
 
     def _check_group(self, group: Group) -> None:
-        beta1, beta2 = pair(self._owner, "betas", group["betas"])
-        check_number(self._owner, "betas[0]", beta1, "[0, 1)")
-        check_number(self._owner, "betas[1]", beta2, "[0, 1)")
+        check_betas(self._owner, group["betas"])
         if group["beta3"] is not None:
             check_number(self._owner, "beta3", group["beta3"], "[0, 1)")
         check_number(self._owner, "eps", group["eps"], "[0, inf)")

@@ -122,11 +122,7 @@ class RMSprop(OnePassOptimizer, torch.optim.RMSprop):
             fused=fused,
             decoupled_weight_decay=False,
         )
-        super().__init__(
-            params,
-            defaults,
-            **stages,
-        )
+        super().__init__(params, defaults, **stages)
 
     def _rule(self, group: Group) -> Rule:
         return _RULE

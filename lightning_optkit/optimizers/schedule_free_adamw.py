@@ -136,14 +136,8 @@ class ScheduleFreeAdamW(ScheduleFreeOptimizer):
             train_mode=False,
             maximize=maximize,
             fused=fused,
-            foreach=None,
-            differentiable=False,
         )
-        super().__init__(
-            params,
-            defaults,
-            **stages,
-        )
+        super().__init__(params, defaults, **stages)
 
     def _rule(self, group: Group) -> Rule:
         return _RULE

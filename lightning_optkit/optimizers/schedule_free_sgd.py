@@ -114,14 +114,8 @@ class ScheduleFreeSGD(ScheduleFreeOptimizer):
             train_mode=False,
             maximize=maximize,
             fused=fused,
-            foreach=None,
-            differentiable=False,
         )
-        super().__init__(
-            params,
-            defaults,
-            **stages,
-        )
+        super().__init__(params, defaults, **stages)
 
     def _rule(self, group: Group) -> Rule:
         return _RULE

@@ -113,11 +113,7 @@ class SGD(OnePassOptimizer, torch.optim.SGD):
             fused=fused,
             decoupled_weight_decay=False,
         )
-        super().__init__(
-            params,
-            defaults,
-            **stages,
-        )
+        super().__init__(params, defaults, **stages)
 
     def _rule(self, group: Group) -> Rule:
         return _SGD

@@ -17,7 +17,7 @@ from typing_extensions import Unpack
 
 from lightning_optkit._checks import check_int
 from lightning_optkit.step import OnePassOptimizer, Rule
-from lightning_optkit.step.arguments import check_number, pair, with_real_params
+from lightning_optkit.step.arguments import check_betas, check_number, with_real_params
 from lightning_optkit.step.rule import Group, State, StateSpec
 from lightning_optkit.step.stages import Stages
 
@@ -173,15 +173,9 @@ class SOAP(OnePassOptimizer):
             max_precondition_dim=max_precondition_dim,
             maximize=maximize,
             fused=fused,
-            foreach=None,
-            differentiable=False,
             decoupled_weight_decay=True,
         )
-        super().__init__(
-            params,
-            defaults,
-            **stages,
-        )
+        super().__init__(params, defaults, **stages)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, as in torch; nothing is changed if it does not fit."""
@@ -194,9 +188,7 @@ class SOAP(OnePassOptimizer):
         return "fused=False" if group["fused"] is False else "matrix products and decompositions"
 
     def _check_group(self, group: Group) -> None:
-        beta1, beta2 = pair(self._owner, "betas", group["betas"])
-        check_number(self._owner, "betas[0]", beta1, "[0, 1)")
-        check_number(self._owner, "betas[1]", beta2, "[0, 1)")
+        check_betas(self._owner, group["betas"])
         if group["shampoo_beta"] is not None:
             check_number(self._owner, "shampoo_beta", group["shampoo_beta"], "[0, 1)")
         check_number(self._owner, "eps", group["eps"], "[0, inf)")

@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 
 from lightning_optkit._checks import check_int
 from lightning_optkit.step import OnePassOptimizer, Rule
-from lightning_optkit.step.arguments import check_number, pair
+from lightning_optkit.step.arguments import check_betas, check_number
 from lightning_optkit.step.numbers import compute_dtype
 from lightning_optkit.step.reference import as_real, dense
 from lightning_optkit.step.rule import Group, Hyperparameters, State, StateSpec
@@ -104,15 +104,9 @@ class SophiaG(OnePassOptimizer):
             weight_decay=weight_decay,
             maximize=maximize,
             fused=fused,
-            foreach=None,
-            differentiable=False,
             decoupled_weight_decay=True,
         )
-        super().__init__(
-            params,
-            defaults,
-            **stages,
-        )
+        super().__init__(params, defaults, **stages)
 
     @torch.no_grad()
     def update_hessian(self, num_samples: int) -> None:
@@ -147,8 +141,6 @@ class SophiaG(OnePassOptimizer):
         return _RULE
 
     def _check_group(self, group: Group) -> None:
-        beta1, beta2 = pair(self._owner, "betas", group["betas"])
-        check_number(self._owner, "betas[0]", beta1, "[0, 1)")
-        check_number(self._owner, "betas[1]", beta2, "[0, 1)")
+        check_betas(self._owner, group["betas"])
         check_number(self._owner, "rho", group["rho"], "(0, inf)")
         check_number(self._owner, "eps", group["eps"], "(0, inf)")

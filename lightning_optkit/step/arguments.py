@@ -27,6 +27,7 @@ from lightning_optkit.step.stages import OF_THE_OPTIMIZER
 
 __all__ = [
     "base_rate",
+    "check_betas",
     "check_flag",
     "check_group",
     "check_group_entries",
@@ -162,6 +163,12 @@ def pair(owner: str, name: str, value: Any) -> tuple[Any, Any]:
     """
     first, second = several(owner, name, value, 2)
     return first, second
+
+
+def check_betas(owner: str, betas: Any) -> None:
+    """Raises unless `betas` are two decay rates in [0, 1)."""
+    for place, beta in enumerate(pair(owner, "betas", betas)):
+        check_number(owner, f"betas[{place}]", beta, "[0, 1)")
 
 
 def several(owner: str, name: str, value: Any, count: int) -> tuple[Any, ...]:

@@ -78,7 +78,8 @@ class OnePassOptimizer(Optimizer):
         self.record_statistics = given["statistics"]
         check_stages(self._owner, self.clip, self.average, self.record_statistics)
         check_one_of(self._owner, "state_dtype", self.state_dtype, STATE_DTYPES)
-        defaults = {**defaults, **group_stages(given)}
+        # torch's own arguments, which rules that torch does not have do not take.
+        defaults = {"foreach": None, "differentiable": False, **defaults, **group_stages(given)}
         self._check_all(defaults)
         defaults["decay_lr"] = base_rate(defaults)
         warn_once_if_missing()

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from lightning_optkit.callbacks import ExactResume, SafeCheckpointIO
+from lightning_optkit.callbacks.seams import staged_paths
 from lightning_optkit.callbacks.seams.sealed_files import Seal
 from lightning_optkit.callbacks.seams.staged_paths import staged_path
 from lightning_optkit.callbacks.seams.whole_checkpoints import damage_of, whole_checkpoint
@@ -194,6 +195,17 @@ def test_orphans_are_swept_but_not_what_is_being_written(tmp_path):
     os.utime(young, (time.time() - 100,) * 2)
     save(tmp_path / "a.ckpt")
     assert names(tmp_path) == [".hidden", "a.ckpt"]
+
+
+def test_without_locks_it_is_written_and_loaded_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(staged_paths, "fcntl", None)  # as on Windows
+    io = SafeCheckpointIO()
+    orphan = staged_path(tmp_path / "last.ckpt", "0" * 32)
+    orphan.write_bytes(b"torn")
+    for number in (1, 2):
+        io.save_checkpoint(torture.content(number), tmp_path / "last.ckpt")
+    assert io.load_checkpoint(tmp_path / "last.ckpt")["number"] == 2
+    assert orphan.exists()  # nobody can tell whether its writer lives
 
 
 def test_kills_during_saves(tmp_path):

@@ -2,6 +2,7 @@
 """Files and folders that are written beside their target and renamed when they are whole.
 
 Whoever writes one holds a lock on it, which the system releases with the process: what is not locked is an orphan.
+Windows has neither these locks nor durable folders: there orphans stay, and the rest is the same.
 """
 
 import ctypes
@@ -122,6 +123,8 @@ def remove(target: Path, save_id: str) -> None:
 
 def sweep(folder: Path, keep: Callable[[Path], bool]) -> None:
     """Removes what saves that were killed have left in `folder`, but what `keep` names."""
+    if fcntl is None:
+        return
     for path in _staged(folder):
         with suppress(OSError):  # removed by another process, or not ours to remove
             descriptor = os.open(path, os.O_RDONLY)
@@ -138,6 +141,8 @@ def sweep(folder: Path, keep: Callable[[Path], bool]) -> None:
 
 def sync(path: Path) -> None:
     """Waits until a file, or the names in a folder, are on the disk; some file systems cannot for folders."""
+    if fcntl is None and path.is_dir():
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -153,12 +158,16 @@ def _staged(folder: Path) -> list[Path]:
 
 
 def _lock(descriptor: int) -> None:
+    if fcntl is None:
+        return
     with suppress(OSError):  # without locks the file system cannot tell orphans, and none are swept
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _exchange(one: Path, other: Path) -> bool:
     """Swaps two names in one step; False where the system or the file system cannot."""
+    if fcntl is None:
+        return False
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is None:
         return False
