@@ -174,14 +174,15 @@ def _counter(average: AnyAverage, name: str | None) -> str:
 
 def _create(tensor: Tensor, state: State, average: AnyAverage, name: str | None) -> None:
     names = _names(average, name)
-    if names[0] in state:
-        return
     dtype = tensor.dtype
     if dtype.is_floating_point and not isinstance(average, LAWA):
         dtype = torch.promote_types(dtype, torch.float32)
         is_trained = tensor.requires_grad or isinstance(tensor, Parameter)  # and no buffer
         if dtype == torch.float32 and is_trained and isinstance(average, Average):
             dtype = average.dtype
+    if names[0] in state:  # of a checkpoint, perhaps with another dtype of the average
+        state.update({each: state[each].to(dtype) for each in names})
+        return
     state.update({each: torch.zeros_like(tensor, dtype=dtype) for each in names})
     state[_counter(average, name)] = torch.zeros((), dtype=torch.float32)
 

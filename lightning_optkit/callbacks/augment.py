@@ -86,6 +86,9 @@ class Augment(FitCallback):
         self.augmentations = nn.ModuleList(modules).train()
         self.inputs, self._inputs = inputs, check_field(type(self).__name__, "inputs", inputs)
         self.targets, self._targets = targets, check_field(type(self).__name__, "targets", targets)
+        mixes = any(isinstance(module, Mixing) for module in modules)
+        if mixes and self._targets == self._inputs:
+            raise ValueError(f"{type(self).__name__}(targets={targets!r}): targets must be another field than inputs.")
         self.seed = check_int(type(self).__name__, "seed", seed, minimum=0)
         self._generator = torch.Generator()
         self._mixture: _Mixture | None = None

@@ -36,7 +36,7 @@ class QKClip(FitCallback):
     `torch.nn.MultiheadAttention` is found by itself. Other modules are named: their children `q` and `k` are watched,
     and their outputs are the queries and keys. What happens between them and the product is not seen: a norm of queries
     and keys (which makes this callback needless), or a rotary embedding, with which the logits are those without it.
-    Masks are not applied.
+    Masks are not applied. An attention of which a query or key projection is frozen is left as it is.
 
     Args:
         threshold: tau, in (0, inf); 100 in the report.
@@ -74,6 +74,8 @@ class QKClip(FitCallback):
         self.names = None if names is None else check_pattern(owner, "names", names)
         self.q = check_text(owner, "q", q, 'the name of a projection, such as "q_proj"')
         self.k = check_text(owner, "k", k, 'the name of a projection, such as "k_proj"')
+        if self.q == self.k:
+            raise ValueError(f"{owner}(k={k!r}): k must be another projection than q; one of both is not supported.")
         self.num_heads = None if num_heads is None else check_int(owner, "num_heads", num_heads, minimum=1)
         self.scale = None if scale is None else check_in(owner, "scale", scale, "(0, inf)")
         self.max_logits: dict[str, Tensor] = {}
@@ -181,7 +183,10 @@ class QKClip(FitCallback):
     def _clip(self, attentions: dict[str, nn.Module], optimizer: Optimizer, place: int) -> None:
         owned = {param for group in optimizer.param_groups for param in group["params"]}
         for name, module in attentions.items():
-            trained = [param for param in module.parameters() if param in owned and was_updated(optimizer, param)]
+            params = self._whole_params(module)
+            if not all(param.requires_grad for param in params):
+                continue  # both projections share a factor
+            trained = [param for param in params if param in owned and was_updated(optimizer, param)]
             if not trained:
                 continue
             largest = self._seen.pop(name, None)
@@ -195,6 +200,18 @@ class QKClip(FitCallback):
 
     def _num_heads(self, name: str, module: nn.Module) -> int:
         return module.num_heads if isinstance(module, nn.MultiheadAttention) else self._heads_of(name, module)
+
+    def _whole_params(self, module: nn.Module) -> list[Tensor]:
+        """The parameters that hold the projections."""
+        if isinstance(module, nn.MultiheadAttention):
+            weights = [module.in_proj_weight]
+            if module.in_proj_weight is None:
+                weights = [module.q_proj_weight, module.k_proj_weight]
+            held = [*weights, module.in_proj_bias, module.bias_k]
+        else:
+            projections = getattr(module, self.q), getattr(module, self.k)
+            held = [tensor for each in projections for tensor in (each.weight, getattr(each, "bias", None))]
+        return [param for param in held if param is not None]
 
     def _params(self, module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
         """Weight and bias of the projections; parts of a packed weight are views."""

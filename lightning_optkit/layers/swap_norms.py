@@ -174,8 +174,10 @@ def _plan_fused(module: nn.Module, centered: bool) -> _Plan | None:
     # torch's own layers need no comparison.
     if type(module) is not torchs:
         reason = disagreement(module, form, sizes, eps)
-        if reason is not None and _computes(module, images := Form(centered, channels_first=True)):
-            form, reason = images, None
+        if reason is not None and len(sizes) == 1:
+            images = Form(centered, channels_first=True)
+            of_images = disagreement(module, images, sizes, eps)
+            form, reason = (images, None) if of_images is None else (form, f"{reason}; of images, {of_images}")
         if reason is not None:
             return None, {}, reason
         if rounds_twice(module, form, sizes, eps):

@@ -119,6 +119,17 @@ def test_beside_the_optimizers_of_torch_it_is_rounded_so_too():
     assert float(held.float().mean()) == pytest.approx(float(other.state[same]["ema"].mean()), abs=1e-4)
 
 
+@pytest.mark.parametrize("averages", [(EMA(0.9), NARROW), (NARROW, EMA(0.9))], ids=["narrower", "wider"])
+def test_beside_them_the_dtype_asked_for_is_that_of_the_next_update(averages):
+    weight = torch.rand(500).requires_grad_()
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    weight.grad = torch.ones_like(weight)
+    for step, average in enumerate(averages, start=1):
+        update_average_(optimizer, average, step)
+        assert optimizer.state[weight]["ema"].dtype == average.dtype
+    torch.testing.assert_close(optimizer.state[weight]["ema"].float(), weight.detach(), rtol=2**-7, atol=1e-3)
+
+
 @PATHS
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex64], ids=str)
 def test_other_parameters_keep_their_precision(dtype, fused):

@@ -394,6 +394,7 @@ def test_without_mixing_any_loss_will_do(run):
         ),
         (lambda: Augment(Mixup(), inputs=0.5), TypeError, r"Augment\(inputs=0.5\): inputs must be a position, a name"),
         (lambda: Augment(Mixup(), targets=None), TypeError, r"Augment\(targets=None\): targets must be a position"),
+        (lambda: Augment(Mixup(), targets=0), ValueError, r"Augment\(targets=0\): targets must be another field"),
         (lambda: Augment(Mixup(), seed=-1), ValueError, r"Augment\(seed=-1\): seed must be an integer >= 0"),
     ],
 )

@@ -164,6 +164,21 @@ def test_the_logits_of_all_processes_count(tmp_path):
         torch.testing.assert_close(seen, logits, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize(("net", "frozen"), [("whole", "in_proj"), ("separate", "q_proj"), ("separate", "k_proj.bias")])
+def test_an_attention_with_a_frozen_projection_is_left_alone(make_trainer, net, frozen):
+    module = Model(net)
+    for name, param in module.named_parameters():
+        param.requires_grad_(frozen not in name)
+    before = {name: param.clone() for name, param in module.named_parameters() if not param.requires_grad}
+    assert before
+    plain = Model(net)
+    for name, param in plain.named_parameters():
+        param.requires_grad_(frozen not in name)
+    make_trainer(clip_of(net, 1e-3), epochs=1).fit(module, loader())
+    make_trainer(epochs=1).fit(plain, loader())
+    torch.testing.assert_close(module.state_dict(), plain.state_dict(), rtol=0, atol=0)
+
+
 def test_undone_after_the_fit_and_not_active_in_validation(make_trainer):
     module, callback = Model("whole"), QKClip(1.0)
     module.validation_step = module.training_step
@@ -207,6 +222,7 @@ def test_an_average_that_would_miss_the_clip_is_refused(make_trainer):
         ({"names": ""}, r"QKClip\(names=''\): names must be"),
         ({"num_heads": 0}, r"QKClip\(num_heads=0\): num_heads must be an integer >= 1"),
         ({"scale": -1.0}, r"QKClip\(scale=-1.0\): scale must be in"),
+        ({"k": "q_proj"}, r"QKClip\(k='q_proj'\): k must be another projection than q"),
     ],
 )
 def test_wrong_arguments_are_refused(options, message):

@@ -110,12 +110,26 @@ def test_the_newest_whole_one_is_loaded_instead(tmp_path):
 def test_if_none_is_whole_it_says_what_to_do(tmp_path):
     last = bend(save(tmp_path / "last.ckpt"))
     with pytest.raises(
-        RuntimeError, match=r"last\.ckpt is damaged \(.*\) and no whole .*: restore a copy, or fit without"
+        RuntimeError, match=r"last\.ckpt is damaged \(.*\) and no whole .*: restore a copy, give another"
     ):
         load(last)
     last.write_bytes(b"")
     with pytest.raises(RuntimeError, match=r"is damaged \(it is empty\)"):
         load(last)
+
+
+@pytest.mark.parametrize("content", [b"oops", b"hello world", bytes(range(1, 200)), b"\x00\x00PK\x03\x04"], ids=repr)
+def test_what_no_torch_has_written_is_damaged(tmp_path, content):
+    for name in "ab":
+        SafeCheckpointIO().save_checkpoint({"x": torch.ones(9)}, tmp_path / f"{name}.ckpt")
+    (tmp_path / "a.ckpt").write_bytes(content)
+    with pytest.warns(UserWarning, match=r"a\.ckpt is damaged \(it is no checkpoint of torch\).*b\.ckpt is loaded"):
+        assert bool(SafeCheckpointIO().load_checkpoint(tmp_path / "a.ckpt")["x"].all())
+
+
+def test_a_checkpoint_of_an_old_torch_is_loaded(tmp_path):
+    torch.save({"x": torch.ones(9)}, tmp_path / "old.ckpt", _use_new_zipfile_serialization=False)
+    assert bool(SafeCheckpointIO().load_checkpoint(tmp_path / "old.ckpt")["x"].all())
 
 
 def test_a_path_that_does_not_exist_is_not_replaced(tmp_path):
@@ -274,7 +288,8 @@ def test_lightnings_asynchronous_writer_takes_it(fit, regression, tmp_path):
     keep = ModelCheckpoint(tmp_path, save_top_k=2, monitor="train_loss", every_n_train_steps=1)
     trainer = fit(module_of(regression), keep, plugins=[AsyncCheckpointIO(SafeCheckpointIO())], **KEEPING)
     trainer.strategy.checkpoint_io.teardown()
-    assert len(names(tmp_path)) == 2 and not any(damage_of(path) for path in tmp_path.iterdir())
+    # Lightning removes a file at once and writes it later, so that one which was slow to write can stay.
+    assert len(names(tmp_path)) >= 2 and not any(damage_of(path) for path in tmp_path.iterdir())
 
 
 def test_lightning_checkpoints_of_modules_load(fit, regression, tmp_path):

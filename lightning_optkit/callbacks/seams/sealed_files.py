@@ -16,6 +16,7 @@ __all__ = ["Seal", "SealingFile", "checksum_of", "damage_of_file", "read_seal", 
 BLOCK = 1 << 22
 _LINE = re.compile(rb"\nlightning_optkit save ([0-9a-f]{32}) at (\d{20}) bytes ([0-9a-f]{16}) crc32 ([0-9a-f]{8})\n")
 _ZIP = b"PK\x03\x04"
+_PICKLE = b"\x80\x02"  # of torch before 1.6
 _ZIP_END = b"PK\x05\x06"
 _ZIP_END_LENGTH = 22
 
@@ -106,7 +107,7 @@ def damage_of_file(path: Path) -> str:
     """What is wrong with a file, in a few words; empty if it is whole.
 
     Files without a seal are those of other writers: of torch's archives the lengths and checksums inside are compared,
-    and others are taken for whole unless they are empty.
+    and of its older files only the beginning is.
     """
     try:
         seal = read_seal(path)
@@ -124,7 +125,9 @@ def _damage_of_archive(path: Path) -> str:
     with path.open("rb") as file:
         start = file.read(len(_ZIP))
         if start != _ZIP:
-            return "" if start.strip(b"\0") else "it is empty"
+            if not start.strip(b"\0"):
+                return "it is empty"
+            return "" if start.startswith(_PICKLE) else "it is no checkpoint of torch"
         file.seek(-min(_ZIP_END_LENGTH, file.seek(0, 2)), 2)
         if not file.read().startswith(_ZIP_END):
             return "it does not end where its archive ends"

@@ -37,7 +37,10 @@ def whole_checkpoint(path: Path, falls_back: bool) -> Path:
     found = next((other for other in others if not _said(damage_of(other, *_share()))), None)
     said = f"SafeCheckpointIO: {path} is damaged ({damage})"
     if found is None:
-        raise RuntimeError(f"{said} and no whole checkpoint is beside it: restore a copy, or fit without ckpt_path.")
+        raise RuntimeError(
+            f"{said} and no whole checkpoint of SafeCheckpointIO is beside it: restore a copy, give another "
+            "ckpt_path, or none."
+        )
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(_of_first(saved_at(found)) / 1e9))
     if not falls_back:
         raise RuntimeError(f"{said}: resume from {found}, the newest whole checkpoint beside it, saved at {when}.")
