@@ -6,6 +6,8 @@ OPTKIT_CUDA=auto|0|1        add the CUDA kernels if there is an nvcc | never | f
 OPTKIT_NODE=auto|0|1        add what only torch's own headers give (the norms' autograd node, a quicker look at
                             tensors) if they compile | never | fail if they do not
 TORCH_CUDA_ARCH_LIST        e.g. "9.0;10.0+PTX"; default: what this nvcc knows of 8.0 9.0 10.0 12.0
+OPTKIT_ISA=all|native       loops for every instruction set, chosen at run time | for this processor alone, in a third
+                            of the time: for builds that are not passed on
 MAX_JOBS                    compilers at a time; default: cores, and 2 GB of memory each
 """
 
@@ -34,6 +36,12 @@ ISA_FLAGS = {
     "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -mprefer-vector-width=512"
     " -Wno-maybe-uninitialized",
 }
+# What csrc/cpu/dispatch.cpp asks of a processor, as Linux names it.
+ISA_FEATURES = {
+    "baseline": set(),
+    "avx2": {"avx2", "fma", "f16c"},
+    "avx512": {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl"},
+}
 IS_X86 = os.uname().machine in ("x86_64", "AMD64") if hasattr(os, "uname") else False
 
 
@@ -42,6 +50,23 @@ def choice(variable: str) -> str:
     if value not in ("auto", "0", "1"):
         sys.exit(f"{variable}={value!r}: must be auto, 0 or 1.")
     return value
+
+
+def instruction_sets() -> dict[str, str]:
+    """Name -> compiler flags of the loops that are built."""
+    wanted = os.environ.get("OPTKIT_ISA", "all")
+    if wanted not in ("all", "native"):
+        sys.exit(f"OPTKIT_ISA={wanted!r}: must be all or native.")
+    if not IS_X86:
+        return {"baseline": ""}
+    if wanted == "all":
+        return ISA_FLAGS
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        sys.exit("OPTKIT_ISA=native needs /proc/cpuinfo; all builds every instruction set.")
+    known = set(next(line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")).split())
+    native = next(isa for isa in reversed(ISA_FLAGS) if ISA_FEATURES[isa] <= known)
+    return {native: ISA_FLAGS[native]}
 
 
 def cxx() -> str | None:
@@ -212,7 +237,9 @@ def cpp_units(torch_includes: str) -> list[tuple[Path, str, str]]:
     units += [(CSRC / f"bindings/{name}.cpp", name, "-std=c++17") for name in bindings]
     stable_abi = f"-std=c++20 -DTORCH_TARGET_VERSION=0x020a000000000000 {torch_includes}"
     units += [(CSRC / f"bindings/{name}.cpp", name, stable_abi) for name in ("threads", "norm_ops")]
-    isas = ISA_FLAGS if IS_X86 else {"baseline": ""}
+    isas = instruction_sets()
+    if len(isas) == 1:
+        units = [(s, name, f"{flags} -DOPTKIT_ONLY_ISA={next(iter(isas))}") for s, name, flags in units]
     for isa, flags in isas.items():
         for name in ("kernels", "layer_norm_kernels"):
             units.append((CSRC / f"cpu/{name}.cpp", f"{name}_{isa}", f"-std=c++17 -DOPTKIT_ISA={isa} {flags}"))
