@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shared fixtures: equal training of two optimizers, and snapshots for bitwise comparison."""
 
+import gc
 import os
 
 import pytest
@@ -11,6 +12,12 @@ from hypothesis import settings
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 settings.register_profile("random", max_examples=500, database=None, deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+def pytest_collection_finish():
+    """20,000 collected tests are millions of objects, which every full collection of garbage would visit: 2 s each."""
+    gc.collect()
+    gc.freeze()
 
 
 def _frozen(value):
