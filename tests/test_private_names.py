@@ -33,7 +33,7 @@ FOREIGN = {"torch", "functorch", "lightning", "pytorch_lightning", "lightning_fa
 UNDOCUMENTED = {
     "is_resuming", "restarting", "restarted_mid_epoch", "restarted_on_epoch_end", "reset_restart_stage", "RestartStage",
     "increment_progress_to_evaluation_end", "should_update_logs", "epoch_progress", "batch_progress", "max_batches",
-    "setup_data", "on_run_start", "combined_loader",
+    "setup_data", "on_run_start", "combined_loader", "fetched",
 }  # fmt: skip
 # Names that a library looks up on foreign objects, and the module that does.
 LOOKED_UP = {
@@ -222,7 +222,7 @@ def objects(library):
         loop = trainer.fit_loop
         return [
             trainer, loop, loop.epoch_loop, loop.epoch_loop.val_loop, trainer._logger_connector, loop._data_source,
-            pl.LightningModule(), pl.Callback(), CombinedLoader(loader), ModelParallelStrategy(), _DataFetcher,
+            pl.LightningModule(), pl.Callback(), CombinedLoader(loader), ModelParallelStrategy(), _DataFetcher(),
             trainer._checkpoint_connector,
         ]  # fmt: skip
     optimizer = torch.optim.SGD([torch.ones(1)])

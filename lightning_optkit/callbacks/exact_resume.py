@@ -15,6 +15,8 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_optkit._torch_private import kept_iterator, num_yielded
 from lightning_optkit.callbacks._data_order import data_order, differences, num_workers
+from lightning_optkit.callbacks._open_window import gradients_of, set_gradients
+from lightning_optkit.callbacks._rest_of_epoch import can_be_dealt_anew, deal_rest, dealing_of, dealt_anew
 from lightning_optkit.callbacks.safe_checkpoint_io import write_safely
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
@@ -36,6 +38,7 @@ from lightning_optkit.callbacks.seams.lightning_private import (
     loaders_of,
     restarts_epoch,
     resumes,
+    set_fetched,
     set_sampler_epoch,
     train_loaders,
 )
@@ -57,8 +60,7 @@ class ExactResume(FitCallback):
     Exact for: checkpoints at any batch end, validation end or epoch end; any `num_workers`; shuffling; several loaders;
     iterable datasets that yield the same items when iterated again. Skipped batches are loaded, since only this
     restores the state of datasets and workers; a message says so if it takes long. Loaders with `state_dict` restore
-    themselves. Within an accumulation window the gradients so far are saved as well, for a single process. With several
-    processes each has its own, which are not saved: use checkpoints at the end of a step.
+    themselves. Within an accumulation window the gradients so far are saved as well, those of every process.
 
     Checkpoints are written and checked by `SafeCheckpointIO`, unless another `CheckpointIO` is given.
 
@@ -77,10 +79,17 @@ class ExactResume(FitCallback):
     A checkpoint written after the fit (`trainer.save_checkpoint`) has the state of its end, from which a longer run
     continues.
 
-    Not exact, with a warning: other training data (number of samples, batches or loaders, batch size, `drop_last`, type
-    of sampler, generators of its own) or another number of processes, which continue as without this callback; random
-    numbers that a dataset draws with another `num_workers`, and those drawn in `persistent_workers` after their first
-    epoch, since the state of those processes cannot be read.
+    Not exact, with a warning: another number of processes or batch size. Within an epoch, the samples not yet seen are
+    dealt out anew: each is seen once, except those that are repeated to give every process the same number; order of
+    the batches and random numbers differ. A window of accumulation goes on with the mean of the gradients of the
+    processes before, except those of sharded weights. This needs one loader of a map-style dataset whose sampler is a
+    `DistributedSampler` (Lightning inserts it), or in one process a `RandomSampler` or `SequentialSampler`, without
+    `limit_train_batches`.
+
+    Not exact, with a warning, and as without this callback: other training data (number of samples or loaders, another
+    type of sampler, generators of its own), or other processes or batch sizes with other loaders than those above.
+    Random numbers that a dataset draws with another `num_workers` differ, and those drawn in `persistent_workers` after
+    their first epoch, since the state of those processes cannot be read.
 
     Example:
         >>> trainer = pl.Trainer(callbacks=[ExactResume()], logger=False, enable_checkpointing=False)
@@ -99,6 +108,7 @@ class ExactResume(FitCallback):
         self._fetches = 0  # in the current epoch
         self._cycles: list[tuple[int, int]] = []  # per loader: its iterator and its position
         self._cycled: set[int] = set()  # the fetches in which a loader restarted
+        self._dealt_anew: tuple[Any, Any] | None = None  # a batch sampler and its own order
 
     # --- state ---
 
@@ -113,9 +123,8 @@ class ExactResume(FitCallback):
             if self._is_alone:
                 state["ranks"][torch.distributed.get_rank()] = ranks[0]
             else:
-                torch.distributed.all_gather_object(state["ranks"], *ranks)
-        if state.pop("is_in_window") and self._world_size > 1:
-            rank_zero_warn("ExactResume: a checkpoint inside an accumulation window is not exact in several processes.")
+                gathered = state["ranks"] if torch.distributed.get_rank() == 0 else None
+                torch.distributed.gather_object(ranks[0], gathered)
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -133,20 +142,17 @@ class ExactResume(FitCallback):
             "finished": progress.is_last_batch and not unfinished_batch,
         }
         is_in_window = bool(not unfinished_batch and progress.current.ready and accumulates(self._trainer))
-        gradients = self._gradients() if is_in_window and self._world_size == 1 else {}
+        mine["gradients"] = gradients_of(self._trainer.lightning_module) if is_in_window else {}
         return {
             "ranks": [mine],
-            "gradients": gradients,
             "loaders": data_order(self._trainer, self._loaders),
             "num_workers": num_workers(self._loaders),
-            "is_in_window": is_in_window,
+            "dealing": self._dealing(),
         }
 
-    def _gradients(self) -> dict[str, torch.Tensor]:
-        """The gradients accumulated for the next step."""
+    def _dealing(self) -> dict[str, Any] | None:
         assert self._trainer is not None
-        named = self._trainer.lightning_module.named_parameters()
-        return {name: p.grad.detach().clone() for name, p in named if p.grad is not None}
+        return dealing_of(self._loaders, self._world_size, self._trainer.num_training_batches)
 
     # --- hooks, in the order Lightning calls them ---
 
@@ -159,6 +165,7 @@ class ExactResume(FitCallback):
         self._undo()  # what the exception of an earlier fit left
         self._is_alone = False
         write_safely(trainer)
+        self._at_end(self._undeal)
         self._forget()
         self._trainer, self._world_size, self._last, self._resume = trainer, trainer.world_size, None, None
         # Overrides methods of the loops, since there is no hook between iter() and the first batch.
@@ -172,24 +179,30 @@ class ExactResume(FitCallback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._resume is None:
             return
-        ranks = self._resume["ranks"]
+        before = {"processes": len(self._resume["ranks"]), **self._resume.get("loaders", {})}
         here = {"processes": trainer.world_size, **data_order(trainer, self._loaders)}
-        changed = differences({"processes": len(ranks), **self._resume.get("loaders", {})}, here)
-        if changed:
-            rank_zero_warn(f"ExactResume: the run was saved with {changed}; it is not exact.")
-            self._resume = None
-            return
+        if changed := differences(before, here):
+            names = {name for name in here if name in before and before[name] != here[name]}
+            dealing = self._dealing()
+            if dealing is None or not can_be_dealt_anew(names, self._resume.get("dealing"), dealing):
+                rank_zero_warn(f"ExactResume: the run was saved with {changed}; it is not exact.")
+                self._resume = None
+                return
+            self._resume = dealt_anew(trainer, self._resume, dealing, self._random_state())
+            once = "" if self._resume["ranks"][0]["finished"] else "each sample of the epoch is seen once, but "
+            others = f"{once}batches and random numbers are others"
+            rank_zero_warn(f"ExactResume: the run was saved with {changed}; {others}; it is not exact.")
         if changed := differences(self._resume, {"num_workers": num_workers(self._loaders)}):
             rank_zero_warn(f"ExactResume: the run was saved with {changed}; what its data set draws is not exact.")
         if any(getattr(loader, "persistent_workers", False) for loader in self._loaders) and trainer.current_epoch:
             rank_zero_warn("ExactResume: random numbers drawn inside persistent workers are not those of one long run.")
+        ranks = self._resume["ranks"]
         self._fill_in(ranks, trainer.global_rank)
-        if ranks[trainer.global_rank]["finished"]:
+        mine = ranks[trainer.global_rank]
+        if mine["finished"]:
             leave_finished_epoch(trainer)
-        self._set_random_state(ranks[trainer.global_rank]["now"])
-        for name, parameter in pl_module.named_parameters():
-            if name in self._resume["gradients"]:
-                parameter.grad = self._resume["gradients"][name].to(parameter.device)
+        self._set_random_state(mine["now"])
+        set_gradients(pl_module, mine["gradients"])
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last = self._state()  # the loops release their loaders before `teardown`
@@ -211,14 +224,14 @@ class ExactResume(FitCallback):
         if ranks[rank] is None:
             known, mine = next(each for each in ranks if each is not None), self._random_state()
             drawn = {name: mine[name] for name in ("python", "numpy", "torch", "cuda")}
-            ranks[rank] = {**known, "now": {**known["now"], **drawn}}
+            ranks[rank] = {**known, "now": {**known["now"], **drawn}, "gradients": {}}
 
     def _forget(self) -> None:
         if self._is_training:  # after an exception; later callbacks may still write a checkpoint
             with suppress(RuntimeError):  # after a device failure nothing can be read
                 self._last = self._state()
         self._trainer, self._epoch, self._outer, self._before_batch, self._recording = None, {}, None, None, False
-        self._fetches, self._cycles, self._cycled = 0, [], set()
+        self._fetches, self._cycles, self._cycled, self._dealt_anew = 0, [], set(), None
 
     # --- called before methods of Lightning's loops ---
 
@@ -234,6 +247,7 @@ class ExactResume(FitCallback):
     def _epoch_begins(self, on_run_start: Callable[[DataFetcher], None], fetcher: DataFetcher) -> None:
         assert self._trainer is not None
         self._recording = False
+        self._undeal()
         saved = self._resume["ranks"][self._trainer.global_rank] if self._resume else None
         self._resume = None
         if saved is None:
@@ -265,7 +279,14 @@ class ExactResume(FitCallback):
         for loader in self._loaders:
             set_sampler_epoch(loader, epoch_index)
         self._set_random_state(epoch["iter"])
+        if rest := epoch.get("rest"):
+            (loader,) = self._loaders
+            self._dealt_anew = loader.batch_sampler, loader.batch_sampler.sampler
+            deal_rest(loader, rest)
+            batches -= rest["position"]
         iter(fetcher)
+        if rest:
+            set_fetched(fetcher, len(loader) - rest["left"])
         shown = time.monotonic()
         for index in range(batches):
             if index in epoch["fetches"]:
@@ -276,6 +297,12 @@ class ExactResume(FitCallback):
                 rank_zero_info(f"ExactResume: skipped {index + 1} of {batches} batches already seen.")
         self._fetches = batches
         self._note_new_cycle()
+
+    def _undeal(self) -> None:
+        """Gives the loader its own order again."""
+        if self._dealt_anew is not None:
+            batch_sampler, sampler = self._dealt_anew
+            batch_sampler.sampler, self._dealt_anew = sampler, None
 
     def _before_fetch(self, on_before_fetch: Callable[[], None]) -> None:
         if self._recording:

@@ -73,6 +73,11 @@ def iterator_of(loaders: CombinedLoader) -> Any:
     return loaders._iterator
 
 
+def set_fetched(fetcher: _DataFetcher, batches: int) -> None:
+    """Sets how many batches of the epoch a fetcher takes for fetched, from which it knows the last one."""
+    fetcher.fetched = batches
+
+
 def reads_in_turn(loaders: CombinedLoader) -> bool:
     """Whether it iterates over its loaders one after another."""
     return loaders._mode == "sequential"
@@ -113,6 +118,13 @@ def epoch_progress(trainer: pl.Trainer) -> Any:
 def batch_progress(trainer: pl.Trainer) -> Any:
     """Counters of batches, in this epoch and in total, saved in every checkpoint."""
     return trainer.fit_loop.epoch_loop.batch_progress
+
+
+def move_in_epoch(trainer: pl.Trainer, batches: int) -> None:
+    """Moves the position in the current epoch by so many batches."""
+    current = batch_progress(trainer).current
+    for name in ("ready", "started", "processed", "completed"):
+        setattr(current, name, getattr(current, name) + batches)
 
 
 def accumulates(trainer: pl.Trainer) -> bool:
