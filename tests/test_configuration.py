@@ -204,6 +204,7 @@ STAGES = {
     "average": named("SWA", start=3),
     "l1": 0.1,
     "cautious": True,
+    "caution": True,
     "decouple_lr": True,
     "centralize": True,
     "rounding": "stochastic",
@@ -214,10 +215,10 @@ OPTIMIZERS = sorted(set(ok.optimizers.__all__) - {"GroupTable", "parameter_group
 NOT_TAKEN = {  # by the rule itself, in Python as well
     "Adan": {"cautious"},
     "LAMB": {"cautious"},
-    "LARS": {"cautious"},
+    "LARS": {"cautious", "caution"},
     "Prodigy": {"decouple_lr"},
-    "ScheduleFreeAdamW": {"average", "l1", "cautious"},
-    "ScheduleFreeSGD": {"average", "l1", "cautious", "state_dtype"},
+    "ScheduleFreeAdamW": {"average", "l1", "cautious", "caution"},
+    "ScheduleFreeSGD": {"average", "l1", "cautious", "caution", "state_dtype"},
 }
 L2_BY_DEFAULT = ["ADOPT", "Adadelta", "Adagrad", "Adam", "Adamax", "LAMB", "LARS", "NAdam", "RAdam", "RMSprop", "SGD"]
 for each in [*L2_BY_DEFAULT, "ScheduleFreeSGD"]:

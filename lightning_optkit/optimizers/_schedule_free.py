@@ -224,6 +224,8 @@ class ScheduleFreeOptimizer(OnePassOptimizer):
             )
         if group["cautious"]:
             raise ValueError(f"{self._owner}(cautious=True): must be False; y and z decay by the same amount.")
+        if group["caution"]:
+            raise ValueError(f"{self._owner}(caution=True): must be False; y and z follow the same direction.")
 
     def _check_no_average(self, average: Average | None) -> None:
         if average is not None:

@@ -14,6 +14,7 @@ from typing_extensions import Unpack
 from lightning_optkit._checks import check_one_of
 from lightning_optkit.step import OnePassOptimizer, Rule
 from lightning_optkit.step.arguments import check_number, several
+from lightning_optkit.step.caution import cautious_update
 from lightning_optkit.step.rule import Group, Hyperparameters, State, StateSpec, decay_per_rate
 from lightning_optkit.step.stages import Stages
 
@@ -33,6 +34,8 @@ def adan_update(param: Tensor, grad: Tensor, state: State, group: Group, step: f
     denom = state["exp_avg_sq"].sqrt() / (1 - beta3**step) ** 0.5 + group["eps"]
     moved: Tensor = state["exp_avg"] * (lr / (1 - beta1**step))
     moved = (moved + state["exp_avg_diff"] * (lr * beta2 / (1 - beta2**step))) / denom
+    if group["caution"] and not group["no_prox"]:
+        moved = cautious_update(moved, grad)
     decay = lr * _proximal_decay(group)
     return (moved + decay * param) / (1 + decay) if decay else moved
 

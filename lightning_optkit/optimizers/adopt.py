@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 
 from lightning_optkit.step import OnePassOptimizer, Rule
 from lightning_optkit.step.arguments import check_betas, check_number
+from lightning_optkit.step.caution import cautious_update
 from lightning_optkit.step.rule import Group, Hyperparameters, State, StateSpec, decay_per_rate
 from lightning_optkit.step.stages import Stages
 
@@ -31,6 +32,8 @@ def adopt_update(param: Tensor, grad: Tensor, state: State, group: Group, step: 
     state["exp_avg"].lerp_(normed, float(1 - beta1))  # m_t
     state["exp_avg_sq"].mul_(beta2).add_((1 - beta2) * grad * grad)  # v_t
     moved: Tensor = state["exp_avg"] * float(group["lr"])
+    if group["caution"] and group["decoupled_weight_decay"]:
+        moved = cautious_update(moved, grad)
     decay = float(group["lr"]) * _decay(group)
     if decay == 0:
         return moved

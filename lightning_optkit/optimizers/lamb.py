@@ -15,6 +15,7 @@ from typing_extensions import Unpack
 from lightning_optkit._checks import check_one_of
 from lightning_optkit.step import OnePassOptimizer, Rule, TensorStatistics
 from lightning_optkit.step.arguments import check_betas, check_number, pair
+from lightning_optkit.step.caution import cautious_update
 from lightning_optkit.step.rule import Group, Hyperparameters, State, StateSpec
 from lightning_optkit.step.stages import Stages
 
@@ -28,8 +29,10 @@ def lamb_update(param: Tensor, grad: Tensor, state: State, group: Group, step: f
     exp_avg.lerp_(grad, float(1 - beta1))
     exp_avg_sq.mul_(beta2).add_((1 - beta2) * grad * grad)
     denom = exp_avg_sq.sqrt() / math.sqrt(1 - beta2**step) + float(group["eps"])
-    direction = exp_avg / (1 - beta1**step) / denom + float(group["weight_decay"]) * param
-    update: Tensor = float(group["lr"]) * direction
+    direction: Tensor = exp_avg / (1 - beta1**step) / denom
+    if group["caution"]:
+        direction = cautious_update(direction, grad)
+    update: Tensor = float(group["lr"]) * (direction + float(group["weight_decay"]) * param)
     return update
 
 

@@ -77,6 +77,7 @@ class LARS(OnePassOptimizer):
         maximize: Ascend.
         fused: None: the compiled path where possible. False: plain PyTorch.
         cautious: Must be False: decay is part of the rule.
+        caution: Must be False: decay is part of the momentum.
         **stages: As in `lightning_optkit.step.Stages`.
 
     Raises:
@@ -143,3 +144,5 @@ class LARS(OnePassOptimizer):
         check_one_of(self._owner, "adapt", group["adapt"], (False, True))
         check_one_of(self._owner, "trust_clip", group["trust_clip"], (False, True))
         check_one_of(self._owner, "cautious", group["cautious"], (False,))
+        if group["caution"]:
+            raise ValueError(f"{self._owner}(caution=True): must be False; decay is part of the momentum.")

@@ -86,6 +86,7 @@ class ScheduleFreeAdamW(ScheduleFreeOptimizer):
         average: Must be None: the rule keeps an average itself.
         l1: Must be 0: zeros of y are not zeros of the average.
         cautious: Must be False: y and z decay by the same amount.
+        caution: Must be False: y and z follow the same direction.
         state_dtype: Dtype of the second moment; that of fp64 parameters is fp64; "int8" for one byte. z stays in fp32:
             it is a point, so small updates of it would be lost.
         **stages: As in `lightning_optkit.step.Stages`.

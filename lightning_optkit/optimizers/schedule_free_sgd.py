@@ -62,6 +62,7 @@ class ScheduleFreeSGD(ScheduleFreeOptimizer):
         average: Must be None: the rule keeps an average itself.
         l1: Must be 0: zeros of y are not zeros of the average.
         cautious: Must be False: y and z decay by the same amount.
+        caution: Must be False: y and z follow the same direction.
         state_dtype: Must be torch.float32: z is a point, so small updates of it would be lost.
         **stages: As in `lightning_optkit.step.Stages`.
 

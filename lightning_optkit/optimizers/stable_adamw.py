@@ -15,6 +15,7 @@ from typing_extensions import Unpack
 
 from lightning_optkit.step import OnePassOptimizer, Rule
 from lightning_optkit.step.arguments import check_betas, check_number
+from lightning_optkit.step.caution import cautious_update
 from lightning_optkit.step.rule import Group, Hyperparameters, State, StateSpec, decay_per_rate
 from lightning_optkit.step.stages import Stages
 
@@ -32,6 +33,8 @@ def stable_adamw_update(param: Tensor, grad: Tensor, state: State, group: Group,
     rms = math.sqrt(float(squares) / max(1, grad.numel()))
     lr = float(group["lr"]) / rms if rms > 1 else float(group["lr"])
     moved: Tensor = state["exp_avg"] / (root + eps) * lr
+    if group["caution"]:
+        moved = cautious_update(moved, grad)
     decay = lr * decay_per_rate(group)
     if decay == 0:
         return moved

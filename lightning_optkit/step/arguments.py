@@ -43,7 +43,7 @@ __all__ = [
     "with_real_params",
 ]
 
-_OUR_FLAGS = ("cautious", "decouple_lr", "centralize", "decoupled_weight_decay")
+_OUR_FLAGS = ("cautious", "caution", "decouple_lr", "centralize", "decoupled_weight_decay")
 _TORCHS_FLAGS = ("amsgrad", "capturable", "differentiable", "foreach", "fused", "maximize", "nesterov")
 
 _COUNTS = {2: "two numbers", 3: "three numbers"}

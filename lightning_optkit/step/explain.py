@@ -184,6 +184,7 @@ def _stages(optimizer: Stepped, context: GroupContext, param: Tensor) -> tuple[s
         f"L2({group['weight_decay']:g})" if decays and not decoupled else "",
         "trust" if rule.trust_ratio is not None else "",
         "update",
+        "caution" if group["caution"] else "",
         "estimate" if rule.estimate is not None else "",
         _decay(group) if decays and decoupled else "",
         f"L1({group['l1']:g})" if group["l1"] else "",

@@ -262,6 +262,8 @@ class OnePassOptimizer(Optimizer):
         """Why a parameter takes the reference path, or None."""
         if group["fused"] is False:
             return "fused=False"
+        if group["caution"]:
+            return "no kernel that counts where update and gradient agree"
         treats_units = group["centralize"] or (self.clip is not None and math.isfinite(self.clip.bounds.unit_ratio))
         param = local(param)
         return why_not_compiled(param) or (why_no_units(param) if treats_units else None)

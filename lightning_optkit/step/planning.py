@@ -220,7 +220,13 @@ def signature(optimizer: Stepped, groups: Sequence[Group]) -> tuple[object, ...]
     found = []
     for group in groups:
         rule = optimizer._rule(group)
-        path = group["rounding"], group["centralize"], group["fused"] is False, group.get("trust_clip", False)
+        path = (
+            group["rounding"],
+            group["centralize"],
+            group["caution"],
+            group["fused"] is False,
+            group.get("trust_clip", False),
+        )
         found.append((rule.name, rule.kept_names(group), path))
     return stages, found
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_optkit.step.caution import cautious_update
 from lightning_optkit.step.coefficients import average_weight, clip_coefficient
 from lightning_optkit.step.numbers import GroupNumbers, compute_dtype
 from lightning_optkit.step.quantized_state import dequantize8, quantize8_, scale_name
@@ -112,6 +113,8 @@ def step_reference_(
         group = {**group, "lr": float(group["lr"]) * factor}
         numbers = numbers._replace(lr=numbers.lr * factor)
     update = rule.update(p, g, working | scalars, group, step)
+    if group["caution"] and not rule.owns_decay(group):
+        update = cautious_update(update, g)
     if rule.estimate is not None:
         observed = rule.estimate.observe(p, g, working, given, step)
     key = (int(numbers.rounding_seed), int(step), tensor_index)

@@ -134,7 +134,8 @@ class Rule:
             rule does this internally.
         num_rereads: How often the rule reads a gradient or a parameter again, besides the one walk.
         estimate: For a rule that computes its rate from all parameters together.
-        owns_decay: Whether the rule applies weight decay itself in this group, instead of the stage.
+        owns_decay: Whether the rule applies weight decay itself in this group, instead of the stage. Such a rule
+            applies the cautious mask too, since the mask is not for the decay.
     """
 
     name: str

@@ -115,4 +115,6 @@ def why_not_on_shards(param: Tensor, group: Group, rule: Rule, clip: Clip | None
         return "clip the norm of one tensor"
     if clip is not None and math.isfinite(clip.bounds.unit_ratio):
         return "clip units"
+    if group["caution"]:
+        return "count the signs"
     return "centralize" if group["centralize"] else None

@@ -31,7 +31,9 @@ class Stages(TypedDict, total=False):
         average: Average of the parameters updated by the step, e.g. `EMA(0.999)`.
         l1: Weight of the L1 proximal step, in [0, inf); the threshold is `lr * l1`, and zeros are exact.
         cautious: Apply decoupled decay only where the update does not move away from zero (cautious weight decay); no
-            effect on L2. The `caution` of timm is another method: it masks the update (Liang et al. 2024).
+            effect on L2. It masks the decay, `caution` the update.
+        caution: Update only the elements whose update has the sign of their gradient, and divide what is left by their
+            share of the tensor (Liang et al. 2024, C-Optim; `caution` of timm). Runs in PyTorch.
         decouple_lr: Multiply decoupled decay by `lr / decay_lr` instead of `lr`, so that a schedule changes it, but the
             base rate does not. `decay_lr` is an entry of each group: its `lr` (or `initial_lr`) when it was added.
         centralize: Subtract the mean of each row of the first dimension from its gradient (two dimensions or more).
@@ -49,6 +51,7 @@ class Stages(TypedDict, total=False):
     average: Average | None
     l1: float
     cautious: bool
+    caution: bool
     decouple_lr: bool
     centralize: bool
     rounding: Literal["nearest", "stochastic", "kahan", "split24", "split32"]
@@ -61,6 +64,7 @@ STAGE_DEFAULTS: Stages = {
     "average": None,
     "l1": 0.0,
     "cautious": False,
+    "caution": False,
     "decouple_lr": False,
     "centralize": False,
     "rounding": "nearest",

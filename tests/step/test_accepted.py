@@ -23,6 +23,7 @@ BAD = {
     "eps": [-1.0, "1"],
     "l1": [-1.0, NAN, "1", torch.ones(1)],
     "cautious": ["yes", 1, None],
+    "caution": ["yes", 1, None],
     "decouple_lr": ["yes", 1, None],
     "decay_lr": [-1.0, NAN, "1", None],
     "centralize": ["yes", 0],

@@ -57,7 +57,7 @@ def test_defaults_are_those_shown(cls):
     optimizer = cls(one() if cls.__name__ != "Muon" else [torch.nn.Parameter(torch.ones(2, 2))])
     group = optimizer.param_groups[0]
     of_groups = {name: value for name, value in STAGE_DEFAULTS.items() if name in group}
-    flags = {"cautious": False, "decouple_lr": False, "centralize": False}
+    flags = {"cautious": False, "caution": False, "decouple_lr": False, "centralize": False}
     assert of_groups == {"l1": 0.0, "rounding": "nearest", **flags}
     assert (optimizer.clip, optimizer.average, optimizer.state_dtype) == (None, None, torch.float32)
     assert optimizer.record_statistics is False
