@@ -2,14 +2,17 @@
 """L2 norms over the whole range of fp32: the square of 1e20 overflows, that of 1e-25 underflows."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lightning_optkit._torch_private import foreach_norm
+from lightning_optkit.step.plain import is_partial
+from lightning_optkit.step.shards import local, reduce_sum_, sharding_groups
 
-__all__ = ["inner_product", "norm", "total_norm"]
+__all__ = ["each_norm", "inner_product", "norm", "total_norm"]
 
 # Outside these bounds, squares of single elements may have over- or underflowed in fp32; see squares_hold in
 # csrc/core/math.h.
@@ -48,10 +51,29 @@ def total_norm(tensors: Sequence[Tensor]) -> Tensor:
     """
     if not tensors:
         return torch.zeros((), dtype=torch.float64)
-    norms = [norm(t) for t in tensors]
-    whole = [each.full_tensor() if isinstance(each, DTensor) else each for each in norms]
-    total: Tensor = torch.linalg.vector_norm(torch.stack([each.to(whole[0].device) for each in whole]))
+    norms = each_norm(tensors)
+    total: Tensor = torch.linalg.vector_norm(torch.stack([each.to(norms[0].device) for each in norms]))
     return total
+
+
+def each_norm(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """L2 norm of each tensor, 0-d, on its device; over all processes if sharded, by one all-reduce for all of them.
+
+    Example:
+        >>> each_norm([torch.tensor([3.0, 4.0]), torch.tensor([1.0])])
+        [tensor(5., dtype=torch.float64), tensor(1., dtype=torch.float64)]
+    """
+    tensors = [t.full_tensor() if isinstance(t, DTensor) and is_partial(t) else t for t in tensors]
+    norms = [norm(local(t)) for t in tensors]
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for place, t in enumerate(tensors):
+        if groups := sharding_groups(t):
+            alike.setdefault(groups, []).append(place)
+    for groups, places in alike.items():
+        sums = reduce_sum_(torch.stack([norms[place].square() for place in places]), groups)
+        for place, root in zip(places, sums.sqrt().unbind(), strict=True):
+            norms[place] = root
+    return norms
 
 
 def _added_in(dtype: torch.dtype, t: Tensor, dim: list[int] | None, keepdim: bool) -> Tensor:

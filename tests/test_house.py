@@ -15,8 +15,8 @@ CSRC = ROOT / "csrc"
 
 # From bottom to top. A folder imports only from lower floors, or from its own floor without cycles.
 FLOORS = [
-    {"_checks", "_native", "_norms", "_torch_private"},
-    {"step", "layers"},
+    {"_checks", "_native", "_torch_private"},
+    {"step", "layers", "_norms"},
     {"optimizers", "clipping", "schedules", "init", "data", "regularization", "averaging", "diagnostics"},
     {"callbacks"},
     {"cli", "__main__"},

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Clips gradients with any clip of this package, for any optimizer and precision.
 
-In a one-pass optimizer the clip is part of the step, unless it needs more than the local shards. Otherwise it replaces
-Lightning's own clipping, where gradients are unscaled, and synchronized between processes.
+In a one-pass optimizer the clip is part of the step. Otherwise it replaces Lightning's own clipping, where gradients
+are unscaled, and synchronized between processes.
 """
 
 import copy
 import fnmatch
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -15,7 +14,6 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lightning_optkit._checks import check_like, check_listed, check_state, check_text, shown
@@ -39,8 +37,8 @@ class GradientClipping(FitCallback):
     """Clips the gradients of an unchanged module before every optimizer step, and logs the effect.
 
     With `Fuse`, or an optimizer of this package, the clip is part of the step: no gradient is written. For any other
-    optimizer, and for `ClipPerTensor` and `ClipUnitwise` with parameters sharded by FSDP2, it changes the gradients in
-    place, where Lightning would clip, and says so. The results are the same.
+    optimizer it changes the gradients in place, where Lightning would clip, and says so. The results are the same, also
+    of parameters sharded by FSDP2.
 
     Logged as `grad_norm`, `grad_norm_clipped` (global L2 norms) and `clip_fraction` (fraction of the steps so far whose
     gradients were scaled down, at least partly) at every `log_every_n_steps`-th step, if there is a logger. Outside of
@@ -209,14 +207,8 @@ class GradientClipping(FitCallback):
             )
 
     def _folds(self, optimizer: Optimizer) -> bool:
-        """Whether the clip can be part of the step, which sees local shards, not the norm of a whole tensor."""
-        params = [p for group in optimizer.param_groups for p in group["params"]]
-        bounds = self.clip.bounds
-        if self.leave_out:  # a step clips all of its parameters
-            return False
-        needs_whole = math.isfinite(bounds.max_tensor_norm) or math.isfinite(bounds.unit_ratio)
-        is_sharded = any(isinstance(p, DTensor) and any(place.is_shard() for place in p.placements) for p in params)
-        return isinstance(optimizer, OnePassOptimizer) and not (needs_whole and is_sharded)
+        """Whether the clip can be part of the step, which clips all of its parameters."""
+        return isinstance(optimizer, OnePassOptimizer) and not self.leave_out
 
     def _take_over(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         def configure_gradient_clipping(

@@ -10,6 +10,7 @@ from lightning_optkit._checks import check_tensors
 from lightning_optkit._norms import total_norm
 from lightning_optkit._torch_private import sparse_values
 from lightning_optkit.step.coefficients import clip_coefficient
+from lightning_optkit.step.shards import local
 
 __all__ = ["gradients", "norm_of", "scale_to_bound_"]
 
@@ -35,9 +36,14 @@ def gradients(owner: str, parameters: Iterable[Tensor]) -> list[Tensor]:
     return grads
 
 
-def norm_of(grads: list[Tensor]) -> Tensor:
-    """Their global L2 norm, 0-d, in their dtype but at least fp32; over all processes if they are sharded."""
-    return _narrowed(total_norm(grads), grads)
+def norm_of(grads: list[Tensor], norms: list[Tensor] | None = None) -> Tensor:
+    """Their global L2 norm, 0-d, in their dtype but at least fp32; over all processes if they are sharded.
+
+    Args:
+        grads: The gradients.
+        norms: The norm of each, if it is known.
+    """
+    return _narrowed(total_norm(grads if norms is None else norms), grads)
 
 
 @torch.no_grad()
@@ -52,7 +58,7 @@ def scale_to_bound_(owner: str, parameters: Iterable[Tensor], norm_bound: Callab
         return _narrowed(norm, grads)
     coefficient = clip_coefficient(norm_bound(norm), norm)
     for grad in grads:
-        grad.mul_(coefficient.to(grad.device))
+        local(grad).mul_(coefficient.to(grad.device))
     return _narrowed(norm, grads)
 
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from lightning_optkit._checks import check_in
-from lightning_optkit._norms import norm
+from lightning_optkit._norms import each_norm
 from lightning_optkit.clipping._gradients import gradients, norm_of
 from lightning_optkit.step import Clip, ClipBounds
 from lightning_optkit.step.coefficients import clip_coefficient
+from lightning_optkit.step.shards import local
 
 __all__ = ["ClipPerTensor"]
 
@@ -77,7 +78,7 @@ class ClipPerTensor(Clip):
             Their global norm before clipping, 0-d.
         """
         grads = gradients(type(self).__name__, parameters)
-        total = norm_of(grads)
-        for grad in grads:
-            grad.mul_(clip_coefficient(self.max_norm, norm(grad)))
-        return total
+        norms = each_norm(grads)
+        for grad, norm in zip(grads, norms, strict=True):
+            local(grad).mul_(clip_coefficient(self.max_norm, norm))
+        return norm_of(grads, norms)

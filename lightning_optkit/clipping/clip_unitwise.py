@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from lightning_optkit._checks import check_in, check_tensors
-from lightning_optkit._norms import norm
+from lightning_optkit._norms import each_norm, norm
 from lightning_optkit._torch_private import sparse_indices, sparse_values
 from lightning_optkit.clipping._gradients import gradients, norm_of
 from lightning_optkit.step import Clip, ClipBounds
+from lightning_optkit.step.shards import has_whole_rows, local
 
 __all__ = ["ClipUnitwise"]
 
@@ -83,18 +84,30 @@ class ClipUnitwise(Clip):
             Their global norm before clipping, 0-d.
         """
         listed = check_tensors(type(self).__name__, "parameters", parameters)
-        total = norm_of(gradients(type(self).__name__, listed))
-        for parameter in listed:
-            if parameter.grad is None or parameter.numel() == 0:
-                continue
+        grads = gradients(type(self).__name__, listed)
+        norms = each_norm(grads)
+        trained = [parameter for parameter in listed if parameter.grad is not None]
+        vectors = [parameter for parameter in trained if parameter.ndim < 2]
+        weights = dict(zip(vectors, each_norm(vectors), strict=True))
+        for parameter, grad_norm in zip(trained, norms, strict=True):
+            if parameter.numel() > 0:
+                self._clip(parameter, weights.get(parameter), grad_norm)
+        return norm_of(grads, norms)
+
+    def _clip(self, parameter: Tensor, weight_norm: Tensor | None, grad_norm: Tensor) -> None:
+        """Clips the units of one gradient; a vector, whose norms are given, is one unit."""
+        assert parameter.grad is not None
+        if weight_norm is None:
             weights, grad = self._units_of(parameter, parameter.grad)
-            # A vector is one unit: a 0-d norm scales it, also if it has fewer elements than there are processes.
-            inner, has_rows = (list(range(1, parameter.ndim)), True) if parameter.ndim > 1 else (None, False)
-            bound = self.ratio * norm(weights, inner, keepdim=has_rows).clamp(min=self.eps)
-            unit_norm = norm(grad, inner, keepdim=has_rows)
-            coefficient = torch.where(unit_norm > bound, bound / unit_norm, 1.0)
-            grad.mul_(coefficient.to(torch.promote_types(grad.dtype, torch.float32)))
-        return total
+            if has_whole_rows(weights) and has_whole_rows(grad):
+                weights, grad = local(weights), local(grad)
+            inner = list(range(1, parameter.ndim))
+            weight_norm, grad_norm = norm(weights, inner, keepdim=True), norm(grad, inner, keepdim=True)
+        else:
+            grad = local(parameter.grad)
+        bound = self.ratio * weight_norm.clamp(min=self.eps)
+        coefficient = torch.where(grad_norm > bound, bound / grad_norm, 1.0)
+        grad.mul_(coefficient.to(torch.promote_types(grad.dtype, torch.float32)))
 
     def _units_of(self, parameter: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
         """The units that have a gradient, and their gradients; for a sparse gradient, only its rows."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_optkit._torch_private import has_bf16_products
 from lightning_optkit.optimizers._muon_variants import normalized, orthogonalized_from
 from lightning_optkit.optimizers._newton_schulz_coefficients import Coefficients, Triple, coefficients_per_step
+from lightning_optkit.step.lockstep import alone
 from lightning_optkit.step.numbers import GroupNumbers, compute_dtype
 from lightning_optkit.step.reference import clip_reference, dense
 from lightning_optkit.step.rule import Group, Rule, State
@@ -162,7 +163,7 @@ class MatrixSegment(ReferenceSegment):
             group, stage = groups[entry.group_index], numbers[entry.group_index]
             work = compute_dtype(entry.param)
             param = joined(entry.param.detach(), state).to(work)
-            g, _ = clip_reference(dense(grad).to(work), param, grad_scale, stage, is_vector=False)
+            g, _ = alone(clip_reference(dense(grad).to(work), param, grad_scale, stage, is_vector=False))
             buffers.append(state["momentum_buffer"].to(work))
             directions.append(_as_matrices(_look_ahead(g, buffers[-1], group), group))
         together = torch.cat(directions) if len(directions) > 1 else directions[0]

@@ -128,8 +128,7 @@ class Adafactor(OnePassOptimizer, torch.optim.Adafactor):
         **stages: As in `lightning_optkit.step.Stages`.
 
     Raises:
-        ValueError: for an argument out of range, no parameters, one given twice, or two devices; at the first step, for
-            a sharded parameter.
+        ValueError: for an argument out of range, no parameters, one given twice, or two devices.
         RuntimeError: for a complex parameter, as in torch.
 
     Cost: 4 bytes of state per row and per column of a matrix, 4 per element of a vector; three walks: for the second

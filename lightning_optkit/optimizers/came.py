@@ -98,8 +98,7 @@ class CAME(OnePassOptimizer):
         **stages: As in `lightning_optkit.step.Stages`.
 
     Raises:
-        ValueError: for an argument out of range, no parameters, one given twice, a complex one, or two devices; at the
-            first step, for a sharded parameter.
+        ValueError: for an argument out of range, no parameters, one given twice, a complex one, or two devices.
 
     Cost: 4 bytes of state per element, 8 per row and column of a matrix (a vector: 8 per element).
 

@@ -88,8 +88,7 @@ class LAMB(OnePassOptimizer):
         **stages: As in `lightning_optkit.step.Stages`.
 
     Raises:
-        ValueError: for an argument out of range, no parameters, one given twice, or two devices; at the first step, for
-            a sharded parameter.
+        ValueError: for an argument out of range, no parameters, one given twice, or two devices.
 
     Cost: 8 bytes of state per parameter; two walks: one for the norms, one for the update.
 

@@ -75,8 +75,7 @@ class MARS(OnePassOptimizer):
         **stages: As in `lightning_optkit.step.Stages`.
 
     Raises:
-        ValueError: for an argument out of range, no parameters, one given twice, or two devices; at the first step, for
-            a sharded parameter.
+        ValueError: for an argument out of range, no parameters, one given twice, or two devices.
 
     Cost: 12 bytes of state per parameter; two walks: one for the norms, one for the update.
 

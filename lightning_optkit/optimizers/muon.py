@@ -55,7 +55,7 @@ _MUON = Rule(
     lambda group: {},
     muon_update,
     counts_steps=False,
-    needs_whole="orthogonalize a part",
+    needs_whole="orthogonalize it",
 )
 _ADAMUON = replace(_MUON, name="adamuon", states=(*_MUON.states, StateSpec(SECOND_MOMENT, nonnegative=True)))
 _NORMUON, _NORMUON_OF_STACKS = (

@@ -135,8 +135,7 @@ class Prodigy(OnePassOptimizer):
 
     Raises:
         ValueError: for an argument out of range, no parameters, one given twice, or two devices; for groups with
-            different settings of the estimate; at a step, if nonzero rates differ between groups; at the first step,
-            for `slice_p` above 1 and a sharded parameter.
+            different settings of the estimate; at a step, if nonzero rates differ between groups.
 
     Cost: 16 bytes of state per parameter (`slice_p`: 8 + 8 / slice_p); one pass, two with a clip by norm.
 

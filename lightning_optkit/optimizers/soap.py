@@ -110,7 +110,7 @@ def _rule_of(largest: int) -> Rule:
         (StateSpec("exp_avg"), StateSpec("exp_avg_sq", nonnegative=True), *matrices),
         lambda group: {},
         soap_update,
-        needs_whole="rotate a part",
+        needs_whole="rotate it",
         num_rereads=2,  # the gradient, for the statistics
     )
 
@@ -132,8 +132,7 @@ class SOAP(OnePassOptimizer):
         **stages: As in `lightning_optkit.step.Stages`.
 
     Raises:
-        ValueError: for an argument out of range, no parameters, one given twice, a complex one, or two devices; at the
-            first step, for a sharded parameter.
+        ValueError: for an argument out of range, no parameters, one given twice, a complex one, or two devices.
 
     Cost: 8 bytes of state per element, and 8 per element of both square matrices; six matrix products a step.
 

@@ -21,6 +21,7 @@ from lightning_optkit._checks import (
     shown,
 )
 from lightning_optkit.step.numbers import ROUNDINGS, starts_at_a_step
+from lightning_optkit.step.plain import is_partial
 from lightning_optkit.step.rule import Group
 from lightning_optkit.step.split_weights import CORRECTIONS, LOW_ORDER_PARTS
 from lightning_optkit.step.stages import OF_THE_OPTIMIZER
@@ -246,6 +247,10 @@ def check_params(owner: str, groups: list[Group], params: Any) -> None:
     tensors = [p for p in [*known, *new] if isinstance(p, Tensor)]
     if len({id(p) for p in tensors}) != len(tensors):
         raise ValueError(f"{owner}(params=...): a parameter is given twice; each belongs to one group, once.")
+    if any(is_partial(p) for p in tensors):
+        raise ValueError(
+            f"{owner}(params=...): a parameter is a sum over processes (Partial); all must be sharded or replicated."
+        )
     devices = sorted({str(p.device) for p in tensors} - {"meta"})
     if len(devices) > 1:
         raise ValueError(f"{owner}(params=...): all parameters must be on one device, got {devices}.")

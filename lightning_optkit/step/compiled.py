@@ -15,7 +15,7 @@ from lightning_optkit.step.numbers import GroupNumbers
 from lightning_optkit.step.quantized_state import scale_name
 from lightning_optkit.step.rule import Group, Rule, State
 from lightning_optkit.step.segments import Entry, PlanOutdated, Segment, check_gradient
-from lightning_optkit.step.shards import local, sharding_groups
+from lightning_optkit.step.shards import local, may_differ_in_placement, placed_like, sharding_groups, sum_over
 from lightning_optkit.step.statistics import Clipped, TensorStatistics
 
 __all__ = ["CompiledSegment"]
@@ -58,10 +58,11 @@ class CompiledSegment(Segment):
         self._params = [entry.param for entry in self.entries]
         self.process_groups = sharding_groups(self._params[0])
         self._are_local = not any(isinstance(param, DTensor) for param in self._params)
+        self._may_differ = any(may_differ_in_placement(param) for param in self._params)
         first = local(self._params[0])
         self._plan = extension.Plan(rule.name, first.dtype == torch.float64, self._device_number(first))
-        for entry, state in zip(self.entries, states, strict=True):
-            self._add(entry, state, average_name)
+        for place, (entry, state) in enumerate(zip(self.entries, states, strict=True)):
+            self._add(place, entry, state, average_name)
         self._active = _Active()
         self._states: Sequence[State] = []
         self._activate(list(range(len(self.entries))))
@@ -70,7 +71,11 @@ class CompiledSegment(Segment):
         """The plan's device index: -1 for the CPU."""
         return -1
 
-    def _add(self, entry: Entry, state: State, average_name: str | None) -> None:
+    def _row_of(self, place: int, entry: Entry) -> int:
+        """The row of numbers that a tensor has in a walk: that of its group."""
+        return entry.group_index
+
+    def _add(self, place: int, entry: Entry, state: State, average_name: str | None) -> None:
         self._plan.add_tensor(
             param=entry.param,
             state=state,
@@ -79,7 +84,7 @@ class CompiledSegment(Segment):
             scalars=[scalar.name for scalar in self.rule.scalars] if entry.state_names else [],
             average=average_name,
             unsigned_states=sum(1 << k for k, spec in enumerate(self.rule.states) if spec.nonnegative),
-            group=entry.group_index,
+            group=self._row_of(place, entry),
             tensor_index=entry.tensor_index,
         )
 
@@ -97,6 +102,8 @@ class CompiledSegment(Segment):
                 self._activate(places)
             states = [states[i] for i in places]
         params = self._active.params
+        if self._may_differ:
+            grads = [placed_like(grad, param) for grad, param in zip(grads, params, strict=True)]
         place = self._walk(self._plan.bind, params, states, grads)
         while place >= 0:
             grads[place] = self._fit(params[place], grads[place])
@@ -145,8 +152,7 @@ class CompiledSegment(Segment):
 
     @override
     def norm(self) -> tuple[float, float]:
-        result: tuple[float, float] = self._walk(self._plan.norm)
-        return result
+        return sum_over(self.process_groups, self._walk(self._plan.norm), self._params[0].device)
 
     @override
     def step(

@@ -11,6 +11,7 @@ from lightning_optkit.step.compiled import CompiledSegment
 from lightning_optkit.step.gradient_scale import DeviceScale
 from lightning_optkit.step.numbers import GroupNumbers
 from lightning_optkit.step.rule import Group
+from lightning_optkit.step.shards import reduce_sum_
 from lightning_optkit.step.statistics import Clipped, TensorStatistics
 
 __all__ = ["CudaSegment"]
@@ -47,7 +48,7 @@ class CudaSegment(CompiledSegment):
 
     def norm(self) -> tuple[float, float]:
         """The same on the host, which synchronizes. Used only when the step also has a reference segment."""
-        squares, nonfinite = self.norm_on_device().tolist()
+        squares, nonfinite = reduce_sum_(self.norm_on_device(), self.process_groups).tolist()
         return squares, nonfinite
 
     def step(

@@ -10,7 +10,10 @@ from torch import Tensor
 from lightning_optkit._native import extension
 from lightning_optkit._torch_private import supports_amp_scaling
 from lightning_optkit.step.early import early_updates
+from lightning_optkit.step.planning import segment_kind
 from lightning_optkit.step.rule import Group
+from lightning_optkit.step.sharded import ShardedReferenceSegment
+from lightning_optkit.step.shards import why_gathered
 from lightning_optkit.step.state import StateLayout
 from lightning_optkit.step.stepped import GroupContext, Stepped, group_contexts
 
@@ -102,20 +105,26 @@ def explain(optimizer: Stepped) -> Explanation:
             if not p.requires_grad and p.grad is None:
                 frozen.append(p)
                 continue
-            alike.setdefault((p.dtype, _path(optimizer, p, context.group)), []).append(p)
+            alike.setdefault((p.dtype, _path(optimizer, p, context)), []).append(p)
         for (_, path), params in alike.items():
             plans.append(_group_plan(optimizer, layout, context, path, params))
     name, num_elements = f"lightning_optkit.{type(optimizer).__name__}", sum(p.numel() for p in frozen)
     return Explanation(name, tuple(plans), len(frozen), num_elements)
 
 
-def _path(optimizer: Stepped, param: Tensor, group: Group) -> str:
+def _path(optimizer: Stepped, param: Tensor, context: GroupContext) -> str:
+    group, rule = context.group, context.rule
     reason = optimizer._why_reference(param, group)
+    if reason is None and segment_kind(optimizer, param, group, rule) is ShardedReferenceSegment:
+        reason = "the walk cannot wait for sums over the processes"
     if reason is not None:
         path = f"reference: {reason}"
     else:
         assert extension is not None
         path = "compiled (cuda)" if param.is_cuda else f"compiled ({extension.cpu_isa()})"
+    gathers = why_gathered(param, group, rule, optimizer.clip, optimizer.state_dtype)
+    if gathers is not None:
+        path = f"{path}, gathered in every process to {gathers}"
     is_sparse = param.grad is not None and param.grad.layout != torch.strided
     # So its moments and its decay go on, where torch.optim.SparseAdam leaves such a row alone.
     return (

@@ -12,7 +12,6 @@ from torch import Tensor
 from lightning_optkit.step.coefficients import clip_coefficient, exact_bound
 from lightning_optkit.step.rule import Clip, StatefulClip
 from lightning_optkit.step.segments import Segment
-from lightning_optkit.step.shards import reduce_sum_
 
 __all__ = ["DeviceScale", "HostScale", "global_norm", "host_scale"]
 
@@ -81,11 +80,8 @@ def global_norm(segments: Sequence[Segment], unscale: float) -> float:
     """L2 norm of all gradients, times `unscale`; NaN if an element is not finite."""
     squares = nonfinite = 0.0
     for segment in segments:
-        sums: Sequence[float] = segment.norm()
-        if segment.process_groups:
-            here = torch.tensor(sums, dtype=torch.float64, device=segment.entries[0].param.device)
-            sums = reduce_sum_(here, segment.process_groups).tolist()
-        squares, nonfinite = squares + sums[0], nonfinite + sums[1]
+        more, others = segment.norm()
+        squares, nonfinite = squares + more, nonfinite + others
     return float("nan") if nonfinite > 0 else float(unscale * squares**0.5)
 
 

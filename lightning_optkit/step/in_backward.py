@@ -22,7 +22,6 @@ from lightning_optkit.step.memory import Arena, arena_for
 from lightning_optkit.step.optimizer import OnePassOptimizer
 from lightning_optkit.step.plain import refuse_transforms
 from lightning_optkit.step.planning import (
-    check_shards,
     kept_entry,
     lists_of,
     segment_kind,
@@ -198,7 +197,6 @@ class StepInBackward:
         optimizer = self.optimizer
         kept = kept_entry(optimizer, group_contexts(optimizer)[group_index], param, number)
         layout = StateLayout(optimizer.average, optimizer.state_dtype)
-        check_shards(optimizer, [kept])
         check_state(optimizer._owner, [kept], layout)
         if not kept.state:
             optimizer._engine.plan = None  # it does not have this parameter yet

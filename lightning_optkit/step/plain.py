@@ -7,12 +7,25 @@ from torch.distributed.tensor import DTensor
 
 from lightning_optkit._torch_private import innermost_transform, is_fake, local_shard
 
-__all__ = ["has_dispatch", "has_lost_memory", "is_dense", "refuse_transforms", "why_no_parameter", "why_unusable"]
+__all__ = [
+    "has_dispatch",
+    "has_lost_memory",
+    "is_dense",
+    "is_partial",
+    "refuse_transforms",
+    "why_no_parameter",
+    "why_unusable",
+]
 
 
 def has_dispatch(t: Tensor) -> bool:
     """Whether the class of `t` overrides `__torch_dispatch__`, so that its data pointer is meaningless."""
     return type(t).__torch_dispatch__ is not Tensor.__torch_dispatch__
+
+
+def is_partial(t: Tensor) -> bool:
+    """Whether each process holds a summand of `t`, so that a step of one summand would be meaningless."""
+    return isinstance(t, DTensor) and any(placement.is_partial() for placement in t.placements)
 
 
 def has_lost_memory(t: Tensor) -> bool:

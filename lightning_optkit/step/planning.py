@@ -2,7 +2,7 @@
 """Sorts the parameters of an optimizer into segments, and binds them before every step."""
 
 import math
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import torch
@@ -13,18 +13,20 @@ from lightning_optkit.step.coefficients import average_weight
 from lightning_optkit.step.compiled import CompiledSegment
 from lightning_optkit.step.cuda import CudaSegment
 from lightning_optkit.step.early import early_updates
+from lightning_optkit.step.gathered import gathering
 from lightning_optkit.step.membership import membership
 from lightning_optkit.step.numbers import GroupNumbers
 from lightning_optkit.step.plain import why_no_parameter
 from lightning_optkit.step.rounding import move_average_
 from lightning_optkit.step.rule import Group, Rule, State
 from lightning_optkit.step.segments import Entry, PlanOutdated, ReferenceSegment, Segment
-from lightning_optkit.step.shards import local, sharding_groups, why_not_on_shards
+from lightning_optkit.step.sharded import ShardedCompiledSegment, ShardedReferenceSegment
+from lightning_optkit.step.shards import local, sharding_groups, why_gathered
 from lightning_optkit.step.split_weights import joined
 from lightning_optkit.step.state import Kept, StateLayout, check_state, prepare_state
 from lightning_optkit.step.stepped import GroupContext, Stepped, group_contexts
 
-__all__ = ["StepPlan", "check_shards", "kept_entry", "lists_of", "segment_kind", "signature", "start_late_average"]
+__all__ = ["StepPlan", "kept_entry", "lists_of", "segment_kind", "signature", "start_late_average"]
 
 
 def lists_of(optimizer: Stepped) -> list[list[Tensor]]:
@@ -59,7 +61,6 @@ class StepPlan:
         lists = lists_of(optimizer)
         _check_members(optimizer, lists)
         kept, self._dormant = _sort(optimizer, group_contexts(optimizer), lists)
-        check_shards(optimizer, kept)
         check_state(optimizer._owner, kept, layout)
         for each in kept:
             optimizer.state[each.entry.param] = each.state
@@ -201,17 +202,6 @@ def kept_entry(optimizer: Stepped, context: GroupContext, param: Tensor, number:
     return Kept(entry, state, context.group, context.rule)
 
 
-def check_shards(optimizer: Stepped, kept: Iterable[Kept]) -> None:
-    """Raises ValueError for a parameter whose step needs more than its local shard."""
-    for entry, _, group, rule in kept:
-        reason = why_not_on_shards(entry.param, group, rule, optimizer.clip, optimizer.state_dtype)
-        if reason is not None:
-            raise ValueError(
-                f"{optimizer._owner}.step: cannot {reason} of a parameter that is sharded over processes; "
-                "use DDP for it, or a rule, a clip and state that need no whole tensor."
-            )
-
-
 def signature(optimizer: Stepped, groups: Sequence[Group]) -> tuple[object, ...]:
     """Everything that determines the state of these groups and the path of their parameters."""
     clip, average = optimizer.clip, optimizer.average
@@ -233,9 +223,18 @@ def signature(optimizer: Stepped, groups: Sequence[Group]) -> tuple[object, ...]
 
 def segment_kind(optimizer: Stepped, param: Tensor, group: Group, rule: Rule) -> type[Segment]:
     """The class of segment that steps a parameter."""
-    if optimizer._why_reference(param, group):
-        return optimizer._reference_segment(rule)
-    return CudaSegment if param.is_cuda else CompiledSegment
+    is_compiled = optimizer._why_reference(param, group) is None
+    kind = optimizer._reference_segment(rule)
+    if is_compiled:
+        kind = CudaSegment if param.is_cuda else CompiledSegment
+    if not sharding_groups(param):
+        return kind
+    if why_gathered(param, group, rule, optimizer.clip, optimizer.state_dtype) is not None:
+        return gathering(kind)
+    clips_parts = optimizer.clip is not None and optimizer.clip.bounds.limits_parts
+    if rule.trust_ratio is not None or not is_compiled or (clips_parts and param.is_cuda):
+        return ShardedReferenceSegment
+    return ShardedCompiledSegment if clips_parts else kind
 
 
 def _segmented(

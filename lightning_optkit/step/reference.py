@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_optkit.step.caution import cautious_update
 from lightning_optkit.step.coefficients import average_weight, clip_coefficient
+from lightning_optkit.step.lockstep import Asking
 from lightning_optkit.step.numbers import GroupNumbers, compute_dtype
 from lightning_optkit.step.quantized_state import dequantize8, quantize8_, scale_name
 from lightning_optkit.step.rounding import move_average_, random_bits, round_stochastically
@@ -68,8 +69,9 @@ def step_reference_(
     grad_scale: float,
     tensor_index: int,
     statistics: bool = True,
-) -> Done:
-    """Updates one parameter and its state in place. Never writes to `grad`.
+    is_shard: bool = False,
+) -> Asking[Done]:
+    """Updates one parameter and its state in place. Never writes to `grad`. Asks for the sums over the whole tensor.
 
     Args:
         rule: The update rule.
@@ -83,6 +85,7 @@ def step_reference_(
         grad_scale: Factor for the gradient: 1 / loss scale x clip coefficient.
         tensor_index: Number of the parameter, which selects its random stream.
         statistics: Whether to collect statistics, which takes longer than the update.
+        is_shard: Whether other processes have the other rows of the tensor.
     """
     state["step"] += 1.0
     step = float(state["step"])
@@ -98,7 +101,9 @@ def step_reference_(
         lost_before = _finite_or_zero(as_real(state["compensation"]))
         p = p + lost_before.to(work)
 
-    g, clipped = clip_reference(g, stored_before.to(work), grad_scale, numbers, is_vector=param.ndim < 2)
+    g, clipped = yield from clip_reference(
+        g, stored_before.to(work), grad_scale, numbers, is_vector=param.ndim < 2, is_shard=is_shard
+    )
     if not numbers.decoupled and numbers.weight_decay != 0:
         g = g + numbers.weight_decay * stored_before.to(work)
     working = {name: _decoded(state, rule.spec(name)).to(work) for name in state_names}
@@ -106,7 +111,8 @@ def step_reference_(
     if rule.resolve is not None:
         group = rule.resolve(group, param)
     if rule.trust_ratio is not None:
-        group = {**group, "lr": float(group["lr"]) * _trust_ratio(rule, p, g, working, group, step)}
+        ratio = yield from _trust_ratio(rule, p, g, working, group, step)
+        group = {**group, "lr": float(group["lr"]) * ratio}
     given, observed = group, (0.0, 0.0)
     if rule.estimate is not None:
         factor = rule.estimate.rate(group, step)
@@ -156,8 +162,14 @@ def _store(
 
 
 def clip_reference(
-    grad: Tensor, param: Tensor, grad_scale: float, numbers: GroupNumbers, *, is_vector: bool
-) -> tuple[Tensor, Clipped]:
+    grad: Tensor,
+    param: Tensor,
+    grad_scale: float,
+    numbers: GroupNumbers,
+    *,
+    is_vector: bool,
+    is_shard: bool = False,
+) -> Asking[tuple[Tensor, Clipped]]:
     """The gradient after scaling, every clip and centralization, and the result of clipping by tensor or by unit.
 
     Args:
@@ -166,21 +178,27 @@ def clip_reference(
         grad_scale: Factor for the gradient: 1 / loss scale x clip coefficient.
         numbers: The numbers of its group.
         is_vector: Whether it is a single unit, which is not centralized.
+        is_shard: Whether other processes have the other rows of the tensor.
     """
     clipped = Clipped(0.0, 0.0)
     factor = torch.ones((), dtype=torch.float64, device=grad.device)
     if math.isfinite(numbers.clip_tensor_norm):
-        squares = grad.double().square()
-        factor = clip_coefficient(numbers.clip_tensor_norm, grad_scale * squares.sum().sqrt())
-        clipped = Clipped(float((factor.square() * squares).sum()), float(factor < 1))
+        squares = (yield grad.double().square().sum().reshape(1))[0]
+        factor = clip_coefficient(numbers.clip_tensor_norm, grad_scale * squares.sqrt())
+        clipped = Clipped(float(factor.square() * squares), float(factor < 1))
     inner = list(range(grad.ndim)) if is_vector else list(range(1, grad.ndim))
     if math.isfinite(numbers.clip_unit_ratio):
         unit_sq = grad.double().square().sum(inner, keepdim=True)
+        param_sq = param.double().square().sum(inner, keepdim=True)
+        if is_vector:
+            unit_sq, param_sq = (yield torch.stack([unit_sq.sum(), param_sq.sum()])).to(grad.device).unbind()
         grad_norm = abs(grad_scale) * unit_sq.sqrt()
-        param_norm = param.double().square().sum(inner, keepdim=True).sqrt()
-        bound = numbers.clip_unit_ratio * param_norm.clamp(min=numbers.clip_unit_eps)
+        bound = numbers.clip_unit_ratio * param_sq.sqrt().clamp(min=numbers.clip_unit_eps)
         factor = torch.where(grad_norm > bound, bound / grad_norm, 1.0)
-        clipped = Clipped(float((factor.square() * unit_sq).sum()), float((factor < 1).sum()))
+        sums = torch.stack([(factor.square() * unit_sq).sum(), (factor < 1).sum()])
+        if is_shard and not is_vector:
+            sums = yield sums
+        clipped = Clipped(*sums.tolist())
     signed_scale = -grad_scale if numbers.maximize else grad_scale
     grad = grad * (signed_scale * factor).to(grad.dtype)
     if math.isfinite(numbers.clip_value):
@@ -215,14 +233,16 @@ def _write(state: State, spec: StateSpec, value: Tensor, param: Tensor, key: tup
         as_real(stored).copy_(value)
 
 
-def _trust_ratio(rule: Rule, p: Tensor, g: Tensor, state: State, group: Group, step: float) -> float:
+def _trust_ratio(rule: Rule, p: Tensor, g: Tensor, state: State, group: Group, step: float) -> Asking[float]:
     """The trust ratio, from the gradient that the rule sees, the parameter, and its update at a rate of 1."""
     assert rule.trust_ratio is not None
     update = torch.zeros_like(p)
     if rule.trust_ratio_of_update:
         untouched = {name: value.clone() for name, value in state.items()}
         update = rule.update(p, g, untouched, {**group, "lr": 1.0}, step)
-    return rule.trust_ratio(group, TensorStatistics.from_tensors(g, p, update, torch.zeros_like(p)))
+    whole = yield torch.stack([each.double().square().sum() for each in (g, p, update)])
+    grad_sq, param_sq, update_sq = whole.tolist()
+    return rule.trust_ratio(group, TensorStatistics(grad_sq, param_sq, update_sq, nonfinite=0.0, lost=0.0))
 
 
 def _move(p: Tensor, update: Tensor, numbers: GroupNumbers) -> Tensor:

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lightning_optkit.step.plain import is_dense
-from lightning_optkit.step.quantized_state import BLOCK, dequantize8, scale_name
+from lightning_optkit.step.quantized_state import BLOCK, scale_name
 from lightning_optkit.step.rule import Group, Rule, Scalar, State
 from lightning_optkit.step.rule_identity import is_of_a_variant
 from lightning_optkit.step.saved import saved_floats, saved_number, saved_tensor
-from lightning_optkit.step.shards import distribute_like, local, place_like
+from lightning_optkit.step.shards import local, place_like
 from lightning_optkit.step.split_weights import CORRECTIONS, is_cast
-from lightning_optkit.step.state import StateLayout, convert_
+from lightning_optkit.step.state import StateLayout, fill_
 
 __all__ = ["Place", "check_state", "restored"]
 
@@ -106,8 +106,10 @@ def _check_tensor(entry: str, place: Place, name: str, held: Mapping[str, Any]) 
     elif name in place.rule.state_names and value.dtype == torch.uint8:
         if scale_name(name) not in held:
             raise ValueError(f"{entry} is in 8 bits; it must have its scales beside it, {scale_name(name)!r}.")
-        if isinstance(value, DTensor) or not is_dense(value):
-            raise ValueError(f"{entry} is in 8 bits; it must be whole, in memory without gaps.")
+        if isinstance(value, DTensor) and not isinstance(param, DTensor):
+            raise ValueError(f"{entry} is in 8 bits; it must be whole, as its parameter is.")
+        if not is_dense(local(value)):
+            raise ValueError(f"{entry} is in 8 bits; it must be in memory without gaps.")
     elif not (value.is_floating_point() or (value.is_complex() and param.is_complex())):
         kind = "complex or floating-point" if param.is_complex() else "floating-point"
         raise ValueError(f"{entry} must hold {kind} numbers, got {_name_of(value.dtype)}.")
@@ -161,12 +163,8 @@ def _restore(place: Place, name: str, held: Mapping[str, Any], state: State) -> 
     dtype = param.dtype if name in place.carried else place.layout.dtype_of(name, param, rule)
     tensor = torch.empty_like(local(like), dtype=dtype, requires_grad=False)
     if scale_name(name) in held:
-        scale = held[scale_name(name)].detach().to(value.device, torch.float32, copy=True)
-        if isinstance(like, DTensor):  # the blocks of the whole tensor do not match those of its shards
-            value = dequantize8(value, scale, signed=not rule.spec(name).nonnegative)
-        else:
-            state[scale_name(name)] = scale
-    convert_(tensor, state, rule.spec(name), local(distribute_like(value, like)))
+        state[scale_name(name)] = held[scale_name(name)].detach().to(value.device, torch.float32, copy=True)
+    fill_(tensor, like, state, rule.spec(name), value)
     state[name] = place_like(tensor, like)
 
 

@@ -125,8 +125,8 @@ class Rule:
         update: The reference implementation. `step` counts this update, from 1.
         scalars: The scalars of a group that keeps state, in the order of the compiled rule.
         counts_steps: Whether torch's class keeps a step count, so that a loaded one is valid.
-        needs_whole: What the rule cannot do on a part of the tensor, worded to follow "cannot"; such a parameter must
-            not be sharded.
+        needs_whole: What the rule cannot do on a part of the tensor, worded to follow "to"; a sharded parameter is
+            gathered for it.
         trust_ratio: Factor of the rate, given the group and the statistics of the tensor, for a rule that uses norms of
             the whole tensor.
         trust_ratio_of_update: Whether it uses the norm of the update, which requires a second read of the state.
@@ -185,7 +185,8 @@ class Rule:
         """A tensor with the shape, strides and device of state `name`: `param` itself, if they are the same."""
         shape = self.shape_of(name, param)
         assert shape is not None
-        return param if shape == param.shape else param.detach().new_empty(shape)
+        # State of another shape is whole in every process, also that of a sharded parameter.
+        return param if shape == param.shape else torch.empty(shape, dtype=param.dtype, device=param.device)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters that take the same path. Every kind of segment has the same interface: bind, norm, step, statistics."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -10,11 +10,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_optkit._native import extension, why_no_cuda_kernels, why_no_look
+from lightning_optkit.step.lockstep import Asking, alone
 from lightning_optkit.step.numbers import GroupNumbers
 from lightning_optkit.step.plain import has_dispatch, has_lost_memory, is_dense
 from lightning_optkit.step.reference import Done, norm_reference, step_reference_
 from lightning_optkit.step.rule import Group, Rule, State
-from lightning_optkit.step.shards import local, sharding_groups
+from lightning_optkit.step.shards import local, placed_like, sharding_groups, sum_over
 from lightning_optkit.step.statistics import Clipped, TensorStatistics
 
 __all__ = [
@@ -95,7 +96,7 @@ class Segment(Protocol):
         ...
 
     def norm(self) -> tuple[float, float]:
-        """Sum of squares and number of non-finite elements of the gradients."""
+        """Sum of squares and number of non-finite elements of the gradients, over all processes that shard them."""
         ...
 
     def step(
@@ -195,7 +196,7 @@ class ReferenceSegment(Segment):
             if grad is None:
                 self._idle.append((entry, state))
             else:
-                self._bound.append(Bound(entry, state, local(grad)))
+                self._bound.append(Bound(entry, state, local(placed_like(grad, entry.param))))
         self.check()
         return bool(self._bound)
 
@@ -223,7 +224,7 @@ class ReferenceSegment(Segment):
     @override
     def norm(self) -> tuple[float, float]:
         squares, nonfinite = zip(*(norm_reference(bound.grad) for bound in self._bound), strict=True)
-        return sum(squares), sum(nonfinite)
+        return sum_over(self.process_groups, (sum(squares), sum(nonfinite)), self.entries[0].param.device)
 
     @override
     def step(
@@ -242,25 +243,46 @@ class ReferenceSegment(Segment):
     ) -> Clipped:
         """Steps in order, with a rule per parameter; `updates` is advanced only after the previous update."""
         self.check()
-        done = {
-            entry.tensor_index: step_reference_(
-                rule,
-                local(entry.param),
-                grad,
-                {name: local(t) for name, t in state.items()},
-                entry.state_names,
-                groups[entry.group_index],
-                numbers[entry.group_index],
-                average_name=self._average_name,
-                grad_scale=grad_scale,
-                tensor_index=entry.tensor_index,
-                statistics=statistics,
-            )
-            for rule, (entry, state, grad) in updates
-        }
-        self._done = done
-        parts = [each.clipped for each in done.values()]
+        bounds: list[Bound] = []
+
+        def each() -> Iterator[Asking[Done]]:
+            for rule, bound in updates:
+                bounds.append(bound)
+                yield self._update(rule, bound, groups, numbers, grad_scale, statistics)
+
+        results = self._finish(each())
+        self._done = {bound.entry.tensor_index: done for bound, done in zip(bounds, results, strict=True)}
+        parts = [done.clipped for done in results]
         return Clipped(sum(part.grad_sq for part in parts), sum(part.num for part in parts))
+
+    def _update(
+        self,
+        rule: Rule,
+        bound: Bound,
+        groups: Sequence[Group],
+        numbers: Sequence[GroupNumbers],
+        grad_scale: float,
+        statistics: bool,
+    ) -> Asking[Done]:
+        entry, state, grad = bound
+        return step_reference_(
+            rule,
+            local(entry.param),
+            grad,
+            {name: local(t) for name, t in state.items()},
+            entry.state_names,
+            groups[entry.group_index],
+            numbers[entry.group_index],
+            average_name=self._average_name,
+            grad_scale=grad_scale,
+            tensor_index=entry.tensor_index,
+            statistics=statistics,
+            is_shard=bool(self.process_groups),
+        )
+
+    def _finish(self, updates: Iterable[Asking[Done]]) -> list[Done]:
+        """The results of the updates, one after another."""
+        return [alone(update) for update in updates]
 
     @override
     def statistics(self) -> dict[int, TensorStatistics]:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.distributed.tensor.placement_types import Replicate
+from torch.distributed.tensor.placement_types import Replicate, Shard
 
 from lightning_optkit._native import extension
 from lightning_optkit._torch_private import local_shard
@@ -21,14 +21,19 @@ if extension is not None:
     extension.set_sharded_type(DTensor)
 
 __all__ = [
+    "counts_here",
     "distribute_like",
+    "has_whole_rows",
     "local",
+    "may_differ_in_placement",
     "place_like",
+    "placed_like",
     "reduce_sum_",
     "reshard",
     "sharding_groups",
+    "sum_over",
     "whole_statistics",
-    "why_not_on_shards",
+    "why_gathered",
 ]
 
 
@@ -42,7 +47,39 @@ def sharding_groups(t: Tensor) -> tuple[Any, ...]:
     if not isinstance(t, DTensor):
         return ()
     mesh = t.device_mesh
-    return tuple(mesh.get_group(i) for i, placement in enumerate(t.placements) if not isinstance(placement, Replicate))
+    return tuple(
+        mesh.get_group(i)
+        for i, placement in enumerate(t.placements)
+        if mesh.size(i) > 1 and not isinstance(placement, Replicate)
+    )
+
+
+def has_whole_rows(t: Tensor) -> bool:
+    """Whether each row of the first dimension is in one process, as FSDP2 shards by default."""
+    mesh = t.device_mesh if isinstance(t, DTensor) else None
+    placements = t.placements if isinstance(t, DTensor) else ()
+    split = [place for i, place in enumerate(placements) if mesh is not None and mesh.size(i) > 1]
+    return all(isinstance(place, Replicate) or getattr(place, "dim", None) == 0 for place in split)
+
+
+def may_differ_in_placement(param: Tensor) -> bool:
+    """Whether its gradient may be placed otherwise; FSDP2 alone places both alike."""
+    return isinstance(param, DTensor) and (param.device_mesh.ndim > 1 or param.placements != (Shard(0),))
+
+
+def placed_like(grad: Tensor, param: Tensor) -> Tensor:
+    """A gradient with the placement of its parameter.
+
+    With sequence parallelism, the gradient of a parameter that is replicated is a partial sum in each process.
+    """
+    if not isinstance(param, DTensor) or not isinstance(grad, DTensor) or grad.placements == param.placements:
+        return grad
+    return grad.redistribute(placements=param.placements)
+
+
+def counts_here(t: Tensor) -> bool:
+    """Whether what this process counts of the whole tensor enters a sum over `sharding_groups`: one of them counts."""
+    return all(torch.distributed.get_rank(group) == 0 for group in sharding_groups(t))
 
 
 def place_like(part: Tensor, like: Tensor) -> Tensor:
@@ -83,6 +120,14 @@ def reduce_sum_(sums: Tensor, groups: Sequence[Any]) -> Tensor:
     return sums
 
 
+def sum_over(groups: Sequence[Any], sums: tuple[float, float], device: torch.device) -> tuple[float, float]:
+    """`sums`, of one process, summed over the processes of each group."""
+    if not groups:
+        return sums
+    first, second = reduce_sum_(torch.tensor(sums, dtype=torch.float64, device=device), groups).tolist()
+    return first, second
+
+
 def whole_statistics(params: Sequence[Tensor], counted: Mapping[int, TensorStatistics]) -> dict[int, TensorStatistics]:
     """Statistics by parameter number, those of shards summed over the processes, all of which must call this."""
     result = {number: each for number, each in counted.items() if not sharding_groups(params[number])}
@@ -101,20 +146,20 @@ def whole_statistics(params: Sequence[Tensor], counted: Mapping[int, TensorStati
     return result
 
 
-def why_not_on_shards(param: Tensor, group: Group, rule: Rule, clip: Clip | None, state_dtype: object) -> str | None:
-    """Why a step of this group cannot run on local shards alone, or None."""
+def why_gathered(
+    param: Tensor, group: Group, rule: Rule, clip: Clip | None, state_dtype: torch.dtype | str
+) -> str | None:
+    """Why a step needs all of a sharded parameter in every process, or None if sums over the processes are enough."""
     if not sharding_groups(param):
         return None
-    if state_dtype == "int8":
-        return "keep 8-bit state"
     if rule.needs_whole:
         return rule.needs_whole
-    if rule.trust_ratio is not None:
-        return "set the rate by the norm"
-    if clip is not None and math.isfinite(clip.bounds.max_tensor_norm):
-        return "clip the norm of one tensor"
-    if clip is not None and math.isfinite(clip.bounds.unit_ratio):
-        return "clip units"
+    if state_dtype == "int8" and rule.kept_names(group):
+        return "scale blocks of 128 numbers"
     if group["caution"]:
         return "count the signs"
-    return "centralize" if group["centralize"] else None
+    if param.ndim < 2 or has_whole_rows(param):
+        return None
+    if clip is not None and math.isfinite(clip.bounds.unit_ratio):
+        return "clip its rows"
+    return "center its rows" if group["centralize"] else None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from lightning_optkit.step.gathering import gathered, scatter_
 from lightning_optkit.step.memory import Arena, zeros_like_all
 from lightning_optkit.step.numbers import compute_dtype
 from lightning_optkit.step.plain import has_dispatch, why_unusable
@@ -27,7 +28,7 @@ from lightning_optkit.step.split_weights import (
     whole,
 )
 
-__all__ = ["Kept", "StateLayout", "check_state", "convert_", "prepare_state"]
+__all__ = ["Kept", "StateLayout", "check_state", "convert_", "fill_", "prepare_state"]
 
 _STEP, _NUM_AVERAGED = Scalar("step", 0.0, 1.0), Scalar("num_averaged", 0.0, 1.0)
 
@@ -126,7 +127,7 @@ def _check_tensor(owner: str, name: str, held: object, param: Tensor, rule: Rule
 def _check_scales(owner: str, name: str, held: Tensor, scales: object) -> None:
     if held.dtype != torch.uint8 or scales is None:
         return
-    blocks = -(-local(held).numel() // BLOCK)
+    blocks = -(-held.numel() // BLOCK)
     if not isinstance(scales, Tensor) or scales.shape != (blocks,) or why_unusable(scales) is not None:
         raise ValueError(f"{owner}: the state {scale_name(name)!r} must have shape [{blocks}], got {_kind_of(scales)}.")
 
@@ -161,16 +162,33 @@ def prepare_state(kept: Sequence[Kept], layout: StateLayout, arena: Arena | None
         name = spec.name
         held = state.get(name)
         if held is not None:
-            convert_(tensor, state, spec, local(distribute_like(held, like)))
+            fill_(tensor, like, state, spec, held)
+        elif fresh and tensor.dtype == torch.uint8:
+            fill_(tensor, like, state, spec, torch.full(like.shape, fresh, dtype=torch.float64, device=like.device))
         elif fresh:
             parts = as_real(tensor)  # both parts of a complex number, as in torch
             convert_(parts, state, spec, torch.full_like(parts, fresh, dtype=torch.float64))
         elif tensor.dtype == torch.uint8:
-            state[scale_name(name)] = zero_scales(tensor)
+            state[scale_name(name)] = zero_scales(like)
         if held is None and name == layout.average_name:
             state.pop("num_averaged", None)  # it counted updates of another average
         state[name] = place_like(tensor, like)
     _create_scalars(kept, layout)
+
+
+def fill_(tensor: Tensor, like: Tensor, state: State, spec: StateSpec, held: Tensor) -> None:
+    """`convert_` for `tensor`, the local part of state that is placed like `like`; `held` may be placed otherwise.
+
+    8-bit state of a sharded parameter has the blocks and the scales of the whole tensor, in every process: its codes
+    alone are sharded, and any number of processes can go on from a checkpoint.
+    """
+    if not isinstance(like, DTensor) or torch.uint8 not in (tensor.dtype, held.dtype):
+        convert_(tensor, state, spec, local(distribute_like(held, like)))
+        return
+    whole = gathered([local(held)], [held])[0] if isinstance(held, DTensor) else held.to(like.device)
+    made = whole.new_empty(like.shape, dtype=tensor.dtype)
+    convert_(made, state, spec, whole)
+    scatter_(tensor, made, like)
 
 
 def convert_(tensor: Tensor, state: State, spec: StateSpec, held: Tensor) -> None:

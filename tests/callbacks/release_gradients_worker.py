@@ -87,13 +87,13 @@ CASES = {
     "plain": {},
     "average": dict(beside=lambda: [WeightAveraging(EMA(0.8))]),
     "by value": dict(beside=lambda: [GradientClipping(ClipValue(0.01))]),
+    "by tensor": dict(beside=lambda: [GradientClipping(ClipPerTensor(0.01))]),
     "bf16, split24": dict(dtype=torch.bfloat16, rounding="split24"),
     "bf16 compute": dict(mixed=True),
     "kept gathered": dict(reshard=False),
 }
 REFUSED = {
     "ddp": dict(strategy=lambda: DDPStrategy(process_group_backend="gloo")),
-    "by tensor": dict(beside=lambda: [GradientClipping(ClipPerTensor(0.01))]),
 }
 
 
