@@ -12,7 +12,7 @@ from lightning_optkit._checks import check_in, check_int, check_state
 from lightning_optkit._torch_private import supports_amp_scaling
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_packages import loss_scaler
-from lightning_optkit.callbacks.seams.refusals import refuse_split_parameters, refuse_twice
+from lightning_optkit.callbacks.seams.refusals import refuse_all_but_dtensors, refuse_twice
 from lightning_optkit.callbacks.seams.steps import StepCounts, StepListener, watch_steps
 from lightning_optkit.clipping._gradients import gradients
 from lightning_optkit.regularization.gradient_noise import gradient_noise_, gradient_noise_std
@@ -24,9 +24,9 @@ class GradientNoise(FitCallback):
     r"""Adds noise of variance :math:`\eta / (1 + t)^\gamma` to the gradients of optimizer step `t`, before clipping.
 
     It is added once per optimizer step, to the accumulated gradient, scaled by the loss scale if a one-pass optimizer
-    does the unscaling. The noise depends only on `seed` and the step: it is the same in all DDP processes and in a
-    resumed run, and does not affect torch's own random numbers. Each optimizer has its own step count. A sparse
-    gradient gets noise only in its entries.
+    does the unscaling. The noise depends only on `seed` and the step: it is the same in any number of processes (DDP,
+    FSDP2) and in a resumed run, and does not affect torch's own random numbers. Each optimizer has its own step count.
+    A sparse gradient gets noise only in its entries.
 
     LBFGS evaluates the gradient several times per step. Every evaluation of a step gets the same noise, so its line
     search sees one function: the loss plus a linear term.
@@ -37,8 +37,8 @@ class GradientNoise(FitCallback):
         seed: Seed of the noise, in [0, inf).
 
     Raises:
-        ValueError: for an argument out of range; when the fit starts, for a strategy that splits parameters over
-            processes.
+        ValueError: for an argument out of range; when the fit starts, for a strategy other than a single device,
+            DDP and FSDP2.
 
     Cost: a pass over the gradients, and the random numbers. A loss scaler's unscaling is no longer part of a one-pass
     step.
@@ -70,7 +70,7 @@ class GradientNoise(FitCallback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
             refuse_twice(self, trainer)
-            refuse_split_parameters(self, trainer)
+            refuse_all_but_dtensors(self, trainer)
             self._steps = StepCounts()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

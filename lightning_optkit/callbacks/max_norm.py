@@ -12,7 +12,7 @@ from lightning_optkit._checks import check_in, check_pattern
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_private import key_of_state
-from lightning_optkit.callbacks.seams.refusals import refuse_split_parameters, refuse_twice
+from lightning_optkit.callbacks.seams.refusals import refuse_all_but_dtensors, refuse_twice
 from lightning_optkit.callbacks.seams.run import has_lazy_parameters
 from lightning_optkit.callbacks.seams.steps import StepListener, refuse_folded_average, was_updated, watch_steps
 from lightning_optkit.regularization.max_norm import max_norm_
@@ -34,8 +34,8 @@ class MaxNorm(FitCallback):
         names: Shell pattern of parameter names, e.g. "head.*". Default: every weight.
 
     Raises:
-        ValueError: for an argument out of range; when the fit starts, if no weight has such a name, for a strategy that
-            splits parameters over processes, or if a one-pass step would average before the projection.
+        ValueError: for an argument out of range; when the fit starts, if no weight has such a name, for a strategy
+            other than a single device, DDP and FSDP2, or if a one-pass step would average before the projection.
 
     Cost: a read and a write of the weights.
 
@@ -61,17 +61,18 @@ class MaxNorm(FitCallback):
         if stage == "fit":
             if any(other.names == self.names for other in callbacks_of(trainer, MaxNorm, but=self)):
                 refuse_twice(self, trainer)
-            refuse_split_parameters(self, trainer)
+            refuse_all_but_dtensors(self, trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not any(fnmatchcase(name, self.names) for name in self._candidates(pl_module)):
             raise ValueError(f"{type(self).__name__}(names={self.names!r}): no weight of the module has such a name.")
-        project = partial(self._project, pl_module)
-        self._at_end(watch_steps(trainer, StepListener(type(self).__name__, after=project)).remove)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for optimizer in trainer.optimizers:
             refuse_folded_average(type(self).__name__, optimizer, "leave out Fuse, or the average")
+        # Not earlier: with FSDP2, torch makes room for a checkpoint by an empty step, which is none of the run.
+        project = partial(self._project, pl_module)
+        self._at_end(watch_steps(trainer, StepListener(type(self).__name__, after=project)).remove)
 
     # --- implementation ---
 

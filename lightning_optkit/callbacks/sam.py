@@ -7,17 +7,21 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from lightning_optkit._checks import check_bools, check_in
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
-from lightning_optkit.callbacks.seams.lightning_packages import loss_scaler
-from lightning_optkit.callbacks.seams.refusals import refuse_manual_optimization, refuse_split_parameters, refuse_twice
+from lightning_optkit.callbacks.seams.lightning_packages import is_a, loss_scaler
+from lightning_optkit.callbacks.seams.refusals import refuse_all_but_dtensors, refuse_manual_optimization, refuse_twice
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.callbacks.seams.second_pass import SecondPass, finish_second_passes, loss_of, with_loss
 from lightning_optkit.regularization.asam import asam
 from lightning_optkit.regularization.sam import sam
+from lightning_optkit.step.shards import local, placed_like
 
 __all__ = ["SAM"]
 
@@ -35,7 +39,8 @@ class SAM(FitCallback):
     batch has its own ascent.
 
     Under DDP each process uses the gradient of its own batch for the ascent, as in the paper (m-sharpness), without
-    additional communication; with `sync=True` all processes use the mean of their gradients.
+    additional communication; with `sync=True` all processes use the mean of their gradients. Under FSDP2
+    (`ModelParallelStrategy`) it is always the mean, since no process has a whole gradient of its own batch.
 
     Cost: about twice the forward and backward time, and a copy of the weights.
 
@@ -47,7 +52,7 @@ class SAM(FitCallback):
 
     Raises:
         ValueError: for an argument out of range; when the fit starts, for manual optimization, and for a strategy
-            that splits parameters over processes.
+            other than a single device, DDP and FSDP2.
 
     Source: Foret et al. 2021, arXiv:2010.01412, Algorithm 1; Kwon et al. 2021, arXiv:2102.11600.
 
@@ -73,9 +78,13 @@ class SAM(FitCallback):
                     f"{type(self).__name__}(...): {type(other).__name__} takes a second gradient too; a run takes one."
                 )
             refuse_manual_optimization(self, pl_module, "SAM must know which backward pass belongs to which batch")
-            refuse_split_parameters(self, trainer)
+            self._refuse_strategies(trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if is_a(trainer.strategy, ModelParallelStrategy) and not self.sync:
+            rank_zero_info(
+                f"{type(self).__name__}(sync=False): under FSDP2 the ascent is that of all processes in common."
+            )
         # Not in setup: other wrappers of training_step apply to both runs.
         self._override(pl_module, "training_step", self._wrap_training_step(trainer, pl_module))
         self._override(pl_module, "backward", self._wrap_backward(pl_module))
@@ -83,6 +92,9 @@ class SAM(FitCallback):
         self._at_end(self._descend)
 
     # --- implementation ---
+
+    def _refuse_strategies(self, trainer: pl.Trainer) -> None:
+        refuse_all_but_dtensors(self, trainer)
 
     def _wrap_training_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Callable[..., Any]:
         original = pl_module.training_step
@@ -125,6 +137,8 @@ class SAM(FitCallback):
         if scaler is not None:
             loss = scaler.scale(loss)  # or small gradients would underflow in fp16; the factor has no other effect
         with torch.autocast(loss.device.type, enabled=False):
+            if any(isinstance(param, DTensor) for param in params):
+                return _sharded_gradients(params, loss)
             found = torch.autograd.grad(loss, params, allow_unused=True)
         grads: list[Tensor | None] = [
             grad.to_dense() if grad is not None and grad.is_sparse else grad for grad in found
@@ -139,16 +153,32 @@ class SAM(FitCallback):
         climbing = [(param, step) for param, step in zip(params, steps, strict=True) if step is not None]
         self._before = [(param, param.detach().clone()) for param, _ in climbing]
         for param, step in climbing:
-            param.add_(step)
+            local(param).add_(local(step))
 
     @torch.no_grad()
     def _descend(self) -> None:
         for param, before in self._before:
-            param.copy_(before)
+            local(param).copy_(local(before))
         self._before = []
 
     def _forget(self) -> None:
         self._before = []
+
+
+def _sharded_gradients(params: list[Tensor], loss: Tensor) -> list[Tensor | None]:
+    """Those of a backward pass of its own, in which FSDP2 takes the mean over the processes; `.grad` is kept.
+
+    FSDP2 computes with gathered copies, so the sharded parameters are not part of the graph of the loss.
+    """
+    kept = [param.grad for param in params]
+    try:
+        for param in params:
+            param.grad = None
+        loss.backward()  # type: ignore[no-untyped-call]
+        return [None if p.grad is None else placed_like(p.grad, p) for p in params]
+    finally:
+        for param, grad in zip(params, kept, strict=True):
+            param.grad = grad
 
 
 def _mean_over_processes(trainer: pl.Trainer, param: Tensor, grad: Tensor | None) -> Tensor:

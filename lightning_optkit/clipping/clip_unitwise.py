@@ -17,6 +17,7 @@ from lightning_optkit._norms import each_norm, norm
 from lightning_optkit._torch_private import sparse_indices, sparse_values
 from lightning_optkit.clipping._gradients import gradients, norm_of
 from lightning_optkit.step import Clip, ClipBounds
+from lightning_optkit.step.gathering import gathered, scatter_
 from lightning_optkit.step.shards import has_whole_rows, local
 
 __all__ = ["ClipUnitwise"]
@@ -97,14 +98,22 @@ class ClipUnitwise(Clip):
     def _clip(self, parameter: Tensor, weight_norm: Tensor | None, grad_norm: Tensor) -> None:
         """Clips the units of one gradient; a vector, whose norms are given, is one unit."""
         assert parameter.grad is not None
-        if weight_norm is None:
-            weights, grad = self._units_of(parameter, parameter.grad)
-            if has_whole_rows(weights) and has_whole_rows(grad):
-                weights, grad = local(weights), local(grad)
-            inner = list(range(1, parameter.ndim))
-            weight_norm, grad_norm = norm(weights, inner, keepdim=True), norm(grad, inner, keepdim=True)
-        else:
-            grad = local(parameter.grad)
+        if weight_norm is not None:
+            self._scale_(local(parameter.grad), grad_norm, weight_norm)
+            return
+        weights, grad = self._units_of(parameter, parameter.grad)
+        if has_whole_rows(weights) and has_whole_rows(grad):
+            self._scale_rows_(local(grad), local(weights))
+            return
+        whole, of_weights = gathered([local(grad), local(weights)], [grad, weights])
+        self._scale_rows_(whole, of_weights)
+        scatter_(local(grad), whole, grad)
+
+    def _scale_rows_(self, grad: Tensor, weights: Tensor) -> None:
+        inner = list(range(1, weights.ndim))
+        self._scale_(grad, norm(grad, inner, keepdim=True), norm(weights, inner, keepdim=True))
+
+    def _scale_(self, grad: Tensor, grad_norm: Tensor, weight_norm: Tensor) -> None:
         bound = self.ratio * weight_norm.clamp(min=self.eps)
         coefficient = torch.where(grad_norm > bound, bound / grad_norm, 1.0)
         grad.mul_(coefficient.to(torch.promote_types(grad.dtype, torch.float32)))

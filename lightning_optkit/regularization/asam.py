@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_optkit._checks import check_in, check_tensors
 from lightning_optkit.regularization.sam import sam
+from lightning_optkit.step.shards import local, place_like
 
 __all__ = ["asam"]
 
@@ -28,7 +29,7 @@ def asam(
     :math:`\eta` is small).
 
     Args:
-        params: Weights.
+        params: Weights, sharded (DTensor) or not.
         grads: Gradients of the loss at the weights, in the same order; None for a parameter without one.
         rho: Radius, in (0, inf); about ten times that of SAM.
         eta: Added to the magnitude of a weight, in [0, inf).
@@ -55,9 +56,13 @@ def asam(
             raise ValueError(
                 f"asam(grads=<shape {tuple(grad.shape)}>): grads must have the shapes of params, {tuple(param.shape)}."
             )
-    stretch = [param.abs() + eta for param in params]
-    steps = sam([None if grad is None else t * grad for t, grad in zip(stretch, grads, strict=True)], rho)
+    stretch = [local(param).abs() + eta for param in params]
+    steps = sam([None if grad is None else _times(t, grad) for t, grad in zip(stretch, grads, strict=True)], rho)
     return [
-        None if step is None or grad is None else (t * step).to(grad.dtype)
+        None if step is None or grad is None else _times(t, step).to(grad.dtype)
         for t, step, grad in zip(stretch, steps, grads, strict=True)
     ]
+
+
+def _times(stretch: Tensor, grad: Tensor) -> Tensor:
+    return place_like(stretch * local(grad), grad)

@@ -9,8 +9,11 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from lightning_optkit._checks import check_generator, check_in, check_int, check_tensors
+from lightning_optkit.step.gathering import scatter_
+from lightning_optkit.step.shards import local
 
 __all__ = ["gradient_noise_", "gradient_noise_std"]
 
@@ -44,7 +47,7 @@ def gradient_noise_(grads: Iterable[Tensor], std: float, generator: torch.Genera
     """Adds normal noise to every gradient, in place; drawn in fp32, rounded once.
 
     Args:
-        grads: Dense gradients, all on the generator's device.
+        grads: Dense gradients, all on the generator's device; for sharded ones (DTensor) every process must draw alike.
         std: Standard deviation, in [0, inf).
         generator: Random generator. Default: torch's own of the device.
 
@@ -69,4 +72,8 @@ def gradient_noise_(grads: Iterable[Tensor], std: float, generator: torch.Genera
             )
         dtype = torch.promote_types(grad.dtype, torch.float32)
         noise = torch.randn(grad.shape, generator=generator, device=grad.device, dtype=dtype)
-        grad.add_(noise, alpha=std)
+        if isinstance(grad, DTensor):  # every process draws the noise of the whole gradient, and adds its part
+            part = torch.empty_like(local(grad), dtype=dtype)
+            scatter_(part, noise, grad)
+            noise = part
+        local(grad).add_(noise, alpha=std)

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from lightning_optkit._checks import check_in, check_int, check_tensors
 from lightning_optkit._norms import norm
+from lightning_optkit.step.gathering import gathered, scatter_
+from lightning_optkit.step.shards import has_whole_rows, local, sharding_groups
 
 __all__ = ["max_norm_"]
 
@@ -23,7 +25,8 @@ def max_norm_(params: Iterable[Tensor], max_norm: float, dim: int = 0) -> None:
     .. math:: w_j \leftarrow w_j \min\left(1, \frac{c}{\|w_j\|_2}\right)
 
     Args:
-        params: Weights; those with fewer than two dimensions are not changed.
+        params: Weights; those with fewer than two dimensions are not changed. Of sharded ones (DTensor) every process
+            must pass its part.
         max_norm: c, in (0, inf); 3 to 4 in the literature.
         dim: Dimension of the output units: 0 for Linear, Embedding and Conv, 1 for ConvTranspose.
 
@@ -40,8 +43,18 @@ def max_norm_(params: Iterable[Tensor], max_norm: float, dim: int = 0) -> None:
     max_norm = check_in("max_norm_", "max_norm", max_norm, "(0, inf)")
     check_int("max_norm_", "dim", dim, minimum=0)
     for param in check_tensors("max_norm_", "params", params, "inexact"):
-        if param.dim() >= 2 and param.numel():
-            norms = norm(param, [d for d in range(param.dim()) if d != dim], keepdim=True)
-            factor = (max_norm / norms).to(torch.promote_types(param.dtype, torch.float32))
-            # torch.renorm shrinks by 1e-7 too much, and so would change the weights at every call.
-            param.copy_(torch.where(norms > max_norm, param * factor, param))
+        if param.dim() < 2 or not param.numel():
+            continue
+        if not sharding_groups(param) or (dim == 0 and has_whole_rows(param)):
+            _project(local(param), max_norm, dim)
+            continue
+        (whole,) = gathered([local(param)], [param])
+        _project(whole, max_norm, dim)
+        scatter_(local(param), whole, param)
+
+
+def _project(param: Tensor, max_norm: float, dim: int) -> None:
+    norms = norm(param, [d for d in range(param.dim()) if d != dim], keepdim=True)
+    factor = (max_norm / norms).to(torch.promote_types(param.dtype, torch.float32))
+    # torch.renorm shrinks by 1e-7 too much, and so would change the weights at every call.
+    param.copy_(torch.where(norms > max_norm, param * factor, param))

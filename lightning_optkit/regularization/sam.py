@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_optkit._checks import check_in, check_tensors
 from lightning_optkit._norms import total_norm
+from lightning_optkit.step.shards import local, place_like
 
 __all__ = ["sam"]
 
@@ -25,7 +26,7 @@ def sam(grads: Sequence[Tensor | None], rho: float = 0.05) -> list[Tensor | None
     :math:`w`. A positive factor on all gradients (loss scaling, accumulation) has no effect.
 
     Args:
-        grads: Gradients of the loss at the weights; None for a parameter without one.
+        grads: Gradients of the loss at the weights, sharded (DTensor) or not; None for a parameter without one.
         rho: Radius of the ball, in (0, inf).
 
     Returns:
@@ -48,4 +49,9 @@ def sam(grads: Sequence[Tensor | None], rho: float = 0.05) -> list[Tensor | None
     norm = total_norm(present)
     # A zero gradient has no direction; the step is 0.
     scale = torch.where(norm == 0, 0.0, rho / norm)
-    return [None if grad is None else (grad * scale.to(grad.device)).to(grad.dtype) for grad in grads]
+    return [None if grad is None else _scaled(grad, scale) for grad in grads]
+
+
+def _scaled(grad: Tensor, scale: Tensor) -> Tensor:
+    here = local(grad)
+    return place_like((here * scale.to(here.device)).to(here.dtype), grad)

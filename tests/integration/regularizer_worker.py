@@ -137,7 +137,19 @@ CASES = {
 }
 RANDOM = ("sam", "dropout", "depth")
 # Those that take parameters sharded by FSDP2, and do not draw.
-SHARDED = ("label smoothing", "elastic net", "elastic net, Fuse", "early stopping", "r-drop", "activations", "averages")
+SHARDED = (
+    "label smoothing",
+    "elastic net",
+    "elastic net, Fuse",
+    "sam, ascent in common",
+    "asam, ascent in common",
+    "early stopping",
+    "gradient noise",
+    "r-drop",
+    "max norm",
+    "activations",
+    "averages",
+)
 
 
 def strategy_of(world_size, sharded):

@@ -32,6 +32,7 @@ from lightning_optkit.optimizers import (
     Prodigy,
     StableAdamW,
 )
+from lightning_optkit.regularization import asam, gradient_noise_, max_norm_, sam
 
 SHAPES = ((6, 5), (5,), (1,), (3, 4, 2), (2, 7), (1, 3))
 PROCESSES = 4
@@ -57,6 +58,16 @@ RULES = {
     "StableAdamW": (StableAdamW, dict(clip=ClipNorm(1.0), cautious=True)),
     "8 bits": (AdamW, dict(state_dtype="int8", clip=ClipPerTensor(0.5), average=EMA(0.9))),
     "Prodigy, every 2nd": (Prodigy, dict(slice_p=2, d0=0.1, clip=ClipNorm(1.0))),
+}
+FUNCTIONS = {
+    "ClipNorm": lambda params, grads: [ClipNorm(0.5)(params)],
+    "ClipPerTensor": lambda params, grads: [ClipPerTensor(0.5)(params)],
+    "ClipUnitwise": lambda params, grads: [ClipUnitwise(0.3)(params)],
+    "max_norm_": lambda params, grads: max_norm_(params, 0.7),
+    "max_norm_, columns": lambda params, grads: max_norm_(params, 0.7, dim=1),
+    "gradient_noise_": lambda params, grads: gradient_noise_(grads, 0.1, torch.Generator().manual_seed(3)),
+    "sam": lambda params, grads: sam(grads, 0.5),
+    "asam": lambda params, grads: asam(params, grads, 0.5),
 }
 PLACED = ("fsdp", "fsdp x tp", "hsdp", "tp")
 
@@ -103,6 +114,20 @@ def run(name, kind=None, mesh=None):
             params[3].grad = None
         optimizer.step()
     return held(optimizer, params)
+
+
+def called(kind=None, mesh=None):
+    """What the functions on parameters and gradients leave, for use with any other optimizer."""
+    found = {}
+    for name, function in FUNCTIONS.items():
+        params = [nn.Parameter(placed(value, kind, mesh)) for value in values(0, torch.float64)]
+        for param, grad in zip(params, values(1, torch.float64), strict=True):
+            param.grad = placed(grad, kind, mesh)
+        with torch.no_grad():
+            result = function(params, [param.grad for param in params])
+        left = [*params, *(param.grad for param in params), *(result or ())]
+        found[name] = [whole(t.detach()) for t in left]
+    return found
 
 
 def whole(t):
@@ -154,6 +179,7 @@ def process(rank, port, folder):
     line, square = init_device_mesh("cpu", (4,)), init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
     meshes = {"fsdp": line, "fsdp x tp": square, "hsdp": square, "tp": square["tp"]}
     results = {(name, kind): run(name, kind, meshes[kind]) for name in RULES for kind in PLACED}
+    results["called"] = {kind: called(kind, meshes[kind]) for kind in PLACED}
     results["partial"], results["refused"] = partial_gradients(line), refused(line)
     results["paths"] = {(name, kind): paths(name, kind, meshes[kind]) for name in RULES for kind in ("fsdp", "tp")}
     if rank in (0, 3):

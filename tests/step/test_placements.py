@@ -64,3 +64,13 @@ def test_the_explanation_says_what_is_gathered(ranks):
     assert gathered["Muon", "fsdp"] == "orthogonalize it"
     assert paths["LAMB", "fsdp"] == "reference: the walk cannot wait for sums over the processes"
     assert paths["per tensor", "fsdp"].startswith("compiled") == (extension is not None)
+
+
+@every_placement
+@pytest.mark.parametrize("name", worker.FUNCTIONS)
+def test_functions_on_parameters_do_what_they_do_to_whole_ones(ranks, name, kind):
+    expected = worker.called()[name]
+    for found in (rank["called"][kind][name] for rank in ranks):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    changed = [t for t, before in zip(expected, worker.values(0, torch.float64), strict=False) if not t.equal(before)]
+    assert bool(changed) == name.startswith("max_norm_")

@@ -3,12 +3,18 @@
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.lightning_packages import is_a
 
-__all__ = ["refuse_listed_twice", "refuse_manual_optimization", "refuse_split_parameters", "refuse_twice"]
+__all__ = [
+    "refuse_all_but_dtensors",
+    "refuse_listed_twice",
+    "refuse_manual_optimization",
+    "refuse_split_parameters",
+    "refuse_twice",
+]
 
 
 def refuse_twice(callback: Callback, trainer: pl.Trainer) -> None:
@@ -37,4 +43,13 @@ def refuse_split_parameters(callback: Callback, trainer: pl.Trainer) -> None:
         raise ValueError(
             f"{type(callback).__name__}(...): {type(trainer.strategy).__name__} is not supported; every process must "
             "hold all parameters, as on a single device or under DDP."
+        )
+
+
+def refuse_all_but_dtensors(callback: Callback, trainer: pl.Trainer) -> None:
+    """Raises ValueError for a strategy that splits parameters otherwise than into DTensors (FSDP1, DeepSpeed)."""
+    if not is_a(trainer.strategy, SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy):
+        raise ValueError(
+            f"{type(callback).__name__}(...): {type(trainer.strategy).__name__} is not supported; parameters must be "
+            "whole, or sharded by ModelParallelStrategy (FSDP2)."
         )
