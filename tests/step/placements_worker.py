@@ -46,6 +46,7 @@ RULES = {
     "units, split": (AdamW, dict(clip=ClipUnitwise(0.3), rounding="split32")),
     "centralize": (SGD, dict(centralize=True, clip=ClipNorm(1.0), l1=0.01)),
     "LAMB": (LAMB, dict(clip=ClipPerTensor(0.5), l1=0.01, statistics=True)),
+    "caution": (AdamW, dict(caution=True, clip=ClipNorm(1.0))),
     "LAMB, trust_clip": (LAMB, dict(trust_clip=True, average=EMA(0.9))),
     "LARS": (LARS, dict(momentum=0.9, weight_decay=0.01, clip=ClipNorm(1.0))),
     "Muon": (Muon, dict(clip=ClipNorm(1.0), average=EMA(0.9), statistics=True)),

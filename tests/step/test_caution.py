@@ -14,7 +14,7 @@ from lightning_optkit.clipping import ClipValue
 from lightning_optkit.optimizers import ADOPT, LAMB, SGD, SOAP, Adafactor, AdamW, Adan, Lion, Muon, Prodigy, StableAdamW
 from lightning_optkit.step import OnePassOptimizer
 from lightning_optkit.step.caution import cautious_update
-from lightning_optkit.step.shards import why_not_on_shards
+from lightning_optkit.step.shards import why_gathered
 
 STEPS, RATE, DECAY = 200, 0.02, 0.1
 
@@ -235,13 +235,13 @@ def test_a_state_dict_has_it_and_torchs_loads_without_it():
     assert ours.param_groups[0]["caution"] is True
 
 
-def test_a_sharded_parameter_is_refused(monkeypatch):
+def test_a_sharded_parameter_is_gathered(monkeypatch):
     monkeypatch.setattr("lightning_optkit.step.shards.sharding_groups", lambda param: ("a group",))
     param = fresh(4)
     for caution, said in ((True, "count the signs"), (False, None)):
         optimizer = AdamW([param], caution=caution)
         group = optimizer.param_groups[0]
-        assert why_not_on_shards(param, group, optimizer._rule(group), None, torch.float32) == said
+        assert why_gathered(param, group, optimizer._rule(group), None, torch.float32) == said
 
 
 @pytest.mark.parametrize(
