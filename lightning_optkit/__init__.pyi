@@ -53,6 +53,7 @@ from .callbacks import ReleaseGradients as ReleaseGradients
 from .callbacks import Report as Report
 from .callbacks import SafeCheckpointIO as SafeCheckpointIO
 from .callbacks import ScheduleFree as ScheduleFree
+from .callbacks import ScheduleFreeWrapper as ScheduleFreeWrapper
 from .callbacks import SnapshotEnsemble as SnapshotEnsemble
 from .callbacks import StochasticDepth as StochasticDepth
 from .callbacks import WeightAveraging as WeightAveraging

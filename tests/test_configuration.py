@@ -90,6 +90,7 @@ CALLBACKS = [
     ("SAM", {"rho": 0.1, "adaptive": True}),
     ("WSAM", {"gamma": 0.8, "adaptive": True}),
     ("ScheduleFree", {}),
+    ("ScheduleFreeWrapper", {"momentum": 0.8, "weight_decay_at_y": 0.1, "r": 1.0}),
     ("SnapshotEnsemble", {"cycle": named("schedules.sgdr", cycle=20), "dirpath": "kept"}),
     ("SnapshotEnsemble", {"cycle": 20}),
     ("SnapshotEnsemble", {"cycle": 0.25}),

@@ -34,6 +34,7 @@ from lightning_optkit.callbacks.report import Report
 from lightning_optkit.callbacks.safe_checkpoint_io import SafeCheckpointIO
 from lightning_optkit.callbacks.sam import SAM
 from lightning_optkit.callbacks.schedule_free import ScheduleFree
+from lightning_optkit.callbacks.schedule_free_wrapper import ScheduleFreeWrapper
 from lightning_optkit.callbacks.snapshot_ensemble import SnapshotEnsemble
 from lightning_optkit.callbacks.stochastic_depth import StochasticDepth
 from lightning_optkit.callbacks.weight_averaging import WeightAveraging
@@ -74,6 +75,7 @@ __all__ = [
     "Report",
     "SafeCheckpointIO",
     "ScheduleFree",
+    "ScheduleFreeWrapper",
     "SnapshotEnsemble",
     "StochasticDepth",
     "WeightAveraging",

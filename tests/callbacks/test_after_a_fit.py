@@ -53,6 +53,7 @@ from lightning_optkit.callbacks import (
     ReleaseGradients,
     Report,
     ScheduleFree,
+    ScheduleFreeWrapper,
     SnapshotEnsemble,
     StochasticDepth,
     WeightAveraging,
@@ -157,6 +158,7 @@ ROWS = {
     "ReleaseGradients": ReleaseGradients,
     "Report": partial(Report, write=False),
     "ScheduleFree": ScheduleFree,
+    "ScheduleFreeWrapper": ScheduleFreeWrapper,
     "SnapshotEnsemble": partial(SnapshotEnsemble, 2, save_weights_only=True),
     "SnapshotEnsemble of sgdr": lambda: SnapshotEnsemble(sgdr(cycle=0.5), save_weights_only=True),
     "StochasticDepth": partial(StochasticDepth, "net.middle", verbose=False),
@@ -167,7 +169,7 @@ ROWS = {
 }
 OPTIMIZERS = {"ReleaseGradients": AdamW, "ScheduleFree": ScheduleFreeAdamW, "WeightAveraging folded": AdamW}
 # What it learned is as large as the weights: those of the best validation; averages of buffers, which are short.
-LEARNS_WEIGHTS = {"EarlyStoppingCriterion", "Grokfast", "LookSAM", "Lookahead"}
+LEARNS_WEIGHTS = {"EarlyStoppingCriterion", "Grokfast", "LookSAM", "Lookahead", "ScheduleFreeWrapper"}
 # For what can be asked after a fit: `averaged_parameters`.
 HOLDS = {name: {"AdamW" if "folded" in name else "SGD"} for name in ROWS if name.startswith("WeightAveraging")}
 HOLDS["Initialize by muP"] = {"Classifier"}  # the narrow one
