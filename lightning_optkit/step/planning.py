@@ -18,9 +18,9 @@ from lightning_optkit.step.membership import membership
 from lightning_optkit.step.numbers import GroupNumbers
 from lightning_optkit.step.plain import why_no_parameter
 from lightning_optkit.step.rounding import move_average_
-from lightning_optkit.step.rule import Group, Rule, State
+from lightning_optkit.step.rule import NO_BOUNDS, Group, Rule, State
 from lightning_optkit.step.segments import Entry, PlanOutdated, ReferenceSegment, Segment
-from lightning_optkit.step.sharded import ShardedCompiledSegment, ShardedReferenceSegment
+from lightning_optkit.step.sharded import ShardedCompiledSegment, ShardedReferenceSegment, ShardedUnitsSegment
 from lightning_optkit.step.shards import local, sharding_groups, why_gathered
 from lightning_optkit.step.split_weights import joined
 from lightning_optkit.step.state import Kept, StateLayout, check_state, prepare_state
@@ -205,8 +205,9 @@ def kept_entry(optimizer: Stepped, context: GroupContext, param: Tensor, number:
 def signature(optimizer: Stepped, groups: Sequence[Group]) -> tuple[object, ...]:
     """Everything that determines the state of these groups and the path of their parameters."""
     clip, average = optimizer.clip, optimizer.average
-    clips_units = clip is not None and math.isfinite(clip.bounds.unit_ratio)
-    stages = (clips_units, None if average is None else average.state_name, optimizer.state_dtype)
+    bounds = NO_BOUNDS if clip is None else clip.bounds
+    parts = math.isfinite(bounds.max_tensor_norm), math.isfinite(bounds.unit_ratio)
+    stages = (parts, None if average is None else average.state_name, optimizer.state_dtype)
     found = []
     for group in groups:
         rule = optimizer._rule(group)
@@ -231,10 +232,12 @@ def segment_kind(optimizer: Stepped, param: Tensor, group: Group, rule: Rule) ->
         return kind
     if why_gathered(param, group, rule, optimizer.clip, optimizer.state_dtype) is not None:
         return gathering(kind)
-    clips_parts = optimizer.clip is not None and optimizer.clip.bounds.limits_parts
-    if rule.trust_ratio is not None or not is_compiled or (clips_parts and param.is_cuda):
+    bounds = NO_BOUNDS if optimizer.clip is None else optimizer.clip.bounds
+    if rule.trust_ratio is not None or not is_compiled or (bounds.limits_parts and param.is_cuda):
         return ShardedReferenceSegment
-    return ShardedCompiledSegment if clips_parts else kind
+    if math.isfinite(bounds.unit_ratio):
+        return ShardedUnitsSegment
+    return ShardedCompiledSegment if math.isfinite(bounds.max_tensor_norm) else kind
 
 
 def _segmented(

@@ -46,6 +46,7 @@ RULES = {
     "units, split": (AdamW, dict(clip=ClipUnitwise(0.3), rounding="split32")),
     "centralize": (SGD, dict(centralize=True, clip=ClipNorm(1.0), l1=0.01)),
     "LAMB": (LAMB, dict(clip=ClipPerTensor(0.5), l1=0.01, statistics=True)),
+    "another clip": (AdamW, dict(clip=ClipNorm(1.0))),
     "caution": (AdamW, dict(caution=True, clip=ClipNorm(1.0))),
     "LAMB, trust_clip": (LAMB, dict(trust_clip=True, average=EMA(0.9))),
     "LARS": (LARS, dict(momentum=0.9, weight_decay=0.01, clip=ClipNorm(1.0))),
@@ -60,6 +61,7 @@ RULES = {
     "8 bits": (AdamW, dict(state_dtype="int8", clip=ClipPerTensor(0.5), average=EMA(0.9))),
     "Prodigy, every 2nd": (Prodigy, dict(slice_p=2, d0=0.1, clip=ClipNorm(1.0))),
 }
+ANOTHER_CLIP = ClipPerTensor(0.5)  # from the second step on
 FUNCTIONS = {
     "ClipNorm": lambda params, grads: [ClipNorm(0.5)(params)],
     "ClipPerTensor": lambda params, grads: [ClipPerTensor(0.5)(params)],
@@ -113,6 +115,8 @@ def run(name, kind=None, mesh=None):
             param.grad = placed(grad, kind, mesh)
         if step == 3:
             params[3].grad = None
+        if step == 1 and name == "another clip":
+            optimizer.clip = ANOTHER_CLIP
         optimizer.step()
     return held(optimizer, params)
 
