@@ -87,15 +87,22 @@ def _added_in(dtype: torch.dtype, t: Tensor, dim: list[int] | None, keepdim: boo
 def inner_product(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> Tensor:
     """Inner product over all elements of all pairs, 0-d, in fp64; a pair with a None counts as zero.
 
+    Over all processes if the tensors of a pair are sharded, alike.
+
     Example:
         >>> inner_product([torch.tensor([1e20, 2.0]), None], [torch.tensor([1e20, 0.0]), torch.ones(2)])
         tensor(1.0000e+40, dtype=torch.float64)
     """
-    parts = []
+    parts: dict[tuple[Any, ...], list[Tensor]] = {}  # by the processes over which the tensors are sharded
     for a, b in zip(first, second, strict=True):
         if a is not None and b is not None:
             wide = torch.promote_types(a.dtype, torch.float32 if a.device.type == "mps" else torch.float64)
-            parts.append((a.to(wide).conj() * b.to(wide)).sum().real)
+            product = (local(a).to(wide).conj() * local(b).to(wide)).sum().real
+            parts.setdefault(sharding_groups(a), []).append(product)
     if not parts:
         return torch.zeros((), dtype=torch.float64)
-    return torch.stack([part.to(parts[0].device) for part in parts]).sum()
+    sums = [
+        reduce_sum_(torch.stack([part.to(each[0].device) for part in each]).sum(), groups)
+        for groups, each in parts.items()
+    ]
+    return torch.stack([part.to(sums[0].device) for part in sums]).sum()

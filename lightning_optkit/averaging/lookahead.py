@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_optkit._checks import check_in, check_tensors
+from lightning_optkit.step.shards import local
 
 __all__ = ["lookahead_"]
 
@@ -22,7 +23,8 @@ def lookahead_(params: Sequence[Tensor], slow: Sequence[Tensor], alpha: float = 
 
     Args:
         params: The weights.
-        slow: The slow weights, in the same order; at first a copy of the weights, in fp32 if these are narrower.
+        slow: The slow weights, in the same order; at first a copy of the weights, in fp32 if these are narrower. Both
+            may be sharded (DTensor), alike.
         alpha: How far the slow weights move, in (0, 1].
 
     Raises:
@@ -40,5 +42,5 @@ def lookahead_(params: Sequence[Tensor], slow: Sequence[Tensor], alpha: float = 
     if [param.shape for param in params] != [kept.shape for kept in slow]:
         raise ValueError(f"lookahead_(slow=<{len(slow)}>): there must be one of the shape of each of params.")
     for param, kept in zip(params, slow, strict=True):
-        kept.lerp_(param.to(kept.dtype), alpha)
-        param.copy_(kept)
+        local(kept).lerp_(local(param).to(kept.dtype), alpha)
+        local(param).copy_(local(kept))

@@ -8,13 +8,12 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from typing_extensions import override
 
 from lightning_optkit.callbacks.sam import SAM
 from lightning_optkit.callbacks.seams.lightning_packages import loss_scaler
-from lightning_optkit.callbacks.seams.refusals import refuse_split_parameters
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.callbacks.seams.second_pass import SecondPass, finish_second_passes, loss_of, with_loss
+from lightning_optkit.step.shards import local, place_like
 
 __all__ = ["CombinedGradientSAM", "Gradients", "trained_parameters", "with_gradient"]
 
@@ -25,12 +24,8 @@ class CombinedGradientSAM(SAM):
     """Takes both gradients inside `training_step` and returns a loss whose gradient is their combination.
 
     So the backward pass adds it to `.grad` as any other: accumulation, DDP, loss scaling and hooks work as usual, and
-    the weights are restored before. FSDP2 and other strategies that split parameters are refused.
+    the weights are restored before.
     """
-
-    @override
-    def _refuse_strategies(self, trainer: pl.Trainer) -> None:
-        refuse_split_parameters(self, trainer)
 
     def _combined(self, grads: Gradients, perturbed: Gradients) -> Gradients:
         """The gradient to train with, given those at the weights and at the perturbed weights."""
@@ -107,4 +102,9 @@ class _WithGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *(None if grad is None else grad * factor.to(grad.device, grad.dtype) for grad in ctx.grads)
+        return None, None, *(None if grad is None else _times(grad, factor) for grad in ctx.grads)
+
+
+def _times(grad: Tensor, factor: Tensor) -> Tensor:
+    here = local(grad)
+    return place_like(here * factor.to(here.device, here.dtype), grad)

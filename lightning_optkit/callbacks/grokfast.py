@@ -11,9 +11,10 @@ from lightning_optkit._checks import check_in, check_state, check_tensor
 from lightning_optkit._torch_private import supports_amp_scaling
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_packages import loss_scaler
-from lightning_optkit.callbacks.seams.refusals import refuse_split_parameters, refuse_twice
+from lightning_optkit.callbacks.seams.refusals import refuse_all_but_dtensors, refuse_twice
 from lightning_optkit.callbacks.seams.steps import StepListener, watch_steps
 from lightning_optkit.regularization.grokfast import grokfast_
+from lightning_optkit.step.shards import distribute_like, unsharded
 
 __all__ = ["Grokfast"]
 
@@ -30,8 +31,8 @@ class Grokfast(FitCallback):
         lamb: Weight of the average, in [0, inf).
 
     Raises:
-        ValueError: for an argument out of range; when the fit starts, for a strategy that splits parameters over
-            processes; at a step, for a sparse gradient.
+        ValueError: for an argument out of range; when the fit starts, for a strategy other than a single
+            device, DDP and FSDP2; at a step, for a sparse gradient.
 
     Cost: 4 bytes per parameter, 8 while a step is taken, and a pass over the gradients.
 
@@ -49,7 +50,7 @@ class Grokfast(FitCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """The average gradient of each parameter."""
-        return {"averages": dict(self._averages)}
+        return {"averages": {name: unsharded(average) for name, average in self._averages.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the state."""
@@ -64,7 +65,7 @@ class Grokfast(FitCallback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
             refuse_twice(self, trainer)
-            refuse_split_parameters(self, trainer)
+            refuse_all_but_dtensors(self, trainer)
             self._averages = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -82,13 +83,18 @@ class Grokfast(FitCallback):
         for name, grad in named.items():
             if grad.is_sparse:
                 raise ValueError(f"{type(self).__name__}(...): the gradient of {name!r} is sparse; its average is not.")
-        averages = [self._averages.get(name) for name in named]
+        averages = [self._average_of(name, grad) for name, grad in named.items()]
         scaler = loss_scaler(trainer)
         scale = float(scaler.get_scale()) if scaler is not None and supports_amp_scaling(optimizer) else 1.0
         new = grokfast_(list(named.values()), averages, self.alpha, self.lamb, scale)
         self._next[trainer.optimizers.index(optimizer)] = dict(zip(named, new, strict=True))
 
     # --- implementation ---
+
+    def _average_of(self, name: str, grad: Tensor) -> Tensor | None:
+        """Placed like the gradient; a checkpoint has it whole."""
+        average = self._averages.get(name)
+        return None if average is None else distribute_like(average.to(grad.device), grad)
 
     def _keep(self, optimizer: Optimizer, place: int) -> None:
         self._averages.update(self._next.pop(place, {}))

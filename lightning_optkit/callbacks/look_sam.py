@@ -5,11 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_optkit._checks import check_in, check_int, check_state, check_tensor
+from lightning_optkit._norms import total_norm
 from lightning_optkit.callbacks._combined_gradient import (
     CombinedGradientSAM,
     Gradients,
@@ -18,6 +18,7 @@ from lightning_optkit.callbacks._combined_gradient import (
 )
 from lightning_optkit.callbacks.seams.second_pass import finish_second_passes, loss_of, with_loss
 from lightning_optkit.regularization.look_sam import look_sam, look_sam_direction
+from lightning_optkit.step.shards import distribute_like, unsharded
 
 __all__ = ["LookSAM"]
 
@@ -63,7 +64,8 @@ class LookSAM(CombinedGradientSAM):
 
     def state_dict(self) -> dict[str, Any]:
         """The number of batches, and the direction that is reused."""
-        return {"num_batches": self._num_batches, "direction": self._direction}
+        whole = [None if t is None else unsharded(t) for t in self._direction]
+        return {"num_batches": self._num_batches, "direction": whole}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the state."""
@@ -94,13 +96,15 @@ class LookSAM(CombinedGradientSAM):
         finish_second_passes(pl_module)
         # This training step may have frozen a layer: the next one takes a second gradient.
         direction = self._direction if _fits(self._direction, params) else [None for _ in params]
-        direction = [None if t is None else t.to(p.device) for t, p in zip(direction, params, strict=True)]
+        direction = [
+            None if t is None else distribute_like(t.to(p.device), p) for t, p in zip(direction, params, strict=True)
+        ]
         return with_loss(output, with_gradient(loss, params, look_sam(grads, direction, self.alpha)))
 
     def _combined(self, grads: Gradients, perturbed: Gradients) -> Gradients:
         direction = look_sam_direction(grads, perturbed)
         # One that has overflowed is not reused.
-        is_finite = all(bool(torch.isfinite(t).all()) for t in direction if t is not None)
+        is_finite = bool(total_norm([t for t in direction if t is not None]).isfinite())
         self._direction = direction if is_finite else [None for _ in direction]
         return perturbed
 

@@ -6,13 +6,15 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lightning_optkit._checks import check_in, check_int, check_state, check_tensor
 from lightning_optkit.averaging.lookahead import lookahead_
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
-from lightning_optkit.callbacks.seams.refusals import refuse_split_parameters, refuse_twice
+from lightning_optkit.callbacks.seams.refusals import refuse_all_but_dtensors, refuse_twice
 from lightning_optkit.callbacks.seams.steps import StepCounts, StepListener, refuse_folded_average, watch_steps
+from lightning_optkit.step.shards import distribute_like, reshard, unsharded
 
 __all__ = ["Lookahead"]
 
@@ -29,8 +31,8 @@ class Lookahead(FitCallback):
         alpha: How far the slow weights move, in (0, 1].
 
     Raises:
-        ValueError: for an argument out of range; when the fit starts, for a strategy that splits parameters over
-            processes, or if a one-pass step would average before the pull.
+        ValueError: for an argument out of range; when the fit starts, for a strategy other than a
+            single device, DDP and FSDP2, or if a one-pass step would average before the pull.
 
     Cost: 4 bytes per parameter; every `k` steps a read and a write of both weights.
 
@@ -48,7 +50,7 @@ class Lookahead(FitCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """The number of steps of each optimizer, and the slow weights."""
-        return {"steps": self._steps.to_list(), "slow": dict(self._slow)}
+        return {"steps": self._steps.to_list(), "slow": {name: unsharded(kept) for name, kept in self._slow.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the state."""
@@ -65,31 +67,32 @@ class Lookahead(FitCallback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
             refuse_twice(self, trainer)
-            refuse_split_parameters(self, trainer)
+            refuse_all_but_dtensors(self, trainer)
             self._steps, self._slow = StepCounts(), {}
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        def pull(optimizer: Optimizer, place: int) -> None:
-            self._pull(pl_module, optimizer, place)
-
-        self._at_end(watch_steps(trainer, StepListener(type(self).__name__, after=pull)).remove)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._steps.begin(trainer)
         for optimizer in trainer.optimizers:
             refuse_folded_average(type(self).__name__, optimizer, "leave out Fuse, or the average")
 
+        def pull(optimizer: Optimizer, place: int) -> None:
+            self._pull(pl_module, optimizer, place)
+
+        # Not earlier: with FSDP2, torch makes room for a checkpoint by an empty step, which is none of the run.
+        self._at_end(watch_steps(trainer, StepListener(type(self).__name__, after=pull)).remove)
+
     @torch.no_grad()
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        reshard(pl_module)  # an evaluation may have left the parameters gathered
         for name, param in pl_module.named_parameters():
             kept = self._slow.get(name)
             if kept is None or kept.shape != param.shape:
                 dtype = torch.promote_types(param.dtype, torch.float32)
                 self._slow[name] = param.detach().to(dtype, copy=True)
-            elif kept.device != param.device:  # a checkpoint is loaded on the CPU
-                self._slow[name] = kept.to(param.device)
+            elif kept.device != param.device or isinstance(kept, DTensor) != isinstance(param, DTensor):
+                self._slow[name] = distribute_like(kept, param).to(param.device, copy=True)  # of a checkpoint
 
     # --- implementation ---
 

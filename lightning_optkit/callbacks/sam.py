@@ -78,7 +78,7 @@ class SAM(FitCallback):
                     f"{type(self).__name__}(...): {type(other).__name__} takes a second gradient too; a run takes one."
                 )
             refuse_manual_optimization(self, pl_module, "SAM must know which backward pass belongs to which batch")
-            self._refuse_strategies(trainer)
+            refuse_all_but_dtensors(self, trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if is_a(trainer.strategy, ModelParallelStrategy) and not self.sync:
@@ -92,9 +92,6 @@ class SAM(FitCallback):
         self._at_end(self._descend)
 
     # --- implementation ---
-
-    def _refuse_strategies(self, trainer: pl.Trainer) -> None:
-        refuse_all_but_dtensors(self, trainer)
 
     def _wrap_training_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Callable[..., Any]:
         original = pl_module.training_step

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_optkit._checks import check_in, check_tensors
+from lightning_optkit.step.shards import local, place_like
 
 __all__ = ["grokfast_"]
 
@@ -28,7 +29,7 @@ def grokfast_(
     .. math:: \mu \leftarrow \alpha \mu + (1 - \alpha) g, \qquad g \leftarrow g + \lambda \mu
 
     Args:
-        grads: Dense gradients.
+        grads: Dense gradients, sharded (DTensor) or not.
         averages: The result of the last step, in the same order; None for a parameter without one.
         alpha: Decay rate of the average, in [0, 1).
         lamb: Weight of the average, in [0, inf).
@@ -55,8 +56,9 @@ def grokfast_(
         raise ValueError(f"grokfast_(averages=<{len(averages)}>): there must be one of the shape of each gradient.")
     updated = []
     for grad, average in zip(grads, averages, strict=True):
-        wide = grad.to(torch.promote_types(grad.dtype, torch.float32), copy=True).div_(scale)
-        new = wide if average is None else torch.lerp(average.to(wide.device, wide.dtype), wide, 1 - alpha)
-        grad.add_(new.to(grad.dtype) if new.dtype != grad.dtype and scale == 1.0 else new * scale, alpha=lamb)
-        updated.append(new)
+        here = local(grad)
+        wide = here.to(torch.promote_types(grad.dtype, torch.float32), copy=True).div_(scale)
+        new = wide if average is None else torch.lerp(local(average).to(wide.device, wide.dtype), wide, 1 - alpha)
+        here.add_(new.to(grad.dtype) if new.dtype != grad.dtype and scale == 1.0 else new * scale, alpha=lamb)
+        updated.append(place_like(new, grad))
     return updated

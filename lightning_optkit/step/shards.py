@@ -32,6 +32,7 @@ __all__ = [
     "reshard",
     "sharding_groups",
     "sum_over",
+    "unsharded",
     "whole_statistics",
     "why_gathered",
 ]
@@ -99,6 +100,11 @@ def distribute_like(value: Tensor, like: Tensor) -> Tensor:
         return value.redistribute(placements=like.placements)
     # Every process holds the whole value, so no communication is needed.
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def unsharded(t: Tensor) -> Tensor:
+    """The whole tensor; a sharded one is gathered, so every process must call this."""
+    return t.full_tensor() if isinstance(t, DTensor) else t
 
 
 def reshard(module: nn.Module) -> None:

@@ -18,8 +18,8 @@ from lightning_optkit.callbacks import (
     QKClip,
 )
 
-REFUSED = (CompressCheckpoint, GSAM, Grokfast, LookSAM, Lookahead, QKClip, WSAM)
-TAKEN = (GradientNoise, MaxNorm, SAM)
+REFUSED = (CompressCheckpoint, QKClip)
+TAKEN = (GSAM, SAM, WSAM, GradientNoise, Grokfast, LookSAM, Lookahead, MaxNorm)
 
 
 def set_up(make_trainer, callback, strategy):

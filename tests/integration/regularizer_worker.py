@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_optkit.averaging import EMA, LAWA, SWA
 from lightning_optkit.callbacks import (
+    GSAM,
     SAM,
     ActivationRegularization,
     DropoutSchedule,
@@ -24,7 +25,10 @@ from lightning_optkit.callbacks import (
     ElasticNet,
     Fuse,
     GradientNoise,
+    Grokfast,
     LabelSmoothing,
+    Lookahead,
+    LookSAM,
     MaxNorm,
     RDrop,
     StochasticDepth,
@@ -131,6 +135,10 @@ CASES = {
         ],
         None,
     ),
+    "gsam": lambda: ([GSAM(rho=0.2, sync=True)], None),
+    "look-sam": lambda: ([LookSAM(rho=0.2, k=2, sync=True)], None),
+    "lookahead": lambda: ([Lookahead(k=3)], None),
+    "grokfast": lambda: ([Grokfast(0.9, lamb=1.0)], None),
     "sam": lambda: ([SAM(rho=0.2)], nn.Dropout(0.3)),
     "dropout": lambda: ([DropoutSchedule(linear(0.0, 1.0), verbose=False)], nn.Dropout(0.5)),
     "depth": lambda: ([StochasticDepth("branches.*", verbose=False), RDrop(1.0)], nn.Dropout(0.5)),
@@ -149,6 +157,10 @@ SHARDED = (
     "max norm",
     "activations",
     "averages",
+    "gsam",
+    "look-sam",
+    "lookahead",
+    "grokfast",
 )
 
 

@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import _StridedShard
 
-from lightning_optkit.averaging import EMA
+from lightning_optkit.averaging import EMA, lookahead_
 from lightning_optkit.clipping import ClipNorm, ClipPerTensor, ClipUnitwise
 from lightning_optkit.optimizers import (
     CAME,
@@ -32,7 +32,17 @@ from lightning_optkit.optimizers import (
     Prodigy,
     StableAdamW,
 )
-from lightning_optkit.regularization import asam, gradient_noise_, max_norm_, sam
+from lightning_optkit.regularization import (
+    asam,
+    gradient_noise_,
+    grokfast_,
+    gsam,
+    look_sam,
+    look_sam_direction,
+    max_norm_,
+    sam,
+    wsam,
+)
 
 SHAPES = ((6, 5), (5,), (1,), (3, 4, 2), (2, 7), (1, 3))
 PROCESSES = 4
@@ -71,6 +81,11 @@ FUNCTIONS = {
     "gradient_noise_": lambda params, grads: gradient_noise_(grads, 0.1, torch.Generator().manual_seed(3)),
     "sam": lambda params, grads: sam(grads, 0.5),
     "asam": lambda params, grads: asam(params, grads, 0.5),
+    "gsam": lambda params, grads: gsam(grads, params, 0.4),
+    "look_sam": lambda params, grads: look_sam(grads, look_sam_direction(grads, params), 0.7),
+    "wsam": lambda params, grads: wsam(grads, params, 0.9),
+    "lookahead_": lambda params, grads: lookahead_(grads, params, 0.3),
+    "grokfast_": lambda params, grads: grokfast_(grads, params, 0.9, 2.0),
 }
 PLACED = ("fsdp", "fsdp x tp", "hsdp", "tp")
 

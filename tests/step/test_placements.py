@@ -73,4 +73,4 @@ def test_functions_on_parameters_do_what_they_do_to_whole_ones(ranks, name, kind
     for found in (rank["called"][kind][name] for rank in ranks):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     changed = [t for t, before in zip(expected, worker.values(0, torch.float64), strict=False) if not t.equal(before)]
-    assert bool(changed) == name.startswith("max_norm_")
+    assert bool(changed) == name.startswith(("max_norm_", "lookahead_"))
