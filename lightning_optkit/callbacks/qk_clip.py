@@ -1,23 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keeps the attention logits of chosen modules below a threshold, after every optimizer step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_optkit._checks import check_in, check_int, check_pattern, check_text
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
+from lightning_optkit.callbacks.seams.lightning_packages import is_a
 from lightning_optkit.callbacks.seams.lightning_private import key_of_state
 from lightning_optkit.callbacks.seams.named_modules import first_tensor, modules_named
-from lightning_optkit.callbacks.seams.refusals import refuse_listed_twice, refuse_split_parameters
+from lightning_optkit.callbacks.seams.refusals import refuse_all_but_dtensors, refuse_listed_twice
 from lightning_optkit.callbacks.seams.steps import StepListener, refuse_folded_average, was_updated, watch_steps
 from lightning_optkit.regularization.qk_clip import max_logits, qk_clip_
+from lightning_optkit.step.gathering import gathered, scatter_
+from lightning_optkit.step.shards import local, sharding_groups
 
 __all__ = ["QKClip"]
 
@@ -30,8 +35,8 @@ class QKClip(FitCallback):
 
     where :math:`S^h_{\max}` is the largest logit of head h over the batches of the step, and biases are scaled like
     weights. Together with `Muon` this is MuonClip, but it works with any optimizer. Every head is clipped by itself;
-    keys that several heads share stay, and their queries take the whole factor. In DDP the logits of all processes
-    count.
+    keys that several heads share stay, and their queries take the whole factor. Under DDP and FSDP2 the logits of all
+    processes count.
 
     `torch.nn.MultiheadAttention` is found by itself. Other modules are named: their children `q` and `k` are watched,
     and their outputs are the queries and keys. What happens between them and the product is not seen: a norm of queries
@@ -49,7 +54,8 @@ class QKClip(FitCallback):
 
     Raises:
         ValueError: for an argument out of range; when the fit starts, if there is no such module, projection or number,
-            for a strategy that splits parameters over processes, or if a one-pass step would average before the clip.
+            for a strategy other than a single device, DDP and FSDP2, for tensor parallelism, or if a one-pass step
+            would average before the clip.
 
     Cost: the projections and logits of an attention a second time, without the gradient; for other modules the logits.
 
@@ -92,9 +98,14 @@ class QKClip(FitCallback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
             refuse_listed_twice(self, trainer)
-            refuse_split_parameters(self, trainer)
+            refuse_all_but_dtensors(self, trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if is_a(trainer.strategy, ModelParallelStrategy) and trainer.strategy.device_mesh["tensor_parallel"].size() > 1:
+            raise ValueError(
+                f"{type(self).__name__}(...): tensor parallelism splits the heads of an attention over processes; each "
+                "must see all of them, as with tensor_parallel_size=1."
+            )
         attentions = self._attentions(pl_module)
         for name, module in attentions.items():
             if isinstance(module, nn.MultiheadAttention):
@@ -195,8 +206,12 @@ class QKClip(FitCallback):
             if largest is None:
                 continue
             self.max_logits[name] = largest
-            queries, keys = self._params(module)
+            sharded = [param for param in params if sharding_groups(param)]
+            copies = dict(zip(sharded, gathered([local(param) for param in sharded], sharded), strict=True))
+            queries, keys = self._params(module, copies)
             qk_clip_(queries, keys, largest, self.threshold)
+            for param, whole in copies.items():
+                scatter_(local(param.detach()), whole, param)
 
     def _num_heads(self, name: str, module: nn.Module) -> int:
         return module.num_heads if isinstance(module, nn.MultiheadAttention) else self._heads_of(name, module)
@@ -213,15 +228,16 @@ class QKClip(FitCallback):
             held = [tensor for each in projections for tensor in (each.weight, getattr(each, "bias", None))]
         return [param for param in held if param is not None]
 
-    def _params(self, module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-        """Weight and bias of the projections; parts of a packed weight are views."""
+    def _params(self, module: nn.Module, copies: Mapping[Tensor, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Weight and bias of the projections, or parts of their copies; parts of a packed weight are views."""
         if isinstance(module, nn.MultiheadAttention):
-            (q_weight, q_bias), (k_weight, k_bias) = _projections(module)
-            of_keys = [k_weight, k_bias, None if module.bias_k is None else module.bias_k.detach().view(-1)]
-            of_queries: list[Tensor | None] = [q_weight, q_bias]
+            (q_weight, q_bias), (k_weight, k_bias) = _projections(module, copies)
+            bias_k = None if module.bias_k is None else _of(module.bias_k, copies).view(-1)
+            of_queries, of_keys = [q_weight, q_bias], [k_weight, k_bias, bias_k]
         else:
             projections = getattr(module, self.q), getattr(module, self.k)
-            of_queries, of_keys = ([each.weight.detach(), getattr(each, "bias", None)] for each in projections)
+            held = ([each.weight, getattr(each, "bias", None)] for each in projections)
+            of_queries, of_keys = ([None if p is None else _of(p, copies) for p in params] for params in held)
         return [p for p in of_queries if p is not None], [p for p in of_keys if p is not None]
 
     def _forget(self) -> None:
@@ -231,17 +247,24 @@ class QKClip(FitCallback):
 _Projection = tuple[Tensor, Tensor | None]
 
 
-def _projections(module: nn.MultiheadAttention) -> tuple[_Projection, _Projection]:
-    """(weight, bias) of queries and keys."""
+def _of(param: Tensor, copies: Mapping[Tensor, Tensor]) -> Tensor:
+    return copies[param] if param in copies else param.detach()
+
+
+def _projections(
+    module: nn.MultiheadAttention, copies: Mapping[Tensor, Tensor] = MappingProxyType({})
+) -> tuple[_Projection, _Projection]:
+    """(weight, bias) of queries and keys, or of the whole copies of sharded ones."""
     size = module.embed_dim
     biases: list[Tensor | None] = [None, None]
     if module.in_proj_bias is not None:
-        biases = [module.in_proj_bias.detach()[:size], module.in_proj_bias.detach()[size : 2 * size]]
+        packed = _of(module.in_proj_bias, copies)
+        biases = [packed[:size], packed[size : 2 * size]]
     if module.in_proj_weight is not None:
-        packed = module.in_proj_weight.detach()
+        packed = _of(module.in_proj_weight, copies)
         weights = packed[:size], packed[size : 2 * size]
     else:
-        weights = module.q_proj_weight.detach(), module.k_proj_weight.detach()
+        weights = _of(module.q_proj_weight, copies), _of(module.k_proj_weight, copies)
     return (weights[0], biases[0]), (weights[1], biases[1])
 
 

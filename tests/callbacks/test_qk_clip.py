@@ -159,9 +159,14 @@ def test_the_logits_of_all_processes_count(tmp_path):
         initial = nn.MultiheadAttention(8, 2, batch_first=True, dtype=torch.float64).in_proj_weight.detach()
     assert expected["attention.in_proj_weight"][:8].norm() < 0.8 * initial[:8].norm()  # it was clipped
     for rank in (0, 1):
-        weights, seen = torch.load(tmp_path / f"2.{rank}")
-        torch.testing.assert_close(weights, expected, rtol=0, atol=1e-12)
-        torch.testing.assert_close(seen, logits, rtol=1e-12, atol=0)
+        for how in ("", ".sharded"):
+            weights, seen = torch.load(tmp_path / f"2.{rank}{how}")
+            torch.testing.assert_close(weights, expected, rtol=0, atol=1e-12)
+            torch.testing.assert_close(seen, logits, rtol=1e-12, atol=0)
+        assert torch.load(tmp_path / f"2.{rank}.refused") == (
+            "QKClip(...): tensor parallelism splits the heads of an attention over processes; each must see all of "
+            "them, as with tensor_parallel_size=1."
+        )
 
 
 @pytest.mark.parametrize(("net", "frozen"), [("whole", "in_proj"), ("separate", "q_proj"), ("separate", "k_proj.bias")])

@@ -18,8 +18,8 @@ from lightning_optkit.callbacks import (
     QKClip,
 )
 
-REFUSED = (CompressCheckpoint, QKClip)
-TAKEN = (GSAM, SAM, WSAM, GradientNoise, Grokfast, LookSAM, Lookahead, MaxNorm)
+REFUSED = (CompressCheckpoint,)
+TAKEN = (GSAM, SAM, WSAM, GradientNoise, Grokfast, LookSAM, Lookahead, MaxNorm, QKClip)
 
 
 def set_up(make_trainer, callback, strategy):
