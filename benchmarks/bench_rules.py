@@ -69,6 +69,7 @@ MEMORY: list[tuple[str, dict[str, Any]]] = [
     ("AdaBelief", {}),
     ("CAME", {}),
     ("SOAP", {}),
+    ("DAdaptAdam", {}),
     ("MARS", {}),
     ("Signum", {}),
     ("SophiaG", {}),

@@ -116,6 +116,7 @@ from .optimizers import Adamax as Adamax
 from .optimizers import AdamW as AdamW
 from .optimizers import Adan as Adan
 from .optimizers import AdEMAMix as AdEMAMix
+from .optimizers import DAdaptAdam as DAdaptAdam
 from .optimizers import GroupTable as GroupTable
 from .optimizers import Lion as Lion
 from .optimizers import Muon as Muon

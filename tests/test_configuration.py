@@ -217,6 +217,7 @@ NOT_TAKEN = {  # by the rule itself, in Python as well
     "Adan": {"cautious"},
     "LAMB": {"cautious"},
     "LARS": {"cautious", "caution"},
+    "DAdaptAdam": {"decouple_lr"},
     "Prodigy": {"decouple_lr"},
     "ScheduleFreeAdamW": {"average", "l1", "cautious", "caution"},
     "ScheduleFreeSGD": {"average", "l1", "cautious", "caution", "state_dtype"},

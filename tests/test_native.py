@@ -169,7 +169,7 @@ def rules_of_the_optimizers():
 
 
 RULES = rules_of_the_optimizers()
-IN_PYTHON = {"came", "muon", "soap"}  # factors, matrix products
+IN_PYTHON = {"came", "dadapt_adam", "muon", "soap"}  # factors, matrix products
 
 
 @needs_extension

@@ -12,6 +12,7 @@ from lightning_optkit.optimizers.adan import Adan
 from lightning_optkit.optimizers.ademamix import AdEMAMix
 from lightning_optkit.optimizers.adopt import ADOPT
 from lightning_optkit.optimizers.came import CAME
+from lightning_optkit.optimizers.dadapt_adam import DAdaptAdam
 from lightning_optkit.optimizers.groups import GroupTable, parameter_groups
 from lightning_optkit.optimizers.lamb import LAMB
 from lightning_optkit.optimizers.lars import LARS
@@ -47,6 +48,7 @@ __all__ = [
     "AdamW",
     "Adamax",
     "Adan",
+    "DAdaptAdam",
     "GroupTable",
     "Lion",
     "Muon",

@@ -9,7 +9,7 @@ bias correction.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from lightning_optkit._checks import check_int, check_one_of, shown
-from lightning_optkit.step import OnePassOptimizer, Rule
-from lightning_optkit.step.arguments import check_betas, check_number, with_listed_params
+from lightning_optkit._checks import check_int, check_one_of
+from lightning_optkit.optimizers._estimated_rate import EstimatedRateOptimizer
+from lightning_optkit.step import Rule
+from lightning_optkit.step.arguments import check_betas, check_number
 from lightning_optkit.step.rule import Estimate, Group, Hyperparameters, State, StateSpec
-from lightning_optkit.step.shards import local
 from lightning_optkit.step.stages import Stages
 
 __all__ = ["Prodigy", "prodigy_update"]
@@ -63,11 +63,6 @@ def _beta3(group: Group) -> float:
     return math.sqrt(group["betas"][1]) if group["beta3"] is None else float(group["beta3"])
 
 
-def _made_by(group: Group) -> dict[str, float]:
-    """The entries that determine the estimate."""
-    return {"beta3": _beta3(group), **{name: group[name] for name in _COMMON}}
-
-
 def _sliced(t: Tensor, state: State, group: Group) -> Tensor:
     """Every `slice_p`-th element; complex numbers are pairs here."""
     return t if group["slice_p"] == 1 else t.reshape(-1, *state["s"].shape[1:])[:: group["slice_p"]]
@@ -105,7 +100,7 @@ def _rule_of(slice_p: int) -> Rule:
     )
 
 
-class Prodigy(OnePassOptimizer):
+class Prodigy(EstimatedRateOptimizer):
     """Prodigy, with the arguments of the authors' package: leave `lr` at 1 and use a cosine schedule.
 
     The rate is `lr * d`. `d` estimates the distance from the initial parameters to the solution; it starts at `d0`, is
@@ -149,7 +144,7 @@ class Prodigy(OnePassOptimizer):
         'the rate went from 0.000001 to 1.1'
     """
 
-    kept_entries = OnePassOptimizer.kept_entries | {*_LEARNED, "d0", "slice_p"}
+    kept_entries = EstimatedRateOptimizer.kept_entries | {*_LEARNED, "d0", "slice_p"}
 
     def __init__(
         self,
@@ -194,34 +189,6 @@ class Prodigy(OnePassOptimizer):
 
     # --- the estimate ---
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Updates every parameter with a gradient.
-
-        Raises:
-            ValueError: if groups have different nonzero rates.
-        """
-        self._check_changed()
-        rates = sorted({float(group["lr"]) for group in self.param_groups} - {0.0})
-        if len(rates) > 1:
-            raise ValueError(
-                f"{self._owner}.step: groups have the rates {rates}; the estimate needs one lr for all, or 0 to freeze "
-                "a group."
-            )
-        self._share()
-        return super().step(closure)
-
-    def _share(self) -> None:
-        """Makes all groups share the tensors of the first one, on the device of the parameters."""
-        first = self.param_groups[0]
-        device = local(first["params"][0]).device if first["params"] else torch.device("cpu")
-        for name in _LEARNED:
-            value = first[name]
-            is_ready = isinstance(value, Tensor) and value.device == device and value.dtype == torch.float64
-            if not is_ready or value.dim() != 0:
-                value = torch.as_tensor(value, dtype=torch.float64, device=device).detach().reshape(())
-            for group in self.param_groups:
-                group[name] = value
-
     @torch.no_grad()
     def _learn(self, observed: Tensor) -> None:
         """Computes d_{k+1} from the sums, in place, so that kernels read the new value on the device."""
@@ -248,39 +215,22 @@ class Prodigy(OnePassOptimizer):
 
     _learned = _LEARNED
 
-    def _check_together(self, groups: Sequence[Group]) -> None:
-        common = _made_by(groups[0]) if groups else {}
-        for group in groups[1:]:
-            for name, value in _made_by(group).items():
-                if value != common[name]:
-                    raise ValueError(
-                        f"{self._owner}({name}={shown(value)}): {name} must be {common[name]!r} in all groups."
-                    )
+    def _made_by(self, group: Group) -> Mapping[str, Any]:
+        return {"beta3": _beta3(group), **{name: group[name] for name in _COMMON}}
 
     def _check_learned(self, group: Group) -> None:
         check_number(self._owner, "d", group["d"], "(0, inf)")
         check_number(self._owner, "d_max", group["d_max"], "(0, inf)")
         check_number(self._owner, "d_numerator", group["d_numerator"], "(-inf, inf)")
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group, as in torch; an invalid group changes nothing."""
-        param_group = with_listed_params(f"{self._owner}.add_param_group", "param_group", param_group)
-        added = {**self.defaults, **param_group}
-        self._check_all(added)
-        self._check_together([*self.param_groups[:1], added])
-        super().add_param_group(param_group)
-
     _decay_flag = "decouple"
 
     def _check_group(self, group: Group) -> None:
+        super()._check_group(group)
         check_betas(self._owner, group["betas"])
         if group["beta3"] is not None:
             check_number(self._owner, "beta3", group["beta3"], "[0, 1)")
         check_number(self._owner, "eps", group["eps"], "[0, inf)")
-        if group["decouple_lr"]:
-            raise ValueError(
-                f"{self._owner}(decouple_lr=True): must be False; the rate is estimated, also that of decay."
-            )
         check_one_of(self._owner, "use_bias_correction", group["use_bias_correction"], (False, True))
         check_one_of(self._owner, "safeguard_warmup", group["safeguard_warmup"], (False, True))
         check_number(self._owner, "d0", group["d0"], "(0, inf)")

@@ -118,10 +118,12 @@ def step_reference_(
         factor = rule.estimate.rate(group, step)
         group = {**group, "lr": float(group["lr"]) * factor}
         numbers = numbers._replace(lr=numbers.lr * factor)
+        if rule.estimate.observes_before:
+            observed = rule.estimate.observe(p, g, working, given, step)
     update = rule.update(p, g, working | scalars, group, step)
     if group["caution"] and not rule.owns_decay(group):
         update = cautious_update(update, g)
-    if rule.estimate is not None:
+    if rule.estimate is not None and not rule.estimate.observes_before:
         observed = rule.estimate.observe(p, g, working, given, step)
     key = (int(numbers.rounding_seed), int(step), tensor_index)
     for name, value in working.items():

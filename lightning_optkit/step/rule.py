@@ -103,11 +103,13 @@ class Estimate:
         rate: (group, step) -> the factor of the group's rate, stages included.
         observe: (param, grad, state, group, step) -> one parameter's part of the two sums. The arguments are those of
             `update`, with `state` as `update` left it.
+        observes_before: Whether `state` is as it was before `update` instead.
     """
 
     value: Callable[[Group], Tensor]
     rate: Callable[[Group, float], float]
     observe: Callable[[Tensor, Tensor, State, Group, float], tuple[float, float]]
+    observes_before: bool = False
 
 
 def _never(group: Group) -> bool:

@@ -37,10 +37,12 @@ RULES = {
     "ScheduleFreeSGD": dict(weight_decay=0.1),
     "ScheduleFreeAdamW": dict(weight_decay=0.1, eps=1e-2),
     "Prodigy": dict(d0=1.0, growth_rate=1.1, weight_decay=0.1, eps=1e-2),
+    "DAdaptAdam": dict(d0=1.0, growth_rate=1.1, weight_decay=0.1, eps=1e-2),
     "Muon": dict(ns_steps=1, adamw_lr=0.1, adamw_eps=1e-2),
 }
 IN_PYTORCH = {
     "CAME": "reference: no kernel for two factored averages",
+    "DAdaptAdam": "reference: no kernel that estimates before it updates",
     "SOAP": "reference: matrix products and decompositions",
 }
 LR, STEPS = 0.1, 4
@@ -87,7 +89,7 @@ class Pair:
             optimizer.train()
 
     def groups(self, params, num_first):
-        second = LR if self.name == "Prodigy" else LR / 2  # which wants one rate for all
+        second = LR if self.name in ("Prodigy", "DAdaptAdam") else LR / 2  # which want one rate for all
         groups = [dict(params=params[:num_first]), dict(params=params[num_first:], lr=second, weight_decay=0.0)]
         return [group for group in groups if group["params"]]
 

@@ -21,9 +21,11 @@ HYPERPARAMETERS = {
     "SophiaG": dict(lr=1e-2, eps=0.1),
     "StableAdamW": dict(lr=1e-2, weight_decay=0.1),
     "Prodigy": dict(d0=1e-3, growth_rate=1.05, weight_decay=0.1),
+    "DAdaptAdam": dict(d0=1e-3, growth_rate=1.05, weight_decay=0.1),
     "ScheduleFreeSGD": dict(lr=1.0, weight_decay=1e-3, warmup_steps=10),
     "ScheduleFreeAdamW": dict(lr=2e-2, weight_decay=1e-2, warmup_steps=10),
 }
+ESTIMATES = {"Prodigy", "DAdaptAdam"}  # their rate
 NO_AVERAGE = {"ScheduleFreeSGD", "ScheduleFreeAdamW"}  # they are averages
 EACH_RULE = pytest.mark.parametrize("name", HYPERPARAMETERS)
 PATHS = pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
@@ -54,7 +56,7 @@ PRODIGYS = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 0.01}  # 
 @DTYPES
 @EACH_RULE
 def test_both_paths_agree_with_a_clip_and_an_average(paths_agree, name, dtype):
-    tolerance = (PRODIGYS if name == "Prodigy" else TOLERANCE)[dtype]
+    tolerance = (PRODIGYS if name in ESTIMATES else TOLERANCE)[dtype]
     relative = 0.02 if dtype == torch.bfloat16 else tolerance
     paths_agree(builder(name), dtype, averages=name not in NO_AVERAGE, rtol=relative, atol=tolerance)
 
@@ -86,7 +88,7 @@ def test_resumes_bit_for_bit(resumes, name, dtype, fused):
 
 @EACH_RULE
 def test_ascends_when_asked_to(name):
-    rate = dict(d0=0.1) if name == "Prodigy" else dict(lr=0.1)
+    rate = dict(d0=0.1) if name in ESTIMATES else dict(lr=0.1)
     up, down = torch.tensor([1.0], requires_grad=True), torch.tensor([1.0], requires_grad=True)
     one, other = made(name, [up], maximize=True, **rate), made(name, [down], **rate)
     for _ in range(3):
@@ -97,7 +99,7 @@ def test_ascends_when_asked_to(name):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in HYPERPARAMETERS if name != "Prodigy"]
+    "name", [name for name in HYPERPARAMETERS if name not in ESTIMATES]
 )  # whose estimate has a test of its own
 def test_single_precision_is_double_precision_to_rounding(name):
     torch.manual_seed(0)

@@ -28,6 +28,7 @@ from lightning_optkit.optimizers import (
     SOAP,
     Adafactor,
     AdamW,
+    DAdaptAdam,
     Muon,
     Prodigy,
     StableAdamW,
@@ -69,6 +70,7 @@ RULES = {
     "MARS": (MARS, dict(clip=ClipUnitwise(0.3), average=EMA(0.9))),
     "StableAdamW": (StableAdamW, dict(clip=ClipNorm(1.0), cautious=True)),
     "8 bits": (AdamW, dict(state_dtype="int8", clip=ClipPerTensor(0.5), average=EMA(0.9))),
+    "DAdaptAdam": (DAdaptAdam, dict(d0=0.1, clip=ClipNorm(1.0))),
     "Prodigy, every 2nd": (Prodigy, dict(slice_p=2, d0=0.1, clip=ClipNorm(1.0))),
 }
 ANOTHER_CLIP = ClipPerTensor(0.5)  # from the second step on

@@ -20,6 +20,7 @@ from lightning_optkit.optimizers import (
     AdamW,
     Adan,
     AdEMAMix,
+    DAdaptAdam,
     Lion,
     Muon,
     NAdam,
@@ -149,6 +150,11 @@ def test_a_rate_in_a_tensor_changes_nothing():
         (ADOPT, {}, "ADOPT(decouple_lr=True): needs decoupled weight decay, such as that of AdamW."),
         (optimizers.LAMB, {}, "LAMB(decouple_lr=True): needs decoupled weight decay, such as that of AdamW."),
         (optimizers.LARS, {}, "LARS(decouple_lr=True): needs decoupled weight decay, such as that of AdamW."),
+        (
+            DAdaptAdam,
+            dict(decouple=True),
+            "DAdaptAdam(decouple_lr=True): must be False; the rate is estimated, also that of decay.",
+        ),
         (
             Prodigy,
             {},

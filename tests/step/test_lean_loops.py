@@ -27,7 +27,16 @@ PRECISIONS = {
 
 def test_the_lean_loops_of_all_rules_are_tested():
     rules = {name for name in optimizers.__all__ if hasattr(getattr(optimizers, name), "_torch_class")}
-    own_loops = {"LAMB", "LARS", "Adafactor", "Prodigy", "Muon", "CAME", "SOAP"}  # norms, factors or an estimate
+    own_loops = {
+        "LAMB",
+        "LARS",
+        "Adafactor",
+        "Prodigy",
+        "Muon",
+        "CAME",
+        "SOAP",
+        "DAdaptAdam",
+    }  # norms, factors or an estimate
     assert {*AVERAGED, "ScheduleFreeSGD", "ScheduleFreeAdamW", *own_loops} == rules
 
 

@@ -42,6 +42,7 @@ RULES = {
     "SophiaG": dict(eps=0.1),
     "StableAdamW": {},
     "Prodigy": {},
+    "DAdaptAdam": {},
     "ScheduleFreeSGD": dict(lr=0.1),
     "ScheduleFreeAdamW": {},
     "Muon": {},
