@@ -22,7 +22,7 @@ from lightning_optkit.callbacks import (
     WeightAveraging,
 )
 from lightning_optkit.clipping import ClipNorm
-from lightning_optkit.optimizers import AdamW, ScheduleFreeSGD
+from lightning_optkit.optimizers import AdamW, Prodigy, ScheduleFreeSGD
 
 RULES = {
     "SGD": lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.5, weight_decay=0.01),
@@ -222,6 +222,19 @@ def test_a_fresh_average_is_the_mean_of_z_and_unused_parameters_stay(make_traine
     moved = start.net[0].weight - 0.5 * (1 + 2 + 3) / 3
     torch.testing.assert_close(module.net[0].weight, moved)
     assert torch.equal(module.unused.weight, start.unused.weight)
+
+
+def test_an_estimated_rate_weighs_the_steps(make_trainer):
+    class Estimated(Classifier):
+        def configure_optimizers(self):
+            return Prodigy(self.parameters(), d0=1e-4, lr=0.5)
+
+    module, callback = Estimated(), ScheduleFreeWrapper()
+    trainer = make_trainer(callback, SeedEachBatch(), epochs=1, accumulate_grad_batches=1)
+    trainer.fit(module, loader(8))
+    ((steps, _, lr_max),) = callback.state_dict()["weights"][0]
+    estimate = float(trainer.optimizers[0].param_groups[0]["d"])
+    assert estimate > 1e-4 and (steps, lr_max) == (8, 0.5 * estimate)
 
 
 REFUSED = {
