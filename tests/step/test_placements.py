@@ -11,6 +11,7 @@ from tests.workers import launch, load_worker
 
 WORKER = Path(__file__).with_name("placements_worker.py")
 worker = load_worker(WORKER)
+every_case = pytest.mark.parametrize(("name", "kind"), worker.CASES)
 every_placement = pytest.mark.parametrize("kind", worker.PLACED)
 
 
@@ -21,8 +22,7 @@ def ranks(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 3)]
 
 
-@every_placement
-@pytest.mark.parametrize("name", worker.RULES)
+@every_case
 def test_the_step_is_that_of_whole_parameters(ranks, name, kind):
     expected = worker.run(name)
     close = dict(rtol=1e-12, atol=1e-12) if worker.dtype_of(name) == torch.float64 else dict(rtol=2e-6, atol=2e-7)
@@ -34,8 +34,7 @@ def test_the_step_is_that_of_whole_parameters(ranks, name, kind):
         torch.testing.assert_close(found["statistics"], expected["statistics"], rtol=1e-5, atol=1e-9)
 
 
-@every_placement
-@pytest.mark.parametrize("name", worker.RULES)
+@every_case
 def test_all_processes_agree(ranks, name, kind):
     first, last = (rank[name, kind] for rank in ranks)
     torch.testing.assert_close(first, last, rtol=0, atol=0, equal_nan=True)
