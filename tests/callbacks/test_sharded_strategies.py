@@ -16,9 +16,10 @@ from lightning_optkit.callbacks import (
     LookSAM,
     MaxNorm,
     QKClip,
+    ScheduleFreeWrapper,
 )
 
-REFUSED = (CompressCheckpoint,)
+REFUSED = (CompressCheckpoint, ScheduleFreeWrapper)
 TAKEN = (GSAM, SAM, WSAM, GradientNoise, Grokfast, LookSAM, Lookahead, MaxNorm, QKClip)
 
 
