@@ -112,6 +112,11 @@ def is_fake(t: Tensor) -> bool:
     return fake is not None and isinstance(t, fake.FakeTensor)
 
 
+def default_store() -> Any:
+    """Where the processes of a run meet: keys and values that any of them reads without the others."""
+    return torch.distributed.distributed_c10d._get_default_store()
+
+
 # --- optimizers and their schedulers ---
 
 

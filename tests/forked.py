@@ -47,8 +47,14 @@ def strategy_of(kind: str, world: int, timeout: float = 60.0) -> dict[str, Any]:
     return dict(devices=world, strategy=strategy)
 
 
-def start(function: Callable[[], Any], world: int) -> tuple[list[int], Path]:
-    """Starts the processes, each in a group of its own; their ids, and the folder of their results."""
+def start(function: Callable[[], Any], world: int, waits: bool = True) -> tuple[list[int], Path]:
+    """Starts the processes, each in a group of its own; their ids, and the folder of their results.
+
+    Args:
+        function: Called in each process.
+        world: Number of processes.
+        waits: Whether a process waits for the others after it; False if one of them is expected to fail.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -56,12 +62,12 @@ def start(function: Callable[[], Any], world: int) -> tuple[list[int], Path]:
     for rank in range(world):
         if (pid := os.fork()) == 0:
             os.setpgid(0, 0)
-            _run(function, rank, world, port, folder)
+            _run(function, rank, world, port, folder, waits)
         pids.append(pid)
     return pids, folder
 
 
-def _run(function: Callable[[], Any], rank: int, world: int, port: int, folder: Path) -> None:
+def _run(function: Callable[[], Any], rank: int, world: int, port: int, folder: Path, waits: bool) -> None:
     names = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
     for name, value in zip(names, ("127.0.0.1", port, 0, rank, world), strict=True):
         os.environ.pop(name, None) if world == 1 else os.environ.update({name: str(value)})
@@ -73,7 +79,7 @@ def _run(function: Callable[[], Any], rank: int, world: int, port: int, folder: 
         ended = Ended(error=f"{''.join(traceback.format_tb(error.__traceback__)[-4:])}{type(error).__name__}: {error}")
     torch.save(tuple(ended), folder / f"{rank}.new")
     (folder / f"{rank}.new").rename(folder / f"{rank}.pt")
-    if not ended.error and torch.distributed.is_initialized():
+    if waits and not ended.error and torch.distributed.is_initialized():
         torch.distributed.barrier()  # the others may still need this one
     os._exit(0)  # an ordinary exit sometimes aborts, since gloo's threads still run
 

@@ -19,6 +19,8 @@ from lightning_optkit.callbacks._open_window import gradients_of, set_gradients
 from lightning_optkit.callbacks._rest_of_epoch import can_be_dealt_anew, deal_rest, dealing_of, dealt_anew
 from lightning_optkit.callbacks.safe_checkpoint_io import write_safely
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
+from lightning_optkit.callbacks.seams.deferred_signals import DeferredSignals
+from lightning_optkit.callbacks.seams.failed_alone import failed_alike, wait_for_nobody
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_packages import is_a
 from lightning_optkit.callbacks.seams.lightning_private import (
@@ -73,8 +75,13 @@ class ExactResume(FitCallback):
 
     On an exception under DDP nothing waits for other processes, which may not have it: `OnExceptionCheckpoint` and
     `ModelCheckpoint(save_on_exception=True)` write their file at once, with the random states of the first process
-    only, so the run resumed from it sees the same data, but is not exact. With weights sharded by FSDP2, one process
-    cannot write a checkpoint alone, and waits for the others until the time-out of the group.
+    only, so the run resumed from it sees the same data, but is not exact. With weights sharded by FSDP2 they write a
+    file if all processes fail at the same place; otherwise none, since each process has a part of the weights, and a
+    warning names the newest checkpoint.
+
+    On SIGTERM in any process all of them stop before their next batch, with a `SIGTERMException`, and the same
+    callbacks write an exact checkpoint. SLURM's signal for requeueing, too, is acted on there. Both wait for a
+    validation in progress.
 
     A checkpoint written after the fit (`trainer.save_checkpoint`) has the state of its end, from which a longer run
     continues.
@@ -109,6 +116,7 @@ class ExactResume(FitCallback):
         self._cycles: list[tuple[int, int]] = []  # per loader: its iterator and its position
         self._cycled: set[int] = set()  # the fetches in which a loader restarted
         self._dealt_anew: tuple[Any, Any] | None = None  # a batch sampler and its own order
+        self._signals: DeferredSignals | None = None
 
     # --- state ---
 
@@ -168,6 +176,7 @@ class ExactResume(FitCallback):
         self._at_end(self._undeal)
         self._forget()
         self._trainer, self._world_size, self._last, self._resume = trainer, trainer.world_size, None, None
+        self._signals = DeferredSignals(trainer, self._override)
         # Overrides methods of the loops, since there is no hook between iter() and the first batch.
         loop, epoch_loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
         self._stand_before(loop, LOADER_IS_READY, self._loader_is_ready)
@@ -208,10 +217,13 @@ class ExactResume(FitCallback):
         self._last = self._state()  # the loops release their loaders before `teardown`
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._is_alone = not is_a(exception, SIGTERMException)  # that one Lightning raises everywhere
+        several = trainer.world_size > 1 and torch.distributed.is_initialized()
+        self._is_alone = several and not is_a(exception, SIGTERMException)  # which every process raises, see `_signals`
+        if self._is_alone and is_a(trainer.strategy, ModelParallelStrategy):
+            self._is_alone = not failed_alike(trainer, exception)
         super().on_exception(trainer, pl_module, exception)
-        if self._is_alone and trainer.world_size > 1 and not is_a(trainer.strategy, ModelParallelStrategy):
-            self._override(trainer.strategy, "barrier", _wait_for_nobody)
+        if self._is_alone:
+            wait_for_nobody(trainer, self._override)
 
     def _fill_in(self, ranks: list[Any], rank: int) -> None:
         """Gives a process without a state the place in the data of another one."""
@@ -231,7 +243,7 @@ class ExactResume(FitCallback):
             with suppress(RuntimeError):  # after a device failure nothing can be read
                 self._last = self._state()
         self._trainer, self._epoch, self._outer, self._before_batch, self._recording = None, {}, None, None, False
-        self._fetches, self._cycles, self._cycled, self._dealt_anew = 0, [], set(), None
+        self._fetches, self._cycles, self._cycled, self._dealt_anew, self._signals = 0, [], set(), None, None
 
     # --- called before methods of Lightning's loops ---
 
@@ -306,6 +318,8 @@ class ExactResume(FitCallback):
 
     def _before_fetch(self, on_before_fetch: Callable[[], None]) -> None:
         if self._recording:
+            assert self._signals is not None
+            self._signals.act()
             self._note_new_cycle()
             self._before_batch = self._random_state()
             # The sampler draws its seed in the first fetch; the last two may contain a prefetched batch.
@@ -369,7 +383,3 @@ class ExactResume(FitCallback):
     def _set_random_state(self, state: dict[str, Any]) -> None:
         assert self._trainer is not None
         set_random_state(state, self._loaders, self._trainer.strategy.root_device)
-
-
-def _wait_for_nobody(name: str | None = None) -> None:
-    """In place of a barrier: the other processes may never reach it."""

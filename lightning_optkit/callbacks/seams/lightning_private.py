@@ -164,6 +164,23 @@ def leave_finished_epoch(trainer: pl.Trainer) -> None:
         part.reset_restart_stage()
 
 
+# --- signals ---
+
+# Methods of the Trainer's signal connector: the handlers of SIGTERM, and of SLURM's signal before the end of its time.
+ON_SIGTERM, ON_REQUEUE = "_sigterm_notifier_fn", "_slurm_sigusr_handler_fn"
+ASK_FIRST_PROCESS = "_broadcast_sigterm_tensor"  # method of the epoch loop, called before each batch
+
+
+def signals_of(trainer: pl.Trainer) -> Any:
+    """The object that registers handlers of signals when the loops start."""
+    return trainer._signal_connector
+
+
+def stop_by_sigterm(trainer: pl.Trainer) -> None:
+    """Makes `trainer.received_sigterm` true."""
+    trainer._signal_connector.received_sigterm = True
+
+
 # --- checkpoints ---
 
 
