@@ -78,7 +78,7 @@ def test_state_moved_in_place_is_walked_where_it_lies(move, build, fused, frozen
     def move_some():
         for t in tensors_of(optimizer)[next(turn) % 2 :: 2]:
             move(t)
-        gc.collect()
+        gc.collect(1)  # what is young: the whole heap takes half a second
         scratch.extend(torch.full((1320,), 7.0) for _ in range(20))  # what was freed is used by others
 
     scratch = []
@@ -117,7 +117,7 @@ def test_state_replaced_is_taken_at_its_value(how, build, fused):
             for name, t in list(state.items()):
                 state[name] = None  # the next tensor may have the same id
                 state[name] = REPLACEMENTS[how](t)
-        gc.collect()
+        gc.collect(1)
 
     steps(optimizer, ours, range(4), replace)
     steps(twin, still, range(4))
@@ -287,7 +287,7 @@ class Meddling(ClipNorm):
 
     def norm_bound(self, norm):
         self.meddle()
-        gc.collect()
+        gc.collect(1)
         return super().norm_bound(norm)
 
 
