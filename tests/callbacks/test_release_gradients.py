@@ -42,6 +42,7 @@ REFUSED = {  # the rows of test_after_a_fit.py, and what the refusal is about
     "GradientNoise": r"GradientNoise\.on_before_optimizer_step is called when every gradient",
     "Grokfast": r"Grokfast\.on_before_optimizer_step is called when every gradient",
     "ReleaseGradients": "given twice",
+    "ScheduleFreeWrapper": "acts between the gradients and the update",
     "WeightAveraging by LAWA": "acts between the gradients and the update",
     "WeightAveraging with buffers": "acts between the gradients and the update",
 }
