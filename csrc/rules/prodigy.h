@@ -3,9 +3,6 @@
 // parameters. Source: Mishchenko & Defazio 2024, arXiv:2306.06101, Prodigy (Adam version). Both sums are weighted by d
 // / d0, as in the authors' code, to keep them in range; the weight cancels in their ratio. The step uses the d from
 // before it, so one walk is enough.
-// Source: Mishchenko & Defazio 2024, arXiv:2306.06101, Prodigy (Adam version). Both sums are weighted by d / d0, as the
-// authors do, for numbers of ordinary size; their ratio does not see it. This step is taken at the d that it began
-// with, so one walk is enough.
 #pragma once
 
 #include "core/math.h"

@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_optkit._checks import check_in, check_int, check_state, check_tensor
+from lightning_optkit._checks import check_in, check_instance, check_int, check_state, check_tensor
 from lightning_optkit.averaging._schedule_free_points import GroupWeights, average_at, begin_step_, end_step_
 from lightning_optkit.callbacks.elastic_net import ElasticNet
 from lightning_optkit.callbacks.lookahead import Lookahead
@@ -83,6 +83,8 @@ class ScheduleFreeWrapper(FitCallback):
         """Restores the state."""
         owner = f"{type(self).__name__}.load_state_dict"
         checked = check_state(type(self).__name__, state_dict, y=dict, z=dict, weights=list)
+        for groups in checked["weights"]:
+            check_instance(owner, "state_dict['weights']", groups, list, "a list of groups of each optimizer")
         for point in ("y", "z"):
             for name, kept in checked[point].items():
                 check_tensor(owner, f"state_dict[{point!r}][{name!r}]", kept, "inexact")

@@ -53,7 +53,7 @@ def grokfast_(
     averages = check_tensors("grokfast_", "averages", averages, "inexact", optional=True)
     pairs = zip(grads, averages, strict=False)
     if len(grads) != len(averages) or any(m is not None and m.shape != grad.shape for grad, m in pairs):
-        raise ValueError(f"grokfast_(averages=<{len(averages)}>): there must be one of the shape of each gradient.")
+        raise ValueError(f"grokfast_(averages=<{len(averages)}>): there must be one of the shape of each of grads.")
     updated = []
     for grad, average in zip(grads, averages, strict=True):
         here = local(grad)

@@ -296,6 +296,7 @@ def test_bad_arguments_are_refused(arguments, message):
     [
         {"y": {}, "z": {}},
         {"y": {}, "z": {"a": torch.ones(1, dtype=torch.int64)}, "weights": []},
+        {"y": {}, "z": {}, "weights": [7]},
         {"y": {}, "z": {}, "weights": [[[1, 2.0]]]},
         {"y": {}, "z": {}, "weights": [[[-1, 2.0, 1.0]]]},
         {"y": {}, "z": {}, "weights": [[[1, float("nan"), 1.0]]]},

@@ -39,7 +39,7 @@ def test_bad_arguments_are_refused():
         (dict(alpha=1.0), r"alpha=1\.0\): alpha must be in \[0, 1\)"),
         (dict(lamb=-1.0), r"lamb=-1\.0\): lamb must be in \[0, inf\)"),
         (dict(scale=0.0), r"scale=0\.0\): scale must be in \(0, inf\)"),
-        (dict(averages=[]), r"averages=<0>\): there must be one of the shape of each gradient"),
+        (dict(averages=[]), r"averages=<0>\): there must be one of the shape of each of grads"),
     ):
         with pytest.raises(ValueError, match=rf"^grokfast_\({message}\.$"):
             grokfast_(**{**dict(grads=[torch.ones(2)], averages=[None]), **given})

@@ -33,8 +33,8 @@ def normalized(name: str) -> str:
 def group_targets(given: Iterable[Optimizer], name: str, base: float | None) -> list[Target]:
     """The entry `name` of every group that has it.
 
-    given: The optimizers to search.
-        given: The optimizers whose groups to look through.
+    Args:
+        given: The optimizers to search.
         name: Normalized name, "lr" or "betas[0]".
         base: Value at factor 1; None: each group's own.
     """
