@@ -41,6 +41,7 @@ from .callbacks import Initialize as Initialize
 from .callbacks import LabelSmoothing as LabelSmoothing
 from .callbacks import Lookahead as Lookahead
 from .callbacks import LookSAM as LookSAM
+from .callbacks import LRFinder as LRFinder
 from .callbacks import LRSchedule as LRSchedule
 from .callbacks import MaxNorm as MaxNorm
 from .callbacks import ParameterGroups as ParameterGroups
@@ -80,6 +81,7 @@ from .data import Standardize as Standardize
 from .data import Vocabulary as Vocabulary
 from .data import Whiten as Whiten
 from .diagnostics import Curve as Curve
+from .diagnostics import LRRange as LRRange
 from .diagnostics import RunRecord as RunRecord
 from .init import ActivationRow as ActivationRow
 from .init import InitRow as InitRow

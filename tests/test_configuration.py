@@ -68,6 +68,7 @@ CALLBACKS = [
     ("Initialize", {"scheme": HE, "activation": {"class_path": "torch.nn.Tanh"}}),
     ("Initialize", {"scheme": [HE, "lightning_optkit.init.zero_residual"], "activation": {"a*": "relu", "b": "tanh"}}),
     ("LabelSmoothing", {"smoothing": 0.2}),
+    ("LRFinder", {"max_lr": 1.0, "num_steps": 50, "suggestion": "steepest", "apply": False}),
     ("LRSchedule", {"schedule": named("schedules.join", a=COSINE, at=0.5, b=named("schedules.constant", factor=0.1))}),
     ("MaxNorm", {"max_norm": 2.0, "names": "a*"}),
     (
@@ -193,6 +194,10 @@ RECORDS = [  # what functions of the package return; of plain values, so a file 
     ("InitRow", ROW),
     ("MupRow", {**ROW, "kind": "hidden", "adam": 0.5, "sgd": 1.0}),
     ("NormSwap", {"name": "a", "before": "LayerNorm", "after": None, "shape": [2], "note": "kept"}),
+    (
+        "LRRange",
+        {"lrs": [0.1, 0.2], "losses": [1.0, 2.0], "smoothed": [1.0], "suggestions": {"middle": 0.1}, "reason": "none"},
+    ),
     ("RunRecord", {"name": "mine", "loss": CURVE, "metrics": {"a": CURVE}}),
     ("Scalar", {"name": "mu", "fresh": 1.0, "inherited": 0.5}),
     ("TensorStatistics", {"grad_sq": 1.0, "param_sq": 2.0, "update_sq": 3.0, "nonfinite": 0.0, "lost": 1.0}),

@@ -21,6 +21,7 @@ from lightning_optkit.callbacks.initialize import Initialize
 from lightning_optkit.callbacks.label_smoothing import LabelSmoothing
 from lightning_optkit.callbacks.look_sam import LookSAM
 from lightning_optkit.callbacks.lookahead import Lookahead
+from lightning_optkit.callbacks.lr_finder import LRFinder
 from lightning_optkit.callbacks.lr_schedule import LRSchedule
 from lightning_optkit.callbacks.max_norm import MaxNorm
 from lightning_optkit.callbacks.parameter_groups import ParameterGroups
@@ -60,6 +61,7 @@ __all__ = [
     "Grokfast",
     "HyperparameterSchedule",
     "Initialize",
+    "LRFinder",
     "LRSchedule",
     "LabelSmoothing",
     "LookSAM",

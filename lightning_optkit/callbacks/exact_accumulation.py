@@ -26,12 +26,9 @@ class ExactAccumulation(FitCallback):
     tokens) of the window, for losses that are means over their batch. Under DDP the mean is over the samples of all
     processes. The `loss` that `on_train_batch_end` receives includes the batch's weight.
 
-    The `loss` that `on_train_batch_end` receives carries the batch's weight.
-
-    weight: Returns the number of items in the mean of a batch's loss, e.g. of tokens that are not padding; batch ->
-    number. None counts samples.
-        weight: Counts what the loss of a batch is a mean over, e.g. the tokens that are not padding; batch -> number.
-            None counts samples.
+    Args:
+        weight: Returns the number of items in the mean of a batch's loss, e.g. of tokens that are not padding; batch ->
+            number. None counts samples.
 
     Raises:
         TypeError: if `weight` is neither None nor callable.

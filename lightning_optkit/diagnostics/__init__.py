@@ -2,6 +2,7 @@
 """Records and reports of runs and their environment: pure functions, without Lightning."""
 
 from lightning_optkit.diagnostics.environment import environment
+from lightning_optkit.diagnostics.lr_range import LRRange, lr_range
 from lightning_optkit.diagnostics.report import Curve, RunRecord, result_rows, write_report
 
-__all__ = ["Curve", "RunRecord", "environment", "result_rows", "write_report"]
+__all__ = ["Curve", "LRRange", "RunRecord", "environment", "lr_range", "result_rows", "write_report"]

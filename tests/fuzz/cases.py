@@ -171,6 +171,9 @@ REQUIRED: dict[str, Callable[[], dict[str, Any]]] = {
     "regularization.qk_clip_": lambda: {
         "q_params": [torch.ones(4, 4)], "k_params": [torch.ones(4, 4)], "logits": torch.ones(2),
     },
+    "diagnostics.lr_range": lambda: {
+        "lrs": [0.1 * 2**k for k in range(12)], "losses": [1.0 / (k + 1) for k in range(12)],
+    },
     "layers.DropConnect": lambda: {"module": nn.Linear(2, 2)},
     "layers.ScaleNorm": lambda: {"dim": 4},
     "layers.WeightStandardizedConv2d": lambda: {"in_channels": 2, "out_channels": 2, "kernel_size": 3},

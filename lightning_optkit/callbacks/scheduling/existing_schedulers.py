@@ -12,7 +12,7 @@ from lightning_optkit._torch_private import schedulers_within
 from lightning_optkit.callbacks.scheduling.group_targets import group_targets
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 
-__all__ = ["refuse_other_schedules", "take_over_schedulers"]
+__all__ = ["refuse_other_schedules", "schedulers_of", "take_over_schedulers"]
 
 
 def refuse_other_schedules(owner: str, trainer: pl.Trainer) -> None:
@@ -28,7 +28,7 @@ def take_over_schedulers(
 ) -> None:
     """Raises if configure_optimizers returned schedulers, or removes them and reverts their effect."""
     configs = trainer.strategy.lr_scheduler_configs
-    schedulers = [part for config in configs for part in _flat(config.scheduler)]
+    schedulers = list(schedulers_of(trainer))
     if not schedulers:
         return
     names = ", ".join(dict.fromkeys(type(scheduler).__name__ for scheduler in schedulers))
@@ -50,6 +50,12 @@ def take_over_schedulers(
     configs.clear()
     for target in group_targets(trainer.optimizers, "lr", None):
         target.write(target.base)
+
+
+def schedulers_of(trainer: pl.Trainer) -> Iterator[Any]:
+    """The schedulers of configure_optimizers, and those inside `SequentialLR` or `ChainedScheduler`."""
+    for config in trainer.lr_scheduler_configs:
+        yield from _flat(config.scheduler)
 
 
 def _flat(scheduler: Any) -> Iterator[Any]:

@@ -181,6 +181,52 @@ def stop_by_sigterm(trainer: pl.Trainer) -> None:
     trainer._signal_connector.received_sigterm = True
 
 
+# --- a run within a run ---
+
+
+def nested_run(trainer: pl.Trainer, max_steps: int) -> None:
+    """Runs the fit loop for up to `max_steps` more steps, over as many epochs as that takes.
+
+    The caller restores the loops from a checkpoint that was saved before.
+    """
+    loop: Any = trainer.fit_loop
+    names = ("max_epochs", "min_epochs")
+    limits = {name: getattr(loop, name) for name in names}
+    steps = loop.epoch_loop.max_steps, loop.epoch_loop.min_steps
+    loop.max_epochs, loop.min_epochs = -1, None
+    loop.epoch_loop.max_steps, loop.epoch_loop.min_steps = trainer.global_step + max_steps, None
+    forget_restart(trainer)
+    try:
+        loop.run()
+    finally:
+        loop.epoch_loop.max_steps, loop.epoch_loop.min_steps = steps
+        for name, value in limits.items():
+            setattr(loop, name, value)
+        loop._combined_loader = loop.epoch_loop.val_loop._combined_loader = None  # the next run creates new ones
+
+
+def forget_restart(trainer: pl.Trainer) -> None:
+    """The next run of the fit loop begins afresh, although its state was loaded."""
+    loop: Any = trainer.fit_loop
+    loop.restarting = loop.epoch_loop.restarting = False
+
+
+def whole_state(trainer: pl.Trainer) -> dict[str, Any]:
+    """What a checkpoint of this moment would hold; not a copy."""
+    return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+
+
+def restore_whole_state(trainer: pl.Trainer, state: dict[str, Any]) -> None:
+    """Restores what `whole_state` returned, as from a checkpoint."""
+    connector = trainer._checkpoint_connector
+    connector._loaded_checkpoint = state
+    connector.restore_datamodule()
+    connector.restore_model()
+    connector.restore_callbacks()
+    connector.restore_training_state()
+    connector._loaded_checkpoint = {}
+
+
 # --- checkpoints ---
 
 

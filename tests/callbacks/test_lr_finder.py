@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A range test before the first step: the run after it is the one that the rate gives without it."""
+
+import copy
+import random
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_optkit.averaging import EMA
+from lightning_optkit.callbacks import (
+    ExactResume,
+    Fuse,
+    GradientClipping,
+    LRFinder,
+    LRSchedule,
+    Preprocess,
+    WeightAveraging,
+)
+from lightning_optkit.clipping import AutoClip
+from lightning_optkit.data import Standardize
+from lightning_optkit.schedules import cosine
+
+QUIET = dict(logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)
+
+
+class Net(pl.LightningModule):
+    """Draws from every generator in each step; `rates` has those of the steps."""
+
+    def __init__(self, lr=0.05, configure=None, dtype=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 2))
+        self.lr, self.configure, self.rates = lr, configure, []
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        noise = random.random() + np.random.rand()
+        loss = nn.functional.mse_loss(self.net(x + 0.01 * noise), y)
+        self.log("loss", loss)
+        return loss
+
+    def on_before_zero_grad(self, optimizer):
+        self.rates.append([float(group["lr"]) for o in self.trainer.optimizers for group in o.param_groups])
+
+    def configure_optimizers(self):
+        if self.configure is not None:
+            return self.configure(self)
+        return torch.optim.AdamW(self.parameters(), lr=self.lr)
+
+
+def data(**kwargs):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(256, 4, generator=generator)
+    return DataLoader(TensorDataset(x, x[:, :2]), batch_size=32, **{"shuffle": True, **kwargs})
+
+
+def fit(module, *callbacks, loader=None, ckpt_path=None, **kwargs):
+    pl.seed_everything(3, verbose=False)
+    trainer = pl.Trainer(**{**QUIET, "max_epochs": 2, "accelerator": "cpu", **kwargs}, callbacks=list(callbacks))
+    trainer.fit(module, data() if loader is None else loader, ckpt_path=ckpt_path)
+    return trainer
+
+
+def finder(**kwargs):
+    return LRFinder(**{"min_lr": 1e-5, "num_steps": 60, "verbose": False, **kwargs})
+
+
+def same(first, second):
+    return all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("rule", ["middle", "steepest", "valley", "minimum"])
+def test_the_run_is_that_of_the_rate_without_a_finder(rule):
+    found, plain = finder(suggestion=rule), Net()
+    trainer = fit(module := Net(), found)
+    rate = found.result.suggestions[rule]
+    assert rate != 0.05 and trainer.optimizers[0].param_groups[0]["lr"] == rate
+    plain.lr = rate
+    fit(plain)
+    assert same(module, plain) and trainer.global_step == 16 and trainer.current_epoch == 2
+
+
+def with_own_generator():
+    return data(generator=torch.Generator().manual_seed(5))
+
+
+STRATEGIES = {
+    "Fuse, EMA, AutoClip": lambda: [Fuse(verbose=False), GradientClipping(AutoClip(50)), WeightAveraging(EMA(0.9))],
+    "its own passes": lambda: [GradientClipping(AutoClip(50)), WeightAveraging(EMA(0.9))],
+    "ExactResume": lambda: [ExactResume()],
+    "Preprocess": lambda: [Preprocess(Standardize())],
+}
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_beside_other_strategies(name, first):
+    found = finder(max_lr=1.0)
+    callbacks = STRATEGIES[name]()
+    module, plain = Net(), Net()
+    fit(module, *([found, *callbacks] if first else [*callbacks, found]))
+    plain.lr = found.result.suggestions["middle"]
+    fit(plain, *STRATEGIES[name]())
+    assert same(module, plain)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        dict(accumulate_grad_batches=3),
+        dict(max_epochs=1, limit_train_batches=2),  # the test is longer than the run
+        dict(max_epochs=-1, max_steps=5),
+        dict(min_epochs=2),
+        dict(loader=with_own_generator),
+        dict(precision="bf16-mixed"),
+    ],
+    ids=str,
+)
+def test_in_other_runs(arguments):
+    made = dict(arguments)
+    make = made.pop("loader", data)
+    found = finder()
+    fit(module := Net(), found, loader=make(), **made)
+    assert len(found.result.losses) > 20
+    fit(plain := Net(found.result.suggestions["middle"]), loader=make(), **made)
+    assert same(module, plain)
+
+
+def test_groups_keep_their_ratio_and_schedulers_start_from_the_rate():
+    def configure(module):
+        groups = [dict(params=module.net[0].parameters(), lr=0.02), dict(params=module.net[4].parameters(), lr=0.1)]
+        optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+        return [optimizer], [{"scheduler": CosineAnnealingLR(optimizer, 16), "interval": "step"}]
+
+    found = finder()
+    fit(module := Net(configure=configure), found)
+    low, high = module.rates[-16:][0]
+    rate = found.result.suggestions["middle"]
+    assert high == rate and low == pytest.approx(0.2 * rate)
+    expected = [rate * (1 + np.cos(np.pi * step / 16)) / 2 for step in range(16)]
+    assert [rates[1] for rates in module.rates[-16:]] == pytest.approx(expected)
+
+
+def test_a_schedule_with_a_rate_of_its_own_is_scaled():
+    def configure(module):
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        scheduler = OneCycleLR(optimizer, max_lr=0.1, total_steps=17, div_factor=10)
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+    found = finder()
+    fit(module := Net(configure=configure), found)
+    # The rate before the first step is that of OneCycleLR, a tenth of its largest.
+    assert max(rates[0] for rates in module.rates[-16:]) == pytest.approx(
+        10 * found.result.suggestions["middle"], rel=0.05
+    )
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_lr_schedule_starts_from_the_rate(order):
+    found = finder()
+    fit(module := Net(), *[found, LRSchedule(cosine(), verbose=False)][::order])
+    rate = found.result.suggestions["middle"]
+    assert module.rates[-16:][0] == [rate] and module.rates[-16:][8] == [pytest.approx(rate / 2)]
+
+
+def test_rates_that_are_tensors_are_changed_in_place():
+    rate = torch.tensor(0.05)
+    found = finder()
+    fit(Net(configure=lambda m: torch.optim.AdamW(m.parameters(), lr=rate)), found)
+    assert float(rate) == pytest.approx(found.result.suggestions["middle"])
+
+
+def test_it_logs_saves_and_validates_nothing(tmp_path):
+    class Log(pl.loggers.logger.DummyLogger):
+        def __init__(self):
+            super().__init__()
+            self.steps = []
+
+        def log_metrics(self, metrics, step=None):
+            self.steps.append(step)
+
+    class Validated(Net):
+        validated = 0
+
+        def validation_step(self, batch, batch_idx):
+            self.validated += 1
+
+    log, module = Log(), Validated()
+    keep = ModelCheckpoint(tmp_path / "kept", save_last=True)
+    arguments = dict(logger=log, log_every_n_steps=1, default_root_dir=tmp_path, enable_checkpointing=True)
+    trainer = pl.Trainer(**{**QUIET, **arguments}, max_epochs=1, accelerator="cpu", callbacks=[finder(), keep])
+    trainer.fit(module, data(), data(shuffle=False))
+    assert log.steps == list(range(8)) and module.validated == 2 + 8
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"epoch=0-step=8.ckpt", "last.ckpt"}
+    assert trainer.ckpt_path is None
+
+
+def test_a_resumed_run_keeps_its_rates(tmp_path):
+    trainer = fit(Net(), finder())
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    rate = trainer.optimizers[0].param_groups[0]["lr"]
+    found = finder()
+    resumed = fit(Net(), found, ckpt_path=tmp_path / "a.ckpt", max_epochs=3)
+    assert found.result is None and resumed.optimizers[0].param_groups[0]["lr"] == rate
+
+
+@pytest.mark.parametrize("apply", [True, False])
+def test_what_it_says(printed, apply):
+    found = LRFinder(1e-5, num_steps=60, apply=apply)
+    trainer = fit(Net(), found)
+    rate = found.result.suggestions["middle"]
+    said = next(line for line in printed().splitlines() if line.startswith("LRFinder: "))
+    assert f"middle {rate:.3g}" in said and "0.05 before" in said
+    assert (f"the rate is now {rate:.3g} (middle)" if apply else "the rate stays 0.05") in said
+    assert trainer.optimizers[0].param_groups[0]["lr"] == (rate if apply else 0.05)
+
+
+def test_without_a_fall_the_rate_stays(printed):
+    found = LRFinder(1e-9, 1e-8, num_steps=60)
+    trainer = fit(Net(), found)
+    assert "LRFinder: no suggestion, the rate stays 0.05: the loss does not fall" in printed()
+    assert trainer.optimizers[0].param_groups[0]["lr"] == 0.05
+
+
+def test_a_step_that_fails_leaves_the_run_as_it_was():
+    class Failing(Net):
+        def training_step(self, batch, batch_idx):
+            if self.trainer.global_step == 5:
+                raise RuntimeError("no")
+            return super().training_step(batch, batch_idx)
+
+    module, found = Failing(), finder()
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(RuntimeError, match="no"):
+        fit(module, found)
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+
+
+def test_manual_optimization_is_refused():
+    class Manual(Net):
+        automatic_optimization = False
+
+    with pytest.raises(ValueError, match=r"^LRFinder\(\): needs automatic optimization"):
+        fit(Manual(), finder())
+    with pytest.raises(ValueError, match=r"given twice"):
+        fit(Net(), finder(), finder())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(min_lr=0.0), r"LRFinder\(min_lr=0\.0\): min_lr must be in \(0, inf\)"),
+        (dict(max_lr=1e-8), r"LRFinder\(max_lr=1e-08\): max_lr must be above min_lr"),
+        (dict(num_steps=5), r"LRFinder\(num_steps=5\): num_steps must be an integer >= 20"),
+        (dict(suggestion="best"), r"LRFinder\(suggestion='best'\): suggestion must be one of"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        LRFinder(**arguments)
