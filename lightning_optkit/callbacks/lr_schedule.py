@@ -40,12 +40,13 @@ class LRSchedule(ScheduledCallback):
             over all ranks; costs one small reduction per step).
         total: Length of the run in that unit, at least 1. Default: derived from the Trainer, except for tokens.
         count: Returns the samples or tokens of a batch. Default: its size; there is no default for tokens.
-        replace_schedulers: Remove the schedulers of `configure_optimizers` instead of raising.
+        replace_schedulers: Take the place of schedulers of `configure_optimizers` until the fit ends. False: raise if
+            there are any.
         verbose: Print schedule, length and base values when training starts.
 
     Raises:
-        ValueError: for an argument out of range; when the fit starts, with another schedule of the learning rate, and
-            if the schedule needs an unknown length of the run, or is longer than the run.
+        ValueError: for an argument out of range; when the fit starts, with another schedule of the learning rate that
+            cannot be replaced, and if the schedule needs an unknown length of the run, or is longer than the run.
 
     Example:
         >>> from lightning_optkit.schedules import warmup_cosine
@@ -61,7 +62,7 @@ class LRSchedule(ScheduledCallback):
         *,
         total: int | None = None,
         count: Callable[[Any], int] | None = None,
-        replace_schedulers: bool = False,
+        replace_schedulers: bool = True,
         verbose: bool = True,
     ) -> None:
         check_bools(self._owner, replace_schedulers=replace_schedulers)
@@ -75,7 +76,8 @@ class LRSchedule(ScheduledCallback):
             refuse_other_schedules(self._owner, trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        take_over_schedulers(self._owner, trainer, pl_module, self._replace_schedulers)
+        replaces = self._replace_schedulers
+        self._at_end(take_over_schedulers(self._owner, trainer, pl_module, replaces, self._verbose))
         super().on_fit_start(trainer, pl_module)
         self._rates_at_start = [float(group["lr"]) for group in self._groups(trainer)]
 

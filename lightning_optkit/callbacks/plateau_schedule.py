@@ -43,12 +43,13 @@ class PlateauSchedule(FitCallback):
         eps: Smallest reduction to apply, in [0, inf).
         check_on_train_epoch_end: Measure at the end of each training epoch (for training metrics) instead of after each
             validation. Default: only in a run without validation.
-        replace_schedulers: Remove the schedulers of `configure_optimizers` instead of raising.
+        replace_schedulers: Take the place of schedulers of `configure_optimizers` until the fit ends. False: raise if
+            there are any.
         verbose: Print each reduction.
 
     Raises:
-        ValueError: for an argument out of range; in the fit, with another schedule of the module, and if the metric
-            does not exist when it is needed.
+        ValueError: for an argument out of range; in the fit, with another schedule that cannot be replaced, and if the
+            metric does not exist when it is needed.
 
     Example:
         >>> trainer = pl.Trainer(callbacks=[PlateauSchedule("val_loss", patience=3)], logger=False)
@@ -67,7 +68,7 @@ class PlateauSchedule(FitCallback):
         eps: float = 1e-8,
         *,
         check_on_train_epoch_end: bool | None = None,
-        replace_schedulers: bool = False,
+        replace_schedulers: bool = True,
         verbose: bool = True,
     ) -> None:
         check_text(type(self).__name__, "monitor", monitor, 'a metric, such as "val_loss"')
@@ -122,7 +123,8 @@ class PlateauSchedule(FitCallback):
         refuse_other_schedules(type(self).__name__, trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        take_over_schedulers(type(self).__name__, trainer, pl_module, self._replace_schedulers)
+        owner, replaces = type(self).__name__, self._replace_schedulers
+        self._at_end(take_over_schedulers(owner, trainer, pl_module, replaces, self._verbose))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._at_epoch_end_now = not trainer.enable_validation if self._at_epoch_end is None else self._at_epoch_end

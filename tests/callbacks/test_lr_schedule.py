@@ -453,26 +453,40 @@ def chained(optimizer):
     ],
     ids=["cosine", "plateau", "sequential"],
 )
-def test_beside_a_scheduler_of_the_module(fit, regression, recorder, make, names):
+def test_beside_a_scheduler_of_the_module(fit, regression, recorder, printed, make, names):
     sentence = rf"^LRSchedule\(replace_schedulers=False\): configure_optimizers returns {names}, and both would set "
     with pytest.raises(ValueError, match=sentence):
-        fit(regression(scheduled(make)), quiet(linear()))
-    trainer = fit(regression(scheduled(make)), quiet(linear(), replace_schedulers=True), recorder)
-    assert trainer.lr_scheduler_configs == []
-    assert recorder.values("lr") == expected(linear())
+        fit(regression(scheduled(make)), quiet(linear(), replace_schedulers=False))
+    during = []
+
+    class See(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            during.extend(trainer.lr_scheduler_configs)
+
+    trainer = fit(regression(scheduled(make)), LRSchedule(linear()), recorder, See())
+    assert during == [] and recorder.values("lr") == expected(linear())
+    assert f"LRSchedule: in place of {names}, which configure_optimizers returns, until the fit ends." in printed()
+    assert len(trainer.lr_scheduler_configs) == 1
+
+
+def test_a_replaced_scheduler_is_given_back_after_an_error(fit, regression, make_trainer, data):
+    trainer = make_trainer(quiet(linear()), Broken())
+    with pytest.raises(RuntimeError, match="broken"):
+        trainer.fit(regression(scheduled(lambda o: CosineAnnealingLR(o, 3))), data())
+    assert [type(config.scheduler) for config in trainer.lr_scheduler_configs] == [CosineAnnealingLR]
 
 
 def test_a_scheduler_that_has_overwritten_the_rate_is_not_replaced(fit, regression):
     module = regression(scheduled(lambda o: OneCycleLR(o, 1.0, 6, cycle_momentum=False)))
     with pytest.raises(ValueError, match=r"OneCycleLR has overwritten the optimizer's own learning rate and momentum"):
-        fit(module, quiet(linear(), replace_schedulers=True))
+        fit(module, quiet(linear()))
 
 
 def test_a_scheduler_that_is_stepped_by_hand_is_not_replaced(fit, regression):
     module = Adversaries()
     module.configure_optimizers = lambda: scheduled(lambda o: CosineAnnealingLR(o, 3))(module)
     with pytest.raises(ValueError, match=r"this module steps CosineAnnealingLR itself \(manual optimization\)"):
-        fit(module, quiet(linear(), replace_schedulers=True), accumulate_grad_batches=1)
+        fit(module, quiet(linear()), accumulate_grad_batches=1)
 
 
 def test_two_of_a_kind_raise(fit, regression):

@@ -201,8 +201,9 @@ def test_beside_a_scheduler_of_the_module(fit, scripted):
     with pytest.raises(
         ValueError, match=r"^PlateauSchedule\(replace_schedulers=False\): .+ returns LinearLR, and both"
     ):
-        fit(scripted(with_scheduler), quiet(), limit_val_batches=1)
-    trainer = fit(scripted(with_scheduler), quiet(replace_schedulers=True), limit_val_batches=1)
+        fit(scripted(with_scheduler), quiet(replace_schedulers=False), limit_val_batches=1)
+    trainer = fit(scripted(with_scheduler), quiet(), limit_val_batches=1)
+    assert len(trainer.lr_scheduler_configs) == 1
     assert [group["lr"] for group in trainer.optimizers[0].param_groups] == pytest.approx([LR, 3 * LR])
 
 

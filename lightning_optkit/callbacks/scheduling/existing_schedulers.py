@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Handles schedulers from configure_optimizers: no other schedule may set the same value."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.utilities import rank_zero_info
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
 
 from lightning_optkit._torch_private import schedulers_within
@@ -24,15 +25,36 @@ def refuse_other_schedules(owner: str, trainer: pl.Trainer) -> None:
 
 
 def take_over_schedulers(
-    owner: str, trainer: pl.Trainer, pl_module: pl.LightningModule, replace_schedulers: bool
-) -> None:
-    """Raises if configure_optimizers returned schedulers, or removes them and reverts their effect."""
+    owner: str, trainer: pl.Trainer, pl_module: pl.LightningModule, replaces: bool, verbose: bool
+) -> Callable[[], None]:
+    """Removes the schedulers of configure_optimizers and reverts their effect; the result gives them back.
+
+    Raises:
+        ValueError: if there are any and `replaces` is False, or they cannot be removed.
+    """
     configs = trainer.strategy.lr_scheduler_configs
     schedulers = list(schedulers_of(trainer))
-    if not schedulers:
-        return
     names = ", ".join(dict.fromkeys(type(scheduler).__name__ for scheduler in schedulers))
-    if not replace_schedulers:
+    if schedulers:
+        _check_replaceable(owner, names, schedulers, pl_module, replaces)
+    removed = list(configs)
+    configs.clear()
+    if removed:
+        for target in group_targets(trainer.optimizers, "lr", None):
+            target.write(target.base)
+    if removed and verbose:
+        rank_zero_info(f"{owner}: in place of {names}, which configure_optimizers returns, until the fit ends.")
+
+    def give_back() -> None:
+        configs[:] = removed + configs
+
+    return give_back
+
+
+def _check_replaceable(
+    owner: str, names: str, schedulers: list[Any], pl_module: pl.LightningModule, replaces: bool
+) -> None:
+    if not replaces:
         raise ValueError(
             f"{owner}(replace_schedulers=False): configure_optimizers returns {names}, and both would set the same "
             f"learning rate; remove one, or say {owner}(replace_schedulers=True)."
@@ -47,9 +69,6 @@ def take_over_schedulers(
             f"{owner}(replace_schedulers=True): {names} has overwritten the optimizer's own learning rate and momentum "
             "when it was built; remove it from configure_optimizers."
         )
-    configs.clear()
-    for target in group_targets(trainer.optimizers, "lr", None):
-        target.write(target.base)
 
 
 def schedulers_of(trainer: pl.Trainer) -> Iterator[Any]:
