@@ -69,9 +69,9 @@ class ExactResume(FitCallback):
     Validation uses a copy of the random state, so that training does not depend on whether it ran: Lightning skips it
     when resuming from a checkpoint written at the end of the batch before it.
 
-    After a checkpoint written at the end of an epoch's last batch, Lightning calls neither `on_train_epoch_end` nor the
-    next `on_train_epoch_start`, so random numbers drawn there are missed; without a known length it also counts one
-    epoch too many. Use a checkpoint written in `on_train_epoch_end`.
+    After a checkpoint written at the end of an epoch's last batch, Lightning does not call `on_train_epoch_end`, so
+    random numbers drawn there are missed; without a known length it also counts one epoch too many. Use a checkpoint
+    written in `on_train_epoch_end`.
 
     On an exception under DDP nothing waits for other processes, which may not have it: `OnExceptionCheckpoint` and
     `ModelCheckpoint(save_on_exception=True)` write their file at once, with the random states of the first process

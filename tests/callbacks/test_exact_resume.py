@@ -98,7 +98,6 @@ def resumed_and_whole(make_trainer, tmp_path):
             np.random.seed(1 if ckpt_path is None else 99)
             random.seed(1 if ckpt_path is None else 99)
             module = Dropping(adam)
-            module.draws = where != (1, 4)  # Lightning does not call the hook after such a checkpoint
             torch.manual_seed(2 if ckpt_path is None else 98)
             own = [ExactResume()] if exact else []
             own += [SaveAt(path, where)] if ckpt_path is None else []
@@ -199,6 +198,23 @@ def test_validation_at_the_end(resumed_and_whole):
 def test_under_fuse(resumed_and_whole):
     whole, resumed = resumed_and_whole((1, 1), augmented(shuffle=True), lambda: Fuse(verbose=False), adam=True)
     assert torch.equal(whole, resumed)
+
+
+@pytest.mark.parametrize("kwargs", [{}, dict(max_steps=13)], ids=str)
+def test_resumed_from_the_last_batch_of_an_epoch_and_again_within_the_next(make_trainer, tmp_path, kwargs):
+    paths, weights, epochs = [tmp_path / f"{number}.ckpt" for number in range(2)], [], []
+    for ckpt_path, where in ((None, (0, 4)), (paths[0], (1, 2)), (paths[1], None)):
+        for seed in (torch.manual_seed, np.random.seed, random.seed):
+            seed(1 if ckpt_path is None else 99)
+        module, begun = Dropping(), []
+        module.on_train_epoch_start = lambda begun=begun, module=module: begun.append(module.current_epoch)
+        saves = [SaveAt(paths[len(weights)], where)] if where else []
+        trainer = make_trainer(ExactResume(), *saves, epochs=3, accumulate_grad_batches=1, **kwargs)
+        trainer.fit(module, augmented(shuffle=True)(), ckpt_path=ckpt_path)
+        weights.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
+        epochs.append(begun)
+    assert torch.equal(weights[0], weights[1]) and torch.equal(weights[0], weights[2])
+    assert epochs == [[0, 1, 2], [1, 2], [2]]
 
 
 class Interrupt(pl.Callback):

@@ -153,10 +153,19 @@ def restarted_mid_epoch(trainer: pl.Trainer) -> bool:
 
 
 def leave_finished_epoch(trainer: pl.Trainer) -> None:
-    """With `max_steps`, Lightning would run one more batch of an epoch that was saved at its end, or after the fit."""
+    """Lets the next epoch begin as after one that was not interrupted.
+
+    With `max_steps`, Lightning would run one more batch of an epoch that was saved at its end, or after the fit. After
+    one that was saved at the end of its last batch it does not count the next, and a save in that is taken for one
+    between two epochs.
+    """
     loop: Any = trainer.fit_loop
+    epoch = loop.epoch_progress
     if loop.restarted_on_epoch_end:
-        loop.epoch_progress.increment_completed()
+        epoch.increment_completed()
+    elif loop.restarted_mid_epoch and epoch.total.processed == epoch.total.started:
+        loop.reset_restart_stage()  # its progress was counted when the loop was reset
+        return
     elif not loop.restarting or loop._restart_stage != RestartStage.NONE:
         return
     _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]  # the loop's own setter takes no False then
