@@ -133,7 +133,7 @@ class Fuse(FitCallback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Not earlier: later callbacks may add to the step when the training starts.
         if self._verbose and not self._is_told:
-            rank_zero_info(self._plan())
+            rank_zero_info(self._plan(trainer))
         self._is_told = True
 
     # --- implementation ---
@@ -201,10 +201,17 @@ class Fuse(FitCallback):
 
         return configure_gradient_clipping
 
-    def _plan(self) -> str:
-        parts = [str(explanation) for explanation in self.explain()]
+    def _plan(self, trainer: pl.Trainer) -> str:
+        places = {optimizer: place for place, optimizer in enumerate(trainer.optimizers)}
+        parts = []
+        for optimizer in self._converted:
+            several = len(places) > 1 and optimizer in places
+            which = f"Fuse, optimizer {places[optimizer]} of {len(places)}" if several else "Fuse"
+            parts.append(f"{which}: {optimizer.explain()}")
         parts += [f"Fuse left {line}." for line in self._left_alone]
         parts += [f"Fuse norms: {line}." for line in (self._fused_norms.lines() if self._fused_norms else [])]
+        beside = [type(other).__name__ for other in callbacks_of(trainer, FitCallback, but=self)]
+        parts += [f"Beside it: {', '.join(beside)}."] if beside else []
         return "\n".join(parts or ["Fuse: this module has no optimizer."])
 
     def _forget(self) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_optkit._native import extension
 from lightning_optkit._torch_private import supports_amp_scaling
 from lightning_optkit.step.early import early_updates
+from lightning_optkit.step.plan_text import plan_text
 from lightning_optkit.step.planning import segment_kind
 from lightning_optkit.step.rule import Group
 from lightning_optkit.step.sharded import ShardedReferenceSegment
@@ -35,6 +36,10 @@ class GroupPlan:
         num_elements: Number of their elements.
         bytes_moved: Bytes of parameters, gradients and state that one step reads and writes, including the norm pass;
             temporaries of PyTorch on the reference path are not counted.
+        num_walks: Passes over the parameters, those that measure norms included.
+        separate_bytes: Bytes that would be moved if every stage but decay and L2, which torch's optimizers have too,
+            were a pass of its own.
+        separate_walks: The number of passes then.
     """
 
     group: int
@@ -46,6 +51,9 @@ class GroupPlan:
     num_tensors: int
     num_elements: int
     bytes_moved: int
+    num_walks: int
+    separate_bytes: int
+    separate_walks: int
 
     @property
     def bytes_per_element(self) -> float:
@@ -55,7 +63,7 @@ class GroupPlan:
 
 @dataclass(frozen=True)
 class Explanation:
-    """How an optimizer steps. `str()` is a table.
+    """How an optimizer steps. `str()` is a text of 80 columns.
 
     Args:
         optimizer: Its class name.
@@ -70,28 +78,7 @@ class Explanation:
     num_frozen_elements: int = 0
 
     def __str__(self) -> str:
-        rows = [
-            ("group", "rule", "stages", "parameters", "state", "path", "tensors", "elements", "bytes/element", "moved")
-        ]
-        for g in self.groups:
-            rows.append(
-                (str(g.group), g.rule, " > ".join(g.stages), g.dtype, g.state_dtype, g.path, str(g.num_tensors),
-                 f"{g.num_elements:,}", f"{g.bytes_per_element:.4g}", _size(g.bytes_moved))
-            )  # fmt: skip
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        if self.num_frozen:
-            lines.append(f"left out, frozen: {self.num_frozen:,} tensors, {self.num_frozen_elements:,} elements")
-        total = _size(sum(g.bytes_moved for g in self.groups))
-        return "\n".join([self.optimizer, *lines, f"one step moves {total}"])
-
-
-def _size(num_bytes: int) -> str:
-    """With a unit that gives at least one digit before the decimal point, if there is one."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if num_bytes >= size:
-            return f"{num_bytes / size:,.1f} {unit}"
-    return f"{num_bytes / 1e3:.1f} kB"
+        return plan_text(self)
 
 
 def explain(optimizer: Stepped) -> Explanation:
@@ -138,17 +125,48 @@ def _group_plan(
     param, rule = params[0], context.rule
     state_names = rule.kept_by(param, context.state_names)
     state_dtype = layout.dtype_of(state_names[0], param, rule) if state_names else None
+    stages = _stages(optimizer, context, param)
+    num_bytes = sum(_bytes_moved(optimizer, layout, context, p) for p in params)
+    num_walks = 1 + _num_measurements(optimizer, context)
+    separate = _separate_moves(optimizer, context)
     return GroupPlan(
         group=context.number,
         rule=rule.name,
-        stages=_stages(optimizer, context, param),
+        stages=stages,
         dtype=str(param.dtype).removeprefix("torch."),
         state_dtype=_name_of(state_dtype),
         path=path,
         num_tensors=len(params),
         num_elements=sum(p.numel() for p in params),
-        bytes_moved=sum(_bytes_moved(optimizer, layout, context, p) for p in params),
+        bytes_moved=num_bytes,
+        num_walks=num_walks,
+        separate_bytes=num_bytes + sum(sum(separate) * p.dtype.itemsize * p.numel() for p in params),
+        separate_walks=num_walks + len(separate),
     )
+
+
+def _num_measurements(optimizer: Stepped, context: GroupContext) -> int:
+    """Passes that measure norms before the update."""
+    clip = optimizer.clip
+    by_unit = clip is not None and math.isfinite(clip.bounds.unit_ratio)
+    measures = (
+        clip is not None and clip.needs_norm,
+        by_unit or bool(context.group["centralize"]),
+        context.rule.trust_ratio is not None,
+    )
+    return sum(measures)
+
+
+def _separate_moves(optimizer: Stepped, context: GroupContext) -> list[int]:
+    """For each stage that would be a pass of its own, how often it would read or write the gradient or parameter."""
+    passes = {
+        "unscale": (2, supports_amp_scaling(optimizer)),
+        "clip": (2, optimizer.clip is not None),
+        "centralize": (2, bool(context.group["centralize"])),
+        "l1": (2, bool(context.group["l1"])),
+        "average": (1, optimizer.average is not None),  # that of the average itself counts in either case
+    }
+    return [moves for moves, is_on in passes.values() if is_on]
 
 
 def _bytes_moved(optimizer: Stepped, layout: StateLayout, context: GroupContext, param: Tensor) -> int:

@@ -12,9 +12,10 @@ from lightning.pytorch.callbacks import BaseFinetuning, Callback, ModelCheckpoin
 from torch.optim import lr_scheduler
 
 from lightning_optkit.averaging import EMA
-from lightning_optkit.callbacks import Fuse, WeightAveraging
+from lightning_optkit.callbacks import Fuse, LRSchedule, MaxNorm, WeightAveraging
 from lightning_optkit.clipping import ClipNorm
 from lightning_optkit.optimizers import AdamW
+from lightning_optkit.schedules import cosine
 from lightning_optkit.step import OnePassOptimizer
 
 PRECISIONS = ["32-true", "bf16-mixed", "16-mixed"]
@@ -504,6 +505,26 @@ def test_prints_what_it_will_do(regression, fit, printed):
     assert repr(ClipNorm(0.1)) in text
     assert "compiled (" in text or "reference: no compiled extension" in text
     assert "decay(0.1)" in text
+
+
+def test_prints_which_optimizer_it_is_and_what_is_beside_it(regression, fit, printed):
+    class Both(regression):
+        automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            for optimizer in self.optimizers():
+                optimizer.zero_grad()
+                self.manual_backward(self.loss(batch))
+                optimizer.step()
+
+    def two(module):
+        return [torch.optim.SGD(module.net[0].parameters(), 0.1), torch.optim.Adam(module.net[2].parameters())]
+
+    fit(Both(two), Fuse(), MaxNorm(1.0), LRSchedule(cosine(), verbose=False), accumulate_grad_batches=1)
+    lines = printed().splitlines()
+    assert "Fuse, optimizer 0 of 2: lightning_optkit.SGD" in lines
+    assert "Fuse, optimizer 1 of 2: lightning_optkit.Adam" in lines
+    assert "Beside it: MaxNorm, LRSchedule." in lines
 
 
 def test_prints_what_is_frozen_as_left_out(regression, fit, printed):
