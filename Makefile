@@ -27,11 +27,14 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest -q -m '(slow or hypothesis) and not gpu'
 
-# Processes killed while they save, and damaged files: about half a second per kill.
+# Processes killed while they save, and damaged files: about half a second per kill. Then for so many minutes whole runs that
+# are killed, resumed and compared with those that are not: about 50 kills per minute.
 KILLS ?= 300
+MINUTES ?= 10
 torture: $(INSTALLED)
-	rm -rf build/torture && mkdir -p build/torture
+	rm -rf build/torture && mkdir -p build/torture/runs
 	PYTHONPATH=. OMP_WAIT_POLICY=passive $(BIN)/python tests/integration/torture.py build/torture $(KILLS)
+	PYTHONPATH=. OMP_WAIT_POLICY=passive $(BIN)/python tests/integration/kills.py build/torture/runs $(MINUTES)
 
 # The callbacks and whole fits beside the oldest Lightning, torchmetrics and jsonargparse that pyproject.toml allows, and
 # beside the newest: installed into build/compat/, in front of the packages of $(VENV). The extension is the same: it is bound

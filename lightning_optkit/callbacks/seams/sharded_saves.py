@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.checkpoint import FileSystemReader
 
 from lightning_optkit.callbacks.seams.lightning_private import saves_shards, set_loaded_path
 from lightning_optkit.callbacks.seams.overrides import override
@@ -56,7 +57,22 @@ def _load(
     path = whole_checkpoint(Path(strategy.broadcast(checkpoint_path)), falls_back)
     assert strategy.lightning_module is not None
     set_loaded_path(strategy.lightning_module.trainer, path)  # sharded averages are read from it later
-    return load(path, weights_only=weights_only)
+    if _has_optimizer_state(path, weights_only):
+        return load(path, weights_only=weights_only)
+    optimizers, strategy.optimizers = strategy.optimizers, []  # Lightning fails where there is nothing to load
+    try:
+        return load(path, weights_only=weights_only)
+    finally:
+        strategy.optimizers = optimizers
+
+
+def _has_optimizer_state(path: Path, weights_only: bool | None) -> bool:
+    """False if it was saved before the first step, as within a long window of accumulation."""
+    if path.is_dir():
+        names = FileSystemReader(path).read_metadata().state_dict_metadata
+        return any(re.match(r"optimizer_\d+\.state\.", name) for name in names)
+    saved = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
+    return any(each["state"] for each in saved.get("optimizer_states", ()))
 
 
 def _save(
