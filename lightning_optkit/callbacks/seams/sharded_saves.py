@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from lightning_optkit.callbacks.seams.lightning_private import saves_shards, set_loaded_path
 from lightning_optkit.callbacks.seams.overrides import override
