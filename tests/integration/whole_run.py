@@ -32,12 +32,15 @@ class Augmented(Dataset):
 
 
 class Net(pl.LightningModule):
-    def __init__(self):
+    def __init__(self, seed=0):
         super().__init__()
+        self.seed = seed
         torch.manual_seed(0)
         self.first, self.dropout, self.last = nn.Linear(4, 7), nn.Dropout(0.5), nn.Linear(7, 1)
 
     def configure_model(self):
+        own = self.seed + 1000 * self.global_rank  # Lightning gives all processes the same seed
+        random.seed(own), np.random.seed(own), torch.manual_seed(own)
         if "ModelParallel" in type(self.trainer.strategy).__name__ and not hasattr(self.first, "reshard"):
             for layer in (self.first, self.last):
                 fully_shard(layer, mesh=self.device_mesh["data_parallel"])
@@ -109,7 +112,7 @@ def run(
     window, epochs = kwargs.pop("window", 1), kwargs.pop("epochs", EPOCHS)
     make_loader = kwargs.pop("make_loader", loader)
     pl.seed_everything(seed, verbose=False)
-    module, losses = Net(), Losses()
+    module, losses = Net(seed), Losses()
     torch.manual_seed(seed)
     scaler = torch.amp.GradScaler("cpu", init_scale=16.0, growth_interval=3)
     trainer = pl.Trainer(
