@@ -61,8 +61,8 @@ class ExactResume(FitCallback):
 
     Exact for: checkpoints at any batch end, validation end or epoch end; any `num_workers`; shuffling; several loaders;
     iterable datasets that yield the same items when iterated again. Skipped batches are loaded, since only this
-    restores the state of datasets and workers; a message says so if it takes long. Loaders with `state_dict` restore
-    themselves. Within an accumulation window the gradients so far are saved as well, those of every process.
+    restores the state of datasets and workers; a message says so if it takes long. Loaders with `state_dict`
+    (torchdata's `StatefulDataLoader`) restore themselves, but not what their workers draw. Within an accumulation window the gradients so far are saved as well, those of every process.
 
     Checkpoints are written and checked by `SafeCheckpointIO`, unless another `CheckpointIO` is given.
 
@@ -205,6 +205,8 @@ class ExactResume(FitCallback):
             rank_zero_warn(f"ExactResume: the run was saved with {changed}; what its data set draws is not exact.")
         if any(getattr(loader, "persistent_workers", False) for loader in self._loaders) and trainer.current_epoch:
             rank_zero_warn("ExactResume: random numbers drawn inside persistent workers are not those of one long run.")
+        if any(isinstance(loader, HasState) and num_workers([loader])[0] for loader in self._loaders):
+            rank_zero_warn("ExactResume: a loader that restores itself does not restore what its workers draw.")
         ranks = self._resume["ranks"]
         self._fill_in(ranks, trainer.global_rank)
         mine = ranks[trainer.global_rank]

@@ -21,7 +21,8 @@ class GhostBatchNorm1d(nn.BatchNorm1d):
 
     This keeps the noise of small batches in a large one. The last ghost batch holds the remainder, of any size; a
     remainder with a single value per channel is merged into the previous one. Evaluation mode and state dict are those
-    of torch's BatchNorm.
+    of torch's BatchNorm. `Trainer(sync_batchnorm=True)` replaces it by `SyncBatchNorm`, as every BatchNorm, without a
+    word: leave that off.
 
     Args:
         num_features: See torch.

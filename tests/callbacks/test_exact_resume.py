@@ -217,6 +217,38 @@ def test_resumed_from_the_last_batch_of_an_epoch_and_again_within_the_next(make_
     assert epochs == [[0, 1, 2], [1, 2], [2]]
 
 
+class Stateful(DataLoader):
+    """Like torchdata's StatefulDataLoader: it skips what it had yielded, without loading it."""
+
+    generator_before = resumed = None
+    yielded = 0
+
+    def state_dict(self):
+        return {"before": self.generator_before, "yielded": self.yielded}
+
+    def load_state_dict(self, state_dict):
+        self.resumed = state_dict
+
+    def __iter__(self):
+        first = 0
+        if self.resumed:
+            torch.set_rng_state(self.resumed["before"])
+            first, self.resumed = self.resumed["yielded"], None
+        self.generator_before = torch.get_rng_state()
+        return self._batches([*self.sampler], first)
+
+    def _batches(self, places, first):
+        for self.yielded in range(first + 1, len(self) + 1):
+            chosen = places[(self.yielded - 1) * self.batch_size : self.yielded * self.batch_size]
+            yield torch.stack([self.dataset[place] for place in chosen])
+
+
+@pytest.mark.parametrize("where", [(0, 1), (1, 1), (1, 3), (1, "end")], ids=str)
+def test_loaders_that_restore_themselves(resumed_and_whole, where):
+    whole, resumed = resumed_and_whole(where, lambda: Stateful(Augmented(), batch_size=2, shuffle=True))
+    assert torch.equal(whole, resumed)
+
+
 class Interrupt(pl.Callback):
     def __init__(self, path):
         self.path = path
@@ -352,6 +384,19 @@ def test_says_that_workers_draw_others(make_trainer, tmp_path):
     make_trainer(ExactResume(), SaveAt(path, (1, 2)), epochs=2).fit(Dropping(), plain()())
     with pytest.warns(UserWarning, match=r"with num_workers 0 and goes on with num_workers 1; what its data set draws"):
         make_trainer(ExactResume(), epochs=3).fit(Dropping(), plain(num_workers=1)(), ckpt_path=path)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.filterwarnings("default")
+def test_says_that_workers_of_loaders_that_restore_themselves_draw_others(make_trainer, tmp_path, num_workers):
+    path = tmp_path / "saved.ckpt"
+    make = lambda: Stateful(Plain(), batch_size=2, shuffle=True, num_workers=num_workers)  # noqa: E731
+    make_trainer(ExactResume(), SaveAt(path, (1, 2)), epochs=2).fit(Dropping(), make())
+    with warnings.catch_warnings(record=True) as records:
+        warnings.simplefilter("always")
+        make_trainer(ExactResume(), epochs=3).fit(Dropping(), make(), ckpt_path=path)
+    expected = "ExactResume: a loader that restores itself does not restore what its workers draw."
+    assert said(records) == [expected] * num_workers
 
 
 def said(records):

@@ -57,6 +57,11 @@ def test_sequences_gradcheck_and_compile():
     assert int(tracked.num_batches_tracked) == 1
 
 
+def test_conversion_to_sync_batch_norm_replaces_it_as_its_docstring_says():
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(GhostBatchNorm1d(3, ghost_batch_size=2)))
+    assert type(converted[0]) is nn.SyncBatchNorm and "replaces it by `SyncBatchNorm`" in GhostBatchNorm1d.__doc__
+
+
 def test_bad_arguments():
     with pytest.raises(ValueError, match=r"GhostBatchNorm1d\(ghost_batch_size=0\): ghost_batch_size must be an int"):
         GhostBatchNorm1d(3, ghost_batch_size=0)
