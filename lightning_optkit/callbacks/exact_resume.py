@@ -62,7 +62,8 @@ class ExactResume(FitCallback):
     Exact for: checkpoints at any batch end, validation end or epoch end; any `num_workers`; shuffling; several loaders;
     iterable datasets that yield the same items when iterated again. Skipped batches are loaded, since only this
     restores the state of datasets and workers; a message says so if it takes long. Loaders with `state_dict`
-    (torchdata's `StatefulDataLoader`) restore themselves, but not what their workers draw. Within an accumulation window the gradients so far are saved as well, those of every process.
+    (torchdata's `StatefulDataLoader`) restore themselves, but not what their workers draw. Within an accumulation
+    window the gradients so far are saved as well, those of every process.
 
     Checkpoints are written and checked by `SafeCheckpointIO`, unless another `CheckpointIO` is given.
 

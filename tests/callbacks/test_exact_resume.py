@@ -238,8 +238,9 @@ class Stateful(DataLoader):
         return self._batches([*self.sampler], first)
 
     def _batches(self, places, first):
-        for self.yielded in range(first + 1, len(self) + 1):
-            chosen = places[(self.yielded - 1) * self.batch_size : self.yielded * self.batch_size]
+        for number in range(first, len(self)):
+            self.yielded = number + 1
+            chosen = places[number * self.batch_size : self.yielded * self.batch_size]
             yield torch.stack([self.dataset[place] for place in chosen])
 
 
