@@ -8,7 +8,7 @@ SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -na
 SANITIZED_RUN := LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
     ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=.
 
-.PHONY: demo test test-slow torture compat compat-oldest compat-newest fuzz sanitized sanitize gpu-check gpu-packages lint format bench claims clean
+.PHONY: demo test test-slow torture matrix compat compat-oldest compat-newest fuzz sanitized sanitize gpu-check gpu-packages lint format bench claims clean
 
 # An isolated build would resolve torch anew; this builds against the one just installed.
 $(INSTALLED): $(SOURCES)
@@ -35,6 +35,11 @@ torture: $(INSTALLED)
 	rm -rf build/torture && mkdir -p build/torture/runs
 	PYTHONPATH=. OMP_WAIT_POLICY=passive $(BIN)/python tests/integration/torture.py build/torture $(KILLS)
 	PYTHONPATH=. OMP_WAIT_POLICY=passive $(BIN)/python tests/integration/kills.py build/torture/runs $(MINUTES)
+
+# The table of rules and callbacks in docs/distributed.md: about 6 s a row.
+matrix: $(INSTALLED)
+	rm -rf build/matrix && mkdir -p build/matrix
+	PYTHONPATH=. OMP_WAIT_POLICY=passive $(BIN)/python tests/integration/matrix.py build/matrix
 
 # The callbacks and whole fits beside the oldest Lightning, torchmetrics and jsonargparse that pyproject.toml allows, and
 # beside the newest: installed into build/compat/, in front of the packages of $(VENV). The extension is the same: it is bound
