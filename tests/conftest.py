@@ -14,6 +14,13 @@ settings.register_profile("random", max_examples=500, database=None, deadline=No
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
+def pytest_collection_modifyitems(items):
+    """Processes that collect other names refuse to share the tests, and only sometimes do addresses differ."""
+    named_by_address = [item.nodeid for item in items if " at 0x" in item.nodeid]
+    if named_by_address:
+        raise pytest.UsageError(f"tests named by an address in memory: {named_by_address}")
+
+
 def pytest_collection_finish():
     """20,000 collected tests are millions of objects, which every full collection of garbage would visit: 2 s each."""
     gc.collect()

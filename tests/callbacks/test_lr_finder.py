@@ -123,7 +123,7 @@ def test_beside_other_strategies(name, first):
         dict(loader=with_own_generator),
         dict(precision="bf16-mixed"),
     ],
-    ids=str,
+    ids=["accumulation", "longer than the run", "max_steps", "min_epochs", "generator", "bf16"],
 )
 def test_in_other_runs(arguments):
     made = dict(arguments)
