@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The examples of README and docs/ run unchanged, and do what the page says."""
 
+import itertools
+import logging
 import re
+import warnings
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
@@ -39,7 +43,7 @@ def test_the_front_page_runs(page, tmp_path, monkeypatch):
         ok.WeightAveraging,
     ]
     assert names["trainer"].global_step == 64
-    assert ("optimizer" in names) == (page == "README.md")
+    assert type(names["optimizer"]) is ok.AdamW
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
@@ -86,6 +90,88 @@ def test_clip_and_average_work_in_a_loop_of_ones_own(names):
     assert any(not torch.equal(value, names["after_fit"][key]) for key, value in names["net"].state_dict().items())
 
 
+# --- getting started ---
+
+
+START = ROOT / "docs" / "getting_started.md"
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """What each block of "Getting started" prints, and what all of them leave behind."""
+    names, printed = {"__name__": "page"}, []
+    log = logging.getLogger("lightning.pytorch")
+    handler = logging.Handler()
+    handler.emit = lambda record: printed[-1].append(record.getMessage())
+    log.addHandler(handler)
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.chdir(tmp_path_factory.mktemp("started"))
+        for example in examples(START):
+            printed.append([])
+            exec(compile(example, str(START), "exec"), names)
+        names["saved"] = torch.load("averaged.pt")
+    log.removeHandler(handler)
+    return names, ["\n".join(lines) for lines in printed]
+
+
+def test_the_stack_says_what_the_page_shows(started):
+    names, printed = started
+    (shown,) = re.findall(r"```\n(LRSchedule: .*?)```", START.read_text(), flags=re.DOTALL)
+    lines = [line for line in shown.splitlines() if "compiled" not in line]  # which differs between processors
+    assert len(lines) == 11 and set(lines) <= {*printed[1].splitlines()}
+    assert not torch.equal(names["model"].net[0].weight, names["plain"].net[0].weight)
+    assert names["trainer"].max_epochs == 1 and type(names["model"].net[1]) is nn.LayerNorm
+
+
+def test_what_you_have_already_stays_or_is_given_back(started):
+    names, printed = started
+    assert "LRSchedule: in place of StepLR, which configure_optimizers returns, until the fit ends." in printed[2]
+    assert names["kept"].last_epoch == 0 and names["kept"].base_lrs == [1e-3]
+    assert names["trainer"].global_step == 11 and "ClipNorm(max_norm=1.0)" in printed[3]
+    assert "Fuse, optimizer 1 of 2: lightning_optkit.SGD" in printed[4]
+    assert names["manual"].global_step == 88  # Lightning counts the steps of both optimizers
+
+
+def test_losses_part_by_rounding_alone(started):
+    names, _ = started
+    single, double = names["apart"]["32-true"], names["apart"]["64-true"]
+    assert 0 < single < 1e-4 and double < 1e-7 * single
+
+
+def test_the_average_is_read_in_a_loop(started):
+    names, _ = started
+    assert set(names["averaged"]) == {name for name, _ in names["net"].named_parameters()}
+    assert names["logits"].shape == (1797, 10)
+    reloaded = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    reloaded.load_state_dict(names["saved"])
+    torch.testing.assert_close(reloaded(names["images"].float() / 16), names["logits"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_order_of_the_callbacks_does_not_matter(started, tmp_path):
+    names, _ = started
+    make = {
+        "fuse": lambda: ok.Fuse(verbose=False),
+        "clip": lambda: ok.GradientClipping(ok.AutoClip(10)),
+        "rate": lambda: ok.LRSchedule(ok.schedules.warmup_cosine(0.05), verbose=False),
+        "average": lambda: ok.WeightAveraging(ok.EMA(0.9)),
+    }
+
+    def weights(order):
+        pl.seed_everything(1, verbose=False)
+        module = names["Digits"]()
+        callbacks = [make[each]() for each in order]
+        trainer = pl.Trainer(max_steps=9, callbacks=callbacks, logger=False, default_root_dir=tmp_path)
+        trainer.fit(module, names["train"])
+        return module.state_dict()
+
+    first, *others = (weights(order) for order in itertools.permutations(make))
+    assert len(others) == 23
+    for other in others:
+        assert all(torch.equal(other[name], value) for name, value in first.items())
+
+
 def test_every_row_of_the_comparison_has_thirteen_peers_and_a_reason_where_we_lack_it():
     tables = [
         table.splitlines() for table in re.findall(r"(?:^\|.*\n)+", (ROOT / "docs" / "compared.md").read_text(), re.M)
@@ -98,3 +184,18 @@ def test_every_row_of_the_comparison_has_thirteen_peers_and_a_reason_where_we_la
             assert feature and ours and len(peers) == 13 and set(peers) <= {"", "x", "(x)"}, row
             assert ours != "**no**" or (note and any(peers)), row
             assert "(x)" not in peers or note, row
+
+
+PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_links_to_is_there(page):
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text()):
+        if target.startswith("http"):
+            continue
+        there = page if not target else page.parent / target
+        assert there.exists(), f"{page.name} links to {target}"
+        if anchor:
+            titles = re.findall(r"^#+ (.*)", there.read_text(), flags=re.M)
+            assert anchor in {re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in titles}
