@@ -44,6 +44,7 @@ from .callbacks import LookSAM as LookSAM
 from .callbacks import LRFinder as LRFinder
 from .callbacks import LRSchedule as LRSchedule
 from .callbacks import MaxNorm as MaxNorm
+from .callbacks import NoiseScale as NoiseScale
 from .callbacks import ParameterGroups as ParameterGroups
 from .callbacks import PlateauSchedule as PlateauSchedule
 from .callbacks import PowerSnapshots as PowerSnapshots
@@ -81,6 +82,7 @@ from .data import Standardize as Standardize
 from .data import Vocabulary as Vocabulary
 from .data import Whiten as Whiten
 from .diagnostics import Curve as Curve
+from .diagnostics import GradientNoiseScale as GradientNoiseScale
 from .diagnostics import LRRange as LRRange
 from .diagnostics import RunRecord as RunRecord
 from .init import ActivationRow as ActivationRow

@@ -71,6 +71,7 @@ CALLBACKS = [
     ("LRFinder", {"max_lr": 1.0, "num_steps": 50, "suggestion": "steepest", "apply": False}),
     ("LRSchedule", {"schedule": named("schedules.join", a=COSINE, at=0.5, b=named("schedules.constant", factor=0.1))}),
     ("MaxNorm", {"max_norm": 2.0, "names": "a*"}),
+    ("NoiseScale", {"every": 5, "parts": 4, "verbose": False}),
     (
         "ParameterGroups",
         {"weight_decay": 0.1, "no_decay": ["bias", "torch.nn.LayerNorm"], "overrides": {"a*": {"lr": 0.1}}},
@@ -189,11 +190,13 @@ RECORDS = [  # what functions of the package return; of plain values, so a file 
             "state_dtype": "float32",
             "path": "compiled",
         }
-        | {"num_tensors": 1, "num_elements": 2, "bytes_moved": 3},
+        | {"num_tensors": 1, "num_elements": 2, "bytes_moved": 3}
+        | {"num_walks": 2, "separate_bytes": 300, "separate_walks": 3},
     ),
     ("InitRow", ROW),
     ("MupRow", {**ROW, "kind": "hidden", "adam": 0.5, "sgd": 1.0}),
     ("NormSwap", {"name": "a", "before": "LayerNorm", "after": None, "shape": [2], "note": "kept"}),
+    ("GradientNoiseScale", {"noise": 2.0, "gradient_square": 0.5}),
     (
         "LRRange",
         {"lrs": [0.1, 0.2], "losses": [1.0, 2.0], "smoothed": [1.0], "suggestions": {"middle": 0.1}, "reason": "none"},

@@ -24,6 +24,7 @@ from lightning_optkit.callbacks.lookahead import Lookahead
 from lightning_optkit.callbacks.lr_finder import LRFinder
 from lightning_optkit.callbacks.lr_schedule import LRSchedule
 from lightning_optkit.callbacks.max_norm import MaxNorm
+from lightning_optkit.callbacks.noise_scale import NoiseScale
 from lightning_optkit.callbacks.parameter_groups import ParameterGroups
 from lightning_optkit.callbacks.plateau_schedule import PlateauSchedule
 from lightning_optkit.callbacks.power_snapshots import PowerSnapshots
@@ -67,6 +68,7 @@ __all__ = [
     "LookSAM",
     "Lookahead",
     "MaxNorm",
+    "NoiseScale",
     "ParameterGroups",
     "PlateauSchedule",
     "PowerSnapshots",

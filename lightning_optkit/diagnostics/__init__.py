@@ -3,6 +3,17 @@
 
 from lightning_optkit.diagnostics.environment import environment
 from lightning_optkit.diagnostics.lr_range import LRRange, lr_range
+from lightning_optkit.diagnostics.noise_scale import GradientNoiseScale, gradient_noise_scale
 from lightning_optkit.diagnostics.report import Curve, RunRecord, result_rows, write_report
 
-__all__ = ["Curve", "LRRange", "RunRecord", "environment", "lr_range", "result_rows", "write_report"]
+__all__ = [
+    "Curve",
+    "GradientNoiseScale",
+    "LRRange",
+    "RunRecord",
+    "environment",
+    "gradient_noise_scale",
+    "lr_range",
+    "result_rows",
+    "write_report",
+]

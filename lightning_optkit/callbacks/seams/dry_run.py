@@ -19,7 +19,7 @@ from lightning_optkit._torch_private import own_buffers, own_parameters, private
 from lightning_optkit.callbacks.seams.lightning_packages import is_a
 from lightning_optkit.callbacks.seams.overrides import override, restore
 
-__all__ = ["materialize", "run_training_step"]
+__all__ = ["materialize", "run_training_step", "without_trace"]
 
 
 def run_training_step(
@@ -37,7 +37,7 @@ def run_training_step(
         RuntimeError: if it fails; the message says what to do.
     """
     try:
-        with _without_trace(pl_module), trainer.precision_plugin.train_step_context():
+        with without_trace(pl_module), trainer.precision_plugin.train_step_context():
             if forward is not None:
                 forward(pl_module, batch)
             elif not pl_module.automatic_optimization:
@@ -57,7 +57,7 @@ def run_training_step(
 
 
 @contextmanager
-def _without_trace(pl_module: pl.LightningModule) -> Iterator[None]:
+def without_trace(pl_module: pl.LightningModule) -> Iterator[None]:
     """Restores the module's own attributes and the contents of its lists, dicts and sets; nothing is logged."""
     own = vars(pl_module)
     public = {name: value for name, value in own.items() if not name.startswith("_")}
