@@ -1,35 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `optkit` command: one function per subcommand; its signature is the options, its docstring the help."""
+"""The `optkit` command. The file of a command is imported when it is called, since most of them import Lightning."""
 
 import inspect
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from jsonargparse import ArgumentParser
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
-__all__ = ["info", "main"]
+import lightning_optkit
 
+__all__ = ["COMMANDS", "TRAINER_COMMANDS", "main"]
 
-def info() -> None:
-    """Shows what this installation can do: versions, the compiled extension, instruction sets, threads, huge pages."""
-    try:
-        from lightning_optkit.diagnostics.environment import environment
-    except ValueError as error:  # one of our environment variables has an invalid value
-        sys.exit(str(error))
-
-    table = Table(box=box.SIMPLE, show_header=False, show_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, fact in environment().items():
-        table.add_row(name, fact)
-    Console(markup=False, highlight=False).print(table)
-
-
-_COMMANDS: dict[str, Callable[..., None]] = {"info": info}
+# What a Trainer does with a configuration file; their options are those of LightningCLI.
+TRAINER_COMMANDS = {
+    "fit": "Trains what a configuration file describes, where the classes of this package need no prefix.",
+    "validate": "Runs one evaluation over the validation data of a configuration.",
+    "test": "Runs one evaluation over the test data of a configuration.",
+    "predict": "Runs the model of a configuration over its prediction data.",
+    "explain": "Shows the plan of a configuration without training: optimizers, their stages, rates over the run.",
+    "find-lr": "Runs the learning-rate range test of a configuration, and says which rate it suggests.",
+}
+# A function each: its signature is the options, or `add_options` beside it adds them; its docstring is the help.
+COMMANDS = {
+    "list": "Lists every strategy, or those with some words in their name or description.",
+    "plot-schedule": "Shows a schedule as a table of factors, and draws it into a file.",
+    "info": "Shows what this installation can do: versions, compiled extension, instruction sets, threads, pages.",
+}
+_EPILOG = """optkit fit --config config.yaml trains; optkit list average finds a strategy; optkit plot-schedule cosine
+draws one. Exit status: 0 done, 1 it could not be done, as a sentence says, 2 the command line or the file is wrong."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -39,23 +41,62 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Command-line arguments after `optkit`. Default: those of the process.
 
     Raises:
-        SystemExit: with 2 for unknown arguments, with 0 after `--help`.
+        SystemExit: with 2 for unknown arguments, with 1 and a sentence for what could not be done, with 0 after
+            `--help`.
     """
-    parser = ArgumentParser(
-        prog=_program(),
-        description="Optimization and regularization strategies for Lightning, at the cost of one pass.",
-    )
-    subcommands = parser.add_subcommands(title="commands", description="`optkit COMMAND --help` says more of each.")
-    for name, command in _COMMANDS.items():
-        text = inspect.getdoc(command) or ""
-        options = ArgumentParser(description=text)
-        options.add_function_arguments(command)
-        subcommands.add_subcommand(name, options, help=text.partition("\n")[0])
-    if not (sys.argv[1:] if args is None else args):
+    words = [*(sys.argv[1:] if args is None else args)]
+    chosen = words[0] if words else None
+    if chosen in TRAINER_COMMANDS:
+        from lightning_optkit.cli.trainer_commands import run
+
+        run(chosen, words[1:], _program())
+        return
+    parser = _parser(chosen)
+    if not words:
         parser.print_help()
         return
-    chosen = parser.parse_args(args)
-    _COMMANDS[chosen.subcommand](**chosen[chosen.subcommand])
+    config = parser.parse_args(words)
+    command, values = config.subcommand, parser.instantiate_classes(config)[config.subcommand]
+    try:
+        if hasattr(_module(command), "add_options"):
+            _function(command)(values)
+        else:
+            _function(command)(**values)
+    except ValueError as error:
+        sys.exit(str(error))
+
+
+def _parser(chosen: str | None) -> ArgumentParser:
+    """The parser; of the commands only the chosen one has its options, since their types are slow to import."""
+    parser = ArgumentParser(
+        prog=_program(),
+        usage=f"{_program()} COMMAND [options]",
+        version=lightning_optkit.__version__,
+        description="Optimization and regularization strategies for Lightning, at the cost of one pass.",
+        epilog=_EPILOG,
+    )
+    subcommands = parser.add_subcommands(title="commands", description="`optkit COMMAND --help` says more of each.")
+    for name, summary in {**TRAINER_COMMANDS, **COMMANDS}.items():
+        options = ArgumentParser(description=_help_of(_function(name)) if name == chosen else summary)
+        subcommands.add_subcommand(name, options, help=summary)
+        if name == chosen and hasattr(_module(name), "add_options"):
+            _module(name).add_options(options)
+        elif name == chosen:
+            options.add_function_arguments(_function(name))
+    return parser
+
+
+def _module(command: str) -> ModuleType:
+    return import_module(f"lightning_optkit.cli.{command.replace('-', '_')}_command")
+
+
+def _function(command: str) -> Callable[..., Any]:
+    function: Callable[..., Any] = getattr(_module(command), command.replace("-", "_"))
+    return function
+
+
+def _help_of(function: Callable[..., Any]) -> str:
+    return (inspect.getdoc(function) or "").partition("\n\nRaises:")[0].partition("\n\nArgs:")[0]
 
 
 def _program() -> str:

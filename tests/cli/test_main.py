@@ -8,7 +8,9 @@ import sys
 import pytest
 import torch
 
+import lightning_optkit as ok
 from lightning_optkit.cli import main
+from lightning_optkit.cli.main import COMMANDS, TRAINER_COMMANDS
 from lightning_optkit.diagnostics import environment
 
 
@@ -52,8 +54,9 @@ def test_help_names_each_command_with_its_purpose(capsys):
     assert exit_info.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "usage: optkit" in shown
-    assert "info Shows what this installation can do" in shown
-    assert "--config" not in shown  # no option that no command has
+    for name, summary in {**TRAINER_COMMANDS, **COMMANDS}.items():
+        assert f"{name} {summary}" in shown
+    assert "-c CONFIG" not in shown  # no option that no command has
 
 
 @pytest.mark.parametrize("words", [["bogus"], ["info", "--bogus"]])
@@ -62,6 +65,20 @@ def test_words_it_does_not_know_are_refused_with_the_way_to_help(words, capsys):
         main(words)
     assert exit_info.value.code == 2
     assert "--help" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_begins_with_its_line_and_is_no_docstring(name, capsys):
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert COMMANDS[name] in shown and "Raises:" not in shown
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["--version"])
+    assert exit_info.value.code == 0 and capsys.readouterr().out.split()[-1] == ok.__version__
 
 
 def test_main_takes_its_words_from_the_caller(capsys):
@@ -83,9 +100,9 @@ def test_without_words_it_prints_its_help_under_the_name_it_was_started_by(progr
     main()
     shown = capsys.readouterr().out
     name = "python -m lightning_optkit" if program.endswith("lightning_optkit/__main__.py") else "optkit"
-    assert shown.startswith(f"usage: {name} {{info}}") and "info" in shown
+    assert shown.startswith(f"usage: {name} COMMAND [options]\n") and "info" in shown
 
 
 def test_as_a_module_it_says_so():
     result = optkit()
-    assert result.returncode == 0 and result.stdout.startswith("usage: python -m lightning_optkit {info}")
+    assert result.returncode == 0 and result.stdout.startswith("usage: python -m lightning_optkit COMMAND")

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`optkit explain` and `optkit find-lr`: a run up to its first batch, of which no step is taken."""
+
+from contextlib import suppress
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.cli import LightningCLI
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from lightning_optkit.callbacks import LRFinder, LRSchedule, PowerSnapshots, Report, SnapshotEnsemble
+from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
+from lightning_optkit.callbacks.seams.run import Run
+from lightning_optkit.diagnostics.lr_range import LRRange
+from lightning_optkit.step import OnePassOptimizer
+
+__all__ = ["explain", "find_lr"]
+
+_WRITE = (Checkpoint, PowerSnapshots, Report, SnapshotEnsemble)
+_POINTS = 5  # of the run, at which rates are shown
+
+
+class _Reached(Exception):
+    """The first batch: nothing more is to be done."""
+
+
+class _Stop(pl.Callback):
+    """Looks at the run before the first batch, and ends it there."""
+
+    def __init__(self, look: Any) -> None:
+        self._look = look
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._look(trainer)
+        raise _Reached
+
+
+def explain(cli: LightningCLI) -> None:
+    """Prints what the callbacks say when the training starts, each optimizer, and the rates over the run."""
+    console = Console(highlight=False, markup=False)
+    _start(cli, lambda trainer: _print_plan(console, trainer), drop=(LRFinder,))
+
+
+def find_lr(cli: LightningCLI) -> None:
+    """Runs the range test of the configuration's `LRFinder`, or of a default one, and prints its suggestions."""
+    trainer: Any = cli.trainer
+    finders = callbacks_of(trainer, LRFinder)
+    finder = finders[0] if finders else LRFinder()
+    finder.apply = finder.verbose = False
+    if not finders:
+        trainer.callbacks.append(finder)
+    _start(cli, lambda trainer: None)
+    assert finder.result is not None
+    _print_suggestions(Console(highlight=False, markup=False), finder.result, finder.suggestion)
+
+
+def _start(cli: LightningCLI, look: Any, drop: tuple[type[pl.Callback], ...] = ()) -> None:
+    trainer: Any = cli.trainer
+    trainer.callbacks[:] = [
+        callback for callback in trainer.callbacks if not isinstance(callback, (*_WRITE, *drop))
+    ] + [_Stop(look)]
+    trainer.num_sanity_val_steps = 0
+    of_fit = {name: cli.config[name] for name in ("ckpt_path", "weights_only") if name in cli.config}
+    with suppress(_Reached):
+        trainer.fit(cli.model, datamodule=cli.datamodule, **of_fit)
+
+
+def _print_plan(console: Console, trainer: pl.Trainer) -> None:
+    table = Table(box=box.SIMPLE_HEAD)
+    for title in ("optimizer", "groups", "parameters", "rate of the first step", "steps"):
+        table.add_column(title, overflow="fold")
+    for optimizer in trainer.optimizers:
+        groups = optimizer.param_groups
+        rates = sorted({f"{float(group['lr']):.3g}" for group in groups if "lr" in group}, key=float)
+        size = sum(param.numel() for group in groups for param in group["params"])
+        how = "one pass" if isinstance(optimizer, OnePassOptimizer) else "as it is"
+        name = optimizer._owner if isinstance(optimizer, OnePassOptimizer) else type(optimizer).__name__
+        table.add_row(name, str(len(groups)), f"{size:,}", ", ".join(rates), how)
+    console.print(table)
+    steps = Run(trainer).steps_at_end()
+    console.print(f"Run: {'of unknown length' if steps is None else f'{steps:,.0f} optimizer steps'}.")
+    for callback in callbacks_of(trainer, LRSchedule):
+        _print_rates(console, callback, trainer)
+
+
+def _print_rates(console: Console, callback: LRSchedule, trainer: pl.Trainer) -> None:
+    total = callback._clock.total
+    if total is None:
+        return
+    base = max(float(group["initial_lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups)
+    console.print(f"LRSchedule({callback.schedule!r}):")
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column(callback._clock.interval, justify="right")
+    table.add_column("rate", justify="right")
+    for point in range(_POINTS):
+        at = min(total * point / (_POINTS - 1), total - 1)
+        table.add_row(f"{at:,.0f}", f"{base * callback.schedule(at, total):.3g}")
+    console.print(table)
+
+
+def _print_suggestions(console: Console, found: LRRange, chosen: str) -> None:
+    if found.reason:
+        console.print(f"No suggestion: {found.reason}.")
+        return
+    table = Table(box=box.SIMPLE_HEAD)
+    for title in ("rule", "rate"):
+        table.add_column(title)
+    for name, rate in found.suggestions.items():
+        table.add_row(
+            f"{name}, the choice of LRFinder" if name == chosen else name, "" if rate is None else f"{rate:.3g}"
+        )
+    console.print(table)
+    console.print(f"Tested {len(found.lrs)} rates from {found.lrs[0]:.3g} to {found.lrs[-1]:.3g}.")

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`optkit list`: the public classes and functions, and what their docstrings say."""
+
+import inspect
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from jsonargparse import ArgumentParser, Namespace
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["Entry", "add_options", "entries", "list"]
+
+FOLDERS = {
+    "callbacks": "Callbacks: one per strategy, for a Trainer",
+    "optimizers": "Update rules",
+    "clipping": "Clips, for GradientClipping or clip=",
+    "averaging": "Averages, for WeightAveraging or average=",
+    "schedules": "Schedules, for LRSchedule and HyperparameterSchedule",
+    "init": "Initialization, for Initialize",
+    "data": "Data, for Preprocess and Augment",
+    "regularization": "Regularization, as functions",
+    "layers": "Layers",
+}
+
+
+class Entry(NamedTuple):
+    """One public name."""
+
+    folder: str
+    name: str  # as after `import lightning_optkit as ok`
+    summary: str  # first sentence of its docstring
+    text: str  # the whole docstring
+
+
+def entries() -> "tuple[Entry, ...]":
+    """Every public strategy, by folder and name."""
+    found = []
+    for folder in FOLDERS:
+        module = import_module(f"lightning_optkit.{folder}")
+        for name in sorted(module.__all__, key=str.lower):
+            value: Any = getattr(module, name)
+            if not (inspect.isclass(value) or inspect.isfunction(value)):  # a type alias
+                continue
+            text = inspect.getdoc(value) or ""
+            path = f"ok.{name}" if inspect.isclass(value) else f"ok.{folder}.{name}"
+            found.append(Entry(folder, path, text.partition("\n\n")[0].replace("\n", " "), text))
+    return tuple(found)
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """The words stand by themselves."""
+    parser.add_argument("words", nargs="*", type=str, help="all of them must occur, in whatever case")
+    parser.add_argument("--of", choices=[*FOLDERS], help="only one kind")
+
+
+def list(options: Namespace) -> None:
+    """Lists every strategy, or those with some words in their name or description.
+
+    `optkit list sharpness` finds what the description has, `optkit list SAM` shows all there is to say of one class or
+    function: its arguments, ranges, errors, source.
+
+    Raises:
+        ValueError: if nothing has these words.
+    """
+    words, of = options.words, options.of
+    all_of = [entry for entry in entries() if of in (None, entry.folder)]
+    console = Console(highlight=False, markup=False)
+    named = [entry for entry in all_of if len(words) == 1 and entry.name.rpartition(".")[2] == words[0]]
+    if len(named) == 1:
+        console.print(f"{named[0].name}\n", style="bold")
+        console.print(named[0].text)
+        return
+    found = [entry for entry in all_of if all(word.lower() in f"{entry.name} {entry.text}".lower() for word in words)]
+    if not found:
+        raise ValueError(f"optkit list {' '.join(words)}: nothing has these words; `optkit list` shows everything.")
+    for folder, title in FOLDERS.items():
+        rows = [entry for entry in found if entry.folder == folder]
+        if rows:
+            table = Table(box=box.SIMPLE, show_header=False, title=title, title_justify="left", title_style="bold")
+            table.add_column(no_wrap=True)
+            table.add_column(overflow="fold")
+            for entry in rows:
+                table.add_row(entry.name, entry.summary)
+            console.print(table)
+    console.print(f"{len(found)} found. Sources and costs: docs/strategies.md. One in full: optkit list NAME.")

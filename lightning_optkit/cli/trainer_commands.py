@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`optkit fit`, `validate`, `test`, `predict`, `explain` and `find-lr`: LightningCLI that knows this package."""
+
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from lightning_optkit.cli.bare_names import bare_names
+from lightning_optkit.cli.first_batch import explain, find_lr
+from lightning_optkit.cli.main import TRAINER_COMMANDS
+
+__all__ = ["run"]
+
+_PACKAGE = str(Path(__file__).parents[1])
+_MORE = {
+    "fit": "optkit fit --config config.yaml --trainer.max_epochs 3; in the file, `class_path: Fuse` is enough; a name "
+    "that torch or Lightning has as well (AdamW, WeightAveraging) is ours as lightning_optkit.AdamW. Models and data "
+    "are looked up in the current folder, too.",
+}
+
+
+class _BeforeTheFirstBatch(LightningCLI):
+    """The run as `fit` would start it; takes the options of `fit`, so that its files can be given."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_method_arguments(
+            self.trainer_class, "fit", skip={"model", "train_dataloaders", "val_dataloaders", "datamodule"}
+        )
+
+
+def run(command: str, words: Sequence[str], program: str) -> None:
+    """Runs one of `TRAINER_COMMANDS`.
+
+    Args:
+        command: Its name.
+        words: The arguments behind it.
+        program: What the user called, for messages.
+
+    Raises:
+        SystemExit: with 2 for arguments or files that are wrong, with 1 and a sentence for a run that cannot be done.
+    """
+    sys.path.insert(0, "")  # as `python -m` does: the user's model is a file in this folder
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # it is what we have
+    summary = " ".join([TRAINER_COMMANDS[command], *filter(None, [_MORE.get(command)])])
+    try:
+        with bare_names():
+            _run(command, [*words], program, summary)
+    except Exception as error:
+        sentence = _about_settings(error)
+        if sentence is None:
+            raise
+        sys.exit(f"{program} {command}: {sentence}")
+
+
+def _run(command: str, words: list[str], program: str, summary: str) -> None:
+    usage = f"{program} {command} --config CONFIG [--config CONFIG ...] [options]"
+    if command not in _FIRST_BATCH:
+        of_command = {"description": summary, "usage": usage}
+        LightningCLI(
+            args=[command, *words],
+            parser_kwargs={"prog": program, command: of_command},
+            # Without a logger it is saved in the current folder, where the user's own config.yaml may be.
+            save_config_kwargs={"config_filename": "optkit_config.yaml", "overwrite": True},
+        )
+        return
+    parser_kwargs: dict[str, Any] = {"prog": f"{program} {command}", "description": summary, "usage": usage}
+    cli = _BeforeTheFirstBatch(run=False, args=words, parser_kwargs=parser_kwargs, save_config_callback=None)
+    _FIRST_BATCH[command](cli)
+
+
+_FIRST_BATCH: dict[str, Callable[[LightningCLI], None]] = {"explain": explain, "find-lr": find_lr}
+
+
+def _about_settings(error: BaseException) -> str | None:
+    """The sentence that says what to change: of our own code, or of Lightning about its configuration.
+
+    None for an error in the user's module or data, which needs its traceback. jsonargparse wraps what a class raises.
+    """
+    each: BaseException | None = error
+    while each is not None:
+        innermost = traceback.extract_tb(each.__traceback__)[-1].filename
+        is_ours = isinstance(each, ValueError | TypeError) and innermost.startswith(_PACKAGE)
+        if is_ours or isinstance(each, MisconfigurationException):
+            return str(each)
+        each = each.__cause__ or each.__context__
+    return None

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`optkit plot-schedule` shows the factors of the schedule it names, and draws them."""
+
+import pytest
+
+import lightning_optkit as ok
+from lightning_optkit.cli import main
+
+
+def rows(text):
+    found = [line.split() for line in text.splitlines() if line.strip()[:1].isdigit()]
+    return {int(row[0].replace(",", "")): float(row[1]) for row in found}
+
+
+def test_the_table_has_the_values_of_the_schedule(capsys):
+    main(["plot-schedule", "warmup_cosine", "--warmup", "0.1", "--total_steps", "2001", "--base", "0.01"])
+    shown = rows(capsys.readouterr().out)
+    assert list(shown) == [200 * row for row in range(11)]
+    schedule = ok.schedules.warmup_cosine(0.1)
+    assert shown == {step: pytest.approx(0.01 * schedule(step, 2001), rel=1e-3) for step in shown}
+
+
+def test_a_schedule_inside_another(capsys):
+    words = ["--schedule", "lightning_optkit.schedules.cosine", "--schedule.min_factor", "0.5", "--steps", "10"]
+    main(["plot-schedule", "warmup", *words, "--total_steps", "100"])
+    text = capsys.readouterr().out
+    assert "warmup(schedule=cosine(min_factor=0.5, steps=1.0), steps=10" in " ".join(text.split())
+    assert rows(text)[99] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_it_draws(tmp_path, capsys):
+    main(["plot-schedule", "cosine", "--output", str(tmp_path / "cosine.svg")])
+    assert (tmp_path / "cosine.svg").read_text().startswith("<?xml")
+    assert f"Drawn: {tmp_path / 'cosine.svg'}" in capsys.readouterr().out.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["cosine", "--min_factor", "2"], "cosine(min_factor=2.0): min_factor must be in [0, 1]."),
+        (["cosine", "--total_steps", "0"], "plot_schedule(total_steps=0): total_steps must be an integer >= 1."),
+        (["cosin"], 2),
+        ([], 2),
+    ],
+)
+def test_a_mistake_is_said_in_a_sentence(words, code, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["plot-schedule", *words])
+    assert exit_info.value.code == code

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`optkit fit` and its relatives: bare names, plans, and mistakes that are said in a sentence."""
+
+import sys
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import yaml
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from torch import nn
+
+import lightning_optkit as ok
+from lightning_optkit.cli import main
+from lightning_optkit.cli.bare_names import bare_names
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+USER = """
+import lightning.pytorch as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+class Net(pl.LightningModule):
+    fitted = []
+
+    def __init__(self, breaks: bool = False):
+        super().__init__()
+        self.breaks, self.net = breaks, nn.Linear(4, 2)
+
+    def training_step(self, batch, batch_idx):
+        if self.breaks:
+            raise ValueError("of the user")
+        return self.net(batch[0]).pow(2).mean()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", self.net(batch[0]).pow(2).mean())
+
+    test_step = validation_step
+
+    def predict_step(self, batch, batch_idx):
+        return self.net(batch[0])
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=0.01)
+
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(torch.ones(32, 4)), batch_size=4)
+
+    val_dataloader = test_dataloader = predict_dataloader = train_dataloader
+
+    def on_fit_start(self):
+        Net.fitted.append(self)
+"""
+QUIET = dict(logger=False, accelerator="cpu", enable_checkpointing=False, enable_progress_bar=False, max_epochs=1)
+
+
+@pytest.fixture
+def net(tmp_path, monkeypatch):
+    """The module that the configurations name; found in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "users_net", raising=False)
+    (tmp_path / "users_net.py").write_text(USER)
+    yield lambda: sys.modules["users_net"].Net
+    sys.modules.pop("users_net", None)
+
+
+def run(command, *words, callbacks=(), **rest):
+    content = {"model": {"class_path": "users_net.Net"}, "trainer": {**QUIET, "callbacks": [*callbacks]}} | rest
+    with open("run.yaml", "w") as file:
+        yaml.safe_dump(content, file)
+    main([command, "--config", "run.yaml", *words])
+
+
+def bare(name, **init_args):
+    return {"class_path": name, "init_args": init_args}
+
+
+def test_bare_names_are_ours_unless_torch_or_lightning_has_them(net):
+    callbacks = [
+        bare("Fuse"),
+        bare("GradientClipping", clip=bare("ClipUnitwise", ratio=0.02)),
+        bare("LRSchedule", schedule=bare("lightning_optkit.schedules.cosine")),
+        bare("lightning_optkit.WeightAveraging", average=bare("SWA", start=2)),
+    ]
+    seen = []
+
+    class See(pl.Callback):
+        def on_train_start(self, trainer, pl_module):
+            seen.append((type(trainer.optimizers[0]), [type(each) for each in trainer.callbacks[:4]]))
+
+    sys.modules["see"] = type(sys)("see")
+    See.__qualname__, See.__module__ = "See", "see"
+    sys.modules["see"].See = See
+    run("fit", callbacks=[*callbacks, bare("see.See")], optimizer=bare("AdamW", lr=0.1))
+    ours = [ok.Fuse, ok.GradientClipping, ok.LRSchedule, ok.WeightAveraging]
+    assert seen[0][1] == ours and seen[0][0].__name__ == "AdamW" and len(net().fitted) == 1
+    del sys.modules["see"]
+
+
+def test_the_names_are_bare_only_inside():
+    with bare_names():
+        assert ok.AdamW not in torch.optim.AdamW.__subclasses__()
+        assert ok.Lion in ok.OnePassOptimizer.__subclasses__()
+    assert ok.AdamW in torch.optim.AdamW.__subclasses__()
+    assert "__subclasses__" not in vars(torch.optim.AdamW) and nn.LayerNorm.__subclasses__()
+
+
+def test_a_name_of_lightning_is_lightnings(net):
+    run("fit", callbacks=[bare("EMAWeightAveraging", decay=0.5)])
+    assert net().fitted[0].trainer.callbacks[0].__class__ is EMAWeightAveraging
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_the_other_functions_of_a_trainer(net, command):
+    run(command)
+    assert net().fitted == []
+
+
+@pytest.mark.parametrize("command", ["explain", "find-lr"])
+def test_the_first_batch_is_reached_and_no_step_is_left(net, command, capsys, tmp_path):
+    schedule = bare("LRSchedule", schedule=bare("lightning_optkit.schedules.linear"))
+    writers = [bare("ModelCheckpoint", dirpath="."), bare("Report", path="report.html")]
+    content = {**QUIET, "enable_checkpointing": True, "callbacks": [bare("Fuse"), schedule, bare("LRFinder"), *writers]}
+    torch.manual_seed(3)
+    run(command, "--seed_everything=1", trainer=content)
+    (module,) = net().fitted
+    torch.manual_seed(1)
+    pl.seed_everything(1, verbose=False)
+    assert torch.equal(module.net.weight, type(module)().net.weight)
+    assert not [*tmp_path.rglob("*.ckpt"), *tmp_path.rglob("*.html")]
+    said = capsys.readouterr().out
+    if command == "explain":
+        assert "AdamW" in said and "one pass" in said and "Run: 8 optimizer steps." in said
+        assert [line.split() for line in said.splitlines() if line.strip().startswith("4 ")] == [["4", "0.005"]]
+    else:
+        assert "middle, the choice of LRFinder" in said or "No suggestion" in said
+
+
+def test_a_finder_of_the_configuration_keeps_its_settings(net, capsys):
+    run("find-lr", callbacks=[bare("LRFinder", num_steps=20, min_lr=1e-4, max_lr=1e-2)])
+    said = capsys.readouterr().out
+    assert "Tested 20 rates from 0.0001 to 0.01." in said or "No suggestion" in said
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "sentence"),
+    [
+        (
+            [bare("GradientClipping", clip=bare("AutoClip", percentile=1000))],
+            "AutoClip(percentile=1000.0): percentile ",
+        ),
+        ([bare("Fuse"), bare("Fuse")], "Fuse(): given twice; "),
+    ],
+)
+@pytest.mark.parametrize("command", ["fit", "explain"])
+def test_a_mistake_in_the_settings_is_one_sentence(net, command, callbacks, sentence):
+    with pytest.raises(SystemExit) as exit_info:
+        run(command, callbacks=callbacks)
+    assert exit_info.value.code.startswith(f"optkit {command}: {sentence}") and "\n" not in exit_info.value.code
+
+
+@pytest.mark.parametrize("words", [["--config", "nowhere.yaml"], ["--trainer.max_epochs=two"], ["--bogus=1"]])
+def test_a_wrong_command_line_is_shown_with_the_way_to_help(net, words, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        run("fit", *words)
+    assert exit_info.value.code == 2
+    said = capsys.readouterr().err
+    assert "usage: optkit fit --config CONFIG" in said and "optkit fit --help" in said and len(said.splitlines()) < 20
+
+
+def test_an_error_of_the_user_keeps_its_traceback(net):
+    with pytest.raises(ValueError, match="of the user"):
+        run("fit", "--model.breaks=true")
