@@ -8,7 +8,7 @@ SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -na
 SANITIZED_RUN := LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
     ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=.
 
-.PHONY: demo test test-slow torture matrix compat compat-oldest compat-newest fuzz sanitized sanitize gpu-check gpu-packages lint format bench claims clean
+.PHONY: demo test test-slow torture matrix diagnosis compat compat-oldest compat-newest fuzz sanitized sanitize gpu-check gpu-packages lint format bench claims clean
 
 # An isolated build would resolve torch anew; this builds against the one just installed.
 $(INSTALLED): $(SOURCES)
@@ -35,6 +35,11 @@ torture: $(INSTALLED)
 	rm -rf build/torture && mkdir -p build/torture/runs
 	PYTHONPATH=. OMP_WAIT_POLICY=passive $(BIN)/python tests/integration/torture.py build/torture $(KILLS)
 	PYTHONPATH=. OMP_WAIT_POLICY=passive $(BIN)/python tests/integration/kills.py build/torture/runs $(MINUTES)
+
+# GradientHealth on healthy runs and on runs broken on purpose, about a second each: the tables of docs/diagnosis.md.
+diagnosis: $(INSTALLED)
+	mkdir -p build
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.diagnostics.benchmark --healthy 300 --faulty 300 --held-out 100 --rows build/diagnosis.jsonl
 
 # The table of rules and callbacks in docs/distributed.md: about 6 s a row.
 matrix: $(INSTALLED)

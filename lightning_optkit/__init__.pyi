@@ -34,6 +34,7 @@ from .callbacks import ExactAccumulation as ExactAccumulation
 from .callbacks import ExactResume as ExactResume
 from .callbacks import Fuse as Fuse
 from .callbacks import GradientClipping as GradientClipping
+from .callbacks import GradientHealth as GradientHealth
 from .callbacks import GradientNoise as GradientNoise
 from .callbacks import Grokfast as Grokfast
 from .callbacks import HyperparameterSchedule as HyperparameterSchedule
@@ -85,6 +86,7 @@ from .diagnostics import Curve as Curve
 from .diagnostics import GradientNoiseScale as GradientNoiseScale
 from .diagnostics import LRRange as LRRange
 from .diagnostics import RunRecord as RunRecord
+from .diagnostics import Verdict as Verdict
 from .init import ActivationRow as ActivationRow
 from .init import InitRow as InitRow
 from .init import MupRow as MupRow

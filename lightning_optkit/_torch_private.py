@@ -71,6 +71,11 @@ def forward_pre_hooks(module: nn.Module) -> list[Callable[..., Any]]:
     return list(module._forward_pre_hooks.values())
 
 
+def is_compiled_part(module: nn.Module) -> bool:
+    """Whether torch.compile wraps the module, or its `compile()` was called."""
+    return "_orig_mod" in vars(module).get("_modules", {}) or vars(module).get("_compiled_call_impl") is not None
+
+
 def private_reset(module: nn.Module) -> Callable[[], object] | None:
     """The private substitute for `reset_parameters` in nn.MultiheadAttention and nn.Transformer."""
     return getattr(module, "_reset_parameters", None)

@@ -57,6 +57,7 @@ CALLBACKS = [
     ("GradientClipping", {"clip": named("ClipUnitwise", ratio=0.02), "leave_out": ["head.*"]}),
     ("GradientClipping", {"clip": named("AutoClip", percentile=20.0)}),
     ("GradientClipping", {"clip": named("ZClip", alpha=0.9)}),
+    ("GradientHealth", {"check_every": 50}),
     ("GradientNoise", {"eta": 0.3, "seed": 5}),
     (
         "HyperparameterSchedule",
@@ -200,6 +201,18 @@ RECORDS = [  # what functions of the package return; of plain values, so a file 
     (
         "LRRange",
         {"lrs": [0.1, 0.2], "losses": [1.0, 2.0], "smoothed": [1.0], "suggestions": {"middle": 0.1}, "reason": "none"},
+    ),
+    (
+        "Verdict",
+        {
+            "symptom": "nonfinite",
+            "layer": "net",
+            "cause": "a",
+            "evidence": "b",
+            "remedy": "c",
+            "onset_step": 3,
+            "confidence": 1.0,
+        },
     ),
     ("RunRecord", {"name": "mine", "loss": CURVE, "metrics": {"a": CURVE}}),
     ("Scalar", {"name": "mu", "fresh": 1.0, "inherited": 0.5}),

@@ -13,6 +13,7 @@ from lightning_optkit.callbacks.exact_accumulation import ExactAccumulation
 from lightning_optkit.callbacks.exact_resume import ExactResume
 from lightning_optkit.callbacks.fuse import Fuse
 from lightning_optkit.callbacks.gradient_clipping import GradientClipping
+from lightning_optkit.callbacks.gradient_health import GradientHealth
 from lightning_optkit.callbacks.gradient_noise import GradientNoise
 from lightning_optkit.callbacks.grokfast import Grokfast
 from lightning_optkit.callbacks.gsam import GSAM
@@ -58,6 +59,7 @@ __all__ = [
     "ExactResume",
     "Fuse",
     "GradientClipping",
+    "GradientHealth",
     "GradientNoise",
     "Grokfast",
     "HyperparameterSchedule",

@@ -18,7 +18,7 @@ from torch import nn
 
 from lightning_optkit import averaging, callbacks, clipping, data, init, layers, optimizers, regularization, schedules
 from lightning_optkit.averaging.post_hoc_ema import snapshot_name
-from lightning_optkit.diagnostics import Curve, RunRecord, result_rows, write_report
+from lightning_optkit.diagnostics import Curve, RunRecord, Verdict, result_rows, write_report
 from lightning_optkit.step import step_in_backward
 
 FOLDERS = {
@@ -110,6 +110,13 @@ def images() -> torch.Tensor:
 
 
 @cache
+def verdict() -> dict[str, Any]:
+    return {
+        "symptom": "nonfinite", "layer": "net", "cause": "a", "evidence": "b", "remedy": "c", "onset_step": 1,
+        "confidence": 1.0,
+    }  # fmt: skip
+
+
 def folder_of_snapshots() -> str:
     folder = tempfile.mkdtemp()
     (Path(folder) / snapshot_name(0.1, 3)).touch()
@@ -265,6 +272,9 @@ def methods(folder: Path) -> list[Case]:
         Case("diagnostics.RunRecord", "RunRecord", RunRecord, lambda: {"name": "plain"}),
         Case("diagnostics.RunRecord.from_dict", "RunRecord", lambda saved: RunRecord.from_dict(saved),
              lambda: {"saved": RunRecord("plain", loss=Curve([1], [2.0])).to_dict()}),
+        Case("diagnostics.Verdict", "Verdict", Verdict, verdict),
+        Case("diagnostics.Verdict.from_dict", "Verdict", lambda saved: Verdict.from_dict(saved),
+             lambda: {"saved": Verdict(**verdict()).to_dict()}),
         Case("diagnostics.result_rows", "result_rows", result_rows, lambda: {"runs": [RunRecord("plain")]}),
         Case("diagnostics.write_report", "write_report", write_report,
              lambda: {"runs": [RunRecord("plain")], "path": folder / "report.html"}),

@@ -20,6 +20,8 @@ from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import DataLoader
 
+from lightning_optkit._torch_private import is_compiled_part
+
 DataFetcher: TypeAlias = _DataFetcher  # provides the batches of an epoch
 Loop: TypeAlias = _Loop
 HasState: TypeAlias = _Stateful  # a loader that Lightning saves and restores itself
@@ -247,3 +249,11 @@ def saves_shards(strategy: ModelParallelStrategy) -> bool:
 def set_loaded_path(trainer: pl.Trainer, path: Path) -> None:
     """Makes `trainer.ckpt_path` that of the checkpoint that is loaded; its setter would be for all later fits."""
     trainer._checkpoint_connector._ckpt_path = path
+
+
+# --- compiled modules ---
+
+
+def is_compiled(pl_module: pl.LightningModule) -> bool:
+    """Whether the module, or a module in it, was passed through torch.compile."""
+    return pl_module._compiler_ctx is not None or any(is_compiled_part(module) for module in pl_module.modules())

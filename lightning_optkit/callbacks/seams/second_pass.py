@@ -12,7 +12,7 @@ from torchmetrics import Metric
 from lightning_optkit.callbacks.seams.overrides import override, restore
 from lightning_optkit.callbacks.seams.torchmetrics_private import state_names
 
-__all__ = ["SecondPass", "finish_second_passes", "loss_of", "with_loss"]
+__all__ = ["SecondPass", "finish_second_passes", "loss_of", "restore_metrics", "states_of_metrics", "with_loss"]
 
 
 class SecondPass:
@@ -29,11 +29,7 @@ class SecondPass:
         self._module = pl_module
         self._buffers = [(buffer, buffer.detach().clone()) for buffer in pl_module.buffers()]
         _PENDING.setdefault(pl_module, []).append(self)
-        self._metrics = [
-            (metric, {name: _copy(getattr(metric, name)) for name in state_names(metric)})
-            for metric in pl_module.modules()
-            if isinstance(metric, Metric)
-        ]
+        self._metrics = states_of_metrics(pl_module)
 
     def __enter__(self) -> None:
         def log(*args: Any, **kwargs: Any) -> None:
@@ -46,9 +42,7 @@ class SecondPass:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         restore(self._module, "log", self._log)
-        for metric, states in self._metrics:
-            for name, value in states.items():
-                setattr(metric, name, value)
+        restore_metrics(self._metrics)
 
     def restore_buffers(self) -> None:
         """Restores the buffers."""
@@ -63,6 +57,22 @@ def finish_second_passes(pl_module: pl.LightningModule) -> None:
     """Restores the buffers of every second pass whose gradients have been taken, in reverse order."""
     for second in reversed(_PENDING.pop(pl_module, [])):
         second.restore_buffers()
+
+
+def states_of_metrics(pl_module: pl.LightningModule) -> list[tuple[Metric, dict[str, Any]]]:
+    """Copies of the states of all metrics."""
+    return [
+        (metric, {name: _copy(getattr(metric, name)) for name in state_names(metric)})
+        for metric in pl_module.modules()
+        if isinstance(metric, Metric)
+    ]
+
+
+def restore_metrics(states: list[tuple[Metric, dict[str, Any]]]) -> None:
+    """Puts them back."""
+    for metric, values in states:
+        for name, value in values.items():
+            setattr(metric, name, value)
 
 
 def _copy(value: Any) -> Any:

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Says what is wrong with a run, where, why, and the line that mends it.
+
+What is seen and what is concluded are apart: `seams` and `diagnostics.measure` see, `diagnostics.rules` conclude, from
+plain numbers. docs/diagnosis.md says what each verdict rests on, how often it was right on runs that were broken on
+purpose, and what cannot be seen.
+"""
+
+import json
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_optkit._checks import check_bools, check_int, check_state
+from lightning_optkit.callbacks.seams.average_of_run import averages_too_long
+from lightning_optkit.callbacks.seams.first_nonfinite import first_nonfinite
+from lightning_optkit.callbacks.seams.fit_callback import FitCallback
+from lightning_optkit.callbacks.seams.lightning_packages import loss_scaler
+from lightning_optkit.callbacks.seams.lightning_private import accumulates
+from lightning_optkit.callbacks.seams.losses_of_run import LossesOfRun
+from lightning_optkit.callbacks.seams.measured_step import MeasuredStep
+from lightning_optkit.callbacks.seams.presence import Presence
+from lightning_optkit.callbacks.seams.rank_checks import differing_parameters, ranks_with_same_batches, replicates
+from lightning_optkit.callbacks.seams.schedules_of_run import SchedulesOfRun
+from lightning_optkit.callbacks.seams.steps import StepListener, watch_steps
+from lightning_optkit.callbacks.seams.zeroing import Zeroing
+from lightning_optkit.diagnostics._observations import RanksSeen, RunSeen
+from lightning_optkit.diagnostics.measure.batches import digest
+from lightning_optkit.diagnostics.measure.rows import EqualRows
+from lightning_optkit.diagnostics.rules import diagnose, ranked
+from lightning_optkit.diagnostics.verdict import Verdict, verdict_from
+
+__all__ = ["GradientHealth"]
+
+_FIRST = (0, 1, 2, 3, 5, 8, 16, 32)  # measured steps before the regular ones: what is wrong from the start shows early
+_COMPARED_BATCHES = 3
+
+
+class GradientHealth(FitCallback):
+    """Watches a fit and names what is wrong with it: `verdicts`, the primary one first, during and after the fit.
+
+    It changes nothing. A few steps at the start, and every `check_every`-th, are measured: which modules are called and
+    in which mode, norms of gradients, weights and updates. In between it counts: losses, rates, gradients that do not
+    arrive or are not cleared. A one-pass optimizer (`Fuse`) measures in its own pass; for any other, up to 16,384
+    elements of each parameter are copied before a measured step.
+
+    So far it names what can be known exactly: parameters without a gradient (`no_gradient`) or in no optimizer
+    (`not_optimized`), gradients that are not cleared (`gradient_not_zeroed`), the first infinite or NaN number
+    (`nonfinite`), units that are equal (`symmetric_init`), layers in eval mode (`wrong_mode`), schedulers stepped in
+    the wrong unit, twice or never (`schedule_fault`), updates lost in 16-bit weights (`lost_updates`), an average that
+    is longer than the run (`average_not_ready`), and in several processes weights that differ (`ranks_diverge`) or
+    batches that do not (`duplicate_data`). It does not judge whether a network learns well.
+
+    Args:
+        check_every: Optimizer steps between measured ones, at least 1.
+        verbose: Warn of each new primary verdict.
+
+    Raises:
+        ValueError: for an argument out of range.
+
+    Cost: a measured step reads weights and gradients once more, and a small reduction per parameter is fetched. In the
+    others, nothing is read from a device.
+
+    Example:
+        >>> health = GradientHealth()
+        >>> trainer = pl.Trainer(callbacks=[health], logger=False, enable_checkpointing=False)
+        >>> health.verdicts
+        []
+    """
+
+    def __init__(self, check_every: int = 100, verbose: bool = True) -> None:
+        self.check_every = check_int(type(self).__name__, "check_every", check_every, minimum=1)
+        check_bools(type(self).__name__, verbose=verbose)
+        self.verbose = verbose
+        self.verdicts: list[Verdict] = []
+        self._forget()
+
+    def _forget(self) -> None:
+        self._seen, self._losses = RunSeen(), LossesOfRun()
+        self._zeroing, self._presence = Zeroing(), Presence()
+        self._schedules: SchedulesOfRun | None = None
+        self._rows: EqualRows | None = None
+        self._measured: MeasuredStep | None = None
+        self._batch: tuple[Any, int] | None = None
+        self._always_called: set[str] | None = None
+        self._without_grad: set[str] = set()
+        self._digests: list[int] = []
+
+    def to_json(self) -> str:
+        """The verdicts as a JSON list of objects, the primary one first."""
+        return json.dumps([verdict.to_dict() for verdict in self.verdicts])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The verdicts so far, in plain types."""
+        return {"verdicts": [verdict.to_dict() for verdict in self.verdicts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the verdicts."""
+        saved = check_state(type(self).__name__, state_dict, verdicts=list)["verdicts"]
+        call = f"{type(self).__name__}.load_state_dict(state_dict['verdicts']"
+        self.verdicts = [verdict_from(each, call) for each in saved]
+
+    # --- hooks, in the order Lightning calls them ---
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._forget()
+            self.verdicts = []
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._at_end(watch_steps(trainer, StepListener(type(self).__name__, counts=self._after_step)).remove)
+        self._at_end(self._close)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._schedules = SchedulesOfRun(trainer)
+        self._seen.averages = averages_too_long(trainer)
+        self._rows = EqualRows(pl_module)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._close()
+        self._batch = (batch, batch_idx)
+        if self._rows is not None and self._is_due() and not (_is_automatic(pl_module) and accumulates(trainer)):
+            self._measured = MeasuredStep(trainer, pl_module, self._seen.steps)
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        self._zeroing.before_backward()
+        if loss.device.type == "cpu" and loss_scaler(trainer) is None and not bool(loss.isfinite().all()):
+            self._find_nonfinite(trainer, pl_module)  # before the step spreads it
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._losses.after_batch(trainer, pl_module, outputs, self._seen.steps)
+        if replicates(trainer) and len(self._digests) < _COMPARED_BATCHES:
+            self._compare_batches(trainer, batch)
+        if self._measured is not None and self._rows is not None and self._measured.is_taken:
+            self._take(self._measured, self._rows)
+            if replicates(trainer):
+                self._compare_weights(trainer, pl_module)
+            self._conclude(trainer, pl_module)
+        self._close()
+        self._batch = None
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._conclude(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._conclude(trainer, pl_module)
+
+    # --- implementation ---
+
+    def _is_due(self) -> bool:
+        step = self._seen.steps
+        return step in _FIRST or step % self.check_every == 0
+
+    def _after_step(self, optimizer: Optimizer, place: int) -> None:
+        if self._batch is None:  # a trial, in which no callback but its own is called
+            return
+        self._zeroing.after_step(optimizer, self._seen.steps)
+        self._presence.after_step(optimizer)
+        if self._schedules is not None:
+            self._schedules.after_step(optimizer)
+        if self._measured is not None:
+            self._measured.after_step(optimizer)
+        self._seen.steps += place == 0
+
+    def _take(self, measured: MeasuredStep, rows: EqualRows) -> None:
+        self._seen.take(measured.check(rows))
+        called = measured.called
+        self._always_called = called if self._always_called is None else self._always_called & called
+        self._without_grad |= measured.without_grad
+
+    def _close(self) -> None:
+        if self._measured is not None:
+            self._measured.close()
+            self._measured = None
+
+    def _compare_weights(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        differing = differing_parameters(trainer, dict(pl_module.named_parameters()))
+        if differing:
+            self._seen.ranks.append(RanksSeen(self._seen.steps - 1, differing=differing))
+
+    def _conclude(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Takes together what was seen, and tells of a new primary verdict."""
+        self._losses.fetch()
+        seen = self._seen
+        seen.losses, seen.not_zeroed = self._losses.losses, self._zeroing.not_zeroed
+        if seen.nonfinite is None and any(loss - loss != 0 for loss in list(seen.losses.recent)[-1:]):
+            self._find_nonfinite(trainer, pl_module)
+        params = dict(pl_module.named_parameters())
+        seen.silent = self._presence.silent(params, self._always_called or set(), self._without_grad)
+        if self._schedules is not None:
+            seen.schedules = self._schedules.seen(trainer)
+        before = self.verdicts[:1]
+        # What was said stays said: a fault of the first steps may no longer be visible in the last ones.
+        self.verdicts = ranked([*self.verdicts, *diagnose(seen)])
+        if self.verbose and self.verdicts[:1] != before:
+            rank_zero_warn(f"{type(self).__name__}: {self.verdicts[0]}")
+
+    def _find_nonfinite(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._seen.nonfinite is None and self._batch is not None:
+            batch, batch_idx = self._batch
+            losses, step = self._losses.losses, self._seen.steps
+            self._seen.nonfinite = first_nonfinite(trainer, pl_module, batch, batch_idx, step, losses)
+
+    def _compare_batches(self, trainer: pl.Trainer, batch: Any) -> None:
+        self._digests.append(digest(batch))
+        if len(self._digests) == _COMPARED_BATCHES:
+            same = ranks_with_same_batches(trainer, self._digests)
+            self._seen.ranks.append(RanksSeen(self._seen.steps, same_batches=same, num_batches=_COMPARED_BATCHES))
+
+
+def _is_automatic(pl_module: pl.LightningModule) -> bool:
+    return pl_module.automatic_optimization

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loss of each optimizer step, however Lightning passes it on, read from a device only when asked for."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from lightning_optkit.callbacks.seams.second_pass import loss_of
+from lightning_optkit.diagnostics._observations import Losses
+
+__all__ = ["LossesOfRun"]
+
+
+class LossesOfRun:
+    """The mean of the losses of the batches that were accumulated for a step.
+
+    With several optimizers that the module steps itself, no loss is that of the run, and none is taken.
+    """
+
+    def __init__(self) -> None:
+        self.losses = Losses()
+        self._window: list[Tensor] = []
+        self._pending: list[Tensor] = []
+        self._num_steps = 0
+
+    def after_batch(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, num_steps: int) -> None:
+        """Takes the loss of a batch; `num_steps` tells whether a step was taken since the last one."""
+        is_automatic = pl_module.automatic_optimization
+        if not is_automatic and len(trainer.optimizers) > 1:
+            return
+        loss = loss_of(outputs) if isinstance(outputs, dict | Tensor) else None
+        if loss is not None:
+            factor = trainer.accumulate_grad_batches if is_automatic else 1  # by which Lightning has divided it
+            self._window.append(loss.detach().reshape(()) * factor)
+        if num_steps > self._num_steps and self._window:
+            self._pending.append(self._window[0] if len(self._window) == 1 else torch.stack(self._window).mean())
+            self._window = []
+            if self._pending[0].device.type == "cpu":
+                self.fetch()
+        self._num_steps = num_steps
+
+    def fetch(self) -> None:
+        """Reads what is still on a device, by one transfer."""
+        if self._pending:
+            for value in torch.stack([each.double() for each in self._pending]).tolist():
+                self.losses.append(value)
+        self._pending = []

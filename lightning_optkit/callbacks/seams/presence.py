@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parameters that no step of their optimizer has had a gradient for.
+
+All are watched at first; each leaves with its first gradient, so that after a few steps there is next to nothing to do.
+"""
+
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_optkit.callbacks.seams.steps import was_updated
+from lightning_optkit.diagnostics._observations import SilentSeen
+from lightning_optkit.diagnostics.measure.parameters import layer_of, parameters_of, plain_name
+
+__all__ = ["Presence"]
+
+
+@dataclass
+class _Watched:
+    params: set[Tensor]
+    steps: int = 0
+    has_others: bool = False
+
+
+class Presence:
+    """The optimizers of one fit. A parameter that is added during the fit is not watched."""
+
+    def __init__(self) -> None:
+        self._watched: dict[Optimizer, _Watched] = {}
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """Lets go of the parameters that had a gradient."""
+        watched = self._watched.get(optimizer)
+        if watched is None:
+            watched = self._watched[optimizer] = _Watched({p for p in parameters_of(optimizer) if p.requires_grad})
+        before = len(watched.params)
+        watched.params = {p for p in watched.params if p.requires_grad and not was_updated(optimizer, p)}
+        watched.has_others |= len(watched.params) < before
+        watched.steps += 1
+
+    def silent(self, params: Mapping[str, Tensor], called: Set[str], without_grad: Set[str]) -> list[SilentSeen]:
+        """Those without any gradient, in the order of the module.
+
+        Args:
+            params: The parameters of the module, by name.
+            called: Modules that every measured step called.
+            without_grad: Modules that were called under `torch.no_grad()`.
+        """
+        steps = {p: each.steps for each in self._watched.values() if each.has_others for p in each.params}
+        found = []
+        for name, param in params.items():
+            if param in steps:
+                layer = layer_of(name)
+                is_called = not layer or layer in called
+                found.append(SilentSeen(plain_name(name), layer, steps[param], is_called, layer in without_grad))
+        return found

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs `training_step` once more on a batch without a trace: for measurements only."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor
+
+from lightning_optkit.callbacks.seams.dry_run import without_trace
+from lightning_optkit.callbacks.seams.second_pass import loss_of, restore_metrics, states_of_metrics
+
+__all__ = ["replayed_loss"]
+
+
+def replayed_loss(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> Tensor | None:
+    """The loss of the class's own `training_step`, without gradients and without what callbacks add to it.
+
+    Buffers, metrics, attributes, logs and random numbers are afterwards as before.
+    """
+    step: Any = type(pl_module).training_step  # not that of the instance, which SAM and others override
+    arguments = (batch, batch_idx) if is_param_in_hook_signature(step, "batch_idx", min_args=2) else (batch,)
+    with _kept(pl_module), without_trace(pl_module), isolate_rng(), torch.no_grad():
+        with trainer.precision_plugin.train_step_context():
+            return loss_of(step(pl_module, *arguments))
+
+
+@contextmanager
+def _kept(pl_module: pl.LightningModule) -> Iterator[None]:
+    buffers = [(buffer, buffer.detach().clone()) for buffer in pl_module.buffers()]
+    metrics = states_of_metrics(pl_module)
+    try:
+        yield
+    finally:
+        restore_metrics(metrics)
+        for buffer, before in buffers:
+            buffer.data.copy_(before)  # a pending backward pass may have saved it

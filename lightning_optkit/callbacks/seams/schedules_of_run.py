@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The torch schedulers of a run: how long they are, how often they were stepped, and the rates that steps used."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, PolynomialLR, ReduceLROnPlateau
+
+from lightning_optkit.callbacks.seams.run import Run
+from lightning_optkit.diagnostics._observations import ScheduleSeen
+
+__all__ = ["SchedulesOfRun", "highest_rate"]
+
+_LENGTHS = {CosineAnnealingLR: "T_max", OneCycleLR: "total_steps", PolynomialLR: "total_iters"}
+
+
+@dataclass
+class _Rates:
+    steps: int = 0
+    zero_first: int = 0
+    zero_last: int = 0
+
+
+class SchedulesOfRun:
+    """Counts from the start of a fit on.
+
+    Args:
+        trainer: The Trainer, as the training starts.
+    """
+
+    def __init__(self, trainer: pl.Trainer) -> None:
+        self._before = [_count(config.scheduler) for config in trainer.lr_scheduler_configs]
+        self._epochs = trainer.current_epoch
+        self._rates: dict[Optimizer, _Rates] = {}
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """Takes note of the rate of a step; a rate that is a tensor is not read."""
+        rates = self._rates.setdefault(optimizer, _Rates())
+        is_zero = all(not isinstance(rate := group["lr"], Tensor) and rate == 0 for group in optimizer.param_groups)
+        rates.zero_first += is_zero and rates.zero_first == rates.steps
+        rates.zero_last = rates.zero_last + 1 if is_zero else 0
+        rates.steps += 1
+
+    def seen(self, trainer: pl.Trainer) -> list[ScheduleSeen]:
+        """All schedulers, and the optimizers without one."""
+        run, configs = Run(trainer), list(trainer.lr_scheduler_configs)
+        schedulers: list[Any] = [config.scheduler for config in configs]
+        found = []
+        for optimizer, rates in self._rates.items():
+            own = [i for i, each in enumerate(schedulers) if each.optimizer is optimizer and i < len(self._before)]
+            found += [self._one(trainer, run, optimizer, rates, configs[place], place) for place in own]
+            found += [] if own else [self._one(trainer, run, optimizer, rates, None, 0)]
+        return found
+
+    def _one(
+        self, trainer: pl.Trainer, run: Run, optimizer: Optimizer, rates: _Rates, config: Any, place: int
+    ) -> ScheduleSeen:
+        scheduler = None if config is None else config.scheduler
+        interval: Literal["step", "epoch", "manual"] = "step" if config is None else config.interval
+        if not trainer.lightning_module.automatic_optimization:
+            interval = "manual"
+        return ScheduleSeen(
+            name="" if scheduler is None else type(scheduler).__name__,
+            optimizer=type(optimizer).__name__,
+            interval=interval,
+            frequency=1 if config is None else config.frequency,
+            length=None if scheduler is None else _length(scheduler),
+            returns=type(scheduler) is CosineAnnealingLR,
+            calls=0 if scheduler is None else _count(scheduler) - self._before[place],
+            steps=rates.steps,
+            epochs=trainer.current_epoch - self._epochs,
+            steps_planned=run.steps_at_end(),
+            epochs_planned=run.max_epochs,
+            zero_first=rates.zero_first,
+            zero_last=rates.zero_last,
+            follows_metric=isinstance(scheduler, ReduceLROnPlateau),
+        )
+
+
+def _count(scheduler: Any) -> int:
+    return int(getattr(scheduler, "last_epoch", 0))
+
+
+def _length(scheduler: Any) -> int | None:
+    name = _LENGTHS.get(type(scheduler))
+    return None if name is None else int(getattr(scheduler, name))
+
+
+def highest_rate(optimizer: Optimizer) -> float:
+    """The highest learning rate of its groups."""
+    return max((float(group["lr"]) for group in optimizer.param_groups if "lr" in group), default=float("nan"))

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which modules a step calls, in which mode, and which of them is the first to give a number that is not finite."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_optkit.diagnostics._observations import ModuleSeen
+from lightning_optkit.diagnostics.measure.batches import tensors_of
+from lightning_optkit.diagnostics.measure.parameters import plain_name
+
+__all__ = ["CalledModules", "FirstNonfinite"]
+
+_DROPOUTS = (
+    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
+)  # fmt: skip
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+class CalledModules:
+    """Watches the calls of all modules below `root` until `close`."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self._modules = dict(root.named_modules(remove_duplicate=False))
+        self.calls: dict[str, ModuleSeen] = {}
+        self.without_grad: set[str] = set()
+        self._handles = [
+            module.register_forward_pre_hook(_Called(self, name)) for name, module in root.named_modules() if name
+        ]
+
+    def close(self) -> None:
+        """Removes the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def called(self, name: str, module: nn.Module) -> None:
+        """A call of `module`; of several, the first counts."""
+        plain = plain_name(name)
+        if plain in self.calls:
+            return
+        if not torch.is_grad_enabled():
+            self.without_grad.add(plain)
+        parent = self._modules.get(name.rpartition(".")[0], module)
+        is_trained = any(p.requires_grad for p in parent.parameters())
+        kind, acts, is_fresh = _kind(module)
+        self.calls[plain] = ModuleSeen(plain, kind, module.training, acts, is_trained, is_fresh)
+
+
+class _Called:
+    def __init__(self, watch: CalledModules, name: str) -> None:
+        self._watch, self._name = watch, name
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        self._watch.called(self._name, module)
+
+
+def _kind(module: nn.Module) -> tuple[Literal["dropout", "batch norm", "other"], bool, bool]:
+    if isinstance(module, _DROPOUTS):
+        return "dropout", module.p > 0, False
+    if isinstance(module, _BATCH_NORMS) and module.running_mean is not None and module.running_var is not None:
+        is_fresh = not module.training and bool((module.running_mean == 0).all() & (module.running_var == 1).all())
+        return "batch norm", True, is_fresh
+    return "other", False, False
+
+
+class FirstNonfinite:
+    """Finds the first module below `root` with an output that is not finite, until `close`.
+
+    If its input is not finite either, and no module gave that, it comes from what is computed before it (`is_before`).
+    Masks of attention hold minus infinity, so outputs of nothing else are passed over.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        self.name: str | None = None
+        self.is_before = False
+        self.detail = ""
+        self._handles = [
+            module.register_forward_hook(_Finished(self, plain_name(name)))
+            for name, module in root.named_modules()
+            if name
+        ]
+
+    def close(self) -> None:
+        """Removes the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
+class _Finished:
+    def __init__(self, watch: FirstNonfinite, name: str) -> None:
+        self._watch, self._name = watch, name
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._watch.name is not None or all(map(_is_good, tensors_of(output))):
+            return
+        given = [t for t in tensors_of(args) if t.is_floating_point() and not bool(t.isfinite().all())]
+        self._watch.name, self._watch.is_before = self._name, bool(given)
+        bad = given or [t for t in tensors_of(output) if not _is_good(t)]
+        share = float((~torch.isfinite(bad[0])).double().mean())
+        what, of = "input" if given else "output", f"{self._name} ({type(module).__name__})"
+        self._watch.detail = f"{share:.1%} of the {what} of {of} is infinite or NaN"
+
+
+def _is_good(t: Tensor) -> bool:
+    return not t.is_floating_point() or bool((t.isfinite() | (t == -torch.inf)).all())

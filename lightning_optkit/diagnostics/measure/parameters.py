@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Norms of weights, gradients and updates of one step, and how much of the updates is lost in rounding.
+
+A one-pass optimizer counts all of it in its own walk. For any other, up to 16,384 elements of each parameter are copied
+before the step, evenly spaced, and compared after it; the norm of the update is that of the copy, scaled.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_optkit._norms import each_norm
+from lightning_optkit._torch_private import WRAPPERS
+from lightning_optkit.diagnostics._observations import ParameterSeen
+from lightning_optkit.step import OnePassOptimizer, TensorStatistics
+from lightning_optkit.step.shards import local
+
+__all__ = ["StepMeasure", "layer_of", "parameters_of", "plain_name"]
+
+_SAMPLE = 16_384
+_NAN = float("nan")
+
+
+def plain_name(name: str) -> str:
+    """The name of a parameter or module as it was before torch.compile, FSDP or checkpointing wrapped a module."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def layer_of(name: str) -> str:
+    """The module that owns the parameter of this name; "" for the root."""
+    return plain_name(name).rpartition(".")[0]
+
+
+def parameters_of(optimizer: Optimizer) -> list[Tensor]:
+    """The parameters of all its groups."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+class StepMeasure:
+    """Measures one step of each optimizer: created before it, `after` is called right after each.
+
+    Args:
+        params: The parameters to measure, by name.
+        optimizers: Those that will step; one-pass optimizers count in their own walk until `close`.
+    """
+
+    def __init__(self, params: Mapping[str, Tensor], optimizers: Iterable[Optimizer]) -> None:
+        self._params = {name: p for name, p in params.items() if p.requires_grad}
+        optimizers = list(optimizers)
+        self._counting = [o for o in optimizers if isinstance(o, OnePassOptimizer) and not o.record_statistics]
+        for optimizer in self._counting:
+            optimizer.record_statistics = True
+        own = {p for o in optimizers if isinstance(o, OnePassOptimizer) for p in parameters_of(o)}
+        self._optimized = {p for o in optimizers for p in parameters_of(o)}
+        self._before = {p: _sample(p).clone() for p in self._params.values() if p in self._optimized and p not in own}
+        self._norms: dict[Tensor, tuple[float, float, float]] = {}  # gradient, update, lost
+
+    def after(self, optimizer: Optimizer, scale: float = 1.0) -> None:
+        """Measures the step that the optimizer just took, with gradients that are still multiplied by `scale`."""
+        if isinstance(optimizer, OnePassOptimizer):
+            for param, counted in zip(parameters_of(optimizer), optimizer.statistics(), strict=True):
+                if counted is not None:
+                    self._norms[param] = _counted(counted, param.numel())
+            return
+        stepped = [p for p in parameters_of(optimizer) if p in self._before]
+        pairs = [(p, p.grad) for p in stepped if p.grad is not None and p.grad.layout == torch.strided]
+        norms = each_norm([grad for _, grad in pairs])
+        rows = [
+            torch.stack([norm.double(), *_changed(p, grad, self._before[p])])
+            for (p, grad), norm in zip(pairs, norms, strict=True)
+        ]
+        for (param, _), (grad, update, lost) in zip(pairs, _fetched(rows), strict=True):
+            self._norms[param] = (grad / scale, update, lost)
+
+    def seen(self) -> tuple[ParameterSeen, ...]:
+        """All parameters; to be asked before gradients are cleared."""
+        params = list(self._params.items())
+        weights = _fetched([each.reshape(1).double() for each in each_norm([p.detach() for _, p in params])])
+        others = [(p, p.grad) for _, p in params if p not in self._norms and p.grad is not None]
+        there = _fetched([(_dense(grad) != 0).any().reshape(1).double() for _, grad in others])
+        nonzero = {p: bool(flag[0]) for (p, _), flag in zip(others, there, strict=True)}
+        return tuple(
+            self._one(name, p, weight[0], nonzero.get(p, False))
+            for (name, p), weight in zip(params, weights, strict=True)
+        )
+
+    def close(self) -> None:
+        """Stops counting in the one-pass optimizers."""
+        for optimizer in self._counting:
+            optimizer.record_statistics = False
+        self._counting = []
+
+    def _one(self, name: str, param: Tensor, weight: float, has_gradient: bool) -> ParameterSeen:
+        grad, update, lost = self._norms.get(param, (_NAN, _NAN, _NAN))
+        return ParameterSeen(
+            name=plain_name(name),
+            layer=layer_of(name),
+            numel=param.numel(),
+            is_narrow=param.element_size() == 2 and param.is_floating_point(),
+            is_optimized=param in self._optimized,
+            has_gradient=has_gradient if param not in self._norms else grad != 0,
+            weight_norm=weight,
+            grad_norm=grad,
+            update_norm=update,
+            lost=lost,
+        )
+
+
+def _counted(statistics: TensorStatistics, numel: int) -> tuple[float, float, float]:
+    return statistics.grad_norm, statistics.update_norm, statistics.lost / max(numel, 1)
+
+
+def _dense(t: Tensor) -> Tensor:
+    return t.coalesce().values() if t.is_sparse else local(t)
+
+
+def _sample(t: Tensor) -> Tensor:
+    flat = local(t.detach()).reshape(-1)
+    return flat[:: max(1, math.ceil(flat.numel() / _SAMPLE))]
+
+
+def _changed(param: Tensor, grad: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    """Norm of the update, estimated for the whole, and share of the elements that a gradient did not change."""
+    after, sampled = _sample(param), _sample(grad)
+    numel = max(after.numel(), 1)
+    update = (after.double() - before.double()).norm() * math.sqrt(local(param).numel() / numel)
+    return update, ((after == before) & (sampled != 0)).sum().double() / numel
+
+
+def _fetched(rows: list[Tensor]) -> list[list[float]]:
+    """The numbers of all rows, by one transfer."""
+    if not rows:
+        return []
+    device = rows[0].device
+    values: list[list[float]] = torch.stack([row.to(device) for row in rows]).tolist()
+    return values

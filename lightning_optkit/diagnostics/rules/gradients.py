@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gradients that do not arrive, are not used, are not cleared, or are lost in rounding."""
+
+import math
+
+from lightning_optkit.diagnostics._observations import Check, ParameterSeen, RunSeen
+from lightning_optkit.diagnostics.verdict import Verdict
+
+__all__ = ["gradient_not_zeroed", "lost_updates", "no_gradient", "not_optimized"]
+
+_STEPS_WITHOUT = 20  # calibrated: a branch taken with probability 1/2 is silent so long once in a million runs
+_LOST = 0.5  # theory: most of the update is gone; anchors of the literature give no other
+
+
+def no_gradient(run: RunSeen) -> Verdict | None:
+    """Parameters of an optimizer that no step had a gradient for, although `training_step` calls their module."""
+    found = [each for each in run.silent if each.is_called and each.steps >= _STEPS_WITHOUT]
+    if not found:
+        return None
+    first = found[-1]  # the nearest to where the gradient ends
+    names = _listed([each.name for each in found])
+    if first.runs_without_grad:
+        cause = "its forward pass runs under torch.no_grad(), so it is never trained"
+        remedy = f"call {first.layer} outside of torch.no_grad(), or freeze it: .requires_grad_(False)"
+    else:
+        cause = "the loss does not depend on its result (a detach(), .data or an output that is not used)"
+        remedy = f"pass the output of {first.layer} on without detach(), or freeze it: .requires_grad_(False)"
+    evidence = f"no gradient (None) for {names} in {first.steps} steps of their optimizer"
+    return Verdict("no_gradient", first.layer or first.name, cause, evidence, remedy, 0, 1.0)
+
+
+def not_optimized(run: RunSeen) -> Verdict | None:
+    """Parameters with a gradient that are in no optimizer, in two measured steps."""
+    if len(run.checks) < 2:
+        return None
+    before, last = run.checks[-2:]
+    left_out = {each.name for each in before.parameters if each.has_gradient and not each.is_optimized}
+    found = [p for p in last.parameters if p.has_gradient and not p.is_optimized and p.name in left_out]
+    if not found or not any(p.is_optimized for p in last.parameters):
+        return None
+    names = _listed([each.name for each in found])
+    cause = "it requires and gets a gradient, but is in no group of any optimizer, so it never changes"
+    evidence = f"{len(found)} of {len(last.parameters)} parameters ({names}) have gradients and are in no optimizer"
+    onset = next(
+        c.step for c in run.checks if any(p.name == found[0].name and not p.is_optimized for p in c.parameters)
+    )
+    remedy = "torch.optim.AdamW(self.parameters(), ...), with all parameters, in configure_optimizers"
+    return Verdict("not_optimized", found[0].layer or found[0].name, cause, evidence, remedy, onset, 1.0)
+
+
+def gradient_not_zeroed(run: RunSeen) -> Verdict | None:
+    """Gradients that a step used were still there in its next one."""
+    for optimizer, step in run.not_zeroed.items():
+        cause = "gradients are added to those of former steps, since nothing clears them"
+        evidence = f"a gradient of step {step - 1} was neither None nor 0 before the backward pass of step {step}"
+        remedy = "optimizer.zero_grad() after every optimizer.step()"
+        return Verdict("gradient_not_zeroed", optimizer, cause, evidence, remedy, step, 1.0)
+    return None
+
+
+def lost_updates(run: RunSeen) -> Verdict | None:
+    """Most elements of the 16-bit weights do not change, in the first two measured steps at the highest rate.
+
+    Later ones say nothing: at the end of a decay, or of training, updates are small anyway, and a warm-up still rises.
+    """
+    highest = max((check.rate for check in run.checks), default=0.0)
+    place = next((i for i, check in enumerate(run.checks) if check.rate >= 0.99 * highest), len(run.checks))
+    judged = run.checks[place : place + 2]
+    if len(judged) < 2 or judged[1].rate < 0.5 * highest or min(map(_lost_share, judged)) <= _LOST:
+        return None
+    last = judged[1]
+    worst = max((p for p in last.parameters if _is_counted(p)), key=lambda p: p.lost * p.numel)
+    cause = "updates are smaller than half a unit in the last place of the 16-bit weights, and rounded away"
+    share = f"{_lost_share(last):.0%} of the weights that are stored in 16 bits"
+    evidence = f"{share} did not change in step {last.step}, {worst.lost:.0%} of {worst.name}"
+    remedy = 'Fuse(rounding="stochastic") or "kahan", or Trainer(precision="bf16-mixed")'
+    return Verdict("lost_updates", worst.layer or worst.name, cause, evidence, remedy, judged[0].step, 0.95)
+
+
+def _is_counted(param: ParameterSeen) -> bool:
+    return param.is_narrow and param.is_optimized and not math.isnan(param.lost)
+
+
+def _lost_share(check: Check) -> float:
+    narrow = [p for p in check.parameters if _is_counted(p)]
+    elements = sum(p.numel for p in narrow)
+    return sum(p.lost * p.numel for p in narrow) / elements if elements else 0.0
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The first number that is infinite or NaN: exact."""
+
+from lightning_optkit.diagnostics._observations import RunSeen
+from lightning_optkit.diagnostics.verdict import Verdict
+
+__all__ = ["nonfinite"]
+
+
+def nonfinite(run: RunSeen) -> Verdict | None:
+    """Names what became infinite or NaN first, in time and in the order of the forward pass."""
+    seen = run.nonfinite
+    if seen is None:
+        return None
+    cause, remedy = {
+        "batch": (
+            "the batch itself holds infinite or NaN values",
+            "torch.nan_to_num(x), or ok.data.Impute() for features",
+        ),
+        "forward": (
+            "the module gives infinite or NaN values for finite inputs and finite weights",
+            "bound what it divides by or takes the logarithm or exponential of: x.clamp_min(1e-6)",
+        ),
+        "before": (
+            "what is computed before this module gives infinite or NaN values, although no module before it does",
+            "bound what is divided by or taken the logarithm or root of before it: x.clamp_min(1e-6)",
+        ),
+        "loss": (
+            "all modules give finite values, but the loss made of them is not",
+            "a loss of logits, F.cross_entropy or F.binary_cross_entropy_with_logits, or clamp_min(1e-6) before a log",
+        ),
+        "gradient": (
+            "a step gave the weights infinite or NaN values although the loss was finite: its gradient was not",
+            "ok.GradientClipping(ok.ClipNorm(1.0)), which skips such a step; and x.clamp_min(1e-6) before sqrt or norm",
+        ),
+    }[seen.where]
+    if seen.rise > 10:
+        cause = f"training diverged: the loss had grown {seen.rise:,.0f} times before it"
+        remedy = "a tenth of the learning rate, a warm-up, or ok.GradientClipping(ok.ClipNorm(1.0))"
+    return Verdict("nonfinite", seen.layer, cause, seen.detail, remedy, seen.step, 1.0)

@@ -1,0 +1,378 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real runs, broken one by one: the verdict names the fault, its place and step, and the run itself is not changed."""
+
+import json
+import warnings
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_optkit.averaging import EMA
+from lightning_optkit.callbacks import Fuse, GradientHealth, LRFinder, ReleaseGradients, WeightAveraging
+from lightning_optkit.optimizers import SGD, AdamW
+from tests.workers import launch
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*GradientHealth.*"),
+    pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training.*"),
+]
+
+
+class Classifier(pl.LightningModule):
+    """Body and head; tests override parts of it."""
+
+    optimizer = staticmethod(torch.optim.SGD)
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.body = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.1))
+            self.head = nn.Linear(16, 3)
+
+    def hidden(self, x):
+        return self.body(x)
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.head(self.hidden(batch[0])), batch[1])
+
+    def configure_optimizers(self):
+        return self.optimizer(self.parameters(), lr=0.05)
+
+
+def loader(poison=None):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(64, 8, generator=generator)
+    if poison is not None:
+        x[poison] = float("nan")
+    return DataLoader(TensorDataset(x, x[:, :3].nan_to_num().argmax(1)), batch_size=4)
+
+
+@pytest.fixture
+def diagnose(make_trainer):
+    """diagnose(module, *callbacks, data, **trainer_arguments): the verdicts after a fit."""
+
+    def run(module, *callbacks, data=None, **kwargs):
+        health = GradientHealth(verbose=False)
+        arguments = {"epochs": 3, "accumulate_grad_batches": 1, **kwargs}
+        make_trainer(health, *callbacks, **arguments).fit(module, data or loader())
+        return health.verdicts
+
+    return run
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW, AdamW])
+def test_a_healthy_run_has_none(diagnose, optimizer, precision, accumulated):
+    module = Classifier()
+    module.optimizer = optimizer
+    assert diagnose(module, precision=precision, accumulate_grad_batches=accumulated) == []
+
+
+@pytest.mark.parametrize(
+    "beside", [lambda: Fuse(verbose=False), ReleaseGradients, lambda: LRFinder(num_steps=20, verbose=False)]
+)
+def test_a_healthy_run_beside_others_has_none(diagnose, beside):
+    module = Classifier()
+    module.optimizer = SGD
+    assert diagnose(module, beside()) == []
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_run_is_the_same_bit_for_bit(make_trainer, frozen, fused):
+    weights = []
+    for watched in (False, True):
+        module, beside = Classifier(), [Fuse(verbose=False)] if fused else []
+        beside += [GradientHealth(check_every=1)] if watched else []
+        torch.manual_seed(0)
+        make_trainer(*beside, epochs=2).fit(module, loader())
+        weights.append(frozen(module.state_dict()))
+        assert not module._forward_pre_hooks and not module.head._forward_pre_hooks
+    assert weights[0] == weights[1]
+
+
+class Detached(Classifier):
+    def hidden(self, x):
+        return self.body(x).detach()
+
+
+class WithoutGrad(Classifier):
+    @torch.no_grad()
+    def hidden(self, x):
+        return self.body(x)
+
+
+@pytest.mark.parametrize("kind", [Detached, WithoutGrad])
+@pytest.mark.parametrize("fused", [False, True])
+def test_no_gradient(diagnose, kind, fused):
+    (verdict,) = diagnose(kind(), *([Fuse(verbose=False)] if fused else []))
+    assert (verdict.symptom, verdict.layer, verdict.onset_step) == ("no_gradient", "body.0", 0)
+    assert ("no_grad" in verdict.cause) == (kind is WithoutGrad)
+
+
+def test_a_branch_that_is_not_called_is_no_gradient_of_ours(diagnose):
+    module = Classifier()
+    module.unused = nn.Linear(3, 3)
+    assert diagnose(module) == []
+
+
+def test_not_optimized(diagnose):
+    module = Classifier()
+    module.configure_optimizers = lambda: torch.optim.SGD(module.head.parameters(), lr=0.05)
+    (verdict,) = diagnose(module)
+    assert (verdict.symptom, verdict.layer, verdict.onset_step) == ("not_optimized", "body.0", 0)
+    module = Classifier()
+    module.body.requires_grad_(False)
+    module.configure_optimizers = lambda: torch.optim.SGD(module.head.parameters(), lr=0.05)
+    assert diagnose(module) == []
+
+
+class NeverZeroes(Classifier):
+    def optimizer_zero_grad(self, epoch, batch_idx, optimizer):
+        pass
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_gradient_not_zeroed(diagnose, accumulated):
+    (verdict,) = diagnose(NeverZeroes(), accumulate_grad_batches=accumulated)
+    assert (verdict.symptom, verdict.layer, verdict.onset_step) == ("gradient_not_zeroed", "SGD", 1)
+
+
+class Manual(Classifier):
+    def __init__(self, zero):
+        super().__init__()
+        self.automatic_optimization, self.zero = False, zero
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        loss = super().training_step(batch, batch_idx)
+        self.manual_backward(loss)
+        optimizer.step()
+        self.zero(optimizer)
+        return loss
+
+
+def zero_by_hand(optimizer):
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            param.grad.zero_()
+
+
+@pytest.mark.parametrize(
+    "zero",
+    [lambda o: o.zero_grad(), lambda o: o.zero_grad(set_to_none=False), zero_by_hand],
+    ids=["none", "zero", "hand"],
+)
+def test_gradients_that_a_module_clears_itself_are_cleared(diagnose, zero):
+    assert diagnose(Manual(zero)) == []
+
+
+def test_a_module_that_steps_itself_and_clears_nothing(diagnose):
+    (verdict,) = diagnose(Manual(lambda optimizer: None))
+    assert verdict.symptom == "gradient_not_zeroed"
+
+
+class Adversaries(pl.LightningModule):
+    """The backward pass of each goes through the other, whose gradients are cleared only before its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.one, self.other = nn.Linear(4, 4), nn.Linear(4, 1)
+
+    def training_step(self, batch, batch_idx):
+        first, second = self.optimizers()
+        second.zero_grad()
+        self.manual_backward(self.other(self.one(batch[0][:, :4]).detach()).square().mean())
+        second.step()
+        first.zero_grad()
+        self.manual_backward(-self.other(self.one(batch[0][:, :4])).square().mean().tanh())
+        first.step()
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD(each.parameters(), lr=0.01) for each in (self.one, self.other)]
+
+
+def test_two_optimizers_in_turn_are_healthy(diagnose):
+    assert diagnose(Adversaries()) == []
+
+
+def test_nonfinite_in_the_batch(diagnose):
+    (verdict,) = diagnose(Classifier(), data=loader(poison=22))
+    assert (verdict.symptom, verdict.layer, verdict.onset_step) == ("nonfinite", None, 5)
+    assert "batch" in verdict.cause
+
+
+class Breaks(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.calls = how, 0
+
+    def forward(self, x):
+        self.calls += self.training
+        return self.how(x) if self.calls > 6 else x
+
+
+class Root(Classifier):
+    """The gradient of a root at 0 is infinite, the root itself is not."""
+
+    def hidden(self, x):
+        hidden = self.body(x)
+        return (hidden * (hidden > 0)).sqrt() if self.global_step >= 6 else hidden
+
+
+class LogOfZero(Classifier):
+    def training_step(self, batch, batch_idx):
+        scores = self.head(self.hidden(batch[0]))
+        if self.global_step < 6:
+            return F.cross_entropy(scores, batch[1])
+        return F.nll_loss(torch.log(F.relu(scores)), batch[1])
+
+
+def test_nonfinite_in_a_module(diagnose):
+    module = Classifier()
+    module.body.append(Breaks(lambda x: x / 0.0))
+    (verdict,) = diagnose(module)
+    assert (verdict.symptom, verdict.layer, verdict.onset_step) == ("nonfinite", "body.3", 6)
+
+
+def test_nonfinite_before_a_module_in_the_loss_or_in_the_gradient(diagnose):
+    module = Classifier()
+    module.hidden = lambda x: module.body(x) / (0.0 if module.global_step >= 6 else 1.0)
+    (verdict,) = diagnose(module)
+    assert (verdict.layer, verdict.onset_step) == ("head", 6) and "before this module" in verdict.cause
+    (verdict,) = diagnose(LogOfZero())
+    assert (verdict.layer, verdict.onset_step) == (None, 6) and "all modules give finite values" in verdict.cause
+    (verdict,) = diagnose(Root())
+    assert (verdict.layer, verdict.onset_step) == ("body.0", 6) and "a step gave the weights" in verdict.cause
+
+
+def test_symmetric_init(diagnose):
+    module = Classifier()
+    module.body[2].p = 0.0
+    for param in module.parameters():
+        nn.init.constant_(param, 0.1)
+    (verdict,) = diagnose(module)
+    assert (verdict.symptom, verdict.layer, verdict.onset_step) == ("symmetric_init", "body.0", 0)
+    module = Classifier()
+    nn.init.zeros_(module.head.weight)
+    assert diagnose(module) == []
+
+
+def test_wrong_mode(diagnose):
+    module = Classifier()
+    module.eval()
+    (verdict,) = diagnose(module)
+    assert (verdict.symptom, verdict.layer, verdict.onset_step) == ("wrong_mode", "body.2", 0)
+
+
+@pytest.mark.parametrize(("interval", "length"), [("step", 3), ("epoch", 48)])
+def test_schedule_fault(diagnose, interval, length):
+    module = Classifier()
+
+    def configure():
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, length)
+        return [optimizer], [{"scheduler": scheduler, "interval": interval}]
+
+    module.configure_optimizers = configure
+    (verdict,) = diagnose(module)
+    assert (verdict.symptom, verdict.layer) == ("schedule_fault", "CosineAnnealingLR")
+    length = {3: 48, 48: 3}[length]
+    assert diagnose(module) == []
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_lost_updates(diagnose, fused):
+    module = Classifier()
+    module.optimizer = lambda params, lr: torch.optim.AdamW(params, lr=1e-5, weight_decay=0.0)
+    (verdict,) = diagnose(module, *([Fuse(verbose=False)] if fused else []), precision="bf16-true")
+    assert verdict.symptom == "lost_updates"
+    if fused:
+        cured = Classifier()
+        cured.optimizer = module.optimizer
+        assert diagnose(cured, Fuse(rounding="kahan", verbose=False), precision="bf16-true") == []
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_average_not_ready(diagnose, fused):
+    module = Classifier()
+    module.optimizer = AdamW if fused else torch.optim.AdamW
+    (verdict,) = diagnose(module, WeightAveraging(EMA(0.999)))
+    assert verdict.symptom == "average_not_ready" and "EMA(decay=0.8" in verdict.remedy
+    assert diagnose(module, WeightAveraging(EMA(0.8))) == []
+
+
+# --- what is told, kept and refused ---
+
+
+def test_a_new_primary_verdict_is_a_warning_once(make_trainer):
+    for verbose in (True, False):
+        module = Classifier()
+        module.eval()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            make_trainer(GradientHealth(verbose=verbose)).fit(module, loader())
+        told = [str(each.message) for each in caught if "GradientHealth: wrong_mode" in str(each.message)]
+        assert len(told) == verbose
+
+
+def test_verdicts_are_there_during_the_fit_in_json_and_in_checkpoints(make_trainer, tmp_path):
+    class Asks(pl.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            seen.append([verdict.symptom for verdict in health.verdicts])
+
+    seen, health, module = [], GradientHealth(verbose=False), Classifier()
+    module.eval()
+    trainer = make_trainer(health, Asks(), epochs=2)
+    trainer.fit(module, loader())
+    assert seen == [["wrong_mode"]] * 2
+    assert [each["symptom"] for each in json.loads(health.to_json())] == ["wrong_mode"]
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    resumed = GradientHealth(verbose=False)
+    make_trainer(resumed, epochs=3).fit(Classifier(), loader(), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    assert resumed.verdicts == health.verdicts  # of the run, not of the process
+    make_trainer(resumed, epochs=1).fit(Classifier(), loader())
+    assert resumed.verdicts == []
+
+
+def test_what_is_refused(make_trainer):
+    with pytest.raises(ValueError, match=r"^GradientHealth\(check_every=0\)"):
+        GradientHealth(check_every=0)
+    with pytest.raises(ValueError, match=r"^GradientHealth\(verbose=None\)"):
+        GradientHealth(verbose=None)
+    with pytest.raises(RuntimeError, match="more than one stateful callback of type `GradientHealth`"):
+        make_trainer(GradientHealth(), GradientHealth())  # Lightning's own words
+    with pytest.raises(ValueError, match="verdicts"):
+        GradientHealth().load_state_dict({})
+
+
+def test_an_exception_leaves_nothing_behind(make_trainer):
+    module = Classifier()
+    module.optimizer = AdamW
+
+    def fails(x):
+        raise RuntimeError("out of luck")
+
+    module.hidden = fails
+    with pytest.raises(RuntimeError, match="out of luck"):
+        make_trainer(GradientHealth(check_every=1)).fit(module, loader())
+    assert not module.head._forward_pre_hooks and not module.trainer.optimizers[0].record_statistics
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"), [("healthy", []), ("diverges", ["ranks_diverge"]), ("duplicates", ["duplicate_data"])]
+)
+def test_on_two_processes(tmp_path, case, expected):
+    launch(Path(__file__).parent / "gradient_health_worker.py", tmp_path, case, timeout=120)
+    for rank in range(2):
+        verdicts = json.loads((tmp_path / f"{case}.{rank}.json").read_text())
+        assert [verdict["symptom"] for verdict in verdicts] == expected
+        if case == "diverges":
+            assert (verdicts[0]["layer"], verdicts[0]["onset_step"]) == ("net.2.weight", 4)

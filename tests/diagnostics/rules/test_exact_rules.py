@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rules on numbers that are written down: what each needs, and where it stays silent."""
+
+from dataclasses import replace
+
+import pytest
+
+from lightning_optkit.diagnostics._observations import (
+    AverageSeen,
+    Check,
+    ModuleSeen,
+    NonfiniteSeen,
+    ParameterSeen,
+    RanksSeen,
+    RowsSeen,
+    RunSeen,
+    ScheduleSeen,
+    SilentSeen,
+)
+from lightning_optkit.diagnostics.rules import diagnose, ranked
+from lightning_optkit.diagnostics.rules.gradients import gradient_not_zeroed, lost_updates, no_gradient, not_optimized
+from lightning_optkit.diagnostics.rules.nonfinite import nonfinite
+from lightning_optkit.diagnostics.rules.processes import duplicate_data, ranks_diverge
+from lightning_optkit.diagnostics.rules.schedules import schedule_fault
+from lightning_optkit.diagnostics.rules.setup import average_not_ready, symmetric_init, wrong_mode
+
+PARAM = ParameterSeen("net.weight", "net", 100, True, True, True, 1.0, 0.1, 0.01, 0.9)
+ROWS = RowsSeen("net.weight", "net", 8, 0.5, 0.0, True)
+DROPOUT = ModuleSeen("net.drop", "dropout", False, True, True, False)
+NORM = ModuleSeen("net.norm", "batch norm", False, True, True, True)
+SCHEDULE = ScheduleSeen(
+    name="CosineAnnealingLR", optimizer="SGD", interval="step", frequency=1, length=100, returns=True, calls=50,
+    steps=50, epochs=5, steps_planned=100, epochs_planned=10, zero_first=0, zero_last=0, follows_metric=False,
+)  # fmt: skip
+
+
+def checks(*parts, rates=None, **kinds):
+    """One check per list of parts, at steps 0, 1, ..."""
+    rates = rates or [0.1] * len(parts)
+    (kind,) = kinds.values()
+    made = [
+        Check(step, rate, **{kind: tuple(part)}) for step, (part, rate) in enumerate(zip(parts, rates, strict=True))
+    ]
+    return RunSeen(steps=len(parts), checks=made)
+
+
+def test_a_run_of_which_nothing_was_seen_is_not_judged():
+    assert diagnose(RunSeen()) == []
+
+
+def test_no_gradient_needs_a_called_module_and_twenty_steps():
+    silent = SilentSeen("net.0.weight", "net.0", 20, True, False)
+    assert "detach" in no_gradient(RunSeen(silent=[silent])).cause
+    assert "no_grad" in no_gradient(RunSeen(silent=[replace(silent, runs_without_grad=True)])).cause
+    assert no_gradient(RunSeen(silent=[replace(silent, steps=19)])) is None
+    assert no_gradient(RunSeen(silent=[replace(silent, is_called=False)])) is None
+
+
+def test_no_gradient_names_the_layer_nearest_to_where_it_ends():
+    names = [SilentSeen(f"net.{i}.weight", f"net.{i}", 30, True, False) for i in range(5)]
+    verdict = no_gradient(RunSeen(silent=names))
+    assert verdict.layer == "net.4" and "net.0.weight, net.1.weight, net.2.weight and 2 more" in verdict.evidence
+
+
+def test_not_optimized_needs_a_gradient_twice():
+    out = replace(PARAM, name="head.weight", layer="head", is_optimized=False)
+    assert not_optimized(checks([PARAM, out], [PARAM, out], kind="parameters")).layer == "head"
+    assert not_optimized(checks([PARAM, out], kind="parameters")) is None
+    assert not_optimized(checks([PARAM, out], [PARAM, replace(out, is_optimized=True)], kind="parameters")) is None
+    assert not_optimized(checks([PARAM, out], [PARAM, replace(out, has_gradient=False)], kind="parameters")) is None
+
+
+def test_gradient_not_zeroed_names_the_optimizer_and_the_step():
+    verdict = gradient_not_zeroed(RunSeen(not_zeroed={"SGD": 4}))
+    assert (verdict.layer, verdict.onset_step) == ("SGD", 4)
+    assert gradient_not_zeroed(RunSeen()) is None
+
+
+def test_lost_updates_are_judged_where_the_rate_is_first_at_its_highest():
+    kept = replace(PARAM, lost=0.1)
+    assert lost_updates(checks([PARAM], [PARAM], kind="parameters")).layer == "net"
+    assert lost_updates(checks([PARAM], kind="parameters")) is None
+    assert lost_updates(checks([kept], [kept], [PARAM], [PARAM], kind="parameters")) is None  # it has learned
+    assert lost_updates(checks([PARAM], [PARAM], rates=[0.1, 0.2], kind="parameters")) is None  # a warm-up
+    assert lost_updates(checks([PARAM], [PARAM], rates=[0.1, 0.01], kind="parameters")) is None  # a decay
+    assert lost_updates(checks([PARAM], [kept], [kept], rates=[0.1, 0.2, 0.2], kind="parameters")) is None
+    wide = replace(PARAM, is_narrow=False)
+    assert lost_updates(checks([wide], [wide], kind="parameters")) is None
+    most = replace(kept, numel=10_000)
+    assert lost_updates(checks([PARAM, most], [PARAM, most], kind="parameters")) is None
+
+
+def symmetric(rows, step=4):
+    return symmetric_init(RunSeen(checks=[Check(step, 0.1, rows=(rows,))]))
+
+
+def test_symmetric_init_needs_units_that_stay_equal():
+    assert symmetric(ROWS).layer == "net"
+    assert symmetric(ROWS, step=3) is None
+    assert symmetric(replace(ROWS, spread=4e-4)).confidence == 1.0  # rounding
+    assert symmetric(replace(ROWS, spread=6e-4)) is None
+    assert symmetric(replace(ROWS, moved=0.0)) is not None  # all zero, for good
+    assert symmetric(replace(ROWS, moved=0.0, has_gradient=False)) is None
+
+
+@pytest.mark.parametrize("module", [DROPOUT, NORM])
+def test_wrong_mode_needs_three_steps_in_which_all_of_a_kind_are_off(module):
+    on = replace(module, is_training=True, is_fresh=False)
+    assert wrong_mode(checks([module], [module], [module], kind="modules")).layer == module.name
+    assert wrong_mode(checks([module], [module], kind="modules")) is None
+    assert wrong_mode(checks([module], [on], [module], kind="modules")) is None
+    assert wrong_mode(checks(*[[module, on]] * 3, kind="modules")) is None
+    assert wrong_mode(checks(*[[replace(module, acts=False)]] * 3, kind="modules")) is None
+    assert wrong_mode(checks(*[[replace(module, is_trained=False)]] * 3, kind="modules")) is None
+    assert wrong_mode(checks([on], *[[module]] * 3, kind="modules")).onset_step == 1
+
+
+def test_a_batch_norm_that_was_frozen_with_statistics_is_let_be():
+    assert wrong_mode(checks(*[[replace(NORM, is_fresh=False)]] * 3, kind="modules")) is None
+
+
+def schedule(**changes):
+    return schedule_fault(RunSeen(schedules=[replace(SCHEDULE, **changes)]))
+
+
+def test_a_schedule_that_fits_is_let_be():
+    assert schedule() is None
+    assert schedule(interval="epoch", length=10, calls=5) is None
+    assert schedule(length=40) is None and schedule(length=None) is None
+    assert schedule(interval="epoch", length=10, calls=5, epochs_planned=100, steps_planned=200) is None
+
+
+def test_a_length_in_the_other_unit():
+    assert "once an epoch" in schedule(interval="epoch", length=100, calls=5).cause
+    assert "goes up and down" in schedule(length=10).cause
+    assert "has ended" in schedule(length=10, returns=False).cause
+    assert schedule(length=10, frequency=2, calls=25) is None
+    assert schedule(length=10, steps_planned=None) is None
+
+
+def test_a_scheduler_stepped_twice_or_never():
+    assert "by the module and by Lightning" in schedule(calls=100).cause
+    assert schedule(calls=51) is None and schedule(calls=100, follows_metric=True) is None
+    assert schedule(calls=7, steps=1) is None
+    assert "neither does it" in schedule(interval="manual", calls=0).cause
+    assert schedule(interval="manual", calls=1) is None and schedule(interval="manual", calls=0, epochs=1) is None
+
+
+def test_a_rate_of_zero():
+    assert "the learning rate is 0" in schedule(name="", zero_first=50, zero_last=50).cause
+    assert "starts at 0" in schedule(interval="epoch", length=None, calls=0, zero_first=50).cause
+    assert schedule(zero_first=1) is None and schedule(zero_first=7, steps=7, calls=7) is None
+    verdict = schedule(zero_last=20)
+    assert "ends long before" in verdict.cause and verdict.onset_step == 30
+    assert schedule(steps=95, calls=95, zero_last=20) is None
+    assert schedule(zero_last=7) is None
+
+
+def test_processes():
+    assert ranks_diverge(RunSeen(ranks=[RanksSeen(3, differing=("a", "b"))])).layer == "a"
+    assert "ranks 0, 1" in duplicate_data(RunSeen(ranks=[RanksSeen(3, same_batches=(0, 1), num_batches=3)])).evidence
+    assert (
+        ranks_diverge(RunSeen(ranks=[RanksSeen(3)])) is None and duplicate_data(RunSeen(ranks=[RanksSeen(3)])) is None
+    )
+
+
+@pytest.mark.parametrize("where", ["batch", "forward", "before", "loss", "gradient"])
+def test_nonfinite_says_what_came_first(where):
+    seen = NonfiniteSeen(5, where, "net", "half of it is NaN", 1.0, False)
+    assert nonfinite(RunSeen(nonfinite=seen)).evidence == "half of it is NaN"
+    assert "diverged" in nonfinite(RunSeen(nonfinite=replace(seen, rise=1e4))).cause
+    causes = {nonfinite(RunSeen(nonfinite=replace(seen, where=other))).cause for other in ("batch", "loss", where)}
+    assert len(causes) == len({"batch", "loss", where})
+
+
+def test_average_not_ready_gives_one_that_fits():
+    seen = AverageSeen("EMA(0.999)", 1000.0, 160, 0.85, "EMA(decay=0.94)")
+    verdict = average_not_ready(RunSeen(averages=[seen]))
+    assert "EMA(decay=0.94)" in verdict.remedy and "85%" in verdict.evidence
+
+
+def test_one_verdict_per_symptom_and_the_one_that_explains_the_others_first():
+    run = RunSeen(
+        not_zeroed={"SGD": 1},
+        nonfinite=NonfiniteSeen(5, "loss", None, "NaN", 100.0, False),
+        averages=[AverageSeen("EMA(0.999)", 1000.0, 160, 0.85, "EMA(0.94)")],
+    )
+    found = diagnose(run)
+    assert [verdict.symptom for verdict in found] == ["gradient_not_zeroed", "nonfinite", "average_not_ready"]
+    assert ranked([*reversed(found), *found]) == found
