@@ -58,6 +58,7 @@ from .callbacks import SafeCheckpointIO as SafeCheckpointIO
 from .callbacks import ScheduleFree as ScheduleFree
 from .callbacks import ScheduleFreeWrapper as ScheduleFreeWrapper
 from .callbacks import SnapshotEnsemble as SnapshotEnsemble
+from .callbacks import SpikeGuard as SpikeGuard
 from .callbacks import StochasticDepth as StochasticDepth
 from .callbacks import WeightAveraging as WeightAveraging
 from .clipping import AutoClip as AutoClip
@@ -86,6 +87,8 @@ from .diagnostics import Curve as Curve
 from .diagnostics import GradientNoiseScale as GradientNoiseScale
 from .diagnostics import LRRange as LRRange
 from .diagnostics import RunRecord as RunRecord
+from .diagnostics import SpikeDetector as SpikeDetector
+from .diagnostics import SpikeEvent as SpikeEvent
 from .diagnostics import Verdict as Verdict
 from .init import ActivationRow as ActivationRow
 from .init import InitRow as InitRow

@@ -97,6 +97,7 @@ CALLBACKS = [
     ("SnapshotEnsemble", {"cycle": named("schedules.sgdr", cycle=20), "dirpath": "kept"}),
     ("SnapshotEnsemble", {"cycle": 20}),
     ("SnapshotEnsemble", {"cycle": 0.25}),
+    ("SpikeGuard", {"action": "shrink", "every": 50, "threshold": 2.5}),
     ("StochasticDepth", {"names": "layer.*", "p": 0.2}),
     ("WeightAveraging", {"average": named("EMA", decay=0.9), "update_bn": True}),
     ("WeightAveraging", {"average": named("SWA", start=0.5, every=2)}),
@@ -216,6 +217,8 @@ RECORDS = [  # what functions of the package return; of plain values, so a file 
     ),
     ("RunRecord", {"name": "mine", "loss": CURVE, "metrics": {"a": CURVE}}),
     ("Scalar", {"name": "mu", "fresh": 1.0, "inherited": 0.5}),
+    ("SpikeDetector", {"window": 100, "threshold": 3.0, "warmup": 20}),
+    ("SpikeEvent", {"step": 3, "action": "rollback", "loss": 2.0, "norm": 1.0, "back_to": 1}),
     ("TensorStatistics", {"grad_sq": 1.0, "param_sq": 2.0, "update_sq": 3.0, "nonfinite": 0.0, "lost": 1.0}),
 ]
 RECORDS.append(("Explanation", {"optimizer": "AdamW", "groups": [RECORDS[3][1]]}))

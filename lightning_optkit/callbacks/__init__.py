@@ -39,6 +39,7 @@ from lightning_optkit.callbacks.sam import SAM
 from lightning_optkit.callbacks.schedule_free import ScheduleFree
 from lightning_optkit.callbacks.schedule_free_wrapper import ScheduleFreeWrapper
 from lightning_optkit.callbacks.snapshot_ensemble import SnapshotEnsemble
+from lightning_optkit.callbacks.spike_guard import SpikeGuard
 from lightning_optkit.callbacks.stochastic_depth import StochasticDepth
 from lightning_optkit.callbacks.weight_averaging import WeightAveraging
 from lightning_optkit.callbacks.wsam import WSAM
@@ -83,6 +84,7 @@ __all__ = [
     "ScheduleFree",
     "ScheduleFreeWrapper",
     "SnapshotEnsemble",
+    "SpikeGuard",
     "StochasticDepth",
     "WeightAveraging",
 ]

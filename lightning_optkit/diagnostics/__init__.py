@@ -5,6 +5,7 @@ from lightning_optkit.diagnostics.environment import environment
 from lightning_optkit.diagnostics.lr_range import LRRange, lr_range
 from lightning_optkit.diagnostics.noise_scale import GradientNoiseScale, gradient_noise_scale
 from lightning_optkit.diagnostics.report import Curve, RunRecord, result_rows, write_report
+from lightning_optkit.diagnostics.spike_detector import SpikeDetector, SpikeEvent
 from lightning_optkit.diagnostics.verdict import Verdict
 
 __all__ = [
@@ -12,6 +13,8 @@ __all__ = [
     "GradientNoiseScale",
     "LRRange",
     "RunRecord",
+    "SpikeDetector",
+    "SpikeEvent",
     "Verdict",
     "environment",
     "gradient_noise_scale",

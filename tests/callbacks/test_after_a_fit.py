@@ -58,6 +58,7 @@ from lightning_optkit.callbacks import (
     ScheduleFree,
     ScheduleFreeWrapper,
     SnapshotEnsemble,
+    SpikeGuard,
     StochasticDepth,
     WeightAveraging,
 )
@@ -167,6 +168,7 @@ ROWS = {
     "ScheduleFreeWrapper": ScheduleFreeWrapper,
     "SnapshotEnsemble": partial(SnapshotEnsemble, 2, save_weights_only=True),
     "SnapshotEnsemble of sgdr": lambda: SnapshotEnsemble(sgdr(cycle=0.5), save_weights_only=True),
+    "SpikeGuard": partial(SpikeGuard, every=2, warmup=10, verbose=False),
     "StochasticDepth": partial(StochasticDepth, "net.middle", verbose=False),
     "WeightAveraging": lambda: WeightAveraging(EMA(0.9)),
     "WeightAveraging folded": lambda: WeightAveraging(EMA(0.9)),
@@ -175,7 +177,7 @@ ROWS = {
 }
 OPTIMIZERS = {"ReleaseGradients": AdamW, "ScheduleFree": ScheduleFreeAdamW, "WeightAveraging folded": AdamW}
 # What it learned is as large as the weights: those of the best validation; averages of buffers, which are short.
-LEARNS_WEIGHTS = {"EarlyStoppingCriterion", "Grokfast", "LookSAM", "Lookahead", "ScheduleFreeWrapper"}
+LEARNS_WEIGHTS = {"EarlyStoppingCriterion", "Grokfast", "LookSAM", "Lookahead", "ScheduleFreeWrapper", "SpikeGuard"}
 # For what can be asked after a fit: `averaged_parameters`.
 HOLDS = {name: {"AdamW" if "folded" in name else "SGD"} for name in ROWS if name.startswith("WeightAveraging")}
 HOLDS["Initialize by muP"] = {"Classifier"}  # the narrow one

@@ -43,6 +43,7 @@ REFUSED = {  # the rows of test_after_a_fit.py, and what the refusal is about
     "Grokfast": r"Grokfast\.on_before_optimizer_step is called when every gradient",
     "ReleaseGradients": "given twice",
     "ScheduleFreeWrapper": "acts between the gradients and the update",
+    "SpikeGuard": r"SpikeGuard\.on_before_optimizer_step is called when every gradient",
     "WeightAveraging by LAWA": "acts between the gradients and the update",
     "WeightAveraging with buffers": "acts between the gradients and the update",
 }

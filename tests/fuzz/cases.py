@@ -178,6 +178,7 @@ REQUIRED: dict[str, Callable[[], dict[str, Any]]] = {
     "regularization.qk_clip_": lambda: {
         "q_params": [torch.ones(4, 4)], "k_params": [torch.ones(4, 4)], "logits": torch.ones(2),
     },
+    "diagnostics.SpikeEvent": lambda: {"step": 3, "action": "skip", "loss": 2.0, "norm": 1.0},
     "diagnostics.gradient_noise_scale": lambda: {"gradients": [[rows()], [rows()]], "samples": 4},
     "diagnostics.lr_range": lambda: {
         "lrs": [0.1 * 2**k for k in range(12)], "losses": [1.0 / (k + 1) for k in range(12)],

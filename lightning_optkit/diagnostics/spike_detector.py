@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tells a bad batch, or broken weights, from the losses and gradient norms of a run."""
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Literal
+
+from lightning_optkit._checks import check_in, check_int, check_state
+
+__all__ = ["SpikeDetector", "SpikeEvent"]
+
+_RECENT = 33  # steps whose median is what a step is compared with
+_FIRST = 10  # steps whose median is the loss at the start
+_DEVIATIONS = 12.0  # robust standard deviations: 868 of 99,084 healthy steps exceed 10 of them
+_LOST_PROGRESS = 0.3  # share of the fall of the loss since the start
+_NORM_POWER = 0.6  # how much the norm counts beside the loss
+_LEAST = 1e-12
+
+
+@dataclass(frozen=True)
+class SpikeEvent:
+    """What was done about a step.
+
+    Attributes:
+        step: Optimizer steps before it.
+        action: "skip", "shrink", "rollback", "accept" (the losses stay high, and there is no copy) or "stop".
+        loss: Its loss.
+        norm: Its gradient norm.
+        back_to: For a rollback, the step of the state that was restored.
+    """
+
+    step: int
+    action: Literal["skip", "shrink", "rollback", "accept", "stop"]
+    loss: float
+    norm: float
+    back_to: int | None = None
+
+
+class SpikeDetector:
+    """Compares loss and gradient norm of a step with what was usual and with the worst that was normal.
+
+    A fixed number of standard deviations does not fit: losses of small batches have heavy tails, which the largest
+    excess of the last `window` steps measures. A loss is `"high"` if it exceeds the recent median by more than ever in
+    the window, and gives back more than 30 % of the fall since the start. It is a `"spike"` if besides
+
+        (loss excess / largest loss excess) * (norm excess / largest norm excess)^0.6 > threshold,
+
+    norms on a logarithmic scale, their ratio at least 1/2 (a saturated network has a small gradient), and the loss is
+    more than 12 robust standard deviations off; or if loss or norm is not finite. Measured:
+    `python benchmarks/spike_detection.py`.
+
+    Args:
+        window: Steps that are remembered, at least 64.
+        threshold: In (0, inf); larger ones find less and are wrong less often.
+        warmup: Steps before the first judgment, at least 10.
+
+    Raises:
+        ValueError: for an argument out of range.
+
+    Example:
+        >>> detector = SpikeDetector()
+        >>> for step in range(100):
+        ...     detector.accept(loss=2.0 / (1 + step) + 0.01 * (step % 3), norm=1.0 + 0.1 * (step % 5))
+        >>> detector.judge(loss=0.05, norm=1.2), detector.judge(loss=3.0, norm=9.0), detector.judge(math.nan, 1.0)
+        ('fine', 'spike', 'spike')
+    """
+
+    def __init__(self, window: int = 256, threshold: float = 1.8, warmup: int = 64) -> None:
+        owner = type(self).__name__
+        self.window = check_int(owner, "window", window, minimum=64)
+        self.threshold = check_in(owner, "threshold", threshold, "(0, inf)")
+        self.warmup = check_int(owner, "warmup", warmup, minimum=_FIRST)
+        self._first: list[float] = []
+        self._count = 0
+        self._losses, self._norms = _Series(self.window), _Series(self.window)
+
+    def judge(self, loss: float, norm: float) -> Literal["fine", "high", "spike"]:
+        """What a step is that has not been taken; nothing is remembered.
+
+        Args:
+            loss: Its loss.
+            norm: Its gradient norm, before clipping.
+        """
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            return "spike"
+        if self._count < self.warmup:
+            return "fine"
+        usual = self._losses.usual
+        progress = max(median(self._first) - usual, _LEAST)
+        ratio = self._losses.ratio(loss)
+        if ratio <= 1 or loss - usual <= _LOST_PROGRESS * progress:
+            return "fine"
+        of_norm = max(self._norms.ratio(_log(norm)), 0.5)
+        score = ratio * of_norm**_NORM_POWER
+        far = loss - usual > _DEVIATIONS * self._losses.deviation
+        return "spike" if score > self.threshold and far else "high"
+
+    def accept(self, loss: float, norm: float) -> None:
+        """Remembers a step that was taken; numbers that are not finite are ignored."""
+        if math.isfinite(loss) and math.isfinite(norm):
+            if len(self._first) < _FIRST:
+                self._first.append(loss)
+            self._count += 1
+            self._losses.append(loss)
+            self._norms.append(_log(norm))
+
+    @property
+    def usual(self) -> tuple[float, float] | None:
+        """The median loss and norm of the last 33 steps; None before the first."""
+        return (self._losses.usual, math.exp(self._norms.usual)) if self._count else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is remembered, in plain types."""
+        series = {"losses": self._losses.to_lists(), "norms": self._norms.to_lists()}
+        return {"count": self._count, "first": list(self._first), **series}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the state."""
+        owner = type(self).__name__
+        state = check_state(owner, state_dict, count=int, first=list, losses=list, norms=list)
+        where = f"{owner}.load_state_dict"
+        first = [check_in(where, "state_dict['first']", loss, "(-inf, inf)") for loss in state["first"]]
+        losses, norms = (_Series.of(owner, self.window, state[name]) for name in ("losses", "norms"))
+        self._count, self._first, self._losses, self._norms = state["count"], first, losses, norms
+
+
+class _Series:
+    """The last values, and the last excesses over the median of those before."""
+
+    def __init__(self, window: int) -> None:
+        self._recent: deque[float] = deque(maxlen=_RECENT)
+        self._excesses: deque[float] = deque(maxlen=window)
+
+    @classmethod
+    def of(cls, owner: str, window: int, lists: list[Any]) -> "_Series":
+        series, where = cls(window), f"{owner}.load_state_dict"
+        if len(lists) != 2:
+            raise ValueError(f"{where}(state_dict={lists!r}): a series must be two lists, of values and of excesses.")
+        for values, target in zip(lists, (series._recent, series._excesses), strict=True):
+            target.extend(check_in(where, "state_dict", value, "(-inf, inf)") for value in values)
+        return series
+
+    def append(self, value: float) -> None:
+        if self._recent:
+            self._excesses.append(value - self.usual)
+        self._recent.append(value)
+
+    @property
+    def usual(self) -> float:
+        return median(self._recent)
+
+    @property
+    def deviation(self) -> float:
+        """A robust standard deviation of the excesses."""
+        return max(1.4826 * median(map(abs, self._excesses)), _LEAST)
+
+    def ratio(self, value: float) -> float:
+        """The excess over the usual, in multiples of the largest of the window."""
+        return (value - self.usual) / max(max(self._excesses), _LEAST)
+
+    def to_lists(self) -> list[list[float]]:
+        return [list(self._recent), list(self._excesses)]
+
+
+def _log(norm: float) -> float:
+    return math.log(max(norm, _LEAST))

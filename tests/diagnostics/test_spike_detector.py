@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the detector takes for a bad step, and what it does not."""
+
+import math
+import random
+
+import pytest
+
+from lightning_optkit.diagnostics import SpikeDetector
+
+
+def steps(count=400, seed=0, noise=0.1):
+    """A falling loss with noise that is log-normal, and a norm."""
+    draw = random.Random(seed)
+    for step in range(count):
+        scale = math.exp(draw.gauss(0, noise))
+        yield (0.1 + 2 * math.exp(-step / 60)) * scale, (0.5 + math.exp(-step / 60)) * scale
+
+
+def after(values, **kwargs):
+    detector = SpikeDetector(**kwargs)
+    for loss, norm in values:
+        detector.accept(loss, norm)
+    return detector
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("noise", [0.02, 0.1, 0.3, 0.6])
+def test_normal_steps_are_no_spikes(seed, noise):
+    detector = SpikeDetector()
+    verdicts = []
+    for loss, norm in steps(800, seed, noise):
+        verdicts.append(detector.judge(loss, norm))
+        detector.accept(loss, norm)
+    assert "spike" not in verdicts
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm", "verdict"),
+    [
+        (2.5, 20.0, "spike"),
+        (2.5, 0.01, "spike"),  # saturated: the loss alone is far enough
+        (0.45, 0.6, "fine"),  # less than 30 % of the progress
+        (0.1, 50.0, "fine"),  # the norm alone is the business of clipping
+        (math.nan, 1.0, "spike"),
+        (0.1, math.inf, "spike"),
+        (-math.inf, 1.0, "spike"),
+    ],
+)
+def test_what_it_says_of_a_step(loss, norm, verdict):
+    assert after(steps()).judge(loss, norm) == verdict
+
+
+def test_high_is_less_than_a_spike():
+    detector = after(steps(noise=0.5))
+    verdicts = [detector.judge(loss / 10, 0.5) for loss in range(1, 100)]
+    assert verdicts == sorted(verdicts, key=["fine", "high", "spike"].index)
+    assert set(verdicts) == {"fine", "high", "spike"}
+
+
+@pytest.mark.parametrize(("scale", "shift", "of_norm"), [(1e3, 0.0, 1.0), (1.0, -7.0, 1e-4), (1e-3, 5.0, 1e5)])
+def test_units_do_not_matter(scale, shift, of_norm):
+    plain = after(steps())
+    other = after((loss * scale + shift, norm * of_norm) for loss, norm in steps())
+    for loss, norm in ((0.5, 2.0), (0.9, 3.0), (1.5, 0.7), (3.0, 9.0)):
+        assert plain.judge(loss, norm) == other.judge(loss * scale + shift, norm * of_norm)
+
+
+def test_nothing_is_judged_before_the_warmup():
+    detector = after(steps(63))
+    assert detector.judge(1e9, 1e9) == "fine" and detector.judge(math.nan, 1.0) == "spike"
+    detector.accept(0.5, 0.5)
+    assert detector.judge(1e9, 1e9) == "spike"
+
+
+def test_judging_remembers_nothing():
+    detector = after(steps())
+    before = detector.state_dict()
+    detector.judge(100.0, 100.0)
+    detector.accept(math.nan, 1.0)
+    assert detector.state_dict() == before
+
+
+def test_a_constant_loss():
+    detector = after([(1.0, 1.0)] * 100)
+    assert detector.judge(1.0, 1.0) == "fine" and detector.judge(1.0 + 1e-15, 1.0) == "fine"
+    assert detector.judge(2.0, 1.0) == "spike"
+
+
+def test_a_larger_threshold_finds_less():
+    losses = [0.3 + place / 50 for place in range(100)]
+    found = [
+        sum(after(steps(noise=0.3), threshold=t).judge(loss, 1.0) == "spike" for loss in losses)
+        for t in (1.2, 1.8, 4.0)
+    ]
+    assert found[0] > found[1] > found[2] > 0
+
+
+def test_the_window_forgets():
+    """A loss that was normal 300 steps ago is not any more."""
+    detector = after(steps(330))
+    assert detector.judge(1.2, 2.0) == "spike"
+    early = after(steps(70))
+    assert early.judge(1.2, 1.0) != "spike"
+
+
+def test_state_round_trip():
+    whole = after(steps(300))
+    half = after(list(steps(300))[:150])
+    resumed = SpikeDetector()
+    resumed.load_state_dict(half.state_dict())
+    for loss, norm in list(steps(300))[150:]:
+        resumed.accept(loss, norm)
+    assert resumed.state_dict() == whole.state_dict() and resumed.usual == whole.usual
+    assert SpikeDetector().usual is None
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        {"count": "3", "first": [], "losses": [[], []], "norms": [[], []]},
+        {"count": 3, "first": ["a"], "losses": [[], []], "norms": [[], []]},
+        {"count": 3, "first": [], "losses": [[]], "norms": [[], []]},
+        {"count": 3, "first": [], "losses": [[], [None]], "norms": [[], []]},
+    ],
+    ids=["empty", "count", "first", "series", "value"],
+)
+def test_a_damaged_state_changes_nothing(state):
+    detector = after(steps())
+    before = detector.state_dict()
+    with pytest.raises((TypeError, ValueError), match=r"^SpikeDetector\.load_state_dict\("):
+        detector.load_state_dict(state)
+    assert detector.state_dict() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"), [({"window": 63}, "window"), ({"threshold": 0}, "threshold"), ({"warmup": 9}, "warmup")]
+)
+def test_wrong_arguments(arguments, name):
+    with pytest.raises(ValueError, match=rf"^SpikeDetector\({name}="):
+        SpikeDetector(**arguments)
