@@ -9,6 +9,7 @@ from . import diagnostics as diagnostics
 from . import init as init
 from . import layers as layers
 from . import optimizers as optimizers
+from . import recipes as recipes
 from . import regularization as regularization
 from . import schedules as schedules
 from . import step as step
@@ -138,6 +139,7 @@ from .optimizers import ScheduleFreeSGD as ScheduleFreeSGD
 from .optimizers import Signum as Signum
 from .optimizers import SophiaG as SophiaG
 from .optimizers import StableAdamW as StableAdamW
+from .recipes import recipe as recipe
 from .schedules import Schedule as Schedule
 from .step import Average as Average
 from .step import Clip as Clip

@@ -30,6 +30,8 @@ CLASSES = [
     if inspect.isclass(vars(module)[name])
 ]
 
+FUNCTIONS = [("recipes", "recipe")]  # at the top beside the classes: its module holds files, and is rarely imported
+
 USER = """
 import lightning_optkit as ok
 import torch
@@ -61,7 +63,7 @@ def python(*words, cwd, **variables):
 
 
 def test_the_stub_names_every_public_module_and_class_and_nothing_else():
-    assert sorted(stub()) == sorted([*(("", folder) for folder in FOLDERS), *CLASSES])
+    assert sorted(stub()) == sorted([*(("", folder) for folder in FOLDERS), *CLASSES, *FUNCTIONS])
 
 
 def test_no_two_folders_have_a_public_name_in_common():
@@ -79,7 +81,7 @@ def test_a_class_at_the_top_is_that_of_its_folder(folder, name):
 
 
 def test_the_top_lists_what_it_has():
-    assert sorted(dir(ok)) == sorted(ok.__all__) == sorted([*FOLDERS, *(name for _, name in CLASSES)])
+    assert sorted(dir(ok)) == sorted(ok.__all__) == sorted([*FOLDERS, *(name for _, name in [*CLASSES, *FUNCTIONS])])
     assert all(getattr(ok, folder) is module for folder, module in PUBLIC.items())
     assert ok.schedules.cosine()(0, 10) == 1.0
     names = {}
@@ -153,6 +155,7 @@ def built(tmp_path_factory):
 
 def test_wheel_and_source_archive_hold_what_is_not_python(built):
     data = {"lightning_optkit/py.typed", "lightning_optkit/__init__.pyi", "lightning_optkit/diagnostics/report.html.j2"}
+    data |= {f"lightning_optkit/recipes/{name}.yaml" for name in ok.recipes.recipe_names()}
     (wheel,) = (path for path in built.glob("*.whl") if "editable" not in path.name)
     assert data <= {*zipfile.ZipFile(wheel).namelist()}
     (archive,) = built.glob("*.tar.gz")

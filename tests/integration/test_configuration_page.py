@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_optkit as ok
 from lightning_optkit.cli import main
+from lightning_optkit.recipes import recipe_text
 
 PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE, flags=re.DOTALL)
@@ -51,7 +52,7 @@ def here(tmp_path, monkeypatch):
 
 def test_the_page_has_what_the_tests_expect():
     assert set(FILES) == {"train.py", "config.yaml", "optkit.yaml"} and len(FRAGMENTS) == 6
-    assert len(COMMANDS) == 6 and all(words[0] == "optkit" for words in COMMANDS)
+    assert len(COMMANDS) == 9 and all(words[0] == "optkit" for words in COMMANDS)
 
 
 def test_the_program_trains_by_its_file(monkeypatch):
@@ -103,11 +104,16 @@ def test_a_fragment_makes_what_it_names_and_trains(text, tmp_path):
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_a_command_of_the_page_does_its_work(words, capsys, monkeypatch):
-    words = ["optkit.yaml" if word == "config.yaml" else word for word in words[1:]]
+    words = ["optkit.yaml" if word in ("config.yaml", "mine.yaml") else word for word in words[1:]]
+    if ">" in words:
+        words = words[: words.index(">")]
+    Path("recipe.yaml").write_text(recipe_text("gan"))
     main([*words, *(QUIET if "--config" in words else [])])
     said = capsys.readouterr().out
     if words[0] in ("explain", "find-lr"):
         assert "one pass" in said if words[0] == "explain" else "middle" in said
+    if words[0] == "recipe":
+        assert said == recipe_text("mlp") if words[1:] else "mlp" in said and "timeseries" in said
     if words[0] == "list":
         assert "ok.AutoClip" in said and "ok.GradientClipping" in said
     if words[0] == "plot-schedule":
