@@ -18,7 +18,7 @@ $(INSTALLED): $(SOURCES)
 	touch $@
 
 demo: $(INSTALLED)
-	$(BIN)/python examples/demo.py
+	$(BIN)/optkit demo
 
 # One process per core, a file in one process: threads that wait must sleep, or they take the other process's core.
 test: $(INSTALLED)

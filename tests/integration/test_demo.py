@@ -5,17 +5,14 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
 
 
 def run_demo(report):
     pytest.importorskip("sklearn")
     result = subprocess.run(
-        [sys.executable, ROOT / "examples" / "demo.py", "--fast", "--report", report],
+        [sys.executable, "-m", "lightning_optkit", "demo", "--fast", "--report", report],
         capture_output=True,
         text=True,
         env={**os.environ, "COLUMNS": "120", "PYTHONHASHSEED": "random"},
