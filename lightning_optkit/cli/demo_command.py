@@ -199,6 +199,7 @@ def demo(options: Namespace) -> None:
     Raises:
         ValueError: without scikit-learn.
     """
+    digits()  # without its package nothing has been changed yet
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     torch.set_num_threads(1)  # the model is small: a second thread would mostly wait

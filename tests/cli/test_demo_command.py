@@ -4,7 +4,6 @@
 import sys
 
 import pytest
-import torch
 
 from lightning_optkit.cli import main
 
@@ -12,6 +11,5 @@ from lightning_optkit.cli import main
 def test_without_scikit_learn_it_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     with pytest.raises(SystemExit, match=r"^optkit demo needs scikit-learn for its data: pip install scikit-learn\.$"):
         main(["demo", "--fast"])

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""docs/troubleshooting.md: every message it names is really said, in the situation that it names."""
+
+import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel, DemoModel
+from lightning_utilities.core import rank_zero
+from torch.optim.lr_scheduler import OneCycleLR, StepLR
+
+import lightning_optkit as ok
+from lightning_optkit.cli import main
+
+PAGE = (Path(__file__).parents[2] / "docs" / "troubleshooting.md").read_text()
+
+
+class Mine(torch.optim.AdamW):
+    pass
+
+
+class Module(BoringModel):
+    def __init__(self, optimizer=torch.optim.AdamW, scheduler=None):
+        super().__init__()
+        self.of, self.by = optimizer, scheduler
+
+    def training_step(self, batch, batch_idx):
+        return torch.nn.functional.binary_cross_entropy_with_logits(self(batch), torch.ones(1, 2))
+
+    def configure_optimizers(self):
+        optimizer = self.of(self.parameters(), lr=0.01)
+        return optimizer if self.by is None else ([optimizer], [self.by(optimizer)])
+
+
+def fit(*callbacks, module=None, **arguments):
+    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer = pl.Trainer(callbacks=[*callbacks], accelerator="cpu", max_steps=8, **quiet, **arguments)
+    trainer.fit(module or Module())
+
+
+def average():
+    return ok.WeightAveraging(ok.EMA(0.9))
+
+
+def rate(**arguments):
+    return ok.LRSchedule(ok.schedules.cosine(), **arguments)
+
+
+def program(**content):
+    args = {"trainer": {"logger": False}, **content}
+    LightningCLI(DemoModel, BoringDataModule, run=False, save_config_callback=None, args=args)
+
+
+# What the page has in the first column -> what brings it about.
+CASES = {
+    "Trainer(gradient_clip_val=1.0) clips too; keep one.": lambda: fit(
+        ok.GradientClipping(ok.ClipNorm(1.0)), gradient_clip_val=1.0
+    ),
+    "given twice": lambda: fit(ok.Fuse(), ok.Fuse()),
+    "would put an average into the module too; use one of the two.": lambda: fit(average(), EMAWeightAveraging()),
+    "OneCycleLR has overwritten the optimizer's own learning rate and momentum": lambda: fit(
+        rate(), module=Module(scheduler=lambda optimizer: OneCycleLR(optimizer, 0.1, 8))
+    ),
+    "configure_optimizers returns StepLR, and both would set the same learning rate": lambda: fit(
+        rate(replace_schedulers=False), module=Module(scheduler=lambda optimizer: StepLR(optimizer, 1))
+    ),
+    "more than one stateful callback of type": lambda: fit(rate(), rate()),
+    "which folds in EMA(decay=0.9, start=1, every=1) and would average them unchanged": lambda: fit(
+        ok.Fuse(), average(), ok.MaxNorm()
+    ),
+    "AdamW has no one-pass step; add Fuse()": lambda: fit(ok.ReleaseGradients()),
+    "the average reaches back over 1,000 steps, but sees 8": lambda: fit(ok.WeightAveraging(ok.EMA(0.999))),
+    "it runs as it is": lambda: fit(ok.Fuse(), module=Module(torch.optim.Rprop)),
+    "changes torch.optim.AdamW": lambda: fit(ok.Fuse(), module=Module(Mine)),
+    "the two passes agree exactly": lambda: fit(ok.RDrop()),
+    "reference": lambda: print(ok.CAME(torch.nn.Linear(2, 2).parameters()).explain()),
+    "Multiple subclasses with name AdamW": lambda: program(optimizer={"class_path": "AdamW", "init_args": {"lr": 0.1}}),
+    "Expected a dot import path string": lambda: program(optimizer={"class_path": "NoSuchRule"}),
+    "nothing has these words": lambda: main(["list", "xyzzy"]),
+}
+OF_INFO = {"CUDA kernels", "autograd node"}
+ELSEWHERE = {"lightning_optkit runs without its compiled extension", "must be one of"}
+
+
+def test_every_row_is_a_case():
+    rows = [line.split("|")[1].strip() for line in PAGE.splitlines() if line.startswith("| ")]
+    named = {code for row in rows for code in re.findall(r"`([^`]+)`", row)}
+    assert named - {"optkit info", "OPTKIT_CPU_ISA", "Fuse"} == {*CASES} | OF_INFO | ELSEWHERE
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("message", CASES)
+def test_the_message_is_said(message, capsys, caplog, recwarn, monkeypatch):
+    monkeypatch.setattr(rank_zero.log, "handlers", [caplog.handler])
+    monkeypatch.setattr(rank_zero.log, "level", logging.INFO)
+    said = ""
+    try:
+        CASES[message]()
+    except (Exception, SystemExit) as error:
+        said = str(error)
+    shown = capsys.readouterr()
+    said = "\n".join([said, shown.out, shown.err, caplog.text, *(str(warning.message) for warning in recwarn)])
+    assert message in " ".join(said.split())
+
+
+def test_what_belongs_to_the_installation():
+    facts = ok.diagnostics.environment()
+    assert OF_INFO <= {*facts}
+    code = "import sys; sys.modules['lightning_optkit._C'] = None; import lightning_optkit as ok, torch; "
+    code += "ok.AdamW(torch.nn.Linear(2, 2).parameters())"
+    without = subprocess.run([sys.executable, "-c", code], env={**os.environ}, capture_output=True, text=True)
+    assert "lightning_optkit runs without its compiled extension" in without.stderr, without.stderr
+    if facts["extension"].startswith("compiled"):
+        words = [sys.executable, "-m", "lightning_optkit", "info"]
+        wrong = subprocess.run(words, env={**os.environ, "OPTKIT_CPU_ISA": "sse"}, capture_output=True, text=True)
+        assert "must be one of" in wrong.stderr
