@@ -40,10 +40,11 @@ class SpikeGuard(FitCallback):
     """Drops batches whose loss and gradient are far off, and undoes steps that broke the weights.
 
     Before each step, loss and gradient norm (before clipping) are judged by `SpikeDetector`. A spike is not stepped on.
-    If `patience` losses in a row are higher than all of the window, the weights are broken, not the batch: weights,
-    optimizer state, averages and the histories of clips return, bit for bit, to a copy that was taken before a step
-    whose loss was normal; the batches since are dropped, and the learning rate grows to its value over `rewarm` steps.
-    Soon broken again, the older of two copies is used; after `max_rollbacks` without a new copy the run stops.
+    If losses stay too high, it is the weights that are broken, not the batch: weights, optimizer state, averages and
+    the histories of clips return, bit for bit, to a copy that was taken before a step whose loss was normal; the
+    batches since are dropped, and the learning rate grows to its value over `rewarm` steps. Soon broken again, the
+    older of two copies is used, and patience doubles, triples and so on; after `max_rollbacks` without a new copy the
+    run stops.
 
     Schedules and counts of batches go on. All processes decide alike, from the mean of their losses. Infinite gradients
     of a loss scaler remain the scaler's. Windows, copies and positions are part of the checkpoint, so a resumed run
@@ -55,11 +56,11 @@ class SpikeGuard(FitCallback):
     Args:
         action: "skip" drops a bad batch; "shrink" scales its gradient to the usual norm, unless it is not finite.
         rollback: Keep copies, and return to one of them. False: only batches are judged.
-        patience: High losses in a row before a rollback, at least 2.
         every: Steps from one copy to the next, at least 1.
         rewarm: Steps over which the learning rate grows after a rollback, at least 0.
         max_rollbacks: Rollbacks without a new copy in between before the run stops, at least 1.
         threshold: Of a spike, in (0, inf); see `SpikeDetector`.
+        patience: With losses that are too high, in (0, inf): 3 spikes, or some 20 losses a little too high.
         window: Steps that are remembered, at least 64.
         warmup: Steps before the first judgment, at least 10.
         verbose: Print each event.
@@ -84,11 +85,11 @@ class SpikeGuard(FitCallback):
         action: Literal["skip", "shrink"] = "skip",
         *,
         rollback: bool = True,
-        patience: int = 3,
-        every: int = 100,
-        rewarm: int = 20,
+        every: int = 25,
+        rewarm: int = 10,
         max_rollbacks: int = 5,
         threshold: float = 1.8,
+        patience: float = 3.0,
         window: int = 256,
         warmup: int = 64,
         verbose: bool = True,
@@ -97,22 +98,21 @@ class SpikeGuard(FitCallback):
         check_one_of(owner, "action", action, ("skip", "shrink"))
         check_bools(owner, rollback=rollback, verbose=verbose)
         self.action, self.rollback, self.verbose = action, rollback, verbose
-        self.patience = check_int(owner, "patience", patience, minimum=2)
         self.every = check_int(owner, "every", every, minimum=1)
         self.rewarm = check_int(owner, "rewarm", rewarm, minimum=0)
         self.max_rollbacks = check_int(owner, "max_rollbacks", max_rollbacks, minimum=1)
         self.threshold = check_in(owner, "threshold", threshold, "(0, inf)")
+        self.patience = check_in(owner, "patience", patience, "(0, inf)")
         self.window = check_int(owner, "window", window, minimum=64)
         self.warmup = check_int(owner, "warmup", warmup, minimum=10)
         self.events: list[SpikeEvent] = []
         self._begin()
 
     def _begin(self) -> None:
-        self._detector = SpikeDetector(self.window, self.threshold, self.warmup)
+        self._detector = SpikeDetector(self.window, self.threshold, self.patience, self.warmup)
         self._copies: deque[TrainingState] = deque(maxlen=_COPIES)
         self._window: list[Tensor] = []  # losses of the batches that are accumulated
-        self._high: list[tuple[float, float]] = []  # losses and norms of high steps in a row, not yet explained
-        self._num_high = self._rollbacks = 0  # in a row
+        self._rollbacks = 0  # since the last copy
         self._since_copy: int | None = None
         self._rewarming: int | None = None  # steps since a rollback
         self._rates = LoweredRates()
@@ -123,8 +123,7 @@ class SpikeGuard(FitCallback):
         return {
             "detector": self._detector.state_dict(),
             "copies": [vars(kept) for kept in self._copies],
-            "high": [list(pair) for pair in self._high],
-            "counts": [self._num_high, self._rollbacks, self._since_copy, self._rewarming],
+            "counts": [self._rollbacks, self._since_copy, self._rewarming],
             "events": [asdict(event) for event in self.events],
             "window": list(self._window),
         }
@@ -132,16 +131,15 @@ class SpikeGuard(FitCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the state."""
         owner = type(self).__name__
-        kinds: dict[str, Any] = dict(detector=dict, copies=list, high=list, counts=list, events=list, window=list)
+        kinds: dict[str, Any] = dict(detector=dict, copies=list, counts=list, events=list, window=list)
         state = check_state(owner, state_dict, **kinds)
         try:
-            detector = SpikeDetector(self.window, self.threshold, self.warmup)
+            detector = SpikeDetector(self.window, self.threshold, self.patience, self.warmup)
             detector.load_state_dict(state["detector"])
             of_copy: dict[str, Any] = dict(step=int, weights=dict, optimizers=list, callbacks=dict)
             copies = [TrainingState(**check_state(owner, kept, **of_copy)) for kept in state["copies"]]
             events = [SpikeEvent(**event) for event in state["events"]]
-            high = [(float(loss), float(norm)) for loss, norm in state["high"]]
-            num_high, rollbacks, since_copy, rewarming = (
+            rollbacks, since_copy, rewarming = (
                 count if count is None else check_int(owner, "counts", count, minimum=0) for count in state["counts"]
             )
             window = [loss.detach() for loss in state["window"]]
@@ -150,8 +148,8 @@ class SpikeGuard(FitCallback):
                 f"{owner}.load_state_dict(state_dict=...): must be a state that {owner} saved; {error}"
             ) from error
         self._detector, self._copies, self.events = detector, deque(copies, maxlen=_COPIES), events
-        self._high, self._window, self._since_copy, self._rewarming = high, window, since_copy, rewarming
-        self._num_high, self._rollbacks = num_high or 0, rollbacks or 0
+        self._window, self._since_copy, self._rewarming, self._rollbacks = window, since_copy, rewarming, rollbacks or 0
+        self._detector.patience = self.patience * (1 + self._rollbacks)
 
     # --- hooks, in the order Lightning calls them ---
 
@@ -198,20 +196,16 @@ class SpikeGuard(FitCallback):
         if loss_scaler(trainer) is not None and not math.isfinite(norm):
             return  # the scaler skips the step and lowers its scale
         verdict = self._detector.judge(loss, norm)
-        if verdict == "fine":
-            self._go_on(trainer, pl_module, loss, norm)
-            self._rewarm(optimizer)
-            return
-        self._num_high += 1
-        if self._num_high >= self.patience:
+        if verdict == "broken":
             self._leave(trainer, pl_module, optimizer, loss, norm)
-        elif verdict == "spike" and not (self.action == "shrink" and math.isfinite(norm)):
-            self._note(SpikeEvent(Run(trainer).step, "skip", loss, norm))
-            self._drop(optimizer)
-        elif verdict == "spike":
+        elif verdict == "fine":
+            self._go_on(trainer, pl_module, loss, norm)
+        elif self.action == "shrink" and math.isfinite(norm):
             self._shrink(trainer, grads, loss, norm)
         else:
-            self._high.append((loss, norm))
+            self._detector.reject(loss, norm)
+            self._note(SpikeEvent(Run(trainer).step, "skip", loss, norm))
+            self._drop(optimizer)
         self._rewarm(optimizer)
 
     # --- implementation ---
@@ -230,26 +224,23 @@ class SpikeGuard(FitCallback):
         return measured, of_gradients
 
     def _go_on(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: float, norm: float) -> None:
-        """A normal step: the high ones before it were no more than that."""
-        for pair in [*self._high, (loss, norm)]:
-            self._detector.accept(*pair)
-        self._high, self._num_high = [], 0
+        """A step that is taken. Before a normal one, the weights are sound, and may be copied."""
+        self._detector.accept(loss, norm)
         if not self.rollback:
             return
-        if self._since_copy is None or self._since_copy >= self.every:
-            # Its loss is normal, so the weights are sound.
+        due = self._since_copy is None or self._since_copy >= self.every
+        if due and self._detector.is_calm:
             self._copies.append(copy_state(trainer, pl_module, self._buffers))
-            self._since_copy, self._rollbacks = 0, 0
-        self._since_copy += 1
+            self._since_copy, self._rollbacks, self._detector.patience = 0, 0, self.patience
+        self._since_copy = (self._since_copy or 0) + 1
 
     def _leave(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer, loss: float, norm: float
     ) -> None:
         """Leaves high losses behind: returns to a copy, stops at the limit, or takes them for the new level."""
         copies, step = [kept for kept in self._copies if still_fits(trainer, kept)], Run(trainer).step
-        self._num_high, self._high = 0, []
         if not copies:
-            self._detector = SpikeDetector(self.window, self.threshold, self.warmup)
+            self._detector = SpikeDetector(self.window, self.threshold, self.patience, self.warmup)
             self._note(SpikeEvent(step, "accept", loss, norm))
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 self._drop(optimizer)
@@ -257,11 +248,13 @@ class SpikeGuard(FitCallback):
         kept = copies[-1] if self._rollbacks == 0 else copies[0]
         self._drop(optimizer)
         restore_state(trainer, pl_module, kept)
+        self._detector.restart()
         if self._rollbacks >= self.max_rollbacks:
             trainer.should_stop = True
             self._note(SpikeEvent(step, "stop", loss, norm, kept.step))
             return
         self._rollbacks += 1
+        self._detector.patience = self.patience * (1 + self._rollbacks)  # a wrong rollback must not cause the next one
         self._since_copy, self._rewarming = 0, 0 if self.rewarm else None
         self._note(SpikeEvent(step, "rollback", loss, norm, kept.step))
 
@@ -278,6 +271,7 @@ class SpikeGuard(FitCallback):
         if usual is not None and norm > usual[1]:
             for grad in grads:
                 grad.mul_(usual[1] / norm)
+        self._detector.reject(loss, norm)
         self._note(SpikeEvent(Run(trainer).step, "shrink", loss, norm))
 
     def _rewarm(self, optimizer: Optimizer) -> None:
@@ -299,7 +293,7 @@ class SpikeGuard(FitCallback):
         found = f"step {event.step}: loss {event.loss:.3g}, gradient norm {event.norm:.3g}"
         if usual is not None:
             found += f", where {usual[0]:.3g} and {usual[1]:.3g} are usual"
-        several = f"high {self.patience} times in a row"
+        several = "the losses stay too high"
         again = f"back to the state before step {event.back_to}"
         does = {
             "skip": "the batch is dropped",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
-from lightning_optkit._checks import check_in, check_int, check_state
+from lightning_optkit._checks import check_in, check_int, check_numbers, check_state
 
 __all__ = ["SpikeDetector", "SpikeEvent"]
 
@@ -16,6 +16,8 @@ _FIRST = 10  # steps whose median is the loss at the start
 _DEVIATIONS = 12.0  # robust standard deviations: 868 of 99,084 healthy steps exceed 10 of them
 _LOST_PROGRESS = 0.3  # share of the fall of the loss since the start
 _NORM_POWER = 0.6  # how much the norm counts beside the loss
+_ALLOWED, _MOST = 0.3, 1.5  # of the cumulative sum: excess that is normal, and that of a single step
+_LEAST_LOST = 0.05  # share of the fall that a step of the sum must give back
 _LEAST = 1e-12
 
 
@@ -41,23 +43,27 @@ class SpikeEvent:
 class SpikeDetector:
     """Compares loss and gradient norm of a step with what was usual and with the worst that was normal.
 
-    A fixed number of standard deviations does not fit: losses of small batches have heavy tails, which the largest
-    excess of the last `window` steps measures. A loss is `"high"` if it exceeds the recent median by more than ever in
-    the window, and gives back more than 30 % of the fall since the start. It is a `"spike"` if besides
+    A fixed number of standard deviations does not fit: losses of small batches have heavy tails. The largest excess
+    over the recent median among the last `window` steps is their measure. A step is a "spike" if
 
         (loss excess / largest loss excess) * (norm excess / largest norm excess)^0.6 > threshold,
 
-    norms on a logarithmic scale, their ratio at least 1/2 (a saturated network has a small gradient), and the loss is
-    more than 12 robust standard deviations off; or if loss or norm is not finite. Measured:
+    norms on a logarithmic scale and their ratio at least 1/2 (a saturated network has a small gradient), if besides the
+    loss is more than 12 robust standard deviations off and gives back more than 30 % of its fall since the start; or if
+    loss or norm is not finite. The weights are "broken" if the sum of the ratios of losses, each at most 1.5 and less
+    0.3, exceeds `patience`: after three spikes, or some twenty losses that are a little too high. Measured:
     `python benchmarks/spike_detection.py`.
 
     Args:
         window: Steps that are remembered, at least 64.
-        threshold: In (0, inf); larger ones find less and are wrong less often.
+        threshold: Of a spike, in (0, inf); larger ones find less and are wrong less often.
+        patience: Of the sum, in (0, inf).
         warmup: Steps before the first judgment, at least 10.
 
     Raises:
         ValueError: for an argument out of range.
+
+    Source: the sum is that of Page 1954, "Continuous Inspection Schemes", Biometrika 41, section 2.
 
     Example:
         >>> detector = SpikeDetector()
@@ -67,63 +73,109 @@ class SpikeDetector:
         ('fine', 'spike', 'spike')
     """
 
-    def __init__(self, window: int = 256, threshold: float = 1.8, warmup: int = 64) -> None:
+    def __init__(self, window: int = 256, threshold: float = 1.8, patience: float = 3.0, warmup: int = 64) -> None:
         owner = type(self).__name__
         self.window = check_int(owner, "window", window, minimum=64)
         self.threshold = check_in(owner, "threshold", threshold, "(0, inf)")
+        self.patience = check_in(owner, "patience", patience, "(0, inf)")
         self.warmup = check_int(owner, "warmup", warmup, minimum=_FIRST)
         self._first: list[float] = []
         self._count = 0
+        self._sum = 0.0
+        self._waiting: list[tuple[float, float]] = []  # steps taken while the sum is above 0
         self._losses, self._norms = _Series(self.window), _Series(self.window)
 
-    def judge(self, loss: float, norm: float) -> Literal["fine", "high", "spike"]:
+    def judge(self, loss: float, norm: float) -> Literal["fine", "spike", "broken"]:
         """What a step is that has not been taken; nothing is remembered.
 
         Args:
             loss: Its loss.
             norm: Its gradient norm, before clipping.
         """
+        if self._sum_after(loss, norm) > self.patience:
+            return "broken"
         if not (math.isfinite(loss) and math.isfinite(norm)):
             return "spike"
         if self._count < self.warmup:
             return "fine"
-        usual = self._losses.usual
-        progress = max(median(self._first) - usual, _LEAST)
-        ratio = self._losses.ratio(loss)
-        if ratio <= 1 or loss - usual <= _LOST_PROGRESS * progress:
+        excess, ratio = loss - self._losses.usual, self._losses.ratio(loss)
+        if excess <= _LOST_PROGRESS * self._progress or excess <= _DEVIATIONS * self._losses.deviation:
             return "fine"
         of_norm = max(self._norms.ratio(_log(norm)), 0.5)
-        score = ratio * of_norm**_NORM_POWER
-        far = loss - usual > _DEVIATIONS * self._losses.deviation
-        return "spike" if score > self.threshold and far else "high"
+        return "spike" if ratio * of_norm**_NORM_POWER > self.threshold else "fine"
 
     def accept(self, loss: float, norm: float) -> None:
-        """Remembers a step that was taken; numbers that are not finite are ignored."""
+        """Remembers a step that is taken. While the sum is above 0, it is not known to be normal, and waits."""
+        self._sum = self._sum_after(loss, norm)
         if math.isfinite(loss) and math.isfinite(norm):
-            if len(self._first) < _FIRST:
-                self._first.append(loss)
-            self._count += 1
-            self._losses.append(loss)
-            self._norms.append(_log(norm))
+            self._waiting.append((loss, norm))
+        if self._sum == 0:
+            for one in self._waiting:
+                self._remember(*one)
+            self._waiting = []
+
+    def reject(self, loss: float, norm: float) -> None:
+        """Counts a step that is not taken."""
+        self._sum = self._sum_after(loss, norm)
+
+    def restart(self) -> None:
+        """Forgets the steps since the last calm one: their weights are gone."""
+        self._sum, self._waiting = 0.0, []
+
+    @property
+    def is_calm(self) -> bool:
+        """Whether the losses so far are normal."""
+        return self._sum == 0
 
     @property
     def usual(self) -> tuple[float, float] | None:
-        """The median loss and norm of the last 33 steps; None before the first."""
+        """The median loss and norm of the last 33 normal steps; None before the first."""
         return (self._losses.usual, math.exp(self._norms.usual)) if self._count else None
+
+    @property
+    def _progress(self) -> float:
+        return max(median(self._first) - self._losses.usual, _LEAST)
+
+    def _sum_after(self, loss: float, norm: float) -> float:
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            ratio = _MOST
+        elif self._count < self.warmup:
+            return 0.0
+        else:
+            ratio = min(self._losses.ratio(loss), _MOST)
+            if loss - self._losses.usual <= _LEAST_LOST * self._progress:
+                ratio = min(ratio, 0.0)
+        return max(self._sum + ratio - _ALLOWED, 0.0)
+
+    def _remember(self, loss: float, norm: float) -> None:
+        if len(self._first) < _FIRST:
+            self._first.append(loss)
+        self._count += 1
+        self._losses.append(loss)
+        self._norms.append(_log(norm))
 
     def state_dict(self) -> dict[str, Any]:
         """All that is remembered, in plain types."""
         series = {"losses": self._losses.to_lists(), "norms": self._norms.to_lists()}
-        return {"count": self._count, "first": list(self._first), **series}
+        waiting = [list(one) for one in self._waiting]
+        return {"count": self._count, "sum": self._sum, "first": list(self._first), "waiting": waiting, **series}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the state."""
-        owner = type(self).__name__
-        state = check_state(owner, state_dict, count=int, first=list, losses=list, norms=list)
-        where = f"{owner}.load_state_dict"
-        first = [check_in(where, "state_dict['first']", loss, "(-inf, inf)") for loss in state["first"]]
+        owner, numbers = type(self).__name__, "(-inf, inf)"
+        kinds: dict[str, Any] = dict(count=int, sum=(int, float), first=list, waiting=list, losses=list, norms=list)
+        state, where = check_state(owner, state_dict, **kinds), f"{owner}.load_state_dict"
+        first = [check_in(where, "state_dict['first']", loss, numbers) for loss in state["first"]]
+        waiting = [check_numbers(where, "state_dict['waiting']", one, 2, numbers) for one in state["waiting"]]
         losses, norms = (_Series.of(owner, self.window, state[name]) for name in ("losses", "norms"))
-        self._count, self._first, self._losses, self._norms = state["count"], first, losses, norms
+        self._count, self._sum, self._first, self._losses, self._norms = (
+            state["count"],
+            state["sum"],
+            first,
+            losses,
+            norms,
+        )
+        self._waiting = [(loss, norm) for loss, norm in waiting]
 
 
 class _Series:

@@ -278,7 +278,9 @@ def test_shrunk():
 def test_it_gives_up_with_the_last_sound_state():
     guarded = guard(max_rollbacks=2)
     recorder = Recorder(guarded)
-    with pytest.warns(UserWarning, match="after 2 rollbacks: back to the state before step .*, and the run stops"):
+    with pytest.warns(
+        UserWarning, match="too high after 2 rollbacks: back to the state before step .*, and the run stops"
+    ):
         fit(module := Net(), guarded, Always(110), recorder)
     left = [event for event in guarded.events if event.action != "skip"]
     assert [event.action for event in left] == ["rollback", "rollback", "stop"]
@@ -357,7 +359,7 @@ def test_what_it_says(caplog):
     assert texts[0].startswith("SpikeGuard: step 90: loss ") and texts[0].endswith("are usual: the batch is dropped.")
     back_to = guarded.events[-1].back_to
     assert texts[-1].endswith(
-        f"high 3 times in a row: back to the state before step {back_to}, and to the rate in 5 steps."
+        f"the losses stay too high: back to the state before step {back_to}, and to the rate in 5 steps."
     )
 
 
@@ -390,7 +392,7 @@ def test_beside_lookahead_without_rollback():
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"action": "clip"}, {"rollback": 1}, {"patience": 1}, {"every": 0}, {"rewarm": -1}, {"max_rollbacks": 0},
+        {"action": "clip"}, {"rollback": 1}, {"patience": 0}, {"every": 0}, {"rewarm": -1}, {"max_rollbacks": 0},
         {"threshold": 0.0}, {"window": 3}, {"warmup": 1}, {"verbose": None},
     ],
     ids=lambda arguments: next(iter(arguments)),
@@ -404,7 +406,13 @@ def test_a_damaged_state_changes_nothing():
     guarded = guard()
     fit(Net({120: "x100"}), guarded)
     before = guarded.state_dict()
-    for damaged in ({}, {**before, "detector": {}}, {**before, "events": 3}, {**before, "counts": [1]}):
+    for damaged in (
+        {},
+        {**before, "detector": {}},
+        {**before, "events": 3},
+        {**before, "counts": [1]},
+        {**before, "copies": [{}]},
+    ):
         with pytest.raises((TypeError, ValueError)):
             guarded.load_state_dict(damaged)
         assert equal(guarded.state_dict(), before)

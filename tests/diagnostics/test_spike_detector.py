@@ -3,10 +3,11 @@
 
 import math
 import random
+from dataclasses import asdict
 
 import pytest
 
-from lightning_optkit.diagnostics import SpikeDetector
+from lightning_optkit.diagnostics import SpikeDetector, SpikeEvent
 
 
 def steps(count=400, seed=0, noise=0.1):
@@ -32,7 +33,7 @@ def test_normal_steps_are_no_spikes(seed, noise):
     for loss, norm in steps(800, seed, noise):
         verdicts.append(detector.judge(loss, norm))
         detector.accept(loss, norm)
-    assert "spike" not in verdicts
+    assert set(verdicts) == {"fine"}
 
 
 @pytest.mark.parametrize(
@@ -51,11 +52,54 @@ def test_what_it_says_of_a_step(loss, norm, verdict):
     assert after(steps()).judge(loss, norm) == verdict
 
 
-def test_high_is_less_than_a_spike():
-    detector = after(steps(noise=0.5))
-    verdicts = [detector.judge(loss / 10, 0.5) for loss in range(1, 100)]
-    assert verdicts == sorted(verdicts, key=["fine", "high", "spike"].index)
-    assert set(verdicts) == {"fine", "high", "spike"}
+def test_three_spikes_in_a_row_are_broken_weights():
+    detector = after(steps())
+    verdicts = []
+    for _ in range(4):
+        verdicts.append(detector.judge(2.5, 20.0))
+        detector.reject(2.5, 20.0)
+    assert verdicts == ["spike", "spike", "broken", "broken"] and not detector.is_calm
+    detector.restart()
+    assert detector.is_calm and detector.judge(2.5, 20.0) == "spike"
+
+
+def test_a_single_spike_is_forgotten():
+    detector = after(steps())
+    detector.reject(2.5, 20.0)
+    for _ in range(5):
+        detector.accept(0.1, 0.5)
+    assert detector.is_calm and detector.judge(2.5, 20.0) == "spike"
+
+
+def test_losses_that_stay_a_little_too_high_are_broken_weights():
+    """No single one is a spike, and what may not be normal does not become usual."""
+    detector = after(steps(600, noise=1.0))
+    detector.restart()
+    largest = max(detector.state_dict()["losses"][1])
+    usual, verdicts = detector.usual, []
+    while "broken" not in verdicts:
+        verdicts.append(detector.judge(usual[0] + 0.55 * largest, 0.1))
+        detector.accept(usual[0] + 0.55 * largest, 0.1)
+        assert detector.usual == usual
+    assert len(verdicts) == 13 and set(verdicts[:-1]) == {"fine"}  # 13 * (0.55 - 0.3) > 3
+
+
+def test_steps_that_wait_count_once_it_is_calm():
+    detector = after(steps(600, noise=1.0))
+    detector.restart()
+    count = detector.state_dict()["count"]
+    detector.accept(detector.usual[0] + 0.5 * max(detector.state_dict()["losses"][1]), 0.1)
+    assert not detector.is_calm and detector.state_dict()["count"] == count
+    detector.accept(0.0, 0.1)
+    assert detector.is_calm and detector.state_dict()["count"] == count + 2
+
+
+def test_less_than_a_twentieth_of_the_progress_is_nothing():
+    detector = after(steps(600))
+    for _ in range(100):
+        assert detector.judge(detector.usual[0] + 0.05, 0.5) == "fine"
+        detector.accept(detector.usual[0] + 0.05, 0.5)
+    assert detector.is_calm
 
 
 @pytest.mark.parametrize(("scale", "shift", "of_norm"), [(1e3, 0.0, 1.0), (1.0, -7.0, 1e-4), (1e-3, 5.0, 1e5)])
@@ -77,7 +121,6 @@ def test_judging_remembers_nothing():
     detector = after(steps())
     before = detector.state_dict()
     detector.judge(100.0, 100.0)
-    detector.accept(math.nan, 1.0)
     assert detector.state_dict() == before
 
 
@@ -119,12 +162,13 @@ def test_state_round_trip():
     "state",
     [
         {},
-        {"count": "3", "first": [], "losses": [[], []], "norms": [[], []]},
-        {"count": 3, "first": ["a"], "losses": [[], []], "norms": [[], []]},
-        {"count": 3, "first": [], "losses": [[]], "norms": [[], []]},
-        {"count": 3, "first": [], "losses": [[], [None]], "norms": [[], []]},
+        {"count": "3", "sum": 0.0, "waiting": [], "first": [], "losses": [[], []], "norms": [[], []]},
+        {"count": 3, "sum": 0.0, "waiting": [], "first": ["a"], "losses": [[], []], "norms": [[], []]},
+        {"count": 3, "sum": 0.0, "waiting": [], "first": [], "losses": [[]], "norms": [[], []]},
+        {"count": 3, "sum": 0.0, "waiting": [3], "first": [], "losses": [[], []], "norms": [[], []]},
+        {"count": 3, "sum": 0.0, "waiting": [], "first": [], "losses": [[], [None]], "norms": [[], []]},
     ],
-    ids=["empty", "count", "first", "series", "value"],
+    ids=["empty", "count", "first", "series", "waiting", "value"],
 )
 def test_a_damaged_state_changes_nothing(state):
     detector = after(steps())
@@ -135,8 +179,20 @@ def test_a_damaged_state_changes_nothing(state):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "name"), [({"window": 63}, "window"), ({"threshold": 0}, "threshold"), ({"warmup": 9}, "warmup")]
+    ("arguments", "name"),
+    [
+        ({"window": 63}, "window"),
+        ({"threshold": 0}, "threshold"),
+        ({"patience": -1.0}, "patience"),
+        ({"warmup": 9}, "warmup"),
+    ],
 )
 def test_wrong_arguments(arguments, name):
     with pytest.raises(ValueError, match=rf"^SpikeDetector\({name}="):
         SpikeDetector(**arguments)
+
+
+def test_an_event_is_a_record():
+    event = SpikeEvent(step=7, action="rollback", loss=2.0, norm=1.0, back_to=5)
+    assert SpikeEvent(**asdict(event)) == event and hash(event) == hash(SpikeEvent(7, "rollback", 2.0, 1.0, 5))
+    assert SpikeEvent(7, "skip", 2.0, 1.0).back_to is None
