@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, DeviceStatsMonitor, LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningCLI
 from rich import box
 from rich.console import Console
@@ -19,7 +19,8 @@ from lightning_optkit.step import OnePassOptimizer
 
 __all__ = ["explain", "find_lr"]
 
-_WRITE = (Checkpoint, PowerSnapshots, Report, SnapshotEnsemble)
+# Nothing of a run that takes no step should be left: no files, no log folder, no bar.
+_WRITE = (Checkpoint, DeviceStatsMonitor, LearningRateMonitor, PowerSnapshots, ProgressBar, Report, SnapshotEnsemble)
 _POINTS = 5  # of the run, at which rates are shown
 
 
@@ -64,7 +65,7 @@ def _start(cli: LightningCLI, look: Any, drop: tuple[type[pl.Callback], ...] = (
     trainer.callbacks[:] = [
         callback for callback in trainer.callbacks if not isinstance(callback, (*_WRITE, *drop))
     ] + [_Stop(look)]
-    trainer.num_sanity_val_steps = 0
+    trainer.num_sanity_val_steps, trainer.loggers = 0, []
     of_fit = {name: cli.config[name] for name in ("ckpt_path", "weights_only") if name in cli.config}
     with suppress(_Reached):
         trainer.fit(cli.model, datamodule=cli.datamodule, **of_fit)

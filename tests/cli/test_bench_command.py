@@ -51,3 +51,11 @@ def test_the_three_variants_do_the_same():
 def test_a_mistake_is_one_sentence(words, said):
     with pytest.raises(SystemExit, match=said):
         main(["bench", *words])
+
+
+def test_without_the_extension_it_says_why_it_is_slow(capsys, monkeypatch):
+    monkeypatch.setattr(bench_command, "SIZES", {"1 x (8, 8)": (1, 8)})
+    monkeypatch.setattr(bench_command, "extension", None)
+    monkeypatch.setattr(bench_command, "missing_reason", "for a test")
+    main(["bench", "--seconds", "0.01"])
+    assert "Without the compiled extension (for a test): plain PyTorch" in capsys.readouterr().out

@@ -199,3 +199,11 @@ def test_what_a_page_links_to_is_there(page):
         if anchor:
             titles = re.findall(r"^#+ (.*)", there.read_text(), flags=re.M)
             assert anchor in {re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_rows_of_a_table_have_the_cells_of_its_head(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    for table in re.findall(r"(?:^\|.*\n?)+", text, flags=re.M):
+        cells = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(cells) == 1, table.splitlines()[0]
