@@ -23,36 +23,45 @@ from lightning_optkit.callbacks.seams.lightning_private import accumulates
 from lightning_optkit.callbacks.seams.losses_of_run import LossesOfRun
 from lightning_optkit.callbacks.seams.measured_step import MeasuredStep
 from lightning_optkit.callbacks.seams.presence import Presence
+from lightning_optkit.callbacks.seams.probe import Probe, can_probe
 from lightning_optkit.callbacks.seams.rank_checks import differing_parameters, ranks_with_same_batches, replicates
+from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.callbacks.seams.schedules_of_run import SchedulesOfRun
 from lightning_optkit.callbacks.seams.steps import StepListener, watch_steps
 from lightning_optkit.callbacks.seams.zeroing import Zeroing
 from lightning_optkit.diagnostics._observations import RanksSeen, RunSeen
 from lightning_optkit.diagnostics.measure.batches import digest
 from lightning_optkit.diagnostics.measure.rows import EqualRows
-from lightning_optkit.diagnostics.rules import diagnose, ranked
+from lightning_optkit.diagnostics.rules import diagnose, is_exact, ranked
+from lightning_optkit.diagnostics.rules.outcome import outcome_of
 from lightning_optkit.diagnostics.verdict import Verdict, verdict_from
 
 __all__ = ["GradientHealth"]
 
 _FIRST = (0, 1, 2, 3, 5, 8, 16, 32)  # measured steps before the regular ones: what is wrong from the start shows early
+_EXTRA_EVERY, _LAST_EXTRA = 16, 256  # a run that does not learn yet is measured more often, and its updates probed
+_LEARNS = 0.5  # a run that has come so far is let be
 _COMPARED_BATCHES = 3
 
 
 class GradientHealth(FitCallback):
     """Watches a fit and names what is wrong with it: `verdicts`, the primary one first, during and after the fit.
 
-    It changes nothing. A few steps at the start, and every `check_every`-th, are measured: which modules are called and
-    in which mode, norms of gradients, weights and updates. In between it counts: losses, rates, gradients that do not
-    arrive or are not cleared. A one-pass optimizer (`Fuse`) measures in its own pass; for any other, up to 16,384
-    elements of each parameter are copied before a measured step.
+    It changes nothing. A few steps at the start, and every `check_every`-th, are measured: which modules are called, in
+    which mode and with what, norms of gradients, weights and updates. In between it counts: losses, rates, gradients
+    that do not arrive or are not cleared. A one-pass optimizer (`Fuse`) measures in its own pass; for any other, up to
+    16,384 elements of each parameter are copied before a measured step.
 
-    So far it names what can be known exactly: parameters without a gradient (`no_gradient`) or in no optimizer
-    (`not_optimized`), gradients that are not cleared (`gradient_not_zeroed`), the first infinite or NaN number
-    (`nonfinite`), units that are equal (`symmetric_init`), layers in eval mode (`wrong_mode`), schedulers stepped in
-    the wrong unit, twice or never (`schedule_fault`), updates lost in 16-bit weights (`lost_updates`), an average that
-    is longer than the run (`average_not_ready`), and in several processes weights that differ (`ranks_diverge`) or
-    batches that do not (`duplicate_data`). It does not judge whether a network learns well.
+    Mechanical faults are named whatever the run learns: `no_gradient`, `not_optimized`, `gradient_not_zeroed`,
+    `nonfinite`, `symmetric_init`, `wrong_mode`, `schedule_fault`, `lost_updates`, `loss_does_not_match_output`,
+    `average_not_ready`, and in several processes `ranks_diverge` and `duplicate_data`.
+
+    Faults of settings, data and initial weights are named only if the run learns badly, judged by its loss against that
+    of the best constant prediction: `unnormalized_input`, `unscaled_target`, `bad_init_scale`, `saturated_units`,
+    `dead_units`, `vanishing_gradient`, `exploding_gradient`, `lr_too_high`, `lr_too_low`, `input_ignored`,
+    `label_shuffle`. For these, a run that does not learn yet is measured every 16th step up to the 256th, and the loss
+    of its batch is evaluated along the update. They need a loss function of torch, one per step, and are judged from
+    the middle of the run on.
 
     Args:
         check_every: Optimizer steps between measured ones, at least 1.
@@ -61,8 +70,9 @@ class GradientHealth(FitCallback):
     Raises:
         ValueError: for an argument out of range.
 
-    Cost: a measured step reads weights and gradients once more, and a small reduction per parameter is fetched. In the
-    others, nothing is read from a device.
+    Cost: a measured step reads weights and gradients once more, and a small reduction per parameter is fetched; one
+    with a probe runs `training_step` eight more times, and copies the weights twice. In the others, nothing is read
+    from a device.
 
     Example:
         >>> health = GradientHealth()
@@ -88,6 +98,10 @@ class GradientHealth(FitCallback):
         self._always_called: set[str] | None = None
         self._without_grad: set[str] = set()
         self._digests: list[int] = []
+        self._probe: Probe | None = None
+        self._other: tuple[Any, int] | None = None  # the batch of the probe before
+        self._alive: dict[tuple[str, int], list[Tensor]] = {}
+        self._learns = True
 
     def to_json(self) -> str:
         """The verdicts as a JSON list of objects, the primary one first."""
@@ -126,6 +140,8 @@ class GradientHealth(FitCallback):
         self._batch = (batch, batch_idx)
         if self._rows is not None and self._is_due() and not (_is_automatic(pl_module) and accumulates(trainer)):
             self._measured = MeasuredStep(trainer, pl_module, self._seen.steps)
+            if self._wants_probe() and can_probe(trainer, pl_module):
+                self._probe = Probe(trainer)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         self._zeroing.before_backward()
@@ -139,7 +155,7 @@ class GradientHealth(FitCallback):
         if replicates(trainer) and len(self._digests) < _COMPARED_BATCHES:
             self._compare_batches(trainer, batch)
         if self._measured is not None and self._rows is not None and self._measured.is_taken:
-            self._take(self._measured, self._rows)
+            self._take(trainer, pl_module, self._measured, self._rows)
             if replicates(trainer):
                 self._compare_weights(trainer, pl_module)
             self._conclude(trainer, pl_module)
@@ -149,14 +165,24 @@ class GradientHealth(FitCallback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._conclude(trainer, pl_module)
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        losses = [v for name, v in trainer.callback_metrics.items() if "val" in name and "loss" in name]
+        if not trainer.sanity_checking and len(losses) == 1:
+            self._seen.validations.append(float(losses[0]))
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._seen.is_over = True
         self._conclude(trainer, pl_module)
 
     # --- implementation ---
 
     def _is_due(self) -> bool:
         step = self._seen.steps
-        return step in _FIRST or step % self.check_every == 0
+        is_extra = not self._learns and step % _EXTRA_EVERY == 0 and step <= _LAST_EXTRA
+        return step in _FIRST or step % self.check_every == 0 or is_extra
+
+    def _wants_probe(self) -> bool:
+        return not self._learns and self._seen.steps >= _EXTRA_EVERY
 
     def _after_step(self, optimizer: Optimizer, place: int) -> None:
         if self._batch is None:  # a trial, in which no callback but its own is called
@@ -169,8 +195,15 @@ class GradientHealth(FitCallback):
             self._measured.after_step(optimizer)
         self._seen.steps += place == 0
 
-    def _take(self, measured: MeasuredStep, rows: EqualRows) -> None:
-        self._seen.take(measured.check(rows))
+    def _take(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, measured: MeasuredStep, rows: EqualRows
+    ) -> None:
+        measured.end_of_forward()
+        probe = None
+        if self._probe is not None and self._batch is not None:
+            probe = self._probe.measure(trainer, pl_module, self._batch, self._other, measured.rate)
+            self._other = self._batch
+        self._seen.take(measured.check(rows, self._alive, probe))
         called = measured.called
         self._always_called = called if self._always_called is None else self._always_called & called
         self._without_grad |= measured.without_grad
@@ -178,7 +211,7 @@ class GradientHealth(FitCallback):
     def _close(self) -> None:
         if self._measured is not None:
             self._measured.close()
-            self._measured = None
+        self._measured = self._probe = None
 
     def _compare_weights(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         differing = differing_parameters(trainer, dict(pl_module.named_parameters()))
@@ -196,9 +229,11 @@ class GradientHealth(FitCallback):
         seen.silent = self._presence.silent(params, self._always_called or set(), self._without_grad)
         if self._schedules is not None:
             seen.schedules = self._schedules.seen(trainer)
+        seen.steps_planned = Run(trainer).steps_at_end()
+        self._learns = not outcome_of(seen).progress < _LEARNS  # unknown: let be
         before = self.verdicts[:1]
-        # What was said stays said: a fault of the first steps may no longer be visible in the last ones.
-        self.verdicts = ranked([*self.verdicts, *diagnose(seen)])
+        # What is exact stays said: a fault of the first steps may no longer be visible in the last ones.
+        self.verdicts = ranked([*filter(is_exact, self.verdicts), *diagnose(seen)])
         if self.verbose and self.verdicts[:1] != before:
             rank_zero_warn(f"{type(self).__name__}: {self.verdicts[0]}")
 

@@ -9,6 +9,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lightning_optkit.diagnostics._signals import ActivationSeen, InputSeen, LayerSeen, LossSeen, ProbeSeen
+
 __all__ = [
     "AverageSeen",
     "Check",
@@ -106,6 +108,11 @@ class Check:
         parameters: Those of the module that require a gradient.
         rows: Weights that started with equal rows.
         modules: Modules that were called, in the order of their first call.
+        activations: Activation functions, in the order of their calls.
+        layers: Dense and convolutional layers, in the order of their first call.
+        first_input: What the first layer was given, unless that is an embedding or a norm.
+        losses: Calls of loss functions.
+        probe: The loss along the update, if it was measured.
     """
 
     step: int
@@ -113,6 +120,11 @@ class Check:
     parameters: tuple[ParameterSeen, ...] = ()
     rows: tuple[RowsSeen, ...] = ()
     modules: tuple[ModuleSeen, ...] = ()
+    activations: tuple[ActivationSeen, ...] = ()
+    layers: tuple[LayerSeen, ...] = ()
+    first_input: InputSeen | None = None
+    losses: tuple[LossSeen, ...] = ()
+    probe: ProbeSeen | None = None
 
 
 @dataclass
@@ -258,7 +270,10 @@ class RunSeen:
 
     Args:
         steps: Optimizer steps of this fit.
+        steps_planned: Those of the whole fit, or None.
+        is_over: Whether the fit has ended.
         losses: Training loss of each step.
+        validations: Loss of each validation, if one was logged under such a name.
         checks: Measured steps, in order.
         silent: Parameters without any gradient so far.
         not_zeroed: Step of the first gradient that was not cleared after a step, by class of the optimizer.
@@ -269,6 +284,9 @@ class RunSeen:
     """
 
     steps: int = 0
+    steps_planned: int | None = None
+    is_over: bool = False
+    validations: list[float] = field(default_factory=list)
     losses: Losses = field(default_factory=Losses)
     checks: list[Check] = field(default_factory=list)
     silent: list[SilentSeen] = field(default_factory=list)

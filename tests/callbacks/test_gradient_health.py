@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_optkit.averaging import EMA
 from lightning_optkit.callbacks import Fuse, GradientHealth, LRFinder, ReleaseGradients, WeightAveraging
+from lightning_optkit.callbacks.seams.probe import Probe
 from lightning_optkit.optimizers import SGD, AdamW
 from tests.workers import launch
 
@@ -84,17 +85,25 @@ def test_a_healthy_run_beside_others_has_none(diagnose, beside):
     assert diagnose(module, beside()) == []
 
 
+@pytest.mark.parametrize("rate", [0.05, 1e-5])
 @pytest.mark.parametrize("fused", [False, True])
-def test_the_run_is_the_same_bit_for_bit(make_trainer, frozen, fused):
-    weights = []
+def test_the_run_is_the_same_bit_for_bit(make_trainer, monkeypatch, frozen, fused, rate):
+    """Also with probes, which run `training_step` again, with dropout and batch norms."""
+    weights, probes = [], []
+    original = Probe.measure
+    monkeypatch.setattr(Probe, "measure", lambda self, *args: probes.append(original(self, *args)) or probes[-1])
     for watched in (False, True):
         module, beside = Classifier(), [Fuse(verbose=False)] if fused else []
+        module.body.append(nn.BatchNorm1d(16))
+        module.optimizer = lambda params, lr: torch.optim.SGD(params, lr=rate, momentum=0.9)
         beside += [GradientHealth(check_every=1)] if watched else []
         torch.manual_seed(0)
-        make_trainer(*beside, epochs=2).fit(module, loader())
+        make_trainer(*beside, epochs=6).fit(module, loader())
         weights.append(frozen(module.state_dict()))
-        assert not module._forward_pre_hooks and not module.head._forward_pre_hooks
+        assert not module._forward_pre_hooks and not module.head._forward_hooks and "training_step" not in vars(module)
     assert weights[0] == weights[1]
+    assert len(probes) > 10 or rate > 1e-5
+    assert all(probe.before == pytest.approx(probe.full, abs=1e-3) for probe in probes if rate == 1e-5)
 
 
 class Detached(Classifier):
@@ -307,6 +316,39 @@ def test_average_not_ready(diagnose, fused):
     (verdict,) = diagnose(module, WeightAveraging(EMA(0.999)))
     assert verdict.symptom == "average_not_ready" and "EMA(decay=0.8" in verdict.remedy
     assert diagnose(module, WeightAveraging(EMA(0.8))) == []
+
+
+class TwoSoftmaxes(Classifier):
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.head(self.hidden(batch[0])).softmax(1), batch[1])
+
+
+def test_loss_does_not_match_output(diagnose):
+    (verdict,) = diagnose(TwoSoftmaxes())
+    assert verdict.symptom == "loss_does_not_match_output" and "softmax" in verdict.remedy
+
+
+@pytest.mark.parametrize(("rate", "symptom"), [(1e-6, "lr_too_low"), (300.0, "lr_too_high")])
+@pytest.mark.parametrize("fused", [False, True])
+def test_learning_rates(diagnose, rate, symptom, fused):
+    module = Classifier()
+    module.optimizer = lambda params, lr: torch.optim.SGD(params, lr=rate)
+    verdicts = diagnose(module, *([Fuse(verbose=False)] if fused else []), epochs=6)
+    assert verdicts[0].symptom == symptom
+
+
+def test_data_and_initial_weights(diagnose):
+    module, rows = Classifier(), loader().dataset.tensors
+    wide = (rows[0] * torch.tensor([1.0] * 7 + [1e4]), rows[1])
+    module.optimizer = lambda params, lr: torch.optim.SGD(params, lr=1e-4)
+    data = DataLoader(TensorDataset(*wide), batch_size=16)
+    assert diagnose(module, data=data, epochs=15)[0].symptom == "unnormalized_input"
+    module = Classifier()
+    nn.init.constant_(module.body[0].bias, -30.0)
+    assert diagnose(module, data=DataLoader(TensorDataset(*rows), batch_size=32), epochs=25)[0].symptom == "dead_units"
+    module = Classifier()
+    same = DataLoader(TensorDataset(rows[0][:1].expand_as(rows[0]), rows[1]), batch_size=4)
+    assert diagnose(module, data=same)[0].symptom == "input_ignored"
 
 
 # --- what is told, kept and refused ---

@@ -4,8 +4,7 @@
 import pytest
 
 from tests.diagnostics.benchmark import families, table
-from tests.diagnostics.benchmark.__main__ import faulty, healthy
-from tests.diagnostics.benchmark.faults import FAULTS
+from tests.diagnostics.benchmark.__main__ import FAULTS, faulty, healthy
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

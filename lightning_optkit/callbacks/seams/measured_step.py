@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One batch of a run during which modules, gradients and updates are measured."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import wraps
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,9 +14,12 @@ from torch.optim import Optimizer
 from lightning_optkit._torch_private import supports_amp_scaling
 from lightning_optkit.callbacks.seams.lightning_packages import loss_scaler
 from lightning_optkit.callbacks.seams.lightning_private import is_compiled
+from lightning_optkit.callbacks.seams.overrides import override, restore
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.callbacks.seams.schedules_of_run import highest_rate
 from lightning_optkit.diagnostics._observations import Check
+from lightning_optkit.diagnostics._signals import ProbeSeen
+from lightning_optkit.diagnostics.measure.calls import CalledFunctions, CalledLayers
 from lightning_optkit.diagnostics.measure.modules import CalledModules
 from lightning_optkit.diagnostics.measure.parameters import StepMeasure
 from lightning_optkit.diagnostics.measure.rows import EqualRows
@@ -32,7 +38,13 @@ class MeasuredStep:
         self.is_taken = False  # whether an optimizer has stepped
         self._params: dict[str, Tensor] = {n: p for n, p in pl_module.named_parameters() if not is_lazy(p)}
         self._norms = StepMeasure(self._params, Run(trainer).optimizers)
-        self._modules = None if is_compiled(pl_module) else CalledModules(pl_module)
+        self._is_watched = not is_compiled(pl_module)
+        self._modules = CalledModules(pl_module) if self._is_watched else None
+        self._layers = CalledLayers(pl_module) if self._is_watched else None
+        self._functions = CalledFunctions(self._layers.inside) if self._layers is not None else None
+        self._module, self._training_step = pl_module, self._watching(pl_module.training_step)
+        if self._is_watched:
+            override(pl_module, "training_step", self._training_step)
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Measures a step of an optimizer."""
@@ -52,13 +64,51 @@ class MeasuredStep:
         """Names of those that were called under `torch.no_grad()`."""
         return set() if self._modules is None else self._modules.without_grad
 
-    def check(self, rows: EqualRows) -> Check:
-        """What was measured; to be asked before gradients are cleared."""
-        modules = () if self._modules is None else tuple(self._modules.calls.values())
-        return Check(self._step, self._rate, self._norms.seen(), rows.seen(self._params), modules)
+    def check(
+        self, rows: EqualRows, alive: dict[tuple[str, int], list[Tensor]], probe: ProbeSeen | None = None
+    ) -> Check:
+        """What was measured; to be asked before gradients are cleared.
+
+        Args:
+            rows: Weights that started with equal rows.
+            alive: Units that were active in former checks; updated.
+            probe: The losses along the update.
+        """
+        check = Check(self._step, self._rate, self._norms.seen(), rows.seen(self._params), probe=probe)
+        if self._modules is None or self._layers is None or self._functions is None:
+            return check
+        return replace(
+            check,
+            modules=tuple(self._modules.calls.values()),
+            activations=self._functions.seen(alive),
+            layers=self._layers.layers(),
+            first_input=self._layers.first_input(),
+            losses=tuple(self._functions.losses),
+        )
+
+    @property
+    def rate(self) -> float:
+        """The highest learning rate of the step."""
+        return self._rate
+
+    def end_of_forward(self) -> None:
+        """Stops watching calls, so that what follows may run modules again."""
+        if self._modules is not None and self._layers is not None:
+            self._modules.close()
+            self._layers.close()
+            restore(self._module, "training_step", self._training_step)
+
+    def _watching(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(original)
+        def training_step(*args: Any, **kwargs: Any) -> Any:
+            if self._functions is None:
+                return original(*args, **kwargs)
+            with self._functions:
+                return original(*args, **kwargs)
+
+        return training_step
 
     def close(self) -> None:
         """Removes hooks; no-op the second time."""
         self._norms.close()
-        if self._modules is not None:
-            self._modules.close()
+        self.end_of_forward()

@@ -20,13 +20,17 @@ __all__ = ["replayed_loss"]
 def replayed_loss(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> Tensor | None:
     """The loss of the class's own `training_step`, without gradients and without what callbacks add to it.
 
-    Buffers, metrics, attributes, logs and random numbers are afterwards as before.
+    Buffers, metrics, attributes, logs and random numbers are afterwards as before. None if it returns none, or fails:
+    it may need what only a Trainer's own call gives it.
     """
     step: Any = type(pl_module).training_step  # not that of the instance, which SAM and others override
     arguments = (batch, batch_idx) if is_param_in_hook_signature(step, "batch_idx", min_args=2) else (batch,)
     with _kept(pl_module), without_trace(pl_module), isolate_rng(), torch.no_grad():
-        with trainer.precision_plugin.train_step_context():
-            return loss_of(step(pl_module, *arguments))
+        try:
+            with trainer.precision_plugin.train_step_context():
+                return loss_of(step(pl_module, *arguments))
+        except Exception:
+            return None
 
 
 @contextmanager

@@ -9,23 +9,50 @@ from collections.abc import Callable, Iterable
 
 from lightning_optkit.diagnostics._observations import RunSeen
 from lightning_optkit.diagnostics.rules.gradients import gradient_not_zeroed, lost_updates, no_gradient, not_optimized
+from lightning_optkit.diagnostics.rules.last_resorts import constant_input, input_ignored, label_shuffle
+from lightning_optkit.diagnostics.rules.loss_function import loss_does_not_match_output
 from lightning_optkit.diagnostics.rules.nonfinite import nonfinite
+from lightning_optkit.diagnostics.rules.outcome import outcome_of
 from lightning_optkit.diagnostics.rules.processes import duplicate_data, ranks_diverge
+from lightning_optkit.diagnostics.rules.rates import lr_too_high, lr_too_low
+from lightning_optkit.diagnostics.rules.scales import (
+    bad_init_scale,
+    exploding_gradient,
+    unnormalized_input,
+    unscaled_target,
+    vanishing_gradient,
+)
 from lightning_optkit.diagnostics.rules.schedules import schedule_fault
 from lightning_optkit.diagnostics.rules.setup import average_not_ready, symmetric_init, wrong_mode
+from lightning_optkit.diagnostics.rules.units import dead_units, saturated_units
 from lightning_optkit.diagnostics.verdict import Verdict
 
-__all__ = ["EXACT", "diagnose", "ranked"]
+__all__ = ["EXACT", "LAST_RESORTS", "OF_LEARNING", "diagnose", "is_exact", "ranked"]
 
 Rule = Callable[[RunSeen], Verdict | None]
 
 EXACT: tuple[Rule, ...] = (
     ranks_diverge, gradient_not_zeroed, no_gradient, not_optimized, schedule_fault, symmetric_init, wrong_mode,
-    nonfinite, lost_updates, duplicate_data, average_not_ready,
+    lost_updates, loss_does_not_match_output, nonfinite, duplicate_data, average_not_ready,
 )  # fmt: skip
+# What comes first explains what follows: inputs saturate units, large weights look like a large rate.
+OF_LEARNING: tuple[Rule, ...] = (
+    unnormalized_input, unscaled_target, bad_init_scale, saturated_units, dead_units, vanishing_gradient,
+    exploding_gradient, lr_too_high, lr_too_low,
+)  # fmt: skip
+LAST_RESORTS: tuple[Rule, ...] = (input_ignored, label_shuffle)
+
+_EXACT = {rule.__name__ for rule in EXACT}
+_BEHIND = {"nonfinite", "duplicate_data", "average_not_ready"}  # a cause that diverged comes before what it ended in
+_ORDER = [
+    *(rule.__name__ for rule in EXACT if rule.__name__ not in _BEHIND), *(rule.__name__ for rule in OF_LEARNING),
+    "nonfinite", "duplicate_data", "average_not_ready", *(rule.__name__ for rule in LAST_RESORTS),
+]  # fmt: skip
 
 
-_RANKS = {rule.__name__: place for place, rule in enumerate(EXACT)}
+def is_exact(verdict: Verdict) -> bool:
+    """Whether it has no threshold on how well the run learns, so that it stands once it is said."""
+    return verdict.symptom in _EXACT
 
 
 def ranked(verdicts: Iterable[Verdict]) -> list[Verdict]:
@@ -33,9 +60,24 @@ def ranked(verdicts: Iterable[Verdict]) -> list[Verdict]:
     first: dict[str, Verdict] = {}
     for verdict in verdicts:
         first.setdefault(verdict.symptom, verdict)
-    return sorted(first.values(), key=lambda verdict: _RANKS[verdict.symptom])
+    return sorted(first.values(), key=lambda verdict: _ORDER.index(verdict.symptom))
 
 
 def diagnose(run: RunSeen) -> list[Verdict]:
     """All findings, the primary one first."""
-    return [verdict for rule in EXACT if (verdict := rule(run)) is not None]
+    exact = [verdict for rule in EXACT if (verdict := rule(run)) is not None]
+    explained = [v for v in exact if v.symptom not in _BEHIND or (v.symptom == "nonfinite" and not has_diverged(run))]
+    if explained:  # an error of the program explains why it learns badly
+        return ranked(exact)
+    constant = constant_input(run)
+    if constant is not None:
+        return ranked([*exact, constant])
+    of_learning = [verdict for rule in OF_LEARNING if (verdict := rule(run)) is not None]
+    if not of_learning:
+        of_learning = [verdict for rule in LAST_RESORTS if (verdict := rule(run)) is not None]
+    return ranked([*exact, *of_learning])
+
+
+def has_diverged(run: RunSeen) -> bool:
+    """Whether the loss grew far above that of a constant prediction before it was infinite."""
+    return outcome_of(run).has_diverged

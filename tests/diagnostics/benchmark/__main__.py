@@ -11,8 +11,11 @@ import time
 from pathlib import Path
 
 from tests.diagnostics.benchmark import families, runs, table, traps
-from tests.diagnostics.benchmark.faults import FAULTS
+from tests.diagnostics.benchmark.faults import EXACT
+from tests.diagnostics.benchmark.faults_of_learning import LEARNING
 
+FAULTS = (*EXACT, *LEARNING)
+MIN_SCORE = 0.1  # a run that learns less is not healthy, whatever it was meant to be
 MIN_LOSS = 0.05  # a run is hurt if it loses so much of what its healthy twin learned
 
 
@@ -49,7 +52,9 @@ def _row(setup, held_out, fault, strength=None, trap=None):
         layer=verdicts[0].layer if verdicts else None, onset=verdicts[0].onset_step if verdicts else None,
         score=round(score, 3),
     )  # fmt: skip
-    if fault is not None:
+    if fault is None:
+        row["counts"] = score > MIN_SCORE
+    else:
         row["named"] = row["primary"] in fault.accepted
         row["counts"] = fault.is_mechanical or _is_hurt(setup, held_out, score, row)
     return {**row, "seconds": round(time.perf_counter() - start, 2)}

@@ -198,7 +198,11 @@ EXACT = (
     Fault("not_zeroed", frozenset({"gradient_not_zeroed"}), ("automatic", "manual", "accumulating"), _not_zeroed),
     Fault("bf16_weights", frozenset({"lost_updates"}), (0.03, 0.01, 0.003), _lost, has_body),
     Fault("nan_in_batch", frozenset({"nonfinite"}), (1, 10, 100), _nan_in_batch, lambda s: s.family != "embedding"),
-    Fault("log_of_zero", frozenset({"nonfinite"}), ("relu6", "relu", "square"), _log_of_zero, _is_classes),
+    # The scores are no probabilities either, which was added when that symptom was.
+    Fault(
+        "log_of_zero", frozenset({"nonfinite", "loss_does_not_match_output"}), ("relu6", "relu", "square"),
+        _log_of_zero, _is_classes,
+    ),
     Fault("root_of_zero", frozenset({"nonfinite"}), ("power", "norm", "sqrt"), _root_of_zero, _passes_nan),
     Fault(
         "constant_init", frozenset({"symmetric_init"}), (0.05, 0.01, 0.0), _constant,
@@ -212,4 +216,3 @@ EXACT = (
     Fault("never_stepped", frozenset({"schedule_fault"}), _LENGTHS, _never_stepped),
     Fault("average_too_long", frozenset({"average_not_ready"}), (0.999, 0.9995, 0.9999), _average_too_long),
 )  # fmt: skip
-FAULTS = EXACT

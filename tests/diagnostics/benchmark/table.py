@@ -56,7 +56,7 @@ def confusion(rows):
 
 def summary(rows):
     """Lines with the totals of a benchmark."""
-    healthy = [row for row in rows if row["fault"] is None]
+    healthy = [row for row in rows if row["fault"] is None and row["counts"]]
     alarms = [row for row in healthy if row["primary"]]
     lines = []
     if healthy:
@@ -67,6 +67,10 @@ def summary(rows):
         faulty = [r for r in rows if r["fault"] is not None and r["held_out"] == is_held_out and r["counts"]]
         if faulty:
             lines.append(f"faults named first, {name}: {claim(sum(r['named'] for r in faulty), len(faulty))}")
+    sick = [row for row in rows if row["fault"] is None and not row["counts"]]
+    if sick:
+        named = ", ".join(f"{row['family']} with {row['trap']}: {row['primary'] or SILENT}" for row in sick)
+        lines.append(f"meant to be healthy, but learned nothing: {named}")
     left_out = sum(row["fault"] is not None and not row["counts"] for row in rows)
     if left_out:
         lines.append(f"faulty runs left out, since they learn as well as their healthy twins: {left_out}")

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was seen of the signal in one step: input, layers, activations, loss, and the loss along the update."""
+
+from dataclasses import dataclass
+
+__all__ = ["ActivationSeen", "InputSeen", "LayerSeen", "LossSeen", "ProbeSeen"]
+
+
+@dataclass(frozen=True)
+class ActivationSeen:
+    """One call of an activation function in a measured step.
+
+    Args:
+        layer: The module that called it.
+        function: "relu", "tanh" or "sigmoid".
+        closed: Share of the units that were closed for this batch, in [0, 1]: a ReLU that was 0 for every sample, a
+            tanh or sigmoid whose mean slope was below a twentieth of its largest.
+        closed_since: The same over the last four measured steps together.
+        samples: Number of samples of those steps, counting every place of an image or a sequence.
+    """
+
+    layer: str
+    function: str
+    closed: float
+    closed_since: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class LayerSeen:
+    """One dense or convolutional layer in a measured step: root mean squares, and the gain of its weights.
+
+    Args:
+        name: Its name.
+        in_rms: Of its input.
+        out_rms: Of its output.
+        grad_rms: Of the gradient with respect to its output; NaN if there was none.
+        gain: Root mean square of the weights, times the root of the number of inputs of a unit: 1 keeps the scale of
+            independent inputs.
+    """
+
+    name: str
+    in_rms: float
+    out_rms: float
+    grad_rms: float
+    gain: float
+
+
+@dataclass(frozen=True)
+class InputSeen:
+    """What the first layer with weights was given.
+
+    Args:
+        layer: Its name.
+        rms: Root mean square.
+        spread: Standard deviation of the features: that at 95 % of them by that at 25 %, constant ones left out.
+        offset: Share of the features whose mean is more than ten standard deviations from 0.
+        is_constant: Whether all samples were equal.
+    """
+
+    layer: str
+    rms: float
+    spread: float
+    offset: float
+    is_constant: bool
+
+
+@dataclass(frozen=True)
+class LossSeen:
+    """One call of a loss function of torch.
+
+    Args:
+        function: Its name.
+        behind: The activation whose result it was given unchanged, or None.
+        classes: Number of columns of its input.
+        is_log: For nll_loss, whether the rows were logarithms of probabilities.
+        is_broadcast: For a regression, whether output and target had different shapes.
+        shapes: Both, in words.
+        outside: For a regression, the share of targets that the activation cannot give.
+        target_mean: For a regression.
+        target_std: For a regression.
+        output_rms: Root mean square of its input.
+        value: The loss.
+        constant: The loss of the best constant prediction; NaN if unknown.
+    """
+
+    function: str
+    behind: str | None
+    classes: int
+    is_log: bool
+    is_broadcast: bool
+    shapes: str
+    outside: float
+    target_mean: float
+    target_std: float
+    output_rms: float
+    value: float
+    constant: float
+
+
+@dataclass(frozen=True)
+class ProbeSeen:
+    """The loss of one batch along the update that it led to, with the same random numbers.
+
+    Args:
+        rate: Learning rate of the step.
+        before: Loss before the step.
+        tenth: After a tenth of the update.
+        full: After the update.
+        ten: After ten times the update.
+        thirty: After thirty times the update.
+        permuted: Before the step, with the inputs exchanged among the samples; NaN if that could not be done.
+        other_before: Loss of the batch of the probe before; NaN for the first.
+        other_thirty: The same after thirty times the update.
+    """
+
+    rate: float
+    before: float
+    tenth: float
+    full: float
+    ten: float
+    thirty: float
+    permuted: float
+    other_before: float
+    other_thirty: float

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `training_step` computes on the way to its loss: activations, layers, the first input, and the loss itself.
+
+Functions are seen by a TorchFunctionMode, so `F.relu` counts as `nn.ReLU` does; layers by hooks. Statistics stay on the
+device until `seen`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from lightning_optkit.diagnostics._signals import ActivationSeen, InputSeen, LayerSeen, LossSeen
+from lightning_optkit.diagnostics.measure.losses import LOSSES, loss_seen
+from lightning_optkit.diagnostics.measure.parameters import plain_name
+
+__all__ = ["CalledFunctions", "CalledLayers"]
+
+_RECTIFIERS: dict[Any, str] = dict.fromkeys((F.relu, torch.relu, Tensor.relu, torch.relu_, Tensor.relu_), "relu")
+_SIGMOIDS: dict[Any, str] = dict.fromkeys((F.sigmoid, torch.sigmoid, Tensor.sigmoid), "sigmoid")
+_TANHS: dict[Any, str] = dict.fromkeys((F.tanh, torch.tanh, Tensor.tanh), "tanh")
+_SOFTMAXES: dict[Any, str] = dict.fromkeys((F.softmax, torch.softmax, Tensor.softmax), "softmax")
+_ACTIVATIONS = {**_RECTIFIERS, **_SIGMOIDS, **_TANHS, **_SOFTMAXES}
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CLOSED = 0.05  # of the largest derivative
+
+
+class CalledFunctions(TorchFunctionMode):
+    """Watches activations and losses while it is entered.
+
+    Args:
+        inside: The name of the module that is being called.
+    """
+
+    def __init__(self, inside: Callable[[], str]) -> None:
+        super().__init__()
+        self._inside = inside
+        self._last: dict[int, tuple[Tensor, str]] = {}  # by storage: what an activation gave
+        self._activations: list[tuple[str, str, Tensor, int]] = []
+        self.losses: list[LossSeen] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in _ACTIVATIONS and isinstance(result, Tensor):
+            self._activation(_ACTIVATIONS[func], result)
+        elif func in LOSSES and isinstance(result, Tensor):
+            self.losses.append(loss_seen(func, args, kwargs or {}, result, self._behind(args, kwargs or {})))
+        return result
+
+    def _behind(self, args: Any, kwargs: Any) -> str | None:
+        """The activation that gave the input of a loss."""
+        given = args[0] if args else kwargs.get("input")
+        result, name = self._last.get(_storage(given), (None, None)) if isinstance(given, Tensor) else (None, None)
+        return name if result is not None and result.numel() == given.numel() else None
+
+    def _activation(self, name: str, result: Tensor) -> None:
+        self._last[_storage(result)] = (result, name)
+        if name != "softmax" and result.ndim >= 2 and result.numel():
+            with torch.no_grad():
+                units = _by_unit(result.detach())
+                if name == "relu":
+                    counts = (units > 0).any(0)
+                else:
+                    slope = (1 - units.float().square()) if name == "tanh" else 4 * units.float() * (1 - units.float())
+                    counts = slope.mean(0) >= _CLOSED
+            self._activations.append((self._inside(), name, counts, units.shape[0]))
+
+    def seen(self, alive: dict[tuple[str, int], list[Tensor]]) -> tuple[ActivationSeen, ...]:
+        """The activations; `alive` keeps which units were active in the last four measured steps."""
+        found, places = [], dict[str, int]()
+        for layer, name, counts, samples in self._activations:
+            place = places[layer] = places.get(layer, -1) + 1
+            kept = [each for each in alive.get((layer, place), []) if each.shape == counts.shape]
+            alive[layer, place] = kept = [*kept[-3:], counts]
+            shares = torch.stack([counts.double().mean(), torch.stack(kept).any(0).double().mean()]).tolist()
+            found.append(ActivationSeen(layer, name, 1 - shares[0], 1 - shares[1], samples * len(kept)))
+        return tuple(found)
+
+
+def _storage(t: Tensor) -> int:
+    return t.untyped_storage().data_ptr()
+
+
+def _by_unit(t: Tensor) -> Tensor:
+    """Samples x units: channels are the second dimension of images, the last one of anything else."""
+    if t.ndim >= 4:
+        t = t.movedim(1, -1)
+    return t.reshape(-1, t.shape[-1])
+
+
+class CalledLayers:
+    """Watches dense and convolutional layers below `root`, and the modules that are being called, until `close`."""
+
+    def __init__(self, root: nn.Module) -> None:
+        self._stack: list[str] = []
+        self._rows: dict[str, list[Tensor]] = {}  # rms of input, output, gradient of the output
+        self._gains: dict[str, Tensor] = {}
+        self._input: tuple[str, Tensor, Tensor, Tensor] | None = None
+        self._has_input = False
+        self._handles: list[Any] = []
+        for name, module in root.named_modules():
+            if name:
+                plain = plain_name(name)
+                self._handles.append(module.register_forward_pre_hook(_Enter(self, plain)))
+                self._handles.append(module.register_forward_hook(_Leave(self, plain)))
+
+    def close(self) -> None:
+        """Removes the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def inside(self) -> str:
+        """The innermost module that is being called."""
+        return self._stack[-1] if self._stack else ""
+
+    def enter(self, name: str, module: nn.Module, args: Any) -> None:
+        """A call begins."""
+        self._stack.append(name)
+        is_leaf = next(module.children(), None) is None and next(module.parameters(), None) is not None
+        if is_leaf and not self._has_input and args and isinstance(args[0], Tensor):
+            self._has_input = True
+            given = args[0].detach()
+            is_measured = isinstance(module, (*_LAYERS, nn.RNNBase)) and given.is_floating_point() and given.ndim >= 2
+            if is_measured:
+                units = _by_unit(given).float()
+                if isinstance(module, _LAYERS[1:]):  # pixels, of which all share a kernel
+                    units = given.reshape(len(given), -1).float()
+                self._input = (name, units.mean(0), units.std(0, correction=0), units.square().mean().sqrt())
+
+    def leave(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        """A call ends."""
+        if self._stack:
+            self._stack.pop()
+        if not isinstance(module, _LAYERS) or name in self._rows or not isinstance(output, Tensor):
+            return
+        given = args[0].detach() if args and isinstance(args[0], Tensor) else output.detach()
+        row = self._rows[name] = [_rms(given), _rms(output.detach())]
+        weight = module.weight.detach()
+        self._gains[name] = _rms(weight) * weight[0].numel() ** 0.5
+        if output.requires_grad:
+            hooked: Any = output  # torch declares no types for it
+            hooked.register_hook(lambda grad: row.append(_rms(grad)) if len(row) == 2 else None)
+
+    def layers(self) -> tuple[LayerSeen, ...]:
+        """The layers, in the order of their first call; to be asked after the backward pass."""
+        nan = torch.full((), float("nan"), dtype=torch.float64)
+        rows = []
+        for name, row in self._rows.items():
+            given, out, grad = [*row, nan.to(row[0].device)][:3]
+            rows.append(torch.stack([given, out, grad, self._gains[name]]))
+        values = torch.stack([row.to(rows[0].device) for row in rows]).tolist() if rows else []
+        return tuple(LayerSeen(name, *value) for name, value in zip(self._rows, values, strict=True))
+
+    def first_input(self) -> InputSeen | None:
+        """What the first layer with weights is given; None if that is an embedding or a norm."""
+        if self._input is None:
+            return None
+        name, mean, std, rms = self._input
+        varied = std > 0
+        if not bool(varied.any()):
+            return InputSeen(name, float(rms), 1.0, 0.0, True)
+        low, high = torch.quantile(std[varied][:10_000], torch.tensor([0.25, 0.95], device=std.device)).tolist()
+        offset = float((mean[varied].abs() > 10 * std[varied]).double().mean())
+        return InputSeen(name, float(rms), high / max(low, 1e-30), offset, False)
+
+
+class _Enter:
+    def __init__(self, watch: CalledLayers, name: str) -> None:
+        self._watch, self._name = watch, name
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        self._watch.enter(self._name, module, args)
+
+
+class _Leave:
+    def __init__(self, watch: CalledLayers, name: str) -> None:
+        self._watch, self._name = watch, name
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._watch.leave(self._name, module, args, output)
+
+
+def _rms(t: Tensor) -> Tensor:
+    return t.double().square().mean().sqrt()

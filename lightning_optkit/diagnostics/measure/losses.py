@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One call of a loss function of torch: whether its output fits, and what a constant prediction would score."""
+
+import inspect
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_optkit.diagnostics._signals import LossSeen
+
+__all__ = ["LOSSES", "loss_seen"]
+
+_CLASSES: dict[Any, str] = {F.cross_entropy: "cross_entropy", F.nll_loss: "nll_loss"}
+_BINARY: dict[Any, str] = {
+    F.binary_cross_entropy: "binary_cross_entropy",
+    F.binary_cross_entropy_with_logits: "binary_cross_entropy_with_logits",
+}
+_REGRESSION: dict[Any, str] = {
+    F.mse_loss: "mse_loss", F.l1_loss: "l1_loss", F.smooth_l1_loss: "smooth_l1_loss", F.huber_loss: "huber_loss",
+}  # fmt: skip
+LOSSES = {**_CLASSES, **_BINARY, **_REGRESSION}
+_SIGNATURES = {function: inspect.signature(function) for function in LOSSES}
+_RANGES = {"relu": (0.0, float("inf")), "sigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0)}
+_NAN = float("nan")
+
+
+@torch.no_grad()
+def loss_seen(function: Any, args: Any, kwargs: Any, result: Tensor, behind: str | None) -> LossSeen:
+    """What was seen of a call; `behind` is the activation whose result it was given, unchanged."""
+    bound = _SIGNATURES[function].bind(*args, **kwargs)
+    bound.apply_defaults()
+    given, target = bound.arguments["input"].detach().float(), bound.arguments["target"].detach()
+    is_weighted = any(bound.arguments.get(name) is not None for name in ("weight", "pos_weight"))
+    constant = (
+        _NAN if is_weighted or bound.arguments.get("reduction") != "mean" else _constant(function, bound.arguments)
+    )
+    classes = given.shape[1] if function in _CLASSES and given.ndim > 1 else given.shape[-1] if given.ndim else 1
+    outside, mean, std = 0.0, _NAN, _NAN
+    if function in _REGRESSION:
+        low, high = _RANGES.get(behind or "", (-float("inf"), float("inf")))
+        numbers = target.double()
+        outside = float(((numbers < low) | (numbers > high)).double().mean())
+        mean, std = float(numbers.mean()), float(numbers.std(correction=0))
+    return LossSeen(
+        function=LOSSES[function],
+        behind=behind,
+        classes=int(classes),
+        is_log=function is not F.nll_loss or _is_log(given),
+        is_broadcast=function in _REGRESSION and given.shape != target.shape,
+        shapes=f"{tuple(given.shape)} and {tuple(target.shape)}",
+        outside=outside,
+        target_mean=mean,
+        target_std=std,
+        output_rms=float(given.double().square().mean().sqrt()),
+        value=float(result.detach()) if result.numel() == 1 else _NAN,
+        constant=constant,
+    )
+
+
+def _is_log(given: Tensor) -> bool:
+    """Whether the rows are logarithms of probabilities."""
+    return given.ndim < 2 or bool((given.logsumexp(1).abs() < 1e-2).all())
+
+
+def _constant(function: Any, arguments: Any) -> float:
+    """The loss of the best constant prediction for these targets."""
+    target = arguments["target"].detach()
+    if function in _CLASSES:
+        given = arguments["input"]
+        if given.ndim < 2:
+            return _NAN
+        few = 0.0
+        if target.is_floating_point():
+            shares = target.double().movedim(1, -1).reshape(-1, target.shape[1]).mean(0)
+        else:
+            counted = target.reshape(-1)[target.reshape(-1) != arguments["ignore_index"]]
+            shares = torch.bincount(counted, minlength=given.shape[1]).double() / max(len(counted), 1)
+            few = (int((shares > 0).sum()) - 1) / (2 * max(len(counted), 1))  # Miller 1955: the bias of few samples
+        smoothing = arguments.get("label_smoothing", 0.0)
+        return few + float(torch.special.entr(shares * (1 - smoothing) + smoothing / len(shares)).sum())
+    numbers = target.double().reshape(len(target), -1) if target.ndim else target.double().reshape(1, 1)
+    if function in _BINARY:
+        share = numbers.mean(0).clamp(0, 1)
+        return float((torch.special.entr(share) + torch.special.entr(1 - share)).mean())
+    centered = numbers - numbers.mean(0)
+    if function is F.mse_loss:
+        return float(centered.square().mean())
+    return float((numbers - numbers.median(0).values).abs().mean()) if function is F.l1_loss else _NAN

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An output that its loss function does not expect: exact, from the functions that were called."""
+
+from lightning_optkit.diagnostics._observations import RunSeen
+from lightning_optkit.diagnostics._signals import LossSeen
+from lightning_optkit.diagnostics.verdict import Verdict
+
+__all__ = ["loss_does_not_match_output"]
+
+_CHECKS = 3
+_OUTSIDE = 0.05  # judgement: so many targets cannot be reached
+
+
+def loss_does_not_match_output(run: RunSeen) -> Verdict | None:
+    """The same mismatch in every measured step."""
+    steps = [check.losses for check in run.checks]
+    if len(steps) < _CHECKS or not all(steps):
+        return None
+    for place in range(min(map(len, steps))):
+        found = [_mismatch(losses[place]) for losses in steps]
+        if all(found) and found[0] is not None:
+            cause, evidence, remedy = found[0]
+            return Verdict("loss_does_not_match_output", None, cause, evidence, remedy, 0, 1.0)
+    return None
+
+
+def _mismatch(loss: LossSeen) -> tuple[str, str, str] | None:
+    call = f"F.{loss.function}"
+    if loss.function in ("cross_entropy", "binary_cross_entropy_with_logits") and loss.behind:
+        cause = f"{call} takes logits of any size, but is given the result of {loss.behind}, so it cannot come near 0"
+        return cause, f"{loss.behind} gave what {call} was given", f"leave {loss.behind} out: the loss contains it"
+    if loss.function == "nll_loss" and not loss.is_log:
+        cause = "F.nll_loss takes logarithms of probabilities, but is given something else"
+        evidence = "the exponentials of a row do not add up to 1"
+        return cause, evidence, "F.cross_entropy on the logits, or F.log_softmax(logits, dim=1) in front"
+    if loss.function == "cross_entropy" and loss.classes == 1:
+        cause = "the softmax of a single output is always 1, so the loss is always 0"
+        return cause, f"output and target have shapes {loss.shapes}", "F.binary_cross_entropy_with_logits"
+    if loss.is_broadcast:
+        cause = "output and target have different shapes, so every output is compared with every target"
+        return cause, f"{call} was given shapes {loss.shapes}", "output.squeeze(-1), or target.unsqueeze(-1)"
+    if loss.behind and loss.outside > _OUTSIDE:
+        cause = f"the result of {loss.behind} cannot reach the targets"
+        evidence = f"{loss.outside:.0%} of the targets lie outside of what {loss.behind} gives"
+        return cause, evidence, f"leave {loss.behind} out of the last layer"
+    return None

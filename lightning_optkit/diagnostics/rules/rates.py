@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Learning rates, from the loss along the updates themselves and from how much the first ones change the weights."""
+
+import math
+import statistics
+from collections.abc import Set
+
+from lightning_optkit.diagnostics._observations import Check, RunSeen
+from lightning_optkit.diagnostics._signals import ProbeSeen
+from lightning_optkit.diagnostics.rules.outcome import outcome_of
+from lightning_optkit.diagnostics.verdict import Verdict
+
+__all__ = ["lr_too_high", "lr_too_low"]
+
+_LEARNS = 0.5  # calibrated: see `outcome`
+_REPLACED = 0.3  # calibrated: a step that changes a matrix by so much of itself replaces what it has learned
+_FIRST_STEPS = 6
+_AT_ZERO = 0.1  # judgement: a gain far below what any initialization uses
+_PROBES = 3
+_TOO_FAR, _TOO_SHORT = 0.5, 0.8  # shares of the probes; theory: at the edge of stability one step in a few overshoots
+
+
+def lr_too_high(run: RunSeen) -> Verdict | None:
+    """The loss diverges, the first updates replace the weights, or most updates overshoot where a tenth would not."""
+    outcome = outcome_of(run)
+    if not outcome.is_below(_LEARNS):
+        return None
+    rate = max((check.rate for check in run.checks if math.isfinite(check.rate)), default=math.nan)
+    change, worst = max(((_change(check, _initialized(run)), check.step) for check in run.checks), default=(0.0, 0))
+    probes = [check.probe for check in run.checks if check.probe is not None]
+    far = sum(_overshoots(probe) for probe in probes)
+    if outcome.has_diverged:
+        cause, evidence = (
+            "training diverges",
+            f"the loss ends far above that of a constant prediction, at a rate of {rate:.3g}",
+        )
+        evidence += f"; a step changed the median matrix by {change:.2g} of its norm" if change > 0 else ""
+    elif change > _REPLACED:
+        cause = "updates are so large that they replace what the weights have learned"
+        evidence = f"step {worst} changed the median matrix by {change:.2g} of its norm"
+    elif len(probes) >= _PROBES and far >= _TOO_FAR * len(probes):
+        cause = "updates overshoot: the loss of their own batch rises, where a tenth of them would lower it"
+        evidence = f"{far} of {len(probes)} probed updates raised the loss of the batch that they were made from"
+    else:
+        return None
+    onset = worst if change > _REPLACED else 0
+    remedy = f"lr={rate / 10:.1g}, or a warm-up: LRSchedule(schedules.warmup_cosine(warmup=0.05))"
+    return Verdict("lr_too_high", None, cause, evidence, remedy, onset, 0.85)
+
+
+def lr_too_low(run: RunSeen) -> Verdict | None:
+    """Thirty times the update would still have lowered the loss, in nearly all probes at the full rate."""
+    outcome = outcome_of(run)
+    if outcome.has_diverged or not outcome.is_below(_LEARNS) or _learns_by_heart(run):
+        return None
+    rate = max((check.rate for check in run.checks if math.isfinite(check.rate)), default=math.nan)
+    probes = [c.probe for c in run.checks if c.probe is not None and c.probe.rate >= 0.5 * rate]
+    short = sum(_falls_short(probe) for probe in probes)
+    if len(probes) < _PROBES or short < _TOO_SHORT * len(probes):
+        return None
+    cause = "updates are far too small for the loss to fall within the run"
+    evidence = (
+        f"30 times the update would have lowered the loss further in {short} of {len(probes)} probes, at {rate:.3g}"
+    )
+    remedy = f"lr={30 * rate:.1g}, or LRFinder(), which measures one"
+    return Verdict("lr_too_low", None, cause, evidence, remedy, 0, 0.85)
+
+
+def _change(check: Check, initialized: Set[str]) -> float:
+    """Norm of the update by that of the weight, in the median of these layers; 0 for a later step."""
+    if check.step >= _FIRST_STEPS:
+        return 0.0
+    seen = [p for p in check.parameters if p.layer in initialized and p.name.endswith(".weight") and p.weight_norm > 0]
+    known = [p.update_norm / p.weight_norm for p in seen if math.isfinite(p.update_norm)]
+    return statistics.median_low(known) if known else 0.0
+
+
+def _initialized(run: RunSeen) -> set[str]:
+    """Layers that did not start at about 0, from where every step is a large one (zero heads, LoRA)."""
+    first = run.checks[0] if run.checks and run.checks[0].step == 0 else None
+    return set() if first is None else {layer.name for layer in first.layers if layer.gain > _AT_ZERO}
+
+
+def _learns_by_heart(run: RunSeen) -> bool:
+    """Whether other data get worse, so that larger updates would help for the batch alone."""
+    return len(run.validations) > 1 and run.validations[-1] > 1.02 * run.validations[0]
+
+
+def _overshoots(probe: ProbeSeen) -> bool:
+    return probe.tenth < probe.before and not probe.full < probe.before
+
+
+def _falls_short(probe: ProbeSeen) -> bool:
+    holds = not probe.other_thirty >= probe.other_before  # NaN: no other batch yet
+    return holds and probe.thirty < probe.ten < probe.full < probe.before

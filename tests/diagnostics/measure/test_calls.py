@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a step computes is measured where it is computed, as functions or as modules."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lightning_optkit.diagnostics.measure.calls import CalledFunctions, CalledLayers
+
+
+def watched(net, x, loss=None):
+    """(functions, layers) after a forward pass, and a backward pass if there is a loss."""
+    layers = CalledLayers(net)
+    functions = CalledFunctions(layers.inside)
+    with functions:
+        out = net(x)
+        if loss is not None:
+            loss(out).backward()
+    layers.close()
+    return functions, layers
+
+
+class Calls(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.__dict__["function"] = function  # not a child
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    ("function", "closed"),
+    [
+        (nn.ReLU(), 0.5),
+        (F.relu, 0.5),
+        (torch.relu, 0.5),
+        (torch.Tensor.relu, 0.5),
+        (nn.Tanh(), 0.25),
+        (torch.sigmoid, 0.25),
+    ],
+)
+def test_closed_units(function, closed):
+    x = torch.tensor([[-1.0, -2.0, 0.1, 50.0], [-3.0, -0.1, 0.2, 60.0]])
+    net = nn.Sequential(Calls(function))
+    functions, _ = watched(net, x)
+    (seen,) = functions.seen({})
+    assert (seen.closed, seen.samples) == (closed, 2)
+    assert seen.layer == "0"
+
+
+def test_units_of_images_are_channels_and_those_of_four_steps_are_put_together():
+    x = torch.full((2, 3, 4, 4), -1.0)
+    x[0, 1, 2, 2] = 1.0
+    alive = {}
+    for _ in range(2):
+        (seen,) = watched(nn.ReLU(), x)[0].seen(alive)
+    assert (seen.closed, seen.samples) == (pytest.approx(2 / 3), 2 * 32)
+    x[1, 0, 0, 0] = 1.0
+    (seen,) = watched(nn.ReLU(), x)[0].seen(alive)
+    assert seen.closed == pytest.approx(1 / 3)
+    for _ in range(4):
+        (seen,) = watched(nn.ReLU(), -x.abs())[0].seen(alive)
+    assert (seen.closed, seen.closed_since) == (1.0, 1.0)
+
+
+def test_layers_and_gradients():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 2, bias=False)).double()
+    x = torch.randn(64, 4, dtype=torch.float64)
+    _, layers = watched(net, x, lambda out: out.square().sum() / 2)
+    first, last = layers.layers()
+    out = net(x).detach()
+    assert (first.name, last.name) == ("0", "1")
+    assert first.in_rms == pytest.approx(float(x.square().mean().sqrt()))
+    assert last.grad_rms == pytest.approx(float(out.square().mean().sqrt()))
+    assert first.grad_rms == pytest.approx(float((out @ net[1].weight.detach()).square().mean().sqrt()))
+    assert last.gain == pytest.approx(float(net[1].weight.detach().square().mean().sqrt()) * 2)
+    assert not net[0]._forward_hooks and not net[0]._forward_pre_hooks
+
+
+@pytest.mark.parametrize(
+    ("net", "x", "is_seen"),
+    [
+        (nn.Linear(3, 2), torch.randn(8, 3), True),
+        (nn.Conv2d(1, 2, 3), torch.randn(8, 1, 5, 5), True),
+        (nn.GRU(3, 2, batch_first=True), torch.randn(8, 4, 3), True),
+        (nn.LayerNorm(3), torch.randn(8, 3), False),
+        (nn.Embedding(5, 2), torch.arange(5), False),
+    ],
+)
+def test_the_first_input_is_that_of_a_layer_without_a_norm(net, x, is_seen):
+    _, layers = watched(nn.Sequential(net), x)
+    assert (layers.first_input() is not None) == is_seen
+
+
+def test_scales_of_features():
+    torch.manual_seed(0)
+    x = torch.randn(512, 8) * torch.tensor([1.0] * 7 + [300.0])
+    x[:, :6] += 50.0
+    (seen,) = [watched(nn.Sequential(nn.Linear(8, 1)), x)[1].first_input()]
+    assert seen.spread == pytest.approx(300 * 0.65 + 1 * 0.35, rel=0.1)  # between the two largest of eight
+    assert seen.offset == pytest.approx(6 / 8) and not seen.is_constant
+    (same,) = [watched(nn.Sequential(nn.Linear(8, 1)), x[:1].expand(16, 8))[1].first_input()]
+    assert same.is_constant
+
+
+TARGET = torch.tensor([0, 1, 2, 2])
+
+
+@pytest.mark.parametrize(
+    ("loss", "behind", "constant"),
+    [
+        (lambda x: F.cross_entropy(x, TARGET), None, 1.0397 + 2 / 8),
+        (lambda x: F.cross_entropy(x.softmax(1), TARGET), "softmax", 1.0397 + 2 / 8),
+        (lambda x: F.cross_entropy(torch.sigmoid(x), TARGET), "sigmoid", 1.0397 + 2 / 8),
+        (lambda x: F.cross_entropy(10 * torch.tanh(x), TARGET), None, 1.0397 + 2 / 8),
+        (lambda x: nn.CrossEntropyLoss()(nn.Softmax(1)(x), TARGET), "softmax", 1.0397 + 2 / 8),
+        (lambda x: F.cross_entropy(x, TARGET, reduction="sum"), None, math.nan),
+        (lambda x: F.cross_entropy(x, TARGET, torch.ones(3)), None, math.nan),
+        (lambda x: F.binary_cross_entropy_with_logits(x[:, 0], (TARGET == 0).float()), None, 0.5623),
+        (lambda x: F.mse_loss(x[:, 0], TARGET.float()), None, 0.6875),
+        (lambda x: F.l1_loss(F.relu(x[:, 0]), TARGET.float()), "relu", 0.75),
+    ],
+)
+def test_losses(loss, behind, constant):
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    functions = CalledFunctions(lambda: "")
+    with functions:
+        value = loss(x)
+    (seen,) = functions.losses
+    assert seen.value == pytest.approx(float(value)) and seen.behind == behind
+    assert seen.constant == pytest.approx(constant, abs=1e-4, nan_ok=True)
+
+
+def test_outputs_that_do_not_match():
+    x = torch.randn(4, 3)
+    functions = CalledFunctions(lambda: "")
+    with functions, pytest.warns(UserWarning, match="broadcast"):
+        F.nll_loss(x.softmax(1), TARGET)
+        F.nll_loss(x.log_softmax(1), TARGET)
+        F.cross_entropy(x[:, :1], torch.zeros(4).long())
+        F.mse_loss(x[:, :1], TARGET.float())
+        F.mse_loss(torch.tanh(x[:, 0]), TARGET.float())
+    wrong, right, single, broadcast, bounded = functions.losses
+    assert (wrong.is_log, right.is_log, single.classes, broadcast.is_broadcast) == (False, True, 1, True)
+    assert bounded.outside == pytest.approx(0.5)

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rules with a threshold, on numbers that are written down: what each needs, and that a run that learns is let be."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from lightning_optkit.diagnostics._observations import Check, Losses, NonfiniteSeen, ParameterSeen, RunSeen
+from lightning_optkit.diagnostics._signals import ActivationSeen, InputSeen, LayerSeen, LossSeen, ProbeSeen
+from lightning_optkit.diagnostics.rules import diagnose
+from lightning_optkit.diagnostics.rules.last_resorts import constant_input, input_ignored, label_shuffle
+from lightning_optkit.diagnostics.rules.loss_function import loss_does_not_match_output
+from lightning_optkit.diagnostics.rules.outcome import outcome_of
+from lightning_optkit.diagnostics.rules.rates import lr_too_high, lr_too_low
+from lightning_optkit.diagnostics.rules.scales import (
+    bad_init_scale,
+    exploding_gradient,
+    unnormalized_input,
+    unscaled_target,
+    vanishing_gradient,
+)
+from lightning_optkit.diagnostics.rules.units import dead_units, saturated_units
+
+NAN = math.nan
+LOSS = LossSeen("cross_entropy", None, 10, True, False, "(8, 10) and (8,)", 0.0, NAN, NAN, 0.5, 2.4, 2.3)
+LAYERS = tuple(LayerSeen(f"net.{i}", 1.0, 1.0, 1e-3, 1.4) for i in range(4))
+INPUT = InputSeen("net.0", 1.0, 2.0, 0.0, False)
+PROBE = ProbeSeen(
+    0.1, before=2.3, tenth=2.29, full=2.2, ten=2.4, thirty=9.0, permuted=2.3, other_before=NAN, other_thirty=NAN
+)
+RULES = (
+    unnormalized_input, unscaled_target, bad_init_scale, vanishing_gradient, exploding_gradient, dead_units,
+    saturated_units, lr_too_high, lr_too_low, input_ignored, label_shuffle,
+)  # fmt: skip
+
+
+def seen(loss=2.3, steps=100, validations=(), nonfinite=None, first=None, **parts):
+    """A run of 100 steps that ends with this loss and had the same check five times."""
+    check = Check(0, 0.1, **{"losses": (LOSS,), "layers": LAYERS, "first_input": INPUT, **parts})
+    checks = [replace(check, step=step, **(first or {} if step == 0 else {})) for step in range(5)]
+    losses = Losses()
+    for value in loss if isinstance(loss, list) else [loss] * steps:
+        losses.append(value)
+    return RunSeen(
+        steps=steps, steps_planned=100, losses=losses, checks=checks, validations=[*validations], nonfinite=nonfinite
+    )  # fmt: skip
+
+
+CASES = {
+    "a spread": (unnormalized_input, dict(first_input=replace(INPUT, spread=31.0))),
+    "an offset": (unnormalized_input, dict(first_input=replace(INPUT, offset=0.6))),
+    "a scale": (unnormalized_input, dict(first_input=replace(INPUT, rms=11.0))),
+    "targets": (unscaled_target, dict(losses=(replace(LOSS, target_mean=150.0, target_std=1.0),))),
+    "wide targets": (unscaled_target, dict(losses=(replace(LOSS, target_mean=0.0, target_std=11.0),))),
+    "large weights": (bad_init_scale, dict(layers=tuple(replace(each, gain=2.1) for each in LAYERS))),
+    "small weights": (bad_init_scale, dict(layers=tuple(replace(each, gain=0.1) for each in LAYERS))),
+    "fading": (vanishing_gradient, dict(layers=(replace(LAYERS[0], grad_rms=0.9e-6), *LAYERS[1:]))),
+    "growing": (exploding_gradient, dict(layers=(replace(LAYERS[0], grad_rms=1.1), *LAYERS[1:]))),
+    "dead": (dead_units, dict(activations=(ActivationSeen("net.1", "relu", 0.6, 0.55, 256),))),
+    "saturated": (saturated_units, dict(activations=(ActivationSeen("net.1", "tanh", 0.6, 0.55, 256),))),
+    "overshooting": (lr_too_high, dict(probe=replace(PROBE, full=2.31))),
+    "falling short": (lr_too_low, dict(probe=replace(PROBE, ten=2.1, thirty=2.0))),
+    "ignored": (input_ignored, dict(probe=replace(PROBE, permuted=2.31))),
+    "shuffled": (label_shuffle, dict(probe=replace(PROBE, permuted=2.4), validations=(2.4, 2.5))),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_rule_speaks_alone_and_only_of_a_run_that_learns_badly(case):
+    rule, parts = CASES[case]
+    run = seen(**parts)
+    assert rule(run).symptom == rule.__name__
+    assert [verdict.symptom for verdict in diagnose(run)] == [rule.__name__]
+    assert diagnose(seen(loss=0.05, **parts)) == []
+    assert diagnose(seen(steps=40, **parts)) == []  # too early
+    assert diagnose(seen(**{**parts, "losses": ()})) == []  # nothing to measure it by
+
+
+def test_a_run_without_any_of_it_has_none():
+    assert [rule(seen(probe=PROBE, validations=(2.3, 2.3))) for rule in RULES if rule is not input_ignored] == [
+        None
+    ] * 10
+    assert diagnose(seen(loss=0.1, probe=PROBE)) == []
+
+
+def test_unnormalized_input_is_said_until_a_run_learns_well():
+    wide = dict(first_input=replace(INPUT, spread=100.0))
+    assert unnormalized_input(seen(loss=0.3, **wide)) is not None
+    assert unnormalized_input(seen(loss=0.2, **wide)) is None
+    assert unnormalized_input(seen(first_input=replace(INPUT, spread=29.0, offset=0.4, rms=9.0))) is None
+    assert unnormalized_input(seen(first_input=None)) is None
+
+
+def test_large_weights_are_said_if_the_loss_begins_high():
+    large = dict(layers=tuple(replace(each, gain=2.1) for each in LAYERS))
+    assert bad_init_scale(seen(loss=0.01, losses=(replace(LOSS, value=4.7),), **large)) is not None
+    assert bad_init_scale(seen(loss=0.01, losses=(replace(LOSS, value=4.5),), **large)) is None
+    assert bad_init_scale(seen(layers=LAYERS[:1])) is None
+
+
+def test_gradients_that_are_zero_or_unknown_are_not_compared():
+    for grad in (0.0, NAN):
+        layers = (replace(LAYERS[0], grad_rms=grad), *LAYERS[1:])
+        assert vanishing_gradient(seen(layers=layers)) is None
+    assert vanishing_gradient(seen(layers=(replace(LAYERS[0], grad_rms=1.1e-6), *LAYERS[1:]))) is None
+
+
+def test_units_that_were_open_at_first_are_a_consequence():
+    now = ActivationSeen("net.1", "relu", 0.9, 0.9, 256)
+    assert dead_units(seen(activations=(now,), first=dict(activations=(replace(now, closed=0.2),)))) is None
+    assert dead_units(seen(activations=(replace(now, samples=64),))) is None
+    assert dead_units(seen(activations=(replace(now, closed_since=0.3),))) is None  # closed for one batch
+
+
+def test_lr_too_high_by_divergence_or_by_updates():
+    assert "diverges" in lr_too_high(seen(loss=30.0)).cause
+    infinite = NonfiniteSeen(60, "forward", "net.3", "NaN", 1e6, False)
+    run = seen(loss=[2.3] * 50 + [1e6] * 10 + [NAN] * 40, nonfinite=infinite)
+    assert [verdict.symptom for verdict in diagnose(run)] == ["lr_too_high", "nonfinite"]
+    weights = tuple(
+        ParameterSeen(f"net.{i}.weight", f"net.{i}", 9, False, True, True, 1.0, 1.0, 0.4, 0.0) for i in range(4)
+    )
+    assert "replace" in lr_too_high(seen(parameters=weights)).cause
+    assert lr_too_high(seen(parameters=tuple(replace(each, update_norm=0.2) for each in weights))) is None
+    assert lr_too_high(seen(loss=0.2, parameters=weights)) is None
+    zeros = tuple(replace(each, gain=0.0) for each in LAYERS)
+    assert lr_too_high(seen(parameters=weights, layers=zeros)) is None  # every step from there is large
+
+
+def test_a_number_that_is_suddenly_infinite_is_no_divergence():
+    sudden = NonfiniteSeen(60, "loss", None, "NaN", 1.0, False)
+    run = seen(loss=[2.3] * 60 + [NAN] * 40, nonfinite=sudden, first_input=replace(INPUT, spread=100.0))
+    assert [verdict.symptom for verdict in diagnose(run)] == ["nonfinite"]
+    assert math.isnan(outcome_of(run).progress)
+
+
+def test_lr_too_low_needs_other_data_to_gain_too():
+    short = replace(PROBE, ten=2.1, thirty=2.0)
+    assert lr_too_low(seen(probe=replace(short, other_before=2.3, other_thirty=2.2))) is not None
+    assert lr_too_low(seen(probe=replace(short, other_before=2.3, other_thirty=2.3))) is None
+    assert lr_too_low(seen(probe=short, validations=(2.3, 2.4))) is None
+    assert lr_too_low(seen(probe=replace(short, rate=0.04))) is None  # a warm-up
+
+
+def test_label_shuffle_needs_validations_that_never_held():
+    probe = replace(PROBE, permuted=2.4)
+    assert label_shuffle(seen(probe=probe, validations=(1.9, 2.4, 2.5))) is not None
+    assert label_shuffle(seen(loss=1.0, probe=probe, validations=(1.9, 2.4, 2.5))) is None  # overfitting
+    assert label_shuffle(seen(loss=1.0, probe=probe, validations=(2.3, 2.9))) is not None
+    assert label_shuffle(seen(probe=probe, validations=(2.4,))) is None
+    assert label_shuffle(seen(probe=PROBE, validations=(2.4, 2.5))) is None
+
+
+def test_equal_inputs_explain_everything_else():
+    dead = (ActivationSeen("net.1", "relu", 0.6, 0.6, 256),)
+    run = seen(first_input=replace(INPUT, is_constant=True), activations=dead)
+    assert constant_input(run).confidence == 1.0
+    assert [verdict.symptom for verdict in diagnose(run)] == ["input_ignored"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(behind="softmax"),
+        dict(function="binary_cross_entropy_with_logits", behind="sigmoid"),
+        dict(function="nll_loss", is_log=False),
+        dict(classes=1),
+        dict(function="mse_loss", is_broadcast=True),
+        dict(function="mse_loss", behind="relu", outside=0.1),
+    ],
+)
+def test_loss_does_not_match_output_whatever_the_run_learns(changes):
+    assert loss_does_not_match_output(seen(loss=0.01, losses=(replace(LOSS, **changes),))) is not None
+    assert loss_does_not_match_output(seen(losses=(replace(LOSS, **changes),), first=dict(losses=(LOSS,)))) is None
+
+
+def test_losses_that_match():
+    for changes in (
+        dict(function="mse_loss", behind="relu"),
+        dict(function="nll_loss"),
+        dict(function="nll_loss", behind="relu"),
+    ):
+        assert loss_does_not_match_output(seen(losses=(replace(LOSS, **changes),))) is None
+
+
+def test_a_mechanical_fault_explains_why_it_learns_badly():
+    run = seen(probe=replace(PROBE, full=2.31))
+    run.not_zeroed = {"SGD": 1}
+    assert [verdict.symptom for verdict in diagnose(run)] == ["gradient_not_zeroed"]
+
+
+def test_progress_is_that_over_a_constant_prediction():
+    assert outcome_of(seen(loss=1.15)).progress == pytest.approx(0.5)
+    assert outcome_of(seen(loss=25.0)).has_diverged and not outcome_of(seen(loss=20.0)).has_diverged
+    assert outcome_of(seen(steps=49)).is_late is False and outcome_of(seen(steps=50)).is_late
+    assert math.isnan(outcome_of(seen(losses=(LOSS, LOSS))).progress)
