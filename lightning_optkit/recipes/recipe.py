@@ -36,7 +36,7 @@ def recipe_text(name: str) -> str:
         >>> print(recipe_text("transformer").splitlines()[0])
         # A transformer language model, trained from its initialization.
     """
-    check_one_of("recipe", "name", name, _ORDER)
+    check_one_of("recipe_text", "name", name, _ORDER)
     return (files(__package__) / f"{name}.yaml").read_text(encoding="utf-8")
 
 
@@ -59,6 +59,7 @@ def recipe(name: str) -> list[Callback]:
         >>> [type(callback).__name__ for callback in recipe("transformer")][:2]
         ['Fuse', 'ParameterGroups']
     """
+    check_one_of("recipe", "name", name, _ORDER)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--trainer.callbacks", type=list[Callback])
     config = parser.parse_string(recipe_text(name))

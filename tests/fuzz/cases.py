@@ -16,7 +16,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from lightning_optkit import averaging, callbacks, clipping, data, init, layers, optimizers, regularization, schedules
+from lightning_optkit import (
+    averaging,
+    callbacks,
+    clipping,
+    data,
+    init,
+    layers,
+    optimizers,
+    recipes,
+    regularization,
+    schedules,
+)
 from lightning_optkit.averaging.post_hoc_ema import snapshot_name
 from lightning_optkit.diagnostics import Curve, RunRecord, Verdict, result_rows, write_report
 from lightning_optkit.step import step_in_backward
@@ -29,6 +40,7 @@ FOLDERS = {
     "init": init,
     "layers": layers,
     "optimizers": optimizers,
+    "recipes": recipes,
     "regularization": regularization,
     "schedules": schedules,
 }
@@ -43,6 +55,7 @@ NOT_CALLED = {
     # What a new rule or schedule is made of, in this package.
     "schedules.Schedule", "step.ClipBounds", "step.OnePassOptimizer", "step.Rule", "step.Scalar", "step.Stages",
     # Takes nothing.
+    "recipes.recipe_names",
     "diagnostics.environment",
     # Their arguments are checked by the kernels; tests/layers holds the cases.
     "layers.add_layer_norm", "layers.add_rms_norm", "layers.layer_norm", "layers.rms_norm",
@@ -225,6 +238,7 @@ REQUIRED: dict[str, Callable[[], dict[str, Any]]] = {
 REQUIRED |= {f"optimizers.{name}": lambda: {"params": [weight()]} for name in optimizers.__all__ if name not in (
     "GroupTable", "parameter_groups",
 )}  # fmt: skip
+REQUIRED |= {f"recipes.{name}": lambda: {"name": "mlp"} for name in ("recipe", "recipe_text")}
 REQUIRED |= {f"init.{name}": lambda: {"tensor": torch.empty(4, 4)} for name in (
     "he", "identity", "lecun", "orthogonal", "sparse", "truncated_normal", "xavier",
 )}  # fmt: skip
