@@ -172,6 +172,25 @@ def test_the_order_of_the_callbacks_does_not_matter(started, tmp_path):
         assert all(torch.equal(other[name], value) for name, value in first.items())
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_checkpoints_with_and_without_this_package_are_exchanged(started, tmp_path):
+    names, _ = started
+
+    def fit(epochs, callbacks, ckpt_path=None):
+        trainer = pl.Trainer(max_epochs=epochs, callbacks=callbacks, logger=False, default_root_dir=tmp_path)
+        trainer.fit(names["Digits"](), names["train"], ckpt_path=ckpt_path)
+        trainer.save_checkpoint(tmp_path / f"{epochs}.ckpt")
+        moments = [state["exp_avg"].norm() for state in trainer.optimizers[0].state.values()]
+        return trainer.global_step, torch.stack(moments)
+
+    rate = ok.LRSchedule(ok.schedules.cosine(), verbose=False)
+    stack = [ok.Fuse(verbose=False), ok.GradientClipping(ok.AutoClip(10)), rate, ok.WeightAveraging(ok.EMA(0.9))]
+    assert fit(1, [])[0] == 44
+    assert fit(2, stack, tmp_path / "1.ckpt")[0] == 88
+    steps, moments = fit(3, [], tmp_path / "2.ckpt")
+    assert steps == 132 and (moments > 0).all()
+
+
 def test_every_row_of_the_comparison_has_thirteen_peers_and_a_reason_where_we_lack_it():
     tables = [
         table.splitlines() for table in re.findall(r"(?:^\|.*\n)+", (ROOT / "docs" / "compared.md").read_text(), re.M)
