@@ -65,7 +65,7 @@ def main(args: Sequence[str] | None = None) -> None:
             _function(command)(values)
         else:
             _function(command)(**values)
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # OSError: a file that cannot be written
         sys.exit(str(error))
 
 

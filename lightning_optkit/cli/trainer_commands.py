@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -18,6 +19,7 @@ from lightning_optkit.cli.main import TRAINER_COMMANDS
 __all__ = ["run"]
 
 _PACKAGE = str(Path(__file__).parents[1])
+_LIGHTNING = str(Path(lightning.__file__).parent)
 _MORE = {
     "fit": "optkit fit --config config.yaml --trainer.max_epochs 3; in the file, `class_path: Fuse` is enough; a name "
     "that torch or Lightning has as well (AdamW, WeightAveraging) is ours as lightning_optkit.AdamW. Models and data "
@@ -86,7 +88,8 @@ def _about_settings(error: BaseException) -> str | None:
     while each is not None:
         innermost = traceback.extract_tb(each.__traceback__)[-1].filename
         is_ours = isinstance(each, ValueError | TypeError) and innermost.startswith(_PACKAGE)
-        if is_ours or isinstance(each, MisconfigurationException):
+        is_checkpoint = isinstance(each, FileNotFoundError) and innermost.startswith(_LIGHTNING)
+        if is_ours or is_checkpoint or isinstance(each, MisconfigurationException):
             return str(each)
         each = each.__cause__ or each.__context__
     return None

@@ -173,6 +173,11 @@ def test_a_wrong_command_line_is_shown_with_the_way_to_help(net, words, capsys):
     assert "usage: optkit fit --config CONFIG" in said and "optkit fit --help" in said and len(said.splitlines()) < 20
 
 
+def test_a_checkpoint_that_is_not_there_is_one_sentence(net):
+    with pytest.raises(SystemExit, match=r"^optkit fit: Checkpoint file not found: nowhere\.ckpt$"):
+        run("fit", "--ckpt_path=nowhere.ckpt")
+
+
 def test_an_error_of_the_user_keeps_its_traceback(net):
     with pytest.raises(ValueError, match="of the user"):
         run("fit", "--model.breaks=true")
