@@ -7,6 +7,7 @@ purpose, and what cannot be seen.
 """
 
 import json
+import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -42,6 +43,7 @@ _FIRST = (0, 1, 2, 3, 5, 8, 16, 32)  # measured steps before the regular ones: w
 _EXTRA_EVERY, _LAST_EXTRA = 16, 256  # a run that does not learn yet is measured more often, and its updates probed
 _LEARNS = 0.5  # a run that has come so far is let be
 _COMPARED_BATCHES = 3
+_FIRST_EPOCHS = 3  # a scheduler that is never stepped is known after two
 
 
 class GradientHealth(FitCallback):
@@ -58,10 +60,10 @@ class GradientHealth(FitCallback):
 
     Faults of settings, data and initial weights are named only if the run learns badly, judged by its loss against that
     of the best constant prediction: `unnormalized_input`, `unscaled_target`, `bad_init_scale`, `saturated_units`,
-    `dead_units`, `vanishing_gradient`, `exploding_gradient`, `lr_too_high`, `lr_too_low`, `input_ignored`,
-    `label_shuffle`. For these, a run that does not learn yet is measured every 16th step up to the 256th, and the loss
-    of its batch is evaluated along the update. They need a loss function of torch, one per step, and are judged from
-    the middle of the run on.
+    `dead_units`, `vanishing_gradient`, `exploding_gradient`, `lr_too_high`, `lr_too_low`, `overfitting`,
+    `input_ignored`, `label_shuffle`. For these, a run that does not learn yet is measured every 16th step up to the
+    256th, and the loss of its batch is evaluated along the update. They need a loss function of torch, one per step,
+    and are judged from the middle of the run on.
 
     Args:
         check_every: Optimizer steps between measured ones, at least 1.
@@ -81,7 +83,7 @@ class GradientHealth(FitCallback):
         []
     """
 
-    def __init__(self, check_every: int = 100, verbose: bool = True) -> None:
+    def __init__(self, check_every: int = 200, verbose: bool = True) -> None:
         self.check_every = check_int(type(self).__name__, "check_every", check_every, minimum=1)
         check_bools(type(self).__name__, verbose=verbose)
         self.verbose = verbose
@@ -145,7 +147,8 @@ class GradientHealth(FitCallback):
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         self._zeroing.before_backward()
-        if loss.device.type == "cpu" and loss_scaler(trainer) is None and not bool(loss.isfinite().all()):
+        is_finite = loss.device.type != "cpu" or loss.numel() != 1 or math.isfinite(loss.detach().item())
+        if not is_finite and loss_scaler(trainer) is None:
             self._find_nonfinite(trainer, pl_module)  # before the step spreads it
 
     def on_train_batch_end(
@@ -163,7 +166,8 @@ class GradientHealth(FitCallback):
         self._batch = None
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._conclude(trainer, pl_module)
+        if trainer.current_epoch < _FIRST_EPOCHS:  # later ones tell nothing that a check does not
+            self._conclude(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         losses = [v for name, v in trainer.callback_metrics.items() if "val" in name and "loss" in name]

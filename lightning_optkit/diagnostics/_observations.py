@@ -148,6 +148,10 @@ class Losses:
         self.recent.append(loss)
         self.num += 1
 
+    def last(self, count: int) -> list[float]:
+        """The last losses, at most so many."""
+        return [self.recent[place] for place in range(-min(count, len(self.recent)), 0)]
+
 
 @dataclass(frozen=True)
 class SilentSeen:

@@ -21,7 +21,7 @@ class LossesOfRun:
 
     def __init__(self) -> None:
         self.losses = Losses()
-        self._window: list[Tensor] = []
+        self._window: list[Tensor | float] = []
         self._pending: list[Tensor] = []
         self._num_steps = 0
 
@@ -33,12 +33,15 @@ class LossesOfRun:
         loss = loss_of(outputs) if isinstance(outputs, dict | Tensor) else None
         if loss is not None:
             factor = trainer.accumulate_grad_batches if is_automatic else 1  # by which Lightning has divided it
-            self._window.append(loss.detach().reshape(()) * factor)
+            plain = loss.detach()
+            self._window.append(plain.item() * factor if plain.device.type == "cpu" else plain.reshape(()) * factor)
         if num_steps > self._num_steps and self._window:
-            self._pending.append(self._window[0] if len(self._window) == 1 else torch.stack(self._window).mean())
+            mean = sum(self._window) / len(self._window)
             self._window = []
-            if self._pending[0].device.type == "cpu":
-                self.fetch()
+            if isinstance(mean, Tensor):
+                self._pending.append(mean)
+            else:
+                self.losses.append(mean)
         self._num_steps = num_steps
 
     def fetch(self) -> None:

@@ -35,10 +35,12 @@ class Presence:
         watched = self._watched.get(optimizer)
         if watched is None:
             watched = self._watched[optimizer] = _Watched({p for p in parameters_of(optimizer) if p.requires_grad})
+        watched.steps += 1
         before = len(watched.params)
+        if not before:
+            return
         watched.params = {p for p in watched.params if p.requires_grad and not was_updated(optimizer, p)}
         watched.has_others |= len(watched.params) < before
-        watched.steps += 1
 
     def silent(self, params: Mapping[str, Tensor], called: Set[str], without_grad: Set[str]) -> list[SilentSeen]:
         """Those without any gradient, in the order of the module.

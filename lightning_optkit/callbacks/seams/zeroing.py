@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_optkit.diagnostics.measure.parameters import parameters_of
-
 __all__ = ["Zeroing"]
 
 
@@ -50,6 +48,7 @@ class Zeroing:
 
 
 def _smallest(optimizer: Optimizer) -> _Used | None:
-    """Of the last parameters with a gradient, the one with fewest elements: the bias of a head, say."""
-    with_grad = [(p, p.grad) for p in parameters_of(optimizer)[-4:] if p.grad is not None and not p.grad.is_sparse]
+    """Of the last parameters of each group that have a gradient, the one with fewest elements: a head's bias, say."""
+    last = [p for group in optimizer.param_groups for p in group["params"][-2:]]
+    with_grad = [(p, p.grad) for p in last if p.grad is not None and not p.grad.is_sparse]
     return _Used(*min(with_grad, key=lambda pair: pair[0].numel())) if with_grad else None

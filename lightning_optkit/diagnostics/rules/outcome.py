@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from lightning_optkit.diagnostics._observations import Check, RunSeen
 
-__all__ = ["Outcome", "outcome_of"]
+__all__ = ["Outcome", "constant_of", "outcome_of"]
 
 _DIVERGED = (
     10.0  # calibrated: times the constant prediction; with unscaled data healthy runs begin there, none ends there
@@ -41,19 +41,26 @@ class Outcome:
 def outcome_of(run: RunSeen) -> Outcome:
     """Judges the losses so far."""
     is_late = run.is_over or run.steps >= max(_STEPS, _SHARE * (run.steps_planned or 400))
-    constants = [_constant(check) for check in run.checks]
-    known = [each for each in constants if math.isfinite(each) and each > 0]
-    finite = [loss for loss in run.losses.recent if math.isfinite(loss)]
-    if not known or len(known) < len(constants) / 2 or not finite:
+    constant = constant_of(run)
+    # After an infinite loss, what was before it counts; otherwise the last few are enough.
+    known = run.losses.recent if run.nonfinite is not None else run.losses.last(16)
+    finite = [loss for loss in known if math.isfinite(loss)]
+    if math.isnan(constant) or not finite:
         return Outcome(math.nan, False, is_late)
-    constant = sum(known) / len(known)
-    last = finite[-max(4, min(16, len(finite) // 4)) :]
+    last = finite[-max(4, min(16, run.losses.num // 4)) :]
     progress = 1 - sum(last) / len(last) / constant
     if run.nonfinite is None:
         return Outcome(progress, is_late and progress < 1 - _DIVERGED, is_late)
     is_sudden = run.nonfinite.rise <= _DIVERGED and progress >= 1 - _DIVERGED
     is_broken = run.nonfinite.where == "batch" or is_sudden
     return Outcome(math.nan if is_broken else progress, not is_broken, is_late)
+
+
+def constant_of(run: RunSeen) -> float:
+    """The loss of the best constant prediction, over the measured steps; NaN if unknown."""
+    constants = [_constant(check) for check in run.checks]
+    known = [each for each in constants if math.isfinite(each) and each > 0]
+    return sum(known) / len(known) if known and len(known) >= len(constants) / 2 else math.nan
 
 
 def _constant(check: Check) -> float:

@@ -46,7 +46,6 @@ class Setup:
     trainer: dict[str, Any] = field(default_factory=dict)
     at_start: Callable[[nn.Module], object] | None = None  # called with the module as training starts
     prepare: Callable[["Setup"], object] | None = None  # called before the run: pretraining
-    spoil: Callable[[Any, int], Any] | None = None  # (batch, step) -> batch
 
     @property
     def lr(self) -> float:

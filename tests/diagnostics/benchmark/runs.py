@@ -30,8 +30,6 @@ class Module(pl.LightningModule):
 
     def training_step(self, batch, batch_idx):
         setup = self.setup_of_run
-        if setup.spoil is not None:
-            batch = setup.spoil(batch, self.global_step)
         x, y = batch
         loss = setup.loss(self(x), setup.target(y))
         if setup.manual:
@@ -112,7 +110,7 @@ def score(setup, module):
     return (accuracy - majority) / (1 - majority)
 
 
-def diagnosed(setup, **arguments):
+def diagnosed(setup, check_every=100):
     """(verdicts, score) of a run."""
     log = logging.getLogger("lightning.pytorch")
     level = log.level
@@ -120,7 +118,7 @@ def diagnosed(setup, **arguments):
     try:
         if setup.prepare is not None:
             setup.prepare(setup)
-        health = ok.GradientHealth(verbose=False, **arguments)
+        health = ok.GradientHealth(check_every, verbose=False)
         torch.manual_seed(setup.seed)
         module = train(setup, health)
     finally:
