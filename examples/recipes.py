@@ -303,9 +303,11 @@ def train(name: str, with_recipe: bool, fast: bool = False) -> tuple[float, floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[[], *RUNS], help="recipes; all of them by default")
+    parser.add_argument("names", nargs="*", help="recipes; all of them by default")
     parser.add_argument("--fast", action="store_true", help="a tenth of the steps")
     options = parser.parse_args()
+    if unknown := {*options.names} - {*RUNS}:
+        parser.error(f"no recipe {', '.join(sorted(unknown))}; there are {', '.join(RUNS)}")
     for name in ("lightning.pytorch", "lightning_utilities.core.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
