@@ -9,7 +9,11 @@ from lightning.pytorch.callbacks import LearningRateFinder
 
 from lightning_optkit._checks import check_bools
 from lightning_optkit.callbacks.scheduling.clock import Interval
-from lightning_optkit.callbacks.scheduling.existing_schedulers import refuse_other_schedules, take_over_schedulers
+from lightning_optkit.callbacks.scheduling.existing_schedulers import (
+    base_on_largest,
+    refuse_other_schedules,
+    take_over_schedulers,
+)
 from lightning_optkit.callbacks.scheduling.group_targets import group_targets
 from lightning_optkit.callbacks.scheduling.scheduled_callback import ScheduledCallback, Target
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
@@ -41,7 +45,8 @@ class LRSchedule(ScheduledCallback):
         total: Length of the run in that unit, at least 1. Default: derived from the Trainer, except for tokens.
         count: Returns the samples or tokens of a batch. Default: its size; there is no default for tokens.
         replace_schedulers: Take the place of schedulers of `configure_optimizers` until the fit ends. False: raise if
-            there are any.
+            there are any. Of OneCycleLR, which has overwritten the optimizer's own rate and momentum, the largest rate
+            becomes the base, and the momentum stays; CyclicLR raises.
         verbose: Print schedule, length and base values when training starts.
 
     Raises:
@@ -87,8 +92,12 @@ class LRSchedule(ScheduledCallback):
             for group, before in zip(self._groups(trainer), self._rates_at_start, strict=False):
                 if float(group["lr"]) != before:  # a finder has changed it
                     group["initial_lr"] = float(group["lr"])
+                    if {"max_lr", "min_lr"} <= group.keys():  # of OneCycleLR, which a checkpoint keeps
+                        group["max_lr"] = float(group["lr"])
                 if has_found and "decay_lr" in group:
                     group["decay_lr"] = float(group["lr"])
+        else:  # perhaps of a run in which OneCycleLR was the schedule
+            base_on_largest(self._groups(trainer))
         super().on_train_start(trainer, pl_module)
 
     @staticmethod

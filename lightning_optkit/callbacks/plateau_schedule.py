@@ -43,8 +43,8 @@ class PlateauSchedule(FitCallback):
         eps: Smallest reduction to apply, in [0, inf).
         check_on_train_epoch_end: Measure at the end of each training epoch (for training metrics) instead of after each
             validation. Default: only in a run without validation.
-        replace_schedulers: Take the place of schedulers of `configure_optimizers` until the fit ends. False: raise if
-            there are any.
+        replace_schedulers: Take the place of schedulers of `configure_optimizers` until the fit ends, as `LRSchedule`
+            does. False: raise if there are any.
         verbose: Print each reduction.
 
     Raises:

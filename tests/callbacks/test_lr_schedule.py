@@ -17,10 +17,18 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, OneCycleLR, ReduceLROnPlateau, SequentialLR
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    CyclicLR,
+    LambdaLR,
+    LinearLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+)
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_optkit.callbacks import ExactResume, Fuse, LRSchedule
+from lightning_optkit.callbacks import ExactResume, Fuse, LRFinder, LRSchedule
 from lightning_optkit.callbacks.scheduling.clock import steps_in_run
 from lightning_optkit.optimizers import AdamW
 from lightning_optkit.schedules import (
@@ -477,9 +485,56 @@ def test_a_replaced_scheduler_is_given_back_after_an_error(fit, regression, make
 
 
 def test_a_scheduler_that_has_overwritten_the_rate_is_not_replaced(fit, regression):
-    module = regression(scheduled(lambda o: OneCycleLR(o, 1.0, 6, cycle_momentum=False)))
-    with pytest.raises(ValueError, match=r"OneCycleLR has overwritten the optimizer's own learning rate and momentum"):
+    module = regression(scheduled(lambda o: CyclicLR(o, 0.1, 1.0, cycle_momentum=False)))
+    with pytest.raises(ValueError, match=r"CyclicLR has overwritten the optimizer's own learning rate and momentum"):
         fit(module, quiet(linear()))
+
+
+def one_cycle(optimizer):
+    return OneCycleLR(optimizer, max_lr=[1.0, 0.5], total_steps=100)
+
+
+def two_rates(module):
+    optimizer = torch.optim.SGD(groups_of(module)[:2], lr=LR, momentum=0.8)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": one_cycle(optimizer), "interval": "step"}}
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+@pytest.mark.parametrize("fused", [False, True], ids=["torch", "Fuse"])
+def test_the_largest_rates_of_one_cycle_are_the_bases_until_the_fit_ends(fit, regression, recorder, printed, fused):
+    callbacks = [Fuse(verbose=False)] if fused else []
+    trainer = fit(regression(two_rates), *callbacks, LRSchedule(linear()), recorder)
+    assert recorder.values("lr") == expected(linear(), base=1.0)
+    assert recorder.values("lr", group=1) == expected(linear(), base=0.5)
+    assert set(recorder.values("momentum")) == {0.95}  # as OneCycleLR has set it
+    assert "in place of OneCycleLR, which configure_optimizers returns, until the fit ends; its largest" in printed()
+    (optimizer,) = trainer.optimizers
+    assert [group["initial_lr"] for group in optimizer.param_groups] == pytest.approx([1.0 / 25, 0.5 / 25])
+    scheduler = trainer.lr_scheduler_configs[0].scheduler
+    assert scheduler.last_epoch == 0
+    scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1.0 / 25, rel=0.1)  # at the start of its cycle
+
+
+@pytest.mark.parametrize("first", [[], [linear()]], ids=["by OneCycleLR", "by LRSchedule"])
+def test_a_run_that_is_resumed_has_the_largest_rates_as_bases(fit, regression, recorder, tmp_path, first):
+    save = ModelCheckpoint(tmp_path, "last", save_on_train_epoch_end=True)
+    callbacks = [quiet(schedule) for schedule in first]
+    fit(regression(two_rates), *callbacks, save, epochs=1, enable_checkpointing=True)
+    fit(regression(two_rates), quiet(linear()), recorder, epochs=2, ckpt_path=tmp_path / "last.ckpt")
+    seen = recorder.values("lr")
+    assert seen == expected(linear(), range(2 * len(seen))[len(seen) :], 2 * len(seen), base=1.0)
+
+
+def test_a_finder_and_one_cycle(fit, regression, recorder, tmp_path):
+    finder = LRFinder(num_steps=20, verbose=False)
+    save = ModelCheckpoint(tmp_path, "last", save_on_train_epoch_end=True)
+    arguments = dict(accumulate_grad_batches=1, enable_checkpointing=True)
+    trainer = fit(regression(two_rates), quiet(linear()), finder, save, recorder, epochs=6, **arguments)
+    found = recorder.values("lr")[0]
+    assert found != 1.0 and recorder.values("lr", group=1)[0] == pytest.approx(found / 2)
+    (optimizer,) = trainer.optimizers
+    assert optimizer.param_groups[0]["initial_lr"] == pytest.approx(found / 25)
 
 
 def test_a_scheduler_that_is_stepped_by_hand_is_not_replaced(fit, regression):

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel, DemoModel
 from lightning_utilities.core import rank_zero
-from torch.optim.lr_scheduler import OneCycleLR, StepLR
+from torch.optim.lr_scheduler import CyclicLR, StepLR
 
 import lightning_optkit as ok
 from lightning_optkit.cli import main
@@ -66,8 +66,8 @@ CASES = {
     ),
     "given twice": lambda: fit(ok.Fuse(), ok.Fuse()),
     "would put an average into the module too; use one of the two.": lambda: fit(average(), EMAWeightAveraging()),
-    "OneCycleLR has overwritten the optimizer's own learning rate and momentum": lambda: fit(
-        rate(), module=Module(scheduler=lambda optimizer: OneCycleLR(optimizer, 0.1, 8))
+    "CyclicLR has overwritten the optimizer's own learning rate and momentum": lambda: fit(
+        rate(), module=Module(scheduler=lambda optimizer: CyclicLR(optimizer, 0.01, 0.1, cycle_momentum=False))
     ),
     "configure_optimizers returns StepLR, and both would set the same learning rate": lambda: fit(
         rate(replace_schedulers=False), module=Module(scheduler=lambda optimizer: StepLR(optimizer, 1))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Handles schedulers from configure_optimizers: no other schedule may set the same value."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,7 +13,7 @@ from lightning_optkit._torch_private import schedulers_within
 from lightning_optkit.callbacks.scheduling.group_targets import group_targets
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 
-__all__ = ["refuse_other_schedules", "schedulers_of", "take_over_schedulers"]
+__all__ = ["base_on_largest", "refuse_other_schedules", "schedulers_of", "take_over_schedulers"]
 
 
 def refuse_other_schedules(owner: str, trainer: pl.Trainer) -> None:
@@ -39,16 +39,34 @@ def take_over_schedulers(
         _check_replaceable(owner, names, schedulers, pl_module, replaces)
     removed = list(configs)
     configs.clear()
+    cycled = [group for scheduler in schedulers if isinstance(scheduler, OneCycleLR) for group in _cycled(scheduler)]
+    ratios = [group["initial_lr"] / group["max_lr"] for group in cycled]
+    base_on_largest(cycled)
     if removed:
         for target in group_targets(trainer.optimizers, "lr", None):
             target.write(target.base)
     if removed and verbose:
-        rank_zero_info(f"{owner}: in place of {names}, which configure_optimizers returns, until the fit ends.")
+        more = "; its largest rate is the base, and the momentum that it has set stays" if cycled else ""
+        rank_zero_info(f"{owner}: in place of {names}, which configure_optimizers returns, until the fit ends{more}.")
 
     def give_back() -> None:
         configs[:] = removed + configs
+        again = [group for scheduler in schedulers if isinstance(scheduler, OneCycleLR) for group in _cycled(scheduler)]
+        for group, ratio in zip(again, ratios, strict=False):  # a restored optimizer has other groups
+            group["initial_lr"] = ratio * group["max_lr"]
 
     return give_back
+
+
+def base_on_largest(groups: Iterable[dict[str, Any]]) -> None:
+    """In groups of OneCycleLR, makes its largest rate the base: it has overwritten the optimizer's own rate."""
+    for group in groups:
+        if {"max_lr", "min_lr"} <= group.keys():
+            group["initial_lr"] = float(group["max_lr"])
+
+
+def _cycled(scheduler: OneCycleLR) -> list[dict[str, Any]]:
+    return [group for group in scheduler.optimizer.param_groups if "max_lr" in group]
 
 
 def _check_replaceable(
@@ -64,7 +82,7 @@ def _check_replaceable(
             f"{owner}(replace_schedulers=True): this module steps {names} itself (manual optimization); "
             "remove it from configure_optimizers."
         )
-    if any(isinstance(scheduler, OneCycleLR | CyclicLR) for scheduler in schedulers):
+    if any(isinstance(scheduler, CyclicLR) for scheduler in schedulers):
         raise ValueError(
             f"{owner}(replace_schedulers=True): {names} has overwritten the optimizer's own learning rate and momentum "
             "when it was built; remove it from configure_optimizers."
