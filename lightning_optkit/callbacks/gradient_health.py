@@ -68,6 +68,9 @@ class GradientHealth(FitCallback):
     Args:
         check_every: Optimizer steps between measured ones, at least 1.
         verbose: Warn of each new primary verdict.
+        probe: Run `training_step` again on a batch to see where its update leads. What it changes outside of the module
+            and the schedulers would be changed once more; without probes `lr_too_low`, `input_ignored`, `label_shuffle`
+            and part of `lr_too_high` are not named.
 
     Raises:
         ValueError: for an argument out of range.
@@ -83,10 +86,10 @@ class GradientHealth(FitCallback):
         []
     """
 
-    def __init__(self, check_every: int = 200, verbose: bool = True) -> None:
+    def __init__(self, check_every: int = 200, verbose: bool = True, probe: bool = True) -> None:
         self.check_every = check_int(type(self).__name__, "check_every", check_every, minimum=1)
-        check_bools(type(self).__name__, verbose=verbose)
-        self.verbose = verbose
+        check_bools(type(self).__name__, verbose=verbose, probe=probe)
+        self.verbose, self.probe = verbose, probe
         self.verdicts: list[Verdict] = []
         self._forget()
 
@@ -186,7 +189,7 @@ class GradientHealth(FitCallback):
         return step in _FIRST or step % self.check_every == 0 or is_extra
 
     def _wants_probe(self) -> bool:
-        return not self._learns and self._seen.steps >= _EXTRA_EVERY
+        return self.probe and not self._learns and self._seen.steps >= _EXTRA_EVERY
 
     def _after_step(self, optimizer: Optimizer, place: int) -> None:
         if self._batch is None:  # a trial, in which no callback but its own is called

@@ -330,6 +330,28 @@ def test_loss_does_not_match_output(diagnose):
     assert verdict.symptom == "loss_does_not_match_output" and "softmax" in verdict.remedy
 
 
+def test_probes_leave_schedulers_alone_and_can_be_left_out(make_trainer, monkeypatch):
+    class StepsIt(Classifier):
+        def training_step(self, batch, batch_idx):
+            self.lr_schedulers().step()
+            return super().training_step(batch, batch_idx)
+
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), lr=1e-6)
+            scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+            return [optimizer], [{"scheduler": scheduler, "interval": "epoch", "frequency": 1000}]
+
+    probes, original = [], Probe.measure
+    monkeypatch.setattr(Probe, "measure", lambda self, *args: probes.append(original(self, *args)) or probes[-1])
+    for probe in (True, False):
+        module = StepsIt()
+        trainer = make_trainer(GradientHealth(verbose=False, probe=probe), epochs=3, accumulate_grad_batches=1)
+        trainer.fit(module, loader())
+        assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 48
+        assert bool(probes) == probe
+        probes.clear()
+
+
 @pytest.mark.parametrize(("rate", "symptom"), [(1e-6, "lr_too_low"), (300.0, "lr_too_high")])
 @pytest.mark.parametrize("fused", [False, True])
 def test_learning_rates(diagnose, rate, symptom, fused):

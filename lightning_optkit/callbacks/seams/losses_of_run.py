@@ -47,6 +47,6 @@ class LossesOfRun:
     def fetch(self) -> None:
         """Reads what is still on a device, by one transfer."""
         if self._pending:
-            for value in torch.stack([each.double() for each in self._pending]).tolist():
+            for value in torch.stack([each.float() for each in self._pending]).tolist():
                 self.losses.append(value)
         self._pending = []

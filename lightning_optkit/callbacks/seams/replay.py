@@ -3,6 +3,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,6 +13,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor
 
 from lightning_optkit.callbacks.seams.dry_run import without_trace
+from lightning_optkit.callbacks.seams.overrides import override, restore
 from lightning_optkit.callbacks.seams.second_pass import loss_of, restore_metrics, states_of_metrics
 
 __all__ = ["replayed_loss"]
@@ -20,17 +22,34 @@ __all__ = ["replayed_loss"]
 def replayed_loss(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> Tensor | None:
     """The loss of the class's own `training_step`, without gradients and without what callbacks add to it.
 
-    Buffers, metrics, attributes, logs and random numbers are afterwards as before. None if it returns none, or fails:
-    it may need what only a Trainer's own call gives it.
+    Buffers, metrics, attributes, logs, schedulers and random numbers are afterwards as before. None if it returns none,
+    or fails: it may need what only a Trainer's own call gives it.
     """
     step: Any = type(pl_module).training_step  # not that of the instance, which SAM and others override
     arguments = (batch, batch_idx) if is_param_in_hook_signature(step, "batch_idx", min_args=2) else (batch,)
-    with _kept(pl_module), without_trace(pl_module), isolate_rng(), torch.no_grad():
+    with _kept(pl_module), without_trace(pl_module), _unstepped(trainer), isolate_rng(), torch.no_grad():
         try:
             with trainer.precision_plugin.train_step_context():
                 return loss_of(step(pl_module, *arguments))
         except Exception:
             return None
+
+
+@contextmanager
+def _unstepped(trainer: pl.Trainer) -> Iterator[None]:
+    """Schedulers that `training_step` steps itself stay where they are."""
+    held = [(config.scheduler, partial(_step_nothing)) for config in trainer.lr_scheduler_configs]
+    for scheduler, function in held:
+        override(scheduler, "step", function)
+    try:
+        yield
+    finally:
+        for scheduler, function in held:
+            restore(scheduler, "step", function)
+
+
+def _step_nothing(*args: Any, **kwargs: Any) -> None:
+    pass
 
 
 @contextmanager

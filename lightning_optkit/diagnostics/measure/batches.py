@@ -41,7 +41,7 @@ def nonfinite_part(batch: Any) -> str | None:
     """
     for t in tensors_of(batch):
         if t.is_floating_point() and not bool(t.isfinite().all()):
-            return f"{float((~t.isfinite()).double().mean()):.1%} of a tensor of shape {tuple(t.shape)}"
+            return f"{float((~t.isfinite()).float().mean()):.1%} of a tensor of shape {tuple(t.shape)}"
     return None
 
 

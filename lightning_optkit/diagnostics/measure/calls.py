@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from lightning_optkit.diagnostics._signals import ActivationSeen, InputSeen, LayerSeen, LossSeen
 from lightning_optkit.diagnostics.measure.losses import LOSSES, loss_seen
 from lightning_optkit.diagnostics.measure.parameters import plain_name
+from lightning_optkit.diagnostics.measure.wide import wide
 
 __all__ = ["CalledFunctions", "CalledLayers"]
 
@@ -75,7 +76,7 @@ class CalledFunctions(TorchFunctionMode):
             place = places[layer] = places.get(layer, -1) + 1
             kept = [each for each in alive.get((layer, place), []) if each.shape == counts.shape]
             alive[layer, place] = kept = [*kept[-3:], counts]
-            shares = torch.stack([counts.double().mean(), torch.stack(kept).any(0).double().mean()]).tolist()
+            shares = torch.stack([counts.float().mean(), torch.stack(kept).any(0).float().mean()]).tolist()
             found.append(ActivationSeen(layer, name, 1 - shares[0], 1 - shares[1], samples * len(kept)))
         return tuple(found)
 
@@ -147,10 +148,10 @@ class CalledLayers:
 
     def layers(self) -> tuple[LayerSeen, ...]:
         """The layers, in the order of their first call; to be asked after the backward pass."""
-        nan = torch.full((), float("nan"), dtype=torch.float64)
+        nan = torch.full((), float("nan"))
         rows = []
         for name, row in self._rows.items():
-            given, out, grad = [*row, nan.to(row[0].device)][:3]
+            given, out, grad = [*row, nan.to(row[0])][:3]
             rows.append(torch.stack([given, out, grad, self._gains[name]]))
         values = torch.stack([row.to(rows[0].device) for row in rows]).tolist() if rows else []
         return tuple(LayerSeen(name, *value) for name, value in zip(self._rows, values, strict=True))
@@ -164,7 +165,7 @@ class CalledLayers:
         if not bool(varied.any()):
             return InputSeen(name, float(rms), 1.0, 0.0, True)
         low, high = torch.quantile(std[varied][:10_000], torch.tensor([0.25, 0.95], device=std.device)).tolist()
-        offset = float((mean[varied].abs() > 10 * std[varied]).double().mean())
+        offset = float((mean[varied].abs() > 10 * std[varied]).float().mean())
         return InputSeen(name, float(rms), high / max(low, 1e-30), offset, False)
 
 
@@ -185,4 +186,4 @@ class _Leave:
 
 
 def _rms(t: Tensor) -> Tensor:
-    return t.double().square().mean().sqrt()
+    return wide(t).square().mean().sqrt()

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_optkit.diagnostics._signals import LossSeen
+from lightning_optkit.diagnostics.measure.wide import wide
 
 __all__ = ["LOSSES", "loss_seen"]
 
@@ -40,8 +41,8 @@ def loss_seen(function: Any, args: Any, kwargs: Any, result: Tensor, behind: str
     outside, mean, std = 0.0, _NAN, _NAN
     if function in _REGRESSION:
         low, high = _RANGES.get(behind or "", (-float("inf"), float("inf")))
-        numbers = target.double()
-        outside = float(((numbers < low) | (numbers > high)).double().mean())
+        numbers = wide(target)
+        outside = float(((numbers < low) | (numbers > high)).float().mean())
         mean, std = float(numbers.mean()), float(numbers.std(correction=0))
     return LossSeen(
         function=LOSSES[function],
@@ -53,7 +54,7 @@ def loss_seen(function: Any, args: Any, kwargs: Any, result: Tensor, behind: str
         outside=outside,
         target_mean=mean,
         target_std=std,
-        output_rms=float(given.double().square().mean().sqrt()),
+        output_rms=float(wide(given).square().mean().sqrt()),
         value=float(result.detach()) if result.numel() == 1 else _NAN,
         constant=constant,
     )
@@ -73,14 +74,14 @@ def _constant(function: Any, arguments: Any) -> float:
             return _NAN
         few = 0.0
         if target.is_floating_point():
-            shares = target.double().movedim(1, -1).reshape(-1, target.shape[1]).mean(0)
+            shares = wide(target).movedim(1, -1).reshape(-1, target.shape[1]).mean(0)
         else:
             counted = target.reshape(-1)[target.reshape(-1) != arguments["ignore_index"]]
-            shares = torch.bincount(counted, minlength=given.shape[1]).double() / max(len(counted), 1)
+            shares = wide(torch.bincount(counted, minlength=given.shape[1])) / max(len(counted), 1)
             few = (int((shares > 0).sum()) - 1) / (2 * max(len(counted), 1))  # Miller 1955: the bias of few samples
         smoothing = arguments.get("label_smoothing", 0.0)
         return few + float(torch.special.entr(shares * (1 - smoothing) + smoothing / len(shares)).sum())
-    numbers = target.double().reshape(len(target), -1) if target.ndim else target.double().reshape(1, 1)
+    numbers = wide(target).reshape(len(target), -1) if target.ndim else wide(target).reshape(1, 1)
     if function in _BINARY:
         share = numbers.mean(0).clamp(0, 1)
         return float((torch.special.entr(share) + torch.special.entr(1 - share)).mean())

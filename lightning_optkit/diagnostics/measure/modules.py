@@ -99,7 +99,7 @@ class _Finished:
         given = [t for t in tensors_of(args) if t.is_floating_point() and not bool(t.isfinite().all())]
         self._watch.name, self._watch.is_before = self._name, bool(given)
         bad = given or [t for t in tensors_of(output) if not _is_good(t)]
-        share = float((~torch.isfinite(bad[0])).double().mean())
+        share = float((~torch.isfinite(bad[0])).float().mean())
         what, of = "input" if given else "output", f"{self._name} ({type(module).__name__})"
         self._watch.detail = f"{share:.1%} of the {what} of {of} is infinite or NaN"
 

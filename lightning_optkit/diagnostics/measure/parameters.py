@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from lightning_optkit._norms import each_norm
 from lightning_optkit._torch_private import WRAPPERS
 from lightning_optkit.diagnostics._observations import ParameterSeen
+from lightning_optkit.diagnostics.measure.wide import wide
 from lightning_optkit.step import OnePassOptimizer, TensorStatistics
 from lightning_optkit.step.shards import local
 
@@ -69,7 +70,7 @@ class StepMeasure:
         pairs = [(p, p.grad) for p in stepped if p.grad is not None and p.grad.layout == torch.strided]
         norms = each_norm([grad for _, grad in pairs])
         rows = [
-            torch.stack([norm.double(), *_changed(p, grad, self._before[p])])
+            torch.stack([wide(norm), *_changed(p, grad, self._before[p])])
             for (p, grad), norm in zip(pairs, norms, strict=True)
         ]
         for (param, _), (grad, update, lost) in zip(pairs, _fetched(rows), strict=True):
@@ -78,9 +79,9 @@ class StepMeasure:
     def seen(self) -> tuple[ParameterSeen, ...]:
         """All parameters; to be asked before gradients are cleared."""
         params = list(self._params.items())
-        weights = _fetched([each.reshape(1).double() for each in each_norm([p.detach() for _, p in params])])
+        weights = _fetched([wide(each.reshape(1)) for each in each_norm([p.detach() for _, p in params])])
         others = [(p, p.grad) for _, p in params if p not in self._norms and p.grad is not None]
-        there = _fetched([(_dense(grad) != 0).any().reshape(1).double() for _, grad in others])
+        there = _fetched([wide((_dense(grad) != 0).any().reshape(1)) for _, grad in others])
         nonzero = {p: bool(flag[0]) for (p, _), flag in zip(others, there, strict=True)}
         return tuple(
             self._one(name, p, weight[0], nonzero.get(p, False))
@@ -126,8 +127,8 @@ def _changed(param: Tensor, grad: Tensor, before: Tensor) -> tuple[Tensor, Tenso
     """Norm of the update, estimated for the whole, and share of the elements that a gradient did not change."""
     after, sampled = _sample(param), _sample(grad)
     numel = max(after.numel(), 1)
-    update = (after.double() - before.double()).norm() * math.sqrt(local(param).numel() / numel)
-    return update, ((after == before) & (sampled != 0)).sum().double() / numel
+    update = (wide(after) - wide(before)).norm() * math.sqrt(local(param).numel() / numel)
+    return update, wide(((after == before) & (sampled != 0)).sum()) / numel
 
 
 def _fetched(rows: list[Tensor]) -> list[list[float]]:

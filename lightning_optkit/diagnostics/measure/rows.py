@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_optkit.diagnostics._observations import RowsSeen
 from lightning_optkit.diagnostics.measure.parameters import layer_of, plain_name
+from lightning_optkit.diagnostics.measure.wide import wide
 
 __all__ = ["EqualRows"]
 
@@ -56,7 +57,7 @@ def _are_equal(rows: Tensor) -> bool:
 
 
 def _seen(name: str, param: Tensor, first: Tensor, units: int) -> RowsSeen:
-    rows = param.detach()[:units].reshape(units, -1).double()
-    moved = float((rows[0] - first.double()).norm())
+    rows = wide(param.detach()[:units].reshape(units, -1))
+    moved = float((rows[0] - wide(first)).norm())
     spread = float((rows - rows[:1]).norm(dim=1).max())
     return RowsSeen(plain_name(name), layer_of(name), units, moved, spread, param.grad is not None)

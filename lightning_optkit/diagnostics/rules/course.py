@@ -10,7 +10,7 @@ from lightning_optkit.diagnostics.verdict import Verdict
 
 __all__ = ["overfitting"]
 
-_SINCE, _RISE, _OF_CONSTANT = 3, 0.25, 0.1  # three evaluations: as usual; the others: calibrated
+_SINCE, _RISE, _OF_CONSTANT = 3, 0.25, 0.5  # three evaluations: as usual; the others: calibrated
 
 
 def overfitting(run: RunSeen) -> Verdict | None:

@@ -161,16 +161,16 @@ def test_equal_inputs_explain_everything_else():
 
 
 def test_overfitting_needs_three_evaluations_of_a_clear_rise():
-    rises = (1.5, 1.0, 0.9, 1.2, 1.4, 1.6)
+    rises = (1.5, 1.0, 0.9, 2.1, 2.4, 2.6)
     assert overfitting(seen(loss=0.1, validations=rises)).onset_step == 2 * 100 // 6
     assert [verdict.symptom for verdict in diagnose(seen(loss=0.1, validations=rises))] == ["overfitting"]
-    assert overfitting(seen(loss=0.8, validations=rises)) is None  # other data are as hard as ever
-    assert overfitting(seen(loss=0.1, validations=(1.5, 1.0, 0.9, 1.2, 1.1, 1.6))) is None
-    assert overfitting(seen(loss=0.1, validations=(1.5, 1.4, 1.0, 0.9, 1.4, 1.6))) is None
+    assert overfitting(seen(loss=1.1, validations=rises)) is None  # other data are as hard as ever
+    assert overfitting(seen(loss=0.1, validations=(1.5, 1.0, 0.9, 2.1, 1.1, 2.6))) is None
+    assert overfitting(seen(loss=0.1, validations=(1.5, 1.4, 1.0, 0.9, 2.4, 2.6))) is None
     assert (
         overfitting(seen(loss=0.001, validations=(0.3, 0.1, 0.05, 0.2, 0.25, 0.27))) is None
     )  # small beside a constant
-    assert overfitting(seen(loss=0.1, validations=(1.5, NAN, 0.9, 1.2, 1.4, 1.6))) is None
+    assert overfitting(seen(loss=0.1, validations=(1.5, NAN, 0.9, 2.1, 2.4, 2.6))) is None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The widest floating dtype of a device, for sums over many elements."""
+
+from torch import Tensor
+
+__all__ = ["wide"]
+
+
+def wide(t: Tensor) -> Tensor:
+    """The tensor in fp64, or in fp32 on a device without it (MPS).
+
+    Example:
+        >>> import torch
+        >>> wide(torch.ones(1, dtype=torch.bfloat16))
+        tensor([1.], dtype=torch.float64)
+    """
+    return t.float() if t.device.type == "mps" else t.double()
