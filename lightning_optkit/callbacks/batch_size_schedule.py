@@ -115,7 +115,7 @@ class BatchSizeSchedule(FitCallback):
         self._total, self._log, self._verbose = total, log, verbose
         self._base: int | None = None
         self._resumed_from: dict[str, Any] = {}
-        self._fit_started = False
+        self._fit_started = self._train_started = False
         self._loaders: list[DataLoader[Any]] = []  # the user's, and Lightning's copy of it
         self._old_iterator: object = None  # the iterator before the size changed
 
@@ -140,7 +140,8 @@ class BatchSizeSchedule(FitCallback):
                 f"{type(self).__name__}(...) and {type(others[0]).__name__}(...): both set the batch size; give one."
             )
         self.batch_size = self._base = self._old_iterator = None
-        self.samples_seen, self._resumed_from, self._fit_started = 0, {}, False
+        self.samples_seen, self._resumed_from = 0, {}
+        self._fit_started = self._train_started = False
         loop, source = trainer.fit_loop, train_source(trainer)
         self._at_end(partial(self._restore_rates, trainer))
         self._at_end(self._restore_sizes)
@@ -159,6 +160,7 @@ class BatchSizeSchedule(FitCallback):
             before = self._resumed_from.get(name, now)
             if before != now:
                 rank_zero_warn(f"BatchSizeSchedule: resumed with {name} {now} in place of {before}.")
+        self._train_started = True
         loop = trainer.fit_loop.epoch_loop
         self._override(loop, BEFORE_EPOCH, partial(self._begin_epoch, trainer, getattr(loop, BEFORE_EPOCH)))
 
@@ -195,8 +197,9 @@ class BatchSizeSchedule(FitCallback):
             return
         if before is None:
             self._check_run(trainer, loaders.flattened[0])
-        # After resuming at an epoch's last batch, Lightning still compares its position with the length of that epoch.
-        if not restarted_mid_epoch(trainer):
+        # After resuming at an epoch's last batch, Lightning still compares its position with the length of that epoch;
+        # ExactResume has reset the stage of the loop then, but not that it restarts.
+        if not (restarted_mid_epoch(trainer) or (self._train_started and trainer.fit_loop.restarting)):
             self._change(trainer)
 
     def _begin_epoch(
