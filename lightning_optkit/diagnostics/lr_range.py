@@ -5,9 +5,9 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lightning_optkit._checks import check_in, check_like, check_listed
+from lightning_optkit._checks import check_in, check_like, check_listed, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,6 +66,13 @@ class LRRange:
         return ax
 
 
+def _number(loss: Any) -> float:
+    try:
+        return float(loss)  # also NaN, and a tensor of one element
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"lr_range(losses={shown(loss)}): each of losses must be a number.") from error
+
+
 def lr_range(lrs: Sequence[float], losses: Sequence[float]) -> LRRange:
     """Smooths the losses of a range test, and finds the rates that they suggest.
 
@@ -82,6 +89,7 @@ def lr_range(lrs: Sequence[float], losses: Sequence[float]) -> LRRange:
         losses: The loss at each; what follows a loss that is not finite is left out.
 
     Raises:
+        TypeError: if a loss is no number.
         ValueError: if the lengths differ, or a rate is not positive or not above the one before.
 
     Source: Smith 2017, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186.
@@ -93,7 +101,7 @@ def lr_range(lrs: Sequence[float], losses: Sequence[float]) -> LRRange:
         {'middle': '7e-03', 'steepest': '2e-03', 'valley': '7e-04', 'minimum': '5e-03'}
     """
     rates = [check_in("lr_range", "lrs", lr, "(0, inf)") for lr in check_listed("lr_range", "lrs", lrs, _RATES)]
-    values = [float(loss) for loss in check_listed("lr_range", "losses", losses, _LOSSES)]
+    values = [_number(loss) for loss in check_listed("lr_range", "losses", losses, _LOSSES)]
     if len(rates) != len(values):
         raise ValueError(f"lr_range(losses=...): losses must have one entry per rate; {len(values)} for {len(rates)}.")
     if any(after <= before for before, after in itertools.pairwise(rates)):

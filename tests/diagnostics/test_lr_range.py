@@ -79,3 +79,8 @@ def test_the_plot_shows_every_suggestion():
     assert labels[:2] == ["loss", "smoothed"] and [label.split(":")[0] for label in labels[2:]] == list(RULES)
     assert ax.get_xscale() == "log"
     assert lr_range(LRS, [1.0] * 121).plot(ax) is ax
+
+
+def test_a_loss_that_is_no_number_is_refused():
+    with pytest.raises(TypeError, match=r"^lr_range\(losses=\[\]\): each of losses must be a number\.$"):
+        lr_range([0.1], [[]])

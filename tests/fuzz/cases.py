@@ -21,6 +21,7 @@ from lightning_optkit import (
     callbacks,
     clipping,
     data,
+    diagnostics,
     init,
     layers,
     optimizers,
@@ -47,6 +48,7 @@ FOLDERS = {
 
 NOT_CALLED = {
     # What functions return: nobody makes one.
+    "diagnostics.GradientNoiseScale", "diagnostics.LRRange",
     "averaging.EnsemblePrediction", "averaging.GreedySoup", "init.ActivationRow", "init.InitRow", "init.MupRow",
     "layers.NormSwap", "layers.NormSwaps", "optimizers.GroupTable", "step.Explanation", "step.GroupPlan",
     "step.StepInBackward", "step.TensorStatistics",
@@ -310,6 +312,9 @@ def methods(folder: Path) -> list[Case]:
     for clip in (clipping.AutoClip(), clipping.ZClip()):
         cases.append(_method(f"clipping.{type(clip).__name__}", clip, "load_state_dict", lambda: {"state_dict": {}}))
     cases += [_schedule(schedule) for schedule in (schedules.cosine(), schedules.triangular(), schedules.one_cycle())]
+    for name in ("gradient_noise_scale", "lr_range", "SpikeDetector", "SpikeEvent"):
+        full = f"diagnostics.{name}"
+        cases.append(Case(full, name, getattr(diagnostics, name), REQUIRED.get(full, dict)))
     cases += _of_optimizers() + _of_data() + _of_layers() + _of_callbacks()
     return cases
 
