@@ -50,15 +50,15 @@ class SpikeDetector:
 
     norms on a logarithmic scale and their ratio at least 1/2 (a saturated network has a small gradient), if besides the
     loss is more than 12 robust standard deviations off and gives back more than 30 % of its fall since the start; or if
-    loss or norm is not finite. The weights are "broken" if the sum of the ratios of losses, each at most 1.5 and less
-    0.3, exceeds `patience`: after three spikes, or some twenty losses that are a little too high. Measured:
-    `python benchmarks/spike_detection.py`.
+    loss or norm is not finite. The weights are "broken" if the sum of the ratios of losses, each at most 1.5 (that of a
+    spike) and less 0.3, exceeds `patience`: after three spikes, or some twenty losses that are a little too high.
+    Measured: `python benchmarks/spike_detection.py`.
 
     Args:
         window: Steps that are remembered, at least 64.
         threshold: Of a spike, in (0, inf); larger ones find less and are wrong less often.
         patience: Of the sum, in (0, inf).
-        warmup: Steps before the first judgment, at least 10.
+        warmup: Steps before the first spike, at least 10; other losses count after twice as many.
 
     Raises:
         ValueError: for an argument out of range.
@@ -92,21 +92,14 @@ class SpikeDetector:
             loss: Its loss.
             norm: Its gradient norm, before clipping.
         """
-        if self._sum_after(loss, norm) > self.patience:
+        is_spike = self._is_spike(loss, norm)
+        if self._sum_after(loss, is_spike) > self.patience:
             return "broken"
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            return "spike"
-        if self._count < self.warmup:
-            return "fine"
-        excess, ratio = loss - self._losses.usual, self._losses.ratio(loss)
-        if excess <= _LOST_PROGRESS * self._progress or excess <= _DEVIATIONS * self._losses.deviation:
-            return "fine"
-        of_norm = max(self._norms.ratio(_log(norm)), 0.5)
-        return "spike" if ratio * of_norm**_NORM_POWER > self.threshold else "fine"
+        return "spike" if is_spike else "fine"
 
     def accept(self, loss: float, norm: float) -> None:
         """Remembers a step that is taken. While the sum is above 0, it is not known to be normal, and waits."""
-        self._sum = self._sum_after(loss, norm)
+        self._sum = self._sum_after(loss, self._is_spike(loss, norm))
         if math.isfinite(loss) and math.isfinite(norm):
             self._waiting.append((loss, norm))
         if self._sum == 0:
@@ -116,7 +109,7 @@ class SpikeDetector:
 
     def reject(self, loss: float, norm: float) -> None:
         """Counts a step that is not taken."""
-        self._sum = self._sum_after(loss, norm)
+        self._sum = self._sum_after(loss, self._is_spike(loss, norm))
 
     def restart(self) -> None:
         """Forgets the steps since the last calm one: their weights are gone."""
@@ -136,11 +129,22 @@ class SpikeDetector:
     def _progress(self) -> float:
         return max(median(self._first) - self._losses.usual, _LEAST)
 
-    def _sum_after(self, loss: float, norm: float) -> float:
+    def _is_spike(self, loss: float, norm: float) -> bool:
         if not (math.isfinite(loss) and math.isfinite(norm)):
+            return True
+        if self._count < self.warmup:
+            return False
+        excess, ratio = loss - self._losses.usual, self._losses.ratio(loss)
+        if excess <= _LOST_PROGRESS * self._progress or excess <= _DEVIATIONS * self._losses.deviation:
+            return False
+        of_norm = max(self._norms.ratio(_log(norm)), 0.5)
+        return bool(ratio * of_norm**_NORM_POWER > self.threshold)
+
+    def _sum_after(self, loss: float, is_spike: bool) -> float:
+        if is_spike:
             ratio = _MOST
-        elif self._count < self.warmup:
-            return 0.0
+        elif self._count < 2 * self.warmup:  # while a loss falls fast, its excesses are small
+            ratio = 0.0
         else:
             ratio = min(self._losses.ratio(loss), _MOST)
             if loss - self._losses.usual <= _LEAST_LOST * self._progress:

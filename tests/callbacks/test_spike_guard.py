@@ -83,7 +83,7 @@ def fit(module, *callbacks, steps=160, **kwargs):
 
 
 def guard(**kwargs):
-    return SpikeGuard(**{"every": 20, "rewarm": 5, "verbose": False, **kwargs})
+    return SpikeGuard(**{"every": 20, "rewarm": 5, "warmup": 40, "verbose": False, **kwargs})
 
 
 def same(a, b):
@@ -288,13 +288,14 @@ def test_it_gives_up_with_the_last_sound_state():
     assert len(module.losses) < 130 and equal(frozen(module.state_dict()), recorder.before[left[2].back_to][0])
 
 
-def test_without_copies_a_new_level_is_accepted():
+@pytest.mark.parametrize("since", [50, 100])
+def test_without_copies_a_new_level_is_accepted(since):
     """Or a run whose data changed would never step again."""
 
     class Harder(Net):
         def training_step(self, batch, batch_idx):
             loss = super().training_step(batch, batch_idx)
-            return loss * 40 if self.global_step >= 100 else loss
+            return loss * 40 if self.global_step >= since else loss
 
     guarded = guard(rollback=False)
     fit(module := Harder(), guarded)
