@@ -106,17 +106,6 @@ def _broadcast(setup, how):
     setup.loss = lambda out, y: F.mse_loss(out, y) if how == "column" else F.l1_loss(out, y)
 
 
-def _few_samples(setup, count):
-    """So few that they are learned by heart, a third of them with labels at random."""
-    x, y, x_val, y_val = setup.data
-    y = y[:count].clone()
-    order = torch.randperm(count // 3, generator=torch.Generator().manual_seed(setup.seed))
-    y[: count // 3] = y[: count // 3][order]
-    setup.epochs = min(80, setup.epochs * len(x) // count // 2)
-    setup.data = (x[:count], y, x_val, y_val)
-    setup.batch_size = min(setup.batch_size, count // 3)
-
-
 def _is_classes(setup):
     return setup.kind == "classes"
 
@@ -157,8 +146,6 @@ LEARNING = (
           _is_classes, False),
     Fault("bounded_output", frozenset({"loss_does_not_match_output"}), ("relu", "sigmoid", "tanh"),
           _bounded, lambda s: s.kind == "regression", False),
-    Fault("few_samples", frozenset({"overfitting"}), (60, 100, 150), _few_samples,
-          lambda s: s.family not in ("autoencoder", "wine", "logistic"), False),
     Fault("broadcast_loss", frozenset({"loss_does_not_match_output"}), ("column", "l1"), _broadcast,
           lambda s: s.family == "regression", True),
 )  # fmt: skip

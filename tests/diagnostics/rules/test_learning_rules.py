@@ -9,7 +9,6 @@ import pytest
 from lightning_optkit.diagnostics._observations import Check, Losses, NonfiniteSeen, ParameterSeen, RunSeen
 from lightning_optkit.diagnostics._signals import ActivationSeen, InputSeen, LayerSeen, LossSeen, ProbeSeen
 from lightning_optkit.diagnostics.rules import diagnose
-from lightning_optkit.diagnostics.rules.course import overfitting
 from lightning_optkit.diagnostics.rules.last_resorts import constant_input, input_ignored, label_shuffle
 from lightning_optkit.diagnostics.rules.loss_function import loss_does_not_match_output
 from lightning_optkit.diagnostics.rules.outcome import outcome_of
@@ -158,19 +157,6 @@ def test_equal_inputs_explain_everything_else():
     run = seen(first_input=replace(INPUT, is_constant=True), activations=dead)
     assert constant_input(run).confidence == 1.0
     assert [verdict.symptom for verdict in diagnose(run)] == ["input_ignored"]
-
-
-def test_overfitting_needs_three_evaluations_of_a_clear_rise():
-    rises = (1.5, 1.0, 0.9, 2.1, 2.4, 2.6)
-    assert overfitting(seen(loss=0.1, validations=rises)).onset_step == 2 * 100 // 6
-    assert [verdict.symptom for verdict in diagnose(seen(loss=0.1, validations=rises))] == ["overfitting"]
-    assert overfitting(seen(loss=1.1, validations=rises)) is None  # other data are as hard as ever
-    assert overfitting(seen(loss=0.1, validations=(1.5, 1.0, 0.9, 2.1, 1.1, 2.6))) is None
-    assert overfitting(seen(loss=0.1, validations=(1.5, 1.4, 1.0, 0.9, 2.4, 2.6))) is None
-    assert (
-        overfitting(seen(loss=0.001, validations=(0.3, 0.1, 0.05, 0.2, 0.25, 0.27))) is None
-    )  # small beside a constant
-    assert overfitting(seen(loss=0.1, validations=(1.5, NAN, 0.9, 2.1, 2.4, 2.6))) is None
 
 
 @pytest.mark.parametrize(
