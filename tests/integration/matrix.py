@@ -204,8 +204,8 @@ ROUNDED = 5e-6  # for what magnifies rounding, eigenvectors and quotients of gra
 RULES = {  # but for the learning rate, their defaults
     "ADOPT": {}, "AdEMAMix": {}, "AdaBelief": {"eps": 1e-8}, "Adadelta": {}, "Adafactor": {}, "Adagrad": {}, "Adam": {},
     "AdamW": {}, "Adamax": {}, "Adan": {}, "CAME": {}, "LAMB": {}, "LARS": {}, "Lion": {}, "MARS": {}, "Muon": {},
-    "NAdam": {}, "RAdam": {}, "RMSprop": {}, "SGD": {"momentum": 0.9}, "SOAP": {"tolerance": ROUNDED}, "Signum": {}, "SophiaG": {},
-    "StableAdamW": {},
+    "NAdam": {}, "RAdam": {}, "RMSprop": {}, "SGD": {"momentum": 0.9}, "SOAP": {"tolerance": ROUNDED}, "Signum": {},
+    "SophiaG": {}, "StableAdamW": {},
 }  # fmt: skip
 ROWS = {
     **{name: rule(name, lr=0.01, **kwargs) for name, kwargs in RULES.items()},
