@@ -108,6 +108,27 @@ def test_the_run_is_the_same_bit_for_bit(make_trainer, monkeypatch, frozen, fuse
     assert all(probe.before == pytest.approx(probe.full, abs=1e-3) for probe in probes if rate == 1e-5)
 
 
+class Unusual(Classifier):
+    """A complex weight, and an embedding with sparse gradients."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.phase = nn.Parameter(torch.randn(8, dtype=torch.complex64))
+            self.table = nn.Embedding(4, 16, sparse=True)
+
+    def hidden(self, x):
+        return self.body((x * self.phase).abs()) + self.table((x[:, 0] > 0).long())
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.05)
+
+
+def test_complex_weights_and_sparse_gradients(diagnose):
+    assert diagnose(Unusual()) == []
+
+
 class Detached(Classifier):
     def hidden(self, x):
         return self.body(x).detach()
