@@ -238,10 +238,10 @@ class GradientHealth(FitCallback):
             seen.schedules = self._schedules.seen(trainer)
         seen.steps_planned = Run(trainer).steps_at_end()
         self._learns = not outcome_of(seen).progress < _LEARNS  # unknown: let be
-        before = self.verdicts[:1]
+        before = _named(self.verdicts)
         # What is exact stays said: a fault of the first steps may no longer be visible in the last ones.
         self.verdicts = ranked([*filter(is_exact, self.verdicts), *diagnose(seen)])
-        if self.verbose and self.verdicts[:1] != before:
+        if self.verbose and self.verdicts and _named(self.verdicts) != before:
             rank_zero_warn(f"{type(self).__name__}: {self.verdicts[0]}")
 
     def _find_nonfinite(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -259,3 +259,8 @@ class GradientHealth(FitCallback):
 
 def _is_automatic(pl_module: pl.LightningModule) -> bool:
     return pl_module.automatic_optimization
+
+
+def _named(verdicts: list[Verdict]) -> tuple[str, str | None] | None:
+    """Symptom and place of the primary verdict, whose numbers may still change."""
+    return (verdicts[0].symptom, verdicts[0].layer) if verdicts else None

@@ -399,14 +399,21 @@ def test_data_and_initial_weights(diagnose):
 # --- what is told, kept and refused ---
 
 
-def test_a_new_primary_verdict_is_a_warning_once(make_trainer):
+@pytest.mark.parametrize("symptom", ["wrong_mode", "lr_too_high"])
+def test_a_new_primary_verdict_is_a_warning_once(make_trainer, symptom):
+    """Also if its numbers change from check to check."""
     for verbose in (True, False):
         module = Classifier()
-        module.eval()
+        if symptom == "wrong_mode":
+            module.eval()
+        else:
+            module.optimizer = lambda params, lr: torch.optim.AdamW(params, lr=3.0)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            make_trainer(GradientHealth(verbose=verbose)).fit(module, loader())
-        told = [str(each.message) for each in caught if "GradientHealth: wrong_mode" in str(each.message)]
+            health = GradientHealth(check_every=1, verbose=verbose)
+            make_trainer(health, epochs=8, accumulate_grad_batches=1).fit(module, loader())
+        assert [verdict.symptom for verdict in health.verdicts] == [symptom]
+        told = [str(each.message) for each in caught if f"GradientHealth: {symptom}" in str(each.message)]
         assert len(told) == verbose
 
 
