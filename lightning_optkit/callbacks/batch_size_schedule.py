@@ -36,6 +36,7 @@ from lightning_optkit.callbacks.seams.lightning_private import (
     loaders_of,
     logs_now,
     restarted_mid_epoch,
+    restarts,
     train_loaders,
     train_source,
 )
@@ -199,7 +200,7 @@ class BatchSizeSchedule(FitCallback):
             self._check_run(trainer, loaders.flattened[0])
         # After resuming at an epoch's last batch, Lightning still compares its position with the length of that epoch;
         # ExactResume has reset the stage of the loop then, but not that it restarts.
-        if not (restarted_mid_epoch(trainer) or (self._train_started and trainer.fit_loop.restarting)):
+        if not (restarted_mid_epoch(trainer) or (self._train_started and restarts(trainer))):
             self._change(trainer)
 
     def _begin_epoch(

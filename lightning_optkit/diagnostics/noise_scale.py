@@ -48,9 +48,9 @@ def gradient_noise_scale(gradients: Iterable[Iterable[Tensor | None]], samples: 
     Source: McCandlish et al. 2018, "An Empirical Model of Large-Batch Training", arXiv:1812.06162, Appendix A.1.
 
     Example:
-        >>> gradients = [[torch.tensor([3.0, 1.0])], [torch.tensor([3.0, -1.0])]]
+        >>> gradients = [[torch.tensor([4.0, 3.0])], [torch.tensor([4.0, -3.0])]]
         >>> gradient_noise_scale(gradients, samples=8)
-        GradientNoiseScale(noise=16.0, gradient_square=8.0)
+        GradientNoiseScale(noise=144.0, gradient_square=7.0)
     """
     owner = "gradient_noise_scale"
     check_int(owner, "samples", samples, minimum=1)

@@ -149,6 +149,11 @@ def restarts_epoch(trainer: pl.Trainer) -> bool:
     return bool(trainer.fit_loop.epoch_loop.restarting)
 
 
+def restarts(trainer: pl.Trainer) -> bool:
+    """Whether the fit loop has not yet begun its first epoch after a checkpoint."""
+    return bool(trainer.fit_loop.restarting)
+
+
 def restarted_mid_epoch(trainer: pl.Trainer) -> bool:
     """Whether the fit continues from a checkpoint written within an epoch."""
     return trainer.fit_loop.restarted_mid_epoch
