@@ -6,7 +6,7 @@ import torch
 from test_after_a_fit import EACH, ROWS, SMALL, Classifier, loader
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-NEEDS_ONE = {"HyperparameterSchedule", "ScheduleFree"}  # the first: of an entry of its groups
+NEEDS_ONE = {"HyperparameterSchedule", "LRFinder", "ScheduleFree"}  # the first: of an entry of its groups
 
 
 @EACH

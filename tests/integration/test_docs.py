@@ -101,6 +101,8 @@ def started(tmp_path_factory):
     """What each block of "Getting started" prints, and what all of them leave behind."""
     names, printed = {"__name__": "page"}, []
     log = logging.getLogger("lightning.pytorch")
+    level = log.level  # other tests, of scripts that are quiet, have raised it
+    log.setLevel(logging.INFO)
     handler = logging.Handler()
     handler.emit = lambda record: printed[-1].append(record.getMessage())
     log.addHandler(handler)
@@ -112,6 +114,7 @@ def started(tmp_path_factory):
             exec(compile(example, str(START), "exec"), names)
         names["saved"] = torch.load("averaged.pt")
     log.removeHandler(handler)
+    log.setLevel(level)
     return names, ["\n".join(lines) for lines in printed]
 
 
