@@ -24,6 +24,7 @@ from lightning_optkit.callbacks.seams.refusals import (
 )
 from lightning_optkit.callbacks.seams.repeated_step import repeatable, repeated_loss
 from lightning_optkit.callbacks.seams.run import Run
+from lightning_optkit.diagnostics.measure.batches import tensors_of
 from lightning_optkit.diagnostics.noise_scale import gradient_noise_scale
 
 __all__ = ["NoiseScale"]
@@ -246,11 +247,4 @@ def _ratio(measured: Sequence[tuple[float, float]]) -> float:
 
 
 def _num_samples(batch: Any) -> int:
-    sizes: list[int] = []
-
-    def look(tensor: Tensor) -> Tensor:
-        sizes.extend([len(tensor)] if tensor.dim() else [])
-        return tensor
-
-    apply_to_collection(batch, Tensor, look)
-    return sizes[0] if sizes else 0
+    return next((len(tensor) for tensor in tensors_of(batch) if tensor.dim()), 0)

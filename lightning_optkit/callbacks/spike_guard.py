@@ -109,7 +109,7 @@ class SpikeGuard(FitCallback):
         self._begin()
 
     def _begin(self) -> None:
-        self._detector = SpikeDetector(self.window, self.threshold, self.patience, self.warmup)
+        self._detector = self._new_detector()
         self._copies: deque[TrainingState] = deque(maxlen=_COPIES)
         self._window: list[Tensor] = []  # losses of the batches that are accumulated
         self._rollbacks = 0  # since the last copy
@@ -117,6 +117,9 @@ class SpikeGuard(FitCallback):
         self._rewarming: int | None = None  # steps since a rollback
         self._rates = LoweredRates()
         self._buffers: dict[Tensor, Tensor] = {}  # running statistics before the batches of a step
+
+    def _new_detector(self) -> SpikeDetector:
+        return SpikeDetector(self.window, self.threshold, self.patience, self.warmup)
 
     def state_dict(self) -> dict[str, Any]:
         """Windows, copies, and the position in a rollback."""
@@ -134,7 +137,7 @@ class SpikeGuard(FitCallback):
         kinds: dict[str, Any] = dict(detector=dict, copies=list, counts=list, events=list, window=list)
         state = check_state(owner, state_dict, **kinds)
         try:
-            detector = SpikeDetector(self.window, self.threshold, self.patience, self.warmup)
+            detector = self._new_detector()
             detector.load_state_dict(state["detector"])
             of_copy: dict[str, Any] = dict(step=int, weights=dict, optimizers=list, callbacks=dict)
             copies = [TrainingState(**check_state(owner, kept, **of_copy)) for kept in state["copies"]]
@@ -191,6 +194,7 @@ class SpikeGuard(FitCallback):
     ) -> None:
         grads = gradients_of(optimizer)
         if not grads or not self._window:
+            self._window = []  # losses without gradients are no part of the next step
             return
         loss, norm = self._measured(trainer, optimizer, grads)
         if loss_scaler(trainer) is not None and not math.isfinite(norm):
@@ -240,7 +244,7 @@ class SpikeGuard(FitCallback):
         """Leaves high losses behind: returns to a copy, stops at the limit, or takes them for the new level."""
         copies, step = [kept for kept in self._copies if still_fits(trainer, kept)], Run(trainer).step
         if not copies:
-            self._detector = SpikeDetector(self.window, self.threshold, self.patience, self.warmup)
+            self._detector = self._new_detector()
             self._note(SpikeEvent(step, "accept", loss, norm))
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 self._drop(optimizer)
