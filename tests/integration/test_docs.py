@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning_utilities.core import rank_zero
 from torch import nn
 
 import lightning_optkit as ok
@@ -100,8 +101,8 @@ START = ROOT / "docs" / "getting_started.md"
 def started(tmp_path_factory):
     """What each block of "Getting started" prints, and what all of them leave behind."""
     names, printed = {"__name__": "page"}, []
-    log = logging.getLogger("lightning.pytorch")
-    level = log.level  # other tests, of scripts that are quiet, have raised it
+    log = rank_zero.log  # that of the package imported last: "lightning", or "pytorch_lightning" once a test has
+    level = log.level
     log.setLevel(logging.INFO)
     handler = logging.Handler()
     handler.emit = lambda record: printed[-1].append(record.getMessage())
