@@ -21,7 +21,7 @@ __all__ = ["EnsemblePrediction", "ensemble_predict"]
 
 @dataclass(frozen=True)
 class EnsemblePrediction:
-    """The prediction of an ensemble for N examples, on CPU.
+    """The prediction of an ensemble for N examples, on CPU: the result of `ensemble_predict`.
 
     Args:
         mean: Mean over the members of their probabilities or outputs (N, ...).

@@ -42,6 +42,9 @@ def merge_across_ranks(transform: _Transform, *, group: dist.ProcessGroup | None
     Returns:
         `transform`.
 
+    Raises:
+        TypeError: if `transform` has no `merge`, `state_dict` and `load_state_dict`, or `group` is no process group.
+
     Cost: one `all_gather_object` of the state.
 
     Example:

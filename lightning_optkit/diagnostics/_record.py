@@ -34,6 +34,10 @@ class Curve:
         every: Number of appended values per kept value.
         num_appended: Number of values appended so far, kept or not.
 
+    Raises:
+        TypeError: if `steps` or `values` is not a list of numbers.
+        ValueError: if the two differ in length, or a count is out of range.
+
     Example:
         >>> loss = Curve()
         >>> loss.append(1, 2.5)
@@ -93,6 +97,10 @@ class RunRecord:
         step_ms: Wall time from the end of one step to the end of the next (milliseconds).
         timings: Median of every other timing (milliseconds).
         explanation: `str(optimizer.explain())`.
+
+    Raises:
+        TypeError: if an argument is of another type.
+        ValueError: if a number is negative, or `name` empty.
 
     Example:
         >>> record = RunRecord("plain")

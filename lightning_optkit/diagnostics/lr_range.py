@@ -22,7 +22,7 @@ _WIDTH = 0.03  # standard deviation of the smoothing, as a share of the sweep
 
 @dataclass(frozen=True)
 class LRRange:
-    """The result of a range test.
+    """The result of a range test: of `lr_range`, and of `LRFinder`.
 
     Attributes:
         lrs: The rates, increasing.

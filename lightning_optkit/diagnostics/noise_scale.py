@@ -15,7 +15,9 @@ __all__ = ["GradientNoiseScale", "gradient_noise_scale"]
 
 @dataclass(frozen=True)
 class GradientNoiseScale:
-    """Unbiased estimates of one measurement. Average many of them before dividing: a single one may be negative.
+    """Unbiased estimates of one measurement, by `gradient_noise_scale`.
+
+    Average many of them before dividing: a single one may be negative.
 
     Attributes:
         noise: Trace of the covariance of a single sample's gradient.

@@ -23,7 +23,7 @@ _LEAST = 1e-12
 
 @dataclass(frozen=True)
 class SpikeEvent:
-    """What was done about a step.
+    """What `SpikeGuard` did about a step, in its list `events`.
 
     Attributes:
         step: Optimizer steps before it.

@@ -143,7 +143,11 @@ def render_activations(
     Args:
         before: Rows of `activation_statistics`.
         after: Rows of the same model later; cells of layers that are missing from one of the two are empty.
-        width: Characters per line.
+        width: Characters per line, in [1, inf).
+
+    Raises:
+        TypeError: if `before` or `after` holds anything but rows.
+        ValueError: if `width` is out of range.
 
     Example:
         >>> rows = [ActivationRow("0", "Linear", 0, 0.0, 1.0, "")]

@@ -40,6 +40,11 @@ class MupRow(InitRow):
     """The initialization of a parameter, and the multipliers of its learning rate.
 
     Args:
+        module: Name of the module that holds it.
+        parameter: Its name in that module.
+        scheme: How it was drawn.
+        shape: Its shape.
+        std: Standard deviation of its values after.
         kind: "input" (grows with the width in its outputs only; biases and norms too), "hidden" (in both), "output" (in
             its inputs only) or "fixed" (in neither).
         adam: Factor of the learning rate with Adam-like optimizers.

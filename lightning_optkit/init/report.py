@@ -67,7 +67,11 @@ def render_rows(rows: Sequence[InitRow], *, width: int = 120) -> str:
 
     Args:
         rows: The result of `initialize` or a model scheme.
-        width: Characters per line, in [40, inf).
+        width: Characters per line, in [1, inf); tables need some 40.
+
+    Raises:
+        TypeError: if `rows` holds anything but rows.
+        ValueError: if `width` is out of range.
 
     Example:
         >>> print(render_rows([InitRow("head", "bias", "zeros", (10,), 0.0)], width=60))

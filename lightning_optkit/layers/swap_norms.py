@@ -34,7 +34,15 @@ _OTHERS = (nn.GroupNorm, BatchOrInstanceNorm)
 
 @dataclass(frozen=True)
 class NormSwap:
-    """One layer: `after` is None if it was not changed; `note` is the reason, or the effect on the results."""
+    """One layer in the result of `swap_norms`.
+
+    Args:
+        name: Its name in the model; empty for the model itself.
+        before: Its class.
+        after: Its class now; None if it was not changed.
+        shape: Its normalized shape, or its number of features.
+        note: Why it was not changed, or what the change does to the results.
+    """
 
     name: str
     before: str
@@ -44,7 +52,12 @@ class NormSwap:
 
 
 class NormSwaps:
-    """The result of `swap_norms`. Prints as a table; `undo()` reverts it."""
+    """The result of `swap_norms`. Prints as a table; `undo()` reverts it.
+
+    Args:
+        rows: One per normalization layer of the kind that was asked for.
+        undo: What `undo()` calls, last first.
+    """
 
     def __init__(self, rows: list[NormSwap], undo: list[Callable[[], None]]) -> None:
         self.rows, self._undo = rows, undo

@@ -23,7 +23,7 @@ _SHOWN = {"params", "param_names", "name", "lr", "initial_lr", "decay_lr", "weig
 
 
 class GroupTable(list[dict[str, Any]]):
-    """Parameter groups for any optimizer; prints as a table.
+    """Parameter groups for any optimizer, as `parameter_groups` returns them; prints as a table.
 
     Args:
         groups: The groups.

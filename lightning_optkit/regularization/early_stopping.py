@@ -96,6 +96,10 @@ def successive_increases(errors: Sequence[float], strip: int = 5) -> int:
         errors: Validation errors.
         strip: k, in [1, inf).
 
+    Raises:
+        TypeError: if `errors` is not a list of numbers.
+        ValueError: if `strip` is out of range.
+
     Example:
         >>> successive_increases([9.0, 3.0, 9.0, 4.0, 9.0, 5.0, 0.0], strip=2)
         2

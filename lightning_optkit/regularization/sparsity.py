@@ -17,6 +17,9 @@ def sparsity(params: Mapping[str, Tensor]) -> dict[str, float]:
         params: Name -> parameter, e.g. `weights_of(module)`. Sharded ones (DTensor) are counted over all processes,
             which must all call this.
 
+    Raises:
+        TypeError: if `params` is not a dict of tensors.
+
     Example:
         >>> import torch
         >>> sparsity({"weight": torch.tensor([0.0, 1.0, -0.0, 2.0])})

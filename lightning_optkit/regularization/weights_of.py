@@ -22,6 +22,9 @@ def weights_of(module: nn.Module, *, frozen: bool = False) -> dict[str, Tensor]:
     Returns:
         Name -> parameter.
 
+    Raises:
+        TypeError: if `module` is not a module, or `frozen` not a bool.
+
     Example:
         >>> list(weights_of(nn.Sequential(nn.Linear(2, 3), nn.LayerNorm([4, 3]), nn.Embedding(5, 2))))
         ['0.weight', '2.weight']

@@ -40,6 +40,12 @@ class GroupPlan:
         separate_bytes: Bytes that would be moved if every stage but decay and L2, which torch's optimizers have too,
             were a pass of its own.
         separate_walks: The number of passes then.
+
+    Example:
+        >>> from lightning_optkit.optimizers import SGD
+        >>> plan = SGD(torch.nn.Linear(3, 2).parameters(), lr=0.1).explain().groups[0]
+        >>> plan.rule, plan.stages, plan.num_elements, plan.bytes_per_element
+        ('sgd', ('update',), 8, 12.0)
     """
 
     group: int
@@ -63,7 +69,7 @@ class GroupPlan:
 
 @dataclass(frozen=True)
 class Explanation:
-    """How an optimizer steps. `str()` is a text of 80 columns.
+    """How an optimizer steps: a `GroupPlan` per row, and `str()` as a text of 80 columns.
 
     Args:
         optimizer: Its class name.

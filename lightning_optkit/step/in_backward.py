@@ -77,6 +77,10 @@ class StepInBackward:
         optimizer: See `step_in_backward`.
         once_per_step: See `step_in_backward`.
         owner: What error messages begin with. Default: the call of `step_in_backward`.
+
+    Raises:
+        TypeError: if `optimizer` is not one of this package.
+        ValueError: as `step_in_backward`.
     """
 
     def __init__(self, optimizer: OnePassOptimizer, *, once_per_step: bool = False, owner: str | None = None) -> None:

@@ -57,6 +57,13 @@ class OnePassOptimizer(Optimizer):
 
     Raises:
         ValueError: for an argument out of range, an empty parameter list, a parameter given twice, or two devices.
+
+    Example:
+        >>> import torch
+        >>> from lightning_optkit.optimizers import SGD
+        >>> optimizer = SGD(torch.nn.Linear(2, 2).parameters(), lr=0.1)
+        >>> isinstance(optimizer, OnePassOptimizer), isinstance(optimizer, torch.optim.SGD)
+        (True, True)
     """
 
     __signature__: ClassVar[inspect.Signature]

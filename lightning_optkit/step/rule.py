@@ -85,6 +85,10 @@ class Scalar:
         fresh: Its value before the first step.
         inherited: Its value if a loaded state lacks it.
         signed: Whether it may be negative.
+
+    Example:
+        >>> Scalar("mu_product", fresh=1.0, inherited=1.0)  # of NAdam: the product of its momenta so far
+        Scalar(name='mu_product', fresh=1.0, inherited=1.0, signed=False)
     """
 
     name: str
@@ -138,6 +142,13 @@ class Rule:
         estimate: For a rule that computes its rate from all parameters together.
         owns_decay: Whether the rule applies weight decay itself in this group, instead of the stage. Such a rule
             applies the cautious mask too, since the mask is not for the decay.
+
+    Example:
+        >>> def update(param, grad, state, group, step):
+        ...     return group["lr"] * grad.sign()
+        >>> rule = Rule("sign", states=(), hyperparameters=lambda group: {}, update=update)
+        >>> rule.state_names
+        ()
     """
 
     name: str
@@ -201,6 +212,10 @@ class ClipBounds:
         unit_ratio: Largest L2 norm of one unit's gradient relative to that of its parameters. A unit is a row of the
             first dimension; a tensor of fewer than two dimensions is one unit.
         unit_eps: Lower bound of the parameter norm in that ratio.
+
+    Example:
+        >>> ClipBounds(max_tensor_norm=1.0).limits_parts, ClipBounds(max_value=1.0).limits_parts
+        (True, False)
     """
 
     max_value: float = math.inf
@@ -222,6 +237,20 @@ class Clip(ABC):
     """A gradient clip that the step can apply (see `lightning_optkit.clipping`).
 
     An abstract class, like `Average`, since LightningCLI finds the class named in a file by its bases.
+
+    Example:
+        >>> class Halve(Clip):
+        ...     needs_norm, bounds = True, ClipBounds()
+        ...
+        ...     def norm_bound(self, norm):
+        ...         return norm / 2
+        >>> from lightning_optkit.optimizers import SGD
+        >>> weight = torch.nn.Parameter(torch.zeros(1))
+        >>> optimizer = SGD([weight], lr=1.0, clip=Halve())
+        >>> weight.sum().backward()
+        >>> optimizer.step()
+        >>> weight.data
+        tensor([-0.5000])
     """
 
     @property
@@ -250,7 +279,13 @@ class Clip(ABC):
 
 @runtime_checkable
 class StatefulClip(Protocol):
-    """The additional interface of a clip that depends on past gradients."""
+    """The additional interface of a clip that depends on past gradients, as `AutoClip` does.
+
+    Example:
+        >>> from lightning_optkit.clipping import AutoClip, ClipNorm
+        >>> isinstance(AutoClip(10), StatefulClip), isinstance(ClipNorm(1.0), StatefulClip)
+        (True, False)
+    """
 
     def state_dict(self) -> dict[str, Any]:
         """Its state, in tensors and plain types."""
@@ -294,7 +329,7 @@ class KeptInState(ABC):
 
 
 class Average(KeptInState):
-    """An average of the parameters that the step can keep (see `lightning_optkit.averaging`)."""
+    """An average of the parameters that the step can keep, such as `EMA` (see `lightning_optkit.averaging`)."""
 
     @property
     @abstractmethod

@@ -32,6 +32,17 @@ class TensorStatistics:
         update_sq: Sum of squares of the change of the parameter, before rounding.
         nonfinite: Number of gradient elements that are inf or NaN.
         lost: Number of elements whose stored value did not change although their update was not zero.
+
+    Example:
+        >>> import torch
+        >>> from lightning_optkit.optimizers import SGD
+        >>> weight = torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+        >>> optimizer = SGD([weight], lr=1e-3, statistics=True)
+        >>> weight.sum().backward()
+        >>> optimizer.step()
+        >>> statistics = optimizer.statistics()[0]
+        >>> statistics.grad_norm, statistics.lost  # 1 - 0.001 is 1 in bfloat16
+        (2.0, 4.0)
     """
 
     grad_sq: float

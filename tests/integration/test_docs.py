@@ -209,7 +209,7 @@ def test_every_row_of_the_comparison_has_thirteen_peers_and_a_reason_where_we_la
             assert "(x)" not in peers or note, row
 
 
-PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -222,6 +222,13 @@ def test_what_a_page_links_to_is_there(page):
         if anchor:
             titles = re.findall(r"^#+ (.*)", there.read_text(), flags=re.M)
             assert anchor in {re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_file_that_a_page_names_is_there(page):
+    folders = "benchmarks|csrc|docs|examples|lightning_optkit|tests"
+    for path in re.findall(rf"`((?:{folders})/[\w/.-]+\.\w+)", page.read_text()):
+        assert (ROOT / path).exists() or path.startswith("benchmarks/results/"), path
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
