@@ -2,7 +2,6 @@
 """A copy of all that steps have changed, to which a run can return within a fit."""
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from lightning_optkit.callbacks.gradient_clipping import GradientClipping
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
+from lightning_optkit.callbacks.seams.module_state import Buffers
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.callbacks.weight_averaging import WeightAveraging
 
@@ -41,7 +41,7 @@ class TrainingState:
     callbacks: dict[str, Any]
 
 
-def copy_state(trainer: pl.Trainer, pl_module: pl.LightningModule, buffers: Mapping[Tensor, Tensor]) -> TrainingState:
+def copy_state(trainer: pl.Trainer, pl_module: pl.LightningModule, buffers: Buffers | None) -> TrainingState:
     """The state before the next step. Loaders, random numbers, schedulers and counts of batches are no part of it.
 
     Args:
@@ -49,7 +49,10 @@ def copy_state(trainer: pl.Trainer, pl_module: pl.LightningModule, buffers: Mapp
         pl_module: The module.
         buffers: What buffers held before the forward pass, which may have changed them.
     """
-    weights = {name: buffers.get(tensor, tensor).detach().clone() for name, tensor in _tensors(pl_module).items()}
+    tensors = _tensors(pl_module)
+    if buffers is not None:
+        tensors = {name: buffers.value(name, tensor) for name, tensor in tensors.items()}
+    weights = {name: tensor.detach().clone() for name, tensor in tensors.items()}
     optimizers = [copy.deepcopy(optimizer.state_dict()) for optimizer in Run(trainer).optimizers]
     callbacks = {callback.state_key: copy.deepcopy(callback.state_dict()) for callback in _learning(trainer)}
     return TrainingState(Run(trainer).step, weights, optimizers, callbacks)

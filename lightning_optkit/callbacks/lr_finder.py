@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_optkit._checks import check_bools, check_in, check_int, check_one_of
@@ -33,7 +33,8 @@ class LRFinder(FitCallback):
     and writes no file. A resumed run keeps the rates of its checkpoint. Put it last: what other callbacks do when the
     fit starts (fused optimizers, clipping) is then part of the test.
 
-    After the fit starts, `result` has rates, losses and suggestions, and `result.plot()` draws them.
+    After the fit starts, `result` has rates, losses and suggestions, and `result.plot()` draws them; without a
+    suggestion (the loss does not fall, the module sets its rate itself, the run is resumed) `result.reason` says why.
 
     Args:
         min_lr: Smallest rate of the test, in (0, inf): that of the group with the largest rate; the others keep their
@@ -85,15 +86,24 @@ class LRFinder(FitCallback):
         if not pl_module.automatic_optimization:
             raise ValueError(f"{owner}(): needs automatic optimization; a module that steps by itself sets its rates.")
         if Run(trainer).is_trial or Run(trainer).is_resuming:
+            why = (
+                "a run resumed from a checkpoint keeps its rates" if Run(trainer).is_resuming else "the run is a trial"
+            )
+            self.result = _nothing(f"not tested, since {why}")
             return
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         bases = [float(group["lr"]) for group in groups]
         if max(bases, default=0.0) <= 0:
             raise ValueError(f"{owner}(): at least one parameter group must have a rate above 0, for the ratios.")
         sweep = _Sweep([base / max(bases) for base in bases], self._rates())
-        trial_fit(trainer, sweep, self.num_steps)
+        if not trial_fit(trainer, sweep, self.num_steps):
+            rank_zero_warn(
+                f"{owner}(num_steps={self.num_steps}): the test ended after {len(sweep.losses)} steps with an epoch "
+                "without a batch; data that can be read only once are used up, so find the rate in a run of its own."
+            )
         losses = trainer.strategy.broadcast(sweep.losses)  # all processes must choose the same rate
-        self.result = lr_range(self._rates()[: len(losses)], losses)
+        reason = sweep.reason or ("" if losses else "no batch of the test had a loss")
+        self.result = _nothing(reason) if reason else lr_range(self._rates()[: len(losses)], losses)
         if self.verbose:
             rank_zero_info(self._text(self.result, max(bases)))
         chosen = self.result.suggestions[self.suggestion]
@@ -123,14 +133,16 @@ class _Sweep(pl.Callback):
         self._ratios, self._rates = ratios, rates
         self._window: list[Tensor] = []
         self.losses: list[float] = []
+        self.reason = ""  # why the losses say nothing
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         rate = self._rates[min(len(self.losses), len(self._rates) - 1)]
-        for group, ratio in zip(groups, self._ratios, strict=True):
-            _write(group, "lr", rate * ratio)
+        self._written = [(group, rate * ratio) for group, ratio in zip(groups, self._ratios, strict=True)]
+        for group, value in self._written:
+            _write(group, "lr", value)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -139,6 +151,10 @@ class _Sweep(pl.Callback):
         if isinstance(loss, Tensor):
             self._window.append(loss.detach().float() * trainer.accumulate_grad_batches)  # divided by it for backward
         if accumulates(trainer) or not self._window:
+            return
+        if not all(math.isclose(float(group["lr"]), value, rel_tol=1e-5) for group, value in self._written):
+            self.reason = f"{type(pl_module).__name__} sets the rate in each step itself"
+            trainer.should_stop = True
             return
         mean = torch.stack(self._window).mean()
         self._window = []
@@ -153,6 +169,11 @@ class _Sweep(pl.Callback):
         return len(self.losses) > 2 * several and last > first + _DIVERGED * max(
             first - min(self.losses), abs(first) / 4
         )
+
+
+def _nothing(reason: str) -> LRRange:
+    """A result without suggestions."""
+    return LRRange((), (), (), dict.fromkeys(RULES), reason)
 
 
 def _set_rates(trainer: pl.Trainer, rate: float, before: float) -> None:

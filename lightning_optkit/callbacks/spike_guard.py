@@ -25,6 +25,7 @@ from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_packages import loss_scaler
 from lightning_optkit.callbacks.seams.lowered_rates import LoweredRates
+from lightning_optkit.callbacks.seams.module_state import Buffers
 from lightning_optkit.callbacks.seams.refusals import refuse_manual_optimization, refuse_split_parameters
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.callbacks.seams.steps import gradients_of
@@ -116,7 +117,7 @@ class SpikeGuard(FitCallback):
         self._since_copy: int | None = None
         self._rewarming: int | None = None  # steps since a rollback
         self._rates = LoweredRates()
-        self._buffers: dict[Tensor, Tensor] = {}  # running statistics before the batches of a step
+        self._buffers: Buffers | None = None  # running statistics before the batches of a step
 
     def _new_detector(self) -> SpikeDetector:
         return SpikeDetector(self.window, self.threshold, self.patience, self.warmup)
@@ -182,7 +183,7 @@ class SpikeGuard(FitCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if not self._window:
-            self._buffers = {buffer: buffer.detach().clone() for buffer in pl_module.buffers()}
+            self._buffers = Buffers(pl_module)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         scaler = loss_scaler(trainer)
@@ -267,8 +268,8 @@ class SpikeGuard(FitCallback):
         for group in optimizer.param_groups:
             for param in group["params"]:
                 param.grad = None
-        for buffer, before in self._buffers.items():
-            buffer.data.copy_(before)
+        if self._buffers is not None:
+            self._buffers.restore()
 
     def _shrink(self, trainer: pl.Trainer, grads: list[Tensor], loss: float, norm: float) -> None:
         usual = self._detector.usual
@@ -311,4 +312,4 @@ class SpikeGuard(FitCallback):
 
     def _release(self) -> None:
         """`events` can be read after the fit."""
-        self._buffers, self._rates = {}, LoweredRates()
+        self._buffers, self._rates = None, LoweredRates()

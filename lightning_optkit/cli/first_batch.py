@@ -56,7 +56,8 @@ def find_lr(cli: LightningCLI) -> None:
     if not finders:
         trainer.callbacks.append(finder)
     _start(cli, lambda trainer: None)
-    assert finder.result is not None
+    if finder.result is None:
+        raise ValueError("the fit ended before the test; nothing was tested.")
     _print_suggestions(Console(highlight=False, markup=False), finder.result, finder.suggestion)
 
 

@@ -3,12 +3,13 @@
 
 import copy
 import random
+import threading
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 from torch.utils.data import DataLoader, TensorDataset
@@ -210,7 +211,8 @@ def test_a_resumed_run_keeps_its_rates(tmp_path):
     rate = trainer.optimizers[0].param_groups[0]["lr"]
     found = finder()
     resumed = fit(Net(), found, ckpt_path=tmp_path / "a.ckpt", max_epochs=3)
-    assert found.result is None and resumed.optimizers[0].param_groups[0]["lr"] == rate
+    assert found.result.reason == "not tested, since a run resumed from a checkpoint keeps its rates"
+    assert resumed.optimizers[0].param_groups[0]["lr"] == rate
 
 
 @pytest.mark.parametrize("apply", [True, False])
@@ -243,6 +245,88 @@ def test_a_step_that_fails_leaves_the_run_as_it_was():
     with pytest.raises(RuntimeError, match="no"):
         fit(module, found)
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+
+
+def test_schedulers_can_be_read_in_the_test_and_are_not_stepped():
+    class Reading(Net):
+        def training_step(self, batch, batch_idx):
+            self.rates_of_scheduler = self.lr_schedulers().get_last_lr()
+            return super().training_step(batch, batch_idx)
+
+    def with_steps(module):
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
+        return [optimizer], [{"scheduler": CosineAnnealingLR(optimizer, 16), "interval": "step"}]
+
+    found, module, plain = finder(), Reading(configure=with_steps), Reading(configure=with_steps)
+    fit(module, found)
+    plain.configure = lambda m: with_rate(with_steps(m), found.result.suggestions["middle"])
+    fit(plain)
+    assert same(module, plain) and module.rates == plain.rates
+
+
+def with_rate(configured, rate):
+    optimizers, (config,) = configured
+    optimizers[0].param_groups[0].update(lr=rate, initial_lr=rate)
+    return optimizers, [{**config, "scheduler": CosineAnnealingLR(optimizers[0], 16)}]
+
+
+def test_a_module_that_sets_the_rate_of_each_step_gets_no_suggestion(printed):
+    class WarmsUp(Net):
+        def optimizer_step(self, epoch, batch_idx, optimizer, closure):
+            optimizer.param_groups[0]["lr"] = 0.05 * min(1.0, (self.trainer.global_step + 1) / 10)
+            optimizer.step(closure=closure)
+
+    found = finder(verbose=True)
+    trainer = fit(WarmsUp(), found)
+    assert "no suggestion, the rate stays 0.05: WarmsUp sets the rate in each step itself." in printed()
+    assert set(found.result.suggestions.values()) == {None} and trainer.optimizers[0].param_groups[0]["lr"] == 0.05
+
+
+class Once(torch.utils.data.IterableDataset):
+    def __init__(self):
+        x = torch.randn(256, 4)
+        self.rows = iter(list(zip(x, x[:, :2], strict=True)))
+
+    def __iter__(self):
+        return self.rows
+
+
+def test_data_that_can_be_read_once_end_the_test():
+    with pytest.warns(UserWarning, match=r"^LRFinder\(num_steps=60\): the test ended after 8 steps .* used up"):
+        fit(Net(), found := finder(), loader=DataLoader(Once(), batch_size=32))
+    assert "only" in found.result.reason or found.result.lrs
+
+
+@pytest.mark.filterwarnings("ignore:.training_step. returned .None.")
+@pytest.mark.parametrize(
+    ("module", "arguments", "reason"),
+    [
+        (Net, dict(limit_train_batches=0), "no batch of the test had a loss"),
+        (type("Silent", (Net,), {"training_step": lambda *_: None}), {}, "no batch of the test had a loss"),
+        (Net, dict(fast_dev_run=True), "not tested, since the run is a trial"),
+    ],
+    ids=["no batches", "no loss", "fast_dev_run"],
+)
+def test_without_a_test_there_is_a_reason(module, arguments, reason):
+    fit(module(), found := finder(), **arguments)
+    assert found.result.reason == reason and set(found.result.suggestions.values()) == {None}
+    assert found.result.plot() is not None
+
+
+def test_what_a_module_saves_need_not_be_copyable():
+    class Saves(Net):
+        def on_save_checkpoint(self, checkpoint):
+            checkpoint["lock"] = threading.Lock()
+
+    fit(Saves(), found := finder())
+    assert found.result.suggestions["middle"] is not None
+
+
+def test_a_bar_that_another_process_shows_stays_off():
+    bar = TQDMProgressBar()
+    bar.disable()
+    fit(Net(), finder(), bar, enable_progress_bar=True)
+    assert not bar.is_enabled
 
 
 def test_manual_optimization_is_refused():

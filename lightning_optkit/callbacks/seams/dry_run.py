@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs `training_step` before training without side effects, and materializes modules on the meta device."""
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +16,7 @@ from torchmetrics import Metric
 from lightning_optkit._checks import shown
 from lightning_optkit._torch_private import own_buffers, own_parameters, private_reset
 from lightning_optkit.callbacks.seams.lightning_packages import is_a
+from lightning_optkit.callbacks.seams.module_state import Attributes
 from lightning_optkit.callbacks.seams.overrides import override, restore
 
 __all__ = ["materialize", "run_training_step", "without_trace"]
@@ -58,10 +58,8 @@ def run_training_step(
 
 @contextmanager
 def without_trace(pl_module: pl.LightningModule) -> Iterator[None]:
-    """Restores the module's own attributes and the contents of its lists, dicts and sets; nothing is logged."""
-    own = vars(pl_module)
-    public = {name: value for name, value in own.items() if not name.startswith("_")}
-    contents = [(value, copy.copy(value)) for value in public.values() if isinstance(value, list | dict | set)]
+    """Restores the attributes of the module and of those in it, except the states of metrics; nothing is logged."""
+    attributes = Attributes(pl_module)
     metrics = [m for m in pl_module.modules() if isinstance(m, Metric) and not m.update_called]
     muted = [module for module in pl_module.modules() if is_a(module, pl.LightningModule)]
     silences = [(module, name, partial(_log_nothing)) for module in muted for name in ("log", "log_dict")]
@@ -72,12 +70,7 @@ def without_trace(pl_module: pl.LightningModule) -> Iterator[None]:
     finally:
         for module, name, silence in silences:
             restore(module, name, silence)
-        for name in [name for name in own if not name.startswith("_") and name not in public]:
-            del own[name]
-        own.update(public)
-        for held, content in contents:
-            held.clear()
-            (held.extend if isinstance(held, list) else held.update)(content)
+        attributes.restore()
         for metric in metrics:
             metric.reset()
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loss of each optimizer step, however Lightning passes it on, read from a device only when asked for."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lightning_optkit.callbacks.seams.second_pass import loss_of
 from lightning_optkit.diagnostics._observations import Losses
 
 __all__ = ["LossesOfRun"]
@@ -30,8 +30,8 @@ class LossesOfRun:
         is_automatic = pl_module.automatic_optimization
         if not is_automatic and len(trainer.optimizers) > 1:
             return
-        loss = loss_of(outputs) if isinstance(outputs, dict | Tensor) else None
-        if loss is not None:
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if isinstance(loss, Tensor) and loss.numel() == 1:  # a module that steps itself may return anything
             factor = trainer.accumulate_grad_batches if is_automatic else 1  # by which Lightning has divided it
             plain = loss.detach()
             self._window.append(plain.item() * factor if plain.device.type == "cpu" else plain.reshape(()) * factor)

@@ -10,7 +10,6 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 
-from lightning_optkit.callbacks.seams.dry_run import without_trace
 from lightning_optkit.callbacks.seams.second_pass import SecondPass, finish_second_passes, loss_of
 
 __all__ = ["repeatable", "repeated_loss"]
@@ -23,7 +22,7 @@ def repeatable(pl_module: pl.LightningModule) -> Iterator[None]:
     On exit, random numbers, buffers (running statistics), metrics and the module's own attributes are as before.
     Between two batches only: the buffers of another second pass would be restored too early.
     """
-    with isolate_rng(), without_trace(pl_module):
+    with isolate_rng():
         second = SecondPass(pl_module)
         try:
             with second:

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor
 
 from lightning_optkit.callbacks.seams.dry_run import without_trace
+from lightning_optkit.callbacks.seams.module_state import Buffers
 from lightning_optkit.callbacks.seams.overrides import override, restore
 from lightning_optkit.callbacks.seams.second_pass import loss_of, restore_metrics, states_of_metrics
 
@@ -54,11 +55,9 @@ def _step_nothing(*args: Any, **kwargs: Any) -> None:
 
 @contextmanager
 def _kept(pl_module: pl.LightningModule) -> Iterator[None]:
-    buffers = [(buffer, buffer.detach().clone()) for buffer in pl_module.buffers()]
-    metrics = states_of_metrics(pl_module)
+    buffers, metrics = Buffers(pl_module), states_of_metrics(pl_module)
     try:
         yield
     finally:
         restore_metrics(metrics)
-        for buffer, before in buffers:
-            buffer.data.copy_(before)  # a pending backward pass may have saved it
+        buffers.restore()

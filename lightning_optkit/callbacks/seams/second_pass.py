@@ -9,14 +9,15 @@ import lightning.pytorch as pl
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_optkit.callbacks.seams.overrides import override, restore
+from lightning_optkit.callbacks.seams.dry_run import without_trace
+from lightning_optkit.callbacks.seams.module_state import Buffers
 from lightning_optkit.callbacks.seams.torchmetrics_private import state_names
 
 __all__ = ["SecondPass", "finish_second_passes", "loss_of", "restore_metrics", "states_of_metrics", "with_loss"]
 
 
 class SecondPass:
-    """A context manager: inside, nothing is logged, and metrics are restored on exit.
+    """A context manager: inside, nothing is logged, and metrics and attributes of modules are restored on exit.
 
     Buffers (running statistics of BatchNorm, power iterations) may still be needed by the backward pass, so they are
     restored by `finish_second_passes`, which must be called after it.
@@ -27,27 +28,23 @@ class SecondPass:
 
     def __init__(self, pl_module: pl.LightningModule) -> None:
         self._module = pl_module
-        self._buffers = [(buffer, buffer.detach().clone()) for buffer in pl_module.buffers()]
+        self._buffers = Buffers(pl_module)
         _PENDING.setdefault(pl_module, []).append(self)
         self._metrics = states_of_metrics(pl_module)
 
     def __enter__(self) -> None:
-        def log(*args: Any, **kwargs: Any) -> None:
-            """The first pass has logged."""
-
-        self._log = log
-        override(self._module, "log", log)
+        self._trace = without_trace(self._module)
+        self._trace.__enter__()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        restore(self._module, "log", self._log)
+        self._trace.__exit__(kind, error, trace)
         restore_metrics(self._metrics)
 
     def restore_buffers(self) -> None:
         """Restores the buffers."""
-        for buffer, before in self._buffers:
-            buffer.data.copy_(before)
+        self._buffers.restore()
 
 
 _PENDING: WeakKeyDictionary[pl.LightningModule, list[SecondPass]] = WeakKeyDictionary()

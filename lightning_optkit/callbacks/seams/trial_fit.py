@@ -8,6 +8,7 @@ which they leave changed, is restored as well.
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,38 +25,66 @@ from lightning_optkit.callbacks.seams.lightning_private import (
     train_loaders,
     whole_state,
 )
+from lightning_optkit.callbacks.seams.module_state import Attributes, Buffers
 from lightning_optkit.callbacks.seams.overrides import override, restore
 from lightning_optkit.callbacks.seams.random_state import get_random_state, own_generators, set_random_state
+from lightning_optkit.callbacks.seams.second_pass import restore_metrics, states_of_metrics
 
 __all__ = ["trial_fit"]
 
+_CHANGED_BY_STEPS = {"state_dict", "optimizer_states", "lr_schedulers", "callbacks", "loops"}
 
-def trial_fit(trainer: pl.Trainer, watcher: pl.Callback, max_steps: int) -> None:
+
+def trial_fit(trainer: pl.Trainer, watcher: pl.Callback, max_steps: int) -> bool:
     """Trains for up to `max_steps` optimizer steps with `watcher` as the only callback, then restores the run.
 
-    Restored are weights, optimizers, schedulers, loss scaler, callbacks' states, loops, random numbers and the
-    generators of loaders. Nothing is logged, validated or saved. What other callbacks have changed so far (fused
-    optimizers, clipping) stays in force. `watcher` may end it early by `trainer.should_stop = True`.
+    Restored are weights, buffers, attributes and metrics of the module, optimizers, schedulers, loss scaler, callbacks'
+    states, loops, random numbers and the generators of loaders. Nothing is logged, validated or saved, and no scheduler
+    is stepped. What other callbacks have changed so far (fused optimizers, clipping) stays in force. It ends early if
+    `watcher` sets `trainer.should_stop = True`, or if an epoch has no batch.
 
     Args:
         trainer: The Trainer, in `on_fit_start`.
         watcher: Callback of the trial.
         max_steps: Optimizer steps, at least 1.
+
+    Returns:
+        False if it ended with an epoch without a step: data that can be read only once are used up.
     """
     device = trainer.strategy.root_device
     random, in_tensors = get_random_state([], device), _entries_in_tensors(trainer)
-    state = copy.deepcopy(whole_state(trainer))
+    module = trainer.lightning_module
+    attributes, buffers, metrics = Attributes(module), Buffers(module), states_of_metrics(module)
+    names = set(module.state_dict())
+    state = {name: _copied(name, part) for name, part in whole_state(trainer).items()}
+    last = _StopAfterEmptyEpoch()
     with _generators_rewound(trainer):
         try:
-            with _only(trainer, watcher):
+            with _only(trainer, watcher, last):
                 nested_run(trainer, max_steps)
         finally:
+            buffers.restore()  # also those that no checkpoint has; before it, since one may have been None
+            made = {name: value for name, value in module.state_dict().items() if name not in names}
+            state["state_dict"].update(made)  # at the first forward
             restore_whole_state(trainer, state)
             forget_restart(trainer)
             set_random_state(random, [], device)
             for optimizer, place, name, tensor in in_tensors:  # torch has replaced the groups
                 tensor.copy_(optimizer.param_groups[place][name])
                 optimizer.param_groups[place][name] = tensor
+            restore_metrics(metrics)
+            attributes.restore()
+    return not last.was_empty
+
+
+def _copied(name: str, part: Any) -> Any:
+    """A copy of a part of a checkpoint; what a user put there may be an object that has none, such as a lock."""
+    try:
+        return copy.deepcopy(part)
+    except Exception:
+        if name in _CHANGED_BY_STEPS:
+            raise
+        return part
 
 
 def _entries_in_tensors(trainer: pl.Trainer) -> list[tuple[Optimizer, int, str, Tensor]]:
@@ -91,16 +120,19 @@ def _generators_rewound(trainer: pl.Trainer) -> Iterator[None]:
 
 
 @contextmanager
-def _only(trainer: Any, watcher: pl.Callback) -> Iterator[None]:
-    """This callback, and neither schedulers, loggers nor validation."""
+def _only(trainer: Any, *callbacks: pl.Callback) -> Iterator[None]:
+    """These callbacks, and neither schedulers, loggers nor validation."""
     strategy = trainer.strategy
     names = ("callbacks", "loggers", "limit_val_batches", "should_stop")
     before = {name: getattr(trainer, name) for name in names}
     schedulers = strategy.lr_scheduler_configs
     bar = trainer.progress_bar_callback
-    if bar is not None:
+    is_shown = bar is not None and getattr(bar, "is_enabled", True)  # by one process of several
+    if is_shown:
         bar.disable()
-    trainer.callbacks, trainer.limit_val_batches, strategy.lr_scheduler_configs = [watcher], 0, []
+    trainer.callbacks, trainer.limit_val_batches = [*callbacks], 0
+    # The module may read them (`self.lr_schedulers()`), but none is due.
+    strategy.lr_scheduler_configs = [replace(config, interval="never") for config in schedulers]
     trainer.loggers = [DummyLogger()] if before["loggers"] else []
     try:
         yield
@@ -108,5 +140,18 @@ def _only(trainer: Any, watcher: pl.Callback) -> Iterator[None]:
         strategy.lr_scheduler_configs = schedulers
         for name, value in before.items():
             setattr(trainer, name, value)
-        if bar is not None:
+        if is_shown:
             bar.enable()
+
+
+class _StopAfterEmptyEpoch(pl.Callback):
+    """Or a trial over data that are used up would never end."""
+
+    was_empty = False
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._before = trainer.global_step
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step == self._before:
+            self.was_empty = trainer.should_stop = True
