@@ -46,7 +46,8 @@ class LRSchedule(ScheduledCallback):
         count: Returns the samples or tokens of a batch. Default: its size; there is no default for tokens.
         replace_schedulers: Take the place of schedulers of `configure_optimizers` until the fit ends. False: raise if
             there are any. Of OneCycleLR, which has overwritten the optimizer's own rate and momentum, the largest rate
-            becomes the base, and the momentum stays; CyclicLR raises.
+            becomes the base, and the momentum stays; CyclicLR raises. With manual optimization the module may go on
+            calling their `step`, which does nothing until then.
         verbose: Print schedule, length and base values when training starts.
 
     Raises:

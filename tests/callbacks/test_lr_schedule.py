@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """LRSchedule: the rate that each optimizer step saw, in every unit, resumed, extended, and beside what else sets it."""
 
+import contextlib
 import csv
 import math
 import pickle
@@ -537,11 +538,41 @@ def test_a_finder_and_one_cycle(fit, regression, recorder, tmp_path):
     assert optimizer.param_groups[0]["initial_lr"] == pytest.approx(found / 25)
 
 
-def test_a_scheduler_that_is_stepped_by_hand_is_not_replaced(fit, regression):
-    module = Adversaries()
-    module.configure_optimizers = lambda: scheduled(lambda o: CosineAnnealingLR(o, 3))(module)
-    with pytest.raises(ValueError, match=r"this module steps CosineAnnealingLR itself \(manual optimization\)"):
-        fit(module, quiet(linear()), accumulate_grad_batches=1)
+class SteppedByHand(Adversaries):
+    """Steps its schedulers, as Lightning's page on manual optimization shows, and keeps one of them itself."""
+
+    def configure_optimizers(self):
+        optimizers = super().configure_optimizers()
+        self.own = CosineAnnealingLR(optimizers[0], 3)
+        return [*optimizers], [self.own, ReduceLROnPlateau(optimizers[1])]
+
+    def training_step(self, batch, batch_idx):
+        super().training_step(batch, batch_idx)
+        cosine_of_first, plateau_of_second = self.lr_schedulers()
+        assert isinstance(plateau_of_second, ReduceLROnPlateau)
+        cosine_of_first.step()
+        plateau_of_second.step(1.0)
+        self.own.step()
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["to the end", "with an error"])
+def test_schedulers_that_are_stepped_by_hand_stand_still_until_the_fit_ends(
+    make_trainer, data, recorder, printed, broken
+):
+    module = SteppedByHand()
+    callbacks = [LRSchedule(linear()), recorder, *([Broken()] if broken else [])]
+    trainer = make_trainer(*callbacks, accumulate_grad_batches=1)
+    with pytest.raises(RuntimeError, match="broken") if broken else contextlib.nullcontext():
+        trainer.fit(module, data())
+    assert "in place of CosineAnnealingLR, ReduceLROnPlateau, which configure_optimizers returns, until" in printed()
+    if not broken:
+        assert recorder.values("lr") == expected(linear(), range(12), 12)
+        assert recorder.values("lr", optimizer=1) == expected(linear(), range(1, 12, 2), 12, base=2 * LR)
+    kept = [config.scheduler for config in trainer.lr_scheduler_configs]
+    assert kept == module.lr_schedulers() and [type(each) for each in kept] == [CosineAnnealingLR, ReduceLROnPlateau]
+    assert [each.last_epoch for each in kept] == [0, 0]
+    module.own.step()
+    assert module.own.last_epoch == 1 and "step" not in module.own.state_dict()
 
 
 def test_two_of_a_kind_raise(fit, regression):

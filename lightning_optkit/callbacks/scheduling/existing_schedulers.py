@@ -2,6 +2,7 @@
 """Handles schedulers from configure_optimizers: no other schedule may set the same value."""
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,6 +13,7 @@ from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
 from lightning_optkit._torch_private import schedulers_within
 from lightning_optkit.callbacks.scheduling.group_targets import group_targets
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
+from lightning_optkit.callbacks.seams.overrides import override, restore
 
 __all__ = ["base_on_largest", "refuse_other_schedules", "schedulers_of", "take_over_schedulers"]
 
@@ -29,6 +31,8 @@ def take_over_schedulers(
 ) -> Callable[[], None]:
     """Removes the schedulers of configure_optimizers and reverts their effect; the result gives them back.
 
+    A module with manual optimization still finds them in `lr_schedulers()`, and may call their `step`: it does nothing.
+
     Raises:
         ValueError: if there are any and `replaces` is False, or they cannot be removed.
     """
@@ -36,8 +40,9 @@ def take_over_schedulers(
     schedulers = list(schedulers_of(trainer))
     names = ", ".join(dict.fromkeys(type(scheduler).__name__ for scheduler in schedulers))
     if schedulers:
-        _check_replaceable(owner, names, schedulers, pl_module, replaces)
+        _check_replaceable(owner, names, schedulers, replaces)
     removed = list(configs)
+    let_go = _hold(pl_module, [config.scheduler for config in removed], schedulers)
     configs.clear()
     cycled = [group for scheduler in schedulers if isinstance(scheduler, OneCycleLR) for group in _cycled(scheduler)]
     ratios = [group["initial_lr"] / group["max_lr"] for group in cycled]
@@ -50,12 +55,44 @@ def take_over_schedulers(
         rank_zero_info(f"{owner}: in place of {names}, which configure_optimizers returns, until the fit ends{more}.")
 
     def give_back() -> None:
+        let_go()
         configs[:] = removed + configs
         again = [group for scheduler in schedulers if isinstance(scheduler, OneCycleLR) for group in _cycled(scheduler)]
         for group, ratio in zip(again, ratios, strict=False):  # a restored optimizer has other groups
             group["initial_lr"] = ratio * group["max_lr"]
 
     return give_back
+
+
+def _hold(pl_module: pl.LightningModule, returned: list[Any], schedulers: list[Any]) -> Callable[[], None]:
+    """Makes schedulers that the module steps itself stand still; the result lets them go.
+
+    By their class, since their state dict would hold an attribute of theirs.
+    """
+    if pl_module.automatic_optimization or not returned:
+        return lambda: None
+    classes = [type(scheduler) for scheduler in schedulers]
+    for scheduler, cls in zip(schedulers, classes, strict=True):
+        still = {name: _stand_still for name in ("step", "step_update") if hasattr(cls, name)}  # the second is timm's
+        scheduler.__class__ = type(cls.__name__, (cls,), {**still, "__module__": cls.__module__})
+    found = partial(_returned, returned)
+    override(pl_module, "lr_schedulers", found)
+
+    def let_go() -> None:
+        restore(pl_module, "lr_schedulers", found)
+        for scheduler, cls in zip(schedulers, classes, strict=True):
+            scheduler.__class__ = cls
+
+    return let_go
+
+
+def _stand_still(*args: Any, **kwargs: Any) -> None:
+    pass
+
+
+def _returned(schedulers: list[Any]) -> Any:
+    """As `LightningModule.lr_schedulers` returns them."""
+    return schedulers[0] if len(schedulers) == 1 else schedulers
 
 
 def base_on_largest(groups: Iterable[dict[str, Any]]) -> None:
@@ -69,18 +106,11 @@ def _cycled(scheduler: OneCycleLR) -> list[dict[str, Any]]:
     return [group for group in scheduler.optimizer.param_groups if "max_lr" in group]
 
 
-def _check_replaceable(
-    owner: str, names: str, schedulers: list[Any], pl_module: pl.LightningModule, replaces: bool
-) -> None:
+def _check_replaceable(owner: str, names: str, schedulers: list[Any], replaces: bool) -> None:
     if not replaces:
         raise ValueError(
             f"{owner}(replace_schedulers=False): configure_optimizers returns {names}, and both would set the same "
             f"learning rate; remove one, or say {owner}(replace_schedulers=True)."
-        )
-    if not pl_module.automatic_optimization:
-        raise ValueError(
-            f"{owner}(replace_schedulers=True): this module steps {names} itself (manual optimization); "
-            "remove it from configure_optimizers."
         )
     if any(isinstance(scheduler, CyclicLR) for scheduler in schedulers):
         raise ValueError(
