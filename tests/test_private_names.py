@@ -43,6 +43,7 @@ LOOKED_UP = {
     "_dynamo_marked_constant": "torch._dynamo.decorators",
     "_fsdp_wrapped_module": "torch.distributed.fsdp._common_utils",
     "_checkpoint_wrapped_module": "torch.distributed.algorithms._checkpoint.checkpoint_wrapper",
+    "_forward_cache": "lightning.pytorch.trainer.connectors.logger_connector.result",
     "_orig_mod": "torch._dynamo.eval_frame",
     "_is_mkldnn_bf16_supported": "torch.testing._internal.common_device_type",
     "__pl_saved_kwargs": "lightning.fabric.utilities.data",

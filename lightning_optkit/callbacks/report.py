@@ -14,7 +14,7 @@ The gradient norm is obtained without an extra read of the gradients where possi
 
 import statistics
 import time
-from functools import partial
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,20 @@ from torch.optim import Optimizer
 
 from lightning_optkit._checks import check_bools, check_int, check_path, check_text, shown
 from lightning_optkit._norms import total_norm
+from lightning_optkit.callbacks.gradient_clipping import GradientClipping
+from lightning_optkit.callbacks.gradient_health import GradientHealth
+from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
+from lightning_optkit.callbacks.seams.layers_of_run import LayersOfRun
 from lightning_optkit.callbacks.seams.lightning_packages import is_overridden
+from lightning_optkit.callbacks.seams.lightning_private import logged_in_training_step, logged_per_epoch
+from lightning_optkit.callbacks.seams.optimizer_names import optimizer_names
 from lightning_optkit.callbacks.seams.refusals import refuse_listed_twice
+from lightning_optkit.callbacks.seams.run import Run
+from lightning_optkit.callbacks.seams.run_settings import callback_arguments, run_settings, watched_metrics
+from lightning_optkit.callbacks.seams.steps import StepListener, watch_steps
 from lightning_optkit.diagnostics._record import record_from
+from lightning_optkit.diagnostics.environment import environment
 from lightning_optkit.diagnostics.report import Curve, RunRecord, write_report
 from lightning_optkit.step import OnePassOptimizer
 
@@ -39,38 +49,48 @@ _MAX_PENDING = 512  # values still on an accelerator
 
 
 class Report(FitCallback):
-    """Records loss, learning rates, gradient norms, validation metrics and step times; writes them when `fit` ends.
+    """Records a fit and writes it as one page when the fit ends: settings, curves, layers, the plan, findings.
 
-    The file is self-contained. Loss and gradients are those of rank zero; under DDP the gradients are the same on every
-    rank. Values on an accelerator are fetched together, a few hundred at a time. The record is saved in every
-    checkpoint, so a resumed run's report covers the whole run.
+    The page needs nothing but itself. A file of the same name that ends in .json holds the record, from which
+    `optkit report` puts several runs on one page. Steps are counted as in a schedule: with manual optimization, a batch
+    is a step. Loss and gradients are those of rank zero; under DDP the gradients are the same on every rank. Values on
+    an accelerator are fetched together, a few hundred at a time. The record is saved in every checkpoint, so a resumed
+    run's report covers the whole run.
 
     Args:
         path: The file to write. Default: report.html in the logger's folder, or in the trainer's `default_root_dir`.
         name: Name of the run in the report. Default: the class of the module.
-        measure_every: Optimizer steps between measurements of the gradient norm, at least 1; not used if the step
-            provides it.
+        measure_every: Steps between measurements of the gradient norm, at least 1; not used if the step provides it.
         write: False only records: pass the `record` of several runs to `diagnostics.write_report` to compare them.
+        layers: Also measure gradients, updates and outputs of every layer, in the first steps, then at most each
+            `measure_every`-th, and more rarely as the run goes on: about 250 times in 100,000 steps.
 
     Raises:
         ValueError: for an argument out of range.
 
-    Cost: no pass over the gradients with `Fuse` and a clip by norm; otherwise two in `measure_every` steps.
+    Cost: no pass over the gradients with `Fuse` and a clip by norm; otherwise two in `measure_every` steps. A step
+    whose layers are measured costs what one of `GradientHealth` does.
 
     Example:
         >>> trainer = pl.Trainer(callbacks=[Report("report.html")], logger=False, enable_checkpointing=False)
     """
 
     def __init__(
-        self, path: str | Path | None = None, name: str | None = None, measure_every: int = 10, write: bool = True
+        self,
+        path: str | Path | None = None,
+        name: str | None = None,
+        measure_every: int = 10,
+        write: bool = True,
+        layers: bool = True,
     ) -> None:
         check_int(type(self).__name__, "measure_every", measure_every, minimum=1)
-        check_bools(type(self).__name__, write=write)
+        check_bools(type(self).__name__, write=write, layers=layers)
         if path is not None:
             check_path(type(self).__name__, "path", path)
         if name is not None:
             check_text(type(self).__name__, "name", name, 'a name of the run, such as "plain"')
         self._path, self._name, self._measure_every, self._write = path, name, measure_every, write
+        self._layers = layers
         self.record = RunRecord(name or "run")
         self._forget()
 
@@ -78,9 +98,11 @@ class Report(FitCallback):
         self._pending: list[tuple[Curve, int, Tensor]] = []
         self._losses: list[Tensor] = []  # of the batches accumulated for the next step
         self._not_validation: set[str] = set()
+        self._names: dict[Optimizer, str] = {}
         self._started: float | None = None
-        self._batch_idx = self._num_skipped = 0
+        self._batch_idx, self._origin = 0, 0.0
         self._clips = False
+        self._of_layers: LayersOfRun | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         self._fetch()  # fetched here, since a copy would append to the same record
@@ -103,20 +125,33 @@ class Report(FitCallback):
             self._forget()
             self.record = RunRecord(self._name or type(pl_module).__name__)
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        def joins(optimizer: Optimizer, place: int) -> None:
+            self._names = dict(zip(trainer.optimizers, optimizer_names(trainer), strict=True))
+
+        def counts(optimizer: Optimizer, place: int) -> None:
+            self._after_step(trainer, optimizer)
+
+        self._at_end(watch_steps(trainer, StepListener(type(self).__name__, joins=joins, counts=counts)).remove)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Not earlier: only now is it known what every callback adds to the step.
-        self.record.explanation = "\n\n".join(_explanation(optimizer) for optimizer in trainer.optimizers)
+        record = self.record
         self._clips = bool(trainer.gradient_clip_val) or is_overridden("configure_gradient_clipping", pl_module)
         self._clips |= not pl_module.automatic_optimization
-        self.record.num_steps = trainer.global_step
-        for index, optimizer in enumerate(trainer.optimizers):
-            if isinstance(optimizer, Optimizer):
-                hook = partial(self._after_step, trainer, index)
-                self._at_end(optimizer.register_step_post_hook(hook).remove)
-            if isinstance(optimizer, OnePassOptimizer) and index == 0:
-                self._num_skipped = optimizer.num_skipped
+        record.num_steps = Run(trainer).step
+        date = record.settings.get("date") or f"{datetime.now():%Y-%m-%d %H:%M}"
+        record.settings = {"date": date, **run_settings(trainer, pl_module)}
+        record.callbacks, record.goals = callback_arguments(trainer, but=self), watched_metrics(trainer)
+        record.environment = environment()
+        self._origin = time.perf_counter() - (record.elapsed_s.last or 0.0)
+        if self._layers:
+            self._of_layers = LayersOfRun(trainer, pl_module, record.layers, self._measure_every)
+            self._at_end(self._of_layers.close)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Not earlier: only now is it known what every callback adds to the step.
+        self.record.explanation = "\n\n".join(_explanation(optimizer) for optimizer in trainer.optimizers)
+        self.record.clip = _clip(trainer)
         self._started = None
 
     def on_train_batch_start(
@@ -125,16 +160,18 @@ class Report(FitCallback):
         self._batch_idx = batch_idx
         if self._started is None:
             self._started = time.perf_counter()
+        if self._of_layers is not None:
+            self._of_layers.before_batch(Run(trainer).step)
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not (pl_module.automatic_optimization and trainer.optimizers and self._measures(trainer)):
             return
         steps_now = (self._batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
         optimizer = trainer.optimizers[0]
-        if steps_now and not _knows_norm(optimizer):
+        if steps_now and optimizer in self._names and not _knows_norm(optimizer):
             scaler = getattr(trainer.precision_plugin, "scaler", None)
             norm = _grad_norm(optimizer, 1.0 if scaler is None else 1.0 / scaler.get_scale())
-            self._append(self.record.grad_norm, trainer.global_step + 1, norm)
+            self._append(_named(self.record.grad_norm, self._names[optimizer]), trainer.global_step + 1, norm)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -143,7 +180,7 @@ class Report(FitCallback):
         if isinstance(loss, Tensor):
             divided_by = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
             self._losses.append(loss.detach() if divided_by == 1 else loss.detach() * divided_by)
-        step = trainer.global_step
+        step = Run(trainer).step
         if step == self.record.num_steps:
             return
         self.record.num_steps = step
@@ -151,9 +188,14 @@ class Report(FitCallback):
             mean = self._losses[0] if len(self._losses) == 1 else torch.stack(self._losses).mean()
             self._append(self.record.loss, step, mean)
         self._losses = []
+        for name, value in logged_in_training_step(trainer).items():
+            self._append(_named(self.record.logged, name), step, value)
+        if self._of_layers is not None:
+            self._of_layers.after_batch(step)
         now = time.perf_counter()
         if self._started is not None:
             self.record.step_ms.append(step, 1e3 * (now - self._started))
+        self.record.elapsed_s.append(step, now - self._origin)
         self._started = now
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -166,20 +208,28 @@ class Report(FitCallback):
             return
         for name, value in trainer.callback_metrics.items():
             if name not in self._not_validation:
-                self.record.metrics.setdefault(name, Curve()).append(trainer.global_step, float(value))
+                _named(self.record.metrics, name).append(Run(trainer).step, float(value))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for name in logged_per_epoch(trainer):
+            value = trainer.callback_metrics.get(name)
+            if value is not None and value.numel() == 1:
+                _named(self.record.logged, name).append(Run(trainer).step, float(value))
         self._fetch()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._fetch()
-        _, durations = self.record.step_ms.finite()
+        record = self.record
+        _, durations = record.step_ms.finite()
         if durations:
-            self.record.timings["training step"] = statistics.median(durations)
-        path = self._path or Path(trainer.log_dir or trainer.default_root_dir) / "report.html"
+            record.timings["training step"] = statistics.median(durations)
+        health = callbacks_of(trainer, GradientHealth)
+        record.verdicts = [verdict for each in health for verdict in each.verdicts] if health else None
+        path = Path(self._path or Path(trainer.log_dir or trainer.default_root_dir) / "report.html")
         if self._write and trainer.is_global_zero:
             try:
-                written = write_report([self.record], path)
+                written = write_report([record], path)
+                record.save(written.with_suffix(".json"))
             except Exception as error:  # a failing report must not lose the result of the fit
                 reason = f"{type(error).__name__}: {shown(str(error))}"
                 rank_zero_warn(f"{type(self).__name__}(path={str(path)!r}): no report was written ({reason}).")
@@ -189,24 +239,23 @@ class Report(FitCallback):
     # --- implementation ---
 
     def _measures(self, trainer: pl.Trainer) -> bool:
-        return trainer.global_step % self._measure_every == 0
+        return Run(trainer).step % self._measure_every == 0
 
-    def _after_step(self, trainer: pl.Trainer, index: int, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        step = trainer.global_step + 1
-        for group_index, group in enumerate(optimizer.param_groups):
-            name = group.get("name", f"group {group_index}")
-            label = str(name) if len(trainer.optimizers) == 1 else f"optimizer {index}, {name}"
-            self._append(self.record.learning_rate.setdefault(label, Curve()), step, group["lr"])
-        if index > 0:
-            return
+    def _after_step(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
+        step, name = Run(trainer).step + 1, self._names[optimizer]
+        groups = optimizer.param_groups
+        for group_index, group in enumerate(groups):
+            label = str(group.get("name", f"group {group_index}"))
+            if len(trainer.optimizers) > 1:
+                label = f"{name}, {label}" if len(groups) > 1 else name
+            self._append(_named(self.record.learning_rate, label), step, group["lr"])
         if isinstance(optimizer, OnePassOptimizer) and _knows_norm(optimizer):
-            skipped = optimizer.num_skipped > self._num_skipped
-            self._num_skipped = optimizer.num_skipped
-            before, after = optimizer.grad_norm, optimizer.grad_norm_clipped
-            self.record.grad_norm.append(step, float("nan") if skipped or before is None else before)
-            self.record.grad_norm_clipped.append(step, float("nan") if skipped or after is None else after)
+            self._append(_named(self.record.grad_norm, name), step, optimizer.grad_norm)
+            self._append(_named(self.record.grad_norm_clipped, name), step, optimizer.grad_norm_clipped)
         elif self._clips and self._measures(trainer) and not _clips_itself(optimizer):
-            self._append(self.record.grad_norm_clipped, step, _grad_norm(optimizer, 1.0))
+            self._append(_named(self.record.grad_norm_clipped, name), step, _grad_norm(optimizer, 1.0))
+        if self._of_layers is not None:
+            self._of_layers.after_step(optimizer)
 
     def _append(self, curve: Curve, step: int, value: float | Tensor | None) -> None:
         """Appends a value now, or later if it is on an accelerator."""
@@ -229,12 +278,28 @@ class Report(FitCallback):
 
     def _release(self) -> None:
         """Fetches what is still on an accelerator, since the record can be read after the fit."""
+        self._fetch()
+        self._forget()
+
+
+def _named(curves: dict[str, Curve], name: str) -> Curve:
+    return curves.setdefault(name, Curve())
 
 
 def _explanation(optimizer: Optimizer) -> str:
     if isinstance(optimizer, OnePassOptimizer):
         return str(optimizer.explain())
     return f"{type(optimizer).__module__}.{type(optimizer).__name__}: its own step; nothing is folded into it"
+
+
+def _clip(trainer: pl.Trainer) -> str:
+    """The clip of the steps, inside of them or before."""
+    folded = [optimizer.clip for optimizer in trainer.optimizers if isinstance(optimizer, OnePassOptimizer)]
+    apart = [each.clip for each in callbacks_of(trainer, GradientClipping)]
+    of_trainer = Run(trainer).clip
+    clips = [clip for clip in folded if clip is not None] or apart
+    texts = [repr(clip) for clip in clips] or ([repr(of_trainer)] if of_trainer is not None else [])
+    return ", ".join(dict.fromkeys(texts))
 
 
 def _knows_norm(optimizer: Optimizer) -> bool:

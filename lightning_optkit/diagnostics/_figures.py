@@ -6,23 +6,25 @@ import itertools
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from unicodedata import category
 
-from lightning_optkit.diagnostics._record import Curve
+from lightning_optkit.diagnostics._curve import Curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-__all__ = ["Line", "as_label", "chart", "color_of", "smoothed"]
+__all__ = ["INK", "Line", "as_label", "chart", "color_of", "finish_axes", "smoothed", "svg_of"]
 
 _COLORS = ("#2f81d6", "#dd6b10", "#2a9d6f", "#b755c4", "#c9a20a", "#d64550")  # contrast >= 3:1 on white and on #14171c
-_INK = "#123456"  # replaced by currentColor
+INK = "#123456"  # replaced by currentColor
 _VERBATIM = {"text.usetex": False, "text.parse_math": False}  # names are not math
+_MAX_MARKS = 120  # more points than that hide each other
+_SHORT = 24  # characters of a label that leaves room beside it
 _LONGEST = 60  # maximum characters of a label
 _METADATA = re.compile(r"<metadata>.*?</metadata>", re.DOTALL)
 _TAG = re.compile(r"<[^>]*>")
@@ -40,20 +42,22 @@ class Line:
 
     Args:
         curve: The curve; inf and NaN are left out.
-        run: Index of its run: sets the color and the thickness, since equal curves must both be visible.
+        color: Number of its color, that of its run if there are several. The first is drawn thick, behind the others,
+            since equal curves must both be visible.
         label: Label in the legend; "" is not listed.
-        style: "line", "faint" (behind, for raw values), "dots", or "rings" (not joined, for values with gaps).
+        style: "line", "thin", "faint" (behind, for the values of each step), "dashes" (joined points: few values,
+            such as one per validation), "dots" (not joined) or "rings" (not joined, in front).
     """
 
     curve: Curve
-    run: int
+    color: int
     label: str
     style: str = "line"
 
 
-def color_of(run: int) -> str:
-    """The color of the run at an index, the same in every chart."""
-    return _COLORS[run % len(_COLORS)]
+def color_of(number: int) -> str:
+    """The color of this number: that of the run at this place, the same in every chart."""
+    return _COLORS[number % len(_COLORS)]
 
 
 def smoothed(curve: Curve) -> Curve:
@@ -78,33 +82,48 @@ def _means_around(values: list[float], reach: int) -> list[float]:
     return means
 
 
-def chart(lines: Sequence[Line], *, ylabel: str, log: bool = False) -> str:
-    """Draws `lines` over optimizer steps and returns a self-contained `<svg>` element.
+def chart(lines: Sequence[Line], *, ylabel: str, xlabel: str = "step", log: bool = False) -> str:
+    """Draws `lines` over steps and returns a self-contained `<svg>` element.
 
     Args:
         lines: The curves; those without a finite value are left out.
         ylabel: Title of the vertical axis, with its unit.
+        xlabel: Title of the horizontal axis.
         log: Logarithmic vertical axis, if every value is positive.
 
     Example:
         >>> chart([Line(Curve([1, 2], [1.0, 0.5]), 0, "run")], ylabel="loss").startswith("<svg")
         True
     """
-    import matplotlib
+    return svg_of(lambda figure: _draw_all(figure, lines, ylabel, xlabel, log), size=(5.0, 3.1), salt=as_label(ylabel))
 
-    settings = {"svg.fonttype": "none", "svg.hashsalt": as_label(ylabel), "font.size": 10.0, **_VERBATIM}
+
+def svg_of(draw: "Callable[[Figure], None]", *, size: tuple[float, float], salt: str) -> str:
+    """A figure as a self-contained `<svg>` element, which takes its size, font and ink from the page around it.
+
+    Args:
+        draw: Draws into the figure.
+        size: Width and height (inches of 72 units), for the proportions: 5 wide is readable on a telephone.
+        salt: Text from which ids are made, so that the same figure gives the same file.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure  # not pyplot: no global state, and no GUI backend
+
+    settings = {"svg.fonttype": "none", "svg.hashsalt": salt, "font.size": 10.0, **_VERBATIM}
     with matplotlib.rc_context(settings), warnings.catch_warnings():  # type: ignore[arg-type]
         warnings.filterwarnings("ignore", message=r"Glyph \d+.*missing from", category=UserWarning)  # the browser has
         # it
         buffer = io.StringIO()
-        _figure(lines, ylabel, log).savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = _METADATA.sub("", buffer.getvalue())
     return _TAG.sub(_cleaned, svg[svg.index("<svg") :]).strip()
 
 
 def _cleaned(tag: re.Match[str]) -> str:
     """Cleans one tag; the text between tags (names) is not changed."""
-    return _UNSEEN.sub("", tag[0]).replace(_INK, "currentColor")
+    return _UNSEEN.sub("", tag[0]).replace(INK, "currentColor")
 
 
 def as_label(name: str) -> str:
@@ -119,10 +138,7 @@ def as_label(name: str) -> str:
     return seen if len(seen) <= _LONGEST else f"{seen[: _LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
-def _figure(lines: Sequence[Line], ylabel: str, log: bool) -> "Figure":
-    from matplotlib.figure import Figure  # not pyplot: no global state, and no GUI backend
-
-    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+def _draw_all(figure: "Figure", lines: Sequence[Line], ylabel: str, xlabel: str, log: bool) -> None:
     axes = figure.subplots()
     drawn = [(line, *line.curve.finite()) for line in lines]
     named = []
@@ -132,21 +148,28 @@ def _figure(lines: Sequence[Line], ylabel: str, log: bool) -> "Figure":
             named += [(line.label, artist)] if line.label else []
     if log and all(min(values, default=1.0) > 0 for _, _, values in drawn):
         _use_log_scale(axes)
-    _finish(axes, ylabel, named)
-    return figure
+    finish_axes(axes, xlabel, ylabel)
+    if len(named) > 1:
+        _add_legend(figure, axes, named)
 
 
 def _draw(axes: "Axes", line: Line, steps: list[int], values: list[float]) -> "Line2D":
+    width = 2.6 if line.color == 0 else 1.5
     kinds: dict[str, dict[str, Any]] = {
-        "line": {"linewidth": 2.8 if line.run == 0 else 1.4, "zorder": 3 + line.run},
-        "faint": {"linewidth": 0.8, "alpha": 0.35, "zorder": 2},
-        "dots": {"linewidth": 0.0, "marker": ".", "markersize": 3.5, "alpha": 0.7, "zorder": 2},
+        "line": {"linewidth": width, "zorder": 3 + line.color},
+        "thin": {"linewidth": 1.0, "zorder": 3 + line.color},
+        "faint": {"linewidth": 0.8, "alpha": 0.3, "zorder": 2},
+        "dashes": {"linewidth": 1.5, "linestyle": (0, (4, 2)), "marker": "o", "markersize": 4.5, "zorder": 10},
+        "dots": {"linewidth": 0.0, "marker": "o", "markersize": 4.0, "markeredgewidth": 0.0, "alpha": 0.6, "zorder": 2},
         "rings": {"linewidth": 0.0, "marker": "o", "markersize": 5.5, "markerfacecolor": "none", "zorder": 20},
     }
     looks = kinds[line.style]
     if line.style == "line" and len(steps) <= 30:
-        looks = {**looks, "marker": "o", "markersize": 2.2 * looks["linewidth"]}
-    artist: Line2D = axes.plot(steps, values, color=color_of(line.run), **looks)[0]
+        looks = {**looks, "marker": "o", "markersize": 3.0 + width}
+    if line.style != "line" and len(steps) > _MAX_MARKS:
+        every = -(-len(steps) // _MAX_MARKS)
+        looks = looks if line.style in ("faint", "thin") else {**looks, "markevery": every}
+    artist: Line2D = axes.plot(steps, values, color=color_of(line.color), **looks)[0]
     return artist
 
 
@@ -161,17 +184,25 @@ def _use_log_scale(axes: "Axes") -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _finish(axes: "Axes", ylabel: str, named: "Sequence[tuple[str, Line2D]]") -> None:
-    axes.set_xlabel("optimizer step", color=_INK)
-    axes.set_ylabel(as_label(ylabel), color=_INK)
-    axes.tick_params(which="both", colors=_INK)
-    axes.spines[:].set_edgecolor(_INK)
-    axes.grid(color=_INK, alpha=0.12, linewidth=0.7)
+def finish_axes(axes: "Axes", xlabel: str, ylabel: str) -> None:
+    """Titles, grid and ink."""
+    axes.set_xlabel(xlabel, color=INK)
+    axes.set_ylabel(as_label(ylabel), color=INK)
+    axes.tick_params(which="both", colors=INK)
+    axes.spines[:].set_edgecolor(INK)
+    axes.grid(color=INK, alpha=0.12, linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
-    if named:
-        # matplotlib leaves out names that begin with an underscore.
-        artists, places = [artist for _, artist in named], [str(place) for place in range(len(named))]
-        legend = axes.legend(artists, places, frameon=False, fontsize=9, labelcolor=_INK)
-        for text, (label, _) in zip(legend.get_texts(), named, strict=True):
-            text.set_text(as_label(label))
+
+
+def _add_legend(figure: "Figure", axes: "Axes", named: "Sequence[tuple[str, Line2D]]") -> None:
+    # matplotlib leaves out names that begin with an underscore.
+    artists, places = [artist for _, artist in named], [str(place) for place in range(len(named))]
+    looks: dict[str, Any] = {"frameon": False, "fontsize": 9, "labelcolor": INK}
+    if len(named) <= 2 and all(len(label) <= _SHORT for label, _ in named):
+        legend = axes.legend(artists, places, **looks)
+    else:  # inside, it would hide the curves
+        columns = 1 if any(len(label) > _SHORT for label, _ in named) else 2
+        legend = figure.legend(artists, places, loc="outside lower center", ncols=columns, **looks)
+    for text, (label, _) in zip(legend.get_texts(), named, strict=True):
+        text.set_text(as_label(label))

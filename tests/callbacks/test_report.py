@@ -1,27 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """The record contains what each optimizer step saw, is free where the step provides it, and has no side effects."""
 
+import itertools
 import math
 import pickle
+import re
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_optkit.averaging import EMA
-from lightning_optkit.callbacks import Fuse, Report, WeightAveraging
+from lightning_optkit.callbacks import Fuse, GradientHealth, Report, WeightAveraging
 from lightning_optkit.callbacks import report as report_module
 from lightning_optkit.clipping import ClipNorm
+from lightning_optkit.diagnostics import RunRecord
 from lightning_optkit.optimizers import AdamW
 from lightning_optkit.step import OnePassOptimizer
 
 CLIP = 0.05  # below every norm of this problem
 STEPS = [1, 2, 3, 4, 5, 6]
+ONLY = "optimizer 0"  # the name of the optimizer of a whole module
 
 
 def adamw(module):
@@ -104,10 +108,10 @@ def test_the_gradient_norm_is_known_before_and_after_clipping(regression, fit, p
         gradient_clip_val=CLIP,
         precision=precision,
     )
-    assert report.record.grad_norm.steps == STEPS
-    assert report.record.grad_norm.values == pytest.approx(expected.norms, rel=1e-4)
-    assert report.record.grad_norm_clipped.steps == STEPS
-    assert report.record.grad_norm_clipped.values == pytest.approx([CLIP] * 6, rel=1e-3)
+    assert report.record.grad_norm[ONLY].steps == STEPS
+    assert report.record.grad_norm[ONLY].values == pytest.approx(expected.norms, rel=1e-4)
+    assert report.record.grad_norm_clipped[ONLY].steps == STEPS
+    assert report.record.grad_norm_clipped[ONLY].values == pytest.approx([CLIP] * 6, rel=1e-3)
     assert min(expected.norms) > CLIP
 
 
@@ -127,7 +131,7 @@ def test_a_step_that_knows_its_norm_is_never_measured_again(regression, fit, mon
     monkeypatch.setattr(report_module, "_grad_norm", lambda *args: pytest.fail("measured"))
     report = only_record()
     fit(regression(adamw), *[report, Fuse(verbose=False)][::order], gradient_clip_val=CLIP)
-    assert report.record.grad_norm.steps == report.record.grad_norm_clipped.steps == STEPS
+    assert report.record.grad_norm[ONLY].steps == report.record.grad_norm_clipped[ONLY].steps == STEPS
 
 
 def test_other_steps_are_measured_only_now_and_then(regression, fit, monkeypatch):
@@ -135,10 +139,13 @@ def test_other_steps_are_measured_only_now_and_then(regression, fit, monkeypatch
     monkeypatch.setattr(report_module, "_grad_norm", lambda *args: measured.append(args) or measure(*args))
     report = only_record(measure_every=4)
     fit(regression(adamw), report)
-    assert report.record.grad_norm.steps == [1, 5] and len(measured) == 2  # nothing clips: no second look
-    assert report.record.grad_norm_clipped.steps == []
+    assert report.record.grad_norm[ONLY].steps == [1, 5] and len(measured) == 2  # nothing clips: no second look
+    assert report.record.grad_norm_clipped == {}
     fit(regression(adamw), report, gradient_clip_val=CLIP)
-    assert report.record.grad_norm.steps == report.record.grad_norm_clipped.steps == [1, 5] and len(measured) == 6
+    assert (
+        report.record.grad_norm[ONLY].steps == report.record.grad_norm_clipped[ONLY].steps == [1, 5]
+        and len(measured) == 6
+    )
 
 
 def test_a_folded_clip_by_value_is_measured_before_it_only(regression, fit, reference):
@@ -146,16 +153,16 @@ def test_a_folded_clip_by_value_is_measured_before_it_only(regression, fit, refe
     clip = dict(gradient_clip_val=1e-3, gradient_clip_algorithm="value")
     seen = Seen()
     fit(regression(adamw), report, Fuse(verbose=False), seen, **clip)
-    assert report.record.grad_norm.steps == STEPS
-    assert report.record.grad_norm.values == pytest.approx(seen.norms, rel=1e-5)
-    assert report.record.grad_norm.values[0] == pytest.approx(reference.norms[0], rel=1e-5)
-    assert report.record.grad_norm_clipped.steps == []  # the step never writes the gradients
+    assert report.record.grad_norm[ONLY].steps == STEPS
+    assert report.record.grad_norm[ONLY].values == pytest.approx(seen.norms, rel=1e-5)
+    assert report.record.grad_norm[ONLY].values[0] == pytest.approx(reference.norms[0], rel=1e-5)
+    assert report.record.grad_norm_clipped == {}  # the step never writes the gradients
 
 
 def test_a_last_window_that_is_not_full_is_a_step_too(regression, fit):
     report = only_record()
     fit(regression(plain_sgd), report, accumulate_grad_batches=3, epochs=1)  # 4 batches: 3 and 1
-    assert report.record.loss.steps == report.record.grad_norm.steps == [1, 2]
+    assert report.record.loss.steps == report.record.grad_norm[ONLY].steps == [1, 2]
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -163,9 +170,9 @@ def test_a_skipped_step_has_no_norm(regression, fit, fused):
     report = only_record()
     module = regression(adamw, poisoned=[(1, 0)])
     fit(module, *[Fuse(verbose=False)] * fused, report, gradient_clip_val=CLIP, precision="16-mixed")
-    steps, norms = report.record.grad_norm.finite()
+    steps, norms = report.record.grad_norm[ONLY].finite()
     assert 3 not in steps and len(steps) >= 3 and min(norms) > 0
-    assert 3 not in report.record.grad_norm_clipped.finite()[0]
+    assert 3 not in report.record.grad_norm_clipped[ONLY].finite()[0]
     assert math.isinf(report.record.loss.values[2])
 
 
@@ -185,7 +192,7 @@ def test_sparse_gradients_are_measured(make_trainer):
     make_trainer(report, epochs=1, accumulate_grad_batches=1).fit(
         Words(), DataLoader([torch.tensor([1, 1, 2])], batch_size=None)
     )
-    assert report.record.grad_norm.values == pytest.approx([math.sqrt(2 * 2**2 + 2 * 1**2)])
+    assert report.record.grad_norm[ONLY].values == pytest.approx([math.sqrt(2 * 2**2 + 2 * 1**2)])
 
 
 def test_validation_metrics_and_no_others(regression, fit):
@@ -291,10 +298,11 @@ def test_manual_optimization_with_two_optimizers(make_trainer, data):
     report = only_record()
     make_trainer(report, epochs=1, accumulate_grad_batches=1).fit(Two(), data())
     rates = {name: curve.values for name, curve in report.record.learning_rate.items()}
-    assert rates == {"optimizer 0, group 0": [0.1] * 4, "optimizer 1, group 0": [0.2] * 4}
-    assert report.record.num_steps == 8 and len(report.record.loss.steps) == 4
-    assert report.record.grad_norm.steps == []  # a backward pass does not say whose it is
-    assert report.record.grad_norm_clipped.values == pytest.approx([CLIP] * 4, rel=1e-3)
+    assert rates == {"a": [0.1] * 4, "b": [0.2] * 4}
+    assert report.record.num_steps == 4 and len(report.record.loss.steps) == 4
+    assert report.record.grad_norm == {}  # a backward pass does not say whose it is
+    assert report.record.grad_norm_clipped["a"].values == pytest.approx([CLIP] * 4, rel=1e-3)
+    assert min(report.record.grad_norm_clipped["b"].values) > CLIP
 
 
 @pytest.mark.parametrize("ends_by", ["the end", "an exception"])
@@ -381,7 +389,7 @@ def test_an_optimizer_with_its_own_clip_is_read_without_fuse(regression, fit, re
     report = only_record()
     trainer = fit(regression(configure), report)
     assert isinstance(trainer.optimizers[0], OnePassOptimizer)
-    assert report.record.grad_norm.values[0] == pytest.approx(reference.norms[0], rel=1e-5)
+    assert report.record.grad_norm[ONLY].values[0] == pytest.approx(reference.norms[0], rel=1e-5)
 
 
 @pytest.mark.parametrize("reason", ["drawing", "writing"])
@@ -408,3 +416,107 @@ def test_a_damaged_state_is_refused_by_name(state):
     with pytest.raises((TypeError, ValueError), match=r"^Report\.load_state_dict\(state_dict"):
         report.load_state_dict(state)
     assert report.record is before
+
+
+def test_settings_and_callbacks_are_those_of_the_run(regression, fit, monkeypatch):
+    pl.seed_everything(5, verbose=False)
+    report = only_record()
+    stop = EarlyStopping("val_loss", patience=7)
+    average = WeightAveraging(EMA(0.9))
+    fit(regression(adamw), report, average, stop, Fuse(verbose=False), gradient_clip_val=CLIP, limit_val_batches=1.0)
+    settings = report.record.settings
+    expected = {
+        "module": "Regression",
+        "parameters": "58",
+        "seed": "5",
+        "batch size": "2 x 2 accumulated = 4",
+        "epochs": "3, 6 steps",
+        "precision": "32-true",
+        "gradient clip of the Trainer": "ClipNorm(max_norm=0.05)",
+        "device": "cpu, 1 process",
+        "optimizer": "AdamW(lr=0.1), in one pass",
+        "schedulers": "LambdaLR each step",
+    }
+    assert expected.items() <= settings.items()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d", settings["date"])
+    assert report.record.callbacks == {
+        "WeightAveraging": "average=EMA(decay=0.9, start=1, every=1)",
+        "EarlyStopping": "monitor='val_loss', patience=7, check_on_train_epoch_end=True",  # which it decides itself
+        "Fuse": "",
+    }
+    assert report.record.goals == {"val_loss": "min"} and report.record.clip == "ClipNorm(max_norm=0.05)"
+    monkeypatch.delenv("PL_GLOBAL_SEED")
+    torch.manual_seed(11)
+    fit(regression(adamw), report)
+    assert report.record.settings["seed"] == "11, of torch alone"
+
+
+def test_what_the_training_step_logs_is_recorded_whatever_it_is_logged_for(regression, fit):
+    class Logs(regression):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            self.log("each", float(batch_idx), on_step=True, on_epoch=False)
+            self.log("mean", torch.tensor(10.0 + batch_idx), on_step=False, on_epoch=True)
+            return loss
+
+    report = only_record()
+    fit(Logs(adamw), report)
+    each, mean = report.record.logged["each"], report.record.logged["mean"]
+    assert each.values == [1.0, 3.0] * 3 and each.steps == STEPS
+    assert mean.values == [11.5] * 3 and mean.steps == [2, 4, 6]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_layers_are_measured_as_they_are(regression, fit, reference, fused):
+    report = only_record()
+    fit(regression(plain_sgd), *[Fuse(verbose=False)] * fused, report)
+    layers = report.record.layers
+    assert layers.keys() == {"grad_norm", "update_ratio", "activation", "closed"}
+    grads = [curve.values for curve in layers["grad_norm"].values()]
+    assert [*layers["grad_norm"]] == [*layers["activation"]] == ["net.0", "net.2"]
+    assert [math.hypot(*pair) for pair in zip(*grads, strict=True)] == pytest.approx(
+        report.record.grad_norm[ONLY].values, rel=1e-4
+    )
+    weights = [p.norm().item() for p in regression(plain_sgd).net[0].parameters()]
+    first = 0.1 * layers["grad_norm"]["net.0"].values[0] / math.hypot(*weights)
+    assert layers["update_ratio"]["net.0"].values[0] == pytest.approx(first, rel=0.1)  # of the weights after the step
+    assert layers["activation"]["net.0"].steps == STEPS
+
+
+def test_layers_are_measured_more_rarely_as_the_run_goes_on(regression, fit):
+    report = only_record(measure_every=4)
+    fit(regression(plain_sgd), report, epochs=130)
+    steps = report.record.layers["grad_norm"]["net.0"].steps
+    gaps = [b - a for a, b in itertools.pairwise(steps)]
+    assert steps[:6] == [1, 2, 3, 4, 8, 12] and gaps == sorted(gaps) and gaps[-1] == 6
+
+
+def test_layers_are_left_alone_on_request(regression, fit):
+    report = only_record(layers=False)
+    fit(regression(adamw), report)
+    assert report.record.layers == {} and report.record.loss.steps == STEPS
+
+
+def test_the_findings_of_gradient_health_are_part_of_it(regression, fit):
+    report = only_record()
+    fit(regression(adamw), report)
+    assert report.record.verdicts is None
+    module = regression(lambda module: torch.optim.SGD(module.net[0].parameters(), lr=0.1))
+    fit(module, report, health := GradientHealth(verbose=False))
+    assert [each.symptom for each in report.record.verdicts] == ["not_optimized"] and health.verdicts
+
+
+def test_the_record_lies_beside_the_page(regression, fit, tmp_path):
+    fit(regression(adamw), report := Report(tmp_path / "run.html"))
+    assert RunRecord.load(tmp_path / "run.json") == report.record
+    assert report.record.environment["torch"].startswith(torch.__version__)
+
+
+def test_seconds_go_on_when_a_run_is_resumed(regression, fit, tmp_path):
+    first, second = only_record(), only_record()
+    trainer = fit(regression(adamw), first, epochs=1)
+    first.record.elapsed_s.values[-1] += 100.0
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    fit(regression(adamw), second, ckpt_path=tmp_path / "half.ckpt")
+    assert second.record.elapsed_s.values[2] > 100.0 and second.record.elapsed_s.steps == STEPS
+    assert second.record.settings["date"] == first.record.settings["date"]

@@ -13,8 +13,9 @@ import matplotlib
 import pytest
 import torch
 
-from lightning_optkit.diagnostics import Curve, RunRecord, result_rows, write_report
+from lightning_optkit.diagnostics import Curve, RunRecord, Verdict, result_rows, write_report
 from lightning_optkit.diagnostics._figures import Line, chart, smoothed
+from lightning_optkit.diagnostics._report_charts import charts_of
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 
@@ -54,8 +55,8 @@ def a_run(name, scale=1.0, steps=60):
         num_steps=steps,
         loss=Curve(taken, [scale / step for step in taken]),
         learning_rate={"group 0": Curve(taken, [1e-3] * steps)},
-        grad_norm=Curve(taken, [scale * step for step in taken]),
-        grad_norm_clipped=Curve(taken, [min(scale * step, 30.0) for step in taken]),
+        grad_norm={"net": Curve(taken, [scale * step for step in taken])},
+        grad_norm_clipped={"net": Curve(taken, [min(scale * step, 30.0) for step in taken])},
         metrics={"val_acc": Curve([30, 60], [0.5, 0.75])},
         timings={"optimizer tail": 2.0 * scale},
         explanation=f"plan of {name}",
@@ -83,8 +84,9 @@ def test_every_id_is_there_once_and_every_reference_finds_one(page):
 def test_is_well_formed_and_shows_results_plans_and_environment(page):
     parsed = Page(page)
     assert not parsed.unbalanced and not parsed.open
-    assert ["optimizer tail, median (ms)", "2.00", "1.00 (2.0x faster)"] in parsed.rows
+    assert ["optimizer tail, median (ms)", "2", "1 (2x faster)"] in parsed.rows
     assert ["val_acc, last", "0.7500", "0.7500"] in parsed.rows
+    assert ["val_acc, best", *["0.7500 at step 60"] * 2] in parsed.rows
     assert "<pre>plan of plain</pre>" in page and "<pre>plan of fused</pre>" in page
     facts = dict(row for row in parsed.rows if len(row) == 2)
     assert facts["torch"].startswith(torch.__version__)
@@ -92,9 +94,8 @@ def test_is_well_formed_and_shows_results_plans_and_environment(page):
 
 
 def test_charts_hold_each_run_and_take_their_ink_from_the_page(page):
-    charts = re.findall(r"<figcaption>(.*?)</figcaption>\s*(<svg.*?</svg>)", page, re.DOTALL)
-    captions = [caption for caption, _ in charts]
-    assert [caption.split()[0] for caption in captions] == ["Training", "Learning", "Gradient", "val_acc"]
+    charts = re.findall(r"<figcaption><b>(.*?)</b>.*?</figcaption>\s*(<svg.*?</svg>)", page, re.DOTALL)
+    assert [title for title, _ in charts] == ["Loss", "val_acc", "Learning rate", "Gradient norm"]
     for _, svg in charts:
         assert ">plain</text>" in svg and ">fused</text>" in svg
         assert "currentColor" in svg
@@ -108,15 +109,18 @@ def test_works_on_small_and_dark_screens(page):
 
 
 def test_names_cannot_inject(tmp_path):
-    run = a_run("<b>&")
+    run = a_run("<u>&")
+    run.settings, run.callbacks, run.clip = {"<u>": "<u>"}, {"<u>": "<u>"}, "<u>"
+    run.verdicts = [Verdict("wrong_mode", "<u>", "<u>", "<u>", "<u>", 0, 1.0)]
     page = write_report([run], tmp_path / "report.html", title="<i>").read_text()
-    assert "<b>" not in page and "<i>" not in page
-    assert page.count("&lt;b&gt;&amp;") >= 3
+    assert "<u>" not in page and "<i>" not in page
+    assert page.count("&lt;u&gt;&amp;") >= 2 and page.count("&lt;u&gt;") >= 10
 
 
 def test_an_empty_record_makes_a_report_without_curves(tmp_path):
     page = write_report([RunRecord("empty")], tmp_path / "report.html").read_text()
     assert "<figure" not in page and "The plan" not in page and "Environment" in page
+    assert "GradientHealth" not in page
 
 
 def test_makes_folders_and_returns_where_it_wrote(tmp_path, monkeypatch):
@@ -138,8 +142,8 @@ def test_rejects_runs_that_cannot_be_told_apart(tmp_path, names):
 def test_slower_is_called_slower_and_unknown_is_left_open():
     runs = [RunRecord("a", timings={"step": 1.0}), RunRecord("b", timings={"step": 4.0, "other": 1.0})]
     assert result_rows(runs) == [
-        ("step, median (ms)", "1.00", "4.00 (4.0x slower)"),
-        ("other, median (ms)", "", "1.00"),
+        ("step, median (ms)", "1", "4 (4x slower)"),
+        ("other, median (ms)", "", "1"),
     ]
 
 
@@ -149,24 +153,21 @@ def test_the_last_five_percent_of_the_loss_are_averaged():
 
 
 def test_gradient_norms_are_compared_over_the_steps_that_all_runs_measured():
-    dense = RunRecord("dense", grad_norm=Curve([1, 2, 3], [5.0, 99.0, 7.0]))
-    dense.grad_norm_clipped = Curve([1, 2, 3], [1.0, 1.0, 7.0])
-    sparse = RunRecord("sparse", grad_norm=Curve([1, 3], [5.0, 7.0]))
+    dense = RunRecord("dense", grad_norm={"net": Curve([1, 2, 3], [5.0, 99.0, 7.0])})
+    dense.grad_norm_clipped["net"] = Curve([1, 2, 3], [1.0, 1.0, 7.0])
+    sparse = RunRecord("sparse", grad_norm={"net": Curve([1, 3], [5.0, 7.0])})
     rows = {row[0]: row[1:] for row in result_rows([dense, sparse])}
     assert rows["gradient norm, median"] == ("6", "6")
-    assert rows["steps clipped"] == ("50 %", "")
+    assert rows["steps clipped"] == ("50%", "")
 
 
-def test_rare_measurements_are_not_joined_by_a_line():
-    def norms(measured):
-        run = a_run("run")
-        run.grad_norm, run.grad_norm_clipped = Curve(measured, [2.0] * len(measured)), Curve()
-        from lightning_optkit.diagnostics.report import _norm_lines
-
-        return _norm_lines([run])[0].style
-
-    assert norms(list(range(1, 61))) == "line"
-    assert norms(list(range(1, 61, 10))) == "rings"
+@pytest.mark.parametrize(("every", "told"), [(1, ""), (10, "Circles: measured every few steps.")])
+def test_rare_measurements_are_not_joined_by_a_line(every, told):
+    run = a_run("run")
+    measured = list(range(1, 61, every))
+    run.grad_norm, run.grad_norm_clipped = {"net": Curve(measured, [2.0] * len(measured))}, {}
+    (drawn,) = [each for each in charts_of([run]) if each.title == "Gradient norm"]
+    assert drawn.caption == f"Of all parameters together. {told}".strip()
 
 
 def test_smoothing_does_not_lag_and_keeps_the_mean_of_a_spike():
@@ -238,7 +239,8 @@ NAMES = [
 def test_a_name_is_shown_as_it_is_written(tmp_path, name, place):
     curves = {name: Curve([1, 2], [2.0, 1.0]), "other": Curve([1, 2], [1.0, 1.0])}
     given = {"name": name} if place == "name" else {"name": "run", place: curves}
-    page = write_report([RunRecord(**{"loss": Curve([1, 2], [2.0, 1.0]), **given})], tmp_path / "r.html").read_text()
+    run = RunRecord(**{"loss": Curve([1, 2], [2.0, 1.0]), **given})
+    page = write_report([run, RunRecord("second", loss=run.loss)], tmp_path / "r.html").read_text()
     texts = re.findall(r"<text[^>]*>(.*?)</text>", page)
     assert any(html.escape(name, quote=False) in text for text in texts)
     assert "<script>" not in page
@@ -255,7 +257,7 @@ def test_a_name_that_cannot_be_printed_is_made_so(tmp_path, name):
 
 def test_a_page_does_not_follow_the_users_settings_of_matplotlib(tmp_path):
     with matplotlib.rc_context({"text.usetex": True, "text.parse_math": True}):
-        page = write_report([a_run("a_b & $c")], tmp_path / "r.html").read_text()
+        page = write_report([a_run("a_b & $c"), a_run("second")], tmp_path / "r.html").read_text()
     assert ">a_b &amp; $c</text>" in page
 
 

@@ -18,6 +18,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.connectors.data_connector import _parse_num_batches
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_optkit._torch_private import is_compiled_part
@@ -132,6 +133,23 @@ def move_in_epoch(trainer: pl.Trainer, batches: int) -> None:
 def accumulates(trainer: pl.Trainer) -> bool:
     """Whether no optimizer step follows the current batch."""
     return trainer.fit_loop._should_accumulate()
+
+
+def logged_in_training_step(trainer: pl.Trainer) -> dict[str, Tensor]:
+    """What `training_step` logged per step, by name, for this batch."""
+    values = {item.meta.name: item._forward_cache for item in _training_results(trainer) if item.meta.on_step}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor) and value.numel() == 1}
+
+
+def logged_per_epoch(trainer: pl.Trainer) -> list[str]:
+    """Names of what `training_step` logs per epoch alone; `trainer.callback_metrics` has it in on_train_epoch_end."""
+    return [item.meta.name for item in _training_results(trainer) if not item.meta.on_step]
+
+
+def _training_results(trainer: pl.Trainer) -> list[Any]:
+    results = trainer._results
+    items = [] if results is None else [item for _, item in results.valid_items()]
+    return [item for item in items if item.meta.fx.startswith("training_step")]
 
 
 def logs_now(trainer: pl.Trainer) -> bool:
