@@ -15,7 +15,7 @@ from lightning_optkit.callbacks.scheduling.existing_schedulers import schedulers
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_private import accumulates
 from lightning_optkit.callbacks.seams.refusals import refuse_split_parameters, refuse_twice
-from lightning_optkit.callbacks.seams.run import Run
+from lightning_optkit.callbacks.seams.run import Run, has_lazy_parameters
 from lightning_optkit.callbacks.seams.trial_fit import trial_fit
 from lightning_optkit.diagnostics.lr_range import RULES, LRRange, lr_range
 
@@ -47,7 +47,7 @@ class LRFinder(FitCallback):
 
     Raises:
         ValueError: for an argument out of range; when the fit starts, with manual optimization, for a strategy that
-            splits parameters over processes, or if there are two of it.
+            splits parameters over processes, for layers that wait for their first input, or if there are two of it.
 
     Cost: `num_steps` steps, and a copy of weights, optimizer state and callback states in memory during the test.
 
@@ -91,6 +91,11 @@ class LRFinder(FitCallback):
             )
             self.result = _nothing(f"not tested, since {why}")
             return
+        if has_lazy_parameters(pl_module):
+            raise ValueError(
+                f"{owner}(): a layer still waits for its first input (lazy), so its weights could not return after "
+                "the test; run a batch through the network in configure_model."
+            )
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         bases = [float(group["lr"]) for group in groups]
         if max(bases, default=0.0) <= 0:
@@ -140,7 +145,7 @@ class _Sweep(pl.Callback):
     ) -> None:
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         rate = self._rates[min(len(self.losses), len(self._rates) - 1)]
-        self._written = [(group, rate * ratio) for group, ratio in zip(groups, self._ratios, strict=True)]
+        self._written = [(group, rate * ratio) for group, ratio in zip(groups, self._ratios, strict=False)]
         for group, value in self._written:
             _write(group, "lr", value)
 

@@ -20,10 +20,11 @@ from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_packages import loss_scaler
 from lightning_optkit.callbacks.seams.refusals import (
     refuse_manual_optimization,
+    refuse_reentrant_checkpoints,
     refuse_split_parameters,
 )
 from lightning_optkit.callbacks.seams.repeated_step import repeatable, repeated_loss
-from lightning_optkit.callbacks.seams.run import Run
+from lightning_optkit.callbacks.seams.run import Run, has_lazy_parameters
 from lightning_optkit.diagnostics.measure.batches import tensors_of
 from lightning_optkit.diagnostics.noise_scale import gradient_noise_scale
 
@@ -61,7 +62,8 @@ class NoiseScale(FitCallback):
 
     Raises:
         ValueError: for an argument out of range; when the fit starts, with manual optimization, with SAM and its
-            variants (whose gradient is not that of the loss), and for a strategy that splits parameters.
+            variants (whose gradient is not that of the loss), and for a strategy that splits parameters; at the first
+            measurement, for activations that are checkpointed with `use_reentrant=True`.
         RuntimeError: at the first measurement, if `training_step` does not run on a part of a batch.
 
     Source: McCandlish et al. 2018, "An Empirical Model of Large-Batch Training", arXiv:1812.06162, section 2.2 and
@@ -91,6 +93,7 @@ class NoiseScale(FitCallback):
         self.split, self.log, self.verbose = split, log, verbose
         self._measured: deque[tuple[float, float]] = deque(maxlen=self.window)  # noise, squared gradient
         self._samples: int | None = None  # in a step
+        self._is_checked = False
 
     @property
     def scale(self) -> float | None:
@@ -133,14 +136,14 @@ class NoiseScale(FitCallback):
             name = type(other).__name__
             raise ValueError(f"{type(self).__name__}(...): {name} trains with another gradient; measure without it.")
         self._measured.clear()
-        self._samples = None
+        self._samples, self._is_checked = None, False
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         run, accumulated = Run(trainer), trainer.accumulate_grad_batches
-        if run.step % self.every or batch_idx % accumulated:
-            return
+        if run.step % self.every or batch_idx % accumulated or has_lazy_parameters(pl_module):
+            return  # layers that wait for their first input draw their weights in the run's own step
         batches, size = self._parts_of(batch)
         found = torch.full((2,), math.nan, device=pl_module.device)
         if size:
@@ -217,6 +220,9 @@ class NoiseScale(FitCallback):
             if loss is None or not params:
                 yield [None] * len(params)
                 continue
+            if not self._is_checked:
+                refuse_reentrant_checkpoints(self, loss)
+                self._is_checked = True
             with torch.autocast(loss.device.type, enabled=False):
                 found = torch.autograd.grad(loss * scale, params, allow_unused=True)  # or fp16 would underflow
             yield [None if grad is None else grad / scale for grad in found]

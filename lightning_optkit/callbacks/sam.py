@@ -16,7 +16,12 @@ from lightning_optkit._checks import check_bools, check_in
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_packages import is_a, loss_scaler
-from lightning_optkit.callbacks.seams.refusals import refuse_all_but_dtensors, refuse_manual_optimization, refuse_twice
+from lightning_optkit.callbacks.seams.refusals import (
+    refuse_all_but_dtensors,
+    refuse_manual_optimization,
+    refuse_reentrant_checkpoints,
+    refuse_twice,
+)
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.callbacks.seams.second_pass import SecondPass, finish_second_passes, loss_of, with_loss
 from lightning_optkit.regularization.asam import asam
@@ -52,7 +57,8 @@ class SAM(FitCallback):
 
     Raises:
         ValueError: for an argument out of range; when the fit starts, for manual optimization, and for a strategy
-            other than a single device, DDP and FSDP2.
+            other than a single device, DDP and FSDP2; at the first step, for activations that are checkpointed with
+            `use_reentrant=True`.
 
     Source: Foret et al. 2021, arXiv:2010.01412, Algorithm 1; Kwon et al. 2021, arXiv:2102.11600.
 
@@ -67,6 +73,7 @@ class SAM(FitCallback):
         self.eta = check_in(type(self).__name__, "eta", eta, "[0, inf)")
         self.adaptive, self.sync = adaptive, sync
         self._before: list[tuple[Tensor, Tensor]] = []  # while the weights are perturbed: parameter, original value
+        self._is_checked = False
 
     # --- hooks, in the order Lightning calls them ---
 
@@ -85,6 +92,7 @@ class SAM(FitCallback):
             rank_zero_info(
                 f"{type(self).__name__}(sync=False): under FSDP2 the ascent is that of all processes in common."
             )
+        self._is_checked = False
         # Not in setup: other wrappers of training_step apply to both runs.
         self._override(pl_module, "training_step", self._wrap_training_step(trainer, pl_module))
         self._override(pl_module, "backward", self._wrap_backward(pl_module))
@@ -136,6 +144,9 @@ class SAM(FitCallback):
         with torch.autocast(loss.device.type, enabled=False):
             if any(isinstance(param, DTensor) for param in params):
                 return _sharded_gradients(params, loss)
+            if not self._is_checked:
+                refuse_reentrant_checkpoints(self, loss)
+                self._is_checked = True
             found = torch.autograd.grad(loss, params, allow_unused=True)
         grads: list[Tensor | None] = [
             grad.to_dense() if grad is not None and grad.is_sparse else grad for grad in found

@@ -210,7 +210,7 @@ class SpikeGuard(FitCallback):
         else:
             self._detector.reject(loss, norm)
             self._note(SpikeEvent(Run(trainer).step, "skip", loss, norm))
-            self._drop(optimizer)
+            self._drop(trainer, optimizer)
         self._rewarm(optimizer)
 
     # --- implementation ---
@@ -248,10 +248,10 @@ class SpikeGuard(FitCallback):
             self._detector = self._new_detector()
             self._note(SpikeEvent(step, "accept", loss, norm))
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                self._drop(optimizer)
+                self._drop(trainer, optimizer)
             return
         kept = copies[-1] if self._rollbacks == 0 else copies[0]
-        self._drop(optimizer)
+        self._drop(trainer, optimizer)
         restore_state(trainer, pl_module, kept)
         self._detector.restart()
         if self._rollbacks >= self.max_rollbacks:
@@ -263,8 +263,11 @@ class SpikeGuard(FitCallback):
         self._since_copy, self._rewarming = 0, 0 if self.rewarm else None
         self._note(SpikeEvent(step, "rollback", loss, norm, kept.step))
 
-    def _drop(self, optimizer: Optimizer) -> None:
+    def _drop(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
         """No gradients, no step: neither weights nor moments nor counts change; nor do running statistics."""
+        scaler = loss_scaler(trainer)
+        if scaler is not None and supports_amp_scaling(optimizer):
+            scaler.unscale_(optimizer)  # torch's scaler fails on a step for which it has seen no gradient at all
         for group in optimizer.param_groups:
             for param in group["params"]:
                 param.grad = None

@@ -205,6 +205,17 @@ def test_gradients_that_a_module_clears_itself_are_cleared(diagnose, zero):
     assert diagnose(Manual(zero)) == []
 
 
+@pytest.mark.parametrize(
+    "returned", [lambda loss: loss.expand(3), lambda loss: {"loss": loss.expand(3)}, lambda loss: {}]
+)
+def test_a_module_that_steps_itself_returns_what_it_likes(diagnose, returned):
+    class Returns(Manual):
+        def training_step(self, batch, batch_idx):
+            return returned(super().training_step(batch, batch_idx).detach())
+
+    assert diagnose(Returns(lambda optimizer: optimizer.zero_grad())) == []
+
+
 def test_a_module_that_steps_itself_and_clears_nothing(diagnose):
     (verdict,) = diagnose(Manual(lambda optimizer: None))
     assert verdict.symptom == "gradient_not_zeroed"

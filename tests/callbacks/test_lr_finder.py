@@ -313,6 +313,33 @@ def test_without_a_test_there_is_a_reason(module, arguments, reason):
     assert found.result.plot() is not None
 
 
+def test_what_a_module_does_at_a_later_epoch_of_the_test_is_undone():
+    class Unfreezes(Net):
+        def on_train_epoch_start(self):
+            if self.current_epoch == 2:  # of the test alone: the run has two epochs
+                self.net[0].requires_grad_(True)
+                self.optimizers().add_param_group({"params": self.net[0].parameters()})
+                self.net[1].eval()
+
+        def on_fit_start(self):
+            self.net[0].requires_grad_(False)
+
+    found = finder()
+    module, plain = (Unfreezes(configure=lambda m: torch.optim.SGD(m.net[1:].parameters(), lr=m.lr)) for _ in "ab")
+    trainer = fit(module, found)
+    plain.lr = found.result.suggestions["middle"]
+    fit(plain)
+    assert same(module, plain) and len(trainer.optimizers[0].param_groups) == 1
+    assert module.net[1].training and not module.net[0].weight.requires_grad
+
+
+def test_lazy_layers_are_refused():
+    module = Net()
+    module.net[0] = nn.LazyLinear(16)
+    with pytest.raises(ValueError, match=r"^LRFinder\(\): a layer still waits for its first input"):
+        fit(module, finder())
+
+
 def test_what_a_module_saves_need_not_be_copyable():
     class Saves(Net):
         def on_save_checkpoint(self, checkpoint):

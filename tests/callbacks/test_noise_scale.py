@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+import torch.utils.checkpoint
 import torchmetrics
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_optkit.averaging import EMA
 from lightning_optkit.callbacks import (
+    GSAM,
     SAM,
     ExactAccumulation,
     Fuse,
@@ -171,6 +173,37 @@ def test_fp16_is_scaled():
         plugins=[MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**24))],
     )
     assert half.scale == pytest.approx(plain.scale, rel=0.05)
+
+
+def test_lazy_layers_draw_their_weights_in_the_step_of_the_run():
+    def lazy():
+        module = Net()
+        module.net[0] = nn.LazyLinear(16)
+        return module
+
+    fit(module := lazy(), measured := NoiseScale(every=2, verbose=False))
+    fit(plain := lazy())
+    assert measured.scale is not None and same(module, plain)
+
+
+def test_reentrant_checkpoints_are_refused():
+    class Checkpointed(Linear):
+        use_reentrant = True
+
+        def training_step(self, batch, batch_idx):
+            x = batch[0].detach().requires_grad_()
+            out = torch.utils.checkpoint.checkpoint(self.net, x, use_reentrant=self.use_reentrant)
+            return nn.functional.cross_entropy(out, batch[1])
+
+    for callback in (NoiseScale(), SAM(), GSAM()):
+        with pytest.raises(
+            ValueError, match=rf"^{type(callback).__name__}\(\.\.\.\): .*use_reentrant=True, which hides"
+        ):
+            fit(Checkpointed(), callback)
+    module, measured = Checkpointed(), NoiseScale(every=1, verbose=False)
+    module.use_reentrant = False
+    fit(module, measured)
+    assert measured.scale > 0 and np.isfinite(measured.scale)
 
 
 def test_frozen_and_unused_parameters():

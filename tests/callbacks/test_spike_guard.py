@@ -194,6 +194,16 @@ def test_a_dropped_batch_is_as_one_without_a_loss(name, bad):
     assert same(dropped, without) and len(dropped.losses) == len(without.losses) + 1
 
 
+@pytest.mark.parametrize("name", ["torch", "torch, fused", "Fuse"])
+def test_dropped_under_a_loss_scaler(name):
+    fused = name == "torch, fused" or None
+    module = Net({100: "x100"}, lambda m: torch.optim.AdamW(m.parameters(), LR, fused=fused))
+    fuse = [Fuse(verbose=False), GradientClipping(ClipNorm(1.0))] if name == "Fuse" else []
+    trainer = fit(module, guarded := guard(), *fuse, **precision_of("fp16"), steps=110)
+    assert [(event.step, event.action) for event in guarded.events] == [(100, "skip")]
+    assert trainer.global_step == 110 and trainer.optimizers[0].state[module.net[0].weight]["step"] == 109
+
+
 @pytest.mark.filterwarnings("ignore:.training_step. returned .None.")
 def test_accumulated_batches_are_dropped_together():
     windows = [batch // 20 * 7 + batch % 20 // 3 for batch in range(240)]  # 20 batches an epoch, in threes

@@ -114,5 +114,5 @@ def _is_same(held: Any, content: Any) -> bool:
 
 @cache
 def _internal() -> frozenset[str]:
-    """Names that every module has: its hooks, tables, mode, trainer."""
-    return frozenset(vars(pl.LightningModule()))
+    """Names that every module has: its hooks, tables, trainer."""
+    return frozenset(vars(pl.LightningModule())) - {"training"}

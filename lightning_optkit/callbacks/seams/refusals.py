@@ -4,6 +4,7 @@
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from torch import Tensor
 
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.lightning_packages import is_a
@@ -12,6 +13,7 @@ __all__ = [
     "refuse_all_but_dtensors",
     "refuse_listed_twice",
     "refuse_manual_optimization",
+    "refuse_reentrant_checkpoints",
     "refuse_split_parameters",
     "refuse_twice",
 ]
@@ -35,6 +37,27 @@ def refuse_manual_optimization(callback: Callback, pl_module: pl.LightningModule
     if not pl_module.automatic_optimization:
         owner = type(callback).__name__
         raise ValueError(f"{owner}(...): {type(pl_module).__name__} optimizes manually; {because}.")
+
+
+def refuse_reentrant_checkpoints(callback: Callback, loss: Tensor) -> None:
+    """Raises ValueError if activations of `loss` are checkpointed by a backward pass inside the backward pass.
+
+    `torch.autograd.grad` does not reach the parameters inside: they would have no gradient, without an error.
+    """
+    seen: set[object] = set()
+    nodes = [loss.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "CheckpointFunctionBackward":
+            raise ValueError(
+                f"{type(callback).__name__}(...): activations are checkpointed with use_reentrant=True, which hides "
+                "the gradients of the layers inside; pass use_reentrant=False to torch.utils.checkpoint, or "
+                "gradient_checkpointing_kwargs={'use_reentrant': False} to a model of transformers."
+            )
+        nodes += [following for following, _ in node.next_functions]
 
 
 def refuse_split_parameters(callback: Callback, trainer: pl.Trainer) -> None:

@@ -52,10 +52,10 @@ def trial_fit(trainer: pl.Trainer, watcher: pl.Callback, max_steps: int) -> bool
         False if it ended with an epoch without a step: data that can be read only once are used up.
     """
     device = trainer.strategy.root_device
-    random, in_tensors = get_random_state([], device), _entries_in_tensors(trainer)
+    random, in_tensors, groups = get_random_state([], device), _entries_in_tensors(trainer), _groups(trainer)
     module = trainer.lightning_module
     attributes, buffers, metrics = Attributes(module), Buffers(module), states_of_metrics(module)
-    names = set(module.state_dict())
+    names, trained = set(module.state_dict()), {param: param.requires_grad for param in module.parameters()}
     state = {name: _copied(name, part) for name, part in whole_state(trainer).items()}
     last = _StopAfterEmptyEpoch()
     with _generators_rewound(trainer):
@@ -63,6 +63,8 @@ def trial_fit(trainer: pl.Trainer, watcher: pl.Callback, max_steps: int) -> bool
             with _only(trainer, watcher, last):
                 nested_run(trainer, max_steps)
         finally:
+            for optimizer, param_groups in groups:
+                optimizer.param_groups[:] = param_groups  # the module may have added one
             buffers.restore()  # also those that no checkpoint has; before it, since one may have been None
             made = {name: value for name, value in module.state_dict().items() if name not in names}
             state["state_dict"].update(made)  # at the first forward
@@ -74,6 +76,8 @@ def trial_fit(trainer: pl.Trainer, watcher: pl.Callback, max_steps: int) -> bool
                 optimizer.param_groups[place][name] = tensor
             restore_metrics(metrics)
             attributes.restore()
+            for param, requires_grad in trained.items():
+                param.requires_grad_(requires_grad)
     return not last.was_empty
 
 
@@ -85,6 +89,11 @@ def _copied(name: str, part: Any) -> Any:
         if name in _CHANGED_BY_STEPS:
             raise
         return part
+
+
+def _groups(trainer: pl.Trainer) -> list[tuple[Optimizer, list[dict[str, Any]]]]:
+    """The parameter groups of each optimizer."""
+    return [(optimizer, [*optimizer.param_groups]) for optimizer in trainer.optimizers]
 
 
 def _entries_in_tensors(trainer: pl.Trainer) -> list[tuple[Optimizer, int, str, Tensor]]:
