@@ -8,7 +8,7 @@ SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -na
 SANITIZED_RUN := LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
     ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=.
 
-.PHONY: demo test test-slow torture matrix diagnosis compat compat-oldest compat-newest fuzz sanitized sanitize gpu-check gpu-packages lint format bench claims clean
+.PHONY: demo test test-slow torture matrix diagnosis compat compat-oldest compat-newest fuzz sanitized sanitize gpu-check gpu-packages lint format bench claims site clean
 
 # An isolated build would resolve torch anew; this builds against the one just installed.
 $(INSTALLED): $(SOURCES)
@@ -125,6 +125,14 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/bench_step.py
 	$(BIN)/python benchmarks/bench_rules.py
 	$(BIN)/python benchmarks/bench_norms.py
+
+# The pages in English and Chinese, and the API reference: build/site/index.html. Nothing is fetched while it is built or
+# read, and a warning is an error.
+DOCS := $(shell sed -n 's/^docs = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ,)
+site: $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build  # not --quiet, with which warnings do not count
+	! grep -rlE '(src=|<link [^>]*href=)"?https?://' build/site --include='*.html'
 
 claims: $(INSTALLED)
 	$(BIN)/python examples/claims/run.py

@@ -64,7 +64,8 @@ def run(page, **names):
 
 
 def test_every_page_with_python_has_a_test_that_runs_it():
-    assert {page.name for page in PAGES if examples(page)} == set(RUN_BY)
+    compared = {"index.md", *(page.name for page in PAGES if page.name.endswith(".zh.md"))}  # by test_site.py
+    assert {page.name for page in PAGES if examples(page)} - compared == set(RUN_BY)
     for page, test in RUN_BY.items():
         assert page.removesuffix(".md") in (ROOT / "tests" / test).read_text(), f"{test} does not name {page}"
 
