@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What GradientHealth costs at its default interval: processor time of whole fits with and without it, in turn.
+"""What GradientHealth costs at its default interval: processor time of steps with and without it, fits in turn.
 
-Prints one JSON row per network and kind of step. "first" are the steps up to the 100th, in which measured steps are
-dense; "later" those behind, in which every 200th is measured.
+Prints one JSON row per network: the time of a step, what an empty callback adds to it (Lightning's own price of any
+callback), what GradientHealth adds to a step that is not measured and to one that is, what its beginning costs in all,
+and the share of the step's time in a long run. Medians over the steps of a fit, then over the fits.
 
-python benchmarks/bench_gradient_health.py --rounds 7 --steps 500
+python benchmarks/bench_gradient_health.py --rounds 7
 """
 
 import argparse
@@ -13,6 +14,7 @@ import logging
 import statistics
 import time
 import warnings
+from itertools import pairwise
 
 import lightning.pytorch as pl
 import torch
@@ -22,7 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_optkit as ok
 
-FIRST = 100
+FIRST, STEPS, INTERVAL = 100, 450, 200  # the default interval
 
 
 class Classifier(pl.LightningModule):
@@ -79,42 +81,54 @@ def transformer():
     return Tokens(), x, x[:, 0] % 10
 
 
-def fit(make, watched, fused, steps):
-    """Seconds of the first steps, and of those behind."""
+def fit(make, callback, fused):
+    """Milliseconds of each step."""
     torch.manual_seed(0)
     net, x, y = make()
     clock = Clock()
-    callbacks = [clock, *([ok.Fuse(verbose=False)] if fused else []), *([ok.GradientHealth()] if watched else [])]
+    callbacks = [clock, *([ok.Fuse(verbose=False)] if fused else []), *([callback()] if callback else [])]
     trainer = pl.Trainer(
-        max_steps=steps, max_epochs=-1, callbacks=callbacks, logger=False, enable_checkpointing=False,
+        max_steps=STEPS, max_epochs=-1, callbacks=callbacks, logger=False, enable_checkpointing=False,
         accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(Classifier(net), DataLoader(TensorDataset(x, y), 32, shuffle=True))
-    return clock.times[FIRST] - clock.times[0], clock.times[-1] - clock.times[FIRST]
+    return [1e3 * (after - before) for before, after in pairwise(clock.times)]
+
+
+def costs(plain, empty, watched):
+    """Of one fit each, in milliseconds: step, empty callback, unmeasured step, measured step, beginning."""
+    step, with_empty, within = (statistics.median(times[FIRST:]) for times in (plain, empty, watched))
+    # Callbacks behind the clock count for the step after it: times[i] is step i + 1, up to its clock.
+    measured = [watched[i - 1] + watched[i] - 2 * within for i in range(INTERVAL, STEPS - 1, INTERVAL)]
+    return dict(
+        step=step, empty_callback=with_empty - step, unmeasured=within - step, measured=statistics.median(measured),
+        beginning=sum(watched[:FIRST]) - within / step * sum(plain[:FIRST]),
+    )  # fmt: skip
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--networks", nargs="*", default=["mlp", "transformer"])
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    for make in (mlp, transformer):
+    for name in arguments.networks:
         for fused in (False, True):
-            ratios = {"first": [], "later": []}
-            for _ in range(arguments.rounds):
-                without, within = (fit(make, watched, fused, arguments.steps) for watched in (False, True))
-                for name, before, after in zip(ratios, without, within, strict=True):
-                    ratios[name].append(after / before)
-            for name, each in ratios.items():
-                low, middle, high = statistics.quantiles(each, n=4)
-                row = dict(
-                    network=make.__name__, fused=fused, steps=name, rounds=arguments.rounds, torch=torch.__version__,
-                    cost=round(middle - 1, 4), quartiles=[round(low - 1, 4), round(high - 1, 4)],
-                )  # fmt: skip
-                print(json.dumps(row), flush=True)
+            rounds = [
+                costs(*(fit(globals()[name], callback, fused) for callback in (None, pl.Callback, ok.GradientHealth)))
+                for _ in range(arguments.rounds)
+            ]
+            row = {each: round(statistics.median(found[each] for found in rounds), 3) for each in rounds[0]}
+            shares = [(r["unmeasured"] + r["measured"] / INTERVAL) / r["step"] for r in rounds]
+            own = [share - r["empty_callback"] / r["step"] for share, r in zip(shares, rounds, strict=True)]
+            spread = dict(
+                cost=round(statistics.median(shares), 4), lowest=round(min(shares), 4), highest=round(max(shares), 4),
+                beyond_an_empty_callback=round(statistics.median(own), 4),
+            )  # fmt: skip
+            setting = dict(network=name, fused=fused, rounds=arguments.rounds, torch=torch.__version__)
+            print(json.dumps({**setting, **row, **spread}), flush=True)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from lightning_optkit._checks import check_bools, check_int, check_state
 from lightning_optkit.callbacks.seams.average_of_run import averages_too_long
 from lightning_optkit.callbacks.seams.first_nonfinite import first_nonfinite
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
+from lightning_optkit.callbacks.seams.idle_batches import IdleBatches
 from lightning_optkit.callbacks.seams.lightning_packages import loss_scaler
 from lightning_optkit.callbacks.seams.lightning_private import accumulates
 from lightning_optkit.callbacks.seams.losses_of_run import LossesOfRun
@@ -32,6 +33,7 @@ from lightning_optkit.callbacks.seams.steps import StepListener, watch_steps
 from lightning_optkit.callbacks.seams.zeroing import Zeroing
 from lightning_optkit.diagnostics._observations import RanksSeen, RunSeen
 from lightning_optkit.diagnostics.measure.batches import digest
+from lightning_optkit.diagnostics.measure.parameters import StepMeasure
 from lightning_optkit.diagnostics.measure.rows import EqualRows
 from lightning_optkit.diagnostics.rules import diagnose, is_exact, ranked
 from lightning_optkit.diagnostics.rules.outcome import outcome_of
@@ -40,8 +42,11 @@ from lightning_optkit.diagnostics.verdict import Verdict, verdict_from
 __all__ = ["GradientHealth"]
 
 _FIRST = (0, 1, 2, 3, 5, 8, 16, 32)  # measured steps before the regular ones: what is wrong from the start shows early
-_EXTRA_EVERY, _LAST_EXTRA = 16, 256  # a run that does not learn yet is measured more often, and its updates probed
-_LEARNS = 0.5  # a run that has come so far is let be
+_PRESENCE = 32  # in so many steps it is looked at every one for parameters without a gradient, then at measured ones
+# A run that has not learned much in its first quarter is probed this often in the rest of it.
+_PROBED_FROM, _PROBED_EVERY, _MOST_PROBES = 1 / 4, 1 / 20, 15
+_LEARNS = 0.5  # progress of a run that is not probed
+_LENGTH = 400  # steps, where the length of the run is not known
 _COMPARED_BATCHES = 3
 _FIRST_EPOCHS = 3  # a scheduler that is never stepped is known after two
 
@@ -52,7 +57,7 @@ class GradientHealth(FitCallback):
     It changes nothing. A few steps at the start, and every `check_every`-th, are measured: which modules are called, in
     which mode and with what, norms of gradients, weights and updates. In between it counts: losses, rates, gradients
     that do not arrive or are not cleared. A one-pass optimizer (`Fuse`) measures in its own pass; for any other, up to
-    16,384 elements of each parameter are copied before a measured step.
+    4,096 elements of each parameter are copied before a measured step.
 
     Mechanical faults are named whatever the run learns: `no_gradient`, `not_optimized`, `gradient_not_zeroed`,
     `nonfinite`, `symmetric_init`, `wrong_mode`, `schedule_fault`, `lost_updates`, `loss_does_not_match_output`,
@@ -95,18 +100,19 @@ class GradientHealth(FitCallback):
 
     def _forget(self) -> None:
         self._seen, self._losses = RunSeen(), LossesOfRun()
-        self._zeroing, self._presence = Zeroing(), Presence()
+        self._zeroing, self._presence, self._idle = Zeroing(), Presence(), IdleBatches()
         self._schedules: SchedulesOfRun | None = None
         self._rows: EqualRows | None = None
         self._measured: MeasuredStep | None = None
+        self._former: tuple[int, StepMeasure] | None = None
         self._batch: tuple[Any, int] | None = None
         self._always_called: set[str] | None = None
         self._without_grad: set[str] = set()
         self._digests: list[int] = []
         self._probe: Probe | None = None
+        self._num_probes = 0
         self._other: tuple[Any, int] | None = None  # the batch of the probe before
         self._alive: dict[tuple[str, int], list[Tensor]] = {}
-        self._learns = True
 
     def to_json(self) -> str:
         """The verdicts as a JSON list of objects, the primary one first."""
@@ -143,13 +149,18 @@ class GradientHealth(FitCallback):
     ) -> None:
         self._close()
         self._batch = (batch, batch_idx)
-        if self._rows is not None and self._is_due() and not (_is_automatic(pl_module) and accumulates(trainer)):
-            self._measured = MeasuredStep(trainer, pl_module, self._seen.steps)
-            if self._wants_probe() and can_probe(trainer, pl_module):
-                self._probe = Probe(trainer)
+        step = self._seen.steps
+        is_due, may_probe = step in _FIRST or step % self.check_every == 0, self.probe and self._may_probe(step)
+        if not (is_due or may_probe) or self._rows is None or (_is_automatic(pl_module) and accumulates(trainer)):
+            return
+        is_probed = may_probe and can_probe(trainer, pl_module) and self._learns_little()
+        if is_due or is_probed:
+            self._measured = MeasuredStep(trainer, pl_module, step, self._former)
+            self._probe = Probe(trainer) if is_probed else None
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         self._zeroing.before_backward()
+        self._idle.before_backward()
         is_finite = loss.device.type != "cpu" or loss.numel() != 1 or math.isfinite(loss.detach().item())
         if not is_finite and loss_scaler(trainer) is None:
             self._find_nonfinite(trainer, pl_module)  # before the step spreads it
@@ -158,7 +169,11 @@ class GradientHealth(FitCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._losses.after_batch(trainer, pl_module, outputs, self._seen.steps)
-        if replicates(trainer) and len(self._digests) < _COMPARED_BATCHES:
+        self._idle.after_batch(trainer, pl_module, self._seen.steps)
+        if self._seen.idle is not self._idle.seen:
+            self._seen.idle = self._idle.seen
+            self._conclude(trainer, pl_module)
+        if len(self._digests) < _COMPARED_BATCHES:
             self._compare_batches(trainer, batch)
         if self._measured is not None and self._rows is not None and self._measured.is_taken:
             self._take(trainer, pl_module, self._measured, self._rows)
@@ -183,19 +198,25 @@ class GradientHealth(FitCallback):
 
     # --- implementation ---
 
-    def _is_due(self) -> bool:
-        step = self._seen.steps
-        is_extra = not self._learns and step % _EXTRA_EVERY == 0 and step <= _LAST_EXTRA
-        return step in _FIRST or step % self.check_every == 0 or is_extra
+    def _may_probe(self, step: int) -> bool:
+        # An odd distance, so that probes of short epochs meet different batches.
+        length = self._seen.steps_planned or _LENGTH
+        since = step - max(16, int(_PROBED_FROM * length))
+        return since >= 0 and since % (max(8, int(_PROBED_EVERY * length)) | 1) == 0 and self._num_probes < _MOST_PROBES
 
-    def _wants_probe(self) -> bool:
-        return self.probe and not self._learns and self._seen.steps >= _EXTRA_EVERY
+    def _learns_little(self) -> bool:
+        self._losses.fetch()
+        self._seen.losses = self._losses.losses
+        return outcome_of(self._seen).progress < _LEARNS  # unknown: let be
 
     def _after_step(self, optimizer: Optimizer, place: int) -> None:
         if self._batch is None:  # a trial, in which no callback but its own is called
             return
-        self._zeroing.after_step(optimizer, self._seen.steps)
-        self._presence.after_step(optimizer)
+        self._idle.after_step()
+        is_measured = self._measured is not None
+        self._zeroing.after_step(optimizer, self._seen.steps, remember=is_measured)
+        if is_measured or self._seen.steps < _PRESENCE:
+            self._presence.after_step(optimizer)
         if self._schedules is not None:
             self._schedules.after_step(optimizer)
         if self._measured is not None:
@@ -210,6 +231,7 @@ class GradientHealth(FitCallback):
         if self._probe is not None and self._batch is not None:
             probe = self._probe.measure(trainer, pl_module, self._batch, self._other, measured.rate)
             self._other = self._batch
+            self._num_probes += 1
         self._seen.take(measured.check(rows, self._alive, probe))
         called = measured.called
         self._always_called = called if self._always_called is None else self._always_called & called
@@ -218,6 +240,7 @@ class GradientHealth(FitCallback):
     def _close(self) -> None:
         if self._measured is not None:
             self._measured.close()
+            self._former = (self._seen.steps - 1, self._measured.norms) if self._measured.is_taken else None
         self._measured = self._probe = None
 
     def _compare_weights(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -237,7 +260,6 @@ class GradientHealth(FitCallback):
         if self._schedules is not None:
             seen.schedules = self._schedules.seen(trainer)
         seen.steps_planned = Run(trainer).steps_at_end()
-        self._learns = not outcome_of(seen).progress < _LEARNS  # unknown: let be
         before = _named(self.verdicts)
         # What is exact stays said: a fault of the first steps may no longer be visible in the last ones.
         self.verdicts = ranked([*filter(is_exact, self.verdicts), *diagnose(seen)])
@@ -252,7 +274,11 @@ class GradientHealth(FitCallback):
 
     def _compare_batches(self, trainer: pl.Trainer, batch: Any) -> None:
         self._digests.append(digest(batch))
-        if len(self._digests) == _COMPARED_BATCHES:
+        if len(self._digests) < _COMPARED_BATCHES:
+            return
+        if self._digests[0] and len(set(self._digests)) == 1 and trainer.num_training_batches > _COMPARED_BATCHES:
+            self._seen.repeated_batches = _COMPARED_BATCHES
+        if replicates(trainer):
             same = ranks_with_same_batches(trainer, self._digests)
             self._seen.ranks.append(RanksSeen(self._seen.steps, same_batches=same, num_batches=_COMPARED_BATCHES))
 

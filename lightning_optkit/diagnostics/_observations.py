@@ -14,6 +14,7 @@ from lightning_optkit.diagnostics._signals import ActivationSeen, InputSeen, Lay
 __all__ = [
     "AverageSeen",
     "Check",
+    "IdleSeen",
     "Losses",
     "ModuleSeen",
     "NonfiniteSeen",
@@ -86,7 +87,7 @@ class ModuleSeen:
         kind: "dropout", "batch norm" or "other".
         is_training: Its mode in the call.
         acts: Whether the mode matters: dropout with a rate above 0, a batch norm with running statistics.
-        is_trained: Whether parameters of it, or of the module that contains it, are trained.
+        is_trained: Whether parameters of it, or of the module that contains it, are trained; not asked of others.
         is_fresh: For a batch norm: whether the running statistics are still 0 and 1.
     """
 
@@ -113,6 +114,9 @@ class Check:
         first_input: What the first layer was given, unless that is an embedding or a norm.
         losses: Calls of loss functions.
         probe: The loss along the update, if it was measured.
+        strays: Number of tensors in the optimizers that are no parameters of the module.
+        is_undone: Whether the weights before this step were bitwise those before the step in front of it, which had
+            changed them.
     """
 
     step: int
@@ -125,6 +129,8 @@ class Check:
     first_input: InputSeen | None = None
     losses: tuple[LossSeen, ...] = ()
     probe: ProbeSeen | None = None
+    strays: int = 0
+    is_undone: bool = False
 
 
 @dataclass
@@ -171,6 +177,29 @@ class SilentSeen:
     steps: int
     is_called: bool
     runs_without_grad: bool
+
+
+@dataclass(frozen=True)
+class IdleSeen:
+    """Batches in a row with a backward pass, after which a step was due, and of which none changed a weight.
+
+    Args:
+        step: Number of steps before them.
+        batches: Number of batches.
+        params: Number of parameters in the optimizers.
+        frozen: How many of them require no gradient.
+        strays: How many of them are no parameters of the module.
+        with_grad: How many of them have a gradient after the last of these batches.
+        is_manual: Whether the module steps its optimizers by itself.
+    """
+
+    step: int
+    batches: int
+    params: int
+    frozen: int
+    strays: int
+    with_grad: int
+    is_manual: bool
 
 
 @dataclass(frozen=True)
@@ -285,6 +314,8 @@ class RunSeen:
         schedules: Schedulers, or rates, as they are now.
         averages: Averages that are longer than the run.
         ranks: What differs among processes.
+        idle: Batches that changed nothing.
+        repeated_batches: How many batches in a row were bitwise equal from the first one on, where the loader has more.
     """
 
     steps: int = 0
@@ -299,6 +330,8 @@ class RunSeen:
     schedules: list[ScheduleSeen] = field(default_factory=list)
     averages: list[AverageSeen] = field(default_factory=list)
     ranks: list[RanksSeen] = field(default_factory=list)
+    idle: IdleSeen | None = None
+    repeated_batches: int = 0
 
     def take(self, check: Check) -> None:
         """Adds a check; of a long run, the first 16 and the last 64 are kept."""

@@ -104,7 +104,7 @@ def test_the_run_is_the_same_bit_for_bit(make_trainer, monkeypatch, frozen, fuse
         weights.append(frozen(module.state_dict()))
         assert not module._forward_pre_hooks and not module.head._forward_hooks and "training_step" not in vars(module)
     assert weights[0] == weights[1]
-    assert len(probes) > 10 or rate > 1e-5
+    assert len(probes) >= 4 or rate > 1e-5
     assert all(probe.before == pytest.approx(probe.full, abs=1e-3) for probe in probes if rate == 1e-5)
 
 
@@ -389,7 +389,8 @@ def test_probes_leave_schedulers_alone_and_can_be_left_out(make_trainer, monkeyp
 def test_learning_rates(diagnose, rate, symptom, fused):
     module = Classifier()
     module.optimizer = lambda params, lr: torch.optim.SGD(params, lr=rate)
-    verdicts = diagnose(module, *([Fuse(verbose=False)] if fused else []), epochs=6)
+    data = DataLoader(loader().dataset, batch_size=16)
+    verdicts = diagnose(module, *([Fuse(verbose=False)] if fused else []), data=data, epochs=24)
     assert verdicts[0].symptom == symptom
 
 
@@ -472,7 +473,13 @@ def test_an_exception_leaves_nothing_behind(make_trainer):
 
 
 @pytest.mark.parametrize(
-    ("case", "expected"), [("healthy", []), ("diverges", ["ranks_diverge"]), ("duplicates", ["duplicate_data"])]
+    ("case", "expected"),
+    [
+        ("healthy", []),
+        ("diverges", ["ranks_diverge"]),
+        ("duplicates", ["duplicate_data"]),
+        ("bypassed", ["ranks_diverge"]),
+    ],
 )
 def test_on_two_processes(tmp_path, case, expected):
     launch(Path(__file__).parent / "gradient_health_worker.py", tmp_path, case, timeout=120)

@@ -21,7 +21,7 @@ from lightning_optkit.diagnostics._observations import Check
 from lightning_optkit.diagnostics._signals import ProbeSeen
 from lightning_optkit.diagnostics.measure.calls import CalledFunctions, CalledLayers
 from lightning_optkit.diagnostics.measure.modules import CalledModules
-from lightning_optkit.diagnostics.measure.parameters import StepMeasure
+from lightning_optkit.diagnostics.measure.parameters import StepMeasure, parameters_of
 from lightning_optkit.diagnostics.measure.rows import EqualRows
 
 __all__ = ["MeasuredStep"]
@@ -31,27 +31,46 @@ class MeasuredStep:
     """Created before a batch that ends with a step; `close` must be called after it.
 
     Hooks would make torch.compile compile anew, so the modules of a compiled module are not watched.
+
+    Args:
+        trainer: The Trainer.
+        pl_module: The module.
+        step: Number of the step.
+        former: The measured step before it, its number and norms.
     """
 
-    def __init__(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+    def __init__(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        step: int,
+        former: tuple[int, StepMeasure] | None = None,
+    ) -> None:
         self._trainer, self._step, self._rate = trainer, step, float("nan")
         self.is_taken = False  # whether an optimizer has stepped
         self._params: dict[str, Tensor] = {n: p for n, p in pl_module.named_parameters() if not is_lazy(p)}
-        self._norms = StepMeasure(self._params, Run(trainer).optimizers)
+        optimizers = Run(trainer).optimizers
+        self.norms = StepMeasure(self._params, optimizers)
+        own = set(pl_module.parameters())
+        self._strays = len({p for each in optimizers for p in parameters_of(each)} - own)
+        self._former = former[1] if former is not None and former[0] == step - 1 else None
         self._is_watched = not is_compiled(pl_module)
         self._modules = CalledModules(pl_module) if self._is_watched else None
-        self._layers = CalledLayers(pl_module) if self._is_watched else None
+        # The rules ask for the scale of layers in the first step alone.
+        self._layers = CalledLayers(pl_module, measures=step == 0) if self._is_watched else None
         self._functions = CalledFunctions(self._layers.inside) if self._layers is not None else None
         self._module, self._training_step = pl_module, self._watching(pl_module.training_step)
-        if self._is_watched:
+        if self._is_watched:  # what hooks of the module do to the weights before is then done
             override(pl_module, "training_step", self._training_step)
+        else:
+            self.norms.begin()
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Measures a step of an optimizer."""
         self.is_taken = True
         scaler: Any = loss_scaler(self._trainer)
         is_scaled = scaler is not None and supports_amp_scaling(optimizer)
-        self._norms.after(optimizer, float(scaler.get_scale()) if is_scaled else 1.0)
+        self.norms.after(optimizer, float(scaler.get_scale()) if is_scaled else 1.0)
         self._rate = max(self._rate, highest_rate(optimizer)) if self._rate == self._rate else highest_rate(optimizer)
 
     @property
@@ -74,7 +93,11 @@ class MeasuredStep:
             alive: Units that were active in former checks; updated.
             probe: The losses along the update.
         """
-        check = Check(self._step, self._rate, self._norms.seen(), rows.seen(self._params), probe=probe)
+        check = Check(
+            self._step, self._rate, self.norms.seen(), rows.seen(self._params),
+            probe=probe, strays=self._strays,
+            is_undone=self._former is not None and self.norms.is_undone(self._former),
+        )  # fmt: skip
         if self._modules is None or self._layers is None or self._functions is None:
             return check
         return replace(
@@ -101,6 +124,7 @@ class MeasuredStep:
     def _watching(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)
         def training_step(*args: Any, **kwargs: Any) -> Any:
+            self.norms.begin()
             if self._functions is None:
                 return original(*args, **kwargs)
             with self._functions:
@@ -110,5 +134,5 @@ class MeasuredStep:
 
     def close(self) -> None:
         """Removes hooks; no-op the second time."""
-        self._norms.close()
+        self.norms.close()
         self.end_of_forward()

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether the gradients that a step used are cleared before its next one, however the module clears them.
 
-One small gradient per optimizer is watched. It is cleared when it is another object (`set_to_none=True`, the default),
-or when a backward pass begins and it is zero. With several optimizers, a backward pass of another one may find it as it
-was; so the judgement is left to the next step, and needs at least one backward pass that began in between.
+One small gradient per optimizer is watched, from one step to the next. It is cleared when it is another object
+(`set_to_none=True`, the default), or when a backward pass begins and it is zero. With several optimizers, a backward
+pass of another one may find it as it was; so the judgement is left to the next step, and needs at least one backward
+pass that began in between.
 """
 
 from dataclasses import dataclass
@@ -37,13 +38,15 @@ class Zeroing:
                 used.is_cleared = used.param.grad is not used.grad or not bool((used.grad != 0).any())
                 used.looks += 1
 
-    def after_step(self, optimizer: Optimizer, step: int) -> None:
-        """Judges the gradient of its former step, and remembers one of this."""
+    def after_step(self, optimizer: Optimizer, step: int, remember: bool) -> None:
+        """Judges the gradient of its former step, if one was remembered; and remembers one of this on request."""
         used = self._used.pop(optimizer, None)
+        if used is None and not remember:
+            return
         name = type(optimizer).__name__
         if used is not None and used.looks and not used.is_cleared and used.param.grad is used.grad:
             self.not_zeroed.setdefault(name, step)
-        if name not in self.not_zeroed and (watched := _smallest(optimizer)) is not None:
+        if remember and name not in self.not_zeroed and (watched := _smallest(optimizer)) is not None:
             self._used[optimizer] = watched
 
 

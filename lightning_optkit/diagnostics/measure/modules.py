@@ -42,9 +42,9 @@ class CalledModules:
             return
         if not torch.is_grad_enabled():
             self.without_grad.add(plain)
-        parent = self._modules.get(name.rpartition(".")[0], module)
-        is_trained = any(p.requires_grad for p in parent.parameters())
         kind, acts, is_fresh = _kind(module)
+        parent = self._modules.get(name.rpartition(".")[0], module)
+        is_trained = kind == "other" or any(p.requires_grad for p in parent.parameters())
         self.calls[plain] = ModuleSeen(plain, kind, module.training, acts, is_trained, is_fresh)
 
 

@@ -3,18 +3,25 @@
 
 import math
 
-from lightning_optkit.diagnostics._observations import Check, ParameterSeen, RunSeen
+from lightning_optkit.diagnostics._observations import Check, IdleSeen, ParameterSeen, RunSeen
 from lightning_optkit.diagnostics.verdict import Verdict
 
 __all__ = ["gradient_not_zeroed", "lost_updates", "no_gradient", "not_optimized"]
 
 _STEPS_WITHOUT = 20  # calibrated: a branch taken with probability 1/2 is silent so long once in a million runs
+_STEPS_UNDER_NO_GRAD = 4  # exact: no gradient can arrive then
 _LOST = 0.5  # theory: most of the update is gone; anchors of the literature give no other
+_REPLACED = "it was replaced after configure_optimizers: the optimizer still holds what was there before"
+_BEFORE = "build and replace layers in __init__ or configure_model, before configure_optimizers"
 
 
 def no_gradient(run: RunSeen) -> Verdict | None:
     """Parameters of an optimizer that no step had a gradient for, although `training_step` calls their module."""
-    found = [each for each in run.silent if each.is_called and each.steps >= _STEPS_WITHOUT]
+    found = [
+        each
+        for each in run.silent
+        if each.is_called and each.steps >= (_STEPS_UNDER_NO_GRAD if each.runs_without_grad else _STEPS_WITHOUT)
+    ]
     if not found:
         return None
     first = found[-1]  # the nearest to where the gradient ends
@@ -30,13 +37,15 @@ def no_gradient(run: RunSeen) -> Verdict | None:
 
 
 def not_optimized(run: RunSeen) -> Verdict | None:
-    """Parameters with a gradient that are in no optimizer, in two measured steps."""
+    """No step at all; or parameters with a gradient that are in no optimizer, in two measured steps."""
+    if run.idle is not None:
+        return _without_steps(run.idle)
     if len(run.checks) < 2:
         return None
     before, last = run.checks[-2:]
     left_out = {each.name for each in before.parameters if each.has_gradient and not each.is_optimized}
     found = [p for p in last.parameters if p.has_gradient and not p.is_optimized and p.name in left_out]
-    if not found or not any(p.is_optimized for p in last.parameters):
+    if not found or not (last.strays or any(p.is_optimized for p in last.parameters)):
         return None
     names = _listed([each.name for each in found])
     cause = "it requires and gets a gradient, but is in no group of any optimizer, so it never changes"
@@ -45,7 +54,34 @@ def not_optimized(run: RunSeen) -> Verdict | None:
         c.step for c in run.checks if any(p.name == found[0].name and not p.is_optimized for p in c.parameters)
     )
     remedy = "torch.optim.AdamW(self.parameters(), ...), with all parameters, in configure_optimizers"
+    if last.strays:
+        cause, remedy = _REPLACED, _BEFORE
+        evidence += f"; {last.strays} tensors in the optimizers are no parameters of the module"
     return Verdict("not_optimized", found[0].layer or found[0].name, cause, evidence, remedy, onset, 1.0)
+
+
+def _without_steps(idle: IdleSeen) -> Verdict:
+    """Backward passes that no step follows."""
+    evidence = f"{idle.batches} batches in a row had a backward pass, and no weight changed"
+    if idle.frozen == idle.params:
+        cause, remedy = "none of its parameters requires a gradient, so a step has nothing to do", (
+            "self.requires_grad_(True) for what is to be trained, before configure_optimizers"
+        )  # fmt: skip
+        evidence += f"; requires_grad is False for all {idle.params} parameters"
+    elif idle.strays == idle.params:
+        cause, remedy = _REPLACED, _BEFORE
+        evidence += f"; none of {idle.params} tensors in the optimizers is a parameter of the module"
+    elif idle.with_grad:
+        cause = "gradients are computed, but no optimizer takes a step with them"
+        evidence += f", although {idle.with_grad} of {idle.params} parameters have a gradient"
+        remedy = "self.optimizers().step() after manual_backward" if idle.is_manual else (
+            "optimizer.step(closure=optimizer_closure) in optimizer_step, or leave out that method"
+        )  # fmt: skip
+    else:
+        cause = "nothing is left of the gradients when the step is taken"
+        evidence += f"; none of {idle.params} parameters has a gradient after them"
+        remedy = "zero_grad() before manual_backward(), and step() right behind it"
+    return Verdict("not_optimized", None, cause, evidence, remedy, idle.step, 1.0)
 
 
 def gradient_not_zeroed(run: RunSeen) -> Verdict | None:
@@ -59,10 +95,14 @@ def gradient_not_zeroed(run: RunSeen) -> Verdict | None:
 
 
 def lost_updates(run: RunSeen) -> Verdict | None:
-    """Most elements of the 16-bit weights do not change, in the first two measured steps at the highest rate.
+    """The weights are put back after two steps in a row; or most elements of the 16-bit weights do not change, in the
+    first two measured steps at the highest rate.
 
     Later ones say nothing: at the end of a decay, or of training, updates are small anyway, and a warm-up still rises.
     """
+    undone = [place for place, check in enumerate(run.checks[1:]) if check.is_undone and run.checks[place].is_undone]
+    if undone:
+        return _put_back(run.checks, undone[0])
     highest = max((check.rate for check in run.checks), default=0.0)
     place = next((i for i, check in enumerate(run.checks) if check.rate >= 0.99 * highest), len(run.checks))
     judged = run.checks[place : place + 2]
@@ -75,6 +115,16 @@ def lost_updates(run: RunSeen) -> Verdict | None:
     evidence = f"{share} did not change in step {last.step}, {worst.lost:.0%} of {worst.name}"
     remedy = 'Fuse(rounding="stochastic") or "kahan", or Trainer(precision="bf16-mixed")'
     return Verdict("lost_updates", worst.layer or worst.name, cause, evidence, remedy, judged[0].step, 0.95)
+
+
+def _put_back(checks: list[Check], place: int) -> Verdict:
+    moved = max((p for p in checks[place].parameters if p.update_norm > 0), key=lambda p: p.update_norm)
+    steps = [check.step for check in checks[place : place + 2]]
+    cause = "something puts the weights back to what they were before the step"
+    evidence = f"before steps {steps[0]} and {steps[1]} all weights were bitwise those before the step in front of it, "
+    evidence += f"although that had changed {moved.name} by {moved.update_norm:.2g}"
+    remedy = "leave out what writes to the weights after optimizer.step(): load_state_dict, copy_, an average's swap"
+    return Verdict("lost_updates", None, cause, evidence, remedy, max(steps[0] - 1, 0), 1.0)
 
 
 def _is_counted(param: ParameterSeen) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must be equal on all processes, and what must not: exact."""
+"""What must be equal on all processes, and which batches must not be: exact."""
 
 from lightning_optkit.diagnostics._observations import RunSeen
 from lightning_optkit.diagnostics.verdict import Verdict
@@ -20,7 +20,12 @@ def ranks_diverge(run: RunSeen) -> Verdict | None:
 
 
 def duplicate_data(run: RunSeen) -> Verdict | None:
-    """Two ranks that were given the same batches."""
+    """Two ranks that were given the same batches, or batches that are all the same."""
+    if run.repeated_batches:
+        cause = "every step trains on the same batch, although the loader has more than one"
+        evidence = f"the first {run.repeated_batches} batches were bitwise equal"
+        remedy = "one DataLoader(..., shuffle=True) per fit: next(iter(loader)) gives its first batch each time"
+        return Verdict("duplicate_data", None, cause, evidence, remedy, 0, 1.0)
     for seen in run.ranks:
         if seen.same_batches:
             ranks = ", ".join(map(str, seen.same_batches))

@@ -8,6 +8,7 @@ import pytest
 from lightning_optkit.diagnostics._observations import (
     AverageSeen,
     Check,
+    IdleSeen,
     ModuleSeen,
     NonfiniteSeen,
     ParameterSeen,
@@ -53,6 +54,8 @@ def test_no_gradient_needs_a_called_module_and_twenty_steps():
     assert "detach" in no_gradient(RunSeen(silent=[silent])).cause
     assert "no_grad" in no_gradient(RunSeen(silent=[replace(silent, runs_without_grad=True)])).cause
     assert no_gradient(RunSeen(silent=[replace(silent, steps=19)])) is None
+    assert no_gradient(RunSeen(silent=[replace(silent, steps=4, runs_without_grad=True)])) is not None
+    assert no_gradient(RunSeen(silent=[replace(silent, steps=3, runs_without_grad=True)])) is None
     assert no_gradient(RunSeen(silent=[replace(silent, is_called=False)])) is None
 
 
@@ -70,10 +73,39 @@ def test_not_optimized_needs_a_gradient_twice():
     assert not_optimized(checks([PARAM, out], [PARAM, replace(out, has_gradient=False)], kind="parameters")) is None
 
 
+def test_not_optimized_says_why_nothing_changes():
+    idle = IdleSeen(step=0, batches=4, params=6, frozen=0, strays=0, with_grad=6, is_manual=True)
+    assert "self.optimizers().step()" in not_optimized(RunSeen(idle=idle)).remedy
+    assert "optimizer_step" in not_optimized(RunSeen(idle=replace(idle, is_manual=False))).remedy
+    assert "nothing is left" in not_optimized(RunSeen(idle=replace(idle, with_grad=0))).cause
+    assert "requires a gradient" in not_optimized(RunSeen(idle=replace(idle, frozen=6))).cause
+    assert "replaced" in not_optimized(RunSeen(idle=replace(idle, strays=6))).cause
+
+
+def test_not_optimized_knows_layers_that_were_replaced():
+    out = replace(PARAM, is_optimized=False)
+    run = checks([out], [out], kind="parameters")
+    assert not_optimized(run) is None  # a wrapper holds other tensors than the module, perhaps
+    run.checks[-1] = replace(run.checks[-1], strays=1)
+    assert "replaced" in not_optimized(run).cause
+
+
 def test_gradient_not_zeroed_names_the_optimizer_and_the_step():
     verdict = gradient_not_zeroed(RunSeen(not_zeroed={"SGD": 4}))
     assert (verdict.layer, verdict.onset_step) == ("SGD", 4)
     assert gradient_not_zeroed(RunSeen()) is None
+
+
+def test_lost_updates_are_those_that_are_put_back_twice():
+    run = checks([PARAM], [PARAM], [PARAM], kind="parameters")
+    run.checks[1] = replace(run.checks[1], is_undone=True)
+    run.checks[0] = replace(run.checks[0], rate=0.0)
+    kept = replace(PARAM, lost=0.0)
+    run.checks[:] = [replace(check, parameters=(kept,)) for check in run.checks]
+    assert lost_updates(run) is None  # a rollback goes back once
+    run.checks[2] = replace(run.checks[2], is_undone=True)
+    verdict = lost_updates(run)
+    assert verdict.onset_step == 0 and "puts the weights back" in verdict.cause
 
 
 def test_lost_updates_are_judged_where_the_rate_is_first_at_its_highest():
