@@ -90,6 +90,8 @@ class ScheduleFreeWrapper(FitCallback):
                 check_tensor(owner, f"state_dict[{point!r}][{name!r}]", kept, "inexact")
         self._weights = [[_loaded(owner, saved) for saved in groups] for groups in checked["weights"]]
         self._y, self._z = dict(checked["y"]), {name: z.clone() for name, z in checked["z"].items()}
+        # Loaded within a run, as after the test of LRFinder, what was stepped since is forgotten.
+        self._params, self._stepping = {name: p for name, p in self._params.items() if name in self._z}, {}
 
     # --- hooks, in the order Lightning calls them ---
 

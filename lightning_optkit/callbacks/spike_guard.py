@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch import callbacks as lightnings
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
@@ -23,7 +25,7 @@ from lightning_optkit.callbacks.lookahead import Lookahead
 from lightning_optkit.callbacks.schedule_free_wrapper import ScheduleFreeWrapper
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
-from lightning_optkit.callbacks.seams.lightning_packages import loss_scaler
+from lightning_optkit.callbacks.seams.lightning_packages import is_a, loss_scaler
 from lightning_optkit.callbacks.seams.lowered_rates import LoweredRates
 from lightning_optkit.callbacks.seams.module_state import Buffers
 from lightning_optkit.callbacks.seams.refusals import refuse_manual_optimization, refuse_split_parameters
@@ -34,7 +36,8 @@ from lightning_optkit.diagnostics.spike_detector import SpikeDetector, SpikeEven
 __all__ = ["SpikeGuard"]
 
 _COPIES = 2  # the older one is used if the run breaks again soon
-_WITH_WEIGHTS = (Grokfast, LookSAM, Lookahead, ScheduleFreeWrapper)
+_LIGHTNINGS = (StochasticWeightAveraging, getattr(lightnings, "WeightAveraging", StochasticWeightAveraging))
+_WITH_WEIGHTS = (Grokfast, LookSAM, Lookahead, ScheduleFreeWrapper, *_LIGHTNINGS)
 
 
 class SpikeGuard(FitCallback):
@@ -69,7 +72,7 @@ class SpikeGuard(FitCallback):
     Raises:
         ValueError: for an argument out of range; when the fit starts, with manual optimization, with LBFGS, for a
             strategy that splits parameters, and with `rollback` beside callbacks that keep weights or gradients of
-            their own (`Lookahead`, `Grokfast`, `LookSAM`, `ScheduleFreeWrapper`).
+            their own (`Lookahead`, `Grokfast`, `LookSAM`, `ScheduleFreeWrapper`, Lightning's averages).
 
     Cost: a pass over the gradients and a synchronization with the device per step; two copies of weights and optimizer
     state in memory and in each checkpoint.
@@ -167,7 +170,7 @@ class SpikeGuard(FitCallback):
         for other in others if self.rollback else ():
             raise ValueError(
                 f"{owner}(rollback=True): {type(other).__name__} keeps weights or gradients of its own, which would "
-                "not return; pass rollback=False."
+                f"not return; pass rollback=False{' or take ok.WeightAveraging' * is_a(other, *_LIGHTNINGS)}."
             )
         self._begin()
         self.events = []

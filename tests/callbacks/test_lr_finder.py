@@ -22,6 +22,7 @@ from lightning_optkit.callbacks import (
     LRFinder,
     LRSchedule,
     Preprocess,
+    ScheduleFreeWrapper,
     WeightAveraging,
 )
 from lightning_optkit.clipping import AutoClip
@@ -98,6 +99,7 @@ STRATEGIES = {
     "Fuse, EMA, AutoClip": lambda: [Fuse(verbose=False), GradientClipping(AutoClip(50)), WeightAveraging(EMA(0.9))],
     "its own passes": lambda: [GradientClipping(AutoClip(50)), WeightAveraging(EMA(0.9))],
     "ExactResume": lambda: [ExactResume()],
+    "ScheduleFreeWrapper": lambda: [ScheduleFreeWrapper()],
     "Preprocess": lambda: [Preprocess(Standardize())],
 }
 

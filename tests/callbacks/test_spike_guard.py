@@ -8,7 +8,7 @@ import pickle
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -386,9 +386,15 @@ class Manual(Net):
         (Net, lambda: [guard(), Grokfast()], "Grokfast keeps"),
         (Net, lambda: [guard(), LookSAM()], "LookSAM keeps"),
         (Net, lambda: [guard(), ScheduleFreeWrapper()], "ScheduleFreeWrapper keeps"),
+        (
+            Net,
+            lambda: [guard(), StochasticWeightAveraging(0.1)],
+            "StochasticWeightAveraging keeps .* ok.WeightAveraging",
+        ),
+        (Net, lambda: [guard(), EMAWeightAveraging()], "EMAWeightAveraging keeps"),
         (lambda: Net(configure=lambda m: torch.optim.LBFGS(m.parameters())), lambda: [guard()], "LBFGS evaluates"),
     ],
-    ids=["manual", "Lookahead", "Grokfast", "LookSAM", "ScheduleFreeWrapper", "LBFGS"],
+    ids=["manual", "Lookahead", "Grokfast", "LookSAM", "ScheduleFreeWrapper", "SWA", "EMA", "LBFGS"],
 )
 def test_refused(module, callbacks, message):
     with pytest.raises(ValueError, match=rf"^SpikeGuard\(.*{message}"):
