@@ -18,8 +18,10 @@ from lightning_optkit.callbacks.seams.configured import optimizers_in
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_packages import is_overridden, loss_scaler
 from lightning_optkit.callbacks.seams.norm_swaps import FusedNorms
+from lightning_optkit.callbacks.seams.optimizer_names import optimizer_names
 from lightning_optkit.callbacks.seams.parameter_numbers import number_by_module
 from lightning_optkit.callbacks.seams.run import Run
+from lightning_optkit.callbacks.seams.run_settings import strategies_in_force
 from lightning_optkit.callbacks.seams.steps import StepListener, watch_steps
 from lightning_optkit.optimizers._schedule_free import ScheduleFreeOptimizer
 from lightning_optkit.optimizers.convert import from_torch_, to_torch_, why_not_convertible
@@ -90,6 +92,10 @@ class Fuse(FitCallback):
     def explain(self) -> list[Explanation]:
         """How each optimizer of the current fit steps."""
         return [optimizer.explain() for optimizer in self._converted]
+
+    def norm_lines(self) -> list[str]:
+        """What became of the norms of the module in the current fit, a line each."""
+        return [] if self._fused_norms is None else self._fused_norms.lines()
 
     def fold_clips(self, trainer: pl.Trainer) -> None:
         """Makes the Trainer's current clip part of each step; called before a backward pass that takes steps itself."""
@@ -203,15 +209,17 @@ class Fuse(FitCallback):
 
     def _plan(self, trainer: pl.Trainer) -> str:
         places = {optimizer: place for place, optimizer in enumerate(trainer.optimizers)}
+        names = optimizer_names(trainer)
         parts = []
         for optimizer in self._converted:
             several = len(places) > 1 and optimizer in places
-            which = f"Fuse, optimizer {places[optimizer]} of {len(places)}" if several else "Fuse"
+            place = places.get(optimizer, 0)
+            which = f"Fuse, optimizer {place} of {len(places)}, {names[place]}" if several else "Fuse"
             parts.append(f"{which}: {optimizer.explain()}")
         parts += [f"Fuse left {line}." for line in self._left_alone]
-        parts += [f"Fuse norms: {line}." for line in (self._fused_norms.lines() if self._fused_norms else [])]
-        beside = [type(other).__name__ for other in callbacks_of(trainer, FitCallback, but=self)]
-        parts += [f"Beside it: {', '.join(beside)}."] if beside else []
+        parts += [f"Fuse norms: {line}." for line in self.norm_lines()]
+        in_force = strategies_in_force(trainer, but=self)
+        parts += ["in force besides:", *in_force] if in_force else []
         return "\n".join(parts or ["Fuse: this module has no optimizer."])
 
     def _forget(self) -> None:

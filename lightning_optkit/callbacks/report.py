@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 
 from lightning_optkit._checks import check_bools, check_int, check_path, check_text, shown
 from lightning_optkit._norms import total_norm
+from lightning_optkit.callbacks.fuse import Fuse
 from lightning_optkit.callbacks.gradient_clipping import GradientClipping
 from lightning_optkit.callbacks.gradient_health import GradientHealth
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
@@ -39,6 +40,7 @@ from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.callbacks.seams.run_settings import callback_arguments, run_settings, watched_metrics
 from lightning_optkit.callbacks.seams.steps import StepListener, watch_steps
 from lightning_optkit.diagnostics._record import record_from
+from lightning_optkit.diagnostics._summary import summary_text
 from lightning_optkit.diagnostics.environment import environment
 from lightning_optkit.diagnostics.report import Curve, RunRecord, write_report
 from lightning_optkit.step import OnePassOptimizer
@@ -64,6 +66,7 @@ class Report(FitCallback):
         write: False only records: pass the `record` of several runs to `diagnostics.write_report` to compare them.
         layers: Also measure gradients, updates and outputs of every layer, in the first steps, then at most each
             `measure_every`-th, and more rarely as the run goes on: about 250 times in 100,000 steps.
+        verbose: Print a summary when the fit ends.
 
     Raises:
         ValueError: for an argument out of range.
@@ -82,15 +85,16 @@ class Report(FitCallback):
         measure_every: int = 10,
         write: bool = True,
         layers: bool = True,
+        verbose: bool = True,
     ) -> None:
         check_int(type(self).__name__, "measure_every", measure_every, minimum=1)
-        check_bools(type(self).__name__, write=write, layers=layers)
+        check_bools(type(self).__name__, write=write, layers=layers, verbose=verbose)
         if path is not None:
             check_path(type(self).__name__, "path", path)
         if name is not None:
             check_text(type(self).__name__, "name", name, 'a name of the run, such as "plain"')
         self._path, self._name, self._measure_every, self._write = path, name, measure_every, write
-        self._layers = layers
+        self._layers, self._verbose = layers, verbose
         self.record = RunRecord(name or "run")
         self._forget()
 
@@ -150,7 +154,7 @@ class Report(FitCallback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Not earlier: only now is it known what every callback adds to the step.
-        self.record.explanation = "\n\n".join(_explanation(optimizer) for optimizer in trainer.optimizers)
+        self.record.explanation = _explanation(trainer)
         self.record.clip = _clip(trainer)
         self._started = None
 
@@ -225,6 +229,8 @@ class Report(FitCallback):
             record.timings["training step"] = statistics.median(durations)
         health = callbacks_of(trainer, GradientHealth)
         record.verdicts = [verdict for each in health for verdict in each.verdicts] if health else None
+        if self._verbose:
+            rank_zero_info(summary_text(record))
         path = Path(self._path or Path(trainer.log_dir or trainer.default_root_dir) / "report.html")
         if self._write and trainer.is_global_zero:
             try:
@@ -286,10 +292,18 @@ def _named(curves: dict[str, Curve], name: str) -> Curve:
     return curves.setdefault(name, Curve())
 
 
-def _explanation(optimizer: Optimizer) -> str:
-    if isinstance(optimizer, OnePassOptimizer):
-        return str(optimizer.explain())
-    return f"{type(optimizer).__module__}.{type(optimizer).__name__}: its own step; nothing is folded into it"
+def _explanation(trainer: pl.Trainer) -> str:
+    """The plan of each optimizer, and of the norms."""
+    parts = []
+    for name, optimizer in zip(optimizer_names(trainer), trainer.optimizers, strict=True):
+        which = f"{name}: " if len(trainer.optimizers) > 1 else ""
+        if isinstance(optimizer, OnePassOptimizer):
+            parts.append(f"{which}{optimizer.explain()}")
+        else:
+            kind = f"{type(optimizer).__module__}.{type(optimizer).__name__}"
+            parts.append(f"{which}{kind}: its own step; nothing is folded into it")
+    parts += [line for fuse in callbacks_of(trainer, Fuse) for line in fuse.norm_lines()]
+    return "\n\n".join(parts)
 
 
 def _clip(trainer: pl.Trainer) -> str:

@@ -167,7 +167,7 @@ class After(Callback):
 def train(name: str, extra: list[Callback], averaging: Callback, max_epochs: int) -> tuple[RunRecord, GroupPlan | None]:
     """One fit from the same seed; returns its record, and the plan of its one-pass step if it had one."""
     pl.seed_everything(SEED, verbose=False)
-    watch, report = Stopwatch(), Report(name=name, write=False)
+    watch, report = Stopwatch(), Report(name=name, write=False, verbose=False)
     trainer = pl.Trainer(
         max_epochs=max_epochs,
         accelerator="cpu",

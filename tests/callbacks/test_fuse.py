@@ -15,7 +15,7 @@ from lightning_optkit.averaging import EMA
 from lightning_optkit.callbacks import Fuse, LRSchedule, MaxNorm, WeightAveraging
 from lightning_optkit.clipping import ClipNorm
 from lightning_optkit.optimizers import AdamW
-from lightning_optkit.schedules import cosine
+from lightning_optkit.schedules import warmup_cosine
 from lightning_optkit.step import OnePassOptimizer
 
 PRECISIONS = ["32-true", "bf16-mixed", "16-mixed"]
@@ -520,11 +520,17 @@ def test_prints_which_optimizer_it_is_and_what_is_beside_it(regression, fit, pri
     def two(module):
         return [torch.optim.SGD(module.net[0].parameters(), 0.1), torch.optim.Adam(module.net[2].parameters())]
 
-    fit(Both(two), Fuse(), MaxNorm(1.0), LRSchedule(cosine(), verbose=False), accumulate_grad_batches=1)
+    schedule = LRSchedule(warmup_cosine(0.05), verbose=False)
+    fit(Both(two), Fuse(), MaxNorm(1.0), schedule, accumulate_grad_batches=1)
     lines = printed().splitlines()
-    assert "Fuse, optimizer 0 of 2: lightning_optkit.SGD" in lines
-    assert "Fuse, optimizer 1 of 2: lightning_optkit.Adam" in lines
-    assert "Beside it: MaxNorm, LRSchedule." in lines
+    assert "Fuse, optimizer 0 of 2, net.0: lightning_optkit.SGD" in lines
+    assert "Fuse, optimizer 1 of 2, net.2: lightning_optkit.Adam" in lines
+    at = lines.index("in force besides:")
+    assert lines[at + 1 : at + 4] == [
+        "  MaxNorm(max_norm=1.0)",
+        "  LRSchedule(schedule=warmup_cosine(warmup=0.05, min_factor=0.0,",
+        "    start_factor=0.01))",
+    ]
 
 
 def test_prints_what_is_frozen_as_left_out(regression, fit, printed):

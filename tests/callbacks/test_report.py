@@ -520,3 +520,32 @@ def test_seconds_go_on_when_a_run_is_resumed(regression, fit, tmp_path):
     fit(regression(adamw), second, ckpt_path=tmp_path / "half.ckpt")
     assert second.record.elapsed_s.values[2] > 100.0 and second.record.elapsed_s.steps == STEPS
     assert second.record.settings["date"] == first.record.settings["date"]
+
+
+@pytest.mark.parametrize("verbose", [True, False])
+def test_a_summary_is_printed_when_the_fit_ends(regression, fit, printed, verbose):
+    fit(regression(adamw), only_record(name="mine", verbose=verbose))
+    assert ("mine: 6 steps in" in printed()) == verbose
+
+
+def test_the_plan_names_each_optimizer_and_the_norms(make_trainer, data):
+    class Two(pl.LightningModule):
+        automatic_optimization = False
+
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)), nn.Linear(4, 2)
+
+        def training_step(self, batch, batch_idx):
+            self.manual_backward(self.b(self.a(batch[0])).square().mean())
+            for optimizer in self.optimizers():
+                optimizer.step()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.a.parameters(), lr=0.1), torch.optim.Rprop(self.b.parameters())
+
+    report = only_record()
+    make_trainer(report, Fuse(verbose=False), epochs=1, accumulate_grad_batches=1).fit(Two(), data())
+    assert "a: lightning_optkit.SGD\n" in report.record.explanation
+    assert "b: torch.optim.rprop.Rprop: its own step" in report.record.explanation
+    assert "1 LayerNorm -> layers.LayerNorm" in report.record.explanation

@@ -123,7 +123,7 @@ def test_the_stack_says_what_the_page_shows(started):
     names, printed = started
     (shown,) = re.findall(r"```\n(LRSchedule: .*?)```", START.read_text(), flags=re.DOTALL)
     lines = [line for line in shown.splitlines() if "compiled" not in line]  # which differs between processors
-    assert len(lines) == 11 and set(lines) <= {*printed[1].splitlines()}
+    assert len(lines) == 15 and set(lines) <= {*printed[1].splitlines()}
     assert not torch.equal(names["model"].net[0].weight, names["plain"].net[0].weight)
     assert names["trainer"].max_epochs == 1 and type(names["model"].net[1]) is nn.LayerNorm
 
@@ -133,7 +133,7 @@ def test_what_you_have_already_stays_or_is_given_back(started):
     assert "LRSchedule: in place of StepLR, which configure_optimizers returns, until the fit ends." in printed[2]
     assert names["kept"].last_epoch == 0 and names["kept"].base_lrs == [1e-3]
     assert names["trainer"].global_step == 11 and "ClipNorm(max_norm=1.0)" in printed[3]
-    assert "Fuse, optimizer 1 of 2: lightning_optkit.SGD" in printed[4]
+    assert "Fuse, optimizer 1 of 2, net.3: lightning_optkit.SGD" in printed[4]
     assert names["manual"].global_step == 88  # Lightning counts the steps of both optimizers
 
 

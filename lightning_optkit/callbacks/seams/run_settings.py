@@ -3,6 +3,7 @@
 
 import inspect
 import os
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,12 +15,13 @@ from torch.utils.data import DataLoader
 
 from lightning_optkit._checks import shown
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
+from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_packages import is_a
 from lightning_optkit.callbacks.seams.optimizer_names import optimizer_names
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.step import OnePassOptimizer
 
-__all__ = ["callback_arguments", "run_settings", "watched_metrics"]
+__all__ = ["callback_arguments", "run_settings", "strategies_in_force", "watched_metrics"]
 
 _DEFAULT_SEED = 67_280_421_310_721  # torch's, where nobody has set one
 _NO_HYPERPARAMETERS = {"params", "initial_lr", "max_lr", "min_lr", "name"}
@@ -49,9 +51,7 @@ def run_settings(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str
     for name, optimizer in zip(names, trainer.optimizers, strict=True):
         key = "optimizer" if len(names) == 1 else f"optimizer of {name}"
         facts[key] = _optimizer(optimizer) if isinstance(optimizer, Optimizer) else type(optimizer).__name__
-    facts["schedulers"] = ", ".join(
-        f"{type(config.scheduler).__name__} each {config.interval}" for config in trainer.lr_scheduler_configs
-    )
+    facts["schedulers"] = ", ".join(_schedulers(trainer))
     hparams: Mapping[str, Any] = getattr(pl_module, "hparams", {})
     facts |= {f"hyperparameter {name}": shown(value)[:_LONGEST] for name, value in hparams.items()}
     return {name: text for name, text in facts.items() if text}
@@ -70,10 +70,22 @@ def callback_arguments(trainer: pl.Trainer, but: object) -> dict[str, str]:
     return found
 
 
+def strategies_in_force(trainer: pl.Trainer, but: object) -> list[str]:
+    """The callbacks of this package `but` one, and the schedulers, in indented lines of at most 80 columns."""
+    texts = [f"{type(each).__name__}({_arguments(each)})" for each in callbacks_of(trainer, FitCallback, but=but)]
+    texts += _schedulers(trainer)
+    looks: dict[str, Any] = {"initial_indent": "  ", "subsequent_indent": "    "}
+    return [textwrap.fill(text, 80, break_long_words=False, break_on_hyphens=False, **looks) for text in texts]
+
+
 def watched_metrics(trainer: pl.Trainer) -> dict[str, str]:
     """Goal, "min" or "max", of each metric that a checkpoint or an early stop watches."""
     watching: list[Any] = [*callbacks_of(trainer, ModelCheckpoint), *callbacks_of(trainer, EarlyStopping)]
     return {each.monitor: each.mode for each in watching if each.monitor is not None and each.mode in ("min", "max")}
+
+
+def _schedulers(trainer: pl.Trainer) -> list[str]:
+    return [f"{type(config.scheduler).__name__} each {config.interval}" for config in trainer.lr_scheduler_configs]
 
 
 def _arguments(callback: object) -> str:

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run in a few lines of a terminal: results, curves as blocks, findings."""
+
+import io
+import math
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lightning_optkit.diagnostics._curve import Curve
+from lightning_optkit.diagnostics._figures import as_label, smoothed
+from lightning_optkit.diagnostics._record import RunRecord
+from lightning_optkit.diagnostics._report_tables import duration_of, results
+
+__all__ = ["summary_text", "table_text"]
+
+_WIDTH = 80
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_COLUMNS = 32  # of a curve
+
+
+def summary_text(run: RunRecord) -> str:
+    """Lines of at most 80 columns, without color.
+
+    Example:
+        >>> loss = Curve(list(range(1, 65)), [64.0 / step for step in range(1, 65)])
+        >>> print(summary_text(RunRecord("plain", num_steps=64, loss=loss)).splitlines()[0])
+        plain: 64 steps
+    """
+    took = duration_of(run)
+    lines = [f"{as_label(run.name)}: {run.num_steps:,} steps" + (f" in {took}" if took else "")]
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for label, curve in _curves(run):
+        table.add_row(*(Text(cell) for cell in (as_label(label), _blocks(curve, "loss" in label), _ends(curve))))
+    lines += _rendered(table)
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for name, cell in results([run]):
+        if name not in ("optimizer steps", "duration"):
+            table.add_row(Text(as_label(name)), Text(cell))
+    lines += _rendered(table)
+    if run.verdicts is not None:
+        lines += [f"GradientHealth: {verdict}" for verdict in run.verdicts] or ["GradientHealth: nothing is wrong"]
+    return "\n".join(lines)
+
+
+def table_text(rows: Sequence[Sequence[str]], heads: Sequence[str], width: int = _WIDTH) -> str:
+    """A table whose first row names the columns; cells are wrapped where the `width` asks for it.
+
+    Example:
+        >>> print(table_text([("loss", "1.0")], ["", "plain"]).splitlines()[0].strip())
+        plain
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for head in heads:
+        table.add_column(Text(as_label(head)))
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return "\n".join(_rendered(table, width))
+
+
+def _rendered(table: Table, width: int = _WIDTH) -> list[str]:
+    buffer = io.StringIO()
+    Console(file=buffer, width=width, color_system=None, force_terminal=False).print(table)
+    return [line.rstrip() for line in buffer.getvalue().splitlines() if line.strip()]
+
+
+def _curves(run: RunRecord) -> list[tuple[str, Curve]]:
+    curves = [("loss", run.loss)] if run.loss.finite()[0] else [*run.logged.items()]
+    curves += [*run.metrics.items()]
+    rates = [*run.learning_rate.items()]
+    curves += [("learning rate" if len(rates) == 1 else f"rate of {name}", curve) for name, curve in rates[:4]]
+    return [(label, curve) for label, curve in curves if len(curve.finite()[0]) > 1]
+
+
+def _blocks(curve: Curve, is_loss: bool) -> str:
+    """The curve in blocks, evenly over the steps; of a loss that spans two decades, its logarithm."""
+    _, values = smoothed(curve).finite()
+    if is_loss and min(values) > 0 and max(values) > 100 * min(values):
+        values = [math.log(value) for value in values]
+    low, high = min(values), max(values)
+    columns = min(_COLUMNS, len(values))
+    shown = [values[round(at * (len(values) - 1) / max(1, columns - 1))] for at in range(columns)]
+    return "".join(_BLOCKS[round((value - low) / (high - low or 1.0) * (len(_BLOCKS) - 1))] for value in shown)
+
+
+def _ends(curve: Curve) -> str:
+    values = smoothed(curve).finite()[1]
+    return f"{values[0]:.4g} to {values[-1]:.4g}"
