@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the site changes in a page before it is rendered; mkdocs loads this file.
+"""What the site changes in its pages before they are rendered; mkdocs loads this file.
 
 Lines of a Chinese paragraph are joined, since a browser would show a space between them. In the table of strategies the
 file of each becomes a link into the API reference.
@@ -12,6 +12,14 @@ from typing import Any
 
 _PACKAGE = Path(__file__).parents[2] / "lightning_optkit"
 _CHINESE = r"[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]"
+
+
+def on_config(config: Any, **kwargs: Any) -> Any:
+    """Anchors keep Chinese characters, as they do where the pages are read on a host of repositories."""
+    from pymdownx.slugs import slugify  # not where the tests import this file
+
+    config["mdx_configs"]["toc"]["slugify"] = slugify(case="lower")
+    return config
 
 
 def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
