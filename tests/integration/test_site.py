@@ -19,7 +19,7 @@ NAV = [page for section in CONFIG["nav"] for pages in section.values() for page 
 PAGES = [path for entry in NAV for path in entry.values()]
 IN_ENGLISH = {  # measurements, tables and development, which change with every commit
     "architecture.md", "claims.md", "clients.md", "compared.md", "diagnosis.md", "distributed.md", "finders.md",
-    "migration.md", "narrow_state.md", "other_optimizers.md", "performance.md", "scaling.md", "strategies.md",
+    "narrow_state.md", "other_optimizers.md", "performance.md", "scaling.md",
 }  # fmt: skip
 ASIDE = {  # functions of files that their folder does not export, but docs/strategies.md has
     "optimizers": {
