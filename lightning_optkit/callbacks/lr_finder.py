@@ -86,10 +86,9 @@ class LRFinder(FitCallback):
         if not pl_module.automatic_optimization:
             raise ValueError(f"{owner}(): needs automatic optimization; a module that steps by itself sets its rates.")
         if Run(trainer).is_trial or Run(trainer).is_resuming:
-            why = (
-                "a run resumed from a checkpoint keeps its rates" if Run(trainer).is_resuming else "the run is a trial"
-            )
-            self.result = _nothing(f"not tested, since {why}")
+            resumed = "a run resumed from a checkpoint keeps its rates"
+            trial = "the run is a trial (fast_dev_run, or no steps at all)"
+            self.result = _nothing(f"not tested, since {resumed if Run(trainer).is_resuming else trial}")
             return
         if has_lazy_parameters(pl_module):
             raise ValueError(

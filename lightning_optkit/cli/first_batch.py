@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`optkit explain` and `optkit find-lr`: a run up to its first batch, of which no step is taken."""
 
-from contextlib import suppress
 from typing import Any
 
 import lightning.pytorch as pl
@@ -44,7 +43,8 @@ class _Stop(pl.Callback):
 def explain(cli: LightningCLI) -> None:
     """Prints what the callbacks say when the training starts, each optimizer, and the rates over the run."""
     console = Console(highlight=False, markup=False)
-    _start(cli, lambda trainer: _print_plan(console, trainer), drop=(LRFinder,))
+    if not _start(cli, lambda trainer: _print_plan(console, trainer), drop=(LRFinder,)):
+        raise ValueError("the run ends before its first batch, so there is no plan (max_epochs, limit_train_batches?).")
 
 
 def find_lr(cli: LightningCLI) -> None:
@@ -61,15 +61,19 @@ def find_lr(cli: LightningCLI) -> None:
     _print_suggestions(Console(highlight=False, markup=False), finder.result, finder.suggestion)
 
 
-def _start(cli: LightningCLI, look: Any, drop: tuple[type[pl.Callback], ...] = ()) -> None:
+def _start(cli: LightningCLI, look: Any, drop: tuple[type[pl.Callback], ...] = ()) -> bool:
+    """Whether the first batch was reached."""
     trainer: Any = cli.trainer
     trainer.callbacks[:] = [
         callback for callback in trainer.callbacks if not isinstance(callback, (*_WRITE, *drop))
     ] + [_Stop(look)]
     trainer.num_sanity_val_steps, trainer.loggers = 0, []
     of_fit = {name: cli.config[name] for name in ("ckpt_path", "weights_only") if name in cli.config}
-    with suppress(_Reached):
+    try:
         trainer.fit(cli.model, datamodule=cli.datamodule, **of_fit)
+    except _Reached:
+        return True
+    return False
 
 
 def _print_plan(console: Console, trainer: pl.Trainer) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_optkit import schedules
-from lightning_optkit._checks import check_int
+from lightning_optkit._checks import check_in, check_int
 from lightning_optkit.schedules import Schedule, plot
 
 __all__ = ["add_options", "plot_schedule"]
@@ -44,6 +44,7 @@ def plot_schedule(config: Namespace) -> None:
     arguments = dict(config[config.schedule])
     total_steps, base, output = (arguments.pop(name) for name in ("total_steps", "base", "output"))
     check_int("plot_schedule", "total_steps", total_steps, minimum=1)
+    check_in("plot_schedule", "base", base, "(0, inf)")
     schedule: Schedule = getattr(schedules, config.schedule)(**arguments)
     steps = sorted({round((total_steps - 1) * row / (_ROWS - 1)) for row in range(_ROWS)})
     values = [base * schedule(step, total_steps) for step in steps]

@@ -305,7 +305,7 @@ def test_data_that_can_be_read_once_end_the_test():
     [
         (Net, dict(limit_train_batches=0), "no batch of the test had a loss"),
         (type("Silent", (Net,), {"training_step": lambda *_: None}), {}, "no batch of the test had a loss"),
-        (Net, dict(fast_dev_run=True), "not tested, since the run is a trial"),
+        (Net, dict(fast_dev_run=True), "not tested, since the run is a trial (fast_dev_run, or no steps at all)"),
     ],
     ids=["no batches", "no loss", "fast_dev_run"],
 )

@@ -164,6 +164,14 @@ def test_a_mistake_in_the_settings_is_one_sentence(net, command, callbacks, sent
     assert exit_info.value.code.startswith(f"optkit {command}: {sentence}") and "\n" not in exit_info.value.code
 
 
+@pytest.mark.parametrize("limit", ["limit_train_batches", "max_epochs"])
+def test_a_run_without_a_batch_has_no_plan_and_no_rate(net, limit, capsys):
+    with pytest.raises(SystemExit, match=r"optkit explain: the run ends before its first batch, so there is no plan"):
+        run("explain", f"--trainer.{limit}=0")
+    run("find-lr", f"--trainer.{limit}=0")
+    assert "No suggestion: " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("words", [["--config", "nowhere.yaml"], ["--trainer.max_epochs=two"], ["--bogus=1"]])
 def test_a_wrong_command_line_is_shown_with_the_way_to_help(net, words, capsys):
     with pytest.raises(SystemExit) as exit_info:
