@@ -5,6 +5,7 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,6 +48,9 @@ def main(args: Sequence[str] | None = None) -> None:
         SystemExit: with 2 for unknown arguments, with 1 and a sentence for what could not be done, with 0 after
             `--help`.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows no bars and lines shows question marks
     words = [*(sys.argv[1:] if args is None else args)]
     chosen = words[0] if words else None
     if chosen in TRAINER_COMMANDS:

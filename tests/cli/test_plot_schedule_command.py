@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`optkit plot-schedule` shows the factors of the schedule it names, and draws them."""
 
+import io
+
 import pytest
 
 import lightning_optkit as ok
@@ -26,6 +28,13 @@ def test_a_schedule_inside_another(capsys):
     text = capsys.readouterr().out
     assert "warmup(schedule=cosine(min_factor=0.5, steps=1.0), steps=10" in " ".join(text.split())
     assert rows(text)[99] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_a_terminal_without_bars(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="ascii", write_through=True))
+    main(["plot-schedule", "cosine"])
+    assert "|    0 |         1 | ????" in written.getvalue().decode("ascii")
 
 
 def test_it_draws(tmp_path, capsys):
