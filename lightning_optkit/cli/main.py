@@ -24,6 +24,7 @@ TRAINER_COMMANDS = {
     "predict": "Runs the model of a configuration over its prediction data.",
     "explain": "Shows the plan of a configuration without training: optimizers, their stages, rates over the run.",
     "find-lr": "Runs the learning-rate range test of a configuration, and says which rate it suggests.",
+    "doctor": "Checks a configuration before a run: fits its first batch, says what is wrong; status 1 for a fault.",
 }
 # A function each: its signature is the options, or `add_options` beside it adds them; its docstring is the help.
 COMMANDS = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`optkit fit`, `validate`, `test`, `predict`, `explain` and `find-lr`: LightningCLI that knows this package."""
+"""`optkit fit`, `validate`, `test`, `predict`, `explain`, `find-lr`, `doctor`: LightningCLI that knows this package."""
 
 import sys
 import traceback
@@ -13,6 +13,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lightning_optkit.cli.bare_names import bare_names
+from lightning_optkit.cli.doctor_command import doctor_of
 from lightning_optkit.cli.first_batch import explain, find_lr
 from lightning_optkit.cli.main import TRAINER_COMMANDS
 
@@ -34,6 +35,16 @@ class _BeforeTheFirstBatch(LightningCLI):
         parser.add_method_arguments(
             self.trainer_class, "fit", skip={"model", "train_dataloaders", "val_dataloaders", "datamodule"}
         )
+
+
+class _OneBatch(_BeforeTheFirstBatch):
+    """The same with the options of `doctor`."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--max_steps", type=int, default=300, help="steps on the first batch, at most")
+        parser.add_argument("--max_seconds", type=float, default=30.0, help="the same in time")
+        parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def run(command: str, words: Sequence[str], program: str) -> None:
@@ -72,11 +83,12 @@ def _run(command: str, words: list[str], program: str, summary: str) -> None:
         )
         return
     parser_kwargs: dict[str, Any] = {"prog": f"{program} {command}", "description": summary, "usage": usage}
-    cli = _BeforeTheFirstBatch(run=False, args=words, parser_kwargs=parser_kwargs, save_config_callback=None)
+    kind = _OneBatch if command == "doctor" else _BeforeTheFirstBatch
+    cli = kind(run=False, args=words, parser_kwargs=parser_kwargs, save_config_callback=None)
     _FIRST_BATCH[command](cli)
 
 
-_FIRST_BATCH: dict[str, Callable[[LightningCLI], None]] = {"explain": explain, "find-lr": find_lr}
+_FIRST_BATCH: dict[str, Callable[[LightningCLI], None]] = {"explain": explain, "find-lr": find_lr, "doctor": doctor_of}
 
 
 def _about_settings(error: BaseException) -> str | None:

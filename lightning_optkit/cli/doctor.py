@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of a module and its data before a run: what a few steps on one batch tell, in under a minute.
+
+A copy of the module is fitted to the first batch with `GradientHealth` beside it, whose rules are the only ones here.
+What it says of that fit is a fault. What it would say had nothing been learned (the scale of inputs, targets and
+weights) is a hint: the batch was fitted in spite of it.
+"""
+
+import copy
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+
+from lightning_optkit._checks import check_in, check_int
+from lightning_optkit.callbacks import GradientHealth
+from lightning_optkit.callbacks.seams.overrides import override, restore
+from lightning_optkit.diagnostics._observations import Losses, RunSeen
+from lightning_optkit.diagnostics.rules import OF_LEARNING
+from lightning_optkit.diagnostics.rules.outcome import constant_of, outcome_of
+from lightning_optkit.diagnostics.rules.rates import lr_too_high, lr_too_low
+from lightning_optkit.diagnostics.verdict import Verdict
+
+__all__ = ["Examination", "Finding", "doctor", "examine"]
+
+_FITTED, _NOT_FITTED = 0.95, 0.5  # progress: above all bounds of the rules; below which they call it learning badly
+_EVERY, _LEAST_STEPS = 8, 32  # the rules for gradients that do not arrive need 20 steps
+_FIRST_CHECKS = 4
+_NOT_HERE = {"duplicate_data", "schedule_fault", "average_not_ready"}  # of data, schedules and averages, all left out
+_HINTS = {"lr_too_low"}  # a rate that is too low for a short fit may be right for a long one
+_LIMITS: dict[str, Any] = dict(
+    max_epochs=-1, min_steps=None, min_epochs=None, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+    enable_model_summary=False, limit_val_batches=0, num_sanity_val_steps=0, accumulate_grad_batches=1, devices=1,
+    num_nodes=1, strategy="auto", overfit_batches=0, fast_dev_run=False, profiler=None, limit_train_batches=1.0,
+)  # fmt: skip
+_CHECKS: dict[str, tuple[str, ...]] = {
+    "parameters": ("not_optimized", "no_gradient", "gradient_not_zeroed", "lost_updates", "symmetric_init"),
+    "modes": ("wrong_mode",),
+    "input": ("unnormalized_input", "input_ignored"),
+    "target": ("unscaled_target",),
+    "loss at the start": ("loss_does_not_match_output", "bad_init_scale", "nonfinite"),
+    "gradient over depth": ("vanishing_gradient", "exploding_gradient"),
+    "units": ("dead_units", "saturated_units"),
+    "one batch": ("lr_too_high", "lr_too_low", "label_shuffle"),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check.
+
+    Args:
+        check: Its name.
+        seen: The numbers, in words.
+        state: "ok", "hint" (the batch was fitted in spite of it), "fault", or "unknown".
+        verdict: What the rule says.
+    """
+
+    check: str
+    seen: str
+    state: str
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True)
+class Examination:
+    """All checks.
+
+    Args:
+        findings: One or more per check, in order.
+        steps: Steps on the batch.
+        seconds: Time of all.
+    """
+
+    findings: tuple[Finding, ...]
+    steps: int
+    seconds: float
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether there is no fault."""
+        return all(finding.state != "fault" for finding in self.findings)
+
+    def to_json(self) -> str:
+        """All of it as a JSON object."""
+        rows = [{**vars(each), "verdict": each.verdict.to_dict() if each.verdict else None} for each in self.findings]
+        return json.dumps({"is_healthy": self.is_healthy, "steps": self.steps, "seconds": self.seconds, "checks": rows})
+
+
+def doctor(
+    module: pl.LightningModule,
+    train_dataloaders: Any = None,
+    datamodule: pl.LightningDataModule | None = None,
+    *,
+    callbacks: Sequence[pl.Callback] = (),
+    max_steps: int = 300,
+    max_seconds: float = 30.0,
+    **trainer_arguments: Any,
+) -> Examination:
+    """Fits a copy of the module to its first batch, and says what is wrong.
+
+    Args:
+        module: The module; not changed.
+        train_dataloaders: As in `Trainer.fit`.
+        datamodule: As in `Trainer.fit`.
+        callbacks: Those without which it cannot be fitted: `Preprocess`, `Initialize`, `ParameterGroups`, `Fuse`.
+        max_steps: Steps on the batch, at least 32; it ends earlier once the batch is fitted.
+        max_seconds: The same in time, above 0.
+        **trainer_arguments: Of the Trainer, such as `precision` and `accelerator`; those that limit or log a run are
+            ignored, since this is none.
+
+    Raises:
+        ValueError: for an argument out of range.
+
+    Example:
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> examination = doctor(BoringModel(), max_steps=40, accelerator="cpu")
+        >>> examination.is_healthy
+        True
+    """
+
+    def make(own: Sequence[pl.Callback], **limits: Any) -> pl.Trainer:
+        return pl.Trainer(**{**trainer_arguments, **limits, "callbacks": [*copy.deepcopy([*callbacks]), *own]})
+
+    return examine(make, copy.deepcopy(module), train_dataloaders, datamodule, max_steps, max_seconds)
+
+
+def examine(
+    make_trainer: Callable[..., pl.Trainer],
+    module: pl.LightningModule,
+    train_dataloaders: Any,
+    datamodule: pl.LightningDataModule | None,
+    max_steps: int,
+    max_seconds: float,
+) -> Examination:
+    """The same with a function that makes a Trainer from our callbacks and from arguments that limit the run.
+
+    The module itself is fitted: the optimizers of a LightningCLI are those of its own module, not of a copy.
+    """
+    check_int("doctor", "max_steps", max_steps, minimum=_LEAST_STEPS)
+    check_in("doctor", "max_seconds", max_seconds, "(0, inf)")
+    begin, health = time.perf_counter(), GradientHealth(verbose=False)
+    watch = _Watch(health)
+    trainer = make_trainer(
+        [_WithoutSchedules(), health, watch], **_LIMITS, max_steps=max_steps, max_time=timedelta(seconds=max_seconds)
+    )
+    with warnings.catch_warnings(), _one_batch(module, train_dataloaders, datamodule, max_steps) as data:
+        warnings.simplefilter("ignore")
+        trainer.fit(module, **data)
+    findings = tuple(_findings(watch.seen, health.verdicts))
+    return Examination(findings, watch.seen.steps, round(time.perf_counter() - begin, 2))
+
+
+class _Repeated:
+    """The first batch of a loader, again and again."""
+
+    def __init__(self, loader: Any, count: int) -> None:
+        self._loader, self._count = loader, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Any]:
+        if hasattr(self._loader, "__iter__") and not isinstance(self._loader, dict | list | tuple):
+            first = next(iter(self._loader))
+        else:
+            first = next(iter(CombinedLoader(self._loader, "max_size_cycle")))[0]
+        return iter([first] * self._count)
+
+
+@contextmanager
+def _one_batch(module: pl.LightningModule, loaders: Any, datamodule: Any, count: int) -> Iterator[dict[str, Any]]:
+    """The arguments of `fit` for one batch."""
+    if loaders is not None:
+        yield {"train_dataloaders": _Repeated(loaders, count)}
+        return
+    source: Any = module if datamodule is None else datamodule
+    original = source.train_dataloader
+
+    def train_dataloader() -> _Repeated:
+        return _Repeated(original(), count)
+
+    override(source, "train_dataloader", train_dataloader)
+    try:
+        yield {} if datamodule is None else {"datamodule": datamodule}
+    finally:
+        restore(source, "train_dataloader", train_dataloader)
+
+
+class _WithoutSchedules(pl.Callback):
+    """Each rate as it was given: a warm-up would be all of so short a fit."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not pl_module.automatic_optimization:
+            return
+        trainer.strategy.lr_scheduler_configs = []
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group.get("initial_lr", group["lr"])
+
+
+class _Watch(pl.Callback):
+    """Stops once the batch is fitted, and keeps what was seen."""
+
+    def __init__(self, health: GradientHealth) -> None:
+        self._health, self.seen = health, RunSeen()
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        seen, trainer = self._health._seen, args[0]
+        if seen.steps >= _LEAST_STEPS and seen.steps % _EVERY == 0:
+            self._health._losses.fetch()
+            trainer.should_stop = trainer.should_stop or outcome_of(seen).progress > _FITTED
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.seen = self._health._seen
+
+
+def _findings(seen: RunSeen, verdicts: Sequence[Verdict]) -> Iterator[Finding]:
+    said = [verdict for verdict in verdicts if verdict.symptom not in _NOT_HERE]
+    faults = [verdict for verdict in said if verdict.symptom not in _HINTS]
+    # A rate that is too low is what anything else that stops learning looks like.
+    hints = [] if faults else [verdict for verdict in said if verdict.symptom in _HINTS]
+    hints += [verdict for verdict in _at_the_start(seen) if verdict.symptom not in {each.symptom for each in faults}]
+    of_other = {symptom for symptoms in _CHECKS.values() for symptom in symptoms}
+    names = {**_CHECKS, "others": tuple({verdict.symptom for verdict in faults} - of_other)}
+    progress = outcome_of(seen).progress
+    for check, symptoms in names.items():
+        words = _WORDS[check](seen) if check in _WORDS else ""
+        found = [Finding(check, words, "fault", verdict) for verdict in faults if verdict.symptom in symptoms]
+        found += [Finding(check, words, "hint", verdict) for verdict in hints if verdict.symptom in symptoms]
+        if check == "one batch" and progress < _NOT_FITTED and not faults:
+            found = [Finding(check, words, "fault", found[0].verdict if found else None)]
+        yield from found
+        if not found and words:
+            is_unknown = words == _UNKNOWN or (check == "one batch" and math.isnan(progress))
+            yield Finding(check, words, "unknown" if is_unknown else "ok")
+
+
+def _at_the_start(seen: RunSeen) -> list[Verdict]:
+    """What would be said had the run ended after its first steps, without having learned."""
+    first = seen.losses.first[:_FIRST_CHECKS]
+    start = replace(
+        seen, checks=seen.checks[:_FIRST_CHECKS], is_over=True, nonfinite=None, validations=[],
+        losses=Losses(first, copy.copy(Losses().recent), len(first)),
+    )  # fmt: skip
+    start.losses.recent.extend(first)
+    rules = [rule for rule in OF_LEARNING if rule not in (lr_too_high, lr_too_low)]
+    return [verdict for rule in rules if (verdict := rule(start)) is not None]
+
+
+# --- the numbers of each check, in words ---
+
+_UNKNOWN = "not known"
+
+
+def _parameters(seen: RunSeen) -> str:
+    if not seen.checks:
+        return "no step was taken"
+    params = seen.checks[-1].parameters
+    inside = [p for p in params if p.is_optimized]
+    return f"{len(inside)} of {len(params)} in an optimizer, {sum(p.numel for p in inside):,} numbers"
+
+
+def _modes(seen: RunSeen) -> str:
+    called = [m for m in seen.checks[-1].modules if m.acts] if seen.checks else []
+    off = sum(not m.is_training for m in called)
+    return f"{off} of {len(called)} dropouts and batch norms in eval mode" if called else ""
+
+
+def _input(seen: RunSeen) -> str:
+    first = seen.checks[0].first_input if seen.checks else None
+    if first is None:
+        return ""
+    return f"root mean square {first.rms:.3g}, deviations of features vary {first.spread:.3g} times, at {first.layer}"
+
+
+def _target(seen: RunSeen) -> str:
+    losses = seen.checks[0].losses if seen.checks else ()
+    if len(losses) != 1 or math.isnan(losses[0].target_mean):
+        return ""
+    return f"mean {losses[0].target_mean:.3g}, deviation {losses[0].target_std:.3g}"
+
+
+def _loss(seen: RunSeen) -> str:
+    if not seen.losses.first:
+        return _UNKNOWN
+    constant = constant_of(seen)
+    against = "" if math.isnan(constant) else f", where a constant prediction has {constant:.3g}"
+    return f"{seen.losses.first[0]:.3g}{against}"
+
+
+def _depth(seen: RunSeen) -> str:
+    layers = [layer for layer in seen.checks[0].layers if layer.grad_rms > 0] if seen.checks else []
+    if len(layers) < 2:
+        return ""
+    ratio = layers[0].grad_rms / layers[-1].grad_rms
+    return f"at {layers[0].name} {ratio:.2g} times that at {layers[-1].name}"
+
+
+def _units(seen: RunSeen) -> str:
+    activations = seen.checks[0].activations if seen.checks else ()
+    if not activations:
+        return ""
+    worst = max(activations, key=lambda each: each.closed)
+    return f"at most {worst.closed:.0%} closed, of the {worst.function} in {worst.layer or 'training_step'}"
+
+
+def _one(seen: RunSeen) -> str:
+    if not seen.losses.num:
+        return _UNKNOWN
+    last = seen.losses.last(4)
+    return f"loss {seen.losses.first[0]:.3g} to {sum(last) / len(last):.3g} in {seen.steps} steps"
+
+
+_WORDS: dict[str, Callable[[RunSeen], str]] = {
+    "parameters": _parameters, "modes": _modes, "input": _input, "target": _target, "loss at the start": _loss,
+    "gradient over depth": _depth, "units": _units, "one batch": _one,
+}  # fmt: skip

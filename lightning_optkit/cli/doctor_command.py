@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`optkit doctor`: the checks of a configuration that need no training, as a table or as JSON."""
+
+import contextlib
+import io
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.cli import LightningCLI
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lightning_optkit.callbacks import Fuse, Initialize, ParameterGroups, Preprocess
+from lightning_optkit.cli.doctor import Examination, examine
+
+__all__ = ["doctor_of", "show"]
+
+_KEPT = (Fuse, Initialize, ParameterGroups, Preprocess)  # without which a module may not be what it will be
+_STATES = {"ok": "green", "hint": "yellow", "fault": "bold red", "unknown": "dim"}
+
+
+def doctor_of(cli: LightningCLI) -> None:
+    """Examines what the configuration describes.
+
+    Raises:
+        SystemExit: with 1 if there is a fault.
+    """
+    configured: Any = cli.trainer
+    kept = [callback for callback in configured.callbacks if isinstance(callback, _KEPT)]
+
+    def make(own: Sequence[pl.Callback], **limits: Any) -> pl.Trainer:
+        return cli.instantiate_trainer(callbacks=[*kept, *own], **limits)
+
+    options = {name: cli.config[name] for name in ("max_steps", "max_seconds")}
+    log = logging.getLogger("lightning.pytorch")
+    level, is_json = log.level, cli.config["json"]
+    log.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # of callbacks: the table or the JSON is all there is to read
+            examination = examine(make, cli.model, None, cli.datamodule, **options)
+    finally:
+        log.setLevel(level)
+    if is_json:
+        print(examination.to_json())
+    else:
+        show(Console(highlight=False, markup=False), examination)
+    if not examination.is_healthy:
+        sys.exit(1)
+
+
+def show(console: Console, examination: Examination) -> None:
+    """Prints the checks, then what is wrong."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("check", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("seen", overflow="fold")
+    for place, each in enumerate(examination.findings):
+        is_same = place > 0 and examination.findings[place - 1].check == each.check
+        state = Text(each.state, style=_STATES[each.state])
+        table.add_row("" if is_same else each.check, state, "" if is_same else each.seen)
+    console.print(table)
+    for each in examination.findings:
+        if each.verdict is not None:
+            where = f" in {each.verdict.layer}" if each.verdict.layer else ""
+            console.print(Text(f"{each.state}: {each.verdict.symptom}{where}", style=_STATES[each.state]))
+            console.print(f"  {each.verdict.cause}")
+            console.print(f"  seen: {each.verdict.evidence}")
+            console.print(f"  try:  {each.verdict.remedy}")
+        elif each.state == "fault":
+            console.print(Text("fault: the batch could not be fitted", style=_STATES["fault"]))
+            console.print("  no rule says why; is every layer used, and is the loss that of the targets?")
+    took = f"{examination.steps} steps on one batch, {examination.seconds:.1f} s"
+    verdict = "No fault found" if examination.is_healthy else "Something is wrong"
+    console.print(f"{verdict} ({took}).")

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`optkit doctor` and its Python twin: healthy modules have no fault, broken ones theirs, and nothing is changed."""
+
+import json
+import sys
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import lightning_optkit as ok
+from lightning_optkit.cli import main
+from lightning_optkit.cli.doctor import doctor
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Net(pl.LightningModule):
+    """Tells which of three features is the largest, with one fault, or none."""
+
+    def __init__(self, fault: str = ""):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fault = fault
+        self.body = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Dropout(0.05), nn.Linear(32, 32), nn.ReLU())
+        self.head = nn.Linear(32, 3)
+        if fault == "dead":
+            nn.init.constant_(self.body[3].bias, -30.0)
+
+    def training_step(self, batch, batch_idx):
+        x = batch[0] * {"scale": 1e4, "nan": float("nan")}.get(self.fault, 1.0)
+        hidden = self.body(x).detach() if self.fault == "detached" else self.body(x)
+        out = self.head(hidden)
+        return F.cross_entropy(out.softmax(1) if self.fault == "softmax" else out, batch[1])
+
+    def configure_optimizers(self):
+        rate = {"low": 1e-7, "high": 30.0, "scale": 1e-5}.get(self.fault, 3e-3)
+        optimizer = torch.optim.AdamW((self.head if self.fault == "left out" else self).parameters(), lr=rate)
+        warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 10_000))
+        return [optimizer], [{"scheduler": warmup, "interval": "step"}]
+
+    def train_dataloader(self):
+        x = torch.randn(128, 8, generator=torch.Generator().manual_seed(1))
+        return DataLoader(TensorDataset(x, x[:, :3].argmax(1)), 32)
+
+
+def faults(examination):
+    return [each.verdict and each.verdict.symptom for each in examination.findings if each.state == "fault"]
+
+
+def test_a_healthy_module_has_no_fault_although_its_schedule_warms_up_for_long(frozen):
+    module = Net()
+    before = frozen(module.state_dict())
+    examination = doctor(module, accelerator="cpu")
+    assert examination.is_healthy and {each.state for each in examination.findings} == {"ok"}
+    assert [each.check for each in examination.findings] == [
+        "parameters", "modes", "input", "loss at the start", "gradient over depth", "units", "one batch",
+    ]  # fmt: skip
+    assert examination.steps < 300 and frozen(module.state_dict()) == before
+    assert "6 of 6 in an optimizer, 1,443 numbers" in examination.findings[0].seen
+
+
+@pytest.mark.parametrize(
+    ("fault", "symptom"),
+    [
+        ("dead", "dead_units"),
+        ("scale", "unnormalized_input"),
+        ("detached", "no_gradient"),
+        ("softmax", "loss_does_not_match_output"),
+        ("left out", "not_optimized"),
+        ("high", "lr_too_high"),
+        ("nan", "nonfinite"),
+    ],
+)
+def test_a_fault_is_named(fault, symptom):
+    assert faults(doctor(Net(fault), max_steps=100, accelerator="cpu"))[0] == symptom
+
+
+def test_a_batch_that_cannot_be_fitted_is_a_fault_though_no_rule_says_why():
+    examination = doctor(Net("low"), max_steps=64, accelerator="cpu")
+    (last,) = [each for each in examination.findings if each.state == "fault"]
+    assert last.check == "one batch" and last.verdict.symptom == "lr_too_low"
+
+
+class Regression(Net):
+    def training_step(self, batch, batch_idx):
+        return F.mse_loss(self.head(self.body(batch["x"]))[:, 0], batch["y"])
+
+
+class Data(pl.LightningDataModule):
+    def train_dataloader(self):
+        x = torch.randn(64, 8, generator=torch.Generator().manual_seed(1))
+        return DataLoader([{"x": row, "y": 40 + 20 * row[0]} for row in x], 32)
+
+
+def test_a_scale_that_did_no_harm_is_a_hint():
+    data = Data()
+    examination = doctor(
+        Regression(), datamodule=data, max_steps=300, accelerator="cpu", callbacks=[ok.Fuse(verbose=False)]
+    )
+    (target,) = [each for each in examination.findings if each.check == "target"]
+    assert target.seen.startswith("mean 4") and target.verdict.symptom == "unscaled_target"
+    assert "train_dataloader" not in vars(data)
+
+
+def test_arguments_out_of_range():
+    with pytest.raises(ValueError, match=r"^doctor\(max_steps=5\)"):
+        doctor(Net(), max_steps=5)
+    with pytest.raises(ValueError, match=r"^doctor\(max_seconds=0.0\)"):
+        doctor(Net(), max_seconds=0.0)
+
+
+@pytest.fixture
+def examined(tmp_path, monkeypatch, capsys):
+    """examined(fault, *words): the status and what was printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "users_net", sys.modules[__name__])
+
+    def run(fault, *words):
+        content = {
+            "model": {"class_path": "users_net.Net", "init_args": {"fault": fault}},
+            "trainer": {"accelerator": "cpu", "max_epochs": 1, "logger": False, "enable_checkpointing": False},
+        }
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(content))
+        try:
+            main(["doctor", "--config", "run.yaml", "--max_steps", "64", *words])
+        except SystemExit as stop:
+            return stop.code, capsys.readouterr().out
+        return 0, capsys.readouterr().out
+
+    return run
+
+
+def test_the_command_prints_a_table_and_its_status_is_the_result(examined):
+    status, text = examined("")
+    assert status == 0 and "one batch" in text and "No fault found" in text
+    status, text = examined("left out")
+    assert status == 1 and "fault: not_optimized in body.0" in text and "try:  torch.optim.AdamW" in text
+
+
+def test_the_command_prints_json(examined):
+    status, text = examined("left out", "--json")
+    found = json.loads(text)
+    assert status == 1 and not found["is_healthy"] and found["steps"] == 64
+    assert next(row["verdict"]["symptom"] for row in found["checks"] if row["verdict"]) == "not_optimized"
