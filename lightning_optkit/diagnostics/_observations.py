@@ -111,7 +111,7 @@ class Check:
         modules: Modules that were called, in the order of their first call.
         activations: Activation functions, in the order of their calls.
         layers: Dense and convolutional layers, in the order of their first call.
-        first_input: What the first layer was given, unless that is an embedding or a norm.
+        first_input: What the first layer was given, unless that is an embedding or a norm, or the batch one sample.
         losses: Calls of loss functions.
         probe: The loss along the update, if it was measured.
         strays: Number of tensors in the optimizers that are no parameters of the module.

@@ -394,6 +394,11 @@ def test_learning_rates(diagnose, rate, symptom, fused):
     assert verdicts[0].symptom == symptom
 
 
+def test_batches_of_one_sample_are_healthy(diagnose):
+    data = DataLoader(loader().dataset, batch_size=1, shuffle=True)
+    assert diagnose(Classifier(), data=data) == []
+
+
 def test_data_and_initial_weights(diagnose):
     module, rows = Classifier(), loader().dataset.tensors
     wide = (rows[0] * torch.tensor([1.0] * 7 + [1e4]), rows[1])

@@ -135,7 +135,8 @@ class CalledLayers:
                 units = _by_unit(given).float()
                 if isinstance(module, _LAYERS[1:]):  # pixels, of which all share a kernel
                     units = given.reshape(len(given), -1).float()
-                self._input = (name, units.mean(0), units.std(0, correction=0), units.square().mean().sqrt())
+                if len(units) > 1:  # a single sample does not vary
+                    self._input = (name, units.mean(0), units.std(0, correction=0), units.square().mean().sqrt())
 
     def leave(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         """A call ends."""
@@ -164,7 +165,7 @@ class CalledLayers:
         return tuple(LayerSeen(name, *value) for name, value in zip(self._rows, values, strict=True))
 
     def first_input(self) -> InputSeen | None:
-        """What the first layer with weights is given; None if that is an embedding or a norm."""
+        """What the first layer with weights is given; None if that is an embedding or a norm, or a single sample."""
         if self._input is None:
             return None
         name, mean, std, rms = self._input
