@@ -32,6 +32,8 @@ COMMANDS = {
     "plot-schedule": "Shows a schedule as a table of factors, and draws it into a file.",
     "recipe": "Prints a whole setting for a kind of run, with the reason for each value; without a name, lists them.",
     "bench": "Times the one-pass step against torch on this machine: clip, AdamW, average; three sizes of network.",
+    "compare": "Runs one task under several settings and seeds: mean and spread, in a table and on a page.",
+    "report": "Puts runs that are over on one page, side by side, and prints their results.",
     "demo": "Trains a small network on real images, plain and fused, and writes a report with pictures.",
     "completion": "Prints what a shell needs to complete the names of commands and options: bash, zsh, tcsh.",
     "info": "Shows what this installation can do: versions, compiled extension, instruction sets, threads, pages.",

@@ -17,7 +17,7 @@ from lightning_optkit.cli.doctor_command import doctor_of
 from lightning_optkit.cli.first_batch import explain, find_lr
 from lightning_optkit.cli.main import TRAINER_COMMANDS
 
-__all__ = ["run"]
+__all__ = ["about_settings", "cli_of_fit", "run"]
 
 _PACKAGE = str(Path(__file__).parents[1])
 _LIGHTNING = str(Path(lightning.__file__).parent)
@@ -65,7 +65,7 @@ def run(command: str, words: Sequence[str], program: str) -> None:
         with bare_names():
             _run(command, [*words], program, summary)
     except Exception as error:
-        sentence = _about_settings(error)
+        sentence = about_settings(error)
         if sentence is None:
             raise
         sys.exit(f"{program} {command}: {sentence}")
@@ -84,14 +84,18 @@ def _run(command: str, words: list[str], program: str, summary: str) -> None:
         return
     parser_kwargs: dict[str, Any] = {"prog": f"{program} {command}", "description": summary, "usage": usage}
     kind = _OneBatch if command == "doctor" else _BeforeTheFirstBatch
-    cli = kind(run=False, args=words, parser_kwargs=parser_kwargs, save_config_callback=None)
-    _FIRST_BATCH[command](cli)
+    _FIRST_BATCH[command](kind(run=False, args=words, parser_kwargs=parser_kwargs, save_config_callback=None))
+
+
+def cli_of_fit(words: Sequence[str], parser_kwargs: dict[str, Any]) -> LightningCLI:
+    """Trainer, model and data of the arguments of `fit`, before the fit."""
+    return _BeforeTheFirstBatch(run=False, args=[*words], parser_kwargs=parser_kwargs, save_config_callback=None)
 
 
 _FIRST_BATCH: dict[str, Callable[[LightningCLI], None]] = {"explain": explain, "find-lr": find_lr, "doctor": doctor_of}
 
 
-def _about_settings(error: BaseException) -> str | None:
+def about_settings(error: BaseException) -> str | None:
     """The sentence that says what to change: of our own code, or of Lightning about its configuration.
 
     None for an error in the user's module or data, which needs its traceback. jsonargparse wraps what a class raises.

@@ -45,14 +45,17 @@ class Line:
         color: Number of its color, that of its run if there are several. The first is drawn thick, behind the others,
             since equal curves must both be visible.
         label: Label in the legend; "" is not listed.
-        style: "line", "thin", "faint" (behind, for the values of each step), "dashes" (joined points: few values,
-            such as one per validation), "dots" (not joined) or "rings" (not joined, in front).
+        style: "band" (shaded from the curve to `upper`), "line", "thin", "faint" (behind, for the values of each
+            step), "dashes" (joined points: few values, such as one per validation), "dots" (not joined) or "rings" (not
+            joined, in front).
+        upper: The other side of a band, at the same steps.
     """
 
     curve: Curve
     color: int
     label: str
     style: str = "line"
+    upper: Curve | None = None
 
 
 def color_of(number: int) -> str:
@@ -158,6 +161,7 @@ def _draw(axes: "Axes", line: Line, steps: list[int], values: list[float]) -> "L
     kinds: dict[str, dict[str, Any]] = {
         "line": {"linewidth": width, "zorder": 3 + line.color},
         "thin": {"linewidth": 1.0, "zorder": 3 + line.color},
+        "band": {"linewidth": 0.0, "zorder": 1},
         "faint": {"linewidth": 0.8, "alpha": 0.3, "zorder": 2},
         "dashes": {"linewidth": 1.5, "linestyle": (0, (4, 2)), "marker": "o", "markersize": 4.5, "zorder": 10},
         "dots": {"linewidth": 0.0, "marker": "o", "markersize": 4.0, "markeredgewidth": 0.0, "alpha": 0.6, "zorder": 2},
@@ -169,6 +173,8 @@ def _draw(axes: "Axes", line: Line, steps: list[int], values: list[float]) -> "L
     if line.style != "line" and len(steps) > _MAX_MARKS:
         every = -(-len(steps) // _MAX_MARKS)
         looks = looks if line.style in ("faint", "thin") else {**looks, "markevery": every}
+    if line.upper is not None:
+        axes.fill_between(steps, values, line.upper.values, color=color_of(line.color), alpha=0.2, linewidth=0.0)
     artist: Line2D = axes.plot(steps, values, color=color_of(line.color), **looks)[0]
     return artist
 

@@ -12,7 +12,7 @@ from lightning_optkit.diagnostics._heat_map import heat_map, range_of
 from lightning_optkit.diagnostics._record import LAYER_QUANTITIES, RunRecord
 from lightning_optkit.diagnostics._report_tables import all_keys
 
-__all__ = ["Drawn", "charts_of", "heat_maps_of"]
+__all__ = ["Drawn", "charts_of", "heat_maps_of", "over_seconds"]
 
 _SIDE = re.compile(r"^(train|training|tr|val|valid|validation|dev)[_/. -]+|[_/. -](step|epoch)$", re.IGNORECASE)
 _IS_LOSS = re.compile(r"loss|error", re.IGNORECASE)
@@ -111,12 +111,13 @@ def _loss(runs: Sequence[RunRecord]) -> Drawn | None:
 
 
 def _loss_by_time(runs: Sequence[RunRecord]) -> Drawn | None:
-    lines = [Line(_over_seconds(smoothed(run.loss), run.elapsed_s), i, run.name) for i, run in enumerate(runs)]
+    lines = [Line(over_seconds(smoothed(run.loss), run.elapsed_s), i, run.name) for i, run in enumerate(runs)]
     caption = "Training loss, smoothed, over the time since the training began, validation included."
     return _drawn("Loss against time", caption, lines, "loss", log=True, x="seconds")
 
 
-def _over_seconds(curve: Curve, elapsed: Curve) -> Curve:
+def over_seconds(curve: Curve, elapsed: Curve) -> Curve:
+    """The curve over the seconds at which its steps ended, without steps whose time is not known."""
     steps, seconds = elapsed.finite()
     at = [(bisect_right(steps, step) - 1, value) for step, value in zip(curve.steps, curve.values, strict=True)]
     known = [(seconds[place], value) for place, value in at if place >= 0]

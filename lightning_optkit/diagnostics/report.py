@@ -9,11 +9,11 @@ from lightning_optkit._checks import check_instance, check_listed, check_path, c
 from lightning_optkit.diagnostics._curve import Curve
 from lightning_optkit.diagnostics._figures import color_of
 from lightning_optkit.diagnostics._record import RunRecord
-from lightning_optkit.diagnostics._report_charts import charts_of, heat_maps_of
+from lightning_optkit.diagnostics._report_charts import Drawn, charts_of, heat_maps_of
 from lightning_optkit.diagnostics._report_tables import duration_of, results, settings_rows, shared_plans
 from lightning_optkit.diagnostics.environment import environment
 
-__all__ = ["Curve", "RunRecord", "result_rows", "write_report"]
+__all__ = ["Curve", "RunRecord", "result_rows", "write_page", "write_report"]
 
 
 def write_report(runs: Sequence[RunRecord], path: str | os.PathLike[str], *, title: str = "Training report") -> Path:
@@ -39,8 +39,23 @@ def write_report(runs: Sequence[RunRecord], path: str | os.PathLike[str], *, tit
     runs = _checked("write_report", runs)
     check_text("write_report", "title", title, 'a headline, such as "Training report"')
     target = check_path("write_report", "path", path).absolute()
+    return write_page(
+        runs, target, title=title, rows=results(runs), charts=charts_of(runs), heat_maps=heat_maps_of(runs)
+    )
+
+
+def write_page(
+    runs: Sequence[RunRecord],
+    target: Path,
+    *,
+    title: str,
+    rows: Sequence[tuple[str, ...]],
+    charts: Sequence[Drawn],
+    heat_maps: Sequence[tuple[str, str, list[Drawn]]] = (),
+) -> Path:
+    """Writes the page with this table of results and these figures; the rest is taken from the records."""
     if target.is_dir():
-        raise ValueError(f"write_report(path={shown(str(path))}): path must be a file, not a folder.")
+        raise ValueError(f"write_report(path={shown(str(target))}): path must be a file, not a folder.")
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     templates = Environment(
@@ -57,9 +72,9 @@ def write_report(runs: Sequence[RunRecord], path: str | os.PathLike[str], *, tit
         durations=[duration_of(run) for run in runs],
         differing=differing,
         shared=shared,
-        rows=results(runs),
-        charts=charts_of(runs),
-        heat_maps=heat_maps_of(runs),
+        rows=rows,
+        charts=charts,
+        heat_maps=heat_maps,
         plans=shared_plans(runs),
         environments=_environments(runs),
     )

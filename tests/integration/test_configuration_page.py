@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_optkit as ok
 from lightning_optkit.cli import main
+from lightning_optkit.diagnostics import RunRecord
 from lightning_optkit.recipes import recipe_text
 
 PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
@@ -52,7 +53,7 @@ def here(tmp_path, monkeypatch):
 
 def test_the_page_has_what_the_tests_expect():
     assert set(FILES) == {"train.py", "config.yaml", "optkit.yaml"} and len(FRAGMENTS) == 6
-    assert len(COMMANDS) == 9 and all(words[0] == "optkit" for words in COMMANDS)
+    assert len(COMMANDS) == 12 and all(words[0] == "optkit" for words in COMMANDS)
 
 
 def test_the_program_trains_by_its_file(monkeypatch):
@@ -108,6 +109,7 @@ def test_a_command_of_the_page_does_its_work(words, capsys, monkeypatch):
     if ">" in words:
         words = words[: words.index(">")]
     Path("recipe.yaml").write_text(recipe_text("gan"))
+    RunRecord("over").save(Path("lightning_logs", "report.json"))
     main([*words, *(QUIET if "--config" in words else [])])
     said = capsys.readouterr().out
     if words[0] in ("explain", "find-lr"):
@@ -118,3 +120,7 @@ def test_a_command_of_the_page_does_its_work(words, capsys, monkeypatch):
         assert "ok.AutoClip" in said and "ok.GradientClipping" in said
     if words[0] == "plot-schedule":
         assert Path("schedule.svg").read_text().count("<path") > 3
+    if words[0] == "compare":
+        assert "as it is, seed 1: " in said and Path("compared.html").exists()
+    if words[0] == "report":
+        assert "Report: " in said and "over" in Path("runs.html").read_text()

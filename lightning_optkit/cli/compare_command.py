@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`optkit compare`: one task under several settings, each with several seeds."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.cli import LightningCLI
+from rich.console import Console
+
+from lightning_optkit.callbacks import PowerSnapshots, Report, SnapshotEnsemble
+from lightning_optkit.cli.bare_names import bare_names
+from lightning_optkit.cli.trainer_commands import about_settings, cli_of_fit
+from lightning_optkit.diagnostics import RunRecord
+from lightning_optkit.diagnostics._comparison import comparison_rows, write_comparison
+from lightning_optkit.diagnostics._summary import table_text
+from lightning_optkit.recipes import recipe_names, recipe_text
+
+__all__ = ["add_options", "compare"]
+
+_AS_IT_IS = "as it is"
+_WRITE = (Checkpoint, PowerSnapshots, Report, SnapshotEnsemble)
+_QUIET = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Files of the task, and what is tried on it."""
+    parser.add_argument(
+        "--task", type=str, action="append", required=True, help="a file with model, data and trainer; repeatable"
+    )
+    parser.add_argument(
+        "--tried",
+        type=str,
+        action="append",
+        help="a recipe by name, or a file that is put over those of the task; repeatable",
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run each")
+    parser.add_argument("--output", type=str, default="compared.html", help="the page to write")
+    parser.add_argument("--title", type=str, default="Comparison", help="its headline")
+
+
+def compare(options: Namespace) -> None:
+    """Runs one task under several settings and seeds: mean and spread, in a table and on a page.
+
+    `optkit compare --task task.yaml --tried mlp --tried mine.yaml --seeds 0 1 2` runs the task as it is, with the
+    recipe, and with the file over it, three times each.
+    Each is fitted as `optkit fit --config task.yaml --config TRIED --seed_everything SEED` would, without a logger and
+    checkpoints; a list of callbacks in a file replaces that of the task.
+
+    Raises:
+        ValueError: for a recipe or file that does not exist, a seed given twice, or settings that cannot be run.
+    """
+    tried = [_AS_IT_IS, *(options.tried or [])]
+    for name, values in (("--tried", tried), ("--seeds", options.seeds)):
+        twice = [value for place, value in enumerate(values) if value in values[:place]]
+        if twice:
+            raise ValueError(f"optkit compare: {name} {twice[0]} is given twice.")
+    for path in options.task:
+        if not Path(path).is_file():
+            raise ValueError(f"optkit compare: --task {path}: there is no such file.")
+    console = Console(highlight=False, markup=False)
+    groups: dict[str, list[RunRecord]] = {}
+    sys.path.insert(0, "")  # as `optkit fit` does: the user's model is a file in this folder
+    with _quiet(), TemporaryDirectory() as folder:
+        files = {each: _file_of(each, Path(folder)) for each in tried}
+        for name in tried:
+            for seed in options.seeds:
+                record = _fitted([*options.task, *files[name]], seed)
+                groups.setdefault(name, []).append(record)
+                console.print(f"{name}, seed {seed}: {record.num_steps:,} steps in {record.elapsed_s.last or 0:.1f} s")
+    print(table_text(comparison_rows(groups), ["", *groups]))
+    print(f"Report: {write_comparison(groups, Path(options.output), title=options.title)}")
+
+
+def _file_of(tried: str, folder: Path) -> list[str]:
+    if tried == _AS_IT_IS:
+        return []
+    if Path(tried).is_file():
+        return [tried]
+    if tried not in recipe_names():
+        raise ValueError(
+            f"optkit compare: --tried {tried}: there is no such file, and no such recipe; recipes are "
+            f"{', '.join(recipe_names())}."
+        )
+    path = folder / f"{tried}.yaml"
+    path.write_text(recipe_text(tried), encoding="utf-8")
+    return [str(path)]
+
+
+def _fitted(files: Sequence[str], seed: int) -> RunRecord:
+    words = [word for file in files for word in ("--config", file)]
+    words += ["--seed_everything", str(seed)]
+    words += [word for name in _QUIET for word in (f"--trainer.{name}", "false")]
+    try:
+        with bare_names():
+            return _fit(cli_of_fit(words, {"prog": "optkit compare"}))
+    except Exception as error:
+        sentence = about_settings(error)
+        if sentence is None:
+            raise
+        raise ValueError(f"optkit compare: {sentence}") from None
+
+
+def _fit(cli: LightningCLI) -> RunRecord:
+    trainer: Any = cli.trainer
+    report = Report(write=False, verbose=False, layers=False)
+    trainer.callbacks = [*(each for each in trainer.callbacks if not isinstance(each, _WRITE)), report]
+    trainer.fit(cli.model, datamodule=cli.datamodule)
+    return report.record
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what each fit says of itself: there are many."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`optkit report`."""
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from lightning_optkit.diagnostics._saved_runs import saved_runs
+from lightning_optkit.diagnostics._summary import summary_text, table_text
+from lightning_optkit.diagnostics.report import result_rows, write_report
+
+__all__ = ["add_options", "report"]
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """The files stand by themselves."""
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        type=str,
+        help="report.json or a checkpoint of a run with Report, metrics.csv of CSVLogger, or folders that hold them",
+    )
+    parser.add_argument("--output", type=str, default="report.html", help="the page to write")
+    parser.add_argument("--title", type=str, default="Training report", help="its headline")
+
+
+def report(options: Namespace) -> None:
+    """Puts runs that are over on one page, side by side, and prints their results.
+
+    `optkit report lightning_logs --output all.html` takes every run below that folder;
+    `optkit report a/report.json b/metrics.csv` these two. A record of Report has everything, a log only curves.
+
+    Raises:
+        ValueError: for a file that holds no run.
+        FileNotFoundError: if there is none.
+    """
+    runs = saved_runs(options.paths)
+    output = write_report(runs, Path(options.output), title=options.title)
+    print(summary_text(runs[0]) if len(runs) == 1 else table_text(result_rows(runs), ["", *(run.name for run in runs)]))
+    print(f"Report: {output}")

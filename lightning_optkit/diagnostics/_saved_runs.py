@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs from what they left behind: records of `Report`, checkpoints that hold one, and logs of CSVLogger."""
+
+import csv
+import math
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from lightning_optkit.diagnostics._curve import Curve
+from lightning_optkit.diagnostics._record import RunRecord, record_from
+
+__all__ = ["saved_runs"]
+
+_IN_FOLDERS = ("report.json", "metrics.csv")
+_VALIDATION = re.compile(r"(^|[_/. -])(val|valid|validation|dev)([_/. -]|$)", re.IGNORECASE)
+_LOSS = re.compile(r"^(train(ing)?[_/. -]+)?loss([_/. -]step)?$", re.IGNORECASE)
+
+
+def saved_runs(paths: Sequence[str | os.PathLike[str]]) -> list[RunRecord]:
+    """One record per run, each with a name of its own.
+
+    Args:
+        paths: Files that end in .json (of `Report`), .ckpt (of a run with `Report`) or .csv (of CSVLogger), and
+            folders, which are searched for report.json and, where there is none beside it, metrics.csv.
+
+    Raises:
+        FileNotFoundError: if there is no such file, or nothing in a folder.
+        ValueError: if a file holds no run.
+    """
+    files = [file for path in paths for file in _files_in(Path(path))]
+    return _named_apart([(file, _read(file)) for file in dict.fromkeys(files)])
+
+
+def _files_in(path: Path) -> list[Path]:
+    if path.is_dir():
+        found = [file for name in _IN_FOLDERS for file in sorted(path.rglob(name))]
+        with_record = {file.parent for file in found if file.name == _IN_FOLDERS[0]}
+        kept = [file for file in found if file.name == _IN_FOLDERS[0] or file.parent not in with_record]
+        if not kept:
+            raise FileNotFoundError(f"{path}: there is no report.json and no metrics.csv in this folder.")
+        return kept
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file.")
+    return [path]
+
+
+def _read(path: Path) -> RunRecord:
+    if path.suffix == ".csv":
+        return _of_csv(path)
+    return _of_checkpoint(path) if path.suffix == ".ckpt" else RunRecord.load(path)
+
+
+def _of_checkpoint(path: Path) -> RunRecord:
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # whatever a damaged file raises
+        raise ValueError(f"{path}: it is no checkpoint that can be read safely ({type(error).__name__}).") from None
+    callbacks = saved.get("callbacks", {}) if isinstance(saved, dict) else {}
+    state = next((state for key, state in callbacks.items() if key.partition("{")[0] == "Report"), None)
+    if state is None:
+        raise ValueError(f"{path}: the run had no Report among its callbacks, so its checkpoint holds no curves.")
+    return record_from(state, "saved_runs(checkpoint")
+
+
+def _of_csv(path: Path) -> RunRecord:
+    """The columns by name: "lr-..." are rates, what speaks of validation metrics, "loss" or "train_loss" the loss."""
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        rows = [*csv.DictReader(file)]
+    if not rows or "step" not in rows[0]:
+        raise ValueError(f"{path}: it has no column 'step' as the logs of CSVLogger.")
+    record = RunRecord(path.parent.name or "run")
+    for name in rows[0]:
+        if name in ("step", "epoch", None, ""):
+            continue
+        curve = _column(rows, name)
+        if not curve.steps:
+            continue
+        if name.startswith("lr-"):
+            record.learning_rate[name[3:]] = curve
+        elif _VALIDATION.search(name):
+            record.metrics[name] = curve
+        elif _LOSS.match(name) and not record.loss.steps:
+            record.loss = curve
+        elif name in ("grad_norm", "grad_norm_clipped"):
+            getattr(record, name)["optimizer 0"] = curve
+        else:
+            record.logged[name] = curve
+    curves = [record.loss, *record.metrics.values(), *record.logged.values()]
+    record.num_steps = max((curve.steps[-1] for curve in curves if curve.steps), default=0)
+    return record
+
+
+def _column(rows: Iterable[dict[str, str]], name: str) -> Curve:
+    curve = Curve()
+    for row in rows:
+        try:
+            step, value = int(float(row["step"])), float(row[name])
+        except (TypeError, ValueError, OverflowError):  # empty, or no number
+            continue
+        curve.append(step + 1, value if math.isfinite(value) else math.nan)  # CSVLogger counts from 0
+    return curve
+
+
+def _named_apart(found: Sequence[tuple[Path, RunRecord]]) -> list[RunRecord]:
+    """Runs of the same name get the name of their folder, and a number if that is not enough."""
+    names = [run.name for _, run in found]
+    wanted = [
+        run.name if names.count(run.name) == 1 else f"{run.name}, {file.resolve().parent.name}" for file, run in found
+    ]
+    taken: set[str] = set()
+    runs = []
+    for (_, run), name in zip(found, wanted, strict=True):
+        each, number = name, 2
+        while each in taken:
+            each, number = f"{name} {number}", number + 1
+        taken.add(each)
+        runs.append(replace(run, name=each))
+    return runs

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`optkit compare` runs one task under several settings and seeds."""
+
+import re
+
+import pytest
+
+from lightning_optkit.cli import main
+
+TASK = """
+model: {class_path: lightning.pytorch.demos.boring_classes.DemoModel, init_args: {learning_rate: 0.02}}
+data: {class_path: lightning.pytorch.demos.boring_classes.BoringDataModule}
+trainer:
+  max_epochs: 1
+  limit_train_batches: 4
+  limit_val_batches: 1
+  accelerator: cpu
+"""
+FUSED = "trainer: {callbacks: [{class_path: Fuse, init_args: {verbose: false}}]}"
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "task.yaml").write_text(TASK)
+    (tmp_path / "fused.yaml").write_text(FUSED)
+    return tmp_path
+
+
+def test_each_setting_runs_with_each_seed_and_leaves_the_page_alone(folder, capsys):
+    main(["compare", "--task", "task.yaml", "--tried", "fused.yaml", "--seeds", "3", "4"])
+    shown = capsys.readouterr().out
+    assert re.findall(r"^(.*), seed (\d): 4 steps", shown, re.MULTILINE) == [
+        ("as it is", "3"), ("as it is", "4"), ("fused.yaml", "3"), ("fused.yaml", "4"),
+    ]  # fmt: skip
+    (loss,) = [line for line in shown.splitlines() if "training loss" in line]
+    plain, fused = re.findall(r"[\d.e-]+ \+- [\d.e-]+", loss)
+    assert plain == fused and not plain.endswith("+- 0")  # the same numbers, and the seeds differ
+    assert sorted(path.name for path in folder.iterdir()) == ["compared.html", "fused.yaml", "task.yaml"]
+    page = (folder / "compared.html").read_text()
+    assert "What differs" in page and page.index('<th scope="row">Fuse') < page.index("Results")
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--task", "none.yaml"], "optkit compare: --task none.yaml: there is no such file."),
+        (
+            ["--task", "task.yaml", "--tried", "transfomer"],
+            "optkit compare: --tried transfomer: there is no such file",
+        ),
+        (["--task", "task.yaml", "--seeds", "1", "1"], "optkit compare: --seeds 1 is given twice."),
+        (["--task", "task.yaml", "--tried", "mlp", "--tried", "mlp"], "optkit compare: --tried mlp is given twice."),
+        (["--seeds", "1"], 2),
+        (["--task", "fused.yaml", "--seeds", "1"], 2),
+    ],
+)
+def test_a_mistake_is_said_in_a_sentence(folder, words, code):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["compare", *words])
+    assert exit_info.value.code == code if isinstance(code, int) else exit_info.value.code.startswith(code)
+
+
+def test_a_setting_that_cannot_run_is_named(folder):
+    (folder / "bad.yaml").write_text(FUSED.replace("Fuse", "MaxNorm").replace("verbose: false", "max_norm: 0.0"))
+    with pytest.raises(SystemExit) as exit_info:
+        main(["compare", "--task", "task.yaml", "--tried", "bad.yaml", "--seeds", "1"])
+    assert exit_info.value.code == 2 or "max_norm" in str(exit_info.value.code)

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`optkit report` makes a page of runs that are over."""
+
+import pytest
+
+from lightning_optkit.cli import main
+from lightning_optkit.diagnostics import Curve, RunRecord
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, loss in (("plain", 2.0), ("fused", 1.0)):
+        RunRecord(name, num_steps=2, loss=Curve([1, 2], [3.0, loss])).save(tmp_path / name / "report.json")
+    return tmp_path
+
+
+def test_one_run_is_summed_up_and_several_are_compared(folder, capsys):
+    main(["report", "plain/report.json"])
+    shown = capsys.readouterr().out
+    assert "plain: 2 steps" in shown and shown.endswith(f"Report: {folder / 'report.html'}\n")
+    main(["report", ".", "--output", "deep/all.html", "--title", "Both of them"])
+    shown = capsys.readouterr().out
+    assert "plain" in shown and "fused" in shown and "1.0000" in shown and "2.0000" in shown
+    page = (folder / "deep" / "all.html").read_text()
+    assert "<h1>Both of them</h1>" in page and "Loss" in page
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["none.json"], "none.json: there is no such file."),
+        (["plain", "--output", "plain"], "must be a file, not a folder."),
+        ([], 2),
+        (["plain", "--colour", "red"], 2),
+    ],
+)
+def test_a_mistake_is_said_in_a_sentence(folder, words, code):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["report", *words])
+    assert exit_info.value.code == code if isinstance(code, int) else code in exit_info.value.code
+
+
+def test_help_says_what_it_takes(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["report", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert exit_info.value.code == 0
+    assert "optkit report lightning_logs --output all.html" in shown and "metrics.csv of CSVLogger" in shown

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs are read from records, checkpoints and logs, and told apart by name."""
+
+import pytest
+import torch
+
+from lightning_optkit.diagnostics import Curve, RunRecord
+from lightning_optkit.diagnostics._comparison import comparison_rows, write_comparison
+from lightning_optkit.diagnostics._saved_runs import saved_runs
+
+RECORD = RunRecord("plain", num_steps=2, loss=Curve([1, 2], [2.0, 1.0]), settings={"seed": "1"})
+LOG = """epoch,step,train_loss_step,val/acc,lr-AdamW,grad_norm,d_loss,note
+0,0,2.5,,0.1,3.0,nan,x
+0,1,1.5,,0.05,2.0,0.5,y
+0,1,,0.75,,,,
+"""
+
+
+def test_a_record_a_checkpoint_and_a_log(tmp_path):
+    RECORD.save(tmp_path / "a" / "report.json")
+    state = {"callbacks": {"Report": RECORD.to_dict(), "Other": {}}, "state_dict": {}}
+    torch.save(state, tmp_path / "last.ckpt")
+    (tmp_path / "version_3").mkdir()
+    (tmp_path / "version_3" / "metrics.csv").write_text(LOG)
+    record, checkpoint, log = saved_runs(
+        [tmp_path / "a" / "report.json", tmp_path / "last.ckpt", tmp_path / "version_3"]
+    )
+    assert record.name == "plain, a" and checkpoint.name == f"plain, {tmp_path.name}" and log.name == "version_3"
+    assert record.loss == checkpoint.loss == RECORD.loss and record.settings == {"seed": "1"}
+    assert log.loss == Curve([1, 2], [2.5, 1.5], num_appended=2) and log.num_steps == 2
+    assert log.metrics == {"val/acc": Curve([2], [0.75], num_appended=1)}
+    assert log.learning_rate["AdamW"].values == [0.1, 0.05] and log.grad_norm["optimizer 0"].values == [3.0, 2.0]
+    assert log.logged.keys() == {"d_loss"} and log.logged["d_loss"].finite() == ([2], [0.5])
+
+
+def test_a_folder_is_searched_and_a_record_wins_over_the_log_beside_it(tmp_path):
+    RECORD.save(tmp_path / "logs" / "version_0" / "report.json")
+    for version in ("version_0", "version_1"):
+        (tmp_path / "logs" / version).mkdir(exist_ok=True)
+        (tmp_path / "logs" / version / "metrics.csv").write_text(LOG)
+    assert [run.name for run in saved_runs([tmp_path])] == ["plain", "version_1"]
+
+
+def test_runs_of_one_name_in_folders_of_one_name_are_numbered(tmp_path):
+    for parent in ("a", "b", "c"):
+        RECORD.save(tmp_path / parent / "logs" / "report.json")
+    assert [run.name for run in saved_runs([tmp_path])] == ["plain, logs", "plain, logs 2", "plain, logs 3"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.json", None, r"none\.json: there is no such file\.$"),
+        ("empty", "folder", r"empty: there is no report\.json and no metrics\.csv in this folder\.$"),
+        ("log.csv", "a,b\n1,2\n", r"log\.csv: it has no column 'step'"),
+        ("bad.ckpt", "no checkpoint", r"bad\.ckpt: it is no checkpoint that can be read safely \(\w+\)\.$"),
+        ("other.ckpt", {"callbacks": {}}, r"other\.ckpt: the run had no Report among its callbacks"),
+        ("bad.json", "{}", r"RunRecord\.load\(path='.*bad\.json'\)"),
+    ],
+)
+def test_what_holds_no_run_is_refused_by_name(tmp_path, name, content, message):
+    path = tmp_path / name
+    if content == "folder":
+        path.mkdir()
+    elif isinstance(content, str):
+        path.write_text(content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        saved_runs([path])
+
+
+def seeds(*losses):
+    steps = list(range(1, 41))
+    return [
+        RunRecord(
+            f"seed {at}",
+            loss=Curve(steps, [loss] * 40),
+            elapsed_s=Curve(steps, [0.1 * step for step in steps]),
+            metrics={"val_loss": Curve([20, 40], [loss, 2 * loss])},
+            settings={"seed": str(at), "batch size": "32"},
+            callbacks={"Fuse": ""} if loss < 1 else {},
+        )
+        for at, loss in enumerate(losses)
+    ]
+
+
+def test_mean_and_spread_of_each_group(tmp_path):
+    groups = {"plain": seeds(1.0, 3.0), "fused": seeds(0.5, 0.5)}
+    rows = {row[0]: row[1:] for row in comparison_rows(groups)}
+    assert rows["training loss, last 5 %"] == ("2 +- 1.4", "0.5 +- 0")
+    assert rows["val_loss, best"] == ("2 +- 1.4", "0.5 +- 0") and rows["val_loss, last"] == ("4 +- 2.8", "1 +- 0")
+    assert rows["seconds"] == ("4 +- 0", "4 +- 0") and rows["runs"] == ("2", "2")
+    page = write_comparison(groups, tmp_path / "c.html", title="Both").read_text()
+    assert page.count("<svg") == 3 and "Loss against time" in page and "2 +- 1.4" in page
+    assert "0, 1" in page and page.index("What differs") < page.index("Fuse") < page.index("Results")
+
+
+def test_a_run_without_a_number_is_counted():
+    broken = seeds(1.0, 2.0)
+    broken[1].loss, broken[1].metrics = Curve([1], [float("nan")]), {}
+    rows = {row[0]: row[1:] for row in comparison_rows({"plain": broken})}
+    assert rows["training loss, last 5 %"] == ("1, 1 without a number",)
