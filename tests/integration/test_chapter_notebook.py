@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The notebooks of the chapter hold what its pages hold, whose code test_textbook.py runs; their links lead somewhere."""
+"""The notebooks of the chapter hold what its pages hold, whose code test_textbook.py runs; links lead somewhere."""
 
 import importlib.util
 import json
