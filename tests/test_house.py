@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from lightning_optkit import optimizers
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_optkit"
 CSRC = ROOT / "csrc"
@@ -176,6 +178,16 @@ def test_a_strategy_is_named_in_a_test(path):
 def test_a_strategy_has_a_row(path):
     row = re.compile(rf"^\|.*\b{path.parent.name}/{path.stem}\b", flags=re.MULTILINE)
     assert row.search((ROOT / "docs" / "strategies.md").read_text())
+
+
+RULE_TABLES = ["tests/integration/matrix.py", "benchmarks/bench_rules.py", "docs/compared.md", "docs/migration.md"]
+
+
+@pytest.mark.parametrize("path", RULE_TABLES)
+def test_every_optimizer_is_in_the_tables(path):
+    of_a_rule = {name for name, one in vars(optimizers).items() if isinstance(one, type) and hasattr(one, "_rule")}
+    assert len(of_a_rule) > 25
+    assert not of_a_rule - {*re.findall(r"\w+", (ROOT / path).read_text())}
 
 
 def test_every_row_belongs_to_a_strategy():

@@ -3,7 +3,10 @@
 
 #include <dlfcn.h>
 
+#include <cstring>
 #include <stdexcept>
+
+#include "rules/all.h"
 
 namespace optkit {
 namespace {
@@ -17,7 +20,7 @@ void open_cuda(const std::string& path) {
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) throw std::runtime_error(dlerror());
   const auto get = reinterpret_cast<const CudaApi* (*)()>(dlsym(library, "optkit_cuda_api"));
-  if (get == nullptr || get()->version != kCudaApiVersion)
+  if (get == nullptr || get()->version != kCudaApiVersion || std::strcmp(get()->rules, kCudaRuleNames) != 0)
     throw std::runtime_error(path + " is of another build of lightning_optkit; install it again.");
   opened = get();
 }

@@ -20,6 +20,12 @@ OPTKIT_HD void alternate(Vec<float>* part) {
   const __m512 first = part[0].v, second = part[1].v;
   part[0] = Vec<float>::Native(_mm512_permutex2var_ps(first, even, second));
   part[1] = Vec<float>::Native(_mm512_permutex2var_ps(first, odd, second));
+#elif defined(__AVX2__)
+  const __m256 first = part[0].v, second = part[1].v;
+  const __m256d even = _mm256_castps_pd(_mm256_shuffle_ps(first, second, 0x88)),
+                odd = _mm256_castps_pd(_mm256_shuffle_ps(first, second, 0xdd));
+  part[0] = Vec<float>::Native(_mm256_castpd_ps(_mm256_permute4x64_pd(even, 0xd8)));
+  part[1] = Vec<float>::Native(_mm256_castpd_ps(_mm256_permute4x64_pd(odd, 0xd8)));
 #else
   float from[2 * kFloatLanes], to[2 * kFloatLanes];
   std::memcpy(from, part, sizeof(from));
@@ -33,6 +39,10 @@ OPTKIT_HD void put_in_sequence(Vec<float>* part) {
   const __m512 first = part[0].v, second = part[1].v;
   part[0] = Vec<float>::Native(_mm512_permutex2var_ps(first, low, second));
   part[1] = Vec<float>::Native(_mm512_permutex2var_ps(first, _mm512_add_epi32(low, _mm512_set1_epi32(8)), second));
+#elif defined(__AVX2__)
+  const __m256 low = _mm256_unpacklo_ps(part[0].v, part[1].v), high = _mm256_unpackhi_ps(part[0].v, part[1].v);
+  part[0] = Vec<float>::Native(_mm256_permute2f128_ps(low, high, 0x20));
+  part[1] = Vec<float>::Native(_mm256_permute2f128_ps(low, high, 0x31));
 #else
   float from[2 * kFloatLanes], to[2 * kFloatLanes];
   std::memcpy(from, part, sizeof(from));
@@ -78,6 +88,18 @@ OPTKIT_HD VectorPair<S, kKind> store_as(void* base, int64_t i, VectorPair<S, kKi
     if constexpr (kKind == PairKind::kAlternating && kType != DType::kFloat32) alternate(ordered.part);
     return kKind == PairKind::kAlternating && kType == DType::kFloat32 ? a : ordered;
   }
+}
+
+// A pair whose lanes lie in memory one after the other, whatever the order of its elements.
+template <class S, PairKind kKind>
+OPTKIT_HD VectorPair<S, kKind> load_lanes(const void* base, int64_t i) {
+  VectorPair<S, kKind> a;
+  OPTKIT_FOR_PARTS((a.part[k] = read<false, typename Vec<S>::Native, S>(base, i + k * Vec<S>::kLanes, Vec<S>::kLanes));)
+  return a;
+}
+template <class S, PairKind kKind>
+OPTKIT_HD void store_lanes(void* base, int64_t i, const VectorPair<S, kKind>& a) {
+  OPTKIT_FOR_PARTS((write<false, S>(base, i + k * Vec<S>::kLanes, Vec<S>::kLanes, a.part[k].v));)
 }
 
 // Elements [i, i + kLanes).

@@ -8,6 +8,7 @@
 #include "core/quantized_state.h"
 #include "cpu/access.h"
 #include "cpu/random_pair.h"
+#include "cpu/vector_pair.h"
 
 namespace optkit {
 namespace OPTKIT_ISA {
@@ -51,17 +52,57 @@ OPTKIT_HD Vec<float> to_float(NativeBits words) {
 // Pairs of vectors are handled as one vector of words: the element of the first vector in the lower half of a word,
 // that of the second in the upper half.
 typedef uint16_t NativeHalves __attribute__((vector_size(OPTKIT_VECTOR_BYTES)));
+typedef uint8_t NativePairCodes __attribute__((vector_size(2 * kFloatLanes)));
+
+// The codes of a pair, in the order of its lanes: two vectors in sequence, or even and odd elements in turn.
+template <PairKind kKind>
+OPTKIT_HD NativeHalves read_codes(const uint8_t* codes) {
+  if constexpr (kKind == PairKind::kAlternating) {
+    const auto bytes = read<false, NativePairCodes, uint8_t>(codes, 0, 2 * kFloatLanes);
+#if defined(__AVX512BW__)
+    return reinterpret_cast<NativeHalves>(_mm512_cvtepu8_epi16(reinterpret_cast<__m256i>(bytes)));
+#elif defined(__AVX2__)
+    return reinterpret_cast<NativeHalves>(_mm256_cvtepu8_epi16(reinterpret_cast<__m128i>(bytes)));
+#else
+    return __builtin_convertvector(bytes, NativeHalves);
+#endif
+  } else {
+    const NativeBits first = to_words(read<false, NativeCodes, uint8_t>(codes, 0, kFloatLanes)),
+                     second = to_words(read<false, NativeCodes, uint8_t>(codes, kFloatLanes, kFloatLanes));
+    return reinterpret_cast<NativeHalves>(first | (second << 16));
+  }
+}
+
+// Halves below 256.
+template <PairKind kKind>
+OPTKIT_HD void write_codes(uint8_t* codes, NativeHalves halves) {
+  if constexpr (kKind == PairKind::kAlternating) {
+    NativePairCodes bytes;
+#if defined(__AVX512BW__)
+    bytes = reinterpret_cast<NativePairCodes>(_mm512_cvtepi16_epi8(reinterpret_cast<__m512i>(halves)));
+#elif defined(__AVX2__)
+    const __m256i both = reinterpret_cast<__m256i>(halves);
+    bytes = reinterpret_cast<NativePairCodes>(
+        _mm_packus_epi16(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1)));
+#else
+    bytes = __builtin_convertvector(halves, NativePairCodes);
+#endif
+    write<false, uint8_t>(codes, 0, 2 * kFloatLanes, bytes);
+  } else {
+    const NativeBits words = reinterpret_cast<NativeBits>(halves);
+    write<false, uint8_t>(codes, 0, kFloatLanes, to_bytes(words));
+    write<false, uint8_t>(codes, kFloatLanes, kFloatLanes, to_bytes(words >> 16));
+  }
+}
 
 // The upper half of the fp32 bits that a code is an offset from: its exponent is relative to them.
 template <bool kSigned>
 constexpr uint16_t kCodeOffset = (kSigned ? 112u << 3 : 96u << 3) << 4;
 
-// Two vectors of numbers from 2 * kFloatLanes codes.
-template <bool kSigned>
+// The pair of vectors of 2 * kFloatLanes codes.
+template <bool kSigned, PairKind kKind>
 OPTKIT_HD void dequantize8(const uint8_t* codes, Vec<float> factor, float* out) {
-  const NativeBits first = to_words(read<false, NativeCodes, uint8_t>(codes, 0, kFloatLanes)),
-                   second = to_words(read<false, NativeCodes, uint8_t>(codes, kFloatLanes, kFloatLanes));
-  const NativeHalves code = reinterpret_cast<NativeHalves>(first | (second << 16));
+  const NativeHalves code = read_codes<kKind>(codes);
   NativeHalves bits = ((code << 4) & static_cast<uint16_t>(kSigned ? 0x7f0 : 0xff0)) | kCodeOffset<kSigned>;
   if (kSigned) bits |= (code << 8) & static_cast<uint16_t>(0x8000);
   bits = (code & static_cast<uint16_t>(kSigned ? 127 : 255)) == 0 ? NativeHalves{} : bits;
@@ -72,16 +113,16 @@ OPTKIT_HD void dequantize8(const uint8_t* codes, Vec<float> factor, float* out) 
 
 // Vector version of quantize8 in core/quantized_state.h; `value` is finite.
 template <bool kSigned>
-OPTKIT_HD NativeCodes quantize8(Vec<float> value, NativeBits random) {
+OPTKIT_HD NativeBits quantize8(Vec<float> value, NativeBits random) {
   constexpr uint32_t kLeast = least_magnitude(kSigned), kMost = most_magnitude(kSigned);
   const NativeBits bits = reinterpret_cast<NativeBits>(value.v), magnitude = bits & 0x7fffffffu;
   const NativeBits least = NativeBits{} + kLeast, most = NativeBits{} + kMost;
   const NativeBits above = magnitude < least ? least : magnitude, inside = above > most ? most : above;
-  const NativeBits noise = random >> 12, code = (inside + noise) >> 20;
-  if (!kSigned) return to_bytes(magnitude == 0u ? NativeBits{} : code);
-  const NativeBits with_sign = (code & 127u) | ((bits >> 24) & ~127u);
+  const NativeBits noise = random >> 12, code = ((inside + noise) >> 20) & (kSigned ? 127u : 255u);
+  if (!kSigned) return magnitude == 0u ? NativeBits{} : code;
+  const NativeBits with_sign = code | ((bits >> 24) & 128u);
   const auto is_kept = (to_float(noise) * (0x1p-20f * bits_float(kLeast)) < abs(value)).m;
-  return to_bytes(is_kept ? with_sign : NativeBits{});
+  return is_kept ? with_sign : NativeBits{};
 }
 
 OPTKIT_HD bool any_at_most(NativeHalves a, uint16_t bound) {
@@ -96,8 +137,8 @@ OPTKIT_HD bool any_at_most(NativeHalves a, uint16_t bound) {
 #endif
 }
 
-// Codes of two vectors of finite numbers. Numbers at the smallest code and below need a closer look, and are rare.
-template <bool kSigned>
+// Codes of a pair of finite numbers. Numbers at the smallest code and below need a closer look, and are rare.
+template <bool kSigned, PairKind kKind>
 OPTKIT_HD void quantize8(Vec<float> first, Vec<float> second, const PairBits& random, uint8_t* codes) {
   constexpr uint16_t kLeast = least_magnitude(kSigned) >> 20, kMost = most_magnitude(kSigned) >> 20;
   const NativeBits low = reinterpret_cast<NativeBits>(first.v) + (random.part[0] >> 12),
@@ -105,15 +146,15 @@ OPTKIT_HD void quantize8(Vec<float> first, Vec<float> second, const PairBits& ra
   const NativeHalves with_sign = reinterpret_cast<NativeHalves>((low >> 20) | ((high >> 4) & 0xffff0000u));
   NativeHalves magnitude = with_sign & static_cast<uint16_t>(0x7ff);
   if (__builtin_expect(any_at_most(magnitude, kLeast), 0)) {
-    write<false, uint8_t>(codes, 0, kFloatLanes, quantize8<kSigned>(first, random.part[0]));
-    write<false, uint8_t>(codes, kFloatLanes, kFloatLanes, quantize8<kSigned>(second, random.part[1]));
+    const NativeBits words =
+        quantize8<kSigned>(first, random.part[0]) | (quantize8<kSigned>(second, random.part[1]) << 16);
+    write_codes<kKind>(codes, reinterpret_cast<NativeHalves>(words));
     return;
   }
   magnitude = magnitude > kMost ? NativeHalves{} + kMost : magnitude;
-  if (kSigned) magnitude = (magnitude & static_cast<uint16_t>(127)) | ((with_sign >> 4) & static_cast<uint16_t>(128));
-  const NativeBits words = reinterpret_cast<NativeBits>(magnitude);
-  write<false, uint8_t>(codes, 0, kFloatLanes, to_bytes(words));
-  write<false, uint8_t>(codes, kFloatLanes, kFloatLanes, to_bytes(words >> 16));
+  magnitude &= static_cast<uint16_t>(kSigned ? 127 : 255);
+  if (kSigned) magnitude |= (with_sign >> 4) & static_cast<uint16_t>(128);
+  write_codes<kKind>(codes, magnitude);
 }
 
 }  // namespace OPTKIT_ISA

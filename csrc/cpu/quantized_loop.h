@@ -39,21 +39,33 @@ OPTKIT_HD uint32_t largest_magnitude(const float* values, int64_t count) {
   return largest_lane(lanes);
 }
 
-template <bool kSigned>
+// The numbers of a block in fp32 have the order of pairs: each pair has its lanes one after the other.
+template <bool kSigned, PairKind kKind>
 OPTKIT_HD void dequantize_block(const uint8_t* codes, float scale, int64_t count, float* out) {
   const Vec<float> factor(dequantization_factor(scale));
-  for (int64_t i = 0; i < count; i += 2 * kFloatLanes) dequantize8<kSigned>(codes + i, factor, out + i);
+  for (int64_t i = 0; i < count; i += 2 * kFloatLanes) dequantize8<kSigned, kKind>(codes + i, factor, out + i);
+}
+
+// The lane of a pair that element i of a block is in.
+template <PairKind kKind>
+OPTKIT_HD int lane_in_pair(int64_t i) {
+  const int place = static_cast<int>(i % (2 * kFloatLanes));
+  return kKind == PairKind::kAlternating ? place % 2 * kFloatLanes + place / 2 : place;
 }
 
 // The random bits of a block.
+template <PairKind kKind>
 struct BlockBits {
   PairBits pairs[kQuantizedBlock / (2 * kFloatLanes)];
 
   BlockBits(RandomKey key, int64_t first) {
     for (int64_t i = 0; i < kQuantizedBlock; i += 2 * kFloatLanes)
-      pairs[i / (2 * kFloatLanes)] = random_pair<false>(key, first + i);
+      pairs[i / (2 * kFloatLanes)] = random_pair<kKind == PairKind::kAlternating>(key, first + i);
   }
-  uint32_t of(int64_t i) const { return pairs[i / (2 * kFloatLanes)].part[i / kFloatLanes % 2][i % kFloatLanes]; }
+  uint32_t of(int64_t i) const {
+    const int lane = lane_in_pair<kKind>(i);
+    return pairs[i / (2 * kFloatLanes)].part[lane / kFloatLanes][lane % kFloatLanes];
+  }
 };
 
 struct BlockScale {
@@ -75,25 +87,28 @@ OPTKIT_HD BlockScale scale_block(float* values, int64_t count, float* scale) {
 }
 
 // `codes` has room for a whole block.
-template <bool kSigned>
-OPTKIT_HD void quantize_block(const float* values, int64_t count, BlockScale scale, const BlockBits& random, int state,
-                              uint8_t* codes) {
+template <bool kSigned, PairKind kKind>
+OPTKIT_HD void quantize_block(const float* values, int64_t count, BlockScale scale, const BlockBits<kKind>& random,
+                              int state, uint8_t* codes) {
   constexpr int64_t kPair = 2 * kFloatLanes;
   if (__builtin_expect(!scale.is_finite, 0)) {
-    for (int64_t i = 0; i < count; ++i)
+    for (int64_t i = 0; i < count; ++i) {
+      const float value = values[i / kPair * kPair + lane_in_pair<kKind>(i)];
       codes[i] = static_cast<uint8_t>(
-          optkit::quantize8(values[i] * scale.factor, optkit::bits_of_state(random.of(i), state), kSigned));
+          optkit::quantize8(value * scale.factor, optkit::bits_of_state(random.of(i), state), kSigned));
+    }
     return;
   }
   for (int64_t i = 0; i < count; i += kPair) {
     const Vec<float> first = read<false, Vec<float>::Native, float>(values, i, kFloatLanes),
                      second = read<false, Vec<float>::Native, float>(values, i + kFloatLanes, kFloatLanes);
-    quantize8<kSigned>(first * scale.factor, second * scale.factor, bits_of_state(random.pairs[i / kPair], state),
-                       codes + i);
+    quantize8<kSigned, kKind>(first * scale.factor, second * scale.factor,
+                              bits_of_state(random.pairs[i / kPair], state), codes + i);
   }
 }
 
-// One block of the states in bit mask `kStates`, held in fp32 while a loop walks it.
+// One block of the states in bit mask `kStates`, held in fp32 while a loop walks it in alternating pairs, which codes
+// fill and leave by one instruction.
 template <int kNumStates, uint32_t kStates>
 class QuantizedBlock {
  public:
@@ -107,9 +122,9 @@ class QuantizedBlock {
       const float scale = t_.state_scale[k][first / kQuantizedBlock];
       const uint8_t* codes = static_cast<const uint8_t*>(t_.state[k]) + first;
       if (t_.unsigned_states >> k & 1u)
-        dequantize_block<false>(codes, scale, kQuantizedBlock, values_[k]);
+        dequantize_block<false, kKind>(codes, scale, kQuantizedBlock, values_[k]);
       else
-        dequantize_block<true>(codes, scale, kQuantizedBlock, values_[k]);
+        dequantize_block<true, kKind>(codes, scale, kQuantizedBlock, values_[k]);
       states[k] = values_[k] - first;
     }
   }
@@ -119,19 +134,20 @@ class QuantizedBlock {
     for (int k = 0; k < kNumStates; ++k)
       if (kStates >> k & 1u)
         scale[k] = scale_block(values_[k], kQuantizedBlock, t_.state_scale[k] + first / kQuantizedBlock);
-    const BlockBits random(key, first);
+    const BlockBits<kKind> random(key, first);
 #pragma GCC unroll 4
     for (int k = 0; k < kNumStates; ++k) {
       if (!(kStates >> k & 1u)) continue;
       uint8_t* codes = static_cast<uint8_t*>(t_.state[k]) + first;
       if (t_.unsigned_states >> k & 1u)
-        quantize_block<false>(values_[k], kQuantizedBlock, scale[k], random, k, codes);
+        quantize_block<false, kKind>(values_[k], kQuantizedBlock, scale[k], random, k, codes);
       else
-        quantize_block<true>(values_[k], kQuantizedBlock, scale[k], random, k, codes);
+        quantize_block<true, kKind>(values_[k], kQuantizedBlock, scale[k], random, k, codes);
     }
   }
 
  private:
+  static constexpr PairKind kKind = PairKind::kAlternating;
   const TensorSlot t_;
   alignas(64) float values_[kNumStates][kQuantizedBlock];
 };
@@ -153,13 +169,14 @@ class DequantizedStates {
 
   void quantize(RandomKey key) const {
     for (int64_t begin = 0; begin < part_.count; begin += kQuantizedBlock) {
-      const BlockBits random(key, part_.begin + begin);
+      const BlockBits<kKind> random(key, part_.begin + begin);
       for (int k = 0; k < kMaxStates; ++k)
         if (states_ >> k & 1u) quantize(k, begin, random);
     }
   }
 
  private:
+  static constexpr PairKind kKind = PairKind::kPlain;
   using Buffer = float (*)[kQuantizedPart];
   static Buffer buffer() {
     alignas(64) static thread_local float values[kMaxStates][kQuantizedPart];
@@ -183,16 +200,17 @@ class DequantizedStates {
     const uint8_t* from = codes(k, begin);
     uint8_t last[kQuantizedBlock] = {};
     if (count < kQuantizedBlock) from = static_cast<const uint8_t*>(std::memcpy(last, from, count));
-    (is_signed(k) ? dequantize_block<true> : dequantize_block<false>)(from, *scale(k, begin), count,
-                                                                      buffer()[k] + begin);
+    (is_signed(k) ? dequantize_block<true, kKind> : dequantize_block<false, kKind>)(from, *scale(k, begin), count,
+                                                                                    buffer()[k] + begin);
   }
-  void quantize(int k, int64_t begin, const BlockBits& random) const {
+  void quantize(int k, int64_t begin, const BlockBits<kKind>& random) const {
     const int64_t count = count_from(begin);
     uint8_t last[kQuantizedBlock];
     uint8_t* const to = count < kQuantizedBlock ? last : codes(k, begin);
     float* const values = buffer()[k] + begin;
-    (is_signed(k) ? quantize_block<true>
-                  : quantize_block<false>)(values, count, scale_block(values, count, scale(k, begin)), random, k, to);
+    (is_signed(k)
+         ? quantize_block<true, kKind>
+         : quantize_block<false, kKind>)(values, count, scale_block(values, count, scale(k, begin)), random, k, to);
     if (to == last) std::memcpy(codes(k, begin), last, count);
   }
 

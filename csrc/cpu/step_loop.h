@@ -72,7 +72,8 @@ OPTKIT_HD void store_rounded(void* base, DType type, int64_t i, const VectorPair
 
 // Elements [i, i + VectorPair<S>::kLanes), of which the first `count` enter the sums.
 // kMeasure: only accumulates the sums for the trust ratio; writes nothing.
-template <class Rule, class S, bool kMeasure, PairKind kKind>
+// kHeld: bit mask of states in fp32 whose pairs have the order of their lanes in memory (QuantizedBlock).
+template <class Rule, class S, bool kMeasure, PairKind kKind, uint32_t kHeld = 0>
 OPTKIT_HD void step_pair(const TensorSlot& t, const StageCoefs<S>& stage, const typename Rule::template Coefs<S>& coefs,
                          int64_t i, int count, PairSums<S>& sums) {
   using V = VectorPair<S, kKind>;
@@ -88,7 +89,9 @@ OPTKIT_HD void step_pair(const TensorSlot& t, const StageCoefs<S>& stage, const 
 
   V state[Rule::kNumStates];
   for (int k = 0; k < Rule::kNumStates; ++k)
-    state[k] = t.state[k] ? load_pair<S, kKind>(t.state[k], type_of_state<Rule>(t, k), i) : V(S(0));
+    state[k] = kHeld >> k & 1u ? load_lanes<S, kKind>(t.state[k], i)
+               : t.state[k]    ? load_pair<S, kKind>(t.state[k], type_of_state<Rule>(t, k), i)
+                               : V(S(0));
   const V update = update_or_limited<Rule, kMeasure>(coefs, param, grad, state);
   if constexpr (kMeasure) {
     const V g = counted(grad), p = counted(param), u = counted(update);
@@ -107,9 +110,13 @@ OPTKIT_HD void step_pair(const TensorSlot& t, const StageCoefs<S>& stage, const 
   if (sizeof(S) == 4 &&
       (size_of(t.state_type) == 2 || (stage.flags & kStochastic) || is_split(t) || has_narrow_average))
     random = random_pair<kKind == PairKind::kAlternating>(stage.key, i);
-  for (int k = 0; k < Rule::kNumStates; ++k)
-    if (t.state[k] && writes_state<Rule>(coefs, k))
+  for (int k = 0; k < Rule::kNumStates; ++k) {
+    if (t.state[k] == nullptr || !writes_state<Rule>(coefs, k)) continue;
+    if (kHeld >> k & 1u)
+      store_lanes(t.state[k], i, state[k]);
+    else
       store_rounded(t.state[k], type_of_state<Rule>(t, k), i, state[k], random, k);
+  }
 
   const V next = stage_parameter(stage, param, update);
   const V stored = store_parameter(t, stage, i, next, random);
@@ -143,8 +150,9 @@ struct Lean {
   static constexpr bool kIsLean = true, kMeasures = false;
   static constexpr uint32_t kStates = kStateSet;
   static constexpr DType kParamType = kParam, kStateType = kState;
+  static constexpr bool kIsQuantized = kState == DType::kQuantized8;
   static constexpr bool kIsBFloat16 = kParam == DType::kBFloat16 && kState == DType::kBFloat16;
-  static constexpr PairKind kKind = kIsBFloat16 ? PairKind::kAlternating : PairKind::kPlain;
+  static constexpr PairKind kKind = kIsBFloat16 || kIsQuantized ? PairKind::kAlternating : PairKind::kPlain;
 };
 
 // Stages that the lean loops support; those over 16-bit parameters also support every rounding.
@@ -186,12 +194,13 @@ __attribute__((noinline)) void step_pairs(const TensorSlot& tensor, const StageC
   if constexpr (Form::kIsLean) {
     assume_lean<Rule, Form>(t, stage);
     count = VectorPair<S>::kLanes;
-    if constexpr (Form::kStateType == DType::kQuantized8) {
-      QuantizedBlock<Rule::kNumStates, Form::kStates & ~FullPrecisionStates<Rule>::bits> block(tensor);
+    if constexpr (Form::kIsQuantized) {
+      constexpr uint32_t kHeld = Form::kStates & ~FullPrecisionStates<Rule>::bits;
+      QuantizedBlock<Rule::kNumStates, kHeld> block(tensor);
       for (int64_t first = begin; first < end; first += kQuantizedBlock) {
         block.dequantize(first, t.state);
         for (int64_t i = first; i < first + kQuantizedBlock; i += VectorPair<S>::kLanes)
-          step_pair<Rule, S, false, Form::kKind>(t, stage, coefs, i, count, sums);
+          step_pair<Rule, S, false, Form::kKind, kHeld>(t, stage, coefs, i, count, sums);
         block.quantize(first, stage.key);
       }
       return;

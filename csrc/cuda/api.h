@@ -11,7 +11,7 @@
 
 namespace optkit {
 
-constexpr int kCudaApiVersion = 3;
+constexpr int kCudaApiVersion = 4;
 
 // Values that a step reads on the device, so that the host need not wait for them. Null: absent.
 struct CudaStepControl {
@@ -46,6 +46,7 @@ struct CudaApi {
   const char* (*norm_backward)(int centered, const NormBackward* arguments, void* d_weight, void* d_bias, int64_t parts,
                                void* space, int device, void* stream);
   const char* architectures;  // "80;90;...", as compiled
+  const char* rules;          // kCudaRuleNames, as compiled: `create` takes a rule by its number
 };
 
 }  // namespace optkit

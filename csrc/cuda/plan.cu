@@ -368,7 +368,8 @@ const CudaApi api = {kCudaApiVersion,
                      &cuda_norm_forward,
                      &cuda_norm_backward_parts,
                      &cuda_norm_backward,
-                     OPTKIT_STRING(__CUDA_ARCH_LIST__)};
+                     OPTKIT_STRING(__CUDA_ARCH_LIST__),
+                     kCudaRuleNames};
 
 }  // namespace
 }  // namespace optkit

@@ -68,4 +68,9 @@ enum RuleId : int32_t {
 constexpr int kNumCudaRules = 0 OPTKIT_FOR_EACH_RULE(OPTKIT_COUNT);
 #undef OPTKIT_COUNT
 
+// Their names in the order of their numbers: a library of another build may have others.
+#define OPTKIT_NAME(name, type) #name " "
+constexpr char kCudaRuleNames[] = OPTKIT_FOR_EACH_RULE(OPTKIT_NAME);
+#undef OPTKIT_NAME
+
 }  // namespace optkit

@@ -24,7 +24,7 @@ class Lookahead(FitCallback):
 
     It works with any optimizer, also with `Fuse`, and leaves the moments alone (the paper's "maintain"). The slow
     weights and the counts are saved. Between two pulls the module holds the fast weights: evaluate where the steps of
-    an epoch are a multiple of `k`, or average the weights (`WeightAveraging`).
+    an epoch are a multiple of `k`, or average the weights (`WeightAveraging`, without `Fuse`).
 
     Args:
         k: Steps between two pulls, at least 1; 5 to 10 in the paper.
