@@ -93,6 +93,13 @@ def test_the_first_page_is_the_readme(index, readme):
     assert re.sub(r".( how to add a strategy|如何添加策略)", "", text) == (DOCS / index).read_text()
 
 
+def test_the_summary_has_the_numbers_of_its_page():
+    pairs = r"\d+\.\d+ / \d+\.\d+"
+    ours = re.findall(pairs, (DOCS / "summary.md").read_text())
+    assert len(ours) == 9 and {*ours} <= {*re.findall(pairs, (DOCS / "performance.md").read_text())}
+    assert re.findall(pairs, chinese("summary.md").read_text()) == ours
+
+
 def test_every_public_name_has_an_entry_in_the_reference():
     for folder in (name for name in ok.__all__ if inspect.ismodule(getattr(ok, name))):
         found = vars(getattr(ok, folder))
