@@ -51,6 +51,7 @@ from .callbacks import ParameterGroups as ParameterGroups
 from .callbacks import PlateauSchedule as PlateauSchedule
 from .callbacks import PowerSnapshots as PowerSnapshots
 from .callbacks import Preprocess as Preprocess
+from .callbacks import PruneTrial as PruneTrial
 from .callbacks import QKClip as QKClip
 from .callbacks import RDrop as RDrop
 from .callbacks import ReleaseGradients as ReleaseGradients

@@ -252,7 +252,7 @@ for each in [*L2_BY_DEFAULT, "ScheduleFreeSGD"]:
 
 # What stands for classes of a user's own, holds tensors or functions, or is made of an optimizer.
 NO_VALUES = {"Average", "Clip", "StatefulClip", "OnePassOptimizer", "Rule", "Stages"}
-NO_VALUES |= {"EnsemblePrediction", "GreedySoup", "GroupTable", "NormSwaps", "StepInBackward"}
+NO_VALUES |= {"EnsemblePrediction", "GreedySoup", "GroupTable", "NormSwaps", "PruneTrial", "StepInBackward"}
 
 ROWS = {
     Callback: CALLBACKS,

@@ -30,6 +30,7 @@ from lightning_optkit.callbacks.parameter_groups import ParameterGroups
 from lightning_optkit.callbacks.plateau_schedule import PlateauSchedule
 from lightning_optkit.callbacks.power_snapshots import PowerSnapshots
 from lightning_optkit.callbacks.preprocess import Preprocess
+from lightning_optkit.callbacks.prune_trial import PruneTrial
 from lightning_optkit.callbacks.qk_clip import QKClip
 from lightning_optkit.callbacks.r_drop import RDrop
 from lightning_optkit.callbacks.release_gradients import ReleaseGradients
@@ -76,6 +77,7 @@ __all__ = [
     "PlateauSchedule",
     "PowerSnapshots",
     "Preprocess",
+    "PruneTrial",
     "QKClip",
     "RDrop",
     "ReleaseGradients",

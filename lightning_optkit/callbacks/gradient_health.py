@@ -8,6 +8,7 @@ purpose, and what cannot be seen.
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -36,7 +37,7 @@ from lightning_optkit.diagnostics.measure.batches import digest
 from lightning_optkit.diagnostics.measure.parameters import StepMeasure
 from lightning_optkit.diagnostics.measure.rows import EqualRows
 from lightning_optkit.diagnostics.rules import diagnose, is_exact, ranked
-from lightning_optkit.diagnostics.rules.outcome import outcome_of
+from lightning_optkit.diagnostics.rules.outcome import Outcome, outcome_of
 from lightning_optkit.diagnostics.verdict import Verdict, verdict_from
 
 __all__ = ["GradientHealth"]
@@ -117,6 +118,12 @@ class GradientHealth(FitCallback):
     def to_json(self) -> str:
         """The verdicts as a JSON list of objects, the primary one first."""
         return json.dumps([verdict.to_dict() for verdict in self.verdicts])
+
+    def judge_now(self) -> tuple[list[Verdict], Outcome]:
+        """Verdicts and outcome of the steps so far, as if the run were at its half, from which on it is judged."""
+        self._losses.fetch()
+        seen = replace(self._seen, losses=self._losses.losses, steps_planned=2 * self._seen.steps)
+        return diagnose(seen), outcome_of(seen)
 
     def state_dict(self) -> dict[str, Any]:
         """The verdicts so far, in plain types."""

@@ -51,6 +51,7 @@ from lightning_optkit.callbacks import (
     ParameterGroups,
     PlateauSchedule,
     Preprocess,
+    PruneTrial,
     QKClip,
     RDrop,
     ReleaseGradients,
@@ -121,6 +122,13 @@ def scheduled(schedule):
     return lambda: LRSchedule(schedule, verbose=False)
 
 
+class Trial:
+    """What PruneTrial uses of an `optuna.Trial`."""
+
+    def set_user_attr(self, key, value):
+        raise AssertionError("no trial ends here")
+
+
 ROWS = {
     "Grokfast": Grokfast,
     "GSAM": GSAM,
@@ -160,6 +168,7 @@ ROWS = {
     "ParameterGroups": partial(ParameterGroups, 0.1, layer_decay=0.9, verbose=False),
     "PlateauSchedule": partial(PlateauSchedule, "val_loss", patience=0, verbose=False),
     "Preprocess": lambda: Preprocess([torch.Tensor.double, Standardize(), torch.Tensor.float]),
+    "PruneTrial": partial(PruneTrial, Trial()),
     "QKClip": partial(QKClip, 1.0, names="net", q="first", k="middle", num_heads=4),
     "RDrop": RDrop,
     "ReleaseGradients": ReleaseGradients,

@@ -23,7 +23,9 @@ class Digits(pl.LightningModule):
         self.net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
 
     def training_step(self, batch, batch_idx):
-        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+        loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+        self.log("loss", loss)
+        return loss
 
     def configure_optimizers(self):
         return torch.optim.AdamW(self.parameters(), lr=1e-5)
@@ -40,4 +42,5 @@ def test_the_page_runs(tmp_path, monkeypatch):
     assert all(1e-5 < rate < 1 for rate in names["finder"].result.suggestions.values())
     low, high = names["noise"].interval
     assert 0 < low <= names["noise"].scale <= high and math.isfinite(names["noise"].scale)
+    assert len(names["study"].trials) == 5 and names["study"].best_value < 2.3  # by chance: 2.3
     assert names["guard"].events == []

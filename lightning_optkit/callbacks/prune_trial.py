@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ends a trial of a search over settings when `GradientHealth` says that it cannot become a good one.
+
+Source: Liang et al. 2026, "BTTackler", arXiv:2602.23630, which ends trials of a search by diagnosis of their training;
+the findings and their thresholds are those of `GradientHealth`. Optuna's own pruners compare a trial with those before
+it, so the first ones run in full; a finding needs no comparison, and says what to leave out of the search.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import lightning.pytorch as pl
+from torch import Tensor
+
+from lightning_optkit._checks import check_in, check_like, check_listed, check_one_of
+from lightning_optkit.callbacks.gradient_health import GradientHealth
+from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of, insert_callback
+from lightning_optkit.callbacks.seams.fit_callback import FitCallback
+from lightning_optkit.callbacks.seams.refusals import refuse_listed_twice
+from lightning_optkit.callbacks.seams.run import Run
+from lightning_optkit.diagnostics.rules import LAST_RESORTS, OF_LEARNING
+from lightning_optkit.diagnostics.verdict import SYMPTOMS, Verdict
+
+__all__ = ["PruneTrial"]
+
+# Named only if a run learns badly, or not at all. The others are faults of the program, which all trials share.
+_OF_SETTINGS = (*(rule.__name__ for rule in (*OF_LEARNING, *LAST_RESORTS)), "nonfinite")
+_FIRST, _EVERY = 48, 1 / 20  # judged from so many steps on, and at every such part of the run
+_LENGTH = 400  # steps, where the length of the run is not known
+
+
+class Trial(Protocol):
+    """What is used of an `optuna.Trial`."""
+
+    def set_user_attr(self, key: str, value: Any) -> None:
+        """Keeps a value with the trial."""
+
+
+class PruneTrial(FitCallback):
+    """Raises `optuna.TrialPruned` if `GradientHealth` names a reason why the run learns next to nothing.
+
+    A trial ends if both hold: the primary verdict is one of `symptoms`, and the loss has come less than `progress` of
+    the way from that of the best constant prediction to 0. It is judged from `after` on, as `GradientHealth` judges a
+    run at its half; if the loss itself is not finite, at once. Without a `GradientHealth` among the callbacks, a silent
+    one is added for the fit. The verdict is kept in `trial.user_attrs["verdict"]`.
+
+    Args:
+        trial: The `optuna.Trial` of the objective.
+        after: Share of the run after which it is judged, in (0, 1).
+        progress: A trial that has come so far is let be, in (0, 1].
+        symptoms: Symptoms that condemn a trial, of `lightning_optkit.diagnostics.SYMPTOMS`. Default: those of settings,
+            data and initial weights, and `nonfinite`; a fault of the program would end all trials alike.
+
+    Raises:
+        TypeError: if `trial` is no trial, or `symptoms` no list.
+        ValueError: for an argument out of range or an unknown symptom; when the fit starts, in several processes.
+
+    Cost: that of `GradientHealth`.
+
+    Example:
+        >>> import optuna
+        >>> trial = optuna.trial.FixedTrial({"lr": 0.1})
+        >>> trainer = pl.Trainer(callbacks=[PruneTrial(trial)], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self, trial: Trial, after: float = 0.3, progress: float = 0.1, symptoms: Sequence[str] = _OF_SETTINGS
+    ) -> None:
+        owner = type(self).__name__
+        check_like(owner, "trial", trial, ("set_user_attr",), "an optuna.Trial")
+        self.trial = trial
+        self.after = check_in(owner, "after", after, "(0, 1)")
+        self.progress = check_in(owner, "progress", progress, "(0, 1]")
+        self.symptoms = tuple(check_listed(owner, "symptoms", symptoms, 'a list such as ["nonfinite"]'))
+        for symptom in self.symptoms:
+            check_one_of(owner, "symptoms", symptom, SYMPTOMS)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._judged_at = 0
+
+    # --- hooks, in the order Lightning calls them ---
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        refuse_listed_twice(self, trainer)
+        if trainer.world_size > 1:
+            raise ValueError(
+                f"{type(self).__name__}(...): a trial in {trainer.world_size} processes would end in one of them only; "
+                "give each trial one process."
+            )
+        self._forget()
+        if not callbacks_of(trainer, GradientHealth):
+            self._at_end(insert_callback(trainer, GradientHealth(verbose=False), behind=self))
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        for health in callbacks_of(trainer, GradientHealth):
+            if health.verdicts and health.verdicts[0].symptom == "nonfinite" and _is_lost(outputs):
+                self._condemn(trainer, health.verdicts[0])
+            if self._is_due(trainer):
+                verdicts, outcome = health.judge_now()
+                learns = not outcome.has_diverged and not outcome.progress < self.progress  # unknown: let be
+                if verdicts and not learns:
+                    self._condemn(trainer, verdicts[0])
+
+    # --- implementation ---
+
+    def _is_due(self, trainer: pl.Trainer) -> bool:
+        run = Run(trainer)
+        planned, step = run.steps_at_end() or _LENGTH, run.step
+        if step < max(_FIRST, self.after * planned) or step - self._judged_at < _EVERY * planned:
+            return False
+        self._judged_at = step
+        return True
+
+    def _condemn(self, trainer: pl.Trainer, verdict: Verdict) -> None:
+        if verdict.symptom not in self.symptoms:
+            return
+        from optuna import TrialPruned
+
+        self.trial.set_user_attr("verdict", str(verdict))
+        raise TrialPruned(f"{type(self).__name__}: after {Run(trainer).step} steps, {verdict}")
+
+
+def _is_lost(outputs: Any) -> bool:
+    """Whether the loss of the batch is not finite."""
+    loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+    return isinstance(loss, Tensor) and not math.isfinite(float(loss.detach()))
