@@ -111,12 +111,14 @@ def fits(make: Callable[[], tuple[Any, dict[str, Any]]], pl: ModuleType = lightn
 class Result:
     """A row of the table. `apart` is the largest relative difference of a loss with Fuse from the plain one.
 
-    Both in the project's precision and in double: `apart64`, NaN for a project that cannot be trained so.
+    Both in the project's precision and in double: `apart64`, NaN for a project that cannot be trained so; `early64` is
+    that of the first three losses, for one that diverges.
     """
 
     name: str
     apart: float = float("nan")
     apart64: float = float("nan")
+    early64: float = float("nan")
     fuse: float = float("nan")
     stack: float = float("nan")
     stopped: dict[str, str] = field(default_factory=dict)
@@ -147,15 +149,16 @@ def measure(
             if variant == "README":
                 result.said += [line for line in said() if line not in result.said]
     result.apart, result.apart64 = _apart(runs["plain"], runs["Fuse"]), _apart(runs["plain64"], runs["Fuse64"])
+    result.early64 = _apart(runs["plain64"], runs["Fuse64"], first=3)
     plain = _step_ms(runs["plain"])
     result.fuse, result.stack = _step_ms(runs["Fuse"]) / plain, _step_ms(runs["stack"]) / plain
     return result
 
 
-def _apart(some: list[Run], others: list[Run]) -> float:
+def _apart(some: list[Run], others: list[Run], first: int | None = None) -> float:
     if not some or not others:
         return float("nan")
-    pairs = zip(some[0].losses, others[0].losses, strict=True)
+    pairs = zip(some[0].losses[:first], others[0].losses[:first], strict=True)
     return max(abs(a - b) / max(abs(a), 1e-12) for a, b in pairs)
 
 

@@ -14,7 +14,6 @@ PAGE = (ROOT / "docs" / "clients.md").read_text()
 OURS = ["around_the_module", "hugging_face", "lightning_demos", "loops"]  # what `make` installs is enough for these
 OTHERS = sorted({path.stem for path in FOLDER.glob("[!_]*.py")} - {"run", *OURS})
 APART = {  # by more than 1e-8 in double precision
-    "lightning.pytorch.demos: LightningLSTM": 1.0,  # its rate is 20: it diverges, and so amplifies rounding
     "peft: LoRA on Llama": 1e-6,  # its adapters, and the norms of Llama and T5, compute in fp32 all the same
     "transformers: Llama": 1e-6,
     "transformers: T5, accumulate_grad_batches": 1e-6,
@@ -24,6 +23,7 @@ SLOW = {
     "lightning.pytorch.demos: LightningLSTM",
     "lightning.pytorch.demos: Net, MNISTDataModule, Adadelta and StepLR",
 }
+DIVERGES = {"lightning.pytorch.demos: LightningLSTM"}  # at a rate of 20, so it amplifies rounding without a bound
 NOT_IN_DOUBLE = {"PyTorch Geometric: GCN, LightningNodeData"}  # its data stay in fp32, also without this package
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -73,7 +73,8 @@ def _measured(stem, name):
     train = importlib.import_module(stem).CLIENTS[name]
     result = client.measure(name, train, steps=10, variants=("plain64", "Fuse64", "README"))
     assert result.stopped.keys() == ({"plain64", "Fuse64"} if name in NOT_IN_DOUBLE else set())
-    assert name in NOT_IN_DOUBLE or result.apart64 <= APART.get(name, 1e-8)
+    apart = result.early64 if name in DIVERGES else result.apart64
+    assert name in NOT_IN_DOUBLE or apart <= APART.get(name, 1e-8)
 
 
 def test_a_client_that_stops_is_seen():
