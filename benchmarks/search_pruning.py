@@ -21,6 +21,7 @@ import warnings
 import lightning.pytorch as pl
 import optuna
 import torch
+from harness import environment
 from lightning.pytorch.callbacks import Callback
 from sklearn.datasets import load_digits
 from torch import nn
@@ -137,7 +138,8 @@ def run_one(name, study, epochs, parts):
         accuracy = None
         study.tell(trial, state=optuna.trial.TrialState.PRUNED)
     verdict = trial.user_attrs.get("verdict", "").partition(" ")[0]
-    return dict(accuracy=accuracy, seconds=time.process_time() - started, verdict=verdict)
+    seconds = round(time.process_time() - started, 3)
+    return dict(accuracy=None if accuracy is None else round(accuracy, 4), seconds=seconds, verdict=verdict)
 
 
 def summary(name, rows, whole):
@@ -170,8 +172,9 @@ def main(options):
             print(
                 json.dumps({"case": "trial", "trial": number, "pruner": name, "seed": options.seed, **row}), flush=True
             )
+    facts = environment()
     for name in kinds:
-        print(json.dumps({**summary(name, rows[name], rows["no pruning"]), "seed": options.seed}), flush=True)
+        print(json.dumps({**facts, **summary(name, rows[name], rows["no pruning"]), "seed": options.seed}), flush=True)
 
 
 WARM = {
