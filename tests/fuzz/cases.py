@@ -10,6 +10,7 @@ from decimal import Decimal
 from fractions import Fraction
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -165,6 +166,7 @@ REQUIRED: dict[str, Callable[[], dict[str, Any]]] = {
     "callbacks.Initialize": lambda: {"scheme": init.he},
     "callbacks.LRSchedule": lambda: {"schedule": schedules.constant()},
     "callbacks.PlateauSchedule": lambda: {"monitor": "val_loss"},
+    "callbacks.PruneTrial": lambda: {"trial": SimpleNamespace(set_user_attr=print)},
     "callbacks.PowerSnapshots": lambda: {"dirpath": "snapshots"},
     "callbacks.Preprocess": lambda: {"transform": data.Standardize()},
     "callbacks.SnapshotEnsemble": lambda: {"cycle": 0.5},
