@@ -12,6 +12,7 @@ from lightning_optkit._checks import (
     check_in,
     check_instance,
     check_int,
+    check_listed,
     check_mapping,
     check_one_of,
     check_path,
@@ -109,8 +110,10 @@ class RunRecord:
             check_one_of(owner, f"goals[{key!r}]", goal, ("min", "max"))
         check_instance(owner, "clip", self.clip, str, "a string")
         check_instance(owner, "explanation", self.explanation, str, "a string")
-        for verdict in self.verdicts or []:
-            check_instance(owner, "verdicts", verdict, Verdict, "a list of verdicts")
+        if self.verdicts is not None:
+            self.verdicts = check_listed(owner, "verdicts", self.verdicts, "a list of verdicts, or None", empty=True)
+            for verdict in self.verdicts:
+                check_instance(owner, "verdicts", verdict, Verdict, "a list of verdicts, or None")
 
     def to_dict(self) -> dict[str, Any]:
         """The record as dicts, lists, numbers and strings."""
