@@ -141,6 +141,9 @@ def test_lr_too_low_needs_other_data_to_gain_too():
     assert lr_too_low(seen(probe=replace(short, other_before=2.3, other_thirty=2.3))) is None
     assert lr_too_low(seen(probe=short, validations=(2.3, 2.4))) is None
     assert lr_too_low(seen(probe=replace(short, rate=0.04))) is None  # a warm-up
+    # The loss right after a tiny update differs from that before it by rounding.
+    assert lr_too_low(seen(probe=replace(short, full=2.3 + 1e-6))) is not None
+    assert lr_too_low(seen(probe=replace(short, ten=2.3 + 1e-6))) is None
 
 
 def test_label_shuffle_needs_validations_that_never_held():
