@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A module that a second run could disturb, and an explicit loop with a gradient made of two."""
 
+from collections import UserList
+
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -18,7 +20,7 @@ class Classifier(pl.LightningModule):
             torch.manual_seed(0)
             self.net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 3))
             self.unused = nn.Linear(2, 2)
-        self.huge, self.seen = huge, []
+        self.huge, self.seen = huge, UserList()  # not a list, which the second pass would find as before
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=RATE, momentum=MOMENTUM)
