@@ -28,8 +28,8 @@ class ClipUnitwise(Clip):
     """Scales each unit's gradient so that its L2 norm is at most `ratio` times the norm of the unit's parameters.
 
     A unit is a row of the first dimension: the weights of one output of a linear layer or a convolution. A parameter of
-    fewer than two dimensions is one unit. The authors exclude the last linear layer: put it into an optimizer of its
-    own, or call the clip on the other parameters.
+    fewer than two dimensions is one unit. The authors exclude the last linear layer:
+    `GradientClipping(ClipUnitwise(), leave_out=["head.*"])`.
 
     As part of a step it costs two reads of the gradients and one of the parameters, and no write; a step with a
     non-finite gradient is skipped, including its counters.
