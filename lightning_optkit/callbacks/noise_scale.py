@@ -14,6 +14,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from lightning_optkit._checks import check_bools, check_callable, check_int, check_numbers, check_state
+from lightning_optkit.callbacks.augment import Augment
 from lightning_optkit.callbacks.sam import SAM
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
@@ -25,6 +26,7 @@ from lightning_optkit.callbacks.seams.refusals import (
 )
 from lightning_optkit.callbacks.seams.repeated_step import repeatable, repeated_loss
 from lightning_optkit.callbacks.seams.run import Run, has_lazy_parameters
+from lightning_optkit.data._mixing import Mixing
 from lightning_optkit.diagnostics.measure.batches import tensors_of
 from lightning_optkit.diagnostics.noise_scale import gradient_noise_scale
 
@@ -62,8 +64,9 @@ class NoiseScale(FitCallback):
 
     Raises:
         ValueError: for an argument out of range; when the fit starts, with manual optimization, with SAM and its
-            variants (whose gradient is not that of the loss), and for a strategy that splits parameters; at the first
-            measurement, for activations that are checkpointed with `use_reentrant=True`.
+            variants (whose gradient is not that of the loss), with an `Augment` that mixes examples of a batch, and
+            for a strategy that splits parameters; at the first measurement, for activations that are checkpointed with
+            `use_reentrant=True`.
         RuntimeError: at the first measurement, if `training_step` does not run on a part of a batch.
 
     Source: McCandlish et al. 2018, "An Empirical Model of Large-Batch Training", arXiv:1812.06162, section 2.2 and
@@ -135,6 +138,13 @@ class NoiseScale(FitCallback):
         for other in callbacks_of(trainer, SAM):
             name = type(other).__name__
             raise ValueError(f"{type(self).__name__}(...): {name} trains with another gradient; measure without it.")
+        for augment in callbacks_of(trainer, Augment):
+            for module in augment.augmentations:
+                if isinstance(module, Mixing):
+                    raise ValueError(
+                        f"{type(self).__name__}(...): {type(module).__name__} mixes whole batches, and parts "
+                        "of one are measured; measure without it."
+                    )
         self._measured.clear()
         self._samples, self._is_checked = None, False
 

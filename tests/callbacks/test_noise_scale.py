@@ -22,6 +22,7 @@ from lightning_optkit.averaging import EMA
 from lightning_optkit.callbacks import (
     GSAM,
     SAM,
+    Augment,
     ExactAccumulation,
     Fuse,
     GradientClipping,
@@ -31,6 +32,7 @@ from lightning_optkit.callbacks import (
     WeightAveraging,
 )
 from lightning_optkit.clipping import ClipNorm
+from lightning_optkit.data import GaussianNoise, Mixup
 from lightning_optkit.diagnostics import gradient_noise_scale
 
 QUIET = dict(logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)
@@ -337,10 +339,11 @@ class Manual(Linear):
     ("module", "callbacks", "message"),
     [
         (Linear, lambda: [NoiseScale(), SAM()], "SAM trains with another gradient"),
+        (Linear, lambda: [NoiseScale(), Augment([GaussianNoise(), Mixup(0.2)])], "Mixup mixes whole batches"),
         (Manual, lambda: [NoiseScale()], "optimizes manually"),
         (Linear, lambda: [NoiseScale(split=lambda batch, parts: [batch])], "must return 2 batches, not 1"),
     ],
-    ids=["SAM", "manual", "split"],
+    ids=["SAM", "mixup", "manual", "split"],
 )
 def test_refused(module, callbacks, message):
     with pytest.raises(ValueError, match=message):
