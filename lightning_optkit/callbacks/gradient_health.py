@@ -162,7 +162,8 @@ class GradientHealth(FitCallback):
             return
         is_probed = may_probe and can_probe(trainer, pl_module) and self._learns_little()
         if is_due or is_probed:
-            self._measured = MeasuredStep(trainer, pl_module, step, self._former)
+            # The rules ask for the scale of layers in the first step alone.
+            self._measured = MeasuredStep(trainer, pl_module, step, self._former, measures_layers=step == 0)
             self._probe = Probe(trainer) if is_probed else None
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:

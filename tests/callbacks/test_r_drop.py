@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """RDrop in real Trainers against an explicit loop."""
 
+from collections import UserList
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -26,7 +28,8 @@ class Classifier(pl.LightningModule):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.net = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(dropout), nn.Linear(8, 3))
-        self.loss, self.fail_at, self.runs, self.metric = loss, fail_at, 0, MeanMetric()
+        self.loss, self.fail_at, self.metric = loss, fail_at, MeanMetric()
+        self.runs = UserList()  # neither a number nor a list, which the second pass would find as before
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=LR)
@@ -38,8 +41,8 @@ class Classifier(pl.LightningModule):
         loss = self.loss(self.net(batch[0]), batch[1])
         self.log("train_loss", loss, on_epoch=True)
         self.metric(loss.detach())
-        self.runs += 1
-        if self.fail_at == self.runs:
+        self.runs.append(batch)
+        if self.fail_at == len(self.runs):
             raise KeyError("stop")
         return loss
 
@@ -86,7 +89,7 @@ def test_it_equals_the_loop_that_is_written_out(make_trainer, alpha):
     assert_close(module.net.state_dict(), expected)
     assert trainer.callback_metrics["train_loss_epoch"] == pytest.approx(sum(losses[6:]) / 6, abs=1e-6)
     assert module.metric.compute() == pytest.approx(sum(losses) / 12, abs=1e-6)
-    assert module.runs == 24
+    assert len(module.runs) == 24
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -107,7 +110,7 @@ def test_mixed_precision_is_close(make_trainer, precision):
 def test_under_sam_each_of_its_runs_is_a_pair(make_trainer, order):
     module = Classifier()
     trained(make_trainer, module, *[RDrop(0.5), SAM()][::order])
-    assert module.runs == 48 and module.net[1].num_batches_tracked == 12
+    assert len(module.runs) == 48 and module.net[1].num_batches_tracked == 12
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ class MeasuredStep:
         pl_module: The module.
         step: Number of the step.
         former: The measured step before it, its number and norms.
+        measures_layers: Whether to measure the scales of layers' outputs, which takes a pass over each.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class MeasuredStep:
         pl_module: pl.LightningModule,
         step: int,
         former: tuple[int, StepMeasure] | None = None,
+        measures_layers: bool = True,
     ) -> None:
         self._trainer, self._step, self._rate = trainer, step, float("nan")
         self.is_taken = False  # whether an optimizer has stepped
@@ -56,8 +58,7 @@ class MeasuredStep:
         self._former = former[1] if former is not None and former[0] == step - 1 else None
         self._is_watched = not is_compiled(pl_module)
         self._modules = CalledModules(pl_module) if self._is_watched else None
-        # The rules ask for the scale of layers in the first step alone.
-        self._layers = CalledLayers(pl_module, measures=step == 0) if self._is_watched else None
+        self._layers = CalledLayers(pl_module, measures=measures_layers) if self._is_watched else None
         self._functions = CalledFunctions(self._layers.inside) if self._layers is not None else None
         self._module, self._training_step = pl_module, self._watching(pl_module.training_step)
         if self._is_watched:  # what hooks of the module do to the weights before is then done
