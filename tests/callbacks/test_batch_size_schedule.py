@@ -404,7 +404,7 @@ def test_fast_dev_run(train):
 
 
 def test_two_processes(tmp_path):
-    launched = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_PORT")
+    launched = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_PORT", "PL_GLOBAL_SEED")
     environment = {name: value for name, value in os.environ.items() if name not in launched}
     worker, results = Path(__file__).with_name("batch_size_schedule_worker.py"), {}
     for processes in (1, 2):

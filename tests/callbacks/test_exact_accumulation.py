@@ -129,7 +129,7 @@ def test_bad_input(regression, make_trainer, data):
 
 
 def test_two_processes(tmp_path):
-    launched = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_PORT")
+    launched = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_PORT", "PL_GLOBAL_SEED")
     environment = {name: value for name, value in os.environ.items() if name not in launched}
     worker = Path(__file__).with_name("exact_accumulation_worker.py")
     results = {}

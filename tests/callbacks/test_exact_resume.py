@@ -475,7 +475,7 @@ def test_progress_is_told(resumed_and_whole, printed, monkeypatch):
 
 
 def test_two_processes(tmp_path):
-    launched = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_PORT")
+    launched = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_PORT", "PL_GLOBAL_SEED")
     environment = {name: value for name, value in os.environ.items() if name not in launched}
     worker = Path(__file__).with_name("exact_resume_worker.py")
     done = subprocess.run(
