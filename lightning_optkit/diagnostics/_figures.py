@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, Any
 from unicodedata import category
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-__all__ = ["INK", "Line", "as_label", "chart", "color_of", "finish_axes", "smoothed", "svg_of"]
+__all__ = ["INK", "Line", "as_label", "chart", "color_of", "finish_axes", "smoothed", "svg_of", "with_title"]
 
 _COLORS = ("#2f81d6", "#dd6b10", "#2a9d6f", "#b755c4", "#c9a20a", "#d64550")  # contrast >= 3:1 on white and on #14171c
 INK = "#123456"  # replaced by currentColor
@@ -122,6 +123,11 @@ def svg_of(draw: "Callable[[Figure], None]", *, size: tuple[float, float], salt:
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = _METADATA.sub("", buffer.getvalue())
     return _TAG.sub(_cleaned, svg[svg.index("<svg") :]).strip()
+
+
+def with_title(svg: str, title: str) -> str:
+    """A figure with a text for the pointer and for screen readers."""
+    return svg.replace(">", f"><title>{escape(title, quote=False)}</title>", 1)
 
 
 def _cleaned(tag: re.Match[str]) -> str:

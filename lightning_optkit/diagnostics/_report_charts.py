@@ -4,10 +4,10 @@
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lightning_optkit.diagnostics._curve import Curve
-from lightning_optkit.diagnostics._figures import Line, chart, smoothed
+from lightning_optkit.diagnostics._figures import Line, as_label, chart, smoothed, with_title
 from lightning_optkit.diagnostics._heat_map import heat_map, range_of
 from lightning_optkit.diagnostics._record import LAYER_QUANTITIES, RunRecord
 from lightning_optkit.diagnostics._report_tables import all_keys
@@ -58,7 +58,10 @@ def charts_of(runs: Sequence[RunRecord]) -> list[Drawn]:
     drawn: list[Drawn | None] = [_loss(runs), *_logged(runs), *_metrics(runs), _rates(runs), _norms(runs)]
     if len(runs) > 1:
         drawn.insert(1, _loss_by_time(runs))
-    return [each for each in drawn if each is not None]
+    of = ", ".join(as_label(run.name) for run in runs)  # a chart of one run has no legend
+    return [
+        replace(each, svg=with_title(each.svg, f"{as_label(each.title)}: {of}")) for each in drawn if each is not None
+    ]
 
 
 def heat_maps_of(runs: Sequence[RunRecord]) -> list[tuple[str, str, list[Drawn]]]:

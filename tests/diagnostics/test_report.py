@@ -247,6 +247,13 @@ def test_a_name_is_shown_as_it_is_written(tmp_path, name, place):
     assert Page(page).unbalanced == []
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_chart_of_one_run_has_its_name(tmp_path, name):
+    page = write_report([RunRecord(name, loss=Curve([1, 2], [2.0, 1.0]))], tmp_path / "r.html").read_text()
+    assert f"<title>Loss: {html.escape(name, quote=False)}</title>" in page.split("<svg", 1)[1]
+    assert Page(page).unbalanced == []
+
+
 @pytest.mark.parametrize("name", ["two\nlines", "x" * 5000, "half \ud800", "\x00\x07", "tab\there"])
 def test_a_name_that_cannot_be_printed_is_made_so(tmp_path, name):
     run = RunRecord(name, loss=Curve([1, 2], [2.0, 1.0]), metrics={name: Curve([1], [1.0])})
