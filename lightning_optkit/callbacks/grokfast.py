@@ -4,6 +4,7 @@
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -45,6 +46,8 @@ class Grokfast(FitCallback):
     def __init__(self, alpha: float = 0.98, lamb: float = 2.0) -> None:
         self.alpha = check_in(type(self).__name__, "alpha", alpha, "[0, 1)")
         self.lamb = check_in(type(self).__name__, "lamb", lamb, "[0, inf)")
+        if self.lamb > torch.finfo(torch.float32).max:
+            raise ValueError(f"{type(self).__name__}(lamb={lamb!r}): lamb must be a number that fp32 can hold.")
         self._averages: dict[str, Tensor] = {}  # by the name of the parameter
         self._next: dict[int, dict[str, Tensor]] = {}  # those of a step that may be skipped, by optimizer
 

@@ -48,6 +48,8 @@ def grokfast_(
         (tensor([3.]), [tensor([1.])])
     """
     alpha, lamb = check_in("grokfast_", "alpha", alpha, "[0, 1)"), check_in("grokfast_", "lamb", lamb, "[0, inf)")
+    if lamb > torch.finfo(torch.float32).max:
+        raise ValueError(f"grokfast_(lamb={lamb!r}): lamb must be a number that fp32 can hold.")
     scale = check_in("grokfast_", "scale", scale, "(0, inf)")
     grads = check_tensors("grokfast_", "grads", grads, "inexact")
     averages = check_tensors("grokfast_", "averages", averages, "inexact", optional=True)

@@ -92,6 +92,7 @@ def test_a_sparse_gradient_is_refused(make_trainer):
     ("arguments", "message"),
     [
         (dict(alpha=1.0), r"^Grokfast\(alpha=1\.0\): alpha must be in \[0, 1\)\.$"),
+        (dict(lamb=1e308), r"^Grokfast\(lamb=1e\+308\): lamb must be a number that fp32 can hold\.$"),
         (dict(lamb=-1.0), r"^Grokfast\(lamb=-1\.0\): lamb must be in \[0, inf\)\.$"),
     ],
 )

@@ -38,6 +38,7 @@ def test_bad_arguments_are_refused():
     for given, message in (
         (dict(alpha=1.0), r"alpha=1\.0\): alpha must be in \[0, 1\)"),
         (dict(lamb=-1.0), r"lamb=-1\.0\): lamb must be in \[0, inf\)"),
+        (dict(lamb=1e308), r"lamb=1e\+308\): lamb must be a number that fp32 can hold"),
         (dict(scale=0.0), r"scale=0\.0\): scale must be in \(0, inf\)"),
         (dict(averages=[]), r"averages=<0>\): there must be one of the shape of each of grads"),
     ):
