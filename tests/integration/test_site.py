@@ -17,10 +17,7 @@ DOCS = ROOT / "docs"
 CONFIG = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
 NAV = [page for section in CONFIG["nav"] for pages in section.values() for page in pages]
 PAGES = [path for entry in NAV for path in entry.values()]
-IN_ENGLISH = {  # measurements, tables and development, which change with every commit
-    "architecture.md", "claims.md", "clients.md", "compared.md", "diagnosis.md", "distributed.md", "finders.md",
-    "narrow_state.md", "other_optimizers.md", "performance.md", "scaling.md",
-}  # fmt: skip
+IN_ENGLISH = {"diagnosis.md", "finders.md", "performance.md"}
 ASIDE = {  # functions of files that their folder does not export, but docs/strategies.md has
     "optimizers": {
         "from_torch_",
@@ -46,7 +43,7 @@ def code(text):
         elif kind == "yaml":
             yield kind, yaml.safe_load(block)
         else:
-            yield kind, [line.partition(" #")[0].rstrip() for line in block.splitlines()]
+            yield kind, [re.sub(r"(^| )# .*", "", line).rstrip() for line in block.splitlines()]
 
 
 def outline(text):
@@ -54,6 +51,13 @@ def outline(text):
     return [len(marks) for marks in re.findall(r"^(#+) ", text, flags=re.M)], [
         len(table.splitlines()) for table in re.findall(r"(?:^\|.*\n?)+", text, flags=re.M)
     ]
+
+
+def numbers(text):
+    """Those of each row of a table, and last those of all else; not in names such as bf16, nor in links."""
+    text = re.sub(r"^```.*?^```|\]\([^)]*\)", "", text, flags=re.M | re.S)
+    parts = [*re.findall(r"^\|.*", text, flags=re.M), re.sub(r"^\|.*", "", text, flags=re.M)]
+    return [sorted(re.findall(r"(?<![A-Za-zℓ\d^_.])\d+(?:[.,]\d+)*", part)) for part in parts]
 
 
 def targets(text):
@@ -83,6 +87,11 @@ def test_a_chinese_page_has_the_headings_tables_links_and_code_of_the_english_on
     assert sorted(target.replace(".zh.md", ".md") for target in targets(theirs)) == sorted(targets(ours))
     assert {target for target in targets(theirs) if target in TRANSLATED} == set(), "has a Chinese page"
     assert len(re.findall(r"[\u4e00-\u9fff]", theirs)) > 0.1 * len(ours.split())
+
+
+@pytest.mark.parametrize("page", TRANSLATED)
+def test_a_chinese_page_has_the_numbers_of_the_english_one(page):
+    assert numbers(chinese(page).read_text()) == numbers((DOCS / page).read_text())
 
 
 @pytest.mark.parametrize(("index", "readme"), [("index.md", "README.md"), ("index.zh.md", "README.zh-CN.md")])
