@@ -16,6 +16,7 @@ from lightning_optkit.cli.bare_names import bare_names
 from lightning_optkit.cli.doctor_command import doctor_of
 from lightning_optkit.cli.first_batch import explain, find_lr
 from lightning_optkit.cli.main import TRAINER_COMMANDS
+from lightning_optkit.cli.wrong_names import ParserWithNearNames
 
 __all__ = ["about_settings", "cli_of_fit", "run"]
 
@@ -77,6 +78,7 @@ def _run(command: str, words: list[str], program: str, summary: str) -> None:
         of_command = {"description": summary, "usage": usage}
         LightningCLI(
             args=[command, *words],
+            parser_class=ParserWithNearNames,
             parser_kwargs={"prog": program, command: of_command},
             # Without a logger it is saved in the current folder, where the user's own config.yaml may be.
             save_config_kwargs={"config_filename": "optkit_config.yaml", "overwrite": True},
@@ -84,12 +86,22 @@ def _run(command: str, words: list[str], program: str, summary: str) -> None:
         return
     parser_kwargs: dict[str, Any] = {"prog": f"{program} {command}", "description": summary, "usage": usage}
     kind = _OneBatch if command == "doctor" else _BeforeTheFirstBatch
-    _FIRST_BATCH[command](kind(run=False, args=words, parser_kwargs=parser_kwargs, save_config_callback=None))
+    _FIRST_BATCH[command](_before_a_run(kind, words, parser_kwargs))
 
 
 def cli_of_fit(words: Sequence[str], parser_kwargs: dict[str, Any]) -> LightningCLI:
     """Trainer, model and data of the arguments of `fit`, before the fit."""
-    return _BeforeTheFirstBatch(run=False, args=[*words], parser_kwargs=parser_kwargs, save_config_callback=None)
+    return _before_a_run(_BeforeTheFirstBatch, [*words], parser_kwargs)
+
+
+def _before_a_run(kind: type[LightningCLI], words: list[str], parser_kwargs: dict[str, Any]) -> LightningCLI:
+    return kind(
+        run=False,
+        args=words,
+        parser_class=ParserWithNearNames,
+        parser_kwargs=parser_kwargs,
+        save_config_callback=None,
+    )
 
 
 _FIRST_BATCH: dict[str, Callable[[LightningCLI], None]] = {"explain": explain, "find-lr": find_lr, "doctor": doctor_of}

@@ -57,7 +57,7 @@ def numbers(text):
     """Those of each row of a table, and last those of all else; not in names such as bf16, nor in links."""
     text = re.sub(r"^```.*?^```|\]\([^)]*\)", "", text, flags=re.M | re.S)
     parts = [*re.findall(r"^\|.*", text, flags=re.M), re.sub(r"^\|.*", "", text, flags=re.M)]
-    return [sorted(re.findall(r"(?<![A-Za-zℓ\d^_.])\d+(?:[.,]\d+)*", part)) for part in parts]
+    return [sorted(re.findall(r"(?<![A-Za-z\u2113\d^_.])\d+(?:[.,]\d+)*", part)) for part in parts]
 
 
 def targets(text):

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What jsonargparse says of a wrong name in a file, cut down to where it is and the names that are near it."""
+
+import difflib
+import pkgutil
+import re
+from collections.abc import Iterable
+from importlib import import_module
+from inspect import isclass, signature
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from lightning.pytorch import callbacks, loggers
+from lightning.pytorch.cli import LightningArgumentParser
+
+import lightning_optkit
+
+__all__ = ["ParserWithNearNames", "in_short"]
+
+
+class ParserWithNearNames(LightningArgumentParser):
+    """The parser of a LightningCLI that says what is wrong in one line where it can."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Ends the program, or raises if it was built so."""
+        super().error(in_short(message) or message, ex)
+
+
+def in_short(message: str) -> str | None:
+    r"""One line in place of a message of jsonargparse; None for a message of another form, which is left as it is.
+
+    jsonargparse tries every class that a key may have and lists what each of them says, the value itself last. The
+    fault is in the innermost class that it could import, or else in the name of a class.
+
+    Args:
+        message: What the parser would print.
+
+    Example:
+        >>> in_short('Parser key "trainer.callbacks":\n  Errors:\n    - Expected a dot import path string: Fuze')
+        'trainer.callbacks: there is no class Fuze. Near it: Fuse.'
+    """
+    key = re.match(r'Parser key "([\w.]+)":', message)
+    if not key:
+        return None
+    at_key = f"{key[1]}: "
+    owner, inside = _innermost(message)
+    if not owner:
+        unknown = re.search(r"Expected a dot import path string: (\w+)$", message, flags=re.M)
+        return unknown and at_key + _about_class(unknown[1])
+    detail = re.sub(r'Parser key "([\w.]+)":', r"\1:", " ".join(line.strip(" -") for line in inside))
+    if found := re.search(r"Expected a dot import path string: (\w+)", detail):
+        return at_key + _about_class(found[1])
+    if found := re.fullmatch(r"Option '(\w+)' is not accepted", detail):
+        return at_key + _said(f"{owner} has no argument {found[1]}", found[1], _arguments(owner))
+    if found := re.fullmatch(r"module '([\w.]+)' has no attribute '(\w+)'|No ([\w.]+) attribute (\w+)", detail):
+        module, name = found[1] or found[3], found[2] or found[4]
+        if owner == f"{module}.{name}":  # not a mistake inside of the user's module
+            return at_key + _said(f"there is no {name} in {module}", name, dir(import_module(module)))
+    if found := re.fullmatch(r"No module named '([\w.]+)'", detail):
+        package, _, name = found[1].rpartition(".")
+        place = f" in {package}" if package else ""
+        if owner.startswith(f"{found[1]}."):
+            return at_key + _said(f"there is no module {name}{place}", name, _modules_in(package))
+    return None if "Does not validate" in detail else f"{at_key}{owner}: {detail}"
+
+
+def _innermost(message: str) -> tuple[str, list[str]]:
+    """The class with the most indented problem, and the lines about it; no class if none could be imported."""
+    lines = message.splitlines()
+    problems = [number for number, line in enumerate(lines) if "Problem with given class_path '" in line]
+    if not problems:
+        return "", []
+    start = max(problems, key=lambda number: lines[number].index("Problem"))
+    column = lines[start].index("Problem")
+    inside: list[str] = []
+    for line in lines[start + 1 :]:
+        if len(line) - len(line.lstrip(" ")) <= column:
+            break
+        inside.append(line)
+    return lines[start].split("'")[1], inside
+
+
+def _about_class(name: str) -> str:
+    """One that is there all the same is of another type than the key has."""
+    names = _class_names()
+    return f"{name} is no class for this place." if name in names else _said(f"there is no class {name}", name, names)
+
+
+def _said(fault: str, name: str, names: Iterable[str]) -> str:
+    by_lower = {each.lower(): each for each in names if not each.startswith("_")}
+    near = [by_lower[each] for each in difflib.get_close_matches(name.lower(), by_lower, cutoff=0.7)]
+    return f"{fault}. Near it: {', '.join(near)}." if near else f"{fault}."
+
+
+def _class_names() -> set[str]:
+    """Those that a file may use without a module in front."""
+    folders = (lightning_optkit, callbacks, loggers, torch.optim, torch.optim.lr_scheduler)
+    return {name for folder in folders for name in dir(folder) if isclass(getattr(folder, name))}
+
+
+def _arguments(class_path: str) -> list[str]:
+    module, _, name = class_path.rpartition(".")
+    return [*signature(getattr(import_module(module), name)).parameters]
+
+
+def _modules_in(package: str) -> list[str]:
+    """Those of the current folder, without a package."""
+    if not package:
+        return [path.stem for path in Path().glob("*.py")]
+    return [each.name for each in pkgutil.iter_modules(getattr(import_module(package), "__path__", []))]

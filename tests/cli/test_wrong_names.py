@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A wrong name in a file: one line with the names near it; other messages of the parser as they are."""
+
+import sys
+
+import pytest
+import yaml
+
+from lightning_optkit.cli import main
+from lightning_optkit.cli.wrong_names import in_short
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+BORING = "lightning.pytorch.demos.boring_classes.BoringModel"
+CLIPPING = "trainer.callbacks: lightning_optkit.GradientClipping: clip: "
+
+
+def of(name, **init_args):
+    return {"class_path": name, "init_args": init_args} if init_args else {"class_path": name}
+
+
+def callback(name, **init_args):
+    return {"trainer": {"callbacks": [of("Fuse"), of(name, **init_args)]}}
+
+
+def clip(name, **init_args):
+    return callback("GradientClipping", clip=of(name, **init_args))
+
+
+@pytest.fixture
+def said(tmp_path, monkeypatch, capsys):
+    """What `optkit COMMAND` prints of a file, less the two lines that lead to the help."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def of_file(command="explain", **content):
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump({"model": of(BORING)} | content))
+        with pytest.raises(SystemExit) as exit_info:
+            main([command, "--config", "run.yaml"])
+        assert exit_info.value.code == 2
+        usage, tip, *rest = capsys.readouterr().err.splitlines()
+        assert usage.startswith("usage: ") and tip.startswith("tip: ")
+        return "\n".join(rest).removeprefix("error: ")
+
+    return of_file
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (callback("Fuze"), "trainer.callbacks: there is no class Fuze. Near it: Fuse."),
+        (callback("lightning_optkit.Fuze"), "trainer.callbacks: there is no Fuze in lightning_optkit. Near it: Fuse."),
+        (callback("ClipNorm", max_norm=1.0), "trainer.callbacks: ClipNorm is no class for this place."),
+        (
+            callback("LRSchedule", schedule=of("lightning_optkit.schedules.cosin")),
+            "trainer.callbacks: lightning_optkit.LRSchedule: schedule: there is no cosin in "
+            "lightning_optkit.schedules. Near it: cosine.",
+        ),
+        (
+            callback("Fuse", roundng="split32"),
+            "trainer.callbacks: lightning_optkit.Fuse has no argument roundng. Near it: rounding.",
+        ),
+        (clip("ClipNrm", max_norm=1.0), f"{CLIPPING}there is no class ClipNrm. Near it: ClipNorm, Clip."),
+        (
+            clip("ClipNorm", maxnorm=1.0),
+            f"{CLIPPING}lightning_optkit.ClipNorm has no argument maxnorm. Near it: max_norm.",
+        ),
+        (
+            clip("ClipNorm", max_norm="much"),
+            f"{CLIPPING}lightning_optkit.ClipNorm: max_norm: Expected a <class 'float'>. Got value: much",
+        ),
+        ({"optimizer": of("AdamX")}, "optimizer: there is no class AdamX. Near it: Adamax, Adam, RAdam."),
+        ({"lr_scheduler": of("StepRL", step_size=3)}, "lr_scheduler: there is no class StepRL. Near it: StepLR."),
+        (
+            {"model": of(BORING.replace("Boring", "Borin"))},
+            "model: there is no BorinModel in lightning.pytorch.demos.boring_classes. Near it: BoringModel.",
+        ),
+        ({"model": of(BORING.replace("demos", "demo"))}, "model: there is no module demo in lightning.pytorch. Near"),
+        ({"model": of("quite_elsewhere.Net")}, "model: there is no module quite_elsewhere."),
+    ],
+)
+def test_a_wrong_name_is_said_with_those_near_it(said, content, sentence):
+    assert said(**content).startswith(sentence)
+
+
+def test_fit_says_it_too_and_looks_in_the_current_folder(said, tmp_path):
+    (tmp_path / "my_net.py").write_text("import a_package_that_is_not_there")
+    assert said("fit", model=of("mynet.Net")) == "model: there is no module mynet. Near it: my_net."
+    assert said("fit", model=of("my_net.Net")) == "model: my_net.Net: No module named 'a_package_that_is_not_there'"
+
+
+def test_what_has_another_form_is_left_as_it_is(said):
+    assert in_short("Subcommand 'fit' does not accept option 'trainer.max_epoch'") is None
+    assert in_short("Parser key \"trainer.max_epochs\":\n  Expected a <class 'int'>. Got value: two") is None
+    assert "max_epoch" in said(trainer={"max_epoch": 3})
