@@ -45,8 +45,7 @@ class GradientClipping(FitCallback):
     a one-pass step they are measured only at the logged steps. `ClipValue` in a one-pass step needs no norm, so nothing
     is logged for it.
 
-    A non-finite gradient skips a one-pass step (except with `ClipValue`), also if the clip is a pass of its own; any
-    other optimizer applies it, as in torch.
+    A non-finite gradient skips a one-pass step (except with `ClipValue`); any other optimizer applies it, as in torch.
 
     A batch without gradients (`training_step` returned None) or a step skipped by the loss scaler neither changes the
     state of a clip nor is logged.
@@ -56,7 +55,7 @@ class GradientClipping(FitCallback):
             module gets a copy, which an optimizer that replaces it takes over; its state is saved in checkpoints.
         leave_out: fnmatch patterns of names of parameters that are not clipped, such as `["head.*"]`: the authors of
             `ClipUnitwise` leave out the last linear layer. Their gradients are not part of a norm, except to detect
-            non-finite ones. With a pattern, the clip is a pass of its own.
+            non-finite ones. Names are looked up when the step is planned, as after any change of the parameters.
 
     Raises:
         TypeError: if `clip` is not a clip, or `leave_out` not a list of patterns.
@@ -181,14 +180,12 @@ class GradientClipping(FitCallback):
                 clip.load_state_dict(self._learned[place])
         self._called = {other: at for other, at in self._called.items() if at != place}
         self._let_go(self._folded.pop(place, None))
-        if isinstance(optimizer, OnePassOptimizer) and self._folds(optimizer):
+        if isinstance(optimizer, OnePassOptimizer):
             optimizer.clip = clip
+            optimizer.leaves_out = partial(self._left_out, pl_module) if self.leave_out else None
             self._folded[place] = optimizer
             return
         self._called[optimizer] = place
-        if isinstance(optimizer, OnePassOptimizer):
-            self._at_end(optimizer.register_step_post_hook(_forget_found_inf).remove)
-            self._at_end(partial(_forget_found_inf, optimizer))  # a step that failed called no hook
         if supports_amp_scaling(optimizer):
             # A fused optimizer that unscales itself would pass scaled gradients to the clip.
             self._scaled.append((optimizer, type(optimizer)))
@@ -200,15 +197,11 @@ class GradientClipping(FitCallback):
             raise ValueError(
                 f"{type(self).__name__}({self.clip!r}): {name}(clip={optimizer.clip!r}) clips too; keep one."
             )
-        if not pl_module.automatic_optimization and not self._folds(optimizer):
+        if not pl_module.automatic_optimization and not isinstance(optimizer, OnePassOptimizer):
             raise ValueError(
                 f"{type(self).__name__}({self.clip!r}): under manual optimization {name} is out of reach; add "
                 "Fuse(), or call the clip on the parameters before the step."
             )
-
-    def _folds(self, optimizer: Optimizer) -> bool:
-        """Whether the clip can be part of the step, which clips all of its parameters."""
-        return isinstance(optimizer, OnePassOptimizer) and not self.leave_out
 
     def _take_over(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         def configure_gradient_clipping(
@@ -247,15 +240,10 @@ class GradientClipping(FitCallback):
     def _clip(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
         params = [p for group in optimizer.param_groups for p in group["params"]]
         left_out = self._left_out(pl_module) if self.leave_out else set()
-        others = [p for p in params if p in left_out]
         params = [p for p in params if p not in left_out]
         measures = bool(trainer.loggers) and self._is_log_step(trainer, trainer.global_step + 1)
         before = norm_of(gradients(type(self).__name__, params)) if measures else None
-        norm = self._clips[self._called[optimizer]](params)
-        if norm is not None and self.clip.needs_norm and isinstance(optimizer, OnePassOptimizer):
-            # Skips the step, as if the clip were part of it.
-            is_finite = norm.isfinite() & norm_of(gradients(type(self).__name__, others)).isfinite().to(norm.device)
-            vars(optimizer)["found_inf"] = (~is_finite).float()
+        self._clips[self._called[optimizer]](params)
         if before is not None:
             self._measuring[optimizer] = before, norm_of(gradients(type(self).__name__, params))
 
@@ -283,15 +271,11 @@ class GradientClipping(FitCallback):
     @staticmethod
     def _let_go(folded: OnePassOptimizer | None) -> None:
         if isinstance(folded, OnePassOptimizer):  # Fuse may have been undone already
-            folded.clip = None
+            folded.clip = folded.leaves_out = None
 
     def _forget(self) -> None:
         self._learned = self.state_dict()["learned"]
         self._reset()
-
-
-def _forget_found_inf(optimizer: Optimizer, *_: object) -> None:
-    vars(optimizer).pop("found_inf", None)
 
 
 def _values_of(optimizer: OnePassOptimizer) -> dict[str, float]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters walked by a compiled plan on CUDA. Values known only to the device stay there."""
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -106,8 +107,8 @@ class CudaSegment(CompiledSegment):
             loss_scale=self._number(scale_.loss_scale),
             found_inf=self._number(scale_.found_inf),
             scale=scale,
-            max_norm=scale_.max_norm,
-            max_norm_value=scale_.max_norm_value,
+            max_norm=None if self.is_left_out else scale_.max_norm,
+            max_norm_value=math.inf if self.is_left_out else scale_.max_norm_value,
             estimate=None if estimate is None else estimate.value(groups[0]),
             report=scale_.report,
             clipped=scale_.clipped,

@@ -12,7 +12,7 @@ from lightning_optkit._torch_private import set_grad_enabled
 from lightning_optkit.step.cuda import CudaSegment
 from lightning_optkit.step.early import EarlyUpdates
 from lightning_optkit.step.gradient_scale import DeviceScale, global_norm, host_scale
-from lightning_optkit.step.numbers import GroupNumbers, is_due, read_group
+from lightning_optkit.step.numbers import GroupNumbers, is_due, read_group, unclipped
 from lightning_optkit.step.plain import refuse_transforms
 from lightning_optkit.step.planning import StepPlan
 from lightning_optkit.step.progress import Progress
@@ -170,7 +170,10 @@ class StepEngine:
                 raise PlanOutdated
 
         def walk(segment: Segment, is_last: bool) -> Clipped:
-            return segment.step(optimizer.param_groups, numbers, scale.factor, optimizer.record_statistics)
+            groups, statistics = optimizer.param_groups, optimizer.record_statistics
+            if segment.is_left_out:
+                return segment.step(groups, unclipped(numbers), scale.unscale, statistics)
+            return segment.step(groups, numbers, scale.factor, statistics)
 
         plan, bound, parts = self._walk(optimizer, plan, bound, walk, measure)
         if not bound:
@@ -193,16 +196,20 @@ class StepEngine:
         def measure(segments: Sequence[CudaSegment]) -> None:
             if clip is not None and clip.needs_norm:
                 norms = [reduce_sum_(segment.norm_on_device(), segment.process_groups) for segment in segments]
+                for segment, norm in zip(segments, norms, strict=True):
+                    if segment.is_left_out:
+                        norm[0] = 0.0  # it is read for what is not finite alone
                 scale.norm = norms[0] if len(norms) == 1 else torch.stack(norms).sum(0)
 
         measure(bound)
         if clip is not None and clip.needs_norm:
-            scale.bound_norm_by(clip)
+            scale.bound_norm_by(clip, is_clipped=not all(segment.is_left_out for segment in bound))
         numbers = group_numbers(optimizer, plan.clock + 1, plan.num_averaged, scale.report.device)
 
         def walk(segment: CudaSegment, is_last: bool) -> None:
-            statistics = optimizer.record_statistics
-            segment.step_on_device(optimizer.param_groups, numbers, scale, is_last=is_last, statistics=statistics)
+            groups, statistics = optimizer.param_groups, optimizer.record_statistics
+            rows = unclipped(numbers) if segment.is_left_out else numbers
+            segment.step_on_device(groups, rows, scale, is_last=is_last, statistics=statistics)
 
         plan, bound, _ = self._walk(optimizer, plan, bound, walk, measure)
         if bound:

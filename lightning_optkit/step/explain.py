@@ -11,8 +11,8 @@ from lightning_optkit._native import extension
 from lightning_optkit._torch_private import supports_amp_scaling
 from lightning_optkit.step.early import early_updates
 from lightning_optkit.step.plan_text import plan_text
-from lightning_optkit.step.planning import segment_kind
-from lightning_optkit.step.rule import Group
+from lightning_optkit.step.planning import left_out_by, segment_kind
+from lightning_optkit.step.rule import Clip, Group
 from lightning_optkit.step.sharded import ShardedReferenceSegment
 from lightning_optkit.step.shards import why_gathered
 from lightning_optkit.step.state import StateLayout
@@ -92,15 +92,18 @@ def explain(optimizer: Stepped) -> Explanation:
     layout = StateLayout(optimizer.average, optimizer.state_dtype)
     plans: list[GroupPlan] = []
     frozen: list[Tensor] = []
+    left_out = left_out_by(optimizer)
     for context in group_contexts(optimizer):
-        alike: dict[tuple[torch.dtype, str], list[Tensor]] = {}
+        alike: dict[tuple[torch.dtype, str, bool], list[Tensor]] = {}
         for p in context.group["params"]:
             if not p.requires_grad and p.grad is None:
                 frozen.append(p)
                 continue
-            alike.setdefault((p.dtype, _path(optimizer, p, context)), []).append(p)
-        for (_, path), params in alike.items():
-            plans.append(_group_plan(optimizer, layout, context, path, params))
+            is_left_out = p in left_out
+            alike.setdefault((p.dtype, _path(optimizer, p, context), is_left_out), []).append(p)
+        for (_, path, is_left_out), params in alike.items():
+            clip = None if is_left_out else optimizer.clip
+            plans.append(_group_plan(optimizer, layout, context, clip, path, params))
     name, num_elements = f"lightning_optkit.{type(optimizer).__name__}", sum(p.numel() for p in frozen)
     return Explanation(name, tuple(plans), len(frozen), num_elements)
 
@@ -126,15 +129,16 @@ def _path(optimizer: Stepped, param: Tensor, context: GroupContext) -> str:
 
 
 def _group_plan(
-    optimizer: Stepped, layout: StateLayout, context: GroupContext, path: str, params: list[Tensor]
+    optimizer: Stepped, layout: StateLayout, context: GroupContext, clip: Clip | None, path: str, params: list[Tensor]
 ) -> GroupPlan:
+    """The row of parameters that `clip` clips, which is that of the optimizer unless it leaves them out."""
     param, rule = params[0], context.rule
     state_names = rule.kept_by(param, context.state_names)
     state_dtype = layout.dtype_of(state_names[0], param, rule) if state_names else None
-    stages = _stages(optimizer, context, param)
-    num_bytes = sum(_bytes_moved(optimizer, layout, context, p) for p in params)
-    num_walks = 1 + _num_measurements(optimizer, context)
-    separate = _separate_moves(optimizer, context)
+    stages = _stages(optimizer, context, clip, param)
+    num_bytes = sum(_bytes_moved(optimizer, layout, context, clip, p) for p in params)
+    num_walks = 1 + _num_measurements(optimizer, context, clip)
+    separate = _separate_moves(optimizer, context, clip)
     return GroupPlan(
         group=context.number,
         rule=rule.name,
@@ -151,23 +155,25 @@ def _group_plan(
     )
 
 
-def _num_measurements(optimizer: Stepped, context: GroupContext) -> int:
+def _num_measurements(optimizer: Stepped, context: GroupContext, clip: Clip | None) -> int:
     """Passes that measure norms before the update."""
-    clip = optimizer.clip
-    by_unit = clip is not None and math.isfinite(clip.bounds.unit_ratio)
     measures = (
-        clip is not None and clip.needs_norm,
-        by_unit or bool(context.group["centralize"]),
+        optimizer.clip is not None and optimizer.clip.needs_norm,
+        _clips_units(clip) or bool(context.group["centralize"]),
         context.rule.trust_ratio is not None,
     )
     return sum(measures)
 
 
-def _separate_moves(optimizer: Stepped, context: GroupContext) -> list[int]:
+def _clips_units(clip: Clip | None) -> bool:
+    return clip is not None and math.isfinite(clip.bounds.unit_ratio)
+
+
+def _separate_moves(optimizer: Stepped, context: GroupContext, clip: Clip | None) -> list[int]:
     """For each stage that would be a pass of its own, how often it would read or write the gradient or parameter."""
     passes = {
         "unscale": (2, supports_amp_scaling(optimizer)),
-        "clip": (2, optimizer.clip is not None),
+        "clip": (2, clip is not None),
         "centralize": (2, bool(context.group["centralize"])),
         "l1": (2, bool(context.group["l1"])),
         "average": (1, optimizer.average is not None),  # that of the average itself counts in either case
@@ -175,7 +181,9 @@ def _separate_moves(optimizer: Stepped, context: GroupContext) -> list[int]:
     return [moves for moves, is_on in passes.values() if is_on]
 
 
-def _bytes_moved(optimizer: Stepped, layout: StateLayout, context: GroupContext, param: Tensor) -> int:
+def _bytes_moved(
+    optimizer: Stepped, layout: StateLayout, context: GroupContext, clip: Clip | None, param: Tensor
+) -> int:
     group, rule = context.group, context.rule
     state_names = rule.kept_by(param, context.state_names)
     walks = 3 + rule.num_rereads  # of the gradient or the parameter
@@ -183,9 +191,8 @@ def _bytes_moved(optimizer: Stepped, layout: StateLayout, context: GroupContext,
         walks += 1
     if rule.trust_ratio is not None:  # one more read, for the norms
         walks += 2
-    clips_units = optimizer.clip is not None and math.isfinite(optimizer.clip.bounds.unit_ratio)
-    if clips_units or group["centralize"]:
-        walks += 2 if clips_units else 1
+    if _clips_units(clip) or group["centralize"]:
+        walks += 2 if _clips_units(clip) else 1
     num_bytes = walks * param.dtype.itemsize * param.numel()
     for name in layout.tensors(state_names, group, param):
         shape = rule.shape_of(name, param)
@@ -202,7 +209,7 @@ def _name_of(state_dtype: torch.dtype | None) -> str:
     return "int8" if state_dtype == torch.uint8 else str(state_dtype).removeprefix("torch.")
 
 
-def _stages(optimizer: Stepped, context: GroupContext, param: Tensor) -> tuple[str, ...]:
+def _stages(optimizer: Stepped, context: GroupContext, clip: Clip | None, param: Tensor) -> tuple[str, ...]:
     group, rule = context.group, context.rule
     decoupled = group["decoupled_weight_decay"]
     decays = float(group["weight_decay"]) != 0 and not rule.owns_decay(group)
@@ -212,7 +219,7 @@ def _stages(optimizer: Stepped, context: GroupContext, param: Tensor) -> tuple[s
         "in backward" if early_updates(optimizer) is not None else "",
         "norm" if optimizer.clip is not None and optimizer.clip.needs_norm else "",
         "unscale" if supports_amp_scaling(optimizer) else "",
-        repr(optimizer.clip) if optimizer.clip is not None else "",
+        repr(clip) if clip is not None else "",
         "centralize" if group["centralize"] else "",
         f"L2({group['weight_decay']:g})" if decays and not decoupled else "",
         "trust" if rule.trust_ratio is not None else "",

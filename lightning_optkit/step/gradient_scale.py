@@ -67,6 +67,8 @@ def host_scale(
     norm = global_norm(segments, unscale)
     if math.isnan(norm):
         return HostScale(unscale, 1.0, norm, is_skipped=True)
+    if all(segment.is_left_out for segment in segments):
+        return HostScale(unscale, 1.0, norm, is_skipped=False)  # there is no norm to learn from
     bound = getattr(clip, "constant_bound", None)  # the tensor alone takes 4 us
     if bound is None:
         bound = float(clip.norm_bound(torch.tensor(norm, dtype=torch.float64, device="cpu")))
@@ -77,11 +79,11 @@ def host_scale(
 
 
 def global_norm(segments: Sequence[Segment], unscale: float) -> float:
-    """L2 norm of all gradients, times `unscale`; NaN if an element is not finite."""
+    """L2 norm of the gradients that are clipped, times `unscale`; NaN if an element of any gradient is not finite."""
     squares = nonfinite = 0.0
     for segment in segments:
         more, others = segment.norm()
-        squares, nonfinite = squares + more, nonfinite + others
+        squares, nonfinite = squares + (0.0 if segment.is_left_out else more), nonfinite + others
     return float("nan") if nonfinite > 0 else float(unscale * squares**0.5)
 
 
@@ -109,12 +111,14 @@ class DeviceScale:
         self.found_inf, self.loss_scale = found_inf, loss_scale
         self.norm = self.max_norm = None
 
-    def bound_norm_by(self, clip: Clip) -> None:
-        """Asks the clip for this step's bound of the norm."""
+    def bound_norm_by(self, clip: Clip, *, is_clipped: bool) -> None:
+        """Asks the clip for this step's bound of the norm, unless it leaves every gradient out."""
         assert self.norm is not None
-        if _is_stateful(type(clip)):
+        if not is_clipped:
+            bound: Tensor | float = math.inf
+        elif _is_stateful(type(clip)):
             norm = self._unscaled_norm()
-            bound: Tensor | float = exact_bound(clip.norm_bound(norm), norm)
+            bound = exact_bound(clip.norm_bound(norm), norm)
         else:
             bound = clip.norm_bound(self.norm[0])
         if isinstance(bound, Tensor):

@@ -19,10 +19,12 @@ from lightning_optkit.step.early import EarlyUpdates
 from lightning_optkit.step.engine import group_numbers
 from lightning_optkit.step.gradient_scale import host_scale
 from lightning_optkit.step.memory import Arena, arena_for
+from lightning_optkit.step.numbers import unclipped
 from lightning_optkit.step.optimizer import OnePassOptimizer
 from lightning_optkit.step.plain import refuse_transforms
 from lightning_optkit.step.planning import (
     kept_entry,
+    left_out_by,
     lists_of,
     segment_kind,
     signature,
@@ -174,6 +176,7 @@ class StepInBackward:
                     clock, average = self._early.clock(optimizer.state), optimizer.average
                     seen = 0 if average is None else self._early.num_averaged(optimizer.state, average)
                     numbers = group_numbers(optimizer, clock + 1, seen)
+                    numbers = unclipped(numbers) if own.segment.is_left_out else numbers
                     statistics = optimizer.record_statistics
                     clipped = own.segment.step(optimizer.param_groups, numbers, scale.factor, statistics)
                     self._early.is_clipped |= clipped.num > 0
@@ -211,7 +214,9 @@ class StepInBackward:
         if layout.average_name is not None:
             self._start_late(kept, layout.average_name)
         kind = segment_kind(optimizer, param, kept.group, kept.rule)
-        return kind(kept.rule, [kept.entry], [kept.state], layout.average_name, optimizer._owner)
+        segment = kind(kept.rule, [kept.entry], [kept.state], layout.average_name, optimizer._owner)
+        segment.is_left_out = param in left_out_by(optimizer)
+        return segment
 
     def _reserve(self, layout: StateLayout) -> Arena | None:
         """Room for the state of every parameter that may get a gradient."""

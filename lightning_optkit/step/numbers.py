@@ -2,6 +2,7 @@
 """The numbers of a parameter group, read once per step for the compiled path and the reference path alike."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,16 @@ from torch import Tensor
 
 from lightning_optkit.step.rule import NO_BOUNDS, Average, Clip, Group, KeptInState, decay_per_rate
 
-__all__ = ["ROUNDINGS", "GroupNumbers", "compute_dtype", "decay_of", "is_due", "read_group", "starts_at_a_step"]
+__all__ = [
+    "ROUNDINGS",
+    "GroupNumbers",
+    "compute_dtype",
+    "decay_of",
+    "is_due",
+    "read_group",
+    "starts_at_a_step",
+    "unclipped",
+]
 
 ROUNDINGS = ("nearest", "stochastic", "kahan", "split24", "split32")  # in the order of Rounding in csrc/core/tables.h
 
@@ -37,6 +47,9 @@ class GroupNumbers(NamedTuple):
     average_kind: float
     average_decay: float
     average_due: float
+
+
+_BOUNDS = ("clip_value", "clip_tensor_norm", "clip_unit_ratio")
 
 
 def read_group(
@@ -74,6 +87,12 @@ def read_group(
         decay_of(average, float(group["average_decay"]), num_averaged) if average else 0.0,
         float(average_is_due),
     )
+
+
+def unclipped(numbers: Sequence[GroupNumbers]) -> list[GroupNumbers]:
+    """The same numbers with no bound on a gradient, for parameters that the clip leaves out."""
+    no_bounds = dict.fromkeys(_BOUNDS, math.inf)
+    return [each._replace(**no_bounds) for each in numbers]
 
 
 def is_due(average: Average | None, clock: int) -> bool:

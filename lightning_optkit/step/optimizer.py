@@ -3,7 +3,8 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -73,6 +74,9 @@ class OnePassOptimizer(Optimizer):
 
     kept_entries: ClassVar[frozenset[str]] = frozenset({"rounding_seed", "decay_lr"})
     """Group entries that cannot be scheduled: initial values, counters, and what the rule writes itself."""
+
+    leaves_out: Callable[[], Set[Tensor]] | None = None
+    """Returns the parameters that `clip` leaves out; asked when the step is planned, as after any change of groups."""
 
     def __init__(
         self,
@@ -339,8 +343,10 @@ class OnePassOptimizer(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and deepcopy: everything except the plan, which holds addresses."""
         kept = ("clip", "average", "state_dtype", "record_statistics")
-        counted = {"_counted": self.progress().counts()}
-        return {**Optimizer.__getstate__(self), **{name: getattr(self, name) for name in kept}, **counted}
+        others: dict[str, Any] = {"_counted": self.progress().counts()}
+        if self.leaves_out is not None:  # a copy has parameters of its own, and nobody to ask
+            others["leaves_out"] = partial(frozenset, self.leaves_out())
+        return {**Optimizer.__getstate__(self), **{name: getattr(self, name) for name in kept}, **others}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores the state; the next step builds a new plan."""

@@ -2,7 +2,7 @@
 """Sorts the parameters of an optimizer into segments, and binds them before every step."""
 
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Container, Sequence, Set
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from lightning_optkit.step.split_weights import joined
 from lightning_optkit.step.state import Kept, StateLayout, check_state, prepare_state
 from lightning_optkit.step.stepped import GroupContext, Stepped, group_contexts
 
-__all__ = ["StepPlan", "kept_entry", "lists_of", "segment_kind", "signature", "start_late_average"]
+__all__ = ["StepPlan", "kept_entry", "left_out_by", "lists_of", "segment_kind", "signature", "start_late_average"]
 
 
 def lists_of(optimizer: Stepped) -> list[list[Tensor]]:
@@ -72,7 +72,7 @@ class StepPlan:
         # All averages share one clock: the step count of the parameter with the most updates.
         steps = [each.state["step"] for each in kept] if layout.average_name else []
         self.clock = int(torch.stack(steps).max()) if steps else 0
-        self.segments, self._places = _segmented(optimizer, kept, layout.average_name)
+        self.segments, self._places = _segmented(optimizer, kept, layout.average_name, left_out_by(optimizer))
         self._signature = signature(optimizer, optimizer.param_groups)
         try:
             self._membership = membership(optimizer.state, lists, [each.entry.param for each in kept])
@@ -207,7 +207,7 @@ def signature(optimizer: Stepped, groups: Sequence[Group]) -> tuple[object, ...]
     clip, average = optimizer.clip, optimizer.average
     bounds = NO_BOUNDS if clip is None else clip.bounds
     parts = math.isfinite(bounds.max_tensor_norm), math.isfinite(bounds.unit_ratio)
-    stages = (parts, None if average is None else average.state_name, optimizer.state_dtype)
+    stages = (parts, None if average is None else average.state_name, optimizer.state_dtype, optimizer.leaves_out)
     found = []
     for group in groups:
         rule = optimizer._rule(group)
@@ -240,20 +240,28 @@ def segment_kind(optimizer: Stepped, param: Tensor, group: Group, rule: Rule) ->
     return ShardedCompiledSegment if math.isfinite(bounds.max_tensor_norm) else kind
 
 
+def left_out_by(optimizer: Stepped) -> Set[Tensor]:
+    """The parameters that its clip leaves out."""
+    return frozenset() if optimizer.clip is None or optimizer.leaves_out is None else optimizer.leaves_out()
+
+
 def _segmented(
-    optimizer: Stepped, kept: Sequence[Kept], average_name: str | None
+    optimizer: Stepped, kept: Sequence[Kept], average_name: str | None, left_out: Set[Tensor]
 ) -> tuple[list[Segment], list[list[int]]]:
     """Segments, compiled ones first, and the indices of their parameters in `kept`."""
     alike: dict[tuple[Any, ...], list[int]] = {}
     for place, (entry, _, group, rule) in enumerate(kept):
         kind = segment_kind(optimizer, entry.param, group, rule)
+        is_left_out = entry.param in left_out
         # All parameters of a segment sum over the same processes.
-        key = (kind, rule.name, entry.param.dtype == torch.float64, sharding_groups(entry.param))
+        key = (kind, not is_left_out, rule.name, entry.param.dtype == torch.float64, sharding_groups(entry.param))
         alike.setdefault(key, []).append(place)
-    in_order = sorted(alike.items(), key=lambda item: issubclass(item[0][0], ReferenceSegment))
+    # On CUDA the last segment reports the clip, so it must be one that is clipped.
+    in_order = sorted(alike.items(), key=lambda item: (issubclass(item[0][0], ReferenceSegment), item[0][1]))
     segments: list[Segment] = []
-    for (kind, *_), places in in_order:
+    for (kind, is_clipped, *_), places in in_order:
         rule, entries = kept[places[0]].rule, [kept[place].entry for place in places]
         states: list[State] = [kept[place].state for place in places]
         segments.append(kind(rule, entries, states, average_name, optimizer._owner))
+        segments[-1].is_left_out = not is_clipped
     return segments, [places for _, places in in_order]

@@ -66,6 +66,9 @@ class Segment(Protocol):
     """Whether its gradient factor stays on the device (an attribute, since `isinstance` of a Protocol takes
     microseconds)."""
 
+    is_left_out: bool = False
+    """Whether the clip leaves its parameters out."""
+
     rule: Rule
     entries: list[Entry]
     process_groups: tuple[Any, ...]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The interface of an optimizer to its step, and the facts about each of its groups, looked up in every step."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
@@ -39,6 +39,7 @@ class Stepped(Protocol):
     average: Average | None
     state_dtype: torch.dtype | Literal["int8"]
     record_statistics: bool
+    leaves_out: Callable[[], Set[Tensor]] | None
 
     @property
     def _owner(self) -> str:

@@ -97,6 +97,14 @@ def main(output, world_size):
             for shards in [False, True] if world_size > 1 else [False]:
                 trainer, weights = run([GradientClipping(clip), Fuse(verbose=False)], world_size, shards, True)
                 results.append((f"{clip!r} with NaN", shards, weights))
+    for clip in (ClipUnitwise(0.02), ClipPerTensor(0.05), ClipNorm(0.1)):
+        for others in ([Fuse(verbose=False)], []):
+            for shards in [False, True] if world_size > 1 else [False]:
+                clipping = GradientClipping(clip, leave_out=["net.2.*"])
+                trainer, weights = run([clipping, *others], world_size, shards)
+                results.append(
+                    (f"{clip!r} {'folded' if others else 'own pass'}, with a layer left out", shards, weights)
+                )
     if trainer.is_global_zero:
         torch.save(results, output)
 

@@ -168,7 +168,7 @@ def test_two_processes_equal_one(tmp_path):
         subprocess.run(command, check=True, env=environment, timeout=300)
     one, two = (torch.load(tmp_path / f"{world_size}.pt") for world_size in (1, 2))
     expected = {name: weights for name, _, weights in one}
-    assert len(expected) == 3 * len(CLIPS) - 1  # folded, in its own pass, and with NaN except by value
+    assert len(expected) == 3 * len(CLIPS) - 1 + 6  # folded, in its own pass, with NaN except by value; and left out
     assert len(two) == 2 * len(expected) == 2 * sum(shards for _, shards, _ in two)
     assert all(each.isfinite().all() for weights in expected.values() for each in weights.values())
     for name, _, weights in two:  # both with copies of the parameters and with shards of them
@@ -195,6 +195,30 @@ def test_parameters_left_out_by_name_keep_their_gradients(regression, fit, clip,
     whole = regression(sgd)
     fit(whole, GradientClipping(clip))
     assert max((p - q).abs().max() for p, q in zip(module.parameters(), whole.parameters(), strict=True)) > 1e-4
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_folded_or_not_the_same_is_left_out_in_mixed_precision(regression, fit, precision):
+    own, folded = regression(sgd), regression(sgd)
+    names = [name for name, _ in own.named_parameters()]
+    fit(own, GradientClipping(ClipUnitwise(0.02), leave_out=names[-2:]), precision=precision)
+    fit(folded, GradientClipping(ClipUnitwise(0.02), leave_out=names[-2:]), Fuse(verbose=False), precision=precision)
+    assert_equal(folded, own, tolerance=1e-6)
+
+
+def test_what_is_left_out_is_part_of_the_step_and_nothing_stays_behind(regression, fit):
+    class Peek(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            (optimizer,) = trainer.optimizers
+            assert [name for name, p in pl_module.named_parameters() if p in optimizer.leaves_out()] == [last]
+            stages = [(plan.num_tensors, "ClipUnitwise" in str(plan.stages)) for plan in optimizer.explain().groups]
+            seen.append(sorted(stages))
+
+    module, seen = regression(lambda m: AdamW(m.parameters(), lr=0.02)), []
+    *others, last = (name for name, _ in module.named_parameters())
+    trainer = fit(module, GradientClipping(ClipUnitwise(0.02), leave_out=[last]), Peek(), epochs=1)
+    assert seen and set(map(tuple, seen)) == {((1, False), (len(others), True))}
+    assert trainer.optimizers[0].leaves_out is None and trainer.optimizers[0].clip is None
 
 
 def test_a_non_finite_gradient_that_is_left_out_skips_the_step(regression, fit):

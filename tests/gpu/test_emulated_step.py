@@ -145,6 +145,35 @@ def test_a_gradient_that_is_not_finite_skips_the_step(clip):
             assert (optimizer.num_steps, optimizer.num_skipped) == (1, 1)
 
 
+@pytest.mark.parametrize("clip", [ClipNorm(0.5), ClipPerTensor(0.5), ClipUnitwise(0.1)], ids=lambda c: type(c).__name__)
+def test_what_a_clip_leaves_out(clip):
+    def stepped(only_left_out):
+        torch.manual_seed(0)
+        params = [torch.randn(shape).requires_grad_() for shape in [(40, 50), (33,), (5, 7), (3, 2, 4)]]
+        optimizer = SGD(params, lr=0.1, clip=clip)
+        optimizer.leaves_out = lambda: {params[0], params[3]}
+        for step in range(3):
+            for place, p in enumerate(params):
+                p.grad = torch.randn(p.shape) * 10.0
+                if step == 1 and only_left_out and place in (1, 2):
+                    p.grad = None
+            optimizer.step()
+        params[0].grad[0] = float("nan")
+        optimizer.step()
+        counts = [optimizer.num_steps, optimizer.num_clipped, optimizer.num_skipped]
+        params[0].grad[0] = 1.0
+        optimizer.step()
+        return [p.detach() for p in params], counts, [optimizer.grad_norm, optimizer.grad_norm_clipped]
+
+    for only_left_out in (False, True):
+        expected = stepped(only_left_out)
+        with emulated.cuda():
+            found = stepped(only_left_out)
+        torch.testing.assert_close(found[0], expected[0], rtol=1e-6, atol=1e-6)
+        assert found[1] == expected[1] == [3, 3 - only_left_out, 1]
+        assert found[2] == pytest.approx(expected[2], rel=1e-6)
+
+
 def test_squares_that_overflow_are_no_bad_gradients():
     with emulated.cuda():
         p = torch.zeros(5, requires_grad=True)
