@@ -3,7 +3,9 @@
 
 Source: Yuan et al. 2024, "MARS: unleashing the power of variance reduction for training large models",
 arXiv:2411.10438, MARS-AdamW with the gradient of the previous batch (the paper's MARS-approx). Before the first step
-the previous gradient is zero, as in the authors' implementation.
+the previous gradient is zero, as in the authors' implementation, which it follows to 3e-14 over 200 steps in fp64.
+pytorch_optimizer's MARS is 1e-5 from both (4e-3 where gradients are near its constants): it adds 1e-15 to v_t, and
+`eps` before the bias correction of its root.
 """
 
 import math

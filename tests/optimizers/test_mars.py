@@ -62,6 +62,31 @@ def test_without_correction_and_bound_it_is_adamw(fused):
 
 
 @PATHS
+@pytest.mark.parametrize("size", [1.0, 1e-9])
+def test_eps_is_added_to_the_corrected_root_and_nothing_else_is(size, fused):
+    p = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    given = dict(lr=1.0, betas=(0.9, 0.99), eps=0.5 * size, gamma=0.0, max_corrected_norm=math.inf)
+    optimizer = MARS([p], fused=fused, **given)
+    p.grad = torch.full((4,), size, dtype=torch.float64)
+    optimizer.step()  # the first step: m_t and v_t, corrected, are the gradient and its square
+    torch.testing.assert_close(p.detach(), torch.full((4,), -1 / 1.5, dtype=torch.float64), rtol=1e-12, atol=0)
+
+
+@PATHS
+def test_gradients_written_in_place_are_told_from_the_previous_ones(fused):
+    torch.manual_seed(0)
+    gradients, weights = torch.randn(5, 3, 4), []
+    for in_place in (False, True):
+        p = torch.zeros(3, 4, requires_grad=True)
+        optimizer, p.grad = MARS([p], lr=0.1, gamma=0.5, fused=fused), torch.zeros(3, 4)
+        for gradient in gradients:
+            p.grad = p.grad.copy_(gradient) if in_place else gradient.clone()  # zero_grad(set_to_none=False) writes too
+            optimizer.step()
+        weights.append(p.detach())
+    assert torch.equal(*weights)
+
+
+@PATHS
 @pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30])
 def test_the_norm_of_very_small_and_large_gradients_is_right_in_single_precision(scale, fused):
     torch.manual_seed(0)
