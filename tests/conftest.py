@@ -3,7 +3,10 @@
 
 import gc
 import os
+import random
+import zlib
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -25,6 +28,15 @@ def pytest_collection_finish():
     """20,000 collected tests are millions of objects, which every full collection of garbage would visit: 2 s each."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _seeded(request):
+    """Numbers that depend on the test alone, not on which tests its process ran before."""
+    seed = zlib.crc32(request.node.nodeid.encode())
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def _frozen(value):
