@@ -17,7 +17,7 @@ DOCS = ROOT / "docs"
 CONFIG = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
 NAV = [page for section in CONFIG["nav"] for pages in section.values() for page in pages]
 PAGES = [path for entry in NAV for path in entry.values()]
-IN_ENGLISH = {"diagnosis.md", "finders.md", "performance.md"}
+IN_ENGLISH = {"diagnosis.md"}
 ASIDE = {  # functions of files that their folder does not export, but docs/strategies.md has
     "optimizers": {
         "from_torch_",
