@@ -17,7 +17,6 @@ DOCS = ROOT / "docs"
 CONFIG = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
 NAV = [page for section in CONFIG["nav"] for pages in section.values() for page in pages]
 PAGES = [path for entry in NAV for path in entry.values()]
-IN_ENGLISH = {"diagnosis.md"}
 ASIDE = {  # functions of files that their folder does not export, but docs/strategies.md has
     "optimizers": {
         "from_torch_",
@@ -28,7 +27,7 @@ ASIDE = {  # functions of files that their folder does not export, but docs/stra
     },
     "averaging": {"averages_of", "read_average", "protect_average", "update_average_"},
 }
-TRANSLATED = [page for page in PAGES if not page.startswith("api/") and page not in IN_ENGLISH]
+TRANSLATED = [page for page in PAGES if not page.startswith("api/")]
 
 
 def chinese(page):
