@@ -11,14 +11,17 @@ from lightning_optkit._checks._shown import shown
 __all__ = ["check_path", "check_state"]
 
 
-def check_path(owner: str, name: str, value: str | os.PathLike[str], *, exists: bool = False) -> Path:
+def check_path(
+    owner: str, name: str, value: str | os.PathLike[str], *, exists: bool = False, kind: str = "file"
+) -> Path:
     """Returns `value` as a path.
 
     Args:
         owner: Owner of the argument, for the message.
         name: Name of the argument.
         value: The argument.
-        exists: Whether the file must exist.
+        exists: Whether it must exist.
+        kind: What it must be then, for the message: "file" or "folder".
 
     Raises:
         TypeError: if it is neither a string nor a path.
@@ -35,7 +38,7 @@ def check_path(owner: str, name: str, value: str | os.PathLike[str], *, exists: 
         raise ValueError(f'{owner}({name}={shown(value)}): {name} must be a path, such as "folder/file".')
     path = Path(value)
     if exists and not _is_there(path):
-        raise FileNotFoundError(f"{owner}({name}={shown(str(value))}): {name} must be a file, and there is none.")
+        raise FileNotFoundError(f"{owner}({name}={shown(str(value))}): {name} must be a {kind}, and there is none.")
     return path
 
 

@@ -70,7 +70,7 @@ def stored_snapshots(dirpath: str | os.PathLike[str]) -> list[PowerSnapshot]:
         FileNotFoundError: if there is no such folder.
         ValueError: if it contains no stored average.
     """
-    folder = check_path("stored_snapshots", "dirpath", dirpath, exists=True)
+    folder = check_path("stored_snapshots", "dirpath", dirpath, exists=True, kind="folder")
     matches = [(re.fullmatch(_NAME, path.name), path) for path in sorted(folder.iterdir())] if folder.is_dir() else []
     found = [PowerSnapshot(path, float(match[1]), int(match[2])) for match, path in matches if match]
     if not found:

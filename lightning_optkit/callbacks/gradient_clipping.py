@@ -258,6 +258,8 @@ class GradientClipping(FitCallback):
 
     @staticmethod
     def _is_log_step(trainer: pl.Trainer, step: int) -> bool:
+        # Not `logs_now`, which tells of the batch that runs: norms are measured right before a step and logged after
+        # it, and a step may take several batches.
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         return step % max(every, 1) == 0
 

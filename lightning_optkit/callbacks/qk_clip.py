@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lightning_optkit._checks import check_in, check_int, check_pattern, check_text
@@ -20,7 +21,7 @@ from lightning_optkit.callbacks.seams.lightning_private import key_of_state
 from lightning_optkit.callbacks.seams.named_modules import first_tensor, modules_named
 from lightning_optkit.callbacks.seams.refusals import refuse_all_but_dtensors, refuse_listed_twice
 from lightning_optkit.callbacks.seams.steps import StepListener, refuse_folded_average, was_updated, watch_steps
-from lightning_optkit.regularization.qk_clip import max_logits, qk_clip_
+from lightning_optkit.regularization.qk_clip import count_key_heads, max_logits, qk_clip_
 from lightning_optkit.step.gathering import gathered, scatter_
 from lightning_optkit.step.shards import local, sharding_groups
 
@@ -49,7 +50,8 @@ class QKClip(FitCallback):
             every `torch.nn.MultiheadAttention`.
         q: Name of the query projection in a module that is no `MultiheadAttention`.
         k: Name of its key projection.
-        num_heads: Number of heads of such a module. Default: its attribute `num_heads`.
+        num_heads: Number of heads of such a module. Default: its attribute `num_heads`. Another one than that of a
+            `MultiheadAttention` is refused.
         scale: Factor of the logits, in (0, inf). Default: 1 / sqrt(size of a head).
 
     Raises:
@@ -135,8 +137,11 @@ class QKClip(FitCallback):
                 f"{owner}(names=None): the module has no MultiheadAttention; give the names of its attention."
             )
         for name, module in found.items():
-            if not isinstance(module, nn.MultiheadAttention):
-                self._heads_of(name, module)
+            if isinstance(module, nn.MultiheadAttention):
+                if self.num_heads not in (None, module.num_heads):
+                    raise ValueError(f"{owner}(num_heads={self.num_heads}): {name} has {module.num_heads} heads.")
+            else:
+                num_heads = self._heads_of(name, module)
                 for part in (self.q, self.k):
                     if not isinstance(getattr(getattr(module, part, None), "weight", None), Tensor):
                         children = ", ".join(child for child, _ in module.named_children()) or "none"
@@ -144,7 +149,18 @@ class QKClip(FitCallback):
                             f"{owner}(names={self.names!r}): {name} must have a projection {part!r} with a weight; its "
                             f"children are {children}."
                         )
+                self._check_heads(name, module, num_heads)
         return found
+
+    def _check_heads(self, name: str, module: nn.Module, num_heads: int) -> None:
+        """Raises if the projections cannot have so many; lazy ones have no size yet, and frozen ones may be packed."""
+        q, k = (getattr(module, part).weight for part in (self.q, self.k))
+        if all(weight.requires_grad and not is_lazy(weight) for weight in (q, k)):
+            given, names = (
+                f"{type(self).__name__}(num_heads={self.num_heads})",
+                (f"{name}.{self.q}", f"{name}.{self.k}"),
+            )
+            count_key_heads(given, len(q), len(k), num_heads, names)
 
     def _heads_of(self, name: str, module: nn.Module) -> int:
         given = getattr(module, "num_heads", None) if self.num_heads is None else self.num_heads

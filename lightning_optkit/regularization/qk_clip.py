@@ -41,7 +41,9 @@ def max_logits(q: Tensor, k: Tensor, num_heads: int, scale: float | None = None)
     check_tensor("max_logits", "q", q, "floating", min_ndim=2)
     check_tensor("max_logits", "k", k, "floating", min_ndim=2)
     num_heads = check_int("max_logits", "num_heads", num_heads, minimum=1)
-    num_key_heads = _key_heads(f"max_logits(num_heads={num_heads})", q.shape[-1], k.shape[-1], num_heads, ("q", "k"))
+    num_key_heads = count_key_heads(
+        f"max_logits(num_heads={num_heads})", q.shape[-1], k.shape[-1], num_heads, ("q", "k")
+    )
     if q.shape[:-2] != k.shape[:-2]:
         raise ValueError(f"max_logits(k.shape={tuple(k.shape)}): k must have the batch of q, {tuple(q.shape[:-2])}.")
     width = q.shape[-1] // num_heads
@@ -94,7 +96,7 @@ def qk_clip_(q_params: list[Tensor], k_params: list[Tensor], logits: Tensor, thr
     given = f"qk_clip_(logits.shape={tuple(logits.shape)})"
     if logits.dim() != 1 or not len(logits):
         raise ValueError(f"{given}: must be one number per head.")
-    shares = _key_heads(given, len(queries[0]), len(keys[0]), len(logits), ("q_params", "k_params")) < len(logits)
+    shares = count_key_heads(given, len(queries[0]), len(keys[0]), len(logits), ("q_params", "k_params")) < len(logits)
     # A run whose logits have overflowed is not helped by weights of 0.
     factor = torch.where((logits > threshold) & logits.isfinite(), threshold / logits, 1.0)
     for param in queries:
@@ -111,10 +113,18 @@ def _scale_(param: Tensor, factor: Tensor) -> None:
     param.copy_(torch.where(by_row == 1, param, (param.to(wide) * by_row).to(param.dtype)))
 
 
-def _key_heads(given: str, q_size: int, k_size: int, num_heads: int, names: tuple[str, str]) -> int:
-    """The number of heads of the keys; `given` is the argument that says how many the queries have.
+def count_key_heads(given: str, q_size: int, k_size: int, num_heads: int, names: tuple[str, str]) -> int:
+    """The number of heads of the keys.
 
-    The other arguments are the sizes of a query and a key, and the names of theirs in the call.
+    Args:
+        given: The argument that says how many the queries have, for the message.
+        q_size: Numbers of a query.
+        k_size: Numbers of a key.
+        num_heads: Heads of the queries.
+        names: What the two are called, for the message.
+
+    Raises:
+        ValueError: if the sizes do not fit.
     """
     width = q_size // num_heads
     if not width or q_size % num_heads or k_size % width or not k_size or num_heads % (k_size // width):

@@ -130,3 +130,5 @@ def test_stored_snapshots_are_listed_by_their_updates(tmp_path):
     torch.testing.assert_close(made["w"], torch.full((2,), 100.0))
     with pytest.raises(ValueError, match="it must be a folder with files of PowerSnapshots"):
         stored_snapshots(tmp_path / "power_ema-std=0.1-num_averaged=7.ckpt")
+    with pytest.raises(FileNotFoundError, match=r"dirpath='.*nope'\): dirpath must be a folder, and there is none\.$"):
+        stored_snapshots(tmp_path / "nope")

@@ -207,11 +207,30 @@ def test_undone_after_the_fit_and_not_active_in_validation(make_trainer):
             r"attention must have a projection 'query'.*q_proj, out",
         ),
         ("separate", {"names": "net.attention.out"}, r"QKClip\(num_heads=None\): net.attention.out has no num_heads"),
+        ("separate", {"names": "net.attention", "num_heads": 3}, r"QKClip\(num_heads=3\): .*divide the 8 .*\.q_proj"),
+        (
+            "shared keys",
+            {"names": "net.attention", "num_heads": 1},
+            r"\(num_heads=1\): .*fit the 4 of a key of .*k_proj",
+        ),
+        ("whole", {"num_heads": 3}, r"^QKClip\(num_heads=3\): net.attention.attention has 2 heads\.$"),
     ],
 )
-def test_modules_that_cannot_be_watched_are_refused(make_trainer, net, options, message):
+def test_modules_that_cannot_be_watched_are_refused_when_the_fit_starts(make_trainer, net, options, message):
+    class Untrained(Model):
+        def training_step(self, batch, batch_idx):
+            raise AssertionError("it was not refused before")
+
     with pytest.raises(ValueError, match=message):
-        make_trainer(QKClip(**options), epochs=1).fit(Model(net), loader())
+        make_trainer(QKClip(**options), epochs=1).fit(Untrained(net), loader())
+
+
+def test_projections_without_a_size_or_frozen_are_left_for_later(make_trainer):
+    model = Model("separate")
+    model.net["attention"].q_proj = nn.LazyLinear(8).double()
+    model.net["attention"].k_proj.requires_grad_(False)
+    make_trainer(QKClip(names="net.attention"), epochs=1).fit(model, loader())
+    assert model.net["attention"].q_proj.weight.shape == (8, 8)
 
 
 def test_an_average_that_would_miss_the_clip_is_refused(make_trainer):

@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from gpu_cases import RULES
+
+from lightning_optkit import optimizers
+from lightning_optkit._native import extension
 
 FOLDER = Path(__file__).parent
 TESTS = ["test_step.py", "test_norms.py", "test_training.py"]
@@ -34,6 +38,17 @@ def test_a_dry_run_passes_skips_what_needs_a_gpu_and_writes_a_row_each(tmp_path,
     assert [json.loads(row)["result"] for row in rows.read_text().splitlines()] == ["skipped"] * 2
     done = run("test_norms.py", "-k", "not_packed", "--dry-run", hide=hide)
     assert done.stdout.endswith("1 passed, 0 failed, 0 skipped, 0 not run\n"), done.stdout + done.stderr
+
+
+@pytest.mark.skipif(extension is None, reason="no compiled extension")
+def test_every_rule_that_is_compiled_for_cuda_is_a_case():
+    classes = {cls for cls, _ in RULES.values()}
+    param = torch.ones(2, requires_grad=True)
+    compiled = {cls([param])._rule({**cls([param]).param_groups[0], **given}).name for cls, given in RULES.values()}
+    assert compiled == set(extension.rules()) - {"adafactor"}  # compiled for the CPU alone
+    every = {one for one in vars(optimizers).values() if hasattr(one, "_torch_class")}
+    in_pytorch = {optimizers.CAME, optimizers.DAdaptAdam, optimizers.Muon, optimizers.SOAP}
+    assert every - classes == in_pytorch | {optimizers.Adafactor}
 
 
 def test_a_failure_is_named_and_fails_the_run():

@@ -127,9 +127,19 @@ LEARNS = [  # and the loss when this was written
     ("Signum", dict(lr=1e-2, weight_decay=0.1), 0.1),  # 0.066
     ("SophiaG", dict(lr=1e-2, eps=1e-3), 0.12),  # 0.092
     ("StableAdamW", dict(lr=1e-2), 0.2),  # 0.178
+    ("DAdaptAdam", dict(), 0.04),  # 0.021
     ("ScheduleFreeSGD", dict(lr=1.0, weight_decay=1e-3, warmup_steps=10), 0.26),  # 0.247
     ("ScheduleFreeAdamW", dict(lr=2e-2, weight_decay=1e-2, warmup_steps=10), 0.18),  # 0.165
 ]
+
+
+ELSEWHERE = {"Muon", "Prodigy"}  # they learn the digits in their own files
+
+
+def test_every_rule_of_our_own_learns():
+    rules = {name for name in optimizers.__all__ if hasattr(getattr(optimizers, name), "_torch_class")}
+    of_torch = {name for name in rules if getattr(optimizers, name)._torch_class is not None}  # they follow torch
+    assert {name for name, *_ in LEARNS} == rules - of_torch - ELSEWHERE
 
 
 @pytest.mark.parametrize(("name", "kwargs", "bound"), LEARNS, ids=lambda value: value if isinstance(value, str) else "")

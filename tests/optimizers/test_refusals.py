@@ -96,6 +96,14 @@ WRONG_TYPES = [
 ROWS = [*((ValueError, *row) for row in REFUSED), *((TypeError, *row) for row in WRONG_TYPES)]
 
 
+def test_every_rule_with_arguments_that_torch_lacks_is_refused_something():
+    rules = {name: getattr(optimizers, name) for name in optimizers.__all__}
+    rules = {name: one for name, one in rules.items() if hasattr(one, "_torch_class")}
+    as_torch = {name for name, one in rules.items() if one._torch_class is not None}  # test_as_in_torch.py
+    named = {name for _, name, *_ in ROWS}
+    assert rules.keys() - as_torch <= named <= rules.keys()
+
+
 @pytest.mark.parametrize(("error", "name", "kwargs", "message"), ROWS, ids=str)
 def test_refuses_in_one_sentence(error, name, kwargs, message):
     with pytest.raises(error, match=rf"^{name}{message}"):

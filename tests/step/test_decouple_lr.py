@@ -55,6 +55,23 @@ DECOUPLED = {
     "Muon": (Muon, {}),
 }
 PATHS = pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
+OTHERWISE = {"ScheduleFreeAdamW"}  # it decays at y: a test of its own
+FLAGS = [{}, dict(decoupled_weight_decay=True), dict(decouple=True), dict(no_prox=True)]
+
+
+def takes_decouple_lr(cls, flags):
+    try:
+        cls([fresh()], decouple_lr=True, **flags)
+    except (TypeError, ValueError):  # the flag of another rule, or a decay that is L2
+        return False
+    return True
+
+
+def test_every_rule_with_decoupled_decay_is_tried():
+    rules = {name: getattr(optimizers, name) for name in optimizers.__all__}
+    rules = {name: cls for name, cls in rules.items() if hasattr(cls, "_torch_class")}
+    taking = {name for name, cls in rules.items() if any(takes_decouple_lr(cls, flags) for flags in FLAGS)}
+    assert taking == DECOUPLED.keys() | OTHERWISE
 
 
 def fresh(shape=(40, 24), seed=0):
