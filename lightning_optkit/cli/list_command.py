@@ -2,6 +2,7 @@
 """`optkit list`: the public classes and functions, and what their docstrings say."""
 
 import inspect
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -74,7 +75,12 @@ def list(options: Namespace) -> None:
         return
     found = [entry for entry in all_of if all(word.lower() in f"{entry.name} {entry.text}".lower() for word in words)]
     if not found:
-        raise ValueError(f"optkit list {' '.join(words)}: nothing has these words; `optkit list` shows everything.")
+        by_lower = {(name := entry.name.rpartition(".")[2]).lower(): name for entry in all_of}
+        near = [by_lower[name] for word in words for name in get_close_matches(word.lower(), by_lower, cutoff=0.7)]
+        hint = f" Near it: {', '.join(near)}." if near else ""
+        raise ValueError(
+            f"optkit list {' '.join(words)}: nothing has these words; `optkit list` shows everything.{hint}"
+        )
     for folder, title in FOLDERS.items():
         rows = [entry for entry in found if entry.folder == folder]
         if rows:

@@ -95,10 +95,11 @@ def _parser(chosen: Container[str | None]) -> ArgumentParser:
     for name, summary in {**TRAINER_COMMANDS, **COMMANDS}.items():
         options = ArgumentParser(description=_help_of(_function(name)) if name in chosen else summary)
         subcommands.add_subcommand(name, options, help=summary)
+        options.prog = f"{_program()} {name}"  # by default the usage of the whole program stands in front
         if name in chosen and hasattr(_module(name), "add_options"):
             _module(name).add_options(options)
         elif name in chosen:
-            options.add_function_arguments(_function(name))
+            options.add_function_arguments(_function(name), as_group=False)
     return parser
 
 

@@ -27,8 +27,8 @@ def add_options(parser: ArgumentParser) -> None:
         make = getattr(schedules, name)
         if inspect.isfunction(make) and name != "plot":
             text = inspect.getdoc(make) or ""
-            options = ArgumentParser(description=text)
-            options.add_function_arguments(make)
+            options = ArgumentParser(description=text.partition("\n\nArgs:")[0].partition("\n\nRaises:")[0])
+            options.add_function_arguments(make, as_group=False)
             options.add_argument("--total_steps", type=int, default=1000, help="length of the run, at least 1")
             options.add_argument("--base", type=float, default=1.0, help="the rate that the factor multiplies")
             options.add_argument("--output", type=Path, help="file to draw into, such as schedule.svg or schedule.png")

@@ -79,7 +79,7 @@ def _run(command: str, words: list[str], program: str, summary: str) -> None:
         LightningCLI(
             args=[command, *words],
             parser_class=ParserWithNearNames,
-            parser_kwargs={"prog": program, command: of_command},
+            parser_kwargs={"prog": program, "usage": usage, command: of_command},
             # Without a logger it is saved in the current folder, where the user's own config.yaml may be.
             save_config_kwargs={"config_filename": "optkit_config.yaml", "overwrite": True},
         )

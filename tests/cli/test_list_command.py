@@ -44,7 +44,9 @@ def test_one_name_is_shown_in_full(capsys):
     assert found.startswith("ok.Fuse\n") and "rounding:" in found and "Raises:" in found
 
 
-def test_what_is_not_there_is_said_in_a_sentence():
+@pytest.mark.parametrize(("word", "near"), [("xyzzy", ""), ("warmup_cosinus", " Near it: warmup_cosine.")])
+def test_what_is_not_there_is_said_in_a_sentence(word, near):
     with pytest.raises(SystemExit) as exit_info:
-        main(["list", "xyzzy"])
-    assert exit_info.value.code == "optkit list xyzzy: nothing has these words; `optkit list` shows everything."
+        main(["list", word])
+    sentence = f"optkit list {word}: nothing has these words; `optkit list` shows everything."
+    assert exit_info.value.code == sentence + near

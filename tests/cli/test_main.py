@@ -103,6 +103,23 @@ def test_without_words_it_prints_its_help_under_the_name_it_was_started_by(progr
     assert shown.startswith(f"usage: {name} COMMAND [options]\n") and "info" in shown
 
 
+@pytest.mark.parametrize(
+    ("words", "usage", "absent"),
+    [
+        (["list", "--help"], "usage: optkit list", "Raises:"),
+        (["bench", "--help"], "usage: optkit bench [--seconds", "network:"),  # a heading that repeats the sentence
+        (["plot-schedule", "cosine", "--help"], "usage: optkit plot-schedule [options] cosine", "Args:"),
+        (["fit"], "usage: optkit fit --config CONFIG", "{fit,validate"),
+    ],
+)
+def test_the_usage_of_a_command_begins_with_it(words, usage, absent, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["optkit"])
+    with pytest.raises(SystemExit):
+        main(words)
+    out, err = capsys.readouterr()
+    assert (out + err).startswith(usage) and absent not in out + err
+
+
 def test_as_a_module_it_says_so():
     result = optkit()
     assert result.returncode == 0 and result.stdout.startswith("usage: python -m lightning_optkit COMMAND")
