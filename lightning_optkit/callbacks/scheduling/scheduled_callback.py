@@ -105,8 +105,8 @@ class ScheduledCallback(FitCallback):
         self._clock.start(trainer, pl_module)
         self._check_run(trainer)
         self._write(trainer, pl_module)
-        if self._verbose and self._fits:
-            bases = sorted({f"{target.base:g}" for target in self._targets(trainer, pl_module)}, key=float)
+        if self._verbose and self._fits and (targets := self._targets(trainer, pl_module)):  # none without optimizers
+            bases = sorted({f"{target.base:g}" for target in targets}, key=float)
             what = bases[0] if len(bases) == 1 else f"{bases[0]} to {bases[-1]}"
             over = "" if self._clock.total is None else f", over {self._clock.describe()}"
             rank_zero_info(f"{self._owner}: {self.name} {what} times {self.schedule!r}{over}")
