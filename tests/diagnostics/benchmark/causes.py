@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dead ReLUs and vanishing gradients, each for several causes: does the first verdict name the cause or the consequence?
+"""Dead ReLUs and vanishing gradients, each for five causes: does the first verdict name the cause or the consequence?
 
-The causes of dead ReLUs are the five that an independent trial of published tools could not tell apart; what a cause may
-be called, and which word its sentence must hold, was written down before the first run. A run counts if the network was
-hurt (as in the benchmark) and has the consequence: over half of the ReLUs of a layer give 0 for all of 512 samples at
-the end, or the gradient at the first layer, compared with that at the last, is below a tenth of the healthy twin's, at
-the start or at the end.
+What a cause may be called, and which word its sentence must hold, was written down before the first run. A run counts
+if the network was hurt (as in the benchmark) and has the consequence: over half of the ReLUs of a layer give 0 for all
+of 512 samples at the end, or the gradient at the first layer, compared with that at the last, is below a tenth of the
+healthy twin's, at the start or at the end.
 
 python -m tests.diagnostics.benchmark.causes --per-cause 12 --rows build/causes.jsonl
 """

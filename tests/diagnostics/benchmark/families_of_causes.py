@@ -4,6 +4,8 @@
 `RELU` and `SQUASHING` are used to adjust rules; the held-out ones were set apart before the first run.
 """
 
+from itertools import pairwise
+
 import torch.nn.functional as F
 from torch import nn
 
@@ -13,7 +15,7 @@ from tests.diagnostics.benchmark.families import Setup, cnn, deep_mlp, mlp, regr
 
 def _chain(sizes, activation):
     layers = []
-    for before, after in zip(sizes, sizes[1:], strict=False):
+    for before, after in pairwise(sizes):
         layers += [nn.Linear(before, after), activation()]
     return nn.Sequential(*layers)
 
