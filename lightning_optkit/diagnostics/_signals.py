@@ -37,6 +37,7 @@ class LayerSeen:
         grad_rms: Of the gradient with respect to its output; NaN if there was none.
         gain: Root mean square of the weights, times the root of the number of inputs of a unit: 1 keeps the scale of
             independent inputs.
+        bias: Mean of the biases; 0 without.
     """
 
     name: str
@@ -44,6 +45,7 @@ class LayerSeen:
     out_rms: float
     grad_rms: float
     gain: float
+    bias: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class InputSeen:
         spread: Standard deviation of the features: that at 95 % of them by that at 25 %, constant ones left out.
         offset: Share of the features whose mean is more than ten standard deviations from 0.
         is_constant: Whether all samples were equal.
+        feature_dim: Dimension of its features: 1 for images, -1 otherwise.
     """
 
     layer: str
@@ -63,6 +66,7 @@ class InputSeen:
     spread: float
     offset: float
     is_constant: bool
+    feature_dim: int = -1
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class LossSeen:
         output_rms: Root mean square of its input.
         value: The loss.
         constant: The loss of the best constant prediction; NaN if unknown.
+        is_summed: Whether it is the sum over the batch, and so is `constant`.
     """
 
     function: str
@@ -96,6 +101,7 @@ class LossSeen:
     output_rms: float
     value: float
     constant: float
+    is_summed: bool = False
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from lightning_optkit._norms import norm
 from lightning_optkit.diagnostics._signals import ActivationSeen, InputSeen, LayerSeen, LossSeen
 from lightning_optkit.diagnostics.measure.losses import LOSSES, loss_seen
 from lightning_optkit.diagnostics.measure.parameters import plain_name
+from lightning_optkit.step.shards import local
 
 __all__ = ["CalledFunctions", "CalledLayers"]
 
@@ -103,9 +104,9 @@ class CalledLayers:
     def __init__(self, root: nn.Module, measures: bool = True) -> None:
         self._measures, self._stack = measures, list[str]()
         self._rows: dict[str, list[Tensor]] = {}  # rms of input, output, gradient of the output
-        self._gains: dict[str, Tensor] = {}
+        self._weights: dict[str, tuple[Tensor, Tensor]] = {}  # gain, mean of the biases
         self._input: tuple[str, Tensor, Tensor, Tensor] | None = None
-        self._has_input = False
+        self._has_input, self._feature_dim = False, -1
         self._handles: list[Any] = []
         for name, module in root.named_modules():
             if name:
@@ -134,7 +135,7 @@ class CalledLayers:
             if is_measured:
                 units = _by_unit(given).float()
                 if isinstance(module, _LAYERS[1:]):  # pixels, of which all share a kernel
-                    units = given.reshape(len(given), -1).float()
+                    units, self._feature_dim = given.reshape(len(given), -1).float(), 1
                 if len(units) > 1:  # a single sample does not vary
                     self._input = (name, units.mean(0), units.std(0, correction=0), units.square().mean().sqrt())
 
@@ -149,7 +150,8 @@ class CalledLayers:
         given = args[0].detach() if args and isinstance(args[0], Tensor) else output.detach()
         row = self._rows[name] = [_rms(given), _rms(output.detach())]
         weight = module.weight.detach()
-        self._gains[name] = _rms(weight) * weight[0].numel() ** 0.5
+        bias = weight.new_zeros(1) if module.bias is None else local(module.bias.detach())
+        self._weights[name] = (_rms(weight) * weight[0].numel() ** 0.5, bias.float().mean())
         if output.requires_grad:
             hooked: Any = output  # torch declares no types for it
             hooked.register_hook(lambda grad: row.append(_rms(grad)) if len(row) == 2 else None)
@@ -160,7 +162,7 @@ class CalledLayers:
         rows = []
         for name, row in self._rows.items():
             given, out, grad = [*row, nan.to(row[0])][:3]
-            rows.append(torch.stack([given, out, grad, self._gains[name]]))
+            rows.append(torch.stack([given, out, grad, *self._weights[name]]))
         values = torch.stack([row.to(rows[0].device) for row in rows]).tolist() if rows else []
         return tuple(LayerSeen(name, *value) for name, value in zip(self._rows, values, strict=True))
 
@@ -171,10 +173,10 @@ class CalledLayers:
         name, mean, std, rms = self._input
         varied = std > 0
         if not bool(varied.any()):
-            return InputSeen(name, float(rms), 1.0, 0.0, True)
+            return InputSeen(name, float(rms), 1.0, 0.0, True, self._feature_dim)
         low, high = torch.quantile(std[varied][:10_000], torch.tensor([0.25, 0.95], device=std.device)).tolist()
         offset = float((mean[varied].abs() > 10 * std[varied]).float().mean())
-        return InputSeen(name, float(rms), high / max(low, 1e-30), offset, False)
+        return InputSeen(name, float(rms), high / max(low, 1e-30), offset, False, self._feature_dim)
 
 
 class _Enter:

@@ -34,9 +34,10 @@ def loss_seen(function: Any, args: Any, kwargs: Any, result: Tensor, behind: str
     bound.apply_defaults()
     given, target = bound.arguments["input"].detach().float(), bound.arguments["target"].detach()
     is_weighted = any(bound.arguments.get(name) is not None for name in ("weight", "pos_weight"))
-    constant = (
-        _NAN if is_weighted or bound.arguments.get("reduction") != "mean" else _constant(function, bound.arguments)
-    )
+    reduction = bound.arguments.get("reduction")
+    constant = _NAN if is_weighted or reduction not in ("mean", "sum") else _constant(function, bound.arguments)
+    if reduction == "sum":
+        constant *= _terms(function, bound.arguments)
     classes = given.shape[1] if function in _CLASSES and given.ndim > 1 else given.shape[-1] if given.ndim else 1
     outside, mean, std = 0.0, _NAN, _NAN
     if function in _REGRESSION:
@@ -57,12 +58,23 @@ def loss_seen(function: Any, args: Any, kwargs: Any, result: Tensor, behind: str
         output_rms=float(wide(given).square().mean().sqrt()),
         value=float(result.detach()) if result.numel() == 1 else _NAN,
         constant=constant,
+        is_summed=reduction == "sum",
     )
 
 
 def _is_log(given: Tensor) -> bool:
     """Whether the rows are logarithms of probabilities."""
     return given.ndim < 2 or bool((given.logsumexp(1).abs() < 1e-2).all())
+
+
+def _terms(function: Any, arguments: Any) -> int:
+    """Number of terms of the sum."""
+    target = arguments["target"]
+    if function not in _CLASSES:
+        return int(arguments["input"].numel())
+    if target.is_floating_point():
+        return int(target.numel() // max(target.shape[1], 1)) if target.ndim > 1 else 1
+    return int((target != arguments["ignore_index"]).sum())
 
 
 def _constant(function: Any, arguments: Any) -> float:

@@ -24,6 +24,7 @@ from lightning_optkit.diagnostics.rules.scales import (
 )
 from lightning_optkit.diagnostics.rules.schedules import schedule_fault
 from lightning_optkit.diagnostics.rules.setup import average_not_ready, symmetric_init, wrong_mode
+from lightning_optkit.diagnostics.rules.spikes import loss_spike
 from lightning_optkit.diagnostics.rules.units import dead_units, saturated_units
 from lightning_optkit.diagnostics.verdict import Verdict
 
@@ -38,7 +39,7 @@ EXACT: tuple[Rule, ...] = (
 # What comes first explains what follows: inputs saturate units, large weights look like a large rate.
 OF_LEARNING: tuple[Rule, ...] = (
     unnormalized_input, unscaled_target, bad_init_scale, saturated_units, dead_units, vanishing_gradient,
-    exploding_gradient, lr_too_high, lr_too_low,
+    exploding_gradient, loss_spike, lr_too_high, lr_too_low,
 )  # fmt: skip
 LAST_RESORTS: tuple[Rule, ...] = (input_ignored, label_shuffle)
 

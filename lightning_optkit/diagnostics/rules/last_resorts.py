@@ -45,6 +45,8 @@ def label_shuffle(run: RunSeen) -> Verdict | None:
         return None
     if outcome.has_diverged or not outcome.is_below(_LEARNS_ALL):
         return None
+    if any(check.losses[0].is_summed for check in run.checks if len(check.losses) == 1):
+        return None  # a validation may have other batches
     constant = sum(constants) / len(constants)
     learns_nothing = outcome.progress < _LEARNS_NOTHING and min(run.validations[-2:]) > _NEARLY * constant
     if not learns_nothing and not min(run.validations) > _HOLDS * constant:

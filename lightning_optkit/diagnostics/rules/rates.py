@@ -44,7 +44,12 @@ def lr_too_high(run: RunSeen) -> Verdict | None:
     else:
         return None
     onset = worst if change > _REPLACED else 0
-    remedy = f"lr={rate / 10:.1g}, or a warm-up: LRSchedule(schedules.warmup_cosine(warmup=0.05))"
+    summed = [check.losses[0] for check in run.checks if len(check.losses) == 1 and check.losses[0].is_summed]
+    if summed and len(summed) == len(run.checks):
+        cause += ", since the loss is a sum over the batch, and its gradient as many times larger"
+        remedy = f'reduction="mean" in F.{summed[0].function}, or lr={rate / 10:.1g}'
+        return Verdict("lr_too_high", None, cause, evidence, remedy, onset, 0.85)
+    remedy = f"lr={rate / 10:.1g}, or a warm-up: ok.LRSchedule(ok.schedules.warmup_cosine(warmup=0.05))"
     return Verdict("lr_too_high", None, cause, evidence, remedy, onset, 0.85)
 
 
@@ -62,7 +67,7 @@ def lr_too_low(run: RunSeen) -> Verdict | None:
     evidence = (
         f"30 times the update would have lowered the loss further in {short} of {len(probes)} probes, at {rate:.3g}"
     )
-    remedy = f"lr={30 * rate:.1g}, or LRFinder(), which measures one"
+    remedy = f"lr={30 * rate:.1g}, or ok.LRFinder(), which measures one"
     return Verdict("lr_too_low", None, cause, evidence, remedy, 0, 0.85)
 
 

@@ -37,7 +37,8 @@ def unnormalized_input(run: RunSeen) -> Verdict | None:
         f"the input of {found.layer} has a root mean square of {found.rms:.3g}; the deviation of its features "
         f"varies {found.spread:.3g} times; {found.offset:.0%} of them lie over ten deviations from 0"
     )
-    remedy = "Preprocess(Standardize()), or a BatchNorm1d in front"
+    which = "" if found.feature_dim == -1 else f"feature_dim={found.feature_dim}"
+    remedy = f"ok.Preprocess(ok.data.Standardize({which})), or a BatchNorm in front"
     return Verdict("unnormalized_input", found.layer, cause, evidence, remedy, 0, 0.9)
 
 
@@ -54,7 +55,10 @@ def unscaled_target(run: RunSeen) -> Verdict | None:
         f"targets have mean {first.target_mean:.3g} and deviation {first.target_std:.3g}; the network began with "
         f"outputs of {first.output_rms:.2g}"
     )
-    return Verdict("unscaled_target", None, cause, evidence, "y = (y - y.mean()) / y.std() of the training set", 0, 0.9)
+    # Six digits, since the mean may be far larger than the deviation.
+    scaled = f"y = (y - {first.target_mean:.6g}) / {first.target_std or 1.0:.6g}"
+    remedy = f"{scaled} in training_step and validation_step, and back for predictions"
+    return Verdict("unscaled_target", None, cause, evidence, remedy, 0, 0.9)
 
 
 def bad_init_scale(run: RunSeen) -> Verdict | None:
@@ -72,7 +76,7 @@ def bad_init_scale(run: RunSeen) -> Verdict | None:
     size = "large" if is_large else "small"
     cause = f"the initial weights are too {size}, so that the signal {what} from layer to layer"
     evidence = f"the median gain of {len(layers)} layers is {gain:.2g}, where 1 to 1.7 keeps the scale"
-    remedy = "Initialize(init.he), or torch's own initialization"
+    remedy = "ok.Initialize(ok.init.he), or torch's own initialization"
     return Verdict("bad_init_scale", layers[0].name, cause, evidence, remedy, 0, 0.8)
 
 
@@ -95,13 +99,17 @@ def _over_depth(run: RunSeen, symptom: str) -> Verdict | None:
     fades = symptom == "vanishing_gradient"
     if not (ratio < _FADES if fades else ratio > 1 / _FADES):
         return None
-    what, less = ("fades", "smaller") if fades else ("grows", "larger")
-    cause = f"the gradient {what} on its way back through the layers, so the first ones hardly learn" if fades else (
-        f"the gradient {what} on its way back through the layers, so the first ones jump"
-    )  # fmt: skip
+    what, less, then = ("fades", "smaller", "hardly learn") if fades else ("grows", "larger", "jump")
+    cause = f"the gradient {what} on its way back through the layers, so the first ones {then}"
     times = 1 / ratio if fades else ratio
     evidence = f"in the first step the gradient at {first.name} was {times:.3g} times {less} than at {last.name}"
-    remedy = "ReLU or GELU with Initialize(init.he), a norm in each layer, or residual connections"
+    remedy = "ok.Initialize(ok.init.he), a norm in each layer, or residual connections"
+    sigmoids = sum(each.function == "sigmoid" for each in run.checks[0].activations)
+    if fades and sigmoids >= len(layers) / 2:  # theory: the slope of a sigmoid is at most 1/4
+        cause = (
+            f"each of {sigmoids} sigmoid layers passes on a quarter of the gradient at most, so the first hardly learn"
+        )
+        remedy = "nn.ReLU() in place of nn.Sigmoid(), with ok.Initialize(ok.init.he)"
     return Verdict(symptom, first.name, cause, evidence, remedy, 0, 0.85)
 
 

@@ -26,7 +26,7 @@ def symmetric_init(run: RunSeen) -> Verdict | None:
         cause = (
             f"its {rows.num_units} units started with equal weights and get equal updates: together they are one unit"
         )
-        remedy = f"torch.nn.init.kaiming_normal_({rows.name}), or Initialize(...) with any random scheme"
+        remedy = f'ok.Initialize(ok.init.he), or torch.nn.init.kaiming_normal_(self.get_parameter("{rows.name}"))'
         return Verdict("symmetric_init", rows.layer, cause, evidence, remedy, 0, 1.0)
     return None
 
@@ -71,5 +71,5 @@ def average_not_ready(run: RunSeen) -> Verdict | None:
             f"{average.text} reaches back over {average.reach:,.0f} steps and sees {average.steps:,}: "
             f"{average.share_of_first:.0%} of it are the first weights"
         )
-        return Verdict("average_not_ready", None, cause, evidence, f"WeightAveraging({average.fitting})", 0, 1.0)
+        return Verdict("average_not_ready", None, cause, evidence, f"ok.WeightAveraging(ok.{average.fitting})", 0, 1.0)
     return None

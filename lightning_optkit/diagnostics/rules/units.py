@@ -12,6 +12,7 @@ __all__ = ["dead_units", "saturated_units"]
 
 _LEARNS = 0.5  # calibrated: see `outcome`
 _SHARE = 0.5  # theory: half of the units of a layer are lost
+_LOW = 0.5  # judgement: the biases are most of what the layer gives
 _SAMPLES = 128  # a unit that is open for 5 % of the samples is taken for closed with probability 0.001
 
 
@@ -22,7 +23,12 @@ def dead_units(run: RunSeen) -> Verdict | None:
         return None
     cause = "its ReLUs are 0 for every sample since initialization, so no gradient passes them"
     evidence = f"{found.closed_since:.0%} of its units gave 0 for all of {found.samples:,} samples"
-    remedy = "torch.nn.init.zeros_(layer.bias) for the layer before it, or LeakyReLU"
+    remedy = "ok.Initialize(ok.init.he), or LeakyReLU"
+    low = next((each for each in run.checks[0].layers if each.bias < -_LOW * each.out_rms), None)
+    if low is not None:
+        cause = f"the bias of {low.name} is so low that its ReLUs are 0 for every sample, and no gradient passes them"
+        evidence += f"; the biases have mean {low.bias:.3g}, the outputs a root mean square of {low.out_rms:.3g}"
+        remedy = f'torch.nn.init.zeros_(self.get_parameter("{low.name}.bias")), or ok.Initialize(ok.init.he)'
     return Verdict("dead_units", found.layer or None, cause, evidence, remedy, 0, 0.9)
 
 
@@ -33,7 +39,7 @@ def saturated_units(run: RunSeen) -> Verdict | None:
         return None
     cause = f"its {found.function} units sit at their bounds since initialization, where the slope is almost 0"
     evidence = f"the mean slope of {found.closed:.0%} of its units is below a twentieth of the largest"
-    remedy = "Initialize(init.xavier), normalized inputs, or a norm in front of it"
+    remedy = "ok.Initialize(ok.init.xavier), normalized inputs, or a norm in front of it"
     return Verdict("saturated_units", found.layer or None, cause, evidence, remedy, 0, 0.85)
 
 

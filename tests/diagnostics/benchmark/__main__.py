@@ -29,8 +29,8 @@ def healthy(index, held_out):
     return _row(setup, held_out, fault=None, trap=trap.name)
 
 
-def faulty(index, held_out, faults=FAULTS):
-    """A broken run, by number: faults in turn, in a family and with a strength drawn by the number."""
+def drawn_fault(index, held_out, faults=FAULTS):
+    """(setup, fault, strength) by number: faults in turn, in a family and with a strength drawn by the number."""
     chosen, drawn = families.HELD_OUT if held_out else families.CALIBRATION, random.Random(index)
     fitting = [fault for fault in faults if any(fault.fits(families.build(family, 0)) for family in chosen)]
     fault = fitting[index % len(fitting)]
@@ -40,6 +40,12 @@ def faulty(index, held_out, faults=FAULTS):
             break
     strength = drawn.choice(fault.strengths)
     fault.apply(setup, strength)
+    return setup, fault, strength
+
+
+def faulty(index, held_out, faults=FAULTS):
+    """A broken run, by number."""
+    setup, fault, strength = drawn_fault(index, held_out, faults)
     return _row(setup, held_out, fault=fault, strength=strength)
 
 

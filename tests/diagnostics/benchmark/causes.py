@@ -26,11 +26,11 @@ from tests.diagnostics.benchmark import consequences, families, runs
 from tests.diagnostics.benchmark import families_of_causes as networks
 from tests.diagnostics.benchmark.__main__ import MIN_LOSS
 from tests.diagnostics.benchmark.faults import layers_of
+from tests.diagnostics.benchmark.faults_of_learning import BadBatch
 from tests.diagnostics.benchmark.table import SILENT, claim
 
 MIN_TWIN = 0.3  # the healthy twin must learn so much
 _HALF, _TENTH = 0.5, 0.1
-_BAD_STEP = 100
 
 
 @dataclass(frozen=True)
@@ -71,17 +71,6 @@ class _Watch(pl.Callback):
 
     def on_train_end(self, trainer, pl_module):
         self._measure(pl_module)
-
-
-class _BadBatch(pl.Callback):
-    """The inputs of one batch, in the middle of the run, are far too large: a sensor, a wrong unit, a broken file."""
-
-    def __init__(self, factor):
-        self._factor = factor
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if trainer.global_step == _BAD_STEP:
-            batch[0].mul_(self._factor)
 
 
 def _bias(where, bias):
@@ -147,7 +136,7 @@ def _summed(setup):
 
 def _bad_batch(factor):
     def apply(setup):
-        setup.callbacks.append(_BadBatch(factor))
+        setup.callbacks.append(BadBatch(factor))
 
     return apply
 

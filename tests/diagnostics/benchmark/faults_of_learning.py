@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Faults of settings, data and initial weights: they count only in runs that they hurt."""
 
+import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -16,6 +17,21 @@ _PLAIN = (
     "regression",
     "autoencoder",
 )  # no norm hides the scale of weights
+
+
+class BadBatch(pl.Callback):
+    """The inputs of one batch, in the middle of the run, are far too large: a wrong unit, or a broken file."""
+
+    def __init__(self, factor, step=100):
+        self._factor, self._step = factor, step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self._step:
+            batch[0].mul_(self._factor)
+
+
+def _bad_batch(setup, factor):
+    setup.callbacks.append(BadBatch(factor))
 
 
 def _scaled_weights(setup, factor):
@@ -124,6 +140,8 @@ LEARNING = (
           lambda s: s.family in ("mlp", "deep_mlp", "cnn", "regression"), False),
     Fault("rate_too_high", frozenset({"lr_too_high"}), (30.0, 100.0, 1000.0), _rate, is_mechanical=False),
     Fault("rate_too_low", frozenset({"lr_too_low"}), (1e-2, 1e-3, 1e-4), _rate, is_mechanical=False),
+    Fault("bad_batch", frozenset({"loss_spike"}), (1e3, 1e4, 1e5), _bad_batch,
+          lambda s: s.family != "embedding", False),
     Fault("scaled_feature", frozenset({"unnormalized_input"}), (100.0, 1e3, 1e4), _inputs(_one_feature),
           lambda s: s.family != "embedding", False),
     Fault("scaled_inputs", frozenset({"unnormalized_input"}), (100.0, 1e3, 1e4),

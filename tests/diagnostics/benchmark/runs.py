@@ -112,6 +112,12 @@ def score(setup, module):
 
 def diagnosed(setup, check_every=100):
     """(verdicts, score) of a run."""
+    verdicts, module = fitted(setup, check_every)
+    return verdicts, score(setup, module)
+
+
+def fitted(setup, check_every=100):
+    """(verdicts, module) of a run."""
     log = logging.getLogger("lightning.pytorch")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -123,4 +129,4 @@ def diagnosed(setup, check_every=100):
         module = train(setup, health)
     finally:
         log.setLevel(level)
-    return health.verdicts, score(setup, module)
+    return health.verdicts, module

@@ -20,6 +20,7 @@ from lightning_optkit.diagnostics.rules.scales import (
     unscaled_target,
     vanishing_gradient,
 )
+from lightning_optkit.diagnostics.rules.spikes import loss_spike
 from lightning_optkit.diagnostics.rules.units import dead_units, saturated_units
 
 NAN = math.nan
@@ -31,7 +32,7 @@ PROBE = ProbeSeen(
 )
 RULES = (
     unnormalized_input, unscaled_target, bad_init_scale, vanishing_gradient, exploding_gradient, dead_units,
-    saturated_units, lr_too_high, lr_too_low, input_ignored, label_shuffle,
+    saturated_units, loss_spike, lr_too_high, lr_too_low, input_ignored, label_shuffle,
 )  # fmt: skip
 
 
@@ -80,7 +81,7 @@ def test_a_rule_speaks_alone_and_only_of_a_run_that_learns_badly(case):
 def test_a_run_without_any_of_it_has_none():
     assert [rule(seen(probe=PROBE, validations=(2.3, 2.3))) for rule in RULES if rule is not input_ignored] == [
         None
-    ] * 10
+    ] * 11
     assert diagnose(seen(loss=0.1, probe=PROBE)) == []
 
 
@@ -111,6 +112,43 @@ def test_units_that_were_open_at_first_are_a_consequence():
     assert dead_units(seen(activations=(now,), first=dict(activations=(replace(now, closed=0.2),)))) is None
     assert dead_units(seen(activations=(replace(now, samples=64),))) is None
     assert dead_units(seen(activations=(replace(now, closed_since=0.3),))) is None  # closed for one batch
+
+
+def test_dead_units_are_laid_to_biases_that_are_most_of_what_their_layer_gives():
+    dead = dict(activations=(ActivationSeen("net.1", "relu", 0.6, 0.6, 256),))
+    low = (LAYERS[0], replace(LAYERS[1], bias=-0.6), *LAYERS[2:])
+    verdict = dead_units(seen(layers=low, **dead))
+    assert "bias of net.1 is so low" in verdict.cause and 'get_parameter("net.1.bias")' in verdict.remedy
+    for bias in (-0.4, 0.6):
+        other = dead_units(seen(layers=(replace(LAYERS[0], bias=bias), *LAYERS[1:]), **dead))
+        assert "bias" not in other.cause and other.symptom == "dead_units"
+
+
+def test_a_fading_gradient_is_laid_to_sigmoids_where_half_of_the_layers_have_one():
+    layers, sigmoid = (replace(LAYERS[0], grad_rms=0.9e-6), *LAYERS[1:]), ActivationSeen("", "sigmoid", 0.0, 0.0, 256)
+    verdict = vanishing_gradient(seen(layers=layers, activations=(sigmoid,) * 2))
+    assert verdict.cause.startswith("each of 2 sigmoid layers") and verdict.remedy.startswith("nn.ReLU() in place of")
+    for activations in ((sigmoid,), (replace(sigmoid, function="tanh"),) * 2):
+        assert "sigmoid" not in vanishing_gradient(seen(layers=layers, activations=activations)).cause
+
+
+def test_loss_spike_needs_a_run_that_had_learned_and_has_lost_it():
+    learned = [2.3] * 8 + [0.5] * 40
+    verdict = loss_spike(seen(loss=[*learned, 5.1, *[2.3] * 51]))
+    assert verdict.onset_step == 48 and verdict.remedy.startswith("ok.SpikeGuard()")
+    assert [each.symptom for each in diagnose(seen(loss=[*learned, 5.1, *[2.3] * 51]))] == ["loss_spike"]
+    for after in ([4.9, *[2.2] * 51], [5.1, *[0.5] * 51]):  # not ten times as large; recovered
+        assert loss_spike(seen(loss=[*learned, *after])) is None
+    assert loss_spike(seen(loss=[2.3] * 48 + [24.0] + [2.3] * 51)) is None  # had learned nothing
+    assert loss_spike(seen(loss=[0.5] * 31 + [5.1] + [2.3] * 68)) is None  # too early
+
+
+def test_a_summed_loss_explains_steps_that_are_too_large():
+    summed = dict(losses=(replace(LOSS, value=2.4 * 64, constant=2.3 * 64, is_summed=True),))
+    verdict = lr_too_high(seen(loss=30.0 * 64, **summed))
+    assert "sum over the batch" in verdict.cause and verdict.remedy.startswith('reduction="mean" in F.cross_entropy')
+    probe = replace(PROBE, permuted=2.4)
+    assert label_shuffle(seen(probe=probe, validations=(2.4 * 512, 2.5 * 512), loss=2.3 * 64, **summed)) is None
 
 
 def test_lr_too_high_by_divergence_or_by_updates():
