@@ -8,11 +8,12 @@ from collections.abc import Set
 from lightning_optkit.diagnostics._observations import Check, RunSeen
 from lightning_optkit.diagnostics._signals import ProbeSeen
 from lightning_optkit.diagnostics.rules.outcome import outcome_of
+from lightning_optkit.diagnostics.rules.units import died_since
 from lightning_optkit.diagnostics.verdict import Verdict
 
 __all__ = ["lr_too_high", "lr_too_low"]
 
-_LEARNS = 0.5  # calibrated: see `outcome`
+_LEARNS, _LEARNS_WELL = 0.5, 0.9  # calibrated: see `outcome`
 _REPLACED = 0.3  # calibrated: a step that changes a matrix by so much of itself replaces what it has learned
 _FIRST_STEPS = 6
 _AT_ZERO = 0.1  # judgement: a gain far below what any initialization uses
@@ -22,8 +23,8 @@ _TOO_FAR, _TOO_SHORT = 0.5, 0.8  # shares of the probes; theory: at the edge of 
 
 def lr_too_high(run: RunSeen) -> Verdict | None:
     """The loss diverges, the first updates replace the weights, or most updates overshoot where a tenth would not."""
-    outcome = outcome_of(run)
-    if not outcome.is_below(_LEARNS):
+    outcome, died = outcome_of(run), died_since(run)
+    if not outcome.is_below(_LEARNS if died is None else _LEARNS_WELL):
         return None
     rate = max((check.rate for check in run.checks if math.isfinite(check.rate)), default=math.nan)
     change, worst = max(((_change(check, _initialized(run)), check.step) for check in run.checks), default=(0.0, 0))
@@ -38,11 +39,13 @@ def lr_too_high(run: RunSeen) -> Verdict | None:
     elif change > _REPLACED:
         cause = "updates are so large that they replace what the weights have learned"
         evidence = f"step {worst} changed the median matrix by {change:.2g} of its norm"
-    elif len(probes) >= _PROBES and far >= _TOO_FAR * len(probes):
+    elif outcome.is_below(_LEARNS) and len(probes) >= _PROBES and far >= _TOO_FAR * len(probes):
         cause = "updates overshoot: the loss of their own batch rises, where a tenth of them would lower it"
         evidence = f"{far} of {len(probes)} probed updates raised the loss of the batch that they were made from"
     else:
         return None
+    if died is not None:
+        evidence += f"; {died.closed_since:.0%} of the ReLUs of {died.layer} died since the first step"
     onset = worst if change > _REPLACED else 0
     summed = [check.losses[0] for check in run.checks if len(check.losses) == 1 and check.losses[0].is_summed]
     if summed and len(summed) == len(run.checks):

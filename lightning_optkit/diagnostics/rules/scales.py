@@ -70,7 +70,8 @@ def bad_init_scale(run: RunSeen) -> Verdict | None:
     first = run.checks[0].losses[0] if run.checks[0].losses else None
     begins_high = first is not None and first.value > _HIGH * first.constant  # NaN: not known
     is_large = gain > _LARGE and (begins_high or outcome_of(run).is_below(_LEARNS))
-    if not is_large and not (gain < _SMALL and outcome_of(run).is_below(_LEARNS)):
+    hurts = outcome_of(run).is_below(_LEARNS) or _over_depth(run, "vanishing_gradient") is not None
+    if not is_large and not (gain < _SMALL and hurts):
         return None
     what = "grows" if is_large else "fades"
     size = "large" if is_large else "small"

@@ -8,7 +8,7 @@ from lightning_optkit.diagnostics._signals import ActivationSeen
 from lightning_optkit.diagnostics.rules.outcome import outcome_of
 from lightning_optkit.diagnostics.verdict import Verdict
 
-__all__ = ["dead_units", "saturated_units"]
+__all__ = ["dead_units", "died_since", "saturated_units"]
 
 _LEARNS = 0.5  # calibrated: see `outcome`
 _SHARE = 0.5  # theory: half of the units of a layer are lost
@@ -41,6 +41,19 @@ def saturated_units(run: RunSeen) -> Verdict | None:
     evidence = f"the mean slope of {found.closed:.0%} of its units is below a twentieth of the largest"
     remedy = "ok.Initialize(ok.init.xavier), normalized inputs, or a norm in front of it"
     return Verdict("saturated_units", found.layer or None, cause, evidence, remedy, 0, 0.85)
+
+
+def died_since(run: RunSeen) -> ActivationSeen | None:
+    """The first ReLUs of which half were open in the first step and over half are closed now: a consequence."""
+    if len(run.checks) < 3 or run.checks[0].step != 0:
+        return None
+    first, last = run.checks[0].activations, run.checks[-1].activations
+    if len(first) != len(last):
+        return None
+    for before, now in zip(first, last, strict=True):
+        if before.function == "relu" and before.closed <= _SHARE < now.closed_since and now.samples >= _SAMPLES:
+            return now
+    return None
 
 
 def _closed(run: RunSeen, functions: Sequence[str]) -> ActivationSeen | None:

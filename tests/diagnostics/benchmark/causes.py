@@ -180,9 +180,10 @@ CAUSES = (
            _inputs(lambda x: x - 100), _inputs(lambda x: x + 1e3), _inputs(_one_feature)),
     *_dead("weights of zero", {"symmetric_init": "", "bad_init_scale": "small"}, _zeros("first"), _zeros("all"),
            _weights(1e-3)),
-    *_dead("explosion", {"unscaled_target": ""}, _targets(100.0), _targets(1e3), fits=_is_regression),
+    *_dead("explosion", {"unscaled_target": ""}, *map(_targets, (10.0, 30.0, 100.0)), fits=_is_regression),
     *_dead("explosion", {"lr_too_high": ""}, _summed, fits=_sums),
-    *_dead("explosion", {"loss_spike": "", "unnormalized_input": ""}, _bad_batch(1e3), _bad_batch(1e5)),
+    *_dead("explosion", {"loss_spike": "", "unnormalized_input": ""}, *map(_bad_batch, (30.0, 100.0, 1e3)),
+           fits=lambda s: s.optimizer.startswith("sgd")),  # Adam bounds its steps
     *_vanishing("activation", {"vanishing_gradient": "sigmoid"}, *map(_sigmoids, (4, 6, 8)), fits=_is_dense),
     *_vanishing("small weights", {"bad_init_scale": "small"}, *map(_weights, (0.1, 0.03, 0.01))),
     *_vanishing("large weights", {"bad_init_scale": "large"}, *map(_weights, (8.0, 16.0, 32.0))),

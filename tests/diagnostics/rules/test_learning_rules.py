@@ -100,6 +100,16 @@ def test_large_weights_are_said_if_the_loss_begins_high():
     assert bad_init_scale(seen(layers=LAYERS[:1])) is None
 
 
+def test_small_weights_come_before_the_gradient_that_they_make_fade():
+    small = tuple(replace(each, gain=0.1) for each in LAYERS)
+    fading = (replace(small[0], grad_rms=0.9e-6), *small[1:])
+    assert [each.symptom for each in diagnose(seen(loss=0.5, layers=fading))] == [
+        "bad_init_scale",
+        "vanishing_gradient",
+    ]
+    assert diagnose(seen(loss=0.5, layers=small)) == []
+
+
 def test_gradients_that_are_zero_or_unknown_are_not_compared():
     for grad in (0.0, NAN):
         layers = (replace(LAYERS[0], grad_rms=grad), *LAYERS[1:])
