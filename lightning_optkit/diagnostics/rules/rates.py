@@ -8,13 +8,16 @@ from collections.abc import Set
 from lightning_optkit.diagnostics._observations import Check, RunSeen
 from lightning_optkit.diagnostics._signals import ProbeSeen
 from lightning_optkit.diagnostics.rules.outcome import outcome_of
-from lightning_optkit.diagnostics.rules.units import died_since
+from lightning_optkit.diagnostics.rules.units import closed_later
 from lightning_optkit.diagnostics.verdict import Verdict
 
 __all__ = ["lr_too_high", "lr_too_low"]
 
 _LEARNS, _LEARNS_WELL = 0.5, 0.9  # calibrated: see `outcome`
 _REPLACED = 0.3  # calibrated: a step that changes a matrix by so much of itself replaces what it has learned
+_CLOSES = 0.1  # calibrated: the same, if units were closed as well
+_RISEN = 3.0  # judgement: times the loss of a constant, and of the first step
+_USUAL = 0.03  # calibrated: change of a matrix by a first step of a run that learns well
 _FIRST_STEPS = 6
 _AT_ZERO = 0.1  # judgement: a gain far below what any initialization uses
 _PROBES = 3
@@ -22,38 +25,57 @@ _TOO_FAR, _TOO_SHORT = 0.5, 0.8  # shares of the probes; theory: at the edge of 
 
 
 def lr_too_high(run: RunSeen) -> Verdict | None:
-    """The loss diverges, the first updates replace the weights, or most updates overshoot where a tenth would not."""
-    outcome, died = outcome_of(run), died_since(run)
-    if not outcome.is_below(_LEARNS if died is None else _LEARNS_WELL):
+    """The loss diverges, first updates replace weights or close units, or most overshoot where a tenth would not."""
+    outcome, closed = outcome_of(run), closed_later(run)
+    if not outcome.is_below(_LEARNS if closed is None else _LEARNS_WELL):
         return None
-    rate = max((check.rate for check in run.checks if math.isfinite(check.rate)), default=math.nan)
     change, worst = max(((_change(check, _initialized(run)), check.step) for check in run.checks), default=(0.0, 0))
-    probes = [check.probe for check in run.checks if check.probe is not None]
-    far = sum(_overshoots(probe) for probe in probes)
-    if outcome.has_diverged:
-        cause, evidence = (
-            "training diverges",
-            f"the loss ends far above that of a constant prediction, at a rate of {rate:.3g}",
-        )
-        evidence += f"; a step changed the median matrix by {change:.2g} of its norm" if change > 0 else ""
-    elif change > _REPLACED:
-        cause = "updates are so large that they replace what the weights have learned"
-        evidence = f"step {worst} changed the median matrix by {change:.2g} of its norm"
-    elif outcome.is_below(_LEARNS) and len(probes) >= _PROBES and far >= _TOO_FAR * len(probes):
-        cause = "updates overshoot: the loss of their own batch rises, where a tenth of them would lower it"
-        evidence = f"{far} of {len(probes)} probed updates raised the loss of the batch that they were made from"
-    else:
+    found = _too_large(run, change, worst, closed is not None)
+    if found is None:
         return None
-    if died is not None:
-        evidence += f"; {died.closed_since:.0%} of the ReLUs of {died.layer} died since the first step"
-    onset = worst if change > _REPLACED else 0
+    cause, evidence = found
+    if closed is not None:
+        what = "ReLUs" if closed.function == "relu" else f"{closed.function} units"
+        evidence += f"; {closed.closed_since:.0%} of the {what} of {closed.layer} were closed after the first step"
+    lower = f"lr={_highest(run) * min(0.1, _USUAL / max(change, _USUAL)):.1g}"
+    remedy = f"{lower}, or a warm-up: ok.LRSchedule(ok.schedules.warmup_cosine(warmup=0.05))"
     summed = [check.losses[0] for check in run.checks if len(check.losses) == 1 and check.losses[0].is_summed]
     if summed and len(summed) == len(run.checks):
         cause += ", since the loss is a sum over the batch, and its gradient as many times larger"
-        remedy = f'reduction="mean" in F.{summed[0].function}, or lr={rate / 10:.1g}'
-        return Verdict("lr_too_high", None, cause, evidence, remedy, onset, 0.85)
-    remedy = f"lr={rate / 10:.1g}, or a warm-up: ok.LRSchedule(ok.schedules.warmup_cosine(warmup=0.05))"
-    return Verdict("lr_too_high", None, cause, evidence, remedy, onset, 0.85)
+        remedy = f'reduction="mean" in F.{summed[0].function}, or {lower}'
+    return Verdict("lr_too_high", None, cause, evidence, remedy, worst if change > _CLOSES else 0, 0.85)
+
+
+def _too_large(run: RunSeen, change: float, worst: int, closes: bool) -> tuple[str, str] | None:
+    """Cause and evidence, given the largest change of the first steps, where it was, and whether units closed."""
+    outcome, step = outcome_of(run), f"step {worst} changed the median matrix by {change:.2g} of its norm"
+    if outcome.has_diverged or _rises(run):
+        evidence = f"the loss ends far above that of a constant prediction, at a rate of {_highest(run):.3g}"
+        return "training diverges", f"{evidence}; {step}" if change > 0 else evidence
+    if change > _REPLACED:
+        return "updates are so large that they replace what the weights have learned", step
+    if not outcome.is_below(_LEARNS):
+        return None
+    probes = [check.probe for check in run.checks if check.probe is not None]
+    far = sum(_overshoots(probe) for probe in probes)
+    if len(probes) >= _PROBES and far >= _TOO_FAR * len(probes):
+        evidence = f"{far} of {len(probes)} probed updates raised the loss of the batch that they were made from"
+        return "updates overshoot: the loss of their own batch rises, where a tenth of them would lower it", evidence
+    if closes and change > _CLOSES:
+        return "the first updates were so large that they closed units for good", step
+    return None
+
+
+def _rises(run: RunSeen) -> bool:
+    """Whether it ends far above a constant prediction, and above where it began."""
+    outcome = outcome_of(run)
+    if not (outcome.is_late and outcome.progress < 1 - _RISEN):
+        return False
+    return min(run.losses.last(4)) > _RISEN * run.losses.first[0]
+
+
+def _highest(run: RunSeen) -> float:
+    return max((check.rate for check in run.checks if math.isfinite(check.rate)), default=math.nan)
 
 
 def lr_too_low(run: RunSeen) -> Verdict | None:
@@ -61,7 +83,7 @@ def lr_too_low(run: RunSeen) -> Verdict | None:
     outcome = outcome_of(run)
     if outcome.has_diverged or not outcome.is_below(_LEARNS) or _learns_by_heart(run):
         return None
-    rate = max((check.rate for check in run.checks if math.isfinite(check.rate)), default=math.nan)
+    rate = _highest(run)
     probes = [c.probe for c in run.checks if c.probe is not None and c.probe.rate >= 0.5 * rate]
     short = sum(_falls_short(probe) for probe in probes)
     if len(probes) < _PROBES or short < _TOO_SHORT * len(probes):

@@ -8,7 +8,7 @@ from lightning_optkit.diagnostics._signals import ActivationSeen
 from lightning_optkit.diagnostics.rules.outcome import outcome_of
 from lightning_optkit.diagnostics.verdict import Verdict
 
-__all__ = ["dead_units", "died_since", "saturated_units"]
+__all__ = ["closed_later", "dead_units", "saturated_units"]
 
 _LEARNS = 0.5  # calibrated: see `outcome`
 _SHARE = 0.5  # theory: half of the units of a layer are lost
@@ -24,11 +24,14 @@ def dead_units(run: RunSeen) -> Verdict | None:
     cause = "its ReLUs are 0 for every sample since initialization, so no gradient passes them"
     evidence = f"{found.closed_since:.0%} of its units gave 0 for all of {found.samples:,} samples"
     remedy = "ok.Initialize(ok.init.he), or LeakyReLU"
-    low = next((each for each in run.checks[0].layers if each.bias < -_LOW * each.out_rms), None)
-    if low is not None:
-        cause = f"the bias of {low.name} is so low that its ReLUs are 0 for every sample, and no gradient passes them"
-        evidence += f"; the biases have mean {low.bias:.3g}, the outputs a root mean square of {low.out_rms:.3g}"
-        remedy = f'torch.nn.init.zeros_(self.get_parameter("{low.name}.bias")), or ok.Initialize(ok.init.he)'
+    low = [each for each in run.checks[0].layers if each.bias < -_LOW * each.out_rms]
+    if low:
+        name = low[0].name
+        cause = f"the bias of {name} is so low that its ReLUs are 0 for every sample, and no gradient passes them"
+        evidence += f"; the biases have mean {low[0].bias:.3g}, the outputs a root mean square of {low[0].out_rms:.3g}"
+        one = f'torch.nn.init.zeros_(self.get_parameter("{name}.bias")), or ok.Initialize(ok.init.he)'
+        several = f"ok.Initialize(ok.init.he), which sets the biases to 0, those of all {len(low)} such layers"
+        remedy = one if len(low) == 1 else several
     return Verdict("dead_units", found.layer or None, cause, evidence, remedy, 0, 0.9)
 
 
@@ -43,15 +46,15 @@ def saturated_units(run: RunSeen) -> Verdict | None:
     return Verdict("saturated_units", found.layer or None, cause, evidence, remedy, 0, 0.85)
 
 
-def died_since(run: RunSeen) -> ActivationSeen | None:
-    """The first ReLUs of which half were open in the first step and over half are closed now: a consequence."""
+def closed_later(run: RunSeen) -> ActivationSeen | None:
+    """The first activation of which half of the units were open in the first step and over half are closed now."""
     if len(run.checks) < 3 or run.checks[0].step != 0:
         return None
     first, last = run.checks[0].activations, run.checks[-1].activations
     if len(first) != len(last):
         return None
     for before, now in zip(first, last, strict=True):
-        if before.function == "relu" and before.closed <= _SHARE < now.closed_since and now.samples >= _SAMPLES:
+        if before.closed <= _SHARE < now.closed_since and now.samples >= _SAMPLES:
             return now
     return None
 

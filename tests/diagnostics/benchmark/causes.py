@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dead ReLUs and vanishing gradients, each for five causes: does the first verdict name the cause or the consequence?
+"""Dead ReLUs for five causes, vanishing gradients for four: does the first verdict name the cause or the consequence?
 
 What a cause may be called, and which word its sentence must hold, was written down before the first run. A run counts
 if the network was hurt (as in the benchmark) and has the consequence: over half of the ReLUs of a layer give 0 for all
 of 512 samples at the end, or the gradient at the first layer, compared with that at the last, is below a tenth of the
-healthy twin's, at the start or at the end.
+healthy twin's, at the start or at the end. (Weights that are too large saturate units, but their gradient does not
+vanish: it had fallen so far in 1 of 24 runs. So they are no cause here.)
 
 python -m tests.diagnostics.benchmark.causes --per-cause 12 --rows build/causes.jsonl
 """
@@ -186,7 +187,6 @@ CAUSES = (
            fits=lambda s: s.optimizer.startswith("sgd")),  # Adam bounds its steps
     *_vanishing("activation", {"vanishing_gradient": "sigmoid"}, *map(_sigmoids, (4, 6, 8)), fits=_is_dense),
     *_vanishing("small weights", {"bad_init_scale": "small"}, *map(_weights, (0.1, 0.03, 0.01))),
-    *_vanishing("large weights", {"bad_init_scale": "large"}, *map(_weights, (8.0, 16.0, 32.0))),
     *_vanishing("inputs", {"unnormalized_input": ""}, _inputs(lambda x: 100 * x), _inputs(lambda x: 1e3 * x),
                 _inputs(lambda x: x + 100), _inputs(_one_feature)),
     *_vanishing("rate", {"lr_too_high": ""}, _rate(30.0), _rate(100.0), _rate(300.0)),

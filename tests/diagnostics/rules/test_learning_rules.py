@@ -176,6 +176,35 @@ def test_lr_too_high_by_divergence_or_by_updates():
     assert lr_too_high(seen(parameters=weights, layers=zeros)) is None  # every step from there is large
 
 
+def test_lr_too_high_for_units_that_closed_after_the_first_step():
+    def run(change, loss=1.9, first=0.2, now=0.8):
+        weights = tuple(ParameterSeen(f"net.{i}.weight", f"net.{i}", 9, False, True, True, 1.0, 1.0, change, 0.0)
+                        for i in range(4))  # fmt: skip
+        units = ActivationSeen("net.1", "relu", now, now, 256)
+        parts = dict(parameters=weights, activations=(units,))
+        return seen(loss=loss, first=dict(activations=(replace(units, closed=first),)), **parts)
+
+    verdict = lr_too_high(run(0.2))
+    assert "closed units" in verdict.cause and "80% of the ReLUs of net.1" in verdict.evidence
+    assert lr_too_high(run(0.05)) is None and lr_too_high(run(0.2, now=0.4)) is None
+    assert lr_too_high(run(0.2, first=0.8)) is None  # closed from the start: a cause of its own
+    assert lr_too_high(run(0.4, loss=0.5)) is not None and lr_too_high(run(0.4, loss=0.5, now=0.4)) is None
+    assert lr_too_high(run(0.2, loss=0.5)) is None and lr_too_high(run(0.4, loss=0.2)) is None
+
+
+def test_lr_too_high_for_a_loss_that_has_risen():
+    assert "diverges" in lr_too_high(seen(loss=[2.3] * 50 + [7.5] * 50)).cause
+    assert lr_too_high(seen(loss=[2.3] * 50 + [6.5] * 50)) is None
+    assert lr_too_high(seen(loss=7.5)) is None  # it began there
+
+
+def test_the_lower_rate_goes_by_how_much_the_weights_changed():
+    for change, rate in ((0.5, "lr=0.006,"), (40.0, "lr=8e-05,"), (0.31, "lr=0.01,")):
+        weights = tuple(ParameterSeen(f"net.{i}.weight", f"net.{i}", 9, False, True, True, 1.0, 1.0, change, 0.0)
+                        for i in range(4))  # fmt: skip
+        assert lr_too_high(seen(parameters=weights)).remedy.startswith(rate)
+
+
 def test_a_number_that_is_suddenly_infinite_is_no_divergence():
     sudden = NonfiniteSeen(60, "loss", None, "NaN", 1.0, False)
     run = seen(loss=[2.3] * 60 + [NAN] * 40, nonfinite=sudden, first_input=replace(INPUT, spread=100.0))
