@@ -153,6 +153,14 @@ def test_loss_spike_needs_a_run_that_had_learned_and_has_lost_it():
     assert loss_spike(seen(loss=[0.5] * 31 + [5.1] + [2.3] * 68)) is None  # too early
 
 
+def test_loss_spike_that_closed_units_is_said_of_a_run_that_has_partly_come_back():
+    units = ActivationSeen("net.1", "relu", 0.8, 0.8, 256)
+    losses = [2.3] * 8 + [0.3] * 40 + [3.1] + [0.6] * 51
+    closed = seen(loss=losses, activations=(units,), first=dict(activations=(replace(units, closed=0.2),)))
+    assert "80% of the units of net.1" in loss_spike(closed).evidence
+    assert loss_spike(seen(loss=losses)) is None
+
+
 def test_a_summed_loss_explains_steps_that_are_too_large():
     summed = dict(losses=(replace(LOSS, value=2.4 * 64, constant=2.3 * 64, is_summed=True),))
     verdict = lr_too_high(seen(loss=30.0 * 64, **summed))
