@@ -66,10 +66,10 @@ class GradientHealth(FitCallback):
 
     Faults of settings, data and initial weights are named only if the run learns badly, judged by its loss against that
     of the best constant prediction: `unnormalized_input`, `unscaled_target`, `bad_init_scale`, `saturated_units`,
-    `dead_units`, `vanishing_gradient`, `exploding_gradient`, `lr_too_high`, `lr_too_low`,
-    `input_ignored`, `label_shuffle`. For these, a run that does not learn yet is measured every 16th step up to the
-    256th, and the loss of its batch is evaluated along the update. They need a loss function of torch, one per step,
-    and are judged from the middle of the run on.
+    `dead_units`, `vanishing_gradient`, `exploding_gradient`, `loss_spike`, `lr_too_high`, `lr_too_low`,
+    `input_ignored`, `label_shuffle`. For these, a run that has not learned much in its first quarter is measured at
+    every twentieth of the rest, and the loss of its batch is evaluated along the update. They need a loss function of
+    torch, one per step, and are judged from the middle of the run on.
 
     Args:
         check_every: Optimizer steps between measured ones, at least 1.
