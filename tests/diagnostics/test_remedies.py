@@ -12,7 +12,7 @@ from tests.diagnostics.benchmark.faults_of_learning import LEARNING
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-@pytest.mark.parametrize("fault", ["dead_bias", "large_init"])
+@pytest.mark.parametrize("fault", ["dead_bias"])
 def test_what_is_pasted_cures(fault):
     row = remedies.run(1, False, [each for each in LEARNING if each.name == fault])
     assert row["is_named"] and row["pasted"] and row["cured"], row

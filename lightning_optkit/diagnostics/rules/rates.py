@@ -11,10 +11,10 @@ from lightning_optkit.diagnostics.rules.outcome import outcome_of
 from lightning_optkit.diagnostics.rules.units import closed_later
 from lightning_optkit.diagnostics.verdict import Verdict
 
-__all__ = ["lr_too_high", "lr_too_low"]
+__all__ = ["REPLACED", "first_change", "lr_too_high", "lr_too_low"]
 
 _LEARNS, _LEARNS_WELL = 0.5, 0.9  # calibrated: see `outcome`
-_REPLACED = 0.3  # calibrated: a step that changes a matrix by so much of itself replaces what it has learned
+REPLACED = 0.3  # calibrated: a step that changes a matrix by so much of itself replaces what it has learned
 _CLOSES = 0.1  # calibrated: the same, if units were closed as well
 _RISEN = 3.0  # judgement: times the loss of a constant, and of the first step
 _USUAL = 0.03  # calibrated: change of a matrix by a first step of a run that learns well
@@ -29,7 +29,7 @@ def lr_too_high(run: RunSeen) -> Verdict | None:
     outcome, closed = outcome_of(run), closed_later(run)
     if not outcome.is_below(_LEARNS if closed is None else _LEARNS_WELL):
         return None
-    change, worst = max(((_change(check, _initialized(run)), check.step) for check in run.checks), default=(0.0, 0))
+    change, worst = first_change(run)
     found = _too_large(run, change, worst, closed is not None)
     if found is None:
         return None
@@ -52,7 +52,7 @@ def _too_large(run: RunSeen, change: float, worst: int, closes: bool) -> tuple[s
     if outcome.has_diverged or _rises(run):
         evidence = f"the loss ends far above that of a constant prediction, at a rate of {_highest(run):.3g}"
         return "training diverges", f"{evidence}; {step}" if change > 0 else evidence
-    if change > _REPLACED:
+    if change > REPLACED:
         return "updates are so large that they replace what the weights have learned", step
     if not outcome.is_below(_LEARNS):
         return None
@@ -94,6 +94,12 @@ def lr_too_low(run: RunSeen) -> Verdict | None:
     )
     remedy = f"lr={30 * rate:.1g}, or ok.LRFinder(), which measures one"
     return Verdict("lr_too_low", None, cause, evidence, remedy, 0, 0.85)
+
+
+def first_change(run: RunSeen) -> tuple[float, int]:
+    """The largest change of the median matrix by one of the first steps, in shares of its norm, and that step."""
+    initialized = _initialized(run)
+    return max(((_change(check, initialized), check.step) for check in run.checks), default=(0.0, 0))
 
 
 def _change(check: Check, initialized: Set[str]) -> float:

@@ -6,6 +6,7 @@ import statistics
 
 from lightning_optkit.diagnostics._observations import RunSeen
 from lightning_optkit.diagnostics.rules.outcome import constant_of, outcome_of
+from lightning_optkit.diagnostics.rules.rates import REPLACED, first_change
 from lightning_optkit.diagnostics.rules.units import closed_later
 from lightning_optkit.diagnostics.verdict import Verdict
 
@@ -22,8 +23,8 @@ def loss_spike(run: RunSeen) -> Verdict | None:
     outcome, constant = outcome_of(run), constant_of(run)
     closed = closed_later(run)
     bound, least = (_LEARNS, _LOST) if closed is None else (_LEARNS_WELL, _LOST_BESIDE)
-    if math.isnan(constant) or not outcome.is_below(bound):
-        return None
+    if math.isnan(constant) or not outcome.is_below(bound) or first_change(run)[0] > REPLACED:
+        return None  # a rate that was too high from the first steps on comes earlier
     losses = [*run.losses.recent]
     first = run.losses.num - len(losses)
     for place in range(_WINDOW, len(losses)):

@@ -151,6 +151,10 @@ def test_loss_spike_needs_a_run_that_had_learned_and_has_lost_it():
         assert loss_spike(seen(loss=[*learned, *after])) is None
     assert loss_spike(seen(loss=[2.3] * 48 + [24.0] + [2.3] * 51)) is None  # had learned nothing
     assert loss_spike(seen(loss=[0.5] * 31 + [5.1] + [2.3] * 68)) is None  # too early
+    weights = tuple(ParameterSeen(f"net.{i}.weight", f"net.{i}", 9, False, True, True, 1.0, 1.0, 0.4, 0.0)
+                    for i in range(4))  # fmt: skip
+    after_large_steps = seen(loss=[*learned, 5.1, *[2.3] * 51], parameters=weights)
+    assert [each.symptom for each in diagnose(after_large_steps)] == ["lr_too_high"]
 
 
 def test_loss_spike_that_closed_units_is_said_of_a_run_that_has_partly_come_back():
