@@ -8,6 +8,7 @@ purpose, and what cannot be seen.
 
 import json
 import math
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -125,6 +126,16 @@ class GradientHealth(FitCallback):
         seen = replace(self._seen, losses=self._losses.losses, steps_planned=2 * self._seen.steps)
         return diagnose(seen), outcome_of(seen)
 
+    def conclude_early(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Brings `verdicts` up to the last step of a fit that an exception ends.
+
+        Nothing is run or measured, and no other process is asked: this one may be the only one that fails.
+        """
+        if self._rows is None:  # the training has not begun, or all of this has been done
+            return
+        with suppress(Exception):  # of a device that has failed: the verdicts remain those of the last check
+            self._conclude(trainer, pl_module, may_run=False)
+
     def state_dict(self) -> dict[str, Any]:
         """The verdicts so far, in plain types."""
         return {"verdicts": [verdict.to_dict() for verdict in self.verdicts]}
@@ -204,6 +215,10 @@ class GradientHealth(FitCallback):
         self._seen.is_over = True
         self._conclude(trainer, pl_module)
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.conclude_early(trainer, pl_module)
+        super().on_exception(trainer, pl_module, exception)
+
     # --- implementation ---
 
     def _may_probe(self, step: int) -> bool:
@@ -256,12 +271,12 @@ class GradientHealth(FitCallback):
         if differing:
             self._seen.ranks.append(RanksSeen(self._seen.steps - 1, differing=differing))
 
-    def _conclude(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _conclude(self, trainer: pl.Trainer, pl_module: pl.LightningModule, may_run: bool = True) -> None:
         """Takes together what was seen, and tells of a new primary verdict."""
         self._losses.fetch()
         seen = self._seen
         seen.losses, seen.not_zeroed = self._losses.losses, self._zeroing.not_zeroed
-        if seen.nonfinite is None and any(loss - loss != 0 for loss in list(seen.losses.recent)[-1:]):
+        if may_run and seen.nonfinite is None and any(loss - loss != 0 for loss in list(seen.losses.recent)[-1:]):
             self._find_nonfinite(trainer, pl_module)
         params = dict(pl_module.named_parameters())
         seen.silent = self._presence.silent(params, self._always_called or set(), self._without_grad)

@@ -21,6 +21,11 @@ from lightning_optkit.diagnostics.lr_range import RULES, LRRange, lr_range
 
 __all__ = ["LRFinder"]
 
+_NO_LOSS = "no batch of the test had a loss (is there a batch, and does training_step return one?)"
+_NOT_FINITE = (
+    "the loss is infinite or NaN at the smallest rate already, so the rate is not why; run with GradientHealth or "
+    "`optkit doctor`"
+)
 _DIVERGED = 4.0  # times the fall so far, above the first losses
 
 
@@ -95,6 +100,8 @@ class LRFinder(FitCallback):
                 f"{owner}(): a layer still waits for its first input (lazy), so its weights could not return after "
                 "the test; run a batch through the network in configure_model."
             )
+        if not trainer.optimizers:
+            raise ValueError(f"{owner}(): configure_optimizers of {type(pl_module).__name__} gives no optimizer.")
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         bases = [float(group["lr"]) for group in groups]
         if max(bases, default=0.0) <= 0:
@@ -106,7 +113,9 @@ class LRFinder(FitCallback):
                 "without a batch; data that can be read only once are used up, so find the rate in a run of its own."
             )
         losses = trainer.strategy.broadcast(sweep.losses)  # all processes must choose the same rate
-        reason = sweep.reason or ("" if losses else "no batch of the test had a loss")
+        reason = sweep.reason or ("" if losses else _NO_LOSS)
+        if losses and not math.isfinite(losses[0]):
+            reason = _NOT_FINITE
         self.result = _nothing(reason) if reason else lr_range(self._rates()[: len(losses)], losses)
         if self.verbose:
             rank_zero_info(self._text(self.result, max(bases)))
@@ -115,8 +124,9 @@ class LRFinder(FitCallback):
             _set_rates(trainer, chosen, max(bases))
 
     def _rates(self) -> list[float]:
-        growth = (self.max_lr / self.min_lr) ** (1 / (self.num_steps - 1))
-        return [self.min_lr * growth**step for step in range(self.num_steps)]
+        low, high = math.log(self.min_lr), math.log(self.max_lr)  # whose ratio may be more than a number can hold
+        rates = [math.exp(low + (high - low) * step / (self.num_steps - 1)) for step in range(self.num_steps)]
+        return [self.min_lr, *rates[1:-1], self.max_lr]
 
     def _text(self, result: LRRange, before: float) -> str:
         owner = type(self).__name__

@@ -4,7 +4,7 @@
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -33,6 +33,8 @@ from lightning_optkit.diagnostics.noise_scale import gradient_noise_scale
 __all__ = ["NoiseScale"]
 
 _RESAMPLES = 200
+_CUT = (Tensor, list, tuple)  # a list of strings is one per sample, too
+_NESTED = (Tensor, list, tuple, Mapping)
 
 
 class NoiseScale(FitCallback):
@@ -58,7 +60,7 @@ class NoiseScale(FitCallback):
         parts: Number of parts of a batch, at least 2. More parts are more accurate and need more launches.
         window: Measurements that are averaged, at least 1.
         split: Maps a batch and `parts` to a list of batches of equal size. Default: all tensors of the batch are cut
-            along their first dimension; samples that are left over are not used.
+            along their first dimension, and lists with an entry per sample; samples that are left over are not used.
         log: Log `noise_scale` if there is a logger.
         verbose: Print the result after the fit.
 
@@ -96,7 +98,7 @@ class NoiseScale(FitCallback):
         self.split, self.log, self.verbose = split, log, verbose
         self._measured: deque[tuple[float, float]] = deque(maxlen=self.window)  # noise, squared gradient
         self._samples: int | None = None  # in a step
-        self._is_checked = False
+        self._is_checked, self._why_nothing = False, ""
 
     @property
     def scale(self) -> float | None:
@@ -146,7 +148,7 @@ class NoiseScale(FitCallback):
                         "of one are measured; measure without it."
                     )
         self._measured.clear()
-        self._samples, self._is_checked = None, False
+        self._samples, self._is_checked, self._why_nothing = None, False, "no step was due"
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -161,8 +163,14 @@ class NoiseScale(FitCallback):
             with repeatable(pl_module):
                 gradients = self._gradients(trainer, pl_module, params, batches, batch_idx)
                 measured = gradient_noise_scale(gradients, size)
-            found = torch.tensor([measured.noise, measured.gradient_square], device=pl_module.device)
+            if measured.noise or measured.gradient_square:
+                found = torch.tensor([measured.noise, measured.gradient_square], device=pl_module.device)
+                self._why_nothing = "gradients were infinite or NaN"
+            else:
+                self._why_nothing = "all gradients were zero; does training_step return a loss?"
             self._samples = size * self.parts * accumulated * run.replicas
+        else:
+            self._why_nothing = f"it needs batches of {self.parts} samples"
         # All processes, also one whose last batch is too small: or the others would wait for it.
         mean = trainer.strategy.reduce(found, reduce_op="mean")
         noise, square = mean.tolist()
@@ -178,9 +186,7 @@ class NoiseScale(FitCallback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self._measured:
-            rank_zero_warn(
-                f"{type(self).__name__}(...): nothing was measured; it needs batches of {self.parts} samples."
-            )
+            rank_zero_warn(f"{type(self).__name__}(...): nothing was measured; {self._why_nothing}.")
         elif self.verbose:
             rank_zero_info(self._text())
 
@@ -203,11 +209,19 @@ class NoiseScale(FitCallback):
             )
         size = samples // self.parts
 
-        def cut(tensor: Tensor, place: int) -> Tensor:
-            whole = tensor.dim() > 0 and len(tensor) == samples
-            return tensor[place * size : (place + 1) * size] if whole else tensor
+        def cut(value: Any, place: int) -> Any:
+            if isinstance(value, Tensor):
+                whole = value.dim() > 0 and len(value) == samples
+            else:
+                whole = len(value) == samples and not any(isinstance(each, _NESTED) for each in value)
+            if whole:
+                return value[place * size : (place + 1) * size]
+            if isinstance(value, Tensor):
+                return value
+            parts = [apply_to_collection(each, _CUT, cut, place) for each in value]
+            return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
 
-        return (apply_to_collection(batch, Tensor, cut, place) for place in range(self.parts)), size
+        return (apply_to_collection(batch, _CUT, cut, place) for place in range(self.parts)), size
 
     def _gradients(
         self,

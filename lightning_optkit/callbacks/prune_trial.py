@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_optkit._checks import check_in, check_like, check_listed, check_one_of
@@ -79,6 +80,7 @@ class PruneTrial(FitCallback):
 
     def _forget(self) -> None:
         self._judged_at = 0
+        self._is_unknown: bool | None = None  # whether it was never known how much the run has learned
 
     # --- hooks, in the order Lightning calls them ---
 
@@ -103,9 +105,17 @@ class PruneTrial(FitCallback):
                 self._condemn(trainer, health.verdicts[0])
             if self._is_due(trainer):
                 verdicts, outcome = health.judge_now()
+                self._is_unknown = math.isnan(outcome.progress) and self._is_unknown is not False
                 learns = not outcome.has_diverged and not outcome.progress < self.progress  # unknown: let be
                 if verdicts and not learns:
                     self._condemn(trainer, verdicts[0])
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._is_unknown:
+            rank_zero_warn(
+                f"{type(self).__name__}(...): the trial was not judged, since it is not known how much it has learned; "
+                "that takes one loss per step, of a loss function of torch. A pruner of Optuna needs no such loss."
+            )
 
     # --- implementation ---
 

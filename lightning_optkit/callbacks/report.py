@@ -12,8 +12,10 @@ The gradient norm is obtained without an extra read of the gradients where possi
   optimizer's step, since Lightning runs the forward and backward pass inside the step, after that hook.
 """
 
+import os
 import statistics
 import time
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -26,11 +28,11 @@ from torch.optim import Optimizer
 
 from lightning_optkit._checks import check_bools, check_int, check_path, check_text, shown
 from lightning_optkit._norms import total_norm
-from lightning_optkit.callbacks.fuse import Fuse
-from lightning_optkit.callbacks.gradient_clipping import GradientClipping
+from lightning_optkit.callbacks._plan_of_run import clip_of_run, plan_of_run
 from lightning_optkit.callbacks.gradient_health import GradientHealth
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
+from lightning_optkit.callbacks.seams.interruption import how_it_ended
 from lightning_optkit.callbacks.seams.layers_of_run import LayersOfRun
 from lightning_optkit.callbacks.seams.lightning_packages import is_overridden
 from lightning_optkit.callbacks.seams.lightning_private import logged_in_training_step, logged_per_epoch
@@ -39,6 +41,7 @@ from lightning_optkit.callbacks.seams.refusals import refuse_listed_twice
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.callbacks.seams.run_settings import callback_arguments, run_settings, watched_metrics
 from lightning_optkit.callbacks.seams.steps import StepListener, watch_steps
+from lightning_optkit.diagnostics._files import why_unwritable
 from lightning_optkit.diagnostics._record import record_from
 from lightning_optkit.diagnostics._summary import summary_text
 from lightning_optkit.diagnostics.environment import environment
@@ -52,6 +55,10 @@ _MAX_PENDING = 512  # values still on an accelerator
 
 class Report(FitCallback):
     """Records a fit and writes it as one page when the fit ends: settings, curves, layers, the plan, findings.
+
+    A fit that is ended by an exception, Ctrl-C or SIGTERM after at least one step is written too, and the page begins
+    with what ended it, when and where. With several processes, that is what ended the first one. No file is written
+    for `fast_dev_run`, like those of Lightning's loggers and checkpoints, and for a fit without a step.
 
     The page needs nothing but itself. A file of the same name that ends in .json holds the record, from which
     `optkit report` puts several runs on one page. Steps are counted as in a schedule: with manual optimization, a batch
@@ -90,7 +97,7 @@ class Report(FitCallback):
         check_int(type(self).__name__, "measure_every", measure_every, minimum=1)
         check_bools(type(self).__name__, write=write, layers=layers, verbose=verbose)
         if path is not None:
-            check_path(type(self).__name__, "path", path)
+            _check_page(type(self).__name__, check_path(type(self).__name__, "path", path))
         if name is not None:
             check_text(type(self).__name__, "name", name, 'a name of the run, such as "plain"')
         self._path, self._name, self._measure_every, self._write = path, name, measure_every, write
@@ -107,6 +114,7 @@ class Report(FitCallback):
         self._batch_idx, self._origin = 0, 0.0
         self._clips = False
         self._of_layers: LayersOfRun | None = None
+        self._folder: str | None = None  # where the page goes; None before the training starts
 
     def __getstate__(self) -> dict[str, Any]:
         self._fetch()  # fetched here, since a copy would append to the same record
@@ -140,6 +148,8 @@ class Report(FitCallback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         record = self.record
+        record.ended = {}
+        self._folder = _folder_of(trainer)  # not asked after an exception, since it asks the other processes
         self._clips = bool(trainer.gradient_clip_val) or is_overridden("configure_gradient_clipping", pl_module)
         self._clips |= not pl_module.automatic_optimization
         record.num_steps = Run(trainer).step
@@ -147,6 +157,11 @@ class Report(FitCallback):
         record.settings = {"date": date, **run_settings(trainer, pl_module)}
         record.callbacks, record.goals = callback_arguments(trainer, but=self), watched_metrics(trainer)
         record.environment = environment()
+        if self._writes(trainer) and why_unwritable(self._target()):
+            rank_zero_warn(
+                f"{type(self).__name__}(path={str(self._target())!r}): no report can be written at the end, since "
+                f"{why_unwritable(self._target())}; checkpoints and `record` will have it."
+            )
         self._origin = time.perf_counter() - (record.elapsed_s.last or 0.0)
         if self._layers:
             self._of_layers = LayersOfRun(trainer, pl_module, record.layers, self._measure_every)
@@ -154,8 +169,8 @@ class Report(FitCallback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Not earlier: only now is it known what every callback adds to the step.
-        self.record.explanation = _explanation(trainer)
-        self.record.clip = _clip(trainer)
+        self.record.explanation = plan_of_run(trainer)
+        self.record.clip = clip_of_run(trainer)
         self._started = None
 
     def on_train_batch_start(
@@ -208,7 +223,7 @@ class Report(FitCallback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._started = None  # the time of the validation is not part of a step
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or self._folder is None:  # a validation outside of a fit
             return
         for name, value in trainer.callback_metrics.items():
             if name not in self._not_validation:
@@ -223,26 +238,61 @@ class Report(FitCallback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._fetch()
+        self._folder = _folder_of(trainer)
+        self._conclude(trainer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        # No error of ours may take the place of the user's.
+        try:
+            if self._folder is not None:
+                self._conclude_early(trainer, pl_module, exception)
+        except Exception as error:
+            self._say_unwritten(error)
+        super().on_exception(trainer, pl_module, exception)
+
+    # --- implementation ---
+
+    def _conclude_early(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        for health in callbacks_of(trainer, GradientHealth):
+            health.conclude_early(trainer, pl_module)
+        try:
+            self._fetch()
+        except RuntimeError:  # of a device that has failed
+            self._pending = []
+        self.record.ended = how_it_ended(trainer, exception)
+        self.record.num_steps = Run(trainer).step
+        self._conclude(trainer)
+
+    def _conclude(self, trainer: pl.Trainer) -> None:
+        """Sums the record up and writes it. Calls no other process."""
         record = self.record
         _, durations = record.step_ms.finite()
         if durations:
             record.timings["training step"] = statistics.median(durations)
         health = callbacks_of(trainer, GradientHealth)
         record.verdicts = [verdict for each in health for verdict in each.verdicts] if health else None
-        if self._verbose:
+        has_something = record.num_steps > 0 or record.verdicts  # else it would replace the page of another run
+        if self._verbose and has_something:
             rank_zero_info(summary_text(record))
-        path = Path(self._path or Path(trainer.log_dir or trainer.default_root_dir) / "report.html")
-        if self._write and trainer.is_global_zero:
+        if self._writes(trainer) and has_something:
             try:
-                written = write_report([record], path)
-                record.save(written.with_suffix(".json"))
+                written = write_report([record], self._target())
+                record.save(_beside(written))
             except Exception as error:  # a failing report must not lose the result of the fit
-                reason = f"{type(error).__name__}: {shown(str(error))}"
-                rank_zero_warn(f"{type(self).__name__}(path={str(path)!r}): no report was written ({reason}).")
+                self._say_unwritten(error)
             else:
                 rank_zero_info(f"Report: {written}")
 
-    # --- implementation ---
+    def _writes(self, trainer: Any) -> bool:
+        return self._write and trainer.is_global_zero and not trainer.fast_dev_run
+
+    def _target(self) -> Path:
+        return Path(self._path or Path(self._folder or "") / "report.html")
+
+    def _say_unwritten(self, error: Exception) -> None:
+        reason = f"{type(error).__name__}: {shown(str(error))}"
+        with suppress(Warning):  # where warnings are errors
+            rank_zero_warn(f"{type(self).__name__}(path={str(self._target())!r}): no report was written ({reason}).")
 
     def _measures(self, trainer: pl.Trainer) -> bool:
         return Run(trainer).step % self._measure_every == 0
@@ -288,32 +338,28 @@ class Report(FitCallback):
         self._forget()
 
 
+def _folder_of(trainer: pl.Trainer) -> str:
+    return trainer.log_dir or trainer.default_root_dir
+
+
+def _check_page(owner: str, path: Path) -> None:
+    where = f"{owner}(path={shown(str(path))})"
+    if path.suffix.lower() == ".json":
+        raise ValueError(
+            f"{where}: path must be that of the page, such as 'run.html'; the record is then in 'run.json'."
+        )
+    if os.path.isdir(path):
+        raise ValueError(f"{where}: path must be a file, such as {shown(str(path / 'report.html'))}; it is a folder.")
+
+
+def _beside(page: Path) -> Path:
+    """The file of the record of this page."""
+    is_html = page.suffix.lower() in (".html", ".htm")  # other ends of a name are part of it, as in "lr=0.1"
+    return page.with_suffix(".json") if is_html else page.with_name(f"{page.name}.json")
+
+
 def _named(curves: dict[str, Curve], name: str) -> Curve:
     return curves.setdefault(name, Curve())
-
-
-def _explanation(trainer: pl.Trainer) -> str:
-    """The plan of each optimizer, and of the norms."""
-    parts = []
-    for name, optimizer in zip(optimizer_names(trainer), trainer.optimizers, strict=True):
-        which = f"{name}: " if len(trainer.optimizers) > 1 else ""
-        if isinstance(optimizer, OnePassOptimizer):
-            parts.append(f"{which}{optimizer.explain()}")
-        else:
-            kind = f"{type(optimizer).__module__}.{type(optimizer).__name__}"
-            parts.append(f"{which}{kind}: its own step; nothing is folded into it")
-    parts += [line for fuse in callbacks_of(trainer, Fuse) for line in fuse.norm_lines()]
-    return "\n\n".join(parts)
-
-
-def _clip(trainer: pl.Trainer) -> str:
-    """The clip of the steps, inside of them or before."""
-    folded = [optimizer.clip for optimizer in trainer.optimizers if isinstance(optimizer, OnePassOptimizer)]
-    apart = [each.clip for each in callbacks_of(trainer, GradientClipping)]
-    of_trainer = Run(trainer).clip
-    clips = [clip for clip in folded if clip is not None] or apart
-    texts = [repr(clip) for clip in clips] or ([repr(of_trainer)] if of_trainer is not None else [])
-    return ", ".join(dict.fromkeys(texts))
 
 
 def _knows_norm(optimizer: Optimizer) -> bool:

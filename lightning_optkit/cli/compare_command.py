@@ -2,7 +2,9 @@
 """`optkit compare`: one task under several settings, each with several seeds."""
 
 import logging
+import os
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +19,11 @@ from rich.console import Console
 
 from lightning_optkit.callbacks import PowerSnapshots, Report, SnapshotEnsemble
 from lightning_optkit.cli.bare_names import bare_names
-from lightning_optkit.cli.trainer_commands import about_settings, cli_of_fit
+from lightning_optkit.cli.trainer_commands import about_settings, cli_of_fit, of_user, refuse_unreadable
 from lightning_optkit.diagnostics import RunRecord
 from lightning_optkit.diagnostics._comparison import comparison_rows, write_comparison
+from lightning_optkit.diagnostics._figures import as_label
+from lightning_optkit.diagnostics._files import why_unwritable
 from lightning_optkit.diagnostics._summary import table_text
 from lightning_optkit.recipes import recipe_names, recipe_text
 
@@ -52,7 +56,8 @@ def compare(options: Namespace) -> None:
     `optkit compare --task task.yaml --tried mlp --tried mine.yaml --seeds 0 1 2` runs the task as it is, with the
     recipe, and with the file over it, three times each.
     Each is fitted as `optkit fit --config task.yaml --config TRIED --seed_everything SEED` would, without a logger and
-    checkpoints; a list of callbacks in a file replaces that of the task.
+    checkpoints; a list of callbacks in a file replaces that of the task. A run that an exception ends after its first
+    step is counted as ended early, and the others go on; after Ctrl-C, the page has the runs so far.
 
     Raises:
         ValueError: for a recipe or file that does not exist, a seed given twice, or settings that cannot be run.
@@ -65,18 +70,48 @@ def compare(options: Namespace) -> None:
     for path in options.task:
         if not Path(path).is_file():
             raise ValueError(f"optkit compare: --task {path}: there is no such file.")
+    refuse_unreadable([*options.task, *filter(os.path.isfile, tried)], "optkit compare")
+    for seed in options.seeds:
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"optkit compare: --seeds {seed}: a seed must be in [0, 2**32).")
+    _check_output(options, tried)
     console = Console(highlight=False, markup=False)
     groups: dict[str, list[RunRecord]] = {}
     sys.path.insert(0, "")  # as `optkit fit` does: the user's model is a file in this folder
     with _quiet(), TemporaryDirectory() as folder:
         files = {each: _file_of(each, Path(folder)) for each in tried}
-        for name in tried:
-            for seed in options.seeds:
-                record = _fitted([*options.task, *files[name]], seed)
-                groups.setdefault(name, []).append(record)
-                console.print(f"{name}, seed {seed}: {record.num_steps:,} steps in {record.elapsed_s.last or 0:.1f} s")
+        for name in tried[1:]:
+            _built([*options.task, *files[name]], options.seeds[0])  # one that is wrong is found before the first run
+        try:
+            for name in tried:
+                for seed in options.seeds:
+                    record = _fitted([*options.task, *files[name]], seed)
+                    groups.setdefault(name, []).append(record)
+                    console.print(f"{name}, seed {seed}: {_in_words(record)}")
+        except BaseException:
+            if groups:
+                print(f"Of the runs so far: {write_comparison(groups, Path(options.output), title=options.title)}")
+            raise
     print(table_text(comparison_rows(groups), ["", *groups]))
     print(f"Report: {write_comparison(groups, Path(options.output), title=options.title)}")
+
+
+def _check_output(options: Namespace, tried: Sequence[str]) -> None:
+    """Before hours of runs, not after them."""
+    output, call = Path(options.output), f"optkit compare: --output {options.output}"
+    if any(Path(each).resolve() == output.resolve() for each in (*options.task, *tried)):
+        raise ValueError(f"{call}: it is one of the files of this comparison, and would be overwritten.")
+    reason = why_unwritable(output)
+    if reason:
+        raise ValueError(f"{call}: {reason}.")
+
+
+def _in_words(record: RunRecord) -> str:
+    took = f"{record.num_steps:,} steps in {record.elapsed_s.last or 0:.1f} s"
+    if not record.ended:
+        return took
+    by = as_label(record.ended["by"].splitlines()[0], 200)
+    return f"{took}, ended {record.ended['when']}, by {by} ({record.ended['where']})"
 
 
 def _file_of(tried: str, folder: Path) -> list[str]:
@@ -94,26 +129,40 @@ def _file_of(tried: str, folder: Path) -> list[str]:
     return [str(path)]
 
 
-def _fitted(files: Sequence[str], seed: int) -> RunRecord:
+def _built(files: Sequence[str], seed: int) -> LightningCLI:
     words = [word for file in files for word in ("--config", file)]
     words += ["--seed_everything", str(seed)]
     words += [word for name in _QUIET for word in (f"--trainer.{name}", "false")]
-    try:
-        with bare_names():
-            return _fit(cli_of_fit(words, {"prog": "optkit compare"}))
-    except Exception as error:
-        sentence = about_settings(error)
-        if sentence is None:
-            raise
-        raise ValueError(f"optkit compare: {sentence}") from None
+    with _in_a_sentence(), bare_names():
+        return cli_of_fit(words, {"prog": "optkit compare"})
 
 
-def _fit(cli: LightningCLI) -> RunRecord:
+def _fitted(files: Sequence[str], seed: int) -> RunRecord:
+    cli = _built(files, seed)
     trainer: Any = cli.trainer
     report = Report(write=False, verbose=False, layers=False)
     trainer.callbacks = [*(each for each in trainer.callbacks if not isinstance(each, _WRITE)), report]
-    trainer.fit(cli.model, datamodule=cli.datamodule)
+    with _in_a_sentence(), bare_names():
+        try:
+            trainer.fit(cli.model, datamodule=cli.datamodule)
+        except Exception:
+            if not report.record.ended or not report.record.num_steps:
+                raise
     return report.record
+
+
+@contextmanager
+def _in_a_sentence() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        sentence = about_settings(error)
+        if sentence is not None:
+            raise ValueError(f"optkit compare: {sentence}") from None
+        own = of_user(error)
+        own.__context__ = None  # the parser's
+        traceback.print_exception(own)
+        sys.exit(1)
 
 
 @contextmanager

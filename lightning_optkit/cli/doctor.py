@@ -170,10 +170,12 @@ class _Repeated:
 
     def __iter__(self) -> Iterator[Any]:
         if hasattr(self._loader, "__iter__") and not isinstance(self._loader, dict | list | tuple):
-            first = next(iter(self._loader))
+            batches = iter(self._loader)
         else:
-            first = next(iter(CombinedLoader(self._loader, "max_size_cycle")))[0]
-        return iter([first] * self._count)
+            batches = (batch for batch, *_ in CombinedLoader(self._loader, "max_size_cycle"))
+        for first in batches:
+            return iter([first] * self._count)
+        raise ValueError("doctor: the loader of training data gives no batch; is the data set empty?")
 
 
 @contextmanager
@@ -236,7 +238,11 @@ def _findings(seen: RunSeen, verdicts: Sequence[Verdict]) -> Iterator[Finding]:
         words = _WORDS[check](seen) if check in _WORDS else ""
         found = [Finding(check, words, "fault", verdict) for verdict in faults if verdict.symptom in symptoms]
         found += [Finding(check, words, "hint", verdict) for verdict in hints if verdict.symptom in symptoms]
-        if check == "one batch" and progress < _NOT_FITTED and not faults:
+        if check == "parameters" and not seen.steps:
+            found = [Finding(check, words, "fault")]
+        elif check == "one batch" and seen.steps < _LEAST_STEPS and not found:
+            found = [Finding(check, f"{words}, too few to tell", "unknown")] if words != _UNKNOWN else []
+        elif check == "one batch" and progress < _NOT_FITTED and not faults:
             found = [Finding(check, words, "fault", found[0].verdict if found else None)]
         yield from found
         if not found and words:

@@ -21,6 +21,16 @@ from lightning_optkit.cli.doctor import Examination, examine
 __all__ = ["doctor_of", "show"]
 
 _KEPT = (Fuse, Initialize, ParameterGroups, Preprocess)  # without which a module may not be what it will be
+_WITHOUT_RULE = {
+    "one batch": (
+        "the batch could not be fitted",
+        "no rule says why; is every layer used, and is the loss that of the targets?",
+    ),
+    "parameters": (
+        "no step was taken",
+        "does training_step return a loss or, with manual optimization, call the step of an optimizer?",
+    ),
+}
 _STATES = {"ok": "green", "hint": "yellow", "fault": "bold red", "unknown": "dim"}
 
 
@@ -72,8 +82,9 @@ def show(console: Console, examination: Examination) -> None:
             console.print(f"  seen: {each.verdict.evidence}")
             console.print(f"  try:  {each.verdict.remedy}")
         elif each.state == "fault":
-            console.print(Text("fault: the batch could not be fitted", style=_STATES["fault"]))
-            console.print("  no rule says why; is every layer used, and is the loss that of the targets?")
+            what, advice = _WITHOUT_RULE[each.check]
+            console.print(Text(f"fault: {what}", style=_STATES["fault"]))
+            console.print(f"  {advice}")
     took = f"{examination.steps} steps on one batch, {examination.seconds:.1f} s"
     verdict = "No fault found" if examination.is_healthy else "Something is wrong"
     console.print(f"{verdict} ({took}).")

@@ -2,6 +2,7 @@
 """The `optkit` command. The file of a command is imported when it is called, since most of them import Lightning."""
 
 import inspect
+import os
 import sys
 from collections.abc import Callable, Container, Sequence
 from importlib import import_module
@@ -55,7 +56,17 @@ def main(args: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows no bars and lines shows question marks
-    words = [*(sys.argv[1:] if args is None else args)]
+    try:
+        _run([*(sys.argv[1:] if args is None else args)])
+        sys.stdout.flush()  # here, where a reader that has gone away is no error
+    except BrokenPipeError:  # `optkit list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)  # as a shell has it for a command ended by Ctrl-C
+
+
+def _run(words: list[str]) -> None:
     chosen = words[0] if words else None
     if chosen in TRAINER_COMMANDS:
         from lightning_optkit.cli.trainer_commands import run
@@ -73,6 +84,8 @@ def main(args: Sequence[str] | None = None) -> None:
             _function(command)(values)
         else:
             _function(command)(**values)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:  # OSError: a file that cannot be written
         sys.exit(str(error))
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`optkit report`."""
 
+import sys
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -34,7 +35,11 @@ def report(options: Namespace) -> None:
         ValueError: for a file that holds no run.
         FileNotFoundError: if there is none.
     """
-    runs = saved_runs(options.paths)
+    if any(Path(path).is_file() and Path(path).resolve() == Path(options.output).resolve() for path in options.paths):
+        raise ValueError(f"optkit report: --output {options.output}: it is one of the runs, and would be overwritten.")
+    if not all(options.paths):
+        raise ValueError("optkit report: one of the paths is empty; is a variable of the shell not set?")
+    runs = saved_runs(options.paths, say=lambda sentence: print(sentence, file=sys.stderr))
     output = write_report(runs, Path(options.output), title=options.title)
     print(summary_text(runs[0]) if len(runs) == 1 else table_text(result_rows(runs), ["", *(run.name for run in runs)]))
     print(f"Report: {output}")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jsonargparse
 import lightning
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -18,9 +19,10 @@ from lightning_optkit.cli.first_batch import explain, find_lr
 from lightning_optkit.cli.main import TRAINER_COMMANDS
 from lightning_optkit.cli.wrong_names import ParserWithNearNames
 
-__all__ = ["about_settings", "cli_of_fit", "run"]
+__all__ = ["about_settings", "cli_of_fit", "of_user", "refuse_unreadable", "run"]
 
 _PACKAGE = str(Path(__file__).parents[1])
+_PARSER = str(Path(jsonargparse.__file__).parent)
 _LIGHTNING = str(Path(lightning.__file__).parent)
 _MORE = {
     "fit": "optkit fit --config config.yaml --trainer.max_epochs 3; in the file, `class_path: Fuse` is enough; a name "
@@ -63,12 +65,14 @@ def run(command: str, words: Sequence[str], program: str) -> None:
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # it is what we have
     summary = " ".join([TRAINER_COMMANDS[command], *filter(None, [_MORE.get(command)])])
     try:
+        refuse_unreadable(_files_of(words), f"{program} {command}")
         with bare_names():
             _run(command, [*words], program, summary)
     except Exception as error:
         sentence = about_settings(error)
         if sentence is None:
-            raise
+            own = of_user(error)  # with its own traceback, not that of the parser that called it
+            raise own from own.__cause__
         sys.exit(f"{program} {command}: {sentence}")
 
 
@@ -105,6 +109,44 @@ def _before_a_run(kind: type[LightningCLI], words: list[str], parser_kwargs: dic
 
 
 _FIRST_BATCH: dict[str, Callable[[LightningCLI], None]] = {"explain": explain, "find-lr": find_lr, "doctor": doctor_of}
+
+
+def of_user(error: BaseException) -> BaseException:
+    """What the user's class raised, where jsonargparse has wrapped it into an error about types; else `error`."""
+    each: BaseException | None = error
+    while each is not None:
+        frames = traceback.extract_tb(each.__traceback__)
+        if frames and not frames[-1].filename.startswith(_PARSER):
+            return each
+        each = each.__cause__ or each.__context__
+    return error
+
+
+def refuse_unreadable(files: Sequence[str], call: str) -> None:
+    """Files that the parser would stumble over.
+
+    Raises:
+        SystemExit: with 2, after a sentence.
+    """
+    for file in files:
+        try:
+            text = Path(file).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            reason = "it is no text in UTF-8, as a configuration must be."
+        except OSError:  # the parser says so
+            continue
+        else:
+            reason = "" if text.strip() else "it is empty; a configuration has at least a model."
+        if reason:
+            print(f"{call}: {file}: {reason}", file=sys.stderr)
+            sys.exit(2)
+
+
+def _files_of(words: Sequence[str]) -> list[str]:
+    """The files behind `--config` and `-c`."""
+    pairs = zip(words, [*words[1:], ""], strict=True)
+    behind = [after for word, after in pairs if word in ("--config", "-c")]
+    return behind + [word.partition("=")[2] for word in words if word.startswith("--config=")]
 
 
 def about_settings(error: BaseException) -> str | None:

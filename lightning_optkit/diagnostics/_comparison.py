@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compares settings, each run with several seeds: mean and spread, in a table and on a page."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -9,11 +10,11 @@ from statistics import fmean, stdev
 
 import numpy as np
 
-from lightning_optkit.diagnostics._curve import Curve
+from lightning_optkit.diagnostics._curve import Curve, tamed
 from lightning_optkit.diagnostics._figures import Line, chart, smoothed
 from lightning_optkit.diagnostics._record import RunRecord
 from lightning_optkit.diagnostics._report_charts import Drawn, over_seconds
-from lightning_optkit.diagnostics._report_tables import all_keys, goal_of
+from lightning_optkit.diagnostics._report_tables import all_keys, end_of, goal_of
 from lightning_optkit.diagnostics.report import write_page
 
 __all__ = ["comparison_rows", "write_comparison"]
@@ -32,6 +33,8 @@ def comparison_rows(groups: Groups) -> list[tuple[str, ...]]:
     """
     every = [run for runs in groups.values() for run in runs]
     rows: list[tuple[str, ...]] = [("runs", *(str(len(runs)) for runs in groups.values()))]
+    if any(run.ended for run in every):
+        rows.append(("ended early", *(str(sum(bool(run.ended) for run in runs)) for runs in groups.values())))
 
     def add(name: str, value: Callable[[RunRecord], float | None]) -> None:
         cells = [_spread([value(run) for run in runs]) for runs in groups.values()]
@@ -39,7 +42,7 @@ def comparison_rows(groups: Groups) -> list[tuple[str, ...]]:
             rows.append((name, *cells))
 
     add("seconds", lambda run: run.elapsed_s.last)
-    add("training loss, last 5 %", lambda run: _end_of(run.loss))
+    add("training loss, last 5 %", lambda run: end_of(run.loss) if run.loss.values else None)
     for metric in all_keys(run.metrics for run in every):
         goal = goal_of(metric, every)
         if goal is not None:
@@ -62,24 +65,20 @@ def _shared(runs: Sequence[RunRecord]) -> dict[str, str]:
     return {name: ", ".join(each) for name, each in values.items()}
 
 
-def _end_of(curve: Curve) -> float | None:
-    _, values = curve.finite()
-    return fmean(values[-max(1, len(values) // 20) :]) if values else None
-
-
 def _last(values: list[float]) -> float:
     return values[-1]
 
 
 def _of(metric: str, choose: Callable[[list[float]], float], run: RunRecord) -> float | None:
-    values = run.metrics[metric].finite()[1] if metric in run.metrics else []
-    return choose(values) if values else None
+    curve = run.metrics.get(metric, Curve())
+    values = curve.values if choose is _last else curve.finite()[1]
+    return choose(values) if values else math.nan if curve.values else None
 
 
 def _spread(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
+    known = tamed([value for value in values if value is not None and math.isfinite(value)])
     if not known:
-        return ""
+        return "" if all(value is None for value in values) else "not finite"
     missing = "" if len(known) == len(values) else f", {len(values) - len(known)} without a number"
     deviation = f" +- {stdev(known):.2g}" if len(known) > 1 else ""
     return f"{fmean(known):.4g}{deviation}{missing}"

@@ -2,13 +2,25 @@
 """Values over optimizer steps."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lightning_optkit._checks import check_in, check_int, check_listed
 
-__all__ = ["Curve"]
+__all__ = ["Curve", "tamed"]
 
+_LARGEST = 1e250
 _MAX_POINTS = 4_096  # per curve: more are not visible in a plot, and would enlarge checkpoints
+
+
+def tamed(values: Sequence[float]) -> list[float]:
+    """Finite values within what means, and the ticks of an axis, can hold.
+
+    Example:
+        >>> tamed([1.0, -1e308])
+        [1.0, -1e+250]
+    """
+    return [min(max(value, -_LARGEST), _LARGEST) for value in values]
 
 
 @dataclass

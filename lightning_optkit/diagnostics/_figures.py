@@ -12,7 +12,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 from unicodedata import category
 
-from lightning_optkit.diagnostics._curve import Curve
+from lightning_optkit.diagnostics._curve import Curve, tamed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,10 +71,15 @@ def smoothed(curve: Curve) -> Curve:
         >>> smoothed(Curve([1, 2], [3.0, 3.0])).values
         [3.0, 3.0]
     """
-    steps, values = curve.finite()
+    steps, values = _drawable(curve)
     for _ in range(2):  # twice: a single spike becomes smooth, not a box
         values = _means_around(values, reach=len(values) // 90)
     return Curve(steps, values)
+
+
+def _drawable(curve: Curve) -> tuple[list[int], list[float]]:
+    steps, values = curve.finite()
+    return steps, tamed(values)
 
 
 def _means_around(values: list[float], reach: int) -> list[float]:
@@ -135,7 +140,7 @@ def _cleaned(tag: re.Match[str]) -> str:
     return _UNSEEN.sub("", tag[0]).replace(INK, "currentColor")
 
 
-def as_label(name: str) -> str:
+def as_label(name: str, longest: int = _LONGEST) -> str:
     r"""A name as a single line, without unprintable characters, shortened.
 
     Example:
@@ -144,12 +149,12 @@ def as_label(name: str) -> str:
     """
     unseen = ("Cc", "Cs")  # control characters and surrogates
     seen = "".join("\N{REPLACEMENT CHARACTER}" if category(c) in unseen else c for c in " ".join(name.split()))
-    return seen if len(seen) <= _LONGEST else f"{seen[: _LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}"
+    return seen if len(seen) <= longest else f"{seen[: longest - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _draw_all(figure: "Figure", lines: Sequence[Line], ylabel: str, xlabel: str, log: bool) -> None:
     axes = figure.subplots()
-    drawn = [(line, *line.curve.finite()) for line in lines]
+    drawn = [(line, *_drawable(line.curve)) for line in lines]
     named = []
     for line, steps, values in drawn:
         if steps:
@@ -180,7 +185,7 @@ def _draw(axes: "Axes", line: Line, steps: list[int], values: list[float]) -> "L
         every = -(-len(steps) // _MAX_MARKS)
         looks = looks if line.style in ("faint", "thin") else {**looks, "markevery": every}
     if line.upper is not None:
-        axes.fill_between(steps, values, line.upper.values, color=color_of(line.color), alpha=0.2, linewidth=0.0)
+        axes.fill_between(steps, values, _drawable(line.upper)[1], color=color_of(line.color), alpha=0.2, linewidth=0.0)
     artist: Line2D = axes.plot(steps, values, color=color_of(line.color), **looks)[0]
     return artist
 

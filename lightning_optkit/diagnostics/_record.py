@@ -21,13 +21,15 @@ from lightning_optkit._checks import (
     shown,
 )
 from lightning_optkit.diagnostics._curve import Curve
+from lightning_optkit.diagnostics._files import replace_text
 from lightning_optkit.diagnostics.verdict import Verdict, verdict_from
 
 __all__ = ["LAYER_QUANTITIES", "Curve", "RunRecord", "record_from"]
 
 _CURVES = ("loss", "step_ms", "elapsed_s")
 _NAMED_CURVES = ("learning_rate", "grad_norm", "grad_norm_clipped", "metrics", "logged")
-_TEXTS = ("settings", "callbacks", "environment")
+_TEXTS = ("settings", "callbacks", "ended", "environment")
+_OF_END = ("by", "when", "where")
 _CURVE = "a curve such as Curve([1, 2], [2.0, 1.0])"
 LAYER_QUANTITIES = ("grad_norm", "update_ratio", "activation", "closed")
 
@@ -56,6 +58,7 @@ class RunRecord:
         clip: The clip by norm, or "".
         explanation: The plan of the step: `str(optimizer.explain())` of each optimizer.
         verdicts: What `GradientHealth` found; None without it.
+        ended: What ended the run before its time: "by" (exception and message), "when" and "where"; else empty.
         environment: Facts about the installation, of `environment()`.
 
     Raises:
@@ -86,6 +89,7 @@ class RunRecord:
     clip: str = ""
     explanation: str = ""
     verdicts: list[Verdict] | None = None
+    ended: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -106,6 +110,8 @@ class RunRecord:
             texts = check_mapping(owner, name, getattr(self, name), 'a dict of strings such as {"seed": "1"}')
             for key, text in texts.items():
                 check_instance(owner, f"{name}[{key!r}]", text, str, "a string")
+        for key in self.ended:
+            check_one_of(owner, "ended", key, _OF_END)
         for key, goal in check_mapping(owner, "goals", self.goals, 'a dict such as {"val_loss": "min"}').items():
             check_one_of(owner, f"goals[{key!r}]", goal, ("min", "max"))
         check_instance(owner, "clip", self.clip, str, "a string")
@@ -143,8 +149,7 @@ class RunRecord:
             ValueError: if it cannot be the name of a file.
         """
         target = check_path("RunRecord.save", "path", path).absolute()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(self.to_dict()), encoding="utf-8")
+        replace_text(target, json.dumps(self.to_dict()))
         return target
 
     @staticmethod
@@ -162,7 +167,7 @@ class RunRecord:
         text = check_path("RunRecord.load", "path", path, exists=True).read_text(encoding="utf-8", errors="replace")
         try:
             saved = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{call}): path must be a record of `RunRecord.save`; it is no JSON ({error}).") from None
         try:
             return record_from(saved, "RunRecord.load(path")
@@ -174,10 +179,12 @@ def record_from(saved: Mapping[str, Any], call: str) -> RunRecord:
     """The same for the argument of another `call`; the message begins with `Owner.method(argument`."""
     plain: dict[str, Any] = {"name": str, "num_steps": int, "clip": str, "explanation": str}
     copied: dict[str, Any] = dict.fromkeys((*_TEXTS, "goals", "timings"), Mapping)
+    del copied["ended"]  # which records of former versions lack
     curves = dict.fromkeys((*_CURVES, *_NAMED_CURVES, "layers"), Mapping)
     check_state(call, saved, **plain, **copied, **curves, verdicts=(list, type(None)))
     made: dict[str, Any] = {name: saved[name] for name in plain}
     made |= {name: dict(saved[name]) for name in copied}
+    made["ended"] = check_state(call, {"ended": {}, **saved}, ended=Mapping)["ended"]
     made |= {name: _curve(call, name, saved[name]) for name in _CURVES}
     made |= {name: _curves(call, name, saved[name]) for name in _NAMED_CURVES}
     made["layers"] = {key: _curves(call, f"layers[{key!r}]", named) for key, named in saved["layers"].items()}

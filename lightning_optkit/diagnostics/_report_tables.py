@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tables of a report: results, and the settings in which runs differ."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, median
 
-from lightning_optkit.diagnostics._curve import Curve
+from lightning_optkit.diagnostics._curve import Curve, tamed
 from lightning_optkit.diagnostics._record import RunRecord
 
-__all__ = ["all_keys", "duration_of", "goal_of", "results", "settings_rows", "shared_plans"]
+__all__ = ["all_keys", "duration_of", "end_of", "goal_of", "number_text", "results", "settings_rows", "shared_plans"]
 
 Row = tuple[str, ...]
 _SMALL = re.compile(r"loss|err|mae|mse|rmse|nll|ppl|perplexity|wer|cer|fid|distance", re.IGNORECASE)
@@ -47,6 +48,7 @@ def results(runs: Sequence[RunRecord]) -> list[Row]:
     rows: list[Row] = [
         ("optimizer steps", *(f"{run.num_steps:,}" if run.num_steps else "" for run in runs)),
         ("duration", *(duration_of(run) for run in runs)),
+        ("ended by", *(_end(run) for run in runs)),
         ("training loss, last 5 %", *(_end_of(run.loss) for run in runs)),
     ]
     for name in all_keys(run.metrics for run in runs):
@@ -82,6 +84,11 @@ def duration_of(run: RunRecord) -> str:
     return f"{minutes} min {rest:.0f} s" if minutes else f"{rest:.1f} s"
 
 
+def _end(run: RunRecord) -> str:
+    """What ended the run before its time, in a few words."""
+    return " ".join(run.ended.get("by", "").split("\n")[0].partition(":")[0].split()) if run.ended else ""
+
+
 def settings_rows(runs: Sequence[RunRecord]) -> tuple[list[Row], list[Row]]:
     """The settings and callbacks in which the runs differ, and those that all have.
 
@@ -110,12 +117,29 @@ def shared_plans(runs: Sequence[RunRecord]) -> list[tuple[str, str]]:
 
 
 def _end_of(curve: Curve) -> str:
-    _, values = curve.finite()
-    return f"{fmean(values[-max(1, len(values) // 20) :]):.4f}" if values else ""
+    return "" if not curve.values else number_text(end_of(curve))
+
+
+def end_of(curve: Curve) -> float:
+    """Mean of the last 5 % of the values; NaN if one of them, or all, are not finite."""
+    last = curve.values[-max(1, len(curve.values) // 20) :]
+    return fmean(tamed(last)) if last and all(map(math.isfinite, last)) else math.nan
+
+
+def number_text(value: float) -> str:
+    """A number in a few characters, and a number that is none by its name.
+
+    Example:
+        >>> number_text(0.25), number_text(2e-7), number_text(float("nan"))
+        ('0.2500', '2e-07', 'not finite')
+    """
+    if not math.isfinite(value):
+        return "not finite"
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e6 else f"{value:.4g}"
 
 
 def _last_of(curve: Curve | None) -> str:
-    return f"{curve.values[-1]:.4f}" if curve is not None and curve.values else ""
+    return number_text(curve.values[-1]) if curve is not None and curve.values else ""
 
 
 def _extreme(curve: Curve | None, highest: bool) -> str:
@@ -123,7 +147,7 @@ def _extreme(curve: Curve | None, highest: bool) -> str:
     if not values:
         return ""
     best = max(values) if highest else min(values)
-    return f"{best:.4f} at step {steps[values.index(best)]:,}"
+    return f"{number_text(best)} at step {steps[values.index(best)]:,}"
 
 
 def _norm_rows(runs: Sequence[RunRecord]) -> list[Row]:

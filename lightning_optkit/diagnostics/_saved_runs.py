@@ -5,7 +5,7 @@ import csv
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,38 +21,65 @@ _VALIDATION = re.compile(r"(^|[_/. -])(val|valid|validation|dev)([_/. -]|$)", re
 _LOSS = re.compile(r"^(train(ing)?[_/. -]+)?loss([_/. -]step)?$", re.IGNORECASE)
 
 
-def saved_runs(paths: Sequence[str | os.PathLike[str]]) -> list[RunRecord]:
+def saved_runs(
+    paths: Sequence[str | os.PathLike[str]], say: Callable[[str], object] = lambda sentence: None
+) -> list[RunRecord]:
     """One record per run, each with a name of its own.
 
     Args:
         paths: Files that end in .json (of `Report`), .ckpt (of a run with `Report`) or .csv (of CSVLogger), and
             folders, which are searched for report.json and, where there is none beside it, metrics.csv.
+        say: Called with a sentence for each file in a folder that is left out, since it holds no run.
 
     Raises:
         FileNotFoundError: if there is no such file, or nothing in a folder.
-        ValueError: if a file holds no run.
+        ValueError: if a file holds no run, or all those in a folder.
     """
-    files = [file for path in paths for file in _files_in(Path(path))]
-    return _named_apart([(file, _read(file)) for file in dict.fromkeys(files)])
+    read: dict[Path, tuple[Path, RunRecord]] = {}
+    for path in map(Path, paths):
+        for file, run in _found_in(path, say) if path.is_dir() else [(path, _read(path))]:
+            read.setdefault(file.resolve(), (file, run))
+    return _named_apart([*read.values()])
 
 
-def _files_in(path: Path) -> list[Path]:
-    if path.is_dir():
-        found = [file for name in _IN_FOLDERS for file in sorted(path.rglob(name))]
-        with_record = {file.parent for file in found if file.name == _IN_FOLDERS[0]}
-        kept = [file for file in found if file.name == _IN_FOLDERS[0] or file.parent not in with_record]
-        if not kept:
-            raise FileNotFoundError(f"{path}: there is no report.json and no metrics.csv in this folder.")
-        return kept
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file.")
-    return [path]
+def _found_in(folder: Path, say: Callable[[str], object]) -> list[tuple[Path, RunRecord]]:
+    """The runs below a folder. One that was killed while it wrote must not hide the others."""
+    found = [file for name in _IN_FOLDERS for file in sorted(folder.rglob(name)) if file.is_file()]
+    runs, failed, with_record = [], [], set()
+    for file in found:
+        if file.name != _IN_FOLDERS[0] and file.parent in with_record:
+            continue
+        try:
+            runs.append((file, _read(file)))
+        except (ValueError, OSError) as error:
+            failed.append(error)
+        else:
+            with_record.add(file.parent)
+    if failed and not runs:
+        raise failed[0]
+    for each in failed:
+        say(f"Left out: {each}")
+    if not runs:
+        raise FileNotFoundError(
+            f"{folder}: there is no report.json and no metrics.csv in this folder; give the Trainer a Report or a "
+            "CSVLogger, or name a checkpoint of a run with Report."
+        )
+    return runs
 
 
 def _read(path: Path) -> RunRecord:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file.")
     if path.suffix == ".csv":
         return _of_csv(path)
-    return _of_checkpoint(path) if path.suffix == ".ckpt" else RunRecord.load(path)
+    if path.suffix == ".ckpt":
+        return _of_checkpoint(path)
+    try:
+        return RunRecord.load(path)
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: it is no record of Report, or only a part of one; a checkpoint of the run has it too. {error}"
+        ) from None
 
 
 def _of_checkpoint(path: Path) -> RunRecord:
@@ -60,19 +87,29 @@ def _of_checkpoint(path: Path) -> RunRecord:
         saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # whatever a damaged file raises
         raise ValueError(f"{path}: it is no checkpoint that can be read safely ({type(error).__name__}).") from None
-    callbacks = saved.get("callbacks", {}) if isinstance(saved, dict) else {}
-    state = next((state for key, state in callbacks.items() if key.partition("{")[0] == "Report"), None)
+    callbacks = saved.get("callbacks") if isinstance(saved, dict) else None
+    callbacks = callbacks if isinstance(callbacks, dict) else {}
+    state = next((state for key, state in callbacks.items() if str(key).partition("{")[0] == "Report"), None)
     if state is None:
         raise ValueError(f"{path}: the run had no Report among its callbacks, so its checkpoint holds no curves.")
-    return record_from(state, "saved_runs(checkpoint")
+    try:
+        return record_from(state, "saved_runs(checkpoint")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: its record of Report is damaged; {error}") from None
 
 
 def _of_csv(path: Path) -> RunRecord:
     """The columns by name: "lr-..." are rates, what speaks of validation metrics, "loss" or "train_loss" the loss."""
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
-        rows = [*csv.DictReader(file)]
-    if not rows or "step" not in rows[0]:
+        reader = csv.DictReader(file)
+        try:
+            columns, rows = [*(reader.fieldnames or ())], [*reader]
+        except csv.Error as error:
+            raise ValueError(f"{path}: it is no log of CSVLogger ({error}).") from None
+    if "step" not in columns:
         raise ValueError(f"{path}: it has no column 'step' as the logs of CSVLogger.")
+    if not rows:
+        raise ValueError(f"{path}: nothing was logged; it has no row but its head.")
     record = RunRecord(path.parent.name or "run")
     for name in rows[0]:
         if name in ("step", "epoch", None, ""):
@@ -90,6 +127,8 @@ def _of_csv(path: Path) -> RunRecord:
             getattr(record, name)["optimizer 0"] = curve
         else:
             record.logged[name] = curve
+    if record == RunRecord(record.name):
+        raise ValueError(f"{path}: none of its columns has a number beside one in 'step'.")
     curves = [record.loss, *record.metrics.values(), *record.logged.values()]
     record.num_steps = max((curve.steps[-1] for curve in curves if curve.steps), default=0)
     return record

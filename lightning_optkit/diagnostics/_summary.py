@@ -3,7 +3,9 @@
 
 import io
 import math
+import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -19,6 +21,7 @@ __all__ = ["summary_text", "table_text"]
 
 _WIDTH = 80
 _BLOCKS = "▁▂▃▄▅▆▇█"
+_LINES_OF_ERROR = 4
 _COLUMNS = 32  # of a curve
 
 
@@ -32,13 +35,14 @@ def summary_text(run: RunRecord) -> str:
     """
     took = duration_of(run)
     lines = [f"{as_label(run.name)}: {run.num_steps:,} steps" + (f" in {took}" if took else "")]
+    lines += _end(run)
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for label, curve in _curves(run):
         table.add_row(*(Text(cell) for cell in (as_label(label), _blocks(curve, "loss" in label), _ends(curve))))
     lines += _rendered(table)
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for name, cell in results([run]):
-        if name not in ("optimizer steps", "duration"):
+        if name not in ("optimizer steps", "duration", "ended by"):
             table.add_row(Text(as_label(name)), Text(cell))
     lines += _rendered(table)
     if run.verdicts is not None:
@@ -67,6 +71,15 @@ def _rendered(table: Table, width: int = _WIDTH) -> list[str]:
     return [line.rstrip() for line in buffer.getvalue().splitlines() if line.strip()]
 
 
+def _end(run: RunRecord) -> list[str]:
+    if not run.ended:
+        return []
+    texts = [f"Ended {run.ended.get('when', 'early')}, by {run.ended.get('by', 'an exception')}"]
+    texts += [f"at {run.ended['where']}"] if run.ended.get("where") else []
+    looks: dict[str, Any] = {"max_lines": _LINES_OF_ERROR, "placeholder": " ...", "subsequent_indent": "  "}
+    return [line for text in texts for line in textwrap.wrap(as_label(text, len(text)), _WIDTH, **looks)]
+
+
 def _curves(run: RunRecord) -> list[tuple[str, Curve]]:
     curves = [("loss", run.loss)] if run.loss.finite()[0] else [*run.logged.items()]
     curves += [*run.metrics.items()]
@@ -88,4 +101,5 @@ def _blocks(curve: Curve, is_loss: bool) -> str:
 
 def _ends(curve: Curve) -> str:
     values = smoothed(curve).finite()[1]
-    return f"{values[0]:.4g} to {values[-1]:.4g}"
+    end = "" if math.isfinite(curve.values[-1]) else ", then not finite"
+    return f"{values[0]:.4g} to {values[-1]:.4g}{end}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from lightning_optkit._checks import check_instance, check_listed, check_path, check_text, shown
 from lightning_optkit.diagnostics._curve import Curve
 from lightning_optkit.diagnostics._figures import color_of
+from lightning_optkit.diagnostics._files import replace_text
 from lightning_optkit.diagnostics._record import RunRecord
 from lightning_optkit.diagnostics._report_charts import Drawn, charts_of, heat_maps_of
 from lightning_optkit.diagnostics._report_tables import duration_of, results, settings_rows, shared_plans
@@ -78,8 +79,7 @@ def write_page(
         plans=shared_plans(runs),
         environments=_environments(runs),
     )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page, encoding="utf-8", errors="replace")
+    replace_text(target, page, errors="replace")
     return target
 
 

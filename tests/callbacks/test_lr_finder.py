@@ -303,8 +303,16 @@ def test_data_that_can_be_read_once_end_the_test():
 @pytest.mark.parametrize(
     ("module", "arguments", "reason"),
     [
-        (Net, dict(limit_train_batches=0), "no batch of the test had a loss"),
-        (type("Silent", (Net,), {"training_step": lambda *_: None}), {}, "no batch of the test had a loss"),
+        (
+            Net,
+            dict(limit_train_batches=0),
+            "no batch of the test had a loss (is there a batch, and does training_step return one?)",
+        ),
+        (
+            type("Silent", (Net,), {"training_step": lambda *_: None}),
+            {},
+            "no batch of the test had a loss (is there a batch, and does training_step return one?)",
+        ),
         (Net, dict(fast_dev_run=True), "not tested, since the run is a trial (fast_dev_run, or no steps at all)"),
     ],
     ids=["no batches", "no loss", "fast_dev_run"],
@@ -380,3 +388,18 @@ def test_manual_optimization_is_refused():
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         LRFinder(**arguments)
+
+
+def test_rates_over_the_whole_range_of_numbers():
+    rates = LRFinder(min_lr=1e-300, max_lr=1e300, num_steps=21)._rates()
+    assert rates[0] == 1e-300 and rates[-1] == 1e300 and rates[10] == pytest.approx(1.0)
+
+
+def test_a_loss_that_is_never_finite_is_not_the_fault_of_the_rate():
+    class Broken(Net):
+        def training_step(self, *args):
+            return super().training_step(*args) * float("nan")
+
+    found = LRFinder(num_steps=20, verbose=False)
+    fit(Broken(), found, max_epochs=1)
+    assert found.result.reason.startswith("the loss is infinite or NaN at the smallest rate already")

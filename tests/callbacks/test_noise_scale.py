@@ -364,3 +364,28 @@ def test_refused(module, callbacks, message):
 def test_wrong_arguments(arguments, name):
     with pytest.raises((TypeError, ValueError), match=rf"^NoiseScale\({name}="):
         NoiseScale(**arguments)
+
+
+def test_a_list_with_an_entry_per_sample_is_cut_too():
+    class Texts(Linear):
+        def training_step(self, batch, batch_idx):
+            assert len(batch["text"]) == len(batch["x"]) == len(batch["pair"][0])
+            return super().training_step((batch["x"], batch["y"]), batch_idx)
+
+    x, y = rows(64)
+    samples = [
+        {"x": a, "y": b, "text": str(place), "pair": (place, "z")}
+        for place, (a, b) in enumerate(zip(x, y, strict=True))
+    ]
+    fit(Texts(), found := NoiseScale(every=1, verbose=False), train=DataLoader(samples, 8))
+    assert found.scale > 0
+
+
+@pytest.mark.parametrize(("factor", "why"), [(0.0, "all gradients were zero"), (float("nan"), "infinite or NaN")])
+def test_why_nothing_was_measured(factor, why):
+    class Scaled(Linear):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) * factor
+
+    with pytest.warns(UserWarning, match=f"nothing was measured; .*{why}"):
+        fit(Scaled(), NoiseScale())

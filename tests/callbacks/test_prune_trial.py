@@ -157,3 +157,10 @@ def test_several_processes_are_refused(make_trainer, monkeypatch):
     monkeypatch.setattr(pl.Trainer, "world_size", property(lambda trainer: 2))
     with pytest.raises(ValueError, match=r"^PruneTrial\(\.\.\.\): a trial in 2 processes would end in one"):
         trainer_of(make_trainer, PruneTrial(Trial())).fit(Classifier(), data())
+
+
+def test_a_trial_that_cannot_be_judged_is_said(make_trainer):
+    module = Classifier(rate=1e-4)
+    module.training_step = lambda batch, batch_idx: module.net(batch[0]).square().mean()  # no loss function of torch
+    with pytest.warns(UserWarning, match=r"^PruneTrial\(\.\.\.\): the trial was not judged"):
+        trainer_of(make_trainer, PruneTrial(Trial())).fit(module, data())

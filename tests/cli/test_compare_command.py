@@ -68,3 +68,66 @@ def test_a_setting_that_cannot_run_is_named(folder):
     with pytest.raises(SystemExit) as exit_info:
         main(["compare", "--task", "task.yaml", "--tried", "bad.yaml", "--seeds", "1"])
     assert exit_info.value.code == 2 or "max_norm" in str(exit_info.value.code)
+
+
+MODEL = """
+import lightning.pytorch as pl
+from lightning.pytorch.demos.boring_classes import DemoModel
+
+
+class Fails(DemoModel):
+    def __init__(self, at: int = 2, learning_rate: float = 0.02):
+        super().__init__(learning_rate=learning_rate)
+        self.at = at
+        if at < 0:
+            raise ValueError("my own bug")
+
+    def training_step(self, batch, batch_idx):
+        if self.global_step == self.at:
+            raise ValueError("my own bug")
+        return super().training_step(batch, batch_idx)
+"""
+
+
+@pytest.fixture
+def failing(folder, monkeypatch):
+    (folder / "models_of_compare.py").write_text(MODEL)
+    monkeypatch.syspath_prepend(folder)
+    for name, at in (("late", 2), ("first", 0), ("init", -1)):
+        (folder / f"{name}.yaml").write_text(f"model: {{class_path: models_of_compare.Fails, init_args: {{at: {at}}}}}")
+    return folder
+
+
+def test_a_run_that_fails_is_counted_and_the_others_go_on(failing, capsys):
+    main(["compare", "--task", "task.yaml", "--tried", "late.yaml", "--tried", "fused.yaml", "--seeds", "1"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "late.yaml, seed 1: 2 steps" in shown and "by ValueError: my own bug" in shown
+    assert "ended early 0 1 0" in shown and "fused.yaml, seed 1: 4 steps" in shown
+    assert "Ended before its time" in (failing / "compared.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["first", "init"])
+def test_a_setting_that_cannot_begin_shows_the_users_line_and_keeps_the_runs_so_far(failing, capsys, name):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["compare", "--task", "task.yaml", "--tried", f"{name}.yaml", "--seeds", "1"])
+    captured = capsys.readouterr()
+    assert exit_info.value.code == 1 and captured.err.rstrip().endswith("ValueError: my own bug")
+    assert "models_of_compare.py" in captured.err and "jsonargparse" not in captured.err.splitlines()[-3]
+    assert (failing / "compared.html").exists() == (
+        name == "first"
+    )  # one that cannot be built is found before all runs
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--output", "task.yaml"], "it is one of the files of this comparison, and would be overwritten."),
+        (["--output", "task.yaml/page.html"], "task.yaml is a file, not a folder."),
+        (["--seeds", "-1"], r"--seeds -1: a seed must be in [0, 2**32)."),
+    ],
+)
+def test_what_would_fail_after_the_runs_is_said_before(folder, capsys, words, sentence):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["compare", "--task", "task.yaml", *words])
+    assert exit_info.value.code.endswith(sentence) and "seed 0" not in capsys.readouterr().out
+    assert (folder / "task.yaml").read_text() == TASK

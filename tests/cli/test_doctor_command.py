@@ -9,12 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_optkit as ok
 from lightning_optkit.cli import main
 from lightning_optkit.cli.doctor import doctor
+from lightning_optkit.cli.doctor_command import show
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -147,3 +149,25 @@ def test_the_command_prints_json(examined):
     found = json.loads(text)
     assert status == 1 and not found["is_healthy"] and found["steps"] == 64
     assert next(row["verdict"]["symptom"] for row in found["checks"] if row["verdict"]) == "not_optimized"
+
+
+def test_a_run_without_a_step_is_a_fault(capsys):
+    class Manual(Net):
+        automatic_optimization = False
+
+    examination = doctor(Manual(), max_seconds=0.5, accelerator="cpu")
+    (fault,) = [each for each in examination.findings if each.state == "fault"]
+    assert examination.steps == 0 and (fault.check, fault.seen) == ("parameters", "no step was taken")
+    show(Console(), examination)
+    assert "call the step of an optimizer?" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_data_set_without_a_batch_is_named():
+    with pytest.raises(ValueError, match=r"^doctor: the loader of training data gives no batch"):
+        doctor(Net(), DataLoader([]), accelerator="cpu")
+
+
+def test_too_few_steps_tell_nothing():
+    examination = doctor(Net(), max_seconds=1e-4, accelerator="cpu")
+    assert examination.is_healthy and examination.findings[-1].seen.endswith("too few to tell")
+    assert examination.findings[-1].state == "unknown"

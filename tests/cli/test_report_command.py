@@ -47,3 +47,27 @@ def test_help_says_what_it_takes(capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert exit_info.value.code == 0
     assert "optkit report lightning_logs --output all.html" in shown and "metrics.csv of CSVLogger" in shown
+
+
+def test_what_cannot_be_read_in_a_folder_is_left_out_in_a_sentence(folder, capsys):
+    (folder / "plain" / "report.json").write_text('{"name": "pl')  # killed while it was written
+    main(["report", "."])
+    captured = capsys.readouterr()
+    assert "fused: 2 steps" in captured.out and captured.err.startswith("Left out: plain/report.json: it is no record")
+
+
+def test_a_run_is_not_overwritten(folder):
+    before = (folder / "plain" / "report.json").read_text()
+    with pytest.raises(SystemExit, match="it is one of the runs, and would be overwritten"):
+        main(["report", "plain/report.json", "--output", "./plain/report.json"])
+    assert (folder / "plain" / "report.json").read_text() == before
+
+
+def test_a_page_that_cannot_be_written_leaves_the_old_one(folder, monkeypatch):
+    main(["report", "plain", "--output", "all.html"])
+    before = (folder / "all.html").read_text()
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(SystemExit, match="No space left on device"):
+        main(["report", "fused", "--output", "all.html"])
+    assert (folder / "all.html").read_text() == before
+    assert sorted(path.name for path in folder.iterdir()) == ["all.html", "fused", "plain"]

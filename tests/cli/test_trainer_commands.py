@@ -189,3 +189,14 @@ def test_a_checkpoint_that_is_not_there_is_one_sentence(net):
 def test_an_error_of_the_user_keeps_its_traceback(net):
     with pytest.raises(ValueError, match="of the user"):
         run("fit", "--model.breaks=true")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"), [(b"", "it is empty; a configuration"), (b"\xff\xfe\x00", "it is no text in UTF-8")]
+)
+@pytest.mark.parametrize("command", ["fit", "doctor"])
+def test_a_file_that_is_no_configuration_is_said(tmp_path, capsys, command, content, sentence):
+    (tmp_path / "c.yaml").write_bytes(content)
+    with pytest.raises(SystemExit) as exit_info:
+        main([command, f"--config={tmp_path / 'c.yaml'}"])
+    assert exit_info.value.code == 2 and sentence in capsys.readouterr().err

@@ -8,9 +8,11 @@ import subprocess
 import pytest
 
 from lightning_optkit.diagnostics import Curve, RunRecord, Verdict, result_rows, write_report
+from lightning_optkit.diagnostics._comparison import comparison_rows
 from lightning_optkit.diagnostics._heat_map import heat_map, range_of
 from lightning_optkit.diagnostics._report_charts import charts_of, heat_maps_of
 from lightning_optkit.diagnostics._report_tables import goal_of, settings_rows
+from lightning_optkit.diagnostics._summary import summary_text
 
 STEPS = list(range(1, 101))
 
@@ -242,3 +244,12 @@ def test_the_page_is_dark_where_the_reader_wants_it_dark(four):
         brightness[name] = pixels.mean(axis=2)
         assert pixels.std() > 0.05  # something is drawn
     assert brightness["dark"].mean() < 0.25 and brightness["light"].mean() > 0.8
+
+
+def test_numbers_at_the_end_of_their_range_are_drawn(tmp_path):
+    huge = Curve(STEPS, [1.7e308 * (-1) ** step for step in STEPS])
+    run = a_run("huge", loss=huge, metrics={"val_loss": huge}, logged={"x": huge}, learning_rate={"group 0": huge})
+    page = write_report([run, a_run("other")], tmp_path / "r.html").read_text()
+    assert "nan" not in page.lower().replace("nanum", "") and page.count("<svg") >= 6
+    assert summary_text(run).startswith("huge: 100 steps")
+    assert comparison_rows({"a": [run, a_run("b", loss=Curve(STEPS, [1.7e308] * 100))]})

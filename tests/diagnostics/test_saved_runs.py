@@ -4,9 +4,10 @@
 import pytest
 import torch
 
-from lightning_optkit.diagnostics import Curve, RunRecord
+from lightning_optkit.diagnostics import Curve, RunRecord, result_rows
 from lightning_optkit.diagnostics._comparison import comparison_rows, write_comparison
 from lightning_optkit.diagnostics._saved_runs import saved_runs
+from lightning_optkit.diagnostics._summary import summary_text
 
 RECORD = RunRecord("plain", num_steps=2, loss=Curve([1, 2], [2.0, 1.0]), settings={"seed": "1"})
 LOG = """epoch,step,train_loss_step,val/acc,lr-AdamW,grad_norm,d_loss,note
@@ -51,11 +52,22 @@ def test_runs_of_one_name_in_folders_of_one_name_are_numbered(tmp_path):
     ("name", "content", "message"),
     [
         ("none.json", None, r"none\.json: there is no such file\.$"),
-        ("empty", "folder", r"empty: there is no report\.json and no metrics\.csv in this folder\.$"),
+        ("empty", "folder", r"empty: there is no report\.json and no metrics\.csv in this folder; give"),
         ("log.csv", "a,b\n1,2\n", r"log\.csv: it has no column 'step'"),
         ("bad.ckpt", "no checkpoint", r"bad\.ckpt: it is no checkpoint that can be read safely \(\w+\)\.$"),
         ("other.ckpt", {"callbacks": {}}, r"other\.ckpt: the run had no Report among its callbacks"),
-        ("bad.json", "{}", r"RunRecord\.load\(path='.*bad\.json'\)"),
+        (
+            "bad.json",
+            "{}",
+            r"bad\.json: it is no record of Report, or only a part of one; a checkpoint of the run has it",
+        ),
+        ("deep.json", "[" * 100_000, r"deep\.json: it is no record of Report"),
+        ("empty.csv", "", r"empty\.csv: it has no column 'step'"),
+        ("head.csv", "step,loss\n", r"head\.csv: nothing was logged"),
+        ("text.csv", "step,loss\na,b\n", r"text\.csv: none of its columns has a number"),
+        ("wide.csv", "step,loss\n1," + "9" * 200_000, r"wide\.csv: it is no log of CSVLogger"),
+        ("strange.ckpt", {"callbacks": 3}, r"strange\.ckpt: the run had no Report among its callbacks"),
+        ("damaged.ckpt", {"callbacks": {"Report": {}}}, r"damaged\.ckpt: its record of Report is damaged"),
     ],
 )
 def test_what_holds_no_run_is_refused_by_name(tmp_path, name, content, message):
@@ -101,3 +113,24 @@ def test_a_run_without_a_number_is_counted():
     broken[1].loss, broken[1].metrics = Curve([1], [float("nan")]), {}
     rows = {row[0]: row[1:] for row in comparison_rows({"plain": broken})}
     assert rows["training loss, last 5 %"] == ("1, 1 without a number",)
+
+
+def test_the_same_file_by_two_names_is_one_run(tmp_path):
+    RECORD.save(tmp_path / "a" / "report.json")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    assert [run.name for run in saved_runs([tmp_path / "a", tmp_path / "link" / "report.json"])] == ["plain"]
+
+
+def test_a_run_that_diverged_does_not_look_as_if_it_had_learned():
+    steps, nan = list(range(1, 41)), float("nan")
+    lost = RunRecord(
+        "lost", loss=Curve(steps, [0.1] * 20 + [nan] * 20), metrics={"val_acc": Curve([20, 40], [0.9, nan])}
+    )
+    fine = RunRecord("fine", loss=Curve(steps, [0.2] * 40), metrics={"val_acc": Curve([20, 40], [0.8, 2e-7])})
+    rows = {row[0]: row[1:] for row in result_rows([lost, fine])}
+    assert rows["training loss, last 5 %"] == ("not finite", "0.2000")
+    assert rows["val_acc, last"] == ("not finite", "2e-07")
+    rows = {row[0]: row[1:] for row in comparison_rows({"lost": [lost], "half": [lost, fine]})}
+    assert rows["training loss, last 5 %"] == ("not finite", "0.2, 1 without a number")
+    assert rows["val_acc, last"][0] == "not finite"
+    assert "0.1 to 0.1, then not finite" in summary_text(lost)

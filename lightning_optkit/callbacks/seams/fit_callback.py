@@ -2,13 +2,15 @@
 """The base of callbacks that change a run during a fit."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_optkit._checks import shown
 from lightning_optkit.callbacks.seams.overrides import override, restore
 from lightning_optkit.callbacks.seams.run_free import RunFree
 
@@ -19,7 +21,7 @@ class FitCallback(RunFree, Callback):
     """Undoes all its changes when the fit ends, normally or with an exception.
 
     A subclass calls `_at_end(undo)` for each change. Changes are undone in reverse order, each once, and an undo that
-    fails does not prevent the others.
+    fails does not prevent the others, nor does it hide the exception that ended the fit.
     """
 
     _undos: tuple[Callable[[], object], ...] = ()
@@ -52,7 +54,15 @@ class FitCallback(RunFree, Callback):
         return state
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._undo()
+        try:
+            self._undo()
+        except Exception as error:  # which must not take the place of the user's
+            with suppress(Warning):  # where warnings are errors
+                rank_zero_warn(
+                    f"{type(self).__name__}: not all of its changes could be undone after the "
+                    f"{type(exception).__name__} ({type(error).__name__}: {shown(str(error))}); make a new module and "
+                    "Trainer for another fit."
+                )
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
