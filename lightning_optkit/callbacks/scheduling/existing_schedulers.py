@@ -115,7 +115,7 @@ def _check_replaceable(owner: str, names: str, schedulers: list[Any], replaces: 
     if any(isinstance(scheduler, CyclicLR) for scheduler in schedulers):
         raise ValueError(
             f"{owner}(replace_schedulers=True): {names} has overwritten the optimizer's own learning rate and momentum "
-            "when it was built; remove it from configure_optimizers."
+            "when it was built; remove it from configure_optimizers (schedules.triangular has its cycles)."
         )
 
 
