@@ -57,7 +57,8 @@ class Report(FitCallback):
     """Records a fit and writes it as one page when the fit ends: settings, curves, layers, the plan, findings.
 
     A fit that is ended by an exception, Ctrl-C or SIGTERM after at least one step is written too, and the page begins
-    with what ended it, when and where. With several processes, that is what ended the first one. No file is written
+    with what ended it, when and where. With several processes, that is what ended the first one; if another
+    one fails alone, Lightning's launcher kills the first, and there is no page. No file is written
     for `fast_dev_run`, like those of Lightning's loggers and checkpoints, and for a fit without a step.
 
     The page needs nothing but itself. A file of the same name that ends in .json holds the record, from which

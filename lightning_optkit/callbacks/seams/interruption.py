@@ -3,6 +3,7 @@
 
 import linecache
 import sysconfig
+import textwrap
 import traceback
 from pathlib import Path
 
@@ -14,6 +15,7 @@ __all__ = ["how_it_ended"]
 
 _LONGEST = 2_000  # characters of a message
 _HEAD = 500  # of them from its beginning: a loader's process appends the error itself at the end of its message
+_LONGEST_LINE = 100
 _SIGNALS = {"KeyboardInterrupt": "KeyboardInterrupt (Ctrl-C)", "SIGTERMException": "SIGTERM"}
 _LIBRARIES = [str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "purelib", "platlib")]
 _FOREIGN = [*_LIBRARIES, str(Path(__file__).resolve().parents[2])]
@@ -52,7 +54,7 @@ def _place(exception: BaseException) -> str:
         return ""
     own = [(code, line) for code, line in frames if not _is_foreign(code.co_filename)]
     code, line = (own or frames)[-1]
-    text = linecache.getline(code.co_filename, line).strip()
+    text = textwrap.shorten(linecache.getline(code.co_filename, line), _LONGEST_LINE, placeholder=" ...")
     return f"{_short(code.co_filename)}:{line}, in {code.co_name}" + (f": {text}" if text else "")
 
 

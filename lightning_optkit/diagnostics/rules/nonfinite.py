@@ -35,6 +35,10 @@ def nonfinite(run: RunSeen) -> Verdict | None:
         ),
     }[seen.where]
     if seen.rise > 10:
-        cause = f"training diverged: the loss had grown {seen.rise:,.0f} times before it"
+        cause = f"training diverged: the loss had grown {_times(seen.rise)} times before it"
         remedy = "a tenth of the learning rate, a warm-up, or ok.GradientClipping(ok.ClipNorm(1.0))"
     return Verdict("nonfinite", seen.layer, cause, seen.detail, remedy, seen.step, 1.0)
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:,.0f}" if ratio < 1e6 else f"{ratio:.1e}"
