@@ -67,9 +67,13 @@ class StepMeasure:
     def after(self, optimizer: Optimizer, scale: float = 1.0) -> None:
         """Measures the step that the optimizer just took, with gradients that are still multiplied by `scale`."""
         if isinstance(optimizer, OnePassOptimizer):
-            for param, counted in zip(parameters_of(optimizer), optimizer.statistics(), strict=True):
+            roundings = [group["rounding"] for group in optimizer.param_groups for _ in group["params"]]
+            counts = zip(parameters_of(optimizer), optimizer.statistics(), roundings, strict=True)
+            for param, counted, rounding in counts:
                 if counted is not None:
-                    self._norms[param] = _counted(counted, param.numel())
+                    grad, update, lost = _counted(counted, param.numel())
+                    # Stochastic rounding leaves most elements as they are in each step, and none in the mean.
+                    self._norms[param] = (grad, update, _NAN if rounding == "stochastic" else lost)
             return
         stepped = [p for p in parameters_of(optimizer) if p in self.starts and p not in self._own]
         pairs = [(p, p.grad) for p in stepped if p.grad is not None and p.grad.layout == torch.strided]

@@ -17,6 +17,7 @@ _LEARNS, _LEARNS_WELL = 0.5, 0.9  # calibrated: see `outcome`
 REPLACED = 0.3  # calibrated: a step that changes a matrix by so much of itself replaces what it has learned
 _CLOSES = 0.1  # calibrated: the same, if units were closed as well
 _RISEN = 3.0  # judgement: times the loss of a constant, and of the first step
+_UNTOLD = 0.9  # theory: the norm is that after the step, so how much larger a step was cannot be told
 _USUAL = 0.03  # calibrated: change of a matrix by a first step of a run that learns well
 _FIRST_STEPS = 6
 _AT_ZERO = 0.1  # judgement: a gain far below what any initialization uses
@@ -39,6 +40,8 @@ def lr_too_high(run: RunSeen) -> Verdict | None:
         evidence += f"; {closed.closed_since:.0%} of the {what} of {closed.layer} were closed after the first step"
     lower = f"lr={_highest(run) * min(0.1, _USUAL / max(change, _USUAL)):.1g}"
     remedy = f"{lower}, or a warm-up: ok.LRSchedule(ok.schedules.warmup_cosine(warmup=0.05))"
+    if change > _UNTOLD:
+        remedy = f"ok.LRFinder(), which measures one, or {lower} or less"
     summed = [check.losses[0] for check in run.checks if len(check.losses) == 1 and check.losses[0].is_summed]
     if summed and len(summed) == len(run.checks):
         cause += ", since the loss is a sum over the batch, and its gradient as many times larger"
@@ -92,7 +95,7 @@ def lr_too_low(run: RunSeen) -> Verdict | None:
     evidence = (
         f"30 times the update would have lowered the loss further in {short} of {len(probes)} probes, at {rate:.3g}"
     )
-    remedy = f"lr={30 * rate:.1g}, or ok.LRFinder(), which measures one"
+    remedy = f"ok.LRFinder(), which measures one, or lr={30 * rate:.1g}"
     return Verdict("lr_too_low", None, cause, evidence, remedy, 0, 0.85)
 
 

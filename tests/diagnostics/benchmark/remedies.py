@@ -51,7 +51,7 @@ def paste(setup, remedy):
 
 def _callback(setup, remedy):
     code = _leading_call(remedy) if remedy.startswith("ok.") else None
-    if code is None or code.startswith("ok.LRFinder"):
+    if code is None:
         return None
     made = eval(code, _NAMES)
     if isinstance(made, ok.Fuse):

@@ -102,6 +102,7 @@ def score(setup, module):
     if not bool(out.isfinite().all()):
         return 0.0
     if setup.kind == "regression":
+        out = out.reshape(target.shape)  # one column, or none
         constant = setup.target(y).float().mean(0)
         return float(1 - (out - target).square().mean() / (constant - target).square().mean())
     guess = out.argmax(1) if setup.kind == "classes" and out.ndim == 2 else (out > 0).long()
