@@ -277,8 +277,10 @@ class Report(FitCallback):
             rank_zero_info(summary_text(record))
         if self._writes(trainer) and has_something:
             try:
+                # First, since it takes a moment only: after another process has failed, Lightning's launcher may
+                # kill this one while it draws.
+                record.save(_beside(self._target()))
                 written = write_report([record], self._target())
-                record.save(_beside(written))
             except Exception as error:  # a failing report must not lose the result of the fit
                 self._say_unwritten(error)
             else:

@@ -136,7 +136,7 @@ def test_what_fails_outside_of_a_fit_is_not_written(regression, fit, make_traine
 
 @pytest.mark.parametrize("what", ["the page", "the values", "the verdicts", "the text", "the undo"])
 @pytest.mark.parametrize("action", ["ignore", "error"])
-def test_nothing_takes_the_place_of_the_exception(ended, monkeypatch, what, action):
+def test_nothing_takes_the_place_of_the_exception(ended, monkeypatch, tmp_path, what, action):
     error = KeyError("mine")
 
     def breaks(*args, **kwargs):
@@ -157,6 +157,7 @@ def test_nothing_takes_the_place_of_the_exception(ended, monkeypatch, what, acti
     with warnings.catch_warnings():
         _, page = ended(error, GradientHealth(verbose=False), act=act)
     assert (page is None) == (what in ("the page", "the text"))
+    assert (tmp_path / "report.json").exists() == (what != "the text")  # written first: the page may never be whole
 
 
 def test_an_undo_that_fails_does_not_take_its_place(ended):
