@@ -12,22 +12,21 @@ The gradient norm is obtained without an extra read of the gradients where possi
   optimizer's step, since Lightning runs the forward and backward pass inside the step, after that hook.
 """
 
-import os
 import statistics
 import time
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_optkit._checks import check_bools, check_int, check_path, check_text, shown
+from lightning_optkit._checks import check_bools, check_int, check_text
 from lightning_optkit._norms import total_norm
+from lightning_optkit.callbacks._page_of_run import PageOfRun
 from lightning_optkit.callbacks._plan_of_run import clip_of_run, plan_of_run
 from lightning_optkit.callbacks.gradient_health import GradientHealth
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
@@ -41,11 +40,10 @@ from lightning_optkit.callbacks.seams.refusals import refuse_listed_twice
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.callbacks.seams.run_settings import callback_arguments, run_settings, watched_metrics
 from lightning_optkit.callbacks.seams.steps import StepListener, watch_steps
-from lightning_optkit.diagnostics._files import why_unwritable
 from lightning_optkit.diagnostics._record import record_from
 from lightning_optkit.diagnostics._summary import summary_text
 from lightning_optkit.diagnostics.environment import environment
-from lightning_optkit.diagnostics.report import Curve, RunRecord, write_report
+from lightning_optkit.diagnostics.report import Curve, RunRecord
 from lightning_optkit.step import OnePassOptimizer
 
 __all__ = ["Report"]
@@ -57,9 +55,9 @@ class Report(FitCallback):
     """Records a fit and writes it as one page when the fit ends: settings, curves, layers, the plan, findings.
 
     A fit that is ended by an exception, Ctrl-C or SIGTERM after at least one step is written too, and the page begins
-    with what ended it, when and where. With several processes, that is what ended the first one; if another
-    one fails alone, Lightning's launcher kills the first, and there is no page. No file is written
-    for `fast_dev_run`, like those of Lightning's loggers and checkpoints, and for a fit without a step.
+    with what ended it, when and where. With several processes, that is what ended the first one; if another one
+    fails alone, Lightning's launcher kills the first, and there is no page. No file is written for `fast_dev_run`, like
+    those of Lightning's loggers and checkpoints, and for a fit without a step.
 
     The page needs nothing but itself. A file of the same name that ends in .json holds the record, from which
     `optkit report` puts several runs on one page. Steps are counted as in a schedule: with manual optimization, a batch
@@ -97,11 +95,10 @@ class Report(FitCallback):
     ) -> None:
         check_int(type(self).__name__, "measure_every", measure_every, minimum=1)
         check_bools(type(self).__name__, write=write, layers=layers, verbose=verbose)
-        if path is not None:
-            _check_page(type(self).__name__, check_path(type(self).__name__, "path", path))
         if name is not None:
             check_text(type(self).__name__, "name", name, 'a name of the run, such as "plain"')
-        self._path, self._name, self._measure_every, self._write = path, name, measure_every, write
+        self._page = PageOfRun(type(self).__name__, path)
+        self._name, self._measure_every, self._write = name, measure_every, write
         self._layers, self._verbose = layers, verbose
         self.record = RunRecord(name or "run")
         self._forget()
@@ -115,7 +112,7 @@ class Report(FitCallback):
         self._batch_idx, self._origin = 0, 0.0
         self._clips = False
         self._of_layers: LayersOfRun | None = None
-        self._folder: str | None = None  # where the page goes; None before the training starts
+        self._page.folder = None
 
     def __getstate__(self) -> dict[str, Any]:
         self._fetch()  # fetched here, since a copy would append to the same record
@@ -150,7 +147,7 @@ class Report(FitCallback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         record = self.record
         record.ended = {}
-        self._folder = _folder_of(trainer)  # not asked after an exception, since it asks the other processes
+        self._page.folder = _folder_of(trainer)  # not asked after an exception, since it asks the other processes
         self._clips = bool(trainer.gradient_clip_val) or is_overridden("configure_gradient_clipping", pl_module)
         self._clips |= not pl_module.automatic_optimization
         record.num_steps = Run(trainer).step
@@ -158,11 +155,8 @@ class Report(FitCallback):
         record.settings = {"date": date, **run_settings(trainer, pl_module)}
         record.callbacks, record.goals = callback_arguments(trainer, but=self), watched_metrics(trainer)
         record.environment = environment()
-        if self._writes(trainer) and why_unwritable(self._target()):
-            rank_zero_warn(
-                f"{type(self).__name__}(path={str(self._target())!r}): no report can be written at the end, since "
-                f"{why_unwritable(self._target())}; checkpoints and `record` will have it."
-            )
+        if self._writes(trainer):
+            self._page.warn_if_unwritable()
         self._origin = time.perf_counter() - (record.elapsed_s.last or 0.0)
         if self._layers:
             self._of_layers = LayersOfRun(trainer, pl_module, record.layers, self._measure_every)
@@ -224,7 +218,7 @@ class Report(FitCallback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._started = None  # the time of the validation is not part of a step
-        if trainer.sanity_checking or self._folder is None:  # a validation outside of a fit
+        if trainer.sanity_checking or self._page.folder is None:  # a validation outside of a fit
             return
         for name, value in trainer.callback_metrics.items():
             if name not in self._not_validation:
@@ -239,16 +233,16 @@ class Report(FitCallback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._fetch()
-        self._folder = _folder_of(trainer)
+        self._page.folder = _folder_of(trainer)
         self._conclude(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         # No error of ours may take the place of the user's.
         try:
-            if self._folder is not None:
+            if self._page.folder is not None:
                 self._conclude_early(trainer, pl_module, exception)
         except Exception as error:
-            self._say_unwritten(error)
+            self._page.say_unwritten(error)
         super().on_exception(trainer, pl_module, exception)
 
     # --- implementation ---
@@ -276,26 +270,10 @@ class Report(FitCallback):
         if self._verbose and has_something:
             rank_zero_info(summary_text(record))
         if self._writes(trainer) and has_something:
-            try:
-                # First, since it takes a moment only: after another process has failed, Lightning's launcher may
-                # kill this one while it draws.
-                record.save(_beside(self._target()))
-                written = write_report([record], self._target())
-            except Exception as error:  # a failing report must not lose the result of the fit
-                self._say_unwritten(error)
-            else:
-                rank_zero_info(f"Report: {written}")
+            self._page.write(record)
 
     def _writes(self, trainer: Any) -> bool:
         return self._write and trainer.is_global_zero and not trainer.fast_dev_run
-
-    def _target(self) -> Path:
-        return Path(self._path or Path(self._folder or "") / "report.html")
-
-    def _say_unwritten(self, error: Exception) -> None:
-        reason = f"{type(error).__name__}: {shown(str(error))}"
-        with suppress(Warning):  # where warnings are errors
-            rank_zero_warn(f"{type(self).__name__}(path={str(self._target())!r}): no report was written ({reason}).")
 
     def _measures(self, trainer: pl.Trainer) -> bool:
         return Run(trainer).step % self._measure_every == 0
@@ -343,22 +321,6 @@ class Report(FitCallback):
 
 def _folder_of(trainer: pl.Trainer) -> str:
     return trainer.log_dir or trainer.default_root_dir
-
-
-def _check_page(owner: str, path: Path) -> None:
-    where = f"{owner}(path={shown(str(path))})"
-    if path.suffix.lower() == ".json":
-        raise ValueError(
-            f"{where}: path must be that of the page, such as 'run.html'; the record is then in 'run.json'."
-        )
-    if os.path.isdir(path):
-        raise ValueError(f"{where}: path must be a file, such as {shown(str(path / 'report.html'))}; it is a folder.")
-
-
-def _beside(page: Path) -> Path:
-    """The file of the record of this page."""
-    is_html = page.suffix.lower() in (".html", ".htm")  # other ends of a name are part of it, as in "lr=0.1"
-    return page.with_suffix(".json") if is_html else page.with_name(f"{page.name}.json")
 
 
 def _named(curves: dict[str, Curve], name: str) -> Curve:

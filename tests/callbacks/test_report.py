@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_optkit.averaging import EMA
-from lightning_optkit.callbacks import Fuse, GradientHealth, Report, WeightAveraging
+from lightning_optkit.callbacks import Fuse, GradientHealth, Report, WeightAveraging, _page_of_run
 from lightning_optkit.callbacks import report as report_module
 from lightning_optkit.clipping import ClipNorm
 from lightning_optkit.diagnostics import RunRecord
@@ -396,7 +396,7 @@ def test_an_optimizer_with_its_own_clip_is_read_without_fuse(regression, fit, re
 def test_a_report_that_fails_ends_no_fit(regression, fit, tmp_path, monkeypatch, reason):
     path = tmp_path / "report.html"
     if reason == "drawing":
-        monkeypatch.setattr(report_module, "write_report", lambda *_: 1 / 0)
+        monkeypatch.setattr(_page_of_run, "write_report", lambda *_: 1 / 0)
     else:
         path = tmp_path / "file" / "report.html"
         path.parent.write_text("in the way")

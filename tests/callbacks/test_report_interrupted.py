@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, OnExceptionCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lightning_optkit.callbacks import Fuse, GradientHealth, Report
+from lightning_optkit.callbacks import Fuse, GradientHealth, Report, _page_of_run
 from lightning_optkit.callbacks import report as report_module
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.interruption import how_it_ended
@@ -145,7 +145,7 @@ def test_nothing_takes_the_place_of_the_exception(ended, monkeypatch, tmp_path, 
     def act():
         warnings.simplefilter(action)  # "error": a warning of ours would be an exception too
         owner, name = {
-            "the page": (report_module, "write_report"),
+            "the page": (_page_of_run, "write_report"),
             "the values": (Report, "_fetch"),
             "the verdicts": (GradientHealth, "_conclude"),
             "the text": (report_module, "how_it_ended"),
