@@ -5,6 +5,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +145,7 @@ def refuse_unreadable(files: Sequence[str], call: str) -> None:
 
 def _files_of(words: Sequence[str]) -> list[str]:
     """The files behind `--config` and `-c`."""
-    pairs = zip(words, [*words[1:], ""], strict=True)
-    behind = [after for word, after in pairs if word in ("--config", "-c")]
+    behind = [after for word, after in pairwise(words) if word in ("--config", "-c")]
     return behind + [word.partition("=")[2] for word in words if word.startswith("--config=")]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from importlib import import_module
 from inspect import isclass, signature
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch import callbacks, loggers
@@ -21,6 +21,10 @@ __all__ = ["ParserWithNearNames", "in_short"]
 
 class ParserWithNearNames(LightningArgumentParser):
     """The parser of a LightningCLI that says what is wrong in one line where it can."""
+
+    def add_subcommands(self, required: bool = True, dest: str = "subcommand", **kwargs: Any) -> Any:
+        """Adds commands under the name of the program; by default its whole usage stands in front of each."""
+        return super().add_subcommands(required, dest, **{"prog": self.prog, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Ends the program, or raises if it was built so."""

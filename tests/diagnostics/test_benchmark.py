@@ -17,7 +17,8 @@ def test_healthy_runs_have_no_verdict(index):
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_every_fault_is_named(fault):
-    row = faulty(1, held_out=False, faults=[fault])
+    rows = (faulty(index, held_out=False, faults=[fault]) for index in range(1, 7))
+    row = next(row for row in rows if row["named"] or row["counts"])  # a fault that does no harm has no name
     assert row["named"], row
 
 
