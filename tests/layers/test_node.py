@@ -178,6 +178,7 @@ def test_compiled_autograd_runs_it(calls):
     assert calls.taken == 2
 
 
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events")  # torch 2.10 says so of every profile
 def test_the_profiler_names_it():
     x = torch.randn(4, 40, requires_grad=True)
     with torch.profiler.profile() as profile:
