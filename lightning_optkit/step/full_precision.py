@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """State dicts of a model with its weights in fp32, including the low-order parts that the optimizer stores."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,11 +42,7 @@ def full_precision_state_dict(
     state_dict = dict(model.state_dict())
     values: dict[Tensor, Tensor] = {}
     stepped = _stepped(groups, model)
-    if not stepped and any(_is_narrow(param) for group in groups for param in group["params"]):
-        raise ValueError(
-            f"{owner}(model=<{type(model).__name__}>): it has none of the optimizer's 16-bit parameters; give the "
-            "model that was trained, not a copy."
-        )
+    _check_trained(owner, model, stepped, groups)
     for name, param in stepped.items():
         if name not in state_dict:
             raise ValueError(
@@ -84,8 +80,8 @@ def load_full_precision(optimizer: Loadable, model: nn.Module, state_dict: Mappi
 
     Raises:
         TypeError: if it is not a dict.
-        ValueError: for missing or unknown names, other shapes, kinds of numbers or layouts, and while the parameters
-            hold an average.
+        ValueError: for a model that has none of the parameters, missing or unknown names, other shapes, kinds of
+            numbers or layouts, and while the parameters hold an average.
     """
     owner = f"{optimizer._owner}.load_full_precision_state_dict"
     check_module(owner, "model", model)
@@ -95,6 +91,7 @@ def load_full_precision(optimizer: Loadable, model: nn.Module, state_dict: Mappi
         check_mapping(owner, "state_dict", state_dict, "tensors by name, such as model.state_dict()"),
     )
     stepped = _stepped(optimizer.param_groups, model)
+    _check_trained(owner, model, stepped, optimizer.param_groups)
     if optimizer._shown or any(
         carried in optimizer.state.get(p, {}) for p in stepped.values() for carried in optimizer._carried
     ):
@@ -107,6 +104,14 @@ def load_full_precision(optimizer: Loadable, model: nn.Module, state_dict: Mappi
             value = local(distribute_like(state_dict[name].detach().to(param.device, torch.float32), param))
             optimizer.state[param][kept] = place_like(split_off(local(param.detach()), kept, value), param)
     optimizer._forget_steps()
+
+
+def _check_trained(owner: str, model: nn.Module, stepped: Mapping[str, Tensor], groups: Iterable[Group]) -> None:
+    if not stepped and any(_is_narrow(param) for group in groups for param in group["params"]):
+        raise ValueError(
+            f"{owner}(model=<{type(model).__name__}>): it has none of the optimizer's 16-bit parameters; give the "
+            "model that was trained, not a copy."
+        )
 
 
 def _check_fits(owner: str, own: Mapping[str, Any], state_dict: Mapping[str, Any]) -> None:

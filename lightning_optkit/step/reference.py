@@ -14,6 +14,7 @@ from lightning_optkit.step.caution import cautious_update
 from lightning_optkit.step.coefficients import average_weight, clip_coefficient
 from lightning_optkit.step.lockstep import Asking
 from lightning_optkit.step.numbers import GroupNumbers, compute_dtype
+from lightning_optkit.step.plain import is_dense
 from lightning_optkit.step.quantized_state import dequantize8, quantize8_, scale_name
 from lightning_optkit.step.rounding import move_average_, random_bits, round_stochastically
 from lightning_optkit.step.rule import Group, Rule, State, StateSpec
@@ -155,7 +156,10 @@ def _store(
     if correction is not None:
         random = None
         if correction.dtype == torch.int8:
-            random = random_bits(param.numel(), *key, param.device).as_strided(param.shape, param.stride())
+            random = random_bits(param.numel(), *key, param.device)
+            # In the order of memory, as the compiled step numbers elements; it takes no parameter with gaps.
+            is_walked = is_dense(param)
+            random = random.as_strided(param.shape, param.stride()) if is_walked else random.view(param.shape)
         split_(param, correction, value, random)
         return join(param, correction)
     if numbers.rounding == 1 and param.dtype in (torch.bfloat16, torch.float16):

@@ -408,3 +408,35 @@ def test_a_second_average_is_of_the_whole_number_too(average):
         update_average_(one, average, step, name="second")
         update_average_(other, average, step, name="second")
     assert torch.equal(one.state[split]["second"], other.state[whole]["second"])
+
+
+@pytest.mark.parametrize("rounding", ["split24", "split32"])
+@pytest.mark.parametrize(
+    "cut", [lambda x: x[:, :4], lambda x: x[:, ::2], lambda x: x[0, ::2]], ids=["left", "steps", "row"]
+)
+def test_views_with_gaps_train_as_fp32(rounding, cut):
+    whole = torch.randn(8, 8).bfloat16()
+    before, view = whole.clone(), torch.nn.Parameter(cut(whole))
+    wide = torch.nn.Parameter(view.detach().float())
+    steps = [AdamW([view], lr=1e-3, rounding=rounding, fused=False), AdamW([wide], lr=1e-3, fused=False)]
+    for _ in range(20):
+        view.grad = torch.randn_like(view)
+        wide.grad = view.grad.float()
+        for optimizer in steps:
+            optimizer.step()
+    model = torch.nn.Module()
+    model.view = view
+    stored = steps[0].full_precision_state_dict(model)["view"]
+    torch.testing.assert_close(stored, wide.detach(), rtol=0, atol=0 if rounding == "split32" else 1e-3)
+    cut(whole).copy_(cut(before))
+    assert torch.equal(whole, before)  # nothing between was written
+
+
+def test_weights_in_fp32_are_not_loaded_into_a_copy():
+    model = torch.nn.Linear(3, 2).bfloat16()
+    optimizer = AdamW(model.parameters(), rounding="split32")
+    copied = copy.deepcopy(model)
+    with pytest.raises(
+        ValueError, match=r"load_full_precision_state_dict\(model=<Linear>\): it has none of the optimizer's"
+    ):
+        optimizer.load_full_precision_state_dict(copied, optimizer.full_precision_state_dict(model))
