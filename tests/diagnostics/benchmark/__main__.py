@@ -5,7 +5,6 @@ python -m tests.diagnostics.benchmark --healthy 150 --faulty 150 --held-out 60 -
 """
 
 import argparse
-import json
 import random
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 from tests.diagnostics.benchmark import families, runs, table, traps
 from tests.diagnostics.benchmark.faults import EXACT
 from tests.diagnostics.benchmark.faults_of_learning import LEARNING
+from tests.diagnostics.benchmark.rows import written
 
 FAULTS = (*EXACT, *LEARNING)
 MIN_SCORE = 0.1  # a run that learns less is not healthy, whatever it was meant to be
@@ -89,15 +89,10 @@ def main():
         *((healthy, True, i) for i in range(arguments.held_out)),
         *((faulty, True, i) for i in range(arguments.held_out)),
     ]
-    rows, file = [], arguments.rows and arguments.rows.open("w")
-    for make, held_out, index in plan:
-        index += arguments.first
-        row = make(index, held_out) if make is healthy else make(index, held_out, chosen)
-        rows.append(row)
-        if file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-    print("\n".join(table.summary(rows)))
+    made = (
+        make(arguments.first + index, held_out, *([chosen] if make is faulty else [])) for make, held_out, index in plan
+    )
+    print("\n".join(table.summary(written(made, arguments.rows))))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ python -m tests.diagnostics.benchmark.causes --per-cause 12 --rows build/causes.
 """
 
 import argparse
-import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from tests.diagnostics.benchmark import families_of_causes as networks
 from tests.diagnostics.benchmark.__main__ import MIN_LOSS
 from tests.diagnostics.benchmark.faults import layers_of
 from tests.diagnostics.benchmark.faults_of_learning import BadBatch
+from tests.diagnostics.benchmark.rows import written
 from tests.diagnostics.benchmark.table import SILENT, claim
 
 MIN_TWIN = 0.3  # the healthy twin must learn so much
@@ -266,7 +266,10 @@ def main():
     parser.add_argument("--only", nargs="*", help='such as "dead bias"')
     parser.add_argument("--rows", type=Path, help="file for one JSON row per run")
     arguments = parser.parse_args()
-    rows, file = [], arguments.rows and arguments.rows.open("w")
+    print("\n".join(summary(written(_planned(arguments), arguments.rows))))
+
+
+def _planned(arguments):
     names = dict.fromkeys((cause.consequence, cause.name) for cause in CAUSES)
     for held_out, wanted in ((False, arguments.per_cause), (True, arguments.held_out)):
         for consequence, name in names:
@@ -275,12 +278,8 @@ def main():
             counted, index = 0, arguments.first
             while counted < wanted and index < arguments.first + 3 * wanted:
                 row = run(consequence, name, index, held_out)
-                rows.append(row)
                 counted, index = counted + row["counts"], index + 1
-                if file:
-                    file.write(json.dumps(row) + "\n")
-                    file.flush()
-    print("\n".join(summary(rows)))
+                yield row
 
 
 if __name__ == "__main__":

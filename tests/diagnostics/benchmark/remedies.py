@@ -12,7 +12,6 @@ python -m tests.diagnostics.benchmark.remedies --runs 120 --rows build/remedies.
 
 import argparse
 import ast
-import json
 import re
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from torch import nn
 import lightning_optkit as ok
 from tests.diagnostics.benchmark import families, runs
 from tests.diagnostics.benchmark.__main__ import FAULTS, MIN_LOSS, drawn_fault
+from tests.diagnostics.benchmark.rows import written
 from tests.diagnostics.benchmark.table import claim
 
 _NAMES = {"ok": ok, "torch": torch, "nn": nn, "F": F}
@@ -240,16 +240,12 @@ def main():
     parser.add_argument("--rows", type=Path, help="file for one JSON row per run")
     arguments = parser.parse_args()
     faults = [fault for fault in FAULTS if not arguments.only or fault.name in arguments.only]
-    rows, file = [], arguments.rows and arguments.rows.open("w")
-    for held_out, count in ((False, arguments.runs), (True, arguments.held_out)):
-        for index in range(arguments.first, arguments.first + count):
-            row = run(index, held_out, faults)
-            if row is not None:
-                rows.append(row)
-                if file:
-                    file.write(json.dumps(row) + "\n")
-                    file.flush()
-    print("\n".join(summary(rows)))
+    planned = (
+        run(index, held_out, faults)
+        for held_out, count in ((False, arguments.runs), (True, arguments.held_out))
+        for index in range(arguments.first, arguments.first + count)
+    )
+    print("\n".join(summary(written((row for row in planned if row is not None), arguments.rows))))
 
 
 if __name__ == "__main__":
