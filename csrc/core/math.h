@@ -54,6 +54,14 @@ OPTKIT_HD V finite_or_zero(V a) {
   return select(a - a == zero, a, zero);
 }
 
+// What a number could not store of a value, unless it is too large for that: the number may have been written since.
+// `half_unit`: its share of the number, at most. -0 leaves even -0 as it is.
+template <class V>
+OPTKIT_HD V rest_of(V stored, V rest, scalar_of_t<V> half_unit) {
+  using S = scalar_of_t<V>;
+  return select(abs(rest) < abs(stored) * V(half_unit), rest, V(S(-0.0)));
+}
+
 // Whether a sum of squares accumulated in S, over at most 2^16 numbers, can be trusted: it did not overflow, and it is
 // large enough that squares that underflowed do not matter in fp32. fp64 always has the range.
 template <class S>

@@ -27,6 +27,14 @@ OPTKIT_HD constexpr int64_t size_of(DType type) {
                                                               : 2;
 }
 
+// The largest share of a number that half a unit of its last place can be, and a little more: half a unit is below it.
+OPTKIT_HD constexpr double half_unit(DType type) {
+  return type == DType::kBFloat16  ? 0x1.000002p-8
+         : type == DType::kFloat16 ? 0x1.000002p-11
+         : type == DType::kFloat32 ? 0x1.000002p-24
+                                   : 0x1.0000000000001p-53;
+}
+
 constexpr int kMaxStates = 4;            // state tensors of one rule
 constexpr int kMaxScalars = 2;           // numbers per parameter that a rule carries across steps
 constexpr int kMaxHyperparameters = 12;  // numbers a rule reads from its parameter group

@@ -46,10 +46,11 @@ OPTKIT_HD NativeHalf lower_halves(NativeBits words) {
 }
 
 // Anyone may write the parameter between two steps: the correction of its former value then moves it by at most half a
-// unit of bf16's last place. Only beside 0 and infinity could the sum be a NaN, and there the correction is dropped.
+// unit of bf16's last place. Where it is infinite, or the sum a NaN (beside 0), the correction is dropped.
 OPTKIT_HD Vec<float> joined(Vec<float> upper, NativeBits rest) {
   const auto sum = reinterpret_cast<Vec<float>::Native>(reinterpret_cast<NativeBits>(upper.v) + rest);
-  return Vec<float>(sum != sum ? upper.v : sum);
+  const auto checked = sum + (upper.v - upper.v);
+  return Vec<float>(checked != checked ? upper.v : sum);
 }
 
 // Elements [i, i + count).

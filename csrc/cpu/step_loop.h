@@ -81,7 +81,8 @@ OPTKIT_HD void step_pair(const TensorSlot& t, const StageCoefs<S>& stage, const 
   const V grad = stage_gradient(stage, stored_before, load_pair<S, kKind>(t.grad, t.grad_type, i));
   V lost_before(S(0)), param = stored_before;
   if (t.compensation && !is_split(t)) {
-    lost_before = finite_or_zero(load_pair<S, kKind>(t.compensation, t.param_type, i));
+    const V kept = load_pair<S, kKind>(t.compensation, t.param_type, i);
+    lost_before = rest_of(stored_before, kept, static_cast<S>(half_unit(t.param_type)));
     param = stored_before + lost_before;
   }
 

@@ -246,8 +246,8 @@ __device__ __forceinline__ Four<float> joined(const Raw<float>& param, const Raw
     const uint32_t rest = type == DType::kInt16
                               ? static_cast<uint32_t>(static_cast<int16_t>(correction.word[k / 2] >> (16 * (k % 2))))
                               : static_cast<uint32_t>(static_cast<int8_t>(correction.word[0] >> (8 * k))) << 8;
-    const float sum = bits_float(upper + rest);
-    out.v[k] = sum != sum ? bits_float(upper) : sum;
+    const float sum = bits_float(upper + rest), written = bits_float(upper), checked = sum + (written - written);
+    out.v[k] = checked != checked ? written : sum;
   }
   return out;
 }

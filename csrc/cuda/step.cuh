@@ -192,7 +192,7 @@ __device__ __forceinline__ void step_four(const TensorSlot& t, const void* grad_
   for (int k = 0; k < kLanes; ++k) {
     // Elements past the end are zero, belong to no unit and enter no sum.
     if (k < count) grad.v[k] = scaled_gradient(t, stage, i + k, stored_before.v[k], grad.v[k]);
-    lost_before.v[k] = finite_or_zero(lost_before.v[k]);
+    lost_before.v[k] = rest_of(stored_before.v[k], lost_before.v[k], static_cast<S>(half_unit(t.param_type)));
     const S param = keeps_lost ? stored_before.v[k] + lost_before.v[k] : stored_before.v[k];
     S held[Rule::kNumStates];
 #pragma unroll

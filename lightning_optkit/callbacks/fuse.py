@@ -83,7 +83,6 @@ class Fuse(FitCallback):
         self._norms = norms
         self._fused_norms: FusedNorms | None = None
         self._converted: list[OnePassOptimizer] = []
-        self._roundings: dict[Optimizer, list[str]] = {}  # as asked for, by group
         self._left_alone: list[str] = []
         self._module_clips = self._folds_unscaling = False
         self._clips: dict[Optimizer, Clip] = {}  # the Trainer's clips that are part of a step
@@ -110,7 +109,7 @@ class Fuse(FitCallback):
         if callbacks_of(trainer, Fuse, but=self):
             raise ValueError(f"{type(self).__name__}(): given twice; one converts every optimizer.")
         number_by_module(trainer)
-        self._converted, self._roundings, self._left_alone = [], {}, []
+        self._converted, self._left_alone = [], []
         self._module_clips = is_overridden("configure_gradient_clipping", pl_module)
         self._override(pl_module, "configure_optimizers", self._wrap_configure_optimizers(pl_module))
         if self._norms:
@@ -125,16 +124,6 @@ class Fuse(FitCallback):
             self._override(pl_module, "configure_gradient_clipping", self._wrap_clipping(pl_module))
         joins = partial(self._join, trainer)
         self._at_end(watch_steps(trainer, StepListener(type(self).__name__, joins=joins)).remove)
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        for optimizer, roundings in self._roundings.items():
-            for group, rounding in zip(optimizer.param_groups, roundings, strict=False):
-                if group["rounding"] != rounding:  # the checkpoint's
-                    rank_zero_info(
-                        f"{type(self).__name__}: continues rounding={group['rounding']!r} of the checkpoint as "
-                        f"{rounding!r}."
-                    )
-                    group["rounding"] = rounding
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Not earlier: later callbacks may add to the step when the training starts.
@@ -172,7 +161,6 @@ class Fuse(FitCallback):
         with checked_as(type(optimizer).__name__, type(self).__name__):
             from_torch_(optimizer, rounding=self._rounding, state_dtype=self._state_dtype, statistics=self._statistics)
         assert isinstance(optimizer, OnePassOptimizer)
-        self._roundings[optimizer] = [group["rounding"] for group in optimizer.param_groups]
         self._converted.append(optimizer)
         self._at_end(partial(to_torch_, optimizer))
 
@@ -223,7 +211,7 @@ class Fuse(FitCallback):
         return "\n".join(parts or ["Fuse: this module has no optimizer."])
 
     def _forget(self) -> None:
-        self._fused_norms, self._converted, self._roundings, self._clips = None, [], {}, {}
+        self._fused_norms, self._converted, self._clips = None, [], {}
 
 
 def _is_watched(trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """State dicts of a model with its weights in fp32, including the low-order parts that the optimizer stores."""
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -97,13 +98,21 @@ def load_full_precision(optimizer: Loadable, model: nn.Module, state_dict: Mappi
     ):
         raise ValueError(f"{owner}: the parameters hold an average now; load while they hold the trained weights.")
     model.load_state_dict(state_dict)
-    groups = {param: group for group in optimizer.param_groups for param in group["params"]}
+    groups, drops = {param: group for group in optimizer.param_groups for param in group["params"]}, False
     for name, param in stepped.items():
         kept = part_kept(groups[param]["rounding"], param)
+        value = local(distribute_like(state_dict[name].detach().to(param.device, torch.float32), param))
         if kept is not None:
-            value = local(distribute_like(state_dict[name].detach().to(param.device, torch.float32), param))
             optimizer.state[param][kept] = place_like(split_off(local(param.detach()), kept, value), param)
+        else:
+            drops = drops or not torch.equal(local(param.detach()).to(torch.float32), value)
     optimizer._forget_steps()
+    if drops:
+        warnings.warn(
+            f"{owner}: the low bits of the weights were dropped, as the rounding of their group keeps none; give "
+            "rounding='split32' to keep them.",
+            stacklevel=4,
+        )
 
 
 def _check_trained(owner: str, model: nn.Module, stepped: Mapping[str, Tensor], groups: Iterable[Group]) -> None:

@@ -2,6 +2,7 @@
 """Loads a state dict. Everything is checked and built before anything is replaced, so the replacement cannot fail."""
 
 import copy
+import warnings
 from collections import defaultdict
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
@@ -11,13 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_optkit._checks import check_one_of
 from lightning_optkit._torch_private import load_post_hooks, load_pre_hooks
 from lightning_optkit.step.arguments import checked_as
+from lightning_optkit.step.numbers import ROUNDINGS
 from lightning_optkit.step.packed import unpacked
 from lightning_optkit.step.restoring import Place, check_state, restored
 from lightning_optkit.step.rule import Group, State, StatefulClip
 from lightning_optkit.step.rule_identity import check_is_of_the_rule
 from lightning_optkit.step.saved import kind_of, saved_dict
+from lightning_optkit.step.split_weights import LOW_ORDER_PARTS
 from lightning_optkit.step.state import StateLayout
 from lightning_optkit.step.stepped import Loadable
 
@@ -49,6 +53,7 @@ def load(optimizer: Loadable, state_dict: dict[str, Any]) -> None:
         _load_clip(optimizer, state_dict)
         optimizer.param_groups, optimizer.state = loaded.groups, loaded.state
     optimizer._forget_steps()
+    _say_other_rounding(_what(optimizer), state_dict["param_groups"], loaded.groups)
     for post_hook in load_post_hooks(optimizer).values():
         post_hook(optimizer)
 
@@ -123,18 +128,32 @@ def check_outline(what: str, optimizer: Loadable, state_dict: Mapping[str, Any])
         saved_dict(f"{what} the state of parameter {number!r}", entries)
 
 
+def _say_other_rounding(what: str, saved_groups: list[Group], groups: list[Group]) -> None:
+    """Warns if 16-bit parameters are rounded in another way than before the checkpoint."""
+    for saved, group in zip(saved_groups, groups, strict=True):
+        before, now = saved.get("rounding", group["rounding"]), group["rounding"]
+        if before != now and any(param.dtype in (torch.bfloat16, torch.float16) for param in group["params"]):
+            drops = before in LOW_ORDER_PARTS and now not in LOW_ORDER_PARTS
+            rest = ", and drops the low bits of the weights" if drops else ""
+            warnings.warn(f"{what} continues rounding={before!r} of the checkpoint as {now!r}{rest}.", stacklevel=4)
+            return
+
+
 def _groups(what: str, optimizer: Loadable, saved_groups: list[Group]) -> list[Group]:
     """The new groups.
 
     As in torch, each is the saved group with the current parameters and their names. Entries that torch's state dicts
-    lack come from the current group, and so do those that select the implementation.
+    lack come from the current group, and so do those that select the implementation, and how numbers are stored: a
+    checkpoint of fp32 weights says nothing of the rounding of 16-bit ones.
     """
     try:
         copied = copy.deepcopy([{**saved, "params": None} for saved in saved_groups])
     except Exception as error:
         raise TypeError(f"{what} its groups must hold what can be copied, but {type(error).__name__} came.") from error
     for number, (loaded, group) in enumerate(zip(copied, optimizer.param_groups, strict=True)):
-        kept = {name: group[name] for name in ("params", "fused", "foreach") if name in group}
+        with checked_as("", f"{what} param_groups[{number}]"):
+            check_one_of("", "rounding", loaded.get("rounding", group["rounding"]), ROUNDINGS)
+        kept = {name: group[name] for name in ("params", "fused", "foreach", "rounding") if name in group}
         lacking = [name for name in (*optimizer.defaults, "param_names") if name not in loaded and name in group]
         loaded.update({name: group[name] for name in lacking} | kept)
         with checked_as(type(optimizer).__name__, f"{what} param_groups[{number}]"):

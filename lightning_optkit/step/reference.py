@@ -18,7 +18,7 @@ from lightning_optkit.step.plain import is_dense
 from lightning_optkit.step.quantized_state import dequantize8, quantize8_, scale_name
 from lightning_optkit.step.rounding import move_average_, random_bits, round_stochastically
 from lightning_optkit.step.rule import Group, Rule, State, StateSpec
-from lightning_optkit.step.split_weights import correction_of, join, split_
+from lightning_optkit.step.split_weights import correction_of, join, rest_of, split_
 from lightning_optkit.step.statistics import Clipped, TensorStatistics
 
 __all__ = ["Done", "clip_reference", "norm_reference", "step_reference_"]
@@ -99,8 +99,8 @@ def step_reference_(
     if correction is not None:
         stored_before = p = join(param, correction)
     elif "compensation" in state:
-        lost_before = _finite_or_zero(as_real(state["compensation"]))
-        p = p + lost_before.to(work)
+        lost_before = rest_of(stored_before, as_real(state["compensation"]))
+        p = p + lost_before
 
     g, clipped = yield from clip_reference(
         g, stored_before.to(work), grad_scale, numbers, is_vector=param.ndim < 2, is_shard=is_shard
@@ -160,8 +160,7 @@ def _store(
             # In the order of memory, as the compiled step numbers elements; it takes no parameter with gaps.
             is_walked = is_dense(param)
             random = random.as_strided(param.shape, param.stride()) if is_walked else random.view(param.shape)
-        split_(param, correction, value, random)
-        return join(param, correction)
+        return split_(param, correction, value, random)
     if numbers.rounding == 1 and param.dtype in (torch.bfloat16, torch.float16):
         return param.copy_(round_stochastically(value, param.dtype, *key))
     return param.copy_(value)

@@ -24,6 +24,7 @@ __all__ = [
     "joined",
     "low_order_part",
     "part_kept",
+    "rest_of",
     "split_",
     "split_off",
     "whole",
@@ -48,7 +49,7 @@ def join(param: Tensor, correction: Tensor) -> Tensor:
     """The fp32 number that both parts represent.
 
     Anyone may write the parameter between two steps: the correction of its former value then moves it by at most half a
-    unit of bf16's last place. Only beside 0 and infinity could the sum be a NaN, and there the correction is dropped.
+    unit of bf16's last place. Where it is infinite, or the sum a NaN (beside 0), the correction is dropped.
 
     Args:
         param: bf16.
@@ -64,8 +65,31 @@ def join(param: Tensor, correction: Tensor) -> Tensor:
     """
     shift = 8 if correction.dtype == torch.int8 else 0
     bits = (param.detach().view(torch.int16).to(torch.int32) << 16) + (correction.to(torch.int32) << shift)
-    value = bits.view(torch.float32)
-    return torch.where(value.isnan(), param.detach().to(torch.float32), value)
+    value, written = bits.view(torch.float32), param.detach().to(torch.float32)
+    return torch.where(value.isnan() | ~written.isfinite(), written, value)
+
+
+def rest_of(param: Tensor, compensation: Tensor) -> Tensor:
+    """What Kahan summation kept of a parameter, unless it is too large for that: left of a former, larger value.
+
+    Anyone may write the parameter between two steps: it is then off by at most a unit of its last place. -0 leaves even
+    -0 as it is.
+
+    Args:
+        param: Floating point.
+        compensation: Of the same dtype and shape.
+
+    Returns:
+        fp32 or fp64, of the same shape.
+
+    Example:
+        >>> rest_of(torch.tensor([1.0, 0.0]).bfloat16(), torch.tensor([0.0012, 0.0012]).bfloat16())
+        tensor([0.0012, -0.0000])
+    """
+    work = torch.promote_types(param.dtype, torch.float32)
+    stored, rest = param.detach().to(work), compensation.to(work)
+    half_unit = torch.finfo(param.dtype).eps / 2 * (1 + torch.finfo(work).eps)  # the next number: half a unit is kept
+    return torch.where(rest.abs() < stored.abs() * half_unit, rest, -0.0)
 
 
 def is_cast(name: object, value: object) -> bool:
@@ -99,7 +123,7 @@ def whole(param: Tensor, low_order: Tensor | None) -> Tensor:
     if low_order is not None and low_order.dtype in CORRECTIONS.values():
         return join(param, low_order)
     value = param.detach().to(torch.float32)
-    return value if low_order is None else value + low_order.to(torch.float32)
+    return value if low_order is None else value + rest_of(param, low_order)
 
 
 def split_off(param: Tensor, name: str, value: Tensor) -> Tensor:
@@ -118,14 +142,17 @@ def split_off(param: Tensor, name: str, value: Tensor) -> Tensor:
     return correction
 
 
-def split_(param: Tensor, correction: Tensor, value: Tensor, random: Tensor | None = None) -> None:
-    """Splits `value` into its two parts. A NaN becomes the canonical NaN.
+def split_(param: Tensor, correction: Tensor, value: Tensor, random: Tensor | None = None) -> Tensor:
+    """Splits `value` into its two parts, and returns what they represent. A NaN becomes the canonical NaN.
 
     Args:
         param: bf16; overwritten.
         correction: int8 or int16, of the same shape; overwritten.
         value: fp32, of the same shape.
         random: 32 random bits per element, as int64, for the rounding of 8 bits; None: round to nearest.
+
+    Returns:
+        fp32, of the same shape. Beyond the largest bf16 number it is not what `join` gives: the parameter is infinite.
     """
     bits = value.contiguous().view(torch.int32).to(torch.int64)
     bits = torch.where(value.isnan(), _NAN, bits)
@@ -135,6 +162,7 @@ def split_(param: Tensor, correction: Tensor, value: Tensor, random: Tensor | No
     rest = bits - (upper << 16)
     correction.copy_(rest >> 8 if correction.dtype == torch.int8 else rest)
     param.view(torch.int16).copy_(_as_int16(upper))
+    return bits.to(torch.int32).view(torch.float32)
 
 
 def _as_int16(bits: Tensor) -> Tensor:

@@ -35,7 +35,8 @@ class Stages(TypedDict, total=False):
         caution: Update only the elements whose update has the sign of their gradient, and divide what is left by their
             share of the tensor (Liang et al. 2024, C-Optim; `caution` of timm). Runs in PyTorch.
         decouple_lr: Multiply decoupled decay by `lr / decay_lr` instead of `lr`, so that a schedule changes it, but the
-            base rate does not. `decay_lr` is an entry of each group: its `lr` (or `initial_lr`) when it was added.
+            base rate does not. `decay_lr`, in (0, inf), is an entry of each group: its `lr` (or `initial_lr`) when it
+            was added.
         centralize: Subtract the mean of each row of the first dimension from its gradient (two dimensions or more).
         rounding: How 16-bit parameters are stored: "nearest", "stochastic", or "kahan" (one more 16-bit number per
             element for the low-order part). "split32" trains bf16 parameters as if they were fp32: the state keeps the

@@ -352,6 +352,7 @@ LAYOUTS = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:.*continues rounding=.* of the checkpoint as")
 @pytest.mark.parametrize("to", LAYOUTS, ids=str)
 @pytest.mark.parametrize("source", LAYOUTS, ids=str)
 def test_any_layout_loads_into_any_other_and_shares_no_memory(source, to, snapshot):

@@ -72,6 +72,37 @@ def test_a_written_weight_is_off_by_half_a_unit_of_bf16_at_most(rounding, path):
 
 
 @pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_what_kahan_summation_kept_of_a_former_larger_weight_is_dropped(dtype, path):
+    weight = nn.Parameter(torch.full((500,), 100.3, dtype=dtype))
+    optimizer = SGD([weight], lr=1e-3, rounding="kahan", **PATHS[path])
+    for _ in range(3):
+        step(optimizer, weight)
+    assert (optimizer.state[weight]["compensation"] != 0).any()
+    written = torch.tensor([0.0, -0.0, 1e-3, -1.5, 300.0]).repeat(100).to(dtype)
+    with torch.no_grad():
+        weight.copy_(written)
+    step(optimizer, weight, torch.zeros_like(weight))
+    assert torch.equal(weight[written == 0].signbit(), written[written == 0].signbit())
+    assert ((weight - written).abs() <= written.abs() * torch.finfo(dtype).eps).all()
+    rest = optimizer.state[weight]["compensation"].double()
+    assert (rest.abs() <= written.double().abs() * torch.finfo(dtype).eps / 2).all()
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("rounding", SPLITS)
+def test_a_weight_set_to_infinity_is_infinite(rounding, sign, path):
+    weight, optimizer = trained(rounding, SGD, **PATHS[path])
+    with torch.no_grad():
+        weight[::2] = sign * math.inf
+    assert (exported(optimizer, weight)[::2] == sign * math.inf).all()
+    step(optimizer, weight, torch.zeros_like(weight))
+    assert (weight[::2] == sign * math.inf).all()
+    assert weight[1::2].isfinite().all()
+
+
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("wanted", ["nearest", "stochastic"])
 @pytest.mark.parametrize("rounding", [*SPLITS, "kahan"])
 def test_a_rounding_without_low_order_part_drops_it(rounding, wanted, path):
@@ -98,6 +129,67 @@ def test_a_cast_model_trains_on(dtype, rounding, path):
     assert torch.equal(weight, twin)
     assert optimizer.state[weight]["step"] == 5
     assert not {"correction8", "correction16"} & optimizer.state[weight].keys()
+
+
+def narrow_model():
+    torch.manual_seed(0)
+    return nn.Linear(9, 5).bfloat16()
+
+
+@pytest.mark.parametrize("rounding", [*SPLITS, "kahan", "stochastic"])
+def test_the_rounding_of_an_fp32_run_is_not_taken_over(rounding):
+    whole = nn.Linear(9, 5)
+    other = SGD(whole.parameters(), lr=0.1, momentum=0.9)
+    whole(torch.randn(3, 9)).sum().backward()
+    other.step()
+    model = narrow_model()
+    optimizer = SGD(model.parameters(), lr=0.5, momentum=0.9, rounding=rounding)
+    said = rf"^SGD.load_state_dict\(state_dict=...\): continues rounding='nearest' of the checkpoint as '{rounding}'\.$"
+    with pytest.warns(UserWarning, match=said):
+        optimizer.load_state_dict(other.state_dict())
+    assert (optimizer.param_groups[0]["rounding"], optimizer.param_groups[0]["lr"]) == (rounding, 0.1)
+
+
+def test_fp32_weights_are_not_said_to_be_rounded_otherwise(recwarn):
+    whole, split = nn.Linear(9, 5), SGD([nn.Parameter(torch.ones(3).bfloat16())], lr=0.1, rounding="split32")
+    SGD([whole.bias], lr=0.1).load_state_dict(split.state_dict())
+    assert not recwarn.list
+
+
+def test_low_bits_that_are_dropped_on_loading_are_said():
+    model = narrow_model()
+    split, nearest = (SGD(model.parameters(), lr=0.1, rounding=rounding) for rounding in ("split32", "nearest"))
+    with pytest.warns(UserWarning, match=r"of the checkpoint as 'nearest', and drops the low bits of the weights\.$"):
+        nearest.load_state_dict(split.state_dict())
+    given = {"weight": torch.randn(5, 9), "bias": torch.randn(5)}
+    said = r"^SGD.load_full_precision_state_dict: the low bits of the weights were dropped, .* give rounding='split32'"
+    with pytest.warns(UserWarning, match=said):
+        nearest.load_full_precision_state_dict(model, given)
+    assert torch.equal(model.weight, given["weight"].bfloat16())
+
+
+def test_weights_that_fit_in_16_bits_load_without_a_word(recwarn):
+    model = narrow_model()
+    SGD(model.parameters(), lr=0.1).load_full_precision_state_dict(
+        model, {k: v.float() for k, v in model.state_dict().items()}
+    )
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("rounding", SPLITS)
+def test_only_ties_differ_from_the_weights_when_their_export_is_cast(rounding):
+    units = torch.arange(2**16, dtype=torch.int32)  # every low half below 1 and 1.0078
+    value = torch.cat([(units + 0x3F800000).view(torch.float32), (units + 0x3F810000).view(torch.float32)])
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.zeros(2**17).bfloat16())
+    optimizer = SGD([model.weight], lr=0.1, rounding=rounding)
+    optimizer.load_full_precision_state_dict(model, {"weight": value})
+    back = optimizer.full_precision_state_dict(model)["weight"]
+    differs = back.bfloat16() != model.weight
+    assert differs.sum() == {"split24": 2**8, "split32": 1}[rounding]  # of two neighbors, the even one
+    assert (back[differs].view(torch.int32) & 0xFFFF == 0x8000).all()
+    optimizer.load_full_precision_state_dict(model, {"weight": back})
+    assert torch.equal(optimizer.full_precision_state_dict(model)["weight"], back)
 
 
 def test_fp16_weights_are_refused_when_they_are_given():
