@@ -16,9 +16,9 @@ from torch import Tensor
 from lightning_optkit._torch_private import has_bf16_products
 from lightning_optkit.optimizers._muon_variants import normalized, orthogonalized_from
 from lightning_optkit.optimizers._newton_schulz_coefficients import Coefficients, Triple, coefficients_per_step
+from lightning_optkit.step.gradient_reference import clip_reference, dense
 from lightning_optkit.step.lockstep import alone
 from lightning_optkit.step.numbers import GroupNumbers, compute_dtype
-from lightning_optkit.step.reference import clip_reference, dense
 from lightning_optkit.step.rule import Group, Rule, State
 from lightning_optkit.step.segments import Bound, ReferenceSegment
 from lightning_optkit.step.split_weights import joined

@@ -15,8 +15,8 @@ from typing_extensions import Unpack
 from lightning_optkit._checks import check_int
 from lightning_optkit.step import OnePassOptimizer, Rule
 from lightning_optkit.step.arguments import check_betas, check_number
+from lightning_optkit.step.gradient_reference import as_real, dense
 from lightning_optkit.step.numbers import compute_dtype
-from lightning_optkit.step.reference import as_real, dense
 from lightning_optkit.step.rule import Group, Hyperparameters, State, StateSpec
 from lightning_optkit.step.shards import local
 from lightning_optkit.step.stages import Stages

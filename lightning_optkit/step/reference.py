@@ -4,14 +4,15 @@
 Line by line the same as csrc/core/pipeline.h and csrc/cpu/step_loop.h.
 """
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lightning_optkit.step.caution import cautious_update
-from lightning_optkit.step.coefficients import average_weight, clip_coefficient
+from lightning_optkit.step.coefficients import average_weight
+from lightning_optkit.step.gradient_reference import as_real, clip_reference, dense
 from lightning_optkit.step.lockstep import Asking
 from lightning_optkit.step.numbers import GroupNumbers, compute_dtype
 from lightning_optkit.step.plain import is_dense
@@ -21,7 +22,7 @@ from lightning_optkit.step.rule import Group, Rule, State, StateSpec
 from lightning_optkit.step.split_weights import correction_of, join, rest_of, split_
 from lightning_optkit.step.statistics import Clipped, TensorStatistics
 
-__all__ = ["Done", "clip_reference", "norm_reference", "step_reference_"]
+__all__ = ["Done", "step_reference_"]
 
 
 @dataclass(frozen=True)
@@ -37,24 +38,6 @@ class Done:
     statistics: TensorStatistics | None
     clipped: Clipped
     observed: tuple[float, float]
-
-
-def norm_reference(grad: Tensor) -> tuple[float, float]:
-    """Sum of squares of the finite elements, in double, and number of non-finite elements."""
-    grad = as_real(dense(grad)).double()
-    finite = torch.isfinite(grad)
-    squares = torch.where(finite, grad, 0.0).square().sum()
-    return float(squares), float((~finite).sum())
-
-
-def dense(grad: Tensor) -> Tensor:
-    """A sparse gradient as a dense one; any other unchanged."""
-    return grad.to_dense() if grad.layout != torch.strided else grad
-
-
-def as_real(t: Tensor) -> Tensor:
-    """A complex tensor as pairs of real numbers, as in torch.optim; any other unchanged."""
-    return torch.view_as_real(t.resolve_conj()) if torch.is_complex(t) else t
 
 
 def step_reference_(
@@ -89,64 +72,94 @@ def step_reference_(
         is_shard: Whether other processes have the other rows of the tensor.
     """
     state["step"] += 1.0
-    step = float(state["step"])
-    stored = as_real(param.detach())
-    # Nothing is stored before the next value is computed, so only the statistics need a copy.
-    stored_before = stored.clone() if statistics else stored
-    work = compute_dtype(param)
-    correction = correction_of(state)
-    p, g = stored_before.to(work), as_real(dense(grad)).to(work)
-    if correction is not None:
-        stored_before = p = join(param, correction)
-    elif "compensation" in state:
-        lost_before = rest_of(stored_before, as_real(state["compensation"]))
-        p = p + lost_before
-
+    step, work = float(state["step"]), compute_dtype(param)
+    weights = _weights(param, state, copied=statistics)
+    before, p = weights.before.to(work), weights.whole.to(work)
     g, clipped = yield from clip_reference(
-        g, stored_before.to(work), grad_scale, numbers, is_vector=param.ndim < 2, is_shard=is_shard
+        as_real(dense(grad)).to(work), before, grad_scale, numbers, is_vector=param.ndim < 2, is_shard=is_shard
     )
     if not numbers.decoupled and numbers.weight_decay != 0:
-        g = g + numbers.weight_decay * stored_before.to(work)
+        g = g + numbers.weight_decay * before
     working = {name: _decoded(state, rule.spec(name)).to(work) for name in state_names}
     scalars = {scalar.name: state[scalar.name] for scalar in rule.scalars if state_names}
-    if rule.resolve is not None:
-        group = rule.resolve(group, param)
-    if rule.trust_ratio is not None:
-        ratio = yield from _trust_ratio(rule, p, g, working, group, step)
-        group = {**group, "lr": float(group["lr"]) * ratio}
-    given, observed = group, (0.0, 0.0)
-    if rule.estimate is not None:
-        factor = rule.estimate.rate(group, step)
-        group = {**group, "lr": float(group["lr"]) * factor}
-        numbers = numbers._replace(lr=numbers.lr * factor)
-        if rule.estimate.observes_before:
-            observed = rule.estimate.observe(p, g, working, given, step)
-    update = rule.update(p, g, working | scalars, group, step)
-    if group["caution"] and not rule.owns_decay(group):
-        update = cautious_update(update, g)
-    if rule.estimate is not None and not rule.estimate.observes_before:
-        observed = rule.estimate.observe(p, g, working, given, step)
+    group = group if rule.resolve is None else rule.resolve(group, param)
+    update, rate, observed = yield from _update(rule, p, g, working, scalars, group, step)
     key = (int(numbers.rounding_seed), int(step), tensor_index)
     for name, value in working.items():
-        _write(state, rule.spec(name), value, stored, (*key, rule.state_names.index(name)))
+        _write(state, rule.spec(name), value, weights.memory, (*key, rule.state_names.index(name)))
 
+    numbers = numbers._replace(lr=numbers.lr * rate)
     next_p = _move(p, update, numbers)
-    stored = _store(stored, correction, next_p, numbers, key)
-    keeps_lost = correction is None and "compensation" in state
-    if keeps_lost:
+    stored = _store(weights.memory, correction_of(state), next_p, numbers, key)
+    unchanged = stored == weights.before if statistics else None
+    if weights.rest is not None:
         lost = as_real(state["compensation"])
         # Nothing is kept on overflow: an infinity would remain after the parameter has come back in range.
         lost.copy_(_finite_or_zero(next_p - stored.to(work)))
+        unchanged = None if unchanged is None else unchanged & (lost == weights.rest)
     if average_name is not None:
         _average(state, average_name, stored, numbers, key)
-    if not statistics:
+    if unchanged is None:
         return Done(None, clipped, observed)
-    unchanged = stored == stored_before
-    if keeps_lost:
-        unchanged &= lost == lost_before
     difference = next_p - p
     counted = TensorStatistics.from_tensors(g, next_p, difference, (difference != 0) & unchanged)
     return Done(counted, clipped, observed)
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """A parameter before its step.
+
+    Args:
+        memory: The parameter, which the step overwrites; complex numbers as pairs.
+        before: What it stores; joined with its correction if it has one.
+        rest: What Kahan summation kept of it, or None.
+    """
+
+    memory: Tensor
+    before: Tensor
+    rest: Tensor | None
+
+    @property
+    def whole(self) -> Tensor:
+        return self.before if self.rest is None else self.before + self.rest
+
+
+def _weights(param: Tensor, state: State, *, copied: bool) -> _Weights:
+    memory, correction = as_real(param.detach()), correction_of(state)
+    if correction is not None:
+        return _Weights(memory, join(memory, correction), None)
+    # Nothing is stored before the next value is computed, so only the statistics need a copy.
+    before = memory.clone() if copied else memory
+    rest = rest_of(before, as_real(state["compensation"])) if "compensation" in state else None
+    return _Weights(memory, before, rest)
+
+
+def _update(
+    rule: Rule,
+    p: Tensor,
+    g: Tensor,
+    working: dict[str, Tensor],
+    scalars: Mapping[str, Tensor],
+    group: Group,
+    step: float,
+) -> Asking[tuple[Tensor, float, tuple[float, float]]]:
+    """The update, the factor that the rule estimated for its rate, and its part of the sums for the next one."""
+    if rule.trust_ratio is not None:
+        ratio = yield from _trust_ratio(rule, p, g, working, group, step)
+        group = {**group, "lr": float(group["lr"]) * ratio}
+    estimate, given, rate, observed = rule.estimate, group, 1.0, (0.0, 0.0)
+    if estimate is not None:
+        rate = estimate.rate(group, step)
+        group = {**group, "lr": float(group["lr"]) * rate}
+        if estimate.observes_before:
+            observed = estimate.observe(p, g, working, given, step)
+    update = rule.update(p, g, {**working, **scalars}, group, step)
+    if group["caution"] and not rule.owns_decay(group):
+        update = cautious_update(update, g)
+    if estimate is not None and not estimate.observes_before:
+        observed = estimate.observe(p, g, working, given, step)
+    return update, rate, observed
 
 
 def _store(
@@ -164,53 +177,6 @@ def _store(
     if numbers.rounding == 1 and param.dtype in (torch.bfloat16, torch.float16):
         return param.copy_(round_stochastically(value, param.dtype, *key))
     return param.copy_(value)
-
-
-def clip_reference(
-    grad: Tensor,
-    param: Tensor,
-    grad_scale: float,
-    numbers: GroupNumbers,
-    *,
-    is_vector: bool,
-    is_shard: bool = False,
-) -> Asking[tuple[Tensor, Clipped]]:
-    """The gradient after scaling, every clip and centralization, and the result of clipping by tensor or by unit.
-
-    Args:
-        grad: Gradient with the shape of `param`; not written to.
-        param: The parameter, for clipping by unit.
-        grad_scale: Factor for the gradient: 1 / loss scale x clip coefficient.
-        numbers: The numbers of its group.
-        is_vector: Whether it is a single unit, which is not centralized.
-        is_shard: Whether other processes have the other rows of the tensor.
-    """
-    clipped = Clipped(0.0, 0.0)
-    factor = torch.ones((), dtype=torch.float64, device=grad.device)
-    if math.isfinite(numbers.clip_tensor_norm):
-        squares = (yield grad.double().square().sum().reshape(1))[0]
-        factor = clip_coefficient(numbers.clip_tensor_norm, grad_scale * squares.sqrt())
-        clipped = Clipped(float(factor.square() * squares), float(factor < 1))
-    inner = list(range(grad.ndim)) if is_vector else list(range(1, grad.ndim))
-    if math.isfinite(numbers.clip_unit_ratio):
-        unit_sq = grad.double().square().sum(inner, keepdim=True)
-        param_sq = param.double().square().sum(inner, keepdim=True)
-        if is_vector:
-            unit_sq, param_sq = (yield torch.stack([unit_sq.sum(), param_sq.sum()])).to(grad.device).unbind()
-        grad_norm = abs(grad_scale) * unit_sq.sqrt()
-        bound = numbers.clip_unit_ratio * param_sq.sqrt().clamp(min=numbers.clip_unit_eps)
-        factor = torch.where(grad_norm > bound, bound / grad_norm, 1.0)
-        sums = torch.stack([(factor.square() * unit_sq).sum(), (factor < 1).sum()])
-        if is_shard and not is_vector:
-            sums = yield sums
-        clipped = Clipped(*sums.tolist())
-    signed_scale = -grad_scale if numbers.maximize else grad_scale
-    grad = grad * (signed_scale * factor).to(grad.dtype)
-    if math.isfinite(numbers.clip_value):
-        grad = grad.clamp(-numbers.clip_value, numbers.clip_value)
-    if numbers.centralize and not is_vector and grad.numel() > 0:
-        grad = grad - grad.double().mean(inner, keepdim=True).to(grad.dtype)
-    return grad, clipped
 
 
 def _finite_or_zero(t: Tensor) -> Tensor:

@@ -10,10 +10,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_optkit._native import extension, why_no_cuda_kernels, why_no_look
+from lightning_optkit.step.gradient_reference import norm_reference
 from lightning_optkit.step.lockstep import Asking, alone
 from lightning_optkit.step.numbers import GroupNumbers
 from lightning_optkit.step.plain import has_dispatch, has_lost_memory, is_dense
-from lightning_optkit.step.reference import Done, norm_reference, step_reference_
+from lightning_optkit.step.reference import Done, step_reference_
 from lightning_optkit.step.rule import Group, Rule, State
 from lightning_optkit.step.shards import local, placed_like, sharding_groups, sum_over
 from lightning_optkit.step.statistics import Clipped, TensorStatistics

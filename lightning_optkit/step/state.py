@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from lightning_optkit.step.gathering import gathered, scatter_
+from lightning_optkit.step.gradient_reference import as_real
 from lightning_optkit.step.memory import Arena, zeros_like_all
 from lightning_optkit.step.numbers import compute_dtype
 from lightning_optkit.step.plain import has_dispatch, why_unusable
 from lightning_optkit.step.quantized_state import BLOCK, dequantize8, quantize8_, scale_name, zero_scales
-from lightning_optkit.step.reference import as_real
 from lightning_optkit.step.rule import Average, Group, Rule, Scalar, State, StateSpec
 from lightning_optkit.step.segments import Entry
 from lightning_optkit.step.shards import distribute_like, local, place_like

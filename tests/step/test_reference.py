@@ -13,7 +13,7 @@ from lightning_optkit._native import extension
 from lightning_optkit.averaging import EMA
 from lightning_optkit.clipping import ClipNorm, ClipPerTensor, ClipUnitwise, ClipValue, ZClip
 from lightning_optkit.optimizers import SGD, Adam, AdamW
-from lightning_optkit.step.reference import norm_reference
+from lightning_optkit.step.gradient_reference import norm_reference
 
 PATHS = pytest.mark.parametrize("fused", [None, False], ids=["compiled", "reference"])
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
