@@ -237,3 +237,9 @@ def test_the_rows_of_a_table_have_the_cells_of_its_head(page):
     for table in re.findall(r"(?:^\|.*\n?)+", text, flags=re.M):
         cells = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
         assert len(cells) == 1, table.splitlines()[0]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_line_of_a_paragraph_begins_as_a_quotation_a_list_or_a_heading(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    assert not re.findall(r"^[^\s>#|+*-].*\n(?:>|\+ |#+ ).*", text, flags=re.M)
