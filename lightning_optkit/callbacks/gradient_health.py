@@ -38,6 +38,7 @@ from lightning_optkit.diagnostics.measure.batches import digest
 from lightning_optkit.diagnostics.measure.parameters import StepMeasure
 from lightning_optkit.diagnostics.measure.rows import EqualRows
 from lightning_optkit.diagnostics.rules import diagnose, is_exact, ranked
+from lightning_optkit.diagnostics.rules.classes import is_dominated
 from lightning_optkit.diagnostics.rules.outcome import Outcome, outcome_of
 from lightning_optkit.diagnostics.verdict import Verdict, verdict_from
 
@@ -47,6 +48,7 @@ _FIRST = (0, 1, 2, 3, 5, 8, 16, 32)  # measured steps before the regular ones: w
 _PRESENCE = 32  # in so many steps it is looked at every one for parameters without a gradient, then at measured ones
 # A run that has not learned much in its first quarter is probed this often in the rest of it.
 _PROBED_FROM, _PROBED_EVERY, _MOST_PROBES = 1 / 4, 1 / 20, 15
+_COUNTED = 80  # parts of a run of which one class has most samples; in its second half each of them is measured
 _LEARNS = 0.5  # progress of a run that is not probed
 _LENGTH = 400  # steps, where the length of the run is not known
 _COMPARED_BATCHES = 3
@@ -68,9 +70,11 @@ class GradientHealth(FitCallback):
     Faults of settings, data and initial weights are named only if the run learns badly, judged by its loss against that
     of the best constant prediction: `unnormalized_input`, `unscaled_target`, `bad_init_scale`, `saturated_units`,
     `dead_units`, `vanishing_gradient`, `exploding_gradient`, `loss_spike`, `lr_too_high`, `lr_too_low`,
-    `input_ignored`, `label_shuffle`. For these, a run that has not learned much in its first quarter is measured at
+    `class_imbalance`, `overfitting`, `input_ignored`, `label_shuffle`. For these, a run that has not learned much in its first quarter is measured at
     every twentieth of the rest, and the loss of its batch is evaluated along the update. They need a loss function of
-    torch, one per step, and are judged from the middle of the run on.
+    torch, one per step, and are judged from the middle of the run on. `class_imbalance` is judged by the predictions in
+    measured steps, of which there are up to 40 more if one class has over four fifths of the samples; `overfitting` by
+    the validation loss, if one value is logged with "val" and "loss" in its name.
 
     Args:
         check_every: Optimizer steps between measured ones, at least 1.
@@ -169,10 +173,14 @@ class GradientHealth(FitCallback):
         self._batch = (batch, batch_idx)
         step = self._seen.steps
         is_due, may_probe = step in _FIRST or step % self.check_every == 0, self.probe and self._may_probe(step)
-        if not (is_due or may_probe) or self._rows is None or (_is_automatic(pl_module) and accumulates(trainer)):
+        if (
+            not (is_due or may_probe or self._may_count(step))
+            or self._rows is None
+            or (_is_automatic(pl_module) and accumulates(trainer))
+        ):
             return
         is_probed = may_probe and can_probe(trainer, pl_module) and self._learns_little()
-        if is_due or is_probed:
+        if is_due or is_probed or self._may_count(step):
             # The rules ask for the scale of layers in the first step alone.
             self._measured = MeasuredStep(trainer, pl_module, step, self._former, measures_layers=step == 0)
             self._probe = Probe(trainer) if is_probed else None
@@ -207,9 +215,12 @@ class GradientHealth(FitCallback):
             self._conclude(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        losses = [v for name, v in trainer.callback_metrics.items() if "val" in name and "loss" in name]
-        if not trainer.sanity_checking and len(losses) == 1:
-            self._seen.validations.append(float(losses[0]))
+        losses = {name: v for name, v in trainer.callback_metrics.items() if "val" in name and "loss" in name}
+        if trainer.sanity_checking or len(losses) != 1:
+            return
+        (self._seen.monitor, loss), trained = next(iter(losses.items())), self._losses.since_last_asked()
+        self._seen.validations.append(float(loss))
+        self._seen.trained.append(trained)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._seen.is_over = True
@@ -226,6 +237,11 @@ class GradientHealth(FitCallback):
         length = self._seen.steps_planned or _LENGTH
         since = step - max(16, int(_PROBED_FROM * length))
         return since >= 0 and since % (max(8, int(_PROBED_EVERY * length)) | 1) == 0 and self._num_probes < _MOST_PROBES
+
+    def _may_count(self, step: int) -> bool:
+        # Of a rare class few samples are seen in a step.
+        length = self._seen.steps_planned or _LENGTH
+        return 2 * step >= length and step % (max(1, length // _COUNTED) | 1) == 0 and is_dominated(self._seen)
 
     def _learns_little(self) -> bool:
         self._losses.fetch()

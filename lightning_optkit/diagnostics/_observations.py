@@ -307,6 +307,8 @@ class RunSeen:
         is_over: Whether the fit has ended.
         losses: Training loss of each step.
         validations: Loss of each validation, if one was logged under such a name.
+        trained: Mean training loss of the steps before each of them, since the one before; NaN if unknown.
+        monitor: The name under which it was logged.
         checks: Measured steps, in order.
         silent: Parameters without any gradient so far.
         not_zeroed: Step of the first gradient that was not cleared after a step, by class of the optimizer.
@@ -322,6 +324,8 @@ class RunSeen:
     steps_planned: int | None = None
     is_over: bool = False
     validations: list[float] = field(default_factory=list)
+    trained: list[float] = field(default_factory=list)
+    monitor: str = "val_loss"
     losses: Losses = field(default_factory=Losses)
     checks: list[Check] = field(default_factory=list)
     silent: list[SilentSeen] = field(default_factory=list)

@@ -87,6 +87,11 @@ class LossSeen:
         value: The loss.
         constant: The loss of the best constant prediction; NaN if unknown.
         is_summed: Whether it is the sum over the batch, and so is `constant`.
+        common: The most frequent class of the batch; -1 unless the targets are classes, one per sample.
+        num_common: Number of its samples.
+        missed_common: How many of these are predicted to be of another class.
+        num_others: Number of the other samples.
+        missed_others: How many of these are predicted to be of a class that is not theirs.
     """
 
     function: str
@@ -102,6 +107,11 @@ class LossSeen:
     value: float
     constant: float
     is_summed: bool = False
+    common: int = -1
+    num_common: int = 0
+    missed_common: int = 0
+    num_others: int = 0
+    missed_others: int = 0
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ SYMPTOMS = (
     "no_gradient", "not_optimized", "gradient_not_zeroed", "lost_updates", "nonfinite", "symmetric_init", "wrong_mode",
     "ranks_diverge", "duplicate_data", "schedule_fault", "average_not_ready", "loss_does_not_match_output",
     "unnormalized_input", "unscaled_target", "bad_init_scale", "saturated_units", "dead_units", "vanishing_gradient",
-    "exploding_gradient", "loss_spike", "lr_too_high", "lr_too_low", "input_ignored", "label_shuffle",
+    "exploding_gradient", "loss_spike", "lr_too_high", "lr_too_low", "class_imbalance",
+    "overfitting", "input_ignored", "label_shuffle",
 )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from lightning_optkit.diagnostics import Verdict
-from lightning_optkit.diagnostics.rules import EXACT, LAST_RESORTS, OF_LEARNING
+from lightning_optkit.diagnostics.rules import COURSE, EXACT, LAST_RESORTS, OF_LEARNING
 from lightning_optkit.diagnostics.verdict import SYMPTOMS
 
 GIVEN = dict(
@@ -54,4 +54,4 @@ def test_what_is_saved_is_checked():
 
 
 def test_every_symptom_has_a_rule_of_its_name():
-    assert sorted(rule.__name__ for rule in (*EXACT, *OF_LEARNING, *LAST_RESORTS)) == sorted(SYMPTOMS)
+    assert sorted(rule.__name__ for rule in (*EXACT, *OF_LEARNING, *COURSE, *LAST_RESORTS)) == sorted(SYMPTOMS)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loss of each optimizer step, however Lightning passes it on, read from a device only when asked for."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +24,7 @@ class LossesOfRun:
         self.losses = Losses()
         self._window: list[Tensor | float] = []
         self._pending: list[Tensor] = []
-        self._num_steps = 0
+        self._num_steps = self._num_asked = 0
 
     def after_batch(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, num_steps: int) -> None:
         """Takes the loss of a batch; `num_steps` tells whether a step was taken since the last one."""
@@ -50,3 +51,10 @@ class LossesOfRun:
             for value in torch.stack([each.float() for each in self._pending]).tolist():
                 self.losses.append(value)
         self._pending = []
+
+    def since_last_asked(self) -> float:
+        """The mean of the losses since this was called last, of 2,048 at most; NaN if there are none."""
+        self.fetch()
+        latest = self.losses.last(self.losses.num - self._num_asked)
+        self._num_asked = self.losses.num
+        return sum(latest) / len(latest) if latest else math.nan

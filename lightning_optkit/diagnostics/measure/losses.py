@@ -39,6 +39,7 @@ def loss_seen(function: Any, args: Any, kwargs: Any, result: Tensor, behind: str
     if reduction == "sum":
         constant *= _terms(function, bound.arguments)
     classes = given.shape[1] if function in _CLASSES and given.ndim > 1 else given.shape[-1] if given.ndim else 1
+    common, num_common, missed_common, num_others, missed_others = _predictions(function, given, bound.arguments)
     outside, mean, std = 0.0, _NAN, _NAN
     if function in _REGRESSION:
         low, high = _RANGES.get(behind or "", (-float("inf"), float("inf")))
@@ -59,12 +60,38 @@ def loss_seen(function: Any, args: Any, kwargs: Any, result: Tensor, behind: str
         value=float(result.detach()) if result.numel() == 1 else _NAN,
         constant=constant,
         is_summed=reduction == "sum",
+        common=common,
+        num_common=num_common,
+        missed_common=missed_common,
+        num_others=num_others,
+        missed_others=missed_others,
     )
 
 
 def _is_log(given: Tensor) -> bool:
     """Whether the rows are logarithms of probabilities."""
     return given.ndim < 2 or bool((given.logsumexp(1).abs() < 1e-2).all())
+
+
+def _predictions(function: Any, given: Tensor, arguments: Any) -> list[int]:
+    """The most frequent class; the number of its samples, and of those that were missed; both of the others."""
+    unknown, target = [-1, 0, 0, 0, 0], arguments["target"].detach()
+    if function in _BINARY:
+        if not given.ndim or len(given) != given.numel() or given.numel() != target.numel():
+            return unknown  # several answers per sample
+        bound = 0.0 if function is F.binary_cross_entropy_with_logits else 0.5
+        said, true = given.reshape(-1) > bound, target.reshape(-1) > 0.5
+    elif function in _CLASSES and given.ndim > 1 and not target.is_floating_point():
+        counted = target.reshape(-1) != arguments["ignore_index"]
+        said, true = given.argmax(1).reshape(-1)[counted], target.reshape(-1)[counted]
+    else:
+        return unknown
+    if not len(true):
+        return unknown
+    common = true.long().mode().values
+    is_common, is_missed = true == common, said != true
+    counts = [is_common, is_common & is_missed, ~is_common, ~is_common & is_missed]
+    return [int(each) for each in torch.stack([common, *(each.sum() for each in counts)]).tolist()]
 
 
 def _terms(function: Any, arguments: Any) -> int:

@@ -8,6 +8,8 @@ explain: a weight that is in no optimizer would also look like one that is lost 
 from collections.abc import Callable, Iterable
 
 from lightning_optkit.diagnostics._observations import RunSeen
+from lightning_optkit.diagnostics.rules.classes import class_imbalance
+from lightning_optkit.diagnostics.rules.course import overfitting
 from lightning_optkit.diagnostics.rules.gradients import gradient_not_zeroed, lost_updates, no_gradient, not_optimized
 from lightning_optkit.diagnostics.rules.last_resorts import constant_input, input_ignored, label_shuffle
 from lightning_optkit.diagnostics.rules.loss_function import loss_does_not_match_output
@@ -28,7 +30,7 @@ from lightning_optkit.diagnostics.rules.spikes import loss_spike
 from lightning_optkit.diagnostics.rules.units import dead_units, saturated_units
 from lightning_optkit.diagnostics.verdict import Verdict
 
-__all__ = ["EXACT", "LAST_RESORTS", "OF_LEARNING", "diagnose", "is_exact", "ranked"]
+__all__ = ["COURSE", "EXACT", "LAST_RESORTS", "OF_LEARNING", "diagnose", "is_exact", "ranked"]
 
 Rule = Callable[[RunSeen], Verdict | None]
 
@@ -39,8 +41,9 @@ EXACT: tuple[Rule, ...] = (
 # What comes first explains what follows: inputs saturate units, large weights look like a large rate.
 OF_LEARNING: tuple[Rule, ...] = (
     unnormalized_input, unscaled_target, bad_init_scale, saturated_units, dead_units, vanishing_gradient,
-    exploding_gradient, loss_spike, lr_too_high, lr_too_low,
+    exploding_gradient, loss_spike, lr_too_high, lr_too_low, class_imbalance,
 )  # fmt: skip
+COURSE: tuple[Rule, ...] = (overfitting,)
 LAST_RESORTS: tuple[Rule, ...] = (input_ignored, label_shuffle)
 
 _LEARNS_ALL = 0.95  # above all bounds of progress in the rules
@@ -48,7 +51,7 @@ _EXACT = {rule.__name__ for rule in EXACT}
 _BEHIND = {"nonfinite", "duplicate_data", "average_not_ready"}  # a cause that diverged comes before what it ended in
 _ORDER = [
     *(rule.__name__ for rule in EXACT if rule.__name__ not in _BEHIND), *(rule.__name__ for rule in OF_LEARNING),
-    "nonfinite", "duplicate_data", "average_not_ready", *(rule.__name__ for rule in LAST_RESORTS),
+    "nonfinite", "duplicate_data", "average_not_ready", *(rule.__name__ for rule in (*COURSE, *LAST_RESORTS)),
 ]  # fmt: skip
 
 
@@ -76,6 +79,8 @@ def diagnose(run: RunSeen) -> list[Verdict]:
         return ranked([*exact, constant])
     rules = (bad_init_scale,) if outcome_of(run).progress > _LEARNS_ALL else OF_LEARNING  # the others are silent then
     of_learning = [verdict for rule in rules if (verdict := rule(run)) is not None]
+    if not of_learning:
+        of_learning = [verdict for rule in COURSE if (verdict := rule(run)) is not None]
     if not of_learning:
         of_learning = [verdict for rule in LAST_RESORTS if (verdict := rule(run)) is not None]
     return ranked([*exact, *of_learning])

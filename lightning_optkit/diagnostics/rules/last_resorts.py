@@ -2,6 +2,7 @@
 """Inputs that do not matter and labels that mean nothing: said if no other rule explains why a run learns nothing."""
 
 from lightning_optkit.diagnostics._observations import RunSeen
+from lightning_optkit.diagnostics.rules.classes import is_dominated
 from lightning_optkit.diagnostics.rules.outcome import outcome_of
 from lightning_optkit.diagnostics.verdict import Verdict
 
@@ -45,6 +46,8 @@ def label_shuffle(run: RunSeen) -> Verdict | None:
         return None
     if outcome.has_diverged or not outcome.is_below(_LEARNS_ALL):
         return None
+    if is_dominated(run):
+        return None  # a validation with other frequencies has another constant
     if any(check.losses[0].is_summed for check in run.checks if len(check.losses) == 1):
         return None  # a validation may have other batches
     constant = sum(constants) / len(constants)

@@ -42,6 +42,7 @@ class Setup:
     zeroes: bool = True
     steps_scheduler: bool = False  # training_step steps it too
     target: Callable[[Tensor], Tensor] = lambda y: y
+    sampler: Callable[[Tensor], Any] | None = None  # of the targets; without, in random order
     callbacks: list[Any] = field(default_factory=list)
     trainer: dict[str, Any] = field(default_factory=dict)
     at_start: Callable[[nn.Module], object] | None = None  # called with the module as training starts

@@ -27,6 +27,8 @@ class Fault:
         apply: Called with the setup and a strength; changes the setup.
         fits: Whether it can be planted in a setup.
         is_mechanical: Whether it is an error whatever it does to the score.
+        mend: Called with the healthy setup and the strength, to make of it what a run that it does not hurt is compared
+            with. Without, that is the healthy setup itself.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Fault:
     apply: Callable[[Any, Any], object]
     fits: Callable[[Any], bool] = lambda setup: True
     is_mechanical: bool = True
+    mend: Callable[[Any, Any], object] = lambda setup, strength: None
 
 
 def has_body(setup):

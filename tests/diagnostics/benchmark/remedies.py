@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import lightning_optkit as ok
-from tests.diagnostics.benchmark import families, runs
-from tests.diagnostics.benchmark.__main__ import FAULTS, MIN_LOSS, drawn_fault
+from tests.diagnostics.benchmark import runs
+from tests.diagnostics.benchmark.__main__ import FAULTS, MIN_LOSS, drawn_fault, twin_score
 from tests.diagnostics.benchmark.rows import written
 from tests.diagnostics.benchmark.table import claim
 
@@ -42,6 +42,7 @@ def paste(setup, remedy):
         _loss,
         _activation,
         _schedule,
+        _sampler,
     ):
         pasted = form(setup, remedy)
         if pasted is not None:
@@ -174,6 +175,14 @@ def _schedule(setup, remedy):
     return code
 
 
+def _sampler(setup, remedy):
+    if "as sampler of the DataLoader" not in remedy:
+        return None
+    code = _leading_call(remedy)
+    setup.sampler = lambda y: eval(code, {**_NAMES, "y": y})
+    return code
+
+
 class _Transformed(nn.Module):
     """The module behind what `Preprocess` does to its inputs, as a user predicts with it."""
 
@@ -193,8 +202,7 @@ def run(index, held_out, faults=FAULTS):
     """One run by number, and its repetition with the remedy pasted; None if it was not hurt."""
     setup, fault, strength = drawn_fault(index, held_out, faults)
     verdicts, score = runs.diagnosed(setup)
-    twin = families.build(getattr(families, setup.family), setup.seed)
-    healthy = runs.score(twin, runs.train(twin))
+    healthy = twin_score(setup, fault, strength)
     if score >= healthy - MIN_LOSS:
         return None
     row = dict(

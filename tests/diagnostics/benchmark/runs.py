@@ -76,7 +76,8 @@ def train(setup, *callbacks):
     """Fits it, and returns the module."""
     x, y, x_val, y_val = setup.data
     generator = torch.Generator().manual_seed(setup.seed)
-    train_set = DataLoader(TensorDataset(x, y), setup.batch_size, shuffle=True, generator=generator)
+    order = {"shuffle": True} if setup.sampler is None else {"sampler": setup.sampler(y)}
+    train_set = DataLoader(TensorDataset(x, y), setup.batch_size, generator=generator, **order)
     val_set = DataLoader(TensorDataset(x_val, y_val), 512)
     fuse = [ok.Fuse(verbose=False)] if setup.optimizer == "fuse" else []
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:

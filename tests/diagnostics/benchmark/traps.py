@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import BaseFinetuning, EMAWeightAveraging
+from lightning.pytorch.callbacks import BaseFinetuning, EarlyStopping, EMAWeightAveraging
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 
 import lightning_optkit as ok
 from tests.diagnostics.benchmark.faults import has_body, layers_of
+from tests.diagnostics.benchmark.faults_of_data import dominant_class, few_samples, weighted
 
 
 @dataclass(frozen=True)
@@ -270,6 +271,29 @@ def _few_steps(setup):
     setup.epochs = 1
 
 
+def _long(setup):
+    setup.epochs *= 3
+
+
+def _stopped(setup):
+    few_samples(setup, 100)
+    setup.callbacks.append(ok.EarlyStoppingCriterion("GL", alpha=5.0, verbose=False))
+
+
+def _stopped_by_patience(setup):
+    few_samples(setup, 100)
+    setup.callbacks.append(EarlyStopping("val_loss", patience=3))
+
+
+def _weighted(setup):
+    weighted(setup, 0.9)
+
+
+def _rare_but_learned(setup):
+    dominant_class(setup, 0.9)
+    setup.epochs *= 3
+
+
 TRAPS = (
     Trap("plain", lambda setup: None),
     Trap("zero head", _zero_head),
@@ -305,6 +329,11 @@ TRAPS = (
     Trap("noisy labels", _noisy_labels, _is_classes),
     Trap("raw pixels", _raw_pixels, lambda s: s.family == "bn_cnn"),
     Trap("one epoch", _few_steps),
+    Trap("long run", _long, lambda s: _is_classes(s) and s.family != "wine"),  # of which a long one does overfit
+    Trap("few samples, early stopping", _stopped, lambda s: s.family != "autoencoder"),
+    Trap("few samples, Lightning's early stopping", _stopped_by_patience, lambda s: s.family != "autoencoder"),
+    Trap("dominant class, weighted loss", _weighted, _is_classes),
+    Trap("dominant class, learned", _rare_but_learned, lambda s: s.family in ("mlp", "cnn", "bn_cnn", "logistic")),
 )
 
 

@@ -149,3 +149,30 @@ def test_outputs_that_do_not_match():
     wrong, right, single, broadcast, bounded = functions.losses
     assert (wrong.is_log, right.is_log, single.classes, broadcast.is_broadcast) == (False, True, 1, True)
     assert bounded.outside == pytest.approx(0.5)
+
+
+PAIRS = torch.tensor([0.0, 0, 0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        # Of three samples of class 2 two are found, of the two others one.
+        (lambda x: F.cross_entropy(x, torch.tensor([2, 2, 2, 0, 1])), (2, 3, 1, 2, 1)),
+        (lambda x: F.cross_entropy(x, torch.tensor([2, 2, 2, -100, 1])), (2, 3, 1, 1, 0)),
+        (lambda x: F.binary_cross_entropy_with_logits(x[:, 0], PAIRS), (0, 3, 1, 2, 1)),
+        (lambda x: F.binary_cross_entropy(x[:, :1].sigmoid(), PAIRS[:, None]), (0, 3, 1, 2, 1)),
+        (lambda x: F.binary_cross_entropy_with_logits(x, x.detach().sigmoid()), (-1, 0, 0, 0, 0)),
+        (lambda x: F.cross_entropy(x, x.detach().softmax(1)), (-1, 0, 0, 0, 0)),
+        (lambda x: F.mse_loss(x, torch.zeros(5, 3)), (-1, 0, 0, 0, 0)),
+        (lambda x: F.cross_entropy(x, torch.full((5,), -100)), (-1, 0, 0, 0, 0)),
+    ],
+)  # fmt: skip
+def test_how_the_most_frequent_class_is_predicted_and_how_the_others(loss, expected):
+    x = torch.tensor([[-1.0, 0, 1], [1, -1, 0], [-1, 0, 1], [-1, 1, 0], [1, 2, 0]])
+    functions = CalledFunctions(lambda: "")
+    with functions:
+        loss(x)
+    (seen,) = functions.losses
+    found = (seen.common, seen.num_common, seen.missed_common, seen.num_others, seen.missed_others)
+    assert found == expected

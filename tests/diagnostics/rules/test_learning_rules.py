@@ -9,6 +9,8 @@ import pytest
 from lightning_optkit.diagnostics._observations import Check, Losses, NonfiniteSeen, ParameterSeen, RunSeen
 from lightning_optkit.diagnostics._signals import ActivationSeen, InputSeen, LayerSeen, LossSeen, ProbeSeen
 from lightning_optkit.diagnostics.rules import diagnose
+from lightning_optkit.diagnostics.rules.classes import class_imbalance
+from lightning_optkit.diagnostics.rules.course import overfitting
 from lightning_optkit.diagnostics.rules.last_resorts import constant_input, input_ignored, label_shuffle
 from lightning_optkit.diagnostics.rules.loss_function import loss_does_not_match_output
 from lightning_optkit.diagnostics.rules.outcome import outcome_of
@@ -253,6 +255,65 @@ def test_equal_inputs_explain_everything_else():
     run = seen(first_input=replace(INPUT, is_constant=True), activations=dead)
     assert constant_input(run).confidence == 1.0
     assert [verdict.symptom for verdict in diagnose(run)] == ["input_ignored"]
+
+
+RARE = replace(LOSS, common=2, num_common=58, missed_common=1, num_others=6, missed_others=4)
+
+
+def test_class_imbalance_is_said_of_rare_classes_that_are_missed_whatever_the_loss():
+    run = seen(loss=0.2, losses=(RARE,))
+    run.checks = [replace(check, step=60 + check.step) for check in run.checks]
+    assert [verdict.symptom for verdict in diagnose(run)] == ["class_imbalance"]
+    verdict = class_imbalance(run)
+    assert "91% of the samples are of class 2" in verdict.cause and "20 of 30" in verdict.evidence
+    for changes in (
+        dict(missed_others=2),  # the others are learned
+        dict(missed_common=7),  # nothing is
+        dict(num_common=23),  # no class has four fifths
+        dict(common=-1),
+        dict(num_others=1, missed_others=1),  # too few to tell
+    ):
+        other = replace(run, checks=[replace(c, losses=(replace(RARE, **changes),)) for c in run.checks])
+        assert class_imbalance(other) is None, changes
+    early = seen(loss=0.2, losses=(RARE,))  # measured in the first half alone
+    assert class_imbalance(early) is None
+    turns = [replace(c, losses=(replace(RARE, common=c.step % 2),)) for c in run.checks]
+    assert class_imbalance(replace(run, checks=turns)) is None
+
+
+def test_a_dominant_class_leaves_no_constant_to_judge_a_validation_by():
+    probe = replace(PROBE, permuted=2.4)
+    assert label_shuffle(seen(probe=probe, validations=(2.4, 2.5), losses=(RARE,))) is None
+    assert overfitting(overfitted(losses=(RARE,))) is None
+
+
+def overfitted(values=(1.5, 1.0, 0.9, 1.3, 1.4, 1.5), trained=(1.4, 1.0, 0.8, 0.4, 0.2, 0.1), **parts):
+    run = seen(**{"loss": 0.1, "validations": values, **parts})
+    run.trained = [*trained]
+    return run
+
+
+def test_overfitting_is_said_of_what_was_lost_while_the_training_loss_halved():
+    assert overfitting(overfitted()).onset_step == 3 * 100 // 6
+    assert [verdict.symptom for verdict in diagnose(overfitted())] == ["overfitting"]
+    assert overfitting(overfitted((1.5, 1.0, 0.9, 1.2, 1.4, 1.5))) is None  # a quarter of 2.3 - 0.9 is 0.35
+    assert overfitting(overfitted((1.5, 1.0, 0.9, 1.3, 1.2, 1.5))) is None  # it was better since
+    assert overfitting(overfitted((1.5, 1.4, 1.0, 0.9, 1.4, 1.5))) is None  # two evaluations since
+    assert overfitting(overfitted((0.3, 0.1, 0.05, 0.2, 0.3, 0.4))) is None  # little beside a constant
+    assert overfitting(overfitted((2.6, 2.5, 2.2, 3.1, 3.4, 3.5))) is None  # it never held: labels
+    assert overfitting(overfitted((2.2, 2.2, 2.1, 2.25, 2.25, 2.25))) is None  # a tenth of 2.1 is 0.21
+    assert overfitting(overfitted((1.5, NAN, 0.9, 1.3, 1.4, 1.5))) is None
+    assert overfitting(overfitted(trained=(1.4, 1.0, 0.8, 0.6, 0.6, 0.6))) is None  # the training has not gone on
+    assert overfitting(overfitted(trained=[NAN] * 6)) is None
+    assert overfitting(overfitted(steps=40)) is None  # too early
+    assert overfitting(overfitted(losses=())) is None
+
+
+def test_the_remedy_of_overfitting_names_the_loss_that_was_logged():
+    assert overfitting(overfitted()).remedy.startswith('ok.EarlyStoppingCriterion("GL", alpha=5.0), ')
+    run = overfitted()
+    run.monitor = "val/loss"
+    assert overfitting(run).remedy.startswith('ok.EarlyStoppingCriterion("GL", alpha=5.0, monitor="val/loss"), ')
 
 
 @pytest.mark.parametrize(
