@@ -92,6 +92,7 @@ class LossSeen:
         missed_common: How many of these are predicted to be of another class.
         num_others: Number of the other samples.
         missed_others: How many of these are predicted to be of a class that is not theirs.
+        is_one: Whether all of its input is 1, and the result of a softmax: that of a single column.
     """
 
     function: str
@@ -112,6 +113,7 @@ class LossSeen:
     missed_common: int = 0
     num_others: int = 0
     missed_others: int = 0
+    is_one: bool = False
 
 
 @dataclass(frozen=True)

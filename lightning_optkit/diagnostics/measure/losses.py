@@ -65,6 +65,7 @@ def loss_seen(function: Any, args: Any, kwargs: Any, result: Tensor, behind: str
         missed_common=missed_common,
         num_others=num_others,
         missed_others=missed_others,
+        is_one=behind == "softmax" and bool((given == 1).all()),
     )
 
 

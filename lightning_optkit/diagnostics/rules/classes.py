@@ -10,6 +10,7 @@ __all__ = ["class_imbalance", "is_dominated"]
 
 _SHARE = 0.8  # judgement: four samples of one class to one of all others together
 _SINCE = 0.5  # share of the run; before it, the frequencies are learned, whatever comes after
+_ALL = 1000  # theory: of others below three in a thousand, none is seen among so many in 1 of 20 cases
 _OTHERS = 10  # samples of other classes that were seen since
 _MISSED, _FOUND = 0.5, 0.9  # judgement: of the others half are missed, of the most frequent class nearly all are found
 
@@ -24,6 +25,9 @@ def class_imbalance(run: RunSeen) -> Verdict | None:
     outcome = outcome_of(run)
     if outcome.has_diverged or not outcome.is_late or not is_dominated(run):
         return None
+    every = _losses(run, 0)
+    if sum(each.num_common for each in every) >= _ALL and not any(each.num_others for each in every):
+        return _single(every)
     seen = _losses(run, int(_SINCE * run.steps))
     others, missed = sum(each.num_others for each in seen), sum(each.missed_others for each in seen)
     num, errors = sum(each.num_common for each in seen), sum(each.missed_common for each in seen)
@@ -41,6 +45,13 @@ def class_imbalance(run: RunSeen) -> Verdict | None:
         "DataLoader, where y are the training labels; or weight= (pos_weight=) in the loss function"
     )
     return Verdict("class_imbalance", None, cause, evidence, remedy, 0, 0.85)
+
+
+def _single(seen: list[LossSeen]) -> Verdict:
+    cause = f"all targets are of class {seen[0].common}, so there is nothing to tell apart"
+    evidence = f"none of {sum(each.num_common for each in seen):,} targets in {len(seen)} measured steps was of another"
+    remedy = "look at torch.bincount(y) of the training labels: they may have been divided, rounded or filtered"
+    return Verdict("class_imbalance", None, cause, evidence, remedy, 0, 0.95)
 
 
 def _losses(run: RunSeen, since: int) -> list[LossSeen]:

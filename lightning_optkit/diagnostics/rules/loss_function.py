@@ -26,6 +26,10 @@ def loss_does_not_match_output(run: RunSeen) -> Verdict | None:
 
 def _mismatch(loss: LossSeen) -> tuple[str, str, str] | None:
     call = f"F.{loss.function}"
+    if loss.is_one:
+        cause = "the softmax of a single output is always 1, so nothing can be learned"
+        remedy = "F.binary_cross_entropy_with_logits on the output, without softmax"
+        return cause, f"all that {call} was given is 1, the result of softmax", remedy
     if loss.function in ("cross_entropy", "binary_cross_entropy_with_logits") and loss.behind:
         cause = f"{call} takes logits of any size, but is given the result of {loss.behind}, so it cannot come near 0"
         return cause, f"{loss.behind} gave what {call} was given", f"leave {loss.behind} out: the loss contains it"

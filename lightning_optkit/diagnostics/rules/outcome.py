@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from lightning_optkit.diagnostics._observations import Check, RunSeen
 
-__all__ = ["Outcome", "constant_of", "outcome_of"]
+__all__ = ["STEPS", "Outcome", "constant_of", "holds_below", "outcome_of"]
 
 _DIVERGED = (
     10.0  # calibrated: times the constant prediction; with unscaled data healthy runs begin there, none ends there
 )
-_STEPS, _SHARE = 48, 0.5  # a run is judged after so many steps and this share of what is planned
+STEPS, _SHARE = 48, 0.5  # a run is judged after so many steps and this share of what is planned
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Outcome:
 
 def outcome_of(run: RunSeen) -> Outcome:
     """Judges the losses so far."""
-    is_late = run.is_over or run.steps >= max(_STEPS, _SHARE * (run.steps_planned or 400))
+    is_late = run.is_over or run.steps >= max(STEPS, _SHARE * (run.steps_planned or 400))
     constant = constant_of(run)
     # After an infinite loss, what was before it counts; otherwise the last few are enough.
     known = run.losses.recent if run.nonfinite is not None else run.losses.last(16)
@@ -54,6 +54,13 @@ def outcome_of(run: RunSeen) -> Outcome:
     is_sudden = run.nonfinite.rise <= _DIVERGED and progress >= 1 - _DIVERGED
     is_broken = run.nonfinite.where == "batch" or is_sudden
     return Outcome(math.nan if is_broken else progress, not is_broken, is_late)
+
+
+def holds_below(run: RunSeen, progress: float) -> bool:
+    """Whether it is late and has come less far, in training or by its last validation loss, if there is one."""
+    outcome = outcome_of(run)
+    held = 1 - run.validations[-1] / constant_of(run) if run.validations else math.nan
+    return outcome.is_below(progress) or (outcome.is_late and held < progress)
 
 
 def constant_of(run: RunSeen) -> float:

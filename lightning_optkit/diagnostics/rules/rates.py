@@ -7,7 +7,7 @@ from collections.abc import Set
 
 from lightning_optkit.diagnostics._observations import Check, RunSeen
 from lightning_optkit.diagnostics._signals import ProbeSeen
-from lightning_optkit.diagnostics.rules.outcome import outcome_of
+from lightning_optkit.diagnostics.rules.outcome import STEPS, outcome_of
 from lightning_optkit.diagnostics.rules.units import closed_later
 from lightning_optkit.diagnostics.verdict import Verdict
 
@@ -22,6 +22,8 @@ _USUAL = 0.03  # calibrated: change of a matrix by a first step of a run that le
 _FIRST_STEPS = 6
 _AT_ZERO = 0.1  # judgement: a gain far below what any initialization uses
 _PROBES = 3
+_BARELY = 0.2  # calibrated: progress
+_QUARTER, _ERRORS = 20, 3.0  # theory: three standard errors of the difference of two means of so many losses
 _TOO_FAR, _TOO_SHORT = 0.5, 0.8  # shares of the probes; theory: at the edge of stability one step in a few overshoots
 
 
@@ -84,11 +86,14 @@ def _highest(run: RunSeen) -> float:
 def lr_too_low(run: RunSeen) -> Verdict | None:
     """Thirty times the update would still have lowered the loss, in nearly all probes at the full rate."""
     outcome = outcome_of(run)
-    if outcome.has_diverged or not outcome.is_below(_LEARNS) or _learns_by_heart(run):
+    bound = _LEARNS if run.steps >= STEPS else _BARELY  # the first steps of any run point far
+    if outcome.has_diverged or not outcome.is_below(bound) or _learns_by_heart(run):
         return None
     rate = _highest(run)
     probes = [c.probe for c in run.checks if c.probe is not None and c.probe.rate >= 0.5 * rate]
     short = sum(_falls_short(probe) for probe in probes)
+    if not _still_falls(run):
+        short = min(short, sum(_falls_short(probe) and _helps_others(probe) for probe in probes))
     if len(probes) < _PROBES or short < _TOO_SHORT * len(probes):
         return None
     cause = "updates are far too small for the loss to fall within the run"
@@ -130,6 +135,23 @@ def _overshoots(probe: ProbeSeen) -> bool:
 
 
 def _falls_short(probe: ProbeSeen) -> bool:
-    holds = not probe.other_thirty >= probe.other_before  # NaN: no other batch yet
     # Of a tiny update, the loss after it and before it differ by rounding alone.
-    return holds and probe.thirty < probe.ten < min(probe.full, probe.before)
+    return probe.thirty < probe.ten < min(probe.full, probe.before)
+
+
+def _helps_others(probe: ProbeSeen) -> bool:
+    return not probe.other_thirty >= probe.other_before  # NaN: no other batch yet
+
+
+def _still_falls(run: RunSeen) -> bool:
+    """Whether the loss has come down slowly but surely until the end: so updates help for other batches too, though
+    thirty times one of them follows what is particular to its batch.
+    """
+    quarter = run.losses.num // 4
+    if not outcome_of(run).progress < _BARELY or quarter < _QUARTER or 2 * quarter > len(run.losses.recent):
+        return False
+    values = run.losses.last(2 * quarter)
+    before, after = values[:quarter], values[quarter:]
+    error = math.hypot(statistics.stdev(before), statistics.stdev(after)) / math.sqrt(quarter)
+    held = run.validations[len(run.validations) // 2 :]
+    return statistics.fmean(before) - statistics.fmean(after) > _ERRORS * error and not (held and held[-1] >= held[0])

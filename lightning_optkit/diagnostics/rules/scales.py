@@ -6,7 +6,7 @@ import statistics
 
 from lightning_optkit.diagnostics._observations import Check, RunSeen
 from lightning_optkit.diagnostics._signals import LayerSeen
-from lightning_optkit.diagnostics.rules.outcome import outcome_of
+from lightning_optkit.diagnostics.rules.outcome import holds_below, outcome_of
 from lightning_optkit.diagnostics.verdict import Verdict
 
 __all__ = ["bad_init_scale", "exploding_gradient", "unnormalized_input", "unscaled_target", "vanishing_gradient"]
@@ -69,7 +69,8 @@ def bad_init_scale(run: RunSeen) -> Verdict | None:
     gain = statistics.median(layer.gain for layer in layers)
     first = run.checks[0].losses[0] if run.checks[0].losses else None
     begins_high = first is not None and first.value > _HIGH * first.constant  # NaN: not known
-    is_large = gain > _LARGE and (begins_high or outcome_of(run).is_below(_LEARNS))
+    slows = begins_high and holds_below(run, _LEARNS_WELL)
+    is_large = gain > _LARGE and (slows or outcome_of(run).is_below(_LEARNS))
     hurts = outcome_of(run).is_below(_LEARNS) or _over_depth(run, "vanishing_gradient") is not None
     if not is_large and not (gain < _SMALL and hurts):
         return None

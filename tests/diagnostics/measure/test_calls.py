@@ -176,3 +176,13 @@ def test_how_the_most_frequent_class_is_predicted_and_how_the_others(loss, expec
     (seen,) = functions.losses
     found = (seen.common, seen.num_common, seen.missed_common, seen.num_others, seen.missed_others)
     assert found == expected
+
+
+def test_the_softmax_of_a_single_column_is_known_by_its_ones():
+    functions = CalledFunctions(lambda: "")
+    x = torch.randn(4, 2)
+    with functions:
+        F.binary_cross_entropy(x[:, :1].softmax(1)[:, 0], torch.ones(4))
+        F.binary_cross_entropy(x.softmax(1), torch.ones(4, 2))
+        F.binary_cross_entropy(torch.ones(4), torch.ones(4))
+    assert [seen.is_one for seen in functions.losses] == [True, False, False]

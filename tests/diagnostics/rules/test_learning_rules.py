@@ -97,8 +97,13 @@ def test_unnormalized_input_is_said_until_a_run_learns_well():
 
 def test_large_weights_are_said_if_the_loss_begins_high():
     large = dict(layers=tuple(replace(each, gain=2.1) for each in LAYERS))
-    assert bad_init_scale(seen(loss=0.01, losses=(replace(LOSS, value=4.7),), **large)) is not None
-    assert bad_init_scale(seen(loss=0.01, losses=(replace(LOSS, value=4.5),), **large)) is None
+    high = dict(losses=(replace(LOSS, value=4.7),))
+    assert bad_init_scale(seen(loss=0.3, **high, **large)) is not None
+    assert bad_init_scale(seen(loss=0.3, losses=(replace(LOSS, value=4.5),), **large)) is None
+    assert bad_init_scale(seen(loss=0.2, **high, **large)) is None  # it learns well,
+    assert bad_init_scale(seen(loss=0.01, validations=(3.0, 0.3), **high, **large)) is not None  # by heart
+    assert bad_init_scale(seen(loss=0.01, validations=(3.0, 0.2), **high, **large)) is None
+    assert bad_init_scale(seen(loss=0.3, steps=40, **high, **large)) is None  # too early
     assert bad_init_scale(seen(layers=LAYERS[:1])) is None
 
 
@@ -241,6 +246,25 @@ def test_lr_too_low_needs_other_data_to_gain_too():
     assert lr_too_low(seen(probe=replace(short, ten=2.3 + 1e-6))) is None
 
 
+def test_lr_too_low_is_said_if_other_batches_do_not_gain_but_the_loss_still_falls():
+    losses = [2.3 - 0.001 * step + 0.02 * (step % 2) for step in range(100)]
+    noisy = replace(PROBE, ten=2.1, thirty=2.0, other_before=2.3, other_thirty=2.31)
+    assert lr_too_low(seen(loss=losses, probe=noisy)) is not None
+    assert lr_too_low(seen(loss=losses, probe=noisy, validations=(2.4, 2.3, 2.3))) is None  # for these data alone
+    assert lr_too_low(seen(loss=losses, probe=noisy, validations=(2.4, 2.3, 2.29))) is not None
+    assert lr_too_low(seen(loss=[2.2 + 0.02 * (step % 2) for step in range(100)], probe=noisy)) is None
+    assert lr_too_low(seen(loss=[0.8 * loss for loss in losses], probe=noisy)) is None  # it learns
+    assert lr_too_low(seen(loss=losses, probe=replace(noisy, thirty=2.2))) is None
+
+
+def test_lr_too_low_of_a_short_run_needs_that_it_has_barely_learned():
+    short = replace(PROBE, ten=2.1, thirty=2.0)
+    for steps, loss, is_said in ((47, 1.9, True), (47, 1.8, False), (48, 1.8, True)):
+        run = seen(loss=loss, steps=steps, probe=short)
+        run.is_over = True
+        assert (lr_too_low(run) is not None) == is_said
+
+
 def test_label_shuffle_needs_validations_that_never_held():
     probe = replace(PROBE, permuted=2.4)
     assert label_shuffle(seen(probe=probe, validations=(1.9, 2.4, 2.5))) is not None
@@ -279,6 +303,16 @@ def test_class_imbalance_is_said_of_rare_classes_that_are_missed_whatever_the_lo
     assert class_imbalance(early) is None
     turns = [replace(c, losses=(replace(RARE, common=c.step % 2),)) for c in run.checks]
     assert class_imbalance(replace(run, checks=turns)) is None
+
+
+def test_targets_that_never_vary():
+    run = seen(loss=0.0, losses=(replace(LOSS, common=3, num_common=200, constant=0.0),))
+    assert [verdict.symptom for verdict in diagnose(run)] == ["class_imbalance"]
+    assert "all targets are of class 3" in class_imbalance(run).cause
+    few = [replace(c, losses=(replace(c.losses[0], num_common=199),)) for c in run.checks]
+    assert class_imbalance(replace(run, checks=few)) is None
+    one = [*run.checks[:-1], replace(run.checks[-1], losses=(replace(run.checks[-1].losses[0], num_others=1),))]
+    assert class_imbalance(replace(run, checks=one)) is None
 
 
 def test_a_dominant_class_leaves_no_constant_to_judge_a_validation_by():
@@ -323,6 +357,7 @@ def test_the_remedy_of_overfitting_names_the_loss_that_was_logged():
         dict(function="binary_cross_entropy_with_logits", behind="sigmoid"),
         dict(function="nll_loss", is_log=False),
         dict(classes=1),
+        dict(function="binary_cross_entropy", behind="softmax", is_one=True),
         dict(function="mse_loss", is_broadcast=True),
         dict(function="mse_loss", behind="relu", outside=0.1),
     ],
