@@ -314,10 +314,11 @@ class GradientHealth(FitCallback):
 
     def _compare_batches(self, trainer: pl.Trainer, batch: Any) -> None:
         self._digests.append(digest(batch))
-        if len(self._digests) < _COMPARED_BATCHES:
+        num, is_same = len(self._digests), bool(self._digests[0]) and len(set(self._digests)) == 1
+        is_repeated = is_same and num > 1 and trainer.num_training_batches > _COMPARED_BATCHES
+        self._seen.repeated_batches = num if is_repeated else 0
+        if num < _COMPARED_BATCHES:
             return
-        if self._digests[0] and len(set(self._digests)) == 1 and trainer.num_training_batches > _COMPARED_BATCHES:
-            self._seen.repeated_batches = _COMPARED_BATCHES
         if replicates(trainer):
             same = ranks_with_same_batches(trainer, self._digests)
             self._seen.ranks.append(RanksSeen(self._seen.steps, same_batches=same, num_batches=_COMPARED_BATCHES))

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning_optkit._checks import check_in, check_int, check_one_of, check_state, check_text
 
-__all__ = ["SYMPTOMS", "Verdict", "verdict_from"]
+__all__ = ["ONCE", "SYMPTOMS", "Verdict", "verdict_from"]
 
 # Every symptom that a rule may name; docs/diagnosis.md says what each rests on.
 SYMPTOMS = (
@@ -17,6 +17,7 @@ SYMPTOMS = (
     "exploding_gradient", "loss_spike", "lr_too_high", "lr_too_low", "class_imbalance",
     "overfitting", "input_ignored", "label_shuffle",
 )  # fmt: skip
+ONCE = 0.9  # confidence in what was seen in the first step alone, and is said as long as every step shows it
 
 
 @dataclass(frozen=True)

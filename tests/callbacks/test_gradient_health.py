@@ -315,6 +315,20 @@ def test_wrong_mode(diagnose):
     assert (verdict.symptom, verdict.layer, verdict.onset_step) == ("wrong_mode", "body.2", 0)
 
 
+def test_what_the_first_step_shows_is_said_at_once_and_withdrawn_if_later_ones_do_not(make_trainer):
+    class FirstInEval(Classifier):
+        said = ()
+
+        def training_step(self, batch, batch_idx):
+            self.said = (*self.said, [verdict.symptom for verdict in self.trainer.callbacks[0].verdicts])
+            self.train(self.global_step > 0)
+            return super().training_step(batch, batch_idx)
+
+    module, health = FirstInEval(), GradientHealth(check_every=1, verbose=False)
+    make_trainer(health, accumulate_grad_batches=1).fit(module, loader())
+    assert module.said[:3] == ([], ["wrong_mode"], []) and health.verdicts == []
+
+
 @pytest.mark.parametrize(("interval", "length"), [("step", 3), ("epoch", 48)])
 def test_schedule_fault(diagnose, interval, length):
     module = Classifier()

@@ -53,12 +53,17 @@ class IdleBatches:
         self._num += 1
         grads = [p.grad for p in params if p.grad is not None]
         is_by_hand = not is_automatic and bool(grads)
-        if self._num < _BATCHES or (is_by_hand and self._num <= min(_BATCHES_BY_HAND, run.steps_in_epoch)):
+        own = set(pl_module.parameters())
+        # A step cannot do anything then, so that no other batch need be waited for.
+        is_vain = not any(p.requires_grad and p in own for p in params)
+        if self._num < (1 if is_vain else _BATCHES):
+            return
+        if is_by_hand and self._num <= min(_BATCHES_BY_HAND, run.steps_in_epoch):
             return
         is_same = all(torch.equal(_some(p), self._weights[p]) for p in params if p in self._weights)
         if is_same and all(bool(_some(grad).isfinite().all()) for grad in grads if not grad.is_sparse):
             frozen = sum(not p.requires_grad for p in params)
-            strays = len(set(params) - set(pl_module.parameters()))
+            strays = len(set(params) - own)
             self.seen = IdleSeen(step, self._num, len(params), frozen, strays, len(grads), not is_automatic)
 
 

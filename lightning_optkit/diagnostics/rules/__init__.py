@@ -28,7 +28,7 @@ from lightning_optkit.diagnostics.rules.schedules import schedule_fault
 from lightning_optkit.diagnostics.rules.setup import average_not_ready, symmetric_init, wrong_mode
 from lightning_optkit.diagnostics.rules.spikes import loss_spike
 from lightning_optkit.diagnostics.rules.units import dead_units, saturated_units
-from lightning_optkit.diagnostics.verdict import Verdict
+from lightning_optkit.diagnostics.verdict import ONCE, Verdict
 
 __all__ = ["COURSE", "EXACT", "LAST_RESORTS", "OF_LEARNING", "diagnose", "is_exact", "ranked"]
 
@@ -56,8 +56,8 @@ _ORDER = [
 
 
 def is_exact(verdict: Verdict) -> bool:
-    """Whether it has no threshold on how well the run learns, so that it stands once it is said."""
-    return verdict.symptom in _EXACT
+    """Whether it has no threshold on how well the run learns, and was seen often enough to stand once it is said."""
+    return verdict.symptom in _EXACT and verdict.confidence > ONCE
 
 
 def ranked(verdicts: Iterable[Verdict]) -> list[Verdict]:

@@ -4,12 +4,12 @@
 import math
 
 from lightning_optkit.diagnostics._observations import Check, IdleSeen, ParameterSeen, RunSeen
-from lightning_optkit.diagnostics.verdict import Verdict
+from lightning_optkit.diagnostics.verdict import ONCE, Verdict
 
 __all__ = ["gradient_not_zeroed", "lost_updates", "no_gradient", "not_optimized"]
 
 _STEPS_WITHOUT = 20  # calibrated: a branch taken with probability 1/2 is silent so long once in a million runs
-_STEPS_UNDER_NO_GRAD = 4  # exact: no gradient can arrive then
+_STEPS_UNDER_NO_GRAD = 4  # exact: no gradient can arrive then; before, it is said as long as it is seen
 _LOST = 0.5  # theory: most of the update is gone; anchors of the literature give no other
 _REPLACED = "it was replaced after configure_optimizers: the optimizer still holds what was there before"
 _BEFORE = "build and replace layers in __init__ or configure_model, before configure_optimizers"
@@ -17,11 +17,7 @@ _BEFORE = "build and replace layers in __init__ or configure_model, before confi
 
 def no_gradient(run: RunSeen) -> Verdict | None:
     """Parameters of an optimizer that no step had a gradient for, although `training_step` calls their module."""
-    found = [
-        each
-        for each in run.silent
-        if each.is_called and each.steps >= (_STEPS_UNDER_NO_GRAD if each.runs_without_grad else _STEPS_WITHOUT)
-    ]
+    found = [each for each in run.silent if each.is_called and (each.runs_without_grad or each.steps >= _STEPS_WITHOUT)]
     if not found:
         return None
     first = found[-1]  # the nearest to where the gradient ends
@@ -33,16 +29,17 @@ def no_gradient(run: RunSeen) -> Verdict | None:
         cause = "the loss does not depend on its result (a detach(), .data or an output that is not used)"
         remedy = f"pass the output of {first.layer} on without detach(), or freeze it: .requires_grad_(False)"
     evidence = f"no gradient (None) for {names} in {first.steps} steps of their optimizer"
-    return Verdict("no_gradient", first.layer or first.name, cause, evidence, remedy, 0, 1.0)
+    is_sure = max(each.steps for each in found) >= _STEPS_UNDER_NO_GRAD
+    return Verdict("no_gradient", first.layer or first.name, cause, evidence, remedy, 0, 1.0 if is_sure else ONCE)
 
 
 def not_optimized(run: RunSeen) -> Verdict | None:
-    """No step at all; or parameters with a gradient that are in no optimizer, in two measured steps."""
+    """No step at all; or parameters with a gradient that are in no optimizer, in two measured steps or the first."""
     if run.idle is not None:
         return _without_steps(run.idle)
-    if len(run.checks) < 2:
+    if not run.checks:
         return None
-    before, last = run.checks[-2:]
+    before, last = run.checks[-2:][0], run.checks[-1]
     left_out = {each.name for each in before.parameters if each.has_gradient and not each.is_optimized}
     found = [p for p in last.parameters if p.has_gradient and not p.is_optimized and p.name in left_out]
     if not found or not (last.strays or any(p.is_optimized for p in last.parameters)):
@@ -57,7 +54,8 @@ def not_optimized(run: RunSeen) -> Verdict | None:
     if last.strays:
         cause, remedy = _REPLACED, _BEFORE
         evidence += f"; {last.strays} tensors in the optimizers are no parameters of the module"
-    return Verdict("not_optimized", found[0].layer or found[0].name, cause, evidence, remedy, onset, 1.0)
+    confidence = 1.0 if len(run.checks) > 1 else ONCE
+    return Verdict("not_optimized", found[0].layer or found[0].name, cause, evidence, remedy, onset, confidence)
 
 
 def _without_steps(idle: IdleSeen) -> Verdict:

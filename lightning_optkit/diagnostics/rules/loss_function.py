@@ -3,7 +3,7 @@
 
 from lightning_optkit.diagnostics._observations import RunSeen
 from lightning_optkit.diagnostics._signals import LossSeen
-from lightning_optkit.diagnostics.verdict import Verdict
+from lightning_optkit.diagnostics.verdict import ONCE, Verdict
 
 __all__ = ["loss_does_not_match_output"]
 
@@ -12,15 +12,17 @@ _OUTSIDE = 0.05  # judgement: so many targets cannot be reached
 
 
 def loss_does_not_match_output(run: RunSeen) -> Verdict | None:
-    """The same mismatch in every measured step."""
+    """The same mismatch in every measured step, be it the first; what depends on the batch, in three at least."""
     steps = [check.losses for check in run.checks]
-    if len(steps) < _CHECKS or not all(steps):
+    if not steps or not all(steps):
         return None
     for place in range(min(map(len, steps))):
-        found = [_mismatch(losses[place]) for losses in steps]
+        is_sure = len(steps) >= _CHECKS
+        found = [_mismatch(losses[place]) or (_unreached(losses[place]) if is_sure else None) for losses in steps]
         if all(found) and found[0] is not None:
             cause, evidence, remedy = found[0]
-            return Verdict("loss_does_not_match_output", None, cause, evidence, remedy, 0, 1.0)
+            confidence = 1.0 if is_sure else ONCE
+            return Verdict("loss_does_not_match_output", None, cause, evidence, remedy, 0, confidence)
     return None
 
 
@@ -43,6 +45,10 @@ def _mismatch(loss: LossSeen) -> tuple[str, str, str] | None:
     if loss.is_broadcast:
         cause = "output and target have different shapes, so every output is compared with every target"
         return cause, f"{call} was given shapes {loss.shapes}", "output.squeeze(-1), or target.unsqueeze(-1)"
+    return None
+
+
+def _unreached(loss: LossSeen) -> tuple[str, str, str] | None:
     if loss.behind and loss.outside > _OUTSIDE:
         cause = f"the result of {loss.behind} cannot reach the targets"
         evidence = f"{loss.outside:.0%} of the targets lie outside of what {loss.behind} gives"

@@ -2,7 +2,7 @@
 """What must be equal on all processes, and which batches must not be: exact."""
 
 from lightning_optkit.diagnostics._observations import RunSeen
-from lightning_optkit.diagnostics.verdict import Verdict
+from lightning_optkit.diagnostics.verdict import ONCE, Verdict
 
 __all__ = ["duplicate_data", "ranks_diverge"]
 
@@ -25,7 +25,8 @@ def duplicate_data(run: RunSeen) -> Verdict | None:
         cause = "every step trains on the same batch, although the loader has more than one"
         evidence = f"the first {run.repeated_batches} batches were bitwise equal"
         remedy = "one DataLoader(..., shuffle=True) per fit: next(iter(loader)) gives its first batch each time"
-        return Verdict("duplicate_data", None, cause, evidence, remedy, 0, 1.0)
+        confidence = 1.0 if run.repeated_batches > 2 else ONCE
+        return Verdict("duplicate_data", None, cause, evidence, remedy, 0, confidence)
     for seen in run.ranks:
         if seen.same_batches:
             ranks = ", ".join(map(str, seen.same_batches))

@@ -2,7 +2,7 @@
 """Schedulers that are not stepped as they are meant: exact counts, no threshold on the rate."""
 
 from lightning_optkit.diagnostics._observations import RunSeen, ScheduleSeen
-from lightning_optkit.diagnostics.verdict import Verdict
+from lightning_optkit.diagnostics.verdict import ONCE, Verdict
 
 __all__ = ["schedule_fault"]
 
@@ -17,7 +17,9 @@ def schedule_fault(run: RunSeen) -> Verdict | None:
             found = rule(seen)
             if found is not None:
                 cause, evidence, remedy, onset = found
-                return Verdict("schedule_fault", seen.name or seen.optimizer, cause, evidence, remedy, onset, 1.0)
+                confidence = ONCE if rule is _zero and seen.steps < _ZERO_STEPS else 1.0
+                name = seen.name or seen.optimizer
+                return Verdict("schedule_fault", name, cause, evidence, remedy, onset, confidence)
     return None
 
 
@@ -66,7 +68,9 @@ def _never_stepped(seen: ScheduleSeen) -> _Found:
 
 
 def _zero(seen: ScheduleSeen) -> _Found:
-    if seen.zero_first >= _ZERO_STEPS and seen.zero_first == seen.steps:
+    in_epoch = (seen.steps_planned or 0) / (seen.epochs_planned or 1)
+    lasts = seen.name and seen.interval == "epoch" and not seen.follows_metric and in_epoch >= _ZERO_STEPS
+    if seen.zero_first >= (1 if lasts else _ZERO_STEPS) and seen.zero_first == seen.steps:
         evidence = f"the rate of every group was 0 in all {seen.steps} steps"
         if seen.name and seen.interval == "epoch":
             remedy = '{"scheduler": scheduler, "interval": "step"} in configure_optimizers'

@@ -2,7 +2,7 @@
 """Errors that are there before the first step: equal units, the wrong mode, an average that is longer than the run."""
 
 from lightning_optkit.diagnostics._observations import ModuleSeen, RowsSeen, RunSeen
-from lightning_optkit.diagnostics.verdict import Verdict
+from lightning_optkit.diagnostics.verdict import ONCE, Verdict
 
 __all__ = ["average_not_ready", "symmetric_init", "wrong_mode"]
 
@@ -38,9 +38,9 @@ def _stayed_equal(rows: RowsSeen) -> bool:
 
 
 def wrong_mode(run: RunSeen) -> Verdict | None:
-    """Layers that act differently in training were in eval mode in the last measured steps."""
+    """Layers that act differently in training were in eval mode in the last three measured steps, or the first ones."""
     last = run.checks[-_CHECKS:]
-    if len(last) < _CHECKS:
+    if not last:
         return None
     for kind, says in (
         ("dropout", "drops nothing"),
@@ -55,7 +55,8 @@ def wrong_mode(run: RunSeen) -> Verdict | None:
         evidence = f"{many} that training_step called had training=False in steps {[check.step for check in last]}"
         onset = next(c.step for c in run.checks if any(m.name == first.name and _is_off(m) for m in c.modules))
         remedy = "self.train() in on_train_start; a model of from_pretrained() comes in eval mode"
-        return Verdict("wrong_mode", first.name, cause, evidence, remedy, onset, 1.0)
+        confidence = 1.0 if len(last) == _CHECKS else ONCE
+        return Verdict("wrong_mode", first.name, cause, evidence, remedy, onset, confidence)
     return None
 
 

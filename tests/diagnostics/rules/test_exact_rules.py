@@ -18,7 +18,7 @@ from lightning_optkit.diagnostics._observations import (
     ScheduleSeen,
     SilentSeen,
 )
-from lightning_optkit.diagnostics.rules import diagnose, ranked
+from lightning_optkit.diagnostics.rules import diagnose, is_exact, ranked
 from lightning_optkit.diagnostics.rules.gradients import gradient_not_zeroed, lost_updates, no_gradient, not_optimized
 from lightning_optkit.diagnostics.rules.nonfinite import nonfinite
 from lightning_optkit.diagnostics.rules.processes import duplicate_data, ranks_diverge
@@ -54,8 +54,8 @@ def test_no_gradient_needs_a_called_module_and_twenty_steps():
     assert "detach" in no_gradient(RunSeen(silent=[silent])).cause
     assert "no_grad" in no_gradient(RunSeen(silent=[replace(silent, runs_without_grad=True)])).cause
     assert no_gradient(RunSeen(silent=[replace(silent, steps=19)])) is None
-    assert no_gradient(RunSeen(silent=[replace(silent, steps=4, runs_without_grad=True)])) is not None
-    assert no_gradient(RunSeen(silent=[replace(silent, steps=3, runs_without_grad=True)])) is None
+    assert is_exact(no_gradient(RunSeen(silent=[replace(silent, steps=4, runs_without_grad=True)])))
+    assert not is_exact(no_gradient(RunSeen(silent=[replace(silent, steps=3, runs_without_grad=True)])))
     assert no_gradient(RunSeen(silent=[replace(silent, is_called=False)])) is None
 
 
@@ -68,7 +68,8 @@ def test_no_gradient_names_the_layer_nearest_to_where_it_ends():
 def test_not_optimized_needs_a_gradient_twice():
     out = replace(PARAM, name="head.weight", layer="head", is_optimized=False)
     assert not_optimized(checks([PARAM, out], [PARAM, out], kind="parameters")).layer == "head"
-    assert not_optimized(checks([PARAM, out], kind="parameters")) is None
+    assert is_exact(not_optimized(checks([PARAM, out], [PARAM, out], kind="parameters")))
+    assert not is_exact(not_optimized(checks([PARAM, out], kind="parameters")))  # it stands no longer than it is seen
     assert not_optimized(checks([PARAM, out], [PARAM, replace(out, is_optimized=True)], kind="parameters")) is None
     assert not_optimized(checks([PARAM, out], [PARAM, replace(out, has_gradient=False)], kind="parameters")) is None
 
@@ -139,7 +140,9 @@ def test_symmetric_init_needs_units_that_stay_equal():
 def test_wrong_mode_needs_three_steps_in_which_all_of_a_kind_are_off(module):
     on = replace(module, is_training=True, is_fresh=False)
     assert wrong_mode(checks([module], [module], [module], kind="modules")).layer == module.name
-    assert wrong_mode(checks([module], [module], kind="modules")) is None
+    assert is_exact(wrong_mode(checks([module], [module], [module], kind="modules")))
+    assert not is_exact(wrong_mode(checks([module], [module], kind="modules")))
+    assert wrong_mode(checks([on], [module], [module], kind="modules")) is None
     assert wrong_mode(checks([module], [on], [module], kind="modules")) is None
     assert wrong_mode(checks(*[[module, on]] * 3, kind="modules")) is None
     assert wrong_mode(checks(*[[replace(module, acts=False)]] * 3, kind="modules")) is None
