@@ -34,7 +34,9 @@ __all__ = ["Examination", "Finding", "doctor", "examine"]
 _FITTED, _NOT_FITTED = 0.95, 0.5  # progress: above all bounds of the rules; below which they call it learning badly
 _EVERY, _LEAST_STEPS = 8, 32  # the rules for gradients that do not arrive need 20 steps
 _FIRST_CHECKS = 4
-_NOT_HERE = {"duplicate_data", "schedule_fault", "average_not_ready"}  # of data, schedules and averages, all left out
+_NOT_HERE = {  # of other data than the one batch, schedules and averages, all left out
+    "duplicate_data", "class_imbalance", "overfitting", "schedule_fault", "average_not_ready",
+}  # fmt: skip
 _HINTS = {"lr_too_low"}  # a rate that is too low for a short fit may be right for a long one
 _LIMITS: dict[str, Any] = dict(
     max_epochs=-1, min_steps=None, min_epochs=None, logger=False, enable_checkpointing=False, enable_progress_bar=False,

@@ -88,6 +88,15 @@ def test_a_batch_that_cannot_be_fitted_is_a_fault_though_no_rule_says_why():
     assert last.check == "one batch" and last.verdict.symptom == "lr_too_low"
 
 
+def test_one_batch_of_one_class_says_nothing_of_the_others():
+    class Rare(Net):
+        def train_dataloader(self):
+            x = torch.randn(64, 8, generator=torch.Generator().manual_seed(1))
+            return DataLoader(TensorDataset(x, torch.zeros(64, dtype=torch.long)), 64)
+
+    assert "class_imbalance" not in faults(doctor(Rare(), accelerator="cpu"))
+
+
 class Regression(Net):
     def training_step(self, batch, batch_idx):
         return F.mse_loss(self.head(self.body(batch["x"]))[:, 0], batch["y"])
