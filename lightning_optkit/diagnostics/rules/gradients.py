@@ -111,7 +111,10 @@ def lost_updates(run: RunSeen) -> Verdict | None:
     cause = "updates are smaller than half a unit in the last place of the 16-bit weights, and rounded away"
     share = f"{_lost_share(last):.0%} of the weights that are stored in 16 bits"
     evidence = f"{share} did not change in step {last.step}, {worst.lost:.0%} of {worst.name}"
-    remedy = 'ok.Fuse(rounding="stochastic") or "kahan", or Trainer(precision="bf16-mixed")'
+    remedy = (
+        'ok.Fuse(rounding="stochastic") (an optimizer of this package takes rounding="stochastic" itself), or '
+        'Trainer(precision="bf16-mixed")'
+    )
     return Verdict("lost_updates", worst.layer or worst.name, cause, evidence, remedy, judged[0].step, 0.95)
 
 
