@@ -91,15 +91,16 @@ def lr_too_low(run: RunSeen) -> Verdict | None:
         return None
     rate = _highest(run)
     probes = [c.probe for c in run.checks if c.probe is not None and c.probe.rate >= 0.5 * rate]
-    short = sum(_falls_short(probe) for probe in probes)
-    if not _still_falls(run):
-        short = min(short, sum(_falls_short(probe) and _helps_others(probe) for probe in probes))
+    goes_on = _still_falls(run)
+    short = sum(_falls_short(probe) and (goes_on or _helps_others(probe)) for probe in probes)
     if len(probes) < _PROBES or short < _TOO_SHORT * len(probes):
         return None
     cause = "updates are far too small for the loss to fall within the run"
     evidence = (
         f"30 times the update would have lowered the loss further in {short} of {len(probes)} probes, at {rate:.3g}"
     )
+    if goes_on:
+        evidence += "; the loss still falls, by more than batches differ"
     remedy = f"ok.LRFinder(), which measures one, or lr={30 * rate:.1g}"
     return Verdict("lr_too_low", None, cause, evidence, remedy, 0, 0.85)
 
@@ -151,6 +152,8 @@ def _still_falls(run: RunSeen) -> bool:
     if not outcome_of(run).progress < _BARELY or quarter < _QUARTER or 2 * quarter > len(run.losses.recent):
         return False
     values = run.losses.last(2 * quarter)
+    if not all(map(math.isfinite, values)):  # a loss scaler skips such a step
+        return False
     before, after = values[:quarter], values[quarter:]
     error = math.hypot(statistics.stdev(before), statistics.stdev(after)) / math.sqrt(quarter)
     held = run.validations[len(run.validations) // 2 :]

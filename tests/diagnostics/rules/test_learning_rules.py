@@ -255,6 +255,8 @@ def test_lr_too_low_is_said_if_other_batches_do_not_gain_but_the_loss_still_fall
     assert lr_too_low(seen(loss=[2.2 + 0.02 * (step % 2) for step in range(100)], probe=noisy)) is None
     assert lr_too_low(seen(loss=[0.8 * loss for loss in losses], probe=noisy)) is None  # it learns
     assert lr_too_low(seen(loss=losses, probe=replace(noisy, thirty=2.2))) is None
+    for value in (math.inf, NAN):  # skipped by a loss scaler
+        assert lr_too_low(seen(loss=[*losses[:70], value, *losses[71:]], probe=noisy)) is None
 
 
 def test_lr_too_low_of_a_short_run_needs_that_it_has_barely_learned():
