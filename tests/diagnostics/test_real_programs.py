@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Three of the programs after DeepFD's list, and their repaired twins; the others: `benchmark/real_programs.py`."""
+"""Five of the programs after DeepFD's list, and their repaired twins; the others: `benchmark/real_programs.py`."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tests.diagnostics.benchmark.real_programs import NAMES, PROGRAMS, verdicts_
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-@pytest.mark.parametrize("number", [5, 14, 42])
+@pytest.mark.parametrize("number", [4, 5, 14, 41, 42])
 def test_a_program_is_diagnosed_and_its_twin_is_not(number):
     (program,) = [each for each in PROGRAMS if each.number == number]
     assert verdicts_of(program, program.settings)[0].symptom in program.accepted
