@@ -15,6 +15,7 @@ from lightning_optkit.step import OnePassOptimizer
 from lightning_optkit.step.loading import check_outline
 from lightning_optkit.step.packed import is_packed, packed, widened
 from lightning_optkit.step.plain import is_dense
+from lightning_optkit.step.quantized_state import scale_name
 from lightning_optkit.step.rule import Rule
 from lightning_optkit.step.saved import saved_dict
 
@@ -39,10 +40,10 @@ def compressed_state_dict(
 ) -> dict[str, Any]:
     """The state dict of an optimizer with its moments in 8 or 16 bits, rounded to nearest.
 
-    Moments in fp32 (8 bits: also in 16 bits) of the shape of their parameter are compressed. State that is narrower
-    already, points (`z` of Schedule-Free), averages, low-order parts of weights and counters are saved as they are. The
-    relative error of a moment is at most 1/16 ("int8", for a moment above 2^-15 of the largest of its block of 128, if
-    signed, else 2^-31) or 1/256 (bfloat16).
+    Moments in fp32 (8 bits: also in 16 bits) of the shape of their parameter are compressed; those in 8 bits keep their
+    codes. State in 16 bits, points (`z` of Schedule-Free), averages, low-order parts of weights and counters are saved
+    as they are. The relative error of a moment is at most 1/16 ("int8", for a moment above 2^-15 of the largest of its
+    block of 128, if signed, else 2^-31) or 1/256 (bfloat16).
 
     Optimizers of this package load the result. For torch's class use `widened_state_dict` first: of "int8" it can make
     nothing, and fails at its next step.
@@ -79,7 +80,8 @@ def compressed_state_dict(
         rule = ours._rule(group)
         for number, param in zip(saved["params"], group["params"], strict=True):
             if number in state:
-                state[number] = {n: _compressed(v, n, rule, param, dtype) for n, v in state[number].items()}
+                held = _with_packed_codes(state[number], rule)
+                state[number] = {n: _compressed(v, n, rule, param, dtype) for n, v in held.items()}
     return {**given, "state": state}
 
 
@@ -88,7 +90,8 @@ def widened_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         TypeError: for an entry of a wrong type.
-        ValueError: for a damaged entry.
+        ValueError: for a damaged entry, and for 8-bit state as an optimizer's own `state_dict` has it, without the sign
+            that `compressed_state_dict` adds.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.ones(1000))
@@ -103,11 +106,29 @@ def widened_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     state = {}
     for number, values in held.items():
         entry = f"{what} the state of parameter {number!r}"
+        values = saved_dict(entry, values)
+        bare = next((name for name in values if _is_code(values, name)), None)
+        if bare is not None:
+            raise ValueError(f"{entry}, {bare!r}, is in 8 bits; give what compressed_state_dict(optimizer) returns.")
         state[number] = {
-            name: widened(f"{entry}, {name!r}", value) if is_packed(value) else value
-            for name, value in saved_dict(entry, values).items()
+            name: widened(f"{entry}, {name!r}", value) if is_packed(value) else value for name, value in values.items()
         }
     return {**state_dict, "state": state}
+
+
+def _is_code(values: Mapping[Any, Any], name: object) -> bool:
+    """Whether a value of a saved state is in 8 bits, as a step keeps it: the scales are beside it."""
+    return isinstance(name, str) and scale_name(name) in values and not is_packed(values[name])
+
+
+def _with_packed_codes(values: Mapping[str, Any], rule: Rule) -> dict[str, Any]:
+    """The state of a parameter with codes and scales in one entry, which says whether they are signed."""
+    found = dict(values)
+    for name in rule.state_names:
+        if name in found and _is_code(values, name):
+            signed = not rule.spec(name).nonnegative
+            found[name] = {"codes": found[name], "scale": found.pop(scale_name(name)), "signed": signed}
+    return found
 
 
 def _compressed(value: Any, name: str, rule: Rule, param: Tensor, dtype: Literal["int8"] | torch.dtype) -> Any:

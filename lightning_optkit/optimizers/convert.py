@@ -58,7 +58,9 @@ _ADDED_STATE = {"momentum_step"}  # torch would not update it
 
 _LEFT = "versions_of_parts"
 """Attribute: the versions of the parameters that the low-order parts in the state belong to. Torch's steps, and anybody
-else, may change the parameters before the next conversion."""
+else, may change the parameters before the next conversion. None: they hold an average, and the parts are not its."""
+_AVERAGES = "averages_of_parameters"
+"""Attribute: the average that a 16-bit parameter holds, in fp32, with the version of the parameter."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ def from_torch_(
     cls = _OURS[type(optimizer)]
     ours = _build(optimizer, rounding, state_dtype, statistics)
     saved = optimizer.state_dict()["state"]
-    left = vars(optimizer).pop(_LEFT, {})
+    left, _ = vars(optimizer).pop(_LEFT, {}), vars(optimizer).pop(_AVERAGES, None)
     built: dict[Tensor, State] = {}
     for place in places(ours, ours.param_groups):
         state = saved.get(place.number, {})
@@ -215,9 +217,12 @@ def to_torch_(optimizer: OnePassOptimizer) -> None:
         ValueError: if it was not converted from a torch optimizer.
     """
     before: _Before | None = vars(optimizer).pop("_before_conversion", None)
-    cls = optimizer._torch_class
+    cls = getattr(optimizer, "_torch_class", None)
     if before is None or cls is None:
-        raise ValueError(f"to_torch_(optimizer=<{type(optimizer).__name__}>): it was not made by from_torch_.")
+        raise ValueError(
+            f"to_torch_(optimizer=<{type(optimizer).__name__}>): it was not made by from_torch_, or it is a copy."
+        )
+    shown = {param: (version_of(param), average) for param, average in optimizer._shown.items()}
     for hook in before.hooks:
         hook.remove()
     for group, implementation in zip(optimizer.param_groups, before.groups, strict=False):
@@ -241,7 +246,9 @@ def to_torch_(optimizer: OnePassOptimizer) -> None:
     set_amp_scaling(optimizer, before.supports_amp_scaling)
     params = [param for param, state in optimizer.state.items() if low_order_part(state) is not None]
     if params:
-        setattr(optimizer, _LEFT, {param: version_of(param) for param in params})
+        setattr(optimizer, _LEFT, {param: None if param in shown else version_of(param) for param in params})
+    if shown:
+        setattr(optimizer, _AVERAGES, shown)
     _become(optimizer, cls)
 
 
@@ -249,8 +256,9 @@ def full_precision_state_dict(optimizer: Optimizer, model: nn.Module) -> dict[st
     """`model.state_dict()` with the 16-bit parameters of `optimizer` in fp32, also after a fit with `Fuse`.
 
     Args:
-        optimizer: A one-pass optimizer, or one of torch that was converted: `trainer.optimizers[0]` after the fit. A
-            parameter that was written since it was converted back is exported as it is.
+        optimizer: A one-pass optimizer, or one of torch that was converted: `trainer.optimizers[0]` after the fit.
+            After a fit with `WeightAveraging` this is the average. A parameter that was written since it was converted
+            back is exported as it is.
         model: The model with its parameters.
 
     Raises:
@@ -269,9 +277,12 @@ def full_precision_state_dict(optimizer: Optimizer, model: nn.Module) -> dict[st
     if isinstance(optimizer, OnePassOptimizer):
         return optimizer.full_precision_state_dict(model)
     check_instance("full_precision_state_dict", "optimizer", optimizer, Optimizer, "one such as trainer.optimizers[0]")
-    left = vars(optimizer).get(_LEFT, {})
+    left, averages = vars(optimizer).get(_LEFT, {}), vars(optimizer).get(_AVERAGES, {})
 
     def value_of(param: Tensor) -> Tensor:
+        version, average = averages.get(param, (None, None))
+        if average is not None and version == version_of(param):
+            return full_precision("full_precision_state_dict", average, {})
         state = {name: value for name, value in optimizer.state.get(param, {}).items() if not is_cast(name, value)}
         is_moved = left.get(param, version_of(param)) != version_of(param)
         return full_precision("full_precision_state_dict", param, {} if is_moved else state)

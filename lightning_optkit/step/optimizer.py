@@ -321,7 +321,9 @@ class OnePassOptimizer(Optimizer):
         return full_precision_state_dict(owner, self.param_groups, model, self._full_precision_of)
 
     def load_full_precision_state_dict(self, model: nn.Module, state_dict: Mapping[str, Any]) -> None:
-        """Loads fp32 weights into the parameters, and their low-order parts into the state of "split24" and "split32".
+        """Loads fp32 weights into the parameters, and their low-order parts into the state: exactly under "split32".
+
+        Warns if the rounding of a group keeps no low-order part of weights that have one.
 
         Raises:
             TypeError: if it is not a dict.

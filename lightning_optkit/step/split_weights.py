@@ -49,7 +49,7 @@ def join(param: Tensor, correction: Tensor) -> Tensor:
     """The fp32 number that both parts represent.
 
     Anyone may write the parameter between two steps: the correction of its former value then moves it by at most half a
-    unit of bf16's last place. Where it is infinite, or the sum a NaN (beside 0), the correction is dropped.
+    unit of bf16's last place. Where it is infinite or zero, the correction is dropped.
 
     Args:
         param: bf16.
@@ -66,7 +66,7 @@ def join(param: Tensor, correction: Tensor) -> Tensor:
     shift = 8 if correction.dtype == torch.int8 else 0
     bits = (param.detach().view(torch.int16).to(torch.int32) << 16) + (correction.to(torch.int32) << shift)
     value, written = bits.view(torch.float32), param.detach().to(torch.float32)
-    return torch.where(value.isnan() | ~written.isfinite(), written, value)
+    return torch.where((written == 0) | ~written.isfinite(), written, value)
 
 
 def rest_of(param: Tensor, compensation: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from lightning_optkit.averaging import EMA
+from lightning_optkit.averaging import EMA, LAWA, SWA
 from lightning_optkit.callbacks import Fuse, WeightAveraging
 from lightning_optkit.optimizers.convert import full_precision_state_dict
 
@@ -97,6 +97,36 @@ def test_the_weights_can_be_exported_after_the_fit(regression, fit):
         next(module.parameters()).zero_()
     exported = full_precision_state_dict(trainer.optimizers[0], module)
     assert not exported[next(iter(dict(module.named_parameters())))].any()
+
+
+@pytest.mark.parametrize("average", [EMA(0.8), SWA(), LAWA(k=3, every=2)], ids=str)
+@pytest.mark.parametrize("rounding", ["nearest", "kahan", "split24", "split32"])
+def test_the_average_can_be_exported_after_the_fit(regression, fit, rounding, average):
+    callback, module = WeightAveraging(average), regression(adamw)
+    trainer = fit(module, Fuse(rounding=rounding), callback, precision="bf16-true", epochs=2)
+    averages = {name: value.float() for name, value in callback.averaged_parameters(module).items()}
+    exported = full_precision_state_dict(trainer.optimizers[0], module)
+    assert averages and all(torch.equal(exported[name], value) for name, value in averages.items())
+    assert all(torch.equal(exported[name].bfloat16(), p) for name, p in module.named_parameters())
+    with torch.no_grad():
+        next(module.parameters()).zero_()
+    exported = full_precision_state_dict(trainer.optimizers[0], module)
+    assert not exported[next(iter(dict(module.named_parameters())))].any()
+
+
+@pytest.mark.parametrize("rounding", ["kahan", "split32"])
+def test_a_second_fit_starts_from_the_average_that_the_module_holds(regression, fit, rounding):
+    module, exporter = regression(adamw), Exporter()
+    fit(module, Fuse(rounding=rounding), WeightAveraging(EMA(0.8)), precision="bf16-true", epochs=2)
+    held = {name: p.detach().float() for name, p in module.named_parameters()}
+    seen = []
+
+    class Peek(Callback):
+        def on_train_start(self, trainer, pl_module):
+            seen.append(full_precision_state_dict(trainer.optimizers[0], pl_module))
+
+    fit(module, Fuse(rounding=rounding), Peek(), exporter, precision="bf16-true", epochs=1)
+    assert all(torch.equal(seen[0][name], value) for name, value in held.items())
 
 
 def test_what_fuse_was_given_is_named(regression, fit):

@@ -131,7 +131,11 @@ def test_the_file_is_smaller():
 def test_state_in_8_bits_is_saved_as_it_is_and_what_is_no_moment_too():
     optimizer = trained(AdamW, state_dtype="int8", average=EMA(0.9))
     found = compressed_state_dict(optimizer)["state"]
-    torch.testing.assert_close(found, optimizer.state_dict()["state"], rtol=0, atol=0)
+    for number, kept in optimizer.state_dict()["state"].items():
+        for name in ("exp_avg", "exp_avg_sq"):
+            one = {"codes": kept.pop(name), "scale": kept.pop(f"{name}_scale"), "signed": name == "exp_avg"}
+            torch.testing.assert_close(found[number].pop(name), one, rtol=0, atol=0)
+        torch.testing.assert_close(found[number], kept, rtol=0, atol=0)
     optimizer = trained(ScheduleFreeAdamW)
     found, exact = compressed_state_dict(optimizer)["state"][0], optimizer.state_dict()["state"][0]
     assert found["z"] is exact["z"] and found["exp_avg_sq"]["signed"] is False
@@ -253,3 +257,28 @@ def test_what_is_no_state_dict_of_the_optimizer_is_refused(bad):
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(3))])
     with pytest.raises((TypeError, ValueError), match=r"^compressed_state_dict\(state_dict=\.\.\.\): .*\.$"):
         compressed_state_dict(optimizer, "int8", bad)
+
+
+@pytest.mark.parametrize("cls", [SGD, AdamW], ids=lambda cls: cls.__name__)
+def test_state_that_a_step_keeps_in_8_bits_goes_to_torchs_class(cls):
+    kwargs = dict(momentum=0.9, lr=0.01) if cls is SGD else {}
+    ours = trained(cls, state_dtype="int8", **kwargs)
+    params = ours.param_groups[0]["params"]
+    theirs = getattr(torch.optim, cls.__name__)(params, **kwargs)
+    theirs.load_state_dict(widened_state_dict(compressed_state_dict(ours)))
+    names = ["momentum_buffer"] if cls is SGD else ["exp_avg", "exp_avg_sq"]
+    for p in params:
+        for name in names:
+            codes, scale = ours.state[p][name], ours.state[p][f"{name}_scale"]
+            wide = dequantize8(codes, scale, signed=name != "exp_avg_sq")
+            assert torch.equal(theirs.state[p][name], wide)
+    again = cls(params, state_dtype="int8", **kwargs)
+    again.load_state_dict(compressed_state_dict(ours))
+    assert all(torch.equal(again.state[p][name], ours.state[p][name]) for p in params for name in names)
+
+
+def test_codes_of_which_nobody_knows_the_sign_are_refused():
+    ours = trained(SGD, momentum=0.9, lr=0.01, state_dtype="int8")
+    said = r"^widened_state_dict\(state_dict=\.\.\.\): the state of parameter 0, 'momentum_buffer', is in 8 bits; "
+    with pytest.raises(ValueError, match=said):
+        widened_state_dict(ours.state_dict())

@@ -499,3 +499,16 @@ def test_converting_back_copies_no_state_that_torch_can_use():
     before = {name: optimizer.state[param][name].data_ptr() for name in ("exp_avg", "exp_avg_sq")}
     to_torch_(optimizer)
     assert {name: optimizer.state[param][name].data_ptr() for name in before} == before
+
+
+def test_a_torch_optimizer_and_a_copy_are_not_converted_back():
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))])
+    said = r"^to_torch_\(optimizer=<AdamW>\): it was not made by from_torch_, or it is a copy\.$"
+    with pytest.raises(ValueError, match=said):
+        to_torch_(optimizer)
+    from_torch_(optimizer)
+    with pytest.raises(ValueError, match=said):
+        to_torch_(copy.deepcopy(optimizer))
+    to_torch_(optimizer)
+    with pytest.raises(ValueError, match=said):
+        to_torch_(optimizer)

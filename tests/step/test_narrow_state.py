@@ -191,3 +191,18 @@ def test_a_centered_variance_that_rounds_below_zero_is_zero(fused):
         param.grad = torch.full((256,), 0.3)
         optimizer.step()
     assert param.isfinite().all()
+
+
+@pytest.mark.parametrize(("small", "share"), [(1e-3, 1.0), (1e-5, 0.62), (1e-6, 0.08)])
+def test_in_8_bits_a_gradient_far_below_that_of_its_block_moves_less(small, share):
+    moved = {}
+    for state_dtype in (torch.float32, "int8"):
+        weights = [torch.nn.Parameter(torch.zeros(128)) for _ in range(20)]
+        optimizer = AdamW(weights, lr=0.01, weight_decay=0.0, state_dtype=state_dtype)
+        for _ in range(50):
+            for weight in weights:
+                weight.grad = torch.full((128,), small)
+                weight.grad[0] = 1.0
+            optimizer.step()
+        moved[state_dtype] = torch.stack([weight[1:].detach().abs().mean() for weight in weights]).mean()
+    assert moved["int8"] / moved[torch.float32] == pytest.approx(share, abs=0.03)

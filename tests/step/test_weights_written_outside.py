@@ -89,6 +89,14 @@ def test_what_kahan_summation_kept_of_a_former_larger_weight_is_dropped(dtype, p
     assert (rest.abs() <= written.double().abs() * torch.finfo(dtype).eps / 2).all()
 
 
+@pytest.mark.parametrize("rounding", [*SPLITS, "kahan"])
+def test_weights_that_were_pruned_are_exported_as_zeros(rounding):
+    weight, optimizer = trained(rounding, SGD)
+    with torch.no_grad():
+        weight[::2] = 0.0
+    assert (exported(optimizer, weight)[::2] == 0).all()
+
+
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("rounding", SPLITS)
