@@ -121,6 +121,7 @@ class SpikeGuard(FitCallback):
         self._rewarming: int | None = None  # steps since a rollback
         self._rates = LoweredRates()
         self._buffers: Buffers | None = None  # running statistics before the batches of a step
+        self._is_stuck = False  # said so
 
     def _new_detector(self) -> SpikeDetector:
         return SpikeDetector(self.window, self.threshold, self.patience, self.warmup)
@@ -249,9 +250,11 @@ class SpikeGuard(FitCallback):
         copies, step = [kept for kept in self._copies if still_fits(trainer, kept)], Run(trainer).step
         if not copies:
             self._detector = self._new_detector()
-            self._note(SpikeEvent(step, "accept", loss, norm))
-            if not (math.isfinite(loss) and math.isfinite(norm)):
+            if math.isfinite(loss) and math.isfinite(norm):
+                self._note(SpikeEvent(step, "accept", loss, norm))
+            else:
                 self._drop(trainer, optimizer)
+                self._say_stuck(SpikeEvent(step, "skip", loss, norm))
             return
         kept = copies[-1] if self._rollbacks == 0 else copies[0]
         self._drop(trainer, optimizer)
@@ -298,6 +301,17 @@ class SpikeGuard(FitCallback):
         if self.verbose or event.action == "stop":
             say: Callable[[str], object] = rank_zero_warn if event.action == "stop" else rank_zero_info
             say(f"{type(self).__name__}: {self._text(event)}")
+
+    def _say_stuck(self, event: SpikeEvent) -> None:
+        """Once, and although not verbose: a run of which no step is taken would end as if it had been trained."""
+        self._note(event)
+        if not self._is_stuck:
+            rank_zero_warn(
+                f"{type(self).__name__}: step {event.step}: loss {event.loss:.3g}, gradient norm {event.norm:.3g}, as "
+                "in the steps before; there is no sound state to return to, so such batches are dropped and the "
+                "weights stay as they are; run with GradientHealth or `optkit doctor`."
+            )
+        self._is_stuck = True
 
     def _text(self, event: SpikeEvent) -> str:
         usual = self._detector.usual

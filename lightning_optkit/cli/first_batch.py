@@ -48,7 +48,11 @@ def explain(cli: LightningCLI) -> None:
 
 
 def find_lr(cli: LightningCLI) -> None:
-    """Runs the range test of the configuration's `LRFinder`, or of a default one, and prints its suggestions."""
+    """Runs the range test of the configuration's `LRFinder`, or of a default one, and prints its suggestions.
+
+    Raises:
+        ValueError: without a suggestion, since a script would go on with no rate.
+    """
     trainer: Any = cli.trainer
     finders = callbacks_of(trainer, LRFinder)
     finder = finders[0] if finders else LRFinder()
@@ -58,6 +62,8 @@ def find_lr(cli: LightningCLI) -> None:
     _start(cli, lambda trainer: None)
     if finder.result is None:
         raise ValueError("the fit ended before the test; nothing was tested.")
+    if finder.result.reason:
+        raise ValueError(f"no suggestion: {finder.result.reason}.")
     _print_suggestions(Console(highlight=False, markup=False), finder.result, finder.suggestion)
 
 
@@ -110,9 +116,6 @@ def _print_rates(console: Console, callback: LRSchedule, trainer: pl.Trainer) ->
 
 
 def _print_suggestions(console: Console, found: LRRange, chosen: str) -> None:
-    if found.reason:
-        console.print(f"No suggestion: {found.reason}.")
-        return
     table = Table(box=box.SIMPLE_HEAD)
     for title in ("rule", "rate"):
         table.add_column(title)

@@ -313,6 +313,19 @@ def test_without_copies_a_new_level_is_accepted(since):
     assert actions == ["skip", "skip", "accept"] and len(module.losses) == 160
 
 
+@pytest.mark.parametrize(("since", "rollback"), [(0, True), (100, False)])
+def test_a_run_that_takes_no_step_does_not_end_silently(since, rollback):
+    bad = dict.fromkeys(range(since, 160), "nan")
+    guarded, module = guard(rollback=rollback), Net(bad)
+    before = frozen(module.state_dict())
+    with pytest.warns(UserWarning) as warned:
+        fit(module, guarded)
+    said = [str(one.message) for one in warned if str(one.message).startswith("SpikeGuard: ")]
+    assert len(said) == 1 and said[0].startswith(f"SpikeGuard: step {since + 2}: loss nan, gradient norm nan, as in ")
+    assert {event.action for event in guarded.events} == {"skip"} and len(guarded.events) == 160 - since
+    assert equal(frozen(module.state_dict()), before) == (since == 0)
+
+
 def test_copies_of_other_groups_are_not_used():
     class Unfreezes(pl.Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):

@@ -144,7 +144,7 @@ class Run:
         """
         if self.max_epochs is None or math.isinf(self.steps_in_epoch):
             return self.max_steps
-        before = self.step - self.step_in_epoch if before_epoch is None else before_epoch
+        before = self._steps_before_epoch if before_epoch is None else before_epoch
         epochs = range(min(self.epoch, self.max_epochs), self.max_epochs)
         schedule, batches = self.accumulation_schedule, self._trainer.num_training_batches
         if schedule is None or not self._is_automatic:
@@ -164,7 +164,15 @@ class Run:
             steps = int(self.steps_in_epoch) * (epoch - since)
         else:
             steps = sum(math.ceil(batches / schedule.get_accumulate_grad_batches(e)) for e in range(since, epoch))
-        return steps + (self.step - self.step_in_epoch if since else 0)
+        return steps + (self._steps_before_epoch if since else 0)
+
+    @property
+    def _steps_before_epoch(self) -> int:
+        """Completed steps at the start of epoch number `epoch`, which is counted after its last validation only."""
+        epoch, batches = epoch_progress(self._trainer).current, int(self._batches.current.processed)
+        if epoch.started > epoch.processed and batches >= self._trainer.num_training_batches:
+            return self.step - math.ceil(batches / self._window)
+        return self.step - self.step_in_epoch
 
     @property
     def _window(self) -> int:
