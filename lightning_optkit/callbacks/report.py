@@ -1,16 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records a fit and writes it as one HTML file.
-
-The gradient norm is obtained without an extra read of the gradients where possible:
-
-- A one-pass optimizer with a clip by norm has already computed it: it is read after every step, at no cost.
-- For any other, `on_after_backward` reads the gradients before clipping (still scaled with 16-mixed, so divided by the
-  loss scale here), and a hook after the optimizer's step reads them after clipping. Both cost a pass over the
-  gradients, so they run only every few steps.
-- `on_before_optimizer_step` is not used, since `Fuse` would then keep the loss scaler's own pass; nor an override of
-  `configure_gradient_clipping`, which `Fuse` would take for a module that clips itself; nor a hook before the
-  optimizer's step, since Lightning runs the forward and backward pass inside the step, after that hook.
-"""
+"""Records a fit and writes it as one HTML file."""
 
 import statistics
 import time
@@ -25,15 +14,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_optkit._checks import check_bools, check_int, check_text
-from lightning_optkit._norms import total_norm
+from lightning_optkit.callbacks._gradient_norms import GradientNorms
 from lightning_optkit.callbacks._page_of_run import PageOfRun
+from lightning_optkit.callbacks._pending_values import PendingValues, curve_of
 from lightning_optkit.callbacks._plan_of_run import clip_of_run, plan_of_run
 from lightning_optkit.callbacks.gradient_health import GradientHealth
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.interruption import how_it_ended
 from lightning_optkit.callbacks.seams.layers_of_run import LayersOfRun
-from lightning_optkit.callbacks.seams.lightning_packages import is_overridden
 from lightning_optkit.callbacks.seams.lightning_private import logged_in_training_step, logged_per_epoch
 from lightning_optkit.callbacks.seams.optimizer_names import optimizer_names
 from lightning_optkit.callbacks.seams.refusals import refuse_listed_twice
@@ -43,12 +32,9 @@ from lightning_optkit.callbacks.seams.steps import StepListener, watch_steps
 from lightning_optkit.diagnostics._record import record_from
 from lightning_optkit.diagnostics._summary import summary_text
 from lightning_optkit.diagnostics.environment import environment
-from lightning_optkit.diagnostics.report import Curve, RunRecord
-from lightning_optkit.step import OnePassOptimizer
+from lightning_optkit.diagnostics.report import RunRecord
 
 __all__ = ["Report"]
-
-_MAX_PENDING = 512  # values still on an accelerator
 
 
 class Report(FitCallback):
@@ -104,23 +90,23 @@ class Report(FitCallback):
         self._forget()
 
     def _forget(self) -> None:
-        self._pending: list[tuple[Curve, int, Tensor]] = []
+        self._values = PendingValues()
         self._losses: list[Tensor] = []  # of the batches accumulated for the next step
         self._not_validation: set[str] = set()
         self._names: dict[Optimizer, str] = {}
         self._started: float | None = None
         self._batch_idx, self._origin = 0, 0.0
-        self._clips = False
+        self._norms: GradientNorms | None = None
         self._of_layers: LayersOfRun | None = None
         self._page.folder = None
 
     def __getstate__(self) -> dict[str, Any]:
-        self._fetch()  # fetched here, since a copy would append to the same record
+        self._values.fetch()  # fetched here, since a copy would append to the same record
         return super().__getstate__()
 
     def state_dict(self) -> dict[str, Any]:
         """The record so far, in plain types."""
-        self._fetch()
+        self._values.fetch()
         return self.record.to_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -148,8 +134,7 @@ class Report(FitCallback):
         record = self.record
         record.ended = {}
         self._page.folder = _folder_of(trainer)  # not asked after an exception, since it asks the other processes
-        self._clips = bool(trainer.gradient_clip_val) or is_overridden("configure_gradient_clipping", pl_module)
-        self._clips |= not pl_module.automatic_optimization
+        self._norms = GradientNorms(trainer, record, self._values, self._measure_every)
         record.num_steps = Run(trainer).step
         date = record.settings.get("date") or f"{datetime.now():%Y-%m-%d %H:%M}"
         record.settings = {"date": date, **run_settings(trainer, pl_module)}
@@ -178,14 +163,8 @@ class Report(FitCallback):
             self._of_layers.before_batch(Run(trainer).step)
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not (pl_module.automatic_optimization and trainer.optimizers and self._measures(trainer)):
-            return
-        steps_now = (self._batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
-        optimizer = trainer.optimizers[0]
-        if steps_now and optimizer in self._names and not _knows_norm(optimizer):
-            scaler = getattr(trainer.precision_plugin, "scaler", None)
-            norm = _grad_norm(optimizer, 1.0 if scaler is None else 1.0 / scaler.get_scale())
-            self._append(_named(self.record.grad_norm, self._names[optimizer]), trainer.global_step + 1, norm)
+        if self._norms is not None:
+            self._norms.after_backward(trainer, self._names, self._batch_idx)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -200,10 +179,10 @@ class Report(FitCallback):
         self.record.num_steps = step
         if self._losses:
             mean = self._losses[0] if len(self._losses) == 1 else torch.stack(self._losses).mean()
-            self._append(self.record.loss, step, mean)
+            self._values.append(self.record.loss, step, mean)
         self._losses = []
         for name, value in logged_in_training_step(trainer).items():
-            self._append(_named(self.record.logged, name), step, value)
+            self._values.append(curve_of(self.record.logged, name), step, value)
         if self._of_layers is not None:
             self._of_layers.after_batch(step)
         now = time.perf_counter()
@@ -222,17 +201,17 @@ class Report(FitCallback):
             return
         for name, value in trainer.callback_metrics.items():
             if name not in self._not_validation:
-                _named(self.record.metrics, name).append(Run(trainer).step, float(value))
+                curve_of(self.record.metrics, name).append(Run(trainer).step, float(value))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for name in logged_per_epoch(trainer):
             value = trainer.callback_metrics.get(name)
             if value is not None and value.numel() == 1:
-                _named(self.record.logged, name).append(Run(trainer).step, float(value))
-        self._fetch()
+                curve_of(self.record.logged, name).append(Run(trainer).step, float(value))
+        self._values.fetch()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._fetch()
+        self._values.fetch()
         self._page.folder = _folder_of(trainer)
         self._conclude(trainer)
 
@@ -251,9 +230,9 @@ class Report(FitCallback):
         for health in callbacks_of(trainer, GradientHealth):
             health.conclude_early(trainer, pl_module)
         try:
-            self._fetch()
+            self._values.fetch()
         except RuntimeError:  # of a device that has failed
-            self._pending = []
+            self._values.drop()
         self.record.ended = how_it_ended(trainer, exception)
         self.record.num_steps = Run(trainer).step
         self._conclude(trainer)
@@ -275,9 +254,6 @@ class Report(FitCallback):
     def _writes(self, trainer: Any) -> bool:
         return self._write and trainer.is_global_zero and not trainer.fast_dev_run
 
-    def _measures(self, trainer: pl.Trainer) -> bool:
-        return Run(trainer).step % self._measure_every == 0
-
     def _after_step(self, trainer: pl.Trainer, optimizer: Optimizer) -> None:
         step, name = Run(trainer).step + 1, self._names[optimizer]
         groups = optimizer.param_groups
@@ -285,62 +261,17 @@ class Report(FitCallback):
             label = str(group.get("name", f"group {group_index}"))
             if len(trainer.optimizers) > 1:
                 label = f"{name}, {label}" if len(groups) > 1 else name
-            self._append(_named(self.record.learning_rate, label), step, group["lr"])
-        if isinstance(optimizer, OnePassOptimizer) and _knows_norm(optimizer):
-            self._append(_named(self.record.grad_norm, name), step, optimizer.grad_norm)
-            self._append(_named(self.record.grad_norm_clipped, name), step, optimizer.grad_norm_clipped)
-        elif self._clips and self._measures(trainer) and not _clips_itself(optimizer):
-            self._append(_named(self.record.grad_norm_clipped, name), step, _grad_norm(optimizer, 1.0))
+            self._values.append(curve_of(self.record.learning_rate, label), step, group["lr"])
+        if self._norms is not None:
+            self._norms.after_step(trainer, optimizer, name, step)
         if self._of_layers is not None:
             self._of_layers.after_step(optimizer)
 
-    def _append(self, curve: Curve, step: int, value: float | Tensor | None) -> None:
-        """Appends a value now, or later if it is on an accelerator."""
-        if isinstance(value, Tensor) and value.device.type != "cpu":
-            self._pending.append((curve, step, value.detach().clone()))
-            if len(self._pending) >= _MAX_PENDING:
-                self._fetch()
-        elif value is not None:
-            curve.append(step, float(value))
-
-    def _fetch(self) -> None:
-        """Fetches all pending values in one transfer."""
-        if not self._pending:
-            return
-        device = self._pending[0][2].device
-        values = torch.stack([value.float().reshape(()).to(device) for _, _, value in self._pending]).tolist()
-        for (curve, step, _), value in zip(self._pending, values, strict=True):
-            curve.append(step, value)
-        self._pending = []
-
     def _release(self) -> None:
         """Fetches what is still on an accelerator, since the record can be read after the fit."""
-        self._fetch()
+        self._values.fetch()
         self._forget()
 
 
 def _folder_of(trainer: pl.Trainer) -> str:
     return trainer.log_dir or trainer.default_root_dir
-
-
-def _named(curves: dict[str, Curve], name: str) -> Curve:
-    return curves.setdefault(name, Curve())
-
-
-def _knows_norm(optimizer: Optimizer) -> bool:
-    return isinstance(optimizer, OnePassOptimizer) and optimizer.clip is not None and optimizer.clip.needs_norm
-
-
-def _clips_itself(optimizer: Optimizer) -> bool:
-    """Whether the optimizer clips itself: its gradients are then unclipped."""
-    return isinstance(optimizer, OnePassOptimizer) and optimizer.clip is not None
-
-
-@torch.no_grad()
-def _grad_norm(optimizer: Optimizer, factor: float) -> Tensor | None:
-    """Global L2 norm of the current gradients, times `factor`; sharded ones are summed over all ranks."""
-    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    if not grads:
-        return None
-    dense = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
-    return total_norm(dense) * factor

@@ -16,7 +16,15 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_optkit.averaging import EMA
-from lightning_optkit.callbacks import Fuse, GradientHealth, Report, WeightAveraging, _page_of_run
+from lightning_optkit.callbacks import (
+    Fuse,
+    GradientHealth,
+    Report,
+    WeightAveraging,
+    _gradient_norms,
+    _page_of_run,
+    _pending_values,
+)
 from lightning_optkit.callbacks import report as report_module
 from lightning_optkit.clipping import ClipNorm
 from lightning_optkit.diagnostics import RunRecord
@@ -128,15 +136,15 @@ def test_leaves_the_folded_unscaling_in_place(regression, fit):
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_step_that_knows_its_norm_is_never_measured_again(regression, fit, monkeypatch, order):
-    monkeypatch.setattr(report_module, "_grad_norm", lambda *args: pytest.fail("measured"))
+    monkeypatch.setattr(_gradient_norms, "_grad_norm", lambda *args: pytest.fail("measured"))
     report = only_record()
     fit(regression(adamw), *[report, Fuse(verbose=False)][::order], gradient_clip_val=CLIP)
     assert report.record.grad_norm[ONLY].steps == report.record.grad_norm_clipped[ONLY].steps == STEPS
 
 
 def test_other_steps_are_measured_only_now_and_then(regression, fit, monkeypatch):
-    measured, measure = [], report_module._grad_norm
-    monkeypatch.setattr(report_module, "_grad_norm", lambda *args: measured.append(args) or measure(*args))
+    measured, measure = [], _gradient_norms._grad_norm
+    monkeypatch.setattr(_gradient_norms, "_grad_norm", lambda *args: measured.append(args) or measure(*args))
     report = only_record(measure_every=4)
     fit(regression(adamw), report)
     assert report.record.grad_norm[ONLY].steps == [1, 5] and len(measured) == 2  # nothing clips: no second look
@@ -354,9 +362,9 @@ def test_only_recording_writes_nothing(regression, fit, tmp_path, printed):
 
 def test_values_on_an_accelerator_are_fetched_together(monkeypatch):
     report, fetched = only_record(), []
-    monkeypatch.setattr(report_module, "_MAX_PENDING", 4)
+    monkeypatch.setattr(_pending_values, "_MOST", 4)
     stack = torch.stack
-    monkeypatch.setattr(report_module.torch, "stack", lambda tensors: fetched.append(len(tensors)) or stack(tensors))
+    monkeypatch.setattr(_pending_values.torch, "stack", lambda tensors: fetched.append(len(tensors)) or stack(tensors))
 
     class OnAccelerator(torch.Tensor):
         device = torch.device("cuda")
@@ -365,7 +373,7 @@ def test_values_on_an_accelerator_are_fetched_together(monkeypatch):
             return self.as_subclass(torch.Tensor)
 
     for step in range(1, 11):
-        report._append(report.record.loss, step, torch.tensor(float(step)).as_subclass(OnAccelerator))
+        report._values.append(report.record.loss, step, torch.tensor(float(step)).as_subclass(OnAccelerator))
     assert fetched == [4, 4] and report.record.loss.steps == list(range(1, 9))
     assert len(report.state_dict()["loss"]["steps"]) == 10 and fetched == [4, 4, 2]
     assert report.record.loss.values == [float(step) for step in range(1, 11)]

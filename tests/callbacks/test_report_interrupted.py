@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_optkit.callbacks import Fuse, GradientHealth, Report, _page_of_run
 from lightning_optkit.callbacks import report as report_module
+from lightning_optkit.callbacks._pending_values import PendingValues
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.interruption import how_it_ended
 from lightning_optkit.diagnostics import RunRecord
@@ -146,7 +147,7 @@ def test_nothing_takes_the_place_of_the_exception(ended, monkeypatch, tmp_path, 
         warnings.simplefilter(action)  # "error": a warning of ours would be an exception too
         owner, name = {
             "the page": (_page_of_run, "write_report"),
-            "the values": (Report, "_fetch"),
+            "the values": (PendingValues, "fetch"),
             "the verdicts": (GradientHealth, "_conclude"),
             "the text": (report_module, "how_it_ended"),
             "the undo": (Report, "_release"),
