@@ -172,12 +172,18 @@ FAMILIES = {
 
 
 class Bad(NamedTuple):
-    """A bad batch before a step."""
+    """A bad batch before a step, and the share of the progress so far that a step on it gives back."""
 
     kind: str
     loss: float
     norm: float
-    hurts: bool
+    lost: float
+    drift: float  # what the same step gives back without gradients: momentum and decay go on by themselves
+
+    @property
+    def hurts(self) -> bool:
+        """Whether the batch itself gives back more than HURTS."""
+        return not self.lost - max(self.drift, 0.0) <= HURTS
 
 
 class Step(NamedTuple):
@@ -239,6 +245,8 @@ class Run:
         """Bad batches in place of `batch`; the run is as before."""
         buffers = [(buffer, buffer.clone()) for buffer in self.network.buffers()]
         random, found = torch.get_rng_state(), []
+        self.network.zero_grad()
+        drift = self.lost()
         for kind in ("inputs x 100", "noise", "random labels"):
             changed = spoiled(kind, batch, self.data, self.generator)
             if changed is None:
@@ -247,19 +255,19 @@ class Run:
             norm = backward(self.network, loss)
             for buffer, before in buffers:
                 buffer.copy_(before)
-            found.append(Bad(kind, float(loss.detach()), norm, self.hurts()))
+            found.append(Bad(kind, float(loss.detach()), norm, self.lost(), drift))
         torch.set_rng_state(random)
         return found
 
-    def hurts(self) -> bool:
-        """Whether a step on the current gradients gives back progress; taken on a copy."""
+    def lost(self) -> float:
+        """The share of the progress so far that a step on the current gradients gives back; taken on a copy."""
         before = self.evaluated(self.network)
         network, optimizer = copy.deepcopy((self.network, self.optimizer))
         for param, other in zip(network.parameters(), self.network.parameters(), strict=True):
-            param.grad = other.grad
+            param.grad = torch.zeros_like(param) if other.grad is None else other.grad
         optimizer.step()
         after = self.evaluated(network)
-        return not math.isfinite(after) or after - before > HURTS * max((self.first or 0.0) - before, 1e-9)
+        return (after - before) / max((self.first or 0.0) - before, 1e-9) if math.isfinite(after) else math.inf
 
     @torch.no_grad()
     def evaluated(self, network: nn.Module) -> float:

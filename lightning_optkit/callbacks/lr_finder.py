@@ -2,21 +2,21 @@
 """Finds a learning rate before training, by a range test."""
 
 import math
-from collections.abc import Mapping
-from typing import Any, Literal
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
 
 from lightning_optkit._checks import check_bools, check_in, check_int, check_one_of
-from lightning_optkit.callbacks.scheduling.existing_schedulers import schedulers_of
+from lightning_optkit.callbacks._steps_at_rates import StepsAtRates, set_rates
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
-from lightning_optkit.callbacks.seams.lightning_private import accumulates
 from lightning_optkit.callbacks.seams.refusals import refuse_split_parameters, refuse_twice
 from lightning_optkit.callbacks.seams.run import Run, has_lazy_parameters
-from lightning_optkit.callbacks.seams.trial_fit import trial_fit
+from lightning_optkit.callbacks.seams.trial_fit import TrialFits
+from lightning_optkit.diagnostics._rate_trials import TRAINED, RateTrial, best_of, ladder, loss_of, trials_of
 from lightning_optkit.diagnostics.lr_range import RULES, LRRange, lr_range
 
 __all__ = ["LRFinder"]
@@ -26,7 +26,7 @@ _NOT_FINITE = (
     "the loss is infinite or NaN at the smallest rate already, so the rate is not why; run with GradientHealth or "
     "`optkit doctor`"
 )
-_DIVERGED = 4.0  # times the fall so far, above the first losses
+_NONE_TRAINED = "the loss diverged, or the data ended, in the trainings at all rates around those of the range test"
 
 
 class LRFinder(FitCallback):
@@ -46,7 +46,11 @@ class LRFinder(FitCallback):
             ratio to it.
         max_lr: Largest rate of the test, above `min_lr`.
         num_steps: Optimizer steps of the test, at least 20.
-        suggestion: The rule whose rate is used: "middle", "steepest", "valley" or "minimum"; see `lr_range`.
+        suggestion: The rule whose rate is used: "middle", "steepest", "valley" or "minimum", see `lr_range`; or
+            "trained": of some 10 rates around these, the one that trains best. All training begins at the start of the
+            run, with the same batches: first at rates a factor of 3 apart, then longer beside the best.
+        trial_steps: Steps of the longest of these trainings, at least 40. Default: 100. More tell more about a long
+            run.
         apply: Set the rate. False: only print what was found.
         verbose: Print the suggestions.
 
@@ -54,23 +58,30 @@ class LRFinder(FitCallback):
         ValueError: for an argument out of range; when the fit starts, with manual optimization, for a strategy that
             splits parameters over processes, for layers that wait for their first input, or if there are two of it.
 
-    Cost: `num_steps` steps, and a copy of weights, optimizer state and callback states in memory during the test.
+    With "trained", `trials` has rate, steps and loss of each training.
 
-    Source: Smith 2017, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186, section 3.3.
+    Cost: `num_steps` steps, and a copy of weights, optimizer state and callback states in memory during the test. With
+    "trained" some 6 times `trial_steps` more (at most 7), and the loaders are started for each of some 14 trainings.
+
+    Source: Smith 2017, "Cyclical Learning Rates for Training Neural Networks", arXiv:1506.01186, section 3.3; for
+    "trained" successive halving, Jamieson, Talwalkar 2016, arXiv:1502.07943.
 
     Example:
         >>> trainer = pl.Trainer(callbacks=[LRFinder(num_steps=100)], logger=False, enable_checkpointing=False)
     """
 
     result: LRRange | None = None
+    trials: Sequence[RateTrial] = ()
+    _seconds = 0.0  # that the trials took
 
     def __init__(
         self,
         min_lr: float = 1e-7,
         max_lr: float = 10.0,
         num_steps: int = 100,
-        suggestion: Literal["middle", "steepest", "valley", "minimum"] = "middle",
+        suggestion: Literal["middle", "steepest", "valley", "minimum", "trained"] = "middle",
         *,
+        trial_steps: int | None = None,
         apply: bool = True,
         verbose: bool = True,
     ) -> None:
@@ -80,7 +91,10 @@ class LRFinder(FitCallback):
         if self.max_lr <= self.min_lr:
             raise ValueError(f"{owner}(max_lr={max_lr!r}): max_lr must be above min_lr, which is {min_lr!r}.")
         self.num_steps = check_int(owner, "num_steps", num_steps, minimum=20)
-        check_one_of(owner, "suggestion", suggestion, RULES)
+        check_one_of(owner, "suggestion", suggestion, (*RULES, TRAINED))
+        if trial_steps is not None and suggestion != TRAINED:
+            raise ValueError(f"{owner}(trial_steps={trial_steps!r}): trial_steps is for suggestion='{TRAINED}' only.")
+        self.trial_steps = check_int(owner, "trial_steps", 100 if trial_steps is None else trial_steps, minimum=40)
         check_bools(owner, apply=apply, verbose=verbose)
         self.suggestion, self.apply, self.verbose = suggestion, apply, verbose
 
@@ -90,6 +104,7 @@ class LRFinder(FitCallback):
         refuse_split_parameters(self, trainer)
         if not pl_module.automatic_optimization:
             raise ValueError(f"{owner}(): needs automatic optimization; a module that steps by itself sets its rates.")
+        self.trials = ()
         if Run(trainer).is_trial or Run(trainer).is_resuming:
             resumed = "a run resumed from a checkpoint keeps its rates"
             trial = "the run is a trial (fast_dev_run, or no steps at all)"
@@ -106,22 +121,47 @@ class LRFinder(FitCallback):
         bases = [float(group["lr"]) for group in groups]
         if max(bases, default=0.0) <= 0:
             raise ValueError(f"{owner}(): at least one parameter group must have a rate above 0, for the ratios.")
-        sweep = _Sweep([base / max(bases) for base in bases], self._rates())
-        if not trial_fit(trainer, sweep, self.num_steps):
+        ratios = [base / max(bases) for base in bases]
+        trial_fit = TrialFits(trainer)
+        self.result = self._tested(trainer, trial_fit, ratios)
+        if self.suggestion == TRAINED and not self.result.reason:
+            self.result = self._trained(trainer, trial_fit, ratios, self.result)
+        if self.verbose:
+            rank_zero_info(self._text(self.result, max(bases)))
+        chosen = self.result.suggestions.get(self.suggestion)
+        if self.apply and chosen is not None:
+            set_rates(trainer, chosen, max(bases))
+
+    def _tested(self, trainer: pl.Trainer, trial_fit: TrialFits, ratios: list[float]) -> LRRange:
+        """The range test."""
+        sweep = StepsAtRates(ratios, self._rates())
+        if not trial_fit(sweep, self.num_steps):
             rank_zero_warn(
-                f"{owner}(num_steps={self.num_steps}): the test ended after {len(sweep.losses)} steps with an epoch "
-                "without a batch; data that can be read only once are used up, so find the rate in a run of its own."
+                f"{type(self).__name__}(num_steps={self.num_steps}): the test ended after {len(sweep.losses)} steps "
+                "with an epoch without a batch; data that can be read only once are used up, so find the rate in a run "
+                "of its own."
             )
         losses = trainer.strategy.broadcast(sweep.losses)  # all processes must choose the same rate
         reason = sweep.reason or ("" if losses else _NO_LOSS)
         if losses and not math.isfinite(losses[0]):
             reason = _NOT_FINITE
-        self.result = _nothing(reason) if reason else lr_range(self._rates()[: len(losses)], losses)
-        if self.verbose:
-            rank_zero_info(self._text(self.result, max(bases)))
-        chosen = self.result.suggestions[self.suggestion]
-        if self.apply and chosen is not None:
-            _set_rates(trainer, chosen, max(bases))
+        return _nothing(reason) if reason else lr_range(self._rates()[: len(losses)], losses)
+
+    def _trained(self, trainer: pl.Trainer, trial_fit: TrialFits, ratios: list[float], found: LRRange) -> LRRange:
+        """The result with the rate that trains best."""
+
+        def train(rate: float, steps: int) -> RateTrial:
+            watcher = StepsAtRates(ratios, [rate] * steps)
+            trial_fit(watcher, steps)
+            losses = trainer.strategy.broadcast(watcher.losses)
+            return RateTrial(rate, len(losses), loss_of(losses, steps))
+
+        begin = time.perf_counter()
+        self.trials = trials_of(ladder(found.suggestions), self.trial_steps, train)
+        self._seconds = time.perf_counter() - begin
+        best = best_of(self.trials)
+        reason = _NONE_TRAINED if best is None else ""
+        return replace(found, suggestions={**found.suggestions, TRAINED: best}, reason=reason)
 
     def _rates(self) -> list[float]:
         low, high = math.log(self.min_lr), math.log(self.max_lr)  # whose ratio may be more than a number can hold
@@ -135,77 +175,17 @@ class LRFinder(FitCallback):
         found = ", ".join(f"{name} {lr:.3g}" for name, lr in result.suggestions.items() if lr is not None)
         chosen = result.suggestions[self.suggestion]
         does = f"the rate is now {chosen:.3g} ({self.suggestion})" if self.apply else f"the rate stays {before:.3g}"
-        return (
-            f"{owner}: {found}; {does}, {before:.3g} before. Tested {len(result.lrs)} rates up to {result.lrs[-1]:.3g}."
-        )
-
-
-class _Sweep(pl.Callback):
-    """Sets the rates of each step, and keeps the losses."""
-
-    def __init__(self, ratios: list[float], rates: list[float]) -> None:
-        self._ratios, self._rates = ratios, rates
-        self._window: list[Tensor] = []
-        self.losses: list[float] = []
-        self.reason = ""  # why the losses say nothing
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        rate = self._rates[min(len(self.losses), len(self._rates) - 1)]
-        self._written = [(group, rate * ratio) for group, ratio in zip(groups, self._ratios, strict=False)]
-        for group, value in self._written:
-            _write(group, "lr", value)
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if isinstance(loss, Tensor):
-            self._window.append(loss.detach().float() * trainer.accumulate_grad_batches)  # divided by it for backward
-        if accumulates(trainer) or not self._window:
-            return
-        if not all(math.isclose(float(group["lr"]), value, rel_tol=1e-5) for group, value in self._written):
-            self.reason = f"{type(pl_module).__name__} sets the rate in each step itself"
-            trainer.should_stop = True
-            return
-        mean = torch.stack(self._window).mean()
-        self._window = []
-        self.losses.append(float(trainer.strategy.reduce(mean, reduce_op="mean")))
-        trainer.should_stop = trainer.strategy.broadcast(self._has_diverged())
-
-    def _has_diverged(self) -> bool:
-        if not math.isfinite(self.losses[-1]):
-            return True
-        several = max(len(self._rates) // 20, 3)
-        first, last = (sum(losses) / several for losses in (self.losses[:several], self.losses[-several:]))
-        return len(self.losses) > 2 * several and last > first + _DIVERGED * max(
-            first - min(self.losses), abs(first) / 4
-        )
+        said = f"{owner}: {found}; {does}, {before:.3g} before. "
+        said += f"Tested {len(result.lrs)} rates up to {result.lrs[-1]:.3g}."
+        if self.trials:
+            rates, steps = {trial.lr for trial in self.trials}, sum(trial.steps for trial in self.trials)
+            said += (
+                f" Trained at {len(rates)} rates from {min(rates):.3g} to {max(rates):.3g}, {steps:,} steps in all, in "
+                f"{self._seconds:.3g} s."
+            )
+        return said
 
 
 def _nothing(reason: str) -> LRRange:
     """A result without suggestions."""
     return LRRange((), (), (), dict.fromkeys(RULES), reason)
-
-
-def _set_rates(trainer: pl.Trainer, rate: float, before: float) -> None:
-    """Scales the rates of all groups, and those that schedulers start from, so that `before` becomes `rate`."""
-    for optimizer in trainer.optimizers:
-        for group in optimizer.param_groups:
-            for name in ("lr", "initial_lr", "max_lr", "min_lr"):
-                if name in group:
-                    _write(group, name, rate * (float(group[name]) / before))
-            if "decay_lr" in group:
-                group["decay_lr"] = float(group["lr"])
-    for scheduler in schedulers_of(trainer):
-        if hasattr(scheduler, "base_lrs"):
-            scheduler.base_lrs = [rate * (value / before) for value in scheduler.base_lrs]
-
-
-def _write(group: dict[str, Any], name: str, value: float) -> None:
-    if isinstance(group[name], Tensor):
-        group[name].fill_(value)
-    else:
-        group[name] = value

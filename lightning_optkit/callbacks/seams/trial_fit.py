@@ -30,55 +30,66 @@ from lightning_optkit.callbacks.seams.overrides import override, restore
 from lightning_optkit.callbacks.seams.random_state import get_random_state, own_generators, set_random_state
 from lightning_optkit.callbacks.seams.second_pass import restore_metrics, states_of_metrics
 
-__all__ = ["trial_fit"]
+__all__ = ["TrialFits"]
 
 _CHANGED_BY_STEPS = {"state_dict", "optimizer_states", "lr_schedulers", "callbacks", "loops"}
 
 
-def trial_fit(trainer: pl.Trainer, watcher: pl.Callback, max_steps: int) -> bool:
-    """Trains for up to `max_steps` optimizer steps with `watcher` as the only callback, then restores the run.
+class TrialFits:
+    """Trains for some steps from within a fit, each time from the state that the run has now, and restores the run.
 
     Restored are weights, buffers, attributes and metrics of the module, optimizers, schedulers, loss scaler, callbacks'
     states, loops, random numbers and the generators of loaders. Nothing is logged, validated or saved, and no scheduler
-    is stepped. What other callbacks have changed so far (fused optimizers, clipping) stays in force. It ends early if
-    `watcher` sets `trainer.should_stop = True`, or if an epoch has no batch.
+    is stepped. What other callbacks have changed so far (fused optimizers, clipping) stays in force.
 
     Args:
         trainer: The Trainer, in `on_fit_start`.
-        watcher: Callback of the trial.
-        max_steps: Optimizer steps, at least 1.
-
-    Returns:
-        False if it ended with an epoch without a step: data that can be read only once are used up.
     """
-    device = trainer.strategy.root_device
-    random, in_tensors, groups = get_random_state([], device), _entries_in_tensors(trainer), _groups(trainer)
-    module = trainer.lightning_module
-    attributes, buffers, metrics = Attributes(module), Buffers(module), states_of_metrics(module)
-    names, trained = set(module.state_dict()), {param: param.requires_grad for param in module.parameters()}
-    state = {name: _copied(name, part) for name, part in whole_state(trainer).items()}
-    last = _StopAfterEmptyEpoch()
-    with _generators_rewound(trainer):
-        try:
-            with _only(trainer, watcher, last):
-                nested_run(trainer, max_steps)
-        finally:
-            for optimizer, param_groups in groups:
-                optimizer.param_groups[:] = param_groups  # the module may have added one
-            buffers.restore()  # also those that no checkpoint has; before it, since one may have been None
-            made = {name: value for name, value in module.state_dict().items() if name not in names}
-            state["state_dict"].update(made)  # at the first forward
-            restore_whole_state(trainer, state)
-            forget_restart(trainer)
-            set_random_state(random, [], device)
-            for optimizer, place, name, tensor in in_tensors:  # torch has replaced the groups
-                tensor.copy_(optimizer.param_groups[place][name])
-                optimizer.param_groups[place][name] = tensor
-            restore_metrics(metrics)
-            attributes.restore()
-            for param, requires_grad in trained.items():
-                param.requires_grad_(requires_grad)
-    return not last.was_empty
+
+    def __init__(self, trainer: pl.Trainer) -> None:
+        self._trainer = trainer
+        self._callbacks: dict[str, Any] | None = None
+
+    def __call__(self, watcher: pl.Callback, max_steps: int) -> bool:
+        """Trains for up to `max_steps` optimizer steps with `watcher` as the only callback, then restores the run.
+
+        It ends early if `watcher` sets `trainer.should_stop = True`, or if an epoch has no batch.
+
+        Returns:
+            False if it ended with an epoch without a step: data that can be read only once are used up.
+        """
+        trainer = self._trainer
+        device = trainer.strategy.root_device
+        random, in_tensors, groups = get_random_state([], device), _entries_in_tensors(trainer), _groups(trainer)
+        module = trainer.lightning_module
+        attributes, buffers, metrics = Attributes(module), Buffers(module), states_of_metrics(module)
+        names, trained = set(module.state_dict()), {param: param.requires_grad for param in module.parameters()}
+        state = {name: _copied(name, part) for name, part in whole_state(trainer).items()}
+        # Those of the first time: a callback that has seen a trial's loaders may say more, as if a run were resumed.
+        self._callbacks = state["callbacks"] if self._callbacks is None else self._callbacks
+        state["callbacks"] = copy.deepcopy(self._callbacks)
+        last = _StopAfterEmptyEpoch()
+        with _generators_rewound(trainer):
+            try:
+                with _only(trainer, watcher, last):
+                    nested_run(trainer, max_steps)
+            finally:
+                for optimizer, param_groups in groups:
+                    optimizer.param_groups[:] = param_groups  # the module may have added one
+                buffers.restore()  # also those that no checkpoint has; before it, since one may have been None
+                made = {name: value for name, value in module.state_dict().items() if name not in names}
+                state["state_dict"].update(made)  # at the first forward
+                restore_whole_state(trainer, state)
+                forget_restart(trainer)
+                set_random_state(random, [], device)
+                for optimizer, place, name, tensor in in_tensors:  # torch has replaced the groups
+                    tensor.copy_(optimizer.param_groups[place][name])
+                    optimizer.param_groups[place][name] = tensor
+                restore_metrics(metrics)
+                attributes.restore()
+                for param, requires_grad in trained.items():
+                    param.requires_grad_(requires_grad)
+        return not last.was_empty
 
 
 def _copied(name: str, part: Any) -> Any:
