@@ -6,7 +6,8 @@ loss after training at a suggestion over the lowest loss of the sweep (1.1: a te
 the steps that each finder took. The rule "middle" was chosen on the tasks of CALIBRATION, "trained" on those of DESIGN
 with the seeds 10 and 11; what was not in them was tried once, afterwards, with other seeds.
 
-Usage: python benchmarks/lr_finder_convergence.py [--steps 200] [--seeds 3] [--first-seed 0] [--tasks NAME ...] [--save]
+Usage: python benchmarks/lr_finder_convergence.py [--steps 200] [--seeds 3] [--first-seed 0]
+           [--trial-steps 100] [--tasks NAME ...] [--save]
 """
 
 import argparse
@@ -34,6 +35,7 @@ from lightning_optkit.callbacks import LRFinder
 from lightning_optkit.diagnostics.lr_range import RULES
 from lightning_optkit.optimizers import SGD, Adagrad, Adam, AdamW, Lion, NAdam, RMSprop
 
+FITTED = 1e-3  # a network with a lower loss has fitted all there is: a ratio would compare roundings
 SWEEP = [10 ** (-4.5 + place * 5 / 11) for place in range(12)]
 
 
@@ -135,16 +137,16 @@ class Module(pl.LightningModule):
 
 
 def trained(task: Task, lr: float, steps: int, seed: int, *callbacks: pl.Callback) -> float:
-    """The mean loss of the last tenth of a training."""
+    """The mean loss of the last tenth of a training, at least FITTED."""
     module = Module(task, lr, seed)
     quiet = dict(logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)
     trainer = pl.Trainer(**quiet, max_steps=steps, accelerator="cpu", callbacks=list(callbacks))
     batches = torch.Generator().manual_seed(seed)
     trainer.fit(module, DataLoader(TensorDataset(*task.load()), batch_size=32, shuffle=True, generator=batches))
-    return statistics.fmean(module.losses[-max(steps // 10, 1) :])
+    return max(statistics.fmean(module.losses[-max(steps // 10, 1) :]), FITTED)
 
 
-def rows_of(name: str, steps: int, seeds: range) -> dict[str, Any]:
+def rows_of(name: str, steps: int, seeds: range, trial_steps: int) -> dict[str, Any]:
     """The best of the sweep, and per rule the worst ratio to it over the seeds, and the rates."""
     task, first = TASKS[name], seeds[0]
     sweep = {lr: trained(task, lr, steps, first) for lr in SWEEP}
@@ -154,7 +156,7 @@ def rows_of(name: str, steps: int, seeds: range) -> dict[str, Any]:
     rates: dict[str, list[float]] = {rule: [] for rule in ALL}
     costs = []
     for seed in seeds:
-        finder = LRFinder(suggestion="trained", apply=False, verbose=False)
+        finder = LRFinder(suggestion="trained", trial_steps=trial_steps, apply=False, verbose=False)
         trained(task, 1e-3, 1, seed, finder)
         assert finder.result is not None
         costs.append(sum(trial.steps for trial in finder.trials) + len(finder.result.lrs))
@@ -163,6 +165,7 @@ def rows_of(name: str, steps: int, seeds: range) -> dict[str, Any]:
             rates[rule].append(math.nan if lr is None else lr)
             ratios[rule].append(math.inf if lr is None else trained(task, lr, steps, first) / lowest)
     facts = {"task": name, "held_out": name in HELD_OUT, "design": name in DESIGN, "seeds": [*seeds], "budget": steps}
+    facts["trial_steps"] = trial_steps
     found = {"best_lr": best, "lowest_loss": lowest, "steps_of_finder": max(costs)}
     return {**facts, **found, **{rule: max(ratios[rule]) for rule in ALL}, "rates": rates}
 
@@ -172,6 +175,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--trial-steps", type=int, default=100, help="of LRFinder")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--save", action="store_true", help="keep the rows under benchmarks/results/")
     arguments = parser.parse_args()
@@ -180,7 +184,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rows, first = [], arguments.first_seed
     for name in progress(arguments.tasks):
-        rows.append(rows_of(name, arguments.steps, range(first, first + arguments.seeds)))
+        rows.append(rows_of(name, arguments.steps, range(first, first + arguments.seeds), arguments.trial_steps))
         print(json.dumps(rows[-1]), flush=True)
     table = Table(
         "task", "best rate", *ALL, "its steps", title=f"loss after {arguments.steps} steps / lowest of the sweep"

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import Optimizer
 
 from lightning_optkit._checks import check_bools, check_one_of
+from lightning_optkit._terminal import fitted
 from lightning_optkit._torch_private import set_amp_scaling
 from lightning_optkit.callbacks.schedule_free import ScheduleFree
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of, insert_callback
@@ -128,7 +129,7 @@ class Fuse(FitCallback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Not earlier: later callbacks may add to the step when the training starts.
         if self._verbose and not self._is_told:
-            rank_zero_info(self._plan(trainer))
+            rank_zero_info(fitted(self._plan(trainer)))
         self._is_told = True
 
     # --- implementation ---

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_optkit._checks import check_bools, check_int, check_text
+from lightning_optkit._terminal import width
 from lightning_optkit.callbacks._gradient_norms import GradientNorms
 from lightning_optkit.callbacks._page_of_run import PageOfRun
 from lightning_optkit.callbacks._pending_values import PendingValues, curve_of
@@ -247,7 +248,7 @@ class Report(FitCallback):
         record.verdicts = [verdict for each in health for verdict in each.verdicts] if health else None
         has_something = record.num_steps > 0 or record.verdicts  # else it would replace the page of another run
         if self._verbose and has_something:
-            rank_zero_info(summary_text(record))
+            rank_zero_info(summary_text(record, width()))
         if self._writes(trainer) and has_something:
             self._page.write(record)
 

@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningCLI
 from rich.console import Console
 
+from lightning_optkit._terminal import width
 from lightning_optkit.callbacks import PowerSnapshots, Report, SnapshotEnsemble
 from lightning_optkit.cli.bare_names import bare_names
 from lightning_optkit.cli.trainer_commands import about_settings, cli_of_fit, of_user, refuse_unreadable
@@ -92,7 +93,7 @@ def compare(options: Namespace) -> None:
             if groups:
                 print(f"Of the runs so far: {write_comparison(groups, Path(options.output), title=options.title)}")
             raise
-    print(table_text(comparison_rows(groups), ["", *groups]))
+    print(table_text(comparison_rows(groups), ["", *groups], width()))
     print(f"Report: {write_comparison(groups, Path(options.output), title=options.title)}")
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from jsonargparse import ArgumentParser, Namespace
 from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 
 __all__ = ["Entry", "add_options", "entries", "list"]
@@ -24,6 +25,8 @@ FOLDERS = {
     "regularization": "Regularization, as functions",
     "layers": "Layers",
 }
+
+_NARROW = 72  # columns, below which a table has no room beside the longest name
 
 
 class Entry(NamedTuple):
@@ -83,7 +86,11 @@ def list(options: Namespace) -> None:
         )
     for folder, title in FOLDERS.items():
         rows = [entry for entry in found if entry.folder == folder]
-        if rows:
+        if rows and console.width < _NARROW:
+            console.print(f"{title}\n", style="bold")
+            for entry in rows:
+                console.print(entry.name, Padding(entry.summary, (0, 0, 1, 4)))
+        elif rows:
             table = Table(box=box.SIMPLE, show_header=False, title=title, title_justify="left", title_style="bold")
             table.add_column(no_wrap=True)
             table.add_column(overflow="fold")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
+from lightning_optkit._terminal import width
 from lightning_optkit.diagnostics._saved_runs import saved_runs
 from lightning_optkit.diagnostics._summary import summary_text, table_text
 from lightning_optkit.diagnostics.report import result_rows, write_report
@@ -41,5 +42,8 @@ def report(options: Namespace) -> None:
         raise ValueError("optkit report: one of the paths is empty; is a variable of the shell not set?")
     runs = saved_runs(options.paths, say=lambda sentence: print(sentence, file=sys.stderr))
     output = write_report(runs, Path(options.output), title=options.title)
-    print(summary_text(runs[0]) if len(runs) == 1 else table_text(result_rows(runs), ["", *(run.name for run in runs)]))
+    if len(runs) == 1:
+        print(summary_text(runs[0], width()))
+    else:
+        print(table_text(result_rows(runs), ["", *(run.name for run in runs)], width()))
     print(f"Report: {output}")

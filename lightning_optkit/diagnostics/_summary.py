@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lightning_optkit._terminal import fitted
 from lightning_optkit.diagnostics._curve import Curve
 from lightning_optkit.diagnostics._figures import as_label, smoothed
 from lightning_optkit.diagnostics._record import RunRecord
@@ -22,11 +23,10 @@ __all__ = ["summary_text", "table_text"]
 _WIDTH = 80
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _LINES_OF_ERROR = 4
-_COLUMNS = 32  # of a curve
 
 
-def summary_text(run: RunRecord) -> str:
-    """Lines of at most 80 columns, without color.
+def summary_text(run: RunRecord, width: int = _WIDTH) -> str:
+    """Lines of at most `width` columns but for verdicts, without color; a curve takes two fifths of them.
 
     Example:
         >>> loss = Curve(list(range(1, 65)), [64.0 / step for step in range(1, 65)])
@@ -35,17 +35,18 @@ def summary_text(run: RunRecord) -> str:
     """
     took = duration_of(run)
     lines = [f"{as_label(run.name)}: {run.num_steps:,} steps" + (f" in {took}" if took else "")]
-    lines += _end(run)
+    lines += _end(run, width)
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for label, curve in _curves(run):
-        table.add_row(*(Text(cell) for cell in (as_label(label), _blocks(curve, "loss" in label), _ends(curve))))
-    lines += _rendered(table)
+        blocks = _blocks(curve, "loss" in label, 2 * width // 5)
+        table.add_row(*(Text(cell) for cell in (as_label(label), blocks, _ends(curve))))
+    lines += _rendered(table, width)
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for name, cell in results([run]):
         if name not in ("optimizer steps", "duration", "ended by"):
             table.add_row(Text(as_label(name)), Text(cell))
-    lines += _rendered(table)
-    if run.verdicts is not None:
+    lines = [fitted(line, width) for line in lines + _rendered(table, width)]
+    if run.verdicts is not None:  # in one line each, so that what is to be pasted has no break
         lines += [f"GradientHealth: {verdict}" for verdict in run.verdicts] or ["GradientHealth: nothing is wrong"]
     return "\n".join(lines)
 
@@ -71,13 +72,13 @@ def _rendered(table: Table, width: int = _WIDTH) -> list[str]:
     return [line.rstrip() for line in buffer.getvalue().splitlines() if line.strip()]
 
 
-def _end(run: RunRecord) -> list[str]:
+def _end(run: RunRecord, width: int) -> list[str]:
     if not run.ended:
         return []
     texts = [f"Ended {run.ended.get('when', 'early')}, by {run.ended.get('by', 'an exception')}"]
     texts += [f"at {run.ended['where']}"] if run.ended.get("where") else []
     looks: dict[str, Any] = {"max_lines": _LINES_OF_ERROR, "placeholder": " ...", "subsequent_indent": "  "}
-    return [line for text in texts for line in textwrap.wrap(as_label(text, len(text)), _WIDTH, **looks)]
+    return [line for text in texts for line in textwrap.wrap(as_label(text, len(text)), width, **looks)]
 
 
 def _curves(run: RunRecord) -> list[tuple[str, Curve]]:
@@ -88,13 +89,13 @@ def _curves(run: RunRecord) -> list[tuple[str, Curve]]:
     return [(label, curve) for label, curve in curves if len(curve.finite()[0]) > 1]
 
 
-def _blocks(curve: Curve, is_loss: bool) -> str:
+def _blocks(curve: Curve, is_loss: bool, most: int) -> str:
     """The curve in blocks, evenly over the steps; of a loss that spans two decades, its logarithm."""
     _, values = smoothed(curve).finite()
     if is_loss and min(values) > 0 and max(values) > 100 * min(values):
         values = [math.log(value) for value in values]
     low, high = min(values), max(values)
-    columns = min(_COLUMNS, len(values))
+    columns = min(most, len(values))
     shown = [values[round(at * (len(values) - 1) / max(1, columns - 1))] for at in range(columns)]
     return "".join(_BLOCKS[round((value - low) / (high - low or 1.0) * (len(_BLOCKS) - 1))] for value in shown)
 

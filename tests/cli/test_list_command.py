@@ -50,3 +50,11 @@ def test_what_is_not_there_is_said_in_a_sentence(word, near):
         main(["list", word])
     sentence = f"optkit list {word}: nothing has these words; `optkit list` shows everything."
     assert exit_info.value.code == sentence + near
+
+
+def test_a_narrow_terminal_has_the_description_below_the_name(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+    main(["list", "--of", "layers"])
+    lines = capsys.readouterr().out.splitlines()
+    place = lines.index(next(line for line in lines if line.strip() == "ok.WeightStandardizedConv2d"))
+    assert lines[place + 1].startswith("    `torch.nn.Conv2d` whose") and max(map(len, lines)) <= 40

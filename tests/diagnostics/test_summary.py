@@ -63,3 +63,12 @@ def test_needs_no_matplotlib():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("width", [40, 60])
+def test_it_fits_a_narrow_terminal(width):
+    run = a_run(verdicts=[])
+    lines = summary_text(run, width).splitlines()
+    assert max(map(len, lines)) <= width and any("▁" in line for line in lines)
+    words = " ".join(summary_text(run).split())
+    assert all(word in " ".join(" ".join(lines).split()) for word in words.split() if not set(word) & set("▁▂▃▄▅▆▇█"))

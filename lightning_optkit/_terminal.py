@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The width of the terminal, and text that fits it."""
+
+import shutil
+import textwrap
+
+__all__ = ["fitted", "width"]
+
+_MOST, _LEAST = 80, 20
+
+
+def width() -> int:
+    """Columns of the terminal, at most 80; 80 if the output goes into a file. `COLUMNS` in the environment decides."""
+    return min(max(shutil.get_terminal_size((_MOST, 24)).columns, _LEAST), _MOST)
+
+
+def fitted(text: str, columns: int | None = None) -> str:
+    """The text with lines of at most so many columns, where a word allows it; what is wrapped is indented.
+
+    Args:
+        text: Some lines.
+        columns: Default: those of the terminal.
+
+    Example:
+        >>> print(fitted("  two three four", 12))
+          two three
+            four
+    """
+    columns = width() if columns is None else columns
+    return "\n".join(part for line in text.split("\n") for part in _wrapped(line, columns))
+
+
+def _wrapped(line: str, columns: int) -> list[str]:
+    if len(line) <= columns:
+        return [line]
+    indent = " " * (len(line) - len(line.lstrip()))
+    looks = {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.wrap(line.strip(), columns, initial_indent=indent, subsequent_indent=f"{indent}  ", **looks)

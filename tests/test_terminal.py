@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Text that fits the terminal, and stays as it is in a file."""
+
+import pytest
+
+from lightning_optkit._terminal import fitted, width
+
+
+@pytest.mark.parametrize(("columns", "expected"), [("40", 40), ("7", 20), ("200", 80)])
+def test_the_terminals_width_is_used_up_to_80(monkeypatch, columns, expected):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert width() == expected
+
+
+def test_without_a_terminal_it_is_80(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr("os.get_terminal_size", lambda fd: (_ for _ in ()).throw(OSError("no terminal")))
+    assert width() == 80
+
+
+def test_only_long_lines_are_wrapped_and_indented():
+    text = "short\n  of a block: first > second > third\n\n  kept  as  it is"
+    assert fitted(text, 24).split("\n") == [
+        "short", "  of a block: first >", "    second > third", "", "  kept  as  it is",
+    ]  # fmt: skip
+    assert fitted(text, 80) == text
+    assert fitted("a-word-that-is-too-long", 10) == "a-word-that-is-too-long"
