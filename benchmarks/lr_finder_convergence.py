@@ -7,7 +7,7 @@ the steps that each finder took. The rule "middle" was chosen on the tasks of CA
 with the seeds 10 and 11; what was not in them was tried once, afterwards, with other seeds.
 
 Usage: python benchmarks/lr_finder_convergence.py [--steps 200] [--seeds 3] [--first-seed 0]
-           [--trial-steps 100] [--tasks NAME ...] [--save]
+           [--trial-steps 200] [--tasks NAME ...] [--save]
 """
 
 import argparse
@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--trial-steps", type=int, default=100, help="of LRFinder")
+    parser.add_argument("--trial-steps", type=int, default=200, help="of LRFinder")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--save", action="store_true", help="keep the rows under benchmarks/results/")
     arguments = parser.parse_args()

@@ -4,7 +4,7 @@
 A small network is trained with a rate that falls by a cosine: undisturbed, injured, and injured under `SpikeGuard`. A
 row has the loss on the whole training data at the end, over that of the undisturbed run of the same seed.
 
-Usage: python benchmarks/spike_guard.py [--steps 800] [--seeds 10] [--save]
+Usage: python benchmarks/spike_guard.py [--steps 800] [--seeds 10] [--first-seed 0] [--injuries NAME ...] [--save]
 """
 
 import argparse
@@ -102,17 +102,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--injuries", nargs="+", choices=["", *INJURIES], default=["", *INJURIES], metavar="NAME")
     parser.add_argument("--save", action="store_true", help="write the rows into benchmarks/results")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     rows = []
-    clean = {seed: train(seed, arguments.steps, "", False)[0] for seed in progress(range(arguments.seeds))}
-    for injury, guarded in progress([(injury, guarded) for injury in ("", *INJURIES) for guarded in (False, True)]):
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    clean = {seed: train(seed, arguments.steps, "", False)[0] for seed in progress(seeds)}
+    for injury, guarded in progress([(injury, guarded) for injury in arguments.injuries for guarded in (False, True)]):
         if not injury and not guarded:
             continue
-        ends = [(seed, *train(seed, arguments.steps, injury, guarded)) for seed in range(arguments.seeds)]
+        ends = [(seed, *train(seed, arguments.steps, injury, guarded)) for seed in seeds]
         ratios = [loss / clean[seed] for seed, loss, _ in ends]
         actions = [event.action for _, _, guard in ends for event in guard.events]
         row = {

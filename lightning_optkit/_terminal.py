@@ -3,6 +3,7 @@
 
 import shutil
 import textwrap
+from typing import Any
 
 __all__ = ["fitted", "width"]
 
@@ -34,5 +35,5 @@ def _wrapped(line: str, columns: int) -> list[str]:
     if len(line) <= columns:
         return [line]
     indent = " " * (len(line) - len(line.lstrip()))
-    looks = {"break_long_words": False, "break_on_hyphens": False}
+    looks: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
     return textwrap.wrap(line.strip(), columns, initial_indent=indent, subsequent_indent=f"{indent}  ", **looks)

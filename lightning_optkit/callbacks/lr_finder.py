@@ -49,7 +49,7 @@ class LRFinder(FitCallback):
         suggestion: The rule whose rate is used: "middle", "steepest", "valley" or "minimum", see `lr_range`; or
             "trained": of some 10 rates around these, the one that trains best. All training begins at the start of the
             run, with the same batches: first at rates a factor of 3 apart, then longer beside the best.
-        trial_steps: Steps of the longest of these trainings, at least 40. Default: 100. More tell more about a long
+        trial_steps: Steps of the longest of these trainings, at least 40. Default: 200. More tell more about a long
             run.
         apply: Set the rate. False: only print what was found.
         verbose: Print the suggestions.
@@ -94,7 +94,7 @@ class LRFinder(FitCallback):
         check_one_of(owner, "suggestion", suggestion, (*RULES, TRAINED))
         if trial_steps is not None and suggestion != TRAINED:
             raise ValueError(f"{owner}(trial_steps={trial_steps!r}): trial_steps is for suggestion='{TRAINED}' only.")
-        self.trial_steps = check_int(owner, "trial_steps", 100 if trial_steps is None else trial_steps, minimum=40)
+        self.trial_steps = check_int(owner, "trial_steps", 200 if trial_steps is None else trial_steps, minimum=40)
         check_bools(owner, apply=apply, verbose=verbose)
         self.suggestion, self.apply, self.verbose = suggestion, apply, verbose
 
