@@ -5,7 +5,8 @@ Runs of small networks on scikit-learn's data and Python's own library as text. 
 batches are tried and not stepped on: inputs times 100, noise in place of inputs, random labels. A bad batch "hurts" if
 one step on it gives back more than 2 % of the progress so far, on a fixed batch and apart from BatchNorm's running
 statistics, beyond what the same step gives back without gradients: momentum goes on by itself. `caught_with_drift`
-counts this too, so that a batch without any gradient may be one to be caught. Families whose name starts with "held out" were not looked at when the rule of `SpikeDetector` was chosen.
+counts this too, so that a batch without any gradient may be one to be caught. Families whose name starts with "held
+out" were not looked at when the rule of `SpikeDetector` was chosen.
 
 The other rules are those of their sources, read as: OLMo, loss or norm beyond 6 standard deviations of the last 128;
 llm-foundry, loss beyond twice the mean of the last 100; ZClip, norm beyond 2.5 of an exponential mean's deviations.

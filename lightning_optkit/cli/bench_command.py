@@ -49,7 +49,7 @@ def bench(seconds: float = 2.0, device: str = "cpu", threads: int | None = None)
     console = Console(highlight=False, markup=False)
     table = Table(box=box.SIMPLE_HEAD)
     for heading in ("parameters", "one pass, ms", "torch fused", "torch", "times faster"):
-        table.add_column(heading, no_wrap=True)
+        table.add_column(heading, overflow="fold")
     for title, (number, width) in SIZES.items():
         ours, fused, plain = (1e3 * time for time in _medians(_variants(number, width, device), seconds, device))
         faster = f"{fused / ours:.2f} and {plain / ours:.2f}"

@@ -187,7 +187,9 @@ def train(name: str, extra: list[Callback], averaging: Callback, max_epochs: int
 
 def show(console: Console, runs: list[RunRecord], plan: GroupPlan) -> None:
     """Prints the results of both runs side by side."""
-    table = Table("", *[run.name for run in runs], box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)
+    for head in ("", *(run.name for run in runs)):
+        table.add_column(head, overflow="fold")
     for row in result_rows(runs):
         table.add_row(*row)
     table.add_row("after the backward pass", "clip, step, average", "one pass")

@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.cli import LightningCLI
 from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -31,6 +32,7 @@ _WITHOUT_RULE = {
         "does training_step return a loss or, with manual optimization, call the step of an optimizer?",
     ),
 }
+_NARROW = 60  # columns, below which what was seen stands below its check
 _STATES = {"ok": "green", "hint": "yellow", "fault": "bold red", "unknown": "dim"}
 
 
@@ -65,6 +67,7 @@ def doctor_of(cli: LightningCLI) -> None:
 
 def show(console: Console, examination: Examination) -> None:
     """Prints the checks, then what is wrong."""
+    narrow = console.width < _NARROW
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("check", no_wrap=True)
     table.add_column("", no_wrap=True)
@@ -72,8 +75,13 @@ def show(console: Console, examination: Examination) -> None:
     for place, each in enumerate(examination.findings):
         is_same = place > 0 and examination.findings[place - 1].check == each.check
         state = Text(each.state, style=_STATES[each.state])
-        table.add_row("" if is_same else each.check, state, "" if is_same else each.seen)
-    console.print(table)
+        if not narrow:
+            table.add_row("" if is_same else each.check, state, "" if is_same else each.seen)
+            continue
+        console.print(Text(f"{each.check}: ").append_text(state))
+        if not is_same:
+            console.print(Padding(each.seen, (0, 0, 0, 4)))
+    console.print("" if narrow else table)
     for each in examination.findings:
         if each.verdict is not None:
             where = f" in {each.verdict.layer}" if each.verdict.layer else ""

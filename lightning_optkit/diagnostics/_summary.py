@@ -60,7 +60,7 @@ def table_text(rows: Sequence[Sequence[str]], heads: Sequence[str], width: int =
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for head in heads:
-        table.add_column(Text(as_label(head)))
+        table.add_column(Text(as_label(head)), overflow="fold")  # not cut: a number would be another one
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     return "\n".join(_rendered(table, width))

@@ -171,6 +171,16 @@ def test_a_run_without_a_step_is_a_fault(capsys):
     assert "call the step of an optimizer?" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize("columns", [40, 80])
+def test_what_was_seen_has_room_on_a_narrow_terminal(columns, capsys):
+    examination = doctor(Net("dead"), max_steps=64, accelerator="cpu")
+    show(Console(width=columns), examination)
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= columns
+    words = " ".join(said.split())
+    assert all(word in words for each in examination.findings for word in each.seen.split())
+
+
 def test_a_data_set_without_a_batch_is_named():
     with pytest.raises(ValueError, match=r"^doctor: the loader of training data gives no batch"):
         doctor(Net(), DataLoader([]), accelerator="cpu")

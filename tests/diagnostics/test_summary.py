@@ -72,3 +72,10 @@ def test_it_fits_a_narrow_terminal(width):
     assert max(map(len, lines)) <= width and any("▁" in line for line in lines)
     words = " ".join(summary_text(run).split())
     assert all(word in " ".join(" ".join(lines).split()) for word in words.split() if not set(word) & set("▁▂▃▄▅▆▇█"))
+
+
+def test_no_number_is_cut_in_a_narrow_table():
+    rows = [("training loss, last 5 %", "0.121 +- 0.014", "0.1213456 +- 0.00055")]
+    lines = table_text(rows, ["", "as it is", "clipped.yaml"], 36).splitlines()
+    assert max(map(len, lines)) <= 36 and "…" not in "".join(lines)
+    assert "0.00055" in "".join(lines) and "0.014" in "".join(lines)
