@@ -92,7 +92,7 @@ class SpikeGuard(FitCallback):
         every: int = 25,
         rewarm: int = 10,
         max_rollbacks: int = 5,
-        threshold: float = 3.0,
+        threshold: float = 2.5,
         patience: float = 3.0,
         window: int = 256,
         warmup: int = 64,
