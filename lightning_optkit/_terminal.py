@@ -20,13 +20,15 @@ def fitted(text: str, columns: int | None = None) -> str:
 
     Args:
         text: Some lines.
-        columns: Default: those of the terminal.
+        columns: Default: those of a terminal below 80; a file, or a wider terminal, gets the lines as they are.
 
     Example:
         >>> print(fitted("  two three four", 12))
           two three
             four
     """
+    if columns is None and width() == _MOST:
+        return text
     columns = width() if columns is None else columns
     return "\n".join(part for line in text.split("\n") for part in _wrapped(line, columns))
 

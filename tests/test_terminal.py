@@ -25,3 +25,11 @@ def test_only_long_lines_are_wrapped_and_indented():
     ]  # fmt: skip
     assert fitted(text, 80) == text
     assert fitted("a-word-that-is-too-long", 10) == "a-word-that-is-too-long"
+
+
+def test_a_file_gets_the_lines_as_they_are(monkeypatch):
+    long = "word " * 40
+    monkeypatch.setenv("COLUMNS", "80")
+    assert fitted(long) == long
+    monkeypatch.setenv("COLUMNS", "60")
+    assert max(map(len, fitted(long).split("\n"))) <= 60
