@@ -152,6 +152,7 @@ step_post_hooks: Callable[[Optimizer], OrderedDict[int, Any]] = attrgetter("_opt
 load_pre_hooks: Callable[[Any], OrderedDict[int, Any]] = attrgetter("_optimizer_load_state_dict_pre_hooks")
 load_post_hooks: Callable[[Any], OrderedDict[int, Any]] = attrgetter("_optimizer_load_state_dict_post_hooks")
 LAST_LRS = "_last_lr"  # the result of a scheduler's get_last_lr(), which has no setter
+INNER_SCHEDULERS = "_schedulers"  # in the state dicts of `SequentialLR` and `ChainedScheduler`
 
 
 def patch_step(optimizer: Optimizer) -> None:

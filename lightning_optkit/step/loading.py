@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_optkit._checks import check_one_of
 from lightning_optkit._torch_private import load_post_hooks, load_pre_hooks
 from lightning_optkit.step.arguments import checked_as
+from lightning_optkit.step.matching import match_groups, names_in_groups
 from lightning_optkit.step.numbers import ROUNDINGS
 from lightning_optkit.step.packed import unpacked
 from lightning_optkit.step.restoring import Place, check_state, restored
@@ -49,6 +50,7 @@ def load(optimizer: Loadable, state_dict: dict[str, Any]) -> None:
         changed = pre_hook(optimizer, state_dict)
         state_dict = state_dict if changed is None else changed
     with torch.inference_mode(False), torch.no_grad():  # the result outlives an inference mode
+        state_dict = _by_names(optimizer, state_dict)
         loaded = _read(optimizer, state_dict)
         _load_clip(optimizer, state_dict)
         optimizer.param_groups, optimizer.state = loaded.groups, loaded.state
@@ -82,6 +84,18 @@ def _read(optimizer: Loadable, state_dict: Mapping[str, Any]) -> _Loaded:
     return _Loaded(groups, defaultdict(dict, {param: entries for param, entries in built.items() if entries}))
 
 
+def _by_names(optimizer: Loadable, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """The state dict in the order of these groups, if both were built from `named_parameters()` of the same names."""
+    what = _what(optimizer)
+    check_outline(what, optimizer, state_dict, any_sizes=True)
+    saved, groups = names_in_groups(state_dict), optimizer.param_groups
+    own = names_in_groups({"param_groups": groups})
+    if not saved or not own or sorted(saved.values()) != sorted(own.values()) or len({*own.values()}) != len(own):
+        return state_dict
+    names = [[[own[param]] for param in group["params"]] for group in groups]
+    return match_groups(what, state_dict, saved, groups, names).state_dict
+
+
 def places(optimizer: Loadable, groups: list[Group]) -> list[Place]:
     """The targets of the state, one per parameter, if the optimizer had these groups."""
     layout = StateLayout(optimizer.average, optimizer.state_dtype)
@@ -105,8 +119,15 @@ def _load_clip(optimizer: Loadable, state_dict: Mapping[str, Any]) -> None:
     clip.load_state_dict(state_dict["clip"])
 
 
-def check_outline(what: str, optimizer: Loadable, state_dict: Mapping[str, Any]) -> None:
-    """Raises unless the number of groups and of their parameters match, and all state belongs to these parameters."""
+def check_outline(what: str, optimizer: Loadable, state_dict: Mapping[str, Any], *, any_sizes: bool = False) -> None:
+    """Raises unless the number of groups and of their parameters match, and all state belongs to these parameters.
+
+    Args:
+        what: The beginning of error messages.
+        optimizer: The optimizer.
+        state_dict: The state dict.
+        any_sizes: Leaves out the comparison of the numbers.
+    """
     saved = saved_dict(what, state_dict, ("state", "param_groups"))
     groups, state = saved["param_groups"], saved_dict(f"{what} 'state'", saved["state"])
     if not isinstance(groups, list | tuple):
@@ -117,8 +138,11 @@ def check_outline(what: str, optimizer: Loadable, state_dict: Mapping[str, Any])
             kind = type(held["params"]).__name__
             raise TypeError(f"{what} param_groups[{number}]['params'] must be a list, got {kind}.")
     sizes, own = ([len(group["params"]) for group in each] for each in (groups, optimizer.param_groups))
-    if sizes != own:
-        raise ValueError(f"{what} the checkpoint has groups of {sizes} parameters, this optimizer of {own}.")
+    if sizes != own and not any_sizes:
+        raise ValueError(
+            f"{what} the checkpoint has groups of {sizes} parameters, this optimizer of {own}; build it with the "
+            "groups of the one that was saved."
+        )
     numbers = list(chain.from_iterable(group["params"] for group in groups))
     if not all(isinstance(number, Hashable) for number in numbers) or len(set(numbers)) != len(numbers):
         raise ValueError(f"{what} 'params' of its groups must be numbers of parameters, each there once.")

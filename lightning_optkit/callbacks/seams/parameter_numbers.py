@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers the parameters in saved optimizer states by the module, as FSDP2 reads them, and not by the groups.
+"""Saves the names of the parameters with the states of the optimizers, and loads the states by them.
 
-torch numbers them in the order of the groups. Lightning's FSDP2 strategy takes the numbers of a file saved by one
-process or DDP for places in `module.parameters()`, and gives the moments of regrouped parameters to others of the same
-shape. torch itself only compares numbers within a file, so any numbering loads there.
+torch numbers the parameters in the order of the groups, and gives the state of a number to whatever has it when it
+loads. Lightning's FSDP2 strategy takes the numbers of a file saved by one process or DDP for places in
+`module.parameters()`. So the numbers saved here are those places, and beside them stand the names, by which
+`matched_states.py` fits states to the groups of the run that loads them. torch and Lightning alone load the files too:
+they only compare numbers within a file.
 """
 
 from collections.abc import Callable
@@ -13,23 +15,34 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_optkit.callbacks.seams.lightning_packages import is_a
+from lightning_optkit.callbacks.seams.matched_states import CLASSES, NAMES, aliases_of, classes_of, match_states
 from lightning_optkit.callbacks.seams.overrides import override
+from lightning_optkit.callbacks.seams.sharded_states import load_optimizers, saved_outlines
 
 __all__ = ["number_by_module"]
 
 
 def number_by_module(trainer: pl.Trainer) -> None:
-    """Overrides how the strategy of a run saves its optimizers, or under FSDP2 loads them.
+    """Overrides how the strategy of a run saves and loads its optimizers; FSDP1 and DeepSpeed are left alone.
 
     The overrides stay with the strategy: checkpoints are also written on an exception and after a fit.
     """
     strategy = trainer.strategy
-    shards = is_a(strategy, ModelParallelStrategy)
-    name, function = ("load_checkpoint", _checked) if shards else ("optimizer_state", _numbered)
+    if is_a(strategy, ModelParallelStrategy):
+        _override_once(strategy, "load_checkpoint", _load_shards)
+    elif is_a(strategy, SingleDeviceStrategy, DDPStrategy):
+        _override_once(strategy, "load_optimizer_state_dict", _load_optimizers)
+    else:
+        return
+    _override_once(strategy, "optimizer_state", _numbered)
+
+
+def _override_once(strategy: Strategy, name: str, function: Callable[..., Any]) -> None:
     current = getattr(strategy, name)
     while isinstance(current, partial):  # perhaps below an override of another seam
         if current.func is function:
@@ -38,49 +51,86 @@ def number_by_module(trainer: pl.Trainer) -> None:
     override(strategy, name, partial(function, strategy, getattr(strategy, name)))
 
 
-def _numbered(strategy: Strategy, original: Callable[[Optimizer], Any], optimizer: Optimizer) -> Any:
-    """Lightning's saved state of an optimizer, with other numbers."""
-    saved = original(optimizer)
-    groups = getattr(optimizer, "param_groups", None)
-    if not isinstance(saved, dict) or not groups or "param_groups" not in saved:
-        return saved
-    places = {param: place for place, param in enumerate(_module(strategy).parameters())}
-    numbers = {
-        number: places.get(param)
-        for held, group in zip(saved["param_groups"], groups, strict=False)
-        for number, param in zip(held["params"], group["params"], strict=False)
-    }
-    if None in numbers.values():  # of parameters that are not the module's nobody knows the place
-        return saved
-    return {
-        **saved,
-        "state": {numbers.get(number, number): state for number, state in saved["state"].items()},
-        "param_groups": [{**g, "params": [numbers[number] for number in g["params"]]} for g in saved["param_groups"]],
-    }
-
-
 def _module(strategy: Strategy) -> pl.LightningModule:
     assert strategy.lightning_module is not None
     return strategy.lightning_module
 
 
-def _checked(
-    strategy: Strategy,
-    load: Callable[..., dict[str, Any]],
-    checkpoint_path: str | Path,
-    weights_only: bool | None = None,
+# --- saving ---
+
+
+def _numbered(strategy: Strategy, original: Callable[[Optimizer], Any], optimizer: Optimizer) -> Any:
+    """Lightning's saved state of an optimizer, with other numbers and with names."""
+    saved = original(optimizer)
+    groups = getattr(optimizer, "param_groups", None)
+    if not isinstance(saved, dict) or not groups or "param_groups" not in saved:
+        return saved
+    places: dict[Tensor, int] = {param: place for place, param in enumerate(_module(strategy).parameters())}
+    kept = {param for group in groups for param in group["params"]}
+    if not kept <= places.keys():  # of parameters that are not the module's nobody knows the name
+        return saved
+    if is_a(strategy, ModelParallelStrategy):  # by place already; or, in a sharded checkpoint, by name
+        if any(isinstance(number, str) for number in chain.from_iterable(g["params"] for g in saved["param_groups"])):
+            return saved
+        numbers = {place: place for param, place in places.items() if param in kept}
+    else:
+        pairs = zip(saved["param_groups"], groups, strict=False)
+        numbers = {n: places[p] for held, group in pairs for n, p in zip(held["params"], group["params"], strict=False)}
+    names = {places[param]: aliases[0] for param, aliases in aliases_of(_module(strategy)).items()}
+    return {
+        **saved,
+        "state": {numbers.get(number, number): state for number, state in saved["state"].items()},
+        "param_groups": [{**g, "params": [numbers[number] for number in g["params"]]} for g in saved["param_groups"]],
+        NAMES: {place: names[place] for place in sorted(numbers.values())},
+        CLASSES: classes_of(optimizer),
+    }
+
+
+# --- loading ---
+
+
+def _load_optimizers(strategy: Strategy, load: Callable[[dict[str, Any]], None], checkpoint: dict[str, Any]) -> None:
+    """Loads the states into one process, or under DDP."""
+    schedulers = [config.scheduler for config in strategy.lr_scheduler_configs]
+    saved = checkpoint["optimizer_states"], checkpoint.get("lr_schedulers", [])
+    matched = match_states(_module(strategy), strategy.optimizers, schedulers, *saved)
+    load({**checkpoint, "optimizer_states": matched.optimizers})
+    if "lr_schedulers" in checkpoint:  # Lightning restores them next, from the same dict
+        checkpoint["lr_schedulers"] = matched.schedulers
+
+
+def _load_shards(
+    strategy: Any, load: Callable[..., dict[str, Any]], checkpoint_path: str | Path, weights_only: bool | None = None
 ) -> dict[str, Any]:
+    """Loads a checkpoint under FSDP2, which restores weights and optimizers at once."""
+    path, module = Path(strategy.broadcast(checkpoint_path)), _module(strategy)
+    outlines, saved_schedulers = saved_outlines(path, weights_only)
+    schedulers = [config.scheduler for config in strategy.lr_scheduler_configs]
+    matched = match_states(module, strategy.optimizers, schedulers, outlines, saved_schedulers)
+    if not matched.is_known:
+        _check_order(strategy, path, outlines)
+        return load(checkpoint_path, weights_only=weights_only)
+    optimizers, strategy.optimizers = strategy.optimizers, []  # Lightning would take groups by their places
+    try:
+        checkpoint = load(checkpoint_path, weights_only=weights_only)
+    finally:
+        strategy.optimizers = optimizers
+    load_optimizers(module, optimizers, path, matched.optimizers)
+    if "lr_schedulers" in checkpoint:
+        checkpoint["lr_schedulers"] = matched.schedulers
+    return checkpoint
+
+
+def _check_order(strategy: Strategy, path: Path, outlines: list[Any]) -> None:
     """Refuses a file whose numbers are those of groups in another order than the module's."""
-    checkpoint = load(checkpoint_path, weights_only=weights_only)
     places = {param: place for place, param in enumerate(_module(strategy).parameters())}
-    for saved, optimizer in zip(checkpoint.get("optimizer_states", []), strategy.optimizers, strict=False):
+    for saved, optimizer in zip(outlines, strategy.optimizers, strict=False):
         groups = saved.get("param_groups", []) if isinstance(saved, dict) else []
         numbers = [*chain.from_iterable(group["params"] for group in groups)]
         order = [places.get(param, -1) for group in optimizer.param_groups for param in group["params"]]
         if len(groups) > 1 and numbers == [*range(len(numbers))] and order != sorted(order):
             raise RuntimeError(
-                f"{type(optimizer).__name__}: {checkpoint_path} does not say which state is of which parameter, since "
+                f"{type(optimizer).__name__}: {path} does not say which state is of which parameter, since "
                 "it was saved without callbacks of lightning_optkit; resume it once with the strategy that saved it "
                 "and ExactResume(), Fuse() or ParameterGroups(), and save it again."
             )
-    return checkpoint

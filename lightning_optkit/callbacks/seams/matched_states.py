@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The saved states of a run's optimizers, and of their schedulers, for the groups that they have now.
+
+All of them are checked before one is loaded. A checkpoint without names, as Lightning alone saves it, is left as it is.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_optkit._torch_private import INNER_SCHEDULERS, LAST_LRS
+from lightning_optkit.diagnostics.measure.parameters import plain_name
+from lightning_optkit.step import OnePassOptimizer
+from lightning_optkit.step.matching import Matched, match_groups
+from lightning_optkit.step.stages import ADDED_ENTRIES
+
+__all__ = ["CLASSES", "NAMES", "MatchedStates", "aliases_of", "classes_of", "match_states"]
+
+NAMES, CLASSES = "parameter_names", "optimizer_classes"  # beside "state" and "param_groups"
+
+_OF_GROUPS = ("base_lrs", LAST_LRS, "max_lrs", "min_lrs", "base_momentums", "max_momentums", "lr_lambdas")
+# Entries that torch's classes fill in when they load a checkpoint of an older version.
+_FILLED_IN = {"amsgrad", "capturable", "centered", "decoupled_weight_decay", "differentiable", "foreach", "fused"}
+_FILLED_IN |= {"maximize", "nesterov"}
+
+
+class MatchedStates(NamedTuple):
+    """What a run loads.
+
+    Args:
+        optimizers: A state dict per optimizer, in the order of its groups.
+        schedulers: A state dict per scheduler.
+        is_known: Whether the states belong to names; otherwise nothing was changed.
+    """
+
+    optimizers: list[Any]
+    schedulers: list[Any]
+    is_known: bool
+
+
+def aliases_of(pl_module: pl.LightningModule) -> dict[Tensor, list[str]]:
+    """All names of each parameter, without what compilers and wrappers add; shared ones have several."""
+    aliases: dict[Tensor, list[str]] = {}
+    for name, param in pl_module.named_parameters(remove_duplicate=False):
+        aliases.setdefault(param, []).append(plain_name(name))
+    return aliases
+
+
+def classes_of(optimizer: Optimizer) -> list[str]:
+    """The names of its class and of those it derives from."""
+    return [cls.__name__ for cls in type(optimizer).__mro__ if cls is not Optimizer and issubclass(cls, Optimizer)]
+
+
+def match_states(
+    pl_module: pl.LightningModule,
+    optimizers: Sequence[Optimizer],
+    schedulers: Sequence[Any],
+    saved: Sequence[Any],
+    saved_schedulers: Sequence[Any],
+) -> MatchedStates:
+    """Fits the states of a checkpoint to the optimizers of a run.
+
+    Args:
+        pl_module: The module of the run.
+        optimizers: Its optimizers.
+        schedulers: Its schedulers.
+        saved: The optimizer states of the checkpoint.
+        saved_schedulers: Those of its schedulers.
+
+    Raises:
+        ValueError: for other optimizers, parameters or groups.
+    """
+    states = [*saved]
+    is_known = bool(states) and bool(optimizers) and all(isinstance(each, Mapping) and NAMES in each for each in states)
+    if is_known and len(states) != len(optimizers):
+        raise ValueError(
+            f"{type(pl_module).__name__}.configure_optimizers: the checkpoint has {len(states)} optimizers and this "
+            f"run has {len(optimizers)}; resume with those of the run that saved it."
+        )
+    for optimizer, state in zip(optimizers, states, strict=False):
+        _check_class(optimizer, state)
+    if not is_known:
+        for optimizer, state in zip(optimizers, states, strict=False):
+            _check_sizes(optimizer, state)
+        return MatchedStates(states, [*saved_schedulers], False)
+    aliases = aliases_of(pl_module)
+    origins: dict[Any, list[int]] = {}
+    for place, optimizer in enumerate(optimizers):
+        matched = _matched(aliases, optimizer, place, states)
+        states[place], origins[optimizer] = matched.state_dict, matched.origins
+    pairs = zip(schedulers, saved_schedulers, strict=False)
+    ordered = [_ordered(state, origins.get(getattr(each, "optimizer", None))) for each, state in pairs]
+    return MatchedStates(states, [*ordered, *saved_schedulers[len(ordered) :]], True)
+
+
+def _matched(
+    aliases: Mapping[Tensor, list[str]], optimizer: Optimizer, place: int, states: Sequence[Mapping[str, Any]]
+) -> Matched:
+    names = [
+        [aliases.get(param, [f"parameter {number} of its group {group_number}"]) for number, param in enumerate(params)]
+        for group_number, params in enumerate(group["params"] for group in optimizer.param_groups)
+    ]
+    what = f"{type(optimizer).__name__}:"
+    held = [{*state[NAMES].values()} for state in states]
+    for each in (each for group in names for each in group):
+        others = [number for number, known in enumerate(held) if known.intersection(each)]
+        if others and place not in others:
+            raise ValueError(
+                f"{what} {each[0]} is a parameter of optimizer {place} here and of optimizer {others[0]} in the "
+                "checkpoint; let configure_optimizers return the optimizers, and their parameters, of the run that "
+                "saved it."
+            )
+    return match_groups(what, states[place], states[place][NAMES], optimizer.param_groups, names)
+
+
+def _check_class(optimizer: Optimizer, state: Any) -> None:
+    """Raises for the state of another class of torch or of this package, which would fail in a step, or not at all."""
+    if not isinstance(state, Mapping) or "param_groups" not in state:
+        return
+    own, saved = classes_of(optimizer), state.get(CLASSES, [])
+    lacking = ""
+    if isinstance(optimizer, OnePassOptimizer) or type(optimizer).__module__.startswith("torch.optim."):
+        lacks = optimizer.defaults.keys() - _FILLED_IN - ADDED_ENTRIES
+        lacking = next((f"no {key!r}" for group in state["param_groups"] for key in sorted(lacks - group.keys())), "")
+    if lacking or (saved and own[0] not in saved and saved[0] not in own):
+        whose = f"is of {saved[0]}" if saved else f"has {lacking} in its groups, so it is of another optimizer"
+        raise ValueError(
+            f"{own[0]}: the optimizer state of the checkpoint {whose}; resume with the optimizer of the run that saved "
+            "it, or begin a run from its weights alone."
+        )
+
+
+def _check_sizes(optimizer: Optimizer, state: Any) -> None:
+    if not isinstance(state, Mapping) or "param_groups" not in state:
+        return
+    saved, own = (
+        [len(group["params"]) for group in groups] for groups in (state["param_groups"], optimizer.param_groups)
+    )
+    if saved != own:
+        raise ValueError(
+            f"{type(optimizer).__name__}: the checkpoint has groups of {saved} parameters and this run of {own}; "
+            "resume with the groups of the run that saved it, from the same configure_optimizers and ParameterGroups."
+        )
+
+
+def _ordered(state: Any, origins: Sequence[int] | None) -> Any:
+    """The state of a scheduler with its lists of a value per group in the order of the groups here."""
+    if not isinstance(state, Mapping) or origins is None or [*origins] == [*range(len(origins))]:
+        return state
+    size = max(origins) + 1
+    ordered = dict(state)
+    for key, value in state.items():
+        if key in _OF_GROUPS and isinstance(value, list | tuple) and len(value) >= size:
+            ordered[key] = [value[origin] for origin in origins]
+        elif key == INNER_SCHEDULERS:
+            ordered[key] = [_ordered(each, origins) for each in value]
+    return ordered

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The optimizer states of a checkpoint under FSDP2: their outline, which is read first, and the states by name.
+
+A sharded folder has the states by name; a full file by number, with the names beside them.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load as load_shards
+from torch.optim import Optimizer
+
+from lightning_optkit.callbacks.seams.matched_states import NAMES, aliases_of
+from lightning_optkit.callbacks.seams.whole_checkpoints import SHARED_STATE
+
+__all__ = ["load_optimizers", "saved_outlines"]
+
+_STATE, _GROUPS = "state", "param_groups"
+
+
+def saved_outlines(path: Path, weights_only: bool | None = None) -> tuple[list[Any], list[Any]]:
+    """The optimizer states, of a folder without the tensors, and the states of the schedulers."""
+    if not path.is_dir():
+        saved = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
+        return saved.get("optimizer_states", []), saved.get("lr_schedulers", [])
+    shared = torch.load(path / SHARED_STATE, map_location="cpu", weights_only=weights_only)
+    return _outlines(path), shared.get("lr_schedulers", [])
+
+
+def _outlines(path: Path) -> list[dict[str, Any]]:
+    metadata = FileSystemReader(path).read_metadata()
+    kept = {
+        key: place
+        for key, place in (metadata.planner_data or {}).items()
+        if str(place[0]).startswith("optimizer_") and len(place) > 3 and place[1] in (_STATE, _GROUPS)
+    }
+    entries = {key: metadata.state_dict_metadata[key] for key in kept}
+    groups: dict[str, Any] = {key: None for key, entry in entries.items() if isinstance(entry, BytesStorageMetadata)}
+    load_shards(groups, checkpoint_id=path, no_dist=True)
+    outlines: dict[str, dict[str, Any]] = {}
+    for key, (owner, part, holder, name, *_) in kept.items():
+        outline = outlines.setdefault(owner, {_STATE: {}, _GROUPS: {}})
+        outline[part].setdefault(holder, {})[name] = groups.get(key)
+    ordered = [outlines[f"optimizer_{place}"] for place in range(len(outlines))]
+    for outline in ordered:
+        outline[_GROUPS] = [outline[_GROUPS][place] for place in sorted(outline[_GROUPS])]
+        outline[NAMES] = {name: name for group in outline[_GROUPS] for name in group["params"]}
+    return ordered
+
+
+def load_optimizers(
+    module: pl.LightningModule, optimizers: Sequence[Optimizer], path: Path, matched: Sequence[Mapping[str, Any]]
+) -> None:
+    """Loads matched states; every process calls it.
+
+    Args:
+        module: The module, with sharded parameters.
+        optimizers: Its optimizers.
+        path: The checkpoint.
+        matched: A state dict, or for a folder its outline, in the order of the groups of each optimizer.
+    """
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
+
+    names = {param: aliases[0] for param, aliases in aliases_of(module).items()}
+    for place, (optimizer, given) in enumerate(zip(optimizers, matched, strict=True)):
+        if not given[_STATE]:  # saved before the first step: there is nothing to load
+            continue
+        own = [[names[param] for param in group["params"]] for group in optimizer.param_groups]
+        groups = [{**group, "params": each} for group, each in zip(given[_GROUPS], own, strict=True)]
+        if path.is_dir():
+            options = StateDictOptions(cpu_offload=True)
+            state = get_optimizer_state_dict(module, optimizer)[_STATE]
+            load_shards({f"optimizer_{place}": {_STATE: state}}, checkpoint_id=path)
+        else:
+            strict = module.strict_loading
+            options = StateDictOptions(broadcast_from_rank0=True, full_state_dict=True, strict=strict)
+            numbers = [number for group in given[_GROUPS] for number in group["params"]]
+            name_of = dict(zip(numbers, [name for each in own for name in each], strict=True))
+            state = {name_of[number]: entries for number, entries in given[_STATE].items() if number in name_of}
+        set_optimizer_state_dict(module, optimizer, {_STATE: state, _GROUPS: groups}, options=options)

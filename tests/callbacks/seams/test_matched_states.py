@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run resumed with groups in another order has the weights of one resumed with the same; other groups are refused."""
+
+import sys
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+import lightning_optkit as ok
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from workers import launch, load_worker
+
+WORKER = Path(__file__).parents[1] / "regrouped_worker.py"
+worker = load_worker(WORKER)
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def trained(case, division, tmp_path, **kwargs):
+    return worker.run(case, division, "one", **kwargs)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Checkpoints of one process, by case and whether there is a scheduler."""
+    folder = tmp_path_factory.mktemp("regrouped")
+    for case in worker.CASES:
+        for schedule in (False, True):
+            worker.run(case, "saved", "one", path=folder / f"{case} {schedule}.ckpt", schedule=schedule)
+    return folder
+
+
+@pytest.mark.parametrize("schedule", [False, True])
+@pytest.mark.parametrize("division", ["reordered", "divided"])
+@pytest.mark.parametrize("case", worker.CASES)
+def test_groups_in_another_order_or_division_train_on_alike(saved, case, division, schedule):
+    path = saved / f"{case} {schedule}.ckpt"
+    same, other = (worker.run(case, each, "one", ckpt_path=path, schedule=schedule) for each in ("saved", division))
+    torch.testing.assert_close(other, same, rtol=0, atol=1e-7 if case == "ours, a clip" else 0)
+
+
+REFUSED = {
+    "moved": r"net.0.weight and net.4.weight|net.2.weight and net.4.weight",
+    "joined": r"are in one group here, and in groups of the checkpoint with lr=0.04 and 0.01; resume with the groups",
+    "fewer": "has net.1.weight, which this one lacks; resume with the parameters",
+}
+
+
+@pytest.mark.parametrize("division", REFUSED)
+@pytest.mark.parametrize("case", worker.CASES)
+def test_what_cannot_be_mapped_is_refused(saved, case, division):
+    with pytest.raises(ValueError, match=f"^AdamW: .*({REFUSED[division]})"):
+        worker.run(case, division, "one", ckpt_path=saved / f"{case} False.ckpt")
+
+
+def test_a_checkpoint_of_lightning_alone_is_left_as_it_is(saved, tmp_path):
+    path = tmp_path / "plain.ckpt"
+    content = torch.load(saved / "Fuse False.ckpt", weights_only=True)
+    for state in content["optimizer_states"]:
+        del state["parameter_names"], state["optimizer_classes"]
+    torch.save(content, path)
+    same = worker.run("Fuse", "saved", "one", ckpt_path=path)
+    other = worker.run("Fuse", "reordered", "one", ckpt_path=path)
+    assert not all(map(torch.equal, same, other))
+    with pytest.raises(
+        ValueError, match=r"AdamW: the checkpoint has groups of \[3, 3\] parameters and this run of \[6\]; r"
+    ):
+        worker.run("Fuse", "joined", "one", ckpt_path=path)
+
+
+# --- other optimizers ---
+
+
+class Two(worker.Regression):
+    """Two optimizers with manual optimization."""
+
+    def __init__(self, order=(0, 1), kinds=(torch.optim.AdamW, torch.optim.AdamW)):
+        super().__init__(None, "saved")
+        self.automatic_optimization, self.order, self.kinds = False, order, kinds
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        optimizers = self.optimizers() if isinstance(self.optimizers(), list) else [self.optimizers()]
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.manual_backward(loss)
+        for optimizer in optimizers:
+            optimizer.step()
+
+    def configure_optimizers(self):
+        params = list(self.parameters())
+        halves = [kind(half, lr=0.01) for kind, half in zip(self.kinds, (params[:3], params[3:]), strict=True)]
+        return [halves[place] for place in self.order]
+
+
+def fit(module, ckpt_path=None, path=None):
+    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer = pl.Trainer(
+        callbacks=[ok.ExactResume()],
+        accelerator="cpu",
+        max_epochs=1 if path else 2,
+        use_distributed_sampler=False,
+        **quiet,
+    )
+    trainer.fit(module, ckpt_path=ckpt_path)
+    if path is not None:
+        trainer.save_checkpoint(path)
+
+
+SGD, ADAMW, ADAMAX = torch.optim.SGD, torch.optim.AdamW, torch.optim.Adamax
+OTHERS = {
+    "swapped": (Two((1, 0)), r"AdamW: net.3.weight is a parameter of optimizer 0 here and of optimizer 1 in the ch"),
+    "one of two": (Two((0,)), r"Two.configure_optimizers: the checkpoint has 2 optimizers and this run has 1; resume"),
+    "another class": (Two(kinds=(ADAMW, SGD)), r"SGD: the optimizer state of the checkpoint is of AdamW; resume with"),
+    "a class with the same entries": (Two(kinds=(ADAMAX, ADAMW)), r"Adamax: the optimizer state of the checkpoint is"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_other_optimizers_are_refused(tmp_path, case):
+    path = tmp_path / "two.ckpt"
+    fit(Two(), path=path)
+    module, said = OTHERS[case]
+    with pytest.raises(ValueError, match=said):
+        fit(module, ckpt_path=path)
+
+
+def test_another_class_without_names_is_refused_by_its_entries(tmp_path):
+    path = tmp_path / "two.ckpt"
+    fit(Two(), path=path)
+    content = torch.load(path, weights_only=True)
+    for state in content["optimizer_states"]:
+        del state["parameter_names"], state["optimizer_classes"]
+    torch.save(content, path)
+    with pytest.raises(
+        ValueError, match=r"SGD: the optimizer state of the checkpoint has no 'dampening' in its groups"
+    ):
+        fit(Two(kinds=(ADAMW, SGD)), ckpt_path=path)
+
+
+# --- several processes ---
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    launch(WORKER, folder, timeout=280)
+    return torch.load(folder / "results.pt")
+
+
+@pytest.mark.parametrize("pair", worker.PAIRS, ids=" to ".join)
+def test_the_same_in_several_processes(processes, pair):
+    same = processes[(*pair, "saved")]
+    assert not isinstance(same, str), same
+    for division in ("reordered", "divided"):
+        torch.testing.assert_close(processes[(*pair, division)], same, rtol=0, atol=1e-6)
+    assert "are in one group here, and in groups of the checkpoint with" in processes[(*pair, "moved")]
