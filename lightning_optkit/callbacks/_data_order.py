@@ -8,9 +8,10 @@ from lightning.fabric.utilities.data import sized_len
 
 from lightning_optkit.callbacks.batch_size_schedule import BatchSizeSchedule
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
+from lightning_optkit.callbacks.seams.lightning_private import HasState
 from lightning_optkit.callbacks.seams.random_state import own_generators
 
-__all__ = ["data_order", "differences", "num_workers"]
+__all__ = ["data_order", "differences", "num_workers", "what_workers_lose"]
 
 
 def data_order(trainer: pl.Trainer, loaders: list[Any]) -> dict[str, Any]:
@@ -34,6 +35,18 @@ def data_order(trainer: pl.Trainer, loaders: list[Any]) -> dict[str, Any]:
 def num_workers(loaders: list[Any]) -> list[int]:
     """Number of workers of each loader, which affects only random numbers drawn by a dataset."""
     return [getattr(loader, "num_workers", 0) for loader in loaders]
+
+
+def what_workers_lose(trainer: pl.Trainer, loaders: list[Any], before: dict[str, Any]) -> list[str]:
+    """Why the random numbers of workers are not those of one long run, each to follow "ExactResume: "."""
+    lost = []
+    if changed := differences(before, {"num_workers": num_workers(loaders)}):
+        lost.append(f"the run was saved with {changed}; what its data set draws is not exact.")
+    if any(getattr(loader, "persistent_workers", False) for loader in loaders) and trainer.current_epoch:
+        lost.append("random numbers drawn inside persistent workers are not those of one long run.")
+    if any(isinstance(loader, HasState) and num_workers([loader])[0] for loader in loaders):
+        lost.append("a loader that restores itself does not restore what its workers draw.")
+    return lost
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> str:

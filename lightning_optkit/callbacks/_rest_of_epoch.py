@@ -12,6 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.data import sized_len
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -24,7 +25,7 @@ from torch.utils.data import (
 from lightning_optkit.callbacks._open_window import mean_gradients
 from lightning_optkit.callbacks.seams.lightning_private import HasState, batch_progress, epoch_progress, move_in_epoch
 
-__all__ = ["RestOfEpoch", "can_be_dealt_anew", "deal_rest", "dealing_of", "dealt_anew"]
+__all__ = ["RestOfEpoch", "can_be_dealt_anew", "deal_rest", "dealing_of", "dealt_anew", "fill_in"]
 
 
 _SAMPLERS = (SequentialSampler, RandomSampler, DistributedSampler)  # not classes derived from them
@@ -53,6 +54,26 @@ def dealing_of(loaders: list[Any], processes: int, batches: float) -> dict[str, 
         if parts or sampler.generator is not loader.generator:
             return None
     return {**facts, "shuffle": isinstance(sampler, RandomSampler), "replicas": 1, "seed": None}
+
+
+def fill_in(ranks: list[Any], rank: int, mine: dict[str, Any]) -> None:
+    """Gives a process without a state the place in the data of another one.
+
+    Args:
+        ranks: The saved states of the processes; None for those that did not save theirs.
+        rank: This process.
+        mine: Its random state.
+    """
+    missing = [number for number, each in enumerate(ranks) if each is None]
+    if missing:
+        rank_zero_warn(
+            f"ExactResume: the checkpoint was saved on an exception, without the random states of the processes "
+            f"{missing}; the run goes on with the same data, but not exactly."
+        )
+    if ranks[rank] is None:
+        known = next(each for each in ranks if each is not None)
+        drawn = {name: mine[name] for name in ("python", "numpy", "torch", "cuda")}
+        ranks[rank] = {**known, "now": {**known["now"], **drawn}, "gradients": {}}
 
 
 def can_be_dealt_anew(changed: set[str], before: dict[str, Any] | None, now: dict[str, Any] | None) -> bool:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes a resumed run continue with the batches and random numbers of the uninterrupted run."""
 
+import copy
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -14,9 +16,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_optkit._torch_private import kept_iterator, num_yielded
-from lightning_optkit.callbacks._data_order import data_order, differences, num_workers
+from lightning_optkit.callbacks._data_order import data_order, differences, num_workers, what_workers_lose
 from lightning_optkit.callbacks._open_window import gradients_of, set_gradients
-from lightning_optkit.callbacks._rest_of_epoch import can_be_dealt_anew, deal_rest, dealing_of, dealt_anew
+from lightning_optkit.callbacks._rest_of_epoch import can_be_dealt_anew, deal_rest, dealing_of, dealt_anew, fill_in
 from lightning_optkit.callbacks.safe_checkpoint_io import write_safely
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.deferred_signals import DeferredSignals
@@ -27,6 +29,7 @@ from lightning_optkit.callbacks.seams.lightning_private import (
     BEFORE_EPOCH,
     BEFORE_FETCH,
     LOADER_IS_READY,
+    RESET,
     VALIDATIONS,
     DataFetcher,
     HasState,
@@ -38,6 +41,7 @@ from lightning_optkit.callbacks.seams.lightning_private import (
     iterator_of,
     leave_finished_epoch,
     loaders_of,
+    reopen_cut_epoch,
     restarts_epoch,
     resumes,
     set_fetched,
@@ -85,7 +89,8 @@ class ExactResume(FitCallback):
     validation in progress.
 
     A checkpoint written after the fit (`trainer.save_checkpoint`) has the state of its end, from which a longer run
-    continues.
+    continues: within the epoch, if the fit was stopped there (`max_steps`, `max_time`), which Lightning takes for its
+    end.
 
     Not exact, with a warning: another number of processes or batch size. Within an epoch, the samples not yet seen are
     dealt out anew: each is seen once, except those that are repeated to give every process the same number; order of
@@ -111,7 +116,7 @@ class ExactResume(FitCallback):
         self._epoch: dict[str, Any] = {}  # states before iter() and before the fetches that need one
         self._outer: dict[str, Any] | None = None  # random state of the training during a validation
         self._before_batch: dict[str, Any] | None = None
-        self._recording = False
+        self._recording = self._is_exact = False
         self._is_alone = False  # after an exception, which other processes may not have
         self._fetches = 0  # in the current epoch
         self._cycles: list[tuple[int, int]] = []  # per loader: its iterator and its position
@@ -181,17 +186,32 @@ class ExactResume(FitCallback):
         # Overrides methods of the loops, since there is no hook between iter() and the first batch.
         loop, epoch_loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
         self._stand_before(loop, LOADER_IS_READY, self._loader_is_ready)
+        self._stand_before(epoch_loop, RESET, self._reset)
         self._stand_before(epoch_loop, BEFORE_EPOCH, self._epoch_begins)
         self._stand_before(epoch_loop, BEFORE_FETCH, self._before_fetch)
         for name in VALIDATIONS:
             self._stand_before(epoch_loop.val_loop, name, self._validate)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self._trainer is None:  # not a fit
+            return
+        if checkpoint.get("callbacks", {}).get(self.state_key):
+            reopen_cut_epoch(checkpoint)
+        elif reopen_cut_epoch({"loops": copy.deepcopy(checkpoint["loops"])}):
+            rank_zero_warn(
+                "ExactResume: the checkpoint was saved without it by a run that had stopped within an epoch; the run "
+                "goes on with the next epoch, and is not exact."
+            )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._resume is None:
             return
         before = {"processes": len(self._resume["ranks"]), **self._resume.get("loaders", {})}
         here = {"processes": trainer.world_size, **data_order(trainer, self._loaders)}
-        if changed := differences(before, here):
+        changed = differences(before, here)
+        if changed:
             names = {name for name in here if name in before and before[name] != here[name]}
             dealing = self._dealing()
             if dealing is None or not can_be_dealt_anew(names, self._resume.get("dealing"), dealing):
@@ -202,14 +222,12 @@ class ExactResume(FitCallback):
             once = "" if self._resume["ranks"][0]["finished"] else "each sample of the epoch is seen once, but "
             others = f"{once}batches and random numbers are others"
             rank_zero_warn(f"ExactResume: the run was saved with {changed}; {others}; it is not exact.")
-        if changed := differences(self._resume, {"num_workers": num_workers(self._loaders)}):
-            rank_zero_warn(f"ExactResume: the run was saved with {changed}; what its data set draws is not exact.")
-        if any(getattr(loader, "persistent_workers", False) for loader in self._loaders) and trainer.current_epoch:
-            rank_zero_warn("ExactResume: random numbers drawn inside persistent workers are not those of one long run.")
-        if any(isinstance(loader, HasState) and num_workers([loader])[0] for loader in self._loaders):
-            rank_zero_warn("ExactResume: a loader that restores itself does not restore what its workers draw.")
+        lost = what_workers_lose(trainer, self._loaders, self._resume)
+        for each in lost:
+            rank_zero_warn(f"ExactResume: {each}")
         ranks = self._resume["ranks"]
-        self._fill_in(ranks, trainer.global_rank)
+        self._is_exact = not (changed or lost or None in ranks)
+        fill_in(ranks, trainer.global_rank, self._random_state())
         mine = ranks[trainer.global_rank]
         if mine["finished"]:
             leave_finished_epoch(trainer)
@@ -228,19 +246,6 @@ class ExactResume(FitCallback):
         if self._is_alone:
             wait_for_nobody(trainer, self._override)
 
-    def _fill_in(self, ranks: list[Any], rank: int) -> None:
-        """Gives a process without a state the place in the data of another one."""
-        missing = [number for number, each in enumerate(ranks) if each is None]
-        if missing:
-            rank_zero_warn(
-                f"ExactResume: the checkpoint was saved on an exception, without the random states of the processes "
-                f"{missing}; the run goes on with the same data, but not exactly."
-            )
-        if ranks[rank] is None:
-            known, mine = next(each for each in ranks if each is not None), self._random_state()
-            drawn = {name: mine[name] for name in ("python", "numpy", "torch", "cuda")}
-            ranks[rank] = {**known, "now": {**known["now"], **drawn}, "gradients": {}}
-
     def _forget(self) -> None:
         if self._is_training:  # after an exception; later callbacks may still write a checkpoint
             with suppress(RuntimeError):  # after a device failure nothing can be read
@@ -258,6 +263,13 @@ class ExactResume(FitCallback):
         """Called right before iter(), after Lightning has created the loader."""
         load_states()
         self._note_beginning()
+
+    def _reset(self, reset: Callable[[], None]) -> None:
+        """Without Lightning's warning that the loader cannot go on within an epoch, where this callback makes it."""
+        with warnings.catch_warnings():
+            if self._resume is not None and self._is_exact:
+                warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
+            reset()
 
     def _epoch_begins(self, on_run_start: Callable[[DataFetcher], None], fetcher: DataFetcher) -> None:
         assert self._trainer is not None

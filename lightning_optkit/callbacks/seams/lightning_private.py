@@ -46,6 +46,7 @@ def before_batch_transfer(pl_module: pl.LightningModule, batch: Any) -> Any:
 LOADER_IS_READY = "_load_combined_loader_states"  # method of the fit loop, called last before iter() of a new loader
 BEFORE_FETCH = "_on_before_fetch"  # method of the epoch loop, called before each fetch, unlike any hook
 BEFORE_EPOCH = "on_run_start"  # method of the epoch loop: hooks are called only after its iter()
+RESET = "reset"  # method of the epoch loop, called before that; it warns of loaders that do not restore themselves
 SET_UP_DATA = "setup_data"  # method of the fit loop: called at its start, and before each epoch that reloads
 # Methods of the validation loop; both start its loader. The second replaces a validation that is skipped on resuming.
 VALIDATIONS = ("run", "increment_progress_to_evaluation_end")
@@ -175,6 +176,22 @@ def restarts(trainer: pl.Trainer) -> bool:
 def restarted_mid_epoch(trainer: pl.Trainer) -> bool:
     """Whether the fit continues from a checkpoint written within an epoch."""
     return trainer.fit_loop.restarted_mid_epoch
+
+
+def reopen_cut_epoch(checkpoint: dict[str, Any]) -> bool:
+    """Makes the epoch within which a run was stopped the current one again, in a checkpoint; whether there is one.
+
+    Lightning counts it as finished (`max_steps`, `max_time`, `should_stop`), and would go on with the next.
+    """
+    loop = checkpoint["loops"]["fit_loop"]
+    batches, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]
+    is_within = batches["current"]["processed"] > 0 and not batches["is_last_batch"]
+    if not is_within or epochs["current"]["processed"] < epochs["current"]["started"]:
+        return False
+    for counts in (epochs["total"], epochs["current"]):
+        counts["processed"] -= 1
+        counts["completed"] = min(counts["completed"], counts["processed"])
+    return True
 
 
 def leave_finished_epoch(trainer: pl.Trainer) -> None:

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run that was stopped within an epoch goes on within it, and Lightning's warning is silent where that is exact."""
+
+import warnings
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from lightning_optkit.callbacks import ExactResume
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+LINE = "You're resuming from a checkpoint that ended before the epoch ended and your dataloader is not resumable."
+BATCHES = 10
+
+
+class Seeing(pl.LightningModule):
+    def __init__(self, stops_at=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net, self.seen, self.stops_at = nn.Linear(1, 1), [], stops_at
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append((self.current_epoch, batch_idx, *batch[0].flatten().tolist()))
+        if self.seen[-1][:2] == self.stops_at:
+            self.trainer.should_stop = True
+        return self.net(batch[0] + torch.rand(1)).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+class SaveAtEnd(pl.Callback):
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        trainer.save_checkpoint(self.path)
+
+
+def fit(ckpt_path=None, path=None, stops_at=None, exact=True, by_epoch=True, batch_size=2, callbacks=(), **kwargs):
+    """What was seen, the weight, and what was said of resuming; with a sampler whose order depends on the epoch."""
+    torch.manual_seed(1 if ckpt_path is None else 2)
+    data = TensorDataset(torch.arange(2.0 * BATCHES)[:, None])
+    order = dict(sampler=DistributedSampler(data, 1, 0)) if by_epoch else dict(shuffle=True)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        use_distributed_sampler=False,
+        callbacks=[*([ExactResume()] if exact else []), *callbacks],
+        **{"max_epochs": 4, **kwargs},
+    )
+    module = Seeing(stops_at)
+    with warnings.catch_warnings(record=True) as records:
+        warnings.simplefilter("always")
+        trainer.fit(module, DataLoader(data, batch_size, **order), ckpt_path=ckpt_path)
+    if path is not None:
+        trainer.save_checkpoint(path)
+    said = [str(record.message) for record in records]
+    return module.seen, module.net.weight.item(), [each for each in said if LINE in each or "ExactResume" in each]
+
+
+STOPS = {  # how a run is stopped, and how it goes on
+    "more steps": (dict(max_steps=13), dict(max_steps=26)),
+    "by epochs": (dict(max_steps=13), dict()),
+    "as many epochs": (dict(max_steps=13, max_epochs=2), dict(max_epochs=2)),
+    "should_stop": (dict(stops_at=(1, 2)), dict()),
+    "windows": (dict(max_steps=7, accumulate_grad_batches=2), dict(max_steps=12, accumulate_grad_batches=2)),
+    "in the first epoch": (dict(max_steps=3), dict(max_steps=4)),
+}
+
+
+@pytest.mark.parametrize("by_epoch", [False, True])
+@pytest.mark.parametrize("saved", ["after the fit", "at the end of the epoch"])
+@pytest.mark.parametrize("case", STOPS)
+def test_it_goes_on_where_it_was_stopped(tmp_path, case, saved, by_epoch):
+    path, (first, second) = tmp_path / "stopped.ckpt", STOPS[case]
+    where = {"path": path} if saved == "after the fit" else {"callbacks": [SaveAtEnd(path)]}
+    fit(by_epoch=by_epoch, **where, **first)
+    seen, weight, said = fit(path, by_epoch=by_epoch, **second)
+    whole, expected, _ = fit(by_epoch=by_epoch, **second)
+    assert seen and seen == whole[-len(seen) :] and weight == expected
+    assert said == []
+
+
+def test_lightning_alone_goes_on_with_the_next_epoch(tmp_path):
+    path = tmp_path / "stopped.ckpt"
+    fit(path=path, exact=False, max_steps=13)
+    seen, _, said = fit(path, exact=False, max_steps=26)
+    assert seen[0][0] == 2 and len(said) == 1 and LINE in said[0]
+
+
+def test_a_checkpoint_without_a_state_is_said(tmp_path):
+    path = tmp_path / "stopped.ckpt"
+    fit(path=path, exact=False, max_steps=13)
+    _, _, said = fit(path, max_steps=26)
+    assert [LINE in each for each in said] == [False, True]
+    assert said[0].endswith("the run goes on with the next epoch, and is not exact.")
+
+
+def test_a_finished_epoch_is_left(tmp_path):
+    path = tmp_path / "finished.ckpt"
+    fit(path=path, max_steps=2 * BATCHES)
+    seen, _, said = fit(path, max_steps=26)
+    assert seen[0][:2] == (2, 0) and said == []
+
+
+def test_the_warning_stays_where_it_is_not_exact(tmp_path):
+    path = tmp_path / "stopped.ckpt"
+    fit(path=path, max_steps=13)
+    _, _, said = fit(path, batch_size=4, max_steps=16)
+    assert sum(LINE in each for each in said) == 1 and sum("it is not exact." in each for each in said) == 1
