@@ -195,11 +195,10 @@ class ExactResume(FitCallback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if self._trainer is None:  # not a fit
-            return
-        if checkpoint.get("callbacks", {}).get(self.state_key):
-            reopen_cut_epoch(checkpoint)
-        elif reopen_cut_epoch({"loops": copy.deepcopy(checkpoint["loops"])}):
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        is_ours = bool(checkpoint.get("callbacks", {}).get(self.state_key))
+        changed = checkpoint if is_ours else {"loops": copy.deepcopy(checkpoint["loops"])}
+        if self._trainer is not None and reopen_cut_epoch(changed) and not is_ours:
             rank_zero_warn(
                 "ExactResume: the checkpoint was saved without it by a run that had stopped within an epoch; the run "
                 "goes on with the next epoch, and is not exact."

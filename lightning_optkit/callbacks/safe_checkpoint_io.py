@@ -14,6 +14,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lightning_optkit._checks import check_bools
+from lightning_optkit.callbacks.seams.gathered_shards import gathered_shards
 from lightning_optkit.callbacks.seams.lightning_packages import is_a, twins
 from lightning_optkit.callbacks.seams.sealed_files import SealingFile
 from lightning_optkit.callbacks.seams.sharded_saves import guard_shards
@@ -33,8 +34,9 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
     On loading, the checksum is compared. If it differs, or a part is missing, the newest whole checkpoint in the same
     folder is loaded instead, with a warning that names both. Files stay ordinary ones for `torch.load`. Files written
-    by Lightning load as well; they are whole if the lengths and checksums of torch's archive are right. Paths on other
-    than local file systems ("s3://...") are left to Lightning.
+    by Lightning load as well; they are whole if the lengths and checksums of torch's archive are right. Sharded folders
+    of FSDP2 are gathered for one process and DDP; torch unpickles their parts, so use those that you trust. Paths on
+    other than local file systems ("s3://...") are left to Lightning.
 
     `ExactResume` uses this plugin unless another `CheckpointIO` is given. With it, sharded checkpoints of FSDP2
     (`ModelParallelStrategy`), which Lightning writes past any plugin, are written and checked in the same way: a folder
@@ -77,6 +79,8 @@ class SafeCheckpointIO(TorchCheckpointIO):
         """Loads a checkpoint; see the class. Every process calls it."""
         if _is_local(path):
             path = whole_checkpoint(Path(path), self.falls_back)
+            if path.is_dir():
+                return gathered_shards(path, weights_only)
         return super().load_checkpoint(path, map_location, weights_only)
 
     def remove_checkpoint(self, path: str | Path) -> None:

@@ -198,7 +198,7 @@ class WeightAveraging(FitCallback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if trainer.training and self.evaluate:
+        if trainer.training:  # also if only the run that saved it evaluated the average
             load_trained(trainer, pl_module, checkpoint)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

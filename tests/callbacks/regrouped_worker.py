@@ -37,7 +37,14 @@ CASES = {
     "ours, a clip": (ok.AdamW, lambda: [ok.GradientClipping(ok.ClipNorm(0.1))]),
 }
 PAIRS = [("one", "ddp"), ("one", "fsdp full"), ("ddp", "one"), ("fsdp full", "one"), ("fsdp sharded", "fsdp sharded")]
-PAIRS += [("ddp", "ddp"), ("fsdp full", "fsdp full")]
+PAIRS += [("ddp", "ddp"), ("fsdp full", "fsdp full"), ("fsdp sharded", "one"), ("fsdp sharded", "ddp")]
+PAIRS += [("one", "fsdp sharded")]
+AVERAGES = {
+    "with": lambda: [ok.Fuse(verbose=False), ok.WeightAveraging(ok.EMA(0.9))],
+    "without": lambda: [ok.Fuse(verbose=False)],
+    "with ExactResume": lambda: [ok.Fuse(verbose=False), ok.WeightAveraging(ok.EMA(0.9)), ok.ExactResume()],
+}
+CASES |= {name: (torch.optim.AdamW, make) for name, make in AVERAGES.items()}
 
 
 class Regression(pl.LightningModule):
@@ -108,4 +115,13 @@ if __name__ == "__main__":
         for division in ("saved", "reordered", "divided", "moved"):
             path = folder / f"{saver}.ckpt"
             results[saver, loader, division] = attempted("ours", division, loader, ckpt_path=path, schedule=True)
+    path = folder / "never averaged.ckpt"
+    attempted("without", "saved", "one", path=path)
+    results["never averaged"] = attempted("without", "saved", "one", ckpt_path=path)
+    for saver in KINDS:
+        attempted("with", "saved", saver, path=folder / f"averaged {saver}.ckpt")
+        for case in AVERAGES:
+            for loader in ("one", saver):
+                path = folder / f"averaged {saver}.ckpt"
+                results["averaged", saver, case, loader] = attempted(case, "saved", loader, ckpt_path=path)
     torch.save(results, folder / "results.pt")

@@ -20,7 +20,16 @@ from lightning_optkit.callbacks.seams.lightning_packages import is_a
 from lightning_optkit.callbacks.seams.lightning_private import saves_shards
 from lightning_optkit.step.shards import distribute_like
 
-__all__ = ["as_saved", "copy_weights", "load_trained", "load_weights", "save_trained"]
+__all__ = [
+    "as_saved",
+    "copy_weights",
+    "forget_trained",
+    "holds_trained",
+    "in_one_file",
+    "load_trained",
+    "load_weights",
+    "save_trained",
+]
 
 _KEY = "current_model_state"
 _PLACE = "current_model_state_in_optimizer"
@@ -56,6 +65,26 @@ def save_trained(
         checkpoint["optimizer_states"] = [*checkpoint["optimizer_states"], weights]
     else:
         checkpoint[_KEY] = weights
+
+
+def holds_trained(checkpoint: dict[str, Any]) -> bool:
+    """Whether `save_trained` added weights to it."""
+    return _KEY in checkpoint or _PLACE in checkpoint
+
+
+def forget_trained(checkpoint: dict[str, Any]) -> None:
+    """Removes what says that it has them."""
+    checkpoint.pop(_KEY, None)
+    checkpoint.pop(_PLACE, None)
+
+
+def in_one_file(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """A sharded checkpoint, gathered, with the weights where a full one has them."""
+    if _PLACE not in checkpoint:
+        return checkpoint
+    place, states = checkpoint[_PLACE], checkpoint["optimizer_states"]
+    others = {key: value for key, value in checkpoint.items() if key != _PLACE}
+    return {**others, _KEY: states[place], "optimizer_states": states[:place] + states[place + 1 :]}
 
 
 def load_trained(trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:

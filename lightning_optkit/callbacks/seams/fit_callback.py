@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_optkit._checks import shown
+from lightning_optkit.callbacks.seams.left_out_average import go_on_from_trained
 from lightning_optkit.callbacks.seams.overrides import override, restore
 from lightning_optkit.callbacks.seams.run_free import RunFree
 
@@ -52,6 +53,12 @@ class FitCallback(RunFree, Callback):
         state = super().__getstate__()
         state.pop("_undos", None)
         return state
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if trainer.training:
+            go_on_from_trained(trainer, pl_module, checkpoint)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         try:

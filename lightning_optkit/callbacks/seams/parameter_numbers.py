@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_optkit.callbacks.seams.lightning_packages import is_a
+from lightning_optkit.callbacks.seams.gathered_shards import gathered_shards, is_sharded
+from lightning_optkit.callbacks.seams.lightning_packages import is_a, twins
 from lightning_optkit.callbacks.seams.matched_states import CLASSES, NAMES, aliases_of, classes_of, match_states
 from lightning_optkit.callbacks.seams.overrides import override
 from lightning_optkit.callbacks.seams.sharded_states import load_optimizers, saved_outlines
@@ -37,6 +39,7 @@ def number_by_module(trainer: pl.Trainer) -> None:
         _override_once(strategy, "load_checkpoint", _load_shards)
     elif is_a(strategy, SingleDeviceStrategy, DDPStrategy):
         _override_once(strategy, "load_optimizer_state_dict", _load_optimizers)
+        _override_once(strategy, "load_checkpoint", _load_whole)
     else:
         return
     _override_once(strategy, "optimizer_state", _numbered)
@@ -99,11 +102,31 @@ def _load_optimizers(strategy: Strategy, load: Callable[[dict[str, Any]], None],
         checkpoint["lr_schedulers"] = matched.schedulers
 
 
+def _load_whole(
+    strategy: Strategy,
+    load: Callable[..., dict[str, Any]],
+    checkpoint_path: str | Path,
+    weights_only: bool | None = None,
+) -> dict[str, Any]:
+    """Loads a checkpoint into one process, or under DDP, also that of a sharded strategy."""
+    path = Path(checkpoint_path)
+    if type(strategy.checkpoint_io) in twins(TorchCheckpointIO) and path.is_dir():
+        if not is_sharded(path):
+            raise IsADirectoryError(
+                f"Trainer.fit(ckpt_path={str(path)!r}): it is a folder, and none of a sharded checkpoint; give a "
+                'checkpoint in it, or "last".'
+            )
+        return gathered_shards(path, weights_only)
+    return load(checkpoint_path, weights_only=weights_only)
+
+
 def _load_shards(
     strategy: Any, load: Callable[..., dict[str, Any]], checkpoint_path: str | Path, weights_only: bool | None = None
 ) -> dict[str, Any]:
     """Loads a checkpoint under FSDP2, which restores weights and optimizers at once."""
     path, module = Path(strategy.broadcast(checkpoint_path)), _module(strategy)
+    if not path.is_file() and not is_sharded(path):
+        return load(checkpoint_path, weights_only=weights_only)  # says so
     outlines, saved_schedulers = saved_outlines(path, weights_only)
     schedulers = [config.scheduler for config in strategy.lr_scheduler_configs]
     matched = match_states(module, strategy.optimizers, schedulers, outlines, saved_schedulers)

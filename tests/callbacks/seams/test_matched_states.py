@@ -15,18 +15,15 @@ from workers import launch, load_worker
 
 WORKER = Path(__file__).parents[1] / "regrouped_worker.py"
 worker = load_worker(WORKER)
+CASES = [case for case in worker.CASES if case not in worker.AVERAGES]
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-def trained(case, division, tmp_path, **kwargs):
-    return worker.run(case, division, "one", **kwargs)
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """Checkpoints of one process, by case and whether there is a scheduler."""
     folder = tmp_path_factory.mktemp("regrouped")
-    for case in worker.CASES:
+    for case in CASES:
         for schedule in (False, True):
             worker.run(case, "saved", "one", path=folder / f"{case} {schedule}.ckpt", schedule=schedule)
     return folder
@@ -34,7 +31,7 @@ def saved(tmp_path_factory):
 
 @pytest.mark.parametrize("schedule", [False, True])
 @pytest.mark.parametrize("division", ["reordered", "divided"])
-@pytest.mark.parametrize("case", worker.CASES)
+@pytest.mark.parametrize("case", CASES)
 def test_groups_in_another_order_or_division_train_on_alike(saved, case, division, schedule):
     path = saved / f"{case} {schedule}.ckpt"
     same, other = (worker.run(case, each, "one", ckpt_path=path, schedule=schedule) for each in ("saved", division))
@@ -49,7 +46,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("division", REFUSED)
-@pytest.mark.parametrize("case", worker.CASES)
+@pytest.mark.parametrize("case", CASES)
 def test_what_cannot_be_mapped_is_refused(saved, case, division):
     with pytest.raises(ValueError, match=f"^AdamW: .*({REFUSED[division]})"):
         worker.run(case, division, "one", ckpt_path=saved / f"{case} False.ckpt")
@@ -68,6 +65,13 @@ def test_a_checkpoint_of_lightning_alone_is_left_as_it_is(saved, tmp_path):
         ValueError, match=r"AdamW: the checkpoint has groups of \[3, 3\] parameters and this run of \[6\]; r"
     ):
         worker.run("Fuse", "joined", "one", ckpt_path=path)
+
+
+@pytest.mark.parametrize("case", ["Fuse", "ExactResume"])
+def test_a_folder_that_is_no_checkpoint_is_said(saved, tmp_path, case):
+    said = "it is a folder, and none of a sharded" if case == "Fuse" else "is damaged .meta.pt is missing.*give another"
+    with pytest.raises((IsADirectoryError, RuntimeError), match=said):
+        worker.run(case, "saved", "one", ckpt_path=tmp_path)
 
 
 # --- other optimizers ---
@@ -157,3 +161,11 @@ def test_the_same_in_several_processes(processes, pair):
     for division in ("reordered", "divided"):
         torch.testing.assert_close(processes[(*pair, division)], same, rtol=0, atol=1e-6)
     assert "are in one group here, and in groups of the checkpoint with" in processes[(*pair, "moved")]
+
+
+@pytest.mark.parametrize("saver", worker.KINDS)
+@pytest.mark.parametrize("case", worker.AVERAGES)
+def test_an_average_goes_on_or_is_left_out_alike(processes, saver, case):
+    for loader in {"one", saver}:
+        expected = processes["never averaged"] if case == "without" else processes["averaged", "one", case, "one"]
+        torch.testing.assert_close(processes["averaged", saver, case, loader], expected, rtol=0, atol=1e-6)

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A checkpoint with an average, resumed without the callback that takes it: training goes on from trained weights.
+
+The `state_dict` of such a checkpoint holds the average, so Lightning would go on from that, with moments that belong to
+the trained weights, which stand beside it.
+"""
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
+from lightning_optkit.callbacks.seams.checkpointed_weights import forget_trained, holds_trained, load_trained
+
+__all__ = ["go_on_from_trained"]
+
+_AVERAGING = ("WeightAveraging", "ScheduleFreeWrapper")  # Lightning's WeightAveraging saves under the same name
+
+
+def go_on_from_trained(trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    """Loads the trained weights and says that the average is lost, if the run has no callback for it.
+
+    Every callback may call it when a fit loads a checkpoint: it does so once. Every process must call it.
+    """
+    names = {cls.__name__ for each in callbacks_of(trainer, object) for cls in type(each).__mro__}
+    states = checkpoint.get("callbacks", {})
+    lost = [key for key in states if str(key).split("{")[0] in _AVERAGING]
+    if names.intersection(_AVERAGING) or not (lost or holds_trained(checkpoint)):
+        return
+    has_trained = holds_trained(checkpoint)
+    kept = [states.pop(key) for key in lost]
+    for points in [each["y"] for each in kept if isinstance(each, dict) and "y" in each]:
+        pl_module.load_state_dict({**pl_module.state_dict(), **points}, strict=pl_module.strict_loading)
+        has_trained = True
+    load_trained(trainer, pl_module, checkpoint)
+    forget_trained(checkpoint)
+    whose = str(lost[0]).split("{")[0] if lost else "the callback that averaged the weights"
+    from_trained = "the run goes on from the trained weights, not from the average in its state_dict, and "
+    rank_zero_warn(
+        f"{whose}: the checkpoint was saved with it, and this run leaves it out; {from_trained if has_trained else ''}"
+        "the average is lost: give the same callback to keep it."
+    )

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Without the callback that averages, a resumed run goes on from trained weights, and says that the average is lost."""
+
+import warnings
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import lightning_optkit as ok
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+TRAINED = (
+    "; the run goes on from the trained weights, not from the average in its state_dict, and the average is lost: "
+)
+LOST = "; the average is lost: give the same callback to keep it."
+
+
+class Line(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Linear(3, 3)
+
+    def training_step(self, batch, batch_idx):
+        return (self.net(batch[0]) - batch[0].flip(1)).square().mean()
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=0.05)
+
+
+class Saves(pl.Callback):
+    """Keeps the trained weights of the last step, and saves there, within the validation after it, and after that."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.trained = pl_module.net.weight.detach().clone()
+        trainer.save_checkpoint(self.folder / "in the fit.ckpt")
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.save_checkpoint(self.folder / "in validation.ckpt")
+
+    def on_validation_end(self, trainer, pl_module):
+        trainer.save_checkpoint(self.folder / "after validation.ckpt")
+
+
+class Begins(pl.Callback):
+    def on_train_start(self, trainer, pl_module):
+        self.weight = pl_module.net.weight.detach().clone()
+
+
+def fit(*callbacks, epochs=2, ckpt_path=None):
+    data = DataLoader(TensorDataset(torch.randn(32, 3, generator=torch.Generator().manual_seed(1))), 4)
+    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    options = dict(accelerator="cpu", num_sanity_val_steps=0, max_epochs=epochs)
+    trainer = pl.Trainer(callbacks=[*callbacks], **quiet, **options)
+    trainer.fit(Line(), data, data, ckpt_path=ckpt_path)
+    return trainer
+
+
+def began(ckpt_path, *callbacks):
+    """The weights with which a resumed run begins, and what it said of averages."""
+    begins = Begins()
+    with warnings.catch_warnings(record=True) as records:
+        warnings.simplefilter("always")
+        fit(*callbacks, begins, ckpt_path=ckpt_path)
+    return begins.weight, [str(each.message) for each in records if "leaves it out" in str(each.message)]
+
+
+PLACES = ["in the fit", "in validation", "after validation", "after the fit"]
+AVERAGES = {
+    "EMA": lambda: ok.WeightAveraging(ok.EMA(0.9)),
+    "LAWA": lambda: ok.WeightAveraging(ok.LAWA(2, 2)),
+    "not evaluated": lambda: ok.WeightAveraging(ok.EMA(0.9), evaluate=False),
+    "Lightning's": lambda: EMAWeightAveraging(decay=0.9),
+    "schedule-free": lambda: ok.ScheduleFreeWrapper(),
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The folder of the checkpoints of each average, and the trained weights."""
+    results = {}
+    for name, average in AVERAGES.items():
+        saves = Saves(tmp_path_factory.mktemp("averaged"))
+        fit(average(), saves, epochs=1).save_checkpoint(saves.folder / "after the fit.ckpt")
+        results[name] = saves.folder, saves.trained
+    return results
+
+
+@pytest.mark.parametrize("where", PLACES)
+@pytest.mark.parametrize("case", AVERAGES)
+@pytest.mark.parametrize("others", [lambda: [ok.ExactResume()], lambda: [ok.Fuse(verbose=False), ok.ExactResume()]])
+def test_it_goes_on_from_the_trained_weights(saved, case, where, others):
+    if case == "Lightning's" and where != "in the fit":  # in validation it saves the two exchanged, after a fit one
+        pytest.skip("Lightning saves no trained weights there")
+    folder, trained = saved[case]
+    weight, (said,) = began(folder / f"{where}.ckpt", *others())
+    torch.testing.assert_close(weight, trained, rtol=0, atol=0)
+    assert (LOST if case == "not evaluated" else TRAINED) in said
+
+
+def test_an_average_that_only_the_first_run_evaluated(saved):
+    folder, trained = saved["EMA"]
+    weight, said = began(folder / "in the fit.ckpt", AVERAGES["not evaluated"]())
+    assert torch.equal(weight, trained) and said == []
+
+
+def test_with_the_callback_nothing_is_said(saved):
+    folder, trained = saved["EMA"]
+    weight, said = began(folder / "after the fit.ckpt", AVERAGES["EMA"](), ok.ExactResume())
+    assert torch.equal(weight, trained) and said == []
