@@ -14,7 +14,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lightning_optkit._checks import check_bools
-from lightning_optkit.callbacks.seams.gathered_shards import gathered_shards
+from lightning_optkit.callbacks.seams.gathered_shards import gathered_shards, is_sharded
 from lightning_optkit.callbacks.seams.lightning_packages import is_a, twins
 from lightning_optkit.callbacks.seams.sealed_files import SealingFile
 from lightning_optkit.callbacks.seams.sharded_saves import guard_shards
@@ -68,7 +68,8 @@ class SafeCheckpointIO(TorchCheckpointIO):
         with naming(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             sweep_orphans(target.parent)
-            write_file(target, partial(_write, checkpoint), uuid.uuid4().hex, time.time_ns())
+            write = partial(_write, checkpoint)
+            write_file(target, write, uuid.uuid4().hex, time.time_ns(), replaces_folder=is_sharded(target))
 
     def load_checkpoint(
         self,

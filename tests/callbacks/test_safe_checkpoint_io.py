@@ -375,3 +375,24 @@ def test_folders_are_replaced_and_removed(folders, monkeypatch):
         shutil.rmtree(staged)
     SafeCheckpointIO().remove_checkpoint(folders[0])
     assert names(folders[0].parent) == ["3.ckpt"]
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_file_takes_the_place_of_a_sharded_folder_and_of_no_other(folders, monkeypatch, exchanges):
+    if not exchanges:
+        monkeypatch.setattr(staged_paths, "_exchange", lambda one, other: False)
+    content = load(save(folders[0]))
+    assert content.keys() == CONTENT.keys() and names(folders[0].parent) == ["1.ckpt", "3.ckpt"]
+    (folders[1] / "meta.pt").unlink()
+    with pytest.raises(IsADirectoryError, match=r"3\.ckpt was not written .* as it was before"):
+        save(folders[1])
+    assert len(names(folders[1])) == 4 and names(folders[1].parent) == ["1.ckpt", "3.ckpt"]
+
+
+def test_a_folder_is_gathered_for_one_process(folders):
+    loaded = load(folders[1])
+    (state,) = loaded["optimizer_states"]
+    assert sorted(state["parameter_names"].values()) == sorted(name for name in loaded["state_dict"])
+    for number, name in state["parameter_names"].items():
+        moments = [value for value in state["state"][number].values() if value.numel() > 1]
+        assert moments and all(each.shape == loaded["state_dict"][name].shape for each in moments)

@@ -23,6 +23,7 @@ RUN_BY = {
     "README.zh-CN.md": "integration/test_docs.py",
     "configuration.md": "integration/test_configuration_page.py",
     "diagnosis.md": "integration/test_code_blocks.py",
+    "distributed.md": "integration/test_distributed_page.py",
     "finders.md": "integration/test_finders_page.py",
     "getting_started.md": "integration/test_docs.py",
     "narrow_state.md": "integration/test_code_blocks.py",

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -40,10 +41,26 @@ class Module(BoringModel):
         return optimizer if self.by is None else ([optimizer], [self.by(optimizer)])
 
 
-def fit(*callbacks, module=None, **arguments):
+def fit(*callbacks, module=None, ckpt_path=None, **arguments):
     quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
     trainer = pl.Trainer(callbacks=[*callbacks], accelerator="cpu", max_steps=8, **quiet, **arguments)
-    trainer.fit(module or Module())
+    trainer.fit(module or Module(), ckpt_path=ckpt_path)
+
+
+def resumed(first, second, other=None):
+    """A run that is saved after it has stopped within its first epoch, and one that goes on from it."""
+    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer = pl.Trainer(callbacks=first, accelerator="cpu", max_steps=8, **quiet)
+    trainer.fit(Module())
+    with tempfile.TemporaryDirectory() as folder:
+        trainer.save_checkpoint(f"{folder}/saved.ckpt")
+        again = pl.Trainer(callbacks=second, accelerator="cpu", max_steps=16, **quiet)
+        again.fit(other or Module(), ckpt_path=f"{folder}/saved.ckpt")
+
+
+class Frozen(Module):
+    def configure_optimizers(self):
+        return self.of([self.layer.weight], lr=0.01)
 
 
 def average():
@@ -77,6 +94,17 @@ CASES = {
         ok.Fuse(), average(), ok.MaxNorm()
     ),
     "AdamW has no one-pass step; add Fuse()": lambda: fit(ok.ReleaseGradients()),
+    "are in one group here, and in groups of the checkpoint with": lambda: resumed(
+        [ok.ParameterGroups(), ok.Fuse()], [ok.Fuse()]
+    ),
+    "which this one lacks; resume with the parameters": lambda: resumed([ok.Fuse()], [ok.Fuse()], other=Frozen()),
+    "the optimizer state of the checkpoint is of AdamW": lambda: resumed(
+        [ok.Fuse()], [ok.Fuse()], other=Module(torch.optim.SGD)
+    ),
+    "and this run leaves it out": lambda: resumed([average()], [ok.ExactResume()]),
+    "your dataloader is not resumable": lambda: resumed([], []),
+    "goes on with the next epoch, and is not exact": lambda: resumed([], [ok.ExactResume()]),
+    "it is a folder, and none of a sharded checkpoint": lambda: fit(ok.Fuse(), ckpt_path="."),
     "the average reaches back over 1,000 steps, but sees 8": lambda: fit(ok.WeightAveraging(ok.EMA(0.999))),
     "it runs as it is": lambda: fit(ok.Fuse(), module=Module(torch.optim.Rprop)),
     "changes torch.optim.AdamW": lambda: fit(ok.Fuse(), module=Module(Mine)),

@@ -4,6 +4,7 @@
 Like Lightning under FSDP2, it reads the parts by torch.distributed.checkpoint, which unpickles them.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,19 @@ from lightning_optkit.callbacks.seams.checkpointed_weights import in_one_file
 from lightning_optkit.callbacks.seams.matched_states import NAMES
 from lightning_optkit.callbacks.seams.whole_checkpoints import SHARED_STATE
 
-__all__ = ["gathered_shards", "is_sharded"]
+__all__ = ["gathered_shards", "is_sharded", "read_alone"]
 
 
 def is_sharded(path: Path) -> bool:
     """Whether it is the folder of a sharded checkpoint."""
     return (path / SHARED_STATE).is_file()
+
+
+def read_alone(parts: dict[str, Any], path: Path) -> None:
+    """Reads these parts of a folder, by their keys, without the other processes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
+        load_shards(parts, checkpoint_id=path, no_dist=True)
 
 
 def gathered_shards(path: Path, weights_only: bool | None = None) -> dict[str, Any]:
@@ -31,7 +39,7 @@ def gathered_shards(path: Path, weights_only: bool | None = None) -> dict[str, A
         key: torch.empty(entry.size, dtype=entry.properties.dtype) if isinstance(entry, TensorStorageMetadata) else None
         for key, entry in metadata.state_dict_metadata.items()
     }
-    load_shards(flat, checkpoint_id=path, no_dist=True)
+    read_alone(flat, path)
     parts: dict[str, Any] = {}
     for key, (*places, name) in (metadata.planner_data or {}).items():
         holder = parts

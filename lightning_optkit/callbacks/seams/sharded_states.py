@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from torch.optim import Optimizer
 
+from lightning_optkit.callbacks.seams.gathered_shards import read_alone
 from lightning_optkit.callbacks.seams.matched_states import NAMES, aliases_of
 from lightning_optkit.callbacks.seams.whole_checkpoints import SHARED_STATE
 
@@ -41,7 +42,7 @@ def _outlines(path: Path) -> list[dict[str, Any]]:
     }
     entries = {key: metadata.state_dict_metadata[key] for key in kept}
     groups: dict[str, Any] = {key: None for key, entry in entries.items() if isinstance(entry, BytesStorageMetadata)}
-    load_shards(groups, checkpoint_id=path, no_dist=True)
+    read_alone(groups, path)
     outlines: dict[str, dict[str, Any]] = {}
     for key, (owner, part, holder, name, *_) in kept.items():
         outline = outlines.setdefault(owner, {_STATE: {}, _GROUPS: {}})

@@ -69,8 +69,22 @@ def naming(target: Path) -> Iterator[None]:
         ) from error
 
 
-def write_file(target: Path, write: Callable[[SealingFile], object], save_id: str, saved_at: int) -> None:
-    """Replaces `target` by a sealed file, durably; on an error `target` is as before, and nothing else is left."""
+def write_file(
+    target: Path,
+    write: Callable[[SealingFile], object],
+    save_id: str,
+    saved_at: int,
+    replaces_folder: bool = False,
+) -> None:
+    """Replaces `target` by a sealed file, durably; on an error `target` is as before, and nothing else is left.
+
+    Args:
+        target: The path of the file.
+        write: Writes the content.
+        save_id: The save it belongs to.
+        saved_at: Its time, in nanoseconds since 1970.
+        replaces_folder: Whether `target` may be a folder, which is removed with all that is in it.
+    """
     staged = staged_path(target, save_id)
     try:
         with staged.open("xb") as file:
@@ -79,12 +93,25 @@ def write_file(target: Path, write: Callable[[SealingFile], object], save_id: st
             write(sealing)
             sealing.seal(save_id, saved_at)
             os.fsync(file.fileno())
-            os.replace(staged, target)
+            if replaces_folder and target.is_dir() and not target.is_symlink():
+                _replace_folder(staged, target)
+            else:
+                os.replace(staged, target)
     except BaseException:
         with suppress(OSError):
             staged.unlink()
         raise
     sync(target.parent)
+
+
+def _replace_folder(staged: Path, target: Path) -> None:
+    """Puts a file in place of a folder, in one step where the system can."""
+    folder = staged
+    if not _exchange(staged, target):
+        folder = staged.with_name(f"{staged.name.removesuffix(_SUFFIX)}{_REPLACED}{_SUFFIX}")
+        target.rename(folder)
+        staged.rename(target)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
