@@ -13,9 +13,7 @@ from torch.optim import Optimizer
 
 from lightning_optkit._torch_private import INNER_SCHEDULERS, LAST_LRS
 from lightning_optkit.diagnostics.measure.parameters import plain_name
-from lightning_optkit.step import OnePassOptimizer
 from lightning_optkit.step.matching import Matched, match_groups
-from lightning_optkit.step.stages import ADDED_ENTRIES
 
 __all__ = ["CLASSES", "NAMES", "MatchedStates", "aliases_of", "classes_of", "match_states"]
 
@@ -117,16 +115,20 @@ def _matched(
 
 
 def _check_class(optimizer: Optimizer, state: Any) -> None:
-    """Raises for the state of another class of torch or of this package, which would fail in a step, or not at all."""
+    """Raises for the state of another class, which would fail in a step, or be another rule without a word."""
     if not isinstance(state, Mapping) or "param_groups" not in state:
         return
-    own, saved = classes_of(optimizer), state.get(CLASSES, [])
-    lacking = ""
-    if isinstance(optimizer, OnePassOptimizer) or type(optimizer).__module__.startswith("torch.optim."):
-        lacks = optimizer.defaults.keys() - _FILLED_IN - ADDED_ENTRIES
-        lacking = next((f"no {key!r}" for group in state["param_groups"] for key in sorted(lacks - group.keys())), "")
-    if lacking or (saved and own[0] not in saved and saved[0] not in own):
-        whose = f"is of {saved[0]}" if saved else f"has {lacking} in its groups, so it is of another optimizer"
+    own, saved, groups = classes_of(optimizer), state.get(CLASSES, []), state["param_groups"]
+    whose = ""
+    if saved and saved[0] != own[0]:
+        derives, kind = own[0] in saved or saved[0] in own, "decoupled_weight_decay"  # tells AdamW from Adam
+        same = all(g.get(kind) == o.get(kind) for g, o in zip(groups, optimizer.param_groups, strict=False))
+        whose = "" if derives and same else f"is of {saved[0]}"
+    elif type(optimizer).__module__.startswith("torch.optim."):  # those of this package look themselves
+        lacks = optimizer.defaults.keys() - _FILLED_IN
+        lacking = next((key for group in groups for key in sorted(lacks - group.keys())), None)
+        whose = f"has no {lacking!r} in its groups, so it is of another optimizer" if lacking else ""
+    if whose:
         raise ValueError(
             f"{own[0]}: the optimizer state of the checkpoint {whose}; resume with the optimizer of the run that saved "
             "it, or begin a run from its weights alone."

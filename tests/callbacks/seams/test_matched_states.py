@@ -113,11 +113,19 @@ def fit(module, ckpt_path=None, path=None):
         trainer.save_checkpoint(path)
 
 
-SGD, ADAMW, ADAMAX = torch.optim.SGD, torch.optim.AdamW, torch.optim.Adamax
+class Mine(torch.optim.AdamW):
+    """A class of a user's own."""
+
+
+ADAM, SGD, ADAMW, ADAMAX = torch.optim.Adam, torch.optim.SGD, torch.optim.AdamW, torch.optim.Adamax
 OTHERS = {
     "swapped": (Two((1, 0)), r"AdamW: net.3.weight is a parameter of optimizer 0 here and of optimizer 1 in the ch"),
     "one of two": (Two((0,)), r"Two.configure_optimizers: the checkpoint has 2 optimizers and this run has 1; resume"),
     "another class": (Two(kinds=(ADAMW, SGD)), r"SGD: the optimizer state of the checkpoint is of AdamW; resume with"),
+    "the class it derives from, another rule": (
+        Two(kinds=(ADAM, ADAMW)),
+        "Adam: the optimizer state of the checkpoint",
+    ),
     "a class with the same entries": (Two(kinds=(ADAMAX, ADAMW)), r"Adamax: the optimizer state of the checkpoint is"),
 }
 
@@ -129,6 +137,12 @@ def test_other_optimizers_are_refused(tmp_path, case):
     module, said = OTHERS[case]
     with pytest.raises(ValueError, match=said):
         fit(module, ckpt_path=path)
+
+
+def test_a_class_derived_from_it_is_none_other(tmp_path):
+    path = tmp_path / "two.ckpt"
+    fit(Two(), path=path)
+    fit(Two(kinds=(Mine, ADAMW)), ckpt_path=path)
 
 
 def test_another_class_without_names_is_refused_by_its_entries(tmp_path):
