@@ -5,6 +5,7 @@ Like Lightning under FSDP2, it reads the parts by torch.distributed.checkpoint, 
 """
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +26,22 @@ def is_sharded(path: Path) -> bool:
     return (path / SHARED_STATE).is_file()
 
 
-def read_alone(parts: dict[str, Any], path: Path) -> None:
-    """Reads these parts of a folder, by their keys, without the other processes."""
+def read_alone(entries: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Reads these entries of a folder's metadata, whole, without the other processes."""
+    parts: dict[str, Any] = {
+        key: torch.empty(entry.size, dtype=entry.properties.dtype) if isinstance(entry, TensorStorageMetadata) else None
+        for key, entry in entries.items()
+    }
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
         load_shards(parts, checkpoint_id=path, no_dist=True)
+    return parts
 
 
 def gathered_shards(path: Path, weights_only: bool | None = None) -> dict[str, Any]:
     """The content of the checkpoint, whole, on the CPU."""
     metadata = FileSystemReader(path).read_metadata()
-    flat: dict[str, Any] = {
-        key: torch.empty(entry.size, dtype=entry.properties.dtype) if isinstance(entry, TensorStorageMetadata) else None
-        for key, entry in metadata.state_dict_metadata.items()
-    }
-    read_alone(flat, path)
+    flat = read_alone(metadata.state_dict_metadata, path)
     parts: dict[str, Any] = {}
     for key, (*places, name) in (metadata.planner_data or {}).items():
         holder = parts

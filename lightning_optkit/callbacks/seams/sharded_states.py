@@ -11,7 +11,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from torch.optim import Optimizer
 
@@ -40,17 +39,17 @@ def _outlines(path: Path) -> list[dict[str, Any]]:
         for key, place in (metadata.planner_data or {}).items()
         if str(place[0]).startswith("optimizer_") and len(place) > 3 and place[1] in (_STATE, _GROUPS)
     }
-    entries = {key: metadata.state_dict_metadata[key] for key in kept}
-    groups: dict[str, Any] = {key: None for key, entry in entries.items() if isinstance(entry, BytesStorageMetadata)}
-    read_alone(groups, path)
+    groups = read_alone({k: metadata.state_dict_metadata[k] for k, place in kept.items() if place[1] == _GROUPS}, path)
     outlines: dict[str, dict[str, Any]] = {}
+    is_flat = all(len(place) == 4 for place in kept.values() if place[1] == _GROUPS)  # no tensors within a setting
     for key, (owner, part, holder, name, *_) in kept.items():
         outline = outlines.setdefault(owner, {_STATE: {}, _GROUPS: {}})
         outline[part].setdefault(holder, {})[name] = groups.get(key)
     ordered = [outlines[f"optimizer_{place}"] for place in range(len(outlines))]
     for outline in ordered:
         outline[_GROUPS] = [outline[_GROUPS][place] for place in sorted(outline[_GROUPS])]
-        outline[NAMES] = {name: name for group in outline[_GROUPS] for name in group["params"]}
+        if is_flat:
+            outline[NAMES] = {name: name for group in outline[_GROUPS] for name in group["params"]}
     return ordered
 
 
