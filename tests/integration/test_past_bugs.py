@@ -121,7 +121,7 @@ def skipped_in_every_epoch(monkeypatch):
 
 def processes_not_compared(monkeypatch):
     monkeypatch.setattr(exact_resume, "differences", lambda before, here: "")
-    monkeypatch.setattr(ExactResume, "_fill_in", lambda self, ranks, rank: None)
+    monkeypatch.setattr(exact_resume, "fill_in", lambda ranks, rank, mine: None)
 
 
 def marker_without_content(monkeypatch):
@@ -138,8 +138,8 @@ def folder_without_parts(monkeypatch):
 
 
 def marker_beside_the_file(monkeypatch):
-    def write(target, *args):
-        real_write(target, *args)
+    def write(target, *args, **kwargs):
+        real_write(target, *args, **kwargs)
         target.with_name(f".{target.name}.committed").touch()
 
     real_write, real = safe_checkpoint_io.write_file, whole_checkpoints.damage_of
@@ -154,7 +154,7 @@ def marker_beside_the_file(monkeypatch):
 
 
 def written_elsewhere_and_moved(monkeypatch):
-    def write_file(target, write, save_id, saved_at):
+    def write_file(target, write, save_id, saved_at, replaces_folder):
         with tempfile.NamedTemporaryFile(delete=False) as file:
             sealing = sealed_files.SealingFile(file)
             write(sealing)
@@ -166,7 +166,7 @@ def written_elsewhere_and_moved(monkeypatch):
 
 
 def written_in_place(monkeypatch):
-    def write_file(target, write, save_id, saved_at):
+    def write_file(target, write, save_id, saved_at, replaces_folder):
         with target.open("wb") as file:
             sealing = sealed_files.SealingFile(file)
             write(sealing)
