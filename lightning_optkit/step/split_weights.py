@@ -57,7 +57,7 @@ def join(param: Tensor, correction: Tensor) -> Tensor:
 
     Example:
         >>> weight, correction = torch.zeros(2).bfloat16(), torch.zeros(2, dtype=torch.int16)
-        >>> split_(weight, correction, torch.tensor([1.0001, -3e-9]))
+        >>> _ = split_(weight, correction, torch.tensor([1.0001, -3e-9]))
         >>> weight
         tensor([ 1.0000e+00, -2.9977e-09], dtype=torch.bfloat16)
         >>> torch.equal(join(weight, correction), torch.tensor([1.0001, -3e-9]))
