@@ -21,12 +21,15 @@ from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.refusals import refuse_listed_twice
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.diagnostics.rules import LAST_RESORTS, OF_LEARNING
+from lightning_optkit.diagnostics.rules.classes import class_imbalance
 from lightning_optkit.diagnostics.verdict import SYMPTOMS, Verdict
 
 __all__ = ["PruneTrial"]
 
-# Named only if a run learns badly, or not at all. The others are faults of the program, which all trials share.
-_OF_SETTINGS = (*(rule.__name__ for rule in (*OF_LEARNING, *LAST_RESORTS)), "nonfinite")
+# Named only if a run learns badly, or not at all. The others are faults of the program, which all trials share; so are
+# rare classes, and a better setting finds them later.
+_LEARNING = (rule for rule in (*OF_LEARNING, *LAST_RESORTS) if rule is not class_imbalance)
+_OF_SETTINGS = (*(rule.__name__ for rule in _LEARNING), "nonfinite")
 _FIRST, _EVERY = 48, 1 / 20  # judged from so many steps on, and at every such part of the run
 _LENGTH = 400  # steps, where the length of the run is not known
 
