@@ -13,7 +13,9 @@ from torch.optim import Optimizer
 
 from lightning_optkit._torch_private import INNER_SCHEDULERS, LAST_LRS
 from lightning_optkit.diagnostics.measure.parameters import plain_name
+from lightning_optkit.step import OnePassOptimizer
 from lightning_optkit.step.matching import Matched, match_groups
+from lightning_optkit.step.quantized_state import scale_name
 
 __all__ = ["CLASSES", "NAMES", "MatchedStates", "aliases_of", "classes_of", "match_states"]
 
@@ -80,6 +82,7 @@ def match_states(
         )
     for optimizer, state in zip(optimizers, states, strict=False):
         _check_class(optimizer, state)
+        _check_codes(optimizer, state)
     if not is_known:
         for optimizer, state in zip(optimizers, states, strict=False):
             _check_sizes(optimizer, state)
@@ -133,6 +136,20 @@ def _check_class(optimizer: Optimizer, state: Any) -> None:
             f"{own[0]}: the optimizer state of the checkpoint {whose}; resume with the optimizer of the run that saved "
             "it, or begin a run from its weights alone."
         )
+
+
+def _check_codes(optimizer: Optimizer, state: Any) -> None:
+    """Raises for 8-bit state as this package keeps it, of which another class would take the codes for numbers."""
+    if isinstance(optimizer, OnePassOptimizer) or not isinstance(state, Mapping):
+        return
+    held = state.get("state")
+    for each in held.values() if isinstance(held, Mapping) else ():
+        name = next((name for name in each if scale_name(name) in each), None) if isinstance(each, Mapping) else None
+        if name is not None:
+            raise ValueError(
+                f"{type(optimizer).__name__}: the state {name!r} of the checkpoint is in 8 bits, which only those of "
+                "lightning_optkit read; resume with the one of the run that saved it, or with Fuse()."
+            )
 
 
 def _check_sizes(optimizer: Optimizer, state: Any) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.demos.boring_classes import BoringModel
 
 import lightning_optkit as ok
 
@@ -183,3 +184,27 @@ def test_an_average_goes_on_or_is_left_out_alike(processes, saver, case):
     for loader in {"one", saver}:
         expected = processes["never averaged"] if case == "without" else processes["averaged", "one", case, "one"]
         torch.testing.assert_close(processes["averaged", saver, case, loader], expected, rtol=0, atol=1e-6)
+
+
+def test_codes_of_8_bits_are_not_taken_for_numbers(tmp_path):
+    def run(optimizer_class, *callbacks, ckpt_path=None, epochs=1, **kwargs):
+        class Module(BoringModel):
+            def configure_optimizers(self):
+                return optimizer_class(self.parameters(), lr=0.01, **kwargs)
+
+        pl.seed_everything(1)
+        module = Module()
+        options = dict(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+        trainer = pl.Trainer(max_epochs=epochs, limit_val_batches=0, callbacks=[*callbacks], **options)
+        trainer.fit(module, ckpt_path=ckpt_path)
+        trainer.save_checkpoint(tmp_path / f"{epochs}.ckpt")
+        return module.layer.weight.detach()
+
+    run(ok.AdamW, ok.ExactResume(), state_dtype="int8")
+    said = r"^AdamW: the state 'exp_avg' of the checkpoint is in 8 bits, which only those of lightning_optkit"
+    with pytest.raises(ValueError, match=said):
+        run(torch.optim.AdamW, ok.ExactResume(), ckpt_path=tmp_path / "1.ckpt", epochs=2)
+    again = run(ok.AdamW, ok.ExactResume(), ckpt_path=tmp_path / "1.ckpt", epochs=2, state_dtype="int8")
+    fused = ok.Fuse(state_dtype="int8", norms=False, verbose=False)
+    taken = run(torch.optim.AdamW, ok.ExactResume(), fused, ckpt_path=tmp_path / "1.ckpt", epochs=2)
+    torch.testing.assert_close(taken, again, rtol=0, atol=1e-3)
