@@ -95,7 +95,7 @@ class NoiseScale(FitCallback):
         if split is not None:
             check_callable(owner, "split", split, "split(batch, parts)")
         check_bools(owner, log=log, verbose=verbose)
-        self.split, self.log, self.verbose = split, log, verbose
+        self.split, self._log, self.verbose = split, log, verbose  # `log` is a method that Lightning adds
         self._measured: deque[tuple[float, float]] = deque(maxlen=self.window)  # noise, squared gradient
         self._samples: int | None = None  # in a step
         self._is_checked, self._why_nothing = False, ""
@@ -181,7 +181,7 @@ class NoiseScale(FitCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         scale = self.scale
-        if self.log and trainer.loggers and scale is not None and math.isfinite(scale):
+        if self._log and trainer.loggers and scale is not None and math.isfinite(scale):
             pl_module.log("noise_scale", scale, batch_size=1)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -86,8 +86,11 @@ def _run(words: list[str]) -> None:
             _function(command)(**values)
     except BrokenPipeError:
         raise
-    except (ValueError, OSError) as error:  # OSError: a file that cannot be written
+    except ValueError as error:
         sys.exit(str(error))
+    except OSError as error:  # a file that cannot be written
+        said = str(error)
+        sys.exit(said if said.startswith("optkit ") else f"optkit {command}: {said}")
 
 
 def parser_of_everything() -> ArgumentParser:

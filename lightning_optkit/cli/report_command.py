@@ -7,6 +7,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_optkit._terminal import width
+from lightning_optkit.diagnostics._files import why_unwritable
 from lightning_optkit.diagnostics._saved_runs import saved_runs
 from lightning_optkit.diagnostics._summary import summary_text, table_text
 from lightning_optkit.diagnostics.report import result_rows, write_report
@@ -40,6 +41,9 @@ def report(options: Namespace) -> None:
         raise ValueError(f"optkit report: --output {options.output}: it is one of the runs, and would be overwritten.")
     if not all(options.paths):
         raise ValueError("optkit report: one of the paths is empty; is a variable of the shell not set?")
+    reason = why_unwritable(Path(options.output))
+    if reason:
+        raise ValueError(f"optkit report: --output {options.output}: {reason}.")
     runs = saved_runs(options.paths, say=lambda sentence: print(sentence, file=sys.stderr))
     output = write_report(runs, Path(options.output), title=options.title)
     if len(runs) == 1:

@@ -95,6 +95,8 @@ def _blocks(curve: Curve, is_loss: bool, most: int) -> str:
     if is_loss and min(values) > 0 and max(values) > 100 * min(values):
         values = [math.log(value) for value in values]
     low, high = min(values), max(values)
+    if high - low <= 1e-9 * abs(high):  # a constant, but for the rounding of its mean
+        values = [low] * len(values)
     columns = min(most, len(values))
     shown = [values[round(at * (len(values) - 1) / max(1, columns - 1))] for at in range(columns)]
     return "".join(_BLOCKS[round((value - low) / (high - low or 1.0) * (len(_BLOCKS) - 1))] for value in shown)

@@ -322,13 +322,17 @@ def test_resumed(tmp_path):
     assert len(second.state_dict()["measured"]) == len(whole.state_dict()["measured"])
 
 
-def test_logged(tmp_path):
+@pytest.mark.parametrize("log", [True, False])
+def test_logged(tmp_path, log):
     logger = CSVLogger(tmp_path)
-    measured = NoiseScale(every=1, verbose=False)
-    fit(Linear(), measured, logger=logger, log_every_n_steps=1)
+    measured = NoiseScale(every=1, log=log, verbose=False)
+    module = Linear()
+    module.on_train_batch_end = lambda *_: module.log("step", 1.0)
+    fit(module, measured, logger=logger, log_every_n_steps=1)
     with Path(logger.log_dir, "metrics.csv").open() as file:
         logged = list(csv.DictReader(file))
-    assert float(logged[-1]["noise_scale"]) == pytest.approx(measured.scale, rel=1e-5)
+    assert ("noise_scale" in logged[-1]) == log
+    assert not log or float(logged[-1]["noise_scale"]) == pytest.approx(measured.scale, rel=1e-5)
 
 
 class Manual(Linear):

@@ -19,6 +19,7 @@ from lightning_optkit.averaging import EMA
 from lightning_optkit.callbacks import (
     Fuse,
     GradientHealth,
+    NoiseScale,
     Report,
     WeightAveraging,
     _gradient_norms,
@@ -425,6 +426,15 @@ def test_a_damaged_state_is_refused_by_name(state):
     with pytest.raises((TypeError, ValueError), match=r"^Report\.load_state_dict\(state_dict"):
         report.load_state_dict(state)
     assert report.record is before
+
+
+def test_a_method_that_lightning_adds_to_callbacks_is_no_setting(regression, fit):
+    report = only_record()
+    fit(regression(adamw), report, NoiseScale(every=1, verbose=False))
+    assert report.record.callbacks["NoiseScale"] == "every=1"
+    report = only_record()
+    fit(regression(adamw), report, NoiseScale(every=1, log=False, verbose=False))
+    assert report.record.callbacks["NoiseScale"] == "every=1, log=False"
 
 
 def test_settings_and_callbacks_are_those_of_the_run(regression, fit, monkeypatch):

@@ -79,3 +79,10 @@ def test_no_number_is_cut_in_a_narrow_table():
     lines = table_text(rows, ["", "as it is", "clipped.yaml"], 36).splitlines()
     assert max(map(len, lines)) <= 36 and "…" not in "".join(lines)
     assert "0.00055" in "".join(lines) and "0.014" in "".join(lines)
+
+
+def test_a_constant_rate_is_drawn_as_one():
+    steps = [*range(1, 200)]
+    rate = Curve(steps, [0.003] * len(steps))
+    line = next(line for line in summary_text(a_run(learning_rate={"a": rate})).splitlines() if "learning rate" in line)
+    assert set(line.removeprefix("learning rate").split()[0]) == {"▁"}

@@ -90,8 +90,10 @@ def _schedulers(trainer: pl.Trainer) -> list[str]:
 
 def _arguments(callback: object) -> str:
     made = []
-    kept = {name.lstrip("_"): value for name, value in vars(callback).items()}
-    kept |= {name: value for name, value in vars(callback).items() if name in kept}
+    added = ("log", "log_dict")  # by Lightning, to every callback
+    own = {name: value for name, value in vars(callback).items() if name not in added}
+    kept = {name.lstrip("_"): value for name, value in own.items()}
+    kept |= {name: value for name, value in own.items() if name in kept}
     for name, parameter in inspect.signature(type(callback).__init__).parameters.items():
         if (
             name in ("self", "verbose")
