@@ -16,6 +16,9 @@ from lightning_optkit.diagnostics.environment import environment
 
 __all__ = ["Curve", "RunRecord", "result_rows", "write_page", "write_report"]
 
+# Control characters, such as those of a colored message; a page must have none but tabs and line ends.
+_UNSEEN = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(9), 11, 12, *range(14, 32), 127)}
+
 
 def write_report(runs: Sequence[RunRecord], path: str | os.PathLike[str], *, title: str = "Training report") -> Path:
     """Writes a page that compares `runs`: what differs, findings, results, curves, layers, how each steps.
@@ -79,7 +82,7 @@ def write_page(
         plans=shared_plans(runs),
         environments=_environments(runs),
     )
-    replace_text(target, page, errors="replace")
+    replace_text(target, page.translate(_UNSEEN), errors="replace")
     return target
 
 

@@ -294,3 +294,10 @@ def test_a_page_does_not_follow_the_users_settings_of_matplotlib(tmp_path):
 def test_wrong_arguments_are_refused_by_name(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_colored_message_leaves_no_control_characters_on_the_page(tmp_path):
+    run = a_run("run\x07", ended={"when": "in step 3", "by": "ValueError: \x1b[31mred\x1b[0m\n\tand more"})
+    page = write_report([run], tmp_path / "report.html").read_text()
+    assert "\N{REPLACEMENT CHARACTER}[31mred" in page and "\n\tand more" in page
+    assert not re.findall(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", page)
