@@ -297,7 +297,8 @@ def test_wrong_arguments_are_refused_by_name(call, error, message):
 
 
 def test_a_colored_message_leaves_no_control_characters_on_the_page(tmp_path):
-    run = a_run("run\x07", ended={"when": "in step 3", "by": "ValueError: \x1b[31mred\x1b[0m\n\tand more"})
+    run = a_run("run\x07")
+    run.ended = {"when": "in step 3", "by": "ValueError: \x1b[31mred\x1b[0m\n\tand more"}
     page = write_report([run], tmp_path / "report.html").read_text()
     assert "\N{REPLACEMENT CHARACTER}[31mred" in page and "\n\tand more" in page
     assert not re.findall(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", page)
