@@ -34,12 +34,12 @@ from lightning_optkit.step import OnePassOptimizer
 from lightning_optkit.step.full_precision import full_precision
 from lightning_optkit.step.full_precision import full_precision_state_dict as write_full_precision
 from lightning_optkit.step.loading import places
-from lightning_optkit.step.quantized_state import dequantize8, scale_name
 from lightning_optkit.step.restoring import restored
 from lightning_optkit.step.rule import Rule, State
+from lightning_optkit.step.shards import local, place_like
 from lightning_optkit.step.split_weights import LOW_ORDER_PARTS, is_cast, low_order_part
 from lightning_optkit.step.stages import ADDED_ENTRIES
-from lightning_optkit.step.state import convert_
+from lightning_optkit.step.state import fill_
 
 __all__ = [
     "from_torch_",
@@ -230,11 +230,12 @@ def to_torch_(optimizer: OnePassOptimizer) -> None:
         for param in group["params"]:
             state = optimizer.state.get(param, {})
             for name in [name for name in rule.state_names if name in state]:
-                plain = torch.empty_like(rule.like(name, param), requires_grad=False)
-                if state[name].dtype == plain.dtype and state[name].stride() == plain.stride():
+                like = rule.like(name, param)
+                plain = torch.empty_like(local(like), requires_grad=False)
+                if state[name].dtype == plain.dtype and local(state[name]).stride() == plain.stride():
                     continue  # a copy of all states would double their memory
-                convert_(plain, state, rule.spec(name), state[name])
-                state[name] = plain
+                fill_(plain, like, state, rule.spec(name), state[name])
+                state[name] = place_like(plain, like)
             for name in _ADDED_STATE:
                 state.pop(name, None)
         for key in _ADDED_KEYS - set(before.defaults):
@@ -305,13 +306,14 @@ def _save_as_asked_for(optimizer: Optimizer, state_dict: dict[str, Any]) -> None
 
 
 def _in_full(state: State, rule: Rule) -> State:
-    """The state with the rule's states in 8 bits as fp32."""
+    """The state with the rule's states in 8 bits as fp32. Of sharded parameters every process calls it."""
     full = dict(state)
     for name in rule.state_names:
         codes = state.get(name)
         if codes is not None and codes.dtype == torch.uint8:
-            scales = full.pop(scale_name(name))
-            full[name] = dequantize8(codes, scales, signed=not rule.spec(name).nonnegative)
+            wide = torch.empty_like(local(codes), dtype=torch.float32)
+            fill_(wide, codes, full, rule.spec(name), codes)
+            full[name] = place_like(wide, codes)
     return full
 
 

@@ -219,6 +219,7 @@ ROWS = {
     "AdamW, caution=True": rule("AdamW", lr=0.01, caution=True),
     "AdamW, centralize=True": rule("AdamW", lr=0.01, centralize=True),
     "Fuse": beside_adamw(lambda: callbacks.Fuse(verbose=False)),
+    'Fuse(state_dtype="int8")': beside_adamw(lambda: callbacks.Fuse(state_dtype="int8", verbose=False)),
     "ClipNorm": clip(lambda: clipping.ClipNorm(0.1)),
     "ClipValue": clip(lambda: clipping.ClipValue(0.01)),
     "ClipPerTensor": clip(lambda: clipping.ClipPerTensor(0.05)),

@@ -25,6 +25,7 @@ def whole_checkpoint(path: Path, falls_back: bool) -> Path:
 
     Raises:
         FileNotFoundError: if there is no `path`, nor an unfinished save of it.
+        IsADirectoryError: if it is a folder with nothing of a sharded checkpoint in it.
         RuntimeError: if it is damaged, and no other is whole or `falls_back` is False.
     """
     damage = _said(damage_of(path, *_share()))
@@ -33,6 +34,11 @@ def whole_checkpoint(path: Path, falls_back: bool) -> Path:
     unfinished = _of_first([candidate for candidate in staged_paths_of(path) if candidate.is_dir()])
     if not _of_first(path.exists()) and not unfinished:
         raise FileNotFoundError(f"Checkpoint file not found: {path}")
+    if _of_first(path.is_dir() and not any((path / name).exists() for name in (SHARED_STATE, CHECKSUMS, ".metadata"))):
+        raise IsADirectoryError(
+            f"Trainer.fit(ckpt_path={str(path)!r}): it is a folder, and none of a sharded checkpoint; give a "
+            'checkpoint in it, or "last".'
+        )
     others = _of_first([*_newest_first(unfinished), *_newest_first(_beside(path))])
     found = next((other for other in others if not _said(damage_of(other, *_share()))), None)
     said = f"SafeCheckpointIO: {path} is damaged ({damage})"
