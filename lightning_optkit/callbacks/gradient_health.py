@@ -32,6 +32,7 @@ from lightning_optkit.callbacks.seams.rank_checks import differing_parameters, r
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.callbacks.seams.schedules_of_run import SchedulesOfRun
 from lightning_optkit.callbacks.seams.steps import StepListener, watch_steps
+from lightning_optkit.callbacks.seams.validated_targets import ValidatedTargets
 from lightning_optkit.callbacks.seams.zeroing import Zeroing
 from lightning_optkit.diagnostics._observations import RanksSeen, RunSeen
 from lightning_optkit.diagnostics.measure.batches import digest
@@ -120,6 +121,7 @@ class GradientHealth(FitCallback):
         self._num_probes = 0
         self._other: tuple[Any, int] | None = None  # the batch of the probe before
         self._alive: dict[tuple[str, int], list[Tensor]] = {}
+        self._targets: ValidatedTargets | None = None
 
     def to_json(self) -> str:
         """The verdicts as a JSON list of objects, the primary one first."""
@@ -215,7 +217,15 @@ class GradientHealth(FitCallback):
         if trainer.current_epoch < _FIRST_EPOCHS:  # later ones tell nothing that a check does not
             self._conclude(trainer, pl_module)
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and self._targets is None:
+            self._targets = ValidatedTargets(pl_module)
+            self._at_end(self._targets.close)
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._targets is not None and not trainer.sanity_checking and not self._seen.validations:
+            self._targets.close()
+            self._seen.validated = self._targets.seen()
         losses = {name: v for name, v in trainer.callback_metrics.items() if "val" in name and "loss" in name}
         if trainer.sanity_checking or len(losses) != 1:
             return

@@ -20,15 +20,16 @@ from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of, insert_c
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.refusals import refuse_listed_twice
 from lightning_optkit.callbacks.seams.run import Run
-from lightning_optkit.diagnostics.rules import LAST_RESORTS, OF_LEARNING
+from lightning_optkit.diagnostics.rules import OF_LEARNING
 from lightning_optkit.diagnostics.rules.classes import class_imbalance
 from lightning_optkit.diagnostics.verdict import SYMPTOMS, Verdict
 
 __all__ = ["PruneTrial"]
 
 # Named only if a run learns badly, or not at all. The others are faults of the program, which all trials share; so are
-# rare classes, and a better setting finds them later.
-_LEARNING = (rule for rule in (*OF_LEARNING, *LAST_RESORTS) if rule is not class_imbalance)
+# rare classes, which a better setting finds later, and inputs that say little or nothing about the targets: there a
+# trial that has learned next to nothing may be the best.
+_LEARNING = (rule for rule in OF_LEARNING if rule is not class_imbalance)
 _OF_SETTINGS = (*(rule.__name__ for rule in _LEARNING), "nonfinite")
 _FIRST, _EVERY = 48, 1 / 20  # judged from so many steps on, and at every such part of the run
 _LENGTH = 400  # steps, where the length of the run is not known
@@ -54,7 +55,8 @@ class PruneTrial(FitCallback):
         after: Share of the run after which it is judged, in (0, 1).
         progress: A trial that has come so far is let be, in (0, 1].
         symptoms: Symptoms that condemn a trial, of `lightning_optkit.diagnostics.SYMPTOMS`. Default: those of settings,
-            data and initial weights, and `nonfinite`; a fault of the program would end all trials alike.
+            scales and initial weights, and `nonfinite`; a fault of the program would end all trials alike, and so would
+            labels or inputs that mean nothing.
 
     Raises:
         TypeError: if `trial` is no trial, or `symptoms` no list.

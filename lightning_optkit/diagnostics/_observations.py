@@ -9,7 +9,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lightning_optkit.diagnostics._signals import ActivationSeen, InputSeen, LayerSeen, LossSeen, ProbeSeen
+from lightning_optkit.diagnostics._signals import ActivationSeen, InputSeen, LayerSeen, LossSeen, ProbeSeen, TargetsSeen
 
 __all__ = [
     "AverageSeen",
@@ -243,6 +243,7 @@ class ScheduleSeen:
         zero_first: Number of steps with a rate of 0 from the first step on.
         zero_last: Number of steps with a rate of 0 up to now, after others.
         follows_metric: Whether it is stepped by a metric (ReduceLROnPlateau).
+        faded: Number of steps with a rate below a thousandth of the highest one so far, up to now.
     """
 
     name: str
@@ -259,6 +260,7 @@ class ScheduleSeen:
     zero_first: int
     zero_last: int
     follows_metric: bool
+    faded: int = 0
 
 
 @dataclass(frozen=True)
@@ -309,6 +311,7 @@ class RunSeen:
         validations: Loss of each validation, if one was logged under such a name.
         trained: Mean training loss of the steps before each of them, since the one before; NaN if unknown.
         monitor: The name under which it was logged.
+        validated: The targets of the first validation, if its loss function and they could be seen.
         checks: Measured steps, in order.
         silent: Parameters without any gradient so far.
         not_zeroed: Step of the first gradient that was not cleared after a step, by class of the optimizer.
@@ -326,6 +329,7 @@ class RunSeen:
     validations: list[float] = field(default_factory=list)
     trained: list[float] = field(default_factory=list)
     monitor: str = "val_loss"
+    validated: TargetsSeen | None = None
     losses: Losses = field(default_factory=Losses)
     checks: list[Check] = field(default_factory=list)
     silent: list[SilentSeen] = field(default_factory=list)

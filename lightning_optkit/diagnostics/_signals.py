@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What was seen of the signal in one step: input, layers, activations, loss, and the loss along the update."""
 
+import math
 from dataclasses import dataclass
 
 __all__ = ["ActivationSeen", "InputSeen", "LayerSeen", "LossSeen", "ProbeSeen"]
@@ -93,6 +94,7 @@ class LossSeen:
         num_others: Number of the other samples.
         missed_others: How many of these are predicted to be of a class that is not theirs.
         is_one: Whether all of its input is 1, and the result of a softmax: that of a single column.
+        output_std: Standard deviation of its input, over all of its elements.
     """
 
     function: str
@@ -114,6 +116,22 @@ class LossSeen:
     num_others: int = 0
     missed_others: int = 0
     is_one: bool = False
+    output_std: float = math.nan
+
+
+@dataclass(frozen=True)
+class TargetsSeen:
+    """The targets of a whole validation.
+
+    Args:
+        constant: The loss of the best constant prediction, without the bias of few samples.
+        samples: Number of samples.
+        is_squared: Whether the loss is the squared error; an entropy otherwise.
+    """
+
+    constant: float
+    samples: int
+    is_squared: bool
 
 
 @dataclass(frozen=True)

@@ -345,6 +345,89 @@ def test_schedule_fault(diagnose, interval, length):
     assert diagnose(module) == []
 
 
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        lambda schedulers, o: schedulers.ExponentialLR(o, 0.5),
+        lambda schedulers, o: schedulers.StepLR(o, 1, 0.1),
+        lambda schedulers, o: schedulers.MultiStepLR(o, [3, 6, 9, 12], 0.1),
+    ],
+)
+def test_a_decay_that_was_meant_by_epochs(diagnose, scheduler):
+    module = Classifier()
+
+    def configure(interval):
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
+        made = scheduler(torch.optim.lr_scheduler, optimizer)
+        return [optimizer], [{"scheduler": made, "interval": interval}]
+
+    module.configure_optimizers = lambda: configure("step")
+    (verdict,) = diagnose(module, epochs=5)
+    assert verdict.symptom == "schedule_fault" and verdict.remedy.startswith('{"scheduler": scheduler, "interval": "ep')
+    module.configure_optimizers = lambda: configure("epoch")
+    assert "schedule_fault" not in [each.symptom for each in diagnose(module, epochs=5)]
+
+
+@pytest.mark.parametrize("name", ["cosine", "one cycle", "exponential"])
+def test_a_schedule_that_ends_low_is_let_be(diagnose, name):
+    module = Classifier()
+
+    def configure():
+        optimizer, schedulers = torch.optim.SGD(module.parameters(), lr=0.1), torch.optim.lr_scheduler
+        made = {
+            "cosine": lambda: schedulers.CosineAnnealingLR(optimizer, 80),
+            "one cycle": lambda: schedulers.OneCycleLR(optimizer, 0.2, total_steps=80),
+            "exponential": lambda: schedulers.ExponentialLR(optimizer, 1e-4 ** (1 / 80)),
+        }[name]()
+        return [optimizer], [{"scheduler": made, "interval": "step"}]
+
+    module.configure_optimizers = configure
+    assert diagnose(module, epochs=5) == []
+
+
+class Weak(pl.LightningModule):
+    """A regression whose inputs explain a twentieth of the targets, or whose targets are shuffled."""
+
+    def __init__(self, scale=0.3, is_shuffled=False, rate=1e-3):
+        super().__init__()
+        self.rate, generator = rate, torch.Generator().manual_seed(2)
+        self.x = torch.randn(1800, 10, generator=generator)
+        noise = torch.randn(1800, 1, generator=generator)
+        self.y = scale * self.x[:, :1] + noise
+        if is_shuffled:
+            self.y = self.y[torch.randperm(1800, generator=generator)]
+        torch.manual_seed(3)
+        self.net = nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 1))
+
+    def training_step(self, batch, batch_idx):
+        return F.mse_loss(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", F.mse_loss(self.net(batch[0]), batch[1]))
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), self.rate)
+
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(self.x[:1200], self.y[:1200]), batch_size=32)
+
+    def val_dataloader(self):
+        return DataLoader(TensorDataset(self.x[1200:], self.y[1200:]), batch_size=100)
+
+
+def test_a_task_of_which_inputs_say_little_is_no_shuffle_of_its_labels(make_trainer):
+    for is_shuffled in (False, True):
+        module, health = (
+            Weak(is_shuffled=is_shuffled, rate=3e-3 if is_shuffled else 1e-3),
+            GradientHealth(verbose=False),
+        )
+        make_trainer(health, epochs=6, accumulate_grad_batches=1, limit_val_batches=1.0).fit(module)
+        assert [each.symptom for each in health.verdicts] == ["label_shuffle"] * is_shuffled
+        assert "validation_step" not in vars(module)
+    constant = float(module.y[1200:].var())
+    assert f"{constant:.4g} is that of a constant prediction of its targets" in health.verdicts[0].evidence
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_lost_updates(diagnose, fused):
     module = Classifier()

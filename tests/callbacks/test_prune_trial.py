@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_optkit.callbacks import Fuse, GradientHealth, PruneTrial
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
+from lightning_optkit.diagnostics.rules.outcome import Outcome
+from lightning_optkit.diagnostics.verdict import Verdict
 
 optuna = pytest.importorskip("optuna", reason="it searches; pip install optuna")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -115,6 +117,17 @@ def test_a_fault_of_the_program_ends_no_trial(make_trainer):
     trainer = trainer_of(make_trainer, PruneTrial(Trial()), health)
     trainer.fit(module, data())
     assert health.verdicts[0].symptom == "not_optimized" and trainer.global_step == STEPS
+
+
+@pytest.mark.parametrize("symptom", ["label_shuffle", "input_ignored", "class_imbalance"])
+def test_what_all_trials_share_ends_none(make_trainer, monkeypatch, symptom):
+    said = Verdict(symptom, None, "cause", "seen", "remedy", 0, 0.7)
+    monkeypatch.setattr(GradientHealth, "judge_now", lambda health: ([said], Outcome(0.01, False, True)))
+    trainer = trainer_of(make_trainer, PruneTrial(Trial()))
+    trainer.fit(Classifier(), data())
+    assert trainer.global_step == STEPS
+    with pytest.raises(optuna.TrialPruned, match=symptom):
+        trainer_of(make_trainer, PruneTrial(Trial(), symptoms=[symptom])).fit(Classifier(), data())
 
 
 def test_optuna_keeps_the_pruned_trial_and_goes_on(make_trainer):

@@ -14,6 +14,7 @@ from lightning_optkit.diagnostics._observations import ScheduleSeen
 
 __all__ = ["SchedulesOfRun", "highest_rate"]
 
+_FADED = 1e-3  # of the highest rate: what is left to come of such steps is a thousandth of one in front
 _LENGTHS = {CosineAnnealingLR: "T_max", OneCycleLR: "total_steps", PolynomialLR: "total_iters"}
 
 
@@ -22,6 +23,8 @@ class _Rates:
     steps: int = 0
     zero_first: int = 0
     zero_last: int = 0
+    highest: float = 0.0
+    faded: int = 0
 
 
 class SchedulesOfRun:
@@ -42,6 +45,10 @@ class SchedulesOfRun:
         is_zero = all(not isinstance(rate := group["lr"], Tensor) and rate == 0 for group in optimizer.param_groups)
         rates.zero_first += is_zero and rates.zero_first == rates.steps
         rates.zero_last = rates.zero_last + 1 if is_zero else 0
+        known = [group["lr"] for group in optimizer.param_groups if not isinstance(group["lr"], Tensor)]
+        rate = max(known) if len(known) == len(optimizer.param_groups) else rates.highest
+        rates.highest = max(rates.highest, rate)
+        rates.faded = rates.faded + 1 if rate < _FADED * rates.highest else 0
         rates.steps += 1
 
     def seen(self, trainer: pl.Trainer) -> list[ScheduleSeen]:
@@ -77,6 +84,7 @@ class SchedulesOfRun:
             zero_first=rates.zero_first,
             zero_last=rates.zero_last,
             follows_metric=isinstance(scheduler, ReduceLROnPlateau),
+            faded=rates.faded,
         )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_optkit.diagnostics._signals import LossSeen
 from lightning_optkit.diagnostics.measure.wide import wide
 
-__all__ = ["LOSSES", "loss_seen"]
+__all__ = ["LOSSES", "arguments_of", "loss_seen"]
 
 _CLASSES: dict[Any, str] = {F.cross_entropy: "cross_entropy", F.nll_loss: "nll_loss"}
 _BINARY: dict[Any, str] = {
@@ -27,19 +27,25 @@ _RANGES = {"relu": (0.0, float("inf")), "sigmoid": (0.0, 1.0), "softmax": (0.0, 
 _NAN = float("nan")
 
 
+def arguments_of(function: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments of a call by name, those that were left out included."""
+    bound = _SIGNATURES[function].bind(*args, **kwargs)
+    bound.apply_defaults()
+    return bound.arguments
+
+
 @torch.no_grad()
 def loss_seen(function: Any, args: Any, kwargs: Any, result: Tensor, behind: str | None) -> LossSeen:
     """What was seen of a call; `behind` is the activation whose result it was given, unchanged."""
-    bound = _SIGNATURES[function].bind(*args, **kwargs)
-    bound.apply_defaults()
-    given, target = bound.arguments["input"].detach().float(), bound.arguments["target"].detach()
-    is_weighted = any(bound.arguments.get(name) is not None for name in ("weight", "pos_weight"))
-    reduction = bound.arguments.get("reduction")
-    constant = _NAN if is_weighted or reduction not in ("mean", "sum") else _constant(function, bound.arguments)
+    arguments = arguments_of(function, args, kwargs)
+    given, target = arguments["input"].detach().float(), arguments["target"].detach()
+    is_weighted = any(arguments.get(name) is not None for name in ("weight", "pos_weight"))
+    reduction = arguments.get("reduction")
+    constant = _NAN if is_weighted or reduction not in ("mean", "sum") else _constant(function, arguments)
     if reduction == "sum":
-        constant *= _terms(function, bound.arguments)
+        constant *= _terms(function, arguments)
     classes = given.shape[1] if function in _CLASSES and given.ndim > 1 else given.shape[-1] if given.ndim else 1
-    common, num_common, missed_common, num_others, missed_others = _predictions(function, given, bound.arguments)
+    common, num_common, missed_common, num_others, missed_others = _predictions(function, given, arguments)
     outside, mean, std = 0.0, _NAN, _NAN
     if function in _REGRESSION:
         low, high = _RANGES.get(behind or "", (-float("inf"), float("inf")))
@@ -65,6 +71,7 @@ def loss_seen(function: Any, args: Any, kwargs: Any, result: Tensor, behind: str
         missed_common=missed_common,
         num_others=num_others,
         missed_others=missed_others,
+        output_std=float(wide(given).std(correction=0)),
         is_one=behind == "softmax" and bool((given == 1).all()),
     )
 
@@ -127,5 +134,6 @@ def _constant(function: Any, arguments: Any) -> float:
         return float((torch.special.entr(share) + torch.special.entr(1 - share)).mean())
     centered = numbers - numbers.mean(0)
     if function is F.mse_loss:
-        return float(centered.square().mean())
+        # Of a few samples the variance about their own mean is too small.
+        return float(centered.square().mean()) * len(numbers) / max(len(numbers) - 1, 1)
     return float((numbers - numbers.median(0).values).abs().mean()) if function is F.l1_loss else _NAN

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Inputs that do not matter and labels that mean nothing: said if no other rule explains why a run learns nothing."""
 
+import math
+import statistics
+
 from lightning_optkit.diagnostics._observations import RunSeen
 from lightning_optkit.diagnostics.rules.classes import is_dominated
 from lightning_optkit.diagnostics.rules.outcome import outcome_of
@@ -10,7 +13,8 @@ __all__ = ["constant_input", "input_ignored", "label_shuffle"]
 
 _LEARNS_NOTHING = 0.2  # calibrated
 _LEARNS_ALL = 0.95  # calibrated: see `outcome`
-_NEARLY, _HOLDS = 0.9, 0.95  # calibrated: shares of the loss of a constant prediction
+_ERRORS = 1.5  # calibrated: of the last validation loss, in standard errors
+_UNSEEN = 0.07  # theory: the variance of 400 normal targets has such a standard error
 _PROBES = 3
 _MATTERS = 0.01  # calibrated: share of the loss by which exchanged inputs raise it
 
@@ -41,7 +45,6 @@ def label_shuffle(run: RunSeen) -> Verdict | None:
     outcome = outcome_of(run)
     probes = [check.probe for check in run.checks if check.probe is not None]
     gains = [probe.permuted / probe.before - 1 for probe in probes[len(probes) // 2 :] if probe.before > 0]
-    constants = [check.losses[0].constant for check in run.checks if len(check.losses) == 1]
     if len(probes) < _PROBES or not gains or not sum(gains) / len(gains) >= _MATTERS or len(run.validations) < 2:
         return None
     if outcome.has_diverged or not outcome.is_below(_LEARNS_ALL):
@@ -50,18 +53,40 @@ def label_shuffle(run: RunSeen) -> Verdict | None:
         return None  # a validation with other frequencies has another constant
     if any(check.losses[0].is_summed for check in run.checks if len(check.losses) == 1):
         return None  # a validation may have other batches
-    constant = sum(constants) / len(constants)
-    learns_nothing = outcome.progress < _LEARNS_NOTHING and min(run.validations[-2:]) > _NEARLY * constant
-    if not learns_nothing and not min(run.validations) > _HOLDS * constant:
-        return None
-    cause = "labels do not go with their inputs: what is learned by heart does not hold for other data"
+    constant, error, whose = _held_to(run, gains)
+    if not (min(run.validations) > constant and run.validations[-1] > constant + _ERRORS * error):
+        return None  # below it, be it once: something that was learned does hold
+    cause = (
+        "what is learned does not hold for other data: labels do not go with their inputs, or these say too little "
+        "about them to be told from noise"
+    )
+    best, last = min(run.validations), run.validations[-1]
     evidence = (
-        f"validation loss {run.validations[-1]:.3g}, where {constant:.3g} is that of a constant prediction; exchanging "
-        f"training inputs raised the loss by up to {max(gains):.1%}"
+        f"validation loss {best:.4g} at best and {last:.4g} at last, where {constant:.4g} is that of a constant "
+        f"prediction of {whose}, and chance makes {error:.2g} of difference; exchanging training "
+        f"inputs raised the loss by up to {max(gains):.1%}"
     )
-    return Verdict(
-        "label_shuffle", None, cause, evidence, "look at pairs of x and y where they are joined or shuffled", 0, 0.7
+    remedy = (
+        "look at pairs of x and y where they are joined or shuffled; if they are right, a linear model shows how much "
+        "can be learned"
     )
+    return Verdict("label_shuffle", None, cause, evidence, remedy, 0, 0.7)
+
+
+def _held_to(run: RunSeen, gains: list[float]) -> tuple[float, float, str]:
+    """The loss of a constant prediction on the validation data, the error of a comparison with it, whose targets."""
+    seen = run.validated
+    if seen is not None:
+        # Both are of the same samples, so chance has a hand only in what predictions differ by. In log-likelihood, that
+        # has a variance of twice the mean by which they help, and exchanged inputs cost both (for small differences).
+        gain = max(sum(gains) / len(gains), 0.0) * seen.constant
+        variance = 2 * seen.constant * gain if seen.is_squared else gain
+        return seen.constant, math.sqrt(variance / seen.samples), "its targets"
+    constants = [check.losses[0].constant for check in run.checks if len(check.losses) == 1]
+    spread = statistics.stdev(constants) if len(constants) > 1 else math.inf
+    # How many samples the validation has is not known, nor what they are.
+    mean = statistics.fmean(constants)
+    return mean, max(2 * spread / math.sqrt(len(constants)), _UNSEEN * mean), "training targets"
 
 
 def _gains_of_order(run: RunSeen) -> list[float] | None:

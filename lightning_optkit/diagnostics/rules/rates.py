@@ -22,6 +22,7 @@ _USUAL = 0.03  # calibrated: change of a matrix by a first step of a run that le
 _FIRST_STEPS = 6
 _AT_ZERO = 0.1  # judgement: a gain far below what any initialization uses
 _PROBES = 3
+_LEVELS = 0.4  # judgement: at a rate that is far too low the loss falls in a straight line
 _BARELY = 0.2  # calibrated: progress
 _QUARTER, _ERRORS = 20, 3.0  # theory: three standard errors of the difference of two means of so many losses
 _TOO_FAR, _TOO_SHORT = 0.5, 0.8  # shares of the probes; theory: at the edge of stability one step in a few overshoots
@@ -87,7 +88,7 @@ def lr_too_low(run: RunSeen) -> Verdict | None:
     """Thirty times the update would still have lowered the loss, in nearly all probes at the full rate."""
     outcome = outcome_of(run)
     bound = _LEARNS if run.steps >= STEPS else _BARELY  # the first steps of any run point far
-    if outcome.has_diverged or not outcome.is_below(bound) or _learns_by_heart(run):
+    if outcome.has_diverged or not outcome.is_below(bound) or _learns_by_heart(run) or _has_found_it(run):
         return None
     rate = _highest(run)
     probes = [c.probe for c in run.checks if c.probe is not None and c.probe.rate >= 0.5 * rate]
@@ -129,6 +130,17 @@ def _initialized(run: RunSeen) -> set[str]:
 def _learns_by_heart(run: RunSeen) -> bool:
     """Whether other data get worse, so that larger updates would help for the batch alone."""
     return len(run.validations) > 1 and run.validations[-1] > 1.02 * run.validations[0]
+
+
+def _has_found_it(run: RunSeen) -> bool:
+    """Whether other data have gained, and gain no more: inputs that say little about the targets leave the loss high
+    at any rate, and a larger update of such a run fits its noise.
+    """
+    seen = run.validated
+    below = [] if seen is None else [value for value in run.validations if value < seen.constant]
+    # Of a decayed rate any loss levels off; in front of a constant prediction the last bias learns alone.
+    is_whole = bool(run.checks) and run.checks[-1].rate >= 0.5 * _highest(run)
+    return is_whole and len(below) > 2 and below[-2] - below[-1] < _LEVELS * (below[0] - below[1])
 
 
 def _overshoots(probe: ProbeSeen) -> bool:

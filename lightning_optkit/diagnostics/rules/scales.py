@@ -16,6 +16,7 @@ _LEARNS_WELL, _LEARNS_ALL = 0.9, 0.95  # calibrated: for what slows learning dow
 _SPREAD, _RMS = 30.0, 10.0  # theory: the condition of the curvature is their square; 10: calibrated
 _OFFSET = 0.5  # judgement: half of the features; images have constant borders
 _TARGET = 10.0  # calibrated: an initialized network gives about 1
+_PLACE, _VARIES = 2.0, 0.1  # judgement: of the loss of a constant; of the targets, what a last layer soon makes up for
 _FADES = 1e-3  # theory: a factor of 1/2 per layer over ten layers
 _LARGE, _SMALL = 2.0, 0.15  # theory: 1 to 1.7 keep the scale over a layer, torch's own initialization has 0.58
 _HIGH = 2.0  # theory: independent logits of variance 1 begin at the loss of a constant prediction plus 1/2
@@ -47,6 +48,8 @@ def unscaled_target(run: RunSeen) -> Verdict | None:
     seen = [check.losses[0] for check in run.checks[:3] if len(check.losses) == 1]
     if len(seen) < 2 or not outcome_of(run).is_below(_LEARNS):
         return None
+    if _begins_in_place(run):
+        return None
     if not all(max(abs(each.target_mean), each.target_std) > _TARGET for each in seen):  # NaN: no regression
         return None
     first = seen[0]
@@ -55,10 +58,17 @@ def unscaled_target(run: RunSeen) -> Verdict | None:
         f"targets have mean {first.target_mean:.3g} and deviation {first.target_std:.3g}; the network began with "
         f"outputs of {first.output_rms:.2g}"
     )
-    # Six digits, since the mean may be far larger than the deviation.
-    scaled = f"y = (y - {first.target_mean:.6g}) / {first.target_std or 1.0:.6g}"
-    remedy = f"{scaled} in training_step and validation_step, and back for predictions"
+    scaled = "y = (y - y_train.mean()) / y_train.std()"
+    where = "where y_train are all training targets; back for predictions"
+    remedy = f"{scaled} in training_step and validation_step, {where}"
     return Verdict("unscaled_target", None, cause, evidence, remedy, 0, 0.9)
+
+
+def _begins_in_place(run: RunSeen) -> bool:
+    """Whether the first outputs are where the targets are, and vary with them: the network scales them by itself."""
+    first = run.checks[0].losses[0]
+    near = first.value < _PLACE * first.constant and first.output_std > _VARIES * first.target_std
+    return run.checks[0].step == 0 and near
 
 
 def bad_init_scale(run: RunSeen) -> Verdict | None:

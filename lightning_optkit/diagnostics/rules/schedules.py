@@ -7,13 +7,15 @@ from lightning_optkit.diagnostics.verdict import ONCE, Verdict
 __all__ = ["schedule_fault"]
 
 _ZERO_STEPS = 8  # a warm-up that starts at zero has one such step, a restart another
+_EARLY, _LATE = 0.25, 0.5  # judgement: shares of the run; a schedule that is meant ends low at its end
+_FADED_STEPS = 32  # judgement: in a run of a few dozen steps, a few large ones may be meant
 _CALLS = 8  # before a difference of two counts is a ratio
 
 
 def schedule_fault(run: RunSeen) -> Verdict | None:
     """A scheduler that is stepped in the wrong unit, twice, or never, or a rate of zero."""
     for seen in run.schedules:
-        for rule in (_in_the_wrong_unit, _stepped_twice, _never_stepped, _zero):
+        for rule in (_in_the_wrong_unit, _stepped_twice, _never_stepped, _zero, _faded):
             found = rule(seen)
             if found is not None:
                 cause, evidence, remedy, onset = found
@@ -83,3 +85,24 @@ def _zero(seen: ScheduleSeen) -> _Found:
         evidence = f"the rate of every group has been 0 for {seen.zero_last} steps; {left:,} of {planned:,} are left"
         return "the schedule ends long before the run", evidence, "give it the length of the run", begun
     return None
+
+
+def _faded(seen: ScheduleSeen) -> _Found:
+    """In the first quarter of the run the rate fell below a thousandth of its highest, and has stayed there since."""
+    planned, begun = seen.steps_planned, seen.steps - seen.faded
+    epochs = max(seen.epochs_planned or 1, 1)
+    if not seen.name or seen.follows_metric or seen.interval == "epoch" or planned is None or planned < 2 * epochs:
+        return None
+    if seen.interval == "manual" and 2 * seen.calls < seen.steps:  # by hand, but not at every step
+        return None
+    if seen.faded < _FADED_STEPS or seen.steps < _LATE * planned or begun > _EARLY * planned:
+        return None
+    cause = "it decays at every step, as if a step were an epoch, so most of the run changes nothing"
+    evidence = (
+        f"from step {begun:,} of {planned:,} on the rate has been below a thousandth of its highest; the run has "
+        f"{epochs:,} epochs"
+    )
+    remedy = '{"scheduler": scheduler, "interval": "epoch"}, or a slower decay, in configure_optimizers'
+    if seen.interval == "manual":
+        remedy = "scheduler.step() in on_train_epoch_end, or a slower decay"
+    return cause, evidence, remedy, begun

@@ -135,8 +135,8 @@ def _target(setup, remedy):
     found = re.match(r"y = (\(.*\) / \S+) in training_step and validation_step", remedy)
     if found is None:
         return None
-    target = setup.target
-    setup.target = lambda y: eval(found[1], {"y": target(y)})
+    target, trained = setup.target, setup.data[1]
+    setup.target = lambda y: eval(found[1], {"y": target(y), "y_train": target(trained)})
     return found[1]
 
 

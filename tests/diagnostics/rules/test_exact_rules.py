@@ -191,6 +191,27 @@ def test_a_rate_of_zero():
     assert schedule(zero_last=7) is None
 
 
+def test_a_rate_that_has_faded_in_the_first_quarter():
+    parts = dict(name="ExponentialLR", length=None, steps=200, calls=200, steps_planned=400)
+    verdict = schedule(**parts, faded=160)
+    assert "at every step" in verdict.cause and verdict.onset_step == 40 and '"interval": "epoch"' in verdict.remedy
+    assert schedule(**parts, faded=99) is None  # a rate that fell in the second quarter
+    assert schedule(**{**parts, "steps": 199}, faded=160) is None  # it may go up again: before the half
+    short = {**parts, "steps": 40, "calls": 40, "steps_planned": 40}
+    assert schedule(**short, faded=32) is not None and schedule(**short, faded=31) is None  # a run of a few steps
+    assert schedule(**{**parts, "steps_planned": 801}, faded=160) is None  # ended early
+    for changes in (
+        dict(interval="epoch", calls=5),
+        dict(follows_metric=True),
+        dict(name=""),
+        dict(steps_planned=None),
+    ):
+        assert schedule(**{**parts, **changes}, faded=160) is None
+    by_hand = schedule(**{**parts, "interval": "manual"}, faded=160)
+    assert by_hand.remedy.startswith("scheduler.step() in on_train_epoch_end")
+    assert schedule(**{**parts, "interval": "manual", "calls": 10}, faded=160) is None
+
+
 def test_processes():
     assert ranks_diverge(RunSeen(ranks=[RanksSeen(3, differing=("a", "b"))])).layer == "a"
     assert "ranks 0, 1" in duplicate_data(RunSeen(ranks=[RanksSeen(3, same_batches=(0, 1), num_batches=3)])).evidence

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from lightning_optkit.diagnostics._observations import Check, Losses, NonfiniteSeen, ParameterSeen, RunSeen
-from lightning_optkit.diagnostics._signals import ActivationSeen, InputSeen, LayerSeen, LossSeen, ProbeSeen
+from lightning_optkit.diagnostics._signals import ActivationSeen, InputSeen, LayerSeen, LossSeen, ProbeSeen, TargetsSeen
 from lightning_optkit.diagnostics.rules import diagnose
 from lightning_optkit.diagnostics.rules.classes import class_imbalance
 from lightning_optkit.diagnostics.rules.course import overfitting
@@ -65,7 +65,7 @@ CASES = {
     "overshooting": (lr_too_high, dict(probe=replace(PROBE, full=2.31))),
     "falling short": (lr_too_low, dict(probe=replace(PROBE, ten=2.1, thirty=2.0))),
     "ignored": (input_ignored, dict(probe=replace(PROBE, permuted=2.31))),
-    "shuffled": (label_shuffle, dict(probe=replace(PROBE, permuted=2.4), validations=(2.4, 2.5))),
+    "shuffled": (label_shuffle, dict(probe=replace(PROBE, permuted=2.4), validations=(2.4, 2.6))),
 }
 
 
@@ -93,6 +93,14 @@ def test_unnormalized_input_is_said_until_a_run_learns_well():
     assert unnormalized_input(seen(loss=0.2, **wide)) is None
     assert unnormalized_input(seen(first_input=replace(INPUT, spread=29.0, offset=0.4, rms=9.0))) is None
     assert unnormalized_input(seen(first_input=None)) is None
+
+
+def test_targets_that_the_network_begins_with_need_no_scale():
+    raw = replace(LOSS, target_mean=150.0, target_std=77.0, constant=5900.0, value=6500.0, output_std=16.0)
+    for changes, is_said in (({}, False), (dict(value=28_000.0), True), (dict(output_std=0.3), True)):
+        verdict = unscaled_target(seen(loss=5800.0, losses=(replace(raw, **changes),)))
+        assert (verdict is not None) == is_said
+    assert "y_train.mean()" in verdict.remedy and not any(letter in verdict.remedy for letter in "0123456789")
 
 
 def test_large_weights_are_said_if_the_loss_begins_high():
@@ -269,11 +277,45 @@ def test_lr_too_low_of_a_short_run_needs_that_it_has_barely_learned():
 
 def test_label_shuffle_needs_validations_that_never_held():
     probe = replace(PROBE, permuted=2.4)
-    assert label_shuffle(seen(probe=probe, validations=(1.9, 2.4, 2.5))) is not None
-    assert label_shuffle(seen(loss=1.0, probe=probe, validations=(1.9, 2.4, 2.5))) is None  # overfitting
-    assert label_shuffle(seen(loss=1.0, probe=probe, validations=(2.3, 2.9))) is not None
+    assert label_shuffle(seen(probe=probe, validations=(2.4, 2.5, 2.6))) is not None
+    assert label_shuffle(seen(probe=probe, validations=(2.2, 2.4, 2.6))) is None  # it held once
+    assert label_shuffle(seen(loss=1.0, probe=probe, validations=(1.9, 2.4, 2.6))) is None  # overfitting
+    assert label_shuffle(seen(loss=1.0, probe=probe, validations=(2.35, 2.9))) is not None
+    assert label_shuffle(seen(probe=probe, validations=(2.4, 2.6, 2.45))) is None  # other targets may make a tenth
     assert label_shuffle(seen(probe=probe, validations=(2.4,))) is None
-    assert label_shuffle(seen(probe=PROBE, validations=(2.4, 2.5))) is None
+    assert label_shuffle(seen(probe=PROBE, validations=(2.4, 2.6))) is None
+
+
+def test_label_shuffle_is_judged_by_the_targets_of_the_validation():
+    def verdict(values, samples=400, is_squared=False, constant=2.5):
+        run = seen(probe=replace(PROBE, permuted=2.4), validations=values)  # 0.1 / 2.3 of 2.5 is 0.109
+        run.validated = TargetsSeen(constant, samples, is_squared)
+        return label_shuffle(run)
+
+    assert verdict((2.51, 2.6)) is not None and verdict((2.3, 2.4)) is None and verdict((2.49, 2.6)) is None
+    assert "2.5 is that of a constant prediction of its targets" in verdict((2.51, 2.6)).evidence
+    assert "say too little" in verdict((2.51, 2.6)).cause
+    error = (0.1 / 2.3 * 2.5 / 400) ** 0.5
+    assert verdict((2.51, 2.5 + 1.6 * error)) is not None and verdict((2.51, 2.5 + 1.4 * error)) is None
+    assert verdict((2.51, 2.5 + 1.6 * error), samples=100) is None
+    squared = (2 * 2.5 * 0.1 / 2.3 * 2.5 / 400) ** 0.5
+    for errors in (1.4, 1.6):
+        assert (verdict((2.51, 2.5 + errors * squared), is_squared=True) is not None) == (errors > 1.5)
+
+
+def test_lr_too_low_is_not_said_where_other_data_have_gained_all_there_is():
+    short = replace(PROBE, ten=2.1, thirty=2.0)
+    for values, is_said in (
+        ((2.29, 2.25, 2.24, 2.235), False),
+        ((2.29, 2.25, 2.21, 2.17), True),  # in a straight line
+        ((2.6, 2.4, 2.35, 2.34), True),  # it has not come below a constant prediction
+    ):
+        run = seen(probe=short, validations=values)
+        assert lr_too_low(run) is not None  # the targets are not known
+        run.validated = TargetsSeen(2.3, 400, False)
+        assert (lr_too_low(run) is not None) == is_said
+        run.checks[-1] = replace(run.checks[-1], rate=0.01)  # of a decayed rate any loss levels off
+        assert lr_too_low(run) is not None
 
 
 def test_equal_inputs_explain_everything_else():

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The targets of the first validation of a fit, as its loss function is given them."""
+
+from functools import wraps
+from typing import Any
+
+import lightning.pytorch as pl
+
+from lightning_optkit.callbacks.seams.lightning_private import is_compiled
+from lightning_optkit.callbacks.seams.overrides import override, restore
+from lightning_optkit.diagnostics._signals import TargetsSeen
+from lightning_optkit.diagnostics.measure.targets import CalledTargets
+
+__all__ = ["ValidatedTargets"]
+
+
+class ValidatedTargets:
+    """Watches `validation_step` from its creation on, until `close`; a compiled module is let be.
+
+    Args:
+        pl_module: The module, before a validation.
+    """
+
+    def __init__(self, pl_module: pl.LightningModule) -> None:
+        self._module, self._called = pl_module, CalledTargets()
+        original = pl_module.validation_step
+
+        @wraps(original)
+        def validation_step(*args: Any, **kwargs: Any) -> Any:
+            self._called.next_batch()
+            with self._called:
+                return original(*args, **kwargs)
+
+        self._step = validation_step
+        self._is_watched = not is_compiled(pl_module)
+        if self._is_watched:
+            override(pl_module, "validation_step", self._step)
+
+    def close(self) -> None:
+        """Watches no longer; no-op the second time."""
+        restore(self._module, "validation_step", self._step)
+
+    def seen(self) -> TargetsSeen | None:
+        """The targets; None if unknown."""
+        return self._called.seen()
