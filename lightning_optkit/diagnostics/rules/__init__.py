@@ -79,6 +79,10 @@ def diagnose(run: RunSeen) -> list[Verdict]:
         return ranked([*exact, constant])
     rules = (bad_init_scale,) if outcome_of(run).progress > _LEARNS_ALL else OF_LEARNING  # the others are silent then
     of_learning = [verdict for rule in rules if (verdict := rule(run)) is not None]
+    if any(
+        verdict.symptom == "lr_too_high" for verdict in of_learning
+    ):  # what it destroyed is learned again at any rate
+        of_learning = [verdict for verdict in of_learning if verdict.symptom != "lr_too_low"]
     if not of_learning:
         of_learning = [verdict for rule in COURSE if (verdict := rule(run)) is not None]
     if not of_learning:

@@ -13,8 +13,10 @@ __all__ = ["constant_input", "input_ignored", "label_shuffle"]
 
 _LEARNS_NOTHING = 0.2  # calibrated
 _LEARNS_ALL = 0.95  # calibrated: see `outcome`
+_CHANCE = 2.0  # theory: standard errors by which a validation loss is below a constant by chance, at most
 _ERRORS = 1.5  # calibrated: of the last validation loss, in standard errors
 _UNSEEN = 0.07  # theory: the variance of 400 normal targets has such a standard error
+_UNSEEN_SHARES = 0.02  # judgement: entropies of the shares of classes differ less
 _PROBES = 3
 _MATTERS = 0.01  # calibrated: share of the loss by which exchanged inputs raise it
 
@@ -54,8 +56,8 @@ def label_shuffle(run: RunSeen) -> Verdict | None:
     if any(check.losses[0].is_summed for check in run.checks if len(check.losses) == 1):
         return None  # a validation may have other batches
     constant, error, whose = _held_to(run, gains)
-    if not (min(run.validations) > constant and run.validations[-1] > constant + _ERRORS * error):
-        return None  # below it, be it once: something that was learned does hold
+    if not (min(run.validations) > constant - _CHANCE * error and run.validations[-1] > constant + _ERRORS * error):
+        return None  # below it by more than chance, be it once: something that was learned does hold
     cause = (
         "what is learned does not hold for other data: labels do not go with their inputs, or these say too little "
         "about them to be told from noise"
@@ -82,11 +84,13 @@ def _held_to(run: RunSeen, gains: list[float]) -> tuple[float, float, str]:
         gain = max(sum(gains) / len(gains), 0.0) * seen.constant
         variance = 2 * seen.constant * gain if seen.is_squared else gain
         return seen.constant, math.sqrt(variance / seen.samples), "its targets"
-    constants = [check.losses[0].constant for check in run.checks if len(check.losses) == 1]
+    losses = [check.losses[0] for check in run.checks if len(check.losses) == 1]
+    constants = [loss.constant for loss in losses]
     spread = statistics.stdev(constants) if len(constants) > 1 else math.inf
     # How many samples the validation has is not known, nor what they are.
+    unseen = _UNSEEN_SHARES if math.isnan(losses[0].target_std) else _UNSEEN
     mean = statistics.fmean(constants)
-    return mean, max(2 * spread / math.sqrt(len(constants)), _UNSEEN * mean), "training targets"
+    return mean, max(spread / math.sqrt(len(constants)), unseen * mean), "training targets"
 
 
 def _gains_of_order(run: RunSeen) -> list[float] | None:

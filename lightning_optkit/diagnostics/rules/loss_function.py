@@ -34,7 +34,9 @@ def _mismatch(loss: LossSeen) -> tuple[str, str, str] | None:
         return cause, f"all that {call} was given is 1, the result of softmax", remedy
     if loss.function in ("cross_entropy", "binary_cross_entropy_with_logits") and loss.behind:
         cause = f"{call} takes logits of any size, but is given the result of {loss.behind}, so it cannot come near 0"
-        return cause, f"{loss.behind} gave what {call} was given", f"leave {loss.behind} out: the loss contains it"
+        contains = loss.behind in ("softmax", "sigmoid")
+        why = "the loss contains it" if contains else "logits are of any sign and size"
+        return cause, f"{loss.behind} gave what {call} was given", f"leave {loss.behind} out: {why}"
     if loss.function == "nll_loss" and not loss.is_log:
         cause = "F.nll_loss takes logarithms of probabilities, but is given something else"
         evidence = "the exponentials of a row do not add up to 1"

@@ -188,6 +188,14 @@ def test_a_summed_loss_explains_steps_that_are_too_large():
     assert label_shuffle(seen(probe=probe, validations=(2.4 * 512, 2.5 * 512), loss=2.3 * 64, **summed)) is None
 
 
+def test_a_rate_is_not_too_high_and_too_low_at_once():
+    weights = tuple(ParameterSeen(f"net.{i}.weight", f"net.{i}", 9, False, True, True, 1.0, 1.0, 0.4, 0.0)
+                    for i in range(4))  # fmt: skip
+    run = seen(parameters=weights, probe=replace(PROBE, ten=2.1, thirty=2.0))
+    assert lr_too_high(run) is not None and lr_too_low(run) is not None
+    assert [each.symptom for each in diagnose(run)] == ["lr_too_high"]
+
+
 def test_lr_too_high_by_divergence_or_by_updates():
     assert "diverges" in lr_too_high(seen(loss=30.0)).cause
     infinite = NonfiniteSeen(60, "forward", "net.3", "NaN", 1e6, False)
@@ -278,12 +286,18 @@ def test_lr_too_low_of_a_short_run_needs_that_it_has_barely_learned():
 def test_label_shuffle_needs_validations_that_never_held():
     probe = replace(PROBE, permuted=2.4)
     assert label_shuffle(seen(probe=probe, validations=(2.4, 2.5, 2.6))) is not None
-    assert label_shuffle(seen(probe=probe, validations=(2.2, 2.4, 2.6))) is None  # it held once
+    assert label_shuffle(seen(probe=probe, validations=(2.1, 2.4, 2.6))) is None  # it held once
     assert label_shuffle(seen(loss=1.0, probe=probe, validations=(1.9, 2.4, 2.6))) is None  # overfitting
     assert label_shuffle(seen(loss=1.0, probe=probe, validations=(2.35, 2.9))) is not None
-    assert label_shuffle(seen(probe=probe, validations=(2.4, 2.6, 2.45))) is None  # other targets may make a tenth
+    assert label_shuffle(seen(probe=probe, validations=(2.4, 2.6, 2.36))) is None  # other targets may make so much
     assert label_shuffle(seen(probe=probe, validations=(2.4,))) is None
     assert label_shuffle(seen(probe=PROBE, validations=(2.4, 2.6))) is None
+
+
+def test_label_shuffle_of_targets_that_were_not_seen_allows_for_other_ones():
+    probe, numbers = replace(PROBE, permuted=2.4), replace(LOSS, function="mse_loss", target_mean=0.0, target_std=1.5)
+    for values, is_said in (((2.4, 2.5), False), ((2.4, 2.6), True), ((2.0, 2.6), True), ((1.9, 2.6), False)):
+        assert (label_shuffle(seen(probe=probe, validations=values, losses=(numbers,))) is not None) == is_said
 
 
 def test_label_shuffle_is_judged_by_the_targets_of_the_validation():
@@ -292,10 +306,11 @@ def test_label_shuffle_is_judged_by_the_targets_of_the_validation():
         run.validated = TargetsSeen(constant, samples, is_squared)
         return label_shuffle(run)
 
-    assert verdict((2.51, 2.6)) is not None and verdict((2.3, 2.4)) is None and verdict((2.49, 2.6)) is None
+    assert verdict((2.51, 2.6)) is not None and verdict((2.3, 2.4)) is None and verdict((2.3, 2.6)) is None
     assert "2.5 is that of a constant prediction of its targets" in verdict((2.51, 2.6)).evidence
     assert "say too little" in verdict((2.51, 2.6)).cause
     error = (0.1 / 2.3 * 2.5 / 400) ** 0.5
+    assert verdict((2.5 - 1.9 * error, 2.6)) is not None and verdict((2.5 - 2.1 * error, 2.6)) is None
     assert verdict((2.51, 2.5 + 1.6 * error)) is not None and verdict((2.51, 2.5 + 1.4 * error)) is None
     assert verdict((2.51, 2.5 + 1.6 * error), samples=100) is None
     squared = (2 * 2.5 * 0.1 / 2.3 * 2.5 / 400) ** 0.5
@@ -409,6 +424,12 @@ def test_the_remedy_of_overfitting_names_the_loss_that_was_logged():
 def test_loss_does_not_match_output_whatever_the_run_learns(changes):
     assert loss_does_not_match_output(seen(loss=0.01, losses=(replace(LOSS, **changes),))) is not None
     assert loss_does_not_match_output(seen(losses=(replace(LOSS, **changes),), first=dict(losses=(LOSS,)))) is None
+
+
+def test_only_what_the_loss_contains_is_said_to_be_in_it():
+    for behind, is_contained in (("softmax", True), ("sigmoid", True), ("relu", False), ("tanh", False)):
+        remedy = loss_does_not_match_output(seen(losses=(replace(LOSS, behind=behind),))).remedy
+        assert ("contains" in remedy) == is_contained and f"leave {behind} out" in remedy
 
 
 def test_losses_that_match():
