@@ -114,6 +114,7 @@ class GradientHealth(FitCallback):
         self._measured: MeasuredStep | None = None
         self._former: tuple[int, StepMeasure] | None = None
         self._batch: tuple[Any, int] | None = None
+        self._has_arrived = False  # a gradient that was said not to arrive
         self._always_called: set[str] | None = None
         self._without_grad: set[str] = set()
         self._digests: list[int] = []
@@ -190,7 +191,7 @@ class GradientHealth(FitCallback):
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         self._zeroing.before_backward()
-        self._idle.before_backward()
+        self._idle.before_backward(pl_module)
         is_finite = loss.device.type != "cpu" or loss.numel() != 1 or math.isfinite(loss.detach().item())
         if not is_finite and loss_scaler(trainer) is None:
             self._find_nonfinite(trainer, pl_module)  # before the step spreads it
@@ -200,8 +201,8 @@ class GradientHealth(FitCallback):
     ) -> None:
         self._losses.after_batch(trainer, pl_module, outputs, self._seen.steps)
         self._idle.after_batch(trainer, pl_module, self._seen.steps)
-        if self._seen.idle is not self._idle.seen:
-            self._seen.idle = self._idle.seen
+        if self._seen.idle is not self._idle.seen or self._has_arrived:
+            self._seen.idle, self._has_arrived = self._idle.seen, False
             self._conclude(trainer, pl_module)
         if len(self._digests) < _COMPARED_BATCHES:
             self._compare_batches(trainer, batch)
@@ -265,8 +266,9 @@ class GradientHealth(FitCallback):
         self._idle.after_step()
         is_measured = self._measured is not None
         self._zeroing.after_step(optimizer, self._seen.steps, remember=is_measured)
-        if is_measured or self._seen.steps < _PRESENCE:
-            self._presence.after_step(optimizer)
+        is_said = any(verdict.symptom == "no_gradient" for verdict in self.verdicts)
+        if is_measured or self._seen.steps < _PRESENCE or is_said:
+            self._has_arrived |= self._presence.after_step(optimizer) and is_said
         if self._schedules is not None:
             self._schedules.after_step(optimizer)
         if self._measured is not None:
@@ -288,6 +290,7 @@ class GradientHealth(FitCallback):
         self._without_grad |= measured.without_grad
 
     def _close(self) -> None:
+        self._idle.close()
         if self._measured is not None:
             self._measured.close()
             self._former = (self._seen.steps - 1, self._measured.norms) if self._measured.is_taken else None
@@ -312,7 +315,7 @@ class GradientHealth(FitCallback):
         seen.steps_planned = Run(trainer).steps_at_end()
         before = _named(self.verdicts)
         # What is exact stays said: a fault of the first steps may no longer be visible in the last ones.
-        self.verdicts = ranked([*filter(is_exact, self.verdicts), *diagnose(seen)])
+        self.verdicts = ranked([*filter(_stands, self.verdicts), *diagnose(seen)])
         if self.verbose and self.verdicts and _named(self.verdicts) != before:
             rank_zero_warn(f"{type(self).__name__}: {self.verdicts[0]}")
 
@@ -336,6 +339,11 @@ class GradientHealth(FitCallback):
 
 def _is_automatic(pl_module: pl.LightningModule) -> bool:
     return pl_module.automatic_optimization
+
+
+def _stands(verdict: Verdict) -> bool:
+    # A gradient that is missing may arrive later: all that is needed to say it again is kept anyway.
+    return is_exact(verdict) and verdict.symptom != "no_gradient"
 
 
 def _named(verdicts: list[Verdict]) -> tuple[str, str | None] | None:

@@ -240,7 +240,7 @@ def _findings(seen: RunSeen, verdicts: Sequence[Verdict]) -> Iterator[Finding]:
         words = _WORDS[check](seen) if check in _WORDS else ""
         found = [Finding(check, words, "fault", verdict) for verdict in faults if verdict.symptom in symptoms]
         found += [Finding(check, words, "hint", verdict) for verdict in hints if verdict.symptom in symptoms]
-        if check == "parameters" and not seen.steps:
+        if check == "parameters" and not seen.steps and not found:
             found = [Finding(check, words, "fault")]
         elif check == "one batch" and seen.steps < _LEAST_STEPS and not found:
             found = [Finding(check, f"{words}, too few to tell", "unknown")] if words != _UNKNOWN else []

@@ -191,6 +191,9 @@ class IdleSeen:
         strays: How many of them are no parameters of the module.
         with_grad: How many of them have a gradient after the last of these batches.
         is_manual: Whether the module steps its optimizers by itself.
+        own: Number of parameters of the module that require a gradient.
+        arrived: How many of these a backward pass of these batches had a gradient for.
+        outside: Names of those of them that are in no optimizer.
     """
 
     step: int
@@ -200,6 +203,9 @@ class IdleSeen:
     strays: int
     with_grad: int
     is_manual: bool
+    own: int
+    arrived: int
+    outside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Real runs, broken one by one: the verdict names the fault, its place and step, and the run itself is not changed."""
 
+import copy
 import json
 import warnings
 from pathlib import Path
@@ -147,6 +148,80 @@ def test_no_gradient(diagnose, kind, fused):
     (verdict,) = diagnose(kind(), *([Fuse(verbose=False)] if fused else []))
     assert (verdict.symptom, verdict.layer, verdict.onset_step) == ("no_gradient", "body.0", 0)
     assert ("no_grad" in verdict.cause) == (kind is WithoutGrad)
+
+
+class Late(Classifier):
+    """The gradient of a part is left out at first."""
+
+    def __init__(self, first):
+        super().__init__()
+        self.first, self.seen = first, []
+        self.aux = nn.Linear(16, 3)
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append([each.symptom for each in self.health.verdicts])
+        is_early = len(self.seen) <= self.first
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not (is_early and self.first == 10)):
+            hidden = self.body(batch[0])
+        loss, aux = F.cross_entropy(self.head(hidden), batch[1]), F.cross_entropy(self.aux(hidden), batch[1])
+        if self.first == 20:
+            return loss.detach().requires_grad_() if is_early else loss + aux
+        return loss if is_early and self.first == 40 else loss + aux
+
+
+@pytest.mark.parametrize("first", [10, 20, 40])  # under no_grad, no gradient at all, a head that is not used
+def test_no_gradient_is_withdrawn_once_one_arrives(make_trainer, first):
+    module, health = Late(first), GradientHealth(verbose=False)
+    module.health = health
+    make_trainer(health, epochs=3, accumulate_grad_batches=1).fit(module, loader())
+    assert module.seen[first] == ["no_gradient"] and module.seen[first + 1] == [] and health.verdicts == []
+
+
+class Rewrapped(Classifier):
+    def training_step(self, batch, batch_idx):
+        return torch.tensor(super().training_step(batch, batch_idx).item(), requires_grad=True)
+
+
+class Scored(Classifier):
+    def training_step(self, batch, batch_idx):
+        guesses = self.head(self.body(batch[0])).argmax(1)
+        return F.mse_loss(guesses.float().requires_grad_(), batch[1].float())
+
+
+class Unrecorded(Classifier):
+    def training_step(self, batch, batch_idx):
+        with torch.no_grad():
+            loss = super().training_step(batch, batch_idx)
+        return loss.requires_grad_()
+
+
+@pytest.mark.parametrize("kind", [Rewrapped, Scored, Unrecorded])
+def test_a_loss_without_a_way_back_to_any_parameter(diagnose, kind):
+    (verdict,) = diagnose(kind())
+    assert (verdict.symptom, verdict.layer, verdict.onset_step) == ("no_gradient", None, 0)
+    assert "does not depend on any parameter" in verdict.cause and "none of 4 parameters" in verdict.evidence
+
+
+class OtherOptimized(Classifier):
+    """The optimizer holds what the loss does not depend on."""
+
+    def __init__(self, other):
+        super().__init__()
+        self.other = other
+        if other != "no part":
+            self.copy = copy.deepcopy(self.head) if other == "copy" else nn.Linear(4, 4)
+
+    def configure_optimizers(self):
+        params = copy.deepcopy(self.head).parameters() if self.other == "no part" else self.copy.parameters()
+        return torch.optim.SGD(params, lr=0.05)
+
+
+@pytest.mark.parametrize("other", ["copy", "no part", "unused"])
+def test_an_optimizer_of_something_else(diagnose, other):
+    (verdict,) = diagnose(OtherOptimized(other))
+    assert (verdict.symptom, verdict.layer, verdict.onset_step) == ("not_optimized", "body.0", 0)
+    assert "body.0.weight, body.0.bias, head.weight and 1 more have gradients" in verdict.evidence
+    assert ("replaced" if other == "no part" else "no group of any optimizer") in verdict.cause
 
 
 def test_a_branch_that_is_not_called_is_no_gradient_of_ours(diagnose):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`optkit doctor` and its Python twin: healthy modules have no fault, broken ones theirs, and nothing is changed."""
 
+import copy
 import json
 import sys
 
@@ -169,6 +170,23 @@ def test_a_run_without_a_step_is_a_fault(capsys):
     assert examination.steps == 0 and (fault.check, fault.seen) == ("parameters", "no step was taken")
     show(Console(), examination)
     assert "call the step of an optimizer?" in " ".join(capsys.readouterr().out.split())
+
+
+class Rewrapped(Net):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx).detach().requires_grad_()
+
+
+class CopyOptimized(Net):
+    def configure_optimizers(self):
+        return torch.optim.SGD(copy.deepcopy(self.body).parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize(("module", "symptom"), [(Rewrapped, "no_gradient"), (CopyOptimized, "not_optimized")])
+def test_a_run_without_a_step_has_the_verdict_that_says_why(module, symptom):
+    examination = doctor(module(), max_seconds=0.5, accelerator="cpu")
+    (fault,) = [each for each in examination.findings if each.state == "fault"]
+    assert examination.steps == 0 and fault.verdict.symptom == symptom
 
 
 @pytest.mark.parametrize("columns", [40, 80])

@@ -2,6 +2,7 @@
 """Parameters that no step of their optimizer has had a gradient for.
 
 All are watched at first; each leaves with its first gradient, so that after a few steps there is next to nothing to do.
+A gradient that arrives between the looks at them is not seen, so what is said of them is looked at in every step.
 """
 
 from collections.abc import Mapping, Set
@@ -30,17 +31,19 @@ class Presence:
     def __init__(self) -> None:
         self._watched: dict[Optimizer, _Watched] = {}
 
-    def after_step(self, optimizer: Optimizer) -> None:
-        """Lets go of the parameters that had a gradient."""
+    def after_step(self, optimizer: Optimizer) -> bool:
+        """Lets go of the parameters that had a gradient; whether there were any."""
         watched = self._watched.get(optimizer)
         if watched is None:
             watched = self._watched[optimizer] = _Watched({p for p in parameters_of(optimizer) if p.requires_grad})
         watched.steps += 1
         before = len(watched.params)
         if not before:
-            return
+            return False
         watched.params = {p for p in watched.params if p.requires_grad and not was_updated(optimizer, p)}
-        watched.has_others |= len(watched.params) < before
+        has_let_go = len(watched.params) < before
+        watched.has_others |= has_let_go
+        return has_let_go
 
     def silent(self, params: Mapping[str, Tensor], called: Set[str], without_grad: Set[str]) -> list[SilentSeen]:
         """Those without any gradient, in the order of the module.

@@ -11,31 +11,45 @@ __all__ = ["gradient_not_zeroed", "lost_updates", "no_gradient", "not_optimized"
 _STEPS_WITHOUT = 20  # calibrated: a branch taken with probability 1/2 is silent so long once in a million runs
 _STEPS_UNDER_NO_GRAD = 4  # exact: no gradient can arrive then; before, it is said as long as it is seen
 _LOST = 0.5  # theory: most of the update is gone; anchors of the literature give no other
+_LEFT_OUT = "it requires and gets a gradient, but is in no group of any optimizer, so it never changes"
+_ALL = "torch.optim.AdamW(self.parameters(), ...), with all parameters, in configure_optimizers"
 _REPLACED = "it was replaced after configure_optimizers: the optimizer still holds what was there before"
 _BEFORE = "build and replace layers in __init__ or configure_model, before configure_optimizers"
 
 
 def no_gradient(run: RunSeen) -> Verdict | None:
-    """Parameters of an optimizer that no step had a gradient for, although `training_step` calls their module."""
+    """No parameter at all has one; or those of an optimizer have had none, although `training_step` calls their module.
+
+    It is as it is so far: a gradient that arrives later withdraws it.
+    """
+    if run.idle is not None and _is_cut(run.idle):
+        cause = "the loss does not depend on any parameter: what it is computed from was detached, or made anew"
+        evidence = f"after {run.idle.batches} batches in a row with a backward pass, none of {run.idle.own} parameters "
+        evidence += "had a gradient"
+        remedy = (
+            "return the loss as it is computed from the output: without detach(), item(), numpy(), argmax(), "
+            "torch.tensor(...), torch.no_grad() and requires_grad_()"
+        )
+        return Verdict("no_gradient", None, cause, evidence, remedy, run.idle.step, 1.0)
     found = [each for each in run.silent if each.is_called and (each.runs_without_grad or each.steps >= _STEPS_WITHOUT)]
     if not found:
         return None
     first = found[-1]  # the nearest to where the gradient ends
     names = _listed([each.name for each in found])
     if first.runs_without_grad:
-        cause = "its forward pass runs under torch.no_grad(), so it is never trained"
+        cause = "its forward pass runs under torch.no_grad(), so it is not trained"
         remedy = f"call {first.layer} outside of torch.no_grad(), or freeze it: .requires_grad_(False)"
     else:
         cause = "the loss does not depend on its result (a detach(), .data or an output that is not used)"
         remedy = f"pass the output of {first.layer} on without detach(), or freeze it: .requires_grad_(False)"
-    evidence = f"no gradient (None) for {names} in {first.steps} steps of their optimizer"
+    evidence = f"no gradient (None) for {names} in {first.steps} steps of their optimizer so far"
     is_sure = max(each.steps for each in found) >= _STEPS_UNDER_NO_GRAD
     return Verdict("no_gradient", first.layer or first.name, cause, evidence, remedy, 0, 1.0 if is_sure else ONCE)
 
 
 def not_optimized(run: RunSeen) -> Verdict | None:
     """No step at all; or parameters with a gradient that are in no optimizer, in two measured steps or the first."""
-    if run.idle is not None:
+    if run.idle is not None and not _is_cut(run.idle):
         return _without_steps(run.idle)
     if not run.checks:
         return None
@@ -45,17 +59,20 @@ def not_optimized(run: RunSeen) -> Verdict | None:
     if not found or not (last.strays or any(p.is_optimized for p in last.parameters)):
         return None
     names = _listed([each.name for each in found])
-    cause = "it requires and gets a gradient, but is in no group of any optimizer, so it never changes"
     evidence = f"{len(found)} of {len(last.parameters)} parameters ({names}) have gradients and are in no optimizer"
     onset = next(
         c.step for c in run.checks if any(p.name == found[0].name and not p.is_optimized for p in c.parameters)
     )
-    remedy = "torch.optim.AdamW(self.parameters(), ...), with all parameters, in configure_optimizers"
+    cause, remedy = _LEFT_OUT, _ALL
     if last.strays:
         cause, remedy = _REPLACED, _BEFORE
         evidence += f"; {last.strays} tensors in the optimizers are no parameters of the module"
     confidence = 1.0 if len(run.checks) > 1 else ONCE
     return Verdict("not_optimized", found[0].layer or found[0].name, cause, evidence, remedy, onset, confidence)
+
+
+def _is_cut(idle: IdleSeen) -> bool:
+    return not idle.arrived and not idle.with_grad and idle.frozen < idle.params and idle.strays < idle.params
 
 
 def _without_steps(idle: IdleSeen) -> Verdict:
@@ -69,6 +86,8 @@ def _without_steps(idle: IdleSeen) -> Verdict:
     elif idle.strays == idle.params:
         cause, remedy = _REPLACED, _BEFORE
         evidence += f"; none of {idle.params} tensors in the optimizers is a parameter of the module"
+    elif idle.outside and idle.arrived == len(idle.outside):
+        cause, remedy = _LEFT_OUT, _ALL
     elif idle.with_grad:
         cause = "gradients are computed, but no optimizer takes a step with them"
         evidence += f", although {idle.with_grad} of {idle.params} parameters have a gradient"
@@ -78,8 +97,14 @@ def _without_steps(idle: IdleSeen) -> Verdict:
     else:
         cause = "nothing is left of the gradients when the step is taken"
         evidence += f"; none of {idle.params} parameters has a gradient after them"
-        remedy = "zero_grad() before manual_backward(), and step() right behind it"
-    return Verdict("not_optimized", None, cause, evidence, remedy, idle.step, 1.0)
+        remedy = "zero_grad() before manual_backward(), and step() right behind it" if idle.is_manual else (
+            "leave out what clears gradients between the backward pass and the step, such as zero_grad() in a hook"
+        )  # fmt: skip
+    layer = None
+    if idle.outside:
+        layer = idle.outside[0].rpartition(".")[0] or idle.outside[0]
+        evidence += f"; {_listed([*idle.outside])} have gradients and are in no optimizer"
+    return Verdict("not_optimized", layer, cause, evidence, remedy, idle.step, 1.0)
 
 
 def gradient_not_zeroed(run: RunSeen) -> Verdict | None:

@@ -29,6 +29,7 @@ PARAM = ParameterSeen("net.weight", "net", 100, True, True, True, 1.0, 0.1, 0.01
 ROWS = RowsSeen("net.weight", "net", 8, 0.5, 0.0, True)
 DROPOUT = ModuleSeen("net.drop", "dropout", False, True, True, False)
 NORM = ModuleSeen("net.norm", "batch norm", False, True, True, True)
+IDLE = IdleSeen(step=0, batches=4, params=6, frozen=0, strays=0, with_grad=6, is_manual=True, own=6, arrived=6)
 SCHEDULE = ScheduleSeen(
     name="CosineAnnealingLR", optimizer="SGD", interval="step", frequency=1, length=100, returns=True, calls=50,
     steps=50, epochs=5, steps_planned=100, epochs_planned=10, zero_first=0, zero_last=0, follows_metric=False,
@@ -75,12 +76,31 @@ def test_not_optimized_needs_a_gradient_twice():
 
 
 def test_not_optimized_says_why_nothing_changes():
-    idle = IdleSeen(step=0, batches=4, params=6, frozen=0, strays=0, with_grad=6, is_manual=True)
-    assert "self.optimizers().step()" in not_optimized(RunSeen(idle=idle)).remedy
-    assert "optimizer_step" in not_optimized(RunSeen(idle=replace(idle, is_manual=False))).remedy
-    assert "nothing is left" in not_optimized(RunSeen(idle=replace(idle, with_grad=0))).cause
-    assert "requires a gradient" in not_optimized(RunSeen(idle=replace(idle, frozen=6))).cause
-    assert "replaced" in not_optimized(RunSeen(idle=replace(idle, strays=6))).cause
+    assert "self.optimizers().step()" in not_optimized(RunSeen(idle=IDLE)).remedy
+    assert "optimizer_step" in not_optimized(RunSeen(idle=replace(IDLE, is_manual=False))).remedy
+    cleared = replace(IDLE, with_grad=0)
+    assert "nothing is left" in not_optimized(RunSeen(idle=cleared)).cause
+    assert "manual_backward" in not_optimized(RunSeen(idle=cleared)).remedy
+    assert "manual_backward" not in not_optimized(RunSeen(idle=replace(cleared, is_manual=False))).remedy
+    assert "requires a gradient" in not_optimized(RunSeen(idle=replace(IDLE, frozen=6))).cause
+    assert "replaced" in not_optimized(RunSeen(idle=replace(IDLE, strays=6))).cause
+    assert all(no_gradient(RunSeen(idle=idle)) is None for idle in (IDLE, cleared))
+
+
+def test_no_step_since_what_is_trained_is_in_no_optimizer():
+    idle = replace(IDLE, with_grad=0, arrived=2, outside=("net.0.weight", "net.0.bias"))
+    (verdict,) = diagnose(RunSeen(idle=idle))
+    assert (verdict.symptom, verdict.layer) == ("not_optimized", "net.0") and "no group" in verdict.cause
+    assert "net.0.weight, net.0.bias have gradients" in verdict.evidence and "self.parameters()" in verdict.remedy
+    assert "nothing is left" in not_optimized(RunSeen(idle=replace(idle, arrived=3))).cause  # one was cleared
+
+
+def test_no_gradient_arrives_anywhere():
+    cut = replace(IDLE, with_grad=0, arrived=0, is_manual=False)
+    (verdict,) = diagnose(RunSeen(idle=cut))
+    assert (verdict.symptom, verdict.layer) == ("no_gradient", None) and "does not depend" in verdict.cause
+    assert "none of 6 parameters" in verdict.evidence
+    assert no_gradient(RunSeen(idle=replace(cut, frozen=6))) is None
 
 
 def test_not_optimized_knows_layers_that_were_replaced():
