@@ -26,6 +26,7 @@ from lightning_optkit.callbacks.seams.lightning_packages import loss_scaler
 from lightning_optkit.callbacks.seams.lightning_private import accumulates
 from lightning_optkit.callbacks.seams.losses_of_run import LossesOfRun
 from lightning_optkit.callbacks.seams.measured_step import MeasuredStep
+from lightning_optkit.callbacks.seams.modes_of_run import ModesOfRun
 from lightning_optkit.callbacks.seams.presence import Presence
 from lightning_optkit.callbacks.seams.probe import Probe, can_probe
 from lightning_optkit.callbacks.seams.rank_checks import differing_parameters, ranks_with_same_batches, replicates
@@ -111,6 +112,7 @@ class GradientHealth(FitCallback):
         self._zeroing, self._presence, self._idle = Zeroing(), Presence(), IdleBatches()
         self._schedules: SchedulesOfRun | None = None
         self._rows: EqualRows | None = None
+        self._modes: ModesOfRun | None = None
         self._measured: MeasuredStep | None = None
         self._former: tuple[int, StepMeasure] | None = None
         self._batch: tuple[Any, int] | None = None
@@ -169,6 +171,7 @@ class GradientHealth(FitCallback):
         self._schedules = SchedulesOfRun(trainer)
         self._seen.averages = averages_too_long(trainer)
         self._rows = EqualRows(pl_module)
+        self._modes = ModesOfRun(pl_module)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -176,7 +179,11 @@ class GradientHealth(FitCallback):
         self._close()
         self._batch = (batch, batch_idx)
         step = self._seen.steps
-        is_due, may_probe = step in _FIRST or step % self.check_every == 0, self.probe and self._may_probe(step)
+        has_left = self._modes is not None and self._modes.is_due(step)
+        is_due, may_probe = (
+            has_left or step in _FIRST or step % self.check_every == 0,
+            self.probe and self._may_probe(step),
+        )
         if (
             not (is_due or may_probe or self._may_count(step))
             or self._rows is None

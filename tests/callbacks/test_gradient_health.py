@@ -391,6 +391,36 @@ def test_wrong_mode(diagnose):
     assert (verdict.symptom, verdict.layer, verdict.onset_step) == ("wrong_mode", "body.2", 0)
 
 
+class Pictures(pl.Callback):
+    """Draws something in eval mode after every epoch, and leaves it so."""
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        pl_module.body.eval()
+
+
+def test_eval_mode_from_the_second_epoch_on(diagnose):
+    module = Classifier()
+    module.body.append(nn.BatchNorm1d(16))
+    (verdict,) = diagnose(module, Pictures(), epochs=4, accumulate_grad_batches=2)
+    assert (verdict.symptom, verdict.layer, verdict.onset_step) == ("wrong_mode", "body.2", 8)
+    assert "body.2 and the batch norm layer body.3" in verdict.evidence and "steps [8, 9, 10]" in verdict.evidence
+    assert "on_train_epoch_start" in verdict.remedy
+    module = Classifier()
+    module.on_train_epoch_start = module.train
+    assert diagnose(module, Pictures(), epochs=4) == []
+
+
+def test_layers_that_leave_training_mode_in_every_epoch_are_measured_a_few_times(make_trainer, monkeypatch):
+    class Halves(Classifier):
+        def on_train_batch_start(self, batch, batch_idx):
+            self.train(batch_idx < 8)
+
+    measured, original = [], GradientHealth._take
+    monkeypatch.setattr(GradientHealth, "_take", lambda self, *args: measured.append(1) or original(self, *args))
+    make_trainer(GradientHealth(probe=False), epochs=16, accumulate_grad_batches=1).fit(Halves(), loader())
+    assert len(measured) == 8 + 4 * 3 + 1  # the first ones, four times three, and 200
+
+
 def test_what_the_first_step_shows_is_said_at_once_and_withdrawn_if_later_ones_do_not(make_trainer):
     class FirstInEval(Classifier):
         said = ()

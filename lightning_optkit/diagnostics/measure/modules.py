@@ -10,12 +10,17 @@ from lightning_optkit.diagnostics._observations import ModuleSeen
 from lightning_optkit.diagnostics.measure.batches import tensors_of
 from lightning_optkit.diagnostics.measure.parameters import plain_name
 
-__all__ = ["CalledModules", "FirstNonfinite"]
+__all__ = ["CalledModules", "FirstNonfinite", "drops"]
 
 _DROPOUTS = (
     nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
 )  # fmt: skip
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def drops(module: nn.Module) -> bool:
+    """Whether it is a dropout with a rate above 0."""
+    return isinstance(module, _DROPOUTS) and module.p > 0
 
 
 class CalledModules:
@@ -58,7 +63,7 @@ class _Called:
 
 def _kind(module: nn.Module) -> tuple[Literal["dropout", "batch norm", "other"], bool, bool]:
     if isinstance(module, _DROPOUTS):
-        return "dropout", module.p > 0, False
+        return "dropout", drops(module), False
     if isinstance(module, _BATCH_NORMS) and module.running_mean is not None and module.running_var is not None:
         is_fresh = not module.training and bool((module.running_mean == 0).all() & (module.running_var == 1).all())
         return "batch norm", True, is_fresh

@@ -170,6 +170,18 @@ def test_wrong_mode_needs_three_steps_in_which_all_of_a_kind_are_off(module):
     assert wrong_mode(checks([on], *[[module]] * 3, kind="modules")).onset_step == 1
 
 
+def test_wrong_mode_names_all_kinds_and_begins_where_the_last_spell_does():
+    run = checks([DROPOUT], [replace(DROPOUT, is_training=True)], *[[DROPOUT, NORM]] * 3, kind="modules")
+    verdict = wrong_mode(run)
+    assert (verdict.layer, verdict.onset_step) == ("net.drop", 2) and "on_train_epoch_start" in verdict.remedy
+    assert "drops nothing and batch norm uses running statistics that were never" in verdict.cause
+    assert "the dropout layer net.drop and the batch norm layer net.norm that" in verdict.evidence
+    old, other = replace(NORM, is_fresh=False), replace(NORM, is_training=True, is_fresh=False)
+    verdict = wrong_mode(checks(*[[DROPOUT, DROPOUT, old, other]] * 3, kind="modules"))
+    assert "as they are" in verdict.cause and "on_train_start" in verdict.remedy
+    assert "all 2 dropout layers and 1 of 2 batch norm layers" in verdict.evidence
+
+
 def test_a_batch_norm_that_was_frozen_with_statistics_is_let_be():
     assert wrong_mode(checks(*[[replace(NORM, is_fresh=False)]] * 3, kind="modules")) is None
 
