@@ -325,6 +325,7 @@ def test_two_optimizers_in_turn_are_healthy(diagnose):
 def test_nonfinite_in_the_batch(diagnose):
     (verdict,) = diagnose(Classifier(), data=loader(poison=22))
     assert (verdict.symptom, verdict.layer, verdict.onset_step) == ("nonfinite", None, 5)
+    assert verdict.evidence == "infinite or NaN: 8 of 32 numbers of a tensor of shape (4, 8) of the batch"
     assert "batch" in verdict.cause
 
 
@@ -359,6 +360,19 @@ def test_nonfinite_in_a_module(diagnose):
     module.body.append(Breaks(lambda x: x / 0.0))
     (verdict,) = diagnose(module)
     assert (verdict.symptom, verdict.layer, verdict.onset_step) == ("nonfinite", "body.3", 6)
+
+
+class Raising(Classifier):
+    def training_step(self, batch, batch_idx):
+        return -super().training_step(batch, batch_idx)
+
+
+def test_a_loss_that_is_raised(diagnose):
+    (verdict,) = diagnose(Raising(), epochs=6, accumulate_grad_batches=1)
+    assert verdict.symptom == "loss_does_not_match_output" and "F.cross_entropy times -1" in verdict.cause
+    module = Raising()
+    module.optimizer = lambda params, lr: torch.optim.SGD(params, lr=lr, maximize=True)
+    assert diagnose(module, epochs=6) == []
 
 
 def test_nonfinite_before_a_module_in_the_loss_or_in_the_gradient(diagnose):

@@ -27,7 +27,7 @@ def first_nonfinite(
     rise, is_scaled = _rise(losses), loss_scaler(trainer) is not None
     part = nonfinite_part(batch)
     if part is not None:
-        return NonfiniteSeen(step, "batch", None, f"{part} of the batch is infinite or NaN", 1.0, is_scaled)
+        return NonfiniteSeen(step, "batch", None, f"infinite or NaN: {part} of the batch", 1.0, is_scaled)
     params = dict(pl_module.named_parameters())
     bad = [name for name, p in params.items() if not bool(p.detach().isfinite().all())]
     if bad:

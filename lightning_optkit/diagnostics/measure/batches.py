@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["digest", "nonfinite_part", "tensors_of"]
+__all__ = ["counted_nonfinite", "digest", "nonfinite_part", "tensors_of"]
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
@@ -37,12 +37,22 @@ def nonfinite_part(batch: Any) -> str | None:
 
     Example:
         >>> nonfinite_part([torch.tensor([1.0, float("nan")])])
-        '50.0% of a tensor of shape (2,)'
+        '1 of 2 numbers of a tensor of shape (2,)'
     """
     for t in tensors_of(batch):
         if t.is_floating_point() and not bool(t.isfinite().all()):
-            return f"{float((~t.isfinite()).float().mean()):.1%} of a tensor of shape {tuple(t.shape)}"
+            return f"{counted_nonfinite(t)} of a tensor of shape {tuple(t.shape)}"
     return None
+
+
+def counted_nonfinite(t: Tensor) -> str:
+    """How many of its numbers are infinite or NaN, in words.
+
+    Example:
+        >>> counted_nonfinite(torch.tensor([1.0, float("nan")]))
+        '1 of 2 numbers'
+    """
+    return f"{int((~t.isfinite()).sum()):,} of {t.numel():,} numbers"
 
 
 def digest(batch: Any) -> int:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_optkit.diagnostics._observations import ModuleSeen
-from lightning_optkit.diagnostics.measure.batches import tensors_of
+from lightning_optkit.diagnostics.measure.batches import counted_nonfinite, tensors_of
 from lightning_optkit.diagnostics.measure.parameters import plain_name
 
 __all__ = ["CalledModules", "FirstNonfinite", "drops"]
@@ -104,9 +104,8 @@ class _Finished:
         given = [t for t in tensors_of(args) if t.is_floating_point() and not bool(t.isfinite().all())]
         self._watch.name, self._watch.is_before = self._name, bool(given)
         bad = given or [t for t in tensors_of(output) if not _is_good(t)]
-        share = float((~torch.isfinite(bad[0])).float().mean())
         what, of = "input" if given else "output", f"{self._name} ({type(module).__name__})"
-        self._watch.detail = f"{share:.1%} of the {what} of {of} is infinite or NaN"
+        self._watch.detail = f"infinite or NaN: {counted_nonfinite(bad[0])} of the {what} of {of}"
 
 
 def _is_good(t: Tensor) -> bool:

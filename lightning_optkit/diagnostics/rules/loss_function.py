@@ -8,11 +8,16 @@ from lightning_optkit.diagnostics.verdict import ONCE, Verdict
 __all__ = ["loss_does_not_match_output"]
 
 _CHECKS = 3
+_ROUNDING = 1e-3  # of a loss in 16 bits
+_FALLS = 2.0  # judgement: the noise of batches does not double a loss
 _OUTSIDE = 0.05  # judgement: so many targets cannot be reached
 
 
 def loss_does_not_match_output(run: RunSeen) -> Verdict | None:
     """The same mismatch in every measured step, be it the first; what depends on the batch, in three at least."""
+    negated = _negated(run)
+    if negated is not None:
+        return negated
     steps = [check.losses for check in run.checks]
     if not steps or not all(steps):
         return None
@@ -24,6 +29,26 @@ def loss_does_not_match_output(run: RunSeen) -> Verdict | None:
             confidence = 1.0 if is_sure else ONCE
             return Verdict("loss_does_not_match_output", None, cause, evidence, remedy, 0, confidence)
     return None
+
+
+def _negated(run: RunSeen) -> Verdict | None:
+    """The loss is that of torch times -1, and doubles, so that it is no optimizer that maximizes."""
+    first = run.losses.first
+    early = [check for check in run.checks if check.step < len(first)]
+    if len(early) < _CHECKS or any(len(check.losses) != 1 for check in early):
+        return None
+    seen = [(first[check.step], check.losses[0]) for check in early]
+    if not all(each.value > 0 and abs(loss + each.value) <= _ROUNDING * each.value for loss, each in seen):
+        return None
+    begin, end = sum(first[:_CHECKS]) / _CHECKS, sum(run.losses.last(_CHECKS)) / _CHECKS
+    if end >= _FALLS * begin:
+        return None
+    call = f"F.{seen[0][1].function}"
+    cause = f"the loss is {call} times -1, which has no lower bound, so training makes the predictions worse"
+    evidence = f"{call} gave {seen[0][1].value:.3g} where the loss was {seen[0][0]:.3g}, and it fell to {end:.3g}"
+    return Verdict(
+        "loss_does_not_match_output", None, cause, evidence, f"return {call}(...), without the minus", 0, 1.0
+    )
 
 
 def _mismatch(loss: LossSeen) -> tuple[str, str, str] | None:

@@ -9,6 +9,7 @@ from lightning_optkit.diagnostics._observations import (
     AverageSeen,
     Check,
     IdleSeen,
+    Losses,
     ModuleSeen,
     NonfiniteSeen,
     ParameterSeen,
@@ -18,8 +19,10 @@ from lightning_optkit.diagnostics._observations import (
     ScheduleSeen,
     SilentSeen,
 )
+from lightning_optkit.diagnostics._signals import LossSeen
 from lightning_optkit.diagnostics.rules import diagnose, is_exact, ranked
 from lightning_optkit.diagnostics.rules.gradients import gradient_not_zeroed, lost_updates, no_gradient, not_optimized
+from lightning_optkit.diagnostics.rules.loss_function import loss_does_not_match_output
 from lightning_optkit.diagnostics.rules.nonfinite import nonfinite
 from lightning_optkit.diagnostics.rules.processes import duplicate_data, ranks_diverge
 from lightning_optkit.diagnostics.rules.schedules import schedule_fault
@@ -184,6 +187,26 @@ def test_wrong_mode_names_all_kinds_and_begins_where_the_last_spell_does():
 
 def test_a_batch_norm_that_was_frozen_with_statistics_is_let_be():
     assert wrong_mode(checks(*[[replace(NORM, is_fresh=False)]] * 3, kind="modules")) is None
+
+
+def negated(losses, values=(2.4, 2.5, 2.6)):
+    nan = float("nan")
+    called = LossSeen("cross_entropy", None, 10, True, False, "(8, 10) and (8,)", 0.0, nan, nan, 0.5, nan, 2.3)
+    kept = Losses()
+    for loss in losses:
+        kept.append(loss)
+    made = [Check(step, 0.1, losses=(replace(called, value=value),)) for step, value in enumerate(values)]
+    return loss_does_not_match_output(RunSeen(steps=len(losses), losses=kept, checks=made))
+
+
+def test_a_loss_of_torch_times_minus_one_that_falls():
+    verdict = negated([-2.4, -2.5, -2.6, -5.1, -5.2, -5.3])
+    assert "times -1" in verdict.cause and "F.cross_entropy gave 2.4 where the loss was -2.4" in verdict.evidence
+    assert negated([-2.4, -2.5, -2.6, -3.0, -3.0, -3.0]) is None  # the noise of batches
+    assert negated([-2.4, -2.5, -2.6, -1.0, -1.0, -1.0]) is None  # an optimizer that maximizes
+    assert negated([-2.4, -2.5, -2.2, -5.1, -5.2, -5.3]) is None  # another term, in one step
+    assert negated([2.4, 2.5, 2.6, 5.1, 5.2, 5.3]) is None
+    assert negated([-2.4, -2.5, -5.1, -5.2, -5.3], values=(2.4, 2.5)) is None
 
 
 def schedule(**changes):
