@@ -115,6 +115,8 @@ class Check:
         losses: Calls of loss functions.
         probe: The loss along the update, if it was measured.
         strays: Number of tensors in the optimizers that are no parameters of the module.
+        hidden: Names of parameters with a gradient that are in no optimizer, and not found by torch, since their
+            modules are kept in a list, tuple or dict.
         is_undone: Whether the weights before this step were bitwise those before the step in front of it, which had
             changed them.
     """
@@ -130,6 +132,7 @@ class Check:
     losses: tuple[LossSeen, ...] = ()
     probe: ProbeSeen | None = None
     strays: int = 0
+    hidden: tuple[str, ...] = ()
     is_undone: bool = False
 
 

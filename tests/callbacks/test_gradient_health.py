@@ -241,6 +241,37 @@ def test_not_optimized(diagnose):
     assert diagnose(module) == []
 
 
+class InAList(Classifier):
+    def __init__(self, is_optimized=False, is_training=True, holder=list):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.blocks = holder([nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16)])
+        self.is_optimized = is_optimized
+        for block in self.blocks:
+            block.train(is_training)
+
+    def hidden(self, x):
+        x = self.body(x)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def configure_optimizers(self):
+        params = [p for block in self.blocks for p in block.parameters()] if self.is_optimized else []
+        return torch.optim.SGD([*self.parameters(), *params], lr=0.05)
+
+
+def test_layers_in_a_list(diagnose):
+    for holder in (list, tuple):
+        (verdict,) = diagnose(InAList(holder=holder))
+        assert (verdict.symptom, verdict.layer, verdict.onset_step) == ("not_optimized", "blocks[0]", 0)
+        assert "ModuleList" in verdict.remedy and "blocks[2].weight and 1 more" in verdict.evidence
+    # Added by hand; kept away from the checkpoint and the optimizer, as a frozen critic is; found by torch.
+    assert diagnose(InAList(is_optimized=True)) == diagnose(InAList(is_training=False)) == []
+    assert diagnose(InAList(holder=nn.ModuleList)) == []
+
+
 class NeverZeroes(Classifier):
     def optimizer_zero_grad(self, epoch, batch_idx, optimizer):
         pass

@@ -20,6 +20,7 @@ from lightning_optkit.callbacks.seams.schedules_of_run import highest_rate
 from lightning_optkit.diagnostics._observations import Check
 from lightning_optkit.diagnostics._signals import ProbeSeen
 from lightning_optkit.diagnostics.measure.calls import CalledFunctions, CalledLayers
+from lightning_optkit.diagnostics.measure.hidden import hidden_parameters
 from lightning_optkit.diagnostics.measure.modules import CalledModules
 from lightning_optkit.diagnostics.measure.parameters import StepMeasure, parameters_of
 from lightning_optkit.diagnostics.measure.rows import EqualRows
@@ -53,8 +54,9 @@ class MeasuredStep:
         self._params: dict[str, Tensor] = {n: p for n, p in pl_module.named_parameters() if not is_lazy(p)}
         optimizers = Run(trainer).optimizers
         self.norms = StepMeasure(self._params, optimizers)
-        own = set(pl_module.parameters())
-        self._strays = len({p for each in optimizers for p in parameters_of(each)} - own)
+        own, optimized = set(pl_module.parameters()), {p for each in optimizers for p in parameters_of(each)}
+        self._strays = len(optimized - own)
+        self._hidden = {name: p for name, p in hidden_parameters(pl_module).items() if p not in optimized}
         self._former = former[1] if former is not None and former[0] == step - 1 else None
         self._is_watched = not is_compiled(pl_module)
         self._modules = CalledModules(pl_module) if self._is_watched else None
@@ -97,6 +99,7 @@ class MeasuredStep:
         check = Check(
             self._step, self._rate, self.norms.seen(), rows.seen(self._params),
             probe=probe, strays=self._strays,
+            hidden=tuple(name for name, p in self._hidden.items() if p.grad is not None),
             is_undone=self._former is not None and self.norms.is_undone(self._former),
         )  # fmt: skip
         if self._modules is None or self._layers is None or self._functions is None:

@@ -54,6 +54,9 @@ def not_optimized(run: RunSeen) -> Verdict | None:
     if not run.checks:
         return None
     before, last = run.checks[-2:][0], run.checks[-1]
+    hidden = [name for name in last.hidden if name in before.hidden]
+    if hidden:
+        return _hidden(hidden, run.checks)
     left_out = {each.name for each in before.parameters if each.has_gradient and not each.is_optimized}
     found = [p for p in last.parameters if p.has_gradient and not p.is_optimized and p.name in left_out]
     if not found or not (last.strays or any(p.is_optimized for p in last.parameters)):
@@ -69,6 +72,18 @@ def not_optimized(run: RunSeen) -> Verdict | None:
         evidence += f"; {last.strays} tensors in the optimizers are no parameters of the module"
     confidence = 1.0 if len(run.checks) > 1 else ONCE
     return Verdict("not_optimized", found[0].layer or found[0].name, cause, evidence, remedy, onset, confidence)
+
+
+def _hidden(names: list[str], checks: list[Check]) -> Verdict:
+    layer = names[0].rpartition("]")[0] + "]"
+    holder = layer.rpartition("[")[0]
+    cause = (
+        "it is held in a list, tuple or dict, where torch does not find it: no optimizer, device or checkpoint has it"
+    )
+    evidence = f"{_listed(names)} have gradients, and are neither in parameters() nor in an optimizer"
+    remedy = f"self.{holder} = torch.nn.ModuleList(...), or ModuleDict, instead of what it is"
+    onset = next(check.step for check in checks if names[0] in check.hidden)
+    return Verdict("not_optimized", layer, cause, evidence, remedy, onset, 1.0 if len(checks) > 1 else ONCE)
 
 
 def _is_cut(idle: IdleSeen) -> bool:

@@ -106,6 +106,16 @@ def test_no_gradient_arrives_anywhere():
     assert no_gradient(RunSeen(idle=replace(cut, frozen=6))) is None
 
 
+def test_not_optimized_knows_layers_in_a_list():
+    hidden, nothing = dict(hidden=("net.blocks[0].weight", "net.blocks[0].bias")), {}
+    made = [Check(step, 0.1, **parts) for step, parts in enumerate((nothing, hidden, hidden))]
+    verdict = not_optimized(RunSeen(checks=made))
+    assert (verdict.layer, verdict.onset_step) == ("net.blocks[0]", 1) and "held in a list" in verdict.cause
+    assert verdict.remedy.startswith("self.net.blocks = torch.nn.ModuleList(") and is_exact(verdict)
+    assert not is_exact(not_optimized(RunSeen(checks=made[1:2])))
+    assert not_optimized(RunSeen(checks=made[:2])) is None
+
+
 def test_not_optimized_knows_layers_that_were_replaced():
     out = replace(PARAM, is_optimized=False)
     run = checks([out], [out], kind="parameters")
