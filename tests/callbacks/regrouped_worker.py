@@ -27,6 +27,7 @@ DIVISIONS = {  # settings and the places of parameters
     "reordered": [(SLOW, (5, 3, 4)), (FAST, (2, 1, 0))],
     "moved": [(SLOW, (5, 3)), (FAST, (2, 1, 0, 4))],
     "joined": [(FAST, range(6))],
+    "halves": [(FAST, (0, 2, 1)), (FAST, (3, 4, 5))],
     "divided": [(FAST, (0,)), (FAST, (2, 1)), (SLOW, (4, 5)), (SLOW, (3,))],
     "fewer": [(FAST, (0, 2)), (SLOW, (3, 4, 5))],
 }

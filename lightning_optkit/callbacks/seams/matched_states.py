@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_optkit._torch_private import INNER_SCHEDULERS, LAST_LRS
+from lightning_optkit.callbacks.seams.nameless import labels
 from lightning_optkit.diagnostics.measure.parameters import plain_name
 from lightning_optkit.step import OnePassOptimizer
 from lightning_optkit.step.matching import Matched, match_groups
@@ -88,23 +89,21 @@ def match_states(
             _check_sizes(optimizer, state)
         return MatchedStates(states, [*saved_schedulers], False)
     aliases = aliases_of(pl_module)
-    origins: dict[Any, list[int]] = {}
+    origins: dict[Any, tuple[list[int], int]] = {}
     for place, optimizer in enumerate(optimizers):
-        matched = _matched(aliases, optimizer, place, states)
-        states[place], origins[optimizer] = matched.state_dict, matched.origins
+        matched, size = _matched(aliases, optimizer, place, states), len(states[place]["param_groups"])
+        states[place], origins[optimizer] = matched.state_dict, (matched.origins, size)
     pairs = zip(schedulers, saved_schedulers, strict=False)
-    ordered = [_ordered(state, origins.get(getattr(each, "optimizer", None))) for each, state in pairs]
+    none: tuple[list[int], int] = ([], 0)
+    ordered = [_ordered(state, *origins.get(getattr(each, "optimizer", None), none)) for each, state in pairs]
     return MatchedStates(states, [*ordered, *saved_schedulers[len(ordered) :]], True)
 
 
 def _matched(
     aliases: Mapping[Tensor, list[str]], optimizer: Optimizer, place: int, states: Sequence[Mapping[str, Any]]
 ) -> Matched:
-    names = [
-        [aliases.get(param, [f"parameter {number} of its group {group_number}"]) for number, param in enumerate(params)]
-        for group_number, params in enumerate(group["params"] for group in optimizer.param_groups)
-    ]
-    what = f"{type(optimizer).__name__}:"
+    what, state = f"{type(optimizer).__name__}:", states[place]
+    saved_names, names = labels(what, state, state[NAMES], optimizer.param_groups, aliases)
     held = [{*state[NAMES].values()} for state in states]
     for each in (each for group in names for each in group):
         others = [number for number, known in enumerate(held) if known.intersection(each)]
@@ -114,7 +113,7 @@ def _matched(
                 "checkpoint; let configure_optimizers return the optimizers, and their parameters, of the run that "
                 "saved it."
             )
-    return match_groups(what, states[place], states[place][NAMES], optimizer.param_groups, names)
+    return match_groups(what, state, saved_names, optimizer.param_groups, names)
 
 
 def _check_class(optimizer: Optimizer, state: Any) -> None:
@@ -165,15 +164,14 @@ def _check_sizes(optimizer: Optimizer, state: Any) -> None:
         )
 
 
-def _ordered(state: Any, origins: Sequence[int] | None) -> Any:
-    """The state of a scheduler with its lists of a value per group in the order of the groups here."""
-    if not isinstance(state, Mapping) or origins is None or [*origins] == [*range(len(origins))]:
+def _ordered(state: Any, origins: Sequence[int], size: int) -> Any:
+    """The state of a scheduler with its lists of a value per group, of which there were `size`, for the groups here."""
+    if not isinstance(state, Mapping) or [*origins] == [*range(size)]:
         return state
-    size = max(origins) + 1
     ordered = dict(state)
     for key, value in state.items():
         if key in _OF_GROUPS and isinstance(value, list | tuple) and len(value) >= size:
             ordered[key] = [value[origin] for origin in origins]
         elif key == INNER_SCHEDULERS:
-            ordered[key] = [_ordered(each, origins) for each in value]
+            ordered[key] = [_ordered(each, origins, size) for each in value]
     return ordered

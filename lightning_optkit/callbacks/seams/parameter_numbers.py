@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from lightning_optkit.callbacks.seams.gathered_shards import gathered_shards, is_sharded
 from lightning_optkit.callbacks.seams.lightning_packages import is_a, twins
 from lightning_optkit.callbacks.seams.matched_states import CLASSES, NAMES, aliases_of, classes_of, match_states
+from lightning_optkit.callbacks.seams.nameless import SHAPES
 from lightning_optkit.callbacks.seams.overrides import override
 from lightning_optkit.callbacks.seams.sharded_states import load_optimizers, saved_outlines
 
@@ -69,9 +70,9 @@ def _numbered(strategy: Strategy, original: Callable[[Optimizer], Any], optimize
     if not isinstance(saved, dict) or not groups or "param_groups" not in saved:
         return saved
     places: dict[Tensor, int] = {param: place for place, param in enumerate(_module(strategy).parameters())}
-    kept = {param for group in groups for param in group["params"]}
-    if not kept <= places.keys():  # of parameters that are not the module's nobody knows the name
-        return saved
+    kept = {param: None for group in groups for param in group["params"]}
+    nameless = [param for param in kept if param not in places]
+    places |= {param: len(places) + index for index, param in enumerate(nameless)}  # behind those of the module
     if is_a(strategy, ModelParallelStrategy):  # by place already; or, in a sharded checkpoint, by name
         if any(isinstance(number, str) for number in chain.from_iterable(g["params"] for g in saved["param_groups"])):
             return saved
@@ -84,7 +85,8 @@ def _numbered(strategy: Strategy, original: Callable[[Optimizer], Any], optimize
         **saved,
         "state": {numbers.get(number, number): state for number, state in saved["state"].items()},
         "param_groups": [{**g, "params": [numbers[number] for number in g["params"]]} for g in saved["param_groups"]],
-        NAMES: {place: names[place] for place in sorted(numbers.values())},
+        NAMES: {place: names[place] for place in sorted(numbers.values()) if place in names},
+        **({SHAPES: {places[param]: tuple(param.shape) for param in nameless}} if nameless else {}),
         CLASSES: classes_of(optimizer),
     }
 

@@ -74,6 +74,11 @@ def load_optimizers(
     for place, (optimizer, given) in enumerate(zip(optimizers, matched, strict=True)):
         if not given[_STATE]:  # saved before the first step: there is nothing to load
             continue
+        if any(param not in names for group in optimizer.param_groups for param in group["params"]):
+            raise ValueError(
+                f"{type(optimizer).__name__}: it has parameters that are not the module's, whose state FSDP2 cannot "
+                "load; register them in the module."
+            )
         own = [[names[param] for param in group["params"]] for group in optimizer.param_groups]
         groups = [{**group, "params": each} for group, each in zip(given[_GROUPS], own, strict=True)]
         if path.is_dir():

@@ -76,6 +76,48 @@ def test_a_folder_that_is_no_checkpoint_is_said(saved, tmp_path, case):
         worker.run(case, "saved", "one", ckpt_path=tmp_path / "runs")
 
 
+# --- schedulers of fewer groups ---
+
+SCHEDULER = torch.optim.lr_scheduler
+
+
+class Decay:
+    """A callable object, whose attributes LambdaLR saves."""
+
+    def __init__(self):
+        self.rate = 0.9
+
+    def __call__(self, step):
+        return self.rate**step
+
+
+SCHEDULERS = {
+    "functions": lambda o: SCHEDULER.LambdaLR(o, lambda step: 0.9**step),
+    "objects": lambda o: SCHEDULER.LambdaLR(o, [Decay() for _ in o.param_groups]),
+    "in a sequence": lambda o: SCHEDULER.SequentialLR(
+        o, [SCHEDULER.LinearLR(o, 0.1, total_iters=4), SCHEDULER.LambdaLR(o, [Decay() for _ in o.param_groups])], [6]
+    ),
+    "factors": lambda o: SCHEDULER.MultiplicativeLR(o, lambda step: 0.9),
+    "a list of bounds": lambda o: SCHEDULER.OneCycleLR(o, [0.02] * len(o.param_groups), total_steps=64),
+}
+
+
+@pytest.mark.parametrize("case", SCHEDULERS)
+def test_joined_groups_have_the_rates_of_those_before(tmp_path, case):
+    class Scheduled(worker.Regression):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            return [optimizer], [{"scheduler": SCHEDULERS[case](optimizer), "interval": "step"}]
+
+    path = tmp_path / "halves.ckpt"
+    fit(Scheduled(torch.optim.AdamW, "halves"), path=path)
+    same, other = Scheduled(torch.optim.AdamW, "halves"), Scheduled(torch.optim.AdamW, "joined")
+    for module in (same, other):
+        fit(module, ckpt_path=path)
+    assert [len(each.trainer.lr_scheduler_configs[0].scheduler.get_last_lr()) for each in (same, other)] == [2, 1]
+    torch.testing.assert_close([*other.parameters()], [*same.parameters()], rtol=0, atol=0)
+
+
 # --- other optimizers ---
 
 
