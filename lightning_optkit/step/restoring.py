@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from lightning_optkit.step.plain import is_dense
 from lightning_optkit.step.quantized_state import BLOCK, scale_name
 from lightning_optkit.step.rule import Group, Rule, Scalar, State
-from lightning_optkit.step.rule_identity import is_of_a_variant
+from lightning_optkit.step.rule_identity import NEXT, is_of_a_variant
 from lightning_optkit.step.saved import saved_floats, saved_number, saved_tensor
 from lightning_optkit.step.shards import local, place_like
 from lightning_optkit.step.split_weights import CORRECTIONS, is_cast
@@ -89,7 +89,7 @@ def check_state(what: str, place: Place, saved: Mapping[Any, Any]) -> None:
         ):
             _check_tensor(entry, place, name, held)
         else:
-            raise ValueError(f"{what} the checkpoint is of another rule; it holds the state {name!r}.")
+            raise ValueError(f"{what} the checkpoint is of another rule; it holds the state {name!r}; {NEXT}.")
     _check_is_whole(what, place, held)
 
 

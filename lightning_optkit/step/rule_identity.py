@@ -18,10 +18,11 @@ from lightning_optkit.step.saved import kind_of
 from lightning_optkit.step.stages import ADDED_ENTRIES
 from lightning_optkit.step.stepped import Loadable
 
-__all__ = ["check_is_of_the_rule", "is_of_a_variant", "rule_of"]
+__all__ = ["NEXT", "check_is_of_the_rule", "is_of_a_variant", "rule_of"]
 
 _IMPLEMENTATION = frozenset({"foreach", "fused", "capturable", "differentiable", "maximize"})
 _DECOUPLED = "decoupled_weight_decay"
+NEXT = "load it into an optimizer of the class that saved it, or begin from its weights alone"
 
 
 def rule_of(optimizer: Loadable) -> str:
@@ -34,7 +35,7 @@ def check_is_of_the_rule(what: str, optimizer: Loadable, state_dict: Mapping[str
     said = state_dict.get("rule", rule_of(optimizer))
     if not isinstance(said, str) or said != rule_of(optimizer):
         raise ValueError(
-            f"{what} the checkpoint is of another rule, {kind_of(said)}; it must be of {rule_of(optimizer)!r}."
+            f"{what} the checkpoint is of another rule, {kind_of(said)}; it must be of {rule_of(optimizer)!r}; {NEXT}."
         )
     for saved, group in zip(state_dict["param_groups"], optimizer.param_groups, strict=True):
         _check_group_entries(what, optimizer, saved, group)
@@ -46,23 +47,23 @@ def _check_group_entries(what: str, optimizer: Loadable, saved: Group, group: Gr
     """Compares the entries; those unknown to torch and to this package belong to a scheduler or the user."""
     missing = optimizer.defaults.keys() - saved.keys() - ADDED_ENTRIES - _IMPLEMENTATION - {_DECOUPLED}
     if missing:
-        raise ValueError(f"{what} the checkpoint is of another rule; its groups have no {_listed(missing)}.")
+        raise ValueError(f"{what} the checkpoint is of another rule; its groups have no {_listed(missing)}; {NEXT}.")
     foreign = (saved.keys() & _entries_of_all(_base_of(optimizer))) - group.keys() - ADDED_ENTRIES - _IMPLEMENTATION
     if foreign:
-        raise ValueError(f"{what} the checkpoint is of another rule; its groups have {_listed(foreign)}.")
+        raise ValueError(f"{what} the checkpoint is of another rule; its groups have {_listed(foreign)}; {NEXT}.")
     decoupled = saved.get(_DECOUPLED, group[_DECOUPLED])
     if hasattr(decoupled, "shape") or decoupled != group[_DECOUPLED]:  # the truth of an array is undefined
-        raise ValueError(f"{what} the checkpoint is of another rule; it has {_DECOUPLED}={kind_of(decoupled)}.")
+        raise ValueError(f"{what} the checkpoint is of another rule; it has {_DECOUPLED}={kind_of(decoupled)}; {NEXT}.")
 
 
 def _check_entries_of_torch(what: str, optimizer: Loadable, saved: Group) -> None:
     """Adamax and RAdam of torch differ only in one entry before the first step, Adamax and AdaBelief in none."""
     if optimizer._torch_class is None:
-        raise ValueError(f"{what} the checkpoint is of another rule; torch has no {rule_of(optimizer)!r}.")
+        raise ValueError(f"{what} the checkpoint is of another rule; torch has no {rule_of(optimizer)!r}; {NEXT}.")
     torchs = _build(optimizer._torch_class).param_groups[0]
     if (_DECOUPLED in saved) != (_DECOUPLED in torchs):
         has = "have" if _DECOUPLED in saved else "have no"
-        raise ValueError(f"{what} the checkpoint is of another rule; its groups {has} {_DECOUPLED!r}.")
+        raise ValueError(f"{what} the checkpoint is of another rule; its groups {has} {_DECOUPLED!r}; {NEXT}.")
 
 
 def _build(cls: Callable[[list[torch.Tensor]], Optimizer]) -> Optimizer:

@@ -45,6 +45,12 @@ AVERAGES = {
     "without": lambda: [ok.Fuse(verbose=False)],
     "with ExactResume": lambda: [ok.Fuse(verbose=False), ok.WeightAveraging(ok.EMA(0.9)), ok.ExactResume()],
 }
+OTHERS = {  # resumed from a file of AdamW without an average
+    "another class": (torch.optim.Adam, lambda: [ok.ExactResume()]),
+    "an average added": (torch.optim.AdamW, lambda: [ok.ExactResume(), ok.WeightAveraging(ok.EMA(0.9))]),
+    "an average and Fuse added": (torch.optim.AdamW, lambda: [ok.WeightAveraging(ok.EMA(0.9)), ok.Fuse(verbose=False)]),
+}
+CASES |= OTHERS
 CASES |= {name: (torch.optim.AdamW, make) for name, make in AVERAGES.items()}
 
 
@@ -125,4 +131,14 @@ if __name__ == "__main__":
             for loader in ("one", saver):
                 path = folder / f"averaged {saver}.ckpt"
                 results["averaged", saver, case, loader] = attempted(case, "saved", loader, ckpt_path=path)
+    for saver, loader in [("fsdp full", "fsdp full"), ("fsdp sharded", "fsdp sharded"), ("fsdp sharded", "one")]:
+        path = folder / f"halves {saver}.ckpt"
+        if not path.exists():
+            attempted("ExactResume", "halves", saver, path=path, schedule=True)
+        for division in ("halves", "joined"):
+            results["joined", saver, loader, division] = attempted(
+                "ExactResume", division, loader, ckpt_path=path, schedule=True
+            )
+        for case in OTHERS:
+            results[case, saver, loader] = attempted(case, "halves", loader, ckpt_path=path, schedule=True)
     torch.save(results, folder / "results.pt")

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 
 from lightning_optkit.callbacks.seams.checkpointed_weights import in_one_file
-from lightning_optkit.callbacks.seams.matched_states import NAMES
+from lightning_optkit.callbacks.seams.matched_states import CLASSES, NAMES
 from lightning_optkit.callbacks.seams.whole_checkpoints import SHARED_STATE
 
 __all__ = ["gathered_shards", "is_sharded", "read_alone"]
@@ -65,4 +65,5 @@ def _numbered(state: dict[Any, Any]) -> dict[Any, Any]:
         "state": {numbers[name]: entries for name, entries in state.get("state", {}).items()},
         "param_groups": [{**group, "params": [numbers[name] for name in group["params"]]} for group in groups],
         NAMES: names,
+        **({CLASSES: state[CLASSES]} if CLASSES in state else {}),
     }

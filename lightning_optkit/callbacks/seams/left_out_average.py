@@ -5,6 +5,7 @@ The `state_dict` of such a checkpoint holds the average, so Lightning would go o
 the trained weights, which stand beside it.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,10 +13,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.checkpointed_weights import forget_trained, holds_trained, load_trained
+from lightning_optkit.step import OnePassOptimizer
 
 __all__ = ["go_on_from_trained"]
 
 _AVERAGING = ("WeightAveraging", "ScheduleFreeWrapper")  # Lightning's WeightAveraging saves under the same name
+_STATES = ("ema", "power_ema", "swa", "lawa")
 
 
 def go_on_from_trained(trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -34,6 +37,7 @@ def go_on_from_trained(trainer: pl.Trainer, pl_module: pl.LightningModule, check
         pl_module.load_state_dict({**pl_module.state_dict(), **points}, strict=pl_module.strict_loading)
         has_trained = True
     load_trained(trainer, pl_module, checkpoint)
+    _drop_averages(trainer, checkpoint, [each.get("name") for each in kept if isinstance(each, dict)])
     forget_trained(checkpoint)
     whose = str(lost[0]).split("{")[0] if lost else "the callback that averaged the weights"
     from_trained = "the run goes on from the trained weights, not from the average in its state_dict, and "
@@ -41,3 +45,27 @@ def go_on_from_trained(trainer: pl.Trainer, pl_module: pl.LightningModule, check
         f"{whose}: the checkpoint was saved with it, and this run leaves it out; {from_trained if has_trained else ''}"
         "the average is lost: give the same callback to keep it."
     )
+
+
+def _drop_averages(trainer: pl.Trainer, checkpoint: dict[str, Any], names: Sequence[str | None]) -> None:
+    """Takes the averages out of the states, from which a later run with the callback would go on as if none was lost.
+
+    Those of this package know which average they keep. FSDP2 has loaded its optimizers already, others load them next.
+    """
+    saved = [each for each in checkpoint.get("optimizer_states", []) if isinstance(each, dict) and "rule" not in each]
+    loaded = [each.state for each in trainer.optimizers if not isinstance(each, OnePassOptimizer)]
+    for states in (*(each.get("state", {}) for each in saved), *loaded):
+        for entries in states.values():
+            if isinstance(entries, dict):
+                _drop(entries, [name for name in (*names, *_STATES) if name])
+
+
+def _drop(entries: dict[str, Any], names: Iterable[str]) -> None:
+    """Removes averages with their counters; an entry of that name without one is a rule's own."""
+    found: list[str] = []
+    for name in names:
+        counter = f"num_averaged_{name}" if f"num_averaged_{name}" in entries else "num_averaged"
+        held = [key for key in entries if key == name or str(key).startswith(f"{name}_snapshot_")]
+        found += [*held, counter] if held and counter in entries else []
+    for key in found:
+        entries.pop(key, None)

@@ -127,9 +127,11 @@ def _check_class(optimizer: Optimizer, state: Any) -> None:
         same = all(g.get(kind) == o.get(kind) for g, o in zip(groups, optimizer.param_groups, strict=False))
         whose = "" if derives and same else f"is of {saved[0]}"
     elif type(optimizer).__module__.startswith("torch.optim."):  # those of this package look themselves
-        lacks = optimizer.defaults.keys() - _FILLED_IN
+        lacks, kind = optimizer.defaults.keys() - _FILLED_IN, "decoupled_weight_decay"
         lacking = next((key for group in groups for key in sorted(lacks - group.keys())), None)
         whose = f"has no {lacking!r} in its groups, so it is of another optimizer" if lacking else ""
+        if not saved and any(bool(group.get(kind)) != bool(optimizer.defaults.get(kind)) for group in groups):
+            whose = whose or f"has another {kind!r} in its groups, so it is of another optimizer"
     if whose:
         raise ValueError(
             f"{own[0]}: the optimizer state of the checkpoint {whose}; resume with the optimizer of the run that saved "

@@ -75,7 +75,7 @@ def _numbered(strategy: Strategy, original: Callable[[Optimizer], Any], optimize
     places |= {param: len(places) + index for index, param in enumerate(nameless)}  # behind those of the module
     if is_a(strategy, ModelParallelStrategy):  # by place already; or, in a sharded checkpoint, by name
         if any(isinstance(number, str) for number in chain.from_iterable(g["params"] for g in saved["param_groups"])):
-            return saved
+            return {**saved, CLASSES: classes_of(optimizer)}
         numbers = {place: place for param, place in places.items() if param in kept}
     else:
         pairs = zip(saved["param_groups"], groups, strict=False)

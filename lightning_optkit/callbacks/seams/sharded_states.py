@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from torch.optim import Optimizer
 
 from lightning_optkit.callbacks.seams.gathered_shards import read_alone
-from lightning_optkit.callbacks.seams.matched_states import NAMES, aliases_of
+from lightning_optkit.callbacks.seams.matched_states import CLASSES, NAMES, aliases_of
 from lightning_optkit.callbacks.seams.whole_checkpoints import SHARED_STATE
 
 __all__ = ["load_optimizers", "saved_outlines"]
@@ -39,12 +39,19 @@ def _outlines(path: Path) -> list[dict[str, Any]]:
         for key, place in (metadata.planner_data or {}).items()
         if str(place[0]).startswith("optimizer_") and len(place) > 3 and place[1] in (_STATE, _GROUPS)
     }
-    groups = read_alone({k: metadata.state_dict_metadata[k] for k, place in kept.items() if place[1] == _GROUPS}, path)
+    classes = {
+        key: place[0] for key, place in (metadata.planner_data or {}).items() if len(place) == 2 and place[1] == CLASSES
+    }
+    read = [*classes, *(key for key, place in kept.items() if place[1] == _GROUPS)]
+    groups = read_alone({key: metadata.state_dict_metadata[key] for key in read}, path)
     outlines: dict[str, dict[str, Any]] = {}
     is_flat = all(len(place) == 4 for place in kept.values() if place[1] == _GROUPS)  # no tensors within a setting
     for key, (owner, part, holder, name, *_) in kept.items():
         outline = outlines.setdefault(owner, {_STATE: {}, _GROUPS: {}})
         outline[part].setdefault(holder, {})[name] = groups.get(key)
+    for key, owner in classes.items():
+        if owner in outlines:  # not the weights that an average keeps at the place of an optimizer
+            outlines[owner][CLASSES] = groups[key]
     ordered = [outlines[f"optimizer_{place}"] for place in range(len(outlines))]
     for outline in ordered:
         outline[_GROUPS] = [outline[_GROUPS][place] for place in sorted(outline[_GROUPS])]
@@ -83,7 +90,8 @@ def load_optimizers(
         groups = [{**group, "params": each} for group, each in zip(given[_GROUPS], own, strict=True)]
         if path.is_dir():
             options = StateDictOptions(cpu_offload=True)
-            state = get_optimizer_state_dict(module, optimizer)[_STATE]
+            whole = get_optimizer_state_dict(module, optimizer)[_STATE]
+            state = {name: _known(whole[name], given[_STATE][name]) for name in whole if name in given[_STATE]}
             load_shards({f"optimizer_{place}": {_STATE: state}}, checkpoint_id=path)
         else:
             strict = module.strict_loading
@@ -92,3 +100,8 @@ def load_optimizers(
             name_of = dict(zip(numbers, [name for each in own for name in each], strict=True))
             state = {name_of[number]: entries for number, entries in given[_STATE].items() if number in name_of}
         set_optimizer_state_dict(module, optimizer, {_STATE: state, _GROUPS: groups}, options=options)
+
+
+def _known(entries: Any, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that the checkpoint has: the others, such as those of a new average, begin as in a fresh run."""
+    return {key: value for key, value in entries.items() if key in saved}

@@ -118,3 +118,22 @@ def test_with_the_callback_nothing_is_said(saved):
     folder, trained = saved["EMA"]
     weight, said = began(folder / "after the fit.ckpt", AVERAGES["EMA"](), ok.ExactResume())
     assert torch.equal(weight, trained) and said == []
+
+
+# --- what is left in the states of torch's classes ---
+
+SEVERAL = lambda: [  # noqa: E731
+    ok.WeightAveraging(ok.EMA(0.9)),
+    *[ok.WeightAveraging(each, evaluate=False) for each in (ok.EMA(0.5), ok.SWA(start=1), ok.LAWA(2, every=2))],
+]
+
+
+@pytest.mark.parametrize("averages", [lambda: [ok.WeightAveraging(ok.EMA(0.9))], SEVERAL], ids=["one", "several"])
+def test_a_lost_average_does_not_come_back(tmp_path, averages):
+    paths = [tmp_path / f"{place}.ckpt" for place in range(2)]
+    fit(*averages(), ok.ExactResume(), epochs=1).save_checkpoint(paths[0])
+    state = torch.load(paths[0], weights_only=True)["optimizer_states"][0]["state"][0]
+    assert {"ema", "num_averaged"} < state.keys()
+    fit(ok.ExactResume(), ckpt_path=paths[0]).save_checkpoint(paths[1])
+    state = torch.load(paths[1], weights_only=True)["optimizer_states"][0]["state"][0]
+    assert state.keys() == {"step", "exp_avg", "exp_avg_sq"}

@@ -16,7 +16,7 @@ from workers import launch, load_worker
 
 WORKER = Path(__file__).parents[1] / "regrouped_worker.py"
 worker = load_worker(WORKER)
-CASES = [case for case in worker.CASES if case not in worker.AVERAGES]
+CASES = [case for case in worker.CASES if case not in worker.AVERAGES and case not in worker.OTHERS]
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -202,6 +202,19 @@ def test_another_class_without_names_is_refused_by_its_entries(tmp_path):
         fit(Two(kinds=(ADAMW, SGD)), ckpt_path=path)
 
 
+@pytest.mark.parametrize("kinds", [(ADAMW, ADAM), (ADAM, ADAMW)], ids=["AdamW to Adam", "Adam to AdamW"])
+def test_the_decay_tells_the_class_where_none_was_saved(tmp_path, kinds):
+    path = tmp_path / "two.ckpt"
+    fit(Two(kinds=(kinds[0], ADAMW)), path=path)
+    content = torch.load(path, weights_only=True)
+    for state in content["optimizer_states"]:
+        del state["optimizer_classes"]
+    torch.save(content, path)
+    with pytest.raises(ValueError, match="has another 'decoupled_weight_decay' in its groups, so it is of another opt"):
+        fit(Two(kinds=(kinds[1], ADAMW)), ckpt_path=path)
+    fit(Two(kinds=(kinds[0], ADAMW)), ckpt_path=path)
+
+
 # --- several processes ---
 
 
@@ -227,6 +240,29 @@ def test_an_average_goes_on_or_is_left_out_alike(processes, saver, case):
     for loader in {"one", saver}:
         expected = processes["never averaged"] if case == "without" else processes["averaged", "one", case, "one"]
         torch.testing.assert_close(processes["averaged", saver, case, loader], expected, rtol=0, atol=1e-6)
+
+
+SHARDED = [("fsdp full", "fsdp full"), ("fsdp sharded", "fsdp sharded"), ("fsdp sharded", "one")]
+
+
+@pytest.mark.parametrize("pair", SHARDED, ids=" to ".join)
+def test_joined_groups_of_shards_have_the_rates_of_those_before(processes, pair):
+    same, other = (processes[("joined", *pair, division)] for division in ("halves", "joined"))
+    assert not isinstance(same, str), same
+    torch.testing.assert_close(other, same, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("pair", SHARDED, ids=" to ".join)
+def test_another_class_is_refused_in_shards(processes, pair):
+    assert "Adam: the optimizer state of the checkpoint is of AdamW; resume with" in processes[("another class", *pair)]
+
+
+@pytest.mark.parametrize("case", ["an average added", "an average and Fuse added"])
+def test_state_added_under_shards_begins_as_in_a_fresh_run(processes, case):
+    expected = processes[case, "fsdp full", "fsdp full"]
+    assert not isinstance(expected, str), expected
+    for pair in SHARDED[1:]:
+        torch.testing.assert_close(processes[(case, *pair)], expected, rtol=0, atol=1e-6)
 
 
 def test_codes_of_8_bits_are_not_taken_for_numbers(tmp_path):
