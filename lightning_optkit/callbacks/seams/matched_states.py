@@ -154,6 +154,11 @@ def _check_codes(optimizer: Optimizer, state: Any) -> None:
 
 
 def _check_sizes(optimizer: Optimizer, state: Any) -> None:
+    if isinstance(state, Mapping) and not state and optimizer.state_dict():  # Lightning's stand-in for none has neither
+        raise ValueError(
+            f"{type(optimizer).__name__}: the checkpoint is of a run without an optimizer; begin a run from its "
+            "weights alone."
+        )
     if not isinstance(state, Mapping) or "param_groups" not in state:
         return
     saved, own = (

@@ -5,6 +5,7 @@ A sharded folder has the states by name; a full file by number, with the names b
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,8 @@ def load_optimizers(
         groups = [{**group, "params": each} for group, each in zip(given[_GROUPS], own, strict=True)]
         if path.is_dir():
             options = StateDictOptions(cpu_offload=True)
-            whole = get_optimizer_state_dict(module, optimizer)[_STATE]
-            state = {name: _known(whole[name], given[_STATE][name]) for name in whole if name in given[_STATE]}
+            whole: Any = get_optimizer_state_dict(module, optimizer)[_STATE]
+            state: Any = {name: _known(whole[name], given[_STATE][name]) for name in whole if name in given[_STATE]}
             load_shards({f"optimizer_{place}": {_STATE: state}}, checkpoint_id=path)
         else:
             strict = module.strict_loading
@@ -99,7 +100,17 @@ def load_optimizers(
             numbers = [number for group in given[_GROUPS] for number in group["params"]]
             name_of = dict(zip(numbers, [name for each in own for name in each], strict=True))
             state = {name_of[number]: entries for number, entries in given[_STATE].items() if number in name_of}
-        set_optimizer_state_dict(module, optimizer, {_STATE: state, _GROUPS: groups}, options=options)
+        hook = optimizer.register_load_state_dict_pre_hook(partial(_leave_known, state))
+        try:
+            set_optimizer_state_dict(module, optimizer, {_STATE: state, _GROUPS: groups}, options=options)
+        finally:
+            hook.remove()
+
+
+def _leave_known(saved: Mapping[str, Any], _: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Without the entries that torch's own step, before it loads, has created, and that the checkpoint lacks."""
+    states = {name: _known(each, saved.get(name, each)) for name, each in state_dict[_STATE].items()}
+    return {**state_dict, _STATE: states}
 
 
 def _known(entries: Any, saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -202,6 +202,22 @@ def test_another_class_without_names_is_refused_by_its_entries(tmp_path):
         fit(Two(kinds=(ADAMW, SGD)), ckpt_path=path)
 
 
+def test_a_run_without_an_optimizer_has_no_state_for_one(tmp_path):
+    class Without(Two):
+        def training_step(self, batch, batch_idx):
+            pass
+
+        def configure_optimizers(self):
+            return None
+
+    path = tmp_path / "none.ckpt"
+    fit(Without(), path=path)
+    fit(Without(), ckpt_path=path)
+    for module in (Two(), Two((0,))):
+        with pytest.raises(ValueError, match=r"^AdamW: the checkpoint is of a run without an optimizer; begin a run f"):
+            fit(module, ckpt_path=path)
+
+
 @pytest.mark.parametrize("kinds", [(ADAMW, ADAM), (ADAM, ADAMW)], ids=["AdamW to Adam", "Adam to AdamW"])
 def test_the_decay_tells_the_class_where_none_was_saved(tmp_path, kinds):
     path = tmp_path / "two.ckpt"
