@@ -58,7 +58,9 @@ def test_numbers_are_places_in_the_module_and_load_in_torch(results):
         assert torch.equal(optimizer.state[param]["exp_avg"], saved["state"][place]["exp_avg"])
 
 
-def test_parameters_of_others_keep_their_numbers(tmp_path):
+def test_parameters_of_others_have_numbers_behind_the_modules(tmp_path):
     trainer, _ = worker.run("Fuse", 1)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(2)), trainer.lightning_module.net[3].weight])
-    assert trainer.strategy.optimizer_state(optimizer)["param_groups"][0]["params"] == [0, 1]
+    state, behind = trainer.strategy.optimizer_state(optimizer), len([*trainer.lightning_module.parameters()])
+    assert state["param_groups"][0]["params"] == [behind, 3]
+    assert [*state["parameter_names"]] == [3] and state["nameless_shapes"] == {behind: (2,)}
