@@ -49,7 +49,10 @@ def test_it_draws(tmp_path, capsys):
         (["cosine", "--min_factor", "2"], "cosine(min_factor=2.0): min_factor must be in [0, 1]."),
         (["cosine", "--total_steps", "0"], "plot_schedule(total_steps=0): total_steps must be an integer >= 1."),
         (["cosine", "--base", ".nan"], "plot_schedule(base=nan): base must be in (0, inf)."),
-        (["cosine", "--output", "/nowhere/a.svg"], "[Errno 2] No such file or directory: '/nowhere/a.svg'"),
+        (
+            ["cosine", "--output", "/nowhere/a.svg"],
+            "optkit plot-schedule: [Errno 2] No such file or directory: '/nowhere/a.svg'",
+        ),
         (["cosin"], 2),
         ([], 2),
     ],
