@@ -103,7 +103,7 @@ def load_trained(trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint:
         set_model_state_dict(pl_module, weights, options=StateDictOptions(strict=strict))
     elif _KEY in checkpoint:
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=strict)
-        set_model_state_dict(pl_module, checkpoint[_KEY], options=options)
+        set_model_state_dict(pl_module, {**checkpoint[_KEY]}, options=options)  # torch puts shards into the dict
 
 
 def copy_weights(pl_module: pl.LightningModule) -> dict[str, Tensor]:
