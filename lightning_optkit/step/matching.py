@@ -33,10 +33,15 @@ class Matched(NamedTuple):
 
 def names_in_groups(state_dict: Mapping[str, Any]) -> dict[Any, str] | None:
     """The names by number, where groups were built from `named_parameters()`: torch keeps them in "param_names"."""
-    groups = state_dict["param_groups"]
-    if not groups or any(len(group.get("param_names", ())) != len(group["params"]) for group in groups):
-        return None
-    return {n: name for group in groups for n, name in zip(group["params"], group["param_names"], strict=True)}
+    found: dict[Any, str] = {}
+    for group in state_dict["param_groups"]:
+        names = group.get("param_names")
+        if not isinstance(names, list | tuple) or len(names) != len(group["params"]):
+            return None
+        if not all(isinstance(name, str) for name in names):
+            return None
+        found.update(zip(group["params"], names, strict=True))
+    return found or None
 
 
 def match_groups(

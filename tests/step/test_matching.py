@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_optkit.optimizers import AdamW
-from lightning_optkit.step.matching import match_groups
+from lightning_optkit.step.matching import match_groups, names_in_groups
 
 SAVED = {
     "state": {0: "of a", 1: "of b", 2: "of c", 3: "of d"},
@@ -110,3 +110,12 @@ def test_other_names_are_no_reason_to_refuse():
     loaded, _ = built("ab", "cd")
     loaded.load_state_dict(renamed)
     assert [group["lr"] for group in loaded.param_groups] == [0.1, 0.01]
+
+
+@pytest.mark.parametrize("names", [None, 3, "w", [3], [None], ["w", "v"], []])
+def test_names_that_are_none_are_left_alone(names):
+    group = {"params": [0]} if names is None else {"params": [0], "param_names": names}
+    named = {"params": [1], "param_names": ["v"]}
+    assert names_in_groups({"param_groups": [named]}) == {1: "v"}
+    assert names_in_groups({"param_groups": [{"params": []}, named]}) is None
+    assert names_in_groups({"param_groups": [named, group]}) is None
