@@ -88,7 +88,7 @@ def _numbers(what: str, saved_names: Mapping[Any, str], names: Sequence[Sequence
     """The saved number of each parameter here."""
     places = {name: number for number, name in saved_names.items()}
     numbers = [[next((places[name] for name in each if name in places), None) for each in group] for group in names]
-    found = [number for group in numbers for number in group]
+    found = {number for group in numbers for number in group}
     lacking = [next(iter(each)) for group in names for each in group if not any(name in places for name in each)]
     unused = [name for number, name in saved_names.items() if number not in found]
     if lacking and unused:

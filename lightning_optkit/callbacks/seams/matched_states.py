@@ -26,6 +26,7 @@ _OF_GROUPS = ("base_lrs", LAST_LRS, "max_lrs", "min_lrs", "base_momentums", "max
 # Entries that torch's classes fill in when they load a checkpoint of an older version.
 _FILLED_IN = {"amsgrad", "capturable", "centered", "decoupled_weight_decay", "differentiable", "foreach", "fused"}
 _FILLED_IN |= {"maximize", "nesterov"}
+_KIND = "decoupled_weight_decay"  # tells AdamW from Adam
 
 
 class MatchedStates(NamedTuple):
@@ -123,15 +124,15 @@ def _check_class(optimizer: Optimizer, state: Any) -> None:
     own, saved, groups = classes_of(optimizer), state.get(CLASSES, []), state["param_groups"]
     whose = ""
     if saved and saved[0] != own[0]:
-        derives, kind = own[0] in saved or saved[0] in own, "decoupled_weight_decay"  # tells AdamW from Adam
-        same = all(g.get(kind) == o.get(kind) for g, o in zip(groups, optimizer.param_groups, strict=False))
+        derives = own[0] in saved or saved[0] in own
+        same = all(g.get(_KIND) == o.get(_KIND) for g, o in zip(groups, optimizer.param_groups, strict=False))
         whose = "" if derives and same else f"is of {saved[0]}"
     elif type(optimizer).__module__.startswith("torch.optim."):  # those of this package look themselves
-        lacks, kind = optimizer.defaults.keys() - _FILLED_IN, "decoupled_weight_decay"
+        lacks = optimizer.defaults.keys() - _FILLED_IN
         lacking = next((key for group in groups for key in sorted(lacks - group.keys())), None)
         whose = f"has no {lacking!r} in its groups, so it is of another optimizer" if lacking else ""
-        if not saved and any(bool(group.get(kind)) != bool(optimizer.defaults.get(kind)) for group in groups):
-            whose = whose or f"has another {kind!r} in its groups, so it is of another optimizer"
+        if not saved and any(bool(group.get(_KIND)) != bool(optimizer.defaults.get(_KIND)) for group in groups):
+            whose = whose or f"has another {_KIND!r} in its groups, so it is of another optimizer"
     if whose:
         raise ValueError(
             f"{own[0]}: the optimizer state of the checkpoint {whose}; resume with the optimizer of the run that saved "

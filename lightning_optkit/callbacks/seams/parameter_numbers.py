@@ -25,7 +25,7 @@ from lightning_optkit.callbacks.seams.lightning_packages import is_a, twins
 from lightning_optkit.callbacks.seams.matched_states import CLASSES, NAMES, aliases_of, classes_of, match_states
 from lightning_optkit.callbacks.seams.nameless import SHAPES
 from lightning_optkit.callbacks.seams.overrides import override
-from lightning_optkit.callbacks.seams.sharded_states import load_optimizers, saved_outlines
+from lightning_optkit.callbacks.seams.sharded_states import check_named, load_optimizers, saved_outlines
 
 __all__ = ["number_by_module"]
 
@@ -135,6 +135,7 @@ def _load_shards(
     if not matched.is_known:
         _check_order(strategy, path, outlines)
         return load(checkpoint_path, weights_only=weights_only)
+    check_named(module, strategy.optimizers, matched.optimizers)
     optimizers, strategy.optimizers = strategy.optimizers, []  # Lightning would take groups by their places
     try:
         checkpoint = load(checkpoint_path, weights_only=weights_only)

@@ -19,7 +19,7 @@ from lightning_optkit.callbacks.seams.gathered_shards import read_alone
 from lightning_optkit.callbacks.seams.matched_states import CLASSES, NAMES, aliases_of
 from lightning_optkit.callbacks.seams.whole_checkpoints import SHARED_STATE
 
-__all__ = ["load_optimizers", "saved_outlines"]
+__all__ = ["check_named", "load_optimizers", "saved_outlines"]
 
 _STATE, _GROUPS = "state", "param_groups"
 
@@ -61,6 +61,19 @@ def _outlines(path: Path) -> list[dict[str, Any]]:
     return ordered
 
 
+def check_named(
+    module: pl.LightningModule, optimizers: Sequence[Optimizer], matched: Sequence[Mapping[str, Any]]
+) -> None:
+    """Raises ValueError if a state belongs to an optimizer that has parameters without a name, before one is loaded."""
+    named = {*module.parameters()}
+    for optimizer, given in zip(optimizers, matched, strict=True):
+        if given[_STATE] and any(param not in named for group in optimizer.param_groups for param in group["params"]):
+            raise ValueError(
+                f"{type(optimizer).__name__}: it has parameters that are not the module's, whose state FSDP2 cannot "
+                "load; register them in the module."
+            )
+
+
 def load_optimizers(
     module: pl.LightningModule, optimizers: Sequence[Optimizer], path: Path, matched: Sequence[Mapping[str, Any]]
 ) -> None:
@@ -82,11 +95,6 @@ def load_optimizers(
     for place, (optimizer, given) in enumerate(zip(optimizers, matched, strict=True)):
         if not given[_STATE]:  # saved before the first step: there is nothing to load
             continue
-        if any(param not in names for group in optimizer.param_groups for param in group["params"]):
-            raise ValueError(
-                f"{type(optimizer).__name__}: it has parameters that are not the module's, whose state FSDP2 cannot "
-                "load; register them in the module."
-            )
         own = [[names[param] for param in group["params"]] for group in optimizer.param_groups]
         groups = [{**group, "params": each} for group, each in zip(given[_GROUPS], own, strict=True)]
         if path.is_dir():
