@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "bindings/look.h"
 
-#include <limits>
+#include <array>
 #include <stdexcept>
+
+#include "bindings/facts.h"
 
 namespace optkit {
 namespace {
@@ -73,6 +75,48 @@ bool is_negated(PyObject* tensor) {
   return !is_false;
 }
 
+PyObject* call(PyObject* object, PyObject* method) {
+  return object == nullptr ? nullptr : PyObject_CallMethodNoArgs(object, method);
+}
+
+// Bytes of the tensor's storage from `data` on; 0 if it cannot be asked.
+int64_t num_bytes_from(PyObject* tensor, const void* data) {
+  static PyObject *const storage_name = PyUnicode_InternFromString("untyped_storage"),
+                         *const size_name = PyUnicode_InternFromString("nbytes"),
+                         *const begin_name = PyUnicode_InternFromString("data_ptr");
+  PyObject* storage = call(tensor, storage_name);
+  PyObject *size = call(storage, size_name), *begin = call(storage, begin_name);
+  int64_t num_bytes = 0;
+  if (size != nullptr && begin != nullptr) {
+    const auto* first = static_cast<const char*>(PyLong_AsVoidPtr(begin));
+    num_bytes = PyLong_AsLongLong(size) - (static_cast<const char*>(data) - first);
+  }
+  if (PyErr_Occurred()) {
+    PyErr_Clear();
+    num_bytes = 0;
+  }
+  Py_XDECREF(begin);
+  Py_XDECREF(size);
+  Py_XDECREF(storage);
+  return num_bytes;
+}
+
+// The same if it was at least `needed` when last asked for this object and address: a storage that is resized moves,
+// since both are alive meanwhile.
+int64_t known_num_bytes(PyObject* tensor, const void* data, int64_t needed) {
+  struct Asked {
+    PyObject* tensor;  // compared, never read
+    const void* data;
+    int64_t num_bytes;
+  };
+  constexpr std::size_t kAsked = 1 << 15;
+  static std::array<Asked, kAsked> all = {};
+  Asked& asked = all[reinterpret_cast<uintptr_t>(tensor) / 16 % kAsked];
+  if (asked.tensor != tensor || asked.data != data || asked.num_bytes < needed)
+    asked = {tensor, data, num_bytes_from(tensor, data)};
+  return asked.num_bytes;
+}
+
 bool look_by_exchange(PyObject* tensor, TensorView* view) {
   auto* type = Py_TYPE(tensor);
   if (exchange == nullptr || !PyType_IsSubtype(type, reinterpret_cast<PyTypeObject*>(tensor_type))) return false;
@@ -92,7 +136,7 @@ bool look_by_exchange(PyObject* tensor, TensorView* view) {
   view->dim = seen.ndim;
   view->sizes = seen.shape;
   view->strides = seen.strides;
-  view->num_bytes = std::numeric_limits<int64_t>::max();
+  view->num_bytes = seen.data == nullptr ? 0 : known_num_bytes(tensor, view->data, span_of(*view));
   view->device = on_cpu ? kCpu : seen.device.device_id;
   view->storage = nullptr;
   return true;

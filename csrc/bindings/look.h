@@ -19,7 +19,7 @@ struct TensorView {
   void* data;
   int64_t dim;
   const int64_t *sizes, *strides;
-  int64_t num_bytes;    // of its memory from `data` on, as far as known
+  int64_t num_bytes;    // of its memory from `data` on
   int32_t device;       // kCpu, or the index of a CUDA device
   DType dtype;          // kQuantized8: unsigned bytes
   const void* storage;  // the record that num_bytes was read from, to prefetch it; null: unknown

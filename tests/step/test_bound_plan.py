@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing._internal.two_tensor import TwoTensor
 
-from lightning_optkit._native import extension
+from lightning_optkit._native import extension, node
 
 pytestmark = pytest.mark.skipif(extension is None, reason="no compiled extension")
 
@@ -145,12 +145,38 @@ def test_tensors_that_the_rule_cannot_walk_are_refused(what):
         plan.set_active([0])  # nothing was added
 
 
-def test_a_tensor_whose_storage_is_shorter_than_its_shape_is_refused():
+@pytest.fixture(params=["by headers", "by exchange"])
+def look(request):
+    """Both ways to look at a tensor: by torch's headers, and by the exchange API, without them."""
+    if request.param == "by headers" and node is None:
+        pytest.skip("no look by torch's headers")
+    extension.use_look(node.look if request.param == "by headers" else None)
+    yield
+    extension.use_look(None if node is None else node.look)
+
+
+def test_a_tensor_whose_storage_is_shorter_than_its_shape_is_refused(look):
     param = torch.zeros(1000)
     param.untyped_storage().resize_(40)
     state = adam_state(exp_avg=torch.zeros(1000), exp_avg_sq=torch.zeros(1000))
     with pytest.raises(ValueError, match=r"^Plan\.add_tensor\(param=\.\.\.\): has less memory"):
         add(extension.Plan("adam", False, -1), param=param, state=state)
+
+
+def test_a_gradient_whose_storage_became_shorter_is_not_bound_again(look):
+    plan = extension.Plan("adam", False, -1)
+    param, state = add(plan)
+    plan.set_active([0])
+    for offset in (0, 3):  # of the gradient in its storage
+        whole = torch.ones(8 + offset)
+        grad = whole[offset:]
+        assert plan.bind([param], [state], [grad], 0) == -1
+        plan.step([ROW], 1.0, False)
+        whole.untyped_storage().resize_(4 * (7 + offset))
+        assert plan.bind([param], [state], [grad], 0) == 0
+        whole.untyped_storage().resize_(4 * (8 + offset))
+        whole.fill_(1.0)
+        assert plan.bind([param], [state], [grad], 0) == -1
 
 
 GRADIENTS = {
@@ -222,7 +248,7 @@ def test_active_tensors_are_those_of_the_plan_in_order():
             plan.set_active(indices)
 
 
-def test_other_entries_refuse_what_is_no_tensor_of_theirs():
+def test_other_entries_refuse_what_is_no_tensor_of_theirs(look):
     for wrong in (None, 3, torch.ones(3, device="meta"), torch.ones(1).expand(10_000)):
         with pytest.raises(ValueError, match=r"^advise_huge_pages\(tensor=\.\.\.\)"):
             extension.advise_huge_pages(wrong)
