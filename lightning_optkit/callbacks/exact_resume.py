@@ -17,7 +17,9 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_optkit._torch_private import kept_iterator, num_yielded
 from lightning_optkit.callbacks._data_order import data_order, differences, num_workers, what_workers_lose
+from lightning_optkit.callbacks._metrics_so_far import metrics_so_far, set_metrics
 from lightning_optkit.callbacks._open_window import gradients_of, set_gradients
+from lightning_optkit.callbacks._plateau_steps import steps_due, take_steps
 from lightning_optkit.callbacks._rest_of_epoch import can_be_dealt_anew, deal_rest, dealing_of, dealt_anew, fill_in
 from lightning_optkit.callbacks.safe_checkpoint_io import write_safely
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
@@ -26,6 +28,8 @@ from lightning_optkit.callbacks.seams.failed_alone import failed_alike, wait_for
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_packages import is_a
 from lightning_optkit.callbacks.seams.lightning_private import (
+    AFTER_BATCH,
+    AFTER_EPOCH,
     BEFORE_EPOCH,
     BEFORE_FETCH,
     LOADER_IS_READY,
@@ -36,6 +40,9 @@ from lightning_optkit.callbacks.seams.lightning_private import (
     Loop,
     accumulates,
     batch_progress,
+    complete_last_batch,
+    end_restart,
+    end_restart_of_epoch,
     epoch_progress,
     fetcher_of,
     iterator_of,
@@ -71,12 +78,10 @@ class ExactResume(FitCallback):
 
     Checkpoints are written and checked by `SafeCheckpointIO`, unless another `CheckpointIO` is given.
 
-    Validation uses a copy of the random state, so that training does not depend on whether it ran: Lightning skips it
-    when resuming from a checkpoint written at the end of the batch before it.
-
-    After a checkpoint written at the end of an epoch's last batch, Lightning does not call `on_train_epoch_end`, so
-    random numbers drawn there are missed; without a known length it also counts one epoch too many. Use a checkpoint
-    written in `on_train_epoch_end`.
+    What Lightning leaves out when it resumes is done: the validation after the batch at whose end a checkpoint was
+    written, the hooks of the epoch's end if that was the last, and the steps of torch's `ReduceLROnPlateau`, with the
+    means of all batches of the epoch. Objects of torchmetrics begin anew within an epoch, as their own states do.
+    Validation uses a copy of the random state, so that training does not depend on whether it ran.
 
     On an exception under DDP nothing waits for other processes, which may not have it: `OnExceptionCheckpoint` and
     `ModelCheckpoint(save_on_exception=True)` write their file at once, with the random states of the first process
@@ -118,6 +123,8 @@ class ExactResume(FitCallback):
         self._before_batch: dict[str, Any] | None = None
         self._recording = self._is_exact = False
         self._is_alone = False  # after an exception, which other processes may not have
+        self._ends_batch = False  # what follows the last batch of the checkpoint is still to be done
+        self._followed = -1  # the batch, in total, for which that has been done
         self._fetches = 0  # in the current epoch
         self._cycles: list[tuple[int, int]] = []  # per loader: its iterator and its position
         self._cycled: set[int] = set()  # the fetches in which a loader restarted
@@ -154,6 +161,9 @@ class ExactResume(FitCallback):
             "now": self._before_batch if unfinished_batch else self._outer or self._random_state(),
             "epoch": {**self._epoch, "fetches": dict(self._epoch["fetches"])},
             "finished": progress.is_last_batch and not unfinished_batch,
+            "followed": progress.total.ready == self._followed,
+            "metrics": metrics_so_far(self._trainer),
+            "due": steps_due(self._trainer, computes=not self._is_alone),
         }
         is_in_window = bool(not unfinished_batch and progress.current.ready and accumulates(self._trainer))
         mine["gradients"] = gradients_of(self._trainer.lightning_module) if is_in_window else {}
@@ -189,6 +199,8 @@ class ExactResume(FitCallback):
         self._stand_before(epoch_loop, RESET, self._reset)
         self._stand_before(epoch_loop, BEFORE_EPOCH, self._epoch_begins)
         self._stand_before(epoch_loop, BEFORE_FETCH, self._before_fetch)
+        self._stand_before(epoch_loop, AFTER_BATCH, self._batch_ends)
+        self._stand_before(loop, AFTER_EPOCH, self._epoch_ends)
         for name in VALIDATIONS:
             self._stand_before(epoch_loop.val_loop, name, self._validate)
 
@@ -203,6 +215,7 @@ class ExactResume(FitCallback):
                 "ExactResume: the checkpoint was saved without it by a run that had stopped within an epoch; the run "
                 "goes on with the next epoch, and is not exact."
             )
+        self._ends_batch = self._trainer is not None and is_ours and complete_last_batch(checkpoint)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._resume is None:
@@ -232,6 +245,9 @@ class ExactResume(FitCallback):
             leave_finished_epoch(trainer)
         self._set_random_state(mine["now"])
         set_gradients(pl_module, mine["gradients"])
+        if "metrics" in mine:  # of older versions no checkpoint has them
+            set_metrics(trainer, mine["metrics"], self._override)
+            take_steps(trainer, mine["due"])
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last = self._state()  # the loops release their loaders before `teardown`
@@ -251,6 +267,7 @@ class ExactResume(FitCallback):
                 self._last = self._state()
         self._trainer, self._epoch, self._outer, self._before_batch, self._recording = None, {}, None, None, False
         self._fetches, self._cycles, self._cycled, self._dealt_anew, self._signals = 0, [], set(), None, None
+        self._ends_batch, self._followed = False, -1
 
     # --- called before methods of Lightning's loops ---
 
@@ -294,6 +311,11 @@ class ExactResume(FitCallback):
                 self._fast_forward(fetcher, saved["epoch"], batch_progress(self._trainer).current.ready)
             self._set_random_state(saved["now"])
         self._recording = True
+        if self._ends_batch or (saved and not saved["finished"] and saved.get("followed")):
+            end_restart_of_epoch(self._trainer)
+        if self._ends_batch:
+            self._ends_batch = False
+            getattr(self._trainer.fit_loop.epoch_loop, AFTER_BATCH)(fetcher)
 
     def _fast_forward(self, fetcher: DataFetcher, epoch: dict[str, Any], batches: int) -> None:
         """Starts the epoch like the original, and skips the batches already seen."""
@@ -343,6 +365,16 @@ class ExactResume(FitCallback):
             states[index] = self._before_batch
             self._fetches += 1
         on_before_fetch()
+
+    def _batch_ends(self, on_advance_end: Callable[[DataFetcher], None], fetcher: DataFetcher) -> None:
+        assert self._trainer is not None
+        on_advance_end(fetcher)
+        self._followed = batch_progress(self._trainer).total.ready
+
+    def _epoch_ends(self, on_advance_end: Callable[[], None]) -> None:
+        assert self._trainer is not None
+        end_restart(self._trainer)
+        on_advance_end()
 
     def _validate(self, run: Callable[[], Any]) -> Any:
         assert self._trainer is not None

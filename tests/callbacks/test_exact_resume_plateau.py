@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torch's ReduceLROnPlateau is stepped once per epoch, wherever the run was saved and whatever it monitors."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_optkit.callbacks import ExactResume, PlateauSchedule
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+BATCHES = 6
+
+
+class Reduced(pl.LightningModule):
+    def __init__(self, scheduler):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net, self.scheduler, self.validated = nn.Linear(2, 1), scheduler, []
+
+    def training_step(self, batch, batch_idx):
+        loss = self.net(batch[0] + torch.rand(1)).square().mean()
+        self.log("loss", loss, on_step=True, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val", (self.net(batch[0]) + self.global_step % 5).square().mean())
+        self.validated.append(self.global_step)
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.03)
+        if self.scheduler is None:
+            return optimizer
+        scheduler = ReduceLROnPlateau(optimizer, patience=0, factor=0.5, threshold=0.3)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **self.scheduler}}
+
+
+class SaveIn(pl.callbacks.Checkpoint):
+    """Saves in a hook of an epoch, as often as it is called; the last file counts."""
+
+    def __init__(self, path, hook, when):
+        self.path, self.when = path, when
+        setattr(self, hook, self.save)
+
+    def save(self, trainer, *args):
+        if not trainer.sanity_checking and self.when in (None, (trainer.current_epoch, trainer.fit_loop.batch_idx)):
+            trainer.save_checkpoint(self.path)
+            self.when = ()
+
+
+def fit(scheduler, ckpt_path=None, callbacks=(), **kwargs):
+    torch.manual_seed(1 if ckpt_path is None else 2)
+    data = TensorDataset(torch.linspace(-1, 1, 4 * BATCHES).view(-1, 2))
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=True,
+        callbacks=[ExactResume(), *callbacks],
+        **{"max_epochs": 4, **kwargs},
+    )
+    module = Reduced(scheduler)
+    trainer.fit(module, DataLoader(data, 2, shuffle=True), DataLoader(data, 6), ckpt_path=ckpt_path)
+    steps = [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs]
+    rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
+    return module.net.weight.tolist(), rates, steps, module.validated
+
+
+HOOKS = [
+    ("on_train_batch_end", (1, 2)),
+    ("on_train_batch_end", (1, 3)),
+    ("on_train_batch_end", (1, BATCHES - 1)),
+    ("on_validation_end", (1, BATCHES - 1)),
+    ("on_train_epoch_end", (1, BATCHES - 1)),
+]
+SCHEDULERS = {
+    "validation": (dict(monitor="val"), {}),
+    "epoch": (dict(monitor="loss_epoch"), {}),
+    "every second epoch": (dict(monitor="val", frequency=2), {}),
+    "validation within the epoch": (dict(monitor="val"), dict(val_check_interval=3)),
+    "windows": (dict(monitor="val"), dict(accumulate_grad_batches=4)),
+    "by steps": (dict(monitor="loss_step", interval="step", frequency=3), {}),
+    "validation by steps": (
+        dict(monitor="val", interval="step", frequency=3, strict=False),
+        dict(val_check_interval=3),
+    ),
+    "so many steps": (dict(monitor="val"), dict(max_steps=20)),
+}
+
+
+@pytest.mark.parametrize("hook", HOOKS, ids=str)
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_it_is_stepped_as_without_the_interruption(tmp_path, name, hook):
+    scheduler, kwargs = SCHEDULERS[name]
+    save = SaveIn(tmp_path / "saved.ckpt", *hook)
+    whole = fit(scheduler, callbacks=[save], **kwargs)
+    if not (tmp_path / "saved.ckpt").exists():
+        pytest.fail(f"nothing was saved in {hook}")
+    resumed = fit(scheduler, tmp_path / "saved.ckpt", **kwargs)
+    assert resumed[:3] == whole[:3]
+    assert resumed[3] == whole[3][-len(resumed[3]) :]
+
+
+@pytest.mark.parametrize("hook", HOOKS, ids=str)
+def test_a_schedule_of_this_package(tmp_path, hook):
+    make = lambda: PlateauSchedule("val", factor=0.5, patience=0, threshold=0.3, verbose=False)  # noqa: E731
+    whole = fit(None, callbacks=[make(), SaveIn(tmp_path / "saved.ckpt", *hook)])
+    assert fit(None, tmp_path / "saved.ckpt", [make()])[:2] == whole[:2]
