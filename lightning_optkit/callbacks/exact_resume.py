@@ -18,7 +18,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from lightning_optkit._torch_private import kept_iterator, num_yielded
 from lightning_optkit.callbacks._data_order import data_order, differences, num_workers, what_workers_lose
 from lightning_optkit.callbacks._metrics_so_far import metrics_so_far, set_metrics
-from lightning_optkit.callbacks._open_window import gradients_of, set_gradients
+from lightning_optkit.callbacks._open_window import OpenWindow, set_gradients
 from lightning_optkit.callbacks._plateau_steps import steps_due, take_steps
 from lightning_optkit.callbacks._rest_of_epoch import can_be_dealt_anew, deal_rest, dealing_of, dealt_anew, fill_in
 from lightning_optkit.callbacks.safe_checkpoint_io import write_safely
@@ -38,7 +38,6 @@ from lightning_optkit.callbacks.seams.lightning_private import (
     DataFetcher,
     HasState,
     Loop,
-    accumulates,
     batch_progress,
     complete_last_batch,
     end_restart,
@@ -130,6 +129,9 @@ class ExactResume(FitCallback):
         self._cycled: set[int] = set()  # the fetches in which a loader restarted
         self._dealt_anew: tuple[Any, Any] | None = None  # a batch sampler and its own order
         self._signals: DeferredSignals | None = None
+        self._window = OpenWindow()
+        self._fetches_after = -1  # the batch, in total, after which the last fetch began
+        self._failed_to_fetch = False
 
     # --- state ---
 
@@ -157,16 +159,16 @@ class ExactResume(FitCallback):
         self._note_new_cycle()
         progress = batch_progress(self._trainer)
         unfinished_batch = progress.current.processed < progress.current.ready
+        repeats_batch = unfinished_batch or self._failed_to_fetch
         mine = {
-            "now": self._before_batch if unfinished_batch else self._outer or self._random_state(),
+            "now": self._before_batch if repeats_batch else self._outer or self._random_state(),
             "epoch": {**self._epoch, "fetches": dict(self._epoch["fetches"])},
             "finished": progress.is_last_batch and not unfinished_batch,
             "followed": progress.total.ready == self._followed,
             "metrics": metrics_so_far(self._trainer),
             "due": steps_due(self._trainer, computes=not self._is_alone),
+            "gradients": self._window.gradients(self._trainer, unfinished_batch),
         }
-        is_in_window = bool(not unfinished_batch and progress.current.ready and accumulates(self._trainer))
-        mine["gradients"] = gradients_of(self._trainer.lightning_module) if is_in_window else {}
         return {
             "ranks": [mine],
             "loaders": data_order(self._trainer, self._loaders),
@@ -249,6 +251,14 @@ class ExactResume(FitCallback):
             set_metrics(trainer, mine["metrics"], self._override)
             take_steps(trainer, mine["due"])
 
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
+        self._window.backward_begins()
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self._window.steps(optimizer)
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last = self._state()  # the loops release their loaders before `teardown`
 
@@ -257,6 +267,7 @@ class ExactResume(FitCallback):
         self._is_alone = several and not is_a(exception, SIGTERMException)  # which every process raises, see `_signals`
         if self._is_alone and is_a(trainer.strategy, ModelParallelStrategy):
             self._is_alone = not failed_alike(trainer, exception)
+        self._failed_to_fetch = batch_progress(trainer).total.ready == self._fetches_after
         super().on_exception(trainer, pl_module, exception)
         if self._is_alone:
             wait_for_nobody(trainer, self._override)
@@ -268,6 +279,7 @@ class ExactResume(FitCallback):
         self._trainer, self._epoch, self._outer, self._before_batch, self._recording = None, {}, None, None, False
         self._fetches, self._cycles, self._cycled, self._dealt_anew, self._signals = 0, [], set(), None, None
         self._ends_batch, self._followed = False, -1
+        self._window, self._fetches_after, self._failed_to_fetch = OpenWindow(), -1, False
 
     # --- called before methods of Lightning's loops ---
 
@@ -354,10 +366,12 @@ class ExactResume(FitCallback):
 
     def _before_fetch(self, on_before_fetch: Callable[[], None]) -> None:
         if self._recording:
-            assert self._signals is not None
+            assert self._trainer is not None and self._signals is not None
             self._signals.act()
             self._note_new_cycle()
             self._before_batch = self._random_state()
+            self._fetches_after = batch_progress(self._trainer).total.ready
+            self._window.batch_begins()
             # The sampler draws its seed in the first fetch; the last two may contain a prefetched batch.
             states, index = self._epoch["fetches"], self._fetches
             if index - 2 not in self._cycled and index > 2:

@@ -75,6 +75,7 @@ HOOKS = [
     ("on_train_batch_end", (1, BATCHES - 1)),
     ("on_validation_end", (1, BATCHES - 1)),
     ("on_train_epoch_end", (1, BATCHES - 1)),
+    ("on_train_batch_start", (1, 3)),
 ]
 SCHEDULERS = {
     "validation": (dict(monitor="val"), {}),
