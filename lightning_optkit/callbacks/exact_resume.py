@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
@@ -48,6 +49,7 @@ from lightning_optkit.callbacks.seams.lightning_private import (
     leave_finished_epoch,
     loaders_of,
     reopen_cut_epoch,
+    restarted_mid_epoch,
     restarts_epoch,
     resumes,
     set_fetched,
@@ -294,6 +296,11 @@ class ExactResume(FitCallback):
 
     def _reset(self, reset: Callable[[], None]) -> None:
         """Without Lightning's warning that the loader cannot go on within an epoch, where this callback makes it."""
+        assert self._trainer is not None
+        if restarted_mid_epoch(self._trainer):  # the hook of the epoch's start, which sets it, is not called
+            for schedule in callbacks_of(self._trainer, GradientAccumulationScheduler):
+                window = schedule.get_accumulate_grad_batches(epoch_progress(self._trainer).current.processed)
+                self._trainer.accumulate_grad_batches = window  # type: ignore[attr-defined]
         with warnings.catch_warnings():
             if self._resume is not None and self._is_exact:
                 warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")

@@ -4,7 +4,7 @@
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import OnExceptionCheckpoint
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, OnExceptionCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -154,3 +154,21 @@ def test_manual_optimization(tmp_path, make, batch):
     assert fit(make, path) == whole
     (state,) = torch.load(path, weights_only=True)["callbacks"]["ExactResume"]["ranks"]
     assert bool(state["gradients"]) == (make is Windows and batch[1] != 3)
+
+
+@pytest.mark.parametrize("batch", [(0, 2), (0, 5), (1, 0), (1, 2), (2, 1), (2, 3)], ids=str)
+def test_windows_that_grow(tmp_path, batch):
+    path, make = tmp_path / "saved.ckpt", lambda: GradientAccumulationScheduler({0: 2, 1: 3, 2: 4})
+    save = In("on_train_batch_end", batch, lambda trainer: trainer.save_checkpoint(path))
+    assert fit(callbacks=[save, make()]) == fit(ckpt_path=path, callbacks=[make()])
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2])
+@pytest.mark.parametrize("kwargs", [{}, dict(max_steps=14)], ids=str)
+def test_saved_in_the_first_hook_of_an_epoch(tmp_path, epoch, kwargs):
+    class Save(pl.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == epoch:
+                trainer.save_checkpoint(tmp_path / "saved.ckpt")
+
+    assert fit(callbacks=[Save()], **kwargs) == fit(ckpt_path=tmp_path / "saved.ckpt", **kwargs)

@@ -269,6 +269,23 @@ def is_in_last_hook(trainer: pl.Trainer) -> bool:
     return bool(current.ready == current.processed == current.completed + 1)
 
 
+def is_cut(trainer: pl.Trainer) -> bool:
+    """Whether batches of the current epoch are left."""
+    return not trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+
+
+def stops_now(trainer: pl.Trainer, fetcher: _DataFetcher) -> bool:
+    """Whether the epoch is cut short after this batch, with a validation that would not be due otherwise."""
+    loop: Any = trainer.fit_loop
+    if not (trainer.should_stop and loop._can_stop_early and is_cut(trainer)):
+        return False
+    trainer.should_stop = False
+    try:
+        return not loop.epoch_loop._should_check_val_fx(fetcher)
+    finally:
+        trainer.should_stop = True
+
+
 def end_restart_of_epoch(trainer: pl.Trainer) -> None:
     """The batches go on as if the run had not been interrupted; called after the epoch loop was reset."""
     trainer.fit_loop.epoch_loop.restarting = False
@@ -289,13 +306,15 @@ def waits_for_schedulers(trainer: pl.Trainer) -> bool:
 def leave_finished_epoch(trainer: pl.Trainer) -> None:
     """Lets the next epoch begin as after one that was not interrupted.
 
-    With `max_steps`, Lightning would run one more batch of an epoch that was saved at its end, or after the fit. After
-    one that was saved at the end of its last batch it does not count the next, and a save in that is taken for one
-    between two epochs.
+    With `max_steps`, Lightning would run one more batch of an epoch that was saved at its end, or after the fit.
+    It would leave out an epoch that was saved in its first hook. After one that was saved at the end of its last batch
+    it does not count the next, and a save in that is taken for one between two epochs.
     """
     loop: Any = trainer.fit_loop
     epoch = loop.epoch_progress
-    if loop.restarted_on_epoch_end:
+    if loop.restarted_on_epoch_start:
+        epoch.total.ready = epoch.current.ready = epoch.total.started  # it is counted again, its hooks are called again
+    elif loop.restarted_on_epoch_end:
         epoch.increment_completed()
     elif loop.restarted_mid_epoch and epoch.total.processed == epoch.total.started:
         loop.reset_restart_stage()  # its progress was counted when the loop was reset
