@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_optkit._torch_private import kept_iterator, num_yielded
+from lightning_optkit.callbacks._cut_epoch import CutEpoch
 from lightning_optkit.callbacks._data_order import data_order, differences, num_workers, what_workers_lose
 from lightning_optkit.callbacks._metrics_so_far import metrics_so_far, set_metrics
 from lightning_optkit.callbacks._open_window import OpenWindow, set_gradients
@@ -45,6 +46,7 @@ from lightning_optkit.callbacks.seams.lightning_private import (
     end_restart_of_epoch,
     epoch_progress,
     fetcher_of,
+    is_cut,
     iterator_of,
     leave_finished_epoch,
     loaders_of,
@@ -54,6 +56,7 @@ from lightning_optkit.callbacks.seams.lightning_private import (
     resumes,
     set_fetched,
     set_sampler_epoch,
+    stops_now,
     train_loaders,
 )
 from lightning_optkit.callbacks.seams.parameter_numbers import number_by_module
@@ -134,6 +137,7 @@ class ExactResume(FitCallback):
         self._window = OpenWindow()
         self._fetches_after = -1  # the batch, in total, after which the last fetch began
         self._failed_to_fetch = False
+        self._cut: CutEpoch | None = None  # of the last fit, if it was stopped within an epoch
 
     # --- state ---
 
@@ -155,6 +159,12 @@ class ExactResume(FitCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resume = state_dict
 
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self._cut is not None:
+            self._cut.put_into(checkpoint, trainer)
+
     def _state(self) -> dict[str, Any]:
         """The state of this process."""
         assert self._trainer is not None
@@ -167,7 +177,7 @@ class ExactResume(FitCallback):
             "epoch": {**self._epoch, "fetches": dict(self._epoch["fetches"])},
             "finished": progress.is_last_batch and not unfinished_batch,
             "followed": progress.total.ready == self._followed,
-            "metrics": metrics_so_far(self._trainer),
+            "metrics": self._cut.metrics if self._cut else metrics_so_far(self._trainer),
             "due": steps_due(self._trainer, computes=not self._is_alone),
             "gradients": self._window.gradients(self._trainer, unfinished_batch),
         }
@@ -196,6 +206,7 @@ class ExactResume(FitCallback):
         self._at_end(self._undeal)
         self._forget()
         self._trainer, self._world_size, self._last, self._resume = trainer, trainer.world_size, None, None
+        self._cut = None
         self._signals = DeferredSignals(trainer, self._override)
         # Overrides methods of the loops, since there is no hook between iter() and the first batch.
         loop, epoch_loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
@@ -300,7 +311,7 @@ class ExactResume(FitCallback):
         if restarted_mid_epoch(self._trainer):  # the hook of the epoch's start, which sets it, is not called
             for schedule in callbacks_of(self._trainer, GradientAccumulationScheduler):
                 window = schedule.get_accumulate_grad_batches(epoch_progress(self._trainer).current.processed)
-                self._trainer.accumulate_grad_batches = window  # type: ignore[attr-defined]
+                self._trainer.accumulate_grad_batches = window
         with warnings.catch_warnings():
             if self._resume is not None and self._is_exact:
                 warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
@@ -379,6 +390,7 @@ class ExactResume(FitCallback):
             self._before_batch = self._random_state()
             self._fetches_after = batch_progress(self._trainer).total.ready
             self._window.batch_begins()
+            self._cut = None
             # The sampler draws its seed in the first fetch; the last two may contain a prefetched batch.
             states, index = self._epoch["fetches"], self._fetches
             if index - 2 not in self._cycled and index > 2:
@@ -389,13 +401,19 @@ class ExactResume(FitCallback):
 
     def _batch_ends(self, on_advance_end: Callable[[DataFetcher], None], fetcher: DataFetcher) -> None:
         assert self._trainer is not None
+        if stops_now(self._trainer, fetcher):
+            self._cut = CutEpoch(self._trainer)
         on_advance_end(fetcher)
         self._followed = batch_progress(self._trainer).total.ready
 
     def _epoch_ends(self, on_advance_end: Callable[[], None]) -> None:
         assert self._trainer is not None
         end_restart(self._trainer)
+        if self._cut is None and is_cut(self._trainer):
+            self._cut = CutEpoch(self._trainer)
         on_advance_end()
+        if self._cut is not None:
+            self._cut.has_ended(self._trainer)
 
     def _validate(self, run: Callable[[], Any]) -> Any:
         assert self._trainer is not None

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """torch's ReduceLROnPlateau is stepped once per epoch, wherever the run was saved and whatever it monitors."""
 
+from itertools import product
+
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
@@ -50,7 +53,7 @@ class SaveIn(pl.callbacks.Checkpoint):
             self.when = ()
 
 
-def fit(scheduler, ckpt_path=None, callbacks=(), **kwargs):
+def fit(scheduler, ckpt_path=None, callbacks=(), path=None, **kwargs):
     torch.manual_seed(1 if ckpt_path is None else 2)
     data = TensorDataset(torch.linspace(-1, 1, 4 * BATCHES).view(-1, 2))
     trainer = pl.Trainer(
@@ -64,6 +67,8 @@ def fit(scheduler, ckpt_path=None, callbacks=(), **kwargs):
     )
     module = Reduced(scheduler)
     trainer.fit(module, DataLoader(data, 2, shuffle=True), DataLoader(data, 6), ckpt_path=ckpt_path)
+    if path is not None:
+        trainer.save_checkpoint(path)
     steps = [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs]
     rates = [group["lr"] for group in trainer.optimizers[0].param_groups]
     return module.net.weight.tolist(), rates, steps, module.validated
@@ -110,3 +115,46 @@ def test_a_schedule_of_this_package(tmp_path, hook):
     make = lambda: PlateauSchedule("val", factor=0.5, patience=0, threshold=0.3, verbose=False)  # noqa: E731
     whole = fit(None, callbacks=[make(), SaveIn(tmp_path / "saved.ckpt", *hook)])
     assert fit(None, tmp_path / "saved.ckpt", [make()])[:2] == whole[:2]
+
+
+class Stop(pl.Callback):
+    def __init__(self, when):
+        self.when = when
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == self.when:
+            trainer.should_stop, self.when = True, None
+
+
+def judges():
+    """A schedule and a criterion that judge each validation, and one that judges each epoch."""
+    at_end = EarlyStopping("loss_epoch", patience=1, check_on_train_epoch_end=True, check_finite=False)
+    at_end.verbose = False
+    schedule = PlateauSchedule("val", factor=0.5, patience=0, threshold=0.3, verbose=False)
+    return [schedule, EarlyStopping("val", patience=9, check_on_train_epoch_end=False), at_end]
+
+
+def states(callbacks):
+    return [callback.state_dict() for callback in callbacks]
+
+
+def cuts():
+    """How an epoch is cut, after which batch, when it is validated, and where the run is saved."""
+    for when, saved, interval in product([(0, 2), (1, 1), (1, 3), (2, 0)], ["fit", "epoch", "validation"], [None, 2]):
+        is_due = interval is not None and when[1] % interval == 1
+        yield "should_stop", when, saved, interval
+        if saved != "validation" or is_due:
+            yield "max_steps", when, saved, interval
+
+
+@pytest.mark.parametrize(("how", "when", "saved", "interval"), list(cuts()), ids=str)
+def test_a_cut_epoch_is_judged_once(tmp_path, how, when, saved, interval):
+    path = tmp_path / "saved.ckpt"
+    kwargs = {} if interval is None else dict(val_check_interval=interval)
+    stop = dict(max_steps=BATCHES * when[0] + when[1] + 1) if how == "max_steps" else {}
+    hook = {"epoch": "on_train_epoch_end", "validation": "on_validation_end"}.get(saved)
+    first = [*judges(), *([] if stop else [Stop(when)]), *([SaveIn(path, hook, when)] if hook else [])]
+    fit(None, callbacks=first, path=None if hook else path, **kwargs, **stop)
+    resumed, whole = judges(), judges()
+    assert fit(None, path, resumed, **kwargs)[:2] == fit(None, callbacks=whole, **kwargs)[:2]
+    assert str(states(resumed)) == str(states(whole))
