@@ -124,9 +124,11 @@ class ExactResume(FitCallback):
         self._resume: dict[str, Any] | None = None
         self._epoch: dict[str, Any] = {}  # states before iter() and before the fetches that need one
         self._outer: dict[str, Any] | None = None  # random state of the training during a validation
+        self._before_check: dict[str, Any] | None = None  # and before the sanity check
         self._before_batch: dict[str, Any] | None = None
         self._recording = self._is_exact = False
         self._is_alone = False  # after an exception, which other processes may not have
+        self._begins = False  # from a checkpoint of before the first batch
         self._ends_batch = False  # what follows the last batch of the checkpoint is still to be done
         self._followed = -1  # the batch, in total, for which that has been done
         self._fetches = 0  # in the current epoch
@@ -144,6 +146,8 @@ class ExactResume(FitCallback):
     def state_dict(self) -> dict[str, Any]:
         """Random states and position in the epoch, of every process; after a fit those of its end."""
         state = self._state() if self._is_training else self._last
+        if state is None and self._trainer is not None and not self._resume:
+            state = self._state_before()
         if state is None:
             return self._resume or {}
         state, ranks = dict(state), state["ranks"]
@@ -187,6 +191,12 @@ class ExactResume(FitCallback):
             "num_workers": num_workers(self._loaders),
             "dealing": self._dealing(),
         }
+
+    def _state_before(self) -> dict[str, Any]:
+        """The state of this process before the first batch, from which the whole run follows."""
+        assert self._trainer is not None
+        outside = self._before_check if self._trainer.sanity_checking else None  # Lightning goes back to it
+        return {"ranks": [{"begin": self._epoch.get("iter") or outside or self._random_state()}]}
 
     def _dealing(self) -> dict[str, Any] | None:
         assert self._trainer is not None
@@ -232,7 +242,14 @@ class ExactResume(FitCallback):
             )
         self._ends_batch = self._trainer is not None and is_ours and complete_last_batch(checkpoint)
 
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._before_check = self._random_state()
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._resume is not None and _is_of_beginning(self._resume):
+            self._begin_as_saved()
+        if self._begins:
+            leave_finished_epoch(trainer)
         if self._resume is None:
             return
         before = {"processes": len(self._resume["ranks"]), **self._resume.get("loaders", {})}
@@ -289,9 +306,12 @@ class ExactResume(FitCallback):
         if self._is_training:  # after an exception; later callbacks may still write a checkpoint
             with suppress(RuntimeError):  # after a device failure nothing can be read
                 self._last = self._state()
+        elif self._trainer is not None and self._last is None and not self._resume:
+            with suppress(RuntimeError):
+                self._last = self._state_before()
         self._trainer, self._epoch, self._outer, self._before_batch, self._recording = None, {}, None, None, False
         self._fetches, self._cycles, self._cycled, self._dealt_anew, self._signals = 0, [], set(), None, None
-        self._ends_batch, self._followed = False, -1
+        self._begins, self._ends_batch, self._followed, self._before_check = False, False, -1, None
         self._window, self._fetches_after, self._failed_to_fetch = OpenWindow(), -1, False
 
     # --- called before methods of Lightning's loops ---
@@ -303,7 +323,25 @@ class ExactResume(FitCallback):
     def _loader_is_ready(self, load_states: Callable[[], None]) -> None:
         """Called right before iter(), after Lightning has created the loader."""
         load_states()
+        if self._resume is not None and _is_of_beginning(self._resume):
+            self._begin_as_saved()
         self._note_beginning()
+
+    def _begin_as_saved(self) -> None:
+        """Begins the whole run from a checkpoint that was saved before its first batch."""
+        assert self._trainer is not None and self._resume is not None
+        ranks, now = self._resume["ranks"], self._random_state()
+        self._resume, self._begins = None, True
+        mine = ranks[self._trainer.global_rank] if len(ranks) == self._world_size else None
+        if mine is None or len(mine["begin"]["seeds"]) < len(now["seeds"]):
+            rank_zero_warn(
+                "ExactResume: the checkpoint was saved before the first batch, by other processes or without the seeds "
+                "of their samplers; the run begins with other random numbers, and is not exact."
+            )
+            return
+        before = mine["begin"]
+        generators = before["loaders"] if len(before["loaders"]) == len(now["loaders"]) else now["loaders"]
+        self._set_random_state({**before, "loaders": generators})
 
     def _reset(self, reset: Callable[[], None]) -> None:
         """Without Lightning's warning that the loader cannot go on within an epoch, where this callback makes it."""
@@ -341,8 +379,10 @@ class ExactResume(FitCallback):
                 self._fast_forward(fetcher, saved["epoch"], batch_progress(self._trainer).current.ready)
             self._set_random_state(saved["now"])
         self._recording = True
+        self._followed = -1
         if self._ends_batch or (saved and not saved["finished"] and saved.get("followed")):
             end_restart_of_epoch(self._trainer)
+            self._followed = batch_progress(self._trainer).total.ready
         if self._ends_batch:
             self._ends_batch = False
             getattr(self._trainer.fit_loop.epoch_loop, AFTER_BATCH)(fetcher)
@@ -401,7 +441,7 @@ class ExactResume(FitCallback):
 
     def _batch_ends(self, on_advance_end: Callable[[DataFetcher], None], fetcher: DataFetcher) -> None:
         assert self._trainer is not None
-        if stops_now(self._trainer, fetcher):
+        if not self._is_trial and stops_now(self._trainer, fetcher):
             self._cut = CutEpoch(self._trainer)
         on_advance_end(fetcher)
         self._followed = batch_progress(self._trainer).total.ready
@@ -409,7 +449,7 @@ class ExactResume(FitCallback):
     def _epoch_ends(self, on_advance_end: Callable[[], None]) -> None:
         assert self._trainer is not None
         end_restart(self._trainer)
-        if self._cut is None and is_cut(self._trainer):
+        if self._cut is None and not self._is_trial and is_cut(self._trainer):
             self._cut = CutEpoch(self._trainer)
         on_advance_end()
         if self._cut is not None:
@@ -452,6 +492,12 @@ class ExactResume(FitCallback):
         return self._fetcher is not None and bool(self._epoch)
 
     @property
+    def _is_trial(self) -> bool:
+        """Whether steps are tried within a fit, by another callback."""
+        assert self._trainer is not None
+        return self not in callbacks_of(self._trainer, ExactResume)
+
+    @property
     def _fetcher(self) -> DataFetcher | None:
         return fetcher_of(self._trainer) if self._trainer else None
 
@@ -468,3 +514,8 @@ class ExactResume(FitCallback):
     def _set_random_state(self, state: dict[str, Any]) -> None:
         assert self._trainer is not None
         set_random_state(state, self._loaders, self._trainer.strategy.root_device)
+
+
+def _is_of_beginning(state: dict[str, Any]) -> bool:
+    """Whether it was saved before the first batch."""
+    return any(each is not None and "begin" in each for each in state.get("ranks", ()))
