@@ -6,14 +6,16 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_optkit._torch_private import local_shard
-from lightning_optkit.callbacks.seams.lightning_private import accumulates, batch_progress
+from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
+from lightning_optkit.callbacks.seams.lightning_private import accumulates, batch_progress, epoch_progress
 
-__all__ = ["Gradients", "OpenWindow", "mean_gradients", "set_gradients"]
+__all__ = ["Gradients", "OpenWindow", "mean_gradients", "set_gradients", "set_window"]
 
 Gradients = dict[str, dict[str, Any]]  # by the parameter's name: the part that this process has, and the shape of all
 
@@ -86,6 +88,13 @@ def set_gradients(pl_module: pl.LightningModule, gradients: Gradients | None) ->
                 fits = False
     if not fits:
         _warn()
+
+
+def set_window(trainer: pl.Trainer) -> None:
+    """Sets the batches per step of the epoch: Lightning does so in its first hook, not called on a resume within it."""
+    for schedule in callbacks_of(trainer, GradientAccumulationScheduler):
+        epoch = epoch_progress(trainer).current.processed
+        trainer.accumulate_grad_batches = schedule.get_accumulate_grad_batches(epoch)
 
 
 def mean_gradients(processes: list[Gradients | None]) -> Gradients | None:

@@ -2,7 +2,6 @@
 """Makes a resumed run continue with the batches and random numbers of the uninterrupted run."""
 
 import copy
-import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,23 +10,22 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from lightning_optkit._torch_private import kept_iterator, num_yielded
+from lightning_optkit.callbacks._beginning import is_of_beginning, state_to_begin_from
 from lightning_optkit.callbacks._cut_epoch import CutEpoch
 from lightning_optkit.callbacks._data_order import data_order, differences, num_workers, what_workers_lose
 from lightning_optkit.callbacks._metrics_so_far import metrics_so_far, set_metrics
-from lightning_optkit.callbacks._open_window import OpenWindow, set_gradients
+from lightning_optkit.callbacks._open_window import OpenWindow, set_gradients, set_window
+from lightning_optkit.callbacks._order_of_epoch import OrderOfEpoch
 from lightning_optkit.callbacks._plateau_steps import steps_due, take_steps
-from lightning_optkit.callbacks._rest_of_epoch import can_be_dealt_anew, deal_rest, dealing_of, dealt_anew, fill_in
+from lightning_optkit.callbacks._rest_of_epoch import can_be_dealt_anew, dealing_of, dealt_anew, fill_in, gathered
 from lightning_optkit.callbacks.safe_checkpoint_io import write_safely
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.deferred_signals import DeferredSignals
 from lightning_optkit.callbacks.seams.failed_alone import failed_alike, wait_for_nobody
-from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_packages import is_a
 from lightning_optkit.callbacks.seams.lightning_private import (
     AFTER_BATCH,
@@ -41,33 +39,22 @@ from lightning_optkit.callbacks.seams.lightning_private import (
     HasState,
     Loop,
     batch_progress,
-    complete_last_batch,
     end_restart,
     end_restart_of_epoch,
-    epoch_progress,
-    fetcher_of,
     is_cut,
-    iterator_of,
     leave_finished_epoch,
-    loaders_of,
-    reopen_cut_epoch,
     restarted_mid_epoch,
     restarts_epoch,
     resumes,
-    set_fetched,
-    set_sampler_epoch,
     stops_now,
-    train_loaders,
 )
 from lightning_optkit.callbacks.seams.parameter_numbers import number_by_module
-from lightning_optkit.callbacks.seams.random_state import get_random_state, set_random_state
+from lightning_optkit.callbacks.seams.saved_position import complete_last_batch, reopen_cut_epoch
 
 __all__ = ["ExactResume"]
 
-SECONDS_BETWEEN_MESSAGES = 1.0
 
-
-class ExactResume(FitCallback):
+class ExactResume(OrderOfEpoch):
     """Makes `fit(ckpt_path=...)` bitwise equal to an uninterrupted run.
 
     Lightning saves no random state, and after a checkpoint within an epoch it restarts the loader, so that the first
@@ -118,27 +105,20 @@ class ExactResume(FitCallback):
     """
 
     def __init__(self) -> None:
-        self._trainer: pl.Trainer | None = None
+        super().__init__()
         self._world_size = 1
         self._last: dict[str, Any] | None = None  # of this process, at the end of the last fit
         self._resume: dict[str, Any] | None = None
-        self._epoch: dict[str, Any] = {}  # states before iter() and before the fetches that need one
         self._outer: dict[str, Any] | None = None  # random state of the training during a validation
         self._before_check: dict[str, Any] | None = None  # and before the sanity check
         self._before_batch: dict[str, Any] | None = None
         self._recording = self._is_exact = False
         self._is_alone = False  # after an exception, which other processes may not have
-        self._begins = False  # from a checkpoint of before the first batch
-        self._ends_batch = False  # what follows the last batch of the checkpoint is still to be done
+        self._begins = self._ends_batch = False  # before the first batch; with what follows the checkpoint's last batch
         self._followed = -1  # the batch, in total, for which that has been done
-        self._fetches = 0  # in the current epoch
-        self._cycles: list[tuple[int, int]] = []  # per loader: its iterator and its position
-        self._cycled: set[int] = set()  # the fetches in which a loader restarted
-        self._dealt_anew: tuple[Any, Any] | None = None  # a batch sampler and its own order
         self._signals: DeferredSignals | None = None
-        self._window = OpenWindow()
         self._fetches_after = -1  # the batch, in total, after which the last fetch began
-        self._failed_to_fetch = False
+        self._failed_to_fetch, self._window = False, OpenWindow()
         self._cut: CutEpoch | None = None  # of the last fit, if it was stopped within an epoch
 
     # --- state ---
@@ -152,12 +132,7 @@ class ExactResume(FitCallback):
             return self._resume or {}
         state, ranks = dict(state), state["ranks"]
         if self._world_size > 1 and torch.distributed.is_initialized():
-            state["ranks"] = [None] * self._world_size
-            if self._is_alone:
-                state["ranks"][torch.distributed.get_rank()] = ranks[0]
-            else:
-                gathered = state["ranks"] if torch.distributed.get_rank() == 0 else None
-                torch.distributed.gather_object(ranks[0], gathered)
+            state["ranks"] = gathered(ranks[0], self._world_size, self._is_alone)
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -246,7 +221,7 @@ class ExactResume(FitCallback):
         self._before_check = self._random_state()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._resume is not None and _is_of_beginning(self._resume):
+        if is_of_beginning(self._resume):
             self._begin_as_saved()
         if self._begins:
             leave_finished_epoch(trainer)
@@ -309,8 +284,8 @@ class ExactResume(FitCallback):
         elif self._trainer is not None and self._last is None and not self._resume:
             with suppress(RuntimeError):
                 self._last = self._state_before()
-        self._trainer, self._epoch, self._outer, self._before_batch, self._recording = None, {}, None, None, False
-        self._fetches, self._cycles, self._cycled, self._dealt_anew, self._signals = 0, [], set(), None, None
+        super()._forget()
+        self._outer, self._before_batch, self._recording, self._signals = None, None, False, None
         self._begins, self._ends_batch, self._followed, self._before_check = False, False, -1, None
         self._window, self._fetches_after, self._failed_to_fetch = OpenWindow(), -1, False
 
@@ -323,33 +298,22 @@ class ExactResume(FitCallback):
     def _loader_is_ready(self, load_states: Callable[[], None]) -> None:
         """Called right before iter(), after Lightning has created the loader."""
         load_states()
-        if self._resume is not None and _is_of_beginning(self._resume):
+        if is_of_beginning(self._resume):
             self._begin_as_saved()
         self._note_beginning()
 
     def _begin_as_saved(self) -> None:
         """Begins the whole run from a checkpoint that was saved before its first batch."""
         assert self._trainer is not None and self._resume is not None
-        ranks, now = self._resume["ranks"], self._random_state()
-        self._resume, self._begins = None, True
-        mine = ranks[self._trainer.global_rank] if len(ranks) == self._world_size else None
-        if mine is None or len(mine["begin"]["seeds"]) < len(now["seeds"]):
-            rank_zero_warn(
-                "ExactResume: the checkpoint was saved before the first batch, by other processes or without the seeds "
-                "of their samplers; the run begins with other random numbers, and is not exact."
-            )
-            return
-        before = mine["begin"]
-        generators = before["loaders"] if len(before["loaders"]) == len(now["loaders"]) else now["loaders"]
-        self._set_random_state({**before, "loaders": generators})
+        ranks, self._resume, self._begins = self._resume["ranks"], None, True
+        rank, now = self._trainer.global_rank, self._random_state()
+        self._set_random_state(state_to_begin_from(ranks, rank, self._world_size, now))
 
     def _reset(self, reset: Callable[[], None]) -> None:
         """Without Lightning's warning that the loader cannot go on within an epoch, where this callback makes it."""
         assert self._trainer is not None
-        if restarted_mid_epoch(self._trainer):  # the hook of the epoch's start, which sets it, is not called
-            for schedule in callbacks_of(self._trainer, GradientAccumulationScheduler):
-                window = schedule.get_accumulate_grad_batches(epoch_progress(self._trainer).current.processed)
-                self._trainer.accumulate_grad_batches = window
+        if restarted_mid_epoch(self._trainer):
+            set_window(self._trainer)
         with warnings.catch_warnings():
             if self._resume is not None and self._is_exact:
                 warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
@@ -386,41 +350,6 @@ class ExactResume(FitCallback):
         if self._ends_batch:
             self._ends_batch = False
             getattr(self._trainer.fit_loop.epoch_loop, AFTER_BATCH)(fetcher)
-
-    def _fast_forward(self, fetcher: DataFetcher, epoch: dict[str, Any], batches: int) -> None:
-        """Starts the epoch like the original, and skips the batches already seen."""
-        assert self._trainer is not None
-        self._epoch, self._cycled = epoch, set(epoch["fetches"])
-        if epoch["fresh"]:
-            loaders_of(fetcher).reset()
-        epoch_index = epoch_progress(self._trainer).current.processed
-        for loader in self._loaders:
-            set_sampler_epoch(loader, epoch_index)
-        self._set_random_state(epoch["iter"])
-        if rest := epoch.get("rest"):
-            (loader,) = self._loaders
-            self._dealt_anew = loader.batch_sampler, loader.batch_sampler.sampler
-            deal_rest(loader, rest)
-            batches -= rest["position"]
-        iter(fetcher)
-        if rest:
-            set_fetched(fetcher, len(loader) - rest["left"])
-        shown = time.monotonic()
-        for index in range(batches):
-            if index in epoch["fetches"]:
-                self._set_random_state(epoch["fetches"][index])
-            next(fetcher)
-            if time.monotonic() - shown > SECONDS_BETWEEN_MESSAGES:
-                shown = time.monotonic()
-                rank_zero_info(f"ExactResume: skipped {index + 1} of {batches} batches already seen.")
-        self._fetches = batches
-        self._note_new_cycle()
-
-    def _undeal(self) -> None:
-        """Gives the loader its own order again."""
-        if self._dealt_anew is not None:
-            batch_sampler, sampler = self._dealt_anew
-            batch_sampler.sampler, self._dealt_anew = sampler, None
 
     def _before_fetch(self, on_before_fetch: Callable[[], None]) -> None:
         if self._recording:
@@ -465,57 +394,7 @@ class ExactResume(FitCallback):
         self._outer = None
         return result
 
-    # --- records ---
-
-    def _note_beginning(self) -> None:
-        """The states before iter(). A loader's persistent workers draw a seed only when they are created."""
-        fresh = all(kept_iterator(loader) is None for loader in self._loaders)
-        self._epoch = {"iter": self._random_state(), "fresh": fresh, "fetches": {}}
-        self._fetches, self._cycles, self._cycled = 0, [], set()
-
-    def _note_new_cycle(self) -> None:
-        """Notes a loader that ended before the longest one and restarted, in the previous fetch."""
-        assert self._fetcher is not None
-        iterators = getattr(iterator_of(loaders_of(self._fetcher)), "iterators", [])
-        if len(iterators) < 2:
-            return
-        # Persistent workers keep their iterator and restart its count.
-        now = [(id(iterator), num_yielded(iterator)) for iterator in iterators]
-        begun = [new[0] != old[0] or new[1] < old[1] for old, new in zip(self._cycles, now, strict=False)]
-        if any(begun):
-            self._cycled.add(self._fetches - 1)
-        self._cycles = now
-
-    @property
-    def _is_training(self) -> bool:
-        """Between the loader's first iter() and the end of the loops."""
-        return self._fetcher is not None and bool(self._epoch)
-
     @property
     def _is_trial(self) -> bool:
         """Whether steps are tried within a fit, by another callback."""
-        assert self._trainer is not None
-        return self not in callbacks_of(self._trainer, ExactResume)
-
-    @property
-    def _fetcher(self) -> DataFetcher | None:
-        return fetcher_of(self._trainer) if self._trainer else None
-
-    @property
-    def _loaders(self) -> list[Any]:
-        assert self._trainer is not None
-        combined = train_loaders(self._trainer)
-        return combined.flattened if combined is not None else []
-
-    def _random_state(self) -> dict[str, Any]:
-        assert self._trainer is not None
-        return get_random_state(self._loaders, self._trainer.strategy.root_device)
-
-    def _set_random_state(self, state: dict[str, Any]) -> None:
-        assert self._trainer is not None
-        set_random_state(state, self._loaders, self._trainer.strategy.root_device)
-
-
-def _is_of_beginning(state: dict[str, Any]) -> bool:
-    """Whether it was saved before the first batch."""
-    return any(each is not None and "begin" in each for each in state.get("ranks", ()))
+        return self._trainer is not None and self not in callbacks_of(self._trainer, ExactResume)
