@@ -55,7 +55,7 @@ def take_steps(trainer: pl.Trainer, due: list[dict[str, Any]]) -> None:
         if value is None:
             rank_zero_warn(
                 f"ExactResume: the checkpoint was saved before {each['monitor']!r} was logged, so ReduceLROnPlateau "
-                "misses the step of that epoch; save in on_train_epoch_end of a callback that is a ModelCheckpoint."
+                "misses the step of that epoch; save by a ModelCheckpoint, whose turn comes after the module's."
             )
             continue
         progress = scheduler_progress(trainer)
