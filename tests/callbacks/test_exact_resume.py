@@ -468,7 +468,7 @@ def test_given_twice(make_trainer):
 
 
 def test_progress_is_told(resumed_and_whole, printed, monkeypatch):
-    monkeypatch.setattr("lightning_optkit.callbacks.exact_resume.SECONDS_BETWEEN_MESSAGES", 0.0)
+    monkeypatch.setattr("lightning_optkit.callbacks._order_of_epoch.SECONDS_BETWEEN_MESSAGES", 0.0)
     resumed_and_whole((1, 2), augmented())
     assert "skipped 3 of 3 batches already seen" in printed()
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """torch's ReduceLROnPlateau is stepped once per epoch, wherever the run was saved and whatever it monitors."""
 
+import warnings
 from itertools import product
 
 import lightning.pytorch as pl
@@ -53,7 +54,7 @@ class SaveIn(pl.callbacks.Checkpoint):
             self.when = ()
 
 
-def fit(scheduler, ckpt_path=None, callbacks=(), path=None, **kwargs):
+def fit(scheduler, ckpt_path=None, callbacks=(), path=None, make=Reduced, **kwargs):
     torch.manual_seed(1 if ckpt_path is None else 2)
     data = TensorDataset(torch.linspace(-1, 1, 4 * BATCHES).view(-1, 2))
     trainer = pl.Trainer(
@@ -65,7 +66,7 @@ def fit(scheduler, ckpt_path=None, callbacks=(), path=None, **kwargs):
         callbacks=[ExactResume(), *callbacks],
         **{"max_epochs": 4, **kwargs},
     )
-    module = Reduced(scheduler)
+    module = make(scheduler)
     trainer.fit(module, DataLoader(data, 2, shuffle=True), DataLoader(data, 6), ckpt_path=ckpt_path)
     if path is not None:
         trainer.save_checkpoint(path)
@@ -158,3 +159,30 @@ def test_a_cut_epoch_is_judged_once(tmp_path, how, when, saved, interval):
     resumed, whole = judges(), judges()
     assert fit(None, path, resumed, **kwargs)[:2] == fit(None, callbacks=whole, **kwargs)[:2]
     assert str(states(resumed)) == str(states(whole))
+
+
+class Late(Reduced):
+    def on_train_epoch_end(self):
+        self.log("late", self.net.weight.detach().square().mean())
+
+
+@pytest.mark.parametrize("kind", [pl.Callback, pl.callbacks.Checkpoint])
+def test_a_metric_that_is_logged_after_the_save_is_said(tmp_path, kind):
+    class Save(kind):
+        def on_train_epoch_end(self, trainer, pl_module):
+            if trainer.current_epoch == 0:
+                trainer.save_checkpoint(tmp_path / "saved.ckpt")
+
+    whole = fit(dict(monitor="late"), callbacks=[Save()], make=Late)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        resumed = fit(dict(monitor="late"), tmp_path / "saved.ckpt", make=Late)
+    lines = [str(each.message) for each in said if "misses the step of that epoch" in str(each.message)]
+    assert len(lines) == (kind is pl.Callback)
+    assert (resumed[:3] == whole[:3]) == (not lines)
+
+
+def test_a_step_after_the_last_batch_of_a_cut_epoch_is_not_taken_twice(tmp_path):
+    scheduler, kwargs = SCHEDULERS["validation by steps"]
+    fit(scheduler, path=tmp_path / "saved.ckpt", max_steps=BATCHES + 3, **kwargs)
+    assert fit(scheduler, tmp_path / "saved.ckpt", **kwargs)[:3] == fit(scheduler, **kwargs)[:3]
