@@ -6,7 +6,9 @@ batches are tried and not stepped on: inputs times 100, noise in place of inputs
 one step on it gives back more than 2 % of the progress so far, on a fixed batch and apart from BatchNorm's running
 statistics, beyond what the same step gives back without gradients: momentum goes on by itself. `caught_with_drift`
 counts this too, so that a batch without any gradient may be one to be caught. Families whose name starts with "held
-out" were not looked at when the rule of `SpikeDetector` was chosen.
+out" were not looked at when the rule of `SpikeDetector` was chosen. `false` counts every verdict about a step of the
+run itself; `false_that_hurt` are those of `SpikeDetector` about steps that hurt by the same measure, as those on
+outliers of the data.
 
 The other rules are those of their sources, read as: OLMo, loss or norm beyond 6 standard deviations of the last 128;
 llm-foundry, loss beyond twice the mean of the last 100; ZClip, norm beyond 2.5 of an exponential mean's deviations.
@@ -114,7 +116,7 @@ class Tally:
     """What a rule did on a set of runs."""
 
     def __init__(self) -> None:
-        self.steps = self.false = self.broken = 0
+        self.steps = self.false = self.broken = self.hurt = 0
         self.bad: dict[tuple[str, bool], list[bool]] = defaultdict(list)
         self.with_drift: list[bool] = []
 
@@ -127,7 +129,7 @@ class Tally:
         every = [hit for hits in self.bad.values() for hit in hits]
         return {
             "benchmark": "spike_detection", "families": families, "rule": rule, "healthy_steps": self.steps,
-            "false": self.false, "false_per_10k": 1e4 * self.false / self.steps,
+            "false": self.false, "false_that_hurt": self.hurt, "false_per_10k": 1e4 * self.false / self.steps,
             "false_interval": [1e4 * false_low, 1e4 * false_high], "hurting": len(hurting),
             "caught": sum(hurting) / max(len(hurting), 1), "caught_interval": [low, high], **kinds,
             "caught_with_drift": f"{sum(self.with_drift)}/{len(self.with_drift)}",
@@ -149,6 +151,8 @@ def follow(run: Run, rules: dict[str, Rule], tallies: dict[str, Tally]) -> None:
             verdict = rule.judge(step.loss, step.norm)
             tally.steps, tally.false = tally.steps + 1, tally.false + (verdict != "fine")
             tally.broken += verdict == "broken"
+            if verdict != "fine" and isinstance(rule, SpikeDetector):
+                tally.hurt += run.hurts()
             if verdict == "broken" and isinstance(rule, SpikeDetector):
                 rule.restart()
             rule.accept(step.loss, step.norm)
