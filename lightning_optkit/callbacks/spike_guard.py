@@ -94,7 +94,7 @@ class SpikeGuard(FitCallback):
         every: int = 25,
         rewarm: int = 10,
         max_rollbacks: int = 5,
-        threshold: float = 2.8,
+        threshold: float = 3.3,
         patience: float = 3.0,
         window: int = 256,
         warmup: int = 64,

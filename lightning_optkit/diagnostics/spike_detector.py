@@ -87,7 +87,7 @@ class SpikeDetector:
         ('fine', 'spike', 'spike')
     """
 
-    def __init__(self, window: int = 256, threshold: float = 2.8, patience: float = 3.0, warmup: int = 64) -> None:
+    def __init__(self, window: int = 256, threshold: float = 3.3, patience: float = 3.0, warmup: int = 64) -> None:
         owner = type(self).__name__
         self.window = check_int(owner, "window", window, minimum=64)
         self.threshold = check_in(owner, "threshold", threshold, "(0, inf)")
