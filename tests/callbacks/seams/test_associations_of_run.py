@@ -67,3 +67,12 @@ def test_batches_before_the_first_validation(make_trainer, monkeypatch, batches,
     if is_known:
         assert kept.fresh.samples == 4 * len(expected) and kept.held.samples == 8
     assert "training_step" not in vars(module) and "validation_step" not in vars(module)
+
+
+def test_a_batch_that_is_run_again_counts_once(make_trainer):
+    module, kept = Linear(), Seen()
+    module.configure_optimizers = lambda: torch.optim.LBFGS(module.parameters(), 0.01, max_iter=3)
+    health = GradientHealth(check_every=1000, verbose=False, probe=False)
+    trainer = make_trainer(health, kept, epochs=1, limit_val_batches=1.0, accumulate_grad_batches=1)
+    trainer.fit(module, loader(10), loader(2))
+    assert kept.fresh.samples == 4 * 5 and kept.fresh.batches == 5
