@@ -22,10 +22,16 @@ from torch.optim import Optimizer
 
 from lightning_optkit.callbacks.seams.gathered_shards import gathered_shards, is_sharded
 from lightning_optkit.callbacks.seams.lightning_packages import is_a, twins
+from lightning_optkit.callbacks.seams.lightning_private import saves_shards
 from lightning_optkit.callbacks.seams.matched_states import CLASSES, NAMES, aliases_of, classes_of, match_states
 from lightning_optkit.callbacks.seams.nameless import SHAPES
 from lightning_optkit.callbacks.seams.overrides import override
-from lightning_optkit.callbacks.seams.sharded_states import check_named, load_optimizers, saved_outlines
+from lightning_optkit.callbacks.seams.sharded_states import (
+    check_named,
+    load_optimizers,
+    saved_outlines,
+    with_wide_integers,
+)
 
 __all__ = ["number_by_module"]
 
@@ -65,7 +71,7 @@ def _module(strategy: Strategy) -> pl.LightningModule:
 
 def _numbered(strategy: Strategy, original: Callable[[Optimizer], Any], optimizer: Optimizer) -> Any:
     """Lightning's saved state of an optimizer, with other numbers and with names."""
-    saved = original(optimizer)
+    saved = with_wide_integers(original, optimizer) if _gathers(strategy) else original(optimizer)
     groups = getattr(optimizer, "param_groups", None)
     if not isinstance(saved, dict) or not groups or "param_groups" not in saved:
         return saved
@@ -89,6 +95,10 @@ def _numbered(strategy: Strategy, original: Callable[[Optimizer], Any], optimize
         **({SHAPES: {places[param]: tuple(param.shape) for param in nameless}} if nameless else {}),
         CLASSES: classes_of(optimizer),
     }
+
+
+def _gathers(strategy: Strategy) -> bool:
+    return is_a(strategy, ModelParallelStrategy) and not saves_shards(strategy)
 
 
 # --- loading ---
