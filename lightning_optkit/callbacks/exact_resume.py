@@ -18,6 +18,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from lightning_optkit._torch_private import kept_iterator, num_yielded
 from lightning_optkit.callbacks._data_order import data_order, differences, num_workers, what_workers_lose
 from lightning_optkit.callbacks._open_window import gradients_of, set_gradients
+from lightning_optkit.callbacks._own_buffers import buffers_of, set_buffers, those_that_differ
 from lightning_optkit.callbacks._rest_of_epoch import can_be_dealt_anew, deal_rest, dealing_of, dealt_anew, fill_in
 from lightning_optkit.callbacks.safe_checkpoint_io import write_safely
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
@@ -67,7 +68,8 @@ class ExactResume(FitCallback):
     iterable datasets that yield the same items when iterated again. Skipped batches are loaded, since only this
     restores the state of datasets and workers; a message says so if it takes long. Loaders with `state_dict`
     (torchdata's `StatefulDataLoader`) restore themselves, but not what their workers draw. Within an accumulation
-    window the gradients so far are saved as well, those of every process.
+    window the gradients so far are saved as well, those of every process. So are buffers in which the processes differ:
+    BatchNorm's running statistics under FSDP2, or under DDP with `broadcast_buffers=False`.
 
     Checkpoints are written and checked by `SafeCheckpointIO`, unless another `CheckpointIO` is given.
 
@@ -135,10 +137,11 @@ class ExactResume(FitCallback):
         if self._world_size > 1 and torch.distributed.is_initialized():
             state["ranks"] = [None] * self._world_size
             if self._is_alone:
-                state["ranks"][torch.distributed.get_rank()] = ranks[0]
+                state["ranks"][torch.distributed.get_rank()] = {**ranks[0], "buffers": {}}
             else:
+                mine = {**ranks[0], "buffers": those_that_differ(ranks[0]["buffers"])}
                 gathered = state["ranks"] if torch.distributed.get_rank() == 0 else None
-                torch.distributed.gather_object(ranks[0], gathered)
+                torch.distributed.gather_object(mine, gathered)
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -157,6 +160,7 @@ class ExactResume(FitCallback):
         }
         is_in_window = bool(not unfinished_batch and progress.current.ready and accumulates(self._trainer))
         mine["gradients"] = gradients_of(self._trainer.lightning_module) if is_in_window else {}
+        mine["buffers"] = buffers_of(self._trainer)
         return {
             "ranks": [mine],
             "loaders": data_order(self._trainer, self._loaders),
@@ -232,6 +236,7 @@ class ExactResume(FitCallback):
             leave_finished_epoch(trainer)
         self._set_random_state(mine["now"])
         set_gradients(pl_module, mine["gradients"])
+        set_buffers(trainer, mine.get("buffers", {}))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last = self._state()  # the loops release their loaders before `teardown`
