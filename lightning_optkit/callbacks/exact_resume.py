@@ -23,6 +23,7 @@ from lightning_optkit.callbacks._rest_of_epoch import can_be_dealt_anew, deal_re
 from lightning_optkit.callbacks.safe_checkpoint_io import write_safely
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.deferred_signals import DeferredSignals
+from lightning_optkit.callbacks.seams.double_precision import cast_before_loading
 from lightning_optkit.callbacks.seams.failed_alone import failed_alike, wait_for_nobody
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_packages import is_a
@@ -71,7 +72,8 @@ class ExactResume(FitCallback):
     window the gradients so far are saved as well, those of every process. So are buffers in which the processes differ:
     BatchNorm's running statistics under FSDP2, or under DDP with `broadcast_buffers=False`.
 
-    Checkpoints are written and checked by `SafeCheckpointIO`, unless another `CheckpointIO` is given.
+    Checkpoints are written and checked by `SafeCheckpointIO`, unless another `CheckpointIO` is given; also those that
+    `trainer.validate`, `test` and `predict` load.
 
     Validation uses a copy of the random state, so that training does not depend on whether it ran: Lightning skips it
     when resuming from a checkpoint written at the end of the batch before it.
@@ -176,13 +178,14 @@ class ExactResume(FitCallback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
+            self._load_exactly(trainer)
             return
         if callbacks_of(trainer, ExactResume, but=self):
             raise ValueError("ExactResume(): given twice; once is enough.")
         number_by_module(trainer)
         self._undo()  # what the exception of an earlier fit left
         self._is_alone = False
-        write_safely(trainer)
+        self._load_exactly(trainer)
         self._at_end(self._undeal)
         self._forget()
         self._trainer, self._world_size, self._last, self._resume = trainer, trainer.world_size, None, None
@@ -195,6 +198,10 @@ class ExactResume(FitCallback):
         self._stand_before(epoch_loop, BEFORE_FETCH, self._before_fetch)
         for name in VALIDATIONS:
             self._stand_before(epoch_loop.val_loop, name, self._validate)
+
+    def _load_exactly(self, trainer: pl.Trainer) -> None:
+        write_safely(trainer)
+        cast_before_loading(trainer.strategy)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
