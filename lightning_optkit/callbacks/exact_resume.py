@@ -18,8 +18,9 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from lightning_optkit._torch_private import kept_iterator, num_yielded
 from lightning_optkit.callbacks._data_order import data_order, differences, num_workers, what_workers_lose
 from lightning_optkit.callbacks._open_window import gradients_of, set_gradients
-from lightning_optkit.callbacks._own_buffers import buffers_of, set_buffers, those_that_differ
+from lightning_optkit.callbacks._own_buffers import buffers_of, set_buffers
 from lightning_optkit.callbacks._rest_of_epoch import can_be_dealt_anew, deal_rest, dealing_of, dealt_anew, fill_in
+from lightning_optkit.callbacks._states_of_ranks import states_of_ranks
 from lightning_optkit.callbacks.safe_checkpoint_io import write_safely
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.deferred_signals import DeferredSignals
@@ -72,8 +73,7 @@ class ExactResume(FitCallback):
     window the gradients so far are saved as well, those of every process. So are buffers in which the processes differ:
     BatchNorm's running statistics under FSDP2, or under DDP with `broadcast_buffers=False`.
 
-    Checkpoints are written and checked by `SafeCheckpointIO`, unless another `CheckpointIO` is given; also those that
-    `trainer.validate`, `test` and `predict` load.
+    Checkpoints are written, and checked in every stage, by `SafeCheckpointIO`, unless another `CheckpointIO` is given.
 
     Validation uses a copy of the random state, so that training does not depend on whether it ran: Lightning skips it
     when resuming from a checkpoint written at the end of the batch before it.
@@ -135,16 +135,9 @@ class ExactResume(FitCallback):
         state = self._state() if self._is_training else self._last
         if state is None:
             return self._resume or {}
-        state, ranks = dict(state), state["ranks"]
-        if self._world_size > 1 and torch.distributed.is_initialized():
-            state["ranks"] = [None] * self._world_size
-            if self._is_alone:
-                state["ranks"][torch.distributed.get_rank()] = {**ranks[0], "buffers": {}}
-            else:
-                mine = {**ranks[0], "buffers": those_that_differ(ranks[0]["buffers"])}
-                gathered = state["ranks"] if torch.distributed.get_rank() == 0 else None
-                torch.distributed.gather_object(mine, gathered)
-        return state
+        if self._world_size == 1 or not torch.distributed.is_initialized():
+            return dict(state)
+        return {**state, "ranks": states_of_ranks(state["ranks"][0], self._world_size, self._is_alone)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resume = state_dict
@@ -177,15 +170,15 @@ class ExactResume(FitCallback):
     # --- hooks, in the order Lightning calls them ---
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        number_by_module(trainer)
+        write_safely(trainer)
+        cast_before_loading(trainer.strategy)
         if stage != "fit":
-            self._load_exactly(trainer)
             return
         if callbacks_of(trainer, ExactResume, but=self):
             raise ValueError("ExactResume(): given twice; once is enough.")
-        number_by_module(trainer)
         self._undo()  # what the exception of an earlier fit left
         self._is_alone = False
-        self._load_exactly(trainer)
         self._at_end(self._undeal)
         self._forget()
         self._trainer, self._world_size, self._last, self._resume = trainer, trainer.world_size, None, None
@@ -198,10 +191,6 @@ class ExactResume(FitCallback):
         self._stand_before(epoch_loop, BEFORE_FETCH, self._before_fetch)
         for name in VALIDATIONS:
             self._stand_before(epoch_loop.val_loop, name, self._validate)
-
-    def _load_exactly(self, trainer: pl.Trainer) -> None:
-        write_safely(trainer)
-        cast_before_loading(trainer.strategy)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -112,3 +112,13 @@ def test_a_renamed_parameter_is_said_with_the_next_step(make_trainer, regression
         RuntimeError, match=r"Missing key.* \"renamed\.0(.|\n)*Regression: .* rename it in checkpoint\['"
     ):
         make_trainer(ExactResume(), epochs=2).fit(module, data(), ckpt_path=path.with_name("old.ckpt"))
+
+
+@pytest.mark.parametrize("others", [[], [Fuse]], ids=["alone", "Fuse"])
+def test_a_trainer_that_has_evaluated_goes_on_from_the_replacement(make_trainer, regression, data, saved, others):
+    first, path = saved
+    trainer = make_trainer(ExactResume(), *[other() for other in others], epochs=2)
+    trainer.validate(regression(adam), data(), ckpt_path=path.with_name("old.ckpt"))
+    with pytest.warns(UserWarning, match=r"old\.ckpt is loaded instead"):
+        trainer.fit(regression(adam), data(), ckpt_path=path)
+    assert trainer.global_step == 2 * first.global_step
