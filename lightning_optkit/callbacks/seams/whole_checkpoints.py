@@ -57,9 +57,10 @@ def whole_checkpoint(
             "ckpt_path, or none."
         )
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(_of_first(saved_at(found)) / 1e9))
+    what = f"the newest whole checkpoint beside it{'' if needs is None else ' that this run can use'}, saved at {when}"
     if not falls_back:
-        raise RuntimeError(f"{said}: resume from {found}, the newest whole checkpoint beside it, saved at {when}.")
-    rank_zero_warn(f"{said}; {found} is loaded instead, the newest whole checkpoint beside it, saved at {when}.")
+        raise RuntimeError(f"{said}: resume from {found}, {what}.")
+    rank_zero_warn(f"{said}; {found} is loaded instead, {what}.")
     return found
 
 
