@@ -18,10 +18,13 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from lightning_optkit._torch_private import kept_iterator, num_yielded
 from lightning_optkit.callbacks._data_order import data_order, differences, num_workers, what_workers_lose
 from lightning_optkit.callbacks._open_window import gradients_of, set_gradients
+from lightning_optkit.callbacks._own_buffers import buffers_of, set_buffers
 from lightning_optkit.callbacks._rest_of_epoch import can_be_dealt_anew, deal_rest, dealing_of, dealt_anew, fill_in
+from lightning_optkit.callbacks._states_of_ranks import states_of_ranks
 from lightning_optkit.callbacks.safe_checkpoint_io import write_safely
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.deferred_signals import DeferredSignals
+from lightning_optkit.callbacks.seams.double_precision import cast_before_loading
 from lightning_optkit.callbacks.seams.failed_alone import failed_alike, wait_for_nobody
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_packages import is_a
@@ -67,9 +70,10 @@ class ExactResume(FitCallback):
     iterable datasets that yield the same items when iterated again. Skipped batches are loaded, since only this
     restores the state of datasets and workers; a message says so if it takes long. Loaders with `state_dict`
     (torchdata's `StatefulDataLoader`) restore themselves, but not what their workers draw. Within an accumulation
-    window the gradients so far are saved as well, those of every process.
+    window the gradients so far are saved as well, those of every process. So are buffers in which the processes differ:
+    BatchNorm's running statistics under FSDP2, or under DDP with `broadcast_buffers=False`.
 
-    Checkpoints are written and checked by `SafeCheckpointIO`, unless another `CheckpointIO` is given.
+    Checkpoints are written, and checked in every stage, by `SafeCheckpointIO`, unless another `CheckpointIO` is given.
 
     Validation uses a copy of the random state, so that training does not depend on whether it ran: Lightning skips it
     when resuming from a checkpoint written at the end of the batch before it.
@@ -131,15 +135,9 @@ class ExactResume(FitCallback):
         state = self._state() if self._is_training else self._last
         if state is None:
             return self._resume or {}
-        state, ranks = dict(state), state["ranks"]
-        if self._world_size > 1 and torch.distributed.is_initialized():
-            state["ranks"] = [None] * self._world_size
-            if self._is_alone:
-                state["ranks"][torch.distributed.get_rank()] = ranks[0]
-            else:
-                gathered = state["ranks"] if torch.distributed.get_rank() == 0 else None
-                torch.distributed.gather_object(ranks[0], gathered)
-        return state
+        if self._world_size == 1 or not torch.distributed.is_initialized():
+            return dict(state)
+        return {**state, "ranks": states_of_ranks(state["ranks"][0], self._world_size, self._is_alone)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resume = state_dict
@@ -157,6 +155,7 @@ class ExactResume(FitCallback):
         }
         is_in_window = bool(not unfinished_batch and progress.current.ready and accumulates(self._trainer))
         mine["gradients"] = gradients_of(self._trainer.lightning_module) if is_in_window else {}
+        mine["buffers"] = buffers_of(self._trainer)
         return {
             "ranks": [mine],
             "loaders": data_order(self._trainer, self._loaders),
@@ -171,14 +170,15 @@ class ExactResume(FitCallback):
     # --- hooks, in the order Lightning calls them ---
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        number_by_module(trainer)
+        write_safely(trainer)
+        cast_before_loading(trainer.strategy)
         if stage != "fit":
             return
         if callbacks_of(trainer, ExactResume, but=self):
             raise ValueError("ExactResume(): given twice; once is enough.")
-        number_by_module(trainer)
         self._undo()  # what the exception of an earlier fit left
         self._is_alone = False
-        write_safely(trainer)
         self._at_end(self._undeal)
         self._forget()
         self._trainer, self._world_size, self._last, self._resume = trainer, trainer.world_size, None, None
@@ -232,6 +232,7 @@ class ExactResume(FitCallback):
             leave_finished_epoch(trainer)
         self._set_random_state(mine["now"])
         set_gradients(pl_module, mine["gradients"])
+        set_buffers(trainer, mine.get("buffers", {}))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last = self._state()  # the loops release their loaders before `teardown`
