@@ -39,7 +39,7 @@ torture: $(INSTALLED)
 # GradientHealth on healthy runs and on runs broken on purpose, about a second each: the tables of docs/diagnosis.md.
 diagnosis: $(INSTALLED)
 	mkdir -p build
-	PYTHONPATH=. OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.diagnostics.benchmark --healthy 300 --faulty 300 --held-out 100 --first 50000 --rows build/diagnosis.jsonl
+	PYTHONPATH=. OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.diagnostics.benchmark --healthy 300 --faulty 300 --held-out 100 --first 90000 --rows build/diagnosis.jsonl
 
 # The table of rules and callbacks in docs/distributed.md: about 6 s a row.
 matrix: $(INSTALLED)

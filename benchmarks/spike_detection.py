@@ -6,19 +6,22 @@ batches are tried and not stepped on: inputs times 100, noise in place of inputs
 one step on it gives back more than 2 % of the progress so far, on a fixed batch and apart from BatchNorm's running
 statistics, beyond what the same step gives back without gradients: momentum goes on by itself. `caught_with_drift`
 counts this too, so that a batch without any gradient may be one to be caught. Families whose name starts with "held
-out" were not looked at when the rule of `SpikeDetector` was chosen.
+out" were not looked at when the rule of `SpikeDetector` was chosen. `false` counts every verdict about a step of the
+run itself; `false_that_hurt` are those of `SpikeDetector` about steps that hurt by the same measure, as those on
+outliers of the data.
 
 The other rules are those of their sources, read as: OLMo, loss or norm beyond 6 standard deviations of the last 128;
 llm-foundry, loss beyond twice the mean of the last 100; ZClip, norm beyond 2.5 of an exponential mean's deviations.
 
-Usage: python benchmarks/spike_detection.py [--steps 1500] [--seeds 3] [--first-seed 0] [--families NAME ...] [--save]
+Usage: python benchmarks/spike_detection.py [--steps 1500] [--seeds 3] [--first-seed 0] [--families NAME ...]
+    [--without NAME ...] [--rules NAME ...] [--save]
 """
 
 import argparse
 import json
 import math
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -114,7 +117,8 @@ class Tally:
     """What a rule did on a set of runs."""
 
     def __init__(self) -> None:
-        self.steps = self.false = self.broken = 0
+        self.steps = self.broken = self.hurt = 0
+        self.false: Counter[str] = Counter()  # by family
         self.bad: dict[tuple[str, bool], list[bool]] = defaultdict(list)
         self.with_drift: list[bool] = []
 
@@ -122,20 +126,21 @@ class Tally:
         """The numbers of a table, and more."""
         hurting = [hit for (_, hurts), hits in self.bad.items() if hurts for hit in hits]
         low, high = wilson(sum(hurting), len(hurting))
-        false_low, false_high = wilson(self.false, self.steps)
+        false = self.false.total()
+        false_low, false_high = wilson(false, self.steps)
         kinds = {kind: f"{sum(hits)}/{len(hits)}" for (kind, hurts), hits in sorted(self.bad.items()) if hurts}
         every = [hit for hits in self.bad.values() for hit in hits]
         return {
             "benchmark": "spike_detection", "families": families, "rule": rule, "healthy_steps": self.steps,
-            "false": self.false, "false_per_10k": 1e4 * self.false / self.steps,
-            "false_interval": [1e4 * false_low, 1e4 * false_high], "hurting": len(hurting),
-            "caught": sum(hurting) / max(len(hurting), 1), "caught_interval": [low, high], **kinds,
-            "caught_with_drift": f"{sum(self.with_drift)}/{len(self.with_drift)}",
+            "false": false, "false_in": dict(self.false), "false_that_hurt": self.hurt,
+            "false_per_10k": 1e4 * false / self.steps, "false_interval": [1e4 * false_low, 1e4 * false_high],
+            "hurting": len(hurting), "caught": sum(hurting) / max(len(hurting), 1), "caught_interval": [low, high],
+            **kinds, "caught_with_drift": f"{sum(self.with_drift)}/{len(self.with_drift)}",
             "caught_of_all": sum(every) / max(len(every), 1), "taken_for_broken": self.broken,
         }  # fmt: skip
 
 
-def follow(run: Run, rules: dict[str, Rule], tallies: dict[str, Tally]) -> None:
+def follow(family: str, run: Run, rules: dict[str, Rule], tallies: dict[str, Tally]) -> None:
     """One training, judged by all rules."""
     for step in run:
         for name, rule in rules.items():
@@ -147,8 +152,11 @@ def follow(run: Run, rules: dict[str, Rule], tallies: dict[str, Tally]) -> None:
                 if not bad.lost <= HURTS:
                     tally.with_drift.append(is_found)
             verdict = rule.judge(step.loss, step.norm)
-            tally.steps, tally.false = tally.steps + 1, tally.false + (verdict != "fine")
+            tally.steps += 1
             tally.broken += verdict == "broken"
+            if verdict != "fine":
+                tally.false[family] += 1
+                tally.hurt += isinstance(rule, SpikeDetector) and run.hurts()
             if verdict == "broken" and isinstance(rule, SpikeDetector):
                 rule.restart()
             rule.accept(step.loss, step.norm)
@@ -160,16 +168,18 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES), metavar="NAME")
+    parser.add_argument("--without", nargs="+", choices=FAMILIES, default=[], metavar="NAME", help="families left out")
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES), metavar="NAME")
     parser.add_argument("--save", action="store_true", help="write the rows into benchmarks/results")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    tallies: dict[str, dict[str, Tally]] = defaultdict(lambda: {name: Tally() for name in RULES})
+    tallies: dict[str, dict[str, Tally]] = defaultdict(lambda: {name: Tally() for name in arguments.rules})
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
-    runs = [(name, seed) for name in arguments.families for seed in seeds]
+    runs = [(name, seed) for name in arguments.families if name not in arguments.without for seed in seeds]
     for name, seed in progress(runs):
         families = "held out" if name.startswith("held out") else "calibration"
-        rules = {rule: make() for rule, make in RULES.items()}
-        follow(Run(FAMILIES[name], seed, arguments.steps), rules, tallies[families])
+        rules = {rule: RULES[rule]() for rule in arguments.rules}
+        follow(name, Run(FAMILIES[name], seed, arguments.steps), rules, tallies[families])
     rows = [tally.row(families, rule) for families, rules in tallies.items() for rule, tally in rules.items()]
     for row in rows:
         print(json.dumps(row))

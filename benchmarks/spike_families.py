@@ -259,6 +259,15 @@ class Run:
         torch.set_rng_state(random)
         return found
 
+    def hurts(self) -> bool:
+        """Whether the healthy step that is about to be taken hurts, by the measure of the bad ones."""
+        lost, grads = self.lost(), [param.grad for param in self.network.parameters()]
+        self.network.zero_grad()
+        drift = self.lost()
+        for param, grad in zip(self.network.parameters(), grads, strict=True):
+            param.grad = grad
+        return not lost - max(drift, 0.0) <= HURTS
+
     def lost(self) -> float:
         """The share of the progress so far that a step on the current gradients gives back; taken on a copy."""
         before = self.evaluated(self.network)

@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_optkit._torch_private import kept_iterator, num_yielded
-from lightning_optkit.callbacks._rest_of_epoch import deal_rest
+from lightning_optkit.callbacks._rest_of_epoch import deal_rest, dealing_of
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_private import (
     DataFetcher,
@@ -32,6 +32,7 @@ class OrderOfEpoch(FitCallback):
 
     def __init__(self) -> None:
         self._trainer: pl.Trainer | None = None
+        self._world_size = 1
         self._epoch: dict[str, Any] = {}  # states before iter() and before the fetches that need one
         self._fetches = 0  # in the current epoch
         self._cycles: list[tuple[int, int]] = []  # per loader: its iterator and its position
@@ -41,6 +42,10 @@ class OrderOfEpoch(FitCallback):
     def _forget(self) -> None:
         self._trainer, self._epoch = None, {}
         self._fetches, self._cycles, self._cycled, self._dealt_anew = 0, [], set(), None
+
+    def _dealing(self) -> dict[str, Any] | None:
+        assert self._trainer is not None
+        return dealing_of(self._loaders, self._world_size, self._trainer.num_training_batches)
 
     def _fast_forward(self, fetcher: DataFetcher, epoch: dict[str, Any], batches: int) -> None:
         """Starts the epoch like the original, and skips the batches already seen."""

@@ -25,7 +25,7 @@ from torch.utils.data import (
 from lightning_optkit.callbacks._open_window import mean_gradients
 from lightning_optkit.callbacks.seams.lightning_private import HasState, batch_progress, epoch_progress, move_in_epoch
 
-__all__ = ["RestOfEpoch", "can_be_dealt_anew", "deal_rest", "dealing_of", "dealt_anew", "fill_in", "gathered"]
+__all__ = ["RestOfEpoch", "can_be_dealt_anew", "deal_rest", "dealing_of", "dealt_anew", "fill_in"]
 
 
 _SAMPLERS = (SequentialSampler, RandomSampler, DistributedSampler)  # not classes derived from them
@@ -54,16 +54,6 @@ def dealing_of(loaders: list[Any], processes: int, batches: float) -> dict[str, 
         if parts or sampler.generator is not loader.generator:
             return None
     return {**facts, "shuffle": isinstance(sampler, RandomSampler), "replicas": 1, "seed": None}
-
-
-def gathered(mine: Any, processes: int, is_alone: bool) -> list[Any]:
-    """The states of all processes, in the first one; None for the others if this process is alone."""
-    ranks: list[Any] = [None] * processes
-    if is_alone:
-        ranks[torch.distributed.get_rank()] = mine
-    else:
-        torch.distributed.gather_object(mine, ranks if torch.distributed.get_rank() == 0 else None)
-    return ranks
 
 
 def fill_in(ranks: list[Any], rank: int, mine: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ import copy
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -20,11 +19,14 @@ from lightning_optkit.callbacks._data_order import data_order, differences, num_
 from lightning_optkit.callbacks._metrics_so_far import metrics_so_far, set_metrics
 from lightning_optkit.callbacks._open_window import OpenWindow, set_gradients, set_window
 from lightning_optkit.callbacks._order_of_epoch import OrderOfEpoch
+from lightning_optkit.callbacks._own_buffers import buffers_of, set_buffers
 from lightning_optkit.callbacks._plateau_steps import steps_due, take_steps
-from lightning_optkit.callbacks._rest_of_epoch import can_be_dealt_anew, dealing_of, dealt_anew, fill_in, gathered
+from lightning_optkit.callbacks._rest_of_epoch import can_be_dealt_anew, dealt_anew, fill_in
+from lightning_optkit.callbacks._states_of_ranks import states_of_ranks
 from lightning_optkit.callbacks.safe_checkpoint_io import write_safely
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.deferred_signals import DeferredSignals
+from lightning_optkit.callbacks.seams.double_precision import cast_before_loading
 from lightning_optkit.callbacks.seams.failed_alone import failed_alike, wait_for_nobody
 from lightning_optkit.callbacks.seams.lightning_packages import is_a
 from lightning_optkit.callbacks.seams.lightning_private import (
@@ -37,7 +39,6 @@ from lightning_optkit.callbacks.seams.lightning_private import (
     VALIDATIONS,
     DataFetcher,
     HasState,
-    Loop,
     batch_progress,
     end_restart,
     end_restart_of_epoch,
@@ -65,9 +66,10 @@ class ExactResume(OrderOfEpoch):
     iterable datasets that yield the same items when iterated again. Skipped batches are loaded, since only this
     restores the state of datasets and workers; a message says so if it takes long. Loaders with `state_dict`
     (torchdata's `StatefulDataLoader`) restore themselves, but not what their workers draw. Within an accumulation
-    window the gradients so far are saved as well, those of every process.
+    window the gradients so far are saved as well, those of every process. So are buffers in which the processes differ:
+    BatchNorm's running statistics under FSDP2, or under DDP with `broadcast_buffers=False`.
 
-    Checkpoints are written and checked by `SafeCheckpointIO`, unless another `CheckpointIO` is given.
+    Checkpoints are written, and checked in every stage, by `SafeCheckpointIO`, unless another `CheckpointIO` is given.
 
     What Lightning leaves out when it resumes is done: the validation after the batch at whose end a checkpoint was
     written, the hooks of the epoch's end if that was the last, and the steps of torch's `ReduceLROnPlateau`, with the
@@ -106,7 +108,6 @@ class ExactResume(OrderOfEpoch):
 
     def __init__(self) -> None:
         super().__init__()
-        self._world_size = 1
         self._last: dict[str, Any] | None = None  # of this process, at the end of the last fit
         self._resume: dict[str, Any] | None = None
         self._outer: dict[str, Any] | None = None  # random state of the training during a validation
@@ -130,10 +131,9 @@ class ExactResume(OrderOfEpoch):
             state = self._state_before()
         if state is None:
             return self._resume or {}
-        state, ranks = dict(state), state["ranks"]
-        if self._world_size > 1 and torch.distributed.is_initialized():
-            state["ranks"] = gathered(ranks[0], self._world_size, self._is_alone)
-        return state
+        if self._world_size == 1 or not torch.distributed.is_initialized():
+            return dict(state)
+        return {**state, "ranks": states_of_ranks(state["ranks"][0], self._world_size, self._is_alone)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resume = state_dict
@@ -159,6 +159,7 @@ class ExactResume(OrderOfEpoch):
             "metrics": self._cut.metrics if self._cut else metrics_so_far(self._trainer),
             "due": steps_due(self._trainer, computes=not self._is_alone),
             "gradients": self._window.gradients(self._trainer, unfinished_batch),
+            "buffers": buffers_of(self._trainer),
         }
         return {
             "ranks": [mine],
@@ -171,23 +172,20 @@ class ExactResume(OrderOfEpoch):
         """The state of this process before the first batch, from which the whole run follows."""
         assert self._trainer is not None
         outside = self._before_check if self._trainer.sanity_checking else None  # Lightning goes back to it
-        return {"ranks": [{"begin": self._epoch.get("iter") or outside or self._random_state()}]}
-
-    def _dealing(self) -> dict[str, Any] | None:
-        assert self._trainer is not None
-        return dealing_of(self._loaders, self._world_size, self._trainer.num_training_batches)
+        return {"ranks": [{"begin": self._epoch.get("iter") or outside or self._random_state(), "buffers": {}}]}
 
     # --- hooks, in the order Lightning calls them ---
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        number_by_module(trainer)
+        write_safely(trainer)
+        cast_before_loading(trainer.strategy)
         if stage != "fit":
             return
         if callbacks_of(trainer, ExactResume, but=self):
             raise ValueError("ExactResume(): given twice; once is enough.")
-        number_by_module(trainer)
         self._undo()  # what the exception of an earlier fit left
         self._is_alone = False
-        write_safely(trainer)
         self._at_end(self._undeal)
         self._forget()
         self._trainer, self._world_size, self._last, self._resume = trainer, trainer.world_size, None, None
@@ -252,6 +250,7 @@ class ExactResume(OrderOfEpoch):
             leave_finished_epoch(trainer)
         self._set_random_state(mine["now"])
         set_gradients(pl_module, mine["gradients"])
+        set_buffers(trainer, mine.get("buffers", {}))
         if "metrics" in mine:  # of older versions no checkpoint has them
             set_metrics(trainer, mine["metrics"], self._override)
             take_steps(trainer, mine["due"])
@@ -290,10 +289,6 @@ class ExactResume(OrderOfEpoch):
         self._window, self._fetches_after, self._failed_to_fetch = OpenWindow(), -1, False
 
     # --- called before methods of Lightning's loops ---
-
-    def _stand_before(self, loop: Loop, name: str, method: Callable[..., Any]) -> None:
-        """`method` receives the original, then the loop's arguments."""
-        self._override(loop, name, partial(method, getattr(loop, name)))
 
     def _loader_is_ready(self, load_states: Callable[[], None]) -> None:
         """Called right before iter(), after Lightning has created the loader."""

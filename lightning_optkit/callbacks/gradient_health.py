@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_optkit._checks import check_bools, check_int, check_state
+from lightning_optkit.callbacks.seams.associations_of_run import AssociationsOfRun
 from lightning_optkit.callbacks.seams.average_of_run import averages_too_long
 from lightning_optkit.callbacks.seams.first_nonfinite import first_nonfinite
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
@@ -125,6 +126,7 @@ class GradientHealth(FitCallback):
         self._other: tuple[Any, int] | None = None  # the batch of the probe before
         self._alive: dict[tuple[str, int], list[Tensor]] = {}
         self._targets: ValidatedTargets | None = None
+        self._associations = AssociationsOfRun()
 
     def to_json(self) -> str:
         """The verdicts as a JSON list of objects, the primary one first."""
@@ -172,12 +174,15 @@ class GradientHealth(FitCallback):
         self._seen.averages = averages_too_long(trainer)
         self._rows = EqualRows(pl_module)
         self._modes = ModesOfRun(pl_module)
+        self._seen.began_in_training = self._modes.is_training
+        self._seen.clip = _clip_of(trainer)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._close()
         self._batch = (batch, batch_idx)
+        self._associations.before_batch(trainer, pl_module, batch_idx)
         step = self._seen.steps
         has_left = self._modes is not None and self._modes.is_due(step)
         is_due, may_probe = (
@@ -206,6 +211,7 @@ class GradientHealth(FitCallback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._associations.close()
         self._losses.after_batch(trainer, pl_module, outputs, self._seen.steps)
         self._idle.after_batch(trainer, pl_module, self._seen.steps)
         if self._seen.idle is not self._idle.seen or self._has_arrived:
@@ -229,11 +235,14 @@ class GradientHealth(FitCallback):
         if trainer.state.fn == "fit" and not trainer.sanity_checking and self._targets is None:
             self._targets = ValidatedTargets(pl_module)
             self._at_end(self._targets.close)
+            self._associations.before_validation(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._targets is not None and not trainer.sanity_checking and not self._seen.validations:
             self._targets.close()
+            self._associations.close()
             self._seen.validated = self._targets.seen()
+            self._seen.fresh, self._seen.held = self._associations.seen()
         losses = {name: v for name, v in trainer.callback_metrics.items() if "val" in name and "loss" in name}
         if trainer.sanity_checking or len(losses) != 1:
             return
@@ -291,13 +300,15 @@ class GradientHealth(FitCallback):
             probe = self._probe.measure(trainer, pl_module, self._batch, self._other, measured.rate)
             self._other = self._batch
             self._num_probes += 1
-        self._seen.take(measured.check(rows, self._alive, probe))
+        check = measured.check(rows, self._alive, probe)
+        self._seen.take(replace(check, returned=self._losses.of_batch()))
         called = measured.called
         self._always_called = called if self._always_called is None else self._always_called & called
         self._without_grad |= measured.without_grad
 
     def _close(self) -> None:
         self._idle.close()
+        self._associations.close()
         if self._measured is not None:
             self._measured.close()
             self._former = (self._seen.steps - 1, self._measured.norms) if self._measured.is_taken else None
@@ -346,6 +357,11 @@ class GradientHealth(FitCallback):
 
 def _is_automatic(pl_module: pl.LightningModule) -> bool:
     return pl_module.automatic_optimization
+
+
+def _clip_of(trainer: pl.Trainer) -> float | None:
+    clip = trainer.gradient_clip_val
+    return float(clip) if clip and trainer.gradient_clip_algorithm != "value" else None
 
 
 def _stands(verdict: Verdict) -> bool:

@@ -11,7 +11,7 @@ from typing import IO, Any, cast
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
 from lightning_optkit._checks import check_bools
 from lightning_optkit.callbacks.seams.gathered_shards import gathered_shards, is_sharded
@@ -19,6 +19,7 @@ from lightning_optkit.callbacks.seams.lightning_packages import is_a, twins
 from lightning_optkit.callbacks.seams.sealed_files import SealingFile
 from lightning_optkit.callbacks.seams.sharded_saves import guard_shards
 from lightning_optkit.callbacks.seams.staged_paths import naming, remove, write_file
+from lightning_optkit.callbacks.seams.usable_checkpoints import check_of_lightning, needs_of
 from lightning_optkit.callbacks.seams.whole_checkpoints import sweep_orphans, whole_checkpoint
 
 __all__ = ["SafeCheckpointIO", "write_safely"]
@@ -33,10 +34,10 @@ class SafeCheckpointIO(TorchCheckpointIO):
     is removed by the next one in the same folder.
 
     On loading, the checksum is compared. If it differs, or a part is missing, the newest whole checkpoint in the same
-    folder is loaded instead, with a warning that names both. Files stay ordinary ones for `torch.load`. Files written
-    by Lightning load as well; they are whole if the lengths and checksums of torch's archive are right. Sharded folders
-    of FSDP2 are gathered for one process and DDP; torch unpickles their parts, so use those that you trust. Paths on
-    other than local file systems ("s3://...") are left to Lightning.
+    folder from which the run can go on is loaded instead, with a warning that names both. Files stay ordinary ones for
+    `torch.load`. Files written by Lightning load as well; they are whole if the lengths and checksums of torch's
+    archive are right. Sharded folders of FSDP2 are gathered for one process and DDP; torch unpickles their parts, so
+    use those that you trust. Paths on other than local file systems ("s3://...") are left to Lightning.
 
     `ExactResume` uses this plugin unless another `CheckpointIO` is given. With it, sharded checkpoints of FSDP2
     (`ModelParallelStrategy`), which Lightning writes past any plugin, are written and checked in the same way: a folder
@@ -58,6 +59,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
     def __init__(self, falls_back: bool = True) -> None:
         check_bools(type(self).__name__, falls_back=falls_back)
         self.falls_back = falls_back
+        self._strategy: Strategy | None = None  # of the run that it serves, where `ExactResume` says so
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Writes a checkpoint; see the class."""
@@ -79,10 +81,13 @@ class SafeCheckpointIO(TorchCheckpointIO):
     ) -> dict[str, Any]:
         """Loads a checkpoint; see the class. Every process calls it."""
         if _is_local(path):
-            path = whole_checkpoint(Path(path), self.falls_back)
-            if path.is_dir():
-                return gathered_shards(path, weights_only)
-        return super().load_checkpoint(path, map_location, weights_only)
+            path = whole_checkpoint(Path(path), self.falls_back, needs_of(self._strategy), weights_only)
+        if isinstance(path, Path) and path.is_dir():
+            return gathered_shards(path, weights_only)
+        loaded = super().load_checkpoint(path, map_location, weights_only)
+        if self._strategy is not None:
+            check_of_lightning(self._strategy, path, loaded)
+        return loaded
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Removes a checkpoint; see the class."""
@@ -97,8 +102,10 @@ def write_safely(trainer: pl.Trainer) -> None:
     strategy = trainer.strategy
     if type(strategy.checkpoint_io) in twins(TorchCheckpointIO):
         strategy.checkpoint_io = SafeCheckpointIO()
-    if isinstance(strategy.checkpoint_io, SafeCheckpointIO) and is_a(strategy, ModelParallelStrategy):
-        guard_shards(strategy, strategy.checkpoint_io.falls_back)
+    if isinstance(strategy.checkpoint_io, SafeCheckpointIO):
+        strategy.checkpoint_io._strategy = strategy
+        if is_a(strategy, ModelParallelStrategy):
+            guard_shards(strategy, strategy.checkpoint_io.falls_back)
 
 
 def _write(checkpoint: dict[str, Any], file: SealingFile) -> None:

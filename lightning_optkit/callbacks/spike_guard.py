@@ -36,6 +36,7 @@ from lightning_optkit.diagnostics.spike_detector import SpikeDetector, SpikeEven
 __all__ = ["SpikeGuard"]
 
 _COPIES = 2  # the older one is used if the run breaks again soon
+_NOT_FINITE = 20  # steps in a row, without a sound state, after which nothing will be trained
 _LIGHTNINGS = (StochasticWeightAveraging, getattr(lightnings, "WeightAveraging", StochasticWeightAveraging))
 _WITH_WEIGHTS = (Grokfast, LookSAM, Lookahead, ScheduleFreeWrapper, *_LIGHTNINGS)
 
@@ -48,7 +49,7 @@ class SpikeGuard(FitCallback):
     the histories of clips return, bit for bit, to a copy that was taken before a step whose loss was normal; the
     batches since are dropped, and the learning rate grows to its value over `rewarm` steps. Soon broken again, the
     older of two copies is used, and patience doubles, triples and so on; after `max_rollbacks` without a new copy the
-    run stops.
+    run stops. Where there is no copy, as at the start, batches that are not finite are dropped, but not 20 in a row.
 
     Schedules and counts of batches go on. All processes decide alike, from the mean of their losses. Infinite gradients
     of a loss scaler remain the scaler's. Windows, copies and positions are part of the checkpoint, so a resumed run
@@ -72,7 +73,8 @@ class SpikeGuard(FitCallback):
     Raises:
         ValueError: for an argument out of range; when the fit starts, with manual optimization, with LBFGS, for a
             strategy that splits parameters, and with `rollback` beside callbacks that keep weights or gradients of
-            their own (`Lookahead`, `Grokfast`, `LookSAM`, `ScheduleFreeWrapper`, Lightning's averages).
+            their own (`Lookahead`, `Grokfast`, `LookSAM`, `ScheduleFreeWrapper`, Lightning's averages); during a fit,
+            when 20 steps in a row, or all of a shorter run, are not finite and there is no state to return to.
 
     Cost: a pass over the gradients and a synchronization with the device per step; two copies of weights and optimizer
     state in memory and in each checkpoint.
@@ -92,7 +94,7 @@ class SpikeGuard(FitCallback):
         every: int = 25,
         rewarm: int = 10,
         max_rollbacks: int = 5,
-        threshold: float = 2.5,
+        threshold: float = 3.3,
         patience: float = 3.0,
         window: int = 256,
         warmup: int = 64,
@@ -217,6 +219,11 @@ class SpikeGuard(FitCallback):
             self._drop(trainer, optimizer)
         self._rewarm(optimizer)
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        steps = Run(trainer).step
+        if steps and self._not_finite_before(steps) == steps:
+            raise ValueError(self._why_untrained())
+
     # --- implementation ---
 
     def _measured(self, trainer: pl.Trainer, optimizer: Optimizer, grads: list[Tensor]) -> tuple[float, float]:
@@ -255,6 +262,8 @@ class SpikeGuard(FitCallback):
             else:
                 self._drop(trainer, optimizer)
                 self._say_stuck(SpikeEvent(step, "skip", loss, norm))
+                if self._not_finite_before(step + 1) >= _NOT_FINITE:
+                    raise ValueError(self._why_untrained())
             return
         kept = copies[-1] if self._rollbacks == 0 else copies[0]
         self._drop(trainer, optimizer)
@@ -302,14 +311,33 @@ class SpikeGuard(FitCallback):
             say: Callable[[str], object] = rank_zero_warn if event.action == "stop" else rank_zero_info
             say(f"{type(self).__name__}: {self._text(event)}")
 
+    def _not_finite_before(self, step: int) -> int:
+        """How many steps in a row before this one were dropped since they were not finite."""
+        count = 0
+        for event in reversed(self.events):
+            is_finite = math.isfinite(event.loss) and math.isfinite(event.norm)
+            if event.action != "skip" or is_finite or event.step != step - 1 - count:
+                break
+            count += 1
+        return count
+
+    def _why_untrained(self) -> str:
+        last = self.events[-1]
+        count = self._not_finite_before(last.step + 1)
+        return (
+            f"{type(self).__name__}: loss and gradient norm of step {last.step} are {last.loss:.3g} and "
+            f"{last.norm:.3g}, and {count} in a row were not finite; there is no sound state to return to: "
+            "add GradientHealth or run `optkit doctor`, which name the layer where it begins."
+        )
+
     def _say_stuck(self, event: SpikeEvent) -> None:
-        """Once, and although not verbose: a run of which no step is taken would end as if it had been trained."""
+        """Once, and although not verbose: each such step is lost, and the run may end of it."""
         self._note(event)
         if not self._is_stuck:
             rank_zero_warn(
                 f"{type(self).__name__}: step {event.step}: loss {event.loss:.3g}, gradient norm {event.norm:.3g}, as "
-                "in the steps before; there is no sound state to return to, so such batches are dropped and the "
-                "weights stay as they are; run with GradientHealth or `optkit doctor`."
+                "in the steps before; there is no sound state to return to, so such batches are dropped, and the run "
+                f"ends if {_NOT_FINITE} in a row are; run with GradientHealth or `optkit doctor`."
             )
         self._is_stuck = True
 

@@ -128,6 +128,10 @@ class WeightAveraging(FitCallback):
                 weights[name] = whole.detach().to("cpu", copy=True)
         return weights
 
+    def trained(self, tensor: Tensor) -> Tensor:
+        """The trained value of a parameter or buffer of the module, also while the module holds the average."""
+        return self._trained.get(tensor, tensor)
+
     @property
     def num_averaged(self) -> int:
         """Number of updates of the average so far, in the current fit or the last one."""

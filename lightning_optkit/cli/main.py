@@ -9,7 +9,7 @@ from importlib import import_module
 from io import TextIOWrapper
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
@@ -40,7 +40,8 @@ COMMANDS = {
     "info": "Shows what this installation can do: versions, compiled extension, instruction sets, threads, pages.",
 }
 _EPILOG = """optkit fit --config config.yaml trains; optkit list average finds a strategy; optkit plot-schedule cosine
-draws one. Exit status: 0 done, 1 it could not be done, as a sentence says, 2 the command line or the file is wrong."""
+draws one. Exit status: 0 done, 1 it could not be done, as a sentence says, 2 the command line or the file is wrong,
+130 ended by Ctrl-C."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -50,8 +51,8 @@ def main(args: Sequence[str] | None = None) -> None:
         args: Command-line arguments after `optkit`. Default: those of the process.
 
     Raises:
-        SystemExit: with 2 for unknown arguments, with 1 and a sentence for what could not be done, with 0 after
-            `--help`.
+        SystemExit: with 2 for unknown arguments, with 1 and a sentence for what could not be done, with 130 after
+            Ctrl-C, with 0 after `--help`.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
@@ -63,7 +64,16 @@ def main(args: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit(130)  # as a shell has it for a command ended by Ctrl-C
+        _end_by_ctrl_c()
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning's Trainer makes status 1 of it
+            _end_by_ctrl_c()
+        raise
+
+
+def _end_by_ctrl_c() -> NoReturn:
+    print(f"{_program()}: ended by Ctrl-C.", file=sys.stderr)
+    sys.exit(130)  # as a shell has it
 
 
 def _run(words: list[str]) -> None:

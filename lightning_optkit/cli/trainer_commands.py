@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`optkit fit`, `validate`, `test`, `predict`, `explain`, `find-lr`, `doctor`: LightningCLI that knows this package."""
 
+import contextlib
 import sys
 import traceback
 import warnings
@@ -11,6 +12,7 @@ from typing import Any
 
 import jsonargparse
 import lightning
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -25,6 +27,7 @@ __all__ = ["about_settings", "cli_of_fit", "of_user", "refuse_unreadable", "run"
 _PACKAGE = str(Path(__file__).parents[1])
 _PARSER = str(Path(jsonargparse.__file__).parent)
 _LIGHTNING = str(Path(lightning.__file__).parent)
+_AROUND = (_PACKAGE, _PARSER, _LIGHTNING, str(Path(torch.__file__).parent), contextlib.__file__, "<frozen ")
 _MORE = {
     "fit": "optkit fit --config config.yaml --trainer.max_epochs 3; in the file, `class_path: Fuse` is enough; a name "
     "that torch or Lightning has as well (AdamW, WeightAveraging) is ours as lightning_optkit.AdamW. Models and data "
@@ -46,8 +49,8 @@ class _OneBatch(_BeforeTheFirstBatch):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
-        parser.add_argument("--max_steps", type=int, default=300, help="steps on the first batch, at most")
-        parser.add_argument("--max_seconds", type=float, default=30.0, help="the same in time")
+        parser.add_argument("--max_steps", type=int, default=300, help="steps on the first batch, at most; 32 or more")
+        parser.add_argument("--max_seconds", type=float, default=30.0, help="the same in time; above 0")
         parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
@@ -73,6 +76,8 @@ def run(command: str, words: Sequence[str], program: str) -> None:
         sentence = about_settings(error)
         if sentence is None:
             own = of_user(error)  # with its own traceback, not that of the parser that called it
+            if command in _FIRST_BATCH and not _is_of_package(own):
+                sys.exit(f"{_frames_of_user(own)}\n{program} {command}: it ended by this error.")
             raise own from own.__cause__
         sys.exit(f"{program} {command}: {sentence}")
 
@@ -121,6 +126,24 @@ def of_user(error: BaseException) -> BaseException:
             return each
         each = each.__cause__ or each.__context__
     return error
+
+
+def _is_of_package(error: BaseException) -> bool:
+    """Whether it is a mistake of this package, which needs the whole traceback."""
+    return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(_PACKAGE)
+
+
+def _frames_of_user(error: BaseException) -> str:
+    """Its traceback without what Lightning, torch and we do around the user's code, which is some 30 frames."""
+    shown = traceback.TracebackException.from_exception(error)
+    each: traceback.TracebackException | None = shown
+    while each is not None:
+        each.stack = traceback.StackSummary.from_list(
+            [frame for frame in each.stack if not frame.filename.startswith(_AROUND)]
+        )
+        each = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
+    whole = shown.format() if shown.stack else shown.format_exception_only()
+    return "".join(whole).rstrip()
 
 
 def refuse_unreadable(files: Sequence[str], call: str) -> None:

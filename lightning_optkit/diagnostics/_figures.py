@@ -160,8 +160,11 @@ def _draw_all(figure: "Figure", lines: Sequence[Line], ylabel: str, xlabel: str,
         if steps:
             artist = _draw(axes, line, steps, values)
             named += [(line.label, artist)] if line.label else []
-    if log and all(min(values, default=1.0) > 0 for _, _, values in drawn):
+    every = [value for _, _, values in drawn for value in values]
+    if log and min(every, default=1.0) > 0:
         _use_log_scale(axes)
+    elif every and min(every) == max(every) != 0:  # by itself the axis would span a tenth, in labels of seven digits
+        axes.set_ylim(*sorted((0.0, 2 * every[0])))
     finish_axes(axes, xlabel, ylabel)
     if len(named) > 1:
         _add_legend(figure, axes, named)

@@ -5,11 +5,20 @@ Nothing here refers to tensors, modules or Lightning, so a rule is tested on num
 optimizer steps that were taken, from 0: step 0 is the first one.
 """
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lightning_optkit.diagnostics._signals import ActivationSeen, InputSeen, LayerSeen, LossSeen, ProbeSeen, TargetsSeen
+from lightning_optkit.diagnostics._signals import (
+    ActivationSeen,
+    AssociationSeen,
+    InputSeen,
+    LayerSeen,
+    LossSeen,
+    ProbeSeen,
+    TargetsSeen,
+)
 
 __all__ = [
     "AverageSeen",
@@ -117,6 +126,8 @@ class Check:
         strays: Number of tensors in the optimizers that are no parameters of the module.
         hidden: Names of parameters with a gradient that are in no optimizer, and not found by torch, since their
             modules are kept in a list, tuple or dict.
+        decay: Largest product of the rate and the weight decay of a group: the share by which it shrinks a weight.
+        returned: The loss of its batch as `training_step` returned it; NaN if unknown.
         is_undone: Whether the weights before this step were bitwise those before the step in front of it, which had
             changed them.
     """
@@ -134,6 +145,8 @@ class Check:
     strays: int = 0
     hidden: tuple[str, ...] = ()
     is_undone: bool = False
+    decay: float = 0.0
+    returned: float = math.nan
 
 
 @dataclass
@@ -321,6 +334,10 @@ class RunSeen:
         trained: Mean training loss of the steps before each of them, since the one before; NaN if unknown.
         monitor: The name under which it was logged.
         validated: The targets of the first validation, if its loss function and they could be seen.
+        fresh: How predictions go with training targets before the first validation, in batches not trained on before.
+        held: The same in that validation.
+        began_in_training: Whether a dropout layer was in training mode when the fit began, before hooks of the module.
+        clip: The norm to which the trainer cuts gradients, or None.
         checks: Measured steps, in order.
         silent: Parameters without any gradient so far.
         not_zeroed: Step of the first gradient that was not cleared after a step, by class of the optimizer.
@@ -339,6 +356,10 @@ class RunSeen:
     trained: list[float] = field(default_factory=list)
     monitor: str = "val_loss"
     validated: TargetsSeen | None = None
+    fresh: AssociationSeen | None = None
+    held: AssociationSeen | None = None
+    began_in_training: bool = False
+    clip: float | None = None
     losses: Losses = field(default_factory=Losses)
     checks: list[Check] = field(default_factory=list)
     silent: list[SilentSeen] = field(default_factory=list)

@@ -146,17 +146,33 @@ def _column(rows: Iterable[dict[str, str]], name: str) -> Curve:
 
 
 def _named_apart(found: Sequence[tuple[Path, RunRecord]]) -> list[RunRecord]:
-    """Runs of the same name get the name of their folder, and a number if that is not enough."""
+    """Runs of the same name get what differs in their paths, and a number if another run has that name."""
     names = [run.name for _, run in found]
-    wanted = [
-        run.name if names.count(run.name) == 1 else f"{run.name}, {file.resolve().parent.name}" for file, run in found
-    ]
+    alike = {name: [file.resolve() for file, run in found if run.name == name] for name in names}
     taken: set[str] = set()
     runs = []
-    for (_, run), name in zip(found, wanted, strict=True):
+    for file, run in found:
+        files = alike[run.name]
+        name = run.name
+        if len(files) > 1:
+            name = f"{name}, {_what_differs(files)[files.index(file.resolve())]}"
         each, number = name, 2
         while each in taken:
             each, number = f"{name} {number}", number + 1
         taken.add(each)
         runs.append(replace(run, name=each))
     return runs
+
+
+def _what_differs(files: Sequence[Path]) -> list[str]:
+    """The end of each path that no other has, from the folders or, within one, the files; without what all share."""
+    of_folders = [file.parent.parts for file in files]
+    paths = of_folders if len(set(of_folders)) == len(files) else [file.parts for file in files]
+    depth = next(
+        depth for depth in range(1, max(map(len, paths)) + 1) if len({path[-depth:] for path in paths}) == len(paths)
+    )
+    ends = [path[-depth:] for path in paths]
+    shared = 0
+    while shared < depth - 1 and len({end[-1 - shared :] for end in ends}) == 1:
+        shared += 1
+    return ["/".join(end[: len(end) - shared]) for end in ends]

@@ -4,7 +4,7 @@
 import math
 from dataclasses import dataclass
 
-__all__ = ["ActivationSeen", "InputSeen", "LayerSeen", "LossSeen", "ProbeSeen"]
+__all__ = ["ActivationSeen", "AssociationSeen", "InputSeen", "LayerSeen", "LossSeen", "ProbeSeen"]
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,25 @@ class TargetsSeen:
     constant: float
     samples: int
     is_squared: bool
+
+
+@dataclass(frozen=True)
+class AssociationSeen:
+    """How much less loss predictions have with their own targets than with those of other samples of their batch.
+
+    Args:
+        gain: The difference, in the mean over samples: negative if other targets fit better.
+        error: Its standard deviation if targets were exchanged at random.
+        samples: Number of samples.
+        batches: Number of batches in which they differ.
+        scatter: Mean square of the gains of these batches in standard deviations: about 1 by chance.
+    """
+
+    gain: float
+    error: float
+    samples: int
+    batches: int = 1
+    scatter: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 
 import io
 import math
+import re
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +24,8 @@ __all__ = ["summary_text", "table_text"]
 _WIDTH = 80
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _LINES_OF_ERROR = 4
+_SPACES = re.compile(r"(?<!\+-) +(?!\+-)")
+_OF_EDGES, _BETWEEN = 2, 3  # columns of a table's lines
 
 
 def summary_text(run: RunRecord, width: int = _WIDTH) -> str:
@@ -52,18 +55,41 @@ def summary_text(run: RunRecord, width: int = _WIDTH) -> str:
 
 
 def table_text(rows: Sequence[Sequence[str]], heads: Sequence[str], width: int = _WIDTH) -> str:
-    """A table whose first row names the columns; cells are wrapped where the `width` asks for it.
+    """A table whose first row names the columns; where the `width` would break a word, a block of lines per row.
 
     Example:
         >>> print(table_text([("loss", "1.0")], ["", "plain"]).splitlines()[0].strip())
         plain
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in heads:
-        table.add_column(Text(as_label(head)), overflow="fold")  # not cut: a number would be another one
+    lines = [[*map(as_label, heads)], *map(list, rows)]
+    widths = _widths(lines, width - _OF_EDGES - _BETWEEN * (len(heads) - 1))
+    if widths is None:
+        return "\n".join(fitted(line, width) for row in rows for line in _stacked(row, lines[0]))
+    for head, columns in zip(lines[0], widths, strict=True):
+        table.add_column(Text(head), width=columns)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     return "\n".join(_rendered(table, width))
+
+
+def _widths(rows: Sequence[Sequence[str]], total: int) -> list[int] | None:
+    """Of the columns of a table, at most `total` together, so that no word is broken; None where that cannot be.
+
+    A deviation stays beside its mean.
+    """
+    columns = [*zip(*rows, strict=True)]
+    widths = [max(len(word) for cell in column for word in _SPACES.split(cell)) for column in columns]
+    whole = [max(map(len, column)) for column in columns]
+    while sum(widths) < min(total, sum(whole)):  # to the one that lacks most
+        place = max(range(len(widths)), key=lambda at: whole[at] - widths[at])
+        widths[place] += 1
+    return widths if sum(widths) <= total else None
+
+
+def _stacked(row: Sequence[str], heads: Sequence[str]) -> list[str]:
+    cells = zip(heads[1:], row[1:], strict=True)
+    return [row[0], *(f"  {head}: {cell}" for head, cell in cells if cell)]
 
 
 def _rendered(table: Table, width: int = _WIDTH) -> list[str]:

@@ -16,7 +16,6 @@ _RECENT = 33  # steps whose median is what a step is compared with
 _FIRST = 10  # steps whose median is the loss at the start
 _DEVIATIONS = 12.0  # robust standard deviations: 868 of 99,084 healthy steps exceed 10 of them
 _LOST_PROGRESS = 0.3  # share of the fall of the loss since the start
-_NORM_POWER = 0.7  # how much the norm counts beside the loss
 _LEAST_OF_NORM = 0.5  # the factor of a norm that is small, as that of a saturated network
 _OF_NORM_ALONE = 20.0  # times the largest norm; of 34,464 healthy norms the largest was 9 times
 _RANKED = 128  # normal losses among which a loss has its rank
@@ -53,12 +52,14 @@ class SpikeDetector:
     A fixed number of standard deviations does not fit: losses of small batches have heavy tails. The largest excess
     over the recent median among the last `window` steps is their measure. A step is a "spike" if
 
-        (loss excess / largest loss excess) * (norm / largest norm)^0.7 > threshold,
+        loss excess / largest loss excess * sqrt(norm / largest norm * norm / largest norm of the run) > threshold,
 
-    the norms relative to their medians and the second ratio at least 1/2 (a saturated network has a small gradient), if
-    besides the loss is more than 12 robust standard deviations off and gives back more than 30 % of its fall since the
-    start; or if the norm is 20 times the largest, and above all norms of the run; or if one of the two is not finite.
-    A hard but healthy batch has a high loss and a norm as other hard batches have; a bad one exceeds both.
+    the first two norms relative to their medians, and each ratio of norms at least 1/2 (a saturated network has a small
+    gradient), if besides the loss is more than 12 robust standard deviations off and gives back more than 30 % of its
+    fall since the start; or if the norm is 20 times the largest, and above all norms of the run; or if one of the two
+    is not finite. A hard but healthy batch has a high loss and a norm as other hard batches have; a bad one exceeds
+    both. The largest norm of the run counts since hard samples return once in an epoch, which may be longer than
+    `window`, and since a norm that the run has survived does little harm.
 
     The weights are "broken" if a sum over the steps, which does not fall below 0, exceeds `patience`. A spike adds 1.2;
     a loss adds 0.3 per standard deviation above the median, less 0.15: after three spikes, or some twenty losses that
@@ -86,7 +87,7 @@ class SpikeDetector:
         ('fine', 'spike', 'spike')
     """
 
-    def __init__(self, window: int = 256, threshold: float = 2.5, patience: float = 3.0, warmup: int = 64) -> None:
+    def __init__(self, window: int = 256, threshold: float = 3.3, patience: float = 3.0, warmup: int = 64) -> None:
         owner = type(self).__name__
         self.window = check_int(owner, "window", window, minimum=64)
         self.threshold = check_in(owner, "threshold", threshold, "(0, inf)")
@@ -149,13 +150,15 @@ class SpikeDetector:
             return True
         if self._count < self.warmup:
             return False
-        of_norm = math.exp(min(self._norms.beyond(_log(norm)), _LARGEST_EXPONENT))
-        if of_norm > _OF_NORM_ALONE and _log(norm) > self._highest:
+        of_window = _exp(self._norms.beyond(_log(norm)))
+        of_run = _exp(_log(norm) - self._highest)
+        if of_window > _OF_NORM_ALONE and of_run > 1:
             return True
         excess, ratio = loss - self._losses.usual, self._losses.ratio(loss)
         if excess <= _LOST_PROGRESS * self._progress or excess <= _DEVIATIONS * self._losses.deviation:
             return False
-        return bool(ratio * max(of_norm, _LEAST_OF_NORM) ** _NORM_POWER > self.threshold)
+        of_norm = math.sqrt(max(of_window, _LEAST_OF_NORM)) * math.sqrt(max(of_run, _LEAST_OF_NORM))
+        return bool(ratio * of_norm > self.threshold)
 
     def _sum_after(self, loss: float, is_spike: bool) -> float:
         if is_spike:
@@ -261,3 +264,7 @@ class _Series:
 
 def _log(norm: float) -> float:
     return math.log(max(norm, _LEAST))
+
+
+def _exp(exponent: float) -> float:
+    return math.exp(min(exponent, _LARGEST_EXPONENT))

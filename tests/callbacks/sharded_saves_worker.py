@@ -32,6 +32,9 @@ class Regression(pl.LightningModule):
     def training_step(self, batch, batch_idx):
         return (self.net(batch[0]) - 1).square().mean()
 
+    def validation_step(self, batch, batch_idx):
+        self.net(batch[0])
+
     def configure_optimizers(self):
         return torch.optim.AdamW(self.parameters(), lr=0.05)
 
@@ -50,7 +53,7 @@ class SaveTwice(pl.Callback):
             trainer.save_checkpoint(self.folder / "last.ckpt")  # over the one before
 
 
-def run(folder, shards, ckpt_path=None):
+def run(folder, shards, ckpt_path=None, evaluated=None):
     trainer = pl.Trainer(
         callbacks=[ExactResume(), *([] if ckpt_path else [SaveTwice(folder)])],
         max_epochs=1,
@@ -66,6 +69,8 @@ def run(folder, shards, ckpt_path=None):
     with warnings.catch_warnings(record=True) as records:
         warnings.simplefilter("always")
         try:
+            if evaluated is not None:
+                trainer.validate(module, module.train_dataloader(), ckpt_path=evaluated, verbose=False)
             trainer.fit(module, ckpt_path=ckpt_path)
         except RuntimeError as error:
             return trainer, {"error": str(error)}
@@ -88,10 +93,17 @@ def cases(folder, shards):
     _, resumed = run(folder, shards, folder / "last.ckpt")
     damage(trainer, folder / "last.ckpt")
     damage(trainer, folder / "3.ckpt")
-    _, from_the_one_before = run(folder, shards, folder / "last.ckpt")
+    _, from_the_one_before = run(folder, shards, folder / "last.ckpt", evaluated=folder / "1.ckpt")
+    _, evaluated = run(folder, shards, folder / "1.ckpt", evaluated=folder / "last.ckpt")
     damage(trainer, folder / "1.ckpt")
     _, with_none = run(folder, shards, folder / "last.ckpt")
-    return {"whole": whole, "resumed": resumed, "before": from_the_one_before, "none": with_none}
+    return {
+        "whole": whole,
+        "resumed": resumed,
+        "before": from_the_one_before,
+        "evaluated": evaluated,
+        "none": with_none,
+    }
 
 
 if __name__ == "__main__":

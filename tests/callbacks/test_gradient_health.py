@@ -401,6 +401,8 @@ class Raising(Classifier):
 def test_a_loss_that_is_raised(diagnose):
     (verdict,) = diagnose(Raising(), epochs=6, accumulate_grad_batches=1)
     assert verdict.symptom == "loss_does_not_match_output" and "F.cross_entropy times -1" in verdict.cause
+    (verdict,) = diagnose(Raising(), epochs=30, accumulate_grad_batches=3)  # a step's loss is that of three batches
+    assert "F.cross_entropy times -1" in verdict.cause
     module = Raising()
     module.optimizer = lambda params, lr: torch.optim.SGD(params, lr=lr, maximize=True)
     assert diagnose(module, epochs=6) == []
@@ -434,6 +436,31 @@ def test_wrong_mode(diagnose):
     module.eval()
     (verdict,) = diagnose(module)
     assert (verdict.symptom, verdict.layer, verdict.onset_step) == ("wrong_mode", "body.2", 0)
+    assert verdict.remedy.startswith("self.train() in on_train_start; a model of from_pretrained()")
+
+
+@pytest.mark.parametrize("hook", ["on_train_start", "on_train_epoch_start", "on_train_batch_start"])
+def test_the_remedy_of_eval_mode_comes_after_the_hook_that_set_it(diagnose, hook):
+    module = Classifier()
+    setattr(module, hook, lambda *_: module.body.eval())
+    (verdict,) = diagnose(module, epochs=2)
+    assert verdict.symptom == "wrong_mode" and verdict.onset_step == 0
+    assert verdict.remedy.startswith("self.train() in on_train_batch_start; something calls eval()")
+    if hook != "on_train_batch_start":
+        module.on_train_batch_start = lambda *_: module.train() and None
+        assert diagnose(module, epochs=2) == []
+
+
+def test_a_clip_and_a_weight_decay_that_keep_a_run_from_learning(diagnose):
+    module, large = Classifier(), DataLoader(loader().dataset, batch_size=32)
+    module.body[2].p = 0.0
+    (verdict,) = diagnose(module, data=large, epochs=30, gradient_clip_val=1e-3)
+    assert verdict.symptom == "lr_too_low" and "gradients are cut to a norm of 0.001" in verdict.cause
+    assert verdict.remedy.startswith("gradient_clip_val=0.03 in the Trainer")
+    module = Classifier()
+    module.optimizer = lambda params, lr: torch.optim.AdamW(params, lr=3e-3, weight_decay=150)
+    (verdict,) = diagnose(module, epochs=6)
+    assert verdict.symptom == "lr_too_high" and "weight decay takes away 45% of the weights" in verdict.cause
 
 
 class Pictures(pl.Callback):
@@ -449,7 +476,7 @@ def test_eval_mode_from_the_second_epoch_on(diagnose):
     (verdict,) = diagnose(module, Pictures(), epochs=4, accumulate_grad_batches=2)
     assert (verdict.symptom, verdict.layer, verdict.onset_step) == ("wrong_mode", "body.2", 8)
     assert "body.2 and the batch norm layer body.3" in verdict.evidence and "steps [8, 9, 10]" in verdict.evidence
-    assert "on_train_epoch_start" in verdict.remedy
+    assert "on_train_batch_start" in verdict.remedy
     module = Classifier()
     module.on_train_epoch_start = module.train
     assert diagnose(module, Pictures(), epochs=4) == []

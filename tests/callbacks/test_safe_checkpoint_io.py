@@ -311,14 +311,16 @@ def two_processes(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["sharded", "full"])
 def test_fsdp2_falls_back_to_the_newest_whole_one(two_processes, kind):
+    """In a fit of a Trainer that has evaluated, and in an evaluation."""
     for rank, results in enumerate(two_processes[1]):
         case = results[kind]
         assert case["whole"]["said"] == case["resumed"]["said"] == []
         for name in ("resumed", "before"):
             torch.testing.assert_close(case[name]["weights"], case["whole"]["weights"], rtol=0, atol=0)
         said = [] if rank else [f"/{kind}/last.ckpt is damaged", f"/{kind}/1.ckpt is loaded instead, the newest whole"]
-        assert len(case["before"]["said"]) == (not rank)
-        assert all(part in case["before"]["said"][0] for part in said)
+        for name in ("before", "evaluated"):
+            assert len(case[name]["said"]) == (not rank)
+            assert all(part in case[name]["said"][0] for part in said)
         assert "last.ckpt is damaged" in case["none"]["error"] and "restore a copy" in case["none"]["error"]
 
 

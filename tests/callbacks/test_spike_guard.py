@@ -314,16 +314,47 @@ def test_without_copies_a_new_level_is_accepted(since):
 
 
 @pytest.mark.parametrize(("since", "rollback"), [(0, True), (100, False)])
-def test_a_run_that_takes_no_step_does_not_end_silently(since, rollback):
+def test_a_run_that_takes_no_step_ends_with_an_error(since, rollback):
     bad = dict.fromkeys(range(since, 160), "nan")
     guarded, module = guard(rollback=rollback), Net(bad)
     before = frozen(module.state_dict())
-    with pytest.warns(UserWarning) as warned:
+    last = since + 20  # it is judged to be broken every third step
+    said = rf"^SpikeGuard: loss and gradient norm of step {last} are nan and nan, and 21 in a row were not finite;"
+    with (
+        pytest.warns(UserWarning, match=f"SpikeGuard: step {since + 2}: loss nan"),
+        pytest.raises(ValueError, match=said),
+    ):
         fit(module, guarded)
-    said = [str(one.message) for one in warned if str(one.message).startswith("SpikeGuard: ")]
-    assert len(said) == 1 and said[0].startswith(f"SpikeGuard: step {since + 2}: loss nan, gradient norm nan, as in ")
-    assert {event.action for event in guarded.events} == {"skip"} and len(guarded.events) == 160 - since
+    assert [event.step for event in guarded.events] == [*range(since, last + 1)]
+    assert {event.action for event in guarded.events} == {"skip"}
     assert equal(frozen(module.state_dict()), before) == (since == 0)
+
+
+@pytest.mark.filterwarnings("ignore:SpikeGuard. step")
+@pytest.mark.parametrize("steps", [1, 2, 10])
+def test_a_short_run_that_takes_no_step_ends_with_an_error(steps):
+    with pytest.raises(ValueError, match=f"of step {steps - 1} are nan and nan, and {steps} in a row"):
+        fit(Net(dict.fromkeys(range(160), "nan")), guard(), steps=steps)
+
+
+@pytest.mark.filterwarnings("ignore:SpikeGuard. step")
+def test_a_run_that_begins_with_some_bad_batches_goes_on():
+    guarded = guard()
+    fit(module := Net(dict.fromkeys(range(18), "nan")), guarded, steps=60)
+    fit(without := Net(dict.fromkeys(range(18), "nan")), guard(rollback=False), steps=60)
+    assert len(guarded.events) == 18 and same(module, without)
+    fit(Net({59: "nan"}), ended := guard(), steps=60)  # the last step alone
+    assert len(ended.events) == 1
+
+
+@pytest.mark.filterwarnings("ignore:SpikeGuard. step", "ignore:You.re resuming", "ignore:Be aware that when using")
+def test_a_resumed_run_counts_the_steps_before(tmp_path):
+    saves = ModelCheckpoint(tmp_path, every_n_train_steps=10, save_top_k=-1, filename="{step}")
+    bad = dict.fromkeys(range(160), "nan")
+    with pytest.raises(ValueError, match="21 in a row"):
+        fit(Net(bad), ExactResume(), guard(), saves, enable_checkpointing=True)
+    with pytest.raises(ValueError, match="of step 20 are nan and nan, and 21 in a row"):
+        fit(Net(bad), ExactResume(), guard(), ckpt_path=tmp_path / "step=10.ckpt")
 
 
 def test_copies_of_other_groups_are_not_used():

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`optkit fit` and its relatives: bare names, plans, and mistakes that are said in a sentence."""
 
+import signal
 import sys
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -11,7 +13,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import nn
 
 import lightning_optkit as ok
-from lightning_optkit.cli import main
+from lightning_optkit.cli import doctor_command, main, trainer_commands
 from lightning_optkit.cli.bare_names import bare_names
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -201,3 +203,54 @@ def test_a_file_that_is_no_configuration_is_said(tmp_path, capsys, command, cont
     with pytest.raises(SystemExit) as exit_info:
         main([command, f"--config={tmp_path / 'c.yaml'}"])
     assert exit_info.value.code == 2 and sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["doctor", "find-lr"])
+def test_before_a_run_an_error_of_the_user_has_the_users_frames_alone(net, command):
+    with pytest.raises(SystemExit) as exit_info:
+        run(command, "--model.breaks=true")
+    said = exit_info.value.code.splitlines()
+    assert said[0] == "Traceback (most recent call last):" and len(said) == 5
+    assert said[1].endswith('users_net.py", line 16, in training_step') and said[3] == "ValueError: of the user"
+    assert said[4] == f"optkit {command}: it ended by this error."
+
+
+@pytest.mark.parametrize("command", ["doctor", "find-lr"])
+def test_an_error_without_a_frame_of_the_user_is_its_sentence(net, command, monkeypatch):
+    """As torch's of a loss that no weight is part of."""
+    healthy = "return self.net(batch[0]).pow(2).mean()"
+    broken = USER.replace(healthy, "return torch.ones(())", 1)
+    assert broken != USER
+    Path("users_net.py").write_text(broken)
+    with pytest.raises(SystemExit) as exit_info:
+        run(command)
+    assert exit_info.value.code.startswith("RuntimeError: element 0 of tensors does not require grad")
+    assert "Traceback" not in exit_info.value.code
+
+
+def test_a_mistake_of_this_package_keeps_its_traceback(net, monkeypatch):
+    monkeypatch.setattr(trainer_commands, "_FIRST_BATCH", {"doctor": lambda cli: doctor_command.show(None, None)})
+    with pytest.raises(AttributeError, match="width"):
+        run("doctor")
+
+
+@pytest.mark.parametrize("command", ["fit", "doctor", "find-lr"])
+def test_ctrl_c_has_the_status_of_a_shell_and_one_line(net, command, capsys):
+    interrupted = USER.replace('raise ValueError("of the user")', "raise KeyboardInterrupt")
+    Path("users_net.py").write_text(interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as exit_info:
+            run(command, "--model.breaks=true")
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning ignores further ones
+    assert exit_info.value.code == 130 and capsys.readouterr().err.splitlines()[-1] == "optkit: ended by Ctrl-C."
+
+
+def test_the_help_of_doctor_says_what_is_allowed(net, capsys):
+    with pytest.raises(SystemExit):
+        main(["doctor", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "32 or more" in said and "above 0" in said
+    with pytest.raises(SystemExit, match=r"^optkit doctor: doctor\(max_steps=31\): "):
+        run("doctor", "--max_steps=31")

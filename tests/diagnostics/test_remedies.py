@@ -46,3 +46,10 @@ def test_an_edit_of_the_users_code_and_a_look_at_the_data_are_not_pasted():
     setup = families.build(families.mlp, 0)
     for remedy in ("leave softmax out: the loss contains it", "look at next(iter(loader))"):
         assert remedies.paste(setup, remedy) is None
+
+
+def test_training_mode_comes_before_every_batch_or_once_as_the_remedy_says():
+    for remedy, callbacks in (("on_train_batch_start; something calls eval()", 1), ("on_train_start; a model", 0)):
+        setup = families.build(families.mlp, 0)
+        assert remedies.paste(setup, f"self.train() in {remedy}") == "self.train()"
+        assert len(setup.callbacks) == callbacks and (setup.at_start is None) == bool(callbacks)

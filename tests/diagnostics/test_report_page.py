@@ -9,6 +9,7 @@ import pytest
 
 from lightning_optkit.diagnostics import Curve, RunRecord, Verdict, result_rows, write_report
 from lightning_optkit.diagnostics._comparison import comparison_rows
+from lightning_optkit.diagnostics._figures import Line, chart
 from lightning_optkit.diagnostics._heat_map import heat_map, range_of
 from lightning_optkit.diagnostics._report_charts import charts_of, heat_maps_of
 from lightning_optkit.diagnostics._report_tables import goal_of, settings_rows
@@ -253,3 +254,12 @@ def test_numbers_at_the_end_of_their_range_are_drawn(tmp_path):
     assert "nan" not in page.lower().replace("nanum", "") and page.count("<svg") >= 6
     assert summary_text(run).startswith("huge: 100 steps")
     assert comparison_rows({"a": [run, a_run("b", loss=Curve(STEPS, [1.7e308] * 100))]})
+
+
+@pytest.mark.parametrize("value", [2e-4, -3.0, 12345.0])
+def test_the_axis_of_a_constant_begins_at_zero(value):
+    svg = chart([Line(Curve([1, 2, 3], [value] * 3), 0, "")], ylabel="learning rate")
+    texts = [text.replace("\N{MINUS SIGN}", "-") for text in re.findall(r"<text[^>]*>([^<]+)</text>", svg)]
+    numbers = [text for text in texts if re.fullmatch(r"-?[\d.]+", text)]
+    assert any(float(number) == 0 for number in numbers) and max(map(len, numbers)) <= 7
+    assert chart([Line(Curve([1, 2], [0.0, 0.0]), 0, "")], ylabel="zero").startswith("<svg")

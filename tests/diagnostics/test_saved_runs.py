@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs are read from records, checkpoints and logs, and told apart by name."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -42,10 +44,27 @@ def test_a_folder_is_searched_and_a_record_wins_over_the_log_beside_it(tmp_path)
     assert [run.name for run in saved_runs([tmp_path])] == ["plain", "version_1"]
 
 
-def test_runs_of_one_name_in_folders_of_one_name_are_numbered(tmp_path):
-    for parent in ("a", "b", "c"):
-        RECORD.save(tmp_path / parent / "logs" / "report.json")
-    assert [run.name for run in saved_runs([tmp_path])] == ["plain, logs", "plain, logs 2", "plain, logs 3"]
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["a/report.json", "b/report.json"], ["plain, a", "plain, b"]),
+        (["a/out/report.json", "b/out/report.json"], ["plain, a", "plain, b"]),
+        (["x/a/out/r.json", "x/b/out/r.json", "y/a/out/r.json"], ["plain, x/a", "plain, x/b", "plain, y/a"]),
+        (["out/report.json", "out/sub/report.json"], ["plain, out", "plain, sub"]),
+        (["out/first.json", "out/second.json"], ["plain, first.json", "plain, second.json"]),
+        (["a/one.json", "a/two.json", "b/one.json"], ["plain, a/one.json", "plain, a/two.json", "plain, b/one.json"]),
+    ],
+)
+def test_runs_of_one_name_are_told_apart_by_what_differs_in_their_paths(tmp_path, files, names):
+    for file in files:
+        RECORD.save(tmp_path / file)
+    assert [run.name for run in saved_runs([tmp_path / file for file in files])] == names
+
+
+def test_a_name_that_another_run_has_is_numbered(tmp_path):
+    for folder, name in (("a", "plain"), ("b", "plain"), ("c", "plain, a")):
+        replace(RECORD, name=name).save(tmp_path / folder / "report.json")
+    assert [run.name for run in saved_runs([tmp_path])] == ["plain, a", "plain, b", "plain, a 2"]
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,15 @@ def test_a_norm_that_the_run_has_had_is_no_spike_by_itself():
     assert after([(usual[0][0], 200.0), *usual]).judge(*alone) == "fine"
 
 
+def test_a_norm_that_the_run_has_survived_counts_less():
+    """Hard samples return once in an epoch, which may be longer than the window."""
+    usual = [*steps(600)]
+    early, loss = [(usual[0][0], 20.0), *usual], 0.6
+    norm = next(x / 10 for x in range(1, 200) if after(usual).judge(loss, x / 10) == "spike")
+    assert after(early).judge(loss, norm) == "fine" and after(early).judge(loss, 10 * norm) == "spike"
+    assert after(early).judge(3 * loss, norm) == "spike"
+
+
 def test_three_spikes_in_a_row_are_broken_weights():
     detector = after(steps())
     verdicts = []

@@ -81,6 +81,22 @@ def test_no_number_is_cut_in_a_narrow_table():
     assert "0.00055" in "".join(lines) and "0.014" in "".join(lines)
 
 
+@pytest.mark.parametrize("width", [20, 40, 50, 60, 80])
+def test_no_word_is_broken_in_a_narrow_table(width):
+    heads = ["", "as it is", "image_classification", "mine.yaml"]
+    rows = [
+        ("runs", "3", "3", "3"),
+        ("training loss, last 5 %", "0.001234 +- 0.00012", "0.85 +- 0.071", "0.9"),
+        ("val_acc, last", "0.93 +- 0.01", "", "not finite, 1 without a number"),
+    ]
+    text = table_text(rows, heads, width)
+    lines, words = text.splitlines(), text.replace(":", "").split()
+    assert max(map(len, lines)) <= max(width, len("  image_classification:"))
+    assert all(word in words for row in [heads, *rows] for cell in row for word in cell.split())
+    assert width < 40 or all(any(cell in line for line in lines) for cell in rows[1][1:])
+    assert (lines[0] == "runs") == (width < 80)  # a block per row
+
+
 def test_a_constant_rate_is_drawn_as_one():
     steps = [*range(1, 200)]
     rate = Curve(steps, [0.003] * len(steps))

@@ -44,6 +44,7 @@ class Row(NamedTuple):
     callbacks: Callable[[], list[pl.Callback]] = list
     tolerance: float = 1e-6  # of the weights, relative to the largest
     saved_to: float = 0.0  # the same of a resumed run, where a checkpoint is rounded
+    precision: Any = None  # of the Trainer
 
 
 class Product(nn.Module):
@@ -104,6 +105,7 @@ def run(row, kind, folder=None, ckpt_path=None):
         **strategy_of(kind, KINDS[kind]),
         callbacks=[callbacks.ExactResume(), *own, *([Saves(folder)] if folder else [])],
         max_epochs=EPOCHS,
+        precision=row.precision,
         use_distributed_sampler=False,
         enable_checkpointing=False,
     )
@@ -199,6 +201,11 @@ def average(make):
     return beside_adamw(lambda: callbacks.Fuse(verbose=False), lambda: callbacks.WeightAveraging(make()))
 
 
+def split32(row):
+    return row._replace(precision="bf16-true", tolerance=BFLOAT16)
+
+
+BFLOAT16 = 0.02  # gradients are of bf16, and so is their mean over processes
 ROUNDED = 5e-6  # for what magnifies rounding, eigenvectors and quotients of gradients; in fp64 they differ by 1e-15
 
 RULES = {  # but for the learning rate, their defaults
@@ -220,6 +227,8 @@ ROWS = {
     "AdamW, centralize=True": rule("AdamW", lr=0.01, centralize=True),
     "Fuse": beside_adamw(lambda: callbacks.Fuse(verbose=False)),
     'Fuse(state_dtype="int8")': beside_adamw(lambda: callbacks.Fuse(state_dtype="int8", verbose=False)),
+    'Fuse(rounding="split32")': split32(beside_adamw(lambda: callbacks.Fuse(rounding="split32", verbose=False))),
+    'AdamW, rounding="split32"': split32(rule("AdamW", lr=0.01, rounding="split32")),
     "ClipNorm": clip(lambda: clipping.ClipNorm(0.1)),
     "ClipValue": clip(lambda: clipping.ClipValue(0.01)),
     "ClipPerTensor": clip(lambda: clipping.ClipPerTensor(0.05)),

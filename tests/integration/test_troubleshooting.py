@@ -82,6 +82,28 @@ class Frozen(Module):
         return self.of([self.layer.weight], lr=0.01)
 
 
+class Renamed(Module):
+    def __init__(self):
+        super().__init__()
+        self.other, self.layer = self.layer, None
+
+
+def with_content(content):
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(content, f"{folder}/x.ckpt")
+        fit(ok.Fuse(), ckpt_path=f"{folder}/x.ckpt")
+
+
+def damaged_beside_weights():
+    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer = pl.Trainer(callbacks=[ok.ExactResume()], accelerator="cpu", max_steps=1, **quiet)
+    trainer.fit(Module())
+    with tempfile.TemporaryDirectory() as folder:
+        trainer.save_checkpoint(f"{folder}/weights.ckpt", weights_only=True)
+        Path(f"{folder}/damaged.ckpt").write_bytes(b"")
+        fit(ok.ExactResume(), ckpt_path=f"{folder}/damaged.ckpt")
+
+
 def average():
     return ok.WeightAveraging(ok.EMA(0.9))
 
@@ -117,6 +139,11 @@ CASES = {
         [ok.ParameterGroups(), ok.Fuse()], [ok.Fuse()]
     ),
     "which this one lacks; resume with the parameters": lambda: resumed([ok.Fuse()], [ok.Fuse()], other=Frozen()),
+    "its parameters are others than those of the checkpoint": lambda: resumed(
+        [ok.Fuse()], [ok.Fuse()], other=Renamed()
+    ),
+    "and no checkpoint of Lightning": lambda: with_content({}),
+    "that this run can use": damaged_beside_weights,
     "the optimizer state of the checkpoint is of AdamW": lambda: resumed(
         [ok.Fuse()], [ok.Fuse()], other=Module(torch.optim.SGD)
     ),

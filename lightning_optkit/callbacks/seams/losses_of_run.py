@@ -25,17 +25,19 @@ class LossesOfRun:
         self._window: list[Tensor | float] = []
         self._pending: list[Tensor] = []
         self._num_steps = self._num_asked = 0
+        self._of_batch: Tensor | float = math.nan
 
     def after_batch(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, num_steps: int) -> None:
         """Takes the loss of a batch; `num_steps` tells whether a step was taken since the last one."""
-        is_automatic = pl_module.automatic_optimization
+        is_automatic, self._of_batch = pl_module.automatic_optimization, math.nan
         if not is_automatic and len(trainer.optimizers) > 1:
             return
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, Tensor) and loss.numel() == 1:  # a module that steps itself may return anything
             factor = trainer.accumulate_grad_batches if is_automatic else 1  # by which Lightning has divided it
             plain = loss.detach()
-            self._window.append(plain.item() * factor if plain.device.type == "cpu" else plain.reshape(()) * factor)
+            self._of_batch = plain.item() * factor if plain.device.type == "cpu" else plain.reshape(()) * factor
+            self._window.append(self._of_batch)
         if num_steps > self._num_steps and self._window:
             mean = sum(self._window) / len(self._window)
             self._window = []
@@ -44,6 +46,10 @@ class LossesOfRun:
             else:
                 self.losses.append(mean)
         self._num_steps = num_steps
+
+    def of_batch(self) -> float:
+        """That of the last batch, NaN if it is not known; it reads from the device."""
+        return float(self._of_batch)
 
     def fetch(self) -> None:
         """Reads what is still on a device, by one transfer."""

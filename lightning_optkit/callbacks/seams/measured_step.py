@@ -16,7 +16,7 @@ from lightning_optkit.callbacks.seams.lightning_packages import loss_scaler
 from lightning_optkit.callbacks.seams.lightning_private import is_compiled
 from lightning_optkit.callbacks.seams.overrides import override, restore
 from lightning_optkit.callbacks.seams.run import Run
-from lightning_optkit.callbacks.seams.schedules_of_run import highest_rate
+from lightning_optkit.callbacks.seams.schedules_of_run import highest_decay, highest_rate
 from lightning_optkit.diagnostics._observations import Check
 from lightning_optkit.diagnostics._signals import ProbeSeen
 from lightning_optkit.diagnostics.measure.calls import CalledFunctions, CalledLayers
@@ -49,7 +49,7 @@ class MeasuredStep:
         former: tuple[int, StepMeasure] | None = None,
         measures_layers: bool = True,
     ) -> None:
-        self._trainer, self._step, self._rate = trainer, step, float("nan")
+        self._trainer, self._step, self._rate, self._decay = trainer, step, float("nan"), 0.0
         self.is_taken = False  # whether an optimizer has stepped
         self._params: dict[str, Tensor] = {n: p for n, p in pl_module.named_parameters() if not is_lazy(p)}
         optimizers = Run(trainer).optimizers
@@ -74,6 +74,7 @@ class MeasuredStep:
         scaler: Any = loss_scaler(self._trainer)
         is_scaled = scaler is not None and supports_amp_scaling(optimizer)
         self.norms.after(optimizer, float(scaler.get_scale()) if is_scaled else 1.0)
+        self._decay = max(self._decay, highest_decay(optimizer))
         self._rate = max(self._rate, highest_rate(optimizer)) if self._rate == self._rate else highest_rate(optimizer)
 
     @property
@@ -98,7 +99,7 @@ class MeasuredStep:
         """
         check = Check(
             self._step, self._rate, self.norms.seen(), rows.seen(self._params),
-            probe=probe, strays=self._strays,
+            probe=probe, strays=self._strays, decay=self._decay,
             hidden=tuple(name for name, p in self._hidden.items() if p.grad is not None),
             is_undone=self._former is not None and self.norms.is_undone(self._former),
         )  # fmt: skip

@@ -17,6 +17,7 @@ class ModesOfRun:
     def __init__(self, root: nn.Module) -> None:
         self._layers = [module for module in root.modules() if drops(module)]
         self._num_training = self._count()
+        self.is_training = self._num_training > 0  # some layer, as the fit starts
         self._num_changes, self._until = 0, 0
 
     def is_due(self, step: int) -> bool:

@@ -7,9 +7,10 @@ LightningCLI replaces `configure_optimizers` in the same way, so Lightning suppo
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-__all__ = ["override", "restore"]
+__all__ = ["override", "override_once", "restore"]
 
 
 def override(owner: object, name: str, function: Callable[..., Any]) -> None:
@@ -22,6 +23,16 @@ def override(owner: object, name: str, function: Callable[..., Any]) -> None:
     """
     vars(function)["replaced"] = vars(owner).get(name)
     vars(owner)[name] = function
+
+
+def override_once(owner: object, name: str, function: Callable[..., Any]) -> None:
+    """Makes `owner.<name>` call `function(owner, previous, ...)`, unless it does already, perhaps below another one."""
+    current = getattr(owner, name)
+    while isinstance(current, partial):
+        if current.func is function:
+            return
+        current = vars(current).get("replaced")
+    override(owner, name, partial(function, owner, getattr(owner, name)))
 
 
 def restore(owner: object, name: str, function: Callable[..., Any] | None) -> None:

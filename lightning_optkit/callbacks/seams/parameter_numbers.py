@@ -9,7 +9,6 @@ they only compare numbers within a file.
 """
 
 from collections.abc import Callable
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,17 @@ from torch.optim import Optimizer
 
 from lightning_optkit.callbacks.seams.gathered_shards import gathered_shards, is_sharded
 from lightning_optkit.callbacks.seams.lightning_packages import is_a, twins
+from lightning_optkit.callbacks.seams.lightning_private import saves_shards
 from lightning_optkit.callbacks.seams.matched_states import CLASSES, NAMES, aliases_of, classes_of, match_states
 from lightning_optkit.callbacks.seams.nameless import SHAPES
-from lightning_optkit.callbacks.seams.overrides import override
-from lightning_optkit.callbacks.seams.sharded_states import check_named, load_optimizers, saved_outlines
+from lightning_optkit.callbacks.seams.overrides import override_once
+from lightning_optkit.callbacks.seams.sharded_states import (
+    check_named,
+    load_optimizers,
+    saved_outlines,
+    with_wide_integers,
+)
+from lightning_optkit.callbacks.seams.usable_checkpoints import check_file, check_of_lightning
 
 __all__ = ["number_by_module"]
 
@@ -37,22 +43,14 @@ def number_by_module(trainer: pl.Trainer) -> None:
     """
     strategy = trainer.strategy
     if is_a(strategy, ModelParallelStrategy):
-        _override_once(strategy, "load_checkpoint", _load_shards)
+        override_once(strategy, "load_checkpoint", _load_shards)
     elif is_a(strategy, SingleDeviceStrategy, DDPStrategy):
-        _override_once(strategy, "load_optimizer_state_dict", _load_optimizers)
-        _override_once(strategy, "load_checkpoint", _load_whole)
+        override_once(strategy, "load_optimizer_state_dict", _load_optimizers)
+        override_once(strategy, "load_checkpoint", _load_whole)
+        override_once(strategy, "load_model_state_dict", _load_weights)
     else:
         return
-    _override_once(strategy, "optimizer_state", _numbered)
-
-
-def _override_once(strategy: Strategy, name: str, function: Callable[..., Any]) -> None:
-    current = getattr(strategy, name)
-    while isinstance(current, partial):  # perhaps below an override of another seam
-        if current.func is function:
-            return
-        current = vars(current).get("replaced")
-    override(strategy, name, partial(function, strategy, getattr(strategy, name)))
+    override_once(strategy, "optimizer_state", _numbered)
 
 
 def _module(strategy: Strategy) -> pl.LightningModule:
@@ -65,7 +63,7 @@ def _module(strategy: Strategy) -> pl.LightningModule:
 
 def _numbered(strategy: Strategy, original: Callable[[Optimizer], Any], optimizer: Optimizer) -> Any:
     """Lightning's saved state of an optimizer, with other numbers and with names."""
-    saved = original(optimizer)
+    saved = with_wide_integers(original, optimizer) if _gathers(strategy) else original(optimizer)
     groups = getattr(optimizer, "param_groups", None)
     if not isinstance(saved, dict) or not groups or "param_groups" not in saved:
         return saved
@@ -89,6 +87,10 @@ def _numbered(strategy: Strategy, original: Callable[[Optimizer], Any], optimize
         **({SHAPES: {places[param]: tuple(param.shape) for param in nameless}} if nameless else {}),
         CLASSES: classes_of(optimizer),
     }
+
+
+def _gathers(strategy: Strategy) -> bool:
+    return is_a(strategy, ModelParallelStrategy) and not saves_shards(strategy)
 
 
 # --- loading ---
@@ -119,7 +121,25 @@ def _load_whole(
                 'checkpoint in it, or "last".'
             )
         return gathered_shards(path, weights_only)
-    return load(checkpoint_path, weights_only=weights_only)
+    loaded = load(checkpoint_path, weights_only=weights_only)
+    check_of_lightning(strategy, path, loaded)
+    return loaded
+
+
+def _load_weights(
+    strategy: Strategy, load: Callable[..., None], checkpoint: dict[str, Any], strict: bool = True
+) -> None:
+    """Adds the next step to torch's error, which names the parameters."""
+    try:
+        load(checkpoint, strict=strict)
+    except RuntimeError as error:
+        if not str(error).startswith("Error(s) in loading state_dict"):
+            raise
+        raise RuntimeError(
+            f"{error}\n{type(_module(strategy)).__name__}: its parameters are others than those of the checkpoint; if "
+            "one was renamed, rename it in checkpoint['state_dict'], and in 'parameter_names' of "
+            "checkpoint['optimizer_states'], in on_load_checkpoint; else begin a run from the weights alone."
+        ) from error
 
 
 def _load_shards(
@@ -129,6 +149,7 @@ def _load_shards(
     path, module = Path(strategy.broadcast(checkpoint_path)), _module(strategy)
     if not path.is_file() and not is_sharded(path):
         return load(checkpoint_path, weights_only=weights_only)  # says so
+    check_file(strategy, path, weights_only)
     outlines, saved_schedulers = saved_outlines(path, weights_only)
     schedulers = [config.scheduler for config in strategy.lr_scheduler_configs]
     matched = match_states(module, strategy.optimizers, schedulers, outlines, saved_schedulers)

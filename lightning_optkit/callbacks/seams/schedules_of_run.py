@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, PolynomialLR
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.diagnostics._observations import ScheduleSeen
 
-__all__ = ["SchedulesOfRun", "highest_rate"]
+__all__ = ["SchedulesOfRun", "highest_decay", "highest_rate"]
 
 _FADED = 1e-3  # of the highest rate: what is left to come of such steps is a thousandth of one in front
 _LENGTHS = {CosineAnnealingLR: "T_max", OneCycleLR: "total_steps", PolynomialLR: "total_iters"}
@@ -95,6 +95,12 @@ def _count(scheduler: Any) -> int:
 def _length(scheduler: Any) -> int | None:
     name = _LENGTHS.get(type(scheduler))
     return None if name is None else int(getattr(scheduler, name))
+
+
+def highest_decay(optimizer: Optimizer) -> float:
+    """The highest product of learning rate and weight decay of its groups."""
+    groups = [group for group in optimizer.param_groups if "lr" in group]
+    return max((float(group["lr"]) * float(group.get("weight_decay") or 0.0) for group in groups), default=0.0)
 
 
 def highest_rate(optimizer: Optimizer) -> float:

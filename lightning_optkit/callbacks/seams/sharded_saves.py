@@ -30,6 +30,7 @@ from lightning_optkit.callbacks.seams.staged_paths import (
     sync,
     write_file,
 )
+from lightning_optkit.callbacks.seams.usable_checkpoints import check_file, needs_of
 from lightning_optkit.callbacks.seams.whole_checkpoints import CHECKSUMS, SHARED_STATE, sweep_orphans, whole_checkpoint
 
 __all__ = ["guard_shards"]
@@ -54,7 +55,8 @@ def _load(
     checkpoint_path: str | os.PathLike[str],
     weights_only: bool | None = None,
 ) -> dict[str, Any]:
-    path = whole_checkpoint(Path(strategy.broadcast(checkpoint_path)), falls_back)
+    path = whole_checkpoint(Path(strategy.broadcast(checkpoint_path)), falls_back, needs_of(strategy), weights_only)
+    check_file(strategy, path, weights_only)
     assert strategy.lightning_module is not None
     set_loaded_path(strategy.lightning_module.trainer, path)  # sharded averages are read from it later
     if _has_optimizer_state(path, weights_only):

@@ -4,7 +4,7 @@
 A sharded folder has the states by name; a full file by number, with the names beside them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from lightning_optkit.callbacks.seams.gathered_shards import read_alone
 from lightning_optkit.callbacks.seams.matched_states import CLASSES, NAMES, aliases_of
 from lightning_optkit.callbacks.seams.whole_checkpoints import SHARED_STATE
 
-__all__ = ["check_named", "load_optimizers", "saved_outlines"]
+__all__ = ["check_named", "load_optimizers", "saved_outlines", "with_wide_integers"]
 
 _STATE, _GROUPS = "state", "param_groups"
 
@@ -107,12 +107,38 @@ def load_optimizers(
             options = StateDictOptions(broadcast_from_rank0=True, full_state_dict=True, strict=strict)
             numbers = [number for group in given[_GROUPS] for number in group["params"]]
             name_of = dict(zip(numbers, [name for each in own for name in each], strict=True))
-            state = {name_of[number]: entries for number, entries in given[_STATE].items() if number in name_of}
+            state = {name_of[n]: _widened(entries) for n, entries in given[_STATE].items() if n in name_of}
         hook = optimizer.register_load_state_dict_pre_hook(partial(_leave_known, state))
         try:
             set_optimizer_state_dict(module, optimizer, {_STATE: state, _GROUPS: groups}, options=options)
         finally:
             hook.remove()
+
+
+def with_wide_integers(get_state: Callable[[Optimizer], Any], optimizer: Optimizer) -> Any:
+    """The state that `get_state` gathers, where no collective takes int16, the low-order parts of split weights."""
+    widened: set[str] = set()
+
+    def widen(_: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        states = {param: _widened(entries, widened) for param, entries in state_dict[_STATE].items()}
+        return {**state_dict, _STATE: states}
+
+    hook = optimizer.register_state_dict_post_hook(widen)
+    try:
+        saved = get_state(optimizer)
+    finally:
+        hook.remove()
+    for entries in saved.get(_STATE, {}).values():
+        entries.update({name: entries[name].to(torch.int16) for name in widened & entries.keys()})
+    return saved
+
+
+def _widened(entries: Mapping[str, Any], widened: set[str] | None = None) -> dict[str, Any]:
+    """The entries of a parameter, with int32 for int16; `widened` receives their names."""
+    names = {name for name, value in entries.items() if isinstance(value, torch.Tensor) and value.dtype == torch.int16}
+    if widened is not None:
+        widened |= names
+    return {name: value.to(torch.int32) if name in names else value for name, value in entries.items()}
 
 
 def _leave_known(saved: Mapping[str, Any], _: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:

@@ -11,17 +11,25 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_optkit.callbacks.seams.sealed_files import checksum_of, damage_of_file, read_seal
 from lightning_optkit.callbacks.seams.staged_paths import staged_paths_of, sweep, target_of
+from lightning_optkit.callbacks.seams.usable_checkpoints import SHARED_STATE, Needs, use_of
 
 __all__ = ["CHECKSUMS", "SHARED_STATE", "damage_of", "saved_at", "sweep_orphans", "whole_checkpoint"]
 
 T = TypeVar("T")
 
 CHECKSUMS = "checksums.txt"  # in a folder: the length and checksum of every part, sealed
-SHARED_STATE = "meta.pt"  # Lightning's file for what is not sharded, which makes a folder a checkpoint
 
 
-def whole_checkpoint(path: Path, falls_back: bool) -> Path:
-    """`path`, or if it is damaged the newest whole checkpoint beside it. Every process calls it.
+def whole_checkpoint(
+    path: Path, falls_back: bool, needs: Needs | None = None, weights_only: bool | None = None
+) -> Path:
+    """`path`, or if it is damaged the newest whole checkpoint beside it that is of use. Every process calls it.
+
+    Args:
+        path: The checkpoint.
+        falls_back: Whether another may be taken.
+        needs: What is loaded from it, if known. Weights with other names are taken only if there are no others.
+        weights_only: As for `torch.load`.
 
     Raises:
         FileNotFoundError: if there is no `path`, nor an unfinished save of it.
@@ -40,17 +48,29 @@ def whole_checkpoint(path: Path, falls_back: bool) -> Path:
             'checkpoint in it, or "last".'
         )
     others = _of_first([*_newest_first(unfinished), *_newest_first(_beside(path))])
-    found = next((other for other in others if not _said(damage_of(other, *_share()))), None)
+    found = _most_useful(others, needs, weights_only)
     said = f"SafeCheckpointIO: {path} is damaged ({damage})"
     if found is None:
+        kind = "that this run can use " if needs is not None and others else ""
         raise RuntimeError(
-            f"{said} and no whole checkpoint of SafeCheckpointIO is beside it: restore a copy, give another "
+            f"{said} and no whole checkpoint of SafeCheckpointIO {kind}is beside it: restore a copy, give another "
             "ckpt_path, or none."
         )
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(_of_first(saved_at(found)) / 1e9))
+    what = f"the newest whole checkpoint beside it{'' if needs is None else ' that this run can use'}, saved at {when}"
     if not falls_back:
-        raise RuntimeError(f"{said}: resume from {found}, the newest whole checkpoint beside it, saved at {when}.")
-    rank_zero_warn(f"{said}; {found} is loaded instead, the newest whole checkpoint beside it, saved at {when}.")
+        raise RuntimeError(f"{said}: resume from {found}, {what}.")
+    rank_zero_warn(f"{said}; {found} is loaded instead, {what}.")
+    return found
+
+
+def _most_useful(paths: Sequence[Path], needs: Needs | None, weights_only: bool | None) -> Path | None:
+    """The first of the whole ones that serve best; None if none does."""
+    found, most = None, 0
+    for path in paths:
+        if most < 2 and not _said(damage_of(path, *_share())):
+            use = _of_first(use_of(path, needs, weights_only))
+            found, most = (path, use) if use > most else (found, most)
     return found
 
 

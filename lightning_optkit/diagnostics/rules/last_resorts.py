@@ -6,7 +6,7 @@ import statistics
 
 from lightning_optkit.diagnostics._observations import RunSeen
 from lightning_optkit.diagnostics.rules.classes import is_dominated
-from lightning_optkit.diagnostics.rules.outcome import outcome_of
+from lightning_optkit.diagnostics.rules.outcome import constant_of, outcome_of
 from lightning_optkit.diagnostics.verdict import Verdict
 
 __all__ = ["constant_input", "input_ignored", "label_shuffle"]
@@ -17,6 +17,10 @@ _CHANCE = 2.0  # theory: standard errors by which a validation loss is below a c
 _ERRORS = 1.5  # calibrated: of the last validation loss, in standard errors
 _UNSEEN = 0.07  # theory: the variance of 400 normal targets has such a standard error
 _UNSEEN_SHARES = 0.02  # judgement: entropies of the shares of classes differ less
+_BY_CHANCE = 3.0  # theory: standard errors
+_FOLLOWS = 1 / 3  # judgement: while the network learns, training batches before a validation go less well with it
+_HELD = 0.2  # judgement: progress on other data, above which labels have taught what they had to
+_SAME = 0.2  # judgement: share by which the constants of training and validation differ at most
 _PROBES = 3
 _MATTERS = 0.01  # calibrated: share of the loss by which exchanged inputs raise it
 
@@ -45,14 +49,53 @@ def input_ignored(run: RunSeen) -> Verdict | None:
 def label_shuffle(run: RunSeen) -> Verdict | None:
     """What is learned of the training labels does not hold for the validation data, and never has."""
     outcome = outcome_of(run)
-    probes = [check.probe for check in run.checks if check.probe is not None]
-    gains = [probe.permuted / probe.before - 1 for probe in probes[len(probes) // 2 :] if probe.before > 0]
-    if len(probes) < _PROBES or not gains or not sum(gains) / len(gains) >= _MATTERS or len(run.validations) < 2:
-        return None
-    if outcome.has_diverged or not outcome.is_below(_LEARNS_ALL):
+    if outcome.has_diverged or not outcome.is_below(_LEARNS_ALL) or len(run.validations) < 2:
         return None
     if is_dominated(run):
         return None  # a validation with other frequencies has another constant
+    return _differs_from_validation(run) or _does_not_hold(run)
+
+
+def _differs_from_validation(run: RunSeen) -> Verdict | None:
+    """Before anything was trained on twice, predictions went otherwise with training targets than with validation ones.
+
+    At the same weights neither has an advantage, so they differ by chance alone if both are drawn alike: be the signal
+    weak or strong.
+    """
+    fresh, held, targets, constant = run.fresh, run.held, run.validated, constant_of(run)
+    if fresh is None or held is None or targets is None:
+        return None
+    error = math.hypot(fresh.error, held.error)
+    if not abs(held.gain - fresh.gain) > _BY_CHANCE * error or not abs(held.gain) > _BY_CHANCE * held.error:
+        return None
+    if fresh.scatter > 1 + _BY_CHANCE * math.sqrt(2 / max(fresh.batches, 1)):
+        return (
+            None  # they did go with inputs, one way and another, as the weights went: those of the validation are one
+        )
+    if fresh.gain / held.gain > _FOLLOWS or min(run.validations) < (1 - _HELD) * targets.constant:
+        return None
+    if not abs(constant - targets.constant) < _SAME * targets.constant:
+        return None  # targets of another law
+    cause = "labels do not go with their inputs as those of the validation do"
+    better = "less" if held.gain > 0 else "more"
+    evidence = (
+        f"before the first validation, predictions had {abs(held.gain):.2g} {better} loss with their own targets than "
+        f"with exchanged ones in the validation, and {fresh.gain:.2g} less in {fresh.samples} training samples that "
+        f"had not been trained on, where chance makes {error:.2g} of difference; the validation loss is "
+        f"{min(run.validations):.4g} at best, and {targets.constant:.4g} that of a constant prediction"
+    )
+    remedy = "look at pairs of x and y where the training data are joined or shuffled, beside those of the validation"
+    return Verdict("label_shuffle", None, cause, evidence, remedy, 0, 0.85)
+
+
+def _does_not_hold(run: RunSeen) -> Verdict | None:
+    """Exchanged inputs cost training, but no validation loss was below that of a constant prediction."""
+    probes = [check.probe for check in run.checks if check.probe is not None]
+    gains = [probe.permuted / probe.before - 1 for probe in probes[len(probes) // 2 :] if probe.before > 0]
+    if len(probes) < _PROBES or not gains or not sum(gains) / len(gains) >= _MATTERS:
+        return None
+    if run.fresh is not None and run.fresh.gain > _BY_CHANCE * run.fresh.error:
+        return None  # labels went with inputs that had not been trained on
     if any(check.losses[0].is_summed for check in run.checks if len(check.losses) == 1):
         return None  # a validation may have other batches
     constant, error, whose = _held_to(run, gains)

@@ -37,7 +37,7 @@ def _negated(run: RunSeen) -> Verdict | None:
     early = [check for check in run.checks if check.step < len(first)]
     if len(early) < _CHECKS or any(len(check.losses) != 1 for check in early):
         return None
-    seen = [(first[check.step], check.losses[0]) for check in early]
+    seen = [(check.returned, check.losses[0]) for check in early]  # that of the step is a mean over several batches
     if not all(each.value > 0 and abs(loss + each.value) <= _ROUNDING * each.value for loss, each in seen):
         return None
     begin, end = sum(first[:_CHECKS]) / _CHECKS, sum(run.losses.last(_CHECKS)) / _CHECKS

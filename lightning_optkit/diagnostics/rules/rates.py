@@ -18,11 +18,15 @@ REPLACED = 0.3  # calibrated: a step that changes a matrix by so much of itself 
 _CLOSES = 0.1  # calibrated: the same, if units were closed as well
 _RISEN = 3.0  # judgement: times the loss of a constant, and of the first step
 _UNTOLD = 0.9  # theory: the norm is that after the step, so how much larger a step was cannot be told
+_MOSTLY = 0.5  # judgement: of the change of a matrix
+_DECAY = 0.01  # the default of torch's AdamW
 _USUAL = 0.03  # calibrated: change of a matrix by a first step of a run that learns well
 _FIRST_STEPS = 6
 _AT_ZERO = 0.1  # judgement: a gain far below what any initialization uses
 _PROBES = 3
 _LEVELS = 0.4  # judgement: at a rate that is far too low the loss falls in a straight line
+_ROUNDED = 0.02  # theory: gradients in 16 bits have 8 of them
+_MOMENTUM = 20.0  # judgement: 1 / (1 - 0.95); an update that is scaled by past gradients is far larger than a cut one
 _BARELY = 0.2  # calibrated: progress
 _QUARTER, _ERRORS = 20, 3.0  # theory: three standard errors of the difference of two means of so many losses
 _TOO_FAR, _TOO_SHORT = 0.5, 0.8  # shares of the probes; theory: at the edge of stability one step in a few overshoots
@@ -45,11 +49,20 @@ def lr_too_high(run: RunSeen) -> Verdict | None:
     remedy = f"{lower}, or a warm-up: ok.LRSchedule(ok.schedules.warmup_cosine(warmup=0.05))"
     if change > _UNTOLD:
         remedy = f"ok.LRFinder(), which measures one, or {lower} or less"
+    decay = _decay_of(run, worst) if change > _CLOSES else 0.0
+    if decay and _MOSTLY < decay / change < 1 / _MOSTLY:
+        cause = f"the weight decay takes away {decay:.0%} of the weights in a step"
+        evidence += f"; rate times weight_decay is {decay:.2g}"
+        remedy = f"weight_decay={_DECAY:g}, or a rate that is lower by as much"
     summed = [check.losses[0] for check in run.checks if len(check.losses) == 1 and check.losses[0].is_summed]
     if summed and len(summed) == len(run.checks):
         cause += ", since the loss is a sum over the batch, and its gradient as many times larger"
         remedy = f'reduction="mean" in F.{summed[0].function}, or {lower}'
     return Verdict("lr_too_high", None, cause, evidence, remedy, worst if change > _CLOSES else 0, 0.85)
+
+
+def _decay_of(run: RunSeen, step: int) -> float:
+    return next((check.decay for check in run.checks if check.step == step), 0.0)
 
 
 def _too_large(run: RunSeen, change: float, worst: int, closes: bool) -> tuple[str, str] | None:
@@ -103,6 +116,10 @@ def lr_too_low(run: RunSeen) -> Verdict | None:
     if goes_on:
         evidence += "; the loss still falls, by more than batches differ"
     remedy = f"ok.LRFinder(), which measures one, or lr={30 * rate:.1g}"
+    if _is_cut(run):
+        cause = f"gradients are cut to a norm of {run.clip:.3g}, so updates are far too small for the loss to fall"
+        evidence += f"; the norm of the gradients was {run.clip:.3g} in all of {len(run.checks)} measured steps"
+        remedy = f"gradient_clip_val={30 * (run.clip or 0):.1g} in the Trainer, or none; its norm before the clip tells"
     return Verdict("lr_too_low", None, cause, evidence, remedy, 0, 0.85)
 
 
@@ -141,6 +158,20 @@ def _has_found_it(run: RunSeen) -> bool:
     # Of a decayed rate any loss levels off; in front of a constant prediction the last bias learns alone.
     is_whole = bool(run.checks) and run.checks[-1].rate >= 0.5 * _highest(run)
     return is_whole and len(below) > 2 and below[-2] - below[-1] < _LEVELS * (below[0] - below[1])
+
+
+def _is_cut(run: RunSeen) -> bool:
+    """Whether every gradient was as long as the clip allows, and updates are in proportion to it: those of Adam, say,
+    are as large without the clip.
+    """
+    if run.clip is None or not run.checks:
+        return False
+    for check in run.checks:
+        own = [p for p in check.parameters if p.is_optimized]
+        gradient, update = math.hypot(*(p.grad_norm for p in own)), math.hypot(*(p.update_norm for p in own))
+        if not abs(gradient - run.clip) < _ROUNDED * run.clip or not update < _MOMENTUM * check.rate * gradient:
+            return False
+    return True
 
 
 def _overshoots(probe: ProbeSeen) -> bool:

@@ -60,8 +60,8 @@ def wrong_mode(run: RunSeen) -> Verdict | None:
             break
         onset = check.step
     remedy = "self.train() in on_train_start; a model of from_pretrained() comes in eval mode"
-    if onset:
-        remedy = "self.train() in on_train_epoch_start; something calls eval() during the fit, and not train() after it"
+    if onset or run.began_in_training:
+        remedy = "self.train() in on_train_batch_start; something calls eval() during the fit, and not train() after it"
     confidence = 1.0 if len(last) == _CHECKS else ONCE
     return Verdict("wrong_mode", first.name, cause, evidence, remedy, onset, confidence)
 

@@ -15,6 +15,7 @@ import ast
 import re
 from pathlib import Path
 
+import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -95,7 +96,17 @@ def _statement(setup, remedy):
     return code
 
 
+class _Training(pl.Callback):
+    """What the hook of a module would do."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        pl_module.train()
+
+
 def _mode(setup, remedy):
+    if remedy.startswith("self.train() in on_train_batch_start"):
+        setup.callbacks.append(_Training())
+        return "self.train()"
     if not remedy.startswith("self.train() in on_train_start"):
         return None
     before = setup.at_start

@@ -186,7 +186,7 @@ def test_wrong_mode_needs_three_steps_in_which_all_of_a_kind_are_off(module):
 def test_wrong_mode_names_all_kinds_and_begins_where_the_last_spell_does():
     run = checks([DROPOUT], [replace(DROPOUT, is_training=True)], *[[DROPOUT, NORM]] * 3, kind="modules")
     verdict = wrong_mode(run)
-    assert (verdict.layer, verdict.onset_step) == ("net.drop", 2) and "on_train_epoch_start" in verdict.remedy
+    assert (verdict.layer, verdict.onset_step) == ("net.drop", 2) and "on_train_batch_start" in verdict.remedy
     assert "drops nothing and batch norm uses running statistics that were never" in verdict.cause
     assert "the dropout layer net.drop and the batch norm layer net.norm that" in verdict.evidence
     old, other = replace(NORM, is_fresh=False), replace(NORM, is_training=True, is_fresh=False)
@@ -205,7 +205,10 @@ def negated(losses, values=(2.4, 2.5, 2.6)):
     kept = Losses()
     for loss in losses:
         kept.append(loss)
-    made = [Check(step, 0.1, losses=(replace(called, value=value),)) for step, value in enumerate(values)]
+    made = [
+        Check(step, 0.1, losses=(replace(called, value=value),), returned=losses[step])
+        for step, value in enumerate(values)
+    ]
     return loss_does_not_match_output(RunSeen(steps=len(losses), losses=kept, checks=made))
 
 

@@ -7,7 +7,15 @@ from dataclasses import replace
 import pytest
 
 from lightning_optkit.diagnostics._observations import Check, Losses, NonfiniteSeen, ParameterSeen, RunSeen
-from lightning_optkit.diagnostics._signals import ActivationSeen, InputSeen, LayerSeen, LossSeen, ProbeSeen, TargetsSeen
+from lightning_optkit.diagnostics._signals import (
+    ActivationSeen,
+    AssociationSeen,
+    InputSeen,
+    LayerSeen,
+    LossSeen,
+    ProbeSeen,
+    TargetsSeen,
+)
 from lightning_optkit.diagnostics.rules import diagnose
 from lightning_optkit.diagnostics.rules.classes import class_imbalance
 from lightning_optkit.diagnostics.rules.course import overfitting
@@ -211,6 +219,18 @@ def test_lr_too_high_by_divergence_or_by_updates():
     assert lr_too_high(seen(parameters=weights, layers=zeros)) is None  # every step from there is large
 
 
+def test_large_updates_that_are_the_weight_decay_are_laid_to_it():
+    weights = tuple(
+        ParameterSeen(f"net.{i}.weight", f"net.{i}", 9, False, True, True, 1.0, 1.0, 0.43, 0.0) for i in range(4)
+    )
+    for decay, is_its_own in ((0.3, True), (0.2, False), (1.0, False), (0.0, False)):
+        run = seen(parameters=weights)
+        run.checks = [replace(check, decay=decay) for check in run.checks]
+        verdict = lr_too_high(run)
+        assert verdict.remedy.startswith("weight_decay=0.01, or") == is_its_own
+        assert ("weight decay takes away 30% of the weights" in verdict.cause) == is_its_own
+
+
 def test_lr_too_high_for_units_that_closed_after_the_first_step():
     def run(change, loss=1.9, first=0.2, now=0.8):
         weights = tuple(ParameterSeen(f"net.{i}.weight", f"net.{i}", 9, False, True, True, 1.0, 1.0, change, 0.0)
@@ -260,6 +280,20 @@ def test_lr_too_low_needs_other_data_to_gain_too():
     # The loss right after a tiny update differs from that before it by rounding.
     assert lr_too_low(seen(probe=replace(short, full=2.3 + 1e-6))) is not None
     assert lr_too_low(seen(probe=replace(short, ten=2.3 + 1e-6))) is None
+
+
+def test_updates_that_a_clip_makes_small_are_laid_to_it():
+    weights = tuple(
+        ParameterSeen(f"net.{i}.weight", f"net.{i}", 9, False, True, True, 1.0, 5e-5, 5e-6, 0.0) for i in range(4)
+    )
+    run = seen(probe=replace(PROBE, ten=2.1, thirty=2.0), parameters=weights)  # a rate of 0.1
+    assert "rate" not in lr_too_low(run).cause and "lr=3" in lr_too_low(run).remedy
+    run.clip = 1e-4
+    assert "cut to a norm of 0.0001" in lr_too_low(run).cause
+    assert lr_too_low(run).remedy.startswith("gradient_clip_val=0.003 in the Trainer")
+    for change in (dict(grad_norm=4e-5), dict(update_norm=2e-4)):  # not at the clip; scaled by former gradients
+        other = replace(run.checks[2], parameters=tuple(replace(each, **change) for each in weights))
+        assert "lr=3" in lr_too_low(replace(run, checks=[*run.checks[:2], other, *run.checks[3:]])).remedy
 
 
 def test_lr_too_low_is_said_if_other_batches_do_not_gain_but_the_loss_still_falls():
@@ -316,6 +350,32 @@ def test_label_shuffle_is_judged_by_the_targets_of_the_validation():
     squared = (2 * 2.5 * 0.1 / 2.3 * 2.5 / 400) ** 0.5
     for errors in (1.4, 1.6):
         assert (verdict((2.51, 2.5 + errors * squared), is_squared=True) is not None) == (errors > 1.5)
+
+
+def test_label_shuffle_of_training_targets_that_go_otherwise_with_inputs_than_those_of_the_validation():
+    def verdict(fresh=(0.001, 0.004), held=(0.03, 0.005), values=(2.28, 2.2), constant=2.3, scatter=1.0, **parts):
+        run = seen(**{"probe": PROBE, "validations": values, **parts})
+        run.validated = TargetsSeen(constant, 360, False)
+        run.fresh, run.held = AssociationSeen(*fresh, 733, 18, scatter), AssociationSeen(*held, 360)
+        return label_shuffle(run)
+
+    assert "0.03 less loss with their own" in verdict().evidence and "733 training samples" in verdict().evidence
+    assert "0.03 more loss" in verdict(held=(-0.03, 0.005)).evidence
+    assert verdict(loss=0.5) is not None and verdict(loss=0.1) is None  # learned by heart; all of it
+    assert verdict(fresh=(0.012, 0.004)) is None  # by chance
+    assert verdict(scatter=1.9) is not None and verdict(scatter=2.1) is None  # it goes to and fro
+    assert verdict(fresh=(0.012, 0.001), held=(0.03, 0.001)) is None  # a weak signal that grows
+    assert verdict(fresh=(-0.03, 0.004), held=(0.001, 0.005)) is None  # the validation says nothing
+    assert verdict(values=(2.28, 1.8)) is None  # what was learned holds
+    assert verdict(constant=2.9) is None and verdict(constant=1.9, values=(1.9, 1.9)) is None  # other frequencies
+    assert verdict(losses=(RARE,)) is None and verdict(steps=40) is None and verdict(values=(2.28,)) is None
+
+
+def test_labels_that_went_with_inputs_before_they_were_trained_on_are_not_shuffled():
+    run = seen(probe=replace(PROBE, permuted=2.4), validations=(2.4, 2.6))
+    for gain, is_said in ((0.029, True), (0.031, False)):
+        run.fresh = AssociationSeen(gain, 0.01, 733)
+        assert (label_shuffle(run) is not None) == is_said
 
 
 def test_lr_too_low_is_not_said_where_other_data_have_gained_all_there_is():

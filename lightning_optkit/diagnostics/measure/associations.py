@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much less loss predictions have with their own targets than with those of other samples.
+
+Source: Hoeffding 1951, "A combinatorial central limit theorem", Ann. Math. Stat. 22(4): mean and variance of a sum of
+paired values if the pairs are exchanged at random. The losses of torch that are taken here depend on a prediction and
+a target together only by their product, so all pairs of a batch are one matrix product, and no forward pass is needed.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from lightning_optkit.diagnostics._signals import AssociationSeen
+from lightning_optkit.diagnostics.measure.losses import LOSSES, arguments_of
+from lightning_optkit.diagnostics.measure.wide import wide
+
+__all__ = ["CalledAssociations", "paired"]
+
+_CLASSES = (F.cross_entropy, F.nll_loss)
+_ROUNDING = 1e-6  # of fp32: predictions that differ by less are one
+_MOST_SAMPLES, _MOST_NUMBERS = 512, 2**22  # of a batch; more are left out
+
+
+class CalledAssociations(TorchFunctionMode):
+    """Sums up the association in the loss function that is called while it is entered, once per batch.
+
+    It is unknown for a loss of several terms or with weights, for targets that are probabilities of several classes,
+    and for L1 and Huber losses.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Of the gains, of their variance if pairs are exchanged, of gains by it, and of batches where there is any.
+        self._sums: list[Tensor] = []
+        self._samples, self._is_known, self._calls = 0, True, 0
+
+    def next_batch(self) -> None:
+        """Begins another batch."""
+        self._calls = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in LOSSES and isinstance(result, Tensor) and self._is_known:
+            self._calls += 1
+            arguments = arguments_of(func, args, kwargs or {})
+            self._is_known = self._calls == 1 and self._take(func, arguments)
+        return result
+
+    @torch.no_grad()
+    def _take(self, function: Any, arguments: dict[str, Any]) -> bool:
+        with torch.autocast(arguments["input"].device.type, enabled=False):
+            found = paired(function, arguments)
+        if found is None:
+            return False
+        num = len(found)
+        if num > 1:  # a single sample has no other to be exchanged with
+            centered = found - found.mean(0) - found.mean(1, keepdim=True) + found.mean()
+            varies = centered.abs().amax() > _ROUNDING * found.abs().amax()
+            gain = torch.where(varies, centered.diagonal().sum(), 0.0)
+            variance = torch.where(varies, centered.square().sum() / (num - 1), 0.0)
+            sums = [gain, variance, torch.where(varies, gain.square() / variance, 0.0), varies.to(gain.dtype)]
+            self._sums = [a + b for a, b in zip(self._sums, sums, strict=True)] if self._sums else sums
+            self._samples += num
+        return True
+
+    def seen(self) -> AssociationSeen | None:
+        """What was seen; None if unknown. To be asked once: it reads from the device."""
+        if not self._is_known or not self._sums:
+            return None
+        gain, variance, squares, batches = torch.stack(self._sums).tolist()
+        count, scatter = self._samples, squares / max(batches, 1.0)
+        return AssociationSeen(gain / count, variance**0.5 / count, count, int(batches), scatter)
+
+
+def paired(function: Any, arguments: dict[str, Any]) -> Tensor | None:
+    """Samples x samples: minus the loss of each prediction with each target, but for what depends on one of them alone.
+
+    Example:
+        >>> import torch, torch.nn.functional as F
+        >>> outputs, targets = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
+        >>> paired(F.mse_loss, {"input": outputs, "target": targets})  # 2 x y of (x - y)^2 = x^2 + y^2 - 2 x y
+        tensor([[ 6.,  8.],
+                [12., 16.]], dtype=torch.float64)
+    """
+    given, target = arguments["input"].detach(), arguments["target"].detach()
+    if not target.ndim or not len(target) or any(arguments.get(name) is not None for name in ("weight", "pos_weight")):
+        return None
+    given, target = given[:_MOST_SAMPLES], target[:_MOST_SAMPLES]
+    if function in _CLASSES:
+        return _paired_classes(given, target, arguments["ignore_index"])
+    if given.shape != target.shape or function in (F.l1_loss, F.smooth_l1_loss, F.huber_loss):
+        return None
+    places = max(1, _MOST_NUMBERS // len(given))
+    x, y = (wide(each).reshape(len(each), -1)[:, :places] for each in (given, target))
+    if function is F.mse_loss:
+        x = 2 * x
+    elif function is F.binary_cross_entropy:
+        x = torch.logit(x, eps=1e-6)
+    return x @ y.T / x.shape[1]
+
+
+def _paired_classes(given: Tensor, target: Tensor, ignored: int) -> Tensor | None:
+    """The same for scores of classes, in the second dimension."""
+    if target.is_floating_point() or given.ndim < 2 or len(given) != len(target):
+        return None
+    num, classes = given.shape[:2]
+    places = max(1, _MOST_NUMBERS // (num * classes))
+    scores = F.log_softmax(wide(given).reshape(num, classes, -1)[..., :places], 1)
+    chosen = target.reshape(num, 1, -1)[..., :places]
+    counts = (chosen != ignored).to(scores.dtype)
+    chosen = chosen.clamp(0, classes - 1)
+    hot = torch.zeros_like(scores).scatter_(1, chosen, counts)
+    return scores.reshape(num, -1) @ hot.reshape(num, -1).T / chosen.shape[2]
