@@ -2,6 +2,7 @@
 """Averages the weights, and uses the average in validation, test, prediction and checkpoints."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -25,6 +26,7 @@ from lightning_optkit.callbacks.seams.lightning_packages import is_a
 from lightning_optkit.callbacks.seams.lightning_private import key_of_state
 from lightning_optkit.callbacks.seams.refusals import refuse_listed_twice
 from lightning_optkit.callbacks.seams.run import Run
+from lightning_optkit.callbacks.seams.skipped_training import when_training_is_skipped
 from lightning_optkit.step.numbers import starts_at_a_step
 from lightning_optkit.step.shards import reshard
 
@@ -184,6 +186,7 @@ class WeightAveraging(FitCallback):
             check_forward(type(self).__name__, pl_module)
         self._at_end(self._kept.detach)
         self._kept.attach(trainer, pl_module if self.average_buffers else None)
+        when_training_is_skipped(trainer, self._override, partial(self._show_average, trainer, pl_module))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._is_training = True
