@@ -25,6 +25,7 @@ from lightning_optkit.callbacks.seams.kept_average import KeptAverage, names_of
 from lightning_optkit.callbacks.seams.lightning_packages import is_a
 from lightning_optkit.callbacks.seams.lightning_private import key_of_state
 from lightning_optkit.callbacks.seams.refusals import refuse_listed_twice
+from lightning_optkit.callbacks.seams.resumed_averages import match_averages
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.callbacks.seams.skipped_training import when_training_is_skipped
 from lightning_optkit.step.numbers import starts_at_a_step
@@ -206,6 +207,8 @@ class WeightAveraging(FitCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if trainer.training:  # also if only the run that saved it evaluated the average
+            everyone = callbacks_of(trainer, WeightAveraging)
+            match_averages(trainer, checkpoint, {each.state_key: each._kept for each in everyone})
             load_trained(trainer, pl_module, checkpoint)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -45,6 +45,7 @@ class KeptAverage(RunFree):
     def __init__(self, average: EMA | PowerEMA | SWA | LAWA, name: str | None = None) -> None:
         self.average, self.name = average, name
         self.explained: list[str] = []
+        self.has_other_settings = False  # than the checkpoint that the run goes on from
         self._optimizers: dict[int, Optimizer] = {}  # by index in `trainer.optimizers`
         self._folding: dict[Optimizer, Any] = {}  # and their previous average
         self._lead: dict[int, int] = {}  # steps of the run that its optimizer did not take, by index
@@ -89,6 +90,9 @@ class KeptAverage(RunFree):
             self._explain(optimizer)
             if optimizer in self._folding:
                 self._fold_into(optimizer, place)
+            if self.has_other_settings and self.name is None:
+                _set_decay(optimizer, average)
+        self.has_other_settings = False
 
     def detach(self) -> None:
         """Restores the optimizers; the average can still be read."""
@@ -296,6 +300,15 @@ def names_of(averages: Sequence[EMA | PowerEMA | SWA | LAWA]) -> list[str | None
         names.append(f"{average.state_name}_{number}" if folds in seen else None)
         seen.add(folds)
     return names
+
+
+def _set_decay(optimizer: Optimizer, average: EMA | PowerEMA | SWA | LAWA) -> None:
+    """In place of the decay that came with the groups of a checkpoint."""
+    if isinstance(average, LAWA):
+        return
+    for group in optimizer.param_groups:
+        if "average_decay" in group:
+            group["average_decay"] = average.decay
 
 
 def _clock_of(optimizer: Optimizer) -> int:
