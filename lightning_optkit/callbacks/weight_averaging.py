@@ -50,7 +50,8 @@ class WeightAveraging(FitCallback):
     so.
 
     There may be several with different averages; one of them is evaluated. The first one (except `LAWA`) is part of the
-    step, the others take a separate pass: see `explain`. Resume a checkpoint with the same averages in the same order.
+    step, the others take a separate pass: see `explain`. Resume a checkpoint with the same averages in the same order;
+    one with other settings goes on with those, and one of another kind begins anew, each with a warning.
 
     Integer buffers are the model's own. So are floating-point buffers, unless one of the two options below is set.
 

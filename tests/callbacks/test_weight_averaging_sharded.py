@@ -28,6 +28,7 @@ def ranks(tmp_path_factory):
     launch(WORKER, folder, *worker.CASES, timeout=180)
     found = {case: [torch.load(folder / f"{case} {rank}.pt") for rank in range(2)] for case in worker.CASES}
     found["frozen"] = [folder / worker.FROZEN, *(torch.load(folder / f"frozen {rank}.pt") for rank in range(2))]
+    found["rings"] = [torch.load(folder / f"rings {rank}.pt") for rank in range(2)]
     return found | {"Lightning's own": (folder / "Lightning's own.txt").read_text()}
 
 
@@ -92,6 +93,12 @@ def test_a_file_of_one_process_with_a_frozen_layer_resumes_over_shards(ranks):
     for result in results:
         assert_equal(result["began"], {**saved["state_dict"], **saved["current_model_state"]})
         assert_equal(result["weights"], expected["weights"], TOLERANCE)
+
+
+@pytest.mark.parametrize("place", range(len(worker.RINGS)), ids=map(str, worker.RINGS))
+def test_shards_go_on_with_another_number_of_snapshots(ranks, place):
+    for rings in ranks["rings"]:
+        assert_equal(*rings[place], TOLERANCE)
 
 
 @pytest.mark.parametrize("case", SHARDED)

@@ -175,6 +175,29 @@ def resumed_with_frozen(strategy, file):
     return {"weights": whole(module), "began": begins.weights}
 
 
+RINGS = [("full files", 2, 4), ("sharded files", 2, 4), ("full files", 4, 2), ("sharded files", 4, 2)]
+
+
+def resumed_with_another_ring(strategy, before, now, folder):
+    """The mean of the last snapshots after a run that goes on with another number of them, and what it must be."""
+    kept, path = Steps(), Path(folder, "ring.ckpt")
+    trainer = trainer_of(strategy, [WeightAveraging(LAWA(before)), kept], epochs=2)
+    trainer.fit(Regression(shards=True))
+    trainer.save_checkpoint(path)
+    module, averaging = Regression(shards=True), WeightAveraging(LAWA(now))
+    trainer_of(strategy, [averaging, kept]).fit(module, ckpt_path=path)
+    mean = {name: torch.stack([each[name] for each in kept.weights[-now:]]).mean(0) for name in kept.weights[0]}
+    return {n: full(a) for n, a in averaging.averaged_parameters(module).items()}, mean
+
+
+class Steps(pl.Callback):
+    def __init__(self):
+        self.weights = []
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.weights.append(whole(pl_module))
+
+
 class Begins(pl.Callback):
     def on_train_start(self, trainer, pl_module):
         self.weights = whole(pl_module)
@@ -199,6 +222,8 @@ def main(folder, *cases):
         rank, result = run(os.path.join(folder, case), **CASES[case])
         torch.save(result, os.path.join(folder, f"{case} {rank}.pt"))
     torch.save(resumed_with_frozen("full files", Path(folder, FROZEN)), Path(folder, f"frozen {rank}.pt"))
+    rings = [resumed_with_another_ring(*ring, Path(folder, f"ring {place}")) for place, ring in enumerate(RINGS)]
+    torch.save(rings, Path(folder, f"rings {rank}.pt"))
     Path(folder, "Lightning's own.txt").write_text(what_lightnings_own_says())
 
 

@@ -104,7 +104,14 @@ def test_an_average_goes_on_with_the_settings_given_now(saved, fused, now, numbe
 
 
 @pytest.mark.parametrize(
-    "before, now", [(ok.PowerEMA(0.2), ok.PowerEMA(0.1)), (ok.SWA(1), ok.SWA(1, every=2))], ids=str
+    "before, now",
+    [
+        (ok.PowerEMA(0.2), ok.PowerEMA(0.1)),
+        (ok.SWA(1), ok.SWA(1, every=2)),
+        (ok.LAWA(3), ok.LAWA(5, every=3)),
+        (ok.LAWA(5), ok.LAWA(2, every=3)),
+    ],
+    ids=str,
 )
 def test_other_averages_do_so_in_the_step_and_in_a_pass_alike(saved, before, now):
     file, _ = saved(before)
