@@ -36,7 +36,7 @@ def match_averages(trainer: pl.Trainer, checkpoint: dict[str, Any], given: Mappi
     states = checkpoint.get("callbacks", {})
     fresh = {key: kept for key, kept in given.items() if key not in states}
     for kept in fresh.values():
-        kept.has_other_settings = True
+        kept.keep_settings()
     lost: list[tuple[str, str]] = []
     for key in [key for key in states if key not in given]:
         found, state = _KEY.fullmatch(str(key)), states[key]

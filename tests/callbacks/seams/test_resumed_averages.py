@@ -136,6 +136,22 @@ def test_with_the_same_average_a_decay_set_by_hand_is_the_saved_one(tmp_path):
     assert said == [] and state["param_groups"][0]["average_decay"] == 0.25
 
 
+@pytest.mark.parametrize("is_first", [True, False], ids=["average first", "schedule first"])
+@pytest.mark.parametrize("fused", FUSED, ids=["fused", "own pass"])
+def test_a_schedule_multiplies_the_decay_given_now(tmp_path, fused, is_first):
+    path = tmp_path / "saved.ckpt"
+
+    def callbacks(decay):
+        scheduled = ok.HyperparameterSchedule("average_decay", ok.schedules.constant(0.5), verbose=False)
+        return [*averaging(ok.EMA(decay)), scheduled][:: 1 if is_first else -1]
+
+    fit(callbacks(0.9), fused, Saves(path), epochs=1)
+    trace = Trace()
+    average = torch.load(path, weights_only=False)["state_dict"]
+    _, module, _ = fit(callbacks(0.6), fused, trace, ckpt_path=path)
+    assert_equal(weights(module), exponential(average, trace.trained, 1, 0.3, 1), TOLERANCE)
+
+
 @pytest.mark.parametrize("fused", FUSED, ids=["fused", "own pass"])
 def test_another_kind_begins_anew_and_says_what_is_lost(saved, fused, tmp_path):
     file, _ = saved(ok.EMA(0.9))
