@@ -208,6 +208,7 @@ class WeightAveraging(FitCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if trainer.training:  # also if only the run that saved it evaluated the average
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
             everyone = callbacks_of(trainer, WeightAveraging)
             match_averages(trainer, checkpoint, {each.state_key: each._kept for each in everyone})
             load_trained(trainer, pl_module, checkpoint)

@@ -28,8 +28,9 @@ def go_on_from_trained(trainer: pl.Trainer, pl_module: pl.LightningModule, check
     """
     names = {cls.__name__ for each in callbacks_of(trainer, object) for cls in type(each).__mro__}
     states = checkpoint.get("callbacks", {})
-    lost = [key for key in states if str(key).split("{")[0] in _AVERAGING]
-    if names.intersection(_AVERAGING) or not (lost or holds_trained(checkpoint)):
+    kinds = {key: str(key).split("{")[0] for key in states}
+    lost = [key for key, kind in kinds.items() if kind in _AVERAGING and kind not in names]
+    if not lost and (names.intersection(_AVERAGING) or not holds_trained(checkpoint)):
         return
     has_trained = holds_trained(checkpoint)
     kept = [states.pop(key) for key in lost]
