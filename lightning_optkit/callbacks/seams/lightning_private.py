@@ -48,6 +48,10 @@ BEFORE_FETCH = "_on_before_fetch"  # method of the epoch loop, called before eac
 BEFORE_EPOCH = "on_run_start"  # method of the epoch loop: hooks are called only after its iter()
 RESET = "reset"  # method of the epoch loop, called before that; it warns of loaders that do not restore themselves
 SET_UP_DATA = "setup_data"  # method of the fit loop: called at its start, and before each epoch that reloads
+TRAIN, BEFORE_TRAINING = (
+    "run",
+    "on_run_start",
+)  # methods of the fit loop; the second only if there is something to train
 # Methods of the validation loop; both start its loader. The second replaces a validation that is skipped on resuming.
 VALIDATIONS = ("run", "increment_progress_to_evaluation_end")
 
