@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Averages in a separate pass: for optimizers of other packages, or in addition to an average in the one-pass step."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import groupby
 from typing import Any, TypeAlias
 
@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_optkit._checks import shown
 from lightning_optkit._torch_private import foreach_copy_, foreach_lerp_
+from lightning_optkit.averaging._ring import is_snapshot, ring_for, snapshot_names
 from lightning_optkit.averaging.ema import EMA
 from lightning_optkit.averaging.lawa import LAWA
 from lightning_optkit.averaging.power_ema import PowerEMA
@@ -22,7 +23,7 @@ from lightning_optkit.step.coefficients import average_weight
 from lightning_optkit.step.numbers import decay_of, starts_at_a_step
 from lightning_optkit.step.rounding import move_average_
 from lightning_optkit.step.saved import saved_number, saved_tensor
-from lightning_optkit.step.shards import local
+from lightning_optkit.step.shards import distribute_like, local
 from lightning_optkit.step.split_weights import joined
 
 __all__ = [
@@ -157,7 +158,7 @@ def late_averages(
 def _names(average: AnyAverage, name: str | None) -> list[str]:
     """Names of its tensors in a state."""
     base = name or average.state_name
-    return [f"{base}_snapshot_{i}" for i in range(average.k)] if isinstance(average, LAWA) else [base]
+    return snapshot_names(base, average.k) if isinstance(average, LAWA) else [base]
 
 
 def state_names(average: AnyAverage, name: str | None = None) -> set[str]:
@@ -180,11 +181,27 @@ def _create(tensor: Tensor, state: State, average: AnyAverage, name: str | None)
         is_trained = tensor.requires_grad or isinstance(tensor, Parameter)  # and no buffer
         if dtype == torch.float32 and is_trained and isinstance(average, Average):
             dtype = average.dtype
+    if isinstance(average, LAWA) and not _has_ring(state, average, name):  # of a checkpoint
+        fitted = _fitted(state, average, name)
+        state.clear()
+        state.update(fitted)
     if names[0] in state:  # of a checkpoint, perhaps with another dtype of the average
         state.update({each: state[each].to(dtype) for each in names})
         return
     state.update({each: torch.zeros_like(tensor, dtype=dtype) for each in names})
     state[_counter(average, name)] = torch.zeros((), dtype=torch.float32)
+
+
+def _has_ring(state: State, average: LAWA, name: str | None) -> bool:
+    base = name or average.state_name
+    return f"{base}_snapshot_{average.k - 1}" in state and f"{base}_snapshot_{average.k}" not in state
+
+
+def _fitted(state: State, average: AnyAverage, name: str | None) -> State:
+    """A state with as many snapshots as this average keeps; any other average has one tensor."""
+    if not isinstance(average, LAWA):
+        return state
+    return ring_for(state, name or average.state_name, _counter(average, name), average.k)
 
 
 def _weighted(
@@ -207,6 +224,7 @@ def _weighted(
 def read_average(state: State, average: AnyAverage, name: str | None = None) -> Tensor | None:
     """The average in the state of one parameter; None before its first update."""
     counter, names = _counter(average, name), _names(average, name)
+    state = _fitted(state, average, name)
     num_averaged = int(state.get(counter, 0))
     if num_averaged == 0 or names[0] not in state:
         return None
@@ -256,8 +274,11 @@ def protect_average(optimizer: Optimizer, average: AnyAverage, name: str | None 
     Returns:
         Two handles; call `remove()` on them to undo it.
     """
-    names = state_names(average, name)
+    names, base = state_names(average, name), name or average.state_name
     saved: dict[Tensor, State] = {}
+
+    def is_taken(entry: object) -> bool:
+        return entry in names or (isinstance(average, LAWA) and is_snapshot(entry, base))
 
     def take_out(loading: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         saved.clear()
@@ -265,13 +286,14 @@ def protect_average(optimizer: Optimizer, average: AnyAverage, name: str | None 
         try:
             ids = [saved_id for group in state_dict["param_groups"] for saved_id in group["params"]]
             states = [state_dict["state"].get(saved_id, {}) for saved_id in ids]
-            taken = [{each: value for each, value in state.items() if each in names} for state in states]
+            taken = [{each: value for each, value in state.items() if is_taken(each)} for state in states]
         except (AttributeError, KeyError, TypeError):  # not a state dict: the loader raises a message
             return state_dict
         for number, (param, state) in enumerate(zip(params, taken, strict=False)):
             what = f"{type(loading).__name__}.load_state_dict(state_dict=...): of parameter {number}, the state"
-            saved[param] = {each: _restored(f"{what} {each!r}", param, each, value) for each, value in state.items()}
-        rest = {key: _without(state, names) for key, state in state_dict["state"].items()}
+            read = {each: _restored(f"{what} {each!r}", param, each, value) for each, value in state.items()}
+            saved[param] = _fitted(read, average, name)
+        rest = {key: _without(state, is_taken) for key, state in state_dict["state"].items()}
         return {**state_dict, "state": {key: state for key, state in rest.items() if state}}
 
     def put_back(loaded: Optimizer) -> None:
@@ -295,8 +317,9 @@ def _restored(what: str, param: Tensor, name: str, value: object) -> Tensor:
     tensor = saved_tensor(what, value)
     if tensor.shape != param.shape:
         raise ValueError(f"{what} has shape {list(tensor.shape)}, its parameter {list(param.shape)}.")
-    return tensor.detach().to(param.device, copy=True)
+    # torch loads what is in no state here, such as more snapshots, as whole tensors.
+    return distribute_like(tensor.detach().to(param.device, copy=True), param)
 
 
-def _without(state: Any, names: set[str]) -> Any:
-    return {n: v for n, v in state.items() if n not in names} if isinstance(state, dict) else state
+def _without(state: Any, is_taken: Callable[[object], bool]) -> Any:
+    return {name: value for name, value in state.items() if not is_taken(name)} if isinstance(state, dict) else state

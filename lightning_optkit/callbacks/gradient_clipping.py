@@ -22,6 +22,7 @@ from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_packages import is_overridden
 from lightning_optkit.callbacks.seams.lightning_private import key_of_state
+from lightning_optkit.callbacks.seams.resumed_clips import match_clips
 from lightning_optkit.callbacks.seams.steps import StepListener, watch_steps
 from lightning_optkit.clipping import AutoClip, ClipNorm, ClipPerTensor, ClipUnitwise, ClipValue, ZClip
 from lightning_optkit.clipping._gradients import gradients, norm_of
@@ -156,6 +157,13 @@ class GradientClipping(FitCallback):
         names = ", ".join(type(optimizer).__name__ for optimizer in self._called)
         if names:
             rank_zero_info(f"{type(self).__name__}({self.clip!r}): a pass of its own over the gradients of {names}.")
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        if trainer.training:
+            match_clips(checkpoint, type(self).__name__, self.state_key, self.clip)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -2,6 +2,7 @@
 """Averages the weights, and uses the average in validation, test, prediction and checkpoints."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -24,7 +25,9 @@ from lightning_optkit.callbacks.seams.kept_average import KeptAverage, names_of
 from lightning_optkit.callbacks.seams.lightning_packages import is_a
 from lightning_optkit.callbacks.seams.lightning_private import key_of_state
 from lightning_optkit.callbacks.seams.refusals import refuse_listed_twice
+from lightning_optkit.callbacks.seams.resumed_averages import match_averages
 from lightning_optkit.callbacks.seams.run import Run
+from lightning_optkit.callbacks.seams.skipped_training import when_training_is_skipped
 from lightning_optkit.step.numbers import starts_at_a_step
 from lightning_optkit.step.shards import reshard
 
@@ -47,7 +50,8 @@ class WeightAveraging(FitCallback):
     so.
 
     There may be several with different averages; one of them is evaluated. The first one (except `LAWA`) is part of the
-    step, the others take a separate pass: see `explain`. Resume a checkpoint with the same averages in the same order.
+    step, the others take a separate pass: see `explain`. Resume a checkpoint with the same averages in the same order;
+    one with other settings goes on with those, and one of another kind begins anew, each with a warning.
 
     Integer buffers are the model's own. So are floating-point buffers, unless one of the two options below is set.
 
@@ -184,6 +188,7 @@ class WeightAveraging(FitCallback):
             check_forward(type(self).__name__, pl_module)
         self._at_end(self._kept.detach)
         self._kept.attach(trainer, pl_module if self.average_buffers else None)
+        when_training_is_skipped(trainer, self._override, partial(self._show_average, trainer, pl_module))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._is_training = True
@@ -203,6 +208,9 @@ class WeightAveraging(FitCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if trainer.training:  # also if only the run that saved it evaluated the average
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
+            everyone = callbacks_of(trainer, WeightAveraging)
+            match_averages(trainer, checkpoint, {each.state_key: each._kept for each in everyone})
             load_trained(trainer, pl_module, checkpoint)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -94,23 +94,30 @@ class AutoClip(Clip):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the state.
 
+        Of a history of another length it keeps the latest norms, as many as there is room for.
+
         Raises:
             TypeError: if it is not a dict of tensors; nothing is changed then.
-            ValueError: if it is not from an AutoClip, or has another `window`; nothing is changed then.
+            ValueError: if it is not from an AutoClip; nothing is changed then.
         """
         what = f"{type(self).__name__}.load_state_dict(state_dict=...):"
         saved = saved_dict(what, state_dict, ("history", "seen"))
         history = saved_tensor(f"{what} 'history'", saved["history"])
-        if history.ndim == 1 and len(history) != self.window:
-            found = len(history)
-            raise ValueError(
-                f"{type(self).__name__}(window={self.window}): the saved history is of window={found}; use that."
-            )
-        history = saved_floats(f"{what} 'history'", history, (self.window,), torch.float64, may_be_nan=True)
+        length = max(len(history), 1) if history.ndim == 1 else self.window
+        history = saved_floats(f"{what} 'history'", history, (length,), torch.float64, may_be_nan=True)
         seen = saved_number(f"{what} 'seen'", saved["seen"], torch.int64).to(history.device)
-        unseen = torch.arange(self.window, device=history.device) >= seen
+        unseen = torch.arange(length, device=history.device) >= seen
         if not torch.equal(history.isnan(), unseen):
             raise ValueError(
                 f"{what} 'history' must hold the latest of the {int(seen)} norms 'seen', and NaN elsewhere."
             )
-        self._history, self._seen = history, seen
+        self._history, self._seen = (history, seen) if length == self.window else self._fitted(history, seen)
+
+    def _fitted(self, history: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """The latest norms of a history of another length, the oldest of them first, and their number."""
+        so_far = int(seen)
+        in_order = history.roll(-(so_far % len(history))) if so_far > len(history) else history[:so_far]
+        latest = in_order[-self.window :]
+        fitted = history.new_full((self.window,), math.nan)
+        fitted[: len(latest)] = latest
+        return fitted, seen.new_tensor(len(latest))

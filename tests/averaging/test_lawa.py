@@ -26,6 +26,10 @@ def train(p, optimizer, steps, average, begin=0):
     return passed
 
 
+def assert_close(actual, wanted):
+    torch.testing.assert_close(actual, wanted, rtol=0, atol=1e-12)
+
+
 def expected(passed, average):
     taken = [w for s, w in passed.items() if s >= average.start and (s - average.start) % average.every == 0]
     return torch.stack([w.to(torch.promote_types(w.dtype, torch.float32)) for w in taken[-average.k :]]).mean(dim=0)
@@ -66,6 +70,40 @@ def test_a_checkpoint_continues_the_ring_exactly(dtype, ours):
     assert torch.equal(averages_of(resumed, average)[q], averages_of(optimizer, average)[p])
     for handle in handles:
         handle.remove()
+
+
+@pytest.mark.parametrize("ours", [False, True], ids=["torch's", "one-pass"])
+@pytest.mark.parametrize("protects", [False, True], ids=["", "protected"])
+@pytest.mark.parametrize("steps", [2, 3, 5, 8, 11])
+@pytest.mark.parametrize("before, now", [(3, 5), (5, 3), (1, 2), (2, 1), (4, 9)])
+def test_a_ring_of_another_length_keeps_the_newest_that_fit(before, now, steps, protects, ours):
+    if ours and not protects:
+        pytest.skip("it refuses state that is not its own")
+    (p, optimizer), (q, resumed) = make(ours=ours), make(ours=ours)
+    passed = train(p, optimizer, steps, LAWA(before))
+    handles = protect_average(resumed, LAWA(now)) if protects else []
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    q.data.copy_(p.detach())
+    room = min(before, now)
+    for step in range(steps + 1, steps + 12):
+        kept = LAWA(min(now, room + step - 1 - steps))
+        assert_close(averages_of(resumed, LAWA(now))[q], expected(passed, kept))
+        passed |= train(q, resumed, 1, LAWA(now), begin=step - 1)
+    assert {name for name in resumed.state[q] if "snapshot" in name} == {f"lawa_snapshot_{n}" for n in range(now)}
+    for handle in handles:
+        handle.remove()
+
+
+def test_a_damaged_ring_is_read_as_far_as_it_is_there():
+    p, optimizer = make()
+    train(p, optimizer, 2, LAWA(3))
+    saved = copy.deepcopy(optimizer.state_dict())
+    state = saved["state"][0]
+    del state["lawa_snapshot_0"], state["lawa_snapshot_2"]
+    q, resumed = make()
+    protect_average(resumed, LAWA(3))
+    resumed.load_state_dict(saved)
+    assert torch.equal(averages_of(resumed, LAWA(3))[q], p)
 
 
 def test_two_of_them_and_a_folded_one_stand_side_by_side():

@@ -96,6 +96,17 @@ def test_buffers_resume(normed, fit, tmp_path, path, option):
     assert_equal(whole_state(resumed), whole_state(whole))
 
 
+@resuming
+@folded_and_own
+@pytest.mark.parametrize("option", ["average_buffers", "update_bn"])
+def test_a_finished_run_that_is_started_again_has_the_same_buffers(normed, fit, tmp_path, path, option):
+    first, again = normed(), normed()
+    callbacks = [*fuse(path), WeightAveraging(EMA(0.9), **{option: True})]
+    fit(first, *callbacks).save_checkpoint(tmp_path / "end.ckpt")
+    fit(again, *callbacks, ckpt_path=tmp_path / "end.ckpt")
+    assert_equal(whole_state(again), whole_state(first))
+
+
 def torchs_statistics(module, state, data):
     """What torch's update_bn finds for the weights of `state`."""
     module.load_state_dict(state)

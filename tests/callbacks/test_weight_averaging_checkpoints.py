@@ -19,7 +19,7 @@ from average_cases import (
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_optkit.averaging import EMA
-from lightning_optkit.callbacks import Fuse, WeightAveraging
+from lightning_optkit.callbacks import ExactResume, Fuse, WeightAveraging
 
 
 def saved(fit, module, tmp_path, folder, *callbacks, epochs=4, **kwargs):
@@ -75,6 +75,26 @@ def test_resumed_from_a_checkpoint_saved_after_the_fit(regression, fit, tmp_path
     fit(half, *callbacks_of(path, average), epochs=2).save_checkpoint(tmp_path / "half.ckpt")
     fit(resumed, *callbacks_of(path, average), epochs=4, ckpt_path=tmp_path / "half.ckpt")
     assert_equal(weights(resumed), weights(whole))
+
+
+@resuming
+@folded_and_own
+@pytest.mark.parametrize("others", [list, lambda: [ExactResume()]], ids=["", "exact"])
+@pytest.mark.parametrize("saved_by", ["ModelCheckpoint", "Trainer"])
+def test_a_finished_run_that_is_started_again_has_the_average(regression, fit, tmp_path, path, others, saved_by):
+    """Nothing is left to train, and the module and what is saved are as after the first start."""
+    first, again = regression(adamw), regression(adamw)
+    trainer, _ = saved(fit, first, tmp_path, "run", *others(), *callbacks_of(path, EMA(0.9)), limit_val_batches=1.0)
+    file = tmp_path / "run/epoch=3.ckpt"
+    if saved_by == "Trainer":
+        trainer.save_checkpoint(file := tmp_path / "end.ckpt")
+    trainer = fit(again, *others(), *callbacks_of(path, EMA(0.9)), epochs=4, ckpt_path=file, limit_val_batches=1.0)
+    assert_equal(weights(again), weights(first))
+    trainer.save_checkpoint(tmp_path / "again.ckpt")
+    before, after = (torch.load(each, weights_only=False) for each in (file, tmp_path / "again.ckpt"))
+    for name in ("state_dict", "current_model_state"):
+        assert_equal(dict(after[name]), dict(before[name]))
+    assert not torch.equal(after["state_dict"]["net.0.weight"], after["current_model_state"]["net.0.weight"])
 
 
 @resuming

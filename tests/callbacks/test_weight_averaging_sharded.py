@@ -21,8 +21,14 @@ SHARDED = [case for case, arguments in worker.CASES.items() if arguments["strate
 def ranks(tmp_path_factory):
     """ranks[case]: what the two processes found. All cases run in the same two processes, one after another."""
     folder = tmp_path_factory.mktemp("averages")
+    with torch.random.fork_rng():
+        trainer = worker.trainer_of("one", [worker.WeightAveraging(worker.EMA(0.5))], epochs=2)
+        trainer.fit(worker.Regression(frozen=True))
+    trainer.save_checkpoint(folder / worker.FROZEN)
     launch(WORKER, folder, *worker.CASES, timeout=180)
     found = {case: [torch.load(folder / f"{case} {rank}.pt") for rank in range(2)] for case in worker.CASES}
+    found["frozen"] = [folder / worker.FROZEN, *(torch.load(folder / f"frozen {rank}.pt") for rank in range(2))]
+    found["rings"] = [torch.load(folder / f"rings {rank}.pt") for rank in range(2)]
     return found | {"Lightning's own": (folder / "Lightning's own.txt").read_text()}
 
 
@@ -74,6 +80,25 @@ def test_resumed_equals_uninterrupted_bit_for_bit(ranks, case):
         assert_equal(resumed["weights"], result["weights"])
         assert_equal(resumed["second"], result["second"])
         assert_equal(resumed["seen"][6], result["seen"][6])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_file_of_one_process_with_a_frozen_layer_resumes_over_shards(ranks):
+    """Such a file has what is frozen only once, in its `state_dict`."""
+    file, *results = ranks["frozen"]
+    saved = torch.load(file)
+    assert "net.0.weight" in saved["state_dict"].keys() - saved["current_model_state"].keys()
+    with torch.random.fork_rng():
+        expected = worker.resumed_with_frozen("one", file)
+    for result in results:
+        assert_equal(result["began"], {**saved["state_dict"], **saved["current_model_state"]})
+        assert_equal(result["weights"], expected["weights"], TOLERANCE)
+
+
+@pytest.mark.parametrize("place", range(len(worker.RINGS)), ids=map(str, worker.RINGS))
+def test_shards_go_on_with_another_number_of_snapshots(ranks, place):
+    for rings in ranks["rings"]:
+        assert_equal(*rings[place], TOLERANCE)
 
 
 @pytest.mark.parametrize("case", SHARDED)

@@ -34,11 +34,12 @@ class ExportsWeights(pl.Callback):
 class Regression(pl.LightningModule):
     """Global batches of 4, six steps in three epochs; records what validation sees."""
 
-    def __init__(self, norm=False, shards=False):
+    def __init__(self, norm=False, shards=False, frozen=False):
         super().__init__()
         torch.manual_seed(0)
         norms = [nn.BatchNorm1d(8)] if norm else []
         self.net = nn.Sequential(nn.Linear(4, 8), *norms, nn.Tanh(), nn.Linear(8, 3))
+        self.net[0].requires_grad_(not frozen)
         self.shards, self.seen = shards, {}
 
     def configure_model(self):
@@ -92,10 +93,10 @@ def strategy_of(name):
     return dict(devices=2, strategy=sharded)
 
 
-def trainer_of(strategy, callbacks=(), keep=None):
+def trainer_of(strategy, callbacks=(), keep=None, epochs=3):
     return pl.Trainer(
         callbacks=[*callbacks, *([keep] if keep else [])],
-        max_epochs=3,
+        max_epochs=epochs,
         accelerator="cpu",
         logger=False,
         enable_checkpointing=keep is not None,
@@ -164,6 +165,44 @@ def from_file(strategy, path, norm):
     return whole(module)
 
 
+FROZEN = "frozen.ckpt"  # of one process, after its second epoch
+
+
+def resumed_with_frozen(strategy, file):
+    """The weights of a run with a frozen layer that goes on from a file of one process, and what it began from."""
+    module, begins = Regression(shards=strategy == "full files", frozen=True), Begins()
+    trainer_of(strategy, [WeightAveraging(EMA(0.5)), begins]).fit(module, ckpt_path=file)
+    return {"weights": whole(module), "began": begins.weights}
+
+
+RINGS = [("full files", 2, 4), ("sharded files", 2, 4), ("full files", 4, 2), ("sharded files", 4, 2)]
+
+
+def resumed_with_another_ring(strategy, before, now, folder):
+    """The mean of the last snapshots after a run that goes on with another number of them, and what it must be."""
+    kept, path = Steps(), Path(folder, "ring.ckpt")
+    trainer = trainer_of(strategy, [WeightAveraging(LAWA(before)), kept], epochs=2)
+    trainer.fit(Regression(shards=True))
+    trainer.save_checkpoint(path)
+    module, averaging = Regression(shards=True), WeightAveraging(LAWA(now))
+    trainer_of(strategy, [averaging, kept]).fit(module, ckpt_path=path)
+    mean = {name: torch.stack([each[name] for each in kept.weights[-now:]]).mean(0) for name in kept.weights[0]}
+    return {n: full(a) for n, a in averaging.averaged_parameters(module).items()}, mean
+
+
+class Steps(pl.Callback):
+    def __init__(self):
+        self.weights = []
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.weights.append(whole(pl_module))
+
+
+class Begins(pl.Callback):
+    def on_train_start(self, trainer, pl_module):
+        self.weights = whole(pl_module)
+
+
 def full(tensor):
     return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()
 
@@ -182,6 +221,9 @@ def main(folder, *cases):
     for case in cases:
         rank, result = run(os.path.join(folder, case), **CASES[case])
         torch.save(result, os.path.join(folder, f"{case} {rank}.pt"))
+    torch.save(resumed_with_frozen("full files", Path(folder, FROZEN)), Path(folder, f"frozen {rank}.pt"))
+    rings = [resumed_with_another_ring(*ring, Path(folder, f"ring {place}")) for place, ring in enumerate(RINGS)]
+    torch.save(rings, Path(folder, f"rings {rank}.pt"))
     Path(folder, "Lightning's own.txt").write_text(what_lightnings_own_says())
 
 

@@ -71,9 +71,20 @@ def test_a_resumed_run_clips_as_the_one_that_went_on(fused):
     torch.optim.SGD([q], lr=0.1, momentum=0.9).load_state_dict(saved)  # torch's own class takes it too
 
 
-def test_a_history_of_another_window_is_refused():
-    with pytest.raises(ValueError, match=r"^AutoClip\(window=3\): the saved history is of window=5; use that\.$"):
-        AutoClip(window=3).load_state_dict(AutoClip(window=5).state_dict())
+@pytest.mark.parametrize("before", [1, 3, 5, 9])
+@pytest.mark.parametrize("seen", [0, 2, 5, 7])
+def test_a_history_of_another_window_goes_on_with_its_latest_norms(before, seen):
+    """As if these had been all so far: the bounds that follow are those of the latest norms that both have room for."""
+    norms = [float(number * 7 % 11 + 1) for number in range(seen + 8)]
+    saved, clip = AutoClip(40, window=before), AutoClip(40, window=5)
+    for norm in norms[:seen]:
+        saved.norm_bound(torch.tensor(norm))
+    clip.load_state_dict(saved.state_dict())
+    known = norms[max(0, seen - min(before, 5)) : seen]
+    for norm in norms[seen:]:
+        known = [*known, norm][-5:]
+        expected = torch.quantile(torch.tensor(known, dtype=torch.float64), 0.4)
+        assert clip.norm_bound(torch.tensor(norm)) == expected
 
 
 @pytest.mark.parametrize("percentile", [-1.0, 101.0, math.nan])

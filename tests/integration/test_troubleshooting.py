@@ -148,6 +148,10 @@ CASES = {
         [ok.Fuse()], [ok.Fuse()], other=Module(torch.optim.SGD)
     ),
     "and this run leaves it out": lambda: resumed([average()], [ok.ExactResume()]),
+    "goes on with the settings given here": lambda: resumed([average()], [ok.WeightAveraging(ok.EMA(0.75))]),
+    "has learned of the norms is lost": lambda: resumed(
+        [ok.GradientClipping(ok.AutoClip(10))], [ok.Fuse(), ok.GradientClipping(ok.ZClip())]
+    ),
     "your dataloader is not resumable": lambda: resumed([], []),
     "goes on with the next epoch, and is not exact": lambda: resumed([], [ok.ExactResume()]),
     "the first step misses the gradients of its batches": resumed_within_a_window,

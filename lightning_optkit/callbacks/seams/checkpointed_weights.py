@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lightning_optkit.callbacks.seams.lightning_packages import is_a
 from lightning_optkit.callbacks.seams.lightning_private import saves_shards
+from lightning_optkit.diagnostics.measure.parameters import plain_name
 from lightning_optkit.step.shards import distribute_like
 
 __all__ = [
@@ -102,8 +103,26 @@ def load_trained(trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint:
         load_sharded({f"optimizer_{checkpoint[_PLACE]}": weights}, checkpoint_id=trainer.ckpt_path)
         set_model_state_dict(pl_module, weights, options=StateDictOptions(strict=strict))
     elif _KEY in checkpoint:
-        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=strict)
-        set_model_state_dict(pl_module, {**checkpoint[_KEY]}, options=options)  # torch puts shards into the dict
+        _load_from_file(pl_module, checkpoint[_KEY])
+
+
+def _load_from_file(pl_module: pl.LightningModule, weights: dict[str, Tensor]) -> None:
+    """Loads the weights of a full file into shards.
+
+    Those that the file has only once, since they have no average, came with its `state_dict`, in which none was
+    missing; torch would miss them here.
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    known = {plain_name(name) for name in pl_module.state_dict()}
+    unknown = sorted(name for name in weights if plain_name(name) not in known)
+    if unknown and pl_module.strict_loading:
+        raise RuntimeError(
+            f"{type(pl_module).__name__}: {_KEY} of the checkpoint has {unknown[0]!r}, and the module has not; resume "
+            "with the layers of the run that saved it."
+        )
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
+    set_model_state_dict(pl_module, {**weights}, options=options)  # torch puts shards into the dict
 
 
 def copy_weights(pl_module: pl.LightningModule) -> dict[str, Tensor]:

@@ -45,6 +45,7 @@ class KeptAverage(RunFree):
     def __init__(self, average: EMA | PowerEMA | SWA | LAWA, name: str | None = None) -> None:
         self.average, self.name = average, name
         self.explained: list[str] = []
+        self._has_other_settings = False  # than the checkpoint that is loaded
         self._optimizers: dict[int, Optimizer] = {}  # by index in `trainer.optimizers`
         self._folding: dict[Optimizer, Any] = {}  # and their previous average
         self._lead: dict[int, int] = {}  # steps of the run that its optimizer did not take, by index
@@ -89,6 +90,7 @@ class KeptAverage(RunFree):
             self._explain(optimizer)
             if optimizer in self._folding:
                 self._fold_into(optimizer, place)
+        self._has_other_settings = False
 
     def detach(self) -> None:
         """Restores the optimizers; the average can still be read."""
@@ -135,6 +137,21 @@ class KeptAverage(RunFree):
             )
         self._counts.load(state_dict.get("steps_of_each", [state_dict["steps"]]))
         self._buffers = state_dict.get("buffers", {})
+
+    def keep_settings(self) -> None:
+        """The checkpoint that is being loaded is of other settings, or of none: those given now hold."""
+        self._has_other_settings = True
+        for optimizer in self._optimizers.values():  # FSDP2 has loaded them already
+            self._set_decay(optimizer)
+
+    def _set_decay(self, optimizer: Optimizer) -> None:
+        """In place of the decay, and the base of its schedule, that came with the groups of a checkpoint."""
+        if not self._has_other_settings or self.name is not None or isinstance(self.average, LAWA):
+            return
+        for group in optimizer.param_groups:
+            if "average_decay" in group:
+                group["average_decay"] = self.average.decay
+                group.pop("initial_average_decay", None)
 
     # --- reading ---
 
@@ -198,6 +215,7 @@ class KeptAverage(RunFree):
             self._counts.load(steps)
             self._lead[place] = steps[place] - _clock_of(optimizer)
         self._optimizers[place] = optimizer
+        self._hooks.append(optimizer.register_load_state_dict_post_hook(self._set_decay))
         if self._is_training:
             self._explain(optimizer)
         if self._why_not_folded(optimizer) is None:

@@ -5,7 +5,7 @@ The `state_dict` of such a checkpoint holds the average, so Lightning would go o
 the trained weights, which stand beside it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,7 +15,7 @@ from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.checkpointed_weights import forget_trained, holds_trained, load_trained
 from lightning_optkit.step import OnePassOptimizer
 
-__all__ = ["go_on_from_trained"]
+__all__ = ["drop_averages", "go_on_from_trained"]
 
 _AVERAGING = ("WeightAveraging", "ScheduleFreeWrapper")  # Lightning's WeightAveraging saves under the same name
 _STATES = ("ema", "power_ema", "swa", "lawa")
@@ -28,8 +28,9 @@ def go_on_from_trained(trainer: pl.Trainer, pl_module: pl.LightningModule, check
     """
     names = {cls.__name__ for each in callbacks_of(trainer, object) for cls in type(each).__mro__}
     states = checkpoint.get("callbacks", {})
-    lost = [key for key in states if str(key).split("{")[0] in _AVERAGING]
-    if names.intersection(_AVERAGING) or not (lost or holds_trained(checkpoint)):
+    kinds = {key: str(key).split("{")[0] for key in states}
+    lost = [key for key, kind in kinds.items() if kind in _AVERAGING and kind not in names]
+    if not lost and (names.intersection(_AVERAGING) or not holds_trained(checkpoint)):
         return
     has_trained = holds_trained(checkpoint)
     kept = [states.pop(key) for key in lost]
@@ -37,7 +38,9 @@ def go_on_from_trained(trainer: pl.Trainer, pl_module: pl.LightningModule, check
         pl_module.load_state_dict({**pl_module.state_dict(), **points}, strict=pl_module.strict_loading)
         has_trained = True
     load_trained(trainer, pl_module, checkpoint)
-    _drop_averages(trainer, checkpoint, [each.get("name") for each in kept if isinstance(each, dict)])
+    held = [each.get("name") for each in kept if isinstance(each, dict)]
+    # Optimizers of this package know which average they keep.
+    drop_averages(trainer, checkpoint, [name for name in (*held, *_STATES) if name], of_one_pass=False)
     forget_trained(checkpoint)
     whose = str(lost[0]).split("{")[0] if lost else "the callback that averaged the weights"
     from_trained = "the run goes on from the trained weights, not from the average in its state_dict, and "
@@ -47,17 +50,26 @@ def go_on_from_trained(trainer: pl.Trainer, pl_module: pl.LightningModule, check
     )
 
 
-def _drop_averages(trainer: pl.Trainer, checkpoint: dict[str, Any], names: Sequence[str | None]) -> None:
-    """Takes the averages out of the states, from which a later run with the callback would go on as if none was lost.
+def drop_averages(
+    trainer: pl.Trainer, checkpoint: dict[str, Any], names: Iterable[str], *, of_one_pass: bool = True
+) -> None:
+    """Takes averages out of the states, from which a later run with the callback would go on as if none was lost.
 
-    Those of this package know which average they keep. FSDP2 has loaded its optimizers already, others load them next.
+    FSDP2 has loaded its optimizers already, others load them next.
+
+    Args:
+        trainer: The Trainer.
+        checkpoint: The checkpoint that it loads.
+        names: Names in the state.
+        of_one_pass: Also out of saved states of this package's optimizers.
     """
-    saved = [each for each in checkpoint.get("optimizer_states", []) if isinstance(each, dict) and "rule" not in each]
+    every = [each for each in checkpoint.get("optimizer_states", []) if isinstance(each, dict)]
+    saved = [each for each in every if of_one_pass or "rule" not in each]
     loaded = [each.state for each in trainer.optimizers if not isinstance(each, OnePassOptimizer)]
     for states in (*(each.get("state", {}) for each in saved), *loaded):
         for entries in states.values():
             if isinstance(entries, dict):
-                _drop(entries, [name for name in (*names, *_STATES) if name])
+                _drop(entries, names)
 
 
 def _drop(entries: dict[str, Any], names: Iterable[str]) -> None:

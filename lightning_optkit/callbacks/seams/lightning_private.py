@@ -51,6 +51,10 @@ RESET = "reset"  # method of the epoch loop, called before that; it warns of loa
 AFTER_BATCH = "on_advance_end"  # method of the epoch loop, after a batch's last hook: validation, schedulers, counts
 AFTER_EPOCH = "on_advance_end"  # method of the fit loop: hooks of the epoch's end, schedulers, counts
 SET_UP_DATA = "setup_data"  # method of the fit loop: called at its start, and before each epoch that reloads
+TRAIN, BEFORE_TRAINING = (
+    "run",
+    "on_run_start",
+)  # methods of the fit loop; the second only if there is something to train
 # Methods of the validation loop; both start its loader. The second replaces a validation that is skipped on resuming.
 VALIDATIONS = ("run", "increment_progress_to_evaluation_end")
 

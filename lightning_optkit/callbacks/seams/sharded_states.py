@@ -108,7 +108,8 @@ def load_optimizers(
             numbers = [number for group in given[_GROUPS] for number in group["params"]]
             name_of = dict(zip(numbers, [name for each in own for name in each], strict=True))
             state = {name_of[n]: _widened(entries) for n, entries in given[_STATE].items() if n in name_of}
-        hook = optimizer.register_load_state_dict_pre_hook(partial(_leave_known, state))
+        # Before the other hooks, which take what is there for the checkpoint's.
+        hook = optimizer.register_load_state_dict_pre_hook(partial(_leave_known, state), prepend=True)
         try:
             set_optimizer_state_dict(module, optimizer, {_STATE: state, _GROUPS: groups}, options=options)
         finally:

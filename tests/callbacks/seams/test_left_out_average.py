@@ -108,6 +108,15 @@ def test_it_goes_on_from_the_trained_weights(saved, case, where, others):
     assert (LOST if case == "not evaluated" else TRAINED) in said
 
 
+@pytest.mark.parametrize("before, now", [("EMA", "schedule-free"), ("schedule-free", "EMA")])
+@pytest.mark.parametrize("where", PLACES)
+def test_a_callback_in_place_of_the_other_goes_on_from_the_trained_weights(saved, before, now, where):
+    folder, trained = saved[before]
+    weight, (said,) = began(folder / f"{where}.ckpt", AVERAGES[now]())
+    torch.testing.assert_close(weight, trained, rtol=0, atol=0)
+    assert TRAINED in said
+
+
 def test_an_average_that_only_the_first_run_evaluated(saved):
     folder, trained = saved["EMA"]
     weight, said = began(folder / "in the fit.ckpt", AVERAGES["not evaluated"]())
