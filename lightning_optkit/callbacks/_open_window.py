@@ -1,31 +1,83 @@
 # SPDX-License-Identifier: Apache-2.0
 """The gradients that a process has accumulated for its next step."""
 
+from collections.abc import Collection
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_optkit._torch_private import local_shard
+from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
+from lightning_optkit.callbacks.seams.lightning_private import accumulates, batch_progress, epoch_progress
 
-__all__ = ["gradients_of", "mean_gradients", "set_gradients"]
+__all__ = ["Gradients", "OpenWindow", "mean_gradients", "set_gradients", "set_window"]
 
 Gradients = dict[str, dict[str, Any]]  # by the parameter's name: the part that this process has, and the shape of all
 
 
-def gradients_of(pl_module: pl.LightningModule) -> Gradients:
+class OpenWindow:
+    """Follows the backward passes and steps of a fit, to know which gradients a next step will use."""
+
+    def __init__(self) -> None:
+        self._has_begun = False  # a backward pass of the current batch
+        self._was_open = False  # before the current batch, with manual optimization
+        self._seen = False  # a backward pass of this fit
+        self._stepped: list[Optimizer] = []  # since the last backward pass
+
+    def batch_begins(self) -> None:
+        self._was_open, self._has_begun = self._seen and not self._stepped, False
+
+    def backward_begins(self) -> None:
+        self._has_begun = self._seen = True
+        self._stepped = []
+
+    def steps(self, optimizer: Optimizer) -> None:
+        self._stepped.append(optimizer)
+
+    def gradients(self, trainer: pl.Trainer, is_unfinished: bool) -> Gradients | None:
+        """The gradients of an open window, copied to the CPU; None if an unfinished batch has changed them.
+
+        Args:
+            trainer: The Trainer.
+            is_unfinished: Whether the current batch is repeated by a run that is resumed.
+        """
+        if not self._is_open(trainer, is_unfinished):
+            return {}
+        if is_unfinished and self._has_begun:
+            return None
+        if trainer.lightning_module.automatic_optimization:
+            return _gradients_of(trainer.lightning_module)
+        used = {param for optimizer in self._stepped for group in optimizer.param_groups for param in group["params"]}
+        gradients = _gradients_of(trainer.lightning_module, used)
+        return {name: each for name, each in gradients.items() if bool(each["part"].any())}
+
+    def _is_open(self, trainer: pl.Trainer, is_unfinished: bool) -> bool:
+        batches = batch_progress(trainer).current.ready
+        if not trainer.lightning_module.automatic_optimization:
+            return self._was_open if is_unfinished and self._has_begun else True
+        if is_unfinished:
+            return bool((batches - 1) % trainer.accumulate_grad_batches)
+        return bool(batches) and accumulates(trainer)
+
+
+def _gradients_of(pl_module: pl.LightningModule, but: Collection[Tensor] = ()) -> Gradients:
     """Copies on the CPU: they are sent to the process that writes them."""
-    named = [(name, param.grad) for name, param in pl_module.named_parameters() if param.grad is not None]
+    named = [(name, param) for name, param in pl_module.named_parameters() if param not in but]
+    grads = [(name, param.grad) for name, param in named if param.grad is not None]
     return {
-        name: {"part": _local(grad).detach().to("cpu", copy=True), "shape": tuple(grad.shape)} for name, grad in named
+        name: {"part": _local(grad).detach().to("cpu", copy=True), "shape": tuple(grad.shape)} for name, grad in grads
     }
 
 
-def set_gradients(pl_module: pl.LightningModule, gradients: Gradients) -> None:
+def set_gradients(pl_module: pl.LightningModule, gradients: Gradients | None) -> None:
     """Gives the parameters these gradients; parts from another number of shards fit none."""
-    fits = True
+    fits = gradients is not None
+    gradients = gradients or {}
     for name, param in pl_module.named_parameters():
         if name in gradients:
             grad, part = torch.zeros_like(param), gradients[name]["part"]
@@ -38,14 +90,24 @@ def set_gradients(pl_module: pl.LightningModule, gradients: Gradients) -> None:
         _warn()
 
 
-def mean_gradients(processes: list[Gradients]) -> Gradients:
+def set_window(trainer: pl.Trainer) -> None:
+    """Sets the batches per step of the epoch: Lightning does so in its first hook, not called on a resume within it."""
+    for schedule in callbacks_of(trainer, GradientAccumulationScheduler):
+        epoch = epoch_progress(trainer).current.processed
+        trainer.accumulate_grad_batches = schedule.get_accumulate_grad_batches(epoch)
+
+
+def mean_gradients(processes: list[Gradients | None]) -> Gradients | None:
     """The gradients that a step of all processes would use; those of several shards are not put together."""
+    known = [each for each in processes if each is not None]
+    if len(known) < len(processes):
+        return None
     means = {}
-    for name, first in processes[0].items():
-        parts = [each[name]["part"] for each in processes if name in each]
-        if len(parts) == len(processes) and all(part.shape == first["shape"] for part in parts):
+    for name, first in known[0].items():
+        parts = [each[name]["part"] for each in known if name in each]
+        if len(parts) == len(known) and all(part.shape == first["shape"] for part in parts):
             means[name] = {**first, "part": torch.stack(parts).mean(0)}
-    if len(means) < len(processes[0]):
+    if len(means) < len(known[0]):
         _warn()
     return means
 

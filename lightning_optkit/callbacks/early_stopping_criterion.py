@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_optkit._checks import (
@@ -99,6 +99,7 @@ class EarlyStoppingCriterion(RunFree, Callback):
         self._best: dict[str, Tensor] | None = None
         self._validated: dict[str, Tensor] = {}
         self._losses: list[Tensor] = []
+        self._restored = False  # the module has other weights than those of the last step
 
     @property
     def state_key(self) -> str:
@@ -116,6 +117,7 @@ class EarlyStoppingCriterion(RunFree, Callback):
             losses=[float(loss) for loss in self._losses],
             stopped_at=self.stopped_at,
             best=self._best,
+            restored=self._restored,
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -138,6 +140,7 @@ class EarlyStoppingCriterion(RunFree, Callback):
         self.errors, self.training_errors = list(state["errors"]), list(state["training_errors"])
         self._losses = [torch.tensor(loss, dtype=torch.float64) for loss in state["losses"]]
         self.stopped_at, self._best = state["stopped_at"], state["best"]
+        self._restored = bool(state.get("restored", False))  # of older versions no checkpoint has it
 
     # --- hooks, in the order Lightning calls them ---
 
@@ -150,6 +153,15 @@ class EarlyStoppingCriterion(RunFree, Callback):
             raise ValueError(
                 f"{type(self).__name__}(restore_best=True): {type(trainer.strategy).__name__} hides the parameters; "
                 "use ModelParallelStrategy (FSDP2) or DDPStrategy, or restore_best=False."
+            )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._restored:
+            self._restored = False
+            rank_zero_warn(
+                f"{type(self).__name__}(restore_best=True): the checkpoint was saved after the fit, with the best "
+                "weights and the optimizer's state of the last step; to go on from the last weights, resume from one "
+                "that was saved during the fit."
             )
 
     def on_train_batch_end(
@@ -186,8 +198,9 @@ class EarlyStoppingCriterion(RunFree, Callback):
         # After on_fit_end, where an average would overwrite them; not called after an exception.
         if stage == "fit" and self._best is not None:
             load_weights(f"{type(self).__name__}(restore_best=True)", pl_module, self._best)
+            best = min(range(len(self.errors)), key=self.errors.__getitem__)
+            self._restored = bool(self._losses) or best < len(self.errors) - 1
             if self._verbose:
-                best = min(range(len(self.errors)), key=self.errors.__getitem__)
                 rank_zero_info(
                     f"EarlyStoppingCriterion: weights of validation {best + 1} of {len(self.errors)} restored, "
                     f"{self.monitor} {self.errors[best]:.4g}."

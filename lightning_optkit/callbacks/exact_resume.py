@@ -2,33 +2,36 @@
 """Makes a resumed run continue with the batches and random numbers of the uninterrupted run."""
 
 import copy
-import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from lightning_optkit._torch_private import kept_iterator, num_yielded
+from lightning_optkit.callbacks._beginning import is_of_beginning, state_to_begin_from
+from lightning_optkit.callbacks._cut_epoch import CutEpoch
 from lightning_optkit.callbacks._data_order import data_order, differences, num_workers, what_workers_lose
-from lightning_optkit.callbacks._open_window import gradients_of, set_gradients
+from lightning_optkit.callbacks._metrics_so_far import metrics_so_far, set_metrics
+from lightning_optkit.callbacks._open_window import OpenWindow, set_gradients, set_window
+from lightning_optkit.callbacks._order_of_epoch import OrderOfEpoch
 from lightning_optkit.callbacks._own_buffers import buffers_of, set_buffers
-from lightning_optkit.callbacks._rest_of_epoch import can_be_dealt_anew, deal_rest, dealing_of, dealt_anew, fill_in
+from lightning_optkit.callbacks._plateau_steps import steps_due, take_steps
+from lightning_optkit.callbacks._rest_of_epoch import can_be_dealt_anew, dealt_anew, fill_in
 from lightning_optkit.callbacks._states_of_ranks import states_of_ranks
 from lightning_optkit.callbacks.safe_checkpoint_io import write_safely
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.deferred_signals import DeferredSignals
 from lightning_optkit.callbacks.seams.double_precision import cast_before_loading
 from lightning_optkit.callbacks.seams.failed_alone import failed_alike, wait_for_nobody
-from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_packages import is_a
 from lightning_optkit.callbacks.seams.lightning_private import (
+    AFTER_BATCH,
+    AFTER_EPOCH,
     BEFORE_EPOCH,
     BEFORE_FETCH,
     LOADER_IS_READY,
@@ -36,30 +39,23 @@ from lightning_optkit.callbacks.seams.lightning_private import (
     VALIDATIONS,
     DataFetcher,
     HasState,
-    Loop,
-    accumulates,
     batch_progress,
-    epoch_progress,
-    fetcher_of,
-    iterator_of,
+    end_restart,
+    end_restart_of_epoch,
+    is_cut,
     leave_finished_epoch,
-    loaders_of,
-    reopen_cut_epoch,
+    restarted_mid_epoch,
     restarts_epoch,
     resumes,
-    set_fetched,
-    set_sampler_epoch,
-    train_loaders,
+    stops_now,
 )
 from lightning_optkit.callbacks.seams.parameter_numbers import number_by_module
-from lightning_optkit.callbacks.seams.random_state import get_random_state, set_random_state
+from lightning_optkit.callbacks.seams.saved_position import complete_last_batch, reopen_cut_epoch
 
 __all__ = ["ExactResume"]
 
-SECONDS_BETWEEN_MESSAGES = 1.0
 
-
-class ExactResume(FitCallback):
+class ExactResume(OrderOfEpoch):
     """Makes `fit(ckpt_path=...)` bitwise equal to an uninterrupted run.
 
     Lightning saves no random state, and after a checkpoint within an epoch it restarts the loader, so that the first
@@ -75,12 +71,10 @@ class ExactResume(FitCallback):
 
     Checkpoints are written, and checked in every stage, by `SafeCheckpointIO`, unless another `CheckpointIO` is given.
 
-    Validation uses a copy of the random state, so that training does not depend on whether it ran: Lightning skips it
-    when resuming from a checkpoint written at the end of the batch before it.
-
-    After a checkpoint written at the end of an epoch's last batch, Lightning does not call `on_train_epoch_end`, so
-    random numbers drawn there are missed; without a known length it also counts one epoch too many. Use a checkpoint
-    written in `on_train_epoch_end`.
+    What Lightning leaves out when it resumes is done: the validation after the batch at whose end a checkpoint was
+    written, the hooks of the epoch's end if that was the last, and the steps of torch's `ReduceLROnPlateau`, with the
+    means of all batches of the epoch. Objects of torchmetrics begin anew within an epoch, as their own states do.
+    Validation uses a copy of the random state, so that training does not depend on whether it ran.
 
     On an exception under DDP nothing waits for other processes, which may not have it: `OnExceptionCheckpoint` and
     `ModelCheckpoint(save_on_exception=True)` write their file at once, with the random states of the first process
@@ -113,26 +107,28 @@ class ExactResume(FitCallback):
     """
 
     def __init__(self) -> None:
-        self._trainer: pl.Trainer | None = None
-        self._world_size = 1
+        super().__init__()
         self._last: dict[str, Any] | None = None  # of this process, at the end of the last fit
         self._resume: dict[str, Any] | None = None
-        self._epoch: dict[str, Any] = {}  # states before iter() and before the fetches that need one
         self._outer: dict[str, Any] | None = None  # random state of the training during a validation
+        self._before_check: dict[str, Any] | None = None  # and before the sanity check
         self._before_batch: dict[str, Any] | None = None
         self._recording = self._is_exact = False
         self._is_alone = False  # after an exception, which other processes may not have
-        self._fetches = 0  # in the current epoch
-        self._cycles: list[tuple[int, int]] = []  # per loader: its iterator and its position
-        self._cycled: set[int] = set()  # the fetches in which a loader restarted
-        self._dealt_anew: tuple[Any, Any] | None = None  # a batch sampler and its own order
+        self._begins = self._ends_batch = False  # before the first batch; with what follows the checkpoint's last batch
+        self._followed = -1  # the batch, in total, for which that has been done
         self._signals: DeferredSignals | None = None
+        self._fetches_after = -1  # the batch, in total, after which the last fetch began
+        self._failed_to_fetch, self._window = False, OpenWindow()
+        self._cut: CutEpoch | None = None  # of the last fit, if it was stopped within an epoch
 
     # --- state ---
 
     def state_dict(self) -> dict[str, Any]:
         """Random states and position in the epoch, of every process; after a fit those of its end."""
         state = self._state() if self._is_training else self._last
+        if state is None and self._trainer is not None and not self._resume:
+            state = self._state_before()
         if state is None:
             return self._resume or {}
         if self._world_size == 1 or not torch.distributed.is_initialized():
@@ -142,20 +138,29 @@ class ExactResume(FitCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resume = state_dict
 
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self._cut is not None:
+            self._cut.put_into(checkpoint, trainer)
+
     def _state(self) -> dict[str, Any]:
         """The state of this process."""
         assert self._trainer is not None
         self._note_new_cycle()
         progress = batch_progress(self._trainer)
         unfinished_batch = progress.current.processed < progress.current.ready
+        repeats_batch = unfinished_batch or self._failed_to_fetch
         mine = {
-            "now": self._before_batch if unfinished_batch else self._outer or self._random_state(),
+            "now": self._before_batch if repeats_batch else self._outer or self._random_state(),
             "epoch": {**self._epoch, "fetches": dict(self._epoch["fetches"])},
             "finished": progress.is_last_batch and not unfinished_batch,
+            "followed": progress.total.ready == self._followed,
+            "metrics": self._cut.metrics if self._cut else metrics_so_far(self._trainer),
+            "due": steps_due(self._trainer, computes=not self._is_alone),
+            "gradients": self._window.gradients(self._trainer, unfinished_batch),
+            "buffers": buffers_of(self._trainer),
         }
-        is_in_window = bool(not unfinished_batch and progress.current.ready and accumulates(self._trainer))
-        mine["gradients"] = gradients_of(self._trainer.lightning_module) if is_in_window else {}
-        mine["buffers"] = buffers_of(self._trainer)
         return {
             "ranks": [mine],
             "loaders": data_order(self._trainer, self._loaders),
@@ -163,9 +168,11 @@ class ExactResume(FitCallback):
             "dealing": self._dealing(),
         }
 
-    def _dealing(self) -> dict[str, Any] | None:
+    def _state_before(self) -> dict[str, Any]:
+        """The state of this process before the first batch, from which the whole run follows."""
         assert self._trainer is not None
-        return dealing_of(self._loaders, self._world_size, self._trainer.num_training_batches)
+        outside = self._before_check if self._trainer.sanity_checking else None  # Lightning goes back to it
+        return {"ranks": [{"begin": self._epoch.get("iter") or outside or self._random_state(), "buffers": {}}]}
 
     # --- hooks, in the order Lightning calls them ---
 
@@ -182,6 +189,7 @@ class ExactResume(FitCallback):
         self._at_end(self._undeal)
         self._forget()
         self._trainer, self._world_size, self._last, self._resume = trainer, trainer.world_size, None, None
+        self._cut = None
         self._signals = DeferredSignals(trainer, self._override)
         # Overrides methods of the loops, since there is no hook between iter() and the first batch.
         loop, epoch_loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
@@ -189,6 +197,8 @@ class ExactResume(FitCallback):
         self._stand_before(epoch_loop, RESET, self._reset)
         self._stand_before(epoch_loop, BEFORE_EPOCH, self._epoch_begins)
         self._stand_before(epoch_loop, BEFORE_FETCH, self._before_fetch)
+        self._stand_before(epoch_loop, AFTER_BATCH, self._batch_ends)
+        self._stand_before(loop, AFTER_EPOCH, self._epoch_ends)
         for name in VALIDATIONS:
             self._stand_before(epoch_loop.val_loop, name, self._validate)
 
@@ -203,8 +213,16 @@ class ExactResume(FitCallback):
                 "ExactResume: the checkpoint was saved without it by a run that had stopped within an epoch; the run "
                 "goes on with the next epoch, and is not exact."
             )
+        self._ends_batch = self._trainer is not None and is_ours and complete_last_batch(checkpoint)
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._before_check = self._random_state()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if is_of_beginning(self._resume):
+            self._begin_as_saved()
+        if self._begins:
+            leave_finished_epoch(trainer)
         if self._resume is None:
             return
         before = {"processes": len(self._resume["ranks"]), **self._resume.get("loaders", {})}
@@ -233,6 +251,17 @@ class ExactResume(FitCallback):
         self._set_random_state(mine["now"])
         set_gradients(pl_module, mine["gradients"])
         set_buffers(trainer, mine.get("buffers", {}))
+        if "metrics" in mine:  # of older versions no checkpoint has them
+            set_metrics(trainer, mine["metrics"], self._override)
+            take_steps(trainer, mine["due"])
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
+        self._window.backward_begins()
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self._window.steps(optimizer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._last = self._state()  # the loops release their loaders before `teardown`
@@ -242,6 +271,7 @@ class ExactResume(FitCallback):
         self._is_alone = several and not is_a(exception, SIGTERMException)  # which every process raises, see `_signals`
         if self._is_alone and is_a(trainer.strategy, ModelParallelStrategy):
             self._is_alone = not failed_alike(trainer, exception)
+        self._failed_to_fetch = batch_progress(trainer).total.ready == self._fetches_after
         super().on_exception(trainer, pl_module, exception)
         if self._is_alone:
             wait_for_nobody(trainer, self._override)
@@ -250,22 +280,35 @@ class ExactResume(FitCallback):
         if self._is_training:  # after an exception; later callbacks may still write a checkpoint
             with suppress(RuntimeError):  # after a device failure nothing can be read
                 self._last = self._state()
-        self._trainer, self._epoch, self._outer, self._before_batch, self._recording = None, {}, None, None, False
-        self._fetches, self._cycles, self._cycled, self._dealt_anew, self._signals = 0, [], set(), None, None
+        elif self._trainer is not None and self._last is None and not self._resume:
+            with suppress(RuntimeError):
+                self._last = self._state_before()
+        super()._forget()
+        self._outer, self._before_batch, self._recording, self._signals = None, None, False, None
+        self._begins, self._ends_batch, self._followed, self._before_check = False, False, -1, None
+        self._window, self._fetches_after, self._failed_to_fetch = OpenWindow(), -1, False
 
     # --- called before methods of Lightning's loops ---
-
-    def _stand_before(self, loop: Loop, name: str, method: Callable[..., Any]) -> None:
-        """`method` receives the original, then the loop's arguments."""
-        self._override(loop, name, partial(method, getattr(loop, name)))
 
     def _loader_is_ready(self, load_states: Callable[[], None]) -> None:
         """Called right before iter(), after Lightning has created the loader."""
         load_states()
+        if is_of_beginning(self._resume):
+            self._begin_as_saved()
         self._note_beginning()
+
+    def _begin_as_saved(self) -> None:
+        """Begins the whole run from a checkpoint that was saved before its first batch."""
+        assert self._trainer is not None and self._resume is not None
+        ranks, self._resume, self._begins = self._resume["ranks"], None, True
+        rank, now = self._trainer.global_rank, self._random_state()
+        self._set_random_state(state_to_begin_from(ranks, rank, self._world_size, now))
 
     def _reset(self, reset: Callable[[], None]) -> None:
         """Without Lightning's warning that the loader cannot go on within an epoch, where this callback makes it."""
+        assert self._trainer is not None
+        if restarted_mid_epoch(self._trainer):
+            set_window(self._trainer)
         with warnings.catch_warnings():
             if self._resume is not None and self._is_exact:
                 warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
@@ -295,48 +338,23 @@ class ExactResume(FitCallback):
                 self._fast_forward(fetcher, saved["epoch"], batch_progress(self._trainer).current.ready)
             self._set_random_state(saved["now"])
         self._recording = True
-
-    def _fast_forward(self, fetcher: DataFetcher, epoch: dict[str, Any], batches: int) -> None:
-        """Starts the epoch like the original, and skips the batches already seen."""
-        assert self._trainer is not None
-        self._epoch, self._cycled = epoch, set(epoch["fetches"])
-        if epoch["fresh"]:
-            loaders_of(fetcher).reset()
-        epoch_index = epoch_progress(self._trainer).current.processed
-        for loader in self._loaders:
-            set_sampler_epoch(loader, epoch_index)
-        self._set_random_state(epoch["iter"])
-        if rest := epoch.get("rest"):
-            (loader,) = self._loaders
-            self._dealt_anew = loader.batch_sampler, loader.batch_sampler.sampler
-            deal_rest(loader, rest)
-            batches -= rest["position"]
-        iter(fetcher)
-        if rest:
-            set_fetched(fetcher, len(loader) - rest["left"])
-        shown = time.monotonic()
-        for index in range(batches):
-            if index in epoch["fetches"]:
-                self._set_random_state(epoch["fetches"][index])
-            next(fetcher)
-            if time.monotonic() - shown > SECONDS_BETWEEN_MESSAGES:
-                shown = time.monotonic()
-                rank_zero_info(f"ExactResume: skipped {index + 1} of {batches} batches already seen.")
-        self._fetches = batches
-        self._note_new_cycle()
-
-    def _undeal(self) -> None:
-        """Gives the loader its own order again."""
-        if self._dealt_anew is not None:
-            batch_sampler, sampler = self._dealt_anew
-            batch_sampler.sampler, self._dealt_anew = sampler, None
+        self._followed = -1
+        if self._ends_batch or (saved and not saved["finished"] and saved.get("followed")):
+            end_restart_of_epoch(self._trainer)
+            self._followed = batch_progress(self._trainer).total.ready
+        if self._ends_batch:
+            self._ends_batch = False
+            getattr(self._trainer.fit_loop.epoch_loop, AFTER_BATCH)(fetcher)
 
     def _before_fetch(self, on_before_fetch: Callable[[], None]) -> None:
         if self._recording:
-            assert self._signals is not None
+            assert self._trainer is not None and self._signals is not None
             self._signals.act()
             self._note_new_cycle()
             self._before_batch = self._random_state()
+            self._fetches_after = batch_progress(self._trainer).total.ready
+            self._window.batch_begins()
+            self._cut = None
             # The sampler draws its seed in the first fetch; the last two may contain a prefetched batch.
             states, index = self._epoch["fetches"], self._fetches
             if index - 2 not in self._cycled and index > 2:
@@ -344,6 +362,22 @@ class ExactResume(FitCallback):
             states[index] = self._before_batch
             self._fetches += 1
         on_before_fetch()
+
+    def _batch_ends(self, on_advance_end: Callable[[DataFetcher], None], fetcher: DataFetcher) -> None:
+        assert self._trainer is not None
+        if not self._is_trial and stops_now(self._trainer, fetcher):
+            self._cut = CutEpoch(self._trainer)
+        on_advance_end(fetcher)
+        self._followed = batch_progress(self._trainer).total.ready
+
+    def _epoch_ends(self, on_advance_end: Callable[[], None]) -> None:
+        assert self._trainer is not None
+        end_restart(self._trainer)
+        if self._cut is None and not self._is_trial and is_cut(self._trainer):
+            self._cut = CutEpoch(self._trainer)
+        on_advance_end()
+        if self._cut is not None:
+            self._cut.has_ended(self._trainer)
 
     def _validate(self, run: Callable[[], Any]) -> Any:
         assert self._trainer is not None
@@ -355,46 +389,7 @@ class ExactResume(FitCallback):
         self._outer = None
         return result
 
-    # --- records ---
-
-    def _note_beginning(self) -> None:
-        """The states before iter(). A loader's persistent workers draw a seed only when they are created."""
-        fresh = all(kept_iterator(loader) is None for loader in self._loaders)
-        self._epoch = {"iter": self._random_state(), "fresh": fresh, "fetches": {}}
-        self._fetches, self._cycles, self._cycled = 0, [], set()
-
-    def _note_new_cycle(self) -> None:
-        """Notes a loader that ended before the longest one and restarted, in the previous fetch."""
-        assert self._fetcher is not None
-        iterators = getattr(iterator_of(loaders_of(self._fetcher)), "iterators", [])
-        if len(iterators) < 2:
-            return
-        # Persistent workers keep their iterator and restart its count.
-        now = [(id(iterator), num_yielded(iterator)) for iterator in iterators]
-        begun = [new[0] != old[0] or new[1] < old[1] for old, new in zip(self._cycles, now, strict=False)]
-        if any(begun):
-            self._cycled.add(self._fetches - 1)
-        self._cycles = now
-
     @property
-    def _is_training(self) -> bool:
-        """Between the loader's first iter() and the end of the loops."""
-        return self._fetcher is not None and bool(self._epoch)
-
-    @property
-    def _fetcher(self) -> DataFetcher | None:
-        return fetcher_of(self._trainer) if self._trainer else None
-
-    @property
-    def _loaders(self) -> list[Any]:
-        assert self._trainer is not None
-        combined = train_loaders(self._trainer)
-        return combined.flattened if combined is not None else []
-
-    def _random_state(self) -> dict[str, Any]:
-        assert self._trainer is not None
-        return get_random_state(self._loaders, self._trainer.strategy.root_device)
-
-    def _set_random_state(self, state: dict[str, Any]) -> None:
-        assert self._trainer is not None
-        set_random_state(state, self._loaders, self._trainer.strategy.root_device)
+    def _is_trial(self) -> bool:
+        """Whether steps are tried within a fit, by another callback."""
+        return self._trainer is not None and self not in callbacks_of(self._trainer, ExactResume)

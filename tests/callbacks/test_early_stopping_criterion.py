@@ -2,6 +2,7 @@
 """The stopping epoch on given curves, the restored weights, and equal decisions of a resumed run."""
 
 import math
+import warnings
 
 import lightning.pytorch as pl
 import pytest
@@ -107,6 +108,20 @@ def test_a_resumed_run_stops_and_restores_as_the_uninterrupted_one(regression, f
     assert uninterrupted.stopped_at == again.stopped_at == 6
     assert again.errors == uninterrupted.errors and again.training_errors == uninterrupted.training_errors
     torch.testing.assert_close(dict(resumed.state_dict()), dict(whole.state_dict()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("restores", "best"), [(True, 2), (True, 5), (False, 2)])
+def test_going_on_from_the_best_weights_is_said(regression, fit, tmp_path, restores, best):
+    errors = [1.0 if epoch == best else 2.0 for epoch in range(10)]
+    make = lambda: EarlyStoppingCriterion("GL", alpha=1e3, restore_best=restores)  # noqa: E731
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        trainer = fit(curves(regression, errors), make(), epochs=6, limit_val_batches=1.0)
+        trainer.save_checkpoint(tmp_path / "after.ckpt")
+        fit(curves(regression, errors), make(), epochs=7, limit_val_batches=1.0, ckpt_path=tmp_path / "after.ckpt")
+    said = [str(each.message) for each in said if "restore_best" in str(each.message)]
+    assert len(said) == (restores and best == 2)
+    assert all("resume from one that was saved during the fit." in each for each in said)
 
 
 def test_a_second_fit_starts_anew(regression, fit):

@@ -26,7 +26,7 @@ import whole_run
 from test_left_out import SaveAt, runs  # noqa: F401  a fixture
 from workers import launch
 
-from lightning_optkit.callbacks import ExactResume, SafeCheckpointIO, exact_resume, safe_checkpoint_io
+from lightning_optkit.callbacks import ExactResume, SafeCheckpointIO, _order_of_epoch, exact_resume, safe_checkpoint_io
 from lightning_optkit.callbacks.seams import sealed_files, sharded_saves, whole_checkpoints
 from lightning_optkit.callbacks.seams.whole_checkpoints import damage_of
 
@@ -69,8 +69,8 @@ def steps_skipped_instead_of_batches(monkeypatch):
 
 
 def epoch_of_the_sampler_reset(monkeypatch):
-    real = exact_resume.set_sampler_epoch
-    monkeypatch.setattr(exact_resume, "set_sampler_epoch", lambda loader, epoch: real(loader, 0))
+    real = _order_of_epoch.set_sampler_epoch
+    monkeypatch.setattr(_order_of_epoch, "set_sampler_epoch", lambda loader, epoch: real(loader, 0))
 
 
 def order_drawn_from_the_middle(monkeypatch):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """docs/troubleshooting.md: every message it names is really said, in the situation that it names."""
 
+import contextlib
 import logging
 import os
 import re
@@ -56,6 +57,24 @@ def resumed(first, second, other=None):
         trainer.save_checkpoint(f"{folder}/saved.ckpt")
         again = pl.Trainer(callbacks=second, accelerator="cpu", max_steps=16, **quiet)
         again.fit(other or Module(), ckpt_path=f"{folder}/saved.ckpt")
+
+
+class Fails(Module):
+    """Saves and fails within its first window, once the gradients of half a batch are in it."""
+
+    def on_after_backward(self):
+        if self.trainer.fit_loop.batch_idx == 2:
+            self.trainer.save_checkpoint(self.path)
+            raise MemoryError
+
+
+def resumed_within_a_window():
+    with tempfile.TemporaryDirectory() as folder:
+        module = Fails()
+        module.path = f"{folder}/saved.ckpt"
+        with contextlib.suppress(MemoryError):
+            fit(ok.ExactResume(), module=module, accumulate_grad_batches=4)
+        fit(ok.ExactResume(), ckpt_path=module.path, accumulate_grad_batches=4)
 
 
 class Frozen(Module):
@@ -135,6 +154,7 @@ CASES = {
     ),
     "your dataloader is not resumable": lambda: resumed([], []),
     "goes on with the next epoch, and is not exact": lambda: resumed([], [ok.ExactResume()]),
+    "the first step misses the gradients of its batches": resumed_within_a_window,
     "it is a folder, and none of a sharded checkpoint": lambda: fit(ok.Fuse(), ckpt_path="."),
     "the average reaches back over 1,000 steps, but sees 8": lambda: fit(ok.WeightAveraging(ok.EMA(0.999))),
     "it runs as it is": lambda: fit(ok.Fuse(), module=Module(torch.optim.Rprop)),

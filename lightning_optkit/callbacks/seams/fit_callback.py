@@ -36,6 +36,10 @@ class FitCallback(RunFree, Callback):
         override(owner, name, function)
         self._at_end(partial(restore, owner, name, function))
 
+    def _stand_before(self, owner: object, name: str, method: Callable[..., Any]) -> None:
+        """Like `_override`; `method` receives the original, then its arguments."""
+        self._override(owner, name, partial(method, getattr(owner, name)))
+
     def _undo(self) -> None:
         """Undoes all current changes."""
         undos, self._undos = self._undos, ()

@@ -16,6 +16,7 @@ from lightning.pytorch.loops.fit_loop import RestartStage
 from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.connectors.data_connector import _parse_num_batches
+from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch import Tensor
@@ -47,6 +48,8 @@ LOADER_IS_READY = "_load_combined_loader_states"  # method of the fit loop, call
 BEFORE_FETCH = "_on_before_fetch"  # method of the epoch loop, called before each fetch, unlike any hook
 BEFORE_EPOCH = "on_run_start"  # method of the epoch loop: hooks are called only after its iter()
 RESET = "reset"  # method of the epoch loop, called before that; it warns of loaders that do not restore themselves
+AFTER_BATCH = "on_advance_end"  # method of the epoch loop, after a batch's last hook: validation, schedulers, counts
+AFTER_EPOCH = "on_advance_end"  # method of the fit loop: hooks of the epoch's end, schedulers, counts
 SET_UP_DATA = "setup_data"  # method of the fit loop: called at its start, and before each epoch that reloads
 TRAIN, BEFORE_TRAINING = (
     "run",
@@ -140,6 +143,11 @@ def accumulates(trainer: pl.Trainer) -> bool:
     return trainer.fit_loop._should_accumulate()
 
 
+def scheduler_progress(trainer: pl.Trainer) -> Any:
+    """Counters of the steps of schedulers."""
+    return trainer.fit_loop.epoch_loop.scheduler_progress
+
+
 def logged_in_training_step(trainer: pl.Trainer) -> dict[str, Tensor]:
     """What `training_step` logged per step, by name, for this batch."""
     values = {item.meta.name: item._forward_cache for item in _training_results(trainer) if item.meta.on_step}
@@ -155,6 +163,50 @@ def _training_results(trainer: pl.Trainer) -> list[Any]:
     results = trainer._results
     items = [] if results is None else [item for _, item in results.valid_items()]
     return [item for item in items if item.meta.fx.startswith("training_step")]
+
+
+def last_metrics(trainer: pl.Trainer) -> dict[str, Tensor]:
+    """`trainer.callback_metrics` as last computed; a dict that may be changed."""
+    return trainer._logger_connector._callback_metrics
+
+
+def training_results(trainer: pl.Trainer) -> dict[str, Any]:
+    """What the hooks of training have logged in this epoch, by hook and name; logged by its `log`."""
+    return trainer.fit_loop.epoch_loop._results
+
+
+UPDATE_RESULT = "update_metrics"  # method of these results, called with the key of one that is logged
+_META = ("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph", "add_dataloader_idx")
+_SUMS = ("value", "cumulated_batch_size")
+
+
+def sums_of(result: Any) -> dict[str, Any] | None:
+    """The sums of what was logged per epoch, in plain types; None for objects of torchmetrics and own groups."""
+    meta = result.meta
+    if not result.is_tensor or result.has_reset or not meta.on_epoch or meta.sync.group is not None:
+        return None
+    facts = {name: getattr(meta, name) for name in _META}
+    facts |= {"reduce_fx": meta.reduce_fx.__name__, "sync": [meta.sync.should, meta.sync.rank_zero_only]}
+    sums = {name: getattr(result, name).detach().cpu() for name in _SUMS if hasattr(result, name)}
+    return {"meta": facts, "sums": sums}
+
+
+def result_of(trainer: pl.Trainer, saved: dict[str, Any]) -> Any:
+    """A result with the sums of `sums_of`."""
+    facts = dict(saved["meta"])
+    should, first_process_only = facts.pop("sync")
+    meta = _Metadata(**facts)
+    meta.sync = _Sync(_should=should, fn=trainer.strategy.reduce, rank_zero_only=first_process_only)
+    result = _ResultMetric(meta, is_tensor=True)
+    set_sums(result, saved)
+    return result.to(trainer.strategy.root_device)
+
+
+def set_sums(result: Any, saved: dict[str, Any]) -> None:
+    """Gives a result the sums of `sums_of`."""
+    for name, value in saved["sums"].items():
+        setattr(result, name, value.to(result.value.device))
+    result.has_reset = False
 
 
 def logs_now(trainer: pl.Trainer) -> bool:
@@ -182,32 +234,58 @@ def restarted_mid_epoch(trainer: pl.Trainer) -> bool:
     return trainer.fit_loop.restarted_mid_epoch
 
 
-def reopen_cut_epoch(checkpoint: dict[str, Any]) -> bool:
-    """Makes the epoch within which a run was stopped the current one again, in a checkpoint; whether there is one.
+def is_in_last_hook(trainer: pl.Trainer) -> bool:
+    """Whether the last hook of a batch is running, before what follows the batch."""
+    current = batch_progress(trainer).current
+    return bool(current.ready == current.processed == current.completed + 1)
 
-    Lightning counts it as finished (`max_steps`, `max_time`, `should_stop`), and would go on with the next.
-    """
-    loop = checkpoint["loops"]["fit_loop"]
-    batches, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]
-    is_within = batches["current"]["processed"] > 0 and not batches["is_last_batch"]
-    if not is_within or epochs["current"]["processed"] < epochs["current"]["started"]:
+
+def is_cut(trainer: pl.Trainer) -> bool:
+    """Whether batches of the current epoch are left."""
+    return not trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+
+
+def stops_now(trainer: pl.Trainer, fetcher: _DataFetcher) -> bool:
+    """Whether the epoch is cut short after this batch, with a validation that would not be due otherwise."""
+    loop: Any = trainer.fit_loop
+    if not (trainer.should_stop and loop._can_stop_early and is_cut(trainer)):
         return False
-    for counts in (epochs["total"], epochs["current"]):
-        counts["processed"] -= 1
-        counts["completed"] = min(counts["completed"], counts["processed"])
-    return True
+    trainer.should_stop = False
+    try:
+        return not loop.epoch_loop._should_check_val_fx(fetcher)
+    finally:
+        trainer.should_stop = True
+
+
+def end_restart_of_epoch(trainer: pl.Trainer) -> None:
+    """The batches go on as if the run had not been interrupted; called after the epoch loop was reset."""
+    trainer.fit_loop.epoch_loop.restarting = False
+
+
+def end_restart(trainer: pl.Trainer) -> None:
+    """The epoch ends as if the run had not been interrupted: Lightning steps no ReduceLROnPlateau otherwise."""
+    trainer.fit_loop._restarting = False
+
+
+def waits_for_schedulers(trainer: pl.Trainer) -> bool:
+    """Whether a whole epoch's last hooks are running, before the ReduceLROnPlateau step that follows it."""
+    epochs, batches = epoch_progress(trainer).current, batch_progress(trainer)
+    is_whole = batches.is_last_batch or batches.current.ready == trainer.num_training_batches
+    return bool(is_whole and epochs.processed == epochs.completed + 1)
 
 
 def leave_finished_epoch(trainer: pl.Trainer) -> None:
     """Lets the next epoch begin as after one that was not interrupted.
 
-    With `max_steps`, Lightning would run one more batch of an epoch that was saved at its end, or after the fit. After
-    one that was saved at the end of its last batch it does not count the next, and a save in that is taken for one
-    between two epochs.
+    With `max_steps`, Lightning would run one more batch of an epoch that was saved at its end, or after the fit.
+    It would leave out an epoch that was saved in its first hook. After one that was saved at the end of its last batch
+    it does not count the next, and a save in that is taken for one between two epochs.
     """
     loop: Any = trainer.fit_loop
     epoch = loop.epoch_progress
-    if loop.restarted_on_epoch_end:
+    if loop.restarted_on_epoch_start:
+        epoch.total.ready = epoch.current.ready = epoch.total.started  # it is counted again, its hooks are called again
+    elif loop.restarted_on_epoch_end:
         epoch.increment_completed()
     elif loop.restarted_mid_epoch and epoch.total.processed == epoch.total.started:
         loop.reset_restart_stage()  # its progress was counted when the loop was reset

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run has measured at a checkpoint, which Lightning does not save: an epoch's means are of all its batches."""
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from lightning_optkit.callbacks.seams.lightning_private import (
+    UPDATE_RESULT,
+    is_in_last_hook,
+    last_metrics,
+    result_of,
+    set_sums,
+    sums_of,
+    training_results,
+)
+
+__all__ = ["metrics_so_far", "set_metrics"]
+
+
+def metrics_so_far(trainer: pl.Trainer) -> dict[str, Any]:
+    """The metrics last computed, and the sums of this epoch: of numbers, since torchmetrics keeps its own.
+
+    Nothing is computed that other processes would have to take part in.
+    """
+    known = trainer.callback_metrics if is_in_last_hook(trainer) else last_metrics(trainer)  # with those of the batch
+    sums = {key: sums_of(result) for key, result in training_results(trainer).items()}
+    last = {name: torch.as_tensor(value).detach().cpu() for name, value in known.items()}
+    return {"last": last, "sums": {key: each for key, each in sums.items() if each is not None}}
+
+
+def set_metrics(
+    trainer: pl.Trainer, saved: dict[str, Any], override: Callable[[object, str, Callable[..., Any]], None]
+) -> None:
+    """Restores them.
+
+    Args:
+        trainer: The Trainer, before its first batch.
+        saved: The result of `metrics_so_far`.
+        override: Replaces a method for the rest of the fit.
+    """
+    device, results = trainer.strategy.root_device, training_results(trainer)
+    last_metrics(trainer).update({name: value.to(device) for name, value in saved["last"].items()})
+    left = dict(saved["sums"])
+    for key, each in left.items():
+        results[key] = result_of(trainer, each)
+    log, update = results.log, getattr(results, UPDATE_RESULT)  # type: ignore[attr-defined]
+
+    def log_(fx: str, name: str, *args: Any, **kwargs: Any) -> None:
+        if f"{fx}.{name}" in left:
+            results.pop(f"{fx}.{name}", None)  # it is made anew with the arguments of this run
+        log(fx, name, *args, **kwargs)
+
+    def update_(key: str, *args: Any) -> None:
+        if key in left:
+            set_sums(results[key], left.pop(key))
+        update(key, *args)
+
+    if left:
+        override(results, "log", log_)
+        override(results, UPDATE_RESULT, update_)

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the order of an epoch's batches is drawn from, and the repetition of those already seen."""
+
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning_utilities.core.rank_zero import rank_zero_info
+
+from lightning_optkit._torch_private import kept_iterator, num_yielded
+from lightning_optkit.callbacks._rest_of_epoch import deal_rest, dealing_of
+from lightning_optkit.callbacks.seams.fit_callback import FitCallback
+from lightning_optkit.callbacks.seams.lightning_private import (
+    DataFetcher,
+    epoch_progress,
+    fetcher_of,
+    iterator_of,
+    loaders_of,
+    set_fetched,
+    set_sampler_epoch,
+    train_loaders,
+)
+from lightning_optkit.callbacks.seams.random_state import get_random_state, set_random_state
+
+__all__ = ["OrderOfEpoch"]
+
+SECONDS_BETWEEN_MESSAGES = 1.0
+
+
+class OrderOfEpoch(FitCallback):
+    """Notes the random states that an epoch's batches follow from, and fetches its first batches again."""
+
+    def __init__(self) -> None:
+        self._trainer: pl.Trainer | None = None
+        self._world_size = 1
+        self._epoch: dict[str, Any] = {}  # states before iter() and before the fetches that need one
+        self._fetches = 0  # in the current epoch
+        self._cycles: list[tuple[int, int]] = []  # per loader: its iterator and its position
+        self._cycled: set[int] = set()  # the fetches in which a loader restarted
+        self._dealt_anew: tuple[Any, Any] | None = None  # a batch sampler and its own order
+
+    def _forget(self) -> None:
+        self._trainer, self._epoch = None, {}
+        self._fetches, self._cycles, self._cycled, self._dealt_anew = 0, [], set(), None
+
+    def _dealing(self) -> dict[str, Any] | None:
+        assert self._trainer is not None
+        return dealing_of(self._loaders, self._world_size, self._trainer.num_training_batches)
+
+    def _fast_forward(self, fetcher: DataFetcher, epoch: dict[str, Any], batches: int) -> None:
+        """Starts the epoch like the original, and skips the batches already seen."""
+        assert self._trainer is not None
+        self._epoch, self._cycled = epoch, set(epoch["fetches"])
+        if epoch["fresh"]:
+            loaders_of(fetcher).reset()
+        epoch_index = epoch_progress(self._trainer).current.processed
+        for loader in self._loaders:
+            set_sampler_epoch(loader, epoch_index)
+        self._set_random_state(epoch["iter"])
+        if rest := epoch.get("rest"):
+            (loader,) = self._loaders
+            self._dealt_anew = loader.batch_sampler, loader.batch_sampler.sampler
+            deal_rest(loader, rest)
+            batches -= rest["position"]
+        iter(fetcher)
+        if rest:
+            set_fetched(fetcher, len(loader) - rest["left"])
+        shown = time.monotonic()
+        for index in range(batches):
+            if index in epoch["fetches"]:
+                self._set_random_state(epoch["fetches"][index])
+            next(fetcher)
+            if time.monotonic() - shown > SECONDS_BETWEEN_MESSAGES:
+                shown = time.monotonic()
+                rank_zero_info(f"ExactResume: skipped {index + 1} of {batches} batches already seen.")
+        self._fetches = batches
+        self._note_new_cycle()
+
+    def _undeal(self) -> None:
+        """Gives the loader its own order again."""
+        if self._dealt_anew is not None:
+            batch_sampler, sampler = self._dealt_anew
+            batch_sampler.sampler, self._dealt_anew = sampler, None
+
+    def _note_beginning(self) -> None:
+        """The states before iter(). A loader's persistent workers draw a seed only when they are created."""
+        fresh = all(kept_iterator(loader) is None for loader in self._loaders)
+        self._epoch = {"iter": self._random_state(), "fresh": fresh, "fetches": {}}
+        self._fetches, self._cycles, self._cycled = 0, [], set()
+
+    def _note_new_cycle(self) -> None:
+        """Notes a loader that ended before the longest one and restarted, in the previous fetch."""
+        assert self._fetcher is not None
+        iterators = getattr(iterator_of(loaders_of(self._fetcher)), "iterators", [])
+        if len(iterators) < 2:
+            return
+        # Persistent workers keep their iterator and restart its count.
+        now = [(id(iterator), num_yielded(iterator)) for iterator in iterators]
+        begun = [new[0] != old[0] or new[1] < old[1] for old, new in zip(self._cycles, now, strict=False)]
+        if any(begun):
+            self._cycled.add(self._fetches - 1)
+        self._cycles = now
+
+    @property
+    def _is_training(self) -> bool:
+        """Between the loader's first iter() and the end of the loops."""
+        return self._fetcher is not None and bool(self._epoch)
+
+    @property
+    def _fetcher(self) -> DataFetcher | None:
+        return fetcher_of(self._trainer) if self._trainer else None
+
+    @property
+    def _loaders(self) -> list[Any]:
+        assert self._trainer is not None
+        combined = train_loaders(self._trainer)
+        return combined.flattened if combined is not None else []
+
+    def _random_state(self) -> dict[str, Any]:
+        assert self._trainer is not None
+        return get_random_state(self._loaders, self._trainer.strategy.root_device)
+
+    def _set_random_state(self, state: dict[str, Any]) -> None:
+        assert self._trainer is not None
+        set_random_state(state, self._loaders, self._trainer.strategy.root_device)

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The position of a run in its checkpoint, as an uninterrupted run would have it and Lightning does not."""
+
+from typing import Any
+
+__all__ = ["complete_last_batch", "reopen_cut_epoch"]
+
+
+def reopen_cut_epoch(checkpoint: dict[str, Any]) -> bool:
+    """Makes the epoch within which a run was stopped the current one again, in a checkpoint; whether there is one.
+
+    Lightning counts it as finished (`max_steps`, `max_time`, `should_stop`), and would go on with the next.
+    """
+    loop = checkpoint["loops"]["fit_loop"]
+    batches, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]
+    is_within = batches["current"]["processed"] > 0 and not batches["is_last_batch"]
+    if not is_within or epochs["current"]["processed"] < epochs["current"]["started"]:
+        return False
+    for counts in (epochs["total"], epochs["current"]):
+        counts["processed"] -= 1
+        counts["completed"] = min(counts["completed"], counts["processed"])
+    return True
+
+
+def complete_last_batch(checkpoint: dict[str, Any]) -> bool:
+    """Counts the batch of whose last hook a checkpoint was saved as completed; whether there is one.
+
+    Lightning would go on with the next batch: without the validation and the schedulers' steps that follow a batch,
+    and after the last one of an epoch without all that follows the epoch.
+    """
+    loop = checkpoint["loops"]["fit_loop"]
+    batches, epochs = loop["epoch_loop.batch_progress"], loop["epoch_progress"]
+    current = batches["current"]
+    is_open = current["ready"] == current["processed"] == current["completed"] + 1
+    if not is_open or epochs["current"]["processed"] == epochs["current"]["started"]:
+        return False
+    for counts in (batches["total"], current):
+        counts["completed"] += 1
+    return True
