@@ -18,6 +18,7 @@ _ERRORS = 1.5  # calibrated: of the last validation loss, in standard errors
 _UNSEEN = 0.07  # theory: the variance of 400 normal targets has such a standard error
 _UNSEEN_SHARES = 0.02  # judgement: entropies of the shares of classes differ less
 _BY_CHANCE = 3.0  # theory: standard errors
+_FEW = 100  # judgement: training samples, of which the network that is being trained may have met odd ones by chance
 _FOLLOWS = 1 / 3  # judgement: while the network learns, training batches before a validation go less well with it
 _HELD = 0.2  # judgement: progress on other data, above which labels have taught what they had to
 _SAME = 0.2  # judgement: share by which the constants of training and validation differ at most
@@ -63,7 +64,7 @@ def _differs_from_validation(run: RunSeen) -> Verdict | None:
     weak or strong.
     """
     fresh, held, targets, constant = run.fresh, run.held, run.validated, constant_of(run)
-    if fresh is None or held is None or targets is None:
+    if fresh is None or held is None or targets is None or fresh.samples < _FEW:
         return None
     error = math.hypot(fresh.error, held.error)
     if not abs(held.gain - fresh.gain) > _BY_CHANCE * error or not abs(held.gain) > _BY_CHANCE * held.error:

@@ -353,16 +353,19 @@ def test_label_shuffle_is_judged_by_the_targets_of_the_validation():
 
 
 def test_label_shuffle_of_training_targets_that_go_otherwise_with_inputs_than_those_of_the_validation():
-    def verdict(fresh=(0.001, 0.004), held=(0.03, 0.005), values=(2.28, 2.2), constant=2.3, scatter=1.0, **parts):
+    def verdict(
+        fresh=(0.001, 0.004), held=(0.03, 0.005), values=(2.28, 2.2), constant=2.3, scatter=1.0, samples=733, **parts
+    ):
         run = seen(**{"probe": PROBE, "validations": values, **parts})
         run.validated = TargetsSeen(constant, 360, False)
-        run.fresh, run.held = AssociationSeen(*fresh, 733, 18, scatter), AssociationSeen(*held, 360)
+        run.fresh, run.held = AssociationSeen(*fresh, samples, 18, scatter), AssociationSeen(*held, 360)
         return label_shuffle(run)
 
     assert "0.03 less loss with their own" in verdict().evidence and "733 training samples" in verdict().evidence
     assert "0.03 more loss" in verdict(held=(-0.03, 0.005)).evidence
     assert verdict(loss=0.5) is not None and verdict(loss=0.1) is None  # learned by heart; all of it
     assert verdict(fresh=(0.012, 0.004)) is None  # by chance
+    assert verdict(samples=99) is None  # too few to be alike
     assert verdict(scatter=1.9) is not None and verdict(scatter=2.1) is None  # it goes to and fro
     assert verdict(fresh=(0.012, 0.001), held=(0.03, 0.001)) is None  # a weak signal that grows
     assert verdict(fresh=(-0.03, 0.004), held=(0.001, 0.005)) is None  # the validation says nothing
