@@ -131,6 +131,12 @@ def batch_progress(trainer: pl.Trainer) -> Any:
     return trainer.fit_loop.epoch_loop.batch_progress
 
 
+def saved_progress(checkpoint: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The counters of batches and of epochs in a checkpoint; changes are those of the checkpoint."""
+    loop = checkpoint["loops"]["fit_loop"]
+    return loop["epoch_loop.batch_progress"], loop["epoch_progress"]
+
+
 def move_in_epoch(trainer: pl.Trainer, batches: int) -> None:
     """Moves the position in the current epoch by so many batches."""
     current = batch_progress(trainer).current
