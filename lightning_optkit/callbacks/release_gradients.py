@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_optkit.callbacks._combined_gradient import CombinedGradientSAM
+from lightning_optkit.callbacks.exact_resume import ExactResume
 from lightning_optkit.callbacks.fuse import Fuse
 from lightning_optkit.callbacks.gradient_clipping import GradientClipping
 from lightning_optkit.callbacks.report import Report
@@ -124,7 +125,8 @@ class ReleaseGradients(FitCallback):
     def _check_hooks(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if any(not is_a(callback, CombinedGradientSAM) for callback in callbacks_of(trainer, SAM)):
             raise ValueError(f"{self._owner}: SAM restores the weights after the backward pass; leave one of them out.")
-        callbacks = [callback for callback in callbacks_of(trainer, object) if not is_a(callback, Report)]
+        # Both look at no gradient there that a step of the backward pass has freed.
+        callbacks = [callback for callback in callbacks_of(trainer, object) if not is_a(callback, Report, ExactResume)]
         for watcher in (pl_module, *callbacks):
             for name in _READERS:
                 if is_overridden(name, watcher):
