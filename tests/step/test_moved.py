@@ -8,6 +8,7 @@ import threading
 import pytest
 import torch
 
+from lightning_optkit._native import node
 from lightning_optkit.averaging import EMA
 from lightning_optkit.clipping import AutoClip, ClipNorm, ClipPerTensor, ClipUnitwise
 from lightning_optkit.optimizers import LAMB, LARS, SGD, Adafactor, AdamW, Lion, NAdam, Prodigy, ScheduleFreeAdamW
@@ -360,6 +361,9 @@ def test_threads_that_step_one_optimizer_take_turns(build):
         assert torch.equal(p, q)
 
 
+@pytest.mark.skipif(
+    node is None, reason="from torch 2.13 on, reading `p.grad` while another thread drops it may crash by itself"
+)
 def test_gradients_dropped_by_another_thread_do_not_reach_the_walk():
     p = torch.nn.Parameter(torch.zeros(200_000))
     optimizer = SGD([p], lr=0.1, clip=ClipNorm(1e9))
