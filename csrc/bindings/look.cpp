@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "bindings/look.h"
 
-#include <array>
 #include <stdexcept>
-
-#include "bindings/facts.h"
 
 namespace optkit {
 namespace {
@@ -101,22 +98,6 @@ int64_t num_bytes_from(PyObject* tensor, const void* data) {
   return num_bytes;
 }
 
-// The same if it was at least `needed` when last asked for this object and address: a storage that is resized moves,
-// since both are alive meanwhile.
-int64_t known_num_bytes(PyObject* tensor, const void* data, int64_t needed) {
-  struct Asked {
-    PyObject* tensor;  // compared, never read
-    const void* data;
-    int64_t num_bytes;
-  };
-  constexpr std::size_t kAsked = 1 << 15;
-  static std::array<Asked, kAsked> all = {};
-  Asked& asked = all[reinterpret_cast<uintptr_t>(tensor) / 16 % kAsked];
-  if (asked.tensor != tensor || asked.data != data || asked.num_bytes < needed)
-    asked = {tensor, data, num_bytes_from(tensor, data)};
-  return asked.num_bytes;
-}
-
 bool look_by_exchange(PyObject* tensor, TensorView* view) {
   auto* type = Py_TYPE(tensor);
   if (exchange == nullptr || !PyType_IsSubtype(type, reinterpret_cast<PyTypeObject*>(tensor_type))) return false;
@@ -136,7 +117,7 @@ bool look_by_exchange(PyObject* tensor, TensorView* view) {
   view->dim = seen.ndim;
   view->sizes = seen.shape;
   view->strides = seen.strides;
-  view->num_bytes = seen.data == nullptr ? 0 : known_num_bytes(tensor, view->data, span_of(*view));
+  view->num_bytes = seen.data == nullptr ? 0 : num_bytes_from(tensor, view->data);
   view->device = on_cpu ? kCpu : seen.device.device_id;
   view->storage = nullptr;
   return true;

@@ -179,6 +179,23 @@ def test_a_gradient_whose_storage_became_shorter_is_not_bound_again(look):
         assert plan.bind([param], [state], [grad], 0) == -1
 
 
+def test_a_storage_that_is_back_at_its_address_and_shorter_is_seen(look):
+    returned = False
+    for size in 20 * (300, 1000, 3000):
+        param, grad = torch.zeros(size), torch.ones(size)
+        plan = extension.Plan("adam", False, -1)
+        add(plan, param, adam_state(exp_avg=torch.zeros(size), exp_avg_sq=torch.zeros(size)))
+        plan.set_active([0])
+        before = grad.data_ptr()
+        assert plan.bind([param], [{}], [grad], 0) == -1
+        for length in (size - 1, size - 2):  # each time it moves
+            grad.untyped_storage().resize_(4 * length)
+        returned |= grad.data_ptr() == before
+        assert plan.bind([param], [{}], [grad], 0) == 0
+    if not returned:
+        pytest.skip("the allocator gave no address twice")
+
+
 GRADIENTS = {
     "short": torch.ones(7),
     "in two dimensions": torch.ones(8, 1),
