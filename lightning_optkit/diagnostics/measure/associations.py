@@ -11,10 +11,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from lightning_optkit.diagnostics._signals import AssociationSeen
-from lightning_optkit.diagnostics.measure.losses import LOSSES, arguments_of
+from lightning_optkit.diagnostics.measure.called_loss import CalledLoss
 from lightning_optkit.diagnostics.measure.wide import wide
 
 __all__ = ["CalledAssociations", "paired"]
@@ -24,30 +23,13 @@ _ROUNDING = 1e-6  # of fp32: predictions that differ by less are one
 _MOST_SAMPLES, _MOST_NUMBERS = 512, 2**22  # of a batch; more are left out
 
 
-class CalledAssociations(TorchFunctionMode):
+class CalledAssociations(CalledLoss):
     """Sums up the association in the loss function that is called while it is entered, once per batch.
 
     It is unknown for a loss of several terms or with weights, for targets that are probabilities of several classes,
-    and for L1 and Huber losses.
+    and for L1 and Huber losses. The sums are of the gains, of their variance if pairs are exchanged, of gains by it,
+    and of batches where there is any.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        # Of the gains, of their variance if pairs are exchanged, of gains by it, and of batches where there is any.
-        self._sums: list[Tensor] = []
-        self._samples, self._is_known, self._calls = 0, True, 0
-
-    def next_batch(self) -> None:
-        """Begins another batch."""
-        self._calls = 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func in LOSSES and isinstance(result, Tensor) and self._is_known:
-            self._calls += 1
-            arguments = arguments_of(func, args, kwargs or {})
-            self._is_known = self._calls == 1 and self._take(func, arguments)
-        return result
 
     @torch.no_grad()
     def _take(self, function: Any, arguments: dict[str, Any]) -> bool:
@@ -62,8 +44,7 @@ class CalledAssociations(TorchFunctionMode):
             gain = torch.where(varies, centered.diagonal().sum(), 0.0)
             variance = torch.where(varies, centered.square().sum() / (num - 1), 0.0)
             sums = [gain, variance, torch.where(varies, gain.square() / variance, 0.0), varies.to(gain.dtype)]
-            self._sums = [a + b for a, b in zip(self._sums, sums, strict=True)] if self._sums else sums
-            self._samples += num
+            self._add(sums, num)
         return True
 
     def seen(self) -> AssociationSeen | None:

@@ -6,10 +6,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from lightning_optkit.diagnostics._signals import TargetsSeen
-from lightning_optkit.diagnostics.measure.losses import LOSSES, arguments_of
+from lightning_optkit.diagnostics.measure.called_loss import CalledLoss
 from lightning_optkit.diagnostics.measure.wide import wide
 
 __all__ = ["CalledTargets"]
@@ -18,47 +17,32 @@ _BINARY = (F.binary_cross_entropy, F.binary_cross_entropy_with_logits)
 _PLAIN = {"weight": None, "pos_weight": None, "label_smoothing": 0.0, "reduction": "mean"}
 
 
-class CalledTargets(TorchFunctionMode):
+class CalledTargets(CalledLoss):
     """Sums up the targets of the loss function that is called while it is entered, once per batch.
 
     What no sum tells is unknown: a loss that is weighted, smoothed or a sum, targets that are probabilities of several
-    classes, L1 and Huber losses, or several calls in a batch.
+    classes, L1 and Huber losses, or several calls in a batch, or different ones.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._function: Any = None
-        self._sums: list[Tensor] = []
         self._shift: Any = 0.0  # of squares: far from 0, their sum would lose the variance
-        self._samples, self._is_known, self._calls = 0, True, 0
-
-    def next_batch(self) -> None:
-        """Begins another batch."""
-        self._calls = 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func in LOSSES and isinstance(result, Tensor) and self._is_known:
-            self._calls += 1
-            self._is_known = self._calls == 1 and self._function in (None, func)
-            self._function = func
-            if self._is_known:
-                self._take(func, arguments_of(func, args, kwargs or {}))
-        return result
 
     @torch.no_grad()
-    def _take(self, function: Any, arguments: dict[str, Any]) -> None:
+    def _take(self, function: Any, arguments: dict[str, Any]) -> bool:
         given, target = arguments["input"].detach(), arguments["target"].detach()
-        sums = None
-        if all(arguments.get(name, plain) == plain for name, plain in _PLAIN.items()) and target.ndim:
-            if function is F.mse_loss and not self._sums:
-                self._shift = wide(target).mean()
-            sums = _sums(function, given, target, arguments, self._shift)
+        is_plain = all(arguments.get(name, plain) == plain for name, plain in _PLAIN.items())
+        if not is_plain or not target.ndim or self._function not in (None, function):
+            return False
+        self._function = function
+        if function is F.mse_loss and not self._sums:
+            self._shift = wide(target).mean()
+        sums = _sums(function, given, target, arguments, self._shift)
         if sums is None or (self._sums and sums[1].shape != self._sums[1].shape):
-            self._is_known = False
-            return
-        self._samples += len(target)
-        self._sums = [a + b for a, b in zip(self._sums, sums, strict=True)] if self._sums else sums
+            return False
+        self._add(sums, len(target))
+        return True
 
     def seen(self) -> TargetsSeen | None:
         """What was seen; None if unknown. To be asked once: it reads from the device."""
