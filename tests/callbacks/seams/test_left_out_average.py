@@ -7,32 +7,15 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_optkit as ok
+from tests.callbacks.seams.line import Line, eight_batches
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 TRAINED = (
     "; the run goes on from the trained weights, not from the average in its state_dict, and the average is lost: "
 )
 LOST = "; the average is lost: give the same callback to keep it."
-
-
-class Line(pl.LightningModule):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = nn.Linear(3, 3)
-
-    def training_step(self, batch, batch_idx):
-        return (self.net(batch[0]) - batch[0].flip(1)).square().mean()
-
-    def validation_step(self, batch, batch_idx):
-        pass
-
-    def configure_optimizers(self):
-        return torch.optim.AdamW(self.parameters(), lr=0.05)
 
 
 class Saves(pl.Callback):
@@ -58,7 +41,7 @@ class Begins(pl.Callback):
 
 
 def fit(*callbacks, epochs=2, ckpt_path=None):
-    data = DataLoader(TensorDataset(torch.randn(32, 3, generator=torch.Generator().manual_seed(1))), 4)
+    data = eight_batches()
     quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
     options = dict(accelerator="cpu", num_sanity_val_steps=0, max_epochs=epochs)
     trainer = pl.Trainer(callbacks=[*callbacks], **quiet, **options)

@@ -8,30 +8,16 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from average_cases import TOLERANCE, Trace, assert_equal, weights
 
 import lightning_optkit as ok
+from tests.callbacks.seams.line import Line, eight_batches
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SAVED, LAST = 8, 16  # steps: an epoch, and two
 FUSED = [True, False]
-
-
-class Line(pl.LightningModule):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = nn.Linear(3, 3)
-
-    def training_step(self, batch, batch_idx):
-        return (self.net(batch[0]) - batch[0].flip(1)).square().mean()
-
-    def configure_optimizers(self):
-        return torch.optim.AdamW(self.parameters(), lr=0.05)
 
 
 class Saves(pl.Callback):
@@ -50,7 +36,7 @@ def averaging(*averages):
 
 def fit(averages, fused, *callbacks, epochs=2, ckpt_path=None):
     """The Trainer, the module, and the warnings of this package."""
-    data = DataLoader(TensorDataset(torch.randn(32, 3, generator=torch.Generator().manual_seed(1))), 4)
+    data = eight_batches()
     quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
     fuse = [ok.Fuse(verbose=False)] if fused else []
     trainer = pl.Trainer(callbacks=[*fuse, *averages, *callbacks], accelerator="cpu", max_epochs=epochs, **quiet)

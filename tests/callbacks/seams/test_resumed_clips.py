@@ -6,36 +6,25 @@ import warnings
 import lightning.pytorch as pl
 import pytest
 import torch
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_optkit as ok
+from tests.callbacks.seams.line import Line, eight_batches
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 STEPS = 8  # of an epoch
 FUSED = pytest.mark.parametrize("fused", [True, False], ids=["fused", "own pass"])
 
 
-class Line(pl.LightningModule):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = nn.Linear(3, 3)
-
-    def training_step(self, batch, batch_idx):
-        return (self.net(batch[0]) - batch[0].flip(1)).square().mean()
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.05)
-
-
 def fit(clip, fused, epochs=2, ckpt_path=None):
     """The Trainer, the weights, what the clip has learned, and what is said of it."""
-    data = DataLoader(TensorDataset(torch.randn(32, 3, generator=torch.Generator().manual_seed(1))), 4)
+    data = eight_batches()
     quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
     clipping = ok.GradientClipping(clip)
     callbacks = [*([ok.Fuse(verbose=False)] if fused else []), clipping]
-    trainer, module = pl.Trainer(callbacks=callbacks, accelerator="cpu", max_epochs=epochs, **quiet), Line()
+    trainer, module = (
+        pl.Trainer(callbacks=callbacks, accelerator="cpu", max_epochs=epochs, **quiet),
+        Line(torch.optim.SGD),
+    )
     with warnings.catch_warnings(record=True) as records:
         warnings.simplefilter("always")
         trainer.fit(module, data, ckpt_path=ckpt_path)
@@ -57,11 +46,11 @@ def saved(request, tmp_path):
 
     def save(clip):
         path = tmp_path / "saved.ckpt"
-        data = DataLoader(TensorDataset(torch.randn(32, 3, generator=torch.Generator().manual_seed(1))), 4)
+        data = eight_batches()
         quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
         fuse = [ok.Fuse(verbose=False)] if request.param else []
         callbacks = [*fuse, ok.GradientClipping(clip), Saves(path)]
-        pl.Trainer(callbacks=callbacks, accelerator="cpu", max_epochs=1, **quiet).fit(Line(), data)
+        pl.Trainer(callbacks=callbacks, accelerator="cpu", max_epochs=1, **quiet).fit(Line(torch.optim.SGD), data)
         return path
 
     return save
