@@ -7,12 +7,16 @@ share of copy is their rate over that of `Tensor.copy_` on as many threads.
 With `--peers`, also the AdamW of torchao, bitsandbytes and DeepSpeed, where installed, and torch's through
 `torch.compile`; they compile at their first step, which takes minutes.
 
+With `--in-cache`, only the arithmetic: nanoseconds per 16 elements, from steps over 32768 elements and over 128.
+
 Usage: python benchmarks/bench_precisions.py [--seconds 4] [--threads 1 2] [--rules AdamW] [--cases "2 x (4096, 4096)"]
            [--stages alone] [--precisions "bf16 weights, int8 state, split24"] [--peers] [--save] [--markdown]
+           [--in-cache]
 """
 
 import argparse
 import importlib.util
+import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -25,6 +29,7 @@ from torch import nn
 from lightning_optkit import optimizers as ours
 from lightning_optkit.averaging import EMA
 from lightning_optkit.clipping import ClipNorm
+from lightning_optkit.step import OnePassOptimizer
 
 Shapes = list[tuple[int, ...]]
 
@@ -69,6 +74,15 @@ def dtype_of(weights: str) -> torch.dtype:
     return torch.bfloat16 if weights == "bf16" else torch.float32
 
 
+def optimizers(shapes: Shapes, rule: str, stages: str, precisions: list[str]) -> Iterator[tuple[str, OnePassOptimizer]]:
+    """Label and optimizer of each of these precisions, on parameters of its own."""
+    name, arguments = RULES[rule]
+    for weights, state, rounding in PRECISIONS:
+        if (label := label_of(weights, state, rounding)) in precisions:
+            params, chosen = parameters(shapes, dtype_of(weights)), dict(state_dtype=STATES[state], rounding=rounding)
+            yield label, getattr(ours, name)(params, **chosen, **arguments, **STAGES[stages])
+
+
 def peers(shapes: Shapes) -> Iterator[tuple[str, Callable[[], object]]]:
     """Name and step of each AdamW of another package, on parameters of its own; the name ends with their dtype."""
     if importlib.util.find_spec("torchao"):
@@ -100,15 +114,7 @@ def measure(
     elements = sum(torch.Size(shape).numel() for shape in shapes)
     steps: dict[str, Callable[[], object]] = {}
     moved: dict[str, int] = {}
-    for weights, state, rounding in [one for one in PRECISIONS if label_of(*one) in given.precisions]:
-        optimizer = getattr(ours, name)(
-            parameters(shapes, dtype_of(weights)),
-            state_dtype=STATES[state],
-            rounding=rounding,
-            **arguments,
-            **STAGES[stages],
-        )
-        label = label_of(weights, state, rounding)
+    for label, optimizer in optimizers(shapes, rule, stages, given.precisions):
         steps[label], moved[label] = optimizer.step, sum(plan.bytes_moved for plan in optimizer.explain().groups)
     if stages == "alone" and hasattr(torch.optim, name):
         for weights in ("fp32", "bf16"):
@@ -136,6 +142,19 @@ def measure(
                 share_of_copy=round(moved[label] / median / 1e9 / bandwidth, 3),
                 target=None,
             )
+
+
+def measure_in_cache(rule: str, stages: str, given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What elements cost by themselves, on one thread, without memory and without what a step costs at all."""
+    torch.set_num_threads(1)
+    most, least = 2**15, 2**7
+    many, few = (dict(optimizers([(num,)], rule, stages, given.precisions)) for num in (most, least))
+    for label in many:
+        times = interleaved({"many": many[label].step, "few": few[label].step}, given.seconds / len(many))
+        seconds = statistics.median(times["many"]) - statistics.median(times["few"])
+        yield {"benchmark": "precisions in cache", "variant": f"{rule}, {stages}: {label}"} | {
+            "ns_per_16_elements": round(16e9 * seconds / (most - least), 2)
+        }
 
 
 def markdown(rows: list[Row]) -> None:
@@ -167,7 +186,14 @@ def main() -> None:
     parser.add_argument("--peers", action="store_true", help="also the AdamW of other packages")
     parser.add_argument("--save", action="store_true", help="keep the rows under benchmarks/results/")
     parser.add_argument("--markdown", action="store_true", help="print the tables of docs/performance.md at the end")
+    parser.add_argument("--in-cache", action="store_true", help="only what elements cost where all is in the caches")
     arguments = parser.parse_args()
+    if arguments.in_cache:
+        for rule in arguments.rules:
+            for stages in arguments.stages:
+                for row in measure_in_cache(rule, stages, arguments):
+                    print(json.dumps(row), flush=True)
+        return
     bandwidths = copy_bandwidths(arguments.threads)
     runs = [
         (case, rule, stages, threads)
