@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint
 
 from lightning_optkit.callbacks._metrics_so_far import metrics_so_far
+from lightning_optkit.callbacks._open_window import OpenWindow
 
 __all__ = ["CutEpoch"]
 
@@ -22,15 +23,17 @@ class CutEpoch:
 
     Args:
         trainer: The Trainer, before the last hooks of the epoch, and before a validation that only the stop has made.
+        window: Its gradients are kept too: before that validation, Lightning clears those of manual optimization, and
+            after it FSDP2 shows other parameters.
     """
 
-    def __init__(self, trainer: pl.Trainer) -> None:
+    def __init__(self, trainer: pl.Trainer, window: OpenWindow) -> None:
         untyped: Any = trainer  # Lightning does not declare the attribute
         judges = [each for each in untyped.callbacks if hasattr(each, "monitor") and not isinstance(each, Checkpoint)]
         self._states = {judge.state_key: copy.deepcopy(judge.state_dict()) for judge in judges}
         self._before = _rates(trainer)
         self._after: list[list[dict[str, float]]] | None = None
-        self.metrics = metrics_so_far(trainer)
+        self.metrics, self.gradients = metrics_so_far(trainer), window.gradients(trainer, is_unfinished=False)
 
     def has_ended(self, trainer: pl.Trainer) -> None:
         """Called after those hooks."""
@@ -45,7 +48,7 @@ class CutEpoch:
         now = self._after or _rates(trainer)
         optimizers = zip(checkpoint.get("optimizer_states", ()), self._before, now, strict=False)
         for optimizer, groups_before, groups_after in optimizers:
-            groups = zip(optimizer["param_groups"], groups_before, groups_after, strict=False)
+            groups = zip(optimizer.get("param_groups", ()), groups_before, groups_after, strict=False)  # of one rank
             for group, before, after in groups:
                 group.update(
                     {

@@ -9,6 +9,7 @@ import torch
 
 from lightning_optkit.callbacks.seams.lightning_private import (
     UPDATE_RESULT,
+    epoch_progress,
     is_in_last_hook,
     last_metrics,
     result_of,
@@ -20,21 +21,29 @@ from lightning_optkit.callbacks.seams.lightning_private import (
 __all__ = ["metrics_so_far", "set_metrics"]
 
 
-def metrics_so_far(trainer: pl.Trainer) -> dict[str, Any]:
+def metrics_so_far(trainer: pl.Trainer, computes: bool = False) -> dict[str, Any]:
     """The metrics last computed, and the sums of this epoch: of numbers, since torchmetrics keeps its own.
 
-    Nothing is computed that other processes would have to take part in.
+    At an epoch's end, in its last hooks or behind them, there are no sums: the next begins anew.
+
+    Args:
+        trainer: The Trainer.
+        computes: Whether the means of an epoch that ends may be computed: all processes take part in that.
     """
-    known = trainer.callback_metrics if is_in_last_hook(trainer) else last_metrics(trainer)  # with those of the batch
-    sums = {key: sums_of(result) for key, result in training_results(trainer).items()}
+    epochs = epoch_progress(trainer).current
+    is_over = epochs.processed == epochs.started
+    is_known = is_in_last_hook(trainer) or (computes and is_over)  # those of the batch, or of the epoch
+    known = trainer.callback_metrics if is_known else last_metrics(trainer)
+    results = {} if is_over else training_results(trainer)
+    sums = {key: sums_of(result) for key, result in results.items()}
     last = {name: torch.as_tensor(value).detach().cpu() for name, value in known.items()}
     return {"last": last, "sums": {key: each for key, each in sums.items() if each is not None}}
 
 
 def set_metrics(
     trainer: pl.Trainer, saved: dict[str, Any], override: Callable[[object, str, Callable[..., Any]], None]
-) -> None:
-    """Restores them.
+) -> dict[str, Any]:
+    """Restores them, and returns the sums to which no batch has been added yet: to be cleared when the epoch ends.
 
     Args:
         trainer: The Trainer, before its first batch.
@@ -61,3 +70,4 @@ def set_metrics(
     if left:
         override(results, "log", log_)
         override(results, UPDATE_RESULT, update_)
+    return left

@@ -120,6 +120,7 @@ class ExactResume(OrderOfEpoch):
         self._signals: DeferredSignals | None = None
         self._fetches_after = -1  # the batch, in total, after which the last fetch began
         self._failed_to_fetch, self._window = False, OpenWindow()
+        self._sums: dict[str, Any] = {}  # of metrics in the epoch that is resumed, until a batch is added
         self._cut: CutEpoch | None = None  # of the last fit, if it was stopped within an epoch
 
     # --- state ---
@@ -150,15 +151,15 @@ class ExactResume(OrderOfEpoch):
         self._note_new_cycle()
         progress = batch_progress(self._trainer)
         unfinished_batch = progress.current.processed < progress.current.ready
-        repeats_batch = unfinished_batch or self._failed_to_fetch
+        repeats_batch, cut = unfinished_batch or self._failed_to_fetch, self._cut
         mine = {
             "now": self._before_batch if repeats_batch else self._outer or self._random_state(),
             "epoch": {**self._epoch, "fetches": dict(self._epoch["fetches"])},
             "finished": progress.is_last_batch and not unfinished_batch,
             "followed": progress.total.ready == self._followed,
-            "metrics": self._cut.metrics if self._cut else metrics_so_far(self._trainer),
+            "metrics": cut.metrics if cut else metrics_so_far(self._trainer, computes=not self._is_alone),
             "due": steps_due(self._trainer, computes=not self._is_alone),
-            "gradients": self._window.gradients(self._trainer, unfinished_batch),
+            "gradients": cut.gradients if cut else self._window.gradients(self._trainer, unfinished_batch),
             "buffers": buffers_of(self._trainer),
         }
         return {
@@ -252,7 +253,7 @@ class ExactResume(OrderOfEpoch):
         set_gradients(pl_module, mine["gradients"])
         set_buffers(trainer, mine.get("buffers", {}))
         if "metrics" in mine:  # of older versions no checkpoint has them
-            set_metrics(trainer, mine["metrics"], self._override)
+            self._sums = set_metrics(trainer, mine["metrics"], self._override)
             take_steps(trainer, mine["due"])
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
@@ -286,6 +287,7 @@ class ExactResume(OrderOfEpoch):
         super()._forget()
         self._outer, self._before_batch, self._recording, self._signals = None, None, False, None
         self._begins, self._ends_batch, self._followed, self._before_check = False, False, -1, None
+        self._sums = {}
         self._window, self._fetches_after, self._failed_to_fetch = OpenWindow(), -1, False
 
     # --- called before methods of Lightning's loops ---
@@ -366,7 +368,7 @@ class ExactResume(OrderOfEpoch):
     def _batch_ends(self, on_advance_end: Callable[[DataFetcher], None], fetcher: DataFetcher) -> None:
         assert self._trainer is not None
         if not self._is_trial and stops_now(self._trainer, fetcher):
-            self._cut = CutEpoch(self._trainer)
+            self._cut = CutEpoch(self._trainer, self._window)
         on_advance_end(fetcher)
         self._followed = batch_progress(self._trainer).total.ready
 
@@ -374,8 +376,9 @@ class ExactResume(OrderOfEpoch):
         assert self._trainer is not None
         end_restart(self._trainer)
         if self._cut is None and not self._is_trial and is_cut(self._trainer):
-            self._cut = CutEpoch(self._trainer)
+            self._cut = CutEpoch(self._trainer, self._window)
         on_advance_end()
+        self._sums.clear()
         if self._cut is not None:
             self._cut.has_ended(self._trainer)
 

@@ -41,10 +41,10 @@ class GradientClipping(FitCallback):
     optimizer it changes the gradients in place, where Lightning would clip, and says so. The results are the same, also
     of parameters sharded by FSDP2.
 
-    Logged as `grad_norm`, `grad_norm_clipped` (global L2 norms) and `clip_fraction` (fraction of the steps so far whose
-    gradients were scaled down, at least partly) at every `log_every_n_steps`-th step, if there is a logger. Outside of
-    a one-pass step they are measured only at the logged steps. `ClipValue` in a one-pass step needs no norm, so nothing
-    is logged for it.
+    Logged as `grad_norm`, `grad_norm_clipped` (global L2 norms) and `clip_fraction` (fraction of the steps of this fit,
+    counted anew if it is resumed, whose gradients were scaled down, at least partly) at every `log_every_n_steps`-th
+    step, if there is a logger. Outside of a one-pass step they are measured only at the logged steps. `ClipValue` in a
+    one-pass step needs no norm, so nothing is logged for it.
 
     A non-finite gradient skips a one-pass step (except with `ClipValue`); any other optimizer applies it, as in torch.
 

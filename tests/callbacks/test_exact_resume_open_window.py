@@ -93,7 +93,17 @@ def fail(trainer):
     raise Failure
 
 
-def fit(make=Net, ckpt_path=None, callbacks=(), data=None, **kwargs):
+class Validated(Windows):
+    """Lightning clears the gradients of manual optimization before a validation, also of one that a stop makes."""
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def val_dataloader(self):
+        return DataLoader(Samples(), 2)
+
+
+def fit(make=Net, ckpt_path=None, callbacks=(), data=None, path=None, **kwargs):
     torch.manual_seed(1 if ckpt_path is None else 2)
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -110,6 +120,8 @@ def fit(make=Net, ckpt_path=None, callbacks=(), data=None, **kwargs):
         trainer.fit(module, DataLoader(data or Samples(), 2, shuffle=True), ckpt_path=ckpt_path)
     except Failure:
         return None
+    if path is not None:
+        trainer.save_checkpoint(path)
     return module.net.weight.tolist()
 
 
@@ -154,6 +166,16 @@ def test_manual_optimization(tmp_path, make, batch):
     assert fit(make, path) == whole
     (state,) = torch.load(path, weights_only=True)["callbacks"]["ExactResume"]["ranks"]
     assert bool(state["gradients"]) == (make is Windows and batch[1] != 3)
+
+
+@pytest.mark.parametrize("batch", [(0, 0), (0, 1), (0, 4), (1, 2), (1, 3)], ids=str)
+@pytest.mark.parametrize("make", [Windows, Validated])
+def test_manual_optimization_of_a_run_that_was_stopped(tmp_path, make, batch):
+    def stop(trainer):
+        trainer.should_stop = True
+
+    fit(make, callbacks=[In("on_train_batch_end", batch, stop)], path=tmp_path / "saved.ckpt")
+    assert fit(make, tmp_path / "saved.ckpt") == fit(make)
 
 
 @pytest.mark.parametrize("batch", [(0, 2), (0, 5), (1, 0), (1, 2), (2, 1), (2, 3)], ids=str)

@@ -111,6 +111,44 @@ def test_it_is_stepped_as_without_the_interruption(tmp_path, name, hook):
     assert resumed[3] == whole[3][-len(resumed[3]) :]
 
 
+class Counted(Reduced):
+    """Logs the number of batches of the epoch, and notes what was measured in each epoch."""
+
+    def __init__(self, scheduler):
+        super().__init__(scheduler)
+        self.measured = {}
+
+    def training_step(self, batch, batch_idx):
+        self.log("batches", 1.0, on_step=False, on_epoch=True, reduce_fx="sum")
+        return super().training_step(batch, batch_idx)
+
+    def on_train_epoch_start(self):
+        self.note(self.current_epoch - 1)
+
+    def on_train_end(self):
+        self.note(self.trainer.max_epochs - 1)
+
+    def note(self, epoch):
+        metrics = self.trainer.callback_metrics
+        self.measured[epoch] = {name: float(metrics[name]) for name in ("loss_epoch", "batches") if name in metrics}
+
+
+@pytest.mark.parametrize("hook", [*HOOKS, ("on_train_epoch_end", (0, BATCHES - 1))], ids=str)
+def test_what_is_measured_in_an_epoch_is_of_its_batches_alone(tmp_path, hook):
+    made = []
+
+    def make(scheduler):
+        made.append(Counted(scheduler))
+        return made[-1]
+
+    fit(None, callbacks=[SaveIn(tmp_path / "saved.ckpt", *hook)], make=make)
+    fit(None, tmp_path / "saved.ckpt", make=make)
+    whole, resumed = (module.measured for module in made)
+    assert all(whole[epoch]["batches"] == BATCHES for epoch in range(4))
+    assert {epoch: resumed[epoch] for epoch in range(2, 4)} == {epoch: whole[epoch] for epoch in range(2, 4)}
+    assert all(resumed[epoch] == whole[epoch] for epoch in resumed if epoch >= hook[1][0])
+
+
 @pytest.mark.parametrize("hook", HOOKS, ids=str)
 def test_a_schedule_of_this_package(tmp_path, hook):
     make = lambda: PlateauSchedule("val", factor=0.5, patience=0, threshold=0.3, verbose=False)  # noqa: E731

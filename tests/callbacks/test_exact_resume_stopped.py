@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run that was stopped within an epoch goes on within it, and Lightning's warning is silent where that is exact."""
 
+import sys
 import warnings
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from workers import launch
 
 from lightning_optkit.callbacks import ExactResume
 
@@ -115,3 +120,17 @@ def test_the_warning_stays_where_it_is_not_exact(tmp_path):
     fit(path=path, max_steps=13)
     _, _, said = fit(path, batch_size=4, max_steps=16)
     assert sum(LINE in each for each in said) == 1 and sum("it is not exact." in each for each in said) == 1
+
+
+@pytest.mark.parametrize("kind", ["sharded", "full"])
+def test_fsdp2_goes_on_within_the_window_in_which_it_was_stopped(two_processes, kind):
+    for results in two_processes:
+        whole, resumed = results[kind]
+        torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cut")
+    launch(Path(__file__).with_name("cut_epoch_worker.py"), folder, timeout=100)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
