@@ -43,7 +43,7 @@ class PageOfRun:
         try:
             # First, since it takes a moment only: after another process has failed, Lightning's launcher may kill this
             # one while it draws.
-            record.save(_beside(self._target()))
+            record.save(self._target().with_suffix(".json"))
             written = write_report([record], self._target())
         except Exception as error:
             self.say_unwritten(error)
@@ -71,9 +71,5 @@ def _check_page(owner: str, path: Path) -> None:
         )
     if os.path.isdir(path):
         raise ValueError(f"{where}: path must be a file, such as {shown(str(path / 'report.html'))}; it is a folder.")
-
-
-def _beside(page: Path) -> Path:
-    """The file of the record of this page."""
-    is_html = page.suffix.lower() in (".html", ".htm")  # other ends of a name are part of it, as in "lr=0.1"
-    return page.with_suffix(".json") if is_html else page.with_name(f"{page.name}.json")
+    if path.suffix.lower() not in (".html", ".htm"):  # a browser would show its text
+        raise ValueError(f"{where}: path must end in .html, such as {shown(f'{path}.html')}.")

@@ -53,7 +53,8 @@ class Report(FitCallback):
     run's report covers the whole run.
 
     Args:
-        path: The file to write. Default: report.html in the logger's folder, or in the trainer's `default_root_dir`.
+        path: The file to write, which ends in .html. Default: report.html in the logger's folder, or in the trainer's
+            `default_root_dir`.
         name: Name of the run in the report. Default: the class of the module.
         measure_every: Steps between measurements of the gradient norm, at least 1; not used if the step provides it.
         write: False only records: pass the `record` of several runs to `diagnostics.write_report` to compare them.
@@ -62,7 +63,7 @@ class Report(FitCallback):
         verbose: Print a summary when the fit ends.
 
     Raises:
-        ValueError: for an argument out of range.
+        ValueError: for an argument out of range, and a path that is a folder or has another end.
 
     Cost: no pass over the gradients with `Fuse` and a clip by norm; otherwise two in `measure_every` steps. A step
     whose layers are measured costs what one of `GradientHealth` does.

@@ -16,7 +16,7 @@ from lightning_optkit.diagnostics._record import RunRecord, record_from
 
 __all__ = ["saved_runs"]
 
-_IN_FOLDERS = ("report.json", "metrics.csv")
+_PAGES = (".html", ".htm")
 _VALIDATION = re.compile(r"(^|[_/. -])(val|valid|validation|dev)([_/. -]|$)", re.IGNORECASE)
 _LOSS = re.compile(r"^(train(ing)?[_/. -]+)?loss([_/. -]step)?$", re.IGNORECASE)
 
@@ -28,7 +28,8 @@ def saved_runs(
 
     Args:
         paths: Files that end in .json (of `Report`), .ckpt (of a run with `Report`) or .csv (of CSVLogger), and
-            folders, which are searched for report.json and, where there is none beside it, metrics.csv.
+            folders, which are searched for report.json, any other .json that has a page of its name beside it and,
+            where there is no record beside it, metrics.csv.
         say: Called with a sentence for each file in a folder that is left out, since it holds no run.
 
     Raises:
@@ -44,10 +45,10 @@ def saved_runs(
 
 def _found_in(folder: Path, say: Callable[[str], object]) -> list[tuple[Path, RunRecord]]:
     """The runs below a folder. One that was killed while it wrote must not hide the others."""
-    found = [file for name in _IN_FOLDERS for file in sorted(folder.rglob(name)) if file.is_file()]
+    logs = [file for file in sorted(folder.rglob("metrics.csv")) if file.is_file()]
     runs, failed, with_record = [], [], set()
-    for file in found:
-        if file.name != _IN_FOLDERS[0] and file.parent in with_record:
+    for file in [*_records_in(folder), *logs]:
+        if file.name == "metrics.csv" and file.parent in with_record:
             continue
         try:
             runs.append((file, _read(file)))
@@ -61,10 +62,20 @@ def _found_in(folder: Path, say: Callable[[str], object]) -> list[tuple[Path, Ru
         say(f"Left out: {each}")
     if not runs:
         raise FileNotFoundError(
-            f"{folder}: there is no report.json and no metrics.csv in this folder; give the Trainer a Report or a "
+            f"{folder}: there is no record of Report and no metrics.csv in this folder; give the Trainer a Report or a "
             "CSVLogger, or name a checkpoint of a run with Report."
         )
     return runs
+
+
+def _records_in(folder: Path) -> list[Path]:
+    """`Report("lr=0.1.html")` has its record in lr=0.1.json; a .json without a page is somebody else's."""
+
+    def is_record(file: Path) -> bool:
+        has_page = any(file.with_suffix(suffix).is_file() for suffix in _PAGES)
+        return file.is_file() and (has_page or file.name == "report.json")
+
+    return [file for file in sorted(folder.rglob("*.json")) if is_record(file)]
 
 
 def _read(path: Path) -> RunRecord:
@@ -146,8 +157,12 @@ def _column(rows: Iterable[dict[str, str]], name: str) -> Curve:
 
 
 def _named_apart(found: Sequence[tuple[Path, RunRecord]]) -> list[RunRecord]:
-    """Runs of the same name get what differs in their paths, and a number if another run has that name."""
+    """Runs of the same name get what differs in their paths, and a number if another run has that name.
+
+    A name that all have, as that of the module, tells nothing, and is left out.
+    """
     names = [run.name for _, run in found]
+    is_shared = len(set(names)) == 1
     alike = {name: [file.resolve() for file, run in found if run.name == name] for name in names}
     taken: set[str] = set()
     runs = []
@@ -155,7 +170,8 @@ def _named_apart(found: Sequence[tuple[Path, RunRecord]]) -> list[RunRecord]:
         files = alike[run.name]
         name = run.name
         if len(files) > 1:
-            name = f"{name}, {_what_differs(files)[files.index(file.resolve())]}"
+            differs = _what_differs(files)[files.index(file.resolve())]
+            name = differs if is_shared else f"{name}, {differs}"
         each, number = name, 2
         while each in taken:
             each, number = f"{name} {number}", number + 1
@@ -167,7 +183,10 @@ def _named_apart(found: Sequence[tuple[Path, RunRecord]]) -> list[RunRecord]:
 def _what_differs(files: Sequence[Path]) -> list[str]:
     """The end of each path that no other has, from the folders or, within one, the files; without what all share."""
     of_folders = [file.parent.parts for file in files]
-    paths = of_folders if len(set(of_folders)) == len(files) else [file.parts for file in files]
+    of_files = [file.with_suffix("").parts for file in files]
+    if len(set(of_files)) < len(files):  # a.json, a.ckpt
+        of_files = [file.parts for file in files]
+    paths = of_folders if len(set(of_folders)) == len(files) else of_files
     depth = next(
         depth for depth in range(1, max(map(len, paths)) + 1) if len({path[-depth:] for path in paths}) == len(paths)
     )

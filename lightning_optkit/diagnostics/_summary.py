@@ -81,9 +81,13 @@ def _widths(rows: Sequence[Sequence[str]], total: int) -> list[int] | None:
     columns = [*zip(*rows, strict=True)]
     widths = [max(len(word) for cell in column for word in _SPACES.split(cell)) for column in columns]
     whole = [max(map(len, column)) for column in columns]
-    while sum(widths) < min(total, sum(whole)):  # to the one that lacks most
-        place = max(range(len(widths)), key=lambda at: whole[at] - widths[at])
-        widths[place] += 1
+
+    def wants(at: int) -> tuple[int, int]:
+        lines = sum(-(-len(cell) // max(widths[at], 1)) for cell in columns[at] if cell)
+        return lines, whole[at] - widths[at]
+
+    while sum(widths) < min(total, sum(whole)):  # to the one of the most lines, of those that are not on one line each
+        widths[max((at for at in range(len(widths)) if widths[at] < whole[at]), key=wants)] += 1
     return widths if sum(widths) <= total else None
 
 

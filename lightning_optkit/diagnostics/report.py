@@ -2,6 +2,7 @@
 """Compares training runs in one self-contained HTML file."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,6 +70,7 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    templates.filters["breakable"] = _breakable
     differing, shared = settings_rows(runs)
     page = templates.get_template("report.html.j2").render(
         title=title,
@@ -115,6 +117,13 @@ def _checked(owner: str, runs: Sequence[RunRecord]) -> list[RunRecord]:
     if not names or len(set(names)) != len(names):
         raise ValueError(f"{owner}(runs={shown(names)}): runs must be one or more, each with a name of its own.")
     return listed
+
+
+def _breakable(cell: str) -> str:
+    """The cell with places where a browser may break a long setting, before a part of it rather than within a word."""
+    from markupsafe import Markup
+
+    return Markup("<wbr>").join(re.split(r"(?<=[(\[=,._/])(?=[^\W\d_]|['(\[])", cell))
 
 
 def _environments(runs: Sequence[RunRecord]) -> list[tuple[str, dict[str, str]]]:

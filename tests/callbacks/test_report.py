@@ -386,6 +386,15 @@ def test_can_be_pickled(regression, fit):
     assert pickle.loads(pickle.dumps(report)).record == report.record
 
 
+@pytest.mark.parametrize(
+    ("path", "needed"),
+    [("run.json", "must be that of the page"), ("lr=0.1", r"must end in \.html, such as '.*lr=0\.1\.html'\.$")],
+)
+def test_a_page_is_one_that_a_browser_opens(tmp_path, path, needed):
+    with pytest.raises(ValueError, match=rf"^Report\(path='.*{path}'\): path {needed}"):
+        Report(tmp_path / path)
+
+
 def test_rejects_a_measurement_interval_out_of_range():
     with pytest.raises(ValueError, match=r"^Report\(measure_every=0\): measure_every must be an integer >= 1\.$"):
         Report(measure_every=0)

@@ -44,21 +44,39 @@ def test_a_folder_is_searched_and_a_record_wins_over_the_log_beside_it(tmp_path)
     assert [run.name for run in saved_runs([tmp_path])] == ["plain", "version_1"]
 
 
+def test_a_folder_has_the_records_whose_pages_have_names_of_their_own(tmp_path):
+    for name in ("lr=0.1", "lr=0.01"):
+        replace(RECORD, name=name).save(tmp_path / "runs" / f"{name}.json")
+        (tmp_path / "runs" / f"{name}.html").write_text("<html>")
+    (tmp_path / "runs" / "settings.json").write_text('{"lr": 0.1}')  # somebody else's
+    said = []
+    assert [run.name for run in saved_runs([tmp_path], said.append)] == ["lr=0.01", "lr=0.1"] and not said
+
+
 @pytest.mark.parametrize(
     ("files", "names"),
     [
-        (["a/report.json", "b/report.json"], ["plain, a", "plain, b"]),
-        (["a/out/report.json", "b/out/report.json"], ["plain, a", "plain, b"]),
-        (["x/a/out/r.json", "x/b/out/r.json", "y/a/out/r.json"], ["plain, x/a", "plain, x/b", "plain, y/a"]),
-        (["out/report.json", "out/sub/report.json"], ["plain, out", "plain, sub"]),
-        (["out/first.json", "out/second.json"], ["plain, first.json", "plain, second.json"]),
-        (["a/one.json", "a/two.json", "b/one.json"], ["plain, a/one.json", "plain, a/two.json", "plain, b/one.json"]),
+        (["a/report.json", "b/report.json"], ["a", "b"]),
+        (["a/out/report.json", "b/out/report.json"], ["a", "b"]),
+        (["x/a/out/r.json", "x/b/out/r.json", "y/a/out/r.json"], ["x/a", "x/b", "y/a"]),
+        (["out/report.json", "out/sub/report.json"], ["out", "sub"]),
+        (["out/first.json", "out/lr=0.1.json"], ["first", "lr=0.1"]),
+        (["a/one.json", "a/two.json", "b/one.json"], ["a/one", "a/two", "b/one"]),
     ],
 )
 def test_runs_of_one_name_are_told_apart_by_what_differs_in_their_paths(tmp_path, files, names):
     for file in files:
         RECORD.save(tmp_path / file)
     assert [run.name for run in saved_runs([tmp_path / file for file in files])] == names
+    replace(RECORD, name="other").save(tmp_path / "other.json")
+    with_other = saved_runs([*(tmp_path / file for file in files), tmp_path / "other.json"])
+    assert [run.name for run in with_other] == [*(f"plain, {name}" for name in names), "other"]
+
+
+def test_a_record_and_a_checkpoint_of_one_name(tmp_path):
+    RECORD.save(tmp_path / "a.json")
+    torch.save({"callbacks": {"Report": RECORD.to_dict()}, "state_dict": {}}, tmp_path / "a.ckpt")
+    assert [run.name for run in saved_runs([tmp_path / "a.json", tmp_path / "a.ckpt"])] == ["a.json", "a.ckpt"]
 
 
 def test_a_name_that_another_run_has_is_numbered(tmp_path):
@@ -71,7 +89,7 @@ def test_a_name_that_another_run_has_is_numbered(tmp_path):
     ("name", "content", "message"),
     [
         ("none.json", None, r"none\.json: there is no such file\.$"),
-        ("empty", "folder", r"empty: there is no report\.json and no metrics\.csv in this folder; give"),
+        ("empty", "folder", r"empty: there is no record of Report and no metrics\.csv in this folder; give"),
         ("log.csv", "a,b\n1,2\n", r"log\.csv: it has no column 'step'"),
         ("bad.ckpt", "no checkpoint", r"bad\.ckpt: it is no checkpoint that can be read safely \(\w+\)\.$"),
         ("other.ckpt", {"callbacks": {}}, r"other\.ckpt: the run had no Report among its callbacks"),
