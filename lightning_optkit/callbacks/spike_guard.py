@@ -52,7 +52,7 @@ class SpikeGuard(FitCallback):
     run stops. Where there is no copy, as at the start, batches that are not finite are dropped, but not 20 in a row.
 
     Schedules and counts of batches go on. All processes decide alike, from the mean of their losses. Infinite gradients
-    of a loss scaler remain the scaler's. Windows, copies and positions are part of the checkpoint, so a resumed run
+    of a finite loss remain a loss scaler's, if there is one. Windows, copies and positions are part of the checkpoint, so a resumed run
     decides as one that was not stopped.
 
     Attributes:
@@ -204,8 +204,8 @@ class SpikeGuard(FitCallback):
             self._window = []  # losses without gradients are no part of the next step
             return
         loss, norm = self._measured(trainer, optimizer, grads)
-        if loss_scaler(trainer) is not None and not math.isfinite(norm):
-            return  # the scaler skips the step and lowers its scale
+        if loss_scaler(trainer) is not None and math.isfinite(loss) and not math.isfinite(norm):
+            return  # the gradients overflowed: the scaler skips the step and lowers its scale
         verdict = self._detector.judge(loss, norm)
         if verdict == "broken":
             self._leave(trainer, pl_module, optimizer, loss, norm)

@@ -204,6 +204,19 @@ def test_dropped_under_a_loss_scaler(name):
     assert trainer.global_step == 110 and trainer.optimizers[0].state[module.net[0].weight]["step"] == 109
 
 
+@pytest.mark.parametrize("name", ["torch, fused", "Fuse"])
+def test_a_loss_that_is_not_finite_is_none_of_the_scalers(name):
+    module = Net({100: "nan"}, lambda m: torch.optim.AdamW(m.parameters(), LR, fused=name == "torch, fused" or None))
+    fuse = [Fuse(verbose=False)] if name == "Fuse" else []
+    fit(module, guarded := guard(), *fuse, **precision_of("fp16"), steps=110)
+    assert [(event.step, event.action) for event in guarded.events] == [(100, "skip")]
+    with (
+        pytest.raises(ValueError, match="of step 20 are nan and nan, and 21 in a row"),
+        pytest.warns(UserWarning, match="SpikeGuard: step 2: loss nan"),
+    ):
+        fit(Net(dict.fromkeys(range(160), "nan")), guard(), *fuse, **precision_of("fp16"), steps=30)
+
+
 @pytest.mark.filterwarnings("ignore:.training_step. returned .None.")
 def test_accumulated_batches_are_dropped_together():
     windows = [batch // 20 * 7 + batch % 20 // 3 for batch in range(240)]  # 20 batches an epoch, in threes
