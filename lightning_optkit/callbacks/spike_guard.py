@@ -52,8 +52,8 @@ class SpikeGuard(FitCallback):
     run stops. Where there is no copy, as at the start, batches that are not finite are dropped, but not 20 in a row.
 
     Schedules and counts of batches go on. All processes decide alike, from the mean of their losses. Infinite gradients
-    of a finite loss remain a loss scaler's, if there is one. Windows, copies and positions are part of the checkpoint, so a resumed run
-    decides as one that was not stopped.
+    of a finite loss remain a loss scaler's, if there is one. Windows, copies and positions are part of the checkpoint,
+    so a resumed run decides as one that was not stopped.
 
     Attributes:
         events: A `SpikeEvent` for each batch that was dropped or shrunk, and each rollback, of the current or last fit.
