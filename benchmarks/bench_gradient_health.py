@@ -23,6 +23,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_optkit as ok
+from lightning_optkit.cli.demo_command import DigitClassifier, digits
 
 FIRST, STEPS, INTERVAL = 100, 450, 200  # the default interval
 
@@ -68,8 +69,13 @@ class Clock(pl.Callback):
         self.times.append(time.process_time())
 
 
+def demo():
+    """The network and the data of `optkit demo`."""
+    return DigitClassifier(), *digits()[0].dataset.tensors
+
+
 def mlp():
-    """A network of the size of the demo's, on 64 features."""
+    """A small network, on 64 features."""
     x = torch.randn(2048, 64)
     net = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
     return net, x, x[:, :10].argmax(1)
@@ -109,7 +115,7 @@ def costs(plain, empty, watched):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--networks", nargs="*", default=["mlp", "transformer"])
+    parser.add_argument("--networks", nargs="*", default=["demo", "mlp", "transformer"])
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
