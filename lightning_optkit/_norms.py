@@ -64,7 +64,7 @@ def each_norm(tensors: Sequence[Tensor]) -> list[Tensor]:
         [tensor(5., dtype=torch.float64), tensor(1., dtype=torch.float64)]
     """
     tensors = [t.full_tensor() if isinstance(t, DTensor) and is_partial(t) else t for t in tensors]
-    norms = [norm(local(t)) for t in tensors]
+    norms = _of_each([local(t) for t in tensors])
     alike: dict[tuple[Any, ...], list[int]] = {}
     for place, t in enumerate(tensors):
         if groups := sharding_groups(t):
@@ -74,6 +74,19 @@ def each_norm(tensors: Sequence[Tensor]) -> list[Tensor]:
         for place, root in zip(places, sums.sqrt().unbind(), strict=True):
             norms[place] = root
     return norms
+
+
+def _of_each(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """`norm` of each; on CPU by one call for all, and one look at their range."""
+    narrow = (torch.float32, torch.bfloat16, torch.float16)
+    together = [place for place, t in enumerate(tensors) if t.device.type == "cpu" and t.dtype in narrow]
+    norms = [None if place in {*together} else norm(t) for place, t in enumerate(tensors)]
+    if together:
+        fast = torch.stack(foreach_norm([tensors[place] for place in together], 2.0, dtype=torch.float32))
+        holds = ((fast >= _LEAST) & (fast < _BEYOND)).tolist()
+        for place, each, is_right in zip(together, fast.double().unbind(), holds, strict=True):
+            norms[place] = each if is_right else norm(tensors[place])
+    return [each for each in norms if each is not None]
 
 
 def _added_in(dtype: torch.dtype, t: Tensor, dim: list[int] | None, keepdim: bool) -> Tensor:

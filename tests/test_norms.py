@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from lightning_optkit._norms import norm, total_norm
+from lightning_optkit._norms import each_norm, norm, total_norm
 
 SCALES = [1e-37, 1e-30, 1e-22, 1e-12, 1.0, 1e12, 1e18, 1e22, 1e30, 1e36]
 
@@ -36,6 +36,16 @@ def test_all_tensors_together_and_none():
     assert total_norm(scales).item() == pytest.approx(2 * math.sqrt(10) * 1e30, rel=1e-6)
     assert total_norm([]).item() == 0
     assert total_norm([torch.zeros(0), torch.zeros(3)]).item() == 0
+
+
+def test_each_of_many_is_what_it_is_alone():
+    torch.manual_seed(0)
+    tensors = [torch.randn(5) * scale for scale in (1e-30, 1.0, 1e30, 0.0)]
+    tensors += [torch.randn(3).to(dtype) for dtype in (torch.float16, torch.bfloat16, torch.float64, torch.complex64)]
+    tensors += [torch.randn(4, 6).T, torch.zeros(0), torch.tensor([math.nan, 1.0]), torch.tensor([math.inf])]
+    found = each_norm(tensors)
+    assert all(torch.equal(a, norm(b)) or a.isnan() and norm(b).isnan() for a, b in zip(found, tensors, strict=True))
+    assert each_norm([]) == [] and all(each.dtype == torch.float64 and each.ndim == 0 for each in found)
 
 
 @pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])

@@ -6,7 +6,7 @@ before the step, evenly spaced, and compared after it; the norm of the update is
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from lightning_optkit.step.shards import local
 __all__ = ["StepMeasure", "layer_of", "parameters_of", "plain_name"]
 
 _SAMPLE = 4_096  # a share of them is known to 1.6 %
+_TOGETHER = 64  # parameters of which samples are compared at once
 _NAN = float("nan")
 
 
@@ -77,13 +78,10 @@ class StepMeasure:
             return
         stepped = [p for p in parameters_of(optimizer) if p in self.starts and p not in self._own]
         pairs = [(p, p.grad) for p in stepped if p.grad is not None and p.grad.layout == torch.strided]
-        norms = each_norm([grad for _, grad in pairs])
-        rows = [
-            torch.stack([wide(norm), *_changed(p, grad, self.starts[p])])
-            for (p, grad), norm in zip(pairs, norms, strict=True)
-        ]
-        for (param, _), (grad, update, lost) in zip(pairs, _fetched(rows), strict=True):
-            self._norms[param] = (grad / scale, update, lost)
+        norms = _fetched([wide(norm.reshape(1)) for norm in each_norm([grad for _, grad in pairs])])
+        changes = _changes([(p, grad, self.starts[p]) for p, grad in pairs])
+        for (param, _), norm, (update, lost) in zip(pairs, norms, changes, strict=True):
+            self._norms[param] = (norm[0] / scale, update, lost)
 
     def seen(self) -> tuple[ParameterSeen, ...]:
         """All parameters; to be asked before gradients are cleared."""
@@ -140,12 +138,31 @@ def _sample(t: Tensor) -> Tensor:
     return flat[:: stride | 1] if stride > 1 else flat  # odd: an even one would meet few columns of a matrix
 
 
-def _changed(param: Tensor, grad: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-    """Norm of the update, estimated for the whole, and share of the elements that a gradient did not change."""
-    after, sampled = _sample(param), _sample(grad)
-    numel = max(after.numel(), 1)
-    update = (wide(after) - wide(before)).norm() * math.sqrt(local(param).numel() / numel)
-    return update, wide(((after == before) & (sampled != 0)).sum()) / numel
+def _changes(measured: Sequence[tuple[Tensor, Tensor, Tensor]]) -> list[tuple[float, float]]:
+    """Of parameters with their gradients and their samples of before, some at a time: their copies are short-lived."""
+    found = []
+    for first in range(0, len(measured), _TOGETHER):
+        some = measured[first : first + _TOGETHER]
+        alike = {(before.device, before.dtype, sampled.dtype) for _, sampled, before in some}
+        found += _changed(some) if len(alike) == 1 else [pair for each in some for pair in _changed([each])]
+    return found
+
+
+def _changed(measured: Sequence[tuple[Tensor, Tensor, Tensor]]) -> list[tuple[float, float]]:
+    """Norm of each update, estimated for the whole, and share of the elements that a gradient did not change."""
+    before = [sample for _, _, sample in measured]
+    sizes = [sample.numel() for sample in before]
+    whole, earlier = torch.cat([_sample(p) for p, _, _ in measured]), torch.cat(before)
+    lost = (whole == earlier) & (torch.cat([_sample(grad) for _, grad, _ in measured]) != 0)
+    differences = wide(whole) - wide(earlier)
+    pairs = 1 + whole.is_complex()
+    updates = [part.norm() for part in torch.split(differences.reshape(-1), [pairs * size for size in sizes])]
+    counts = [part.sum().to(updates[0].dtype) for part in torch.split(lost, sizes)]
+    rows = _fetched([torch.stack(updates), torch.stack(counts)])
+    return [
+        (update * math.sqrt(local(param).numel() / max(size, 1)), count / max(size, 1))
+        for (param, _, _), size, update, count in zip(measured, sizes, *rows, strict=True)
+    ]
 
 
 def _fetched(rows: list[Tensor]) -> list[list[float]]:
