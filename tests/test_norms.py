@@ -44,7 +44,7 @@ def test_each_of_many_is_what_it_is_alone():
     tensors += [torch.randn(3).to(dtype) for dtype in (torch.float16, torch.bfloat16, torch.float64, torch.complex64)]
     tensors += [torch.randn(4, 6).T, torch.zeros(0), torch.tensor([math.nan, 1.0]), torch.tensor([math.inf])]
     found = each_norm(tensors)
-    assert all(torch.equal(a, norm(b)) or a.isnan() and norm(b).isnan() for a, b in zip(found, tensors, strict=True))
+    assert all(torch.equal(a, norm(b)) or (a.isnan() and norm(b).isnan()) for a, b in zip(found, tensors, strict=True))
     assert each_norm([]) == [] and all(each.dtype == torch.float64 and each.ndim == 0 for each in found)
 
 

@@ -24,7 +24,7 @@ class ExactAccumulation(FitCallback):
     Lightning divides each loss by `accumulate_grad_batches`, even in a last window of fewer batches, and gives small
     batches the weight of large ones. With this callback the step uses the gradient of the mean over all samples (or
     tokens) of the window, for losses that are means over their batch. Under DDP the mean is over the samples of all
-    processes. The `loss` that `on_train_batch_end` receives includes the batch's weight.
+    processes. The `loss` that `on_train_batch_end` receives includes the batch's weight, in parts of the first one.
 
     Args:
         weight: Returns the number of items in the mean of a batch's loss, e.g. of tokens that are not padding; batch ->
@@ -97,8 +97,9 @@ class ExactAccumulation(FitCallback):
         total = torch.stack([weight.to(pl_module.device) for weight in self._window.values()]).sum()
         if trainer.world_size > 1:
             torch.distributed.all_reduce(total)
-        # DDP has averaged over the processes. A window of weight 0 has no gradient.
-        factor = torch.where(total > 0, self._reference * trainer.world_size / total, torch.zeros_like(total))
+        # DDP has averaged over the processes, Lightning has divided each loss. A window of weight 0 has no gradient.
+        divided_by = trainer.world_size * trainer.accumulate_grad_batches
+        factor = torch.where(total > 0, self._reference * divided_by / total, torch.zeros_like(total))
         grads = [p.grad for p in pl_module.parameters() if p.grad is not None]
         if grads:
             foreach_mul_(grads, factor)
@@ -119,8 +120,6 @@ class ExactAccumulation(FitCallback):
             if trainer.world_size > 1:
                 torch.distributed.all_reduce(first)
             self._reference = float(first) / trainer.world_size or 1.0
-        # Lightning divides by accumulate_grad_batches. In fp32, since a half-precision loss would overflow.
-        scale = weight / self._reference * trainer.accumulate_grad_batches
-        wide = loss if loss.dtype == torch.float64 else loss.float()
-        weighted = wide * scale.to(wide.dtype)
+        wide = loss if loss.dtype == torch.float64 else loss.float()  # a half-precision loss could overflow
+        weighted = wide * (weight / self._reference).to(wide.dtype)
         return {**output, "loss": weighted} if isinstance(output, Mapping) else weighted

@@ -227,7 +227,7 @@ class GradientClipping(FitCallback):
         if (gradient_clip_val or 0) > 0:
             raise ValueError(
                 f"{type(self).__name__}({self.clip!r}): Trainer(gradient_clip_val={gradient_clip_val}) clips too; "
-                "keep one."
+                "keep one: without it the Trainer clips as before, and Fuse() makes that a part of the step."
             )
 
     def _left_out(self, pl_module: pl.LightningModule) -> set[Tensor]:

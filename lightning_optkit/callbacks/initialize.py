@@ -100,6 +100,7 @@ class Initialize(FitCallback):
         forward: Callable[[pl.LightningModule, Any], object] | None = None,
         verbose: bool = True,
     ) -> None:
+        self._arguments = {"scheme": scheme}
         self._schemes: list[Any] = list(scheme) if isinstance(scheme, Sequence) else [scheme]
         if not self._schemes or any(isinstance(one, type) or not callable(one) for one in self._schemes):
             raise TypeError(

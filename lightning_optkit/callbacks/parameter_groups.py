@@ -58,6 +58,9 @@ class ParameterGroups(FitCallback):
         self._rules = GroupRules(type(self).__name__, weight_decay, no_decay, layer_decay, layers, overrides)
         check_bools(type(self).__name__, verbose=verbose)
         self._verbose = verbose
+        self._arguments = dict(
+            weight_decay=weight_decay, no_decay=no_decay, layer_decay=layer_decay, layers=layers, overrides=overrides
+        )
         self._tables: list[GroupTable] = []
 
     # --- hooks, in the order Lightning calls them ---

@@ -122,7 +122,7 @@ class Stopwatch:
         return {"optimizer tail": median(self.tails[skip:]), "training step": median(self.steps[skip:])}
 
 
-class Before(Callback):
+class _Before(Callback):
     """The half of the stopwatch that stands in front of the averaging callback."""
 
     def __init__(self, watch: Stopwatch) -> None:
@@ -149,7 +149,7 @@ class Before(Callback):
         self.watch.averaging_started = time.process_time()
 
 
-class After(Callback):
+class _After(Callback):
     """The half that stands behind it."""
 
     def __init__(self, watch: Stopwatch) -> None:
@@ -174,7 +174,7 @@ def train(name: str, extra: list[Callback], averaging: Callback, max_epochs: int
         devices=1,
         deterministic=True,
         gradient_clip_val=1.0,
-        callbacks=[*extra, report, Before(watch), averaging, After(watch)],
+        callbacks=[*extra, report, _Before(watch), averaging, _After(watch)],
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,

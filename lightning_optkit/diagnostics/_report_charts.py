@@ -72,7 +72,7 @@ def heat_maps_of(runs: Sequence[RunRecord]) -> list[tuple[str, str, list[Drawn]]
         of_runs = [(run.name, run.layers[quantity]) for run in runs if run.layers.get(quantity)]
         is_share = quantity == "closed"
         bounds = (0.0, 1.0) if is_share else range_of([layers for _, layers in of_runs])
-        if bounds is not None:
+        if of_runs and bounds is not None:
             drawn = [
                 Drawn(
                     *((name, "") if len(runs) > 1 else (title, caption)),

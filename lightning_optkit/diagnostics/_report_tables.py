@@ -15,6 +15,7 @@ Row = tuple[str, ...]
 _SMALL = re.compile(r"loss|err|mae|mse|rmse|nll|ppl|perplexity|wer|cer|fid|distance", re.IGNORECASE)
 _LARGE = re.compile(r"acc|auc|auroc|f1|score|precision|recall|iou|map|bleu|rouge|r2|psnr|ssim|dice", re.IGNORECASE)
 _DATE = "date"  # differs between any two runs
+_FEW_STEPS = 20  # of which a share says little
 _SAME = 0.05  # times that are closer than this are called the same
 # A clip that changes most steps on purpose, and what it is made for.
 _BY_DESIGN = {"AutoClip(": "as it is meant to: its bound is a percentile of the norms so far"}
@@ -182,7 +183,8 @@ def _clipped(before: Mapping[int, float], after: Mapping[int, float], steps: Seq
         return ""
     share = sum(after[step] < before[step] * (1.0 - 1e-5) for step in steps) / len(steps)
     meant = next((why for kind, why in _BY_DESIGN.items() if clip.startswith(kind)), None)
-    return f"{share:.0%}" + (f", {meant}" if meant and share else "")
+    few = f" of {len(steps)} measured" if len(steps) < _FEW_STEPS else ""
+    return f"{share:.0%}{few}" + (f", {meant}" if meant and share else "")
 
 
 def _timings(values: Sequence[float | None]) -> list[str]:

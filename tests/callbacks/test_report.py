@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from lightning_optkit.averaging import EMA
 from lightning_optkit.callbacks import (
+    ExactAccumulation,
     Fuse,
     GradientHealth,
     NoiseScale,
@@ -172,6 +173,13 @@ def test_a_last_window_that_is_not_full_is_a_step_too(regression, fit):
     report = only_record()
     fit(regression(plain_sgd), report, accumulate_grad_batches=3, epochs=1)  # 4 batches: 3 and 1
     assert report.record.loss.steps == report.record.grad_norm[ONLY].steps == [1, 2]
+
+
+def test_losses_are_whole_where_batches_are_weighted(regression, fit):
+    plain, weighted = only_record(), only_record()
+    fit(regression(plain_sgd), plain)
+    fit(regression(plain_sgd), weighted, ExactAccumulation())
+    assert weighted.record.loss.values == pytest.approx(plain.record.loss.values, rel=1e-5)
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -158,7 +158,7 @@ def test_gradient_norms_are_compared_over_the_steps_that_all_runs_measured():
     sparse = RunRecord("sparse", grad_norm={"net": Curve([1, 3], [5.0, 7.0])})
     rows = {row[0]: row[1:] for row in result_rows([dense, sparse])}
     assert rows["gradient norm, median"] == ("6", "6")
-    assert rows["steps clipped"] == ("50%", "")
+    assert rows["steps clipped"] == ("50% of 2 measured", "")
 
 
 @pytest.mark.parametrize(("every", "told"), [(1, ""), (10, "Circles: measured every few steps.")])

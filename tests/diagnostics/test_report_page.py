@@ -43,6 +43,12 @@ def a_run(name, *, rate=1e-3, callbacks=("Fuse",), **more):
 VERDICT = Verdict("lr_too_high", "net.0", "updates replace the weights", "one step changed all of it", "lr=0.3", 4, 0.9)
 
 
+def test_a_log_has_no_heading_without_a_picture_and_no_share_of_few_steps_alone():
+    few = a_run("log", layers={}, grad_norm={"net": Curve([9], [2.0])}, grad_norm_clipped={"net": Curve([9], [1.0])})
+    assert heat_maps_of([few]) == [] and len(heat_maps_of([few, a_run("whole")])) == 2
+    assert ("steps clipped", "100% of 1 measured") in result_rows([few])
+
+
 def texts(svg):
     return re.findall(r"<text[^>]*>(.*?)</text>", svg)
 

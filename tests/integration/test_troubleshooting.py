@@ -119,7 +119,7 @@ def program(**content):
 
 # What the page has in the first column -> what brings it about.
 CASES = {
-    "Trainer(gradient_clip_val=1.0) clips too; keep one.": lambda: fit(
+    "Trainer(gradient_clip_val=1.0) clips too; keep one": lambda: fit(
         ok.GradientClipping(ok.ClipNorm(1.0)), gradient_clip_val=1.0
     ),
     "given twice": lambda: fit(ok.Fuse(), ok.Fuse()),

@@ -58,6 +58,7 @@ class ScheduledCallback(FitCallback):
         check_schedule(self._owner, "schedule", schedule)
         self.schedule, self._verbose = schedule, verbose
         self._clock = Clock(self._owner, interval, total, count)
+        self._arguments = dict(interval=interval, total=total, count=count)
         self._fits, self._resumed_from = True, repr(schedule)
         self.values: dict[str, float] = {}  # the last written values, by label
 

@@ -58,10 +58,10 @@ def run_settings(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str
 
 
 def callback_arguments(trainer: pl.Trainer, but: object) -> dict[str, str]:
-    """The arguments of each callback `but` one, without those at their defaults, and those it does not keep."""
+    """The arguments of each callback `but` one and private ones, without those at their defaults or not kept."""
     found: dict[str, str] = {}
     for callback in callbacks_of(trainer, object, but=but):
-        if is_a(callback, ProgressBar, ModelSummary):
+        if is_a(callback, ProgressBar, ModelSummary) or type(callback).__name__.startswith("_"):
             continue
         name, number = type(callback).__name__, 2
         while name in found:
@@ -94,6 +94,7 @@ def _arguments(callback: object) -> str:
     own = {name: value for name, value in vars(callback).items() if name not in added}
     kept = {name.lstrip("_"): value for name, value in own.items()}
     kept |= {name: value for name, value in own.items() if name in kept}
+    kept |= own.get("_arguments", {})  # those that it keeps in another form
     for name, parameter in inspect.signature(type(callback).__init__).parameters.items():
         if (
             name in ("self", "verbose")
