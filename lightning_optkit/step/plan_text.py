@@ -56,13 +56,15 @@ def _total(plans: Sequence["GroupPlan"]) -> Iterator[str]:
     compiled = [plan for plan in plans if plan.path.startswith("compiled")]
     walks = max((plan.num_walks for plan in compiled), default=0)
     separate = max((plan.separate_walks for plan in compiled), default=0)
-    if separate > walks:
+    if separate <= walks:
+        yield f"one step moves {_size(total)}"
+    else:
         apart = sum(plan.separate_bytes for plan in compiled) + sum(
             plan.bytes_moved for plan in plans if plan not in compiled
         )
         passes = "1 pass" if walks == 1 else f"{walks} passes"
-        yield f"each stage on its own: {_size(apart)} in {separate} passes, in place of {passes}"
-    yield f"one step moves {_size(total)}"
+        yield f"one step moves {_size(total)} in {passes}"
+        yield f"each stage on its own: {_size(apart)} in {separate} passes"
 
 
 def _size(num_bytes: int) -> str:
