@@ -73,12 +73,12 @@ class GradientHealth(FitCallback):
     Faults of settings, data and initial weights are named only if the run learns badly, judged by its loss against that
     of the best constant prediction: `unnormalized_input`, `unscaled_target`, `bad_init_scale`, `saturated_units`,
     `dead_units`, `vanishing_gradient`, `exploding_gradient`, `loss_spike`, `lr_too_high`, `lr_too_low`,
-    `class_imbalance`, `overfitting`, `input_ignored`, `label_shuffle`, `weak_signal`. For these, a run that has not learned much in
-    its first quarter is measured at every twentieth of the rest, and the loss of its batch is evaluated along the
-    update. They need a loss function of
-    torch, one per step, and are judged from the middle of the run on. `class_imbalance` is judged by the predictions in
-    measured steps, of which there are up to 40 more if one class has over four fifths of the samples; `overfitting` by
-    the validation loss, if one value is logged with "val" and "loss" in its name.
+    `class_imbalance`, `overfitting`, `input_ignored`, `label_shuffle`, `weak_signal`. For these, a run that has not
+    learned much in its first quarter is measured at every twentieth of the rest, and the loss of its batch is evaluated
+    along the update. They need a loss function of torch, one per step, and are judged from the middle of the run on.
+    `class_imbalance` is judged by the predictions in measured steps, of which there are up to 40 more if one class has
+    over four fifths of the samples; `overfitting` by the validation loss, if one value is logged with "val" and "loss"
+    in its name.
 
     Args:
         check_every: Optimizer steps between measured ones, at least 1.
@@ -182,6 +182,8 @@ class GradientHealth(FitCallback):
     ) -> None:
         self._close()
         self._batch = (batch, batch_idx)
+        if self._schedules is not None:
+            self._schedules.before_batch(trainer)
         self._associations.before_batch(trainer, pl_module, batch_idx)
         step = self._seen.steps
         has_left = self._modes is not None and self._modes.is_due(step)
@@ -212,6 +214,8 @@ class GradientHealth(FitCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._associations.close()
+        if self._schedules is not None:
+            self._schedules.after_batch(trainer)
         self._losses.after_batch(trainer, pl_module, outputs, self._seen.steps)
         self._idle.after_batch(trainer, pl_module, self._seen.steps)
         if self._seen.idle is not self._idle.seen or self._has_arrived:

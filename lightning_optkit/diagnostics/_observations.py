@@ -266,6 +266,8 @@ class ScheduleSeen:
         zero_last: Number of steps with a rate of 0 up to now, after others.
         follows_metric: Whether it is stepped by a metric (ReduceLROnPlateau).
         faded: Number of steps with a rate below a thousandth of the highest one so far, up to now.
+        batches: Number of batches during which it was stepped.
+        batches_twice: How many of them saw more than one of its steps.
     """
 
     name: str
@@ -283,6 +285,8 @@ class ScheduleSeen:
     zero_last: int
     follows_metric: bool
     faded: int = 0
+    batches: int = 0
+    batches_twice: int = 0
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,19 @@ class SchedulesOfRun:
         self._before = [_count(config.scheduler) for config in trainer.lr_scheduler_configs]
         self._epochs = trainer.current_epoch
         self._rates: dict[Optimizer, _Rates] = {}
+        self._at_start: list[int] = []
+        self._stepped, self._twice = [[0] * len(self._before) for _ in range(2)]  # batches, by place
+
+    def before_batch(self, trainer: pl.Trainer) -> None:
+        """Takes note of the counts before a batch; to be followed by `after_batch`."""
+        self._at_start = [_count(config.scheduler) for config in trainer.lr_scheduler_configs[: len(self._before)]]
+
+    def after_batch(self, trainer: pl.Trainer) -> None:
+        """Counts the batches in which a scheduler was stepped, and in which more than once."""
+        for place, (config, before) in enumerate(zip(trainer.lr_scheduler_configs, self._at_start, strict=False)):
+            calls = _count(config.scheduler) - before
+            self._stepped[place] += calls > 0
+            self._twice[place] += calls > 1
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Takes note of the rate of a step; a rate that is a tensor is not read."""
@@ -85,6 +98,8 @@ class SchedulesOfRun:
             zero_last=rates.zero_last,
             follows_metric=isinstance(scheduler, ReduceLROnPlateau),
             faded=rates.faded,
+            batches=0 if scheduler is None else self._stepped[place],
+            batches_twice=0 if scheduler is None else self._twice[place],
         )
 
 

@@ -46,10 +46,11 @@ class CalledAssociations(CalledLoss):
     def _take(self, function: Any, arguments: dict[str, Any]) -> bool:
         with torch.autocast(arguments["input"].device.type, enabled=False):
             columns = _columns(function, arguments)
-            found = None if columns is None else _paired(*columns)
-        if found is None or columns is None:
-            return False
-        num = len(found)
+            if columns is None:
+                return False
+            found, num = _paired(*columns), len(columns[0])
+            if num > 1:
+                self._add_products(*columns[:2])
         if num > 1:  # a single sample has no other to be exchanged with
             centered = found - found.mean(0) - found.mean(1, keepdim=True) + found.mean()
             varies = centered.abs().amax() > _ROUNDING * found.abs().amax()
@@ -57,7 +58,6 @@ class CalledAssociations(CalledLoss):
             variance = torch.where(varies, centered.square().sum() / (num - 1), 0.0)
             sums = [gain, variance, torch.where(varies, gain.square() / variance, 0.0), varies.to(gain.dtype)]
             self._add(sums, num)
-            self._add_products(*columns[:2])
         return True
 
     def _add_products(self, x: Tensor, y: Tensor) -> None:
@@ -77,17 +77,20 @@ class CalledAssociations(CalledLoss):
             return None
         gain, variance, squares, batches = torch.stack(self._sums).tolist()
         count, scatter = self._samples, squares / max(batches, 1.0)
-        dependence = _dependence(*self._products, self._free) if self._is_one_shape else None
+        dependence = _dependence(self._products, self._free) if self._is_one_shape else None
         return AssociationSeen(gain / count, variance**0.5 / count, count, int(batches), scatter, dependence)
 
 
-def _dependence(xx: Tensor, xy: Tensor, yy: Tensor, free: int) -> DependenceSeen | None:
-    """Of so many free samples; None if they are too few."""
-    left, right = (_whitening(each.cpu()) for each in (xx, yy))
+def _dependence(products: list[Tensor], free: int) -> DependenceSeen | None:
+    """From products of x with x, x with y and y with y of so many free samples; None if they are too few."""
+    xx, xy, yy = (each.double() for each in (part.cpu() for part in products))  # autocast leaves fp64 as it is
+    if not all(bool(each.isfinite().all()) for each in (xx, xy, yy)):
+        return None
+    left, right = _whitening(xx), _whitening(yy)
     p, q = left.shape[1], right.shape[1]
     if not p or not q or free < _FREE * (p + q):
         return None
-    trace = float((left.T @ xy.cpu() @ right).square().sum())  # the sum of squared correlations
+    trace = float((left.T @ xy @ right).square().sum())  # the sum of squared correlations
     mean, variance = p * q, 2 * p * q * (free - p) * (free - q) / ((free - 1) * (free + 2))
     # A multiple of a chi-square of the same mean and variance, of which the cube root is nearly normal (Wilson and
     # Hilferty 1931).
@@ -99,8 +102,9 @@ def _dependence(xx: Tensor, xy: Tensor, yy: Tensor, free: int) -> DependenceSeen
 def _whitening(products: Tensor) -> Tensor:
     """Columns that turn those of these products into independent ones of norm 1."""
     values, vectors = torch.linalg.eigh(products)
-    kept = values > max(_ROUNDING * float(values.abs().max()), 0.0)
-    return vectors[:, kept] / values[kept].sqrt()
+    kept = values > _ROUNDING * values.abs().max()
+    whitening: Tensor = vectors[:, kept] / values[kept].sqrt()
+    return whitening
 
 
 def paired(function: Any, arguments: dict[str, Any]) -> Tensor | None:

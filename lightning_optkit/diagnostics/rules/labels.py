@@ -99,16 +99,14 @@ def _in_gain(fresh: AssociationSeen, held: AssociationSeen) -> str | None:
     if not abs(held.gain - fresh.gain) > _BY_CHANCE * error or not abs(held.gain) > _BY_CHANCE * held.error:
         return None
     if fresh.scatter > 1 + _BY_CHANCE * math.sqrt(2 / max(fresh.batches, 1)):
-        return (
-            None  # they did go with inputs, one way and another, as the weights went: those of the validation are one
-        )
+        return None  # they did go with inputs, one way and another, as the weights went
     if fresh.gain / held.gain > _FOLLOWS:
         return None
     better = "less" if held.gain > 0 else "more"
     return (
         f"predictions had {abs(held.gain):.2g} {better} loss with their own targets than with exchanged ones in the "
-        f"validation, and {fresh.gain:.2g} less in {fresh.samples} training samples that had not been trained on, where "
-        f"chance makes {error:.2g} of difference"
+        f"validation, and {fresh.gain:.2g} less in {fresh.samples} training samples that had not been trained on, "
+        f"where chance makes {error:.2g} of difference"
     )
 
 
@@ -125,8 +123,8 @@ def _in_dependence(fresh: AssociationSeen, held: AssociationSeen) -> str | None:
         return None
     return (
         f"squared correlations of outputs with targets came to {other.strength:.2g} beyond chance in the validation, "
-        f"and to {one.strength:.2g} in {fresh.samples} training samples that had not been trained on, where chance makes "
-        f"{error:.2g} of difference"
+        f"and to {one.strength:.2g} in {fresh.samples} training samples that had not been trained on, where "
+        f"chance makes {error:.2g} of difference"
     )
 
 
@@ -150,5 +148,3 @@ def _held_to(run: RunSeen, gains: list[float]) -> tuple[float, float, str]:
     unseen = _UNSEEN_SHARES if math.isnan(losses[0].target_std) else _UNSEEN
     mean = statistics.fmean(constants)
     return mean, max(spread / math.sqrt(len(constants)), unseen * mean), "training targets"
-
-
