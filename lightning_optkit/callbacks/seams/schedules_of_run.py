@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, PolynomialLR
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.diagnostics._observations import ScheduleSeen
 
-__all__ = ["SchedulesOfRun", "highest_decay", "highest_rate"]
+__all__ = ["SchedulesOfRun", "highest_decay", "highest_rate", "rate_to_come"]
 
 _FADED = 1e-3  # of the highest rate: what is left to come of such steps is a thousandth of one in front
 _LENGTHS = {CosineAnnealingLR: "T_max", OneCycleLR: "total_steps", PolynomialLR: "total_iters"}
@@ -121,3 +121,9 @@ def highest_decay(optimizer: Optimizer) -> float:
 def highest_rate(optimizer: Optimizer) -> float:
     """The highest learning rate of its groups."""
     return max((float(group["lr"]) for group in optimizer.param_groups if "lr" in group), default=float("nan"))
+
+
+def rate_to_come(optimizer: Optimizer) -> float:
+    """The highest rate of its groups that a scheduler of torch has kept to start from or to rise to; 0 without one."""
+    kept = [group.get(name) for group in optimizer.param_groups for name in ("initial_lr", "max_lr")]
+    return max((float(rate) for rate in kept if rate is not None), default=0.0)

@@ -152,6 +152,8 @@ def lost_updates(run: RunSeen) -> Verdict | None:
     if len(judged) < 2 or judged[1].rate < 0.5 * highest:
         return None
     least, outcome = min(map(_lost_share, judged)), outcome_of(run)
+    if not outcome.is_late and highest < 0.99 * judged[1].rate_to_come:
+        return None  # a warm-up by epochs
     is_harmed = outcome.is_below(_LEARNS) or (
         judged[0].step == 0 and not (outcome.is_late and outcome.progress >= _LEARNS)
     )

@@ -115,6 +115,8 @@ def _in_dependence(fresh: AssociationSeen, held: AssociationSeen) -> str | None:
     one, other = fresh.dependence, held.dependence
     if one is None or other is None or other.deviates < _BY_CHANCE:
         return None  # nothing to be told, as far as so many samples show
+    if one.deviates > _BY_CHANCE or fresh.gain > _BY_CHANCE * fresh.error:
+        return None  # labels of training went with inputs, be it less: outputs turn while a network learns
     # As if both were of one strength: a noncentral chi-square has a variance of 2 (columns + 2 free strength).
     both = (one.strength * one.free + other.strength * other.free) / (one.free + other.free)
     variances = [2 * (each.columns + 2 * each.free * max(both, 0.0)) / each.free**2 for each in (one, other)]

@@ -104,6 +104,8 @@ def lr_too_low(run: RunSeen) -> Verdict | None:
     bound = _LEARNS if run.steps >= STEPS else _BARELY  # the first steps of any run point far
     if outcome.has_diverged or not outcome.is_below(bound) or _learns_by_heart(run) or _has_found_it(run):
         return None
+    if len(run.validations) == 1 and not run.is_over:
+        return None  # the next one tells whether other data gain
     rate = _highest(run)
     probes = [c.probe for c in run.checks if c.probe is not None and c.probe.rate >= 0.5 * rate]
     goes_on = _still_falls(run)

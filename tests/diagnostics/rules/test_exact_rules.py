@@ -158,6 +158,13 @@ def test_lost_updates_are_judged_where_the_rate_is_first_at_its_highest():
     assert lost_updates(checks([PARAM, most], [PARAM, most], kind="parameters")) is None
 
 
+def test_lost_updates_of_a_rate_that_will_rise_are_none():
+    run = checks([PARAM], [PARAM], kind="parameters")
+    for to_come, is_said in ((0.0, True), (0.1, True), (0.2, False)):
+        run.checks[:] = [replace(check, rate_to_come=to_come) for check in run.checks]
+        assert (lost_updates(run) is not None) == is_said
+
+
 @pytest.mark.parametrize("share, rates, loss, is_said", [
     (0.6, [0.1, 0.1, 0.1], None, True),  # from the first step on, and nothing is known yet
     (0.6, [0.1, 0.1, 0.1], 0.5, False),  # it learns all the same

@@ -278,6 +278,10 @@ def test_lr_too_low_needs_other_data_to_gain_too():
     assert lr_too_low(seen(probe=replace(short, other_before=2.3, other_thirty=2.2))) is not None
     assert lr_too_low(seen(probe=replace(short, other_before=2.3, other_thirty=2.3))) is None
     assert lr_too_low(seen(probe=short, validations=(2.3, 2.4))) is None
+    first = seen(probe=short, validations=(2.3,))
+    assert lr_too_low(first) is None  # the next one tells
+    first.is_over = True
+    assert lr_too_low(first) is not None
     assert lr_too_low(seen(probe=replace(short, rate=0.04))) is None  # a warm-up
     # The loss right after a tiny update differs from that before it by rounding.
     assert lr_too_low(seen(probe=replace(short, full=2.3 + 1e-6))) is not None
@@ -380,12 +384,15 @@ def test_label_shuffle_of_training_targets_that_go_otherwise_with_inputs_than_th
 
 
 def test_label_shuffle_of_training_targets_of_which_outputs_tell_less_than_of_those_of_the_validation():
-    def verdict(fresh=0.01, held=2.0, deviates=20.0, samples=733, columns=90, free=(721, 359), values=(2.31, 2.35)):
+    def verdict(
+        fresh=0.01, held=2.0, deviates=20.0, samples=733, columns=90, free=(721, 359), values=(2.31, 2.35),
+        deviates_of_training=0.5, gain=0.001,
+    ):  # fmt: skip
         run = seen(probe=replace(PROBE, permuted=2.4), validations=values)
         run.validated = TargetsSeen(2.3, 360, False)
-        of_training = DependenceSeen(fresh, 0.5, columns, free[0])
+        of_training = DependenceSeen(fresh, deviates_of_training, columns, free[0])
         of_validation = DependenceSeen(held, deviates, columns, free[1])
-        run.fresh = AssociationSeen(0.001, 0.004, samples, 18, 1.0, of_training)
+        run.fresh = AssociationSeen(gain, 0.004, samples, 18, 1.0, of_training)
         run.held = AssociationSeen(0.001, 0.005, 360, 1, 1.0, of_validation)
         (found,) = diagnose(run)
         return found
@@ -398,8 +405,10 @@ def test_label_shuffle_of_training_targets_of_which_outputs_tell_less_than_of_th
         dict(fresh=0.7),  # over a third, as batches before the validation
         dict(free=(40, 40), held=0.9),  # too few to tell
         dict(samples=99),
+        dict(deviates_of_training=3.1),  # they go with inputs, be it less: outputs turn while a network learns
     ):
         assert verdict(**weak).symptom == "weak_signal"
+    assert verdict(gain=0.011).symptom == "label_shuffle"
     run = seen(probe=PROBE, validations=(2.2, 1.8))
     run.validated = TargetsSeen(2.3, 360, False)
     run.fresh = AssociationSeen(0.001, 0.004, 733, 18, 1.0, DependenceSeen(0.01, 0.5, 90, 721))
