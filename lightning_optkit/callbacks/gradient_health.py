@@ -138,6 +138,15 @@ class GradientHealth(FitCallback):
         seen = replace(self._seen, losses=self._losses.losses, steps_planned=2 * self._seen.steps)
         return diagnose(seen), outcome_of(seen)
 
+    def told(self) -> float:
+        """Mean squared correlation of outputs with targets of the first epoch, before these were trained on.
+
+        What outputs of any network tell, another one can learn: at least so much of the way to a loss of 0. NaN if it
+        is not known, or not yet.
+        """
+        dependence = self._seen.fresh.dependence if self._seen.fresh is not None else None
+        return math.nan if dependence is None else dependence.strength / dependence.most
+
     def conclude_early(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Brings `verdicts` up to the last step of a fit that an exception ends.
 
@@ -232,6 +241,8 @@ class GradientHealth(FitCallback):
         self._batch = None
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch == 0 and self._seen.fresh is None:  # no validation
+            self._seen.fresh, self._seen.held = self._associations.seen()
         if trainer.current_epoch < _FIRST_EPOCHS:  # later ones tell nothing that a check does not
             self._conclude(trainer, pl_module)
 

@@ -96,7 +96,7 @@ def _dependence(products: list[Tensor], free: int) -> DependenceSeen | None:
     # Hilferty 1931).
     spread = 2 / 9 * variance / (2 * mean**2)
     deviates = (math.copysign(abs(free * trace / mean) ** (1 / 3), trace) - 1 + spread) / spread**0.5
-    return DependenceSeen(trace - mean / free, deviates, p * q, free)
+    return DependenceSeen(trace - mean / free, deviates, p * q, free, min(p, q))
 
 
 def _whitening(products: Tensor) -> Tensor:
