@@ -139,13 +139,13 @@ class GradientHealth(FitCallback):
         return diagnose(seen), outcome_of(seen)
 
     def told(self) -> float:
-        """Mean squared correlation of outputs with targets of the first epoch, before these were trained on.
+        """How well outputs tell a direction of the targets of the first epoch, before these were trained on.
 
-        What outputs of any network tell, another one can learn: at least so much of the way to a loss of 0. NaN if it
-        is not known, or not yet.
+        The largest squared canonical correlation, in [0, 1], less what chance makes. What outputs of any network tell,
+        another network can learn. NaN if it is not known, or not yet.
         """
         dependence = self._seen.fresh.dependence if self._seen.fresh is not None else None
-        return math.nan if dependence is None else dependence.strength / dependence.most
+        return math.nan if dependence is None else dependence.largest
 
     def conclude_early(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Brings `verdicts` up to the last step of a fit that an exception ends.

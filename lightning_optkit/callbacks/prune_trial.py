@@ -48,7 +48,7 @@ class PruneTrial(FitCallback):
     A trial ends if both hold: the primary verdict is one of `symptoms`, and the loss has come less than `progress` of
     the way from that of the best constant prediction to 0. It is judged from `after` on, as `GradientHealth` judges a
     run at its half; if the loss itself is not finite, at once. `lr_too_low` condemns only where outputs told at least
-    `progress` of the targets before these were trained on: where inputs say little, no rate brings a trial so far.
+    `progress` of a direction of the targets before these were trained on: where inputs say little, none is better.
     Without a `GradientHealth` among the callbacks, a silent one is added for the fit. The verdict is kept in
     `trial.user_attrs["verdict"]`.
 

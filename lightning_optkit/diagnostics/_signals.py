@@ -143,14 +143,14 @@ class DependenceSeen:
         deviates: The same in standard deviations of a normal variable, were they independent.
         columns: Products of independent columns: the mean of the sum by chance, times `free`.
         free: Number of samples less that of their batches.
-        most: The largest sum that there can be: the smaller number of independent columns.
+        largest: The largest squared canonical correlation, above the largest that chance makes.
     """
 
     strength: float
     deviates: float
     columns: int
     free: int
-    most: int = 1
+    largest: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -90,13 +90,15 @@ def _dependence(products: list[Tensor], free: int) -> DependenceSeen | None:
     p, q = left.shape[1], right.shape[1]
     if not p or not q or free < _FREE * (p + q):
         return None
-    trace = float((left.T @ xy @ right).square().sum())  # the sum of squared correlations
+    squares = torch.linalg.svdvals(left.T @ xy @ right).square()  # canonical correlations
+    trace = float(squares.sum())
     mean, variance = p * q, 2 * p * q * (free - p) * (free - q) / ((free - 1) * (free + 2))
     # A multiple of a chi-square of the same mean and variance, of which the cube root is nearly normal (Wilson and
     # Hilferty 1931).
     spread = 2 / 9 * variance / (2 * mean**2)
     deviates = (math.copysign(abs(free * trace / mean) ** (1 / 3), trace) - 1 + spread) / spread**0.5
-    return DependenceSeen(trace - mean / free, deviates, p * q, free, min(p, q))
+    edge = (p**0.5 + q**0.5) ** 2 / free  # of independent columns, about (Wachter 1980; Johnstone 2001)
+    return DependenceSeen(trace - mean / free, deviates, p * q, free, float(squares.max()) - edge)
 
 
 def _whitening(products: Tensor) -> Tensor:
