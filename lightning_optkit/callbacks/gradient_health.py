@@ -73,18 +73,18 @@ class GradientHealth(FitCallback):
     Faults of settings, data and initial weights are named only if the run learns badly, judged by its loss against that
     of the best constant prediction: `unnormalized_input`, `unscaled_target`, `bad_init_scale`, `saturated_units`,
     `dead_units`, `vanishing_gradient`, `exploding_gradient`, `loss_spike`, `lr_too_high`, `lr_too_low`,
-    `class_imbalance`, `overfitting`, `input_ignored`, `label_shuffle`. For these, a run that has not learned much in
-    its first quarter is measured at every twentieth of the rest, and the loss of its batch is evaluated along the
-    update. They need a loss function of
-    torch, one per step, and are judged from the middle of the run on. `class_imbalance` is judged by the predictions in
-    measured steps, of which there are up to 40 more if one class has over four fifths of the samples; `overfitting` by
-    the validation loss, if one value is logged with "val" and "loss" in its name.
+    `class_imbalance`, `overfitting`, `input_ignored`, `label_shuffle`, `weak_signal`. For these, a run that has not
+    learned much in its first quarter is measured at every twentieth of the rest, and the loss of its batch is evaluated
+    along the update. They need a loss function of torch, one per step, and are judged from the middle of the run on.
+    `class_imbalance` is judged by the predictions in measured steps, of which there are up to 40 more if one class has
+    over four fifths of the samples; `overfitting` by the validation loss, if one value is logged with "val" and "loss"
+    in its name.
 
     Args:
         check_every: Optimizer steps between measured ones, at least 1.
         verbose: Warn of each new primary verdict.
         probe: Run `training_step` again on a batch to see where its update leads. What it changes outside of the module
-            and the schedulers would be changed once more; without probes `lr_too_low`, `input_ignored`, `label_shuffle`
+            and the schedulers would be changed once more; without probes `lr_too_low`, `input_ignored`, `weak_signal`
             and part of `lr_too_high` are not named.
 
     Raises:
@@ -138,6 +138,15 @@ class GradientHealth(FitCallback):
         seen = replace(self._seen, losses=self._losses.losses, steps_planned=2 * self._seen.steps)
         return diagnose(seen), outcome_of(seen)
 
+    def told(self) -> float:
+        """How well outputs tell a direction of the targets of the first epoch, before these were trained on.
+
+        The largest squared canonical correlation, in [0, 1], less what chance makes. What outputs of any network tell,
+        another network can learn. NaN if it is not known, or not yet.
+        """
+        dependence = self._seen.fresh.dependence if self._seen.fresh is not None else None
+        return math.nan if dependence is None else dependence.largest
+
     def conclude_early(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Brings `verdicts` up to the last step of a fit that an exception ends.
 
@@ -182,6 +191,8 @@ class GradientHealth(FitCallback):
     ) -> None:
         self._close()
         self._batch = (batch, batch_idx)
+        if self._schedules is not None:
+            self._schedules.before_batch(trainer)
         self._associations.before_batch(trainer, pl_module, batch_idx)
         step = self._seen.steps
         has_left = self._modes is not None and self._modes.is_due(step)
@@ -212,6 +223,8 @@ class GradientHealth(FitCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._associations.close()
+        if self._schedules is not None:
+            self._schedules.after_batch(trainer)
         self._losses.after_batch(trainer, pl_module, outputs, self._seen.steps)
         self._idle.after_batch(trainer, pl_module, self._seen.steps)
         if self._seen.idle is not self._idle.seen or self._has_arrived:
@@ -228,6 +241,8 @@ class GradientHealth(FitCallback):
         self._batch = None
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch == 0 and self._seen.fresh is None:  # no validation
+            self._seen.fresh, self._seen.held = self._associations.seen()
         if trainer.current_epoch < _FIRST_EPOCHS:  # later ones tell nothing that a check does not
             self._conclude(trainer, pl_module)
 

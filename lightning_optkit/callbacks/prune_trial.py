@@ -47,8 +47,10 @@ class PruneTrial(FitCallback):
 
     A trial ends if both hold: the primary verdict is one of `symptoms`, and the loss has come less than `progress` of
     the way from that of the best constant prediction to 0. It is judged from `after` on, as `GradientHealth` judges a
-    run at its half; if the loss itself is not finite, at once. Without a `GradientHealth` among the callbacks, a silent
-    one is added for the fit. The verdict is kept in `trial.user_attrs["verdict"]`.
+    run at its half; if the loss itself is not finite, at once. `lr_too_low` condemns only where outputs told at least
+    `progress` of a direction of the targets before these were trained on: where inputs say little, none is better.
+    Without a `GradientHealth` among the callbacks, a silent one is added for the fit. The verdict is kept in
+    `trial.user_attrs["verdict"]`.
 
     Args:
         trial: The `optuna.Trial` of the objective.
@@ -112,7 +114,7 @@ class PruneTrial(FitCallback):
                 verdicts, outcome = health.judge_now()
                 self._is_unknown = math.isnan(outcome.progress) and self._is_unknown is not False
                 learns = not outcome.has_diverged and not outcome.progress < self.progress  # unknown: let be
-                if verdicts and not learns:
+                if verdicts and not learns and self._can_do_better(health, verdicts[0]):
                     self._condemn(trainer, verdicts[0])
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -131,6 +133,9 @@ class PruneTrial(FitCallback):
             return False
         self._judged_at = step
         return True
+
+    def _can_do_better(self, health: GradientHealth, verdict: Verdict) -> bool:
+        return verdict.symptom != "lr_too_low" or health.told() >= self.progress  # NaN: not known
 
     def _condemn(self, trainer: pl.Trainer, verdict: Verdict) -> None:
         if verdict.symptom not in self.symptoms:

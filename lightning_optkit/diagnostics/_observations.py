@@ -127,6 +127,7 @@ class Check:
         hidden: Names of parameters with a gradient that are in no optimizer, and not found by torch, since their
             modules are kept in a list, tuple or dict.
         decay: Largest product of the rate and the weight decay of a group: the share by which it shrinks a weight.
+        rate_to_come: The rate that a scheduler started from or will rise to; 0 if unknown.
         returned: The loss of its batch as `training_step` returned it; NaN if unknown.
         is_undone: Whether the weights before this step were bitwise those before the step in front of it, which had
             changed them.
@@ -146,6 +147,7 @@ class Check:
     hidden: tuple[str, ...] = ()
     is_undone: bool = False
     decay: float = 0.0
+    rate_to_come: float = 0.0
     returned: float = math.nan
 
 
@@ -266,6 +268,8 @@ class ScheduleSeen:
         zero_last: Number of steps with a rate of 0 up to now, after others.
         follows_metric: Whether it is stepped by a metric (ReduceLROnPlateau).
         faded: Number of steps with a rate below a thousandth of the highest one so far, up to now.
+        batches: Number of batches during which it was stepped.
+        batches_twice: How many of them saw more than one of its steps.
     """
 
     name: str
@@ -283,6 +287,8 @@ class ScheduleSeen:
     zero_last: int
     follows_metric: bool
     faded: int = 0
+    batches: int = 0
+    batches_twice: int = 0
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
 import math
 from dataclasses import dataclass
 
-__all__ = ["ActivationSeen", "AssociationSeen", "InputSeen", "LayerSeen", "LossSeen", "ProbeSeen"]
+__all__ = ["ActivationSeen", "AssociationSeen", "DependenceSeen", "InputSeen", "LayerSeen", "LossSeen", "ProbeSeen"]
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,25 @@ class TargetsSeen:
 
 
 @dataclass(frozen=True)
+class DependenceSeen:
+    """How well targets can be told from predictions, in whatever linear way.
+
+    Args:
+        strength: Sum of the squared canonical correlations, without what chance makes.
+        deviates: The same in standard deviations of a normal variable, were they independent.
+        columns: Products of independent columns: the mean of the sum by chance, times `free`.
+        free: Number of samples less that of their batches.
+        largest: The largest squared canonical correlation, above the largest that chance makes.
+    """
+
+    strength: float
+    deviates: float
+    columns: int
+    free: int
+    largest: float = 0.0
+
+
+@dataclass(frozen=True)
 class AssociationSeen:
     """How much less loss predictions have with their own targets than with those of other samples of their batch.
 
@@ -144,6 +163,7 @@ class AssociationSeen:
         samples: Number of samples.
         batches: Number of batches in which they differ.
         scatter: Mean square of the gains of these batches in standard deviations: about 1 by chance.
+        dependence: How targets go with predictions in any way; None if unknown.
     """
 
     gain: float
@@ -151,6 +171,7 @@ class AssociationSeen:
     samples: int
     batches: int = 1
     scatter: float = 1.0
+    dependence: DependenceSeen | None = None
 
 
 @dataclass(frozen=True)

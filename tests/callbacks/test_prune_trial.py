@@ -102,6 +102,29 @@ def test_what_condemns_is_chosen(make_trainer):
         strict.fit(Classifier(rate=0.01, scale=4.0), data())
 
 
+@pytest.mark.parametrize("noise, is_ended", [(0.0, True), (0.9, False)])
+def test_a_rate_that_is_too_low_ends_a_trial_only_where_another_could_do_better(
+    make_trainer, monkeypatch, noise, is_ended
+):
+    said = Verdict("lr_too_low", None, "cause", "seen", "remedy", 0, 0.85)
+    monkeypatch.setattr(GradientHealth, "judge_now", lambda health: ([said], Outcome(0.01, False, True)))
+    (inputs, labels), generator = data().dataset.tensors, torch.Generator().manual_seed(2)
+    chosen = torch.rand(len(labels), generator=generator) < noise
+    labels = torch.where(chosen, torch.randint(0, 3, labels.shape, generator=generator), labels)
+    module = Classifier(rate=1e-4)
+    module.net = nn.Linear(8, 3)
+    with torch.no_grad():
+        module.net.weight.copy_(0.01 * torch.eye(3, 8).roll(1, 0))  # which class it is, but not by its own output
+    trainer = trainer_of(make_trainer, PruneTrial(Trial()))
+    loader = DataLoader(TensorDataset(inputs, labels), batch_size=32)
+    if is_ended:
+        with pytest.raises(optuna.TrialPruned, match="lr_too_low"):
+            trainer.fit(module, loader)
+    else:
+        trainer.fit(module, loader)
+        assert trainer.global_step == STEPS
+
+
 def test_a_loss_that_is_not_finite_ends_it_at_once(make_trainer):
     trial = Trial()
     trainer = trainer_of(make_trainer, PruneTrial(trial), GradientHealth(check_every=1, verbose=False))

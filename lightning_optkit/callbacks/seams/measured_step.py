@@ -16,7 +16,7 @@ from lightning_optkit.callbacks.seams.lightning_packages import loss_scaler
 from lightning_optkit.callbacks.seams.lightning_private import is_compiled
 from lightning_optkit.callbacks.seams.overrides import override, restore
 from lightning_optkit.callbacks.seams.run import Run
-from lightning_optkit.callbacks.seams.schedules_of_run import highest_decay, highest_rate
+from lightning_optkit.callbacks.seams.schedules_of_run import highest_decay, highest_rate, rate_to_come
 from lightning_optkit.diagnostics._observations import Check
 from lightning_optkit.diagnostics._signals import ProbeSeen
 from lightning_optkit.diagnostics.measure.calls import CalledFunctions, CalledLayers
@@ -50,6 +50,7 @@ class MeasuredStep:
         measures_layers: bool = True,
     ) -> None:
         self._trainer, self._step, self._rate, self._decay = trainer, step, float("nan"), 0.0
+        self._to_come = 0.0
         self.is_taken = False  # whether an optimizer has stepped
         self._params: dict[str, Tensor] = {n: p for n, p in pl_module.named_parameters() if not is_lazy(p)}
         optimizers = Run(trainer).optimizers
@@ -75,6 +76,7 @@ class MeasuredStep:
         is_scaled = scaler is not None and supports_amp_scaling(optimizer)
         self.norms.after(optimizer, float(scaler.get_scale()) if is_scaled else 1.0)
         self._decay = max(self._decay, highest_decay(optimizer))
+        self._to_come = max(self._to_come, rate_to_come(optimizer))
         self._rate = max(self._rate, highest_rate(optimizer)) if self._rate == self._rate else highest_rate(optimizer)
 
     @property
@@ -99,7 +101,7 @@ class MeasuredStep:
         """
         check = Check(
             self._step, self._rate, self.norms.seen(), rows.seen(self._params),
-            probe=probe, strays=self._strays, decay=self._decay,
+            probe=probe, strays=self._strays, decay=self._decay, rate_to_come=self._to_come,
             hidden=tuple(name for name, p in self._hidden.items() if p.grad is not None),
             is_undone=self._former is not None and self.norms.is_undone(self._former),
         )  # fmt: skip

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, PolynomialLR
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.diagnostics._observations import ScheduleSeen
 
-__all__ = ["SchedulesOfRun", "highest_decay", "highest_rate"]
+__all__ = ["SchedulesOfRun", "highest_decay", "highest_rate", "rate_to_come"]
 
 _FADED = 1e-3  # of the highest rate: what is left to come of such steps is a thousandth of one in front
 _LENGTHS = {CosineAnnealingLR: "T_max", OneCycleLR: "total_steps", PolynomialLR: "total_iters"}
@@ -38,6 +38,19 @@ class SchedulesOfRun:
         self._before = [_count(config.scheduler) for config in trainer.lr_scheduler_configs]
         self._epochs = trainer.current_epoch
         self._rates: dict[Optimizer, _Rates] = {}
+        self._at_start: list[int] = []
+        self._stepped, self._twice = [[0] * len(self._before) for _ in range(2)]  # batches, by place
+
+    def before_batch(self, trainer: pl.Trainer) -> None:
+        """Takes note of the counts before a batch; to be followed by `after_batch`."""
+        self._at_start = [_count(config.scheduler) for config in trainer.lr_scheduler_configs[: len(self._before)]]
+
+    def after_batch(self, trainer: pl.Trainer) -> None:
+        """Counts the batches in which a scheduler was stepped, and in which more than once."""
+        for place, (config, before) in enumerate(zip(trainer.lr_scheduler_configs, self._at_start, strict=False)):
+            calls = _count(config.scheduler) - before
+            self._stepped[place] += calls > 0
+            self._twice[place] += calls > 1
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Takes note of the rate of a step; a rate that is a tensor is not read."""
@@ -85,6 +98,8 @@ class SchedulesOfRun:
             zero_last=rates.zero_last,
             follows_metric=isinstance(scheduler, ReduceLROnPlateau),
             faded=rates.faded,
+            batches=0 if scheduler is None else self._stepped[place],
+            batches_twice=0 if scheduler is None else self._twice[place],
         )
 
 
@@ -106,3 +121,9 @@ def highest_decay(optimizer: Optimizer) -> float:
 def highest_rate(optimizer: Optimizer) -> float:
     """The highest learning rate of its groups."""
     return max((float(group["lr"]) for group in optimizer.param_groups if "lr" in group), default=float("nan"))
+
+
+def rate_to_come(optimizer: Optimizer) -> float:
+    """The highest rate of its groups that a scheduler of torch has kept to start from or to rise to; 0 without one."""
+    kept = [group.get(name) for group in optimizer.param_groups for name in ("initial_lr", "max_lr")]
+    return max((float(rate) for rate in kept if rate is not None), default=0.0)

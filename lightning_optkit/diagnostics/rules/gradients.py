@@ -4,6 +4,7 @@
 import math
 
 from lightning_optkit.diagnostics._observations import Check, IdleSeen, ParameterSeen, RunSeen
+from lightning_optkit.diagnostics.rules.outcome import outcome_of
 from lightning_optkit.diagnostics.verdict import ONCE, Verdict
 
 __all__ = ["gradient_not_zeroed", "lost_updates", "no_gradient", "not_optimized"]
@@ -11,6 +12,8 @@ __all__ = ["gradient_not_zeroed", "lost_updates", "no_gradient", "not_optimized"
 _STEPS_WITHOUT = 20  # calibrated: a branch taken with probability 1/2 is silent so long once in a million runs
 _STEPS_UNDER_NO_GRAD = 4  # exact: no gradient can arrive then; before, it is said as long as it is seen
 _LOST = 0.5  # theory: most of the update is gone; anchors of the literature give no other
+_NEARLY_ALL = 0.9  # judgement: a network of which a tenth moves may still learn, and often does
+_LEARNS = 0.5  # calibrated: see `outcome`
 _LEFT_OUT = "it requires and gets a gradient, but is in no group of any optimizer, so it never changes"
 _ALL = "torch.optim.AdamW(self.parameters(), ...), with all parameters, in configure_optimizers"
 _REPLACED = "it was replaced after configure_optimizers: the optimizer still holds what was there before"
@@ -133,10 +136,12 @@ def gradient_not_zeroed(run: RunSeen) -> Verdict | None:
 
 
 def lost_updates(run: RunSeen) -> Verdict | None:
-    """The weights are put back after two steps in a row; or most elements of the 16-bit weights do not change, in the
-    first two measured steps at the highest rate.
+    """The weights are put back after two steps in a row; or elements of the 16-bit weights do not change, in the first
+    two measured steps at the highest rate: nearly all, or most of them in a run that learns badly.
 
     Later ones say nothing: at the end of a decay, or of training, updates are small anyway, and a warm-up still rises.
+    That most are lost is no error by itself: the others can make up for them. The outcome tells if they do; before it
+    is known, the first step does, whose updates are the largest of a rate, since no noise has averaged out in them.
     """
     undone = [place for place, check in enumerate(run.checks[1:]) if check.is_undone and run.checks[place].is_undone]
     if undone:
@@ -144,9 +149,17 @@ def lost_updates(run: RunSeen) -> Verdict | None:
     highest = max((check.rate for check in run.checks), default=0.0)
     place = next((i for i, check in enumerate(run.checks) if check.rate >= 0.99 * highest), len(run.checks))
     judged = run.checks[place : place + 2]
-    if len(judged) < 2 or judged[1].rate < 0.5 * highest or min(map(_lost_share, judged)) <= _LOST:
+    if len(judged) < 2 or judged[1].rate < 0.5 * highest:
         return None
-    last = judged[1]
+    least, outcome = min(map(_lost_share, judged)), outcome_of(run)
+    if not outcome.is_late and highest < 0.99 * judged[1].rate_to_come:
+        return None  # a warm-up by epochs
+    is_harmed = outcome.is_below(_LEARNS) or (
+        judged[0].step == 0 and not (outcome.is_late and outcome.progress >= _LEARNS)
+    )
+    if least <= _LOST or not (least > _NEARLY_ALL or is_harmed):
+        return None
+    last = judged[1]  # ONCE: a rate that rises later, or what is learned all the same, withdraws it
     worst = max((p for p in last.parameters if _is_counted(p)), key=lambda p: p.lost * p.numel)
     cause = "updates are smaller than half a unit in the last place of the 16-bit weights, and rounded away"
     share = f"{_lost_share(last):.0%} of the weights that are stored in 16 bits"
@@ -155,7 +168,7 @@ def lost_updates(run: RunSeen) -> Verdict | None:
         'ok.Fuse(rounding="stochastic") (an optimizer of this package takes rounding="stochastic" itself), or '
         'Trainer(precision="bf16-mixed")'
     )
-    return Verdict("lost_updates", worst.layer or worst.name, cause, evidence, remedy, judged[0].step, 0.95)
+    return Verdict("lost_updates", worst.layer or worst.name, cause, evidence, remedy, judged[0].step, ONCE)
 
 
 def _put_back(checks: list[Check], place: int) -> Verdict:

@@ -4,6 +4,7 @@
 import math
 import statistics
 from collections.abc import Set
+from operator import gt
 
 from lightning_optkit.diagnostics._observations import Check, RunSeen
 from lightning_optkit.diagnostics._signals import ProbeSeen
@@ -103,6 +104,8 @@ def lr_too_low(run: RunSeen) -> Verdict | None:
     bound = _LEARNS if run.steps >= STEPS else _BARELY  # the first steps of any run point far
     if outcome.has_diverged or not outcome.is_below(bound) or _learns_by_heart(run) or _has_found_it(run):
         return None
+    if len(run.validations) == 1 and not run.is_over:
+        return None  # the next one tells whether other data gain
     rate = _highest(run)
     probes = [c.probe for c in run.checks if c.probe is not None and c.probe.rate >= 0.5 * rate]
     goes_on = _still_falls(run)
@@ -190,6 +193,9 @@ def _helps_others(probe: ProbeSeen) -> bool:
 def _still_falls(run: RunSeen) -> bool:
     """Whether the loss has come down slowly but surely until the end: so updates help for other batches too, though
     thirty times one of them follows what is particular to its batch.
+
+    Along updates that are far too small, the loss of a validation, whose samples stay the same, comes down steadily: if
+    it goes to and fro, they are large enough for the noise of batches, and what falls is learned by heart.
     """
     quarter = run.losses.num // 4
     if not outcome_of(run).progress < _BARELY or quarter < _QUARTER or 2 * quarter > len(run.losses.recent):
@@ -200,4 +206,5 @@ def _still_falls(run: RunSeen) -> bool:
     before, after = values[:quarter], values[quarter:]
     error = math.hypot(statistics.stdev(before), statistics.stdev(after)) / math.sqrt(quarter)
     held = run.validations[len(run.validations) // 2 :]
-    return statistics.fmean(before) - statistics.fmean(after) > _ERRORS * error and not (held and held[-1] >= held[0])
+    rises = any(map(gt, held[1:], held)) or (held and held[-1] >= held[0])
+    return statistics.fmean(before) - statistics.fmean(after) > _ERRORS * error and not rises

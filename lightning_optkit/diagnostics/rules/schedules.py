@@ -19,7 +19,8 @@ def schedule_fault(run: RunSeen) -> Verdict | None:
             found = rule(seen)
             if found is not None:
                 cause, evidence, remedy, onset = found
-                confidence = ONCE if rule is _zero and seen.steps < _ZERO_STEPS else 1.0
+                is_early = seen.steps < _ZERO_STEPS if rule is _zero else rule is _stepped_twice and seen.calls < _CALLS
+                confidence = ONCE if is_early else 1.0
                 name = seen.name or seen.optimizer
                 return Verdict("schedule_fault", name, cause, evidence, remedy, onset, confidence)
     return None
@@ -54,7 +55,9 @@ def _stepped_twice(seen: ScheduleSeen) -> _Found:
     if seen.follows_metric or seen.interval == "manual":
         return None
     due = (seen.steps if seen.interval == "step" else seen.epochs + 1) // seen.frequency + 1
-    if seen.calls < _CALLS or seen.calls < 1.5 * due:
+    # Lightning steps it once behind a batch, at most; whoever does it too does so in every batch.
+    is_exact = seen.interval == "step" and seen.batches > 0 and seen.batches_twice == seen.batches
+    if not is_exact and (seen.calls < _CALLS or seen.calls < 1.5 * due):
         return None
     cause = "it is stepped by the module and by Lightning, so it runs ahead of the run"
     evidence = f"{seen.calls} steps of the scheduler in {seen.steps} optimizer steps and {seen.epochs} epochs"

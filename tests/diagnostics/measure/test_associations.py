@@ -102,3 +102,53 @@ def test_what_no_product_tells_is_unknown(loss):
 
 def test_single_samples_have_no_other():
     assert seen(F.mse_loss, LOGITS, NUMBERS, batch=1) is None
+
+
+def test_targets_that_are_told_in_another_way_depend_on_predictions_without_a_gain():
+    # Predictions of another class each: no less loss with their own targets, but the class can be told.
+    classes = torch.randint(0, 3, (600,), generator=GENERATOR)
+    given = torch.zeros(600, 3)
+    given[torch.arange(600), (classes + torch.randint(1, 3, (600,), generator=GENERATOR)) % 3] = 1.0
+    given += 0.1 * torch.randn(600, 3, generator=GENERATOR)
+    turned = given[:, [1, 2, 0]]
+    for each in (given, turned):
+        found = seen(F.cross_entropy, each, classes, batch=50).dependence
+        assert found.deviates > 10 and found.strength == pytest.approx(0.5, abs=0.1)  # twice 1/4, by chance of 2 in 3
+        assert found.free == 600 - 12 and found.columns == 3 * 2
+
+
+@pytest.mark.parametrize("columns, samples, batch", [(1, 64, 64), (1, 200, 20), (3, 90, 30), (8, 400, 50)])
+def test_deviates_of_independent_targets_are_those_of_a_normal_variable(columns, samples, batch):
+    deviates, strengths = [], []
+    for _ in range(200):
+        given, target = (torch.randn(samples, columns, generator=GENERATOR) for _ in range(2))
+        found = seen(F.mse_loss, given.exp(), target, batch=batch).dependence
+        deviates.append(found.deviates)
+        strengths.append(found.strength)
+    deviates, error = torch.tensor(deviates), torch.tensor(strengths).std() / 14
+    assert abs(float(deviates.mean())) < 0.25 and 0.75 < float(deviates.std()) < 1.2
+    assert float((deviates > 3).float().mean()) < 0.02
+    assert abs(float(torch.tensor(strengths).mean())) < 3.5 * float(error)
+
+
+def test_dependence_is_unknown_of_few_samples_and_of_columns_that_change():
+    assert seen(F.mse_loss, LOGITS[:8], NUMBERS[:8], batch=8).dependence is None
+    called = CalledAssociations()
+    for width in (2, 3):
+        called.next_batch()
+        with called:
+            F.mse_loss(LOGITS[:, :width], NUMBERS[:, :width])
+    assert called.seen() is not None and called.seen().dependence is None
+
+
+def test_of_many_columns_some_are_taken():
+    given = torch.randn(300, 100, generator=GENERATOR)
+    found = seen(F.mse_loss, given, given + torch.randn(300, 100, generator=GENERATOR), batch=300).dependence
+    assert found.columns == 25 * 25 and found.deviates > 30
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e200])
+def test_numbers_that_are_not_finite_tell_nothing(value):
+    given = LOGITS.double()
+    given[0, 0] = value
+    assert seen(F.mse_loss, given, NUMBERS.double()).dependence is None

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rules on numbers that are written down: what each needs, and where it stays silent."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -27,6 +28,7 @@ from lightning_optkit.diagnostics.rules.nonfinite import nonfinite
 from lightning_optkit.diagnostics.rules.processes import duplicate_data, ranks_diverge
 from lightning_optkit.diagnostics.rules.schedules import schedule_fault
 from lightning_optkit.diagnostics.rules.setup import average_not_ready, symmetric_init, wrong_mode
+from lightning_optkit.diagnostics.verdict import ONCE
 
 PARAM = ParameterSeen("net.weight", "net", 100, True, True, True, 1.0, 0.1, 0.01, 0.9)
 ROWS = RowsSeen("net.weight", "net", 8, 0.5, 0.0, True)
@@ -156,6 +158,36 @@ def test_lost_updates_are_judged_where_the_rate_is_first_at_its_highest():
     assert lost_updates(checks([PARAM, most], [PARAM, most], kind="parameters")) is None
 
 
+def test_lost_updates_of_a_rate_that_will_rise_are_none():
+    run = checks([PARAM], [PARAM], kind="parameters")
+    for to_come, is_said in ((0.0, True), (0.1, True), (0.2, False)):
+        run.checks[:] = [replace(check, rate_to_come=to_come) for check in run.checks]
+        assert (lost_updates(run) is not None) == is_said
+
+
+@pytest.mark.parametrize("share, rates, loss, is_said", [
+    (0.6, [0.1, 0.1, 0.1], None, True),  # from the first step on, and nothing is known yet
+    (0.6, [0.1, 0.1, 0.1], 0.5, False),  # it learns all the same
+    (0.6, [0.1, 0.1, 0.1], 2.0, True),
+    (0.6, [0.01, 0.1, 0.1], None, False),  # behind a warm-up updates are of averaged gradients
+    (0.6, [0.01, 0.1, 0.1], 0.5, False),
+    (0.6, [0.01, 0.1, 0.1], 2.0, True),
+    (0.95, [0.01, 0.1, 0.1], None, True),  # hardly any weight is trained
+    (0.95, [0.1, 0.1, 0.1], 0.5, True),
+    (0.5, [0.1, 0.1, 0.1], 2.0, False),
+])  # fmt: skip
+def test_lost_updates_are_an_error_where_they_cost_something(share, rates, loss, is_said):
+    run = checks(*[[replace(PARAM, lost=share)]] * 3, rates=rates, kind="parameters")
+    if loss is not None:  # half of a run of 200 steps; a constant prediction has a loss of 2.3
+        called = LossSeen("cross_entropy", None, 10, True, False, "", 0.0, math.nan, math.nan, 0.5, loss, 2.3)
+        run.checks[:] = [replace(check, losses=(called,)) for check in run.checks]
+        run.steps, run.steps_planned = 100, 200
+        for _ in range(100):
+            run.losses.append(loss)
+    verdict = lost_updates(run)
+    assert (verdict is not None) == is_said and (verdict is None or not is_exact(verdict))  # it may be withdrawn
+
+
 def symmetric(rows, step=4):
     return symmetric_init(RunSeen(checks=[Check(step, 0.1, rows=(rows,))]))
 
@@ -245,6 +277,11 @@ def test_a_scheduler_stepped_twice_or_never():
     assert "by the module and by Lightning" in schedule(calls=100).cause
     assert schedule(calls=51) is None and schedule(calls=100, follows_metric=True) is None
     assert schedule(calls=7, steps=1) is None
+    at_once = dict(calls=2, steps=1, batches=1)
+    assert schedule(**at_once, batches_twice=1).confidence == ONCE and schedule(**at_once) is None
+    assert schedule(calls=3, steps=2, batches=2, batches_twice=1) is None  # once by hand
+    assert schedule(calls=2, steps=1, batches=1, batches_twice=1, interval="epoch", length=10) is None
+    assert schedule(calls=100, batches=50, batches_twice=50).confidence == 1.0
     assert "neither does it" in schedule(interval="manual", calls=0).cause
     assert schedule(interval="manual", calls=1) is None and schedule(interval="manual", calls=0, epochs=1) is None
 

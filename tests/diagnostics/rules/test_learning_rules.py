@@ -10,6 +10,7 @@ from lightning_optkit.diagnostics._observations import Check, Losses, NonfiniteS
 from lightning_optkit.diagnostics._signals import (
     ActivationSeen,
     AssociationSeen,
+    DependenceSeen,
     InputSeen,
     LayerSeen,
     LossSeen,
@@ -19,7 +20,8 @@ from lightning_optkit.diagnostics._signals import (
 from lightning_optkit.diagnostics.rules import diagnose
 from lightning_optkit.diagnostics.rules.classes import class_imbalance
 from lightning_optkit.diagnostics.rules.course import overfitting
-from lightning_optkit.diagnostics.rules.last_resorts import constant_input, input_ignored, label_shuffle
+from lightning_optkit.diagnostics.rules.labels import label_shuffle, weak_signal
+from lightning_optkit.diagnostics.rules.last_resorts import constant_input, input_ignored
 from lightning_optkit.diagnostics.rules.loss_function import loss_does_not_match_output
 from lightning_optkit.diagnostics.rules.outcome import outcome_of
 from lightning_optkit.diagnostics.rules.rates import lr_too_high, lr_too_low
@@ -42,7 +44,7 @@ PROBE = ProbeSeen(
 )
 RULES = (
     unnormalized_input, unscaled_target, bad_init_scale, vanishing_gradient, exploding_gradient, dead_units,
-    saturated_units, loss_spike, lr_too_high, lr_too_low, input_ignored, label_shuffle,
+    saturated_units, loss_spike, lr_too_high, lr_too_low, input_ignored, label_shuffle, weak_signal,
 )  # fmt: skip
 
 
@@ -73,7 +75,7 @@ CASES = {
     "overshooting": (lr_too_high, dict(probe=replace(PROBE, full=2.31))),
     "falling short": (lr_too_low, dict(probe=replace(PROBE, ten=2.1, thirty=2.0))),
     "ignored": (input_ignored, dict(probe=replace(PROBE, permuted=2.31))),
-    "shuffled": (label_shuffle, dict(probe=replace(PROBE, permuted=2.4), validations=(2.4, 2.6))),
+    "a weak signal": (weak_signal, dict(probe=replace(PROBE, permuted=2.4), validations=(2.4, 2.6))),
 }
 
 
@@ -91,7 +93,7 @@ def test_a_rule_speaks_alone_and_only_of_a_run_that_learns_badly(case):
 def test_a_run_without_any_of_it_has_none():
     assert [rule(seen(probe=PROBE, validations=(2.3, 2.3))) for rule in RULES if rule is not input_ignored] == [
         None
-    ] * 11
+    ] * 12
     assert diagnose(seen(loss=0.1, probe=PROBE)) == []
 
 
@@ -193,7 +195,7 @@ def test_a_summed_loss_explains_steps_that_are_too_large():
     verdict = lr_too_high(seen(loss=30.0 * 64, **summed))
     assert "sum over the batch" in verdict.cause and verdict.remedy.startswith('reduction="mean" in F.cross_entropy')
     probe = replace(PROBE, permuted=2.4)
-    assert label_shuffle(seen(probe=probe, validations=(2.4 * 512, 2.5 * 512), loss=2.3 * 64, **summed)) is None
+    assert weak_signal(seen(probe=probe, validations=(2.4 * 512, 2.5 * 512), loss=2.3 * 64, **summed)) is None
 
 
 def test_a_rate_is_not_too_high_and_too_low_at_once():
@@ -276,6 +278,10 @@ def test_lr_too_low_needs_other_data_to_gain_too():
     assert lr_too_low(seen(probe=replace(short, other_before=2.3, other_thirty=2.2))) is not None
     assert lr_too_low(seen(probe=replace(short, other_before=2.3, other_thirty=2.3))) is None
     assert lr_too_low(seen(probe=short, validations=(2.3, 2.4))) is None
+    first = seen(probe=short, validations=(2.3,))
+    assert lr_too_low(first) is None  # the next one tells
+    first.is_over = True
+    assert lr_too_low(first) is not None
     assert lr_too_low(seen(probe=replace(short, rate=0.04))) is None  # a warm-up
     # The loss right after a tiny update differs from that before it by rounding.
     assert lr_too_low(seen(probe=replace(short, full=2.3 + 1e-6))) is not None
@@ -302,6 +308,9 @@ def test_lr_too_low_is_said_if_other_batches_do_not_gain_but_the_loss_still_fall
     assert lr_too_low(seen(loss=losses, probe=noisy)) is not None
     assert lr_too_low(seen(loss=losses, probe=noisy, validations=(2.4, 2.3, 2.3))) is None  # for these data alone
     assert lr_too_low(seen(loss=losses, probe=noisy, validations=(2.4, 2.3, 2.29))) is not None
+    # Updates that are far too small do not go to and fro.
+    assert lr_too_low(seen(loss=losses, probe=noisy, validations=(2.4, 2.35, 2.31, 2.32, 2.29))) is None
+    assert lr_too_low(seen(loss=losses, probe=noisy, validations=(2.4, 2.41, 2.35, 2.29))) is not None
     assert lr_too_low(seen(loss=[2.2 + 0.02 * (step % 2) for step in range(100)], probe=noisy)) is None
     assert lr_too_low(seen(loss=[0.8 * loss for loss in losses], probe=noisy)) is None  # it learns
     assert lr_too_low(seen(loss=losses, probe=replace(noisy, thirty=2.2))) is None
@@ -317,32 +326,32 @@ def test_lr_too_low_of_a_short_run_needs_that_it_has_barely_learned():
         assert (lr_too_low(run) is not None) == is_said
 
 
-def test_label_shuffle_needs_validations_that_never_held():
+def test_weak_signal_needs_validations_that_never_held():
     probe = replace(PROBE, permuted=2.4)
-    assert label_shuffle(seen(probe=probe, validations=(2.4, 2.5, 2.6))) is not None
-    assert label_shuffle(seen(probe=probe, validations=(2.1, 2.4, 2.6))) is None  # it held once
-    assert label_shuffle(seen(loss=1.0, probe=probe, validations=(1.9, 2.4, 2.6))) is None  # overfitting
-    assert label_shuffle(seen(loss=1.0, probe=probe, validations=(2.35, 2.9))) is not None
-    assert label_shuffle(seen(probe=probe, validations=(2.4, 2.6, 2.36))) is None  # other targets may make so much
-    assert label_shuffle(seen(probe=probe, validations=(2.4,))) is None
-    assert label_shuffle(seen(probe=PROBE, validations=(2.4, 2.6))) is None
+    assert weak_signal(seen(probe=probe, validations=(2.4, 2.5, 2.6))) is not None
+    assert weak_signal(seen(probe=probe, validations=(2.1, 2.4, 2.6))) is None  # it held once
+    assert weak_signal(seen(loss=1.0, probe=probe, validations=(1.9, 2.4, 2.6))) is None  # overfitting
+    assert weak_signal(seen(loss=1.0, probe=probe, validations=(2.35, 2.9))) is not None
+    assert weak_signal(seen(probe=probe, validations=(2.4, 2.6, 2.36))) is None  # other targets may make so much
+    assert weak_signal(seen(probe=probe, validations=(2.4,))) is None
+    assert weak_signal(seen(probe=PROBE, validations=(2.4, 2.6))) is None
 
 
-def test_label_shuffle_of_targets_that_were_not_seen_allows_for_other_ones():
+def test_weak_signal_of_targets_that_were_not_seen_allows_for_other_ones():
     probe, numbers = replace(PROBE, permuted=2.4), replace(LOSS, function="mse_loss", target_mean=0.0, target_std=1.5)
     for values, is_said in (((2.4, 2.5), False), ((2.4, 2.6), True), ((2.0, 2.6), True), ((1.9, 2.6), False)):
-        assert (label_shuffle(seen(probe=probe, validations=values, losses=(numbers,))) is not None) == is_said
+        assert (weak_signal(seen(probe=probe, validations=values, losses=(numbers,))) is not None) == is_said
 
 
-def test_label_shuffle_is_judged_by_the_targets_of_the_validation():
+def test_weak_signal_is_judged_by_the_targets_of_the_validation():
     def verdict(values, samples=400, is_squared=False, constant=2.5):
         run = seen(probe=replace(PROBE, permuted=2.4), validations=values)  # 0.1 / 2.3 of 2.5 is 0.109
         run.validated = TargetsSeen(constant, samples, is_squared)
-        return label_shuffle(run)
+        return weak_signal(run)
 
     assert verdict((2.51, 2.6)) is not None and verdict((2.3, 2.4)) is None and verdict((2.3, 2.6)) is None
     assert "2.5 is that of a constant prediction of its targets" in verdict((2.51, 2.6)).evidence
-    assert "say too little" in verdict((2.51, 2.6)).cause
+    assert "say too little" in verdict((2.51, 2.6)).cause and verdict((2.51, 2.6)).confidence == 0.5
     error = (0.1 / 2.3 * 2.5 / 400) ** 0.5
     assert verdict((2.5 - 1.9 * error, 2.6)) is not None and verdict((2.5 - 2.1 * error, 2.6)) is None
     assert verdict((2.51, 2.5 + 1.6 * error)) is not None and verdict((2.51, 2.5 + 1.4 * error)) is None
@@ -374,11 +383,44 @@ def test_label_shuffle_of_training_targets_that_go_otherwise_with_inputs_than_th
     assert verdict(losses=(RARE,)) is None and verdict(steps=40) is None and verdict(values=(2.28,)) is None
 
 
-def test_labels_that_went_with_inputs_before_they_were_trained_on_are_not_shuffled():
+def test_label_shuffle_of_training_targets_of_which_outputs_tell_less_than_of_those_of_the_validation():
+    def verdict(
+        fresh=0.01, held=2.0, deviates=20.0, samples=733, columns=90, free=(721, 359), values=(2.31, 2.35),
+        deviates_of_training=0.5, gain=0.001,
+    ):  # fmt: skip
+        run = seen(probe=replace(PROBE, permuted=2.4), validations=values)
+        run.validated = TargetsSeen(2.3, 360, False)
+        of_training = DependenceSeen(fresh, deviates_of_training, columns, free[0])
+        of_validation = DependenceSeen(held, deviates, columns, free[1])
+        run.fresh = AssociationSeen(gain, 0.004, samples, 18, 1.0, of_training)
+        run.held = AssociationSeen(0.001, 0.005, 360, 1, 1.0, of_validation)
+        (found,) = diagnose(run)
+        return found
+
+    assert verdict().symptom == "label_shuffle" and verdict().confidence == 0.85
+    assert "came to 2 beyond chance in the validation, and to 0.01 in 733 training samples" in verdict().evidence
+    for weak in (
+        dict(held=0.1, deviates=2.9),  # the validation may have nothing to tell
+        dict(held=0.1, deviates=3.1),  # as chance makes of training batches
+        dict(fresh=0.7),  # over a third, as batches before the validation
+        dict(free=(40, 40), held=0.9),  # too few to tell
+        dict(samples=99),
+        dict(deviates_of_training=3.1),  # they go with inputs, be it less: outputs turn while a network learns
+    ):
+        assert verdict(**weak).symptom == "weak_signal"
+    assert verdict(gain=0.011).symptom == "label_shuffle"
+    run = seen(probe=PROBE, validations=(2.2, 1.8))
+    run.validated = TargetsSeen(2.3, 360, False)
+    run.fresh = AssociationSeen(0.001, 0.004, 733, 18, 1.0, DependenceSeen(0.01, 0.5, 90, 721))
+    run.held = AssociationSeen(0.001, 0.005, 360, 1, 1.0, DependenceSeen(2.0, 20.0, 90, 359))
+    assert label_shuffle(run) is None  # what was learned holds
+
+
+def test_a_signal_is_not_weak_if_labels_went_with_inputs_before_they_were_trained_on():
     run = seen(probe=replace(PROBE, permuted=2.4), validations=(2.4, 2.6))
     for gain, is_said in ((0.029, True), (0.031, False)):
         run.fresh = AssociationSeen(gain, 0.01, 733)
-        assert (label_shuffle(run) is not None) == is_said
+        assert (weak_signal(run) is not None) == is_said
 
 
 def test_lr_too_low_is_not_said_where_other_data_have_gained_all_there_is():
@@ -439,7 +481,7 @@ def test_targets_that_never_vary():
 
 def test_a_dominant_class_leaves_no_constant_to_judge_a_validation_by():
     probe = replace(PROBE, permuted=2.4)
-    assert label_shuffle(seen(probe=probe, validations=(2.4, 2.5), losses=(RARE,))) is None
+    assert weak_signal(seen(probe=probe, validations=(2.4, 2.5), losses=(RARE,))) is None
     assert overfitting(overfitted(losses=(RARE,))) is None
 
 
