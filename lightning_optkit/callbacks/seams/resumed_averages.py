@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_optkit.callbacks.seams.kept_average import KeptAverage
 from lightning_optkit.callbacks.seams.left_out_average import drop_averages
+from lightning_optkit.callbacks.seams.saved_stages import leave_to_callback
 
 __all__ = ["match_averages"]
 
@@ -33,6 +34,7 @@ def match_averages(trainer: pl.Trainer, checkpoint: dict[str, Any], given: Mappi
         checkpoint: Its states of callbacks, and of optimizers, are changed.
         given: The averages of the run, by the key of their state.
     """
+    leave_to_callback(checkpoint, "average")
     states = checkpoint.get("callbacks", {})
     fresh = {key: kept for key, kept in given.items() if key not in states}
     for kept in fresh.values():
