@@ -11,7 +11,7 @@ they only compare numbers within a file.
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
@@ -19,6 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Sin
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.gathered_shards import gathered_shards, is_sharded
 from lightning_optkit.callbacks.seams.lightning_packages import is_a, twins
 from lightning_optkit.callbacks.seams.lightning_private import saves_shards
@@ -34,6 +35,15 @@ from lightning_optkit.callbacks.seams.sharded_states import (
 from lightning_optkit.callbacks.seams.usable_checkpoints import check_file, check_of_lightning
 
 __all__ = ["number_by_module"]
+
+
+@runtime_checkable
+class KnowsBefore(Protocol):
+    """A callback that acts before FSDP2 loads states of optimizers: earlier than `on_load_checkpoint`."""
+
+    def before_states(self, trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
+        """Called in every process, with weights loaded."""
+        ...
 
 
 def number_by_module(trainer: pl.Trainer) -> None:
@@ -162,6 +172,9 @@ def _load_shards(
         checkpoint = load(checkpoint_path, weights_only=weights_only)
     finally:
         strategy.optimizers = optimizers
+    for callback in callbacks_of(module.trainer, object):
+        if isinstance(callback, KnowsBefore):
+            callback.before_states(module.trainer, checkpoint)
     load_optimizers(module, optimizers, path, matched.optimizers)
     if "lr_schedulers" in checkpoint:
         checkpoint["lr_schedulers"] = matched.schedulers
