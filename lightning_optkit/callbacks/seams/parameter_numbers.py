@@ -31,6 +31,7 @@ from lightning_optkit.callbacks.seams.sharded_states import (
     load_optimizers,
     saved_outlines,
     with_wide_integers,
+    without_empty_step,
 )
 from lightning_optkit.callbacks.seams.usable_checkpoints import check_file, check_of_lightning
 
@@ -73,7 +74,11 @@ def _module(strategy: Strategy) -> pl.LightningModule:
 
 def _numbered(strategy: Strategy, original: Callable[[Optimizer], Any], optimizer: Optimizer) -> Any:
     """Lightning's saved state of an optimizer, with other numbers and with names."""
-    saved = with_wide_integers(original, optimizer) if _gathers(strategy) else original(optimizer)
+    if is_a(strategy, ModelParallelStrategy):
+        with without_empty_step(optimizer):
+            saved = with_wide_integers(original, optimizer) if _gathers(strategy) else original(optimizer)
+    else:
+        saved = original(optimizer)
     groups = getattr(optimizer, "param_groups", None)
     if not isinstance(saved, dict) or not groups or "param_groups" not in saved:
         return saved
@@ -165,8 +170,11 @@ def _load_shards(
     matched = match_states(module, strategy.optimizers, schedulers, outlines, saved_schedulers)
     if not matched.is_known:
         _check_order(strategy, path, outlines)
-        return load(checkpoint_path, weights_only=weights_only)
-    check_named(module, strategy.optimizers, matched.optimizers)
+        if any(isinstance(each, dict) and each.get("state") for each in outlines):
+            return load(checkpoint_path, weights_only=weights_only)
+        # Before the first step, or of SGD without momentum: Lightning fails where there is nothing to load.
+    else:
+        check_named(module, strategy.optimizers, matched.optimizers)
     optimizers, strategy.optimizers = strategy.optimizers, []  # Lightning would take groups by their places
     try:
         checkpoint = load(checkpoint_path, weights_only=weights_only)
@@ -175,7 +183,8 @@ def _load_shards(
     for callback in callbacks_of(module.trainer, object):
         if isinstance(callback, KnowsBefore):
             callback.before_states(module.trainer, checkpoint)
-    load_optimizers(module, optimizers, path, matched.optimizers)
+    if len(matched.optimizers) == len(optimizers):
+        load_optimizers(module, optimizers, path, matched.optimizers)
     if "lr_schedulers" in checkpoint:
         checkpoint["lr_schedulers"] = matched.schedulers
     return checkpoint
