@@ -42,6 +42,7 @@ from lightning_optkit.callbacks.seams.lightning_private import (
     batch_progress,
     end_restart,
     end_restart_of_epoch,
+    has_all_but_no_validation,
     is_cut,
     leave_finished_epoch,
     restarted_mid_epoch,
@@ -287,8 +288,7 @@ class ExactResume(OrderOfEpoch):
         super()._forget()
         self._outer, self._before_batch, self._recording, self._signals = None, None, False, None
         self._begins, self._ends_batch, self._followed, self._before_check = False, False, -1, None
-        self._sums = {}
-        self._window, self._fetches_after, self._failed_to_fetch = OpenWindow(), -1, False
+        self._sums, self._window, self._fetches_after, self._failed_to_fetch = {}, OpenWindow(), -1, False
 
     # --- called before methods of Lightning's loops ---
 
@@ -334,6 +334,8 @@ class ExactResume(OrderOfEpoch):
             if batch_progress(self._trainer).current.ready == 0:
                 self._set_random_state(self._epoch["iter"])
                 iter(fetcher)
+            elif has_all_but_no_validation(self._trainer, fetcher):
+                end_restart_of_epoch(self._trainer)
         else:
             on_run_start(fetcher)
             if not any(isinstance(loader, HasState) for loader in self._loaders):

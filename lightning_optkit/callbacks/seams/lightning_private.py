@@ -263,6 +263,15 @@ def stops_now(trainer: pl.Trainer, fetcher: _DataFetcher) -> bool:
         trainer.should_stop = True
 
 
+def has_all_but_no_validation(trainer: pl.Trainer, fetcher: _DataFetcher) -> bool:
+    """Whether an epoch is restarted after its last batch, where no validation is due.
+
+    A stop makes one there. Lightning waits for it after a save within it, and meanwhile trains on one more batch.
+    """
+    loop: Any = trainer.fit_loop.epoch_loop
+    return bool(loop.restarting) and not is_cut(trainer) and not loop._should_check_val_fx(fetcher)
+
+
 def end_restart_of_epoch(trainer: pl.Trainer) -> None:
     """The batches go on as if the run had not been interrupted; called after the epoch loop was reset."""
     trainer.fit_loop.epoch_loop.restarting = False
