@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run has measured at a checkpoint, which Lightning does not save: an epoch's means are of all its batches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,6 +10,7 @@ import torch
 from lightning_optkit.callbacks.seams.lightning_private import (
     UPDATE_RESULT,
     epoch_progress,
+    held_by,
     is_in_last_hook,
     last_metrics,
     result_of,
@@ -18,10 +19,18 @@ from lightning_optkit.callbacks.seams.lightning_private import (
     training_results,
 )
 
-__all__ = ["metrics_so_far", "set_metrics"]
+__all__ = ["held_sums", "metrics_so_far", "set_metrics"]
 
 
-def metrics_so_far(trainer: pl.Trainer, computes: bool = False) -> dict[str, Any]:
+def held_sums(trainer: pl.Trainer) -> dict[str, dict[str, Any]]:
+    """The sums of this epoch as they are now, by hook and name."""
+    results = training_results(trainer)
+    return {key: held_by(result) for key, result in results.items() if result.is_tensor and not result.has_reset}
+
+
+def metrics_so_far(
+    trainer: pl.Trainer, computes: bool = False, held: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, Any]:
     """The metrics last computed, and the sums of this epoch: of numbers, since torchmetrics keeps its own.
 
     At an epoch's end, in its last hooks or behind them, there are no sums: the next begins anew.
@@ -29,13 +38,17 @@ def metrics_so_far(trainer: pl.Trainer, computes: bool = False) -> dict[str, Any
     Args:
         trainer: The Trainer.
         computes: Whether the means of an epoch that ends may be computed: all processes take part in that.
+        held: The sums before the current batch, if a run that is resumed repeats it.
     """
     epochs = epoch_progress(trainer).current
     is_over = epochs.processed == epochs.started
     is_known = is_in_last_hook(trainer) or (computes and is_over)  # those of the batch, or of the epoch
     known = trainer.callback_metrics if is_known else last_metrics(trainer)
     results = {} if is_over else training_results(trainer)
-    sums = {key: sums_of(result) for key, result in results.items()}
+    if held is None:
+        sums = {key: sums_of(result) for key, result in results.items()}
+    else:
+        sums = {key: sums_of(result, held[key]) for key, result in results.items() if key in held}
     last = {name: torch.as_tensor(value).detach().cpu() for name, value in known.items()}
     return {"last": last, "sums": {key: each for key, each in sums.items() if each is not None}}
 

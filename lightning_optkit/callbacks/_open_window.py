@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gradients that a process has accumulated for its next step."""
+"""The gradients that a process has accumulated for its next step, and the means of the epoch, before a batch."""
 
 from collections.abc import Collection
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_optkit._torch_private import local_shard
+from lightning_optkit.callbacks._metrics_so_far import held_sums
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.lightning_private import accumulates, batch_progress, epoch_progress
 
@@ -28,8 +29,10 @@ class OpenWindow:
         self._was_open = False  # before the current batch, with manual optimization
         self._seen = False  # a backward pass of this fit
         self._stepped: list[Optimizer] = []  # since the last backward pass
+        self.sums: dict[str, dict[str, Any]] = {}  # of what the epoch has logged, before the current batch
 
-    def batch_begins(self) -> None:
+    def batch_begins(self, trainer: pl.Trainer) -> None:
+        self.sums = held_sums(trainer)
         self._was_open, self._has_begun = self._seen and not self._stepped, False
 
     def backward_begins(self) -> None:

@@ -42,6 +42,7 @@ from lightning_optkit.callbacks.seams.lightning_private import (
     batch_progress,
     end_restart,
     end_restart_of_epoch,
+    has_all_but_no_validation,
     is_cut,
     leave_finished_epoch,
     restarted_mid_epoch,
@@ -151,13 +152,14 @@ class ExactResume(OrderOfEpoch):
         self._note_new_cycle()
         progress = batch_progress(self._trainer)
         unfinished_batch = progress.current.processed < progress.current.ready
-        repeats_batch, cut = unfinished_batch or self._failed_to_fetch, self._cut
+        held, cut = self._window.sums if unfinished_batch else None, self._cut
+        repeats_batch = unfinished_batch or self._failed_to_fetch
         mine = {
             "now": self._before_batch if repeats_batch else self._outer or self._random_state(),
             "epoch": {**self._epoch, "fetches": dict(self._epoch["fetches"])},
             "finished": progress.is_last_batch and not unfinished_batch,
             "followed": progress.total.ready == self._followed,
-            "metrics": cut.metrics if cut else metrics_so_far(self._trainer, computes=not self._is_alone),
+            "metrics": cut.metrics if cut else metrics_so_far(self._trainer, not self._is_alone, held),
             "due": steps_due(self._trainer, computes=not self._is_alone),
             "gradients": cut.gradients if cut else self._window.gradients(self._trainer, unfinished_batch),
             "buffers": buffers_of(self._trainer),
@@ -287,8 +289,7 @@ class ExactResume(OrderOfEpoch):
         super()._forget()
         self._outer, self._before_batch, self._recording, self._signals = None, None, False, None
         self._begins, self._ends_batch, self._followed, self._before_check = False, False, -1, None
-        self._sums = {}
-        self._window, self._fetches_after, self._failed_to_fetch = OpenWindow(), -1, False
+        self._sums, self._window, self._fetches_after, self._failed_to_fetch = {}, OpenWindow(), -1, False
 
     # --- called before methods of Lightning's loops ---
 
@@ -334,6 +335,8 @@ class ExactResume(OrderOfEpoch):
             if batch_progress(self._trainer).current.ready == 0:
                 self._set_random_state(self._epoch["iter"])
                 iter(fetcher)
+            elif has_all_but_no_validation(self._trainer, fetcher):
+                end_restart_of_epoch(self._trainer)
         else:
             on_run_start(fetcher)
             if not any(isinstance(loader, HasState) for loader in self._loaders):
@@ -353,10 +356,9 @@ class ExactResume(OrderOfEpoch):
             assert self._trainer is not None and self._signals is not None
             self._signals.act()
             self._note_new_cycle()
-            self._before_batch = self._random_state()
+            self._before_batch, self._cut = self._random_state(), None
             self._fetches_after = batch_progress(self._trainer).total.ready
-            self._window.batch_begins()
-            self._cut = None
+            self._window.batch_begins(self._trainer)
             # The sampler draws its seed in the first fetch; the last two may contain a prefetched batch.
             states, index = self._epoch["fetches"], self._fetches
             if index - 2 not in self._cycled and index > 2:

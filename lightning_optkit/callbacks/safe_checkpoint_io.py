@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes checkpoints that are whole or not there, and loads none that is damaged."""
 
+import pickle
 import time
 import uuid
 from collections.abc import Callable
@@ -84,7 +85,15 @@ class SafeCheckpointIO(TorchCheckpointIO):
             path = whole_checkpoint(Path(path), self.falls_back, needs_of(self._strategy), weights_only)
         if isinstance(path, Path) and path.is_dir():
             return gathered_shards(path, weights_only)
-        loaded = super().load_checkpoint(path, map_location, weights_only)
+        try:
+            loaded = super().load_checkpoint(path, map_location, weights_only)
+        except (EOFError, pickle.UnpicklingError) as error:  # a file of torch before 1.6, which has no checksums
+            if weights_only or str(error).startswith("Weights only load failed"):
+                raise
+            raise RuntimeError(
+                f"{type(self).__name__}: {path} is damaged (what it holds cannot be read): restore a copy, give "
+                "another ckpt_path, or none to begin anew."
+            ) from error
         if self._strategy is not None:
             check_of_lightning(self._strategy, path, loaded)
         return loaded

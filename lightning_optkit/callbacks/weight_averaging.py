@@ -25,7 +25,7 @@ from lightning_optkit.callbacks.seams.kept_average import KeptAverage, names_of
 from lightning_optkit.callbacks.seams.lightning_packages import is_a
 from lightning_optkit.callbacks.seams.lightning_private import key_of_state
 from lightning_optkit.callbacks.seams.refusals import refuse_listed_twice
-from lightning_optkit.callbacks.seams.resumed_averages import match_averages
+from lightning_optkit.callbacks.seams.resumed_averages import match_averages, name_as_saved
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.callbacks.seams.skipped_training import when_training_is_skipped
 from lightning_optkit.step.numbers import starts_at_a_step
@@ -50,8 +50,9 @@ class WeightAveraging(FitCallback):
     so.
 
     There may be several with different averages; one of them is evaluated. The first one (except `LAWA`) is part of the
-    step, the others take a separate pass: see `explain`. Resume a checkpoint with the same averages in the same order;
-    one with other settings goes on with those, and one of another kind begins anew, each with a warning.
+    step, the others take a separate pass: see `explain`. When a checkpoint is resumed, each goes on from its own, in
+    any order, and the one that was part of the step stays so; one with other settings goes on with those, and one of
+    another kind begins anew, each with a warning.
 
     Integer buffers are the model's own. So are floating-point buffers, unless one of the two options below is set.
 
@@ -209,9 +210,12 @@ class WeightAveraging(FitCallback):
     ) -> None:
         if trainer.training:  # also if only the run that saved it evaluated the average
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
-            everyone = callbacks_of(trainer, WeightAveraging)
-            match_averages(trainer, checkpoint, {each.state_key: each._kept for each in everyone})
+            match_averages(trainer, checkpoint, self._kept_by_all(trainer))
             load_trained(trainer, pl_module, checkpoint)
+
+    def before_states(self, trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
+        """Under FSDP2, when states of optimizers are about to be loaded, which is before `on_load_checkpoint`."""
+        name_as_saved(checkpoint, self._kept_by_all(trainer))
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
@@ -249,6 +253,10 @@ class WeightAveraging(FitCallback):
         self._undo()
 
     # --- implementation ---
+
+    @staticmethod
+    def _kept_by_all(trainer: pl.Trainer) -> dict[str, KeptAverage]:
+        return {each.state_key: each._kept for each in callbacks_of(trainer, WeightAveraging)}
 
     def _evaluated(self, pl_module: pl.LightningModule) -> dict[Tensor, Tensor]:
         """Replacements of the module's parameters and buffers; empty before the first update."""

@@ -12,7 +12,7 @@ from lightning_optkit._torch_private import supports_amp_scaling
 from lightning_optkit.step.early import early_updates
 from lightning_optkit.step.plan_text import plan_text
 from lightning_optkit.step.planning import left_out_by, segment_kind
-from lightning_optkit.step.rule import Clip, Group
+from lightning_optkit.step.rule import Average, Clip, Group
 from lightning_optkit.step.sharded import ShardedReferenceSegment
 from lightning_optkit.step.shards import why_gathered
 from lightning_optkit.step.state import StateLayout
@@ -229,7 +229,7 @@ def _stages(optimizer: Stepped, context: GroupContext, clip: Clip | None, param:
         _decay(group) if decays and decoupled else "",
         f"L1({group['l1']:g})" if group["l1"] else "",
         rounding if rounding != "nearest" else "",
-        repr(optimizer.average) if optimizer.average is not None else "",
+        _average(optimizer.average, group) if optimizer.average is not None else "",
         "statistics" if optimizer.record_statistics else "",
     ]
     return tuple(stage for stage in listed if stage)
@@ -238,3 +238,9 @@ def _stages(optimizer: Stepped, context: GroupContext, clip: Clip | None, param:
 def _decay(group: Group) -> str:
     at = f" at lr {group['decay_lr']:g}" if group["decouple_lr"] else ""
     return f"{'cautious ' if group['cautious'] else ''}decay({group['weight_decay']:g}{at})"
+
+
+def _average(average: Average, group: Group) -> str:
+    """With the decay of the group, if it is another: a schedule, or a checkpoint, may have set it."""
+    decay = float(group.get("average_decay", average.decay))
+    return repr(average) if decay == average.decay else f"{average!r} at decay {decay:g}"

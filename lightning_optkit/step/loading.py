@@ -22,6 +22,7 @@ from lightning_optkit.step.restoring import Place, check_state, restored
 from lightning_optkit.step.rule import Group, State, StatefulClip
 from lightning_optkit.step.rule_identity import check_is_of_the_rule
 from lightning_optkit.step.saved import kind_of, saved_dict
+from lightning_optkit.step.saved_stages import read_stages
 from lightning_optkit.step.split_weights import LOW_ORDER_PARTS
 from lightning_optkit.step.state import StateLayout
 from lightning_optkit.step.stepped import Loadable
@@ -52,10 +53,15 @@ def load(optimizer: Loadable, state_dict: dict[str, Any]) -> None:
     with torch.inference_mode(False), torch.no_grad():  # the result outlives an inference mode
         state_dict = _by_names(optimizer, state_dict)
         loaded = _read(optimizer, state_dict)
-        _load_clip(optimizer, state_dict)
+        stages = read_stages(_what(optimizer), optimizer, state_dict)
+        stages.set_decay(loaded.groups, optimizer.param_groups)
+        other_rounding = _other_rounding(_what(optimizer), state_dict["param_groups"], loaded.groups)
+        for said in (*stages.says, *other_rounding):  # before the replacement: a filter may turn them into errors
+            warnings.warn(said, stacklevel=3)
+        if stages.clip is not None and isinstance(optimizer.clip, StatefulClip):
+            optimizer.clip.load_state_dict(stages.clip)
         optimizer.param_groups, optimizer.state = loaded.groups, loaded.state
     optimizer._forget_steps()
-    _say_other_rounding(_what(optimizer), state_dict["param_groups"], loaded.groups)
     for post_hook in load_post_hooks(optimizer).values():
         post_hook(optimizer)
 
@@ -106,19 +112,6 @@ def places(optimizer: Loadable, groups: list[Group]) -> list[Place]:
     ]
 
 
-def _load_clip(optimizer: Loadable, state_dict: Mapping[str, Any]) -> None:
-    """Restores a stateful clip; a copy loads first, so that a failure leaves the clip unchanged."""
-    clip = optimizer.clip
-    if not isinstance(clip, StatefulClip) or "clip" not in state_dict:
-        return
-    try:
-        copy.deepcopy(clip).load_state_dict(state_dict["clip"])
-    except Exception as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{_what(optimizer)} 'clip' must be of {clip!r}: {error}") from error
-    clip.load_state_dict(state_dict["clip"])
-
-
 def check_outline(what: str, optimizer: Loadable, state_dict: Mapping[str, Any], *, any_sizes: bool = False) -> None:
     """Raises unless the number of groups and of their parameters match, and all state belongs to these parameters.
 
@@ -152,15 +145,15 @@ def check_outline(what: str, optimizer: Loadable, state_dict: Mapping[str, Any],
         saved_dict(f"{what} the state of parameter {number!r}", entries)
 
 
-def _say_other_rounding(what: str, saved_groups: list[Group], groups: list[Group]) -> None:
-    """Warns if 16-bit parameters are rounded in another way than before the checkpoint."""
+def _other_rounding(what: str, saved_groups: list[Group], groups: list[Group]) -> list[str]:
+    """A warning, if 16-bit parameters are rounded in another way than before the checkpoint."""
     for saved, group in zip(saved_groups, groups, strict=True):
         before, now = saved.get("rounding", group["rounding"]), group["rounding"]
         if before != now and any(param.dtype in (torch.bfloat16, torch.float16) for param in group["params"]):
             drops = before in LOW_ORDER_PARTS and now not in LOW_ORDER_PARTS
             rest = ", and drops the low bits of the weights" if drops else ""
-            warnings.warn(f"{what} continues rounding={before!r} of the checkpoint as {now!r}{rest}.", stacklevel=4)
-            return
+            return [f"{what} continues rounding={before!r} of the checkpoint as {now!r}{rest}."]
+    return []
 
 
 def _groups(what: str, optimizer: Loadable, saved_groups: list[Group]) -> list[Group]:

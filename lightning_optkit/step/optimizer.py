@@ -33,6 +33,7 @@ from lightning_optkit.step.loading import load
 from lightning_optkit.step.progress import Progress
 from lightning_optkit.step.rule import Average, Group, Rule, StatefulClip
 from lightning_optkit.step.rule_identity import rule_of
+from lightning_optkit.step.saved_stages import stages_of
 from lightning_optkit.step.segments import ReferenceSegment, why_no_units, why_not_compiled
 from lightning_optkit.step.shards import local, whole_statistics
 from lightning_optkit.step.stages import STATE_DTYPES, Stages, completed, group_stages, written_out
@@ -282,15 +283,17 @@ class OnePassOptimizer(Optimizer):
     # --- saving ---
 
     def state_dict(self) -> dict[str, Any]:
-        """As in torch, with "rule", and with the state of a stateful clip under "clip"."""
-        state_dict = {**Optimizer.state_dict(self), "rule": rule_of(self)}
+        """As in torch, with "rule", with clip and average by name under "stages", and what the clip learned, "clip"."""
+        state_dict = {**Optimizer.state_dict(self), "rule": rule_of(self), "stages": stages_of(self.clip, self.average)}
         return {**state_dict, "clip": self.clip.state_dict()} if isinstance(self.clip, StatefulClip) else state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state dict of this class, or of torch's class of the same rule.
 
         As in torch, the entries of a loaded group replace those of the current one; entries that torch's class lacks
-        are kept.
+        are kept. `clip` and `average` stay as they were given: an average, and what a clip has learned, go on with the
+        settings given here, and what is of another kind begins anew, with a warning each. A decay that was changed in
+        the groups goes on, and `explain` shows it.
 
         Raises:
             TypeError: if an entry has a wrong type; nothing is changed then.

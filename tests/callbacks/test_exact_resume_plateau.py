@@ -7,7 +7,7 @@ from itertools import product
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, OnExceptionCheckpoint
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
@@ -147,6 +147,54 @@ def test_what_is_measured_in_an_epoch_is_of_its_batches_alone(tmp_path, hook):
     assert all(whole[epoch]["batches"] == BATCHES for epoch in range(4))
     assert {epoch: resumed[epoch] for epoch in range(2, 4)} == {epoch: whole[epoch] for epoch in range(2, 4)}
     assert all(resumed[epoch] == whole[epoch] for epoch in resumed if epoch >= hook[1][0])
+
+
+class Extremes(Counted):
+    """Logs by each kind of reduction, before what may fail."""
+
+    def training_step(self, batch, batch_idx):
+        for kind in ("mean", "max", "min", "sum"):
+            self.log(kind, batch[0].mean() * (1 + batch_idx), on_step=False, on_epoch=True, reduce_fx=kind)
+        return super().training_step(batch, batch_idx)
+
+    def note(self, epoch):
+        metrics = self.trainer.callback_metrics
+        names = ("loss_epoch", "batches", "mean", "max", "min", "sum")
+        self.measured[epoch] = {name: float(metrics[name]) for name in names if name in metrics}
+
+
+class Fails(pl.Callback):
+    """In a hook of a batch, once."""
+
+    def __init__(self, hook, when):
+        self.when = when
+        setattr(self, hook, self.fail)
+
+    def fail(self, trainer, *args):
+        if (trainer.current_epoch, trainer.fit_loop.batch_idx) == self.when:
+            raise RuntimeError("fails")
+
+
+@pytest.mark.parametrize("when", [(0, 0), (1, 0), (1, 2), (1, BATCHES - 1)], ids=str)
+@pytest.mark.parametrize("hook", ["on_train_batch_start", "on_before_backward", "on_before_optimizer_step"])
+def test_a_batch_that_failed_and_is_repeated_counts_once_in_what_is_measured(tmp_path, hook, when):
+    made = []
+
+    def make(scheduler):
+        made.append(Extremes(scheduler))
+        return made[-1]
+
+    fit(None, make=make)
+    with pytest.raises(RuntimeError, match="fails"):
+        fit(None, callbacks=[Fails(hook, when), OnExceptionCheckpoint(tmp_path, "x")], make=make)
+    with pytest.raises(RuntimeError, match="fails"):  # once more, in the first batch after a resume
+        fit(None, tmp_path / "x.ckpt", [Fails(hook, when), OnExceptionCheckpoint(tmp_path, "y")], make=make)
+    for name in "xy":
+        fit(None, tmp_path / f"{name}.ckpt", make=make)
+    whole, *_, once, twice = (module.measured for module in made)
+    for resumed in (once, twice):
+        assert len(resumed[when[0]]) == 6
+        assert {epoch: resumed[epoch] for epoch in range(when[0], 4)} == {n: whole[n] for n in range(when[0], 4)}
 
 
 @pytest.mark.parametrize("hook", HOOKS, ids=str)

@@ -2,6 +2,7 @@
 import errno
 import os
 import random
+import re
 import resource
 import shutil
 import sys
@@ -16,9 +17,9 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from lightning_optkit.callbacks import ExactResume, SafeCheckpointIO
 from lightning_optkit.callbacks.seams import staged_paths
-from lightning_optkit.callbacks.seams.sealed_files import Seal
+from lightning_optkit.callbacks.seams.sealed_files import Seal, checksum_of, seal_file
 from lightning_optkit.callbacks.seams.staged_paths import staged_path
-from lightning_optkit.callbacks.seams.whole_checkpoints import damage_of, whole_checkpoint
+from lightning_optkit.callbacks.seams.whole_checkpoints import CHECKSUMS, SHARED_STATE, damage_of, whole_checkpoint
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
@@ -71,7 +72,7 @@ def test_a_file_of_lightning_is_loaded_and_its_damage_noticed(tmp_path):
         "truncated": 0,
         "with_a_page_zeroed": 0,
     }
-    with pytest.raises(RuntimeError, match=r"a\.ckpt is damaged \(the checksum of .* in it differs\)"):
+    with pytest.raises(RuntimeError, match=r"a\.ckpt is damaged \(\S+ in it is not as it was saved\)"):
         load(bend(path))
 
 
@@ -100,10 +101,12 @@ def test_the_newest_whole_one_is_loaded_instead(tmp_path):
     os.utime(tmp_path / "old.ckpt")  # a copy: the time of the file says nothing
     last = save(tmp_path / "last.ckpt", 9)
     bend(last), bend(tmp_path / "newest.ckpt")
-    said = r"^SafeCheckpointIO: .*last\.ckpt is damaged \(its checksum differs\); .*newer\.ckpt is loaded instead, "
+    said = (
+        r"^SafeCheckpointIO: .*last\.ckpt is damaged \(it is not as it was saved\); .*newer\.ckpt is loaded instead, "
+    )
     with pytest.warns(UserWarning, match=said):
         assert load(last)["number"] == 1
-    with pytest.raises(RuntimeError, match=r"last\.ckpt is damaged .*: resume from .*newer\.ckpt, the newest whole"):
+    with pytest.raises(RuntimeError, match=r"last\.ckpt is damaged .*: give .*newer\.ckpt, the newest whole"):
         load(last, falls_back=False)
 
 
@@ -123,8 +126,101 @@ def test_what_no_torch_has_written_is_damaged(tmp_path, content):
     for name in "ab":
         SafeCheckpointIO().save_checkpoint({"x": torch.ones(9)}, tmp_path / f"{name}.ckpt")
     (tmp_path / "a.ckpt").write_bytes(content)
-    with pytest.warns(UserWarning, match=r"a\.ckpt is damaged \(it is no checkpoint of torch\).*b\.ckpt is loaded"):
+    with pytest.warns(
+        UserWarning, match=r"a\.ckpt is damaged \(it is not a file that torch saved\).*b\.ckpt is loaded"
+    ):
         assert bool(SafeCheckpointIO().load_checkpoint(tmp_path / "a.ckpt")["x"].all())
+
+
+END, CHANGED = "its end is missing, or other bytes follow it", "it is not as it was saved"
+DAMAGES = {  # of a file of ours, or of Lightning: what is done to its bytes, and what is said
+    "cut off": (lambda b: b[: len(b) // 2], END, END),
+    "cut off by a little": (lambda b: b[:-5], END, END),
+    "grown": (lambda b: b + b"xx", END, END),
+    "one bit": (lambda b: b[: len(b) // 2] + bytes([b[len(b) // 2] ^ 4]) + b[len(b) // 2 + 1 :], CHANGED, CHANGED),
+    "first page": (lambda b: bytes(4096) + b[4096:], CHANGED, "it begins with zeros"),
+    "zeros": (lambda b: bytes(len(b)), "it begins with zeros", "it begins with zeros"),
+    "empty": (lambda b: b"", "it is empty", "it is empty"),
+    "list of contents": (lambda b: b[:-400] + b"Z" * 300 + b[-100:], END, "its list of contents cannot be read"),
+    "text": (lambda b: b"hello", "it is not a file that torch saved", "it is not a file that torch saved"),
+}
+
+
+@pytest.mark.parametrize("writer", ["ours", "Lightning's"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_wrong_with_a_file_is_said_in_plain_words(tmp_path, damage, writer):
+    path, (change, of_ours, of_lightning) = tmp_path / "a.ckpt", DAMAGES[damage]
+    kind = SafeCheckpointIO if writer == "ours" else TorchCheckpointIO
+    kind().save_checkpoint({"x": torch.zeros(9000)}, path)
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(RuntimeError) as caught:
+        load(path)
+    said = str(caught.value).removeprefix(f"SafeCheckpointIO: {path} is damaged (")
+    wrong, next_step = said.split(") and no whole checkpoint that SafeCheckpointIO saved is beside it: ")
+    assert re.sub(r"^\S+/data/0 in ", "", wrong) == (of_ours if writer == "ours" else of_lightning)
+    assert next_step == "restore a copy, give another ckpt_path, or none to begin anew."
+
+
+def test_a_damaged_file_of_an_old_torch_is_said_too(tmp_path):
+    path = tmp_path / "old.ckpt"
+    path.write_bytes(b"\x80\x02garbage")
+    with pytest.raises(
+        RuntimeError, match=r"^SafeCheckpointIO: .*old\.ckpt is damaged \(what it holds cannot be read\): "
+    ):
+        SafeCheckpointIO().load_checkpoint(path, weights_only=False)
+
+
+def folder_of_parts(path):
+    """As FSDP2 writes it."""
+    path.mkdir()
+    for name in (".metadata", "__0_0.distcp"):
+        (path / name).write_bytes(b"part of " + name.encode())
+    torch.save({"x": 1}, path / SHARED_STATE)
+    parts = [(path / name) for name in (".metadata", "__0_0.distcp")]
+    lines = [f"{checksum_of(part, part.stat().st_size):08x} {part.stat().st_size} {part.name}\n" for part in parts]
+    (path / CHECKSUMS).write_text("".join(lines))
+    for name in (SHARED_STATE, CHECKSUMS):
+        seal_file(path / name, "0" * 32, 1)
+    assert damage_of(path) == ""
+    return path
+
+
+def sealed_anew(path, content=None, save_id="0" * 32):
+    path.write_bytes(path.read_bytes()[:-SEAL] if content is None else content)
+    seal_file(path, save_id, 1)
+
+
+FOLDERS = {
+    "no shared state": (lambda p: (p / SHARED_STATE).unlink(), "its part meta.pt is missing"),
+    "no checksums": (lambda p: (p / CHECKSUMS).unlink(), "its part checksums.txt is missing"),
+    "no shard": (lambda p: (p / "__0_0.distcp").unlink(), "its part __0_0.distcp is missing"),
+    "cut shard": (lambda p: (p / "__0_0.distcp").write_bytes(b"part"), "its part __0_0.distcp has 4 of 20 bytes"),
+    "bent shard": (
+        lambda p: (p / "__0_0.distcp").write_bytes(b"x" * 20),
+        "its part __0_0.distcp is not as it was saved",
+    ),
+    "empty list": (lambda p: (p / CHECKSUMS).write_bytes(b""), "of its part checksums.txt: it is empty"),
+    "no list": (lambda p: sealed_anew(p / CHECKSUMS, b"no list"), "its part checksums.txt is no list of parts"),
+    "two saves": (
+        lambda p: sealed_anew(p / CHECKSUMS, save_id="1" * 32),
+        "its parts meta.pt and checksums.txt are of two different saves",
+    ),
+    "Lightning's, no list of torch": (
+        lambda p: [
+            (p / CHECKSUMS).unlink(),
+            (p / ".metadata").unlink(),
+            torch.save({"x": 1}, p / SHARED_STATE),
+        ],
+        "its part .metadata is missing",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", FOLDERS)
+def test_what_is_wrong_with_a_folder_is_said_in_plain_words(tmp_path, damage):
+    path, (change, said) = folder_of_parts(tmp_path / "a.ckpt"), FOLDERS[damage]
+    change(path)
+    assert damage_of(path) == said
 
 
 def test_a_checkpoint_of_an_old_torch_is_loaded(tmp_path):
@@ -134,7 +230,10 @@ def test_a_checkpoint_of_an_old_torch_is_loaded(tmp_path):
 
 def test_a_path_that_does_not_exist_is_not_replaced(tmp_path):
     save(tmp_path / "other.ckpt")
-    with pytest.raises(FileNotFoundError, match=r"Checkpoint file not found: .*typo\.ckpt"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"Checkpoint file not found: .*typo\.ckpt; give the path of a checkpoint, or none to begin",
+    ):
         load(tmp_path / "typo.ckpt")
 
 
@@ -281,7 +380,7 @@ def test_after_a_fit_and_on_an_exception_it_is_written_the_same_way(fit, regress
     trainer = fit(module_of(regression), ExactResume())
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     bend(tmp_path / "a.ckpt")
-    assert damage_of(tmp_path / "a.ckpt") == "its checksum differs"
+    assert damage_of(tmp_path / "a.ckpt") == "it is not as it was saved"
 
 
 def test_lightnings_asynchronous_writer_takes_it(fit, regression, tmp_path):

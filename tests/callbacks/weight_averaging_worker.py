@@ -121,10 +121,16 @@ CASES = {
     "full files, folded EMA": dict(strategy="full files", average=EMA(0.5), fuse=True),
     "sharded files, folded EMA": dict(strategy="sharded files", average=EMA(0.5), fuse=True),
     "sharded files, SWA and LAWA": dict(strategy="sharded files", average=SWA(2), second=LAWA(2, every=2)),
+    "sharded files, in another order": dict(
+        strategy="sharded files", average=EMA(0.5), second=SWA(2), fuse=True, reverses=True
+    ),
+    "full files, in another order": dict(
+        strategy="full files", average=EMA(0.5), second=EMA(0.9), fuse=True, reverses=True
+    ),
 }
 
 
-def run(folder, strategy, average, second=None, fuse=False, norm=False, update_bn=False):
+def run(folder, strategy, average, second=None, fuse=False, norm=False, update_bn=False, reverses=False):
     """An uninterrupted run, and one resumed from the end of its second epoch."""
     shards = strategy.endswith("files")
     folder = Path(folder)
@@ -147,7 +153,7 @@ def run(folder, strategy, average, second=None, fuse=False, norm=False, update_b
     if shards:
         again = make(average, second, update_bn=update_bn)
         resumed = Regression(norm, shards)
-        trainer_of(strategy, [*fused, *again]).fit(resumed, ckpt_path=folder / "epoch=1.ckpt")
+        trainer_of(strategy, [*fused, *again[:: -1 if reverses else 1]]).fit(resumed, ckpt_path=folder / "epoch=1.ckpt")
         result["resumed"] = {
             "weights": whole(resumed),
             "seen": resumed.seen,

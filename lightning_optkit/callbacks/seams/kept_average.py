@@ -6,8 +6,9 @@ a checkpoint can be resumed in either form. An optimizer that replaces another d
 and its count.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -76,6 +77,14 @@ class KeptAverage(RunFree):
         if buffers_of is not None:
             self._count_steps()
 
+    def let_go(self) -> Callable[[], None]:
+        """Detaches it, if it is attached, and returns a function that attaches it again; for another name."""
+        trainer, buffers_of = self._trainer, self._buffers_of
+        if trainer is None:
+            return lambda: None
+        self.detach()
+        return partial(self.attach, trainer, buffers_of)
+
     def begin(self, average: EMA | PowerEMA | SWA | LAWA) -> None:
         """From now on steps are training; earlier ones only created state for a checkpoint.
 
@@ -130,10 +139,10 @@ class KeptAverage(RunFree):
                 "WeightAveraging.load_state_dict", "state_dict['buffers']", state, dict, "averages of buffers"
             )
         if state_dict.get("name") != self.name:
+            saved, here = (each or self.average.state_name for each in (state_dict.get("name"), self.name))
             raise ValueError(
-                f"WeightAveraging({self.average!r}): in the checkpoint its state is "
-                f"{state_dict.get('name') or self.average.state_name!r}, here {self.name or self.average.state_name!r}"
-                "; give the averages in the order of the run that saved it."
+                f"WeightAveraging({self.average!r}).load_state_dict: it is of the average that optimizers keep as "
+                f"{saved!r}, and here they keep it as {here!r}; load the whole checkpoint by fit(ckpt_path=...)."
             )
         self._counts.load(state_dict.get("steps_of_each", [state_dict["steps"]]))
         self._buffers = state_dict.get("buffers", {})

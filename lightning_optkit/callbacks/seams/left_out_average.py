@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.checkpointed_weights import forget_trained, holds_trained, load_trained
+from lightning_optkit.callbacks.seams.saved_stages import leave_to_callback
 from lightning_optkit.step import OnePassOptimizer
 
 __all__ = ["drop_averages", "go_on_from_trained"]
@@ -32,6 +33,7 @@ def go_on_from_trained(trainer: pl.Trainer, pl_module: pl.LightningModule, check
     lost = [key for key, kind in kinds.items() if kind in _AVERAGING and kind not in names]
     if not lost and (names.intersection(_AVERAGING) or not holds_trained(checkpoint)):
         return
+    leave_to_callback(checkpoint, "average")
     has_trained = holds_trained(checkpoint)
     kept = [states.pop(key) for key in lost]
     for points in [each["y"] for each in kept if isinstance(each, dict) and "y" in each]:

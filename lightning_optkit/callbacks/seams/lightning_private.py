@@ -5,6 +5,7 @@ Undocumented names of its loops without an underscore count as private too. `tes
 others, and names those that an installed Lightning lacks.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -186,15 +187,20 @@ _META = ("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_grap
 _SUMS = ("value", "cumulated_batch_size")
 
 
-def sums_of(result: Any) -> dict[str, Any] | None:
-    """The sums of what was logged per epoch, in plain types; None for objects of torchmetrics and own groups."""
+def sums_of(result: Any, held: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+    """The sums of what was logged per epoch, or `held`, in plain types; None for torchmetrics and own groups."""
     meta = result.meta
     if not result.is_tensor or result.has_reset or not meta.on_epoch or meta.sync.group is not None:
         return None
     facts = {name: getattr(meta, name) for name in _META}
     facts |= {"reduce_fx": meta.reduce_fx.__name__, "sync": [meta.sync.should, meta.sync.rank_zero_only]}
-    sums = {name: getattr(result, name).detach().cpu() for name in _SUMS if hasattr(result, name)}
-    return {"meta": facts, "sums": sums}
+    held = held_by(result) if held is None else held
+    return {"meta": facts, "sums": {name: value.detach().cpu() for name, value in held.items()}}
+
+
+def held_by(result: Any) -> dict[str, Any]:
+    """References to the sums of one: Lightning adds a value by a new tensor."""
+    return {name: getattr(result, name) for name in _SUMS if hasattr(result, name)}
 
 
 def result_of(trainer: pl.Trainer, saved: dict[str, Any]) -> Any:
@@ -261,6 +267,12 @@ def stops_now(trainer: pl.Trainer, fetcher: _DataFetcher) -> bool:
         return not loop.epoch_loop._should_check_val_fx(fetcher)
     finally:
         trainer.should_stop = True
+
+
+def has_all_but_no_validation(trainer: pl.Trainer, fetcher: _DataFetcher) -> bool:
+    """Whether an epoch is restarted in a validation that a stop made after its last batch; Lightning would train on."""
+    loop: Any = trainer.fit_loop.epoch_loop
+    return bool(loop.restarting) and not is_cut(trainer) and not loop._should_check_val_fx(fetcher)
 
 
 def end_restart_of_epoch(trainer: pl.Trainer) -> None:

@@ -11,7 +11,7 @@ they only compare numbers within a file.
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lightning.pytorch as pl
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
@@ -19,6 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Sin
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.gathered_shards import gathered_shards, is_sharded
 from lightning_optkit.callbacks.seams.lightning_packages import is_a, twins
 from lightning_optkit.callbacks.seams.lightning_private import saves_shards
@@ -30,10 +31,20 @@ from lightning_optkit.callbacks.seams.sharded_states import (
     load_optimizers,
     saved_outlines,
     with_wide_integers,
+    without_empty_step,
 )
 from lightning_optkit.callbacks.seams.usable_checkpoints import check_file, check_of_lightning
 
 __all__ = ["number_by_module"]
+
+
+@runtime_checkable
+class KnowsBefore(Protocol):
+    """A callback that acts before FSDP2 loads states of optimizers: earlier than `on_load_checkpoint`."""
+
+    def before_states(self, trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
+        """Called in every process, with weights loaded."""
+        ...
 
 
 def number_by_module(trainer: pl.Trainer) -> None:
@@ -63,7 +74,11 @@ def _module(strategy: Strategy) -> pl.LightningModule:
 
 def _numbered(strategy: Strategy, original: Callable[[Optimizer], Any], optimizer: Optimizer) -> Any:
     """Lightning's saved state of an optimizer, with other numbers and with names."""
-    saved = with_wide_integers(original, optimizer) if _gathers(strategy) else original(optimizer)
+    if is_a(strategy, ModelParallelStrategy):
+        with without_empty_step(optimizer):
+            saved = with_wide_integers(original, optimizer) if _gathers(strategy) else original(optimizer)
+    else:
+        saved = original(optimizer)
     groups = getattr(optimizer, "param_groups", None)
     if not isinstance(saved, dict) or not groups or "param_groups" not in saved:
         return saved
@@ -155,14 +170,21 @@ def _load_shards(
     matched = match_states(module, strategy.optimizers, schedulers, outlines, saved_schedulers)
     if not matched.is_known:
         _check_order(strategy, path, outlines)
-        return load(checkpoint_path, weights_only=weights_only)
-    check_named(module, strategy.optimizers, matched.optimizers)
+        if any(isinstance(each, dict) and each.get("state") for each in outlines):
+            return load(checkpoint_path, weights_only=weights_only)
+        # Before the first step, or of SGD without momentum: Lightning fails where there is nothing to load.
+    else:
+        check_named(module, strategy.optimizers, matched.optimizers)
     optimizers, strategy.optimizers = strategy.optimizers, []  # Lightning would take groups by their places
     try:
         checkpoint = load(checkpoint_path, weights_only=weights_only)
     finally:
         strategy.optimizers = optimizers
-    load_optimizers(module, optimizers, path, matched.optimizers)
+    for callback in callbacks_of(module.trainer, object):
+        if isinstance(callback, KnowsBefore):
+            callback.before_states(module.trainer, checkpoint)
+    if len(matched.optimizers) == len(optimizers):
+        load_optimizers(module, optimizers, path, matched.optimizers)
     if "lr_schedulers" in checkpoint:
         checkpoint["lr_schedulers"] = matched.schedulers
     return checkpoint

@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_optkit.callbacks.seams.saved_stages import leave_to_callback
 from lightning_optkit.step import Clip, StatefulClip
 
 __all__ = ["match_clips"]
@@ -26,6 +27,7 @@ def match_clips(checkpoint: dict[str, Any], owner: str, key: str, clip: Clip) ->
         key: The key of its state.
         clip: Its clip, which is not changed.
     """
+    leave_to_callback(checkpoint, "clip")
     if not isinstance(clip, StatefulClip):  # it has no use for what another one has learned
         return
     before, learned = _take(checkpoint.get("callbacks", {}), owner, key)

@@ -116,7 +116,7 @@ def damage_of_file(path: Path) -> str:
         if path.stat().st_size != seal.size + _LENGTH:
             return f"it has {path.stat().st_size - _LENGTH} of {seal.size} bytes"
         same = zlib.crc32(seal.head(), checksum_of(path, seal.size)) == seal.checksum
-        return "" if same else "its checksum differs"
+        return "" if same else "it is not as it was saved"
     except OSError as error:
         return str(error.strerror or error)
 
@@ -126,14 +126,14 @@ def _damage_of_archive(path: Path) -> str:
         start = file.read(len(_ZIP))
         if start != _ZIP:
             if not start.strip(b"\0"):
-                return "it is empty"
-            return "" if start.startswith(_PICKLE) else "it is no checkpoint of torch"
+                return "it begins with zeros" if start else "it is empty"
+            return "" if start.startswith(_PICKLE) else "it is not a file that torch saved"
         file.seek(-min(_ZIP_END_LENGTH, file.seek(0, 2)), 2)
         if not file.read().startswith(_ZIP_END):
-            return "it does not end where its archive ends"
+            return "its end is missing, or other bytes follow it"
     try:
         with zipfile.ZipFile(path) as archive:
             part = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-        return f"its archive cannot be read: {error}"
-    return f"the checksum of {part} in it differs" if part else ""
+    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError):
+        return "its list of contents cannot be read"
+    return f"{part} in it is not as it was saved" if part else ""

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from lightning_optkit.callbacks.seams.lightning_private import saves_shards, set_loaded_path
 from lightning_optkit.callbacks.seams.overrides import override
@@ -59,22 +58,7 @@ def _load(
     check_file(strategy, path, weights_only)
     assert strategy.lightning_module is not None
     set_loaded_path(strategy.lightning_module.trainer, path)  # sharded averages are read from it later
-    if _has_optimizer_state(path, weights_only):
-        return load(path, weights_only=weights_only)
-    optimizers, strategy.optimizers = strategy.optimizers, []  # Lightning fails where there is nothing to load
-    try:
-        return load(path, weights_only=weights_only)
-    finally:
-        strategy.optimizers = optimizers
-
-
-def _has_optimizer_state(path: Path, weights_only: bool | None) -> bool:
-    """False if it was saved before the first step, as within a long window of accumulation."""
-    if path.is_dir():
-        names = FileSystemReader(path).read_metadata().state_dict_metadata
-        return any(re.match(r"optimizer_\d+\.state\.", name) for name in names)
-    saved = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
-    return any(each["state"] for each in saved.get("optimizer_states", ()))
+    return load(path, weights_only=weights_only)
 
 
 def _save(

@@ -4,7 +4,8 @@
 A sharded folder has the states by name; a full file by number, with the names beside them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from lightning_optkit.callbacks.seams.gathered_shards import read_alone
 from lightning_optkit.callbacks.seams.matched_states import CLASSES, NAMES, aliases_of
 from lightning_optkit.callbacks.seams.whole_checkpoints import SHARED_STATE
 
-__all__ = ["check_named", "load_optimizers", "saved_outlines", "with_wide_integers"]
+__all__ = ["check_named", "load_optimizers", "saved_outlines", "with_wide_integers", "without_empty_step"]
 
 _STATE, _GROUPS = "state", "param_groups"
 
@@ -91,20 +92,23 @@ def load_optimizers(
         set_optimizer_state_dict,
     )
 
+    # Not strict: the names were compared before, and what has had no gradient yet, as within a frozen layer, has none.
     names = {param: aliases[0] for param, aliases in aliases_of(module).items()}
     for place, (optimizer, given) in enumerate(zip(optimizers, matched, strict=True)):
-        if not given[_STATE]:  # saved before the first step: there is nothing to load
+        values = [value for entries in given[_STATE].values() for value in entries.values()]
+        if not values or not (path.is_dir() or any(isinstance(value, torch.Tensor) and value.ndim for value in values)):
+            # Nothing to distribute: of SGD without momentum, or before the first step. torch fails, or steps first.
+            optimizer.load_state_dict({_STATE: dict(given[_STATE]), _GROUPS: given[_GROUPS]})
             continue
         own = [[names[param] for param in group["params"]] for group in optimizer.param_groups]
         groups = [{**group, "params": each} for group, each in zip(given[_GROUPS], own, strict=True)]
         if path.is_dir():
-            options = StateDictOptions(cpu_offload=True)
+            options = StateDictOptions(cpu_offload=True, strict=False)
             whole: Any = get_optimizer_state_dict(module, optimizer)[_STATE]
             state: Any = {name: _known(whole[name], given[_STATE][name]) for name in whole if name in given[_STATE]}
             load_shards({f"optimizer_{place}": {_STATE: state}}, checkpoint_id=path)
         else:
-            strict = module.strict_loading
-            options = StateDictOptions(broadcast_from_rank0=True, full_state_dict=True, strict=strict)
+            options = StateDictOptions(broadcast_from_rank0=True, full_state_dict=True, strict=False)
             numbers = [number for group in given[_GROUPS] for number in group["params"]]
             name_of = dict(zip(numbers, [name for each in own for name in each], strict=True))
             state = {name_of[n]: _widened(entries) for n, entries in given[_STATE].items() if n in name_of}
@@ -114,6 +118,25 @@ def load_optimizers(
             set_optimizer_state_dict(module, optimizer, {_STATE: state, _GROUPS: groups}, options=options)
         finally:
             hook.remove()
+
+
+@contextmanager
+def without_empty_step(optimizer: Optimizer) -> Iterator[None]:
+    """Within it, torch reads the state of an optimizer that has taken no step as it is: there is none.
+
+    It would take a step with gradients of zero first, which is then in the checkpoint, and in the run that goes on: a
+    count of 1, decayed moments, and the first value of an average. It takes none where there is a gradient.
+    """
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    first = next((param for param in params if param.requires_grad), None)
+    if optimizer.state or first is None or any(param.grad is not None for param in params):
+        yield
+        return
+    first.grad = torch.zeros_like(first)
+    try:
+        yield
+    finally:
+        first.grad = None
 
 
 def with_wide_integers(get_state: Callable[[Optimizer], Any], optimizer: Optimizer) -> Any:
@@ -143,8 +166,8 @@ def _widened(entries: Mapping[str, Any], widened: set[str] | None = None) -> dic
 
 
 def _leave_known(saved: Mapping[str, Any], _: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Without the entries that torch's own step, before it loads, has created, and that the checkpoint lacks."""
-    states = {name: _known(each, saved.get(name, each)) for name, each in state_dict[_STATE].items()}
+    """Without what torch's own step, before it loads, has created, and what the checkpoint lacks."""
+    states = {name: _known(each, saved[name]) for name, each in state_dict[_STATE].items() if name in saved}
     return {**state_dict, _STATE: states}
 
 

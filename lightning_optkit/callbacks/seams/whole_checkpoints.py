@@ -17,6 +17,7 @@ __all__ = ["CHECKSUMS", "SHARED_STATE", "damage_of", "saved_at", "sweep_orphans"
 
 T = TypeVar("T")
 
+_LIST_OF_TORCH = ".metadata"  # which shard is in which file
 CHECKSUMS = "checksums.txt"  # in a folder: the length and checksum of every part, sealed
 
 
@@ -41,7 +42,9 @@ def whole_checkpoint(
         return path
     unfinished = _of_first([candidate for candidate in staged_paths_of(path) if candidate.is_dir()])
     if not _of_first(path.exists()) and not unfinished:
-        raise FileNotFoundError(f"Checkpoint file not found: {path}")
+        raise FileNotFoundError(
+            f"Checkpoint file not found: {path}; give the path of a checkpoint, or none to begin anew."
+        )
     if _of_first(path.is_dir() and not any((path / name).exists() for name in (SHARED_STATE, CHECKSUMS, ".metadata"))):
         raise IsADirectoryError(
             f"Trainer.fit(ckpt_path={str(path)!r}): it is a folder, and none of a sharded checkpoint; give a "
@@ -51,15 +54,15 @@ def whole_checkpoint(
     found = _most_useful(others, needs, weights_only)
     said = f"SafeCheckpointIO: {path} is damaged ({damage})"
     if found is None:
-        kind = "that this run can use " if needs is not None and others else ""
+        kind = " and that this run can use" if needs is not None and others else ""
         raise RuntimeError(
-            f"{said} and no whole checkpoint of SafeCheckpointIO {kind}is beside it: restore a copy, give another "
-            "ckpt_path, or none."
+            f"{said} and no whole checkpoint that SafeCheckpointIO saved{kind} is beside it: restore a copy, give "
+            "another ckpt_path, or none to begin anew."
         )
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(_of_first(saved_at(found)) / 1e9))
     what = f"the newest whole checkpoint beside it{'' if needs is None else ' that this run can use'}, saved at {when}"
     if not falls_back:
-        raise RuntimeError(f"{said}: resume from {found}, {what}.")
+        raise RuntimeError(f"{said}: give {found}, {what}, or leave out falls_back=False to have it taken.")
     rank_zero_warn(f"{said}; {found} is loaded instead, {what}.")
     return found
 
@@ -80,8 +83,10 @@ def damage_of(path: Path, share: int = 0, shares: int = 1) -> str:
         return damage_of_file(path) if path.exists() else "it is missing"
     try:
         return _damage_of_folder(path, share, shares)
-    except (OSError, ValueError) as error:
-        return f"{CHECKSUMS} cannot be read: {error}"
+    except OSError as error:
+        return f"its parts cannot be read: {error.strerror or error}"
+    except ValueError:  # of another writer
+        return f"its part {CHECKSUMS} is no list of parts"
 
 
 def saved_at(path: Path) -> int:
@@ -101,27 +106,35 @@ def sweep_orphans(folder: Path) -> None:
 def _damage_of_folder(path: Path, share: int, shares: int) -> str:
     state, checksums = path / SHARED_STATE, path / CHECKSUMS
     if not state.exists():
-        return f"{SHARED_STATE} is missing"
+        return f"its part {SHARED_STATE} is missing"
     seal = read_seal(state)
     if not checksums.exists():
-        return "" if seal is None and not damage_of_file(state) else f"{CHECKSUMS} is missing"
+        if seal is not None:
+            return f"its part {CHECKSUMS} is missing"
+        if not (path / _LIST_OF_TORCH).exists():
+            return f"its part {_LIST_OF_TORCH} is missing"
+        return _of_part(SHARED_STATE, damage_of_file(state))
     if damage := damage_of_file(checksums):
-        return f"{CHECKSUMS}: {damage}"
+        return _of_part(CHECKSUMS, damage)
     listed = read_seal(checksums)
     if seal is None or listed is None or seal.save_id != listed.save_id:
-        return f"{SHARED_STATE} and {CHECKSUMS} are of two saves"
+        return f"its parts {SHARED_STATE} and {CHECKSUMS} are of two different saves"
     if damage := damage_of_file(state):
-        return f"{SHARED_STATE}: {damage}"
+        return _of_part(SHARED_STATE, damage)
     lines = checksums.read_bytes()[: listed.size].decode().splitlines()
     parts = [line.split(" ", 2) for line in lines]
     if missing := [name for _, _, name in parts if not (path / name).exists()]:
-        return f"{missing[0]} is missing"
+        return f"its part {missing[0]} is missing"
     for checksum, size, name in parts[share::shares]:
         if (found := (path / name).stat().st_size) != int(size):
-            return f"{name} has {found} of {size} bytes"
+            return f"its part {name} has {found} of {size} bytes"
         if checksum_of(path / name, int(size)) != int(checksum, 16):
-            return f"the checksum of {name} differs"
+            return f"its part {name} is not as it was saved"
     return ""
+
+
+def _of_part(name: str, damage: str) -> str:
+    return f"of its part {name}: {damage}" if damage else ""
 
 
 def _beside(path: Path) -> list[Path]:

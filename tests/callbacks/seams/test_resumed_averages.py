@@ -170,3 +170,127 @@ def test_one_of_several_left_out_is_said(saved, fused, tmp_path):
 def test_the_same_averages_and_one_more_are_said_nothing_of(saved):
     file, _ = saved(ok.EMA(0.9))
     assert fit(averaging(ok.EMA(0.9), ok.SWA(1)), True, ckpt_path=file)[2] == []
+
+
+# --- in another order ---
+
+
+def by_name(average):
+    """A callback of the average, which is evaluated if it is the EMA of 0.9."""
+    return ok.WeightAveraging(average, evaluate=average == ok.EMA(0.9))
+
+
+def averages_after(averages, fused, file, *more):
+    """What each average is at the end of a run that goes on from a file, as bytes would be, and what was said."""
+    callbacks = [by_name(each) for each in averages]
+    _, module, said = fit(callbacks, fused, *more, ckpt_path=file)
+    return {each.average: each.averaged_parameters(module) for each in callbacks}, said
+
+
+SEVERAL = [ok.EMA(0.9), ok.EMA(0.5), ok.SWA(2), ok.PowerEMA(0.2), ok.LAWA(2), ok.LAWA(3)]
+
+
+@pytest.mark.parametrize("fused", FUSED, ids=["fused", "own pass"])
+@pytest.mark.parametrize(
+    "order", [[5, 4, 3, 2, 1, 0], [1, 0, 2, 3, 4, 5], [4, 2, 0, 5, 3, 1]], ids=["reversed", "two", "mixed"]
+)
+def test_the_order_of_the_callbacks_does_not_matter(saved, fused, order, tmp_path):
+    file, _ = saved(*SEVERAL)
+    before, _ = averages_after(SEVERAL, fused, file)
+    path = tmp_path / "again.ckpt"
+    after, said = averages_after([SEVERAL[place] for place in order], fused, file, Saves(path))
+    assert said == []
+    assert_equal({each: after[each] for each in SEVERAL}, before)
+    (state,) = torch.load(path, weights_only=False)["optimizer_states"]
+    names = {name for entries in state["state"].values() for name in entries if "_average" not in name}
+    kept = {"ema", "ema_2", "swa_3", "power_ema_4", "lawa_snapshot_0", "lawa_6_snapshot_0"}
+    assert kept <= names and "lawa_2_snapshot_0" not in names
+
+
+@pytest.mark.parametrize("fused", FUSED, ids=["fused", "own pass"])
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ([ok.EMA(0.9)], [ok.SWA(9), ok.EMA(0.9)]),
+        ([ok.EMA(0.9)], [ok.EMA(0.5, start=9), ok.EMA(0.9)]),
+        ([ok.EMA(0.9), ok.SWA(1)], [ok.PowerEMA(0.2, start=9), ok.SWA(1), ok.EMA(0.9)]),
+        ([ok.SWA(1), ok.EMA(0.9)], [ok.EMA(0.9)]),
+    ],
+    ids=str,
+)
+def test_one_that_is_added_before_others_or_left_out_before_them_changes_none(saved, fused, before, now):
+    file, _ = saved(*before)
+    expected, _ = averages_after(before, fused, file)
+    after, said = averages_after(now, fused, file)
+    common = [each for each in now if each in before]
+    assert_equal({each: after[each] for each in common}, {each: expected[each] for each in common})
+    lost = [each for each in before if each not in now]
+    assert [f"WeightAveraging({each!r}): the checkpoint was saved with it" in "".join(said) for each in lost] == [
+        True for _ in lost
+    ] and len(said) == len(lost)
+    trace = Trace()
+    averages_after(now, fused, file, trace)
+    second = [trace.trained[step] for step in range(SAVED + 1, LAST + 1)]
+    if now[0] == ok.SWA(9):
+        mean = {name: torch.stack([each[name] for each in second]).mean(0) for name in second[0]}
+        assert_equal(after[now[0]], mean, TOLERANCE)
+
+
+@pytest.mark.parametrize("fused", FUSED, ids=["fused", "own pass"])
+def test_other_settings_in_another_place_go_on_if_there_is_one_of_its_kind(saved, fused):
+    file, average = saved(ok.EMA(0.9), ok.SWA(1))
+    trace, again = Trace(), [ok.WeightAveraging(ok.SWA(1), evaluate=False), ok.WeightAveraging(ok.EMA(0.5))]
+    _, module, said = fit(again, fused, trace, ckpt_path=file)
+    assert_equal(weights(module), exponential(average, trace.trained, 1, 0.5, 1), TOLERANCE)
+    assert said == [
+        "WeightAveraging(EMA(decay=0.5, start=1, every=1)): the checkpoint was saved with EMA(decay=0.9, start=1, "
+        "every=1); its average goes on with the settings given here."
+    ]
+
+
+def test_of_two_with_other_settings_each_goes_on_in_its_place(saved):
+    file, _ = saved(ok.EMA(0.9), ok.EMA(0.5))
+    _, _, said = fit(averaging(ok.EMA(0.8), ok.EMA(0.6)), True, ckpt_path=file)
+    pairs = [("0.8", "0.9"), ("0.6", "0.5")]
+    assert [
+        f"WeightAveraging(EMA(decay={now}, start=1, every=1)): the checkpoint was saved with EMA(decay={before}, "
+        in each
+        for each, (now, before) in zip(said, pairs, strict=True)
+    ] == [True, True]
+
+
+def test_averages_of_buffers_go_with_them(tmp_path):
+    """Those of each are under its name too."""
+
+    def callbacks(*averages):
+        each = [ok.WeightAveraging(average, evaluate=not n, average_buffers=True) for n, average in enumerate(averages)]
+        return each
+
+    path, again = tmp_path / "saved.ckpt", tmp_path / "again.ckpt"
+    fit(callbacks(ok.EMA(0.9), ok.SWA(1)), True, CountsBatches(), Saves(path), epochs=1)
+    fit(callbacks(ok.EMA(0.9), ok.SWA(1)), True, CountsBatches(), Saves(again), ckpt_path=path)
+    expected = torch.load(again, weights_only=False)["callbacks"]
+    fit(callbacks(ok.SWA(1), ok.EMA(0.9)), True, CountsBatches(), Saves(again), ckpt_path=path)
+    found = torch.load(again, weights_only=False)["callbacks"]
+    keys = [key for key in expected if "average" in key]
+    assert len(keys) == 2 and all(expected[key]["buffers"]["seen"] for key in keys)
+    assert [found[key] for key in keys] == [expected[key] for key in keys]
+
+
+class CountsBatches(pl.Callback):
+    """Gives the module a buffer that changes in each batch."""
+
+    def setup(self, trainer, pl_module, stage):
+        pl_module.register_buffer("seen", torch.zeros(()))
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        pl_module.seen += 1
+
+
+def test_the_state_of_another_average_is_refused_where_a_fit_does_not_match_them():
+    callback, state = ok.WeightAveraging(ok.EMA(0.9)), {"steps": 3, "name": "ema_2", "buffers": {}}
+    with pytest.raises(
+        ValueError, match=r"^WeightAveraging\(EMA\(.*\)\)\.load_state_dict: .*'ema_2', and here .*'ema';"
+    ):
+        callback.load_state_dict(state)
+    assert callback.state_dict()["steps"] == 0
