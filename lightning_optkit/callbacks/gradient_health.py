@@ -73,7 +73,7 @@ class GradientHealth(FitCallback):
     Faults of settings, data and initial weights are named only if the run learns badly, judged by its loss against that
     of the best constant prediction: `unnormalized_input`, `unscaled_target`, `bad_init_scale`, `saturated_units`,
     `dead_units`, `vanishing_gradient`, `exploding_gradient`, `loss_spike`, `lr_too_high`, `lr_too_low`,
-    `class_imbalance`, `overfitting`, `input_ignored`, `label_shuffle`, `weak_signal`. For these, a run that has not
+    `class_imbalance`, `overfitting`, `input_ignored`, `label_shuffle`. For these, a run that has not
     learned much in its first quarter is measured at every twentieth of the rest, and the loss of its batch is evaluated
     along the update. They need a loss function of torch, one per step, and are judged from the middle of the run on.
     `class_imbalance` is judged by the predictions in measured steps, of which there are up to 40 more if one class has
@@ -84,7 +84,7 @@ class GradientHealth(FitCallback):
         check_every: Optimizer steps between measured ones, at least 1.
         verbose: Warn of each new primary verdict.
         probe: Run `training_step` again on a batch to see where its update leads. What it changes outside of the module
-            and the schedulers would be changed once more; without probes `lr_too_low`, `input_ignored`, `weak_signal`
+            and the schedulers would be changed once more; without probes `lr_too_low`, `input_ignored`, `label_shuffle`
             and part of `lr_too_high` are not named.
 
     Raises:

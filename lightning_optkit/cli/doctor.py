@@ -51,7 +51,7 @@ _CHECKS: dict[str, tuple[str, ...]] = {
     "loss at the start": ("loss_does_not_match_output", "bad_init_scale", "nonfinite"),
     "gradient over depth": ("vanishing_gradient", "exploding_gradient"),
     "units": ("dead_units", "saturated_units"),
-    "one batch": ("lr_too_high", "lr_too_low", "label_shuffle", "weak_signal"),
+    "one batch": ("lr_too_high", "lr_too_low", "label_shuffle"),
 }
 
 

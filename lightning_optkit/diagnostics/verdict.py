@@ -15,7 +15,7 @@ SYMPTOMS = (
     "ranks_diverge", "duplicate_data", "schedule_fault", "average_not_ready", "loss_does_not_match_output",
     "unnormalized_input", "unscaled_target", "bad_init_scale", "saturated_units", "dead_units", "vanishing_gradient",
     "exploding_gradient", "loss_spike", "lr_too_high", "lr_too_low", "class_imbalance",
-    "overfitting", "input_ignored", "label_shuffle", "weak_signal",
+    "overfitting", "input_ignored", "label_shuffle",
 )  # fmt: skip
 ONCE = 0.9  # confidence in what was seen in the first step alone, and is said as long as every step shows it
 

@@ -11,7 +11,7 @@ from lightning_optkit.diagnostics._observations import RunSeen
 from lightning_optkit.diagnostics.rules.classes import class_imbalance
 from lightning_optkit.diagnostics.rules.course import overfitting
 from lightning_optkit.diagnostics.rules.gradients import gradient_not_zeroed, lost_updates, no_gradient, not_optimized
-from lightning_optkit.diagnostics.rules.labels import label_shuffle, weak_signal
+from lightning_optkit.diagnostics.rules.labels import label_shuffle, shuffled_or_weak
 from lightning_optkit.diagnostics.rules.last_resorts import constant_input, input_ignored
 from lightning_optkit.diagnostics.rules.loss_function import loss_does_not_match_output
 from lightning_optkit.diagnostics.rules.nonfinite import nonfinite
@@ -45,7 +45,7 @@ OF_LEARNING: tuple[Rule, ...] = (
     exploding_gradient, loss_spike, lr_too_high, lr_too_low, class_imbalance,
 )  # fmt: skip
 COURSE: tuple[Rule, ...] = (overfitting,)
-LAST_RESORTS: tuple[Rule, ...] = (input_ignored, label_shuffle, weak_signal)
+LAST_RESORTS: tuple[Rule, ...] = (input_ignored, label_shuffle, shuffled_or_weak)
 
 _LEARNS_ALL = 0.95  # above all bounds of progress in the rules
 _EXACT = {rule.__name__ for rule in EXACT}

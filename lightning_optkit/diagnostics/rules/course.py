@@ -14,7 +14,7 @@ _SINCE = 3  # as usual: evaluations behind the best one, all of which must be wo
 _LOST = 0.25  # judgement: share of what had been learned for other data that is lost again
 _RISE = 0.1  # judgement: what is close to a constant prediction anyway must rise by so much of itself
 _FITTED = 0.5  # judgement: the training loss has halved meanwhile, so it is not the training that went wrong
-_HOLDS = 0.95  # otherwise nothing was ever learned that holds for other data: see `weak_signal`
+_HOLDS = 0.95  # otherwise nothing was ever learned that holds for other data: see `shuffled_or_weak`
 
 
 def overfitting(run: RunSeen) -> Verdict | None:

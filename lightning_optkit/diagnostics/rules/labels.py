@@ -13,7 +13,7 @@ from lightning_optkit.diagnostics.rules.classes import is_dominated
 from lightning_optkit.diagnostics.rules.outcome import constant_of, outcome_of
 from lightning_optkit.diagnostics.verdict import Verdict
 
-__all__ = ["label_shuffle", "weak_signal"]
+__all__ = ["label_shuffle", "shuffled_or_weak"]
 
 _LEARNS_ALL = 0.95  # calibrated: see `outcome`
 _CHANCE = 2.0  # theory: standard errors by which a validation loss is below a constant by chance, at most
@@ -51,10 +51,10 @@ def label_shuffle(run: RunSeen) -> Verdict | None:
     return Verdict("label_shuffle", None, cause, evidence, remedy, 0, 0.85)
 
 
-def weak_signal(run: RunSeen) -> Verdict | None:
+def shuffled_or_weak(run: RunSeen) -> Verdict | None:
     """Exchanged inputs cost training, but no validation loss was below that of a constant prediction.
 
-    No label is accused: that a signal is weaker than so many samples show, or absent, is the same in law.
+    That a signal is weaker than so many samples show, or destroyed, is the same in law, so the cause has both.
     """
     if not _is_judged(run) or label_shuffle(run) is not None:
         return None
@@ -70,8 +70,8 @@ def weak_signal(run: RunSeen) -> Verdict | None:
     if not (min(run.validations) > constant - _CHANCE * error and run.validations[-1] > constant + _ERRORS * error):
         return None  # below it by more than chance, be it once: something that was learned does hold
     cause = (
-        "nothing that is learned holds for other data: inputs say too little about the labels, or labels do not go "
-        "with their inputs; so many samples do not tell which"
+        "nothing that is learned holds for other data: labels do not go with their inputs, or these say too little "
+        "about them; so many samples do not tell which"
     )
     best, last = min(run.validations), run.validations[-1]
     evidence = (
@@ -83,7 +83,7 @@ def weak_signal(run: RunSeen) -> Verdict | None:
         "more samples, or features that tell more: a linear model shows how much can be learned; and look at pairs of "
         "x and y where they are joined or shuffled"
     )
-    return Verdict("weak_signal", None, cause, evidence, remedy, 0, 0.5)
+    return Verdict("label_shuffle", None, cause, evidence, remedy, 0, 0.5)
 
 
 def _is_judged(run: RunSeen) -> bool:

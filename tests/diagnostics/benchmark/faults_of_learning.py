@@ -154,8 +154,8 @@ LEARNING = (
     Fault("lost_inputs", frozenset({"input_ignored"}), ("zeros", "one row", "mean"), _inputs(_constant_inputs),
           lambda s: s.family not in ("embedding", "autoencoder"), False),
     # In law the same as labels that are shuffled in training and validation: inputs and targets are independent. So
-    # each name is right. `weak_signal` was added when that symptom was.
-    Fault("noise_inputs", frozenset({"input_ignored", "label_shuffle", "weak_signal"}), (0.3, 1.0, 2.0),
+    # each name is right.
+    Fault("noise_inputs", frozenset({"input_ignored", "label_shuffle"}), (0.3, 1.0, 2.0),
           _inputs(_noise), lambda s: s.family not in ("embedding", "autoencoder"), False),
     Fault("activation_before_loss", frozenset({"loss_does_not_match_output"}), ("softmax", "sigmoid", "relu"),
           _activation_before_loss, _is_classes, False),

@@ -35,7 +35,7 @@ NAMES = {
     "init": {"bad_init_scale", "saturated_units", "vanishing_gradient", "exploding_gradient"},
     "epoch": {"lr_too_low"},  # updates too small for the run, or too few of them
     "layer": {"vanishing_gradient", "exploding_gradient", "loss_does_not_match_output"},
-    "data": {"label_shuffle", "input_ignored", "weak_signal"},
+    "data": {"label_shuffle", "input_ignored"},
     "batch": set(),
 }
 

@@ -20,7 +20,7 @@ from lightning_optkit.diagnostics._signals import (
 from lightning_optkit.diagnostics.rules import diagnose
 from lightning_optkit.diagnostics.rules.classes import class_imbalance
 from lightning_optkit.diagnostics.rules.course import overfitting
-from lightning_optkit.diagnostics.rules.labels import label_shuffle, weak_signal
+from lightning_optkit.diagnostics.rules.labels import label_shuffle, shuffled_or_weak
 from lightning_optkit.diagnostics.rules.last_resorts import constant_input, input_ignored
 from lightning_optkit.diagnostics.rules.loss_function import loss_does_not_match_output
 from lightning_optkit.diagnostics.rules.outcome import outcome_of
@@ -44,7 +44,7 @@ PROBE = ProbeSeen(
 )
 RULES = (
     unnormalized_input, unscaled_target, bad_init_scale, vanishing_gradient, exploding_gradient, dead_units,
-    saturated_units, loss_spike, lr_too_high, lr_too_low, input_ignored, label_shuffle, weak_signal,
+    saturated_units, loss_spike, lr_too_high, lr_too_low, input_ignored, label_shuffle, shuffled_or_weak,
 )  # fmt: skip
 
 
@@ -75,7 +75,7 @@ CASES = {
     "overshooting": (lr_too_high, dict(probe=replace(PROBE, full=2.31))),
     "falling short": (lr_too_low, dict(probe=replace(PROBE, ten=2.1, thirty=2.0))),
     "ignored": (input_ignored, dict(probe=replace(PROBE, permuted=2.31))),
-    "a weak signal": (weak_signal, dict(probe=replace(PROBE, permuted=2.4), validations=(2.4, 2.6))),
+    "a weak signal": (shuffled_or_weak, dict(probe=replace(PROBE, permuted=2.4), validations=(2.4, 2.6))),
 }
 
 
@@ -83,8 +83,9 @@ CASES = {
 def test_a_rule_speaks_alone_and_only_of_a_run_that_learns_badly(case):
     rule, parts = CASES[case]
     run = seen(**parts)
-    assert rule(run).symptom == rule.__name__
-    assert [verdict.symptom for verdict in diagnose(run)] == [rule.__name__]
+    symptom = "label_shuffle" if rule is shuffled_or_weak else rule.__name__
+    assert rule(run).symptom == symptom
+    assert [verdict.symptom for verdict in diagnose(run)] == [symptom]
     assert diagnose(seen(loss=0.05, **parts)) == []
     assert diagnose(seen(steps=40, **parts)) == []  # too early
     assert diagnose(seen(**{**parts, "losses": ()})) == []  # nothing to measure it by
@@ -195,7 +196,7 @@ def test_a_summed_loss_explains_steps_that_are_too_large():
     verdict = lr_too_high(seen(loss=30.0 * 64, **summed))
     assert "sum over the batch" in verdict.cause and verdict.remedy.startswith('reduction="mean" in F.cross_entropy')
     probe = replace(PROBE, permuted=2.4)
-    assert weak_signal(seen(probe=probe, validations=(2.4 * 512, 2.5 * 512), loss=2.3 * 64, **summed)) is None
+    assert shuffled_or_weak(seen(probe=probe, validations=(2.4 * 512, 2.5 * 512), loss=2.3 * 64, **summed)) is None
 
 
 def test_a_rate_is_not_too_high_and_too_low_at_once():
@@ -326,28 +327,28 @@ def test_lr_too_low_of_a_short_run_needs_that_it_has_barely_learned():
         assert (lr_too_low(run) is not None) == is_said
 
 
-def test_weak_signal_needs_validations_that_never_held():
+def test_shuffled_or_weak_needs_validations_that_never_held():
     probe = replace(PROBE, permuted=2.4)
-    assert weak_signal(seen(probe=probe, validations=(2.4, 2.5, 2.6))) is not None
-    assert weak_signal(seen(probe=probe, validations=(2.1, 2.4, 2.6))) is None  # it held once
-    assert weak_signal(seen(loss=1.0, probe=probe, validations=(1.9, 2.4, 2.6))) is None  # overfitting
-    assert weak_signal(seen(loss=1.0, probe=probe, validations=(2.35, 2.9))) is not None
-    assert weak_signal(seen(probe=probe, validations=(2.4, 2.6, 2.36))) is None  # other targets may make so much
-    assert weak_signal(seen(probe=probe, validations=(2.4,))) is None
-    assert weak_signal(seen(probe=PROBE, validations=(2.4, 2.6))) is None
+    assert shuffled_or_weak(seen(probe=probe, validations=(2.4, 2.5, 2.6))) is not None
+    assert shuffled_or_weak(seen(probe=probe, validations=(2.1, 2.4, 2.6))) is None  # it held once
+    assert shuffled_or_weak(seen(loss=1.0, probe=probe, validations=(1.9, 2.4, 2.6))) is None  # overfitting
+    assert shuffled_or_weak(seen(loss=1.0, probe=probe, validations=(2.35, 2.9))) is not None
+    assert shuffled_or_weak(seen(probe=probe, validations=(2.4, 2.6, 2.36))) is None  # other targets may make so much
+    assert shuffled_or_weak(seen(probe=probe, validations=(2.4,))) is None
+    assert shuffled_or_weak(seen(probe=PROBE, validations=(2.4, 2.6))) is None
 
 
-def test_weak_signal_of_targets_that_were_not_seen_allows_for_other_ones():
+def test_shuffled_or_weak_of_targets_that_were_not_seen_allows_for_other_ones():
     probe, numbers = replace(PROBE, permuted=2.4), replace(LOSS, function="mse_loss", target_mean=0.0, target_std=1.5)
     for values, is_said in (((2.4, 2.5), False), ((2.4, 2.6), True), ((2.0, 2.6), True), ((1.9, 2.6), False)):
-        assert (weak_signal(seen(probe=probe, validations=values, losses=(numbers,))) is not None) == is_said
+        assert (shuffled_or_weak(seen(probe=probe, validations=values, losses=(numbers,))) is not None) == is_said
 
 
-def test_weak_signal_is_judged_by_the_targets_of_the_validation():
+def test_shuffled_or_weak_is_judged_by_the_targets_of_the_validation():
     def verdict(values, samples=400, is_squared=False, constant=2.5):
         run = seen(probe=replace(PROBE, permuted=2.4), validations=values)  # 0.1 / 2.3 of 2.5 is 0.109
         run.validated = TargetsSeen(constant, samples, is_squared)
-        return weak_signal(run)
+        return shuffled_or_weak(run)
 
     assert verdict((2.51, 2.6)) is not None and verdict((2.3, 2.4)) is None and verdict((2.3, 2.6)) is None
     assert "2.5 is that of a constant prediction of its targets" in verdict((2.51, 2.6)).evidence
@@ -407,7 +408,7 @@ def test_label_shuffle_of_training_targets_of_which_outputs_tell_less_than_of_th
         dict(samples=99),
         dict(deviates_of_training=3.1),  # they go with inputs, be it less: outputs turn while a network learns
     ):
-        assert verdict(**weak).symptom == "weak_signal"
+        assert verdict(**weak).confidence == 0.5
     assert verdict(gain=0.011).symptom == "label_shuffle"
     run = seen(probe=PROBE, validations=(2.2, 1.8))
     run.validated = TargetsSeen(2.3, 360, False)
@@ -420,7 +421,7 @@ def test_a_signal_is_not_weak_if_labels_went_with_inputs_before_they_were_traine
     run = seen(probe=replace(PROBE, permuted=2.4), validations=(2.4, 2.6))
     for gain, is_said in ((0.029, True), (0.031, False)):
         run.fresh = AssociationSeen(gain, 0.01, 733)
-        assert (weak_signal(run) is not None) == is_said
+        assert (shuffled_or_weak(run) is not None) == is_said
 
 
 def test_lr_too_low_is_not_said_where_other_data_have_gained_all_there_is():
@@ -481,7 +482,7 @@ def test_targets_that_never_vary():
 
 def test_a_dominant_class_leaves_no_constant_to_judge_a_validation_by():
     probe = replace(PROBE, permuted=2.4)
-    assert weak_signal(seen(probe=probe, validations=(2.4, 2.5), losses=(RARE,))) is None
+    assert shuffled_or_weak(seen(probe=probe, validations=(2.4, 2.5), losses=(RARE,))) is None
     assert overfitting(overfitted(losses=(RARE,))) is None
 
 
