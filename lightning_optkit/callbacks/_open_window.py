@@ -6,15 +6,14 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_optkit._torch_private import local_shard
 from lightning_optkit.callbacks._metrics_so_far import held_sums
-from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
-from lightning_optkit.callbacks.seams.lightning_private import accumulates, batch_progress, epoch_progress
+from lightning_optkit.callbacks.seams.lightning_private import accumulates, batch_progress
+from lightning_optkit.callbacks.seams.run import Run
 
 __all__ = ["Gradients", "OpenWindow", "mean_gradients", "set_gradients", "set_window"]
 
@@ -64,7 +63,7 @@ class OpenWindow:
         if not trainer.lightning_module.automatic_optimization:
             return self._was_open if is_unfinished and self._has_begun else True
         if is_unfinished:
-            return bool((batches - 1) % trainer.accumulate_grad_batches)
+            return bool((batches - 1) % Run(trainer).window)
         return bool(batches) and accumulates(trainer)
 
 
@@ -95,9 +94,9 @@ def set_gradients(pl_module: pl.LightningModule, gradients: Gradients | None) ->
 
 def set_window(trainer: pl.Trainer) -> None:
     """Sets the batches per step of the epoch: Lightning does so in its first hook, not called on a resume within it."""
-    for schedule in callbacks_of(trainer, GradientAccumulationScheduler):
-        epoch = epoch_progress(trainer).current.processed
-        trainer.accumulate_grad_batches = schedule.get_accumulate_grad_batches(epoch)
+    run = Run(trainer)
+    if run.accumulation_schedule is not None:
+        trainer.accumulate_grad_batches = run.window
 
 
 def mean_gradients(processes: list[Gradients | None]) -> Gradients | None:

@@ -24,6 +24,7 @@ from torch.utils.data import (
 
 from lightning_optkit.callbacks._open_window import mean_gradients
 from lightning_optkit.callbacks.seams.lightning_private import HasState, batch_progress, epoch_progress, move_in_epoch
+from lightning_optkit.callbacks.seams.run import Run
 
 __all__ = ["RestOfEpoch", "can_be_dealt_anew", "deal_rest", "dealing_of", "dealt_anew", "fill_in"]
 
@@ -105,7 +106,7 @@ def dealt_anew(
     position = now["batches"]
     if not before["finished"]:
         index = epoch_progress(trainer).current.processed
-        rest = _rest(saved[0], resume["dealing"], now, index, processed, trainer.accumulate_grad_batches)
+        rest = _rest(saved[0], resume["dealing"], now, index, processed, Run(trainer).window)
         epoch["rest"], position = rest, rest["position"]
     move_in_epoch(trainer, position - processed)
     gradients = mean_gradients([each["gradients"] for each in saved])

@@ -8,7 +8,9 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler, OnExcepti
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_optkit.callbacks import ExactResume
+from lightning_optkit.callbacks import ExactResume, LRSchedule
+from lightning_optkit.callbacks.scheduling.clock import steps_in_run
+from lightning_optkit.schedules import linear
 
 LOST = "ExactResume: the first step misses the gradients of its batches from before the checkpoint."
 pytestmark = pytest.mark.filterwarnings("ignore", "error:ExactResume")
@@ -103,7 +105,7 @@ class Validated(Windows):
         return DataLoader(Samples(), 2)
 
 
-def fit(make=Net, ckpt_path=None, callbacks=(), data=None, path=None, **kwargs):
+def fit(make=Net, ckpt_path=None, callbacks=(), data=None, path=None, is_exact=True, **kwargs):
     torch.manual_seed(1 if ckpt_path is None else 2)
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -112,7 +114,7 @@ def fit(make=Net, ckpt_path=None, callbacks=(), data=None, path=None, **kwargs):
         enable_model_summary=False,
         enable_checkpointing=bool(callbacks),
         max_epochs=3,
-        callbacks=[ExactResume(), *callbacks],
+        callbacks=[*([ExactResume()] if is_exact else []), *callbacks],
         **kwargs,
     )
     module = make()
@@ -183,6 +185,48 @@ def test_windows_that_grow(tmp_path, batch):
     path, make = tmp_path / "saved.ckpt", lambda: GradientAccumulationScheduler({0: 2, 1: 3, 2: 4})
     save = In("on_train_batch_end", batch, lambda trainer: trainer.save_checkpoint(path))
     assert fit(callbacks=[save, make()]) == fit(ckpt_path=path, callbacks=[make()])
+
+
+class Rates(pl.Callback):
+    """Records the rate of each step, and the length of the run as known at its start."""
+
+    def __init__(self):
+        self.rates, self.total = {}, None
+
+    def on_train_start(self, trainer, pl_module):
+        self.total = steps_in_run(trainer, pl_module)
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.rates[trainer.global_step] = optimizer.param_groups[0]["lr"]
+
+
+@pytest.mark.parametrize("batch", [(0, 2), (0, 5), (1, 0), (1, 2), (1, 4), (1, 5), (2, 1), (2, 3)], ids=str)
+@pytest.mark.parametrize("is_before", [True, False])
+def test_schedules_know_the_window_of_the_epoch_they_are_resumed_in(tmp_path, batch, is_before):
+    path, whole, resumed = tmp_path / "saved.ckpt", Rates(), Rates()
+
+    def callbacks():
+        both = [GradientAccumulationScheduler({0: 1, 1: 3, 2: 2}), LRSchedule(linear(), verbose=False)]
+        return both if is_before else both[::-1]
+
+    save = In("on_train_batch_end", batch, lambda trainer: trainer.save_checkpoint(path))
+    assert fit(callbacks=[save, *callbacks(), whole]) == fit(ckpt_path=path, callbacks=[*callbacks(), resumed])
+    assert whole.total == resumed.total == len(whole.rates) == 6 + 2 + 3
+    assert resumed.rates.items() <= whole.rates.items()
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+def test_schedules_know_that_window_without_exact_resume(tmp_path):
+    path, whole, resumed = tmp_path / "saved.ckpt", Rates(), Rates()
+
+    def callbacks():
+        return [GradientAccumulationScheduler({0: 1, 1: 3, 2: 2}), LRSchedule(linear(), verbose=False)]
+
+    save = In("on_train_batch_end", (1, 4), lambda trainer: trainer.save_checkpoint(path))
+    fit(callbacks=[save, *callbacks(), whole], is_exact=False)
+    fit(ckpt_path=path, callbacks=[*callbacks(), resumed], is_exact=False)
+    assert whole.total == resumed.total == 6 + 2 + 3
+    assert resumed.rates[7] == whole.rates[7]
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 2])

@@ -88,16 +88,30 @@ class Run:
         return int(epoch_progress(self._trainer).current.processed)
 
     @property
+    def window(self) -> int:
+        """Batches per step of the epoch number `epoch`.
+
+        The Trainer's value is that of another epoch until a GradientAccumulationScheduler's hook of the epoch's start,
+        which Lightning doesn't call where a run is resumed within the epoch.
+        """
+        if not self._is_automatic:
+            return 1
+        schedule = self.accumulation_schedule
+        if schedule is None:
+            return self._trainer.accumulate_grad_batches
+        return int(schedule.get_accumulate_grad_batches(self.epoch))
+
+    @property
     def steps_in_epoch(self) -> float:
         """Steps of the current epoch; infinite if the loader has no length."""
         batches = self._trainer.num_training_batches
-        return batches if math.isinf(batches) else math.ceil(batches / self._window)
+        return batches if math.isinf(batches) else math.ceil(batches / self.window)
 
     @property
     def step_in_epoch(self) -> int:
         """Completed steps of the current epoch: 0 between two epochs."""
         batches = int(self._batches.current.processed)
-        return 0 if batches >= self._trainer.num_training_batches else batches // self._window
+        return 0 if batches >= self._trainer.num_training_batches else batches // self.window
 
     @property
     def samples_in_epoch(self) -> int | None:
@@ -171,12 +185,8 @@ class Run:
         """Completed steps at the start of epoch number `epoch`, which is counted after its last validation only."""
         epoch, batches = epoch_progress(self._trainer).current, int(self._batches.current.processed)
         if epoch.started > epoch.processed and batches >= self._trainer.num_training_batches:
-            return self.step - math.ceil(batches / self._window)
+            return self.step - math.ceil(batches / self.window)
         return self.step - self.step_in_epoch
-
-    @property
-    def _window(self) -> int:
-        return self._trainer.accumulate_grad_batches if self._is_automatic else 1
 
     @property
     def _batches(self) -> Any:

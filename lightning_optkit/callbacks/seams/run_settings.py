@@ -148,7 +148,7 @@ def _batch_size(trainer: pl.Trainer, run: Run) -> str:
     loader = trainer.train_dataloader
     if not isinstance(loader, DataLoader) or loader.batch_size is None:
         return ""
-    accumulated = trainer.accumulate_grad_batches if trainer.lightning_module.automatic_optimization else 1
+    accumulated = run.window
     whole = loader.batch_size * accumulated * run.replicas
     if whole == loader.batch_size:
         return f"{whole:,}"
