@@ -109,6 +109,7 @@ class Fuse(FitCallback):
             return
         if callbacks_of(trainer, Fuse, but=self):
             raise ValueError(f"{type(self).__name__}(): given twice; one converts every optimizer.")
+        self._undo()  # what the exception of an earlier fit left, if a callback failed to save its checkpoint
         number_by_module(trainer)
         self._converted, self._left_alone = [], []
         self._module_clips = is_overridden("configure_gradient_clipping", pl_module)
@@ -132,7 +133,21 @@ class Fuse(FitCallback):
             rank_zero_info(fitted(self._plan(trainer)))
         self._is_told = True
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        # Not now: OnExceptionCheckpoint, a later callback, saves the optimizers as they step, with what torch's lack.
+        self._stand_before(trainer.strategy, "on_exception", partial(self._undo_behind_callbacks, trainer, pl_module))
+
     # --- implementation ---
+
+    def _undo_behind_callbacks(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        on_exception: Callable[[BaseException], None],
+        exception: BaseException,
+    ) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        on_exception(exception)
 
     def _wrap_configure_optimizers(self, pl_module: pl.LightningModule) -> Callable[[], Any]:
         original = pl_module.configure_optimizers

@@ -3,11 +3,17 @@
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, OnExceptionCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_optkit.averaging import EMA, LAWA, SWA
-from lightning_optkit.callbacks import Fuse, WeightAveraging
+from lightning_optkit.callbacks import ExactResume, Fuse, GradientClipping, WeightAveraging
+from lightning_optkit.clipping import AutoClip
 from lightning_optkit.optimizers.convert import full_precision_state_dict
+
+pytestmark = pytest.mark.filterwarnings(  # Lightning's, of runs whose only checkpoint is that of an exception
+    "ignore:.*fit.ckpt_path=(None|.last.)"
+)
 
 
 def adamw(module):
@@ -132,3 +138,90 @@ def test_a_second_fit_starts_from_the_average_that_the_module_holds(regression, 
 def test_what_fuse_was_given_is_named(regression, fit):
     with pytest.raises(ValueError, match=r"^Fuse\(rounding='split32'\): a parameter of shape .* is float16"):
         fit(regression(adamw), Fuse(rounding="split32"), precision="16-true")
+
+
+class Failure(Exception):
+    pass
+
+
+class Fails(Callback):
+    """Ends the fit in its second epoch."""
+
+    def __init__(self, exception):
+        self.exception = exception
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == (1, 2):
+            raise self.exception
+
+
+BESIDE = {
+    "nothing": lambda: [],
+    "EMA": lambda: [WeightAveraging(EMA(0.8))],
+    "LAWA": lambda: [WeightAveraging(LAWA(k=3))],
+    "AutoClip": lambda: [GradientClipping(AutoClip(20, window=4))],
+}
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+@pytest.mark.parametrize("state_dtype", [torch.float32, "int8"], ids=str)
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic", "kahan", "split24", "split32"])
+def test_a_checkpoint_saved_on_an_exception_has_the_state_of_the_fused_step(
+    regression, fit, tmp_path, rounding, state_dtype, beside
+):
+    def callbacks():
+        return [Fuse(rounding=rounding, state_dtype=state_dtype, verbose=False), *BESIDE[beside](), ExactResume()]
+
+    end = same_end(regression, fit, tmp_path, callbacks, Failure())
+    assert any(value.dtype == torch.float32 for state in end.values() for value in state.values() if value.ndim)
+
+
+@pytest.mark.parametrize("exception", [KeyboardInterrupt(), SIGTERMException()], ids=repr)
+def test_so_has_one_saved_on_a_signal(regression, fit, tmp_path, exception):
+    same_end(regression, fit, tmp_path, lambda: [Fuse(verbose=False), ExactResume()], exception)
+
+
+def same_end(regression, fit, tmp_path, callbacks, exception):
+    """The state of the optimizer at the end of the run, after a check that the resumed one ends with the same."""
+    run, ends = dict(precision="bf16-true"), []
+    stopped = regression(adamw)
+    with pytest.raises((Failure, SystemExit, SIGTERMException)):
+        fit(
+            stopped,
+            *callbacks(),
+            Fails(exception),
+            OnExceptionCheckpoint(tmp_path, "x"),
+            enable_checkpointing=True,
+            **run,
+        )
+    assert type(stopped.trainer.optimizers[0]) is torch.optim.AdamW
+    assert "configure_optimizers" not in vars(stopped)
+    for path in (tmp_path / "x.ckpt", None):
+        module, save = regression(adamw), AtEnd()
+        torch.manual_seed(0)
+        fit(module, *callbacks(), save, ckpt_path=path, **run)
+        ends.append((module.state_dict(), save.state))
+    torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=0)
+    return ends[1][1]
+
+
+class AtEnd(Callback):
+    """Keeps the state of the optimizer at the end of the training."""
+
+    def on_train_end(self, trainer, pl_module):
+        self.state = trainer.optimizers[0].state_dict()["state"]
+
+
+def test_a_fit_after_one_whose_checkpoint_could_not_be_saved(regression, fit, printed):
+    class CannotSave(Callback):
+        def on_exception(self, trainer, pl_module, exception):
+            raise OSError("no space")
+
+    fuse, module = Fuse(), regression(adamw)
+    with pytest.raises(OSError, match="no space"):
+        fit(module, fuse, Fails(Failure()), CannotSave())
+    trainer = fit(module, fuse)
+    assert "step moves" in printed()
+    assert "one-pass already" not in printed()
+    assert type(trainer.optimizers[0]) is torch.optim.AdamW
+    assert "configure_optimizers" not in vars(module)
