@@ -69,6 +69,7 @@ def set_metrics(
     for key, each in left.items():
         results[key] = result_of(trainer, each)
     log, update = results.log, getattr(results, UPDATE_RESULT)  # type: ignore[attr-defined]
+    reset: Callable[..., None] = results.reset  # type: ignore[attr-defined]
 
     def log_(fx: str, name: str, *args: Any, **kwargs: Any) -> None:
         if f"{fx}.{name}" in left:
@@ -80,7 +81,15 @@ def set_metrics(
             set_sums(results[key], left.pop(key))
         update(key, *args)
 
+    def reset_(metrics: bool | None = None, fx: str | None = None) -> None:
+        reset(metrics, fx)
+        if fx is not None:  # of this hook, before what it logs in the first batch of this fit; else an epoch has ended
+            for key, each in left.items():
+                if key in results and results[key].meta.fx == fx:
+                    set_sums(results[key], each)
+
     if left:
+        override(results, "reset", reset_)
         override(results, "log", log_)
         override(results, UPDATE_RESULT, update_)
     return left

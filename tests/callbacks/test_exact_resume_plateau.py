@@ -197,6 +197,52 @@ def test_a_batch_that_failed_and_is_repeated_counts_once_in_what_is_measured(tmp
         assert {epoch: resumed[epoch] for epoch in range(when[0], 4)} == {n: whole[n] for n in range(when[0], 4)}
 
 
+class Rarely(Reduced):
+    """Logs in two batches of each epoch, in another hook too, and notes what the Trainer has after each batch."""
+
+    def __init__(self, scheduler):
+        super().__init__(scheduler)
+        self.seen = {}
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        if batch_idx in (1, 2):
+            for reduction in ("mean", "max", "sum"):
+                self.log(reduction, loss.detach(), on_step=False, on_epoch=True, reduce_fx=reduction)
+            self.log("both", loss.detach(), on_step=True, on_epoch=True)
+            self.log("step", loss.detach(), on_step=True, on_epoch=False)
+        return loss
+
+    def on_before_zero_grad(self, optimizer):
+        if self.trainer.fit_loop.batch_idx == 1:
+            self.log("elsewhere", self.net.weight.detach().sum(), on_step=False, on_epoch=True)
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        metrics = self.trainer._results.metrics(on_step=True)["log"]
+        self.seen[self.global_step] = {name: float(value) for name, value in metrics.items()}
+
+    def on_train_epoch_end(self):
+        metrics = self.trainer._results.metrics(on_step=False)["callback"]
+        self.seen[f"epoch {self.current_epoch}"] = {name: float(value) for name, value in metrics.items()}
+
+
+@pytest.mark.parametrize("batch", [0, 1, 2, 3, 4], ids=str)
+def test_what_is_logged_in_some_batches_alone_is_not_lost(tmp_path, batch):
+    made = []
+
+    def make(scheduler):
+        made.append(Rarely(scheduler))
+        return made[-1]
+
+    fit(None, callbacks=[SaveIn(tmp_path / "saved.ckpt", "on_train_batch_start", (1, batch))], make=make)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*was called before the ``update`` method")
+        fit(None, tmp_path / "saved.ckpt", make=make)
+    whole, resumed = (module.seen for module in made)
+    assert {"mean", "max", "sum", "both_epoch", "elsewhere"} <= resumed["epoch 1"].keys()
+    assert resumed == {when: whole[when] for when in resumed}
+
+
 @pytest.mark.parametrize("hook", HOOKS, ids=str)
 def test_a_schedule_of_this_package(tmp_path, hook):
     make = lambda: PlateauSchedule("val", factor=0.5, patience=0, threshold=0.3, verbose=False)  # noqa: E731

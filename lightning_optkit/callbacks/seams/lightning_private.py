@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_optkit._torch_private import is_compiled_part
+from lightning_optkit.callbacks.seams.torchmetrics_private import count_update
 
 DataFetcher: TypeAlias = _DataFetcher  # provides the batches of an epoch
 Loop: TypeAlias = _Loop
@@ -184,13 +185,13 @@ def training_results(trainer: pl.Trainer) -> dict[str, Any]:
 
 UPDATE_RESULT = "update_metrics"  # method of these results, called with the key of one that is logged
 _META = ("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph", "add_dataloader_idx")
-_SUMS = ("value", "cumulated_batch_size")
+_SUMS = ("value", "cumulated_batch_size", "_forward_cache")  # the last: that of a step, logged again until the next
 
 
 def sums_of(result: Any, held: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
-    """The sums of what was logged per epoch, or `held`, in plain types; None for torchmetrics and own groups."""
+    """What was logged and summed in an epoch, or `held`, in plain types; None for torchmetrics and own groups."""
     meta = result.meta
-    if not result.is_tensor or result.has_reset or not meta.on_epoch or meta.sync.group is not None:
+    if not result.is_tensor or result.has_reset or meta.sync.group is not None:
         return None
     facts = {name: getattr(meta, name) for name in _META}
     facts |= {"reduce_fx": meta.reduce_fx.__name__, "sync": [meta.sync.should, meta.sync.rank_zero_only]}
@@ -200,7 +201,8 @@ def sums_of(result: Any, held: Mapping[str, Any] | None = None) -> dict[str, Any
 
 def held_by(result: Any) -> dict[str, Any]:
     """References to the sums of one: Lightning adds a value by a new tensor."""
-    return {name: getattr(result, name) for name in _SUMS if hasattr(result, name)}
+    values = {name: getattr(result, name, None) for name in _SUMS}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def result_of(trainer: pl.Trainer, saved: dict[str, Any]) -> Any:
@@ -218,6 +220,7 @@ def set_sums(result: Any, saved: dict[str, Any]) -> None:
     """Gives a result the sums of `sums_of`."""
     for name, value in saved["sums"].items():
         setattr(result, name, value.to(result.value.device))
+    count_update(result)
     result.has_reset = False
 
 

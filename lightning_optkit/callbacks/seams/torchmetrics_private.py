@@ -13,3 +13,8 @@ def state_names(metric: Metric) -> tuple[str, ...]:
     `metric_state` omits the last two; without them a cached result would outlive its state.
     """
     return (*metric._defaults, "_update_count", "_computed")
+
+
+def count_update(metric: Metric) -> None:
+    """Marks the metric as updated, as its state says: `compute` warns of one that is not."""
+    metric._update_count, metric._computed = max(metric._update_count, 1), None
