@@ -52,6 +52,7 @@ from lightning_optkit.callbacks.seams.lightning_private import (
 )
 from lightning_optkit.callbacks.seams.parameter_numbers import number_by_module
 from lightning_optkit.callbacks.seams.saved_position import complete_last_batch, reopen_cut_epoch
+from lightning_optkit.callbacks.seams.saves_behind_module import save_behind_module
 
 __all__ = ["ExactResume"]
 
@@ -68,24 +69,22 @@ class ExactResume(OrderOfEpoch):
     restores the state of datasets and workers; a message says so if it takes long. Loaders with `state_dict`
     (torchdata's `StatefulDataLoader`) restore themselves, but not what their workers draw. Within an accumulation
     window the gradients so far are saved as well, those of every process. So are buffers in which the processes differ:
-    BatchNorm's running statistics under FSDP2, or under DDP with `broadcast_buffers=False`.
-
-    Checkpoints are written, and checked in every stage, by `SafeCheckpointIO`, unless another `CheckpointIO` is given.
+    BatchNorm's running statistics under FSDP2, or under DDP with `broadcast_buffers=False`. Checkpoints are written, and
+    checked in every stage, by `SafeCheckpointIO`, unless another `CheckpointIO` is given.
 
     What Lightning leaves out when it resumes is done: the validation after the batch at whose end a checkpoint was
     written, the hooks of the epoch's end if that was the last, and the steps of torch's `ReduceLROnPlateau`, with the
     means of all batches of the epoch. Objects of torchmetrics begin anew within an epoch, as their own states do.
-    Validation uses a copy of the random state, so that training does not depend on whether it ran.
+    Validation uses a copy of the random state, so that training does not depend on whether it ran. Checkpoint callbacks
+    act behind the module's own `on_train_batch_end` and `on_validation_end`, so that a file has what these have done.
 
     On an exception under DDP nothing waits for other processes, which may not have it: `OnExceptionCheckpoint` and
     `ModelCheckpoint(save_on_exception=True)` write their file at once, with the random states of the first process
     only, so the run resumed from it sees the same data, but is not exact. With weights sharded by FSDP2 they write a
     file if all processes fail at the same place; otherwise none, since each process has a part of the weights, and a
-    warning names the newest checkpoint.
-
-    On SIGTERM in any process all of them stop before their next batch, with a `SIGTERMException`, and the same
-    callbacks write an exact checkpoint. SLURM's signal for requeueing, too, is acted on there. Both wait for a
-    validation in progress.
+    warning names the newest checkpoint. On SIGTERM in any process all of them stop before their next batch, with a
+    `SIGTERMException`, and the same callbacks write an exact checkpoint. SLURM's signal for requeueing, too, is acted
+    on there. Both wait for a validation in progress.
 
     A checkpoint written after the fit (`trainer.save_checkpoint`) has the state of its end, from which a longer run
     continues: within the epoch, if the fit was stopped there (`max_steps`, `max_time`), which Lightning takes for its
@@ -188,12 +187,12 @@ class ExactResume(OrderOfEpoch):
         if callbacks_of(trainer, ExactResume, but=self):
             raise ValueError("ExactResume(): given twice; once is enough.")
         self._undo()  # what the exception of an earlier fit left
-        self._is_alone = False
         self._at_end(self._undeal)
         self._forget()
-        self._trainer, self._world_size, self._last, self._resume = trainer, trainer.world_size, None, None
-        self._cut = None
+        self._trainer, self._world_size, self._is_alone = trainer, trainer.world_size, False
+        self._last = self._resume = self._cut = None
         self._signals = DeferredSignals(trainer, self._override)
+        save_behind_module(trainer, pl_module, self._override)
         # Overrides methods of the loops, since there is no hook between iter() and the first batch.
         loop, epoch_loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
         self._stand_before(loop, LOADER_IS_READY, self._loader_is_ready)
