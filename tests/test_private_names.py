@@ -224,7 +224,7 @@ def objects(library):
         return [
             trainer, loop, loop.epoch_loop, loop.epoch_loop.val_loop, trainer._logger_connector, loop._data_source,
             pl.LightningModule(), pl.Callback(), CombinedLoader(loader), ModelParallelStrategy(), _DataFetcher(),
-            trainer._checkpoint_connector, trainer._signal_connector,
+            trainer._checkpoint_connector, trainer._signal_connector, pl.callbacks.ModelCheckpoint(),
         ]  # fmt: skip
     optimizer = torch.optim.SGD([torch.ones(1)])
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)

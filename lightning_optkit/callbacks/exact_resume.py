@@ -51,6 +51,7 @@ from lightning_optkit.callbacks.seams.lightning_private import (
     stops_now,
 )
 from lightning_optkit.callbacks.seams.parameter_numbers import number_by_module
+from lightning_optkit.callbacks.seams.remembered_saves import remember_saves
 from lightning_optkit.callbacks.seams.saved_position import complete_last_batch, reopen_cut_epoch
 from lightning_optkit.callbacks.seams.saves_behind_module import save_behind_module
 
@@ -69,8 +70,8 @@ class ExactResume(OrderOfEpoch):
     restores the state of datasets and workers; a message says so if it takes long. Loaders with `state_dict`
     (torchdata's `StatefulDataLoader`) restore themselves, but not what their workers draw. Within an accumulation
     window the gradients so far are saved as well, those of every process. So are buffers in which the processes differ:
-    BatchNorm's running statistics under FSDP2, or under DDP with `broadcast_buffers=False`. Checkpoints are written, and
-    checked in every stage, by `SafeCheckpointIO`, unless another `CheckpointIO` is given.
+    BatchNorm's running statistics under FSDP2, or under DDP with `broadcast_buffers=False`. Checkpoints are written,
+    and checked in every stage, by `SafeCheckpointIO`, unless another `CheckpointIO` is given.
 
     What Lightning leaves out when it resumes is done: the validation after the batch at whose end a checkpoint was
     written, the hooks of the epoch's end if that was the last, and the steps of torch's `ReduceLROnPlateau`, with the
@@ -193,6 +194,7 @@ class ExactResume(OrderOfEpoch):
         self._last = self._resume = self._cut = None
         self._signals = DeferredSignals(trainer, self._override)
         save_behind_module(trainer, pl_module, self._override)
+        remember_saves(trainer, self._override)
         # Overrides methods of the loops, since there is no hook between iter() and the first batch.
         loop, epoch_loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
         self._stand_before(loop, LOADER_IS_READY, self._loader_is_ready)

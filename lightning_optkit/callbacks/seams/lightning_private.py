@@ -389,6 +389,11 @@ def saves_shards(strategy: ModelParallelStrategy) -> bool:
     return strategy._save_distributed_checkpoint
 
 
+# Of ModelCheckpoint: the method that saves its state; the step at which it did last; whether it waits for a validation.
+WRITES_FILE = "_save_checkpoint"
+SAVED_AT, WAITS = "_last_global_step_saved", "_defer_save_until_validation"
+
+
 def set_loaded_path(trainer: pl.Trainer, path: Path) -> None:
     """Makes `trainer.ckpt_path` that of the checkpoint that is loaded; its setter would be for all later fits."""
     trainer._checkpoint_connector._ckpt_path = path
