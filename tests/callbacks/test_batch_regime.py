@@ -131,6 +131,10 @@ def test_a_loader_without_a_size_of_its_own(regression, make_trainer, data):
         (DataLoader(dataset, batch_sampler=Odd(SequentialSampler(dataset), 2, False)), "Odd, a batch_sampler"),
         (DataLoader(Stream(dataset), batch_size=None), r"DataLoader\(batch_size=None\), whose dataset"),
         ([data(), data()], "list, which is no DataLoader"),
+        (
+            DataLoader(dataset, batch_sampler=data().batch_sampler),
+            r"DataLoader\(batch_sampler=BatchSampler\(\.\.\.\)\)",
+        ),
     ]:
         with pytest.raises(ValueError, match=rf"BatchRegime\(regime=3\): the batch size of {kind}.*; give one"):
             make_trainer(BatchRegime(3)).fit(regression(sgd), loader)

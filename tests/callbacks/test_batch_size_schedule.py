@@ -455,6 +455,10 @@ class Odd(BatchSampler):
         ),
         (DataLoader(range(12), batch_size=None), r"DataLoader\(batch_size=None\), whose dataset makes the batches"),
         ([twelve(), twelve()], "list, which is no DataLoader"),
+        (
+            DataLoader(range(12), batch_sampler=twelve().batch_sampler),
+            r"DataLoader\(batch_sampler=BatchSampler\(\.\.\.\)\), which has none",
+        ),
     ],
 )
 def test_a_loader_whose_size_is_its_own(train, loader, message):

@@ -32,6 +32,8 @@ def check_resizable(owner: str, loader: Any) -> DataLoader[Any]:
         obstacle = "DataLoader(batch_size=None), whose dataset makes the batches"
     elif type(loader.batch_sampler) is not BatchSampler:
         obstacle = f"{type(loader.batch_sampler).__name__}, a batch_sampler with rules of its own"
+    elif loader.batch_size is None:
+        obstacle = "DataLoader(batch_sampler=BatchSampler(...)), which has none of its own"
     else:
         return loader
     raise ValueError(
