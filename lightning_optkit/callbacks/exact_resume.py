@@ -114,13 +114,12 @@ class ExactResume(OrderOfEpoch):
         self._outer: dict[str, Any] | None = None  # random state of the training during a validation
         self._before_check: dict[str, Any] | None = None  # and before the sanity check
         self._before_batch: dict[str, Any] | None = None
-        self._recording = self._is_exact = False
         self._is_alone = False  # after an exception, which other processes may not have
         self._begins = self._ends_batch = False  # before the first batch; with what follows the checkpoint's last batch
-        self._followed = -1  # the batch, in total, for which that has been done
+        self._followed = self._fetches_after = -1  # batches, in total: with that done; after which the last fetch began
         self._signals: DeferredSignals | None = None
-        self._fetches_after = -1  # the batch, in total, after which the last fetch began
-        self._failed_to_fetch, self._window = False, OpenWindow()
+        self._recording = self._is_exact = self._failed_to_fetch = False
+        self._window = OpenWindow()
         self._sums: dict[str, Any] = {}  # of metrics in the epoch that is resumed, until a batch is added
         self._cut: CutEpoch | None = None  # of the last fit, if it was stopped within an epoch
 

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every private name of Lightning that this package uses, under a name of its own; no other file uses one.
 
-Undocumented names of its loops without an underscore count as private too. `tests/test_private_names.py` looks for
-others, and names those that an installed Lightning lacks.
+Undocumented names of its loops count as private too. `tests/test_private_names.py` finds others, and missing ones.
 """
 
 from collections.abc import Mapping
@@ -53,10 +52,8 @@ RESET = "reset"  # method of the epoch loop, called before that; it warns of loa
 AFTER_BATCH = "on_advance_end"  # method of the epoch loop, after a batch's last hook: validation, schedulers, counts
 AFTER_EPOCH = "on_advance_end"  # method of the fit loop: hooks of the epoch's end, schedulers, counts
 SET_UP_DATA = "setup_data"  # method of the fit loop: called at its start, and before each epoch that reloads
-TRAIN, BEFORE_TRAINING = (
-    "run",
-    "on_run_start",
-)  # methods of the fit loop; the second only if there is something to train
+# Methods of the fit loop; the second is called only if there is something to train.
+TRAIN, BEFORE_TRAINING = "run", "on_run_start"
 # Methods of the validation loop; both start its loader. The second replaces a validation that is skipped on resuming.
 VALIDATIONS = ("run", "increment_progress_to_evaluation_end")
 
@@ -201,8 +198,7 @@ def sums_of(result: Any, held: Mapping[str, Any] | None = None) -> dict[str, Any
 
 def held_by(result: Any) -> dict[str, Any]:
     """References to the sums of one: Lightning adds a value by a new tensor."""
-    values = {name: getattr(result, name, None) for name in _SUMS}
-    return {name: value for name, value in values.items() if value is not None}
+    return {name: value for name in _SUMS if (value := getattr(result, name, None)) is not None}
 
 
 def result_of(trainer: pl.Trainer, saved: dict[str, Any]) -> Any:
@@ -344,8 +340,7 @@ def nested_run(trainer: pl.Trainer, max_steps: int) -> None:
     The caller restores the loops from a checkpoint that was saved before.
     """
     loop: Any = trainer.fit_loop
-    names = ("max_epochs", "min_epochs")
-    limits = {name: getattr(loop, name) for name in names}
+    limits = {name: getattr(loop, name) for name in ("max_epochs", "min_epochs")}
     steps = loop.epoch_loop.max_steps, loop.epoch_loop.min_steps
     loop.max_epochs, loop.min_epochs = -1, None
     loop.epoch_loop.max_steps, loop.epoch_loop.min_steps = trainer.global_step + max_steps, None
@@ -383,15 +378,13 @@ def restore_whole_state(trainer: pl.Trainer, state: dict[str, Any]) -> None:
 
 # --- checkpoints ---
 
+# Of ModelCheckpoint: the method that saves its state; the step at which it did last; whether it waits for a validation.
+WRITES_FILE, SAVED_AT, WAITS = "_save_checkpoint", "_last_global_step_saved", "_defer_save_until_validation"
+
 
 def saves_shards(strategy: ModelParallelStrategy) -> bool:
     """Whether each process writes its part of a checkpoint; `save_distributed_checkpoint` is stored privately."""
     return strategy._save_distributed_checkpoint
-
-
-# Of ModelCheckpoint: the method that saves its state; the step at which it did last; whether it waits for a validation.
-WRITES_FILE = "_save_checkpoint"
-SAVED_AT, WAITS = "_last_global_step_saved", "_defer_save_until_validation"
 
 
 def set_loaded_path(trainer: pl.Trainer, path: Path) -> None:
