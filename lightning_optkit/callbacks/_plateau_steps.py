@@ -10,7 +10,12 @@ import lightning.pytorch as pl
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from lightning_optkit.callbacks.seams.lightning_private import last_metrics, scheduler_progress, waits_for_schedulers
+from lightning_optkit.callbacks.seams.lightning_private import (
+    batch_progress,
+    epoch_progress,
+    last_metrics,
+    scheduler_progress,
+)
 
 __all__ = ["steps_due", "take_steps"]
 
@@ -22,7 +27,7 @@ def steps_due(trainer: pl.Trainer, computes: bool) -> list[dict[str, Any]]:
         trainer: The Trainer, at the time of the save.
         computes: Whether metrics may be computed: all processes take part in that.
     """
-    if not trainer.lightning_module.automatic_optimization or not waits_for_schedulers(trainer):
+    if not trainer.lightning_module.automatic_optimization or not _waits_for_schedulers(trainer):
         return []
     due = [
         (number, config)
@@ -62,3 +67,10 @@ def take_steps(trainer: pl.Trainer, due: list[dict[str, Any]]) -> None:
         progress.increment_ready()
         trainer.lightning_module.lr_scheduler_step(configs[number].scheduler, value.to(trainer.strategy.root_device))
         progress.increment_completed()
+
+
+def _waits_for_schedulers(trainer: pl.Trainer) -> bool:
+    """Whether a whole epoch's last hooks are running, before the ReduceLROnPlateau step that follows it."""
+    epochs, batches = epoch_progress(trainer).current, batch_progress(trainer)
+    is_whole = batches.is_last_batch or batches.current.ready == trainer.num_training_batches
+    return bool(is_whole and epochs.processed == epochs.completed + 1)

@@ -23,7 +23,7 @@ from torch.utils.data import (
 )
 
 from lightning_optkit.callbacks._open_window import mean_gradients
-from lightning_optkit.callbacks.seams.lightning_private import HasState, batch_progress, epoch_progress, move_in_epoch
+from lightning_optkit.callbacks.seams.lightning_private import HasState, batch_progress, epoch_progress
 from lightning_optkit.callbacks.seams.run import Run
 
 __all__ = ["RestOfEpoch", "can_be_dealt_anew", "deal_rest", "dealing_of", "dealt_anew", "fill_in"]
@@ -108,10 +108,17 @@ def dealt_anew(
         index = epoch_progress(trainer).current.processed
         rest = _rest(saved[0], resume["dealing"], now, index, processed, Run(trainer).window)
         epoch["rest"], position = rest, rest["position"]
-    move_in_epoch(trainer, position - processed)
+    _move_in_epoch(trainer, position - processed)
     gradients = mean_gradients([each["gradients"] for each in saved])
     known = {"now": state, "epoch": epoch, "finished": before["finished"], "gradients": gradients}
     return {**resume, "ranks": [known] * trainer.world_size}
+
+
+def _move_in_epoch(trainer: pl.Trainer, batches: int) -> None:
+    """Moves the position in the current epoch by so many batches."""
+    current = batch_progress(trainer).current
+    for name in ("ready", "started", "processed", "completed"):
+        setattr(current, name, getattr(current, name) + batches)
 
 
 def _rest(

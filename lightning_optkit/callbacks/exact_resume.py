@@ -15,13 +15,15 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_optkit.callbacks._beginning import is_of_beginning, state_to_begin_from
 from lightning_optkit.callbacks._cut_epoch import CutEpoch
-from lightning_optkit.callbacks._data_order import data_order, differences, num_workers, what_workers_lose
+from lightning_optkit.callbacks._data_order import data_order, num_workers
 from lightning_optkit.callbacks._metrics_so_far import metrics_so_far, set_metrics
+from lightning_optkit.callbacks._open_validation import OpenValidation, begins_validation_anew
 from lightning_optkit.callbacks._open_window import OpenWindow, set_gradients, set_window
 from lightning_optkit.callbacks._order_of_epoch import OrderOfEpoch
 from lightning_optkit.callbacks._own_buffers import buffers_of, set_buffers
 from lightning_optkit.callbacks._plateau_steps import steps_due, take_steps
-from lightning_optkit.callbacks._rest_of_epoch import can_be_dealt_anew, dealt_anew, fill_in
+from lightning_optkit.callbacks._rest_of_epoch import fill_in
+from lightning_optkit.callbacks._saved_data import state_for_these_data
 from lightning_optkit.callbacks._states_of_ranks import states_of_ranks
 from lightning_optkit.callbacks.safe_checkpoint_io import write_safely
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
@@ -75,9 +77,10 @@ class ExactResume(OrderOfEpoch):
 
     What Lightning leaves out when it resumes is done: the validation after the batch at whose end a checkpoint was
     written, the hooks of the epoch's end if that was the last, and the steps of torch's `ReduceLROnPlateau`, with the
-    means of all batches of the epoch. Objects of torchmetrics begin anew within an epoch, as their own states do.
-    Validation uses a copy of the random state, so that training does not depend on whether it ran. Checkpoint callbacks
-    act behind the module's own `on_train_batch_end` and `on_validation_end`, so that a file has what these have done.
+    means of all batches of the epoch. A validation within which a run ends, in one process also by SIGTERM, begins anew,
+    and objects of torchmetrics do within an epoch, as their own states. Validation uses a copy of the random state, so
+    that training does not depend on whether it ran. Checkpoint callbacks act behind the module's own
+    `on_train_batch_end` and `on_validation_end`, so that a file has what these have done.
 
     On an exception under DDP nothing waits for other processes, which may not have it: `OnExceptionCheckpoint` and
     `ModelCheckpoint(save_on_exception=True)` write their file at once, with the random states of the first process
@@ -112,6 +115,7 @@ class ExactResume(OrderOfEpoch):
         self._last: dict[str, Any] | None = None  # of this process, at the end of the last fit
         self._resume: dict[str, Any] | None = None
         self._outer: dict[str, Any] | None = None  # random state of the training during a validation
+        self._validation: OpenValidation | None = None
         self._before_check: dict[str, Any] | None = None  # and before the sanity check
         self._before_batch: dict[str, Any] | None = None
         self._is_alone = False  # after an exception, which other processes may not have
@@ -162,6 +166,7 @@ class ExactResume(OrderOfEpoch):
             "due": steps_due(self._trainer, computes=not self._is_alone),
             "gradients": cut.gradients if cut else self._window.gradients(self._trainer, unfinished_batch),
             "buffers": buffers_of(self._trainer),
+            "validation": self._validation.counts_before if self._validation else None,
         }
         return {
             "ranks": [mine],
@@ -204,19 +209,23 @@ class ExactResume(OrderOfEpoch):
         self._stand_before(loop, AFTER_EPOCH, self._epoch_ends)
         for name in VALIDATIONS:
             self._stand_before(epoch_loop.val_loop, name, self._validate)
+        self._validation = OpenValidation(trainer, self._stand_before)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
-        is_ours = bool(checkpoint.get("callbacks", {}).get(self.state_key))
+        state = checkpoint.get("callbacks", {}).get(self.state_key)
+        is_ours = bool(state)
         changed = checkpoint if is_ours else {"loops": copy.deepcopy(checkpoint["loops"])}
         if self._trainer is not None and reopen_cut_epoch(changed) and not is_ours:
             rank_zero_warn(
                 "ExactResume: the checkpoint was saved without it by a run that had stopped within an epoch; the run "
                 "goes on with the next epoch, and is not exact."
             )
-        self._ends_batch = self._trainer is not None and is_ours and complete_last_batch(checkpoint)
+        if self._trainer is not None and is_ours:
+            begins_anew = begins_validation_anew(checkpoint, state["ranks"])
+            self._ends_batch = complete_last_batch(checkpoint) or begins_anew
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._before_check = self._random_state()
@@ -228,25 +237,12 @@ class ExactResume(OrderOfEpoch):
             leave_finished_epoch(trainer)
         if self._resume is None:
             return
-        before = {"processes": len(self._resume["ranks"]), **self._resume.get("loaders", {})}
-        here = {"processes": trainer.world_size, **data_order(trainer, self._loaders)}
-        changed = differences(before, here)
-        if changed:
-            names = {name for name in here if name in before and before[name] != here[name]}
-            dealing = self._dealing()
-            if dealing is None or not can_be_dealt_anew(names, self._resume.get("dealing"), dealing):
-                rank_zero_warn(f"ExactResume: the run was saved with {changed}; it is not exact.")
-                self._resume = None
-                return
-            self._resume = dealt_anew(trainer, self._resume, dealing, self._random_state())
-            once = "" if self._resume["ranks"][0]["finished"] else "each sample of the epoch is seen once, but "
-            others = f"{once}batches and random numbers are others"
-            rank_zero_warn(f"ExactResume: the run was saved with {changed}; {others}; it is not exact.")
-        lost = what_workers_lose(trainer, self._loaders, self._resume)
-        for each in lost:
-            rank_zero_warn(f"ExactResume: {each}")
+        self._resume, self._is_exact = state_for_these_data(
+            trainer, self._loaders, self._resume, self._dealing, self._random_state
+        )
+        if self._resume is None:
+            return
         ranks = self._resume["ranks"]
-        self._is_exact = not (changed or lost or None in ranks)
         fill_in(ranks, trainer.global_rank, self._random_state())
         mine = ranks[trainer.global_rank]
         if mine["finished"]:
@@ -287,9 +283,9 @@ class ExactResume(OrderOfEpoch):
             with suppress(RuntimeError):
                 self._last = self._state_before()
         super()._forget()
-        self._outer, self._before_batch, self._recording, self._signals = None, None, False, None
-        self._begins, self._ends_batch, self._followed, self._before_check = False, False, -1, None
-        self._sums, self._window, self._fetches_after, self._failed_to_fetch = {}, OpenWindow(), -1, False
+        self._outer = self._before_batch = self._before_check = self._signals = self._validation = None
+        self._recording = self._begins = self._ends_batch = self._failed_to_fetch = False
+        self._sums, self._window, self._followed, self._fetches_after = {}, OpenWindow(), -1, -1
 
     # --- called before methods of Lightning's loops ---
 
@@ -342,8 +338,7 @@ class ExactResume(OrderOfEpoch):
             if not any(isinstance(loader, HasState) for loader in self._loaders):
                 self._fast_forward(fetcher, saved["epoch"], batch_progress(self._trainer).current.ready)
             self._set_random_state(saved["now"])
-        self._recording = True
-        self._followed = -1
+        self._recording, self._followed = True, -1
         if self._ends_batch or (saved and not saved["finished"] and saved.get("followed")):
             end_restart_of_epoch(self._trainer)
             self._followed = batch_progress(self._trainer).total.ready
@@ -371,7 +366,12 @@ class ExactResume(OrderOfEpoch):
         assert self._trainer is not None
         if not self._is_trial and stops_now(self._trainer, fetcher):
             self._cut = CutEpoch(self._trainer, self._window)
-        on_advance_end(fetcher)
+        try:
+            on_advance_end(fetcher)
+        except SIGTERMException:  # within a validation, or after all that follows the batch
+            if self._validation and self._validation.counts_before is None:
+                self._followed = batch_progress(self._trainer).total.ready
+            raise
         self._followed = batch_progress(self._trainer).total.ready
 
     def _epoch_ends(self, on_advance_end: Callable[[], None]) -> None:

@@ -56,6 +56,7 @@ SET_UP_DATA = "setup_data"  # method of the fit loop: called at its start, and b
 TRAIN, BEFORE_TRAINING = "run", "on_run_start"
 # Methods of the validation loop; both start its loader. The second replaces a validation that is skipped on resuming.
 VALIDATIONS = ("run", "increment_progress_to_evaluation_end")
+VALIDATION_ENDS = "_on_evaluation_end"  # method of the validation loop: its last hook, after its metrics are computed
 
 
 def train_source(trainer: pl.Trainer) -> Any:
@@ -130,17 +131,16 @@ def batch_progress(trainer: pl.Trainer) -> Any:
     return trainer.fit_loop.epoch_loop.batch_progress
 
 
-def saved_progress(checkpoint: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The counters of batches and of epochs in a checkpoint; changes are those of the checkpoint."""
+def validation_of(trainer: pl.Trainer) -> tuple[Any, Any]:
+    """The loop of the validations of a fit, and its counters of batches."""
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    return loop, loop.batch_progress
+
+
+def saved_progress(checkpoint: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The counters of batches, of epochs and of a validation's batches in a checkpoint; changes are those of it."""
     loop = checkpoint["loops"]["fit_loop"]
-    return loop["epoch_loop.batch_progress"], loop["epoch_progress"]
-
-
-def move_in_epoch(trainer: pl.Trainer, batches: int) -> None:
-    """Moves the position in the current epoch by so many batches."""
-    current = batch_progress(trainer).current
-    for name in ("ready", "started", "processed", "completed"):
-        setattr(current, name, getattr(current, name) + batches)
+    return loop["epoch_loop.batch_progress"], loop["epoch_progress"], loop["epoch_loop.val_loop.batch_progress"]
 
 
 def accumulates(trainer: pl.Trainer) -> bool:
@@ -282,13 +282,6 @@ def end_restart_of_epoch(trainer: pl.Trainer) -> None:
 def end_restart(trainer: pl.Trainer) -> None:
     """The epoch ends as if the run had not been interrupted: Lightning steps no ReduceLROnPlateau otherwise."""
     trainer.fit_loop._restarting = False
-
-
-def waits_for_schedulers(trainer: pl.Trainer) -> bool:
-    """Whether a whole epoch's last hooks are running, before the ReduceLROnPlateau step that follows it."""
-    epochs, batches = epoch_progress(trainer).current, batch_progress(trainer)
-    is_whole = batches.is_last_batch or batches.current.ready == trainer.num_training_batches
-    return bool(is_whole and epochs.processed == epochs.completed + 1)
 
 
 def leave_finished_epoch(trainer: pl.Trainer) -> None:

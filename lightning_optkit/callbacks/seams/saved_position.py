@@ -13,7 +13,7 @@ def reopen_cut_epoch(checkpoint: dict[str, Any]) -> bool:
 
     Lightning counts it as finished (`max_steps`, `max_time`, `should_stop`), and would go on with the next.
     """
-    batches, epochs = saved_progress(checkpoint)
+    batches, epochs, _ = saved_progress(checkpoint)
     is_within = batches["current"]["processed"] > 0 and not batches["is_last_batch"]
     if not is_within or epochs["current"]["processed"] < epochs["current"]["started"]:
         return False
@@ -29,7 +29,7 @@ def complete_last_batch(checkpoint: dict[str, Any]) -> bool:
     Lightning would go on with the next batch: without the validation and the schedulers' steps that follow a batch,
     and after the last one of an epoch without all that follows the epoch.
     """
-    batches, epochs = saved_progress(checkpoint)
+    batches, epochs, _ = saved_progress(checkpoint)
     current = batches["current"]
     is_open = current["ready"] == current["processed"] == current["completed"] + 1
     if not is_open or epochs["current"]["processed"] == epochs["current"]["started"]:

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A validation that has begun and not ended: a run that goes on from a checkpoint of that time begins it anew.
+
+Lightning runs the rest of it and takes the mean of that for the whole, or leaves it out.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import lightning.pytorch as pl
+
+from lightning_optkit.callbacks.seams.lightning_private import (
+    VALIDATION_ENDS,
+    VALIDATIONS,
+    saved_progress,
+    validation_of,
+)
+
+__all__ = ["OpenValidation", "begins_validation_anew"]
+
+
+class OpenValidation:
+    """Notes that a validation has begun, until its last hook, in which callbacks judge it; not the sanity check.
+
+    Args:
+        trainer: The Trainer.
+        stand_before: Puts a function before a method, which it receives first, until the fit ends.
+    """
+
+    def __init__(self, trainer: pl.Trainer, stand_before: Callable[[object, str, Callable[..., Any]], None]) -> None:
+        self.counts_before: dict[str, int] | None = None  # of batches of the epoch's earlier validations
+        loop, _ = validation_of(trainer)
+        stand_before(loop, VALIDATIONS[0], partial(self._begin, trainer))
+        stand_before(loop, VALIDATION_ENDS, self._end)
+
+    def _begin(self, trainer: pl.Trainer, run: Callable[[], Any]) -> Any:
+        if not trainer.sanity_checking:
+            self.counts_before = validation_of(trainer)[1].total.state_dict()
+        result = run()
+        self.counts_before = None
+        return result
+
+    def _end(self, on_end: Callable[[], None]) -> None:
+        self.counts_before = None
+        on_end()
+
+
+def begins_validation_anew(checkpoint: dict[str, Any], ranks: list[dict[str, Any] | None]) -> bool:
+    """Sets the counts of an open validation back to before it, in a checkpoint; whether there is one.
+
+    Args:
+        checkpoint: The checkpoint. Its batch is completed, and what follows the batch is still to be done.
+        ranks: The states of ExactResume in it.
+    """
+    begun = [each["validation"] for each in ranks if each and each.get("validation")]
+    if begun:
+        *_, progress = saved_progress(checkpoint)
+        progress["total"].update(begun[0])
+        progress["current"].update(dict.fromkeys(progress["current"], 0))
+        progress["is_last_batch"] = False
+    return bool(begun)
