@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from lightning_optkit.callbacks._reloads import keep_reload_of_validation, reload_epochs
 from lightning_optkit.callbacks.seams.lightning_private import (
     VALIDATION_ENDS,
     VALIDATIONS,
@@ -35,10 +36,12 @@ class OpenValidation:
         stand_before(loop, VALIDATION_ENDS, self._end)
 
     def _begin(self, trainer: pl.Trainer, run: Callable[[], Any]) -> Any:
-        if not trainer.sanity_checking:
-            self.counts_before = validation_of(trainer)[1].total.state_dict()
+        if trainer.sanity_checking:
+            return run()
+        self.counts_before, reloaded = validation_of(trainer)[1].total.state_dict(), reload_epochs(trainer)
         result = run()
         self.counts_before = None
+        keep_reload_of_validation(trainer, reloaded)
         return result
 
     def _end(self, on_end: Callable[[], None]) -> None:

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_optkit.callbacks._data_order import data_order, differences, what_workers_lose
+from lightning_optkit.callbacks._reloads import set_reload_epochs
 from lightning_optkit.callbacks._rest_of_epoch import can_be_dealt_anew, dealt_anew
 
 __all__ = ["state_for_these_data"]
@@ -22,6 +23,8 @@ def state_for_these_data(
 ) -> tuple[dict[str, Any] | None, bool]:
     """The state to go on from, None if none can be, and whether that is exact; what is not is said.
 
+    Loaders are made again when the run that was saved would have made them again.
+
     Args:
         trainer: The Trainer.
         loaders: Those of this run.
@@ -29,6 +32,8 @@ def state_for_these_data(
         dealing_of_run: How this run deals out its samples, asked if the data are others.
         random_state: That of this process, asked then too.
     """
+    if "reloaded" in saved:  # of older versions no checkpoint has it
+        set_reload_epochs(trainer, saved["reloaded"])
     before = {"processes": len(saved["ranks"]), **saved.get("loaders", {})}
     here = {"processes": trainer.world_size, **data_order(trainer, loaders)}
     changed = differences(before, here)

@@ -22,6 +22,7 @@ from lightning_optkit.callbacks._open_window import OpenWindow, set_gradients, s
 from lightning_optkit.callbacks._order_of_epoch import OrderOfEpoch
 from lightning_optkit.callbacks._own_buffers import buffers_of, set_buffers
 from lightning_optkit.callbacks._plateau_steps import steps_due, take_steps
+from lightning_optkit.callbacks._reloads import reload_epochs
 from lightning_optkit.callbacks._rest_of_epoch import fill_in
 from lightning_optkit.callbacks._saved_data import state_for_these_data
 from lightning_optkit.callbacks._states_of_ranks import states_of_ranks
@@ -173,6 +174,7 @@ class ExactResume(OrderOfEpoch):
             "loaders": data_order(self._trainer, self._loaders),
             "num_workers": num_workers(self._loaders),
             "dealing": self._dealing(),
+            "reloaded": reload_epochs(self._trainer),
         }
 
     def _state_before(self) -> dict[str, Any]:
@@ -216,16 +218,14 @@ class ExactResume(OrderOfEpoch):
     ) -> None:
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
         state = checkpoint.get("callbacks", {}).get(self.state_key)
-        is_ours = bool(state)
-        changed = checkpoint if is_ours else {"loops": copy.deepcopy(checkpoint["loops"])}
-        if self._trainer is not None and reopen_cut_epoch(changed) and not is_ours:
+        changed = checkpoint if state else {"loops": copy.deepcopy(checkpoint["loops"])}
+        if self._trainer is not None and reopen_cut_epoch(changed) and not state:
             rank_zero_warn(
                 "ExactResume: the checkpoint was saved without it by a run that had stopped within an epoch; the run "
                 "goes on with the next epoch, and is not exact."
             )
-        if self._trainer is not None and is_ours:
-            begins_anew = begins_validation_anew(checkpoint, state["ranks"])
-            self._ends_batch = complete_last_batch(checkpoint) or begins_anew
+        if self._trainer is not None and state:
+            self._ends_batch = complete_last_batch(checkpoint) | begins_validation_anew(checkpoint, state["ranks"])
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._before_check = self._random_state()

@@ -56,6 +56,7 @@ SET_UP_DATA = "setup_data"  # method of the fit loop: called at its start, and b
 TRAIN, BEFORE_TRAINING = "run", "on_run_start"
 # Methods of the validation loop; both start its loader. The second replaces a validation that is skipped on resuming.
 VALIDATIONS = ("run", "increment_progress_to_evaluation_end")
+LAST_RELOADS = "_last_train_dl_reload_epoch", "_last_val_dl_reload_epoch"  # of the loops of training and validation
 VALIDATION_ENDS = "_on_evaluation_end"  # method of the validation loop: its last hook, after its metrics are computed
 
 
