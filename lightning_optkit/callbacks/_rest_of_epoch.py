@@ -110,7 +110,8 @@ def dealt_anew(
         epoch["rest"], position = rest, rest["position"]
     _move_in_epoch(trainer, position - processed)
     gradients = mean_gradients([each["gradients"] for each in saved])
-    known = {"now": state, "epoch": epoch, "finished": before["finished"], "gradients": gradients}
+    done = {name: before.get(name, False) for name in ("finished", "followed")}
+    known = {"now": state, "epoch": epoch, **done, "gradients": gradients}
     return {**resume, "ranks": [known] * trainer.world_size}
 
 

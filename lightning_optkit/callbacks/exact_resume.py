@@ -55,7 +55,7 @@ from lightning_optkit.callbacks.seams.lightning_private import (
 )
 from lightning_optkit.callbacks.seams.parameter_numbers import number_by_module
 from lightning_optkit.callbacks.seams.remembered_saves import remember_saves
-from lightning_optkit.callbacks.seams.saved_position import complete_last_batch, reopen_cut_epoch
+from lightning_optkit.callbacks.seams.saved_position import complete_last_batch, reopen_cut_epoch, repeat_batch
 from lightning_optkit.callbacks.seams.saves_behind_module import save_behind_module
 
 __all__ = ["ExactResume"]
@@ -78,10 +78,9 @@ class ExactResume(OrderOfEpoch):
 
     What Lightning leaves out when it resumes is done: the validation after the batch at whose end a checkpoint was
     written, the hooks of the epoch's end if that was the last, and the steps of torch's `ReduceLROnPlateau`, with the
-    means of all batches of the epoch. A validation within which a run ends, in one process also by SIGTERM, begins anew,
-    and objects of torchmetrics do within an epoch, as their own states. Validation uses a copy of the random state, so
-    that training does not depend on whether it ran. Checkpoint callbacks act behind the module's own
-    `on_train_batch_end` and `on_validation_end`, so that a file has what these have done.
+    means of all batches of the epoch. A validation within which a run ends begins anew, as do objects of torchmetrics
+    within an epoch. Validation uses a copy of the random state: training does not depend on whether it ran. Checkpoint
+    callbacks act behind the module's own `on_train_batch_end` and `on_validation_end`: a file has what these have done.
 
     On an exception under DDP nothing waits for other processes, which may not have it: `OnExceptionCheckpoint` and
     `ModelCheckpoint(save_on_exception=True)` write their file at once, with the random states of the first process
@@ -225,6 +224,7 @@ class ExactResume(OrderOfEpoch):
                 "goes on with the next epoch, and is not exact."
             )
         if self._trainer is not None and state:
+            repeat_batch(checkpoint, state["ranks"])
             self._ends_batch = complete_last_batch(checkpoint) | begins_validation_anew(checkpoint, state["ranks"])
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -43,6 +43,9 @@ class Ends(pl.LightningModule):
         self.log("loss", loss, on_step=True, on_epoch=True)
         return loss
 
+    def on_train_epoch_start(self):
+        self.at("epoch", self.current_epoch)
+
     def on_validation_start(self):
         self.at("start", self.current_epoch, self.trainer.fit_loop.batch_idx)
 
@@ -132,11 +135,14 @@ TIMES = {
     "in the last epoch": ([(place[0], 2, *place[2:]) for place in WITHIN], dict(val_check_interval=3)),
     "every second epoch": (PLACES, dict(check_val_every_n_epoch=2)),
     "across epochs": (ACROSS, dict(val_check_interval=4, check_val_every_n_epoch=None)),
+    "within a batch": ([("training", *each) for each in [(0, 0), (1, 0), (1, 3)]], {}),
+    "before an epoch": ([("epoch", 0), ("epoch", 1)], {}),
+    "after each batch": ([("training", 0, 0), ("training", 1, 1), WITHIN[3]], dict(val_check_interval=1)),
+    "epochs of one batch": ([("epoch", 1), ("training", 1, 0)], dict(limit_train_batches=1)),
     "of one batch": ([WITHIN[0], WITHIN[2]], dict(val_check_interval=3, limit_val_batches=1)),
     "in a window": (WITHIN, dict(val_check_interval=3, accumulate_grad_batches=2)),
 }
 CASES = [(name, *each) for name, (places, _) in TIMES.items() for each in product(places, ["SIGTERM", RuntimeError])]
-CASES = [each for each in CASES if each[1][0] != "training" or each[2] == "SIGTERM"]  # otherwise the batch is repeated
 CASES = [(*each, interval) for each, interval in zip(CASES, cycle(["epoch", "step", None]), strict=False)]
 CASES.append(("within an epoch", WITHIN[3], KeyboardInterrupt, "epoch"))
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning_optkit.callbacks.seams.lightning_private import saved_progress
 
-__all__ = ["complete_last_batch", "reopen_cut_epoch"]
+__all__ = ["complete_last_batch", "reopen_cut_epoch", "repeat_batch"]
 
 
 def reopen_cut_epoch(checkpoint: dict[str, Any]) -> bool:
@@ -37,3 +37,26 @@ def complete_last_batch(checkpoint: dict[str, Any]) -> bool:
     for counts in (batches["total"], current):
         counts["completed"] += 1
     return True
+
+
+def repeat_batch(checkpoint: dict[str, Any], ranks: list[dict[str, Any] | None]) -> None:
+    """Counts the batch within which a checkpoint was saved as not begun, and what follows the one before as done.
+
+    Lightning keeps it in the total, by which validations across epochs are due, and gives loggers later steps. Before
+    the first batch of an epoch it takes that for the end of one after which a validation was due.
+
+    Args:
+        checkpoint: The checkpoint.
+        ranks: The states of ExactResume in it.
+    """
+    batches, _, _ = saved_progress(checkpoint)
+    current, total, completed = batches["current"], batches["total"], batches["current"]["completed"]
+    is_unfinished = current["processed"] < current["ready"]
+    if is_unfinished:
+        for name in current:
+            total[name] -= current[name] - completed
+            current[name] = completed
+        batches["is_last_batch"] = False
+    if is_unfinished or completed == current["ready"] == 0:
+        for each in filter(None, ranks):
+            each["followed"] = True
