@@ -10,6 +10,7 @@ import pytest
 import signal_worker
 import torch
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from signal_worker import FAILS, KINDS, STOPS
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -85,7 +86,10 @@ def slurm(monkeypatch, tmp_path):
     return tmp_path
 
 
-def fit(folder, module):
+SLURM = (SLURMEnvironment(auto_requeue=True),)
+
+
+def fit(folder, module, plugins=()):
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=1,
@@ -94,7 +98,7 @@ def fit(folder, module):
         enable_model_summary=False,
         enable_checkpointing=False,
         callbacks=[ExactResume()],
-        plugins=[SLURMEnvironment(auto_requeue=True)],
+        plugins=[*plugins],
         max_epochs=2,
         default_root_dir=folder,
     )
@@ -103,15 +107,21 @@ def fit(folder, module):
     return module
 
 
+def test_a_run_that_sigterm_ends_says_so(tmp_path, printed):
+    with pytest.raises(SIGTERMException):
+        fit(tmp_path, Sends(signal.SIGTERM))
+    assert "ExactResume: SIGTERM; the run stops before its next batch, and goes on by ckpt_path=..." in printed()
+
+
 def test_before_slurm_ends_a_job_it_saves_between_two_batches_and_requeues(slurm):
     before = signal.getsignal(signal.SIGUSR1)
-    whole = fit(slurm / "other", Sends())
-    told = fit(slurm, Sends(signal.SIGUSR1))  # goes on until it is ended
+    whole = fit(slurm / "other", Sends(), SLURM)
+    told = fit(slurm, Sends(signal.SIGUSR1), SLURM)  # goes on until it is ended
     assert (slurm / "requests").read_text() == "requeue 7\n"
     saved = torch.load(slurm / "hpc_ckpt_1.ckpt", weights_only=True)
     progress = saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
     assert {*progress.values()} == {2} and saved["global_step"] == 2
-    resumed = fit(slurm, Sends())  # Lightning finds the file
+    resumed = fit(slurm, Sends(), SLURM)  # Lightning finds the file
     for one in (told, resumed):
         torch.testing.assert_close(dict(one.named_parameters()), dict(whole.named_parameters()), rtol=0, atol=0)
     assert signal.getsignal(signal.SIGUSR1) == before

@@ -12,6 +12,7 @@ from types import FrameType
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_optkit.callbacks.seams.lightning_private import (
@@ -64,6 +65,8 @@ class DeferredSignals:
         launcher = self._trainer.strategy.launcher
         if launcher is not None and not self._stops:
             launcher.kill(signal.Signals(signum))  # sends it to the processes that this one has started
+        if not self._stops:  # the process ends without a word, and with status 0, as without this callback
+            rank_zero_info("ExactResume: SIGTERM; the run stops before its next batch, and goes on by ckpt_path=...")
         self._stops = True
         if self._trainer.world_size == 1:
             stop_by_sigterm(self._trainer)  # Lightning also looks between the batches of a validation
