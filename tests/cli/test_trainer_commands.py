@@ -150,6 +150,21 @@ def test_a_finder_of_the_configuration_keeps_its_settings(net, capsys):
 
 
 @pytest.mark.parametrize(
+    ("factor", "said"), [("1.0", ""), ("min(1.0, step / 5)", "; its schedule begins at 0")], ids=["constant", "from 0"]
+)
+def test_a_suggestion_is_beside_what_it_would_replace(net, capsys, factor, said):
+    plain = "return torch.optim.AdamW(self.parameters(), lr=0.01)"
+    scheduled = plain.replace("return ", "optimizer = ") + (
+        f"\n        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: {factor})"
+        '\n        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]'
+    )
+    assert plain in USER
+    Path("users_net.py").write_text(USER.replace(plain, scheduled))
+    run("find-lr")
+    assert f"The configuration has 0.01{said}." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("callbacks", "sentence"),
     [
         (
