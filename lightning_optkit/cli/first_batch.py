@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Checkpoint, DeviceStatsMonitor, LearningRateMonitor, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, DeviceStatsMonitor, LearningRateMonitor, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningCLI
 from rich import box
 from rich.console import Console
@@ -20,8 +20,11 @@ from lightning_optkit.step import OnePassOptimizer
 
 __all__ = ["explain", "find_lr"]
 
-# Nothing of a run that takes no step should be left: no files, no log folder, no bar.
-_WRITE = (Checkpoint, DeviceStatsMonitor, LearningRateMonitor, PowerSnapshots, ProgressBar, Report, SnapshotEnsemble)
+# Nothing of a run that takes no step should be left: no files, no log folder, no bar, no table in front of the answer.
+_WRITE = (
+    Checkpoint, DeviceStatsMonitor, LearningRateMonitor, ModelSummary, PowerSnapshots, ProgressBar, Report,
+    SnapshotEnsemble,
+)  # fmt: skip
 _POINTS = 5  # of the run, at which rates are shown
 
 
