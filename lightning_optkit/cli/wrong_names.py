@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What jsonargparse says of a wrong name in a file, cut down to where it is and the names that are near it."""
 
-import difflib
 import pkgutil
 import re
 from collections.abc import Iterable, Mapping
@@ -15,6 +14,7 @@ from lightning.pytorch import callbacks, loggers
 from lightning.pytorch.cli import LightningArgumentParser
 
 import lightning_optkit
+from lightning_optkit._near_names import near_names
 from lightning_optkit.cli.list_command import FOLDERS
 
 __all__ = ["ParserWithNearNames", "in_short"]
@@ -63,8 +63,8 @@ def in_short(message: str) -> str | None:
         return at_key + _about_class(found[1])
     if found := re.fullmatch(r"Option '(\w+)' is not accepted", detail):
         return at_key + _said(f"{owner} has no argument {found[1]}", found[1], _arguments(owner))
-    if found := re.fullmatch(r"module '([\w.]+)' has no attribute '(\w+)'|No ([\w.]+) attribute (\w+)", detail):
-        module, name = found[1] or found[3], found[2] or found[4]
+    if found := re.fullmatch(r"module '([\w.]+)' has no attribute '(\w+)'(?:\. .*)?", detail):
+        module, name = found[1], found[2]
         if owner == f"{module}.{name}":  # not a mistake inside of the user's module
             return at_key + _said(f"there is no {name} in {module}", name, dir(import_module(module)))
     if found := re.fullmatch(r"(?:[\w.]+: )*No module named '([\w.]+)'", detail):
@@ -128,12 +128,8 @@ def _about_value(key: str, lines: list[str]) -> str | None:
 
 
 def _said(fault: str, name: str, names: Iterable[str], paths: Mapping[str, str] | None = None) -> str:
-    by_lower = {each.lower(): each for each in names if not each.startswith("_")}
     shown = paths or {}
-    near = [
-        shown.get(by_lower[each], by_lower[each])
-        for each in difflib.get_close_matches(name.lower(), by_lower, cutoff=0.7)
-    ]
+    near = [shown.get(each, each) for each in near_names(name, names)]
     return f"{fault}. Near it: {', '.join(near)}." if near else f"{fault}."
 
 
