@@ -6,8 +6,18 @@ their modules (`ok.schedules.cosine`, `ok.init.he`). Each is imported when it is
 loads neither torch nor Lightning. The names are listed in `__init__.pyi`, which type checkers and editors read.
 """
 
+from typing import Any
+
 import lazy_loader
 
 __version__ = "0.1.0"
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_loaded, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__ or name.startswith("_"):
+        return _loaded(name)
+    from lightning_optkit._near_names import about_missing
+
+    raise AttributeError(about_missing(name, __all__))

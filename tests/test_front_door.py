@@ -172,3 +172,31 @@ def test_an_editable_install_is_a_path_that_type_checkers_follow(built):
         (path,) = (name for name in file.namelist() if name.endswith(".pth"))
         assert Path(file.read(path).decode().strip()).resolve() == (built / "checkout").resolve()
         assert not [name for name in file.namelist() if name.endswith(".py")]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("Fuze", ". Near it: Fuse."),
+        ("adamw", ". Near it: AdamW, "),
+        ("cosine", ". It is ok.schedules.cosine."),
+        ("he", ". It is ok.init.he."),
+        ("cosin", ". Near it: ok.schedules.cosine."),
+        ("schedule", ". Near it: Schedule, schedules, "),
+        ("quite_another_thing", ""),
+    ],
+)
+def test_a_wrong_name_is_said_with_what_was_meant(name, hint):
+    with pytest.raises(AttributeError) as error:
+        getattr(ok, name)
+    said = f"module 'lightning_optkit' has no attribute '{name}'"
+    assert str(error.value).startswith(said + hint) and (hint or str(error.value) == said)
+
+
+def test_asking_for_a_wrong_name_loads_nothing():
+    code = (
+        "import sys, lightning_optkit as ok\nassert not hasattr(ok, 'cosine') and not hasattr(ok, '_private')\n"
+        "print([name for name in ('torch', 'lightning') if name in sys.modules])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert ended.stdout == "[]\n"

@@ -17,7 +17,7 @@ CSRC = ROOT / "csrc"
 
 # From bottom to top. A folder imports only from lower floors, or from its own floor without cycles.
 FLOORS = [
-    {"_checks", "_native", "_terminal", "_torch_private"},
+    {"_checks", "_native", "_near_names", "_terminal", "_torch_private"},
     {"step", "layers", "_norms"},
     {"optimizers", "clipping", "schedules", "init", "data", "regularization", "averaging", "diagnostics"},
     {"callbacks"},
@@ -109,6 +109,8 @@ def test_imports_point_downwards(path):
     for imported in imported_folders(path):
         if imported in ("_C", "_node"):
             assert folder == "_native", f"{name(path)} imports {imported}; only _native.py knows whether it exists"
+        elif (folder, imported) == ("", "_near_names"):
+            pass  # within __getattr__, once a name is wrong
         elif imported != folder:
             assert folder, f"lightning_optkit/__init__.py imports {imported}; it imports nothing"
             assert FLOOR_OF[imported] <= FLOOR_OF[folder], f"{name(path)} imports {imported}, which stands above it"

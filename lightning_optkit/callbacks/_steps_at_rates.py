@@ -8,11 +8,12 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import CyclicLR
 
 from lightning_optkit.callbacks.scheduling.existing_schedulers import schedulers_of
 from lightning_optkit.callbacks.seams.lightning_private import accumulates
 
-__all__ = ["StepsAtRates", "set_rates"]
+__all__ = ["StepsAtRates", "bases_of", "set_rates"]
 
 _DIVERGED = 4.0  # times the fall so far, above the first losses
 
@@ -67,18 +68,38 @@ class StepsAtRates(pl.Callback):
         )
 
 
+def bases_of(trainer: pl.Trainer) -> list[float]:
+    """The rate of each group that its schedule multiplies; of OneCycleLR and CyclicLR, the largest.
+
+    The present rate is already that of the first step, which a schedule may begin at 0.
+    """
+    tops = {
+        id(group): float(top)
+        for scheduler in schedulers_of(trainer)
+        if isinstance(scheduler, CyclicLR)
+        for group, top in zip(scheduler.optimizer.param_groups, scheduler.max_lrs, strict=False)
+    }
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    return [tops.get(id(group), _base(group)) for group in groups]
+
+
+def _base(group: dict[str, Any]) -> float:
+    if {"max_lr", "min_lr"} <= group.keys():  # of OneCycleLR
+        return float(group["max_lr"])
+    return float(group.get("initial_lr", 0.0)) or float(group["lr"])
+
+
 def set_rates(trainer: pl.Trainer, rate: float, before: float) -> None:
     """Scales the rates of all groups, and those that schedulers start from, so that `before` becomes `rate`."""
     for optimizer in trainer.optimizers:
         for group in optimizer.param_groups:
-            for name in ("lr", "initial_lr", "max_lr", "min_lr"):
+            for name in ("lr", "initial_lr", "max_lr", "min_lr", "decay_lr"):
                 if name in group:
                     _write(group, name, rate * (float(group[name]) / before))
-            if "decay_lr" in group:
-                group["decay_lr"] = float(group["lr"])
     for scheduler in schedulers_of(trainer):
-        if hasattr(scheduler, "base_lrs"):
-            scheduler.base_lrs = [rate * (value / before) for value in scheduler.base_lrs]
+        for name in ("base_lrs", "max_lrs"):
+            if hasattr(scheduler, name):
+                setattr(scheduler, name, [rate * (float(value) / before) for value in getattr(scheduler, name)])
 
 
 def _write(group: dict[str, Any], name: str, value: float) -> None:

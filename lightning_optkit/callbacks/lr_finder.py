@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_optkit._checks import check_bools, check_in, check_int, check_one_of
-from lightning_optkit.callbacks._steps_at_rates import StepsAtRates, set_rates
+from lightning_optkit.callbacks._steps_at_rates import StepsAtRates, bases_of, set_rates
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.refusals import refuse_split_parameters, refuse_twice
 from lightning_optkit.callbacks.seams.run import Run, has_lazy_parameters
@@ -35,8 +35,9 @@ class LRFinder(FitCallback):
     Unlike Lightning's `LearningRateFinder`, it keeps the ratios between the rates of parameter groups, sets the base
     rates of the module's schedulers and of `LRSchedule`, judges the slope per factor of the rate, may need more steps
     than an epoch has, restores the random state (the run is the one that the suggested rate gives without a finder),
-    and writes no file. A resumed run keeps the rates of its checkpoint. Put it last: what other callbacks do when the
-    fit starts (fused optimizers, clipping) is then part of the test.
+    and writes no file. The rate found is the one that a schedule multiplies, and of OneCycleLR and CyclicLR the
+    largest; the first step of a warm-up has less. A resumed run keeps the rates of its checkpoint. Put it last: what
+    other callbacks do when the fit starts (fused optimizers, clipping) is then part of the test.
 
     After the fit starts, `result` has rates, losses and suggestions, and `result.plot()` draws them; without a
     suggestion (the loss does not fall, the module sets its rate itself, the run is resumed) `result.reason` says why.
@@ -117,8 +118,7 @@ class LRFinder(FitCallback):
             )
         if not trainer.optimizers:
             raise ValueError(f"{owner}(): configure_optimizers of {type(pl_module).__name__} gives no optimizer.")
-        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        bases = [float(group["lr"]) for group in groups]
+        bases = bases_of(trainer)
         if max(bases, default=0.0) <= 0:
             raise ValueError(f"{owner}(): at least one parameter group must have a rate above 0, for the ratios.")
         ratios = [base / max(bases) for base in bases]
@@ -126,11 +126,12 @@ class LRFinder(FitCallback):
         self.result = self._tested(trainer, trial_fit, ratios)
         if self.suggestion == TRAINED and not self.result.reason:
             self.result = self._trained(trainer, trial_fit, ratios, self.result)
-        if self.verbose:
-            rank_zero_info(self._text(self.result, max(bases)))
         chosen = self.result.suggestions.get(self.suggestion)
         if self.apply and chosen is not None:
             set_rates(trainer, chosen, max(bases))
+        if self.verbose:
+            begins = max(float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups)
+            rank_zero_info(self._text(self.result, max(bases), begins))
 
     def _tested(self, trainer: pl.Trainer, trial_fit: TrialFits, ratios: list[float]) -> LRRange:
         """The range test."""
@@ -168,14 +169,17 @@ class LRFinder(FitCallback):
         rates = [math.exp(low + (high - low) * step / (self.num_steps - 1)) for step in range(self.num_steps)]
         return [self.min_lr, *rates[1:-1], self.max_lr]
 
-    def _text(self, result: LRRange, before: float) -> str:
+    def _text(self, result: LRRange, before: float, begins: float) -> str:
         owner = type(self).__name__
         if result.reason:
             return f"{owner}: no suggestion, the rate stays {before:.3g}: {result.reason}."
         found = ", ".join(f"{name} {lr:.3g}" for name, lr in result.suggestions.items() if lr is not None)
         chosen = result.suggestions[self.suggestion]
         does = f"the rate is now {chosen:.3g} ({self.suggestion})" if self.apply else f"the rate stays {before:.3g}"
-        said = f"{owner}: {found}; {does}, {before:.3g} before. "
+        said = f"{owner}: {found}; {does}, {before:.3g} before"
+        base = chosen if self.apply and chosen is not None else before
+        is_warmed_up = not math.isclose(begins, base, rel_tol=1e-5)
+        said += f"; the schedule of the module begins at {begins:.3g}. " if is_warmed_up else ". "
         said += f"Tested {len(result.lrs)} rates up to {result.lrs[-1]:.3g}."
         if self.trials:
             rates, steps = {trial.lr for trial in self.trials}, sum(trial.steps for trial in self.trials)

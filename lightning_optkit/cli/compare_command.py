@@ -58,10 +58,12 @@ def compare(options: Namespace) -> None:
     recipe, and with the file over it, three times each.
     Each is fitted as `optkit fit --config task.yaml --config TRIED --seed_everything SEED` would, without a logger and
     checkpoints; a list of callbacks in a file replaces that of the task. A run that an exception ends after its first
-    step is counted as ended early, and the others go on; after Ctrl-C, the page has the runs so far.
+    step is counted as ended early, and the others go on; a setting that fails before it is named and left out, and the
+    status is 1. After Ctrl-C, the page has the runs so far.
 
     Raises:
-        ValueError: for a recipe or file that does not exist, a seed given twice, or settings that cannot be run.
+        ValueError: for a recipe or file that does not exist, a seed given twice, or settings that cannot be built.
+        SystemExit: with 2 if nothing is tried, with 1 if a setting could not be run.
     """
     tried = [_AS_IT_IS, *(options.tried or [])]
     for name, values in (("--tried", tried), ("--seeds", options.seeds)):
@@ -76,23 +78,48 @@ def compare(options: Namespace) -> None:
         if not 0 <= seed < 2**32:
             raise ValueError(f"optkit compare: --seeds {seed}: a seed must be in [0, 2**32).")
     _check_output(options, tried)
+    if len(tried) == 1:
+        print(
+            "optkit compare: nothing to compare with the task: give --tried at least once, a file or a recipe "
+            f"({', '.join(recipe_names())}).",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     console = Console(highlight=False, markup=False)
+    not_run: list[str] = []
     groups: dict[str, list[RunRecord]] = {}
     sys.path.insert(0, "")  # as `optkit fit` does: the user's model is a file in this folder
     with _quiet(), TemporaryDirectory() as folder:
         files = {each: _file_of(each, Path(folder)) for each in tried}
         for name in tried[1:]:
-            _built([*options.task, *files[name]], options.seeds[0])  # one that is wrong is found before the first run
+            try:  # one that is wrong is found before the first run
+                with _named(f"--tried {name}"):
+                    _built([*options.task, *files[name]], options.seeds[0])
+            except _NotRun:
+                sys.exit(1)
         try:
             for name in tried:
                 for seed in options.seeds:
-                    record = _fitted([*options.task, *files[name]], seed)
+                    try:
+                        with _named(f"{name}, seed {seed}"):
+                            record = _fitted([*options.task, *files[name]], seed)
+                    except _NotRun:
+                        not_run.append(name)
+                        break  # its other seeds would fail as well
                     groups.setdefault(name, []).append(record)
                     console.print(f"{name}, seed {seed}: {_in_words(record)}")
         except BaseException:
             if groups:
                 print(f"Of the runs so far: {write_comparison(groups, Path(options.output), title=options.title)}")
             raise
+    if groups:
+        _show(groups, options)
+    if not_run:
+        print(f"Not run, as said above: {', '.join(not_run)}.", file=sys.stderr)
+        sys.exit(1)
+
+
+def _show(groups: dict[str, list[RunRecord]], options: Namespace) -> None:
     print(table_text(comparison_rows(groups), ["", *groups], width()))
     print(f"Report: {write_comparison(groups, Path(options.output), title=options.title)}")
 
@@ -134,7 +161,7 @@ def _built(files: Sequence[str], seed: int) -> LightningCLI:
     words = [word for file in files for word in ("--config", file)]
     words += ["--seed_everything", str(seed)]
     words += [word for name in _QUIET for word in (f"--trainer.{name}", "false")]
-    with _in_a_sentence(), bare_names():
+    with bare_names():
         return cli_of_fit(words, {"prog": "optkit compare"})
 
 
@@ -143,7 +170,7 @@ def _fitted(files: Sequence[str], seed: int) -> RunRecord:
     trainer: Any = cli.trainer
     report = Report(write=False, verbose=False, layers=False)
     trainer.callbacks = [*(each for each in trainer.callbacks if not isinstance(each, _WRITE)), report]
-    with _in_a_sentence(), bare_names():
+    with bare_names():
         try:
             trainer.fit(cli.model, datamodule=cli.datamodule)
         except Exception:
@@ -152,18 +179,26 @@ def _fitted(files: Sequence[str], seed: int) -> RunRecord:
     return report.record
 
 
+class _NotRun(Exception):
+    """A setting that fails before its first step; what is wrong has been printed."""
+
+
 @contextmanager
-def _in_a_sentence() -> Iterator[None]:
+def _named(setting: str) -> Iterator[None]:
+    """Says which setting it is that cannot be built or run."""
     try:
         yield
+    except SystemExit:  # of the parser, whose message is printed
+        print(f"optkit compare: this is {setting}.", file=sys.stderr)
+        raise
     except Exception as error:
         sentence = about_settings(error)
-        if sentence is not None:
-            raise ValueError(f"optkit compare: {sentence}") from None
-        own = of_user(error)
-        own.__context__ = None  # the parser's
-        traceback.print_exception(own)
-        sys.exit(1)
+        print(f"optkit compare: {setting}: {sentence or 'it ended by this error.'}", file=sys.stderr)
+        if sentence is None:
+            own = of_user(error)
+            own.__context__ = None  # the parser's
+            traceback.print_exception(own)
+        raise _NotRun from None
 
 
 @contextmanager

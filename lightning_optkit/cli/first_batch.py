@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """`optkit explain` and `optkit find-lr`: a run up to its first batch, of which no step is taken."""
 
+import math
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Checkpoint, DeviceStatsMonitor, LearningRateMonitor, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, DeviceStatsMonitor, LearningRateMonitor, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningCLI
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from lightning_optkit.callbacks import LRFinder, LRSchedule, PowerSnapshots, Report, SnapshotEnsemble
+from lightning_optkit.callbacks._steps_at_rates import bases_of
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.diagnostics.lr_range import LRRange
@@ -18,8 +20,11 @@ from lightning_optkit.step import OnePassOptimizer
 
 __all__ = ["explain", "find_lr"]
 
-# Nothing of a run that takes no step should be left: no files, no log folder, no bar.
-_WRITE = (Checkpoint, DeviceStatsMonitor, LearningRateMonitor, PowerSnapshots, ProgressBar, Report, SnapshotEnsemble)
+# Nothing of a run that takes no step should be left: no files, no log folder, no bar, no table in front of the answer.
+_WRITE = (
+    Checkpoint, DeviceStatsMonitor, LearningRateMonitor, ModelSummary, PowerSnapshots, ProgressBar, Report,
+    SnapshotEnsemble,
+)  # fmt: skip
 _POINTS = 5  # of the run, at which rates are shown
 
 
@@ -59,12 +64,24 @@ def find_lr(cli: LightningCLI) -> None:
     finder.apply = finder.verbose = False
     if not finders:
         trainer.callbacks.append(finder)
-    _start(cli, lambda trainer: None)
+    present: list[str] = []
+    _start(cli, lambda trainer: present.append(_present(trainer)))
     if finder.result is None:
         raise ValueError("the fit ended before the test; nothing was tested.")
     if finder.result.reason:
         raise ValueError(f"no suggestion: {finder.result.reason}.")
-    _print_suggestions(Console(highlight=False, markup=False), finder.result, finder.suggestion)
+    console = Console(highlight=False, markup=False)
+    _print_suggestions(console, finder.result, finder.suggestion)
+    for sentence in present:
+        console.print(sentence)
+
+
+def _present(trainer: pl.Trainer) -> str:
+    """What a suggestion would replace."""
+    base = max(bases_of(trainer))
+    first = max(float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups)
+    begins = "" if math.isclose(base, first, rel_tol=1e-5) else f"; its schedule begins at {first:.3g}"
+    return f"The configuration has {base:.3g}{begins}."
 
 
 def _start(cli: LightningCLI, look: Any, drop: tuple[type[pl.Callback], ...] = ()) -> bool:

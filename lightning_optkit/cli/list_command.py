@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
+from lightning_optkit.cli.docstring_text import in_words, signature_text, wrapped
+
 __all__ = ["Entry", "add_options", "entries", "list"]
 
 FOLDERS = {
@@ -36,6 +38,7 @@ class Entry(NamedTuple):
     name: str  # as after `import lightning_optkit as ok`
     summary: str  # first sentence of its docstring
     text: str  # the whole docstring
+    value: Any
 
 
 def entries() -> "tuple[Entry, ...]":
@@ -49,8 +52,13 @@ def entries() -> "tuple[Entry, ...]":
                 continue
             text = inspect.getdoc(value) or ""
             path = f"ok.{name}" if inspect.isclass(value) else f"ok.{folder}.{name}"
-            found.append(Entry(folder, path, text.partition("\n\n")[0].replace("\n", " "), text))
+            summary = in_words(text.partition("\n\n")[0].replace("\n", " "))
+            found.append(Entry(folder, path, summary, text, value))
     return tuple(found)
+
+
+def _searched(entry: Entry) -> str:
+    return f"{entry.name} {in_words(entry.text)}".lower()
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -63,7 +71,7 @@ def list(options: Namespace) -> None:
     """Lists every strategy, or those with some words in their name or description.
 
     `optkit list sharpness` finds what the description has, `optkit list SAM` shows all there is to say of one class or
-    function: its arguments, ranges, errors, source.
+    function: its signature, arguments, ranges, errors, source.
 
     Raises:
         ValueError: if nothing has these words.
@@ -73,10 +81,11 @@ def list(options: Namespace) -> None:
     console = Console(highlight=False, markup=False)
     named = [entry for entry in all_of if len(words) == 1 and entry.name.rpartition(".")[2] == words[0]]
     if len(named) == 1:
-        console.print(f"{named[0].name}\n", style="bold")
-        console.print(named[0].text)
+        name, text = named[0].name, wrapped(named[0].text, console.width)
+        console.print(signature_text(name, named[0].value, console.width), style="bold", soft_wrap=True)
+        console.print(f"\n{text}", soft_wrap=True)  # an example's lines stay whole
         return
-    found = [entry for entry in all_of if all(word.lower() in f"{entry.name} {entry.text}".lower() for word in words)]
+    found = [entry for entry in all_of if all(word.lower() in _searched(entry) for word in words)]
     if not found:
         by_lower = {(name := entry.name.rpartition(".")[2]).lower(): name for entry in all_of}
         near = [by_lower[name] for word in words for name in get_close_matches(word.lower(), by_lower, cutoff=0.7)]

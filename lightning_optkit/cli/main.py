@@ -3,6 +3,7 @@
 
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Container, Sequence
 from importlib import import_module
@@ -42,6 +43,13 @@ COMMANDS = {
 _EPILOG = """optkit fit --config config.yaml trains; optkit list average finds a strategy; optkit plot-schedule cosine
 draws one. Exit status: 0 done, 1 it could not be done, as a sentence says, 2 the command line or the file is wrong,
 130 ended by Ctrl-C."""
+
+
+class _Parser(ArgumentParser):
+    """Without jsonargparse's line above the commands, which a heading of ours names already."""
+
+    def format_help(self, *args: Any, **kwargs: Any) -> str:  # it has a formatter in some versions
+        return re.sub(r"\n +Available subcommands:\s+\(required\)(?=\n)", "", super().format_help(*args, **kwargs))
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -110,7 +118,7 @@ def parser_of_everything() -> ArgumentParser:
 
 def _parser(chosen: Container[str | None]) -> ArgumentParser:
     """The parser; of the commands only the chosen ones have their options, since their types are slow to import."""
-    parser = ArgumentParser(
+    parser = _Parser(
         prog=_program(),
         usage=f"{_program()} COMMAND [options]",
         version=lightning_optkit.__version__,
@@ -119,7 +127,7 @@ def _parser(chosen: Container[str | None]) -> ArgumentParser:
     )
     subcommands = parser.add_subcommands(title="commands", description="`optkit COMMAND --help` says more of each.")
     for name, summary in {**TRAINER_COMMANDS, **COMMANDS}.items():
-        options = ArgumentParser(description=_help_of(_function(name)) if name in chosen else summary)
+        options = _Parser(description=_help_of(_function(name)) if name in chosen else summary)
         subcommands.add_subcommand(name, options, help=summary)
         options.prog = f"{_program()} {name}"  # by default the usage of the whole program stands in front
         if name in chosen and hasattr(_module(name), "add_options"):

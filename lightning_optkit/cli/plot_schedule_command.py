@@ -39,13 +39,19 @@ def plot_schedule(config: Namespace) -> None:
     """Shows a schedule as a table of factors, and draws it into a file.
 
     Raises:
-        ValueError: for an argument out of range.
+        ValueError: for an argument out of range, or a file of a kind that cannot be drawn.
     """
     arguments = dict(config[config.schedule])
     total_steps, base, output = (arguments.pop(name) for name in ("total_steps", "base", "output"))
     check_int("plot_schedule", "total_steps", total_steps, minimum=1)
     check_in("plot_schedule", "base", base, "(0, inf)")
     schedule: Schedule = getattr(schedules, config.schedule)(**arguments)
+    figure = Figure(layout="constrained")
+    kinds = figure.canvas.get_supported_filetypes()
+    if output is not None and output.suffix.lower().removeprefix(".") not in kinds:
+        raise ValueError(
+            f"optkit plot-schedule: --output {output}: the name must end in one of .{', .'.join(sorted(kinds))}."
+        )
     steps = sorted({round((total_steps - 1) * row / (_ROWS - 1)) for row in range(_ROWS)})
     values = [base * schedule(step, total_steps) for step in steps]
     table = Table(box=box.SIMPLE_HEAD, title=repr(schedule), title_justify="left")
@@ -58,7 +64,6 @@ def plot_schedule(config: Namespace) -> None:
     console = Console(highlight=False, markup=False)
     console.print(table)
     if output is not None:
-        figure = Figure(layout="constrained")
         plot(schedule, total_steps=total_steps, ax=figure.subplots())
         figure.savefig(output)
         console.print(f"Drawn: {output}")

@@ -12,6 +12,7 @@ from typing import Any
 
 import jsonargparse
 import lightning
+import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -20,6 +21,7 @@ from lightning_optkit.cli.bare_names import bare_names
 from lightning_optkit.cli.doctor_command import doctor_of
 from lightning_optkit.cli.first_batch import explain, find_lr
 from lightning_optkit.cli.main import TRAINER_COMMANDS
+from lightning_optkit.cli.quiet_start import quiet_start
 from lightning_optkit.cli.wrong_names import ParserWithNearNames
 
 __all__ = ["about_settings", "cli_of_fit", "of_user", "refuse_unreadable", "run"]
@@ -42,6 +44,10 @@ class _BeforeTheFirstBatch(LightningCLI):
         parser.add_method_arguments(
             self.trainer_class, "fit", skip={"model", "train_dataloaders", "val_dataloaders", "datamodule"}
         )
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Without a logger: nothing is trained, and Lightning would recommend several."""
+        return super().instantiate_trainer(**{"logger": False, **kwargs})
 
 
 class _OneBatch(_BeforeTheFirstBatch):
@@ -96,7 +102,8 @@ def _run(command: str, words: list[str], program: str, summary: str) -> None:
         return
     parser_kwargs: dict[str, Any] = {"prog": f"{program} {command}", "description": summary, "usage": usage}
     kind = _OneBatch if command == "doctor" else _BeforeTheFirstBatch
-    _FIRST_BATCH[command](_before_a_run(kind, words, parser_kwargs))
+    with quiet_start(prints_ours=command == "explain"):
+        _FIRST_BATCH[command](_before_a_run(kind, words, parser_kwargs))
 
 
 def cli_of_fit(words: Sequence[str], parser_kwargs: dict[str, Any]) -> LightningCLI:

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What jsonargparse says of a wrong name in a file, cut down to where it is and the names that are near it."""
 
-import difflib
 import pkgutil
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import import_module
-from inspect import isclass, signature
+from inspect import isclass, isfunction, signature
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,8 +14,12 @@ from lightning.pytorch import callbacks, loggers
 from lightning.pytorch.cli import LightningArgumentParser
 
 import lightning_optkit
+from lightning_optkit._near_names import near_names
+from lightning_optkit.cli.list_command import FOLDERS
 
 __all__ = ["ParserWithNearNames", "in_short"]
+
+_FOLDERS_OF_PACKAGE = (*FOLDERS, "diagnostics", "recipes")
 
 
 class ParserWithNearNames(LightningArgumentParser):
@@ -52,17 +55,23 @@ def in_short(message: str) -> str | None:
     if not owner:
         unknown = re.search(r"Expected a dot import path string: (\w+)$", message, flags=re.M)
         return unknown and at_key + _about_class(unknown[1])
+    if given := re.match(r'Parser key "([\w.]+)":', inside[0].strip() if inside else ""):
+        if sentence := _about_value(given[1], inside):
+            return f"{at_key}{owner}: {sentence}"
     detail = re.sub(r'Parser key "([\w.]+)":', r"\1:", " ".join(line.strip(" -") for line in inside))
     if found := re.search(r"Expected a dot import path string: (\w+)", detail):
         return at_key + _about_class(found[1])
     if found := re.fullmatch(r"Option '(\w+)' is not accepted", detail):
         return at_key + _said(f"{owner} has no argument {found[1]}", found[1], _arguments(owner))
-    if found := re.fullmatch(r"module '([\w.]+)' has no attribute '(\w+)'|No ([\w.]+) attribute (\w+)", detail):
-        module, name = found[1] or found[3], found[2] or found[4]
+    if found := re.fullmatch(r"module '([\w.]+)' has no attribute '(\w+)'(?:\. .*)?", detail):
+        module, name = found[1], found[2]
         if owner == f"{module}.{name}":  # not a mistake inside of the user's module
             return at_key + _said(f"there is no {name} in {module}", name, dir(import_module(module)))
-    if found := re.fullmatch(r"No module named '([\w.]+)'", detail):
+    if found := re.fullmatch(r"(?:[\w.]+: )*No module named '([\w.]+)'", detail):
         package, _, name = found[1].rpartition(".")
+        if not package and name in _FOLDERS_OF_PACKAGE:
+            wanted = owner if hasattr(import_module(f"lightning_optkit.{name}"), owner.rpartition(".")[2]) else name
+            return f"{at_key}there is no module {name}. Near it: lightning_optkit.{wanted}."
         place = f" in {package}" if package else ""
         if owner.startswith(f"{found[1]}."):
             return at_key + _said(f"there is no module {name}{place}", name, _modules_in(package))
@@ -76,7 +85,7 @@ def _innermost(message: str) -> tuple[str, list[str]]:
     if not problems:
         return "", []
     start = max(problems, key=lambda number: lines[number].index("Problem"))
-    column = lines[start].index("Problem")
+    column = len(lines[start]) - len(lines[start].lstrip(" "))  # of the dash, if there is one
     inside: list[str] = []
     for line in lines[start + 1 :]:
         if len(line) - len(line.lstrip(" ")) <= column:
@@ -87,13 +96,40 @@ def _innermost(message: str) -> tuple[str, list[str]]:
 
 def _about_class(name: str) -> str:
     """One that is there all the same is of another type than the key has."""
+    functions = _functions()
+    if name in functions:
+        return f"{name} is no class; say {functions[name]}."
     names = _class_names()
-    return f"{name} is no class for this place." if name in names else _said(f"there is no class {name}", name, names)
+    if name in names:
+        return f"{name} is no class for this place."
+    said = _said(f"there is no class {name}", name, names)
+    return said if "Near it" in said else _said(f"there is no class {name}", name, functions, functions)
 
 
-def _said(fault: str, name: str, names: Iterable[str]) -> str:
-    by_lower = {each.lower(): each for each in names if not each.startswith("_")}
-    near = [by_lower[each] for each in difflib.get_close_matches(name.lower(), by_lower, cutoff=0.7)]
+def _functions() -> dict[str, str]:
+    """Paths of the functions of this package, by name: a file must name their modules, too."""
+    found: dict[str, str] = {}
+    for folder in _FOLDERS_OF_PACKAGE:
+        module = import_module(f"lightning_optkit.{folder}")
+        found |= {name: f"{module.__name__}.{name}" for name in module.__all__ if isfunction(getattr(module, name))}
+    return found
+
+
+def _about_value(key: str, lines: list[str]) -> str | None:
+    """A value that is no class where there must be one, such as a number; None if it is something else."""
+    text = [line.strip() for line in lines]
+    value = next((line.removeprefix("Given value: ") for line in text if line.startswith("Given value: ")), None)
+    kinds = [line.rpartition(" ")[2] for line in text if line.startswith("- Not a valid subclass of ")]
+    if value is None or not kinds or any(line.startswith("- Problem with") for line in text):
+        return None
+    if re.fullmatch(r"[A-Za-z_][\w.]*", value.strip("'\"")):  # a name, of which there is more to say
+        return None
+    return f"{key}: {value} is none of {', '.join(kinds)}; name a class, as in {key}: {{class_path: {kinds[0]}}}."
+
+
+def _said(fault: str, name: str, names: Iterable[str], paths: Mapping[str, str] | None = None) -> str:
+    shown = paths or {}
+    near = [shown.get(each, each) for each in near_names(name, names)]
     return f"{fault}. Near it: {', '.join(near)}." if near else f"{fault}."
 
 

@@ -63,11 +63,17 @@ def test_a_mistake_is_said_in_a_sentence(folder, words, code):
     assert exit_info.value.code == code if isinstance(code, int) else exit_info.value.code.startswith(code)
 
 
-def test_a_setting_that_cannot_run_is_named(folder):
+def test_a_setting_that_cannot_run_is_named(folder, capsys):
     (folder / "bad.yaml").write_text(FUSED.replace("Fuse", "MaxNorm").replace("verbose: false", "max_norm: 0.0"))
     with pytest.raises(SystemExit) as exit_info:
         main(["compare", "--task", "task.yaml", "--tried", "bad.yaml", "--seeds", "1"])
-    assert exit_info.value.code == 2 or "max_norm" in str(exit_info.value.code)
+    said = "optkit compare: --tried bad.yaml: MaxNorm(max_norm=0.0): max_norm must be in (0, inf).\n"
+    assert exit_info.value.code == 1 and capsys.readouterr().err == said
+    (folder / "bad.yaml").write_text(FUSED.replace("Fuse", "Fuze"))
+    with pytest.raises(SystemExit) as exit_info:
+        main(["compare", "--task", "task.yaml", "--tried", "bad.yaml", "--seeds", "1"])
+    assert exit_info.value.code == 2
+    assert capsys.readouterr().err.endswith("Near it: Fuse.\noptkit compare: this is --tried bad.yaml.\n")
 
 
 MODEL = """
@@ -111,11 +117,40 @@ def test_a_setting_that_cannot_begin_shows_the_users_line_and_keeps_the_runs_so_
     with pytest.raises(SystemExit) as exit_info:
         main(["compare", "--task", "task.yaml", "--tried", f"{name}.yaml", "--seeds", "1"])
     captured = capsys.readouterr()
-    assert exit_info.value.code == 1 and captured.err.rstrip().endswith("ValueError: my own bug")
-    assert "models_of_compare.py" in captured.err and "jsonargparse" not in captured.err.splitlines()[-3]
+    lines = [line for line in captured.err.splitlines() if not line.startswith("Not run")]
+    assert exit_info.value.code == 1 and lines[-1] == "ValueError: my own bug"
+    assert "models_of_compare.py" in captured.err and "jsonargparse" not in lines[-3]
+    of = {"first": "first.yaml, seed 1", "init": "--tried init.yaml"}[name]
+    assert f"optkit compare: {of}: it ended by this error." in lines
     assert (failing / "compared.html").exists() == (
         name == "first"
     )  # one that cannot be built is found before all runs
+
+
+@pytest.mark.parametrize("fault", ["user", "settings"])
+def test_the_others_go_on_after_a_setting_that_cannot_begin(failing, capsys, fault):
+    twice = "trainer: {callbacks: [{class_path: Fuse}, {class_path: Fuse}]}"  # found when the fit starts
+    (failing / "twice.yaml").write_text(twice)
+    name = {"user": "first.yaml", "settings": "twice.yaml"}[fault]
+    with pytest.raises(SystemExit) as exit_info:
+        main(["compare", "--task", "task.yaml", "--tried", name, "--tried", "fused.yaml", "--seeds", "1", "2"])
+    captured = capsys.readouterr()
+    assert exit_info.value.code == 1
+    assert re.findall(r"^(.*), seed (\d): 4 steps", captured.out, re.MULTILINE) == [
+        ("as it is", "1"), ("as it is", "2"), ("fused.yaml", "1"), ("fused.yaml", "2"),
+    ]  # fmt: skip
+    said = {"user": "it ended by this error.", "settings": "Fuse(): given twice; "}[fault]
+    assert captured.err.startswith(f"optkit compare: {name}, seed 1: {said}") and "seed 2" not in captured.err
+    assert captured.err.splitlines()[-1] == f"Not run, as said above: {name}."
+    assert "compared.html" in captured.out.splitlines()[-1] and "fused.yaml" in (failing / "compared.html").read_text()
+
+
+def test_nothing_to_compare_is_said(folder, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["compare", "--task", "task.yaml"])
+    captured = capsys.readouterr()
+    assert exit_info.value.code == 2 and captured.out == "" and not (folder / "compared.html").exists()
+    assert captured.err.startswith("optkit compare: nothing to compare with the task: give --tried at least once")
 
 
 @pytest.mark.parametrize(

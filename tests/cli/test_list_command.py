@@ -2,12 +2,14 @@
 """`optkit list` knows every strategy, finds by words, and shows one in full."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 import lightning_optkit as ok
 from lightning_optkit.cli import main
+from lightning_optkit.cli.docstring_text import in_words, signature_text, wrapped
 from lightning_optkit.cli.list_command import entries
 
 
@@ -39,9 +41,74 @@ def test_words_find_what_has_all_of_them(capsys):
     assert only.splitlines()[-1].endswith("One in full: optkit list NAME.")
 
 
-def test_one_name_is_shown_in_full(capsys):
+def test_one_name_is_shown_in_full(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     found = shown(capsys, "Fuse")
-    assert found.startswith("ok.Fuse\n") and "rounding:" in found and "Raises:" in found
+    assert found.startswith("ok.Fuse(\n    rounding: Literal[") and "rounding:" in found and "Raises:" in found
+    assert "\n    statistics: bool = False,\n" in found and "state_dtype: " in found
+    assert shown(capsys, "cosine").startswith("ok.schedules.cosine(\n    min_factor: float = 0.0,")
+
+
+def test_paragraphs_are_as_wide_as_the_terminal_and_formulas_are_words(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = shown(capsys, "GradientNoise").splitlines()
+    assert "Adds noise of variance eta / (1 + t)^gamma to the gradients of optimizer step" in lines
+    assert "    ValueError: for an argument out of range; when the fit starts, for a" in lines
+    assert "        strategy other than a single device, DDP and FSDP2." in lines
+    example = ">>> trainer = pl.Trainer(callbacks=[GradientNoise(eta=0.3)], logger=False, enable_checkpointing=False)"
+    assert f"    {example}" in lines  # whole, to be copied
+    assert "Adds lambda times an exponential average" in shown(capsys, "Grokfast")
+
+
+@pytest.mark.parametrize("width", [40, 80, 118])
+def test_wrapped_docstrings_have_the_same_words_and_no_stumps(width):
+    for entry in entries():
+        text, shown_text = in_words(entry.text), wrapped(entry.text, width)
+        plain = text.partition("Example:")[0]
+        if ".. math::" not in text:
+            assert shown_text.split() == text.split(), entry.name
+        assert ":math:" not in shown_text and ".. math::" not in shown_text, entry.name
+        assert not re.search(r"\\[a-z]{3}", shown_text.partition("Example:")[0]), entry.name
+        examples = [line for line in text.splitlines() if line.lstrip().startswith((">>>", "..."))]
+        assert [line for line in shown_text.splitlines() if line in examples] == examples, entry.name
+        too_long = [line for line in shown_text.partition("Example:")[0].splitlines() if len(line) > width]
+        assert all(line in plain.splitlines() or len(line.split()) == 1 for line in too_long), too_long
+        tables = [line for line in plain.splitlines() if line.lstrip().startswith(("|", "==="))]
+        assert set(tables) <= set(shown_text.splitlines()), entry.name
+        for first, second in pairwise(shown_text.partition("Example:")[0].splitlines()):
+            is_paragraph = first[:1].isalpha() and second[:1].isalpha() and "   " not in first + second
+            assert not is_paragraph or len(f"{first} {second.split()[0]}") > width, (entry.name, first)
+
+
+@pytest.mark.parametrize(
+    ("latex", "words"),
+    [
+        (r"\frac{1}{2} \alpha_0 (1 + \cos(t \pi / T))", "1 / 2 alpha_0 (1 + cos(t pi / T))"),
+        (r"\frac{1 - 2\gamma}{1 - \gamma}\, g", "(1 - 2 gamma) / (1 - gamma) g"),
+        (r"\mathrm{Var}(w) = 2 g^2 / (fan_{in} + fan_{out})", "Var(w) = 2 g^2 / (fan_in + fan_out)"),
+        (r"w + \hat\epsilon", "w + hat_epsilon"),
+        (r"L^{-1/(2m-2)}", "L^(-1/(2m-2))"),
+        (r"1/\sqrt{2 \cdot num\_layers}", "1/sqrt(2 * num_layers)"),
+        (r"l = 1, \dots, L", "l = 1, ..., L"),
+    ],
+)
+def test_formulas_in_words(latex, words):
+    assert in_words(f"a :math:`{latex}` b") == f"a {words} b"
+
+
+def test_lists_and_entries_begin_lines_and_formulas_that_stand_alone_have_their_own():
+    formula = ".. math:: a \\leftarrow b,\n    c"
+    text = f"Two:\n\n- one\n  more\n- two\n\n{formula}\n\nArgs:\n    a: One\n        more.\n    b: Two."
+    expected = "Two:\n\n- one more\n- two\n\n    a <- b, c\n\nArgs:\n    a: One more.\n    b: Two."
+    assert wrapped(text, 80) == expected
+
+
+def test_a_signature_fits_the_terminal():
+    def short(a, *, b: int = 1) -> "float":
+        """Nothing."""
+
+    assert signature_text("short", short, 80) == "short(a, *, b: int = 1) -> float"
+    assert signature_text("short", short, 30) == "short(\n    a,\n    *,\n    b: int = 1,\n) -> float"
 
 
 @pytest.mark.parametrize(("word", "near"), [("xyzzy", ""), ("warmup_cosinus", " Near it: warmup_cosine.")])

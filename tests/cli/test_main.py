@@ -57,6 +57,14 @@ def test_help_names_each_command_with_its_purpose(capsys):
     for name, summary in {**TRAINER_COMMANDS, **COMMANDS}.items():
         assert f"{name} {summary}" in shown
     assert "-c CONFIG" not in shown  # no option that no command has
+    assert "commands: `optkit COMMAND --help` says more of each. fit Trains" in shown  # nothing of the parser between
+
+
+def test_help_of_schedules_names_them_below_their_heading(capsys):
+    with pytest.raises(SystemExit):
+        main(["plot-schedule", "--help"])
+    shown = capsys.readouterr().out
+    assert "(required)" not in shown and "\nschedules:\n" in shown and "\n    cosine " in shown
 
 
 @pytest.mark.parametrize("words", [["bogus"], ["info", "--bogus"]])

@@ -43,6 +43,15 @@ def test_it_draws(tmp_path, capsys):
     assert f"Drawn: {tmp_path / 'cosine.svg'}" in capsys.readouterr().out.replace("\n", "")
 
 
+@pytest.mark.parametrize("name", ["s.xyz", "s", "s.html"])
+def test_a_file_of_another_kind_is_refused_before_the_table(tmp_path, capsys, name):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["plot-schedule", "cosine", "--output", str(tmp_path / name)])
+    said = f"optkit plot-schedule: --output {tmp_path / name}: the name must end in one of ."
+    assert exit_info.value.code.startswith(said) and ".svg" in exit_info.value.code
+    assert capsys.readouterr().out == "" and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`optkit fit` and its relatives: bare names, plans, and mistakes that are said in a sentence."""
 
+import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -143,10 +145,51 @@ def test_the_first_batch_is_reached_and_no_step_is_left(net, command, capsys, tm
         assert "middle, the choice of LRFinder" in said or "No suggestion" in said
 
 
+@pytest.mark.parametrize("command", ["explain", "find-lr", "doctor"])
+def test_the_answer_alone_is_printed(net, command):
+    """In a process of its own: warnings and the lines of Lightning go to its standard error."""
+    schedule = bare("LRSchedule", schedule=bare("lightning_optkit.schedules.linear"))
+    trainer = dict(accelerator="cpu", max_epochs=1, callbacks=[bare("Fuse"), schedule])
+    Path("run.yaml").write_text(yaml.safe_dump({"model": {"class_path": "users_net.Net"}, "trainer": trainer}))
+    path = os.pathsep.join([str(Path(ok.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    call = [sys.executable, "-m", "lightning_optkit", command, "--config=run.yaml"]
+    ended = subprocess.run(call, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    assert ended.stderr == "" and "Trainable params" not in ended.stdout
+    is_plan = "Fuse: lightning_optkit.AdamW" in ended.stdout and "one step moves" in ended.stdout
+    assert is_plan == (command == "explain") == ("LRSchedule: lr 0.01 times linear" in ended.stdout)
+    assert {"explain": "Run: 8 optimizer steps.", "find-lr": "middle, the choice", "doctor": "(300 steps on"}[
+        command
+    ] in ended.stdout
+
+
+def test_what_a_module_says_itself_stays(net, caplog):
+    says = (
+        "def on_fit_start(self):\n        from lightning.pytorch.utilities import rank_zero_info as said; said('mine')"
+    )
+    Path("users_net.py").write_text(USER.replace("def on_fit_start(self):", says))
+    run("explain")
+    assert "mine" in caplog.messages and not any("available" in each for each in caplog.messages)
+
+
 def test_a_finder_of_the_configuration_keeps_its_settings(net, capsys):
     run("find-lr", callbacks=[bare("LRFinder", num_steps=20, min_lr=1e-4, max_lr=1e-2)])
     said = capsys.readouterr().out
     assert "Tested 20 rates from 0.0001 to 0.01." in said or "No suggestion" in said
+
+
+@pytest.mark.parametrize(
+    ("factor", "said"), [("1.0", ""), ("min(1.0, step / 5)", "; its schedule begins at 0")], ids=["constant", "from 0"]
+)
+def test_a_suggestion_is_beside_what_it_would_replace(net, capsys, factor, said):
+    plain = "return torch.optim.AdamW(self.parameters(), lr=0.01)"
+    scheduled = plain.replace("return ", "optimizer = ") + (
+        f"\n        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: {factor})"
+        '\n        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]'
+    )
+    assert plain in USER
+    Path("users_net.py").write_text(USER.replace(plain, scheduled))
+    run("find-lr")
+    assert f"The configuration has 0.01{said}." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,9 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 BORING = "lightning.pytorch.demos.boring_classes.BoringModel"
 CLIPPING = "trainer.callbacks: lightning_optkit.GradientClipping: clip: "
 
+SCHEDULE = "trainer.callbacks: lightning_optkit.LRSchedule: schedule: "
+NO_SCHEDULES, COSINE = "there is no module schedules. Near it: ", "lightning_optkit.schedules.cosine"
+
 
 def of(name, **init_args):
     return {"class_path": name, "init_args": init_args} if init_args else {"class_path": name}
@@ -69,6 +72,19 @@ def said(tmp_path, monkeypatch, capsys):
             clip("ClipNorm", max_norm="much"),
             f"{CLIPPING}lightning_optkit.ClipNorm: max_norm: Expected a <class 'float'>. Got value: much",
         ),
+        (
+            callback("GradientClipping", clip=1.0),
+            "trainer.callbacks: lightning_optkit.GradientClipping: clip: 1.0 is none of AutoClip, ClipNorm, ",
+        ),
+        (callback("LRSchedule", schedule="cosine"), f"{SCHEDULE}cosine is no class; say {COSINE}."),
+        (callback("LRSchedule", schedule=of("cosine")), f"{SCHEDULE}cosine is no class; say {COSINE}."),
+        (callback("LRSchedule", schedule="schedules.cosine"), f"{SCHEDULE}{NO_SCHEDULES}{COSINE}."),
+        (callback("LRSchedule", schedule=of("schedules.cosine")), f"{SCHEDULE}{NO_SCHEDULES}{COSINE}."),
+        (
+            callback("LRSchedule", schedule=of("schedules.cosin")),
+            f"{SCHEDULE}{NO_SCHEDULES}lightning_optkit.schedules.",
+        ),
+        (callback("LRSchedule", schedule="cosin"), f"{SCHEDULE}there is no class cosin. Near it: {COSINE}."),
         ({"optimizer": of("AdamX")}, "optimizer: there is no class AdamX. Near it: Adamax, Adam, RAdam."),
         ({"lr_scheduler": of("StepRL", step_size=3)}, "lr_scheduler: there is no class StepRL. Near it: StepLR."),
         (
@@ -80,7 +96,8 @@ def said(tmp_path, monkeypatch, capsys):
     ],
 )
 def test_a_wrong_name_is_said_with_those_near_it(said, content, sentence):
-    assert said(**content).startswith(sentence)
+    line = said(**content)
+    assert line.startswith(sentence) and "\n" not in line
 
 
 def test_fit_says_it_too_and_looks_in_the_current_folder(said, tmp_path):

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a name was meant to be that is not there; loads neither torch nor Lightning."""
+
+import ast
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+__all__ = ["about_missing", "near_names"]
+
+_PACKAGE = Path(__file__).parent
+
+
+def near_names(name: str, names: Iterable[str]) -> list[str]:
+    """Public names that are spelled much like it, in whatever case; at most three.
+
+    Example:
+        >>> near_names("fuze", ["Fuse", "Report"])
+        ['Fuse']
+    """
+    by_lower = {each.lower(): each for each in names if not each.startswith("_")}
+    return [by_lower[each] for each in difflib.get_close_matches(name.lower(), by_lower, cutoff=0.7)]
+
+
+def about_missing(name: str, at_top: Iterable[str]) -> str:
+    """The sentence about an attribute of this package that is not there.
+
+    Args:
+        name: What was asked for.
+        at_top: The attributes of the package.
+    """
+    top = {*at_top}
+    below = {each: path for each, path in _in_modules().items() if each not in top}
+    said = f"module 'lightning_optkit' has no attribute '{name}'"
+    if name in below:
+        return f"{said}. It is {below[name]}."
+    near = near_names(name, top) or [below[each] for each in near_names(name, below)]
+    return f"{said}. Near it: {', '.join(near)}." if near else said
+
+
+def _in_modules() -> dict[str, str]:
+    """How the public names of the modules are written after `import lightning_optkit as ok`, read from their source."""
+    found: dict[str, str] = {}
+    for file in sorted(_PACKAGE.glob("[a-z]*/__init__.py")):
+        if file.parent.name == "cli":
+            continue
+        for statement in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "__all__":
+                names = ast.literal_eval(statement.value)
+                found |= {each: f"ok.{file.parent.name}.{each}" for each in names}
+    return found

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Lightning says of itself when a Trainer is built and starts, left out where no run follows."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import lightning
+
+import lightning_optkit
+
+__all__ = ["quiet_start"]
+
+_OURS, _LIGHTNINGS = str(Path(lightning_optkit.__file__).parent), str(Path(lightning.__file__).parent)
+_LOGGERS = [
+    f"lightning.{name}"
+    for name in ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.seed")
+]
+_WARNINGS = (
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    r".*No seed found",
+    r".*does not have many workers",
+    r"The number of training batches",
+)
+
+
+@contextmanager
+def quiet_start(*, prints_ours: bool) -> Iterator[None]:
+    """Leaves out what Lightning says of devices, packages and loaders. Other warnings stay.
+
+    Args:
+        prints_ours: Print what this package says when a training starts, since it is the answer; otherwise it is left
+            out, too.
+    """
+
+    def keeps(record: logging.LogRecord) -> bool:
+        if record.levelno > logging.INFO:
+            return True
+        is_ours = record.pathname.startswith(_OURS)
+        if is_ours and prints_ours:
+            print(record.getMessage())
+        return not is_ours and not record.pathname.startswith(_LIGHTNINGS)
+
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    with warnings.catch_warnings():
+        for message in _WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        for logger in loggers:
+            logger.addFilter(keeps)
+        try:
+            yield
+        finally:
+            for logger in loggers:
+                logger.removeFilter(keeps)
