@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from lightning_optkit.callbacks.seams.lightning_packages import is_a
+from lightning_optkit.callbacks.seams.lightning_packages import twins
 
 __all__ = ["callbacks_of", "insert_callback"]
 
@@ -17,7 +17,8 @@ T = TypeVar("T")
 def callbacks_of(trainer: pl.Trainer, kind: type[T], but: object = None) -> list[T]:
     """The callbacks of class `kind`, in order, without the first occurrence of `but`."""
     untyped: Any = trainer  # Lightning does not declare the attribute
-    found = [callback for callback in untyped.callbacks if is_a(callback, kind)]
+    kinds = twins(kind)  # once: this is asked several times in each batch
+    found = [callback for callback in untyped.callbacks if isinstance(callback, kinds)]
     place = next((place for place, callback in enumerate(found) if callback is but), len(found))
     return found[:place] + found[place + 1 :]
 
