@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import CyclicLR
 
 from lightning_optkit.callbacks.scheduling.existing_schedulers import schedulers_of
 from lightning_optkit.callbacks.seams.lightning_private import accumulates
+from lightning_optkit.callbacks.seams.schedules_of_run import base_rate
 
 __all__ = ["StepsAtRates", "bases_of", "set_rates"]
 
@@ -80,13 +81,7 @@ def bases_of(trainer: pl.Trainer) -> list[float]:
         for group, top in zip(scheduler.optimizer.param_groups, scheduler.max_lrs, strict=False)
     }
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-    return [tops.get(id(group), _base(group)) for group in groups]
-
-
-def _base(group: dict[str, Any]) -> float:
-    if {"max_lr", "min_lr"} <= group.keys():  # of OneCycleLR
-        return float(group["max_lr"])
-    return float(group.get("initial_lr", 0.0)) or float(group["lr"])
+    return [tops.get(id(group), base_rate(group)) for group in groups]
 
 
 def set_rates(trainer: pl.Trainer, rate: float, before: float) -> None:

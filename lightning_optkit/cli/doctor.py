@@ -23,6 +23,7 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning_optkit._checks import check_in, check_int
 from lightning_optkit.callbacks import GradientHealth
 from lightning_optkit.callbacks.seams.overrides import override, restore
+from lightning_optkit.callbacks.seams.schedules_of_run import base_rate
 from lightning_optkit.diagnostics._observations import Losses, RunSeen
 from lightning_optkit.diagnostics.rules import OF_LEARNING
 from lightning_optkit.diagnostics.rules.outcome import constant_of, outcome_of
@@ -208,7 +209,7 @@ class _WithoutSchedules(pl.Callback):
         trainer.strategy.lr_scheduler_configs = []
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group.get("initial_lr", group["lr"])
+                group["lr"] = base_rate(group)
 
 
 class _Watch(pl.Callback):

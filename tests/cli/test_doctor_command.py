@@ -44,6 +44,8 @@ class Net(pl.LightningModule):
         rate = {"low": 1e-7, "high": 30.0, "scale": 1e-5}.get(self.fault, 3e-3)
         optimizer = torch.optim.AdamW((self.head if self.fault == "left out" else self).parameters(), lr=rate)
         warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 10_000))
+        if self.fault == "one cycle":
+            warmup = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, 10_000, div_factor=1e6)
         return [optimizer], [{"scheduler": warmup, "interval": "step"}]
 
     def train_dataloader(self):
@@ -65,6 +67,11 @@ def test_a_healthy_module_has_no_fault_although_its_schedule_warms_up_for_long(f
     ]  # fmt: skip
     assert examination.steps < 300 and frozen(module.state_dict()) == before
     assert "6 of 6 in an optimizer, 1,443 numbers" in examination.findings[0].seen
+
+
+def test_a_cycle_is_examined_at_its_largest_rate():
+    examination = doctor(Net("one cycle"), accelerator="cpu")
+    assert examination.is_healthy and {each.state for each in examination.findings} == {"ok"}
 
 
 @pytest.mark.parametrize(

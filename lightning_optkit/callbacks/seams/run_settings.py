@@ -19,6 +19,7 @@ from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_packages import is_a
 from lightning_optkit.callbacks.seams.optimizer_names import optimizer_names
 from lightning_optkit.callbacks.seams.run import Run
+from lightning_optkit.callbacks.seams.schedules_of_run import base_rate
 from lightning_optkit.step import OnePassOptimizer
 
 __all__ = ["callback_arguments", "run_settings", "strategies_in_force", "watched_metrics"]
@@ -120,7 +121,7 @@ def _optimizer(optimizer: Optimizer) -> str:
     defaults = {name: p.default for name, p in inspect.signature(type(optimizer).__init__).parameters.items()}
     texts = []
     for group in optimizer.param_groups:
-        values = {"lr": group.get("initial_lr", group.get("lr"))} | {
+        values = {"lr": base_rate(group) if "lr" in group else None} | {
             name: value
             for name, value in group.items()
             if name not in _NO_HYPERPARAMETERS and name in defaults and name != "lr"

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, PolynomialLR
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.diagnostics._observations import ScheduleSeen
 
-__all__ = ["SchedulesOfRun", "highest_decay", "highest_rate", "rate_to_come"]
+__all__ = ["SchedulesOfRun", "base_rate", "highest_decay", "highest_rate", "rate_to_come"]
 
 _FADED = 1e-3  # of the highest rate: what is left to come of such steps is a thousandth of one in front
 _LENGTHS = {CosineAnnealingLR: "T_max", OneCycleLR: "total_steps", PolynomialLR: "total_iters"}
@@ -110,6 +110,18 @@ def _count(scheduler: Any) -> int:
 def _length(scheduler: Any) -> int | None:
     name = _LENGTHS.get(type(scheduler))
     return None if name is None else int(getattr(scheduler, name))
+
+
+def base_rate(group: dict[str, Any]) -> float:
+    """The rate that schedules multiply; of OneCycleLR the largest. The present one may be that of a warm-up, even 0.
+
+    Example:
+        >>> base_rate({"lr": 0.0, "initial_lr": 0.1})
+        0.1
+    """
+    if {"max_lr", "min_lr"} <= group.keys():  # of OneCycleLR
+        return float(group["max_lr"])
+    return float(group.get("initial_lr", 0.0)) or float(group["lr"])
 
 
 def highest_decay(optimizer: Optimizer) -> float:
