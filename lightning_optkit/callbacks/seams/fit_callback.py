@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_optkit._checks import shown
+from lightning_optkit.callbacks.seams.arguments_text import arguments_text
 from lightning_optkit.callbacks.seams.left_out_average import go_on_from_trained
 from lightning_optkit.callbacks.seams.overrides import override, restore
 from lightning_optkit.callbacks.seams.run_free import RunFree
@@ -26,6 +27,9 @@ class FitCallback(RunFree, Callback):
     """
 
     _undos: tuple[Callable[[], object], ...] = ()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({arguments_text(self)})"
 
     def _at_end(self, undo: Callable[[], object]) -> None:
         """Calls `undo()` when the fit ends."""

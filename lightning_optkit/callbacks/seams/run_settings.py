@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from lightning_optkit._checks import shown
+from lightning_optkit.callbacks.seams.arguments_text import arguments_text, is_default
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_packages import is_a
@@ -67,13 +68,13 @@ def callback_arguments(trainer: pl.Trainer, but: object) -> dict[str, str]:
         name, number = type(callback).__name__, 2
         while name in found:
             name, number = f"{type(callback).__name__} {number}", number + 1
-        found[name] = _arguments(callback)
+        found[name] = arguments_text(callback)
     return found
 
 
 def strategies_in_force(trainer: pl.Trainer, but: object) -> list[str]:
     """The callbacks of this package `but` one, and the schedulers, in indented lines of at most 80 columns."""
-    texts = [f"{type(each).__name__}({_arguments(each)})" for each in callbacks_of(trainer, FitCallback, but=but)]
+    texts = [repr(each) for each in callbacks_of(trainer, FitCallback, but=but)]
     texts += _schedulers(trainer)
     looks: dict[str, Any] = {"initial_indent": "  ", "subsequent_indent": "    "}
     return [textwrap.fill(text, 80, break_long_words=False, break_on_hyphens=False, **looks) for text in texts]
@@ -89,33 +90,6 @@ def _schedulers(trainer: pl.Trainer) -> list[str]:
     return [f"{type(config.scheduler).__name__} each {config.interval}" for config in trainer.lr_scheduler_configs]
 
 
-def _arguments(callback: object) -> str:
-    made = []
-    added = ("log", "log_dict")  # by Lightning, to every callback
-    own = {name: value for name, value in vars(callback).items() if name not in added}
-    kept = {name.lstrip("_"): value for name, value in own.items()}
-    kept |= {name: value for name, value in own.items() if name in kept}
-    kept |= own.get("_arguments", {})  # those that it keeps in another form
-    for name, parameter in inspect.signature(type(callback).__init__).parameters.items():
-        if (
-            name in ("self", "verbose")
-            or name not in kept
-            or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        ):
-            continue
-        value = kept[name]
-        if not _is_default(value, parameter.default):
-            made.append(f"{name}={shown(value)}")
-    return ", ".join(made)[:_LONGEST]
-
-
-def _is_default(value: object, default: object) -> bool:
-    try:
-        return bool(value == default)
-    except Exception:  # tensors and arrays have no single answer
-        return False
-
-
 def _optimizer(optimizer: Optimizer) -> str:
     """Class and hyperparameters of its groups, without those at their defaults."""
     defaults = {name: p.default for name, p in inspect.signature(type(optimizer).__init__).parameters.items()}
@@ -129,7 +103,7 @@ def _optimizer(optimizer: Optimizer) -> str:
         kept = [
             f"{name}={shown(value)}"
             for name, value in values.items()
-            if value is not None and (name == "lr" or not _is_default(value, defaults[name]))
+            if value is not None and (name == "lr" or not is_default(value, defaults[name]))
         ]
         texts.append(f"({', '.join(kept)})")
     parts = list(dict.fromkeys(texts))

@@ -23,7 +23,7 @@ GIVEN = {
 def test_what_was_given_is_shown(make_trainer, name):
     make, shown = GIVEN[name]
     found = callback_arguments(make_trainer(make()), but=None)[name]
-    assert found.endswith(shown) and (shown or not found)
+    assert found.endswith(shown) and (shown or not found) and repr(make()) == f"{name}({found})"
 
 
 @pytest.mark.filterwarnings("ignore:You defined a .validation_step")
