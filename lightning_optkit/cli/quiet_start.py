@@ -13,10 +13,13 @@ import lightning_optkit
 
 __all__ = ["quiet_start"]
 
-_OURS, _LIGHTNINGS = str(Path(lightning_optkit.__file__).parent), str(Path(lightning.__file__).parent)
+_OURS = str(Path(lightning_optkit.__file__).parent)
+_PACKAGES = ("lightning", "pytorch_lightning", "lightning_fabric")  # both speak by the logger of the one imported last
+_LIGHTNINGS = tuple(str(Path(lightning.__file__).parents[1] / name) for name in _PACKAGES)
 _LOGGERS = [
-    f"lightning.{name}"
-    for name in ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.seed")
+    f"{package}.utilities.{name}"
+    for package in ("lightning.pytorch", "lightning.fabric", *_PACKAGES[1:])
+    for name in ("rank_zero", "seed")
 ]
 _WARNINGS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",

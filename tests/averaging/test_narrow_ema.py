@@ -145,7 +145,8 @@ def test_other_parameters_keep_their_precision(dtype, fused):
 def test_a_checkpoint_of_one_is_loaded_into_the_other(saved, loading, fused):
     weight, optimizer = trained(saved, fused)
     loaded = AdamW([weight], lr=0.1, average=loading, fused=fused)
-    loaded.load_state_dict(optimizer.state_dict())
+    with pytest.warns(UserWarning, match="its average goes on as EMA"):
+        loaded.load_state_dict(optimizer.state_dict())
     weight.grad = torch.zeros_like(weight)
     before = optimizer.state[weight]["ema"].float()
     loaded.step()

@@ -54,4 +54,5 @@ def test_what_is_saved_is_checked():
 
 
 def test_every_symptom_has_a_rule_of_its_name():
-    assert sorted(rule.__name__ for rule in (*EXACT, *OF_LEARNING, *COURSE, *LAST_RESORTS)) == sorted(SYMPTOMS)
+    rules = {rule.__name__ for rule in (*EXACT, *OF_LEARNING, *COURSE, *LAST_RESORTS)}
+    assert rules - {"shuffled_or_weak"} == {*SYMPTOMS}  # that one says `label_shuffle`, with less confidence

@@ -26,7 +26,14 @@ import whole_run
 from test_left_out import SaveAt, runs  # noqa: F401  a fixture
 from workers import launch
 
-from lightning_optkit.callbacks import ExactResume, SafeCheckpointIO, _order_of_epoch, exact_resume, safe_checkpoint_io
+from lightning_optkit.callbacks import (
+    ExactResume,
+    SafeCheckpointIO,
+    _order_of_epoch,
+    _saved_data,
+    exact_resume,
+    safe_checkpoint_io,
+)
 from lightning_optkit.callbacks.seams import sealed_files, sharded_saves, whole_checkpoints
 from lightning_optkit.callbacks.seams.whole_checkpoints import damage_of
 
@@ -120,7 +127,7 @@ def skipped_in_every_epoch(monkeypatch):
 
 
 def processes_not_compared(monkeypatch):
-    monkeypatch.setattr(exact_resume, "differences", lambda before, here: "")
+    monkeypatch.setattr(_saved_data, "differences", lambda before, here: "")
     monkeypatch.setattr(exact_resume, "fill_in", lambda ranks, rank, mine: None)
 
 
