@@ -9,6 +9,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_optkit._torch_private import kept_iterator, num_yielded
 from lightning_optkit.callbacks._rest_of_epoch import deal_rest, dealing_of
+from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_private import (
     DataFetcher,
@@ -88,6 +89,14 @@ class OrderOfEpoch(FitCallback):
         self._epoch = {"iter": self._random_state(), "fresh": fresh, "fetches": {}}
         self._fetches, self._cycles, self._cycled = 0, [], set()
 
+    def _note_fetch(self, state: dict[str, Any]) -> None:
+        """The sampler draws its seed in the first fetch; the last two may contain a prefetched batch."""
+        states, index = self._epoch["fetches"], self._fetches
+        if index - 2 not in self._cycled and index > 2:
+            states.pop(index - 2, None)
+        states[index] = state
+        self._fetches += 1
+
     def _note_new_cycle(self) -> None:
         """Notes a loader that ended before the longest one and restarted, in the previous fetch."""
         assert self._fetcher is not None
@@ -100,6 +109,11 @@ class OrderOfEpoch(FitCallback):
         if any(begun):
             self._cycled.add(self._fetches - 1)
         self._cycles = now
+
+    @property
+    def _is_trial(self) -> bool:
+        """Whether steps are tried within a fit, by another callback."""
+        return self._trainer is not None and self not in callbacks_of(self._trainer, type(self))
 
     @property
     def _is_training(self) -> bool:

@@ -5,6 +5,7 @@ import copy
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -156,13 +157,15 @@ class ExactResume(OrderOfEpoch):
         progress = batch_progress(self._trainer)
         unfinished_batch = progress.current.processed < progress.current.ready
         held, cut = self._window.sums if unfinished_batch else None, self._cut
+        measured = partial(metrics_so_far, self._trainer, not self._is_alone, held)
         repeats_batch = unfinished_batch or self._failed_to_fetch
         mine = {
             "now": self._before_batch if repeats_batch else self._outer or self._random_state(),
             "epoch": {**self._epoch, "fetches": dict(self._epoch["fetches"])},
             "finished": progress.is_last_batch and not unfinished_batch,
             "followed": progress.total.ready == self._followed,
-            "metrics": cut.metrics if cut else metrics_so_far(self._trainer, not self._is_alone, held),
+            "stops": cut is not None and cut.validates,
+            "metrics": cut.metrics(measured) if cut else measured(),
             "due": steps_due(self._trainer, computes=not self._is_alone),
             "gradients": cut.gradients if cut else self._window.gradients(self._trainer, unfinished_batch),
             "buffers": buffers_of(self._trainer),
@@ -226,6 +229,7 @@ class ExactResume(OrderOfEpoch):
         if self._trainer is not None and state:
             repeat_batch(checkpoint, state["ranks"])
             self._ends_batch = complete_last_batch(checkpoint) | begins_validation_anew(checkpoint, state["ranks"])
+            self._ends_batch |= any(each.get("stops") for each in state["ranks"] if each)
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._before_check = self._random_state()
@@ -354,18 +358,14 @@ class ExactResume(OrderOfEpoch):
             self._before_batch, self._cut = self._random_state(), None
             self._fetches_after = batch_progress(self._trainer).total.ready
             self._window.batch_begins(self._trainer)
-            # The sampler draws its seed in the first fetch; the last two may contain a prefetched batch.
-            states, index = self._epoch["fetches"], self._fetches
-            if index - 2 not in self._cycled and index > 2:
-                states.pop(index - 2, None)
-            states[index] = self._before_batch
-            self._fetches += 1
+            self._note_fetch(self._before_batch)
         on_before_fetch()
 
     def _batch_ends(self, on_advance_end: Callable[[DataFetcher], None], fetcher: DataFetcher) -> None:
         assert self._trainer is not None
         if not self._is_trial and stops_now(self._trainer, fetcher):
             self._cut = CutEpoch(self._trainer, self._window)
+            self._cut.validates = True
         try:
             on_advance_end(fetcher)
         except SIGTERMException:  # within a validation, or after all that follows the batch
@@ -373,6 +373,8 @@ class ExactResume(OrderOfEpoch):
                 self._followed = batch_progress(self._trainer).total.ready
             raise
         self._followed = batch_progress(self._trainer).total.ready
+        if self._cut is not None:
+            self._cut.batch_has_ended(self._trainer)
 
     def _epoch_ends(self, on_advance_end: Callable[[], None]) -> None:
         assert self._trainer is not None
@@ -392,9 +394,6 @@ class ExactResume(OrderOfEpoch):
         result = run()
         self._set_random_state(self._outer)
         self._outer = None
+        if self._cut is not None:
+            self._cut.has_validated(self._trainer)
         return result
-
-    @property
-    def _is_trial(self) -> bool:
-        """Whether steps are tried within a fit, by another callback."""
-        return self._trainer is not None and self not in callbacks_of(self._trainer, ExactResume)

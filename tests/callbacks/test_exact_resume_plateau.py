@@ -318,3 +318,35 @@ def test_a_step_after_the_last_batch_of_a_cut_epoch_is_not_taken_twice(tmp_path)
     scheduler, kwargs = SCHEDULERS["validation by steps"]
     fit(scheduler, path=tmp_path / "saved.ckpt", max_steps=BATCHES + 3, **kwargs)
     assert fit(scheduler, tmp_path / "saved.ckpt", **kwargs)[:3] == fit(scheduler, **kwargs)[:3]
+
+
+LATE = {"by epochs": dict(monitor="val", strict=False), "by steps": dict(monitor="val", strict=False, interval="step")}
+
+
+@pytest.mark.parametrize("saved", ["fit", "on_train_epoch_end", "on_validation_end"])
+@pytest.mark.parametrize("name", [None, *LATE])
+@pytest.mark.parametrize("batch", [BATCHES - 1, BATCHES - 2], ids=["last batch", "within"])
+def test_a_validation_that_only_the_stop_has_made_is_judged_by_nothing(tmp_path, batch, name, saved):
+    """No validation is due after the last batch of an epoch, nor after the one before; the run stops there."""
+    scheduler, path, kwargs = LATE.get(name), tmp_path / "saved.ckpt", dict(val_check_interval=4)
+    hook = None if saved == "fit" else saved
+    first = [*judges(), Stop((1, batch)), *([SaveIn(path, hook, (1, batch))] if hook else [])]
+    schedules = slice(1, None) if name else slice(None)  # one schedule alone
+    first, resumed, whole = first[schedules], judges()[schedules], judges()[schedules]
+    fit(scheduler, callbacks=first, path=None if hook else path, **kwargs)
+    expected = fit(scheduler, callbacks=whole, **kwargs)
+    assert fit(scheduler, path, resumed, **kwargs)[:3] == expected[:3]
+    assert str(states(resumed)) == str(states(whole))
+
+
+def test_the_metrics_of_that_validation_are_shown(tmp_path):
+    class Show(pl.Callback):
+        def on_validation_end(self, trainer, pl_module):
+            self.last = float(trainer.callback_metrics["val"])
+
+        def on_train_end(self, trainer, pl_module):
+            self.shown = float(trainer.callback_metrics["val"])
+
+    show = Show()
+    fit(None, callbacks=[Stop((1, BATCHES - 1)), show], val_check_interval=4)
+    assert show.shown == show.last

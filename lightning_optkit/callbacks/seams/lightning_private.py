@@ -258,13 +258,17 @@ def is_cut(trainer: pl.Trainer) -> bool:
 
 
 def stops_now(trainer: pl.Trainer, fetcher: _DataFetcher) -> bool:
-    """Whether the epoch is cut short after this batch, with a validation that would not be due otherwise."""
+    """Whether the run stops after this batch where no validation would be due otherwise.
+
+    Within an epoch this cuts it short; after its last batch it matters only if Lightning validates once more.
+    """
     loop: Any = trainer.fit_loop
-    if not (trainer.should_stop and loop._can_stop_early and is_cut(trainer)):
+    validates = loop.epoch_loop._should_check_val_fx
+    if not (trainer.should_stop and loop._can_stop_early and (is_cut(trainer) or validates(fetcher))):
         return False
     trainer.should_stop = False
     try:
-        return not loop.epoch_loop._should_check_val_fx(fetcher)
+        return not validates(fetcher)
     finally:
         trainer.should_stop = True
 
