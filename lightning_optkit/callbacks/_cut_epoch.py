@@ -33,9 +33,10 @@ class CutEpoch:
         trainer: The Trainer, before the last hooks of the epoch, and before a validation that only the stop has made.
         window: Its gradients are kept too: before that validation, Lightning clears those of manual optimization, and
             after it FSDP2 shows other parameters.
+        validates: Whether that validation follows.
     """
 
-    def __init__(self, trainer: pl.Trainer, window: OpenWindow) -> None:
+    def __init__(self, trainer: pl.Trainer, window: OpenWindow, validates: bool = False) -> None:
         untyped: Any = trainer  # Lightning does not declare the attribute
         self._judges = [
             each for each in untyped.callbacks if hasattr(each, "monitor") and not isinstance(each, Checkpoint)
@@ -44,7 +45,7 @@ class CutEpoch:
         self._is_whole = not is_cut(trainer)
         self._before = _rates(trainer)
         self._after: list[list[dict[str, float]]] | None = None
-        self.validates = False  # until the batch has ended, with what follows it
+        self.validates = validates  # until the batch has ended, with what follows it
         self._last = dict(last_metrics(trainer))
         self._validated: dict[str, torch.Tensor] | None = None  # the metrics of that validation
         self._metrics, self.gradients = metrics_so_far(trainer), window.gradients(trainer, is_unfinished=False)

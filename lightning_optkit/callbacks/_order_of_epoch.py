@@ -21,7 +21,11 @@ from lightning_optkit.callbacks.seams.lightning_private import (
     set_sampler_epoch,
     train_loaders,
 )
-from lightning_optkit.callbacks.seams.random_state import get_random_state, set_random_state
+from lightning_optkit.callbacks.seams.random_state import (
+    get_random_state,
+    set_random_state,
+    set_seed_of_process,
+)
 
 __all__ = ["OrderOfEpoch"]
 
@@ -38,9 +42,13 @@ class OrderOfEpoch(FitCallback):
         self._fetches = 0  # in the current epoch
         self._cycles: list[tuple[int, int]] = []  # per loader: its iterator and its position
         self._cycled: set[int] = set()  # the fetches in which a loader restarted
+        self._seed_before: tuple[str | None, ...] = ()  # of the process, which has that of the saved run until the end
         self._dealt_anew: tuple[Any, Any] | None = None  # a batch sampler and its own order
 
     def _forget(self) -> None:
+        if self._seed_before:
+            set_seed_of_process(*self._seed_before)
+        self._seed_before = ()
         self._trainer, self._epoch = None, {}
         self._fetches, self._cycles, self._cycled, self._dealt_anew = 0, [], set(), None
 

@@ -100,7 +100,7 @@ def dealt_anew(
     before = saved[rank if rank < len(saved) else 0]
     state = {
         **(before["now"] if rank < len(saved) else mine),
-        **{key: before["now"][key] for key in ("seeds", "loaders")},
+        **{key: before["now"][key] for key in ("seeds", "seed", "loaders") if key in before["now"]},
     }
     epoch: dict[str, Any] = {"iter": state, "fresh": True, "fetches": {}}
     position = now["batches"]

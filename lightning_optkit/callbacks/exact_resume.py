@@ -55,6 +55,7 @@ from lightning_optkit.callbacks.seams.lightning_private import (
     stops_now,
 )
 from lightning_optkit.callbacks.seams.parameter_numbers import number_by_module
+from lightning_optkit.callbacks.seams.random_state import seed_of_process
 from lightning_optkit.callbacks.seams.remembered_saves import remember_saves
 from lightning_optkit.callbacks.seams.saved_position import complete_last_batch, reopen_cut_epoch, repeat_batch
 from lightning_optkit.callbacks.seams.saves_behind_module import save_behind_module
@@ -200,6 +201,7 @@ class ExactResume(OrderOfEpoch):
         self._forget()
         self._trainer, self._world_size, self._is_alone = trainer, trainer.world_size, False
         self._last = self._resume = self._cut = None
+        self._seed_before = (seed_of_process(),)
         self._signals = DeferredSignals(trainer, self._override)
         save_behind_module(trainer, pl_module, self._override)
         remember_saves(trainer, self._override)
@@ -364,8 +366,7 @@ class ExactResume(OrderOfEpoch):
     def _batch_ends(self, on_advance_end: Callable[[DataFetcher], None], fetcher: DataFetcher) -> None:
         assert self._trainer is not None
         if not self._is_trial and stops_now(self._trainer, fetcher):
-            self._cut = CutEpoch(self._trainer, self._window)
-            self._cut.validates = True
+            self._cut = CutEpoch(self._trainer, self._window, validates=True)
         try:
             on_advance_end(fetcher)
         except SIGTERMException:  # within a validation, or after all that follows the batch

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two processes train with dropout and shuffling, once whole and twice resumed, from the middle of a run and from a
-checkpoint written after a shorter one; each saves its weights.
+checkpoint written after a shorter one; then so with loaders that are made again. Each saves its weights.
 
 Usage: python exact_resume_worker.py FOLDER. Lightning starts the second process.
 """
@@ -47,8 +47,9 @@ class SaveAt(pl.Callback):
             trainer.save_checkpoint(self.path)
 
 
-def run(folder, ckpt_path=None, epochs=3, path=None):
-    pl.seed_everything(1 if ckpt_path is None else 2, verbose=False)  # which Lightning gives to its sampler
+def run(folder, ckpt_path=None, epochs=3, path=None, **kwargs):
+    seed = 1 if ckpt_path is None else 2
+    pl.seed_everything(seed, verbose=False)  # which Lightning gives to its sampler
     trainer = pl.Trainer(
         callbacks=[ExactResume(), *([] if ckpt_path else [SaveAt(f"{folder}/middle.ckpt")])],
         max_epochs=epochs,
@@ -59,9 +60,11 @@ def run(folder, ckpt_path=None, epochs=3, path=None):
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        **kwargs,
     )
     module = Noisy()
     trainer.fit(module, ckpt_path=ckpt_path)
+    assert os.environ["PL_GLOBAL_SEED"] == str(seed)
     if path is not None:
         trainer.save_checkpoint(path)
     return trainer.global_rank, dict(weights=module.state_dict(), seen=module.seen)
@@ -75,6 +78,10 @@ if __name__ == "__main__":
     results["resumed"] = run(folder, f"{folder}/middle.ckpt")
     run(folder, epochs=2, path=f"{folder}/after.ckpt")
     results["longer"] = run(folder, f"{folder}/after.ckpt")
+    for every in (1, 2):
+        reloads = dict(reload_dataloaders_every_n_epochs=every, epochs=4)
+        results[f"whole {every}"] = run(folder, **reloads)
+        results[f"resumed {every}"] = run(folder, f"{folder}/middle.ckpt", **reloads)
     for name, (rank, result) in results.items():
         torch.save(result, f"{folder}/{name} {rank}.pt")
     if torch.distributed.is_initialized():

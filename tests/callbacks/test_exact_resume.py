@@ -487,6 +487,10 @@ def test_two_processes(tmp_path):
         for other in others:
             expected = {**whole, "seen": whole["seen"][-len(other["seen"]) :]}
             torch.testing.assert_close(other, expected, rtol=0, atol=0)
+        for every in (1, 2):  # loaders made after the resume have the seed of the run, not of the process
+            whole, resumed = (torch.load(tmp_path / f"{name} {every} {rank}.pt") for name in ("whole", "resumed"))
+            assert len(resumed["seen"]) == 10
+            torch.testing.assert_close(resumed, {**whole, "seen": whole["seen"][-10:]}, rtol=0, atol=0)
 
 
 def test_one_process_that_fails_leaves_a_file_at_once(tmp_path):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The random generators of a training run, as tensors and plain types."""
 
+import os
 import random
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -9,7 +10,9 @@ import numpy as np
 import torch
 from torch.utils.data import DistributedSampler
 
-__all__ = ["get_random_state", "set_random_state"]
+__all__ = ["get_random_state", "seed_of_process", "set_random_state", "set_seed_of_process"]
+
+_SEED = "PL_GLOBAL_SEED"  # of seed_everything: Lightning gives it to the samplers of every loader that it makes
 
 
 def get_random_state(loaders: Iterable[object], device: torch.device) -> dict[str, Any]:
@@ -23,6 +26,7 @@ def get_random_state(loaders: Iterable[object], device: torch.device) -> dict[st
         "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         "loaders": [generator.get_state() for generator in own_generators(loaders)],
         "seeds": [sampler.seed for sampler in _seeded(loaders)],
+        "seed": seed_of_process(),
     }
 
 
@@ -39,6 +43,21 @@ def set_random_state(state: dict[str, Any], loaders: Iterable[object], device: t
         generator.set_state(saved.cpu())
     for sampler, seed in zip(_seeded(loaders), state.get("seeds", ()), strict=False):
         sampler.seed = seed
+    if "seed" in state:  # of older versions no checkpoint has it
+        set_seed_of_process(state["seed"])
+
+
+def seed_of_process() -> str | None:
+    """The seed that loaders made from now on get; None if there is none."""
+    return os.environ.get(_SEED)
+
+
+def set_seed_of_process(seed: str | None) -> None:
+    """Sets what `seed_of_process` returns."""
+    if seed is None:
+        os.environ.pop(_SEED, None)
+    else:
+        os.environ[_SEED] = seed
 
 
 def own_generators(loaders: Iterable[object]) -> Iterator[torch.Generator]:
