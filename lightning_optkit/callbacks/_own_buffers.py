@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The buffers in which the processes of a run differ, such as BatchNorm's running statistics under FSDP2.
+"""The buffers in which the processes of a run differ, such as BatchNorm's running statistics under FSDP2; so may the
+directions that `LookSAM` reuses.
 
 A checkpoint has those of one process: of the first one, or in a sharded folder of any.
 """
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from lightning_optkit.callbacks.look_sam import LookSAM
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.weight_averaging import WeightAveraging
 
@@ -24,9 +26,12 @@ def buffers_of(trainer: pl.Trainer) -> Buffers:
     is_replaced = (
         isinstance(trainer.strategy.model, DistributedDataParallel) and trainer.strategy.model.broadcast_buffers
     )
-    if trainer.world_size == 1 or is_replaced:
+    if trainer.world_size == 1:
         return {}
-    return {name: buffer.detach().to("cpu", copy=True) for name, buffer in _live(trainer).items()}
+    live = {} if is_replaced else _live(trainer)
+    for callback in callbacks_of(trainer, LookSAM):
+        live |= {f"{callback.state_key} {place}": t for place, t in callback.own_direction().items()}
+    return {name: buffer.detach().to("cpu", copy=True) for name, buffer in live.items()}
 
 
 def set_buffers(trainer: pl.Trainer, buffers: Buffers) -> None:
@@ -34,6 +39,10 @@ def set_buffers(trainer: pl.Trainer, buffers: Buffers) -> None:
     for name, buffer in _live(trainer).items() if buffers else ():
         if name in buffers and buffers[name].shape == buffer.shape:
             buffer.copy_(buffers[name])
+    for callback in callbacks_of(trainer, LookSAM):
+        start = f"{callback.state_key} "
+        own = {name.removeprefix(start): value for name, value in buffers.items() if name.startswith(start)}
+        callback.set_own_direction({int(place): value for place, value in own.items() if place.isdecimal()})
 
 
 def those_that_differ(buffers: Buffers) -> Buffers:

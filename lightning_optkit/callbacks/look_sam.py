@@ -5,7 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
 from lightning_optkit._checks import check_in, check_int, check_state, check_tensor
@@ -27,6 +29,9 @@ class LookSAM(CombinedGradientSAM):
     """SAM for every k-th batch; the others reuse the slow part of its gradient, see `regularization.look_sam`.
 
     As `SAM` in everything else. The batches are counted over the fit, and the count and the direction are saved.
+
+    With `sync=False` each process has a direction of its own: `ExactResume` saves all of them, a checkpoint without it
+    that of the first.
 
     Cost: 1 / k of the additional time of SAM, and a copy of the gradients.
 
@@ -76,6 +81,16 @@ class LookSAM(CombinedGradientSAM):
             if t is not None:
                 check_tensor(owner, f"state_dict['direction'][{place}]", t, "inexact")
         self._direction = checked["direction"]
+
+    def own_direction(self) -> dict[int, Tensor]:
+        """The parts of the direction that are of this process alone, by place, for `ExactResume`; empty for None."""
+        parts = {place: torch.empty(0) if t is None else t for place, t in enumerate(self._direction)}
+        return {place: t for place, t in parts.items() if not isinstance(t, DTensor)}  # which are of the mean gradient
+
+    def set_own_direction(self, parts: dict[int, Tensor]) -> None:
+        """Puts parts of `own_direction` into the direction that was loaded, which is that of one process."""
+        own: dict[int, Tensor | None] = {place: t if t.numel() else None for place, t in parts.items()}
+        self._direction = [own.get(place, t) for place, t in enumerate(self._direction)]
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two processes with BatchNorm statistics of their own train, once whole and once resumed; each saves its buffers.
+So do two with directions of `LookSAM` of their own; one of these has overflowed.
 
 Usage: python own_buffers_worker.py FOLDER. Lightning starts the second process.
 """
@@ -17,7 +18,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from lightning_optkit.averaging import EMA
-from lightning_optkit.callbacks import ExactResume, WeightAveraging
+from lightning_optkit.callbacks import ExactResume, LookSAM, WeightAveraging
 
 
 def shards(whole):
@@ -77,6 +78,42 @@ class Saves(pl.Callback):
             trainer.save_checkpoint(self.folder / "validation.ckpt")
 
 
+class Overflows(Normed):
+    """Its second process has an infinite gradient in the batch of the last direction before the save."""
+
+    def __init__(self, overflows):
+        super().__init__()
+        self.overflows = overflows
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        is_last = (self.current_epoch, batch_idx) == (0, 3)
+        return loss * torch.inf if self.overflows and is_last and self.global_rank else loss
+
+    def on_after_backward(self):
+        for param in self.parameters():
+            param.grad.nan_to_num_(0.0, 0.0, 0.0)
+
+
+def run_look_sam(overflows, folder=None, ckpt_path=None):
+    """The rank, and the weights after a run, in which every third batch has two gradients."""
+    trainer = pl.Trainer(
+        callbacks=[ExactResume(), LookSAM(k=3), *([Saves(folder)] if folder else [])],
+        max_epochs=1,
+        accelerator="cpu",
+        devices=2,
+        strategy=STRATEGIES["replaced"](),
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    module = Overflows(overflows)
+    trainer.fit(module, ckpt_path=ckpt_path)
+    return trainer.global_rank, {name: param.detach().clone() for name, param in module.named_parameters()}
+
+
 def run(name, folder=None, ckpt_path=None):
     """The rank, and the buffers of this process after a run, trained and averaged."""
     average = WeightAveraging(EMA(0.5), average_buffers=True)
@@ -106,6 +143,9 @@ if __name__ == "__main__":
         results[name] = {"whole": run(name, folder / name)[1]}
         for place in PLACES:
             rank, results[name][place] = run(name, ckpt_path=folder / name / f"{place}.ckpt")
+    for name, overflows in (("look_sam", False), ("overflow", True)):
+        whole = run_look_sam(overflows, folder / name)[1]
+        results[name] = whole, run_look_sam(overflows, ckpt_path=folder / name / "batch.ckpt")[1]
     torch.save(results, folder / f"{rank}.pt")
     torch.distributed.barrier()  # wait until the other process has saved too
     os._exit(0)  # an ordinary exit sometimes aborts, since gloo's threads still run

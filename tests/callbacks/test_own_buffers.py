@@ -43,3 +43,14 @@ def test_only_those_that_differ_are_saved(results):
 def test_none_are_saved_where_those_of_the_first_process_replace_the_others(results):
     saved = torch.load(results[0] / "replaced" / "batch.ckpt", weights_only=True)["callbacks"]["ExactResume"]["ranks"]
     assert [each["buffers"] for each in saved] == [{}, {}]
+
+
+@pytest.mark.parametrize("name", ["look_sam", "overflow"])
+def test_each_process_goes_on_with_its_own_direction(results, name):
+    for each in results[1]:
+        whole, resumed = each[name]
+        assert all(value.isfinite().all() for value in whole.values())
+        torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
+    ranks = torch.load(results[0] / name / "batch.ckpt", weights_only=True)["callbacks"]["ExactResume"]["ranks"]
+    sizes = [[part.numel() for key, part in each["buffers"].items() if "LookSAM" in key] for each in ranks]
+    assert all(sizes[0]) and len(sizes[0]) == 6 and any(sizes[1]) == (name == "look_sam")
