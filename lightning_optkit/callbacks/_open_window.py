@@ -14,6 +14,7 @@ from lightning_optkit._torch_private import local_shard
 from lightning_optkit.callbacks._metrics_so_far import held_sums
 from lightning_optkit.callbacks.seams.lightning_private import accumulates, batch_progress
 from lightning_optkit.callbacks.seams.run import Run
+from lightning_optkit.step.shards import reshard, reshard_after_failure
 
 __all__ = ["Gradients", "OpenWindow", "mean_gradients", "set_gradients", "set_window"]
 
@@ -52,6 +53,7 @@ class OpenWindow:
             return {}
         if is_unfinished and self._has_begun:
             return None
+        _reshard(trainer)
         if trainer.lightning_module.automatic_optimization:
             return _gradients_of(trainer.lightning_module)
         used = {param for optimizer in self._stepped for group in optimizer.param_groups for param in group["params"]}
@@ -67,6 +69,14 @@ class OpenWindow:
         return bool(batches) and accumulates(trainer)
 
 
+def _reshard(trainer: pl.Trainer) -> None:
+    """A forward pass without a backward pass leaves parameters of FSDP2 whole, which have no gradients."""
+    reshard(trainer.lightning_module)
+    own = {*trainer.lightning_module.parameters()}
+    if any(param not in own for param in Run(trainer).parameters):
+        reshard_after_failure(trainer.lightning_module)
+
+
 def _gradients_of(pl_module: pl.LightningModule, but: Collection[Tensor] = ()) -> Gradients:
     """Copies on the CPU: they are sent to the process that writes them."""
     named = [(name, param) for name, param in pl_module.named_parameters() if param not in but]
@@ -80,6 +90,7 @@ def set_gradients(pl_module: pl.LightningModule, gradients: Gradients | None) ->
     """Gives the parameters these gradients; parts from another number of shards fit none."""
     fits = gradients is not None
     gradients = gradients or {}
+    reshard(pl_module)
     for name, param in pl_module.named_parameters():
         if name in gradients:
             grad, part = torch.zeros_like(param), gradients[name]["part"]

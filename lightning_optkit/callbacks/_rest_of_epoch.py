@@ -66,13 +66,17 @@ def fill_in(ranks: list[Any], rank: int, mine: dict[str, Any]) -> None:
         mine: Its random state.
     """
     missing = [number for number, each in enumerate(ranks) if each is None]
+    known = next(each for each in ranks if each is not None)
     if missing:
+        is_open = bool(known["gradients"])  # what misses those of the first process has a warning of its own
         rank_zero_warn(
             f"ExactResume: the checkpoint was saved on an exception, without the random states of the processes "
-            f"{missing}; the run goes on with the same data, but not exactly."
+            f"{missing}"
+            + (", and without their gradients of the open accumulation window, which the first step misses" * is_open)
+            + "; the run goes on with the same data, but not exactly"
+            + ("; resume from a checkpoint written before it to have that step whole." if is_open else ".")
         )
     if ranks[rank] is None:
-        known = next(each for each in ranks if each is not None)
         drawn = {name: mine[name] for name in ("python", "numpy", "torch", "cuda")}
         ranks[rank] = {**known, "now": {**known["now"], **drawn}, "gradients": {}}
 

@@ -26,6 +26,7 @@ from lightning_optkit.regularization.soft_threshold import soft_threshold_
 from lightning_optkit.regularization.sparsity import sparsity
 from lightning_optkit.regularization.weights_of import weights_of
 from lightning_optkit.step import OnePassOptimizer
+from lightning_optkit.step.shards import reshard
 
 __all__ = ["ElasticNet"]
 
@@ -133,6 +134,7 @@ class ElasticNet(FitCallback):
 
     def _weights_now(self) -> dict[str, Tensor]:
         assert self._module is not None
+        reshard(self._module)  # else a validation has left other parameters than those of the optimizers
         return weights_of(self._module, frozen=True) if self.exclude_bias_and_norm else _all_of(self._module)
 
     def _take(self, optimizer: Optimizer, place: int) -> None:

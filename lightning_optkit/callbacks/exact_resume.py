@@ -85,9 +85,9 @@ class ExactResume(OrderOfEpoch):
     callbacks act behind the module's own `on_train_batch_end` and `on_validation_end`: a file has what these have done.
 
     On an exception under DDP nothing waits for other processes, which may not have it: `OnExceptionCheckpoint` and
-    `ModelCheckpoint(save_on_exception=True)` write their file at once, with the random states of the first process
-    only, so the run resumed from it sees the same data, but is not exact. With weights sharded by FSDP2 they write a
-    file if all processes fail at the same place; otherwise none, since each process has a part of the weights, and a
+    `ModelCheckpoint(save_on_exception=True)` write their file at once, with random states and gradients of the first
+    process only: the run resumed from it sees the same data, but is not exact. With weights sharded by FSDP2 they write
+    a file if all processes fail at the same place; otherwise none, since each process has a part of the weights, and a
     warning names the newest checkpoint. On SIGTERM in any process all of them stop before their next batch, with a
     `SIGTERMException`, and the same callbacks write an exact checkpoint. SLURM's signal for requeueing, too, is acted
     on there. Both wait for a validation in progress.

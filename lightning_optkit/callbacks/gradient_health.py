@@ -44,6 +44,7 @@ from lightning_optkit.diagnostics.rules import diagnose, is_exact, ranked
 from lightning_optkit.diagnostics.rules.classes import is_dominated
 from lightning_optkit.diagnostics.rules.outcome import Outcome, outcome_of
 from lightning_optkit.diagnostics.verdict import Verdict, verdict_from
+from lightning_optkit.step.shards import reshard
 
 __all__ = ["GradientHealth"]
 
@@ -181,6 +182,7 @@ class GradientHealth(FitCallback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._schedules = SchedulesOfRun(trainer)
         self._seen.averages = averages_too_long(trainer)
+        reshard(pl_module)  # the sanity check may have left parameters whole
         self._rows = EqualRows(pl_module)
         self._modes = ModesOfRun(pl_module)
         self._seen.began_in_training = self._modes.is_training
@@ -341,6 +343,7 @@ class GradientHealth(FitCallback):
         seen.losses, seen.not_zeroed = self._losses.losses, self._zeroing.not_zeroed
         if may_run and seen.nonfinite is None and any(loss - loss != 0 for loss in list(seen.losses.recent)[-1:]):
             self._find_nonfinite(trainer, pl_module)
+        reshard(pl_module)  # else a validation has left other parameters than those of the optimizer
         params = dict(pl_module.named_parameters())
         seen.silent = self._presence.silent(params, self._always_called or set(), self._without_grad)
         if self._schedules is not None:

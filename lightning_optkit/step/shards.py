@@ -33,6 +33,7 @@ __all__ = [
     "placed_like",
     "reduce_sum_",
     "reshard",
+    "reshard_after_failure",
     "sharding_groups",
     "sum_over",
     "unsharded",
@@ -119,6 +120,17 @@ def reshard(module: nn.Module) -> None:
     """
     for child in module.modules():
         if hasattr(child, "set_reshard_after_forward"):  # an FSDPModule
+            cast(Any, child).reshard()
+
+
+def reshard_after_failure(module: nn.Module) -> None:
+    """The same for a module whose forward pass an exception has ended, in which FSDP2 keeps the root unsharded.
+
+    Until it is set otherwise, the root is then resharded after each forward pass, which takes one more all-gather.
+    """
+    for child in module.modules():
+        if hasattr(child, "set_reshard_after_forward"):
+            cast(Any, child).set_reshard_after_forward(True, recurse=False)
             cast(Any, child).reshard()
 
 

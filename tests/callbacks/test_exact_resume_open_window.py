@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_optkit.callbacks import ExactResume, LRSchedule
+from lightning_optkit.callbacks._rest_of_epoch import fill_in
 from lightning_optkit.callbacks.scheduling.clock import steps_in_run
 from lightning_optkit.schedules import linear
 
@@ -238,3 +239,26 @@ def test_saved_in_the_first_hook_of_an_epoch(tmp_path, epoch, kwargs):
                 trainer.save_checkpoint(tmp_path / "saved.ckpt")
 
     assert fit(callbacks=[Save()], **kwargs) == fit(ckpt_path=tmp_path / "saved.ckpt", **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("gradients", "said"),
+    [
+        ({}, "of the processes [1]; the run goes on with the same data, but not exactly."),
+        (
+            {"net.weight": {"part": torch.ones(1, 2), "shape": (1, 2)}},
+            "of the processes [1], and without their gradients of the open accumulation window, which the first step "
+            "misses; the run goes on with the same data, but not exactly; resume from a checkpoint written before it "
+            "to have that step whole.",
+        ),
+    ],
+)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_other_processes_could_not_save_on_an_exception_is_named(rank, gradients, said):
+    drawn = dict.fromkeys(("python", "numpy", "torch", "cuda"))
+    ranks = [{"now": drawn, "gradients": gradients}, None]
+    with pytest.warns(UserWarning) as records:
+        fill_in(ranks, rank, drawn)
+    (record,) = records
+    assert str(record.message).endswith(f"without the random states {said}")
+    assert ranks[1] == (None if rank == 0 else {"now": drawn, "gradients": {}})

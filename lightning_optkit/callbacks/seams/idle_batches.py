@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches in a row after which a step was due, of which none changed a weight."""
 
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -32,17 +33,17 @@ class IdleBatches:
         self.seen: IdleSeen | None = None
         self._num, self._has_stepped, self._has_backward = 0, False, False
         self._weights: dict[Tensor, Tensor] = {}  # some elements of each, after the first of these batches
-        self._arrived: set[Tensor] = set()
+        self._arrived: set[str] = set()  # by name: within a batch, parameters of FSDP2 are others than after it
         self._handles: list[RemovableHandle] = []
 
     def before_backward(self, pl_module: nn.Module) -> None:
         """A backward pass of Lightning's begins."""
         self._has_backward = True
         if self._num and self.seen is None and not self._handles:
-            params = [p for p in pl_module.parameters() if p.requires_grad]
-            for param in params:
+            params = [(name, p) for name, p in pl_module.named_parameters() if p.requires_grad]
+            for name, param in params:
                 watch: Any = param.register_post_accumulate_grad_hook  # torch has no types for it
-                self._handles.append(watch(self._arrived.add))
+                self._handles.append(watch(partial(self._arrives, name)))
 
     def after_step(self) -> None:
         """An optimizer took a step."""
@@ -59,6 +60,9 @@ class IdleBatches:
             self.seen = self.seen if self.seen is None or self.seen.arrived else None
         elif has_backward and self.seen is None and loss_scaler(trainer) is None:
             self._after_idle(trainer, pl_module, step)
+
+    def _arrives(self, name: str, param: Tensor) -> None:
+        self._arrived.add(name)
 
     def close(self) -> None:
         """Removes hooks; no-op the second time."""
@@ -90,7 +94,9 @@ class IdleBatches:
             frozen = sum(not p.requires_grad for p in params)
             strays = len(set(params) - own.keys())
             # The first of these batches is not watched, but nobody clears what is in no optimizer.
-            arrived = {p for p in own if p in self._arrived or (p.grad is not None and p not in optimized)}
+            arrived = {
+                p for p, name in own.items() if name in self._arrived or (p.grad is not None and p not in optimized)
+            }
             outside = tuple(plain_name(name) for p, name in own.items() if p in arrived and p not in optimized)
             self.seen = IdleSeen(
                 step, self._num, len(params), frozen, strays, len(grads), not is_automatic,

@@ -11,6 +11,7 @@ from lightning_optkit.callbacks.seams.measured_step import MeasuredStep
 from lightning_optkit.diagnostics._curve import Curve
 from lightning_optkit.diagnostics._observations import Check, ParameterSeen
 from lightning_optkit.diagnostics.measure.rows import EqualRows
+from lightning_optkit.step.shards import reshard
 
 __all__ = ["LayersOfRun"]
 
@@ -32,6 +33,7 @@ class LayersOfRun:
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, curves: dict[str, dict[str, Curve]], every: int
     ) -> None:
         self._trainer, self._module, self._curves, self._every = trainer, pl_module, curves, every
+        reshard(pl_module)  # the sanity check may have left parameters whole
         self._rows = EqualRows(pl_module)
         self._measured: MeasuredStep | None = None
         self._next = 0

@@ -24,6 +24,7 @@ from lightning_optkit.diagnostics.measure.hidden import hidden_parameters
 from lightning_optkit.diagnostics.measure.modules import CalledModules
 from lightning_optkit.diagnostics.measure.parameters import StepMeasure, parameters_of
 from lightning_optkit.diagnostics.measure.rows import EqualRows
+from lightning_optkit.step.shards import reshard
 
 __all__ = ["MeasuredStep"]
 
@@ -52,6 +53,7 @@ class MeasuredStep:
         self._trainer, self._step, self._rate, self._decay = trainer, step, float("nan"), 0.0
         self._to_come = 0.0
         self.is_taken = False  # whether an optimizer has stepped
+        reshard(pl_module)  # what a validation has left whole is freed by the backward pass
         self._params: dict[str, Tensor] = {n: p for n, p in pl_module.named_parameters() if not is_lazy(p)}
         optimizers = Run(trainer).optimizers
         self.norms = StepMeasure(self._params, optimizers)

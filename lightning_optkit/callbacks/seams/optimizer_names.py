@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_optkit.diagnostics.measure.parameters import parameters_of, plain_name
+from lightning_optkit.step.shards import reshard
 
 __all__ = ["held_modules", "optimizer_names"]
 
@@ -32,6 +33,7 @@ def held_modules(module: nn.Module, optimizer: Optimizer) -> list[str]:
         >>> held_modules(net, torch.optim.SGD([*net[0].parameters(), net[2].bias]))
         ['0', '2.bias']
     """
+    reshard(module)  # else a validation has left other parameters than those of the optimizer
     return [plain_name(name) for name in _held(module, "", set(parameters_of(optimizer)))]
 
 

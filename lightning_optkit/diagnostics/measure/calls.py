@@ -17,7 +17,7 @@ from lightning_optkit._norms import norm
 from lightning_optkit.diagnostics._signals import ActivationSeen, InputSeen, LayerSeen, LossSeen
 from lightning_optkit.diagnostics.measure.losses import LOSSES, loss_seen
 from lightning_optkit.diagnostics.measure.parameters import plain_name
-from lightning_optkit.step.shards import local
+from lightning_optkit.step.shards import unsharded
 
 __all__ = ["CalledFunctions", "CalledLayers"]
 
@@ -127,6 +127,10 @@ class CalledLayers:
     def enter(self, name: str, module: nn.Module, args: Any) -> None:
         """A call begins."""
         self._stack.append(name)
+        if self._measures and isinstance(module, _LAYERS) and name not in self._rows:  # FSDP2 frees it when a call ends
+            weight = module.weight.detach()
+            bias = weight.new_zeros(1) if module.bias is None else module.bias.detach()
+            self._weights[name] = (_rms(weight) * weight[0].numel() ** 0.5, unsharded(bias).float().mean())
         is_leaf = next(module.children(), None) is None and next(module.parameters(), None) is not None
         if is_leaf and not self._has_input and args and isinstance(args[0], Tensor):
             self._has_input = True
@@ -149,9 +153,6 @@ class CalledLayers:
             return
         given = args[0].detach() if args and isinstance(args[0], Tensor) else output.detach()
         row = self._rows[name] = [_rms(given), _rms(output.detach())]
-        weight = module.weight.detach()
-        bias = weight.new_zeros(1) if module.bias is None else local(module.bias.detach())
-        self._weights[name] = (_rms(weight) * weight[0].numel() ** 0.5, bias.float().mean())
         if output.requires_grad:
             hooked: Any = output  # torch declares no types for it
             hooked.register_hook(lambda grad: row.append(_rms(grad)) if len(row) == 2 else None)
@@ -196,5 +197,5 @@ class _Leave:
 
 
 def _rms(t: Tensor) -> Tensor:
-    rms: Tensor = norm(t) / max(t.numel(), 1) ** 0.5
+    rms: Tensor = unsharded(norm(t)) / max(t.numel(), 1) ** 0.5
     return rms
