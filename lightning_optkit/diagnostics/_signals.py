@@ -18,6 +18,7 @@ class ActivationSeen:
             tanh or sigmoid whose mean slope was below a twentieth of its largest.
         closed_since: The same over the last four measured steps together.
         samples: Number of samples of those steps, counting every place of an image or a sequence.
+        units: Number of its units.
     """
 
     layer: str
@@ -25,6 +26,7 @@ class ActivationSeen:
     closed: float
     closed_since: float
     samples: int
+    units: int = 1
 
 
 @dataclass(frozen=True)

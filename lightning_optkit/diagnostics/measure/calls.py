@@ -78,7 +78,7 @@ class CalledFunctions(TorchFunctionMode):
             kept = [each for each in alive.get((layer, place), []) if each.shape == counts.shape]
             alive[layer, place] = kept = [*kept[-3:], counts]
             shares = torch.stack([counts.float().mean(), torch.stack(kept).any(0).float().mean()]).tolist()
-            found.append(ActivationSeen(layer, name, 1 - shares[0], 1 - shares[1], samples * len(kept)))
+            found.append(ActivationSeen(layer, name, 1 - shares[0], 1 - shares[1], samples * len(kept), len(counts)))
         return tuple(found)
 
 

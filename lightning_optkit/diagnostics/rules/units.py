@@ -14,6 +14,7 @@ _LEARNS = 0.5  # calibrated: see `outcome`
 _SHARE = 0.5  # theory: half of the units of a layer are lost
 _LOW = 0.5  # judgement: the biases are most of what the layer gives
 _SAMPLES = 128  # a unit that is open for 5 % of the samples is taken for closed with probability 0.001
+_ALL_UNITS, _FEW_SAMPLES = 8, 32  # judgement: where none of so many units was open for any of so many samples
 
 
 def dead_units(run: RunSeen) -> Verdict | None:
@@ -68,6 +69,8 @@ def _closed(run: RunSeen, functions: Sequence[str]) -> ActivationSeen | None:
         return None
     for before, now in zip(first, last, strict=True):
         is_closed = now.closed_since if now.function == "relu" else now.closed
-        if before.function in functions and before.closed > _SHARE and is_closed > _SHARE and now.samples >= _SAMPLES:
+        is_all = is_closed == 1.0 and now.units >= _ALL_UNITS and now.samples >= _FEW_SAMPLES
+        is_sure = is_all or now.samples >= _SAMPLES
+        if before.function in functions and before.closed > _SHARE and is_closed > _SHARE and is_sure:
             return now
     return None

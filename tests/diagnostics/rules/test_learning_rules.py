@@ -147,6 +147,10 @@ def test_units_that_were_open_at_first_are_a_consequence():
     now = ActivationSeen("net.1", "relu", 0.9, 0.9, 256)
     assert dead_units(seen(activations=(now,), first=dict(activations=(replace(now, closed=0.2),)))) is None
     assert dead_units(seen(activations=(replace(now, samples=64),))) is None
+    whole = replace(now, closed=1.0, closed_since=1.0, samples=32, units=8)
+    assert dead_units(seen(activations=(whole,))) is not None  # a small set of data has no more in four batches
+    for few in (dict(samples=31), dict(units=7), dict(closed_since=0.99)):
+        assert dead_units(seen(activations=(replace(whole, **few),))) is None
     assert dead_units(seen(activations=(replace(now, closed_since=0.3),))) is None  # closed for one batch
 
 
