@@ -74,9 +74,9 @@ class GradientHealth(FitCallback):
     Faults of settings, data and initial weights are named only if the run learns badly, judged by its loss against that
     of the best constant prediction: `unnormalized_input`, `unscaled_target`, `bad_init_scale`, `saturated_units`,
     `dead_units`, `vanishing_gradient`, `exploding_gradient`, `loss_spike`, `lr_too_high`, `lr_too_low`,
-    `class_imbalance`, `overfitting`, `input_ignored`, `label_shuffle`. For these, a run that has not
-    learned much in its first quarter is measured at every twentieth of the rest, and the loss of its batch is evaluated
-    along the update. They need a loss function of torch, one per step, and are judged from the middle of the run on.
+    `class_imbalance`, `overfitting`, `input_ignored`, `label_shuffle`. For these, a run that has not learned much in
+    its first quarter is measured at every twentieth of the rest, and the loss of its batch is evaluated along the
+    update. They need a loss function of torch, one per step, and are judged from the middle of the run on.
     `class_imbalance` is judged by the predictions in measured steps, of which there are up to 40 more if one class has
     over four fifths of the samples; `overfitting` by the validation loss, if one value is logged with "val" and "loss"
     in its name.

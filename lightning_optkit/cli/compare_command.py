@@ -20,6 +20,7 @@ from rich.console import Console
 from lightning_optkit._terminal import width
 from lightning_optkit.callbacks import PowerSnapshots, Report, SnapshotEnsemble
 from lightning_optkit.cli.bare_names import bare_names
+from lightning_optkit.cli.quiet_start import LIGHTNINGS_LOGGERS
 from lightning_optkit.cli.trainer_commands import about_settings, cli_of_fit, of_user, refuse_unreadable
 from lightning_optkit.diagnostics import RunRecord
 from lightning_optkit.diagnostics._comparison import comparison_rows, write_comparison
@@ -204,7 +205,7 @@ def _named(setting: str) -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without what each fit says of itself: there are many."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    loggers = [logging.getLogger(name) for name in LIGHTNINGS_LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

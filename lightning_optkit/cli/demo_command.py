@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_optkit.averaging import EMA
 from lightning_optkit.callbacks import Fuse, Report, WeightAveraging
+from lightning_optkit.cli.quiet_start import LIGHTNINGS_LOGGERS
 from lightning_optkit.diagnostics import RunRecord, result_rows, write_report
 from lightning_optkit.step import GroupPlan, OnePassOptimizer
 
@@ -214,7 +215,8 @@ def demo(options: Namespace) -> None:
         ValueError: without scikit-learn.
     """
     digits()  # without its package nothing has been changed yet
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for name in LIGHTNINGS_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     torch.set_num_threads(1)  # the model is small: a second thread would mostly wait
     max_epochs = 3 if options.fast else 15

@@ -3,7 +3,6 @@
 
 import contextlib
 import io
-import logging
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -49,15 +48,9 @@ def doctor_of(cli: LightningCLI) -> None:
         return cli.instantiate_trainer(callbacks=[*kept, *own], **limits)
 
     options = {name: cli.config[name] for name in ("max_steps", "max_seconds")}
-    log = logging.getLogger("lightning.pytorch")
-    level, is_json = log.level, cli.config["json"]
-    log.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # of callbacks: the table or the JSON is all there is to read
-            examination = examine(make, cli.model, None, cli.datamodule, **options)
-    finally:
-        log.setLevel(level)
-    if is_json:
+    with contextlib.redirect_stdout(io.StringIO()):  # of callbacks: the table or the JSON is all there is to read
+        examination = examine(make, cli.model, None, cli.datamodule, **options)
+    if cli.config["json"]:
         print(examination.to_json())
     else:
         show(Console(highlight=False, markup=False), examination)

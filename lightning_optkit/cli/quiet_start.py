@@ -11,16 +11,13 @@ import lightning
 
 import lightning_optkit
 
-__all__ = ["quiet_start"]
+__all__ = ["LIGHTNINGS_LOGGERS", "quiet_start"]
 
 _OURS = str(Path(lightning_optkit.__file__).parent)
-_PACKAGES = ("lightning", "pytorch_lightning", "lightning_fabric")  # both speak by the logger of the one imported last
-_LIGHTNINGS = tuple(str(Path(lightning.__file__).parents[1] / name) for name in _PACKAGES)
-_LOGGERS = [
-    f"{package}.utilities.{name}"
-    for package in ("lightning.pytorch", "lightning.fabric", *_PACKAGES[1:])
-    for name in ("rank_zero", "seed")
-]
+# Of both names of Lightning, which speak by the logger of the one imported last.
+LIGHTNINGS_LOGGERS = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
+_LIGHTNINGS = tuple(str(Path(lightning.__file__).parents[1] / each.partition(".")[0]) for each in LIGHTNINGS_LOGGERS)
+_LOGGERS = [f"{package}.utilities.{name}" for package in LIGHTNINGS_LOGGERS for name in ("rank_zero", "seed")]
 _WARNINGS = (
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
     r".*No seed found",
