@@ -36,6 +36,7 @@ from lightning_optkit.diagnostics.spike_detector import SpikeDetector, SpikeEven
 __all__ = ["SpikeGuard"]
 
 _COPIES = 2  # the older one is used if the run breaks again soon
+_UNNOTICED = 4  # steps that may have done harm before the first loss that is too high
 _NOT_FINITE = 20  # steps in a row, without a sound state, after which nothing will be trained
 _LIGHTNINGS = (StochasticWeightAveraging, getattr(lightnings, "WeightAveraging", StochasticWeightAveraging))
 _WITH_WEIGHTS = (Grokfast, LookSAM, Lookahead, ScheduleFreeWrapper, *_LIGHTNINGS)
@@ -47,9 +48,9 @@ class SpikeGuard(FitCallback):
     Before each step, loss and gradient norm (before clipping) are judged by `SpikeDetector`. A spike is not stepped on.
     If losses stay too high, it is the weights that are broken, not the batch: weights, optimizer state, averages and
     the histories of clips return, bit for bit, to a copy that was taken before a step whose loss was normal; the
-    batches since are dropped, and the learning rate grows to its value over `rewarm` steps. Soon broken again, the
-    older of two copies is used, and patience doubles, triples and so on; after `max_rollbacks` without a new copy the
-    run stops. Where there is no copy, as at the start, batches that are not finite are dropped, but not 20 in a row.
+    batches since are dropped, and the learning rate grows to its value over `rewarm` steps. The older of two copies is
+    used where the newer one is of the last four steps before losses rose, and if the run is soon broken again; then
+    patience doubles, triples and so on. After `max_rollbacks` without a new copy the run stops. Where there is no copy, as at the start, batches that are not finite are dropped, but not 20 in a row.
 
     Schedules and counts of batches go on. All processes decide alike, from the mean of their losses. Infinite gradients
     of a finite loss remain a loss scaler's, if there is one. Windows, copies and positions are part of the checkpoint,
@@ -91,7 +92,7 @@ class SpikeGuard(FitCallback):
         action: Literal["skip", "shrink"] = "skip",
         *,
         rollback: bool = True,
-        every: int = 25,
+        every: int = 10,
         rewarm: int = 10,
         max_rollbacks: int = 5,
         threshold: float = 3.3,
@@ -120,6 +121,7 @@ class SpikeGuard(FitCallback):
         self._window: list[Tensor] = []  # losses of the batches that are accumulated
         self._rollbacks = 0  # since the last copy
         self._since_copy: int | None = None
+        self._calm = 0  # steps before the last one that followed normal losses only
         self._rewarming: int | None = None  # steps since a rollback
         self._rates = LoweredRates()
         self._buffers: Buffers | None = None  # running statistics before the batches of a step
@@ -133,7 +135,7 @@ class SpikeGuard(FitCallback):
         return {
             "detector": self._detector.state_dict(),
             "copies": [vars(kept) for kept in self._copies],
-            "counts": [self._rollbacks, self._since_copy, self._rewarming],
+            "counts": [self._rollbacks, self._since_copy, self._rewarming, self._calm],
             "events": [asdict(event) for event in self.events],
             "window": list(self._window),
         }
@@ -149,7 +151,7 @@ class SpikeGuard(FitCallback):
             of_copy: dict[str, Any] = dict(step=int, weights=dict, optimizers=list, callbacks=dict)
             copies = [TrainingState(**check_state(owner, kept, **of_copy)) for kept in state["copies"]]
             events = [SpikeEvent(**event) for event in state["events"]]
-            rollbacks, since_copy, rewarming = (
+            rollbacks, since_copy, rewarming, calm = (
                 count if count is None else check_int(owner, "counts", count, minimum=0) for count in state["counts"]
             )
             window = [loss.detach() for loss in state["window"]]
@@ -158,7 +160,8 @@ class SpikeGuard(FitCallback):
                 f"{owner}.load_state_dict(state_dict=...): must be a state that {owner} saved; {error}"
             ) from error
         self._detector, self._copies, self.events = detector, deque(copies, maxlen=_COPIES), events
-        self._window, self._since_copy, self._rewarming, self._rollbacks = window, since_copy, rewarming, rollbacks or 0
+        self._window, self._since_copy, self._rewarming = window, since_copy, rewarming
+        self._rollbacks, self._calm = rollbacks or 0, calm or 0
         self._detector.patience = self.patience * (1 + self._rollbacks)
 
     # --- hooks, in the order Lightning calls them ---
@@ -241,9 +244,12 @@ class SpikeGuard(FitCallback):
 
     def _go_on(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: float, norm: float) -> None:
         """A step that is taken. Before a normal one, the weights are sound, and may be copied."""
+        was_calm = self._detector.is_calm
         self._detector.accept(loss, norm)
         if not self.rollback:
             return
+        if was_calm:
+            self._calm = Run(trainer).step
         due = self._since_copy is None or self._since_copy >= self.every
         if due and self._detector.is_calm:
             self._copies.append(copy_state(trainer, pl_module, self._buffers))
@@ -265,7 +271,8 @@ class SpikeGuard(FitCallback):
                 if self._not_finite_before(step + 1) >= _NOT_FINITE:
                     raise ValueError(self._why_untrained())
             return
-        kept = copies[-1] if self._rollbacks == 0 else copies[0]
+        is_sound = self._calm - copies[-1].step >= _UNNOTICED
+        kept = copies[-1] if self._rollbacks == 0 and is_sound else copies[0]
         self._drop(trainer, optimizer)
         restore_state(trainer, pl_module, kept)
         self._detector.restart()

@@ -165,8 +165,8 @@ def _norm_rows(runs: Sequence[RunRecord]) -> list[Row]:
             continue
         medians = (_median_of(old or new, shared) for old, new in zip(before, after, strict=True))
         rows.append((f"gradient norm{of}, median", *medians))
-        shares = (_clipped(old, new, shared, run.clip) for old, new, run in zip(before, after, runs, strict=True))
-        rows.append((f"steps clipped{of}", *shares))
+        shares = [_clipped(old, new, shared, run.clip) for old, new, run in zip(before, after, runs, strict=True)]
+        rows += [(f"steps clipped{of}", *shares)] if any(shares) else []
     return rows
 
 
@@ -182,6 +182,8 @@ def _clipped(before: Mapping[int, float], after: Mapping[int, float], steps: Seq
     if not before or not after:
         return ""
     share = sum(after[step] < before[step] * (1.0 - 1e-5) for step in steps) / len(steps)
+    if not share and not clip:  # nothing clips
+        return ""
     meant = next((why for kind, why in _BY_DESIGN.items() if clip.startswith(kind)), None)
     few = f" of {len(steps)} measured" if len(steps) < _FEW_STEPS else ""
     return f"{share:.0%}{few}" + (f", {meant}" if meant and share else "")

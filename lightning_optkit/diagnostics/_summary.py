@@ -23,6 +23,7 @@ __all__ = ["summary_text", "table_text"]
 
 _WIDTH = 80
 _BLOCKS = "▁▂▃▄▅▆▇█"
+_ROUNDING = 1e-9  # within which a smoothed curve is constant, as the mean of a constant is rounded
 _LINES_OF_ERROR = 4
 _SPACES = re.compile(r"(?<!\+-) +(?!\+-)")
 _OF_EDGES, _BETWEEN = 2, 3  # columns of a table's lines
@@ -125,7 +126,7 @@ def _blocks(curve: Curve, is_loss: bool, most: int) -> str:
     if is_loss and min(values) > 0 and max(values) > 100 * min(values):
         values = [math.log(value) for value in values]
     low, high = min(values), max(values)
-    if high - low <= 1e-9 * abs(high):  # a constant, but for the rounding of its mean
+    if high - low <= _ROUNDING * abs(high):
         values = [low] * len(values)
     columns = min(most, len(values))
     shown = [values[round(at * (len(values) - 1) / max(1, columns - 1))] for at in range(columns)]
@@ -135,4 +136,6 @@ def _blocks(curve: Curve, is_loss: bool, most: int) -> str:
 def _ends(curve: Curve) -> str:
     values = smoothed(curve).finite()[1]
     end = "" if math.isfinite(curve.values[-1]) else ", then not finite"
-    return f"{values[0]:.4g} to {values[-1]:.4g}{end}"
+    first, last = f"{values[0]:.4g}", f"{values[-1]:.4g}"
+    is_constant = max(values) - min(values) <= _ROUNDING * abs(max(values))
+    return f"{first}, constant{end}" if is_constant else f"{first} to {last}{end}"

@@ -254,6 +254,14 @@ def test_broken_weights_return_bit_for_bit(name):
     assert sum(module.losses[-20:]) < 0.8 * sum(without.losses[-20:])
 
 
+@pytest.mark.parametrize("every", [4, 7])
+def test_a_copy_of_the_last_steps_before_the_losses_rose_is_not_used(every):
+    """Harm that is done slowly shows late, so these steps may have had their share in it."""
+    fit(Net(), guarded := guard(every=every), Always(110, 111))
+    (back_to,) = [event.back_to for event in guarded.events if event.action == "rollback"]
+    assert 90 < back_to <= 110 - 4
+
+
 @pytest.mark.parametrize("optimizer", [Prodigy, ScheduleFreeAdamW], ids=["Prodigy", "Schedule-Free"])
 def test_what_an_optimizer_learns_returns_too(optimizer):
     def configure(module):

@@ -145,6 +145,13 @@ def test_a_clip_that_is_meant_to_act_often_does_not_alarm():
     assert rows["steps clipped"] == "86%"
 
 
+def test_where_nothing_clips_no_share_of_clipped_steps_is_named():
+    unclipped = a_run("run", grad_norm_clipped=a_run("run").grad_norm)
+    assert "steps clipped" not in {row[0] for row in result_rows([unclipped])}
+    never = a_run("never", clip="ClipNorm(max_norm=9.0)", grad_norm_clipped=unclipped.grad_norm)
+    assert ("steps clipped", "", "0%") in result_rows([unclipped, never])
+
+
 def test_times_that_are_as_good_as_the_same_are_called_so():
     runs = [a_run(str(at), timings={"step": 1.0 + at / 100}) for at in (0, 4, 8)]
     assert result_rows(runs)[-1] == ("step, median (ms)", "1", "1.04 (the same)", "1.08 (1.1x slower)")

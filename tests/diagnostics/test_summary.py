@@ -101,4 +101,5 @@ def test_a_constant_rate_is_drawn_as_one():
     steps = [*range(1, 200)]
     rate = Curve(steps, [0.003] * len(steps))
     line = next(line for line in summary_text(a_run(learning_rate={"a": rate})).splitlines() if "learning rate" in line)
-    assert set(line.removeprefix("learning rate").split()[0]) == {"▁"}
+    blocks, *said = line.removeprefix("learning rate").split()
+    assert set(blocks) == {"▁"} and said == ["0.003,", "constant"]
