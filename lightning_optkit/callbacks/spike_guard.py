@@ -50,7 +50,8 @@ class SpikeGuard(FitCallback):
     the histories of clips return, bit for bit, to a copy that was taken before a step whose loss was normal; the
     batches since are dropped, and the learning rate grows to its value over `rewarm` steps. The older of two copies is
     used where the newer one is of the last four steps before losses rose, and if the run is soon broken again; then
-    patience doubles, triples and so on. After `max_rollbacks` without a new copy the run stops. Where there is no copy, as at the start, batches that are not finite are dropped, but not 20 in a row.
+    patience doubles, triples and so on. After `max_rollbacks` without a new copy the run stops. Where there is no copy,
+    as at the start, batches that are not finite are dropped, but not 20 in a row.
 
     Schedules and counts of batches go on. All processes decide alike, from the mean of their losses. Infinite gradients
     of a finite loss remain a loss scaler's, if there is one. Windows, copies and positions are part of the checkpoint,
