@@ -17,7 +17,7 @@ $(INSTALLED): $(SOURCES)
 	@echo "Installing torch into $(VENV): some GB where the index has CUDA builds."
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt setuptools pybind11 ninja numpy torch
 	@echo "Building the extension: some 5 minutes on two cores; OPTKIT_CUDA=0 leaves the CUDA kernels out."
-	$(BIN)/python setup.py -q build_ext --inplace
+	$(BIN)/python -W ignore setup.py -q build_ext --inplace
 	@echo "Installing the package and what its tests need."
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
 	touch $@
