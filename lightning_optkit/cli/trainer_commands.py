@@ -175,14 +175,14 @@ def refuse_unreadable(files: Sequence[str], call: str) -> None:
 
 
 def _syntax(text: str) -> str:
-    """What is wrong with the YAML, and where; empty if nothing is."""
+    """What is wrong with the text as YAML, and where; empty if nothing is."""
     try:
         for _ in yaml.parse(text):
             pass
     except yaml.MarkedYAMLError as error:
         if error.problem and error.problem_mark:
             place = f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
-            return f"it is no YAML at {place}: {error.problem}; see the indentation, the colons and the brackets there."
+            return f"it cannot be read at {place}: {error.problem}; look at the indentation and the brackets there."
     return ""
 
 

@@ -55,6 +55,8 @@ def in_short(message: str) -> str | None:
     at_key = f"{key[1]}: "
     owner, inside = _innermost(message)
     if not owner:
+        if sentence := _about_plain_value(message):
+            return at_key + sentence
         unknown = re.search(r"Expected a dot import path string: (\w+)$", message, flags=re.M)
         return unknown and at_key + _about_class(unknown[1])
     if given := re.match(r'Parser key "([\w.]+)":', inside[0].strip() if inside else ""):
@@ -91,7 +93,7 @@ def our_sentence_in(message: str) -> str | None:
         message: What jsonargparse raised.
 
     Example:
-        >>> our_sentence_in("Errors:\n  - no AutoClip\\n  - ClipNorm(max_norm=-1.0): max_norm must be in (0, inf).")
+        >>> our_sentence_in("Errors:\n  - no AutoClip\n  - ClipNorm(max_norm=-1.0): max_norm must be in (0, inf).")
         'ClipNorm(max_norm=-1.0): max_norm must be in (0, inf).'
     """
     names = {*dir(lightning_optkit), *_functions()}
@@ -119,6 +121,8 @@ def about_key(message: str) -> str | None:
             return _said(f"a configuration has no {words[0]}", words[0], _KEYS)
         if words[0] == "trainer" and len(words) > 1:
             return _said(f"trainer has no argument {words[1]}", words[1], signature(Trainer).parameters)
+    if re.fullmatch(r"the following arguments are required: (?:\w+\.)?model", message):
+        return "a configuration of optkit names its model, as in model: {class_path: my_file.MyNet}; none is given."
     if found := re.fullmatch(r"unrecognized arguments: ([^\s-]\S*\.(?:ya?ml|json))", message):
         return f"{message}. A configuration is given as --config {found[1]}."
     return None
@@ -171,6 +175,16 @@ def _about_value(key: str, lines: list[str]) -> str | None:
     if re.fullmatch(r"[A-Za-z_][\w.]*", value.strip("'\"")):  # a name, of which there is more to say
         return None
     return f"{key}: {value} is none of {', '.join(kinds)}; name a class, as in {key}: {{class_path: {kinds[0]}}}."
+
+
+def _about_plain_value(message: str) -> str | None:
+    """A value where there must be one of some plain types, such as a number; None if it is something else."""
+    *lines, last = [line.strip() for line in message.splitlines()]
+    problems = [line for line in lines if line.startswith("- ")]
+    kinds = [found[1] for line in problems if (found := re.fullmatch(r"- Expected a <class '(\w+)'>", line))]
+    if not kinds or len(kinds) < len(problems) or not last.startswith("Given value: "):
+        return None
+    return f"{last.removeprefix('Given value: ')} is none of {', '.join(kinds)}.".replace("NoneType", "null")
 
 
 def _said(fault: str, name: str, names: Iterable[str], paths: Mapping[str, str] | None = None) -> str:

@@ -250,7 +250,7 @@ def test_an_error_of_the_user_keeps_its_traceback(net):
     [
         (b"", "it is empty; a configuration"),
         (b"\xff\xfe\x00", "it is no text in UTF-8"),
-        (b"model:\n  class_path: Net\n init_args: {}\n", "c.yaml: it is no YAML at line 3, column 2: "),
+        (b"model:\n  class_path: Net\n init_args: {}\n", "c.yaml: it cannot be read at line 3, column 2: "),
     ],
 )
 @pytest.mark.parametrize("command", ["fit", "doctor"])

@@ -118,16 +118,29 @@ def test_what_has_another_form_is_left_as_it_is(said):
     assert in_short("Parser key \"trainer.max_epochs\":\n  Expected a <class 'int'>. Got value: two") is None
 
 
-@pytest.mark.parametrize("command", ["explain", "fit"])
 @pytest.mark.parametrize(
-    ("content", "sentence"),
+    ("command", "content", "sentence"),
     [
-        ({"trainer": {"max_epoch": 3}}, "trainer has no argument max_epoch. Near it: max_epochs, min_epochs."),
-        ({"trainr": {"max_epochs": 3}}, "a configuration has no trainr. Near it: trainer."),
+        (
+            "explain",
+            {"trainer": {"max_epoch": 3}},
+            "trainer has no argument max_epoch. Near it: max_epochs, min_epochs.",
+        ),
+        ("fit", {"trainer": {"max_epoch": 3}}, "trainer has no argument max_epoch. Near it: max_epochs, min_epochs."),
+        ("fit", {"trainer": {"max_epochs": "two"}}, "trainer.max_epochs: two is none of int, null."),
+        ("explain", {"trainr": {"max_epochs": 3}}, "a configuration has no trainr. Near it: trainer."),
     ],
 )
 def test_a_key_that_nothing_has_is_said_with_those_near_it(said, command, content, sentence):
     assert said(command, **content) == sentence
+
+
+def test_a_file_without_a_model_is_told_how_it_names_one(tmp_path, capsys):
+    (tmp_path / "no_model.yaml").write_text("trainer: {max_epochs: 1}")
+    for command in ("fit", "explain"):
+        with pytest.raises(SystemExit, match=r"^2$"):
+            main([command, f"--config={tmp_path / 'no_model.yaml'}"])
+        assert "error: a configuration of optkit names its model, as in model: {class_path: " in capsys.readouterr().err
 
 
 def test_a_file_without_the_option_is_told_how_it_is_given():
