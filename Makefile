@@ -10,11 +10,15 @@ SANITIZED_RUN := LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-f
 
 .PHONY: demo test test-slow torture matrix diagnosis compat compat-oldest compat-newest fuzz sanitized sanitize gpu-check gpu-packages lint format bench claims site wheel clean
 
-# An isolated build would resolve torch anew; this builds against the one just installed.
+# An isolated build would resolve torch anew; this builds against the one just installed. The extension is built before pip
+# finds it done, since pip hides what ninja says of how far it is.
 $(INSTALLED): $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing torch into $(VENV): some GB where the index has CUDA builds."
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt setuptools pybind11 ninja numpy torch
 	@echo "Building the extension: some 5 minutes on two cores; OPTKIT_CUDA=0 leaves the CUDA kernels out."
+	$(BIN)/python -W ignore setup.py -q build_ext --inplace
+	@echo "Installing the package and what its tests need."
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
 	touch $@
 

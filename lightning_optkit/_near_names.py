@@ -35,7 +35,9 @@ def about_missing(name: str, at_top: Iterable[str]) -> str:
     if name in below:
         return f"{said}. It is {below[name]}."
     near = near_names(name, top) or [below[each] for each in near_names(name, below)]
-    return f"{said}. Near it: {', '.join(near)}." if near else said
+    return (
+        f"{said}. Near it: {', '.join(near)}." if near else f"{said}. `optkit list WORD` finds names by what they do."
+    )
 
 
 def _in_modules() -> dict[str, str]:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The width of the terminal, and text that fits it."""
+"""The width of the terminal, text that fits it, and what is said to somebody who waits at one."""
 
 import shutil
+import sys
 import textwrap
 from typing import Any
 
-__all__ = ["fitted", "width"]
+__all__ = ["announce", "fitted", "width"]
 
 _MOST, _LEAST = 80, 20
 
@@ -31,6 +32,16 @@ def fitted(text: str, columns: int | None = None) -> str:
         return text
     columns = width() if columns is None else columns
     return "\n".join(part for line in text.split("\n") for part in _wrapped(line, columns))
+
+
+def announce(sentence: str) -> None:
+    """Says what takes its time now, on the standard error if that is a terminal: a file has the answer alone.
+
+    Args:
+        sentence: One line.
+    """
+    if sys.stderr.isatty():
+        print(sentence, file=sys.stderr, flush=True)
 
 
 def _wrapped(line: str, columns: int) -> list[str]:

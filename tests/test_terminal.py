@@ -3,7 +3,7 @@
 
 import pytest
 
-from lightning_optkit._terminal import fitted, width
+from lightning_optkit._terminal import announce, fitted, width
 
 
 @pytest.mark.parametrize(("columns", "expected"), [("40", 40), ("7", 20), ("200", 80)])
@@ -33,3 +33,10 @@ def test_a_file_gets_the_lines_as_they_are(monkeypatch):
     assert fitted(long) == long
     monkeypatch.setenv("COLUMNS", "60")
     assert max(map(len, fitted(long).split("\n"))) <= 60
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_what_takes_its_time_is_said_at_a_terminal_alone(is_terminal, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: is_terminal)
+    announce("Testing 100 rates.")
+    assert capsys.readouterr() == ("", "Testing 100 rates.\n" if is_terminal else "")

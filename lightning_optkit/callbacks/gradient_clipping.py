@@ -225,9 +225,10 @@ class GradientClipping(FitCallback):
 
     def _refuse_trainers(self, gradient_clip_val: float | None) -> None:
         if (gradient_clip_val or 0) > 0:
+            name = type(self).__name__
             raise ValueError(
-                f"{type(self).__name__}({self.clip!r}): Trainer(gradient_clip_val={gradient_clip_val}) clips too; "
-                "keep one: without it the Trainer clips as before, and Fuse() makes that a part of the step."
+                f"{name}({self.clip!r}): Trainer(gradient_clip_val={gradient_clip_val}) clips too; keep one. Without "
+                f"{name} the Trainer clips as before, and Fuse() makes that a part of the step."
             )
 
     def _left_out(self, pl_module: pl.LightningModule) -> set[Tensor]:

@@ -122,6 +122,8 @@ class LRFinder(FitCallback):
         if max(bases, default=0.0) <= 0:
             raise ValueError(f"{owner}(): at least one parameter group must have a rate above 0, for the ratios.")
         ratios = [base / max(bases) for base in bases]
+        if self.verbose:
+            rank_zero_info(self._about_to_do())
         trial_fit = TrialFits(trainer)
         self.result = self._tested(trainer, trial_fit, ratios)
         if self.suggestion == TRAINED and not self.result.reason:
@@ -168,6 +170,18 @@ class LRFinder(FitCallback):
         low, high = math.log(self.min_lr), math.log(self.max_lr)  # whose ratio may be more than a number can hold
         rates = [math.exp(low + (high - low) * step / (self.num_steps - 1)) for step in range(self.num_steps)]
         return [self.min_lr, *rates[1:-1], self.max_lr]
+
+    def _about_to_do(self) -> str:
+        """Before a wait in which nothing else is shown."""
+        more = (
+            f", then trains at some 10 rates for some {6 * self.trial_steps:,} steps"
+            if self.suggestion == TRAINED
+            else ""
+        )
+        return (
+            f"{type(self).__name__} tests {self.num_steps} rates from {self.min_lr:.3g} to {self.max_lr:.3g}, a step "
+            f"each{more}."
+        )
 
     def _text(self, result: LRRange, before: float, begins: float) -> str:
         owner = type(self).__name__

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningCLI
 from rich.console import Console
 
-from lightning_optkit._terminal import width
+from lightning_optkit._terminal import announce, width
 from lightning_optkit.callbacks import PowerSnapshots, Report, SnapshotEnsemble
 from lightning_optkit.cli.bare_names import bare_names
 from lightning_optkit.cli.quiet_start import LIGHTNINGS_LOGGERS
@@ -101,6 +101,7 @@ def compare(options: Namespace) -> None:
         try:
             for name in tried:
                 for seed in options.seeds:
+                    announce(f"{name}, seed {seed} ...")
                     try:
                         with _named(f"{name}, seed {seed}"):
                             record = _fitted([*options.task, *files[name]], seed)

@@ -15,6 +15,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from lightning_optkit._terminal import announce
 from lightning_optkit.callbacks import Fuse, Initialize, ParameterGroups, Preprocess
 from lightning_optkit.cli.doctor import Examination, examine
 
@@ -48,6 +49,9 @@ def doctor_of(cli: LightningCLI) -> None:
         return cli.instantiate_trainer(callbacks=[*kept, *own], **limits)
 
     options = {name: cli.config[name] for name in ("max_steps", "max_seconds")}
+    announce(
+        f"Fitting the first batch: at most {options['max_steps']} steps, or {options['max_seconds']:g} seconds ..."
+    )
     with contextlib.redirect_stdout(io.StringIO()):  # of callbacks: the table or the JSON is all there is to read
         examination = examine(make, cli.model, None, cli.datamodule, **options)
     if cli.config["json"]:

@@ -11,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from lightning_optkit._terminal import announce
 from lightning_optkit.callbacks import LRFinder, LRSchedule, PowerSnapshots, Report, SnapshotEnsemble
 from lightning_optkit.callbacks._steps_at_rates import bases_of
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
@@ -64,6 +65,7 @@ def find_lr(cli: LightningCLI) -> None:
     finder.apply = finder.verbose = False
     if not finders:
         trainer.callbacks.append(finder)
+    announce(f"Testing {finder.num_steps} rates, a step each ...")
     present: list[str] = []
     _start(cli, lambda trainer: present.append(_present(trainer)))
     if finder.result is None:

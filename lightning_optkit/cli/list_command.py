@@ -2,6 +2,7 @@
 """`optkit list`: the public classes and functions, and what their docstrings say."""
 
 import inspect
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ FOLDERS = {
     "layers": "Layers",
 }
 
-_NARROW = 72  # columns, below which a table has no room beside the longest name
+_FOR_SUMMARY = 40  # columns, below which a sentence beside the longest name is a strip of single words
 
 
 class Entry(NamedTuple):
@@ -57,21 +58,26 @@ def entries() -> "tuple[Entry, ...]":
     return tuple(found)
 
 
-def _searched(entry: Entry) -> str:
-    return f"{entry.name} {in_words(entry.text)}".lower()
+def _with(words: Sequence[str], some: Iterable[Entry], *, anywhere: bool) -> "tuple[Entry, ...]":
+    """Those with all words in their name or first sentence, or anywhere in their docstring."""
+    text_of = {entry: f"{entry.name} {in_words(entry.text) if anywhere else entry.summary}".lower() for entry in some}
+    return tuple(entry for entry, text in text_of.items() if all(word.lower() in text for word in words))
 
 
 def add_options(parser: ArgumentParser) -> None:
     """The words stand by themselves."""
-    parser.add_argument("words", nargs="*", type=str, help="all of them must occur, in whatever case")
+    of_words = "all of them must occur, in whatever case; without one: everything"
+    parser.add_argument("words", nargs="*", type=str, default=[], help=of_words)
     parser.add_argument("--of", choices=[*FOLDERS], help="only one kind")
+    parser.add_argument("--anywhere", action="store_true", help="with the words anywhere in the description")
 
 
 def list(options: Namespace) -> None:
     """Lists every strategy, or those with some words in their name or description.
 
-    `optkit list sharpness` finds what the description has, `optkit list SAM` shows all there is to say of one class or
-    function: its signature, arguments, ranges, errors, source.
+    `optkit list sharpness` finds by words in names and first sentences, and where none has them, or with --anywhere, in
+    whole descriptions. `optkit list SAM` shows all there is to say of one class or function: its signature, arguments,
+    ranges, errors, source.
 
     Raises:
         ValueError: if nothing has these words.
@@ -85,7 +91,8 @@ def list(options: Namespace) -> None:
         console.print(signature_text(name, named[0].value, console.width), style="bold", soft_wrap=True)
         console.print(f"\n{text}", soft_wrap=True)  # an example's lines stay whole
         return
-    found = [entry for entry in all_of if all(word.lower() in _searched(entry) for word in words)]
+    anywhere = _with(words, all_of, anywhere=True)
+    found = anywhere if options.anywhere else _with(words, all_of, anywhere=False) or anywhere
     if not found:
         by_lower = {(name := entry.name.rpartition(".")[2]).lower(): name for entry in all_of}
         near = [by_lower[name] for word in words for name in get_close_matches(word.lower(), by_lower, cutoff=0.7)]
@@ -95,7 +102,7 @@ def list(options: Namespace) -> None:
         )
     for folder, title in FOLDERS.items():
         rows = [entry for entry in found if entry.folder == folder]
-        if rows and console.width < _NARROW:
+        if rows and console.width - max(len(entry.name) for entry in rows) < _FOR_SUMMARY:
             console.print(f"{title}\n", style="bold")
             for entry in rows:
                 console.print(entry.name, Padding(entry.summary, (0, 0, 1, 4)))
@@ -106,4 +113,6 @@ def list(options: Namespace) -> None:
             for entry in rows:
                 table.add_row(entry.name, entry.summary)
             console.print(table)
-    console.print(f"{len(found)} found. Sources and costs: docs/strategies.md. One in full: optkit list NAME.")
+    rest = len(anywhere) - len(found)
+    more = f", {rest} more with --anywhere" if rest else ""
+    console.print(f"{len(found)} found{more}.\nSources and costs: docs/strategies.md. One in full: optkit list NAME.")

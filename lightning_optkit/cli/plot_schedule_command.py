@@ -61,9 +61,10 @@ def plot_schedule(config: Namespace) -> None:
     highest = max(max(values), 1e-300)
     for step, value in zip(steps, values, strict=True):
         table.add_row(f"{step:,}", f"{value:.4g}", "█" * round(_WIDTH * value / highest))
+    if output is not None:  # before the table, which would hide why there is no file
+        plot(schedule, total_steps=total_steps, ax=figure.subplots())
+        figure.savefig(output)
     console = Console(highlight=False, markup=False)
     console.print(table)
     if output is not None:
-        plot(schedule, total_steps=total_steps, ax=figure.subplots())
-        figure.savefig(output)
         console.print(f"Drawn: {output}")

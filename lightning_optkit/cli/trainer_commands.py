@@ -14,6 +14,7 @@ import jsonargparse
 import lightning
 import lightning.pytorch as pl
 import torch
+import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -22,7 +23,7 @@ from lightning_optkit.cli.doctor_command import doctor_of
 from lightning_optkit.cli.first_batch import explain, find_lr
 from lightning_optkit.cli.main import TRAINER_COMMANDS
 from lightning_optkit.cli.quiet_start import quiet_start
-from lightning_optkit.cli.wrong_names import ParserWithNearNames
+from lightning_optkit.cli.wrong_names import ParserWithNearNames, our_sentence_in
 
 __all__ = ["about_settings", "cli_of_fit", "of_user", "refuse_unreadable", "run"]
 
@@ -167,10 +168,22 @@ def refuse_unreadable(files: Sequence[str], call: str) -> None:
         except OSError:  # the parser says so
             continue
         else:
-            reason = "" if text.strip() else "it is empty; a configuration has at least a model."
+            reason = _syntax(text) if text.strip() else "it is empty; a configuration has at least a model."
         if reason:
             print(f"{call}: {file}: {reason}", file=sys.stderr)
             sys.exit(2)
+
+
+def _syntax(text: str) -> str:
+    """What is wrong with the text as YAML, and where; empty if nothing is."""
+    try:
+        for _ in yaml.parse(text):
+            pass
+    except yaml.MarkedYAMLError as error:
+        if error.problem and error.problem_mark:
+            place = f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}"
+            return f"it cannot be read at {place}: {error.problem}; look at the indentation and the brackets there."
+    return ""
 
 
 def _files_of(words: Sequence[str]) -> list[str]:
@@ -192,4 +205,4 @@ def about_settings(error: BaseException) -> str | None:
         if is_ours or is_checkpoint or isinstance(each, MisconfigurationException):
             return str(each)
         each = each.__cause__ or each.__context__
-    return None
+    return our_sentence_in(str(error))

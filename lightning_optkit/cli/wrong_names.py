@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What jsonargparse says of a wrong name in a file, cut down to where it is and the names that are near it."""
+"""What jsonargparse says of a wrong name or value in a file, cut down to where it is and the names that are near it."""
 
 import pkgutil
 import re
@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from lightning.pytorch import callbacks, loggers
+from lightning.pytorch import Trainer, callbacks, loggers
 from lightning.pytorch.cli import LightningArgumentParser
 
 import lightning_optkit
 from lightning_optkit._near_names import near_names
 from lightning_optkit.cli.list_command import FOLDERS
 
-__all__ = ["ParserWithNearNames", "in_short"]
+__all__ = ["ParserWithNearNames", "about_key", "in_short", "our_sentence_in"]
 
 _FOLDERS_OF_PACKAGE = (*FOLDERS, "diagnostics", "recipes")
+_KEYS = ("model", "data", "trainer", "optimizer", "lr_scheduler", "seed_everything", "ckpt_path", "config")
 
 
 class ParserWithNearNames(LightningArgumentParser):
@@ -31,7 +32,8 @@ class ParserWithNearNames(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Ends the program, or raises if it was built so."""
-        super().error(in_short(message) or message, ex)
+        is_of_a_class = not self.exit_on_error  # its message becomes a part of another one
+        super().error(in_short(message) or (not is_of_a_class and about_key(message)) or message, ex)
 
 
 def in_short(message: str) -> str | None:
@@ -53,6 +55,8 @@ def in_short(message: str) -> str | None:
     at_key = f"{key[1]}: "
     owner, inside = _innermost(message)
     if not owner:
+        if sentence := _about_plain_value(message):
+            return at_key + sentence
         unknown = re.search(r"Expected a dot import path string: (\w+)$", message, flags=re.M)
         return unknown and at_key + _about_class(unknown[1])
     if given := re.match(r'Parser key "([\w.]+)":', inside[0].strip() if inside else ""):
@@ -62,7 +66,9 @@ def in_short(message: str) -> str | None:
     if found := re.search(r"Expected a dot import path string: (\w+)", detail):
         return at_key + _about_class(found[1])
     if found := re.fullmatch(r"Option '(\w+)' is not accepted", detail):
-        return at_key + _said(f"{owner} has no argument {found[1]}", found[1], _arguments(owner))
+        arguments = _arguments(owner)
+        said = _said(f"{owner} has no argument {found[1]}", found[1], arguments)
+        return at_key + (said if "Near it" in said else f"{said} It has {', '.join(arguments)}.")
     if found := re.fullmatch(r"module '([\w.]+)' has no attribute '(\w+)'(?:\. .*)?", detail):
         module, name = found[1], found[2]
         if owner == f"{module}.{name}":  # not a mistake inside of the user's module
@@ -76,6 +82,50 @@ def in_short(message: str) -> str | None:
         if owner.startswith(f"{found[1]}."):
             return at_key + _said(f"there is no module {name}{place}", name, _modules_in(package))
     return None if "Does not validate" in detail else f"{at_key}{owner}: {detail}"
+
+
+def our_sentence_in(message: str) -> str | None:
+    r"""What a class of this package said of an argument, where a place has several classes to choose from.
+
+    jsonargparse tries each of them, and has what they say in its text alone.
+
+    Args:
+        message: What jsonargparse raised.
+
+    Example:
+        >>> our_sentence_in("Errors:\n  - no AutoClip\n  - ClipNorm(max_norm=-1.0): max_norm must be in (0, inf).")
+        'ClipNorm(max_norm=-1.0): max_norm must be in (0, inf).'
+    """
+    names = {*dir(lightning_optkit), *_functions()}
+    lines = re.findall(r"^ *- ((\w+)\(.*\): .+)$", message, flags=re.M)
+    return next((line for line, name in lines if name in names), None)
+
+
+def about_key(message: str) -> str | None:
+    """One line about a key that no configuration has, or a file without its option; None for another message.
+
+    Args:
+        message: What the parser of the command would print.
+
+    Example:
+        >>> about_key("Subcommand 'fit' does not accept option 'trainr.max_epochs'")
+        'a configuration has no trainr. Near it: trainer.'
+    """
+    found = re.fullmatch(
+        r"Subcommand '\w+' does not accept option '([\w.]+)'|Option '([\w.]+)' is not accepted", message
+    )
+    of_group = re.fullmatch(r"Group '(\w+)' does not accept option '([\w.]+)'", message)
+    if key := found or of_group:
+        words = ".".join(filter(None, key.groups())).split(".")
+        if words[0] not in _KEYS:
+            return _said(f"a configuration has no {words[0]}", words[0], _KEYS)
+        if words[0] == "trainer" and len(words) > 1:
+            return _said(f"trainer has no argument {words[1]}", words[1], signature(Trainer).parameters)
+    if re.fullmatch(r"the following arguments are required: (?:\w+\.)?model", message):
+        return "a configuration of optkit names its model, as in model: {class_path: my_file.MyNet}; none is given."
+    if found := re.fullmatch(r"unrecognized arguments: ([^\s-]\S*\.(?:ya?ml|json))", message):
+        return f"{message}. A configuration is given as --config {found[1]}."
+    return None
 
 
 def _innermost(message: str) -> tuple[str, list[str]]:
@@ -125,6 +175,16 @@ def _about_value(key: str, lines: list[str]) -> str | None:
     if re.fullmatch(r"[A-Za-z_][\w.]*", value.strip("'\"")):  # a name, of which there is more to say
         return None
     return f"{key}: {value} is none of {', '.join(kinds)}; name a class, as in {key}: {{class_path: {kinds[0]}}}."
+
+
+def _about_plain_value(message: str) -> str | None:
+    """A value where there must be one of some plain types, such as a number; None if it is something else."""
+    *lines, last = [line.strip() for line in message.splitlines()]
+    problems = [line for line in lines if line.startswith("- ")]
+    kinds = [found[1] for line in problems if (found := re.fullmatch(r"- Expected a <class '(\w+)'>", line))]
+    if not kinds or len(kinds) < len(problems) or not last.startswith("Given value: "):
+        return None
+    return f"{last.removeprefix('Given value: ')} is none of {', '.join(kinds)}.".replace("NoneType", "null")
 
 
 def _said(fault: str, name: str, names: Iterable[str], paths: Mapping[str, str] | None = None) -> str:

@@ -6,6 +6,7 @@ arXiv:2007.14469, Algorithm 1. Unlike the paper, it keeps the last `window` norm
 """
 
 import math
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -32,7 +33,8 @@ class AutoClip(Clip):
     optimizer, under "clip".
 
     Args:
-        percentile: Percentile of the norms that is the bound, in [0, 100].
+        percentile: Percentile of the norms that is the bound, in [0, 100]. One between 0 and 1 is warned of, since it
+            was likely meant as a fraction.
         window: Number of latest norms that count, this one included; at least 1.
 
     Raises:
@@ -53,6 +55,12 @@ class AutoClip(Clip):
     def __init__(self, percentile: float = 10.0, window: int = 1000) -> None:
         self.percentile = check_in(type(self).__name__, "percentile", percentile, "[0, 100]")
         self.window = check_int(type(self).__name__, "window", window, minimum=1)
+        if 0 < percentile < 1:
+            warnings.warn(
+                f"AutoClip(percentile={percentile:g}): percentiles go to 100, so the bound is almost the smallest norm "
+                f"of the window; if a fraction was meant, say percentile={100 * percentile:g}.",
+                stacklevel=2,
+            )
         self._history = torch.full((window,), math.nan, dtype=torch.float64)  # NaN: empty
         self._seen = torch.zeros((), dtype=torch.int64)
 

@@ -163,10 +163,11 @@ def _norm_rows(runs: Sequence[RunRecord]) -> list[Row]:
         shared = sorted(set(known[0]).intersection(*known[1:])) if known else []
         if not shared:
             continue
+        over = f", {len(shared):,} common steps" if any(len(norms) > len(shared) for norms in known) else ""
         medians = (_median_of(old or new, shared) for old, new in zip(before, after, strict=True))
-        rows.append((f"gradient norm{of}, median", *medians))
+        rows.append((f"gradient norm{of}, median{over}", *medians))
         shares = [_clipped(old, new, shared, run.clip) for old, new, run in zip(before, after, runs, strict=True)]
-        rows += [(f"steps clipped{of}", *shares)] if any(shares) else []
+        rows += [(f"steps clipped{of}{over}", *shares)] if any(shares) else []
     return rows
 
 

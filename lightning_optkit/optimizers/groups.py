@@ -8,12 +8,14 @@ Unlike ELECTRA's code, and as its authors recommend, the last block is one facto
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_optkit._checks import check_in, check_module
+from lightning_optkit._terminal import fitted, width
 from lightning_optkit.optimizers._group_rules import GroupRules, NoDecay, gathered, named_apart
 
 __all__ = ["NO_DECAY", "GroupTable", "parameter_groups"]
@@ -44,14 +46,22 @@ class GroupTable(list[dict[str, Any]]):
             more = f", +{len(names) - 2}" if len(names) > 2 else ""
             shown = ", ".join(names[:2]) + more
             rows.append((str(group.get("name", "")), str(len(names)), f"{size:,}", *numbers, other, shown))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(_aligned(row, widths) for row in rows)
+        lines = _aligned(rows)
+        if max(map(len, lines)) > width():  # long names stand below their group
+            below = [fitted(f"  {row[-1]}", width()) for row in rows[1:]]
+            header, *numbers_of = _aligned([row[:-1] for row in rows])
+            lines = [header, *chain.from_iterable(zip(numbers_of, below, strict=True))]
+        return "\n".join(lines)
 
 
-def _aligned(row: tuple[str, ...], widths: list[int]) -> str:
-    """Aligns numbers right, text left."""
-    sides = [">" if 0 < place < 5 else "<" for place in range(len(row))]
-    return "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)).rstrip()
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Lines of columns: numbers at the right, text at the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    sides = [">" if 0 < place < 5 else "<" for place in range(len(widths))]
+    return [
+        "  ".join(f"{cell:{side}{wide}}" for cell, side, wide in zip(row, sides, widths, strict=True)).rstrip()
+        for row in rows
+    ]
 
 
 def _others(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,10 +114,10 @@ def parameter_groups(
         check_in("parameter_groups", "lr", lr, "[0, inf)")
     elif layer_decay is not None:
         raise ValueError(f"parameter_groups(layer_decay={layer_decay!r}): layer_decay needs lr.")
-    memberships, names, width = rules.memberships(model)
+    memberships, names, digits = rules.memberships(model)
     groups = []
     for membership, params in gathered(memberships, memberships):
-        group: dict[str, Any] = {"name": membership.name(width), "params": params}
+        group: dict[str, Any] = {"name": membership.name(digits), "params": params}
         if lr is not None:
             group["lr"] = lr * membership.scale
         if weight_decay is not None or not membership.decays:

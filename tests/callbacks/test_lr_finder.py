@@ -384,7 +384,9 @@ def test_trained_says_what_it_cost(printed):
     fit(Net(), found)
     steps = sum(trial.steps for trial in found.trials)
     rates = [trial.lr for trial in found.trials]
-    said = next(line for line in printed().splitlines() if line.startswith("LRFinder: "))
+    before, said = dict.fromkeys(line for line in printed().splitlines() if line.startswith("LRFinder"))
+    does = "LRFinder tests 60 rates from 1e-05 to 10, a step each"
+    assert before == f"{does}, then trains at some 10 rates for some 240 steps."
     assert f"the rate is now {found.result.suggestions['trained']:.3g} (trained)" in said
     assert f"rates from {min(rates):.3g} to {max(rates):.3g}, {steps} steps in all, in " in said
 

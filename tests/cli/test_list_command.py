@@ -41,6 +41,15 @@ def test_words_find_what_has_all_of_them(capsys):
     assert only.splitlines()[-1].endswith("One in full: optkit list NAME.")
 
 
+def test_first_sentences_are_searched_first_and_whole_descriptions_on_demand(capsys):
+    found, everything = shown(capsys, "clip"), shown(capsys, "clip", "--anywhere")
+    assert "ok.ClipNorm" in found and "ok.GradientClipping" in found and "ok.RMSprop" not in found
+    assert "ok.ClipNorm" in everything and "ok.RMSprop" in everything and "--anywhere" not in everything
+    few, more = re.search(r"(\d+) found, (\d+) more with --anywhere\.", found).groups()
+    assert f"{int(few) + int(more)} found." in everything
+    assert "ok.AutoClip" in shown(capsys, "Non-finite norms do not enter")  # no first sentence has it
+
+
 def test_one_name_is_shown_in_full(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     found = shown(capsys, "Fuse")
@@ -117,6 +126,14 @@ def test_what_is_not_there_is_said_in_a_sentence(word, near):
         main(["list", word])
     sentence = f"optkit list {word}: nothing has these words; `optkit list` shows everything."
     assert exit_info.value.code == sentence + near
+
+
+def test_a_table_of_long_names_has_its_descriptions_below_them(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = shown(capsys, "--of", "regularization").splitlines()
+    place = next(number for number, line in enumerate(lines) if line.strip() == "ok.regularization.wsam")
+    assert lines[place + 1].startswith("    The gradient of the loss plus weighted sharpness, the rise")
+    assert "   Converts torch optimizers" in shown(capsys, "--of", "callbacks")  # beside the name
 
 
 def test_a_narrow_terminal_has_the_description_below_the_name(monkeypatch, capsys):

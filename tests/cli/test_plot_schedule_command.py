@@ -69,4 +69,4 @@ def test_a_file_of_another_kind_is_refused_before_the_table(tmp_path, capsys, na
 def test_a_mistake_is_said_in_a_sentence(words, code, capsys):
     with pytest.raises(SystemExit) as exit_info:
         main(["plot-schedule", *words])
-    assert exit_info.value.code == code
+    assert exit_info.value.code == code and capsys.readouterr().out == ""

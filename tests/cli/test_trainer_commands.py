@@ -199,6 +199,14 @@ def test_a_suggestion_is_beside_what_it_would_replace(net, capsys, factor, said)
             [bare("GradientClipping", clip=bare("AutoClip", percentile=1000))],
             "AutoClip(percentile=1000.0): percentile ",
         ),
+        (
+            [bare("GradientClipping", clip=bare("ClipNorm", max_norm=-1.0))],  # not the first class of its place
+            "ClipNorm(max_norm=-1.0): max_norm must be in (0, inf).",
+        ),
+        (
+            [bare("LRSchedule", schedule=bare("lightning_optkit.schedules.cosine", min_factor=2.0))],
+            "cosine(min_factor=2.0): min_factor ",
+        ),
         ([bare("Fuse"), bare("Fuse")], "Fuse(): given twice; "),
     ],
 )
@@ -238,7 +246,12 @@ def test_an_error_of_the_user_keeps_its_traceback(net):
 
 
 @pytest.mark.parametrize(
-    ("content", "sentence"), [(b"", "it is empty; a configuration"), (b"\xff\xfe\x00", "it is no text in UTF-8")]
+    ("content", "sentence"),
+    [
+        (b"", "it is empty; a configuration"),
+        (b"\xff\xfe\x00", "it is no text in UTF-8"),
+        (b"model:\n  class_path: Net\n init_args: {}\n", "c.yaml: it cannot be read at line 3, column 2: "),
+    ],
 )
 @pytest.mark.parametrize("command", ["fit", "doctor"])
 def test_a_file_that_is_no_configuration_is_said(tmp_path, capsys, command, content, sentence):

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from lightning_optkit.cli import main
-from lightning_optkit.cli.wrong_names import in_short
+from lightning_optkit.cli.wrong_names import about_key, in_short
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -86,6 +86,10 @@ def said(tmp_path, monkeypatch, capsys):
             f"{SCHEDULE}{NO_SCHEDULES}lightning_optkit.schedules.",
         ),
         (callback("LRSchedule", schedule="cosin"), f"{SCHEDULE}there is no class cosin. Near it: {COSINE}."),
+        (
+            {"optimizer": of("torch.optim.AdamW", rate=1.0)},
+            "optimizer: torch.optim.AdamW has no argument rate. It has params, lr, betas, ",
+        ),
         ({"optimizer": of("AdamX")}, "optimizer: there is no class AdamX. Near it: Adamax, Adam, RAdam."),
         ({"lr_scheduler": of("StepRL", step_size=3)}, "lr_scheduler: there is no class StepRL. Near it: StepLR."),
         (
@@ -109,6 +113,37 @@ def test_fit_says_it_too_and_looks_in_the_current_folder(said, tmp_path):
 
 
 def test_what_has_another_form_is_left_as_it_is(said):
-    assert in_short("Subcommand 'fit' does not accept option 'trainer.max_epoch'") is None
+    assert about_key("Subcommand 'fit' does not accept option 'model.width'") is None
+    assert about_key("unrecognized arguments: --confg run.yaml") is None
     assert in_short("Parser key \"trainer.max_epochs\":\n  Expected a <class 'int'>. Got value: two") is None
-    assert "max_epoch" in said(trainer={"max_epoch": 3})
+
+
+@pytest.mark.parametrize(
+    ("command", "content", "sentence"),
+    [
+        (
+            "explain",
+            {"trainer": {"max_epoch": 3}},
+            "trainer has no argument max_epoch. Near it: max_epochs, min_epochs.",
+        ),
+        ("fit", {"trainer": {"max_epoch": 3}}, "trainer has no argument max_epoch. Near it: max_epochs, min_epochs."),
+        ("fit", {"trainer": {"max_epochs": "two"}}, "trainer.max_epochs: two is none of int, null."),
+        ("explain", {"trainr": {"max_epochs": 3}}, "a configuration has no trainr. Near it: trainer."),
+    ],
+)
+def test_a_key_that_nothing_has_is_said_with_those_near_it(said, command, content, sentence):
+    assert said(command, **content) == sentence
+
+
+def test_a_file_without_a_model_is_told_how_it_names_one(tmp_path, capsys):
+    (tmp_path / "no_model.yaml").write_text("trainer: {max_epochs: 1}")
+    for command in ("fit", "explain"):
+        with pytest.raises(SystemExit, match=r"^2$"):
+            main([command, f"--config={tmp_path / 'no_model.yaml'}"])
+        assert "error: a configuration of optkit names its model, as in model: {class_path: " in capsys.readouterr().err
+
+
+def test_a_file_without_the_option_is_told_how_it_is_given():
+    assert about_key("unrecognized arguments: a.yaml") == (
+        "unrecognized arguments: a.yaml. A configuration is given as --config a.yaml."
+    )

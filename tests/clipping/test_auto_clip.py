@@ -3,6 +3,7 @@
 
 import copy
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -91,6 +92,17 @@ def test_a_history_of_another_window_goes_on_with_its_latest_norms(before, seen)
 def test_refuses_a_percentile_out_of_range(percentile):
     with pytest.raises(ValueError, match=r"^AutoClip\(percentile=.*\): percentile must be in \[0, 100\]\.$"):
         AutoClip(percentile)
+
+
+@pytest.mark.parametrize(("percentile", "is_warned"), [(0.1, True), (0, False), (1, False), (10, False)])
+def test_a_fraction_in_place_of_a_percentile_is_warned_of(percentile, is_warned):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert AutoClip(percentile).percentile == percentile
+    assert [str(each.message) for each in said] == is_warned * [
+        "AutoClip(percentile=0.1): percentiles go to 100, so the bound is almost the smallest norm of the window; if a "
+        "fraction was meant, say percentile=10."
+    ]
 
 
 def test_refuses_an_empty_window():

@@ -157,8 +157,9 @@ def test_gradient_norms_are_compared_over_the_steps_that_all_runs_measured():
     dense.grad_norm_clipped["net"] = Curve([1, 2, 3], [1.0, 1.0, 7.0])
     sparse = RunRecord("sparse", grad_norm={"net": Curve([1, 3], [5.0, 7.0])})
     rows = {row[0]: row[1:] for row in result_rows([dense, sparse])}
-    assert rows["gradient norm, median"] == ("6", "6")
-    assert rows["steps clipped"] == ("50% of 2 measured", "")
+    assert rows["gradient norm, median, 2 common steps"] == ("6", "6")
+    assert rows["steps clipped, 2 common steps"] == ("50% of 2 measured", "")
+    assert ("gradient norm, median", "7") in result_rows([dense])
 
 
 @pytest.mark.parametrize(("every", "told"), [(1, ""), (10, "Circles: measured every few steps.")])

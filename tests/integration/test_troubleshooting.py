@@ -130,6 +130,8 @@ CASES = {
     "configure_optimizers returns StepLR, and both would set the same learning rate": lambda: fit(
         rate(replace_schedulers=False), module=Module(scheduler=lambda optimizer: StepLR(optimizer, 1))
     ),
+    "object has no attribute 'on_exception'": lambda: fit(ok.ClipNorm(1.0)),
+    "on_exception() missing 1 required positional argument": lambda: fit(ok.Fuse),
     "more than one stateful callback of type": lambda: fit(rate(), rate()),
     "which folds in EMA(decay=0.9, start=1, every=1) and would average them unchanged": lambda: fit(
         ok.Fuse(), average(), ok.MaxNorm()
@@ -157,6 +159,7 @@ CASES = {
     "the first step misses the gradients of its batches": resumed_within_a_window,
     "it is a folder, and none of a sharded checkpoint": lambda: fit(ok.Fuse(), ckpt_path="."),
     "the average reaches back over 1,000 steps, but sees 8": lambda: fit(ok.WeightAveraging(ok.EMA(0.999))),
+    "percentiles go to 100": lambda: ok.AutoClip(0.1),
     "it runs as it is": lambda: fit(ok.Fuse(), module=Module(torch.optim.Rprop)),
     "changes torch.optim.AdamW": lambda: fit(ok.Fuse(), module=Module(Mine)),
     "the two passes agree exactly": lambda: fit(ok.RDrop()),

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """parameter_groups: every parameter once, decay by module type, rates by depth, overrides, the printed table."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import nn
@@ -379,12 +381,25 @@ def test_a_step_is_that_of_groups_by_hand():
 
 def test_prints_as_a_table():
     model = nn.Sequential(nn.Linear(40, 30), nn.LayerNorm(30))
-    overrides = {"0.weight": {"betas": (0.9, 0.95)}}
+    overrides = {"0.weight": {"name": "w", "eps": 1}}
     table = str(parameter_groups(model, lr=0.001, weight_decay=0.05, overrides=overrides))
     assert table.splitlines() == [
-        "group           tensors  parameters     lr  weight decay  other              names",
-        "0.weight_decay        1       1,200  0.001          0.05  betas=(0.9, 0.95)  0.weight",
-        "no_decay              3          90  0.001             0                     0.bias, 1.weight, +1",
+        "group     tensors  parameters     lr  weight decay  other  names",
+        "w_decay         1       1,200  0.001          0.05  eps=1  0.weight",
+        "no_decay        3          90  0.001             0         0.bias, 1.weight, +1",
+    ]
+
+
+def test_names_that_the_terminal_has_no_room_for_stand_below(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    model = nn.Sequential(OrderedDict(an_encoder_with_a_rather_long_name=nn.Linear(40, 30), b=nn.LayerNorm(30)))
+    table = str(parameter_groups(model, lr=0.001, weight_decay=0.05))
+    assert table.splitlines() == [
+        "group     tensors  parameters     lr  weight decay  other",
+        "decay           1       1,200  0.001          0.05",
+        "  an_encoder_with_a_rather_long_name.weight",
+        "no_decay        3          90  0.001             0",
+        "  an_encoder_with_a_rather_long_name.bias, b.weight, +1",
     ]
 
 
