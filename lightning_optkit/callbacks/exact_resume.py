@@ -5,7 +5,6 @@ import copy
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,12 +16,10 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from lightning_optkit.callbacks._beginning import is_of_beginning, state_to_begin_from
 from lightning_optkit.callbacks._cut_epoch import CutEpoch
 from lightning_optkit.callbacks._data_order import data_order, num_workers
-from lightning_optkit.callbacks._metrics_so_far import metrics_so_far, set_metrics
 from lightning_optkit.callbacks._open_validation import OpenValidation, begins_validation_anew
-from lightning_optkit.callbacks._open_window import OpenWindow, set_gradients, set_window
+from lightning_optkit.callbacks._open_window import OpenWindow, set_window
 from lightning_optkit.callbacks._order_of_epoch import OrderOfEpoch
-from lightning_optkit.callbacks._own_buffers import buffers_of, set_buffers
-from lightning_optkit.callbacks._plateau_steps import steps_due, take_steps
+from lightning_optkit.callbacks._parts_of_process import give_back_parts, parts_of_process
 from lightning_optkit.callbacks._reloads import reload_epochs
 from lightning_optkit.callbacks._rest_of_epoch import fill_in
 from lightning_optkit.callbacks._saved_data import state_for_these_data
@@ -56,7 +53,7 @@ from lightning_optkit.callbacks.seams.lightning_private import (
 )
 from lightning_optkit.callbacks.seams.parameter_numbers import number_by_module
 from lightning_optkit.callbacks.seams.random_state import seed_of_process
-from lightning_optkit.callbacks.seams.remembered_saves import remember_saves
+from lightning_optkit.callbacks.seams.remembered_saves import places_of_saves, put_places_into, remember_saves
 from lightning_optkit.callbacks.seams.saved_position import complete_last_batch, reopen_cut_epoch, repeat_batch
 from lightning_optkit.callbacks.seams.saves_behind_module import save_behind_module
 
@@ -128,6 +125,7 @@ class ExactResume(OrderOfEpoch):
         self._window = OpenWindow()
         self._sums: dict[str, Any] = {}  # of metrics in the epoch that is resumed, until a batch is added
         self._cut: CutEpoch | None = None  # of the last fit, if it was stopped within an epoch
+        self._places: dict[str, dict[str, Any]] = {}  # at which ModelCheckpoints saved before the fit ended
 
     # --- state ---
 
@@ -148,6 +146,7 @@ class ExactResume(OrderOfEpoch):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        put_places_into(checkpoint, self._places)
         if self._cut is not None:
             self._cut.put_into(checkpoint, trainer)
 
@@ -157,8 +156,7 @@ class ExactResume(OrderOfEpoch):
         self._note_new_cycle()
         progress = batch_progress(self._trainer)
         unfinished_batch = progress.current.processed < progress.current.ready
-        held, cut = self._window.sums if unfinished_batch else None, self._cut
-        measured = partial(metrics_so_far, self._trainer, not self._is_alone, held)
+        cut = self._cut
         repeats_batch = unfinished_batch or self._failed_to_fetch
         mine = {
             "now": self._before_batch if repeats_batch else self._outer or self._random_state(),
@@ -166,11 +164,8 @@ class ExactResume(OrderOfEpoch):
             "finished": progress.is_last_batch and not unfinished_batch,
             "followed": progress.total.ready == self._followed,
             "stops": cut is not None and cut.validates,
-            "metrics": cut.metrics(measured) if cut else measured(),
-            "due": steps_due(self._trainer, computes=not self._is_alone),
-            "gradients": cut.gradients if cut else self._window.gradients(self._trainer, unfinished_batch),
-            "buffers": buffers_of(self._trainer),
             "validation": self._validation.counts_before if self._validation else None,
+            **parts_of_process(self._trainer, self._window, cut, unfinished_batch, computes=not self._is_alone),
         }
         return {
             "ranks": [mine],
@@ -200,7 +195,7 @@ class ExactResume(OrderOfEpoch):
         self._at_end(self._undeal)
         self._forget()
         self._trainer, self._world_size, self._is_alone = trainer, trainer.world_size, False
-        self._last = self._resume = self._cut = None
+        self._last, self._resume, self._cut, self._places = None, None, None, {}
         self._seed_before = (seed_of_process(),)
         self._signals = DeferredSignals(trainer, self._override)
         save_behind_module(trainer, pl_module, self._override)
@@ -254,11 +249,7 @@ class ExactResume(OrderOfEpoch):
         if mine["finished"]:
             leave_finished_epoch(trainer)
         self._set_random_state(mine["now"])
-        set_gradients(pl_module, mine["gradients"])
-        set_buffers(trainer, mine.get("buffers", {}))
-        if "metrics" in mine:  # of older versions no checkpoint has them
-            self._sums = set_metrics(trainer, mine["metrics"], self._override)
-            take_steps(trainer, mine["due"])
+        self._sums = give_back_parts(trainer, mine, self._override)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
         self._window.backward_begins()
@@ -288,6 +279,7 @@ class ExactResume(OrderOfEpoch):
         elif self._trainer is not None and self._last is None and not self._resume:
             with suppress(RuntimeError):
                 self._last = self._state_before()
+        self._places = places_of_saves(self._trainer) if self._trainer is not None else self._places
         super()._forget()
         self._outer = self._before_batch = self._before_check = self._signals = self._validation = None
         self._recording = self._begins = self._ends_batch = self._failed_to_fetch = False
