@@ -115,7 +115,7 @@ def dealt_anew(
     _move_in_epoch(trainer, position - processed)
     gradients = mean_gradients([each["gradients"] for each in saved])
     done = {name: before.get(name, False) for name in ("finished", "followed")}
-    known = {"now": state, "epoch": epoch, **done, "gradients": gradients}
+    known = {"now": state, "epoch": epoch, **done, "gradients": gradients, "switches": before.get("switches", {})}
     return {**resume, "ranks": [known] * trainer.world_size}
 
 

@@ -16,7 +16,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from lightning_optkit.callbacks._beginning import is_of_beginning, state_to_begin_from
 from lightning_optkit.callbacks._cut_epoch import CutEpoch
 from lightning_optkit.callbacks._data_order import data_order, num_workers
-from lightning_optkit.callbacks._open_validation import OpenValidation, begins_validation_anew
+from lightning_optkit.callbacks._open_validation import OpenValidation, begins_after_batch
 from lightning_optkit.callbacks._open_window import OpenWindow, set_window
 from lightning_optkit.callbacks._order_of_epoch import OrderOfEpoch
 from lightning_optkit.callbacks._parts_of_process import give_back_parts, parts_of_process
@@ -24,6 +24,7 @@ from lightning_optkit.callbacks._reloads import reload_epochs
 from lightning_optkit.callbacks._rest_of_epoch import fill_in
 from lightning_optkit.callbacks._saved_data import state_for_these_data
 from lightning_optkit.callbacks._states_of_ranks import states_of_ranks
+from lightning_optkit.callbacks._switches import Switches
 from lightning_optkit.callbacks.safe_checkpoint_io import write_safely
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.deferred_signals import DeferredSignals
@@ -54,7 +55,7 @@ from lightning_optkit.callbacks.seams.lightning_private import (
 from lightning_optkit.callbacks.seams.parameter_numbers import number_by_module
 from lightning_optkit.callbacks.seams.random_state import seed_of_process
 from lightning_optkit.callbacks.seams.remembered_saves import places_of_saves, put_places_into, remember_saves
-from lightning_optkit.callbacks.seams.saved_position import complete_last_batch, reopen_cut_epoch, repeat_batch
+from lightning_optkit.callbacks.seams.saved_position import reopen_cut_epoch
 from lightning_optkit.callbacks.seams.saves_behind_module import save_behind_module
 
 __all__ = ["ExactResume"]
@@ -123,6 +124,7 @@ class ExactResume(OrderOfEpoch):
         self._signals: DeferredSignals | None = None
         self._recording = self._is_exact = self._failed_to_fetch = False
         self._window = OpenWindow()
+        self._switches: Switches | None = None
         self._sums: dict[str, Any] = {}  # of metrics in the epoch that is resumed, until a batch is added
         self._cut: CutEpoch | None = None  # of the last fit, if it was stopped within an epoch
         self._places: dict[str, dict[str, Any]] = {}  # at which ModelCheckpoints saved before the fit ended
@@ -165,7 +167,9 @@ class ExactResume(OrderOfEpoch):
             "followed": progress.total.ready == self._followed,
             "stops": cut is not None and cut.validates,
             "validation": self._validation.counts_before if self._validation else None,
-            **parts_of_process(self._trainer, self._window, cut, unfinished_batch, computes=not self._is_alone),
+            **parts_of_process(
+                self._trainer, self._window, cut, self._switches, unfinished_batch, computes=not self._is_alone
+            ),
         }
         return {
             "ranks": [mine],
@@ -224,14 +228,13 @@ class ExactResume(OrderOfEpoch):
                 "goes on with the next epoch, and is not exact."
             )
         if self._trainer is not None and state:
-            repeat_batch(checkpoint, state["ranks"])
-            self._ends_batch = complete_last_batch(checkpoint) | begins_validation_anew(checkpoint, state["ranks"])
-            self._ends_batch |= any(each.get("stops") for each in state["ranks"] if each)
+            self._ends_batch = begins_after_batch(checkpoint, state["ranks"])
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._before_check = self._random_state()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._switches = Switches(pl_module)
         if is_of_beginning(self._resume):
             self._begin_as_saved()
         if self._begins:
@@ -249,7 +252,7 @@ class ExactResume(OrderOfEpoch):
         if mine["finished"]:
             leave_finished_epoch(trainer)
         self._set_random_state(mine["now"])
-        self._sums = give_back_parts(trainer, mine, self._override)
+        self._sums = give_back_parts(trainer, self._switches, mine, self._override)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
         self._window.backward_begins()
@@ -281,7 +284,8 @@ class ExactResume(OrderOfEpoch):
                 self._last = self._state_before()
         self._places = places_of_saves(self._trainer) if self._trainer is not None else self._places
         super()._forget()
-        self._outer = self._before_batch = self._before_check = self._signals = self._validation = None
+        self._outer = self._before_batch = self._before_check = None
+        self._signals = self._validation = self._switches = None
         self._recording = self._begins = self._ends_batch = self._failed_to_fetch = False
         self._sums, self._window, self._followed, self._fetches_after = {}, OpenWindow(), -1, -1
 
@@ -381,10 +385,10 @@ class ExactResume(OrderOfEpoch):
 
     def _validate(self, run: Callable[[], Any]) -> Any:
         assert self._trainer is not None
-        if self._trainer.sanity_checking:
+        if self._trainer.sanity_checking or self._switches is None:
             return run()
         self._outer = self._random_state()
-        result = run()
+        result = self._switches.validate(run)
         self._set_random_state(self._outer)
         self._outer = None
         if self._cut is not None:
