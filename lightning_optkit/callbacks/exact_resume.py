@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes a resumed run continue with the batches and random numbers of the uninterrupted run."""
 
-import copy
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,7 +10,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_optkit.callbacks._beginning import is_of_beginning, state_to_begin_from
 from lightning_optkit.callbacks._cut_epoch import CutEpoch
@@ -20,7 +18,7 @@ from lightning_optkit.callbacks._open_validation import OpenValidation, begins_a
 from lightning_optkit.callbacks._open_window import OpenWindow, set_window
 from lightning_optkit.callbacks._order_of_epoch import OrderOfEpoch
 from lightning_optkit.callbacks._parts_of_process import give_back_parts, parts_of_process
-from lightning_optkit.callbacks._reloads import reload_epochs
+from lightning_optkit.callbacks._reloads import Reloads, reload_epochs
 from lightning_optkit.callbacks._rest_of_epoch import fill_in
 from lightning_optkit.callbacks._saved_data import state_for_these_data
 from lightning_optkit.callbacks._states_of_ranks import states_of_ranks
@@ -42,6 +40,7 @@ from lightning_optkit.callbacks.seams.lightning_private import (
     DataFetcher,
     HasState,
     batch_progress,
+    can_stop,
     end_restart,
     end_restart_of_epoch,
     has_all_but_no_validation,
@@ -116,6 +115,7 @@ class ExactResume(OrderOfEpoch):
         self._resume: dict[str, Any] | None = None
         self._outer: dict[str, Any] | None = None  # random state of the training during a validation
         self._validation: OpenValidation | None = None
+        self._reloads: Reloads | None = None
         self._before_check: dict[str, Any] | None = None  # and before the sanity check
         self._before_batch: dict[str, Any] | None = None
         self._is_alone = False  # after an exception, which other processes may not have
@@ -159,14 +159,16 @@ class ExactResume(OrderOfEpoch):
         progress = batch_progress(self._trainer)
         unfinished_batch = progress.current.processed < progress.current.ready
         cut = self._cut
-        repeats_batch = unfinished_batch or self._failed_to_fetch
+        repeats_batch, validation = unfinished_batch or self._failed_to_fetch, self._validation
+        counts = validation.counts_before if validation else None
         mine = {
-            "now": self._before_batch if repeats_batch else self._outer or self._random_state(),
+            "now": self._before_batch if repeats_batch else self._state_now(self._outer, is_repeated=bool(counts)),
             "epoch": {**self._epoch, "fetches": dict(self._epoch["fetches"])},
             "finished": progress.is_last_batch and not unfinished_batch,
             "followed": progress.total.ready == self._followed,
             "stops": cut is not None and cut.validates,
-            "validation": self._validation.counts_before if self._validation else None,
+            "validation": counts,
+            "made": self._reloads.made if self._reloads else None,
             **parts_of_process(
                 self._trainer, self._window, cut, self._switches, unfinished_batch, computes=not self._is_alone
             ),
@@ -177,6 +179,7 @@ class ExactResume(OrderOfEpoch):
             "num_workers": num_workers(self._loaders),
             "dealing": self._dealing(),
             "reloaded": reload_epochs(self._trainer),
+            "waits_to_stop": self._trainer.should_stop and not can_stop(self._trainer),  # for min_epochs, min_steps
         }
 
     def _state_before(self) -> dict[str, Any]:
@@ -214,20 +217,20 @@ class ExactResume(OrderOfEpoch):
         self._stand_before(loop, AFTER_EPOCH, self._epoch_ends)
         for name in VALIDATIONS:
             self._stand_before(epoch_loop.val_loop, name, self._validate)
-        self._validation = OpenValidation(trainer, self._stand_before)
+        self._validation, self._reloads = (
+            OpenValidation(trainer, self._stand_before),
+            Reloads(trainer, self._stand_before),
+        )
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
         state = checkpoint.get("callbacks", {}).get(self.state_key)
-        changed = checkpoint if state else {"loops": copy.deepcopy(checkpoint["loops"])}
-        if self._trainer is not None and reopen_cut_epoch(changed) and not state:
-            rank_zero_warn(
-                "ExactResume: the checkpoint was saved without it by a run that had stopped within an epoch; the run "
-                "goes on with the next epoch, and is not exact."
-            )
-        if self._trainer is not None and state:
+        if self._trainer is not None:
+            reopen_cut_epoch(checkpoint, is_exact=bool(state))
+        if self._reloads is not None and state:
+            self._reloads.go_on_from(state)
             self._ends_batch = begins_after_batch(checkpoint, state["ranks"])
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -251,7 +254,8 @@ class ExactResume(OrderOfEpoch):
         mine = ranks[trainer.global_rank]
         if mine["finished"]:
             leave_finished_epoch(trainer)
-        self._set_random_state(mine["now"])
+        trainer.should_stop |= bool(self._resume.get("waits_to_stop")) and not can_stop(trainer)
+        self._set_random_state(mine["now"], says=mine["finished"])
         self._sums = give_back_parts(trainer, self._switches, mine, self._override)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
@@ -285,7 +289,7 @@ class ExactResume(OrderOfEpoch):
         self._places = places_of_saves(self._trainer) if self._trainer is not None else self._places
         super()._forget()
         self._outer = self._before_batch = self._before_check = None
-        self._signals = self._validation = self._switches = None
+        self._signals = self._validation = self._switches = self._reloads = None
         self._recording = self._begins = self._ends_batch = self._failed_to_fetch = False
         self._sums, self._window, self._followed, self._fetches_after = {}, OpenWindow(), -1, -1
 
@@ -322,8 +326,7 @@ class ExactResume(OrderOfEpoch):
         saved = self._resume["ranks"][self._trainer.global_rank] if self._resume else None
         self._resume = None
         if saved is None:
-            iterates = self._trainer.current_epoch > 0 and not resumes(self._trainer)
-            if iterates and not restarts_epoch(self._trainer):
+            if self._trainer.current_epoch > 0 and not (resumes(self._trainer) or restarts_epoch(self._trainer)):
                 self._note_beginning()
             on_run_start(fetcher)
         elif saved["finished"]:
@@ -339,7 +342,7 @@ class ExactResume(OrderOfEpoch):
             on_run_start(fetcher)
             if not any(isinstance(loader, HasState) for loader in self._loaders):
                 self._fast_forward(fetcher, saved["epoch"], batch_progress(self._trainer).current.ready)
-            self._set_random_state(saved["now"])
+            self._set_random_state(saved["now"], says=True)
         self._recording, self._followed = True, -1
         if self._ends_batch or (saved and not saved["finished"] and saved.get("followed")):
             end_restart_of_epoch(self._trainer)
@@ -389,7 +392,7 @@ class ExactResume(OrderOfEpoch):
             return run()
         self._outer = self._random_state()
         result = self._switches.validate(run)
-        self._set_random_state(self._outer)
+        self._set_random_state(self._outer, but_own=True)
         self._outer = None
         if self._cut is not None:
             self._cut.has_validated(self._trainer)

@@ -100,6 +100,30 @@ def test_lightning_alone_goes_on_with_the_next_epoch(tmp_path):
     assert seen[0][0] == 2 and len(said) == 1 and LINE in said[0]
 
 
+class SaveOnce(pl.Callback):
+    def __init__(self, path, epoch, batch):
+        self.path, self.place = path, (epoch, batch)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == self.place:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize("least", [dict(min_epochs=3), dict(min_steps=27)], ids=str)
+@pytest.mark.parametrize("place", [(0, 1), (1, 2), (1, 9), (2, 1)], ids=str)
+def test_what_was_told_to_stop_stops_when_it_may(tmp_path, least, place):
+    whole, weight, _ = fit(stops_at=(1, 1), callbacks=[SaveOnce(tmp_path / "saved.ckpt", *place)], **least)
+    assert len(whole) == least.get("min_steps", 30)
+    resumed, same, _ = fit(tmp_path / "saved.ckpt", stops_at=(1, 1), **least)
+    assert resumed == whole[place[0] * BATCHES + place[1] + 1 :] and same == weight
+
+
+def test_with_less_to_wait_for_the_run_goes_on_as_if_stopped(tmp_path):
+    fit(stops_at=(1, 1), callbacks=[SaveOnce(tmp_path / "saved.ckpt", 1, 2)], min_epochs=3)
+    seen, _, _ = fit(tmp_path / "saved.ckpt")
+    assert [*seen[0][:2], len(seen)] == [1, 3, 27]
+
+
 def test_a_checkpoint_without_a_state_is_said(tmp_path):
     path = tmp_path / "stopped.ckpt"
     fit(path=path, exact=False, max_steps=13)

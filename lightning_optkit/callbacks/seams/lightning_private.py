@@ -43,6 +43,11 @@ def before_batch_transfer(pl_module: pl.LightningModule, batch: Any) -> Any:
     return pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
 
 
+def is_compiled(pl_module: pl.LightningModule) -> bool:
+    """Whether the module, or a module in it, was passed through torch.compile."""
+    return pl_module._compiler_ctx is not None or any(is_compiled_part(module) for module in pl_module.modules())
+
+
 # --- the data of a fit ---
 
 LOADER_IS_READY = "_load_combined_loader_states"  # method of the fit loop, called last before iter() of a new loader
@@ -273,6 +278,11 @@ def stops_now(trainer: pl.Trainer, fetcher: _DataFetcher) -> bool:
         trainer.should_stop = True
 
 
+def can_stop(trainer: pl.Trainer) -> bool:
+    """Whether the run has its `min_epochs` and `min_steps`, until which it goes on though it was told to stop."""
+    return trainer.fit_loop._can_stop_early
+
+
 def has_all_but_no_validation(trainer: pl.Trainer, fetcher: _DataFetcher) -> bool:
     """Whether an epoch is restarted in a validation that a stop made after its last batch; Lightning would train on."""
     loop: Any = trainer.fit_loop.epoch_loop
@@ -388,11 +398,3 @@ def saves_shards(strategy: ModelParallelStrategy) -> bool:
 def set_loaded_path(trainer: pl.Trainer, path: Path) -> None:
     """Makes `trainer.ckpt_path` that of the checkpoint that is loaded; its setter would be for all later fits."""
     trainer._checkpoint_connector._ckpt_path = path
-
-
-# --- compiled modules ---
-
-
-def is_compiled(pl_module: pl.LightningModule) -> bool:
-    """Whether the module, or a module in it, was passed through torch.compile."""
-    return pl_module._compiler_ctx is not None or any(is_compiled_part(module) for module in pl_module.modules())
