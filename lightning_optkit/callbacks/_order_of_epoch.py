@@ -14,6 +14,7 @@ from lightning_optkit.callbacks._same_state import is_same_state
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_private import (
+    FETCHES,
     DataFetcher,
     epoch_progress,
     fetcher_of,
@@ -79,11 +80,11 @@ class OrderOfEpoch(FitCallback):
         iter(fetcher)
         if rest:
             set_fetched(fetcher, len(loader) - rest["left"])
-        shown = time.monotonic()
+        source, shown = getattr(fetcher, FETCHES, fetcher), time.monotonic()
         for index in range(batches):
             if index in epoch["fetches"]:
                 self._set_random_state(epoch["fetches"][index])
-            next(fetcher)
+            next(source)
             if time.monotonic() - shown > SECONDS_BETWEEN_MESSAGES:
                 shown = time.monotonic()
                 rank_zero_info(f"ExactResume: skipped {index + 1} of {batches} batches already seen.")

@@ -37,6 +37,12 @@ class Seeing(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
+class Fetches(Seeing):
+    def training_step(self, dataloader_iter):
+        batch, batch_idx, _ = next(dataloader_iter)
+        return super().training_step(batch, batch_idx)
+
+
 class SaveAtEnd(pl.Callback):
     def __init__(self, path):
         self.path = path
@@ -45,7 +51,17 @@ class SaveAtEnd(pl.Callback):
         trainer.save_checkpoint(self.path)
 
 
-def fit(ckpt_path=None, path=None, stops_at=None, exact=True, by_epoch=True, batch_size=2, callbacks=(), **kwargs):
+def fit(
+    ckpt_path=None,
+    path=None,
+    stops_at=None,
+    exact=True,
+    by_epoch=True,
+    batch_size=2,
+    callbacks=(),
+    kind=Seeing,
+    **kwargs,
+):
     """What was seen, the weight, and what was said of resuming; with a sampler whose order depends on the epoch."""
     torch.manual_seed(1 if ckpt_path is None else 2)
     data = TensorDataset(torch.arange(2.0 * BATCHES)[:, None])
@@ -60,7 +76,7 @@ def fit(ckpt_path=None, path=None, stops_at=None, exact=True, by_epoch=True, bat
         callbacks=[*([ExactResume()] if exact else []), *callbacks],
         **{"max_epochs": 4, **kwargs},
     )
-    module = Seeing(stops_at)
+    module = kind(stops_at)
     with warnings.catch_warnings(record=True) as records:
         warnings.simplefilter("always")
         trainer.fit(module, DataLoader(data, batch_size, **order), ckpt_path=ckpt_path)
@@ -107,6 +123,13 @@ class SaveOnce(pl.Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if (trainer.current_epoch, batch_idx) == self.place:
             trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize("place", [(1, 2), (1, 9)], ids=str)
+def test_a_step_that_fetches_its_batch(tmp_path, place):
+    whole, weight, _ = fit(callbacks=[SaveOnce(tmp_path / "saved.ckpt", *place)], kind=Fetches, by_epoch=False)
+    resumed, same, _ = fit(tmp_path / "saved.ckpt", kind=Fetches, by_epoch=False)
+    assert resumed == whole[place[0] * BATCHES + place[1] + 1 :] and same == weight
 
 
 @pytest.mark.parametrize("least", [dict(min_epochs=3), dict(min_steps=27)], ids=str)

@@ -50,6 +50,7 @@ def is_compiled(pl_module: pl.LightningModule) -> bool:
 
 # --- the data of a fit ---
 
+FETCHES = "iterator_wrapper"  # of the fetcher for `training_step(dataloader_iter)`: `next` of that fetches a batch
 LOADER_IS_READY = "_load_combined_loader_states"  # method of the fit loop, called last before iter() of a new loader
 BEFORE_FETCH = "_on_before_fetch"  # method of the epoch loop, called before each fetch, unlike any hook
 BEFORE_EPOCH = "on_run_start"  # method of the epoch loop: hooks are called only after its iter()
@@ -263,10 +264,7 @@ def is_cut(trainer: pl.Trainer) -> bool:
 
 
 def stops_now(trainer: pl.Trainer, fetcher: _DataFetcher) -> bool:
-    """Whether the run stops after this batch where no validation would be due otherwise.
-
-    Within an epoch this cuts it short; after its last batch it matters only if Lightning validates once more.
-    """
+    """Whether the run stops after this batch, within an epoch, or where it validates but for that would not."""
     loop: Any = trainer.fit_loop
     validates = loop.epoch_loop._should_check_val_fx
     if not (trainer.should_stop and loop._can_stop_early and (is_cut(trainer) or validates(fetcher))):
