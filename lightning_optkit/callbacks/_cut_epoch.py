@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from lightning_optkit.callbacks._metrics_so_far import metrics_so_far
 from lightning_optkit.callbacks._open_window import OpenWindow
+from lightning_optkit.callbacks._same_state import is_same_state
 from lightning_optkit.callbacks.seams.lightning_private import is_cut, last_metrics
 
 __all__ = ["CutEpoch"]
@@ -61,7 +62,7 @@ class CutEpoch:
                 group.update({name: rate for name, rate in before.items() if float(group[name]) != rate})
         if self._is_whole:  # those that judge the epoch's end do so after it
             judged = _states(self._judges)
-            self._states = {key: state for key, state in self._states.items() if not _is_same(state, judged[key])}
+            self._states = {key: state for key, state in self._states.items() if not is_same_state(state, judged[key])}
 
     def batch_has_ended(self, trainer: pl.Trainer) -> None:
         """Called after the schedulers' steps that follow the batch."""
@@ -119,18 +120,3 @@ def _rates(trainer: pl.Trainer) -> list[list[dict[str, float]]]:
 
 def _states(judges: list[Any]) -> dict[str, Any]:
     return {judge.state_key: copy.deepcopy(judge.state_dict()) for judge in judges}
-
-
-def _is_same(one: Any, other: Any) -> bool:
-    """Whether two states of a callback are equal; NaN is equal to NaN."""
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return (
-            one.shape == other.shape
-            and torch.equal(one.isnan(), other.isnan())
-            and torch.equal(*(t.nan_to_num() for t in (one, other)))
-        )
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_is_same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(one) == len(other) and all(map(_is_same, one, other))
-    return bool(one == other or (one != one and other != other))

@@ -17,8 +17,9 @@ from lightning_optkit.callbacks.seams.lightning_private import (
     saved_progress,
     validation_of,
 )
+from lightning_optkit.callbacks.seams.saved_position import complete_last_batch, repeat_batch
 
-__all__ = ["OpenValidation", "begins_validation_anew"]
+__all__ = ["OpenValidation", "begins_after_batch"]
 
 
 class OpenValidation:
@@ -49,7 +50,22 @@ class OpenValidation:
         on_end()
 
 
-def begins_validation_anew(checkpoint: dict[str, Any], ranks: list[dict[str, Any] | None]) -> bool:
+def begins_after_batch(checkpoint: dict[str, Any], ranks: list[dict[str, Any] | None]) -> bool:
+    """Sets the position in a checkpoint to that of a run that was not interrupted.
+
+    Args:
+        checkpoint: The checkpoint.
+        ranks: The states of ExactResume in it.
+
+    Returns:
+        Whether what follows the last batch, as a validation, is still to be done.
+    """
+    repeat_batch(checkpoint, ranks)
+    is_last_hook, validates = complete_last_batch(checkpoint), _begins_validation_anew(checkpoint, ranks)
+    return is_last_hook or validates or any(each.get("stops") for each in ranks if each)
+
+
+def _begins_validation_anew(checkpoint: dict[str, Any], ranks: list[dict[str, Any] | None]) -> bool:
     """Sets the counts of an open validation back to before it, in a checkpoint; whether there is one.
 
     Args:

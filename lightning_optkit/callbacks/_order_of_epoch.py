@@ -2,16 +2,19 @@
 """What the order of an epoch's batches is drawn from, and the repetition of those already seen."""
 
 import time
+from contextlib import suppress
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_optkit._torch_private import kept_iterator, num_yielded
 from lightning_optkit.callbacks._rest_of_epoch import deal_rest, dealing_of
+from lightning_optkit.callbacks._same_state import is_same_state
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_private import (
+    FETCHES,
     DataFetcher,
     epoch_progress,
     fetcher_of,
@@ -21,8 +24,10 @@ from lightning_optkit.callbacks.seams.lightning_private import (
     set_sampler_epoch,
     train_loaders,
 )
+from lightning_optkit.callbacks.seams.own_generators import OwnGenerator, generators_of, set_state_of, state_of
 from lightning_optkit.callbacks.seams.random_state import (
     get_random_state,
+    own_generators,
     set_random_state,
     set_seed_of_process,
 )
@@ -44,13 +49,14 @@ class OrderOfEpoch(FitCallback):
         self._cycled: set[int] = set()  # the fetches in which a loader restarted
         self._seed_before: tuple[str | None, ...] = ()  # of the process, which has that of the saved run until the end
         self._dealt_anew: tuple[Any, Any] | None = None  # a batch sampler and its own order
+        self._own: dict[str, OwnGenerator] = {}  # those of data and module, by where they are
 
     def _forget(self) -> None:
         if self._seed_before:
             set_seed_of_process(*self._seed_before)
         self._seed_before = ()
         self._trainer, self._epoch = None, {}
-        self._fetches, self._cycles, self._cycled, self._dealt_anew = 0, [], set(), None
+        self._fetches, self._cycles, self._cycled, self._dealt_anew, self._own = 0, [], set(), None, {}
 
     def _dealing(self) -> dict[str, Any] | None:
         assert self._trainer is not None
@@ -74,11 +80,11 @@ class OrderOfEpoch(FitCallback):
         iter(fetcher)
         if rest:
             set_fetched(fetcher, len(loader) - rest["left"])
-        shown = time.monotonic()
+        source, shown = getattr(fetcher, FETCHES, fetcher), time.monotonic()
         for index in range(batches):
             if index in epoch["fetches"]:
                 self._set_random_state(epoch["fetches"][index])
-            next(fetcher)
+            next(source)
             if time.monotonic() - shown > SECONDS_BETWEEN_MESSAGES:
                 shown = time.monotonic()
                 rank_zero_info(f"ExactResume: skipped {index + 1} of {batches} batches already seen.")
@@ -93,6 +99,7 @@ class OrderOfEpoch(FitCallback):
 
     def _note_beginning(self) -> None:
         """The states before iter(). A loader's persistent workers draw a seed only when they are created."""
+        self._find_own()
         fresh = all(kept_iterator(loader) is None for loader in self._loaders)
         self._epoch = {"iter": self._random_state(), "fresh": fresh, "fetches": {}}
         self._fetches, self._cycles, self._cycled = 0, [], set()
@@ -138,10 +145,49 @@ class OrderOfEpoch(FitCallback):
         combined = train_loaders(self._trainer)
         return combined.flattened if combined is not None else []
 
+    def _find_own(self) -> None:
+        assert self._trainer is not None
+        self._own = generators_of(self._loaders, self._trainer.lightning_module, [*own_generators(self._loaders)])
+
     def _random_state(self) -> dict[str, Any]:
         assert self._trainer is not None
-        return get_random_state(self._loaders, self._trainer.strategy.root_device)
+        return {**get_random_state(self._loaders, self._trainer.strategy.root_device), "own": self._own_states()}
 
-    def _set_random_state(self, state: dict[str, Any]) -> None:
+    def _state_now(self, before: dict[str, Any] | None, is_repeated: bool) -> dict[str, Any]:
+        """The state that the training goes on from.
+
+        Args:
+            before: In a validation, the state before it, of which it uses a copy; but it draws from generators of data
+                and module as from any.
+            is_repeated: Whether a run that is resumed begins that validation anew.
+        """
+        if before is None:
+            return self._random_state()
+        return before if is_repeated else {**before, "own": self._own_states()}
+
+    def _own_states(self) -> dict[str, Any]:
+        return {path: state_of(generator) for path, generator in self._own.items()}
+
+    def _set_random_state(self, state: dict[str, Any], but_own: bool = False, says: bool = False) -> None:
         assert self._trainer is not None
         set_random_state(state, self._loaders, self._trainer.strategy.root_device)
+        if but_own:
+            return
+        saved = state.get("own", {})  # of older versions no checkpoint has it
+        if not saved.keys() <= self._own.keys():  # one may be made for the first sample
+            self._find_own()
+        for path in saved.keys() & self._own.keys():
+            with suppress(TypeError, ValueError, AttributeError):  # of another kind; `_warn_of_own` says so
+                set_state_of(self._own[path], saved[path])
+        if says:
+            self._warn_of_own(saved)
+
+    def _warn_of_own(self, saved: dict[str, Any]) -> None:
+        """Says which of them do not go on from what was set."""
+        now = self._own_states()
+        if others := [path for path, state in saved.items() if not is_same_state(state, now.get(path))]:
+            rank_zero_warn(
+                f"ExactResume: the run that was saved had random generators of its own that are not here ({others[0]}"
+                + f" and {len(others) - 1} more" * (len(others) > 1)
+                + "); it is not exact."
+            )

@@ -77,7 +77,7 @@ def fill_in(ranks: list[Any], rank: int, mine: dict[str, Any]) -> None:
             + ("; resume from a checkpoint written before it to have that step whole." if is_open else ".")
         )
     if ranks[rank] is None:
-        drawn = {name: mine[name] for name in ("python", "numpy", "torch", "cuda")}
+        drawn = {name: mine[name] for name in ("python", "numpy", "torch", "cuda", "own")}
         ranks[rank] = {**known, "now": {**known["now"], **drawn}, "gradients": {}}
 
 
@@ -115,7 +115,7 @@ def dealt_anew(
     _move_in_epoch(trainer, position - processed)
     gradients = mean_gradients([each["gradients"] for each in saved])
     done = {name: before.get(name, False) for name in ("finished", "followed")}
-    known = {"now": state, "epoch": epoch, **done, "gradients": gradients}
+    known = {"now": state, "epoch": epoch, **done, "gradients": gradients, "switches": before.get("switches", {})}
     return {**resume, "ranks": [known] * trainer.world_size}
 
 

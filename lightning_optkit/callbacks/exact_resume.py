@@ -1,32 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes a resumed run continue with the batches and random numbers of the uninterrupted run."""
 
-import copy
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_optkit.callbacks._beginning import is_of_beginning, state_to_begin_from
 from lightning_optkit.callbacks._cut_epoch import CutEpoch
 from lightning_optkit.callbacks._data_order import data_order, num_workers
-from lightning_optkit.callbacks._metrics_so_far import metrics_so_far, set_metrics
-from lightning_optkit.callbacks._open_validation import OpenValidation, begins_validation_anew
-from lightning_optkit.callbacks._open_window import OpenWindow, set_gradients, set_window
+from lightning_optkit.callbacks._open_validation import OpenValidation, begins_after_batch
+from lightning_optkit.callbacks._open_window import OpenWindow, set_window
 from lightning_optkit.callbacks._order_of_epoch import OrderOfEpoch
-from lightning_optkit.callbacks._own_buffers import buffers_of, set_buffers
-from lightning_optkit.callbacks._plateau_steps import steps_due, take_steps
-from lightning_optkit.callbacks._reloads import reload_epochs
+from lightning_optkit.callbacks._parts_of_process import give_back_parts, parts_of_process
+from lightning_optkit.callbacks._reloads import Reloads, reload_epochs
 from lightning_optkit.callbacks._rest_of_epoch import fill_in
 from lightning_optkit.callbacks._saved_data import state_for_these_data
 from lightning_optkit.callbacks._states_of_ranks import states_of_ranks
+from lightning_optkit.callbacks._switches import Switches
 from lightning_optkit.callbacks.safe_checkpoint_io import write_safely
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.deferred_signals import DeferredSignals
@@ -44,6 +40,7 @@ from lightning_optkit.callbacks.seams.lightning_private import (
     DataFetcher,
     HasState,
     batch_progress,
+    can_stop,
     end_restart,
     end_restart_of_epoch,
     has_all_but_no_validation,
@@ -56,8 +53,8 @@ from lightning_optkit.callbacks.seams.lightning_private import (
 )
 from lightning_optkit.callbacks.seams.parameter_numbers import number_by_module
 from lightning_optkit.callbacks.seams.random_state import seed_of_process
-from lightning_optkit.callbacks.seams.remembered_saves import remember_saves
-from lightning_optkit.callbacks.seams.saved_position import complete_last_batch, reopen_cut_epoch, repeat_batch
+from lightning_optkit.callbacks.seams.remembered_saves import places_of_saves, put_places_into, remember_saves
+from lightning_optkit.callbacks.seams.saved_position import reopen_cut_epoch
 from lightning_optkit.callbacks.seams.saves_behind_module import save_behind_module
 
 __all__ = ["ExactResume"]
@@ -118,6 +115,7 @@ class ExactResume(OrderOfEpoch):
         self._resume: dict[str, Any] | None = None
         self._outer: dict[str, Any] | None = None  # random state of the training during a validation
         self._validation: OpenValidation | None = None
+        self._reloads: Reloads | None = None
         self._before_check: dict[str, Any] | None = None  # and before the sanity check
         self._before_batch: dict[str, Any] | None = None
         self._is_alone = False  # after an exception, which other processes may not have
@@ -126,8 +124,10 @@ class ExactResume(OrderOfEpoch):
         self._signals: DeferredSignals | None = None
         self._recording = self._is_exact = self._failed_to_fetch = False
         self._window = OpenWindow()
+        self._switches: Switches | None = None
         self._sums: dict[str, Any] = {}  # of metrics in the epoch that is resumed, until a batch is added
         self._cut: CutEpoch | None = None  # of the last fit, if it was stopped within an epoch
+        self._places: dict[str, dict[str, Any]] = {}  # at which ModelCheckpoints saved before the fit ended
 
     # --- state ---
 
@@ -148,6 +148,7 @@ class ExactResume(OrderOfEpoch):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        put_places_into(checkpoint, self._places)
         if self._cut is not None:
             self._cut.put_into(checkpoint, trainer)
 
@@ -157,20 +158,20 @@ class ExactResume(OrderOfEpoch):
         self._note_new_cycle()
         progress = batch_progress(self._trainer)
         unfinished_batch = progress.current.processed < progress.current.ready
-        held, cut = self._window.sums if unfinished_batch else None, self._cut
-        measured = partial(metrics_so_far, self._trainer, not self._is_alone, held)
-        repeats_batch = unfinished_batch or self._failed_to_fetch
+        cut = self._cut
+        repeats_batch, validation = unfinished_batch or self._failed_to_fetch, self._validation
+        counts = validation.counts_before if validation else None
         mine = {
-            "now": self._before_batch if repeats_batch else self._outer or self._random_state(),
+            "now": self._before_batch if repeats_batch else self._state_now(self._outer, is_repeated=bool(counts)),
             "epoch": {**self._epoch, "fetches": dict(self._epoch["fetches"])},
             "finished": progress.is_last_batch and not unfinished_batch,
             "followed": progress.total.ready == self._followed,
             "stops": cut is not None and cut.validates,
-            "metrics": cut.metrics(measured) if cut else measured(),
-            "due": steps_due(self._trainer, computes=not self._is_alone),
-            "gradients": cut.gradients if cut else self._window.gradients(self._trainer, unfinished_batch),
-            "buffers": buffers_of(self._trainer),
-            "validation": self._validation.counts_before if self._validation else None,
+            "validation": counts,
+            "made": self._reloads.made if self._reloads else None,
+            **parts_of_process(
+                self._trainer, self._window, cut, self._switches, unfinished_batch, computes=not self._is_alone
+            ),
         }
         return {
             "ranks": [mine],
@@ -178,6 +179,7 @@ class ExactResume(OrderOfEpoch):
             "num_workers": num_workers(self._loaders),
             "dealing": self._dealing(),
             "reloaded": reload_epochs(self._trainer),
+            "waits_to_stop": self._trainer.should_stop and not can_stop(self._trainer),  # for min_epochs, min_steps
         }
 
     def _state_before(self) -> dict[str, Any]:
@@ -200,7 +202,7 @@ class ExactResume(OrderOfEpoch):
         self._at_end(self._undeal)
         self._forget()
         self._trainer, self._world_size, self._is_alone = trainer, trainer.world_size, False
-        self._last = self._resume = self._cut = None
+        self._last, self._resume, self._cut, self._places = None, None, None, {}
         self._seed_before = (seed_of_process(),)
         self._signals = DeferredSignals(trainer, self._override)
         save_behind_module(trainer, pl_module, self._override)
@@ -215,28 +217,27 @@ class ExactResume(OrderOfEpoch):
         self._stand_before(loop, AFTER_EPOCH, self._epoch_ends)
         for name in VALIDATIONS:
             self._stand_before(epoch_loop.val_loop, name, self._validate)
-        self._validation = OpenValidation(trainer, self._stand_before)
+        self._validation, self._reloads = (
+            OpenValidation(trainer, self._stand_before),
+            Reloads(trainer, self._stand_before),
+        )
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
         state = checkpoint.get("callbacks", {}).get(self.state_key)
-        changed = checkpoint if state else {"loops": copy.deepcopy(checkpoint["loops"])}
-        if self._trainer is not None and reopen_cut_epoch(changed) and not state:
-            rank_zero_warn(
-                "ExactResume: the checkpoint was saved without it by a run that had stopped within an epoch; the run "
-                "goes on with the next epoch, and is not exact."
-            )
-        if self._trainer is not None and state:
-            repeat_batch(checkpoint, state["ranks"])
-            self._ends_batch = complete_last_batch(checkpoint) | begins_validation_anew(checkpoint, state["ranks"])
-            self._ends_batch |= any(each.get("stops") for each in state["ranks"] if each)
+        if self._trainer is not None:
+            reopen_cut_epoch(checkpoint, is_exact=bool(state))
+        if self._reloads is not None and state:
+            self._reloads.go_on_from(state)
+            self._ends_batch = begins_after_batch(checkpoint, state["ranks"])
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._before_check = self._random_state()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._switches = Switches(pl_module)
         if is_of_beginning(self._resume):
             self._begin_as_saved()
         if self._begins:
@@ -253,12 +254,9 @@ class ExactResume(OrderOfEpoch):
         mine = ranks[trainer.global_rank]
         if mine["finished"]:
             leave_finished_epoch(trainer)
-        self._set_random_state(mine["now"])
-        set_gradients(pl_module, mine["gradients"])
-        set_buffers(trainer, mine.get("buffers", {}))
-        if "metrics" in mine:  # of older versions no checkpoint has them
-            self._sums = set_metrics(trainer, mine["metrics"], self._override)
-            take_steps(trainer, mine["due"])
+        trainer.should_stop |= bool(self._resume.get("waits_to_stop")) and not can_stop(trainer)
+        self._set_random_state(mine["now"], says=mine["finished"])
+        self._sums = give_back_parts(trainer, self._switches, mine, self._override)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
         self._window.backward_begins()
@@ -288,8 +286,10 @@ class ExactResume(OrderOfEpoch):
         elif self._trainer is not None and self._last is None and not self._resume:
             with suppress(RuntimeError):
                 self._last = self._state_before()
+        self._places = places_of_saves(self._trainer) if self._trainer is not None else self._places
         super()._forget()
-        self._outer = self._before_batch = self._before_check = self._signals = self._validation = None
+        self._outer = self._before_batch = self._before_check = None
+        self._signals = self._validation = self._switches = self._reloads = None
         self._recording = self._begins = self._ends_batch = self._failed_to_fetch = False
         self._sums, self._window, self._followed, self._fetches_after = {}, OpenWindow(), -1, -1
 
@@ -326,8 +326,7 @@ class ExactResume(OrderOfEpoch):
         saved = self._resume["ranks"][self._trainer.global_rank] if self._resume else None
         self._resume = None
         if saved is None:
-            iterates = self._trainer.current_epoch > 0 and not resumes(self._trainer)
-            if iterates and not restarts_epoch(self._trainer):
+            if self._trainer.current_epoch > 0 and not (resumes(self._trainer) or restarts_epoch(self._trainer)):
                 self._note_beginning()
             on_run_start(fetcher)
         elif saved["finished"]:
@@ -343,7 +342,7 @@ class ExactResume(OrderOfEpoch):
             on_run_start(fetcher)
             if not any(isinstance(loader, HasState) for loader in self._loaders):
                 self._fast_forward(fetcher, saved["epoch"], batch_progress(self._trainer).current.ready)
-            self._set_random_state(saved["now"])
+            self._set_random_state(saved["now"], says=True)
         self._recording, self._followed = True, -1
         if self._ends_batch or (saved and not saved["finished"] and saved.get("followed")):
             end_restart_of_epoch(self._trainer)
@@ -389,11 +388,11 @@ class ExactResume(OrderOfEpoch):
 
     def _validate(self, run: Callable[[], Any]) -> Any:
         assert self._trainer is not None
-        if self._trainer.sanity_checking:
+        if self._trainer.sanity_checking or self._switches is None:
             return run()
         self._outer = self._random_state()
-        result = run()
-        self._set_random_state(self._outer)
+        result = self._switches.validate(run)
+        self._set_random_state(self._outer, but_own=True)
         self._outer = None
         if self._cut is not None:
             self._cut.has_validated(self._trainer)

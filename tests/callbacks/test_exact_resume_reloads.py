@@ -15,7 +15,7 @@ EPOCHS = 7
 
 
 class Reloads(pl.LightningModule):
-    """Notes in which epochs its loaders are made."""
+    """Notes in which epochs its loaders are made; that of training has other samples in each, some of them drawn."""
 
     def __init__(self):
         super().__init__()
@@ -24,7 +24,7 @@ class Reloads(pl.LightningModule):
 
     def train_dataloader(self):
         self.made["train"].append(self.current_epoch)
-        return DataLoader(DATA, 3, shuffle=True)
+        return DataLoader((1 + self.current_epoch / 10) * DATA + torch.rand(1), 3, shuffle=True)
 
     def val_dataloader(self):
         self.made["val"].append(self.current_epoch)

@@ -37,6 +37,12 @@ class Seeing(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
+class Fetches(Seeing):
+    def training_step(self, dataloader_iter):
+        batch, batch_idx, _ = next(dataloader_iter)
+        return super().training_step(batch, batch_idx)
+
+
 class SaveAtEnd(pl.Callback):
     def __init__(self, path):
         self.path = path
@@ -45,7 +51,17 @@ class SaveAtEnd(pl.Callback):
         trainer.save_checkpoint(self.path)
 
 
-def fit(ckpt_path=None, path=None, stops_at=None, exact=True, by_epoch=True, batch_size=2, callbacks=(), **kwargs):
+def fit(
+    ckpt_path=None,
+    path=None,
+    stops_at=None,
+    exact=True,
+    by_epoch=True,
+    batch_size=2,
+    callbacks=(),
+    kind=Seeing,
+    **kwargs,
+):
     """What was seen, the weight, and what was said of resuming; with a sampler whose order depends on the epoch."""
     torch.manual_seed(1 if ckpt_path is None else 2)
     data = TensorDataset(torch.arange(2.0 * BATCHES)[:, None])
@@ -60,7 +76,7 @@ def fit(ckpt_path=None, path=None, stops_at=None, exact=True, by_epoch=True, bat
         callbacks=[*([ExactResume()] if exact else []), *callbacks],
         **{"max_epochs": 4, **kwargs},
     )
-    module = Seeing(stops_at)
+    module = kind(stops_at)
     with warnings.catch_warnings(record=True) as records:
         warnings.simplefilter("always")
         trainer.fit(module, DataLoader(data, batch_size, **order), ckpt_path=ckpt_path)
@@ -98,6 +114,37 @@ def test_lightning_alone_goes_on_with_the_next_epoch(tmp_path):
     fit(path=path, exact=False, max_steps=13)
     seen, _, said = fit(path, exact=False, max_steps=26)
     assert seen[0][0] == 2 and len(said) == 1 and LINE in said[0]
+
+
+class SaveOnce(pl.Callback):
+    def __init__(self, path, epoch, batch):
+        self.path, self.place = path, (epoch, batch)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == self.place:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize("place", [(1, 2), (1, 9)], ids=str)
+def test_a_step_that_fetches_its_batch(tmp_path, place):
+    whole, weight, _ = fit(callbacks=[SaveOnce(tmp_path / "saved.ckpt", *place)], kind=Fetches, by_epoch=False)
+    resumed, same, _ = fit(tmp_path / "saved.ckpt", kind=Fetches, by_epoch=False)
+    assert resumed == whole[place[0] * BATCHES + place[1] + 1 :] and same == weight
+
+
+@pytest.mark.parametrize("least", [dict(min_epochs=3), dict(min_steps=27)], ids=str)
+@pytest.mark.parametrize("place", [(0, 1), (1, 2), (1, 9), (2, 1)], ids=str)
+def test_what_was_told_to_stop_stops_when_it_may(tmp_path, least, place):
+    whole, weight, _ = fit(stops_at=(1, 1), callbacks=[SaveOnce(tmp_path / "saved.ckpt", *place)], **least)
+    assert len(whole) == least.get("min_steps", 30)
+    resumed, same, _ = fit(tmp_path / "saved.ckpt", stops_at=(1, 1), **least)
+    assert resumed == whole[place[0] * BATCHES + place[1] + 1 :] and same == weight
+
+
+def test_with_less_to_wait_for_the_run_goes_on_as_if_stopped(tmp_path):
+    fit(stops_at=(1, 1), callbacks=[SaveOnce(tmp_path / "saved.ckpt", 1, 2)], min_epochs=3)
+    seen, _, _ = fit(tmp_path / "saved.ckpt")
+    assert [*seen[0][:2], len(seen)] == [1, 3, 27]
 
 
 def test_a_checkpoint_without_a_state_is_said(tmp_path):

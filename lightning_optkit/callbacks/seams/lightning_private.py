@@ -43,8 +43,14 @@ def before_batch_transfer(pl_module: pl.LightningModule, batch: Any) -> Any:
     return pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
 
 
+def is_compiled(pl_module: pl.LightningModule) -> bool:
+    """Whether the module, or a module in it, was passed through torch.compile."""
+    return pl_module._compiler_ctx is not None or any(is_compiled_part(module) for module in pl_module.modules())
+
+
 # --- the data of a fit ---
 
+FETCHES = "iterator_wrapper"  # of the fetcher for `training_step(dataloader_iter)`: `next` of that fetches a batch
 LOADER_IS_READY = "_load_combined_loader_states"  # method of the fit loop, called last before iter() of a new loader
 BEFORE_FETCH = "_on_before_fetch"  # method of the epoch loop, called before each fetch, unlike any hook
 BEFORE_EPOCH = "on_run_start"  # method of the epoch loop: hooks are called only after its iter()
@@ -258,10 +264,7 @@ def is_cut(trainer: pl.Trainer) -> bool:
 
 
 def stops_now(trainer: pl.Trainer, fetcher: _DataFetcher) -> bool:
-    """Whether the run stops after this batch where no validation would be due otherwise.
-
-    Within an epoch this cuts it short; after its last batch it matters only if Lightning validates once more.
-    """
+    """Whether the run stops after this batch, within an epoch, or where it validates but for that would not."""
     loop: Any = trainer.fit_loop
     validates = loop.epoch_loop._should_check_val_fx
     if not (trainer.should_stop and loop._can_stop_early and (is_cut(trainer) or validates(fetcher))):
@@ -271,6 +274,11 @@ def stops_now(trainer: pl.Trainer, fetcher: _DataFetcher) -> bool:
         return not validates(fetcher)
     finally:
         trainer.should_stop = True
+
+
+def can_stop(trainer: pl.Trainer) -> bool:
+    """Whether the run has its `min_epochs` and `min_steps`, until which it goes on though it was told to stop."""
+    return trainer.fit_loop._can_stop_early
 
 
 def has_all_but_no_validation(trainer: pl.Trainer, fetcher: _DataFetcher) -> bool:
@@ -388,11 +396,3 @@ def saves_shards(strategy: ModelParallelStrategy) -> bool:
 def set_loaded_path(trainer: pl.Trainer, path: Path) -> None:
     """Makes `trainer.ckpt_path` that of the checkpoint that is loaded; its setter would be for all later fits."""
     trainer._checkpoint_connector._ckpt_path = path
-
-
-# --- compiled modules ---
-
-
-def is_compiled(pl_module: pl.LightningModule) -> bool:
-    """Whether the module, or a module in it, was passed through torch.compile."""
-    return pl_module._compiler_ctx is not None or any(is_compiled_part(module) for module in pl_module.modules())

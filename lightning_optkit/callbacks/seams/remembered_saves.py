@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.lightning_private import SAVED_AT, WAITS, WRITES_FILE
 
-__all__ = ["remember_saves"]
+__all__ = ["places_of_saves", "put_places_into", "remember_saves"]
 
 _KEY = "optkit_place"  # beside Lightning's own entries, which has none
 
@@ -28,6 +28,18 @@ def remember_saves(trainer: pl.Trainer, override: Callable[..., None]) -> None:
         override(saver, WRITES_FILE, partial(_write, saver, writing, getattr(saver, WRITES_FILE)))
         override(saver, "state_dict", partial(_state_of, saver, writing, saver.state_dict))
         override(saver, "load_state_dict", partial(_load, saver, saver.load_state_dict))
+
+
+def places_of_saves(trainer: pl.Trainer) -> dict[str, dict[str, Any]]:
+    """What `remember_saves` adds, by the key of each state: on an exception, before files are written because of it."""
+    return {saver.state_key: _place_of(saver) for saver in callbacks_of(trainer, ModelCheckpoint)}
+
+
+def put_places_into(checkpoint: dict[str, Any], places: dict[str, dict[str, Any]]) -> None:
+    """Adds these to a checkpoint that is written after `remember_saves` was undone."""
+    states = checkpoint.get("callbacks", {})
+    for key in places.keys() & states.keys():
+        states[key].setdefault(_KEY, places[key])
 
 
 def _write(

@@ -3,24 +3,35 @@
 
 from typing import Any
 
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
 from lightning_optkit.callbacks.seams.lightning_private import saved_progress
 
 __all__ = ["complete_last_batch", "reopen_cut_epoch", "repeat_batch"]
 
 
-def reopen_cut_epoch(checkpoint: dict[str, Any]) -> bool:
-    """Makes the epoch within which a run was stopped the current one again, in a checkpoint; whether there is one.
+def reopen_cut_epoch(checkpoint: dict[str, Any], is_exact: bool) -> None:
+    """Makes the epoch within which a run was stopped the current one again, in a checkpoint.
 
     Lightning counts it as finished (`max_steps`, `max_time`, `should_stop`), and would go on with the next.
+
+    Args:
+        checkpoint: The checkpoint.
+        is_exact: Whether it has a state of ExactResume; otherwise it stays as it is, and a warning says so.
     """
     batches, epochs, _ = saved_progress(checkpoint)
     is_within = batches["current"]["processed"] > 0 and not batches["is_last_batch"]
     if not is_within or epochs["current"]["processed"] < epochs["current"]["started"]:
-        return False
+        return
+    if not is_exact:
+        rank_zero_warn(
+            "ExactResume: the checkpoint was saved without it by a run that had stopped within an epoch; the run goes "
+            "on with the next epoch, and is not exact."
+        )
+        return
     for counts in (epochs["total"], epochs["current"]):
         counts["processed"] -= 1
         counts["completed"] = min(counts["completed"], counts["processed"])
-    return True
 
 
 def complete_last_batch(checkpoint: dict[str, Any]) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -55,7 +55,7 @@ def fit(folder, fails_at=None, ckpt_path=None, monitor="loss", window=3, **kwarg
         enable_model_summary=False,
         max_epochs=3,
         accumulate_grad_batches=window,
-        callbacks=[ExactResume(), best, last],
+        callbacks=[ExactResume(), best, last, OnExceptionCheckpoint(folder / "last", "failed")],
         **kwargs,
     )
     generator = torch.Generator().manual_seed(3)
@@ -70,12 +70,14 @@ def fit(folder, fails_at=None, ckpt_path=None, monitor="loss", window=3, **kwarg
     return {Path(path).name.replace("-v1", ""): float(value) for path, value in best.best_k_models.items()}
 
 
-@pytest.mark.parametrize("fails_at", [1, 4, 5, 6, 8])
+@pytest.mark.parametrize(
+    "fails_at, saved", [*((batch, "last") for batch in (1, 4, 5, 6, 8)), (4, "failed")]
+)  # by ModelCheckpoint at a step, or on the exception
 @pytest.mark.parametrize("monitor, kwargs", [("loss", {}), ("val", dict(val_check_interval=2))], ids=str)
-def test_the_files_chosen_are_those_of_one_run(tmp_path, fails_at, monitor, kwargs):
+def test_the_files_chosen_are_those_of_one_run(tmp_path, fails_at, monitor, kwargs, saved):
     whole = fit(tmp_path / "whole", monitor=monitor, **kwargs)
     fit(tmp_path / "cut", fails_at, monitor=monitor, **kwargs)
-    resumed = fit(tmp_path / "cut", ckpt_path=tmp_path / "cut" / "last" / "last.ckpt", monitor=monitor, **kwargs)
+    resumed = fit(tmp_path / "cut", ckpt_path=tmp_path / "cut" / "last" / f"{saved}.ckpt", monitor=monitor, **kwargs)
     assert len(whole) > 2
     assert resumed == whole
 

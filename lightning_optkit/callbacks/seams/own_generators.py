@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random generators that data sets, samplers, transforms and modules have of their own, as `self.rng`."""
+
+import random
+from collections.abc import Iterator, Sequence
+from functools import partial
+from types import MethodType, ModuleType
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+__all__ = ["OwnGenerator", "generators_of", "set_state_of", "state_of"]
+
+OwnGenerator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
+
+_KINDS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+_LEAVES = (Tensor, np.ndarray, str, bytes, int, float, type, ModuleType, pl.Trainer, pl.LightningModule)
+_DEPTH, _ENTRIES, _OBJECTS = 6, 32, 1000  # of nested objects; of a list; looked at in all
+
+
+def generators_of(loaders: Sequence[object], pl_module: nn.Module, but: Sequence[object]) -> dict[str, OwnGenerator]:
+    """Each once, by where it is: below the loaders, and among the attributes of the module and its layers.
+
+    Long lists, closures, and what a C extension keeps are not searched.
+
+    Args:
+        loaders: Those of the training.
+        pl_module: The module.
+        but: Generators that are known already.
+    """
+    seen = {id(each) for each in (*but, torch.default_generator)}
+    found: dict[str, OwnGenerator] = {}
+    waiting: list[tuple[str, object, int]] = [(f"loader {place}", each, 0) for place, each in enumerate(loaders)]
+    for name, module in pl_module.named_modules():
+        owner = f"module.{name}" if name else "module"
+        waiting += [(f"{owner}.{at}", each, _DEPTH) for at, each in vars(module).items() if isinstance(each, _KINDS)]
+    for path, each, depth in waiting:  # which grows
+        if id(each) in seen or isinstance(each, _LEAVES) or len(seen) > _OBJECTS:
+            continue
+        seen.add(id(each))
+        if isinstance(each, _KINDS):
+            found[path] = each
+        elif depth < _DEPTH:
+            waiting += [(f"{path}{name}", part, depth + 1) for name, part in _parts(each)]
+    return found
+
+
+def state_of(generator: OwnGenerator) -> Any:
+    """Its state, in tensors and plain types."""
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    if isinstance(generator, random.Random):
+        return _plain(generator.getstate())
+    if isinstance(generator, np.random.Generator):
+        return _plain(generator.bit_generator.state)
+    return _plain(generator.get_state(legacy=False))
+
+
+def set_state_of(generator: OwnGenerator, state: Any) -> None:
+    """Restores the result of `state_of`.
+
+    Raises:
+        TypeError, ValueError: if it is that of another kind of generator.
+    """
+    if isinstance(generator, torch.Generator):
+        generator.set_state(state.cpu())
+    elif isinstance(generator, random.Random):
+        version, words, gauss = state
+        generator.setstate((version, tuple(words), gauss))
+    elif isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = _arrays(state)
+    else:
+        generator.set_state(_arrays(state))
+
+
+def _parts(owner: object) -> Iterator[tuple[str, object]]:
+    if isinstance(owner, partial):
+        yield from ((".func", owner.func), (".args", owner.args), (".keywords", owner.keywords))
+    elif isinstance(owner, MethodType):
+        yield ".__self__", owner.__self__
+    elif isinstance(owner, (list, tuple, dict)):
+        entries = owner.items() if isinstance(owner, dict) else enumerate(owner)
+        yield from ((f"[{key!r}]", each) for key, each in entries if len(owner) <= _ENTRIES)
+    else:  # a loader keeps its iterator, whose generator it makes anew
+        yield from ((f".{name}", each) for name, each in getattr(owner, "__dict__", {}).items() if name != "_iterator")
+
+
+def _plain(state: Any) -> Any:
+    if isinstance(state, np.ndarray):
+        return {"array": state.tolist(), "dtype": str(state.dtype)}
+    if isinstance(state, dict):
+        return {key: _plain(each) for key, each in state.items()}
+    if isinstance(state, tuple):
+        return tuple(_plain(each) for each in state)
+    return state.item() if isinstance(state, np.generic) else state
+
+
+def _arrays(state: Any) -> Any:
+    if isinstance(state, dict):
+        if state.keys() == {"array", "dtype"}:
+            return np.array(state["array"], dtype=state["dtype"])
+        return {key: _arrays(each) for key, each in state.items()}
+    return state
