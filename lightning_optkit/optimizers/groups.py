@@ -46,6 +46,8 @@ class GroupTable(list[dict[str, Any]]):
             more = f", +{len(names) - 2}" if len(names) > 2 else ""
             shown = ", ".join(names[:2]) + more
             rows.append((str(group.get("name", "")), str(len(names)), f"{size:,}", *numbers, other, shown))
+        if not any(row[5] for row in rows[1:]):  # no group has an entry of its own
+            rows = [(*row[:5], row[6]) for row in rows]
         lines = _aligned(rows)
         if max(map(len, lines)) > width():  # long names stand below their group
             below = [fitted(f"  {row[-1]}", width()) for row in rows[1:]]

@@ -267,8 +267,8 @@ def test_learning_rate_monitor_uses_the_names(fit, regression, tmp_path):
 
 def test_prints_the_table(fit, regression, printed):
     fit(regression(adamw), ParameterGroups(weight_decay=0.25))
-    assert "ParameterGroups:\ngroup     tensors  parameters    lr  weight decay" in printed()
-    assert "no_decay        2          10  0.05             0         net.0.bias, net.2.bias" in printed()
+    assert "ParameterGroups:\ngroup     tensors  parameters    lr  weight decay  names\n" in printed()
+    assert "no_decay        2          10  0.05             0  net.0.bias, net.2.bias" in printed()
 
 
 CONFIG = """

@@ -395,7 +395,7 @@ def test_names_that_the_terminal_has_no_room_for_stand_below(monkeypatch):
     model = nn.Sequential(OrderedDict(an_encoder_with_a_rather_long_name=nn.Linear(40, 30), b=nn.LayerNorm(30)))
     table = str(parameter_groups(model, lr=0.001, weight_decay=0.05))
     assert table.splitlines() == [
-        "group     tensors  parameters     lr  weight decay  other",
+        "group     tensors  parameters     lr  weight decay",
         "decay           1       1,200  0.001          0.05",
         "  an_encoder_with_a_rather_long_name.weight",
         "no_decay        3          90  0.001             0",
