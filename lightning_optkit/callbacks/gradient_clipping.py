@@ -62,7 +62,8 @@ class GradientClipping(FitCallback):
         TypeError: if `clip` is not a clip, or `leave_out` not a list of patterns.
         ValueError: when the fit starts, for a pattern that matches no parameter, with
             `Trainer(gradient_clip_val=...)`, a module or an optimizer that clips itself, or a second
-            `GradientClipping`; and with manual optimization without a one-pass optimizer.
+            `GradientClipping`; with manual optimization without a one-pass optimizer; and during a fit, if the module
+            calls `clip_gradients`.
 
     Example:
         >>> from lightning_optkit.clipping import AutoClip
@@ -221,7 +222,19 @@ class GradientClipping(FitCallback):
             if optimizer in self._called:
                 self._clip(trainer, pl_module, optimizer)
 
+        def clip_gradients(
+            optimizer: Optimizer,
+            gradient_clip_val: float | None = None,
+            gradient_clip_algorithm: str | None = None,
+        ) -> None:
+            if gradient_clip_val:  # of manual optimization: else Lightning calls it from the hook above
+                raise ValueError(
+                    f"{type(self).__name__}({self.clip!r}): clip_gradients(gradient_clip_val={gradient_clip_val}) in "
+                    "training_step clips too; keep one."
+                )
+
         self._override(pl_module, "configure_gradient_clipping", configure_gradient_clipping)
+        self._override(pl_module, "clip_gradients", clip_gradients)
 
     def _refuse_trainers(self, gradient_clip_val: float | None) -> None:
         if (gradient_clip_val or 0) > 0:

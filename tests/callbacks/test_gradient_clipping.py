@@ -276,22 +276,39 @@ def test_refuses_to_clip_twice(regression, fit, callbacks):
         fit(regression(lambda m: AdamW(m.parameters(), clip=ClipNorm(1.0))), clipping, *others)
 
 
-def test_manual_optimization_needs_a_one_pass_optimizer(regression, fit):
+def manual(regression, clip_gradients=None):
     class Manual(regression):
-        def __init__(self, configure):
-            super().__init__(configure)
-            self.automatic_optimization = False
+        automatic_optimization = False
 
         def training_step(self, batch, batch_idx):
             optimizer = self.optimizers()
             optimizer.zero_grad()
             self.manual_backward(self.loss(batch))
+            if clip_gradients is not None:
+                self.clip_gradients(optimizer, clip_gradients, "norm")
             optimizer.step()
 
+    return Manual(sgd)
+
+
+def test_a_module_that_clips_in_its_training_step_is_refused(regression, fit):
+    clipping, module = GradientClipping(ClipNorm(1.0)), manual(regression, clip_gradients=0.5)
+    message = (
+        r"GradientClipping\(.*\): clip_gradients\(gradient_clip_val=0\.5\) in training_step clips too; keep one\.$"
+    )
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        fit(module, clipping, Fuse(verbose=False), accumulate_grad_batches=1)
+    assert all(torch.equal(before[name], now) for name, now in module.state_dict().items())
+    fit(module, Fuse(verbose=False), accumulate_grad_batches=1)  # its own clip alone
+    assert not all(torch.equal(before[name], now) for name, now in module.state_dict().items())
+
+
+def test_manual_optimization_needs_a_one_pass_optimizer(regression, fit):
     arguments = dict(accumulate_grad_batches=1)
     with pytest.raises(ValueError, match="under manual optimization SGD is out of reach; add Fuse"):
-        fit(Manual(sgd), GradientClipping(ClipNorm(0.1)), **arguments)
-    module, expected = Manual(sgd), regression(sgd)
+        fit(manual(regression), GradientClipping(ClipNorm(0.1)), **arguments)
+    module, expected = manual(regression), regression(sgd)
     fit(module, GradientClipping(ClipNorm(0.1)), Fuse(verbose=False), **arguments)
     fit(expected, gradient_clip_val=0.1, **arguments)
     assert_equal(module, expected, tolerance=1e-6)
