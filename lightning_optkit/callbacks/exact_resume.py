@@ -64,8 +64,8 @@ class ExactResume(OrderOfEpoch):
     """Makes `fit(ckpt_path=...)` bitwise equal to an uninterrupted run.
 
     Lightning saves no random state, and after a checkpoint within an epoch it restarts the loader, so that the first
-    batches are seen twice and the last ones never. This callback saves the generators of Python, NumPy, torch and the
-    loaders, per process; on resuming it draws the epoch's order again and skips the batches already seen.
+    batches are seen twice and the last ones never. This callback saves the generators of Python, NumPy, torch,
+    loaders, data and module, per process; on resuming it draws the epoch's order again and skips the batches seen.
 
     Exact for: checkpoints at any batch end, validation end or epoch end; any `num_workers`; shuffling; several loaders;
     iterable datasets that yield the same items when iterated again. Skipped batches are loaded, since only this
