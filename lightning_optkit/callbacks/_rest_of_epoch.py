@@ -77,7 +77,7 @@ def fill_in(ranks: list[Any], rank: int, mine: dict[str, Any]) -> None:
             + ("; resume from a checkpoint written before it to have that step whole." if is_open else ".")
         )
     if ranks[rank] is None:
-        drawn = {name: mine[name] for name in ("python", "numpy", "torch", "cuda", "own")}
+        drawn = {name: mine[name] for name in ("python", "numpy", "torch", "cuda", "own") if name in mine}
         ranks[rank] = {**known, "now": {**known["now"], **drawn}, "gradients": {}}
 
 

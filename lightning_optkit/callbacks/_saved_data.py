@@ -11,7 +11,7 @@ from lightning_optkit.callbacks._data_order import data_order, differences, what
 from lightning_optkit.callbacks._reloads import set_reload_epochs
 from lightning_optkit.callbacks._rest_of_epoch import can_be_dealt_anew, dealt_anew
 
-__all__ = ["state_for_these_data"]
+__all__ = ["state_for_these_data", "still_to_resume"]
 
 
 def state_for_these_data(
@@ -51,3 +51,14 @@ def state_for_these_data(
     for each in lost:
         rank_zero_warn(f"ExactResume: {each}")
     return saved, not (changed or lost or None in saved["ranks"])
+
+
+def still_to_resume(saved: dict[str, Any], ends_batch: bool) -> dict[str, Any]:
+    """What was loaded, for a checkpoint of a fit in which no epoch went on from it.
+
+    Args:
+        saved: The state of the checkpoint; empty if there was none.
+        ends_batch: Whether what follows the last batch is still to be done.
+    """
+    stops = {"stops": True} if ends_batch else {}
+    return {**saved, "ranks": [each and {**each, **stops} for each in saved["ranks"]]} if saved else {}

@@ -20,7 +20,7 @@ from lightning_optkit.callbacks._order_of_epoch import OrderOfEpoch
 from lightning_optkit.callbacks._parts_of_process import give_back_parts, parts_of_process
 from lightning_optkit.callbacks._reloads import Reloads, reload_epochs
 from lightning_optkit.callbacks._rest_of_epoch import fill_in
-from lightning_optkit.callbacks._saved_data import state_for_these_data
+from lightning_optkit.callbacks._saved_data import state_for_these_data, still_to_resume
 from lightning_optkit.callbacks._states_of_ranks import states_of_ranks
 from lightning_optkit.callbacks._switches import Switches
 from lightning_optkit.callbacks.safe_checkpoint_io import write_safely
@@ -64,8 +64,8 @@ class ExactResume(OrderOfEpoch):
     """Makes `fit(ckpt_path=...)` bitwise equal to an uninterrupted run.
 
     Lightning saves no random state, and after a checkpoint within an epoch it restarts the loader, so that the first
-    batches are seen twice and the last ones never. This callback saves the generators of Python, NumPy, torch and the
-    loaders, per process; on resuming it draws the epoch's order again and skips the batches already seen.
+    batches are seen twice and the last ones never. This callback saves the generators of Python, NumPy, torch,
+    loaders, data and module, per process; on resuming it draws the epoch's order again and skips the batches seen.
 
     Exact for: checkpoints at any batch end, validation end or epoch end; any `num_workers`; shuffling; several loaders;
     iterable datasets that yield the same items when iterated again. Skipped batches are loaded, since only this
@@ -133,11 +133,11 @@ class ExactResume(OrderOfEpoch):
 
     def state_dict(self) -> dict[str, Any]:
         """Random states and position in the epoch, of every process; after a fit those of its end."""
-        state = self._state() if self._is_training else self._last
+        state = self._state() if self._is_training and self._resume is None else self._last
         if state is None and self._trainer is not None and not self._resume:
             state = self._state_before()
         if state is None:
-            return self._resume or {}
+            return still_to_resume(self._resume or {}, self._ends_batch)
         if self._world_size == 1 or not torch.distributed.is_initialized():
             return dict(state)
         return {**state, "ranks": states_of_ranks(state["ranks"][0], self._world_size, self._is_alone)}
@@ -158,7 +158,6 @@ class ExactResume(OrderOfEpoch):
         self._note_new_cycle()
         progress = batch_progress(self._trainer)
         unfinished_batch = progress.current.processed < progress.current.ready
-        cut = self._cut
         repeats_batch, validation = unfinished_batch or self._failed_to_fetch, self._validation
         counts = validation.counts_before if validation else None
         mine = {
@@ -166,11 +165,11 @@ class ExactResume(OrderOfEpoch):
             "epoch": {**self._epoch, "fetches": dict(self._epoch["fetches"])},
             "finished": progress.is_last_batch and not unfinished_batch,
             "followed": progress.total.ready == self._followed,
-            "stops": cut is not None and cut.validates,
+            "stops": self._cut is not None and self._cut.validates,
             "validation": counts,
             "made": self._reloads.made if self._reloads else None,
             **parts_of_process(
-                self._trainer, self._window, cut, self._switches, unfinished_batch, computes=not self._is_alone
+                self._trainer, self._window, self._cut, self._switches, unfinished_batch, computes=not self._is_alone
             ),
         }
         return {
@@ -267,7 +266,7 @@ class ExactResume(OrderOfEpoch):
         self._window.steps(optimizer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._last = self._state()  # the loops release their loaders before `teardown`
+        self._last = None if self._resume else self._state()  # the loops release their loaders before `teardown`
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         several = trainer.world_size > 1 and torch.distributed.is_initialized()
@@ -280,10 +279,12 @@ class ExactResume(OrderOfEpoch):
             wait_for_nobody(trainer, self._override)
 
     def _forget(self) -> None:
-        if self._is_training:  # after an exception; later callbacks may still write a checkpoint
+        if self._resume:  # nothing was trained
+            self._resume = still_to_resume(self._resume, self._ends_batch)
+        elif self._is_training:  # after an exception; later callbacks may still write a checkpoint
             with suppress(RuntimeError):  # after a device failure nothing can be read
                 self._last = self._state()
-        elif self._trainer is not None and self._last is None and not self._resume:
+        elif self._trainer is not None and self._last is None:
             with suppress(RuntimeError):
                 self._last = self._state_before()
         self._places = places_of_saves(self._trainer) if self._trainer is not None else self._places
@@ -306,8 +307,8 @@ class ExactResume(OrderOfEpoch):
         """Begins the whole run from a checkpoint that was saved before its first batch."""
         assert self._trainer is not None and self._resume is not None
         ranks, self._resume, self._begins = self._resume["ranks"], None, True
-        rank, now = self._trainer.global_rank, self._random_state()
-        self._set_random_state(state_to_begin_from(ranks, rank, self._world_size, now))
+        begin = state_to_begin_from(ranks, self._trainer.global_rank, self._world_size, self._random_state())
+        self._set_random_state(begin)
 
     def _reset(self, reset: Callable[[], None]) -> None:
         """Without Lightning's warning that the loader cannot go on within an epoch, where this callback makes it."""

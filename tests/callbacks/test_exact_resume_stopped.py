@@ -141,6 +141,21 @@ def test_what_was_told_to_stop_stops_when_it_may(tmp_path, least, place):
     assert resumed == whole[place[0] * BATCHES + place[1] + 1 :] and same == weight
 
 
+class StopsAtOnce(pl.Callback):
+    def on_train_start(self, trainer, pl_module):
+        trainer.should_stop = True
+
+
+@pytest.mark.parametrize("nothing", [dict(max_steps=1), dict(callbacks=[StopsAtOnce()])], ids=["max_steps", "stops"])
+@pytest.mark.parametrize("place", [(1, 2), (1, 9)], ids=str)
+def test_a_fit_that_trains_nothing_saves_what_it_was_given(tmp_path, nothing, place):
+    first, second, window = tmp_path / "first.ckpt", tmp_path / "second.ckpt", dict(accumulate_grad_batches=4)
+    whole, weight, _ = fit(callbacks=[SaveOnce(first, *place)], by_epoch=False, **window)
+    assert fit(first, second, by_epoch=False, **window, **nothing)[0] == []
+    resumed, same, _ = fit(second, by_epoch=False, **window)
+    assert resumed == whole[place[0] * BATCHES + place[1] + 1 :] and same == weight
+
+
 def test_with_less_to_wait_for_the_run_goes_on_as_if_stopped(tmp_path):
     fit(stops_at=(1, 1), callbacks=[SaveOnce(tmp_path / "saved.ckpt", 1, 2)], min_epochs=3)
     seen, _, _ = fit(tmp_path / "saved.ckpt")

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_optkit._torch_private import kept_iterator
+
 __all__ = ["OwnGenerator", "generators_of", "set_state_of", "state_of"]
 
 OwnGenerator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
@@ -31,7 +33,7 @@ def generators_of(loaders: Sequence[object], pl_module: nn.Module, but: Sequence
         pl_module: The module.
         but: Generators that are known already.
     """
-    seen = {id(each) for each in (*but, torch.default_generator)}
+    seen = {id(each) for each in (*but, torch.default_generator, *map(kept_iterator, loaders))}  # made in each epoch
     found: dict[str, OwnGenerator] = {}
     waiting: list[tuple[str, object, int]] = [(f"loader {place}", each, 0) for place, each in enumerate(loaders)]
     for name, module in pl_module.named_modules():
@@ -84,8 +86,8 @@ def _parts(owner: object) -> Iterator[tuple[str, object]]:
     elif isinstance(owner, (list, tuple, dict)):
         entries = owner.items() if isinstance(owner, dict) else enumerate(owner)
         yield from ((f"[{key!r}]", each) for key, each in entries if len(owner) <= _ENTRIES)
-    else:  # a loader keeps its iterator, whose generator it makes anew
-        yield from ((f".{name}", each) for name, each in getattr(owner, "__dict__", {}).items() if name != "_iterator")
+    else:
+        yield from ((f".{name}", each) for name, each in getattr(owner, "__dict__", {}).items())
 
 
 def _plain(state: Any) -> Any:
