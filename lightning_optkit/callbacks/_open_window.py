@@ -5,20 +5,16 @@ from collections.abc import Collection
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
-from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_optkit._torch_private import local_shard
+from lightning_optkit.callbacks._gradients_of_processes import Gradients, are_rows
 from lightning_optkit.callbacks._metrics_so_far import held_sums
 from lightning_optkit.callbacks.seams.lightning_private import accumulates, batch_progress
 from lightning_optkit.callbacks.seams.run import Run
-from lightning_optkit.step.shards import reshard, reshard_after_failure
+from lightning_optkit.step.shards import local, reshard, reshard_after_failure
 
-__all__ = ["Gradients", "OpenWindow", "mean_gradients", "set_gradients", "set_window"]
-
-Gradients = dict[str, dict[str, Any]]  # by the parameter's name: the part that this process has, and the shape of all
+__all__ = ["OpenWindow", "set_window"]
 
 
 class OpenWindow:
@@ -58,7 +54,8 @@ class OpenWindow:
             return _gradients_of(trainer.lightning_module)
         used = {param for optimizer in self._stepped for group in optimizer.param_groups for param in group["params"]}
         gradients = _gradients_of(trainer.lightning_module, used)
-        return {name: each for name, each in gradients.items() if bool(each["part"].any())}
+        # A part of zeros may be one of a gradient that is not zero.
+        return {name: each for name, each in gradients.items() if each["rows"] or bool(each["part"].any())}
 
     def _is_open(self, trainer: pl.Trainer, is_unfinished: bool) -> bool:
         batches = batch_progress(trainer).current.ready
@@ -82,25 +79,9 @@ def _gradients_of(pl_module: pl.LightningModule, but: Collection[Tensor] = ()) -
     named = [(name, param) for name, param in pl_module.named_parameters() if param not in but]
     grads = [(name, param.grad) for name, param in named if param.grad is not None]
     return {
-        name: {"part": _local(grad).detach().to("cpu", copy=True), "shape": tuple(grad.shape)} for name, grad in grads
+        name: {"part": local(grad).detach().to("cpu", copy=True), "shape": tuple(grad.shape), "rows": are_rows(grad)}
+        for name, grad in grads
     }
-
-
-def set_gradients(pl_module: pl.LightningModule, gradients: Gradients | None) -> None:
-    """Gives the parameters these gradients; parts from another number of shards fit none."""
-    fits = gradients is not None
-    gradients = gradients or {}
-    reshard(pl_module)
-    for name, param in pl_module.named_parameters():
-        if name in gradients:
-            grad, part = torch.zeros_like(param), gradients[name]["part"]
-            if _local(grad).shape == part.shape:
-                _local(grad).copy_(part)
-                param.grad = grad
-            else:
-                fits = False
-    if not fits:
-        _warn()
 
 
 def set_window(trainer: pl.Trainer) -> None:
@@ -108,26 +89,3 @@ def set_window(trainer: pl.Trainer) -> None:
     run = Run(trainer)
     if run.accumulation_schedule is not None:
         trainer.accumulate_grad_batches = run.window
-
-
-def mean_gradients(processes: list[Gradients | None]) -> Gradients | None:
-    """The gradients that a step of all processes would use; those of several shards are not put together."""
-    known = [each for each in processes if each is not None]
-    if len(known) < len(processes):
-        return None
-    means = {}
-    for name, first in known[0].items():
-        parts = [each[name]["part"] for each in known if name in each]
-        if len(parts) == len(known) and all(part.shape == first["shape"] for part in parts):
-            means[name] = {**first, "part": torch.stack(parts).mean(0)}
-    if len(means) < len(known[0]):
-        _warn()
-    return means
-
-
-def _warn() -> None:
-    rank_zero_warn("ExactResume: the first step misses the gradients of its batches from before the checkpoint.")
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return local_shard(tensor) if hasattr(tensor, "to_local") else tensor

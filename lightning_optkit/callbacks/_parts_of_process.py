@@ -10,8 +10,9 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lightning_optkit.callbacks._cut_epoch import CutEpoch
+from lightning_optkit.callbacks._gradients_of_processes import Gradients, set_gradients
 from lightning_optkit.callbacks._metrics_so_far import metrics_so_far, set_metrics
-from lightning_optkit.callbacks._open_window import OpenWindow, set_gradients
+from lightning_optkit.callbacks._open_window import OpenWindow
 from lightning_optkit.callbacks._own_buffers import buffers_of, set_buffers
 from lightning_optkit.callbacks._plateau_steps import steps_due, take_steps
 from lightning_optkit.callbacks._switches import Switches
@@ -51,6 +52,7 @@ def give_back_parts(
     trainer: pl.Trainer,
     switches: Switches,
     saved: dict[str, Any],
+    gradients: list[Gradients | None],
     override: Callable[[object, str, Callable[..., Any]], None],
 ) -> dict[str, Any]:
     """Restores them, and returns the sums to which no batch has been added yet: to be cleared when the epoch ends.
@@ -59,10 +61,11 @@ def give_back_parts(
         trainer: The Trainer, before its first batch.
         switches: Those of its module.
         saved: The result of `parts_of_process`; older versions have fewer.
+        gradients: Those that each process has saved.
         override: Replaces a method for the rest of the fit.
     """
     switches.give_back(saved.get("switches", {}))
-    set_gradients(trainer.lightning_module, saved["gradients"])
+    set_gradients(trainer.lightning_module, saved["gradients"], gradients)
     set_buffers(trainer, saved.get("buffers", {}))
     if "metrics" not in saved:
         return {}

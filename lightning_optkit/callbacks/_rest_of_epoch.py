@@ -22,7 +22,7 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from lightning_optkit.callbacks._open_window import mean_gradients
+from lightning_optkit.callbacks._gradients_of_processes import mean_gradients
 from lightning_optkit.callbacks.seams.lightning_private import HasState, batch_progress, epoch_progress
 from lightning_optkit.callbacks.seams.run import Run
 

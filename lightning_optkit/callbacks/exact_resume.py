@@ -96,7 +96,7 @@ class ExactResume(OrderOfEpoch):
     Not exact, with a warning: another number of processes or batch size. Within an epoch, the samples not yet seen are
     dealt out anew: each is seen once, except those that are repeated to give every process the same number; order of
     the batches and random numbers differ. A window of accumulation goes on with the mean of the gradients of the
-    processes before, except those of sharded weights. This needs one loader of a map-style dataset whose sampler is a
+    processes before, as it does under another strategy. This needs one loader of a map-style dataset whose sampler is a
     `DistributedSampler` (Lightning inserts it), or in one process a `RandomSampler` or `SequentialSampler`, without
     `limit_train_batches`.
 
@@ -239,23 +239,24 @@ class ExactResume(OrderOfEpoch):
         self._switches = Switches(pl_module)
         if is_of_beginning(self._resume):
             self._begin_as_saved()
-        if self._begins:
+        if self._resume is not None:
+            self._resume, self._is_exact = state_for_these_data(
+                trainer, self._loaders, self._resume, self._dealing, self._random_state
+            )
+        # Saved in the first hook of an epoch, Lightning leaves it out, whatever the data.
+        if self._begins or (self._resume is None and trainer.fit_loop.restarted_on_epoch_start):
             leave_finished_epoch(trainer)
         if self._resume is None:
             return
-        self._resume, self._is_exact = state_for_these_data(
-            trainer, self._loaders, self._resume, self._dealing, self._random_state
-        )
-        if self._resume is None:
-            return
         ranks = self._resume["ranks"]
+        gradients = [each and each["gradients"] for each in ranks]
         fill_in(ranks, trainer.global_rank, self._random_state())
         mine = ranks[trainer.global_rank]
         if mine["finished"]:
             leave_finished_epoch(trainer)
         trainer.should_stop |= bool(self._resume.get("waits_to_stop")) and not can_stop(trainer)
         self._set_random_state(mine["now"], says=mine["finished"])
-        self._sums = give_back_parts(trainer, self._switches, mine, self._override)
+        self._sums = give_back_parts(trainer, self._switches, mine, gradients, self._override)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
         self._window.backward_begins()

@@ -101,7 +101,7 @@ class ScheduleFreeOptimizer(OnePassOptimizer):
         if "y" in state or "z" not in state or float(state["step"]) == 0:
             y: Tensor | None = state.pop("y", None)
             return y
-        # A sharded checkpoint restores only what a new optimizer's state has, so not y.
+        # Without a callback of this package, a sharded checkpoint restores only what a new optimizer's state has.
         x = param.detach().to(compute_dtype(param), copy=True)
         return x.lerp_(state["z"].to(x.dtype), 1 - self._beta(group))
 

@@ -92,8 +92,17 @@ def sgd(params):
     return torch.optim.SGD(params, lr=0.1)
 
 
+def schedule_free(params):
+    return ok.ScheduleFreeAdamW(params, lr=0.05)
+
+
 def fuse():
     return [ok.Fuse(verbose=False)]
+
+
+def switch():
+    """The module is saved with its average, beside the point where it is trained, which no new optimizer has."""
+    return [ok.ScheduleFree()]
 
 
 def average():
@@ -109,6 +118,7 @@ CASES = {
     "stopped in its first batch": (dict(optimizer=adamw, manual=True), list, None),
     "without momentum": (dict(optimizer=sgd), list, False),
     "without momentum, fused": (dict(optimizer=sgd), fuse, False),
+    "schedule-free": (dict(optimizer=schedule_free), switch, False),
     "a layer that trains later": (dict(optimizer=adamw, late=True), list, False),
     "a layer that trains later, fused": (dict(optimizer=adamw, late=True), fuse, False),
 }

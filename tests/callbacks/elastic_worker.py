@@ -39,6 +39,7 @@ WINDOWS = {  # the same with four batches per step, saved after three
     "fsdp 2": [("fsdp sharded", 2, None)],
     "fsdp 2 to 2": [("fsdp sharded", 2, 2), ("fsdp sharded", 2, None)],
     "fsdp 2 to ddp 3": [("fsdp full", 2, 2), ("ddp", 3, None)],
+    "2 to fsdp 2": [("ddp", 2, 2), ("fsdp sharded", 2, None)],
 }
 
 

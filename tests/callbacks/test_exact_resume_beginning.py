@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run that goes on from a checkpoint of before its first batch is the whole run."""
 
+from contextlib import nullcontext
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -60,6 +62,24 @@ def test_saved_in_a_hook(tmp_path, hook, kwargs):
         kwargs = {**kwargs, "max_epochs": 1}  # it saves in each
     whole = fit(callbacks=[save_in(hook, tmp_path / "saved.ckpt")], **kwargs)
     assert fit(tmp_path / "saved.ckpt", **kwargs) == whole
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["other data", "saved without it"])
+def test_an_epoch_saved_in_its_first_hook_is_not_left_out(tmp_path, is_known):
+    """Lightning counts it, and trains on no batch of it."""
+    path, batches = tmp_path / "saved.ckpt", []
+    fit(callbacks=[save_in("on_train_epoch_start", path)])  # in the second epoch
+    if not is_known:
+        saved = torch.load(path)
+        del saved["callbacks"]["ExactResume"]
+        torch.save(saved, path)
+    counts = pl.Callback()
+    counts.on_train_batch_end = lambda trainer, *_: batches.append(trainer.current_epoch)
+    counts.on_train_epoch_start = lambda trainer, *_: batches.append("begins")
+    with pytest.warns(UserWarning, match="it is not exact") if is_known else nullcontext():
+        fit(path, [counts], loader=DataLoader(DATA, 2, shuffle=not is_known), max_epochs=3)
+    num = len(DATA) // 2
+    assert batches == ["begins", *[1] * num, "begins", *[2] * num]
 
 
 @pytest.mark.parametrize("none", [dict(max_steps=0), dict(max_epochs=0), dict(max_time="00:00:00:00")], ids=str)

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler, OnExcepti
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_optkit.callbacks import ExactResume, LRSchedule
+from lightning_optkit.callbacks import ExactResume, LRSchedule, _open_window
 from lightning_optkit.callbacks._rest_of_epoch import fill_in
 from lightning_optkit.callbacks.scheduling.clock import steps_in_run
 from lightning_optkit.schedules import linear
@@ -230,6 +230,18 @@ def test_schedules_know_that_window_without_exact_resume(tmp_path):
     assert resumed.rates[7] == whole.rates[7]
 
 
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_a_part_of_zeros_is_saved_since_other_processes_may_have_others(tmp_path, monkeypatch, is_sharded):
+    class Zeros(Windows):
+        def loss(self, batch):
+            return super().loss(batch) * 0
+
+    monkeypatch.setattr(_open_window, "are_rows", lambda grad: is_sharded)
+    fit(Zeros, callbacks=[In("on_train_batch_end", (1, 0), lambda trainer: trainer.save_checkpoint(tmp_path / "x"))])
+    (saved,) = torch.load(tmp_path / "x")["callbacks"]["ExactResume"]["ranks"]
+    assert [*saved["gradients"]] == (["net.weight", "net.bias"] if is_sharded else [])
+
+
 @pytest.mark.parametrize("epoch", [0, 1, 2])
 @pytest.mark.parametrize("kwargs", [{}, dict(max_steps=14)], ids=str)
 def test_saved_in_the_first_hook_of_an_epoch(tmp_path, epoch, kwargs):
@@ -255,7 +267,7 @@ def test_saved_in_the_first_hook_of_an_epoch(tmp_path, epoch, kwargs):
 )
 @pytest.mark.parametrize("rank", [0, 1])
 def test_what_other_processes_could_not_save_on_an_exception_is_named(rank, gradients, said):
-    drawn = dict.fromkeys(("python", "numpy", "torch", "cuda"))
+    drawn = dict.fromkeys(("python", "numpy", "torch", "cuda", "own"))
     ranks = [{"now": drawn, "gradients": gradients}, None]
     with pytest.warns(UserWarning) as records:
         fill_in(ranks, rank, drawn)

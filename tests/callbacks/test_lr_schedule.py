@@ -370,6 +370,30 @@ def test_resumed_in_the_middle_of_an_epoch(fit, regression, recorder, tmp_path, 
         assert torch.equal(weight, resumed.state_dict()[name])
 
 
+@pytest.mark.parametrize("epoch", [1, 2])
+@pytest.mark.parametrize("interval", ["step", "epoch", "fractional_epoch", "sample"])
+def test_resumed_within_the_last_validation_of_an_epoch(fit, regression, tmp_path, interval, epoch):
+    """The epoch is not counted yet, though all its batches are: the run is no epoch longer."""
+
+    class Watch(pl.Callback):
+        def __init__(self):
+            self.rates = []
+
+        def on_validation_start(self, trainer, pl_module):
+            if trainer.current_epoch == epoch and not trainer.sanity_checking and trainer.ckpt_path is None:
+                trainer.save_checkpoint(tmp_path / "saved.ckpt")
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    whole, resumed = Watch(), Watch()
+    kwargs = dict(limit_val_batches=1)
+    fit(regression(sgd), quiet(linear(), interval), ExactResume(), whole, **kwargs)
+    path = tmp_path / "saved.ckpt"
+    fit(regression(sgd), quiet(linear(), interval), ExactResume(), resumed, ckpt_path=path, **kwargs)
+    assert resumed.rates == whole.rates[epoch:]
+
+
 def test_the_schedule_grows_with_max_epochs(fit, regression, recorder, tmp_path):
     save = ModelCheckpoint(tmp_path, "last", save_on_train_epoch_end=True)
     fit(regression(sgd), quiet(linear()), save, enable_checkpointing=True)

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from workers import launch
 
 from lightning_optkit.callbacks import ExactResume
+from lightning_optkit.callbacks._gradients_of_processes import mean_gradients
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ONCE = "each sample of the epoch is seen once, but batches and random numbers are others; it is not exact."
@@ -69,22 +70,44 @@ def test_within_a_window_it_is_exact_in_several_processes(several, name):
         torch.testing.assert_close(two["weights"], one["weights"], rtol=0, atol=0)
 
 
-def test_the_window_goes_on_with_the_mean_over_the_processes_before(several):
-    before, (after,) = several["windows"]["2 to 1"]
-    saved = torch.load(several["folder"] / "window 2 to 1 0.ckpt")["state_dict"]
+@pytest.mark.parametrize("name, missing", [("2 to 1", 1), ("fsdp 2 to ddp 3", 2), ("2 to fsdp 2", 1)])
+def test_the_window_goes_on_with_the_mean_over_the_processes_before(several, name, missing):
+    before, after = several["windows"][name]
+    path = several["folder"] / f"window {name} 0.ckpt"
     net = nn.Linear(2, 8)
-    net.load_state_dict({name.removeprefix("net."): value for name, value in saved.items()})
+    net.load_state_dict({key.removeprefix("net."): value for key, value in torch.load(path)["state_dict"].items()})
     first = [rank["seen"][1][: 3 * BATCH] for rank in before]
-    batches = [samples[i : i + BATCH] for samples in first for i in range(0, len(samples), BATCH)]
-    for scale, batch in [*((1 / 8, batch) for batch in batches), (1 / 4, after["seen"][1][:BATCH])]:
-        x = torch.tensor(batch).float()[:, None].expand(BATCH, 2)
-        (elastic_worker.loss(net, x) * scale).backward()
-    torch.testing.assert_close(after["grads"][0], net.weight.grad)
+    then = [rank["seen"][1][: missing * BATCH] for rank in after]
+    for seen_by in (first, then):
+        for batch in torch.tensor(seen_by).float().view(-1, BATCH, 1).expand(-1, -1, 2):
+            (elastic_worker.loss(net, batch) / 4 / len(seen_by)).backward()
+    for rank in after:
+        torch.testing.assert_close(rank["grads"][0], net.weight.grad)
+    assert not any("misses the gradients" in each for rank in after for each in rank["said"])
 
 
-def test_it_says_that_the_window_of_shards_is_lost(several):
-    said = several["windows"]["fsdp 2 to ddp 3"][1][0]["said"]
-    assert sum("the first step misses the gradients of its batches from before" in each for each in said) == 1
+def entry(part, shape, rows):
+    return {"weight": {"part": torch.tensor(part), "shape": shape, "rows": rows}}
+
+
+@pytest.mark.parametrize(
+    "processes, mean",
+    [
+        ([entry([4.0, 2.0], (2,), False), {}], [2.0, 1.0]),  # DDP with find_unused_parameters=True: it adds nothing
+        ([{}, entry([4.0, 2.0], (2,), False)], [2.0, 1.0]),
+        ([entry([1.0, 2.0], (3,), True), entry([3.0], (3,), True)], [1.0, 2.0, 3.0]),
+        ([entry([5.0], (1,), True), entry([], (1,), True)], [5.0]),
+        ([{"weight": {"part": torch.tensor([1.0]), "shape": (2,)}}] * 2, [1.0, 1.0]),  # of an older version
+    ],
+)
+def test_the_mean_of_gradients_of_which_some_are_missing_or_sharded(processes, mean):
+    assert mean_gradients(processes)["weight"]["part"].tolist() == mean
+
+
+@pytest.mark.parametrize("other", [{}, entry([1.0, 2.0], (4,), False)], ids=["a part is missing", "columns"])
+def test_it_says_that_parts_of_a_gradient_are_not_put_together(other):
+    with pytest.warns(UserWarning, match="misses the gradients of its batches .* resume from one that was saved after"):
+        assert mean_gradients([entry([1.0, 2.0], (4,), bool(not other)), other]) == {}
 
 
 # --- one process, another batch size ---

@@ -109,9 +109,11 @@ class Run:
 
     @property
     def step_in_epoch(self) -> int:
-        """Completed steps of the current epoch: 0 between two epochs."""
-        batches = int(self._batches.current.processed)
-        return 0 if batches >= self._trainer.num_training_batches else batches // self.window
+        """Completed steps of epoch number `epoch`, which is counted after its last validation only: then it is 0."""
+        epoch, batches = epoch_progress(self._trainer).current, int(self._batches.current.processed)
+        if batches < self._trainer.num_training_batches:
+            return batches // self.window
+        return math.ceil(batches / self.window) if epoch.started > epoch.processed else 0
 
     @property
     def samples_in_epoch(self) -> int | None:
@@ -158,7 +160,7 @@ class Run:
         """
         if self.max_epochs is None or math.isinf(self.steps_in_epoch):
             return self.max_steps
-        before = self._steps_before_epoch if before_epoch is None else before_epoch
+        before = self.step - self.step_in_epoch if before_epoch is None else before_epoch
         epochs = range(min(self.epoch, self.max_epochs), self.max_epochs)
         schedule, batches = self.accumulation_schedule, self._trainer.num_training_batches
         if schedule is None or not self._is_automatic:
@@ -178,15 +180,7 @@ class Run:
             steps = int(self.steps_in_epoch) * (epoch - since)
         else:
             steps = sum(math.ceil(batches / schedule.get_accumulate_grad_batches(e)) for e in range(since, epoch))
-        return steps + (self._steps_before_epoch if since else 0)
-
-    @property
-    def _steps_before_epoch(self) -> int:
-        """Completed steps at the start of epoch number `epoch`, which is counted after its last validation only."""
-        epoch, batches = epoch_progress(self._trainer).current, int(self._batches.current.processed)
-        if epoch.started > epoch.processed and batches >= self._trainer.num_training_batches:
-            return self.step - math.ceil(batches / self.window)
-        return self.step - self.step_in_epoch
+        return steps + (self.step - self.step_in_epoch if since else 0)
 
     @property
     def _batches(self) -> Any:

@@ -13,12 +13,14 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from torch.optim import Optimizer
 
 from lightning_optkit.callbacks.seams.gathered_shards import read_alone
 from lightning_optkit.callbacks.seams.matched_states import CLASSES, NAMES, aliases_of
 from lightning_optkit.callbacks.seams.whole_checkpoints import SHARED_STATE
+from lightning_optkit.step import OnePassOptimizer
 
 __all__ = ["check_named", "load_optimizers", "saved_outlines", "with_wide_integers", "without_empty_step"]
 
@@ -106,6 +108,7 @@ def load_optimizers(
             options = StateDictOptions(cpu_offload=True, strict=False)
             whole: Any = get_optimizer_state_dict(module, optimizer)[_STATE]
             state: Any = {name: _known(whole[name], given[_STATE][name]) for name in whole if name in given[_STATE]}
+            _make_room(state, optimizer, given[_STATE], f"optimizer_{place}.{_STATE}", path)
             load_shards({f"optimizer_{place}": {_STATE: state}}, checkpoint_id=path)
         else:
             options = StateDictOptions(broadcast_from_rank0=True, full_state_dict=True, strict=False)
@@ -118,6 +121,21 @@ def load_optimizers(
             set_optimizer_state_dict(module, optimizer, {_STATE: state, _GROUPS: groups}, options=options)
         finally:
             hook.remove()
+
+
+def _make_room(
+    state: dict[str, dict[str, Any]], optimizer: Optimizer, saved: Mapping[str, Any], prefix: str, path: Path
+) -> None:
+    """Adds the entries that an optimizer has at times alone, as Schedule-Free has y while its parameters hold x."""
+    carried = optimizer._carried if isinstance(optimizer, OnePassOptimizer) else ()
+    missing = [(name, key) for name in state for key in carried if key in saved[name] and key not in state[name]]
+    parts = FileSystemReader(path).read_metadata().state_dict_metadata if missing else {}
+    for name, key in missing:
+        part = parts[f"{prefix}.{name}.{key}"]
+        assert isinstance(part, TensorStorageMetadata)
+        like = next((t for t in state[name].values() if isinstance(t, torch.Tensor) and t.shape == part.size), None)
+        if like is not None:
+            state[name][key] = like.to(part.properties.dtype, copy=True)
 
 
 @contextmanager
