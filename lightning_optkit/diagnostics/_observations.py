@@ -233,7 +233,8 @@ class NonfiniteSeen:
     Args:
         step: The step.
         where: "batch", "forward" (a module), "before" (between modules, before this one), "loss" (after the last
-            module), or "gradient" (the weights are not finite, by the step before).
+            module), "gradient" (the weights are not finite, by the step before), or "process" (the same in several
+            processes, of which another one's loss may not have been finite).
         layer: The module or parameter, if known.
         detail: What was found, in words.
         rise: Loss before it, divided by the smallest loss so far; 1 if there was none.
@@ -241,7 +242,7 @@ class NonfiniteSeen:
     """
 
     step: int
-    where: Literal["batch", "forward", "before", "loss", "gradient"]
+    where: Literal["batch", "forward", "before", "loss", "gradient", "process"]
     layer: str | None
     detail: str
     rise: float

@@ -24,7 +24,7 @@ def first_nonfinite(
 
     Under manual optimization, in several processes and for a compiled module, the batch is not run again.
     """
-    rise, is_scaled = _rise(losses), loss_scaler(trainer) is not None
+    rise, is_scaled, is_alone = _rise(losses), loss_scaler(trainer) is not None, trainer.world_size == 1
     part = nonfinite_part(batch)
     if part is not None:
         return NonfiniteSeen(step, "batch", None, f"infinite or NaN: {part} of the batch", 1.0, is_scaled)
@@ -35,17 +35,19 @@ def first_nonfinite(
         # A gradient that is not finite passes on to the layers before it; those behind it stay finite.
         layer = layer_of(bad[-1]) or plain_name(bad[-1]) if len(bad) < len(params) else None
         more = f", {plain_name(bad[-1])} the last of them" if layer else ""
-        return NonfiniteSeen(max(step - 1, 0), "gradient", layer, detail + more, rise, is_scaled)
+        came_from: Literal["gradient", "process"] = "gradient" if is_alone else "process"
+        return NonfiniteSeen(max(step - 1, 0), came_from, layer, detail + more, rise, is_scaled)
     watch = FirstNonfinite(pl_module)
     try:
-        if pl_module.automatic_optimization and trainer.world_size == 1 and not is_compiled(pl_module):
+        if pl_module.automatic_optimization and is_alone and not is_compiled(pl_module):
             replayed_loss(trainer, pl_module, batch, batch_idx)
     finally:
         watch.close()
     if watch.name is not None:
         where: Literal["before", "forward"] = "before" if watch.is_before else "forward"
         return NonfiniteSeen(step, where, watch.name, watch.detail, rise, is_scaled)
-    detail = "the loss is infinite or NaN, the batch and all weights are finite"
+    of = "" if is_alone else " that this process has"
+    detail = f"the loss is infinite or NaN, the batch and all weights{of} are finite"
     return NonfiniteSeen(step, "loss", None, detail, rise, is_scaled)
 
 

@@ -33,6 +33,11 @@ def nonfinite(run: RunSeen) -> Verdict | None:
             "a step gave the weights infinite or NaN values although the loss was finite: its gradient was not",
             "ok.GradientClipping(ok.ClipNorm(1.0)), which skips such a step; and x.clamp_min(1e-6) before sqrt or norm",
         ),
+        "process": (
+            "a step gave the weights infinite or NaN values although the loss of this process was finite: its gradient "
+            "was not, or the batch or loss of another process",
+            "ok.GradientClipping(ok.ClipNorm(1.0)), which skips such a step; and look at the data of all processes",
+        ),
     }[seen.where]
     if seen.rise > 10:
         cause = f"training diverged: the loss had grown {_times(seen.rise)} times before it"

@@ -325,7 +325,7 @@ def test_processes():
     )
 
 
-@pytest.mark.parametrize("where", ["batch", "forward", "before", "loss", "gradient"])
+@pytest.mark.parametrize("where", ["batch", "forward", "before", "loss", "gradient", "process"])
 def test_nonfinite_says_what_came_first(where):
     seen = NonfiniteSeen(5, where, "net", "half of it is NaN", 1.0, False)
     assert nonfinite(RunSeen(nonfinite=seen)).evidence == "half of it is NaN"
