@@ -170,4 +170,4 @@ def test_a_run_that_diverged_does_not_look_as_if_it_had_learned():
     rows = {row[0]: row[1:] for row in comparison_rows({"lost": [lost], "half": [lost, fine]})}
     assert rows["training loss, last 5 %"] == ("not finite", "0.2, 1 without a number")
     assert rows["val_acc, last"][0] == "not finite"
-    assert "0.1 to 0.1, then not finite" in summary_text(lost)
+    assert "0.1, constant, then not finite" in summary_text(lost)
