@@ -25,22 +25,24 @@ SECONDS_FOR_OTHERS = 10.0
 def failed_alike(trainer: pl.Trainer, exception: BaseException) -> bool:
     """Whether every process has failed at the same place of the code and the run, within these seconds.
 
-    Asked by way of the store where processes meet, since a collective may be in progress.
+    Asked by way of the store where processes meet, since a collective may be in progress. One that fails since another
+    has done so, at another place, does not wait for it again.
     """
     if not isinstance(exception, Exception):  # Ctrl-C comes to each somewhere else
         return False
     frames = traceback.extract_tb(exception.__traceback__)
-    place = [type(exception).__name__, trainer.current_epoch, trainer.global_step, trainer.fit_loop.batch_idx]
-    place += [(frame.filename, frame.lineno) for frame in frames]
+    lines = [(frame.filename, frame.lineno) for frame in frames]
+    of_run = trainer.current_epoch, trainer.global_step, trainer.fit_loop.batch_idx
+    place = str((type(exception).__name__, of_run, lines))
     try:
         store = default_store()
         failures = store.add(f"lightning_optkit/failures/{trainer.global_rank}", 1)  # an earlier one is no answer
-        keys = [f"lightning_optkit/failed/{failures}/{place}/{rank}" for rank in range(trainer.world_size)]
-        store.set(keys[trainer.global_rank], "")
+        keys = [f"lightning_optkit/failed/{failures}/{rank}" for rank in range(trainer.world_size)]
+        store.set(keys[trainer.global_rank], place)
         store.wait(keys, timedelta(seconds=SECONDS_FOR_OTHERS))
+        return all(store.get(key) == place.encode() for key in keys)
     except (RuntimeError, ValueError):  # the time is over, or the process that has the store is gone
         return False
-    return True
 
 
 def wait_for_nobody(trainer: pl.Trainer, override: Callable[[object, str, Callable[..., object]], None]) -> None:
