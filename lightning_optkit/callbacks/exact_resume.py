@@ -270,8 +270,8 @@ class ExactResume(OrderOfEpoch):
         self._last = None if self._resume else self._state()  # the loops release their loaders before `teardown`
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        several = trainer.world_size > 1 and torch.distributed.is_initialized()
-        self._is_alone = several and not is_a(exception, SIGTERMException)  # which every process raises, see `_signals`
+        several = trainer.world_size > 1 and torch.distributed.is_initialized()  # SIGTERM comes to all, see `_signals`
+        self._is_alone = several and not is_a(exception, SIGTERMException)
         if self._is_alone and is_a(trainer.strategy, ModelParallelStrategy):
             self._is_alone = not failed_alike(trainer, exception)
         self._failed_to_fetch = batch_progress(trainer).total.ready == self._fetches_after
@@ -323,10 +323,9 @@ class ExactResume(OrderOfEpoch):
 
     def _epoch_begins(self, on_run_start: Callable[[DataFetcher], None], fetcher: DataFetcher) -> None:
         assert self._trainer is not None
-        self._recording = False
         self._undeal()
         saved = self._resume["ranks"][self._trainer.global_rank] if self._resume else None
-        self._resume = None
+        self._recording, self._resume = False, None
         if saved is None:
             if self._trainer.current_epoch > 0 and not (resumes(self._trainer) or restarts_epoch(self._trainer)):
                 self._note_beginning()
