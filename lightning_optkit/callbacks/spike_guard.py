@@ -136,7 +136,8 @@ class SpikeGuard(FitCallback):
         return {
             "detector": self._detector.state_dict(),
             "copies": [vars(kept) for kept in self._copies],
-            "counts": [self._rollbacks, self._since_copy, self._rewarming, self._calm],
+            "counts": [self._rollbacks, self._since_copy, self._rewarming],
+            "calm": self._calm,
             "events": [asdict(event) for event in self.events],
             "window": list(self._window),
         }
@@ -152,9 +153,10 @@ class SpikeGuard(FitCallback):
             of_copy: dict[str, Any] = dict(step=int, weights=dict, optimizers=list, callbacks=dict)
             copies = [TrainingState(**check_state(owner, kept, **of_copy)) for kept in state["copies"]]
             events = [SpikeEvent(**event) for event in state["events"]]
-            rollbacks, since_copy, rewarming, calm = (
+            rollbacks, since_copy, rewarming = (
                 count if count is None else check_int(owner, "counts", count, minimum=0) for count in state["counts"]
             )
+            calm = check_int(owner, "calm", state.get("calm", 0), minimum=0)  # no older version has it
             window = [loss.detach() for loss in state["window"]]
         except Exception as error:
             raise ValueError(
@@ -162,7 +164,7 @@ class SpikeGuard(FitCallback):
             ) from error
         self._detector, self._copies, self.events = detector, deque(copies, maxlen=_COPIES), events
         self._window, self._since_copy, self._rewarming = window, since_copy, rewarming
-        self._rollbacks, self._calm = rollbacks or 0, calm or 0
+        self._rollbacks, self._calm = rollbacks or 0, calm
         self._detector.patience = self.patience * (1 + self._rollbacks)
 
     # --- hooks, in the order Lightning calls them ---

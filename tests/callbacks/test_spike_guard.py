@@ -493,8 +493,18 @@ def test_a_damaged_state_changes_nothing():
         {**before, "detector": {}},
         {**before, "events": 3},
         {**before, "counts": [1]},
+        {**before, "calm": -1},
         {**before, "copies": [{}]},
     ):
         with pytest.raises((TypeError, ValueError)):
             guarded.load_state_dict(damaged)
         assert equal(guarded.state_dict(), before)
+
+
+def test_a_state_of_an_older_version_goes_on_from_its_older_copy():
+    guarded, older = guard(every=4), guard(every=4)
+    fit(Net(), guarded, steps=110)
+    state = guarded.state_dict()
+    del state["calm"]
+    older.load_state_dict(state)
+    assert equal(older.state_dict(), {**guarded.state_dict(), "calm": 0})
