@@ -5,12 +5,15 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import BaseFinetuning
+from runs_saved_once import Saves, trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_optkit.callbacks import ExactResume
-
 pytestmark = pytest.mark.filterwarnings("ignore")
+PLACES = (
+    (1, 2),
+    (1,),
+)  # in the second epoch: at the end of its third batch or in the validation after it, and at its end
 
 
 class Net(pl.LightningModule):
@@ -46,32 +49,9 @@ class Thaws(BaseFinetuning):
             self.unfreeze_and_add_param_group(pl_module.net[0], optimizer, lr=0.1)
 
 
-class Saves(pl.Callback):
-    """In the second epoch, at the end of its third batch or in the validation after it, and at the epoch's end."""
-
-    def __init__(self, path, hook):
-        self.path = path
-        setattr(self, hook, self.save)
-
-    def save(self, trainer, pl_module, *batch):
-        if (trainer.current_epoch, *batch[2:]) in ((1, 2), (1,)) and not self.path.exists():
-            trainer.save_checkpoint(self.path)
-
-
 def fit(module, *callbacks, ckpt_path=None):
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=3,
-        val_check_interval=3,
-        num_sanity_val_steps=0,
-        callbacks=[ExactResume(), *callbacks],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
     data = TensorDataset(torch.randn(24, 2, generator=torch.Generator().manual_seed(1)))
-    trainer.fit(module, DataLoader(data, 4, shuffle=True), DataLoader(data, 24), ckpt_path=ckpt_path)
+    trainer(*callbacks).fit(module, DataLoader(data, 4, shuffle=True), DataLoader(data, 24), ckpt_path=ckpt_path)
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
@@ -79,23 +59,23 @@ def fit(module, *callbacks, ckpt_path=None):
 @pytest.mark.parametrize("callbacks", [(), (Thaws,)], ids=["by the module", "by BaseFinetuning"])
 def test_what_a_run_has_switched_is_so_when_it_goes_on(tmp_path, hook, callbacks):
     path, switches = tmp_path / "saved.ckpt", None if callbacks else True
-    whole = fit(Net(switches), Saves(path, hook), *(each() for each in callbacks))
+    whole = fit(Net(switches), Saves(path, hook, *PLACES), *(each() for each in callbacks))
     resumed = fit(Net(switches), *(each() for each in callbacks), ckpt_path=path)
     torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
 
 
 def test_a_module_that_was_switched_before_says_so_again_in_its_next_file(tmp_path):
     first, second, module = tmp_path / "first.ckpt", tmp_path / "second.ckpt", Net()
-    whole = fit(module, Saves(first, "on_train_batch_end"))
+    whole = fit(module, Saves(first, "on_train_batch_end", *PLACES))
     module.net[1].eval(), module.net[0].requires_grad_(False)  # as an exception leaves it
-    fit(module, Saves(second, "on_validation_end"), ckpt_path=first)
+    fit(module, Saves(second, "on_validation_end", *PLACES), ckpt_path=first)
     torch.testing.assert_close(fit(Net(), ckpt_path=second), whole, rtol=0, atol=0)
 
 
 def test_what_the_program_has_switched_is_its_own(tmp_path):
     frozen = Net(switches=False)
     frozen.net[0].requires_grad_(False)
-    fit(frozen, Saves(tmp_path / "frozen.ckpt", "on_train_batch_end"))
+    fit(frozen, Saves(tmp_path / "frozen.ckpt", "on_train_batch_end", *PLACES))
     thawed = Net(switches=False)
     fit(thawed, ckpt_path=tmp_path / "frozen.ckpt")
     assert thawed.net[0].weight.requires_grad

@@ -8,10 +8,10 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from runs_saved_once import Saves, trainer
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset
 
-from lightning_optkit.callbacks import ExactResume
 from lightning_optkit.callbacks.seams.own_generators import generators_of, set_state_of, state_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -116,31 +116,10 @@ class Net(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
-class Saves(pl.Callback):
-    def __init__(self, path, hook, at):
-        self.path, self.at = path, at
-        setattr(self, hook, self.save)
-
-    def save(self, trainer, pl_module, *batch):
-        if (trainer.current_epoch, *batch[2:]) == self.at and not self.path.exists():
-            trainer.save_checkpoint(self.path)
-
-
 def fit(loader, *callbacks, draws=False, ckpt_path=None):
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=3,
-        val_check_interval=3,
-        num_sanity_val_steps=0,
-        callbacks=[ExactResume(), *callbacks],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
     torch.manual_seed(1 if ckpt_path is None else 2)
     module = Net(draws)
-    trainer.fit(module, loader, DataLoader(Plain(), SAMPLES), ckpt_path=ckpt_path)
+    trainer(*callbacks).fit(module, loader, DataLoader(Plain(), SAMPLES), ckpt_path=ckpt_path)
     return module
 
 
