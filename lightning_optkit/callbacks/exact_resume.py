@@ -201,7 +201,8 @@ class ExactResume(OrderOfEpoch):
         self._at_end(self._undeal)
         self._forget()
         self._trainer, self._world_size, self._is_alone = trainer, trainer.world_size, False
-        self._last, self._resume, self._cut, self._places = None, None, None, {}
+        self._last = self._resume = self._cut = None
+        self._places = {}
         self._seed_before = (seed_of_process(),)
         self._signals = DeferredSignals(trainer, self._override)
         save_behind_module(trainer, pl_module, self._override)
@@ -216,10 +217,8 @@ class ExactResume(OrderOfEpoch):
         self._stand_before(loop, AFTER_EPOCH, self._epoch_ends)
         for name in VALIDATIONS:
             self._stand_before(epoch_loop.val_loop, name, self._validate)
-        self._validation, self._reloads = (
-            OpenValidation(trainer, self._stand_before),
-            Reloads(trainer, self._stand_before),
-        )
+        self._validation = OpenValidation(trainer, self._stand_before)
+        self._reloads = Reloads(trainer, self._stand_before)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -270,8 +269,8 @@ class ExactResume(OrderOfEpoch):
         self._last = None if self._resume else self._state()  # the loops release their loaders before `teardown`
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        several = trainer.world_size > 1 and torch.distributed.is_initialized()  # SIGTERM comes to all, see `_signals`
-        self._is_alone = several and not is_a(exception, SIGTERMException)
+        several = trainer.world_size > 1 and torch.distributed.is_initialized()
+        self._is_alone = several and not is_a(exception, SIGTERMException)  # which every process raises, see `_signals`
         if self._is_alone and is_a(trainer.strategy, ModelParallelStrategy):
             self._is_alone = not failed_alike(trainer, exception)
         self._failed_to_fetch = batch_progress(trainer).total.ready == self._fetches_after
@@ -323,9 +322,10 @@ class ExactResume(OrderOfEpoch):
 
     def _epoch_begins(self, on_run_start: Callable[[DataFetcher], None], fetcher: DataFetcher) -> None:
         assert self._trainer is not None
+        self._recording = False
         self._undeal()
         saved = self._resume["ranks"][self._trainer.global_rank] if self._resume else None
-        self._recording, self._resume = False, None
+        self._resume = None
         if saved is None:
             if self._trainer.current_epoch > 0 and not (resumes(self._trainer) or restarts_epoch(self._trainer)):
                 self._note_beginning()
