@@ -88,7 +88,10 @@ def _parts(owner: object) -> Iterator[tuple[str, object]]:
         entries = owner.items() if isinstance(owner, dict) else enumerate(owner)
         yield from ((f"[{key!r}]", each) for key, each in entries if len(owner) <= _ENTRIES)
     else:
-        yield from ((f".{name}", each) for name, each in getattr(owner, "__dict__", {}).items())
+        own = getattr(
+            owner, "__dict__", {}
+        )  # of loaders that it sees made, Lightning keeps the arguments a second time
+        yield from ((f".{name}", own[name]) for name in sorted(own, key=lambda name: name.startswith("_")))
 
 
 def _plain(state: Any) -> Any:

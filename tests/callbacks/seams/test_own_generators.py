@@ -159,3 +159,13 @@ def test_what_is_searched():
     assert not generators_of([loader], nn.Linear(1, 1), [loader.generator])  # it is known; and the list is long
     loader.dataset.parts = (loader.generator, torch.default_generator, np.random.default_rng())
     assert list(generators_of([loader], Net(), [loader.generator])) == ["module.net.noise", "loader 0.dataset.parts[2]"]
+
+
+def test_a_generator_is_named_alike_whether_or_not_lightning_saw_its_loader_made():
+    names = []
+    for is_seen in (True, False):
+        loader = DataLoader(Noisy("PCG64"), 2)
+        seen = {"__pl_saved_args": (loader.dataset,), "__dataset": loader.dataset} if is_seen else {}
+        loader.__dict__ = {**seen, **vars(loader)}
+        names.append(list(generators_of([loader], nn.Linear(1, 1), [])))
+    assert names == [["loader 0.dataset.rng"]] * 2
