@@ -19,7 +19,10 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
+import lightning_optkit as ok
+
 QUIET = dict(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+IMPORTED = [getattr(ok, name) for name in ok.__all__]  # else each process imports what its run comes by
 KINDS = {"one": 1, "ddp": 2, "fsdp full": 2, "fsdp sharded": 2}  # the number of processes
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two processes (FSDP2) measure a fit that validates, and one that does not; each saves what was seen.
 
-Usage: python after_validation_worker.py FOLDER. Lightning starts the second process.
+Usage: python after_validation_worker.py FOLDER. Started in two processes.
 """
 
 import os

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains with batches that grow, and in each regime, in one process or two; saves the weights and the samples seen.
 
-Usage: python batch_size_schedule_worker.py FILE PROCESSES. Lightning starts the second process.
+Usage: python batch_size_schedule_worker.py FILE PROCESSES. Started in two processes.
 """
 
 import os

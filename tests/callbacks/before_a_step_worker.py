@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two processes (FSDP2) save states of optimizers that are not there yet, and go on from them.
 
-Usage: python before_a_step_worker.py FOLDER CASE.... Lightning starts the second process.
+Usage: python before_a_step_worker.py FOLDER CASE.... Started in two processes.
 """
 
 import os

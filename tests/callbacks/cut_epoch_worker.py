@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two processes (FSDP2) stop within an epoch and a window, save after the fit, and go on; each saves its weights.
 
-Usage: python cut_epoch_worker.py FOLDER. Lightning starts the second process.
+Usage: python cut_epoch_worker.py FOLDER. Started in two processes.
 """
 
 import os

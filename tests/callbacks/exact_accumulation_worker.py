@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains on samples of unequal token counts in one process or two and saves the weights of the first.
 
-Usage: python exact_accumulation_worker.py PATH PROCESSES. Lightning starts the second process.
+Usage: python exact_accumulation_worker.py PATH PROCESSES. Started in two processes.
 """
 
 import os

@@ -2,7 +2,7 @@
 """Two processes train with dropout and shuffling, once whole and twice resumed, from the middle of a run and from a
 checkpoint written after a shorter one; then so with loaders that are made again. Each saves its weights.
 
-Usage: python exact_resume_worker.py FOLDER. Lightning starts the second process.
+Usage: python exact_resume_worker.py FOLDER. Started in two processes.
 """
 
 import os

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two processes (DDP), of which one fails; and, started again, a whole run and one resumed from what was saved.
 
-Usage: python exception_worker.py FOLDER raises|resumed. Lightning starts the second process.
+Usage: python exception_worker.py FOLDER raises|resumed. Started in two processes.
 """
 
 import os

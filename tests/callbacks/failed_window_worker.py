@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two processes (FSDP2) fail within a window of accumulation, and go on from the file of it; each saves its weights.
 
-Usage: python failed_window_worker.py FOLDER. Lightning starts the second process.
+Usage: python failed_window_worker.py FOLDER. Started in two processes.
 """
 
 import os

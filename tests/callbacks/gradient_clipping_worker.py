@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains with clips, folded and not, on one process, two (DDP), or with sharded parameters (FSDP2); saves the weights.
 
-Usage: python gradient_clipping_worker.py OUTPUT WORLD_SIZE. Lightning starts the second process.
+Usage: python gradient_clipping_worker.py OUTPUT WORLD_SIZE. Started in two processes.
 """
 
 import os

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains on two processes (DDP), healthy or broken, and saves the verdicts of each rank.
 
-Usage: python gradient_health_worker.py OUTPUT CASE. Lightning starts the second process.
+Usage: python gradient_health_worker.py OUTPUT CASE. Started in two processes.
 """
 
 import os

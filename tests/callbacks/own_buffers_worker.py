@@ -2,7 +2,7 @@
 """Two processes with BatchNorm statistics of their own train, once whole and once resumed; each saves its buffers.
 So do two with directions of `LookSAM` of their own; one of these has overflowed.
 
-Usage: python own_buffers_worker.py FOLDER. Lightning starts the second process.
+Usage: python own_buffers_worker.py FOLDER. Started in two processes.
 """
 
 import os

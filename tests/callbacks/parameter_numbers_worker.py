@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two processes (FSDP2) resume what one process saved with groups in another order than the module's, and save it.
 
-Usage: python parameter_numbers_worker.py FOLDER CASE.... Lightning starts the second process.
+Usage: python parameter_numbers_worker.py FOLDER CASE.... Started in two processes.
 """
 
 import os

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains attention with QKClip on one process or two (DDP, FSDP2, tensor parallelism), and saves the weights.
 
-Usage: python qk_clip_worker.py OUTPUT WORLD_SIZE. Lightning starts the second process.
+Usage: python qk_clip_worker.py OUTPUT WORLD_SIZE. Started in two processes.
 """
 
 import os

@@ -28,7 +28,7 @@ DIVISIONS = {  # settings and the places of parameters
     "moved": [(SLOW, (5, 3)), (FAST, (2, 1, 0, 4))],
     "joined": [(FAST, range(6))],
     "halves": [(FAST, (0, 2, 1)), (FAST, (3, 4, 5))],
-    "divided": [(FAST, (0,)), (FAST, (2, 1)), (SLOW, (4, 5)), (SLOW, (3,))],
+    "divided": [(SLOW, (4, 5)), (FAST, (0,)), (SLOW, (3,)), (FAST, (2, 1))],
     "fewer": [(FAST, (0, 2)), (SLOW, (3, 4, 5))],
 }
 CASES = {
@@ -119,7 +119,7 @@ if __name__ == "__main__":
     for saver in KINDS:
         attempted("ours", "saved", saver, path=folder / f"{saver}.ckpt", schedule=True)
     for saver, loader in PAIRS:
-        for division in ("saved", "reordered", "divided", "moved"):
+        for division in ("saved", "divided", "moved"):
             path = folder / f"{saver}.ckpt"
             results[saver, loader, division] = attempted("ours", division, loader, ckpt_path=path, schedule=True)
     path = folder / "never averaged.ckpt"
@@ -128,7 +128,7 @@ if __name__ == "__main__":
     for saver in KINDS:
         attempted("with", "saved", saver, path=folder / f"averaged {saver}.ckpt")
         for case in AVERAGES:
-            for loader in ("one", saver):
+            for loader in {"one", saver}:
                 path = folder / f"averaged {saver}.ckpt"
                 results["averaged", saver, case, loader] = attempted(case, "saved", loader, ckpt_path=path)
     for saver, loader in [("fsdp full", "fsdp full"), ("fsdp sharded", "fsdp sharded"), ("fsdp sharded", "one")]:

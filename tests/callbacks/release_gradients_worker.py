@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs each case of test_release_gradients_sharded.py twice in two processes, with and without released gradients.
 
-Usage: python release_gradients_worker.py OUTPUT_FOLDER CASE [CASE ...]. Lightning starts the second process.
+Usage: python release_gradients_worker.py OUTPUT_FOLDER CASE [CASE ...]. Started in two processes.
 """
 
 import os

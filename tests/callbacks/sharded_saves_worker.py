@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two processes (FSDP2) save checkpoints, sharded and full, damage the newest, and resume; each saves its weights.
 
-Usage: python sharded_saves_worker.py FOLDER. Lightning starts the second process.
+Usage: python sharded_saves_worker.py FOLDER. Started in two processes.
 """
 
 import os

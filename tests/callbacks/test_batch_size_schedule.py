@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 import csv
-import os
-import subprocess
-import sys
 from itertools import chain
 from pathlib import Path
 
@@ -18,6 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sequenti
 from lightning_optkit.callbacks import BatchRegime, BatchSizeSchedule, ExactResume, Fuse, LRSchedule
 from lightning_optkit.callbacks.scheduling.lr_scaling import multiply_bases
 from lightning_optkit.schedules import constant, linear, piecewise_constant, warmup_cosine
+from tests.workers import launch
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -404,16 +402,10 @@ def test_fast_dev_run(train):
 
 
 def test_two_processes(tmp_path):
-    launched = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_PORT", "PL_GLOBAL_SEED")
-    environment = {name: value for name, value in os.environ.items() if name not in launched}
     worker, results = Path(__file__).with_name("batch_size_schedule_worker.py"), {}
     for processes in (1, 2):
         path = tmp_path / f"{processes}.pt"
-        done = subprocess.run(
-            [sys.executable, str(worker), str(path), str(processes)],
-            env=environment, capture_output=True, text=True, timeout=200,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        launch(worker, path, processes, processes=processes, timeout=200)
         results[processes] = torch.load(path)
     assert results[1]["steps"] == 6 + 3 + 2
     assert results[1]["samples"] == 72

@@ -1,7 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -10,6 +7,7 @@ import torch
 from torch import nn
 
 from lightning_optkit.callbacks import ExactAccumulation, ExactResume, Fuse
+from tests.workers import launch
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -129,16 +127,10 @@ def test_bad_input(regression, make_trainer, data):
 
 
 def test_two_processes(tmp_path):
-    launched = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_PORT", "PL_GLOBAL_SEED")
-    environment = {name: value for name, value in os.environ.items() if name not in launched}
     worker = Path(__file__).with_name("exact_accumulation_worker.py")
     results = {}
     for processes in (1, 2):
         path = tmp_path / f"{processes}.pt"
-        done = subprocess.run(
-            [sys.executable, str(worker), str(path), str(processes)],
-            env=environment, capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        launch(worker, path, processes, processes=processes, timeout=120)
         results[processes] = torch.load(path)
     torch.testing.assert_close(results[2], results[1], rtol=0, atol=1e-6)

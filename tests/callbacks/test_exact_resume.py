@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-import os
 import random
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -17,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from lightning_optkit.callbacks import BatchSizeSchedule, ExactResume, Fuse
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from workers import launch
+from tests.workers import launch
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -474,13 +472,7 @@ def test_progress_is_told(resumed_and_whole, printed, monkeypatch):
 
 
 def test_two_processes(tmp_path):
-    launched = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_PORT", "PL_GLOBAL_SEED")
-    environment = {name: value for name, value in os.environ.items() if name not in launched}
-    worker = Path(__file__).with_name("exact_resume_worker.py")
-    done = subprocess.run(
-        [sys.executable, str(worker), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
+    launch(Path(__file__).with_name("exact_resume_worker.py"), tmp_path, processes=2, timeout=120)
     for rank in range(2):
         whole, *others = (torch.load(tmp_path / f"{name} {rank}.pt") for name in ("whole", "resumed", "longer"))
         assert [len(other["seen"]) for other in others] == [6, 4]
@@ -495,13 +487,13 @@ def test_two_processes(tmp_path):
 
 def test_one_process_that_fails_leaves_a_file_at_once(tmp_path):
     worker = Path(__file__).with_name("exception_worker.py")
-    launch(worker, tmp_path, "raises", timeout=100)
+    launch(worker, tmp_path, "raises", processes=2, timeout=100)
     failed = [torch.load(tmp_path / f"raises {rank}.pt") for rank in range(2)]
     assert [each["error"] for each in failed] == ["RuntimeError", "KeyError"]
     assert all(each["took"] < 10 for each in failed)  # the time-out of the group is 30 minutes
     ranks = torch.load(tmp_path / "raises.ckpt", weights_only=True)["callbacks"]["ExactResume"]["ranks"]
     assert [rank is None for rank in ranks] == [False, True]
-    launch(worker, tmp_path, "resumed", timeout=100)
+    launch(worker, tmp_path, "resumed", processes=2, timeout=100)
     for rank in range(2):
         whole, resumed = (torch.load(tmp_path / f"{name} {rank}.pt") for name in ("whole", "resumed from raises"))
         assert (

@@ -19,7 +19,7 @@ worker = load_worker(WORKER)
 def found(tmp_path_factory):
     """The folder, and what both processes found."""
     folder = tmp_path_factory.mktemp("before a step")
-    launch(WORKER, folder, timeout=180)
+    launch(WORKER, folder, processes=2, timeout=180)
     return folder, [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -12,7 +12,7 @@ from tests.workers import launch
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     folder = tmp_path_factory.mktemp("failed")
-    launch(Path(__file__).with_name("failed_window_worker.py"), folder, timeout=100)
+    launch(Path(__file__).with_name("failed_window_worker.py"), folder, processes=2, timeout=100)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -12,9 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from workers import launch
-
 from lightning_optkit.callbacks import ExactResume
+from tests.workers import launch
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 LINE = "You're resuming from a checkpoint that ended before the epoch ended and your dataloader is not resumable."
@@ -194,5 +193,5 @@ def test_fsdp2_goes_on_within_the_window_in_which_it_was_stopped(two_processes, 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cut")
-    launch(Path(__file__).with_name("cut_epoch_worker.py"), folder, timeout=100)
+    launch(Path(__file__).with_name("cut_epoch_worker.py"), folder, processes=2, timeout=100)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]

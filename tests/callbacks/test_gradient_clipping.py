@@ -3,9 +3,6 @@
 
 import copy
 import csv
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -17,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning_optkit.callbacks import Fuse, GradientClipping
 from lightning_optkit.clipping import AutoClip, ClipNorm, ClipPerTensor, ClipUnitwise, ClipValue, ZClip
 from lightning_optkit.optimizers import AdamW
+from tests.workers import launch
 
 CLIPS = {
     "norm": ClipNorm(0.1),
@@ -162,10 +160,8 @@ def test_each_fit_starts_with_what_the_user_gave(regression, fit):
 
 def test_two_processes_equal_one(tmp_path):
     worker = Path(__file__).parent / "gradient_clipping_worker.py"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for world_size in (1, 2):
-        command = [sys.executable, str(worker), str(tmp_path / f"{world_size}.pt"), str(world_size)]
-        subprocess.run(command, check=True, env=environment, timeout=300)
+        launch(worker, tmp_path / f"{world_size}.pt", world_size, processes=world_size, timeout=250)
     one, two = (torch.load(tmp_path / f"{world_size}.pt") for world_size in (1, 2))
     expected = {name: weights for name, _, weights in one}
     assert len(expected) == 3 * len(CLIPS) - 1 + 6  # folded, in its own pass, with NaN except by value; and left out

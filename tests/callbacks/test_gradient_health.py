@@ -765,7 +765,7 @@ def test_an_exception_leaves_nothing_behind(make_trainer):
     ],
 )
 def test_on_two_processes(tmp_path, case, expected):
-    launch(Path(__file__).parent / "gradient_health_worker.py", tmp_path, case, timeout=120)
+    launch(Path(__file__).parent / "gradient_health_worker.py", tmp_path, case, processes=2, timeout=120)
     for rank in range(2):
         verdicts = json.loads((tmp_path / f"{case}.{rank}.json").read_text())
         assert [verdict["symptom"] for verdict in verdicts] == expected

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from workers import launch, load_worker
+from tests.workers import launch, load_worker
 
 WORKER = Path(__file__).with_name("own_buffers_worker.py")
 worker = load_worker(WORKER)
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("buffers")
-    launch(WORKER, folder, timeout=150)
+    launch(WORKER, folder, processes=2, timeout=150)
     return folder, [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """QKClip in real Trainers, against the algorithm of the report written out around a plain loop."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -16,6 +13,7 @@ from lightning_optkit.averaging import EMA
 from lightning_optkit.callbacks import Fuse, QKClip, WeightAveraging
 from lightning_optkit.optimizers import Muon
 from lightning_optkit.regularization import max_logits
+from tests.workers import launch
 
 DATA = torch.randn(8, 5, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 3
 TARGET = torch.randn(8, 5, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
@@ -149,10 +147,8 @@ def test_with_muon_logits_stay_below_the_threshold(make_trainer, net):
 
 def test_the_logits_of_all_processes_count(tmp_path):
     worker = Path(__file__).parent / "qk_clip_worker.py"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for world_size in (1, 2):
-        command = [sys.executable, str(worker), str(tmp_path / f"{world_size}"), str(world_size)]
-        subprocess.run(command, check=True, env=environment, timeout=300)
+        launch(worker, tmp_path / f"{world_size}", world_size, processes=world_size, timeout=250)
     expected, logits = torch.load(tmp_path / "1.0")
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -19,7 +19,7 @@ def ranks(tmp_path_factory):
     """ranks[case]: what the two processes found. All cases run in the same two processes, one after another."""
     folder = tmp_path_factory.mktemp("released")
     cases = [*worker.CASES, *worker.REFUSED]
-    launch(WORKER, folder, *cases, timeout=180)
+    launch(WORKER, folder, *cases, processes=2, timeout=180)
     return {case: [torch.load(folder / f"{case} {rank}.pt") for rank in range(2)] for case in cases}
 
 

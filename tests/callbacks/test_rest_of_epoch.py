@@ -13,10 +13,10 @@ import torch
 from elastic_worker import BATCH, SAMPLES
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
-from workers import launch
 
 from lightning_optkit.callbacks import ExactResume
 from lightning_optkit.callbacks._gradients_of_processes import mean_gradients
+from tests.workers import launch
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ONCE = "each sample of the epoch is seen once, but batches and random numbers are others; it is not exact."

@@ -24,7 +24,8 @@ from lightning_optkit.callbacks.seams.whole_checkpoints import CHECKSUMS, SHARED
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 import torture
-from workers import launch
+
+from tests.workers import launch
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 CONTENT = torture.content(3)
@@ -404,7 +405,7 @@ def test_lightning_checkpoints_of_modules_load(fit, regression, tmp_path):
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
-    launch(Path(__file__).with_name("sharded_saves_worker.py"), folder, timeout=100)
+    launch(Path(__file__).with_name("sharded_saves_worker.py"), folder, processes=2, timeout=100)
     return folder, [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

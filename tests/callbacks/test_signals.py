@@ -14,9 +14,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from signal_worker import FAILS, KINDS, STOPS
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from workers import launch
 
 from lightning_optkit.callbacks import ExactResume
+from tests.workers import launch
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SECONDS = 40  # on a busy machine; the time-out of the group is a minute here, half an hour by default

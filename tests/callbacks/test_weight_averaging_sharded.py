@@ -25,7 +25,7 @@ def ranks(tmp_path_factory):
         trainer = worker.trainer_of("one", [worker.WeightAveraging(worker.EMA(0.5))], epochs=2)
         trainer.fit(worker.Regression(frozen=True))
     trainer.save_checkpoint(folder / worker.FROZEN)
-    launch(WORKER, folder, *worker.CASES, timeout=180)
+    launch(WORKER, folder, *worker.CASES, processes=2, timeout=180)
     found = {case: [torch.load(folder / f"{case} {rank}.pt") for rank in range(2)] for case in worker.CASES}
     found["frozen"] = [folder / worker.FROZEN, *(torch.load(folder / f"frozen {rank}.pt") for rank in range(2))]
     found["rings"] = [torch.load(folder / f"rings {rank}.pt") for rank in range(2)]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs cases of test_weight_averaging_sharded.py in two processes and saves, per rank, what they found.
 
-Usage: python weight_averaging_worker.py OUTPUT_FOLDER CASE [CASE ...]. Lightning starts the second process.
+Usage: python weight_averaging_worker.py OUTPUT_FOLDER CASE [CASE ...]. Started in two processes.
 """
 
 import os

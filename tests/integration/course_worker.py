@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs cases of test_course.py in two processes and saves, per rank, weights, optimizer state and what each step saw.
 
-Usage: python course_worker.py OUTPUT_FOLDER CASE [CASE ...]. Lightning starts the second process.
+Usage: python course_worker.py OUTPUT_FOLDER CASE [CASE ...]. Started in two processes.
 """
 
 import os

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs cases of test_ddp.py in two processes and saves, per rank, what its module and optimizer hold.
 
-Usage: python ddp_worker.py OUTPUT_FOLDER CASE [CASE ...]. Lightning starts the second process.
+Usage: python ddp_worker.py OUTPUT_FOLDER CASE [CASE ...]. Started in two processes.
 """
 
 import os

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the cases of test_regularizers.py in two processes and saves, per rank, what is left after each.
 
-Usage: python regularizer_worker.py OUTPUT_FOLDER CASE [CASE ...]. Lightning starts the second process.
+Usage: python regularizer_worker.py OUTPUT_FOLDER CASE [CASE ...]. Started in two processes.
 """
 
 import os

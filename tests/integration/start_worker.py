@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the cases of test_start.py, in two processes when given a folder, and saves per rank what came of them.
 
-Usage: python start_worker.py OUTPUT_FOLDER. Lightning starts the second process.
+Usage: python start_worker.py OUTPUT_FOLDER. Started in two processes.
 """
 
 import os

@@ -19,7 +19,7 @@ worker = load_worker(WORKER)
 def ranks(tmp_path_factory):
     """ranks[case]: what the two processes hold after it. All cases run in the same two processes, one after another."""
     folder = tmp_path_factory.mktemp("ddp")
-    launch(WORKER, folder, *worker.CASES, timeout=120)
+    launch(WORKER, folder, *worker.CASES, processes=2, timeout=120)
     return {case: [torch.load(folder / f"{case} {rank}.pt") for rank in range(2)] for case in worker.CASES}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from workers import launch
+from tests.workers import launch
 
 
 def test_runs_that_are_killed_end_as_those_that_are_not(tmp_path):

@@ -24,7 +24,6 @@ import past_bugs_worker
 import test_left_out as left_out
 import whole_run
 from test_left_out import SaveAt, runs  # noqa: F401  a fixture
-from workers import launch
 
 from lightning_optkit.callbacks import (
     ExactResume,
@@ -36,6 +35,7 @@ from lightning_optkit.callbacks import (
 )
 from lightning_optkit.callbacks.seams import sealed_files, sharded_saves, whole_checkpoints
 from lightning_optkit.callbacks.seams.whole_checkpoints import damage_of
+from tests.workers import launch
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

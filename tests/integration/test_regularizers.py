@@ -34,7 +34,7 @@ def own_random_numbers():
 def ranks(tmp_path_factory):
     """ranks[case]: what the two processes hold after it. All cases run in the same two processes, one after another."""
     folder = tmp_path_factory.mktemp("ddp")
-    launch(WORKER, folder, *worker.CASES, timeout=240)
+    launch(WORKER, folder, *worker.CASES, processes=2, timeout=240)
     names = [*worker.CASES, *(f"{case}, sharded" for case in worker.SHARDED)]
     return {name: [torch.load(folder / f"{name} {rank}.pt") for rank in range(2)] for name in names}
 

@@ -22,7 +22,7 @@ worker = load_worker(WORKER)
 def folder(tmp_path_factory):
     """What the two processes saved. All cases run in the same two, one after another."""
     folder = tmp_path_factory.mktemp("start")
-    launch(WORKER, folder, timeout=180)
+    launch(WORKER, folder, processes=2, timeout=180)
     return folder
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from workers import launch
+from tests.workers import launch
 
 
 @pytest.mark.slow

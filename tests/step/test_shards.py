@@ -2,13 +2,12 @@
 """Parameters sharded over two processes, against the same training in one."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.workers import launch
 
 WORKER = Path(__file__).with_name("sharded_worker.py")
 SPEC = importlib.util.spec_from_file_location("sharded_step_worker", WORKER)
@@ -19,9 +18,7 @@ SPEC.loader.exec_module(worker)
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     output = tmp_path_factory.mktemp("sharded") / "results.pt"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, str(WORKER), str(output)], check=True, env=environment, timeout=300)
+    launch(WORKER, output, processes=2, timeout=250)
     return torch.load(output)
 
 

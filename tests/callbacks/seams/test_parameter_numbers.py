@@ -7,7 +7,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from workers import launch, load_worker
+from tests.workers import launch, load_worker
 
 WORKER = Path(__file__).parents[1] / "parameter_numbers_worker.py"
 worker = load_worker(WORKER)
@@ -24,7 +24,7 @@ def results(tmp_path_factory):
         whole[case] = [worker.run(case, epochs)[1] for epochs in (2, 3)]
     trainer, _ = worker.run("Fuse", 1, without=True)
     trainer.save_checkpoint(folder / "without.ckpt")
-    launch(WORKER, folder, timeout=100)
+    launch(WORKER, folder, processes=2, timeout=100)
     return folder, whole, torch.load(folder / "0.pt")
 
 
