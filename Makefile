@@ -25,9 +25,10 @@ $(INSTALLED): $(SOURCES)
 demo: $(INSTALLED)
 	$(BIN)/optkit demo
 
-# One process per core, a file in one process: threads that wait must sleep, or they take the other process's core.
+# One process per core, a file in one process: threads that wait must sleep, or they take the other process's core. The tests
+# start hundreds of processes, so that what they import is compiled once even where it is not meant to be kept.
 test: $(INSTALLED)
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --dist loadfile -m 'not slow and not gpu'
+	PYTHONDONTWRITEBYTECODE= OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --dist loadfile -m 'not slow and not gpu'
 
 test-slow: $(INSTALLED)
 	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest -q -m '(slow or hypothesis) and not gpu'

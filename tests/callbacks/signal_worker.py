@@ -23,6 +23,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_optkit.callbacks import ExactResume
+from lightning_optkit.callbacks.seams import failed_alone
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from forked import KINDS, QUIET, finish, start, strategy_of, values
@@ -111,6 +112,7 @@ def fail(folder, kind, case):
 if __name__ == "__main__":
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
+    failed_alone.SECONDS_FOR_OTHERS = 3.0  # a process whose other one does not fail waits all of it
     folder = Path(sys.argv[1])
     result = {"whole": {kind: values(partial(run, folder, kind), KINDS[kind])[0] for kind in KINDS}}
     result["stopped"] = {each: stop(folder / " ".join(each), *each) for each in STOPS}
