@@ -3,10 +3,12 @@
 
 import ast
 import difflib
+import inspect
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
-__all__ = ["about_missing", "near_names"]
+__all__ = ["about_missing", "is_asked_by_import", "is_module", "near_names"]
 
 _PACKAGE = Path(__file__).parent
 
@@ -22,16 +24,28 @@ def near_names(name: str, names: Iterable[str]) -> list[str]:
     return [by_lower[each] for each in difflib.get_close_matches(name.lower(), by_lower, cutoff=0.7)]
 
 
-def about_missing(name: str, at_top: Iterable[str]) -> str:
+def is_asked_by_import() -> bool:
+    """Whether whoever called the caller is the import system, and no `getattr` or `hasattr` of the user."""
+    frame = inspect.currentframe()
+    asking = frame and frame.f_back and frame.f_back.f_back
+    return asking is not None and asking.f_code.co_filename.startswith("<frozen importlib")
+
+
+def is_module(name: str) -> bool:
+    """Whether it is a module of this package that is yet to be imported, such as `cli`."""
+    return find_spec(f"{__package__}.{name}") is not None
+
+
+def about_missing(name: str, at_top: Iterable[str], said: str) -> str:
     """The sentence about an attribute of this package that is not there.
 
     Args:
         name: What was asked for.
         at_top: The attributes of the package.
+        said: The sentence without what is near it.
     """
     top = {*at_top}
     below = {each: path for each, path in _in_modules().items() if each not in top}
-    said = f"module 'lightning_optkit' has no attribute '{name}'"
     if name in below:
         return f"{said}. It is {below[name]}."
     near = near_names(name, top) or [below[each] for each in near_names(name, below)]

@@ -190,6 +190,15 @@ def test_a_wrong_name_is_said_with_what_was_meant(name, hint):
     with pytest.raises(AttributeError) as error:
         getattr(ok, name)
     assert str(error.value).startswith(f"module 'lightning_optkit' has no attribute '{name}'{hint}")
+    with pytest.raises(ImportError) as not_imported:
+        exec(f"from lightning_optkit import {name}")
+    assert str(not_imported.value).startswith(f"cannot import name '{name}' from 'lightning_optkit'{hint}")
+
+
+def test_python_adds_no_hint_of_its_own_and_a_module_that_is_not_loaded_is_imported():
+    code = "import lightning_optkit as ok\nfrom lightning_optkit import cli\nok.Fuze"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert ended.stderr.endswith("has no attribute 'Fuze'. Near it: Fuse.\n")
 
 
 def test_asking_for_a_wrong_name_loads_nothing():

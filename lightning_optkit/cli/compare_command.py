@@ -33,7 +33,7 @@ __all__ = ["add_options", "compare"]
 
 _AS_IT_IS = "as it is"
 _WRITE = (Checkpoint, PowerSnapshots, Report, SnapshotEnsemble)
-_QUIET = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+_QUIET = ("logger", "enable_progress_bar", "enable_model_summary")  # checkpoints: a file may name a ModelCheckpoint
 
 
 def add_options(parser: ArgumentParser) -> None:

@@ -14,8 +14,9 @@ def add_options(parser: ArgumentParser) -> None:
 def completion(options: Namespace) -> None:
     """Prints what a shell needs to complete the names of commands and options: bash, zsh, tcsh.
 
-    `optkit completion bash > ~/.optkit.bash`, and `source ~/.optkit.bash` in `~/.bashrc`. Needs shtab. The options of
-    fit, validate, test, predict, explain and find-lr are those of a configuration, and are left out.
+    `optkit completion bash > ~/.optkit.bash`, and `source ~/.optkit.bash` in `~/.bashrc`. Needs shtab. Of
+    the options of fit, validate, test, predict, explain, find-lr and doctor it has those that are often given, such as
+    --ckpt_path, and leaves out those of the Trainer.
 
     Raises:
         ValueError: without shtab.
@@ -26,4 +27,6 @@ def completion(options: Namespace) -> None:
         raise ValueError("optkit completion needs shtab: pip install shtab.") from error
     from lightning_optkit.cli.main import parser_of_everything
 
-    print(shtab.complete(parser_of_everything(), shell=options.shell))
+    parser = parser_of_everything()
+    parser.prog = "optkit"  # the word that a shell completes, also if `python -m lightning_optkit` asks
+    print(shtab.complete(parser, shell=options.shell))

@@ -5,7 +5,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from importlib import import_module
 from io import TextIOWrapper
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser
 
 import lightning_optkit
+from lightning_optkit.cli.near_options import with_near_options
 
 __all__ = ["COMMANDS", "TRAINER_COMMANDS", "main", "parser_of_everything"]
 
@@ -28,6 +29,9 @@ TRAINER_COMMANDS = {
     "find-lr": "Runs the learning-rate range test of a configuration, and says which rate it suggests.",
     "doctor": "Checks a configuration before a run: fits its first batch, says what is wrong; status 1 for a fault.",
 }
+# What a shell completes of them; the others, such as --trainer.max_epochs, take seconds to find.
+_OFTEN_GIVEN = ("config", "ckpt_path", "seed_everything", "print_config")
+_GIVEN_TO = {"doctor": ("max_steps", "max_seconds", "json")}
 # A function each: its signature is the options, or `add_options` beside it adds them; its docstring is the help.
 COMMANDS = {
     "list": "Lists every strategy, or those with some words in their name or description.",
@@ -46,10 +50,14 @@ draws one. Exit status: 0 done, 1 it could not be done, as a sentence says, 2 th
 
 
 class _Parser(ArgumentParser):
-    """Without jsonargparse's line above the commands, which a heading of ours names already."""
+    """Without jsonargparse's line above the commands, which a heading of ours names already; knows near names."""
 
     def format_help(self, *args: Any, **kwargs: Any) -> str:  # it has a formatter in some versions
         return re.sub(r"\n +Available subcommands:\s+\(required\)(?=\n)", "", super().format_help(*args, **kwargs))
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Ends the program, or raises if it was built so."""
+        super().error(with_near_options(message, self.format_help()), ex)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -112,12 +120,17 @@ def _run(words: list[str]) -> None:
 
 
 def parser_of_everything() -> ArgumentParser:
-    """The parser with the options of every command but those of a Trainer."""
-    return _parser({*COMMANDS})
+    """The parser with the options of every command, of those of a Trainer with the ones that are often given."""
+    return _parser({*COMMANDS}, {name: (*_OFTEN_GIVEN, *_GIVEN_TO.get(name, ())) for name in TRAINER_COMMANDS})
 
 
-def _parser(chosen: Container[str | None]) -> ArgumentParser:
-    """The parser; of the commands only the chosen ones have their options, since their types are slow to import."""
+def _parser(chosen: Container[str | None], by_name: Mapping[str, Sequence[str]] | None = None) -> ArgumentParser:
+    """The parser; of the commands only the chosen ones have their options, since their types are slow to import.
+
+    Args:
+        chosen: Names of commands.
+        by_name: Options of others, by their names alone.
+    """
     parser = _Parser(
         prog=_program(),
         usage=f"{_program()} COMMAND [options]",
@@ -130,6 +143,8 @@ def _parser(chosen: Container[str | None]) -> ArgumentParser:
         options = _Parser(description=_help_of(_function(name)) if name in chosen else summary)
         subcommands.add_subcommand(name, options, help=summary)
         options.prog = f"{_program()} {name}"  # by default the usage of the whole program stands in front
+        for option in (by_name or {}).get(name, ()):
+            options.add_argument(f"--{option}")
         if name in chosen and hasattr(_module(name), "add_options"):
             _module(name).add_options(options)
         elif name in chosen:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from lightning_optkit import schedules
 from lightning_optkit._checks import check_in, check_int
+from lightning_optkit.diagnostics._files import why_unwritable
 from lightning_optkit.schedules import Schedule, plot
 
 __all__ = ["add_options", "plot_schedule"]
@@ -27,7 +28,7 @@ def add_options(parser: ArgumentParser) -> None:
         make = getattr(schedules, name)
         if inspect.isfunction(make) and name != "plot":
             text = inspect.getdoc(make) or ""
-            options = ArgumentParser(description=text.partition("\n\nArgs:")[0].partition("\n\nRaises:")[0])
+            options = type(parser)(description=text.partition("\n\nArgs:")[0].partition("\n\nRaises:")[0])
             options.add_function_arguments(make, as_group=False)
             options.add_argument("--total_steps", type=int, default=1000, help="length of the run, at least 1")
             options.add_argument("--base", type=float, default=1.0, help="the rate that the factor multiplies")
@@ -52,6 +53,8 @@ def plot_schedule(config: Namespace) -> None:
         raise ValueError(
             f"optkit plot-schedule: --output {output}: the name must end in one of .{', .'.join(sorted(kinds))}."
         )
+    if output is not None and (reason := why_unwritable(output)):
+        raise ValueError(f"optkit plot-schedule: --output {output}: {reason}.")
     steps = sorted({round((total_steps - 1) * row / (_ROWS - 1)) for row in range(_ROWS)})
     values = [base * schedule(step, total_steps) for step in steps]
     table = Table(box=box.SIMPLE_HEAD, title=repr(schedule), title_justify="left")
@@ -63,6 +66,7 @@ def plot_schedule(config: Namespace) -> None:
         table.add_row(f"{step:,}", f"{value:.4g}", "█" * round(_WIDTH * value / highest))
     if output is not None:  # before the table, which would hide why there is no file
         plot(schedule, total_steps=total_steps, ax=figure.subplots())
+        output.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(output)
     console = Console(highlight=False, markup=False)
     console.print(table)

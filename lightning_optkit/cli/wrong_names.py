@@ -16,11 +16,17 @@ from lightning.pytorch.cli import LightningArgumentParser
 import lightning_optkit
 from lightning_optkit._near_names import near_names
 from lightning_optkit.cli.list_command import FOLDERS
+from lightning_optkit.cli.near_options import with_near_options
 
 __all__ = ["ParserWithNearNames", "about_key", "in_short", "our_sentence_in"]
 
 _FOLDERS_OF_PACKAGE = (*FOLDERS, "diagnostics", "recipes")
 _KEYS = ("model", "data", "trainer", "optimizer", "lr_scheduler", "seed_everything", "ckpt_path", "config")
+
+_MISSING = re.compile(
+    r"(?:module '(?P<module>[\w.]+)' has no attribute '(?P<name>\w+)'"
+    r"|cannot import name '(?P<class>\w+)' from '(?P<package>[\w.]+)')(?:\. .*)?"  # of this package
+)
 
 
 class ParserWithNearNames(LightningArgumentParser):
@@ -33,7 +39,8 @@ class ParserWithNearNames(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Ends the program, or raises if it was built so."""
         is_of_a_class = not self.exit_on_error  # its message becomes a part of another one
-        super().error(in_short(message) or (not is_of_a_class and about_key(message)) or message, ex)
+        said = in_short(message) or (not is_of_a_class and about_key(message))
+        super().error(said or with_near_options(message, self.format_help()), ex)
 
 
 def in_short(message: str) -> str | None:
@@ -65,12 +72,14 @@ def in_short(message: str) -> str | None:
     detail = re.sub(r'Parser key "([\w.]+)":', r"\1:", " ".join(line.strip(" -") for line in inside))
     if found := re.search(r"Expected a dot import path string: (\w+)", detail):
         return at_key + _about_class(found[1])
-    if found := re.fullmatch(r"Option '(\w+)' is not accepted", detail):
+    if found := re.fullmatch(r"Option '(\w+)(?:\.[\w.]+)?' is not accepted", detail):
+        if ours := _ours_that_has(found[1], owner):
+            return f"{at_key}{owner} has no argument {found[1]}; {ours} has it."
         arguments = _arguments(owner)
         said = _said(f"{owner} has no argument {found[1]}", found[1], arguments)
         return at_key + (said if "Near it" in said else f"{said} It has {', '.join(arguments)}.")
-    if found := re.fullmatch(r"module '([\w.]+)' has no attribute '(\w+)'(?:\. .*)?", detail):
-        module, name = found[1], found[2]
+    if found := _MISSING.fullmatch(detail):
+        module, name = found["module"] or found["package"], found["name"] or found["class"]
         if owner == f"{module}.{name}":  # not a mistake inside of the user's module
             return at_key + _said(f"there is no {name} in {module}", name, dir(import_module(module)))
     if found := re.fullmatch(r"(?:[\w.]+: )*No module named '([\w.]+)'", detail):
@@ -202,6 +211,15 @@ def _class_names() -> set[str]:
 def _arguments(class_path: str) -> list[str]:
     module, _, name = class_path.rpartition(".")
     return [*signature(getattr(import_module(module), name)).parameters]
+
+
+def _ours_that_has(argument: str, class_path: str) -> str | None:
+    """Our class of the same name, if it has the argument: a bare name that torch or Lightning has as well is theirs."""
+    name = class_path.rpartition(".")[2]
+    if class_path.startswith("lightning_optkit.") or not isclass(getattr(lightning_optkit, name, None)):
+        return None
+    ours = f"lightning_optkit.{name}"
+    return ours if argument in _arguments(ours) else None
 
 
 def _modules_in(package: str) -> list[str]:

@@ -43,6 +43,14 @@ def test_each_setting_runs_with_each_seed_and_leaves_the_page_alone(folder, caps
     assert "What differs" in page and page.index('<th scope="row">Fuse') < page.index("Results")
 
 
+def test_a_task_may_name_what_saves_checkpoints_and_none_is_saved(folder, capsys):
+    callbacks = "  callbacks: [{class_path: ModelCheckpoint, init_args: {dirpath: saved}}]\n"
+    (folder / "task.yaml").write_text(TASK + callbacks)
+    main(["compare", "--task", "task.yaml", "--tried", "fused.yaml", "--seeds", "3"])
+    assert "as it is, seed 3: 4 steps" in capsys.readouterr().out
+    assert sorted(path.name for path in folder.iterdir()) == ["compared.html", "fused.yaml", "task.yaml"]
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [

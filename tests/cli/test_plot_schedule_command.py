@@ -37,10 +37,10 @@ def test_a_terminal_without_bars(monkeypatch):
     assert "|    0 |         1 | ????" in written.getvalue().decode("ascii")
 
 
-def test_it_draws(tmp_path, capsys):
-    main(["plot-schedule", "cosine", "--output", str(tmp_path / "cosine.svg")])
-    assert (tmp_path / "cosine.svg").read_text().startswith("<?xml")
-    assert f"Drawn: {tmp_path / 'cosine.svg'}" in capsys.readouterr().out.replace("\n", "")
+def test_it_draws_into_a_folder_that_it_creates(tmp_path, capsys):
+    main(["plot-schedule", "cosine", "--output", str(tmp_path / "drawn/cosine.svg")])
+    assert (tmp_path / "drawn/cosine.svg").read_text().startswith("<?xml")
+    assert f"Drawn: {tmp_path / 'drawn/cosine.svg'}" in capsys.readouterr().out.replace("\n", "")
 
 
 @pytest.mark.parametrize("name", ["s.xyz", "s", "s.html"])
@@ -59,8 +59,8 @@ def test_a_file_of_another_kind_is_refused_before_the_table(tmp_path, capsys, na
         (["cosine", "--total_steps", "0"], "plot_schedule(total_steps=0): total_steps must be an integer >= 1."),
         (["cosine", "--base", ".nan"], "plot_schedule(base=nan): base must be in (0, inf)."),
         (
-            ["cosine", "--output", "/nowhere/a.svg"],
-            "optkit plot-schedule: [Errno 2] No such file or directory: '/nowhere/a.svg'",
+            ["cosine", "--output", "/dev/null/a.svg"],
+            "optkit plot-schedule: --output /dev/null/a.svg: /dev/null is a file, not a folder.",
         ),
         (["cosin"], 2),
         ([], 2),

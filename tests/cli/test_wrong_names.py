@@ -90,6 +90,19 @@ def said(tmp_path, monkeypatch, capsys):
             {"optimizer": of("torch.optim.AdamW", rate=1.0)},
             "optimizer: torch.optim.AdamW has no argument rate. It has params, lr, betas, ",
         ),
+        (
+            callback("WeightAveraging", average=of("EMA", decay=0.9)),
+            "trainer.callbacks: lightning.pytorch.callbacks.WeightAveraging has no argument average; "
+            "lightning_optkit.WeightAveraging has it.",
+        ),
+        (
+            {"optimizer": of("AdamW", lr=0.1, decouple_lr=True)},
+            "optimizer: torch.optim.AdamW has no argument decouple_lr; lightning_optkit.AdamW has it.",
+        ),
+        (
+            {"optimizer": of("AdamW", klip=of("ClipNorm", max_norm=1.0))},
+            "optimizer: torch.optim.AdamW has no argument klip. It has params, lr, betas, ",
+        ),
         ({"optimizer": of("AdamX")}, "optimizer: there is no class AdamX. Near it: Adamax, Adam, RAdam."),
         ({"lr_scheduler": of("StepRL", step_size=3)}, "lr_scheduler: there is no class StepRL. Near it: StepLR."),
         (

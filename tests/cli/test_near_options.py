@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A misspelled option, command or choice is said with what was meant, by the parser of every command."""
+
+import pytest
+import yaml
+
+from lightning_optkit.cli import main
+
+MODEL = {"model": {"class_path": "lightning.pytorch.demos.boring_classes.BoringModel"}}
+
+
+@pytest.mark.parametrize(
+    ("words", "end"),
+    [
+        (["tset"], ". Near it: test."),
+        (["list", "--anywere", "clip"], "unrecognized arguments: --anywere. Near it: --anywhere."),
+        (["report", "logs", "--outptu=x.html"], "unrecognized arguments: --outptu=x.html. Near it: --output."),
+        (["plot-schedule", "warmup_cosin"], "'warmup_stable_decay'). Near it: warmup_cosine."),
+        (["plot-schedule", "cosine", "--min_fctor", "0.1"], "--min_fctor 0.1. Near it: --min_factor."),
+        (["recipe", "transfomer"], ". Near it: transformer."),
+        (["list", "--xyzzy"], "error: unrecognized arguments: --xyzzy"),
+        (["validate", "--config", "run.yaml", "--ckpt_pth", "a"], "--ckpt_pth a. Near it: --ckpt_path."),
+        (["doctor", "--config", "run.yaml", "--jsn"], "unrecognized arguments: --jsn. Near it: --json."),
+    ],
+)
+def test_what_was_meant_is_said(words, end, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(MODEL))
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(words)
+    assert capsys.readouterr().err.rstrip().endswith(end)
