@@ -11,7 +11,7 @@ from lightning.pytorch import callbacks as lightnings
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_optkit._checks import check_bools, check_instance
@@ -19,7 +19,13 @@ from lightning_optkit.averaging import EMA, LAWA, SWA, PowerEMA
 from lightning_optkit.callbacks.seams.average_of_run import average_of_run, warn_if_too_long
 from lightning_optkit.callbacks.seams.batch_norm import batch_norms, check_batch, check_forward, recompute_batch_norm_
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
-from lightning_optkit.callbacks.seams.checkpointed_weights import as_saved, copy_weights, load_trained, save_trained
+from lightning_optkit.callbacks.seams.checkpointed_weights import (
+    as_saved,
+    copy_weights,
+    holds_trained,
+    load_trained,
+    save_trained,
+)
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.kept_average import KeptAverage, names_of
 from lightning_optkit.callbacks.seams.lightning_packages import is_a
@@ -212,6 +218,9 @@ class WeightAveraging(FitCallback):
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
             match_averages(trainer, checkpoint, self._kept_by_all(trainer))
             load_trained(trainer, pl_module, checkpoint)
+        elif self.evaluate and holds_trained(checkpoint):
+            name = type(self).__name__
+            rank_zero_info(f"{name}: these weights are the average; the trained ones are the current_model_state.")
 
     def before_states(self, trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
         """Under FSDP2, when states of optimizers are about to be loaded, which is before `on_load_checkpoint`."""

@@ -21,8 +21,10 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning_optkit.cli.bare_names import bare_names
 from lightning_optkit.cli.doctor_command import doctor_of
 from lightning_optkit.cli.first_batch import explain, find_lr
+from lightning_optkit.cli.given_checkpoint import about_checkpoint
 from lightning_optkit.cli.main import TRAINER_COMMANDS
 from lightning_optkit.cli.quiet_start import quiet_start
+from lightning_optkit.cli.run_of_trainer import RunOfTrainer
 from lightning_optkit.cli.wrong_names import ParserWithNearNames, our_sentence_in
 
 __all__ = ["about_settings", "cli_of_fit", "of_user", "refuse_unreadable", "run"]
@@ -93,7 +95,7 @@ def _run(command: str, words: list[str], program: str, summary: str) -> None:
     usage = f"{program} {command} --config CONFIG [--config CONFIG ...] [options]"
     if command not in _FIRST_BATCH:
         of_command = {"description": summary, "usage": usage}
-        LightningCLI(
+        RunOfTrainer(
             args=[command, *words],
             parser_class=ParserWithNearNames,
             parser_kwargs={"prog": program, "usage": usage, command: of_command},
@@ -199,10 +201,13 @@ def about_settings(error: BaseException) -> str | None:
     """
     each: BaseException | None = error
     while each is not None:
-        innermost = traceback.extract_tb(each.__traceback__)[-1].filename
-        is_ours = isinstance(each, ValueError | TypeError) and innermost.startswith(_PACKAGE)
-        is_checkpoint = isinstance(each, FileNotFoundError) and innermost.startswith(_LIGHTNING)
+        innermost = traceback.extract_tb(each.__traceback__)[-1]
+        is_said = isinstance(each, ValueError | TypeError) or (innermost.line or "").startswith("raise ")
+        is_ours = innermost.filename.startswith(_PACKAGE) and is_said
+        is_checkpoint = isinstance(each, FileNotFoundError) and innermost.filename.startswith(_LIGHTNING)
         if is_ours or is_checkpoint or isinstance(each, MisconfigurationException):
             return str(each)
+        if sentence := about_checkpoint(each):
+            return sentence
         each = each.__cause__ or each.__context__
     return our_sentence_in(str(error))

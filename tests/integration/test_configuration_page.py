@@ -53,7 +53,7 @@ def here(tmp_path, monkeypatch):
 
 def test_the_page_has_what_the_tests_expect():
     assert set(FILES) == {"train.py", "config.yaml", "optkit.yaml"} and len(FRAGMENTS) == 6
-    assert len(COMMANDS) == 12 and all(words[0] == "optkit" for words in COMMANDS)
+    assert len(COMMANDS) == 13 and all(words[0] == "optkit" for words in COMMANDS)
 
 
 def test_the_program_trains_by_its_file(monkeypatch):
@@ -110,10 +110,15 @@ def test_a_command_of_the_page_does_its_work(words, capsys, monkeypatch):
         words = words[: words.index(">")]
     Path("recipe.yaml").write_text(recipe_text("gan"))
     RunRecord("over").save(Path("lightning_logs", "report.json"))
+    if "--ckpt_path" in words:
+        main(["fit", "--config", "optkit.yaml", *QUIET])
+        next(Path("lightning_logs").rglob("*.ckpt")).rename(words[words.index("--ckpt_path") + 1])
     main([*words, *(QUIET if "--config" in words else [])])
     said = capsys.readouterr().out
     if words[0] in ("explain", "find-lr"):
         assert "one pass" in said if words[0] == "explain" else "middle" in said
+    if words[0] == "predict":
+        assert len(torch.load("lightning_logs/version_1/predictions.pt")) == 64 and "version_1/predictions.pt" in said
     if words[0] == "recipe":
         assert said == recipe_text("mlp") if words[1:] else "mlp" in said and "timeseries" in said
     if words[0] == "list":

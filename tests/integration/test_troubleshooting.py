@@ -88,6 +88,12 @@ class Renamed(Module):
         self.other, self.layer = self.layer, None
 
 
+class Wider(Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(32, 3)
+
+
 def with_content(content):
     with tempfile.TemporaryDirectory() as folder:
         torch.save(content, f"{folder}/x.ckpt")
@@ -117,6 +123,12 @@ def program(**content):
     LightningCLI(DemoModel, BoringDataModule, run=False, save_config_callback=None, args=args)
 
 
+def command(name, *words):
+    boring = "lightning.pytorch.demos.boring_classes.BoringModel"
+    with tempfile.TemporaryDirectory() as folder:
+        main([name, "--model", boring, "--trainer.accelerator=cpu", f"--trainer.default_root_dir={folder}", *words])
+
+
 # What the page has in the first column -> what brings it about.
 CASES = {
     "Trainer(gradient_clip_val=1.0) clips too; keep one": lambda: fit(
@@ -144,6 +156,7 @@ CASES = {
     "its parameters are others than those of the checkpoint": lambda: resumed(
         [ok.Fuse()], [ok.Fuse()], other=Renamed()
     ),
+    "have other shapes than those of the checkpoint": lambda: resumed([ok.Fuse()], [ok.Fuse()], other=Wider()),
     "and no checkpoint of Lightning": lambda: with_content({}),
     "that this run can use": damaged_beside_weights,
     "the optimizer state of the checkpoint is of AdamW": lambda: resumed(
@@ -166,6 +179,8 @@ CASES = {
     "reference": lambda: print(ok.CAME(torch.nn.Linear(2, 2).parameters()).explain()),
     "Multiple subclasses with name AdamW": lambda: program(optimizer={"class_path": "AdamW", "init_args": {"lr": 0.1}}),
     "Expected a dot import path string": lambda: program(optimizer={"class_path": "NoSuchRule"}),
+    "No --ckpt_path is given": lambda: command("test"),
+    "--ckpt_path last: there is none": lambda: command("test", "--ckpt_path=last"),
     "nothing has these words": lambda: main(["list", "xyzzy"]),
 }
 OF_INFO = {"CUDA kernels", "autograd node"}

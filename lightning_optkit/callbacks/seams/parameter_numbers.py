@@ -25,6 +25,7 @@ from lightning_optkit.callbacks.seams.lightning_packages import is_a, twins
 from lightning_optkit.callbacks.seams.lightning_private import saves_shards
 from lightning_optkit.callbacks.seams.matched_states import CLASSES, NAMES, aliases_of, classes_of, match_states
 from lightning_optkit.callbacks.seams.nameless import SHAPES
+from lightning_optkit.callbacks.seams.other_weights import with_advice
 from lightning_optkit.callbacks.seams.overrides import override_once
 from lightning_optkit.callbacks.seams.sharded_states import (
     check_named,
@@ -132,7 +133,7 @@ def _load_whole(
     if type(strategy.checkpoint_io) in twins(TorchCheckpointIO) and path.is_dir():
         if not is_sharded(path):
             raise IsADirectoryError(
-                f"Trainer.fit(ckpt_path={str(path)!r}): it is a folder, and none of a sharded checkpoint; give a "
+                f"ckpt_path={str(path)!r}: it is a folder, and none of a sharded checkpoint; give a "
                 'checkpoint in it, or "last".'
             )
         return gathered_shards(path, weights_only)
@@ -150,11 +151,7 @@ def _load_weights(
     except RuntimeError as error:
         if not str(error).startswith("Error(s) in loading state_dict"):
             raise
-        raise RuntimeError(
-            f"{error}\n{type(_module(strategy)).__name__}: its parameters are others than those of the checkpoint; if "
-            "one was renamed, rename it in checkpoint['state_dict'], and in 'parameter_names' of "
-            "checkpoint['optimizer_states'], in on_load_checkpoint; else begin a run from the weights alone."
-        ) from error
+        raise RuntimeError(with_advice(str(error), type(_module(strategy)).__name__)) from error
 
 
 def _load_shards(

@@ -47,7 +47,7 @@ def whole_checkpoint(
         )
     if _of_first(path.is_dir() and not any((path / name).exists() for name in (SHARED_STATE, CHECKSUMS, ".metadata"))):
         raise IsADirectoryError(
-            f"Trainer.fit(ckpt_path={str(path)!r}): it is a folder, and none of a sharded checkpoint; give a "
+            f"ckpt_path={str(path)!r}: it is a folder, and none of a sharded checkpoint; give a "
             'checkpoint in it, or "last".'
         )
     others = _of_first([*_newest_first(unfinished), *_newest_first(_beside(path))])
