@@ -158,6 +158,14 @@ def test_weights_of_other_shapes_are_said_without_a_traceback(optkit):
     )
 
 
+def test_an_evaluation_without_a_log_leaves_the_settings_of_the_fit(optkit, tmp_path):
+    optkit("fit", logger=False)
+    fitted = (tmp_path / "optkit_config.yaml").read_text()
+    optkit("test", "--model.width=3", logger=False)
+    assert (tmp_path / "optkit_config.yaml").read_text() == fitted
+    assert yaml.safe_load((tmp_path / "optkit_test.yaml").read_text())["model"]["init_args"] == {"width": 3}
+
+
 @pytest.mark.parametrize("command", ["fit", "test"])
 def test_a_file_of_weights_alone_is_no_checkpoint(optkit, tmp_path, command):
     torch.save({"net.weight": torch.ones(2, 4)}, tmp_path / "weights.pt")
