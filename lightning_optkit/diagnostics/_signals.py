@@ -12,7 +12,7 @@ class ActivationSeen:
     """One call of an activation function in a measured step.
 
     Args:
-        layer: The module that called it.
+        layer: The module that called it; "" for the LightningModule itself.
         function: "relu", "tanh" or "sigmoid".
         closed: Share of the units that were closed for this batch, in [0, 1]: a ReLU that was 0 for every sample, a
             tanh or sigmoid whose mean slope was below a twentieth of its largest.
@@ -27,6 +27,11 @@ class ActivationSeen:
     closed_since: float
     samples: int
     units: int = 1
+
+    @property
+    def place(self) -> str:
+        """The module that called it, in words."""
+        return self.layer or "the LightningModule"
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,7 @@ class LossSeen:
         missed_others: How many of these are predicted to be of a class that is not theirs.
         is_one: Whether all of its input is 1, and the result of a softmax: that of a single column.
         output_std: Standard deviation of its input, over all of its elements.
+        floor: The least loss that any prediction could have: the entropy of targets that are shares, or smoothed.
     """
 
     function: str
@@ -119,6 +125,7 @@ class LossSeen:
     missed_others: int = 0
     is_one: bool = False
     output_std: float = math.nan
+    floor: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -431,6 +431,22 @@ def test_symmetric_init(diagnose):
     assert diagnose(module) == []
 
 
+class Prompted(Classifier):
+    """A parameter of its own, with equal rows that are summed up."""
+
+    def __init__(self):
+        super().__init__()
+        self.prompt = nn.Parameter(torch.zeros(3, 8))
+
+    def hidden(self, x):
+        return self.body(x + self.prompt.sum(0))
+
+
+def test_equal_rows_of_a_parameter_of_the_module_itself(diagnose):
+    (verdict,) = diagnose(Prompted())
+    assert (verdict.symptom, verdict.layer) == ("symmetric_init", "prompt")
+
+
 def test_wrong_mode(diagnose):
     module = Classifier()
     module.eval()

@@ -25,6 +25,7 @@ _RECTIFIERS: dict[Any, str] = dict.fromkeys((F.relu, torch.relu, Tensor.relu, to
 _SIGMOIDS: dict[Any, str] = dict.fromkeys((F.sigmoid, torch.sigmoid, Tensor.sigmoid), "sigmoid")
 _TANHS: dict[Any, str] = dict.fromkeys((F.tanh, torch.tanh, Tensor.tanh), "tanh")
 _SOFTMAXES: dict[Any, str] = dict.fromkeys((F.softmax, torch.softmax, Tensor.softmax), "softmax")
+_LOG_SOFTMAXES = (F.log_softmax, torch.log_softmax, Tensor.log_softmax)
 _ACTIVATIONS = {**_RECTIFIERS, **_SIGMOIDS, **_TANHS, **_SOFTMAXES}
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CLOSED = 0.05  # of the largest derivative
@@ -48,12 +49,16 @@ class CalledFunctions(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         if func in _ACTIVATIONS and isinstance(result, Tensor):
             self._activation(_ACTIVATIONS[func], result)
+        elif func in _LOG_SOFTMAXES and isinstance(result, Tensor):
+            name = self._behind(args, kwargs or {})
+            if name is not None:  # a loss of its result is one of that activation
+                self._last[_storage(result)] = (result, name)
         elif func in LOSSES and isinstance(result, Tensor):
             self.losses.append(loss_seen(func, args, kwargs or {}, result, self._behind(args, kwargs or {})))
         return result
 
     def _behind(self, args: Any, kwargs: Any) -> str | None:
-        """The activation that gave the input of a loss."""
+        """The activation that gave the input of a loss, or of a log_softmax."""
         given = args[0] if args else kwargs.get("input")
         result, name = self._last.get(_storage(given), (None, None)) if isinstance(given, Tensor) else (None, None)
         return name if result is not None and result.numel() == given.numel() else None

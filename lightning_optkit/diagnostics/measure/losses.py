@@ -42,8 +42,10 @@ def loss_seen(function: Any, args: Any, kwargs: Any, result: Tensor, behind: str
     is_weighted = any(arguments.get(name) is not None for name in ("weight", "pos_weight"))
     reduction = arguments.get("reduction")
     constant = _NAN if is_weighted or reduction not in ("mean", "sum") else _constant(function, arguments)
+    floor = _floor(function, arguments)
     if reduction == "sum":
-        constant *= _terms(function, arguments)
+        terms = _terms(function, arguments)
+        constant, floor = constant * terms, floor * terms
     classes = given.shape[1] if function in _CLASSES and given.ndim > 1 else given.shape[-1] if given.ndim else 1
     common, num_common, missed_common, num_others, missed_others = _predictions(function, given, arguments)
     outside, mean, std = 0.0, _NAN, _NAN
@@ -72,6 +74,7 @@ def loss_seen(function: Any, args: Any, kwargs: Any, result: Tensor, behind: str
         num_others=num_others,
         missed_others=missed_others,
         output_std=float(wide(given).std(correction=0)),
+        floor=floor,
         is_one=behind == "softmax" and bool((given == 1).all()),
     )
 
@@ -110,6 +113,23 @@ def _terms(function: Any, arguments: Any) -> int:
     if target.is_floating_point():
         return int(target.numel() // max(target.shape[1], 1)) if target.ndim > 1 else 1
     return int((target != arguments["ignore_index"]).sum())
+
+
+def _floor(function: Any, arguments: Any) -> float:
+    """The mean entropy of each sample's own targets, which no prediction comes below; 0 for classes."""
+    target = arguments["target"].detach()
+    if function in _BINARY:
+        share = wide(target).clamp(0, 1)
+        return float((torch.special.entr(share) + torch.special.entr(1 - share)).mean())
+    smoothing, given = arguments.get("label_smoothing", 0.0), arguments["input"]
+    if function is not F.cross_entropy or given.ndim < 2 or not target.numel():
+        return 0.0
+    if target.is_floating_point():
+        shares = wide(target) * (1 - smoothing) + smoothing / target.shape[1]
+        return float(torch.special.entr(shares).sum(1).mean())
+    other = torch.tensor(smoothing / given.shape[1])
+    own = 1 - smoothing + other
+    return float(torch.special.entr(own) + (given.shape[1] - 1) * torch.special.entr(other))
 
 
 def _constant(function: Any, arguments: Any) -> float:

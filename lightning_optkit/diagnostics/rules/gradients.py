@@ -41,10 +41,11 @@ def no_gradient(run: RunSeen) -> Verdict | None:
     names = _listed([each.name for each in found])
     if first.runs_without_grad:
         cause = "its forward pass runs under torch.no_grad(), so it is not trained"
-        remedy = f"call {first.layer} outside of torch.no_grad(), or freeze it: .requires_grad_(False)"
+        remedy = f"call {first.layer or 'it'} outside of torch.no_grad(), or freeze it: .requires_grad_(False)"
     else:
         cause = "the loss does not depend on its result (a detach(), .data or an output that is not used)"
-        remedy = f"pass the output of {first.layer} on without detach(), or freeze it: .requires_grad_(False)"
+        what = f"the output of {first.layer}" if first.layer else f"what is computed from {first.name}"
+        remedy = f"pass {what} on without detach(), or freeze it: .requires_grad_(False)"
     evidence = f"no gradient (None) for {names} in {first.steps} steps of their optimizer so far"
     is_sure = max(each.steps for each in found) >= _STEPS_UNDER_NO_GRAD
     return Verdict("no_gradient", first.layer or first.name, cause, evidence, remedy, 0, 1.0 if is_sure else ONCE)

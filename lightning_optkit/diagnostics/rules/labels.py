@@ -10,7 +10,7 @@ import statistics
 from lightning_optkit.diagnostics._observations import RunSeen
 from lightning_optkit.diagnostics._signals import AssociationSeen, TargetsSeen
 from lightning_optkit.diagnostics.rules.classes import is_dominated
-from lightning_optkit.diagnostics.rules.outcome import constant_of, outcome_of
+from lightning_optkit.diagnostics.rules.outcome import constant_of, is_multiple, outcome_of
 from lightning_optkit.diagnostics.verdict import Verdict
 
 __all__ = ["label_shuffle", "shuffled_or_weak"]
@@ -56,7 +56,7 @@ def shuffled_or_weak(run: RunSeen) -> Verdict | None:
 
     That a signal is weaker than so many samples show, or destroyed, is the same in law, so the cause has both.
     """
-    if not _is_judged(run) or label_shuffle(run) is not None:
+    if not _is_judged(run) or label_shuffle(run) is not None or is_multiple(run):
         return None
     probes = [check.probe for check in run.checks if check.probe is not None]
     gains = [probe.permuted / probe.before - 1 for probe in probes[len(probes) // 2 :] if probe.before > 0]

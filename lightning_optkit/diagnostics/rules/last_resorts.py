@@ -2,7 +2,7 @@
 """Inputs that do not matter: said if no other rule explains why a run learns nothing."""
 
 from lightning_optkit.diagnostics._observations import RunSeen
-from lightning_optkit.diagnostics.rules.outcome import outcome_of
+from lightning_optkit.diagnostics.rules.outcome import floor_of, outcome_of
 from lightning_optkit.diagnostics.verdict import Verdict
 
 __all__ = ["constant_input", "input_ignored"]
@@ -39,6 +39,8 @@ def _gains_of_order(run: RunSeen) -> list[float] | None:
     if outcome.has_diverged or not outcome.is_below(_LEARNS_NOTHING):
         return None
     probes = [check.probe for check in run.checks if check.probe is not None]
-    gains = [probe.permuted / probe.before - 1 for probe in probes[len(probes) // 2 :] if probe.before > 0]
+    floor = floor_of(run)  # the entropy of soft targets is there whatever the order of the inputs
+    above = [(probe.permuted - probe.before, probe.before - floor) for probe in probes[len(probes) // 2 :]]
+    gains = [rise / excess for rise, excess in above if excess > 0]
     known = [gain for gain in gains if gain == gain]
     return known if len(known) >= _PROBES else None

@@ -10,6 +10,7 @@ __all__ = ["loss_does_not_match_output"]
 _CHECKS = 3
 _ROUNDING = 1e-3  # of a loss in 16 bits
 _FALLS = 2.0  # judgement: the noise of batches does not double a loss
+_BOUNDED = ("softmax", "sigmoid", "tanh")  # theory: of such logits no class is certain
 _OUTSIDE = 0.05  # judgement: so many targets cannot be reached
 
 
@@ -66,6 +67,11 @@ def _mismatch(loss: LossSeen) -> tuple[str, str, str] | None:
         cause = "F.nll_loss takes logarithms of probabilities, but is given something else"
         evidence = "the exponentials of a row do not add up to 1"
         return cause, evidence, "F.cross_entropy on the logits, or F.log_softmax(logits, dim=1) in front"
+    if loss.function == "nll_loss" and loss.behind in _BOUNDED:
+        cause = f"log_softmax takes logits of any size, but is given the result of {loss.behind}, so {call} cannot "
+        evidence = f"{loss.behind} gave what log_softmax was given, and that what {call} was given"
+        why = "log_softmax contains it" if loss.behind == "softmax" else "logits are of any size"
+        return cause + "come near 0", evidence, f"leave {loss.behind} out: {why}"
     if loss.function == "cross_entropy" and loss.classes == 1:
         cause = "the softmax of a single output is always 1, so the loss is always 0"
         return cause, f"output and target have shapes {loss.shapes}", "F.binary_cross_entropy_with_logits"

@@ -2,20 +2,24 @@
 """Whether a run learns: what every rule with a threshold asks first, since nothing is wrong with a run that does.
 
 Learning is measured against the best constant prediction: its loss is the entropy of the classes, or the variance of
-the targets, so `progress` is 0 for a network that ignores its input and 1 for one without errors. It is known only for
-a run with one loss function of torch per step, which is the loss of the step.
+the targets, so `progress` is 0 for a network that ignores its input and 1 for one without errors. Of targets that are
+probabilities, or smoothed, even that one has a loss, their own entropy, so it is left out of both. It is known only for
+a run with one loss function of torch per step, which is the loss of the step, or the same multiple of it in each.
 """
 
 import math
 from dataclasses import dataclass
 
-from lightning_optkit.diagnostics._observations import Check, RunSeen
+from lightning_optkit.diagnostics._observations import RunSeen
 
-__all__ = ["STEPS", "Outcome", "constant_of", "holds_below", "outcome_of"]
+__all__ = ["STEPS", "Outcome", "constant_of", "floor_of", "holds_below", "is_multiple", "outcome_of"]
 
 _DIVERGED = (
     10.0  # calibrated: times the constant prediction; with unscaled data healthy runs begin there, none ends there
 )
+_ROUNDING = 1e-2  # of a loss in 16 bits
+_BESIDE = 0.1  # judgement: of the loss of a constant, by which a small penalty moves `progress` at most
+_VARY = 1e-6  # theory: of the loss of a constant; targets that vary less are all alike
 STEPS, _SHARE = 48, 0.5  # a run is judged after so many steps and this share of what is planned
 
 
@@ -41,14 +45,14 @@ class Outcome:
 def outcome_of(run: RunSeen) -> Outcome:
     """Judges the losses so far."""
     is_late = run.is_over or run.steps >= max(STEPS, _SHARE * (run.steps_planned or 400))
-    constant = constant_of(run)
+    constant, floor = constant_of(run), floor_of(run)
     # After an infinite loss, what was before it counts; otherwise the last few are enough.
     known = run.losses.recent if run.nonfinite is not None else run.losses.last(16)
     finite = [loss for loss in known if math.isfinite(loss)]
     if math.isnan(constant) or not finite:
         return Outcome(math.nan, False, is_late)
     last = finite[-max(4, min(16, run.losses.num // 4)) :]
-    progress = 1 - sum(last) / len(last) / constant
+    progress = _progress(sum(last) / len(last), constant, floor)
     if run.nonfinite is None:
         return Outcome(progress, is_late and progress < 1 - _DIVERGED, is_late)
     is_sudden = run.nonfinite.rise <= _DIVERGED and progress >= 1 - _DIVERGED
@@ -59,17 +63,46 @@ def outcome_of(run: RunSeen) -> Outcome:
 def holds_below(run: RunSeen, progress: float) -> bool:
     """Whether it is late and has come less far, in training or by its last validation loss, if there is one."""
     outcome = outcome_of(run)
-    held = 1 - run.validations[-1] / constant_of(run) if run.validations else math.nan
+    held = _progress(run.validations[-1], constant_of(run), floor_of(run)) if run.validations else math.nan
     return outcome.is_below(progress) or (outcome.is_late and held < progress)
 
 
 def constant_of(run: RunSeen) -> float:
-    """The loss of the best constant prediction, over the measured steps; NaN if unknown."""
-    constants = [_constant(check) for check in run.checks]
-    known = [each for each in constants if math.isfinite(each) and each > 0]
-    return sum(known) / len(known) if known and len(known) >= len(constants) / 2 else math.nan
+    """The loss of the step for the best constant prediction, over the measured steps; NaN if unknown."""
+    return _called_constant(run) * _factor(run)
 
 
-def _constant(check: Check) -> float:
-    """The loss of a constant prediction in a step that called one loss function."""
-    return check.losses[0].constant if len(check.losses) == 1 else math.nan
+def floor_of(run: RunSeen) -> float:
+    """The least loss of the step that any prediction could have."""
+    known = [check.losses[0] for check in run.checks if len(check.losses) == 1]
+    floors = [each.floor for each in known if math.isfinite(each.constant) and each.constant > 0]
+    return sum(floors) / len(floors) * _factor(run) if floors else 0.0
+
+
+def is_multiple(run: RunSeen) -> bool:
+    """Whether the loss of the step is a multiple of that of torch; a validation may have another one."""
+    return abs(_factor(run) - 1) > _ROUNDING
+
+
+def _called_constant(run: RunSeen) -> float:
+    """The loss of torch for a constant prediction, if half of the measured steps called one such function."""
+    known = [check.losses[0].constant for check in run.checks if len(check.losses) == 1]
+    known = [each for each in known if math.isfinite(each) and each > 0]
+    return sum(known) / len(known) if known and len(known) >= len(run.checks) / 2 else math.nan
+
+
+def _factor(run: RunSeen) -> float:
+    """By which `training_step` multiplied the loss of torch; NaN if it is not that, nor that and a small penalty."""
+    called = [(check.returned, check.losses[0].value) for check in run.checks if len(check.losses) == 1]
+    pairs = [(loss, value) for loss, value in called if math.isfinite(loss) and math.isfinite(value)]
+    beside = _BESIDE * _called_constant(run)
+    if all(abs(loss - value) <= max(_ROUNDING * abs(value), beside) for loss, value in pairs):
+        return 1.0
+    factors = [loss / value for loss, value in pairs if value > 0]
+    is_same = len(factors) == len(pairs) and max(factors) - min(factors) <= _ROUNDING * abs(factors[0])
+    return factors[0] if is_same and factors[0] > 0 else math.nan
+
+
+def _progress(loss: float, constant: float, floor: float) -> float:
+    """Which share of what can be learned has been; NaN if nothing can be, or it is unknown."""
+    return 1 - (loss - floor) / (constant - floor) if constant - floor > _VARY * constant else math.nan

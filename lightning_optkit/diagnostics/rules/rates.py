@@ -24,6 +24,7 @@ _DECAY = 0.01  # the default of torch's AdamW
 _USUAL = 0.03  # calibrated: change of a matrix by a first step of a run that learns well
 _FIRST_STEPS = 6
 _AT_ZERO = 0.1  # judgement: a gain far below what any initialization uses
+_NO_WAY = 1e-3  # theory: so little of a matrix changes what it computes by as little
 _PROBES = 3
 _LEVELS = 0.4  # judgement: at a rate that is far too low the loss falls in a straight line
 _ROUNDED = 0.02  # theory: gradients in 16 bits have 8 of them
@@ -45,7 +46,7 @@ def lr_too_high(run: RunSeen) -> Verdict | None:
     cause, evidence = found
     if closed is not None:
         what = "ReLUs" if closed.function == "relu" else f"{closed.function} units"
-        evidence += f"; {closed.closed_since:.0%} of the {what} of {closed.layer} were closed after the first step"
+        evidence += f"; {closed.closed_since:.0%} of the {what} of {closed.place} were closed after the first step"
     lower = f"lr={_highest(run) * min(0.1, _USUAL / max(change, _USUAL)):.1g}"
     remedy = f"{lower}, or a warm-up: ok.LRSchedule(ok.schedules.warmup_cosine(warmup=0.05))"
     if change > _UNTOLD:
@@ -104,21 +105,22 @@ def lr_too_low(run: RunSeen) -> Verdict | None:
     bound = _LEARNS if run.steps >= STEPS else _BARELY  # the first steps of any run point far
     if outcome.has_diverged or not outcome.is_below(bound) or _learns_by_heart(run) or _has_found_it(run):
         return None
-    if len(run.validations) == 1 and not run.is_over:
-        return None  # the next one tells whether other data gain
+    if not run.is_over and (len(run.validations) == 1 or _will_learn(run, bound)):
+        return None  # the next validation tells whether other data gain
     rate = _highest(run)
     probes = [c.probe for c in run.checks if c.probe is not None and c.probe.rate >= 0.5 * rate]
     goes_on = _still_falls(run)
     short = sum(_falls_short(probe) and (goes_on or _helps_others(probe)) for probe in probes)
-    if len(probes) < _PROBES or short < _TOO_SHORT * len(probes):
-        return None
     cause = "updates are far too small for the loss to fall within the run"
-    evidence = (
-        f"30 times the update would have lowered the loss further in {short} of {len(probes)} probes, at {rate:.3g}"
-    )
-    if goes_on:
-        evidence += "; the loss still falls, by more than batches differ"
     remedy = f"ok.LRFinder(), which measures one, or lr={30 * rate:.1g}"
+    if len(probes) >= _PROBES and short >= _TOO_SHORT * len(probes):
+        evidence = f"30 times the update would have lowered the loss further in {short} of {len(probes)} probes"
+        evidence += f", at {rate:.3g}" + ("; the loss still falls, by more than batches differ" if goes_on else "")
+    elif (way := _way(run)) < _NO_WAY:
+        evidence = f"at {rate:.3g}, {run.steps:,} steps changed the median matrix by {way:.1g} of its norm at most"
+        remedy = "ok.LRFinder(), which measures one; and a look at what the loss is multiplied by"
+    else:
+        return None
     if _is_cut(run):
         cause = f"gradients are cut to a norm of {run.clip:.3g}, so updates are far too small for the loss to fall"
         evidence += f"; the norm of the gradients was {run.clip:.3g} in all of {len(run.checks)} measured steps"
@@ -134,11 +136,15 @@ def first_change(run: RunSeen) -> tuple[float, int]:
 
 def _change(check: Check, initialized: Set[str]) -> float:
     """Norm of the update by that of the weight, in the median of these layers; 0 for a later step."""
-    if check.step >= _FIRST_STEPS:
-        return 0.0
+    change = _of_norm(check, initialized) if check.step < _FIRST_STEPS else math.nan
+    return change if math.isfinite(change) else 0.0
+
+
+def _of_norm(check: Check, initialized: Set[str]) -> float:
+    """The same for any step; NaN if unknown."""
     seen = [p for p in check.parameters if p.layer in initialized and p.name.endswith(".weight") and p.weight_norm > 0]
     known = [p.update_norm / p.weight_norm for p in seen if math.isfinite(p.update_norm)]
-    return statistics.median_low(known) if known else 0.0
+    return statistics.median_low(known) if known else math.nan
 
 
 def _initialized(run: RunSeen) -> set[str]:
@@ -161,6 +167,21 @@ def _has_found_it(run: RunSeen) -> bool:
     # Of a decayed rate any loss levels off; in front of a constant prediction the last bias learns alone.
     is_whole = bool(run.checks) and run.checks[-1].rate >= 0.5 * _highest(run)
     return is_whole and len(below) > 2 and below[-2] - below[-1] < _LEVELS * (below[0] - below[1])
+
+
+def _way(run: RunSeen) -> float:
+    """By how much of its norm all steps changed the median matrix, if they had all gone one way; infinite if unknown.
+
+    A probe tells nothing of updates that are so small: the loss along them changes by less than rounding.
+    """
+    initialized = _initialized(run)
+    steps = [_of_norm(check, initialized) for check in run.checks]
+    return max(steps, default=math.nan) * run.steps if steps and all(map(math.isfinite, steps)) else math.inf
+
+
+def _will_learn(run: RunSeen, bound: float) -> bool:
+    """Whether the run comes as far as `bound` by its end at its pace so far: then the loss does fall within the run."""
+    return run.steps > 0 and outcome_of(run).progress * (run.steps_planned or 0) >= bound * run.steps
 
 
 def _is_cut(run: RunSeen) -> bool:

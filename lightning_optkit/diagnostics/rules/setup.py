@@ -32,7 +32,7 @@ def symmetric_init(run: RunSeen) -> Verdict | None:
             f"its {rows.num_units} units started with equal weights and get equal updates: together they are one unit"
         )
         remedy = f'ok.Initialize(ok.init.he), or torch.nn.init.kaiming_normal_(self.get_parameter("{rows.name}"))'
-        return Verdict("symmetric_init", rows.layer, cause, evidence, remedy, 0, 1.0)
+        return Verdict("symmetric_init", rows.layer or rows.name, cause, evidence, remedy, 0, 1.0)
     return None
 
 

@@ -41,7 +41,7 @@ def loss_spike(run: RunSeen) -> Verdict | None:
             f"{progress:.0%} of the loss of a constant prediction had been learned before"
         )
         if closed is not None:
-            evidence += f"; {closed.closed_since:.0%} of the units of {closed.layer} closed after the first step"
+            evidence += f"; {closed.closed_since:.0%} of the units of {closed.place} closed after the first step"
         remedy = f"ok.SpikeGuard(), which skips such a batch; and a look at the batch of step {step}"
         return Verdict("loss_spike", None, cause, evidence, remedy, step, 0.8)
     return None

@@ -137,6 +137,37 @@ def test_losses(loss, behind, constant):
     assert seen.constant == pytest.approx(constant, abs=1e-4, nan_ok=True)
 
 
+SOFT = torch.tensor([[0.5, 0.25, 0.25], [0.25, 0.25, 0.5]])
+
+
+@pytest.mark.parametrize(
+    "least",
+    [
+        lambda: F.cross_entropy(SOFT.log(), SOFT),
+        lambda: F.cross_entropy(SOFT.log(), SOFT, reduction="sum"),
+        lambda: F.cross_entropy(SOFT.log(), torch.tensor([0, 2]), label_smoothing=0.75),
+        lambda: F.binary_cross_entropy(SOFT, SOFT),
+        lambda: F.binary_cross_entropy_with_logits(SOFT.logit(), SOFT),
+        lambda: F.cross_entropy(100 * torch.eye(3), torch.arange(3)),
+        lambda: F.mse_loss(SOFT, SOFT),
+    ],
+)
+def test_no_prediction_comes_below_the_floor(least):
+    functions = CalledFunctions(lambda: "")
+    with functions:
+        value = least()
+    assert functions.losses[0].floor == pytest.approx(float(value), abs=1e-6)
+
+
+def test_a_softmax_in_front_of_a_log_softmax_is_in_front_of_its_loss():
+    x = torch.randn(4, 3)
+    functions = CalledFunctions(lambda: "")
+    with functions:
+        F.nll_loss(nn.LogSoftmax(1)(x.softmax(1)), TARGET)
+        F.nll_loss(F.log_softmax(x, 1), TARGET)
+    assert [seen.behind for seen in functions.losses] == ["softmax", None]
+
+
 def test_outputs_that_do_not_match():
     x = torch.randn(4, 3)
     functions = CalledFunctions(lambda: "")

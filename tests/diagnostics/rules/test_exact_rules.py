@@ -63,6 +63,8 @@ def test_no_gradient_needs_a_called_module_and_twenty_steps():
     assert is_exact(no_gradient(RunSeen(silent=[replace(silent, steps=4, runs_without_grad=True)])))
     assert not is_exact(no_gradient(RunSeen(silent=[replace(silent, steps=3, runs_without_grad=True)])))
     assert no_gradient(RunSeen(silent=[replace(silent, is_called=False)])) is None
+    own = no_gradient(RunSeen(silent=[replace(silent, name="prompt", layer="")]))
+    assert own.layer == "prompt" and own.remedy.startswith("pass what is computed from prompt on")
 
 
 def test_no_gradient_names_the_layer_nearest_to_where_it_ends():
@@ -194,6 +196,7 @@ def symmetric(rows, step=4):
 
 def test_symmetric_init_needs_units_that_stay_equal():
     assert symmetric(ROWS).layer == "net"
+    assert symmetric(replace(ROWS, name="prompt", layer="")).layer == "prompt"  # of the LightningModule itself
     assert symmetric(ROWS, step=3) is None
     assert symmetric(replace(ROWS, spread=4e-4)).confidence == 1.0  # rounding
     assert symmetric(replace(ROWS, spread=6e-4)) is None

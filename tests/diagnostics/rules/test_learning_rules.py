@@ -331,6 +331,25 @@ def test_lr_too_low_of_a_short_run_needs_that_it_has_barely_learned():
         assert (lr_too_low(run) is not None) == is_said
 
 
+def test_lr_too_low_is_not_said_of_a_run_that_is_on_its_way():
+    short = replace(PROBE, ten=2.1, thirty=2.0)
+    for loss, is_over, is_said in ((1.5, False, False), (1.8, False, True), (1.5, True, True)):
+        run = replace(seen(loss=loss, steps=60, probe=short), is_over=is_over)
+        assert (lr_too_low(run) is not None) == is_said
+
+
+def test_updates_of_which_a_probe_tells_nothing_are_too_small():
+    def weights(update):
+        return (ParameterSeen("net.1.weight", "net.1", 9, False, True, True, 1.0, 0.1, update, 0.0),)
+
+    still = seen(parameters=weights(1e-7), probe=PROBE)
+    assert "100 steps changed the median matrix by 1e-05 of its norm" in lr_too_low(still).evidence
+    assert [verdict.symptom for verdict in diagnose(still)] == ["lr_too_low"]  # and not input_ignored
+    assert lr_too_low(seen(parameters=weights(1e-4))) is None
+    assert lr_too_low(seen(parameters=weights(NAN))) is None
+    assert lr_too_low(seen(loss=0.5, parameters=weights(1e-7))) is None
+
+
 def test_shuffled_or_weak_needs_validations_that_never_held():
     probe = replace(PROBE, permuted=2.4)
     assert shuffled_or_weak(seen(probe=probe, validations=(2.4, 2.5, 2.6))) is not None
@@ -527,6 +546,7 @@ def test_the_remedy_of_overfitting_names_the_loss_that_was_logged():
         dict(function="nll_loss", is_log=False),
         dict(classes=1),
         dict(function="binary_cross_entropy", behind="softmax", is_one=True),
+        dict(function="nll_loss", behind="softmax"),
         dict(function="mse_loss", is_broadcast=True),
         dict(function="mse_loss", behind="relu", outside=0.1),
     ],
@@ -546,7 +566,7 @@ def test_losses_that_match():
     for changes in (
         dict(function="mse_loss", behind="relu"),
         dict(function="nll_loss"),
-        dict(function="nll_loss", behind="relu"),
+        dict(function="nll_loss", behind="relu"),  # logits may be cut
     ):
         assert loss_does_not_match_output(seen(losses=(replace(LOSS, **changes),))) is None
 
@@ -562,3 +582,29 @@ def test_progress_is_that_over_a_constant_prediction():
     assert outcome_of(seen(loss=25.0)).has_diverged and not outcome_of(seen(loss=20.0)).has_diverged
     assert outcome_of(seen(steps=49)).is_late is False and outcome_of(seen(steps=50)).is_late
     assert math.isnan(outcome_of(seen(losses=(LOSS, LOSS))).progress)
+
+
+def test_the_entropy_of_soft_targets_is_not_to_be_learned():
+    soft = (replace(LOSS, floor=2.2),)
+    assert outcome_of(seen(loss=2.25, losses=soft)).progress == pytest.approx(0.5)
+    assert math.isnan(outcome_of(seen(loss=2.3, losses=(replace(LOSS, floor=2.3),))).progress)
+    exchanged = replace(PROBE, permuted=2.305)  # 0.2 % of the loss, 5 % of what can be learned
+    assert input_ignored(seen(probe=exchanged)) is not None
+    assert input_ignored(seen(probe=exchanged, losses=soft)) is None
+
+
+@pytest.mark.parametrize("times", [1e-6, 0.25, 1.0, 100.0])
+def test_progress_of_a_multiple_of_the_loss_of_torch(times):
+    run = seen(loss=1.15 * times, returned=LOSS.value * times)
+    assert outcome_of(run).progress == pytest.approx(0.5) and not outcome_of(run).has_diverged
+    other = seen(probe=replace(PROBE, permuted=2.4), validations=(2.5, 2.6))
+    returned = [replace(check, returned=LOSS.value * times) for check in other.checks]
+    scaled = replace(other, losses=seen(loss=2.3 * times).losses, checks=returned)
+    assert (shuffled_or_weak(scaled) is not None) == (times == 1.0)  # a validation may not be multiplied
+
+
+def test_a_loss_that_is_that_of_torch_and_something_else_is_not_judged():
+    assert math.isnan(outcome_of(seen(loss=52.3, returned=52.4, first=dict(returned=60.0))).progress)
+    assert diagnose(seen(loss=52.3, returned=52.4, first=dict(returned=60.0))) == []  # no divergence
+    assert outcome_of(seen(loss=2.3, returned=2.5)).progress == pytest.approx(0.0)  # a small penalty
+    assert outcome_of(seen(loss=2.3, returned=NAN)).progress == pytest.approx(0.0)  # not known
