@@ -18,7 +18,7 @@ _DIVERGED = (
     10.0  # calibrated: times the constant prediction; with unscaled data healthy runs begin there, none ends there
 )
 _ROUNDING = 1e-2  # of a loss in 16 bits
-_BESIDE = 0.1  # judgement: of the loss of a constant, by which a small penalty moves `progress` at most
+_BESIDE = 0.1  # judgement: `progress` that a small penalty moves it by at most
 _VARY = 1e-6  # theory: of the loss of a constant; targets that vary less are all alike
 STEPS, _SHARE = 48, 0.5  # a run is judged after so many steps and this share of what is planned
 
@@ -74,9 +74,7 @@ def constant_of(run: RunSeen) -> float:
 
 def floor_of(run: RunSeen) -> float:
     """The least loss of the step that any prediction could have."""
-    known = [check.losses[0] for check in run.checks if len(check.losses) == 1]
-    floors = [each.floor for each in known if math.isfinite(each.constant) and each.constant > 0]
-    return sum(floors) / len(floors) * _factor(run) if floors else 0.0
+    return _called_floor(run) * _factor(run)
 
 
 def is_multiple(run: RunSeen) -> bool:
@@ -91,11 +89,18 @@ def _called_constant(run: RunSeen) -> float:
     return sum(known) / len(known) if known and len(known) >= len(run.checks) / 2 else math.nan
 
 
+def _called_floor(run: RunSeen) -> float:
+    """The least loss of torch that any prediction could have, in the same steps."""
+    known = [check.losses[0] for check in run.checks if len(check.losses) == 1]
+    floors = [each.floor for each in known if math.isfinite(each.constant) and each.constant > 0]
+    return sum(floors) / len(floors) if floors else 0.0
+
+
 def _factor(run: RunSeen) -> float:
     """By which `training_step` multiplied the loss of torch; NaN if it is not that, nor that and a small penalty."""
     called = [(check.returned, check.losses[0].value) for check in run.checks if len(check.losses) == 1]
     pairs = [(loss, value) for loss, value in called if math.isfinite(loss) and math.isfinite(value)]
-    beside = _BESIDE * _called_constant(run)
+    beside = _BESIDE * (_called_constant(run) - _called_floor(run))
     if all(abs(loss - value) <= max(_ROUNDING * abs(value), beside) for loss, value in pairs):
         return 1.0
     factors = [loss / value for loss, value in pairs if value > 0]

@@ -607,4 +607,6 @@ def test_a_loss_that_is_that_of_torch_and_something_else_is_not_judged():
     assert math.isnan(outcome_of(seen(loss=52.3, returned=52.4, first=dict(returned=60.0))).progress)
     assert diagnose(seen(loss=52.3, returned=52.4, first=dict(returned=60.0))) == []  # no divergence
     assert outcome_of(seen(loss=2.3, returned=2.5)).progress == pytest.approx(0.0)  # a small penalty
+    soft = (replace(LOSS, floor=2.2),)  # of which 0.2 is more than all there is to learn
+    assert math.isnan(outcome_of(seen(loss=2.3, returned=2.6, losses=soft, first=dict(returned=2.4))).progress)
     assert outcome_of(seen(loss=2.3, returned=NAN)).progress == pytest.approx(0.0)  # not known
