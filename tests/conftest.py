@@ -42,6 +42,23 @@ def _seeded(request):
         torch.cuda.manual_seed_all(seed)
 
 
+@pytest.fixture(autouse=True)
+def _errors_of_a_watch(request, monkeypatch):
+    """What watches a run passes over errors of its own, and would pass over a mistake that a test is there to find."""
+
+    def take(guard, part, error):
+        if not guard.is_muted:
+            raise error
+
+    if "errors_are_warnings" not in request.fixturenames:
+        monkeypatch.setattr("lightning_optkit.diagnostics._guard.Guard.take", take)
+
+
+@pytest.fixture
+def errors_are_warnings():
+    """As for a user."""
+
+
 def _frozen(value):
     if isinstance(value, torch.Tensor):
         if value.layout != torch.strided:

@@ -8,18 +8,18 @@ purpose, and what cannot be seen.
 
 import json
 import math
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_optkit._checks import check_bools, check_int, check_state
 from lightning_optkit.callbacks.seams.associations_of_run import AssociationsOfRun
 from lightning_optkit.callbacks.seams.average_of_run import averages_too_long
+from lightning_optkit.callbacks.seams.compared import Compared
 from lightning_optkit.callbacks.seams.first_nonfinite import first_nonfinite
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.idle_batches import IdleBatches
@@ -27,35 +27,28 @@ from lightning_optkit.callbacks.seams.lightning_packages import loss_scaler
 from lightning_optkit.callbacks.seams.lightning_private import accumulates
 from lightning_optkit.callbacks.seams.losses_of_run import LossesOfRun
 from lightning_optkit.callbacks.seams.measured_step import MeasuredStep
+from lightning_optkit.callbacks.seams.measured_when import is_regular, may_count, may_probe
 from lightning_optkit.callbacks.seams.modes_of_run import ModesOfRun
 from lightning_optkit.callbacks.seams.presence import Presence
 from lightning_optkit.callbacks.seams.probe import Probe, can_probe
-from lightning_optkit.callbacks.seams.rank_checks import differing_parameters, ranks_with_same_batches, replicates
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.callbacks.seams.schedules_of_run import SchedulesOfRun
 from lightning_optkit.callbacks.seams.steps import StepListener, watch_steps
 from lightning_optkit.callbacks.seams.validated_targets import ValidatedTargets
 from lightning_optkit.callbacks.seams.zeroing import Zeroing
-from lightning_optkit.diagnostics._observations import RanksSeen, RunSeen
-from lightning_optkit.diagnostics.measure.batches import digest
+from lightning_optkit.diagnostics._guard import Guard
+from lightning_optkit.diagnostics._observations import RunSeen
 from lightning_optkit.diagnostics.measure.parameters import StepMeasure
 from lightning_optkit.diagnostics.measure.rows import EqualRows
 from lightning_optkit.diagnostics.rules import diagnose, is_exact, ranked
-from lightning_optkit.diagnostics.rules.classes import is_dominated
 from lightning_optkit.diagnostics.rules.outcome import Outcome, outcome_of
 from lightning_optkit.diagnostics.verdict import Verdict, verdict_from
 from lightning_optkit.step.shards import reshard
 
 __all__ = ["GradientHealth"]
 
-_FIRST = (0, 1, 2, 3, 5, 8, 16, 32)  # measured steps before the regular ones: what is wrong from the start shows early
 _PRESENCE = 32  # in so many steps it is looked at every one for parameters without a gradient, then at measured ones
-# A run that has not learned much in its first quarter is probed this often in the rest of it.
-_PROBED_FROM, _PROBED_EVERY, _MOST_PROBES = 1 / 4, 1 / 20, 15
-_COUNTED = 80  # parts of a run of which one class has most samples; in its second half each of them is measured
 _LEARNS = 0.5  # progress of a run that is not probed
-_LENGTH = 400  # steps, where the length of the run is not known
-_COMPARED_BATCHES = 3
 _FIRST_EPOCHS = 3  # a scheduler that is never stepped is known after two
 
 
@@ -65,7 +58,8 @@ class GradientHealth(FitCallback):
     It changes nothing. A few steps at the start, and every `check_every`-th, are measured: which modules are called, in
     which mode and with what, norms of gradients, weights and updates. In between it counts: losses, rates, gradients
     that do not arrive or are not cleared. A one-pass optimizer (`Fuse`) measures in its own pass; for any other, up to
-    4,096 elements of each parameter are copied before a measured step.
+    4,096 elements of each parameter are copied before a measured step. An error of its own does not end the fit: it is
+    a warning once, and what failed is left out.
 
     Mechanical faults are named whatever the run learns: `no_gradient`, `not_optimized`, `gradient_not_zeroed`,
     `nonfinite`, `symmetric_init`, `wrong_mode`, `schedule_fault`, `lost_updates`, `loss_does_not_match_output`,
@@ -107,27 +101,29 @@ class GradientHealth(FitCallback):
         check_bools(type(self).__name__, verbose=verbose, probe=probe)
         self.verbose, self.probe = verbose, probe
         self.verdicts: list[Verdict] = []
+        self._guard = Guard(type(self).__name__, f"leave {type(self).__name__} out of the callbacks")
         self._forget()
 
     def _forget(self) -> None:
         self._seen, self._losses = RunSeen(), LossesOfRun()
         self._zeroing, self._presence, self._idle = Zeroing(), Presence(), IdleBatches()
         self._schedules: SchedulesOfRun | None = None
-        self._rows: EqualRows | None = None
+        self._rows: EqualRows | None = None  # until the training begins
         self._modes: ModesOfRun | None = None
         self._measured: MeasuredStep | None = None
         self._former: tuple[int, StepMeasure] | None = None
         self._batch: tuple[Any, int] | None = None
+        self._compares = self._has_stepped = False  # in this batch
         self._has_arrived = False  # a gradient that was said not to arrive
         self._always_called: set[str] | None = None
         self._without_grad: set[str] = set()
-        self._digests: list[int] = []
+        self._compared = Compared(self._guard)
         self._probe: Probe | None = None
         self._num_probes = 0
         self._other: tuple[Any, int] | None = None  # the batch of the probe before
         self._alive: dict[tuple[str, int], list[Tensor]] = {}
         self._targets: ValidatedTargets | None = None
-        self._associations = AssociationsOfRun()
+        self._associations = AssociationsOfRun(self._guard)
 
     def to_json(self) -> str:
         """The verdicts as a JSON list of objects, the primary one first."""
@@ -135,9 +131,11 @@ class GradientHealth(FitCallback):
 
     def judge_now(self) -> tuple[list[Verdict], Outcome]:
         """Verdicts and outcome of the steps so far, as if the run were at its half, from which on it is judged."""
-        self._losses.fetch()
-        seen = replace(self._seen, losses=self._losses.losses, steps_planned=2 * self._seen.steps)
-        return diagnose(seen), outcome_of(seen)
+        with self._guard("the judgement before the end"):
+            self._losses.fetch()
+            seen = replace(self._seen, losses=self._losses.losses, steps_planned=2 * self._seen.steps)
+            return diagnose(seen, self._guard), outcome_of(seen)
+        return [], Outcome(math.nan, False, False)
 
     def told(self) -> float:
         """How well outputs tell a direction of the targets of the first epoch, before these were trained on.
@@ -155,7 +153,8 @@ class GradientHealth(FitCallback):
         """
         if self._rows is None:  # the training has not begun, or all of this has been done
             return
-        with suppress(Exception):  # of a device that has failed: the verdicts remain those of the last check
+        self._guard.mute()  # of a device that has failed: the verdicts remain those of the last check
+        with self._guard("the conclusion of a fit that an exception ends"):
             self._conclude(trainer, pl_module, may_run=False)
 
     def state_dict(self) -> dict[str, Any]:
@@ -172,6 +171,7 @@ class GradientHealth(FitCallback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
+            self._guard.begin()
             self._forget()
             self.verdicts = []
 
@@ -180,92 +180,99 @@ class GradientHealth(FitCallback):
         self._at_end(self._close)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._schedules = SchedulesOfRun(trainer)
-        self._seen.averages = averages_too_long(trainer)
-        reshard(pl_module)  # the sanity check may have left parameters whole
-        self._rows = EqualRows(pl_module)
-        self._modes = ModesOfRun(pl_module)
-        self._seen.began_in_training = self._modes.is_training
-        self._seen.clip = _clip_of(trainer)
+        self._rows = EqualRows(nn.Module())
+        with self._guard("the look at schedules"):
+            self._schedules = SchedulesOfRun(trainer)
+        with self._guard("the look at averages"):
+            self._seen.averages = averages_too_long(trainer)
+        with self._guard("the look at equal rows"):
+            reshard(pl_module)  # the sanity check may have left parameters whole
+            self._rows = EqualRows(pl_module)
+        with self._guard("the look at modes"):
+            self._modes = ModesOfRun(pl_module)
+            self._seen.began_in_training = self._modes.is_training
+        with self._guard("the look at the clip"):
+            self._seen.clip = _clip_of(trainer)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._close()
         self._batch = (batch, batch_idx)
-        if self._schedules is not None:
-            self._schedules.before_batch(trainer)
-        self._associations.before_batch(trainer, pl_module, batch_idx)
-        step = self._seen.steps
-        has_left = self._modes is not None and self._modes.is_due(step)
-        is_due, may_probe = (
-            has_left or step in _FIRST or step % self.check_every == 0,
-            self.probe and self._may_probe(step),
-        )
-        if (
-            not (is_due or may_probe or self._may_count(step))
-            or self._rows is None
-            or (_is_automatic(pl_module) and accumulates(trainer))
-        ):
-            return
-        is_probed = may_probe and can_probe(trainer, pl_module) and self._learns_little()
-        if is_due or is_probed or self._may_count(step):
-            # The rules ask for the scale of layers in the first step alone.
-            self._measured = MeasuredStep(trainer, pl_module, step, self._former, measures_layers=step == 0)
-            self._probe = Probe(trainer) if is_probed else None
+        self._compares = self._has_stepped = False
+        with self._guard("the look at schedules"):
+            if self._schedules is not None:
+                self._schedules.before_batch(trainer)
+        with self._guard("the look at fresh batches"):
+            self._associations.before_batch(trainer, pl_module, batch_idx)
+        with self._guard("a measured step"):
+            self._begin_measured(trainer, pl_module)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        self._zeroing.before_backward()
-        self._idle.before_backward(pl_module)
-        is_finite = loss.device.type != "cpu" or loss.numel() != 1 or math.isfinite(loss.detach().item())
-        if not is_finite and loss_scaler(trainer) is None:
-            self._find_nonfinite(trainer, pl_module)  # before the step spreads it
+        with self._guard("the look at gradients that are left"):
+            self._zeroing.before_backward()
+        with self._guard("the look at batches without a step"):
+            self._idle.before_backward(pl_module)
+        with self._guard("the look for the first number that is not finite"):
+            is_finite = loss.device.type != "cpu" or loss.numel() != 1 or math.isfinite(loss.detach().item())
+            if not is_finite and loss_scaler(trainer) is None:
+                self._find_nonfinite(trainer, pl_module)  # before the step spreads it
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._associations.close()
-        if self._schedules is not None:
-            self._schedules.after_batch(trainer)
-        self._losses.after_batch(trainer, pl_module, outputs, self._seen.steps)
-        self._idle.after_batch(trainer, pl_module, self._seen.steps)
+        with self._guard("the look at schedules"):
+            if self._schedules is not None:
+                self._schedules.after_batch(trainer)
+        with self._guard("the look at losses"):
+            self._losses.after_batch(trainer, pl_module, outputs, self._seen.steps)
+        with self._guard("the look at batches without a step"):
+            self._idle.after_batch(trainer, pl_module, self._seen.steps)
         if self._seen.idle is not self._idle.seen or self._has_arrived:
             self._seen.idle, self._has_arrived = self._idle.seen, False
             self._conclude(trainer, pl_module)
-        if len(self._digests) < _COMPARED_BATCHES:
-            self._compare_batches(trainer, batch)
-        if self._measured is not None and self._rows is not None and self._measured.is_taken:
-            self._take(trainer, pl_module, self._measured, self._rows)
-            if replicates(trainer):
-                self._compare_weights(trainer, pl_module)
+        self._compared.batch(trainer, batch, self._seen)
+        is_measured = self._measured is not None and self._measured.is_taken
+        if is_measured:
+            with self._guard("a measured step"):
+                self._take(trainer, pl_module)
+        if self._compares and self._has_stepped:
+            self._compared.weights(trainer, pl_module, self._seen)
+        if is_measured:
             self._conclude(trainer, pl_module)
         self._close()
         self._batch = None
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.current_epoch == 0 and self._seen.fresh is None:  # no validation
-            self._seen.fresh, self._seen.held = self._associations.seen()
+            with self._guard("the look at fresh batches"):
+                self._seen.fresh, self._seen.held = self._associations.seen()
         if trainer.current_epoch < _FIRST_EPOCHS:  # later ones tell nothing that a check does not
             self._conclude(trainer, pl_module)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking and self._targets is None:
-            self._targets = ValidatedTargets(pl_module)
-            self._at_end(self._targets.close)
-            self._associations.before_validation(trainer, pl_module)
+            with self._guard("the look at the first validation"):
+                self._targets = ValidatedTargets(pl_module, self._guard)
+                self._at_end(self._targets.close)
+                self._associations.before_validation(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._targets is not None and not trainer.sanity_checking and not self._seen.validations:
             self._targets.close()
             self._associations.close()
-            self._seen.validated = self._targets.seen()
-            self._seen.fresh, self._seen.held = self._associations.seen()
+            with self._guard("the look at the first validation"):
+                self._seen.validated = self._targets.seen()
+                self._seen.fresh, self._seen.held = self._associations.seen()
         losses = {name: v for name, v in trainer.callback_metrics.items() if "val" in name and "loss" in name}
         if trainer.sanity_checking or len(losses) != 1:
             return
-        (self._seen.monitor, loss), trained = next(iter(losses.items())), self._losses.since_last_asked()
-        self._seen.validations.append(float(loss))
-        self._seen.trained.append(trained)
+        with self._guard("the look at validation losses"):
+            (monitor, loss), trained = next(iter(losses.items())), self._losses.since_last_asked()
+            self._seen.monitor, value = monitor, float(loss)
+            self._seen.validations.append(value)
+            self._seen.trained.append(trained)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._seen.is_over = True
@@ -277,17 +284,6 @@ class GradientHealth(FitCallback):
 
     # --- implementation ---
 
-    def _may_probe(self, step: int) -> bool:
-        # An odd distance, so that probes of short epochs meet different batches.
-        length = self._seen.steps_planned or _LENGTH
-        since = step - max(6, int(_PROBED_FROM * length))
-        return since >= 0 and since % (max(3, int(_PROBED_EVERY * length)) | 1) == 0 and self._num_probes < _MOST_PROBES
-
-    def _may_count(self, step: int) -> bool:
-        # Of a rare class few samples are seen in a step.
-        length = self._seen.steps_planned or _LENGTH
-        return 2 * step >= length and step % (max(1, length // _COUNTED) | 1) == 0 and is_dominated(self._seen)
-
     def _learns_little(self) -> bool:
         self._losses.fetch()
         self._seen.losses = self._losses.losses
@@ -297,26 +293,47 @@ class GradientHealth(FitCallback):
         if self._batch is None:  # a trial, in which no callback but its own is called
             return
         self._idle.after_step()
+        self._has_stepped = True
         is_measured = self._measured is not None
-        self._zeroing.after_step(optimizer, self._seen.steps, remember=is_measured)
+        with self._guard("the look at gradients that are left"):
+            self._zeroing.after_step(optimizer, self._seen.steps, remember=is_measured)
         is_said = any(verdict.symptom == "no_gradient" for verdict in self.verdicts)
         if is_measured or self._seen.steps < _PRESENCE or is_said:
-            self._has_arrived |= self._presence.after_step(optimizer) and is_said
-        if self._schedules is not None:
-            self._schedules.after_step(optimizer)
-        if self._measured is not None:
-            self._measured.after_step(optimizer)
+            with self._guard("the look at gradients that do not arrive"):
+                self._has_arrived |= self._presence.after_step(optimizer) and is_said
+        with self._guard("the look at schedules"):
+            if self._schedules is not None:
+                self._schedules.after_step(optimizer)
+        with self._guard("a measured step"):
+            if self._measured is not None:
+                self._measured.after_step(optimizer)
         self._seen.steps += place == 0
 
-    def _take(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, measured: MeasuredStep, rows: EqualRows
-    ) -> None:
+    def _begin_measured(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        step = self._seen.steps
+        # Others depend on what this process has seen, so no other process might come to compare.
+        self._compares = is_regular(step, self.check_every)
+        is_due = (self._modes is not None and self._modes.is_due(step)) or self._compares or may_count(self._seen)
+        is_probed = self.probe and may_probe(self._seen, self._num_probes)
+        if not (is_due or is_probed) or (pl_module.automatic_optimization and accumulates(trainer)):
+            return
+        is_probed = is_probed and can_probe(trainer, pl_module) and self._learns_little()
+        if (is_due or is_probed) and self._rows is not None:
+            # The rules ask for the scale of layers in the first step alone.
+            self._measured = MeasuredStep(trainer, pl_module, step, self._former, step == 0, self._guard)
+            with self._guard("the probe"):
+                self._probe = Probe(trainer) if is_probed else None
+
+    def _take(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        measured, rows, probe = self._measured, self._rows, None
+        if measured is None or rows is None:
+            return
         measured.end_of_forward()
-        probe = None
         if self._probe is not None and self._batch is not None:
-            probe = self._probe.measure(trainer, pl_module, self._batch, self._other, measured.rate)
-            self._other = self._batch
             self._num_probes += 1
+            with self._guard("the probe"):
+                probe = self._probe.measure(trainer, pl_module, self._batch, self._other, measured.rate)
+            self._other = self._batch
         check = measured.check(rows, self._alive, probe)
         self._seen.take(replace(check, returned=self._losses.of_batch()))
         called = measured.called
@@ -327,31 +344,32 @@ class GradientHealth(FitCallback):
         self._idle.close()
         self._associations.close()
         if self._measured is not None:
-            self._measured.close()
+            with self._guard("the end of a measured step"):
+                self._measured.close()
             self._former = (self._seen.steps - 1, self._measured.norms) if self._measured.is_taken else None
         self._measured = self._probe = None
 
-    def _compare_weights(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        differing = differing_parameters(trainer, dict(pl_module.named_parameters()))
-        if differing:
-            self._seen.ranks.append(RanksSeen(self._seen.steps - 1, differing=differing))
-
     def _conclude(self, trainer: pl.Trainer, pl_module: pl.LightningModule, may_run: bool = True) -> None:
         """Takes together what was seen, and tells of a new primary verdict."""
-        self._losses.fetch()
         seen = self._seen
+        with self._guard("the look at losses"):
+            self._losses.fetch()
         seen.losses, seen.not_zeroed = self._losses.losses, self._zeroing.not_zeroed
         if may_run and seen.nonfinite is None and any(loss - loss != 0 for loss in list(seen.losses.recent)[-1:]):
-            self._find_nonfinite(trainer, pl_module)
-        reshard(pl_module)  # else a validation has left other parameters than those of the optimizer
-        params = dict(pl_module.named_parameters())
-        seen.silent = self._presence.silent(params, self._always_called or set(), self._without_grad)
-        if self._schedules is not None:
-            seen.schedules = self._schedules.seen(trainer)
-        seen.steps_planned = Run(trainer).steps_at_end()
+            with self._guard("the look for the first number that is not finite"):
+                self._find_nonfinite(trainer, pl_module)
+        with self._guard("the look at gradients that do not arrive"):
+            reshard(pl_module)  # else a validation has left other parameters than those of the optimizer
+            params = dict(pl_module.named_parameters())
+            seen.silent = self._presence.silent(params, self._always_called or set(), self._without_grad)
+        with self._guard("the look at schedules"):
+            if self._schedules is not None:
+                seen.schedules = self._schedules.seen(trainer)
+            seen.steps_planned = Run(trainer).steps_at_end()
         before = _named(self.verdicts)
-        # What is exact stays said: a fault of the first steps may no longer be visible in the last ones.
-        self.verdicts = ranked([*filter(_stands, self.verdicts), *diagnose(seen)])
+        with self._guard("the conclusion"):
+            # What is exact stays said: a fault of the first steps may no longer be visible in the last ones.
+            self.verdicts = ranked([*filter(_stands, self.verdicts), *diagnose(seen, self._guard)])
         if self.verbose and self.verdicts and _named(self.verdicts) != before:
             rank_zero_warn(f"{type(self).__name__}: {self.verdicts[0]}")
 
@@ -360,21 +378,6 @@ class GradientHealth(FitCallback):
             batch, batch_idx = self._batch
             losses, step = self._losses.losses, self._seen.steps
             self._seen.nonfinite = first_nonfinite(trainer, pl_module, batch, batch_idx, step, losses)
-
-    def _compare_batches(self, trainer: pl.Trainer, batch: Any) -> None:
-        self._digests.append(digest(batch))
-        num, is_same = len(self._digests), bool(self._digests[0]) and len(set(self._digests)) == 1
-        is_repeated = is_same and num > 1 and trainer.num_training_batches > _COMPARED_BATCHES
-        self._seen.repeated_batches = num if is_repeated else 0
-        if num < _COMPARED_BATCHES:
-            return
-        if replicates(trainer):
-            same = ranks_with_same_batches(trainer, self._digests)
-            self._seen.ranks.append(RanksSeen(self._seen.steps, same_batches=same, num_batches=_COMPARED_BATCHES))
-
-
-def _is_automatic(pl_module: pl.LightningModule) -> bool:
-    return pl_module.automatic_optimization
 
 
 def _clip_of(trainer: pl.Trainer) -> float | None:

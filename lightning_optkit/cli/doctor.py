@@ -24,8 +24,9 @@ from lightning_optkit._checks import check_in, check_int
 from lightning_optkit.callbacks import GradientHealth
 from lightning_optkit.callbacks.seams.overrides import override, restore
 from lightning_optkit.callbacks.seams.schedules_of_run import base_rate
+from lightning_optkit.diagnostics._guard import Guard
 from lightning_optkit.diagnostics._observations import Losses, RunSeen
-from lightning_optkit.diagnostics.rules import OF_LEARNING
+from lightning_optkit.diagnostics.rules import OF_LEARNING, asked
 from lightning_optkit.diagnostics.rules.outcome import constant_of, outcome_of
 from lightning_optkit.diagnostics.rules.rates import lr_too_high, lr_too_low
 from lightning_optkit.diagnostics.verdict import Verdict
@@ -38,6 +39,7 @@ _FIRST_CHECKS = 4
 _NOT_HERE = {  # of other data than the one batch, schedules and averages, all left out
     "duplicate_data", "class_imbalance", "overfitting", "schedule_fault", "average_not_ready",
 }  # fmt: skip
+_SAYS = {"shuffled_or_weak": "label_shuffle", "constant_input": "input_ignored"}  # rules with another name
 _HINTS = {"lr_too_low"}  # a rate that is too low for a short fit may be right for a long one
 _LIMITS: dict[str, Any] = dict(
     max_epochs=-1, min_steps=None, min_epochs=None, logger=False, enable_checkpointing=False, enable_progress_bar=False,
@@ -63,7 +65,7 @@ class Finding:
     Args:
         check: Its name.
         seen: The numbers, in words.
-        state: "ok", "hint" (the batch was fitted in spite of it), "fault", or "unknown".
+        state: "ok", "hint" (the batch was fitted in spite of it), "fault", or "unknown" (a rule that failed included).
         verdict: What the rule says.
     """
 
@@ -151,6 +153,7 @@ def examine(
     check_int("doctor", "max_steps", max_steps, minimum=_LEAST_STEPS)
     check_in("doctor", "max_seconds", max_seconds, "(0, inf)")
     begin, health = time.perf_counter(), GradientHealth(verbose=False)
+    guard = health._guard = Guard("doctor", "do without the doctor: no run depends on it", is_silent=True)
     watch = _Watch(health)
     trainer = make_trainer(
         [_WithoutSchedules(), health, watch], **_LIMITS, max_steps=max_steps, max_time=timedelta(seconds=max_seconds)
@@ -158,7 +161,8 @@ def examine(
     with warnings.catch_warnings(), _one_batch(module, train_dataloaders, datamodule, max_steps) as data:
         warnings.simplefilter("ignore")
         trainer.fit(module, **data)
-    findings = tuple(_findings(watch.seen, health.verdicts))
+    findings = tuple(_findings(watch.seen, health.verdicts, guard))
+    guard.tell()  # behind the fit, whose own warnings are left out
     return Examination(findings, watch.seen.steps, round(time.perf_counter() - begin, 2))
 
 
@@ -221,24 +225,29 @@ class _Watch(pl.Callback):
     def on_train_batch_end(self, *args: Any) -> None:
         seen, trainer = self._health._seen, args[0]
         if seen.steps >= _LEAST_STEPS and seen.steps % _EVERY == 0:
-            self._health._losses.fetch()
-            trainer.should_stop = trainer.should_stop or outcome_of(seen).progress > _FITTED
+            with self._health._guard("the judgement of how much was learned"):
+                self._health._losses.fetch()
+                trainer.should_stop = trainer.should_stop or outcome_of(seen).progress > _FITTED
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.seen = self._health._seen
 
 
-def _findings(seen: RunSeen, verdicts: Sequence[Verdict]) -> Iterator[Finding]:
+def _findings(seen: RunSeen, verdicts: Sequence[Verdict], guard: Guard) -> Iterator[Finding]:
     said = [verdict for verdict in verdicts if verdict.symptom not in _NOT_HERE]
     faults = [verdict for verdict in said if verdict.symptom not in _HINTS]
     # A rate that is too low is what anything else that stops learning looks like.
     hints = [] if faults else [verdict for verdict in said if verdict.symptom in _HINTS]
-    hints += [verdict for verdict in _at_the_start(seen) if verdict.symptom not in {each.symptom for each in faults}]
+    at_start, named = _at_the_start(seen, guard), {verdict.symptom for verdict in faults}
+    hints += [verdict for verdict in at_start if verdict.symptom not in named]
     of_other = {symptom for symptoms in _CHECKS.values() for symptom in symptoms}
     names = {**_CHECKS, "others": tuple({verdict.symptom for verdict in faults} - of_other)}
-    progress = outcome_of(seen).progress
+    progress = math.nan
+    with guard("the judgement of how much was learned"):
+        progress = outcome_of(seen).progress
+    failed = {_SAYS.get(rule, rule) for part in guard.failed if (rule := part.removeprefix("the rule ")) != part}
     for check, symptoms in names.items():
-        words = _WORDS[check](seen) if check in _WORDS else ""
+        words = _words(check, seen, guard)
         found = [Finding(check, words, "fault", verdict) for verdict in faults if verdict.symptom in symptoms]
         found += [Finding(check, words, "hint", verdict) for verdict in hints if verdict.symptom in symptoms]
         if check == "parameters" and not seen.steps and not found:
@@ -248,12 +257,19 @@ def _findings(seen: RunSeen, verdicts: Sequence[Verdict]) -> Iterator[Finding]:
         elif check == "one batch" and progress < _NOT_FITTED and not faults:
             found = [Finding(check, words, "fault", found[0].verdict if found else None)]
         yield from found
-        if not found and words:
-            is_unknown = words == _UNKNOWN or (check == "one batch" and math.isnan(progress))
-            yield Finding(check, words, "unknown" if is_unknown else "ok")
+        has_failed = bool(failed & set(symptoms))
+        if not found and (words or has_failed):
+            is_unknown = has_failed or words == _UNKNOWN or (check == "one batch" and math.isnan(progress))
+            yield Finding(check, words or _UNKNOWN, "unknown" if is_unknown else "ok")
 
 
-def _at_the_start(seen: RunSeen) -> list[Verdict]:
+def _words(check: str, seen: RunSeen, guard: Guard) -> str:
+    with guard(f"the summary of {check}"):
+        return _WORDS[check](seen) if check in _WORDS else ""
+    return _UNKNOWN
+
+
+def _at_the_start(seen: RunSeen, guard: Guard) -> list[Verdict]:
     """What would be said had the run ended after its first steps, without having learned."""
     first = seen.losses.first[:_FIRST_CHECKS]
     start = replace(
@@ -261,8 +277,7 @@ def _at_the_start(seen: RunSeen) -> list[Verdict]:
         losses=Losses(first, copy.copy(Losses().recent), len(first)),
     )  # fmt: skip
     start.losses.recent.extend(first)
-    rules = [rule for rule in OF_LEARNING if rule not in (lr_too_high, lr_too_low)]
-    return [verdict for rule in rules if (verdict := rule(start)) is not None]
+    return asked([rule for rule in OF_LEARNING if rule not in (lr_too_high, lr_too_low)], start, guard)
 
 
 # --- the numbers of each check, in words ---
@@ -272,7 +287,7 @@ _UNKNOWN = "not known"
 
 def _parameters(seen: RunSeen) -> str:
     if not seen.checks:
-        return "no step was taken"
+        return _UNKNOWN if seen.steps else "no step was taken"
     params = seen.checks[-1].parameters
     inside = [p for p in params if p.is_optimized]
     return f"{len(inside)} of {len(params)} in an optimizer, {sum(p.numel for p in inside):,} numbers"

@@ -40,6 +40,14 @@ class Regression(pl.LightningModule):
                 self.net[2].weight[0, 0] += 1e-6
 
 
+class Dominated(Regression):
+    """One class has all samples of the first process, and a third of those of the other one."""
+
+    def training_step(self, batch, batch_idx):
+        target = torch.arange(len(batch[0])) % 3 if self.global_rank else torch.zeros(len(batch[0]), dtype=torch.long)
+        return nn.functional.cross_entropy(self.net(batch[0]).expand(-1, 3) * torch.arange(3), target)
+
+
 def main(output, case):
     generator = torch.Generator().manual_seed(1)
     data = TensorDataset(torch.randn(32, 4, generator=generator), torch.randn(32, 1, generator=generator))
@@ -49,7 +57,9 @@ def main(output, case):
         callbacks=[health], use_distributed_sampler=case != "duplicates", default_root_dir=os.path.dirname(output),
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(Regression(case), DataLoader(data, batch_size=4))
+    module = (Dominated if case == "dominated" else Regression)(case)
+    trainer.fit(module, DataLoader(data, batch_size=4))
+    assert not health._guard.failed, health._guard.failed
     with open(f"{output}/{case}.{trainer.global_rank}.json", "w") as file:
         file.write(health.to_json())
 

@@ -778,6 +778,7 @@ def test_an_exception_leaves_nothing_behind(make_trainer):
         ("diverges", ["ranks_diverge"]),
         ("duplicates", ["duplicate_data"]),
         ("bypassed", ["ranks_diverge"]),
+        ("dominated", []),
     ],
 )
 def test_on_two_processes(tmp_path, case, expected):

@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_optkit as ok
 from lightning_optkit.cli import main
-from lightning_optkit.cli.doctor import doctor
+from lightning_optkit.cli.doctor import _WORDS, doctor
 from lightning_optkit.cli.doctor_command import show
+from lightning_optkit.diagnostics.rules import OF_LEARNING
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -103,6 +104,36 @@ def test_one_batch_of_one_class_says_nothing_of_the_others():
             return DataLoader(TensorDataset(x, torch.zeros(64, dtype=torch.long)), 64)
 
     assert "class_imbalance" not in faults(doctor(Rare(), accelerator="cpu"))
+
+
+@pytest.mark.parametrize("fault", ["", "scale"])
+def test_a_rule_that_fails_is_a_warning_and_its_check_is_not_known(monkeypatch, errors_are_warnings, fault):
+    def dead_units(run):
+        raise LookupError("of ours")
+
+    rules = tuple(dead_units if rule.__name__ == "dead_units" else rule for rule in OF_LEARNING)
+    for place in ("lightning_optkit.diagnostics.rules.OF_LEARNING", "lightning_optkit.cli.doctor.OF_LEARNING"):
+        monkeypatch.setattr(place, rules)
+    with pytest.warns(UserWarning, match="^doctor: the rule dead_units failed .* report .* or do without") as caught:
+        examination = doctor(Net(fault), accelerator="cpu")
+    assert len([each for each in caught if "dead_units" in str(each.message)]) == 1
+    assert {each.check: each.state for each in examination.findings}["units"] == "unknown"
+    assert faults(examination)[:1] == (["unnormalized_input"] if fault else [])
+
+
+def test_what_cannot_be_summed_up_is_not_known(monkeypatch, errors_are_warnings):
+    monkeypatch.setitem(_WORDS, "input", lambda seen: seen.nothing)
+    with pytest.warns(UserWarning, match="^doctor: the summary of input failed"):
+        examination = doctor(Net(), accelerator="cpu")
+    (finding,) = [each for each in examination.findings if each.check == "input"]
+    assert (finding.seen, finding.state) == ("not known", "unknown") and examination.is_healthy
+
+
+def test_an_error_of_the_module_is_not_ours(errors_are_warnings):
+    module = Net()
+    module.head = nn.Linear(7, 3)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        doctor(module, accelerator="cpu")
 
 
 class Regression(Net):

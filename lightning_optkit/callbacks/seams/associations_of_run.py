@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 
 from lightning_optkit.callbacks.seams.lightning_private import is_compiled
 from lightning_optkit.callbacks.seams.overrides import override, restore
+from lightning_optkit.diagnostics._guard import Guarding, unguarded
 from lightning_optkit.diagnostics._signals import AssociationSeen
 from lightning_optkit.diagnostics.measure.associations import CalledAssociations
 
@@ -19,11 +20,12 @@ _MOST_BATCHES = 32
 
 class AssociationsOfRun:
     """Watches `training_step` in batches of the second half of what precedes the first validation, if that is in the
-    first epoch, and `validation_step` in that validation. A compiled module is let be.
+    first epoch, and `validation_step` in that validation. A compiled module is let be. `guard` stands around what it
+    does in these steps.
     """
 
-    def __init__(self) -> None:
-        self._fresh, self._held = CalledAssociations(), CalledAssociations()
+    def __init__(self, guard: Guarding = unguarded) -> None:
+        self._fresh, self._held = CalledAssociations(guard), CalledAssociations(guard)
         self._open: tuple[pl.LightningModule, str, Any] | None = None
         self._is_over = False
 

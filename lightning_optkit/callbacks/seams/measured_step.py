@@ -17,6 +17,7 @@ from lightning_optkit.callbacks.seams.lightning_private import is_compiled
 from lightning_optkit.callbacks.seams.overrides import override, restore
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.callbacks.seams.schedules_of_run import highest_decay, highest_rate, rate_to_come
+from lightning_optkit.diagnostics._guard import Guarding, unguarded
 from lightning_optkit.diagnostics._observations import Check
 from lightning_optkit.diagnostics._signals import ProbeSeen
 from lightning_optkit.diagnostics.measure.calls import CalledFunctions, CalledLayers
@@ -40,6 +41,7 @@ class MeasuredStep:
         step: Number of the step.
         former: The measured step before it, its number and norms.
         measures_layers: Whether to measure the scales of layers' outputs, which takes a pass over each.
+        guard: What stands around what is done within the batch.
     """
 
     def __init__(
@@ -49,27 +51,40 @@ class MeasuredStep:
         step: int,
         former: tuple[int, StepMeasure] | None = None,
         measures_layers: bool = True,
+        guard: Guarding = unguarded,
     ) -> None:
         self._trainer, self._step, self._rate, self._decay = trainer, step, float("nan"), 0.0
-        self._to_come = 0.0
+        self._to_come, self._guard = 0.0, guard
         self.is_taken = False  # whether an optimizer has stepped
         reshard(pl_module)  # what a validation has left whole is freed by the backward pass
         self._params: dict[str, Tensor] = {n: p for n, p in pl_module.named_parameters() if not is_lazy(p)}
         optimizers = Run(trainer).optimizers
-        self.norms = StepMeasure(self._params, optimizers)
         own, optimized = set(pl_module.parameters()), {p for each in optimizers for p in parameters_of(each)}
         self._strays = len(optimized - own)
         self._hidden = {name: p for name, p in hidden_parameters(pl_module).items() if p not in optimized}
         self._former = former[1] if former is not None and former[0] == step - 1 else None
         self._is_watched = not is_compiled(pl_module)
-        self._modules = CalledModules(pl_module) if self._is_watched else None
-        self._layers = CalledLayers(pl_module, measures=measures_layers) if self._is_watched else None
-        self._functions = CalledFunctions(self._layers.inside) if self._layers is not None else None
+        self._modules: CalledModules | None = None
+        self._layers: CalledLayers | None = None
+        self._functions: CalledFunctions | None = None
         self._module, self._training_step = pl_module, self._watching(pl_module.training_step)
-        if self._is_watched:  # what hooks of the module do to the weights before is then done
-            override(pl_module, "training_step", self._training_step)
-        else:
+        self.norms = StepMeasure(self._params, optimizers)
+        try:
+            self._begin(measures_layers)
+        except Exception:
+            self.close()
+            raise
+
+    def _begin(self, measures_layers: bool) -> None:
+        """Watches the module, if that is possible."""
+        if not self._is_watched:
             self.norms.begin()
+            return
+        self._modules = CalledModules(self._module, self._guard)
+        self._layers = CalledLayers(self._module, measures_layers, self._guard)
+        self._functions = CalledFunctions(self._layers.inside, self._guard)
+        # What hooks of the module do to the weights before is then done.
+        override(self._module, "training_step", self._training_step)
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Measures a step of an optimizer."""
@@ -125,15 +140,17 @@ class MeasuredStep:
 
     def end_of_forward(self) -> None:
         """Stops watching calls, so that what follows may run modules again."""
-        if self._modules is not None and self._layers is not None:
+        if self._modules is not None:
             self._modules.close()
+        if self._layers is not None:
             self._layers.close()
-            restore(self._module, "training_step", self._training_step)
+        restore(self._module, "training_step", self._training_step)
 
     def _watching(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)
         def training_step(*args: Any, **kwargs: Any) -> Any:
-            self.norms.begin()
+            with self._guard("the copy of weights before a step"):
+                self.norms.begin()
             if self._functions is None:
                 return original(*args, **kwargs)
             with self._functions:

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 
 from lightning_optkit.callbacks.seams.lightning_private import is_compiled
 from lightning_optkit.callbacks.seams.overrides import override, restore
+from lightning_optkit.diagnostics._guard import Guarding, unguarded
 from lightning_optkit.diagnostics._signals import TargetsSeen
 from lightning_optkit.diagnostics.measure.targets import CalledTargets
 
@@ -19,10 +20,11 @@ class ValidatedTargets:
 
     Args:
         pl_module: The module, before a validation.
+        guard: What stands around what it does in its steps.
     """
 
-    def __init__(self, pl_module: pl.LightningModule) -> None:
-        self._module, self._called = pl_module, CalledTargets()
+    def __init__(self, pl_module: pl.LightningModule, guard: Guarding = unguarded) -> None:
+        self._module, self._called = pl_module, CalledTargets(guard)
         original = pl_module.validation_step
 
         @wraps(original)

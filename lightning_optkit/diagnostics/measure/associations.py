@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_optkit.diagnostics._guard import Guarding, unguarded
 from lightning_optkit.diagnostics._signals import AssociationSeen, DependenceSeen
 from lightning_optkit.diagnostics.measure.called_loss import CalledLoss
 from lightning_optkit.diagnostics.measure.wide import wide
@@ -37,8 +38,8 @@ class CalledAssociations(CalledLoss):
     targets, while these are of one shape.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, guard: Guarding = unguarded) -> None:
+        super().__init__(guard)
         self._products: list[Tensor] = []
         self._free, self._is_one_shape = 0, True  # samples less one per batch
 

@@ -7,16 +7,20 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from lightning_optkit.diagnostics._guard import Guarding, unguarded
 from lightning_optkit.diagnostics.measure.losses import LOSSES, arguments_of
 
 __all__ = ["CalledLoss"]
 
 
 class CalledLoss(TorchFunctionMode, ABC):
-    """Gives the call to `_take` while it is entered, and holds the sums; unknown if a batch has several calls."""
+    """Gives the call to `_take` while it is entered, and holds the sums; unknown if a batch has several calls, or once
+    it failed inside of `guard`.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, guard: Guarding = unguarded) -> None:
         super().__init__()
+        self._guard = guard
         self._sums: list[Tensor] = []
         self._samples, self._is_known, self._calls = 0, True, 0
 
@@ -28,7 +32,9 @@ class CalledLoss(TorchFunctionMode, ABC):
         result = func(*args, **(kwargs or {}))
         if func in LOSSES and isinstance(result, Tensor) and self._is_known:
             self._calls += 1
-            self._is_known = self._calls == 1 and self._take(func, arguments_of(func, args, kwargs or {}))
+            self._is_known = False
+            with self._guard(f"the look at losses ({type(self).__name__})"):
+                self._is_known = self._calls == 1 and self._take(func, arguments_of(func, args, kwargs or {}))
         return result
 
     @abstractmethod

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lightning_optkit._norms import norm
+from lightning_optkit.diagnostics._guard import Guarding, unguarded
 from lightning_optkit.diagnostics._signals import ActivationSeen, InputSeen, LayerSeen, LossSeen
 from lightning_optkit.diagnostics.measure.losses import LOSSES, loss_seen
 from lightning_optkit.diagnostics.measure.parameters import plain_name
@@ -36,26 +37,30 @@ class CalledFunctions(TorchFunctionMode):
 
     Args:
         inside: The name of the module that is being called.
+        guard: What stands around all but the watched functions themselves.
     """
 
-    def __init__(self, inside: Callable[[], str]) -> None:
+    def __init__(self, inside: Callable[[], str], guard: Guarding = unguarded) -> None:
         super().__init__()
-        self._inside = inside
+        self._inside, self._guard = inside, guard
         self._last: dict[int, tuple[Tensor, str]] = {}  # by storage: what an activation gave
         self._activations: list[tuple[str, str, Tensor, int]] = []
         self.losses: list[LossSeen] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func in _ACTIVATIONS and isinstance(result, Tensor):
-            self._activation(_ACTIVATIONS[func], result)
-        elif func in _LOG_SOFTMAXES and isinstance(result, Tensor):
-            name = self._behind(args, kwargs or {})
-            if name is not None:  # a loss of its result is one of that activation
-                self._last[_storage(result)] = (result, name)
-        elif func in LOSSES and isinstance(result, Tensor):
-            self.losses.append(loss_seen(func, args, kwargs or {}, result, self._behind(args, kwargs or {})))
+        if isinstance(result, Tensor) and (func in _ACTIVATIONS or func in _LOG_SOFTMAXES or func in LOSSES):
+            with self._guard("the look at activations and losses"):
+                self._take(func, args, kwargs or {}, result)
         return result
+
+    def _take(self, func: Any, args: Any, kwargs: Any, result: Tensor) -> None:
+        if func in _ACTIVATIONS:
+            self._activation(_ACTIVATIONS[func], result)
+        elif func in LOSSES:
+            self.losses.append(loss_seen(func, args, kwargs, result, self._behind(args, kwargs)))
+        elif (name := self._behind(args, kwargs)) is not None:  # a loss of its result is one of that activation
+            self._last[_storage(result)] = (result, name)
 
     def _behind(self, args: Any, kwargs: Any) -> str | None:
         """The activation that gave the input of a loss, or of a log_softmax."""
@@ -104,10 +109,11 @@ class CalledLayers:
     Args:
         root: The module.
         measures: Whether dense and convolutional layers are measured, and not the first input alone.
+        guard: What stands around the measurements.
     """
 
-    def __init__(self, root: nn.Module, measures: bool = True) -> None:
-        self._measures, self._stack = measures, list[str]()
+    def __init__(self, root: nn.Module, measures: bool = True, guard: Guarding = unguarded) -> None:
+        self._measures, self._stack, self.guard = measures, list[str](), guard
         self._rows: dict[str, list[Tensor]] = {}  # rms of input, output, gradient of the output
         self._weights: dict[str, tuple[Tensor, Tensor]] = {}  # gain, mean of the biases
         self._input: tuple[str, Tensor, Tensor, Tensor] | None = None
@@ -152,7 +158,7 @@ class CalledLayers:
         """A call ends."""
         if self._stack:
             self._stack.pop()
-        if not self._measures or not isinstance(module, _LAYERS) or name in self._rows:
+        if name not in self._weights or name in self._rows:
             return
         if not isinstance(output, Tensor):
             return
@@ -160,7 +166,7 @@ class CalledLayers:
         row = self._rows[name] = [_rms(given), _rms(output.detach())]
         if output.requires_grad:
             hooked: Any = output  # torch declares no types for it
-            hooked.register_hook(lambda grad: row.append(_rms(grad)) if len(row) == 2 else None)
+            hooked.register_hook(_Arrived(self.guard, row))
 
     def layers(self) -> tuple[LayerSeen, ...]:
         """The layers, in the order of their first call; to be asked after the backward pass."""
@@ -190,7 +196,8 @@ class _Enter:
         self._watch, self._name = watch, name
 
     def __call__(self, module: nn.Module, args: Any) -> None:
-        self._watch.enter(self._name, module, args)
+        with self._watch.guard("the look at layers"):
+            self._watch.enter(self._name, module, args)
 
 
 class _Leave:
@@ -198,7 +205,18 @@ class _Leave:
         self._watch, self._name = watch, name
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._watch.leave(self._name, module, args, output)
+        with self._watch.guard("the look at layers"):
+            self._watch.leave(self._name, module, args, output)
+
+
+class _Arrived:
+    def __init__(self, guard: Guarding, row: list[Tensor]) -> None:
+        self._guard, self._row = guard, row
+
+    def __call__(self, grad: Tensor) -> None:
+        with self._guard("the look at gradients of layers"):
+            if len(self._row) == 2:
+                self._row.append(_rms(grad))
 
 
 def _rms(t: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_optkit.diagnostics._guard import Guarding, unguarded
 from lightning_optkit.diagnostics._observations import ModuleSeen
 from lightning_optkit.diagnostics.measure.batches import counted_nonfinite, tensors_of
 from lightning_optkit.diagnostics.measure.parameters import plain_name
@@ -24,10 +25,10 @@ def drops(module: nn.Module) -> bool:
 
 
 class CalledModules:
-    """Watches the calls of all modules below `root` until `close`."""
+    """Watches the calls of all modules below `root` until `close`; `guard` stands around what it does in them."""
 
-    def __init__(self, root: nn.Module) -> None:
-        self._modules = dict(root.named_modules(remove_duplicate=False))
+    def __init__(self, root: nn.Module, guard: Guarding = unguarded) -> None:
+        self.guard, self._modules = guard, dict(root.named_modules(remove_duplicate=False))
         self.calls: dict[str, ModuleSeen] = {}
         self.without_grad: set[str] = set()
         self._handles = [
@@ -58,7 +59,8 @@ class _Called:
         self._watch, self._name = watch, name
 
     def __call__(self, module: nn.Module, args: Any) -> None:
-        self._watch.called(self._name, module)
+        with self._watch.guard("the look at modes"):
+            self._watch.called(self._name, module)
 
 
 def _kind(module: nn.Module) -> tuple[Literal["dropout", "batch norm", "other"], bool, bool]:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_optkit.diagnostics._guard import Guarding, unguarded
 from lightning_optkit.diagnostics._signals import TargetsSeen
 from lightning_optkit.diagnostics.measure.called_loss import CalledLoss
 from lightning_optkit.diagnostics.measure.wide import wide
@@ -24,8 +25,8 @@ class CalledTargets(CalledLoss):
     classes, L1 and Huber losses, or several calls in a batch, or different ones.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, guard: Guarding = unguarded) -> None:
+        super().__init__(guard)
         self._function: Any = None
         self._shift: Any = 0.0  # of squares: far from 0, their sum would lose the variance
 

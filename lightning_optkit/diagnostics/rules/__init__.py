@@ -7,6 +7,7 @@ explain: a weight that is in no optimizer would also look like one that is lost 
 
 from collections.abc import Callable, Iterable
 
+from lightning_optkit.diagnostics._guard import Guarding, unguarded
 from lightning_optkit.diagnostics._observations import RunSeen
 from lightning_optkit.diagnostics.rules.classes import class_imbalance
 from lightning_optkit.diagnostics.rules.course import overfitting
@@ -31,7 +32,7 @@ from lightning_optkit.diagnostics.rules.spikes import loss_spike
 from lightning_optkit.diagnostics.rules.units import dead_units, saturated_units
 from lightning_optkit.diagnostics.verdict import ONCE, Verdict
 
-__all__ = ["COURSE", "EXACT", "LAST_RESORTS", "OF_LEARNING", "diagnose", "is_exact", "ranked"]
+__all__ = ["COURSE", "EXACT", "LAST_RESORTS", "OF_LEARNING", "asked", "diagnose", "is_exact", "ranked"]
 
 Rule = Callable[[RunSeen], Verdict | None]
 
@@ -69,28 +70,37 @@ def ranked(verdicts: Iterable[Verdict]) -> list[Verdict]:
     return sorted(first.values(), key=lambda verdict: _ORDER.index(verdict.symptom))
 
 
-def diagnose(run: RunSeen) -> list[Verdict]:
+def asked(rules: Iterable[Rule], run: RunSeen, guard: Guarding = unguarded) -> list[Verdict]:
+    """What each rule says, without those that say nothing; each stands in a guard of its own."""
+    said: list[Verdict | None] = []
+    for rule in rules:
+        with guard(f"the rule {rule.__name__}"):
+            said.append(rule(run))
+    return [verdict for verdict in said if verdict is not None]
+
+
+def diagnose(run: RunSeen, guard: Guarding = unguarded) -> list[Verdict]:
     """All findings, the primary one first."""
-    exact = [verdict for rule in EXACT if (verdict := rule(run)) is not None]
-    explained = [v for v in exact if v.symptom not in _BEHIND or (v.symptom == "nonfinite" and not has_diverged(run))]
+    exact, outcome = asked(EXACT, run, guard), None
+    with guard("the judgement of how much was learned"):
+        outcome = outcome_of(run)
+    if outcome is None:
+        return ranked(exact)
+    has_diverged = outcome.has_diverged
+    explained = [v for v in exact if v.symptom not in _BEHIND or (v.symptom == "nonfinite" and not has_diverged)]
     if explained:  # an error of the program explains why it learns badly
         return ranked(exact)
-    constant = constant_input(run)
-    if constant is not None:
-        return ranked([*exact, constant])
-    rules = (bad_init_scale,) if outcome_of(run).progress > _LEARNS_ALL else OF_LEARNING  # the others are silent then
-    of_learning = [verdict for rule in rules if (verdict := rule(run)) is not None]
+    constant = asked([constant_input], run, guard)
+    if constant:
+        return ranked([*exact, *constant])
+    rules = (bad_init_scale,) if outcome.progress > _LEARNS_ALL else OF_LEARNING  # the others are silent then
+    of_learning = asked(rules, run, guard)
     if any(
         verdict.symptom == "lr_too_high" for verdict in of_learning
     ):  # what it destroyed is learned again at any rate
         of_learning = [verdict for verdict in of_learning if verdict.symptom != "lr_too_low"]
     if not of_learning:
-        of_learning = [verdict for rule in COURSE if (verdict := rule(run)) is not None]
+        of_learning = asked(COURSE, run, guard)
     if not of_learning:
-        of_learning = [verdict for rule in LAST_RESORTS if (verdict := rule(run)) is not None]
+        of_learning = asked(LAST_RESORTS, run, guard)
     return ranked([*exact, *of_learning])
-
-
-def has_diverged(run: RunSeen) -> bool:
-    """Whether the loss grew far above that of a constant prediction before it was infinite."""
-    return outcome_of(run).has_diverged

@@ -129,6 +129,8 @@ def fitted(setup, check_every=100):
         health = ok.GradientHealth(check_every, verbose=False)
         torch.manual_seed(setup.seed)
         module = train(setup, health)
+        if health._guard.failed:  # which would look like silence
+            raise RuntimeError(f"{setup.family}, seed {setup.seed}: {health._guard.failed}")
     finally:
         log.setLevel(level)
     return health.verdicts, module
