@@ -127,6 +127,8 @@ class Check:
         hidden: Names of parameters with a gradient that are in no optimizer, and not found by torch, since their
             modules are kept in a list, tuple or dict.
         decay: Largest product of the rate and the weight decay of a group: the share by which it shrinks a weight.
+        added: Largest weight decay of a group that is added to the gradient; 0 for one that acts beside it.
+        is_in_gradient: Whether norms of gradients are with it, as one-pass optimizers count them.
         rate_to_come: The rate that a scheduler started from or will rise to; 0 if unknown.
         returned: The loss of its batch as `training_step` returned it; NaN if unknown.
         is_undone: Whether the weights before this step were bitwise those before the step in front of it, which had
@@ -147,6 +149,8 @@ class Check:
     hidden: tuple[str, ...] = ()
     is_undone: bool = False
     decay: float = 0.0
+    added: float = 0.0
+    is_in_gradient: bool = False
     rate_to_come: float = 0.0
     returned: float = math.nan
 

@@ -103,6 +103,7 @@ class LossSeen:
         is_one: Whether all of its input is 1, and the result of a softmax: that of a single column.
         output_std: Standard deviation of its input, over all of its elements.
         floor: The least loss that any prediction could have: the entropy of targets that are shares, or smoothed.
+        present: The classes of the batch, where each sample has one.
     """
 
     function: str
@@ -126,6 +127,7 @@ class LossSeen:
     is_one: bool = False
     output_std: float = math.nan
     floor: float = 0.0
+    present: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,11 +138,13 @@ class TargetsSeen:
         constant: The loss of the best constant prediction, without the bias of few samples.
         samples: Number of samples.
         is_squared: Whether the loss is the squared error; an entropy otherwise.
+        counts: Number of samples of each class; empty for other targets.
     """
 
     constant: float
     samples: int
     is_squared: bool
+    counts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

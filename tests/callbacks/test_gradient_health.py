@@ -447,6 +447,15 @@ def test_equal_rows_of_a_parameter_of_the_module_itself(diagnose):
     assert (verdict.symptom, verdict.layer) == ("symmetric_init", "prompt")
 
 
+@pytest.mark.parametrize("beside", [[], [Fuse(verbose=False)]])
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW])
+def test_a_weight_decay_that_is_added_to_the_gradient_takes_the_weights_to_0(diagnose, optimizer, beside):
+    module = Classifier()
+    module.optimizer = lambda params, lr: optimizer(params, lr=3e-3, weight_decay=1.0)
+    found = [verdict.cause for verdict in diagnose(module, *beside, epochs=15)]
+    assert any("weight decay" in cause for cause in found) == (optimizer is torch.optim.Adam)
+
+
 def test_wrong_mode(diagnose):
     module = Classifier()
     module.eval()

@@ -5,16 +5,21 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-from torch import Tensor
+from torch import Tensor, optim
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, PolynomialLR, ReduceLROnPlateau
 
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.diagnostics._observations import ScheduleSeen
+from lightning_optkit.step import OnePassOptimizer
 
-__all__ = ["SchedulesOfRun", "base_rate", "highest_decay", "highest_rate", "rate_to_come"]
+__all__ = ["SchedulesOfRun", "added_decay", "base_rate", "highest_decay", "highest_rate", "rate_to_come"]
 
 _FADED = 1e-3  # of the highest rate: what is left to come of such steps is a thousandth of one in front
+_ADDING = (  # of torch; a later Adam, and AdamW with it, say by a flag that they do not
+    optim.SGD, optim.ASGD, optim.Adam, optim.NAdam, optim.RAdam, optim.Adamax, optim.RMSprop, optim.Adagrad,
+    optim.Adadelta, OnePassOptimizer,
+)  # fmt: skip
 _LENGTHS = {CosineAnnealingLR: "T_max", OneCycleLR: "total_steps", PolynomialLR: "total_iters"}
 
 
@@ -128,6 +133,21 @@ def highest_decay(optimizer: Optimizer) -> float:
     """The highest product of learning rate and weight decay of its groups."""
     groups = [group for group in optimizer.param_groups if "lr" in group]
     return max((float(group["lr"]) * float(group.get("weight_decay") or 0.0) for group in groups), default=0.0)
+
+
+def added_decay(optimizer: Optimizer) -> float:
+    """The highest weight decay of its groups that is added to the gradient, as in Adam and not in AdamW; 0 for others.
+
+    Example:
+        >>> import torch
+        >>> params = [torch.nn.Parameter(torch.ones(1))]
+        >>> [added_decay(kind(params, weight_decay=0.5)) for kind in (torch.optim.Adam, torch.optim.AdamW)]
+        [0.5, 0.0]
+    """
+    if not isinstance(optimizer, _ADDING):
+        return 0.0
+    adding = [group for group in optimizer.param_groups if not group.get("decoupled_weight_decay")]
+    return max((float(group.get("weight_decay") or 0.0) for group in adding), default=0.0)
 
 
 def highest_rate(optimizer: Optimizer) -> float:

@@ -47,7 +47,7 @@ def loss_seen(function: Any, args: Any, kwargs: Any, result: Tensor, behind: str
         terms = _terms(function, arguments)
         constant, floor = constant * terms, floor * terms
     classes = given.shape[1] if function in _CLASSES and given.ndim > 1 else given.shape[-1] if given.ndim else 1
-    common, num_common, missed_common, num_others, missed_others = _predictions(function, given, arguments)
+    (common, num_common, missed_common, num_others, missed_others), present = _predictions(function, given, arguments)
     outside, mean, std = 0.0, _NAN, _NAN
     if function in _REGRESSION:
         low, high = _RANGES.get(behind or "", (-float("inf"), float("inf")))
@@ -75,6 +75,7 @@ def loss_seen(function: Any, args: Any, kwargs: Any, result: Tensor, behind: str
         missed_others=missed_others,
         output_std=float(wide(given).std(correction=0)),
         floor=floor,
+        present=present,
         is_one=behind == "softmax" and bool((given == 1).all()),
     )
 
@@ -84,9 +85,11 @@ def _is_log(given: Tensor) -> bool:
     return given.ndim < 2 or bool((given.logsumexp(1).abs() < 1e-2).all())
 
 
-def _predictions(function: Any, given: Tensor, arguments: Any) -> list[int]:
-    """The most frequent class; the number of its samples, and of those that were missed; both of the others."""
-    unknown, target = [-1, 0, 0, 0, 0], arguments["target"].detach()
+def _predictions(function: Any, given: Tensor, arguments: Any) -> tuple[list[int], tuple[int, ...]]:
+    """The most frequent class; the number of its samples, and of those that were missed; both of the others. Then all
+    classes that are there.
+    """
+    unknown, target = ([-1, 0, 0, 0, 0], ()), arguments["target"].detach()
     if function in _BINARY:
         if not given.ndim or len(given) != given.numel() or given.numel() != target.numel():
             return unknown  # several answers per sample
@@ -102,7 +105,9 @@ def _predictions(function: Any, given: Tensor, arguments: Any) -> list[int]:
     common = true.long().mode().values
     is_common, is_missed = true == common, said != true
     counts = [is_common, is_common & is_missed, ~is_common, ~is_common & is_missed]
-    return [int(each) for each in torch.stack([common, *(each.sum() for each in counts)]).tolist()]
+    numbers = torch.stack([common, *(each.sum() for each in counts)]).tolist()
+    present = true.unique().tolist() if len(true) == len(given) else ()  # places of one sample are much alike
+    return [int(each) for each in numbers], tuple(int(each) for each in present)
 
 
 def _terms(function: Any, arguments: Any) -> int:

@@ -61,7 +61,10 @@ class CalledTargets(CalledLoss):
             entropy = torch.special.entr(shares) + torch.special.entr(1 - shares)
             return TargetsSeen(float(entropy.mean()) + 1 / (2 * count), self._samples, is_squared=False)
         few = (int((shares > 0).sum()) - 1) / (2 * count)  # Miller 1955: the bias of few samples
-        return TargetsSeen(float(torch.special.entr(shares).sum()) + few, self._samples, is_squared=False)
+        counts = tuple(int(each) for each in self._sums[1].tolist())
+        return TargetsSeen(
+            float(torch.special.entr(shares).sum()) + few, self._samples, is_squared=False, counts=counts
+        )
 
 
 def _sums(function: Any, given: Tensor, target: Tensor, arguments: dict[str, Any], shift: Any) -> list[Tensor] | None:

@@ -6,10 +6,11 @@ from lightning_optkit.diagnostics._signals import LossSeen
 from lightning_optkit.diagnostics.rules.outcome import outcome_of
 from lightning_optkit.diagnostics.verdict import Verdict
 
-__all__ = ["class_imbalance", "is_dominated"]
+__all__ = ["class_imbalance", "is_dominated", "missing_class"]
 
 _SHARE = 0.8  # judgement: four samples of one class to one of all others together
 _SINCE = 0.5  # share of the run; before it, the frequencies are learned, whatever comes after
+_CHANCE = 1e-3  # theory: with which a class of that share is in none of so many samples
 _ALL = 1000  # theory: of others below three in a thousand, none is seen among so many in 1 of 20 cases
 _OTHERS = 10  # samples of other classes that were seen since
 _MISSED, _FOUND = 0.5, 0.9  # judgement: of the others half are missed, of the most frequent class nearly all are found
@@ -45,6 +46,19 @@ def class_imbalance(run: RunSeen) -> Verdict | None:
         "DataLoader, where y are the training labels; or weight= (pos_weight=) in the loss function"
     )
     return Verdict("class_imbalance", None, cause, evidence, remedy, 0, 0.85)
+
+
+def missing_class(run: RunSeen) -> tuple[int, float, int] | None:
+    """The most frequent class of the first validation that training does not have; its share there, and how many
+    training samples were looked at. None if there is none, or too few were to tell.
+    """
+    every = [loss for loss in _losses(run, 0) if loss.present]
+    counts = () if run.validated is None else run.validated.counts
+    present = {each for loss in every for each in loss.present}
+    samples, total = sum(each.num_common + each.num_others for each in every), max(sum(counts), 1)
+    shares = [(count / total, place) for place, count in enumerate(counts) if place not in present]
+    share, place = max(shares, default=(0.0, 0))
+    return (place, share, samples) if present and (1 - share) ** samples < _CHANCE else None
 
 
 def _single(seen: list[LossSeen]) -> Verdict:

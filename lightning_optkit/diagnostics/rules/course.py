@@ -4,7 +4,7 @@
 import math
 
 from lightning_optkit.diagnostics._observations import RunSeen
-from lightning_optkit.diagnostics.rules.classes import is_dominated
+from lightning_optkit.diagnostics.rules.classes import is_dominated, missing_class
 from lightning_optkit.diagnostics.rules.outcome import constant_of, outcome_of
 from lightning_optkit.diagnostics.verdict import Verdict
 
@@ -42,6 +42,14 @@ def overfitting(run: RunSeen) -> Verdict | None:
         f'ok.EarlyStoppingCriterion("GL", alpha=5.0{monitor}), which goes back to the best weights; more data, '
         "augmentation, dropout or weight decay"
     )
+    if (missing := missing_class(run)) is not None:
+        place, share, samples = missing
+        cause = f"training seems to have no sample of class {place}, whose loss in the validation grows meanwhile"
+        evidence += (
+            f"; {share:.0%} of the validation are of class {place}, and none of the {samples:,} training samples"
+        )
+        evidence += " that were looked at"
+        remedy = "sklearn.model_selection.train_test_split(..., stratify=y), or another split with each class in both"
     onset = (best + 1) * run.steps // len(values)
     return Verdict("overfitting", None, cause, evidence, remedy, onset, 0.8)
 

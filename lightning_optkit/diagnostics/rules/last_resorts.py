@@ -3,6 +3,7 @@
 
 from lightning_optkit.diagnostics._observations import RunSeen
 from lightning_optkit.diagnostics.rules.outcome import floor_of, outcome_of
+from lightning_optkit.diagnostics.rules.rates import decays_most
 from lightning_optkit.diagnostics.verdict import Verdict
 
 __all__ = ["constant_input", "input_ignored"]
@@ -30,7 +31,12 @@ def input_ignored(run: RunSeen) -> Verdict | None:
     evidence = (
         f"exchanging inputs among samples changed the loss by at most {max(map(abs, gains)):.2%} in {len(gains)} probes"
     )
-    return Verdict("input_ignored", None, cause, evidence, "look at what forward() is given and returns", 0, 0.7)
+    remedy = "look at what forward() is given and returns"
+    if (decay := decays_most(run)) is not None:
+        cause = "the weight decay takes the weights to 0, so the network predicts the same whatever its input"
+        evidence += f"; weight_decay={decay[0]:.3g} made up {decay[1]:.0%} of the gradients of the first steps"
+        remedy = "weight_decay=0.01 or less, or AdamW, which does not add it to the gradient"
+    return Verdict("input_ignored", None, cause, evidence, remedy, 0, 0.7)
 
 
 def _gains_of_order(run: RunSeen) -> list[float] | None:

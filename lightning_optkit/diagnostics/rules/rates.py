@@ -12,7 +12,7 @@ from lightning_optkit.diagnostics.rules.outcome import STEPS, outcome_of
 from lightning_optkit.diagnostics.rules.units import closed_later
 from lightning_optkit.diagnostics.verdict import Verdict
 
-__all__ = ["REPLACED", "first_change", "lr_too_high", "lr_too_low"]
+__all__ = ["REPLACED", "decays_most", "first_change", "lr_too_high", "lr_too_low"]
 
 _LEARNS, _LEARNS_WELL = 0.5, 0.9  # calibrated: see `outcome`
 REPLACED = 0.3  # calibrated: a step that changes a matrix by so much of itself replaces what it has learned
@@ -20,6 +20,7 @@ _CLOSES = 0.1  # calibrated: the same, if units were closed as well
 _RISEN = 3.0  # judgement: times the loss of a constant, and of the first step
 _UNTOLD = 0.9  # theory: the norm is that after the step, so how much larger a step was cannot be told
 _MOSTLY = 0.5  # judgement: of the change of a matrix
+_DECAYS = 0.85  # judgement: of the sum with the gradient, which is then less than two thirds of it
 _DECAY = 0.01  # the default of torch's AdamW
 _USUAL = 0.03  # calibrated: change of a matrix by a first step of a run that learns well
 _FIRST_STEPS = 6
@@ -103,10 +104,15 @@ def lr_too_low(run: RunSeen) -> Verdict | None:
     """Thirty times the update would still have lowered the loss, in nearly all probes at the full rate."""
     outcome = outcome_of(run)
     bound = _LEARNS if run.steps >= STEPS else _BARELY  # the first steps of any run point far
-    if outcome.has_diverged or not outcome.is_below(bound) or _learns_by_heart(run) or _has_found_it(run):
+    if outcome.has_diverged or not outcome.is_below(bound):
+        return None
+    stands = (way := _way(run)) < _NO_WAY  # so that it has learned nothing, whatever a validation does
+    if not stands and (_learns_by_heart(run) or _has_found_it(run)):
         return None
     if not run.is_over and (len(run.validations) == 1 or _will_learn(run, bound)):
         return None  # the next validation tells whether other data gain
+    if decays_most(run) is not None:
+        return None  # weights go to 0 at any rate
     rate = _highest(run)
     probes = [c.probe for c in run.checks if c.probe is not None and c.probe.rate >= 0.5 * rate]
     goes_on = _still_falls(run)
@@ -116,7 +122,7 @@ def lr_too_low(run: RunSeen) -> Verdict | None:
     if len(probes) >= _PROBES and short >= _TOO_SHORT * len(probes):
         evidence = f"30 times the update would have lowered the loss further in {short} of {len(probes)} probes"
         evidence += f", at {rate:.3g}" + ("; the loss still falls, by more than batches differ" if goes_on else "")
-    elif (way := _way(run)) < _NO_WAY:
+    elif stands:
         evidence = f"at {rate:.3g}, {run.steps:,} steps changed the median matrix by {way:.1g} of its norm at most"
         remedy = "ok.LRFinder(), which measures one; and a look at what the loss is multiplied by"
     else:
@@ -151,6 +157,24 @@ def _initialized(run: RunSeen) -> set[str]:
     """Layers that did not start at about 0, from where every step is a large one (zero heads, LoRA)."""
     first = run.checks[0] if run.checks and run.checks[0].step == 0 else None
     return set() if first is None else {layer.name for layer in first.layers if layer.gain > _AT_ZERO}
+
+
+def decays_most(run: RunSeen) -> tuple[float, float] | None:
+    """The weight decay that is added to the gradient, and its share of the sum, if it is nearly all of it: in the
+    median of the first steps, since weights that have come to 0 decay no longer.
+    """
+    shares = [_share_of_decay(check) for check in run.checks if check.step < _FIRST_STEPS]
+    known = [share for share in shares if math.isfinite(share)]
+    share = statistics.median_low(known) if known else 0.0
+    return (max(check.added for check in run.checks), share) if share > _DECAYS else None
+
+
+def _share_of_decay(check: Check) -> float:
+    own = [p for p in check.parameters if p.is_optimized and math.isfinite(p.grad_norm)]
+    gradient = math.hypot(*(p.grad_norm for p in own))
+    decay = check.added * math.hypot(*(p.weight_norm for p in own))
+    total = gradient if check.is_in_gradient else math.hypot(gradient, decay)  # at right angles, nearly
+    return min(decay / total, 1.0) if total > 0 else math.nan
 
 
 def _learns_by_heart(run: RunSeen) -> bool:

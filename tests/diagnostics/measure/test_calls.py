@@ -217,3 +217,13 @@ def test_the_softmax_of_a_single_column_is_known_by_its_ones():
         F.binary_cross_entropy(x.softmax(1), torch.ones(4, 2))
         F.binary_cross_entropy(torch.ones(4), torch.ones(4))
     assert [seen.is_one for seen in functions.losses] == [True, False, False]
+
+
+def test_the_classes_of_a_batch_are_known_where_each_sample_has_one():
+    functions = CalledFunctions(lambda: "")
+    with functions:
+        F.cross_entropy(torch.randn(4, 5), torch.tensor([4, 1, 1, 4]))
+        F.cross_entropy(torch.randn(2, 5, 2), torch.tensor([[4, 1], [1, 4]]))
+        F.binary_cross_entropy_with_logits(torch.randn(3), torch.tensor([1.0, 0.0, 1.0]))
+        F.mse_loss(torch.randn(3), torch.randn(3))
+    assert [seen.present for seen in functions.losses] == [(1, 4), (), (0, 1), ()]

@@ -34,7 +34,7 @@ def test_classes_have_the_entropy_of_their_counts(loss):
     shares = CLASSES.bincount().double() / 90
     found = seen(loss, LOGITS, CLASSES)
     assert found.constant == pytest.approx(float(torch.special.entr(shares).sum()) + 2 / 180)
-    assert found.samples == 90 and not found.is_squared
+    assert found.samples == 90 and not found.is_squared and found.counts == tuple(CLASSES.bincount().tolist())
 
 
 def test_ignored_targets_do_not_count_and_binary_ones_have_two_classes():

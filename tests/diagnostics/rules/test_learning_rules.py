@@ -350,6 +350,32 @@ def test_updates_of_which_a_probe_tells_nothing_are_too_small():
     assert lr_too_low(seen(loss=0.5, parameters=weights(1e-7))) is None
 
 
+def test_weights_that_stand_still_learn_nothing_by_heart():
+    weights = (ParameterSeen("net.1.weight", "net.1", 9, False, True, True, 1.0, 0.1, 1e-7, 0.0),)
+    assert lr_too_low(seen(parameters=weights, probe=PROBE, validations=(2.2, 2.4))) is not None
+    moving = (replace(weights[0], update_norm=1e-3),)
+    short = replace(PROBE, ten=2.1, thirty=2.0)
+    assert lr_too_low(seen(parameters=moving, probe=short, validations=(2.4, 2.4))) is not None
+    assert lr_too_low(seen(parameters=moving, probe=short, validations=(2.2, 2.4))) is None
+
+
+@pytest.mark.parametrize("is_in_gradient", [False, True])
+def test_a_weight_decay_that_is_nearly_all_of_the_gradient_is_the_cause(is_in_gradient):
+    def run(grad_norm, probe=PROBE, **parts):
+        norm = math.hypot(grad_norm, 1.0) if is_in_gradient else grad_norm
+        weights = (ParameterSeen("net.1.weight", "net.1", 9, False, True, True, 1.0, norm, 1e-3, 0.0),)
+        parts = {"added": 1.0, "is_in_gradient": is_in_gradient, **parts}
+        return seen(parameters=weights, probe=probe, **parts)
+
+    (verdict,) = diagnose(run(0.1))
+    assert verdict.symptom == "input_ignored" and "weight decay takes the weights to 0" in verdict.cause
+    assert "weight_decay=1 made up 100% of the gradients" in verdict.evidence and "AdamW" in verdict.remedy
+    for other in (run(0.7), run(0.1, added=0.1)):
+        assert "whatever its input: the input carries nothing" in input_ignored(other).cause
+    short = replace(PROBE, ten=2.1, thirty=2.0)
+    assert lr_too_low(run(0.7, short)) is not None and lr_too_low(run(0.1, short)) is None
+
+
 def test_shuffled_or_weak_needs_validations_that_never_held():
     probe = replace(PROBE, permuted=2.4)
     assert shuffled_or_weak(seen(probe=probe, validations=(2.4, 2.5, 2.6))) is not None
@@ -529,6 +555,20 @@ def test_overfitting_is_said_of_what_was_lost_while_the_training_loss_halved():
     assert overfitting(overfitted(trained=[NAN] * 6)) is None
     assert overfitting(overfitted(steps=40)) is None  # too early
     assert overfitting(overfitted(losses=())) is None
+
+
+def test_a_class_that_training_does_not_have_is_named_in_the_sentence():
+    batch = replace(LOSS, common=0, num_common=20, num_others=44, present=(0, 1))
+    run = overfitted(losses=(batch,))
+    run.validated = TargetsSeen(2.3, 100, False, counts=(45, 45, 7, 3))
+    verdict = overfitting(run)
+    assert verdict.symptom == "overfitting" and "no sample of class 2" in verdict.cause and "stratify" in verdict.remedy
+    assert "7% of the validation are of class 2, and none of the 320 training samples" in verdict.evidence
+    run.validated = TargetsSeen(2.3, 100, False, counts=(49, 49, 2, 0))  # of 320 samples none in one of 640 runs
+    assert "by heart" in overfitting(run).cause
+    run = overfitted(losses=(replace(batch, present=()),))  # pixels, say
+    run.validated = TargetsSeen(2.3, 100, False, counts=(45, 45, 7, 3))
+    assert "by heart" in overfitting(run).cause
 
 
 def test_the_remedy_of_overfitting_names_the_loss_that_was_logged():
