@@ -196,9 +196,11 @@ def _has_found_it(run: RunSeen) -> bool:
 def _way(run: RunSeen) -> float:
     """By how much of its norm all steps changed the median matrix, if they had all gone one way; infinite if unknown.
 
-    A probe tells nothing of updates that are so small: the loss along them changes by less than rounding.
+    A probe tells nothing of updates that are so small: the loss along them changes by less than rounding. A layer
+    without a gradient (of dead units, say) moves at no rate.
     """
-    initialized = _initialized(run)
+    without = {p.layer for check in run.checks for p in check.parameters if not p.has_gradient}
+    initialized = _initialized(run) - without
     steps = [_of_norm(check, initialized) for check in run.checks]
     return max(steps, default=math.nan) * run.steps if steps and all(map(math.isfinite, steps)) else math.inf
 

@@ -347,6 +347,9 @@ def test_updates_of_which_a_probe_tells_nothing_are_too_small():
     assert [verdict.symptom for verdict in diagnose(still)] == ["lr_too_low"]  # and not input_ignored
     assert lr_too_low(seen(parameters=weights(1e-4))) is None
     assert lr_too_low(seen(parameters=weights(NAN))) is None
+    (dead,) = weights(0.0)
+    assert lr_too_low(seen(parameters=(dead,))) is not None
+    assert lr_too_low(seen(parameters=(replace(dead, has_gradient=False),))) is None
     assert lr_too_low(seen(loss=0.5, parameters=weights(1e-7))) is None
 
 
