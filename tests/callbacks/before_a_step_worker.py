@@ -28,13 +28,14 @@ class Net(pl.LightningModule):
         optimizer: Makes the optimizer of parameters.
         manual: Whether it steps by itself, from the second batch on; stopped in the first if `stops`.
         late: Whether its last layer trains from the second epoch on.
+        two: Whether that layer has an optimizer of its own, with manual steps.
     """
 
-    def __init__(self, optimizer, manual=False, late=False, stops=False):
+    def __init__(self, optimizer, manual=False, late=False, stops=False, two=False):
         super().__init__()
         torch.manual_seed(0)
         self.net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
-        self.optimizer, self.late, self.stops = optimizer, late, stops
+        self.optimizer, self.late, self.stops, self.two = optimizer, late, stops, two
         self.automatic_optimization = not manual
 
     def configure_model(self):
@@ -43,6 +44,8 @@ class Net(pl.LightningModule):
                 fully_shard(module, mesh=self.device_mesh["data_parallel"])
 
     def configure_optimizers(self):
+        if self.two:
+            return [self.optimizer(self.net[place].parameters()) for place in (0, 2)]
         made = self.optimizer(self.parameters())
         return [made], [torch.optim.lr_scheduler.StepLR(made, 1, 0.5)]
 
@@ -55,10 +58,10 @@ class Net(pl.LightningModule):
         if batch_idx == 0 and self.current_epoch == 0:
             self.trainer.should_stop = self.stops
             return None
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
+        self.zero_grad()
         self.manual_backward(loss)
-        optimizer.step()
+        for optimizer in self.optimizers()[: 1 + self.current_epoch] if self.two else [self.optimizers()]:
+            optimizer.step()
         return None
 
     def train_dataloader(self):
@@ -116,6 +119,8 @@ CASES = {
     "before a step, averaged": (dict(optimizer=adamw), average, True),
     "before a step, one pass": (dict(optimizer=one_pass), list, True),
     "stopped in its first batch": (dict(optimizer=adamw, manual=True), list, None),
+    "one of two": (dict(optimizer=adamw, manual=True, two=True), list, False),
+    "one of two, fused": (dict(optimizer=adamw, manual=True, two=True), fuse, False),
     "without momentum": (dict(optimizer=sgd), list, False),
     "without momentum, fused": (dict(optimizer=sgd), fuse, False),
     "schedule-free": (dict(optimizer=schedule_free), switch, False),

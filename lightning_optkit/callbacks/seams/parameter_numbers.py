@@ -167,7 +167,7 @@ def _load_shards(
     matched = match_states(module, strategy.optimizers, schedulers, outlines, saved_schedulers)
     if not matched.is_known:
         _check_order(strategy, path, outlines)
-        if any(isinstance(each, dict) and each.get("state") for each in outlines):
+        if all(isinstance(each, dict) and each.get("state") for each in outlines):
             return load(checkpoint_path, weights_only=weights_only)
         # Before the first step, or of SGD without momentum: Lightning fails where there is nothing to load.
     else:
