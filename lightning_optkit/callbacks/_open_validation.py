@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from lightning_optkit.callbacks._own_buffers import are_replaced
 from lightning_optkit.callbacks._reloads import keep_reload_of_validation, reload_epochs
 from lightning_optkit.callbacks.seams.lightning_private import (
     VALIDATION_ENDS,
@@ -32,6 +33,7 @@ class OpenValidation:
 
     def __init__(self, trainer: pl.Trainer, stand_before: Callable[[object, str, Callable[..., Any]], None]) -> None:
         self.counts_before: dict[str, int] | None = None  # of batches of the epoch's earlier validations
+        self.replaced_before = True  # buffers of this process, as `are_replaced` says
         loop, _ = validation_of(trainer)
         stand_before(loop, VALIDATIONS[0], partial(self._begin, trainer))
         stand_before(loop, VALIDATION_ENDS, self._end)
@@ -40,6 +42,7 @@ class OpenValidation:
         if trainer.sanity_checking:
             return run()
         self.counts_before, reloaded = validation_of(trainer)[1].total.state_dict(), reload_epochs(trainer)
+        self.replaced_before = are_replaced(trainer)
         result = run()
         self.counts_before = None
         keep_reload_of_validation(trainer, reloaded)

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from lightning_optkit.callbacks._gradients_of_processes import Gradients, are_rows
 from lightning_optkit.callbacks._metrics_so_far import held_sums
+from lightning_optkit.callbacks.seams.fetches_in_step import fetches_in_step
 from lightning_optkit.callbacks.seams.lightning_private import accumulates, batch_progress
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.step.shards import local, reshard, reshard_after_failure
@@ -61,6 +62,8 @@ class OpenWindow:
         batches = batch_progress(trainer).current.ready
         if not trainer.lightning_module.automatic_optimization:
             return self._was_open if is_unfinished and self._has_begun else True
+        if fetches_in_step(trainer):  # Lightning clears them by the number of the batch before
+            return Run(trainer).window > 1
         if is_unfinished:
             return bool((batches - 1) % Run(trainer).window)
         return bool(batches) and accumulates(trainer)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the order of an epoch's batches is drawn from, and the repetition of those already seen."""
+"""What the order of an epoch's batches is drawn from and each begins with, and the repetition of those already seen."""
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -9,13 +10,18 @@ import lightning.pytorch as pl
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_optkit._torch_private import kept_iterator, num_yielded
+from lightning_optkit.callbacks._cut_epoch import CutEpoch
+from lightning_optkit.callbacks._open_window import OpenWindow
 from lightning_optkit.callbacks._rest_of_epoch import deal_rest, dealing_of
 from lightning_optkit.callbacks._same_state import is_same_state
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
+from lightning_optkit.callbacks.seams.deferred_signals import DeferredSignals
+from lightning_optkit.callbacks.seams.fetches_in_step import fetches_in_step
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_private import (
     FETCHES,
     DataFetcher,
+    batch_progress,
     epoch_progress,
     fetcher_of,
     iterator_of,
@@ -50,6 +56,12 @@ class OrderOfEpoch(FitCallback):
         self._seed_before: tuple[str | None, ...] = ()  # of the process, which has that of the saved run until the end
         self._dealt_anew: tuple[Any, Any] | None = None  # a batch sampler and its own order
         self._own: dict[str, OwnGenerator] = {}  # those of data and module, by where they are
+        self._recording = False
+        self._signals: DeferredSignals | None = None
+        self._before_batch: dict[str, Any] | None = None
+        self._fetches_after = -1  # batches, in total, after which the last fetch began
+        self._window = OpenWindow()
+        self._cut: CutEpoch | None = None  # of the last fit, if it was stopped within an epoch
 
     def _forget(self) -> None:
         if self._seed_before:
@@ -104,12 +116,33 @@ class OrderOfEpoch(FitCallback):
         self._epoch = {"iter": self._random_state(), "fresh": fresh, "fetches": {}}
         self._fetches, self._cycles, self._cycled = 0, [], set()
 
-    def _note_fetch(self, state: dict[str, Any]) -> None:
+    def _before_fetch(self, on_before_fetch: Callable[[], None]) -> None:
+        """Called before a method of Lightning's loop."""
+        if self._recording:
+            assert self._trainer is not None and self._signals is not None
+            # A step that fetches has begun its batch, which is repeated from the state noted here.
+            in_step = fetches_in_step(self._trainer)
+            if not in_step:
+                self._signals.act()
+            self._note_new_cycle()
+            self._batch_begins(self._trainer)
+            self._note_fetch()
+            if in_step:
+                self._signals.act()
+        on_before_fetch()
+
+    def _batch_begins(self, trainer: pl.Trainer) -> None:
+        """Notes what a run that repeats the batch begins with."""
+        self._before_batch, self._cut = self._random_state(), None
+        self._fetches_after = batch_progress(trainer).total.ready
+        self._window.batch_begins(trainer)
+
+    def _note_fetch(self) -> None:
         """The sampler draws its seed in the first fetch; the last two may contain a prefetched batch."""
         states, index = self._epoch["fetches"], self._fetches
         if index - 2 not in self._cycled and index > 2:
             states.pop(index - 2, None)
-        states[index] = state
+        states[index] = self._before_batch
         self._fetches += 1
 
     def _note_new_cycle(self) -> None:

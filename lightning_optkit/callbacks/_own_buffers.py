@@ -2,6 +2,9 @@
 """The buffers in which the processes of a run differ, such as BatchNorm's running statistics under FSDP2; so may the
 directions that `LookSAM` reuses.
 
+DDP sends those of the first process before a forward pass, but not after one without its sum of gradients: within an
+accumulation window, and with manual optimization never again. Averages of them it does not send.
+
 A checkpoint has those of one process: of the first one, or in a sharded folder of any.
 """
 
@@ -16,29 +19,39 @@ from lightning_optkit.callbacks.look_sam import LookSAM
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.weight_averaging import WeightAveraging
 
-__all__ = ["Buffers", "buffers_of", "set_buffers", "those_that_differ"]
+__all__ = ["Buffers", "are_replaced", "buffers_of", "set_buffers", "those_that_differ"]
 
 Buffers = dict[str, Tensor]
 
 
 def buffers_of(trainer: pl.Trainer) -> Buffers:
-    """Copies on the CPU of the buffers that are a process's own; none where the first one's replace the others'."""
-    is_replaced = (
-        isinstance(trainer.strategy.model, DistributedDataParallel) and trainer.strategy.model.broadcast_buffers
-    )
+    """Copies on the CPU of the buffers that are a process's own; not of those to be replaced by the first one's."""
     if trainer.world_size == 1:
         return {}
-    live = {} if is_replaced else _live(trainer)
+    live, model, own = _live(trainer), trainer.strategy.model, dict(trainer.lightning_module.named_buffers())
+    sends = isinstance(model, DistributedDataParallel) and model.broadcast_buffers and model.require_forward_param_sync
+    if (
+        sends and live.keys() <= own.keys()
+    ):  # an average of them, shown in a validation, would be replaced in their place
+        live = {}
     for callback in callbacks_of(trainer, LookSAM):
         live |= {f"{callback.state_key} {place}": t for place, t in callback.own_direction().items()}
     return {name: buffer.detach().to("cpu", copy=True) for name, buffer in live.items()}
 
 
-def set_buffers(trainer: pl.Trainer, buffers: Buffers) -> None:
-    """Puts values of `buffers_of` back, in place."""
+def are_replaced(trainer: pl.Trainer) -> bool:
+    """Whether DDP sends the buffers of the first process before the next forward pass, if it is to send them at all."""
+    model = trainer.strategy.model
+    return not isinstance(model, DistributedDataParallel) or model.require_forward_param_sync
+
+
+def set_buffers(trainer: pl.Trainer, buffers: Buffers, replaces: bool) -> None:
+    """Puts values of `buffers_of` back, in place, and the result of `are_replaced`."""
     for name, buffer in _live(trainer).items() if buffers else ():
         if name in buffers and buffers[name].shape == buffer.shape:
             buffer.copy_(buffers[name])
+    if isinstance(trainer.strategy.model, DistributedDataParallel):
+        trainer.strategy.model.require_forward_param_sync = replaces
     for callback in callbacks_of(trainer, LookSAM):
         start = f"{callback.state_key} "
         own = {name.removeprefix(start): value for name, value in buffers.items() if name.startswith(start)}

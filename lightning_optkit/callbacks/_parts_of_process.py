@@ -66,7 +66,7 @@ def give_back_parts(
     """
     switches.give_back(saved.get("switches", {}))
     set_gradients(trainer.lightning_module, saved["gradients"], gradients)
-    set_buffers(trainer, saved.get("buffers", {}))
+    set_buffers(trainer, saved.get("buffers", {}), saved.get("replaced", True))
     if "metrics" not in saved:
         return {}
     sums = set_metrics(trainer, saved["metrics"], override)

@@ -17,6 +17,7 @@ from lightning_optkit.callbacks._data_order import data_order, num_workers
 from lightning_optkit.callbacks._open_validation import OpenValidation, begins_after_batch
 from lightning_optkit.callbacks._open_window import OpenWindow, set_window
 from lightning_optkit.callbacks._order_of_epoch import OrderOfEpoch
+from lightning_optkit.callbacks._own_buffers import are_replaced
 from lightning_optkit.callbacks._parts_of_process import give_back_parts, parts_of_process
 from lightning_optkit.callbacks._reloads import Reloads, reload_epochs
 from lightning_optkit.callbacks._rest_of_epoch import fill_in
@@ -28,6 +29,7 @@ from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.deferred_signals import DeferredSignals
 from lightning_optkit.callbacks.seams.double_precision import cast_before_loading
 from lightning_optkit.callbacks.seams.failed_alone import failed_alike, wait_for_nobody
+from lightning_optkit.callbacks.seams.fetches_in_step import fetches_in_step, has_no_batch_left
 from lightning_optkit.callbacks.seams.lightning_packages import is_a
 from lightning_optkit.callbacks.seams.lightning_private import (
     AFTER_BATCH,
@@ -54,7 +56,7 @@ from lightning_optkit.callbacks.seams.lightning_private import (
 from lightning_optkit.callbacks.seams.parameter_numbers import number_by_module
 from lightning_optkit.callbacks.seams.random_state import seed_of_process
 from lightning_optkit.callbacks.seams.remembered_saves import places_of_saves, put_places_into, remember_saves
-from lightning_optkit.callbacks.seams.saved_position import reopen_cut_epoch
+from lightning_optkit.callbacks.seams.saved_position import end_epoch_without_batch, reopen_cut_epoch
 from lightning_optkit.callbacks.seams.saves_behind_module import save_behind_module
 
 __all__ = ["ExactResume"]
@@ -72,8 +74,9 @@ class ExactResume(OrderOfEpoch):
     restores the state of datasets and workers; a message says so if it takes long. Loaders with `state_dict`
     (torchdata's `StatefulDataLoader`) restore themselves, but not what their workers draw. Within an accumulation
     window the gradients so far are saved as well, those of every process. So are buffers in which the processes differ:
-    BatchNorm's running statistics under FSDP2, or under DDP with `broadcast_buffers=False`. Checkpoints are written,
-    and checked in every stage, by `SafeCheckpointIO`, unless another `CheckpointIO` is given.
+    BatchNorm's running statistics under FSDP2, or under DDP where that does not send those of the first process, as
+    with accumulation. Checkpoints are written, and checked in every stage, by `SafeCheckpointIO`, unless another
+    `CheckpointIO` is given.
 
     What Lightning leaves out when it resumes is done: the validation after the batch at whose end a checkpoint was
     written, the hooks of the epoch's end if that was the last, and the steps of torch's `ReduceLROnPlateau`, with the
@@ -117,16 +120,12 @@ class ExactResume(OrderOfEpoch):
         self._validation: OpenValidation | None = None
         self._reloads: Reloads | None = None
         self._before_check: dict[str, Any] | None = None  # and before the sanity check
-        self._before_batch: dict[str, Any] | None = None
         self._is_alone = False  # after an exception, which other processes may not have
         self._begins = self._ends_batch = False  # before the first batch; with what follows the checkpoint's last batch
-        self._followed = self._fetches_after = -1  # batches, in total: with that done; after which the last fetch began
-        self._signals: DeferredSignals | None = None
-        self._recording = self._is_exact = self._failed_to_fetch = False
-        self._window = OpenWindow()
+        self._followed = -1  # batches, in total, with that done
+        self._is_exact = self._failed_to_fetch = False
         self._switches: Switches | None = None
         self._sums: dict[str, Any] = {}  # of metrics in the epoch that is resumed, until a batch is added
-        self._cut: CutEpoch | None = None  # of the last fit, if it was stopped within an epoch
         self._places: dict[str, dict[str, Any]] = {}  # at which ModelCheckpoints saved before the fit ended
 
     # --- state ---
@@ -157,16 +156,20 @@ class ExactResume(OrderOfEpoch):
         assert self._trainer is not None
         self._note_new_cycle()
         progress = batch_progress(self._trainer)
-        unfinished_batch = progress.current.processed < progress.current.ready
+        has_ended = has_no_batch_left(self._trainer)
+        unfinished_batch = progress.current.processed < progress.current.ready and not has_ended
+        if unfinished_batch and fetches_in_step(self._trainer) and self._fetches_after != progress.total.ready:
+            self._batch_begins(self._trainer)  # its step has not fetched it yet
         repeats_batch, validation = unfinished_batch or self._failed_to_fetch, self._validation
         counts = validation.counts_before if validation else None
         mine = {
             "now": self._before_batch if repeats_batch else self._state_now(self._outer, is_repeated=bool(counts)),
             "epoch": {**self._epoch, "fetches": dict(self._epoch["fetches"])},
-            "finished": progress.is_last_batch and not unfinished_batch,
+            "finished": (progress.is_last_batch or has_ended) and not unfinished_batch,
             "followed": progress.total.ready == self._followed,
             "stops": self._cut is not None and self._cut.validates,
             "validation": counts,
+            "replaced": validation.replaced_before if validation and counts else are_replaced(self._trainer),
             "made": self._reloads.made if self._reloads else None,
             **parts_of_process(
                 self._trainer, self._window, self._cut, self._switches, unfinished_batch, computes=not self._is_alone
@@ -225,6 +228,8 @@ class ExactResume(OrderOfEpoch):
     ) -> None:
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
         state = checkpoint.get("callbacks", {}).get(self.state_key)
+        if state:
+            end_epoch_without_batch(checkpoint, state["ranks"])
         if self._trainer is not None:
             reopen_cut_epoch(checkpoint, is_exact=bool(state))
         if self._reloads is not None and state:
@@ -273,7 +278,8 @@ class ExactResume(OrderOfEpoch):
         self._is_alone = several and not is_a(exception, SIGTERMException)  # which every process raises, see `_signals`
         if self._is_alone and is_a(trainer.strategy, ModelParallelStrategy):
             self._is_alone = not failed_alike(trainer, exception)
-        self._failed_to_fetch = batch_progress(trainer).total.ready == self._fetches_after
+        is_before_batch = batch_progress(trainer).total.ready == self._fetches_after
+        self._failed_to_fetch = is_before_batch and not fetches_in_step(trainer)
         super().on_exception(trainer, pl_module, exception)
         if self._is_alone:
             wait_for_nobody(trainer, self._override)
@@ -352,17 +358,6 @@ class ExactResume(OrderOfEpoch):
             self._ends_batch = False
             getattr(self._trainer.fit_loop.epoch_loop, AFTER_BATCH)(fetcher)
 
-    def _before_fetch(self, on_before_fetch: Callable[[], None]) -> None:
-        if self._recording:
-            assert self._trainer is not None and self._signals is not None
-            self._signals.act()
-            self._note_new_cycle()
-            self._before_batch, self._cut = self._random_state(), None
-            self._fetches_after = batch_progress(self._trainer).total.ready
-            self._window.batch_begins(self._trainer)
-            self._note_fetch(self._before_batch)
-        on_before_fetch()
-
     def _batch_ends(self, on_advance_end: Callable[[DataFetcher], None], fetcher: DataFetcher) -> None:
         assert self._trainer is not None
         if not self._is_trial and stops_now(self._trainer, fetcher):
@@ -380,7 +375,8 @@ class ExactResume(OrderOfEpoch):
     def _epoch_ends(self, on_advance_end: Callable[[], None]) -> None:
         assert self._trainer is not None
         end_restart(self._trainer)
-        if self._cut is None and not self._is_trial and is_cut(self._trainer):
+        is_whole = has_no_batch_left(self._trainer) or not is_cut(self._trainer)
+        if self._cut is None and not self._is_trial and not is_whole:
             self._cut = CutEpoch(self._trainer, self._window)
         on_advance_end()
         self._sums.clear()

@@ -29,8 +29,11 @@ STRATEGIES = {
     "full": lambda: shards(True),
     "sharded": lambda: shards(False),
     "ddp": lambda: DDPStrategy(process_group_backend="gloo", broadcast_buffers=False),
+    "averaged": lambda: DDPStrategy(process_group_backend="gloo"),
+    "window": lambda: DDPStrategy(process_group_backend="gloo"),
     "replaced": lambda: DDPStrategy(process_group_backend="gloo"),
 }
+NOT_AVERAGED = ("window", "replaced")
 PLACES = ("batch", "validation")
 
 
@@ -41,6 +44,7 @@ class Normed(pl.LightningModule):
         self.net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
         self.register_buffer("equal", torch.ones(3))
         self.register_buffer("not_saved", torch.ones(3), persistent=False)
+        self.validated = []  # the means in the validation of the first epoch
 
     def configure_model(self):
         if isinstance(self.trainer.strategy, ModelParallelStrategy) and not isinstance(self.net, FSDPModule):
@@ -51,6 +55,8 @@ class Normed(pl.LightningModule):
 
     def validation_step(self, batch, batch_idx):
         self.net(batch[0])
+        if not self.trainer.sanity_checking:
+            self.validated.append(self.net[1].running_mean.clone())
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.05)
@@ -116,10 +122,12 @@ def run_look_sam(overflows, folder=None, ckpt_path=None):
 
 def run(name, folder=None, ckpt_path=None):
     """The rank, and the buffers of this process after a run, trained and averaged."""
-    average = WeightAveraging(EMA(0.5), average_buffers=True)
+    averages = [] if name in NOT_AVERAGED else [WeightAveraging(EMA(0.5), average_buffers=True)]
     trainer = pl.Trainer(
-        callbacks=[ExactResume(), average, *([Saves(folder)] if folder else [])],
+        callbacks=[ExactResume(), *averages, *([Saves(folder)] if folder else [])],
         max_epochs=2,
+        accumulate_grad_batches=5 if name == "window" else 1,
+        val_check_interval=4 if name == "window" else 1.0,
         accelerator="cpu",
         devices=2,
         strategy=STRATEGIES[name](),
@@ -131,8 +139,11 @@ def run(name, folder=None, ckpt_path=None):
     )
     module = Normed()
     trainer.fit(module, ckpt_path=ckpt_path)
-    trained = {name: average.trained(buffer).clone() for name, buffer in module.named_buffers()}
-    return trainer.global_rank, {"trained": trained, "averaged": dict(module.named_buffers())}
+    trained = dict(module.named_buffers())
+    for average in averages:
+        trained = {name: average.trained(buffer).clone() for name, buffer in trained.items()}
+    held = {"trained": trained, "averaged": dict(module.named_buffers()), "validated": module.validated[0]}
+    return trainer.global_rank, held
 
 
 if __name__ == "__main__":

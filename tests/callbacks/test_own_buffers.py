@@ -23,7 +23,7 @@ def results(tmp_path_factory):
 
 
 @pytest.mark.parametrize("place", worker.PLACES)
-@pytest.mark.parametrize("name", ["full", "sharded", "ddp"])
+@pytest.mark.parametrize("name", ["full", "sharded", "ddp", "averaged", "window"])
 def test_each_process_goes_on_with_its_own(results, name, place):
     mean = "net.1.running_mean"
     assert not torch.equal(*(each[name]["whole"]["trained"][mean] for each in results[1]))

@@ -7,7 +7,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_optkit.callbacks.seams.lightning_private import saved_progress
 
-__all__ = ["complete_last_batch", "reopen_cut_epoch", "repeat_batch"]
+__all__ = ["complete_last_batch", "end_epoch_without_batch", "reopen_cut_epoch", "repeat_batch"]
 
 
 def reopen_cut_epoch(checkpoint: dict[str, Any], is_exact: bool) -> None:
@@ -34,6 +34,15 @@ def reopen_cut_epoch(checkpoint: dict[str, Any], is_exact: bool) -> None:
         counts["completed"] = min(counts["completed"], counts["processed"])
 
 
+def end_epoch_without_batch(checkpoint: dict[str, Any], ranks: list[dict[str, Any] | None]) -> None:
+    """Ends an epoch at whose end a step has fetched in vain, which Lightning takes for a batch in its middle."""
+    batches, _, _ = saved_progress(checkpoint)
+    current = batches["current"]
+    if current["processed"] < current["ready"] and any(each and each.get("finished") for each in ranks):
+        current.update(dict.fromkeys(current, current["completed"]))
+        batches["is_last_batch"] = True
+
+
 def complete_last_batch(checkpoint: dict[str, Any]) -> bool:
     """Counts the batch of whose last hook a checkpoint was saved as completed; whether there is one.
 
@@ -56,6 +65,9 @@ def repeat_batch(checkpoint: dict[str, Any], ranks: list[dict[str, Any] | None])
     Lightning keeps it in the total, by which validations across epochs are due, and gives loggers later steps. Before
     the first batch of an epoch it takes that for the end of one after which a validation was due.
 
+    In later epochs it keeps a batch at which `on_train_batch_start` has ended an epoch by -1, or that was not there for
+    a `dataloader_iter`, in the total of those begun alone: here it counts as completed.
+
     Args:
         checkpoint: The checkpoint.
         ranks: The states of ExactResume in it.
@@ -71,3 +83,5 @@ def repeat_batch(checkpoint: dict[str, Any], ranks: list[dict[str, Any] | None])
     if is_unfinished or completed == current["ready"] == 0:
         for each in filter(None, ranks):
             each["followed"] = True
+    earlier = total["ready"] - current["ready"]
+    total.update({name: earlier + current[name] for name in current})
