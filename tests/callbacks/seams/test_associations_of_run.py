@@ -53,7 +53,7 @@ class Seen(pl.Callback):
     ],
 )
 def test_batches_before_the_first_validation(make_trainer, monkeypatch, batches, settings, expected):
-    monkeypatch.setattr("lightning_optkit.callbacks.gradient_health._FIRST", ())
+    monkeypatch.setattr("lightning_optkit.callbacks.seams.measured_when._FIRST", ())
     module, kept = Linear(), Seen()
     health = GradientHealth(check_every=1000, verbose=False, probe=False)
     settings = {"limit_val_batches": 1.0, "accumulate_grad_batches": 1, **settings}
