@@ -14,6 +14,7 @@ from lightning_optkit._torch_private import foreach_mul_
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.lightning_private import accumulates
+from lightning_optkit.step.shards import local
 
 __all__ = ["ExactAccumulation"]
 
@@ -100,7 +101,8 @@ class ExactAccumulation(FitCallback):
         # DDP has averaged over the processes, Lightning has divided each loss. A window of weight 0 has no gradient.
         divided_by = trainer.world_size * trainer.accumulate_grad_batches
         factor = torch.where(total > 0, self._reference * divided_by / total, torch.zeros_like(total))
-        grads = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        # Some may be whole beside shards, which torch does not multiply in one call.
+        grads = [local(p.grad) for p in pl_module.parameters() if p.grad is not None]
         if grads:
             foreach_mul_(grads, factor)
 

@@ -127,10 +127,9 @@ def test_bad_input(regression, make_trainer, data):
 
 
 def test_two_processes(tmp_path):
-    worker = Path(__file__).with_name("exact_accumulation_worker.py")
-    results = {}
-    for processes in (1, 2):
-        path = tmp_path / f"{processes}.pt"
-        launch(worker, path, processes, processes=processes, timeout=120)
-        results[processes] = torch.load(path)
-    torch.testing.assert_close(results[2], results[1], rtol=0, atol=1e-6)
+    worker, results = Path(__file__).with_name("exact_accumulation_worker.py"), {}
+    for name, processes, *case in (("one", 1), ("ddp", 2), ("fsdp", 2, "shards")):
+        launch(worker, tmp_path / name, processes, *case, processes=processes, timeout=120)
+        results[name] = torch.load(tmp_path / name)
+    for name in ("ddp", "fsdp"):
+        torch.testing.assert_close(results[name], results["one"], rtol=0, atol=1e-6)
