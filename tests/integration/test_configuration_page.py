@@ -24,7 +24,8 @@ PAGE = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE, flags=re.DOTALL)
 FILES = {match[1]: text for _, text in BLOCKS if (match := re.match(r"# (\S+)\n", text))}
 FRAGMENTS = [text for kind, text in BLOCKS if kind == "yaml" and not text.startswith("#")]
-COMMANDS = [line.partition("#")[0].split() for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
+LINES = [line.partition("#")[0].split() for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
+COMMANDS = [words for words in LINES if words]
 QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_model_summary=false"]
 QUIET += ["--trainer.enable_progress_bar=false", "--trainer.limit_train_batches=4"]
 
