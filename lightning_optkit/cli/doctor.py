@@ -36,6 +36,7 @@ __all__ = ["Examination", "Finding", "doctor", "examine"]
 _FITTED, _NOT_FITTED = 0.95, 0.5  # progress: above all bounds of the rules; below which they call it learning badly
 _EVERY, _LEAST_STEPS = 8, 32  # the rules for gradients that do not arrive need 20 steps
 _FIRST_CHECKS = 4
+_BATCHES_WITHOUT_STEP = 1000  # a module that steps by itself may add gradients over an epoch
 _NOT_HERE = {  # of other data than the one batch, schedules and averages, all left out
     "duplicate_data", "class_imbalance", "overfitting", "schedule_fault", "average_not_ready",
 }  # fmt: skip
@@ -176,10 +177,12 @@ class _Repeated:
         return self._count
 
     def __iter__(self) -> Iterator[Any]:
-        if hasattr(self._loader, "__iter__") and not isinstance(self._loader, dict | list | tuple):
-            batches = iter(self._loader)
-        else:
-            batches = (batch for batch, *_ in CombinedLoader(self._loader, "max_size_cycle"))
+        loader = self._loader
+        if isinstance(loader, dict | list | tuple) or not hasattr(loader, "__iter__"):
+            loader = CombinedLoader(loader, "max_size_cycle")
+        batches = iter(loader)
+        if isinstance(loader, CombinedLoader):  # which gives a batch with its number and that of its loader
+            batches = (batch for batch, *_ in loader)
         for first in batches:
             return iter([first] * self._count)
         raise ValueError("doctor: the loader of training data gives no batch; is the data set empty?")
@@ -217,13 +220,16 @@ class _WithoutSchedules(pl.Callback):
 
 
 class _Watch(pl.Callback):
-    """Stops once the batch is fitted, and keeps what was seen."""
+    """Stops once the batch is fitted, or nothing can be seen to train it, and keeps what was seen."""
 
     def __init__(self, health: GradientHealth) -> None:
-        self._health, self.seen = health, RunSeen()
+        self._health, self.seen, self._batches = health, RunSeen(), 0
 
     def on_train_batch_end(self, *args: Any) -> None:
         seen, trainer = self._health._seen, args[0]
+        self._batches += 1
+        if not trainer.global_step and self._batches >= _BATCHES_WITHOUT_STEP:
+            trainer.should_stop = True
         if seen.steps >= _LEAST_STEPS and seen.steps % _EVERY == 0:
             with self._health._guard("the judgement of how much was learned"):
                 self._health._losses.fetch()

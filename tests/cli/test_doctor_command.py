@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from lightning.pytorch.utilities import CombinedLoader
 from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -227,6 +228,17 @@ def test_a_run_without_a_step_has_the_verdict_that_says_why(module, symptom):
     assert examination.steps == 0 and fault.verdict.symptom == symptom
 
 
+def test_a_run_without_a_step_does_not_take_all_the_time():
+    class NeverSteps(Net):
+        automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            self.manual_backward(super().training_step(batch, batch_idx))
+
+    examination = doctor(NeverSteps(), max_seconds=120, accelerator="cpu")
+    assert faults(examination) == ["not_optimized"] and examination.seconds < 60
+
+
 @pytest.mark.parametrize("columns", [40, 80])
 def test_what_was_seen_has_room_on_a_narrow_terminal(columns, capsys):
     examination = doctor(Net("dead"), max_steps=64, accelerator="cpu")
@@ -235,6 +247,17 @@ def test_what_was_seen_has_room_on_a_narrow_terminal(columns, capsys):
     assert max(map(len, said.splitlines())) <= columns
     words = " ".join(said.split())
     assert all(word in words for each in examination.findings for word in each.seen.split())
+
+
+@pytest.mark.parametrize("mode", ["max_size_cycle", "min_size", "sequential"])
+def test_a_combined_loader_gives_its_batch(mode):
+    class OfTwo(Net):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch if mode == "sequential" else batch["a"], batch_idx)
+
+    loader = CombinedLoader({"a": Net().train_dataloader(), "b": Net().train_dataloader()}, mode)
+    examination = doctor(OfTwo(), loader, accelerator="cpu")
+    assert examination.is_healthy and examination.findings[-1].state == "ok"
 
 
 def test_a_data_set_without_a_batch_is_named():

@@ -16,8 +16,14 @@ _NEARLY_ALL = 0.9  # judgement: a network of which a tenth moves may still learn
 _LEARNS = 0.5  # calibrated: see `outcome`
 _LEFT_OUT = "it requires and gets a gradient, but is in no group of any optimizer, so it never changes"
 _ALL = "torch.optim.AdamW(self.parameters(), ...), with all parameters, in configure_optimizers"
-_REPLACED = "it was replaced after configure_optimizers: the optimizer still holds what was there before"
-_BEFORE = "build and replace layers in __init__ or configure_model, before configure_optimizers"
+_REPLACED = (
+    "the optimizer holds parameters that are not the module's: it was given those of another one, or a layer was "
+    "replaced after configure_optimizers"
+)
+_BEFORE = (
+    "torch.optim.AdamW(self.parameters(), ...) in configure_optimizers; layers are built and replaced before it, in "
+    "__init__ or configure_model"
+)
 
 
 def no_gradient(run: RunSeen) -> Verdict | None:
@@ -96,7 +102,8 @@ def _is_cut(idle: IdleSeen) -> bool:
 
 def _without_steps(idle: IdleSeen) -> Verdict:
     """Backward passes that no step follows."""
-    evidence = f"{idle.batches} batches in a row had a backward pass, and no weight changed"
+    batches = "a batch" if idle.batches == 1 else f"{idle.batches} batches in a row"
+    evidence = f"{batches} had a backward pass, and no weight changed"
     if idle.frozen == idle.params:
         cause, remedy = "none of its parameters requires a gradient, so a step has nothing to do", (
             "self.requires_grad_(True) for what is to be trained, before configure_optimizers"

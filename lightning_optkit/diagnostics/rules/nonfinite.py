@@ -15,7 +15,7 @@ def nonfinite(run: RunSeen) -> Verdict | None:
     cause, remedy = {
         "batch": (
             "the batch itself holds infinite or NaN values",
-            "torch.nan_to_num(x), or ok.data.Impute() for features",
+            "torch.nan_to_num(x), or ok.Preprocess(ok.data.Impute()) for features",
         ),
         "forward": (
             "the module gives infinite or NaN values for finite inputs and finite weights",

@@ -90,7 +90,9 @@ def test_not_optimized_says_why_nothing_changes():
     assert "manual_backward" in not_optimized(RunSeen(idle=cleared)).remedy
     assert "manual_backward" not in not_optimized(RunSeen(idle=replace(cleared, is_manual=False))).remedy
     assert "requires a gradient" in not_optimized(RunSeen(idle=replace(IDLE, frozen=6))).cause
-    assert "replaced" in not_optimized(RunSeen(idle=replace(IDLE, strays=6))).cause
+    strange = not_optimized(RunSeen(idle=replace(IDLE, strays=6, batches=1)))
+    assert "replaced" in strange.cause and "another one" in strange.cause and "self.parameters()" in strange.remedy
+    assert strange.evidence.startswith("a batch had a backward pass, and no weight changed")
     assert all(no_gradient(RunSeen(idle=idle)) is None for idle in (IDLE, cleared))
 
 
