@@ -92,13 +92,15 @@ def test_a_healthy_run_beside_others_has_none(diagnose, beside):
 @pytest.mark.parametrize("rate", [0.05, 1e-5])
 @pytest.mark.parametrize("fused", [False, True])
 def test_the_run_is_the_same_bit_for_bit(make_trainer, monkeypatch, frozen, fused, rate):
-    """Also with probes, which run `training_step` again, with dropout and batch norms."""
+    """Also with probes, which run `training_step` again, with dropout, batch norms and `spectral_norm`."""
     weights, probes = [], []
     original = Probe.measure
     monkeypatch.setattr(Probe, "measure", lambda self, *args: probes.append(original(self, *args)) or probes[-1])
     for watched in (False, True):
         module, beside = Classifier(), [Fuse(verbose=False)] if fused else []
         module.body.append(nn.BatchNorm1d(16))
+        torch.manual_seed(0)
+        nn.utils.parametrizations.spectral_norm(module.body[0])
         module.optimizer = lambda params, lr: torch.optim.SGD(params, lr=rate, momentum=0.9)
         beside += [GradientHealth(check_every=1)] if watched else []
         torch.manual_seed(0)

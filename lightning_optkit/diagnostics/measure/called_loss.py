@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from lightning_optkit._torch_private import is_transformed
 from lightning_optkit.diagnostics._guard import Guarding, unguarded
 from lightning_optkit.diagnostics.measure.losses import LOSSES, arguments_of
 
@@ -33,8 +34,9 @@ class CalledLoss(TorchFunctionMode, ABC):
         if func in LOSSES and isinstance(result, Tensor) and self._is_known:
             self._calls += 1
             self._is_known = False
-            with self._guard(f"the look at losses ({type(self).__name__})"):
-                self._is_known = self._calls == 1 and self._take(func, arguments_of(func, args, kwargs or {}))
+            if not is_transformed():  # inside of vmap, say, a call is of a single sample
+                with self._guard(f"the look at losses ({type(self).__name__})"):
+                    self._is_known = self._calls == 1 and self._take(func, arguments_of(func, args, kwargs or {}))
         return result
 
     @abstractmethod

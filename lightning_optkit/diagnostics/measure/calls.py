@@ -2,7 +2,7 @@
 """What `training_step` computes on the way to its loss: activations, layers, the first input, and the loss itself.
 
 Functions are seen by a TorchFunctionMode, so `F.relu` counts as `nn.ReLU` does; layers by hooks. Statistics stay on the
-device until `seen`.
+device until `seen`. Inside a transform of torch.func nothing is measured: tensors there have no values of their own.
 """
 
 from collections.abc import Callable
@@ -11,9 +11,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from lightning_optkit._norms import norm
+from lightning_optkit._torch_private import is_transformed
 from lightning_optkit.diagnostics._guard import Guarding, unguarded
 from lightning_optkit.diagnostics._signals import ActivationSeen, InputSeen, LayerSeen, LossSeen
 from lightning_optkit.diagnostics.measure.losses import LOSSES, loss_seen
@@ -49,7 +51,8 @@ class CalledFunctions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and (func in _ACTIVATIONS or func in _LOG_SOFTMAXES or func in LOSSES):
+        is_watched = func in _ACTIVATIONS or func in _LOG_SOFTMAXES or func in LOSSES
+        if is_watched and isinstance(result, Tensor) and not is_transformed():
             with self._guard("the look at activations and losses"):
                 self._take(func, args, kwargs or {}, result)
         return result
@@ -120,7 +123,7 @@ class CalledLayers:
         self._has_input, self._feature_dim = False, -1
         self._handles: list[Any] = []
         for name, module in root.named_modules():
-            if name:
+            if name and not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
                 plain = plain_name(name)
                 self._handles.append(module.register_forward_pre_hook(_Enter(self, plain)))
                 self._handles.append(module.register_forward_hook(_Leave(self, plain)))
@@ -138,10 +141,10 @@ class CalledLayers:
     def enter(self, name: str, module: nn.Module, args: Any) -> None:
         """A call begins."""
         self._stack.append(name)
+        if is_transformed():
+            return
         if self._measures and isinstance(module, _LAYERS) and name not in self._rows:  # FSDP2 frees it when a call ends
-            weight = module.weight.detach()
-            bias = weight.new_zeros(1) if module.bias is None else module.bias.detach()
-            self._weights[name] = (_rms(weight) * weight[0].numel() ** 0.5, unsharded(bias).float().mean())
+            self._weights[name] = _scale(module)
         is_leaf = next(module.children(), None) is None and next(module.parameters(), None) is not None
         if is_leaf and not self._has_input and args and isinstance(args[0], Tensor):
             self._has_input = True
@@ -158,7 +161,7 @@ class CalledLayers:
         """A call ends."""
         if self._stack:
             self._stack.pop()
-        if name not in self._weights or name in self._rows:
+        if name not in self._weights or name in self._rows or is_transformed():
             return
         if not isinstance(output, Tensor):
             return
@@ -174,7 +177,7 @@ class CalledLayers:
         rows = []
         for name, row in self._rows.items():
             given, out, grad = [*row, nan.to(row[0])][:3]
-            rows.append(torch.stack([given, out, grad, *self._weights[name]]))
+            rows.append(torch.stack([given, out, grad, *(each.to(given.device) for each in self._weights[name])]))
         values = torch.stack([row.to(rows[0].device) for row in rows]).tolist() if rows else []
         return tuple(LayerSeen(name, *value) for name, value in zip(self._rows, values, strict=True))
 
@@ -217,6 +220,17 @@ class _Arrived:
         with self._guard("the look at gradients of layers"):
             if len(self._row) == 2:
                 self._row.append(_rms(grad))
+
+
+def _scale(module: nn.Module) -> tuple[Tensor, Tensor]:
+    """Gain and mean bias; NaN of what is parametrized, since `spectral_norm`, say, changes each time it is computed."""
+    held = {**vars(module), **dict(module.named_parameters(recurse=False, remove_duplicate=False))}
+    weight, bias = held.get("weight"), held.get("bias")
+    nan = torch.full((), float("nan"))
+    gain = nan if weight is None else _rms(weight.detach()) * weight[0].numel() ** 0.5
+    if bias is None:
+        return gain, nan if parametrize.is_parametrized(module, "bias") else torch.zeros(())
+    return gain, unsharded(bias.detach()).float().mean()
 
 
 def _rms(t: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_optkit._torch_private import is_transformed
 from lightning_optkit.diagnostics._guard import Guarding, unguarded
 from lightning_optkit.diagnostics._observations import ModuleSeen
 from lightning_optkit.diagnostics.measure.batches import counted_nonfinite, tensors_of
@@ -32,7 +33,9 @@ class CalledModules:
         self.calls: dict[str, ModuleSeen] = {}
         self.without_grad: set[str] = set()
         self._handles = [
-            module.register_forward_pre_hook(_Called(self, name)) for name, module in root.named_modules() if name
+            module.register_forward_pre_hook(_Called(self, name))
+            for name, module in root.named_modules()
+            if name and not isinstance(module, torch.jit.ScriptModule)  # which takes no hooks
         ]
 
     def close(self) -> None:
@@ -67,7 +70,11 @@ def _kind(module: nn.Module) -> tuple[Literal["dropout", "batch norm", "other"],
     if isinstance(module, _DROPOUTS):
         return "dropout", drops(module), False
     if isinstance(module, _BATCH_NORMS) and module.running_mean is not None and module.running_var is not None:
-        is_fresh = not module.training and bool((module.running_mean == 0).all() & (module.running_var == 1).all())
+        is_fresh = (
+            not module.training
+            and not is_transformed()
+            and bool((module.running_mean == 0).all() & (module.running_var == 1).all())
+        )
         return "batch norm", True, is_fresh
     return "other", False, False
 
@@ -86,7 +93,7 @@ class FirstNonfinite:
         self._handles = [
             module.register_forward_hook(_Finished(self, plain_name(name)))
             for name, module in root.named_modules()
-            if name
+            if name and not isinstance(module, torch.jit.ScriptModule)
         ]
 
     def close(self) -> None:

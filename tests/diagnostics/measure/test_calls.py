@@ -227,3 +227,36 @@ def test_the_classes_of_a_batch_are_known_where_each_sample_has_one():
         F.binary_cross_entropy_with_logits(torch.randn(3), torch.tensor([1.0, 0.0, 1.0]))
         F.mse_loss(torch.randn(3), torch.randn(3))
     assert [seen.present for seen in functions.losses] == [(1, 4), (), (0, 1), ()]
+
+
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_what_is_parametrized_is_not_computed_once_more(part):
+    class Counts(nn.Module):
+        def forward(self, given):
+            computed.append(1)
+            return given
+
+    computed, net = [], nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    nn.utils.parametrize.register_parametrization(net[1], part, Counts())
+    computed.clear()
+    _, layers = watched(net, torch.randn(8, 4), torch.sum)
+    first, second = layers.layers()
+    assert len(computed) == 1  # by the layer itself
+    assert math.isfinite(first.gain) and math.isfinite(first.bias)
+    assert math.isnan(second.gain if part == "weight" else second.bias) and second.grad_rms > 0
+
+
+def test_nothing_is_measured_inside_vmap():
+    net, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.randn(8, 4)
+    layers = CalledLayers(net)
+    functions = CalledFunctions(layers.inside)
+    with functions:
+        torch.func.vmap(lambda row: F.mse_loss(net(row), row))(x).sum().backward()
+    layers.close()
+    assert not layers.layers() and layers.first_input() is None and not functions.seen({}) and not functions.losses
+
+
+def test_a_scripted_module_takes_no_hooks():
+    net = nn.Sequential(torch.jit.script(nn.Linear(4, 4)), nn.Linear(4, 4))
+    _, layers = watched(net, torch.randn(8, 4), torch.sum)
+    assert [layer.name for layer in layers.layers()] == ["1"]

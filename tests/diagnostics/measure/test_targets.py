@@ -72,3 +72,8 @@ def test_what_no_sum_tells_is_unknown(loss):
 
 def test_a_single_sample_has_no_variance():
     assert seen(F.mse_loss, torch.zeros(1, 2), NUMBERS[:1]) is None
+
+
+def test_a_loss_inside_vmap_is_unknown():
+    per_sample = torch.func.vmap(lambda x, y: F.cross_entropy(x[None], y[None]))
+    assert seen(per_sample, LOGITS, CLASSES) is None
