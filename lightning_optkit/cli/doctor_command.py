@@ -28,8 +28,9 @@ _WITHOUT_RULE = {
         "no rule says why; is every layer used, and is the loss that of the targets?",
     ),
     "parameters": (
-        "no step was taken",
-        "does training_step return a loss or, with manual optimization, call the step of an optimizer?",
+        "the first optimizer took no step with a gradient",
+        "does configure_optimizers return one, does the loss depend on its parameters, and does training_step return "
+        "that loss or, with manual optimization, call the step of an optimizer?",
     ),
 }
 _NARROW = 60  # columns, below which what was seen stands below its check

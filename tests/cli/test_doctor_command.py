@@ -211,6 +211,27 @@ def test_a_run_without_a_step_is_a_fault(capsys):
     assert "call the step of an optimizer?" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_first_optimizer_without_gradients_beside_one_that_steps_is_a_fault(capsys):
+    class Adversarial(Net):
+        automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            for optimizer in self.optimizers():
+                optimizer.zero_grad()
+                self.manual_backward(F.cross_entropy(self.head(self.body(batch[0]).detach()), batch[1]))
+                optimizer.step()
+
+        def configure_optimizers(self):
+            return [torch.optim.SGD(each.parameters(), lr=0.1) for each in (self.body, self.head)]
+
+    examination = doctor(Adversarial(), max_seconds=0.5, accelerator="cpu")
+    (fault,) = [each for each in examination.findings if each.state == "fault"]
+    assert fault.check == "parameters" and fault.verdict is None
+    show(Console(), examination)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "first optimizer took no step with a gradient" in said and "does the loss depend on its parameters" in said
+
+
 class Rewrapped(Net):
     def training_step(self, batch, batch_idx):
         return super().training_step(batch, batch_idx).detach().requires_grad_()
