@@ -7,7 +7,6 @@ For scripts of one thread: a process that has started threads must not be forked
 import os
 import shutil
 import signal
-import socket
 import tempfile
 import time
 import traceback
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from workers import free_port
 
 import lightning_optkit as ok
 
@@ -58,9 +58,7 @@ def start(function: Callable[[], Any], world: int, waits: bool = True) -> tuple[
         world: Number of processes.
         waits: Whether a process waits for the others after it; False if one of them is expected to fail.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     folder, pids = Path(tempfile.mkdtemp()), []
     for rank in range(world):
         if (pid := os.fork()) == 0:

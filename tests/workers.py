@@ -46,11 +46,16 @@ def launch(path: Path, *arguments: object, processes: int = 1, timeout: float) -
         assert [process.exitcode for process in started] == [0] * processes, Path(said.name).read_text()
 
 
-def _ranks(processes: int) -> list[dict[str, str]]:
-    """The variables by which each process finds the others."""
+def free_port() -> int:
+    """A port of this machine at which nothing listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+        return int(free.getsockname()[1])
+
+
+def _ranks(processes: int) -> list[dict[str, str]]:
+    """The variables by which each process finds the others."""
+    port = str(free_port())
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0", "WORLD_SIZE": str(processes)}
     return [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
 

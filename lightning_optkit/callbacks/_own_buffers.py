@@ -30,9 +30,8 @@ def buffers_of(trainer: pl.Trainer) -> Buffers:
         return {}
     live, model, own = _live(trainer), trainer.strategy.model, dict(trainer.lightning_module.named_buffers())
     sends = isinstance(model, DistributedDataParallel) and model.broadcast_buffers and model.require_forward_param_sync
-    if (
-        sends and live.keys() <= own.keys()
-    ):  # an average of them, shown in a validation, would be replaced in their place
+    # An average of them, shown in a validation, would be replaced in their place.
+    if sends and live.keys() <= own.keys():
         live = {}
     for callback in callbacks_of(trainer, LookSAM):
         live |= {f"{callback.state_key} {place}": t for place, t in callback.own_direction().items()}

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_optkit.callbacks.seams.gathered_shards import is_sharded
 from lightning_optkit.callbacks.seams.other_weights import with_advice
-from lightning_optkit.callbacks.seams.whole_checkpoints import damage_of
+from lightning_optkit.callbacks.seams.whole_checkpoints import NO_CHECKPOINT, damage_of
 
 __all__ = ["SaysWhichWeights", "about_checkpoint", "check_given", "damage_of_given", "short"]
 
@@ -32,16 +32,13 @@ def check_given(trainer: pl.Trainer, given: str | Path | None, damage: str) -> N
         damage: What is wrong with the file, if it is one.
 
     Raises:
-        ValueError: for a damaged file, if no plugin such as SafeCheckpointIO reads it; for "best", which only the
-            process of a fit knows.
+        ValueError: for a damaged file, if no plugin such as SafeCheckpointIO reads it; for a folder that is no sharded
+            checkpoint; for "best", which only the process of a fit knows.
     """
     if damage and type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
         raise ValueError(f"--ckpt_path {given}: {damage}; give a checkpoint that a Trainer saved, or none.")
     if given and Path(given).is_dir() and not is_sharded(Path(given)):
-        raise ValueError(
-            f"--ckpt_path {given}: it is a folder, and none of a sharded checkpoint; give a checkpoint in it, or "
-            f'"last".{_there_are(trainer)}'
-        )
+        raise ValueError(f"--ckpt_path {given}: {NO_CHECKPOINT}{_there_are(trainer)}")
     if given == "best" and not getattr(trainer.checkpoint_callback, "best_model_path", ""):
         raise ValueError(f"--ckpt_path best: only the process of a fit knows it; give a path.{_there_are(trainer)}")
 

@@ -33,7 +33,6 @@ _PACKAGE = str(Path(__file__).parents[1])
 _PARSER = str(Path(jsonargparse.__file__).parent)
 _LIGHTNING = str(Path(lightning.__file__).parent)
 _AROUND = (_PACKAGE, _PARSER, _LIGHTNING, str(Path(torch.__file__).parent), contextlib.__file__, "<frozen ")
-_SAVED_AS = {"fit": "optkit_config.yaml"}
 _MORE = {
     "fit": "optkit fit --config config.yaml --trainer.max_epochs 3; in the file, `class_path: Fuse` is enough; a name "
     "that torch or Lightning has as well (AdamW, WeightAveraging) is ours as lightning_optkit.AdamW. Models and data "
@@ -96,12 +95,13 @@ def _run(command: str, words: list[str], program: str, summary: str) -> None:
     usage = f"{program} {command} --config CONFIG [--config CONFIG ...] [options]"
     if command not in _FIRST_BATCH:
         of_command = {"description": summary, "usage": usage}
+        saved_as = "config" if command == "fit" else command
         RunOfTrainer(
             args=[command, *words],
             parser_class=ParserWithNearNames,
             parser_kwargs={"prog": program, "usage": usage, command: of_command},
             # Without a logger it is in the current folder, where the user's own config.yaml, or that of a fit, may be.
-            save_config_kwargs={"config_filename": _SAVED_AS.get(command, f"optkit_{command}.yaml"), "overwrite": True},
+            save_config_kwargs={"config_filename": f"optkit_{saved_as}.yaml", "overwrite": True},
         )
         return
     parser_kwargs: dict[str, Any] = {"prog": f"{program} {command}", "description": summary, "usage": usage}

@@ -8,16 +8,15 @@ warning is what is left of an error of ours, so where warnings are errors, as in
 import traceback
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
 
 from lightning_optkit._checks import shown
 
 __all__ = ["Guard", "Guarding", "unguarded"]
 
-Guarding = Callable[[str], AbstractContextManager[None, bool]]  # of the part that stands in it, in words
+Guarding = Callable[[str], AbstractContextManager[None]]  # of the part that stands in it, in words
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -93,17 +92,9 @@ class _Part:
         return True
 
 
-def unguarded(part: str) -> AbstractContextManager[None, bool]:
+def unguarded(part: str) -> AbstractContextManager[None]:
     """A guard that lets every error through."""
-    return _Open()
-
-
-class _Open:
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *error: object) -> Literal[False]:
-        return False
+    return nullcontext()
 
 
 def _place_of(error: Exception) -> str:

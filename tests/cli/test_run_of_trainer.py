@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`optkit validate`, `test`, `predict`, a resumed `fit`: whose weights, which sentence, where predictions are."""
 
-import sys
-
 import pytest
 import torch
 import yaml
@@ -56,12 +54,9 @@ LAST = "lightning_logs/version_0/checkpoints/last.ckpt"
 
 
 @pytest.fixture
-def optkit(tmp_path, monkeypatch):
+def optkit(tmp_path, users_net):
     """A command with the configuration of a user, in the user's folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.delitem(sys.modules, "users_net", raising=False)
-    (tmp_path / "users_net.py").write_text(USER)
+    users_net(USER)
 
     def command(name, *words, **trainer):
         quiet = dict(accelerator="cpu", max_epochs=2, enable_progress_bar=False, enable_model_summary=False)
@@ -70,8 +65,7 @@ def optkit(tmp_path, monkeypatch):
         (tmp_path / "run.yaml").write_text(yaml.safe_dump(content))
         main([name, "--config", "run.yaml", *words])
 
-    yield command
-    sys.modules.pop("users_net", None)
+    return command
 
 
 @pytest.mark.parametrize("command", EVALUATIONS)

@@ -61,14 +61,10 @@ QUIET = dict(logger=False, accelerator="cpu", enable_checkpointing=False, enable
 
 
 @pytest.fixture
-def net(tmp_path, monkeypatch):
+def net(users_net):
     """The module that the configurations name; found in the current folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.delitem(sys.modules, "users_net", raising=False)
-    (tmp_path / "users_net.py").write_text(USER)
-    yield lambda: sys.modules["users_net"].Net
-    sys.modules.pop("users_net", None)
+    users_net(USER)
+    return lambda: sys.modules["users_net"].Net
 
 
 def run(command, *words, callbacks=(), **rest):

@@ -122,8 +122,7 @@ class MeasuredStep:
         check = Check(
             self._step, self._rate, self.norms.seen(), rows.seen(self._params),
             probe=probe, strays=self._strays, decay=self._decay, added=self._added,
-            is_in_gradient=self._is_in_gradient,
-            rate_to_come=self._to_come,
+            is_in_gradient=self._is_in_gradient, rate_to_come=self._to_come,
             hidden=tuple(name for name, p in self._hidden.items() if p.grad is not None),
             is_undone=self._former is not None and self.norms.is_undone(self._former),
         )  # fmt: skip

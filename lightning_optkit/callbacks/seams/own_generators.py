@@ -88,9 +88,8 @@ def _parts(owner: object) -> Iterator[tuple[str, object]]:
         entries = owner.items() if isinstance(owner, dict) else enumerate(owner)
         yield from ((f"[{key!r}]", each) for key, each in entries if len(owner) <= _ENTRIES)
     else:
-        own = getattr(
-            owner, "__dict__", {}
-        )  # of loaders that it sees made, Lightning keeps the arguments a second time
+        # Of loaders that it sees made, Lightning keeps the arguments a second time.
+        own = getattr(owner, "__dict__", {})
         yield from ((f".{name}", own[name]) for name in sorted(own, key=lambda name: name.startswith("_")))
 
 

@@ -35,6 +35,7 @@ from lightning_optkit.callbacks.seams.sharded_states import (
     without_empty_step,
 )
 from lightning_optkit.callbacks.seams.usable_checkpoints import check_file, check_of_lightning
+from lightning_optkit.callbacks.seams.whole_checkpoints import NO_CHECKPOINT
 
 __all__ = ["number_by_module"]
 
@@ -132,10 +133,7 @@ def _load_whole(
     path = Path(checkpoint_path)
     if type(strategy.checkpoint_io) in twins(TorchCheckpointIO) and path.is_dir():
         if not is_sharded(path):
-            raise IsADirectoryError(
-                f"ckpt_path={str(path)!r}: it is a folder, and none of a sharded checkpoint; give a "
-                'checkpoint in it, or "last".'
-            )
+            raise IsADirectoryError(f"ckpt_path={str(path)!r}: {NO_CHECKPOINT}")
         return gathered_shards(path, weights_only)
     loaded = load(checkpoint_path, weights_only=weights_only)
     check_of_lightning(strategy, path, loaded)

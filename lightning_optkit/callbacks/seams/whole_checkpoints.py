@@ -13,10 +13,11 @@ from lightning_optkit.callbacks.seams.sealed_files import checksum_of, damage_of
 from lightning_optkit.callbacks.seams.staged_paths import staged_paths_of, sweep, target_of
 from lightning_optkit.callbacks.seams.usable_checkpoints import SHARED_STATE, Needs, use_of
 
-__all__ = ["CHECKSUMS", "SHARED_STATE", "damage_of", "saved_at", "sweep_orphans", "whole_checkpoint"]
+__all__ = ["CHECKSUMS", "NO_CHECKPOINT", "SHARED_STATE", "damage_of", "saved_at", "sweep_orphans", "whole_checkpoint"]
 
 T = TypeVar("T")
 
+NO_CHECKPOINT = 'it is a folder, and none of a sharded checkpoint; give a checkpoint in it, or "last".'
 _LIST_OF_TORCH = ".metadata"  # which shard is in which file
 CHECKSUMS = "checksums.txt"  # in a folder: the length and checksum of every part, sealed
 
@@ -46,10 +47,7 @@ def whole_checkpoint(
             f"Checkpoint file not found: {path}; give the path of a checkpoint, or none to begin anew."
         )
     if _of_first(path.is_dir() and not any((path / name).exists() for name in (SHARED_STATE, CHECKSUMS, ".metadata"))):
-        raise IsADirectoryError(
-            f"ckpt_path={str(path)!r}: it is a folder, and none of a sharded checkpoint; give a "
-            'checkpoint in it, or "last".'
-        )
+        raise IsADirectoryError(f"ckpt_path={str(path)!r}: {NO_CHECKPOINT}")
     others = _of_first([*_newest_first(unfinished), *_newest_first(_beside(path))])
     found = _most_useful(others, needs, weights_only)
     said = f"SafeCheckpointIO: {path} is damaged ({damage})"

@@ -45,7 +45,7 @@ class Outcome:
 def outcome_of(run: RunSeen) -> Outcome:
     """Judges the losses so far."""
     is_late = run.is_over or run.steps >= max(STEPS, _SHARE * (run.steps_planned or 400))
-    constant, floor = constant_of(run), floor_of(run)
+    constant, floor = _bounds(run)
     # After an infinite loss, what was before it counts; otherwise the last few are enough.
     known = run.losses.recent if run.nonfinite is not None else run.losses.last(16)
     finite = [loss for loss in known if math.isfinite(loss)]
@@ -63,44 +63,49 @@ def outcome_of(run: RunSeen) -> Outcome:
 def holds_below(run: RunSeen, progress: float) -> bool:
     """Whether it is late and has come less far, in training or by its last validation loss, if there is one."""
     outcome = outcome_of(run)
-    held = _progress(run.validations[-1], constant_of(run), floor_of(run)) if run.validations else math.nan
+    held = _progress(run.validations[-1], *_bounds(run)) if run.validations else math.nan
     return outcome.is_below(progress) or (outcome.is_late and held < progress)
 
 
 def constant_of(run: RunSeen) -> float:
     """The loss of the step for the best constant prediction, over the measured steps; NaN if unknown."""
-    return _called_constant(run) * _factor(run)
+    return _bounds(run)[0]
 
 
 def floor_of(run: RunSeen) -> float:
     """The least loss of the step that any prediction could have."""
-    return _called_floor(run) * _factor(run)
+    return _bounds(run)[1]
 
 
 def is_multiple(run: RunSeen) -> bool:
     """Whether the loss of the step is a multiple of that of torch; a validation may have another one."""
-    return abs(_factor(run) - 1) > _ROUNDING
+    return abs(_factor(run, *_called_bounds(run)) - 1) > _ROUNDING
 
 
-def _called_constant(run: RunSeen) -> float:
-    """The loss of torch for a constant prediction, if half of the measured steps called one such function."""
-    known = [check.losses[0].constant for check in run.checks if len(check.losses) == 1]
-    known = [each for each in known if math.isfinite(each) and each > 0]
-    return sum(known) / len(known) if known and len(known) >= len(run.checks) / 2 else math.nan
+def _bounds(run: RunSeen) -> tuple[float, float]:
+    """The losses of the step for the best constant prediction, and the least that any prediction could have."""
+    constant, floor = _called_bounds(run)
+    factor = _factor(run, constant, floor)
+    return constant * factor, floor * factor
 
 
-def _called_floor(run: RunSeen) -> float:
-    """The least loss of torch that any prediction could have, in the same steps."""
-    known = [check.losses[0] for check in run.checks if len(check.losses) == 1]
-    floors = [each.floor for each in known if math.isfinite(each.constant) and each.constant > 0]
-    return sum(floors) / len(floors) if floors else 0.0
+def _called_bounds(run: RunSeen) -> tuple[float, float]:
+    """The same of the loss of torch; a constant of NaN if fewer than half of the measured steps called one function."""
+    called = [check.losses[0] for check in run.checks if len(check.losses) == 1]
+    known = [each for each in called if math.isfinite(each.constant) and each.constant > 0]
+    if not known:
+        return math.nan, 0.0
+    constant, floor = (sum(values) / len(known) for values in zip(*((k.constant, k.floor) for k in known), strict=True))
+    return constant if len(known) >= len(run.checks) / 2 else math.nan, floor
 
 
-def _factor(run: RunSeen) -> float:
-    """By which `training_step` multiplied the loss of torch; NaN if it is not that, nor that and a small penalty."""
+def _factor(run: RunSeen, constant: float, floor: float) -> float:
+    """By which `training_step` multiplied the loss of torch, whose bounds are given; NaN if it is not that, nor that
+    and a small penalty.
+    """
     called = [(check.returned, check.losses[0].value) for check in run.checks if len(check.losses) == 1]
     pairs = [(loss, value) for loss, value in called if math.isfinite(loss) and math.isfinite(value)]
-    beside = _BESIDE * (_called_constant(run) - _called_floor(run))
+    beside = _BESIDE * (constant - floor)
     if all(abs(loss - value) <= max(_ROUNDING * abs(value), beside) for loss, value in pairs):
         return 1.0
     factors = [loss / value for loss, value in pairs if value > 0]
