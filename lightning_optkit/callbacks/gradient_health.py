@@ -13,7 +13,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_optkit._checks import check_bools, check_int, check_state
@@ -24,13 +24,9 @@ from lightning_optkit.callbacks.seams.first_nonfinite import first_nonfinite
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.idle_batches import IdleBatches
 from lightning_optkit.callbacks.seams.lightning_packages import loss_scaler
-from lightning_optkit.callbacks.seams.lightning_private import accumulates
 from lightning_optkit.callbacks.seams.losses_of_run import LossesOfRun
-from lightning_optkit.callbacks.seams.measured_step import MeasuredStep
-from lightning_optkit.callbacks.seams.measured_when import is_regular, may_count, may_probe
-from lightning_optkit.callbacks.seams.modes_of_run import ModesOfRun
+from lightning_optkit.callbacks.seams.measured_steps import MeasuredSteps
 from lightning_optkit.callbacks.seams.presence import Presence
-from lightning_optkit.callbacks.seams.probe import Probe, can_probe
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.callbacks.seams.schedules_of_run import SchedulesOfRun
 from lightning_optkit.callbacks.seams.steps import StepListener, watch_steps
@@ -38,17 +34,14 @@ from lightning_optkit.callbacks.seams.validated_targets import ValidatedTargets
 from lightning_optkit.callbacks.seams.zeroing import Zeroing
 from lightning_optkit.diagnostics._guard import Guard
 from lightning_optkit.diagnostics._observations import RunSeen
-from lightning_optkit.diagnostics.measure.parameters import StepMeasure
-from lightning_optkit.diagnostics.measure.rows import EqualRows
 from lightning_optkit.diagnostics.rules import diagnose, is_exact, ranked
 from lightning_optkit.diagnostics.rules.outcome import Outcome, outcome_of
 from lightning_optkit.diagnostics.verdict import Verdict, verdict_from
-from lightning_optkit.step.shards import reshard
 
 __all__ = ["GradientHealth"]
 
 _PRESENCE = 32  # in so many steps it is looked at every one for parameters without a gradient, then at measured ones
-_LEARNS = 0.5  # progress of a run that is not probed
+_PROBED_BELOW = 0.5  # progress
 _FIRST_EPOCHS = 3  # a scheduler that is never stepped is known after two
 
 
@@ -101,6 +94,7 @@ class GradientHealth(FitCallback):
         check_bools(type(self).__name__, verbose=verbose, probe=probe)
         self.verbose, self.probe = verbose, probe
         self.verdicts: list[Verdict] = []
+        self._probed_below = _PROBED_BELOW if probe else 0.0
         self._guard = Guard(type(self).__name__, f"leave {type(self).__name__} out of the callbacks")
         self._forget()
 
@@ -108,20 +102,13 @@ class GradientHealth(FitCallback):
         self._seen, self._losses = RunSeen(), LossesOfRun()
         self._zeroing, self._presence, self._idle = Zeroing(), Presence(), IdleBatches()
         self._schedules: SchedulesOfRun | None = None
-        self._rows: EqualRows | None = None  # until the training begins
-        self._modes: ModesOfRun | None = None
-        self._measured: MeasuredStep | None = None
-        self._former: tuple[int, StepMeasure] | None = None
+        self._steps = MeasuredSteps(self._seen, self._losses, self.check_every, self._probed_below, self._guard)
         self._batch: tuple[Any, int] | None = None
-        self._compares = self._has_stepped = False  # in this batch
-        self._has_arrived = False  # a gradient that was said not to arrive
-        self._always_called: set[str] | None = None
-        self._without_grad: set[str] = set()
+        self._has_stepped = self._has_backward = False  # in this batch
+        self._is_open = False  # whether something is watched within this batch
+        self._is_said = self._has_arrived = False  # that a gradient does not arrive; one of those that did not
         self._compared = Compared(self._guard)
-        self._probe: Probe | None = None
-        self._num_probes = 0
-        self._other: tuple[Any, int] | None = None  # the batch of the probe before
-        self._alive: dict[tuple[str, int], list[Tensor]] = {}
+        self._has_validated = False
         self._targets: ValidatedTargets | None = None
         self._associations = AssociationsOfRun(self._guard)
 
@@ -146,12 +133,16 @@ class GradientHealth(FitCallback):
         dependence = self._seen.fresh.dependence if self._seen.fresh is not None else None
         return math.nan if dependence is None else dependence.largest
 
+    def probe_below(self, progress: float) -> None:
+        """From the next fit on, probes only a run that has come less far; for a caller to whom no other matters."""
+        self._probed_below = progress
+
     def conclude_early(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Brings `verdicts` up to the last step of a fit that an exception ends.
 
         Nothing is run or measured, and no other process is asked: this one may be the only one that fails.
         """
-        if self._rows is None:  # the training has not begun, or all of this has been done
+        if not self._steps.has_begun:  # the training has not begun, or all of this has been done
             return
         self._guard.mute()  # of a device that has failed: the verdicts remain those of the last check
         with self._guard("the conclusion of a fit that an exception ends"):
@@ -180,68 +171,76 @@ class GradientHealth(FitCallback):
         self._at_end(self._close)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._rows = EqualRows(nn.Module())
         with self._guard("the look at schedules"):
             self._schedules = SchedulesOfRun(trainer)
         with self._guard("the look at averages"):
             self._seen.averages = averages_too_long(trainer)
-        with self._guard("the look at equal rows"):
-            reshard(pl_module)  # the sanity check may have left parameters whole
-            self._rows = EqualRows(pl_module)
-        with self._guard("the look at modes"):
-            self._modes = ModesOfRun(pl_module)
-            self._seen.began_in_training = self._modes.is_training
+        self._steps.begin(pl_module)
         with self._guard("the look at the clip"):
             self._seen.clip = _clip_of(trainer)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._close()
+        if self._is_open:
+            self._close()
         self._batch = (batch, batch_idx)
-        self._compares = self._has_stepped = False
-        with self._guard("the look at schedules"):
-            if self._schedules is not None:
+        self._has_stepped = self._has_backward = False
+        if self._schedules is not None and self._schedules.has_any:
+            with self._guard("the look at schedules"):
                 self._schedules.before_batch(trainer)
-        with self._guard("the look at fresh batches"):
-            self._associations.before_batch(trainer, pl_module, batch_idx)
-        with self._guard("a measured step"):
-            self._begin_measured(trainer, pl_module)
+        if not self._associations.is_over:
+            self._is_open = True
+            with self._guard("the look at fresh batches"):
+                self._associations.before_batch(trainer, pl_module, batch_idx)
+        if self._seen.steps >= self._steps.next_look or self._steps.modes is not None:
+            self._is_open = True
+            with self._guard("a measured step"):
+                self._steps.before_batch(trainer, pl_module)
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        with self._guard("the look at gradients that are left"):
-            self._zeroing.before_backward()
-        with self._guard("the look at batches without a step"):
-            self._idle.before_backward(pl_module)
+        if self._zeroing.is_watching:
+            with self._guard("the look at gradients that are left"):
+                self._zeroing.before_backward()
+        self._has_backward = True
+        if self._idle.is_counting:
+            self._is_open = True
+            with self._guard("the look at batches without a step"):
+                self._idle.before_backward(pl_module)
         with self._guard("the look for the first number that is not finite"):
-            is_finite = loss.device.type != "cpu" or loss.numel() != 1 or math.isfinite(loss.detach().item())
+            is_finite = not loss.is_cpu or loss.numel() != 1 or math.isfinite(loss.item())
             if not is_finite and loss_scaler(trainer) is None:
                 self._find_nonfinite(trainer, pl_module)  # before the step spreads it
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._associations.close()
-        with self._guard("the look at schedules"):
-            if self._schedules is not None:
+        if not self._associations.is_over:
+            self._associations.close()
+        if self._schedules is not None and self._schedules.has_any:
+            with self._guard("the look at schedules"):
                 self._schedules.after_batch(trainer)
         with self._guard("the look at losses"):
             self._losses.after_batch(trainer, pl_module, outputs, self._seen.steps)
-        with self._guard("the look at batches without a step"):
-            self._idle.after_batch(trainer, pl_module, self._seen.steps)
+        if self._idle.is_counting if self._has_stepped else self._has_backward:
+            with self._guard("the look at batches without a step"):
+                self._idle.after_batch(trainer, pl_module, self._seen.steps, self._has_stepped)
         if self._seen.idle is not self._idle.seen or self._has_arrived:
             self._seen.idle, self._has_arrived = self._idle.seen, False
             self._conclude(trainer, pl_module)
-        self._compared.batch(trainer, batch, self._seen)
-        is_measured = self._measured is not None and self._measured.is_taken
+        if not self._compared.is_over:
+            self._compared.batch(trainer, batch, self._seen)
+        measured = self._steps.current
+        is_measured = measured is not None and measured.is_taken
         if is_measured:
             with self._guard("a measured step"):
-                self._take(trainer, pl_module)
-        if self._compares and self._has_stepped:
+                self._steps.take(trainer, pl_module, (batch, batch_idx))
+        if self._steps.compares and self._has_stepped:
             self._compared.weights(trainer, pl_module, self._seen)
         if is_measured:
             self._conclude(trainer, pl_module)
-        self._close()
+        if self._is_open:
+            self._close()
         self._batch = None
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -259,7 +258,8 @@ class GradientHealth(FitCallback):
                 self._associations.before_validation(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._targets is not None and not trainer.sanity_checking and not self._seen.validations:
+        if self._targets is not None and not trainer.sanity_checking and not self._has_validated:
+            self._has_validated = True
             self._targets.close()
             self._associations.close()
             with self._guard("the look at the first validation"):
@@ -284,70 +284,29 @@ class GradientHealth(FitCallback):
 
     # --- implementation ---
 
-    def _learns_little(self) -> bool:
-        self._losses.fetch()
-        self._seen.losses = self._losses.losses
-        return outcome_of(self._seen).progress < _LEARNS  # unknown: let be
-
     def _after_step(self, optimizer: Optimizer, place: int) -> None:
         if self._batch is None:  # a trial, in which no callback but its own is called
             return
-        self._idle.after_step()
-        self._has_stepped = True
-        is_measured = self._measured is not None
-        with self._guard("the look at gradients that are left"):
-            self._zeroing.after_step(optimizer, self._seen.steps, remember=is_measured)
-        is_said = any(verdict.symptom == "no_gradient" for verdict in self.verdicts)
-        if is_measured or self._seen.steps < _PRESENCE or is_said:
+        self._has_stepped, measured = True, self._steps.current
+        if measured is not None or self._zeroing.is_watching:
+            with self._guard("the look at gradients that are left"):
+                self._zeroing.after_step(optimizer, self._seen.steps, remember=measured is not None)
+        if measured is not None or self._seen.steps < _PRESENCE or self._is_said:
             with self._guard("the look at gradients that do not arrive"):
-                self._has_arrived |= self._presence.after_step(optimizer) and is_said
-        with self._guard("the look at schedules"):
-            if self._schedules is not None:
+                self._has_arrived |= self._presence.after_step(optimizer) and self._is_said
+        if self._schedules is not None:
+            with self._guard("the look at schedules"):
                 self._schedules.after_step(optimizer)
-        with self._guard("a measured step"):
-            if self._measured is not None:
-                self._measured.after_step(optimizer)
+        if measured is not None:
+            with self._guard("a measured step"):
+                measured.after_step(optimizer)
         self._seen.steps += place == 0
 
-    def _begin_measured(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        step = self._seen.steps
-        # Others depend on what this process has seen, so no other process might come to compare.
-        self._compares = is_regular(step, self.check_every)
-        is_due = (self._modes is not None and self._modes.is_due(step)) or self._compares or may_count(self._seen)
-        is_probed = self.probe and may_probe(self._seen, self._num_probes)
-        if not (is_due or is_probed) or (pl_module.automatic_optimization and accumulates(trainer)):
-            return
-        is_probed = is_probed and can_probe(trainer, pl_module) and self._learns_little()
-        if (is_due or is_probed) and self._rows is not None:
-            # The rules ask for the scale of layers in the first step alone.
-            self._measured = MeasuredStep(trainer, pl_module, step, self._former, step == 0, self._guard)
-            with self._guard("the probe"):
-                self._probe = Probe(trainer) if is_probed else None
-
-    def _take(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        measured, rows, probe = self._measured, self._rows, None
-        if measured is None or rows is None:
-            return
-        measured.end_of_forward()
-        if self._probe is not None and self._batch is not None:
-            self._num_probes += 1
-            with self._guard("the probe"):
-                probe = self._probe.measure(trainer, pl_module, self._batch, self._other, measured.rate)
-            self._other = self._batch
-        check = measured.check(rows, self._alive, probe)
-        self._seen.take(replace(check, returned=self._losses.of_batch()))
-        called = measured.called
-        self._always_called = called if self._always_called is None else self._always_called & called
-        self._without_grad |= measured.without_grad
-
     def _close(self) -> None:
+        self._is_open = False
         self._idle.close()
         self._associations.close()
-        if self._measured is not None:
-            with self._guard("the end of a measured step"):
-                self._measured.close()
-            self._former = (self._seen.steps - 1, self._measured.norms) if self._measured.is_taken else None
-        self._measured = self._probe = None
+        self._steps.close()
 
     def _conclude(self, trainer: pl.Trainer, pl_module: pl.LightningModule, may_run: bool = True) -> None:
         """Takes together what was seen, and tells of a new primary verdict."""
@@ -359,23 +318,24 @@ class GradientHealth(FitCallback):
             with self._guard("the look for the first number that is not finite"):
                 self._find_nonfinite(trainer, pl_module)
         with self._guard("the look at gradients that do not arrive"):
-            reshard(pl_module)  # else a validation has left other parameters than those of the optimizer
-            params = dict(pl_module.named_parameters())
-            seen.silent = self._presence.silent(params, self._always_called or set(), self._without_grad)
+            seen.silent = self._presence.silent(pl_module, self._steps.called or set(), self._steps.without_grad)
         with self._guard("the look at schedules"):
             if self._schedules is not None:
                 seen.schedules = self._schedules.seen(trainer)
             seen.steps_planned = Run(trainer).steps_at_end()
+            self._steps.plan_anew()
         before = _named(self.verdicts)
         with self._guard("the conclusion"):
             # What is exact stays said: a fault of the first steps may no longer be visible in the last ones.
             self.verdicts = ranked([*filter(_stands, self.verdicts), *diagnose(seen, self._guard)])
+            self._is_said = any(verdict.symptom == "no_gradient" for verdict in self.verdicts)
         if self.verbose and self.verdicts and _named(self.verdicts) != before:
             rank_zero_warn(f"{type(self).__name__}: {self.verdicts[0]}")
 
     def _find_nonfinite(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._seen.nonfinite is None and self._batch is not None:
             batch, batch_idx = self._batch
+            self._losses.fetch()
             losses, step = self._losses.losses, self._seen.steps
             self._seen.nonfinite = first_nonfinite(trainer, pl_module, batch, batch_idx, step, losses)
 

@@ -86,7 +86,7 @@ class PruneTrial(FitCallback):
         self._forget()
 
     def _forget(self) -> None:
-        self._judged_at = 0
+        self._judged_at, self._asked_next = 0, 0.0  # steps
         self._is_unknown: bool | None = None  # whether it was never known how much the run has learned
 
     # --- hooks, in the order Lightning calls them ---
@@ -102,7 +102,9 @@ class PruneTrial(FitCallback):
             )
         self._forget()
         if not callbacks_of(trainer, GradientHealth):
-            self._at_end(insert_callback(trainer, GradientHealth(verbose=False), behind=self))
+            health = GradientHealth(verbose=False)
+            health.probe_below(self.progress)  # no other run is condemned
+            self._at_end(insert_callback(trainer, health, behind=self))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -128,8 +130,13 @@ class PruneTrial(FitCallback):
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         run = Run(trainer)
-        planned, step = run.steps_at_end() or _LENGTH, run.step
-        if step < max(_FIRST, self.after * planned) or step - self._judged_at < _EVERY * planned:
+        step = run.step
+        if step < self._asked_next:
+            return False
+        planned = run.steps_at_end() or _LENGTH
+        due = max(_FIRST, self.after * planned, self._judged_at + _EVERY * planned)
+        self._asked_next = min(due, step + _EVERY * planned)  # the plan may change until then
+        if step < due:
             return False
         self._judged_at = step
         return True

@@ -96,6 +96,7 @@ class WeightAveraging(FitCallback):
         self.average, self.evaluate = average, evaluate
         self.average_buffers, self.update_bn = average_buffers, update_bn
         self._kept = KeptAverage(average)
+        self._key = key_of_state(self, average=repr(average))  # Lightning asks for it before each hook
         self._is_training = False
         self._knows_batch = not update_bn  # whether the first batch was checked
         self._trained: dict[Tensor, Tensor] = {}  # while the module holds the average: the trained values
@@ -104,7 +105,7 @@ class WeightAveraging(FitCallback):
     @property
     def state_key(self) -> str:
         """Separate states for several averages in one run."""
-        return key_of_state(self, average=repr(self.average))
+        return self._key
 
     def state_dict(self) -> dict[str, Any]:
         """Optimizer steps so far, for averages that are not updated by every one; its name; averages of buffers."""

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_optkit.averaging import EMA
 from lightning_optkit.callbacks import Fuse, GradientHealth, LRFinder, ReleaseGradients, WeightAveraging
+from lightning_optkit.callbacks.seams.measured_steps import MeasuredSteps
 from lightning_optkit.callbacks.seams.probe import Probe
 from lightning_optkit.optimizers import SGD, AdamW
 from tests.workers import launch
@@ -514,8 +515,8 @@ def test_layers_that_leave_training_mode_in_every_epoch_are_measured_a_few_times
         def on_train_batch_start(self, batch, batch_idx):
             self.train(batch_idx < 8)
 
-    measured, original = [], GradientHealth._take
-    monkeypatch.setattr(GradientHealth, "_take", lambda self, *args: measured.append(1) or original(self, *args))
+    measured, original = [], MeasuredSteps.take
+    monkeypatch.setattr(MeasuredSteps, "take", lambda self, *args: measured.append(1) or original(self, *args))
     make_trainer(GradientHealth(probe=False), epochs=16, accumulate_grad_batches=1).fit(Halves(), loader())
     assert len(measured) == 8 + 4 * 3 + 1  # the first ones, four times three, and 200
 

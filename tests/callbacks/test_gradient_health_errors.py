@@ -49,15 +49,22 @@ PARTS = {  # what fails, and how the sentence begins
     f"{MEASURE}.modules.CalledModules.called": "the look at modes",
     f"{SEAMS}.compared.digest": "the comparison of batches",
     f"{HEALTH}.ranked": "the conclusion",
-    f"{HEALTH}.outcome_of": "a measured step",
+    f"{SEAMS}.measured_steps.outcome_of": "a measured step",
 }
 
 
 class Slow(Classifier):
-    """Learns so little that it is probed."""
+    """Learns so little that it is probed; has a scheduler, and batches without a step."""
 
     def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=1e-5)
+        optimizer = torch.optim.SGD(self.parameters(), lr=1e-5)
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0)]
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
+        if epoch == 3 and batch_idx in (1, 2):
+            optimizer_closure()
+        else:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
 
 
 class Unlucky(Classifier):

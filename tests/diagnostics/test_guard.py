@@ -42,7 +42,7 @@ def test_an_error_is_said_once_with_its_place_and_the_next_step():
 
 def test_the_place_is_the_innermost_of_the_package():
     guard = Guard("Watch", ADVICE)
-    with pytest.warns(UserWarning, match=r"AttributeError: .*, diagnostics/rules/processes\.py:\d+\)"), guard("all"):
+    with pytest.warns(UserWarning, match=r"TypeError: .*, diagnostics/rules/outcome\.py:\d+\)"), guard("all"):
         diagnose(None)
     assert list(guard.failed) == ["all"]
 
@@ -95,7 +95,7 @@ def test_a_rule_that_fails_does_not_keep_others_from_speaking(monkeypatch, group
 
 
 def test_without_an_outcome_exact_rules_speak(monkeypatch):
-    monkeypatch.setattr("lightning_optkit.diagnostics.rules.outcome_of", fails)
+    monkeypatch.setattr("lightning_optkit.diagnostics.rules.judged", fails)
     with pytest.warns(UserWarning, match="the judgement of how much was learned failed"):
         verdicts = diagnose(RunSeen(not_zeroed={"SGD": 3}), Guard("Watch", ADVICE))
     assert [verdict.symptom for verdict in verdicts] == ["gradient_not_zeroed"]

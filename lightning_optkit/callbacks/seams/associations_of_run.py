@@ -27,11 +27,11 @@ class AssociationsOfRun:
     def __init__(self, guard: Guarding = unguarded) -> None:
         self._fresh, self._held = CalledAssociations(guard), CalledAssociations(guard)
         self._open: tuple[pl.LightningModule, str, Any] | None = None
-        self._is_over = False
+        self.is_over = False  # nothing more is watched
 
     def before_batch(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch_idx: int) -> None:
         """Watches the batch if it is one of those; to be followed by `close`."""
-        if self._is_over or trainer.current_epoch > 0:
+        if self.is_over or trainer.current_epoch > 0:
             return
         length = min(trainer.num_training_batches, trainer.val_check_batch or float("inf"))
         since = int(_SINCE * length) if length != float("inf") else 0
@@ -41,7 +41,7 @@ class AssociationsOfRun:
 
     def before_validation(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Watches the first validation; to be followed by `close`."""
-        if not self._is_over and trainer.current_epoch == 0:
+        if not self.is_over and trainer.current_epoch == 0:
             self._watch(pl_module, "validation_step", self._held)
 
     def close(self) -> None:
@@ -52,7 +52,7 @@ class AssociationsOfRun:
 
     def seen(self) -> tuple[AssociationSeen | None, AssociationSeen | None]:
         """Those of training and of validation; to be asked after the first validation, behind which nothing is seen."""
-        self._is_over = True
+        self.is_over = True
         return self._fresh.seen(), self._held.seen()
 
     def _watch(self, pl_module: pl.LightningModule, name: str, called: CalledAssociations) -> None:

@@ -24,6 +24,7 @@ class Compared:
 
     def __init__(self, guard: Guarding) -> None:
         self._guard, self._digests = guard, list[int]()
+        self.is_over = False  # all batches that are compared have been
 
     def weights(self, trainer: pl.Trainer, pl_module: pl.LightningModule, seen: RunSeen) -> None:
         """Compares the weights after a step with those of the other processes, and adds what differs to `seen`."""
@@ -35,9 +36,7 @@ class Compared:
             seen.ranks.append(RanksSeen(seen.steps - 1, differing=differing))
 
     def batch(self, trainer: pl.Trainer, batch: Any, seen: RunSeen) -> None:
-        """Compares the first batches with each other, then with those of the other processes; no-op for later ones."""
-        if len(self._digests) >= _BATCHES:
-            return
+        """Compares the first batches with each other, then with those of the other processes."""
         self._digests.append(0)
         with self._guard("the comparison of batches"):
             self._digests[-1] = digest(batch)
@@ -46,6 +45,7 @@ class Compared:
         seen.repeated_batches = num if is_repeated else 0
         if num < _BATCHES:
             return
+        self.is_over = True
         with self._guard("the comparison of batches among processes"):
             if replicates(trainer):
                 same = ranks_with_same_batches(trainer, self._digests)

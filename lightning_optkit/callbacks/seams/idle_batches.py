@@ -31,44 +31,40 @@ class IdleBatches:
 
     def __init__(self) -> None:
         self.seen: IdleSeen | None = None
-        self._num, self._has_stepped, self._has_backward = 0, False, False
+        self.is_counting = False  # until then there is nothing to look at where a step follows the backward pass
+        self._num = 0
         self._weights: dict[Tensor, Tensor] = {}  # some elements of each, after the first of these batches
         self._arrived: set[str] = set()  # by name: within a batch, parameters of FSDP2 are others than after it
         self._handles: list[RemovableHandle] = []
 
     def before_backward(self, pl_module: nn.Module) -> None:
         """A backward pass of Lightning's begins."""
-        self._has_backward = True
         if self._num and self.seen is None and not self._handles:
             params = [(name, p) for name, p in pl_module.named_parameters() if p.requires_grad]
             for name, param in params:
                 watch: Any = param.register_post_accumulate_grad_hook  # torch has no types for it
                 self._handles.append(watch(partial(self._arrives, name)))
 
-    def after_step(self) -> None:
-        """An optimizer took a step."""
-        self._has_stepped = True
-
-    def after_batch(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
-        """Judges a batch; `step` is the number of steps so far."""
-        has_stepped, has_backward = self._has_stepped, self._has_backward
-        self._has_stepped = self._has_backward = False
+    def after_batch(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int, has_stepped: bool) -> None:
+        """Judges a batch with a backward pass; `step` is the number of steps so far."""
         self.close()
         if has_stepped:
             self._num = 0
             self._arrived.clear()
             self.seen = self.seen if self.seen is None or self.seen.arrived else None
-        elif has_backward and self.seen is None and loss_scaler(trainer) is None:
+        elif self.seen is None and loss_scaler(trainer) is None:
             self._after_idle(trainer, pl_module, step)
+        self.is_counting = self._num > 0 or self.seen is not None
 
     def _arrives(self, name: str, param: Tensor) -> None:
         self._arrived.add(name)
 
     def close(self) -> None:
         """Removes hooks; no-op the second time."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        if self._handles:
+            for handle in self._handles:
+                handle.remove()
+            self._handles = []
 
     def _after_idle(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         run = Run(trainer)

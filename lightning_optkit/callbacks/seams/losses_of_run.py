@@ -13,6 +13,8 @@ from lightning_optkit.diagnostics._observations import Losses
 
 __all__ = ["LossesOfRun"]
 
+_MOST_PENDING = 1_024  # losses that are on a device, which takes room of its own for each
+
 
 class LossesOfRun:
     """The mean of the losses of the batches that were accumulated for a step.
@@ -32,17 +34,20 @@ class LossesOfRun:
         is_automatic, self._of_batch = pl_module.automatic_optimization, math.nan
         if not is_automatic and len(trainer.optimizers) > 1:
             return
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        # Lightning's is a dict, as a rule; to ask for a Mapping takes more than all of this.
+        loss = outputs.get("loss") if isinstance(outputs, (dict, Mapping)) else outputs
         if isinstance(loss, Tensor) and loss.numel() == 1:  # a module that steps itself may return anything
             factor = trainer.accumulate_grad_batches if is_automatic else 1  # by which Lightning has divided it
-            plain = loss.detach()
-            self._of_batch = plain.item() * factor if plain.device.type == "cpu" else plain.reshape(()) * factor
+            # What is read later must be ours: others may write to theirs until then.
+            self._of_batch = loss.item() * factor if loss.is_cpu else loss.detach().reshape(()) * factor
             self._window.append(self._of_batch)
         if num_steps > self._num_steps and self._window:
-            mean = sum(self._window) / len(self._window)
+            mean = self._window[0] if len(self._window) == 1 else sum(self._window) / len(self._window)
             self._window = []
             if isinstance(mean, Tensor):
                 self._pending.append(mean)
+                if len(self._pending) >= _MOST_PENDING:
+                    self.fetch()
             else:
                 self.losses.append(mean)
         self._num_steps = num_steps

@@ -58,11 +58,14 @@ class MeasuredStep:
         self._to_come, self._added, self._is_in_gradient, self._guard = 0.0, 0.0, False, guard
         self.is_taken = False  # whether an optimizer has stepped
         reshard(pl_module)  # what a validation has left whole is freed by the backward pass
-        self._params: dict[str, Tensor] = {n: p for n, p in pl_module.named_parameters() if not is_lazy(p)}
+        named = dict(pl_module.named_parameters())
+        self._params: dict[str, Tensor] = {name: p for name, p in named.items() if not is_lazy(p)}
         optimizers = Run(trainer).optimizers
-        own, optimized = set(pl_module.parameters()), {p for each in optimizers for p in parameters_of(each)}
+        own, optimized = set(named.values()), {p for each in optimizers for p in parameters_of(each)}
         self._strays = len(optimized - own)
-        self._hidden = {name: p for name, p in hidden_parameters(pl_module).items() if p not in optimized}
+        self._named_modules = dict(pl_module.named_modules())  # once: to walk a large module takes as long as to look
+        hidden = hidden_parameters(self._named_modules, own)
+        self._hidden = {name: p for name, p in hidden.items() if p not in optimized}
         self._former = former[1] if former is not None and former[0] == step - 1 else None
         self._is_watched = not is_compiled(pl_module)
         self._modules: CalledModules | None = None
@@ -81,8 +84,8 @@ class MeasuredStep:
         if not self._is_watched:
             self.norms.begin()
             return
-        self._modules = CalledModules(self._module, self._guard)
-        self._layers = CalledLayers(self._module, measures_layers, self._guard)
+        self._modules = CalledModules(self._named_modules, self._guard)
+        self._layers = CalledLayers(self._named_modules, measures_layers, self._guard)
         self._functions = CalledFunctions(self._layers.inside, self._guard)
         # What hooks of the module do to the weights before is then done.
         override(self._module, "training_step", self._training_step)

@@ -16,6 +16,7 @@ class ModesOfRun:
 
     def __init__(self, root: nn.Module) -> None:
         self._layers = [module for module in root.modules() if drops(module)]
+        self.has_any = bool(self._layers)
         self._num_training = self._count()
         self.is_training = self._num_training > 0  # some layer, as the fit starts
         self._num_changes, self._until = 0, 0

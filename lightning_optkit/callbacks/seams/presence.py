@@ -5,15 +5,16 @@ All are watched at first; each leaves with its first gradient, so that after a f
 A gradient that arrives between the looks at them is not seen, so what is said of them is looked at in every step.
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Set
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_optkit.callbacks.seams.steps import was_updated
 from lightning_optkit.diagnostics._observations import SilentSeen
 from lightning_optkit.diagnostics.measure.parameters import layer_of, parameters_of, plain_name
+from lightning_optkit.step.shards import reshard
 
 __all__ = ["Presence"]
 
@@ -45,17 +46,20 @@ class Presence:
         watched.has_others |= has_let_go
         return has_let_go
 
-    def silent(self, params: Mapping[str, Tensor], called: Set[str], without_grad: Set[str]) -> list[SilentSeen]:
+    def silent(self, pl_module: nn.Module, called: Set[str], without_grad: Set[str]) -> list[SilentSeen]:
         """Those without any gradient, in the order of the module.
 
         Args:
-            params: The parameters of the module, by name.
+            pl_module: The module.
             called: Modules that every measured step called.
             without_grad: Modules that were called under `torch.no_grad()`.
         """
         steps = {p: each.steps for each in self._watched.values() if each.has_others for p in each.params}
+        if not steps:
+            return []
+        reshard(pl_module)  # else a validation has left other parameters than those of the optimizer
         found = []
-        for name, param in params.items():
+        for name, param in pl_module.named_parameters():
             if param in steps:
                 layer = layer_of(name)
                 is_called = not layer or layer in called

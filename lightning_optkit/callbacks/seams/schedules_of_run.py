@@ -41,6 +41,7 @@ class SchedulesOfRun:
 
     def __init__(self, trainer: pl.Trainer) -> None:
         self._before = [_count(config.scheduler) for config in trainer.lr_scheduler_configs]
+        self.has_any = bool(self._before)
         self._epochs = trainer.current_epoch
         self._rates: dict[Optimizer, _Rates] = {}
         self._at_start: list[int] = []
@@ -59,13 +60,22 @@ class SchedulesOfRun:
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Takes note of the rate of a step; a rate that is a tensor is not read."""
-        rates = self._rates.setdefault(optimizer, _Rates())
-        is_zero = all(not isinstance(rate := group["lr"], Tensor) and rate == 0 for group in optimizer.param_groups)
+        rates = self._rates.get(optimizer)
+        if rates is None:
+            rates = self._rates[optimizer] = _Rates()
+        rate, is_known = 0.0, True
+        for group in optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                is_known = False
+            elif group["lr"] > rate:
+                rate = group["lr"]
+        is_zero = is_known and rate == 0
+        if not is_known:
+            rate = rates.highest
         rates.zero_first += is_zero and rates.zero_first == rates.steps
         rates.zero_last = rates.zero_last + 1 if is_zero else 0
-        known = [group["lr"] for group in optimizer.param_groups if not isinstance(group["lr"], Tensor)]
-        rate = max(known) if len(known) == len(optimizer.param_groups) else rates.highest
-        rates.highest = max(rates.highest, rate)
+        if rate > rates.highest:
+            rates.highest = rate
         rates.faded = rates.faded + 1 if rate < _FADED * rates.highest else 0
         rates.steps += 1
 

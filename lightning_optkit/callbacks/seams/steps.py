@@ -165,6 +165,7 @@ class _Seam:
     def __init__(self, trainer: pl.Trainer) -> None:
         self._trainer, self._strategy = ref(trainer), trainer.strategy
         self._listeners: list[StepListener] = []
+        self._act_before = False  # whether any of them acts between the gradients and the update
         self._hooks: dict[Optimizer, list[RemovableHandle]] = {}
         self._joined: dict[Optimizer, int] = {}
         self._num_steps: dict[Optimizer, int | None] = {}
@@ -176,11 +177,13 @@ class _Seam:
     def add(self, listener: StepListener) -> None:
         self._notice()
         self._listeners.append(listener)
+        self._act_before |= listener.before is not None or listener.evaluated is not None
         for optimizer, place in list(self._joined.items()):
             self._introduce(listener, optimizer, place)
 
     def remove(self, listener: StepListener) -> None:
         self._listeners = [other for other in self._listeners if other is not listener]
+        self._act_before = any(other.before or other.evaluated for other in self._listeners)
         if not self._listeners:
             for handles in self._hooks.values():
                 for handle in handles:
@@ -237,8 +240,9 @@ class _Seam:
             self._hooks[optimizer] = [optimizer.register_step_pre_hook(self._before), post]
 
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._num_steps[optimizer] = _num_steps(optimizer)
-        if not any(listener.before or listener.evaluated for listener in self._listeners):
+        if isinstance(optimizer, OnePassOptimizer):
+            self._num_steps[optimizer] = _num_steps(optimizer)
+        if not self._act_before:
             return None
         closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer
         if closure is None:
@@ -268,15 +272,19 @@ class _Seam:
                     listener.before(optimizer, place)
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        before, now = self._num_steps.pop(optimizer, None), _num_steps(optimizer)
-        skipped = now is not None and now == before
-        has_nothing = early_updates(optimizer) is None and _has_nothing(optimizer)
-        if optimizer not in self._joined or skipped or has_nothing or _found_inf(optimizer):
+        place, has_nothing = self._joined.get(optimizer), _has_nothing(optimizer)
+        if isinstance(optimizer, OnePassOptimizer):
+            before, now = self._num_steps.pop(optimizer, None), _num_steps(optimizer)
+            has_nothing = (has_nothing and early_updates(optimizer) is None) or (now is not None and now == before)
+        if place is None or has_nothing or _found_inf(optimizer):
             return
-        place, listeners = self._joined[optimizer], list(self._listeners)
-        for function in [*(each.after for each in listeners), *(each.counts for each in listeners)]:
-            if function is not None:
-                function(optimizer, place)
+        listeners = tuple(self._listeners)
+        for listener in listeners:
+            if listener.after is not None:
+                listener.after(optimizer, place)
+        for listener in listeners:
+            if listener.counts is not None:
+                listener.counts(optimizer, place)
 
 
 def _refuse_before(listener: StepListener, optimizer: Optimizer) -> None:
@@ -288,7 +296,11 @@ def _refuse_before(listener: StepListener, optimizer: Optimizer) -> None:
 
 
 def _has_nothing(optimizer: Optimizer) -> bool:
-    return all(p.grad is None for group in optimizer.param_groups for p in group["params"])
+    for group in optimizer.param_groups:  # in every step: the first one has a gradient, as a rule
+        for param in group["params"]:
+            if param.grad is not None:
+                return False
+    return True
 
 
 def _found_inf(optimizer: Optimizer) -> bool:

@@ -28,6 +28,7 @@ class Zeroing:
 
     def __init__(self) -> None:
         self._used: dict[Optimizer, _Used] = {}
+        self.is_watching = False  # until then there is nothing to look at before a backward pass
         self.not_zeroed: dict[str, int] = {}
 
     def before_backward(self) -> None:
@@ -41,13 +42,12 @@ class Zeroing:
     def after_step(self, optimizer: Optimizer, step: int, remember: bool) -> None:
         """Judges the gradient of its former step, if one was remembered; and remembers one of this on request."""
         used = self._used.pop(optimizer, None)
-        if used is None and not remember:
-            return
         name = type(optimizer).__name__
         if used is not None and used.looks and not used.is_cleared and used.param.grad is used.grad:
             self.not_zeroed.setdefault(name, step)
         if remember and name not in self.not_zeroed and (watched := _smallest(optimizer)) is not None:
             self._used[optimizer] = watched
+        self.is_watching = bool(self._used)
 
 
 def _smallest(optimizer: Optimizer) -> _Used | None:

@@ -5,7 +5,7 @@ Functions are seen by a TorchFunctionMode, so `F.relu` counts as `nn.ReLU` does;
 device until `seen`. Inside a transform of torch.func nothing is measured: tensors there have no values of their own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -107,22 +107,22 @@ def _by_unit(t: Tensor) -> Tensor:
 
 
 class CalledLayers:
-    """Watches the modules below `root` that are being called, until `close`, and the scale of what they get and give.
+    """Watches which modules are being called, until `close`, and the scale of what they get and give.
 
     Args:
-        root: The module.
+        modules: Modules by name, as of `named_modules()`; the root, of name "", is left out.
         measures: Whether dense and convolutional layers are measured, and not the first input alone.
         guard: What stands around the measurements.
     """
 
-    def __init__(self, root: nn.Module, measures: bool = True, guard: Guarding = unguarded) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module], measures: bool = True, guard: Guarding = unguarded) -> None:
         self._measures, self._stack, self.guard = measures, list[str](), guard
         self._rows: dict[str, list[Tensor]] = {}  # rms of input, output, gradient of the output
         self._weights: dict[str, tuple[Tensor, Tensor]] = {}  # gain, mean of the biases
         self._input: tuple[str, Tensor, Tensor, Tensor] | None = None
         self._has_input, self._feature_dim = False, -1
         self._handles: list[Any] = []
-        for name, module in root.named_modules():
+        for name, module in modules.items():
             if name and not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
                 plain = plain_name(name)
                 self._handles.append(module.register_forward_pre_hook(_Enter(self, plain)))
@@ -145,8 +145,7 @@ class CalledLayers:
             return
         if self._measures and isinstance(module, _LAYERS) and name not in self._rows:  # FSDP2 frees it when a call ends
             self._weights[name] = _scale(module)
-        is_leaf = next(module.children(), None) is None and next(module.parameters(), None) is not None
-        if is_leaf and not self._has_input and args and isinstance(args[0], Tensor):
+        if not self._has_input and args and isinstance(args[0], Tensor) and _is_leaf(module):
             self._has_input = True
             given = args[0].detach()
             is_measured = isinstance(module, (*_LAYERS, nn.RNNBase)) and given.is_floating_point() and given.ndim >= 2
@@ -220,6 +219,11 @@ class _Arrived:
         with self._guard("the look at gradients of layers"):
             if len(self._row) == 2:
                 self._row.append(_rms(grad))
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    """Whether it has weights, and no modules within."""
+    return next(module.children(), None) is None and next(module.parameters(), None) is not None
 
 
 def _scale(module: nn.Module) -> tuple[Tensor, Tensor]:

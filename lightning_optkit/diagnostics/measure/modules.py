@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which modules a step calls, in which mode, and which of them is the first to give a number that is not finite."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -26,15 +27,20 @@ def drops(module: nn.Module) -> bool:
 
 
 class CalledModules:
-    """Watches the calls of all modules below `root` until `close`; `guard` stands around what it does in them."""
+    """Watches the calls of modules until `close`.
 
-    def __init__(self, root: nn.Module, guard: Guarding = unguarded) -> None:
-        self.guard, self._modules = guard, dict(root.named_modules(remove_duplicate=False))
+    Args:
+        modules: Modules by name, as of `named_modules()`; the root, of name "", is left out.
+        guard: What stands around what is done in them.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], guard: Guarding = unguarded) -> None:
+        self.guard, self._modules = guard, modules
         self.calls: dict[str, ModuleSeen] = {}
         self.without_grad: set[str] = set()
         self._handles = [
             module.register_forward_pre_hook(_Called(self, name))
-            for name, module in root.named_modules()
+            for name, module in modules.items()
             if name and not isinstance(module, torch.jit.ScriptModule)  # which takes no hooks
         ]
 

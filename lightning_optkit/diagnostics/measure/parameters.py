@@ -7,13 +7,14 @@ before the step, evenly spaced, and compared after it; the norm of the update is
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_optkit._norms import each_norm
-from lightning_optkit._torch_private import WRAPPERS
+from lightning_optkit._torch_private import WRAPPERS, foreach_norm
 from lightning_optkit.diagnostics._observations import ParameterSeen
 from lightning_optkit.diagnostics.measure.wide import wide
 from lightning_optkit.step import OnePassOptimizer, TensorStatistics
@@ -26,11 +27,13 @@ _TOGETHER = 64  # parameters of which samples are compared at once
 _NAN = float("nan")
 
 
+@lru_cache(maxsize=65_536)  # all names of a module are asked for in every measured step
 def plain_name(name: str) -> str:
     """The name of a parameter or module as it was before torch.compile, FSDP or checkpointing wrapped a module."""
     return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
+@lru_cache(maxsize=65_536)
 def layer_of(name: str) -> str:
     """The module that owns the parameter of this name; "" for the root."""
     return plain_name(name).rpartition(".")[0]
@@ -78,21 +81,20 @@ class StepMeasure:
             return
         stepped = [p for p in parameters_of(optimizer) if p in self.starts and p not in self._own]
         pairs = [(p, p.grad) for p in stepped if p.grad is not None and p.grad.layout == torch.strided]
-        norms = _fetched([wide(norm.reshape(1)) for norm in each_norm([grad for _, grad in pairs])])
+        norms = _fetched(each_norm([grad for _, grad in pairs]))
         changes = _changes([(p, grad, self.starts[p]) for p, grad in pairs])
         for (param, _), norm, (update, lost) in zip(pairs, norms, changes, strict=True):
-            self._norms[param] = (norm[0] / scale, update, lost)
+            self._norms[param] = (norm / scale, update, lost)
 
     def seen(self) -> tuple[ParameterSeen, ...]:
         """All parameters; to be asked before gradients are cleared."""
         params = list(self._params.items())
-        weights = _fetched([wide(each.reshape(1)) for each in each_norm([p.detach() for _, p in params])])
+        weights = _fetched(each_norm([p.detach() for _, p in params]))
         others = [(p, p.grad) for _, p in params if p not in self._norms and p.grad is not None]
-        there = _fetched([wide((_dense(grad) != 0).any().reshape(1)) for _, grad in others])
-        nonzero = {p: bool(flag[0]) for (p, _), flag in zip(others, there, strict=True)}
+        there = _fetched([wide((_dense(grad) != 0).any()) for _, grad in others])
+        nonzero = {p: bool(flag) for (p, _), flag in zip(others, there, strict=True)}
         return tuple(
-            self._one(name, p, weight[0], nonzero.get(p, False))
-            for (name, p), weight in zip(params, weights, strict=True)
+            self._one(name, p, weight, nonzero.get(p, False)) for (name, p), weight in zip(params, weights, strict=True)
         )
 
     def is_undone(self, former: "StepMeasure") -> bool:
@@ -156,19 +158,21 @@ def _changed(measured: Sequence[tuple[Tensor, Tensor, Tensor]]) -> list[tuple[fl
     lost = (whole == earlier) & (torch.cat([_sample(grad) for _, grad, _ in measured]) != 0)
     differences = wide(whole) - wide(earlier)
     pairs = 1 + whole.is_complex()
-    updates = [part.norm() for part in torch.split(differences.reshape(-1), [pairs * size for size in sizes])]
-    counts = [part.sum().to(updates[0].dtype) for part in torch.split(lost, sizes)]
-    rows = _fetched([torch.stack(updates), torch.stack(counts)])
+    updates = foreach_norm(torch.split(differences.reshape(-1), [pairs * size for size in sizes]), 2.0)
+    counts = foreach_norm(torch.split(wide(lost), sizes), 1.0)
+    numbers = _fetched([*updates, *counts])
     return [
         (update * math.sqrt(local(param).numel() / max(size, 1)), count / max(size, 1))
-        for (param, _, _), size, update, count in zip(measured, sizes, *rows, strict=True)
+        for (param, _, _), size, update, count in zip(
+            measured, sizes, numbers[: len(sizes)], numbers[len(sizes) :], strict=True
+        )
     ]
 
 
-def _fetched(rows: list[Tensor]) -> list[list[float]]:
-    """The numbers of all rows, by one transfer."""
-    if not rows:
+def _fetched(numbers: Sequence[Tensor]) -> list[float]:
+    """The numbers of all 0-d tensors, by one transfer."""
+    if not numbers:
         return []
-    device = rows[0].device
-    values: list[list[float]] = torch.stack([row.to(device) for row in rows]).tolist()
+    device = numbers[0].device
+    values: list[float] = torch.stack([wide(each.to(device)) for each in numbers]).tolist()
     return values

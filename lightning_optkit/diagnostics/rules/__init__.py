@@ -16,7 +16,7 @@ from lightning_optkit.diagnostics.rules.labels import label_shuffle, shuffled_or
 from lightning_optkit.diagnostics.rules.last_resorts import constant_input, input_ignored
 from lightning_optkit.diagnostics.rules.loss_function import loss_does_not_match_output
 from lightning_optkit.diagnostics.rules.nonfinite import nonfinite
-from lightning_optkit.diagnostics.rules.outcome import outcome_of
+from lightning_optkit.diagnostics.rules.outcome import judged, outcome_of
 from lightning_optkit.diagnostics.rules.processes import duplicate_data, ranks_diverge
 from lightning_optkit.diagnostics.rules.rates import lr_too_high, lr_too_low
 from lightning_optkit.diagnostics.rules.scales import (
@@ -81,11 +81,13 @@ def asked(rules: Iterable[Rule], run: RunSeen, guard: Guarding = unguarded) -> l
 
 def diagnose(run: RunSeen, guard: Guarding = unguarded) -> list[Verdict]:
     """All findings, the primary one first."""
-    exact, outcome = asked(EXACT, run, guard), None
+    is_judged = False
     with guard("the judgement of how much was learned"):
-        outcome = outcome_of(run)
-    if outcome is None:
+        run, is_judged = judged(run), True
+    exact = asked(EXACT, run, guard)
+    if not is_judged:
         return ranked(exact)
+    outcome = outcome_of(run)
     has_diverged = outcome.has_diverged
     explained = [v for v in exact if v.symptom not in _BEHIND or (v.symptom == "nonfinite" and not has_diverged)]
     if explained:  # an error of the program explains why it learns badly

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from lightning_optkit.diagnostics._observations import RunSeen
 
-__all__ = ["STEPS", "Outcome", "constant_of", "floor_of", "holds_below", "is_multiple", "outcome_of"]
+__all__ = ["STEPS", "Outcome", "constant_of", "floor_of", "holds_below", "is_multiple", "judged", "outcome_of"]
 
 _DIVERGED = (
     10.0  # calibrated: times the constant prediction; with unscaled data healthy runs begin there, none ends there
@@ -42,8 +42,21 @@ class Outcome:
         return self.has_diverged or (self.is_late and self.progress < progress)
 
 
+@dataclass
+class _Judged(RunSeen):
+    bounds: tuple[float, float] = (math.nan, 0.0)
+    outcome: Outcome | None = None
+
+
+def judged(run: RunSeen) -> RunSeen:
+    """The run, which need not be judged by each of the rules anew while nothing more is seen."""
+    return _Judged(**vars(run), bounds=_bounds(run), outcome=outcome_of(run))
+
+
 def outcome_of(run: RunSeen) -> Outcome:
     """Judges the losses so far."""
+    if isinstance(run, _Judged) and run.outcome is not None:
+        return run.outcome
     is_late = run.is_over or run.steps >= max(STEPS, _SHARE * (run.steps_planned or 400))
     constant, floor = _bounds(run)
     # After an infinite loss, what was before it counts; otherwise the last few are enough.
@@ -84,6 +97,8 @@ def is_multiple(run: RunSeen) -> bool:
 
 def _bounds(run: RunSeen) -> tuple[float, float]:
     """The losses of the step for the best constant prediction, and the least that any prediction could have."""
+    if isinstance(run, _Judged):
+        return run.bounds
     constant, floor = _called_bounds(run)
     factor = _factor(run, constant, floor)
     return constant * factor, floor * factor

@@ -13,7 +13,7 @@ from lightning_optkit.diagnostics.measure.calls import CalledFunctions, CalledLa
 
 def watched(net, x, loss=None):
     """(functions, layers) after a forward pass, and a backward pass if there is a loss."""
-    layers = CalledLayers(net)
+    layers = CalledLayers(dict(net.named_modules()))
     functions = CalledFunctions(layers.inside)
     with functions:
         out = net(x)
@@ -248,7 +248,7 @@ def test_what_is_parametrized_is_not_computed_once_more(part):
 
 def test_nothing_is_measured_inside_vmap():
     net, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.randn(8, 4)
-    layers = CalledLayers(net)
+    layers = CalledLayers(dict(net.named_modules()))
     functions = CalledFunctions(layers.inside)
     with functions:
         torch.func.vmap(lambda row: F.mse_loss(net(row), row))(x).sum().backward()
