@@ -116,12 +116,18 @@ class GradientHealth(FitCallback):
         """The verdicts as a JSON list of objects, the primary one first."""
         return json.dumps([verdict.to_dict() for verdict in self.verdicts])
 
-    def judge_now(self) -> tuple[list[Verdict], Outcome]:
-        """Verdicts and outcome of the steps so far, as if the run were at its half, from which on it is judged."""
+    def judge_now(self, below: float) -> tuple[list[Verdict], Outcome]:
+        """Verdicts and outcome of the steps so far, as if the run were at its half, from which on it is judged.
+
+        Args:
+            below: Progress of a run from which on it has no verdicts, as one whose progress is unknown.
+        """
         with self._guard("the judgement before the end"):
             self._losses.fetch()
             seen = replace(self._seen, losses=self._losses.losses, steps_planned=2 * self._seen.steps)
-            return diagnose(seen, self._guard), outcome_of(seen)
+            outcome = outcome_of(seen)
+            is_asked = outcome.has_diverged or outcome.progress < below
+            return diagnose(seen, self._guard) if is_asked else [], outcome
         return [], Outcome(math.nan, False, False)
 
     def told(self) -> float:

@@ -87,6 +87,7 @@ class PruneTrial(FitCallback):
 
     def _forget(self) -> None:
         self._judged_at, self._asked_next = 0, 0.0  # steps
+        self._healths: list[GradientHealth] = []
         self._is_unknown: bool | None = None  # whether it was never known how much the run has learned
 
     # --- hooks, in the order Lightning calls them ---
@@ -109,14 +110,16 @@ class PruneTrial(FitCallback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        for health in callbacks_of(trainer, GradientHealth):
+        is_due = self._is_due(trainer)
+        if is_due or not self._healths:
+            self._healths = callbacks_of(trainer, GradientHealth)
+        for health in self._healths:
             if health.verdicts and health.verdicts[0].symptom == "nonfinite" and _is_lost(outputs):
                 self._condemn(trainer, health.verdicts[0])
-            if self._is_due(trainer):
-                verdicts, outcome = health.judge_now()
+            if is_due:
+                verdicts, outcome = health.judge_now(below=self.progress)
                 self._is_unknown = math.isnan(outcome.progress) and self._is_unknown is not False
-                learns = not outcome.has_diverged and not outcome.progress < self.progress  # unknown: let be
-                if verdicts and not learns and self._can_do_better(health, verdicts[0]):
+                if verdicts and self._can_do_better(health, verdicts[0]):
                     self._condemn(trainer, verdicts[0])
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

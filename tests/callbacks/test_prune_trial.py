@@ -107,7 +107,7 @@ def test_a_rate_that_is_too_low_ends_a_trial_only_where_another_could_do_better(
     make_trainer, monkeypatch, noise, is_ended
 ):
     said = Verdict("lr_too_low", None, "cause", "seen", "remedy", 0, 0.85)
-    monkeypatch.setattr(GradientHealth, "judge_now", lambda health: ([said], Outcome(0.01, False, True)))
+    monkeypatch.setattr(GradientHealth, "judge_now", lambda health, below: ([said], Outcome(0.01, False, True)))
     (inputs, labels), generator = data().dataset.tensors, torch.Generator().manual_seed(2)
     chosen = torch.rand(len(labels), generator=generator) < noise
     labels = torch.where(chosen, torch.randint(0, 3, labels.shape, generator=generator), labels)
@@ -145,7 +145,7 @@ def test_a_fault_of_the_program_ends_no_trial(make_trainer):
 @pytest.mark.parametrize("symptom", ["label_shuffle", "input_ignored", "class_imbalance"])
 def test_what_all_trials_share_ends_none(make_trainer, monkeypatch, symptom):
     said = Verdict(symptom, None, "cause", "seen", "remedy", 0, 0.7)
-    monkeypatch.setattr(GradientHealth, "judge_now", lambda health: ([said], Outcome(0.01, False, True)))
+    monkeypatch.setattr(GradientHealth, "judge_now", lambda health, below: ([said], Outcome(0.01, False, True)))
     trainer = trainer_of(make_trainer, PruneTrial(Trial()))
     trainer.fit(Classifier(), data())
     assert trainer.global_step == STEPS
