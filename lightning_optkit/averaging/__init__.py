@@ -14,6 +14,7 @@ from lightning_optkit.averaging.post_hoc_ema import (
     stored_snapshots,
 )
 from lightning_optkit.averaging.power_ema import PowerEMA
+from lightning_optkit.averaging.standalone import averages_of, protect_average, update_average_
 from lightning_optkit.averaging.swa import SWA
 
 __all__ = [
@@ -25,11 +26,14 @@ __all__ = [
     "PowerEMA",
     "PowerSnapshot",
     "average_checkpoints",
+    "averages_of",
     "ensemble_predict",
     "greedy_soup",
     "load_weights",
     "lookahead_",
     "post_hoc_coefficients",
     "post_hoc_ema",
+    "protect_average",
     "stored_snapshots",
+    "update_average_",
 ]

@@ -33,6 +33,11 @@ def test_every_strategy_is_there_with_a_sentence():
     assert {"ok.schedules.cosine", "ok.init.he", "ok.AdamW", "ok.regularization.sam"} <= names
 
 
+@pytest.mark.parametrize("name", ["averages_of", "update_average_", "from_torch_", "full_precision_state_dict"])
+def test_functions_beside_the_strategies_are_found(capsys, name):
+    assert re.match(rf"ok\.(averaging|optimizers)\.{name}\(", shown(capsys, name))
+
+
 def test_words_find_what_has_all_of_them(capsys):
     found = shown(capsys, "percentile", "NORM")
     assert "ok.AutoClip" in found and "ok.ZClip" not in found
