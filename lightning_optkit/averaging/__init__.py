@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Averages of the parameters during training, and of trained networks."""
 
+from typing import TYPE_CHECKING
+
+from lightning_optkit._near_names import refusing_names
 from lightning_optkit.averaging.average_checkpoints import average_checkpoints, load_weights
 from lightning_optkit.averaging.ema import EMA
 from lightning_optkit.averaging.ensemble_predict import EnsemblePrediction, ensemble_predict
@@ -37,3 +40,6 @@ __all__ = [
     "stored_snapshots",
     "update_average_",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = refusing_names(__name__, __all__)

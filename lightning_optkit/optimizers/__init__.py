@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Update rules, one per file, with torch.optim's arguments where torch has the rule."""
 
+from typing import TYPE_CHECKING
+
+from lightning_optkit._near_names import refusing_names
 from lightning_optkit.optimizers.adabelief import AdaBelief
 from lightning_optkit.optimizers.adadelta import Adadelta
 from lightning_optkit.optimizers.adafactor import Adafactor
@@ -70,3 +73,6 @@ __all__ = [
     "to_torch_",
     "widened_state_dict",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = refusing_names(__name__, __all__)
