@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -43,6 +44,21 @@ ISA_FEATURES = {
     "avx512": {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl"},
 }
 IS_X86 = os.uname().machine in ("x86_64", "AMD64") if hasattr(os, "uname") else False
+
+
+def require(package: str, version: str) -> None:
+    """Ends the build, in a sentence, with a package older than pyproject.toml allows.
+
+    Without build isolation pip compares nothing, and an old setuptools says "invalid command 'bdist_wheel'".
+    """
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    least = re.search(rf'^requires = .*"{package}>=([\d.]+)"', text, flags=re.M)[1]
+    have, need = ([int(part) for part in re.findall(r"\d+", each)[:2]] for each in (version, least))
+    if have < need:
+        sys.exit(
+            f"lightning_optkit: building needs {package} >= {least}, and this is {version}: "
+            f"pip install '{package}>={least}', then install again."
+        )
 
 
 def choice(variable: str) -> str:
@@ -120,7 +136,12 @@ def torch_folder() -> Path:
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         sys.exit("lightning_optkit: building the extension needs torch >= 2.10 (or set OPTKIT_EXTENSION=0).")
+    require("torch", torch_version(Path(spec.origin).parent))
     return Path(spec.origin).parent
+
+
+def torch_version(torch: Path) -> str:
+    return re.search(r"__version__ = '([^'+]+)", (torch / "version.py").read_text())[1]
 
 
 class Job(NamedTuple):
@@ -209,12 +230,10 @@ def link(library: str, linker: str, jobs: list[Job], libraries: str) -> Job:
 def node_jobs(library: str) -> list[Job]:
     """Jobs with all of torch's headers, for this torch only: the stable ABI has no autograd nodes."""
     torch = torch_folder()
-    version = re.search(r"__version__ = '([^'+]+)", (torch / "version.py").read_text())
     includes = f"-I{CSRC.resolve()} -I{sysconfig.get_paths()['include']}"
     includes += f" -isystem {torch}/include -isystem {torch}/include/torch/csrc/api/include"
-    flags = (
-        f"-O2 -std=c++20 -fPIC -fvisibility=hidden -Wall -Wextra '-DOPTKIT_TORCH_VERSION=\"{version and version[1]}\"'"
-    )
+    flags = "-O2 -std=c++20 -fPIC -fvisibility=hidden -Wall -Wextra"
+    flags += f" '-DOPTKIT_TORCH_VERSION=\"{torch_version(torch)}\"'"
     # The vptr sanitizer needs type information that torch's libraries hide.
     extra = f"{os.environ.get('OPTKIT_CXXFLAGS', '')} -fno-sanitize=vptr"
     jobs = []
@@ -287,6 +306,7 @@ def run_jobs(jobs: list[Job], build: Path) -> None:
     subprocess.run([program, "-C", str(build), f"-j{max_jobs()}"], check=True)
 
 
+require("setuptools", setuptools.__version__)
 COMPILER = cxx()
 NVCC = nvcc() if COMPILER else None
 libraries = ["lightning_optkit._C"] if COMPILER else []

@@ -18,10 +18,6 @@ _loaded, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 def __getattr__(name: str) -> Any:
     if name in __all__ or name.startswith("_"):
         return _loaded(name)
-    from lightning_optkit._near_names import about_missing, is_asked_by_import, is_module
+    from lightning_optkit._near_names import refuse_name
 
-    # Of an AttributeError, `from lightning_optkit import Fuze` would make an ImportError without the near names.
-    if is_asked_by_import() and not is_module(name):
-        raise ImportError(about_missing(name, __all__, f"cannot import name '{name}' from '{__name__}'"), name=__name__)
-    sentence = about_missing(name, __all__, f"module '{__name__}' has no attribute '{name}'")
-    raise AttributeError(sentence, name=name)  # with a name Python adds no names of its own
+    refuse_name(name, __name__, __all__)

@@ -83,7 +83,8 @@ def warn_once_if_missing() -> None:
         _warned = True
         warnings.warn(
             f"lightning_optkit runs without its compiled extension: {missing_reason}. "
-            "Numbers are the same, steps are slower; `optkit info` says more.",
+            "Numbers are the same, but a step takes several times as long as torch's own: leave out Fuse. "
+            "`optkit info` says more.",
             stacklevel=3,
         )
 

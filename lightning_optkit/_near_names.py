@@ -3,57 +3,80 @@
 
 import ast
 import difflib
+import functools
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, NoReturn
 
-__all__ = ["about_missing", "is_asked_by_import", "is_module", "near_names"]
+from lightning_optkit._names_elsewhere import NAMES_ELSEWHERE
+
+__all__ = ["near_names", "refuse_name", "refusing_names"]
 
 _PACKAGE = Path(__file__).parent
+_SHORT = 4  # letters: two that changed places are a third of three
 
 
 def near_names(name: str, names: Iterable[str]) -> list[str]:
     """Public names that are spelled much like it, in whatever case; at most three.
 
     Example:
-        >>> near_names("fuze", ["Fuse", "Report"])
-        ['Fuse']
+        >>> near_names("fuze", ["Fuse", "Report"]), near_names("fti", ["fit", "find-lr"])
+        (['Fuse'], ['fit'])
     """
     by_lower = {each.lower(): each for each in names if not each.startswith("_")}
-    return [by_lower[each] for each in difflib.get_close_matches(name.lower(), by_lower, cutoff=0.7)]
+    cutoff = 0.7 if len(name) > _SHORT else 0.65
+    return [by_lower[each] for each in difflib.get_close_matches(name.lower(), by_lower, cutoff=cutoff)]
 
 
-def is_asked_by_import() -> bool:
-    """Whether whoever called the caller is the import system, and no `getattr` or `hasattr` of the user."""
-    frame = inspect.currentframe()
-    asking = frame and frame.f_back and frame.f_back.f_back
-    return asking is not None and asking.f_code.co_filename.startswith("<frozen importlib")
+def refusing_names(package: str, names: Iterable[str]) -> Callable[[str], Any]:
+    """The `__getattr__` of a folder, which is asked for what the folder does not have.
 
-
-def is_module(name: str) -> bool:
-    """Whether it is a module of this package that is yet to be imported, such as `cli`."""
-    return find_spec(f"{__package__}.{name}") is not None
-
-
-def about_missing(name: str, at_top: Iterable[str], said: str) -> str:
-    """The sentence about an attribute of this package that is not there.
+    A type checker would take every name for one that there is, so it must not see it.
 
     Args:
-        name: What was asked for.
-        at_top: The attributes of the package.
-        said: The sentence without what is near it.
+        package: The folder, `__name__`.
+        names: Its `__all__`.
     """
-    top = {*at_top}
-    below = {each: path for each, path in _in_modules().items() if each not in top}
-    if name in below:
-        return f"{said}. It is {below[name]}."
-    near = near_names(name, top) or [below[each] for each in near_names(name, below)]
+
+    def __getattr__(name: str) -> NoReturn:
+        refuse_name(name, package, names)
+
+    return __getattr__
+
+
+def refuse_name(name: str, package: str, names: Iterable[str]) -> NoReturn:
+    """Raises what Python would, with the names that are near; called by a `__getattr__`.
+
+    Raises:
+        AttributeError: where an attribute is asked for.
+        ImportError: in `from package import name`, which would make one without the near names of an AttributeError.
+    """
+    said = f"module '{package}' has no attribute '{name}'"
+    if name.startswith("_") or find_spec(f"{package}.{name}") is not None:  # a file that is yet to be imported
+        raise AttributeError(said, name=name)
+    frame = inspect.currentframe()
+    asking = frame and frame.f_back and frame.f_back.f_back
+    if asking is not None and asking.f_code.co_filename.startswith("<frozen importlib"):
+        raise ImportError(_about(name, names, f"cannot import name '{name}' from '{package}'"), name=package)
+    raise AttributeError(_about(name, names, said), name=name)  # with a name Python adds no names of its own
+
+
+def _about(name: str, names: Iterable[str], said: str) -> str:
+    """The sentence with what was meant: elsewhere in this package, named so in another one, or spelled otherwise."""
+    here = {*names}
+    below = {each: path for each, path in _in_modules().items() if each not in here}
+    if place := below.get(name) or NAMES_ELSEWHERE.get(name):
+        return f"{said}. It is {place}."
+    short = [each for each in here if "_" in each and "".join(word[:1] for word in each.split("_")) == name]
+    near = near_names(name, here) or short or [below[each] for each in near_names(name, below)]
     return (
         f"{said}. Near it: {', '.join(near)}." if near else f"{said}. `optkit list WORD` finds names by what they do."
     )
 
 
+@functools.cache
 def _in_modules() -> dict[str, str]:
     """How the public names of the modules are written after `import lightning_optkit as ok`, read from their source."""
     found: dict[str, str] = {}

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import lightning_optkit as ok
 from lightning_optkit._checks import (
     check_bools,
     check_callable,
@@ -180,8 +181,8 @@ def test_what_tensors_are_not_multiplied_by_is_no_number(value):
         (lambda: check_callable("Owner", "name", 3, "name(x)"), TypeError, "must be a function, called as name(x)."),
         (lambda: check_callable("Owner", "name", lambda: 0, "name(x)"), TypeError, "must be a function, called as"),
         (lambda: check_callable("Owner", "name", nn.Linear, "name(x)"), TypeError, "must be a function, called as"),
-        (lambda: check_instance("Owner", "name", Two, nn.Module, "a Two"), TypeError, "must be a Two."),
-        (lambda: check_like("Owner", "name", Path, ["stem"], "a path"), TypeError, "must be a path."),
+        (lambda: check_instance("Owner", "name", Two, nn.Module, "a Two"), TypeError, "so call it: Two(...)."),
+        (lambda: check_like("Owner", "name", Path, ["stem"], "a path"), TypeError, "so call it: Path(...)."),
         (lambda: check_like("Owner", "name", 3, ["stem"], "a path"), TypeError, "must be a path."),
         (lambda: check_listed("Owner", "name", "ab", "a list"), TypeError, "must be a list."),
         (lambda: check_listed("Owner", "name", {"a": 1}, "a list"), TypeError, "must be a list."),
@@ -259,3 +260,30 @@ def test_a_saved_state_is_looked_through_before_it_is_taken(state, error, messag
         check_state("Owner", state, steps=int, name=str)
     assert message in str(caught.value)
     assert check_state("Owner", {"steps": 1, "name": "a"}, steps=int, name=str) == {"steps": 1, "name": "a"}
+
+
+class AnyClip(ok.ClipNorm):
+    """One of a user's own."""
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (ok.GradientClipping, ok.AutoClip),
+        (ok.GradientClipping, AnyClip),
+        (ok.WeightAveraging, ok.SWA),
+        (ok.LRSchedule, ok.Schedule),
+        (lambda clip: ok.SGD([torch.ones(1, requires_grad=True)], clip=clip), ok.ClipNorm),
+        (lambda average: ok.SGD([torch.ones(1, requires_grad=True)], average=average), ok.EMA),
+    ],
+    ids=["clip", "of the user", "average", "schedule", "clip of an optimizer", "average of an optimizer"],
+)
+def test_a_class_that_stands_for_an_object_is_to_be_called(call, name):
+    with pytest.raises(TypeError, match=rf"; {name.__name__} is a class, so call it: {name.__name__}\(\.\.\.\)\.$"):
+        call(name)
+
+
+@pytest.mark.parametrize("given", [ok.EMA, int, ok.Fuse])
+def test_another_class_is_not(given):
+    with pytest.raises(TypeError, match=r"clip must be a clip such as ClipNorm\(1\.0\)\.$"):
+        ok.GradientClipping(given)

@@ -236,7 +236,7 @@ STAGES = {
     "state_dtype": "torch.bfloat16",
     "statistics": True,
 }
-OPTIMIZERS = sorted(set(ok.optimizers.__all__) - {"GroupTable", "parameter_groups"})
+OPTIMIZERS = sorted({name for name in ok.optimizers.__all__ if name[0].isupper()} - {"GroupTable"})
 NOT_TAKEN = {  # by the rule itself, in Python as well
     "Adan": {"cautious"},
     "LAMB": {"cautious"},

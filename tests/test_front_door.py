@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import lightning_optkit as ok
+from lightning_optkit._names_elsewhere import NAMES_ELSEWHERE
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_optkit"
@@ -183,6 +184,8 @@ def test_an_editable_install_is_a_path_that_type_checkers_follow(built):
         ("he", ". It is ok.init.he."),
         ("cosin", ". Near it: ok.schedules.cosine."),
         ("schedule", ". Near it: Schedule, schedules, "),
+        ("Fues", ". Near it: Fuse."),
+        ("ReduceLROnPlateau", ". It is ok.PlateauSchedule."),
         ("quite_another_thing", ". `optkit list WORD` finds names by what they do."),
     ],
 )
@@ -193,6 +196,49 @@ def test_a_wrong_name_is_said_with_what_was_meant(name, hint):
     with pytest.raises(ImportError) as not_imported:
         exec(f"from lightning_optkit import {name}")
     assert str(not_imported.value).startswith(f"cannot import name '{name}' from 'lightning_optkit'{hint}")
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "hint"),
+    [
+        ("schedules", "warmup_cosin", ". Near it: warmup_cosine."),
+        ("schedules", "wsd", ". Near it: warmup_stable_decay."),
+        ("schedules", "StepLR", ". It is ok.schedules.piecewise_constant."),
+        ("init", "heh", ". Near it: he."),
+        ("averaging", "Fuse", ". It is ok.callbacks.Fuse."),
+        ("optimizers", "adamw_", ". Near it: AdamW, "),
+        ("step", "quite_another_thing", ". `optkit list WORD` finds names by what they do."),
+    ],
+)
+def test_a_wrong_name_of_a_folder_is_said_with_what_was_meant(folder, name, hint):
+    with pytest.raises(AttributeError) as error:
+        getattr(PUBLIC[folder], name)
+    assert str(error.value).startswith(f"module 'lightning_optkit.{folder}' has no attribute '{name}'{hint}")
+    with pytest.raises(ImportError) as not_imported:
+        exec(f"from lightning_optkit.{folder} import {name}")
+    assert str(not_imported.value).startswith(f"cannot import name '{name}' from 'lightning_optkit.{folder}'{hint}")
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_folder_says_so_and_has_its_files_and_no_private_names(folder):
+    with pytest.raises(AttributeError, match=rf"^module 'lightning_optkit\.{folder}' has no attribute 'zzz'\. `optkit"):
+        PUBLIC[folder].zzz  # noqa: B018
+    with pytest.raises(AttributeError, match=r"has no attribute '_zzz'$"):
+        PUBLIC[folder]._zzz  # noqa: B018
+    file = min(path.stem for path in (PACKAGE / folder).glob("[a-z]*.py"))
+    code = f"from lightning_optkit.{folder} import {file} as found; print(found)"
+    assert file in python("-c", code, cwd=ROOT).stdout
+
+
+def test_names_of_torch_and_lightning_lead_to_what_is_here():
+    page = (ROOT / "docs" / "migration.md").read_text()
+    for name, place in NAMES_ELSEWHERE.items():
+        assert re.search(rf"\b(torch|callbacks)\b[\w.]*\.{name}\b", page), f"{name} is not in docs/migration.md"
+        found = ok
+        for part in place.split(".")[1:]:
+            found = getattr(found, part)
+        with pytest.raises(AttributeError, match=rf"It is {re.escape(place)}\.$"):
+            getattr(ok, name)
 
 
 def test_python_adds_no_hint_of_its_own_and_a_module_that_is_not_loaded_is_imported():

@@ -17,7 +17,7 @@ CSRC = ROOT / "csrc"
 
 # From bottom to top. A folder imports only from lower floors, or from its own floor without cycles.
 FLOORS = [
-    {"_checks", "_native", "_near_names", "_terminal", "_torch_private"},
+    {"_checks", "_names_elsewhere", "_native", "_near_names", "_terminal", "_torch_private"},
     {"step", "layers", "_norms"},
     {"optimizers", "clipping", "schedules", "init", "data", "regularization", "averaging", "diagnostics"},
     {"callbacks"},

@@ -142,6 +142,7 @@ def test_without_the_extension_numbers_are_the_same_and_one_warning_says_so(hook
     check_against_torch(result["distances"])
     (warning,) = result["warnings"]
     assert warning.startswith(f"lightning_optkit runs without its compiled extension: {reason}")
+    assert "a step takes several times as long as torch's own: leave out Fuse." in warning
 
 
 def test_importing_the_package_warns_of_nothing_and_needs_no_extension():

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from _common import COLORS, SEEDS, shown, split, write_claim
 from torch import Tensor, nn
 
-from lightning_optkit.averaging import EMA, LAWA, SWA
-from lightning_optkit.averaging.standalone import averages_of, update_average_
+from lightning_optkit.averaging import EMA, LAWA, SWA, averages_of, update_average_
 from lightning_optkit.data import Standardize
 from lightning_optkit.schedules import cosine
 

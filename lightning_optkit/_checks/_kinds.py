@@ -145,7 +145,8 @@ def check_instance(owner: str, name: str, value: Any, kind: type | tuple[type, .
         'cosine'
     """
     if isinstance(value, type) or not isinstance(value, kind):
-        raise TypeError(f"{owner}({name}={shown(value)}): {name} must be {such_as}.")
+        is_uncalled = isinstance(value, type) and issubclass(value, kind)
+        raise TypeError(f"{owner}({name}={shown(value)}): {name} must be {such_as}{_uncalled(value, is_uncalled)}.")
     return value
 
 
@@ -158,8 +159,19 @@ def check_like(owner: str, name: str, value: object, attributes: Iterable[str], 
     Example:
         >>> check_like("Owner", "value", 1.5, ("real", "imag"), "a number such as 1.5")
     """
+    attributes = tuple(attributes)
     if isinstance(value, type) or not all(hasattr(value, attribute) for attribute in attributes):
-        raise TypeError(f"{owner}({name}={shown(value)}): {name} must be {such_as}.")
+        is_uncalled = isinstance(value, type) and all(map({*dir(value), *_fields(value)}.__contains__, attributes))
+        raise TypeError(f"{owner}({name}={shown(value)}): {name} must be {such_as}{_uncalled(value, is_uncalled)}.")
+
+
+def _fields(cls: type) -> set[str]:
+    """What an instance has and its class need not: fields of a dataclass, annotations."""
+    return {name for base in cls.__mro__ for name in vars(base).get("__annotations__", {})}
+
+
+def _uncalled(value: Any, is_uncalled: bool) -> str:
+    return f"; {value.__name__} is a class, so call it: {value.__name__}(...)" if is_uncalled else ""
 
 
 def check_listed(

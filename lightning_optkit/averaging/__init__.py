@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Averages of the parameters during training, and of trained networks."""
 
+from typing import TYPE_CHECKING
+
+from lightning_optkit._near_names import refusing_names
 from lightning_optkit.averaging.average_checkpoints import average_checkpoints, load_weights
 from lightning_optkit.averaging.ema import EMA
 from lightning_optkit.averaging.ensemble_predict import EnsemblePrediction, ensemble_predict
@@ -14,6 +17,7 @@ from lightning_optkit.averaging.post_hoc_ema import (
     stored_snapshots,
 )
 from lightning_optkit.averaging.power_ema import PowerEMA
+from lightning_optkit.averaging.standalone import averages_of, protect_average, update_average_
 from lightning_optkit.averaging.swa import SWA
 
 __all__ = [
@@ -25,11 +29,17 @@ __all__ = [
     "PowerEMA",
     "PowerSnapshot",
     "average_checkpoints",
+    "averages_of",
     "ensemble_predict",
     "greedy_soup",
     "load_weights",
     "lookahead_",
     "post_hoc_coefficients",
     "post_hoc_ema",
+    "protect_average",
     "stored_snapshots",
+    "update_average_",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = refusing_names(__name__, __all__)

@@ -39,7 +39,7 @@ def greedy_soup(
     score: Callable[[dict[str, Tensor]], float],
     mode: Literal["max", "min"] = "max",
 ) -> GreedySoup:
-    """Adds checkpoints to a mean, the best first, and keeps each if the mean does not become worse.
+    """Adds checkpoints to an average, the best first, and keeps each if that does not become worse.
 
     On the data of `score` the soup is at least as good as the best single checkpoint. Use other data for the test.
 

@@ -16,7 +16,7 @@ __all__ = ["LAWA"]
 
 @dataclass(frozen=True, repr=False)
 class LAWA(KeptInState):
-    """The mean of the last `k` snapshots of the weights, one taken every `every` optimizer steps.
+    """The average of the last `k` snapshots of the weights, one taken every `every` optimizer steps.
 
     Unlike an EMA it forgets completely: weights older than `k * every` steps do not count. With fewer than `k`
     snapshots it is the mean of the existing ones. Snapshots are stored in a ring,

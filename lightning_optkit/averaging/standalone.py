@@ -11,7 +11,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_optkit._checks import shown
+from lightning_optkit._checks import check_instance, check_int, check_like, check_text, shown
 from lightning_optkit._torch_private import foreach_copy_, foreach_lerp_
 from lightning_optkit.averaging._ring import is_snapshot, ring_for, snapshot_names
 from lightning_optkit.averaging.ema import EMA
@@ -56,7 +56,8 @@ def update_average_(optimizer: Optimizer, average: AnyAverage, step: int, name: 
         name: Its name in the state if the optimizer has another average; None: the default name.
 
     Raises:
-        ValueError: if the average starts at an epoch or a fraction of the run; see `SWA.for_run`.
+        TypeError: for an argument of another kind.
+        ValueError: if the average starts at an epoch or a fraction of the run (see `SWA.for_run`), or step < 1.
 
     Example:
         >>> from lightning_optkit.averaging import EMA
@@ -67,6 +68,8 @@ def update_average_(optimizer: Optimizer, average: AnyAverage, step: int, name: 
         >>> optimizer.state[weight]["ema"]
         tensor([1.])
     """
+    _check("update_average_", optimizer, average, name)
+    check_int("update_average_", "step", step, minimum=1)
     first = _names(average, name)[0]
     for group in optimizer.param_groups:
         kept = [p for p in group["params"] if p.grad is not None or first in optimizer.state.get(p, {})]
@@ -153,6 +156,13 @@ def late_averages(
             local(state[each]).copy_(local(param.detach()))
         state[counter].fill_(num_averaged)
     return started
+
+
+def _check(owner: str, optimizer: Optimizer, average: AnyAverage, name: str | None) -> None:
+    check_instance(owner, "optimizer", optimizer, Optimizer, "one such as torch.optim.Rprop(model.parameters())")
+    check_like(owner, "average", average, ("state_name", "start"), "an average such as EMA(0.999)")
+    if name is not None:
+        check_text(owner, "name", name, 'None or the name of a second average, such as "ema_2"')
 
 
 def _names(average: AnyAverage, name: str | None) -> list[str]:
@@ -245,6 +255,9 @@ def averages_of(optimizer: Optimizer, average: AnyAverage, name: str | None = No
         average: The average passed to `update_average_` or to the optimizer.
         name: See `update_average_`.
 
+    Raises:
+        TypeError: for an argument of another kind.
+
     Example:
         >>> from lightning_optkit.averaging import SWA
         >>> weight = torch.nn.Parameter(torch.zeros(1))
@@ -256,6 +269,7 @@ def averages_of(optimizer: Optimizer, average: AnyAverage, name: str | None = No
         >>> averages_of(optimizer, SWA(start=1))[weight]
         tensor([1.5000])
     """
+    _check("averages_of", optimizer, average, name)
     read = {param: read_average(state, average, name) for param, state in optimizer.state.items()}
     return {param: value for param, value in read.items() if value is not None}
 
@@ -273,7 +287,21 @@ def protect_average(optimizer: Optimizer, average: AnyAverage, name: str | None 
 
     Returns:
         Two handles; call `remove()` on them to undo it.
+
+    Raises:
+        TypeError: for an argument of another kind.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
+        >>> weight.grad = torch.ones_like(weight)
+        >>> optimizer = torch.optim.Rprop([weight])
+        >>> update_average_(optimizer, EMA(0.9), step=1)
+        >>> handles = protect_average(optimizer, EMA(0.9))
+        >>> optimizer.load_state_dict(optimizer.state_dict())
+        >>> optimizer.state[weight]["ema"].dtype  # torch alone would make it that of the weight
+        torch.float32
     """
+    _check("protect_average", optimizer, average, name)
     names, base = state_names(average, name), name or average.state_name
     saved: dict[Tensor, State] = {}
 

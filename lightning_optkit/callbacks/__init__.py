@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One thin Lightning callback per strategy: it decides when the strategy is applied."""
 
+from typing import TYPE_CHECKING
+
+from lightning_optkit._near_names import refusing_names
 from lightning_optkit.callbacks.activation_regularization import ActivationRegularization
 from lightning_optkit.callbacks.augment import Augment
 from lightning_optkit.callbacks.batch_regime import BatchRegime
@@ -90,3 +93,6 @@ __all__ = [
     "StochasticDepth",
     "WeightAveraging",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = refusing_names(__name__, __all__)

@@ -9,7 +9,7 @@ __all__ = ["GSAM"]
 
 
 class GSAM(CombinedGradientSAM):
-    """SAM that also lowers the gap between the perturbed loss and the loss; see `regularization.gsam`.
+    """Sharpness-aware as SAM, and lowers the gap of perturbed loss and loss, too; see `regularization.gsam`.
 
     As `SAM` in everything else. The paper lets `rho` fall with the rate: set `callback.rho` in a hook.
 

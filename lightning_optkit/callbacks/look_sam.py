@@ -26,7 +26,7 @@ __all__ = ["LookSAM"]
 
 
 class LookSAM(CombinedGradientSAM):
-    """SAM for every k-th batch; the others reuse the slow part of its gradient, see `regularization.look_sam`.
+    """Sharpness-aware as SAM in every k-th batch; others reuse a part of its gradient, see `regularization.look_sam`.
 
     As `SAM` in everything else. The batches are counted over the fit, and the count and the direction are saved.
 

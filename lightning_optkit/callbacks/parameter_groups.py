@@ -20,12 +20,12 @@ __all__ = ["ParameterGroups"]
 
 
 class ParameterGroups(FitCallback):
-    """Splits the groups of any optimizer that `configure_optimizers` returns, before it has state.
+    """Groups for weight decay and layer-wise rates: splits those of any optimizer that `configure_optimizers` returns.
 
-    The optimizer remains the same object, and a group keeps all other entries: the user's own groups are split further,
-    layer-wise learning rates are relative to that of their group, and the base values of its schedulers are split too.
-    Works before and after `Fuse`, and with the single unnamed group that LightningCLI builds. A checkpoint contains the
-    groups it was written with, so resume it with the same callback.
+    That is done before the optimizer has state. It remains the same object, and a group keeps all other entries: the
+    user's own groups are split further, layer-wise learning rates are relative to that of their group, and the base
+    values of its schedulers are split too. Works before and after `Fuse`, and with the single unnamed group that
+    LightningCLI builds. A checkpoint contains the groups it was written with, so resume it with the same callback.
 
     Args:
         weight_decay: Weight decay of the parameters that decay, in [0, inf). Default: that of their group.

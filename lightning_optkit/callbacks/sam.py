@@ -32,7 +32,7 @@ __all__ = ["SAM"]
 
 
 class SAM(FitCallback):
-    """Takes every gradient at the worst point near the weights, so that training prefers flat minima.
+    """Sharpness-aware: takes every gradient at the worst point near the weights, for flat minima.
 
     Inside `training_step` the module runs on the batch, its gradient (kept separate from `.grad`) gives the ascent
     direction, and the module runs again with the perturbed weights. The backward pass is that of the second run, and

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks of a module and its data before a run: what a few steps on one batch tell, in under a minute.
 
-A copy of the module is fitted to the first batch with `GradientHealth` beside it, whose rules are the only ones here.
+A copy of the module is fitted to the first batch with `GradientHealth` beside it, whose rules are those here.
 What it says of that fit is a fault. What it would say had nothing been learned (the scale of inputs, targets and
-weights) is a hint: the batch was fitted in spite of it.
+weights) is a hint: the batch was fitted in spite of it. So is a loss that begins far above that of a constant.
 """
 
 import copy
@@ -24,6 +24,7 @@ from lightning_optkit._checks import check_in, check_int
 from lightning_optkit.callbacks import GradientHealth
 from lightning_optkit.callbacks.seams.overrides import override, restore
 from lightning_optkit.callbacks.seams.schedules_of_run import base_rate
+from lightning_optkit.cli.high_start import high_start
 from lightning_optkit.diagnostics._guard import Guard
 from lightning_optkit.diagnostics._observations import Losses, RunSeen
 from lightning_optkit.diagnostics.rules import OF_LEARNING, asked
@@ -40,23 +41,29 @@ _BATCHES_WITHOUT_STEP = 1000  # a module that steps by itself may add gradients 
 _NOT_HERE = {  # of other data than the one batch, schedules and averages, all left out
     "duplicate_data", "class_imbalance", "overfitting", "schedule_fault", "average_not_ready",
 }  # fmt: skip
-_SAYS = {"shuffled_or_weak": "label_shuffle", "constant_input": "input_ignored"}  # rules with another name
+_SAYS = {
+    "shuffled_or_weak": "label_shuffle",
+    "constant_input": "input_ignored",
+    "high_start": "bad_init_scale",
+}  # rules with another name
 _HINTS = {"lr_too_low"}  # a rate that is too low for a short fit may be right for a long one
 _LIMITS: dict[str, Any] = dict(
     max_epochs=-1, min_steps=None, min_epochs=None, logger=False, enable_checkpointing=False, enable_progress_bar=False,
     enable_model_summary=False, limit_val_batches=0, num_sanity_val_steps=0, accumulate_grad_batches=1, devices=1,
     num_nodes=1, strategy="auto", overfit_batches=0, fast_dev_run=False, profiler=None, limit_train_batches=1.0,
 )  # fmt: skip
+_START = "loss at the start"
 _CHECKS: dict[str, tuple[str, ...]] = {
     "parameters": ("not_optimized", "no_gradient", "gradient_not_zeroed", "lost_updates", "symmetric_init"),
     "modes": ("wrong_mode",),
     "input": ("unnormalized_input", "input_ignored"),
     "target": ("unscaled_target",),
-    "loss at the start": ("loss_does_not_match_output", "bad_init_scale", "nonfinite"),
+    _START: ("loss_does_not_match_output", "bad_init_scale", "nonfinite"),
     "gradient over depth": ("vanishing_gradient", "exploding_gradient"),
     "units": ("dead_units", "saturated_units"),
     "one batch": ("lr_too_high", "lr_too_low", "label_shuffle"),
 }
+_EXPLAINS_START = {*_CHECKS["input"], *_CHECKS["target"], *_CHECKS[_START], *_CHECKS["gradient over depth"]}
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,7 @@ class Finding:
         check: Its name.
         seen: The numbers, in words.
         state: "ok", "hint" (the batch was fitted in spite of it), "fault", or "unknown" (a rule that failed included).
-        verdict: What the rule says.
+        verdict: What the rule says; None where another finding has said it.
     """
 
     check: str
@@ -246,6 +253,10 @@ def _findings(seen: RunSeen, verdicts: Sequence[Verdict], guard: Guard) -> Itera
     hints = [] if faults else [verdict for verdict in said if verdict.symptom in _HINTS]
     at_start, named = _at_the_start(seen, guard), {verdict.symptom for verdict in faults}
     hints += [verdict for verdict in at_start if verdict.symptom not in named]
+    high: Verdict | None = None
+    with guard("the rule high_start"):
+        high = high_start(seen)
+    is_explained = any(verdict.symptom in _EXPLAINS_START for verdict in [*faults, *hints])
     of_other = {symptom for symptoms in _CHECKS.values() for symptom in symptoms}
     names = {**_CHECKS, "others": tuple({verdict.symptom for verdict in faults} - of_other)}
     progress = math.nan
@@ -256,6 +267,8 @@ def _findings(seen: RunSeen, verdicts: Sequence[Verdict], guard: Guard) -> Itera
         words = _words(check, seen, guard)
         found = [Finding(check, words, "fault", verdict) for verdict in faults if verdict.symptom in symptoms]
         found += [Finding(check, words, "hint", verdict) for verdict in hints if verdict.symptom in symptoms]
+        if check == _START and high and not found:
+            found = [Finding(check, words, "hint", None if is_explained else high)]
         if check == "parameters" and not seen.steps and not found:
             found = [Finding(check, words, "fault")]
         elif check == "one batch" and seen.steps < _LEAST_STEPS and not found:
@@ -351,6 +364,6 @@ def _one(seen: RunSeen) -> str:
 
 
 _WORDS: dict[str, Callable[[RunSeen], str]] = {
-    "parameters": _parameters, "modes": _modes, "input": _input, "target": _target, "loss at the start": _loss,
+    "parameters": _parameters, "modes": _modes, "input": _input, "target": _target, _START: _loss,
     "gradient over depth": _depth, "units": _units, "one batch": _one,
 }  # fmt: skip

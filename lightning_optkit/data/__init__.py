@@ -5,6 +5,9 @@ Fitted transforms learn with `fit(batches)`, or `partial_fit(batch)` ... `finali
 it is saved in the state dict and moves with `.to(device)`. `merge` combines two of them.
 """
 
+from typing import TYPE_CHECKING
+
+from lightning_optkit._near_names import refusing_names
 from lightning_optkit.data.cut_mix import CutMix
 from lightning_optkit.data.fit_in_order import fit_in_order
 from lightning_optkit.data.gaussian_noise import GaussianNoise
@@ -46,3 +49,6 @@ __all__ = [
     "merge_across_ranks",
     "resize",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = refusing_names(__name__, __all__)

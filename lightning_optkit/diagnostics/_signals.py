@@ -104,6 +104,7 @@ class LossSeen:
         output_std: Standard deviation of its input, over all of its elements.
         floor: The least loss that any prediction could have: the entropy of targets that are shares, or smoothed.
         present: The classes of the batch, where each sample has one.
+        samples: Number of targets along their first dimension.
     """
 
     function: str
@@ -128,6 +129,7 @@ class LossSeen:
     output_std: float = math.nan
     floor: float = 0.0
     present: tuple[int, ...] = ()
+    samples: int = 0
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,9 @@ Three kinds of functions:
 - `activation_statistics` measures the result, layer by layer; `render_rows` and `render_activations` print tables.
 """
 
+from typing import TYPE_CHECKING
+
+from lightning_optkit._near_names import refusing_names
 from lightning_optkit.init.activation_statistics import ActivationRow, activation_statistics, render_activations
 from lightning_optkit.init.depth_scaled import depth_scaled
 from lightning_optkit.init.fixup import fixup
@@ -52,3 +55,6 @@ __all__ = [
     "xavier",
     "zero_residual",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = refusing_names(__name__, __all__)

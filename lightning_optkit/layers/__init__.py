@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layers: normalizations that read each row once, compatible with torch's, and layers that torch lacks."""
 
+from typing import TYPE_CHECKING
+
+from lightning_optkit._near_names import refusing_names
 from lightning_optkit.layers.add_layer_norm import AddLayerNorm, add_layer_norm
 from lightning_optkit.layers.add_rms_norm import AddRMSNorm, add_rms_norm
 from lightning_optkit.layers.drop_block2d import DropBlock2d
@@ -40,3 +43,6 @@ __all__ = [
     "rms_norm",
     "swap_norms",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = refusing_names(__name__, __all__)

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Update rules, one per file, with torch.optim's arguments where torch has the rule."""
 
+from typing import TYPE_CHECKING
+
+from lightning_optkit._near_names import refusing_names
 from lightning_optkit.optimizers.adabelief import AdaBelief
 from lightning_optkit.optimizers.adadelta import Adadelta
 from lightning_optkit.optimizers.adafactor import Adafactor
@@ -12,6 +15,8 @@ from lightning_optkit.optimizers.adan import Adan
 from lightning_optkit.optimizers.ademamix import AdEMAMix
 from lightning_optkit.optimizers.adopt import ADOPT
 from lightning_optkit.optimizers.came import CAME
+from lightning_optkit.optimizers.compressed import compressed_state_dict, widened_state_dict
+from lightning_optkit.optimizers.convert import from_torch_, full_precision_state_dict, to_torch_
 from lightning_optkit.optimizers.dadapt_adam import DAdaptAdam
 from lightning_optkit.optimizers.groups import GroupTable, parameter_groups
 from lightning_optkit.optimizers.lamb import LAMB
@@ -61,5 +66,13 @@ __all__ = [
     "Signum",
     "SophiaG",
     "StableAdamW",
+    "compressed_state_dict",
+    "from_torch_",
+    "full_precision_state_dict",
     "parameter_groups",
+    "to_torch_",
+    "widened_state_dict",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = refusing_names(__name__, __all__)

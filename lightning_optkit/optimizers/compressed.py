@@ -88,6 +88,9 @@ def compressed_state_dict(
 def widened_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """A compressed state dict with its 8-bit moments in fp32, for torch's class; any other as it is.
 
+    Args:
+        state_dict: What `compressed_state_dict` returned, perhaps saved and loaded.
+
     Raises:
         TypeError: for an entry of a wrong type.
         ValueError: for a damaged entry, and for 8-bit state as an optimizer's own `state_dict` has it, without the sign

@@ -170,6 +170,9 @@ def from_torch_(
         >>> optimizer.explain().groups[0].rule
         'adam'
     """
+    check_instance(
+        "from_torch_", "optimizer", optimizer, Optimizer, "one such as torch.optim.AdamW(model.parameters())"
+    )
     reason = why_not_convertible(optimizer)
     if reason is not None:
         raise TypeError(f"from_torch_(optimizer=<{type(optimizer).__name__}>): {reason}.")
@@ -213,9 +216,22 @@ def to_torch_(optimizer: OnePassOptimizer) -> None:
     Moments of 16-bit parameters are cast to the parameters' dtype, as torch's classes require. State that torch's class
     does not know (averages, counters) is kept; torch ignores it.
 
+    Args:
+        optimizer: One that `from_torch_` converted.
+
     Raises:
+        TypeError: if it is no optimizer.
         ValueError: if it was not converted from a torch optimizer.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(1))
+        >>> optimizer = torch.optim.AdamW([weight])
+        >>> from_torch_(optimizer)
+        >>> to_torch_(optimizer)
+        >>> type(optimizer)
+        <class 'torch.optim.adamw.AdamW'>
     """
+    check_instance("to_torch_", "optimizer", optimizer, Optimizer, "one that from_torch_ converted")
     before: _Before | None = vars(optimizer).pop("_before_conversion", None)
     cls = getattr(optimizer, "_torch_class", None)
     if before is None or cls is None:
@@ -263,6 +279,7 @@ def full_precision_state_dict(optimizer: Optimizer, model: nn.Module) -> dict[st
         model: The model with its parameters.
 
     Raises:
+        TypeError: if it is no optimizer.
         ValueError: if the model's state dict lacks a parameter, or the state of one is damaged.
 
     Example:

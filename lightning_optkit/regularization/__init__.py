@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Regularization, as functions of tensors and parameters."""
 
+from typing import TYPE_CHECKING
+
+from lightning_optkit._near_names import refusing_names
 from lightning_optkit.regularization.activation_regularization import (
     activation_regularization,
     temporal_activation_regularization,
@@ -60,3 +63,6 @@ __all__ = [
     "weights_of",
     "wsam",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = refusing_names(__name__, __all__)

@@ -21,7 +21,7 @@ __all__ = ["asam"]
 def asam(
     params: Sequence[Tensor], grads: Sequence[Tensor | None], rho: float = 0.5, eta: float = 0.01
 ) -> list[Tensor | None]:
-    r"""The step to the worst point within an ellipsoid that scales with the weights.
+    r"""The step of a sharpness-aware gradient: to the worst point in an ellipsoid that scales with the weights.
 
     .. math:: \hat\epsilon = \rho\, \frac{T_w^2 g}{\|T_w g\|_2}, \quad T_w = |w| + \eta
 

@@ -19,7 +19,7 @@ __all__ = ["gsam"]
 
 @torch.no_grad()
 def gsam(grads: Sequence[Tensor | None], perturbed: Sequence[Tensor | None], alpha: float = 0.4) -> list[Tensor | None]:
-    r"""The gradient at the perturbed weights, less a share of what the one at the weights has perpendicular to it.
+    r"""Sharpness-aware: the perturbed gradient, less a share of what the one at the weights has perpendicular to it.
 
     .. math:: g_p - \alpha \left(g - \frac{\langle g, g_p \rangle}{\|g_p\|^2} g_p\right)
 

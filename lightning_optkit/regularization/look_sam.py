@@ -18,7 +18,7 @@ __all__ = ["look_sam", "look_sam_direction"]
 
 @torch.no_grad()
 def look_sam_direction(grads: Sequence[Tensor | None], perturbed: Sequence[Tensor | None]) -> list[Tensor | None]:
-    r"""What the gradient at the perturbed weights has perpendicular to the one at the weights; it changes slowly.
+    r"""Of a sharpness-aware gradient, what is perpendicular to the one at the weights; it changes slowly.
 
     .. math:: g_v = g_p - \frac{\langle g_p, g \rangle}{\|g\|^2} g
 
@@ -48,7 +48,7 @@ def look_sam_direction(grads: Sequence[Tensor | None], perturbed: Sequence[Tenso
 def look_sam(
     grads: Sequence[Tensor | None], direction: Sequence[Tensor | None], alpha: float = 0.7
 ) -> list[Tensor | None]:
-    r"""The gradient plus the direction of an earlier step, at a length relative to the gradient.
+    r"""The gradient plus the sharpness-aware direction of an earlier step, at a length relative to the gradient.
 
     .. math:: g + \alpha \frac{\|g\|}{\|g_v\|} g_v
 

@@ -18,7 +18,7 @@ __all__ = ["sam"]
 
 @torch.no_grad()
 def sam(grads: Sequence[Tensor | None], rho: float = 0.05) -> list[Tensor | None]:
-    r"""The step to the worst point, to first order, within a ball around the weights.
+    r"""The step of a sharpness-aware gradient: to the worst point, to first order, in a ball around the weights.
 
     .. math:: \hat\epsilon = \rho\, g / \|g\|_2
 

@@ -9,6 +9,9 @@ Composition: `constant`, `warmup(schedule, steps)`, `join(a, at, b)`, `a * b`. P
 Each returns a `Schedule`, called as `schedule(step, total_steps)`; the conventions are in `schedule.py`.
 """
 
+from typing import TYPE_CHECKING
+
+from lightning_optkit._near_names import refusing_names
 from lightning_optkit.schedules.constant import constant
 from lightning_optkit.schedules.cosine import cosine
 from lightning_optkit.schedules.exponential import exponential
@@ -51,3 +54,6 @@ __all__ = [
     "warmup_cosine",
     "warmup_stable_decay",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = refusing_names(__name__, __all__)

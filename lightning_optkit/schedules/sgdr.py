@@ -14,7 +14,7 @@ __all__ = ["sgdr"]
 
 
 def sgdr(cycle: Length = 0.25, cycle_mult: float = 1.0, min_factor: float = 0.0) -> Schedule:
-    """Falls from 1 to `min_factor` along half a cosine, jumps back to 1, and starts again.
+    """Warm restarts: falls from 1 to `min_factor` along half a cosine, jumps back to 1, and starts again.
 
     Same as torch's CosineAnnealingWarmRestarts, whose T_0 is `cycle` and whose T_mult is `cycle_mult`. The model is
     best at the end of a cycle: a run of whole cycles ends on one (1, 2 and 4 parts of 7 with `cycle=1/7,

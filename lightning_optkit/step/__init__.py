@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one-pass step, the base of every optimizer of this package."""
 
+from typing import TYPE_CHECKING
+
+from lightning_optkit._near_names import refusing_names
 from lightning_optkit.step.explain import Explanation, GroupPlan
 from lightning_optkit.step.in_backward import StepInBackward, step_in_backward
 from lightning_optkit.step.optimizer import OnePassOptimizer
@@ -23,3 +26,6 @@ __all__ = [
     "TensorStatistics",
     "step_in_backward",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = refusing_names(__name__, __all__)

@@ -3,13 +3,20 @@
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lightning_optkit.averaging import EMA, LAWA, SWA, own_pass, standalone
-from lightning_optkit.averaging.standalone import late_averages, protect_average, read_average, update_average_
+from lightning_optkit.averaging.standalone import (
+    averages_of,
+    late_averages,
+    protect_average,
+    read_average,
+    update_average_,
+)
 from lightning_optkit.optimizers import SGD, Adam, AdamW
 
 OPTIMIZERS = {
@@ -302,6 +309,23 @@ def test_what_is_no_state_dict_is_left_to_the_optimizer_to_refuse(given):
     protect_average(optimizer, EMA(0.9))
     with pytest.raises((TypeError, ValueError), match=r"^AdamW\.load_state_dict\(state_dict=\.\.\.\): "):
         optimizer.load_state_dict(given)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"optimizer": AdamW}, r"optimizer=AdamW\): optimizer must be one"),
+        ({"average": EMA}, r"average=EMA\): average must be an average such as EMA\(0\.999\)"),
+        ({"name": 3}, r"name=3\): name must be None or the name"),
+    ],
+)
+@pytest.mark.parametrize("function", [averages_of, protect_average, partial(update_average_, step=1)])
+def test_wrong_arguments_are_refused(function, wrong, message):
+    right = {"optimizer": AdamW([torch.ones(2, requires_grad=True)]), "average": EMA(0.9)}
+    with pytest.raises(TypeError, match=rf"^(averages_of|protect_average|update_average_)\({message}"):
+        function(**{**right, **wrong})
+    with pytest.raises(ValueError, match=r"^update_average_\(step=0\)"):
+        update_average_(**right, step=0)
 
 
 def test_the_other_import_path_gives_the_same_functions():

@@ -158,6 +158,95 @@ def test_a_scale_that_did_no_harm_is_a_hint():
     assert "train_dataloader" not in vars(data)
 
 
+class Begins(pl.LightningModule):
+    """Fits a batch whose loss begins high, or not."""
+
+    def __init__(self, loss, outputs, targets, *, bias=0.0, scale=1.0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net, self.loss, self.targets = nn.Sequential(nn.Linear(8, 64), nn.ReLU()), loss, targets
+        self.head, self.scale = nn.Linear(64, outputs), scale
+        nn.init.constant_(self.head.bias, bias)
+
+    def training_step(self, batch, batch_idx):
+        out = self.scale * self.head(self.net(batch[0]))
+        return self.loss(out.squeeze(1) if out.shape[1] == 1 else out, batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=1e-2)
+
+    def train_dataloader(self):
+        x = torch.randn(len(self.targets), 8, generator=torch.Generator().manual_seed(1))
+        return DataLoader(TensorDataset(x, self.targets), len(self.targets))
+
+
+def normal(mean, count=64):
+    return mean + torch.randn(count, generator=torch.Generator().manual_seed(2))
+
+
+CLASSES_OF_BATCH, RARE = torch.arange(64) % 16, torch.arange(256) // 255
+LARGE, FAR = "the first outputs are too large", "the targets are far from the first outputs"
+
+
+def doubled_sum(out, target):
+    return 2 * F.mse_loss(out, target, reduction="sum")
+
+
+@pytest.mark.parametrize(
+    ("module", "cause"),
+    [
+        (lambda: Begins(F.cross_entropy, 16, CLASSES_OF_BATCH), None),
+        (lambda: Begins(F.cross_entropy, 16, CLASSES_OF_BATCH, scale=60.0), LARGE),
+        (lambda: Begins(F.cross_entropy, 16, CLASSES_OF_BATCH % 4), None),  # a few classes of many
+        (lambda: Begins(F.cross_entropy, 5000, torch.tensor([3, 4])), None),
+        (lambda: Begins(F.cross_entropy, 2, RARE), None),  # an entropy of 0.03, and log 2 without any knowledge
+        (lambda: Begins(F.binary_cross_entropy_with_logits, 1, RARE.float()), None),
+        (lambda: Begins(F.binary_cross_entropy_with_logits, 1, CLASSES_OF_BATCH % 2.0, scale=60.0), LARGE),
+        (lambda: Begins(F.mse_loss, 1, normal(0.0)), None),
+        (lambda: Begins(F.mse_loss, 1, normal(4.0)), FAR),
+        (lambda: Begins(F.mse_loss, 1, normal(4.0), bias=4.0), None),
+        (lambda: Begins(F.mse_loss, 1, normal(0.0), bias=4.0), LARGE),
+        (lambda: Begins(F.l1_loss, 1, normal(6.0)), FAR),
+        (lambda: Begins(doubled_sum, 1, normal(0.0)), None),
+        (lambda: Begins(doubled_sum, 1, normal(4.0)), FAR),
+        (lambda: Begins(F.mse_loss, 1, normal(4.0, count=8)), None),  # a variance of too few
+    ],
+)
+def test_a_loss_that_begins_far_above_that_of_a_constant_is_a_hint(module, cause):
+    examination = doctor(module(), accelerator="cpu")
+    (start,) = [each for each in examination.findings if each.check == "loss at the start"]
+    assert start.state == ("hint" if cause else "ok")
+    if cause:
+        assert start.verdict.symptom == {LARGE: "bad_init_scale", FAR: "unscaled_target"}[cause]
+        assert start.verdict.cause.startswith(cause) and examination.is_healthy
+
+
+def test_a_table_of_words_that_begins_with_deviation_1_and_is_the_last_layer_too_begins_high(capsys):
+    class Tied(Begins):
+        def __init__(self):
+            super().__init__(F.cross_entropy, 20, torch.arange(64) % 20)
+            self.words = nn.Embedding(20, 64)
+
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(F.layer_norm(self.net(batch[0]), (64,)) @ self.words.weight.T, batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW([*self.net.parameters(), self.words.weight], lr=3e-3)
+
+    examination = doctor(Tied(), accelerator="cpu")
+    show(Console(width=100), examination)
+    assert f"hint: bad_init_scale\n  {LARGE}" in capsys.readouterr().out
+
+
+def test_a_high_start_with_a_reason_is_marked_and_explained_once(capsys):
+    examination = doctor(Regression(), datamodule=Data(), accelerator="cpu")
+    (start,) = [each for each in examination.findings if each.check == "loss at the start"]
+    assert (start.state, start.verdict) == ("hint", None)
+    show(Console(width=100), examination)
+    shown = capsys.readouterr().out
+    assert shown.count("unscaled_target") == 1 and FAR not in shown
+
+
 def test_arguments_out_of_range():
     with pytest.raises(ValueError, match=r"^doctor\(max_steps=5\)"):
         doctor(Net(), max_steps=5)

@@ -33,6 +33,27 @@ def test_every_strategy_is_there_with_a_sentence():
     assert {"ok.schedules.cosine", "ok.init.he", "ok.AdamW", "ok.regularization.sam"} <= names
 
 
+@pytest.mark.parametrize("name", ["averages_of", "update_average_", "from_torch_", "full_precision_state_dict"])
+def test_functions_beside_the_strategies_are_found(capsys, name):
+    assert re.match(rf"ok\.(averaging|optimizers)\.{name}\(", shown(capsys, name))
+
+
+@pytest.mark.parametrize(
+    ("word", "kind"),
+    [
+        ("average", lambda name: name in ("EMA", "SWA", "LAWA", "PowerEMA", "WeightAveraging")),
+        ("sharpness", lambda name: re.search(r"(?<![A-Za-z])[a-zL]*(?:sam|SAM)(?![a-z])", name)),
+        ("restarts", lambda name: name in ("schedules.sgdr", "SnapshotEnsemble")),
+        ("weight decay", lambda name: name == "ParameterGroups"),
+        ("early stopping", lambda name: name == "EarlyStoppingCriterion"),
+    ],
+)
+def test_a_word_of_the_field_finds_all_of_its_kind(capsys, word, kind):
+    wanted = {entry.name for entry in entries() if kind(entry.name.removeprefix("ok."))}
+    found = shown(capsys, *word.split())
+    assert wanted and {name for name in wanted if not re.search(rf"{re.escape(name)}\b", found)} == set()
+
+
 def test_words_find_what_has_all_of_them(capsys):
     found = shown(capsys, "percentile", "NORM")
     assert "ok.AutoClip" in found and "ok.ZClip" not in found

@@ -13,6 +13,8 @@ MODEL = {"model": {"class_path": "lightning.pytorch.demos.boring_classes.BoringM
     ("words", "end"),
     [
         (["tset"], ". Near it: test."),
+        (["fti"], ". Near it: fit."),
+        (["recipe", "mpl"], ". Near it: mlp."),
         (["list", "--anywere", "clip"], "unrecognized arguments: --anywere. Near it: --anywhere."),
         (["report", "logs", "--outptu=x.html"], "unrecognized arguments: --outptu=x.html. Near it: --output."),
         (["plot-schedule", "warmup_cosin"], "'warmup_stable_decay'). Near it: warmup_cosine."),

@@ -109,6 +109,8 @@ def said(tmp_path, monkeypatch, capsys):
             {"model": of(BORING.replace("Boring", "Borin"))},
             "model: there is no BorinModel in lightning.pytorch.demos.boring_classes. Near it: BoringModel.",
         ),
+        ({"model": of("lightning.Trianer")}, "model: there is no Trianer in lightning. Near it: Trainer."),
+        ({"model": of("torch.nn.GUR")}, "model: there is no GUR in torch.nn. Near it: GRU"),
         ({"model": of(BORING.replace("demos", "demo"))}, "model: there is no module demo in lightning.pytorch. Near"),
         ({"model": of("quite_elsewhere.Net")}, "model: there is no module quite_elsewhere."),
     ],

@@ -100,6 +100,12 @@ def weight() -> nn.Parameter:
     return parameter
 
 
+def converted() -> torch.optim.Optimizer:
+    optimizer = torch.optim.SGD([weight()])
+    optimizers.from_torch_(optimizer)
+    return optimizer
+
+
 def model() -> nn.Module:
     return nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.BatchNorm1d(4), nn.Linear(4, 2))
 
@@ -140,6 +146,11 @@ def folder_of_snapshots() -> str:
 
 
 REQUIRED: dict[str, Callable[[], dict[str, Any]]] = {
+    "averaging.averages_of": lambda: {"optimizer": torch.optim.SGD([weight()]), "average": averaging.EMA()},
+    "averaging.protect_average": lambda: {"optimizer": torch.optim.SGD([weight()]), "average": averaging.EMA()},
+    "averaging.update_average_": lambda: {
+        "optimizer": torch.optim.SGD([weight()]), "average": averaging.EMA(), "step": 1,
+    },
     "averaging.average_checkpoints": lambda: {"checkpoints": [{"w": torch.ones(2)}]},
     "averaging.ensemble_predict": lambda: {
         "model": nn.Linear(1, 2, bias=False), "checkpoints": [{"weight": torch.ones(2, 1)}],
@@ -204,6 +215,15 @@ REQUIRED: dict[str, Callable[[], dict[str, Any]]] = {
     "layers.ScaleNorm": lambda: {"dim": 4},
     "layers.WeightStandardizedConv2d": lambda: {"in_channels": 2, "out_channels": 2, "kernel_size": 3},
     "layers.swap_norms": lambda: {"model": model(), "kind": "ghost"},
+    "optimizers.compressed_state_dict": lambda: {"optimizer": torch.optim.SGD([weight()])},
+    "optimizers.from_torch_": lambda: {"optimizer": torch.optim.SGD([weight()])},
+    "optimizers.full_precision_state_dict": lambda: {
+        "optimizer": torch.optim.SGD((m := model()).parameters()), "model": m,
+    },
+    "optimizers.to_torch_": lambda: {"optimizer": converted()},
+    "optimizers.widened_state_dict": lambda: {
+        "state_dict": optimizers.compressed_state_dict(torch.optim.SGD([weight()]))
+    },
     "optimizers.parameter_groups": lambda: {"model": model()},
     "regularization.activation_regularization": lambda: {"activations": rows()},
     "regularization.asam": lambda: {"params": [rows()], "grads": [rows()]},
@@ -239,9 +259,8 @@ REQUIRED: dict[str, Callable[[], dict[str, Any]]] = {
     "schedules.warmup": lambda: {"schedule": schedules.cosine(), "steps": 2},
 }  # fmt: skip
 
-REQUIRED |= {f"optimizers.{name}": lambda: {"params": [weight()]} for name in optimizers.__all__ if name not in (
-    "GroupTable", "parameter_groups",
-)}  # fmt: skip
+REQUIRED |= {f"optimizers.{name}": lambda: {"params": [weight()]} for name in optimizers.__all__
+             if name[0].isupper() and name != "GroupTable"}  # fmt: skip
 REQUIRED |= {f"recipes.{name}": lambda: {"name": "mlp"} for name in ("recipe", "recipe_text")}
 REQUIRED |= {f"init.{name}": lambda: {"tensor": torch.empty(4, 4)} for name in (
     "he", "identity", "lecun", "orthogonal", "sparse", "truncated_normal", "xavier",
@@ -266,6 +285,7 @@ ALSO = {
     "init.fixup": {"branches"},
     "init.mup_width": {"base"},
     "init.lsuv": {"forward", "initialize", "scheme"},
+    "optimizers.from_torch_": {"SGD"},
     "regularization.asam": {"grads"},
     "init.zero_residual": {"pattern"},
 }

@@ -118,6 +118,17 @@ def test_the_block_of_scaling_names_a_trainer_that_resumes():
     assert saves.save_last and fitted["ckpt_path"] == "last"
 
 
+def test_what_the_pages_use_is_in_the_folder_that_optkit_list_knows():
+    """Nothing is used by the path of a file but `doctor`, which needs Lightning and so stands beside its command."""
+    used = {
+        (page.name, found)
+        for page in PAGES
+        for example in examples(page)
+        for found in re.findall(r"lightning_optkit\.(\w+\.\w+)|\bok\.(\w+\.\w+)\.", example)
+    }
+    assert {next(filter(None, paths)) for _, paths in used} == {"cli.doctor"}
+
+
 # --- commands ---
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The examples of README and docs/ run unchanged, and do what the page says."""
 
+import ast
 import itertools
 import logging
 import re
@@ -135,6 +136,16 @@ def test_what_you_have_already_stays_or_is_given_back(started):
     assert names["trainer"].global_step == 11 and "ClipNorm(max_norm=1.0)" in printed[3]
     assert "Fuse, optimizer 1 of 2, net.3: lightning_optkit.SGD" in printed[4]
     assert names["manual"].global_step == 88  # Lightning counts the steps of both optimizers
+
+
+def test_a_short_run_with_the_stack_of_the_front_page_wants_a_higher_rate(started):
+    names, _ = started
+    short = {name: round(loss, 2) for name, loss in names["short"].items()}
+    (printed,) = re.findall(r"^# (\{'plain': .*\})$", START.read_text(), flags=re.M)
+    assert short == pytest.approx(ast.literal_eval(printed), abs=0.03)
+    assert short["stack"] > short["plain"] > short["stack, lr times 2"] > short["stack, lr times 4"]
+    front, page = names["front_page"](), examples(ROOT / "README.md")[0]
+    assert all(f"ok.{type(each).__name__}(" in page for each in front) and len(front) == page.count("        ok.")
 
 
 def test_losses_part_by_rounding_alone(started):

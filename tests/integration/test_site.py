@@ -17,16 +17,7 @@ DOCS = ROOT / "docs"
 CONFIG = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
 NAV = [page for section in CONFIG["nav"] for pages in section.values() for page in pages]
 PAGES = [path for entry in NAV for path in entry.values()]
-ASIDE = {  # functions of files that their folder does not export, but docs/strategies.md has
-    "optimizers": {
-        "from_torch_",
-        "full_precision_state_dict",
-        "to_torch_",
-        "compressed_state_dict",
-        "widened_state_dict",
-    },
-    "averaging": {"averages_of", "read_average", "protect_average", "update_average_"},
-}
+ASIDE = {"averaging": {"read_average"}}  # of a file that its folder does not export, but docs/strategies.md has
 TRANSLATED = [page for page in PAGES if not page.startswith("api/")]
 
 

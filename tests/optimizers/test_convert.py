@@ -11,7 +11,12 @@ from torch.optim import lr_scheduler
 from lightning_optkit.averaging import EMA
 from lightning_optkit.clipping import ClipNorm
 from lightning_optkit.optimizers import SGD, Adadelta, Adafactor, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop
-from lightning_optkit.optimizers.convert import from_torch_, to_torch_, why_not_convertible
+from lightning_optkit.optimizers.convert import (
+    from_torch_,
+    full_precision_state_dict,
+    to_torch_,
+    why_not_convertible,
+)
 
 SHAPES = [(), (7,), (16, 33)]
 NUM_STEPS = 12
@@ -512,3 +517,17 @@ def test_a_torch_optimizer_and_a_copy_are_not_converted_back():
     to_torch_(optimizer)
     with pytest.raises(ValueError, match=said):
         to_torch_(optimizer)
+
+
+@pytest.mark.parametrize("function", [from_torch_, to_torch_, lambda given: full_precision_state_dict(given, None)])
+@pytest.mark.parametrize("given", [None, torch.optim.SGD, torch.nn.Linear(1, 1)], ids=["none", "class", "module"])
+def test_what_is_no_optimizer_is_refused(function, given):
+    with pytest.raises(TypeError, match=r"^(from_torch_|to_torch_|full_precision_state_dict)\(optimizer=.*must be one"):
+        function(given)
+
+
+def test_weights_of_a_model_in_fp32_come_out_as_they_are():
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    from_torch_(optimizer)
+    assert torch.equal(full_precision_state_dict(optimizer, model)["weight"], model.weight)

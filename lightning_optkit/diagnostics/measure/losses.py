@@ -76,6 +76,7 @@ def loss_seen(function: Any, args: Any, kwargs: Any, result: Tensor, behind: str
         output_std=float(wide(given).std(correction=0)),
         floor=floor,
         present=present,
+        samples=len(target) if target.ndim else 1,
         is_one=behind == "softmax" and bool((given == 1).all()),
     )
 
