@@ -22,6 +22,7 @@ from lightning_optkit.callbacks import PowerSnapshots, Report, SnapshotEnsemble
 from lightning_optkit.cli.bare_names import bare_names
 from lightning_optkit.cli.quiet_start import LIGHTNINGS_LOGGERS
 from lightning_optkit.cli.trainer_commands import about_settings, cli_of_fit, of_user, refuse_unreadable
+from lightning_optkit.cli.users_folders import add_users_folders
 from lightning_optkit.diagnostics import RunRecord
 from lightning_optkit.diagnostics._comparison import comparison_rows, write_comparison
 from lightning_optkit.diagnostics._figures import as_label
@@ -89,7 +90,7 @@ def compare(options: Namespace) -> None:
     console = Console(highlight=False, markup=False)
     not_run: list[str] = []
     groups: dict[str, list[RunRecord]] = {}
-    sys.path.insert(0, "")  # as `optkit fit` does: the user's model is a file in this folder
+    add_users_folders([*options.task, *filter(os.path.isfile, tried)])
     with _quiet(), TemporaryDirectory() as folder:
         files = {each: _file_of(each, Path(folder)) for each in tried}
         for name in tried[1:]:

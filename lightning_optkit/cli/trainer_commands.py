@@ -25,6 +25,7 @@ from lightning_optkit.cli.given_checkpoint import about_checkpoint
 from lightning_optkit.cli.main import TRAINER_COMMANDS
 from lightning_optkit.cli.quiet_start import quiet_start
 from lightning_optkit.cli.run_of_trainer import RunOfTrainer
+from lightning_optkit.cli.users_folders import add_users_folders
 from lightning_optkit.cli.wrong_names import ParserWithNearNames, our_sentence_in
 
 __all__ = ["about_settings", "cli_of_fit", "of_user", "refuse_unreadable", "run"]
@@ -36,7 +37,7 @@ _AROUND = (_PACKAGE, _PARSER, _LIGHTNING, str(Path(torch.__file__).parent), cont
 _MORE = {
     "fit": "optkit fit --config config.yaml --trainer.max_epochs 3; in the file, `class_path: Fuse` is enough; a name "
     "that torch or Lightning has as well (AdamW, WeightAveraging) is ours as lightning_optkit.AdamW. Models and data "
-    "are looked up in the current folder, too.",
+    "are looked up in the current folder, too, and in that of the file.",
 }
 
 
@@ -74,7 +75,7 @@ def run(command: str, words: Sequence[str], program: str) -> None:
     Raises:
         SystemExit: with 2 for arguments or files that are wrong, with 1 and a sentence for a run that cannot be done.
     """
-    sys.path.insert(0, "")  # as `python -m` does: the user's model is a file in this folder
+    add_users_folders(_files_of(words))
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # it is what we have
     summary = " ".join([TRAINER_COMMANDS[command], *filter(None, [_MORE.get(command)])])
     try:
@@ -192,7 +193,7 @@ def _syntax(text: str) -> str:
 def _files_of(words: Sequence[str]) -> list[str]:
     """The files behind `--config` and `-c`."""
     behind = [after for word, after in pairwise(words) if word in ("--config", "-c")]
-    return behind + [word.partition("=")[2] for word in words if word.startswith("--config=")]
+    return behind + [word.partition("=")[2] for word in words if word.startswith(("--config=", "-c="))]
 
 
 def about_settings(error: BaseException) -> str | None:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Mapping
 from importlib import import_module
 from inspect import isclass, isfunction, signature
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -17,6 +16,7 @@ import lightning_optkit
 from lightning_optkit._near_names import near_names
 from lightning_optkit.cli.list_command import FOLDERS
 from lightning_optkit.cli.near_options import with_near_options
+from lightning_optkit.cli.users_folders import users_folders
 
 __all__ = ["ParserWithNearNames", "about_key", "in_short", "our_sentence_in"]
 
@@ -89,7 +89,9 @@ def in_short(message: str) -> str | None:
             return f"{at_key}there is no module {name}. Near it: lightning_optkit.{wanted}."
         place = f" in {package}" if package else ""
         if owner.startswith(f"{found[1]}."):
-            return at_key + _said(f"there is no module {name}{place}", name, _modules_in(package))
+            said = _said(f"there is no module {name}{place}", name, _modules_in(package))
+            looked = "" if package else f" Looked into {', '.join(users_folders())}, and the installed packages."
+            return f"{at_key}{said}{looked}"
     return None if "Does not validate" in detail else f"{at_key}{owner}: {detail}"
 
 
@@ -223,7 +225,6 @@ def _ours_that_has(argument: str, class_path: str) -> str | None:
 
 
 def _modules_in(package: str) -> list[str]:
-    """Those of the current folder, without a package."""
-    if not package:
-        return [path.stem for path in Path().glob("*.py")]
-    return [each.name for each in pkgutil.iter_modules(getattr(import_module(package), "__path__", []))]
+    """Those of the user's folders, without a package."""
+    folders = getattr(import_module(package), "__path__", []) if package else users_folders()
+    return [each.name for each in pkgutil.iter_modules(folders)]
