@@ -149,6 +149,37 @@ def test_a_key_that_nothing_has_is_said_with_those_near_it(said, command, conten
     assert said(command, **content) == sentence
 
 
+NAMED = "{class_path: my_file.MyNet, init_args: {width: ...}}"
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (
+            {"model": {"width": 32}},
+            f"model: it has arguments and names no class of yours; name it, as in model: {NAMED}.",
+        ),
+        (
+            {"model": {"init_args": {"width": 32}}},
+            f"model: it has arguments and names no class of yours; name it, as in model: {NAMED}.",
+        ),
+        (
+            {"data": {"width": 32}},
+            "data: it has arguments and names no class of yours; name it, as in data: "
+            f"{NAMED.replace('MyNet', 'MyData')}.",
+        ),
+        ({"model": 3}, "model: 3 is no class; name one, as in model: {class_path: my_file.MyNet}."),
+        ({"data": [1, 2]}, "data: [1, 2] is no class; name one, as in data: {class_path: my_file.MyData}."),
+        ({"model": "BoringModl"}, "model: there is no class BoringModl."),
+        ({"model": of(BORING, width=3)}, f"model: {BORING} has no argument width. It has none."),
+    ],
+)
+@pytest.mark.parametrize("command", ["fit", "explain"])
+def test_the_file_of_a_program_is_told_to_name_its_class(said, command, content, sentence):
+    """Where the program names the class, as `LightningCLI(MyNet)`, the file has its arguments alone."""
+    assert said(command, **content) == sentence
+
+
 def test_a_file_without_a_model_is_told_how_it_names_one(tmp_path, capsys):
     (tmp_path / "no_model.yaml").write_text("trainer: {max_epochs: 1}")
     for command in ("fit", "explain"):
