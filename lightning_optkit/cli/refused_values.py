@@ -22,6 +22,8 @@ __all__ = ["CLIWithKeys", "RefusedValue", "about_settings", "keys_named"]
 
 _PACKAGE = str(Path(__file__).parents[1])
 _LIGHTNING = str(Path(lightning.__file__).parent)
+_NO_LOADER = re.compile(r"`\w+_dataloader` must be implemented")
+_WITHOUT_DATA = ". The file can name the data, as in data: {class_path: my_file.MyData}."
 _PARSER = str(Path(jsonargparse.__file__).parent)
 _OF_VALUE = re.compile(r"(?P<owner>\w+)\((?P<argument>\w+)(?P<entry>\[.*?\])?=(?P<value>.*?)\): ", flags=re.S)
 
@@ -76,7 +78,7 @@ def about_settings(error: BaseException) -> str | None:
         is_ours = innermost.filename.startswith(_PACKAGE) and is_said
         is_checkpoint = isinstance(each, FileNotFoundError) and innermost.filename.startswith(_LIGHTNING)
         if is_ours or is_checkpoint or isinstance(each, MisconfigurationException):
-            return str(each)
+            return str(each) + (_WITHOUT_DATA if _NO_LOADER.search(str(each)) else "")
         if sentence := about_checkpoint(each):
             return sentence
         each = each.__cause__ or each.__context__

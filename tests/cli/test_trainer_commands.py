@@ -250,17 +250,24 @@ def test_before_a_run_an_error_of_the_user_has_the_users_frames_alone(net, comma
     assert said[4] == f"optkit {command}: it ended by this error."
 
 
-@pytest.mark.parametrize("command", ["doctor", "find-lr"])
-def test_an_error_without_a_frame_of_the_user_is_its_sentence(net, command, monkeypatch):
-    """As torch's of a loss that no weight is part of."""
+def test_an_error_without_a_frame_of_the_user_is_its_sentence(net):
+    """As torch's of a loss that no weight is part of; the doctor knows it."""
     healthy = "return self.net(batch[0]).pow(2).mean()"
     broken = USER.replace(healthy, "return torch.ones(())", 1)
     assert broken != USER
     Path("users_net.py").write_text(broken)
     with pytest.raises(SystemExit) as exit_info:
-        run(command)
+        run("find-lr")
     assert exit_info.value.code.startswith("RuntimeError: element 0 of tensors does not require grad")
     assert "Traceback" not in exit_info.value.code
+
+
+@pytest.mark.parametrize("command", ["fit", "explain", "doctor", "validate"])
+def test_a_file_without_data_is_told_the_key(net, command):
+    of_loaders = "train_dataloader(self)", "val_dataloader = test_dataloader = predict_dataloader = train_dataloader"
+    Path("users_net.py").write_text(USER.replace(of_loaders[0], "other(self)").replace(of_loaders[1], "pass"))
+    with pytest.raises(SystemExit, match=rf"^optkit {command}: `\w+_dataloader` must .* as in data: {{class_path: "):
+        run(command)
 
 
 def test_a_mistake_of_this_package_keeps_its_traceback(net, monkeypatch):
