@@ -26,12 +26,12 @@ TRAINER_COMMANDS = {
     "test": "Runs one evaluation over the test data of a configuration.",
     "predict": "Runs the model of a configuration over its prediction data.",
     "explain": "Shows the plan of a configuration without training: optimizers, their stages, rates over the run.",
-    "find-lr": "Runs the learning-rate range test of a configuration, and says which rate it suggests.",
+    "find-lr": "Runs the learning-rate range test of a configuration, and says which rate to use.",
     "doctor": "Checks a configuration before a run: fits its first batch, says what is wrong; status 1 for a fault.",
 }
 # What a shell completes of them; the others, such as --trainer.max_epochs, take seconds to find.
 _OFTEN_GIVEN = ("config", "ckpt_path", "seed_everything", "print_config")
-_GIVEN_TO = {"doctor": ("max_steps", "max_seconds", "json")}
+_GIVEN_TO = {"doctor": ("max_steps", "max_seconds", "json"), "find-lr": ("suggestion",)}
 # A function each: its signature is the options, or `add_options` beside it adds them; its docstring is the help.
 COMMANDS = {
     "list": "Lists every strategy, or those with some words in their name or description.",

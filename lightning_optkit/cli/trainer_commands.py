@@ -27,6 +27,8 @@ from lightning_optkit.cli.refused_values import CLIWithKeys, RefusedValue, about
 from lightning_optkit.cli.run_of_trainer import RunOfTrainer
 from lightning_optkit.cli.users_folders import add_users_folders
 from lightning_optkit.cli.wrong_names import ParserWithNearNames
+from lightning_optkit.diagnostics._rate_trials import TRAINED
+from lightning_optkit.diagnostics.lr_range import RULES
 
 __all__ = ["cli_of_fit", "of_user", "refuse_unreadable", "run"]
 
@@ -52,6 +54,19 @@ class _BeforeTheFirstBatch(CLIWithKeys):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Without a logger: nothing is trained, and Lightning would recommend several."""
         return super().instantiate_trainer(**{"logger": False, **kwargs})
+
+
+class _RangeTest(_BeforeTheFirstBatch):
+    """The same with the options of `find-lr`."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        parser.add_argument(
+            "--suggestion",
+            choices=(*RULES, TRAINED),
+            help="the rule whose rate is suggested; trained: by short trainings at some 10 rates. Default: that of the "
+            "LRFinder of the file, or middle",
+        )
 
 
 class _OneBatch(_BeforeTheFirstBatch):
@@ -115,7 +130,7 @@ def _run(command: str, words: list[str], program: str, summary: str) -> None:
         )
         return
     parser_kwargs: dict[str, Any] = {"prog": f"{program} {command}", "description": summary, "usage": usage}
-    kind = _OneBatch if command == "doctor" else _BeforeTheFirstBatch
+    kind = {"doctor": _OneBatch, "find-lr": _RangeTest}.get(command, _BeforeTheFirstBatch)
     with quiet_start(prints_ours=command == "explain"):
         cli = _before_a_run(kind, words, parser_kwargs)
         with keys_named(cli):

@@ -17,6 +17,7 @@ from torch import nn
 import lightning_optkit as ok
 from lightning_optkit.cli import doctor_command, main, trainer_commands
 from lightning_optkit.cli.bare_names import bare_names
+from lightning_optkit.diagnostics.lr_range import LRRange
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -171,6 +172,48 @@ def test_a_finder_of_the_configuration_keeps_its_settings(net, capsys):
     run("find-lr", callbacks=[bare("LRFinder", num_steps=20, min_lr=1e-4, max_lr=1e-2)])
     said = capsys.readouterr().out
     assert "Tested 20 rates from 0.0001 to 0.01." in said or "No suggestion" in said
+
+
+def found(monkeypatch, **rates):
+    """The test of every finder finds these."""
+    result = LRRange((1e-7, 1.0), (1.0, 1.0), (1.0,), rates)
+    monkeypatch.setattr(ok.LRFinder, "_tested", lambda *_: result)
+
+
+ALONE, TOGETHER = (
+    dict(middle=4e-5, steepest=1e-3, valley=1e-3, minimum=3e-3),
+    dict(middle=4e-3, steepest=1e-3, valley=1e-5, minimum=3e-3),
+)
+
+
+@pytest.mark.parametrize(
+    ("rates", "words", "last"),
+    [
+        (TOGETHER, [], "Use 0.004, by middle, as the rate of the optimizer."),
+        (TOGETHER, ["--suggestion", "steepest"], "Use 0.001, by steepest, as the rate of the optimizer."),
+        (ALONE, ["--suggestion=steepest"], "Use 0.001, by steepest, as the rate of the optimizer."),
+        (ALONE, [], 'decides, in a run LRFinder(suggestion="trained").'),
+    ],
+)
+def test_the_last_line_says_which_rate_to_use(net, capsys, monkeypatch, rates, words, last):
+    found(monkeypatch, **rates)
+    run("find-lr", *words)
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.endswith(last) and ("The rules are far apart, and middle is" in said) == ("trained" in last)
+
+
+def test_rates_are_tried_if_asked_for(net, capsys):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        run("find-lr", "--suggestion=traned")
+    assert "Near it: trained." in capsys.readouterr().err
+    run("find-lr", "--suggestion", "trained", callbacks=[bare("LRFinder", suggestion="trained", trial_steps=40)])
+    assert "trained, the choice of LRFinder" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_the_plan_explains_steps_as_it_is(net, capsys, is_fused):
+    run("explain", callbacks=[bare("Fuse")] if is_fused else [])
+    assert ("Steps as it is: by the optimizer's own code" in capsys.readouterr().out) != is_fused
 
 
 @pytest.mark.parametrize(
