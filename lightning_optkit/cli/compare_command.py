@@ -139,7 +139,7 @@ def _check_output(options: Namespace, tried: Sequence[str]) -> None:
 
 
 def _in_words(record: RunRecord) -> str:
-    took = f"{record.num_steps:,} steps in {record.elapsed_s.last or 0:.1f} s"
+    took = f"{record.num_steps:,} step{'s' * (record.num_steps != 1)} in {record.elapsed_s.last or 0:.1f} s"
     if not record.ended:
         return took
     by = as_label(record.ended["by"].splitlines()[0], 200)

@@ -212,7 +212,7 @@ def _quartiles(curve: Curve) -> tuple[float, float] | None:
 
 def _timings(values: Sequence[float | None], spreads: Sequence[tuple[float, float] | None]) -> list[str]:
     """Medians with their ratio to the first, which is named where the middle halves of the steps do not overlap."""
-    first, cells = values[0], []
+    first, cells = values[0], list[str]()
     for value, spread in zip(values, spreads, strict=True):
         cell = "" if value is None else f"{value:.3g}"
         if cells and first and value:
