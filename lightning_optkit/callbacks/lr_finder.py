@@ -17,7 +17,7 @@ from lightning_optkit.callbacks.seams.refusals import refuse_split_parameters, r
 from lightning_optkit.callbacks.seams.run import Run, has_lazy_parameters
 from lightning_optkit.callbacks.seams.trial_fit import TrialFits
 from lightning_optkit.diagnostics._rate_trials import TRAINED, RateTrial, best_of, ladder, loss_of, trials_of
-from lightning_optkit.diagnostics.lr_range import RULES, LRRange, lr_range
+from lightning_optkit.diagnostics.lr_range import RULES, LRRange, lr_range, stands_alone
 
 __all__ = ["LRFinder"]
 
@@ -41,6 +41,7 @@ class LRFinder(FitCallback):
 
     After the fit starts, `result` has rates, losses and suggestions, and `result.plot()` draws them; without a
     suggestion (the loss does not fall, the module sets its rate itself, the run is resumed) `result.reason` says why.
+    A warning says that the rules are far apart, by more than 10 times from the one used: "trained" decides then.
 
     Args:
         min_lr: Smallest rate of the test, in (0, inf): that of the group with the largest rate; the others keep their
@@ -134,6 +135,11 @@ class LRFinder(FitCallback):
         if self.verbose:
             begins = max(float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups)
             rank_zero_info(self._text(self.result, max(bases), begins))
+        if (self.apply or self.verbose) and stands_alone(self.result.suggestions, self.suggestion):
+            rank_zero_warn(
+                f"{owner}: the rules are far apart, and {self.suggestion} is more than 10 times from the others; "
+                f'{owner}(suggestion="{TRAINED}") decides between them.'
+            )
 
     def _tested(self, trainer: pl.Trainer, trial_fit: TrialFits, ratios: list[float]) -> LRRange:
         """The range test."""

@@ -8,6 +8,7 @@ it, so the first ones run in full; a finding needs no comparison, and says what 
 
 import math
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import lightning.pytorch as pl
@@ -62,6 +63,7 @@ class PruneTrial(FitCallback):
 
     Raises:
         TypeError: if `trial` is no trial, or `symptoms` no list.
+        ModuleNotFoundError: without optuna.
         ValueError: for an argument out of range or an unknown symptom; when the fit starts, in several processes.
 
     Cost: that of `GradientHealth`.
@@ -76,6 +78,11 @@ class PruneTrial(FitCallback):
         self, trial: Trial, after: float = 0.3, progress: float = 0.1, symptoms: Sequence[str] = _OF_SETTINGS
     ) -> None:
         owner = type(self).__name__
+        if find_spec("optuna") is None:
+            raise ModuleNotFoundError(
+                f"{owner} needs optuna: pip install optuna, which is also in the extra `search` of this package.",
+                name="optuna",
+            )
         check_like(owner, "trial", trial, ("set_user_attr",), "an optuna.Trial")
         self.trial = trial
         self.after = check_in(owner, "after", after, "(0, 1)")

@@ -62,7 +62,9 @@ def bench(seconds: float = 2.0, device: str = "cpu", threads: int | None = None)
         console.print(
             f"Without the compiled extension ({missing_reason}): plain PyTorch, slower than torch's own steps."
         )
-    console.print("torch: clip_grad_norm_, AdamW, AveragedModel. More: docs/performance.md, `make bench`.")
+    console.print(
+        "torch: clip_grad_norm_, AdamW, AveragedModel. More in its sources: docs/performance.md, `make bench`."
+    )
 
 
 def _variants(number: int, width: int, device: str) -> list[Callable[[], None]]:

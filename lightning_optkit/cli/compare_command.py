@@ -21,7 +21,9 @@ from lightning_optkit._terminal import announce, width
 from lightning_optkit.callbacks import PowerSnapshots, Report, SnapshotEnsemble
 from lightning_optkit.cli.bare_names import bare_names
 from lightning_optkit.cli.quiet_start import LIGHTNINGS_LOGGERS
-from lightning_optkit.cli.trainer_commands import about_settings, cli_of_fit, of_user, refuse_unreadable
+from lightning_optkit.cli.refused_values import RefusedValue, about_settings, keys_named
+from lightning_optkit.cli.trainer_commands import cli_of_fit, of_user, refuse_unreadable
+from lightning_optkit.cli.users_folders import add_users_folders
 from lightning_optkit.diagnostics import RunRecord
 from lightning_optkit.diagnostics._comparison import comparison_rows, write_comparison
 from lightning_optkit.diagnostics._figures import as_label
@@ -89,21 +91,21 @@ def compare(options: Namespace) -> None:
     console = Console(highlight=False, markup=False)
     not_run: list[str] = []
     groups: dict[str, list[RunRecord]] = {}
-    sys.path.insert(0, "")  # as `optkit fit` does: the user's model is a file in this folder
+    add_users_folders([*options.task, *filter(os.path.isfile, tried)])
     with _quiet(), TemporaryDirectory() as folder:
         files = {each: _file_of(each, Path(folder)) for each in tried}
         for name in tried[1:]:
             try:  # one that is wrong is found before the first run
-                with _named(f"--tried {name}"):
+                with _named("the settings of", f"--tried {name}"):
                     _built([*options.task, *files[name]], options.seeds[0])
-            except _NotRun:
-                sys.exit(1)
+            except _NotRun as error:
+                sys.exit(2 if isinstance(error.__cause__, RefusedValue) else 1)
         try:
             for name in tried:
                 for seed in options.seeds:
                     announce(f"{name}, seed {seed} ...")
                     try:
-                        with _named(f"{name}, seed {seed}"):
+                        with _named("the run:", f"{name}, seed {seed}"):
                             record = _fitted([*options.task, *files[name]], seed)
                     except _NotRun:
                         not_run.append(name)
@@ -137,7 +139,7 @@ def _check_output(options: Namespace, tried: Sequence[str]) -> None:
 
 
 def _in_words(record: RunRecord) -> str:
-    took = f"{record.num_steps:,} steps in {record.elapsed_s.last or 0:.1f} s"
+    took = f"{record.num_steps:,} step{'s' * (record.num_steps != 1)} in {record.elapsed_s.last or 0:.1f} s"
     if not record.ended:
         return took
     by = as_label(record.ended["by"].splitlines()[0], 200)
@@ -172,7 +174,7 @@ def _fitted(files: Sequence[str], seed: int) -> RunRecord:
     trainer: Any = cli.trainer
     report = Report(write=False, verbose=False, layers=False)
     trainer.callbacks = [*(each for each in trainer.callbacks if not isinstance(each, _WRITE)), report]
-    with bare_names():
+    with bare_names(), keys_named(cli):
         try:
             trainer.fit(cli.model, datamodule=cli.datamodule)
         except Exception:
@@ -186,12 +188,12 @@ class _NotRun(Exception):
 
 
 @contextmanager
-def _named(setting: str) -> Iterator[None]:
-    """Says which setting it is that cannot be built or run."""
+def _named(part: str, setting: str) -> Iterator[None]:
+    """Says which setting it is that cannot be built or run; `part` of the comparison is its run, or its file."""
     try:
         yield
-    except SystemExit:  # of the parser, whose message is printed
-        print(f"optkit compare: this is {setting}.", file=sys.stderr)
+    except SystemExit:  # of the parser, whose message is printed, or after Ctrl-C
+        print(f"optkit compare: it ended in {part} {setting}.", file=sys.stderr)
         raise
     except Exception as error:
         sentence = about_settings(error)
@@ -200,7 +202,7 @@ def _named(setting: str) -> Iterator[None]:
             own = of_user(error)
             own.__context__ = None  # the parser's
             traceback.print_exception(own)
-        raise _NotRun from None
+        raise _NotRun from error
 
 
 @contextmanager

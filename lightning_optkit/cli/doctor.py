@@ -10,6 +10,7 @@ import copy
 import json
 import math
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from lightning_optkit.cli.high_start import high_start
 from lightning_optkit.diagnostics._guard import Guard
 from lightning_optkit.diagnostics._observations import Losses, RunSeen
 from lightning_optkit.diagnostics.rules import OF_LEARNING, asked
+from lightning_optkit.diagnostics.rules.gradients import ATTACHED
 from lightning_optkit.diagnostics.rules.outcome import constant_of, outcome_of
 from lightning_optkit.diagnostics.rules.rates import lr_too_high, lr_too_low
 from lightning_optkit.diagnostics.verdict import Verdict
@@ -47,6 +49,7 @@ _SAYS = {
     "high_start": "bad_init_scale",
 }  # rules with another name
 _HINTS = {"lr_too_low"}  # a rate that is too low for a short fit may be right for a long one
+_THAW = "requires_grad_(True) of what is to be trained, before configure_optimizers"
 _LIMITS: dict[str, Any] = dict(
     max_epochs=-1, min_steps=None, min_epochs=None, logger=False, enable_checkpointing=False, enable_progress_bar=False,
     enable_model_summary=False, limit_val_batches=0, num_sanity_val_steps=0, accumulate_grad_batches=1, devices=1,
@@ -168,10 +171,29 @@ def examine(
     )
     with warnings.catch_warnings(), _one_batch(module, train_dataloaders, datamodule, max_steps) as data:
         warnings.simplefilter("ignore")
-        trainer.fit(module, **data)
-    findings = tuple(_findings(watch.seen, health.verdicts, guard))
+        verdicts = [*_fitted(trainer, module, data), *health.verdicts]
+    findings = tuple(_findings(watch.seen, verdicts, guard))
     guard.tell()  # behind the fit, whose own warnings are left out
     return Examination(findings, watch.seen.steps, round(time.perf_counter() - begin, 2))
+
+
+def _fitted(trainer: pl.Trainer, module: pl.LightningModule, data: dict[str, Any]) -> list[Verdict]:
+    """Fits the batch; a verdict if the first loss has no gradient, at which torch ends the fit."""
+    try:
+        trainer.fit(module, **data)
+    except RuntimeError as error:
+        frames = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
+        if "does not require grad" not in str(error) or "training_step" in frames or trainer.global_step:
+            raise
+        params = [*module.parameters()]
+        if params and not any(param.requires_grad for param in params):
+            cause, remedy = "every parameter is frozen, so that nothing can be learned", _THAW
+            evidence = f"none of {len(params)} parameters requires a gradient"
+        else:
+            cause = "the loss that training_step returns has no gradient: it was detached, or computed without one"
+            evidence, remedy = f"torch ended the backward pass ({str(error).splitlines()[0]})", ATTACHED
+        return [Verdict("no_gradient", None, cause, evidence, remedy, 0, 1.0)]
+    return []
 
 
 class _Repeated:

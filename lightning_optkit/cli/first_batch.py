@@ -16,7 +16,8 @@ from lightning_optkit.callbacks import LRFinder, LRSchedule, PowerSnapshots, Rep
 from lightning_optkit.callbacks._steps_at_rates import bases_of
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.run import Run
-from lightning_optkit.diagnostics.lr_range import LRRange
+from lightning_optkit.diagnostics._rate_trials import TRAINED
+from lightning_optkit.diagnostics.lr_range import LRRange, stands_alone
 from lightning_optkit.step import OnePassOptimizer
 
 __all__ = ["explain", "find_lr"]
@@ -63,9 +64,11 @@ def find_lr(cli: LightningCLI) -> None:
     finders = callbacks_of(trainer, LRFinder)
     finder = finders[0] if finders else LRFinder()
     finder.apply = finder.verbose = False
+    finder.suggestion = cli.config["suggestion"] or finder.suggestion
     if not finders:
         trainer.callbacks.append(finder)
-    announce(f"Testing {finder.num_steps} rates, a step each ...")
+    more = f", then training for some {6 * finder.trial_steps:,} steps" if finder.suggestion == TRAINED else ""
+    announce(f"Testing {finder.num_steps} rates, a step each{more} ...")
     present: list[str] = []
     _start(cli, lambda trainer: present.append(_present(trainer)))
     if finder.result is None:
@@ -76,6 +79,17 @@ def find_lr(cli: LightningCLI) -> None:
     _print_suggestions(console, finder.result, finder.suggestion)
     for sentence in present:
         console.print(sentence)
+    console.print(_advice(finder.result, finder.suggestion))
+
+
+def _advice(found: LRRange, chosen: str) -> str:
+    """The last line: which rate to use."""
+    if stands_alone(found.suggestions, chosen):
+        return (
+            f"The rules are far apart, and {chosen} is more than 10 times from the others: --suggestion {TRAINED} "
+            f'decides, in a run LRFinder(suggestion="{TRAINED}").'
+        )
+    return f"Use {found.suggestions[chosen]:.3g}, by {chosen}, as the rate of the optimizer."
 
 
 def _present(trainer: pl.Trainer) -> str:
@@ -113,6 +127,10 @@ def _print_plan(console: Console, trainer: pl.Trainer) -> None:
         name = optimizer._owner if isinstance(optimizer, OnePassOptimizer) else type(optimizer).__name__
         table.add_row(name, str(len(groups)), f"{size:,}", ", ".join(rates), how)
     console.print(table)
+    if not all(isinstance(optimizer, OnePassOptimizer) for optimizer in trainer.optimizers):
+        console.print(
+            "Steps as it is: by the optimizer's own code, clipping and averages beside it; Fuse makes them one pass."
+        )
     steps = Run(trainer).steps_at_end()
     console.print(f"Run: {'of unknown length' if steps is None else f'{steps:,.0f} optimizer steps'}.")
     for callback in callbacks_of(trainer, LRSchedule):

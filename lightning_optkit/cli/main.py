@@ -9,13 +9,13 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from importlib import import_module
 from io import TextIOWrapper
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
 import lightning_optkit
-from lightning_optkit.cli.near_options import with_near_options
+from lightning_optkit.cli.near_options import about_missing, about_option, with_near_options
 
 __all__ = ["COMMANDS", "TRAINER_COMMANDS", "main", "parser_of_everything"]
 
@@ -26,12 +26,12 @@ TRAINER_COMMANDS = {
     "test": "Runs one evaluation over the test data of a configuration.",
     "predict": "Runs the model of a configuration over its prediction data.",
     "explain": "Shows the plan of a configuration without training: optimizers, their stages, rates over the run.",
-    "find-lr": "Runs the learning-rate range test of a configuration, and says which rate it suggests.",
+    "find-lr": "Runs the learning-rate range test of a configuration, and says which rate to use.",
     "doctor": "Checks a configuration before a run: fits its first batch, says what is wrong; status 1 for a fault.",
 }
 # What a shell completes of them; the others, such as --trainer.max_epochs, take seconds to find.
 _OFTEN_GIVEN = ("config", "ckpt_path", "seed_everything", "print_config")
-_GIVEN_TO = {"doctor": ("max_steps", "max_seconds", "json")}
+_GIVEN_TO = {"doctor": ("max_steps", "max_seconds", "json"), "find-lr": ("suggestion",)}
 # A function each: its signature is the options, or `add_options` beside it adds them; its docstring is the help.
 COMMANDS = {
     "list": "Lists every strategy, or those with some words in their name or description.",
@@ -55,8 +55,13 @@ class _Parser(ArgumentParser):
     def format_help(self, *args: Any, **kwargs: Any) -> str:  # it has a formatter in some versions
         return re.sub(r"\n +Available subcommands:\s+\(required\)(?=\n)", "", super().format_help(*args, **kwargs))
 
+    of_commands: Mapping[str, "_Parser"] = MappingProxyType({})
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Ends the program, or raises if it was built so."""
+        for name, parser in self.of_commands.items():
+            if said := about_missing(message, name, parser.format_help()):
+                parser.error(said, ex)  # with the usage and the help of the command
         super().error(with_near_options(message, self.format_help()), ex)
 
 
@@ -104,8 +109,9 @@ def _run(words: list[str]) -> None:
         parser.print_help()
         return
     config = parser.parse_args(words)
-    command, values = config.subcommand, parser.instantiate_classes(config)[config.subcommand]
+    command, own = config.subcommand, config[config.subcommand].get("schedule")
     try:
+        values = parser.instantiate_classes(config)[command]
         if hasattr(_module(command), "add_options"):
             _function(command)(values)
         else:
@@ -113,7 +119,11 @@ def _run(words: list[str]) -> None:
     except BrokenPipeError:
         raise
     except ValueError as error:
-        sys.exit(str(error))
+        said = about_option(command, str(error), (command.replace("-", "_"), own))
+        if said is None:
+            sys.exit(str(error))
+        print(f"{_program()} {said}", file=sys.stderr)
+        sys.exit(2)
     except OSError as error:  # a file that cannot be written
         said = str(error)
         sys.exit(said if said.startswith("optkit ") else f"optkit {command}: {said}")
@@ -139,8 +149,9 @@ def _parser(chosen: Container[str | None], by_name: Mapping[str, Sequence[str]] 
         epilog=_EPILOG,
     )
     subcommands = parser.add_subcommands(title="commands", description="`optkit COMMAND --help` says more of each.")
+    of_commands: dict[str, _Parser] = {}
     for name, summary in {**TRAINER_COMMANDS, **COMMANDS}.items():
-        options = _Parser(description=_help_of(_function(name)) if name in chosen else summary)
+        options = of_commands[name] = _Parser(description=_help_of(_function(name)) if name in chosen else summary)
         subcommands.add_subcommand(name, options, help=summary)
         options.prog = f"{_program()} {name}"  # by default the usage of the whole program stands in front
         for option in (by_name or {}).get(name, ()):
@@ -149,6 +160,7 @@ def _parser(chosen: Container[str | None], by_name: Mapping[str, Sequence[str]] 
             _module(name).add_options(options)
         elif name in chosen:
             options.add_function_arguments(_function(name), as_group=False)
+    parser.of_commands = of_commands
     return parser
 
 

@@ -6,15 +6,16 @@ from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_optkit.cli.given_checkpoint import SaysWhichWeights, check_given, damage_of_given, short
+from lightning_optkit.cli.refused_values import CLIWithKeys
 
 __all__ = ["RunOfTrainer"]
 
 
-class RunOfTrainer(LightningCLI):
+class RunOfTrainer(CLIWithKeys):
     """The run of a command, from its arguments to its end."""
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:

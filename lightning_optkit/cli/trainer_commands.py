@@ -8,26 +8,29 @@ import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jsonargparse
 import lightning
 import lightning.pytorch as pl
 import torch
 import yaml
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lightning_optkit.cli.bare_names import bare_names
 from lightning_optkit.cli.doctor_command import doctor_of
 from lightning_optkit.cli.first_batch import explain, find_lr
-from lightning_optkit.cli.given_checkpoint import about_checkpoint
 from lightning_optkit.cli.main import TRAINER_COMMANDS
+from lightning_optkit.cli.near_options import about_option
 from lightning_optkit.cli.quiet_start import quiet_start
+from lightning_optkit.cli.refused_values import CLIWithKeys, RefusedValue, about_settings, keys_named
 from lightning_optkit.cli.run_of_trainer import RunOfTrainer
-from lightning_optkit.cli.wrong_names import ParserWithNearNames, our_sentence_in
+from lightning_optkit.cli.users_folders import add_users_folders
+from lightning_optkit.cli.wrong_names import ParserWithNearNames
+from lightning_optkit.diagnostics._rate_trials import TRAINED
+from lightning_optkit.diagnostics.lr_range import RULES
 
-__all__ = ["about_settings", "cli_of_fit", "of_user", "refuse_unreadable", "run"]
+__all__ = ["cli_of_fit", "of_user", "refuse_unreadable", "run"]
 
 _PACKAGE = str(Path(__file__).parents[1])
 _PARSER = str(Path(jsonargparse.__file__).parent)
@@ -36,11 +39,11 @@ _AROUND = (_PACKAGE, _PARSER, _LIGHTNING, str(Path(torch.__file__).parent), cont
 _MORE = {
     "fit": "optkit fit --config config.yaml --trainer.max_epochs 3; in the file, `class_path: Fuse` is enough; a name "
     "that torch or Lightning has as well (AdamW, WeightAveraging) is ours as lightning_optkit.AdamW. Models and data "
-    "are looked up in the current folder, too.",
+    "are looked up in the current folder, too, and in that of the file.",
 }
 
 
-class _BeforeTheFirstBatch(LightningCLI):
+class _BeforeTheFirstBatch(CLIWithKeys):
     """The run as `fit` would start it; takes the options of `fit`, so that its files can be given."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -51,6 +54,19 @@ class _BeforeTheFirstBatch(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Without a logger: nothing is trained, and Lightning would recommend several."""
         return super().instantiate_trainer(**{"logger": False, **kwargs})
+
+
+class _RangeTest(_BeforeTheFirstBatch):
+    """The same with the options of `find-lr`."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        parser.add_argument(
+            "--suggestion",
+            choices=(*RULES, TRAINED),
+            help="the rule whose rate is suggested; trained: by short trainings at some 10 rates. Default: that of the "
+            "LRFinder of the file, or middle",
+        )
 
 
 class _OneBatch(_BeforeTheFirstBatch):
@@ -74,21 +90,30 @@ def run(command: str, words: Sequence[str], program: str) -> None:
     Raises:
         SystemExit: with 2 for arguments or files that are wrong, with 1 and a sentence for a run that cannot be done.
     """
-    sys.path.insert(0, "")  # as `python -m` does: the user's model is a file in this folder
+    add_users_folders(_files_of(words))
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter")  # it is what we have
     summary = " ".join([TRAINER_COMMANDS[command], *filter(None, [_MORE.get(command)])])
     try:
         refuse_unreadable(_files_of(words), f"{program} {command}")
         with bare_names():
             _run(command, [*words], program, summary)
+    except RefusedValue as error:
+        _end_with(2, f"{program} {command}: {error}")
     except Exception as error:
         sentence = about_settings(error)
+        if sentence is not None and sentence.startswith("doctor("):  # the function that the command is
+            _end_with(2, f"{program} {about_option(command, sentence, ('doctor',))}")
         if sentence is None:
             own = of_user(error)  # with its own traceback, not that of the parser that called it
             if command in _FIRST_BATCH and not _is_of_package(own):
                 sys.exit(f"{_frames_of_user(own)}\n{program} {command}: it ended by this error.")
             raise own from own.__cause__
         sys.exit(f"{program} {command}: {sentence}")
+
+
+def _end_with(status: int, sentence: str) -> NoReturn:
+    print(sentence, file=sys.stderr)
+    sys.exit(status)
 
 
 def _run(command: str, words: list[str], program: str, summary: str) -> None:
@@ -105,9 +130,11 @@ def _run(command: str, words: list[str], program: str, summary: str) -> None:
         )
         return
     parser_kwargs: dict[str, Any] = {"prog": f"{program} {command}", "description": summary, "usage": usage}
-    kind = _OneBatch if command == "doctor" else _BeforeTheFirstBatch
+    kind = {"doctor": _OneBatch, "find-lr": _RangeTest}.get(command, _BeforeTheFirstBatch)
     with quiet_start(prints_ours=command == "explain"):
-        _FIRST_BATCH[command](_before_a_run(kind, words, parser_kwargs))
+        cli = _before_a_run(kind, words, parser_kwargs)
+        with keys_named(cli):
+            _FIRST_BATCH[command](cli)
 
 
 def cli_of_fit(words: Sequence[str], parser_kwargs: dict[str, Any]) -> LightningCLI:
@@ -173,8 +200,7 @@ def refuse_unreadable(files: Sequence[str], call: str) -> None:
         else:
             reason = _syntax(text) if text.strip() else "it is empty; a configuration has at least a model."
         if reason:
-            print(f"{call}: {file}: {reason}", file=sys.stderr)
-            sys.exit(2)
+            _end_with(2, f"{call}: {file}: {reason}")
 
 
 def _syntax(text: str) -> str:
@@ -192,23 +218,4 @@ def _syntax(text: str) -> str:
 def _files_of(words: Sequence[str]) -> list[str]:
     """The files behind `--config` and `-c`."""
     behind = [after for word, after in pairwise(words) if word in ("--config", "-c")]
-    return behind + [word.partition("=")[2] for word in words if word.startswith("--config=")]
-
-
-def about_settings(error: BaseException) -> str | None:
-    """The sentence that says what to change: of our own code, or of Lightning about its configuration.
-
-    None for an error in the user's module or data, which needs its traceback. jsonargparse wraps what a class raises.
-    """
-    each: BaseException | None = error
-    while each is not None:
-        innermost = traceback.extract_tb(each.__traceback__)[-1]
-        is_said = isinstance(each, ValueError | TypeError) or (innermost.line or "").startswith("raise ")
-        is_ours = innermost.filename.startswith(_PACKAGE) and is_said
-        is_checkpoint = isinstance(each, FileNotFoundError) and innermost.filename.startswith(_LIGHTNING)
-        if is_ours or is_checkpoint or isinstance(each, MisconfigurationException):
-            return str(each)
-        if sentence := about_checkpoint(each):
-            return sentence
-        each = each.__cause__ or each.__context__
-    return our_sentence_in(str(error))
+    return behind + [word.partition("=")[2] for word in words if word.startswith(("--config=", "-c="))]

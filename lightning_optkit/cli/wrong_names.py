@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Mapping
 from importlib import import_module
 from inspect import isclass, isfunction, signature
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -17,11 +16,16 @@ import lightning_optkit
 from lightning_optkit._near_names import near_names
 from lightning_optkit.cli.list_command import FOLDERS
 from lightning_optkit.cli.near_options import with_near_options
+from lightning_optkit.cli.users_folders import users_folders
 
 __all__ = ["ParserWithNearNames", "about_key", "in_short", "our_sentence_in"]
 
 _FOLDERS_OF_PACKAGE = (*FOLDERS, "diagnostics", "recipes")
 _KEYS = ("model", "data", "trainer", "optimizer", "lr_scheduler", "seed_everything", "ckpt_path", "config")
+
+# A file of a LightningCLI with a class of its own names none: the arguments seem to be those of Lightning's own.
+_NAMES_NO_CLASS = ("lightning.LightningModule", "lightning.LightningDataModule")
+_EXAMPLES = {"model": "my_file.MyNet", "data": "my_file.MyData"}
 
 _MISSING = re.compile(
     r"(?:module '(?P<module>[\w.]+)' has no attribute '(?P<name>\w+)'"
@@ -62,6 +66,8 @@ def in_short(message: str) -> str | None:
     at_key = f"{key[1]}: "
     owner, inside = _innermost(message)
     if not owner:
+        if key[1] in _EXAMPLES and "Not a valid subclass of" in message and (value := _given(message)):
+            return f"{at_key}{value} is no class; {_as_in(key[1])}"
         if sentence := _about_plain_value(message):
             return at_key + sentence
         unknown = re.search(r"Expected a dot import path string: (\w+)$", message, flags=re.M)
@@ -75,9 +81,11 @@ def in_short(message: str) -> str | None:
     if found := re.fullmatch(r"Option '(\w+)(?:\.[\w.]+)?' is not accepted", detail):
         if ours := _ours_that_has(found[1], owner):
             return f"{at_key}{owner} has no argument {found[1]}; {ours} has it."
+        if owner in _NAMES_NO_CLASS:
+            return at_key + _as_in(key[1], found[1])
         arguments = _arguments(owner)
         said = _said(f"{owner} has no argument {found[1]}", found[1], arguments)
-        return at_key + (said if "Near it" in said else f"{said} It has {', '.join(arguments)}.")
+        return at_key + (said if "Near it" in said else f"{said} It has {', '.join(arguments) or 'none'}.")
     if found := _MISSING.fullmatch(detail):
         module, name = found["module"] or found["package"], found["name"] or found["class"]
         if owner == f"{module}.{name}":  # not a mistake inside of the user's module
@@ -89,7 +97,9 @@ def in_short(message: str) -> str | None:
             return f"{at_key}there is no module {name}. Near it: lightning_optkit.{wanted}."
         place = f" in {package}" if package else ""
         if owner.startswith(f"{found[1]}."):
-            return at_key + _said(f"there is no module {name}{place}", name, _modules_in(package))
+            said = _said(f"there is no module {name}{place}", name, _modules_in(package))
+            looked = "" if package else f" Looked into {', '.join(users_folders())}, and the installed packages."
+            return f"{at_key}{said}{looked}"
     return None if "Does not validate" in detail else f"{at_key}{owner}: {detail}"
 
 
@@ -151,6 +161,19 @@ def _innermost(message: str) -> tuple[str, list[str]]:
             break
         inside.append(line)
     return lines[start].split("'")[1], inside
+
+
+def _as_in(key: str, argument: str = "") -> str:
+    """How a model or data is named."""
+    arguments = f", init_args: {{{argument}: ...}}" if argument else ""
+    example = f"as in {key}: {{class_path: {_EXAMPLES.get(key, 'my_file.MyClass')}{arguments}}}."
+    return f"it has arguments and names no class of yours; name it, {example}" if argument else f"name one, {example}"
+
+
+def _given(message: str) -> str:
+    """A number or a list that stands where a class must be; empty for a name, of which there is more to say."""
+    value = message.splitlines()[-1].strip().partition("Given value: ")[2]
+    return "" if re.fullmatch(r"[A-Za-z_][\w.]*", value.strip("'\"")) else value
 
 
 def _about_class(name: str) -> str:
@@ -223,7 +246,6 @@ def _ours_that_has(argument: str, class_path: str) -> str | None:
 
 
 def _modules_in(package: str) -> list[str]:
-    """Those of the current folder, without a package."""
-    if not package:
-        return [path.stem for path in Path().glob("*.py")]
-    return [each.name for each in pkgutil.iter_modules(getattr(import_module(package), "__path__", []))]
+    """Those of the user's folders, without a package."""
+    folders = getattr(import_module(package), "__path__", []) if package else users_folders()
+    return [each.name for each in pkgutil.iter_modules(folders)]

@@ -23,9 +23,11 @@ def replace_text(target: Path, text: str, errors: str = "strict") -> None:
     try:
         beside.write_text(text, encoding="utf-8", errors=errors)
         os.replace(beside, target)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             beside.unlink()
+        if isinstance(error, OSError):  # of the file that was asked for, not of the one beside it
+            raise type(error)(error.errno, error.strerror, str(target)) from error
         raise
 
 

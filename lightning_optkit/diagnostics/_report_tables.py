@@ -4,17 +4,28 @@
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean, median
+from statistics import fmean, median, quantiles
 
 from lightning_optkit.diagnostics._curve import Curve, tamed
 from lightning_optkit.diagnostics._record import RunRecord
 
-__all__ = ["all_keys", "duration_of", "end_of", "goal_of", "number_text", "results", "settings_rows", "shared_plans"]
+__all__ = [
+    "OF_STEPS",
+    "all_keys",
+    "duration_of",
+    "end_of",
+    "goal_of",
+    "number_text",
+    "results",
+    "settings_rows",
+    "shared_plans",
+]
 
 Row = tuple[str, ...]
 _SMALL = re.compile(r"loss|err|mae|mse|rmse|nll|ppl|perplexity|wer|cer|fid|distance", re.IGNORECASE)
 _LARGE = re.compile(r"acc|auc|auroc|f1|score|precision|recall|iou|map|bleu|rouge|r2|psnr|ssim|dice", re.IGNORECASE)
 _DATE = "date"  # differs between any two runs
+OF_STEPS = "training step"  # the timing whose values are those of `step_ms`
 _FEW_STEPS = 20  # of which a share says little
 _SAME = 0.05  # times that are closer than this are called the same
 # A clip that changes most steps on purpose, and what it is made for.
@@ -64,7 +75,8 @@ def results(runs: Sequence[RunRecord]) -> list[Row]:
             rows.append((f"{name}, last 5 %", *(_end_of(run.logged.get(name, Curve())) for run in runs)))
     rows += _norm_rows(runs)
     for name in all_keys(run.timings for run in runs):
-        rows.append((f"{name}, median (ms)", *_timings([run.timings.get(name) for run in runs])))
+        spreads = [_quartiles(run.step_ms) if name == OF_STEPS else None for run in runs]
+        rows.append((f"{name}, median (ms)", *_timings([run.timings.get(name) for run in runs], spreads)))
     return [row for row in rows if any(row[1:])]
 
 
@@ -190,14 +202,26 @@ def _clipped(before: Mapping[int, float], after: Mapping[int, float], steps: Seq
     return f"{share:.0%}{few}" + (f", {meant}" if meant and share else "")
 
 
-def _timings(values: Sequence[float | None]) -> list[str]:
-    first, cells = values[0], []
-    for index, value in enumerate(values):
+def _quartiles(curve: Curve) -> tuple[float, float] | None:
+    values = curve.finite()[1]
+    if len(values) < 2:
+        return None
+    low, _, high = quantiles(values, n=4, method="inclusive")
+    return low, high
+
+
+def _timings(values: Sequence[float | None], spreads: Sequence[tuple[float, float] | None]) -> list[str]:
+    """Medians with their ratio to the first, which is named where the middle halves of the steps do not overlap."""
+    first, cells = values[0], list[str]()
+    for value, spread in zip(values, spreads, strict=True):
         cell = "" if value is None else f"{value:.3g}"
-        if index > 0 and first and value:
+        if cells and first and value:
             ratio = first / value
+            of_first = spreads[0]
             if abs(ratio - 1) < _SAME:
                 cell += " (the same)"
+            elif spread and of_first and max(spread[0], of_first[0]) <= min(spread[1], of_first[1]):
+                cell += " (the same within the spread of the steps)"
             else:
                 cell += f" ({ratio:.2g}x faster)" if ratio > 1.0 else f" ({1.0 / ratio:.2g}x slower)"
         cells.append(cell)

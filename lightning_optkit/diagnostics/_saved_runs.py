@@ -29,7 +29,7 @@ def saved_runs(
     Args:
         paths: Files that end in .json (of `Report`), .ckpt (of a run with `Report`) or .csv (of CSVLogger), and
             folders, which are searched for report.json, any other .json that has a page of its name beside it and,
-            where there is no record beside it, metrics.csv.
+            where there is no record beside it, metrics.csv. In a folder, logs of a validation or test are left out.
         say: Called with a sentence for each file in a folder that is left out, since it holds no run.
 
     Raises:
@@ -51,7 +51,7 @@ def _found_in(folder: Path, say: Callable[[str], object]) -> list[tuple[Path, Ru
         if file.name == "metrics.csv" and file.parent in with_record:
             continue
         try:
-            runs.append((file, _read(file)))
+            runs.append((file, _trained(file)))
         except (ValueError, OSError) as error:
             failed.append(error)
         else:
@@ -76,6 +76,19 @@ def _records_in(folder: Path) -> list[Path]:
         return file.is_file() and (has_page or file.name == "report.json")
 
     return [file for file in sorted(folder.rglob("*.json")) if is_record(file)]
+
+
+def _trained(path: Path) -> RunRecord:
+    """The run of a file in a folder, where validations and tests have folders of their own beside those of fits."""
+    run = _read(path)
+    curves = [*run.metrics.values(), *run.logged.values()]
+    is_of_fit = run.loss.steps or run.learning_rate or run.grad_norm or run.grad_norm_clipped
+    if path.suffix == ".csv" and not is_of_fit and all(curve.steps == [1] for curve in curves):
+        raise ValueError(
+            f"{path}: it has metrics of one moment and no training step, as a validation or a test leaves it; give the "
+            "file itself to have it on the page."
+        )
+    return run
 
 
 def _read(path: Path) -> RunRecord:

@@ -38,7 +38,9 @@ def summary_text(run: RunRecord, width: int = _WIDTH) -> str:
         plain: 64 steps
     """
     took = duration_of(run)
-    lines = [f"{as_label(run.name)}: {run.num_steps:,} steps" + (f" in {took}" if took else "")]
+    lines = [
+        f"{as_label(run.name)}: {run.num_steps:,} step{'s' * (run.num_steps != 1)}" + (f" in {took}" if took else "")
+    ]
     lines += _end(run, width)
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     for label, curve in _curves(run):

@@ -92,8 +92,9 @@ def result_rows(runs: Sequence[RunRecord]) -> list[tuple[str, ...]]:
     """The table of results: the quantity, then one cell per run.
 
     Gradient norms are taken at the steps at which all runs measured them. Timings of later runs include the ratio to
-    the first run: "0.5 (4x faster)". The best value of a metric is the lowest or the highest, as a callback of the run
-    watches it or its name suggests; both are listed where neither is known.
+    the first run: "0.5 (4x faster)"; of training steps only where the middle halves of their times do not overlap. The
+    best value of a metric is the lowest or the highest, as a callback of the run watches it or its name suggests; both
+    are listed where neither is known.
 
     Args:
         runs: One or more records with different names.

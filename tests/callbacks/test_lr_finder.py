@@ -4,6 +4,7 @@
 import copy
 import random
 import threading
+import warnings
 
 import lightning.pytorch as pl
 import numpy as np
@@ -37,6 +38,7 @@ from lightning_optkit.callbacks import (
 )
 from lightning_optkit.clipping import AutoClip
 from lightning_optkit.data import Standardize
+from lightning_optkit.diagnostics.lr_range import RULES, LRRange
 from lightning_optkit.optimizers import AdamW
 from lightning_optkit.schedules import cosine, one_cycle
 
@@ -331,6 +333,28 @@ def test_what_it_says(printed, apply):
     assert f"middle {rate:.3g}" in said and "0.05 before" in said
     assert (f"the rate is now {rate:.3g} (middle)" if apply else "the rate stays 0.05") in said
     assert trainer.optimizers[0].param_groups[0]["lr"] == (rate if apply else 0.05)
+
+
+@pytest.mark.parametrize(
+    ("rates", "suggestion", "warns"),
+    [
+        ((4e-5, 1e-3, 1e-3, 3e-3), "middle", True),
+        ((4e-5, 1e-3, 1e-3, 3e-3), "steepest", False),
+        ((4e-3, 1e-5, 1e-5, 3e-3), "steepest", True),
+        ((4e-3, 1e-5, 1e-5, 3e-3), "middle", False),  # one of the others agrees
+        ((4e-3, 1e-3, 1e-6, 3e-3), "valley", False),  # careful by design
+    ],
+)
+@pytest.mark.parametrize("apply", [False, True])
+def test_it_warns_where_the_rule_is_far_from_the_others(monkeypatch, rates, suggestion, warns, apply):
+    found = LRRange((1e-7, 1.0), (1.0, 1.0), (1.0,), dict(zip(RULES, rates, strict=True)))
+    monkeypatch.setattr(LRFinder, "_tested", lambda *_: found)
+    found_by = LRFinder(suggestion=suggestion, apply=apply)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(Net(), found_by, max_epochs=1)
+    said = [str(each.message) for each in caught if "far apart" in str(each.message)]
+    assert len(said) == warns and all('LRFinder(suggestion="trained") decides' in each for each in said)
 
 
 def test_without_a_fall_the_rate_stays(printed):

@@ -420,6 +420,13 @@ def test_a_progress_bar_appears_when_fitting_takes_long(run, monkeypatch, capsys
     assert set(started) == {3} and len(started) <= 3
 
 
+@pytest.mark.parametrize("transform", [Standardize(), RobustScale()])  # one pass, and more of them
+def test_without_a_bar_nothing_is_printed_not_even_an_empty_line(run, capsys, transform):
+    run(Seen(), [Preprocess(transform)])
+    printed = capsys.readouterr().out
+    assert [line for line in printed.splitlines() if not line.strip()] == []
+
+
 HUGE = (
     torch.randn(64, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2**-10 * 2**20
 ).round() / 2**20

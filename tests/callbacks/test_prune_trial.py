@@ -189,6 +189,16 @@ def test_wrong_arguments_are_refused(arguments, error, message):
         PruneTrial(**{"trial": Trial(), **arguments})
 
 
+def test_without_optuna_the_package_and_the_extra_are_named(monkeypatch):
+    monkeypatch.setattr("lightning_optkit.callbacks.prune_trial.find_spec", lambda name: None)
+    for trial in (Trial(), None):
+        with pytest.raises(
+            ModuleNotFoundError, match=r"^PruneTrial needs optuna: pip install optuna, .*`search`"
+        ) as got:
+            PruneTrial(trial)
+        assert got.value.name == "optuna"
+
+
 def test_several_processes_are_refused(make_trainer, monkeypatch):
     monkeypatch.setattr(pl.Trainer, "world_size", property(lambda trainer: 2))
     with pytest.raises(ValueError, match=r"^PruneTrial\(\.\.\.\): a trial in 2 processes would end in one"):

@@ -2,6 +2,8 @@
 """`optkit compare` runs one task under several settings and seeds."""
 
 import re
+import signal
+import sys
 
 import pytest
 
@@ -52,7 +54,7 @@ def test_a_task_may_name_what_saves_checkpoints_and_none_is_saved(folder, capsys
 
 
 @pytest.mark.parametrize(
-    ("words", "code"),
+    ("words", "sentence"),
     [
         (["--task", "none.yaml"], "optkit compare: --task none.yaml: there is no such file."),
         (
@@ -61,27 +63,41 @@ def test_a_task_may_name_what_saves_checkpoints_and_none_is_saved(folder, capsys
         ),
         (["--task", "task.yaml", "--seeds", "1", "1"], "optkit compare: --seeds 1 is given twice."),
         (["--task", "task.yaml", "--tried", "mlp", "--tried", "mlp"], "optkit compare: --tried mlp is given twice."),
-        (["--seeds", "1"], 2),
-        (["--task", "fused.yaml", "--seeds", "1"], 2),
+        (["--seeds", "1"], "usage: "),
+        (["--task", "fused.yaml", "--seeds", "1"], "optkit compare: nothing to compare"),
     ],
 )
-def test_a_mistake_is_said_in_a_sentence(folder, words, code):
-    with pytest.raises(SystemExit) as exit_info:
+def test_a_mistake_is_said_in_a_sentence(folder, capsys, words, sentence):
+    with pytest.raises(SystemExit, match=r"^2$"):
         main(["compare", *words])
-    assert exit_info.value.code == code if isinstance(code, int) else exit_info.value.code.startswith(code)
+    assert capsys.readouterr().err.startswith(sentence)
 
 
 def test_a_setting_that_cannot_run_is_named(folder, capsys):
     (folder / "bad.yaml").write_text(FUSED.replace("Fuse", "MaxNorm").replace("verbose: false", "max_norm: 0.0"))
-    with pytest.raises(SystemExit) as exit_info:
+    with pytest.raises(SystemExit, match=r"^2$"):
         main(["compare", "--task", "task.yaml", "--tried", "bad.yaml", "--seeds", "1"])
-    said = "optkit compare: --tried bad.yaml: MaxNorm(max_norm=0.0): max_norm must be in (0, inf).\n"
-    assert exit_info.value.code == 1 and capsys.readouterr().err == said
+    sentence = "trainer.callbacks: MaxNorm(max_norm=0.0): max_norm must be in (0, inf)."
+    assert capsys.readouterr().err == f"optkit compare: --tried bad.yaml: {sentence}\n"
     (folder / "bad.yaml").write_text(FUSED.replace("Fuse", "Fuze"))
     with pytest.raises(SystemExit) as exit_info:
         main(["compare", "--task", "task.yaml", "--tried", "bad.yaml", "--seeds", "1"])
     assert exit_info.value.code == 2
-    assert capsys.readouterr().err.endswith("Near it: Fuse.\noptkit compare: this is --tried bad.yaml.\n")
+    assert capsys.readouterr().err.endswith(
+        "Near it: Fuse.\noptkit compare: it ended in the settings of --tried bad.yaml.\n"
+    )
+
+
+def test_a_task_with_a_refused_value_leaves_what_replaces_it(folder, capsys):
+    """The optimizer of a file is built when the fit starts."""
+    optimizer = "optimizer: {class_path: lightning_optkit.SGD, init_args: {lr: %s}}\n"
+    (folder / "task.yaml").write_text(TASK + optimizer % -1.0)
+    (folder / "mine.yaml").write_text(optimizer % 0.1)
+    with pytest.raises(SystemExit, match=r"^1$"):
+        main(["compare", "--task", "task.yaml", "--tried", "mine.yaml", "--seeds", "1"])
+    out, said = capsys.readouterr()
+    assert said.startswith("optkit compare: as it is, seed 1: optimizer: SGD(lr=-1.0): lr must be in [0, inf).\n")
+    assert "mine.yaml, seed 1: 4 steps" in out
 
 
 MODEL = """
@@ -118,6 +134,22 @@ def test_a_run_that_fails_is_counted_and_the_others_go_on(failing, capsys):
     assert "late.yaml, seed 1: 2 steps" in shown and "by ValueError: my own bug" in shown
     assert "ended early 0 1 0" in shown and "fused.yaml, seed 1: 4 steps" in shown
     assert "Ended before its time" in (failing / "compared.html").read_text()
+
+
+def test_ctrl_c_says_in_which_run(failing, capsys):
+    interrupted = MODEL.replace('raise ValueError("my own bug")', "raise KeyboardInterrupt")
+    (failing / "models_of_compare.py").write_text(interrupted)
+    sys.modules.pop("models_of_compare", None)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit, match=r"^130$"):
+            main(["compare", "--task", "task.yaml", "--tried", "late.yaml", "--seeds", "6"])
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning ignores further ones
+        sys.modules.pop("models_of_compare", None)
+    out, said = capsys.readouterr()
+    assert "optkit compare: it ended in the run: late.yaml, seed 6.\n" in said
+    assert "Of the runs so far: " in out and (failing / "compared.html").exists()
 
 
 @pytest.mark.parametrize("name", ["first", "init"])
@@ -170,7 +202,8 @@ def test_nothing_to_compare_is_said(folder, capsys):
     ],
 )
 def test_what_would_fail_after_the_runs_is_said_before(folder, capsys, words, sentence):
-    with pytest.raises(SystemExit) as exit_info:
+    with pytest.raises(SystemExit, match=r"^2$"):
         main(["compare", "--task", "task.yaml", *words])
-    assert exit_info.value.code.endswith(sentence) and "seed 0" not in capsys.readouterr().out
+    out, said = capsys.readouterr()
+    assert said.endswith(f"{sentence}\n") and "seed 0" not in out
     assert (folder / "task.yaml").read_text() == TASK

@@ -379,3 +379,35 @@ def test_too_few_steps_tell_nothing():
     examination = doctor(Net(), max_seconds=1e-4, accelerator="cpu")
     assert examination.is_healthy and examination.findings[-1].seen.endswith("too few to tell")
     assert examination.findings[-1].state == "unknown"
+
+
+class WithoutGradient(Net):
+    """Its loss has none; of "inside", an error of the user's own line has the same words."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        self.requires_grad_(kind != "frozen")
+
+    def training_step(self, batch, batch_idx):
+        if self.kind == "inside":
+            return torch.autograd.grad(torch.ones(()), torch.ones(()))[0]
+        with torch.set_grad_enabled(self.kind != "no_grad"):
+            loss = super().training_step(batch, batch_idx)
+        return loss.detach() if self.kind == "detach" else loss
+
+
+@pytest.mark.parametrize(
+    ("kind", "cause"),
+    [("detach", "was detached"), ("no_grad", "was detached"), ("frozen", "every parameter is frozen")],
+)
+def test_a_loss_without_gradient_is_a_fault(kind, cause):
+    examination = doctor(WithoutGradient(kind), accelerator="cpu", max_steps=40)
+    (fault,) = [each for each in examination.findings if each.state == "fault"]
+    assert fault.verdict.symptom == "no_gradient" and cause in fault.verdict.cause
+    assert fault.seen == "no step was taken" and json.loads(examination.to_json())["is_healthy"] is False
+
+
+def test_the_same_words_of_the_users_own_line_are_the_users_error():
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        doctor(WithoutGradient("inside"), accelerator="cpu", max_steps=40)

@@ -31,3 +31,26 @@ def test_what_was_meant_is_said(words, end, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match=r"^2$"):
         main(words)
     assert capsys.readouterr().err.rstrip().endswith(end)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["compare", "--tried", "mlp"], "--task"),
+        (["report"], "paths"),
+        (["completion"], "shell"),
+        (["plot-schedule", "warmup", "--steps", "2"], "--schedule"),
+    ],
+)
+def test_what_is_missing_is_named_as_it_is_given_with_the_usage_of_its_command(capsys, words, sentence):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(words)
+    said = capsys.readouterr().err
+    assert said.startswith(f"usage: optkit {words[0]}") and f"optkit {words[0]} --help" in said
+    assert said.endswith(f"error: the following arguments are required: {sentence}\n")
+
+
+def test_a_required_option_stands_without_brackets(capsys):
+    with pytest.raises(SystemExit):
+        main(["compare"])
+    assert "usage: optkit compare --task TASK [--tried" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from torch import nn
 import lightning_optkit as ok
 from lightning_optkit.cli import doctor_command, main, trainer_commands
 from lightning_optkit.cli.bare_names import bare_names
+from lightning_optkit.diagnostics.lr_range import LRRange
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -173,6 +174,48 @@ def test_a_finder_of_the_configuration_keeps_its_settings(net, capsys):
     assert "Tested 20 rates from 0.0001 to 0.01." in said or "No suggestion" in said
 
 
+def found(monkeypatch, **rates):
+    """The test of every finder finds these."""
+    result = LRRange((1e-7, 1.0), (1.0, 1.0), (1.0,), rates)
+    monkeypatch.setattr(ok.LRFinder, "_tested", lambda *_: result)
+
+
+ALONE, TOGETHER = (
+    dict(middle=4e-5, steepest=1e-3, valley=1e-3, minimum=3e-3),
+    dict(middle=4e-3, steepest=1e-3, valley=1e-5, minimum=3e-3),
+)
+
+
+@pytest.mark.parametrize(
+    ("rates", "words", "last"),
+    [
+        (TOGETHER, [], "Use 0.004, by middle, as the rate of the optimizer."),
+        (TOGETHER, ["--suggestion", "steepest"], "Use 0.001, by steepest, as the rate of the optimizer."),
+        (ALONE, ["--suggestion=steepest"], "Use 0.001, by steepest, as the rate of the optimizer."),
+        (ALONE, [], 'decides, in a run LRFinder(suggestion="trained").'),
+    ],
+)
+def test_the_last_line_says_which_rate_to_use(net, capsys, monkeypatch, rates, words, last):
+    found(monkeypatch, **rates)
+    run("find-lr", *words)
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.endswith(last) and ("The rules are far apart, and middle is" in said) == ("trained" in last)
+
+
+def test_rates_are_tried_if_asked_for(net, capsys):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        run("find-lr", "--suggestion=traned")
+    assert "Near it: trained." in capsys.readouterr().err
+    run("find-lr", "--suggestion", "trained", callbacks=[bare("LRFinder", suggestion="trained", trial_steps=40)])
+    assert "trained, the choice of LRFinder" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_the_plan_explains_steps_as_it_is(net, capsys, is_fused):
+    run("explain", callbacks=[bare("Fuse")] if is_fused else [])
+    assert ("Steps as it is: by the optimizer's own code" in capsys.readouterr().out) != is_fused
+
+
 @pytest.mark.parametrize(
     ("factor", "said"), [("1.0", ""), ("min(1.0, step / 5)", "; its schedule begins at 0")], ids=["constant", "from 0"]
 )
@@ -188,29 +231,12 @@ def test_a_suggestion_is_beside_what_it_would_replace(net, capsys, factor, said)
     assert f"The configuration has 0.01{said}." in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("callbacks", "sentence"),
-    [
-        (
-            [bare("GradientClipping", clip=bare("AutoClip", percentile=1000))],
-            "AutoClip(percentile=1000.0): percentile ",
-        ),
-        (
-            [bare("GradientClipping", clip=bare("ClipNorm", max_norm=-1.0))],  # not the first class of its place
-            "ClipNorm(max_norm=-1.0): max_norm must be in (0, inf).",
-        ),
-        (
-            [bare("LRSchedule", schedule=bare("lightning_optkit.schedules.cosine", min_factor=2.0))],
-            "cosine(min_factor=2.0): min_factor ",
-        ),
-        ([bare("Fuse"), bare("Fuse")], "Fuse(): given twice; "),
-    ],
-)
 @pytest.mark.parametrize("command", ["fit", "explain"])
-def test_a_mistake_in_the_settings_is_one_sentence(net, command, callbacks, sentence):
+def test_a_mistake_in_the_settings_is_one_sentence(net, command):
     with pytest.raises(SystemExit) as exit_info:
-        run(command, callbacks=callbacks)
-    assert exit_info.value.code.startswith(f"optkit {command}: {sentence}") and "\n" not in exit_info.value.code
+        run(command, callbacks=[bare("Fuse"), bare("Fuse")])
+    said = exit_info.value.code  # a text: status 1
+    assert said.startswith(f"optkit {command}: Fuse(): given twice; ") and "\n" not in said
 
 
 @pytest.mark.parametrize("limit", ["limit_train_batches", "max_epochs"])
@@ -267,17 +293,24 @@ def test_before_a_run_an_error_of_the_user_has_the_users_frames_alone(net, comma
     assert said[4] == f"optkit {command}: it ended by this error."
 
 
-@pytest.mark.parametrize("command", ["doctor", "find-lr"])
-def test_an_error_without_a_frame_of_the_user_is_its_sentence(net, command, monkeypatch):
-    """As torch's of a loss that no weight is part of."""
+def test_an_error_without_a_frame_of_the_user_is_its_sentence(net):
+    """As torch's of a loss that no weight is part of; the doctor knows it."""
     healthy = "return self.net(batch[0]).pow(2).mean()"
     broken = USER.replace(healthy, "return torch.ones(())", 1)
     assert broken != USER
     Path("users_net.py").write_text(broken)
     with pytest.raises(SystemExit) as exit_info:
-        run(command)
+        run("find-lr")
     assert exit_info.value.code.startswith("RuntimeError: element 0 of tensors does not require grad")
     assert "Traceback" not in exit_info.value.code
+
+
+@pytest.mark.parametrize("command", ["fit", "explain", "doctor", "validate"])
+def test_a_file_without_data_is_told_the_key(net, command):
+    of_loaders = "train_dataloader(self)", "val_dataloader = test_dataloader = predict_dataloader = train_dataloader"
+    Path("users_net.py").write_text(USER.replace(of_loaders[0], "other(self)").replace(of_loaders[1], "pass"))
+    with pytest.raises(SystemExit, match=rf"^optkit {command}: `\w+_dataloader` must .* as in data: {{class_path: "):
+        run(command)
 
 
 def test_a_mistake_of_this_package_keeps_its_traceback(net, monkeypatch):
@@ -304,5 +337,13 @@ def test_the_help_of_doctor_says_what_is_allowed(net, capsys):
         main(["doctor", "--help"])
     said = " ".join(capsys.readouterr().out.split())
     assert "32 or more" in said and "above 0" in said
-    with pytest.raises(SystemExit, match=r"^optkit doctor: doctor\(max_steps=31\): "):
-        run("doctor", "--max_steps=31")
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [("--max_steps=31", "--max_steps 31: max_steps must be"), ("--max_seconds=0", "--max_seconds 0.0: max_seconds")],
+)
+def test_an_option_of_doctor_that_is_out_of_range_is_named(net, capsys, option, sentence):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        run("doctor", option)
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"optkit doctor: {sentence}")

@@ -123,7 +123,8 @@ def test_a_wrong_name_is_said_with_those_near_it(said, content, sentence, monkey
 
 def test_fit_says_it_too_and_looks_in_the_current_folder(said, tmp_path):
     (tmp_path / "my_net.py").write_text("import a_package_that_is_not_there")
-    assert said("fit", model=of("mynet.Net")) == "model: there is no module mynet. Near it: my_net."
+    line = said("fit", model=of("mynet.Net"))
+    assert line.startswith(f"model: there is no module mynet. Near it: my_net. Looked into {tmp_path}, ")
     assert said("fit", model=of("my_net.Net")) == "model: my_net.Net: No module named 'a_package_that_is_not_there'"
 
 
@@ -147,6 +148,37 @@ def test_what_has_another_form_is_left_as_it_is(said):
     ],
 )
 def test_a_key_that_nothing_has_is_said_with_those_near_it(said, command, content, sentence):
+    assert said(command, **content) == sentence
+
+
+NAMED = "{class_path: my_file.MyNet, init_args: {width: ...}}"
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (
+            {"model": {"width": 32}},
+            f"model: it has arguments and names no class of yours; name it, as in model: {NAMED}.",
+        ),
+        (
+            {"model": {"init_args": {"width": 32}}},
+            f"model: it has arguments and names no class of yours; name it, as in model: {NAMED}.",
+        ),
+        (
+            {"data": {"width": 32}},
+            "data: it has arguments and names no class of yours; name it, as in data: "
+            f"{NAMED.replace('MyNet', 'MyData')}.",
+        ),
+        ({"model": 3}, "model: 3 is no class; name one, as in model: {class_path: my_file.MyNet}."),
+        ({"data": [1, 2]}, "data: [1, 2] is no class; name one, as in data: {class_path: my_file.MyData}."),
+        ({"model": "BoringModl"}, "model: there is no class BoringModl."),
+        ({"model": of(BORING, width=3)}, f"model: {BORING} has no argument width. It has none."),
+    ],
+)
+@pytest.mark.parametrize("command", ["fit", "explain"])
+def test_the_file_of_a_program_is_told_to_name_its_class(said, command, content, sentence):
+    """Where the program names the class, as `LightningCLI(MyNet)`, the file has its arguments alone."""
     assert said(command, **content) == sentence
 
 

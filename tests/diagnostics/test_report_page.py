@@ -157,6 +157,30 @@ def test_times_that_are_as_good_as_the_same_are_called_so():
     assert result_rows(runs)[-1] == ("step, median (ms)", "1", "1.04 (the same)", "1.08 (1.1x slower)")
 
 
+def with_steps(name, times):
+    run = a_run(name, step_ms=Curve([*range(1, len(times) + 1)], times))
+    run.timings = {"training step": sorted(times)[len(times) // 2], "other": 1.0}
+    return run
+
+
+@pytest.mark.parametrize(
+    ("times", "said"),
+    [
+        (
+            [1.5, 2.0, 3.0, 4.0, 9.0],
+            "3 (the same within the spread of the steps)",
+        ),  # median 1.5 times that of the first
+        ([0.5, 1.0, 1.2, 2.2, 2.4], "1.2 (the same within the spread of the steps)"),
+        ([5.0, 5.5, 6.0, 6.5, 7.0], "6 (3x slower)"),
+        ([0.5, 0.6, 0.7, 0.8, 0.9], "0.7 (2.9x faster)"),
+    ],
+)
+def test_a_ratio_of_steps_is_named_beyond_their_spread_alone(times, said):
+    runs = [with_steps("a", [1.0, 1.5, 2.0, 3.0, 4.0]), with_steps("b", times)]
+    rows = {row[0]: row[1:] for row in result_rows(runs)}
+    assert rows["training step, median (ms)"] == ("2", said) and rows["other, median (ms)"] == ("1", "1 (the same)")
+
+
 def test_layers_of_all_runs_have_one_scale():
     runs = [a_run("a"), a_run("b", layers={"grad_norm": {"net": Curve([1, 2], [100.0, 1.0])}})]
     (title, caption, drawn), (closed, *_) = heat_maps_of(runs)

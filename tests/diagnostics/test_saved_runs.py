@@ -171,3 +171,25 @@ def test_a_run_that_diverged_does_not_look_as_if_it_had_learned():
     assert rows["training loss, last 5 %"] == ("not finite", "0.2, 1 without a number")
     assert rows["val_acc, last"][0] == "not finite"
     assert "0.1, constant, then not finite" in summary_text(lost)
+
+
+@pytest.mark.parametrize("name", ["val_loss", "test_acc", "accuracy"])
+def test_logs_of_a_validation_or_test_are_no_runs_of_a_folder(tmp_path, name):
+    for version, log in (("version_0", LOG), ("version_1", f"epoch,step,{name}\n0,0,0.5\n")):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "metrics.csv").write_text(log)
+    said = []
+    assert [run.name for run in saved_runs([tmp_path], said.append)] == ["version_0"]
+    assert len(said) == 1 and "version_1" in said[0] and "no training step" in said[0]
+    (given,) = saved_runs([tmp_path / "version_1" / "metrics.csv"])  # who names the file wants it
+    assert given.name == "version_1"
+    with pytest.raises(ValueError, match="no training step"):
+        saved_runs([tmp_path / "version_1"])
+
+
+@pytest.mark.parametrize(
+    "rows", ["train_loss\n0,0,0.5", "lr-SGD\n0,0,0.5", "val_loss\n0,0,0.5\n1,9,0.4", "val_loss\n0,9,0.5"]
+)
+def test_a_log_of_a_short_fit_is_a_run(tmp_path, rows):
+    (tmp_path / "metrics.csv").write_text(f"epoch,step,{rows}\n")
+    assert len(saved_runs([tmp_path])) == 1

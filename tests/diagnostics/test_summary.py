@@ -103,3 +103,8 @@ def test_a_constant_rate_is_drawn_as_one():
     line = next(line for line in summary_text(a_run(learning_rate={"a": rate})).splitlines() if "learning rate" in line)
     blocks, *said = line.removeprefix("learning rate").split()
     assert set(blocks) == {"▁"} and said == ["0.003,", "constant"]
+
+
+@pytest.mark.parametrize(("number", "said"), [(0, "0 steps"), (1, "1 step"), (2, "2 steps"), (1001, "1,001 steps")])
+def test_one_step_is_one(number, said):
+    assert summary_text(RunRecord("LM", num_steps=number)).splitlines()[0] == f"LM: {said}"

@@ -106,7 +106,8 @@ class TrainingSet:
                 if not progress.live.is_started and time.monotonic() - started > _SILENT_SECONDS:
                     progress.start()
         finally:
-            progress.stop()
+            if progress.live.is_started:  # otherwise it would print an empty line where the output is a file
+                progress.stop()
 
     def _num_batches(self) -> int | None:
         try:

@@ -7,10 +7,14 @@ from lightning_optkit.diagnostics._observations import Check, IdleSeen, Paramete
 from lightning_optkit.diagnostics.rules.outcome import outcome_of
 from lightning_optkit.diagnostics.verdict import ONCE, Verdict
 
-__all__ = ["gradient_not_zeroed", "lost_updates", "no_gradient", "not_optimized"]
+__all__ = ["ATTACHED", "gradient_not_zeroed", "lost_updates", "no_gradient", "not_optimized"]
 
 _STEPS_WITHOUT = 20  # calibrated: a branch taken with probability 1/2 is silent so long once in a million runs
 _STEPS_UNDER_NO_GRAD = 4  # exact: no gradient can arrive then; before, it is said as long as it is seen
+ATTACHED = (
+    "return the loss as it is computed from the output: without detach(), item(), numpy(), argmax(), "
+    "torch.tensor(...), torch.no_grad() and requires_grad_()"
+)
 _LOST = 0.5  # theory: most of the update is gone; anchors of the literature give no other
 _NEARLY_ALL = 0.9  # judgement: a network of which a tenth moves may still learn, and often does
 _LEARNS = 0.5  # calibrated: see `outcome`
@@ -35,11 +39,7 @@ def no_gradient(run: RunSeen) -> Verdict | None:
         cause = "the loss does not depend on any parameter: what it is computed from was detached, or made anew"
         evidence = f"after {run.idle.batches} batches in a row with a backward pass, none of {run.idle.own} parameters "
         evidence += "had a gradient"
-        remedy = (
-            "return the loss as it is computed from the output: without detach(), item(), numpy(), argmax(), "
-            "torch.tensor(...), torch.no_grad() and requires_grad_()"
-        )
-        return Verdict("no_gradient", None, cause, evidence, remedy, run.idle.step, 1.0)
+        return Verdict("no_gradient", None, cause, evidence, ATTACHED, run.idle.step, 1.0)
     found = [each for each in run.silent if each.is_called and (each.runs_without_grad or each.steps >= _STEPS_WITHOUT)]
     if not found:
         return None
