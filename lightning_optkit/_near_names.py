@@ -26,8 +26,10 @@ def near_names(name: str, names: Iterable[str]) -> list[str]:
         (['Fuse'], ['fit'])
     """
     by_lower = {each.lower(): each for each in names if not each.startswith("_")}
-    cutoff = 0.7 if len(name) > _SHORT else 0.65
-    return [by_lower[each] for each in difflib.get_close_matches(name.lower(), by_lower, cutoff=cutoff)]
+    near = difflib.get_close_matches(name.lower(), by_lower, cutoff=0.7)
+    if not near and len(name) <= _SHORT:
+        near = difflib.get_close_matches(name.lower(), by_lower, cutoff=0.65)
+    return [by_lower[each] for each in near]
 
 
 def refusing_names(package: str, names: Iterable[str]) -> Callable[[str], Any]:

@@ -52,12 +52,12 @@ def update_average_(optimizer: Optimizer, average: AnyAverage, step: int, name: 
     Args:
         optimizer: Any optimizer; the average and its counter are added to its state, so that checkpoints contain them.
         average: E.g. `EMA(0.999)`, `SWA(start=900)` or `LAWA(k=6, every=100)`.
-        step: Number of optimizer steps, this one included.
+        step: Number of optimizer steps, this one included; 0 only creates it, before a checkpoint is loaded.
         name: Its name in the state if the optimizer has another average; None: the default name.
 
     Raises:
         TypeError: for an argument of another kind.
-        ValueError: if the average starts at an epoch or a fraction of the run (see `SWA.for_run`), or step < 1.
+        ValueError: if the average starts at an epoch or a fraction of the run (see `SWA.for_run`), or step < 0.
 
     Example:
         >>> from lightning_optkit.averaging import EMA
@@ -69,7 +69,7 @@ def update_average_(optimizer: Optimizer, average: AnyAverage, step: int, name: 
         tensor([1.])
     """
     _check("update_average_", optimizer, average, name)
-    check_int("update_average_", "step", step, minimum=1)
+    check_int("update_average_", "step", step, minimum=0)
     first = _names(average, name)[0]
     for group in optimizer.param_groups:
         kept = [p for p in group["params"] if p.grad is not None or first in optimizer.state.get(p, {})]

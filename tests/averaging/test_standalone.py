@@ -324,8 +324,8 @@ def test_wrong_arguments_are_refused(function, wrong, message):
     right = {"optimizer": AdamW([torch.ones(2, requires_grad=True)]), "average": EMA(0.9)}
     with pytest.raises(TypeError, match=rf"^(averages_of|protect_average|update_average_)\({message}"):
         function(**{**right, **wrong})
-    with pytest.raises(ValueError, match=r"^update_average_\(step=0\)"):
-        update_average_(**right, step=0)
+    with pytest.raises(ValueError, match=r"^update_average_\(step=-1\)"):
+        update_average_(**right, step=-1)
 
 
 def test_the_other_import_path_gives_the_same_functions():
