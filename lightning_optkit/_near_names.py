@@ -56,7 +56,9 @@ def refuse_name(name: str, package: str, names: Iterable[str]) -> NoReturn:
         ImportError: in `from package import name`, which would make one without the near names of an AttributeError.
     """
     said = f"module '{package}' has no attribute '{name}'"
-    if name.startswith("_") or find_spec(f"{package}.{name}") is not None:  # a file that is yet to be imported
+    if (
+        name.startswith("_") or not name.isidentifier() or find_spec(f"{package}.{name}") is not None
+    ):  # a file that is yet to be imported
         raise AttributeError(said, name=name)
     frame = inspect.currentframe()
     asking = frame and frame.f_back and frame.f_back.f_back

@@ -247,6 +247,12 @@ def test_python_adds_no_hint_of_its_own_and_a_module_that_is_not_loaded_is_impor
     assert ended.stderr.endswith("has no attribute 'Fuze'. Near it: Fuse.\n")
 
 
+@pytest.mark.parametrize("owner", [ok, ok.schedules], ids=["ok", "ok.schedules"])
+@pytest.mark.parametrize("name", ["cosine.x", "a.b", ".", "../x", ""])
+def test_what_can_be_no_name_is_not_there(owner, name):
+    assert not hasattr(owner, name) and getattr(owner, name, 5) == 5
+
+
 def test_asking_for_a_wrong_name_loads_nothing():
     code = (
         "import sys, lightning_optkit as ok\nassert not hasattr(ok, 'cosine') and not hasattr(ok, '_private')\n"

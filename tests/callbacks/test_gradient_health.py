@@ -3,10 +3,12 @@
 
 import copy
 import json
+import random
 import warnings
 from pathlib import Path
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -688,6 +690,34 @@ def test_probes_leave_schedulers_alone_and_can_be_left_out(make_trainer, monkeyp
         assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 48
         assert bool(probes) == probe
         probes.clear()
+
+
+@pytest.mark.parametrize(
+    ("made", "drawn"),
+    [
+        (lambda: torch.Generator().manual_seed(3), lambda own: float(torch.rand((), generator=own))),
+        (lambda: np.random.default_rng(3), lambda own: own.random()),
+        (lambda: np.random.RandomState(3), lambda own: own.rand()),
+        (lambda: random.Random(3), lambda own: own.random()),
+    ],
+    ids=["torch", "numpy", "numpy, old", "random"],
+)
+def test_probes_draw_nothing_from_a_generator_of_the_module(make_trainer, monkeypatch, frozen, made, drawn):
+    class Noisy(Classifier):
+        optimizer = staticmethod(lambda params, lr: torch.optim.SGD(params, lr=1e-6))
+
+        def training_step(self, batch, batch_idx):
+            return super().training_step((batch[0] + drawn(self.body.own), batch[1]), batch_idx)
+
+    weights, probes, original = [], [], Probe.measure
+    monkeypatch.setattr(Probe, "measure", lambda self, *args: probes.append(original(self, *args)) or probes[-1])
+    for callbacks in ([], [GradientHealth(verbose=False)]):
+        torch.manual_seed(0)
+        module = Noisy()
+        module.body.own = made()
+        make_trainer(*callbacks, epochs=3, accumulate_grad_batches=1).fit(module, loader())
+        weights.append(frozen(module.state_dict()))
+    assert weights[0] == weights[1] and probes
 
 
 @pytest.mark.parametrize(("rate", "symptom"), [(1e-6, "lr_too_low"), (300.0, "lr_too_high")])

@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_optkit.callbacks.seams.dry_run import without_trace
 from lightning_optkit.callbacks.seams.module_state import Buffers
 from lightning_optkit.callbacks.seams.overrides import override, restore
+from lightning_optkit.callbacks.seams.own_generators import generators_of, set_state_of, state_of
 from lightning_optkit.callbacks.seams.second_pass import loss_of, restore_metrics, states_of_metrics
 
 __all__ = ["replayed_loss"]
@@ -23,8 +24,8 @@ __all__ = ["replayed_loss"]
 def replayed_loss(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> Tensor | None:
     """The loss of the class's own `training_step`, without gradients and without what callbacks add to it.
 
-    Buffers, metrics, attributes, logs, schedulers and random numbers are afterwards as before. None if it returns none,
-    or fails: it may need what only a Trainer's own call gives it.
+    Buffers, metrics, attributes, logs, schedulers and random numbers, also of the module's own generators, are then as
+    before. None if it returns none, or fails: it may need what only a Trainer's own call gives it.
     """
     step: Any = type(pl_module).training_step  # not that of the instance, which SAM and others override
     arguments = (batch, batch_idx) if is_param_in_hook_signature(step, "batch_idx", min_args=2) else (batch,)
@@ -56,8 +57,11 @@ def _step_nothing(*args: Any, **kwargs: Any) -> None:
 @contextmanager
 def _kept(pl_module: pl.LightningModule) -> Iterator[None]:
     buffers, metrics = Buffers(pl_module), states_of_metrics(pl_module)
+    generators = [(each, state_of(each)) for each in generators_of([], pl_module, but=()).values()]
     try:
         yield
     finally:
+        for generator, state in generators:
+            set_state_of(generator, state)
         restore_metrics(metrics)
         buffers.restore()

@@ -27,6 +27,7 @@ from lightning_optkit.callbacks.seams.lightning_private import (
 )
 from lightning_optkit.callbacks.seams.module_state import Attributes, Buffers
 from lightning_optkit.callbacks.seams.overrides import override, restore
+from lightning_optkit.callbacks.seams.own_generators import generators_of, set_state_of, state_of
 from lightning_optkit.callbacks.seams.random_state import get_random_state, own_generators, set_random_state
 from lightning_optkit.callbacks.seams.second_pass import restore_metrics, states_of_metrics
 
@@ -120,8 +121,9 @@ def _entries_in_tensors(trainer: pl.Trainer) -> list[tuple[Optimizer, int, str, 
 
 @contextmanager
 def _generators_rewound(trainer: pl.Trainer) -> Iterator[None]:
-    """Generators that belong to the user's loaders are at the end where they were before the first batch."""
+    """Generators that belong to the user's loaders or module are at the end where they were before the first batch."""
     undo: list[Callable[[], object]] = []
+    of_module = [(each, state_of(each)) for each in generators_of([], trainer.lightning_module, but=()).values()]
 
     def loader_is_ready() -> None:
         ready()
@@ -135,6 +137,8 @@ def _generators_rewound(trainer: pl.Trainer) -> Iterator[None]:
         yield
     finally:
         restore(trainer.fit_loop, LOADER_IS_READY, loader_is_ready)
+        for generator, state in of_module:
+            set_state_of(generator, state)
         for rewind in undo:
             rewind()
 
