@@ -94,7 +94,7 @@ class GradientHealth(FitCallback):
         check_bools(type(self).__name__, verbose=verbose, probe=probe)
         self.verbose, self.probe = verbose, probe
         self.verdicts: list[Verdict] = []
-        self._probed_below = _PROBED_BELOW if probe else 0.0
+        self._probed_below = _PROBED_BELOW
         self._guard = Guard(type(self).__name__, f"leave {type(self).__name__} out of the callbacks")
         self._forget()
 
@@ -102,7 +102,8 @@ class GradientHealth(FitCallback):
         self._seen, self._losses = RunSeen(), LossesOfRun()
         self._zeroing, self._presence, self._idle = Zeroing(), Presence(), IdleBatches()
         self._schedules: SchedulesOfRun | None = None
-        self._steps = MeasuredSteps(self._seen, self._losses, self.check_every, self._probed_below, self._guard)
+        below = self._probed_below if self.probe else 0.0
+        self._steps = MeasuredSteps(self._seen, self._losses, self.check_every, below, self._guard)
         self._batch: tuple[Any, int] | None = None
         self._has_stepped = self._has_backward = False  # in this batch
         self._is_open = False  # whether something is watched within this batch

@@ -683,9 +683,11 @@ def test_probes_leave_schedulers_alone_and_can_be_left_out(make_trainer, monkeyp
 
     probes, original = [], Probe.measure
     monkeypatch.setattr(Probe, "measure", lambda self, *args: probes.append(original(self, *args)) or probes[-1])
-    for probe in (True, False):
-        module = StepsIt()
-        trainer = make_trainer(GradientHealth(verbose=False, probe=probe), epochs=3, accumulate_grad_batches=1)
+    left_out_later = GradientHealth(verbose=False)
+    left_out_later.probe = False
+    for health in (GradientHealth(verbose=False), GradientHealth(verbose=False, probe=False), left_out_later):
+        module, probe = StepsIt(), health.probe
+        trainer = make_trainer(health, epochs=3, accumulate_grad_batches=1)
         trainer.fit(module, loader())
         assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 48
         assert bool(probes) == probe
