@@ -33,6 +33,7 @@ __all__ = ["PruneTrial"]
 _LEARNING = (rule for rule in OF_LEARNING if rule is not class_imbalance)
 _OF_SETTINGS = (*(rule.__name__ for rule in _LEARNING), "nonfinite")
 _FIRST, _EVERY = 48, 1 / 20  # judged from so many steps on, and at every such part of the run
+_COMING = 0.7  # calibrated: a trial that is missing less than this part of what it was missing a look ago is let be
 _LENGTH = 400  # steps, where the length of the run is not known
 
 
@@ -47,11 +48,13 @@ class PruneTrial(FitCallback):
     """Raises `optuna.TrialPruned` if `GradientHealth` names a reason why the run learns next to nothing.
 
     A trial ends if both hold: the primary verdict is one of `symptoms`, and the loss has come less than `progress` of
-    the way from that of the best constant prediction to 0. It is judged from `after` on, as `GradientHealth` judges a
-    run at its half; if the loss itself is not finite, at once. `lr_too_low` condemns only where outputs told at least
-    `progress` of a direction of the targets before these were trained on: where inputs say little, none is better.
-    Without a `GradientHealth` among the callbacks, a silent one is added for the fit. The verdict is kept in
-    `trial.user_attrs["verdict"]`.
+    the way from that of the best constant prediction to 0. It is judged from `after` on at every twentieth of the run,
+    as `GradientHealth` judges a run at its half; if the loss itself is not finite, at once. One that is coming there,
+    as with large initial weights, is let be: that is missing less than seven tenths of what it was a twentieth before.
+
+    `lr_too_low` condemns only where outputs told at least `progress` of a direction of the targets before these were
+    trained on: where inputs say little, none is better. Without a `GradientHealth` among the callbacks, a silent one is
+    added for the fit. The verdict is kept in `trial.user_attrs["verdict"]`.
 
     Args:
         trial: The `optuna.Trial` of the objective.
@@ -75,7 +78,7 @@ class PruneTrial(FitCallback):
     """
 
     def __init__(
-        self, trial: Trial, after: float = 0.3, progress: float = 0.1, symptoms: Sequence[str] = _OF_SETTINGS
+        self, trial: Trial, after: float = 0.2, progress: float = 0.1, symptoms: Sequence[str] = _OF_SETTINGS
     ) -> None:
         owner = type(self).__name__
         if find_spec("optuna") is None:
@@ -95,6 +98,7 @@ class PruneTrial(FitCallback):
     def _forget(self) -> None:
         self._judged_at, self._asked_next = 0, 0.0  # steps
         self._healths: list[GradientHealth] = []
+        self._missing: dict[GradientHealth, float] = {}  # of `progress`, at the look before
         self._is_unknown: bool | None = None  # whether it was never known how much the run has learned
 
     # --- hooks, in the order Lightning calls them ---
@@ -126,6 +130,9 @@ class PruneTrial(FitCallback):
             if is_due:
                 verdicts, outcome = health.judge_now(below=self.progress)
                 self._is_unknown = math.isnan(outcome.progress) and self._is_unknown is not False
+                is_coming = self._is_coming(health, outcome.progress)
+                if is_coming or Run(trainer).step < self._judged_from(Run(trainer)):
+                    continue
                 if verdicts and self._can_do_better(health, verdicts[0]):
                     self._condemn(trainer, verdicts[0])
 
@@ -143,13 +150,23 @@ class PruneTrial(FitCallback):
         step = run.step
         if step < self._asked_next:
             return False
-        planned = run.steps_at_end() or _LENGTH
-        due = max(_FIRST, self.after * planned, self._judged_at + _EVERY * planned)
-        self._asked_next = min(due, step + _EVERY * planned)  # the plan may change until then
+        every = _EVERY * _planned(run)
+        # The first look has nothing to compare with, and ends no trial.
+        due = max(self._judged_from(run) - every, self._judged_at + every)
+        self._asked_next = min(due, step + every)  # the plan may change until then
         if step < due:
             return False
         self._judged_at = step
         return True
+
+    def _judged_from(self, run: Run) -> float:
+        return max(_FIRST, self.after * _planned(run))
+
+    def _is_coming(self, health: GradientHealth, progress: float) -> bool:
+        """Whether much less is missing than at the look before."""
+        missing = self.progress - progress
+        before, self._missing[health] = self._missing.get(health, math.nan), missing
+        return missing < _COMING * before
 
     def _can_do_better(self, health: GradientHealth, verdict: Verdict) -> bool:
         return verdict.symptom != "lr_too_low" or health.told() >= self.progress  # NaN: not known
@@ -161,6 +178,10 @@ class PruneTrial(FitCallback):
 
         self.trial.set_user_attr("verdict", str(verdict))
         raise TrialPruned(f"{type(self).__name__}: after {Run(trainer).step} steps, {verdict}")
+
+
+def _planned(run: Run) -> int:
+    return run.steps_at_end() or _LENGTH
 
 
 def _is_lost(outputs: Any) -> bool:

@@ -63,7 +63,7 @@ def test_a_hopeless_trial_ends_before_its_half_and_says_why(make_trainer):
     trainer = trainer_of(make_trainer, PruneTrial(trial))
     with pytest.raises(optuna.TrialPruned, match=r"^PruneTrial: after \d+ steps, bad_init_scale"):
         trainer.fit(Classifier(rate=1e-4, scale=8.0), data())
-    assert 0.3 * STEPS <= trainer.global_step < STEPS / 2
+    assert 48 <= trainer.global_step < STEPS / 2
     assert trial.user_attrs["verdict"].startswith("bad_init_scale in net.0")
     assert not callbacks_of(trainer, GradientHealth)  # it was there for the fit only
 
@@ -86,6 +86,37 @@ def test_a_trial_that_learns_despite_a_finding_is_let_be(make_trainer):
     trainer.fit(Classifier(rate=0.01, scale=4.0), data())
     assert [each.symptom for each in health.verdicts] == ["bad_init_scale"]
     assert trainer.global_step == STEPS and trial.user_attrs == {}
+
+
+@pytest.mark.parametrize(
+    "progress, ended_at",
+    [
+        ([-40.0, -20.0, -10.0, -2.5, -0.1, 0.05, 0.3, 0.8], None),
+        ([-40.0, -39.0], 48),
+        ([-40.0, -20.0, -19.0], 56),
+        ([0.01, 0.02], 48),
+        ([0.01, 0.06, 0.12, 0.02], 64),  # it had come, and is no longer there
+        ([0.01, float("nan")], 48),
+        ([-40.0, float("-inf")], 48),
+    ],
+)
+def test_a_trial_that_is_coming_is_let_be_until_the_next_look(make_trainer, monkeypatch, progress, ended_at):
+    said = Verdict("bad_init_scale", None, "cause", "seen", "remedy", 0, 0.7)
+    left = iter(progress)
+
+    def judge_now(health, below):
+        outcome = Outcome(next(left, progress[-1]), False, True)
+        return ([] if outcome.progress >= below else [said]), outcome
+
+    monkeypatch.setattr(GradientHealth, "judge_now", judge_now)
+    trainer = trainer_of(make_trainer, PruneTrial(Trial()))
+    if ended_at is None:
+        trainer.fit(Classifier(), data())
+        assert trainer.global_step == STEPS
+    else:
+        with pytest.raises(optuna.TrialPruned):
+            trainer.fit(Classifier(), data())
+        assert trainer.global_step == ended_at
 
 
 def test_what_condemns_is_chosen(make_trainer):
