@@ -2,6 +2,7 @@
 """Numbers that a tensor can be multiplied by: an int, a float, a NumPy scalar. Bools and Fractions are refused."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ def check_in(owner: str, name: str, value: float, interval: str) -> float:
         or isinstance(value, np.complexfloating)
     ):
         raise TypeError(f"{owner}({name}={shown(value)}): {name} must be a number in {interval}.")
-    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    low, high = _bounds(interval)
     above = value >= low if interval[0] == "[" else value > low
     below = value <= high if interval[-1] == "]" else value < high
     if not (above and below):  # also NaN
@@ -42,6 +43,12 @@ def check_in(owner: str, name: str, value: float, interval: str) -> float:
         message = f"{owner}({name}={shown(value)}): {name} must be in {interval}, and small enough for a float."
         raise ValueError(message) from None
     return value
+
+
+@lru_cache(64)  # a schedule is checked in every step
+def _bounds(interval: str) -> tuple[float, float]:
+    low, high = interval[1:-1].split(",")
+    return float(low), float(high)
 
 
 def check_int(owner: str, name: str, value: int, minimum: int) -> int:

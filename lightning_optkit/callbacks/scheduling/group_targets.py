@@ -7,7 +7,7 @@ a group that is added later has its own.
 
 import re
 from collections.abc import Iterable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from torch import Tensor
@@ -83,6 +83,7 @@ def _kept_by(optimizer: Optimizer) -> frozenset[str]:
     return _KEPT_BY_ANY if rule is None else rule.kept_entries
 
 
+@lru_cache(64)
 def _parsed(name: str) -> tuple[str, int | None]:
     match = re.fullmatch(r"(\w+)\[(\d+)\]", name)
     return (match[1], int(match[2])) if match else (name, None)

@@ -60,6 +60,7 @@ class ScheduledCallback(FitCallback):
         self._clock = Clock(self._owner, interval, total, count)
         self._arguments = dict(interval=interval, total=total, count=count)
         self._fits, self._resumed_from = True, repr(schedule)
+        self._factor: tuple[tuple[Schedule, float, int | None], float] | None = None  # where, and what it is there
         self.values: dict[str, float] = {}  # the last written values, by label
 
     @property
@@ -143,8 +144,10 @@ class ScheduledCallback(FitCallback):
         if not self._fits:
             return
         position = self._clock.position(trainer, pl_module)
-        factor = self.schedule(position, self._clock.total)
-        targets = self._targets(trainer, pl_module)
+        at = (self.schedule, position, self._clock.total)
+        if self._factor is None or self._factor[0] != at:  # a batch starts where the one before has ended
+            self._factor = at, self.schedule(position, self._clock.total)
+        targets, factor = self._targets(trainer, pl_module), self._factor[1]
         self.values = {target.label: target.base * factor for target in targets}
         for target in targets:
             self._check_value(target.base * factor, position)
