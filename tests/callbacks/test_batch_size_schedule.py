@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""BatchSizeSchedule: the batches and the rate of each step, what it leaves as it was, and what it refuses."""
+
 import csv
 from itertools import chain
 from pathlib import Path
@@ -6,70 +8,18 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
+from batch_size_schedule_cases import GROWS, SHRINKS, Seen, flat, schedule, sgd, training, twelve
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
-from torch import nn
-from torch.optim import lr_scheduler
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
-from lightning_optkit.callbacks import BatchRegime, BatchSizeSchedule, ExactResume, Fuse, LRSchedule
-from lightning_optkit.callbacks.scheduling.lr_scaling import multiply_bases
-from lightning_optkit.schedules import constant, linear, piecewise_constant, warmup_cosine
+from lightning_optkit.callbacks import BatchRegime, BatchSizeSchedule, ExactResume, Fuse
+from lightning_optkit.schedules import constant, linear, piecewise_constant
 from tests.workers import launch
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-GROWS = {1: 4, 2: 6}  # of a loader of 12 samples with batch size 2: epochs of 6, 3 and 2 batches
-SHRINKS = {0: 6, 1: 4, 2: 2}
-
-
-def sgd(module):
-    return torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
-
-
-def schedule(sizes=GROWS, *args, **kwargs):
-    return BatchSizeSchedule(sizes, *args, **{"verbose": False, "log": False, **kwargs})
-
-
-def twelve(batch_size=2, **kwargs):
-    generator = torch.Generator().manual_seed(1)
-    x, y = torch.randn(12, 4, generator=generator), torch.randn(12, 2, generator=generator)
-    x[:, 0] = torch.arange(12)  # tells the sample
-    return DataLoader(TensorDataset(x, y), batch_size=batch_size, **kwargs)
-
-
-class Seen(pl.Callback):
-    """The samples of each batch, by epoch, and other facts seen in the hooks."""
-
-    def __init__(self):
-        self.batches, self.lengths, self.counts = {}, [], []
-
-    def on_train_epoch_start(self, trainer, pl_module):
-        self.lengths.append(trainer.num_training_batches)
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.batches.setdefault(trainer.current_epoch, []).append(batch[0][:, 0].int().tolist())
-
-    def sizes(self):
-        return [[len(batch) for batch in batches] for batches in self.batches.values()]
-
-
-@pytest.fixture
-def train(regression, make_trainer):
-    """train(*callbacks, loader, configure, ckpt_path, **trainer_arguments): module, trainer and what was seen."""
-
-    def train_(*callbacks, loader=None, configure=sgd, ckpt_path=None, **kwargs):
-        torch.manual_seed(3 if ckpt_path is None else 99)
-        module, seen = regression(configure), Seen()
-        trainer = make_trainer(*callbacks, seen, **{"accumulate_grad_batches": 1, **kwargs})
-        trainer.fit(module, twelve() if loader is None else loader, ckpt_path=ckpt_path)
-        return module, trainer, seen
-
-    return train_
-
-
-def flat(module):
-    return torch.cat([p.detach().flatten() for p in module.parameters()])
+train = pytest.fixture(training)
 
 
 # --- what each step saw ---
@@ -178,170 +128,6 @@ def test_progress_bars_see_the_length_of_the_epoch(regression, make_trainer):
     bar = Bar()
     make_trainer(bar, schedule(), enable_progress_bar=True, accumulate_grad_batches=1).fit(regression(sgd), twelve())
     assert bar.totals == (6, 3, 2)
-
-
-# --- beside other schedules ---
-
-
-def test_lr_schedule_in_samples(train, recorder):
-    for callbacks in (
-        [LRSchedule(linear(), "sample", verbose=False), schedule(GROWS, "linear")],
-        [schedule(GROWS, "linear"), LRSchedule(linear(), "sample", verbose=False)],
-    ):
-        recorder.steps.clear()
-        train(*callbacks, recorder)
-        starts = (
-            [(2 * k, 2) for k in range(6)] + [(12 + 4 * k, 4) for k in range(3)] + [(24 + 6 * k, 6) for k in (0, 1)]
-        )
-        expected = [0.1 * size / 2 * linear()(samples, 36) for samples, size in starts]
-        assert recorder.values("lr") == pytest.approx(expected, rel=1e-14)
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda o: lr_scheduler.LambdaLR(o, lambda t: 0.9**t),
-        lambda o: lr_scheduler.StepLR(o, 2, 0.5),
-        lambda o: lr_scheduler.CosineAnnealingLR(o, 20),
-        lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=20, cycle_momentum=False),
-        lambda o: lr_scheduler.CyclicLR(o, 0.1, 0.3, step_size_up=3, cycle_momentum=False),
-        lambda o: lr_scheduler.SequentialLR(
-            o, [lr_scheduler.ConstantLR(o, 0.5, 3), lr_scheduler.ExponentialLR(o, 0.9)], [4]
-        ),
-    ],
-    ids=["lambda", "step", "cosine", "one_cycle", "cyclic", "sequential"],
-)
-def test_torch_schedulers_go_on_from_the_scaled_rate(train, recorder, make):
-    def configure(module):
-        optimizer = sgd(module)
-        return [optimizer], [{"scheduler": make(optimizer), "interval": "step"}]
-
-    train(schedule(GROWS, "linear"), recorder, configure=configure)
-    scaled, plain = recorder.values("lr"), []
-    recorder.steps = {}
-    train(schedule(GROWS, "none"), recorder, configure=configure)
-    factors = [1] * 6 + [2] * 3 + [3] * 2
-    plain = recorder.values("lr")
-    assert scaled == pytest.approx([lr * factor for lr, factor in zip(plain, factors, strict=True)], rel=1e-12)
-
-
-def test_a_group_that_is_added_has_its_own_base(train, recorder):
-    class Unfreeze(pl.Callback):
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            if (trainer.current_epoch, batch_idx) == (1, 0):
-                trainer.optimizers[0].add_param_group({"params": list(pl_module.net[2].parameters()), "lr": 0.01})
-
-    def head(module):
-        return torch.optim.SGD(module.net[0].parameters(), lr=0.1)
-
-    train(schedule(GROWS, "linear"), Unfreeze(), recorder, configure=head)
-    late = [step[1]["lr"] for step in recorder.steps[0] if len(step) == 2]
-    assert late == [0.02] * 2 + [0.03] * 2
-
-
-def test_a_base_that_was_lowered_meanwhile_stays_lowered():
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=torch.tensor(0.1))
-    multiply_bases([optimizer], [], 2.0)
-    (group,) = optimizer.param_groups
-    group["lr"].mul_(0.5), group.update(initial_lr=group["initial_lr"] * 0.5)
-    multiply_bases([optimizer], [], 4.0)
-    assert float(group["lr"]) == pytest.approx(0.2)
-    multiply_bases([optimizer], [], 1.0)
-    assert float(group["lr"]) == pytest.approx(0.05) == float(group["initial_lr"])
-
-
-@pytest.mark.parametrize(
-    "other, kwargs, loader",
-    [
-        (LRSchedule(warmup_cosine(warmup=0.1), verbose=False), {}, {}),
-        (LRSchedule(linear(), "fractional_epoch", verbose=False), {}, {}),
-        (LRSchedule(linear(), "epoch", verbose=False), dict(max_steps=7), {}),
-        (LRSchedule(linear(), "sample", verbose=False), {}, dict(batch_size=5, drop_last=True)),
-    ],
-    ids=["step", "fractional_epoch", "max_steps", "drop_last"],
-)
-def test_a_count_that_would_be_wrong(train, other, kwargs, loader):
-    with pytest.raises(ValueError, match=r"BatchSizeSchedule\(...\) and LRSchedule\(interval='\w+'\): the epochs of"):
-        train(schedule(), other, loader=twelve(**loader), **kwargs)
-
-
-def test_a_total_in_steps_may_be_given(train, recorder):
-    train(schedule(), LRSchedule(linear(), total=11, verbose=False), recorder)
-    assert recorder.values("lr") == pytest.approx([0.1 * linear()(step, 11) for step in range(11)])
-
-
-def test_the_estimate_of_the_steps_is_put_right(train, printed):
-    def configure(module):
-        assert module.trainer.estimated_stepping_batches == 18
-        return sgd(module)
-
-    with pytest.warns(UserWarning, match="this run has 11 steps"):
-        _, trainer, seen = train(schedule(), configure=configure)
-    assert trainer.global_step == 11
-    assert seen.sizes() == [[2] * 6, [4] * 3, [6] * 2]
-
-
-# --- resume ---
-
-
-class SaveAt(pl.Callback):
-    def __init__(self, path, where):
-        self.path, self.where = path, where
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if (trainer.current_epoch, batch_idx) == self.where:
-            trainer.save_checkpoint(self.path)
-
-    def on_train_epoch_end(self, trainer, pl_module):
-        if (trainer.current_epoch, "end") == self.where:
-            trainer.save_checkpoint(self.path)
-
-
-def asks_for_the_length(module):
-    module.trainer.estimated_stepping_batches  # noqa: B018
-    return sgd(module)
-
-
-@pytest.mark.parametrize("where", [(0, 1), (1, 1), (0, "last"), (0, "end"), (1, "end")], ids=str)
-@pytest.mark.parametrize("sizes", [GROWS, SHRINKS], ids=["grows", "shrinks"])
-@pytest.mark.parametrize(
-    "kwargs", [{}, dict(configure=asks_for_the_length), dict(max_steps=10)], ids=["plain", "asked", "max_steps"]
-)
-def test_resumed_is_bit_identical(train, tmp_path, where, sizes, kwargs):
-    path = tmp_path / "saved.ckpt"
-    place = (where[0], 12 // sizes.get(0, 2) - 1) if where[1] == "last" else where
-    results = []
-    for ckpt_path in (None, path):
-        callback, save = schedule(sizes, "linear"), [] if ckpt_path else [SaveAt(path, place)]
-        lr = LRSchedule(linear(), "sample", total=36, verbose=False)
-        module, _, seen = train(
-            callback, ExactResume(), lr, *save, loader=twelve(shuffle=True), ckpt_path=ckpt_path, **kwargs
-        )
-        results.append((flat(module), callback.samples_seen, callback.batch_size, seen.batches[2]))
-    (whole, *rest), (resumed, *same) = results
-    assert torch.equal(resumed, whole)
-    assert same == rest
-    assert rest[:2] == [36 if "max_steps" not in kwargs else rest[0], sizes[2]]
-
-
-# With max_steps, Lightning itself repeats a batch of an epoch whose end was saved.
-@pytest.mark.parametrize(
-    "where, kwargs", [((0, 5), {}), ((0, "end"), {}), ((0, 5), {"max_steps": 10})], ids=["last", "end", "max_steps"]
-)
-@pytest.mark.parametrize("workers", [0, 1])  # which have fetched ahead
-def test_sizes_after_resuming_without_exact_resume(train, tmp_path, where, kwargs, workers):
-    path = tmp_path / "saved.ckpt"
-    _, _, whole = train(schedule(), SaveAt(path, where), **kwargs)
-    _, _, resumed = train(schedule(), loader=twelve(num_workers=workers), ckpt_path=path, **kwargs)
-    assert list(chain(*resumed.sizes())) == list(chain(*whole.sizes()[1:]))
-
-
-def test_a_change_of_mind_is_told(train, tmp_path):
-    path = tmp_path / "saved.ckpt"
-    _, trainer, _ = train(schedule(GROWS, "linear"), SaveAt(path, (1, "end")))
-    with pytest.warns(UserWarning, match="resumed with lr_scaling none in place of linear"):
-        _, trainer, _ = train(schedule(), ckpt_path=path)
-    assert trainer.optimizers[0].param_groups[0]["lr"] == 0.1
 
 
 # --- before and after ---

@@ -1,97 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Initialize in real Trainers: when it draws, what it draws, what it prints, and that nothing else changes."""
+"""Initialize in real Trainers: what it draws, what it prints, and that nothing else changes."""
 
 from functools import partial
 
-import lightning.pytorch as pl
 import pytest
 import torch
-import torch.nn.functional as F
+from initialize_cases import LABELS, ROWS, Classifier, drawn, sgd, starting, weights
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_optkit.callbacks import Fuse, Initialize, Preprocess
+from lightning_optkit.callbacks import Initialize, Preprocess
 from lightning_optkit.data import Standardize
-from lightning_optkit.init import (
-    depth_scaled,
-    fixup,
-    he,
-    initialize,
-    lsuv,
-    mup_width,
-    orthogonal,
-    truncated_normal,
-    xavier,
-    zero_residual,
-)
-from lightning_optkit.optimizers import AdamW
+from lightning_optkit.init import depth_scaled, fixup, he, lsuv, orthogonal, truncated_normal, xavier, zero_residual
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*no `val_dataloader`.*"),
-    pytest.mark.filterwarnings("ignore:.*the signal (dies|blows up).*"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*the signal (dies|blows up).*")
 
-ROWS = torch.randn(8, 4, generator=torch.Generator().manual_seed(3))
-LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
-
-
-def sgd(module):
-    return torch.optim.SGD(module.parameters(), lr=0.1)
-
-
-class Classifier(pl.LightningModule):
-    """Everything in a training_step that must have no lasting effect: metrics, lists, BatchNorm, dropout, logging."""
-
-    def __init__(self, width=8, configure=sgd, norm=True):
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            layers = [nn.Linear(4, width), *([nn.BatchNorm1d(width)] if norm else []), nn.ReLU(), nn.Dropout(0.5)]
-            self.net = nn.Sequential(*layers, nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 3))
-        self.accuracy, self.outputs, self.configure = MulticlassAccuracy(3), [], configure
-
-    def forward(self, x):
-        return self.net(x)
-
-    def training_step(self, batch, batch_idx):
-        x, y = batch
-        logits = self(x)
-        loss = F.cross_entropy(logits, y)
-        self.log_dict({"loss": loss})
-        self.log("accuracy", self.accuracy(logits, y))
-        self.outputs.append(float(loss.detach()))
-        self.last = loss
-        return loss
-
-    def configure_optimizers(self):
-        return self.configure(self)
-
-
-def loader(shuffle=True):
-    return DataLoader(TensorDataset(ROWS, LABELS), batch_size=2, shuffle=shuffle)
-
-
-@pytest.fixture
-def start(make_trainer):
-    """start(module, callbacks..., steps=0, ckpt_path=None, **trainer): the Trainer of a fit of that many steps."""
-
-    def start_(module, *callbacks, steps=0, ckpt_path=None, train=None, **kwargs):
-        trainer = make_trainer(*callbacks, **{"epochs": None, "max_steps": steps, **kwargs})
-        trainer.fit(module, loader() if train is None else train, ckpt_path=ckpt_path)
-        return trainer
-
-    return start_
-
-
-def weights(module):
-    return {name: value.detach().clone() for name, value in module.named_parameters()}
-
-
-def drawn(scheme, module=None, seed=0):
-    module = module or Classifier()
-    initialize(module, scheme, generator=torch.Generator().manual_seed(seed))
-    return weights(module)
+start = pytest.fixture(starting)
 
 
 @pytest.mark.parametrize("scheme", [he, xavier, orthogonal, partial(truncated_normal, std=0.02)])
@@ -224,121 +148,6 @@ def test_the_trial_step_leaves_no_trace(start):
     assert not any(child._forward_hooks for child in module.modules())
 
 
-# --- when it draws ---
-
-
-def test_a_resumed_run_is_left_alone_and_equals_an_uninterrupted_one(start, tmp_path, frozen, printed):
-    def train(steps, ckpt_path=None):
-        module = Classifier()
-        with torch.random.fork_rng():
-            torch.manual_seed(4)
-            trainer = start(
-                module, Initialize(he, seed=1), steps=steps, ckpt_path=ckpt_path, train=loader(shuffle=False)
-            )
-        return trainer, module
-
-    trainer, _ = train(2)
-    trainer.save_checkpoint(tmp_path / "two.ckpt")
-    saved = torch.load(tmp_path / "two.ckpt", weights_only=True)["state_dict"]
-    printed()
-    _, module = train(2, tmp_path / "two.ckpt")
-    torch.testing.assert_close(dict(module.state_dict()), dict(saved), rtol=0, atol=0)
-    assert "Initialize: nothing drawn, since the run resumes from a checkpoint." in printed()
-
-
-def test_a_second_fit_of_the_same_trainer_goes_on(start, printed):
-    module = Classifier(norm=False)
-    trainer = start(module, Initialize(he), steps=2)
-    before = weights(module)
-    trainer.fit(module, loader())
-    torch.testing.assert_close(weights(module), before, rtol=0, atol=0)
-    assert "nothing drawn, since the trainer has trained already" in printed()
-
-
-def test_batch_norm_statistics_of_an_earlier_training_are_a_sign(start, printed):
-    trained = Classifier()
-    trained.net[1].num_batches_tracked += 5
-    before = weights(trained)
-    start(trained, Initialize(he))
-    torch.testing.assert_close(weights(trained), before, rtol=0, atol=0)
-    assert "nothing drawn, since 'net.1' holds statistics of an earlier training" in printed()
-    start(trained, Initialize(he, seed=0, even_if_trained=True))
-    torch.testing.assert_close(weights(trained), drawn(he), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(("norm", "said"), [
-    (True, "'net.1' is a norm with trained weights"),
-    (False, "its parameters hold gradients of an earlier training"),
-])  # fmt: skip
-def test_other_signs_of_an_earlier_training(start, printed, norm, said):
-    trained = Classifier(norm=norm)
-    if norm:
-        trained.net[1] = nn.LayerNorm(8)
-        trained.net[1].weight.data[3] += 0.1
-    else:  # by another Trainer
-        start(trained, steps=1)
-    before = weights(trained)
-    start(trained, Initialize(he))
-    torch.testing.assert_close(weights(trained), before, rtol=0, atol=0)
-    assert f"nothing drawn, since {said} (even_if_trained=True draws)" in printed()
-    start(trained, Initialize(he, seed=0, even_if_trained=True))
-    torch.testing.assert_close(weights(trained)["net.0.weight"], drawn(he)["net.0.weight"], rtol=0, atol=0)
-
-
-def test_for_fine_tuning_only_what_is_named_and_not_frozen(start):
-    module = Classifier()
-    module.net[1].num_batches_tracked += 5
-    module.net[6].bias.requires_grad_(False)
-    before = weights(module)
-    start(module, Initialize(xavier, only="net.6"))
-    changed = {name for name, value in weights(module).items() if not torch.equal(value, before[name])}
-    assert changed == {"net.6.weight"}
-
-
-def test_a_module_on_the_meta_device_is_materialized_with_ties_kept(start):
-    def tied():
-        module = Classifier()
-        module.net[2], module.net[3] = nn.Linear(8, 8), nn.ReLU()
-        module.net[4].weight = module.net[2].weight
-        return module
-
-    with torch.device("meta"):
-        module = tied()
-        module.accuracy = MulticlassAccuracy(3)
-    module.accuracy = MulticlassAccuracy(3)
-    torch.manual_seed(3)
-    start(module, Initialize(he, seed=0))
-    after = torch.rand(1)
-    expected = tied()
-    drawn(he, expected)
-    assert module.net[2].weight is module.net[4].weight
-    torch.testing.assert_close(weights(module), weights(expected), rtol=0, atol=0)
-    torch.testing.assert_close(dict(module.named_buffers()), dict(expected.named_buffers()), rtol=0, atol=0)
-    assert not any(value.is_meta for value in module.state_dict().values())
-    plain = tied()
-    torch.manual_seed(3)
-    start(plain)
-    assert torch.equal(after, torch.rand(1))
-
-
-def test_what_nobody_can_fill_is_refused(start):
-    class Own(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.token = nn.Parameter(torch.zeros(4))
-
-    with torch.device("meta"):
-        module = Classifier()
-        module.token = Own()
-    module.accuracy = MulticlassAccuracy(3)
-    with pytest.raises(NotImplementedError) as raised:  # Lightning then tries to move the module to the CPU
-        start(module, Initialize(he))
-    message = (
-        "Initialize(...): 'token' (Own) is on the meta device and has no reset_parameters() to fill it; define one"
-    )
-    assert str(raised.value.__context__).startswith(message)
-
-
 # --- the table, and warnings ---
 
 
@@ -407,84 +216,6 @@ def test_schemes_that_need_data_say_how_to_run_the_module(start, printed):
         start(Manual(), Initialize(lsuv), accumulate_grad_batches=1)
     start(Manual(), Initialize(lsuv, forward=lambda module, batch: module(batch[0])), accumulate_grad_batches=1)
     assert "net.0" in printed()
-
-
-# --- muP ---
-
-
-def scheduled(make):
-    def configure(module):
-        optimizer = make(module)
-        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 100)]
-
-    return configure
-
-
-OPTIMIZERS = {
-    "SGD": (lambda m: torch.optim.SGD(m.parameters(), lr=0.1), {4.0, 1.0, 0.25}),
-    "Adam": (lambda m: torch.optim.Adam(m.parameters(), lr=0.1), {1.0, 0.25}),
-    "named, grouped": (
-        lambda m: torch.optim.AdamW(
-            [{"params": list(m.net[0].named_parameters()), "lr": 0.1}, {"params": list(m.net[2:].named_parameters())}],
-            lr=0.1,
-        ),
-        {1.0, 0.25},
-    ),
-    "one-pass": (lambda m: AdamW(m.parameters(), lr=0.1), {1.0, 0.25}),
-}
-
-
-@pytest.mark.parametrize("kind", OPTIMIZERS)
-@pytest.mark.parametrize("fused", [False, True])
-def test_mup_gives_every_parameter_its_rate_before_schedulers_count_the_groups(start, kind, fused):
-    make, factors = OPTIMIZERS[kind]
-    narrow, module = Classifier(8, norm=False), Classifier(32, scheduled(make), norm=False)
-    callbacks = [Fuse(verbose=False)] if fused else []
-    trainer = start(module, *callbacks, Initialize(partial(mup_width, base=narrow), seed=0), steps=2)
-    column = "sgd" if kind == "SGD" else "adam"
-    rows = mup_width(Classifier(32, norm=False), narrow, generator=torch.Generator().manual_seed(0))
-    wanted = {f"{row.module}.{row.parameter}": 0.1 * getattr(row, column) for row in rows}
-    names = {param: name for name, param in module.named_parameters()}
-    found = {names[p]: group["lr"] for group in trainer.optimizers[0].param_groups for p in group["params"]}
-    assert found == pytest.approx(wanted) and {round(lr / 0.1, 6) for lr in found.values()} == factors
-
-
-def test_decay_apart_from_the_rate_is_the_same_for_all_of_mups_groups(start):
-    narrow = Classifier(8, norm=False)
-    module = Classifier(32, lambda m: AdamW(m.parameters(), lr=0.1, weight_decay=0.01, decouple_lr=True), norm=False)
-    trainer = start(module, Initialize(partial(mup_width, base=narrow), seed=0), steps=2)
-    groups = trainer.optimizers[0].param_groups
-    assert [group["decay_lr"] for group in groups] == pytest.approx([group["lr"] for group in groups])
-    assert len({group["decay_lr"] for group in groups}) > 1
-
-
-def test_mup_on_resuming_splits_the_groups_and_draws_nothing(start, tmp_path):
-    def train(steps, ckpt_path=None):
-        module = Classifier(32, sgd, norm=False)
-        trainer = start(
-            module, Initialize(partial(mup_width, base=Classifier(8, norm=False))), steps=steps, ckpt_path=ckpt_path
-        )
-        return trainer, module
-
-    trainer, module = train(2)
-    trainer.save_checkpoint(tmp_path / "two.ckpt")
-    resumed, again = train(2, tmp_path / "two.ckpt")
-    torch.testing.assert_close(weights(again), weights(module), rtol=0, atol=0)
-    rates = [[group["lr"] for group in t.optimizers[0].param_groups] for t in (trainer, resumed)]
-    assert rates[0] == rates[1] and len(set(rates[0])) == 3
-
-
-def test_a_scheduler_that_overrides_the_rates_is_refused(start):
-    def configure(module):
-        optimizer = sgd(module)
-        return [optimizer], [torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=10)]
-
-    add_param_group = torch.optim.Optimizer.add_param_group
-    with pytest.raises(
-        ValueError, match=r"Initialize\(scheme=mup_width\): a scheduler has set a group's learning rate to"
-    ):
-        start(Classifier(32, configure, norm=False), Initialize(partial(mup_width, base=Classifier(8, norm=False))))
-    assert torch.optim.Optimizer.add_param_group is add_param_group
 
 
 # --- undone, and refused ---

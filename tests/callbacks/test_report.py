@@ -3,53 +3,23 @@
 
 import itertools
 import math
-import pickle
-import re
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.callbacks import Callback
+from report_cases import CLIP, STEPS, adamw, only_record, plain_sgd
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_optkit.averaging import EMA
-from lightning_optkit.callbacks import (
-    ExactAccumulation,
-    Fuse,
-    GradientHealth,
-    NoiseScale,
-    Report,
-    WeightAveraging,
-    _gradient_norms,
-    _page_of_run,
-    _pending_values,
-)
+from lightning_optkit.callbacks import ExactAccumulation, Fuse, Report, _gradient_norms, _pending_values
 from lightning_optkit.callbacks import report as report_module
 from lightning_optkit.clipping import ClipNorm
-from lightning_optkit.diagnostics import RunRecord
 from lightning_optkit.optimizers import AdamW
 from lightning_optkit.step import OnePassOptimizer
 
-CLIP = 0.05  # below every norm of this problem
-STEPS = [1, 2, 3, 4, 5, 6]
 ONLY = "optimizer 0"  # the name of the optimizer of a whole module
-
-
-def adamw(module):
-    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 / (1 + step))
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def plain_sgd(module):
-    return torch.optim.SGD(module.parameters(), lr=0.1)
-
-
-def only_record(**kwargs):
-    return Report(write=False, **{"measure_every": 1, **kwargs})
 
 
 class Seen(Callback):
@@ -245,15 +215,6 @@ def test_step_times_count_every_batch_and_no_validation(regression, fit, monkeyp
     assert report.record.timings == {"training step": 2000.0}
 
 
-def test_the_plan_is_the_one_of_the_running_fit(regression, fit):
-    report = only_record()
-    fit(regression(adamw), report, WeightAveraging(EMA(0.9)), Fuse(verbose=False), gradient_clip_val=CLIP)
-    for stage in ("ClipNorm(max_norm=0.05)", "update", "EMA(decay=0.9"):
-        assert stage in report.record.explanation
-    fit(regression(adamw), report)
-    assert report.record.explanation == "torch.optim.adamw.AdamW: its own step; nothing is folded into it"
-
-
 def test_changes_no_bit_of_the_training(regression, fit, frozen):
     weights = []
     for callbacks in ([], [only_record()]):
@@ -261,35 +222,6 @@ def test_changes_no_bit_of_the_training(regression, fit, frozen):
         fit(module, *callbacks, gradient_clip_val=CLIP)
         weights.append(frozen(list(module.parameters())))
     assert weights[0] == weights[1]
-
-
-@pytest.mark.parametrize("fused", [False, True])
-def test_a_resumed_run_has_the_record_of_the_whole_run(regression, fit, tmp_path, fused):
-    def callbacks(report):
-        return [*[Fuse(verbose=False)] * fused, report]
-
-    kwargs = dict(gradient_clip_val=CLIP, limit_val_batches=1.0)
-    whole, first, second = only_record(), only_record(), only_record()
-    fit(regression(adamw), *callbacks(whole), **kwargs)
-
-    def saving():
-        return ModelCheckpoint(dirpath=tmp_path, filename="{epoch}", save_top_k=-1)
-
-    fit(regression(adamw), *callbacks(first), saving(), epochs=1, enable_checkpointing=True, **kwargs)
-    saved = torch.load(tmp_path / "epoch=0.ckpt", weights_only=True)
-    assert saved["callbacks"]["Report"]["num_steps"] == 2
-    kwargs |= dict(enable_checkpointing=True, ckpt_path=tmp_path / "epoch=0.ckpt")
-    fit(regression(adamw), *callbacks(second), saving(), **kwargs)
-    for name in ("loss", "grad_norm", "grad_norm_clipped", "learning_rate", "num_steps"):
-        assert getattr(second.record, name) == getattr(whole.record, name), name
-    assert second.record.metrics["val_loss"].steps == whole.record.metrics["val_loss"].steps
-
-
-def test_a_second_fit_starts_a_new_record(regression, fit):
-    report = only_record()
-    for _ in range(2):
-        fit(regression(adamw), report, epochs=1)
-    assert report.record.loss.steps == [1, 2]
 
 
 def test_manual_optimization_with_two_optimizers(make_trainer, data):
@@ -343,32 +275,6 @@ def test_leaves_no_hook_behind(regression, fit, ends_by):
     assert not stop.seen._optimizer_step_post_hooks
 
 
-def test_writes_the_file_and_says_where(regression, fit, tmp_path, printed):
-    path = tmp_path / "deep" / "run.html"
-    fit(regression(adamw), Report(path, name="my run"))
-    assert f"Report: {path}" in printed()
-    page = path.read_text()
-    assert "my run" in page and "<td>6</td>" in page and page.count("<svg") >= 3
-
-
-def test_writes_beside_the_logs_unless_told_otherwise(regression, fit, tmp_path):
-    fit(regression(adamw), Report(), logger=CSVLogger(tmp_path, name="logs", version=1), log_every_n_steps=1)
-    assert "Regression" in (tmp_path / "logs" / "version_1" / "report.html").read_text()
-    fit(regression(adamw), Report())
-    assert (tmp_path / "report.html").exists()
-
-
-def test_only_rank_zero_writes(regression, fit, tmp_path, monkeypatch):
-    monkeypatch.setattr(pl.Trainer, "is_global_zero", property(lambda trainer: False))
-    fit(regression(adamw), Report(tmp_path / "report.html"))
-    assert not (tmp_path / "report.html").exists()
-
-
-def test_only_recording_writes_nothing(regression, fit, tmp_path, printed):
-    fit(regression(adamw), Report(tmp_path / "report.html", write=False))
-    assert not (tmp_path / "report.html").exists() and "Report:" not in printed()
-
-
 def test_values_on_an_accelerator_are_fetched_together(monkeypatch):
     report, fetched = only_record(), []
     monkeypatch.setattr(_pending_values, "_MOST", 4)
@@ -388,21 +294,6 @@ def test_values_on_an_accelerator_are_fetched_together(monkeypatch):
     assert report.record.loss.values == [float(step) for step in range(1, 11)]
 
 
-def test_can_be_pickled(regression, fit):
-    report = only_record()
-    fit(regression(adamw), report)
-    assert pickle.loads(pickle.dumps(report)).record == report.record
-
-
-@pytest.mark.parametrize(
-    ("path", "needed"),
-    [("run.json", "must be that of the page"), ("lr=0.1", r"must end in \.html, such as '.*lr=0\.1\.html'\.$")],
-)
-def test_a_page_is_one_that_a_browser_opens(tmp_path, path, needed):
-    with pytest.raises(ValueError, match=rf"^Report\(path='.*{path}'\): path {needed}"):
-        Report(tmp_path / path)
-
-
 def test_rejects_a_measurement_interval_out_of_range():
     with pytest.raises(ValueError, match=r"^Report\(measure_every=0\): measure_every must be an integer >= 1\.$"):
         Report(measure_every=0)
@@ -416,75 +307,6 @@ def test_an_optimizer_with_its_own_clip_is_read_without_fuse(regression, fit, re
     trainer = fit(regression(configure), report)
     assert isinstance(trainer.optimizers[0], OnePassOptimizer)
     assert report.record.grad_norm[ONLY].values[0] == pytest.approx(reference.norms[0], rel=1e-5)
-
-
-@pytest.mark.parametrize("reason", ["drawing", "writing"])
-def test_a_report_that_fails_ends_no_fit(regression, fit, tmp_path, monkeypatch, reason):
-    path = tmp_path / "report.html"
-    if reason == "drawing":
-        monkeypatch.setattr(_page_of_run, "write_report", lambda *_: 1 / 0)
-    else:
-        path = tmp_path / "file" / "report.html"
-        path.parent.write_text("in the way")
-    module = regression(plain_sgd)
-    with pytest.warns(
-        UserWarning,
-        match=r"Report\(path='.*report\.html'\): no report (was written \(\w+Error: |can be written at the)",
-    ) as caught:
-        fit(module, report := Report(path))
-    assert report.record.num_steps == STEPS[-1]
-    assert "\n" not in str(caught[0].message)
-
-
-@pytest.mark.parametrize("state", [None, {}, {"name": 3}, [], {"loss": {}}], ids=str)
-def test_a_damaged_state_is_refused_by_name(state):
-    report = Report()
-    before = report.record
-    with pytest.raises((TypeError, ValueError), match=r"^Report\.load_state_dict\(state_dict"):
-        report.load_state_dict(state)
-    assert report.record is before
-
-
-def test_a_method_that_lightning_adds_to_callbacks_is_no_setting(regression, fit):
-    report = only_record()
-    fit(regression(adamw), report, NoiseScale(every=1, verbose=False))
-    assert report.record.callbacks["NoiseScale"] == "every=1"
-    report = only_record()
-    fit(regression(adamw), report, NoiseScale(every=1, log=False, verbose=False))
-    assert report.record.callbacks["NoiseScale"] == "every=1, log=False"
-
-
-def test_settings_and_callbacks_are_those_of_the_run(regression, fit, monkeypatch):
-    pl.seed_everything(5, verbose=False)
-    report = only_record()
-    stop = EarlyStopping("val_loss", patience=7)
-    average = WeightAveraging(EMA(0.9))
-    fit(regression(adamw), report, average, stop, Fuse(verbose=False), gradient_clip_val=CLIP, limit_val_batches=1.0)
-    settings = report.record.settings
-    expected = {
-        "module": "Regression",
-        "parameters": "58",
-        "seed": "5",
-        "batch size": "2 x 2 accumulated = 4",
-        "epochs": "3, 6 steps",
-        "precision": "32-true",
-        "gradient clip of the Trainer": "ClipNorm(max_norm=0.05)",
-        "device": "cpu, 1 process",
-        "optimizer": "AdamW(lr=0.1), in one pass",
-        "schedulers": "LambdaLR each step",
-    }
-    assert expected.items() <= settings.items()
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d", settings["date"])
-    assert report.record.callbacks == {
-        "WeightAveraging": "average=EMA(decay=0.9, start=1, every=1)",
-        "EarlyStopping": "monitor='val_loss', patience=7, check_on_train_epoch_end=True",  # which it decides itself
-        "Fuse": "",
-    }
-    assert report.record.goals == {"val_loss": "min"} and report.record.clip == "ClipNorm(max_norm=0.05)"
-    monkeypatch.delenv("PL_GLOBAL_SEED")
-    torch.manual_seed(11)
-    fit(regression(adamw), report)
-    assert report.record.settings["seed"] == "11, of torch alone"
 
 
 def test_what_the_training_step_logs_is_recorded_whatever_it_is_logged_for(regression, fit):
@@ -531,57 +353,3 @@ def test_layers_are_left_alone_on_request(regression, fit):
     report = only_record(layers=False)
     fit(regression(adamw), report)
     assert report.record.layers == {} and report.record.loss.steps == STEPS
-
-
-def test_the_findings_of_gradient_health_are_part_of_it(regression, fit):
-    report = only_record()
-    fit(regression(adamw), report)
-    assert report.record.verdicts is None
-    module = regression(lambda module: torch.optim.SGD(module.net[0].parameters(), lr=0.1))
-    fit(module, report, health := GradientHealth(verbose=False))
-    assert [each.symptom for each in report.record.verdicts] == ["not_optimized"] and health.verdicts
-
-
-def test_the_record_lies_beside_the_page(regression, fit, tmp_path):
-    fit(regression(adamw), report := Report(tmp_path / "run.html"))
-    assert RunRecord.load(tmp_path / "run.json") == report.record
-    assert report.record.environment["torch"].startswith(torch.__version__)
-
-
-def test_seconds_go_on_when_a_run_is_resumed(regression, fit, tmp_path):
-    first, second = only_record(), only_record()
-    trainer = fit(regression(adamw), first, epochs=1)
-    first.record.elapsed_s.values[-1] += 100.0
-    trainer.save_checkpoint(tmp_path / "half.ckpt")
-    fit(regression(adamw), second, ckpt_path=tmp_path / "half.ckpt")
-    assert second.record.elapsed_s.values[2] > 100.0 and second.record.elapsed_s.steps == STEPS
-    assert second.record.settings["date"] == first.record.settings["date"]
-
-
-@pytest.mark.parametrize("verbose", [True, False])
-def test_a_summary_is_printed_when_the_fit_ends(regression, fit, printed, verbose):
-    fit(regression(adamw), only_record(name="mine", verbose=verbose))
-    assert ("mine: 6 steps in" in printed()) == verbose
-
-
-def test_the_plan_names_each_optimizer_and_the_norms(make_trainer, data):
-    class Two(pl.LightningModule):
-        automatic_optimization = False
-
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)), nn.Linear(4, 2)
-
-        def training_step(self, batch, batch_idx):
-            self.manual_backward(self.b(self.a(batch[0])).square().mean())
-            for optimizer in self.optimizers():
-                optimizer.step()
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.a.parameters(), lr=0.1), torch.optim.Rprop(self.b.parameters())
-
-    report = only_record()
-    make_trainer(report, Fuse(verbose=False), epochs=1, accumulate_grad_batches=1).fit(Two(), data())
-    assert "a: lightning_optkit.SGD\n" in report.record.explanation
-    assert "b: torch.optim.rprop.Rprop: its own step" in report.record.explanation
-    assert "1 LayerNorm -> layers.LayerNorm" in report.record.explanation

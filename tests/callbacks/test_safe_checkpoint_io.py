@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
+"""SafeCheckpointIO and single files: every damage is noticed and said, and a save that fails leaves the one before."""
+
 import errno
 import os
 import random
 import re
 import resource
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -12,45 +13,20 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
-from lightning_optkit.callbacks import ExactResume, SafeCheckpointIO
+from lightning_optkit.callbacks import SafeCheckpointIO
 from lightning_optkit.callbacks.seams import staged_paths
 from lightning_optkit.callbacks.seams.sealed_files import Seal, checksum_of, seal_file
 from lightning_optkit.callbacks.seams.staged_paths import staged_path
-from lightning_optkit.callbacks.seams.whole_checkpoints import CHECKSUMS, SHARED_STATE, damage_of, whole_checkpoint
+from lightning_optkit.callbacks.seams.whole_checkpoints import CHECKSUMS, SHARED_STATE, damage_of
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 import torture
+from safe_checkpoint_cases import CONTENT, bend, load, names, save
 
 from tests.workers import launch
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
-CONTENT = torture.content(3)
 SEAL = len(Seal("0" * 32, 0, 0, 0).line())
-
-
-def save(path, number=3):
-    SafeCheckpointIO().save_checkpoint(torture.content(number), path)
-    return path
-
-
-def load(path, **kwargs):
-    return SafeCheckpointIO(**kwargs).load_checkpoint(path, weights_only=True)
-
-
-def bend(path):
-    """Flips a bit in the middle."""
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 4
-    path.write_bytes(data)
-    return path
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 def test_what_was_saved_is_loaded_also_by_torch(tmp_path):
@@ -325,176 +301,3 @@ def test_without_locks_it_is_written_and_loaded_all_the_same(tmp_path, monkeypat
 def test_kills_during_saves(tmp_path):
     launch(Path(torture.__file__), tmp_path, "12", timeout=60)
     assert torch.load(tmp_path / "result.pt") == {"kills": 12, "lost": 0, "orphans": 0, "unnoticed": 0}
-
-
-# --- runs ---
-
-
-def module_of(regression):
-    return regression(lambda module: torch.optim.SGD(module.parameters(), lr=0.1))
-
-
-def weights(module):
-    return torch.cat([p.detach().flatten() for p in module.parameters()])
-
-
-KEEPING = dict(enable_checkpointing=True, accumulate_grad_batches=1)
-
-
-@pytest.mark.filterwarnings("ignore:You.re resuming")  # Lightning cannot know of ExactResume
-@pytest.mark.parametrize("how", ["plugin", "ExactResume"])
-def test_a_run_resumes_from_last_after_its_file_was_torn(fit, regression, tmp_path, how):
-    def run(ckpt_path=None):
-        keep = ModelCheckpoint(tmp_path, save_last=True, save_top_k=-1, every_n_train_steps=1)
-        callbacks = [keep, ExactResume()] if how == "ExactResume" else [keep]
-        plugins = {} if how == "ExactResume" else {"plugins": [SafeCheckpointIO()]}
-        module = module_of(regression)
-        trainer = fit(module, *callbacks, epochs=2, ckpt_path=ckpt_path, **KEEPING, **plugins)
-        return trainer, weights(module)
-
-    trainer, whole = run()
-    assert type(trainer.strategy.checkpoint_io) is SafeCheckpointIO
-    files = sorted(tmp_path.glob("*.ckpt"))
-    assert len(files) == 9 and not any(damage_of(path) for path in files)
-    last = tmp_path / "last.ckpt"
-    last.write_bytes(last.read_bytes()[:1000])  # a kill of a writer that writes in place
-    bend(tmp_path / "epoch=1-step=8.ckpt")
-    with pytest.warns(UserWarning, match=r"last\.ckpt is damaged .*; .*step=7\.ckpt is loaded instead"):
-        trainer, resumed = run("last")
-    assert trainer.global_step == 8
-    if how == "ExactResume":
-        assert torch.equal(whole, resumed)
-
-
-def test_a_checkpoint_io_of_the_users_own_stays(fit, regression, tmp_path):
-    class Own(TorchCheckpointIO):
-        pass
-
-    own = Own()
-    trainer = fit(module_of(regression), ExactResume(), plugins=[own])
-    trainer.save_checkpoint(tmp_path / "a.ckpt")
-    assert trainer.strategy.checkpoint_io is own
-    assert b"lightning_optkit save" not in (tmp_path / "a.ckpt").read_bytes()[-200:]
-
-
-def test_after_a_fit_and_on_an_exception_it_is_written_the_same_way(fit, regression, tmp_path):
-    trainer = fit(module_of(regression), ExactResume())
-    trainer.save_checkpoint(tmp_path / "a.ckpt")
-    bend(tmp_path / "a.ckpt")
-    assert damage_of(tmp_path / "a.ckpt") == "it is not as it was saved"
-
-
-def test_lightnings_asynchronous_writer_takes_it(fit, regression, tmp_path):
-    keep = ModelCheckpoint(tmp_path, save_top_k=2, monitor="train_loss", every_n_train_steps=1)
-    trainer = fit(module_of(regression), keep, plugins=[AsyncCheckpointIO(SafeCheckpointIO())], **KEEPING)
-    trainer.strategy.checkpoint_io.teardown()
-    # Lightning removes a file at once and writes it later, so that one which was slow to write can stay.
-    assert len(names(tmp_path)) >= 2 and not any(damage_of(path) for path in tmp_path.iterdir())
-
-
-def test_lightning_checkpoints_of_modules_load(fit, regression, tmp_path):
-    module = module_of(regression)
-    fit(module, ExactResume()).save_checkpoint(tmp_path / "a.ckpt")
-    same = regression.load_from_checkpoint(tmp_path / "a.ckpt", configure=None, weights_only=True)
-    assert torch.equal(weights(module), weights(same))
-
-
-# --- sharded ---
-
-
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sharded")
-    launch(Path(__file__).with_name("sharded_saves_worker.py"), folder, processes=2, timeout=100)
-    return folder, [torch.load(folder / f"{rank}.pt") for rank in range(2)]
-
-
-@pytest.mark.parametrize("kind", ["sharded", "full"])
-def test_fsdp2_falls_back_to_the_newest_whole_one(two_processes, kind):
-    """In a fit of a Trainer that has evaluated, and in an evaluation."""
-    for rank, results in enumerate(two_processes[1]):
-        case = results[kind]
-        assert case["whole"]["said"] == case["resumed"]["said"] == []
-        for name in ("resumed", "before"):
-            torch.testing.assert_close(case[name]["weights"], case["whole"]["weights"], rtol=0, atol=0)
-        said = [] if rank else [f"/{kind}/last.ckpt is damaged", f"/{kind}/1.ckpt is loaded instead, the newest whole"]
-        for name in ("before", "evaluated"):
-            assert len(case[name]["said"]) == (not rank)
-            assert all(part in case[name]["said"][0] for part in said)
-        assert "last.ckpt is damaged" in case["none"]["error"] and "restore a copy" in case["none"]["error"]
-
-
-@pytest.fixture
-def folders(two_processes, tmp_path):
-    """Two saves of one run, of two processes."""
-    for name in ("1.ckpt", "3.ckpt"):
-        shutil.copytree(two_processes[0] / name, tmp_path / name)
-    return tmp_path / "1.ckpt", tmp_path / "3.ckpt"
-
-
-def test_every_damage_of_a_folder_is_noticed(folders):
-    random.seed(2)
-    assert names(folders[1]) == [".metadata", "__0_0.distcp", "__1_0.distcp", "checksums.txt", "meta.pt"]
-    counts = torture.unnoticed_in_folder(folders[1], folders[0], 8)
-    assert {sum(part.values()) for part in counts.values()} == {0}
-
-
-def test_a_folder_of_lightning_is_loaded(folders):
-    for path in folders[1].iterdir():
-        if path.name == "meta.pt":
-            torch.save(torch.load(path, weights_only=True), path)
-    (folders[1] / "checksums.txt").unlink()
-    assert damage_of(folders[1]) == ""
-    bend(folders[1] / "meta.pt")
-    assert damage_of(folders[1])
-
-
-def test_killed_between_the_renames_of_two_folders(folders):
-    """Where a file system cannot exchange two names in one step."""
-    folder = folders[0].parent
-    last, staged = folder / "last.ckpt", staged_path(folder / "last.ckpt", "5" * 32)
-    folders[1].rename(staged)
-    save(folder / "x.ckpt")  # sweeps
-    assert staged.exists()
-    with pytest.warns(UserWarning, match=r"last\.ckpt is damaged \(it is missing\); .*saving is loaded instead"):
-        assert whole_checkpoint(last, True) == staged
-    folders[0].rename(last)
-    save(folder / "x.ckpt")
-    assert names(folder) == ["last.ckpt", "x.ckpt"]
-
-
-def test_folders_are_replaced_and_removed(folders, monkeypatch):
-    from lightning_optkit.callbacks.seams import staged_paths
-
-    for exchanges in (True, False):
-        if not exchanges:
-            monkeypatch.setattr(staged_paths, "_exchange", lambda one, other: False)
-        staged = staged_path(folders[0], "6" * 32)
-        shutil.copytree(folders[1], staged)
-        staged_paths.put_in_place(staged, folders[0])
-        assert names(folders[0].parent) == sorted([staged.name, "1.ckpt", "3.ckpt"])
-        assert (folders[0] / "meta.pt").read_bytes() == (folders[1] / "meta.pt").read_bytes()
-        shutil.rmtree(staged)
-    SafeCheckpointIO().remove_checkpoint(folders[0])
-    assert names(folders[0].parent) == ["3.ckpt"]
-
-
-@pytest.mark.parametrize("exchanges", [True, False])
-def test_a_file_takes_the_place_of_a_sharded_folder_and_of_no_other(folders, monkeypatch, exchanges):
-    if not exchanges:
-        monkeypatch.setattr(staged_paths, "_exchange", lambda one, other: False)
-    content = load(save(folders[0]))
-    assert content.keys() == CONTENT.keys() and names(folders[0].parent) == ["1.ckpt", "3.ckpt"]
-    (folders[1] / "meta.pt").unlink()
-    with pytest.raises(IsADirectoryError, match=r"3\.ckpt was not written .* as it was before"):
-        save(folders[1])
-    assert len(names(folders[1])) == 4 and names(folders[1].parent) == ["1.ckpt", "3.ckpt"]
-
-
-def test_a_folder_is_gathered_for_one_process(folders):
-    loaded = load(folders[1])
-    (state,) = loaded["optimizer_states"]
-    assert sorted(state["parameter_names"].values()) == sorted(name for name in loaded["state_dict"])
-    for number, name in state["parameter_names"].items():
-        moments = [value for value in state["state"][number].values() if value.numel() > 1]
-        assert moments and all(each.shape == loaded["state_dict"][name].shape for each in moments)

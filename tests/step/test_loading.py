@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""State dicts: exchanged with torch.optim, kept in their own dtypes, and refused as a whole if they do not match."""
+"""State dicts: exchanged with torch.optim, kept in their own dtypes, with the entries of their groups."""
 
 import copy
 import io
@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lightning_optkit.averaging import EMA
-from lightning_optkit.clipping import ZClip
 from lightning_optkit.optimizers import SGD, Adafactor, Adam, AdamW
+from tests.step.loading_cases import steps, two_groups
 
 RULES = {
     "sgd": (SGD, torch.optim.SGD, dict(lr=0.1, momentum=0.9, nesterov=True)),
@@ -20,26 +20,6 @@ RULES = {
     "adamw amsgrad": (AdamW, torch.optim.AdamW, dict(lr=0.1, amsgrad=True)),
     "adafactor": (Adafactor, torch.optim.Adafactor, dict(lr=0.1, d=2.0)),
 }
-
-
-def two_groups(optimizer_class, dtype=torch.float64, **kwargs):
-    """Parameters of fixed values in two groups; the last of them never has a gradient."""
-    generator = torch.Generator().manual_seed(0)
-    params = [torch.randn(n, generator=generator).to(dtype).requires_grad_() for n in (3, 5, 2)]
-    groups = [dict(params=params[:1], weight_decay=0.01), dict(params=params[1:])]
-    return optimizer_class(groups, **kwargs), params
-
-
-def give_gradients(params, seed):
-    generator = torch.Generator().manual_seed(seed)
-    for p in params[:-1]:
-        p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
-
-
-def steps(optimizer, params, seeds):
-    for seed in seeds:
-        give_gradients(params, seed)
-        optimizer.step()
 
 
 def through_a_file(state_dict):
@@ -224,86 +204,6 @@ def test_the_hooks_of_torch_see_and_may_change_the_state_dict():
     assert torch.equal(calls[0], torch.ones(3, dtype=torch.float64))
 
 
-# --- refused, and nothing changed ---
-
-
-def saved(optimizer_class, sizes=((3,), (5, 2)), shape=None, edit=None, **kwargs):
-    groups = [[torch.ones(n if shape is None else shape, dtype=torch.float64) for n in group] for group in sizes]
-    params = [p.requires_grad_() for group in groups for p in group]
-    optimizer = optimizer_class([dict(params=group) for group in groups], **kwargs)
-    give_gradients(params, 0)
-    optimizer.step()
-    state_dict = copy.deepcopy(optimizer.state_dict())
-    if edit:
-        edit(state_dict)
-    return state_dict
-
-
-def with_a_strange_state(state_dict):
-    state_dict["state"][0]["hessian"] = torch.ones(3)
-
-
-def with_a_last_state_of_another_shape(state_dict):
-    state_dict["state"][1]["exp_avg_sq"] = torch.ones(7)
-
-
-def without_betas(state_dict):
-    for group in state_dict["param_groups"]:
-        del group["betas"]
-
-
-FOREIGN = {
-    "of SGD": (saved(torch.optim.SGD, momentum=0.9), "another rule"),
-    "of our SGD": (saved(SGD, momentum=0.9), "another rule"),
-    "of RMSprop": (saved(torch.optim.RMSprop), "another rule"),
-    "of Adam": (saved(torch.optim.Adam), "another rule.*decoupled_weight_decay"),
-    "of our Adam": (saved(Adam), "another rule.*decoupled_weight_decay"),
-    "of more groups": (saved(AdamW, sizes=((3,), (5,), (2,))), r"groups of \[1, 1, 1\] parameters, .* of \[1, 2\]"),
-    "of smaller groups": (saved(AdamW, sizes=((3,), (5,))), r"groups of \[1, 1\] parameters, .* of \[1, 2\]"),
-    "of other shapes": (saved(AdamW, shape=(4,)), r"'exp_avg' has shape \[4\], its parameter \[3\]"),
-    "with a last state of another shape": (
-        saved(AdamW, edit=with_a_last_state_of_another_shape),
-        r"'exp_avg_sq' has shape \[7\], its parameter \[5\]",
-    ),
-    "with a strange state": (saved(AdamW, edit=with_a_strange_state), "another rule; it holds the state 'hessian'"),
-    "of Adafactor": (saved(torch.optim.Adafactor), "another rule; its groups have no 'amsgrad', 'betas'"),
-    "without betas": (saved(AdamW, edit=without_betas), "another rule; its groups have no 'betas'"),
-}
-
-
-@pytest.mark.parametrize("case", FOREIGN)
-def test_a_checkpoint_that_does_not_belong_is_refused_in_one_sentence_and_nothing_changes(case, snapshot):
-    state_dict, message = FOREIGN[case]
-    optimizer, params = two_groups(AdamW, lr=0.1, average=EMA(0.9), clip=None)
-    steps(optimizer, params, range(2))
-    before, tensors = snapshot(optimizer), [dict(state) for state in optimizer.state.values()]
-    with pytest.raises(ValueError, match=rf"^AdamW\.load_state_dict\(state_dict=\.\.\.\): .*{message}") as raised:
-        optimizer.load_state_dict(state_dict)
-    assert "\n" not in str(raised.value)
-    assert snapshot(optimizer) == before
-    for state, kept in zip(optimizer.state.values(), tensors, strict=True):
-        assert all(state[name] is kept[name] for name in kept)
-
-
-def test_a_checkpoint_of_adamw_is_refused_by_sgd(snapshot):
-    optimizer, params = two_groups(SGD, momentum=0.9)
-    steps(optimizer, params, range(2))
-    before = snapshot(optimizer)
-    with pytest.raises(
-        ValueError, match=r"^SGD\.load_state_dict\(state_dict=\.\.\.\): the checkpoint is of another rule"
-    ):
-        optimizer.load_state_dict(saved(torch.optim.AdamW))
-    assert snapshot(optimizer) == before
-
-
-def test_an_entry_of_the_users_own_in_a_group_does_not_make_it_another_rule():
-    p, q = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
-    saved = AdamW([p], lr=0.5).state_dict()
-    optimizer = AdamW([dict(params=[q], layer=3)])
-    optimizer.load_state_dict(saved)
-    assert optimizer.param_groups[0]["lr"] == 0.5
-
-
 # --- entries of groups ---
 
 
@@ -338,133 +238,3 @@ def test_names_of_parameters_stay_where_the_loaded_groups_have_none():
     optimizer = AdamW([("weight", torch.ones(2, requires_grad=True))])
     optimizer.load_state_dict(saved)
     assert optimizer.param_groups[0]["param_names"] == ["weight"]
-
-
-# --- moments of a run at which it is loaded ---
-
-LAYOUTS = [
-    dict(),
-    dict(state_dtype=torch.bfloat16),
-    dict(state_dtype="int8"),
-    dict(rounding="kahan"),
-    dict(average=EMA(0.9)),
-    dict(fused=False),
-]
-
-
-@pytest.mark.filterwarnings("ignore:.*continues rounding=.* of the checkpoint as")
-@pytest.mark.filterwarnings("ignore:.*average.* is lost")
-@pytest.mark.parametrize("to", LAYOUTS, ids=str)
-@pytest.mark.parametrize("source", LAYOUTS, ids=str)
-def test_any_layout_loads_into_any_other_and_shares_no_memory(source, to, snapshot):
-    first, params = two_groups(AdamW, torch.bfloat16, **source)
-    steps(first, params, range(3))
-    second, loaded = two_groups(AdamW, torch.bfloat16, **to)
-    saved = first.state_dict()
-    before = snapshot(first)
-    for _ in range(2):  # two in a row
-        second.load_state_dict(saved)
-    twin, copied = copy.deepcopy((second, loaded))
-    steps(second, loaded, [3])
-    steps(twin, copied, [3])
-    assert snapshot(first) == before
-    assert snapshot(twin) == snapshot(second)
-    assert {t.dtype for t in (second.state[loaded[0]][n] for n in ("exp_avg", "exp_avg_sq"))} == {
-        {"int8": torch.uint8}.get(second.state_dtype, second.state_dtype)
-    }
-
-
-def test_its_own_state_dict_is_loaded_into_memory_of_its_own():
-    optimizer, params = two_groups(AdamW, torch.float32)
-    steps(optimizer, params, range(2))
-    saved = optimizer.state_dict()
-    kept = {name: t.clone() for name, t in saved["state"][0].items()}
-    optimizer.load_state_dict(saved)
-    steps(optimizer, params, [2])
-    assert all(torch.equal(saved["state"][0][name], t) for name, t in kept.items())
-
-
-def test_states_that_share_a_tensor_are_apart_afterwards():
-    optimizer, params = two_groups(AdamW, torch.float32)
-    steps(optimizer, params, range(2))
-    saved = copy.deepcopy(optimizer.state_dict())
-    shared = torch.tensor(2.0, requires_grad=True)
-    for entries in saved["state"].values():
-        entries["step"], entries["exp_avg_sq"] = shared, entries["exp_avg"].requires_grad_()
-    optimizer.load_state_dict(saved)
-    steps(optimizer, params, [2])
-    assert [optimizer.state[p]["step"].item() for p in params[:2]] == [3.0, 3.0]
-    assert not any(t.requires_grad for state in optimizer.state.values() for t in state.values())
-
-
-def test_loads_between_two_backward_passes_and_under_inference_mode(snapshot):
-    first, params = two_groups(AdamW, torch.float32, lr=torch.tensor(0.1), clip=ZClip())
-    steps(first, params, range(3))
-    plain, one = two_groups(AdamW, torch.float32, clip=ZClip())
-    plain.load_state_dict(copy.deepcopy(first.state_dict()))
-    with torch.inference_mode():
-        saved = copy.deepcopy(first.state_dict())
-        for entries in saved["state"].values():
-            entries.update({name: t.clone() for name, t in entries.items()})  # tensors of that mode
-    second, two = two_groups(AdamW, torch.float32, clip=ZClip())
-    give_gradients(two, 3)
-    grads = [p.grad.clone() for p in two[:2]]
-    with torch.inference_mode():
-        second.load_state_dict(saved)
-    assert all(torch.equal(p.grad, g) for p, g in zip(two, grads, strict=False))
-    for optimizer, each in ((plain, one), (second, two)):
-        optimizer.param_groups[0]["lr"].mul_(0.5)
-        steps(optimizer, each, range(3, 6))
-    assert snapshot(second) == snapshot(plain)
-
-
-def test_hooks_are_called_in_the_order_of_torch_and_may_hand_over_another_state_dict():
-    calls = {}
-    for optimizer_class in (AdamW, torch.optim.AdamW):
-        optimizer, _ = two_groups(optimizer_class)
-        good, called = optimizer.state_dict(), calls.setdefault(optimizer_class, [])
-        optimizer.register_load_state_dict_post_hook(lambda o, called=called: called.append("after"))
-        optimizer.register_load_state_dict_pre_hook(lambda o, d, called=called: called.append(sorted(d)))
-        optimizer.register_load_state_dict_pre_hook(
-            lambda o, d, good=good, called=called: called.append("first") or good, prepend=True
-        )
-        optimizer.load_state_dict({"not": "yet"})
-    assert calls[AdamW][0::2] == calls[torch.optim.AdamW][0::2] == ["first", "after"]
-
-
-def test_a_hook_that_raises_before_anything_is_read_leaves_all_as_it_was(snapshot):
-    optimizer, params = two_groups(AdamW)
-    steps(optimizer, params, range(2))
-    before = snapshot(optimizer)
-
-    def stop(optimizer, state_dict):
-        raise KeyError("stop")
-
-    optimizer.register_load_state_dict_pre_hook(stop)
-    with pytest.raises(KeyError, match="stop"):
-        optimizer.load_state_dict(two_groups(AdamW)[0].state_dict())
-    assert snapshot(optimizer) == before
-
-
-def test_a_clip_of_a_user_that_fails_half_way_is_not_half_changed(snapshot):
-    class Fragile(ZClip):
-        def load_state_dict(self, state_dict):
-            self.alpha = 0.0
-            raise KeyError("learned")
-
-    optimizer, params = two_groups(AdamW, clip=Fragile())
-    steps(optimizer, params, range(2))
-    before = snapshot(optimizer)
-    with pytest.raises(
-        ValueError, match=r"^AdamW\.load_state_dict\(state_dict=\.\.\.\): 'clip' must be what Fragile\("
-    ):
-        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    assert snapshot(optimizer) == before
-    assert optimizer.clip.alpha == 0.97
-
-
-def test_counters_go_on():
-    optimizer, params = two_groups(AdamW)
-    steps(optimizer, params, range(3))
-    optimizer.load_state_dict(two_groups(AdamW)[0].state_dict())
-    assert optimizer.num_steps == 3

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_optkit import optimizers
-from lightning_optkit.averaging import EMA, SWA
-from lightning_optkit.averaging.standalone import update_average_
+from lightning_optkit.averaging import EMA
 from lightning_optkit.clipping import ClipNorm, ClipPerTensor, ClipUnitwise
 from lightning_optkit.optimizers import SGD, AdamW
 from lightning_optkit.step import step_in_backward
 from lightning_optkit.step.split_weights import join, split_
+from tests.step.split_weights_cases import ROUNDINGS, joined, pair, step_together
 
 RULES = {
     "SGD": dict(lr=0.1, momentum=0.9),
@@ -58,28 +58,6 @@ STAGES = {
     "16-bit state": dict(state_dtype=torch.bfloat16),
 }
 PATHS = {"compiled": {}, "reference": dict(fused=False)}
-
-
-def joined(optimizer, param):
-    state = optimizer.state[param]
-    return join(param, state["correction16"] if "correction16" in state else state["correction8"])
-
-
-def pair(cls, kwargs, shape=(40, 19), rounding="split32"):
-    """The same numbers in bf16 with a correction and in fp32, each with its optimizer."""
-    start = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
-    split, whole = start.clone().requires_grad_(), start.float().requires_grad_()
-    return split, cls([split], rounding=rounding, **kwargs), whole, cls([whole], **kwargs)
-
-
-def step_together(split, one, whole, other, steps, seed=1, scale=1.0):
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(steps):
-        grad = scale * torch.randn(split.shape, generator=generator)
-        split.grad = grad.bfloat16()
-        whole.grad = split.grad.float()
-        one.step()
-        other.step()
 
 
 def check_follows_fp32(name, stages, path, shape=(40, 19)):
@@ -176,9 +154,6 @@ def test_any_number_is_split_and_joined(number, random):
         assert error <= (max(abs(number) * 2**-15, 2.0**-141) if param != 0 else 2.0**-133)
 
 
-ROUNDINGS = ["kahan", "split24", "split32"]
-
-
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("after", ROUNDINGS)
 @pytest.mark.parametrize("before", ROUNDINGS)
@@ -237,51 +212,6 @@ def test_refuses_a_correction_that_is_none(name, value, words, snapshot):
     assert snapshot(one) == before
 
 
-def test_the_weights_in_fp32_go_out_and_in_exactly():
-    torch.manual_seed(0)
-    models = [nn.Sequential(nn.Linear(9, 5), nn.BatchNorm1d(5)).to(torch.bfloat16) for _ in range(2)]
-    ones = [AdamW(model.parameters(), lr=1e-4, rounding="split32") for model in models]
-    for _ in range(4):
-        models[0](torch.randn(8, 9).bfloat16()).square().sum().backward()
-        ones[0].step()
-        ones[0].zero_grad()
-    exported = ones[0].full_precision_state_dict(models[0])
-    assert exported["0.weight"].dtype == torch.float32
-    assert torch.equal(exported["0.weight"], joined(ones[0], models[0][0].weight))
-    assert exported["1.running_mean"].dtype == torch.bfloat16
-    ones[1].load_full_precision_state_dict(models[1], exported)
-    assert torch.equal(models[1][0].weight, models[0][0].weight)
-    again = ones[1].full_precision_state_dict(models[1])
-    assert all(torch.equal(again[name], value) for name, value in exported.items())
-    plain = nn.Sequential(nn.Linear(9, 5), nn.BatchNorm1d(5))
-    plain.load_state_dict(exported)  # torch's own module takes them
-    for model, optimizer in zip(models, ones, strict=True):
-        for p in model.parameters():
-            p.grad = torch.zeros_like(p)
-        optimizer.param_groups[0]["weight_decay"] = 0.0
-    before = joined(ones[1], models[1][0].weight)
-    models[1][0].weight.grad = torch.zeros_like(models[1][0].weight)
-    ones[1].step()
-    assert torch.equal(joined(ones[1], models[1][0].weight), before)
-
-
-def test_refuses_weights_in_fp32_of_another_model():
-    model = nn.Linear(3, 2).bfloat16()
-    optimizer = SGD(model.parameters(), lr=0.1, rounding="split24")
-    before = copy.deepcopy(model.state_dict())
-    owner = r"^SGD.load_full_precision_state_dict\(state_dict=...\): "
-    for weights, words in (
-        ({"weight": torch.zeros(2, 4), "bias": torch.zeros(2)}, r"weight must have shape \[2, 3\], got shape \[2, 4\]"),
-        ({"weight": 5, "bias": torch.zeros(2)}, r"weight must have shape \[2, 3\], got a int"),
-        ({"weight": torch.zeros(2, 3)}, "bias is missing"),
-        ({"weight": torch.zeros(2, 3), "bias": torch.zeros(2), "other": 1}, "other is not in the model"),
-    ):
-        with pytest.raises(ValueError, match=owner + words):
-            optimizer.load_full_precision_state_dict(model, weights)
-    assert all(map(torch.equal, model.state_dict().values(), before.values()))
-    assert not optimizer.state
-
-
 @pytest.mark.parametrize("rounding", ["split24", "split32"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_wide_parameters_have_no_rest(dtype, rounding):
@@ -336,60 +266,6 @@ def test_steps_inside_the_backward_pass():
         assert torch.equal(joined(ones[0], p), joined(ones[1], q))
 
 
-def test_an_average_of_a_parameter_without_a_gradient_is_that_of_the_whole_number():
-    torch.manual_seed(0)
-    starts = [torch.randn(33).bfloat16() for _ in range(2)]
-    split, whole = (
-        [start.detach().to(dtype, copy=True).requires_grad_() for start in starts]
-        for dtype in (torch.bfloat16, torch.float32)
-    )
-    one = AdamW(split, lr=1e-3, average=EMA(0.9), rounding="split32")
-    other = AdamW(whole, lr=1e-3, average=EMA(0.9))
-    for step in range(6):
-        for p, q in zip(split, whole, strict=True):
-            p.grad = torch.randn(33).bfloat16()
-            q.grad = p.grad.float()
-        if step >= 3:
-            split[1].grad = whole[1].grad = None
-        one.step()
-        other.step()
-    for p, q in zip(split, whole, strict=True):
-        assert torch.equal(one.state[p]["ema"], other.state[q]["ema"])
-
-
-@pytest.mark.parametrize("name", ["ScheduleFreeSGD", "ScheduleFreeAdamW"])
-def test_the_average_of_a_schedule_free_rule_is_that_of_the_whole_number(name):
-    model = nn.Linear(40, 19, bias=False).bfloat16()
-    split, cls = model.weight, getattr(optimizers, name)
-    whole = split.detach().float().requires_grad_()
-    one, other = cls(model.parameters(), lr=0.1, rounding="split32"), cls([whole], lr=0.1)
-    for optimizer in (one, other):
-        optimizer.train()
-    step_together(split, one, whole, other, 6)
-    trained = one.full_precision_state_dict(model)["weight"]
-    assert torch.equal(trained, whole)
-    for optimizer in (one, other):
-        optimizer.eval()
-    assert torch.equal(split, whole.bfloat16())
-    assert torch.equal(one.full_precision_state_dict(model)["weight"], whole)
-    one.train()
-    assert torch.equal(one.full_precision_state_dict(model)["weight"], trained)
-
-
-@pytest.mark.parametrize("rounding", ROUNDINGS)
-def test_weights_in_fp32_replace_what_was_left_of_those_before(rounding):
-    model = nn.Linear(9, 5).bfloat16()
-    optimizer = SGD(model.parameters(), lr=0.1, rounding=rounding)
-    model(torch.randn(3, 9).bfloat16()).sum().backward()
-    optimizer.step()
-    given = {"weight": torch.randn(5, 9), "bias": torch.randn(5)}
-    optimizer.load_full_precision_state_dict(model, given)
-    found = optimizer.full_precision_state_dict(model)
-    bits = {"kahan": 2**-16, "split24": 2**-16, "split32": 0}[rounding]
-    for name, value in given.items():
-        torch.testing.assert_close(found[name], value, rtol=bits, atol=0)
-
-
 def test_what_an_earlier_rounding_left_is_looked_at_before_it_is_used(snapshot):
     split, one, whole, other = pair(SGD, dict(lr=0.1), rounding="kahan")
     step_together(split, one, whole, other, 2)
@@ -399,16 +275,6 @@ def test_what_an_earlier_rounding_left_is_looked_at_before_it_is_used(snapshot):
     with pytest.raises(ValueError, match=r"the state 'compensation' has shape \[3\]"):
         one.step()
     assert snapshot(one) == before
-
-
-@pytest.mark.parametrize("average", [EMA(0.9), SWA(2)], ids=lambda each: each.state_name)
-def test_a_second_average_is_of_the_whole_number_too(average):
-    split, one, whole, other = pair(AdamW, dict(lr=1e-3))
-    for step in range(1, 7):
-        step_together(split, one, whole, other, 1, seed=step)
-        update_average_(one, average, step, name="second")
-        update_average_(other, average, step, name="second")
-    assert torch.equal(one.state[split]["second"], other.state[whole]["second"])
 
 
 @pytest.mark.parametrize("rounding", ["split24", "split32"])
@@ -431,13 +297,3 @@ def test_views_with_gaps_train_as_fp32(rounding, cut):
     torch.testing.assert_close(stored, wide.detach(), rtol=0, atol=0 if rounding == "split32" else 1e-3)
     cut(whole).copy_(cut(before))
     assert torch.equal(whole, before)  # nothing between was written
-
-
-def test_weights_in_fp32_are_not_loaded_into_a_copy():
-    model = torch.nn.Linear(3, 2).bfloat16()
-    optimizer = AdamW(model.parameters(), rounding="split32")
-    copied = copy.deepcopy(model)
-    with pytest.raises(
-        ValueError, match=r"load_full_precision_state_dict\(model=<Linear>\): it has none of the optimizer's"
-    ):
-        optimizer.load_full_precision_state_dict(copied, optimizer.full_precision_state_dict(model))
