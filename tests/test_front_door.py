@@ -120,6 +120,12 @@ def test_first_use_imports_what_is_used_and_no_more():
     assert "lightning_optkit.callbacks" not in loaded and "lightning" not in loaded
 
 
+def test_the_text_of_a_recipe_is_there_without_lightning():
+    code = "import sys, lightning_optkit as ok; ok.recipes.recipe_text('mlp'); print(*sys.modules)"
+    loaded = python("-c", code, cwd=ROOT).stdout.split()
+    assert "lightning_optkit.recipes" in loaded and "lightning" not in loaded
+
+
 def mypy(folder, source):
     pytest.importorskip("mypy")
     (folder / "user.py").write_text(source)

@@ -2,11 +2,14 @@
 """Reads the files of this folder."""
 
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser
-from lightning.pytorch.callbacks import Callback
 
 from lightning_optkit._checks import check_one_of
+
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback
 
 __all__ = ["recipe", "recipe_names", "recipe_text"]
 
@@ -40,7 +43,7 @@ def recipe_text(name: str) -> str:
     return (files(__package__) / f"{name}.yaml").read_text(encoding="utf-8")
 
 
-def recipe(name: str) -> list[Callback]:
+def recipe(name: str) -> "list[Callback]":
     """New callbacks for a kind of run; no value depends on the length of the run.
 
     `optkit recipe NAME` prints the file, which says why each value is what it is, and which optimizer, rate and
@@ -60,6 +63,8 @@ def recipe(name: str) -> list[Callback]:
         ['Fuse', 'ParameterGroups']
     """
     check_one_of("recipe", "name", name, _ORDER)
+    from lightning.pytorch.callbacks import Callback  # seconds, which `optkit recipe` need not take to print a file
+
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--trainer.callbacks", type=list[Callback])
     config = parser.parse_string(recipe_text(name))
