@@ -146,8 +146,7 @@ class Augment(FitCallback):
             found = f"shape {tuple(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
             raise ValueError(
                 f"{type(self).__name__}(targets={shown(self.targets)}): targets must be a tensor with one target for "
-                "each of the "
-                f"{len(mixture.partners)} examples to be mixed, not {found}."
+                f"each of the {len(mixture.partners)} examples to be mixed, not {found}."
             )
         if targets.is_floating_point():
             self._mixture = None  # mixed here, so the loss must not mix them again
@@ -166,8 +165,8 @@ class Augment(FitCallback):
         if len(call.target) != len(partners):
             raise RuntimeError(
                 f"{type(self).__name__}(targets={shown(self.targets)}): {call.name} was given {len(call.target)} "
-                "targets for a batch of "
-                f"{len(partners)} mixed examples, and nobody can tell their partners; leave out Mixup and CutMix."
+                f"targets for a batch of {len(partners)} mixed examples, and nobody can tell their partners; leave out "
+                "Mixup and CutMix."
             )
         if by.label_smoothing:
             call = smoothed_call(type(by).__name__, "label_smoothing", by.label_smoothing, call)

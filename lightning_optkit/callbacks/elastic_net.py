@@ -200,8 +200,7 @@ class ElasticNet(FitCallback):
             if getattr(self, name) and there:
                 raise ValueError(
                     f"{type(self).__name__}({name}={getattr(self, name):g}): group {index} of "
-                    f"{type(optimizer).__name__} has "
-                    f"{entry}={there:g} already; use one of the two."
+                    f"{type(optimizer).__name__} has {entry}={there:g} already; use one of the two."
                 )
         if "lr" not in group:
             raise ValueError(

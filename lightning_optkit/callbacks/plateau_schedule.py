@@ -131,8 +131,8 @@ class PlateauSchedule(FitCallback):
         if not self._at_epoch_end_now and not trainer.enable_validation:
             raise ValueError(
                 f"{type(self).__name__}(check_on_train_epoch_end=False): this run validates nothing; give it "
-                "validation data "
-                "and a validation_step, or monitor a metric of the training with check_on_train_epoch_end=True."
+                "validation data and a validation_step, or monitor a metric of the training with "
+                "check_on_train_epoch_end=True."
             )
         self._judges = [ReduceLROnPlateau(optimizer, **self._arguments) for optimizer in trainer.optimizers]
         for judge, restored in zip(self._judges, self._restored, strict=False):

@@ -180,9 +180,8 @@ class Preprocess(FitCallback):
         if not self._is_fitted():
             unfitted = next(_name(stage) for stage in self.transform if not getattr(stage, "fitted", True))
             raise RuntimeError(
-                f"{type(self).__name__}(field={self.field!r}): {unfitted} is not fitted; fit without ckpt_path, "
-                "or pass a "
-                "checkpoint of a run with this callback, or a transform that is fitted."
+                f"{type(self).__name__}(field={self.field!r}): {unfitted} is not fitted; fit without ckpt_path, or "
+                "pass a checkpoint of a run with this callback, or a transform that is fitted."
             )
 
     def _forget(self) -> None:
@@ -221,8 +220,7 @@ def _as_module(owner: str, stage: Any) -> nn.Module:
         return stage
     if not callable(stage) or (isinstance(stage, type) and issubclass(stage, nn.Module)):
         raise TypeError(
-            f"{owner}(transform={shown(stage)}): transform must be a module, a function, or several of them, "
-            "such as "
+            f"{owner}(transform={shown(stage)}): transform must be a module, a function, or several of them, such as "
             "Standardize()."
         )
     return _Function(check_callable(owner, "transform", stage, "transform(x)"))

@@ -65,8 +65,7 @@ class SnapshotEnsemble(RunFree, Callback):
             if cycle.name != "sgdr":
                 raise ValueError(
                     f"{type(self).__name__}(cycle={shown(cycle)}): cycle must be schedules.sgdr(...) or the length of "
-                    "its first "
-                    "cycle; what comes before it is counted by start."
+                    "its first cycle; what comes before it is counted by start."
                 )
             if cycle_mult != 1.0:
                 raise ValueError(f"{type(self).__name__}(cycle_mult={cycle_mult!r}): the schedule has its own.")
@@ -125,9 +124,8 @@ class SnapshotEnsemble(RunFree, Callback):
             return
         if not self.paths or f"step={trainer.global_step}." not in self.paths[-1]:
             rank_zero_warn(
-                f"{type(self).__name__}(cycle={self._cycle!r}): the run ended at step {trainer.global_step}, "
-                "inside a cycle "
-                f"that ends at {self._next_end}; there are {len(self.paths)} snapshots."
+                f"{type(self).__name__}(cycle={self._cycle!r}): the run ended at step {trainer.global_step}, inside a "
+                f"cycle that ends at {self._next_end}; there are {len(self.paths)} snapshots."
             )
 
     # --- implementation ---

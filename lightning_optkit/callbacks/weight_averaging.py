@@ -169,8 +169,7 @@ class WeightAveraging(FitCallback):
         if is_a(trainer.strategy, FSDPStrategy, DeepSpeedStrategy):
             raise ValueError(
                 f"{type(self).__name__}({self.average!r}): strategy {type(trainer.strategy).__name__} hides the "
-                "parameters; "
-                "use ModelParallelStrategy (FSDP2) or DDPStrategy."
+                "parameters; use ModelParallelStrategy (FSDP2) or DDPStrategy."
             )
         if others := [other for kind in _LIGHTNINGS for other in callbacks_of(trainer, kind)]:
             raise ValueError(
@@ -181,9 +180,8 @@ class WeightAveraging(FitCallback):
         evaluated = [repr(callback.average) for callback in everyone if callback.evaluate]
         if len(evaluated) > 1:
             raise ValueError(
-                f"{type(self).__name__}(evaluate=True): {' and '.join(evaluated)} would both be evaluated; give "
-                "all but one "
-                "evaluate=False."
+                f"{type(self).__name__}(evaluate=True): {' and '.join(evaluated)} would both be evaluated; give all "
+                "but one evaluate=False."
             )
         names = names_of([callback.average for callback in everyone])
         self._kept = KeptAverage(self.average, names[everyone.index(self)])
@@ -253,9 +251,8 @@ class WeightAveraging(FitCallback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.evaluate and not self._kept.of_parameters():
             rank_zero_warn(
-                f"{type(self).__name__}({self._kept.average!r}): the run ended after {self._kept.num_steps} "
-                "steps, before "
-                "the first update; the module keeps its trained weights."
+                f"{type(self).__name__}({self._kept.average!r}): the run ended after {self._kept.num_steps} steps, "
+                "before the first update; the module keeps its trained weights."
             )
         self._show_average(trainer, pl_module)
 

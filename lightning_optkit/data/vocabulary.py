@@ -220,8 +220,7 @@ class Vocabulary(nn.Module):
         if self._fitted:
             raise RuntimeError(
                 f"{type(self).__name__}(fitted=True): the counts were forgotten by finalize(), so nothing can be "
-                "added; "
-                "call fit(texts)."
+                "added; call fit(texts)."
             )
 
 

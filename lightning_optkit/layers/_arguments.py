@@ -185,8 +185,8 @@ def check_memory(owner: str, name: str, tensor: Tensor | None) -> None:
         return
     if stored < needed:
         raise ValueError(
-            f"{owner}({name}.untyped_storage().nbytes()={stored}): "
-            f"must be the {needed} bytes that its shape and strides lead to."
+            f"{owner}({name}.untyped_storage().nbytes()={stored}): must be the {needed} bytes that its shape and "
+            "strides lead to."
         )
 
 
