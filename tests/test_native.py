@@ -14,8 +14,8 @@ import torch
 import lightning_optkit.optimizers
 from lightning_optkit._native import extension, missing_reason
 from lightning_optkit.step import OnePassOptimizer
+from lightning_optkit.step.average import AverageKind
 from lightning_optkit.step.numbers import ROUNDINGS, GroupNumbers
-from lightning_optkit.step.rule import AverageKind
 
 needs_extension = pytest.mark.skipif(extension is None, reason=f"no compiled extension: {missing_reason}")
 

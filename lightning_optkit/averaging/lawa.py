@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from lightning_optkit._checks import check_int
 from lightning_optkit.averaging._start import StartInterval, check_start, started_in_run
-from lightning_optkit.step.rule import KeptInState
+from lightning_optkit.step.average import KeptInState
 
 __all__ = ["LAWA"]
 

@@ -12,7 +12,7 @@ from functools import cache
 from lightning_optkit._checks import check_in, check_int
 from lightning_optkit.averaging._start import StartInterval, check_start, started_in_run
 from lightning_optkit.step import Average
-from lightning_optkit.step.rule import AverageKind
+from lightning_optkit.step.average import AverageKind
 
 __all__ = ["LARGEST_STD", "PowerEMA", "power_exponent"]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_optkit._checks import check_in
 from lightning_optkit.clipping._gradients import scale_to_bound_
 from lightning_optkit.step import Clip, ClipBounds
-from lightning_optkit.step.rule import NO_BOUNDS
+from lightning_optkit.step.clip import NO_BOUNDS
 
 __all__ = ["ClipNorm"]
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from lightning_optkit._checks import check_bools, check_in, check_int
 from lightning_optkit.clipping._gradients import scale_to_bound_
 from lightning_optkit.step import Clip, ClipBounds
+from lightning_optkit.step.clip import NO_BOUNDS
 from lightning_optkit.step.coefficients import exact_bound
-from lightning_optkit.step.rule import NO_BOUNDS
 from lightning_optkit.step.saved import saved_dict, saved_floats
 
 __all__ = ["ZClip"]

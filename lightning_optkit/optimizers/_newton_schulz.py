@@ -19,8 +19,9 @@ from lightning_optkit.optimizers._newton_schulz_coefficients import Coefficients
 from lightning_optkit.step.gradient_reference import clip_reference, dense
 from lightning_optkit.step.lockstep import alone
 from lightning_optkit.step.numbers import GroupNumbers, compute_dtype
+from lightning_optkit.step.reference_segment import ReferenceSegment
 from lightning_optkit.step.rule import Group, Rule, State
-from lightning_optkit.step.segments import Bound, ReferenceSegment
+from lightning_optkit.step.segments import Bound
 from lightning_optkit.step.split_weights import joined
 from lightning_optkit.step.statistics import Clipped
 

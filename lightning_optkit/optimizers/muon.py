@@ -30,8 +30,8 @@ from lightning_optkit.optimizers._newton_schulz_coefficients import Coefficients
 from lightning_optkit.optimizers.adam import adam_update
 from lightning_optkit.step import OnePassOptimizer, Rule
 from lightning_optkit.step.arguments import check_number, listed, pair, with_listed_params
+from lightning_optkit.step.reference_segment import ReferenceSegment
 from lightning_optkit.step.rule import Group, Hyperparameters, StateSpec
-from lightning_optkit.step.segments import ReferenceSegment
 from lightning_optkit.step.stages import Stages
 
 __all__ = ["OWN_KEYS", "Muon"]

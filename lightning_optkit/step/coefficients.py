@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from lightning_optkit.step.rule import AverageKind
+from lightning_optkit.step.average import AverageKind
 
 __all__ = ["average_weight", "clip_coefficient", "exact_bound"]
 

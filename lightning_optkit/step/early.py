@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_optkit.step.average import Average
 from lightning_optkit.step.numbers import is_due
-from lightning_optkit.step.rule import Average
 from lightning_optkit.step.segments import Segment
 
 __all__ = ["EarlyUpdates", "early_updates"]

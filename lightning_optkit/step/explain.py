@@ -9,10 +9,12 @@ from torch import Tensor
 
 from lightning_optkit._native import extension
 from lightning_optkit._torch_private import supports_amp_scaling
+from lightning_optkit.step.average import Average
+from lightning_optkit.step.clip import Clip
 from lightning_optkit.step.early import early_updates
 from lightning_optkit.step.plan_text import plan_text
 from lightning_optkit.step.planning import left_out_by, segment_kind
-from lightning_optkit.step.rule import Average, Clip, Group
+from lightning_optkit.step.rule import Group
 from lightning_optkit.step.sharded import ShardedReferenceSegment
 from lightning_optkit.step.shards import why_gathered
 from lightning_optkit.step.state import StateLayout

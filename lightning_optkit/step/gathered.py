@@ -14,8 +14,9 @@ from typing_extensions import override
 from lightning_optkit.step.gathering import gathered, in_buckets, scatter_
 from lightning_optkit.step.gradient_reference import dense
 from lightning_optkit.step.numbers import GroupNumbers
+from lightning_optkit.step.reference_segment import ReferenceSegment
 from lightning_optkit.step.rule import Group, State
-from lightning_optkit.step.segments import Bound, Entry, ReferenceSegment, Segment
+from lightning_optkit.step.segments import Bound, Entry, Segment
 from lightning_optkit.step.shards import counts_here, local
 from lightning_optkit.step.statistics import Clipped, TensorStatistics
 

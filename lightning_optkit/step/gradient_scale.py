@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_optkit.step.clip import Clip, StatefulClip
 from lightning_optkit.step.coefficients import clip_coefficient, exact_bound
-from lightning_optkit.step.rule import Clip, StatefulClip
 from lightning_optkit.step.segments import Segment
 
 __all__ = ["DeviceScale", "HostScale", "global_norm", "host_scale"]

@@ -15,11 +15,12 @@ from torch import Tensor
 from lightning_optkit._checks import check_one_of
 from lightning_optkit._torch_private import load_post_hooks, load_pre_hooks
 from lightning_optkit.step.arguments import checked_as
+from lightning_optkit.step.clip import StatefulClip
 from lightning_optkit.step.matching import match_groups, names_in_groups
 from lightning_optkit.step.numbers import ROUNDINGS
 from lightning_optkit.step.packed import unpacked
 from lightning_optkit.step.restoring import Place, check_state, restored
-from lightning_optkit.step.rule import Group, State, StatefulClip
+from lightning_optkit.step.rule import Group, State
 from lightning_optkit.step.rule_identity import check_is_of_the_rule
 from lightning_optkit.step.saved import kind_of, saved_dict
 from lightning_optkit.step.saved_stages import read_stages

@@ -8,7 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_optkit.step.rule import NO_BOUNDS, Average, Clip, Group, KeptInState, decay_per_rate
+from lightning_optkit.step.average import Average, KeptInState
+from lightning_optkit.step.clip import NO_BOUNDS, Clip
+from lightning_optkit.step.rule import Group, decay_per_rate
 
 __all__ = [
     "ROUNDINGS",

@@ -25,16 +25,19 @@ from lightning_optkit.step.arguments import (
     listed,
     with_listed_params,
 )
+from lightning_optkit.step.average import Average
+from lightning_optkit.step.clip import StatefulClip
 from lightning_optkit.step.engine import StepEngine
 from lightning_optkit.step.explain import Explanation, explain
 from lightning_optkit.step.full_precision import full_precision, full_precision_state_dict, load_full_precision
 from lightning_optkit.step.hooks import hooked
 from lightning_optkit.step.loading import load
 from lightning_optkit.step.progress import Progress
-from lightning_optkit.step.rule import Average, Group, Rule, StatefulClip
+from lightning_optkit.step.reference_segment import ReferenceSegment
+from lightning_optkit.step.rule import Group, Rule
 from lightning_optkit.step.rule_identity import rule_of
 from lightning_optkit.step.saved_stages import stages_of
-from lightning_optkit.step.segments import ReferenceSegment, why_no_units, why_not_compiled
+from lightning_optkit.step.segments import why_no_units, why_not_compiled
 from lightning_optkit.step.shards import local, whole_statistics
 from lightning_optkit.step.stages import STATE_DTYPES, Stages, completed, group_stages, written_out
 from lightning_optkit.step.statistics import TensorStatistics
@@ -75,6 +78,18 @@ class OnePassOptimizer(Optimizer):
 
     kept_entries: ClassVar[frozenset[str]] = frozenset({"rounding_seed", "decay_lr"})
     """Group entries that cannot be scheduled: initial values, counters, and what the rule writes itself."""
+
+    _learned: ClassVar[tuple[str, ...]] = ()
+    """Group entries that the rule writes itself."""
+
+    _carried: ClassVar[tuple[str, ...]] = ()
+    """State of the optimizer class itself, in the dtype of the parameter."""
+
+    _decay_flag: ClassVar[str] = "decoupled_weight_decay"
+    """The constructor's name for this entry."""
+
+    _shown: Mapping[Tensor, Tensor] = MappingProxyType({})
+    """Averages that some parameters hold now, by parameter, in fp32 where the average is."""
 
     leaves_out: Callable[[], Set[Tensor]] | None = None
     """Returns the parameters that `clip` leaves out; asked when the step is planned, as after any change of groups."""
@@ -130,16 +145,7 @@ class OnePassOptimizer(Optimizer):
         """A saved group plus the entries that torch's class lacks; raises if `group` cannot load it."""
         return saved
 
-    _learned: ClassVar[tuple[str, ...]] = ()  # group entries that the rule writes itself
-    _carried: ClassVar[tuple[str, ...]] = ()  # state of the optimizer class itself, in the dtype of the parameter
-
     # --- checks ---
-
-    def _forget_steps(self) -> None:
-        self._engine.forget()
-
-    _decay_flag: ClassVar[str] = "decoupled_weight_decay"
-    """The constructor's name for this entry."""
 
     @property
     def _owner(self) -> str:
@@ -266,6 +272,9 @@ class OnePassOptimizer(Optimizer):
 
     # --- the plan ---
 
+    def _forget_steps(self) -> None:
+        self._engine.forget()
+
     def _reference_segment(self, rule: Rule) -> type[ReferenceSegment]:
         """The class that steps the parameters of `rule` on the reference path."""
         return ReferenceSegment
@@ -335,9 +344,6 @@ class OnePassOptimizer(Optimizer):
         """
         with self._engine.lock:
             load_full_precision(self, model, state_dict)
-
-    _shown: Mapping[Tensor, Tensor] = MappingProxyType({})
-    """Averages that some parameters hold now, by parameter, in fp32 where the average is."""
 
     def _full_precision_of(self, param: Tensor) -> Tensor:
         """The local part of a 16-bit parameter in fp32."""

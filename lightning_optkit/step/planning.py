@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_optkit.step.arguments import check_params, check_rounding
+from lightning_optkit.step.clip import NO_BOUNDS
 from lightning_optkit.step.coefficients import average_weight
 from lightning_optkit.step.compiled import CompiledSegment
 from lightning_optkit.step.cuda import CudaSegment
@@ -17,9 +18,10 @@ from lightning_optkit.step.gathered import gathering
 from lightning_optkit.step.membership import membership
 from lightning_optkit.step.numbers import GroupNumbers
 from lightning_optkit.step.plain import why_no_parameter
+from lightning_optkit.step.reference_segment import ReferenceSegment
 from lightning_optkit.step.rounding import move_average_
-from lightning_optkit.step.rule import NO_BOUNDS, Group, Rule, State
-from lightning_optkit.step.segments import Entry, PlanOutdated, ReferenceSegment, Segment
+from lightning_optkit.step.rule import Group, Rule, State
+from lightning_optkit.step.segments import Entry, PlanOutdated, Segment
 from lightning_optkit.step.sharded import ShardedCompiledSegment, ShardedReferenceSegment, ShardedUnitsSegment
 from lightning_optkit.step.shards import local, sharding_groups, why_gathered
 from lightning_optkit.step.split_weights import joined

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
-from lightning_optkit.step.rule import Average, Clip, Group, StatefulClip
+from lightning_optkit.step.average import Average
+from lightning_optkit.step.clip import Clip, StatefulClip
+from lightning_optkit.step.rule import Group
 from lightning_optkit.step.saved import kind_of, saved_dict
 from lightning_optkit.step.stepped import Loadable
 

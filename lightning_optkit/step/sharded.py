@@ -16,8 +16,9 @@ from lightning_optkit.step.compiled import CompiledSegment
 from lightning_optkit.step.lockstep import Asking, together
 from lightning_optkit.step.numbers import GroupNumbers
 from lightning_optkit.step.reference import Done
+from lightning_optkit.step.reference_segment import ReferenceSegment
 from lightning_optkit.step.rule import Group
-from lightning_optkit.step.segments import Entry, ReferenceSegment
+from lightning_optkit.step.segments import Entry
 from lightning_optkit.step.shards import local, reduce_sum_, sum_over
 from lightning_optkit.step.split_weights import joined
 from lightning_optkit.step.statistics import Clipped

@@ -14,7 +14,8 @@ from torch.distributed.tensor.placement_types import Replicate, Shard
 
 from lightning_optkit._native import extension
 from lightning_optkit._torch_private import local_shard
-from lightning_optkit.step.rule import Clip, Group, Rule
+from lightning_optkit.step.clip import Clip
+from lightning_optkit.step.rule import Group, Rule
 from lightning_optkit.step.statistics import TensorStatistics
 
 if extension is not None:

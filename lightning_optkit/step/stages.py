@@ -9,7 +9,8 @@ from typing import Any, Literal
 import torch
 from typing_extensions import TypedDict, Unpack
 
-from lightning_optkit.step.rule import Average, Clip
+from lightning_optkit.step.average import Average
+from lightning_optkit.step.clip import Clip
 
 __all__ = [
     "ADDED_ENTRIES",

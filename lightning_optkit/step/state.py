@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from lightning_optkit.step.average import Average
 from lightning_optkit.step.gathering import gathered, scatter_
 from lightning_optkit.step.gradient_reference import as_real
 from lightning_optkit.step.memory import Arena, zeros_like_all
 from lightning_optkit.step.numbers import compute_dtype
 from lightning_optkit.step.plain import has_dispatch, why_unusable
 from lightning_optkit.step.quantized_state import BLOCK, dequantize8, quantize8_, scale_name, zero_scales
-from lightning_optkit.step.rule import Average, Group, Rule, Scalar, State, StateSpec
+from lightning_optkit.step.rule import Group, Rule, Scalar, State, StateSpec
 from lightning_optkit.step.segments import Entry
 from lightning_optkit.step.shards import distribute_like, local, place_like
 from lightning_optkit.step.split_weights import (
@@ -28,7 +29,7 @@ from lightning_optkit.step.split_weights import (
     whole,
 )
 
-__all__ = ["Kept", "StateLayout", "check_state", "convert_", "fill_", "prepare_state"]
+__all__ = ["Kept", "StateLayout", "check_state", "fill_", "prepare_state"]
 
 _STEP, _NUM_AVERAGED = Scalar("step", 0.0, 1.0), Scalar("num_averaged", 0.0, 1.0)
 
@@ -167,7 +168,7 @@ def prepare_state(kept: Sequence[Kept], layout: StateLayout, arena: Arena | None
             fill_(tensor, like, state, spec, torch.full(like.shape, fresh, dtype=torch.float64, device=like.device))
         elif fresh:
             parts = as_real(tensor)  # both parts of a complex number, as in torch
-            convert_(parts, state, spec, torch.full_like(parts, fresh, dtype=torch.float64))
+            _convert_(parts, state, spec, torch.full_like(parts, fresh, dtype=torch.float64))
         elif tensor.dtype == torch.uint8:
             state[scale_name(name)] = zero_scales(like)
         if held is None and name == layout.average_name:
@@ -177,21 +178,21 @@ def prepare_state(kept: Sequence[Kept], layout: StateLayout, arena: Arena | None
 
 
 def fill_(tensor: Tensor, like: Tensor, state: State, spec: StateSpec, held: Tensor) -> None:
-    """`convert_` for `tensor`, the local part of state that is placed like `like`; `held` may be placed otherwise.
+    """`_convert_` for `tensor`, the local part of state that is placed like `like`; `held` may be placed otherwise.
 
     8-bit state of a sharded parameter has the blocks and the scales of the whole tensor, in every process: its codes
     alone are sharded, and any number of processes can go on from a checkpoint.
     """
     if not isinstance(like, DTensor) or torch.uint8 not in (tensor.dtype, held.dtype):
-        convert_(tensor, state, spec, local(distribute_like(held, like)))
+        _convert_(tensor, state, spec, local(distribute_like(held, like)))
         return
     whole = gathered([local(held)], [held])[0] if isinstance(held, DTensor) else held.to(like.device)
     made = whole.new_empty(like.shape, dtype=tensor.dtype)
-    convert_(made, state, spec, whole)
+    _convert_(made, state, spec, whole)
     scatter_(tensor, made, like)
 
 
-def convert_(tensor: Tensor, state: State, spec: StateSpec, held: Tensor) -> None:
+def _convert_(tensor: Tensor, state: State, spec: StateSpec, held: Tensor) -> None:
     """Fills `tensor`, the new state of `spec`, with the values of `held`; adds or removes its scales in `state`."""
     name = spec.name
     scale = state.pop(scale_name(name), None)

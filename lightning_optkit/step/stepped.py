@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_optkit.step.rule import Average, Clip, Group, Rule
+from lightning_optkit.step.average import Average
+from lightning_optkit.step.clip import Clip
+from lightning_optkit.step.rule import Group, Rule
 from lightning_optkit.step.segments import Segment
 
 __all__ = ["GroupContext", "Loadable", "Stepped", "group_contexts"]

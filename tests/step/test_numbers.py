@@ -9,9 +9,9 @@ import torch
 from lightning_optkit.averaging import EMA
 from lightning_optkit.clipping import ClipNorm, ClipPerTensor, ClipUnitwise, ClipValue
 from lightning_optkit.optimizers import SGD, Adam, AdamW
+from lightning_optkit.step.average import AverageKind
 from lightning_optkit.step.coefficients import average_weight
 from lightning_optkit.step.numbers import compute_dtype, is_due, read_group
-from lightning_optkit.step.rule import AverageKind
 
 
 def group_of(optimizer_class=AdamW, **kwargs):
