@@ -105,7 +105,7 @@ def update_tensors_(
         if due or hasattr(tensor, "to_local"):
             _create(tensor, state, average, name)
         if due:
-            moved.append(_weighted(tensor, state, average, name, decay))
+            moved.append(_counted(tensor, state, average, name, decay))
     for (weight, dtype), members in groupby(moved, key=lambda item: (item[0], item[1].dtype)):
         _, averages, tensors = zip(*members, strict=True)
         if weight == 1:
@@ -214,10 +214,10 @@ def _fitted(state: State, average: AnyAverage, name: str | None) -> State:
     return ring_for(state, name or average.state_name, _counter(average, name), average.k)
 
 
-def _weighted(
+def _counted(
     tensor: Tensor, state: State, average: AnyAverage, name: str | None, decay: float | None
 ) -> tuple[float, Tensor, Tensor]:
-    """Weight of the tensor in the average, the average, and the tensor; both as local shards."""
+    """Counts an update; returns the tensor's weight in the average, the average and the tensor, as local shards."""
     counter, names = _counter(average, name), _names(average, name)
     so_far = int(state[counter])
     state[counter] += 1.0

@@ -22,7 +22,7 @@ from lightning_optkit.callbacks.scheduling.batch_size import (
     set_batch_size,
 )
 from lightning_optkit.callbacks.scheduling.clock import over_all_ranks
-from lightning_optkit.callbacks.scheduling.existing_schedulers import _flat
+from lightning_optkit.callbacks.scheduling.existing_schedulers import schedulers_of
 from lightning_optkit.callbacks.scheduling.lr_scaling import forget_factor, multiply_bases
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
@@ -225,9 +225,8 @@ class BatchSizeSchedule(FitCallback):
             if Run(trainer).is_trial:
                 return self._base
             raise ValueError(
-                f"{type(self).__name__}(schedule={self.schedule!r}): the run has "
-                f"{total or 'an unknown number of'} epochs, "
-                f"and {error} Set Trainer(max_epochs=...) or BatchSizeSchedule(total=...)."
+                f"{type(self).__name__}(schedule={self.schedule!r}): the run has {total or 'an unknown number of'} "
+                f"epochs, and {error} Set Trainer(max_epochs=...) or BatchSizeSchedule(total=...)."
             ) from None
         if size < 1:
             raise ValueError(
@@ -290,8 +289,7 @@ class BatchSizeSchedule(FitCallback):
     def _scale(self, trainer: pl.Trainer, factor: float) -> None:
         if self.lr_scaling == "none" and self._resumed_from.get("lr_scaling", "none") == "none":
             return
-        configs = trainer.strategy.lr_scheduler_configs
-        multiply_bases(trainer.optimizers, [part for config in configs for part in _flat(config.scheduler)], factor)
+        multiply_bases(trainer.optimizers, [*schedulers_of(trainer)], factor)
 
     def _described(self) -> dict[str, Any]:
         return {"schedule": repr(self.schedule), "lr_scaling": self.lr_scaling, "base batch size": self._base}

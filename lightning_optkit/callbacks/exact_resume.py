@@ -121,8 +121,9 @@ class ExactResume(OrderOfEpoch):
         self._reloads: Reloads | None = None
         self._before_check: dict[str, Any] | None = None  # and before the sanity check
         self._is_alone = False  # after an exception, which other processes may not have
-        self._begins = self._ends_batch = False  # before the first batch; with what follows the checkpoint's last batch
-        self._followed = -1  # batches, in total, with that done
+        self._begins = False  # the checkpoint was saved before the first batch
+        self._ends_batch = False  # what follows the last batch of the checkpoint is still to be done
+        self._followed = -1  # batches in total after the last one with all that follows it done
         self._is_exact = self._failed_to_fetch = False
         self._switches: Switches | None = None
         self._sums: dict[str, Any] = {}  # of metrics in the epoch that is resumed, until a batch is added

@@ -82,9 +82,9 @@ class GradientClipping(FitCallback):
 
     def _reset(self) -> None:
         self._clips: dict[int, AnyClip] = {}  # by index in `trainer.optimizers`
-        self._folded: dict[int, OnePassOptimizer] = {}
-        self._called: dict[Optimizer, int] = {}
-        self._scaled: list[tuple[Optimizer, type[Optimizer]]] = []
+        self._folded: dict[int, OnePassOptimizer] = {}  # whose step clips, by the same index
+        self._called: dict[Optimizer, int] = {}  # whose clip is a pass of its own, with the same index
+        self._scaled: list[tuple[Optimizer, type[Optimizer]]] = []  # of these, those that unscaled by themselves
         self._measuring: dict[Optimizer, tuple[Tensor, Tensor]] = {}  # norms of the step about to be taken
         self._measured: dict[str, Tensor | float] = {}
         self._num_measured = self._num_clipped = self._logged_step = 0

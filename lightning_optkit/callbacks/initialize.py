@@ -199,8 +199,7 @@ class Initialize(FitCallback):
             return initialize(target, scheme, activation=self._activation, generator=generator)
         keywords: dict[str, Any] = {"generator": generator} if "generator" in parameters else {}
         if "batch" in parameters:
-            keywords["batch"] = batch
-            keywords.setdefault("forward", lambda model, batch: run(pl_module, batch))
+            keywords |= {"batch": batch, "forward": lambda model, batch: run(pl_module, batch)}
         rows = scheme(target, **keywords)
         return [*rows] if isinstance(rows, list) else []
 

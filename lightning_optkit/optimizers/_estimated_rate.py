@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shared by the rules that estimate their rate from all parameters: one estimate, in every group."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -14,7 +15,14 @@ from lightning_optkit.step.arguments import with_listed_params
 from lightning_optkit.step.rule import Group
 from lightning_optkit.step.shards import local
 
-__all__ = ["EstimatedRateOptimizer"]
+__all__ = ["EstimatedRateOptimizer", "adam_rate"]
+
+
+def adam_rate(group: Group, step: float) -> float:
+    """The estimate, times Adam's correction of the bias of both moments if the group asks for it."""
+    beta1, beta2 = group["betas"]
+    correction = math.sqrt(1 - beta2**step) / (1 - beta1**step) if group["use_bias_correction"] else 1.0
+    return float(group["d"]) * correction
 
 
 class EstimatedRateOptimizer(OnePassOptimizer):

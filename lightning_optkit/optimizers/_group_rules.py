@@ -74,40 +74,12 @@ class GroupRules:
             check_in(owner, "weight_decay", weight_decay, "[0, inf)")
         if layer_decay is not None:
             check_in(owner, "layer_decay", layer_decay, "(0, 1]")
-        such_as = f"a list of module classes and of {', '.join(map(repr, _KINDS))}"
-        if isinstance(no_decay, str):
-            raise ValueError(f"{owner}(no_decay={shown(no_decay)}): no_decay must be {such_as}.")
-        no_decay = check_listed(owner, "no_decay", no_decay, such_as, empty=True)
-        for kind in no_decay:
-            is_type = isinstance(kind, type) and issubclass(kind, nn.Module)
-            if not (is_type or (isinstance(kind, str) and kind in _KINDS)):
-                raise ValueError(f"{owner}(no_decay={shown(no_decay)}): no_decay must be {such_as}.")
-        if layers is not None:
-            patterns = 'a list of patterns of names, such as ["stem.*", "head.*"]'
-            layers = check_listed(owner, "layers", layers, patterns)
-            for layer in layers:
-                check_text(owner, "layers", layer, patterns)
-        if layers is not None and layer_decay is None:
-            raise ValueError(f"{owner}(layers={shown(list(layers))}): layers needs layer_decay.")
-        if overrides is not None:
-            check_mapping(owner, "overrides", overrides, 'a dict such as {"head.*": {"lr": 1e-3}}')
-        for pattern, entries in (overrides or {}).items():
-            if not isinstance(entries, Mapping) or not all(isinstance(entry, str) for entry in entries):
-                raise TypeError(
-                    f"{owner}(overrides[{pattern!r}]={shown(entries)}): it must be a mapping of group entries."
-                )
-            if "params" in entries:
-                raise ValueError(f"{owner}(overrides[{pattern!r}]={shown(entries)}): it must not hold params.")
-            if pattern.startswith("re:"):
-                _check_expression(owner, pattern)
-            for name in ("lr", "weight_decay"):
-                if name in entries:
-                    check_in(owner, f"overrides[{pattern!r}][{name!r}]", entries[name], "[0, inf)")
+        exempt = _checked_kinds(owner, no_decay)
         self.owner, self.weight_decay, self.layer_decay = owner, weight_decay, layer_decay
-        self.kinds = tuple(kind for kind in no_decay if isinstance(kind, str))
-        self.types = tuple(kind for kind in no_decay if not isinstance(kind, str))
-        self.layers = None if layers is None else tuple(layers)
-        self.overrides = {pattern: dict(entries) for pattern, entries in (overrides or {}).items()}
+        self.kinds = tuple(kind for kind in exempt if isinstance(kind, str))
+        self.types = tuple(kind for kind in exempt if not isinstance(kind, str))
+        self.layers = None if layers is None else _checked_layers(owner, layers, layer_decay)
+        self.overrides = {} if overrides is None else _checked_overrides(owner, overrides)
 
     def __repr__(self) -> str:
         return repr((self.weight_decay, self.kinds, self.types, self.layer_decay, self.layers, self.overrides))
@@ -175,6 +147,44 @@ class GroupRules:
             or ("embedding" in self.kinds and isinstance(module, _EMBEDDINGS))
             or ("vector" in self.kinds and is_vector)
         )
+
+
+def _checked_kinds(owner: str, no_decay: NoDecay) -> list[Any]:
+    such_as = f"a list of module classes and of {', '.join(map(repr, _KINDS))}"
+    if isinstance(no_decay, str):
+        raise ValueError(f"{owner}(no_decay={shown(no_decay)}): no_decay must be {such_as}.")
+    kinds = check_listed(owner, "no_decay", no_decay, such_as, empty=True)
+    for kind in kinds:
+        is_type = isinstance(kind, type) and issubclass(kind, nn.Module)
+        if not (is_type or (isinstance(kind, str) and kind in _KINDS)):
+            raise ValueError(f"{owner}(no_decay={shown(kinds)}): no_decay must be {such_as}.")
+    return kinds
+
+
+def _checked_layers(owner: str, layers: Sequence[str], layer_decay: float | None) -> tuple[str, ...]:
+    such_as = 'a list of patterns of names, such as ["stem.*", "head.*"]'
+    patterns = check_listed(owner, "layers", layers, such_as)
+    for pattern in patterns:
+        check_text(owner, "layers", pattern, such_as)
+    if layer_decay is None:
+        raise ValueError(f"{owner}(layers={shown(patterns)}): layers needs layer_decay.")
+    return tuple(patterns)
+
+
+def _checked_overrides(owner: str, overrides: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    check_mapping(owner, "overrides", overrides, 'a dict such as {"head.*": {"lr": 1e-3}}')
+    for pattern, entries in overrides.items():
+        given = f"{owner}(overrides[{pattern!r}]={shown(entries)})"
+        if not isinstance(entries, Mapping) or not all(isinstance(entry, str) for entry in entries):
+            raise TypeError(f"{given}: it must be a mapping of group entries.")
+        if "params" in entries:
+            raise ValueError(f"{given}: it must not hold params.")
+        if pattern.startswith("re:"):
+            _check_expression(owner, pattern)
+        for name in ("lr", "weight_decay"):
+            if name in entries:
+                check_in(owner, f"overrides[{pattern!r}][{name!r}]", entries[name], "[0, inf)")
+    return {pattern: dict(entries) for pattern, entries in overrides.items()}
 
 
 def unwrapped(name: str) -> str:

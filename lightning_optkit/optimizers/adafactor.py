@@ -15,6 +15,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from typing_extensions import Unpack
 
 from lightning_optkit._norms import norm
+from lightning_optkit.optimizers._factored_moment import shape_by_column, shape_by_element, shape_by_row
 from lightning_optkit.step import OnePassOptimizer, Rule
 from lightning_optkit.step.arguments import check_number, pair, with_listed_params
 from lightning_optkit.step.rule import Group, Hyperparameters, State, StateSpec
@@ -59,18 +60,6 @@ def _rms(t: Tensor) -> float:
     return float(norm(t)) / math.sqrt(t.numel())
 
 
-def _of_a_vector(shape: torch.Size) -> torch.Size | None:
-    return shape if len(shape) < 2 else None
-
-
-def _of_rows(shape: torch.Size) -> torch.Size | None:
-    return torch.Size((*shape[:-1], 1)) if len(shape) > 1 else None
-
-
-def _of_columns(shape: torch.Size) -> torch.Size | None:
-    return torch.Size((*shape[:-2], 1, shape[-1])) if len(shape) > 1 else None
-
-
 def _resolve(group: Group, param: Tensor) -> Group:
     """eps[0]=None is the eps of the stored dtype, although 16-bit parameters are updated in fp32.
 
@@ -95,9 +84,9 @@ def _hyperparameters(group: Group) -> Hyperparameters:
 _RULE = Rule(
     "adafactor",
     (
-        StateSpec("variance", nonnegative=True, shape=_of_a_vector),
-        StateSpec("row_var", nonnegative=True, full_precision=True, shape=_of_rows),
-        StateSpec("col_var", nonnegative=True, full_precision=True, shape=_of_columns),
+        StateSpec("variance", nonnegative=True, shape=shape_by_element),
+        StateSpec("row_var", nonnegative=True, full_precision=True, shape=shape_by_row),
+        StateSpec("col_var", nonnegative=True, full_precision=True, shape=shape_by_column),
     ),
     _hyperparameters,
     adafactor_update,

@@ -14,6 +14,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from lightning_optkit._norms import norm
+from lightning_optkit.optimizers._factored_moment import shape_by_column, shape_by_element, shape_by_row
 from lightning_optkit.step import OnePassOptimizer, Rule
 from lightning_optkit.step.arguments import check_number, pair, several, with_real_params
 from lightning_optkit.step.rule import Group, State, StateSpec
@@ -51,27 +52,15 @@ def _inverse_root(squares: Tensor, rows: Tensor, columns: Tensor, share: float) 
     return (rows / rows.mean(-2, keepdim=True)).rsqrt() * columns.rsqrt()
 
 
-def _of_a_vector(shape: torch.Size) -> torch.Size | None:
-    return shape if len(shape) < 2 else None
-
-
-def _of_rows(shape: torch.Size) -> torch.Size | None:
-    return torch.Size((*shape[:-1], 1)) if len(shape) > 1 else None
-
-
-def _of_columns(shape: torch.Size) -> torch.Size | None:
-    return torch.Size((*shape[:-2], 1, shape[-1])) if len(shape) > 1 else None
-
-
 _RULE = Rule(
     "came",
     (
         StateSpec("exp_avg"),
-        StateSpec("variance", nonnegative=True, shape=_of_a_vector),
-        StateSpec("row_var", nonnegative=True, full_precision=True, shape=_of_rows),
-        StateSpec("col_var", nonnegative=True, full_precision=True, shape=_of_columns),
-        StateSpec("row_residual", nonnegative=True, full_precision=True, shape=_of_rows),
-        StateSpec("col_residual", nonnegative=True, full_precision=True, shape=_of_columns),
+        StateSpec("variance", nonnegative=True, shape=shape_by_element),
+        StateSpec("row_var", nonnegative=True, full_precision=True, shape=shape_by_row),
+        StateSpec("col_var", nonnegative=True, full_precision=True, shape=shape_by_column),
+        StateSpec("row_residual", nonnegative=True, full_precision=True, shape=shape_by_row),
+        StateSpec("col_residual", nonnegative=True, full_precision=True, shape=shape_by_column),
     ),
     lambda group: {},
     came_update,

@@ -244,16 +244,7 @@ def to_torch_(optimizer: OnePassOptimizer) -> None:
     for group, implementation in zip(optimizer.param_groups, before.groups, strict=False):
         rule = optimizer._rule(group)
         for param in group["params"]:
-            state = optimizer.state.get(param, {})
-            for name in [name for name in rule.state_names if name in state]:
-                like = rule.like(name, param)
-                plain = torch.empty_like(local(like), requires_grad=False)
-                if state[name].dtype == plain.dtype and local(state[name]).stride() == plain.stride():
-                    continue  # a copy of all states would double their memory
-                fill_(plain, like, state, rule.spec(name), state[name])
-                state[name] = place_like(plain, like)
-            for name in _ADDED_STATE:
-                state.pop(name, None)
+            _cast_as_torch_keeps_(optimizer.state.get(param, {}), rule, param)
         for key in _ADDED_KEYS - set(before.defaults):
             group.pop(key, None)
         group.update(implementation)
@@ -267,6 +258,19 @@ def to_torch_(optimizer: OnePassOptimizer) -> None:
     if shown:
         setattr(optimizer, _AVERAGES, shown)
     _become(optimizer, cls)
+
+
+def _cast_as_torch_keeps_(state: State, rule: Rule, param: Tensor) -> None:
+    """Gives the state of a parameter the dtypes and strides of torch's class, in place, without what is ours alone."""
+    for name in [name for name in rule.state_names if name in state]:
+        like = rule.like(name, param)
+        plain = torch.empty_like(local(like), requires_grad=False)
+        if state[name].dtype == plain.dtype and local(state[name]).stride() == plain.stride():
+            continue  # a copy of all states would double their memory
+        fill_(plain, like, state, rule.spec(name), state[name])
+        state[name] = place_like(plain, like)
+    for name in _ADDED_STATE:
+        state.pop(name, None)
 
 
 def full_precision_state_dict(optimizer: Optimizer, model: nn.Module) -> dict[str, Any]:

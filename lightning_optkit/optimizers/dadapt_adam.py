@@ -17,7 +17,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack, override
 
 from lightning_optkit._checks import check_one_of
-from lightning_optkit.optimizers._estimated_rate import EstimatedRateOptimizer
+from lightning_optkit.optimizers._estimated_rate import EstimatedRateOptimizer, adam_rate
 from lightning_optkit.step import Rule
 from lightning_optkit.step.arguments import check_betas, check_number
 from lightning_optkit.step.rule import Estimate, Group, State, StateSpec
@@ -40,16 +40,10 @@ def dadapt_adam_update(param: Tensor, grad: Tensor, state: State, group: Group, 
 
 def _observe(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> tuple[float, float]:
     """<g_k, s_k> over the second moment, times the rate, and |s_{k+1}|_1."""
-    lr = float(group["lr"]) * _rate(group, step)
+    lr = float(group["lr"]) * adam_rate(group, step)
     weighted = state["s"] / (state["exp_avg_sq"].sqrt() + float(group["eps"]))
     next_s = state["s"].lerp(grad * lr, 1 - _root(group))
     return lr * float((grad.double() * weighted.double()).sum()), float(next_s.double().abs().sum())
-
-
-def _rate(group: Group, step: float) -> float:
-    beta1, beta2 = group["betas"]
-    correction = math.sqrt(1 - beta2**step) / (1 - beta1**step) if group["use_bias_correction"] else 1.0
-    return float(group["d"]) * correction
 
 
 def _root(group: Group) -> float:
@@ -62,7 +56,7 @@ _RULE = Rule(
     lambda group: {},
     dadapt_adam_update,
     num_rereads=1,  # the gradient, for the estimate
-    estimate=Estimate(lambda group: group["d"], _rate, _observe, observes_before=True),
+    estimate=Estimate(lambda group: group["d"], adam_rate, _observe, observes_before=True),
 )
 
 

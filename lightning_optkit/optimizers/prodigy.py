@@ -19,7 +19,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from lightning_optkit._checks import check_int, check_one_of
-from lightning_optkit.optimizers._estimated_rate import EstimatedRateOptimizer
+from lightning_optkit.optimizers._estimated_rate import EstimatedRateOptimizer, adam_rate
 from lightning_optkit.step import Rule
 from lightning_optkit.step.arguments import check_betas, check_number
 from lightning_optkit.step.rule import Estimate, Group, Hyperparameters, State, StateSpec
@@ -47,16 +47,10 @@ def prodigy_update(param: Tensor, grad: Tensor, state: State, group: Group, step
 
 def _observe(param: Tensor, grad: Tensor, state: State, group: Group, step: float) -> tuple[float, float]:
     """<g_k, x_0 - x_k>, weighted, and |s_{k+1}|_1."""
-    weight = float(group["d"]) / group["d0"] * float(group["lr"]) * _rate(group, step)
+    weight = float(group["d"]) / group["d0"] * float(group["lr"]) * adam_rate(group, step)
     way = state["p0"] - _sliced(param, state, group)
     seen = _sliced(grad, state, group) * weight
     return float((seen.double() * way.double()).sum()), float(state["s"].double().abs().sum())
-
-
-def _rate(group: Group, step: float) -> float:
-    beta1, beta2 = group["betas"]
-    correction = math.sqrt(1 - beta2**step) / (1 - beta1**step) if group["use_bias_correction"] else 1.0
-    return float(group["d"]) * correction
 
 
 def _beta3(group: Group) -> float:
@@ -96,7 +90,7 @@ def _rule_of(slice_p: int) -> Rule:
         _hyperparameters,
         prodigy_update,
         needs_whole="keep every slice_p-th element" if slice_p > 1 else None,
-        estimate=Estimate(lambda group: group["d"], _rate, _observe),
+        estimate=Estimate(lambda group: group["d"], adam_rate, _observe),
     )
 
 
