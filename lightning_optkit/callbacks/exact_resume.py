@@ -69,44 +69,27 @@ class ExactResume(OrderOfEpoch):
     batches are seen twice and the last ones never. This callback saves the generators of Python, NumPy, torch,
     loaders, data and module, per process; on resuming it draws the epoch's order again and skips the batches seen.
 
-    Exact for: checkpoints at any batch end, validation end or epoch end; any `num_workers`; shuffling; several loaders;
-    iterable datasets that yield the same items when iterated again. Skipped batches are loaded, since only this
-    restores the state of datasets and workers; a message says so if it takes long. Loaders with `state_dict`
-    (torchdata's `StatefulDataLoader`) restore themselves, but not what their workers draw. Within an accumulation
-    window the gradients so far are saved as well, those of every process. So are buffers in which the processes differ:
-    BatchNorm's running statistics under FSDP2, or under DDP where that does not send those of the first process, as
-    with accumulation. Checkpoints are written, and checked in every stage, by `SafeCheckpointIO`, unless another
-    `CheckpointIO` is given.
+    - Exact: from a checkpoint at the end of a batch, a validation or an epoch, or after the fit; with any
+      `num_workers`, shuffling, several loaders, and iterable datasets that yield the same items again. Skipped batches
+      are loaded, since only this restores the state of datasets and workers; a message says so if it takes long.
+    - Saved besides: the gradients of an open accumulation window, and buffers in which the processes differ, such as
+      BatchNorm's running statistics under FSDP2.
+    - Done when a run is resumed: what Lightning leaves out, such as the validation that was due, the hooks of an
+      epoch's end, and steps of torch's `ReduceLROnPlateau`. A validation that was not finished begins anew.
+    - On SIGTERM in any process, and on SLURM's signal, all of them stop before their next batch; then
+      `OnExceptionCheckpoint` and `ModelCheckpoint(save_on_exception=True)` write an exact checkpoint.
+    - On an exception no process waits for another that may not have it: under DDP those two write the random states and
+      gradients of the first process only, with weights sharded by FSDP2 no file unless all fail at the same place. A
+      warning says so.
+    - Another number of processes or batch size: the samples of the epoch that were not seen are dealt out anew, each
+      once, in another order. This needs one loader of a map-style dataset whose sampler is a `DistributedSampler`
+      (Lightning inserts it), or in one process a `RandomSampler` or `SequentialSampler`, without `limit_train_batches`.
+    - Not exact, with a warning, and as without this callback: other training data, samplers or loaders. Random numbers
+      that a dataset draws with another `num_workers` differ, and those drawn in `persistent_workers` after their first
+      epoch, since the state of those processes cannot be read.
 
-    What Lightning leaves out when it resumes is done: the validation after the batch at whose end a checkpoint was
-    written, the hooks of the epoch's end if that was the last, and the steps of torch's `ReduceLROnPlateau`, with the
-    means of all batches of the epoch. A validation within which a run ends begins anew, as do objects of torchmetrics
-    within an epoch. Validation uses a copy of the random state: training does not depend on whether it ran. Checkpoint
-    callbacks act behind the module's own `on_train_batch_end` and `on_validation_end`: a file has what these have done.
-
-    On an exception under DDP nothing waits for other processes, which may not have it: `OnExceptionCheckpoint` and
-    `ModelCheckpoint(save_on_exception=True)` write their file at once, with random states and gradients of the first
-    process only: the run resumed from it sees the same data, but is not exact. With weights sharded by FSDP2 they write
-    a file if all processes fail at the same place; otherwise none, since each process has a part of the weights, and a
-    warning names the newest checkpoint. On SIGTERM in any process all of them stop before their next batch, with a
-    `SIGTERMException`, and the same callbacks write an exact checkpoint. SLURM's signal for requeueing, too, is acted
-    on there. Both wait for a validation in progress.
-
-    A checkpoint written after the fit (`trainer.save_checkpoint`) has the state of its end, from which a longer run
-    continues: within the epoch, if the fit was stopped there (`max_steps`, `max_time`), which Lightning takes for its
-    end.
-
-    Not exact, with a warning: another number of processes or batch size. Within an epoch, the samples not yet seen are
-    dealt out anew: each is seen once, except those that are repeated to give every process the same number; order of
-    the batches and random numbers differ. A window of accumulation goes on with the mean of the gradients of the
-    processes before, as it does under another strategy. This needs one loader of a map-style dataset whose sampler is a
-    `DistributedSampler` (Lightning inserts it), or in one process a `RandomSampler` or `SequentialSampler`, without
-    `limit_train_batches`.
-
-    Not exact, with a warning, and as without this callback: other training data (number of samples or loaders, another
-    type of sampler, generators of its own), or other processes or batch sizes with other loaders than those above.
-    Random numbers that a dataset draws with another `num_workers` differ, and those drawn in `persistent_workers` after
-    their first epoch, since the state of those processes cannot be read.
+    Files are written, and checked in every stage, by `SafeCheckpointIO`, unless another `CheckpointIO` is given.
+    docs/distributed.md has each case beside what Lightning does.
 
     Example:
         >>> trainer = pl.Trainer(callbacks=[ExactResume()], logger=False, enable_checkpointing=False)
