@@ -62,11 +62,11 @@ def compare(options: Namespace) -> None:
     Each is fitted as `optkit fit --config task.yaml --config TRIED --seed_everything SEED` would, without a logger and
     checkpoints; a list of callbacks in a file replaces that of the task. A run that an exception ends after its first
     step is counted as ended early, and the others go on; a setting that fails before it is named and left out, and the
-    status is 1. After Ctrl-C, the page has the runs so far.
+    status is 1, or 2 where its file is wrong. After Ctrl-C, the page has the runs so far.
 
     Raises:
         ValueError: for a recipe or file that does not exist, a seed given twice, or settings that cannot be built.
-        SystemExit: with 2 if nothing is tried, with 1 if a setting could not be run.
+        SystemExit: with 2 if nothing is tried or a file is wrong, with 1 if a setting could not be run.
     """
     tried = [_AS_IT_IS, *(options.tried or [])]
     for name, values in (("--tried", tried), ("--seeds", options.seeds)):
@@ -89,7 +89,7 @@ def compare(options: Namespace) -> None:
         )
         sys.exit(2)
     console = Console(highlight=False, markup=False)
-    not_run: list[str] = []
+    not_run: dict[str, int] = {}  # with the status that each would end in
     groups: dict[str, list[RunRecord]] = {}
     add_users_folders([*options.task, *filter(os.path.isfile, tried)])
     with _quiet(), TemporaryDirectory() as folder:
@@ -99,7 +99,7 @@ def compare(options: Namespace) -> None:
                 with _named("the settings of", f"--tried {name}"):
                     _built([*options.task, *files[name]], options.seeds[0])
             except _NotRun as error:
-                sys.exit(2 if isinstance(error.__cause__, RefusedValue) else 1)
+                sys.exit(error.status)
         try:
             for name in tried:
                 for seed in options.seeds:
@@ -107,8 +107,8 @@ def compare(options: Namespace) -> None:
                     try:
                         with _named("the run:", f"{name}, seed {seed}"):
                             record = _fitted([*options.task, *files[name]], seed)
-                    except _NotRun:
-                        not_run.append(name)
+                    except _NotRun as error:
+                        not_run[name] = error.status
                         break  # its other seeds would fail as well
                     groups.setdefault(name, []).append(record)
                     console.print(f"{name}, seed {seed}: {_in_words(record)}")
@@ -120,7 +120,7 @@ def compare(options: Namespace) -> None:
         _show(groups, options)
     if not_run:
         print(f"Not run, as said above: {', '.join(not_run)}.", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(max(not_run.values()))
 
 
 def _show(groups: dict[str, list[RunRecord]], options: Namespace) -> None:
@@ -185,6 +185,11 @@ def _fitted(files: Sequence[str], seed: int) -> RunRecord:
 
 class _NotRun(Exception):
     """A setting that fails before its first step; what is wrong has been printed."""
+
+    @property
+    def status(self) -> int:
+        """2 for a file that is wrong."""
+        return 2 if isinstance(self.__cause__, RefusedValue) else 1
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningCLI
 
 from lightning_optkit.cli.given_checkpoint import about_checkpoint
+from lightning_optkit.cli.refused_optimizers import about_optimizer
 from lightning_optkit.cli.wrong_names import our_sentence_in
 
 __all__ = ["CLIWithKeys", "RefusedValue", "about_settings", "keys_named"]
@@ -25,6 +26,8 @@ _LIGHTNING = str(Path(lightning.__file__).parent)
 _NO_LOADER = re.compile(r"`\w+_dataloader` must be implemented")
 _WITHOUT_DATA = ". The file can name the data, as in data: {class_path: my_file.MyData}."
 _PARSER = str(Path(jsonargparse.__file__).parent)
+_EQUAL = re.compile(r"Found more than one stateful callback of type `(?P<owner>\w+)`")
+_TWICE = re.compile(r"(?P<owner>\w+)\(.*\): (?:the same object is )?given twice", flags=re.S)
 _OF_VALUE = re.compile(r"(?P<owner>\w+)\((?P<argument>\w+)(?P<entry>\[.*?\])?=(?P<value>.*?)\): ", flags=re.S)
 
 
@@ -52,12 +55,14 @@ def keys_named(cli: LightningCLI) -> Iterator[None]:
     except RefusedValue:
         raise
     except Exception as error:
-        sentence, key = about_settings(error), None
         config = getattr(cli, "config", None)
-        if sentence is None and isinstance(error, ValueError | TypeError) and _is_of_trainer(error):
+        of_run = {} if config is None else config.get(config.get("subcommand") or "", config)
+        sentence, key = about_settings(error), None
+        if said := about_optimizer(error, of_run, sentence):
+            raise RefusedValue(said) from error
+        if sentence is None and isinstance(error, ValueError | TypeError | RuntimeError) and _is_of_trainer(error):
             sentence = str(error)  # of Lightning, as the others, but of no class of its own
-        if sentence is not None and config is not None:
-            of_run = config.get(config.get("subcommand") or "", config)
+        if sentence is not None:
             key = _key_of(sentence, [*_built(of_run, "")], _class_that_failed(error))
         if key is None and sentence is not None and _is_of_trainer(error):
             key = "trainer"
@@ -79,7 +84,7 @@ def about_settings(error: BaseException) -> str | None:
         is_checkpoint = isinstance(each, FileNotFoundError) and innermost.filename.startswith(_LIGHTNING)
         if is_ours or is_checkpoint or isinstance(each, MisconfigurationException):
             return str(each) + (_WITHOUT_DATA if _NO_LOADER.search(str(each)) else "")
-        if sentence := about_checkpoint(each):
+        if sentence := about_checkpoint(each) or _about_equal(each):
             return sentence
         each = each.__cause__ or each.__context__
     return our_sentence_in(str(error))
@@ -107,6 +112,8 @@ def _key_of(sentence: str, built: list[_Built], failed: str | None) -> str | Non
         # Not every value is shown as the file has it: a list may have become a tuple, a name a function.
         if same or len(of_class) == 1:
             return (same or of_class)[0].key
+    if found := _TWICE.match(sentence):
+        failed = found["owner"]
     return next((each.key for each in built if each.name == failed), None)
 
 
@@ -142,6 +149,12 @@ def _built(value: Any, key: str) -> Iterator[_Built]:
     yield _Built(key, path.rpartition(".")[2], arguments)
     for name, each in arguments.items():
         yield from _built(each, f"{key}: {path}: {name}")
+
+
+def _about_equal(error: BaseException) -> str | None:
+    """What Lightning says of two callbacks that would save their state under one name, in our words."""
+    found = _EQUAL.match(str(error)) if isinstance(error, RuntimeError) else None
+    return found and f"{found['owner']}(...): given twice, with nothing that tells their states apart; keep one."
 
 
 def _is_shown_as(value: Any, shown: str) -> bool:

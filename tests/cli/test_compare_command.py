@@ -93,7 +93,7 @@ def test_a_task_with_a_refused_value_leaves_what_replaces_it(folder, capsys):
     optimizer = "optimizer: {class_path: lightning_optkit.SGD, init_args: {lr: %s}}\n"
     (folder / "task.yaml").write_text(TASK + optimizer % -1.0)
     (folder / "mine.yaml").write_text(optimizer % 0.1)
-    with pytest.raises(SystemExit, match=r"^1$"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         main(["compare", "--task", "task.yaml", "--tried", "mine.yaml", "--seeds", "1"])
     out, said = capsys.readouterr()
     assert said.startswith("optkit compare: as it is, seed 1: optimizer: SGD(lr=-1.0): lr must be in [0, inf).\n")
@@ -175,11 +175,11 @@ def test_the_others_go_on_after_a_setting_that_cannot_begin(failing, capsys, fau
     with pytest.raises(SystemExit) as exit_info:
         main(["compare", "--task", "task.yaml", "--tried", name, "--tried", "fused.yaml", "--seeds", "1", "2"])
     captured = capsys.readouterr()
-    assert exit_info.value.code == 1
+    assert exit_info.value.code == {"user": 1, "settings": 2}[fault]
     assert re.findall(r"^(.*), seed (\d): 4 steps", captured.out, re.MULTILINE) == [
         ("as it is", "1"), ("as it is", "2"), ("fused.yaml", "1"), ("fused.yaml", "2"),
     ]  # fmt: skip
-    said = {"user": "it ended by this error.", "settings": "Fuse(): given twice; "}[fault]
+    said = {"user": "it ended by this error.", "settings": "trainer.callbacks: Fuse(): given twice; "}[fault]
     assert captured.err.startswith(f"optkit compare: {name}, seed 1: {said}") and "seed 2" not in captured.err
     assert captured.err.splitlines()[-1] == f"Not run, as said above: {name}."
     assert "compared.html" in captured.out.splitlines()[-1] and "fused.yaml" in (failing / "compared.html").read_text()

@@ -96,6 +96,22 @@ def test_it_is_said_with_the_key_and_the_status_of_a_wrong_file(end, command, co
     assert status == 2 and said.startswith(f"optkit {command}: {sentence}")
 
 
+TWICE = "given twice, with nothing that tells their states apart; keep one."
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (of("GradientHealth"), f"GradientHealth(...): {TWICE}"),
+        (of("EarlyStopping", monitor="loss"), f"EarlyStopping(...): {TWICE}"),
+        (of("MaxNorm", max_norm=1.0), "MaxNorm(...): given twice; a run takes one."),  # found when the fit starts
+    ],
+)
+@pytest.mark.parametrize("command", ["fit", "explain", "find-lr"])
+def test_two_that_are_equal_are_said_with_their_key(end, command, given, sentence):
+    assert end(command, callbacks(given, given)) == (2, f"optkit {command}: {CALLBACK}{sentence}")
+
+
 @pytest.mark.parametrize("command", ["validate", "find-lr", "doctor"])
 def test_every_command_says_it(end, command):
     content, sentence = OURS[1]
