@@ -17,6 +17,8 @@ from lightning_optkit._near_names import near_names
 from lightning_optkit.cli.list_command import FOLDERS
 from lightning_optkit.cli.near_options import with_near_options
 from lightning_optkit.cli.users_folders import users_folders
+from lightning_optkit.cli.wrong_modules import about_import, about_taken, class_paths_in
+from lightning_optkit.cli.wrong_values import about_value
 
 __all__ = ["ParserWithNearNames", "about_key", "in_short", "our_sentence_in"]
 
@@ -64,17 +66,17 @@ def in_short(message: str) -> str | None:
     if not key:
         return None
     at_key = f"{key[1]}: "
+    for path in class_paths_in(message):
+        if sentence := about_import(path):
+            return at_key + sentence
     owner, inside = _innermost(message)
     if not owner:
         if key[1] in _EXAMPLES and "Not a valid subclass of" in message and (value := _given(message)):
             return f"{at_key}{value} is no class; {_as_in(key[1])}"
-        if sentence := _about_plain_value(message):
+        if sentence := about_value(message.partition("\n")[2]):
             return at_key + sentence
         unknown = re.search(r"Expected a dot import path string: (\w+)$", message, flags=re.M)
         return unknown and at_key + _about_class(unknown[1])
-    if given := re.match(r'Parser key "([\w.]+)":', inside[0].strip() if inside else ""):
-        if sentence := _about_value(given[1], inside):
-            return f"{at_key}{owner}: {sentence}"
     detail = re.sub(r'Parser key "([\w.]+)":', r"\1:", " ".join(line.strip(" -") for line in inside))
     if found := re.search(r"Expected a dot import path string: (\w+)", detail):
         return at_key + _about_class(found[1])
@@ -88,9 +90,10 @@ def in_short(message: str) -> str | None:
         return at_key + (said if "Near it" in said else f"{said} It has {', '.join(arguments) or 'none'}.")
     if found := _MISSING.fullmatch(detail):
         module, name = found["module"] or found["package"], found["name"] or found["class"]
-        if owner == f"{module}.{name}":  # not a mistake inside of the user's module
-            return at_key + _said(f"there is no {name} in {module}", name, dir(import_module(module)))
-    if found := re.fullmatch(r"(?:[\w.]+: )*No module named '([\w.]+)'", detail):
+        if owner.startswith(f"{module}.{name}"):  # not a mistake inside of the user's module
+            said = _said(f"there is no {name} in {module}", name, dir(import_module(module)))
+            return f"{at_key}{said} {about_taken(owner)}".rstrip()
+    if found := re.fullmatch(r"(?:[\w.]+: )*No module named '([\w.]+)'(?:; .* is not a package)?", detail):
         package, _, name = found[1].rpartition(".")
         if not package and name in _FOLDERS_OF_PACKAGE:
             wanted = owner if hasattr(import_module(f"lightning_optkit.{name}"), owner.rpartition(".")[2]) else name
@@ -98,8 +101,8 @@ def in_short(message: str) -> str | None:
         place = f" in {package}" if package else ""
         if owner.startswith(f"{found[1]}."):
             said = _said(f"there is no module {name}{place}", name, _modules_in(package))
-            looked = "" if package else f" Looked into {', '.join(users_folders())}, and the installed packages."
-            return f"{at_key}{said}{looked}"
+            looked = about_taken(owner) if package else f"Looked into {_folders()}, and the installed packages."
+            return f"{at_key}{said} {looked}".rstrip()
     return None if "Does not validate" in detail else f"{at_key}{owner}: {detail}"
 
 
@@ -197,28 +200,6 @@ def _functions() -> dict[str, str]:
     return found
 
 
-def _about_value(key: str, lines: list[str]) -> str | None:
-    """A value that is no class where there must be one, such as a number; None if it is something else."""
-    text = [line.strip() for line in lines]
-    value = next((line.removeprefix("Given value: ") for line in text if line.startswith("Given value: ")), None)
-    kinds = [line.rpartition(" ")[2] for line in text if line.startswith("- Not a valid subclass of ")]
-    if value is None or not kinds or any(line.startswith("- Problem with") for line in text):
-        return None
-    if re.fullmatch(r"[A-Za-z_][\w.]*", value.strip("'\"")):  # a name, of which there is more to say
-        return None
-    return f"{key}: {value} is none of {', '.join(kinds)}; name a class, as in {key}: {{class_path: {kinds[0]}}}."
-
-
-def _about_plain_value(message: str) -> str | None:
-    """A value where there must be one of some plain types, such as a number; None if it is something else."""
-    *lines, last = [line.strip() for line in message.splitlines()]
-    problems = [line for line in lines if line.startswith("- ")]
-    kinds = [found[1] for line in problems if (found := re.fullmatch(r"- Expected a <class '(\w+)'>", line))]
-    if not kinds or len(kinds) < len(problems) or not last.startswith("Given value: "):
-        return None
-    return f"{last.removeprefix('Given value: ')} is none of {', '.join(kinds)}.".replace("NoneType", "null")
-
-
 def _said(fault: str, name: str, names: Iterable[str], paths: Mapping[str, str] | None = None) -> str:
     shown = paths or {}
     near = [shown.get(each, each) for each in near_names(name, names)]
@@ -229,6 +210,10 @@ def _class_names() -> set[str]:
     """Those that a file may use without a module in front."""
     folders = (lightning_optkit, callbacks, loggers, torch.optim, torch.optim.lr_scheduler)
     return {name for folder in folders for name in dir(folder) if isclass(getattr(folder, name))}
+
+
+def _folders() -> str:
+    return ", ".join(users_folders())
 
 
 def _arguments(class_path: str) -> list[str]:

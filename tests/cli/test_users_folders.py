@@ -12,7 +12,7 @@ import yaml
 
 import lightning_optkit as ok
 from lightning_optkit.cli import main
-from lightning_optkit.cli.users_folders import add_users_folders, users_folders
+from lightning_optkit.cli.users_folders import add_users_folders, is_of_user, users_folders
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -85,6 +85,15 @@ def test_the_module_beside_the_file_is_found_after_that_of_the_current_folder(pr
     assert "beside the file" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("beside", ["configs", "links"])
+def test_of_a_link_both_folders_are_looked_into(project, monkeypatch, capsys, beside):
+    (project / "links").mkdir()
+    (project / "links" / "run.yaml").symlink_to(project / "configs" / "run.yaml")
+    shutil.move(project / "users_net.py", project / beside / "users_net.py")
+    main(["explain", "-c", "links/run.yaml"])
+    assert Path(sys.modules["users_net"].__file__) == project / beside / "users_net.py"
+
+
 def test_one_that_is_nowhere_is_said_with_the_folders(project, capsys):
     (project / "configs" / "users_nest.py").touch()
     shutil.move(project / "users_net.py", project / "a_users_net.py")
@@ -109,3 +118,4 @@ def test_folders_are_absolute_and_each_stands_once(tmp_path, monkeypatch):
     own = users_folders()
     assert own[0] == str(tmp_path) and str(Path(os.__file__).parent) not in own
     assert not any(each.endswith("site-packages") for each in own)
+    assert is_of_user(str(tmp_path / "a" / "net.py")) and not is_of_user(os.__file__) and not is_of_user(yaml.__file__)
