@@ -28,7 +28,7 @@ def lookahead_(params: Sequence[Tensor], slow: Sequence[Tensor], alpha: float = 
         alpha: How far the slow weights move, in (0, 1].
 
     Raises:
-        ValueError: if `alpha` is out of range, or the numbers or shapes differ.
+        ValueError: if `alpha` is out of range, the numbers or shapes differ, or a tensor is given twice.
 
     Example:
         >>> weight, slow = torch.tensor([2.0]), torch.tensor([0.0])
@@ -41,6 +41,21 @@ def lookahead_(params: Sequence[Tensor], slow: Sequence[Tensor], alpha: float = 
     slow = check_tensors("lookahead_", "slow", slow, "inexact")
     if [param.shape for param in params] != [kept.shape for kept in slow]:
         raise ValueError(f"lookahead_(slow=<{len(slow)}>): there must be one of the shape of each of params.")
+    _check_apart(params, slow)
     for param, kept in zip(params, slow, strict=True):
         local(kept).lerp_(local(param).to(kept.dtype), alpha)
         local(param).copy_(local(kept))
+
+
+def _check_apart(params: Sequence[Tensor], slow: Sequence[Tensor]) -> None:
+    """A weight that is its own slow weight stays as it is, and one that is given twice moves twice."""
+    seen: set[int] = set()
+    for name, tensors in (("params", params), ("slow", slow)):
+        for number, tensor in enumerate(tensors):
+            place = local(tensor).data_ptr() or id(tensor)  # an empty shard is nowhere
+            if place in seen:
+                raise ValueError(
+                    f"lookahead_({name}=<{len(tensors)}>): number {number} is given before; each tensor must be given "
+                    "once, and slow must hold copies, as [param.detach().clone() for param in params]."
+                )
+            seen.add(place)

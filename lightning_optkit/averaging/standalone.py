@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_optkit._checks import check_instance, check_int, check_like, check_text, shown
 from lightning_optkit._torch_private import foreach_copy_, foreach_lerp_
+from lightning_optkit.averaging._names import check_free
 from lightning_optkit.averaging._ring import is_snapshot, ring_for, snapshot_names
 from lightning_optkit.averaging.ema import EMA
 from lightning_optkit.averaging.lawa import LAWA
@@ -57,7 +58,8 @@ def update_average_(optimizer: Optimizer, average: AnyAverage, step: int, name: 
 
     Raises:
         TypeError: for an argument of another kind.
-        ValueError: if the average starts at an epoch or a fraction of the run (see `SWA.for_run`), or step < 0.
+        ValueError: if the average starts at an epoch or a fraction of the run (see `SWA.for_run`), if step < 0, or if
+            the state has something else under its name.
 
     Example:
         >>> from lightning_optkit.averaging import EMA
@@ -163,6 +165,7 @@ def _check(owner: str, optimizer: Optimizer, average: AnyAverage, name: str | No
     check_like(owner, "average", average, ("state_name", "start"), "an average such as EMA(0.999)")
     if name is not None:
         check_text(owner, "name", name, 'None or the name of a second average, such as "ema_2"')
+    check_free(owner, optimizer.state.values(), name, _names(average, name), _counter(average, name))
 
 
 def _names(average: AnyAverage, name: str | None) -> list[str]:
@@ -257,6 +260,7 @@ def averages_of(optimizer: Optimizer, average: AnyAverage, name: str | None = No
 
     Raises:
         TypeError: for an argument of another kind.
+        ValueError: if the state has something else under its name.
 
     Example:
         >>> from lightning_optkit.averaging import SWA
@@ -290,6 +294,7 @@ def protect_average(optimizer: Optimizer, average: AnyAverage, name: str | None 
 
     Raises:
         TypeError: for an argument of another kind.
+        ValueError: if the state has something else under its name.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.ones(1, dtype=torch.bfloat16))

@@ -2,7 +2,7 @@
 """State dicts of a model with its weights in fp32, including the low-order parts that the optimizer stores."""
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -115,11 +115,17 @@ def load_full_precision(optimizer: Loadable, model: nn.Module, state_dict: Mappi
         )
 
 
-def _check_trained(owner: str, model: nn.Module, stepped: Mapping[str, Tensor], groups: Iterable[Group]) -> None:
+def _check_trained(owner: str, model: nn.Module, stepped: Mapping[str, Tensor], groups: Sequence[Group]) -> None:
     if not stepped and any(_is_narrow(param) for group in groups for param in group["params"]):
         raise ValueError(
             f"{owner}(model=<{type(model).__name__}>): it has none of the optimizer's 16-bit parameters; give the "
             "model that was trained, not a copy."
+        )
+    mine = {id(param) for group in groups for param in group["params"]}
+    if mine.isdisjoint(id(param) for param in model.parameters()):
+        raise ValueError(
+            f"{owner}(model=<{type(model).__name__}>): it has none of the optimizer's parameters; give the model that "
+            "was trained, not a copy."
         )
 
 

@@ -26,3 +26,16 @@ def test_bad_arguments_are_refused():
         lookahead_([torch.ones(2)], [torch.ones(2)], 0.0)
     with pytest.raises(ValueError, match=r"^lookahead_\(slow=<1>\): there must be one of the shape of each of params"):
         lookahead_([torch.ones(2)], [torch.ones(3)])
+
+
+def test_a_tensor_that_is_given_twice_is_refused():
+    weight = torch.ones(2)
+    said = r"^lookahead_\({}=<{}>\): number {} is given before; each tensor must be given once"
+    for slow in (weight, weight.view(2)):
+        with pytest.raises(ValueError, match=said.format("slow", 1, 0)):
+            lookahead_([weight], [slow])
+    with pytest.raises(ValueError, match=said.format("params", 2, 1)):
+        lookahead_([weight, weight], [weight.clone(), weight.clone()])
+    both = torch.tensor([4.0, 0.0])
+    lookahead_([both[:1], torch.ones(0), torch.ones(0)], [both[1:], torch.ones(0), torch.ones(0)], 0.25)
+    assert both.tolist() == [1.0, 1.0]

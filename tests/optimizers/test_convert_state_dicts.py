@@ -6,6 +6,7 @@ import copy
 import pytest
 import torch
 
+from lightning_optkit.optimizers import SGD
 from lightning_optkit.optimizers.convert import from_torch_, full_precision_state_dict, to_torch_
 from tests.optimizers.convert_cases import RULES, built, train
 
@@ -83,3 +84,14 @@ def test_weights_of_a_model_in_fp32_come_out_as_they_are():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     from_torch_(optimizer)
     assert torch.equal(full_precision_state_dict(optimizer, model)["weight"], model.weight)
+
+
+@pytest.mark.parametrize("optimizer_class", [torch.optim.SGD, SGD])
+def test_a_model_without_its_parameters_is_refused(optimizer_class):
+    model = torch.nn.Linear(3, 2)
+    optimizer = optimizer_class(model.parameters(), lr=0.1)
+    said = r"full_precision_state_dict\(model=<Linear>\): it has none of the optimizer's parameters; give the model"
+    with pytest.raises(ValueError, match=said):
+        full_precision_state_dict(optimizer, copy.deepcopy(model))
+    whole = torch.nn.Sequential(model, torch.nn.Linear(2, 2))  # of which the optimizer has a part
+    assert torch.equal(full_precision_state_dict(optimizer, whole)["0.weight"], model.weight)
