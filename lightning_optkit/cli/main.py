@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser
 
 import lightning_optkit
-from lightning_optkit.cli.near_options import about_missing, about_option, with_near_options
+from lightning_optkit.cli.near_options import about_missing, about_option, about_type, with_near_options
 
 __all__ = ["COMMANDS", "TRAINER_COMMANDS", "main", "parser_of_everything"]
 
@@ -62,7 +62,7 @@ class _Parser(ArgumentParser):
         for name, parser in self.of_commands.items():
             if said := about_missing(message, name, parser.format_help()):
                 parser.error(said, ex)  # with the usage and the help of the command
-        super().error(with_near_options(message, self.format_help()), ex)
+        super().error(about_type(message) or with_near_options(message, self.format_help()), ex)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -108,9 +108,12 @@ def _run(words: list[str]) -> None:
     if not words:
         parser.print_help()
         return
-    config = parser.parse_args(words)
-    command, own = config.subcommand, config[config.subcommand].get("schedule")
+    command, own = str(chosen), None
     try:
+        if command in COMMANDS and hasattr(_module(command), "with_paths"):
+            words = _module(command).with_paths(words)
+        config = parser.parse_args(words)
+        command, own = config.subcommand, config[config.subcommand].get("schedule")
         values = parser.instantiate_classes(config)[command]
         if hasattr(_module(command), "add_options"):
             _function(command)(values)

@@ -5,8 +5,9 @@ import re
 from collections.abc import Container
 
 from lightning_optkit._near_names import near_names
+from lightning_optkit.cli.wrong_values import about_value
 
-__all__ = ["about_missing", "about_option", "with_near_options"]
+__all__ = ["about_missing", "about_option", "about_type", "with_near_options"]
 
 _QUOTES = "'\""
 
@@ -56,6 +57,21 @@ def about_option(command: str, sentence: str, owners: Container[str]) -> str | N
         return None
     owner, argument, value, said = found.groups()
     return f"{command}: " + (f"--{argument} {value.strip(_QUOTES)}: {said}" if owner in owners else sentence)
+
+
+def about_type(message: str) -> str | None:
+    r"""What an option takes, where it is given something else; None for another message.
+
+    Args:
+        message: What the parser of the command would print.
+
+    Example:
+        >>> about_type('Parser key "threads":\n  Expected a <class \'int\'>. Got value: many')
+        'argument --threads: many is no int.'
+    """
+    found = re.match(r'Parser key "([\w.]+)"(?: element \d+)?:\n', message)
+    said = found and about_value(message[found.end() :])
+    return f"argument --{found[1]}: {said}" if found and said else None
 
 
 def about_missing(message: str, command: str, shown: str = "") -> str | None:

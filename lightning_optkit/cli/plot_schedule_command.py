@@ -2,6 +2,8 @@
 """`optkit plot-schedule`."""
 
 import inspect
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -12,10 +14,11 @@ from rich.table import Table
 
 from lightning_optkit import schedules
 from lightning_optkit._checks import check_in, check_int
+from lightning_optkit._near_names import near_names
 from lightning_optkit.diagnostics._files import why_unwritable
 from lightning_optkit.schedules import Schedule, plot
 
-__all__ = ["add_options", "plot_schedule"]
+__all__ = ["add_options", "plot_schedule", "with_paths"]
 
 _ROWS = 11
 _WIDTH = 40  # characters of a bar
@@ -24,16 +27,52 @@ _WIDTH = 40  # characters of a bar
 def add_options(parser: ArgumentParser) -> None:
     """One subcommand per schedule, whose signature is its options."""
     kinds = parser.add_subcommands(title="schedules", dest="schedule")
-    for name in sorted(schedules.__all__):
-        make = getattr(schedules, name)
-        if inspect.isfunction(make) and name != "plot":
-            text = inspect.getdoc(make) or ""
-            options = type(parser)(description=text.partition("\n\nArgs:")[0].partition("\n\nRaises:")[0])
-            options.add_function_arguments(make, as_group=False)
-            options.add_argument("--total_steps", type=int, default=1000, help="length of the run, at least 1")
-            options.add_argument("--base", type=float, default=1.0, help="the rate that the factor multiplies")
-            options.add_argument("--output", type=Path, help="file to draw into, such as schedule.svg or schedule.png")
-            kinds.add_subcommand(name, options, help=text.partition("\n")[0])
+    for name, make in _functions().items():
+        text = inspect.getdoc(make) or ""
+        options = type(parser)(description=text.partition("\n\nArgs:")[0].partition("\n\nRaises:")[0])
+        options.add_function_arguments(make, as_group=False)
+        options.add_argument("--total_steps", type=int, default=1000, help="length of the run, at least 1")
+        options.add_argument("--base", type=float, default=1.0, help="the rate that the factor multiplies")
+        options.add_argument("--output", type=Path, help="file to draw into, such as schedule.svg or schedule.png")
+        kinds.add_subcommand(name, options, help=text.partition("\n")[0])
+
+
+def _functions() -> dict[str, Callable[..., Schedule]]:
+    """The schedules, by name."""
+    made = {name: getattr(schedules, name) for name in sorted(schedules.__all__) if name != "plot"}
+    return {name: make for name, make in made.items() if inspect.isfunction(make)}
+
+
+def with_paths(words: Sequence[str]) -> list[str]:
+    """The words with `--a cosine` as the path that the parser wants of a schedule within another.
+
+    Args:
+        words: The arguments of the program.
+
+    Raises:
+        ValueError: for a name that no schedule has.
+
+    Example:
+        >>> with_paths(["plot-schedule", "join", "--a", "cosine", "--b=linear"])[3:]
+        ['lightning_optkit.schedules.cosine', '--b=lightning_optkit.schedules.linear']
+    """
+    functions, folder, given = _functions(), schedules.__name__, [*words]
+    parameters = [each for make in functions.values() for each in inspect.signature(make).parameters.values()]
+    places = {each.name for each in parameters if each.annotation is Schedule}
+    for number, word in enumerate(words):
+        option = re.fullmatch(r"--((?:\w+\.)*(\w+))(=.*)?", word)
+        behind = number + 1 if option and option[3] is None else number
+        if not option or option[2] not in places or behind == len(words):
+            continue
+        value = option[3][1:] if option[3] else words[behind]
+        name = value.removeprefix(f"{folder}.")
+        if name in functions:
+            given[behind] = given[behind].removesuffix(value) + f"{folder}.{name}"
+        elif name.isidentifier() or re.fullmatch(r"[-\d.e]+", value):
+            near = near_names(name, functions)
+            hint = f"Near it: {', '.join(near)}." if near else f"There are {', '.join(functions)}."
+            raise ValueError(f"optkit plot-schedule: --{option[1]} {value}: there is no such schedule. {hint}")
+    return given
 
 
 def plot_schedule(config: Namespace) -> None:

@@ -15,6 +15,8 @@ MODEL = {"model": {"class_path": "lightning.pytorch.demos.boring_classes.BoringM
         (["tset"], ". Near it: test."),
         (["fti"], ". Near it: fit."),
         (["recipe", "mpl"], ". Near it: mlp."),
+        (["bench", "--threads", "x"], "error: argument --threads: x is none of int, null."),
+        (["compare", "--task", "run.yaml", "--seeds", "1", "a"], "error: argument --seeds: a is no int."),
         (["list", "--anywere", "clip"], "unrecognized arguments: --anywere. Near it: --anywhere."),
         (["report", "logs", "--outptu=x.html"], "unrecognized arguments: --outptu=x.html. Near it: --output."),
         (["plot-schedule", "warmup_cosin"], "'warmup_stable_decay'). Near it: warmup_cosine."),

@@ -30,6 +30,17 @@ def test_a_schedule_inside_another(capsys):
     assert rows(text)[99] == pytest.approx(0.5, abs=1e-3)
 
 
+@pytest.mark.parametrize("prefix", ["", "lightning_optkit.schedules."])
+@pytest.mark.parametrize("joint", [[], ["="]], ids=["two words", "one word"])
+def test_schedules_inside_another_have_short_names(capsys, prefix, joint):
+    inner = [("--schedule", "join"), ("--schedule.a", "linear"), ("--schedule.b", "constant")]
+    words = [
+        word for option, name in inner for word in ([f"{option}={prefix}{name}"] if joint else [option, prefix + name])
+    ]
+    main(["plot-schedule", "warmup", *words, "--schedule.at", "0.5", "--steps", "10", "--total_steps", "100"])
+    assert "warmup(schedule=join(a=linear(" in "".join(capsys.readouterr().out.split())
+
+
 def test_a_terminal_without_bars(monkeypatch):
     written = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="ascii", write_through=True))
@@ -68,6 +79,21 @@ def test_a_file_of_another_kind_is_refused_before_the_table(tmp_path, capsys, na
             "plot-schedule: --output /dev/null/a.svg: /dev/null is a file, not a folder.",
         ),
         (["cosin"], "Near it: cosine."),
+        (["cosine", "--min_factor", "low"], "error: argument --min_factor: low is no float."),
+        (
+            ["join", "--a", "cosin", "--at", "0.5", "--b", "constant"],
+            "plot-schedule: --a cosin: there is no such schedule. Near it: cosine.",
+        ),
+        (
+            ["warmup", "--schedule=lightning_optkit.schedules.rexx", "--steps", "5"],
+            "plot-schedule: --schedule lightning_optkit.schedules.rexx: there is no such schedule. Near it: rex.",
+        ),
+        (
+            ["warmup", "--schedule", "0.5", "--steps", "5"],
+            "plot-schedule: --schedule 0.5: there is no such schedule. There are constant, cosine, exponential, "
+            "inverse_sqrt, inverse_time, join, linear, natural_exponential, one_cycle, piecewise_constant, polynomial, "
+            "rex, sgdr, triangular, warmup, warmup_cosine, warmup_stable_decay.",
+        ),
         ([], "error: the schedule is missing; one of constant, cosine, exponential, inverse_sqrt, inverse_time, ..."),
         (["warmup"], "error: the following arguments are required: --schedule, --steps"),
     ],

@@ -29,7 +29,17 @@ def test_one_run_is_summed_up_and_several_are_compared(folder, capsys):
 @pytest.mark.parametrize(
     ("words", "status", "sentence"),
     [
-        (["none.json"], 1, "none.json: there is no such file."),
+        (["none.json"], 2, "optkit report: none.json: there is no such file.\n"),
+        (["plain", ""], 2, "optkit report: one of the paths is empty; is a variable of the shell not set?\n"),
+        (
+            ["empty.csv"],
+            2,
+            "optkit report: empty.csv: it is empty, as what a run leaves that ended before it logged.\n",
+        ),
+        (["blank.csv"], 2, "optkit report: blank.csv: it is empty, as what"),
+        (["head.csv"], 2, "optkit report: head.csv: nothing was logged; it has no row but its head.\n"),
+        (["broken.json"], 2, "optkit report: broken.json: it is no record of Report, or only a part of one;"),
+        (["nothing"], 2, "optkit report: nothing: there is no record of Report and no metrics.csv in this folder;"),
         (["plain", "--output", "plain"], 2, "plain is a folder."),
         (
             ["plain/report.json", "--output", "./plain/report.json"],
@@ -42,10 +52,12 @@ def test_one_run_is_summed_up_and_several_are_compared(folder, capsys):
 )
 def test_a_mistake_is_said_in_a_sentence(folder, capsys, words, status, sentence):
     before = (folder / "plain" / "report.json").read_text()
+    for name, text in (("empty.csv", ""), ("blank.csv", "\n\n"), ("head.csv", "step,loss\n"), ("broken.json", "{")):
+        (folder / name).write_text(text)
+    (folder / "nothing").mkdir()
     with pytest.raises(SystemExit) as exit_info:
         main(["report", *words])
-    code = exit_info.value.code
-    assert sentence in (code if status == 1 else capsys.readouterr().err) and (code == 2) == (status == 2)
+    assert sentence in capsys.readouterr().err and exit_info.value.code == status
     assert (folder / "plain" / "report.json").read_text() == before
 
 
