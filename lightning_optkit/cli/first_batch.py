@@ -76,7 +76,8 @@ def find_lr(cli: LightningCLI) -> None:
     if finder.result.reason:
         raise ValueError(f"no suggestion: {finder.result.reason}.")
     console = Console(highlight=False, markup=False)
-    _print_suggestions(console, finder.result, finder.suggestion)
+    by = "asked for by --suggestion" if cli.config["suggestion"] else "the choice of LRFinder"
+    _print_suggestions(console, finder.result, finder.suggestion, by)
     for sentence in present:
         console.print(sentence)
     console.print(_advice(finder.result, finder.suggestion))
@@ -152,13 +153,11 @@ def _print_rates(console: Console, callback: LRSchedule, trainer: pl.Trainer) ->
     console.print(table)
 
 
-def _print_suggestions(console: Console, found: LRRange, chosen: str) -> None:
+def _print_suggestions(console: Console, found: LRRange, chosen: str, by: str) -> None:
     table = Table(box=box.SIMPLE_HEAD)
     for title in ("rule", "rate"):
         table.add_column(title)
     for name, rate in found.suggestions.items():
-        table.add_row(
-            f"{name}, the choice of LRFinder" if name == chosen else name, "" if rate is None else f"{rate:.3g}"
-        )
+        table.add_row(f"{name}, {by}" if name == chosen else name, "" if rate is None else f"{rate:.3g}")
     console.print(table)
     console.print(f"Tested {len(found.lrs)} rates from {found.lrs[0]:.3g} to {found.lrs[-1]:.3g}.")

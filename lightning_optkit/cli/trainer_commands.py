@@ -20,6 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning_optkit.cli.bare_names import bare_names
 from lightning_optkit.cli.doctor_command import doctor_of
 from lightning_optkit.cli.first_batch import explain, find_lr
+from lightning_optkit.cli.losses import about_loss
 from lightning_optkit.cli.main import TRAINER_COMMANDS
 from lightning_optkit.cli.near_options import about_option
 from lightning_optkit.cli.quiet_start import quiet_start
@@ -100,7 +101,7 @@ def run(command: str, words: Sequence[str], program: str) -> None:
     except RefusedValue as error:
         _end_with(2, f"{program} {command}: {error}")
     except Exception as error:
-        sentence = about_settings(error)
+        sentence = about_settings(error) or (about_loss(error) if command in _FIRST_BATCH else None)
         if sentence is not None and sentence.startswith("doctor("):  # the function that the command is
             _end_with(2, f"{program} {about_option(command, sentence, ('doctor',))}")
         if sentence is None:
