@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names that torch and Lightning have for what is called otherwise here; docs/migration.md has the arguments."""
+"""Names of torch and Lightning for what is called otherwise here, or is theirs alone; docs/migration.md has more."""
 
 __all__ = ["NAMES_ELSEWHERE"]
 
@@ -25,7 +25,22 @@ NAMES_ELSEWHERE = {
     "SequentialLR": "ok.schedules.join",
     "StepLR": "ok.schedules.piecewise_constant",
     "StochasticWeightAveraging": "ok.SWA",
+    "calculate_gain": "ok.init.gain",
     "clip_grad_norm_": "ok.ClipNorm",
     "clip_grad_value_": "ok.ClipValue",
+    "constant_": "torch.nn.init.constant_",
+    "dirac_": "ok.init.identity",
+    "eye_": "ok.init.identity",
+    "kaiming_normal_": "ok.init.he",
+    "kaiming_uniform_": "ok.init.he",
+    "normal_": "torch.nn.init.normal_",
+    "ones_": "torch.nn.init.ones_",
+    "orthogonal_": "ok.init.orthogonal",
+    "sparse_": "ok.init.sparse",
+    "trunc_normal_": "ok.init.truncated_normal",
+    "uniform_": "torch.nn.init.uniform_",
     "update_bn": "ok.WeightAveraging",
+    "xavier_normal_": "ok.init.xavier",
+    "xavier_uniform_": "ok.init.xavier",
+    "zeros_": "torch.nn.init.zeros_",
 }

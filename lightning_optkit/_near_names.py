@@ -71,7 +71,7 @@ def _about(name: str, names: Iterable[str], said: str) -> str:
     """The sentence with what was meant: elsewhere in this package, named so in another one, or spelled otherwise."""
     here = {*names}
     below = {each: path for each, path in _in_modules().items() if each not in here}
-    if place := below.get(name) or NAMES_ELSEWHERE.get(name):
+    if place := below.get(name) or NAMES_ELSEWHERE.get(name) or NAMES_ELSEWHERE.get(f"{name}_"):  # kaiming_normal
         return f"{said}. It is {place}."
     short = [each for each in here if "_" in each and "".join(word[:1] for word in each.split("_")) == name]
     near = near_names(name, here) or short or [below[each] for each in near_names(name, below)]

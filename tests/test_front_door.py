@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 import lightning_optkit as ok
 from lightning_optkit._names_elsewhere import NAMES_ELSEWHERE
@@ -211,6 +212,10 @@ def test_a_wrong_name_is_said_with_what_was_meant(name, hint):
         ("schedules", "wsd", ". Near it: warmup_stable_decay."),
         ("schedules", "StepLR", ". It is ok.schedules.piecewise_constant."),
         ("init", "heh", ". Near it: he."),
+        ("init", "kaiming_normal_", ". It is ok.init.he."),
+        ("init", "kaiming_uniform", ". It is ok.init.he."),
+        ("init", "normal_", ". It is torch.nn.init.normal_."),
+        ("schedules", "xavier_uniform_", ". It is ok.init.xavier."),
         ("averaging", "Fuse", ". It is ok.callbacks.Fuse."),
         ("optimizers", "adamw_", ". Near it: AdamW, "),
         ("step", "quite_another_thing", ". `optkit list WORD` finds names by what they do."),
@@ -240,8 +245,9 @@ def test_names_of_torch_and_lightning_lead_to_what_is_here():
     page = (ROOT / "docs" / "migration.md").read_text()
     for name, place in NAMES_ELSEWHERE.items():
         assert re.search(rf"\b(torch|callbacks)\b[\w.]*\.{name}\b", page), f"{name} is not in docs/migration.md"
-        found = ok
-        for part in place.split(".")[1:]:
+        library, *parts = place.split(".")
+        found = {"ok": ok, "torch": torch}[library]
+        for part in parts:
             found = getattr(found, part)
         with pytest.raises(AttributeError, match=rf"It is {re.escape(place)}\.$"):
             getattr(ok, name)
@@ -266,3 +272,11 @@ def test_asking_for_a_wrong_name_loads_nothing():
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert ended.stdout == "[]\n"
+
+
+def test_every_public_name_of_torchs_initializers_leads_somewhere():
+    names = [name for name, value in vars(torch.nn.init).items() if inspect.isfunction(value) and name[0] != "_"]
+    assert len(names) > 20
+    for name in {*names} - {*ok.init.__all__}:
+        with pytest.raises(AttributeError, match=r"\. It is (ok|torch\.nn)\.\w+\.\w+\.$"):
+            getattr(ok.init, name)

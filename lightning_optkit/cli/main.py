@@ -108,12 +108,12 @@ def _run(words: list[str]) -> None:
     if not words:
         parser.print_help()
         return
-    command, own = str(chosen), None
+    command, own = str(chosen), ""
     try:
         if command in COMMANDS and hasattr(_module(command), "with_paths"):
             words = _module(command).with_paths(words)
         config = parser.parse_args(words)
-        command, own = config.subcommand, config[config.subcommand].get("schedule")
+        command, own = config.subcommand, config[config.subcommand].get("schedule") or ""
         values = parser.instantiate_classes(config)[command]
         if hasattr(_module(command), "add_options"):
             _function(command)(values)
