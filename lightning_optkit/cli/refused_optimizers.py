@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.core import optimizer as checks
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -47,9 +48,8 @@ def about_optimizer(error: BaseException, of_run: Mapping[str, Any], of_package:
         for frame, line in traceback.walk_tb(error.__traceback__)
     ]
     inside = _of_libraries(calls)  # what the last line outside of torch and Lightning led to
-    if any(each.name == "_init_optimizers_and_lr_schedulers" for each in inside):  # Lightning looks at what it got
-        if isinstance(error, MisconfigurationException):
-            return f"{_key('lr_scheduler', of_run)}: {error}"
+    if isinstance(error, MisconfigurationException) and calls[-1].file == checks.__file__:
+        return f"{_key('lr_scheduler', of_run)}: {error}"  # Lightning looks at what configure_optimizers returned
     found = next((place for place, each in enumerate(inside) if _is_of_torch(each)), None)
     if found is None or not isinstance(error, _REFUSALS):
         return of_package and _in_users_code(calls, of_run, of_package)
