@@ -13,19 +13,18 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 from lightning_optkit._checks import check_in, check_int
 from lightning_optkit.callbacks import GradientHealth
-from lightning_optkit.callbacks.seams.overrides import override, restore
 from lightning_optkit.callbacks.seams.schedules_of_run import base_rate
 from lightning_optkit.cli.high_start import high_start
+from lightning_optkit.cli.one_batch import one_batch
+from lightning_optkit.cli.other_batch import OtherBatch
 from lightning_optkit.diagnostics._guard import Guard
 from lightning_optkit.diagnostics._observations import Losses, RunSeen
 from lightning_optkit.diagnostics.rules import OF_LEARNING, asked
@@ -165,14 +164,15 @@ def examine(
     check_in("doctor", "max_seconds", max_seconds, "(0, inf)")
     begin, health = time.perf_counter(), GradientHealth(verbose=False)
     guard = health._guard = Guard("doctor", "do without the doctor: no run depends on it", is_silent=True)
-    watch = _Watch(health)
+    other = OtherBatch()
+    watch = _Watch(health, other)
     trainer = make_trainer(
         [_WithoutSchedules(), health, watch], **_LIMITS, max_steps=max_steps, max_time=timedelta(seconds=max_seconds)
     )
-    with warnings.catch_warnings(), _one_batch(module, train_dataloaders, datamodule, max_steps) as data:
+    with warnings.catch_warnings(), one_batch(module, train_dataloaders, datamodule, max_steps, other) as data:
         warnings.simplefilter("ignore")
         verdicts = [*_fitted(trainer, module, data), *health.verdicts]
-    findings = tuple(_findings(watch.seen, verdicts, guard))
+    findings = tuple(_findings(watch.seen, verdicts, other, guard))
     guard.tell()  # behind the fit, whose own warnings are left out
     return Examination(findings, watch.seen.steps, round(time.perf_counter() - begin, 2))
 
@@ -196,46 +196,6 @@ def _fitted(trainer: pl.Trainer, module: pl.LightningModule, data: dict[str, Any
     return []
 
 
-class _Repeated:
-    """The first batch of a loader, again and again."""
-
-    def __init__(self, loader: Any, count: int) -> None:
-        self._loader, self._count = loader, count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __iter__(self) -> Iterator[Any]:
-        loader = self._loader
-        if isinstance(loader, dict | list | tuple) or not hasattr(loader, "__iter__"):
-            loader = CombinedLoader(loader, "max_size_cycle")
-        batches = iter(loader)
-        if isinstance(loader, CombinedLoader):  # which gives a batch with its number and that of its loader
-            batches = (batch for batch, *_ in loader)
-        for first in batches:
-            return iter([first] * self._count)
-        raise ValueError("doctor: the loader of training data gives no batch; is the data set empty?")
-
-
-@contextmanager
-def _one_batch(module: pl.LightningModule, loaders: Any, datamodule: Any, count: int) -> Iterator[dict[str, Any]]:
-    """The arguments of `fit` for one batch."""
-    if loaders is not None:
-        yield {"train_dataloaders": _Repeated(loaders, count)}
-        return
-    source: Any = module if datamodule is None else datamodule
-    original = source.train_dataloader
-
-    def train_dataloader() -> _Repeated:
-        return _Repeated(original(), count)
-
-    override(source, "train_dataloader", train_dataloader)
-    try:
-        yield {} if datamodule is None else {"datamodule": datamodule}
-    finally:
-        restore(source, "train_dataloader", train_dataloader)
-
-
 class _WithoutSchedules(pl.Callback):
     """Each rate as it was given: a warm-up would be all of so short a fit."""
 
@@ -251,14 +211,17 @@ class _WithoutSchedules(pl.Callback):
 class _Watch(pl.Callback):
     """Stops once the batch is fitted, or nothing can be seen to train it, and keeps what was seen."""
 
-    def __init__(self, health: GradientHealth) -> None:
-        self._health, self.seen, self._batches = health, RunSeen(), 0
+    def __init__(self, health: GradientHealth, other: OtherBatch) -> None:
+        self._health, self._other, self.seen, self._batches = health, other, RunSeen(), 0
 
     def on_train_batch_end(self, *args: Any) -> None:
         seen, trainer = self._health._seen, args[0]
         self._batches += 1
         if not trainer.global_step and self._batches >= _BATCHES_WITHOUT_STEP:
             trainer.should_stop = True
+        if seen.steps == 1 or (seen.steps and seen.steps % _EVERY == 0):
+            with self._health._guard("the look at another batch"):
+                self._other.look(trainer, args[1], *args[3:5])
         if seen.steps >= _LEAST_STEPS and seen.steps % _EVERY == 0:
             with self._health._guard("the judgement of how much was learned"):
                 self._health._losses.fetch()
@@ -268,11 +231,13 @@ class _Watch(pl.Callback):
         self.seen = self._health._seen
 
 
-def _findings(seen: RunSeen, verdicts: Sequence[Verdict], guard: Guard) -> Iterator[Finding]:
+def _findings(seen: RunSeen, verdicts: Sequence[Verdict], other: OtherBatch, guard: Guard) -> Iterator[Finding]:
     said = [verdict for verdict in verdicts if verdict.symptom not in _NOT_HERE]
     faults = [verdict for verdict in said if verdict.symptom not in _HINTS]
     # A rate that is too low is what anything else that stops learning looks like.
     hints = [] if faults else [verdict for verdict in said if verdict.symptom in _HINTS]
+    if (ignores := other.verdict()) is not None and not faults:
+        (faults if other.is_sure else hints).append(ignores)
     at_start, named = _at_the_start(seen, guard), {verdict.symptom for verdict in faults}
     hints += [verdict for verdict in at_start if verdict.symptom not in named]
     high: Verdict | None = None

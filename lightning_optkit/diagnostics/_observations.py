@@ -131,6 +131,7 @@ class Check:
         is_in_gradient: Whether norms of gradients are with it, as one-pass optimizers count them.
         rate_to_come: The rate that a scheduler started from or will rise to; 0 if unknown.
         returned: The loss of its batch as `training_step` returned it; NaN if unknown.
+        without_weights: The same loss for weights that are all 0, if it is 0 and so is every gradient; NaN otherwise.
         is_undone: Whether the weights before this step were bitwise those before the step in front of it, which had
             changed them.
     """
@@ -153,6 +154,7 @@ class Check:
     is_in_gradient: bool = False
     rate_to_come: float = 0.0
     returned: float = math.nan
+    without_weights: float = math.nan
 
 
 @dataclass

@@ -30,6 +30,7 @@ from lightning_optkit.diagnostics.rules.schedules import schedule_fault
 from lightning_optkit.diagnostics.rules.setup import average_not_ready, symmetric_init, wrong_mode
 from lightning_optkit.diagnostics.rules.spikes import loss_spike
 from lightning_optkit.diagnostics.rules.units import dead_units, saturated_units
+from lightning_optkit.diagnostics.rules.zero_gradients import zero_gradients
 from lightning_optkit.diagnostics.verdict import ONCE, Verdict
 
 __all__ = ["COURSE", "EXACT", "LAST_RESORTS", "OF_LEARNING", "asked", "diagnose", "is_exact", "ranked"]
@@ -101,6 +102,8 @@ def diagnose(run: RunSeen, guard: Guarding = unguarded) -> list[Verdict]:
         verdict.symptom == "lr_too_high" for verdict in of_learning
     ):  # what it destroyed is learned again at any rate
         of_learning = [verdict for verdict in of_learning if verdict.symptom != "lr_too_low"]
+    if all(verdict.symptom == "lr_too_low" for verdict in of_learning):  # a rule for what makes the loss flat is first
+        of_learning = asked([zero_gradients], run, guard) or of_learning
     if not of_learning:
         of_learning = asked(COURSE, run, guard)
     if not of_learning:

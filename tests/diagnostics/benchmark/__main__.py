@@ -20,13 +20,19 @@ MIN_SCORE = 0.1  # a run that learns less is not healthy, whatever it was meant 
 MIN_LOSS = 0.05  # a run is hurt if it loses so much of what its healthy twin learned
 
 
-def healthy(index, held_out):
-    """A healthy run, by number: families in turn, traps in turn."""
+def drawn_healthy(index, held_out):
+    """(setup, trap) by number: families in turn, traps in turn."""
     chosen = families.HELD_OUT if held_out else families.CALIBRATION
     setup = families.build(chosen[index % len(chosen)], index)
     fitting = [trap for trap in traps.TRAPS if trap.fits(setup)]
     trap = fitting[(index // len(chosen)) % len(fitting)]
     trap.apply(setup)
+    return setup, trap
+
+
+def healthy(index, held_out):
+    """A healthy run, by number."""
+    setup, trap = drawn_healthy(index, held_out)
     return _row(setup, held_out, fault=None, trap=trap.name)
 
 
