@@ -30,6 +30,7 @@ from lightning_optkit.callbacks.seams.presence import Presence
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.callbacks.seams.schedules_of_run import SchedulesOfRun
 from lightning_optkit.callbacks.seams.steps import StepListener, watch_steps
+from lightning_optkit.callbacks.seams.vain_steps import VainSteps
 from lightning_optkit.callbacks.seams.validated_targets import ValidatedTargets
 from lightning_optkit.callbacks.seams.zeroing import Zeroing
 from lightning_optkit.diagnostics._guard import Guard
@@ -102,6 +103,7 @@ class GradientHealth(FitCallback):
         self._seen, self._losses = RunSeen(), LossesOfRun()
         self._zeroing, self._presence, self._idle = Zeroing(), Presence(), IdleBatches()
         self._schedules: SchedulesOfRun | None = None
+        self._vain: VainSteps | None = None
         below = self._probed_below if self.probe else 0.0
         self._steps = MeasuredSteps(self._seen, self._losses, self.check_every, below, self._guard)
         self._batch: tuple[Any, int] | None = None
@@ -183,6 +185,9 @@ class GradientHealth(FitCallback):
         with self._guard("the look at averages"):
             self._seen.averages = averages_too_long(trainer)
         self._steps.begin(pl_module)
+        with self._guard("the look at gradients that do not arrive"):
+            self._vain = VainSteps(trainer, pl_module)
+            self._at_end(self._vain.close)
         with self._guard("the look at the clip"):
             self._seen.clip = _clip_of(trainer)
 
@@ -325,7 +330,9 @@ class GradientHealth(FitCallback):
             with self._guard("the look for the first number that is not finite"):
                 self._find_nonfinite(trainer, pl_module)
         with self._guard("the look at gradients that do not arrive"):
-            seen.silent = self._presence.silent(pl_module, self._steps.called or set(), self._steps.without_grad)
+            called = self._steps.called or set()
+            seen.silent = self._presence.silent(pl_module, called, self._steps.without_grad)
+            seen.silent += [] if self._vain is None else self._vain.silent(pl_module, called)
         with self._guard("the look at schedules"):
             if self._schedules is not None:
                 seen.schedules = self._schedules.seen(trainer)

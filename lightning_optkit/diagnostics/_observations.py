@@ -129,6 +129,7 @@ class Check:
         decay: Largest product of the rate and the weight decay of a group: the share by which it shrinks a weight.
         added: Largest weight decay of a group that is added to the gradient; 0 for one that acts beside it.
         is_in_gradient: Whether norms of gradients are with it, as one-pass optimizers count them.
+        momentum: Largest momentum of a group; 0 for rules without, as Adam's, which has betas.
         rate_to_come: The rate that a scheduler started from or will rise to; 0 if unknown.
         returned: The loss of its batch as `training_step` returned it; NaN if unknown.
         without_weights: The same loss for weights that are all 0, if it is 0 and so is every gradient; NaN otherwise.
@@ -153,6 +154,7 @@ class Check:
     added: float = 0.0
     is_in_gradient: bool = False
     rate_to_come: float = 0.0
+    momentum: float = 0.0
     returned: float = math.nan
     without_weights: float = math.nan
 
@@ -194,6 +196,7 @@ class SilentSeen:
         is_called: Whether `training_step` called its module in every measured step; a branch that is not always taken
             is not.
         runs_without_grad: Whether that call ran under `torch.no_grad()`.
+        is_whole: Whether no parameter of its optimizer has had one, while those of others have.
     """
 
     name: str
@@ -201,6 +204,7 @@ class SilentSeen:
     steps: int
     is_called: bool
     runs_without_grad: bool
+    is_whole: bool = False
 
 
 @dataclass(frozen=True)

@@ -300,7 +300,7 @@ def test_a_run_without_a_step_is_a_fault(capsys):
     assert "call the step of an optimizer?" in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_first_optimizer_without_gradients_beside_one_that_steps_is_a_fault(capsys):
+def test_a_first_optimizer_without_gradients_beside_one_that_steps_is_named_by_its_layer():
     class Adversarial(Net):
         automatic_optimization = False
 
@@ -313,12 +313,9 @@ def test_a_first_optimizer_without_gradients_beside_one_that_steps_is_a_fault(ca
         def configure_optimizers(self):
             return [torch.optim.SGD(each.parameters(), lr=0.1) for each in (self.body, self.head)]
 
-    examination = doctor(Adversarial(), max_seconds=0.5, accelerator="cpu")
+    examination = doctor(Adversarial(), max_steps=64, accelerator="cpu")
     (fault,) = [each for each in examination.findings if each.state == "fault"]
-    assert fault.check == "parameters" and fault.verdict is None
-    show(Console(), examination)
-    said = " ".join(capsys.readouterr().out.split())
-    assert "first optimizer took no step with a gradient" in said and "does the loss depend on its parameters" in said
+    assert fault.check == "parameters" and fault.verdict.symptom == "no_gradient" and fault.verdict.layer == "body.3"
 
 
 class Rewrapped(Net):

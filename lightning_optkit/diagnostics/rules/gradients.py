@@ -48,6 +48,13 @@ def no_gradient(run: RunSeen) -> Verdict | None:
     if first.runs_without_grad:
         cause = "its forward pass runs under torch.no_grad(), so it is not trained"
         remedy = f"call {first.layer or 'it'} outside of torch.no_grad(), or freeze it: .requires_grad_(False)"
+    elif first.is_whole:
+        cause = (
+            "no parameter of its optimizer has a gradient, though others' have: the loss of that optimizer does not "
+            "depend on its result (a detach() or torch.no_grad() that is right in the step of another one)"
+        )
+        what = f"the output of {first.layer}" if first.layer else f"what is computed from {first.name}"
+        remedy = f"compute {what} anew in the step of its own optimizer, without detach() and torch.no_grad()"
     else:
         cause = "the loss does not depend on its result (a detach(), .data or an output that is not used)"
         what = f"the output of {first.layer}" if first.layer else f"what is computed from {first.name}"
