@@ -46,6 +46,7 @@ class LayerSeen:
         gain: Root mean square of the weights, times the root of the number of inputs of a unit: 1 keeps the scale of
             independent inputs.
         bias: Mean of the biases; 0 without.
+        rows: Number of rows of the weights, whose norm is the gain times the root of it; 0 if unknown.
     """
 
     name: str
@@ -54,6 +55,12 @@ class LayerSeen:
     grad_rms: float
     gain: float
     bias: float = 0.0
+    rows: int = 0
+
+    @property
+    def weight_norm(self) -> float:
+        """L2 norm of the weights before the step; 0 if unknown."""
+        return self.gain * math.sqrt(self.rows)
 
 
 @dataclass(frozen=True)

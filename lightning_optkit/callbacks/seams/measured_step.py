@@ -16,7 +16,13 @@ from lightning_optkit.callbacks.seams.lightning_packages import loss_scaler
 from lightning_optkit.callbacks.seams.lightning_private import is_compiled
 from lightning_optkit.callbacks.seams.overrides import override, restore
 from lightning_optkit.callbacks.seams.run import Run
-from lightning_optkit.callbacks.seams.schedules_of_run import added_decay, highest_decay, highest_rate, rate_to_come
+from lightning_optkit.callbacks.seams.schedules_of_run import (
+    added_decay,
+    highest_decay,
+    highest_momentum,
+    highest_rate,
+    rate_to_come,
+)
 from lightning_optkit.diagnostics._guard import Guarding, unguarded
 from lightning_optkit.diagnostics._observations import Check
 from lightning_optkit.diagnostics._signals import ProbeSeen
@@ -56,6 +62,7 @@ class MeasuredStep:
     ) -> None:
         self._trainer, self._step, self._rate, self._decay = trainer, step, float("nan"), 0.0
         self._to_come, self._added, self._is_in_gradient, self._guard = 0.0, 0.0, False, guard
+        self._momentum = 0.0
         self.is_taken = False  # whether an optimizer has stepped
         reshard(pl_module)  # what a validation has left whole is freed by the backward pass
         named = dict(pl_module.named_parameters())
@@ -98,6 +105,7 @@ class MeasuredStep:
         self.norms.after(optimizer, float(scaler.get_scale()) if is_scaled else 1.0)
         self._decay = max(self._decay, highest_decay(optimizer))
         self._added = max(self._added, added_decay(optimizer))
+        self._momentum = max(self._momentum, highest_momentum(optimizer))
         self._is_in_gradient |= isinstance(optimizer, OnePassOptimizer)
         self._to_come = max(self._to_come, rate_to_come(optimizer))
         self._rate = max(self._rate, highest_rate(optimizer)) if self._rate == self._rate else highest_rate(optimizer)
@@ -126,6 +134,7 @@ class MeasuredStep:
             self._step, self._rate, self.norms.seen(), rows.seen(self._params),
             probe=probe, strays=self._strays, decay=self._decay, added=self._added,
             is_in_gradient=self._is_in_gradient, rate_to_come=self._to_come,
+            momentum=self._momentum,
             hidden=tuple(name for name, p in self._hidden.items() if p.grad is not None),
             is_undone=self._former is not None and self.norms.is_undone(self._former),
         )  # fmt: skip

@@ -13,7 +13,15 @@ from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.diagnostics._observations import ScheduleSeen
 from lightning_optkit.step import OnePassOptimizer
 
-__all__ = ["SchedulesOfRun", "added_decay", "base_rate", "highest_decay", "highest_rate", "rate_to_come"]
+__all__ = [
+    "SchedulesOfRun",
+    "added_decay",
+    "base_rate",
+    "highest_decay",
+    "highest_momentum",
+    "highest_rate",
+    "rate_to_come",
+]
 
 _FADED = 1e-3  # of the highest rate: what is left to come of such steps is a thousandth of one in front
 _ADDING = (  # of torch; a later Adam, and AdamW with it, say by a flag that they do not
@@ -158,6 +166,11 @@ def added_decay(optimizer: Optimizer) -> float:
         return 0.0
     adding = [group for group in optimizer.param_groups if not group.get("decoupled_weight_decay")]
     return max((float(group.get("weight_decay") or 0.0) for group in adding), default=0.0)
+
+
+def highest_momentum(optimizer: Optimizer) -> float:
+    """The highest momentum of its groups: a constant gradient adds up to 1 / (1 - momentum) of it; 0 without."""
+    return max((float(group.get("momentum") or 0.0) for group in optimizer.param_groups), default=0.0)
 
 
 def highest_rate(optimizer: Optimizer) -> float:

@@ -120,6 +120,7 @@ class CalledLayers:
         self._measures, self._stack, self.guard = measures, list[str](), guard
         self._rows: dict[str, list[Tensor]] = {}  # rms of input, output, gradient of the output
         self._weights: dict[str, tuple[Tensor, Tensor]] = {}  # gain, mean of the biases
+        self._num_rows: dict[str, int] = {}  # of the weights
         self._input: tuple[str, Tensor, Tensor, Tensor] | None = None
         self._has_input, self._feature_dim = False, -1
         self._handles: list[Any] = []
@@ -146,6 +147,7 @@ class CalledLayers:
             return
         if self._measures and isinstance(module, _LAYERS) and name not in self._rows:  # FSDP2 frees it when a call ends
             self._weights[name] = _scale(module)
+            self._num_rows[name] = getattr(module, "out_features", 0) or getattr(module, "out_channels", 0)
         if not self._has_input and args and isinstance(args[0], Tensor) and _is_leaf(module):
             self._has_input = True
             given = args[0].detach()
@@ -179,7 +181,9 @@ class CalledLayers:
             given, out, grad = [*row, nan.to(row[0])][:3]
             rows.append(torch.stack([given, out, grad, *(each.to(given.device) for each in self._weights[name])]))
         values = torch.stack([row.to(rows[0].device) for row in rows]).tolist() if rows else []
-        return tuple(LayerSeen(name, *value) for name, value in zip(self._rows, values, strict=True))
+        return tuple(
+            LayerSeen(name, *value, rows=self._num_rows[name]) for name, value in zip(self._rows, values, strict=True)
+        )
 
     def first_input(self) -> InputSeen | None:
         """What the first layer with weights is given; None if that is an embedding or a norm, or a single sample."""

@@ -8,6 +8,7 @@ from operator import gt
 
 from lightning_optkit.diagnostics._observations import Check, RunSeen
 from lightning_optkit.diagnostics._signals import ProbeSeen
+from lightning_optkit.diagnostics.rules.lower_rate import likely_rate
 from lightning_optkit.diagnostics.rules.outcome import STEPS, outcome_of
 from lightning_optkit.diagnostics.rules.units import closed_later
 from lightning_optkit.diagnostics.verdict import Verdict
@@ -23,6 +24,7 @@ _MOSTLY = 0.5  # judgement: of the change of a matrix
 _DECAYS = 0.85  # judgement: of the sum with the gradient, which is then less than two thirds of it
 _DECAY = 0.01  # the default of torch's AdamW
 _USUAL = 0.03  # calibrated: change of a matrix by a first step of a run that learns well
+_FAR = 0.01  # judgement: of the rate; a warm-up would not do
 _FIRST_STEPS = 6
 _AT_ZERO = 0.1  # judgement: a gain far below what any initialization uses
 _NO_WAY = 1e-3  # theory: so little of a matrix changes what it computes by as little
@@ -48,12 +50,16 @@ def lr_too_high(run: RunSeen) -> Verdict | None:
     if closed is not None:
         what = "ReLUs" if closed.function == "relu" else f"{closed.function} units"
         evidence += f"; {closed.closed_since:.0%} of the {what} of {closed.place} were closed after the first step"
-    lower = f"lr={_highest(run) * min(0.1, _USUAL / max(change, _USUAL)):.1g}"
+    likely, highest = likely_rate(run), _highest(run)
+    share = min(0.1, likely / highest if likely > 0 else _USUAL / max(change, _USUAL))
+    lower = f"lr={highest * share:.1g}"
     remedy = f"{lower}, or a warm-up: ok.LRSchedule(ok.schedules.warmup_cosine(warmup=0.05))"
-    if change > _UNTOLD:
+    if likely < _FAR * highest:  # so far away that an estimate may be wrong by some times
+        remedy = f"{lower}, by the first step, or ok.LRFinder(), which measures one"
+    elif change > _UNTOLD and not likely > 0:
         remedy = f"ok.LRFinder(), which measures one, or {lower} or less"
     decay = _decay_of(run, worst) if change > _CLOSES else 0.0
-    if decay and _MOSTLY < decay / change < 1 / _MOSTLY:
+    if decay > 1.01 * _DECAY * highest and _MOSTLY < decay / change < 1 / _MOSTLY:
         cause = f"the weight decay takes away {decay:.0%} of the weights in a step"
         evidence += f"; rate times weight_decay is {decay:.2g}"
         remedy = f"weight_decay={_DECAY:g}, or a rate that is lower by as much"

@@ -236,6 +236,8 @@ def test_large_updates_that_are_the_weight_decay_are_laid_to_it():
         verdict = lr_too_high(run)
         assert verdict.remedy.startswith("weight_decay=0.01, or") == is_its_own
         assert ("weight decay takes away 30% of the weights" in verdict.cause) == is_its_own
+    run.checks = [replace(check, decay=0.3, rate=30.0) for check in run.checks]
+    assert "weight_decay" not in lr_too_high(run).remedy  # the decay is a usual one: it is the rate that is not
 
 
 def test_lr_too_high_for_units_that_closed_after_the_first_step():
