@@ -178,11 +178,12 @@ class CalledLayers:
         nan = torch.full((), float("nan"))
         rows = []
         for name, row in self._rows.items():
-            given, out, grad = [*row, nan.to(row[0])][:3]
-            rows.append(torch.stack([given, out, grad, *(each.to(given.device) for each in self._weights[name])]))
+            measured = [*row, nan.to(row[0])][:3]
+            rows.append(torch.stack([*measured, *(each.to(row[0].device) for each in self._weights[name])]))
         values = torch.stack([row.to(rows[0].device) for row in rows]).tolist() if rows else []
         return tuple(
-            LayerSeen(name, *value, rows=self._num_rows[name]) for name, value in zip(self._rows, values, strict=True)
+            LayerSeen(name, given, out, grad, gain, bias, self._num_rows[name])
+            for name, (given, out, grad, gain, bias) in zip(self._rows, values, strict=True)
         )
 
     def first_input(self) -> InputSeen | None:
