@@ -36,7 +36,7 @@ from lightning_optkit.callbacks.seams.zeroing import Zeroing
 from lightning_optkit.diagnostics._guard import Guard
 from lightning_optkit.diagnostics._observations import RunSeen
 from lightning_optkit.diagnostics.rules import diagnose, is_exact, ranked
-from lightning_optkit.diagnostics.rules.outcome import Outcome, outcome_of
+from lightning_optkit.diagnostics.rules.outcome import Outcome, outcome_of, typical_progress
 from lightning_optkit.diagnostics.verdict import Verdict, verdict_from
 
 __all__ = ["GradientHealth"]
@@ -122,6 +122,8 @@ class GradientHealth(FitCallback):
     def judge_now(self, below: float) -> tuple[list[Verdict], Outcome]:
         """Verdicts and outcome of the steps so far, as if the run were at its half, from which on it is judged.
 
+        A run has none before it has had half of the rate that its scheduler raises it to, unless it diverges.
+
         Args:
             below: Progress of a run from which on it has no verdicts, as one whose progress is unknown.
         """
@@ -129,8 +131,11 @@ class GradientHealth(FitCallback):
             self._losses.fetch()
             seen = replace(self._seen, losses=self._losses.losses, steps_planned=2 * self._seen.steps)
             outcome = outcome_of(seen)
-            is_asked = outcome.has_diverged or outcome.progress < below
-            return diagnose(seen, self._guard) if is_asked else [], outcome
+            is_below = outcome.progress < below and typical_progress(seen) < below
+            if self._schedules is not None and self._schedules.is_warming_up():
+                is_below &= outcome.has_diverged
+            is_lost = seen.nonfinite is not None and outcome.has_diverged
+            return diagnose(seen, self._guard) if is_below or is_lost else [], outcome
         return [], Outcome(math.nan, False, False)
 
     def told(self) -> float:

@@ -23,15 +23,16 @@ from lightning_optkit.callbacks.seams.refusals import refuse_listed_twice
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.diagnostics.rules import OF_LEARNING
 from lightning_optkit.diagnostics.rules.classes import class_imbalance
+from lightning_optkit.diagnostics.rules.scales import unnormalized_input, unscaled_target
 from lightning_optkit.diagnostics.verdict import SYMPTOMS, Verdict
 
 __all__ = ["PruneTrial"]
 
-# Named only if a run learns badly, or not at all. The others are faults of the program, which all trials share; so are
-# rare classes, which a better setting finds later, and inputs that say little or nothing about the targets: there a
-# trial that has learned next to nothing may be the best.
-_LEARNING = (rule for rule in OF_LEARNING if rule is not class_imbalance)
-_OF_SETTINGS = (*(rule.__name__ for rule in _LEARNING), "nonfinite")
+# Named only if a run learns badly, or not at all. The others are faults of the program, which all trials share, as they
+# do their data: inputs and targets out of scale, rare classes, which a better setting finds later, and inputs that say
+# little or nothing about the targets. There a trial that has learned next to nothing may be the best.
+_OF_DATA = (unnormalized_input, unscaled_target, class_imbalance)
+_OF_SETTINGS = (*(rule.__name__ for rule in OF_LEARNING if rule not in _OF_DATA), "nonfinite")
 _FIRST, _EVERY = 48, 1 / 20  # judged from so many steps on, and at every such part of the run
 _COMING = 0.7  # calibrated: a trial that is missing less than this part of what it was missing a look ago is let be
 _LENGTH = 400  # steps, where the length of the run is not known
@@ -51,6 +52,8 @@ class PruneTrial(FitCallback):
     the way from that of the best constant prediction to 0. It is judged from `after` on at every twentieth of the run,
     as `GradientHealth` judges a run at its half; if the loss itself is not finite, at once. One that is coming there,
     as with large initial weights, is let be: that is missing less than seven tenths of what it was a twentieth before.
+    So is one whose scheduler has not yet raised the rate to half of its peak, and one of which few batches have a large
+    loss, as with heavy-tailed targets: the median of the last losses counts as well as their mean.
 
     `lr_too_low` condemns only where outputs told at least `progress` of a direction of the targets before these were
     trained on: where inputs say little, none is better. Without a `GradientHealth` among the callbacks, a silent one is
@@ -60,9 +63,9 @@ class PruneTrial(FitCallback):
         trial: The `optuna.Trial` of the objective.
         after: Share of the run after which it is judged, in (0, 1).
         progress: A trial that has come so far is let be, in (0, 1].
-        symptoms: Symptoms that condemn a trial, of `lightning_optkit.diagnostics.SYMPTOMS`. Default: those of settings,
-            scales and initial weights, and `nonfinite`; a fault of the program would end all trials alike, and so would
-            labels or inputs that mean nothing.
+        symptoms: Symptoms that condemn a trial, of `lightning_optkit.diagnostics.SYMPTOMS`. Default: those of settings
+            and initial weights, and `nonfinite`; a fault of the program would end all trials alike, and so would data
+            that are not scaled, or mean nothing. Give these as well where a search is over how data are prepared.
 
     Raises:
         TypeError: if `trial` is no trial, or `symptoms` no list.

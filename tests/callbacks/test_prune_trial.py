@@ -119,6 +119,42 @@ def test_a_trial_that_is_coming_is_let_be_until_the_next_look(make_trainer, monk
         assert trainer.global_step == ended_at
 
 
+class WarmsUp(Classifier):
+    """At a thousandth of its rate for the first 90 steps."""
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=self.rate)
+        scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, 1e-3, 90)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+@pytest.mark.parametrize("module, ended_at", [(WarmsUp, 96), (Classifier, 48)])
+def test_no_trial_ends_before_its_rate_has_risen(make_trainer, monkeypatch, module, ended_at):
+    said = Verdict("bad_init_scale", None, "cause", "seen", "remedy", 0, 0.7)
+    monkeypatch.setattr("lightning_optkit.callbacks.gradient_health.diagnose", lambda run, guard: [said])
+    trainer = trainer_of(make_trainer, PruneTrial(Trial()))
+    with pytest.raises(optuna.TrialPruned):
+        trainer.fit(module(rate=1e-4), data())
+    assert trainer.global_step == ended_at
+
+
+class HeavyTailed(Classifier):
+    """The loss of one batch in eight is far above the others, from which it learns."""
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) + 100.0 * (batch_idx == 7)
+
+
+def test_losses_of_few_batches_end_no_trial(make_trainer, monkeypatch):
+    said = Verdict("loss_spike", None, "cause", "seen", "remedy", 0, 0.7)
+    monkeypatch.setattr("lightning_optkit.callbacks.gradient_health.diagnose", lambda run, guard: [said])
+    trainer = trainer_of(make_trainer, PruneTrial(Trial()))
+    trainer.fit(HeavyTailed(rate=1.0), data())
+    assert trainer.global_step == STEPS
+    with pytest.raises(optuna.TrialPruned, match="loss_spike"):
+        trainer_of(make_trainer, PruneTrial(Trial())).fit(Classifier(rate=1e-4), data())
+
+
 def test_what_condemns_is_chosen(make_trainer):
     late, other, strict = (
         trainer_of(make_trainer, PruneTrial(Trial(), **rule))
@@ -173,7 +209,9 @@ def test_a_fault_of_the_program_ends_no_trial(make_trainer):
     assert health.verdicts[0].symptom == "not_optimized" and trainer.global_step == STEPS
 
 
-@pytest.mark.parametrize("symptom", ["label_shuffle", "input_ignored", "class_imbalance"])
+@pytest.mark.parametrize(
+    "symptom", ["label_shuffle", "input_ignored", "class_imbalance", "unnormalized_input", "unscaled_target"]
+)
 def test_what_all_trials_share_ends_none(make_trainer, monkeypatch, symptom):
     said = Verdict(symptom, None, "cause", "seen", "remedy", 0, 0.7)
     monkeypatch.setattr(GradientHealth, "judge_now", lambda health, below: ([said], Outcome(0.01, False, True)))

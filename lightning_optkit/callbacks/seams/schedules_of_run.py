@@ -87,6 +87,14 @@ class SchedulesOfRun:
         rates.faded = rates.faded + 1 if rate < _FADED * rates.highest else 0
         rates.steps += 1
 
+    def is_warming_up(self) -> bool:
+        """Whether an optimizer has not had half of the rate that its scheduler will raise it to."""
+        return any(
+            rates.highest < 0.5 * rate_to_come(optimizer)
+            for optimizer, rates in self._rates.items()
+            if not any(isinstance(group["lr"], Tensor) for group in optimizer.param_groups)  # they are not read
+        )
+
     def seen(self, trainer: pl.Trainer) -> list[ScheduleSeen]:
         """All schedulers, and the optimizers without one."""
         run, configs = Run(trainer), list(trainer.lr_scheduler_configs)

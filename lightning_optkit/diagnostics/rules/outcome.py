@@ -8,11 +8,23 @@ a run with one loss function of torch per step, which is the loss of the step, o
 """
 
 import math
+import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lightning_optkit.diagnostics._observations import RunSeen
 
-__all__ = ["STEPS", "Outcome", "constant_of", "floor_of", "holds_below", "is_multiple", "judged", "outcome_of"]
+__all__ = [
+    "STEPS",
+    "Outcome",
+    "constant_of",
+    "floor_of",
+    "holds_below",
+    "is_multiple",
+    "judged",
+    "outcome_of",
+    "typical_progress",
+]
 
 _DIVERGED = (
     10.0  # calibrated: times the constant prediction; with unscaled data healthy runs begin there, none ends there
@@ -61,16 +73,26 @@ def outcome_of(run: RunSeen) -> Outcome:
     constant, floor = _bounds(run)
     # After an infinite loss, what was before it counts; otherwise the last few are enough.
     known = run.losses.recent if run.nonfinite is not None else run.losses.last(16)
-    finite = [loss for loss in known if math.isfinite(loss)]
-    if math.isnan(constant) or not finite:
+    last = _last_of(known, run.losses.num)
+    if math.isnan(constant) or not last:
         return Outcome(math.nan, False, is_late)
-    last = finite[-max(4, min(16, run.losses.num // 4)) :]
     progress = _progress(sum(last) / len(last), constant, floor)
     if run.nonfinite is None:
         return Outcome(progress, is_late and progress < 1 - _DIVERGED, is_late)
     is_sudden = run.nonfinite.rise <= _DIVERGED and progress >= 1 - _DIVERGED
     is_broken = run.nonfinite.where == "batch" or is_sudden
     return Outcome(math.nan if is_broken else progress, not is_broken, is_late)
+
+
+def typical_progress(run: RunSeen) -> float:
+    """That of the median of the last losses: of targets with heavy tails, a single batch can raise the mean."""
+    last = _last_of(run.losses.last(16), run.losses.num)
+    return _progress(statistics.median(last), *_bounds(run)) if last else math.nan
+
+
+def _last_of(losses: Iterable[float], num: int) -> list[float]:
+    """The last finite ones, a quarter of all so far, but 4 to 16."""
+    return [loss for loss in losses if math.isfinite(loss)][-max(4, min(16, num // 4)) :]
 
 
 def holds_below(run: RunSeen, progress: float) -> bool:

@@ -120,6 +120,8 @@ def lr_too_low(run: RunSeen) -> Verdict | None:
     if decays_most(run) is not None:
         return None  # weights go to 0 at any rate
     rate = _highest(run)
+    if not run.is_over and rate < 0.5 * max(check.rate_to_come for check in run.checks):
+        return None  # of a warm-up
     probes = [c.probe for c in run.checks if c.probe is not None and c.probe.rate >= 0.5 * rate]
     goes_on = _still_falls(run)
     short = sum(_falls_short(probe) and (goes_on or _helps_others(probe)) for probe in probes)

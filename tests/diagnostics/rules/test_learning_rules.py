@@ -23,7 +23,7 @@ from lightning_optkit.diagnostics.rules.course import overfitting
 from lightning_optkit.diagnostics.rules.labels import label_shuffle, shuffled_or_weak
 from lightning_optkit.diagnostics.rules.last_resorts import constant_input, input_ignored
 from lightning_optkit.diagnostics.rules.loss_function import loss_does_not_match_output
-from lightning_optkit.diagnostics.rules.outcome import outcome_of
+from lightning_optkit.diagnostics.rules.outcome import outcome_of, typical_progress
 from lightning_optkit.diagnostics.rules.rates import lr_too_high, lr_too_low
 from lightning_optkit.diagnostics.rules.scales import (
     bad_init_scale,
@@ -280,6 +280,13 @@ def test_a_number_that_is_suddenly_infinite_is_no_divergence():
     assert math.isnan(outcome_of(run).progress)
 
 
+def test_one_batch_moves_the_mean_of_the_last_losses_but_not_what_is_typical():
+    run = seen(loss=[0.23] * 95 + [40.0] + [0.23] * 4)
+    assert outcome_of(run).progress < 0 and typical_progress(run) == pytest.approx(0.9, abs=0.001)
+    assert typical_progress(seen(loss=[math.nan] * 100)) is math.nan
+    assert typical_progress(seen(loss=[0.23] * 90 + [40.0] * 10)) < 0
+
+
 def test_lr_too_low_needs_other_data_to_gain_too():
     short = replace(PROBE, ten=2.1, thirty=2.0)
     assert lr_too_low(seen(probe=replace(short, other_before=2.3, other_thirty=2.2))) is not None
@@ -290,6 +297,10 @@ def test_lr_too_low_needs_other_data_to_gain_too():
     first.is_over = True
     assert lr_too_low(first) is not None
     assert lr_too_low(seen(probe=replace(short, rate=0.04))) is None  # a warm-up
+    rising = seen(probe=short, rate_to_come=0.21)  # twice the rate so far
+    assert lr_too_low(rising) is None and lr_too_low(seen(probe=short, rate_to_come=0.19)) is not None
+    rising.is_over = True
+    assert lr_too_low(rising) is not None
     # The loss right after a tiny update differs from that before it by rounding.
     assert lr_too_low(seen(probe=replace(short, full=2.3 + 1e-6))) is not None
     assert lr_too_low(seen(probe=replace(short, ten=2.3 + 1e-6))) is None
