@@ -35,7 +35,7 @@ _OF_DATA = (unnormalized_input, unscaled_target, class_imbalance)
 _OF_SETTINGS = (*(rule.__name__ for rule in OF_LEARNING if rule not in _OF_DATA), "nonfinite")
 _FIRST, _EVERY = 48, 1 / 20  # judged from so many steps on, and at every such part of the run
 _COMING = 0.7  # calibrated: a trial that is missing less than this part of what it was missing a look ago is let be
-_LENGTH = 400  # steps, where the length of the run is not known
+_LENGTH = 400  # steps from which on a run is judged whose length is not known
 
 
 class Trial(Protocol):
@@ -61,7 +61,8 @@ class PruneTrial(FitCallback):
 
     Args:
         trial: The `optuna.Trial` of the objective.
-        after: Share of the run after which it is judged, in (0, 1).
+        after: Share of the run after which it is judged, in (0, 1); a run whose length is not known is judged after 400
+            steps.
         progress: A trial that has come so far is let be, in (0, 1].
         symptoms: Symptoms that condemn a trial, of `lightning_optkit.diagnostics.SYMPTOMS`. Default: those of settings
             and initial weights, and `nonfinite`; a fault of the program would end all trials alike, and so would data
@@ -163,7 +164,8 @@ class PruneTrial(FitCallback):
         return True
 
     def _judged_from(self, run: Run) -> float:
-        return max(_FIRST, self.after * _planned(run))
+        planned = run.steps_at_end()
+        return _LENGTH if planned is None else max(_FIRST, self.after * planned)
 
     def _is_coming(self, health: GradientHealth, progress: float) -> bool:
         """Whether much less is missing than at the look before."""

@@ -18,6 +18,7 @@ def about_loss(error: BaseException) -> str | None:
         error: What ended the run.
 
     Example:
+        >>> import torch
         >>> try:
         ...     torch.ones(2, requires_grad=True).exp().backward()
         ... except RuntimeError as error:

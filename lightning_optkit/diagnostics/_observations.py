@@ -132,7 +132,8 @@ class Check:
         momentum: Largest momentum of a group; 0 for rules without, as Adam's, which has betas.
         rate_to_come: The rate that a scheduler started from or will rise to; 0 if unknown.
         returned: The loss of its batch as `training_step` returned it; NaN if unknown.
-        without_weights: The same loss for weights that are all 0, if it is 0 and so is every gradient; NaN otherwise.
+        of_drawn_weights: The same loss for weights of 0 and for some drawn at random, the largest; NaN unless it is 0
+            and so is every gradient.
         is_undone: Whether the weights before this step were bitwise those before the step in front of it, which had
             changed them.
     """
@@ -156,7 +157,7 @@ class Check:
     rate_to_come: float = 0.0
     momentum: float = 0.0
     returned: float = math.nan
-    without_weights: float = math.nan
+    of_drawn_weights: float = math.nan
 
 
 @dataclass

@@ -138,6 +138,15 @@ def test_no_trial_ends_before_its_rate_has_risen(make_trainer, monkeypatch, modu
     assert trainer.global_step == ended_at
 
 
+def test_a_run_of_unknown_length_is_judged_after_400_steps(make_trainer, monkeypatch):
+    said = Verdict("bad_init_scale", None, "cause", "seen", "remedy", 0, 0.7)
+    monkeypatch.setattr(GradientHealth, "judge_now", lambda health, below: ([said], Outcome(0.01, False, True)))
+    trainer = make_trainer(PruneTrial(Trial()), epochs=-1, accumulate_grad_batches=1)
+    with pytest.raises(optuna.TrialPruned):
+        trainer.fit(Classifier(), data())
+    assert trainer.global_step == 400
+
+
 class HeavyTailed(Classifier):
     """The loss of one batch in eight is far above the others, from which it learns."""
 

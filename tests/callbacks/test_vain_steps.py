@@ -22,6 +22,7 @@ class Gan(pl.LightningModule):
         super().__init__()
         torch.manual_seed(0)
         self.automatic_optimization, self.kind, self.order, self.said = False, kind, first, []
+        self.waits = WAITS
         self.generator = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 8))
         self.discriminator = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1))
 
@@ -37,7 +38,7 @@ class Gan(pl.LightningModule):
                 fake = self.generator(noise)
         else:
             fake = self.generator(noise)
-        is_cut = self.kind in ("detached", "frozen") or (self.kind == "waits" and batch_idx < WAITS)
+        is_cut = self.kind in ("detached", "frozen") or (self.kind == "waits" and batch_idx < self.waits)
         self._generate(by_generator, fake, is_cut, batch_idx)
         self._discriminate(by_discriminator, real, fake.detach(), batch_idx)
 
@@ -144,6 +145,41 @@ def test_hooks_go_with_the_first_gradient(make_trainer):
         def on_train_batch_end(self, trainer, *args):
             left.append(len(health._vain._handles))
 
-    health = GradientHealth(verbose=False)
+    health = GradientHealth(check_every=50, verbose=False)
     make_trainer(health, Look(), epochs=1, accumulate_grad_batches=1).fit(Gan("late"))
-    assert left[0] == 1 and left[WAITS] == 0
+    assert left[0] == left[WAITS] == 1 and left[50] == 0
+
+
+def test_hooks_that_follow_are_called(diagnose):
+    called = []
+
+    class Hooked(Gan):
+        def training_step(self, batch, batch_idx):
+            if batch_idx == 0:
+                for each in self.trainer.optimizers:
+                    each.register_step_pre_hook(lambda *args: called.append("before"))
+                    each.register_step_post_hook(lambda *args: called.append("after"))
+            super().training_step(batch, batch_idx)
+
+    assert diagnose(Hooked()) == []
+    assert called == ["before", "after"] * 128
+
+
+class SelfClearing(torch.optim.SGD):
+    """Clears the gradients as it goes."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        self.zero_grad(set_to_none=True)
+
+
+def test_an_optimizer_that_clears_its_gradients_itself_is_healthy(diagnose):
+    module = Gan()
+    module.configure_optimizers = lambda: [SelfClearing(each.parameters(), 0.01) for each in module.children()]
+    assert diagnose(module) == []
+
+
+def test_one_that_joins_in_the_first_quarter_is_healthy(diagnose):
+    module = Gan("waits", first="discriminator")
+    module.waits = 15
+    assert diagnose(module) == [] and not any(module.said)

@@ -22,7 +22,7 @@ class Net(pl.LightningModule):
         torch.manual_seed(0)
         self.kind, self.said = kind, []
         self.body = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 1))
-        if kind == "hinge":
+        if kind in ("hinge", "ranking"):
             self.body = nn.Linear(8, 1)
             nn.init.zeros_(self.body.weight)
             self.body.weight.data[0, :2] = 1e4
@@ -52,6 +52,12 @@ class Net(pl.LightningModule):
 
     def _perfect(self, out, y, none):
         return F.mse_loss(out, out.detach() + 0 * y)
+
+    def _ranking(self, out, y, none):
+        return F.margin_ranking_loss(out[:2], out[2:], (y[:2] - y[2:]).sign())  # 0 for weights of 0 as well
+
+    def _rare_labels(self, out, y, none):
+        return (self.global_step % 16 == 9) * F.mse_loss(out, y)  # in none of the measured steps
 
     def _waits(self, out, y, none):
         self.said.append([each.symptom for each in self.health.verdicts])
@@ -83,8 +89,8 @@ def test_a_loss_that_is_flat_is_no_gradient(diagnose, kind, fused):
     assert ("whatever the weights are" in verdict.cause) == (kind in ("times_0", "masked", "selected"))
 
 
-@pytest.mark.parametrize("kind", ["hinge", "perfect"])
-def test_samples_that_are_right_from_the_start_are_no_fault(diagnose, kind):
+@pytest.mark.parametrize("kind", ["hinge", "perfect", "ranking", "rare_labels"])
+def test_samples_that_are_right_from_the_start_or_have_no_label_are_no_fault(diagnose, kind):
     assert diagnose(Net(kind)) == []
 
 

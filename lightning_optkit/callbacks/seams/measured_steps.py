@@ -7,13 +7,13 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor, nn
 
+from lightning_optkit.callbacks.seams.drawn_weights import loss_of_drawn_weights
 from lightning_optkit.callbacks.seams.lightning_private import accumulates
 from lightning_optkit.callbacks.seams.losses_of_run import LossesOfRun
 from lightning_optkit.callbacks.seams.measured_step import MeasuredStep
 from lightning_optkit.callbacks.seams.measured_when import is_regular, may_count, may_probe, next_look
 from lightning_optkit.callbacks.seams.modes_of_run import ModesOfRun
 from lightning_optkit.callbacks.seams.probe import Probe, can_probe
-from lightning_optkit.callbacks.seams.zeroed_weights import loss_without_weights
 from lightning_optkit.diagnostics._guard import Guarding
 from lightning_optkit.diagnostics._observations import RunSeen
 from lightning_optkit.diagnostics.measure.parameters import StepMeasure
@@ -103,7 +103,7 @@ class MeasuredSteps:
         check = replace(measured.check(self._rows, self._alive, probe), returned=self._losses.of_batch())
         if check.returned == 0 and is_flat(check) and self._probed_below > 0 and can_probe(trainer, pl_module):
             with self._guard("the look at a loss of 0"):
-                check = replace(check, without_weights=loss_without_weights(trainer, pl_module, batch))
+                check = replace(check, of_drawn_weights=loss_of_drawn_weights(trainer, pl_module, batch))
         self._seen.take(check)
         self.called = measured.called if self.called is None else self.called & measured.called
         self.without_grad |= measured.without_grad

@@ -2,7 +2,7 @@
 """Optimizers that are stepped, beside others, and find no gradient at all: such steps are none for `watch_steps`.
 
 Only modules that step several optimizers themselves have them: a generator, say, whose output is detached in its own
-step too. A hook counts those steps, and goes with the first gradient, so that it costs nothing afterwards.
+step too. Hooks count those steps, and go after the first gradient, so that they cost nothing afterwards.
 """
 
 from collections.abc import Set
@@ -30,18 +30,25 @@ class VainSteps:
 
     def __init__(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._steps: dict[Optimizer, int] = {}
-        self._handles: dict[Optimizer, RemovableHandle] = {}
+        self._handles: dict[Optimizer, list[RemovableHandle]] = {}
         optimizers = [each for each in trainer.optimizers if isinstance(each, Optimizer)]
         if pl_module.automatic_optimization or len(optimizers) < 2:
             return
         for optimizer in optimizers:
             self._steps[optimizer] = 0
-            self._handles[optimizer] = optimizer.register_step_post_hook(self._after)
+            # Before the step too: it may clear the gradients itself.
+            hooks = (optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after))
+            self._handles[optimizer] = [*hooks]
+
+    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if optimizer in self._steps and any(p.grad is not None for p in parameters_of(optimizer)):
+            del self._steps[optimizer]
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if optimizer not in self._steps:
+            return
         params = parameters_of(optimizer)
         if any(was_updated(optimizer, p) for p in params):
-            self._handles.pop(optimizer).remove()
             del self._steps[optimizer]
         elif any(p.requires_grad for p in params):  # others are frozen, and are stepped for nothing on purpose
             self._steps[optimizer] += 1
@@ -55,6 +62,8 @@ class VainSteps:
             pl_module: The module.
             called: Modules that every measured step called.
         """
+        for optimizer in self._handles.keys() - self._steps.keys():  # not within a hook, where torch goes through them
+            self._remove(optimizer)
         if not self._steps:
             return []
         steps = {p: num for optimizer, num in self._steps.items() if num for p in parameters_of(optimizer)}
@@ -68,6 +77,9 @@ class VainSteps:
 
     def close(self) -> None:
         """Removes the hooks; no-op the second time."""
-        for handle in self._handles.values():
+        for optimizer in [*self._handles]:
+            self._remove(optimizer)
+
+    def _remove(self, optimizer: Optimizer) -> None:
+        for handle in self._handles.pop(optimizer):
             handle.remove()
-        self._handles = {}

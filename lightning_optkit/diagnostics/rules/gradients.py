@@ -4,7 +4,7 @@
 import math
 
 from lightning_optkit.diagnostics._observations import Check, IdleSeen, ParameterSeen, RunSeen
-from lightning_optkit.diagnostics.rules.outcome import outcome_of
+from lightning_optkit.diagnostics.rules.outcome import is_under_way, outcome_of
 from lightning_optkit.diagnostics.verdict import ONCE, Verdict
 
 __all__ = ["ATTACHED", "gradient_not_zeroed", "lost_updates", "no_gradient", "not_optimized"]
@@ -40,7 +40,8 @@ def no_gradient(run: RunSeen) -> Verdict | None:
         evidence = f"after {run.idle.batches} batches in a row with a backward pass, none of {run.idle.own} parameters "
         evidence += "had a gradient"
         return Verdict("no_gradient", None, cause, evidence, ATTACHED, run.idle.step, 1.0)
-    found = [each for each in run.silent if each.is_called and (each.runs_without_grad or each.steps >= _STEPS_WITHOUT)]
+    silent = run.silent if is_under_way(run) else [each for each in run.silent if not each.is_whole]
+    found = [each for each in silent if each.is_called and (each.runs_without_grad or each.steps >= _STEPS_WITHOUT)]
     if not found:
         return None
     first = found[-1]  # the nearest to where the gradient ends

@@ -21,6 +21,7 @@ __all__ = [
     "floor_of",
     "holds_below",
     "is_multiple",
+    "is_under_way",
     "judged",
     "outcome_of",
     "typical_progress",
@@ -33,6 +34,8 @@ _ROUNDING = 1e-2  # of a loss in 16 bits
 _BESIDE = 0.1  # judgement: `progress` that a small penalty moves it by at most
 _VARY = 1e-6  # theory: of the loss of a constant; targets that vary less are all alike
 STEPS, _SHARE = 48, 0.5  # a run is judged after so many steps and this share of what is planned
+_UNDER_WAY = 0.25  # judgement: of what is planned; until then a part of the loss or of the module may be left out
+_LENGTH = 400  # steps, where the length of the run is not known
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def outcome_of(run: RunSeen) -> Outcome:
     """Judges the losses so far."""
     if isinstance(run, _Judged) and run.outcome is not None:
         return run.outcome
-    is_late = run.is_over or run.steps >= max(STEPS, _SHARE * (run.steps_planned or 400))
+    is_late = run.is_over or run.steps >= max(STEPS, _SHARE * (run.steps_planned or _LENGTH))
     constant, floor = _bounds(run)
     # After an infinite loss, what was before it counts; otherwise the last few are enough.
     known = run.losses.recent if run.nonfinite is not None else run.losses.last(16)
@@ -82,6 +85,11 @@ def outcome_of(run: RunSeen) -> Outcome:
     is_sudden = run.nonfinite.rise <= _DIVERGED and progress >= 1 - _DIVERGED
     is_broken = run.nonfinite.where == "batch" or is_sudden
     return Outcome(math.nan if is_broken else progress, not is_broken, is_late)
+
+
+def is_under_way(run: RunSeen) -> bool:
+    """Whether what is left out at its start would have joined."""
+    return run.is_over or run.steps >= _UNDER_WAY * (run.steps_planned or _LENGTH)
 
 
 def typical_progress(run: RunSeen) -> float:

@@ -4,7 +4,7 @@
 import math
 
 from lightning_optkit.diagnostics._observations import Check, RunSeen
-from lightning_optkit.diagnostics.rules.outcome import outcome_of
+from lightning_optkit.diagnostics.rules.outcome import is_under_way, outcome_of
 from lightning_optkit.diagnostics.verdict import ONCE, Verdict
 
 __all__ = ["is_flat", "zero_gradients"]
@@ -18,8 +18,9 @@ def zero_gradients(run: RunSeen) -> Verdict | None:
     """Every gradient of every parameter was 0 in every measured step from the first on.
 
     A loss of 0 is one of any weights where the function of torch that it comes from gave another number, or where it is
-    0 for weights of 0 too; else it may be that of samples that are right. Any other loss may be flat where it is,
-    behind a saturated output say: it is left to the rules of that until the run is judged.
+    0 for weights of 0 and for drawn ones too; else it may be that of samples that are right. It is one of this part of
+    the run where others are not 0, or while the run is young: a term may be weighted by 0 at first. Any other loss may
+    be flat where it is, behind a saturated output say: it is left to the rules of that until the run is judged.
     """
     checks = run.checks
     if run.steps < _STEPS or len(checks) < _LOOKS or checks[0].step != 0 or not all(map(is_flat, checks)):
@@ -27,6 +28,8 @@ def zero_gradients(run: RunSeen) -> Verdict | None:
     if any(_is_learned(check) for check in checks) or any(a.closed > _CLOSED for a in checks[0].activations):
         return None
     returned, is_lost = [check.returned for check in checks], all(map(_is_lost, checks))
+    if is_lost and (any(run.losses.first) or any(run.losses.recent) or not is_under_way(run)):
+        return None
     if not is_lost and (0 in returned or not outcome_of(run).is_late):
         return None
     steps = f"{len(checks)} measured steps of {run.steps:,}"
@@ -59,7 +62,7 @@ def _is_lost(check: Check) -> bool:
     """Whether the loss is 0, and would be so for other weights."""
     values = [each.value for each in check.losses]
     is_of_others = bool(values) and all(math.isfinite(value) and value != 0 for value in values)
-    return check.returned == 0 and (is_of_others or check.without_weights == 0)
+    return check.returned == 0 and (is_of_others or check.of_drawn_weights == 0)
 
 
 def _is_learned(check: Check) -> bool:

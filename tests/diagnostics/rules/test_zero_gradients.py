@@ -16,14 +16,14 @@ PARAM = ParameterSeen("net.weight", "net", 100, False, True, False, 1.0, 0.0, 0.
 LOSS = LossSeen("mse_loss", None, 1, True, False, "(8,) and (8,)", 0.0, 0.0, 1.0, 0.5, 1.3, 1.0)
 
 
-def seen(*, steps=32, num=6, is_over=False, last=None, **parts):
+def seen(*, steps=32, num=6, planned=128, is_over=False, last=None, other=(), **parts):
     check = Check(0, 0.1, **{"parameters": (PARAM,), "losses": (LOSS,), "returned": 0.0, **parts})
     checks = [replace(check, step=step) for step in range(num)]
     checks[-1] = replace(checks[-1], **(last or {}))
     losses = Losses()
-    for _ in range(steps):
-        losses.append(check.returned)
-    return RunSeen(steps=steps, steps_planned=1000, losses=losses, checks=checks, is_over=is_over)
+    for value in [*[check.returned] * (steps - len(other)), *other]:
+        losses.append(value)
+    return RunSeen(steps=steps, steps_planned=planned, losses=losses, checks=checks, is_over=is_over)
 
 
 def test_a_loss_of_0_where_that_of_torch_is_another():
@@ -46,16 +46,18 @@ def test_a_loss_of_0_where_that_of_torch_is_another():
         dict(losses=(replace(LOSS, value=0.04),), returned=0.04, is_over=True),
         dict(activations=(ActivationSeen("net", "relu", 0.6, 0.6, 256),), is_over=True),  # which has a rule of its own
         dict(losses=(), is_over=True),  # a hinge that is satisfied, say
-        dict(losses=(), without_weights=1.0, is_over=True),
+        dict(losses=(), of_drawn_weights=1.0, is_over=True),
         dict(returned=1.3),  # too early
+        dict(planned=132),  # a term that is weighted by 0 at first
+        dict(other=[0.2]),  # labels in some batches
     ],
 )
 def test_it_is_silent(parts):
     assert zero_gradients(seen(**parts)) is None
 
 
-def test_a_loss_of_0_that_is_0_without_weights_too():
-    assert "a mask leaves nothing" in zero_gradients(seen(losses=(), without_weights=0.0)).cause
+def test_a_loss_of_0_that_is_0_of_drawn_weights_too():
+    assert "a mask leaves nothing" in zero_gradients(seen(losses=(), of_drawn_weights=0.0)).cause
 
 
 def test_a_flat_loss_is_said_when_the_run_is_judged():
