@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """RDrop in real Trainers against an explicit loop."""
 
-from collections import UserList
-
 import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torchmetrics import MeanMetric
+from two_gradient_cases import Untouched
 
 from lightning_optkit.callbacks import SAM, LabelSmoothing, RDrop
 
@@ -29,7 +28,7 @@ class Classifier(pl.LightningModule):
             torch.manual_seed(0)
             self.net = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(dropout), nn.Linear(8, 3))
         self.loss, self.fail_at, self.metric = loss, fail_at, MeanMetric()
-        self.runs = UserList()  # neither a number nor a list, which the second pass would find as before
+        self.runs = Untouched()
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=LR)

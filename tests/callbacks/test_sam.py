@@ -2,7 +2,6 @@
 """SAM in real Trainers against an explicit loop, in three precisions."""
 
 import contextlib
-from collections import UserList
 
 import lightning.pytorch as pl
 import pytest
@@ -10,6 +9,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 from torchmetrics import MeanMetric
+from two_gradient_cases import Untouched
 
 from lightning_optkit.averaging import EMA
 from lightning_optkit.callbacks import SAM, Fuse, LabelSmoothing, WeightAveraging
@@ -29,7 +29,7 @@ class Classifier(pl.LightningModule):
             self.net = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3))
         self.metric = MeanMetric()
         self.configure = configure or (lambda m: torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9))
-        self.fail_at, self.seen = fail_at, UserList()  # not a list, which the second pass would find as before
+        self.fail_at, self.seen = fail_at, Untouched()
 
     def configure_optimizers(self):
         return self.configure(self)

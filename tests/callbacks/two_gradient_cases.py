@@ -11,6 +11,14 @@ from torch import nn
 RATE, MOMENTUM = 0.05, 0.8
 
 
+class Untouched(UserList):
+    """A list that a second pass does not put back, since it has more than plain values."""
+
+    def __init__(self, given=()):
+        super().__init__(given)
+        self.owner = object()
+
+
 class Classifier(pl.LightningModule):
     """With BatchNorm and dropout; `seen` are the first weights in every run of `training_step`."""
 
@@ -20,7 +28,7 @@ class Classifier(pl.LightningModule):
             torch.manual_seed(0)
             self.net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 3))
             self.unused = nn.Linear(2, 2)
-        self.huge, self.seen = huge, UserList()  # not a list, which the second pass would find as before
+        self.huge, self.seen = huge, Untouched()
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=RATE, momentum=MOMENTUM)

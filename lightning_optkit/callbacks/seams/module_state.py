@@ -6,21 +6,25 @@ so both the contents of a buffer and the tensor that stands under its name are k
 """
 
 from collections import deque
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from operator import is_
+from types import ModuleType
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torchmetrics import Metric
 
-from lightning_optkit._torch_private import own_buffers
+from lightning_optkit._torch_private import own_buffers, version_of
 
 __all__ = ["Attributes", "Buffers"]
 
 _DEEP, _FEW = 3, 100  # containers in containers, as {"train": []}, are kept; a data set in lists of lists is not
+_MANY = 2**22  # elements; more are a data set, of which a copy would take long
+_PLAIN = (Tensor, np.ndarray, str, bytes, int, float, complex, list, dict, set, tuple, deque)
 
 
 class Buffers:
@@ -58,9 +62,11 @@ class Buffers:
 
 
 class Attributes:
-    """The attributes of a module and all modules in it, and the contents of its lists, dicts and sets.
+    """The attributes of a module and all modules in it, and the contents of what they hold.
 
-    Not the contents of tensors, arrays and other objects. Those of torch, Lightning and metrics are let be.
+    That is of lists, dicts, sets, tensors and arrays, and of objects that have nothing but these and plain values. Not
+    of other objects, nor of tensors and arrays above 4 million elements, which are data. Attributes of torch, Lightning
+    and metrics are let be.
 
     Args:
         module: The module.
@@ -68,7 +74,7 @@ class Attributes:
 
     def __init__(self, module: nn.Module) -> None:
         self._kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        self._contents: list[tuple[Any, Any]] = []
+        self._contents: list[Callable[[], None]] = []
         internal = _internal()
         for each in module.modules():
             if isinstance(each, Metric) or any(is_lazy(param) for param in each.parameters(recurse=False)):
@@ -86,20 +92,48 @@ class Attributes:
             for name in [name for name in own if name not in values and name not in internal]:
                 del own[name]
             own.update(values)
-        for held, content in self._contents:
-            if not _is_same(held, content):
-                held.clear()
-                (held.extend if isinstance(held, list | deque) else held.update)(content)
+        for put_back in self._contents:
+            put_back()
 
 
-def _contents(value: Any, depth: int) -> Iterator[tuple[Any, Any]]:
-    """Containers and copies of them."""
-    if not isinstance(value, list | dict | set | deque):
+def _contents(value: Any, depth: int) -> Iterator[Callable[[], None]]:
+    """What puts back the contents of an attribute."""
+    if isinstance(value, Tensor):
+        if type(value) is Tensor and value.numel() <= _MANY and not value.is_inference():
+            yield partial(_rewrite, value, value.detach().clone(), version_of(value))
+    elif isinstance(value, np.ndarray):
+        if value.size <= _MANY and value.flags.writeable and not value.dtype.hasobject:
+            yield partial(np.copyto, value, value.copy())
+    elif isinstance(value, list | dict | set | deque):
+        yield partial(_refill, value, value.copy())
+        if depth > 1 and len(value) <= _FEW:
+            for inner in value.values() if isinstance(value, dict) else value:
+                yield from _contents(inner, depth - 1)
+    elif depth > 1 and _is_record(value):
+        yield from _contents(vars(value), depth)
+
+
+def _is_record(value: Any) -> bool:
+    """Whether it is an object, say of a dataclass, that has nothing but plain values."""
+    own = None if isinstance(value, type | ModuleType | nn.Module) else getattr(value, "__dict__", None)
+    if not isinstance(own, dict) or not 0 < len(own) <= _FEW:
+        return False
+    return all(each is None or isinstance(each, _PLAIN) for each in own.values())
+
+
+def _rewrite(t: Tensor, content: Tensor, version: int) -> None:
+    if version_of(t) == version:
         return
-    yield value, value.copy()
-    if depth > 1 and len(value) <= _FEW:
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _contents(inner, depth - 1)
+    if t.shape == content.shape:
+        t.data.copy_(content)
+    else:
+        t.data = content
+
+
+def _refill(held: Any, content: Any) -> None:
+    if not _is_same(held, content):
+        held.clear()
+        (held.extend if isinstance(held, list | deque) else held.update)(content)
 
 
 def _is_same(held: Any, content: Any) -> bool:

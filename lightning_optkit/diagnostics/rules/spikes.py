@@ -5,7 +5,7 @@ import math
 import statistics
 
 from lightning_optkit.diagnostics._observations import RunSeen
-from lightning_optkit.diagnostics.rules.outcome import constant_of, outcome_of
+from lightning_optkit.diagnostics.rules.outcome import constant_of, outcome_of, typical_progress
 from lightning_optkit.diagnostics.rules.rates import REPLACED, first_change
 from lightning_optkit.diagnostics.rules.units import closed_later
 from lightning_optkit.diagnostics.verdict import Verdict
@@ -32,8 +32,8 @@ def loss_spike(run: RunSeen) -> Verdict | None:
         if not (math.isfinite(now) and now > _TIMES * max(before)):
             continue
         progress = 1 - statistics.median(before) / constant
-        if progress < _LOST or progress - outcome.progress < least:
-            continue
+        if progress < _LOST or progress - max(outcome.progress, typical_progress(run)) < least:
+            continue  # the mean may be that of another large loss, of targets with heavy tails
         step = first + place
         cause = "one batch threw the weights out of what they had learned, and they have not come back"
         evidence = (

@@ -2,8 +2,10 @@
 """Whatever runs `training_step` again, or drops a batch, leaves no trace in buffers and attributes of modules."""
 
 from collections import deque
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 import torchmetrics
@@ -24,6 +26,8 @@ class Counting(nn.Module):
     def __init__(self):
         super().__init__()
         self.net, self.calls, self._recent = nn.Linear(4, 3), 0, deque(maxlen=5)
+        self.bank, self.sums = torch.zeros(3), np.zeros(3)
+        self.record = SimpleNamespace(calls=0, classes={}, bank=torch.zeros(3))
         self.register_buffer("center", torch.zeros(3))
         self.register_buffer("first", None)
         self.register_buffer("spread", torch.ones(3), persistent=False)
@@ -36,7 +40,12 @@ class Counting(nn.Module):
         self.first = mean if self.first is None else self.first
         self.calls += 1
         self._recent.append(float(mean[0]))
-        return (out - self.center) / (1 + self.spread)
+        self.bank.mul_(0.9).add_(mean)
+        self.record.bank += self.bank
+        self.sums += self.bank.numpy()
+        self.record.calls += 1
+        self.record.classes[self.record.calls % 4] = self.record.calls
+        return (out - self.center) / (1 + self.spread + 1e-3 * self.bank.nan_to_num().abs())
 
 
 class Net(pl.LightningModule):
@@ -68,7 +77,9 @@ def fit(module, *callbacks):
 
 def trace(module):
     tensors = {name: value.tolist() for name, value in {**module.state_dict(), "spread": module.layer.spread}.items()}
-    numbers = [module._steps, module.layer.calls, list(module.layer._recent), module.losses, module.metric.compute()]
+    layer, record = module.layer, module.layer.record
+    numbers = [module._steps, layer.calls, list(layer._recent), module.losses, module.metric.compute()]
+    numbers += [layer.bank.tolist(), layer.sums.tolist(), record.calls, record.classes, record.bank.tolist()]
     return tensors, numbers
 
 
@@ -124,3 +135,24 @@ def test_containers_keep_what_they_hold():
     kept.restore()
     assert module.held is held and held["a"] is inner and inner == [1, tensor] and not hasattr(module, "new")
     assert held["b"] == {3} and list(held["c"]) == [1, 2] and len(module.large) == 1000
+
+
+def test_tensors_arrays_and_plain_objects_keep_their_contents():
+    module = nn.Module()
+    module.bank, module.sums, module.fixed = torch.arange(3.0), np.arange(3), np.arange(3)
+    module.fixed.flags.writeable = False
+    module.record = SimpleNamespace(seen=[1], at={"mean": torch.ones(2)})
+    module.other = SimpleNamespace(reader=iter([1]), count=1)  # has more than plain values
+    module.data = torch.zeros(2**22 + 1)
+    bank, sums, seen = module.bank, module.sums, module.record.seen
+    kept = Attributes(module)
+    module.bank.resize_(5).fill_(7)
+    module.sums += 1
+    module.record.seen.append(2)
+    module.record.at["mean"].add_(1)
+    module.record.at, module.record.new, module.other.count = None, 1, 2
+    module.data += 1
+    kept.restore()
+    assert module.bank is bank and bank.tolist() == [0, 1, 2] and module.sums is sums and sums.tolist() == [0, 1, 2]
+    assert module.record.seen is seen == [1] and module.record.at["mean"].tolist() == [1, 1]
+    assert vars(module.record).keys() == {"seen", "at"} and module.other.count == 2 and module.data[0] == 1

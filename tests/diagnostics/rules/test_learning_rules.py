@@ -179,6 +179,7 @@ def test_loss_spike_needs_a_run_that_had_learned_and_has_lost_it():
     assert [each.symptom for each in diagnose(seen(loss=[*learned, 5.1, *[2.3] * 51]))] == ["loss_spike"]
     for after in ([4.9, *[2.2] * 51], [5.1, *[0.5] * 51]):  # not ten times as large; recovered
         assert loss_spike(seen(loss=[*learned, *after])) is None
+    assert loss_spike(seen(loss=[*learned, 5.1, *[0.5] * 45, 60.0, *[0.5] * 5])) is None  # of targets with heavy tails
     assert loss_spike(seen(loss=[2.3] * 48 + [24.0] + [2.3] * 51)) is None  # had learned nothing
     assert loss_spike(seen(loss=[0.5] * 31 + [5.1] + [2.3] * 68)) is None  # too early
     weights = tuple(ParameterSeen(f"net.{i}.weight", f"net.{i}", 9, False, True, True, 1.0, 1.0, 0.4, 0.0)
