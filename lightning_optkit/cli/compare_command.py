@@ -21,7 +21,7 @@ from lightning_optkit._terminal import announce, width
 from lightning_optkit.callbacks import PowerSnapshots, Report, SnapshotEnsemble
 from lightning_optkit.cli.bare_names import bare_names
 from lightning_optkit.cli.quiet_start import LIGHTNINGS_LOGGERS
-from lightning_optkit.cli.refused_values import RefusedValue, about_settings, keys_named
+from lightning_optkit.cli.refused_values import RefusedValue, about_settings, keys_named, with_line
 from lightning_optkit.cli.trainer_commands import cli_of_fit, of_user, refuse_unreadable
 from lightning_optkit.cli.users_folders import add_users_folders
 from lightning_optkit.diagnostics import RunRecord
@@ -202,7 +202,8 @@ def _named(part: str, setting: str) -> Iterator[None]:
         raise
     except Exception as error:
         sentence = about_settings(error)
-        print(f"optkit compare: {setting}: {sentence or 'it ended by this error.'}", file=sys.stderr)
+        said = with_line(sentence, error) if sentence else "it ended by this error."
+        print(f"optkit compare: {setting}: {said}", file=sys.stderr)
         if sentence is None:
             own = of_user(error)
             own.__context__ = None  # the parser's

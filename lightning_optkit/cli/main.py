@@ -87,7 +87,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         _end_by_ctrl_c()
     except SystemExit as end:
-        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning's Trainer makes status 1 of it
+        if isinstance(end.__context__, KeyboardInterrupt) and end.code == 1:  # Lightning's Trainer makes that of it
             _end_by_ctrl_c()
         raise
 

@@ -11,21 +11,25 @@ from typing import Any, NamedTuple
 
 import jsonargparse
 import lightning
+import lightning.pytorch.cli
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from lightning_optkit.cli.given_checkpoint import about_checkpoint
 from lightning_optkit.cli.refused_optimizers import about_optimizer
+from lightning_optkit.cli.users_folders import is_of_user
+from lightning_optkit.cli.wrong_modules import first_errors
 from lightning_optkit.cli.wrong_names import our_sentence_in
 
-__all__ = ["CLIWithKeys", "RefusedValue", "about_settings", "keys_named"]
+__all__ = ["CLIWithKeys", "RefusedValue", "about_settings", "keys_named", "with_line"]
 
 _PACKAGE = str(Path(__file__).parents[1])
 _LIGHTNING = str(Path(lightning.__file__).parent)
 _NO_LOADER = re.compile(r"`\w+_dataloader` must be implemented")
 _WITHOUT_DATA = ". The file can name the data, as in data: {class_path: my_file.MyData}."
 _PARSER = str(Path(jsonargparse.__file__).parent)
+_PARSERS = (_PARSER, lightning.pytorch.cli.__file__)
 _EQUAL = re.compile(r"Found more than one stateful callback of type `(?P<owner>\w+)`")
 _TWICE = re.compile(r"(?P<owner>\w+)\(.*\): (?:the same object is )?given twice", flags=re.S)
 _OF_VALUE = re.compile(r"(?P<owner>\w+)\((?P<argument>\w+)(?P<entry>\[.*?\])?=(?P<value>.*?)\): ", flags=re.S)
@@ -41,6 +45,11 @@ class CLIWithKeys(LightningCLI):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         with keys_named(self):
             super().__init__(*args, **kwargs)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Keeps what a module raises that cannot be imported."""
+        with first_errors():
+            super().parse_arguments(parser, args)
 
 
 @contextmanager
@@ -74,10 +83,10 @@ def keys_named(cli: LightningCLI) -> Iterator[None]:
 def about_settings(error: BaseException) -> str | None:
     """The sentence that says what to change: of our own code, or of Lightning about its configuration.
 
-    None for an error in the user's module or data, which needs its traceback. jsonargparse wraps what a class raises.
+    None for an error in the user's module or data, which needs its traceback, also where it followed a refusal that the
+    user's code had caught.
     """
-    each: BaseException | None = error
-    while each is not None:
+    for each in _wrapped(error):
         innermost = traceback.extract_tb(each.__traceback__)[-1]
         is_said = isinstance(each, ValueError | TypeError) or (innermost.line or "").startswith("raise ")
         is_ours = innermost.filename.startswith(_PACKAGE) and is_said
@@ -86,8 +95,33 @@ def about_settings(error: BaseException) -> str | None:
             return str(each) + (_WITHOUT_DATA if _NO_LOADER.search(str(each)) else "")
         if sentence := about_checkpoint(each) or _about_equal(each):
             return sentence
-        each = each.__cause__ or each.__context__
     return our_sentence_in(str(error))
+
+
+def with_line(sentence: str, error: BaseException) -> str:
+    """With the line of the user's code that calls what refuses, if there is one: no key of a file leads to it.
+
+    Args:
+        sentence: Of `about_settings`.
+        error: What it is about.
+    """
+    *_, cause = _wrapped(error)
+    files = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(cause.__traceback__)]
+    outside = [(file, line) for file, line in files if not file.startswith((_PACKAGE, "<"))]  # <: of a dataclass
+    if not outside or outside[-1] == files[-1] or not is_of_user(outside[-1][0]):
+        return sentence
+    return f"{sentence.rstrip('.')} ({Path(outside[-1][0]).name}, line {outside[-1][1]})."
+
+
+def _wrapped(error: BaseException) -> Iterator[BaseException]:
+    """The error, and those that it is raised from; jsonargparse wraps what a class raises, not always by `from`."""
+    each: BaseException | None = error
+    while each is not None:
+        frames = traceback.extract_tb(each.__traceback__)
+        if frames:  # else it was never raised, as in `raise ... from ValueError()`
+            yield each
+        is_of_parser = bool(frames) and frames[-1].filename.startswith(_PARSERS)
+        each = each.__cause__ or (each.__context__ if is_of_parser else None)
 
 
 class _Built(NamedTuple):
@@ -119,14 +153,12 @@ def _key_of(sentence: str, built: list[_Built], failed: str | None) -> str | Non
 
 def _class_that_failed(error: BaseException) -> str | None:
     """The name of the class that the parser was building."""
-    each: BaseException | None = error
     failed = None
-    while each is not None:
+    for each in _wrapped(error):
         frames = [frame for frame, _ in traceback.walk_tb(each.__traceback__)]
         for caller, frame in pairwise(frames):
             if caller.f_code.co_filename.startswith(_PARSER) and frame.f_code.co_name == "__init__":
                 failed = type(frame.f_locals.get("self")).__name__
-        each = each.__cause__ or each.__context__
     return failed
 
 

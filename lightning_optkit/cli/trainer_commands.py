@@ -24,7 +24,7 @@ from lightning_optkit.cli.losses import about_loss
 from lightning_optkit.cli.main import TRAINER_COMMANDS
 from lightning_optkit.cli.near_options import about_option
 from lightning_optkit.cli.quiet_start import quiet_start
-from lightning_optkit.cli.refused_values import CLIWithKeys, RefusedValue, about_settings, keys_named
+from lightning_optkit.cli.refused_values import CLIWithKeys, RefusedValue, about_settings, keys_named, with_line
 from lightning_optkit.cli.run_of_trainer import RunOfTrainer
 from lightning_optkit.cli.users_folders import add_users_folders
 from lightning_optkit.cli.wrong_names import ParserWithNearNames
@@ -109,7 +109,7 @@ def run(command: str, words: Sequence[str], program: str) -> None:
             if command in _FIRST_BATCH and not _is_of_package(own):
                 sys.exit(f"{_frames_of_user(own)}\n{program} {command}: it ended by this error.")
             raise own from own.__cause__
-        sys.exit(f"{program} {command}: {sentence}")
+        sys.exit(f"{program} {command}: {with_line(sentence, error)}")
 
 
 def _end_with(status: int, sentence: str) -> NoReturn:

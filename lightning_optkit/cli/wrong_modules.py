@@ -6,13 +6,57 @@ import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterator
-from importlib import import_module
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import NamedTuple
+
+from jsonargparse import _util
 
 from lightning_optkit.cli.users_folders import is_of_user, users_folders
 
-__all__ = ["about_import", "about_taken", "class_paths_in"]
+__all__ = ["about_import", "about_taken", "class_paths_in", "first_errors"]
+
+
+class _Failed(NamedTuple):
+    error: Exception
+    traceback: TracebackType | None
+
+
+_FAILED: dict[str, _Failed] = {}  # by the names of modules, within `first_errors`
+
+
+@contextmanager
+def first_errors() -> Iterator[None]:
+    """Within it, a module that fails for the parser is run once, and its error is kept for `about_import`.
+
+    jsonargparse tries a module again for another class that a place may have, or from its package, and keeps the text
+    of an error alone. What a module registers before it fails is there the second time, so that it fails by something
+    else.
+    """
+    setattr(_util, "__import__", _import)  # noqa: B010  (`import_object` calls it; mypy knows no such attribute)
+    try:
+        yield
+    finally:
+        del _util.__dict__["__import__"]
+        _FAILED.clear()
+
+
+def _import(name: str, *, fromlist: Sequence[str]) -> ModuleType:
+    """As Python's own, but the second time it raises what it raised before."""
+    for each in (name, *(f"{name}.{part}" for part in fromlist)):
+        if failed := _FAILED.get(each):
+            raise failed.error.with_traceback(failed.traceback)
+    try:
+        return __import__(name, fromlist=fromlist)
+    except Exception as error:
+        # A package that looks for its names itself may say by an ImportError that it has none of this one.
+        is_there = isinstance(error, ImportError) and error.name in (name, None) and name in sys.modules
+        is_missing = isinstance(error, ModuleNotFoundError) and error.name and f"{name}.".startswith(f"{error.name}.")
+        if not is_there and not is_missing:
+            _FAILED[name] = _Failed(error, error.__traceback__)
+        raise
 
 
 def class_paths_in(message: str) -> list[str]:
@@ -28,30 +72,27 @@ def class_paths_in(message: str) -> list[str]:
 
 
 def about_import(class_path: str) -> str | None:
-    """Why the module of a class cannot be imported; None if it can be, or if there is none of that name.
+    """Why the parser could not import the module of a class, within `first_errors`.
 
-    It is imported once more: jsonargparse keeps of the error the text alone, without file and line.
+    None if it could, and if there is none of that name.
 
     Args:
         class_path: As the file has it.
     """
     module = class_path.rpartition(".")[0]
-    try:
-        import_module(module)
-    except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
-            return None
-        file, line = _place(error)
-        said = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
-        return f"{module} cannot be imported: {type(error).__name__}: {said.rstrip('.')} ({file}, line {line})."
-    return None
+    failed = _FAILED.get(module)
+    if failed is None:
+        return None
+    file, line = _place(*failed)
+    said = failed.error.msg if isinstance(failed.error, SyntaxError) else " ".join(str(failed.error).split())
+    return f"{module} cannot be imported: {type(failed.error).__name__}: {said.rstrip('.')} ({file}, line {line})."
 
 
-def _place(error: Exception) -> tuple[str, int]:
+def _place(error: Exception, raised: TracebackType | None) -> tuple[str, int]:
     """Where the user's code has it: what an installed package raises is looked for in the line that imports it."""
     if isinstance(error, SyntaxError) and error.filename:
         return _short(error.filename), error.lineno or 0
-    frames = [each for each in traceback.extract_tb(error.__traceback__) if not each.filename.startswith("<frozen ")]
+    frames = [each for each in traceback.extract_tb(raised) if not each.filename.startswith("<frozen ")]
     own = [each for each in frames[1:] if is_of_user(each.filename)]
     last = (own or frames)[-1]
     return _short(last.filename), last.lineno or 0

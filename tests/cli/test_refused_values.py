@@ -8,7 +8,7 @@ import yaml
 from jsonargparse import Namespace
 
 from lightning_optkit.cli import main
-from lightning_optkit.cli.refused_values import _Built, _built, _key_of
+from lightning_optkit.cli.refused_values import _Built, _built, _key_of, about_settings
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -125,7 +125,8 @@ def test_what_the_users_module_gives_a_class_is_no_value_of_the_file(users_net, 
     )
     with open("run.yaml", "w") as file:
         yaml.safe_dump({"model": of("users_net.Net"), "trainer": QUIET}, file)
-    with pytest.raises(SystemExit, match=r"^optkit fit: ClipNorm\(max_norm=-1.0\): max_norm must be in \(0, inf\)\.$"):
+    sentence = r"^optkit fit: ClipNorm\(max_norm=-1.0\): max_norm must be in \(0, inf\) \(users_net.py, line 5\)\.$"
+    with pytest.raises(SystemExit, match=sentence):
         main(["fit", "--config", "run.yaml"])
 
 
@@ -138,3 +139,43 @@ def test_of_two_of_a_class_it_is_the_one_with_the_value():
     assert _key_of("Clip(norm=4.0): too much.", built, None) is None
     assert _key_of("Clip(size=3.0): too much.", built, None) is None
     assert _key_of("Clop(norm=3.0): too much.", built, "Clip") == "a"
+
+
+HANDLED = """
+import lightning_optkit as ok
+from lightning.pytorch.demos.boring_classes import BoringModel
+
+class Net(BoringModel):
+    def PLACE:
+        LEAD
+        try:
+            ok.ClipNorm(max_norm=-1.0)
+        except ValueError as error:
+            self.clip = BUG
+"""
+LEADS = {"__init__(self)": "super().__init__()", "configure_optimizers(self)": "pass", "on_fit_start(self)": "pass"}
+
+
+@pytest.mark.parametrize("place", LEADS)
+def test_a_refusal_that_the_users_code_has_caught_hides_no_error_of_its_own(users_net, place):
+    users_net(HANDLED.replace("PLACE", place).replace("LEAD", LEADS[place]).replace("BUG", "undefined_thing"))
+    with open("run.yaml", "w") as file:
+        yaml.safe_dump({"model": of("users_net.Net"), "trainer": QUIET}, file)
+    with pytest.raises(NameError, match=r"^name 'undefined_thing' is not defined$"):
+        main(["fit", "--config", "run.yaml"])
+
+
+def test_one_that_it_raises_another_error_from_is_said(users_net):
+    source = HANDLED.replace("PLACE", "__init__(self)").replace("LEAD", "super().__init__()")
+    users_net(source.replace("self.clip = BUG", "raise RuntimeError('no clip') from error"))
+    with open("run.yaml", "w") as file:
+        yaml.safe_dump({"model": of("users_net.Net"), "trainer": QUIET}, file)
+    with pytest.raises(SystemExit, match=r"^optkit fit: ClipNorm\(max_norm=-1.0\): .* \(users_net.py, line 9\)\.$"):
+        main(["fit", "--config", "run.yaml"])
+
+
+def test_an_error_that_follows_one_which_was_never_raised_is_the_users():
+    try:
+        raise KeyError("of the user") from ValueError("of nobody")
+    except KeyError as error:
+        assert about_settings(error) is None

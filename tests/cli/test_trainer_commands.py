@@ -333,6 +333,18 @@ def test_ctrl_c_has_the_status_of_a_shell_and_one_line(net, command, capsys):
     assert exit_info.value.code == 130 and capsys.readouterr().err.splitlines()[-1] == "optkit: ended by Ctrl-C."
 
 
+def test_what_the_users_code_ends_with_at_ctrl_c_is_its_own(monkeypatch):
+    def run_of_user(*_):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit("the weights are saved")
+
+    monkeypatch.setattr(trainer_commands, "run", run_of_user)
+    with pytest.raises(SystemExit, match=r"^the weights are saved$"):
+        main(["fit"])
+
+
 def test_the_help_of_doctor_says_what_is_allowed(net, capsys):
     with pytest.raises(SystemExit):
         main(["doctor", "--help"])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from jsonargparse import _util
 
 from lightning_optkit.cli import main
 from lightning_optkit.cli.wrong_modules import about_import, about_taken, class_paths_in
@@ -61,6 +62,43 @@ def test_the_line_is_that_of_the_module_which_fails(said, users_net, tmp_path):
     users_net("\nimport users_layers\n")
     (tmp_path / "users_layers.py").write_text("import json\n\n\njson.loads('{')\n")
     assert said("users_net.Net").endswith("(users_layers.py, line 4).")
+
+
+REGISTRY = "runs = []\n\ndef register():\n    runs.append(1)\n    assert len(runs) < 2, 'already there'\n"
+SAID = {
+    "undefined_thing": "NameError: name 'undefined_thing' is not defined",
+    "import not_there_at_all": "ModuleNotFoundError: No module named 'not_there_at_all'",
+}
+
+
+@pytest.mark.parametrize("path", ["users_net.Net", "users_nets.inner.Net", "users_nets.Net"])
+@pytest.mark.parametrize("key", ["model", "trainer.callbacks"])
+@pytest.mark.parametrize("fault", SAID)
+def test_one_that_registers_something_and_fails_is_run_once(said, users_net, tmp_path, fault, key, path):
+    source = f"import users_registry\nusers_registry.register()\n{fault}\n"
+    (tmp_path / "users_registry.py").write_text(REGISTRY)
+    users_net(source)
+    (tmp_path / "users_nets").mkdir()
+    (tmp_path / "users_nets" / "__init__.py").write_text("" if "inner" in path else "from users_nets import inner\n")
+    (tmp_path / "users_nets" / "inner.py").write_text(source)
+    try:
+        line = said(path, key=key)
+        runs = sys.modules["users_registry"].runs
+    finally:
+        for name in ("users_registry", "users_nets", "users_nets.inner"):
+            sys.modules.pop(name, None)
+    file = "users_net.py" if path == "users_net.Net" else "users_nets/inner.py"
+    assert line.startswith(f"{key}: {path.removesuffix('.Net')} cannot be imported: ")
+    assert line.endswith(f"{SAID[fault]} ({file}, line 3).")
+    assert runs == [1]
+
+
+def test_the_next_run_imports_it_anew(said, users_net):
+    users_net("undefined_thing\n")
+    assert "NameError" in said("users_net.Net")
+    users_net("class Net: pass\n")
+    assert said("users_net.Other") == "model: there is no Other in users_net."
+    assert "__import__" not in vars(_util)  # jsonargparse is as it was
 
 
 @pytest.mark.parametrize("is_package", [False, True])
