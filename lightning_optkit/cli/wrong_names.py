@@ -134,7 +134,7 @@ def about_key(message: str) -> str | None:
         'a configuration has no trainr. Near it: trainer.'
     """
     found = re.fullmatch(
-        r"Subcommand '\w+' does not accept option '([\w.]+)'|Option '([\w.]+)' is not accepted", message
+        r"Subcommand '\w+' does not accept option '([\w.-]+)'|Option '([\w.-]+)' is not accepted", message
     )
     of_group = re.fullmatch(r"Group '(\w+)' does not accept option '([\w.]+)'", message)
     if key := found or of_group:

@@ -198,3 +198,8 @@ def test_a_file_without_the_option_is_told_how_it_is_given():
     assert about_key("unrecognized arguments: a.yaml") == (
         "unrecognized arguments: a.yaml. A configuration is given as --config a.yaml."
     )
+
+
+def test_a_key_with_a_dash_is_said_as_others():  # as of what a file has for its anchors alone
+    of_anchors = "Subcommand 'fit' does not accept option 'x-common.max_epochs'"
+    assert about_key(of_anchors) == "a configuration has no x-common."
