@@ -234,6 +234,8 @@ class _Watch(pl.Callback):
 def _findings(seen: RunSeen, verdicts: Sequence[Verdict], other: OtherBatch, guard: Guard) -> Iterator[Finding]:
     said = [verdict for verdict in verdicts if verdict.symptom not in _NOT_HERE]
     faults = [verdict for verdict in said if verdict.symptom not in _HINTS]
+    is_empty = not math.isnan(other.loss_beside_0)  # the batch: a mask leaves nothing of it, say, but of another
+    faults = [verdict for verdict in faults if not (is_empty and verdict.symptom == "no_gradient")]
     # A rate that is too low is what anything else that stops learning looks like.
     hints = [] if faults else [verdict for verdict in said if verdict.symptom in _HINTS]
     if (ignores := other.verdict()) is not None and not faults:
@@ -260,6 +262,8 @@ def _findings(seen: RunSeen, verdicts: Sequence[Verdict], other: OtherBatch, gua
             found = [Finding(check, words, "fault")]
         elif check == "one batch" and seen.steps < _LEAST_STEPS and not found:
             found = [Finding(check, f"{words}, too few to tell", "unknown")] if words != _UNKNOWN else []
+        elif check == "one batch" and is_empty and not found:
+            found = [Finding(check, f"{words}; that of the next batch is {other.loss_beside_0:.3g}", "unknown")]
         elif check == "one batch" and progress < _NOT_FITTED and not faults:
             found = [Finding(check, words, "fault", found[0].verdict if found else None)]
         yield from found

@@ -31,6 +31,7 @@ class OtherBatch:
         self.batch: Any = None
         self._values: list[float] = []
         self._is_over, self._num_tensors = False, 0
+        self.loss_beside_0 = math.nan  # that of the other batch, where that of the batch is 0 and it is not
 
     def look(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """Compares the losses for the weights as they are; of no effect once they have differed."""
@@ -46,6 +47,8 @@ class OtherBatch:
                 self._is_over = True
                 return
         own, other = (replayed_loss(trainer, pl_module, each, batch_idx) for each in (batch, self.batch))
+        if own is not None and other is not None and not self._values and own == 0 and other != 0:
+            self.loss_beside_0 = float(other)
         is_same = own is not None and other is not None and own.dtype in _EXACT and torch.equal(own, other)
         if own is None or not is_same or not math.isfinite(float(own)):
             self._is_over = True

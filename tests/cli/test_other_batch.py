@@ -34,6 +34,8 @@ class Net(pl.LightningModule):
             return F.mse_loss(self.body(x).squeeze(1), batch[1])
         if self.kind in ("hinge", "satisfied"):  # after a while, or from the start
             return (1 - self.body(x).squeeze(1) * batch[1].sign()).clamp(min=0).mean()
+        if self.kind == "first masked":
+            return (F.mse_loss(self.body(x).squeeze(1), batch[1], reduction="none") * (batch[1] != 0)).mean()
         weights = sum(p.square().sum() for p in self.parameters())
         return weights if self.kind == "weights" else 0 * F.mse_loss(self.body(x).squeeze(1), batch[1])
 
@@ -43,6 +45,8 @@ class Net(pl.LightningModule):
     def train_dataloader(self):
         x = torch.randn(64, 8, generator=torch.Generator().manual_seed(1))
         y = x[:, 0] + 3 * x[:, 0].sign()
+        if self.kind == "first masked":
+            y[:16] = 0
         if self.data == "one batch":
             return DataLoader(TensorDataset(x, y), 64)
         if self.data == "one tensor":
@@ -65,6 +69,13 @@ def test_a_loss_of_the_weights_alone_is_a_fault():
 
 def test_a_loss_of_0_is_a_fault():
     assert said(doctor(Net("times 0"), accelerator="cpu", max_steps=64)) == [("fault", "no_gradient")]
+
+
+def test_a_first_batch_without_any_loss_is_no_fault_where_the_next_has_one():
+    examination = doctor(Net("first masked"), accelerator="cpu", max_steps=64)
+    assert said(examination) == [] and examination.is_healthy
+    (found,) = (each for each in examination.findings if each.check == "one batch")
+    assert found.state == "unknown" and "to 0 in 64 steps; that of the next batch is" in found.seen
 
 
 @pytest.mark.parametrize("kind", ["healthy", "zero head", "hinge", "satisfied"])
