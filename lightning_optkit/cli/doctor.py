@@ -254,8 +254,8 @@ def _findings(seen: RunSeen, verdicts: Sequence[Verdict], other: OtherBatch, gua
     failed = {_SAYS.get(rule, rule) for part in guard.failed if (rule := part.removeprefix("the rule ")) != part}
     for check, symptoms in names.items():
         words = _words(check, seen, guard)
-        found = [Finding(check, words, "fault", verdict) for verdict in faults if verdict.symptom in symptoms]
-        found += [Finding(check, words, "hint", verdict) for verdict in hints if verdict.symptom in symptoms]
+        found = [Finding(check, words, "fault", verdict) for verdict in faults if _belongs(verdict, check, symptoms)]
+        found += [Finding(check, words, "hint", verdict) for verdict in hints if _belongs(verdict, check, symptoms)]
         if check == _START and high and not found:
             found = [Finding(check, words, "hint", None if is_explained else high)]
         if check == "parameters" and not seen.steps and not found:
@@ -271,6 +271,12 @@ def _findings(seen: RunSeen, verdicts: Sequence[Verdict], other: OtherBatch, gua
         if not found and (words or has_failed):
             is_unknown = has_failed or words == _UNKNOWN or (check == "one batch" and math.isnan(progress))
             yield Finding(check, words or _UNKNOWN, "unknown" if is_unknown else "ok")
+
+
+def _belongs(verdict: Verdict, check: str, symptoms: Sequence[str]) -> bool:
+    if verdict.symptom == "nonfinite" and verdict.onset_step:  # the start was finite
+        return check == "one batch"
+    return verdict.symptom in symptoms
 
 
 def _words(check: str, seen: RunSeen, guard: Guard) -> str:

@@ -2,6 +2,8 @@
 """The first number that is infinite or NaN: exact."""
 
 from lightning_optkit.diagnostics._observations import RunSeen
+from lightning_optkit.diagnostics.rules.lower_rate import likely_rate
+from lightning_optkit.diagnostics.rules.rates import REPLACED, first_change
 from lightning_optkit.diagnostics.verdict import Verdict
 
 __all__ = ["nonfinite"]
@@ -39,7 +41,13 @@ def nonfinite(run: RunSeen) -> Verdict | None:
             "ok.GradientClipping(ok.ClipNorm(1.0)), which skips such a step; and look at the data of all processes",
         ),
     }[seen.where]
-    if seen.rise > 10:
+    change, step = first_change(run)
+    if seen.where != "batch" and change > REPLACED and step < seen.step:
+        cause = f"training diverged: step {step} changed the median matrix by {change:.0%} of its norm"
+        likely = likely_rate(run)
+        lower = f"lr={likely:.1g}" if likely > 0 else "a tenth of the learning rate"
+        remedy = f"{lower}, a warm-up, or ok.GradientClipping(ok.ClipNorm(1.0))"
+    elif seen.rise > 10:
         cause = f"training diverged: the loss had grown {_times(seen.rise)} times before it"
         remedy = "a tenth of the learning rate, a warm-up, or ok.GradientClipping(ok.ClipNorm(1.0))"
     return Verdict("nonfinite", seen.layer, cause, seen.detail, remedy, seen.step, 1.0)

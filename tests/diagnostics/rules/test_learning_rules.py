@@ -23,6 +23,7 @@ from lightning_optkit.diagnostics.rules.course import overfitting
 from lightning_optkit.diagnostics.rules.labels import label_shuffle, shuffled_or_weak
 from lightning_optkit.diagnostics.rules.last_resorts import constant_input, input_ignored
 from lightning_optkit.diagnostics.rules.loss_function import loss_does_not_match_output
+from lightning_optkit.diagnostics.rules.nonfinite import nonfinite
 from lightning_optkit.diagnostics.rules.outcome import outcome_of, typical_progress
 from lightning_optkit.diagnostics.rules.rates import lr_too_high, lr_too_low
 from lightning_optkit.diagnostics.rules.scales import (
@@ -194,6 +195,19 @@ def test_loss_spike_that_closed_units_is_said_of_a_run_that_has_partly_come_back
     closed = seen(loss=losses, activations=(units,), first=dict(activations=(replace(units, closed=0.2),)))
     assert "80% of the units of net.1" in loss_spike(closed).evidence
     assert loss_spike(seen(loss=losses)) is None
+
+
+def test_what_is_not_finite_behind_a_huge_step_is_laid_to_the_rate():
+    weights = tuple(ParameterSeen(f"net.{i}.weight", f"net.{i}", 9, False, True, True, 1.0, 1.0, 0.4, 0.0)
+                    for i in range(4))  # fmt: skip
+    run = seen(parameters=weights, nonfinite=NonfiniteSeen(60, "loss", None, "NaN", 1.0, False))
+    verdict = nonfinite(run)
+    assert "training diverged: step 4 changed the median matrix by 40% of its norm" in verdict.cause
+    assert verdict.remedy.startswith("a tenth of the learning rate, a warm-up")
+    for other in (replace(run.nonfinite, where="batch"), replace(run.nonfinite, step=0)):
+        assert "diverged" not in nonfinite(replace(run, nonfinite=other)).cause
+    small = [replace(check, parameters=tuple(replace(p, update_norm=0.01) for p in weights)) for check in run.checks]
+    assert "diverged" not in nonfinite(replace(run, checks=small)).cause
 
 
 def test_a_summed_loss_explains_steps_that_are_too_large():
