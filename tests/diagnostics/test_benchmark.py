@@ -53,3 +53,13 @@ def test_the_table_counts_what_comes_first():
     lines = table.summary(rows)
     assert lines[0] == "faults named first, calibration: 1/2 = 50 % (9 to 91)"
     assert "left out" in lines[1] and lines[-1].endswith("| 1/2 = 50 % (9 to 91) | 2 | wrong_mode 1 |")
+
+
+def test_an_alarm_of_a_rate_stands_beside_what_another_rate_learns():
+    healthy = dict(fault=None, family="mlp", trap="LoRA", seed=7, counts=True, held_out=False, symptoms=["lr_too_high"])
+    other = {**healthy, "primary": "nonfinite"}
+    rows = [{**healthy, "primary": "lr_too_high", "score": 0.21, "at_other_rate": 0.8}, other]
+    assert table.summary(rows)[1:3] == [
+        "  mlp, LoRA, seed 7: lr_too_high (score 0.21, at the other rate 0.80)",
+        "  mlp, LoRA, seed 7: nonfinite",
+    ]

@@ -17,6 +17,7 @@ from tests.diagnostics.benchmark.rows import written
 
 FAULTS = (*EXACT, *LEARNING, *OF_DATA)
 MIN_SCORE = 0.1  # a run that learns less is not healthy, whatever it was meant to be
+OTHER_RATE = {"lr_too_high": 0.3, "lr_too_low": 3.0}
 MIN_LOSS = 0.05  # a run is hurt if it loses so much of what its healthy twin learned
 
 
@@ -33,7 +34,12 @@ def drawn_healthy(index, held_out):
 def healthy(index, held_out):
     """A healthy run, by number."""
     setup, trap = drawn_healthy(index, held_out)
-    return _row(setup, held_out, fault=None, trap=trap.name)
+    row = _row(setup, held_out, fault=None, trap=trap.name)
+    if row["counts"] and row["primary"] in OTHER_RATE:  # an alarm; whether it was one, the other rate tells
+        other, _ = drawn_healthy(index, held_out)
+        other.lr_factor *= OTHER_RATE[row["primary"]]
+        row["at_other_rate"] = round(runs.score(other, runs.train(other)), 3)
+    return row
 
 
 def drawn_fault(index, held_out, faults=FAULTS):

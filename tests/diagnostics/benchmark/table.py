@@ -62,7 +62,7 @@ def summary(rows):
     if healthy:
         bound = f"; below {at_most(len(healthy)):.1%}" if not alarms else ""
         lines.append(f"alarms on healthy runs: {claim(len(alarms), len(healthy))}{bound}")
-        lines += [f"  {row['family']}, {row['trap']}, seed {row['seed']}: {row['primary']}" for row in alarms]
+        lines += [f"  {row['family']}, {row['trap']}, seed {row['seed']}: {_said(row)}" for row in alarms]
     for name, is_held_out in (("calibration", False), ("held out", True)):
         faulty = [r for r in rows if r["fault"] is not None and r["held_out"] == is_held_out and r["counts"]]
         if faulty:
@@ -75,3 +75,9 @@ def summary(rows):
     if left_out:
         lines.append(f"faulty runs left out, since they learn as well as their healthy twins: {left_out}")
     return [*lines, "", *confusion([row for row in rows if row["fault"] is not None and row["counts"]])]
+
+
+def _said(row):
+    """An alarm; of a rate, with what was learned at it and at one that is three times as low or high."""
+    other = row.get("at_other_rate")
+    return row["primary"] + ("" if other is None else f" (score {row['score']:.2f}, at the other rate {other:.2f})")
