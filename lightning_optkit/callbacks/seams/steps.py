@@ -31,6 +31,7 @@ from lightning_optkit._norms import total_norm
 from lightning_optkit._torch_private import step_post_hooks
 from lightning_optkit.callbacks.seams.overrides import override, restore
 from lightning_optkit.callbacks.seams.parameter_numbers import number_by_module
+from lightning_optkit.callbacks.seams.unread_average import warn_of_unread_averages
 from lightning_optkit.step import OnePassOptimizer
 from lightning_optkit.step.early import early_updates
 
@@ -82,12 +83,13 @@ class StepWatch:
 def watch_steps(trainer: pl.Trainer, listener: StepListener) -> StepWatch:
     """Notifies `listener` of every step of the optimizers of `trainer`.
 
-    From then on the checkpoints of the run say which state is of which parameter.
+    From then on the checkpoints of the run say which state is of which parameter. Warns of averages that nothing reads.
 
     Raises:
         ValueError: for LBFGS, if the listener has a `before`.
     """
     number_by_module(trainer)
+    warn_of_unread_averages(trainer)
     seam = _SEAMS.get(trainer)
     if seam is None:
         seam = _SEAMS[trainer] = _Seam(trainer)
