@@ -84,6 +84,7 @@ class Fuse(FitCallback):
         self._norms = norms
         self._fused_norms: FusedNorms | None = None
         self._converted: list[OnePassOptimizer] = []
+        self._given: list[OnePassOptimizer] = []  # those that are one-pass already
         self._left_alone: list[str] = []
         self._module_clips = self._folds_unscaling = False
         self._clips: dict[Optimizer, Clip] = {}  # the Trainer's clips that are part of a step
@@ -111,7 +112,7 @@ class Fuse(FitCallback):
             raise ValueError(f"{type(self).__name__}(): given twice; one converts every optimizer.")
         self._undo()  # what the exception of an earlier fit left, if a callback failed to save its checkpoint
         number_by_module(trainer)
-        self._converted, self._left_alone = [], []
+        self._converted, self._given, self._left_alone = [], [], []
         self._module_clips = is_overridden("configure_gradient_clipping", pl_module)
         self._override(pl_module, "configure_optimizers", self._wrap_configure_optimizers(pl_module))
         if self._norms:
@@ -168,7 +169,7 @@ class Fuse(FitCallback):
 
     def _convert(self, optimizer: Optimizer) -> None:
         if isinstance(optimizer, OnePassOptimizer):
-            self._left_alone.append(f"{type(optimizer).__name__}: one-pass already")
+            self._given.append(optimizer)
             return
         reason = why_not_convertible(optimizer)
         if reason is not None:
@@ -185,6 +186,8 @@ class Fuse(FitCallback):
             set_amp_scaling(optimizer, self._folds_unscaling)
             if not self._module_clips:
                 self._fold_clip(optimizer, Run(trainer).clip)
+        elif not self._module_clips:
+            _refuse_two_clips(optimizer, trainer)
 
     def _fold_clip(self, optimizer: Optimizer, clip: Clip | None) -> None:
         """Makes the Trainer's clip part of the step, unless the optimizer has another one."""
@@ -206,6 +209,8 @@ class Fuse(FitCallback):
         ) -> None:
             if optimizer in self._converted:
                 self._fold_clip(optimizer, Run(pl_module.trainer).clip)  # it may have been set since
+            elif is_lightnings:
+                _refuse_two_clips(optimizer, pl_module.trainer)
             if optimizer not in self._converted or not is_lightnings:
                 original(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
@@ -215,10 +220,12 @@ class Fuse(FitCallback):
         places = {optimizer: place for place, optimizer in enumerate(trainer.optimizers)}
         names = optimizer_names(trainer)
         parts = []
-        for optimizer in self._converted:
+        for optimizer in (*self._converted, *self._given):
             several = len(places) > 1 and optimizer in places
             place = places.get(optimizer, 0)
             which = f"Fuse, optimizer {place} of {len(places)}, {names[place]}" if several else "Fuse"
+            if optimizer in self._given:
+                which += f"{',' if several else ''} left {type(optimizer).__name__}: one-pass already"
             parts.append(f"{which}: {optimizer.explain()}")
         parts += [f"Fuse left {line}." for line in self._left_alone]
         parts += [f"Fuse norms: {line}." for line in self.norm_lines()]
@@ -227,7 +234,16 @@ class Fuse(FitCallback):
         return "\n".join(parts or ["Fuse: this module has no optimizer."])
 
     def _forget(self) -> None:
-        self._fused_norms, self._converted, self._clips = None, [], {}
+        self._fused_norms, self._converted, self._given, self._clips = None, [], [], {}
+
+
+def _refuse_two_clips(optimizer: Optimizer, trainer: pl.Trainer) -> None:
+    """Raises ValueError if the Trainer clips what the optimizer's own clip then measures."""
+    if Run(trainer).clip is not None and isinstance(optimizer, OnePassOptimizer) and optimizer.clip is not None:
+        raise ValueError(
+            f"Trainer(gradient_clip_val={trainer.gradient_clip_val}): {type(optimizer).__name__}"
+            f"(clip={optimizer.clip!r}) clips too; keep one."
+        )
 
 
 def _is_watched(trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:

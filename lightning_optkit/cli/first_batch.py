@@ -11,13 +11,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lightning_optkit._terminal import announce
-from lightning_optkit.callbacks import LRFinder, LRSchedule, PowerSnapshots, Report, SnapshotEnsemble
+from lightning_optkit._terminal import announce, fitted
+from lightning_optkit.callbacks import Fuse, LRFinder, LRSchedule, PowerSnapshots, Report, SnapshotEnsemble
 from lightning_optkit.callbacks._steps_at_rates import bases_of
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.run import Run
+from lightning_optkit.callbacks.seams.unread_average import warn_of_unread_averages
 from lightning_optkit.diagnostics._rate_trials import TRAINED
 from lightning_optkit.diagnostics.lr_range import LRRange, stands_alone
+from lightning_optkit.optimizers.convert import why_not_convertible
 from lightning_optkit.step import OnePassOptimizer
 
 __all__ = ["explain", "find_lr"]
@@ -128,10 +130,17 @@ def _print_plan(console: Console, trainer: pl.Trainer) -> None:
         name = optimizer._owner if isinstance(optimizer, OnePassOptimizer) else type(optimizer).__name__
         table.add_row(name, str(len(groups)), f"{size:,}", ", ".join(rates), how)
     console.print(table)
-    if not all(isinstance(optimizer, OnePassOptimizer) for optimizer in trainer.optimizers):
-        console.print(
-            "Steps as it is: by the optimizer's own code, clipping and averages beside it; Fuse makes them one pass."
-        )
+    as_it_is = [each for each in trainer.optimizers if not isinstance(each, OnePassOptimizer)]
+    fuses = callbacks_of(trainer, Fuse)
+    if as_it_is:
+        helps = not fuses and any(why_not_convertible(optimizer) is None for optimizer in as_it_is)
+        remedy = "; Fuse makes them one pass" if helps else ""
+        console.print(f"Steps as it is: by the optimizer's own code, clipping and averages beside it{remedy}.")
+    warn_of_unread_averages(trainer)  # no callback may have looked
+    if not any(fuse._verbose for fuse in fuses):  # which prints the plans of all
+        for optimizer in trainer.optimizers:
+            if isinstance(optimizer, OnePassOptimizer):
+                console.print(fitted(str(optimizer.explain())))
     steps = Run(trainer).steps_at_end()
     console.print(f"Run: {'of unknown length' if steps is None else f'{steps:,.0f} optimizer steps'}.")
     for callback in callbacks_of(trainer, LRSchedule):

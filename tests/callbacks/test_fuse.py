@@ -22,8 +22,10 @@ from fuse_cases import (
 )
 from lightning.pytorch.callbacks import BaseFinetuning
 
-from lightning_optkit.callbacks import Fuse
-from lightning_optkit.optimizers import AdamW
+from lightning_optkit.averaging import EMA
+from lightning_optkit.callbacks import Fuse, WeightAveraging
+from lightning_optkit.clipping import ClipNorm
+from lightning_optkit.optimizers import SGD, AdamW
 
 CLIPS = {
     "no clip": {},
@@ -167,7 +169,50 @@ def test_an_optimizer_of_this_package_is_clipped_by_lightning(regression, fit, p
     trainer = fit(module, *(callback() for callback in callbacks), **arguments)
     assert_close(module, expected)
     assert type(trainer.optimizers[0]) is AdamW
-    assert ("Fuse left AdamW: one-pass already" in printed()) == bool(callbacks)
+    assert ("Fuse left AdamW: one-pass already: lightning_optkit.AdamW\ngroup 0: adam\n" in printed()) == bool(
+        callbacks
+    )
+
+
+def test_the_plan_of_an_optimizer_of_this_package_shows_its_stages(regression, fit, printed):
+    fit(
+        regression(lambda m: AdamW(m.parameters(), clip=ClipNorm(1.0), average=EMA(0.5))),
+        Fuse(),
+        WeightAveraging(EMA(0.5)),
+    )
+    assert (
+        "\n  norm > ClipNorm(max_norm=1.0) > update > decay(0.01) >\n  EMA(decay=0.5, start=1, every=1)\n" in printed()
+    )
+
+
+def test_several_optimizers_of_this_package_are_told_apart_in_the_plan(regression, fit, printed):
+    class Manual(Alternating, regression):
+        def lr_schedulers(self):
+            return []
+
+    fit(
+        Manual(lambda m: [SGD(m.net[0].parameters(), lr=0.1), AdamW(m.net[2].parameters())]),
+        Fuse(),
+        accumulate_grad_batches=1,
+    )
+    for start in ("0 of 2, net.0, left SGD", "1 of 2, net.2, left AdamW"):
+        assert f"Fuse, optimizer {start}: one-pass already: lightning_optkit." in printed()
+
+
+@pytest.mark.parametrize("is_set_later", [False, True])
+def test_the_trainers_clip_beside_that_of_an_optimizer_is_refused(regression, fit, is_set_later):
+    class Sets(pl.Callback):
+        has_begun = False
+
+        def on_train_batch_start(self, trainer, *_):
+            self.has_begun, trainer.gradient_clip_val = True, 0.1
+
+    module = regression(lambda m: AdamW(m.parameters(), clip=ClipNorm(1.0)))
+    sets, clips = Sets(), {} if is_set_later else dict(gradient_clip_val=0.1)
+    sentence = r"^Trainer\(gradient_clip_val=0\.1\): AdamW\(clip=ClipNorm\(max_norm=1\.0\)\) clips too; keep one\.$"
+    with pytest.raises(ValueError, match=sentence):
+        fit(module, Fuse(), sets, **clips)
+    assert sets.has_begun == is_set_later
 
 
 # --- manual optimization ---

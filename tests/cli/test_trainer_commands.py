@@ -214,7 +214,27 @@ def test_rates_are_tried_if_asked_for(net, capsys):
 @pytest.mark.parametrize("is_fused", [False, True])
 def test_the_plan_explains_steps_as_it_is(net, capsys, is_fused):
     run("explain", callbacks=[bare("Fuse")] if is_fused else [])
-    assert ("Steps as it is: by the optimizer's own code" in capsys.readouterr().out) != is_fused
+    printed = capsys.readouterr().out
+    assert ("Steps as it is: by the optimizer's own code" in printed) != is_fused
+    assert ("Fuse makes them one pass" in printed) != is_fused
+
+
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_fuse_is_not_advised_where_it_has_no_rule(net, capsys, is_fused):
+    run("explain", callbacks=[bare("Fuse")] if is_fused else [], optimizer=bare("torch.optim.Rprop", lr=0.1))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "clipping and averages beside it." in printed and "Fuse makes" not in printed
+
+
+@pytest.mark.parametrize("callbacks", [[], [bare("Fuse", verbose=False)]], ids=["alone", "beside a silent Fuse"])
+def test_the_plan_shows_the_stages_of_an_optimizer_of_this_package(net, capsys, callbacks):
+    stages = dict(clip=bare("ClipNorm", max_norm=1.0), average=bare("EMA", decay=0.9))
+    with pytest.warns(UserWarning, match=r"^AdamW keeps EMA\(decay=0\.9, .*\), which nothing evaluates"):
+        run("explain", callbacks=callbacks, optimizer=bare("lightning_optkit.AdamW", lr=0.1, **stages))
+    printed = capsys.readouterr().out
+    assert printed.count("lightning_optkit.AdamW\ngroup 0: adam\n") == 1
+    assert "norm > ClipNorm(max_norm=1.0) > update > decay(0.01) >\n  EMA(decay=0.9, start=1, every=1)\n" in printed
+    assert max(map(len, printed.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(
