@@ -14,6 +14,7 @@ from lightning_optkit.callbacks.scheduling.existing_schedulers import (
     refuse_other_schedules,
     take_over_schedulers,
 )
+from lightning_optkit.callbacks.scheduling.foreign_rates import ForeignRates
 from lightning_optkit.callbacks.scheduling.group_targets import group_targets
 from lightning_optkit.callbacks.scheduling.scheduled_callback import ScheduledCallback, Target
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
@@ -28,7 +29,8 @@ class LRSchedule(ScheduledCallback):
 
     Each group has its own base value, its initial learning rate, including groups added during the run. It is stored in
     the group as `initial_lr`, torch's name. Learning rates that are tensors are changed in place. LearningRateMonitor
-    logs them as usual.
+    logs them as usual. What else writes a rate (`BackboneFinetuning`, a hook) is overwritten at the next step, with a
+    warning, except for rates that are tensors.
 
     The length of the run is determined when the training starts, so it grows with `max_epochs` when a run is resumed,
     and again at the start of each epoch: future epochs are assumed to be as long as the current one. Of `max_epochs`
@@ -75,6 +77,7 @@ class LRSchedule(ScheduledCallback):
         super().__init__(schedule, interval, total, count, verbose)
         self._replace_schedulers = replace_schedulers
         self._rates_at_start: list[float] = []
+        self._foreign = ForeignRates(self._owner)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -100,6 +103,16 @@ class LRSchedule(ScheduledCallback):
         else:  # perhaps of a run in which OneCycleLR was the schedule
             base_on_largest(self._groups(trainer))
         super().on_train_start(trainer, pl_module)
+
+    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._foreign.look(trainer)
+        super()._write(trainer, pl_module)
+        if self._fits:
+            self._foreign.keep(trainer)
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._foreign = ForeignRates(self._owner)
 
     @staticmethod
     def _groups(trainer: pl.Trainer) -> list[dict[str, Any]]:
