@@ -10,7 +10,9 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_optkit.cli.given_checkpoint import SaysWhichWeights, check_given, damage_of_given, short
+from lightning_optkit.cli.nothing_trained import SaysNothingTrained
 from lightning_optkit.cli.refused_values import CLIWithKeys
+from lightning_optkit.cli.saved_arguments import replaced_values, with_arguments
 
 __all__ = ["RunOfTrainer"]
 
@@ -21,11 +23,21 @@ class RunOfTrainer(CLIWithKeys):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Holds back a damaged checkpoint, whose hyperparameters are read next: SafeCheckpointIO takes another one."""
         super().parse_arguments(parser, args)
+        self._words = args if isinstance(args, list) else []
         options = self.config[self.config.subcommand]
         self._given = options.get("ckpt_path")
         self._damage = damage_of_given(self._given)
         if self._damage:
             options.ckpt_path = None
+
+    def _parse_ckpt_path(self) -> None:
+        """Takes the hyperparameters of a fit in Python, too, which name no class; says what they replace."""
+        options = self.config[self.config.subcommand]
+        if options.get("ckpt_path") and Path(options.ckpt_path).is_file():
+            before = options.model.clone()
+            self.config = with_arguments(self.parser, self.config, options.ckpt_path)
+            for sentence in replaced_values(before, self.config[self.config.subcommand].model, self._words):
+                rank_zero_warn(sentence)
 
     def before_instantiate_classes(self) -> None:
         """The checkpoint is back, for the Trainer and the file that is saved."""
@@ -36,7 +48,7 @@ class RunOfTrainer(CLIWithKeys):
         """Looks at the checkpoint."""
         trainer: Any = self.trainer
         check_given(trainer, self._given, self._damage)
-        trainer.callbacks.append(SaysWhichWeights(self._given))
+        trainer.callbacks[:0] = [SaysNothingTrained(), SaysWhichWeights(self._given)]
 
     before_validate = before_test = before_predict = before_fit
 

@@ -190,3 +190,68 @@ def test_predictions_that_a_callback_writes_or_nobody_wants_are_not_kept_twice(o
     assert not list(tmp_path.glob("**/predictions*"))
     optkit("predict", logger=False)
     assert len(torch.load(tmp_path / "predictions.pt")) == 4
+
+
+SAVES_ITS_ARGUMENTS = USER.replace(
+    "super().__init__()\n", "super().__init__()\n        self.save_hyperparameters()\n", 1
+)
+
+
+def test_a_checkpoint_of_a_fit_in_python_has_the_arguments_of_the_class_of_the_file(
+    optkit, users_net, tmp_path, recwarn
+):
+    users_net(SAVES_ITS_ARGUMENTS)
+    optkit("fit")
+    saved = torch.load(tmp_path / LAST, weights_only=True)
+    assert saved["hyper_parameters"].pop("_class_path") == "users_net.Net"
+    saved["hyper_parameters"].pop("_instantiator")
+    torch.save(saved, tmp_path / "python.ckpt")  # as Trainer.fit leaves it
+    for command in ("fit", *EVALUATIONS):
+        recwarn.clear()
+        optkit(command, "--ckpt_path=python.ckpt", "--model.width=7", "--trainer.max_epochs=3")
+        said = [str(each.message) for each in recwarn.list if "is replaced" in str(each.message)]
+        assert said == ["model.width: 7 of the command line is replaced by 4 of the checkpoint."]
+    recwarn.clear()
+    optkit("test", "--ckpt_path=python.ckpt", "--model.width=4")
+    assert not [each for each in recwarn.list if "is replaced" in str(each.message)]
+
+
+@pytest.mark.parametrize("named", [{}, {"_class_path": "users_net.Net"}], ids=["python", "named"])
+def test_arguments_of_a_checkpoint_that_do_not_fit_are_one_sentence(optkit, users_net, tmp_path, named, capsys):
+    users_net(SAVES_ITS_ARGUMENTS)
+    optkit("fit")
+    saved = torch.load(tmp_path / LAST, weights_only=True)
+    saved["hyper_parameters"] = {**named, "width": 4, "depth": 2}
+    torch.save(saved, tmp_path / "other.ckpt")
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match=r"^2$"):
+        optkit("test", "--ckpt_path=other.ckpt")
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "ckpt" in line]
+    of_class = "which it names" if named else "the class of the configuration"
+    assert said.startswith(
+        "optkit test: --ckpt_path other.ckpt: its hyperparameters (width=4, depth=2) do not fit users_net.Net, "
+        f"{of_class}: users_net.Net has no argument depth."
+    )
+
+
+def test_a_default_that_nobody_has_given_is_not_said_to_be_replaced(optkit, users_net, recwarn):
+    users_net(SAVES_ITS_ARGUMENTS)
+    optkit("fit", "--model.width=3")
+    optkit("test", f"--ckpt_path={LAST}")
+    assert not [each for each in recwarn.list if "is replaced" in str(each.message)]
+
+
+@pytest.mark.parametrize("limit", ["max_epochs=2", "max_steps=8"])
+def test_a_fit_that_its_checkpoint_has_ended_says_that_it_trained_nothing(optkit, tmp_path, recwarn, limit):
+    report = {"class_path": "Report", "init_args": {"path": "report.html"}}
+    optkit("fit", callbacks=[report, SAVES])
+    (tmp_path / "report.html").unlink()
+    more = ["--trainer.max_epochs=9"] * limit.startswith("max_steps")
+    optkit("fit", f"--ckpt_path={LAST}", *more, f"--trainer.{limit}", callbacks=[report, SAVES])
+    (said,) = [str(each.message) for each in recwarn.list if "Nothing was trained" in str(each.message)]
+    assert f"the checkpoint has reached {limit} already" in said and "No report is written." in said
+    assert not (tmp_path / "report.html").exists()
+    recwarn.clear()
+    optkit("fit", f"--ckpt_path={LAST}", "--trainer.max_epochs=3", callbacks=[report, SAVES])
+    assert not [each for each in recwarn.list if "Nothing was trained" in str(each.message)]
+    assert (tmp_path / "report.html").exists()
