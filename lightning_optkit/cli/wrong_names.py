@@ -16,6 +16,7 @@ import lightning_optkit
 from lightning_optkit._near_names import near_names
 from lightning_optkit.cli.list_command import FOLDERS
 from lightning_optkit.cli.near_options import with_near_options
+from lightning_optkit.cli.other_lightning import about_other_lightning
 from lightning_optkit.cli.users_folders import users_folders
 from lightning_optkit.cli.wrong_modules import about_import, about_taken, class_paths_in
 from lightning_optkit.cli.wrong_values import about_value
@@ -67,7 +68,7 @@ def in_short(message: str) -> str | None:
         return None
     at_key = f"{key[1]}: "
     for path in class_paths_in(message):
-        if sentence := about_import(path):
+        if sentence := about_import(path) or about_other_lightning(path):
             return at_key + sentence
     owner, inside = _innermost(message)
     if not owner:

@@ -203,3 +203,22 @@ def test_a_file_without_the_option_is_told_how_it_is_given():
 def test_a_key_with_a_dash_is_said_as_others():  # as of what a file has for its anchors alone
     of_anchors = "Subcommand 'fit' does not accept option 'x-common.max_epochs'"
     assert about_key(of_anchors) == "a configuration has no x-common."
+
+
+@pytest.mark.parametrize("command", ["fit", "doctor", "test"])
+def test_a_class_of_the_other_lightning_is_said_to_be_one(said, tmp_path, command):
+    pytest.importorskip("pytorch_lightning")
+    source = "import pytorch_lightning as pl\nclass M(pl.LightningModule):\n    def __init__(self, n: int = 4): ..."
+    (tmp_path / "other_net.py").write_text(source)
+    rest = " of pytorch_lightning; the commands take those of lightning.pytorch: "
+    use = ", or use pytorch_lightning.Trainer in Python."
+    for more in ({}, {"n": 3}):
+        sentence = said(command, model=of("other_net.M", **more))
+        assert sentence == f"model: other_net.M is a module{rest}change the import{use}"
+    stopping = "callbacks.EarlyStopping"
+    sentence = said(command, **callback(f"pytorch_lightning.{stopping}", monitor="loss"))
+    assert (
+        sentence
+        == f"trainer.callbacks: pytorch_lightning.{stopping} is a callback{rest}say lightning.pytorch.{stopping}{use}"
+    )
+    sys.modules.pop("other_net", None)
