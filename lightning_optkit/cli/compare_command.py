@@ -7,7 +7,8 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,6 +34,7 @@ from lightning_optkit.recipes import recipe_names, recipe_text
 
 __all__ = ["add_options", "compare"]
 
+_USAGE = "optkit compare --task TASK [--task TASK ...] --tried TRIED [--tried TRIED ...] [options]"
 _AS_IT_IS = "as it is"
 _WRITE = (Checkpoint, PowerSnapshots, Report, SnapshotEnsemble)
 _QUIET = ("logger", "enable_progress_bar", "enable_model_summary")  # checkpoints: a file may name a ModelCheckpoint
@@ -94,12 +96,8 @@ def compare(options: Namespace) -> None:
     add_users_folders([*options.task, *filter(os.path.isfile, tried)])
     with _quiet(), TemporaryDirectory() as folder:
         files = {each: _file_of(each, Path(folder)) for each in tried}
-        for name in tried[1:]:
-            try:  # one that is wrong is found before the first run
-                with _named("the settings of", f"--tried {name}"):
-                    _built([*options.task, *files[name]], options.seeds[0])
-            except _NotRun as error:
-                sys.exit(error.status)
+        for name in tried[1:]:  # one that is wrong is found before the first run
+            _check_settings(options, name, files[name])
         try:
             for name in tried:
                 for seed in options.seeds:
@@ -138,6 +136,33 @@ def _check_output(options: Namespace, tried: Sequence[str]) -> None:
         raise ValueError(f"{call}: {reason}.")
 
 
+def _check_settings(options: Namespace, name: str, files: Sequence[str]) -> None:
+    """Ends for settings that cannot be built; says that it is the task's fault where that alone has the same."""
+    tried, task, seed = f"--tried {name}", " ".join(f"--task {each}" for each in options.task), options.seeds[0]
+    fault = _fault([*options.task, *files], seed, tried)
+    if fault is None:
+        return
+    alone = _fault(options.task, seed, task)
+    is_of_task = alone is not None and alone[0].replace(task, "") == fault[0].replace(tried, "")
+    said, status = alone if alone is not None and is_of_task else fault
+    sys.stderr.write(said)
+    sys.exit(status)
+
+
+def _fault(files: Sequence[str], seed: int, setting: str) -> tuple[str, Any] | None:
+    """What is to be printed of settings that cannot be built, and the status; None for those that can be."""
+    printed = StringIO()
+    try:
+        with redirect_stderr(printed), _named("the settings of", setting):
+            _built(files, seed)
+    except _NotRun as error:
+        return printed.getvalue(), error.status
+    except SystemExit as error:
+        return printed.getvalue(), error.code
+    sys.stderr.write(printed.getvalue())  # warnings, each of which Python gives once
+    return None
+
+
 def _in_words(record: RunRecord) -> str:
     took = f"{record.num_steps:,} step{'s' * (record.num_steps != 1)} in {record.elapsed_s.last or 0:.1f} s"
     if not record.ended:
@@ -166,7 +191,7 @@ def _built(files: Sequence[str], seed: int) -> LightningCLI:
     words += ["--seed_everything", str(seed)]
     words += [word for name in _QUIET for word in (f"--trainer.{name}", "false")]
     with bare_names():
-        return cli_of_fit(words, {"prog": "optkit compare"})
+        return cli_of_fit(words, {"prog": "optkit compare", "usage": _USAGE})
 
 
 def _fitted(files: Sequence[str], seed: int) -> RunRecord:

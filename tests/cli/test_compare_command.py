@@ -207,3 +207,28 @@ def test_what_would_fail_after_the_runs_is_said_before(folder, capsys, words, se
     out, said = capsys.readouterr()
     assert said.endswith(f"{sentence}\n") and "seed 0" not in out
     assert (folder / "task.yaml").read_text() == TASK
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        ("{class_path: Fuze}", "error: trainer.callbacks: there is no class Fuze. Near it: Fuse."),
+        ("{class_path: MaxNorm, init_args: {max_norm: 0.0}}", "trainer.callbacks: MaxNorm(max_norm=0.0): max_norm"),
+    ],
+    ids=["parser", "class"],
+)
+def test_a_fault_of_the_task_is_said_to_be_there(folder, capsys, fault, sentence):
+    broken = f"  callbacks: [{fault}]\n"
+    (folder / "plain.yaml").write_text("trainer: {max_epochs: 2}")
+    (folder / "bad.yaml").write_text(f"trainer:\n{broken}")
+    for task, tried in ((TASK + broken, "plain.yaml"), (TASK, "bad.yaml")):
+        (folder / "task.yaml").write_text(task)
+        with pytest.raises(SystemExit, match=r"^2$"):
+            main(["compare", "--task", "task.yaml", "--tried", tried, "--seeds", "1"])
+        said = capsys.readouterr().err
+        right, wrong = (
+            ("--task task.yaml", "--tried") if tried == "plain.yaml" else ("--tried bad.yaml", "--task task.")
+        )
+        assert right in said.splitlines()[-1] and wrong not in said.splitlines()[-1] and sentence in said
+        if "Fuze" in fault:
+            assert said.startswith("usage: optkit compare --task TASK") and len(said.splitlines()) == 4
