@@ -21,6 +21,7 @@ from rich.console import Console
 from lightning_optkit._terminal import announce, width
 from lightning_optkit.callbacks import PowerSnapshots, Report, SnapshotEnsemble
 from lightning_optkit.cli.bare_names import bare_names
+from lightning_optkit.cli.missing_files import about_missing_file
 from lightning_optkit.cli.quiet_start import LIGHTNINGS_LOGGERS
 from lightning_optkit.cli.refused_values import RefusedValue, about_settings, keys_named, with_line
 from lightning_optkit.cli.trainer_commands import cli_of_fit, of_user, refuse_unreadable
@@ -76,8 +77,10 @@ def compare(options: Namespace) -> None:
         if twice:
             raise ValueError(f"optkit compare: {name} {twice[0]} is given twice.")
     for path in options.task:
+        if Path(path).is_dir():
+            raise ValueError(f"optkit compare: --task {path}: it is a folder; give a file.")
         if not Path(path).is_file():
-            raise ValueError(f"optkit compare: --task {path}: there is no such file.")
+            raise ValueError(f"optkit compare: --task {path}: {about_missing_file(Path(path))}")
     refuse_unreadable([*options.task, *filter(os.path.isfile, tried)], "optkit compare")
     for seed in options.seeds:
         if not 0 <= seed < 2**32:

@@ -17,8 +17,9 @@ from lightning_optkit.callbacks._steps_at_rates import bases_of
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.callbacks.seams.unread_average import warn_of_unread_averages
+from lightning_optkit.cli.suggested_rates import RatePlace, advice, rate_places
 from lightning_optkit.diagnostics._rate_trials import TRAINED
-from lightning_optkit.diagnostics.lr_range import LRRange, stands_alone
+from lightning_optkit.diagnostics.lr_range import LRRange
 from lightning_optkit.optimizers.convert import why_not_convertible
 from lightning_optkit.step import OnePassOptimizer
 
@@ -71,9 +72,15 @@ def find_lr(cli: LightningCLI) -> None:
         trainer.callbacks.append(finder)
     more = f", then training for some {6 * finder.trial_steps:,} steps" if finder.suggestion == TRAINED else ""
     announce(f"Testing {finder.num_steps} rates, a step each{more} ...")
+    places: list[RatePlace] = []
     present: list[str] = []
-    _start(cli, lambda trainer: present.append(_present(trainer)))
-    if finder.result is None:
+
+    def look(trainer: pl.Trainer) -> None:
+        places.extend(rate_places(trainer))
+        present.append(_present(trainer))
+
+    _start(cli, look)
+    if finder.result is None or not (places or finder.result.reason):
         raise ValueError("the fit ended before the test; nothing was tested.")
     if finder.result.reason:
         raise ValueError(f"no suggestion: {finder.result.reason}.")
@@ -82,17 +89,7 @@ def find_lr(cli: LightningCLI) -> None:
     _print_suggestions(console, finder.result, finder.suggestion, by)
     for sentence in present:
         console.print(sentence)
-    console.print(_advice(finder.result, finder.suggestion))
-
-
-def _advice(found: LRRange, chosen: str) -> str:
-    """The last line: which rate to use."""
-    if stands_alone(found.suggestions, chosen):
-        return (
-            f"The rules are far apart, and {chosen} is more than 10 times from the others: --suggestion {TRAINED} "
-            f'decides, in a run LRFinder(suggestion="{TRAINED}").'
-        )
-    return f"Use {found.suggestions[chosen]:.3g}, by {chosen}, as the rate of the optimizer."
+    console.print(advice(finder.result, finder.suggestion, places))
 
 
 def _present(trainer: pl.Trainer) -> str:

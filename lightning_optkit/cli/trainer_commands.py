@@ -22,6 +22,7 @@ from lightning_optkit.cli.doctor_command import doctor_of
 from lightning_optkit.cli.first_batch import explain, find_lr
 from lightning_optkit.cli.losses import about_loss
 from lightning_optkit.cli.main import TRAINER_COMMANDS
+from lightning_optkit.cli.missing_files import about_missing_file
 from lightning_optkit.cli.near_options import about_option
 from lightning_optkit.cli.quiet_start import quiet_start
 from lightning_optkit.cli.refused_values import CLIWithKeys, RefusedValue, about_settings, keys_named, with_line
@@ -196,12 +197,24 @@ def refuse_unreadable(files: Sequence[str], call: str) -> None:
             text = Path(file).read_text(encoding="utf-8")
         except UnicodeDecodeError:
             reason = "it is no text in UTF-8, as a configuration must be."
+        except FileNotFoundError:
+            path = Path(file).expanduser()
+            if path.exists() or not isinstance(_value_of(file), str):  # the parser takes the text of one, too
+                continue
+            reason = about_missing_file(path)
         except OSError:  # the parser says so
             continue
         else:
             reason = _syntax(text) if text.strip() else "it is empty; a configuration has at least a model."
         if reason:
             _end_with(2, f"{call}: {file}: {reason}")
+
+
+def _value_of(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _syntax(text: str) -> str:

@@ -57,6 +57,7 @@ def test_a_task_may_name_what_saves_checkpoints_and_none_is_saved(folder, capsys
     ("words", "sentence"),
     [
         (["--task", "none.yaml"], "optkit compare: --task none.yaml: there is no such file."),
+        (["--task", "tsk.yaml"], "optkit compare: --task tsk.yaml: there is no such file. Near it: task.yaml."),
         (
             ["--task", "task.yaml", "--tried", "transfomer"],
             "optkit compare: --tried transfomer: there is no such file",

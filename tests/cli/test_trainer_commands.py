@@ -202,6 +202,37 @@ def test_the_last_line_says_which_rate_to_use(net, capsys, monkeypatch, rates, w
     assert said.endswith(last) and ("The rules are far apart, and middle is" in said) == ("trained" in last)
 
 
+GROUPS = "[{'params': [self.net.weight]}, {'params': [self.net.bias], 'lr': 0.001}]"
+MANY = "[{'params': [nn.Parameter(torch.ones(1))], 'lr': 0.01 / (1 + each)} for each in range(5)]"
+ONE_CYCLE = "torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=%s, total_steps=99)"
+CYCLES = "torch.optim.lr_scheduler.CyclicLR(optimizer, 0.01, 0.05, cycle_momentum=False)"
+
+
+@pytest.mark.parametrize(
+    ("groups", "scheduler", "last"),
+    [
+        ("self.parameters()", ONE_CYCLE % 0.05, "as max_lr of OneCycleLR."),
+        ("self.parameters()", CYCLES, "as max_lr of CyclicLR."),
+        (GROUPS, None, "as the rate of the optimizer for the group of 0.01, 0.0004 for that of 0.001."),
+        (GROUPS, ONE_CYCLE % [0.02, 0.1], "as max_lr of OneCycleLR for the group of 0.1, 0.0008 for that of 0.02."),
+        (
+            MANY,
+            None,
+            "as the rate of the optimizer for the group of 0.01, and for the 4 other rates 0.4 times what they are.",
+        ),
+    ],
+)
+def test_the_last_line_says_where_the_rates_go(net, capsys, monkeypatch, groups, scheduler, last):
+    found(monkeypatch, **TOGETHER)
+    plain = "return torch.optim.AdamW(self.parameters(), lr=0.01)"
+    source = f"optimizer = torch.optim.AdamW({groups}, lr=0.01)\n        return [optimizer], "
+    source += f"[{{'scheduler': {scheduler}, 'interval': 'step'}}]" if scheduler else "[]"
+    Path("users_net.py").write_text(USER.replace(plain, source))
+    run("find-lr")
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.endswith(f"Use 0.004, by middle, {last}")
+
+
 def test_rates_are_tried_if_asked_for(net, capsys):
     with pytest.raises(SystemExit, match=r"^2$"):
         run("find-lr", "--suggestion=traned")
@@ -269,7 +300,7 @@ def test_a_run_without_a_batch_has_no_plan_and_no_rate(net, limit, capsys):
     assert "middle" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words", [["--config", "nowhere.yaml"], ["--trainer.max_epochs=two"], ["--bogus=1"]])
+@pytest.mark.parametrize("words", [["--trainer.max_epochs=two"], ["--bogus=1"]])
 def test_a_wrong_command_line_is_shown_with_the_way_to_help(net, words, capsys):
     with pytest.raises(SystemExit) as exit_info:
         run("fit", *words)
@@ -302,6 +333,26 @@ def test_a_file_that_is_no_configuration_is_said(tmp_path, capsys, command, cont
     with pytest.raises(SystemExit) as exit_info:
         main([command, f"--config={tmp_path / 'c.yaml'}"])
     assert exit_info.value.code == 2 and sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["fit", "doctor"])
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ("rum.yaml", "rum.yaml: there is no such file. Near it: run.yaml."),
+        ("settings/run.yaml", "settings/run.yaml: there is no such file, and no folder settings."),
+        ("other.json", "other.json: there is no such file."),
+    ],
+)
+def test_a_configuration_that_is_not_there_is_one_sentence(net, capsys, command, given, sentence):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        run(command, f"--config={given}")
+    assert capsys.readouterr().err == f"optkit {command}: {sentence}\n"
+
+
+def test_a_configuration_may_be_the_text_itself(net):
+    run("fit", "--config", "{trainer: {max_epochs: 2}}")
+    assert net().fitted[0].trainer.max_epochs == 2
 
 
 @pytest.mark.parametrize("command", ["doctor", "find-lr"])
