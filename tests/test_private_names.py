@@ -46,6 +46,8 @@ LOOKED_UP = {
     "_forward_cache": "lightning.pytorch.trainer.connectors.logger_connector.result",
     "_orig_mod": "torch._dynamo.eval_frame",
     "_is_mkldnn_bf16_supported": "torch.testing._internal.common_device_type",
+    "_class_path": "lightning.pytorch.cli",
+    "_instantiator": "lightning.pytorch.cli",
     "__pl_saved_kwargs": "lightning.fabric.utilities.data",
     "__pl_saved_args": "lightning.fabric.utilities.data",
     "__pl_saved_arg_names": "lightning.fabric.utilities.data",

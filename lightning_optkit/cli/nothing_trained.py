@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A resumed fit whose length its checkpoint has reached: it ends like one that trained."""
 
-from typing import Any
-
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -38,7 +36,6 @@ class SaysNothingTrained(pl.Callback):
 
 def _reached(trainer: pl.Trainer) -> str:
     """The argument that has ended the fit; empty if none has."""
-    loop: Any = trainer.fit_loop
-    if loop.max_epochs is not None and 0 <= loop.max_epochs <= loop.epoch_progress.current.processed:
-        return f"max_epochs={loop.max_epochs}"
-    return f"max_steps={loop.max_steps}" if 0 <= loop.max_steps <= trainer.global_step else ""
+    if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch:
+        return f"max_epochs={trainer.max_epochs}"
+    return f"max_steps={trainer.max_steps}" if 0 <= trainer.max_steps <= trainer.global_step else ""

@@ -9,6 +9,8 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_optkit.callbacks import Report
+from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.cli.given_checkpoint import SaysWhichWeights, check_given, damage_of_given, short
 from lightning_optkit.cli.nothing_trained import SaysNothingTrained
 from lightning_optkit.cli.refused_values import CLIWithKeys
@@ -21,34 +23,38 @@ class RunOfTrainer(CLIWithKeys):
     """The run of a command, from its arguments to its end."""
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Holds back a damaged checkpoint, whose hyperparameters are read next: SafeCheckpointIO takes another one."""
-        super().parse_arguments(parser, args)
-        self._words = args if isinstance(args, list) else []
-        options = self.config[self.config.subcommand]
-        self._given = options.get("ckpt_path")
-        self._damage = damage_of_given(self._given)
-        if self._damage:
-            options.ckpt_path = None
+        """Takes the arguments of the model from a checkpoint, unless it is damaged: SafeCheckpointIO takes another one.
 
-    def _parse_ckpt_path(self) -> None:
-        """Takes the hyperparameters of a fit in Python, too, which name no class; says what they replace."""
-        options = self.config[self.config.subcommand]
-        if options.get("ckpt_path") and Path(options.ckpt_path).is_file():
-            before = options.model.clone()
-            self.config = with_arguments(self.parser, self.config, options.ckpt_path)
-            for sentence in replaced_values(before, self.config[self.config.subcommand].model, self._words):
+        Held back from LightningCLI, which knows only those that a fit of its own has saved, with their class.
+        """
+        super().parse_arguments(parser, args)
+        command = self.config.subcommand
+        self._given = self.config[command].get("ckpt_path")
+        self._damage = damage_of_given(self._given)
+        if not self._given:
+            return
+        if Path(self._given).is_file() and not self._damage:
+            before = self.config[command].model
+            self.config = with_arguments(parser, self.config, self._given)
+            after, words = self.config[command].model, args if isinstance(args, list) else []
+            for sentence in replaced_values(before, after, words):
                 rank_zero_warn(sentence)
+        self.config[command].ckpt_path = None
 
     def before_instantiate_classes(self) -> None:
         """The checkpoint is back, for the Trainer and the file that is saved."""
-        if self._damage:
+        if self._given:
             self.config[self.subcommand].ckpt_path = self._given
 
     def before_fit(self) -> None:
         """Looks at the checkpoint."""
         trainer: Any = self.trainer
         check_given(trainer, self._given, self._damage)
-        trainer.callbacks[:0] = [SaysNothingTrained(), SaysWhichWeights(self._given)]
+        trainer.callbacks.append(SaysWhichWeights(self._given))
+        if reports := callbacks_of(trainer, Report):
+            trainer.callbacks.insert(trainer.callbacks.index(reports[0]), SaysNothingTrained())
+        else:
+            trainer.callbacks.append(SaysNothingTrained())
 
     before_validate = before_test = before_predict = before_fit
 

@@ -13,6 +13,7 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lightning_optkit.callbacks.seams.lightning_private import BUILT_BY, CLASS_OF_MODULE
 from lightning_optkit.cli.refused_values import RefusedValue
 
 __all__ = ["replaced_values", "saved_arguments", "with_arguments"]
@@ -27,8 +28,8 @@ def saved_arguments(checkpoint: str) -> tuple[str | None, dict[str, Any]]:
         checkpoint: A whole file.
     """
     arguments = dict(torch.load(checkpoint, weights_only=True, map_location="cpu").get("hyper_parameters", {}))
-    arguments.pop("_instantiator", None)
-    return arguments.pop("_class_path", None), arguments
+    arguments.pop(BUILT_BY, None)
+    return arguments.pop(CLASS_OF_MODULE, None), arguments
 
 
 def with_arguments(parser: LightningArgumentParser, config: Namespace, checkpoint: str) -> Namespace:

@@ -387,6 +387,8 @@ def restore_whole_state(trainer: pl.Trainer, state: dict[str, Any]) -> None:
 # Of ModelCheckpoint: the method that saves its state; the step at which it did last; whether it waits for a validation.
 WRITES_FILE, SAVED_AT, WAITS = "_save_checkpoint", "_last_global_step_saved", "_defer_save_until_validation"
 
+CLASS_OF_MODULE, BUILT_BY = "_class_path", "_instantiator"  # among the hyperparameters that LightningCLI saves
+
 
 def saves_shards(strategy: ModelParallelStrategy) -> bool:
     """Whether each process writes its part of a checkpoint; `save_distributed_checkpoint` is stored privately."""
