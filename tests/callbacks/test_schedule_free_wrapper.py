@@ -258,6 +258,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:AdamW keeps EMA")  # the average is in no callback, either
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_it_cannot_stand_beside_is_refused_in_a_sentence(make_trainer, name):
     rule, others, arguments, said = REFUSED[name]
