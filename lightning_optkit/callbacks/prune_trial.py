@@ -154,7 +154,7 @@ class PruneTrial(FitCallback):
         step = run.step
         if step < self._asked_next:
             return False
-        every = _EVERY * _planned(run)
+        every = _EVERY * (run.steps_at_end() or _LENGTH)
         # The first look has nothing to compare with, and ends no trial.
         due = max(self._judged_from(run) - every, self._judged_at + every)
         self._asked_next = min(due, step + every)  # the plan may change until then
@@ -183,10 +183,6 @@ class PruneTrial(FitCallback):
 
         self.trial.set_user_attr("verdict", str(verdict))
         raise TrialPruned(f"{type(self).__name__}: after {Run(trainer).step} steps, {verdict}")
-
-
-def _planned(run: Run) -> int:
-    return run.steps_at_end() or _LENGTH
 
 
 def _is_lost(outputs: Any) -> bool:

@@ -11,7 +11,6 @@ import time
 import warnings
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryFile
 from typing import Any
 
 import lightning.pytorch as pl
@@ -208,20 +207,6 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--report", type=str, default="reports/demo.html", help="the HTML file to write")
 
 
-def _refuse_unwritable(report: Path, call: str) -> None:
-    """Before the training. In some folders, as /proc, the permissions allow what cannot be done."""
-    reason = why_unwritable(report)
-    if not reason and not report.exists():
-        there = next(parent for parent in report.absolute().parents if parent.exists())
-        try:
-            with TemporaryFile(dir=there):
-                pass
-        except OSError as error:
-            reason = f"{there} cannot be written ({error.strerror})"
-    if reason:
-        raise ValueError(f"{call}: {reason}.")
-
-
 def demo(options: Namespace) -> None:
     """Trains a small network on real images, plain and fused, and writes a report with pictures.
 
@@ -230,7 +215,8 @@ def demo(options: Namespace) -> None:
     Raises:
         ValueError: without scikit-learn, and for a report that cannot be written.
     """
-    _refuse_unwritable(Path(options.report), f"optkit demo: --report {options.report}")
+    if reason := why_unwritable(Path(options.report)):
+        raise ValueError(f"optkit demo: --report {options.report}: {reason}.")
     digits()  # without its package nothing has been changed yet
     for name in LIGHTNINGS_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)

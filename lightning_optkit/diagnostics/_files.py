@@ -2,8 +2,9 @@
 """Files that are either what they were before or whole, and why one cannot be written."""
 
 import os
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 __all__ = ["replace_text", "why_unwritable"]
 
@@ -32,7 +33,7 @@ def replace_text(target: Path, text: str, errors: str = "strict") -> None:
 
 
 def why_unwritable(target: Path) -> str:
-    """Why no file can be written there, as far as can be told without writing; "" if nothing speaks against it.
+    """Why no file can be written there, as far as can be told without changing it; "" if nothing speaks against it.
 
     Example:
         >>> why_unwritable(Path("/"))
@@ -49,4 +50,10 @@ def why_unwritable(target: Path) -> str:
     if not there.is_dir():
         return f"{there} is a file, not a folder"
     place = target if target.exists() else there
-    return "" if os.access(place, os.W_OK) and os.access(there, os.W_OK) else f"{place} cannot be written"
+    if not (os.access(place, os.W_OK) and os.access(there, os.W_OK)):
+        return f"{place} cannot be written"
+    try:  # in some folders, as /proc, the permissions allow what cannot be done
+        with nullcontext() if target.exists() else TemporaryFile(dir=there):
+            return ""
+    except OSError as error:
+        return f"{there} cannot be written ({error.strerror})"
