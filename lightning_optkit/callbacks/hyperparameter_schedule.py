@@ -16,7 +16,8 @@ from lightning_optkit.callbacks.elastic_net import ElasticNet
 from lightning_optkit.callbacks.gradient_clipping import GradientClipping
 from lightning_optkit.callbacks.scheduling.clock import Interval
 from lightning_optkit.callbacks.scheduling.group_targets import entry_names, group_targets, keeper_of, normalized
-from lightning_optkit.callbacks.scheduling.scheduled_callback import ScheduledCallback, Target
+from lightning_optkit.callbacks.scheduling.scheduled_callback import ScheduledCallback
+from lightning_optkit.callbacks.scheduling.target import Target
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.lightning_private import key_of_state, logs_now
 from lightning_optkit.callbacks.weight_averaging import WeightAveraging
@@ -54,7 +55,8 @@ class HyperparameterSchedule(ScheduledCallback):
     """Multiplies one hyperparameter by a schedule, in each group, counted as in `LRSchedule`.
 
     There may be several, one for each name. Values outside the optimizer (dropout, `gradient_clip_val`, a clip, the
-    `l1` of `ElasticNet`) are restored after the fit.
+    `l1` of `ElasticNet`) are restored after the fit. What else writes an entry (OneCycleLR the momentum) is overwritten
+    at the next step, with a warning.
 
     Args:
         name: An entry of the parameter groups ("weight_decay", "momentum", "eps", ...; "average_decay" is that of an
@@ -194,6 +196,7 @@ class HyperparameterSchedule(ScheduledCallback):
             ) from None
 
     def _forget(self) -> None:
+        super()._forget()
         self._outside = []
 
 

@@ -14,9 +14,9 @@ from lightning_optkit.callbacks.scheduling.existing_schedulers import (
     refuse_other_schedules,
     take_over_schedulers,
 )
-from lightning_optkit.callbacks.scheduling.foreign_rates import ForeignRates
 from lightning_optkit.callbacks.scheduling.group_targets import group_targets
-from lightning_optkit.callbacks.scheduling.scheduled_callback import ScheduledCallback, Target
+from lightning_optkit.callbacks.scheduling.scheduled_callback import ScheduledCallback
+from lightning_optkit.callbacks.scheduling.target import Target
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.schedules import Schedule
@@ -77,7 +77,6 @@ class LRSchedule(ScheduledCallback):
         super().__init__(schedule, interval, total, count, verbose)
         self._replace_schedulers = replace_schedulers
         self._rates_at_start: list[float] = []
-        self._foreign = ForeignRates(self._owner)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -103,16 +102,6 @@ class LRSchedule(ScheduledCallback):
         else:  # perhaps of a run in which OneCycleLR was the schedule
             base_on_largest(self._groups(trainer))
         super().on_train_start(trainer, pl_module)
-
-    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._foreign.look(trainer)
-        super()._write(trainer, pl_module)
-        if self._fits:
-            self._foreign.keep(trainer)
-
-    def _forget(self) -> None:
-        super()._forget()
-        self._foreign = ForeignRates(self._owner)
 
     @staticmethod
     def _groups(trainer: pl.Trainer) -> list[dict[str, Any]]:

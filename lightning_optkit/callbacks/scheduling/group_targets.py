@@ -6,7 +6,7 @@ a group that is added later has its own.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache, partial
 from typing import Any
 
@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_optkit import optimizers
-from lightning_optkit.callbacks.scheduling.scheduled_callback import Target
+from lightning_optkit.callbacks.scheduling.target import Target
 from lightning_optkit.optimizers.convert import one_pass_class
 from lightning_optkit.step import OnePassOptimizer
 
-__all__ = ["entry_names", "group_targets", "keeper_of", "normalized"]
+__all__ = ["entry_names", "group_targets", "groups_with", "keeper_of", "normalized"]
 
 _RULES = [getattr(optimizers, name) for name in optimizers.__all__]
 _KEPT_BY_ANY = frozenset[str]().union(*(getattr(rule, "kept_entries", ()) for rule in _RULES))
@@ -42,16 +42,23 @@ def group_targets(given: Iterable[Optimizer], name: str, base: float | None) -> 
     several = sum(len(optimizer.param_groups) for optimizer in given) > 1
     targets = []
     for place, optimizer in enumerate(given):
-        kept = _kept_by(optimizer)
-        for group_place, group in enumerate(optimizer.param_groups):
-            if key in kept or _number(group, key, index) is None:
-                continue
+        for group_place, group, _ in groups_with(optimizer, name):
             label = (
                 f"{name}/{group.get('name', f'{type(optimizer).__name__} {place}.{group_place}')}" if several else name
             )
             own = base if base is not None else _base(group, name, key, index)
             targets.append(Target(label, own, partial(_write, group, key, index)))
     return targets
+
+
+def groups_with(optimizer: Optimizer, name: str) -> Iterator[tuple[int, dict[str, Any], Any]]:
+    """Place and value of each group whose entry `name`, normalized, is a number that can be set."""
+    key, index = _parsed(name)
+    kept = _kept_by(optimizer)
+    for place, group in enumerate(optimizer.param_groups):
+        value = None if key in kept else _number(group, key, index)
+        if value is not None:
+            yield place, group, value
 
 
 def keeper_of(given: Iterable[Optimizer], name: str) -> Optimizer | None:

@@ -7,7 +7,6 @@ progress needs no state, and adapts to the length of the run.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,30 +14,17 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_optkit._checks import check_bools, check_state
 from lightning_optkit.callbacks.scheduling.clock import Clock, Interval
+from lightning_optkit.callbacks.scheduling.foreign_values import ForeignValues
+from lightning_optkit.callbacks.scheduling.target import Target
 from lightning_optkit.callbacks.seams.fit_callback import FitCallback
 from lightning_optkit.callbacks.seams.refusals import refuse_listed_twice
 from lightning_optkit.callbacks.seams.run import Run
 from lightning_optkit.schedules import Schedule
 from lightning_optkit.schedules.schedule import check_schedule
 
-__all__ = ["ScheduledCallback", "Target"]
+__all__ = ["ScheduledCallback"]
 
 _LOOKED_AT = 1_000  # points of the run that are checked before it starts
-
-
-@dataclass(frozen=True)
-class Target:
-    """One scheduled value.
-
-    Args:
-        label: Its name.
-        base: Its value at factor 1.
-        write: Sets the value.
-    """
-
-    label: str
-    base: float
-    write: Callable[[float], None]
 
 
 class ScheduledCallback(FitCallback):
@@ -61,6 +47,7 @@ class ScheduledCallback(FitCallback):
         self._arguments = dict(interval=interval, total=total, count=count)
         self._fits, self._resumed_from = True, repr(schedule)
         self._factor: tuple[tuple[Schedule, float, int | None], float] | None = None  # where, and what it is there
+        self._foreign = ForeignValues(self._owner, self.name)
         self.values: dict[str, float] = {}  # the last written values, by label
 
     @property
@@ -147,11 +134,16 @@ class ScheduledCallback(FitCallback):
         at = (self.schedule, position, self._clock.total)
         if self._factor is None or self._factor[0] != at:  # a batch starts where the one before has ended
             self._factor = at, self.schedule(position, self._clock.total)
+        self._foreign.look(trainer)
         targets, factor = self._targets(trainer, pl_module), self._factor[1]
         self.values = {target.label: target.base * factor for target in targets}
         for target in targets:
             self._check_value(target.base * factor, position)
             target.write(target.base * factor)
+        self._foreign.keep(trainer)
+
+    def _forget(self) -> None:
+        self._foreign = ForeignValues(self._owner, self.name)
 
     def _positions(self) -> list[float]:
         """Positions to check before training starts; the last value is written after the last step."""
