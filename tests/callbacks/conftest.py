@@ -13,7 +13,11 @@ from lightning_utilities.core import rank_zero
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-sys.path.insert(0, str(Path(__file__).parent))  # average_cases.py
+sys.path.insert(0, str(Path(__file__).parent))  # gradient_health_cases.py, average_cases.py
+
+import gradient_health_cases
+
+from lightning_optkit.callbacks import GradientHealth
 
 
 class Regression(pl.LightningModule):
@@ -148,3 +152,16 @@ class StepRecorder(pl.Callback):
 def recorder():
     """A StepRecorder, to pass to `fit` as a callback."""
     return StepRecorder()
+
+
+@pytest.fixture
+def diagnose(make_trainer):
+    """diagnose(module, *callbacks, data, **trainer_arguments): the verdicts after a fit."""
+
+    def run(module, *callbacks, data=None, **kwargs):
+        health = GradientHealth(verbose=False)
+        arguments = {"epochs": 3, "accumulate_grad_batches": 1, **kwargs}
+        make_trainer(health, *callbacks, **arguments).fit(module, data or gradient_health_cases.loader())
+        return health.verdicts
+
+    return run

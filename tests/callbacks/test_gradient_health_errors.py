@@ -7,9 +7,9 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from gradient_health_cases import Classifier, loader
 
 from lightning_optkit.callbacks import GradientHealth
-from tests.callbacks.test_gradient_health import Classifier, loader
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training.*")
 

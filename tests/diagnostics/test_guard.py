@@ -78,7 +78,7 @@ def test_without_a_guard_errors_stay():
 
 @pytest.mark.parametrize("group", ["EXACT", "OF_LEARNING", "COURSE", "LAST_RESORTS"])
 def test_a_rule_that_fails_does_not_keep_others_from_speaking(monkeypatch, group):
-    from tests.diagnostics.rules.test_learning_rules import PROBE, seen
+    from tests.diagnostics.rules.learning_cases import PROBE, seen
 
     rules = "lightning_optkit.diagnostics.rules"
     run = seen(probe=PROBE)
