@@ -22,6 +22,7 @@ from lightning_optkit._terminal import announce, width
 from lightning_optkit.callbacks import PowerSnapshots, Report, SnapshotEnsemble
 from lightning_optkit.cli.bare_names import bare_names
 from lightning_optkit.cli.missing_files import about_missing_file
+from lightning_optkit.cli.nothing_trained import why_without_batches
 from lightning_optkit.cli.quiet_start import LIGHTNINGS_LOGGERS
 from lightning_optkit.cli.refused_values import RefusedValue, about_settings, keys_named, with_line
 from lightning_optkit.cli.trainer_commands import cli_of_fit, of_user, refuse_unreadable
@@ -208,6 +209,9 @@ def _fitted(files: Sequence[str], seed: int) -> RunRecord:
         except Exception:
             if not report.record.ended or not report.record.num_steps:
                 raise
+    if not report.record.num_steps:
+        reason = why_without_batches(trainer) or "its length is 0"
+        raise RefusedValue(f"it took no step: {reason}.")
     return report.record
 
 

@@ -91,6 +91,6 @@ def show(console: Console, examination: Examination) -> None:
             what, advice = _WITHOUT_RULE[each.check]
             console.print(Text(f"fault: {what}", style=_STATES["fault"]))
             console.print(f"  {advice}")
-    took = f"{examination.steps} steps on one batch, {examination.seconds:.1f} s"
+    took = f"{examination.steps} step{'s' * (examination.steps != 1)} on one batch, {examination.seconds:.1f} s"
     verdict = "No fault found" if examination.is_healthy else "Something is wrong"
     console.print(f"{verdict} ({took}).")

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A resumed fit whose length its checkpoint has reached: it ends like one that trained."""
+"""A fit without a step ends like one that trained: its checkpoint has reached its length, or there are no batches."""
+
+from collections.abc import Sized
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
+from torch.utils.data import DataLoader
 
 from lightning_optkit.callbacks import Report
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 
-__all__ = ["SaysNothingTrained"]
+__all__ = ["SaysNothingTrained", "why_without_batches"]
 
 
 class SaysNothingTrained(pl.Callback):
@@ -32,6 +36,20 @@ class SaysNothingTrained(pl.Callback):
         )
         for report in reports:
             report._write = report._verbose = False
+
+
+def why_without_batches(trainer: pl.Trainer) -> str:
+    """Of a fit that has ended: why it had none, in a few words; empty if it had, or was not to have any."""
+    loop: Any = trainer.fit_loop
+    was_looked_for = trainer.num_training_batches == 0 or loop.epoch_progress.total.processed > 0
+    is_wanted = trainer.limit_train_batches != 0
+    if loop.epoch_loop.batch_progress.total.ready or not was_looked_for or not is_wanted:
+        return ""
+    loader: Any = trainer.train_dataloader
+    samples = len(loader.dataset) if isinstance(loader, DataLoader) and isinstance(loader.dataset, Sized) else 0
+    if samples:
+        return f"of {samples} samples of the training data there is no whole batch of {loader.batch_size} (drop_last)"
+    return "the training data are empty"
 
 
 def _reached(trainer: pl.Trainer) -> str:

@@ -12,8 +12,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_optkit.callbacks import Report
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
 from lightning_optkit.cli.given_checkpoint import SaysWhichWeights, check_given, damage_of_given, short
-from lightning_optkit.cli.nothing_trained import SaysNothingTrained
-from lightning_optkit.cli.refused_values import CLIWithKeys
+from lightning_optkit.cli.nothing_trained import SaysNothingTrained, why_without_batches
+from lightning_optkit.cli.refused_values import CLIWithKeys, RefusedValue
 from lightning_optkit.cli.saved_arguments import replaced_values, with_arguments
 
 __all__ = ["RunOfTrainer"]
@@ -57,6 +57,11 @@ class RunOfTrainer(CLIWithKeys):
             trainer.callbacks.append(SaysNothingTrained())
 
     before_validate = before_test = before_predict = before_fit
+
+    def after_fit(self) -> None:
+        """Refuses data of which nothing could be trained: Lightning ends such a fit like any other."""
+        if reason := why_without_batches(self.trainer):
+            raise RefusedValue(f"data: nothing was trained: {reason}.")
 
     def predict(self, **kwargs: Any) -> None:
         """Predicts, and keeps what `predict_step` returned, unless a callback writes it."""

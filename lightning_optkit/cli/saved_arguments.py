@@ -26,8 +26,15 @@ def saved_arguments(checkpoint: str) -> tuple[str | None, dict[str, Any]]:
 
     Args:
         checkpoint: A whole file.
+
+    Raises:
+        ValueError: for a file that holds something else, such as a tensor.
     """
-    arguments = dict(torch.load(checkpoint, weights_only=True, map_location="cpu").get("hyper_parameters", {}))
+    saved = torch.load(checkpoint, weights_only=True, map_location="cpu")
+    arguments = saved.get("hyper_parameters", {}) if isinstance(saved, Mapping) else None
+    if not isinstance(arguments, Mapping):
+        raise ValueError(f"--ckpt_path {checkpoint}: no checkpoint of Lightning; give a file that a Trainer saved.")
+    arguments = dict(arguments)
     arguments.pop(BUILT_BY, None)
     return arguments.pop(CLASS_OF_MODULE, None), arguments
 

@@ -161,8 +161,13 @@ def test_an_evaluation_without_a_log_leaves_the_settings_of_the_fit(optkit, tmp_
 
 
 @pytest.mark.parametrize("command", ["fit", "test"])
-def test_a_file_of_weights_alone_is_no_checkpoint(optkit, tmp_path, command):
-    torch.save({"net.weight": torch.ones(2, 4)}, tmp_path / "weights.pt")
+@pytest.mark.parametrize(
+    "saved",
+    [{"net.weight": torch.ones(2, 4)}, [torch.ones(2, 4)], torch.ones(2), {"hyper_parameters": [1]}],
+    ids=["weights", "a list", "a tensor", "something of that name"],
+)
+def test_a_file_of_something_else_is_no_checkpoint(optkit, tmp_path, command, saved):
+    torch.save(saved, tmp_path / "weights.pt")
     with pytest.raises(SystemExit, match=rf"^optkit {command}: .* no checkpoint of Lightning; [^\n]*$"):
         optkit(command, "--ckpt_path=weights.pt")
 
