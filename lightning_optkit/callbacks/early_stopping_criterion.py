@@ -156,6 +156,11 @@ class EarlyStoppingCriterion(RunFree, Callback):
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.enable_validation:
+            rank_zero_warn(
+                f"{type(self).__name__}(monitor={self.monitor!r}): this run validates nothing, so that it is never "
+                "stopped; give it validation data, and the module a validation_step."
+            )
         if self._restored:
             self._restored = False
             rank_zero_warn(

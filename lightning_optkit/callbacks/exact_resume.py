@@ -68,6 +68,8 @@ class ExactResume(OrderOfEpoch):
     Lightning saves no random state, and after a checkpoint within an epoch it restarts the loader, so that the first
     batches are seen twice and the last ones never. This callback saves the generators of Python, NumPy, torch,
     loaders, data and module, per process; on resuming it draws the epoch's order again and skips the batches seen.
+    A validation leaves the random state of the training as it was, where Lightning's moves it: a seeded run sees its
+    samples in another order than without this callback, from the first validation on.
 
     - Exact: from a checkpoint at the end of a batch, a validation or an epoch, or after the fit; with any
       `num_workers`, shuffling, several loaders, and iterable datasets that yield the same items again. Skipped batches

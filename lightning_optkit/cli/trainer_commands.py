@@ -170,7 +170,9 @@ def of_user(error: BaseException) -> BaseException:
 
 def _is_of_package(error: BaseException) -> bool:
     """Whether it is a mistake of this package, which needs the whole traceback."""
-    return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(_PACKAGE)
+    # A function of torch that is watched is called from there, and has no frame of its own.
+    frames = [each for each in traceback.extract_tb(error.__traceback__) if each.name != "__torch_function__"]
+    return frames[-1].filename.startswith(_PACKAGE)
 
 
 def _frames_of_user(error: BaseException) -> str:

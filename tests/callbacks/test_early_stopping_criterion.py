@@ -141,6 +141,15 @@ def test_lightnings_minimum_of_epochs_is_kept(regression, fit):
     assert stopped(fit, curves(regression), EarlyStoppingCriterion("GL", alpha=3.0), min_epochs=8).current_epoch == 8
 
 
+@pytest.mark.parametrize("criterion", [EarlyStoppingCriterion("GL", monitor="loss"), EarlyStoppingCriterion("UP")])
+def test_a_run_that_validates_nothing_is_told_so(regression, fit, criterion):
+    said = (
+        rf"^EarlyStoppingCriterion\(monitor='{criterion.monitor}'\): this run validates nothing, so that it is never "
+    )
+    with pytest.warns(UserWarning, match=said):
+        fit(curves(regression), criterion, limit_val_batches=0)
+
+
 def test_an_error_that_is_missing_or_not_positive_is_refused(regression, fit):
     with pytest.raises(
         RuntimeError, match=r"^EarlyStoppingCriterion\(monitor='x'\): .* not log it; it logs val_loss\.$"
