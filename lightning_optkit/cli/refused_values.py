@@ -3,6 +3,7 @@
 
 import re
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
@@ -11,10 +12,12 @@ from typing import Any, NamedTuple
 
 import jsonargparse
 import lightning
+import lightning.pytorch as pl
 import lightning.pytorch.cli
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_optkit.cli.given_checkpoint import about_checkpoint
 from lightning_optkit.cli.refused_optimizers import about_optimizer
@@ -50,6 +53,17 @@ class CLIWithKeys(LightningCLI):
         """Keeps what a module raises that cannot be imported."""
         with first_errors():
             super().parse_arguments(parser, args)
+
+    def instantiate_classes(self) -> None:
+        """Says whose optimizer counts; Lightning's warning would name the class of this object."""
+        warnings.filterwarnings("ignore", message=r"`\w+\.configure_optimizers` will be overridden by `\w+")
+        super().instantiate_classes()
+        own = type(self.model)
+        is_replaced = "configure_optimizers" in vars(self.model)
+        if is_replaced and own.configure_optimizers is not pl.LightningModule.configure_optimizers:
+            rank_zero_warn(
+                f"optimizer: that of the configuration takes the place of {own.__name__}.configure_optimizers."
+            )
 
 
 @contextmanager

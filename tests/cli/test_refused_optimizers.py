@@ -172,3 +172,14 @@ def test_compare_names_the_setting_with_the_status_of_a_wrong_file(users_net, tm
         main(["compare", "--task", "task.yaml", "--tried", "tried.yaml", "--seeds", "1"])
     said = capsys.readouterr().err
     assert said == "optkit compare: --tried tried.yaml: optimizer: SGD: Invalid learning rate: -1.0.\n"
+
+
+@pytest.mark.parametrize("command", ["fit", "explain", "find-lr"])
+@pytest.mark.parametrize("is_given", [True, False])
+def test_an_optimizer_of_the_file_is_said_to_take_the_place_of_the_modules(net, tmp_path, command, is_given, recwarn):
+    """Lightning's warning names a class of this package."""
+    content = net() | {"trainer": SHORT} | ({"optimizer": of("torch.optim.SGD", lr=0.1)} if is_given else {})
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(content))
+    main([command, "--config", "run.yaml"])
+    said = [str(each.message) for each in recwarn.list if "configure_optimizers" in str(each.message)]
+    assert said == ["optimizer: that of the configuration takes the place of Net.configure_optimizers."] * is_given
