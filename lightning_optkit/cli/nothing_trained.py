@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from lightning_optkit.callbacks import Report
 from lightning_optkit.callbacks.seams.callbacks_of import callbacks_of
+from lightning_optkit.callbacks.seams.lightning_private import batch_progress
 
 __all__ = ["SaysNothingTrained", "why_without_batches"]
 
@@ -40,10 +41,9 @@ class SaysNothingTrained(pl.Callback):
 
 def why_without_batches(trainer: pl.Trainer) -> str:
     """Of a fit that has ended: why it had none, in a few words; empty if it had, or was not to have any."""
-    loop: Any = trainer.fit_loop
-    was_looked_for = trainer.num_training_batches == 0 or loop.epoch_progress.total.processed > 0
+    was_looked_for = trainer.num_training_batches == 0 or trainer.current_epoch > 0
     is_wanted = trainer.limit_train_batches != 0
-    if loop.epoch_loop.batch_progress.total.ready or not was_looked_for or not is_wanted:
+    if batch_progress(trainer).total.ready or not was_looked_for or not is_wanted:
         return ""
     loader: Any = trainer.train_dataloader
     samples = len(loader.dataset) if isinstance(loader, DataLoader) and isinstance(loader.dataset, Sized) else 0
