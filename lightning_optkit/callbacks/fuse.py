@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 
 from lightning_optkit._checks import check_bools, check_one_of
@@ -42,8 +42,8 @@ class Fuse(FitCallback):
     The optimizer remains the same object, and an instance of its torch class: parameter groups, schedulers, hooks,
     state dicts, checkpoints, and callbacks that check for that class keep working, with or without this callback.
     Optimizers without a one-pass rule, and instances of user-defined subclasses, are not changed, as the printed plan
-    says. After the fit every optimizer is torch's again and the module is restored. For schedule-free optimizers it
-    adds `ScheduleFree`.
+    says; those of this package keep their own arguments, with a warning if these are others. After the fit every
+    optimizer is torch's again and the module is restored. For schedule-free optimizers it adds `ScheduleFree`.
 
     LayerNorm and RMSNorm layers, of torch or of other packages with the same results, become
     `lightning_optkit.layers.LayerNorm` and `RMSNorm` with the same weights; state dict keys do not change.
@@ -170,6 +170,7 @@ class Fuse(FitCallback):
     def _convert(self, optimizer: Optimizer) -> None:
         if isinstance(optimizer, OnePassOptimizer):
             self._given.append(optimizer)
+            self._warn_of_kept(optimizer)
             return
         reason = why_not_convertible(optimizer)
         if reason is not None:
@@ -180,6 +181,21 @@ class Fuse(FitCallback):
         assert isinstance(optimizer, OnePassOptimizer)
         self._converted.append(optimizer)
         self._at_end(partial(to_torch_, optimizer))
+
+    def _warn_of_kept(self, optimizer: OnePassOptimizer) -> None:
+        """Of arguments that an optimizer of this package does not take from here."""
+        roundings = {group["rounding"] for group in optimizer.param_groups}
+        kept = (
+            ("rounding", self._rounding, "nearest", roundings),
+            ("state_dtype", self._state_dtype, torch.float32, {optimizer.state_dtype}),
+            ("statistics", self._statistics, False, {optimizer.record_statistics}),
+        )
+        for name, given, default, own in kept:
+            if given != default and own != {given}:
+                rank_zero_warn(
+                    f"{type(self).__name__}({name}={given!r}): the {type(optimizer).__name__} of the module is one of "
+                    f"this package, and keeps its own {name}: {', '.join(map(repr, own))}. Give it {name}={given!r}."
+                )
 
     def _join(self, trainer: pl.Trainer, optimizer: Optimizer, place: int) -> None:
         if optimizer in self._converted:

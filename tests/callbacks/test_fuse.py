@@ -3,6 +3,7 @@
 
 import copy
 import re
+import warnings
 
 import lightning.pytorch as pl
 import pytest
@@ -332,3 +333,28 @@ def test_a_callback_that_asks_for_a_class_takes_the_branch_of_before(name, kind,
         assert torch.equal(start, module.net[0].weight) is not issubclass(optimizer_class, kind)
         weights.append([parameter.detach() for parameter in module.parameters()])
     torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("given", "own", "said"),
+    [
+        ({"rounding": "split32"}, {}, "rounding='split32'): .* keeps its own rounding: 'nearest'. Give it rounding="),
+        (
+            {"state_dtype": "int8"},
+            {},
+            "state_dtype='int8'): .* keeps its own state_dtype: torch.float32. Give it state_",
+        ),
+        ({"statistics": True}, {}, "statistics=True): .* keeps its own statistics: False. Give it statistics=True"),
+        ({"rounding": "kahan", "statistics": True}, {"rounding": "kahan", "statistics": True}, None),
+        ({}, {"rounding": "split32", "state_dtype": "int8", "statistics": True}, None),
+    ],
+    ids=["rounding", "state_dtype", "statistics", "the same", "its own alone"],
+)
+def test_what_an_optimizer_of_this_package_does_not_take_from_it_is_said(regression, fit, given, own, said):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(regression(lambda module: AdamW(module.parameters(), **own)), Fuse(verbose=False, **given))
+    messages = [str(each.message) for each in caught if "keeps its own" in str(each.message)]
+    assert len(messages) == (said is not None)
+    if said is not None:
+        assert re.match(rf"Fuse\({said}".replace("): ", r"\): "), messages[0])

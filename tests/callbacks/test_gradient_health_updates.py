@@ -244,5 +244,5 @@ def test_lost_updates(diagnose, fused):
     if fused:
         cured = Classifier()
         cured.optimizer = module.optimizer
-        for rounding in ("kahan", "stochastic"):
+        for rounding in ("kahan", "stochastic", "split24", "split32"):
             assert diagnose(cured, Fuse(rounding=rounding, verbose=False), precision="bf16-true") == []

@@ -181,7 +181,7 @@ def lost_updates(run: RunSeen) -> Verdict | None:
     share = f"{_lost_share(last):.0%} of the weights that are stored in 16 bits"
     evidence = f"{share} did not change in step {last.step}, {worst.lost:.0%} of {worst.name}"
     remedy = (
-        'ok.Fuse(rounding="stochastic") (an optimizer of this package takes rounding="stochastic" itself), or '
+        'ok.Fuse(rounding="split32") (an optimizer of this package takes it itself; float16 takes "kahan"), or '
         'Trainer(precision="bf16-mixed")'
     )
     return Verdict("lost_updates", worst.layer or worst.name, cause, evidence, remedy, judged[0].step, ONCE)

@@ -33,6 +33,7 @@ class Setup:
     batch_size: int = 64
     forward: Callable[[nn.Module, nn.Module, Tensor], Tensor] = lambda body, head, x: head(body(x))
     optimizer: str = "adamw"
+    stages: dict[str, Any] = field(default_factory=dict)  # arguments of an optimizer of this package
     lr_factor: float = 1.0
     weight_decay: float = 0.01
     optimized: Callable[[nn.Module], Any] = lambda module: module.parameters()

@@ -56,6 +56,9 @@ def _callback(setup, remedy):
     if code is None:
         return None
     made = eval(code, _NAMES)
+    if isinstance(made, ok.Fuse) and setup.optimizer == "ok.adamw":  # "takes it itself"
+        setup.stages = {"rounding": made._rounding}
+        return code
     if isinstance(made, ok.Fuse):
         setup.optimizer = "adamw" if setup.optimizer == "fuse" else setup.optimizer
     setup.callbacks = [each for each in setup.callbacks if type(each) is not type(made)] + [made]

@@ -63,7 +63,7 @@ class Module(pl.LightningModule):
         elif setup.optimizer == "adam":
             optimizer = torch.optim.Adam(params, setup.lr)
         elif setup.optimizer == "ok.adamw":
-            optimizer = ok.AdamW(params, setup.lr, weight_decay=decay)
+            optimizer = ok.AdamW(params, setup.lr, weight_decay=decay, **setup.stages)
         else:
             optimizer = torch.optim.AdamW(params, setup.lr, weight_decay=decay)
         if setup.schedule is None:
