@@ -23,6 +23,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils import parametrizations
 from torch.optim import Optimizer
 from torch.optim import optimizer as optimizer_module
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch.utils import _pytree
 
 _P = ParamSpec("_P")
@@ -226,6 +227,10 @@ set_grad_enabled = torch._C._set_grad_enabled  # `torch.no_grad()` takes 3 us, a
 innermost_transform = torch._C._functorch.peek_interpreter_stack  # None outside of torch.func
 is_batched = torch._C._functorch.is_batchedtensor  # by vmap
 num_dispatch_modes = torch._C._len_torch_dispatch_stack  # number of active TorchDispatchModes
+# The TorchFunctionModes of this thread, the innermost last; to leave that one, and to enter one.
+entered_function_modes: Callable[[], list[TorchFunctionMode]] = _get_current_function_mode_stack
+pop_function_mode: Callable[[], TorchFunctionMode] = _pop_mode
+push_function_mode: Callable[[TorchFunctionMode], None] = _push_mode
 
 
 def is_transformed() -> bool:

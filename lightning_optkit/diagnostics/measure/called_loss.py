@@ -5,16 +5,16 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from lightning_optkit._torch_private import is_transformed
 from lightning_optkit.diagnostics._guard import Guarding, unguarded
+from lightning_optkit.diagnostics.measure.fast_paths import WatchingMode
 from lightning_optkit.diagnostics.measure.losses import LOSSES, arguments_of
 
 __all__ = ["CalledLoss"]
 
 
-class CalledLoss(TorchFunctionMode, ABC):
+class CalledLoss(WatchingMode, ABC):
     """Gives the call to `_take` while it is entered, and holds the sums; unknown if a batch has several calls, or once
     it failed inside of `guard`.
     """

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `training_step` computes on the way to its loss: activations, layers, the first input, and the loss itself.
 
-Functions are seen by a TorchFunctionMode, so `F.relu` counts as `nn.ReLU` does; layers by hooks. Statistics stay on the
-device until `seen`. Inside a transform of torch.func nothing is measured: tensors there have no values of their own.
+Functions are seen by a TorchFunctionMode, so `F.relu` counts as `nn.ReLU` does; layers by their calls. Statistics stay
+on the device until `seen`. Inside a transform of torch.func nothing is measured: tensors there have no values of
+their own.
 """
 
 import math
@@ -13,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.overrides import TorchFunctionMode
 
 from lightning_optkit._norms import norm
 from lightning_optkit._torch_private import is_transformed
 from lightning_optkit.diagnostics._guard import Guarding, unguarded
 from lightning_optkit.diagnostics._signals import ActivationSeen, InputSeen, LayerSeen, LossSeen
+from lightning_optkit.diagnostics.measure.fast_paths import WatchingMode
 from lightning_optkit.diagnostics.measure.losses import LOSSES, loss_seen
+from lightning_optkit.diagnostics.measure.module_calls import ModuleCalls
 from lightning_optkit.diagnostics.measure.parameters import plain_name
 from lightning_optkit.step.shards import unsharded
 
@@ -35,7 +37,7 @@ _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CLOSED = 0.05  # of the largest derivative
 
 
-class CalledFunctions(TorchFunctionMode):
+class CalledFunctions(WatchingMode):
     """Watches activations and losses while it is entered.
 
     Args:
@@ -123,55 +125,57 @@ class CalledLayers:
         self._num_rows: dict[str, int] = {}  # of the weights
         self._input: tuple[str, Tensor, Tensor, Tensor] | None = None
         self._has_input, self._feature_dim = False, -1
-        self._handles: list[Any] = []
-        for name, module in modules.items():
-            if name and not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
-                plain = plain_name(name)
-                self._handles.append(module.register_forward_pre_hook(_Enter(self, plain)))
-                self._handles.append(module.register_forward_hook(_Leave(self, plain)))
+        self._watch = ModuleCalls(modules, self._entered, self._left)
 
     def close(self) -> None:
-        """Removes the hooks."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        """Watches no longer; no-op the second time."""
+        self._watch.close()
 
     def inside(self) -> str:
         """The innermost module that is being called."""
         return self._stack[-1] if self._stack else ""
 
-    def enter(self, name: str, module: nn.Module, args: Any) -> None:
+    def enter(self, name: str) -> None:
         """A call begins."""
         self._stack.append(name)
-        if is_transformed():
-            return
-        if self._measures and isinstance(module, _LAYERS) and name not in self._rows:  # FSDP2 frees it when a call ends
-            self._weights[name] = _scale(module)
-            self._num_rows[name] = getattr(module, "out_features", 0) or getattr(module, "out_channels", 0)
-        if not self._has_input and args and isinstance(args[0], Tensor) and _is_leaf(module):
-            self._has_input = True
-            given = args[0].detach()
-            is_measured = isinstance(module, (*_LAYERS, nn.RNNBase)) and given.is_floating_point() and given.ndim >= 2
-            if is_measured:
-                units = _by_unit(given).float()
-                if isinstance(module, _LAYERS[1:]):  # pixels, of which all share a kernel
-                    units, self._feature_dim = given.reshape(len(given), -1).float(), 1
-                if len(units) > 1:  # a single sample does not vary
-                    self._input = (name, units.mean(0), units.std(0, correction=0), units.square().mean().sqrt())
 
     def leave(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
-        """A call ends."""
+        """A call ends; FSDP2 has its parameters whole until hooks of the module itself."""
         if self._stack:
             self._stack.pop()
-        if name not in self._weights or name in self._rows or is_transformed():
+        if is_transformed():
+            return
+        if not self._has_input and args and isinstance(args[0], Tensor) and _is_leaf(module):
+            self._take_input(name, module, args[0].detach())
+        if not self._measures or not isinstance(module, _LAYERS) or name in self._rows:
             return
         if not isinstance(output, Tensor):
             return
+        self._weights[name] = _scale(module)
+        self._num_rows[name] = getattr(module, "out_features", 0) or getattr(module, "out_channels", 0)
         given = args[0].detach() if args and isinstance(args[0], Tensor) else output.detach()
         row = self._rows[name] = [_rms(given), _rms(output.detach())]
         if output.requires_grad:
             hooked: Any = output  # torch declares no types for it
             hooked.register_hook(_Arrived(self.guard, row))
+
+    def _take_input(self, name: str, module: nn.Module, given: Tensor) -> None:
+        self._has_input = True
+        is_measured = isinstance(module, (*_LAYERS, nn.RNNBase)) and given.is_floating_point() and given.ndim >= 2
+        if is_measured:
+            units = _by_unit(given).float()
+            if isinstance(module, _LAYERS[1:]):  # pixels, of which all share a kernel
+                units, self._feature_dim = given.reshape(len(given), -1).float(), 1
+            if len(units) > 1:  # a single sample does not vary
+                self._input = (name, units.mean(0), units.std(0, correction=0), units.square().mean().sqrt())
+
+    def _entered(self, name: str, module: nn.Module, args: Any) -> None:
+        with self.guard("the look at layers"):
+            self.enter(plain_name(name))
+
+    def _left(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        with self.guard("the look at layers"):
+            self.leave(plain_name(name), module, args, output)
 
     def layers(self) -> tuple[LayerSeen, ...]:
         """The layers, in the order of their first call; to be asked after the backward pass."""
@@ -197,24 +201,6 @@ class CalledLayers:
         low, high = _quantiles(std[varied][:10_000], 0.25, 0.95)
         offset = float((mean[varied].abs() > 10 * std[varied]).float().mean())
         return InputSeen(name, float(rms), high / max(low, 1e-30), offset, False, self._feature_dim)
-
-
-class _Enter:
-    def __init__(self, watch: CalledLayers, name: str) -> None:
-        self._watch, self._name = watch, name
-
-    def __call__(self, module: nn.Module, args: Any) -> None:
-        with self._watch.guard("the look at layers"):
-            self._watch.enter(self._name, module, args)
-
-
-class _Leave:
-    def __init__(self, watch: CalledLayers, name: str) -> None:
-        self._watch, self._name = watch, name
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        with self._watch.guard("the look at layers"):
-            self._watch.leave(self._name, module, args, output)
 
 
 class _Arrived:

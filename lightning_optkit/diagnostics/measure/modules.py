@@ -11,6 +11,7 @@ from lightning_optkit._torch_private import is_transformed
 from lightning_optkit.diagnostics._guard import Guarding, unguarded
 from lightning_optkit.diagnostics._observations import ModuleSeen
 from lightning_optkit.diagnostics.measure.batches import counted_nonfinite, tensors_of
+from lightning_optkit.diagnostics.measure.module_calls import ModuleCalls
 from lightning_optkit.diagnostics.measure.parameters import plain_name
 
 __all__ = ["CalledModules", "FirstNonfinite", "drops"]
@@ -38,17 +39,11 @@ class CalledModules:
         self.guard, self._modules = guard, modules
         self.calls: dict[str, ModuleSeen] = {}
         self.without_grad: set[str] = set()
-        self._handles = [
-            module.register_forward_pre_hook(_Called(self, name))
-            for name, module in modules.items()
-            if name and not isinstance(module, torch.jit.ScriptModule)  # which takes no hooks
-        ]
+        self._watch = ModuleCalls(modules, before=self._guarded)
 
     def close(self) -> None:
-        """Removes the hooks."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        """Watches no longer; no-op the second time."""
+        self._watch.close()
 
     def called(self, name: str, module: nn.Module) -> None:
         """A call of `module`; of several, the first counts."""
@@ -62,14 +57,9 @@ class CalledModules:
         is_trained = kind == "other" or any(p.requires_grad for p in parent.parameters())
         self.calls[plain] = ModuleSeen(plain, kind, module.training, acts, is_trained, is_fresh)
 
-
-class _Called:
-    def __init__(self, watch: CalledModules, name: str) -> None:
-        self._watch, self._name = watch, name
-
-    def __call__(self, module: nn.Module, args: Any) -> None:
-        with self._watch.guard("the look at modes"):
-            self._watch.called(self._name, module)
+    def _guarded(self, name: str, module: nn.Module, args: Any) -> None:
+        with self.guard("the look at modes"):
+            self.called(name, module)
 
 
 def _kind(module: nn.Module) -> tuple[Literal["dropout", "batch norm", "other"], bool, bool]:
@@ -96,31 +86,20 @@ class FirstNonfinite:
         self.name: str | None = None
         self.is_before = False
         self.detail = ""
-        self._handles = [
-            module.register_forward_hook(_Finished(self, plain_name(name)))
-            for name, module in root.named_modules()
-            if name and not isinstance(module, torch.jit.ScriptModule)
-        ]
+        self._watch = ModuleCalls(dict(root.named_modules()), after=self._finished)
 
     def close(self) -> None:
-        """Removes the hooks."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        """Watches no longer; no-op the second time."""
+        self._watch.close()
 
-
-class _Finished:
-    def __init__(self, watch: FirstNonfinite, name: str) -> None:
-        self._watch, self._name = watch, name
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._watch.name is not None or all(map(_is_good, tensors_of(output))):
+    def _finished(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        if self.name is not None or all(map(_is_good, tensors_of(output))):
             return
         given = [t for t in tensors_of(args) if t.is_floating_point() and not bool(t.isfinite().all())]
-        self._watch.name, self._watch.is_before = self._name, bool(given)
+        self.name, self.is_before = plain_name(name), bool(given)
         bad = given or [t for t in tensors_of(output) if not _is_good(t)]
-        what, of = "input" if given else "output", f"{self._name} ({type(module).__name__})"
-        self._watch.detail = f"infinite or NaN: {counted_nonfinite(bad[0])} of the {what} of {of}"
+        what, of = "input" if given else "output", f"{self.name} ({type(module).__name__})"
+        self.detail = f"infinite or NaN: {counted_nonfinite(bad[0])} of the {what} of {of}"
 
 
 def _is_good(t: Tensor) -> bool:
