@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether predictions go with their targets, for samples that were never trained on: training's first, validation's."""
 
-from functools import wraps
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
 
 from lightning_optkit.callbacks.seams.lightning_private import is_compiled
 from lightning_optkit.callbacks.seams.overrides import override, restore
+from lightning_optkit.callbacks.seams.watched_method import WatchedMethod
 from lightning_optkit.diagnostics._guard import Guarding, unguarded
 from lightning_optkit.diagnostics._signals import AssociationSeen
 from lightning_optkit.diagnostics.measure.associations import CalledAssociations
@@ -58,10 +59,9 @@ class AssociationsOfRun:
     def _watch(self, pl_module: pl.LightningModule, name: str, called: CalledAssociations) -> None:
         if is_compiled(pl_module):
             return
-        original, is_training, batches = getattr(pl_module, name), name == "training_step", list[None]()
+        is_training, batches = name == "training_step", list[None]()
 
-        @wraps(original)
-        def step(*args: Any, **kwargs: Any) -> Any:
+        def step(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             if is_training and batches:  # the same batch again, for a closure or another point
                 return original(*args, **kwargs)
             batches.append(None)
@@ -69,5 +69,5 @@ class AssociationsOfRun:
             with called:
                 return original(*args, **kwargs)
 
-        self._open = pl_module, name, step
+        self._open = pl_module, name, WatchedMethod(pl_module, name, step)
         override(*self._open)

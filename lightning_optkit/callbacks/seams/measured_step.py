@@ -3,7 +3,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import wraps
 from typing import Any
 
 import lightning.pytorch as pl
@@ -23,6 +22,7 @@ from lightning_optkit.callbacks.seams.schedules_of_run import (
     highest_rate,
     rate_to_come,
 )
+from lightning_optkit.callbacks.seams.watched_method import WatchedMethod
 from lightning_optkit.diagnostics._guard import Guarding, unguarded
 from lightning_optkit.diagnostics._observations import Check
 from lightning_optkit.diagnostics._signals import ProbeSeen
@@ -78,7 +78,7 @@ class MeasuredStep:
         self._modules: CalledModules | None = None
         self._layers: CalledLayers | None = None
         self._functions: CalledFunctions | None = None
-        self._module, self._training_step = pl_module, self._watching(pl_module.training_step)
+        self._module, self._training_step = pl_module, WatchedMethod(pl_module, "training_step", self._watching)
         self.norms = StepMeasure(self._params, optimizers)
         try:
             self._begin(measures_layers)
@@ -162,17 +162,13 @@ class MeasuredStep:
             self._layers.close()
         restore(self._module, "training_step", self._training_step)
 
-    def _watching(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(original)
-        def training_step(*args: Any, **kwargs: Any) -> Any:
-            with self._guard("the copy of weights before a step"):
-                self.norms.begin()
-            if self._functions is None:
-                return original(*args, **kwargs)
-            with self._functions:
-                return original(*args, **kwargs)
-
-        return training_step
+    def _watching(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with self._guard("the copy of weights before a step"):
+            self.norms.begin()
+        if self._functions is None:
+            return original(*args, **kwargs)
+        with self._functions:
+            return original(*args, **kwargs)
 
     def close(self) -> None:
         """Removes hooks; no-op the second time."""

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The targets of the first validation of a fit, as its loss function is given them."""
 
-from functools import wraps
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
 
 from lightning_optkit.callbacks.seams.lightning_private import is_compiled
 from lightning_optkit.callbacks.seams.overrides import override, restore
+from lightning_optkit.callbacks.seams.watched_method import WatchedMethod
 from lightning_optkit.diagnostics._guard import Guarding, unguarded
 from lightning_optkit.diagnostics._signals import TargetsSeen
 from lightning_optkit.diagnostics.measure.targets import CalledTargets
@@ -25,15 +26,7 @@ class ValidatedTargets:
 
     def __init__(self, pl_module: pl.LightningModule, guard: Guarding = unguarded) -> None:
         self._module, self._called = pl_module, CalledTargets(guard)
-        original = pl_module.validation_step
-
-        @wraps(original)
-        def validation_step(*args: Any, **kwargs: Any) -> Any:
-            self._called.next_batch()
-            with self._called:
-                return original(*args, **kwargs)
-
-        self._step = validation_step
+        self._step = WatchedMethod(pl_module, "validation_step", self._watching)
         self._is_watched = not is_compiled(pl_module)
         if self._is_watched:
             override(pl_module, "validation_step", self._step)
@@ -41,6 +34,11 @@ class ValidatedTargets:
     def close(self) -> None:
         """Watches no longer; no-op the second time."""
         restore(self._module, "validation_step", self._step)
+
+    def _watching(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._called.next_batch()
+        with self._called:
+            return original(*args, **kwargs)
 
     def seen(self) -> TargetsSeen | None:
         """The targets; None if unknown."""
