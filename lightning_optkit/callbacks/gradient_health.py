@@ -220,6 +220,8 @@ class GradientHealth(FitCallback):
             with self._guard("the look at gradients that are left"):
                 self._zeroing.before_backward()
         self._has_backward = True
+        if self._vain is not None:
+            self._vain.has_backward = True
         if self._idle.is_counting:
             self._is_open = True
             with self._guard("the look at batches without a step"):
@@ -242,7 +244,8 @@ class GradientHealth(FitCallback):
         if self._idle.is_counting if self._has_stepped else self._has_backward:
             with self._guard("the look at batches without a step"):
                 self._idle.after_batch(trainer, pl_module, self._seen.steps, self._has_stepped)
-        if self._seen.idle is not self._idle.seen or self._has_arrived:
+        is_vain = self._vain is not None and self._vain.is_due
+        if self._seen.idle is not self._idle.seen or self._has_arrived or is_vain:
             self._seen.idle, self._has_arrived = self._idle.seen, False
             self._conclude(trainer, pl_module)
         if not self._compared.is_over:
@@ -264,7 +267,8 @@ class GradientHealth(FitCallback):
         if trainer.current_epoch == 0 and self._seen.fresh is None:  # no validation
             with self._guard("the look at fresh batches"):
                 self._seen.fresh, self._seen.held = self._associations.seen()
-        if trainer.current_epoch < _FIRST_EPOCHS:  # later ones tell nothing that a check does not
+        is_open = any(verdict.symptom == "schedule_fault" and not is_exact(verdict) for verdict in self.verdicts)
+        if trainer.current_epoch < _FIRST_EPOCHS or is_open:  # later ones tell nothing else that a check does not
             self._conclude(trainer, pl_module)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -337,7 +341,9 @@ class GradientHealth(FitCallback):
         with self._guard("the look at gradients that do not arrive"):
             called = self._steps.called or set()
             seen.silent = self._presence.silent(pl_module, called, self._steps.without_grad)
-            seen.silent += [] if self._vain is None else self._vain.silent(pl_module, called)
+            if self._vain is not None:
+                seen.silent += self._vain.silent(pl_module, called)
+                seen.vain, self._vain.is_due = self._vain.without_backward(), False
         with self._guard("the look at schedules"):
             if self._schedules is not None:
                 seen.schedules = self._schedules.seen(trainer)

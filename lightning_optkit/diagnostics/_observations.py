@@ -364,6 +364,7 @@ class RunSeen:
         averages: Averages that are longer than the run.
         ranks: What differs among processes.
         idle: Batches that changed nothing.
+        vain: Steps that the module has taken itself without any backward pass, gradient or change of a weight so far.
         repeated_batches: How many batches in a row were bitwise equal from the first one on, where the loader has more.
     """
 
@@ -387,6 +388,7 @@ class RunSeen:
     averages: list[AverageSeen] = field(default_factory=list)
     ranks: list[RanksSeen] = field(default_factory=list)
     idle: IdleSeen | None = None
+    vain: int = 0
     repeated_batches: int = 0
 
     def take(self, check: Check) -> None:

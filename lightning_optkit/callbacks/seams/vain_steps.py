@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optimizers that are stepped, beside others, and find no gradient at all: such steps are none for `watch_steps`.
+"""Optimizers that are stepped and find no gradient at all: such steps are none for `watch_steps`.
 
-Only modules that step several optimizers themselves have them: a generator, say, whose output is detached in its own
-step too. Hooks count those steps, and go after the first gradient, so that they cost nothing afterwards.
+Only modules that step optimizers themselves have them: a generator, say, whose output is detached in its own step too,
+or a module that makes no backward pass. Hooks count those steps, and go after the first gradient, so that they cost
+nothing afterwards.
 """
 
 from collections.abc import Set
 from typing import Any
 
 import lightning.pytorch as pl
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -18,6 +20,9 @@ from lightning_optkit.diagnostics._observations import SilentSeen
 from lightning_optkit.diagnostics.measure.parameters import layer_of, parameters_of, plain_name
 
 __all__ = ["VainSteps"]
+
+_ELEMENTS = 64  # of each parameter
+_STEPS = 20  # as in the rule
 
 
 class VainSteps:
@@ -28,12 +33,18 @@ class VainSteps:
         pl_module: The module.
     """
 
+    has_backward = False  # set by what sees backward passes of Lightning's
+    is_due = False  # whether there is something to be told anew; reset by whom it is told
+
     def __init__(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._steps: dict[Optimizer, int] = {}
         self._handles: dict[Optimizer, list[RemovableHandle]] = {}
         optimizers = [each for each in trainer.optimizers if isinstance(each, Optimizer)]
-        if pl_module.automatic_optimization or len(optimizers) < 2:
+        self._weights: dict[Tensor, Tensor] = {}  # some elements of each, after the first step that finds no gradient
+        self._num = 0  # the optimizers
+        if pl_module.automatic_optimization:
             return
+        self._num = len(optimizers)
         for optimizer in optimizers:
             self._steps[optimizer] = 0
             # Before the step too: it may clear the gradients itself.
@@ -52,6 +63,16 @@ class VainSteps:
             del self._steps[optimizer]
         elif any(p.requires_grad for p in params):  # others are frozen, and are stepped for nothing on purpose
             self._steps[optimizer] += 1
+            self.is_due |= self._steps[optimizer] == _STEPS
+            if self._steps[optimizer] == 1:
+                self._weights.update({p: _some(p).clone() for p in params})
+
+    def without_backward(self) -> int:
+        """The steps of all optimizers, if none has had a gradient, no backward pass began and no weight has changed."""
+        if self.has_backward or len(self._steps) < self._num:
+            return 0
+        is_same = all(torch.equal(_some(p), former) for p, former in self._weights.items())
+        return sum(self._steps.values()) if is_same else 0  # weights change without a gradient in evolution, say
 
     def silent(self, pl_module: nn.Module, called: Set[str]) -> list[SilentSeen]:
         """The parameters of those that have never had a gradient, in the order of the module.
@@ -64,7 +85,7 @@ class VainSteps:
         """
         for optimizer in self._handles.keys() - self._steps.keys():  # not within a hook, where torch goes through them
             self._remove(optimizer)
-        if not self._steps:
+        if len(self._steps) in (0, self._num):  # if none has had one, this is no matter of parameters
             return []
         steps = {p: num for optimizer, num in self._steps.items() if num for p in parameters_of(optimizer)}
         found = []
@@ -83,3 +104,7 @@ class VainSteps:
     def _remove(self, optimizer: Optimizer) -> None:
         for handle in self._handles.pop(optimizer):
             handle.remove()
+
+
+def _some(p: Tensor) -> Tensor:
+    return p.detach().reshape(-1)[:_ELEMENTS]

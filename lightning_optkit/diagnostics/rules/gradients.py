@@ -40,6 +40,11 @@ def no_gradient(run: RunSeen) -> Verdict | None:
         evidence = f"after {run.idle.batches} batches in a row with a backward pass, none of {run.idle.own} parameters "
         evidence += "had a gradient"
         return Verdict("no_gradient", None, cause, evidence, ATTACHED, run.idle.step, 1.0)
+    if run.vain >= _STEPS_WITHOUT:
+        cause = "the optimizer steps without a backward pass before it, so it has no gradient, and changes nothing"
+        evidence = f"no gradient (None), and no weight changed, in {run.vain} steps so far"
+        remedy = "self.manual_backward(loss) between zero_grad() and step()"
+        return Verdict("no_gradient", None, cause, evidence, remedy, 0, 1.0)
     silent = run.silent if is_under_way(run) else [each for each in run.silent if not each.is_whole]
     found = [each for each in silent if each.is_called and (each.runs_without_grad or each.steps >= _STEPS_WITHOUT)]
     if not found:

@@ -19,7 +19,12 @@ def schedule_fault(run: RunSeen) -> Verdict | None:
             found = rule(seen)
             if found is not None:
                 cause, evidence, remedy, onset = found
-                is_early = seen.steps < _ZERO_STEPS if rule is _zero else rule is _stepped_twice and seen.calls < _CALLS
+                if rule is _zero:
+                    is_early = seen.steps < _ZERO_STEPS
+                elif rule is _stepped_twice:
+                    is_early = seen.calls < _CALLS
+                else:
+                    is_early = rule is _never_stepped and not run.is_over  # it may be stepped from some epoch on
                 confidence = ONCE if is_early else 1.0
                 name = seen.name or seen.optimizer
                 return Verdict("schedule_fault", name, cause, evidence, remedy, onset, confidence)

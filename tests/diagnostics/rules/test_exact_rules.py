@@ -73,6 +73,11 @@ def test_no_gradient_names_the_layer_nearest_to_where_it_ends():
     assert verdict.layer == "net.4" and "net.0.weight, net.1.weight, net.2.weight and 2 more" in verdict.evidence
 
 
+def test_no_gradient_of_steps_without_a_backward_pass():
+    assert "manual_backward" in no_gradient(RunSeen(vain=20)).remedy
+    assert no_gradient(RunSeen(vain=19)) is None
+
+
 def test_not_optimized_needs_a_gradient_twice():
     out = replace(PARAM, name="head.weight", layer="head", is_optimized=False)
     assert not_optimized(checks([PARAM, out], [PARAM, out], kind="parameters")).layer == "head"
