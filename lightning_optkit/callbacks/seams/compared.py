@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from lightning_optkit.callbacks.seams.equal_items import has_equal_items
 from lightning_optkit.callbacks.seams.rank_checks import differing_parameters, ranks_with_same_batches, replicates
 from lightning_optkit.diagnostics._guard import Guarding
 from lightning_optkit.diagnostics._observations import RanksSeen, RunSeen
@@ -24,6 +25,7 @@ class Compared:
 
     def __init__(self, guard: Guarding) -> None:
         self._guard, self._digests = guard, list[int]()
+        self._is_meant: bool | None = None  # whether batches are equal since what they are made of is
         self.is_over = False  # all batches that are compared have been
 
     def weights(self, trainer: pl.Trainer, pl_module: pl.LightningModule, seen: RunSeen) -> None:
@@ -42,6 +44,11 @@ class Compared:
             self._digests[-1] = digest(batch)
         num, is_same = len(self._digests), bool(self._digests[0]) and len(set(self._digests)) == 1
         is_repeated = is_same and num > 1 and trainer.num_training_batches > _BATCHES
+        if is_repeated and self._is_meant is None:
+            self._is_meant = False
+            with self._guard("the look at equal batches"):
+                self._is_meant = has_equal_items(trainer, batch)
+        is_repeated = is_repeated and not self._is_meant
         seen.repeated_batches = num if is_repeated else 0
         if num < _BATCHES:
             return
