@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 
+from lightning_optkit.callbacks.seams.copied_batch import copied_batch
 from lightning_optkit.callbacks.seams.second_pass import SecondPass, finish_second_passes, loss_of
 
 __all__ = ["repeatable", "repeated_loss"]
@@ -32,7 +33,8 @@ def repeatable(pl_module: pl.LightningModule) -> Iterator[None]:
 
 
 def repeated_loss(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> Tensor | None:
-    """The loss of `training_step`, with automatic optimization, in the Trainer's precision; None if it returns none."""
+    """The loss of `training_step` for a copy of the batch, in the Trainer's precision; None if it returns none."""
+    batch = copied_batch(batch)
     with trainer.precision_plugin.train_step_context():
         if is_param_in_hook_signature(pl_module.training_step, "batch_idx", min_args=2):
             return loss_of(pl_module.training_step(batch, batch_idx))

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 
+from lightning_optkit.callbacks.seams.copied_batch import copied_batch
 from lightning_optkit.callbacks.seams.dry_run import without_trace
 from lightning_optkit.callbacks.seams.module_state import Buffers
 from lightning_optkit.callbacks.seams.overrides import override, restore
@@ -28,11 +29,12 @@ def replayed_loss(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any
     before. None if it returns none, or fails: it may need what only a Trainer's own call gives it.
     """
     step: Any = type(pl_module).training_step  # not that of the instance, which SAM and others override
-    arguments = (batch, batch_idx) if is_param_in_hook_signature(step, "batch_idx", min_args=2) else (batch,)
+    has_index = is_param_in_hook_signature(step, "batch_idx", min_args=2)
     with _kept(pl_module), without_trace(pl_module), _unstepped(trainer), isolate_rng(), torch.no_grad():
         try:
             with trainer.precision_plugin.train_step_context():
-                return loss_of(step(pl_module, *arguments))
+                own = copied_batch(batch)
+                return loss_of(step(pl_module, own, batch_idx) if has_index else step(pl_module, own))
         except Exception:
             return None
 
