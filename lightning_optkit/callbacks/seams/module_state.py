@@ -7,24 +7,29 @@ so both the contents of a buffer and the tensor that stands under its name are k
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from enum import Enum
+from functools import partial
 from operator import is_
-from types import ModuleType
+from types import BuiltinFunctionType, FunctionType, ModuleType, NoneType
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torchmetrics import Metric
 
 from lightning_optkit._torch_private import own_buffers, version_of
+from lightning_optkit.callbacks.seams.internal_names import internal_names
+from lightning_optkit.callbacks.seams.own_generators import KINDS
 
 __all__ = ["Attributes", "Buffers"]
 
 _DEEP, _FEW = 3, 100  # containers in containers, as {"train": []}, are kept; a data set in lists of lists is not
 _MANY = 2**22  # elements; more are a data set, of which a copy would take long
 _PLAIN = (Tensor, np.ndarray, str, bytes, int, float, complex, list, dict, set, tuple, deque)
+_FIXED = (NoneType, type, ModuleType, FunctionType, BuiltinFunctionType, Enum, torch.dtype, torch.device)
+_ELSEWHERE = (nn.Module, *KINDS)  # what else puts back
 
 
 class Buffers:
@@ -64,9 +69,9 @@ class Buffers:
 class Attributes:
     """The attributes of a module and all modules in it, and the contents of what they hold.
 
-    That is of lists, dicts, sets, tensors and arrays, and of objects that have nothing but these and plain values. Not
-    of other objects, nor of tensors and arrays above 4 million elements, which are data. Attributes of torch, Lightning
-    and metrics are let be.
+    That is of lists, dicts, sets, tensors and arrays, and of objects that have nothing but these, plain values,
+    functions, modules, generators and such objects. Not of other objects, of which a part would be left, nor of tensors
+    and arrays above 4 million elements, which are data. Attributes of torch, Lightning and metrics are let be.
 
     Args:
         module: The module.
@@ -75,7 +80,7 @@ class Attributes:
     def __init__(self, module: nn.Module) -> None:
         self._kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._contents: list[Callable[[], None]] = []
-        internal = _internal()
+        internal = internal_names()
         for each in module.modules():
             if isinstance(each, Metric) or any(is_lazy(param) for param in each.parameters(recurse=False)):
                 continue  # metrics have states; what a lazy layer sets at its first input, it sets once
@@ -87,7 +92,7 @@ class Attributes:
 
     def restore(self) -> None:
         """Puts them back, and removes those that were not there."""
-        internal = _internal()
+        internal = internal_names()
         for own, values in self._kept:
             for name in [name for name in own if name not in values and name not in internal]:
                 del own[name]
@@ -109,16 +114,17 @@ def _contents(value: Any, depth: int) -> Iterator[Callable[[], None]]:
         if depth > 1 and len(value) <= _FEW:
             for inner in value.values() if isinstance(value, dict) else value:
                 yield from _contents(inner, depth - 1)
-    elif depth > 1 and _is_record(value):
+    elif _is_record(value, depth):
         yield from _contents(vars(value), depth)
 
 
-def _is_record(value: Any) -> bool:
-    """Whether it is an object, say of a dataclass, that has nothing but plain values."""
-    own = None if isinstance(value, type | ModuleType | nn.Module) else getattr(value, "__dict__", None)
+def _is_record(value: Any, depth: int) -> bool:
+    """Whether it is an object, say of a dataclass, of which all can be put back."""
+    own = None if depth < 2 or isinstance(value, (*_FIXED, *_ELSEWHERE)) else getattr(value, "__dict__", None)
     if not isinstance(own, dict) or not 0 < len(own) <= _FEW:
         return False
-    return all(each is None or isinstance(each, _PLAIN) for each in own.values())
+    kept = (*_PLAIN, *_FIXED, *_ELSEWHERE)
+    return all(isinstance(each, kept) or _is_record(each, depth - 1) for each in own.values())
 
 
 def _rewrite(t: Tensor, content: Tensor, version: int) -> None:
@@ -144,9 +150,3 @@ def _is_same(held: Any, content: Any) -> bool:
     if isinstance(held, dict):
         ours, others = ([part for pair in pairs for part in pair] for pairs in (ours, others))
     return len(ours) == len(others) and all(map(is_, ours, others))
-
-
-@cache
-def _internal() -> frozenset[str]:
-    """Names that every module has: its hooks, tables, trainer."""
-    return frozenset(vars(pl.LightningModule())) - {"training"}

@@ -4,7 +4,7 @@
 import random
 from collections.abc import Iterator, Sequence
 from functools import partial
-from types import MethodType, ModuleType
+from types import MethodType, ModuleType, NoneType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,18 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from lightning_optkit._torch_private import kept_iterator
+from lightning_optkit.callbacks.seams.internal_names import internal_names
 
-__all__ = ["OwnGenerator", "generators_of", "set_state_of", "state_of"]
+__all__ = ["KINDS", "OwnGenerator", "generators_of", "set_state_of", "state_of"]
 
 OwnGenerator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
 
-_KINDS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
-_LEAVES = (Tensor, np.ndarray, str, bytes, int, float, type, ModuleType, pl.Trainer, pl.LightningModule)
-_DEPTH, _ENTRIES, _OBJECTS = 6, 32, 1000  # of nested objects; of a list; looked at in all
+KINDS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+_LEAVES = (NoneType, Tensor, np.ndarray, str, bytes, int, float, type, ModuleType, pl.Trainer, pl.LightningModule)
+_DEPTH, _ENTRIES, _OBJECTS = 6, 32, 1000  # of nested objects; of a list; looked at in each of two searches
 
 
 def generators_of(loaders: Sequence[object], pl_module: nn.Module, but: Sequence[object]) -> dict[str, OwnGenerator]:
-    """Each once, by where it is: below the loaders, and among the attributes of the module and its layers.
+    """Each once, by where it is: below the loaders, and below the attributes of the module and its layers.
 
     Long lists, closures, and what a C extension keeps are not searched.
 
@@ -35,19 +36,34 @@ def generators_of(loaders: Sequence[object], pl_module: nn.Module, but: Sequence
     """
     seen = {id(each) for each in (*but, torch.default_generator, *map(kept_iterator, loaders))}  # made in each epoch
     found: dict[str, OwnGenerator] = {}
-    waiting: list[tuple[str, object, int]] = [(f"loader {place}", each, 0) for place, each in enumerate(loaders)]
+    below: list[tuple[str, object, int]] = [(f"loader {place}", each, 0) for place, each in enumerate(loaders)]
+    nested: list[tuple[str, object, int]] = []
     for name, module in pl_module.named_modules():
         owner = f"module.{name}" if name else "module"
-        waiting += [(f"{owner}.{at}", each, _DEPTH) for at, each in vars(module).items() if isinstance(each, _KINDS)]
+        for at, each in vars(module).items():
+            if isinstance(each, KINDS):
+                below.append((f"{owner}.{at}", each, 0))
+            elif at not in internal_names() and not isinstance(each, _LEAVES):
+                nested.append((f"{owner}.{at}", each, 0))
+    seen.update(map(id, pl_module.modules()))
+    for waiting in (below, nested):  # apart: objects of a large module are not counted among those of the loaders
+        _search(waiting, seen, found)
+    return found
+
+
+def _search(waiting: list[tuple[str, object, int]], seen: set[int], found: dict[str, OwnGenerator]) -> None:
+    """Adds to `found`, by path, what is at or below those that wait; each is a path, an object and its depth."""
+    most = len(seen) + _OBJECTS
     for path, each, depth in waiting:  # which grows
-        if id(each) in seen or isinstance(each, _LEAVES) or len(seen) > _OBJECTS:
+        if id(each) in seen or isinstance(each, _LEAVES) or len(seen) > most:
             continue
+        if isinstance(each, tuple) and all(isinstance(part, _LEAVES) for part in each):
+            continue  # as the stride of a convolution
         seen.add(id(each))
-        if isinstance(each, _KINDS):
+        if isinstance(each, KINDS):
             found[path] = each
         elif depth < _DEPTH:
             waiting += [(f"{path}{name}", part, depth + 1) for name, part in _parts(each)]
-    return found
 
 
 def state_of(generator: OwnGenerator) -> Any:

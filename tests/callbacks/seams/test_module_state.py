@@ -143,6 +143,7 @@ def test_tensors_arrays_and_plain_objects_keep_their_contents():
     module.fixed.flags.writeable = False
     module.record = SimpleNamespace(seen=[1], at={"mean": torch.ones(2)})
     module.other = SimpleNamespace(reader=iter([1]), count=1)  # has more than plain values
+    module.outer = SimpleNamespace(inner=SimpleNamespace(count=1), act=torch.relu, net=nn.Linear(1, 1))
     module.data = torch.zeros(2**22 + 1)
     bank, sums, seen = module.bank, module.sums, module.record.seen
     kept = Attributes(module)
@@ -152,7 +153,9 @@ def test_tensors_arrays_and_plain_objects_keep_their_contents():
     module.record.at["mean"].add_(1)
     module.record.at, module.record.new, module.other.count = None, 1, 2
     module.data += 1
+    module.outer.inner.count, module.outer.act = 2, None
     kept.restore()
     assert module.bank is bank and bank.tolist() == [0, 1, 2] and module.sums is sums and sums.tolist() == [0, 1, 2]
     assert module.record.seen is seen == [1] and module.record.at["mean"].tolist() == [1, 1]
+    assert module.outer.inner.count == 1 and module.outer.act is torch.relu
     assert vars(module.record).keys() == {"seen", "at"} and module.other.count == 2 and module.data[0] == 1

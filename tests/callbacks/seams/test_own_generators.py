@@ -3,6 +3,7 @@
 
 import random
 from functools import partial
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import numpy as np
@@ -102,10 +103,11 @@ class Net(pl.LightningModule):
         torch.manual_seed(0)
         self.net, self.seen, self.draws = nn.Linear(1, 1), {}, draws
         self.net.noise = torch.Generator().manual_seed(0)  # of a layer
+        self.held = SimpleNamespace(draws={"shift": [np.random.default_rng(0)]})
 
     def training_step(self, batch, batch_idx):
         if self.draws:
-            batch = batch + torch.rand(1, generator=self.net.noise)
+            batch = batch + torch.rand(1, generator=self.net.noise) + self.held.draws["shift"][0].random()
         self.seen[self.current_epoch, batch_idx] = batch.flatten().tolist()
         return self.net(batch).square().mean()
 
@@ -158,7 +160,8 @@ def test_what_is_searched():
     loader.dataset.parts, loader.dataset.self = [random.Random(0)] * 40, loader.dataset
     assert not generators_of([loader], nn.Linear(1, 1), [loader.generator])  # it is known; and the list is long
     loader.dataset.parts = (loader.generator, torch.default_generator, np.random.default_rng())
-    assert list(generators_of([loader], Net(), [loader.generator])) == ["module.net.noise", "loader 0.dataset.parts[2]"]
+    names = ["module.net.noise", "loader 0.dataset.parts[2]", "module.held.draws['shift'][0]"]
+    assert list(generators_of([loader], Net(), [loader.generator])) == names
 
 
 def test_a_generator_is_named_alike_whether_or_not_lightning_saw_its_loader_made():
