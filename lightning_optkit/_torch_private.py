@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as optimizer_module
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -216,6 +217,11 @@ def forget_iterator(loader: object) -> None:
     vars(loader)["_iterator"] = None
 
 
+def set_kept_iterator(loader: object, iterator: object) -> None:
+    """Sets what `kept_iterator` returns."""
+    vars(loader)["_iterator"] = iterator
+
+
 def num_yielded(iterator: object) -> int:
     """Number of batches that a DataLoader's iterator has returned; 0 for other iterators."""
     return int(getattr(iterator, "_num_yielded", 0))
@@ -244,6 +250,37 @@ def is_vmapped() -> bool:
         return False
     levels = torch._C._functorch.get_interpreter_stack() or ()
     return any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels)
+
+
+class BeforeWrites(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A context manager: inside, `before_write` is called with each tensor that an operation is about to write.
+
+    That is below autograd, so that `p.data.mul_()` and a write within a layer are seen too, as no version counter does.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self, before_write: Callable[[Tensor], None]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._before_write = before_write
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for place, name in _written_by(func):
+            value = kwargs.get(name) if name in kwargs else args[place] if place < len(args) else None
+            for t in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(t, Tensor):
+                    self._before_write(t)
+        return func(*args, **kwargs)
+
+
+@functools.cache
+def _written_by(func: Any) -> tuple[tuple[int, str], ...]:
+    """Places and names of the arguments that an operation writes; none for one of a higher order."""
+    schema = getattr(func, "_schema", None)
+    arguments = () if schema is None else schema.arguments
+    aliases = [(place, each.name, each.alias_info) for place, each in enumerate(arguments)]
+    return tuple((place, name) for place, name, alias in aliases if alias is not None and alias.is_write)
 
 
 def is_exporting() -> bool:

@@ -45,6 +45,7 @@ LOOKED_UP = {
     "_checkpoint_wrapped_module": "torch.distributed.algorithms._checkpoint.checkpoint_wrapper",
     "_forward_cache": "lightning.pytorch.trainer.connectors.logger_connector.result",
     "_orig_mod": "torch._dynamo.eval_frame",
+    "_schema": "torch.utils._python_dispatch",
     "_is_mkldnn_bf16_supported": "torch.testing._internal.common_device_type",
     "_class_path": "lightning.pytorch.cli",
     "_instantiator": "lightning.pytorch.cli",

@@ -72,9 +72,9 @@ class GradientHealth(FitCallback):
     Args:
         check_every: Optimizer steps between measured ones, at least 1.
         verbose: Warn of each new primary verdict.
-        probe: Run `training_step` again on a batch to see where its update leads. What it changes outside of the module
-            and the schedulers, or within an iterator or a large array that it keeps, is changed once more; without
-            probes `lr_too_low`, `input_ignored`, `label_shuffle` and part of `lr_too_high` are not named.
+        probe: Run `training_step` again on a batch to see where its update leads. What it changes outside of the
+            module, the batch and the Trainer, or within an iterator or a large array that it keeps, is changed once
+            more; without probes `lr_too_low`, `input_ignored`, `label_shuffle` and part of `lr_too_high` are not named.
 
     Raises:
         ValueError: for an argument out of range.

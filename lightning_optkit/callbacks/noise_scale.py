@@ -5,6 +5,7 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -24,7 +25,7 @@ from lightning_optkit.callbacks.seams.refusals import (
     refuse_reentrant_checkpoints,
     refuse_split_parameters,
 )
-from lightning_optkit.callbacks.seams.repeated_step import repeatable, repeated_loss
+from lightning_optkit.callbacks.seams.repeated_step import repeatable
 from lightning_optkit.callbacks.seams.run import Run, has_lazy_parameters
 from lightning_optkit.data._mixing import Mixing
 from lightning_optkit.diagnostics.measure.batches import tensors_of
@@ -43,7 +44,9 @@ class NoiseScale(FitCallback):
     Every `every` steps the gradients of equal parts of the batch are taken besides the step's own, and compared with
     their mean. Batches smaller than the noise scale train in almost proportionally more steps; larger ones hardly save
     steps. It usually grows during a run, so it is averaged over the last `window` measurements. Nothing else changes:
-    random numbers, BatchNorm's statistics, metrics, logs and weights are those of the run without it.
+    random numbers, BatchNorm's statistics, metrics, logs and weights are those of the run without it. What
+    `training_step` changes elsewhere than in the module, the batch and the Trainer, or of its own in the weights of a
+    compiled module, is changed once more for each part.
 
     The loss must be a mean over the samples of a batch. BatchNorm makes the samples of a part depend on one another,
     which biases the estimate. Each process measures its own batches (DDP), and two numbers are averaged over all.
@@ -160,8 +163,9 @@ class NoiseScale(FitCallback):
         found = torch.full((2,), math.nan, device=pl_module.device)
         if size:
             params = [param for param in run.parameters if param.requires_grad]
-            with repeatable(pl_module):
-                gradients = self._gradients(trainer, pl_module, params, batches, batch_idx)
+            with repeatable(trainer, pl_module) as loss_of_part:
+                losses = (partial(loss_of_part, part, batch_idx) for part in batches)
+                gradients = self._gradients(trainer, params, losses)
                 measured = gradient_noise_scale(gradients, size)
             if measured.noise or measured.gradient_square:
                 found = torch.tensor([measured.noise, measured.gradient_square], device=pl_module.device)
@@ -224,18 +228,13 @@ class NoiseScale(FitCallback):
         return (apply_to_collection(batch, _CUT, cut, place) for place in range(self.parts)), size
 
     def _gradients(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        params: list[Tensor],
-        batches: Iterator[Any],
-        batch_idx: int,
+        self, trainer: pl.Trainer, params: list[Tensor], losses: Iterator[Callable[[], Tensor | None]]
     ) -> Iterator[list[Tensor | None]]:
         scaler = loss_scaler(trainer)
         scale = 1.0 if scaler is None else float(scaler.get_scale())
-        for batch in batches:
+        for loss_of_part in losses:
             try:
-                loss = repeated_loss(trainer, pl_module, batch, batch_idx)
+                loss = loss_of_part()
             except Exception as error:
                 raise RuntimeError(
                     f"{type(self).__name__}(split={self.split!r}): training_step could not be run on a part of a batch "
