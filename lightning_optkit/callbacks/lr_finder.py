@@ -35,9 +35,10 @@ class LRFinder(FitCallback):
     Unlike Lightning's `LearningRateFinder`, it keeps the ratios between the rates of parameter groups, sets the base
     rates of the module's schedulers and of `LRSchedule`, judges the slope per factor of the rate, may need more steps
     than an epoch has, restores the random state (the run is the one that the suggested rate gives without a finder),
-    and writes no file. The rate found is the one that a schedule multiplies, and of OneCycleLR and CyclicLR the
-    largest; the first step of a warm-up has less. A resumed run keeps the rates of its checkpoint. Put it last: what
-    other callbacks do when the fit starts (fused optimizers, clipping) is then part of the test.
+    also that of generators that data and module have of their own, and writes no file. The rate found is the one that a
+    schedule multiplies, and of OneCycleLR and CyclicLR the largest; the first step of a warm-up has less. A resumed run
+    keeps the rates of its checkpoint. Put it last: what other callbacks do when the fit starts (fused optimizers,
+    clipping) is then part of the test.
 
     After the fit starts, `result` has rates, losses and suggestions, and `result.plot()` draws them; without a
     suggestion (the loss does not fall, the module sets its rate itself, the run is resumed) `result.reason` says why.

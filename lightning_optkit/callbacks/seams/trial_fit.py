@@ -6,17 +6,17 @@ which they leave changed, is restored as well.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers.logger import DummyLogger
-from torch import Tensor
-from torch.optim import Optimizer
+from torch import nn
+from torch.utils.data import DataLoader
 
+from lightning_optkit._torch_private import kept_iterator, set_kept_iterator
 from lightning_optkit.callbacks.seams.lightning_private import (
     LOADER_IS_READY,
     forget_restart,
@@ -25,11 +25,11 @@ from lightning_optkit.callbacks.seams.lightning_private import (
     train_loaders,
     whole_state,
 )
-from lightning_optkit.callbacks.seams.module_state import Attributes, Buffers
+from lightning_optkit.callbacks.seams.module_state import Attributes
 from lightning_optkit.callbacks.seams.overrides import override, restore
-from lightning_optkit.callbacks.seams.own_generators import generators_of, set_state_of, state_of
+from lightning_optkit.callbacks.seams.own_generators import OwnGenerator, generators_of, set_state_of, state_of
 from lightning_optkit.callbacks.seams.random_state import get_random_state, own_generators, set_random_state
-from lightning_optkit.callbacks.seams.second_pass import restore_metrics, states_of_metrics
+from lightning_optkit.callbacks.seams.state_of_step import StateOfStep
 
 __all__ = ["TrialFits"]
 
@@ -40,8 +40,9 @@ class TrialFits:
     """Trains for some steps from within a fit, each time from the state that the run has now, and restores the run.
 
     Restored are weights, buffers, attributes and metrics of the module, optimizers, schedulers, loss scaler, callbacks'
-    states, loops, random numbers and the generators of loaders. Nothing is logged, validated or saved, and no scheduler
-    is stepped. What other callbacks have changed so far (fused optimizers, clipping) stays in force.
+    states, loops, random numbers, and the generators of loaders, of their data and of the module. Nothing is logged,
+    validated or saved, and no scheduler is stepped. What other callbacks have changed so far (fused optimizers,
+    clipping) stays in force.
 
     Args:
         trainer: The Trainer, in `on_fit_start`.
@@ -61,32 +62,28 @@ class TrialFits:
         """
         trainer = self._trainer
         device = trainer.strategy.root_device
-        random, in_tensors, groups = get_random_state([], device), _entries_in_tensors(trainer), _groups(trainer)
+        random = get_random_state([], device)
         module = trainer.lightning_module
-        attributes, buffers, metrics = Attributes(module), Buffers(module), states_of_metrics(module)
+        kept, attributes = StateOfStep(trainer, module), Attributes(module)
         names, trained = set(module.state_dict()), {param: param.requires_grad for param in module.parameters()}
         state = {name: _copied(name, part) for name, part in whole_state(trainer).items()}
         # Those of the first time: a callback that has seen a trial's loaders may say more, as if a run were resumed.
         self._callbacks = state["callbacks"] if self._callbacks is None else self._callbacks
         state["callbacks"] = copy.deepcopy(self._callbacks)
         last = _StopAfterEmptyEpoch()
-        with _generators_rewound(trainer):
+        with _loaders_rewound(trainer):
             try:
                 with _only(trainer, watcher, last):
                     nested_run(trainer, max_steps)
             finally:
-                for optimizer, param_groups in groups:
-                    optimizer.param_groups[:] = param_groups  # the module may have added one
-                buffers.restore()  # also those that no checkpoint has; before it, since one may have been None
+                # First, so that states fit: the module may have set other optimizers, or a buffer that was None.
+                kept.restore()
                 made = {name: value for name, value in module.state_dict().items() if name not in names}
                 state["state_dict"].update(made)  # at the first forward
                 restore_whole_state(trainer, state)
                 forget_restart(trainer)
                 set_random_state(random, [], device)
-                for optimizer, place, name, tensor in in_tensors:  # torch has replaced the groups
-                    tensor.copy_(optimizer.param_groups[place][name])
-                    optimizer.param_groups[place][name] = tensor
-                restore_metrics(metrics)
+                kept.restore()  # torch has replaced the groups, and tensors in them, by copies
                 attributes.restore()
                 for param, requires_grad in trained.items():
                     param.requires_grad_(requires_grad)
@@ -103,33 +100,24 @@ def _copied(name: str, part: Any) -> Any:
         return part
 
 
-def _groups(trainer: pl.Trainer) -> list[tuple[Optimizer, list[dict[str, Any]]]]:
-    """The parameter groups of each optimizer."""
-    return [(optimizer, [*optimizer.param_groups]) for optimizer in trainer.optimizers]
-
-
-def _entries_in_tensors(trainer: pl.Trainer) -> list[tuple[Optimizer, int, str, Tensor]]:
-    """Learning rates and the like that are the user's own tensors, which a checkpoint would replace by copies."""
-    return [
-        (optimizer, place, name, value)
-        for optimizer in trainer.optimizers
-        for place, group in enumerate(optimizer.param_groups)
-        for name, value in group.items()
-        if isinstance(value, Tensor)
-    ]
-
-
 @contextmanager
-def _generators_rewound(trainer: pl.Trainer) -> Iterator[None]:
-    """Generators that belong to the user's loaders or module are at the end where they were before the first batch."""
-    undo: list[Callable[[], object]] = []
-    of_module = [(each, state_of(each)) for each in generators_of([], trainer.lightning_module, but=()).values()]
+def _loaders_rewound(trainer: pl.Trainer) -> Iterator[None]:
+    """Loaders are at the end as before the first batch: generators at or below them, and iterators that they keep."""
+    generators: dict[int, tuple[OwnGenerator, Any]] = {}
+    iterators: dict[int, tuple[object, object]] = {}
 
     def loader_is_ready() -> None:
         ready()
         loaders: Any = train_loaders(trainer)
-        for generator in [] if undo else own_generators(loaders.flattened):
-            undo.append(partial(generator.set_state, generator.get_state()))
+        own = [*own_generators(loaders.flattened)]
+        for generator in (*own, *generators_of(loaders.flattened, nn.Module(), but=own).values()):
+            if id(generator) not in generators:
+                generators[id(generator)] = generator, state_of(generator)
+        for loader in loaders.flattened:
+            if isinstance(loader, DataLoader) and loader.persistent_workers and id(loader) not in iterators:
+                # The workers have copies of the data, which go on from one epoch to the next: those of a trial end.
+                iterators[id(loader)] = loader, kept_iterator(loader)
+                set_kept_iterator(loader, None)
 
     ready = getattr(trainer.fit_loop, LOADER_IS_READY)
     override(trainer.fit_loop, LOADER_IS_READY, loader_is_ready)
@@ -137,10 +125,10 @@ def _generators_rewound(trainer: pl.Trainer) -> Iterator[None]:
         yield
     finally:
         restore(trainer.fit_loop, LOADER_IS_READY, loader_is_ready)
-        for generator, state in of_module:
+        for loader, iterator in iterators.values():
+            set_kept_iterator(loader, iterator)
+        for generator, state in generators.values():
             set_state_of(generator, state)
-        for rewind in undo:
-            rewind()
 
 
 @contextmanager
