@@ -260,6 +260,11 @@ class BeforeWrites(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     supports_higher_order_operators = True
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """A compiled function runs as it is: with a mode, torch.compile refuses `fullgraph=True` and flex attention."""
+        return True
+
     def __init__(self, before_write: Callable[[Tensor], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._before_write = before_write

@@ -189,3 +189,10 @@ def test_only_what_is_written_in_a_large_module_is_copied(monkeypatch, is_large)
     kept.restore()
     assert all(torch.equal(p, b) for p, b in zip(module.parameters(), before, strict=True)) and version == last._version
     assert last.grad is grad and grad.eq(1).all() and first.data_ptr() == tensor.data_ptr()
+
+
+def test_a_compiled_function_runs_while_parameters_are_watched(monkeypatch):
+    monkeypatch.setattr(kept_parameters, "_FEW", 0)
+    double = torch.compile(lambda x: x * 2, backend="eager", fullgraph=True)
+    with KeptParameters(Net()).watched():
+        assert double(torch.ones(2)).tolist() == [2, 2]
