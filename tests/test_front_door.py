@@ -13,6 +13,7 @@ import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import get_origin
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ CLASSES = [
     (folder, name)
     for folder, module in PUBLIC.items()
     for name in module.__all__
-    if inspect.isclass(vars(module)[name])
+    if inspect.isclass(vars(module)[name]) and get_origin(vars(module)[name]) is None  # as of an alias
 ]
 
 FUNCTIONS = [("recipes", "recipe")]  # at the top beside the classes: its module holds files, and is rarely imported
@@ -142,7 +143,7 @@ def test_mypy_reads_the_front_door_of_a_users_file(tmp_path):
     assert 'user.py:10: error: Module has no attribute "Fuze"' in shown
     assert 'user.py:11: error: Argument "decay" to "EMA" has incompatible type "str"' in shown
     assert "lightning_optkit.schedules.schedule.Schedule" in shown
-    assert "Found 2 errors in 1 file" in shown
+    assert len(re.findall(r"^user\.py:\d+: error: ", shown, flags=re.MULTILINE)) == 2
 
 
 @pytest.fixture(scope="module")
