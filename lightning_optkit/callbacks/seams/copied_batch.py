@@ -18,6 +18,7 @@ def copied_batch(batch: Any) -> Any:
     An object of another kind is copied if it has a `clone`, as a batch of graphs, and is otherwise the same object.
 
     Example:
+        >>> import torch
         >>> batch = {"x": torch.zeros(1), "name": ["a"]}
         >>> copied_batch(batch)["x"].add_(1), batch["x"]
         (tensor([1.]), tensor([0.]))

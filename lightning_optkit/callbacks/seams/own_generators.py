@@ -43,6 +43,8 @@ def generators_of(loaders: Sequence[object], pl_module: nn.Module, but: Sequence
         for at, each in vars(module).items():
             if isinstance(each, KINDS):
                 below.append((f"{owner}.{at}", each, 0))
+            elif callable(getattr(type(module), at, None)):
+                continue  # a method that a callback has replaced: what it draws from is the callback's
             elif at not in internal_names() and not isinstance(each, _LEAVES):
                 nested.append((f"{owner}.{at}", each, 0))
     seen.update(map(id, pl_module.modules()))

@@ -164,6 +164,16 @@ def test_what_is_searched():
     assert list(generators_of([loader], Net(), [loader.generator])) == names
 
 
+def test_what_a_callback_has_put_in_place_of_a_method_is_not_searched():
+    module = pl.LightningModule()
+    callbacks = SimpleNamespace(generator=torch.Generator())
+    module.on_after_batch_transfer = partial(print, callbacks)
+    module.users = partial(print, callbacks)
+    assert [*generators_of([], module, [])] == ["module.users.args[0].generator"]
+    del module.users
+    assert generators_of([], module, []) == {}
+
+
 def test_a_generator_is_named_alike_whether_or_not_lightning_saw_its_loader_made():
     names = []
     for is_seen in (True, False):
