@@ -6,11 +6,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 
-from lightning_optkit.callbacks.seams.copied_batch import copied_batch
-from lightning_optkit.callbacks.seams.second_pass import finish_second_passes, loss_of
+from lightning_optkit.callbacks.seams.second_pass import finish_second_passes
 from lightning_optkit.callbacks.seams.state_of_step import without_effect
 
 __all__ = ["repeatable"]
@@ -27,16 +25,8 @@ def repeatable(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[C
         Maps a batch and its index to the loss of `training_step` for a copy of the batch, in the Trainer's precision;
         to None if it returns none.
     """
-    with without_effect(trainer, pl_module) as params:
-
-        def repeated_loss(batch: Any, batch_idx: int) -> Tensor | None:
-            with trainer.precision_plugin.train_step_context(), params.watched():
-                own = copied_batch(batch)
-                if is_param_in_hook_signature(pl_module.training_step, "batch_idx", min_args=2):
-                    return loss_of(pl_module.training_step(own, batch_idx))
-                return loss_of(pl_module.training_step(own))
-
+    with without_effect(trainer, pl_module) as loss_for:
         try:
-            yield repeated_loss
+            yield lambda batch, batch_idx: loss_for(pl_module.training_step, batch, batch_idx)
         finally:
             finish_second_passes(pl_module)  # of callbacks that run it twice themselves, as RDrop

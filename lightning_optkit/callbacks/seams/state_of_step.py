@@ -1,21 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """All that a `training_step` may change in module and Trainer, kept around passes that the run does not know of."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor
 
+from lightning_optkit.callbacks.seams.copied_batch import copied_batch
 from lightning_optkit.callbacks.seams.dry_run import without_trace
 from lightning_optkit.callbacks.seams.kept_groups import KeptGroups
 from lightning_optkit.callbacks.seams.kept_parameters import KeptParameters
 from lightning_optkit.callbacks.seams.module_state import Buffers
 from lightning_optkit.callbacks.seams.overrides import override, restore
 from lightning_optkit.callbacks.seams.own_generators import generators_of, set_state_of, state_of
-from lightning_optkit.callbacks.seams.second_pass import restore_metrics, states_of_metrics
+from lightning_optkit.callbacks.seams.second_pass import loss_of, restore_metrics, states_of_metrics
 
 __all__ = ["StateOfStep", "without_effect"]
 
@@ -48,18 +51,26 @@ class StateOfStep:
 
 
 @contextmanager
-def without_effect(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[KeptParameters]:
-    """Inside, `training_step` may be run at will, and gradients be taken with `torch.autograd.grad`.
+def without_effect(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[Callable[..., Tensor | None]]:
+    """Inside, what it yields may be called at will, and gradients be taken with `torch.autograd.grad`.
 
-    On exit, all is as before that it may change in module and Trainer; nothing is logged, and no scheduler is stepped.
+    On exit, all is as before that `training_step` may change in module and Trainer; nothing is logged, and no scheduler
+    is stepped.
 
     Yields:
-        The parameters; `training_step` must run in their `watched()`.
+        Maps a `training_step`, a batch and its index to the loss for a copy of the batch, in the Trainer's precision;
+        to None if it returns none.
     """
     state, params = StateOfStep(trainer, pl_module), KeptParameters(pl_module)
+
+    def loss_for(step: Callable[..., Any], batch: Any, batch_idx: int) -> Tensor | None:
+        index = (batch_idx,) if is_param_in_hook_signature(step, "batch_idx", min_args=2) else ()
+        with trainer.precision_plugin.train_step_context(), params.watched():
+            return loss_of(step(copied_batch(batch), *index))
+
     with without_trace(pl_module), _unstepped(trainer), isolate_rng():
         try:
-            yield params
+            yield loss_for
         finally:
             params.restore()
             state.restore()
