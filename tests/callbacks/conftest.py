@@ -3,6 +3,7 @@
 
 import logging
 import sys
+import warnings
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -107,6 +108,19 @@ def fit(make_trainer):
         return trainer
 
     return fit_
+
+
+@pytest.fixture
+def warned(fit):
+    """warned(text, ...): the messages with that text of warnings in `fit(...)`."""
+
+    def warned_(text, *args, **kwargs):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fit(*args, **kwargs)
+        return [str(each.message) for each in caught if text in str(each.message)]
+
+    return warned_
 
 
 @pytest.fixture

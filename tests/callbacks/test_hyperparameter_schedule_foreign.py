@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """HyperparameterSchedule beside something that writes the entry too: it is overwritten, and said once."""
 
-import warnings
-
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -12,6 +10,7 @@ from lightning_optkit.callbacks import Fuse, HyperparameterSchedule, WeightAvera
 from lightning_optkit.schedules import constant, linear
 
 pytestmark = pytest.mark.filterwarnings("ignore:You (defined|passed in) a .*Skipping val loop")
+TEXT = "the schedule writes it"
 
 
 class Writes(pl.Callback):
@@ -35,13 +34,6 @@ def one_cycle(module):
     return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
 
-def said_in(fit, module, *callbacks):
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        fit(module, *callbacks)
-    return [str(each.message) for each in caught if "the schedule writes it" in str(each.message)]
-
-
 @pytest.mark.parametrize(
     ("name", "entry", "value", "said"),
     [
@@ -50,17 +42,17 @@ def said_in(fit, module, *callbacks):
     ],
 )
 @pytest.mark.parametrize("is_first", [False, True], ids=["behind the schedule", "before it"])
-def test_an_entry_that_is_written_by_something_else_is_said_once(regression, fit, name, entry, value, said, is_first):
+def test_an_entry_that_something_else_writes_is_said_once(regression, warned, name, entry, value, said, is_first):
     callbacks = [HyperparameterSchedule(name, constant(), verbose=False), Writes(entry, value)]
     for _ in range(2):  # once in each fit
-        assert said_in(fit, regression(adamw), *(reversed(callbacks) if is_first else callbacks)) == [
+        assert warned(TEXT, regression(adamw), *(reversed(callbacks) if is_first else callbacks)) == [
             f"HyperparameterSchedule: something else has set the {said}: the schedule writes it at every step. "
             "Keep one of the two."
         ]
 
 
-def test_the_momentum_of_one_cycle_is_said_with_its_name(regression, fit):
-    (said,) = said_in(fit, regression(one_cycle), HyperparameterSchedule("momentum", linear(), verbose=False))
+def test_the_momentum_of_one_cycle_is_said_with_its_name(regression, warned):
+    (said,) = warned(TEXT, regression(one_cycle), HyperparameterSchedule("momentum", linear(), verbose=False))
     assert "something else (OneCycleLR?) has set the momentum of a group of SGD to 0.95, and" in said
 
 
@@ -81,5 +73,5 @@ def test_the_momentum_of_one_cycle_is_said_with_its_name(regression, fit):
     ],
     ids=["another entry", "base", "the average of a fused step", "an average beside the step"],
 )
-def test_what_the_schedule_alone_writes_is_not_said(regression, fit, callbacks):
-    assert said_in(fit, regression(adamw), *callbacks()) == []
+def test_what_the_schedule_alone_writes_is_not_said(regression, warned, callbacks):
+    assert warned(TEXT, regression(adamw), *callbacks()) == []

@@ -2,7 +2,6 @@
 """LRSchedule beside something that writes the rate too: it is overwritten, and said once; a new base is not."""
 
 import re
-import warnings
 
 import lightning.pytorch as pl
 import pytest
@@ -14,6 +13,7 @@ from lightning_optkit.callbacks import LRFinder, LRSchedule, PlateauSchedule
 from lightning_optkit.schedules import constant, cosine, linear
 
 pytestmark = pytest.mark.filterwarnings("ignore:You (defined|passed in) a .*Skipping val loop")
+TEXT = "the schedule writes it"
 
 
 class Writes(pl.Callback):
@@ -28,20 +28,13 @@ class Writes(pl.Callback):
             trainer.optimizers[0].param_groups[-1]["lr"] = self.rate
 
 
-def said_in(fit, module, *callbacks, **arguments):
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        fit(module, *callbacks, **arguments)
-    return [str(each.message) for each in caught if "the schedule writes it" in str(each.message)]
-
-
 @pytest.mark.parametrize("is_first", [False, True], ids=["behind the schedule", "before it"])
 @pytest.mark.parametrize("hook", ["on_train_epoch_start", "on_train_batch_end", "on_before_optimizer_step"])
-def test_a_rate_that_is_written_by_something_else_is_said_once(regression, fit, recorder, hook, is_first):
+def test_a_rate_that_is_written_by_something_else_is_said_once(regression, warned, recorder, hook, is_first):
     callbacks = [quiet(constant()), Writes(hook)]
     schedule = callbacks[0]
     for _ in range(2):  # once in each fit
-        said = said_in(fit, regression(sgd), *(reversed(callbacks) if is_first else callbacks), recorder)
+        said = warned(TEXT, regression(sgd), *(reversed(callbacks) if is_first else callbacks), recorder)
         assert said == [
             f"{type(schedule).__name__}: something else has set the lr of a group of SGD to 0.7, and it is {LR:.3g} "
             "again: the schedule writes it at every step. Keep one of the two."
@@ -63,9 +56,9 @@ class Pretrained(pl.LightningModule):
 
 
 @pytest.mark.parametrize("is_first", [False, True], ids=["behind the schedule", "before it"])
-def test_the_rates_of_backbone_finetuning_are_said_not_to_be_kept(fit, is_first):
+def test_the_rates_of_backbone_finetuning_are_said_not_to_be_kept(warned, is_first):
     callbacks = [quiet(constant()), BackboneFinetuning(1)]
-    said = said_in(fit, Pretrained(), *(reversed(callbacks) if is_first else callbacks), epochs=4)
+    said = warned(TEXT, Pretrained(), *(reversed(callbacks) if is_first else callbacks), epochs=4)
     assert len(said) == 1
     assert re.search(r"something else \(BackboneFinetuning\?\) has set the lr of a group of SGD to 0\.02, and", said[0])
 
@@ -80,5 +73,5 @@ def test_the_rates_of_backbone_finetuning_are_said_not_to_be_kept(fit, is_first)
     ids=["alone", "PlateauSchedule", "LRFinder"],
 )
 @pytest.mark.parametrize("schedule", [constant(), linear(), cosine()], ids=lambda schedule: schedule.name)
-def test_what_changes_the_base_is_not_said(regression, fit, schedule, make):
-    assert said_in(fit, regression(sgd), LRSchedule(schedule, verbose=False), *make()) == []
+def test_what_changes_the_base_is_not_said(regression, warned, schedule, make):
+    assert warned(TEXT, regression(sgd), LRSchedule(schedule, verbose=False), *make()) == []
